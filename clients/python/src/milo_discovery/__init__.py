@@ -1,0 +1,1 @@
+"""Follow Milo project control planes through milo-discoveryd."""
