@@ -1,0 +1,51 @@
+"""Upstream objects, as far as a mode reads them; msgspec skips all else without building it.
+
+The names are those of the wire.
+"""
+
+import msgspec
+
+# ruff: noqa: N815
+
+
+class OwnerReference(msgspec.Struct, gc=False):
+    kind: str = ""
+    name: str = ""
+
+
+class Metadata(msgspec.Struct, gc=False):
+    name: str
+    uid: str
+    resourceVersion: str
+    labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
+    deletionTimestamp: str | None = None
+
+
+class Condition(msgspec.Struct, gc=False):
+    type: str
+    status: str
+    reason: str | None = None
+    message: str | None = None
+
+
+class Spec(msgspec.Struct, gc=False):
+    ownerRef: OwnerReference | None = None
+
+
+class Status(msgspec.Struct, gc=False):
+    conditions: list[Condition] | None = None
+
+    def condition(self, kind: str) -> Condition | None:
+        return next((condition for condition in self.conditions or () if condition.type == kind), None)
+
+
+class KubeObject(msgspec.Struct, gc=False):
+    """A mode that reads more derives its own type from this one."""
+
+    metadata: Metadata
+    spec: Spec | None = None
+    status: Status | None = None
+
+    def condition(self, kind: str) -> Condition | None:
+        return None if self.status is None else self.status.condition(kind)

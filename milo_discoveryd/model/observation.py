@@ -1,0 +1,49 @@
+"""What a look at an upstream object told: one of four things, by a mode's judgement."""
+
+import msgspec
+
+from milo_discoveryd.model.cluster import Target
+
+
+class Ready(msgspec.Struct, frozen=True, gc=False):
+    """The object stands for a cluster that is to be engaged."""
+
+    uid: str
+    """The object's own, by which a re-created one is told from its predecessor; `target.uid` is the project's."""
+    version: str
+    target: Target
+
+    @property
+    def name(self) -> str:
+        return self.target.name
+
+
+class NotReady(msgspec.Struct, frozen=True, gc=False):
+    """The condition that engages it isn't True."""
+
+    name: str
+    uid: str
+    version: str
+    message: str
+
+
+class Outside(msgspec.Struct, frozen=True, gc=False):
+    """The daemon's selector doesn't cover it."""
+
+    name: str
+    uid: str
+    version: str
+    message: str
+
+
+class Malformed(msgspec.Struct, frozen=True, gc=False):
+    """It can't be used as it is. Its last good state stays."""
+
+    name: str
+    uid: str
+    """Empty where even that couldn't be read."""
+    version: str
+    message: str
+
+
+Observation = Ready | NotReady | Outside | Malformed

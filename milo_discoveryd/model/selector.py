@@ -1,0 +1,185 @@
+"""Kubernetes label selectors, in the syntax of the API server: sets, inequality and comparison included."""
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+_TOKEN = re.compile(r"\s*(?:(?P<op>==|!=|=|!|>|<|\(|\)|,)|(?P<word>[^\s=!<>(),]+))")
+_NAME = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_SUBDOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
+
+
+class SelectorError(ValueError):
+    """The text isn't a selector; the message says where and why."""
+
+
+class Requirement(msgspec.Struct, frozen=True):
+    key: str
+    operator: str
+    """One of in, notin, exists, !, >, <."""
+    values: frozenset[str] = frozenset()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        value = labels.get(self.key)
+        match self.operator:
+            case "in":
+                return value in self.values
+            case "notin":
+                return value not in self.values
+            case "exists":
+                return value is not None
+            case "!":
+                return value is None
+            case _:
+                return value is not None and self._compares(value)
+
+    def _compares(self, value: str) -> bool:
+        try:
+            number = int(value)
+        except ValueError:
+            return False
+        bound = int(next(iter(self.values)))
+        return number > bound if self.operator == ">" else number < bound
+
+    def __str__(self) -> str:
+        match self.operator:
+            case "in" | "notin":
+                return f"{self.key} {self.operator} ({','.join(sorted(self.values))})"
+            case "exists":
+                return self.key
+            case "!":
+                return f"!{self.key}"
+            case _:
+                return f"{self.key}{self.operator}{next(iter(self.values))}"
+
+
+class Selector(msgspec.Struct, frozen=True):
+    """All requirements must hold; without any, everything matches."""
+
+    requirements: tuple[Requirement, ...] = ()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        return all(requirement.matches(labels) for requirement in self.requirements)
+
+    def __bool__(self) -> bool:
+        return bool(self.requirements)
+
+    def __str__(self) -> str:
+        """The canonical form: two selectors that say the same in another order read the same."""
+        return ",".join(sorted(str(requirement) for requirement in self.requirements))
+
+
+def parse(text: str) -> Selector:
+    if not text.strip():
+        return Selector()
+    return Selector(tuple(_Parser(text).requirements()))
+
+
+class _Parser:
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._tokens: list[tuple[str, str, int]] = []
+        position = 0
+        end = len(text.rstrip())
+        while position < end:
+            token = _TOKEN.match(text, position)
+            assert token is not None, "every character is an operator, a part of a word, or blank"
+            kind = token.lastgroup
+            assert kind is not None
+            self._tokens.append((kind, token[kind], token.start(kind)))
+            position = token.end()
+        self._next = 0
+
+    def requirements(self) -> list[Requirement]:
+        found = [self._requirement()]
+        while self._peek() == ",":
+            self._take()
+            found.append(self._requirement())
+        if self._peek():
+            raise self._error(f"expected ',' or the end, found {self._peek()!r}")
+        return found
+
+    def _requirement(self) -> Requirement:
+        if self._peek() == "!":
+            self._take()
+            return Requirement(self._key(), "!")
+        key = self._key()
+        match self._peek():
+            case "" | ",":
+                return Requirement(key, "exists")
+            case "=" | "==":
+                self._take()
+                return Requirement(key, "in", frozenset((self._value(),)))
+            case "!=":
+                self._take()
+                return Requirement(key, "notin", frozenset((self._value(),)))
+            case "in" | "notin" as operator:
+                self._take()
+                return Requirement(key, operator, self._values())
+            case ">" | "<" as operator:
+                self._take()
+                return Requirement(key, operator, frozenset((self._number(),)))
+            case other:
+                raise self._error(f"expected one of = == != in notin > <, found {other!r}")
+
+    def _key(self) -> str:
+        key = self._word("a label key")
+        prefix, slash, name = key.rpartition("/")
+        if slash and not (len(prefix) <= 253 and _SUBDOMAIN.fullmatch(prefix)):
+            raise self._error(f"the prefix of label key {key!r} must be a lowercase DNS name", back=1)
+        if not (len(name) <= 63 and _NAME.fullmatch(name)):
+            raise self._error(
+                f"label key {key!r} must be up to 63 letters, digits, '-', '_' or '.', beginning and ending with "
+                "a letter or digit",
+                back=1,
+            )
+        return key
+
+    def _value(self) -> str:
+        if self._peek() in ("", ",", ")"):
+            return ""  # "key=" asks for the empty value
+        value = self._word("a label value")
+        if not (len(value) <= 63 and _NAME.fullmatch(value)):
+            raise self._error(
+                f"label value {value!r} must be up to 63 letters, digits, '-', '_' or '.', beginning and ending with "
+                "a letter or digit",
+                back=1,
+            )
+        return value
+
+    def _values(self) -> frozenset[str]:
+        if self._peek() != "(":
+            raise self._error(f"expected '(' after in or notin, found {self._peek() or 'the end'!r}")
+        self._take()
+        values = [self._value()]
+        while self._peek() == ",":
+            self._take()
+            values.append(self._value())
+        if self._peek() != ")":
+            raise self._error(f"expected ',' or ')', found {self._peek() or 'the end'!r}")
+        self._take()
+        return frozenset(values)
+
+    def _number(self) -> str:
+        word = self._word("a whole number")
+        if not re.fullmatch(r"-?[0-9]{1,18}", word):
+            raise self._error(f"expected a whole number, found {word!r}", back=1)
+        return str(int(word))
+
+    def _word(self, what: str) -> str:
+        if self._next >= len(self._tokens) or self._tokens[self._next][0] != "word":
+            raise self._error(f"expected {what}, found {self._peek() or 'the end'!r}")
+        return self._take()
+
+    def _peek(self) -> str:
+        return self._tokens[self._next][1] if self._next < len(self._tokens) else ""
+
+    def _take(self) -> str:
+        self._next += 1
+        return self._tokens[self._next - 1][1]
+
+    def _error(self, problem: str, back: int = 0) -> SelectorError:
+        index = self._next - back
+        at = self._tokens[index][2] if index < len(self._tokens) else len(self._text)
+        return SelectorError(f"{problem}, at character {at + 1}")

@@ -1,0 +1,21 @@
+"""The state of the daemon's view of its source."""
+
+import enum
+
+import msgspec
+
+
+class SourceState(enum.Enum):
+    STREAMING = "STREAMING"
+    CATCHING_UP = "CATCHING_UP"
+    STALE = "STALE"
+
+
+class SourceStatus(msgspec.Struct, frozen=True):
+    state: SourceState
+    since: float
+    reason: str = ""
+    """One CamelCase word for programs."""
+    message: str = ""
+    last_contact: float | None = None
+    """When the source last answered anything."""

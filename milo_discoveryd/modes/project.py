@@ -1,0 +1,60 @@
+"""Mode `project`: watches Project in the core Milo API; each control plane is a path of that same API."""
+
+from typing import ClassVar
+
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.modes.mode import Resource, Setting, passed_on
+from milo_discoveryd.modes.reading import (
+    DNS_SUBDOMAIN,
+    ORGANIZATION_LABEL,
+    MalformedError,
+    checked,
+    deletion_requested_at,
+    labels,
+    malformed,
+    not_ready,
+)
+
+CONDITION = "Ready"
+
+
+class ProjectMode:
+    resource: ClassVar = Resource("resourcemanager.miloapis.com", "v1alpha1", "projects")
+    object_type: ClassVar = KubeObject
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+
+    def observe(self, obj: KubeObject) -> Observation:
+        metadata = obj.metadata
+        try:
+            name = checked(metadata.name, DNS_SUBDOMAIN, 253, "the name")
+            condition = obj.condition(CONDITION)
+            if condition is None or condition.status != "True":
+                return not_ready(obj, CONDITION, condition)
+            suspended = obj.condition("Suspended")
+            cleanup = obj.condition("ResourceCleanup")
+            deletion = deletion_requested_at(metadata)
+            target = Target(
+                name=name,
+                uid=metadata.uid,
+                endpoint=f"{self._setting.project_endpoint}{self.resource.path}/{name}/control-plane",
+                organization=_organization(obj),
+                labels=labels(metadata),
+                annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
+                deletion_requested_at=deletion,
+                deletion_message=(cleanup.message or "") if deletion and cleanup else "",
+                suspended=suspended is not None and suspended.status == "True",
+            )
+        except MalformedError as error:
+            return malformed(metadata, error)
+        return Ready(metadata.uid, metadata.resourceVersion, target)
+
+
+def _organization(obj: KubeObject) -> str:
+    owner = obj.spec.ownerRef if obj.spec else None
+    if owner is not None and owner.kind == "Organization":
+        return owner.name
+    return (obj.metadata.labels or {}).get(ORGANIZATION_LABEL, "")

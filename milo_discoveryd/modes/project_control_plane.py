@@ -1,0 +1,65 @@
+"""Mode `project-control-plane`: watches ProjectControlPlane in the infrastructure cluster, and hands out the
+cluster-internal addresses of the control planes."""
+
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.modes.mode import Resource, Setting, passed_on
+from milo_discoveryd.modes.reading import (
+    DNS_LABEL,
+    ORGANIZATION_LABEL,
+    MalformedError,
+    checked,
+    deletion_requested_at,
+    labels,
+    malformed,
+    not_ready,
+)
+
+CONDITION = "ControlPlaneReady"
+PROJECT_UID_LABEL = "resourcemanager.miloapis.com/project-uid"
+OWNER_ANNOTATION = "resourcemanager.miloapis.com/owner-name"
+
+
+class ProjectControlPlaneMode:
+    resource: ClassVar = Resource("infrastructure.miloapis.com", "v1alpha1", "projectcontrolplanes")
+    object_type: ClassVar = KubeObject
+
+    def __init__(self, setting: Setting) -> None:
+        self._setting = setting
+        self._scheme = urlsplit(setting.project_endpoint).scheme
+
+    def observe(self, obj: KubeObject) -> Observation:
+        metadata = obj.metadata
+        try:
+            name = checked(metadata.name, DNS_LABEL, 63, "the name")
+            condition = obj.condition(CONDITION)
+            if condition is None or condition.status != "True":
+                return not_ready(obj, CONDITION, condition)
+            project_uid = (metadata.labels or {}).get(PROJECT_UID_LABEL) or metadata.uid
+            target = Target(
+                name=name,
+                uid=project_uid,
+                endpoint=f"{self._scheme}://{self._address(name, project_uid)}",
+                organization=_organization(metadata.labels or {}, metadata.annotations or {}),
+                labels=labels(metadata),
+                annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
+                deletion_requested_at=deletion_requested_at(metadata),
+            )
+        except MalformedError as error:
+            return malformed(metadata, error)
+        return Ready(metadata.uid, metadata.resourceVersion, target)
+
+    def _address(self, name: str, uid: str) -> str:
+        template = self._setting.internal_address_template
+        if "{uid}" in template + self._setting.internal_namespace_template:
+            checked(uid, DNS_LABEL, 63, "the project's UID")
+        namespace = self._setting.internal_namespace_template.format(name=name, uid=uid)
+        return template.format(name=name, uid=uid, namespace=namespace)
+
+
+def _organization(labels: dict[str, str], annotations: dict[str, str]) -> str:
+    return annotations.get(OWNER_ANNOTATION) or labels.get(ORGANIZATION_LABEL, "")

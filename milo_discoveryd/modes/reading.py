@@ -1,0 +1,55 @@
+"""What the modes of Milo read in the same way."""
+
+import re
+import sys
+from datetime import datetime
+
+from milo_discoveryd.model.cluster import Pairs
+from milo_discoveryd.model.objects import Condition, KubeObject, Metadata
+from milo_discoveryd.model.observation import Malformed, NotReady
+
+_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+# With fullmatch, never `$`: that would let a trailing newline through.
+DNS_LABEL = re.compile(_LABEL)
+DNS_SUBDOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
+
+ORGANIZATION_LABEL = "resourcemanager.miloapis.com/organization-name"
+
+
+class MalformedError(ValueError):
+    """The object can't be used; the message says what is wrong with it."""
+
+
+def malformed(metadata: Metadata, error: MalformedError) -> Malformed:
+    return Malformed(metadata.name, metadata.uid, metadata.resourceVersion, str(error))
+
+
+def not_ready(obj: KubeObject, kind: str, condition: Condition | None) -> NotReady:
+    if condition is None:
+        message = f"condition {kind} is not set"
+    else:
+        words = [f"condition {kind} is {condition.status}", condition.reason or "", condition.message or ""]
+        message = ": ".join(word for word in words if word)
+    return NotReady(obj.metadata.name, obj.metadata.uid, obj.metadata.resourceVersion, message)
+
+
+def labels(metadata: Metadata) -> Pairs:
+    """Sorted, and with strings shared: thousands of objects have the same keys and few values."""
+    found = metadata.labels
+    return tuple(sorted((sys.intern(key), sys.intern(value)) for key, value in found.items())) if found else ()
+
+
+def deletion_requested_at(metadata: Metadata) -> float | None:
+    if metadata.deletionTimestamp is None:
+        return None
+    try:
+        return datetime.fromisoformat(metadata.deletionTimestamp).timestamp()
+    except ValueError as error:
+        raise MalformedError(f"deletionTimestamp {metadata.deletionTimestamp[:40]!r} is not a time") from error
+
+
+def checked(name: str, pattern: re.Pattern[str], limit: int, what: str) -> str:
+    """The name, if it may be put into a URL. Whoever writes objects upstream must not choose where we connect."""
+    if len(name) > limit or not pattern.fullmatch(name):
+        raise MalformedError(f"{what} {name[:80]!r} is not {'a DNS label' if pattern is DNS_LABEL else 'a DNS name'}")
+    return name

@@ -1,0 +1,115 @@
+"""A deletion is asked about before it is told.
+
+On the wire, an object that was deleted and one that left the selector look alike, and a real API server has been
+seen to report live objects as deleted. Operators delete data when a cluster goes. So each name that seems to be gone is
+asked for: only "not found", or another UID under the name, is evidence.
+"""
+
+import heapq
+from collections.abc import Callable
+
+import msgspec
+
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.reflect.backoff import Backoff
+
+
+class Question(msgspec.Struct, frozen=True):
+    """To be answered by a consistent read of the object."""
+
+    name: str
+    ticket: int
+
+
+class Found(msgspec.Struct, frozen=True):
+    observation: Observation
+
+
+class NotFound(msgspec.Struct, frozen=True):
+    pass
+
+
+class Unanswered(msgspec.Struct, frozen=True):
+    problem: str
+
+
+Answer = Found | NotFound | Unanswered
+
+
+class Gone(msgspec.Struct, frozen=True):
+    """The object of this UID is not there any more: that is certain."""
+
+    name: str
+    uid: str
+
+
+class _Suspicion(msgspec.Struct):
+    uid: str
+    since: float
+    ticket: int
+    failures: int = 0
+    problem: str = ""
+
+
+class Suspicions:
+    """Names that seem to be gone, each asked about until there is an answer, at most `at_once` at a time."""
+
+    def __init__(self, jitter: Callable[[], float], at_once: int = 20, backoff: Backoff | None = None) -> None:
+        self._jitter = jitter
+        self._at_once = at_once
+        self._backoff = backoff or Backoff()
+        self._open: dict[str, _Suspicion] = {}
+        self._due: list[tuple[float, int, str]] = []
+        """A heap of when to ask which ticket; what was settled meanwhile is passed over."""
+        self._asked: set[int] = set()
+        self._tickets = 0
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def suspect(self, name: str, uid: str, now: float) -> None:
+        known = self._open.get(name)
+        if known is not None and known.uid == uid:
+            return
+        self._tickets += 1
+        self._open[name] = _Suspicion(uid, now, self._tickets)
+        heapq.heappush(self._due, (now, self._tickets, name))
+
+    def clear(self, name: str) -> None:
+        """The name was seen again, so whatever is asked about it is beside the point."""
+        self._open.pop(name, None)
+
+    def why(self, name: str) -> tuple[float, str] | None:
+        """Since when the name is under suspicion, and what keeps it from being settled."""
+        suspicion = self._open.get(name)
+        return None if suspicion is None else (suspicion.since, suspicion.problem)
+
+    def questions(self, now: float) -> list[Question]:
+        """Those to ask now. Each is to be answered."""
+        due: list[Question] = []
+        while self._due and self._due[0][0] <= now and len(self._asked) < self._at_once:
+            _, ticket, name = heapq.heappop(self._due)
+            suspicion = self._open.get(name)
+            if suspicion is not None and suspicion.ticket == ticket:
+                self._asked.add(ticket)
+                due.append(Question(name, ticket))
+        return due
+
+    @property
+    def next_at(self) -> float | None:
+        """When there will be something to ask, if nothing else happens."""
+        return self._due[0][0] if self._due and len(self._asked) < self._at_once else None
+
+    def answered(self, question: Question, answer: Answer, now: float) -> Gone | Observation | None:
+        self._asked.discard(question.ticket)
+        suspicion = self._open.get(question.name)
+        if suspicion is None or suspicion.ticket != question.ticket:
+            return None  # settled meanwhile by the stream itself
+        if isinstance(answer, Unanswered):
+            suspicion.failures += 1
+            suspicion.problem = answer.problem
+            ask_at = now + self._backoff.delay(suspicion.failures, self._jitter)
+            heapq.heappush(self._due, (ask_at, suspicion.ticket, question.name))
+            return None
+        self.clear(question.name)
+        return Gone(question.name, suspicion.uid) if isinstance(answer, NotFound) else answer.observation

@@ -1,0 +1,441 @@
+"""The reflector: which request to make next, and what the answers mean.
+
+    Waiting ──> Listing ──> Opening ──> Watching ──┐
+       ^           │           │           │       │ clean end: Opening again, from the last version
+       └───────────┴───────────┴───────────┴───────┘ a failure: Waiting, then on from where it stood
+
+A list comes as pages, or, where the server can, as a watch that begins with it (Opening and Filling with no
+version). Whichever it is, its end is told as one `ListEnded`, and nothing is concluded from a part.
+
+What is lost is never concluded from silence, refusal or error: these change the source's status and nothing else.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
+
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.source import SourceState, SourceStatus
+from milo_discoveryd.reflect.backoff import Backoff
+from milo_discoveryd.reflect.wire import Bookmark, Event, Ignored, Junk, Page, Refused, Removed, Seen
+
+# --- what the driver is asked to do ---
+
+
+class Wait(msgspec.Struct, frozen=True):
+    until: float
+
+
+class FetchPage(msgspec.Struct, frozen=True):
+    continue_token: str
+    limit: int
+    """0: all of it at once."""
+
+
+class OpenWatch(msgspec.Struct, frozen=True):
+    version: str
+    """Empty: begin with the list itself."""
+    timeout_s: int
+
+
+class ReadWatch(msgspec.Struct, frozen=True):
+    until: float
+    """When silence has lasted too long."""
+
+
+Request = Wait | FetchPage | OpenWatch | ReadWatch
+
+
+# --- what the driver tells ---
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a request, or an open watch, came to nothing."""
+
+    reason: str
+    """One CamelCase word."""
+    message: str
+    status: int = 0
+    """Of HTTP, or of the Status object in the stream."""
+    retry_after_s: float | None = None
+
+
+# --- what it concludes ---
+
+
+class ListStarted(msgspec.Struct, frozen=True):
+    """What was listed before this and not ended is void."""
+
+
+class Listed(msgspec.Struct, frozen=True):
+    observation: Observation
+
+
+class Unlisted(msgspec.Struct, frozen=True):
+    """Gone again before the list that named it ended."""
+
+    name: str
+
+
+class ListEnded(msgspec.Struct, frozen=True):
+    """The list is complete: what it doesn't name isn't there, as far as the selector goes."""
+
+
+class Changed(msgspec.Struct, frozen=True):
+    observation: Observation
+
+
+class Suspected(msgspec.Struct, frozen=True):
+    """Reported as deleted, which may also mean that it left the selector, or that the server erred."""
+
+    name: str
+    uid: str
+
+
+class Relisting(msgspec.Struct, frozen=True):
+    reason: str
+    """For the metric."""
+
+
+class Oddity(msgspec.Struct, frozen=True):
+    """An event that was passed over."""
+
+    problem: str
+
+
+Finding = ListStarted | Listed | Unlisted | ListEnded | Changed | Suspected | Relisting | Oddity
+
+
+# --- states ---
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    until: float
+    version: str
+    """To watch from; empty: to list."""
+
+
+class Listing(msgspec.Struct, frozen=True):
+    continue_token: str = ""
+
+
+class Opening(msgspec.Struct, frozen=True):
+    version: str
+    timeout_s: int
+
+
+class Filling(msgspec.Struct, frozen=True):
+    """A watch that begins with the list; `heard_at` moves with each chunk."""
+
+    heard_at: float
+
+
+class Watching(msgspec.Struct, frozen=True):
+    version: str
+    opened_at: float
+    heard_at: float
+    timeout_s: int
+    proven: bool = False
+    """Something arrived on it: the version it was opened from is one that the server knows."""
+
+
+State = Waiting | Listing | Opening | Filling | Watching
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True):
+    streaming_lists: bool = True
+    page_size: int = 5000
+    silence_s: float = 90.0
+    """A watch of a server that sends bookmarks (each 60 s) is dead after this much silence."""
+    fill_silence_s: float = 15.0
+    """A streaming list that stops without an end mark is taken for a server that doesn't know the feature."""
+    min_watch_s: float = 1.0
+    """A watch that ends sooner, without a word, is a failure: some servers end each one at once."""
+    healthy_s: float = 30.0
+    """A watch that lived this long ends a row of failures."""
+    backoff: Backoff = Backoff()
+
+
+_RETRY_AFTER_BOUNDS_S = (0.1, 300.0)
+# Answers that say "not from this version": 410 for one too old, 504 for one from the future.
+_VERSION_REFUSED = frozenset({410, 504})
+_STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
+JUNK = "Junk"
+
+
+class Reflector:
+    """Draws random numbers from `jitter` (in [0, 1)), and takes the time as an argument."""
+
+    def __init__(self, policy: Policy, jitter: Callable[[], float], now: float) -> None:
+        self._policy = policy
+        self._jitter = jitter
+        self._streaming_lists = policy.streaming_lists
+        self._pages_next = False
+        self._whole_next = False
+        self._bookmarks_seen = False
+        self._failures = 0
+        self._junk_at = ""
+        self._unproven_list = False
+        self._pages_outlived = False
+        self.synced = False
+        self.state: State = self._list()
+        self.status = SourceStatus(SourceState.CATCHING_UP, now, "Starting", "the first complete list is being read")
+
+    def next(self, now: float) -> Request:
+        """The one thing to do now."""
+        if isinstance(self.state, Waiting) and now >= self.state.until:
+            self.state = self._opening(self.state.version) if self.state.version else self._list()
+        match self.state:
+            case Waiting(until):
+                return Wait(until)
+            case Listing(token):
+                return FetchPage(token, 0 if self._whole_next else self._policy.page_size)
+            case Opening(version, timeout_s):
+                return OpenWatch(version, timeout_s)
+            case Filling(heard_at):
+                return ReadWatch(heard_at + self._policy.fill_silence_s)
+            case Watching(_, opened_at, heard_at, timeout_s):
+                if self._bookmarks_seen:
+                    return ReadWatch(heard_at + self._policy.silence_s)
+                return ReadWatch(opened_at + timeout_s + 10.0)
+
+    @property
+    def is_reading(self) -> bool:
+        """The watch that the driver holds open is to be read on."""
+        return isinstance(self.state, Filling | Watching)
+
+    def listed(self, page: Page, observations: Iterable[Observation], now: float) -> Iterator[Finding]:
+        """What a page tells, one by one. It counts as read when the last finding was taken."""
+        assert isinstance(self.state, Listing)
+        self._contact(now)
+        if not self.state.continue_token:
+            yield ListStarted()
+        yield from map(Listed, observations)
+        if page.continue_token:
+            self.state = Listing(page.continue_token)
+            return
+        self._pages_next = self._whole_next = False
+        yield self._list_ended(page.version, now)
+
+    def opened(self, now: float) -> list[Finding]:
+        assert isinstance(self.state, Opening)
+        self._contact(now)
+        if not self.state.version:
+            self.state = Filling(now)
+            return [ListStarted()]
+        self.state = Watching(self.state.version, now, now, self.state.timeout_s)
+        self._streaming(now)
+        return []
+
+    def events(self, events: list[Event], now: float) -> list[Finding]:
+        """What one read of the watch held. Afterwards `is_reading` says whether to go on."""
+        self._contact(now)
+        findings: list[Finding] = []
+        for event in events:
+            match self.state:
+                case Filling():
+                    findings += self._fill(event, now)
+                case Watching():
+                    findings += self._watch(event, now)
+                case _:
+                    break  # an earlier event ended the watch
+        match self.state:
+            case Filling():
+                self.state = Filling(now)
+            case Watching() as watching:
+                self.state = msgspec.structs.replace(watching, heard_at=now, proven=watching.proven or bool(events))
+                self._unproven_list = self._unproven_list and not events
+                if now - watching.opened_at >= self._policy.healthy_s:
+                    self._failures = 0
+        return findings
+
+    def ended(self, now: float) -> list[Finding]:
+        """The server closed the watch cleanly."""
+        match self.state:
+            case Watching(version, opened_at, _, _, proven):
+                if not proven and now - opened_at < self._policy.min_watch_s:
+                    return self.failed(
+                        Failure("VeryShortWatch", "the server ended the watch at once, with nothing in it"), now
+                    )
+                if now - opened_at >= self._policy.healthy_s:
+                    self._failures = 0
+                self.state = self._opening(version)
+                return []
+            case Filling():
+                return self.failed(Failure("ListCut", "the server ended the list before its end mark"), now)
+            case _:
+                return []
+
+    def silent(self, now: float) -> list[Finding]:
+        """The deadline of ReadWatch passed."""
+        match self.state:
+            case Filling():
+                # The server took the request for a plain watch: it doesn't know streaming lists.
+                self._streaming_lists = False
+                self.state = self._list()
+                return [Relisting("StreamingListUnsupported")]
+            case Watching(version, _, _, _, proven):
+                if proven or not self._bookmarks_seen:
+                    self.state = self._opening(version)
+                    return []
+                # A version from the future (a server restored from a backup) is met with silence for ever.
+                self.state = self._list()
+                return self._catching_up("Silence", "the watch stayed silent since it was resumed", now)
+            case _:
+                return []
+
+    def failed(self, failure: Failure, now: float) -> list[Finding]:
+        self._failures += 1
+        delay = self._delay(failure)
+        match self.state:
+            case Opening("", _) | Filling():
+                return self._streaming_list_failed(failure, now, delay)
+            case Listing(token):
+                return self._page_failed(token, failure, now, delay)
+            case Opening(version, _):
+                return self._resume_failed(version, failure, now, delay)
+            case Watching() as watching:
+                return self._watch_failed(watching, failure, now, delay)
+            case Waiting():
+                raise AssertionError("nothing was asked for, so nothing can have failed")
+
+    def _streaming_list_failed(self, failure: Failure, now: float, delay: float) -> list[Finding]:
+        # Refused (the feature is off, or the rights are missing: pages will tell), or the server is still building its
+        # watch cache, and serves lists with a limit meanwhile: enough for a first view.
+        if failure.status in _STREAMING_LIST_REFUSED or (failure.status == 429 and not self.synced):
+            self._pages_next = True
+            self.state = Listing()
+            return []
+        return self._hold("", failure, now, delay)
+
+    def _page_failed(self, token: str, failure: Failure, now: float, delay: float) -> list[Finding]:
+        if failure.status == 410 and token:
+            # The list outlived what the server remembers. Again from the start, and if that fails too, in one piece.
+            self._whole_next, self._pages_outlived = self._pages_outlived, True
+            self._pages_next = True
+            self.state = Waiting(now, "")
+            return [Relisting("Expired")]
+        return self._hold("", failure, now, delay)
+
+    def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[Finding]:
+        if failure.status in _VERSION_REFUSED:
+            return self._relist(failure, now, delay)
+        # Without the collection, or with a server that is broken by the question, the version has no worth either.
+        return self._hold("" if failure.status in (404, 500) else version, failure, now, delay)
+
+    def _watch_failed(self, watching: Watching, failure: Failure, now: float, delay: float) -> list[Finding]:
+        version = watching.version
+        if failure.status in _VERSION_REFUSED:
+            return self._relist(failure, now, delay)
+        if failure.reason == JUNK:
+            again, self._junk_at = version == self._junk_at, version
+            if again:
+                return self._relist(failure, now, delay)
+        lived_s = now - watching.opened_at
+        if lived_s >= self._policy.healthy_s:
+            self._failures = 1
+        if self._failures == 1 and (watching.proven or lived_s >= self._policy.min_watch_s):
+            # It was well until now: see at once whether the server still answers, before saying otherwise.
+            self.state = Waiting(now, version)
+            return []
+        return self._hold(version, failure, now, delay)
+
+    def _hold(self, version: str, failure: Failure, now: float, delay: float) -> list[Finding]:
+        """What is known stands, as stale; then on from `version`, or with a new list."""
+        since = self.status.since if self.status.state is SourceState.STALE else now
+        self.status = SourceStatus(SourceState.STALE, since, failure.reason, failure.message, self.status.last_contact)
+        self.state = Waiting(now + delay, version)
+        return []
+
+    def _fill(self, event: Event, now: float) -> list[Finding]:
+        match event:
+            case Seen(observation):
+                return [Listed(observation)]
+            case Removed(name):
+                return [Unlisted(name)]
+            case Bookmark(version, True):
+                self._bookmarks_seen = True
+                return [self._list_ended(version, now, reading=True)]
+            case _:
+                return self._watch_aside(event, now)
+
+    def _watch(self, event: Event, now: float) -> list[Finding]:
+        assert isinstance(self.state, Watching)
+        match event:
+            case Seen(observation):
+                self._at(observation.version)
+                return [Changed(observation)]
+            case Removed(name, uid, version):
+                self._at(version)
+                return [Suspected(name, uid)]
+            case Bookmark(version):
+                self._bookmarks_seen = True
+                self._at(version)
+                return []
+            case _:
+                return self._watch_aside(event, now)
+
+    def _watch_aside(self, event: Event, now: float) -> list[Finding]:
+        match event:
+            case Refused(code, reason, message):
+                return self.failed(Failure(reason or "WatchError", message, code), now)
+            case Junk(problem):
+                return self.failed(Failure(JUNK, problem), now)
+            case Ignored(problem):
+                return [Oddity(problem)]
+            case _:
+                return []  # a bookmark within the list
+
+    def _at(self, version: str) -> None:
+        assert isinstance(self.state, Watching)
+        if version:
+            self.state = msgspec.structs.replace(self.state, version=version)
+
+    def _list_ended(self, version: str, now: float, *, reading: bool = False) -> Finding:
+        self.synced = True
+        self._pages_outlived = False
+        if not version:
+            # Without a version there is nothing to watch from: poll.
+            self.state = Waiting(now + self._policy.backoff.cap_s, "")
+        elif reading:
+            self.state = Watching(version, now, now, self._timeout_s(), proven=True)
+        else:
+            self.state = self._opening(version)
+        self._streaming(now)
+        return ListEnded()
+
+    def _relist(self, failure: Failure, now: float, delay: float) -> list[Finding]:
+        # The first is the ordinary fate of a version that grew too old; one after another is a fault.
+        self.state = Waiting(now + delay if self._unproven_list else now, "")
+        self._unproven_list = True
+        return self._catching_up(failure.reason, failure.message, now)
+
+    def _catching_up(self, reason: str, message: str, now: float) -> list[Finding]:
+        if self.status.state is not SourceState.CATCHING_UP:
+            self.status = SourceStatus(SourceState.CATCHING_UP, now, reason, message, self.status.last_contact)
+        return [Relisting(reason)]
+
+    def _streaming(self, now: float) -> None:
+        if self.synced and self.status.state is not SourceState.STREAMING:
+            self.status = SourceStatus(SourceState.STREAMING, now, last_contact=now)
+
+    def _contact(self, now: float) -> None:
+        self.status = msgspec.structs.replace(self.status, last_contact=now)
+
+    def _delay(self, failure: Failure) -> float:
+        delay = self._policy.backoff.delay(self._failures, self._jitter)
+        if failure.retry_after_s is None:
+            return delay
+        low, high = _RETRY_AFTER_BOUNDS_S
+        return max(low, min(high, failure.retry_after_s)) + self._jitter() * min(1.0, delay)
+
+    def _list(self) -> State:
+        if self._streaming_lists and not self._pages_next:
+            return self._opening("")
+        return Listing()
+
+    def _opening(self, version: str) -> Opening:
+        return Opening(version, self._timeout_s())
+
+    def _timeout_s(self) -> int:
+        return int(240 + 240 * self._jitter())

@@ -1,0 +1,242 @@
+"""Bytes of lists and watches to what they tell, with whatever can be wrong with them told as a value.
+
+One bad object is set aside and the others go on. A line that isn't an event at all ends its watch.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.observation import Malformed, Observation
+
+INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
+MAX_LINE: Final = 8 * 1024 * 1024
+
+Object = TypeVar("Object", bound=KubeObject)
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """An object as it is now."""
+
+    observation: Observation
+
+
+class Removed(msgspec.Struct, frozen=True):
+    """An object was deleted, or left the selector: on the wire the two look alike."""
+
+    name: str
+    uid: str
+    version: str
+
+
+class Bookmark(msgspec.Struct, frozen=True):
+    version: str
+    ends_initial_list: bool
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The server's own word for why something can't be had."""
+
+    code: int
+    reason: str
+    message: str
+
+
+class Junk(msgspec.Struct, frozen=True):
+    """Not an event. Whatever else comes on this connection can't be trusted."""
+
+    problem: str
+
+
+class Ignored(msgspec.Struct, frozen=True):
+    """An event of a type that isn't known, or one that names nothing."""
+
+    problem: str
+
+
+Event = Seen | Removed | Bookmark | Refused | Junk | Ignored
+
+
+class Page(msgspec.Struct, frozen=True):
+    """What a page says of the list it belongs to."""
+
+    version: str
+    continue_token: str
+
+
+class _Names(msgspec.Struct):
+    """The least that makes a bad object nameable."""
+
+    name: str = ""
+    uid: str = ""
+    resourceVersion: str = ""  # noqa: N815
+
+
+class _Named(msgspec.Struct):
+    metadata: _Names = msgspec.field(default_factory=_Names)
+
+
+class _Marks(msgspec.Struct):
+    resourceVersion: str = ""  # noqa: N815
+    annotations: dict[str, str] | None = None
+
+
+class _Marked(msgspec.Struct):
+    metadata: _Marks
+
+
+class _Status(msgspec.Struct):
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+
+
+class _Line(msgspec.Struct):
+    type: str
+    object: msgspec.Raw
+
+
+class _ListMeta(msgspec.Struct):
+    resourceVersion: str = ""  # noqa: N815
+    continue_: str = msgspec.field(default="", name="continue")
+
+
+class _List(msgspec.Struct):
+    metadata: _ListMeta
+    items: list[msgspec.Raw] | None = None
+
+
+_LINE = msgspec.json.Decoder(_Line)
+_NAMED = msgspec.json.Decoder(_Named)
+_MARKED = msgspec.json.Decoder(_Marked)
+_STATUS = msgspec.json.Decoder(_Status)
+_LIST = msgspec.json.Decoder(_List)
+
+# msgspec decodes invalid text to a value error or a lookup error of its own, and deep nesting to a recursion error.
+_UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
+
+
+class PageError(ValueError):
+    """A list that can't be read at all."""
+
+
+class Decoder(Generic[Object]):
+    """Decodes one kind of object, and lets a mode judge it."""
+
+    def __init__(self, kind: type[Object], observe: Callable[[Object], Observation]) -> None:
+        self._objects = msgspec.json.Decoder(kind)
+        self._observe = observe
+
+    def object(self, raw: bytes | msgspec.Raw) -> Observation | None:
+        """None for one that can't even be named."""
+        try:
+            return self._observe(self._objects.decode(raw))
+        except _UNDECODABLE as error:
+            names = _names(raw)
+            if not names.name:
+                return None
+            return Malformed(names.name, names.uid, names.resourceVersion, _problem(error))
+
+    def page(self, body: bytes) -> tuple[Page, Iterator[Observation]]:
+        """A page without its observations, and these one by one: there may be thousands, and others want to run."""
+        try:
+            listed = _LIST.decode(body)
+        except _UNDECODABLE as error:
+            raise PageError(f"the list is not one: {_problem(error)}") from error
+        items = listed.items or []
+        page = Page(listed.metadata.resourceVersion, listed.metadata.continue_)
+        return page, (found for found in map(self.object, items) if found is not None)
+
+    def line(self, line: bytes | bytearray) -> Event:
+        try:
+            event = _LINE.decode(line)
+        except _UNDECODABLE as error:
+            return Junk(f"a line of the watch is not an event: {_problem(error)}")
+        match event.type:
+            case "ADDED" | "MODIFIED":
+                found = self.object(event.object)
+                return Ignored(f"an {event.type} event names no object") if found is None else Seen(found)
+            case "DELETED":
+                return _removed(event.object)
+            case "BOOKMARK":
+                return _bookmark(event.object)
+            case "ERROR":
+                return refusal(bytes(event.object))
+            case other:
+                return Ignored(f"a watch event of unknown type {other[:40]!r}")
+
+
+def refusal(body: bytes, code: int = 0) -> Refused:
+    """A Status object; a body that isn't one (a proxy's page, say) is never quoted whole."""
+    try:
+        status = _STATUS.decode(body)
+    except _UNDECODABLE:
+        words = " ".join(re.sub(r"<[^>]*>", " ", body[:400].decode("utf-8", "replace")).split())
+        return Refused(code, "", words[:160])
+    return Refused(status.code or code, status.reason, status.message[:600])
+
+
+class Lines:
+    """Cuts a stream of bytes into lines, of any length up to a limit."""
+
+    def __init__(self, limit: int = MAX_LINE) -> None:
+        self._limit = limit
+        self._rest = bytearray()
+
+    @property
+    def partial(self) -> bool:
+        return bool(self._rest)
+
+    def feed(self, data: bytes) -> list[bytes | bytearray]:
+        """The lines that `data` completes. Raises LineTooLongError."""
+        head, newline, tail = data.rpartition(b"\n")
+        if not newline:
+            self._rest += data
+            self._check(len(self._rest))
+            return []
+        lines: list[bytes | bytearray] = [*head.split(b"\n")]
+        if self._rest:
+            self._rest += lines[0]
+            lines[0] = self._rest
+        self._rest = bytearray(tail)
+        self._check(len(lines[0]))
+        return [line for line in lines if line]
+
+    def _check(self, length: int) -> None:
+        if length > self._limit:
+            raise LineTooLongError(f"a line of the watch is longer than {self._limit} bytes")
+
+
+class LineTooLongError(ValueError):
+    """An endless line, or an object that no API server would have stored."""
+
+
+def _removed(raw: msgspec.Raw) -> Event:
+    names = _names(raw)
+    if not names.name:
+        return Ignored("a DELETED event names no object")
+    return Removed(names.name, names.uid, names.resourceVersion)
+
+
+def _bookmark(raw: msgspec.Raw) -> Event:
+    try:
+        marks = _MARKED.decode(raw).metadata
+    except _UNDECODABLE as error:
+        return Ignored(f"a bookmark without a version: {_problem(error)}")
+    return Bookmark(marks.resourceVersion, (marks.annotations or {}).get(INITIAL_EVENTS_END) == "true")
+
+
+def _names(raw: bytes | msgspec.Raw) -> _Names:
+    try:
+        return _NAMED.decode(raw).metadata
+    except _UNDECODABLE:
+        return _Names()
+
+
+def _problem(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return str(error)[:300]
