@@ -1,0 +1,7 @@
+"""Settings: flags, environment and file in one frozen tree, and errors that name the place and the mend."""
+
+from milo_discoveryd.config.load import load
+from milo_discoveryd.config.settings import Settings
+from milo_discoveryd.config.values import ListenAddress, TcpAddress, UnixAddress
+
+__all__ = ["ListenAddress", "Settings", "TcpAddress", "UnixAddress", "load"]

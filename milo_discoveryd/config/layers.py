@@ -1,0 +1,207 @@
+"""Where each setting was said: flags, environment and file as layers of leaves, each leaf with its place.
+
+A layer maps the path of a setting, such as ("socket", "mode"), to what was given for it. Merging is then one dictionary
+over another, and whoever finds a value wrong can name the place it came from.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from pydantic import BaseModel
+
+from milo_discoveryd import strictyaml
+from milo_discoveryd.config.settings import Settings
+
+Key: TypeAlias = tuple[str, ...]
+
+ENVIRONMENT_PREFIX = "MILO_DISCOVERYD_"
+FILE_VARIABLE = "MILO_DISCOVERYD_CONFIG"
+
+# A Service called milo-discoveryd puts these into the environment of its namespace's pods; no setting is called so.
+_SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
+
+# As today's operators spell them in their own configuration, at the top or under `discovery`.
+_OPERATORS_SPELLINGS: Mapping[str, Key] = {
+    "internalServiceDiscovery": ("mode",),
+    "discoveryKubeconfigPath": ("discovery_kubeconfig",),
+    "projectKubeconfigPath": ("project_kubeconfig",),
+}
+_OPERATORS_GROUP = "discovery"
+_INTERNAL = {"true": "project-control-plane", "false": "project"}
+
+
+@dataclass(frozen=True)
+class Problem:
+    place: str
+    complaint: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.complaint}"
+
+
+@dataclass(frozen=True)
+class Given:
+    value: object
+    place: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    given: Mapping[Key, Given]
+    problems: tuple[Problem, ...] = ()
+
+
+def _walk(model: type[BaseModel], around: Key = ()) -> Iterator[tuple[Key, bool]]:
+    """Every key of the tree, and whether it is a group of others."""
+    for name, field in model.model_fields.items():
+        group: object = field.annotation
+        if isinstance(group, type) and issubclass(group, BaseModel):
+            yield (*around, name), True
+            yield from _walk(group, (*around, name))
+        else:
+            yield (*around, name), False
+
+
+_TREE = dict(_walk(Settings))
+LEAVES = tuple(key for key, is_group in _TREE.items() if not is_group)
+GROUPS = frozenset(key for key, is_group in _TREE.items() if is_group)
+
+
+def dotted(key: Key) -> str:
+    return ".".join(key)
+
+
+def flag_of(key: Key) -> str:
+    return "--" + "-".join(key).replace("_", "-")
+
+
+def variable_of(key: Key) -> str:
+    return ENVIRONMENT_PREFIX + "__".join(key).upper()
+
+
+def from_flags(flags: Mapping[str, object]) -> Layer:
+    """`flags` is keyed by setting ("mode", "log.level"); None and an empty list stand for a flag that was not given."""
+    known = {dotted(key): key for key in LEAVES}
+    return Layer(
+        {
+            known[name]: Given(value, f"flag {flag_of(known[name])}")
+            for name, value in flags.items()
+            if value is not None and value not in ((), [])
+        }
+    )
+
+
+def from_environment(environ: Mapping[str, str]) -> Layer:
+    known = {variable_of(key): key for key in LEAVES}
+    given: dict[Key, Given] = {}
+    problems: list[Problem] = []
+    for name in sorted(environ):
+        key = known.get(name)
+        if key is not None:
+            if environ[name]:  # an empty variable is how a pod's manifest leaves one out
+                given[key] = Given(environ[name], f"environment {name}")
+        elif name.startswith(ENVIRONMENT_PREFIX) and not _is_elses(name):
+            problems.append(Problem(f"environment {name}", f"is not a setting{_nearest(name, known)}"))
+    return Layer(given, tuple(problems))
+
+
+def _is_elses(name: str) -> bool:
+    return name == FILE_VARIABLE or _SERVICE_LINK.fullmatch(name.removeprefix(ENVIRONMENT_PREFIX)) is not None
+
+
+def from_file(path: Path) -> Layer:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(strictyaml.MAX_BYTES + 1)
+        document = strictyaml.read(content, scalars="text")
+    except OSError as error:
+        return Layer({}, (Problem(f"file {path}", f"cannot be read: {error.strerror or error}"),))
+    except strictyaml.DocumentError as error:
+        line = f" line {error.line}" if error.line else ""
+        return Layer({}, (Problem(f"file {path}{line}", error.message),))
+    reader = _FileReader(path, document)
+    reader.read()
+    return Layer(reader.given, tuple(reader.problems))
+
+
+class _FileReader:
+    def __init__(self, path: Path, document: strictyaml.Document) -> None:
+        self._path = path
+        self._document = document
+        self.given: dict[Key, Given] = {}
+        self.problems: list[Problem] = []
+
+    def read(self) -> None:
+        root = self._document.value
+        if root is None:
+            return
+        if not isinstance(root, dict):
+            self.problems.append(Problem(f"file {self._path}", "must be a mapping of settings to values"))
+            return
+        self._group(root, ())
+
+    def _group(self, mapping: Mapping[str, object], around: Key) -> None:
+        for name, value in mapping.items():
+            key = (*around, name)
+            if key in GROUPS:
+                self._inside(value, key)
+            elif key in _TREE:
+                self._leaf(key, value, self._place(key))
+            elif name in _OPERATORS_SPELLINGS and around in ((), (_OPERATORS_GROUP,)):
+                self._operators(name, value, self._place(key))
+            elif key == (_OPERATORS_GROUP,):
+                self._inside(value, key)
+            else:
+                self._unknown(name, key)
+
+    def _inside(self, value: object, key: Key) -> None:
+        if isinstance(value, dict):
+            self._group(value, key)
+        elif value is not None:
+            self.problems.append(Problem(self._place(key), "must be a mapping of settings to values"))
+
+    def _leaf(self, key: Key, value: object, place: str) -> None:
+        if value is None:
+            return  # `key:` with nothing behind it
+        if key in self.given:
+            self.problems.append(Problem(place, f"says again what {self.given[key].place} says; drop one"))
+        else:
+            self.given[key] = Given(value, place)
+
+    def _operators(self, name: str, value: object, place: str) -> None:
+        if name == "internalServiceDiscovery" and value is not None:
+            mode = _INTERNAL.get(str(value).lower())
+            if mode is None:
+                self.problems.append(Problem(place, f"{quoted(value)} must be true or false"))
+                return
+            value = mode
+        self._leaf(_OPERATORS_SPELLINGS[name], value, place)
+
+    def _unknown(self, name: str, key: Key) -> None:
+        around = key[:-1]
+        known = [*(other[-1] for other in _TREE if other[:-1] == around), *_OPERATORS_SPELLINGS]
+        if around == (_OPERATORS_GROUP,):
+            known = list(_OPERATORS_SPELLINGS)
+        self.problems.append(Problem(self._place(key), f"is not a setting{_nearest(name, known)}"))
+
+    def _place(self, key: Key) -> str:
+        return f"file {self._path} line {self._document.line(key)} key {dotted(key)}"
+
+
+def quoted(value: object) -> str:
+    text = str(value)
+    return f'"{text}"' if len(text) <= 80 else f'"{text[:77]}..."'
+
+
+def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    if not near:
+        # Somebody else's style of the same words: labelSelector, label-selector.
+        plain = {re.sub(r"[-_]", "", word).lower(): word for word in known}
+        same = plain.get(re.sub(r"[-_]", "", name).lower())
+        near = [same] if same else []
+    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"

@@ -1,0 +1,83 @@
+"""Settings from flags, environment and file: everything that is wrong with them at once, before anything starts."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from milo_discoveryd.config import layers
+from milo_discoveryd.config.layers import Given, Key, Problem
+from milo_discoveryd.config.settings import Settings
+from milo_discoveryd.errors import ConfigError
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Settings:
+    """Flags over environment over file over defaults. Without a `file`, the one that MILO_DISCOVERYD_CONFIG names."""
+    if file is None and environ.get(layers.FILE_VARIABLE):
+        file = Path(environ[layers.FILE_VARIABLE])
+    weakest_first = [layers.from_environment(environ), layers.from_flags(flags)]
+    if file is not None:
+        weakest_first.insert(0, layers.from_file(file))
+    given: dict[Key, Given] = {}
+    for layer in weakest_first:
+        given.update(layer.given)
+    problems = [problem for layer in weakest_first for problem in layer.problems]
+
+    settings: Settings | None = None
+    try:
+        settings = Settings.model_validate(_tree(given))
+    except ValidationError as error:
+        problems += [_explain(detail, given) for detail in error.errors(include_url=False)]
+    if settings is not None:
+        problems += _disagreements(settings, given)
+    if settings is None or problems:
+        raise ConfigError(problems)
+    return settings
+
+
+def _tree(given: Mapping[Key, Given]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, leaf in given.items():
+        branch = tree
+        for name in key[:-1]:
+            branch = branch.setdefault(name, {})
+        branch[key[-1]] = leaf.value
+    return tree
+
+
+def _explain(detail: ErrorDetails, given: Mapping[Key, Given]) -> Problem:
+    location = detail["loc"]
+    key = next(key for key in given if location[: len(key)] == key)
+    value = detail["input"] if isinstance(detail["input"], str | int) else given[key].value
+    return Problem(given[key].place, f"{layers.quoted(value)} {_requirement(detail)}")
+
+
+_REQUIREMENTS = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_too_short": "must not be empty",
+    "string_type": "must be text",
+}
+
+
+def _requirement(detail: ErrorDetails) -> str:
+    context = detail.get("ctx", {})
+    if detail["type"] == "value_error":
+        return str(context["error"])
+    return _REQUIREMENTS[detail["type"]].format_map(context)
+
+
+def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:
+    """What no setting gets wrong alone."""
+    address = settings.internal_address_template.replace("{namespace}", settings.internal_namespace_template)
+    if "{name}" in address or "{uid}" in address:
+        return []
+    said = [key for key in (("internal_address_template",), ("internal_namespace_template",)) if key in given]
+    where = given[said[0]]
+    complaint = f"{layers.quoted(where.value)} makes one address of all projects: use {{name}} or {{uid}}"
+    return [Problem(where.place, complaint)]

@@ -1,0 +1,149 @@
+"""Every setting, with its default and its limits. One frozen tree; `load` makes it, the composition root reads it."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from milo_discoveryd.config import values
+from milo_discoveryd.model import selector
+
+MODES_GROUP = "milo_discoveryd.modes"
+
+
+def registered_modes() -> tuple[str, ...]:
+    """The modes that can be chosen: ours, and those of packages installed beside this one."""
+    return tuple(sorted({entry.name for entry in entry_points(group=MODES_GROUP)}))
+
+
+def _mode(value: object) -> str:
+    return values.one_of(*registered_modes())(value)
+
+
+def _label_selector(value: object) -> str:
+    text = str(value)
+    try:
+        selector.parse(text)
+    except selector.SelectorError as error:
+        raise ValueError(f"must be a Kubernetes label selector: {error}") from None
+    return text
+
+
+def _distinct(addresses: tuple[values.ListenAddress, ...]) -> tuple[values.ListenAddress, ...]:
+    if not addresses:
+        raise ValueError("must name at least one address")
+    if len(set(addresses)) < len(addresses):
+        raise ValueError("must name each address once")
+    return addresses
+
+
+def _http_listen(value: object) -> values.TcpAddress | None:
+    return None if value is None or value == "off" else values.tcp_address(value)
+
+
+def _span(least: str, most: str) -> BeforeValidator:
+    anything = partial(values.duration, least=timedelta(), most=timedelta.max)
+    return BeforeValidator(partial(values.duration, least=anything(least), most=anything(most)))
+
+
+def _one_of(*choices: str) -> BeforeValidator:
+    return BeforeValidator(values.one_of(*choices))
+
+
+def _group(make: Callable[[], Any]) -> Any:
+    return Field(default_factory=make)
+
+
+class Group(BaseModel):
+    """Settings that belong together. An unknown key is an error: a misspelt one would be a setting not obeyed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
+
+
+class Socket(Group):
+    """How the Unix sockets that the daemon makes look to others on the machine."""
+
+    mode: Annotated[int, BeforeValidator(values.permissions)] = 0o660
+    group: Annotated[str, Field(max_length=32)] | None = None
+    """Name or number of the group that may connect; none leaves the daemon's own."""
+
+
+class Source(Group):
+    """How the API server is read."""
+
+    page_size: Annotated[int, Field(ge=1, le=100_000)] = 5_000
+    """Objects a page of a list. Pages of 500, the usual size, cost the server minutes at a hundred thousand objects."""
+    streaming_lists: Annotated[str, _one_of("auto", "off")] = "auto"
+    silence_limit: Annotated[timedelta, _span("1s", "1h")] = timedelta(seconds=90)
+    """A watch that says nothing for so long is taken for dead. API servers send a bookmark about every 60 s."""
+    connect_timeout: Annotated[timedelta, _span("100ms", "5m")] = timedelta(seconds=10)
+    request_timeout: Annotated[timedelta, _span("1s", "1h")] = timedelta(seconds=60)
+    """For a whole answer: a page of a list, a look at one object."""
+    response_limit: Annotated[int, BeforeValidator(partial(values.size, least=1 << 20, most=4 << 30))] = 256 << 20
+
+
+class Tombstones(Group):
+    """How long the change log remembers clusters that are gone. Who was away for longer gets a snapshot."""
+
+    count: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
+    age: Annotated[timedelta, _span("0s", "720h")] = timedelta(hours=1)
+
+
+class Metrics(Group):
+    cluster_info_cap: Annotated[int, Field(ge=0, le=100_000)] = 1_000
+    """Series with a cluster's name in them: a scrape of 50,000 takes a third of a second of the daemon's time."""
+
+
+class SingleCluster(Group):
+    """The one cluster of mode `single`."""
+
+    name: Annotated[str, BeforeValidator(values.cluster_name)] = "single"
+    labels: Annotated[dict[str, str], BeforeValidator(values.pairs)] = Field(default_factory=dict)
+    organization: Annotated[str, Field(max_length=253)] = ""
+
+
+class Log(Group):
+    level: Annotated[str, _one_of("debug", "info", "warning", "error")] = "info"
+    format: Annotated[str, _one_of("auto", "console", "json")] = "auto"
+    """auto: console on a terminal, json elsewhere."""
+
+
+class Settings(Group):
+    mode: Annotated[str, BeforeValidator(_mode)] = "project"
+    discovery_kubeconfig: Annotated[Path | None, BeforeValidator(values.file_path)] = None
+    """Where projects are watched; none is the cluster this daemon runs in."""
+    project_kubeconfig: Annotated[Path | None, BeforeValidator(values.file_path)] = None
+    """Whose scheme, CA and identity lead to the projects' control planes; none is the cluster this daemon runs in."""
+    label_selector: Annotated[str, BeforeValidator(_label_selector)] = ""
+    listen: Annotated[
+        tuple[Annotated[values.ListenAddress, BeforeValidator(values.listen_address)], ...],
+        BeforeValidator(values.words),
+        AfterValidator(_distinct),
+    ] = (values.UnixAddress(Path("/run/milo-discovery/discovery.sock")),)
+    http_listen: Annotated[values.TcpAddress | None, BeforeValidator(_http_listen)] = values.TcpAddress("", 9464)
+    """Metrics and health. All interfaces: Prometheus and the kubelet come to the pod's address, never to its loopback.
+    It tells names of clusters (up to metrics.cluster_info_cap) to who can reach it, and no more. "off" is none."""
+    socket: Socket = _group(Socket)
+    internal_address_template: Annotated[str, BeforeValidator(values.address_template)] = (
+        "milo-apiserver.{namespace}.svc.cluster.local:6443"
+    )
+    """Where mode `project-control-plane` finds a project's API server."""
+    internal_namespace_template: Annotated[str, BeforeValidator(values.namespace_template)] = "project-{name}"
+    """What {namespace} stands for. Some installations of Milo have "project-{uid}"."""
+    annotation_prefixes: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=317)], ...], BeforeValidator(values.words)
+    ] = ()
+    """Annotations handed on to subscribers: those that begin with one of these. None by default: annotations hold
+    anything, and what leaves the API server should be somebody's decision."""
+    not_ready_grace: Annotated[timedelta, _span("0s", "1h")] = timedelta()
+    heartbeat_interval: Annotated[timedelta, _span("1s", "1h")] = timedelta(seconds=30)
+    stalled_timeout: Annotated[timedelta, _span("1s", "24h")] = timedelta(minutes=5)
+    source: Source = _group(Source)
+    tombstones: Tombstones = _group(Tombstones)
+    metrics: Metrics = _group(Metrics)
+    cluster: SingleCluster = _group(SingleCluster)
+    log: Log = _group(Log)

@@ -1,0 +1,238 @@
+"""The kinds of value a setting can have: each parsed from the text that a flag, a variable or a file gave.
+
+A parser raises ValueError saying what would be right; the place and what was written are added by who reports it.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from string import Formatter
+
+MAX_UNIX_PATH = 107  # sun_path holds 108 bytes, the last of them NUL
+
+_DURATION = re.compile(r"(?:(?P<d>\d+)d)?(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?(?:(?P<ms>\d+)ms)?")
+_SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE = re.compile(r"(\d{1,12}) ?(B|KiB|MiB|GiB)")
+_DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_DNS_NAME = re.compile(rf"{_DNS_LABEL}(?:\.{_DNS_LABEL})*")
+_PLACEHOLDERS = ("name", "uid", "namespace")
+
+
+@dataclass(frozen=True)
+class UnixAddress:
+    path: Path
+
+    def __str__(self) -> str:
+        return f"unix://{self.path}"
+
+
+@dataclass(frozen=True)
+class TcpAddress:
+    host: str  # empty: every interface
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+ListenAddress = UnixAddress | TcpAddress
+
+
+def duration(value: object, *, least: timedelta, most: timedelta) -> timedelta:
+    if isinstance(value, timedelta):
+        span = value
+    else:
+        text = str(value).strip()
+        match = _DURATION.fullmatch(text)
+        if text == "0":
+            span = timedelta()
+        elif not text or match is None:
+            raise ValueError('must be a time with its unit, such as "30s", "5m" or "1h30m"')
+        else:
+            days, hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
+            try:
+                span = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds)
+            except OverflowError:
+                span = timedelta.max
+    if not least <= span <= most:
+        raise ValueError(f"must be between {duration_text(least)} and {duration_text(most)}")
+    return span
+
+
+def duration_text(span: timedelta) -> str:
+    """As a person would write it, and `duration` reads it: 1h30m, 500ms, 0s."""
+    left = round(span / timedelta(milliseconds=1))
+    parts: list[str] = []
+    for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count}{unit}")
+    return "".join(parts) or "0s"
+
+
+def size(value: object, *, least: int, most: int) -> int:
+    if isinstance(value, int):
+        count = value
+    else:
+        match = _SIZE.fullmatch(str(value).strip())
+        if match is None:
+            raise ValueError('must be a size with its unit, such as "64KiB" or "256MiB"')
+        count = int(match[1]) * _SIZES[match[2]]
+    if not least <= count <= most:
+        raise ValueError(f"must be between {size_text(least)} and {size_text(most)}")
+    return count
+
+
+def size_text(count: int) -> str:
+    unit = next(unit for unit in ("GiB", "MiB", "KiB", "B") if count % _SIZES[unit] == 0)
+    return f"{count // _SIZES[unit]}{unit}"
+
+
+def file_path(value: object) -> Path | None:
+    """Empty stands for none: deployments pass `--flag=$(VARIABLE)`, and a variable left empty is one not set."""
+    text = str(value) if value is not None else ""
+    if "\0" in text:
+        raise ValueError("must be the path of a file")
+    return Path(text).expanduser() if text else None
+
+
+def permissions(value: object) -> int:
+    text = f"0{value:o}" if isinstance(value, int) else str(value)
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise ValueError('must be file permissions in octal, such as "0660"')
+    mode = int(text, 8)
+    if mode & 0o600 != 0o600:
+        raise ValueError("must let the owner, which is this daemon, read and write: 06xx")
+    if mode & 0o002:
+        raise ValueError('must not let everybody write, for that is the right to connect: use a group and "0660"')
+    return mode
+
+
+def listen_address(value: object) -> ListenAddress:
+    if isinstance(value, UnixAddress | TcpAddress):
+        return value
+    text = str(value)
+    if text.startswith("unix:"):
+        return _unix_address(text)
+    address = tcp_address(text)
+    if address.host != "localhost" and not _is_loopback(address.host):
+        raise ValueError(
+            "is not a loopback address: TCP has no authentication yet, so other machines could read everything; "
+            f"use 127.0.0.1:{address.port}, [::1]:{address.port} or a Unix socket"
+        )
+    return address
+
+
+def tcp_address(value: object) -> TcpAddress:
+    if isinstance(value, TcpAddress):
+        return value
+    text = str(value)
+    match = re.fullmatch(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:/]*)):(?P<port>\d{1,5})", text)
+    if match is None:
+        raise ValueError('must be HOST:PORT, such as "127.0.0.1:9464" (an IPv6 address in brackets)')
+    host, port = match["v6"] or match["host"] or "", int(match["port"])
+    if port > 65535:
+        raise ValueError("must have a port up to 65535")
+    if match["v6"]:
+        _require_ip(host)
+    elif host and not _DNS_NAME.fullmatch(host.lower()):
+        raise ValueError("must have a host name or an IP address before the port")
+    return TcpAddress(host, port)
+
+
+def _unix_address(text: str) -> UnixAddress:
+    path = text.removeprefix("unix://") if text.startswith("unix://") else text.removeprefix("unix:")
+    if not path.startswith("/") or path.endswith("/") or "\0" in path:
+        raise ValueError('must be "unix://" and an absolute path, such as "unix:///run/milo-discovery/discovery.sock"')
+    length = len(os.fsencode(path))
+    if length > MAX_UNIX_PATH:
+        raise ValueError(f"has a path of {length} bytes; a Unix socket's may have {MAX_UNIX_PATH}: use a shorter one")
+    return UnixAddress(Path(path))
+
+
+def _require_ip(host: str) -> None:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError("must have an IPv6 address between the brackets") from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def address_template(value: object) -> str:
+    """`host[:port]` with placeholders. Whether it tells two projects apart depends on another setting as well."""
+    text = str(value)
+    filled = _filled(text, _PLACEHOLDERS)
+    try:
+        address = tcp_address(filled if re.search(r":\d+$", filled) else f"{filled}:443")
+    except ValueError:
+        address = TcpAddress("", 0)
+    if not address.host or len(address.host) > 253:
+        raise ValueError('must be a host with an optional port, such as "api.{namespace}.svc:6443": no scheme, no path')
+    return text
+
+
+def namespace_template(value: object) -> str:
+    text = str(value)
+    if not re.fullmatch(_DNS_LABEL, _filled(text, ("name", "uid"))):
+        raise ValueError('must be the name of a namespace, such as "project-{name}"')
+    return text
+
+
+def _filled(template: str, allowed: tuple[str, ...]) -> str:
+    """The template with a stand-in for each placeholder, to judge the rest of it by."""
+    known = ", ".join(f"{{{name}}}" for name in allowed)
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError:
+        raise ValueError(f"has a brace too many or too few; placeholders are {known}") from None
+    for _, field, spec, conversion in parts:
+        if field is not None and (field not in allowed or spec or conversion):
+            raise ValueError(f'has the placeholder "{{{field}}}"; there are only {known}')
+    return template.format_map(dict.fromkeys(allowed, "x"))
+
+
+def words(value: object) -> tuple[object, ...]:
+    """A list as YAML has it, or comma-separated as a flag or variable has it."""
+    if isinstance(value, str):
+        return tuple(word.strip() for word in value.split(",") if word.strip())
+    if isinstance(value, Iterable) and not isinstance(value, Mapping):
+        return tuple(value)
+    raise ValueError("must be a list")
+
+
+def pairs(value: object) -> object:
+    """A mapping as YAML has it, or `key=value,key=value` as a flag or variable has it."""
+    if isinstance(value, str):
+        entries = [word.partition("=") for word in value.split(",") if word.strip()]
+        if any(not equals for _, equals, _ in entries):
+            raise ValueError("must be key=value pairs, separated by commas")
+        return {key.strip(): word.strip() for key, _, word in entries}
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise ValueError("must be a mapping")
+
+
+def one_of(*choices: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}")
+        return str(value)
+
+    return parse
+
+
+def cluster_name(value: object) -> str:
+    text = str(value)
+    if not re.fullmatch(_DNS_LABEL, text):
+        raise ValueError("must be up to 63 lowercase letters, digits and hyphens, with a letter or digit at each end")
+    return text

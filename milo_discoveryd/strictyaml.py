@@ -1,0 +1,128 @@
+"""One YAML document, read strictly, with the line of everything in it.
+
+YAML as most loaders read it is too generous for a file that decides where credentials go: the second of two equal keys
+wins in silence, a few aliases expand to gigabytes, and `no` is a boolean. Here duplicate and merge keys are refused,
+tags construct nothing, what aliases expand to is bounded, and scalars can be kept as the text that was written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import yaml
+
+Path: TypeAlias = tuple[str | int, ...]
+Scalars: TypeAlias = Literal["text", "typed"]
+
+MAX_BYTES = 1 << 20
+MAX_NODES = 50_000  # after the expansion of aliases; a kubeconfig of a thousand contexts has some 20,000
+MAX_DEPTH = 40
+MAX_NESTING_MARKS = 2_000  # flow brackets, which the parser would recurse on before any node is counted
+
+# Tags a plain or quoted scalar may resolve to; anything else (!!python/..., !!binary, timestamps) is kept as text.
+_TYPED = frozenset({"tag:yaml.org,2002:bool", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
+_NULL = "tag:yaml.org,2002:null"
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class DocumentError(ValueError):
+    """The text is not a document this reader accepts. `line` counts from 1; 0 where there is none to name."""
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        self.line = line
+        self.message = message
+        super().__init__(f"line {line}: {message}" if line else message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    value: Any
+    lines: Mapping[Path, int]  # of each key (for mappings) and item (for lists)
+
+    def line(self, path: Path) -> int:
+        """The line of `path`, or of the nearest thing around it."""
+        while path and path not in self.lines:
+            path = path[:-1]
+        return self.lines.get(path, 0)
+
+
+def read(content: bytes, *, scalars: Scalars) -> Document:
+    if len(content) > MAX_BYTES:
+        raise DocumentError(f"is {len(content)} bytes long; at most {MAX_BYTES} are read")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DocumentError(
+            f"is not UTF-8 text (byte {error.start})", content.count(b"\n", 0, error.start) + 1
+        ) from None
+    if text.count("[") + text.count("{") > MAX_NESTING_MARKS:
+        raise DocumentError(f"has more than {MAX_NESTING_MARKS} brackets")
+    # The parser written in Python: it keeps line numbers and is never asked for more than MAX_BYTES.
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        builder = _Builder(loader, scalars)
+        value = None if node is None else builder.build(node, (), 0)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise DocumentError(f"is not YAML: {error.problem or error.context}", mark.line + 1 if mark else 0) from None
+    except yaml.YAMLError as error:
+        # A reader error, which quotes the character it stumbled over and no more of the file.
+        raise DocumentError(f"is not YAML: {getattr(error, 'reason', 'unreadable')}") from None
+    except RecursionError:
+        raise DocumentError("is nested too deeply") from None
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+    return Document(value=value, lines=builder.lines)
+
+
+class _Builder:
+    """Turns nodes into values. Counts what it builds, so that aliases cannot multiply without end."""
+
+    def __init__(self, loader: yaml.SafeLoader, scalars: Scalars) -> None:
+        self._loader = loader
+        self._scalars = scalars
+        self._built = 0
+        self.lines: dict[Path, int] = {}
+
+    def build(self, node: yaml.Node, path: Path, depth: int) -> Any:
+        self._built += 1
+        if self._built > MAX_NODES or depth > MAX_DEPTH:
+            raise DocumentError("is too large or too deeply nested once its aliases are expanded", _line(node))
+        self.lines.setdefault(path, _line(node))
+        match node:
+            case yaml.MappingNode():
+                return self._mapping(node, path, depth)
+            case yaml.SequenceNode():
+                return [self.build(item, (*path, index), depth + 1) for index, item in enumerate(node.value)]
+            case _:
+                return self._scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, path: Path, depth: int) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise DocumentError("has a key that is not a plain word", _line(key_node))
+            if key_node.tag == _MERGE:
+                raise DocumentError("uses a merge key (<<); write the keys out", _line(key_node))
+            key: str = key_node.value
+            if key in mapping:
+                first = self.lines[(*path, key)]
+                raise DocumentError(f'has the key "{key}" twice (first on line {first})', _line(key_node))
+            self.lines[(*path, key)] = _line(key_node)
+            mapping[key] = self.build(value_node, (*path, key), depth + 1)
+        return mapping
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        if node.tag == _NULL:
+            return None
+        if self._scalars == "typed" and node.tag in _TYPED:
+            try:
+                return self._loader.construct_object(node)  # type: ignore[no-untyped-call]
+            except ValueError:
+                raise DocumentError("has a number that cannot be read", _line(node)) from None
+        return node.value
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
