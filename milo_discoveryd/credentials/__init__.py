@@ -1,0 +1,20 @@
+"""How the daemon authenticates to API servers: from a kubeconfig or a pod to an `Upstream`.
+
+Secrets live in `Secret`, which masks itself; no message made here holds one.
+"""
+
+from milo_discoveryd.credentials.in_cluster import load_in_cluster
+from milo_discoveryd.credentials.kubeconfig import load_kubeconfig
+from milo_discoveryd.credentials.secret import Secret
+from milo_discoveryd.credentials.source import ClientCertificate, Credential, CredentialSource
+from milo_discoveryd.credentials.upstream import Upstream
+
+__all__ = [
+    "ClientCertificate",
+    "Credential",
+    "CredentialSource",
+    "Secret",
+    "Upstream",
+    "load_in_cluster",
+    "load_kubeconfig",
+]

@@ -1,0 +1,39 @@
+"""A small file that is replaced from outside while we run."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from milo_discoveryd.errors import CredentialError
+
+MAX_BYTES = 1 << 20
+REREAD_EVERY_S = 60.0  # whatever its status says: some file systems keep time in whole seconds
+
+
+class FileContent:
+    """The file's latest good content. Reading is synchronous: these are kilobytes, in practice on a tmpfs."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self.path = path
+        self._clock = clock
+        self._good = b""
+        self._seen: tuple[int, int, int] | None = None
+        self._read_at = float("-inf")
+
+    def read(self, *, anew: bool = False) -> bytes:
+        """Raises CredentialError only when there never was any content."""
+        try:
+            status = self.path.stat()
+            seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+            now = self._clock()
+            if anew or seen != self._seen or now - self._read_at >= REREAD_EVERY_S:
+                with self.path.open("rb") as stream:
+                    content = stream.read(MAX_BYTES + 1)
+                if content.strip() and len(content) <= MAX_BYTES:
+                    self._good, self._seen, self._read_at = content, seen, now
+        except OSError as error:
+            if not self._good:
+                raise CredentialError(f"{self.path} cannot be read: {error.strerror or error}") from None
+        if not self._good:
+            raise CredentialError(f"{self.path} is empty, or larger than {MAX_BYTES} bytes")
+        return self._good

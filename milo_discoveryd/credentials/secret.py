@@ -1,0 +1,33 @@
+"""A value that must not be seen: it masks itself wherever Python would print it."""
+
+import hmac
+from typing import NoReturn
+
+
+class Secret:
+    """Text that only `reveal` shows. Not picklable, so that it cannot travel where masks are off."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return format(repr(self), spec)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._value.encode(), other._value.encode())
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret is not to be copied out of the process")
