@@ -1,0 +1,88 @@
+"""Where one subscriber stands: it owns this, and not a queue, so whatever it does costs the daemon next to nothing."""
+
+import msgspec
+
+from milo_discoveryd.registry.filter import Filter
+from milo_discoveryd.registry.log import BATCH_BYTES, ChangeLog, Snapshot
+
+
+class Batch(msgspec.Struct, frozen=True):
+    frames: tuple[bytes, ...]
+    revision: int
+    reset: bool = False
+    synced: bool = True
+
+
+class _InSnapshot(msgspec.Struct, frozen=True):
+    snapshot: Snapshot
+    index: int = 0
+
+
+class _Following(msgspec.Struct, frozen=True):
+    revision: int
+
+
+class Cursor:
+    """Begins with a snapshot, unless the log can be read from the revision it is to resume from."""
+
+    def __init__(self, log: ChangeLog, wanted: Filter, resume: int | None) -> None:
+        self._log = log
+        self._wanted = wanted
+        self._state: _InSnapshot | _Following
+        if resume is not None and log.reads_from(resume):
+            self._state = _Following(resume)
+        else:
+            self._state = _InSnapshot(log.snapshot())
+
+    @property
+    def resumed(self) -> bool:
+        return isinstance(self._state, _Following)
+
+    @property
+    def lag(self) -> int:
+        """How many revisions are unread."""
+        match self._state:
+            case _Following(revision):
+                return self._log.head - revision
+            case _InSnapshot(snapshot, index):
+                return self._log.head - snapshot.revision + len(snapshot.views) - index
+
+    def take(self) -> Batch | None:
+        """The next batch; None where there is nothing new."""
+        match self._state:
+            case _InSnapshot(snapshot, index):
+                return self._from_snapshot(snapshot, index)
+            case _Following(revision) if self._log.reads_from(revision):
+                return self._from_log(revision)
+            case _Following():
+                # It slept for longer than the log remembers.
+                self._state = _InSnapshot(self._log.snapshot())
+                return self.take()
+
+    def _from_snapshot(self, snapshot: Snapshot, start: int) -> Batch:
+        frames: list[bytes] = []
+        size = 0
+        index = start
+        views = snapshot.views
+        # Whoever wants few of many clusters has them looked for in parts, so that others get their turn.
+        end = min(len(views), start + _LOOKED_AT)
+        while index < end and size < BATCH_BYTES:
+            view = views[index]
+            index += 1
+            if self._wanted.matches(view.cluster):
+                frame = self._log.frame(view)
+                frames.append(frame)
+                size += len(frame)
+        synced = index == len(views)
+        self._state = _Following(snapshot.revision) if synced else _InSnapshot(snapshot, index)
+        return Batch(tuple(frames), snapshot.revision, reset=start == 0, synced=synced)
+
+    def _from_log(self, revision: int) -> Batch | None:
+        if revision == self._log.head:
+            return None
+        found = self._log.since(revision, self._wanted)
+        self._state = _Following(found.revision)
+        return Batch(found.frames, found.revision) if found.frames else None
+
+
+_LOOKED_AT = 5000

@@ -1,0 +1,40 @@
+"""Which clusters a subscriber wants to see."""
+
+import hashlib
+from functools import cached_property
+
+import msgspec
+
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.selector import Selector
+
+
+class Filter(msgspec.Struct, frozen=True, dict=True):
+    """All that is set must match."""
+
+    selector: Selector = Selector()
+    names: frozenset[str] = frozenset()
+    organizations: frozenset[str] = frozenset()
+
+    def matches(self, cluster: Cluster) -> bool:
+        target = cluster.target
+        if self.names and target.name not in self.names:
+            return False
+        if self.organizations and target.organization not in self.organizations:
+            return False
+        return not self.selector or self.selector.matches(dict(target.labels))
+
+    @property
+    def is_everything(self) -> bool:
+        return not (self.selector or self.names or self.organizations)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for two filters that say the same, in this and any other run of the daemon."""
+        if self.is_everything:
+            return "all"
+        said = repr((str(self.selector), sorted(self.names), sorted(self.organizations)))
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+EVERYTHING = Filter()

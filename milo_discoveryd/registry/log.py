@@ -1,0 +1,264 @@
+"""The change log, compacted by cluster.
+
+It keeps the last change of each cluster in revision order. Read from a snapshot's revision it is what came since; for
+a reader that fell behind it is the same, merged; and a reader that comes back with an old revision is just a reader
+that fell behind. What a cluster was before (engaged and gone, or under other labels) is remembered for a while, so that
+such a reader can be told what ended. A revision from before the oldest memory can't be served: `reads_from` says so.
+"""
+
+import weakref
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.registry.events import Encode, Event, EventType
+from milo_discoveryd.registry.filter import Filter
+
+BATCH_BYTES = 256 * 1024
+"""About how much goes into one batch: far below the 4 MiB that gRPC clients take by default."""
+_SLICES = 64
+"""How many different readers' next steps are kept, for the others who stand at the same place."""
+
+
+class View(msgspec.Struct, gc=False):
+    """A cluster as of one revision, with its ENGAGED frame once somebody needed it."""
+
+    cluster: Cluster
+    frame: bytes | None = None
+
+
+class Past(msgspec.Struct, frozen=True, gc=False):
+    """What a cluster was for filters, from revision `since` up to, not including, `until`."""
+
+    cluster: Cluster
+    since: int
+    until: int
+    reason: DisengageReason | None
+    """Why it was disengaged at `until`; None where only its labels or its organization changed."""
+    message: str
+
+
+class Entry(msgspec.Struct, gc=False):
+    revision: int
+    view: View | None
+    """None once it is disengaged."""
+    since: int
+    """The revision since which the view means the same to filters."""
+    past: tuple[Past, ...] = ()
+
+    def known_at(self, revision: int) -> tuple[Cluster, Past | None] | None:
+        """What the cluster was, as far as a filter or an incarnation goes, to who had read up to `revision`."""
+        if self.view is not None and self.since <= revision:
+            return self.view.cluster, None
+        for past in self.past:
+            if past.since <= revision < past.until:
+                return past.cluster, past
+        return None
+
+
+class Retention(msgspec.Struct, frozen=True):
+    """How much of the past is remembered."""
+
+    count: int = 10_000
+    age_s: float = 3600.0
+
+
+class Slice(msgspec.Struct, frozen=True):
+    """Some of the log: what changed after one revision, up to and including another."""
+
+    frames: tuple[bytes, ...]
+    revision: int
+
+
+class Snapshot(msgspec.Struct, frozen=True, weakref=True):
+    """Everything engaged at one revision."""
+
+    views: tuple[View, ...]
+    revision: int
+
+
+class ChangeLog:
+    def __init__(self, encode: Encode, retention: Retention) -> None:
+        self._encode = encode
+        self._retention = retention
+        self._entries: dict[str, Entry] = {}
+        # Parallel, in revision order. An entry that moved on leaves its old place behind, to be swept up later.
+        self._revisions: list[int] = []
+        self._order: list[Entry] = []
+        self._memory: deque[tuple[int, float, str]] = deque()
+        self._floor = 0
+        self._snapshot: weakref.ref[Snapshot] | None = None
+        self._slices: dict[tuple[int, str], Slice] = {}
+        self.head = 0
+
+    def engage(self, name: str, make: Callable[[int], Cluster]) -> Cluster:
+        """`make` is given the revision that it happens at."""
+        entry = self._entries.get(name)
+        assert entry is None or entry.view is None
+        self.head += 1
+        view = View(make(self.head))
+        if entry is None:
+            self._entries[name] = entry = Entry(self.head, view, self.head)
+        else:
+            entry.view, entry.since = view, self.head
+        self._append(entry)
+        return view.cluster
+
+    def update(self, cluster: Cluster, now: float) -> None:
+        entry = self._entries[cluster.target.name]
+        assert entry.view is not None
+        before = entry.view.cluster
+        self.head += 1
+        if (before.target.labels, before.target.organization) != (cluster.target.labels, cluster.target.organization):
+            self._remember(entry, now, None, "")
+            entry.since = self.head
+        entry.view = View(cluster)
+        self._append(entry)
+
+    def disengage(self, name: str, reason: DisengageReason, message: str, now: float) -> None:
+        entry = self._entries[name]
+        assert entry.view is not None
+        self.head += 1
+        self._remember(entry, now, reason, message)
+        entry.view = None
+        self._append(entry)
+
+    def replace(self, name: str, message: str, make: Callable[[int], Cluster], now: float) -> Cluster:
+        """One incarnation ends and the next begins, at one revision: no reader sees a state between the two."""
+        entry = self._entries[name]
+        assert entry.view is not None
+        self.head += 1
+        self._remember(entry, now, DisengageReason.REPLACED, message)
+        entry.view, entry.since = View(make(self.head)), self.head
+        self._append(entry)
+        return entry.view.cluster
+
+    def clear(self) -> None:
+        """Forgets all, and serves no revision given out before."""
+        self._entries.clear()
+        self._revisions.clear()
+        self._order.clear()
+        self._memory.clear()
+        self._slices.clear()
+        self._snapshot = None
+        self.head += 1
+        self._floor = self.head
+
+    def reads_from(self, revision: int) -> bool:
+        return self._floor <= revision <= self.head
+
+    def forget(self, now: float) -> None:
+        """Drops what is remembered for longer than it has to be."""
+        while self._memory and self._memory[0][1] < now - self._retention.age_s:
+            self._forget_oldest()
+
+    def snapshot(self) -> Snapshot:
+        """Shared by all who ask at about the same time: an earlier one is as good, followed by what came since.
+
+        It lives as long as somebody reads it.
+        """
+        kept = self._snapshot() if self._snapshot is not None else None
+        if kept is None or kept.revision < self._floor or self.head - kept.revision > len(kept.views) // 50:
+            self._sweep()
+            kept = Snapshot(tuple(entry.view for entry in self._order if entry.view is not None), self.head)
+            self._snapshot = weakref.ref(kept)
+        return kept
+
+    def frame(self, view: View) -> bytes:
+        if view.frame is None:
+            view.frame = self._encode(Event(EventType.ENGAGED, view.cluster))
+        return view.frame
+
+    def since(self, revision: int, wanted: Filter) -> Slice:
+        """What changed after `revision`: of each cluster, where it stands now. A part of it, where it is much."""
+        key = (revision, wanted.fingerprint)
+        found = self._slices.get(key)
+        if found is None:
+            if len(self._slices) >= _SLICES:
+                self._slices.clear()
+            self._slices[key] = found = self._slice(revision, wanted)
+        return found
+
+    def _slice(self, revision: int, wanted: Filter) -> Slice:
+        frames: list[bytes] = []
+        size = 0
+        index = bisect_right(self._revisions, revision)
+        reached = revision
+        while index < len(self._order) and size < BATCH_BYTES:
+            entry, reached = self._order[index], self._revisions[index]
+            index += 1
+            if entry.revision == reached:
+                # All that one revision changed goes into one slice.
+                for frame in self._told(entry, revision, wanted):
+                    frames.append(frame)
+                    size += len(frame)
+        return Slice(tuple(frames), self.head if index == len(self._order) else reached)
+
+    def _told(self, entry: Entry, revision: int, wanted: Filter) -> Iterable[bytes]:
+        known = entry.known_at(revision)
+        if known is not None and not wanted.matches(known[0]):
+            known = None
+        view = entry.view
+        if view is not None and not wanted.matches(view.cluster):
+            view = None
+        if known is None:
+            if view is not None:
+                yield self.frame(view)
+            return
+        before, past = known
+        if view is not None and view.cluster.incarnation == before.incarnation:
+            yield self._encode(Event(EventType.UPDATED, view.cluster))
+            return
+        if past is None or past.reason is None:
+            past = self._end_of(entry, before) or past
+        if past is not None and past.reason is not None:
+            yield self._encode(Event(EventType.DISENGAGED, past.cluster, past.reason, past.message))
+        else:
+            assert entry.view is not None
+            reason = DisengageReason.LABELS_CHANGED
+            yield self._encode(Event(EventType.DISENGAGED, entry.view.cluster, reason, "it left the filter"))
+        if view is not None:
+            yield self.frame(view)
+
+    def _end_of(self, entry: Entry, cluster: Cluster) -> Past | None:
+        """How the incarnation ended; None where it is still engaged."""
+        return next(
+            (past for past in entry.past if past.reason and past.cluster.incarnation == cluster.incarnation), None
+        )
+
+    def _append(self, entry: Entry) -> None:
+        entry.revision = self.head
+        self._revisions.append(self.head)
+        self._order.append(entry)
+        self._slices.clear()
+        if len(self._order) > 2 * len(self._entries) + 1024:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        if len(self._order) > len(self._entries):
+            kept = [
+                entry
+                for revision, entry in zip(self._revisions, self._order, strict=True)
+                if entry.revision == revision and (entry.view is not None or entry.past)
+            ]
+            self._order = kept
+            self._revisions = [entry.revision for entry in kept]
+
+    def _remember(self, entry: Entry, now: float, reason: DisengageReason | None, message: str) -> None:
+        assert entry.view is not None
+        cluster = entry.view.cluster
+        entry.past = (*entry.past, Past(cluster, entry.since, self.head, reason, message))
+        self._memory.append((self.head, now, cluster.target.name))
+        if len(self._memory) > self._retention.count:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        until, _, name = self._memory.popleft()
+        entry = self._entries[name]
+        entry.past = tuple(past for past in entry.past if past.until > until)
+        self._floor = max(self._floor, until)
+        if entry.view is None and not entry.past:
+            del self._entries[name]

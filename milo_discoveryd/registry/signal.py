@@ -1,0 +1,87 @@
+"""Wakes those who wait for changes: the one part of this room that knows of an event loop."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+COST_S = 0.0001
+"""What it takes to hand a message to one subscriber, about, with room to spare."""
+LONGEST_S = 0.05
+
+
+class Waiter:
+    """One subscriber's bell."""
+
+    def __init__(self) -> None:
+        self._event = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+
+    def ring(self) -> None:
+        self._event.set()
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until it is rung, at most for so long."""
+        timer = self._loop.call_later(timeout_s, self._event.set)
+        try:
+            await self._event.wait()
+        finally:
+            timer.cancel()
+            self._event.clear()
+
+
+class Signal:
+    """Rings every bell soon after a change.
+
+    At once, if the last time is long enough ago; else when it will be, so that many changes a second cost each subscriber
+    a few messages and not as many. The interval grows with the number of subscribers, up to a twentieth of a second.
+    """
+
+    def __init__(self) -> None:
+        self._waiters: set[Waiter] = set()
+        self._last = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._published: deque[tuple[int, float]] = deque(maxlen=1024)
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    @contextmanager
+    def waiter(self) -> Iterator[Waiter]:
+        waiter = Waiter()
+        self._waiters.add(waiter)
+        try:
+            yield waiter
+        finally:
+            self._waiters.discard(waiter)
+
+    def published(self, revision: int, read_at: float) -> None:
+        """A commit reached `revision`, from bytes that were read at `read_at` on the loop's clock."""
+        self._published.append((revision, read_at))
+        self.ring()
+
+    def read_at(self, after: int, revision: int) -> float | None:
+        """When the oldest bytes behind the changes after `after`, up to `revision`, were read."""
+        found = None
+        for head, read_at in reversed(self._published):
+            if head <= after:
+                break
+            if head <= revision or found is None:
+                found = read_at
+        return found
+
+    def ring(self) -> None:
+        if self._timer is not None or not self._waiters:
+            return
+        loop = asyncio.get_running_loop()
+        due = self._last + min(LONGEST_S, len(self._waiters) * COST_S)
+        if loop.time() >= due:
+            self._ring()
+        else:
+            self._timer = loop.call_at(due, self._ring)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._last = asyncio.get_running_loop().time()
+        for waiter in self._waiters:
+            waiter.ring()
