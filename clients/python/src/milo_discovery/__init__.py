@@ -1,1 +1,107 @@
 """Follow Milo project control planes through milo-discoveryd."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
+from milo_discovery._backoff import BackoffPolicy
+from milo_discovery.errors import (
+    CallFailed,
+    ClusterNotFound,
+    DiscoveryError,
+    FieldViolation,
+    HandlerFailed,
+    InvalidAddress,
+    InvalidRequest,
+    PermissionDenied,
+    PreconditionFailed,
+    StatusError,
+    StreamBroken,
+    TimedOut,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
+)
+from milo_discovery.events import Connected, Disconnected, Event, Mark, Synced
+from milo_discovery.model import (
+    Cluster,
+    ClusterReport,
+    Connectivity,
+    ConnectivityState,
+    CredentialSource,
+    DisengageReason,
+    Engagement,
+    EngagementReason,
+    EventType,
+    FleetCounts,
+    Kubeconfig,
+    KubeconfigFormat,
+    Limits,
+    Listing,
+    ServerInfo,
+    SourceState,
+    SourceStatus,
+    Transition,
+)
+
+if TYPE_CHECKING:
+    from milo_discovery.client import DiscoveryClient
+    from milo_discovery.watch import Watch
+
+# What needs gRPC is loaded when it is first used: the command's help and the pytest plugin do without.
+_LOADED_ON_USE = {
+    "DiscoveryClient": "milo_discovery.client",
+    "Watch": "milo_discovery.watch",
+}
+
+__all__ = [
+    "ADDRESS_VARIABLE",
+    "DEFAULT_ADDRESS",
+    "BackoffPolicy",
+    "CallFailed",
+    "Cluster",
+    "ClusterNotFound",
+    "ClusterReport",
+    "Connected",
+    "Connectivity",
+    "ConnectivityState",
+    "CredentialSource",
+    "Disconnected",
+    "DiscoveryClient",
+    "DiscoveryError",
+    "DisengageReason",
+    "Engagement",
+    "EngagementReason",
+    "Event",
+    "EventType",
+    "FieldViolation",
+    "FleetCounts",
+    "HandlerFailed",
+    "InvalidAddress",
+    "InvalidRequest",
+    "Kubeconfig",
+    "KubeconfigFormat",
+    "Limits",
+    "Listing",
+    "Mark",
+    "PermissionDenied",
+    "PreconditionFailed",
+    "ServerInfo",
+    "SourceState",
+    "SourceStatus",
+    "StatusError",
+    "StreamBroken",
+    "Synced",
+    "TimedOut",
+    "Transition",
+    "Unauthenticated",
+    "Unavailable",
+    "Unimplemented",
+    "Watch",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LOADED_ON_USE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LOADED_ON_USE[name]), name)

@@ -1,0 +1,202 @@
+"""From values to requests, and from responses to values. The only place that knows both."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from typing import TypedDict
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from milo_discovery import model
+from milo_discovery._gen import discovery_pb2 as pb
+
+DEFAULT_HEARTBEAT = timedelta(seconds=30)
+
+
+class FilterOptions(TypedDict, total=False):
+    """Which clusters: all that is set must match, and nothing set means all of them."""
+
+    label_selector: str
+    """Kubernetes syntax: "env in (prod, staging),tier!=silver"."""
+    names: Collection[str]
+    """Any of these names."""
+    organizations: Collection[str]
+    """Any of these organizations."""
+
+
+class WatchOptions(FilterOptions, total=False):
+    """What to watch, and how."""
+
+    include_kubeconfigs: bool
+    """A kubeconfig with each ENGAGED, and KUBECONFIG events before it runs out."""
+    kubeconfig_ttl: timedelta
+    """How long those should live; the daemon may give less."""
+    heartbeat_interval: timedelta
+    """How long the stream may be silent: after three of them the connection counts as dead. 30 s by default."""
+
+
+def filter_message(options: FilterOptions | WatchOptions) -> pb.ClusterFilter:
+    for key in ("names", "organizations"):
+        # A string is a collection of its letters, which nobody means.
+        if isinstance(options.get(key), str):
+            raise TypeError(f"{key} is a collection of strings, not one string: {key}=[{options.get(key)!r}]")
+    return pb.ClusterFilter(
+        label_selector=options.get("label_selector", ""),
+        names=options.get("names", ()),
+        organizations=options.get("organizations", ()),
+    )
+
+
+def watch_request(options: WatchOptions) -> pb.WatchClustersRequest:
+    ttl = options.get("kubeconfig_ttl")
+    return pb.WatchClustersRequest(
+        filter=filter_message(options),
+        include_kubeconfigs=options.get("include_kubeconfigs", False),
+        kubeconfig_ttl=None if ttl is None else duration_message(ttl),
+        heartbeat_interval=duration_message(options.get("heartbeat_interval", DEFAULT_HEARTBEAT)),
+    )
+
+
+def issue_request(
+    name: str, ttl: timedelta | None, kubeconfig_format: model.KubeconfigFormat, incarnation: str
+) -> pb.IssueKubeconfigRequest:
+    return pb.IssueKubeconfigRequest(
+        cluster=name,
+        ttl=None if ttl is None else duration_message(ttl),
+        format=pb.KubeconfigFormat.ValueType(kubeconfig_format.value),
+        incarnation=incarnation,
+    )
+
+
+def duration_message(value: timedelta) -> Duration:
+    message = Duration()
+    message.FromTimedelta(value)
+    return message
+
+
+def cluster(message: pb.Cluster) -> model.Cluster:
+    return model.Cluster(
+        name=message.name,
+        uid=message.uid,
+        endpoint=message.endpoint,
+        organization=message.organization,
+        labels=dict(message.labels),
+        annotations=dict(message.annotations),
+        engaged_at=_time(message, "engaged_at"),
+        deletion_requested_at=_time(message, "deletion_requested_at"),
+        deletion_message=message.deletion_message,
+        suspended=message.suspended,
+        connectivity=model.Connectivity(
+            state=model.ConnectivityState(message.connectivity.state),
+            since=_time(message.connectivity, "since"),
+            message=message.connectivity.message,
+        ),
+        source_resource_version=message.source_resource_version,
+        incarnation=message.incarnation,
+    )
+
+
+def kubeconfig(message: pb.Kubeconfig) -> model.Kubeconfig:
+    return model.Kubeconfig(
+        cluster=message.cluster,
+        kubeconfig=message.kubeconfig,
+        expires_at=_time(message, "expires_at"),
+        refresh_after=_time(message, "refresh_after"),
+        issued_at=_time(message, "issued_at"),
+    )
+
+
+def source_status(message: pb.SourceStatus) -> model.SourceStatus:
+    return model.SourceStatus(
+        state=model.SourceState(message.state),
+        since=_time(message, "since"),
+        reason=message.reason,
+        message=message.message,
+        last_contact=_time(message, "last_contact"),
+    )
+
+
+def listing(pages: Collection[pb.ListClustersResponse]) -> model.Listing:
+    """All pages of one listing, which show the fleet at one revision."""
+    *_, last = pages
+    return model.Listing(
+        clusters=tuple(cluster(each) for page in pages for each in page.clusters),
+        revision=last.revision,
+        total_size=last.total_size,
+        source=source_status(last.source),
+    )
+
+
+def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
+    return model.ClusterReport(
+        cluster=cluster(message.cluster) if message.HasField("cluster") else None,
+        engagement=model.Engagement(
+            engaged=message.engagement.engaged,
+            reason=model.EngagementReason(message.engagement.reason),
+            message=message.engagement.message,
+            since=_time(message.engagement, "since"),
+        ),
+        transitions=tuple(
+            model.Transition(
+                type=model.EventType(each.type),
+                reason=model.DisengageReason(each.reason),
+                message=each.message,
+                at=_time(each, "at"),
+                incarnation=each.incarnation,
+            )
+            for each in message.transitions
+        ),
+    )
+
+
+def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
+    counts, limits = message.counts, message.limits
+    return model.ServerInfo(
+        version=message.version,
+        mode=message.mode,
+        incarnation=message.incarnation,
+        started_at=_time(message, "started_at"),
+        source=source_status(message.source),
+        synced=message.synced,
+        counts=model.FleetCounts(
+            engaged=counts.engaged,
+            not_ready=counts.not_ready,
+            outside_selector=counts.outside_selector,
+            malformed=counts.malformed,
+            subscribers=counts.subscribers,
+        ),
+        credential_sources=tuple(
+            model.CredentialSource(
+                name=each.name,
+                type=each.type,
+                healthy=each.healthy,
+                message=each.message,
+                expires_at=_time(each, "expires_at"),
+            )
+            for each in message.credential_sources
+        ),
+        limits=model.Limits(
+            default_heartbeat_interval=_span(limits, "default_heartbeat_interval"),
+            stalled_timeout=_span(limits, "stalled_timeout"),
+            max_kubeconfig_ttl=_span(limits, "max_kubeconfig_ttl"),
+            max_page_size=limits.max_page_size,
+            max_filter_bytes=limits.max_filter_bytes,
+        ),
+    )
+
+
+def _time(message: Message, name: str) -> datetime | None:
+    if not message.HasField(name):
+        return None
+    stamp: Timestamp = getattr(message, name)
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def _span(message: Message, name: str) -> timedelta | None:
+    if not message.HasField(name):
+        return None
+    span: Duration = getattr(message, name)
+    return span.ToTimedelta()

@@ -1,0 +1,226 @@
+"""What the client hands out: frozen values, made once from the messages on the wire.
+
+Field names are those of the proto file. A timestamp that isn't set is None, all others are in UTC.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import Enum
+
+
+class _OpenEnum(Enum):
+    """An enum whose numbers are those of the wire, where a newer daemon may send some that have no name here."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> _OpenEnum:
+        return cls["UNSPECIFIED"]
+
+
+class DisengageReason(_OpenEnum):
+    """Why a cluster was disengaged. UNSPECIFIED where that isn't known: `Event.message` says what is."""
+
+    UNSPECIFIED = 0
+    DELETED = 1
+    NOT_READY = 2
+    REPLACED = 3
+    LABELS_CHANGED = 4
+    UNREACHABLE = 5
+    REVOKED = 6
+    MOVED = 7
+    REMOVED = 8
+
+
+class ConnectivityState(_OpenEnum):
+    """Whether the daemon reaches a cluster's API server."""
+
+    UNSPECIFIED = 0
+    UNKNOWN = 1
+    REACHABLE = 2
+    UNREACHABLE = 3
+
+
+class SourceState(_OpenEnum):
+    """How the daemon's view of Milo stands."""
+
+    UNSPECIFIED = 0
+    STREAMING = 1
+    CATCHING_UP = 2
+    STALE = 3
+
+
+class EngagementReason(_OpenEnum):
+    """Why a name is engaged, or isn't."""
+
+    UNSPECIFIED = 0
+    ENGAGED = 1
+    NOT_READY = 2
+    OUTSIDE_SELECTOR = 3
+    MALFORMED = 4
+    DELETED = 5
+    CONFIRMING_DELETION = 6
+    UNREACHABLE = 7
+
+
+class EventType(_OpenEnum):
+    """What happened to a cluster."""
+
+    UNSPECIFIED = 0
+    ENGAGED = 1
+    UPDATED = 2
+    DISENGAGED = 3
+    KUBECONFIG = 4
+
+
+class KubeconfigFormat(_OpenEnum):
+    """How a kubeconfig carries its credential."""
+
+    UNSPECIFIED = 0
+    EMBEDDED = 1
+    EXEC = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connectivity:
+    """What the daemon's own probes of a cluster found."""
+
+    state: ConnectivityState = ConnectivityState.UNSPECIFIED
+    since: datetime | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """An engaged project control plane."""
+
+    name: str
+    uid: str = ""
+    endpoint: str = ""
+    organization: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
+    annotations: Mapping[str, str] = field(default_factory=dict, hash=False)
+    engaged_at: datetime | None = None
+    deletion_requested_at: datetime | None = None
+    deletion_message: str = ""
+    suspended: bool = False
+    connectivity: Connectivity = Connectivity()
+    source_resource_version: str = ""
+    incarnation: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kubeconfig:
+    """A credential with all that is needed to use it. Its content stays out of `repr`: keep it out of logs too."""
+
+    cluster: str
+    kubeconfig: bytes = field(repr=False)
+    expires_at: datetime | None = None
+    refresh_after: datetime | None = None
+    issued_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceStatus:
+    """How fresh the daemon's view of Milo is, which is another matter than the connection to the daemon."""
+
+    state: SourceState = SourceState.UNSPECIFIED
+    since: datetime | None = None
+    reason: str = ""
+    message: str = ""
+    last_contact: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """The engaged clusters at one revision, ordered by name."""
+
+    clusters: tuple[Cluster, ...] = ()
+    revision: str = ""
+    total_size: int = 0
+    source: SourceStatus = SourceStatus()
+
+    def __iter__(self) -> Iterator[Cluster]:
+        return iter(self.clusters)
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engagement:
+    """Whether a name is engaged, and why, or why not."""
+
+    engaged: bool = False
+    reason: EngagementReason = EngagementReason.UNSPECIFIED
+    message: str = ""
+    since: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """An engagement or disengagement that happened."""
+
+    type: EventType = EventType.UNSPECIFIED
+    reason: DisengageReason = DisengageReason.UNSPECIFIED
+    message: str = ""
+    at: datetime | None = None
+    incarnation: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterReport:
+    """What the daemon knows of one name: `cluster` is None where it never was engaged."""
+
+    cluster: Cluster | None = None
+    engagement: Engagement = Engagement()
+    transitions: tuple[Transition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetCounts:
+    """How many of each the daemon knows."""
+
+    engaged: int = 0
+    not_ready: int = 0
+    outside_selector: int = 0
+    malformed: int = 0
+    subscribers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CredentialSource:
+    """A configured source of the kubeconfigs that the daemon hands out."""
+
+    name: str = ""
+    type: str = ""
+    healthy: bool = False
+    message: str = ""
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The bounds within which the daemon answers."""
+
+    default_heartbeat_interval: timedelta | None = None
+    stalled_timeout: timedelta | None = None
+    max_kubeconfig_ttl: timedelta | None = None
+    max_page_size: int = 0
+    max_filter_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerInfo:
+    """The daemon itself."""
+
+    version: str = ""
+    mode: str = ""
+    incarnation: str = ""
+    started_at: datetime | None = None
+    source: SourceStatus = SourceStatus()
+    synced: bool = False
+    counts: FleetCounts = FleetCounts()
+    credential_sources: tuple[CredentialSource, ...] = ()
+    limits: Limits = Limits()

@@ -1,0 +1,68 @@
+"""Small builders of what the daemon sends."""
+
+from __future__ import annotations
+
+from milo_discovery._gen import discovery_pb2 as pb
+
+_TYPE = pb.ClusterEvent.Type
+
+
+def cluster(name: str, *, uid: str | None = None, **fields: object) -> pb.Cluster:
+    return pb.Cluster(name=name, uid=uid or f"uid-of-{name}", **fields)
+
+
+def engaged(what: str | pb.Cluster, *, kubeconfig: bytes | None = None) -> pb.ClusterEvent:
+    return _event(_TYPE.TYPE_ENGAGED, what, kubeconfig=kubeconfig)
+
+
+def updated(what: str | pb.Cluster) -> pb.ClusterEvent:
+    return _event(_TYPE.TYPE_UPDATED, what)
+
+
+def disengaged(
+    what: str | pb.Cluster,
+    reason: pb.DisengageReason.ValueType = pb.DISENGAGE_REASON_DELETED,
+    message: str = "",
+) -> pb.ClusterEvent:
+    return _event(_TYPE.TYPE_DISENGAGED, what, reason=reason, message=message)
+
+
+def renewed(what: str | pb.Cluster, kubeconfig: bytes) -> pb.ClusterEvent:
+    return _event(_TYPE.TYPE_KUBECONFIG, what, kubeconfig=kubeconfig)
+
+
+def _event(
+    kind: pb.ClusterEvent.Type.ValueType,
+    what: str | pb.Cluster,
+    *,
+    kubeconfig: bytes | None = None,
+    reason: pb.DisengageReason.ValueType = pb.DISENGAGE_REASON_UNSPECIFIED,
+    message: str = "",
+) -> pb.ClusterEvent:
+    subject = cluster(what) if isinstance(what, str) else what
+    return pb.ClusterEvent(
+        type=kind,
+        cluster=subject,
+        reason=reason,
+        message=message,
+        kubeconfig=None if kubeconfig is None else pb.Kubeconfig(cluster=subject.name, kubeconfig=kubeconfig),
+    )
+
+
+def snapshot(revision: str, *events: pb.ClusterEvent, synced: bool = True) -> pb.WatchClustersResponse:
+    """The batch that starts over; the whole snapshot unless `synced` says that more follows."""
+    return pb.WatchClustersResponse(events=events, revision=revision, synced=synced, reset=True)
+
+
+def following(
+    previous: str, revision: str, *events: pb.ClusterEvent, synced: bool = True, source: pb.SourceStatus | None = None
+) -> pb.WatchClustersResponse:
+    """A batch after another one; a heartbeat if it has no events."""
+    return pb.WatchClustersResponse(
+        events=events, revision=revision, previous_revision=previous, synced=synced, source=source
+    )
+
+
+def waiting(previous: str = "", revision: str = "") -> pb.WatchClustersResponse:
+    """A heartbeat of a daemon that has no complete view yet."""
+    return following(previous, revision, synced=False)

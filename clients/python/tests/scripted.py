@@ -1,0 +1,117 @@
+"""A real gRPC server on a Unix socket that says what a test tells it to."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.message import Message
+from google.rpc.status_pb2 import Status
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceServicer, add_DiscoveryServiceServicer_to_server
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A status with google.rpc details."""
+
+    code: grpc.StatusCode
+    message: str = ""
+    details: tuple[Message, ...] = ()
+
+    async def abort(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        packed = []
+        for detail in self.details:
+            packed.append(Packed())
+            packed[-1].Pack(detail)
+        status = Status(code=self.code.value[0], message=self.message, details=packed)
+        await context.abort(
+            self.code, self.message, trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),)
+        )
+
+
+@dataclass
+class Stream:
+    """One WatchClusters call, as the server sees it."""
+
+    request: pb.WatchClustersRequest
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    _script: asyncio.Queue[pb.WatchClustersResponse | Refusal | None] = field(default_factory=asyncio.Queue)
+
+    def send(self, *batches: pb.WatchClustersResponse) -> None:
+        for batch in batches:
+            self._script.put_nowait(batch)
+
+    def end(self, refusal: Refusal | None = None) -> None:
+        self._script.put_nowait(refusal)
+
+    async def play(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        try:
+            while True:
+                step = await self._script.get()
+                match step:
+                    case None:
+                        return
+                    case Refusal():
+                        await step.abort(context)
+                    case _:
+                        await context.write(step)
+        finally:
+            self.ended.set()
+
+
+class ScriptedDaemon(DiscoveryServiceServicer):
+    """Answers unary calls with `answers`, by method name, and hands each stream to the test."""
+
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
+        self.address = f"unix://{socket}"
+        self.answers: dict[str, list[Message | Refusal]] = {}
+        self.requests: list[Message] = []
+        self.peers: list[str] = []
+        self._streams: asyncio.Queue[Stream] = asyncio.Queue()
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server()
+        add_DiscoveryServiceServicer_to_server(self, self._server)
+        self._server.add_insecure_port(self.address)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(None)
+
+    async def stream(self) -> Stream:
+        """The next stream that a client opens."""
+        return await self._streams.get()
+
+    async def WatchClusters(self, request, context):
+        stream = Stream(request)
+        self._streams.put_nowait(stream)
+        await stream.play(context)
+
+    async def ListClusters(self, request, context):
+        return await self._answer("ListClusters", request, context)
+
+    async def GetCluster(self, request, context):
+        return await self._answer("GetCluster", request, context)
+
+    async def IssueKubeconfig(self, request, context):
+        return await self._answer("IssueKubeconfig", request, context)
+
+    async def GetServerInfo(self, request, context):
+        return await self._answer("GetServerInfo", request, context)
+
+    async def _answer(self, method, request, context):
+        self.requests.append(request)
+        answer = self.answers[method].pop(0)
+        if isinstance(answer, Refusal):
+            await answer.abort(context)
+        return answer
