@@ -1,0 +1,72 @@
+"""Which proxy a request to an API server goes through, from the kubeconfig or the environment.
+
+HTTP libraries differ in what they make of NO_PROXY; ours ignores the CIDR blocks that every cluster's manifests have in
+it, and so would send in-cluster traffic to the proxy. The rules here are those of Go, and so those of kubectl.
+"""
+
+import ipaddress
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def environment_proxy(server: str, environ: Mapping[str, str]) -> str | None:
+    """The proxy's URL, or none."""
+    parts = urlsplit(server)
+    host = (parts.hostname or "").rstrip(".")
+    proxy = _either(environ, f"{parts.scheme}_proxy")
+    if not proxy or _is_loopback(host) or _excepted(host, parts.port or _DEFAULT_PORTS[parts.scheme], environ):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _excepted(host: str, port: int, environ: Mapping[str, str]) -> bool:
+    return any(
+        _matches(word.strip().lower(), host, port) for word in _either(environ, "no_proxy").split(",") if word.strip()
+    )
+
+
+def _matches(exception: str, host: str, port: int) -> bool:
+    if exception == "*":
+        return True
+    address = _address(host)
+    if "/" in exception:
+        try:
+            return address is not None and address in ipaddress.ip_network(exception, strict=False)
+        except ValueError:
+            return False
+    name, wanted_port = _split_port(exception)
+    if wanted_port is not None and wanted_port != port:
+        return False
+    if address is not None:
+        return address == _address(name)
+    if name.startswith("*."):
+        name = name[1:]
+    # A name stands for itself and all below it; with a dot before it, only for what is below.
+    return host.endswith(name if name.startswith(".") else f".{name}") or host == name
+
+
+def _split_port(exception: str) -> tuple[str, int | None]:
+    if _address(exception) is not None:
+        return exception, None
+    name, colon, port = exception.rpartition(":")
+    if colon and port.isdigit():
+        return name.strip("[]"), int(port)
+    return exception.strip("[]"), None
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _is_loopback(host: str) -> bool:
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def _either(environ: Mapping[str, str], name: str) -> str:
+    return environ.get(name.upper()) or environ.get(name) or ""
