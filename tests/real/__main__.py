@@ -1,0 +1,56 @@
+"""`./dev real up|down|status`: the real servers, running until they are told to end.
+
+Ends with 0 when it is done (`status`: when all of them run), 1 when it is not, 3 when there is no go command.
+"""
+
+import argparse
+import asyncio
+import sys
+
+import click
+
+from tests.real.builds import GoMissingError, UnobtainableError, say_to_stderr
+from tests.real.process import ProcessError
+from tests.real.session import Session
+
+_FAILED = 1
+_NO_GO = 3
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="./dev real", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("verb", choices=["up", "down", "status"])
+    verb = parser.parse_args(argv).verb
+    session = Session.of_the_user()
+    try:
+        if verb == "status":
+            return _status(session)
+        asyncio.run(session.up(say_to_stderr) if verb == "up" else session.down(say_to_stderr))
+        return _status(session) if verb == "up" else 0
+    except GoMissingError as error:
+        say_to_stderr(str(error))
+        return _NO_GO
+    except (UnobtainableError, ProcessError) as error:
+        say_to_stderr(str(error))
+        return _FAILED
+
+
+def _status(session: Session) -> int:
+    servers = session.servers()
+    if not servers:
+        click.echo("nothing runs: ./dev real up")
+        return _FAILED
+    for server in servers:
+        click.echo(f"{server.mode}: {server.title}")
+        for process in server.processes:
+            click.echo(
+                f"  {'runs' if process.running() else 'ENDED'}: {process.name} (pid {process.pid}, log {process.log})"
+            )
+        click.echo(f"  export KUBECONFIG={server.kubeconfig}")
+    for missing in session.missing():
+        click.echo(f"not the real thing: {missing}")
+    return 0 if all(process.running() for server in servers for process in server.processes) else _FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

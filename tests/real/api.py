@@ -1,0 +1,74 @@
+"""The few requests to an API server that its own starting and its tests need."""
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+_DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+_EXISTS_ALREADY = 409
+_MERGE = {"Content-Type": "application/merge-patch+json"}
+
+
+class RefusedError(Exception):
+    """The server answered with an error."""
+
+    def __init__(self, request: str, status: int, answer: str) -> None:
+        super().__init__(f"{request}: {status} {answer}")
+        self.status = status
+
+
+class Api:
+    """One user's requests to one server."""
+
+    def __init__(self, url: str, authority: Path, token: str) -> None:
+        self._url = url
+        self._tls = ssl.create_default_context(cafile=authority)
+        self._headers = {"Authorization": f"Bearer {token}"}
+
+    async def __aenter__(self) -> Self:
+        connector = aiohttp.TCPConnector(ssl=self._tls, force_close=True)
+        self._session = aiohttp.ClientSession(connector=connector, headers=self._headers)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    async def answers(self, path: str) -> bool:
+        """Does the server answer this with 200? One that does not even talk answers no."""
+        try:
+            async with self._session.get(self._url + path) as answer:
+                return answer.status == 200
+        except aiohttp.ClientError:
+            return False
+
+    async def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        headers = _MERGE if method == "PATCH" else None
+        async with self._session.request(method, self._url + path, json=body, headers=headers) as answer:
+            if answer.status >= 400:
+                raise RefusedError(f"{method} {path}", answer.status, await answer.text())
+            content: dict[str, Any] = await answer.json()
+            return content
+
+    @asynccontextmanager
+    async def stream(self, path: str) -> AsyncIterator[aiohttp.StreamReader]:
+        """The body of an answer as it comes, a watch's lines for instance."""
+        endless = aiohttp.ClientTimeout(total=None)
+        async with self._session.get(self._url + path, timeout=endless) as answer:
+            if answer.status >= 400:
+                raise RefusedError(f"GET {path}", answer.status, await answer.text())
+            yield answer.content
+
+    async def define(self, definition: object) -> None:
+        """Installs a custom resource definition, unless it is there."""
+        try:
+            await self.call("POST", _DEFINITIONS, definition)
+        except RefusedError as refusal:
+            if refusal.status != _EXISTS_ALREADY:
+                raise

@@ -1,0 +1,7 @@
+module real/milo
+
+go 1.25.0
+
+tool go.miloapis.com/milo/cmd/milo
+
+require go.miloapis.com/milo v0.32.5

@@ -1,0 +1,107 @@
+"""A server process that outlives the command which started it.
+
+It is known again by its id and the moment it was born, so an id that the kernel has given to another process since is
+never signalled: signals go through a pidfd, and the birth is compared while that pidfd holds the process.
+"""
+
+import asyncio
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import msgspec
+
+LONGEST_END_S = 90  # an API server on SIGTERM lets its open watches live for 60 s
+
+
+class ProcessError(Exception):
+    """A server process ended, or would not."""
+
+
+class Process(msgspec.Struct, frozen=True, kw_only=True):
+    """One running, or once running, server."""
+
+    name: str
+    pid: int
+    born: int  # clock ticks since boot
+    log: str
+
+    def running(self) -> bool:
+        return _birth(self.pid) == self.born
+
+    async def end(self, how: signal.Signals, *, within_s: float = LONGEST_END_S) -> None:
+        """Sends the signal and returns when the process is gone; one that is gone already is no error."""
+        try:
+            handle = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if not self.running():
+                return
+            signal.pidfd_send_signal(handle, how)
+            async with asyncio.timeout(within_s):
+                await _readable(handle)
+        except TimeoutError as error:
+            raise ProcessError(f"{self.name} (pid {self.pid}) did not end {within_s:g} s after {how.name}") from error
+        finally:
+            os.close(handle)
+            _reap(self.pid)
+
+    def pause(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def last_words(self, lines: int = 15) -> str:
+        return "\n".join(Path(self.log).read_text(errors="replace").splitlines()[-lines:])
+
+
+def start(name: str, argv: list[str], *, log: Path, tied: bool) -> Process:
+    """Starts a server in a session of its own; a tied one dies with the thread that started it, however that ends."""
+    if tied and (setpriv := shutil.which("setpriv")):
+        argv = [setpriv, "--pdeathsig", "KILL", "--", *argv]
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    pid = os.posix_spawn(
+        argv[0],
+        argv,
+        os.environ,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsid=True,
+    )
+    born = _birth(pid)
+    if born is None:
+        raise ProcessError(f"{name} ended at once: {log.read_text(errors='replace').strip()}")
+    return Process(name=name, pid=pid, born=born, log=str(log))
+
+
+def _birth(pid: int) -> int | None:
+    """When the process was born, or None when there is none (one that only waits to be reaped counts as none)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    fields = stat.rpartition(")")[2].split()  # the command before it may hold spaces and brackets
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _reap(pid: int) -> None:
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        return  # started by another command: its parent reaps it
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(descriptor, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(descriptor)

@@ -1,0 +1,72 @@
+"""Which programs stand for the two API servers on this machine, and what is missing for the full set."""
+
+import os
+from pathlib import Path
+
+import msgspec
+
+from tests.real.builds import ETCD, KUBE_APISERVER, MILO, Say, UnobtainableError, obtain, source_folder
+
+# A milo binary that somebody has built already, from a working copy for instance.
+MILO_BINARY = "MILO_APISERVER"
+
+_OWN_DEFINITIONS = Path(__file__).parent / "crds"
+_CONTROL_PLANES = Path("config/crd/bases/infrastructure/infrastructure.miloapis.com_projectcontrolplanes.yaml")
+
+
+class ApiProgram(msgspec.Struct, frozen=True, kw_only=True):
+    """An API server and the resource definitions it has to be given."""
+
+    title: str
+    argv: tuple[str, ...]
+    definitions: tuple[str, ...] = ()  # YAML
+
+
+class Programs(msgspec.Struct, frozen=True, kw_only=True):
+    etcd: Path
+    milo: ApiProgram
+    infrastructure: ApiProgram
+    # What is not the real thing here, and why: nothing when all of it is.
+    missing: tuple[str, ...] = ()
+
+
+def programs(say: Say) -> Programs:
+    """Obtains every program; raises GoMissingError or UnobtainableError where not even the stand-ins can be had."""
+    etcd = obtain(ETCD, say)
+    kubernetes = str(obtain(KUBE_APISERVER, say))
+    missing = []
+    try:
+        control_planes = source_folder(MILO) / _CONTROL_PLANES
+    except UnobtainableError as error:
+        control_planes = _OWN_DEFINITIONS / "projectcontrolplanes.yaml"
+        missing.append(f"Milo's definition of projectcontrolplanes, so one of our own stands for it ({error})")
+    try:
+        milo = _milo(say)
+    except UnobtainableError as error:
+        milo = ApiProgram(
+            title=f"{KUBE_APISERVER.title} with projects of our own definition, in Milo's place",
+            argv=_kubernetes_argv(kubernetes),
+            definitions=((_OWN_DEFINITIONS / "projects.yaml").read_text(),),
+        )
+        missing.append(f"Milo's API server, so a kube-apiserver stands for it ({error})")
+    return Programs(
+        etcd=etcd,
+        milo=milo,
+        infrastructure=ApiProgram(
+            title=KUBE_APISERVER.title, argv=_kubernetes_argv(kubernetes), definitions=(control_planes.read_text(),)
+        ),
+        missing=tuple(missing),
+    )
+
+
+def _milo(say: Say) -> ApiProgram:
+    given = os.environ.get(MILO_BINARY)
+    if not given:
+        return ApiProgram(title=MILO.title, argv=(str(obtain(MILO, say)), "apiserver"))
+    if not os.access(given, os.X_OK):
+        raise UnobtainableError(f"{MILO_BINARY} is {given!r}, which is no program: give the path of a milo binary")
+    return ApiProgram(title=f"milo as built at {given}", argv=(given, "apiserver"))
+
+
+def _kubernetes_argv(binary: str) -> tuple[str, ...]:
+    return (binary, "--service-cluster-ip-range=10.96.0.0/16", "--endpoint-reconciler-type=none")
