@@ -1,0 +1,221 @@
+"""One API: the resources of one store, over HTTP. The Milo API is one, and so is each project's control plane."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from milo_discoveryd.sandbox import answers, calls, options, patches, refusals
+from milo_discoveryd.sandbox.calls import Call
+from milo_discoveryd.sandbox.collection import Page
+from milo_discoveryd.sandbox.faults import Faults
+from milo_discoveryd.sandbox.history import CompactedError
+from milo_discoveryd.sandbox.options import Continue, ListOptions
+from milo_discoveryd.sandbox.records import Record, decode, encode
+from milo_discoveryd.sandbox.resources import Document, Resource
+from milo_discoveryd.sandbox.rights import Rights
+from milo_discoveryd.sandbox.store import Part, Preconditions, Store
+from milo_discoveryd.sandbox.streams import Streams
+from milo_discoveryd.sandbox.watch import Pace, Plain, Watch
+
+_PATCHES: dict[str, Callable[[Any, Any], Any]] = {
+    patches.MERGE: patches.merge,
+    patches.JSON: patches.apply_operations,
+    patches.STRATEGIC: patches.strategic,
+}
+
+
+class Features(msgspec.Struct, frozen=True, kw_only=True):
+    """What kind of server this is."""
+
+    pace: Pace = Pace()
+    streaming_lists: bool = True
+
+
+class Api:
+    """Reads a request, has the store do it, writes the answer. Everything that it decides, others decide for it."""
+
+    def __init__(self, store: Store, *, features: Features, rights: Rights, faults: Faults) -> None:
+        self.store = store
+        self.streams = Streams()
+        self._features = features
+        self._rights = rights
+        self._faults = faults
+        self._handlers = {
+            "get": self._get,
+            "list": self._list,
+            "watch": self._watch,
+            "create": self._create,
+            "update": self._update,
+            "patch": self._patch,
+            "delete": self._delete,
+            "deletecollection": self._delete_collection,
+        }
+        store.listen(self.streams.wake)
+
+    async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
+        call = calls.read(request.method, segments, request.query, self.store.resources)
+        self._rights.demand(subject, call.action)
+        self._faults.check(call, request.query, now=asyncio.get_running_loop().time())
+        return await self._handlers[call.verb](request, call)
+
+    # Reading
+
+    async def _get(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        return answers.body(self.store.get(call.resource, call.name, call.namespace).body)
+
+    async def _list(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        wanted = options.list_options(request.query, namespace=call.namespace)
+        page = self._faults.seen(await self._page(call.resource, wanted))
+        return await answers.parts(request, _listing(call.resource, page))
+
+    async def _watch(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        wanted = options.watch_options(
+            request.query, namespace=call.namespace, streaming_lists=self._features.streaming_lists
+        )
+        now = asyncio.get_running_loop().time()
+        watch = Watch(self.store, call.resource, wanted, rendering=Plain(), pace=self._features.pace, now=now)
+        return await self.streams.send(request, watch)
+
+    async def _page(self, resource: Resource, wanted: ListOptions) -> Page:
+        version = wanted.continued.rv if wanted.continued else wanted.version
+        if version is not None and version > self.store.version:
+            await self._wait_for(version)
+        current = self.store.version
+        exact = version is not None and (wanted.continued is not None or wanted.match == options.EXACT)
+        try:
+            return self.store[resource].page(
+                version=version if exact and version is not None and version != options.INCONSISTENT else current,
+                current=current,
+                selector=wanted.selector,
+                limit=wanted.limit,
+                after=wanted.continued.start if wanted.continued else "",
+            )
+        except CompactedError as error:
+            if wanted.continued is None:
+                raise refusals.gone(f"The resourceVersion for the provided list is too old: {error}") from error
+            raise _page_expired(wanted.continued) from error
+
+    async def _wait_for(self, version: int) -> None:
+        try:
+            async with asyncio.timeout(self._features.pace.patience):
+                while self.store.version < version:
+                    await self.streams.wait()
+        except TimeoutError as error:
+            raise refusals.version_too_large(version, self.store.version) from error
+
+    # Writing
+
+    async def _create(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        document = await _object(request)
+        record = self.store.create(call.resource, document, namespace=call.namespace, **_manners(request.query))
+        return answers.body(record.body, 201)
+
+    async def _update(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        document = await _object(request)
+        record = self.store.replace(
+            call.resource, call.name, document, namespace=call.namespace, part=_part(call), **_manners(request.query)
+        )
+        return answers.body(record.body)
+
+    async def _patch(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        known = [kind for kind in _PATCHES if kind != patches.STRATEGIC or call.resource.takes_strategic_patches]
+        if request.content_type not in known:
+            raise refusals.unsupported_media_type(request.content_type, known)
+        apply, change = _PATCHES[request.content_type], await _json(request)
+        record = self.store.modify(
+            call.resource,
+            call.name,
+            lambda document: apply(document, change),
+            namespace=call.namespace,
+            part=_part(call),
+            **_manners(request.query),
+        )
+        return answers.body(record.body)
+
+    async def _delete(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        wanted = await _object(request) if request.can_read_body else {}
+        preconditions = wanted.get("preconditions") or {}
+        record, gone = self.store.delete(
+            call.resource,
+            call.name,
+            namespace=call.namespace,
+            preconditions=Preconditions(preconditions.get("uid", ""), preconditions.get("resourceVersion", "")),
+            dry_run=_is_dry_run(request.query) or bool(wanted.get("dryRun")),
+        )
+        return answers.document(_deleted(call, record)) if gone else answers.body(record.body)
+
+    async def _delete_collection(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        page = await self._page(call.resource, options.list_options(request.query, namespace=call.namespace))
+        for record in page.records:
+            self.store.delete(
+                call.resource, record.name, namespace=record.namespace, dry_run=_is_dry_run(request.query)
+            )
+        return await answers.parts(request, _listing(call.resource, page))
+
+
+def _part(call: Call) -> Part:
+    return Part.STATUS if call.subresource == "status" else Part.MAIN
+
+
+def _is_dry_run(query: Mapping[str, str]) -> bool:
+    return "dryRun" in query
+
+
+def _manners(query: Mapping[str, str]) -> dict[str, bool]:
+    """How a write is to be done: for show only, and how hard on fields that nobody knows."""
+    return {"dry_run": _is_dry_run(query), "strict": query.get("fieldValidation") == "Strict"}
+
+
+async def _json(request: web.BaseRequest) -> Any:
+    try:
+        return decode(await request.read())
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise refusals.bad_request(f"the body of the request is not JSON: {error}") from error
+
+
+async def _object(request: web.BaseRequest) -> Document:
+    if request.content_type not in {"application/json", "application/octet-stream"}:
+        raise refusals.unsupported_media_type(request.content_type, ["application/json"])
+    document = await _json(request)
+    if not isinstance(document, dict):
+        raise refusals.bad_request("the body of the request must be a JSON object")
+    return document
+
+
+def _listing(resource: Resource, page: Page) -> Iterator[bytes]:
+    metadata: Document = {"resourceVersion": str(page.version)}
+    if page.last_key:
+        metadata["continue"] = Continue(page.version, page.last_key).token()
+        if page.remaining:
+            metadata["remainingItemCount"] = page.remaining
+    head = {"apiVersion": resource.api_version, "kind": f"{resource.kind}List", "metadata": metadata}
+    yield encode(head)[:-1] + b',"items":['
+    for i, record in enumerate(page.records):
+        yield b"," + record.body if i else record.body
+    yield b"]}\n"
+
+
+def _page_expired(continued: Continue) -> refusals.RefusedError:
+    return refusals.gone(
+        "The provided continue parameter is too old to display a consistent list result. Start a new list without "
+        "it, or go on with the token in this answer: what follows may not fit what came before.",
+        continue_token=Continue(options.INCONSISTENT, continued.start).token(),
+    )
+
+
+def _deleted(call: Call, record: Record) -> Document:
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Success",
+        "details": {
+            "name": record.name,
+            "group": call.resource.group,
+            "kind": call.resource.plural,
+            "uid": record.uid,
+        },
+    }

@@ -1,0 +1,240 @@
+"""The kinds of object that the sandbox serves, as data: names, scope, schema, columns."""
+
+from typing import Any
+
+import msgspec
+
+Document = dict[str, Any]
+"""An object, or a part of one, as JSON decodes it."""
+
+
+class Column(msgspec.Struct, frozen=True, kw_only=True):
+    """One column of `kubectl get`; `cell` is a path into the object, or a condition's type."""
+
+    name: str
+    path: tuple[str, ...] = ()
+    condition: str = ""
+    type: str = "string"
+    wide: bool = False
+    description: str = ""
+
+
+class Resource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What Kubernetes knows about a kind of object. Two are equal only if they are the same one."""
+
+    group: str
+    version: str
+    kind: str
+    plural: str
+    singular: str
+    short_names: tuple[str, ...] = ()
+    namespaced: bool = False
+    schema: Document
+    has_status: bool = False
+    ready_condition: str = ""
+    counts_generations: bool = False
+    allows_blind_update: bool = False
+    takes_strategic_patches: bool = False
+    name_is_label: bool = False
+    columns: tuple[Column, ...] = ()
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
+    def qualified(self) -> str:
+        """The name that Kubernetes uses in messages."""
+        return f"{self.plural}.{self.group}" if self.group else self.plural
+
+
+_CONDITIONS: Document = {
+    "type": "array",
+    "description": "What is currently true of this object.",
+    "items": {
+        "type": "object",
+        "required": ["lastTransitionTime", "message", "reason", "status", "type"],
+        "properties": {
+            "type": {
+                "type": "string",
+                "maxLength": 316,
+                "pattern": r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
+            },
+            "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
+            "reason": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 1024,
+                "pattern": r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+            },
+            "message": {"type": "string", "maxLength": 32768},
+            "lastTransitionTime": {"type": "string", "format": "date-time"},
+            "observedGeneration": {"type": "integer", "format": "int64", "minimum": 0},
+        },
+    },
+}
+
+
+def _conditions(*default: Document) -> Document:
+    return _CONDITIONS | {"default": list(default)} if default else _CONDITIONS
+
+
+def _never(condition: str, status: str, reason: str, message: str) -> Document:
+    return {
+        "type": condition,
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": "1970-01-01T00:00:00Z",
+    }
+
+
+_AGE = Column(name="Age", path=("metadata", "creationTimestamp"), type="date")
+_NAME = Column(name="Name", path=("metadata", "name"))
+
+PROJECTS = Resource(
+    group="resourcemanager.miloapis.com",
+    version="v1alpha1",
+    kind="Project",
+    plural="projects",
+    singular="project",
+    has_status=True,
+    ready_condition="Ready",
+    counts_generations=True,
+    schema={
+        "type": "object",
+        "description": "A project: a control plane of its own for one organization's work.",
+        "required": ["spec"],
+        "properties": {
+            "spec": {
+                "type": "object",
+                "required": ["ownerRef"],
+                "properties": {
+                    "ownerRef": {
+                        "type": "object",
+                        "description": "Who owns the project.",
+                        "required": ["kind", "name"],
+                        "properties": {
+                            "kind": {"type": "string", "enum": ["Organization"]},
+                            "name": {"type": "string"},
+                        },
+                    }
+                },
+            },
+            "status": {
+                "type": "object",
+                "properties": {
+                    # The default stands inside status: a project whose status nobody has written has none at all.
+                    "conditions": _conditions(
+                        _never("Ready", "Unknown", "Unknown", "Nobody has looked at this project yet")
+                    ),
+                    "suspensions": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "required": ["reason", "suspendedAt", "reinstateAuthority"],
+                            "properties": {
+                                "reason": {
+                                    "type": "string",
+                                    "enum": ["Fraud", "Abuse", "Billing", "Compliance", "Administrative"],
+                                },
+                                "suspendedAt": {"type": "string", "format": "date-time"},
+                                "reinstateAuthority": {"type": "string", "enum": ["Operator", "Consumer"]},
+                            },
+                        },
+                    },
+                },
+            },
+        },
+    },
+    columns=(
+        _NAME,
+        Column(name="Organization", path=("spec", "ownerRef", "name"), description="The owner."),
+        Column(name="Ready", condition="Ready"),
+        Column(name="Suspended", condition="Suspended", wide=True),
+        _AGE,
+    ),
+)
+
+PROJECT_CONTROL_PLANES = Resource(
+    group="infrastructure.miloapis.com",
+    version="v1alpha1",
+    kind="ProjectControlPlane",
+    plural="projectcontrolplanes",
+    singular="projectcontrolplane",
+    has_status=True,
+    ready_condition="ControlPlaneReady",
+    counts_generations=True,
+    schema={
+        "type": "object",
+        "description": "The control plane that stands behind a project, named after it.",
+        "required": ["spec"],
+        "properties": {
+            "spec": {"type": "object"},
+            "status": {
+                "type": "object",
+                "properties": {"conditions": _conditions()},
+                "default": {
+                    "conditions": [
+                        _never("ControlPlaneReady", "False", "Creating", "The control plane is being created")
+                    ]
+                },
+            },
+        },
+    },
+    columns=(_NAME, Column(name="Ready", condition="ControlPlaneReady"), _AGE),
+)
+
+NAMESPACES = Resource(
+    group="",
+    version="v1",
+    kind="Namespace",
+    plural="namespaces",
+    singular="namespace",
+    short_names=("ns",),
+    allows_blind_update=True,
+    takes_strategic_patches=True,
+    name_is_label=True,
+    schema={
+        "type": "object",
+        "description": "A place for names.",
+        "properties": {
+            "spec": {
+                "type": "object",
+                "default": {"finalizers": ["kubernetes"]},
+                "properties": {"finalizers": {"type": "array", "items": {"type": "string"}}},
+            },
+            "status": {
+                "type": "object",
+                "default": {"phase": "Active"},
+                "properties": {"phase": {"type": "string"}},
+            },
+        },
+    },
+    columns=(_NAME, Column(name="Status", path=("status", "phase")), _AGE),
+)
+
+CONFIG_MAPS = Resource(
+    group="",
+    version="v1",
+    kind="ConfigMap",
+    plural="configmaps",
+    singular="configmap",
+    short_names=("cm",),
+    namespaced=True,
+    allows_blind_update=True,
+    takes_strategic_patches=True,
+    schema={
+        "type": "object",
+        "description": "Settings, as keys and values.",
+        "properties": {
+            "data": {"type": "object", "additionalProperties": {"type": "string"}},
+            "binaryData": {"type": "object", "additionalProperties": {"type": "string", "format": "byte"}},
+            "immutable": {"type": "boolean"},
+        },
+    },
+    columns=(_NAME, Column(name="Data", path=("data",), type="integer"), _AGE),
+)
+
+MILO = (PROJECTS, PROJECT_CONTROL_PLANES)
+CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS)

@@ -1,0 +1,358 @@
+"""The sandbox's state: every object, one version counter for all of them, and the rules for changing them.
+
+Pure and synchronous: a write is complete, or refused, when its call returns. Whoever must know of writes listens.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from datetime import UTC, datetime
+from enum import Enum, auto
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from milo_discoveryd.sandbox import metadata, refusals, schema
+from milo_discoveryd.sandbox.collection import Collection
+from milo_discoveryd.sandbox.records import Event, Record, record_of, restamped
+from milo_discoveryd.sandbox.refusals import Cause
+from milo_discoveryd.sandbox.resources import Document, Resource
+
+Change = Callable[[Document], Any]
+"""From an object as it is to the object somebody wants."""
+
+
+class Part(Enum):
+    """Which half of an object a write may touch: the status subresource sees nothing but status, the rest all else."""
+
+    MAIN = auto()
+    STATUS = auto()
+
+
+class Preconditions(msgspec.Struct, frozen=True):
+    """What must still hold of an object for its deletion to go ahead."""
+
+    uid: str = ""
+    version: str = ""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A backup: the version, and all objects by resource."""
+
+    version: int
+    records: dict[Resource, list[Record]]
+
+
+class Store:
+    """Objects of the given resources. Versions start at 1 and grow by one with each write to any of them."""
+
+    def __init__(
+        self,
+        resources: Sequence[Resource],
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        random: Random | None = None,
+        history_limit: int = 20_000,
+    ) -> None:
+        self._history_limit = history_limit
+        self._clock = clock
+        self._random = random or Random()  # noqa: S311 - UIDs need not be secret
+        self._collections = {resource: Collection(resource, history_limit) for resource in resources}
+        self._listeners: list[Callable[[], None]] = []
+        self.version = 1
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        return tuple(self._collections)
+
+    def __getitem__(self, resource: Resource) -> Collection:
+        return self._collections[resource]
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have it called after each write. It must not write."""
+        self._listeners.append(listener)
+
+    # Reading
+
+    def get(self, resource: Resource, name: str, namespace: str = "") -> Record:
+        record = self._collections[resource].get(name, namespace)
+        if record is None:
+            raise refusals.not_found(resource, name)
+        return record
+
+    def read(self, resource: Resource, name: str, namespace: str = "") -> Document:
+        return self.get(resource, name, namespace).document()
+
+    # Writing
+
+    def create(
+        self,
+        resource: Resource,
+        document: Document,
+        *,
+        namespace: str = "",
+        strict: bool = False,
+        dry_run: bool = False,
+    ) -> Record:
+        wanted = self._enveloped(resource, document, namespace)
+        given = wanted["metadata"]
+        if given.get("resourceVersion"):
+            raise refusals.bad_request("resourceVersion should not be set on objects to be created")
+        if not given.get("name") and given.get("generateName"):
+            given["name"] = f"{given['generateName']}{self._random.getrandbits(20):05x}"
+        if resource.has_status:
+            wanted.pop("status", None)
+        self._judge(resource, wanted, strict=strict)
+        if self._collections[resource].get(given["name"], namespace) is not None:
+            raise refusals.already_exists(resource, given["name"])
+        born = self._born(resource, wanted, namespace)
+        return self._commit(resource, None, born, dry_run=dry_run)
+
+    def modify(
+        self,
+        resource: Resource,
+        name: str,
+        change: Change,
+        *,
+        namespace: str = "",
+        part: Part = Part.MAIN,
+        strict: bool = False,
+        dry_run: bool = False,
+    ) -> Record:
+        """Write what `change` makes of the object. A change that changes nothing writes nothing."""
+        before = self.get(resource, name, namespace)
+        current = before.document()
+        asked = change(deepcopy(current))
+        if not isinstance(asked, dict):
+            raise refusals.bad_request("an object must be a JSON object")
+        wanted = self._enveloped(resource, asked, namespace)
+        self._check_identity(resource, before, wanted["metadata"])
+        after = _combined(current, wanted, part)
+        self._judge(resource, after, strict=strict)
+        if current["metadata"].get("deletionTimestamp"):
+            _refuse_new_finalizers(resource, current, after)
+        if after == current:
+            return before
+        if part is Part.MAIN and resource.counts_generations and _intent(after) != _intent(current):
+            after["metadata"]["generation"] += 1
+        finished = after["metadata"].get("deletionTimestamp") and not after["metadata"].get("finalizers")
+        return self._commit(resource, before, after, deleted=bool(finished), dry_run=dry_run)
+
+    def replace(
+        self,
+        resource: Resource,
+        name: str,
+        document: Document,
+        *,
+        namespace: str = "",
+        part: Part = Part.MAIN,
+        strict: bool = False,
+        dry_run: bool = False,
+    ) -> Record:
+        """Write the object whole, as PUT does."""
+        given = document.get("metadata")
+        if not resource.allows_blind_update and not (isinstance(given, dict) and given.get("resourceVersion")):
+            cause = Cause(
+                reason="FieldValueInvalid",
+                message="Invalid value: 0x0: must be specified for an update",
+                field="metadata.resourceVersion",
+            )
+            raise refusals.invalid(resource, name, [cause])
+        return self.modify(
+            resource, name, lambda _: document, namespace=namespace, part=part, strict=strict, dry_run=dry_run
+        )
+
+    def delete(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str = "",
+        preconditions: Preconditions | None = None,
+        dry_run: bool = False,
+    ) -> tuple[Record, bool]:
+        """The object as this leaves it, and whether it is gone: finalizers keep it, marked, until they are dropped."""
+        before = self.get(resource, name, namespace)
+        if preconditions:
+            _check(preconditions, resource, before)
+        document = before.document()
+        marked = document["metadata"]
+        if not marked.get("finalizers"):
+            return self._commit(resource, before, document, deleted=True, dry_run=dry_run), True
+        if marked.get("deletionTimestamp"):
+            return before, False
+        marked["deletionTimestamp"] = self._timestamp()
+        marked["deletionGracePeriodSeconds"] = 0
+        if resource.counts_generations:
+            marked["generation"] += 1
+        return self._commit(resource, before, document, dry_run=dry_run), False
+
+    def load(self, resource: Resource, documents: Iterable[Document]) -> None:
+        """Put in many objects nobody has yet, unjudged and with their status, as restoring a backup would."""
+        collection = self._collections[resource]
+        records = []
+        for document in documents:
+            self.version += 1
+            records.append(record_of(self._born(resource, document, ""), self.version))
+        collection.load(records)
+        self._announce()
+
+    # What happens to a store from below, rather than by a client's write
+
+    def compact(self) -> None:
+        """Forget all history. A watch can't be resumed from any version that anybody has seen so far."""
+        self.version += 1  # etcd counts everybody's writes; compacting at the last version seen would lose nothing
+        for collection in self._collections.values():
+            collection.history.compact(self.version)
+        self._announce()
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self.version, {resource: list(kept) for resource, kept in self._collections.items()})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a backup, versions and all: what was written since never happened."""
+        self.version = snapshot.version
+        for resource, records in snapshot.records.items():
+            self._collections[resource] = collection = Collection(resource, self._history_limit)
+            collection.load(records)
+            collection.history.compact(snapshot.version)
+        self._announce()
+
+    def plant(self, resource: Resource, record: Record) -> None:
+        """Put in an object as it is, whatever it is, as a corrupt or hostile server would serve it."""
+        self.version = max(self.version, record.version)
+        before = self._collections[resource].get(record.name, record.namespace)
+        self._collections[resource].apply(Event(version=record.version, before=before, record=record))
+        self._announce()
+
+    def blink(self, resource: Resource, name: str, namespace: str = "") -> None:
+        """Tell the watches that a live object was deleted and added again, which it was not."""
+        live = self.get(resource, name, namespace)
+        self.version += 1
+        gone = Event(version=self.version, before=live, record=restamped(live, self.version), deleted=True)
+        self.version += 1
+        back = Event(version=self.version, before=None, record=restamped(live, self.version))
+        self._collections[resource].apply(gone)
+        self._collections[resource].apply(back)
+        self._announce()
+
+    # How a write is judged and done
+
+    def _enveloped(self, resource: Resource, document: Document, namespace: str) -> Document:
+        """A copy with apiVersion, kind and metadata that belong to this resource, or a refusal."""
+        for field, right in (("apiVersion", resource.api_version), ("kind", resource.kind)):
+            if document.get(field, right) != right:
+                raise refusals.bad_request(
+                    f"{field} in the data ({document[field]}) does not match the expected {field} ({right})"
+                )
+        given = document.get("metadata", {})
+        if not isinstance(given, dict):
+            raise refusals.bad_request("metadata must be a JSON object")
+        if given.get("namespace", namespace) != namespace:
+            raise refusals.bad_request(
+                f"the namespace of the provided object does not match the namespace sent on the request: {namespace!r}"
+            )
+        rest = {key: value for key, value in document.items() if key not in {"apiVersion", "kind", "metadata"}}
+        # Null stands for absent, wherever a client writes it.
+        kept = {key: value for key, value in given.items() if value is not None}
+        return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": kept, **rest}
+
+    def _judge(self, resource: Resource, document: Document, *, strict: bool) -> None:
+        unknown = schema.prune(document, resource.schema)
+        if unknown and strict:
+            named = ", ".join(f'unknown field "{path}"' for path in unknown)
+            raise refusals.bad_request(
+                f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
+                f"strict decoding error: {named}"
+            )
+        schema.fill(document, resource.schema)
+        causes = [
+            *metadata.violations(document["metadata"], resource),
+            *schema.violations(document, resource.schema),
+        ]
+        if causes:
+            raise refusals.invalid(resource, str(document["metadata"].get("name", "")), causes)
+
+    def _check_identity(self, resource: Resource, before: Record, given: Document) -> None:
+        if given.get("name", before.name) != before.name:
+            raise refusals.bad_request(
+                f"the name of the object ({given['name']}) does not match the name on the URL ({before.name})"
+            )
+        if given.get("uid", before.uid) != before.uid:
+            why = f"Precondition failed: UID in precondition: {given['uid']}, UID in object meta: {before.uid}"
+            raise refusals.conflict(resource, before.name, why)
+        if given.get("resourceVersion", str(before.version)) not in {str(before.version), "", "0"}:
+            why = "the object has been modified; please apply your changes to the latest version and try again"
+            raise refusals.conflict(resource, before.name, why)
+
+    def _born(self, resource: Resource, document: Document, namespace: str) -> Document:
+        given = document["metadata"]
+        stamped: Document = {"name": given["name"]}
+        if namespace:
+            stamped["namespace"] = namespace
+        stamped["uid"] = str(UUID(int=self._random.getrandbits(128), version=4))
+        stamped["creationTimestamp"] = self._timestamp()
+        if resource.counts_generations:
+            stamped["generation"] = 1
+        stamped |= {field: given[field] for field in metadata.WRITABLE if given.get(field)}
+        return {**document, "metadata": stamped}
+
+    def _commit(
+        self, resource: Resource, before: Record | None, after: Document, *, deleted: bool = False, dry_run: bool
+    ) -> Record:
+        """The one place where a write becomes a version."""
+        if dry_run:
+            return record_of(after, before.version if before else 0)
+        self.version += 1
+        record = record_of(after, self.version)
+        event = Event(version=self.version, before=before, record=record, deleted=deleted)
+        self._collections[resource].apply(event)
+        self._announce()
+        return record
+
+    def _announce(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _timestamp(self) -> str:
+        return self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _combined(current: Document, wanted: Document, part: Part) -> Document:
+    """The current object with the part that this write may touch taken from the wanted one."""
+    if part is Part.STATUS:
+        after = {key: value for key, value in current.items() if key != "status"}
+        return after | {"status": wanted["status"]} if wanted.get("status") is not None else after
+    server_owned = {key: value for key, value in current["metadata"].items() if key not in metadata.WRITABLE}
+    written = {key: wanted["metadata"][key] for key in metadata.WRITABLE if wanted["metadata"].get(key)}
+    after = {**wanted, "metadata": server_owned | written}
+    after.pop("status", None)
+    return after | {"status": current["status"]} if "status" in current else after
+
+
+def _intent(document: Document) -> Document:
+    return {key: value for key, value in document.items() if key not in {"metadata", "status"}}
+
+
+def _refuse_new_finalizers(resource: Resource, current: Document, after: Document) -> None:
+    held = current["metadata"].get("finalizers", ())
+    fresh = [name for name in after["metadata"].get("finalizers", ()) if name not in held]
+    if fresh:
+        cause = Cause(
+            reason="FieldValueForbidden",
+            message="Forbidden: no new finalizers can be added if the object is being deleted, "
+            f"found new finalizers {fresh}",
+            field="metadata.finalizers",
+        )
+        raise refusals.invalid(resource, current["metadata"]["name"], [cause])
+
+
+def _check(preconditions: Preconditions, resource: Resource, before: Record) -> None:
+    for what, wanted, found in (
+        ("UID", preconditions.uid, before.uid),
+        ("ResourceVersion", preconditions.version, str(before.version)),
+    ):
+        if wanted and wanted != found:
+            why = f"Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+            raise refusals.conflict(resource, before.name, why)

@@ -1,0 +1,69 @@
+"""Bearer tokens: JWTs that the sandbox signs for itself and that run out."""
+
+import hmac
+import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable
+from hashlib import sha256
+
+import msgspec
+
+from milo_discoveryd.sandbox import refusals
+
+_ISSUER = "https://milo-sandbox.local"
+_HEADER = {"alg": "HS256", "typ": "JWT"}
+
+
+class Claims(msgspec.Struct, frozen=True, kw_only=True):
+    iss: str
+    sub: str
+    iat: int
+    exp: int
+    jti: str
+
+
+class Tokens:
+    """Issues and verifies, with a secret of its own. Times are seconds since the epoch."""
+
+    def __init__(self, *, life: float, clock: Callable[[], float]) -> None:
+        self.life = life
+        self._clock = clock
+        self._secret = secrets.token_bytes(32)
+
+    def issue(self, subject: str, *, life: float | None = None) -> str:
+        now = self._clock()
+        claims = Claims(
+            iss=_ISSUER,
+            sub=subject,
+            iat=int(now),
+            exp=int(now + (self.life if life is None else life)),
+            jti=secrets.token_hex(8),
+        )
+        signed = f"{_encoded(msgspec.json.encode(_HEADER))}.{_encoded(msgspec.json.encode(claims))}"
+        return f"{signed}.{self._signature(signed)}"
+
+    def subject(self, token: str) -> str:
+        """Who holds it. Refuses what is not ours or has run out."""
+        signed, _, signature = token.rpartition(".")
+        if not token.isascii() or not hmac.compare_digest(signature, self._signature(signed)):
+            raise refusals.unauthorized()
+        # The signature is ours, so what it signs is what `issue` wrote.
+        claims = msgspec.json.decode(_decoded(signed.partition(".")[2]), type=Claims)
+        if claims.exp <= self._clock():
+            raise refusals.unauthorized()
+        return claims.sub
+
+    def revoke_all(self) -> None:
+        """No token issued so far is good any more."""
+        self._secret = secrets.token_bytes(32)
+
+    def _signature(self, signed: str) -> str:
+        return _encoded(hmac.digest(self._secret, signed.encode(), sha256))
+
+
+def _encoded(data: bytes) -> str:
+    return urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+def _decoded(text: str) -> bytes:
+    return urlsafe_b64decode(text + "=" * (-len(text) % 4))
