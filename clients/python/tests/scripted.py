@@ -1,5 +1,7 @@
 """A real gRPC server on a Unix socket that says what a test tells it to."""
 
+# ruff: noqa: N802  (gRPC names its methods so)
+
 from __future__ import annotations
 
 import asyncio

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from datetime import timedelta
 
 import grpc
-import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import RetryInfo
 
 from milo_discovery import (
-    BackoffPolicy,
-    Connected,
-    Disconnected,
-    DiscoveryClient,
     Event,
-    InvalidRequest,
-    PermissionDenied,
-    PreconditionFailed,
-    StreamBroken,
-    Synced,
-    Unauthenticated,
-    Unavailable,
-    Unimplemented,
     Watch,
 )
-from milo_discovery._gen import discovery_pb2 as pb
 
-from .conftest import AT_ONCE
-from .messages import cluster, disengaged, engaged, following, snapshot, updated, waiting
+from .messages import engaged, following, snapshot
 from .scripted import Refusal, ScriptedDaemon
 
 GOODBYE = Refusal(grpc.StatusCode.UNAVAILABLE, "shutting down", (RetryInfo(retry_delay=Duration(nanos=1_000_000)),))

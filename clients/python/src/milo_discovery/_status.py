@@ -8,7 +8,7 @@ from datetime import timedelta
 import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.message import DecodeError
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]  # stubs, but no py.typed
+from google.rpc import error_details_pb2, status_pb2
 
 from milo_discovery.errors import (
     CallFailed,

@@ -43,7 +43,7 @@ class DiscoveryClient:
         self,
         address: str | None = None,
         *,
-        timeout: timedelta = timedelta(seconds=10),
+        timeout: timedelta | None = timedelta(seconds=10),
         backoff: BackoffPolicy | None = None,
         connect: Callable[[str], grpc.aio.Channel] = open_channel,
     ) -> None:
@@ -118,7 +118,7 @@ class DiscoveryClient:
         self, method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response], request: _Request
     ) -> _Response:
         try:
-            return await method(request, timeout=self._timeout.total_seconds())
+            return await method(request, timeout=None if self._timeout is None else self._timeout.total_seconds())
         except grpc.aio.AioRpcError as error:
             raise status_error(error.code(), error.details(), error.trailing_metadata()) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
@@ -113,7 +113,7 @@ class Watch:
             self._signal.notify()
         await self._stop_reading()
 
-    async def feed(self) -> AsyncIterator[Event | Mark]:
+    async def feed(self) -> AsyncGenerator[Event | Mark, None]:
         """All events, and between them the marks: Synced, Connected, Disconnected."""
         while True:
             try:

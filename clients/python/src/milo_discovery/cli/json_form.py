@@ -1,0 +1,89 @@
+"""Values as proto3 JSON: the names of the proto file in camelCase, every field but the timestamps that aren't set."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from datetime import datetime, timedelta
+from enum import Enum
+from functools import singledispatch
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from milo_discovery.model import ConnectivityState, DisengageReason, EngagementReason, EventType, SourceState
+
+_ENUM_PREFIXES: dict[type[Enum], str] = {
+    ConnectivityState: "STATE_",
+    DisengageReason: "DISENGAGE_REASON_",
+    EngagementReason: "REASON_",
+    EventType: "TYPE_",
+    SourceState: "STATE_",
+}
+
+
+@singledispatch
+def to_json(value: Any) -> Any:
+    """What `json.dumps` takes."""
+    if not is_dataclass(value):
+        raise TypeError(f"no JSON for {type(value).__name__}")
+    pairs = ((_camel(field.name), getattr(value, field.name)) for field in fields(value))
+    return {name: to_json(each) for name, each in pairs if each is not None}
+
+
+@to_json.register(str)
+@to_json.register(int)
+def _as_it_is(value: str | int) -> str | int:
+    return value
+
+
+@to_json.register
+def _base64(value: bytes) -> str:
+    return base64.b64encode(value).decode()
+
+
+@to_json.register
+def _enum(value: Enum) -> str:
+    return _ENUM_PREFIXES[type(value)] + value.name
+
+
+@to_json.register
+def _timestamp(value: datetime) -> str:
+    stamp = Timestamp()
+    stamp.FromDatetime(value)
+    return stamp.ToJsonString()
+
+
+@to_json.register
+def _duration(value: timedelta) -> str:
+    span = Duration()
+    span.FromTimedelta(value)
+    return span.ToJsonString()
+
+
+@to_json.register(Mapping)
+def _object(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: to_json(each) for key, each in value.items()}
+
+
+@to_json.register(tuple)
+def _array(value: tuple[Any, ...]) -> list[Any]:
+    return [to_json(each) for each in value]
+
+
+def line(value: Any) -> str:
+    """On one line, for streams."""
+    return json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":"))
+
+
+def document(value: Any) -> str:
+    """Over many lines, for one answer."""
+    return json.dumps(to_json(value), ensure_ascii=False, indent=2)
+
+
+def _camel(name: str) -> str:
+    head, *rest = name.split("_")
+    return head + "".join(word.capitalize() for word in rest)

@@ -1,0 +1,213 @@
+"""How values are told to a person: tables, ages, and a few sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+
+from milo_discovery.events import Event
+from milo_discovery.model import (
+    Cluster,
+    ClusterReport,
+    ConnectivityState,
+    CredentialSource,
+    EventType,
+    ServerInfo,
+    SourceState,
+    SourceStatus,
+    Transition,
+)
+
+NOTHING = "-"
+_GAP = "   "
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines with aligned columns, the same on a terminal and in a pipe."""
+    cells = [tuple(map(printable, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        yield _GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def printable(text: str) -> str:
+    """Labels and messages are other people's: what would steer a terminal is shown instead of sent."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def span(value: timedelta) -> str:
+    """The two largest units at most, as in 3d4h, 5m10s, 42s."""
+    seconds = max(0, int(value.total_seconds()))
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    units = ((days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s"))
+    first = next((index for index, (count, _) in enumerate(units) if count), len(units) - 1)
+    return "".join(f"{count}{unit}" for count, unit in units[first : first + 2] if count) or "0s"
+
+
+def age(moment: datetime | None, now: datetime) -> str:
+    return NOTHING if moment is None else span(now - moment)
+
+
+def stamp(moment: datetime | None) -> str:
+    return NOTHING if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def state(cluster: Cluster) -> str:
+    """What a person should know about an engaged cluster before working on it."""
+    flags = [
+        name
+        for name, holds in (
+            ("Terminating", cluster.deletion_requested_at is not None),
+            ("Suspended", cluster.suspended),
+            ("Unreachable", cluster.connectivity.state is ConnectivityState.UNREACHABLE),
+        )
+        if holds
+    ]
+    return ",".join(flags) or "Ready"
+
+
+def labels(cluster: Cluster) -> str:
+    return ",".join(f"{key}={value}" for key, value in sorted(cluster.labels.items())) or NOTHING
+
+
+CLUSTER_COLUMNS = ("NAME", "ORGANIZATION", "STATE", "AGE")
+CLUSTER_COLUMNS_WIDE = (*CLUSTER_COLUMNS, "UID", "ENDPOINT", "LABELS")
+
+
+def cluster_row(cluster: Cluster, now: datetime, *, wide: bool) -> tuple[str, ...]:
+    row = (cluster.name, cluster.organization or NOTHING, state(cluster), age(cluster.engaged_at, now))
+    return (*row, cluster.uid, cluster.endpoint, labels(cluster)) if wide else row
+
+
+REPORT_COLUMNS = ("NAME", "ENGAGED", "REASON", "SINCE", "MESSAGE")
+REPORT_COLUMNS_WIDE = (*REPORT_COLUMNS, *CLUSTER_COLUMNS_WIDE[1:])
+
+
+def report_row(name: str, report: ClusterReport, now: datetime, *, wide: bool) -> tuple[str, ...]:
+    engagement = report.engagement
+    row = (
+        name,
+        "yes" if engagement.engaged else "no",
+        engagement.reason.name,
+        age(engagement.since, now),
+        engagement.message or NOTHING,
+    )
+    if not wide:
+        return row
+    return (*row, *cluster_row(report.cluster or Cluster(name=name), now, wide=True)[1:])
+
+
+EVENT_COLUMNS = ("EVENT", "NAME", "ORGANIZATION", "ABOUT")
+EVENT_COLUMNS_WIDE = (*EVENT_COLUMNS[:-1], "UID", "ENDPOINT", "LABELS", EVENT_COLUMNS[-1])
+# Lines come one by one, so that widths can't be taken from the rows; these fit most.
+_EVENT_WIDTHS = {"EVENT": 10, "NAME": 30, "ORGANIZATION": 20, "UID": 36, "ENDPOINT": 60, "LABELS": 30}
+
+
+def event_line(cells: Sequence[str], *, wide: bool) -> str:
+    columns = EVENT_COLUMNS_WIDE if wide else EVENT_COLUMNS
+    padded = (printable(cell).ljust(_EVENT_WIDTHS.get(column, 0)) for cell, column in zip(cells, columns, strict=True))
+    return _GAP.join(padded).rstrip()
+
+
+def event_row(event: Event, *, wide: bool) -> tuple[str, ...]:
+    cluster = event.cluster
+    head = (event.type.name, cluster.name, cluster.organization or NOTHING)
+    if wide:
+        return (*head, cluster.uid, cluster.endpoint, labels(cluster), _about(event))
+    return (*head, _about(event))
+
+
+def _about(event: Event) -> str:
+    match event.type:
+        case EventType.DISENGAGED:
+            reason = event.reason.name if event.reason.value else ""
+            return ": ".join(part for part in (reason, event.message) if part)
+        case EventType.KUBECONFIG if event.kubeconfig is not None:
+            return f"until {stamp(event.kubeconfig.expires_at)}"
+        case EventType.ENGAGED:
+            return event.cluster.endpoint
+        case _:
+            about = state(event.cluster)
+            return f"{about}: {event.cluster.deletion_message}" if event.cluster.deletion_message else about
+
+
+def explanation(name: str, report: ClusterReport, now: datetime) -> Iterator[str]:
+    """Why a project is engaged, or why not, since when, and what became of it before."""
+    engagement = report.engagement
+    verdict = "is engaged" if engagement.engaged else "is not engaged"
+    yield f"{printable(name)} {verdict}: {engagement.reason.name}, {_since(engagement.since, now)}."
+    if engagement.message:
+        yield f"  {printable(engagement.message)}"
+    if report.cluster is None:
+        yield "  It never was engaged by this daemon."
+    else:
+        yield ""
+        yield "The cluster, as engaged:" if engagement.engaged else "The cluster, as last engaged:"
+        yield from _cluster_facts(report.cluster, now)
+    if report.transitions:
+        yield ""
+        yield "What happened last:"
+        yield from ("  " + line for line in table([_transition_row(each) for each in report.transitions]))
+
+
+def _cluster_facts(cluster: Cluster, now: datetime) -> Iterator[str]:
+    facts = [
+        ("endpoint", cluster.endpoint),
+        ("uid", cluster.uid),
+        ("organization", cluster.organization or NOTHING),
+        ("labels", labels(cluster)),
+        ("state", state(cluster)),
+    ]
+    if cluster.deletion_requested_at is not None:
+        waiting = f"; waiting for: {cluster.deletion_message}" if cluster.deletion_message else ""
+        facts.append(("deletion", f"requested {_since(cluster.deletion_requested_at, now)}{waiting}"))
+    if cluster.connectivity.state.value:
+        about = f": {cluster.connectivity.message}" if cluster.connectivity.message else ""
+        facts.append(
+            ("reachable", f"{cluster.connectivity.state.name}, {_since(cluster.connectivity.since, now)}{about}")
+        )
+    yield from ("  " + line for line in table(facts))
+
+
+def _transition_row(transition: Transition) -> tuple[str, ...]:
+    reason = transition.reason.name if transition.reason.value else ""
+    return stamp(transition.at), transition.type.name, ": ".join(part for part in (reason, transition.message) if part)
+
+
+def status(info: ServerInfo, now: datetime) -> Iterator[str]:
+    """The daemon, for a person."""
+    counts = info.counts
+    facts = [
+        ("daemon", f"milo-discoveryd {info.version}, mode {info.mode}, up {age(info.started_at, now)}"),
+        ("source", source(info.source, now)),
+        ("synced", "yes" if info.synced else "no: no complete list of the source has been seen yet"),
+        (
+            "clusters",
+            f"{counts.engaged} engaged, {counts.not_ready} not ready, "
+            f"{counts.outside_selector} outside the selector, {counts.malformed} malformed",
+        ),
+        ("subscribers", str(counts.subscribers)),
+    ]
+    facts += [("kubeconfigs", _credential_source(each, now)) for each in info.credential_sources]
+    if not info.credential_sources:
+        facts.append(("kubeconfigs", "none are handed out: no credential source is configured"))
+    yield from table(facts)
+
+
+def source(status: SourceStatus, now: datetime) -> str:
+    why = ": ".join(part for part in (status.reason, status.message) if part)
+    contact = f"; Milo last answered {age(status.last_contact, now)} ago" if status.last_contact else ""
+    healthy = status.state is SourceState.STREAMING
+    return f"{status.state.name} {_since(status.since, now)}{'' if healthy else contact}{f' ({why})' if why else ''}"
+
+
+def _credential_source(each: CredentialSource, now: datetime) -> str:
+    health = "healthy" if each.healthy else f"not healthy: {each.message}"
+    ends = f", its credential ends in {span(each.expires_at - now)}" if each.expires_at else ""
+    return f"{each.name} ({each.type}), {health}{ends}"
+
+
+def _since(moment: datetime | None, now: datetime) -> str:
+    return "since an unknown time" if moment is None else f"since {stamp(moment)} ({age(moment, now)})"
