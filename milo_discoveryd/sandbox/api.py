@@ -2,12 +2,24 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from milo_discoveryd.sandbox import answers, calls, options, patches, refusals
+from milo_discoveryd.sandbox import (
+    answers,
+    calls,
+    discovery,
+    openapi,
+    options,
+    patches,
+    protobuf,
+    refusals,
+    reviews,
+    tables,
+)
 from milo_discoveryd.sandbox.calls import Call
 from milo_discoveryd.sandbox.collection import Page
 from milo_discoveryd.sandbox.faults import Faults
@@ -18,8 +30,10 @@ from milo_discoveryd.sandbox.resources import Document, Resource
 from milo_discoveryd.sandbox.rights import Rights
 from milo_discoveryd.sandbox.store import Part, Preconditions, Store
 from milo_discoveryd.sandbox.streams import Streams
+from milo_discoveryd.sandbox.tables import Table
 from milo_discoveryd.sandbox.watch import Pace, Plain, Watch
 
+_REVIEWS = {(review.group, review.plural): review for review in discovery.REVIEWS}
 _PATCHES: dict[str, Callable[[Any, Any], Any]] = {
     patches.MERGE: patches.merge,
     patches.JSON: patches.apply_operations,
@@ -56,6 +70,21 @@ class Api:
         store.listen(self.streams.wake)
 
     async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
+        """Answer a request to this API; the segments are those of the path below its root."""
+        match segments:
+            case ("version",):
+                return answers.document(discovery.VERSION)
+            case ("livez" | "readyz" | "healthz",):
+                return answers.text("ok")
+            case [] | ["api"] | ["api", _] | ["apis"] | ["apis", _] | ["apis", _, _]:
+                return answers.document(discovery.document(segments, self.store.resources))
+            case ("openapi", *_):
+                return answers.document(openapi.document(segments, self.store.resources))
+            case ("apis", group, _, plural) if review := _REVIEWS.get((group, plural)):
+                if request.method != "POST":
+                    raise refusals.method_not_allowed()
+                question = await _object(request)
+                return answers.document(reviews.answer(review, question, subject, self._rights), 201)
         call = calls.read(request.method, segments, request.query, self.store.resources)
         self._rights.demand(subject, call.action)
         self._faults.check(call, request.query, now=asyncio.get_running_loop().time())
@@ -64,11 +93,17 @@ class Api:
     # Reading
 
     async def _get(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
-        return answers.body(self.store.get(call.resource, call.name, call.namespace).body)
+        record = self.store.get(call.resource, call.name, call.namespace)
+        if table := _table(request, call):
+            metadata = {"resourceVersion": str(record.version)}
+            return await answers.parts(request, table.listing(iter([record]), metadata))
+        return answers.body(record.body)
 
     async def _list(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         wanted = options.list_options(request.query, namespace=call.namespace)
         page = self._faults.seen(await self._page(call.resource, wanted))
+        if table := _table(request, call):
+            return await answers.parts(request, table.listing(iter(page.records), _list_metadata(page)))
         return await answers.parts(request, _listing(call.resource, page))
 
     async def _watch(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
@@ -76,7 +111,8 @@ class Api:
             request.query, namespace=call.namespace, streaming_lists=self._features.streaming_lists
         )
         now = asyncio.get_running_loop().time()
-        watch = Watch(self.store, call.resource, wanted, rendering=Plain(), pace=self._features.pace, now=now)
+        rendering = _table(request, call) or Plain()
+        watch = Watch(self.store, call.resource, wanted, rendering=rendering, pace=self._features.pace, now=now)
         return await self.streams.send(request, watch)
 
     async def _page(self, resource: Resource, wanted: ListOptions) -> Page:
@@ -177,21 +213,33 @@ async def _json(request: web.BaseRequest) -> Any:
 
 
 async def _object(request: web.BaseRequest) -> Document:
+    if request.content_type == protobuf.CONTENT_TYPE:
+        return protobuf.read(await request.read())
     if request.content_type not in {"application/json", "application/octet-stream"}:
-        raise refusals.unsupported_media_type(request.content_type, ["application/json"])
+        raise refusals.unsupported_media_type(request.content_type, ["application/json", protobuf.CONTENT_TYPE])
     document = await _json(request)
     if not isinstance(document, dict):
         raise refusals.bad_request("the body of the request must be a JSON object")
     return document
 
 
-def _listing(resource: Resource, page: Page) -> Iterator[bytes]:
+def _table(request: web.BaseRequest, call: Call) -> Table | None:
+    if not tables.is_wanted(request.headers.get("Accept", "")):
+        return None
+    return Table(call.resource, clock=lambda: datetime.now(UTC), include=request.query.get("includeObject", ""))
+
+
+def _list_metadata(page: Page) -> Document:
     metadata: Document = {"resourceVersion": str(page.version)}
     if page.last_key:
         metadata["continue"] = Continue(page.version, page.last_key).token()
         if page.remaining:
             metadata["remainingItemCount"] = page.remaining
-    head = {"apiVersion": resource.api_version, "kind": f"{resource.kind}List", "metadata": metadata}
+    return metadata
+
+
+def _listing(resource: Resource, page: Page) -> Iterator[bytes]:
+    head = {"apiVersion": resource.api_version, "kind": f"{resource.kind}List", "metadata": _list_metadata(page)}
     yield encode(head)[:-1] + b',"items":['
     for i, record in enumerate(page.records):
         yield b"," + record.body if i else record.body

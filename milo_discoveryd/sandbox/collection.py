@@ -1,7 +1,7 @@
 """The objects of one resource: what is there now, in order, and what was there at an earlier version."""
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from heapq import merge
 from itertools import islice
 
@@ -23,13 +23,19 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Collection:
-    """Changed by `apply` alone. Reading at an old version undoes, on the way, what happened since."""
+    """Begins with some records, knowing nothing of the time before; changed by `apply` alone.
 
-    def __init__(self, resource: Resource, history_limit: int) -> None:
+    Reading at an old version undoes, on the way, what happened since.
+    """
+
+    def __init__(
+        self, resource: Resource, history_limit: int, records: Iterable[Record] = (), version: int = 0
+    ) -> None:
         self.resource = resource
         self.history = History(history_limit)
-        self._records: dict[str, Record] = {}
-        self._order: list[str] = []
+        self.history.compact(version)
+        self._records = {record.key: record for record in records}
+        self._order = sorted(self._records)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -50,12 +56,6 @@ class Collection:
                 insort(self._order, key)
             self._records[key] = event.record
         self.history.append(event)
-
-    def load(self, records: list[Record]) -> None:
-        """Take in many new objects at once, with no history: nobody can have watched from before them."""
-        self._records.update((record.key, record) for record in records)
-        self._order = sorted(self._records)
-        self.history.compact(max((record.version for record in records), default=0))
 
     def page(self, *, version: int, current: int, selector: Selector, limit: int = 0, after: str = "") -> Page:
         """The objects as they were at `version`, from behind the key `after`. Raises `CompactedError`."""

@@ -4,15 +4,18 @@ from aiohttp import web
 
 from milo_discoveryd.sandbox import answers, refusals
 from milo_discoveryd.sandbox.api import Api
+from milo_discoveryd.sandbox.control_planes import ControlPlanes
 from milo_discoveryd.sandbox.refusals import PlainError, RefusedError
+from milo_discoveryd.sandbox.resources import PROJECTS
 from milo_discoveryd.sandbox.tokens import Tokens
 
 _OPEN_TO_ALL = frozenset({"livez", "readyz", "healthz", "version"})
 
 
 class Gateway:
-    def __init__(self, milo: Api, tokens: Tokens) -> None:
+    def __init__(self, milo: Api, control_planes: ControlPlanes, tokens: Tokens) -> None:
         self._milo = milo
+        self._control_planes = control_planes
         self._tokens = tokens
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -24,6 +27,10 @@ class Gateway:
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         segments = [segment for segment in request.path.split("/") if segment]
         subject = self._authenticate(request, segments)
+        match segments:
+            case ("apis", PROJECTS.group, PROJECTS.version, PROJECTS.plural, project, "control-plane", *rest):
+                api = self._control_planes.of(project, method=request.method)
+                return await api.answer(request, rest, subject)
         return await self._milo.answer(request, segments, subject)
 
     def _authenticate(self, request: web.BaseRequest, segments: list[str]) -> str:

@@ -78,7 +78,7 @@ class Event(msgspec.Struct, kw_only=True):
     before: Record | None
     record: Record  # of a deletion: the last state, with the deletion's version
     deleted: bool = False
-    _frames: dict[str, bytes] = msgspec.field(default_factory=dict)
+    _frames: dict[str, bytes] | None = None
 
     def seen_through(self, selector: Selector) -> tuple[str, Record] | None:
         """What a watch with this selector is told: nothing, or a type and an object."""
@@ -96,6 +96,8 @@ class Event(msgspec.Struct, kw_only=True):
         if seen is None:
             return None
         kind, record = seen
+        if self._frames is None:
+            self._frames = {}
         if kind not in self._frames:
             self._frames[kind] = frame(kind, record.body)
         return self._frames[kind]

@@ -10,6 +10,7 @@ from typing import Self
 from milo_discoveryd.sandbox import kubeconfigs
 from milo_discoveryd.sandbox.api import Api, Features
 from milo_discoveryd.sandbox.certificates import issue_identity
+from milo_discoveryd.sandbox.control_planes import ControlPlanes
 from milo_discoveryd.sandbox.faults import Faults
 from milo_discoveryd.sandbox.gateway import Gateway
 from milo_discoveryd.sandbox.kubeconfigs import TokenFile
@@ -43,8 +44,15 @@ class Sandbox:
         self.tokens = Tokens(life=token_life, clock=time.time)
         self.faults = Faults(time.monotonic)
         self._identity = issue_identity(host)
-        self._api = Api(self.store, features=features, rights=self.rights, faults=self.faults)
-        self._server = Server(Gateway(self._api, self.tokens), self._identity.ssl_context(), host, port)
+
+        def new_api(store: Store) -> Api:
+            return Api(store, features=features, rights=self.rights, faults=self.faults)
+
+        self._milo = new_api(self.store)
+        self._control_planes = ControlPlanes(self.store, new_api)
+        self._server = Server(
+            Gateway(self._milo, self._control_planes, self.tokens), self._identity.ssl_context(), host, port
+        )
         self._token_files: list[TokenFile] = []
         self._initial_projects = projects
 
@@ -108,7 +116,7 @@ class Sandbox:
 
     def drop_watches(self) -> None:
         """Cut every open watch in mid-stream."""
-        self._api.streams.drop()
+        self._milo.streams.drop()
 
     # The world
 

@@ -17,7 +17,7 @@ from milo_discoveryd.sandbox import metadata, refusals, schema
 from milo_discoveryd.sandbox.collection import Collection
 from milo_discoveryd.sandbox.records import Event, Record, record_of, restamped
 from milo_discoveryd.sandbox.refusals import Cause
-from milo_discoveryd.sandbox.resources import Document, Resource
+from milo_discoveryd.sandbox.resources import NAMESPACES, Document, Resource
 
 Change = Callable[[Document], Any]
 """From an object as it is to the object somebody wants."""
@@ -104,6 +104,8 @@ class Store:
         if resource.has_status:
             wanted.pop("status", None)
         self._judge(resource, wanted, strict=strict)
+        if namespace:
+            self.get(NAMESPACES, namespace)
         if self._collections[resource].get(given["name"], namespace) is not None:
             raise refusals.already_exists(resource, given["name"])
         born = self._born(resource, wanted, namespace)
@@ -179,6 +181,8 @@ class Store:
         document = before.document()
         marked = document["metadata"]
         if not marked.get("finalizers"):
+            if resource is NAMESPACES and not dry_run:
+                self._empty(name)
             return self._commit(resource, before, document, deleted=True, dry_run=dry_run), True
         if marked.get("deletionTimestamp"):
             return before, False
@@ -188,15 +192,17 @@ class Store:
             marked["generation"] += 1
         return self._commit(resource, before, document, dry_run=dry_run), False
 
-    def load(self, resource: Resource, documents: Iterable[Document]) -> None:
-        """Put in many objects nobody has yet, unjudged and with their status, as restoring a backup would."""
+    def load(self, resource: Resource, documents: Iterable[Document]) -> list[Record]:
+        """Create many objects nobody has yet, unjudged and with their status, as restoring a backup would."""
         collection = self._collections[resource]
         records = []
         for document in documents:
             self.version += 1
-            records.append(record_of(self._born(resource, document, ""), self.version))
-        collection.load(records)
+            record = record_of(self._born(resource, document, ""), self.version)
+            collection.apply(Event(version=self.version, before=None, record=record))
+            records.append(record)
         self._announce()
+        return records
 
     # What happens to a store from below, rather than by a client's write
 
@@ -214,9 +220,7 @@ class Store:
         """Go back to a backup, versions and all: what was written since never happened."""
         self.version = snapshot.version
         for resource, records in snapshot.records.items():
-            self._collections[resource] = collection = Collection(resource, self._history_limit)
-            collection.load(records)
-            collection.history.compact(snapshot.version)
+            self._collections[resource] = Collection(resource, self._history_limit, records, snapshot.version)
         self._announce()
 
     def plant(self, resource: Resource, record: Record) -> None:
@@ -249,7 +253,7 @@ class Store:
         given = document.get("metadata", {})
         if not isinstance(given, dict):
             raise refusals.bad_request("metadata must be a JSON object")
-        if given.get("namespace", namespace) != namespace:
+        if (given.get("namespace") or namespace) != namespace:
             raise refusals.bad_request(
                 f"the namespace of the provided object does not match the namespace sent on the request: {namespace!r}"
             )
@@ -314,6 +318,12 @@ class Store:
     def _announce(self) -> None:
         for listener in self._listeners:
             listener()
+
+    def _empty(self, namespace: str) -> None:
+        for collection in self._collections.values():
+            if collection.resource.namespaced:
+                for record in [each for each in collection if each.namespace == namespace]:
+                    self.delete(collection.resource, record.name, namespace=namespace)
 
     def _timestamp(self) -> str:
         return self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
