@@ -2,6 +2,7 @@
 
 DiscoveryError
 ├── ConfigError        the settings or a file they name are wrong; carries every problem found, not just the first
+├── StartError         the daemon cannot take up, or keep, the place it was told to serve at
 ├── CredentialError    the daemon cannot get the credential it would authenticate with
 └── TransportError     no usable HTTP answer came back from an API server
 """
@@ -22,6 +23,10 @@ class ConfigError(DiscoveryError):
     def __init__(self, problems: Sequence[object]) -> None:
         self.problems = tuple(str(problem) for problem in problems)
         super().__init__("\n".join(self.problems))
+
+
+class StartError(DiscoveryError):
+    """An address can't be listened on, or is no longer ours; the message says what would help."""
 
 
 class CredentialError(DiscoveryError):

@@ -43,6 +43,8 @@ class Refused(msgspec.Struct, frozen=True):
     code: int
     reason: str
     message: str
+    name: str = ""
+    """Of the object it is about, where it is about one."""
 
 
 class Junk(msgspec.Struct, frozen=True):
@@ -88,10 +90,15 @@ class _Marked(msgspec.Struct):
     metadata: _Marks
 
 
+class _Details(msgspec.Struct):
+    name: str = ""
+
+
 class _Status(msgspec.Struct):
     code: int = 0
     reason: str = ""
     message: str = ""
+    details: _Details | None = None
 
 
 class _Line(msgspec.Struct):
@@ -176,7 +183,9 @@ def refusal(body: bytes, code: int = 0) -> Refused:
     except _UNDECODABLE:
         words = " ".join(re.sub(r"<[^>]*>", " ", body[:400].decode("utf-8", "replace")).split())
         return Refused(code, "", words[:160])
-    return Refused(status.code or code, status.reason, status.message[:600])
+    return Refused(
+        status.code or code, status.reason, status.message[:600], status.details.name if status.details else ""
+    )
 
 
 class Lines:

@@ -39,6 +39,15 @@ class Cursor:
         return isinstance(self._state, _Following)
 
     @property
+    def revision(self) -> int:
+        """What was taken so far, once the snapshot is behind it."""
+        match self._state:
+            case _Following(revision):
+                return revision
+            case _InSnapshot(snapshot):
+                return snapshot.revision
+
+    @property
     def lag(self) -> int:
         """How many revisions are unread."""
         match self._state:

@@ -9,7 +9,7 @@ such a reader can be told what ended. A revision from before the oldest memory c
 import weakref
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -162,10 +162,12 @@ class ChangeLog:
         """
         kept = self._snapshot() if self._snapshot is not None else None
         if kept is None or kept.revision < self._floor or self.head - kept.revision > len(kept.views) // 50:
-            self._sweep()
-            kept = Snapshot(tuple(entry.view for entry in self._order if entry.view is not None), self.head)
+            kept = Snapshot(tuple(self.current()), self.head)
             self._snapshot = weakref.ref(kept)
         return kept
+
+    def current(self) -> Iterator[View]:
+        return (entry.view for entry in self._entries.values() if entry.view is not None)
 
     def frame(self, view: View) -> bytes:
         if view.frame is None:

@@ -33,8 +33,9 @@ class Waiter:
 class Signal:
     """Rings every bell soon after a change.
 
-    At once, if the last time is long enough ago; else when it will be, so that many changes a second cost each subscriber
-    a few messages and not as many. The interval grows with the number of subscribers, up to a twentieth of a second.
+    At once, if the last time is long enough ago; else when it will be, so that many changes a second cost each
+    subscriber a few messages and not as many. The interval grows with the number of subscribers, up to a twentieth of
+    a second.
     """
 
     def __init__(self) -> None:
@@ -60,15 +61,19 @@ class Signal:
         self._published.append((revision, read_at))
         self.ring()
 
-    def read_at(self, after: int, revision: int) -> float | None:
-        """When the oldest bytes behind the changes after `after`, up to `revision`, were read."""
+    def read_at(self, revision: int) -> float | None:
+        """When the bytes behind `revision` were read; None where that was too long ago."""
         found = None
         for head, read_at in reversed(self._published):
-            if head <= after:
+            if head < revision:
                 break
-            if head <= revision or found is None:
-                found = read_at
+            found = read_at
         return found
+
+    def ring_now(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._ring()
 
     def ring(self) -> None:
         if self._timer is not None or not self._waiters:

@@ -1,0 +1,206 @@
+"""The composition root: builds the parts, runs them together, ends them in order."""
+
+import asyncio
+import grp
+import os
+import random
+import secrets
+import signal
+import time
+import uuid
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import structlog
+
+from milo_discoveryd import __version__
+from milo_discoveryd.config import ListenAddress, Settings, UnixAddress
+from milo_discoveryd.credentials import Upstream, load_in_cluster, load_kubeconfig
+from milo_discoveryd.errors import StartError
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.observation import Observation, Outside
+from milo_discoveryd.model.selector import Selector
+from milo_discoveryd.model.selector import parse as parse_selector
+from milo_discoveryd.modes import mode as modes
+from milo_discoveryd.modes.mode import FixedMode, Setting, WatchedMode
+from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.machine import Policy, Reflector
+from milo_discoveryd.reflect.wire import Decoder
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.server import listener
+from milo_discoveryd.server.convert import encoder
+from milo_discoveryd.server.server import Server
+from milo_discoveryd.server.service import About, Service
+from milo_discoveryd.telemetry.http import Endpoint
+from milo_discoveryd.telemetry.journal import Journal
+from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.watchers.driver import Driver, Watched
+from milo_discoveryd.watchers.transport import Transport, open_transport
+
+log = structlog.get_logger()
+
+
+class Daemon:
+    def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._epoch = secrets.token_hex(8)
+        self._metrics = Metrics()
+        retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
+        changes = ChangeLog(encoder(self._epoch), retention)
+        self._fleet = Fleet(changes, Suspicions(random.random), Journal(self._metrics))
+        self._metrics.follow(self._fleet, settings.metrics.cluster_info_cap)
+        self._selector = parse_selector(settings.label_selector)
+        self.addresses: list[str] = []
+        self.http_address: str | None = None
+        self.started = asyncio.Event()
+
+    async def run(self) -> None:
+        """Until a signal tells it to end; a second one ends it without waiting for subscribers.
+
+        Raises what was foreseen as a DiscoveryError, alone or in a group.
+        """
+        loop = asyncio.get_running_loop()
+        serving = asyncio.create_task(self.serve(), name="daemon")
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, serving.cancel)
+        try:
+            await asyncio.wait((serving,))
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+        if not serving.cancelled():
+            serving.result()
+
+    async def serve(self) -> None:
+        """Until it is cancelled; then subscribers are sent what they are owed."""
+        settings = self._settings
+        discovery, project = self._upstreams()
+        mode = modes.load(settings.mode)(self._mode_setting(project))
+        async with AsyncExitStack() as stack:
+            service = Service(self._fleet, self._about(), self._metrics)
+            server = Server(service, [self._address(each) for each in settings.listen], self._metrics)
+            await server.start()
+            stack.push_async_callback(server.stop)
+            self.addresses = server.addresses
+            if settings.http_listen is not None:
+                endpoint = Endpoint(self._metrics, ready=self._ready, live=lambda: {"process": None})
+                self.http_address = await endpoint.start(settings.http_listen.host, settings.http_listen.port)
+                stack.push_async_callback(endpoint.stop)
+            log.info("started", version=__version__, mode=settings.mode, listen=self.addresses, http=self.http_address)
+            self.started.set()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(server.guard(), name="guard the sockets")
+                tasks.create_task(self._tell_health(server), name="tell health")
+                tasks.create_task(self._discover(mode, discovery), name="discover")
+
+    async def _discover(self, mode: WatchedMode | FixedMode, upstream: Upstream) -> None:
+        if isinstance(mode, FixedMode):
+            self._fleet.hold(mode.targets(), asyncio.get_running_loop().time())
+            return
+        source = self._settings.source
+        transport: Transport = open_transport(
+            upstream,
+            response_limit=source.response_limit,
+            connect_timeout_s=source.connect_timeout.total_seconds(),
+            environ=self._environ,
+        )
+        policy = Policy(
+            streaming_lists=source.streaming_lists == "auto",
+            page_size=source.page_size,
+            silence_s=source.silence_limit.total_seconds(),
+        )
+        async with aclosing(transport):
+            await Driver(
+                transport,
+                Watched(mode.resource.path, self._settings.label_selector),
+                decoder=Decoder(mode.object_type, _within(self._selector, mode)),
+                reflector=Reflector(policy, random.random, asyncio.get_running_loop().time()),
+                suspicions=self._fleet.suspicions,
+                sink=self._fleet,
+            ).run()
+
+    async def _tell_health(self, server: Server) -> None:
+        with self._fleet.signal.waiter() as bell:
+            await server.ready(False)
+            while not self._fleet.synced:
+                await bell.wait(60.0)
+            await server.ready(True)
+
+    def _ready(self) -> Mapping[str, str | None]:
+        return {"synced": None if self._fleet.synced else "no complete list of the source was seen yet"}
+
+    def _upstreams(self) -> tuple[Upstream, Upstream]:
+        """Where objects are watched, and whose address and identity lead to the control planes."""
+        settings = self._settings
+        discovery = self._upstream(settings.discovery_kubeconfig)
+        if settings.project_kubeconfig is None and "KUBERNETES_SERVICE_HOST" not in self._environ:
+            return discovery, discovery  # outside a cluster there is but this one
+        return discovery, self._upstream(settings.project_kubeconfig)
+
+    def _upstream(self, kubeconfig: Path | None) -> Upstream:
+        return load_in_cluster(self._environ) if kubeconfig is None else load_kubeconfig(kubeconfig)
+
+    def _mode_setting(self, project: Upstream) -> Setting:
+        settings, server = self._settings, urlsplit(project.server)
+        single = settings.cluster
+        return Setting(
+            project_endpoint=f"{server.scheme}://{server.netloc}",
+            internal_address_template=settings.internal_address_template,
+            internal_namespace_template=settings.internal_namespace_template,
+            annotation_prefixes=settings.annotation_prefixes,
+            clusters=(
+                Target(
+                    name=single.name,
+                    uid=str(uuid.uuid5(uuid.NAMESPACE_URL, f"{project.server}#{single.name}")),
+                    endpoint=project.server,
+                    organization=single.organization,
+                    labels=tuple(sorted(single.labels.items())),
+                ),
+            ),
+        )
+
+    def _address(self, address: ListenAddress) -> listener.UnixAddress | listener.TcpAddress:
+        if isinstance(address, UnixAddress):
+            return listener.UnixAddress(address.path, self._settings.socket.mode, self._group())
+        return listener.TcpAddress(address.host, address.port)
+
+    def _group(self) -> int | None:
+        name = self._settings.socket.group
+        if name is None or name.isdigit():
+            return None if name is None else int(name)
+        try:
+            return grp.getgrnam(name).gr_gid
+        except KeyError:
+            raise StartError(f"socket.group: there is no group {name!r} on this machine; give its number") from None
+
+    def _about(self) -> About:
+        return About(
+            version=__version__,
+            mode=self._settings.mode,
+            epoch=self._epoch,
+            started_at=time.time(),
+            heartbeat_s=self._settings.heartbeat_interval.total_seconds(),
+            stalled_s=self._settings.stalled_timeout.total_seconds(),
+        )
+
+
+def _within(selector: Selector, mode: WatchedMode) -> Any:
+    """The mode's judgement, of objects that the selector covers: those asked for by name may not be."""
+    if not selector:
+        return mode.observe
+
+    def observe(obj: KubeObject) -> Observation:
+        metadata = obj.metadata
+        if selector.matches(metadata.labels or {}):
+            return mode.observe(obj)
+        message = f"its labels don't match the daemon's selector {selector}"
+        return Outside(metadata.name, metadata.uid, metadata.resourceVersion, message)
+
+    return observe

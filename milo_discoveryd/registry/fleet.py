@@ -1,0 +1,94 @@
+"""The fleet as the daemon knows it: where findings come in, and where readers look.
+
+It gives the pure parts of this room the time, and rings the bells when something changed.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.observation import Ready
+from milo_discoveryd.model.source import SourceState, SourceStatus
+from milo_discoveryd.reflect.deletions import Answer, Question, Suspicions
+from milo_discoveryd.reflect.machine import Finding, Listed, ListEnded, ListStarted, Oddity, Relisting
+from milo_discoveryd.registry.intake import Intake
+from milo_discoveryd.registry.log import ChangeLog
+from milo_discoveryd.registry.registry import Done, Registry
+from milo_discoveryd.registry.signal import Signal
+
+
+class Observer(Protocol):
+    """Who keeps count, and tells people."""
+
+    def changed(self, done: Done, *, is_live: bool) -> None:
+        """`is_live`: after the first complete list."""
+
+    def synced(self, engaged: int) -> None: ...
+
+    def relisting(self, reason: str) -> None: ...
+
+    def oddity(self, problem: str) -> None: ...
+
+    def source(self, status: SourceStatus) -> None:
+        """Its state, or the reason for it, changed."""
+
+
+class Fleet:
+    def __init__(self, log: ChangeLog, suspicions: Suspicions, observer: Observer) -> None:
+        self.registry = Registry(log)
+        self.suspicions = suspicions
+        self.signal = Signal()
+        self.status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
+        self._intake = Intake(self.registry, suspicions)
+        self._observer = observer
+
+    @property
+    def log(self) -> ChangeLog:
+        return self.registry.log
+
+    @property
+    def synced(self) -> bool:
+        """One complete list was seen."""
+        return self._intake.synced
+
+    def take(self, findings: Iterable[Finding], read_at: float) -> Iterator[None]:
+        synced = self.synced
+        for done in self._intake.take(self._noted(findings), time.time()):
+            self._publish(done, read_at)
+            yield
+        if self.synced and not synced:
+            self._observer.synced(self.registry.engaged)
+            self.signal.ring()
+
+    def answer(self, question: Question, answer: Answer, read_at: float) -> None:
+        self._publish(self._intake.answer(question, answer, time.time()), read_at)
+
+    def source(self, status: SourceStatus) -> None:
+        changed = status.state is not self.status.state or status.reason != self.status.reason
+        self.status = status
+        if changed:
+            self._observer.source(status)
+            self.signal.ring()
+
+    def hold(self, targets: Iterable[Target], now: float) -> None:
+        """For a source that knows its clusters from the start."""
+        ready = [Listed(Ready(target.uid, "", target)) for target in targets]
+        for _ in self.take([ListStarted(), *ready, ListEnded()], now):
+            pass
+        self.source(SourceStatus(SourceState.STREAMING, now, last_contact=now))
+
+    def _noted(self, findings: Iterable[Finding]) -> Iterator[Finding]:
+        for finding in findings:
+            match finding:
+                case Relisting(reason):
+                    self._observer.relisting(reason)
+                case Oddity(problem):
+                    self._observer.oddity(problem)
+            yield finding
+
+    def _publish(self, done: list[Done], read_at: float) -> None:
+        for change in done:
+            self._observer.changed(change, is_live=self.synced)
+        if done and self.synced:
+            self.signal.published(self.log.head, read_at)

@@ -1,0 +1,1 @@
+"""The gRPC side: a short method for each call, conversion, errors, and the listeners."""

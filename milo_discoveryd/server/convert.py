@@ -1,0 +1,140 @@
+"""Our values to messages, and events to frames.
+
+In protobuf's wire format a repeated field concatenates: a batch is the join of frames that were made once, and a few
+bytes of its own.
+"""
+
+import time
+from collections.abc import Iterable
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason
+from milo_discoveryd.model.source import SourceStatus
+from milo_discoveryd.registry.events import Encode, Event, EventType
+from milo_discoveryd.registry.registry import Record, Standing, Transition
+
+_EVENTS_TAG = bytes([pb.WatchClustersResponse.EVENTS_FIELD_NUMBER << 3 | 2])
+_TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in EventType}
+_REASONS = {
+    Standing.NOT_READY: pb.Engagement.REASON_NOT_READY,
+    Standing.OUTSIDE: pb.Engagement.REASON_OUTSIDE_SELECTOR,
+    Standing.MALFORMED: pb.Engagement.REASON_MALFORMED,
+    Standing.GONE: pb.Engagement.REASON_DELETED,
+    Standing.READY: pb.Engagement.REASON_ENGAGED,
+}
+
+
+def encoder(epoch: str) -> Encode:
+    """Frames of one run of the daemon."""
+
+    def encode(event: Event) -> bytes:
+        message = pb.ClusterEvent(
+            type=_TYPES[event.type],
+            cluster=cluster(event.cluster, epoch),
+            reason=_reason(event.reason),
+            message=event.message,
+        )
+        data = message.SerializeToString(deterministic=True)
+        return _EVENTS_TAG + _varint(len(data)) + data
+
+    return encode
+
+
+def batch(
+    frames: Iterable[bytes],
+    *,
+    revision: str,
+    previous_revision: str,
+    synced: bool,
+    reset: bool = False,
+    source: pb.SourceStatus | None = None,
+) -> bytes:
+    rest = pb.WatchClustersResponse(
+        revision=revision, previous_revision=previous_revision, synced=synced, reset=reset, source=source
+    )
+    return b"".join((*frames, rest.SerializeToString()))
+
+
+def cluster(of: Cluster, epoch: str) -> pb.Cluster:
+    target = of.target
+    return pb.Cluster(
+        name=target.name,
+        uid=target.uid,
+        endpoint=target.endpoint,
+        organization=target.organization,
+        labels=dict(target.labels),
+        annotations=dict(target.annotations),
+        engaged_at=timestamp(of.engaged_at),
+        deletion_requested_at=None if target.deletion_requested_at is None else timestamp(target.deletion_requested_at),
+        deletion_message=target.deletion_message,
+        suspended=target.suspended,
+        connectivity=_connectivity(of.connectivity),
+        source_resource_version=of.source_version,
+        incarnation=incarnation(epoch, of.incarnation),
+    )
+
+
+def incarnation(epoch: str, number: int) -> str:
+    return f"{epoch}.{number}"
+
+
+def source(status: SourceStatus, now: float) -> pb.SourceStatus:
+    """`now` is what the status' own clock says, so that its times can be told in wall time."""
+    ahead = time.time() - now
+    return pb.SourceStatus(
+        state=pb.SourceStatus.State.Value(f"STATE_{status.state.value}"),
+        since=timestamp(status.since + ahead),
+        reason=status.reason,
+        message=status.message,
+        last_contact=None if status.last_contact is None else timestamp(status.last_contact + ahead),
+    )
+
+
+def engagement(record: Record, confirming: str | None) -> pb.Engagement:
+    """`confirming`: its deletion was reported, and what keeps that from being settled."""
+    reason, message, since = _REASONS[record.standing], record.message, record.since
+    if record.engaged and confirming is not None:
+        reason = pb.Engagement.REASON_CONFIRMING_DELETION
+        message = f"reported as gone, which is being confirmed{': ' + confirming if confirming else ''}"
+    elif record.standing is Standing.READY and record.cluster is not None:
+        message = "its condition is True"
+        since = record.cluster.engaged_at
+    return pb.Engagement(engaged=record.engaged, reason=reason, message=message, since=timestamp(since))
+
+
+def transition(of: Transition, epoch: str) -> pb.Transition:
+    return pb.Transition(
+        type=_TYPES[of.type],
+        reason=_reason(of.reason),
+        message=of.message,
+        at=timestamp(of.at),
+        incarnation=incarnation(epoch, of.incarnation),
+    )
+
+
+def timestamp(seconds: float) -> Timestamp:
+    micros = round(seconds * 1e6)
+    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
+
+
+def _reason(of: DisengageReason | None) -> pb.DisengageReason.ValueType:
+    return pb.DISENGAGE_REASON_UNSPECIFIED if of is None else pb.DisengageReason.Value(f"DISENGAGE_REASON_{of.value}")
+
+
+def _connectivity(of: Connectivity) -> pb.Connectivity:
+    return pb.Connectivity(
+        state=pb.Connectivity.State.Value(f"STATE_{of.state.value}"),
+        since=None if of.since is None else timestamp(of.since),
+        message=of.message,
+    )
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,77 @@
+"""What callers are told when a call fails: the one table from our errors to gRPC's, with details for programs."""
+
+import secrets
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2, status_pb2
+
+DOMAIN = "discovery.miloapis.com"
+
+
+class CallError(Exception):
+    """A call can't be answered as asked."""
+
+    code = grpc.StatusCode.UNKNOWN
+
+    def __init__(self, reason: str, message: str, *, retry_after_s: float | None = None) -> None:
+        """`reason` is a stable word in UPPER_SNAKE_CASE for programs, `message` for people."""
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def details(self) -> list[Any]:
+        found = [_packed(error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN))]
+        if self.retry_after_s is not None:
+            delay = Duration(nanos=0)
+            delay.FromMilliseconds(round(self.retry_after_s * 1000))
+            found.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+        return found
+
+
+class InvalidRequestError(CallError):
+    """Names the field, what is wrong with it, and what would be right."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__("INVALID_REQUEST", f"{field}: {problem}")
+        self._violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=problem)
+
+    def details(self) -> list[Any]:
+        return [*super().details(), _packed(error_details_pb2.BadRequest(field_violations=[self._violation]))]
+
+
+class NotFoundError(CallError):
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class PreconditionError(CallError):
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class UnavailableError(CallError):
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class StalledError(CallError):
+    code = grpc.StatusCode.ABORTED
+
+
+def status(error: CallError) -> status_pb2.Status:
+    return status_pb2.Status(code=error.code.value[0], message=error.message, details=error.details())
+
+
+def unexpected() -> tuple[str, status_pb2.Status]:
+    """For an error of ours: the caller gets a number to quote, since what went wrong may hold a secret."""
+    incident = secrets.token_hex(4)
+    message = f"internal error; the daemon's log has it as incident {incident}"
+    return incident, status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message=message)
+
+
+def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo | error_details_pb2.BadRequest) -> Any:
+    packed = Any()
+    packed.Pack(message)
+    return packed

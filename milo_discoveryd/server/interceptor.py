@@ -1,0 +1,76 @@
+"""Around every call: counts it, times it, and sees to it that no error reaches a caller unmapped.
+
+gRPC sends the text of an unhandled exception to the caller, whatever secret it quotes; so this stands outermost.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeAlias
+
+import grpc
+import structlog
+from grpc_status import rpc_status
+
+from milo_discoveryd.server.errors import CallError, status, unexpected
+
+log = structlog.get_logger()
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its type stubs only
+
+
+class CallTally(Protocol):
+    def call_started(self, method: str) -> None: ...
+
+    def call_handled(self, method: str, code: str, seconds: float) -> None: ...
+
+
+class Interceptor(grpc.aio.ServerInterceptor):
+    def __init__(self, tally: CallTally) -> None:
+        self._tally = tally
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.request_streaming:
+            return handler
+        method = handler_call_details.method.rpartition("/")[2]
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(
+                self._guarded(method, handler.unary_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._guarded(method, handler.unary_unary),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def _guarded(self, method: str, call: Any) -> Any:
+        async def guarded(request: Any, context: Any) -> Any:
+            started = time.perf_counter()
+            code = "CANCELLED"
+            self._tally.call_started(method)
+            try:
+                answer = await call(request, context)
+            except CallError as error:
+                code = error.code.name
+                await context.abort_with_status(rpc_status.to_status(status(error)))
+            except grpc.aio.AbortError:
+                code = context.code().name if context.code() else "UNKNOWN"
+                raise
+            except Exception:
+                code = "INTERNAL"
+                incident, told = unexpected()
+                log.exception("call failed", method=method, incident=incident)
+                await context.abort_with_status(rpc_status.to_status(told))
+            else:
+                code = "OK"
+                return answer
+            finally:
+                self._tally.call_handled(method, code, time.perf_counter() - started)
+
+        return guarded

@@ -1,0 +1,87 @@
+"""Requests, checked: each becomes a value that can be acted on, or an error that names the field."""
+
+import math
+from functools import lru_cache
+
+import msgspec
+from google.protobuf.duration_pb2 import Duration
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.model.selector import SelectorError, parse
+from milo_discoveryd.registry.filter import EVERYTHING, Filter
+from milo_discoveryd.server.errors import InvalidRequestError
+
+MAX_FILTER_BYTES = 64 * 1024
+MAX_PAGE_SIZE = 5000
+DEFAULT_PAGE_SIZE = 500
+HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
+MAX_TOKEN_LENGTH = 256
+
+
+class Watch(msgspec.Struct, frozen=True):
+    wanted: Filter
+    resume_revision: str
+    heartbeat_s: float
+    with_kubeconfigs: bool
+
+
+class Listing(msgspec.Struct, frozen=True):
+    wanted: Filter
+    page_size: int
+    page_token: str
+
+
+def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float) -> Watch:
+    heartbeat_s = default_heartbeat_s
+    if request.HasField("heartbeat_interval"):
+        shortest, longest = HEARTBEAT_BOUNDS_S
+        heartbeat_s = min(longest, max(shortest, _positive(request.heartbeat_interval, "heartbeat_interval")))
+    if request.HasField("kubeconfig_ttl"):
+        _positive(request.kubeconfig_ttl, "kubeconfig_ttl")
+    return Watch(_filter(request), request.resume_revision, heartbeat_s, request.include_kubeconfigs)
+
+
+def listing(request: pb.ListClustersRequest) -> Listing:
+    if request.page_size < 0:
+        raise InvalidRequestError("page_size", f"{request.page_size} is negative; leave it out for {DEFAULT_PAGE_SIZE}")
+    if len(request.page_token) > MAX_TOKEN_LENGTH:
+        raise InvalidRequestError("page_token", "not one that this daemon gave out")
+    return Listing(_filter(request), min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), request.page_token)
+
+
+def name(text: str, field: str) -> str:
+    if not text:
+        raise InvalidRequestError(field, "empty; it takes the name of a project")
+    if len(text) > 253:
+        raise InvalidRequestError(field, "longer than any project's name (253 characters)")
+    return text
+
+
+def _filter(request: pb.WatchClustersRequest | pb.ListClustersRequest) -> Filter:
+    if not request.HasField("filter"):
+        return EVERYTHING
+    size = request.filter.ByteSize()
+    if size > MAX_FILTER_BYTES:
+        raise InvalidRequestError("filter", f"{size} bytes; at most {MAX_FILTER_BYTES} are taken")
+    return _compiled(request.filter.SerializeToString(deterministic=True))
+
+
+@lru_cache(maxsize=256)
+def _compiled(data: bytes) -> Filter:
+    """One object for all who ask the same: they also share what is read through it."""
+    asked = pb.ClusterFilter.FromString(data)
+    try:
+        selector = parse(asked.label_selector)
+    except SelectorError as error:
+        raise InvalidRequestError("filter.label_selector", str(error)) from error
+    for field, values in (("names", asked.names), ("organizations", asked.organizations)):
+        if "" in values:
+            raise InvalidRequestError(f"filter.{field}", "holds an empty string, which matches nothing")
+    return Filter(selector, frozenset(asked.names), frozenset(asked.organizations))
+
+
+def _positive(duration: Duration, field: str) -> float:
+    seconds = duration.seconds + duration.nanos / 1e9
+    if not (seconds > 0 and math.isfinite(seconds)):
+        raise InvalidRequestError(field, f"{seconds:g} s is not a positive duration; leave it out for the default")
+    return seconds

@@ -1,0 +1,139 @@
+"""One subscriber's stream: waits for its bell, takes what its cursor gives, and sends it."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.registry.cursor import Batch, Cursor
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.signal import Waiter
+from milo_discoveryd.server import convert
+from milo_discoveryd.server.errors import StalledError, UnavailableError
+from milo_discoveryd.server.requests import Watch
+from milo_discoveryd.server.revision import Position, parse
+
+Send = Callable[[bytes], Awaitable[None]]
+RETRY_S = 1.0
+
+
+class Tally(Protocol):
+    """What streams count."""
+
+    def batch_sent(self, latency_s: float | None) -> None:
+        """`latency_s`: from the oldest bytes behind the batch to gRPC; None for what isn't live."""
+
+    def reset_sent(self) -> None: ...
+
+
+class Stream:
+    def __init__(
+        self,
+        fleet: Fleet,
+        epoch: str,
+        asked: Watch,
+        *,
+        send: Send,
+        tally: Tally,
+        stalled_s: float,
+        draining: asyncio.Event,
+    ) -> None:
+        self._fleet = fleet
+        self._epoch = epoch
+        self._asked = asked
+        self._send = send
+        self._tally = tally
+        self._stalled_s = stalled_s
+        self._draining = draining
+        self._clock = asyncio.get_running_loop().time
+        self._sent_at = 0.0
+        self._said = ""
+        """The revision of the last batch, or what the subscriber resumes from."""
+        self._source: tuple[SourceState, str] | None = None
+        """What the subscriber was last told of it."""
+        self.cursor: Cursor | None = None
+        self.opened_at = time.time()
+
+    async def run(self) -> None:
+        """Ends by an error only: the caller's leaving, a reader that doesn't read, or the daemon's end."""
+        with self._fleet.signal.waiter() as bell:
+            while not self._fleet.synced:
+                await self._tell(Batch((), 0, synced=False))
+                await self._wait(bell)
+            self.cursor = cursor = Cursor(self._fleet.log, self._asked.wanted, self._resume_from())
+            if cursor.resumed:
+                self._said = self._asked.resume_revision
+                await self._tell(cursor.take() or Batch((), cursor.revision))
+            while True:
+                batch = cursor.take()
+                if batch is not None:
+                    await self._tell(batch)
+                elif self._source_changed() or self._clock() >= self._sent_at + self._asked.heartbeat_s:
+                    await self._tell(Batch((), cursor.revision))
+                else:
+                    await self._wait(bell)
+
+    async def _wait(self, bell: Waiter) -> None:
+        """With nothing left to send: until a heartbeat is due, or there is something."""
+        if self._draining.is_set():
+            raise UnavailableError(
+                "SHUTTING_DOWN", "the daemon is shutting down; keep every cluster and resume", retry_after_s=RETRY_S
+            )
+        await bell.wait(max(0.0, self._sent_at + self._asked.heartbeat_s - self._clock()))
+
+    async def _tell(self, batch: Batch) -> None:
+        now = self._clock()
+        is_live = self._source is not None and not batch.reset and batch.synced
+        before, revision = self._said, self._revision(batch)
+        data = convert.batch(
+            batch.frames,
+            revision=revision,
+            previous_revision=before,
+            synced=batch.synced,
+            reset=batch.reset,
+            source=self._news(batch, now),
+        )
+        try:
+            async with asyncio.timeout(self._stalled_s):
+                await self._send(data)
+        except TimeoutError:
+            raise StalledError(
+                "STALLED", f"nothing was read from the stream for {self._stalled_s:g} s; resume when ready"
+            ) from None
+        self._said = revision
+        self._sent_at = self._clock()
+        if batch.reset:
+            self._tally.reset_sent()
+        if batch.frames:
+            read_at = self._fleet.signal.read_at(batch.revision) if is_live else None
+            self._tally.batch_sent(None if read_at is None else self._sent_at - read_at)
+
+    def _revision(self, batch: Batch) -> str:
+        if not self._fleet.synced:
+            return ""  # there is nothing to come back to
+        position = Position(self._epoch, batch.revision, self._asked.wanted.fingerprint, in_snapshot=not batch.synced)
+        return str(position)
+
+    def _resume_from(self) -> int | None:
+        position = parse(self._asked.resume_revision)
+        if (
+            position is None
+            or position.in_snapshot
+            or position.epoch != self._epoch
+            or position.fingerprint != self._asked.wanted.fingerprint
+        ):
+            return None
+        return position.revision
+
+    def _source_changed(self) -> bool:
+        status = self._fleet.status
+        return self._source != (status.state, status.reason)
+
+    def _news(self, batch: Batch, now: float) -> pb.SourceStatus | None:
+        if batch.frames and not self._source_changed():
+            return None
+        status = self._fleet.status
+        self._source = (status.state, status.reason)
+        return convert.source(status, now)

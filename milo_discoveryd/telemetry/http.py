@@ -1,0 +1,86 @@
+"""The HTTP endpoint: `/metrics`, `/livez`, `/readyz`.
+
+Live means that this process answers: nothing outside of it matters. Ready means that one complete list was seen, and
+stays so when the source is lost: a daemon with an old view serves better than none.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from aiohttp import web
+from prometheus_client import exposition
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from milo_discoveryd.errors import StartError
+from milo_discoveryd.telemetry.metrics import Metrics
+
+Checks = Callable[[], Mapping[str, str | None]]
+"""By name, what is wrong; None where nothing is."""
+
+
+class Endpoint:
+    def __init__(self, metrics: Metrics, *, ready: Checks, live: Checks) -> None:
+        self._metrics = metrics
+        self._ready = ready
+        self._live = live
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, host: str, port: int) -> str:
+        """Where it listens. Raises StartError."""
+        app = web.Application()
+        app.add_routes(
+            [
+                web.get("/metrics", self._serve_metrics),
+                web.get("/livez", self._answer(self._live)),
+                web.get("/readyz", self._answer(self._ready)),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host or None, port, reuse_port=False)
+        try:
+            await site.start()
+        except OSError as error:
+            await self.stop()
+            raise StartError(f"can't listen on {host}:{port} for metrics: {error.strerror or error}") from error
+        return _url(site)
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _serve_metrics(self, request: web.Request) -> web.Response:
+        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
+        # Collected here, where nothing changes meanwhile, and turned into text elsewhere: that is the long part.
+        families = list(self._metrics.registry.collect())
+        body = await asyncio.to_thread(encode, _Collected(families))
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    def _answer(self, checks: Checks) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def answer(request: web.Request) -> web.StreamResponse:
+            found = checks()
+            well = all(problem is None for problem in found.values())
+            if well and "verbose" not in request.query:
+                return web.Response(text="ok\n")
+            lines = [f"[{'+' if problem is None else '-'}]{name} {problem or 'ok'}" for name, problem in found.items()]
+            lines.append("ok" if well else "failed")
+            return web.Response(text="\n".join(lines) + "\n", status=200 if well else 503)
+
+        return answer
+
+
+class _Collected(Collector):
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Sequence[Metric]:
+        return self._families
+
+
+def _url(site: web.TCPSite) -> str:
+    server = site._server  # the only way to learn the port that was given for 0
+    assert isinstance(server, asyncio.Server)
+    host, port = server.sockets[0].getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

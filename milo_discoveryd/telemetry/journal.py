@@ -1,0 +1,46 @@
+"""What is told of what happens to the fleet: a count, and a log line where a person would ask."""
+
+import structlog
+
+from milo_discoveryd.model.source import SourceState, SourceStatus
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.registry import Done
+from milo_discoveryd.telemetry.metrics import Metrics
+
+log = structlog.get_logger()
+
+
+class Journal:
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def changed(self, done: Done, *, is_live: bool) -> None:
+        self._metrics.transition(done)
+        if not is_live:
+            return  # the first list is told as a whole
+        target = done.cluster.target
+        match done.type:
+            case EventType.ENGAGED:
+                log.info("engaged", cluster=target.name, uid=target.uid)
+            case EventType.DISENGAGED:
+                reason = done.reason.value if done.reason else ""
+                log.info("disengaged", cluster=target.name, uid=target.uid, reason=reason, message=done.message)
+            case EventType.UPDATED:
+                log.debug("updated", cluster=target.name, uid=target.uid)
+
+    def synced(self, engaged: int) -> None:
+        log.info("synced", engaged=engaged)
+
+    def relisting(self, reason: str) -> None:
+        self._metrics.relisting(reason)
+        log.info("listing again", reason=reason)
+
+    def oddity(self, problem: str) -> None:
+        self._metrics.oddity()
+        log.debug("event ignored", problem=problem)
+
+    def source(self, status: SourceStatus) -> None:
+        if status.state is SourceState.STALE:
+            log.warning("source lost", reason=status.reason, message=status.message)
+        else:
+            log.info("source", state=status.state.value, reason=status.reason)

@@ -1,0 +1,156 @@
+"""Every metric of the daemon, in one place."""
+
+import time
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.registry import Done, Standing
+
+# Each counter would come with a second series, of when it began.
+disable_created_metrics()
+
+_LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class Metrics:
+    """In a registry of its own, so that two daemons in one process (as in tests) don't share numbers."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._transitions = Counter(
+            "milo_discoveryd_transitions",
+            "Engagements, updates and disengagements.",
+            ("type", "reason"),
+            registry=self.registry,
+        )
+        self._latency = Histogram(
+            "milo_discoveryd_event_latency_seconds",
+            "From the bytes of a change, read upstream, to gRPC; once for each batch and subscriber.",
+            buckets=_LATENCIES_S,
+            registry=self.registry,
+        )
+        self._resets = Counter(
+            "milo_discoveryd_subscriber_resets", "Streams that began with a snapshot.", registry=self.registry
+        )
+        self._restarts = Counter(
+            "milo_discoveryd_source_restarts",
+            "Lists begun again after the first, by what led to it.",
+            ("reason",),
+            registry=self.registry,
+        )
+        self._oddities = Counter(
+            "milo_discoveryd_source_events_ignored", "Events from upstream that made no sense.", registry=self.registry
+        )
+        self._calls_started = Counter(
+            "milo_discoveryd_grpc_server_started", "gRPC calls begun.", ("grpc_method",), registry=self.registry
+        )
+        self._calls_handled = Counter(
+            "milo_discoveryd_grpc_server_handled",
+            "gRPC calls ended.",
+            ("grpc_method", "grpc_code"),
+            registry=self.registry,
+        )
+        self._call_seconds = Histogram(
+            "milo_discoveryd_grpc_server_handling_seconds",
+            "How long unary gRPC calls took.",
+            ("grpc_method",),
+            buckets=_LATENCIES_S,
+            registry=self.registry,
+        )
+        Gauge(
+            "milo_discoveryd_start_time_seconds", "When this daemon started.", registry=self.registry
+        ).set_to_current_time()
+
+    def follow(self, fleet: Fleet, cluster_cap: int) -> None:
+        self.registry.register(_FleetCollector(fleet, cluster_cap))
+
+    def transition(self, done: Done) -> None:
+        self._transitions.labels(done.type.value, "" if done.reason is None else done.reason.value).inc()
+
+    def relisting(self, reason: str) -> None:
+        self._restarts.labels(reason).inc()
+
+    def oddity(self) -> None:
+        self._oddities.inc()
+
+    def batch_sent(self, latency_s: float | None) -> None:
+        if latency_s is not None:
+            self._latency.observe(latency_s)
+
+    def reset_sent(self) -> None:
+        self._resets.inc()
+
+    def call_started(self, method: str) -> None:
+        self._calls_started.labels(method).inc()
+
+    def call_handled(self, method: str, code: str, seconds: float) -> None:
+        self._calls_handled.labels(method, code).inc()
+        if method != "WatchClusters":  # a stream lasts for as long as somebody listens
+            self._call_seconds.labels(method).observe(seconds)
+
+
+class _FleetCollector(Collector):
+    """Reads the fleet when it is asked, so that nothing is counted twice."""
+
+    def __init__(self, fleet: Fleet, cluster_cap: int) -> None:
+        self._fleet = fleet
+        self._cluster_cap = cluster_cap
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        fleet, status = self._fleet, self._fleet.status
+        yield _gauge("milo_discoveryd_engaged_clusters", "Clusters that are engaged.", fleet.registry.engaged)
+        known = GaugeMetricFamily(
+            "milo_discoveryd_known_clusters", "Objects known, by what they are to the daemon.", labels=("state",)
+        )
+        for standing in Standing:
+            known.add_metric((standing.value,), fleet.registry.count(standing))
+        yield known
+        yield _gauge(
+            "milo_discoveryd_deletions_unconfirmed",
+            "Clusters reported as gone that are engaged until that is certain.",
+            len(fleet.suspicions),
+        )
+        yield CounterMetricFamily(
+            "milo_discoveryd_observations_outdated",
+            "Observations passed over since a later one had come before.",
+            value=fleet.registry.outdated,
+        )
+        yield _gauge("milo_discoveryd_subscribers", "Open streams.", len(fleet.signal))
+        yield _gauge("milo_discoveryd_log_revision", "The last revision.", fleet.log.head)
+        yield _gauge(
+            "milo_discoveryd_source_up",
+            "1 while the view follows the source as it changes.",
+            status.state is SourceState.STREAMING,
+        )
+        yield _gauge(
+            "milo_discoveryd_source_last_contact_timestamp_seconds",
+            "When the source last answered; 0 if it never did.",
+            0.0 if status.last_contact is None else time.time() - (time.monotonic() - status.last_contact),
+        )
+        yield from self._clusters()
+
+    def _clusters(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily(
+            "milo_discoveryd_cluster_info", "1 for each engaged cluster.", labels=("cluster", "uid", "organization")
+        )
+        for number, cluster in enumerate(self._fleet.registry.clusters()):
+            if number == self._cluster_cap:
+                break
+            target = cluster.target
+            info.add_metric((target.name, target.uid, target.organization), 1)
+        yield info
+        left_out = max(0, self._fleet.registry.engaged - self._cluster_cap)
+        yield _gauge("milo_discoveryd_cluster_info_left_out", "Engaged clusters beyond the cap on series.", left_out)
+
+
+def _gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help_text, value=value)

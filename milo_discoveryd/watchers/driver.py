@@ -1,0 +1,248 @@
+"""Runs a reflector against an API server: makes the requests it asks for, and tells it what came of them."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol
+
+import msgspec
+
+from milo_discoveryd.model.source import SourceStatus
+from milo_discoveryd.reflect.deletions import Answer as Verdict
+from milo_discoveryd.reflect.deletions import Found, NotFound, Question, Suspicions, Unanswered
+from milo_discoveryd.reflect.machine import Failure, FetchPage, Finding, OpenWatch, Reflector, Wait
+from milo_discoveryd.reflect.wire import Decoder, Lines, LineTooLongError, PageError, refusal
+from milo_discoveryd.watchers.transport import Answer, Stream, TransportError
+
+CONNECT_TIMEOUT_S = 15.0
+LIST_TIMEOUT_S = 120.0
+GET_TIMEOUT_S = 15.0
+
+_REASONS = {
+    "dns": "DnsFailed",
+    "connect": "ConnectFailed",
+    "tls": "TlsFailed",
+    "timeout": "Timeout",
+    "closed": "ConnectionLost",
+    "credential": "CredentialFailed",
+}
+_STATUS_REASONS = {
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    410: "Expired",
+    422: "Invalid",
+    429: "TooManyRequests",
+    504: "Timeout",
+}
+
+
+class Api(Protocol):
+    """What the driver needs of a transport."""
+
+    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer: ...
+
+    def stream(
+        self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float
+    ) -> AbstractAsyncContextManager[Stream]: ...
+
+
+class Sink(Protocol):
+    """Where findings go."""
+
+    def take(self, findings: Iterable[Finding], read_at: float) -> Iterator[None]:
+        """Applies findings in portions, so that the caller can let others run between them."""
+
+    def answer(self, question: Question, answer: Verdict, read_at: float) -> None: ...
+
+    def source(self, status: SourceStatus) -> None: ...
+
+
+class Watched(msgspec.Struct, frozen=True):
+    """What is followed: a collection, as far as the selector goes."""
+
+    path: str
+    label_selector: str = ""
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        return [("labelSelector", self.label_selector)] if self.label_selector else []
+
+
+class Driver:
+    def __init__(
+        self,
+        api: Api,
+        watched: Watched,
+        *,
+        decoder: Decoder[Any],
+        reflector: Reflector,
+        suspicions: Suspicions,
+        sink: Sink,
+    ) -> None:
+        self._api = api
+        self._watched = watched
+        self._decoder = decoder
+        self._reflector = reflector
+        self._suspicions = suspicions
+        self._sink = sink
+        self._suspected = asyncio.Event()
+        self._clock: Callable[[], float] = asyncio.get_running_loop().time
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        self._sink.source(self._reflector.status)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._follow(), name="follow the source")
+            tasks.create_task(self._confirm(tasks), name="confirm deletions")
+
+    async def _follow(self) -> None:
+        while True:
+            match self._reflector.next(self._clock()):
+                case Wait(until):
+                    await asyncio.sleep(until - self._clock())
+                case FetchPage() as request:
+                    await self._fetch(request)
+                case OpenWatch() as request:
+                    await self._watch(request)
+                case unexpected:
+                    raise AssertionError(f"no watch is open to do {unexpected}")
+            self._sink.source(self._reflector.status)
+
+    async def _fetch(self, request: FetchPage) -> None:
+        query = self._watched.query
+        if request.limit:
+            query.append(("limit", str(request.limit)))
+        if request.continue_token:
+            query.append(("continue", request.continue_token))
+        try:
+            answer = await self._api.get(self._watched.path, query, timeout_s=LIST_TIMEOUT_S)
+            if answer.status != 200:
+                await self._failed(_refused(answer.status, answer.headers, answer.body))
+                return
+            page, observations = self._decoder.page(answer.body)
+        except TransportError as error:
+            await self._failed(_lost(error))
+        except PageError as error:
+            await self._failed(Failure("Junk", str(error)))
+        else:
+            await self._hand_on(self._reflector.listed(page, observations, self._clock()))
+
+    async def _watch(self, request: OpenWatch) -> None:
+        query = [
+            *self._watched.query,
+            ("watch", "1"),
+            ("allowWatchBookmarks", "true"),
+            ("timeoutSeconds", str(request.timeout_s)),
+        ]
+        if request.version:
+            query.append(("resourceVersion", request.version))
+        else:
+            query += [("sendInitialEvents", "true"), ("resourceVersionMatch", "NotOlderThan")]
+        opened = self._api.stream(
+            self._watched.path,
+            query,
+            connect_timeout_s=CONNECT_TIMEOUT_S,
+            silence_s=request.timeout_s + 30.0,  # of no account: the reflector's own deadlines are shorter
+        )
+        try:
+            async with opened as stream:
+                if stream.status != 200:
+                    body = await stream.read_error(64 * 1024)
+                    await self._failed(_refused(stream.status, stream.headers, body))
+                    return
+                await self._hand_on(self._reflector.opened(self._clock()))
+                self._sink.source(self._reflector.status)
+                async with aclosing(stream.chunks()) as chunks:
+                    await self._read(chunks)
+        except TransportError as error:
+            await self._failed(_lost(error))
+        except LineTooLongError as error:
+            await self._failed(Failure("Junk", str(error)))
+
+    async def _read(self, chunks: AsyncIterator[bytes]) -> None:
+        lines = Lines()
+        while self._reflector.is_reading:
+            deadline = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
+            try:
+                async with asyncio.timeout_at(deadline):
+                    chunk = await anext(chunks, None)
+            except TimeoutError:
+                await self._hand_on(self._reflector.silent(self._clock()))
+                return
+            now = self._clock()
+            if chunk is None:
+                cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
+                await self._hand_on(self._reflector.failed(cut, now) if lines.partial else self._reflector.ended(now))
+                return
+            events = [self._decoder.line(line) for line in lines.feed(chunk)]
+            await self._hand_on(self._reflector.events(events, now))
+            self._sink.source(self._reflector.status)
+
+    async def _failed(self, failure: Failure) -> None:
+        await self._hand_on(self._reflector.failed(failure, self._clock()))
+
+    async def _hand_on(self, findings: Iterable[Finding]) -> None:
+        read_at = self._clock()
+        for _ in self._sink.take(findings, read_at):
+            await asyncio.sleep(0)
+        if len(self._suspicions):
+            self._suspected.set()
+
+    async def _confirm(self, tasks: asyncio.TaskGroup) -> None:
+        while True:
+            for question in self._suspicions.questions(self._clock()):
+                tasks.create_task(self._ask(question), name=f"confirm the deletion of {question.name}")
+            due = self._suspicions.next_at
+            try:
+                async with asyncio.timeout_at(due):
+                    await self._suspected.wait()
+            except TimeoutError:
+                pass  # one that could not be answered is due again
+            self._suspected.clear()
+
+    async def _ask(self, question: Question) -> None:
+        verdict = await self._verdict(question.name)
+        self._sink.answer(question, verdict, self._clock())
+        self._suspected.set()
+
+    async def _verdict(self, name: str) -> Verdict:
+        try:
+            # Without a resource version the read is consistent: it shows what is there now, or later.
+            answer = await self._api.get(f"{self._watched.path}/{name}", timeout_s=GET_TIMEOUT_S)
+        except TransportError as error:
+            return Unanswered(str(error))
+        if answer.status == 200:
+            observation = self._decoder.object(answer.body)
+            return Unanswered("the answer names no object") if observation is None else Found(observation)
+        refused = refusal(answer.body, answer.status)
+        # Only the API server's own word counts: a proxy says 404 as well, and so does a server without the resource.
+        if answer.status == 404 and refused.reason == "NotFound" and refused.name == name:
+            return NotFound()
+        return Unanswered(f"{answer.status}: {refused.message}")
+
+
+def _lost(error: TransportError) -> Failure:
+    return Failure(_REASONS.get(error.cause, "ConnectionLost"), str(error))
+
+
+def _refused(status: int, headers: Any, body: bytes) -> Failure:
+    refused = refusal(body, status)
+    retry_after_s = _retry_after_s(headers.get("Retry-After", ""))
+    if status == 503 and not refused.reason:
+        # A server that has just started says so in plain text, and asks for five seconds when it needs a twentieth.
+        retry_after_s = None
+    reason = refused.reason or _STATUS_REASONS.get(status, "ServerError" if status >= 500 else "Refused")
+    return Failure(reason, f"{status}: {refused.message}" if refused.message else str(status), status, retry_after_s)
+
+
+def _retry_after_s(text: str) -> float | None:
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        return float(text)
+    try:
+        return (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+    except (ValueError, TypeError):
+        return None  # not a date either: as if it weren't there
