@@ -25,10 +25,15 @@ class RefusedError(Exception):
 class Api:
     """One user's requests to one server."""
 
-    def __init__(self, url: str, authority: Path, token: str) -> None:
+    def __init__(self, url: str, authority: Path, credential: str | tuple[Path, Path]) -> None:
+        """The credential is a bearer token, or a client certificate and its key."""
         self._url = url
         self._tls = ssl.create_default_context(cafile=authority)
-        self._headers = {"Authorization": f"Bearer {token}"}
+        self._headers: dict[str, str] = {}
+        if isinstance(credential, str):
+            self._headers["Authorization"] = f"Bearer {credential}"
+        else:
+            self._tls.load_cert_chain(*credential)
 
     async def __aenter__(self) -> Self:
         connector = aiohttp.TCPConnector(ssl=self._tls, force_close=True)

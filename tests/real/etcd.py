@@ -25,10 +25,10 @@ class Etcd:
         self._data = directory / "etcd"
         self._tied = tied
         self.url = f"http://127.0.0.1:{free_port()}"
+        self._peers = f"http://127.0.0.1:{free_port()}"  # nobody comes there; etcd wants one
         self.process: process.Process | None = None
 
     async def start(self) -> None:
-        peers = f"http://127.0.0.1:{free_port()}"
         self.process = process.start(
             "etcd",
             [
@@ -36,10 +36,9 @@ class Etcd:
                 f"--data-dir={self._data}",
                 f"--listen-client-urls={self.url}",
                 f"--advertise-client-urls={self.url}",
-                f"--listen-peer-urls={peers}",
-                f"--initial-advertise-peer-urls={peers}",
-                f"--initial-cluster=default={peers}",
-                "--force-new-cluster=true",  # the peers' port is another one at each start
+                f"--listen-peer-urls={self._peers}",
+                f"--initial-advertise-peer-urls={self._peers}",
+                f"--initial-cluster=default={self._peers}",
                 "--unsafe-no-fsync=true",  # only the machine's own crash could lose anything
                 "--log-level=warn",
             ],

@@ -172,6 +172,14 @@ class RealApi(ABC):
         """Requests as the administrator, past the proxy; an async context manager."""
         return Api(f"https://127.0.0.1:{self._port}", self._authority.file, self._token)
 
+    def client(self) -> Api:
+        """Requests as the administrator, through the proxy as any client's go."""
+        return Api(self.url, self._authority.file, self._token)
+
+    def client_as(self, user: str, *groups: str) -> Api:
+        """Requests as this user in these groups, by client certificate."""
+        return Api(self.url, self._authority.file, self._authority.client(user, groups))
+
     def _write_kubeconfig(self, name: str, user: Mapping[str, str]) -> Path:
         return kubeconfig.write(self.directory / name, server=self.url, authority=self._authority.pem, user=user)
 

@@ -1,0 +1,102 @@
+"""The proxy passes bytes through, cuts what is open, and is as dead as the server behind it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.real.proxy import Proxy
+
+
+@pytest.fixture
+async def echo() -> AsyncIterator[int]:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            writer.write(line)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Proxy]:
+    made = Proxy()
+    yield made
+    await made.close()
+
+
+async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: bytes) -> bytes:
+    writer.write(line)
+    async with asyncio.timeout(5):
+        return await reader.readline()
+
+
+async def test_bytes_pass_both_ways(proxy: Proxy, echo: int) -> None:
+    await proxy.open(echo)
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+
+    assert await say(reader, writer, b"hello\n") == b"hello\n"
+
+    writer.close()
+
+
+async def test_a_cut_resets_what_is_open_and_serves_what_comes_next(proxy: Proxy, echo: int) -> None:
+    await proxy.open(echo)
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    await say(reader, writer, b"hello\n")
+
+    await proxy.cut()
+
+    with pytest.raises(ConnectionResetError):
+        await reader.readline()
+    writer.close()
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    assert await say(reader, writer, b"again\n") == b"again\n"
+    writer.close()
+
+
+async def test_a_proxy_that_was_never_opened_refuses(proxy: Proxy) -> None:
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", proxy.port)
+
+
+async def test_a_shut_proxy_refuses_and_opens_again_at_the_same_port(proxy: Proxy, echo: int) -> None:
+    port = proxy.port
+    await proxy.open(echo)
+    await proxy.shut()
+
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
+
+    await proxy.open(echo)
+    assert proxy.port == port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    assert await say(reader, writer, b"hello\n") == b"hello\n"
+    writer.close()
+
+
+async def test_refusing_new_connections_leaves_the_open_ones(proxy: Proxy, echo: int) -> None:
+    await proxy.open(echo)
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    await say(reader, writer, b"hello\n")
+
+    proxy.refuse()
+
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", proxy.port)
+    assert await say(reader, writer, b"still\n") == b"still\n"
+    writer.close()
+
+
+async def test_the_end_of_the_server_s_connection_is_the_end_of_the_client_s(proxy: Proxy) -> None:
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with server:
+        await proxy.open(server.sockets[0].getsockname()[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+        assert await reader.read() == b""
+        writer.close()
