@@ -80,14 +80,14 @@ def _mend(error: ssl.SSLCertVerificationError) -> str:
 
 
 def _ssl_error(error: BaseException) -> BaseException:
-    """The ssl module's own error, however it was wrapped."""
-    if isinstance(error, ssl.SSLError):
-        return error
+    """The ssl module's own error, out of what aiohttp wraps it in: some wrappers are SSLErrors, without a reason."""
     match error:
         case aiohttp.ClientConnectorCertificateError():
             return error.certificate_error
         case aiohttp.ClientConnectorError():
             return error.os_error
+        case ssl.SSLError():
+            return error
     candidates = (*error.args, error.__cause__, error.__context__)
     return next((cause for cause in candidates if isinstance(cause, ssl.SSLError)), error)
 

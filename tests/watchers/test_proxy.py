@@ -1,0 +1,62 @@
+"""Which proxy the environment means for a server."""
+
+import pytest
+
+from milo_discoveryd.watchers.proxy import environment_proxy
+
+PROXY = "http://proxy.example.com:3128"
+
+
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy"])
+def test_the_proxy_of_the_servers_scheme_is_used(name: str) -> None:
+    assert environment_proxy("https://milo.example.com", {name: PROXY}) == PROXY
+    assert environment_proxy("http://milo.example.com", {name: PROXY}) is None
+
+
+def test_a_proxy_without_a_scheme_is_an_http_proxy() -> None:
+    assert environment_proxy("https://milo.example.com", {"HTTPS_PROXY": "proxy:3128"}) == "http://proxy:3128"
+
+
+@pytest.mark.parametrize(
+    "server", ["https://localhost:6443", "https://127.0.0.1", "https://127.1.2.3", "https://[::1]"]
+)
+def test_loopback_never_goes_through_a_proxy(server: str) -> None:
+    assert environment_proxy(server, {"HTTPS_PROXY": PROXY}) is None
+
+
+@pytest.mark.parametrize(
+    ("server", "no_proxy"),
+    [
+        ("https://10.96.0.1", "10.0.0.0/8"),
+        ("https://10.96.0.1", "192.168.0.0/16, 10.96.0.1"),
+        ("https://[fd00::1]:6443", "fd00::/8"),
+        ("https://[fd00::1]:6443", "fd00::1"),
+        ("https://[fd00::1]:6443", "[fd00::1]:6443"),
+        ("https://milo.example.com", "example.com"),
+        ("https://milo.example.com", ".example.com"),
+        ("https://milo.example.com", "*.example.com"),
+        ("https://milo.example.com", "MILO.example.com:443"),
+        ("https://milo.example.com.", "milo.example.com"),
+        ("https://milo.example.com:6443", "milo.example.com:6443"),
+        ("https://kubernetes.default.svc", ".svc,.cluster.local"),
+        ("https://milo.example.com", "*"),
+    ],
+)
+def test_no_proxy_excepts(server: str, no_proxy: str) -> None:
+    assert environment_proxy(server, {"HTTPS_PROXY": PROXY, "NO_PROXY": no_proxy}) is None
+
+
+@pytest.mark.parametrize(
+    ("server", "no_proxy"),
+    [
+        ("https://11.96.0.1", "10.0.0.0/8"),
+        ("https://milo.example.com", "10.0.0.0/8"),
+        ("https://10.96.0.1", "not/cidr"),
+        ("https://notexample.com", "example.com"),
+        ("https://example.com", ".example.com"),
+        ("https://milo.example.com:6443", "milo.example.com:443"),
+        ("https://milo.example.com", " , "),
+    ],
+)
+def test_no_proxy_does_not_except(server: str, no_proxy: str) -> None:
+    assert environment_proxy(server, {"HTTPS_PROXY": PROXY, "NO_PROXY": no_proxy}) == PROXY
