@@ -57,9 +57,9 @@ def read(content: bytes, *, scalars: Scalars) -> Document:
         ) from None
     if text.count("[") + text.count("{") > MAX_NESTING_MARKS:
         raise DocumentError(f"has more than {MAX_NESTING_MARKS} brackets")
-    # The parser written in Python: it keeps line numbers and is never asked for more than MAX_BYTES.
-    loader = yaml.SafeLoader(text)
     try:
+        # The parser written in Python: slow, and fast enough for MAX_BYTES.
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         builder = _Builder(loader, scalars)
         value = None if node is None else builder.build(node, (), 0)
@@ -71,8 +71,6 @@ def read(content: bytes, *, scalars: Scalars) -> Document:
         raise DocumentError(f"is not YAML: {getattr(error, 'reason', 'unreadable')}") from None
     except RecursionError:
         raise DocumentError("is nested too deeply") from None
-    finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
     return Document(value=value, lines=builder.lines)
 
 
