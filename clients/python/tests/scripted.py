@@ -37,6 +37,10 @@ class Refusal:
         )
 
 
+SILENCE = object()
+"""In place of an answer: there is none."""
+
+
 @dataclass
 class Stream:
     """One WatchClusters call, as the server sees it."""
@@ -73,9 +77,8 @@ class ScriptedDaemon(DiscoveryServiceServicer):
     def __init__(self, socket: Path) -> None:
         self.socket = socket
         self.address = f"unix://{socket}"
-        self.answers: dict[str, list[Message | Refusal]] = {}
+        self.answers: dict[str, list[Any]] = {}
         self.requests: list[Message] = []
-        self.peers: list[str] = []
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
         self._server: grpc.aio.Server | None = None
 
@@ -114,6 +117,8 @@ class ScriptedDaemon(DiscoveryServiceServicer):
     async def _answer(self, method, request, context):
         self.requests.append(request)
         answer = self.answers[method].pop(0)
+        if answer is SILENCE:
+            await asyncio.Event().wait()
         if isinstance(answer, Refusal):
             await answer.abort(context)
         return answer

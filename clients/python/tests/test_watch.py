@@ -1,52 +1,408 @@
-"""What the user of a watch sees, whatever becomes of the connection."""
+"""What the user of a watch sees, whatever becomes of the connection and the daemon."""
 
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
+from itertools import pairwise
 
 import grpc
+import pytest
 from google.protobuf.duration_pb2 import Duration
-from google.rpc.error_details_pb2 import RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 
 from milo_discovery import (
+    Connected,
+    Disconnected,
+    DiscoveryClient,
     Event,
+    FieldViolation,
+    InvalidRequest,
+    Mark,
+    PermissionDenied,
+    PreconditionFailed,
+    StreamBroken,
+    Synced,
+    Unauthenticated,
+    Unavailable,
+    Unimplemented,
     Watch,
 )
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._wire import silence, watch_request
+from milo_discovery.client import open_channel
 
-from .messages import engaged, following, snapshot
-from .scripted import Refusal, ScriptedDaemon
+from .conftest import AT_ONCE
+from .messages import cluster, disengaged, engaged, following, snapshot, updated, waiting
+from .scripted import Refusal, ScriptedDaemon, Stream
 
 GOODBYE = Refusal(grpc.StatusCode.UNAVAILABLE, "shutting down", (RetryInfo(retry_delay=Duration(nanos=1_000_000)),))
 
 
+def said(item: Event | Mark) -> str:
+    match item:
+        case Event():
+            return f"{item.type.name} {item.cluster.name}"
+        case Synced(clusters=clusters):
+            return f"synced {clusters}"
+        case Connected(resumed=resumed):
+            return "resumed" if resumed else "connected"
+        case Disconnected(error=error):
+            return f"disconnected by {type(error).__name__}"
+
+
 async def take(watch: Watch, count: int) -> list[str]:
-    return [told(await anext(watch)) for _ in range(count)]
+    return [said(await anext(watch)) for _ in range(count)]
 
 
-def told(event: Event) -> str:
-    return f"{event.type.name} {event.cluster.name}"
-
-
-async def test_the_fleet_arrives_as_engaged_events(client, daemon):
-    watch = client.watch()
-    await asyncio.gather(take(watch, 0), _serve_snapshot(daemon, watch))
-    assert await take(watch, 2) == ["ENGAGED a", "ENGAGED b"]
-
-
-async def _serve_snapshot(daemon: ScriptedDaemon, watch: Watch):
-    async with asyncio.TaskGroup() as group:
-        group.create_task(watch.synced())
-        stream = await daemon.stream()
-        stream.send(snapshot("1", engaged("a"), engaged("b")))
+async def begin(daemon: ScriptedDaemon, *batches: pb.WatchClustersResponse) -> Stream:
+    """The next stream of a watch that is looked at, with its first batches."""
+    stream = await daemon.stream()
+    stream.send(*batches)
     return stream
 
 
-async def test_a_broken_stream_is_resumed_and_nothing_repeated(client, daemon):
-    async with client.watch() as watch:
-        stream = await _serve_snapshot(daemon, watch)
-        await take(watch, 2)
+class TestStreams:
+    async def test_the_fleet_arrives_as_engaged_events(self, client, daemon):
+        async with client.watch() as watch:
+            await begin(daemon, snapshot("1", engaged("a"), engaged("b")))
+            assert await take(watch, 2) == ["ENGAGED a", "ENGAGED b"]
+            assert watch.clusters.keys() == {"a", "b"}
+            assert watch.clusters["a"].uid == "uid-of-a"
+            assert len(watch.clusters) == 2
+            assert watch.revision == "1"
+            assert watch.connected
+
+    async def test_a_plain_loop_needs_no_block_around_it(self, client, daemon):
+        async def follow() -> list[str]:
+            seen = []
+            async for event in client.watch():
+                seen.append(said(event))
+                if len(seen) == 2:
+                    break
+            return seen
+
+        async with asyncio.TaskGroup() as group:
+            loop = group.create_task(follow())
+            await begin(daemon, snapshot("1", engaged("a")), following("1", "2", disengaged("a")))
+        assert loop.result() == ["ENGAGED a", "DISENGAGED a"]
+
+    async def test_the_request_says_what_was_asked_for(self, client, daemon):
+        options = {
+            "label_selector": "env=prod",
+            "names": ["a"],
+            "organizations": ("acme",),
+            "include_kubeconfigs": True,
+            "kubeconfig_ttl": timedelta(minutes=5),
+            "heartbeat_interval": timedelta(seconds=7),
+        }
+        async with client.watch(**options):
+            stream = await daemon.stream()
+            assert stream.request == pb.WatchClustersRequest(
+                filter=pb.ClusterFilter(label_selector="env=prod", names=["a"], organizations=["acme"]),
+                include_kubeconfigs=True,
+                kubeconfig_ttl=Duration(seconds=300),
+                heartbeat_interval=Duration(seconds=7),
+            )
+
+    async def test_a_string_is_no_collection_of_names(self, client):
+        with pytest.raises(TypeError, match=r"names is a collection of strings, not one string: names=\['alpha'\]"):
+            client.watch(names="alpha")
+
+    async def test_the_source_is_told_apart_from_the_connection(self, client, daemon):
+        async with client.watch() as watch:
+            assert watch.source is None
+            stale = pb.SourceStatus(state=pb.SourceStatus.STATE_STALE)
+            await begin(daemon, snapshot("1"), following("1", "2", engaged("a"), source=stale))
+            await take(watch, 1)
+            assert watch.source is not None
+            assert watch.source.state.name == "STALE"
+            assert watch.connected
+
+    async def test_marks_come_between_events_for_those_who_ask(self, client, daemon):
+        async with client.watch() as watch:
+            feed = watch.feed()
+            stream = await begin(daemon, snapshot("1", engaged("a")), following("1", "2", updated("a")))
+            expected = ["connected", "ENGAGED a", "synced 1", "UPDATED a"]
+            assert [said(await anext(feed)) for _ in expected] == expected
+            stream.end(GOODBYE)
+            await begin(daemon, following("2", "3", disengaged("a")))
+            expected = ["disconnected by Unavailable", "resumed", "DISENGAGED a"]
+            assert [said(await anext(feed)) for _ in expected] == expected
+
+    async def test_synced_waits_for_the_complete_view_and_not_for_the_reader(self, client, daemon):
+        async with client.watch() as watch, asyncio.TaskGroup() as group:
+            waiter = group.create_task(watch.synced())
+            stream = await begin(daemon, waiting("", "0"), snapshot("1", engaged("a"), synced=False))
+            assert not watch.is_synced
+            stream.send(following("1", "2", engaged("b")))
+            await waiter
+            assert watch.is_synced
+            assert watch.clusters.keys() == {"a", "b"}
+
+    async def test_no_more_is_read_than_somebody_takes(self, client, daemon):
+        async with client.watch() as watch:
+            stream = await begin(daemon, snapshot("0"))
+            await watch.synced()
+            batches = [following(str(n), str(n + 1), engaged(f"c{n}")) for n in range(2000)]
+            stream.send(*batches)
+            daemon.answers["ListClusters"] = [pb.ListClustersResponse()] * 500
+            while len(watch.clusters) < 250:
+                await client.list()
+            for _ in range(10):
+                await client.list()  # time enough for all of them, were anybody reading
+            assert len(watch.clusters) < 260
+            assert (await take(watch, 2000))[-1] == "ENGAGED c1999"
+
+
+class TestReconnecting:
+    async def test_a_broken_stream_is_resumed_and_nothing_repeated(self, client, daemon):
+        async with client.watch() as watch:
+            stream = await begin(daemon, snapshot("1", engaged("a")))
+            await take(watch, 1)
+            stream.end(GOODBYE)
+            again = await begin(daemon, following("1", "2", engaged("b")))
+            assert again.request.resume_revision == "1"
+            assert await take(watch, 1) == ["ENGAGED b"]
+
+    async def test_a_daemon_that_restarted_is_compared_with_what_was_told(self, client, daemon):
+        async with client.watch() as watch:
+            await begin(daemon, snapshot("1", engaged("a"), engaged("b")))
+            await take(watch, 2)
+            await daemon.stop()
+            await daemon.start()
+            anew = [engaged(cluster("b", incarnation="new")), engaged("c")]
+            stream = await begin(daemon, waiting("", "0"), snapshot("z", *anew))
+            assert stream.request.resume_revision == "1"
+            assert await take(watch, 2) == ["DISENGAGED a", "ENGAGED c"]
+
+    async def test_a_snapshot_that_was_cut_is_not_resumed_from(self, client, daemon):
+        async with client.watch() as watch:
+            stream = await begin(daemon, snapshot("1", engaged("a"), synced=False))
+            stream.end(GOODBYE)
+            again = await begin(daemon, snapshot("2", engaged("b")))
+            assert again.request.resume_revision == ""
+            assert await take(watch, 1) == ["ENGAGED b"]
+
+    async def test_a_daemon_that_comes_late_is_waited_for(self, daemon):
+        await daemon.stop()
+        async with DiscoveryClient(daemon.address, backoff=AT_ONCE) as client, client.watch() as watch:
+            feed = watch.feed()
+            assert said(await anext(feed)) == "disconnected by Unavailable"
+            assert not watch.connected
+            await daemon.start()
+            await begin(daemon, snapshot("1", engaged("a")))
+            assert [said(await anext(feed)) for _ in range(3)] == ["connected", "ENGAGED a", "synced 1"]
+
+    @pytest.mark.parametrize(
+        "ending",
+        [
+            None,
+            GOODBYE,
+            Refusal(grpc.StatusCode.ABORTED, "stalled"),
+            Refusal(grpc.StatusCode.RESOURCE_EXHAUSTED),
+            Refusal(grpc.StatusCode.INTERNAL),
+            Refusal(grpc.StatusCode.UNKNOWN),
+            Refusal(grpc.StatusCode.CANCELLED),
+        ],
+        ids=lambda ending: ending.code.name if ending else "OK",
+    )
+    async def test_an_ending_that_time_mends_is_survived(self, client, daemon, ending):
+        async with client.watch() as watch:
+            stream = await begin(daemon, snapshot("1"))
+            stream.end(ending)
+            await begin(daemon, following("1", "2", engaged("a")))
+            assert await take(watch, 1) == ["ENGAGED a"]
+
+    async def test_a_missing_batch_is_fetched_again(self, client, daemon):
+        async with client.watch() as watch:
+            stream = await begin(daemon, snapshot("1"), following("2", "3", engaged("b")))
+            again = await begin(daemon, following("1", "3", engaged("a"), engaged("b")))
+            assert again.request.resume_revision == "1"
+            assert await take(watch, 2) == ["ENGAGED a", "ENGAGED b"]
+            await stream.ended.wait()
+
+    async def test_a_contradiction_is_cleared_up_by_a_snapshot(self, client, daemon):
+        async with client.watch() as watch:
+            await begin(daemon, snapshot("1", engaged("a")), following("1", "2", engaged("a")))
+            again = await begin(daemon, snapshot("2", engaged("a"), engaged("b")))
+            assert again.request.resume_revision == ""
+            assert await take(watch, 2) == ["ENGAGED a", "ENGAGED b"]
+
+    async def test_a_silent_stream_counts_as_dead(self, daemon):
+        watch = Watch(
+            lambda: open_channel(daemon.address),
+            watch_request({}),
+            silence=timedelta(milliseconds=50),
+            backoff=AT_ONCE,
+            on_close=lambda _: None,
+        )
+        async with watch:
+            feed = watch.feed()
+            stream = await begin(daemon, snapshot("1"))
+            await watch.synced()
+            await stream.ended.wait()
+            assert [said(await anext(feed)) for _ in range(3)] == [
+                "connected",
+                "synced 0",
+                "disconnected by StreamBroken",
+            ]
+            await begin(daemon, following("1", "2", engaged("a")))
+            assert await take(watch, 1) == ["ENGAGED a"]
+
+    @pytest.mark.parametrize(
+        ("asked", "silent"),
+        [
+            ({}, timedelta(seconds=90)),
+            ({"heartbeat_interval": timedelta(seconds=5)}, timedelta(seconds=15)),
+            ({"heartbeat_interval": timedelta(milliseconds=1)}, timedelta(seconds=3)),
+            ({"heartbeat_interval": timedelta(days=1)}, timedelta(hours=3)),
+        ],
+    )
+    def test_three_heartbeats_may_be_missed_of_those_that_the_daemon_will_send(self, asked, silent):
+        assert silence(asked) == silent
+
+    async def test_reconnect_cuts_the_stream_and_resumes(self, client, daemon):
+        async with client.watch() as watch, asyncio.TaskGroup() as group:
+            stream = await begin(daemon, snapshot("1", engaged("a")))
+            await take(watch, 1)
+            reader = group.create_task(take(watch, 1))
+            again = group.create_task(watch.reconnect())
+            await stream.ended.wait()
+            second = await begin(daemon, following("1", "1"))
+            await again
+            assert second.request.resume_revision == "1"
+            second.send(following("1", "2", engaged("b")))
+            assert await reader == ["ENGAGED b"]
+
+
+class TestEndings:
+    @pytest.mark.parametrize(
+        ("code", "error"),
+        [
+            (grpc.StatusCode.PERMISSION_DENIED, PermissionDenied),
+            (grpc.StatusCode.UNAUTHENTICATED, Unauthenticated),
+            (grpc.StatusCode.UNIMPLEMENTED, Unimplemented),
+            (grpc.StatusCode.FAILED_PRECONDITION, PreconditionFailed),
+        ],
+        ids=lambda value: getattr(value, "name", None),
+    )
+    async def test_what_asking_again_cannot_mend_is_raised(self, client, daemon, code, error):
+        async with client.watch() as watch:
+            stream = await daemon.stream()
+            stream.end(Refusal(code, "no", (ErrorInfo(reason="BECAUSE", domain="discovery.miloapis.com"),)))
+            with pytest.raises(error, match=r"^no$") as raised:
+                await watch.synced()
+            assert (raised.value.code, raised.value.reason) == (code.name, "BECAUSE")
+            with pytest.raises(error):
+                await anext(watch)
+
+    async def test_a_refused_argument_is_named(self, client, daemon):
+        violation = BadRequest.FieldViolation(field="filter.label_selector", description="unexpected ','")
+        async with client.watch(label_selector=",") as watch:
+            stream = await daemon.stream()
+            refusal = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "bad", (BadRequest(field_violations=[violation]),))
+            stream.end(refusal)
+            with pytest.raises(InvalidRequest) as raised:
+                await anext(watch)
+            assert raised.value.violations == (FieldViolation("filter.label_selector", "unexpected ','"),)
+
+    async def test_events_from_before_the_end_are_still_told(self, client, daemon):
+        async with client.watch() as watch:
+            stream = await begin(daemon, snapshot("1", engaged("a")))
+            stream.end(Refusal(grpc.StatusCode.PERMISSION_DENIED, "revoked"))
+            assert await take(watch, 1) == ["ENGAGED a"]
+            with pytest.raises(PermissionDenied, match="revoked"):
+                await anext(watch)
+
+    async def test_a_closed_watch_ends_its_loops_and_its_call(self, client, daemon):
+        async with asyncio.TaskGroup() as group:
+            async with client.watch() as watch:
+                stream = await begin(daemon, snapshot("1", engaged("a")))
+                await take(watch, 1)
+                loop = group.create_task(_drain(watch))
+                feed = group.create_task(_drain(watch.feed()))
+            await stream.ended.wait()
+        assert (loop.result(), feed.result()) == ([], [])
+
+    async def test_a_closed_watch_stays_closed(self, client):
+        watch = client.watch()
+        await watch.close()
+        await watch.close()
+        assert await _drain(watch) == []
+        with pytest.raises(RuntimeError, match="closed before it was synced"):
+            await watch.synced()
+        with pytest.raises(RuntimeError, match="closed"):
+            await watch.reconnect()
+        with pytest.raises(RuntimeError, match="closed"):
+            await watch.__aenter__()
+
+    async def test_a_client_closes_its_watches(self, daemon):
+        async with DiscoveryClient(daemon.address) as client:
+            watch = client.watch()
+            async with asyncio.TaskGroup() as group:
+                group.create_task(watch.synced())
+                stream = await begin(daemon, snapshot("1"))
+        await stream.ended.wait()
+        assert await _drain(watch) == []
+
+    async def test_a_silent_end_is_a_broken_stream(self, client, daemon):
+        async with client.watch() as watch:
+            feed = watch.feed()
+            stream = await daemon.stream()
+            stream.end()
+            lost = await anext(feed)
+            assert isinstance(lost, Disconnected)
+            assert isinstance(lost.error, StreamBroken)
+            assert str(lost.error) == "the daemon ended the stream"
+
+
+class TestCancelling:
+    """A cancelled wait costs nothing but the wait; a closed watch leaves nothing behind, wherever it was."""
+
+    async def test_a_cancelled_look_does_not_cut_the_stream(self, client, daemon):
+        async with client.watch() as watch:
+            stream = await begin(daemon, snapshot("1"))
+            await watch.synced()
+            for _ in range(3):
+                look = asyncio.create_task(anext(watch))
+                await asyncio.wait([look], timeout=0)
+                look.cancel()
+                await asyncio.wait([look])
+                assert look.cancelled()
+            stream.send(following("1", "2", engaged("a")))
+            assert await take(watch, 1) == ["ENGAGED a"]
+
+    @pytest.mark.parametrize("turns", [*range(20), *(2**power for power in range(5, 13))])
+    async def test_closing_after_any_number_of_turns_leaves_no_task_behind(self, daemon, turns):
+        async with DiscoveryClient(daemon.address, backoff=AT_ONCE) as client:
+            watch = client.watch()
+            look = asyncio.create_task(_drain(watch))
+            server = asyncio.create_task(_serve(daemon))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await watch.close()
+            await look
+            server.cancel()
+            await asyncio.wait([server])
+            assert not [task for task in asyncio.all_tasks() if task.get_name() == "milo-discovery watch"]
+
+    async def test_closing_in_the_middle_of_a_back_off_ends_it(self, daemon):
+        await daemon.stop()
+        async with DiscoveryClient(daemon.address) as client, client.watch() as watch:
+            lost = await anext(watch.feed())
+            assert isinstance(lost, Disconnected)
+            assert isinstance(lost.error, Unavailable)
+
+
+async def _serve(daemon: ScriptedDaemon) -> None:
+    """Streams that break after a few batches, for ever."""
+    revision = 0
+    while True:
+        stream = await begin(daemon, snapshot("0"))
+        stream.send(*(following(str(a), str(b), engaged(f"c{b}")) for a, b in pairwise(range(revision, revision + 3))))
         stream.end(GOODBYE)
-        again = await daemon.stream()
-        assert again.request.resume_revision == "1"
-        again.send(following("1", "2", engaged("c")))
-        assert await take(watch, 1) == ["ENGAGED c"]
+
+
+async def _drain(events) -> list[str]:
+    return [said(event) async for event in events]

@@ -14,6 +14,10 @@ from milo_discovery import model
 from milo_discovery._gen import discovery_pb2 as pb
 
 DEFAULT_HEARTBEAT = timedelta(seconds=30)
+SHORTEST_HEARTBEAT = timedelta(seconds=1)
+LONGEST_HEARTBEAT = timedelta(hours=1)
+HEARTBEATS_MISSED = 3
+"""After so many silent intervals a connection counts as dead."""
 
 
 class FilterOptions(TypedDict, total=False):
@@ -58,6 +62,12 @@ def watch_request(options: WatchOptions) -> pb.WatchClustersRequest:
         kubeconfig_ttl=None if ttl is None else duration_message(ttl),
         heartbeat_interval=duration_message(options.get("heartbeat_interval", DEFAULT_HEARTBEAT)),
     )
+
+
+def silence(options: WatchOptions) -> timedelta:
+    """How long a stream may say nothing before it counts as dead: by the interval that the daemon makes of ours."""
+    asked = options.get("heartbeat_interval", DEFAULT_HEARTBEAT)
+    return HEARTBEATS_MISSED * min(max(asked, SHORTEST_HEARTBEAT), LONGEST_HEARTBEAT)
 
 
 def issue_request(

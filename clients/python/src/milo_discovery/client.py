@@ -75,6 +75,7 @@ class DiscoveryClient:
         watch = Watch(
             lambda: self._connect(self._target),
             _wire.watch_request(options),
+            silence=_wire.silence(options),
             backoff=self._backoff,
             on_close=self._watches.discard,
         )

@@ -21,9 +21,6 @@ from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken
 from milo_discovery.events import Connected, Disconnected, Event, Mark
 from milo_discovery.model import Cluster, SourceStatus
 
-HEARTBEATS_MISSED = 3
-"""After so many silent intervals a connection counts as dead."""
-
 # Nothing more is read while this many events wait to be taken: the daemon then merges what it would have sent. Only the
 # differences that a snapshot makes come all at once.
 _ENOUGH_PENDING = 256
@@ -58,12 +55,13 @@ class Watch:
         connect: Callable[[], grpc.aio.Channel],
         request: pb.WatchClustersRequest,
         *,
+        silence: timedelta,
         backoff: BackoffPolicy,
         on_close: Callable[[Watch], None],
     ) -> None:
         self._connect = connect
         self._request = request
-        self._silence = HEARTBEATS_MISSED * request.heartbeat_interval.ToTimedelta()
+        self._silence = silence
         self._backoff_policy = backoff
         self._on_close = on_close
         self._session = Session()
@@ -71,15 +69,15 @@ class Watch:
         self._signal = Signal()
         self._reader: asyncio.Task[None] | None = None
         self._closed = False
-        self._connected = False
-        self._disconnection: DiscoveryError | None = None
+        self._connected_at: float | None = None
+        self._told_disconnected = False
         self.clusters: Mapping[str, Cluster] = ClustersOf(self._session.view)
         """The view, as of now: it may be ahead of the events not yet taken."""
 
     @property
     def connected(self) -> bool:
         """The daemon answers on the current stream."""
-        return self._connected
+        return self._connected_at is not None
 
     @property
     def source(self) -> SourceStatus | None:
@@ -98,12 +96,14 @@ class Watch:
 
     async def synced(self) -> None:
         """Wait until the first complete view is in `clusters`, whether its events have been taken or not."""
-        await self._until(lambda: self._session.synced)
+        if not await self._until(lambda: self._session.synced):
+            raise RuntimeError("the watch was closed before it was synced")
 
     async def reconnect(self) -> None:
         """Cut the stream, if there is one, and return once another one resumes from the last revision."""
         await self._stop_reading()
-        await self._until(lambda: self._connected)
+        if not await self._until(lambda: self.connected):
+            raise RuntimeError("the watch is closed")
 
     async def close(self) -> None:
         """End the stream. What wasn't taken is dropped, and iterations end."""
@@ -131,6 +131,8 @@ class Watch:
                 return item
 
     async def __aenter__(self) -> Self:
+        if self._closed:
+            raise RuntimeError("the watch is closed")
         self._start_reading()
         return self
 
@@ -140,7 +142,7 @@ class Watch:
         await self.close()
 
     async def _next(self) -> Event | Mark:
-        if not self._pending and not self._closed:
+        if not self._pending:
             await self._until(lambda: bool(self._pending))
         if self._closed:
             raise StopAsyncIteration
@@ -149,17 +151,20 @@ class Watch:
             self._signal.notify()
         return item
 
-    async def _until(self, holds: Callable[[], bool]) -> None:
-        """Wait for it, while reading; raise what ended the reading, should that come first."""
-        self._start_reading()
-        await self._signal.until(lambda: holds() or self._closed or self._reader is None or self._reader.done())
-        if self._reader is not None and self._reader.done() and not holds() and not self._closed:
-            self._reader.result()
+    async def _until(self, holds: Callable[[], bool]) -> bool:
+        """Read until it holds; False if the watch is closed instead. Raises what ended the reading before that."""
+        while not self._closed and not holds():
+            reader = self._start_reading()
+            await self._signal.until(lambda: self._closed or holds() or reader.done())  # noqa: B023  (awaited here)
+            if reader is self._reader and reader.done() and not holds():
+                reader.result()
+        return holds()
 
-    def _start_reading(self) -> None:
-        if self._reader is None and not self._closed:
+    def _start_reading(self) -> asyncio.Task[None]:
+        if self._reader is None:
             self._reader = asyncio.create_task(self._read(), name="milo-discovery watch")
             self._reader.add_done_callback(lambda _: self._signal.notify())
+        return self._reader
 
     async def _stop_reading(self) -> None:
         reader, self._reader = self._reader, None
@@ -174,16 +179,17 @@ class Watch:
         backoff = Backoff(self._backoff_policy)
         clock = asyncio.get_running_loop().time
         while True:
-            opened_at = clock()
             try:
                 await self._read_stream()
             except FATAL_TO_A_STREAM:
                 raise
             except DiscoveryError as error:
-                self._lost(error)
+                ran = timedelta() if self._connected_at is None else timedelta(seconds=clock() - self._connected_at)
                 retry_after = error.retry_after if isinstance(error, StatusError) else None
-                ran = timedelta(seconds=clock() - opened_at)
                 delay = backoff.failed(ran=ran, retry_after=retry_after)
+                self._lost(error)
+            finally:
+                self._connected_at = None
             await asyncio.sleep(delay.total_seconds())
 
     async def _read_stream(self) -> None:
@@ -204,21 +210,19 @@ class Watch:
             raise status_error(error.code(), error.details(), error.trailing_metadata()) from error
         except TimeoutError as error:
             raise StreamBroken(f"no heartbeat for {self._silence.total_seconds():g} s") from error
-        finally:
-            self._connected = False
 
     def _take(self, batch: pb.WatchClustersResponse) -> None:
         told = self._session.receive(batch)
-        if not self._connected:
-            self._connected = True
-            self._disconnection = None
+        if self._connected_at is None:
+            self._connected_at = asyncio.get_running_loop().time()
+            self._told_disconnected = False
             self._pending.append(Connected(resumed=batch.synced and not batch.reset))
         self._pending.extend(told)
         self._signal.notify()
 
     def _lost(self, error: DiscoveryError) -> None:
         # Once for each loss, however many attempts it takes to come back.
-        if self._disconnection is None:
-            self._disconnection = error
+        if not self._told_disconnected:
+            self._told_disconnected = True
             self._pending.append(Disconnected(error=error))
             self._signal.notify()

@@ -1,0 +1,43 @@
+"""How long to wait after failures."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from milo_discovery import BackoffPolicy
+from milo_discovery._backoff import Backoff
+
+POLICY = BackoffPolicy(initial=timedelta(seconds=1), maximum=timedelta(seconds=5), healthy=timedelta(seconds=10))
+AT_ONCE = timedelta()
+
+
+def always(draw: float) -> Backoff:
+    return Backoff(POLICY, draw=lambda: draw)
+
+
+def test_delays_double_up_to_the_maximum():
+    backoff = always(1.0)
+    assert [backoff.failed(ran=AT_ONCE).total_seconds() for _ in range(5)] == [1, 2, 4, 5, 5]
+
+
+def test_a_delay_is_at_least_half_of_what_it_may_be():
+    backoff = always(0.0)
+    assert [backoff.failed(ran=AT_ONCE).total_seconds() for _ in range(4)] == [0.5, 1, 2, 2.5]
+
+
+def test_a_healthy_run_starts_over():
+    backoff = always(1.0)
+    for _ in range(3):
+        backoff.failed(ran=timedelta(seconds=9.9))
+    assert backoff.failed(ran=timedelta(seconds=10)) == timedelta(seconds=1)
+
+
+def test_what_the_other_side_asks_for_is_waited_on_top():
+    assert always(1.0).failed(ran=AT_ONCE, retry_after=timedelta(seconds=30)) == timedelta(seconds=31)
+
+
+def test_ten_thousand_failures_are_no_other_than_ten():
+    backoff = always(1.0)
+    for _ in range(10_000):
+        delay = backoff.failed(ran=AT_ONCE)
+    assert delay == timedelta(seconds=5)

@@ -1,0 +1,197 @@
+"""Single calls: what they ask, what they answer, and how they fail."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import ErrorInfo, RetryInfo
+
+from milo_discovery import (
+    CallFailed,
+    Cluster,
+    ClusterNotFound,
+    ClusterReport,
+    Connectivity,
+    ConnectivityState,
+    DiscoveryClient,
+    Engagement,
+    EngagementReason,
+    EventType,
+    InvalidAddress,
+    Kubeconfig,
+    KubeconfigFormat,
+    SourceState,
+    StatusError,
+    TimedOut,
+    Transition,
+    Unavailable,
+)
+from milo_discovery._gen import discovery_pb2 as pb
+
+from .messages import cluster
+from .scripted import SILENCE, Refusal
+
+MOMENT = datetime(2026, 3, 1, 12, 30, 15, 250000, tzinfo=UTC)
+STAMP = Timestamp(seconds=int(MOMENT.timestamp()), nanos=250_000_000)
+
+
+async def test_list_gathers_all_pages_of_one_revision(client, daemon):
+    source = pb.SourceStatus(state=pb.SourceStatus.STATE_STREAMING)
+    daemon.answers["ListClusters"] = [
+        pb.ListClustersResponse(clusters=[cluster("a")], next_page_token="more", revision="7", total_size=2),
+        pb.ListClustersResponse(clusters=[cluster("b")], revision="7", total_size=2, source=source),
+    ]
+    listing = await client.list(label_selector="env=prod", organizations=["acme"])
+    assert [each.name for each in listing] == ["a", "b"]
+    assert (len(listing), listing.total_size, listing.revision) == (2, 2, "7")
+    assert listing.source.state is SourceState.STREAMING
+    wanted = pb.ClusterFilter(label_selector="env=prod", organizations=["acme"])
+    assert daemon.requests == [
+        pb.ListClustersRequest(filter=wanted),
+        pb.ListClustersRequest(filter=wanted, page_token="more"),
+    ]
+
+
+async def test_a_cluster_arrives_with_all_its_fields(client, daemon):
+    sent = pb.Cluster(
+        name="a",
+        uid="u",
+        endpoint="https://a",
+        organization="acme",
+        labels={"env": "prod"},
+        annotations={"note": "x"},
+        engaged_at=STAMP,
+        deletion_requested_at=STAMP,
+        deletion_message="waiting",
+        suspended=True,
+        connectivity=pb.Connectivity(state=pb.Connectivity.STATE_REACHABLE, since=STAMP, message="ok"),
+        source_resource_version="12",
+        incarnation="i",
+    )
+    daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[sent])]
+    (received,) = await client.list()
+    assert received == Cluster(
+        name="a",
+        uid="u",
+        endpoint="https://a",
+        organization="acme",
+        labels={"env": "prod"},
+        annotations={"note": "x"},
+        engaged_at=MOMENT,
+        deletion_requested_at=MOMENT,
+        deletion_message="waiting",
+        suspended=True,
+        connectivity=Connectivity(state=ConnectivityState.REACHABLE, since=MOMENT, message="ok"),
+        source_resource_version="12",
+        incarnation="i",
+    )
+    assert hash(received) == hash(received)
+
+
+async def test_get_tells_of_names_that_are_not_engaged_too(client, daemon):
+    daemon.answers["GetCluster"] = [
+        pb.GetClusterResponse(
+            engagement=pb.Engagement(reason=pb.Engagement.REASON_NOT_READY, message="not yet", since=STAMP),
+            transitions=[pb.Transition(type=pb.ClusterEvent.TYPE_ENGAGED, at=STAMP, incarnation="i")],
+        )
+    ]
+    assert await client.get("a") == ClusterReport(
+        cluster=None,
+        engagement=Engagement(engaged=False, reason=EngagementReason.NOT_READY, message="not yet", since=MOMENT),
+        transitions=(Transition(type=EventType.ENGAGED, at=MOMENT, incarnation="i"),),
+    )
+    assert daemon.requests == [pb.GetClusterRequest(name="a")]
+
+
+async def test_a_name_never_seen_is_not_found(client, daemon):
+    daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "no such cluster")]
+    with pytest.raises(ClusterNotFound, match="no such cluster"):
+        await client.get("a")
+
+
+async def test_server_info_describes_the_daemon(client, daemon):
+    daemon.answers["GetServerInfo"] = [
+        pb.GetServerInfoResponse(
+            version="1.2",
+            mode="project",
+            synced=True,
+            started_at=STAMP,
+            counts=pb.FleetCounts(engaged=3, subscribers=1),
+            credential_sources=[pb.CredentialSource(name="main", type="exec", healthy=True, expires_at=STAMP)],
+            limits=pb.Limits(default_heartbeat_interval=Duration(seconds=30), max_page_size=5000),
+        )
+    ]
+    info = await client.server_info()
+    assert (info.version, info.mode, info.synced, info.started_at) == ("1.2", "project", True, MOMENT)
+    assert (info.counts.engaged, info.counts.subscribers) == (3, 1)
+    assert info.credential_sources[0].expires_at == MOMENT
+    assert info.limits.default_heartbeat_interval == timedelta(seconds=30)
+    assert info.limits.max_kubeconfig_ttl is None
+
+
+async def test_a_kubeconfig_is_issued_and_stays_out_of_its_repr(client, daemon):
+    daemon.answers["IssueKubeconfig"] = [
+        pb.IssueKubeconfigResponse(
+            kubeconfig=pb.Kubeconfig(cluster="a", kubeconfig=b"token: s3cret", expires_at=STAMP, issued_at=STAMP)
+        )
+    ]
+    issued = await client.issue_kubeconfig(
+        "a", ttl=timedelta(minutes=10), kubeconfig_format=KubeconfigFormat.EXEC, incarnation="i"
+    )
+    assert issued == Kubeconfig(cluster="a", kubeconfig=b"token: s3cret", expires_at=MOMENT, issued_at=MOMENT)
+    assert "s3cret" not in repr(issued)
+    assert daemon.requests == [
+        pb.IssueKubeconfigRequest(
+            cluster="a", ttl=Duration(seconds=600), format=pb.KUBECONFIG_FORMAT_EXEC, incarnation="i"
+        )
+    ]
+
+
+async def test_unavailable_says_when_to_try_again(client, daemon):
+    retry = RetryInfo(retry_delay=Duration(seconds=2))
+    reason = ErrorInfo(reason="NOT_SYNCED", domain="discovery.miloapis.com")
+    daemon.answers["ListClusters"] = [Refusal(grpc.StatusCode.UNAVAILABLE, "not yet", (reason, retry))]
+    with pytest.raises(Unavailable) as raised:
+        await client.list()
+    assert (raised.value.reason, raised.value.retry_after) == ("NOT_SYNCED", timedelta(seconds=2))
+
+
+async def test_any_other_status_is_a_failed_call(client, daemon):
+    daemon.answers["ListClusters"] = [Refusal(grpc.StatusCode.INTERNAL, "incident 7")]
+    with pytest.raises(CallFailed, match="incident 7") as raised:
+        await client.list()
+    assert isinstance(raised.value, StatusError)
+    assert raised.value.code == "INTERNAL"
+
+
+async def test_nobody_there_is_told_at_once_and_forgotten_as_fast(client, daemon):
+    await daemon.stop()
+    with pytest.raises(Unavailable):
+        await client.list()
+    daemon.answers["ListClusters"] = [pb.ListClustersResponse()]
+    await daemon.start()
+    assert len(await client.list()) == 0
+
+
+async def test_a_daemon_that_restarted_between_two_calls_is_found_again(client, daemon):
+    daemon.answers["ListClusters"] = [pb.ListClustersResponse()] * 2
+    await client.list()
+    await daemon.stop()
+    await daemon.start()
+    await client.list()
+
+
+async def test_a_call_that_takes_too_long_times_out(daemon):
+    async with DiscoveryClient(daemon.address, timeout=timedelta(milliseconds=20)) as client:
+        daemon.answers["ListClusters"] = [SILENCE]
+        with pytest.raises(TimedOut):
+            await client.list()
+
+
+def test_a_wrong_address_is_refused_before_anything_is_opened():
+    with pytest.raises(InvalidAddress):
+        DiscoveryClient("nowhere")

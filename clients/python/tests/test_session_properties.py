@@ -1,0 +1,179 @@
+"""Whatever the sequence of batches, cuts, restarts and resets: the user's view equals the server's in the end."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import hypothesis.strategies as st
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from milo_discovery import Event, EventType, StreamBroken
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._session import Session
+
+from .messages import cluster, disengaged, engaged, following, updated
+
+NAMES = st.sampled_from("abcd")
+
+
+class Daemon:
+    """A model of the daemon: a fleet, a log of batches, and what it sends on one stream."""
+
+    def __init__(self) -> None:
+        self.fleet: dict[str, pb.Cluster] = {}
+        self.starts = 0
+        self.uids = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Another incarnation: no revision of before can be resumed from."""
+        self.starts += 1
+        self.log: list[list[pb.ClusterEvent]] = []
+        self.compacted = 0
+        for name, old in self.fleet.items():
+            self.fleet[name] = self.incarnation_of(old, suspended=old.suspended)
+
+    def incarnation_of(self, of: pb.Cluster, *, suspended: bool) -> pb.Cluster:
+        return cluster(of.name, uid=of.uid, incarnation=f"{self.starts}/{of.uid}", suspended=suspended)
+
+    def revision(self, position: int) -> str:
+        return f"{self.starts}:{position}"
+
+    def commit(self, *events: pb.ClusterEvent) -> None:
+        self.log.append(list(events))
+
+    def engage(self, name: str) -> pb.ClusterEvent:
+        self.uids += 1
+        made = pb.Cluster(name=name, uid=f"uid-{self.uids}")
+        self.fleet[name] = self.incarnation_of(made, suspended=False)
+        return engaged(self.fleet[name])
+
+    def stream(self, resume: str) -> deque[pb.WatchClustersResponse]:
+        """All that a stream opened now would bring, cut into single batches."""
+        now = len(self.log)
+        resumable = {self.revision(position): position for position in range(self.compacted, now + 1)}
+        if resume in resumable:
+            position = resumable[resume]
+            batches = [
+                following(self.revision(at), self.revision(at + 1), *self.log[at]) for at in range(position, now)
+            ]
+            return deque(batches or [following(resume, resume)])
+        parts = [engaged(each) for each in self.fleet.values()] or [None]
+        batches, previous = [], ""
+        for index, part in enumerate(parts, start=1):
+            done = index == len(parts)
+            revision = self.revision(now) if done else f"{self.revision(now)}/{index}"
+            batch = following(previous, revision, *([part] if part else []), synced=done)
+            batch.reset = index == 1
+            batches.append(batch)
+            previous = revision
+        return deque(batches)
+
+
+class Subscriptions(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.daemon = Daemon()
+        self.session = Session()
+        self.on_the_way: deque[pb.WatchClustersResponse] = deque()
+        self.told: dict[str, str] = {}
+        self.suspended: dict[str, bool] = {}
+
+    @initialize()
+    def connect(self) -> None:
+        self.on_the_way = self.daemon.stream(self.session.open())
+
+    def live(self, *events: pb.ClusterEvent) -> None:
+        at = len(self.daemon.log)
+        self.daemon.commit(*events)
+        self.on_the_way.append(following(self.daemon.revision(at), self.daemon.revision(at + 1), *events))
+
+    @rule(name=NAMES)
+    def engage_or_replace(self, name: str) -> None:
+        old = self.daemon.fleet.get(name)
+        out = [] if old is None else [disengaged(old, pb.DISENGAGE_REASON_REPLACED)]
+        self.live(*out, self.daemon.engage(name))
+
+    @rule(name=NAMES)
+    def disengage(self, name: str) -> None:
+        if name in self.daemon.fleet:
+            self.live(disengaged(self.daemon.fleet.pop(name)))
+
+    @rule(name=NAMES)
+    def update(self, name: str) -> None:
+        if name in self.daemon.fleet:
+            old = self.daemon.fleet[name]
+            self.daemon.fleet[name] = self.daemon.incarnation_of(old, suspended=not old.suspended)
+            self.live(updated(self.daemon.fleet[name]))
+
+    @rule()
+    def heartbeat(self) -> None:
+        now = self.daemon.revision(len(self.daemon.log))
+        self.on_the_way.append(following(now, now))
+
+    @rule()
+    def the_connection_breaks(self) -> None:
+        self.connect()
+
+    @rule()
+    def the_log_is_compacted(self) -> None:
+        self.daemon.compacted = len(self.daemon.log)
+
+    @rule()
+    def the_daemon_restarts(self) -> None:
+        self.daemon.restart()
+        self.connect()
+
+    @precondition(lambda self: len(self.on_the_way) > 1)
+    @rule()
+    def a_batch_is_lost(self) -> None:
+        lost = self.on_the_way.popleft()
+        try:
+            for batch in tuple(self.on_the_way):
+                self.hear(batch)
+        except StreamBroken:
+            pass
+        else:
+            assert not lost.events, "nothing was missing but a heartbeat"
+        self.connect()
+
+    @precondition(lambda self: self.on_the_way)
+    @rule()
+    def a_batch_arrives(self) -> None:
+        self.hear(self.on_the_way.popleft())
+
+    @rule()
+    def everything_arrives(self) -> None:
+        while self.on_the_way:
+            self.hear(self.on_the_way.popleft())
+        assert self.told == {name: each.uid for name, each in self.daemon.fleet.items()}
+        assert self.suspended == {name: each.suspended for name, each in self.daemon.fleet.items()}
+        assert {name: known.cluster.incarnation for name, known in self.session.view.items()} == {
+            name: each.incarnation for name, each in self.daemon.fleet.items()
+        }
+
+    def hear(self, batch: pb.WatchClustersResponse) -> None:
+        for item in self.session.receive(batch):
+            if isinstance(item, Event):
+                self.user_hears(item)
+
+    def user_hears(self, event: Event) -> None:
+        """The user's own book-keeping, which trusts the order: ENGAGED, then others, then DISENGAGED."""
+        name = event.cluster.name
+        if event.type is EventType.ENGAGED:
+            assert name not in self.told, "engaged twice"
+            self.told[name] = event.cluster.uid
+        else:
+            assert self.told[name] == event.cluster.uid, "about a cluster that isn't engaged"
+        self.suspended[name] = event.cluster.suspended
+        if event.type is EventType.DISENGAGED:
+            del self.told[name], self.suspended[name]
+
+    @invariant()
+    def the_view_is_what_the_user_was_told(self) -> None:
+        assert {name: known.cluster.uid for name, known in self.session.view.items()} == self.told
+
+
+TestSubscriptions = Subscriptions.TestCase
+TestSubscriptions.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
