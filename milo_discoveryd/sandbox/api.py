@@ -22,7 +22,7 @@ from milo_discoveryd.sandbox import (
 )
 from milo_discoveryd.sandbox.calls import Call
 from milo_discoveryd.sandbox.collection import Page
-from milo_discoveryd.sandbox.faults import Faults
+from milo_discoveryd.sandbox.faults import Approach, Faults
 from milo_discoveryd.sandbox.history import CompactedError
 from milo_discoveryd.sandbox.options import Continue, ListOptions
 from milo_discoveryd.sandbox.records import Record, decode, encode
@@ -87,7 +87,7 @@ class Api:
                 return answers.document(reviews.answer(review, question, subject, self._rights), 201)
         call = calls.read(request.method, segments, request.query, self.store.resources)
         self._rights.demand(subject, call.action)
-        self._faults.check(call, request.query, now=asyncio.get_running_loop().time())
+        self._faults.check(Approach(segments=tuple(segments), query=request.query, call=call))
         return await self._handlers[call.verb](request, call)
 
     # Reading

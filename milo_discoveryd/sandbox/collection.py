@@ -1,7 +1,7 @@
 """The objects of one resource: what is there now, in order, and what was there at an earlier version."""
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import islice
 
@@ -23,7 +23,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Collection:
-    """Begins with some records, knowing nothing of the time before; changed by `apply` alone.
+    """Begins with some records, knowing nothing of the time before; changed by `apply` and `extend` alone.
 
     Reading at an old version undoes, on the way, what happened since.
     """
@@ -43,6 +43,11 @@ class Collection:
     def __iter__(self) -> Iterator[Record]:
         return (self._records[key] for key in self._order)
 
+    @property
+    def keys(self) -> Sequence[str]:
+        """In order; not to be changed."""
+        return self._order
+
     def get(self, name: str, namespace: str = "") -> Record | None:
         return self._records.get(key_of(name, namespace))
 
@@ -56,6 +61,14 @@ class Collection:
                 insort(self._order, key)
             self._records[key] = event.record
         self.history.append(event)
+
+    def extend(self, events: Iterable[Event]) -> None:
+        """Apply many at once, each of an object that is not there yet."""
+        for event in events:
+            self._records[event.record.key] = event.record
+            self._order.append(event.record.key)
+            self.history.append(event)
+        self._order.sort()
 
     def page(self, *, version: int, current: int, selector: Selector, limit: int = 0, after: str = "") -> Page:
         """The objects as they were at `version`, from behind the key `after`. Raises `CompactedError`."""

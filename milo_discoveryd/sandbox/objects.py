@@ -1,7 +1,7 @@
 """Writing to one resource by hand: what a test or a demo does to the world, without HTTP."""
 
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
+from random import Random
 
 from milo_discoveryd.sandbox import patches
 from milo_discoveryd.sandbox.resources import PROJECTS, Document, Resource
@@ -25,6 +25,10 @@ class Objects:
 
     def names(self) -> list[str]:
         return [record.name for record in self._store[self.resource]]
+
+    def pick(self, random: Random) -> str:
+        """Any one of them."""
+        return random.choice(self._store[self.resource].keys)
 
     def read(self, name: str) -> Document:
         return self._store.read(self.resource, name)
@@ -51,17 +55,23 @@ class Objects:
             return self.set_condition(name)
         return record.document()
 
-    def set_condition(
-        self, name: str, status: str = "True", *, type_: str = "", reason: str = "Sandbox", message: str = ""
+    def condition(
+        self, status: str = "True", *, type_: str = "", reason: str = "Sandbox", message: str = ""
     ) -> Document:
-        """Set a condition in the status; the one that makes it ready, if no other is named."""
-        condition = {
+        """A condition as it would be set now."""
+        return {
             "type": type_ or self.resource.ready_condition,
             "status": status,
             "reason": reason,
             "message": message,
-            "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "lastTransitionTime": self._store.timestamp(),
         }
+
+    def set_condition(
+        self, name: str, status: str = "True", *, type_: str = "", reason: str = "Sandbox", message: str = ""
+    ) -> Document:
+        """Set a condition in the status; the one that makes it ready, if no other is named."""
+        condition = self.condition(status, type_=type_, reason=reason, message=message)
 
         def change(document: Document) -> Document:
             held = document.setdefault("status", {})
@@ -70,6 +80,13 @@ class Objects:
             return document
 
         return self._store.modify(self.resource, name, change, part=Part.STATUS).document()
+
+    def set_status(self, name: str, changes: Document) -> Document:
+        """Merge these fields into the status; None takes one away."""
+        patch = {"status": changes}
+        return self._store.modify(
+            self.resource, name, lambda document: patches.merge(document, patch), part=Part.STATUS
+        ).document()
 
     def label(self, name: str, changes: Mapping[str, str | None]) -> Document:
         """Set labels; None takes one away."""

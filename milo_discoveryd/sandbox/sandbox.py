@@ -1,5 +1,6 @@
 """The sandbox as those see it who start one: the demo, the bench, tests of ours and of operators."""
 
+import asyncio
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import Self
 from milo_discoveryd.sandbox import kubeconfigs
 from milo_discoveryd.sandbox.api import Api, Features
 from milo_discoveryd.sandbox.certificates import issue_identity
+from milo_discoveryd.sandbox.churn import Churn
 from milo_discoveryd.sandbox.control_planes import ControlPlanes
 from milo_discoveryd.sandbox.faults import Faults
 from milo_discoveryd.sandbox.gateway import Gateway
 from milo_discoveryd.sandbox.kubeconfigs import TokenFile
-from milo_discoveryd.sandbox.objects import Objects
-from milo_discoveryd.sandbox.resources import MILO, PROJECT_CONTROL_PLANES, PROJECTS, Document
+from milo_discoveryd.sandbox.milo import Milo
+from milo_discoveryd.sandbox.names import Names
+from milo_discoveryd.sandbox.resources import MILO, PROJECTS, Document, Resource
 from milo_discoveryd.sandbox.rights import ADMIN, Rights, Rule
 from milo_discoveryd.sandbox.server import Server
-from milo_discoveryd.sandbox.store import Store
+from milo_discoveryd.sandbox.store import Snapshot, Store
 from milo_discoveryd.sandbox.tokens import Tokens
 
 
@@ -36,10 +39,12 @@ class Sandbox:
         features: Features = Features(),  # noqa: B008 - immutable
         history_limit: int = 20_000,
     ) -> None:
-        random = Random(seed)  # noqa: S311 - names and UIDs need not be secret
-        self.store = Store(MILO, random=random, history_limit=history_limit)
-        self.projects = Objects(self.store, PROJECTS)
-        self.control_planes = Objects(self.store, PROJECT_CONTROL_PLANES)
+        self._random = Random(seed)  # noqa: S311 - names and UIDs need not be secret
+        self.store = Store(MILO, random=self._random, history_limit=history_limit)
+        self.names = Names(self._random)
+        self.milo = Milo(self.store)
+        self.projects = self.milo.projects
+        self.control_planes = self.milo.control_planes
         self.rights = Rights()
         self.tokens = Tokens(life=token_life, clock=time.time)
         self.faults = Faults(time.monotonic)
@@ -48,17 +53,14 @@ class Sandbox:
         def new_api(store: Store) -> Api:
             return Api(store, features=features, rights=self.rights, faults=self.faults)
 
-        self._milo = new_api(self.store)
-        self._control_planes = ControlPlanes(self.store, new_api)
-        self._server = Server(
-            Gateway(self._milo, self._control_planes, self.tokens), self._identity.ssl_context(), host, port
-        )
+        self._api = new_api(self.store)
+        self._project_apis = ControlPlanes(self.store, new_api)
+        gateway = Gateway(self._api, self._project_apis, tokens=self.tokens, faults=self.faults)
+        self._server = Server(gateway, self._identity.ssl_context(), host, port)
         self._token_files: list[TokenFile] = []
-        self._initial_projects = projects
+        self.populate(projects)
 
     async def __aenter__(self) -> Self:
-        if self._initial_projects:
-            self.populate(self._initial_projects)
         await self.start()
         return self
 
@@ -100,27 +102,81 @@ class Sandbox:
         kubeconfigs.write(path, config)
         return path
 
-    # The life of the server
+    # The server
 
     async def start(self) -> None:
         """Listen; after a stop, on the same address with the same data."""
         await self._server.start()
 
     async def stop(self) -> None:
-        """Die as by kill -9."""
+        """Die as by kill -9: connections break, new ones are refused."""
         await self._server.kill()
+
+    async def restart(self) -> None:
+        await self.stop()
+        await self.start()
+
+    async def terminate(self, *, grace: float = 60.0) -> None:
+        """End as by SIGTERM: the listener closes at once, open watches live on for a while and end cleanly."""
+        self._server.refuse_new()
+        await asyncio.sleep(grace)
+        for api in self._apis:
+            api.streams.end()
+        await self._server.finish()
+
+    # What goes wrong with watches, and with the data; `faults` has what goes wrong with answers
+
+    def drop_watches(self) -> None:
+        """Cut every open watch in mid-stream."""
+        for api in self._apis:
+            api.streams.drop()
+
+    def end_watches(self) -> None:
+        """End every open watch cleanly, long before its time."""
+        for api in self._apis:
+            api.streams.end()
+
+    def silence_watches(self, *, silent: bool = True) -> None:
+        """Have every watch, open or to come, say nothing more, bookmarks included; or catch up."""
+        self._api.streams.hush(silent=silent)
 
     def compact(self) -> None:
         """Forget the history: a watch can't be resumed from any version seen so far."""
         self.store.compact()
 
-    def drop_watches(self) -> None:
-        """Cut every open watch in mid-stream."""
-        self._milo.streams.drop()
+    def change_schema(self, *, initializing: float = 0.0) -> None:
+        """As after a change of the resources' definitions: watches end, nothing is served for a while, then 410."""
+        self._api.streams.end()
+        self.store.compact()
+        if initializing:
+            self.faults.initializing(seconds=initializing)
+
+    def plant(self, name: str, body: bytes, *, resource: Resource = PROJECTS) -> None:
+        """Have lists and watches show this in the place of the object of that name, be it an object or not."""
+        self.store.plant(resource, name, body)
+
+    def blink(self, *names: str, resource: Resource = PROJECTS) -> None:
+        """Tell the watches that these were deleted and added again, though they live on: same UID, same everything."""
+        for name in names:
+            self.store.blink(resource, name)
+
+    def snapshot(self) -> Snapshot:
+        return self.store.snapshot()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a backup, versions and all; resumed watches then wait for a future that may never come."""
+        self.store.restore(snapshot)
 
     # The world
 
-    def populate(self, count: int, *, ready: bool = True) -> None:
-        for i in range(count):
-            self.projects.create(f"p-{i}", ready=ready)
-            self.control_planes.create(f"p-{i}", ready=ready)
+    def populate(self, count: int, *, ready: bool = True, finalizers: Iterable[str] = ()) -> list[str]:
+        """So many projects more, each with its control plane; their names."""
+        return self.milo.populate(count, self.names, ready=ready, finalizers=finalizers)
+
+    def churn(self) -> Churn:
+        """Life, to be stepped by hand or run: `churn.run(sandbox.churn(), per_second)`."""
+        return Churn(self.store, self.names, self._random)
+
+    @property
+    def _apis(self) -> list[Api]:
+        return [self._api, *self._project_apis.opened()]

@@ -10,6 +10,9 @@ from milo_discoveryd.sandbox.gateway import Gateway
 
 _BODY_LIMIT = 3 * 1024 * 1024  # what a real API server takes
 
+_FINISHING_S = 5.0
+_DYING_S = 1.0
+
 
 class Server:
     """Binds at the first start; each later start is on the same port."""
@@ -43,18 +46,26 @@ class Server:
         self.port = self._listener.sockets[0].getsockname()[1]
 
     def refuse_new(self) -> None:
-        """Close the listener, and nothing else."""
+        """Close the listener, and the connections that nothing is going on in."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+        if self._http is not None:
+            self._http.pre_shutdown()
+
+    async def finish(self) -> None:
+        """Let each request that is being answered come to its end."""
+        await self._shut_down(_FINISHING_S)
 
     async def kill(self) -> None:
         """Stop as a killed process does: refused connections, and broken ones."""
         self.refuse_new()
-        if self._http is None:
-            return
-        http, self._http = self._http, None
-        for connection in http.connections:
+        for connection in self._http.connections if self._http is not None else ():
             if connection.transport is not None:
                 connection.transport.abort()
-        await http.shutdown(timeout=1.0)
+        await self._shut_down(_DYING_S)
+
+    async def _shut_down(self, timeout: float) -> None:
+        if self._http is not None:
+            http, self._http = self._http, None
+            await http.shutdown(timeout=timeout)

@@ -186,7 +186,7 @@ class Store:
             return self._commit(resource, before, document, deleted=True, dry_run=dry_run), True
         if marked.get("deletionTimestamp"):
             return before, False
-        marked["deletionTimestamp"] = self._timestamp()
+        marked["deletionTimestamp"] = self.timestamp()
         marked["deletionGracePeriodSeconds"] = 0
         if resource.counts_generations:
             marked["generation"] += 1
@@ -194,15 +194,14 @@ class Store:
 
     def load(self, resource: Resource, documents: Iterable[Document]) -> list[Record]:
         """Create many objects nobody has yet, unjudged and with their status, as restoring a backup would."""
-        collection = self._collections[resource]
-        records = []
+        events = []
         for document in documents:
             self.version += 1
             record = record_of(self._born(resource, document, ""), self.version)
-            collection.apply(Event(version=self.version, before=None, record=record))
-            records.append(record)
+            events.append(Event(version=self.version, before=None, record=record))
+        self._collections[resource].extend(events)
         self._announce()
-        return records
+        return [event.record for event in events]
 
     # What happens to a store from below, rather than by a client's write
 
@@ -223,11 +222,13 @@ class Store:
             self._collections[resource] = Collection(resource, self._history_limit, records, snapshot.version)
         self._announce()
 
-    def plant(self, resource: Resource, record: Record) -> None:
+    def plant(self, resource: Resource, name: str, body: bytes) -> None:
         """Put in an object as it is, whatever it is, as a corrupt or hostile server would serve it."""
-        self.version = max(self.version, record.version)
-        before = self._collections[resource].get(record.name, record.namespace)
-        self._collections[resource].apply(Event(version=record.version, before=before, record=record))
+        self.version += 1
+        before = self._collections[resource].get(name)
+        uid, labels = (before.uid, before.labels) if before else ("", {})
+        record = Record(key=name, uid=uid, version=self.version, labels=labels, body=body)
+        self._collections[resource].apply(Event(version=self.version, before=before, record=record))
         self._announce()
 
     def blink(self, resource: Resource, name: str, namespace: str = "") -> None:
@@ -296,7 +297,7 @@ class Store:
         if namespace:
             stamped["namespace"] = namespace
         stamped["uid"] = str(UUID(int=self._random.getrandbits(128), version=4))
-        stamped["creationTimestamp"] = self._timestamp()
+        stamped["creationTimestamp"] = self.timestamp()
         if resource.counts_generations:
             stamped["generation"] = 1
         stamped |= {field: given[field] for field in metadata.WRITABLE if given.get(field)}
@@ -325,7 +326,7 @@ class Store:
                 for record in [each for each in collection if each.namespace == namespace]:
                     self.delete(collection.resource, record.name, namespace=namespace)
 
-    def _timestamp(self) -> str:
+    def timestamp(self) -> str:
         return self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
