@@ -7,18 +7,16 @@ from dataclasses import fields
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from milo_discovery import Cluster, DisengageReason, Event, StreamBroken, Synced
+from milo_discovery import Cluster, DisengageReason, Event, Mark, StreamBroken
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._session import _VISIBLE, GONE_MEANWHILE, Session
 
 from .messages import cluster, disengaged, engaged, following, renewed, snapshot, updated, waiting
+from .sayings import said
 
 
-def told(items: tuple[Event | Synced, ...]) -> list[str]:
-    return [
-        f"synced {item.clusters}" if isinstance(item, Synced) else f"{item.type.name} {item.cluster.name}"
-        for item in items
-    ]
+def told(items: tuple[Event | Mark, ...]) -> list[str]:
+    return [said(item) for item in items]
 
 
 def feed(session: Session, *batches: pb.WatchClustersResponse) -> list[str]:
@@ -118,7 +116,7 @@ class TestResets:
         session = synced_with(engaged(cluster("a", incarnation="first", engaged_at=Timestamp(seconds=1))))
         session.open()
         again = cluster("a", incarnation="second", engaged_at=Timestamp(seconds=2), source_resource_version="77")
-        assert feed(session, snapshot("9", engaged(again))) == ["synced 1"]
+        assert feed(session, snapshot("9", engaged(again))) == ["refreshed a", "synced 1"]
         assert session.view["a"].cluster.incarnation == "second", "who asks for kubeconfigs needs the present one"
 
     @pytest.mark.parametrize(
@@ -145,7 +143,7 @@ class TestResets:
         session = synced_with(engaged(cluster("a", connectivity=pb.Connectivity(since=Timestamp(seconds=1)))))
         session.open()
         again = cluster("a", connectivity=pb.Connectivity(since=Timestamp(seconds=2)))
-        assert feed(session, snapshot("9", engaged(again))) == ["synced 1"]
+        assert feed(session, snapshot("9", engaged(again))) == ["refreshed a", "synced 1"]
 
     def test_every_field_of_a_cluster_is_either_visible_or_the_daemons_own(self):
         visible = {name.partition(".")[0] for name in _VISIBLE}

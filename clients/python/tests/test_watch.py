@@ -12,17 +12,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 
 from milo_discovery import (
-    Connected,
     Disconnected,
     DiscoveryClient,
-    Event,
     FieldViolation,
     InvalidRequest,
-    Mark,
     PermissionDenied,
     PreconditionFailed,
     StreamBroken,
-    Synced,
     Unauthenticated,
     Unavailable,
     Unimplemented,
@@ -34,21 +30,10 @@ from milo_discovery.client import open_channel
 
 from .conftest import AT_ONCE
 from .messages import cluster, disengaged, engaged, following, snapshot, updated, waiting
+from .sayings import said
 from .scripted import Refusal, ScriptedDaemon, Stream
 
 GOODBYE = Refusal(grpc.StatusCode.UNAVAILABLE, "shutting down", (RetryInfo(retry_delay=Duration(nanos=1_000_000)),))
-
-
-def said(item: Event | Mark) -> str:
-    match item:
-        case Event():
-            return f"{item.type.name} {item.cluster.name}"
-        case Synced(clusters=clusters):
-            return f"synced {clusters}"
-        case Connected(resumed=resumed):
-            return "resumed" if resumed else "connected"
-        case Disconnected(error=error):
-            return f"disconnected by {type(error).__name__}"
 
 
 async def take(watch: Watch, count: int) -> list[str]:

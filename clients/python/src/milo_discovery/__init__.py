@@ -22,7 +22,7 @@ from milo_discovery.errors import (
     Unavailable,
     Unimplemented,
 )
-from milo_discovery.events import Connected, Disconnected, Event, Mark, Synced
+from milo_discovery.events import Connected, Disconnected, Event, Mark, Refreshed, Synced
 from milo_discovery.model import (
     Cluster,
     ClusterReport,
@@ -46,11 +46,15 @@ from milo_discovery.model import (
 
 if TYPE_CHECKING:
     from milo_discovery.client import DiscoveryClient
+    from milo_discovery.engaged import EngagedCluster
+    from milo_discovery.fleet import Fleet
     from milo_discovery.watch import Watch
 
 # What needs gRPC is loaded when it is first used: the command's help and the pytest plugin do without.
 _LOADED_ON_USE = {
     "DiscoveryClient": "milo_discovery.client",
+    "EngagedCluster": "milo_discovery.engaged",
+    "Fleet": "milo_discovery.fleet",
     "Watch": "milo_discovery.watch",
 }
 
@@ -70,11 +74,13 @@ __all__ = [
     "DiscoveryClient",
     "DiscoveryError",
     "DisengageReason",
+    "EngagedCluster",
     "Engagement",
     "EngagementReason",
     "Event",
     "EventType",
     "FieldViolation",
+    "Fleet",
     "FleetCounts",
     "HandlerFailed",
     "InvalidAddress",
@@ -86,6 +92,7 @@ __all__ = [
     "Mark",
     "PermissionDenied",
     "PreconditionFailed",
+    "Refreshed",
     "ServerInfo",
     "SourceState",
     "SourceStatus",

@@ -20,7 +20,7 @@ from types import MappingProxyType
 from milo_discovery import _wire
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery.errors import StreamBroken
-from milo_discovery.events import Event, Synced
+from milo_discovery.events import Event, Mark, Refreshed, Synced
 from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig, SourceStatus
 
 GONE_MEANWHILE = "it was gone when the connection to the daemon came back"
@@ -40,7 +40,7 @@ _VISIBLE = (
     "connectivity.state",
     "connectivity.message",
 )
-_visible = attrgetter(*_VISIBLE)
+visible = attrgetter(*_VISIBLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class _Following:
 
 
 _Phase = _Closed | _Opened | _Waiting | _Replacing | _Following
-_Step = tuple[_Phase, tuple[Event | Synced, ...]]
+_Step = tuple[_Phase, tuple[Event | Mark, ...]]
 
 
 class Session:
@@ -108,7 +108,7 @@ class Session:
         self._phase = _Opened(self.revision)
         return self.revision
 
-    def receive(self, batch: pb.WatchClustersResponse) -> tuple[Event | Synced, ...]:
+    def receive(self, batch: pb.WatchClustersResponse) -> tuple[Event | Mark, ...]:
         """Apply a batch. StreamBroken, and nothing applied, if it can't follow what came before."""
         phase = self._phase
         self._phase = _Closed()  # for good, unless the batch turns out well
@@ -158,14 +158,14 @@ class Session:
                     pass  # a newer daemon's: what this client can't name, its user can't miss
         if not batch.synced:
             return _Replacing(batch.revision, gathered), ()
-        told: tuple[Event | Synced, ...] = (*self._differences(gathered), Synced(clusters=len(gathered)))
+        told: tuple[Event | Mark, ...] = (*self._differences(gathered), Synced(clusters=len(gathered)))
         self._view.clear()
         self._view.update(gathered)
         self.revision = batch.revision
         self.synced = True
         return _Following(batch.revision), told
 
-    def _differences(self, snapshot: Mapping[str, Known]) -> Iterator[Event]:
+    def _differences(self, snapshot: Mapping[str, Known]) -> Iterator[Event | Refreshed]:
         for name, old in self._view.items():
             if name not in snapshot:
                 yield Event(type=EventType.DISENGAGED, cluster=old.cluster, message=GONE_MEANWHILE)
@@ -177,8 +177,10 @@ class Session:
                 yield Event(type=EventType.DISENGAGED, cluster=before.cluster, reason=DisengageReason.REPLACED)
                 yield _engaged(new)
             else:
-                if _visible(before.cluster) != _visible(new.cluster):
+                if visible(before.cluster) != visible(new.cluster):
                     yield Event(type=EventType.UPDATED, cluster=new.cluster)
+                elif before.cluster != new.cluster:
+                    yield Refreshed(cluster=new.cluster)
                 if new.kubeconfig is not None and before.kubeconfig != new.kubeconfig:
                     yield Event(type=EventType.KUBECONFIG, cluster=new.cluster, kubeconfig=new.kubeconfig)
 

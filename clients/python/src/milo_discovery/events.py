@@ -41,4 +41,15 @@ class Disconnected:
     error: DiscoveryError
 
 
-Mark = Synced | Connected | Disconnected
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refreshed:
+    """The same cluster, with nothing new about it but how the daemon counts it: its incarnation, for one.
+
+    It comes when another daemon took over. Whoever works on the cluster goes on; who asks for a kubeconfig of just this
+    incarnation needs the new one.
+    """
+
+    cluster: Cluster
+
+
+Mark = Synced | Refreshed | Connected | Disconnected

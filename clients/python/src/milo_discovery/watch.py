@@ -114,7 +114,7 @@ class Watch:
         await self._stop_reading()
 
     async def feed(self) -> AsyncGenerator[Event | Mark, None]:
-        """All events, and between them the marks: Synced, Connected, Disconnected."""
+        """All events, and between them the marks: Synced, Connected, Disconnected, Refreshed."""
         while True:
             try:
                 yield await self._next()

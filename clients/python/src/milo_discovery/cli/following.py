@@ -16,7 +16,7 @@ from milo_discovery.cli import wording
 from milo_discovery.cli.endings import cause, message, say
 from milo_discovery.cli.options import Connection, connecting, filtering, formatted
 from milo_discovery.errors import DiscoveryError, TimedOut
-from milo_discovery.events import Connected, Disconnected, Event, Mark, Synced
+from milo_discovery.events import Connected, Disconnected, Event, Mark, Refreshed, Synced
 from milo_discovery.model import EventType
 
 if TYPE_CHECKING:
@@ -132,6 +132,8 @@ class Notes:
                     say("connected again, and going on" if resumed else "connected again, and comparing")
                 self.trouble = None
                 self._met = True
+            case Refreshed():
+                pass  # nothing that a person would see
             case _:
                 assert_never(mark)
 

@@ -1,0 +1,445 @@
+"""A task for each engaged cluster, as long as it is engaged, and not a moment longer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from datetime import timedelta
+
+import grpc
+import pytest
+
+from milo_discovery import (
+    BackoffPolicy,
+    ClusterNotFound,
+    DiscoveryClient,
+    EngagedCluster,
+    Fleet,
+    HandlerFailed,
+    PermissionDenied,
+)
+from milo_discovery._gen import discovery_pb2 as pb
+
+from .conftest import AT_ONCE
+from .eventually import eventually
+from .messages import cluster, disengaged, engaged, following, renewed, snapshot, updated
+from .scripted import Refusal, ScriptedDaemon, Stream
+
+
+class Diary:
+    """What handlers did, in order, for tests to wait on."""
+
+    def __init__(self) -> None:
+        self._entries: asyncio.Queue[str] = asyncio.Queue()
+
+    def note(self, entry: str) -> None:
+        self._entries.put_nowait(entry)
+
+    async def read(self, count: int) -> list[str]:
+        return [await self._entries.get() for _ in range(count)]
+
+    @property
+    def unread(self) -> int:
+        return self._entries.qsize()
+
+
+@pytest.fixture
+def diary() -> Diary:
+    return Diary()
+
+
+@pytest.fixture
+def fleet(client: DiscoveryClient, diary: Diary) -> Fleet:
+    """Its handlers stay until they are cancelled."""
+    fleet = Fleet(client, backoff=AT_ONCE)
+
+    @fleet.on_engage
+    async def stay(member: EngagedCluster) -> None:
+        diary.note(f"start {member.name}")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            diary.note(f"end {member.name}")
+
+    return fleet
+
+
+@pytest.fixture
+async def begin(daemon: ScriptedDaemon) -> AsyncIterator:
+    async def begin(*batches: pb.WatchClustersResponse) -> Stream:
+        stream = await daemon.stream()
+        stream.send(*batches)
+        return stream
+
+    return begin
+
+
+async def test_a_handler_runs_from_engaged_to_disengaged(fleet, begin, diary):
+    async with fleet:
+        stream = await begin(snapshot("1", engaged("a"), engaged("b")))
+        assert await diary.read(2) == ["start a", "start b"]
+        stream.send(following("1", "2", disengaged("a")))
+        assert await diary.read(1) == ["end a"]
+    assert await diary.read(1) == ["end b"]
+
+
+async def test_an_update_does_not_start_a_handler_again(fleet, begin, diary):
+    async with fleet:
+        stream = await begin(snapshot("1", engaged("a")))
+        await fleet.synced()
+        member = fleet.get("a")
+        stream.send(following("1", "2", updated(cluster("a", suspended=True))))
+        assert (await member.updated()).suspended
+        assert fleet.get("a") is member
+    assert await diary.read(diary.unread) == ["start a", "end a"]
+
+
+async def test_a_replaced_cluster_is_handled_anew_and_never_beside_the_old_one(client, begin, diary):
+    fleet = Fleet(client)
+    may_end = asyncio.Event()
+
+    @fleet.on_engage
+    async def slow_to_end(member: EngagedCluster) -> None:
+        diary.note(f"start {member.uid}")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            diary.note(f"ending {member.uid}")
+            await may_end.wait()
+            diary.note(f"end {member.uid}")
+
+    async with fleet:
+        first, second, third = (cluster("a", uid=uid) for uid in ("1", "2", "3"))
+        stream = await begin(snapshot("1", engaged(first)))
+        assert await diary.read(1) == ["start 1"]
+        stream.send(following("1", "2", disengaged(first, pb.DISENGAGE_REASON_REPLACED), engaged(second)))
+        assert await diary.read(1) == ["ending 1"]
+        assert fleet.get("a").uid == "2", "it is there for others at once"
+        stream.send(following("2", "3", disengaged(second), engaged(third)))
+        await eventually(lambda: fleet.get("a").uid == "3")
+        may_end.set()
+        assert await diary.read(2) == ["end 1", "start 3"]
+
+
+async def test_a_lost_daemon_cancels_nobody(fleet, begin, diary, daemon):
+    async with fleet:
+        await begin(snapshot("1", engaged("a"), engaged("b")))
+        await diary.read(2)
+        await daemon.stop()
+        await daemon.start()
+        await begin(snapshot("9", engaged(cluster("a", incarnation="new"))))
+        assert await diary.read(1) == ["end b"]
+        assert fleet.get("a").current.incarnation == "new"
+
+
+async def test_get_knows_the_engaged_ones_only(fleet, begin):
+    with pytest.raises(ClusterNotFound):
+        fleet.get("a")
+    async with fleet:
+        await begin(snapshot("1", engaged("a")))
+        await fleet.synced()
+        assert fleet.get("a").current.uid == "uid-of-a"
+        assert fleet.clusters.keys() == {"a"}
+        with pytest.raises(ClusterNotFound, match="cluster 'b' is not engaged"):
+            fleet.get("b")
+    with pytest.raises(ClusterNotFound):
+        fleet.get("a")
+
+
+async def test_a_fleet_without_a_handler_keeps_the_book(client, begin):
+    fleet = Fleet(client)
+    async with fleet:
+        stream = await begin(snapshot("1", engaged("a")))
+        await fleet.synced()
+        member = fleet.get("a")
+        stream.send(following("1", "2", disengaged("a")))
+        with pytest.raises(ClusterNotFound, match="not engaged any more"):
+            await member.updated()
+        assert not member.engaged
+        assert repr(member) == "<EngagedCluster 'a' uid='uid-of-a' disengaged>"
+
+
+async def test_no_change_is_missed_by_who_says_what_was_seen(client, begin):
+    fleet = Fleet(client)
+    async with fleet:
+        stream = await begin(snapshot("1", engaged("a")))
+        await fleet.synced()
+        member = fleet.get("a")
+        seen = member.current
+        stream.send(following("1", "2", updated(cluster("a", suspended=True))))
+        await member.updated()
+        assert (await member.updated(since=seen)).suspended, "at once: it differs already"
+
+
+async def test_a_renewed_kubeconfig_reaches_the_handler_that_runs(client, begin):
+    fleet = Fleet(client, include_kubeconfigs=True)
+    async with fleet:
+        stream = await begin(snapshot("1", engaged("a", kubeconfig=b"first")))
+        await fleet.synced()
+        member = fleet.get("a")
+        assert member.kubeconfig is not None
+        assert member.kubeconfig.kubeconfig == b"first"
+        stream.send(following("1", "2", renewed("a", b"second")))
+        assert (await member.renewed()).kubeconfig == b"second"
+        stream.send(following("2", "3", updated(cluster("a", suspended=True))))
+        await member.updated()
+        assert member.kubeconfig.kubeconfig == b"second"
+        stream.send(following("3", "4", disengaged("a")))
+        with pytest.raises(ClusterNotFound):
+            await member.renewed()
+
+
+class TestFailures:
+    async def test_a_handler_that_fails_is_started_again_and_the_error_logged(self, client, begin, diary, caplog):
+        fleet = Fleet(client, backoff=AT_ONCE)
+        attempts = iter([ValueError("first"), ValueError("second"), None])
+
+        @fleet.on_engage
+        async def fail(member: EngagedCluster) -> None:
+            outcome = next(attempts)
+            if outcome:
+                raise outcome
+            diary.note("worked")
+
+        async with fleet:
+            await begin(snapshot("1", engaged("a")))
+            assert await diary.read(1) == ["worked"]
+        failures = [record for record in caplog.records if record.name == "milo_discovery.fleet"]
+        assert [str(record.exc_info[1]) for record in failures] == ["first", "second"]
+        assert failures[0].levelno == logging.ERROR
+        assert failures[0].getMessage().startswith("handler of cluster a failed; again in ")
+
+    async def test_one_that_fails_does_not_hurt_the_others(self, client, begin, diary):
+        fleet = Fleet(client, backoff=AT_ONCE)
+
+        @fleet.on_engage
+        async def fail_for_a(member: EngagedCluster) -> None:
+            if member.name == "a":
+                raise ValueError("no")
+            diary.note(f"start {member.name}")
+            await asyncio.Event().wait()
+
+        async with fleet:
+            stream = await begin(snapshot("1", engaged("a"), engaged("b")))
+            stream.send(following("1", "2", engaged("c")))
+            assert await diary.read(2) == ["start b", "start c"]
+
+    async def test_a_disengaged_cluster_is_not_started_again(self, client, begin):
+        fleet = Fleet(client, backoff=BackoffPolicy(initial=timedelta(hours=1), maximum=timedelta(hours=1)))
+
+        @fleet.on_engage
+        async def fail(member: EngagedCluster) -> None:
+            raise ValueError("no")
+
+        async with fleet:
+            stream = await begin(snapshot("1", engaged("a")), following("1", "2", disengaged("a")))
+            stream.send(following("2", "3", engaged("b")))
+            await eventually(lambda: fleet.clusters.keys() == {"b"})
+            assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "cluster a"] == []
+
+    async def test_a_handler_that_returns_is_done_with_its_cluster(self, client, begin, diary):
+        fleet = Fleet(client)
+
+        @fleet.on_engage
+        async def once(member: EngagedCluster) -> None:
+            diary.note(f"saw {member.name}")
+
+        async with fleet:
+            await begin(
+                snapshot("1", engaged("a")), following("1", "2", updated("a")), following("2", "3", engaged("b"))
+            )
+            assert await diary.read(2) == ["saw a", "saw b"]
+            assert fleet.get("a").engaged
+        assert diary.unread == 0
+
+    async def test_asked_to_raise_a_fleet_ends_with_the_error_and_cancels_the_others(self, client, begin, diary):
+        fleet = Fleet(client, on_error="raise")
+
+        @fleet.on_engage
+        async def fail_for_b(member: EngagedCluster) -> None:
+            if member.name == "b":
+                raise ValueError("no")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                diary.note(f"end {member.name}")
+
+        running = asyncio.create_task(fleet.run())
+        await begin(snapshot("1", engaged("a"), engaged("b")))
+        with pytest.raises(HandlerFailed, match="the handler of cluster 'b' failed") as raised:
+            await running
+        assert isinstance(raised.value.__cause__, ValueError)
+        assert await diary.read(1) == ["end a"]
+
+    async def test_a_failing_fleet_interrupts_the_block_that_it_runs_beside(self, client, begin):
+        fleet = Fleet(client, on_error="raise")
+
+        @fleet.on_engage
+        async def fail(member: EngagedCluster) -> None:
+            raise ValueError("no")
+
+        async def block() -> None:
+            async with fleet:
+                await begin(snapshot("1", engaged("a")))
+                await asyncio.Event().wait()
+
+        with pytest.raises(HandlerFailed):
+            await block()
+
+    async def test_the_blocks_own_error_comes_out_as_it_is(self, fleet, begin, diary):
+        async def block() -> None:
+            async with fleet:
+                await begin(snapshot("1", engaged("a")))
+                await diary.read(1)
+                raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine"):
+            await block()
+        assert await diary.read(1) == ["end a"]
+
+    @pytest.mark.parametrize("again", [True, False])
+    async def test_a_function_is_told_and_decides(self, client, begin, diary, again):
+        told: list[tuple[str, str]] = []
+
+        def decide(member: EngagedCluster, error: Exception) -> bool:
+            told.append((member.name, str(error)))
+            diary.note("told")
+            return again and len(told) < 3
+
+        fleet = Fleet(client, on_error=decide, backoff=AT_ONCE)
+
+        @fleet.on_engage
+        async def fail(member: EngagedCluster) -> None:
+            raise ValueError("no")
+
+        async with fleet:
+            await begin(snapshot("1", engaged("a")))
+            await diary.read(3 if again else 1)
+        assert told == [("a", "no")] * (3 if again else 1)
+
+    async def test_a_handler_that_something_else_cancelled_has_failed(self, client, begin, diary):
+        errors: list[Exception] = []
+        fleet = Fleet(client, on_error=lambda _, error: bool(errors.append(error)) or bool(diary.note("told")))
+
+        @fleet.on_engage
+        async def wait_for_a_cancelled_task(member: EngagedCluster) -> None:
+            task = asyncio.create_task(asyncio.Event().wait())
+            task.cancel()
+            await task
+
+        async with fleet:
+            await begin(snapshot("1", engaged("a")))
+            await diary.read(1)
+        assert str(errors[0]) == "the handler was cancelled, and not by its Fleet"
+        assert isinstance(errors[0].__cause__, asyncio.CancelledError)
+
+    @pytest.mark.parametrize("at_the_end_of", ["the cluster", "the fleet"])
+    async def test_an_error_while_cleaning_up_is_logged_and_nothing_started_again(
+        self, client, begin, diary, caplog, at_the_end_of
+    ):
+        fleet = Fleet(client, backoff=AT_ONCE)
+
+        @fleet.on_engage
+        async def stumble(member: EngagedCluster) -> None:
+            diary.note("start")
+            try:
+                await asyncio.Event().wait()
+            finally:
+                diary.note("end")
+                raise ValueError("stumbled")
+
+        async with fleet:
+            stream = await begin(snapshot("1", engaged("a")))
+            await diary.read(1)
+            if at_the_end_of == "the cluster":
+                stream.send(following("1", "2", disengaged("a")))
+                await diary.read(1)
+        assert [record.getMessage() for record in caplog.records] == ["handler of cluster a failed at its end"]
+        assert await diary.read(diary.unread) == (["end"] if at_the_end_of == "the fleet" else [])
+
+    async def test_what_no_retry_mends_ends_the_fleet(self, fleet, daemon, diary):
+        running = asyncio.create_task(fleet.run())
+        stream = await daemon.stream()
+        stream.send(snapshot("1", engaged("a")))
+        await diary.read(1)
+        stream.end(Refusal(grpc.StatusCode.PERMISSION_DENIED, "revoked"))
+        with pytest.raises(PermissionDenied, match="revoked"):
+            await running
+        assert await diary.read(1) == ["end a"]
+        with pytest.raises(RuntimeError, match="has ended"):
+            await fleet.synced()
+
+    async def test_several_errors_at_once_are_a_group(self, client, begin):
+        fleet = Fleet(client, on_error="raise")
+
+        @fleet.on_engage
+        async def fail_in_the_end(member: EngagedCluster) -> None:
+            try:
+                if member.name == "a":
+                    raise ValueError("a")
+                await asyncio.Event().wait()
+            finally:
+                raise ValueError(member.name)
+
+        running = asyncio.create_task(fleet.run())
+        await begin(snapshot("1", engaged("a"), engaged("b")))
+        with pytest.raises(ExceptionGroup) as raised:
+            await running
+        assert {str(each.__cause__) for each in raised.value.exceptions} == {"a", "b"}
+
+
+class TestLifetime:
+    async def test_a_fleet_has_one_handler_from_before_it_runs(self, fleet, client, begin):
+        with pytest.raises(RuntimeError, match="one handler"):
+            fleet.on_engage(lambda member: asyncio.sleep(0))
+        bare = Fleet(client)
+        async with bare:
+            await begin(snapshot("1"))
+            await bare.synced()
+            with pytest.raises(RuntimeError, match="from before it runs"):
+                bare.on_engage(lambda member: asyncio.sleep(0))
+
+    async def test_a_fleet_runs_once(self, fleet, begin):
+        async with fleet:
+            await begin(snapshot("1"))
+            await fleet.synced()
+        with pytest.raises(RuntimeError, match="runs once"):
+            await fleet.run()
+
+    async def test_a_closed_client_ends_the_fleet(self, fleet, client, begin, diary):
+        running = asyncio.create_task(fleet.run())
+        await begin(snapshot("1", engaged("a")))
+        await diary.read(1)
+        await client.close()
+        await running
+        assert await diary.read(1) == ["end a"]
+
+    @pytest.mark.parametrize("turns", [*range(24), *(2**power for power in range(5, 13))])
+    async def test_cancelled_after_any_number_of_turns_it_leaves_nothing_behind(self, fleet, daemon, diary, turns):
+        running = asyncio.create_task(fleet.run())
+        server = asyncio.create_task(_serve_changes(daemon))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running])
+        assert running.cancelled()
+        server.cancel()
+        await asyncio.wait([server])
+        left = {task.get_name() for task in asyncio.all_tasks()}
+        assert not {name for name in left if name.startswith(("cluster", "milo-discovery"))}
+        notes = await diary.read(diary.unread)
+        assert len([each for each in notes if each.startswith("start")]) == len(
+            [each for each in notes if each.startswith("end")]
+        )
+
+
+async def _serve_changes(daemon: ScriptedDaemon) -> None:
+    while True:
+        stream = await daemon.stream()
+        stream.send(
+            snapshot("1", engaged("a"), engaged("b")),
+            following("1", "2", disengaged("a")),
+            following("2", "3", engaged("a"), updated("b")),
+        )
+        stream.end()
