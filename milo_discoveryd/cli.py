@@ -85,6 +85,16 @@ def sandbox(listen: str, projects: int, churn: float, kubeconfig_out: Path | Non
     _run(lambda: serve(listen, projects, churn, kubeconfig_out))
 
 
+@main.command()
+@click.option("--seconds", type=click.FloatRange(min=0), help="End after so long.  [default: at Ctrl-C]")
+@click.option("--churn", default=5.0, show_default=True, type=click.FloatRange(0.01, 100), help="Changes per second.")
+def demo(seconds: float | None, churn: float) -> None:
+    """A Milo API with life in it, the daemon and a subscriber, in this terminal."""
+    from milo_discoveryd.demo.demo import demo as show
+
+    _run(lambda: show(seconds, churn))
+
+
 def _given(flags: dict[str, Any]) -> dict[str, object]:
     return {name: value for name, value in flags.items() if value not in (None, ())}
 

@@ -13,7 +13,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import Done, Standing
 
 # Each counter would come with a second series, of when it began.
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
