@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,17 +10,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from milo_discoveryd.config import values
 from milo_discoveryd.model import selector
-
-MODES_GROUP = "milo_discoveryd.modes"
-
-
-def registered_modes() -> tuple[str, ...]:
-    """The modes that can be chosen: ours, and those of packages installed beside this one."""
-    return tuple(sorted({entry.name for entry in entry_points(group=MODES_GROUP)}))
+from milo_discoveryd.modes import mode
 
 
 def _mode(value: object) -> str:
-    return values.one_of(*registered_modes())(value)
+    return values.one_of(*mode.names())(value)
 
 
 def _label_selector(value: object) -> str:

@@ -3,6 +3,7 @@
 Secrets live in `Secret`, which masks itself; no message made here holds one.
 """
 
+from milo_discoveryd.credentials.choice import load_discovery_upstream, load_project_upstream
 from milo_discoveryd.credentials.in_cluster import load_in_cluster
 from milo_discoveryd.credentials.kubeconfig import load_kubeconfig
 from milo_discoveryd.credentials.secret import Secret
@@ -15,6 +16,8 @@ __all__ = [
     "CredentialSource",
     "Secret",
     "Upstream",
+    "load_discovery_upstream",
     "load_in_cluster",
     "load_kubeconfig",
+    "load_project_upstream",
 ]
