@@ -1,5 +1,4 @@
 from milo_discovery import Cluster, DisengageReason, Event, EventType
-
 from milo_discoveryd.demo.scene import FADES_AFTER_S, Scene, about
 
 
