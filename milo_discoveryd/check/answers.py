@@ -18,7 +18,7 @@ _TRANSPORT_MENDS = {
     "dns": "is the host in the kubeconfig right, and does our resolver (in a pod: its dnsPolicy) know it?",
     "connect": "is the API server up, and do firewalls and network policies let this machine through to it?",
     "tls": "the kubeconfig's cluster needs the CA that signed the server's certificate, and a name that is in it",
-    "timeout": "something drops packets on the way (a firewall, a network policy, a missing proxy), or the server hangs",
+    "timeout": "something drops packets on the way (firewall, network policy, missing proxy), or the server hangs",
     "closed": "is this the address of an API server, and not of a load balancer without one behind it?",
     "credential": "mend the credential source that the kubeconfig names, then run this again",
 }

@@ -19,6 +19,11 @@ class TlsIdentity:
     authorities: bytes | None  # PEM; none is the system's
     certificate: ClientCertificate | None
 
+    @property
+    def pem(self) -> str | None:
+        """The authorities as the ssl module takes them; the comments of a bundle need not be ASCII."""
+        return None if self.authorities is None else self.authorities.decode("ascii", "ignore")
+
     def context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -26,19 +31,19 @@ class TlsIdentity:
         # well; and no insistence on extensions that home-made CAs leave out, which Python has begun with in 3.13.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        if self.authorities is None:
+        if self.pem is None:
             context.load_default_certs()
         else:
-            _load_authorities(context, self.authorities)
+            _load_authorities(context, self.pem)
         if self.certificate is not None:
             _load_certificate(context, self.certificate)
         return context
 
 
-def _load_authorities(context: ssl.SSLContext, authorities: bytes) -> None:
+def _load_authorities(context: ssl.SSLContext, pem: str) -> None:
     try:
-        context.load_verify_locations(cadata=authorities.decode("ascii"))
-    except (UnicodeDecodeError, ssl.SSLError):
+        context.load_verify_locations(cadata=pem)
+    except (ValueError, ssl.SSLError):
         raise CredentialError("the certificate authority is not one or more certificates in PEM form") from None
 
 

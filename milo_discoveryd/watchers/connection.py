@@ -55,9 +55,8 @@ class Connection:
         self.identity = identity
         self.users = 0
         context = identity.context() if host.startswith("https:") else ssl.create_default_context()
-        authorities = identity.authorities.decode() if identity.authorities else None
         self._pools = tuple(
-            _Pool(host, context, authorities, tls_server_name=tls_server_name, proxy=proxy, limit=limit)
+            _Pool(host, context, identity.pem, tls_server_name=tls_server_name, proxy=proxy, limit=limit)
             for limit in (CONCURRENT_REQUESTS, 0)
         )
 
