@@ -25,7 +25,8 @@ from milo_discovery import (
     Watch,
 )
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._wire import silence, watch_request
+from milo_discovery._subscription import Subscription
+from milo_discovery._wire import silence
 from milo_discovery.client import open_channel
 
 from .conftest import AT_ONCE
@@ -215,13 +216,9 @@ class TestReconnecting:
             assert await take(watch, 2) == ["ENGAGED a", "ENGAGED b"]
 
     async def test_a_silent_stream_counts_as_dead(self, daemon):
-        watch = Watch(
-            lambda: open_channel(daemon.address),
-            watch_request({}),
-            silence=timedelta(milliseconds=50),
-            backoff=AT_ONCE,
-            on_close=lambda _: None,
-        )
+        subscription = Subscription({}, AT_ONCE)
+        subscription.silence = timedelta(milliseconds=50)
+        watch = Watch(subscription, lambda: open_channel(daemon.address), lambda _: None)
         async with watch:
             feed = watch.feed()
             stream = await begin(daemon, snapshot("1"))

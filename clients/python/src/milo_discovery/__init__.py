@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.engaged import EngagedCluster
     from milo_discovery.fleet import Fleet
+    from milo_discovery.sync import SyncDiscoveryClient, SyncWatch
     from milo_discovery.watch import Watch
 
 # What needs gRPC is loaded when it is first used: the command's help and the pytest plugin do without.
@@ -55,6 +56,8 @@ _LOADED_ON_USE = {
     "DiscoveryClient": "milo_discovery.client",
     "EngagedCluster": "milo_discovery.engaged",
     "Fleet": "milo_discovery.fleet",
+    "SyncDiscoveryClient": "milo_discovery.sync",
+    "SyncWatch": "milo_discovery.sync",
     "Watch": "milo_discovery.watch",
 }
 
@@ -98,6 +101,8 @@ __all__ = [
     "SourceStatus",
     "StatusError",
     "StreamBroken",
+    "SyncDiscoveryClient",
+    "SyncWatch",
     "Synced",
     "TimedOut",
     "Transition",

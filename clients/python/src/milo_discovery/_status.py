@@ -69,3 +69,8 @@ def _details(trailers: Iterable[tuple[str, str | bytes]]) -> Sequence[Any]:
             except DecodeError:
                 return ()  # the status itself has arrived, and is what counts
     return ()
+
+
+def lost_connection(error: StatusError) -> bool:
+    """Nobody answered: where the daemon did, it has given a reason."""
+    return isinstance(error, Unavailable) and not error.reason

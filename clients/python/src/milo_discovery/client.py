@@ -14,7 +14,8 @@ from milo_discovery._address import CHANNEL_OPTIONS, target
 from milo_discovery._backoff import BackoffPolicy
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
-from milo_discovery._status import status_error
+from milo_discovery._status import lost_connection, status_error
+from milo_discovery._subscription import Subscription
 from milo_discovery._wire import FilterOptions, WatchOptions
 from milo_discovery.model import ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
 from milo_discovery.watch import Watch
@@ -72,35 +73,27 @@ class DiscoveryClient:
 
     def watch(self, **options: Unpack[WatchOptions]) -> Watch:
         """Follow the fleet, or the part of it that the options name. Each watch has a connection of its own."""
-        watch = Watch(
-            lambda: self._connect(self._target),
-            _wire.watch_request(options),
-            silence=_wire.silence(options),
-            backoff=self._backoff,
-            on_close=self._watches.discard,
-        )
+        subscription = Subscription(options, self._backoff)
+        watch = Watch(subscription, lambda: self._connect(self._target), self._watches.discard)
         self._watches.add(watch)
         return watch
 
     async def list(self, **options: Unpack[FilterOptions]) -> Listing:
         """The engaged clusters, ordered by name. Unavailable until the daemon has a complete view."""
-        stub = await self._stub()
         request = pb.ListClustersRequest(filter=_wire.filter_message(options))
-        pages = [await self._call(stub.ListClusters, request)]
+        pages = [await self._call(lambda stub: stub.ListClusters, request)]
         while pages[-1].next_page_token:
             request.page_token = pages[-1].next_page_token
-            pages.append(await self._call(stub.ListClusters, request))
+            pages.append(await self._call(lambda stub: stub.ListClusters, request))
         return _wire.listing(pages)
 
     async def get(self, name: str) -> ClusterReport:
         """What the daemon knows of a name, engaged or not. ClusterNotFound only for one that it has never seen."""
-        stub = await self._stub()
-        return _wire.cluster_report(await self._call(stub.GetCluster, pb.GetClusterRequest(name=name)))
+        return _wire.cluster_report(await self._call(lambda stub: stub.GetCluster, pb.GetClusterRequest(name=name)))
 
     async def server_info(self) -> ServerInfo:
         """The daemon itself."""
-        stub = await self._stub()
-        return _wire.server_info(await self._call(stub.GetServerInfo, pb.GetServerInfoRequest()))
+        return _wire.server_info(await self._call(lambda stub: stub.GetServerInfo, pb.GetServerInfoRequest()))
 
     async def issue_kubeconfig(
         self,
@@ -111,23 +104,28 @@ class DiscoveryClient:
         incarnation: str = "",
     ) -> Kubeconfig:
         """A short-lived kubeconfig for an engaged cluster; with `incarnation`, only for just that one."""
-        stub = await self._stub()
         request = _wire.issue_request(name, ttl, kubeconfig_format, incarnation)
-        return _wire.kubeconfig((await self._call(stub.IssueKubeconfig, request)).kubeconfig)
+        return _wire.kubeconfig((await self._call(lambda stub: stub.IssueKubeconfig, request)).kubeconfig)
 
     async def _call(
-        self, method: grpc.aio.UnaryUnaryMultiCallable[_Request, _Response], request: _Request
+        self,
+        method: Callable[[DiscoveryServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
+        request: _Request,
     ) -> _Response:
-        try:
-            return await method(request, timeout=None if self._timeout is None else self._timeout.total_seconds())
-        except grpc.aio.AioRpcError as error:
-            raise status_error(error.code(), error.details(), error.trailing_metadata()) from error
-
-    async def _stub(self) -> DiscoveryServiceAsyncStub:
-        """On a channel that hasn't just failed: one that has turns calls away for a while, daemon or no daemon."""
-        if self._channel is not None and self._channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-            failed, self._channel = self._channel, None
-            await failed.close()
         if self._channel is None:
             self._channel = self._connect(self._target)
-        return DiscoveryServiceStub(self._channel)
+        channel = self._channel
+        try:
+            limit = None if self._timeout is None else self._timeout.total_seconds()
+            return await method(DiscoveryServiceStub(channel))(request, timeout=limit)
+        except grpc.aio.AioRpcError as error:
+            failure = status_error(error.code(), error.details(), error.trailing_metadata())
+            if lost_connection(failure):
+                await self._discard(channel)
+            raise failure from error
+
+    async def _discard(self, channel: grpc.aio.Channel) -> None:
+        """One that has just failed turns calls away for a while, daemon or no daemon: the next call has another."""
+        if self._channel is channel:
+            self._channel = None
+        await channel.close()

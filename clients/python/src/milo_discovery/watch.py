@@ -3,46 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from datetime import timedelta
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import Self
 
 import grpc
 
-from milo_discovery._backoff import Backoff, BackoffPolicy
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
-from milo_discovery._session import Known, Session
 from milo_discovery._signal import Signal
 from milo_discovery._status import FATAL_TO_A_STREAM, status_error
-from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken
-from milo_discovery.events import Connected, Disconnected, Event, Mark
-from milo_discovery.model import Cluster, SourceStatus
+from milo_discovery._subscription import Subscription, WatchState
+from milo_discovery.errors import DiscoveryError, StreamBroken
+from milo_discovery.events import Event, Mark
 
 # Nothing more is read while this many events wait to be taken: the daemon then merges what it would have sent. Only the
 # differences that a snapshot makes come all at once.
 _ENOUGH_PENDING = 256
 
 
-class ClustersOf(Mapping[str, Cluster]):
-    """The clusters of a session's view, by name."""
-
-    def __init__(self, view: Mapping[str, Known]) -> None:
-        self._view = view
-
-    def __getitem__(self, name: str) -> Cluster:
-        return self._view[name].cluster
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._view)
-
-    def __len__(self) -> int:
-        return len(self._view)
-
-
-class Watch:
+class Watch(WatchState):
     """Iterate over it: `async for event in watch`. It starts with the first look, and ends with `close()`.
 
     Whatever happens to the connection or the daemon, each cluster is ENGAGED and DISENGAGED once. Only what asking
@@ -51,52 +31,18 @@ class Watch:
     """
 
     def __init__(
-        self,
-        connect: Callable[[], grpc.aio.Channel],
-        request: pb.WatchClustersRequest,
-        *,
-        silence: timedelta,
-        backoff: BackoffPolicy,
-        on_close: Callable[[Watch], None],
+        self, subscription: Subscription, connect: Callable[[], grpc.aio.Channel], on_close: Callable[[Watch], None]
     ) -> None:
+        super().__init__(subscription)
         self._connect = connect
-        self._request = request
-        self._silence = silence
-        self._backoff_policy = backoff
         self._on_close = on_close
-        self._session = Session()
-        self._pending: deque[Event | Mark] = deque()
         self._signal = Signal()
         self._reader: asyncio.Task[None] | None = None
         self._closed = False
-        self._connected_at: float | None = None
-        self._told_disconnected = False
-        self.clusters: Mapping[str, Cluster] = ClustersOf(self._session.view)
-        """The view, as of now: it may be ahead of the events not yet taken."""
-
-    @property
-    def connected(self) -> bool:
-        """The daemon answers on the current stream."""
-        return self._connected_at is not None
-
-    @property
-    def source(self) -> SourceStatus | None:
-        """The state of the daemon's own view of Milo, as last told; None before the first word."""
-        return self._session.source
-
-    @property
-    def revision(self) -> str:
-        """Where the stream stands, and where another one would resume."""
-        return self._session.revision
-
-    @property
-    def is_synced(self) -> bool:
-        """The first complete view has arrived."""
-        return self._session.synced
 
     async def synced(self) -> None:
         """Wait until the first complete view is in `clusters`, whether its events have been taken or not."""
-        if not await self._until(lambda: self._session.synced):
+        if not await self._until(lambda: self.is_synced):
             raise RuntimeError("the watch was closed before it was synced")
 
     async def reconnect(self) -> None:
@@ -142,12 +88,13 @@ class Watch:
         await self.close()
 
     async def _next(self) -> Event | Mark:
-        if not self._pending:
-            await self._until(lambda: bool(self._pending))
+        pending = self._subscription.pending
+        if not pending:
+            await self._until(lambda: bool(pending))
         if self._closed:
             raise StopAsyncIteration
-        item = self._pending.popleft()
-        if len(self._pending) == _ENOUGH_PENDING - 1:
+        item = pending.popleft()
+        if len(pending) == _ENOUGH_PENDING - 1:
             self._signal.notify()
         return item
 
@@ -176,53 +123,37 @@ class Watch:
 
     async def _read(self) -> None:
         """Stream after stream, until one ends with an error that no further one can mend."""
-        backoff = Backoff(self._backoff_policy)
         clock = asyncio.get_running_loop().time
-        while True:
-            try:
-                await self._read_stream()
-            except FATAL_TO_A_STREAM:
-                raise
-            except DiscoveryError as error:
-                ran = timedelta() if self._connected_at is None else timedelta(seconds=clock() - self._connected_at)
-                retry_after = error.retry_after if isinstance(error, StatusError) else None
-                delay = backoff.failed(ran=ran, retry_after=retry_after)
-                self._lost(error)
-            finally:
-                self._connected_at = None
-            await asyncio.sleep(delay.total_seconds())
+        try:
+            while True:
+                try:
+                    await self._read_stream(clock)
+                except FATAL_TO_A_STREAM:
+                    raise
+                except DiscoveryError as error:
+                    delay = self._subscription.lost(error, clock())
+                    self._signal.notify()
+                await asyncio.sleep(delay.total_seconds())
+        finally:
+            self._subscription.cut()
 
-    async def _read_stream(self) -> None:
+    async def _read_stream(self, clock: Callable[[], float]) -> None:
         """One stream on a connection of its own, read to its end, which is always an error."""
-        self._request.resume_revision = self._session.open()
+        subscription = self._subscription
+        request = subscription.open()
         try:
             async with self._connect() as channel:
-                call = DiscoveryServiceStub(channel).WatchClusters(self._request)
+                call = DiscoveryServiceStub(channel).WatchClusters(request)
                 while True:
                     # The limit is around the one read: a slow user is no silent daemon.
-                    async with asyncio.timeout(self._silence.total_seconds()):
+                    async with asyncio.timeout(subscription.silence.total_seconds()):
                         batch = await call.read()
                     if not isinstance(batch, pb.WatchClustersResponse):
                         raise StreamBroken("the daemon ended the stream")
-                    self._take(batch)
-                    await self._signal.until(lambda: len(self._pending) < _ENOUGH_PENDING)
+                    subscription.take(batch, clock())
+                    self._signal.notify()
+                    await self._signal.until(lambda: len(subscription.pending) < _ENOUGH_PENDING)
         except grpc.aio.AioRpcError as error:
             raise status_error(error.code(), error.details(), error.trailing_metadata()) from error
         except TimeoutError as error:
-            raise StreamBroken(f"no heartbeat for {self._silence.total_seconds():g} s") from error
-
-    def _take(self, batch: pb.WatchClustersResponse) -> None:
-        told = self._session.receive(batch)
-        if self._connected_at is None:
-            self._connected_at = asyncio.get_running_loop().time()
-            self._told_disconnected = False
-            self._pending.append(Connected(resumed=batch.synced and not batch.reset))
-        self._pending.extend(told)
-        self._signal.notify()
-
-    def _lost(self, error: DiscoveryError) -> None:
-        # Once for each loss, however many attempts it takes to come back.
-        if not self._told_disconnected:
-            self._told_disconnected = True
-            self._pending.append(Disconnected(error=error))
-            self._signal.notify()
+            raise subscription.fell_silent() from error

@@ -1,0 +1,270 @@
+"""The client for programs without asyncio: the same calls, blocking."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Self, TypeVar, Unpack, cast
+
+import grpc
+
+from milo_discovery import _wire
+from milo_discovery._address import CHANNEL_OPTIONS, target
+from milo_discovery._backoff import BackoffPolicy
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery._status import FATAL_TO_A_STREAM, lost_connection, status_error
+from milo_discovery._subscription import Subscription, WatchState
+from milo_discovery._wire import FilterOptions, WatchOptions
+from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken
+from milo_discovery.events import Event, Mark
+from milo_discovery.model import ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+
+
+def open_channel(place: str) -> grpc.Channel:
+    """A channel to a gRPC target, with what a neighbour on the same machine needs."""
+    return grpc.insecure_channel(place, options=CHANNEL_OPTIONS)
+
+
+class SyncDiscoveryClient:
+    """As DiscoveryClient, for threads: any of them may use it, and each watch belongs to one."""
+
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        timeout: timedelta | None = timedelta(seconds=10),
+        backoff: BackoffPolicy | None = None,
+        connect: Callable[[str], grpc.Channel] = open_channel,
+    ) -> None:
+        self._target = target(address)
+        self._timeout = timeout
+        self._backoff = backoff or BackoffPolicy()
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._channel: grpc.Channel | None = None
+        self._watches: set[SyncWatch] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all watches, and the connection."""
+        for watch in tuple(self._watches):
+            watch.close()
+        with self._lock:
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+
+    def watch(self, **options: Unpack[WatchOptions]) -> SyncWatch:
+        """Follow the fleet, or the part of it that the options name. Each watch has a connection of its own."""
+        subscription = Subscription(options, self._backoff)
+        watch = SyncWatch(subscription, lambda: self._connect(self._target), self._watches.discard)
+        self._watches.add(watch)
+        return watch
+
+    def list(self, **options: Unpack[FilterOptions]) -> Listing:
+        """The engaged clusters, ordered by name. Unavailable until the daemon has a complete view."""
+        request = pb.ListClustersRequest(filter=_wire.filter_message(options))
+        pages = [self._call(lambda stub: stub.ListClusters, request)]
+        while pages[-1].next_page_token:
+            request.page_token = pages[-1].next_page_token
+            pages.append(self._call(lambda stub: stub.ListClusters, request))
+        return _wire.listing(pages)
+
+    def get(self, name: str) -> ClusterReport:
+        """What the daemon knows of a name, engaged or not. ClusterNotFound only for one that it has never seen."""
+        return _wire.cluster_report(self._call(lambda stub: stub.GetCluster, pb.GetClusterRequest(name=name)))
+
+    def server_info(self) -> ServerInfo:
+        """The daemon itself."""
+        return _wire.server_info(self._call(lambda stub: stub.GetServerInfo, pb.GetServerInfoRequest()))
+
+    def issue_kubeconfig(
+        self,
+        name: str,
+        *,
+        ttl: timedelta | None = None,
+        kubeconfig_format: KubeconfigFormat = KubeconfigFormat.EMBEDDED,
+        incarnation: str = "",
+    ) -> Kubeconfig:
+        """A short-lived kubeconfig for an engaged cluster; with `incarnation`, only for just that one."""
+        request = _wire.issue_request(name, ttl, kubeconfig_format, incarnation)
+        return _wire.kubeconfig(self._call(lambda stub: stub.IssueKubeconfig, request).kubeconfig)
+
+    def _call(
+        self,
+        method: Callable[[DiscoveryServiceStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]],
+        request: _Request,
+    ) -> _Response:
+        with self._lock:
+            if self._channel is None:
+                self._channel = self._connect(self._target)
+            channel = self._channel
+        try:
+            limit = None if self._timeout is None else self._timeout.total_seconds()
+            return method(DiscoveryServiceStub(channel))(request, timeout=limit)
+        except grpc.RpcError as error:
+            failure = _failure(error)
+            if lost_connection(failure):
+                self._discard(channel)
+            raise failure from error
+
+    def _discard(self, channel: grpc.Channel) -> None:
+        """One that has just failed turns calls away for a while, daemon or no daemon: the next call has another."""
+        with self._lock:
+            if self._channel is channel:
+                self._channel = None
+        channel.close()
+
+
+class SyncWatch(WatchState):
+    """Iterate over it: `for event in watch`. As Watch, with one difference: it reads as it is iterated over.
+
+    So `connected`, `source` and `clusters` are those of the last look, and a dead connection is noticed by looking.
+    """
+
+    def __init__(
+        self, subscription: Subscription, connect: Callable[[], grpc.Channel], on_close: Callable[[SyncWatch], None]
+    ) -> None:
+        super().__init__(subscription)
+        self._connect = connect
+        self._on_close = on_close
+        self._stream: _Stream | None = None
+        self._closed = threading.Event()
+
+    def synced(self) -> None:
+        """Read until the first complete view is in `clusters`; its events wait to be taken."""
+        if not self._until(lambda: self.is_synced):
+            raise RuntimeError("the watch was closed before it was synced")
+
+    def reconnect(self) -> None:
+        """Cut the stream, if there is one, and return once another one resumes from the last revision."""
+        self._drop()
+        self._subscription.cut()
+        if not self._until(lambda: self.connected):
+            raise RuntimeError("the watch is closed")
+
+    def close(self) -> None:
+        """End the stream. What wasn't taken is dropped, and iterations end. Any thread may do it."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._on_close(self)
+        self._drop()
+        self._subscription.cut()
+
+    def feed(self) -> Iterator[Event | Mark]:
+        """All events, and between them the marks: Synced, Connected, Disconnected, Refreshed."""
+        pending = self._subscription.pending
+        while self._until(lambda: bool(pending)) and not self._closed.is_set():
+            yield pending.popleft()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Event:
+        for item in self.feed():
+            if isinstance(item, Event):
+                return item
+        raise StopIteration
+
+    def __enter__(self) -> Self:
+        if self._closed.is_set():
+            raise RuntimeError("the watch is closed")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _until(self, holds: Callable[[], bool]) -> bool:
+        """Read until it holds; False if the watch is closed instead."""
+        while not self._closed.is_set() and not holds():
+            try:
+                self._read()
+            except FATAL_TO_A_STREAM:
+                self._drop()
+                self._subscription.cut()
+                raise
+            except DiscoveryError as error:
+                self._drop()
+                if not self._closed.is_set():
+                    self._closed.wait(self._subscription.lost(error, time.monotonic()).total_seconds())
+        return holds()
+
+    def _read(self) -> None:
+        """One batch, of another stream if there is none."""
+        if self._stream is None:
+            self._stream = _Stream(self._connect(), self._subscription.open())
+        batch = self._stream.next(self._subscription.silence)
+        if batch is None:
+            raise self._subscription.fell_silent()
+        self._subscription.take(batch, time.monotonic())
+
+    def _drop(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
+
+
+class _Stream:
+    """A call, and a thread that reads it: blocking gRPC can wait for the next message, but not for so and so long."""
+
+    def __init__(self, channel: grpc.Channel, request: pb.WatchClustersRequest) -> None:
+        self._channel = channel
+        self._call = DiscoveryServiceStub(channel).WatchClusters(request)
+        self._arrived: SimpleQueue[pb.WatchClustersResponse | DiscoveryError] = SimpleQueue()
+        self._wanted = threading.Semaphore(1)
+        self._closing = False
+        self._reader = threading.Thread(target=self._read, name="milo-discovery watch", daemon=True)
+        self._reader.start()
+
+    def next(self, limit: timedelta) -> pb.WatchClustersResponse | None:
+        """The next batch; None if none comes in time. Raises how the call ended."""
+        try:
+            arrived = self._arrived.get(timeout=limit.total_seconds())
+        except Empty:
+            return None
+        self._wanted.release()
+        if isinstance(arrived, DiscoveryError):
+            raise arrived
+        return arrived
+
+    def close(self) -> None:
+        self._closing = True
+        self._call.cancel()
+        self._wanted.release()
+        self._reader.join()
+        self._channel.close()
+
+    def _read(self) -> None:
+        try:
+            for batch in self._call:
+                # One lies ready, and no more is read before it is taken: the daemon merges the rest.
+                self._wanted.acquire()
+                if self._closing:
+                    return
+                self._arrived.put(batch)
+        except grpc.RpcError as error:
+            self._arrived.put(_failure(error))
+            return
+        self._arrived.put(StreamBroken("the daemon ended the stream"))
+
+
+def _failure(error: grpc.RpcError) -> StatusError:
+    call = cast("grpc.Call", error)  # what calls raise is both
+    return status_error(call.code(), call.details(), call.trailing_metadata())

@@ -1,0 +1,268 @@
+"""The blocking client: single calls and streams on gRPC's own testing channel, connections on a real server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import grpc_testing
+import pytest
+from google.protobuf.any_pb2 import Any as Packed
+from google.rpc.error_details_pb2 import BadRequest
+from google.rpc.status_pb2 import Status
+
+from milo_discovery import (
+    BackoffPolicy,
+    ClusterNotFound,
+    FieldViolation,
+    InvalidRequest,
+    KubeconfigFormat,
+    PermissionDenied,
+    SyncDiscoveryClient,
+    TimedOut,
+    Unavailable,
+)
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._subscription import Subscription
+from milo_discovery.sync import SyncWatch, open_channel
+
+from .conftest import AT_ONCE
+from .eventually import eventually
+from .messages import cluster, disengaged, engaged, following, snapshot, waiting
+from .sayings import said
+from .scripted import SILENCE, Refusal, ScriptedDaemon, Stream
+
+SERVICE = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
+
+
+class Wire:
+    """The other end of a testing channel, with a thread for the client to block in."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self.channel = grpc_testing.channel([SERVICE], grpc_testing.strict_fake_time(0))
+        self.client = SyncDiscoveryClient("localhost:1", backoff=AT_ONCE, connect=lambda _: self.channel)
+        self._pool = pool
+
+    def start(self, work: Callable[..., Any], *arguments: Any, **options: Any) -> Future[Any]:
+        return self._pool.submit(work, *arguments, **options)
+
+    def answer(self, method: str, response: Any) -> Any:
+        """Answer the next call of the method; gives its request."""
+        _, request, rpc = self.channel.take_unary_unary(SERVICE.methods_by_name[method])
+        rpc.terminate(response, (), grpc.StatusCode.OK, "")
+        return request
+
+    def refuse(self, method: str, code: grpc.StatusCode, message: str, trailers: tuple[Any, ...] = ()) -> None:
+        _, _, rpc = self.channel.take_unary_unary(SERVICE.methods_by_name[method])
+        rpc.terminate(None, trailers, code, message)
+
+    def stream(self, *batches: pb.WatchClustersResponse) -> tuple[pb.WatchClustersRequest, Any]:
+        """The next stream that is opened, with its first batches."""
+        _, request, rpc = self.channel.take_unary_stream(SERVICE.methods_by_name["WatchClusters"])
+        for batch in batches:
+            rpc.send_response(batch)
+        return request, rpc
+
+
+@pytest.fixture
+def wire() -> Iterator[Wire]:
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        wire = Wire(pool)
+        yield wire
+        wire.client.close()
+
+
+def take(watch: SyncWatch, count: int) -> list[str]:
+    return [said(next(watch)) for _ in range(count)]
+
+
+class TestCalls:
+    def test_list_gathers_all_pages(self, wire):
+        listing = wire.start(wire.client.list, organizations=["acme"])
+        first = pb.ListClustersResponse(clusters=[cluster("a")], next_page_token="more", revision="7")
+        assert wire.answer("ListClusters", first).filter.organizations == ["acme"]
+        second = wire.answer("ListClusters", pb.ListClustersResponse(clusters=[cluster("b")], revision="7"))
+        assert [each.name for each in listing.result()] == ["a", "b"]
+        assert second.page_token == "more"
+
+    def test_get_server_info_and_kubeconfig_answer(self, wire):
+        report = wire.start(wire.client.get, "a")
+        wire.answer("GetCluster", pb.GetClusterResponse(cluster=cluster("a")))
+        assert report.result().cluster.name == "a"
+        info = wire.start(wire.client.server_info)
+        wire.answer("GetServerInfo", pb.GetServerInfoResponse(mode="single"))
+        assert info.result().mode == "single"
+        issued = wire.start(
+            wire.client.issue_kubeconfig,
+            "a",
+            ttl=timedelta(minutes=1),
+            kubeconfig_format=KubeconfigFormat.EXEC,
+            incarnation="i",
+        )
+        kubeconfig = pb.Kubeconfig(cluster="a", kubeconfig=b"k")
+        request = wire.answer("IssueKubeconfig", pb.IssueKubeconfigResponse(kubeconfig=kubeconfig))
+        assert issued.result().kubeconfig == b"k"
+        assert (request.ttl.seconds, request.format, request.incarnation) == (60, pb.KUBECONFIG_FORMAT_EXEC, "i")
+
+    def test_a_refused_argument_is_named(self, wire):
+        violation = BadRequest.FieldViolation(field="filter.names", description="too many")
+        packed = Packed()
+        packed.Pack(BadRequest(field_violations=[violation]))
+        details = Status(code=3, details=[packed]).SerializeToString()
+        listing = wire.start(wire.client.list)
+        trailers = (("grpc-status-details-bin", details),)
+        wire.refuse("ListClusters", grpc.StatusCode.INVALID_ARGUMENT, "bad", trailers)
+        with pytest.raises(InvalidRequest, match="bad") as raised:
+            listing.result()
+        assert raised.value.violations == (FieldViolation("filter.names", "too many"),)
+
+    def test_a_name_never_seen_is_not_found(self, wire):
+        report = wire.start(wire.client.get, "a")
+        wire.refuse("GetCluster", grpc.StatusCode.NOT_FOUND, "never seen")
+        with pytest.raises(ClusterNotFound, match="never seen"):
+            report.result()
+
+
+class TestWatch:
+    def test_the_fleet_arrives_and_changes(self, wire):
+        with wire.client.watch(label_selector="env=prod") as watch:
+            told = wire.start(take, watch, 3)
+            request, _ = wire.stream(
+                snapshot("1", engaged("a"), synced=False),
+                following("1", "2", engaged("b")),
+                following("2", "3", disengaged("a")),
+            )
+            assert told.result() == ["ENGAGED a", "ENGAGED b", "DISENGAGED a"]
+            assert request.filter.label_selector == "env=prod"
+            assert watch.clusters.keys() == {"b"}
+            assert watch.revision == "3"
+            assert watch.connected
+
+    def test_synced_leaves_the_events_to_be_taken(self, wire):
+        with wire.client.watch() as watch:
+            synced = wire.start(watch.synced)
+            wire.stream(waiting("", "0"), snapshot("1", engaged("a")))
+            synced.result()
+            assert watch.is_synced
+            assert take(watch, 1) == ["ENGAGED a"]
+
+    def test_a_broken_stream_is_resumed(self, wire):
+        with wire.client.watch() as watch:
+            feed = watch.feed()
+            told = wire.start(lambda: [said(next(feed)) for _ in range(3)])
+            _, rpc = wire.stream(snapshot("1", engaged("a")))
+            assert told.result() == ["connected", "ENGAGED a", "synced 1"]
+            told = wire.start(lambda: [said(next(feed)) for _ in range(3)])
+            rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "shutting down")
+            request, _ = wire.stream(following("1", "2", engaged("b")))
+            assert request.resume_revision == "1"
+            assert told.result() == ["disconnected by Unavailable", "resumed", "ENGAGED b"]
+
+    def test_a_stream_that_ends_well_is_followed_by_another(self, wire):
+        with wire.client.watch() as watch:
+            told = wire.start(take, watch, 1)
+            _, rpc = wire.stream(snapshot("1", engaged("a")))
+            assert told.result() == ["ENGAGED a"]
+            told = wire.start(take, watch, 1)
+            rpc.terminate((), grpc.StatusCode.OK, "")
+            wire.stream(following("1", "2", engaged("b")))
+            assert told.result() == ["ENGAGED b"]
+
+    def test_what_asking_again_cannot_mend_is_raised(self, wire):
+        with wire.client.watch() as watch:
+            look = wire.start(next, watch)
+            _, rpc = wire.stream()
+            rpc.terminate((), grpc.StatusCode.PERMISSION_DENIED, "no")
+            with pytest.raises(PermissionDenied, match="no"):
+                look.result()
+
+    def test_reconnect_cuts_and_resumes(self, wire):
+        with wire.client.watch() as watch:
+            told = wire.start(take, watch, 1)
+            wire.stream(snapshot("1", engaged("a")))
+            told.result()
+            again = wire.start(watch.reconnect)
+            request, rpc = wire.stream(following("1", "1"))
+            again.result()
+            assert request.resume_revision == "1"
+            rpc.send_response(following("1", "2", engaged("b")))
+            assert take(watch, 1) == ["ENGAGED b"]
+
+    def test_closing_from_another_thread_ends_the_loop(self, wire):
+        with wire.client.watch() as watch:
+            loop = wire.start(lambda: [said(event) for event in watch])
+            wire.stream(snapshot("1", engaged("a")))
+            again = wire.start(watch.close)
+            again.result()
+            assert loop.result() in (["ENGAGED a"], []), "as much of it as came before the end"
+
+    def test_a_closed_watch_stays_closed(self, wire):
+        watch = wire.client.watch()
+        watch.close()
+        watch.close()
+        assert list(watch) == []
+        with pytest.raises(RuntimeError, match="closed before it was synced"):
+            watch.synced()
+        with pytest.raises(RuntimeError, match="closed"):
+            watch.reconnect()
+        with pytest.raises(RuntimeError, match="closed"):
+            watch.__enter__()
+
+
+class TestConnections:
+    """Against a real server on a Unix socket."""
+
+    @pytest.fixture
+    def client(self, daemon: ScriptedDaemon) -> Iterator[SyncDiscoveryClient]:
+        with SyncDiscoveryClient(daemon.address, backoff=AT_ONCE) as client:
+            yield client
+
+    async def test_calls_find_a_daemon_that_comes_back(self, client, daemon):
+        await daemon.stop()
+        with pytest.raises(Unavailable):
+            await asyncio.to_thread(client.list)
+        daemon.answers["ListClusters"] = [pb.ListClustersResponse()]
+        await daemon.start()
+        assert len(await asyncio.to_thread(client.list)) == 0
+
+    async def test_a_call_that_takes_too_long_times_out(self, daemon):
+        with SyncDiscoveryClient(daemon.address, timeout=timedelta(milliseconds=20)) as client:
+            daemon.answers["ListClusters"] = [SILENCE]
+            with pytest.raises(TimedOut):
+                await asyncio.to_thread(client.list)
+
+    async def test_a_restarted_daemon_is_compared_with_what_was_told(self, client, daemon):
+        with client.watch() as watch:
+            told = asyncio.create_task(asyncio.to_thread(take, watch, 3))
+            (await daemon.stream()).send(snapshot("1", engaged("a")))
+            await eventually(lambda: watch.is_synced)
+            await daemon.stop()
+            await daemon.start()
+            (await daemon.stream()).send(snapshot("z", engaged("b")))
+            assert await told == ["ENGAGED a", "DISENGAGED a", "ENGAGED b"]
+
+    async def test_a_silent_stream_counts_as_dead(self, daemon):
+        subscription = Subscription({}, AT_ONCE)
+        subscription.silence = timedelta(milliseconds=50)
+        with SyncWatch(subscription, lambda: open_channel(daemon.address), lambda _: None) as watch:
+            told = asyncio.create_task(asyncio.to_thread(take, watch, 1))
+            first = await daemon.stream()
+            first.send(snapshot("1"))
+            await first.ended.wait()
+            (await daemon.stream()).send(following("1", "2", engaged("a")))
+            assert await told == ["ENGAGED a"]
+
+    async def test_a_closed_client_leaves_no_call_and_waits_for_no_back_off(self, daemon):
+        patient = BackoffPolicy(initial=timedelta(hours=1), maximum=timedelta(hours=1))
+        with SyncDiscoveryClient(daemon.address, backoff=patient) as client:
+            following_one = asyncio.create_task(asyncio.to_thread(list, client.watch()))
+            backing_off = asyncio.create_task(asyncio.to_thread(list, client.watch()))
+            streams: list[Stream] = [await daemon.stream(), await daemon.stream()]
+            streams[1].end(Refusal(grpc.StatusCode.UNAVAILABLE))
+            await streams[1].ended.wait()
+        await streams[0].ended.wait()
+        assert (await following_one, await backing_off) == ([], [])
