@@ -13,6 +13,8 @@ from milo_discoveryd.modes.mode import Resource
 VERBS = ("get", "list", "watch")
 _ANONYMOUS = "system:anonymous"
 _SKEW = timedelta(minutes=1)
+_BUSY = frozenset({429, 500, 503, 504})
+_BUSY_MEND = "the server is busy or starting, and the daemon would go on trying: run this again"
 
 _TRANSPORT_MENDS = {
     "dns": "is the host in the kubeconfig right, and does our resolver (in a pod: its dnsPolicy) know it?",
@@ -79,6 +81,8 @@ def identity(what: str, status: int, body: bytes, origin: str) -> Finding:
     refused = f"the token or certificate of {origin} is not valid for this server: renew it, or name another kubeconfig"
     if status == 401:
         return fail(what, "the server refuses our credential (401)", refused)
+    if status in _BUSY:
+        return warn(what, f"the server answers {status}: {_message(body)}", _BUSY_MEND)
     if status not in (200, 201):
         # Servers before 1.28 do not serve this review; the requests that follow will tell as well.
         return ok(what, f"the server takes our credential (it does not tell whose it is: {status})")
@@ -145,8 +149,8 @@ def _refused(what: str, resource: Resource, status: int, body: bytes) -> Finding
             "is this the right API server for the mode? mode project watches the core Milo API, "
             "project-control-plane the infrastructure cluster; there, Milo's CRDs must be installed",
         )
-    if status in (429, 500, 503, 504):
-        return warn(what, said, "the server is busy or starting; the daemon would go on trying: run this again")
+    if status in _BUSY:
+        return warn(what, said, _BUSY_MEND)
     return fail(what, said, "the server understood the request otherwise than an API server of Kubernetes does")
 
 
