@@ -3,7 +3,8 @@
 import asyncio
 import signal
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -53,22 +54,25 @@ async def serve(
             sandbox.write_kubeconfig(path)
         except OSError as error:
             raise StartError(f"can't write {path}: {error.strerror or error}; try another --kubeconfig-out") from error
+        told = stack.enter_context(_told_to_stop())
         _say(sandbox, path, churn)
-        await _until_told(sandbox, churn)
-    sys.stdout.write("milo sandbox stopped\n")
-
-
-async def _until_told(sandbox: Sandbox, churn: float) -> None:
-    loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told.set)
-    try:
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(life.run(sandbox.churn(), churn), name="churn") if churn else None
             await told.wait()
             if running is not None:
                 running.cancel()
+    sys.stdout.write("milo sandbox stopped\n")
+
+
+@contextmanager
+def _told_to_stop() -> Iterator[asyncio.Event]:
+    """Set by SIGINT or SIGTERM, from here on."""
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, told.set)
+    try:
+        yield told
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)

@@ -80,6 +80,9 @@ class Sandbox:
     def ca_pem(self) -> bytes:
         return self._identity.ca_pem
 
+    def control_plane_url(self, project: str) -> str:
+        return f"{self.url}/apis/{PROJECTS.api_version}/{PROJECTS.plural}/{project}/control-plane"
+
     # Credentials
 
     def token(self, subject: str = ADMIN, *, rules: Iterable[Rule] | None = None, life: float | None = None) -> str:
@@ -88,9 +91,13 @@ class Sandbox:
             self.rights.grant(subject, rules)
         return self.tokens.issue(subject, life=life)
 
-    def kubeconfig(self, *, token: str | None = None) -> Document:
-        """A kubeconfig with the token in it, good for as long as the token is."""
-        return kubeconfigs.kubeconfig(server=self.url, ca_pem=self.ca_pem, user={"token": token or self.token()})
+    def kubeconfig(self, *, token: str | None = None, project: str = "") -> Document:
+        """A kubeconfig for Milo, or a project's control plane, with the token in it: good for as long as that is."""
+        return kubeconfigs.kubeconfig(
+            server=self.control_plane_url(project) if project else self.url,
+            ca_pem=self.ca_pem,
+            user={"token": token or self.token()},
+        )
 
     def write_kubeconfig(self, path: Path, *, subject: str = ADMIN) -> Path:
         """A kubeconfig whose token is in a file beside it, which is renewed for as long as the sandbox is entered."""
