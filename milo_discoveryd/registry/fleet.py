@@ -54,7 +54,7 @@ class Fleet:
 
     def take(self, findings: Iterable[Finding], read_at: float) -> Iterator[None]:
         synced = self.synced
-        for done in self._intake.take(self._noted(findings), time.time()):
+        for done in self._intake.take(self._noted(findings), read_at, time.time()):
             self._publish(done, read_at)
             yield
         if self.synced and not synced:
@@ -62,7 +62,7 @@ class Fleet:
             self.signal.ring()
 
     def answer(self, question: Question, answer: Answer, read_at: float) -> None:
-        self._publish(self._intake.answer(question, answer, time.time()), read_at)
+        self._publish(self._intake.answer(question, answer, read_at, time.time()), read_at)
 
     def source(self, status: SourceStatus) -> None:
         changed = status.state is not self.status.state or status.reason != self.status.reason
