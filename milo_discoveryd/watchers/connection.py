@@ -54,7 +54,7 @@ class Connection:
     def __init__(self, host: str, identity: TlsIdentity, *, tls_server_name: str | None, proxy: str | None) -> None:
         self.identity = identity
         self.users = 0
-        context = identity.context() if host.startswith("https:") else ssl.create_default_context()
+        context = identity.context()
         self._pools = tuple(
             _Pool(host, context, identity.pem, tls_server_name=tls_server_name, proxy=proxy, limit=limit)
             for limit in (CONCURRENT_REQUESTS, 0)
@@ -90,7 +90,7 @@ class _Pool:
             ssl=context,
             limit=limit,
             use_dns_cache=False,  # a restarted server may have moved
-            socket_factory=_socket,
+            socket_factory=watchful_socket,
         )
         trace = aiohttp.TraceConfig()
         trace.on_request_redirect.append(_refuse_redirect)
@@ -143,7 +143,8 @@ async def _refuse_redirect(
     raise _RedirectError(redirect.response)
 
 
-def _socket(address: aiohttp.AddrInfoType) -> socket.socket:
+def watchful_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket that notices when its peer has gone without a word."""
     family, kind, protocol, _, _ = address
     made = socket.socket(family, kind, protocol)
     try:

@@ -124,7 +124,7 @@ class Transport:
     async def _sent(
         self, request: "_Request", credential: Credential, timeout: aiohttp.ClientTimeout
     ) -> AsyncIterator["_Response"]:
-        connection = await self._connected(credential)
+        connection = self._connected(credential)
         connection.users += 1
         try:
             with translated(self.host):
@@ -145,7 +145,8 @@ class Transport:
             connection.users -= 1
             await self._close_replaced()
 
-    async def _connected(self, credential: Credential) -> Connection:
+    def _connected(self, credential: Credential) -> Connection:
+        """Awaits nothing, so that the connection cannot be replaced and closed before its user is counted."""
         with translated(self.host):
             identity = TlsIdentity(authorities=self._upstream.trusted(), certificate=credential.certificate)
             current = self._connection
@@ -154,8 +155,7 @@ class Transport:
             made = Connection(self.host, identity, tls_server_name=self._upstream.tls_server_name, proxy=self._proxy)
         self._connection = made
         if current is not None:
-            self._replaced.add(current)
-            await self._close_replaced()
+            self._replaced.add(current)  # closed at the end of the exchange that this one is for, or of its own last
         return made
 
     async def _close_replaced(self) -> None:
