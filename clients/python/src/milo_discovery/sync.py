@@ -143,6 +143,8 @@ class SyncWatch(WatchState):
         super().__init__(subscription)
         self._connect = connect
         self._on_close = on_close
+        self._lock = threading.Lock()
+        """Held while `_stream` changes: a watch that is closed in another thread must not open one more."""
         self._stream: _Stream | None = None
         self._closed = threading.Event()
 
@@ -208,15 +210,20 @@ class SyncWatch(WatchState):
 
     def _read(self) -> None:
         """One batch, of another stream if there is none."""
-        if self._stream is None:
-            self._stream = _Stream(self._connect(), self._subscription.open())
-        batch = self._stream.next(self._subscription.silence)
+        with self._lock:
+            if self._closed.is_set():
+                return
+            if self._stream is None:
+                self._stream = _Stream(self._connect(), self._subscription.open())
+            stream = self._stream
+        batch = stream.next(self._subscription.silence)
         if batch is None:
             raise self._subscription.fell_silent()
         self._subscription.take(batch, time.monotonic())
 
     def _drop(self) -> None:
-        stream, self._stream = self._stream, None
+        with self._lock:
+            stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
 

@@ -1,0 +1,253 @@
+"""A Milo of one's own for an operator's tests: the sandbox and the daemon, as processes.
+
+    with MiloSandbox.start() as milo:
+        milo.create_project("alpha", labels={"env": "prod"})
+        async with DiscoveryClient(milo.address) as client:
+            ...
+
+It needs the package milo-discoveryd in the same environment.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import os
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+from milo_discovery.errors import DiscoveryError
+
+Mode = Literal["project", "project-control-plane"]
+T = TypeVar("T")
+
+_START_LIMIT_S = 30.0
+_STOP_LIMIT_S = 10.0
+_LOOK_AGAIN_S = 0.02
+
+
+class SandboxError(Exception):
+    """The sandbox or the daemon can't be started, or refused something. The message has their last words."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Resource:
+    """What a mode watches."""
+
+    path: str
+    api_version: str
+    kind: str
+    condition: str
+
+
+_RESOURCES: dict[Mode, _Resource] = {
+    "project": _Resource(
+        path="/apis/resourcemanager.miloapis.com/v1alpha1/projects",
+        api_version="resourcemanager.miloapis.com/v1alpha1",
+        kind="Project",
+        condition="Ready",
+    ),
+    "project-control-plane": _Resource(
+        path="/apis/infrastructure.miloapis.com/v1alpha1/projectcontrolplanes",
+        api_version="infrastructure.miloapis.com/v1alpha1",
+        kind="ProjectControlPlane",
+        condition="ControlPlaneReady",
+    ),
+}
+
+
+class MiloSandbox:
+    """A running sandbox with its daemon. What it holds ends with the block that it was started for."""
+
+    def __init__(self, folder: Path, mode: Mode) -> None:
+        self.mode: Mode = mode
+        self.kubeconfig = folder / "kubeconfig"
+        """Opens the sandbox's API, to kubectl too."""
+        self.address = f"unix://{folder}/discovery.sock"
+        """Where the daemon is: hand it to DiscoveryClient, or to your operator as MILO_DISCOVERY_ADDRESS."""
+        self._resource = _RESOURCES[mode]
+        self._folder = folder
+        self._daemon: _Process | None = None
+
+    @classmethod
+    @contextmanager
+    def start(cls, mode: Mode = "project") -> Iterator[Self]:
+        """An empty Milo and a daemon that has seen it."""
+        if importlib.util.find_spec("milo_discoveryd") is None:
+            raise SandboxError(
+                f"the sandbox is part of milo-discoveryd, which isn't installed here: "
+                f"run {sys.executable} -m pip install milo-discoveryd"
+            )
+        with ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="milo-")))
+            milo = cls(folder, mode)
+            command = ["sandbox", "--listen", "127.0.0.1:0", "--projects", "0"]
+            command += ["--kubeconfig-out", str(milo.kubeconfig)]
+            api = _Process(command, folder / "sandbox.log")
+            stack.callback(api.end)
+            api.wait_for(milo.kubeconfig.exists, "wrote its kubeconfig")
+            stack.callback(milo.stop_daemon)
+            milo.start_daemon()
+            yield milo
+
+    def start_daemon(self) -> None:
+        """Start the daemon again after `stop_daemon`, and wait until it has a complete view."""
+        if self._daemon is not None:
+            raise SandboxError("the daemon runs already")
+        command = ["run", "--mode", self.mode, "--listen", self.address, "--http-listen", "127.0.0.1:0"]
+        command += ["--discovery-kubeconfig", str(self.kubeconfig), "--project-kubeconfig", str(self.kubeconfig)]
+        self._daemon = _Process(command, self._folder / "daemon.log")
+        self._daemon.wait_for(self._is_synced, "was synced")
+
+    def stop_daemon(self, *, kill: bool = False) -> None:
+        """End the daemon, in peace or by SIGKILL. Subscribers keep their clusters, and wait for it."""
+        daemon, self._daemon = self._daemon, None
+        if daemon is not None:
+            daemon.end(kill=kill)
+
+    def create_project(
+        self,
+        name: str,
+        *,
+        organization: str = "acme",
+        labels: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
+        finalizers: Collection[str] = (),
+        ready: bool = True,
+    ) -> dict[str, Any]:
+        """Create what the mode watches: a Project, or a ProjectControlPlane. Ready, unless told otherwise."""
+        metadata: dict[str, Any] = {
+            "name": name,
+            "labels": dict(labels or {}),
+            "annotations": dict(annotations or {}),
+            "finalizers": list(finalizers),
+        }
+        spec: dict[str, Any] = {}
+        if self.mode == "project":
+            spec = {"ownerRef": {"kind": "Organization", "name": organization}}
+            metadata["labels"].setdefault("resourcemanager.miloapis.com/organization-name", organization)
+        else:
+            metadata["annotations"].setdefault("resourcemanager.miloapis.com/owner-name", organization)
+        document = {
+            "apiVersion": self._resource.api_version,
+            "kind": self._resource.kind,
+            "metadata": metadata,
+            "spec": spec,
+        }
+        made = self._ask("POST", self._resource.path, document)
+        return self.set_ready(name) if ready else made
+
+    def set_ready(self, name: str, ready: bool = True, *, reason: str = "Test", message: str = "") -> dict[str, Any]:
+        """Set the condition that engages: a cluster is engaged while it is True."""
+        condition = {
+            "type": self._resource.condition,
+            "status": "True" if ready else "False",
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        return self.patch_project(name, {"status": {"conditions": [condition]}}, subresource="status")
+
+    def patch_project(self, name: str, patch: Mapping[str, Any], *, subresource: str = "") -> dict[str, Any]:
+        """Change it by a JSON merge patch: None removes a field."""
+        path = f"{self._resource.path}/{name}"
+        return self._ask("PATCH", f"{path}/{subresource}" if subresource else path, patch)
+
+    def delete_project(self, name: str) -> None:
+        """Delete it. A finalizer keeps it until a patch takes that away."""
+        self._ask("DELETE", f"{self._resource.path}/{name}", None)
+
+    def _is_synced(self) -> bool:
+        from milo_discovery.sync import SyncDiscoveryClient  # noqa: PLC0415  (loads gRPC)
+
+        with SyncDiscoveryClient(self.address) as client:
+            try:
+                return client.server_info().synced
+            except DiscoveryError:
+                return False  # not there yet
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        server, context, token = self._access()
+        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
+        request = urllib.request.Request(  # noqa: S310  (https: the opener below knows nothing else)
+            server + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {token}", "Content-Type": kind, "Accept": "application/json"},
+        )
+        # It is on this machine: a proxy of the environment has no part in it.
+        opener = urllib.request.build_opener(
+            urllib.request.HTTPSHandler(context=context), urllib.request.ProxyHandler({})
+        )
+        try:
+            with opener.open(request, timeout=_STOP_LIMIT_S) as response:
+                answer: dict[str, Any] = json.load(response)
+                return answer
+        except urllib.error.HTTPError as refusal:
+            with refusal:
+                status = json.load(refusal)
+            raise SandboxError(f"{method} {path}: {refusal.code} {status.get('message', '')}") from refusal
+
+    def _access(self) -> tuple[str, ssl.SSLContext, str]:
+        import yaml  # noqa: PLC0415  (comes with milo-discoveryd)
+
+        config = yaml.safe_load(self.kubeconfig.read_text())
+        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
+        authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
+        # The token is short-lived, and the sandbox keeps a fresh one in this file.
+        return cluster["server"], ssl.create_default_context(cadata=authority), Path(user["tokenFile"]).read_text()
+
+
+class _Process:
+    """`milo-discoveryd` with some arguments, and what it says in a file."""
+
+    def __init__(self, arguments: Sequence[str], log: Path) -> None:
+        self._name = f"milo-discoveryd {arguments[0]}"
+        self._log = log
+        # The tests' own settings are for the operator under test.
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("MILO_DISCOVERYD_")}
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(  # noqa: S603  (our own program, and no shell)
+                [sys.executable, "-m", "milo_discoveryd", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+            )
+
+    def wait_for(self, holds: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + _START_LIMIT_S
+        while not holds():
+            status = self._process.poll()
+            if status is not None:
+                raise SandboxError(f"{self._name} ended with status {status} before it {what}:\n{self._last_words()}")
+            if time.monotonic() > deadline:
+                self.end(kill=True)
+                raise SandboxError(f"{self._name} ran for {_START_LIMIT_S:g} s and never {what}:\n{self._last_words()}")
+            time.sleep(_LOOK_AGAIN_S)
+
+    def end(self, *, kill: bool = False) -> None:
+        if kill:
+            self._process.kill()
+        else:
+            self._process.terminate()
+        try:
+            self._process.wait(_STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _last_words(self) -> str:
+        return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])
