@@ -30,10 +30,6 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
             namespace=self.namespace,
         )
 
-    @property
-    def writes(self) -> bool:
-        return self.verb not in {"get", "list", "watch"}
-
 
 def read(method: str, segments: Sequence[str], query: Mapping[str, str], resources: Sequence[Resource]) -> Call:
     """The call, or a refusal: no such path, or not by this method."""

@@ -49,6 +49,9 @@ class TokenFile:
 
     def start(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(self._life / 2, self.start)
+        self.renew()
+
+    def renew(self) -> None:
         write_secret(self.path, self._issue())
 
     def stop(self) -> None:

@@ -77,6 +77,10 @@ class Sandbox:
         return f"https://{host}:{self._server.port}"
 
     @property
+    def open_watches(self) -> int:
+        return sum(len(api.streams) for api in self._apis)
+
+    @property
     def ca_pem(self) -> bytes:
         return self._identity.ca_pem
 
@@ -90,6 +94,12 @@ class Sandbox:
         if rules is not None:
             self.rights.grant(subject, rules)
         return self.tokens.issue(subject, life=life)
+
+    def revoke_tokens(self) -> None:
+        """Every token issued so far is bad from now on; the token files hold good ones again at once."""
+        self.tokens.revoke_all()
+        for file in self._token_files:
+            file.renew()
 
     def kubeconfig(self, *, token: str | None = None, project: str = "") -> Document:
         """A kubeconfig for Milo, or a project's control plane, with the token in it: good for as long as that is."""
@@ -157,6 +167,11 @@ class Sandbox:
         self.store.compact()
         if initializing:
             self.faults.initializing(seconds=initializing)
+
+    def delete_definition(self, resource: Resource) -> None:
+        """The resource's watches end, and it is served no more until the faults are cleared."""
+        self._api.streams.end(resource)
+        self.faults.unserved(resource)
 
     def plant(self, name: str, body: bytes, *, resource: Resource = PROJECTS) -> None:
         """Have lists and watches show this in the place of the object of that name, be it an object or not."""

@@ -25,10 +25,6 @@ class Server:
         self._http: web.Server | None = None
         self._listener: asyncio.Server | None = None
 
-    @property
-    def is_listening(self) -> bool:
-        return self._listener is not None
-
     async def start(self) -> None:
         if self._listener is not None:
             return

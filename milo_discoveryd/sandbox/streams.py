@@ -7,6 +7,7 @@ from aiohttp import web
 
 from milo_discoveryd.sandbox import answers
 from milo_discoveryd.sandbox.bell import Bell
+from milo_discoveryd.sandbox.resources import Resource
 from milo_discoveryd.sandbox.watch import Watch
 
 
@@ -28,10 +29,11 @@ class Streams:
         """Until the next write."""
         await self._bell.wait_until(inf)
 
-    def end(self) -> None:
-        """Let each send what it has, and end cleanly."""
+    def end(self, resource: Resource | None = None) -> None:
+        """Let each, or each of that resource, send what it has, and end cleanly."""
         for watch in self._open:
-            watch.end()
+            if resource in {None, watch.resource}:
+                watch.end()
         self._bell.ring()
 
     def drop(self) -> None:

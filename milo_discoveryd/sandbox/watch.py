@@ -58,7 +58,7 @@ class Watch:
         self, store: Store, resource: Resource, options: WatchOptions, *, rendering: Rendering, pace: Pace, now: float
     ) -> None:
         self._store = store
-        self._resource = resource
+        self.resource = resource
         self._options = options
         self._rendering = rendering
         self._bookmark_interval = pace.bookmark_interval
@@ -98,7 +98,7 @@ class Watch:
         if self._initial is not None and (told := self._more_initial(self._initial)):
             return told
         try:
-            events = self._store[self._resource].history.following(self._cursor)
+            events = self._store[self.resource].history.following(self._cursor)
         except CompactedError as error:
             return self._fail(refusals.gone(str(error)))
         if events:
@@ -114,7 +114,7 @@ class Watch:
         if not self._options.initial_events:
             try:
                 # From the future is no error: such a watch is silent until the future has come.
-                self._store[self._resource].history.since(version or current)
+                self._store[self.resource].history.since(version or current)
             except CompactedError as error:
                 return self._fail(refusals.gone(str(error)))
             self._cursor = version or current
@@ -125,7 +125,7 @@ class Watch:
         else:
             self._cursor = current
             self._initial = iter(
-                self._store[self._resource]
+                self._store[self.resource]
                 .page(version=current, current=current, selector=self._options.selector)
                 .records
             )
@@ -164,8 +164,8 @@ class Watch:
     def _bookmark(self, extra: Document | None = None) -> bytes:
         return self._rendering.bookmark(
             {
-                "kind": self._resource.kind,
-                "apiVersion": self._resource.api_version,
+                "kind": self.resource.kind,
+                "apiVersion": self.resource.api_version,
                 "metadata": {"resourceVersion": str(self._cursor), "creationTimestamp": None} | (extra or {}),
             }
         )

@@ -47,6 +47,16 @@ async def test_a_token_file_is_replaced_at_half_its_life(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [file.path]
 
 
+async def test_revoked_tokens_are_bad_and_the_file_has_a_good_one(
+    sandbox: Sandbox, client: Client, tmp_path: Path
+) -> None:
+    path = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
+    sandbox.revoke_tokens()
+    assert (await client.get(PROJECTS)).status == 401
+    client.token = path.with_name("kubeconfig.token").read_text()
+    assert (await client.get(PROJECTS)).status == 200
+
+
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     write_secret(path, "old")

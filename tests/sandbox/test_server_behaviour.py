@@ -9,6 +9,7 @@ import pytest
 from milo_discoveryd.sandbox import Features, Pace, Sandbox
 from milo_discoveryd.sandbox.resources import PROJECT_CONTROL_PLANES
 from milo_discoveryd.sandbox.resources import PROJECTS as PROJECT
+from tests.eventually import eventually
 from tests.sandbox.client import CONTROL_PLANES, PROJECTS, Client
 
 STREAMING = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan", "allowWatchBookmarks": "true"}
@@ -189,7 +190,11 @@ class TestTheDefinitions:
             assert (await stream.next())["object"]["code"] == 410
 
     async def test_a_deleted_definition_is_404_in_text(self, client: Client, sandbox: Sandbox) -> None:
-        sandbox.faults.unserved(PROJECT)
+        async with client.watch(PROJECTS) as stream, client.watch(CONTROL_PLANES) as other:
+            sandbox.delete_definition(PROJECT)
+            assert await stream.rest() == []
+            sandbox.control_planes.create("alpha")
+            assert await other.take(1) == [("ADDED", "alpha")]
         gone = await client.get(PROJECTS)
         assert (gone.status, gone.body) == (404, b"404 page not found\n")
         assert (await client.get(CONTROL_PLANES)).status == 200
@@ -283,6 +288,11 @@ class TestDeletedAndAddedAgain:
 
 
 class TestOtherFaults:
+    async def test_a_watch_whose_reader_left_is_over(self, client: Client, sandbox: Sandbox) -> None:
+        async with client.watch(PROJECTS):
+            assert sandbox.open_watches == 1
+        await eventually(lambda: sandbox.open_watches == 0)
+
     async def test_dropped_watches_break(self, client: Client, sandbox: Sandbox) -> None:
         async with client.watch(PROJECTS) as stream:
             sandbox.drop_watches()
