@@ -53,7 +53,12 @@ class Daemon:
         self._metrics = Metrics()
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
         changes = ChangeLog(encoder(self._epoch), retention)
-        self._fleet = Fleet(changes, Suspicions(random.random), Journal(self._metrics))
+        self._fleet = Fleet(
+            changes,
+            Suspicions(random.random),
+            Journal(self._metrics),
+            not_ready_grace_s=settings.not_ready_grace.total_seconds(),
+        )
         self._metrics.follow(self._fleet, settings.metrics.cluster_info_cap)
         self._selector = parse_selector(settings.label_selector)
         self.addresses: list[str] = []

@@ -1,6 +1,7 @@
 """The fleet as the daemon knows it: where findings come in, and where readers look.
 
-It gives the pure parts of this room the time, and rings the bells when something changed.
+It gives the pure parts of this room the time of day, and rings the bells when something changed. The steady time comes
+from its callers: it is their loop's.
 """
 
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.deletions import Answer, Question, Suspicions
@@ -35,8 +37,10 @@ class Observer(Protocol):
 
 
 class Fleet:
-    def __init__(self, log: ChangeLog, suspicions: Suspicions, observer: Observer) -> None:
-        self.registry = Registry(log)
+    def __init__(
+        self, log: ChangeLog, suspicions: Suspicions, observer: Observer, *, not_ready_grace_s: float = 0.0
+    ) -> None:
+        self.registry = Registry(log, not_ready_grace_s)
         self.suspicions = suspicions
         self.signal = Signal()
         self.status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
@@ -54,7 +58,7 @@ class Fleet:
 
     def take(self, findings: Iterable[Finding], read_at: float) -> Iterator[None]:
         synced = self.synced
-        for done in self._intake.take(self._noted(findings), read_at, time.time()):
+        for done in self._intake.take(self._noted(findings), _now(read_at)):
             self._publish(done, read_at)
             yield
         if self.synced and not synced:
@@ -62,7 +66,16 @@ class Fleet:
             self.signal.ring()
 
     def answer(self, question: Question, answer: Answer, read_at: float) -> None:
-        self._publish(self._intake.answer(question, answer, read_at, time.time()), read_at)
+        self._publish(self._intake.answer(question, answer, _now(read_at)), read_at)
+
+    @property
+    def due_at(self) -> float | None:
+        """When `tick` will have something to do, if nothing else happens."""
+        return self.registry.due_at
+
+    def tick(self, now: float) -> None:
+        """Ends what was held in the hope that it would be ready again."""
+        self._publish(self.registry.due(_now(now)), now)
 
     def source(self, status: SourceStatus) -> None:
         changed = status.state is not self.status.state or status.reason != self.status.reason
@@ -92,3 +105,7 @@ class Fleet:
             self._observer.changed(change, is_live=self.synced)
         if done and self.synced:
             self.signal.published(self.log.head, read_at)
+
+
+def _now(steady: float) -> Moment:
+    return Moment(time.time(), steady)

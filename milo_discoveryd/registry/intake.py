@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.deletions import Answer, Gone, Question, Suspicions
+from milo_discoveryd.reflect.deletions import Answer, Question, Suspicions
 from milo_discoveryd.reflect.machine import (
     Changed,
     Finding,
@@ -16,7 +17,7 @@ from milo_discoveryd.reflect.machine import (
     Suspected,
     Unlisted,
 )
-from milo_discoveryd.registry.registry import Done, Registry
+from milo_discoveryd.registry.registry import Done, Registry, Standing
 
 PORTION = 500
 """How many findings are taken in one go, before others get their turn: a few milliseconds' worth."""
@@ -35,69 +36,67 @@ class Intake:
         self._staged: dict[str, Observation] = {}
         self.synced = False
 
-    def take(self, findings: Iterable[Finding], now: float, wall: float) -> Iterator[list[Done]]:
-        """Applies the findings in portions, so that thousands of them don't hold up everybody else.
-
-        `now` is the clock that questions are due by, `wall` the time that people are told.
-        """
+    def take(self, findings: Iterable[Finding], now: Moment) -> Iterator[list[Done]]:
+        """Applies the findings in portions, so that thousands of them don't hold up everybody else."""
         rest = iter(findings)
         while portion := list(islice(rest, PORTION)):
-            yield from self._portion(portion, now, wall)
+            yield from self._portion(portion, now)
 
-    def answer(self, question: Question, answer: Answer, now: float, wall: float) -> list[Done]:
-        settled = self._suspicions.answered(question, answer, now)
-        return [] if settled is None else self._registry.commit((settled,), wall)
+    def answer(self, question: Question, answer: Answer, now: Moment) -> list[Done]:
+        settled = self._suspicions.answered(question, answer, now.steady)
+        return [] if settled is None else self._registry.commit((settled,), now, consistent=True)
 
-    def _portion(self, portion: list[Finding], now: float, wall: float) -> Iterator[list[Done]]:
-        changed: list[Observation | Gone] = []
+    def _portion(self, portion: list[Finding], now: Moment) -> Iterator[list[Done]]:
+        changed: list[Observation] = []
         for finding in portion:
             match finding:
                 case Changed(observation):
-                    self._suspicions.clear(observation.name)
+                    if self._registry.is_news(observation):
+                        self._suspicions.clear(observation.name)
                     changed.append(observation)
                 case Suspected(name, uid):
-                    # Whether it is engaged depends on what came before it.
-                    yield self._registry.commit(changed, wall)
+                    # Whose name it is depends on what came before it.
+                    yield self._registry.commit(changed, now)
                     changed = []
-                    self._suspect(name, uid, now, wall)
-                case Listed(observation):
-                    self._listed.add(observation.name)
-                    if not self.synced or self._registry.would_change(observation):
-                        self._staged[observation.name] = observation
-                case Unlisted(name):
-                    self._listed.discard(name)
-                    self._staged.pop(name, None)
-                case ListStarted():
-                    self._listed, self._staged = set(), {}
-                    if not self.synced:
-                        self._registry.clear()
+                    self._suspect(name, uid, now)
+                case ListStarted() | Listed() | Unlisted():
+                    self._gather(finding)
                 case ListEnded():
-                    yield from self._apply_list(now, wall)
+                    yield from self._apply_list(now)
                 case Relisting() | Oddity():
                     pass
-        if self._staged and not self.synced:
-            changed += self._staged.values()
-            self._staged = {}
-            yield self._registry.commit(changed, wall, listed=True)
-        elif changed:
-            yield self._registry.commit(changed, wall)
+        if not self.synced:
+            changed, self._staged = list(self._staged.values()), {}
+        if changed:
+            yield self._registry.commit(changed, now, consistent=not self.synced)
 
-    def _apply_list(self, now: float, wall: float) -> Iterator[list[Done]]:
+    def _gather(self, finding: ListStarted | Listed | Unlisted) -> None:
+        match finding:
+            case ListStarted():
+                self._listed, self._staged = set(), {}
+                if not self.synced:
+                    self._registry.clear()
+            case Listed(observation):
+                self._listed.add(observation.name)
+                if not self.synced or self._registry.would_change(observation):
+                    self._staged[observation.name] = observation
+            case Unlisted(name):
+                self._listed.discard(name)
+                self._staged.pop(name, None)
+
+    def _apply_list(self, now: Moment) -> Iterator[list[Done]]:
         staged = iter(self._staged.values())
         while portion := list(islice(staged, PORTION)):
-            yield self._registry.commit(portion, wall, listed=True)
+            yield self._registry.commit(portion, now, consistent=True)
         for name in self._listed:
             self._suspicions.clear(name)
         for name, uid in [(name, uid) for name, uid in self._registry.present() if name not in self._listed]:
-            self._suspect(name, uid, now, wall)
+            self._suspicions.suspect(name, uid, now.steady)
+        self._registry.list_ended()
         self._listed, self._staged = set(), {}
         self.synced = True
 
-    def _suspect(self, name: str, uid: str, now: float, wall: float) -> None:
+    def _suspect(self, name: str, uid: str, now: Moment) -> None:
         record = self._registry[name]
-        if record is None or (uid and uid != record.uid):
-            return
-        if record.engaged:
-            self._suspicions.suspect(name, record.uid, now)
-        else:
-            self._registry.commit((Gone(name, record.uid),), wall)
+        if record is not None and record.standing is not Standing.GONE and uid in ("", record.uid):
+            self._suspicions.suspect(name, record.uid, now.steady)

@@ -1,4 +1,7 @@
-"""What is wanted against what is engaged. `commit` is the one place where anything is engaged or disengaged."""
+"""What is wanted against what is engaged. `commit` is the one place where anything is engaged or disengaged.
+
+With a grace for clusters that stop being ready, `due` is the other: it ends those that nothing brought back in time.
+"""
 
 import enum
 from collections.abc import Iterable, Iterator
@@ -6,6 +9,7 @@ from collections.abc import Iterable, Iterator
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
 from milo_discoveryd.reflect.deletions import Gone
 from milo_discoveryd.registry.events import EventType
@@ -20,6 +24,10 @@ class Standing(enum.Enum):
     OUTSIDE = "outside_selector"
     MALFORMED = "malformed"
     GONE = "gone"
+
+
+_ELSEWHERE = frozenset({Standing.GONE, Standing.OUTSIDE})
+"""No list within the selector holds these."""
 
 
 class Transition(msgspec.Struct, frozen=True):
@@ -42,14 +50,22 @@ class Record(msgspec.Struct, gc=False):
     cluster: Cluster | None = None
     """As engaged; as last engaged where it no longer is."""
     engaged: bool = False
+    held_until: float | None = None
+    """It isn't ready, and stays engaged until then all the same, in case it is again by then."""
     past: tuple[Transition, ...] = ()
     """Earlier transitions, oldest first; that to the present engagement can be told from the cluster itself."""
 
     @property
+    def current(self) -> Cluster | None:
+        """None unless it is engaged."""
+        return self.cluster if self.engaged else None
+
+    @property
     def transitions(self) -> tuple[Transition, ...]:
-        if not self.engaged or self.cluster is None:
+        cluster = self.current
+        if cluster is None:
             return self.past
-        return (*self.past, Transition(EventType.ENGAGED, self.cluster.engaged_at, self.cluster.incarnation))
+        return (*self.past, Transition(EventType.ENGAGED, cluster.engaged_at, cluster.incarnation))
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -62,19 +78,22 @@ class Done(msgspec.Struct, frozen=True):
 
 
 TRANSITIONS_KEPT = 8
-GONE_KEPT = 10_000
+ELSEWHERE_KEPT = 10_000
 
 
 class Registry:
-    def __init__(self, log: ChangeLog) -> None:
+    def __init__(self, log: ChangeLog, not_ready_grace_s: float = 0.0) -> None:
         self.log = log
+        self._grace_s = not_ready_grace_s
         self._records: dict[str, Record] = {}
-        self._gone: dict[str, None] = {}
+        self._elsewhere: dict[str, None] = {}
         """In the order they went, so that explanations are kept for the last of them."""
+        self._held: dict[str, float] = {}
+        """When to give up those that are held, soonest first: all are held for the same time."""
         self._counts = dict.fromkeys(Standing, 0)
         self._engaged = 0
         self.outdated = 0
-        """Observations passed over because a later one of the same object had come before them."""
+        """Observations passed over because a later one under the same name had come before them."""
 
     def __getitem__(self, name: str) -> Record | None:
         return self._records.get(name)
@@ -87,115 +106,125 @@ class Registry:
         return self._counts[standing]
 
     def clusters(self) -> Iterator[Cluster]:
-        return (record.cluster for record in self._records.values() if record.engaged and record.cluster)
+        return (cluster for record in self._records.values() if (cluster := record.current) is not None)
 
     def present(self) -> Iterator[tuple[str, str]]:
         """Names, and the UIDs under them, that a complete list within the selector should hold."""
-        elsewhere = (Standing.GONE, Standing.OUTSIDE)
-        return ((name, record.uid) for name, record in self._records.items() if record.standing not in elsewhere)
+        return ((name, record.uid) for name, record in self._records.items() if record.standing not in _ELSEWHERE)
 
-    def would_change(self, observation: Observation) -> bool:
-        record = self._records.get(observation.name)
-        return record is None or record.uid != observation.uid or record.version != observation.version
+    def would_change(self, listed: Observation) -> bool:
+        record = self._records.get(listed.name)
+        return (
+            record is None
+            or record.standing in _ELSEWHERE
+            or (record.uid, record.version) != (listed.uid, listed.version)
+        )
 
-    def commit(self, told: Iterable[Observation | Gone], now: float, *, listed: bool = False) -> list[Done]:
+    def is_news(self, seen: Observation) -> bool:
+        """Neither a repetition of what is known nor something from before it."""
+        return self.would_change(seen) and not self._is_outdated(seen)
+
+    def commit(self, told: Iterable[Observation | Gone], now: Moment, *, consistent: bool = False) -> list[Done]:
         """Applies what was told, in order. Each change it makes has a revision of its own.
 
-        What was `listed` stands, whatever version was seen before: after a restore upstream, versions go back.
+        What a `consistent` read showed (a list, a look at one object) stands, whatever version was seen before: after
+        a restore upstream, versions go back.
         """
         done: list[Done] = []
         for item in told:
             if isinstance(item, Gone):
                 done += self._delete(item, now)
-            elif not listed and self._is_outdated(item):
+            elif not consistent and self._is_outdated(item):
                 self.outdated += 1
             elif isinstance(item, Ready):
                 done += self._ready(item, now)
-            elif isinstance(item, Malformed):
-                done += self._malformed(item, now)
             else:
                 done += self._not_wanted(item, now)
-        self.log.forget(now)
+        self.log.forget(now.steady)
+        return done
+
+    def list_ended(self) -> None:
+        """A list was committed whole. Versions of what it doesn't name prove nothing any more: see `commit`."""
+        for name in self._elsewhere:
+            self._records[name].version = ""
+
+    @property
+    def due_at(self) -> float | None:
+        """When `due` will have something to end, on the steady clock."""
+        return next(iter(self._held.values()), None)
+
+    def due(self, now: Moment) -> list[Done]:
+        """Ends what was held for long enough."""
+        done: list[Done] = []
+        for name in [name for name, until in self._held.items() if until <= now.steady]:
+            record = self._records[name]
+            done += self._end(record, DisengageReason.NOT_READY, record.message, now)
         return done
 
     def clear(self) -> None:
         """Forgets all. Only before anything was published."""
         self._records.clear()
-        self._gone.clear()
+        self._elsewhere.clear()
+        self._held.clear()
         self._counts = dict.fromkeys(Standing, 0)
         self._engaged = 0
         self.log.clear()
 
-    def _ready(self, seen: Ready, now: float) -> Iterable[Done]:
+    def _ready(self, seen: Ready, now: Moment) -> Iterable[Done]:
         def make(revision: int) -> Cluster:
-            return Cluster(target=seen.target, source_version=seen.version, engaged_at=now, incarnation=revision)
+            return Cluster(target=seen.target, source_version=seen.version, engaged_at=now.wall, incarnation=revision)
 
-        record = self._records.get(seen.name)
-        engaged = record.cluster if record is not None and record.engaged else None
-        if record is None or engaged is None:
-            record = self._stand(seen, Standing.READY, now)
+        replaced = self._replaced_by(seen)
+        record = self._stand(seen, Standing.READY, now)
+        before = record.current
+        if before is None:
             cluster = self._engage(record, self.log.engage(seen.name, make))
             return (Done(EventType.ENGAGED, cluster),)
-        if record.uid != seen.uid:
-            message = _replaced(record.uid, seen.uid)
-            self._disengage(record, engaged, DisengageReason.REPLACED, message, now)
-            self._stand(seen, Standing.READY, now)
-            cluster = self._engage(record, self.log.replace(seen.name, message, make, now))
+        if replaced:
+            self._disengage(record, before, DisengageReason.REPLACED, replaced, now)
+            cluster = self._engage(record, self.log.replace(seen.name, replaced, make, now.steady))
             return (
-                Done(EventType.DISENGAGED, engaged, DisengageReason.REPLACED, message),
+                Done(EventType.DISENGAGED, before, DisengageReason.REPLACED, replaced),
                 Done(EventType.ENGAGED, cluster),
             )
-        self._stand(seen, Standing.READY, now)
-        if seen.target == engaged.target:
+        if seen.target == before.target:
             return ()
-        record.cluster = msgspec.structs.replace(engaged, target=seen.target, source_version=seen.version)
-        self.log.update(record.cluster, now)
+        record.cluster = msgspec.structs.replace(before, target=seen.target, source_version=seen.version)
+        self.log.update(record.cluster, now.steady)
         return (Done(EventType.UPDATED, record.cluster),)
 
-    def _not_wanted(self, seen: NotReady | Outside, now: float) -> Iterable[Done]:
-        before = self._records.get(seen.name)
-        if before is not None and before.uid != seen.uid:
-            reason, message = DisengageReason.REPLACED, _replaced(before.uid, seen.uid)
-        elif isinstance(seen, NotReady):
-            reason, message = DisengageReason.NOT_READY, seen.message
-        else:
-            reason, message = DisengageReason.LABELS_CHANGED, seen.message
-        standing = Standing.NOT_READY if isinstance(seen, NotReady) else Standing.OUTSIDE
-        return self._end(self._stand(seen, standing, now), reason, message, now)
+    def _not_wanted(self, seen: NotReady | Outside | Malformed, now: Moment) -> Iterable[Done]:
+        replaced = self._replaced_by(seen)
+        record = self._stand(seen, _STANDINGS[type(seen)], now)
+        if replaced:
+            return self._end(record, DisengageReason.REPLACED, replaced, now)
+        match seen:
+            case Malformed():
+                return ()  # the cluster is kept as it last was
+            case NotReady() if record.engaged and self._grace_s:
+                self._hold(seen.name, record, now)
+                return ()
+            case NotReady():
+                return self._end(record, DisengageReason.NOT_READY, seen.message, now)
+            case Outside():
+                return self._end(record, DisengageReason.LABELS_CHANGED, seen.message, now)
 
-    def _malformed(self, seen: Malformed, now: float) -> Iterable[Done]:
-        before = self._records.get(seen.name)
-        if before is None:
-            self._stand(seen, Standing.MALFORMED, now)
-            return ()
-        if seen.uid in ("", before.uid):
-            # Something is wrong with the same object: the cluster is kept as it last was.
-            self._stand(msgspec.structs.replace(seen, uid=before.uid), Standing.MALFORMED, now)
-            return ()
-        message = _replaced(before.uid, seen.uid)
-        return self._end(self._stand(seen, Standing.MALFORMED, now), DisengageReason.REPLACED, message, now)
-
-    def _delete(self, gone: Gone, now: float) -> Iterable[Done]:
+    def _delete(self, gone: Gone, now: Moment) -> Iterable[Done]:
         record = self._records.get(gone.name)
         if record is None or record.uid != gone.uid or record.standing is Standing.GONE:
             return ()
-        self._move(record, Standing.GONE, now)
+        self._move(gone.name, record, Standing.GONE, now)
         record.message = "the object is gone"
-        self._gone[gone.name] = None
-        ended = self._end(record, DisengageReason.DELETED, record.message, now)
-        if len(self._gone) > GONE_KEPT:
-            oldest = next(iter(self._gone))
-            del self._gone[oldest]
-            self._counts[Standing.GONE] -= 1
-            del self._records[oldest]
-        return ended
+        return self._end(record, DisengageReason.DELETED, record.message, now)
 
-    def _end(self, record: Record, reason: DisengageReason, message: str, now: float) -> Iterable[Done]:
-        cluster = record.cluster
-        if not record.engaged or cluster is None:
+    def _end(self, record: Record, reason: DisengageReason, message: str, now: Moment) -> Iterable[Done]:
+        cluster = record.current
+        if cluster is None:
             return ()
+        name = cluster.target.name
+        self._release(name, record)
         self._disengage(record, cluster, reason, message, now)
-        self.log.disengage(cluster.target.name, reason, message, now)
+        self.log.disengage(name, reason, message, now.steady)
         return (Done(EventType.DISENGAGED, cluster, reason, message),)
 
     def _engage(self, record: Record, cluster: Cluster) -> Cluster:
@@ -203,40 +232,74 @@ class Registry:
         self._engaged += 1
         return cluster
 
-    def _disengage(self, record: Record, cluster: Cluster, reason: DisengageReason, message: str, now: float) -> None:
-        ended = Transition(EventType.DISENGAGED, now, cluster.incarnation, reason, message)
+    def _disengage(self, record: Record, cluster: Cluster, reason: DisengageReason, message: str, now: Moment) -> None:
+        ended = Transition(EventType.DISENGAGED, now.wall, cluster.incarnation, reason, message)
         record.past = (*record.transitions, ended)[-TRANSITIONS_KEPT:]
         record.engaged = False
         self._engaged -= 1
 
-    def _stand(self, seen: Observation, standing: Standing, now: float) -> Record:
+    def _hold(self, name: str, record: Record, now: Moment) -> None:
+        if name not in self._held:
+            self._held[name] = now.steady + self._grace_s
+            record.held_until = now.wall + self._grace_s
+
+    def _release(self, name: str, record: Record) -> None:
+        self._held.pop(name, None)
+        record.held_until = None
+
+    def _stand(self, seen: Observation, standing: Standing, now: Moment) -> Record:
         message = "" if isinstance(seen, Ready) else seen.message
         record = self._records.get(seen.name)
         if record is None:
-            self._records[seen.name] = record = Record(seen.uid, seen.version, standing, now, message)
+            self._records[seen.name] = record = Record(seen.uid, seen.version, standing, now.wall)
             self._counts[standing] += 1
-            return record
-        if record.standing is Standing.GONE:
-            del self._gone[seen.name]
-        if record.standing is not standing or record.uid != seen.uid:
-            self._move(record, standing, now)
-        record.uid, record.version, record.message = seen.uid, seen.version, message
+            self._note_elsewhere(seen.name, standing)
+        elif record.standing is not standing or self._replaced_by(seen):
+            self._move(seen.name, record, standing, now)
+        record.uid, record.version, record.message = seen.uid or record.uid, seen.version, message
         return record
 
-    def _move(self, record: Record, standing: Standing, now: float) -> None:
+    def _move(self, name: str, record: Record, standing: Standing, now: Moment) -> None:
         self._counts[record.standing] -= 1
         self._counts[standing] += 1
-        record.standing, record.since = standing, now
+        record.standing, record.since = standing, now.wall
+        if standing is not Standing.NOT_READY:
+            self._release(name, record)
+        self._note_elsewhere(name, standing)
+
+    def _note_elsewhere(self, name: str, standing: Standing) -> None:
+        self._elsewhere.pop(name, None)
+        if standing in _ELSEWHERE:
+            self._elsewhere[name] = None
+            if len(self._elsewhere) > ELSEWHERE_KEPT:
+                oldest = next(iter(self._elsewhere))
+                del self._elsewhere[oldest]
+                self._counts[self._records.pop(oldest).standing] -= 1
+
+    def _replaced_by(self, seen: Observation) -> str:
+        """What to say of another object under the same name; nothing where it is, or may be, the one that is known."""
+        record = self._records.get(seen.name)
+        if record is None or seen.uid in ("", record.uid):
+            return ""
+        return f"the name now belongs to another object: UID {seen.uid}, before {record.uid or 'unknown'}"
 
     def _is_outdated(self, seen: Observation) -> bool:
         record = self._records.get(seen.name)
-        if record is None or record.uid != seen.uid:
+        if record is None:
             return False
-        # Versions are opaque by the old rules and comparable by the new: where they aren't numbers, the order in which
-        # they come is all there is.
-        new, old = seen.version, record.version
-        return new.isascii() and new.isdigit() and old.isascii() and old.isdigit() and int(new) < int(old)
+        if seen.version == record.version and seen.uid == record.uid:
+            return record.standing is Standing.GONE  # said again after it was certain
+        return _is_before(seen.version, record.version)
 
 
-def _replaced(before: str, after: str) -> str:
-    return f"the name now belongs to another object: UID {after or 'unknown'}, before {before or 'unknown'}"
+_STANDINGS = {NotReady: Standing.NOT_READY, Outside: Standing.OUTSIDE, Malformed: Standing.MALFORMED}
+
+
+def _is_before(one: str, other: str) -> bool:
+    """Versions are opaque by the old rules and comparable by the new.
+
+    Where they aren't numbers, the order in which they come is all there is. They may be longer than Python likes
+    numbers to be, and have no leading zeros.
+    """
+    comparable = all(version.isascii() and version.isdigit() for version in (one, other))
+    return comparable and (len(one), one) < (len(other), other)

@@ -60,6 +60,12 @@ class Sink(Protocol):
 
     def source(self, status: SourceStatus) -> None: ...
 
+    @property
+    def due_at(self) -> float | None:
+        """When it wants to be ticked, if nothing else happens."""
+
+    def tick(self, now: float) -> None: ...
+
 
 class Watched(msgspec.Struct, frozen=True):
     """What is followed: a collection, as far as the selector goes."""
@@ -89,7 +95,7 @@ class Driver:
         self._reflector = reflector
         self._suspicions = suspicions
         self._sink = sink
-        self._suspected = asyncio.Event()
+        self._pending = asyncio.Event()
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
@@ -97,7 +103,7 @@ class Driver:
         self._sink.source(self._reflector.status)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(), name="follow the source")
-            tasks.create_task(self._confirm(tasks), name="confirm deletions")
+            tasks.create_task(self._keep_time(tasks), name="keep time")
 
     async def _follow(self) -> None:
         while True:
@@ -189,25 +195,27 @@ class Driver:
         read_at = self._clock()
         for _ in self._sink.take(findings, read_at):
             await asyncio.sleep(0)
-        if len(self._suspicions):
-            self._suspected.set()
+        if len(self._suspicions) or self._sink.due_at is not None:
+            self._pending.set()
 
-    async def _confirm(self, tasks: asyncio.TaskGroup) -> None:
+    async def _keep_time(self, tasks: asyncio.TaskGroup) -> None:
+        """Asks about what seems to be gone, and ticks the sink, each when it is due."""
         while True:
+            self._sink.tick(self._clock())
             for question in self._suspicions.questions(self._clock()):
                 tasks.create_task(self._ask(question), name=f"confirm the deletion of {question.name}")
-            due = self._suspicions.next_at
+            due = min((at for at in (self._suspicions.next_at, self._sink.due_at) if at is not None), default=None)
             try:
                 async with asyncio.timeout_at(due):
-                    await self._suspected.wait()
+                    await self._pending.wait()
             except TimeoutError:
-                pass  # one that could not be answered is due again
-            self._suspected.clear()
+                pass  # something is due
+            self._pending.clear()
 
     async def _ask(self, question: Question) -> None:
         verdict = await self._verdict(question.name)
         self._sink.answer(question, verdict, self._clock())
-        self._suspected.set()
+        self._pending.set()
 
     async def _verdict(self, name: str) -> Verdict:
         try:
