@@ -3,7 +3,7 @@
 import msgspec
 
 from milo_discoveryd.registry.filter import Filter
-from milo_discoveryd.registry.log import BATCH_BYTES, ChangeLog, Snapshot
+from milo_discoveryd.registry.log import ChangeLog, Snapshot
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -75,7 +75,7 @@ class Cursor:
         views = snapshot.views
         # Whoever wants few of many clusters has them looked for in parts, so that others get their turn.
         end = min(len(views), start + _LOOKED_AT)
-        while index < end and size < BATCH_BYTES:
+        while index < end and size < self._log.batch_bytes:
             view = views[index]
             index += 1
             if self._wanted.matches(view.cluster):
@@ -87,11 +87,13 @@ class Cursor:
         return Batch(tuple(frames), snapshot.revision, reset=start == 0, synced=synced)
 
     def _from_log(self, revision: int) -> Batch | None:
-        if revision == self._log.head:
-            return None
-        found = self._log.since(revision, self._wanted)
-        self._state = _Following(found.revision)
-        return Batch(found.frames, found.revision) if found.frames else None
+        while revision < self._log.head:
+            found = self._log.since(revision, self._wanted)
+            revision = found.revision
+            self._state = _Following(revision)
+            if found.frames:
+                return Batch(found.frames, revision)
+        return None
 
 
 _LOOKED_AT = 5000

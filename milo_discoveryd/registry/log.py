@@ -9,7 +9,7 @@ such a reader can be told what ended. A revision from before the oldest memory c
 import weakref
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -19,6 +19,7 @@ from milo_discoveryd.registry.filter import Filter
 
 BATCH_BYTES = 256 * 1024
 """About how much goes into one batch: far below the 4 MiB that gRPC clients take by default."""
+_SPARE_PLACES = 1024
 _SLICES = 64
 """How many different readers' next steps are kept, for the others who stand at the same place."""
 
@@ -49,14 +50,22 @@ class Entry(msgspec.Struct, gc=False):
     """The revision since which the view means the same to filters."""
     past: tuple[Past, ...] = ()
 
-    def known_at(self, revision: int) -> tuple[Cluster, Past | None] | None:
+    def known_at(self, revision: int) -> Cluster | None:
         """What the cluster was, as far as a filter or an incarnation goes, to who had read up to `revision`."""
         if self.view is not None and self.since <= revision:
-            return self.view.cluster, None
-        for past in self.past:
-            if past.since <= revision < past.until:
-                return past.cluster, past
-        return None
+            return self.view.cluster
+        return next((past.cluster for past in self.past if past.since <= revision < past.until), None)
+
+    def ended(self, cluster: Cluster, revision: int) -> Past | None:
+        """How the cluster's incarnation had ended by `revision`; None where it was still engaged."""
+        return next(
+            (
+                past
+                for past in self.past
+                if past.reason and past.until <= revision and past.cluster.incarnation == cluster.incarnation
+            ),
+            None,
+        )
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -81,9 +90,10 @@ class Snapshot(msgspec.Struct, frozen=True, weakref=True):
 
 
 class ChangeLog:
-    def __init__(self, encode: Encode, retention: Retention) -> None:
+    def __init__(self, encode: Encode, retention: Retention, batch_bytes: int = BATCH_BYTES) -> None:
         self._encode = encode
         self._retention = retention
+        self.batch_bytes = batch_bytes
         self._entries: dict[str, Entry] = {}
         # Parallel, in revision order. An entry that moved on leaves its old place behind, to be swept up later.
         self._revisions: list[int] = []
@@ -185,77 +195,76 @@ class ChangeLog:
         return found
 
     def _slice(self, revision: int, wanted: Filter) -> Slice:
-        frames: list[bytes] = []
+        told: dict[int, tuple[Entry, list[bytes]]] = {}
+        reached = self.head
         size = 0
-        index = bisect_right(self._revisions, revision)
-        reached = revision
-        while index < len(self._order) and size < BATCH_BYTES:
-            entry, reached = self._order[index], self._revisions[index]
-            index += 1
-            if entry.revision == reached:
-                # All that one revision changed goes into one slice.
-                for frame in self._told(entry, revision, wanted):
-                    frames.append(frame)
-                    size += len(frame)
-        return Slice(tuple(frames), self.head if index == len(self._order) else reached)
+        for place in range(bisect_right(self._revisions, revision), len(self._order)):
+            entry = self._order[place]
+            if id(entry) in told:
+                continue
+            frames = [*self._told(entry, revision, self.head, wanted)]
+            told[id(entry)] = (entry, frames)
+            size += sum(map(len, frames))
+            if size >= self.batch_bytes:
+                reached = self._revisions[place]
+                break
+        if reached < self.head:
+            # It stops short of the head, and some of these have moved on beyond it. Who reads on from `reached` is
+            # taken to know how each of them stood there, no earlier and no later: so that is what is told.
+            for key, (entry, _) in told.items():
+                told[key] = (entry, [*self._told(entry, revision, reached, wanted)])
+        in_order = sorted(told.values(), key=lambda pair: pair[0].revision)
+        return Slice(tuple(frame for _, frames in in_order for frame in frames), reached)
 
-    def _told(self, entry: Entry, revision: int, wanted: Filter) -> Iterable[bytes]:
-        known = entry.known_at(revision)
-        if known is not None and not wanted.matches(known[0]):
-            known = None
-        view = entry.view
-        if view is not None and not wanted.matches(view.cluster):
-            view = None
-        if known is None:
-            if view is not None:
-                yield self.frame(view)
-            return
-        before, past = known
-        if view is not None and view.cluster.incarnation == before.incarnation:
-            yield self._encode(Event(EventType.UPDATED, view.cluster))
-            return
-        if past is None or past.reason is None:
-            past = self._end_of(entry, before) or past
-        if past is not None and past.reason is not None:
-            yield self._encode(Event(EventType.DISENGAGED, past.cluster, past.reason, past.message))
-        else:
-            assert entry.view is not None
-            reason = DisengageReason.LABELS_CHANGED
-            yield self._encode(Event(EventType.DISENGAGED, entry.view.cluster, reason, "it left the filter"))
-        if view is not None:
-            yield self.frame(view)
-
-    def _end_of(self, entry: Entry, cluster: Cluster) -> Past | None:
-        """How the incarnation ended; None where it is still engaged."""
-        return next(
-            (past for past in entry.past if past.reason and past.cluster.incarnation == cluster.incarnation), None
+    def _told(self, entry: Entry, after: int, upto: int, wanted: Filter) -> Iterator[bytes]:
+        """What takes a reader from how the entry stood at one revision to how it stood at another."""
+        before, now = (
+            cluster if cluster is not None and wanted.matches(cluster) else None
+            for cluster in (entry.known_at(after), entry.known_at(upto))
         )
+        if before is not None and (now is None or now.incarnation != before.incarnation):
+            yield self._encode(self._ending(entry, before, upto))
+            before = None
+        if now is None:
+            return
+        if before is None:
+            view = entry.view if entry.view is not None and entry.view.cluster is now else View(now)
+            yield self.frame(view)
+        elif entry.revision <= upto:
+            yield self._encode(Event(EventType.UPDATED, now))
+
+    def _ending(self, entry: Entry, cluster: Cluster, upto: int) -> Event:
+        past = entry.ended(cluster, upto)
+        if past is not None:
+            return Event(EventType.DISENGAGED, past.cluster, past.reason, past.message)
+        left = entry.known_at(upto)
+        assert left is not None, "what didn't end is still there"
+        return Event(EventType.DISENGAGED, left, DisengageReason.LABELS_CHANGED, "it left the filter")
 
     def _append(self, entry: Entry) -> None:
         entry.revision = self.head
         self._revisions.append(self.head)
         self._order.append(entry)
         self._slices.clear()
-        if len(self._order) > 2 * len(self._entries) + 1024:
+        while len(self._memory) > self._retention.count:
+            self._forget_oldest()
+        if len(self._order) > 2 * len(self._entries) + _SPARE_PLACES:
             self._sweep()
 
     def _sweep(self) -> None:
-        if len(self._order) > len(self._entries):
-            kept = [
-                entry
-                for revision, entry in zip(self._revisions, self._order, strict=True)
-                if entry.revision == revision and (entry.view is not None or entry.past)
-            ]
-            self._order = kept
-            self._revisions = [entry.revision for entry in kept]
+        kept = [
+            entry
+            for revision, entry in zip(self._revisions, self._order, strict=True)
+            if entry.revision == revision and (entry.view is not None or entry.past)
+        ]
+        self._order = kept
+        self._revisions = [entry.revision for entry in kept]
 
     def _remember(self, entry: Entry, now: float, reason: DisengageReason | None, message: str) -> None:
         assert entry.view is not None
         cluster = entry.view.cluster
         entry.past = (*entry.past, Past(cluster, entry.since, self.head, reason, message))
         self._memory.append((self.head, now, cluster.target.name))
-        if len(self._memory) > self._retention.count:
-            self._forget_oldest()
 
     def _forget_oldest(self) -> None:
         until, _, name = self._memory.popleft()
