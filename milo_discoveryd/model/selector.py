@@ -5,8 +5,11 @@ from collections.abc import Mapping
 
 import msgspec
 
-_TOKEN = re.compile(r"\s*(?:(?P<op>==|!=|=|!|>|<|\(|\)|,)|(?P<word>[^\s=!<>(),]+))")
+_BLANK = " \t\r\n"  # no other counts as blank to the API server
+_TOKEN = re.compile(rf"[{_BLANK}]*(?:(?P<op>==|!=|=|!|>|<|\(|\)|,)|(?P<word>[^{_BLANK}=!<>(),]+))")
 _NAME = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?")
+_NUMBER = re.compile(r"[0-9]+")
+_GREATEST = 2**63 - 1
 _SUBDOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 
 
@@ -35,11 +38,9 @@ class Requirement(msgspec.Struct, frozen=True):
                 return value is not None and self._compares(value)
 
     def _compares(self, value: str) -> bool:
-        try:
-            number = int(value)
-        except ValueError:
+        number, bound = _whole(value), int(next(iter(self.values)))
+        if number is None:
             return False
-        bound = int(next(iter(self.values)))
         return number > bound if self.operator == ">" else number < bound
 
     def __str__(self) -> str:
@@ -71,7 +72,7 @@ class Selector(msgspec.Struct, frozen=True):
 
 
 def parse(text: str) -> Selector:
-    if not text.strip():
+    if not text.strip(_BLANK):
         return Selector()
     return Selector(tuple(_Parser(text).requirements()))
 
@@ -81,7 +82,7 @@ class _Parser:
         self._text = text
         self._tokens: list[tuple[str, str, int]] = []
         position = 0
-        end = len(text.rstrip())
+        end = len(text.rstrip(_BLANK))
         while position < end:
             token = _TOKEN.match(text, position)
             assert token is not None, "every character is an operator, a part of a word, or blank"
@@ -163,9 +164,10 @@ class _Parser:
 
     def _number(self) -> str:
         word = self._word("a whole number")
-        if not re.fullmatch(r"-?[0-9]{1,18}", word):
-            raise self._error(f"expected a whole number, found {word!r}", back=1)
-        return str(int(word))
+        number = _whole(word)
+        if number is None:
+            raise self._error(f"expected a whole number from 0 to {_GREATEST}, found {word!r}", back=1)
+        return str(number)
 
     def _word(self, what: str) -> str:
         if self._next >= len(self._tokens) or self._tokens[self._next][0] != "word":
@@ -183,3 +185,9 @@ class _Parser:
         index = self._next - back
         at = self._tokens[index][2] if index < len(self._tokens) else len(self._text)
         return SelectorError(f"{problem}, at character {at + 1}")
+
+
+def _whole(text: str) -> int | None:
+    """As a label's value it has no sign, and at most 63 digits."""
+    number = int(text) if len(text) <= 63 and _NUMBER.fullmatch(text) else None
+    return number if number is not None and number <= _GREATEST else None

@@ -45,7 +45,7 @@ class ProjectMode:
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
                 deletion_requested_at=deletion,
-                deletion_message=(cleanup.message or "") if deletion and cleanup else "",
+                deletion_message=(cleanup.message or "") if deletion is not None and cleanup else "",
                 suspended=suspended is not None and suspended.status == "True",
             )
         except MalformedError as error:

@@ -43,9 +43,12 @@ def deletion_requested_at(metadata: Metadata) -> float | None:
     if metadata.deletionTimestamp is None:
         return None
     try:
-        return datetime.fromisoformat(metadata.deletionTimestamp).timestamp()
-    except ValueError as error:
-        raise MalformedError(f"deletionTimestamp {metadata.deletionTimestamp[:40]!r} is not a time") from error
+        moment = datetime.fromisoformat(metadata.deletionTimestamp)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise MalformedError(f"deletionTimestamp {metadata.deletionTimestamp[:40]!r} is not a time with a time zone")
+    return moment.timestamp()
 
 
 def checked(name: str, pattern: re.Pattern[str], limit: int, what: str) -> str:

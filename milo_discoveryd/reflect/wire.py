@@ -113,7 +113,8 @@ class _ListMeta(msgspec.Struct):
 
 class _List(msgspec.Struct):
     metadata: _ListMeta
-    items: list[msgspec.Raw] | None = None
+    items: list[msgspec.Raw] | None
+    """Null where it is empty, and never left out: what has none isn't a list, and so no proof of anything's absence."""
 
 
 _LINE = msgspec.json.Decoder(_Line)
@@ -201,22 +202,15 @@ class Lines:
 
     def feed(self, data: bytes) -> list[bytes | bytearray]:
         """The lines that `data` completes. Raises LineTooLongError."""
-        head, newline, tail = data.rpartition(b"\n")
-        if not newline:
-            self._rest += data
-            self._check(len(self._rest))
-            return []
-        lines: list[bytes | bytearray] = [*head.split(b"\n")]
-        if self._rest:
-            self._rest += lines[0]
-            lines[0] = self._rest
-        self._rest = bytearray(tail)
-        self._check(len(lines[0]))
-        return [line for line in lines if line]
-
-    def _check(self, length: int) -> None:
-        if length > self._limit:
+        first, *others = data.split(b"\n")
+        self._rest += first
+        lines: list[bytes | bytearray] = [self._rest, *others]
+        if max(map(len, lines)) > self._limit:
             raise LineTooLongError(f"a line of the watch is longer than {self._limit} bytes")
+        if others:
+            self._rest = bytearray(lines.pop())
+            return [line for line in lines if line]
+        return []
 
 
 class LineTooLongError(ValueError):

@@ -4,13 +4,14 @@ In protobuf's wire format a repeated field concatenates: a batch is the join of 
 bytes of its own.
 """
 
-import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason
+from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceStatus
 from milo_discoveryd.registry.events import Encode, Event, EventType
 from milo_discoveryd.registry.registry import Record, Standing, Transition
@@ -80,9 +81,9 @@ def incarnation(epoch: str, number: int) -> str:
     return f"{epoch}.{number}"
 
 
-def source(status: SourceStatus, now: float) -> pb.SourceStatus:
-    """`now` is what the status' own clock says, so that its times can be told in wall time."""
-    ahead = time.time() - now
+def source(status: SourceStatus, now: Moment) -> pb.SourceStatus:
+    """The status' times are of the steady clock, and told in wall time."""
+    ahead = now.wall - now.steady
     return pb.SourceStatus(
         state=pb.SourceStatus.State.Value(f"STATE_{status.state.value}"),
         since=timestamp(status.since + ahead),
@@ -98,6 +99,8 @@ def engagement(record: Record, confirming: str | None) -> pb.Engagement:
     if record.engaged and confirming is not None:
         reason = pb.Engagement.REASON_CONFIRMING_DELETION
         message = f"reported as gone, which is being confirmed{': ' + confirming if confirming else ''}"
+    elif record.held_until is not None:
+        message += f"; it stays engaged, in case it is ready again by {_told(record.held_until)}"
     elif record.standing is Standing.READY and record.cluster is not None:
         message = "its condition is True"
         since = record.cluster.engaged_at
@@ -117,6 +120,10 @@ def transition(of: Transition, epoch: str) -> pb.Transition:
 def timestamp(seconds: float) -> Timestamp:
     micros = round(seconds * 1e6)
     return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
+
+
+def _told(wall: float) -> str:
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _reason(of: DisengageReason | None) -> pb.DisengageReason.ValueType:

@@ -2,10 +2,9 @@
 
 import secrets
 
-import grpc
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DOMAIN = "discovery.miloapis.com"
 
@@ -13,7 +12,8 @@ DOMAIN = "discovery.miloapis.com"
 class CallError(Exception):
     """A call can't be answered as asked."""
 
-    code = grpc.StatusCode.UNKNOWN
+    code: int = code_pb2.UNKNOWN
+    """One of google.rpc.Code, which are gRPC's."""
 
     def __init__(self, reason: str, message: str, *, retry_after_s: float | None = None) -> None:
         """`reason` is a stable word in UPPER_SNAKE_CASE for programs, `message` for people."""
@@ -25,7 +25,7 @@ class CallError(Exception):
     def details(self) -> list[Any]:
         found = [_packed(error_details_pb2.ErrorInfo(reason=self.reason, domain=DOMAIN))]
         if self.retry_after_s is not None:
-            delay = Duration(nanos=0)
+            delay = Duration()
             delay.FromMilliseconds(round(self.retry_after_s * 1000))
             found.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
         return found
@@ -34,7 +34,7 @@ class CallError(Exception):
 class InvalidRequestError(CallError):
     """Names the field, what is wrong with it, and what would be right."""
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code = code_pb2.INVALID_ARGUMENT
 
     def __init__(self, field: str, problem: str) -> None:
         super().__init__("INVALID_REQUEST", f"{field}: {problem}")
@@ -45,30 +45,30 @@ class InvalidRequestError(CallError):
 
 
 class NotFoundError(CallError):
-    code = grpc.StatusCode.NOT_FOUND
+    code = code_pb2.NOT_FOUND
 
 
 class PreconditionError(CallError):
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code = code_pb2.FAILED_PRECONDITION
 
 
 class UnavailableError(CallError):
-    code = grpc.StatusCode.UNAVAILABLE
+    code = code_pb2.UNAVAILABLE
 
 
 class StalledError(CallError):
-    code = grpc.StatusCode.ABORTED
+    code = code_pb2.ABORTED
 
 
 def status(error: CallError) -> status_pb2.Status:
-    return status_pb2.Status(code=error.code.value[0], message=error.message, details=error.details())
+    return status_pb2.Status(code=error.code, message=error.message, details=error.details())
 
 
 def unexpected() -> tuple[str, status_pb2.Status]:
     """For an error of ours: the caller gets a number to quote, since what went wrong may hold a secret."""
     incident = secrets.token_hex(4)
     message = f"internal error; the daemon's log has it as incident {incident}"
-    return incident, status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message=message)
+    return incident, status_pb2.Status(code=code_pb2.INTERNAL, message=message)
 
 
 def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo | error_details_pb2.BadRequest) -> Any:

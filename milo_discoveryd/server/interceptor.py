@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias
 
 import grpc
 import structlog
+from google.rpc import code_pb2
 from grpc_status import rpc_status
 
 from milo_discoveryd.server.errors import CallError, status, unexpected
@@ -57,7 +58,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
             try:
                 answer = await call(request, context)
             except CallError as error:
-                code = error.code.name
+                code = code_pb2.Code.Name(error.code)
                 await context.abort_with_status(rpc_status.to_status(status(error)))
             except grpc.aio.AbortError:
                 code = context.code().name if context.code() else "UNKNOWN"

@@ -1,6 +1,5 @@
 """Requests, checked: each becomes a value that can be acted on, or an error that names the field."""
 
-import math
 from functools import lru_cache
 
 import msgspec
@@ -82,6 +81,6 @@ def _compiled(data: bytes) -> Filter:
 
 def _positive(duration: Duration, field: str) -> float:
     seconds = duration.seconds + duration.nanos / 1e9
-    if not (seconds > 0 and math.isfinite(seconds)):
+    if seconds <= 0:
         raise InvalidRequestError(field, f"{seconds:g} s is not a positive duration; leave it out for the default")
     return seconds

@@ -1,6 +1,7 @@
 """The calls of DiscoveryService."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
@@ -9,6 +10,7 @@ import msgspec
 from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import Standing
 from milo_discoveryd.server import convert, requests
@@ -91,7 +93,7 @@ class Service:
             next_page_token=page.next_token,
             revision=str(Position(self._about.epoch, page.revision, asked.wanted.fingerprint)),
             total_size=page.total,
-            source=convert.source(self._fleet.status, now),
+            source=convert.source(self._fleet.status, Moment(time.time(), now)),
         )
 
     async def get_cluster(self, request: pb.GetClusterRequest, context: Context) -> pb.GetClusterResponse:
@@ -122,7 +124,7 @@ class Service:
             mode=self._about.mode,
             incarnation=self._about.epoch,
             started_at=convert.timestamp(self._about.started_at),
-            source=convert.source(self._fleet.status, self._clock()),
+            source=convert.source(self._fleet.status, Moment(time.time(), self._clock())),
             synced=self._fleet.synced,
             counts=pb.FleetCounts(
                 engaged=registry.engaged,

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.fleet import Fleet
@@ -136,4 +137,4 @@ class Stream:
             return None
         status = self._fleet.status
         self._source = (status.state, status.reason)
-        return convert.source(status, now)
+        return convert.source(status, Moment(time.time(), now))
