@@ -5,10 +5,8 @@ behind, or print its secret with its error: each is bounded here.
 """
 
 import asyncio
-import contextlib
 import os
 import re
-import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import Annotated
 
 import msgspec
 
+from milo_discoveryd.credentials import process
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.credentials.source import ClientCertificate, Credential, token_of
 from milo_discoveryd.errors import CredentialError
@@ -129,65 +128,22 @@ class ExecPlugin:
 
     async def _run(self) -> bytes:
         command = self._command
+        environment = {**os.environ, **command.environment, "KUBERNETES_EXEC_INFO": _exec_info(command)}
         try:
-            process = await asyncio.create_subprocess_exec(
-                *command.argv,
-                env={**os.environ, **command.environment, "KUBERNETES_EXEC_INFO": _exec_info(command)},
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,  # a group of its own, to be killed whole, and no terminal to prompt on
-            )
+            outcome = await process.run(command.argv, environment, timeout_s=self._timeout_s, output_limit=MAX_OUTPUT)
         except OSError as error:
             raise CredentialError(self._complaint(f"cannot be started: {error.strerror or error}")) from None
-        try:
-            output, errors = await self._talk(process)
-        finally:
-            _kill_group(process.pid)
-            # Bounded: its group was just killed.
-            await asyncio.shield(process.wait())
-        if process.returncode != 0:
-            raise CredentialError(self._complaint(f"ended with status {process.returncode}: {redacted(errors)}"))
-        return output
-
-    async def _talk(self, process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
-        assert process.stderr is not None
-        try:
-            async with asyncio.timeout(self._timeout_s), asyncio.TaskGroup() as tasks:
-                output = tasks.create_task(_read_all(process), name="exec-plugin-stdout")
-                errors = tasks.create_task(_read_tail(process.stderr), name="exec-plugin-stderr")
-                tasks.create_task(process.wait(), name="exec-plugin-wait")
-        except TimeoutError:
-            raise CredentialError(self._complaint(f"did not finish within {self._timeout_s:g} s")) from None
-        if len(output.result()) > MAX_OUTPUT:
-            raise CredentialError(self._complaint(f"printed more than {MAX_OUTPUT} bytes"))
-        return output.result(), errors.result()
+        match outcome.end:
+            case "timeout":
+                raise CredentialError(self._complaint(f"did not finish within {self._timeout_s:g} s"))
+            case "flood":
+                raise CredentialError(self._complaint(f"printed more than {MAX_OUTPUT} bytes"))
+        if outcome.status != 0:
+            raise CredentialError(self._complaint(f"ended with status {outcome.status}: {redacted(outcome.errors)}"))
+        return outcome.output
 
     def _complaint(self, what: str) -> str:
         return _complaint(self._command, what)
-
-
-async def _read_all(process: asyncio.subprocess.Process) -> bytes:
-    assert process.stdout is not None
-    output = bytearray()
-    while len(output) <= MAX_OUTPUT and (chunk := await process.stdout.read(1 << 16)):
-        output += chunk
-    if len(output) > MAX_OUTPUT:
-        _kill_group(process.pid)  # it would wait for us to read on
-    return bytes(output)
-
-
-async def _read_tail(stream: asyncio.StreamReader) -> bytes:
-    """Reads to the end, or the plugin would block on it, and keeps the last of it."""
-    tail = b""
-    while chunk := await stream.read(1 << 16):
-        tail = (tail + chunk)[-8192:]
-    return tail
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # all of it has ended, which is the usual case
-        os.killpg(pid, signal.SIGKILL)
 
 
 def _exec_info(command: ExecCommand) -> str:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,20 @@ async def test_a_command_that_hangs_is_ended_with_its_children(script: Script, t
     os.set_blocking(reader, True)
     assert await asyncio.to_thread(os.read, reader, 1) == b""  # the end, which comes with that of the last writer
     os.close(reader)
+
+
+async def test_a_child_that_made_itself_a_daemon_keeps_nobody_waiting(script: Script, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    os.mkfifo(pid)
+    script.prints({"token": "t1"})
+    lines = script.path.read_text()
+    script.path.write_text(f"{lines}\nsetsid sh -c 'echo $$ >{pid}; exec sleep 1000' &\nread ready <{pid}.go\n")
+    os.mkfifo(f"{pid}.go")
+    asking = asyncio.create_task(script.plugin().credential())
+    daemon = int(await asyncio.to_thread(pid.read_text))
+    await asyncio.to_thread(Path(f"{pid}.go").write_text, "go\n")
+    assert await asking == Credential(token=Secret("t1"))
+    os.kill(daemon, signal.SIGKILL)
 
 
 async def test_a_cancelled_caller_ends_the_command_and_the_next_runs_it_again(script: Script, tmp_path: Path) -> None:
