@@ -1,5 +1,7 @@
 """`./dev real up|down|status`: the real servers, running until they are told to end.
 
+`./dev real peer` builds the Go program that embeds Milo's own provider, and prints where it is.
+
 Ends with 0 when it is done (`status`: when all of them run), 1 when it is not, 3 when there is no go command.
 """
 
@@ -11,6 +13,7 @@ import click
 
 from tests.real.builds import GoMissingError, UnobtainableError, say_to_stderr
 from tests.real.process import ProcessError
+from tests.real.programs import peer
 from tests.real.session import Session
 
 _FAILED = 1
@@ -19,14 +22,22 @@ _NO_GO = 3
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev real", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("verb", choices=["up", "down", "status"])
+    parser.add_argument("verb", choices=["up", "down", "status", "peer"])
     verb = parser.parse_args(argv).verb
     session = Session.of_the_user()
     try:
-        if verb == "status":
-            return _status(session)
-        asyncio.run(session.up(say_to_stderr) if verb == "up" else session.down(say_to_stderr))
-        return _status(session) if verb == "up" else 0
+        match verb:
+            case "up":
+                asyncio.run(session.up(say_to_stderr))
+                return _status(session)
+            case "down":
+                asyncio.run(session.down(say_to_stderr))
+                return 0
+            case "peer":
+                click.echo(peer(say_to_stderr))
+                return 0
+            case _:
+                return _status(session)
     except GoMissingError as error:
         say_to_stderr(str(error))
         return _NO_GO

@@ -1,7 +1,7 @@
 """Builds the servers from published Go modules, once, into the user's cache folder.
 
-Nothing of theirs is in this tree: `go/NAME/go.mod` names what is built and in which version, and the go command brings
-it. Each program's folder in the cache is keyed by its version and by that file, so a change of either builds anew.
+Nothing of theirs is in this tree: a go.mod names what is built and in which version, and the go command brings it.
+Each program's folder in the cache is keyed by its version and by its definition, so a change of either builds anew.
 """
 
 import contextlib
@@ -12,13 +12,14 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import click
 import msgspec
 
-_MODULES = Path(__file__).parent / "go"
+_DEFINITIONS = Path(__file__).parent / "go"
+_PEER = Path(__file__).parents[2] / "bench" / "peer"
 _SAY_EVERY_S = 15
 _LAST_LINES = 6
 
@@ -34,12 +35,13 @@ class UnobtainableError(Exception):
 
 
 class GoProgram(msgspec.Struct, frozen=True, kw_only=True):
-    """One program of a published module."""
+    """One program, built from published modules."""
 
     name: str
     version: str
     module: str
     package: str
+    definition: Path  # the folder of its go.mod
     link: str = "-s -w"
     # Where the module is published under another name than the one it declares.
     mirror: str = ""
@@ -49,22 +51,21 @@ class GoProgram(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.name} {self.version}"
 
     def folder(self) -> Path:
-        definition = b"".join(path.read_bytes() for path in self._definition())
-        key = hashlib.sha256(definition + self.link.encode()).hexdigest()[:8]
-        return cache_folder() / f"{self.name}-{self.version}-{key}"
+        digest = hashlib.sha256(self.link.encode())
+        for path in sorted(self.definition.iterdir()):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        return cache_folder() / f"{self.name}-{self.version}-{digest.hexdigest()[:8]}"
 
     def binary(self) -> Path:
         return self.folder() / self.name
 
-    def definition(self) -> Path:
-        return _MODULES / self.name
-
-    def _definition(self) -> list[Path]:
-        return sorted(self.definition().glob("go.*"))
-
 
 ETCD = GoProgram(
-    name="etcd", version="v3.6.14", module="go.etcd.io/etcd/server/v3", package="go.etcd.io/etcd/server/v3"
+    name="etcd",
+    version="v3.6.14",
+    module="go.etcd.io/etcd/server/v3",
+    package="go.etcd.io/etcd/server/v3",
+    definition=_DEFINITIONS / "etcd",
 )
 
 _KUBERNETES = "k8s.io/component-base/version"
@@ -73,6 +74,7 @@ KUBE_APISERVER = GoProgram(
     version="v1.35.4",
     module="k8s.io/kubernetes",
     package="k8s.io/kubernetes/cmd/kube-apiserver",
+    definition=_DEFINITIONS / "kube-apiserver",
     # A bare build says of itself that it is v0.0.0, which kubectl warns of.
     link=f"-s -w -X {_KUBERNETES}.gitVersion=v1.35.4 -X {_KUBERNETES}.gitMajor=1 -X {_KUBERNETES}.gitMinor=35",
 )
@@ -82,7 +84,18 @@ MILO = GoProgram(
     version="v0.32.5",
     module="go.miloapis.com/milo",
     package="go.miloapis.com/milo/cmd/milo",
+    definition=_DEFINITIONS / "milo",
     mirror="github.com/milo-os/milo",
+)
+
+# Ours, with Milo's provider in it, and so of its version.
+PEER = GoProgram(
+    name="peer",
+    version=MILO.version,
+    module=MILO.module,
+    package=".",
+    definition=_PEER,
+    mirror=MILO.mirror,
 )
 
 
@@ -117,7 +130,7 @@ def source_folder(program: GoProgram) -> Path:
     for module in filter(None, (program.module, program.mirror)):
         download = subprocess.run(
             [go_command(), "mod", "download", "-json", f"{module}@{program.version}"],
-            cwd=program.definition().parent,  # outside of any module
+            cwd=program.definition.parent,  # outside of any module
             capture_output=True,
             text=True,
             check=False,
@@ -125,13 +138,13 @@ def source_folder(program: GoProgram) -> Path:
         if download.returncode == 0:
             return Path(json.loads(download.stdout)["Dir"])
         answer = answer or json.loads(download.stdout or "{}").get("Error", download.stderr)
-    raise UnobtainableError(f"{program.title}: {_tail(answer)}")
+    raise UnobtainableError(f"{program.title}: {_complaint(answer.splitlines())}")
 
 
 def _build(go: str, program: GoProgram, say: Say) -> None:
     # Worked on as a copy: what the go command adds to go.mod and go.sum stays out of the tree.
     module = program.folder() / "module"
-    shutil.copytree(program.definition(), module, dirs_exist_ok=True)
+    shutil.copytree(program.definition, module, dirs_exist_ok=True)
     begun = time.monotonic()
     say(f"{program.title}: building from {program.module} (cold: minutes)")
     try:
@@ -151,20 +164,20 @@ def _compile(go: str, program: GoProgram, module: Path, say: Say) -> None:
     unfinished = binary.with_suffix(".unfinished")
     begun = said = time.monotonic()
     packages = 0
-    lines: list[str] = []
+    said_by_go: list[str] = []
     argv = [go, "build", "-v", "-mod=mod", "-trimpath", f"-ldflags={program.link}", "-o", str(unfinished)]
     with subprocess.Popen(
         [*_politely(), *argv, program.package], cwd=module, stderr=subprocess.PIPE, text=True
     ) as compiler:
         assert compiler.stderr is not None
         for line in compiler.stderr:
-            lines = [*lines, line.rstrip()][-_LAST_LINES:]
-            packages += not line.startswith("go: ")
+            said_by_go.append(line)
+            packages += _names_a_package(line)
             if time.monotonic() - said >= _SAY_EVERY_S:
                 said = time.monotonic()
-                say(f"{program.title}: {_spell(said - begun)}, {packages} packages compiled, now {lines[-1]}")
+                say(f"{program.title}: {_spell(said - begun)}, {packages} packages compiled, now {line.strip()}")
     if compiler.returncode:
-        raise UnobtainableError(f"{program.title}: {_tail(chr(10).join(lines))}")
+        raise UnobtainableError(f"{program.title}: {_complaint(said_by_go)}")
     unfinished.replace(binary)
 
 
@@ -173,10 +186,16 @@ def _politely() -> list[str]:
     return [nice, "-n", "19"] if nice else []
 
 
-def _tail(text: str) -> str:
-    return " / ".join(
-        line.strip() for line in text.splitlines()[-_LAST_LINES:] if not line.startswith("go: downloading")
-    )
+def _names_a_package(line: str) -> bool:
+    return " " not in line.strip()
+
+
+def _complaint(said_by_go: Iterable[str]) -> str:
+    """Its last lines, but for those that tell of progress: a package compiled, a module downloaded."""
+    rest = [
+        line.strip() for line in said_by_go if not _names_a_package(line) and not line.startswith("go: downloading")
+    ]
+    return " / ".join(rest[-_LAST_LINES:])
 
 
 def _spell(seconds: float) -> str:

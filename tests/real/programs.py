@@ -5,10 +5,11 @@ from pathlib import Path
 
 import msgspec
 
-from tests.real.builds import ETCD, KUBE_APISERVER, MILO, Say, UnobtainableError, obtain, source_folder
+from tests.real.builds import ETCD, KUBE_APISERVER, MILO, PEER, Say, UnobtainableError, obtain, source_folder
 
-# A milo binary that somebody has built already, from a working copy for instance.
+# Binaries that somebody has built already, from a working copy for instance.
 MILO_BINARY = "MILO_APISERVER"
+PEER_BINARY = "MILO_PEER"
 
 _OWN_DEFINITIONS = Path(__file__).parent / "crds"
 _CONTROL_PLANES = Path("config/crd/bases/infrastructure/infrastructure.miloapis.com_projectcontrolplanes.yaml")
@@ -59,13 +60,24 @@ def programs(say: Say) -> Programs:
     )
 
 
+def peer(say: Say) -> Path:
+    """The Go program that embeds Milo's own provider (bench/peer)."""
+    return _given(PEER_BINARY) or obtain(PEER, say)
+
+
 def _milo(say: Say) -> ApiProgram:
-    given = os.environ.get(MILO_BINARY)
-    if not given:
-        return ApiProgram(title=MILO.title, argv=(str(obtain(MILO, say)), "apiserver"))
-    if not os.access(given, os.X_OK):
-        raise UnobtainableError(f"{MILO_BINARY} is {given!r}, which is no program: give the path of a milo binary")
-    return ApiProgram(title=f"milo as built at {given}", argv=(given, "apiserver"))
+    if given := _given(MILO_BINARY):
+        return ApiProgram(title=f"milo as built at {given}", argv=(str(given), "apiserver"))
+    return ApiProgram(title=MILO.title, argv=(str(obtain(MILO, say)), "apiserver"))
+
+
+def _given(variable: str) -> Path | None:
+    path = os.environ.get(variable)
+    if not path:
+        return None
+    if not os.access(path, os.X_OK):
+        raise UnobtainableError(f"{variable} is {path!r}, which is no program: give the path of a binary")
+    return Path(path)
 
 
 def _kubernetes_argv(binary: str) -> tuple[str, ...]:

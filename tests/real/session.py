@@ -17,8 +17,6 @@ from tests.real.process import Process, ProcessError
 from tests.real.programs import programs
 from tests.real.servers import InfrastructureApi, MiloApi, RealApi
 
-_POLITE_S = 5
-
 
 class Server(msgspec.Struct, frozen=True, kw_only=True):
     mode: str
@@ -87,7 +85,7 @@ class Session:
             for process in server.processes:
                 if process.running():
                     ended.append(f"{process.name} (pid {process.pid})")
-                    await _end_politely(process)
+                    await process.end(signal.SIGKILL)  # their data goes too: there is nothing to bring to an end
         self._forget()
         return ended
 
@@ -115,10 +113,3 @@ class Session:
 
 def _server(api: RealApi) -> Server:
     return Server(mode=api.mode, title=api.title, kubeconfig=str(api.kubeconfig), processes=api.processes())
-
-
-async def _end_politely(process: Process) -> None:
-    try:
-        await process.end(signal.SIGTERM, within_s=_POLITE_S)
-    except ProcessError:
-        await process.end(signal.SIGKILL)

@@ -11,6 +11,7 @@ import aiohttp
 from tests.real.servers import RealApi
 
 _KINDS = {"project": "Project", "project-control-plane": "ProjectControlPlane"}
+_CONDITIONS = {"project": "Ready", "project-control-plane": "ControlPlaneReady"}
 _SPECS = {"project": {"ownerRef": {"kind": "Organization", "name": "acme"}}, "project-control-plane": {}}
 
 Event = dict[str, Any]
@@ -62,3 +63,16 @@ class Watch:
             assert event is not None, f"the watch ended before {kind}: {events}"
             events.append(event)
         return events
+
+
+async def set_ready(server: RealApi, name: str, ready: bool) -> None:
+    """Says whether the object's control plane can be engaged, as its controller does."""
+    condition = {
+        "type": _CONDITIONS[server.mode],
+        "status": "True" if ready else "False",
+        "reason": "Test",
+        "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    async with server.api() as api:
+        await api.call("PATCH", f"{server.collection}/{name}/status", {"status": {"conditions": [condition]}})

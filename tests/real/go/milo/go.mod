@@ -1,3 +1,4 @@
+// The sums of these modules are made, and held against the public checksum database, where this is built.
 module real/milo
 
 go 1.25.0
