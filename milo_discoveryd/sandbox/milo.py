@@ -1,6 +1,7 @@
 """What Milo's own controllers do to projects and their control planes, one step at a time."""
 
 from collections.abc import Iterable, Mapping
+from itertools import islice
 
 from milo_discoveryd.sandbox.names import Names
 from milo_discoveryd.sandbox.objects import Objects
@@ -83,21 +84,23 @@ class Milo:
     def populate(self, count: int, names: Names, *, ready: bool = True, finalizers: Iterable[str] = ()) -> list[str]:
         """Many projects at once, each with its control plane, as they would be after a while."""
         held = list(finalizers)
-        projects = self._store.load(
-            PROJECTS, [self._project(names, ready=ready, finalizers=held) for _ in range(count)]
-        )
+        fresh = iter(names.project, "")
+        # Somebody may have made a project of such a name by hand.
+        free = islice((name for name in fresh if name not in self.projects and name not in self.control_planes), count)
+        wanted = [self._project(name, names, ready=ready, finalizers=held) for name in free]
+        projects = self._store.load(PROJECTS, wanted)
         self._store.load(
             PROJECT_CONTROL_PLANES, [self._control_plane(record.document(), ready=ready) for record in projects]
         )
         return [record.name for record in projects]
 
-    def _project(self, names: Names, *, ready: bool, finalizers: list[str]) -> Document:
+    def _project(self, name: str, names: Names, *, ready: bool, finalizers: list[str]) -> Document:
         organization = names.organization()
         document: Document = {
             "apiVersion": PROJECTS.api_version,
             "kind": PROJECTS.kind,
             "metadata": {
-                "name": names.project(),
+                "name": name,
                 "labels": {ORGANIZATION_LABEL: organization, **names.labels()},
                 "finalizers": finalizers,
             },

@@ -193,9 +193,11 @@ class Store:
         return self._commit(resource, before, document, dry_run=dry_run), False
 
     def load(self, resource: Resource, documents: Iterable[Document]) -> list[Record]:
-        """Create many objects nobody has yet, unjudged and with their status, as restoring a backup would."""
+        """Create many objects of different names, unjudged and with their status, as restoring a backup would."""
         events = []
         for document in documents:
+            if self._collections[resource].get(document["metadata"]["name"]) is not None:
+                raise refusals.already_exists(resource, document["metadata"]["name"])
             self.version += 1
             record = record_of(self._born(resource, document, ""), self.version)
             events.append(Event(version=self.version, before=None, record=record))

@@ -115,3 +115,12 @@ def test_names_are_never_given_twice() -> None:
     names = Sandbox(seed=1).names
     given = [names.project() for _ in range(12_000)]
     assert len(set(given)) == len(given)
+
+
+def test_a_populated_sandbox_leaves_alone_what_is_there() -> None:
+    taken = Sandbox(seed=1).names.project()
+    sandbox = Sandbox(seed=1)
+    before = sandbox.projects.create(taken)
+    assert taken not in sandbox.populate(20)
+    assert len(sandbox.projects) == 21
+    assert sandbox.projects.read(taken) == before
