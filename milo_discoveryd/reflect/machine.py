@@ -150,7 +150,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     fill_silence_s: float = 15.0
     """A streaming list that stops without an end mark is taken for a server that doesn't know the feature."""
     min_watch_s: float = 1.0
-    """A watch that ends sooner, without a word, is a failure: some servers end each one at once."""
+    """A watch that ends sooner is a failure: some servers end each one at once."""
     healthy_s: float = 30.0
     """A watch that lived this long ends a row of failures."""
     backoff: Backoff = Backoff()
@@ -244,47 +244,38 @@ class Reflector:
                 self.state = Filling(now)
             case Watching() as watching:
                 self.state = msgspec.structs.replace(watching, heard_at=now, proven=watching.proven or bool(events))
-                self._unproven_list = self._unproven_list and not events
-                if now - watching.opened_at >= self._policy.healthy_s:
-                    self._failures = 0
+                self._note_health(watching, now)
         return findings
 
     def ended(self, now: float) -> list[Finding]:
         """The server closed the watch cleanly."""
-        match self.state:
-            case Watching(version, opened_at, _, _, proven):
-                if not proven and now - opened_at < self._policy.min_watch_s:
-                    return self.failed(
-                        Failure("VeryShortWatch", "the server ended the watch at once, with nothing in it"), now
-                    )
-                if now - opened_at >= self._policy.healthy_s:
-                    self._failures = 0
-                self.state = self._opening(version)
-                return []
-            case Filling():
-                return self.failed(Failure("ListCut", "the server ended the list before its end mark"), now)
-            case _:
-                return []
+        if isinstance(self.state, Filling):
+            return self.failed(Failure("ListCut", "the server ended the list before its end mark"), now)
+        assert isinstance(self.state, Watching)
+        if now - self.state.opened_at < self._policy.min_watch_s:
+            return self.failed(Failure("VeryShortWatch", "the server ended the watch at once"), now)
+        self._note_health(self.state, now)
+        self.state = self._opening(self.state.version)
+        return []
 
     def silent(self, now: float) -> list[Finding]:
         """The deadline of ReadWatch passed."""
-        match self.state:
-            case Filling():
-                # The server took the request for a plain watch: it doesn't know streaming lists.
-                self._streaming_lists = False
-                self.state = self._list()
-                return [Relisting("StreamingListUnsupported")]
-            case Watching(version, _, _, _, proven):
-                if proven or not self._bookmarks_seen:
-                    self.state = self._opening(version)
-                    return []
-                # A version from the future (a server restored from a backup) is met with silence for ever.
-                self.state = self._list()
-                return self._catching_up("Silence", "the watch stayed silent since it was resumed", now)
-            case _:
-                return []
+        if isinstance(self.state, Filling):
+            # The server took the request for a plain watch: it doesn't know streaming lists.
+            self._streaming_lists = False
+            self.state = self._list()
+            return [Relisting("StreamingListUnsupported")]
+        assert isinstance(self.state, Watching)
+        if self.state.proven or not self._bookmarks_seen:
+            self.state = self._opening(self.state.version)
+            return []
+        # A version from the future (a server restored from a backup) is met with silence for ever.
+        self.state = self._list()
+        return self._catching_up("Silence", "the watch stayed silent since it was resumed", now)
 
     def failed(self, failure: Failure, now: float) -> list[Finding]:
+        if isinstance(self.state, Watching):
+            self._note_health(self.state, now)
         self._failures += 1
         delay = self._delay(failure)
         match self.state:
@@ -301,8 +292,10 @@ class Reflector:
 
     def _streaming_list_failed(self, failure: Failure, now: float, delay: float) -> list[Finding]:
         # Refused (the feature is off, or the rights are missing: pages will tell), or the server is still building its
-        # watch cache, and serves lists with a limit meanwhile: enough for a first view.
-        if failure.status in _STREAMING_LIST_REFUSED or (failure.status == 429 and not self.synced):
+        # watch cache, and serves lists with a limit meanwhile: enough for a first view. And what is cut or garbled time
+        # and again may come through page by page.
+        broke_again = isinstance(self.state, Filling) and self._failures > 1
+        if failure.status in _STREAMING_LIST_REFUSED or (failure.status == 429 and not self.synced) or broke_again:
             self._pages_next = True
             self.state = Listing()
             return []
@@ -331,14 +324,17 @@ class Reflector:
             again, self._junk_at = version == self._junk_at, version
             if again:
                 return self._relist(failure, now, delay)
-        lived_s = now - watching.opened_at
-        if lived_s >= self._policy.healthy_s:
-            self._failures = 1
-        if self._failures == 1 and (watching.proven or lived_s >= self._policy.min_watch_s):
+        if self._failures == 1 and (watching.proven or now - watching.opened_at >= self._policy.min_watch_s):
             # It was well until now: see at once whether the server still answers, before saying otherwise.
             self.state = Waiting(now, version)
             return []
         return self._hold(version, failure, now, delay)
+
+    def _note_health(self, watching: Watching, now: float) -> None:
+        """A watch that lived for long enough ends a row of failures, and shows that the last list was good."""
+        if now - watching.opened_at >= self._policy.healthy_s:
+            self._failures = 0
+            self._unproven_list = False
 
     def _hold(self, version: str, failure: Failure, now: float, delay: float) -> list[Finding]:
         """What is known stands, as stale; then on from `version`, or with a new list."""
