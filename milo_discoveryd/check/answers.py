@@ -50,7 +50,13 @@ class _Review(msgspec.Struct):
 
 
 class _Status(msgspec.Struct):
+    code: int = 0
     message: str = ""
+
+
+class _Event(msgspec.Struct):
+    type: str
+    object: msgspec.Raw
 
 
 def identity_review() -> bytes:
@@ -121,7 +127,14 @@ def version_of(body: bytes) -> str:
 
 
 def watching(what: str, resource: Resource, status: int, body: bytes) -> Finding:
-    return ok(what, f"watches {resource.plural}") if status == 200 else _refused(what, resource, status, body)
+    """Of a watch's head and the lines it said: some refusals come as one of them, after a head that says 200."""
+    if status == 200:
+        lines = (msgspec.json.decode(line, type=_Event) for line in body.splitlines() if line.endswith(b"}"))
+        error = next((event.object for event in lines if event.type == "ERROR"), None)
+        if error is None:
+            return ok(what, f"watches {resource.plural}")
+        status, body = msgspec.json.decode(error, type=_Status).code, bytes(error)
+    return _refused(what, resource, status, body)
 
 
 def clock(date: str | None, now: datetime) -> Finding | None:

@@ -19,7 +19,7 @@ WATCH_S = 1  # how long a watch is asked to last: long enough to be one
 
 _IDENTITY = "/apis/authentication.k8s.io/v1/selfsubjectreviews"
 _ACCESS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-_ERROR_LIMIT = 64 << 10
+_BODY_LIMIT = 1 << 20  # of what a watch says: more than enough to see whether it is one
 _EXPIRES_SOON_S = 24 * 3600
 
 
@@ -112,7 +112,8 @@ class ApiServerCheck:
             async with aclosing(stream.chunks()) as chunks:
                 body = b""
                 async for chunk in chunks:
-                    body = (body + chunk)[:_ERROR_LIMIT]
+                    if len(body) + len(chunk) <= _BODY_LIMIT:
+                        body += chunk
             yield answers.watching(self._what("watch"), resource, stream.status, body)
 
     def _what(self, step: str) -> str:

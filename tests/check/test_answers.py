@@ -114,6 +114,17 @@ def test_a_refused_list_or_watch_has_a_mend(status: int, level: str, mend: str) 
         assert status == 404 or finding.seen == f"{status}: because of that"
 
 
+def test_a_watch_that_is_refused_in_its_first_line_is_refused() -> None:
+    lines = (
+        b'{"type":"ADDED","object":{"kind":"Project"}}\n'
+        b'{"type":"ERROR","object":{"kind":"Status","code":403,"message":"no more"}}\n{"type":"ADD'
+    )
+    finding = answers.watching("watch", PROJECTS, 200, lines)
+    assert (finding.level, finding.seen) == ("fail", "403: no more")
+    assert answers.watching("watch", PROJECTS, 200, lines.splitlines()[0]).level == "ok"
+    assert answers.watching("watch", PROJECTS, 200, b"").level == "ok"
+
+
 def test_a_reason_that_is_not_a_status_is_shown_in_part() -> None:
     finding = answers.watching("it", PROJECTS, 400, b"<html>\n" + b"x" * 1000)
     assert finding.seen.startswith("400: <html> xxx")

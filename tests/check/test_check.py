@@ -5,6 +5,7 @@ import io
 import json
 import socket
 from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,31 @@ async def test_a_server_that_is_no_api_server_is_told(tmp_path: Path) -> None:
         told = await look(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
     assert "answers, but not as an API server of Kubernetes does" in told.text
     assert told.status == 1
+
+
+async def test_a_client_certificate_that_ends_within_a_day_is_worth_a_warning(tmp_path: Path) -> None:
+    async def warned(life: timedelta) -> bool:
+        leaf = clients.issue_cert(common_name="me", not_after=datetime.now(UTC) + life)
+        user = {
+            "client-certificate-data": _encoded(leaf.cert_chain_pems[0].bytes()),
+            "client-key-data": _encoded(leaf.private_key_pem.bytes()),
+        }
+        cluster = {"server": server.url, "certificate-authority-data": _encoded(server.pem)}
+        config = {
+            "current-context": "x",
+            "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+            "clusters": [{"name": "x", "cluster": cluster}],
+            "users": [{"name": "x", "user": user}],
+        }
+        path = str(saved(tmp_path / "kubeconfig", config))
+        told = await look(tmp_path, discovery_kubeconfig=path, project_kubeconfig=path, mode="single")
+        assert told.status == 0
+        return "warn  project identity: our client certificate ends at" in told.text
+
+    clients = trustme.CA()
+    async with ApiServer(answering(b"{}", 201), wants_client_certificate_of=clients) as server:
+        assert await warned(timedelta(hours=23))
+        assert not await warned(timedelta(hours=25))
 
 
 async def test_a_kubeconfig_that_is_wrong_is_told_once_and_the_rest_is_still_looked_at(tmp_path: Path) -> None:

@@ -224,6 +224,16 @@ def test_settings_cannot_be_changed() -> None:
         load({}, {}, None).mode = "single"
 
 
+def test_a_selector_that_is_none_is_told_where_it_goes_wrong() -> None:
+    (problem,) = problems({"label_selector": "env in prod"})
+    assert problem.startswith('flag --label-selector: "env in prod" must be a Kubernetes label selector: expected')
+
+
+def test_a_long_value_is_shown_in_part() -> None:
+    (problem,) = problems({"mode": "x" * 1000})
+    assert f'"{"x" * 77}..." must be one of' in problem
+
+
 def test_an_unknown_flag_is_a_mistake_of_ours() -> None:
     with pytest.raises(KeyError):
         load({"no_such_flag": "x"}, {}, None)

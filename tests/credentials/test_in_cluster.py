@@ -36,6 +36,11 @@ def test_an_ipv6_service_is_put_in_brackets(service_account: Path) -> None:
     )
 
 
+def test_a_service_may_be_named(service_account: Path) -> None:
+    named = load_in_cluster(POD | {"KUBERNETES_SERVICE_HOST": "api.milo"}, service_account)
+    assert named.server == "https://api.milo:443"
+
+
 def test_outside_a_pod_a_kubeconfig_is_asked_for() -> None:
     with pytest.raises(ConfigError, match=r"this is not a pod .* --discovery-kubeconfig"):
         load_in_cluster({})

@@ -173,6 +173,20 @@ async def test_a_server_that_does_not_answer_in_time() -> None:
     assert "did not answer in time" in str(error)
 
 
+async def test_a_peer_that_does_not_accept_a_connection_in_time() -> None:
+    async def sit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # the TLS handshake's first message, which is never answered
+        writer.close()
+
+    async with peer(sit) as port:
+        transport = open_transport(nobody(f"https://127.0.0.1:{port}"))
+        with pytest.raises(TransportError, match="did not accept a connection in time") as raised:
+            async with transport.stream("/watch", connect_timeout_s=0.1, silence_s=10):
+                pass
+        await transport.aclose()
+    assert raised.value.cause == "timeout"
+
+
 async def test_a_credential_that_cannot_be_had() -> None:
     class Broken:
         async def credential(self, *, refused: Credential | None = None) -> Credential:
