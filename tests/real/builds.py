@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -21,7 +22,8 @@ import msgspec
 _DEFINITIONS = Path(__file__).parent / "go"
 _PEER = Path(__file__).parents[2] / "bench" / "peer"
 _SAY_EVERY_S = 15
-_LAST_LINES = 6
+_LAST_LINES = 3
+_AT_A_PLACE = re.compile(r"^\S+:\d+:\d+: ")  # the import that asked for it, of many
 
 Say = Callable[[str], None]
 
@@ -191,11 +193,13 @@ def _names_a_package(line: str) -> bool:
 
 
 def _complaint(said_by_go: Iterable[str]) -> str:
-    """Its last lines, but for those that tell of progress: a package compiled, a module downloaded."""
-    rest = [
-        line.strip() for line in said_by_go if not _names_a_package(line) and not line.startswith("go: downloading")
+    """Its last lines, each once, but for those that tell of progress: a package compiled, a module downloaded."""
+    complaints = [
+        _AT_A_PLACE.sub("", line.strip())
+        for line in said_by_go
+        if not _names_a_package(line) and not line.startswith("go: downloading")
     ]
-    return " / ".join(rest[-_LAST_LINES:])
+    return " / ".join(list(dict.fromkeys(complaints))[-_LAST_LINES:])
 
 
 def _spell(seconds: float) -> str:

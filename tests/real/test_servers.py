@@ -35,6 +35,22 @@ async def test_a_stopped_server_refuses_connections_and_comes_back_with_the_same
     assert await names_in(server) == ["alpha"]
 
 
+async def test_a_terminated_server_ends_by_itself_and_comes_back_with_the_same_data(server: RealApi) -> None:
+    await create(server, "alpha")
+    before = server.process
+
+    await server.terminate()
+
+    assert before is not None
+    assert not before.running()
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await names_in(server)
+
+    await server.start()
+
+    assert await names_in(server) == ["alpha"]
+
+
 async def test_a_watch_is_cut_by_a_dying_server(server: RealApi) -> None:
     async with watch(server, f"resourceVersion={await version_of(server)}") as open_watch:
         await create(server, "alpha")
