@@ -17,6 +17,7 @@ STARTED_WITHIN_S = 30.0
 ENDED_WITHIN_S = 30.0
 _LONGEST_LINE = 1 << 20
 _LINES_KEPT = 2000
+_LOOK_EVERY_S = 0.01
 # What decides about the daemon that runs in this environment, and would about the one under test.
 _FOREIGN = ("MILO_DISCOVERY", "KUBERNETES_SERVICE_")
 
@@ -31,14 +32,15 @@ class DaemonEndedError(Exception):
 class DaemonProcess:
     """One daemon, over as many processes as it is started anew."""
 
-    def __init__(self, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, address: str, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
+        """The address is where it is told to listen, in a file or by an argument."""
+        self.address = address
         self._command = (sys.executable, "-m", "milo_discoveryd", "run", *arguments)
         clean = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
         self._environ = clean | dict(environ or {})
         self._process: Process | None = None
         self._reading: asyncio.Task[None] | None = None
         self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
-        self._started = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         return self
@@ -72,13 +74,10 @@ class DaemonProcess:
         return [line for line in decoded if line.get("event") == name]
 
     async def start(self) -> None:
-        """Returns once it takes calls. Raises DaemonEndedError if it gives up instead."""
+        """Returns once it can be connected to. Raises DaemonEndedError if it gives up instead."""
         await self.spawn()
-        try:
-            async with asyncio.timeout(STARTED_WITHIN_S):
-                await self.during(self._started.wait())
-        except DaemonEndedError as error:
-            raise DaemonEndedError(f"as it started, {error}") from None
+        async with asyncio.timeout(STARTED_WITHIN_S):
+            await self.during(self._listens())
 
     async def during(self, work: Coroutine[Any, Any, T]) -> T:
         """What the work gives. Raises DaemonEndedError if the daemon ends before the work does."""
@@ -88,7 +87,8 @@ class DaemonProcess:
             await asyncio.wait((working, ending), return_when=asyncio.FIRST_COMPLETED)
             if working.done():
                 return working.result()
-            raise DaemonEndedError(f"the daemon ended with status {ending.result()}")
+            words = "; ".join(line for line in self._lines if not line.startswith("{"))
+            raise DaemonEndedError(f"the daemon ended with status {ending.result()}: {words or 'it said nothing'}")
         finally:
             for task in (working, ending):
                 task.cancel()
@@ -97,7 +97,6 @@ class DaemonProcess:
     async def spawn(self) -> None:
         """Returns at once."""
         assert not self.is_running
-        self._started.clear()
         self._process = await asyncio.create_subprocess_exec(
             *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT, env=self._environ,
             limit=_LONGEST_LINE,
@@ -126,6 +125,22 @@ class DaemonProcess:
         """In some line since the beginning."""
         await self.during(eventually(lambda: words in self.said))
 
+    async def _listens(self) -> None:
+        while True:
+            try:
+                _, writer = await self._connect()
+            except (FileNotFoundError, ConnectionRefusedError):
+                await asyncio.sleep(_LOOK_EVERY_S)
+            else:
+                writer.close()
+                return
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.address.startswith("unix://"):
+            return await asyncio.open_unix_connection(self.address.removeprefix("unix://"))
+        host, _, port = self.address.rpartition(":")
+        return await asyncio.open_connection(host.strip("[]"), int(port))
+
     async def _wait(self) -> int:
         assert self._process is not None
         assert self._reading is not None
@@ -135,5 +150,3 @@ class DaemonProcess:
     async def _read(self, stream: asyncio.StreamReader) -> None:
         while line := await stream.readline():
             self._lines.append(line.decode(errors="replace").rstrip("\n"))
-            if '"event": "started"' in self._lines[-1]:
-                self._started.set()

@@ -69,7 +69,7 @@ async def _play(plays: list[tuple[Scenario | Malformed, Mode]], *, real: bool) -
                 continue
             failed += 1
             if result.daemon:
-                click.echo(textwrap.indent(result.daemon, "      | "))
+                click.echo(textwrap.indent(result.daemon, "      | "), err=True)
     click.echo(f"{passed} passed, {failed} failed")
     return _FAILED if failed else 0
 

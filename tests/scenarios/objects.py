@@ -29,6 +29,10 @@ class ServerRefusedError(Exception):
     """The server answered a write with an error, or not at all."""
 
 
+class _Status(msgspec.Struct):
+    message: str
+
+
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     group: str
     name: str
@@ -186,7 +190,7 @@ class Objects:
             if response.status in _LATER:
                 return None
             if response.status >= 400:
-                raise ServerRefusedError(f"{method} {path}: {response.status} {(await response.text())[:300]}")
+                raise ServerRefusedError(f"{method} {path}: {response.status} {_told(await response.text())}")
             answer: Document = await response.json()
             return answer
 
@@ -200,3 +204,11 @@ class Objects:
         uids = self._uids.setdefault(metadata["name"], [])
         if uids[-1:] != [uid]:
             uids.append(uid)
+
+
+def _told(text: str) -> str:
+    """The message of a Status, or the text as it is where it is none."""
+    try:
+        return msgspec.json.decode(text, type=_Status).message
+    except msgspec.DecodeError:
+        return text[:300]

@@ -39,9 +39,9 @@ async def play(scenario: Scenario, mode: Mode, servers: Servers, *, patience_s: 
             settings = _settings(scenario.settings, mode, server, Path(name))
             config = Path(name) / "config.yaml"
             config.write_text(yaml.safe_dump(settings))
-            daemon = await stack.enter_async_context(DaemonProcess("--config", str(config)))
+            daemon = await stack.enter_async_context(DaemonProcess(settings["listen"][0], "--config", str(config)))
             objects = await stack.enter_async_context(Objects(mode, kubeconfig.read(server.kubeconfig)))
-            stage = Stage(server, daemon, objects, settings["listen"][0], patience_s)
+            stage = Stage(server, daemon, objects, patience_s)
             stack.push_async_callback(stage.close)
             await stage.play(scenario)
 
@@ -60,16 +60,13 @@ def _settings(given: Mapping[str, Any], mode: Mode, server: ApiServer, folder: P
 class Stage:
     """What a play moves, and what it has come to."""
 
-    def __init__(
-        self, server: ApiServer, daemon: DaemonProcess, objects: Objects, address: str, patience_s: float
-    ) -> None:
+    def __init__(self, server: ApiServer, daemon: DaemonProcess, objects: Objects, patience_s: float) -> None:
         self._server = server
         self._server_runs = True
         self._daemon = daemon
         self._objects = objects
-        self._address = address
         self._patience_s = patience_s
-        self._client = DiscoveryClient(address)
+        self._client = DiscoveryClient(daemon.address)
         self._present: dict[str, Subscriber] = {}
         self._gone: dict[str, Subscriber] = {}
 
@@ -183,7 +180,7 @@ class Stage:
         if asked.who in self._present:
             raise UnexpectedError(f"there is a subscriber {asked.who!r} already")
         self._gone.pop(asked.who, None)
-        self._present[asked.who] = Subscriber(self._address, asked, patience_s=self._patience_s)
+        self._present[asked.who] = Subscriber(self._daemon.address, asked, patience_s=self._patience_s)
         await self._settled()
 
     async def _settled(self) -> None:
