@@ -84,15 +84,13 @@ def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]], *, heade
 
 
 def _print(form: str, value: Any, *, names: Iterable[str]) -> None:
+    from milo_discovery.cli import json_form, yaml_form  # noqa: PLC0415  (loads protobuf)
+
     match form:
         case "json":
-            from milo_discovery.cli import json_form  # noqa: PLC0415
-
-            click.echo(json_form.document(value))
+            click.echo(json_form.document(json_form.to_json(value)))
         case "yaml":
-            from milo_discovery.cli import yaml_form  # noqa: PLC0415
-
-            click.echo(yaml_form.document(value))
+            click.echo(yaml_form.document(json_form.to_json(value)))
         case _:
             for name in names:
                 click.echo(name)

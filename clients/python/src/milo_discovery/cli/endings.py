@@ -67,7 +67,7 @@ def message(error: DiscoveryError, address: str) -> str:
                 f"no daemon answers at {address}: {cause(error)} "
                 "(is milo-discoveryd running there? --address or MILO_DISCOVERY_ADDRESS says where it is)"
             )
-        case TimedOut():
+        case TimedOut(code="DEADLINE_EXCEEDED", message="Deadline Exceeded"):
             return f"no answer from {address} within the time given by --timeout"
         case _:
             return str(error)

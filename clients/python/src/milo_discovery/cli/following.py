@@ -63,7 +63,8 @@ async def _follow(
                             return
                         first_view.reschedule(None)
         except TimeoutError:
-            raise notes.trouble or TimedOut("not synced in time", code="DEADLINE_EXCEEDED") from None
+            late = TimedOut(f"no complete view from {connection.address} in time", code="DEADLINE_EXCEEDED")
+            raise notes.trouble or late from None
 
 
 def _end_with_the_reader(loop: asyncio.AbstractEventLoop) -> None:

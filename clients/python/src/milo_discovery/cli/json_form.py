@@ -75,13 +75,13 @@ def _array(value: tuple[Any, ...]) -> list[Any]:
 
 
 def line(value: Any) -> str:
-    """On one line, for streams."""
-    return json.dumps(to_json(value), ensure_ascii=False, separators=(",", ":"))
+    """JSON on one line, for streams."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def document(value: Any) -> str:
-    """Over many lines, for one answer."""
-    return json.dumps(to_json(value), ensure_ascii=False, indent=2)
+    """JSON over many lines, for one answer."""
+    return json.dumps(value, ensure_ascii=False, indent=2)
 
 
 def _camel(name: str) -> str:

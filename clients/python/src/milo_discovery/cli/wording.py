@@ -11,6 +11,7 @@ from milo_discovery.model import (
     ClusterReport,
     ConnectivityState,
     CredentialSource,
+    EngagementReason,
     EventType,
     ServerInfo,
     SourceState,
@@ -137,7 +138,9 @@ def explanation(name: str, report: ClusterReport, now: datetime) -> Iterator[str
     """Why a project is engaged, or why not, since when, and what became of it before."""
     engagement = report.engagement
     verdict = "is engaged" if engagement.engaged else "is not engaged"
-    yield f"{printable(name)} {verdict}: {engagement.reason.name}, {_since(engagement.since, now)}."
+    plain = engagement.engaged and engagement.reason is EngagementReason.ENGAGED
+    reason = "" if plain else f": {engagement.reason.name}"
+    yield f"{printable(name)} {verdict}{reason}, {_since(engagement.since, now)}."
     if engagement.message:
         yield f"  {printable(engagement.message)}"
     if report.cluster is None:
@@ -163,7 +166,7 @@ def _cluster_facts(cluster: Cluster, now: datetime) -> Iterator[str]:
     if cluster.deletion_requested_at is not None:
         waiting = f"; waiting for: {cluster.deletion_message}" if cluster.deletion_message else ""
         facts.append(("deletion", f"requested {_since(cluster.deletion_requested_at, now)}{waiting}"))
-    if cluster.connectivity.state.value:
+    if cluster.connectivity.state in {ConnectivityState.REACHABLE, ConnectivityState.UNREACHABLE}:
         about = f": {cluster.connectivity.message}" if cluster.connectivity.message else ""
         facts.append(
             ("reachable", f"{cluster.connectivity.state.name}, {_since(cluster.connectivity.since, now)}{about}")

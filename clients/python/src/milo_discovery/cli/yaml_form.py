@@ -1,4 +1,4 @@
-"""Values as YAML, without a YAML library: what JSON can say, laid out in blocks.
+"""What JSON can say as YAML, laid out in blocks, without a YAML library.
 
 Strings are quoted as JSON quotes them, which YAML reads the same way, unless they are plainly words.
 """
@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from milo_discovery.cli.json_form import to_json
-
 # A letter, then letters, digits and a few signs that mean nothing to YAML there.
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
 # What some version of YAML reads as something other than a string.
@@ -20,7 +18,7 @@ _NOT_A_STRING = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y
 
 def document(value: Any) -> str:
     """One document, without its markers."""
-    return "\n".join(_lines(to_json(value)))
+    return "\n".join(_lines(value))
 
 
 def _lines(value: Any) -> Iterator[str]:
@@ -54,4 +52,9 @@ def _item(value: Any) -> Iterator[str]:
 def _scalar(value: Any) -> str:
     if isinstance(value, str) and _WORD.fullmatch(value) and value.lower() not in _NOT_A_STRING:
         return value
-    return json.dumps(value)
+    # Not JSON's own escapes beyond ASCII: those come in pairs for some characters, which YAML reads as two.
+    return "".join(map(_escaped, json.dumps(value, ensure_ascii=False)))
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else f"\\U{ord(character):08x}"

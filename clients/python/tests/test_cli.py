@@ -1,0 +1,435 @@
+"""The command, as a process: what it prints where, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+import yaml
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+
+from milo_discovery._gen import discovery_pb2 as pb
+
+from .messages import cluster, disengaged, engaged, following, renewed, snapshot, updated
+from .scripted import SILENCE, Refusal, ScriptedDaemon
+
+COMMAND = str(Path(sys.executable).with_name("milo-discovery"))
+AGO = timedelta(hours=2, minutes=5, seconds=30)
+
+
+def ago(span: timedelta = AGO) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(datetime.now(UTC) - span)
+    return stamp
+
+
+@dataclass(frozen=True)
+class Outcome:
+    status: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[list[str]]:
+        """Of stdout, as words."""
+        return [line.split() for line in self.out.splitlines()]
+
+
+Command = Callable[..., asyncio.Future[Outcome]]
+
+
+@asynccontextmanager
+async def running(*arguments: str, address: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        COMMAND,
+        *arguments,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "MILO_DISCOVERY_ADDRESS": address, **environment},
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@pytest.fixture
+def command(daemon: ScriptedDaemon):
+    async def run(*arguments: str, **environment: str) -> Outcome:
+        async with running(*arguments, address=daemon.address, **environment) as process:
+            out, err = await process.communicate()
+            assert process.returncode is not None
+            return Outcome(process.returncode, out.decode(), err.decode())
+
+    return run
+
+
+ALPHA = cluster(
+    "alpha",
+    uid="u-1",
+    endpoint="https://a",
+    organization="acme",
+    labels={"env": "prod", "b": "2"},
+    engaged_at=ago(),
+    incarnation="i",
+)
+BETA = cluster("beta", suspended=True, deletion_requested_at=ago(), connectivity=pb.Connectivity(state=3))
+FLEET = pb.ListClustersResponse(clusters=[ALPHA, BETA], revision="7", total_size=2)
+
+
+class TestList:
+    async def test_a_table_for_people(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+        outcome = await command("list", "-l", "env=prod", "--organization", "acme", "--organization", "initech")
+        assert outcome.lines == [
+            ["NAME", "ORGANIZATION", "STATE", "AGE"],
+            ["alpha", "acme", "Ready", "2h5m"],
+            ["beta", "-", "Terminating,Suspended,Unreachable", "-"],
+        ]
+        assert (outcome.status, outcome.err) == (0, "")
+        wanted = pb.ClusterFilter(label_selector="env=prod", organizations=["acme", "initech"])
+        assert daemon.requests == [pb.ListClustersRequest(filter=wanted)]
+
+    async def test_wide_has_more_columns_and_headers_can_be_left_out(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+        outcome = await command("list", "-o", "wide", "--no-headers")
+        assert outcome.lines[0] == ["alpha", "acme", "Ready", "2h5m", "u-1", "https://a", "b=2,env=prod"]
+
+    async def test_names_for_other_tools(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+        assert (await command("list", "-o", "name")).out == "alpha\nbeta\n"
+
+    async def test_json_and_yaml_say_the_same(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET, FLEET]
+        as_json = json.loads((await command("list", "-o", "json")).out)
+        assert as_json == yaml.safe_load((await command("list", "-o", "yaml")).out)
+        assert [each["name"] for each in as_json["clusters"]] == ["alpha", "beta"]
+
+    async def test_an_empty_fleet_is_said_to_people_only(self, command, daemon):
+        daemon.answers["ListClusters"] = [pb.ListClustersResponse(), pb.ListClustersResponse()]
+        outcome = await command("list")
+        assert (outcome.out, outcome.err) == ("", "milo-discovery: no clusters are engaged\n")
+        assert (await command("list", "-o", "name")).err == ""
+
+    async def test_a_stale_view_is_said(self, command, daemon):
+        stale = pb.SourceStatus(
+            state=pb.SourceStatus.STATE_STALE, since=ago(), reason="Unauthorized", last_contact=ago()
+        )
+        daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[ALPHA], source=stale)]
+        outcome = await command("list")
+        assert outcome.status == 0
+        assert "may be out of date: the daemon's source is STALE since 20" in outcome.err
+        assert "Milo last answered 2h5m ago (Unauthorized)" in outcome.err
+
+    async def test_what_would_steer_a_terminal_is_shown_instead(self, command, daemon):
+        evil = cluster("a", organization="\x1b[31mred\r\n")
+        daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[evil])]
+        outcome = await command("list", "--no-headers")
+        assert outcome.out.startswith(r"a   \x1b[31mred\r\n   Ready")
+
+
+class TestGetAndExplain:
+    REPORT = pb.GetClusterResponse(
+        cluster=BETA,
+        engagement=pb.Engagement(
+            reason=pb.Engagement.REASON_NOT_READY, message="condition Ready is False", since=ago()
+        ),
+        transitions=[
+            pb.Transition(type=pb.ClusterEvent.TYPE_ENGAGED, at=Timestamp(seconds=0)),
+            pb.Transition(
+                type=pb.ClusterEvent.TYPE_DISENGAGED,
+                reason=pb.DISENGAGE_REASON_NOT_READY,
+                message="condition Ready is False",
+                at=Timestamp(seconds=60),
+            ),
+        ],
+    )
+
+    async def test_get_tells_whether_a_name_is_engaged(self, command, daemon):
+        daemon.answers["GetCluster"] = [self.REPORT] * 4
+        assert (await command("get", "beta")).lines == [
+            ["NAME", "ENGAGED", "REASON", "SINCE", "MESSAGE"],
+            ["beta", "no", "NOT_READY", "2h5m", "condition", "Ready", "is", "False"],
+        ]
+        assert "uid-of-beta" in (await command("get", "beta", "-o", "wide")).out
+        assert (await command("get", "beta", "-o", "name")).out == "beta\n"
+        as_json = json.loads((await command("get", "beta", "-o", "json")).out)
+        assert as_json["engagement"]["reason"] == "REASON_NOT_READY"
+        assert as_json["engagement"]["engaged"] is False
+
+    async def test_explain_tells_the_story(self, command, daemon):
+        daemon.answers["GetCluster"] = [self.REPORT]
+        outcome = await command("explain", "beta")
+        first, second, *rest = outcome.out.splitlines()
+        assert first.startswith("beta is not engaged: NOT_READY, since 20")
+        assert first.endswith("Z (2h5m).")
+        assert second == "  condition Ready is False"
+        assert "The cluster, as last engaged:" in rest
+        assert any("reachable" in line and "UNREACHABLE" in line for line in rest)
+        assert any(line.startswith("  deletion       requested since") for line in rest)
+        assert rest[-3:] == [
+            "What happened last:",
+            "  1970-01-01T00:00:00Z   ENGAGED",
+            "  1970-01-01T00:01:00Z   DISENGAGED   NOT_READY: condition Ready is False",
+        ]
+
+    async def test_explain_tells_of_an_engaged_one_without_ado(self, command, daemon):
+        engagement = pb.Engagement(engaged=True, reason=pb.Engagement.REASON_ENGAGED, since=ago())
+        daemon.answers["GetCluster"] = [pb.GetClusterResponse(cluster=ALPHA, engagement=engagement)]
+        outcome = await command("explain", "alpha")
+        assert outcome.out.startswith("alpha is engaged, since 20")
+        assert "The cluster, as engaged:" in outcome.out
+        assert "What happened last" not in outcome.out
+
+    async def test_explain_tells_of_one_that_never_was(self, command, daemon):
+        malformed = pb.Engagement(reason=pb.Engagement.REASON_MALFORMED, message="its name is no label")
+        daemon.answers["GetCluster"] = [pb.GetClusterResponse(engagement=malformed)]
+        outcome = await command("explain", "x")
+        assert outcome.out.splitlines() == [
+            "x is not engaged: MALFORMED, since an unknown time.",
+            "  its name is no label",
+            "  It never was engaged by this daemon.",
+        ]
+
+    @pytest.mark.parametrize("verb", ["get", "explain"])
+    async def test_a_name_never_seen_has_a_status_of_its_own(self, command, daemon, verb):
+        daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "x was never seen")]
+        outcome = await command(verb, "x")
+        assert (outcome.status, outcome.out, outcome.err) == (3, "", "milo-discovery: x was never seen\n")
+
+
+class TestStatus:
+    @pytest.mark.parametrize(
+        ("synced", "state", "status"),
+        [
+            (True, pb.SourceStatus.STATE_STREAMING, 0),
+            (True, pb.SourceStatus.STATE_CATCHING_UP, 0),
+            (True, pb.SourceStatus.STATE_STALE, 7),
+            (False, pb.SourceStatus.STATE_CATCHING_UP, 7),
+        ],
+    )
+    async def test_its_exit_status_is_the_daemons_health(self, command, daemon, synced, state, status):
+        daemon.answers["GetServerInfo"] = [
+            pb.GetServerInfoResponse(
+                version="1.2",
+                mode="project",
+                synced=synced,
+                started_at=ago(),
+                source=pb.SourceStatus(state=state, since=ago()),
+                counts=pb.FleetCounts(engaged=3, not_ready=2, subscribers=4),
+                credential_sources=[
+                    pb.CredentialSource(name="main", type="exec", healthy=True, expires_at=ago(-AGO)),
+                    pb.CredentialSource(name="spare", type="file", message="no such file"),
+                ],
+            )
+        ]
+        outcome = await command("status")
+        assert outcome.status == status
+        said = {line[0]: " ".join(line[1:]) for line in outcome.lines}
+        assert said["daemon"] == "milo-discoveryd 1.2, mode project, up 2h5m"
+        assert said["source"].startswith(pb.SourceStatus.State.Name(state).removeprefix("STATE_"))
+        assert said["clusters"] == "3 engaged, 2 not ready, 0 outside the selector, 0 malformed"
+        assert said["subscribers"] == "4"
+        assert "main (exec), healthy, its credential ends in 2h5m" in outcome.out
+        assert "spare (file), not healthy: no such file" in outcome.out
+
+    async def test_for_programs_too(self, command, daemon):
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="single", synced=True)]
+        assert json.loads((await command("status", "-o", "json")).out)["mode"] == "single"
+
+
+class TestWatch:
+    async def test_a_line_for_each_event_and_messages_beside(self, command, daemon):
+        watching = asyncio.create_task(command("watch", "--once"))
+        (await daemon.stream()).send(snapshot("1", engaged(ALPHA), engaged("beta")))
+        outcome = await watching
+        assert outcome.lines == [
+            ["EVENT", "NAME", "ORGANIZATION", "ABOUT"],
+            ["ENGAGED", "alpha", "acme", "https://a"],
+            ["ENGAGED", "beta", "-"],
+        ]
+        assert (outcome.status, outcome.err) == (0, "milo-discovery: synced: 2 clusters\n")
+
+    async def test_every_type_of_event_says_what_matters(self, daemon):
+        async with running("watch", "--no-headers", address=daemon.address) as process:
+            stream = await daemon.stream()
+            stream.send(
+                snapshot("1", engaged(ALPHA)),
+                following(
+                    "1",
+                    "2",
+                    updated(cluster("alpha", deletion_requested_at=ago(), deletion_message="waiting for x")),
+                    renewed("alpha", b"secret"),
+                    disengaged("alpha", pb.DISENGAGE_REASON_DELETED, "gone"),
+                ),
+            )
+            lines = [(await process.stdout.readline()).decode().split() for _ in range(4)]
+            assert lines == [
+                ["ENGAGED", "alpha", "acme", "https://a"],
+                ["UPDATED", "alpha", "-", "Terminating:", "waiting", "for", "x"],
+                ["KUBECONFIG", "alpha", "-", "until", "-"],
+                ["DISENGAGED", "alpha", "-", "DELETED:", "gone"],
+            ]
+
+    async def test_a_reconnection_is_told_beside_the_data(self, daemon):
+        async with running("watch", "-o", "name", address=daemon.address) as process:
+            stream = await daemon.stream()
+            stream.send(snapshot("1", engaged("a")))
+            assert await process.stdout.readline() == b"a\n"
+            assert await process.stderr.readline() == b"milo-discovery: synced: 1 cluster\n"
+            stream.end(Refusal(grpc.StatusCode.UNAVAILABLE, "shutting down"))
+            (await daemon.stream()).send(following("1", "2", engaged("b")))
+            assert await process.stderr.readline() == (
+                b"milo-discovery: lost the daemon: shutting down; "
+                b"trying again, and meanwhile every cluster stays as it was\n"
+            )
+            assert await process.stderr.readline() == b"milo-discovery: connected again, and going on\n"
+            assert await process.stdout.readline() == b"b\n"
+            await daemon.stop()
+            await daemon.start()
+            (await daemon.stream()).send(snapshot("z", engaged(cluster("a", incarnation="new")), engaged("b")))
+            assert b"lost the daemon" in await process.stderr.readline()
+            assert await process.stderr.readline() == b"milo-discovery: connected again, and comparing\n"
+            assert await process.stderr.readline() == b"milo-discovery: synced: 2 clusters\n"
+
+    @pytest.mark.parametrize("form", ["json", "yaml"])
+    async def test_a_stream_for_programs_has_a_document_for_each_event(self, command, daemon, form):
+        watching = asyncio.create_task(command("watch", "--once", "-o", form, "--timestamps"))
+        (await daemon.stream()).send(snapshot("1", engaged("a"), engaged("b")))
+        out = (await watching).out
+        events = list(yaml.safe_load_all(out)) if form == "yaml" else [json.loads(line) for line in out.splitlines()]
+        assert [(each["type"], each["cluster"]["name"]) for each in events] == [
+            ("TYPE_ENGAGED", "a"),
+            ("TYPE_ENGAGED", "b"),
+        ]
+        assert all(each["receivedAt"].endswith("Z") for each in events)
+
+    async def test_timestamps_and_wide_lines(self, command, daemon):
+        watching = asyncio.create_task(command("watch", "--once", "-o", "wide", "--timestamps"))
+        (await daemon.stream()).send(snapshot("1", engaged(ALPHA)))
+        headers, line = (await watching).lines
+        assert headers == ["TIME", "EVENT", "NAME", "ORGANIZATION", "UID", "ENDPOINT", "LABELS", "ABOUT"]
+        assert line[1:7] == ["ENGAGED", "alpha", "acme", "u-1", "https://a", "b=2,env=prod"]
+        assert datetime.strptime(line[0], "%Y-%m-%dT%H:%M:%SZ")
+
+    async def test_an_interrupt_ends_it_without_a_word(self, daemon):
+        async with running("watch", "-o", "name", address=daemon.address) as process:
+            (await daemon.stream()).send(snapshot("1", engaged("a")))
+            await process.stdout.readline()
+            await process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = await process.communicate()
+            assert (process.returncode, err.strip()) == (130, b"")
+
+    async def test_it_ends_with_the_reader_of_its_pipe_even_in_silence(self, daemon):
+        reading, writing = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            COMMAND, "watch", "--address", daemon.address, "-o", "name", stdout=writing, stderr=asyncio.subprocess.PIPE
+        )
+        os.close(writing)
+        (await daemon.stream()).send(snapshot("1", engaged("a")))
+        assert await process.stderr.readline() == b"milo-discovery: synced: 1 cluster\n"
+        os.close(reading)
+        _, err = await process.communicate()
+        assert (process.returncode, err) == (-signal.SIGPIPE, b"")
+
+    async def test_a_view_that_is_not_complete_in_time_is_a_timeout(self, command, daemon):
+        watching = asyncio.create_task(command("watch", "--timeout", "300ms"))
+        (await daemon.stream()).send(snapshot("1", engaged("a"), synced=False))
+        outcome = await watching
+        assert (outcome.status, outcome.out) == (6, "")
+        assert outcome.err.startswith("milo-discovery: no complete view from unix:")
+
+    async def test_no_daemon_in_time_is_no_connection(self, command, daemon):
+        await daemon.stop()
+        outcome = await command("watch", "--timeout", "300ms")
+        assert outcome.status == 5
+        first, last = outcome.err.splitlines()
+        assert "No such file or directory" in first
+        assert first.endswith("trying again, and meanwhile every cluster stays as it was")
+        assert last.startswith("milo-discovery: no daemon answers at unix:")
+
+
+class TestEndings:
+    async def test_a_wrong_selector_is_named_as_the_option_it_came_from(self, command, daemon):
+        violation = BadRequest.FieldViolation(field="filter.label_selector", description="unexpected ','")
+        refusal = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "bad", (BadRequest(field_violations=[violation]),))
+        daemon.answers["ListClusters"] = [refusal]
+        outcome = await command("list", "-l", ",")
+        assert (outcome.status, outcome.err) == (2, "milo-discovery: --selector: unexpected ','\n")
+
+    @pytest.mark.parametrize(
+        ("refusal", "status"),
+        [
+            (Refusal(grpc.StatusCode.PERMISSION_DENIED, "no"), 4),
+            (Refusal(grpc.StatusCode.UNAUTHENTICATED, "no"), 4),
+            (Refusal(grpc.StatusCode.UNAVAILABLE, "no", (ErrorInfo(reason="NOT_SYNCED"),)), 7),
+            (Refusal(grpc.StatusCode.INTERNAL, "no"), 1),
+        ],
+        ids=lambda value: value.code.name if isinstance(value, Refusal) else None,
+    )
+    async def test_each_kind_of_refusal_has_its_status(self, command, daemon, refusal, status):
+        daemon.answers["ListClusters"] = [refusal]
+        outcome = await command("list")
+        assert (outcome.status, outcome.out, outcome.err) == (status, "", "milo-discovery: no\n")
+
+    async def test_no_daemon_is_said_with_the_place_and_the_mend(self, command, daemon):
+        await daemon.stop()
+        outcome = await command("list")
+        assert outcome.status == 5
+        assert outcome.err == (
+            f"milo-discovery: no daemon answers at {daemon.address}: No such file or directory "
+            "(is milo-discoveryd running there? --address or MILO_DISCOVERY_ADDRESS says where it is)\n"
+        )
+
+    async def test_no_answer_in_time_is_a_timeout(self, command, daemon):
+        daemon.answers["ListClusters"] = [SILENCE]
+        outcome = await command("list", "--timeout", "50ms")
+        assert outcome.status == 6
+        assert outcome.err == f"milo-discovery: no answer from {daemon.address} within the time given by --timeout\n"
+
+    @pytest.mark.parametrize(
+        ("arguments", "complaint"),
+        [
+            (["list", "--address", "nowhere"], "neither unix:///path/to/socket nor HOST:PORT"),
+            (["list", "--timeout", "soon"], "'soon' is not a span of time such as 500ms, 10s or 2m"),
+            (["list", "--timeout", "0s"], "'0s' is not a span of time"),
+            (["list", "-o", "xml"], "'xml' is not one of 'table', 'wide', 'json', 'yaml', 'name'"),
+            (["get"], "Missing argument 'NAME'"),
+            (["wacht"], "No such command 'wacht'"),
+        ],
+    )
+    async def test_wrong_usage_is_one_clear_line(self, command, arguments, complaint):
+        outcome = await command(*arguments)
+        assert outcome.status == 2
+        assert complaint in outcome.err
+        assert "Traceback" not in outcome.err
+
+    async def test_help_is_there_without_a_daemon(self, command):
+        outcome = await command("--help")
+        assert outcome.status == 0
+        assert [line[0] for line in outcome.lines[-5:]] == ["explain", "get", "list", "status", "watch"]
+        assert (await command("--version")).out.startswith("milo-discovery, version 0.")
+
+    async def test_help_loads_neither_grpc_nor_asyncio(self):
+        script = (
+            "import sys; from milo_discovery.cli import command\n"
+            "try: command.main(['watch', '--help'])\n"
+            "except SystemExit: print([m for m in ('grpc', 'asyncio', 'google.protobuf') if m in sys.modules])"
+        )
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+        assert out.decode().splitlines()[-1] == "[]"

@@ -1,0 +1,112 @@
+"""JSON and YAML as the command prints them: the names of the proto file, and what any YAML library reads back."""
+
+from __future__ import annotations
+
+import json
+
+import hypothesis.strategies as st
+import pytest
+import yaml
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import given
+
+from milo_discovery import _wire
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._session import Session
+from milo_discovery.cli import json_form, yaml_form
+
+from .messages import disengaged, engaged, following, snapshot
+
+STAMP = Timestamp(seconds=1_767_225_600, nanos=120_000_000)
+CLUSTER = pb.Cluster(
+    name="a",
+    labels={"env": "prod"},
+    engaged_at=STAMP,
+    connectivity=pb.Connectivity(state=pb.Connectivity.STATE_UNREACHABLE, since=STAMP),
+)
+SOURCE = pb.SourceStatus(state=pb.SourceStatus.STATE_STALE, since=Timestamp(seconds=1), reason="ConnectFailed")
+ANSWERS = [
+    pb.ListClustersResponse(clusters=[CLUSTER], revision="7", total_size=1, source=SOURCE),
+    pb.GetClusterResponse(
+        cluster=CLUSTER,
+        engagement=pb.Engagement(engaged=True, reason=pb.Engagement.REASON_CONFIRMING_DELETION, since=STAMP),
+        transitions=[
+            pb.Transition(
+                type=pb.ClusterEvent.TYPE_DISENGAGED, reason=pb.DISENGAGE_REASON_NOT_READY, message="x", at=STAMP
+            )
+        ],
+    ),
+    pb.GetServerInfoResponse(
+        version="1",
+        started_at=STAMP,
+        source=SOURCE,
+        counts=pb.FleetCounts(engaged=1),
+        credential_sources=[pb.CredentialSource(name="main", healthy=True)],
+        limits=pb.Limits(stalled_timeout=Duration(seconds=300), default_heartbeat_interval=Duration(nanos=500_000_000)),
+    ),
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
+def test_an_answer_has_the_json_of_its_proto_message(answer):
+    convert = {
+        pb.ListClustersResponse: lambda message: _wire.listing([message]),
+        pb.GetClusterResponse: _wire.cluster_report,
+        pb.GetServerInfoResponse: _wire.server_info,
+    }[type(answer)]
+    expected = MessageToDict(answer, always_print_fields_with_no_presence=True)
+    expected.pop("nextPageToken", None)  # all pages are one listing
+    assert json_form.to_json(convert(answer)) == expected
+
+
+def test_an_event_has_the_json_of_its_proto_message():
+    session = Session()
+    session.open()
+    session.receive(snapshot("1", engaged(CLUSTER, kubeconfig=b"\x00k")))
+    sent = disengaged(CLUSTER, pb.DISENGAGE_REASON_LABELS_CHANGED, "left")
+    sent.kubeconfig.CopyFrom(pb.Kubeconfig(cluster="a", kubeconfig=b"\x00k", expires_at=STAMP))
+    (event,) = session.receive(following("1", "2", sent))
+    assert json.loads(json_form.line(json_form.to_json(event))) == MessageToDict(
+        sent, always_print_fields_with_no_presence=True
+    )
+    assert "\n" not in json_form.line(json_form.to_json(event))
+
+
+def test_what_has_no_json_is_refused():
+    with pytest.raises(TypeError, match="no JSON for object"):
+        json_form.to_json(object())
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda each: st.lists(each, max_size=4) | st.dictionaries(st.text(), each, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(JSON)
+def test_yaml_reads_back_as_what_json_says(value):
+    assert yaml.safe_load(yaml_form.document(value)) == value
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["yes", "No", "on", "y", "null", "True", "1e3", "0x1f", "1_000", "12:30", "-", "~", "", "a: b", "a #b", "*a"],
+)
+def test_strings_that_some_yaml_takes_for_something_else_are_quoted(word):
+    assert yaml_form.document({"name": word}) == f'name: "{word}"'
+
+
+def test_yaml_is_laid_out_as_people_know_it():
+    value = {"clusters": [{"name": "a", "labels": {"env": "prod"}, "annotations": {}}, {"name": "b"}], "totalSize": 2}
+    assert yaml_form.document(value).splitlines() == [
+        "clusters:",
+        "- name: a",
+        "  labels:",
+        "    env: prod",
+        "  annotations: {}",
+        "- name: b",
+        "totalSize: 2",
+    ]
