@@ -41,7 +41,9 @@ class Proxy:
         """Resets every open connection; new ones are served."""
         tasks = list(self._connections)
         for writer in self._connections.values():
-            writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            connection = writer.get_extra_info("socket")
+            if connection.fileno() >= 0:  # else its end is under way already
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             writer.transport.abort()
         if tasks:
             await asyncio.wait(tasks)

@@ -57,6 +57,22 @@ async def test_a_cut_resets_what_is_open_and_serves_what_comes_next(proxy: Proxy
     writer.close()
 
 
+@pytest.mark.parametrize("steps", range(12))
+async def test_a_cut_at_any_step_of_a_connection_s_own_end_is_harmless(proxy: Proxy, echo: int, steps: int) -> None:
+    await proxy.open(echo)
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    await say(reader, writer, b"hello\n")
+    writer.transport.abort()
+    for _ in range(steps):
+        await asyncio.sleep(0)
+
+    await proxy.cut()
+
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+    assert await say(reader, writer, b"again\n") == b"again\n"
+    writer.close()
+
+
 async def test_a_proxy_that_was_never_opened_refuses(proxy: Proxy) -> None:
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", proxy.port)
