@@ -103,7 +103,7 @@ class _Builder:
                 raise DocumentError("has a key that is not a plain word", _line(key_node))
             if key_node.tag == _MERGE:
                 raise DocumentError("uses a merge key (<<); write the keys out", _line(key_node))
-            key: str = key_node.value
+            key = _text(key_node)
             if key in mapping:
                 first = self.lines[(*path, key)]
                 raise DocumentError(f'has the key "{key}" twice (first on line {first})', _line(key_node))
@@ -116,10 +116,21 @@ class _Builder:
             return None
         if self._scalars == "typed" and node.tag in _TYPED:
             try:
-                return self._loader.construct_object(node)  # type: ignore[no-untyped-call]
+                return self._loader.construct_object(node)
             except ValueError:
                 raise DocumentError("has a number that cannot be read", _line(node)) from None
-        return node.value
+        return _text(node)
+
+
+def _text(node: yaml.Node) -> str:
+    text: str = node.value
+    if text.isascii():
+        return text
+    try:
+        # JSON writes a character beyond the first 65,536 as two escapes, which YAML's escapes leave apart.
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        raise DocumentError("has half of a character (a lone surrogate)", _line(node)) from None
 
 
 def _line(node: yaml.Node) -> int:

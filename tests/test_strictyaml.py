@@ -33,6 +33,7 @@ def test_scalars_are_text_or_typed_as_asked() -> None:
 
 def test_json_is_yaml() -> None:
     assert read(b'{"a": [true, 1, "x", null]}', scalars="typed").value == {"a": [True, 1, "x", None]}
+    assert read(b'{"\\ud83d\\ude00": "\\u00e4\\ud83d\\ude00"}', scalars="text").value == {"😀": "ä😀"}
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,7 @@ def test_json_is_yaml() -> None:
         (b"a: \x07\n", 0, "is not YAML"),
         (b"x: *nowhere\n", 1, "undefined alias"),
         (b"a: !!int word\n", 1, "a number that cannot be read"),
+        (b'a: b\nc: "\\ud83d"\n', 2, "half of a character"),
     ],
 )
 def test_what_is_refused_is_told_with_its_line(content: bytes, line: int, complaint: str) -> None:

@@ -3,11 +3,14 @@
 import base64
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from milo_discoveryd.credentials import Credential, Secret, load_kubeconfig
 from milo_discoveryd.credentials.exec_plugin import ExecPlugin
@@ -15,6 +18,10 @@ from milo_discoveryd.errors import ConfigError
 
 Write = Callable[..., Path]
 SERVER = "https://milo.example.com:6443"
+WORDS = (
+    *("current-context", "contexts", "clusters", "users", "name", "context", "cluster", "user", "server", "token"),
+    *("exec", "command", "apiVersion", "tokenFile", "proxy-url", "certificate-authority-data", "client-key-data"),
+)
 
 
 def encoded(text: str) -> str:
@@ -140,6 +147,8 @@ def test_http_is_for_loopback_unless_there_is_nothing_to_steal(write: Write) -> 
         ({"certificate-authority": "nowhere.crt"}, None, "nowhere.crt cannot be read"),
         ({"proxy-url": "socks5://s3cret@proxy:1080"}, None, "SOCKS is not supported"),
         ({"proxy-url": "http://proxy:port"}, None, "proxy-url that is not http"),
+        ({"certificate-authority": "a\0b"}, None, "NUL"),
+        ({}, {"tokenFile": "a\0b"}, "NUL"),
         ({}, {"auth-provider": {"name": "oidc"}}, "use an exec credential plugin"),
         ({}, {"username": "u", "password": "s3cret"}, "use a token or a certificate"),
         ({}, {"token": "t", "as": "admin"}, "an identity of its own"),
@@ -182,6 +191,22 @@ def test_everything_that_is_wrong_is_told_at_once(write: Write) -> None:
 def test_a_kubeconfig_that_does_not_hang_together_is_told(write: Write, top: dict[str, Any], complaint: str) -> None:
     (problem,) = problems(write(**top))
     assert complaint in problem
+
+
+documents = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from([SERVER, "here", "c", "u"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=6),
+    max_leaves=30,
+)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(documents)
+def test_any_document_is_a_kubeconfig_or_told_why_not(tmp_path: Path, document: object) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps(document))
+    with suppress(ConfigError):
+        load_kubeconfig(path)
 
 
 def test_a_file_that_is_no_kubeconfig_is_told(tmp_path: Path) -> None:
