@@ -20,6 +20,7 @@ from milo_discoveryd.sandbox import (
     reviews,
     tables,
 )
+from milo_discoveryd.sandbox.admission import Part, Preconditions
 from milo_discoveryd.sandbox.calls import Call
 from milo_discoveryd.sandbox.collection import Page
 from milo_discoveryd.sandbox.faults import Approach, Faults
@@ -28,7 +29,7 @@ from milo_discoveryd.sandbox.options import Continue, ListOptions
 from milo_discoveryd.sandbox.records import Record, decode, encode
 from milo_discoveryd.sandbox.resources import Document, Resource
 from milo_discoveryd.sandbox.rights import Rights
-from milo_discoveryd.sandbox.store import Part, Preconditions, Store
+from milo_discoveryd.sandbox.store import Store
 from milo_discoveryd.sandbox.streams import Streams
 from milo_discoveryd.sandbox.tables import Table
 from milo_discoveryd.sandbox.watch import Pace, Plain, Watch
@@ -173,7 +174,9 @@ class Api:
 
     async def _delete(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         wanted = await _object(request) if request.can_read_body else {}
-        preconditions = wanted.get("preconditions") or {}
+        preconditions = wanted.get("preconditions", {})
+        if not isinstance(preconditions, dict):
+            raise refusals.bad_request("preconditions must be a JSON object")
         record, gone = self.store.delete(
             call.resource,
             call.name,

@@ -43,11 +43,16 @@ def violations(metadata: Document, resource: Resource) -> Iterator[Cause]:
         )
     yield from _label_violations(metadata.get("labels", {}))
     yield from _annotation_violations(metadata.get("annotations", {}))
-    for finalizer in metadata.get("finalizers", ()):
+    yield from _finalizer_violations(metadata.get("finalizers", []))
+
+
+def _finalizer_violations(finalizers: Any) -> Iterator[Cause]:
+    if not isinstance(finalizers, list):
+        yield _invalid("metadata.finalizers", finalizers, "must be a list of strings")
+        return
+    for finalizer in finalizers:
         if not isinstance(finalizer, str) or not _QUALIFIED.fullmatch(finalizer):
-            yield _invalid(
-                "metadata.finalizers", finalizer, "a finalizer is a qualified name, such as example.com/hold"
-            )
+            yield _invalid("metadata.finalizers", finalizer, "a finalizer is a qualified name, as example.com/hold")
 
 
 def _label_violations(labels: Any) -> Iterator[Cause]:

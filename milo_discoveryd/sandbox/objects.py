@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping
 from random import Random
 
 from milo_discoveryd.sandbox import patches
+from milo_discoveryd.sandbox.admission import Part
 from milo_discoveryd.sandbox.resources import PROJECTS, Document, Resource
-from milo_discoveryd.sandbox.store import Part, Store
+from milo_discoveryd.sandbox.store import Store
 
 DEFAULT_ORGANIZATION = "acme"
 

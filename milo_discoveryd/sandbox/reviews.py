@@ -7,7 +7,9 @@ from milo_discoveryd.sandbox.rights import ADMIN, Action, Rights
 
 
 def answer(review: Review, question: Document, subject: str, rights: Rights) -> Document:
-    spec = question.get("spec") or {}
+    spec = question.get("spec", {})
+    if not isinstance(spec, dict):
+        raise refusals.bad_request("spec must be a JSON object")
     match review.kind:
         case "SelfSubjectAccessReview":
             status = _access(spec, subject, rights)

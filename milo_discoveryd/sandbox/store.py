@@ -6,14 +6,14 @@ Pure and synchronous: a write is complete, or refused, when its call returns. Wh
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
-from enum import Enum, auto
 from random import Random
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
-from milo_discoveryd.sandbox import metadata, refusals, schema
+from milo_discoveryd.sandbox import admission, metadata, refusals
+from milo_discoveryd.sandbox.admission import Part, Preconditions
 from milo_discoveryd.sandbox.collection import Collection
 from milo_discoveryd.sandbox.records import Event, Record, record_of, restamped
 from milo_discoveryd.sandbox.refusals import Cause
@@ -21,20 +21,6 @@ from milo_discoveryd.sandbox.resources import NAMESPACES, Document, Resource
 
 Change = Callable[[Document], Any]
 """From an object as it is to the object somebody wants."""
-
-
-class Part(Enum):
-    """Which half of an object a write may touch: the status subresource sees nothing but status, the rest all else."""
-
-    MAIN = auto()
-    STATUS = auto()
-
-
-class Preconditions(msgspec.Struct, frozen=True):
-    """What must still hold of an object for its deletion to go ahead."""
-
-    uid: str = ""
-    version: str = ""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -95,7 +81,7 @@ class Store:
         strict: bool = False,
         dry_run: bool = False,
     ) -> Record:
-        wanted = self._enveloped(resource, document, namespace)
+        wanted = admission.enveloped(resource, document, namespace)
         given = wanted["metadata"]
         if given.get("resourceVersion"):
             raise refusals.bad_request("resourceVersion should not be set on objects to be created")
@@ -103,7 +89,7 @@ class Store:
             given["name"] = f"{given['generateName']}{self._random.getrandbits(20):05x}"
         if resource.has_status:
             wanted.pop("status", None)
-        self._judge(resource, wanted, strict=strict)
+        admission.judge(resource, wanted, strict=strict)
         if namespace:
             self.get(NAMESPACES, namespace)
         if self._collections[resource].get(given["name"], namespace) is not None:
@@ -128,15 +114,15 @@ class Store:
         asked = change(deepcopy(current))
         if not isinstance(asked, dict):
             raise refusals.bad_request("an object must be a JSON object")
-        wanted = self._enveloped(resource, asked, namespace)
-        self._check_identity(resource, before, wanted["metadata"])
-        after = _combined(current, wanted, part)
-        self._judge(resource, after, strict=strict)
+        wanted = admission.enveloped(resource, asked, namespace)
+        admission.check_identity(resource, before, wanted["metadata"])
+        after = admission.combined(current, wanted, part)
+        admission.judge(resource, after, strict=strict)
         if current["metadata"].get("deletionTimestamp"):
-            _refuse_new_finalizers(resource, current, after)
+            admission.refuse_new_finalizers(resource, current, after)
         if after == current:
             return before
-        if part is Part.MAIN and resource.counts_generations and _intent(after) != _intent(current):
+        if part is Part.MAIN and resource.counts_generations and admission.intent(after) != admission.intent(current):
             after["metadata"]["generation"] += 1
         finished = after["metadata"].get("deletionTimestamp") and not after["metadata"].get("finalizers")
         return self._commit(resource, before, after, deleted=bool(finished), dry_run=dry_run)
@@ -177,7 +163,7 @@ class Store:
         """The object as this leaves it, and whether it is gone: finalizers keep it, marked, until they are dropped."""
         before = self.get(resource, name, namespace)
         if preconditions:
-            _check(preconditions, resource, before)
+            admission.check_preconditions(preconditions, resource, before)
         document = before.document()
         marked = document["metadata"]
         if not marked.get("finalizers"):
@@ -246,53 +232,6 @@ class Store:
 
     # How a write is judged and done
 
-    def _enveloped(self, resource: Resource, document: Document, namespace: str) -> Document:
-        """A copy with apiVersion, kind and metadata that belong to this resource, or a refusal."""
-        for field, right in (("apiVersion", resource.api_version), ("kind", resource.kind)):
-            if document.get(field, right) != right:
-                raise refusals.bad_request(
-                    f"{field} in the data ({document[field]}) does not match the expected {field} ({right})"
-                )
-        given = document.get("metadata", {})
-        if not isinstance(given, dict):
-            raise refusals.bad_request("metadata must be a JSON object")
-        if (given.get("namespace") or namespace) != namespace:
-            raise refusals.bad_request(
-                f"the namespace of the provided object does not match the namespace sent on the request: {namespace!r}"
-            )
-        rest = {key: value for key, value in document.items() if key not in {"apiVersion", "kind", "metadata"}}
-        # Null stands for absent, wherever a client writes it.
-        kept = {key: value for key, value in given.items() if value is not None}
-        return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": kept, **rest}
-
-    def _judge(self, resource: Resource, document: Document, *, strict: bool) -> None:
-        unknown = schema.prune(document, resource.schema)
-        if unknown and strict:
-            named = ", ".join(f'unknown field "{path}"' for path in unknown)
-            raise refusals.bad_request(
-                f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
-                f"strict decoding error: {named}"
-            )
-        schema.fill(document, resource.schema)
-        causes = [
-            *metadata.violations(document["metadata"], resource),
-            *schema.violations(document, resource.schema),
-        ]
-        if causes:
-            raise refusals.invalid(resource, str(document["metadata"].get("name", "")), causes)
-
-    def _check_identity(self, resource: Resource, before: Record, given: Document) -> None:
-        if given.get("name", before.name) != before.name:
-            raise refusals.bad_request(
-                f"the name of the object ({given['name']}) does not match the name on the URL ({before.name})"
-            )
-        if given.get("uid", before.uid) != before.uid:
-            why = f"Precondition failed: UID in precondition: {given['uid']}, UID in object meta: {before.uid}"
-            raise refusals.conflict(resource, before.name, why)
-        if given.get("resourceVersion", str(before.version)) not in {str(before.version), "", "0"}:
-            why = "the object has been modified; please apply your changes to the latest version and try again"
-            raise refusals.conflict(resource, before.name, why)
-
     def _born(self, resource: Resource, document: Document, namespace: str) -> Document:
         given = document["metadata"]
         stamped: Document = {"name": given["name"]}
@@ -330,42 +269,3 @@ class Store:
 
     def timestamp(self) -> str:
         return self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _combined(current: Document, wanted: Document, part: Part) -> Document:
-    """The current object with the part that this write may touch taken from the wanted one."""
-    if part is Part.STATUS:
-        after = {key: value for key, value in current.items() if key != "status"}
-        return after | {"status": wanted["status"]} if wanted.get("status") is not None else after
-    server_owned = {key: value for key, value in current["metadata"].items() if key not in metadata.WRITABLE}
-    written = {key: wanted["metadata"][key] for key in metadata.WRITABLE if wanted["metadata"].get(key)}
-    after = {**wanted, "metadata": server_owned | written}
-    after.pop("status", None)
-    return after | {"status": current["status"]} if "status" in current else after
-
-
-def _intent(document: Document) -> Document:
-    return {key: value for key, value in document.items() if key not in {"metadata", "status"}}
-
-
-def _refuse_new_finalizers(resource: Resource, current: Document, after: Document) -> None:
-    held = current["metadata"].get("finalizers", ())
-    fresh = [name for name in after["metadata"].get("finalizers", ()) if name not in held]
-    if fresh:
-        cause = Cause(
-            reason="FieldValueForbidden",
-            message="Forbidden: no new finalizers can be added if the object is being deleted, "
-            f"found new finalizers {fresh}",
-            field="metadata.finalizers",
-        )
-        raise refusals.invalid(resource, current["metadata"]["name"], [cause])
-
-
-def _check(preconditions: Preconditions, resource: Resource, before: Record) -> None:
-    for what, wanted, found in (
-        ("UID", preconditions.uid, before.uid),
-        ("ResourceVersion", preconditions.version, str(before.version)),
-    ):
-        if wanted and wanted != found:
-            why = f"Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
-            raise refusals.conflict(resource, before.name, why)

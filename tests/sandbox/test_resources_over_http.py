@@ -64,6 +64,14 @@ async def test_a_deletion_takes_its_preconditions_from_the_body(client: Client, 
     assert "alpha" in sandbox.projects
 
 
+async def test_a_body_of_the_wrong_shape_is_a_bad_request_wherever_it_is_sent(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    assert reason(await client.call("DELETE", f"{PROJECTS}/alpha", {"preconditions": []})) == (400, "BadRequest")
+    reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+    for spec in ([], {"resourceAttributes": 1}):
+        assert reason(await client.call("POST", reviews, {"spec": spec})) == (400, "BadRequest")
+
+
 async def test_a_collection_is_deleted_by_selector(client: Client, sandbox: Sandbox) -> None:
     for name, env in (("a", "prod"), ("b", "dev"), ("c", "dev")):
         sandbox.projects.create(name, labels={"env": env})

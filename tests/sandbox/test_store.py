@@ -3,11 +3,14 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from milo_discoveryd.sandbox import patches
+from milo_discoveryd.sandbox.admission import Part, Preconditions
 from milo_discoveryd.sandbox.refusals import RefusedError
 from milo_discoveryd.sandbox.resources import CONFIG_MAPS, NAMESPACES, PROJECT_CONTROL_PLANES, PROJECTS
-from milo_discoveryd.sandbox.store import Part, Preconditions, Store
+from milo_discoveryd.sandbox.store import Store
 
 
 def project(name: str = "alpha", **metadata: Any) -> dict[str, Any]:
@@ -244,3 +247,38 @@ def test_a_namespace_must_exist_and_takes_what_is_in_it_along(store: Store) -> N
     store.create(CONFIG_MAPS, {"metadata": {"name": "one"}}, namespace="work")
     store.delete(NAMESPACES, "work")
     assert len(store[CONFIG_MAPS]) == 0
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+_field = st.sampled_from(
+    ("apiVersion", "kind", "metadata", "spec", "status", "name", "generateName", "labels", "annotations", "finalizers",
+     "ownerRef", "conditions", "suspensions", "type", "uid", "resourceVersion", "namespace", "deletionTimestamp")
+)  # fmt: skip
+_nearly = st.recursive(
+    _json,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_field, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None)
+@given(created=_nearly, patch=_nearly, part=st.sampled_from(Part))
+def test_whatever_is_written_is_taken_or_refused(created: Any, patch: Any, part: Part) -> None:
+    store = Store([PROJECTS])
+    store.create(PROJECTS, project())
+    for write in (
+        lambda: store.create(PROJECTS, {**project("beta"), **(created if isinstance(created, dict) else {})}),
+        lambda: store.modify(PROJECTS, "alpha", lambda it: patches.merge(it, patch), part=part),
+        lambda: store.modify(PROJECTS, "alpha", lambda it: patch, part=part),
+    ):
+        before = store.snapshot()
+        try:
+            write()
+        except RefusedError:
+            assert store.snapshot() == before
+    for record in store[PROJECTS]:
+        assert record.document()["metadata"]["name"] == record.name
