@@ -125,9 +125,8 @@ class TestList:
         assert (await command("list", "-o", "name")).err == ""
 
     async def test_a_stale_view_is_said(self, command, daemon):
-        stale = pb.SourceStatus(
-            state=pb.SourceStatus.STATE_STALE, since=ago(), reason="Unauthorized", last_contact=ago()
-        )
+        state = pb.SourceStatus.STATE_STALE
+        stale = pb.SourceStatus(state=state, since=ago(), reason="Unauthorized", last_contact=ago())
         daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[ALPHA], source=stale)]
         outcome = await command("list")
         assert outcome.status == 0
@@ -323,7 +322,7 @@ class TestWatch:
         headers, line = (await watching).lines
         assert headers == ["TIME", "EVENT", "NAME", "ORGANIZATION", "UID", "ENDPOINT", "LABELS", "ABOUT"]
         assert line[1:7] == ["ENGAGED", "alpha", "acme", "u-1", "https://a", "b=2,env=prod"]
-        assert datetime.strptime(line[0], "%Y-%m-%dT%H:%M:%SZ")
+        assert datetime.fromisoformat(line[0]).tzinfo is UTC
 
     async def test_an_interrupt_ends_it_without_a_word(self, daemon):
         async with running("watch", "-o", "name", address=daemon.address) as process:
@@ -346,8 +345,17 @@ class TestWatch:
         _, err = await process.communicate()
         assert (process.returncode, err) == (-signal.SIGPIPE, b"")
 
+    async def test_it_ends_with_a_reader_that_has_seen_enough(self, daemon):
+        process = await asyncio.create_subprocess_shell(
+            f"{COMMAND} watch --address {daemon.address} -o name | head -1", stdout=-1, stderr=-1
+        )
+        stream = await daemon.stream()
+        stream.send(snapshot("1", *(engaged(f"c{n}") for n in range(5000))))
+        assert (await process.communicate())[0] == b"c0\n"
+        await stream.ended.wait()
+
     async def test_a_view_that_is_not_complete_in_time_is_a_timeout(self, command, daemon):
-        watching = asyncio.create_task(command("watch", "--timeout", "300ms"))
+        watching = asyncio.create_task(command("watch", "--timeout", "1s"))
         (await daemon.stream()).send(snapshot("1", engaged("a"), synced=False))
         outcome = await watching
         assert (outcome.status, outcome.out) == (6, "")
@@ -355,7 +363,7 @@ class TestWatch:
 
     async def test_no_daemon_in_time_is_no_connection(self, command, daemon):
         await daemon.stop()
-        outcome = await command("watch", "--timeout", "300ms")
+        outcome = await command("watch", "--timeout", "1s")
         assert outcome.status == 5
         first, last = outcome.err.splitlines()
         assert "No such file or directory" in first

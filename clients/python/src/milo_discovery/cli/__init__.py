@@ -5,17 +5,26 @@ Data goes to stdout, messages to stderr. Help and usage errors load neither gRPC
 
 from __future__ import annotations
 
-import signal
 import sys
 
 import click
 
 from milo_discovery.cli.answers import explain, get_cluster, list_clusters, status
-from milo_discovery.cli.endings import Exit
+from milo_discovery.cli.endings import Exit, end_by_broken_pipe
 from milo_discovery.cli.following import watch
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Pipeable(click.Group):
+    """As other tools of a pipeline do: when the reader has seen enough, it ends without a word."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            end_by_broken_pipe()
+
+
+@click.group(cls=Pipeable, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="milo-discovery-client", prog_name="milo-discovery")
 def command() -> None:
     """See which Milo project control planes are engaged, and follow them as they come and go.
@@ -31,8 +40,6 @@ for each in (watch, list_clusters, get_cluster, explain, status):
 
 def main() -> None:
     """The entry point. It never returns."""
-    # As other tools of a pipeline do: when the reader has seen enough, end without a word.
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         outcome = command.main(prog_name="milo-discovery", standalone_mode=False)
     except click.ClickException as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from enum import IntEnum
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import click
 
@@ -92,6 +93,13 @@ class Ended(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         say(self.message)
+
+
+def end_by_broken_pipe() -> NoReturn:
+    """By the signal that Python ignores, now that it means the reader of our output, and not some socket of gRPC's."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGPIPE)
+    raise AssertionError("a signal that isn't handled has ended the process")
 
 
 def say(text: str) -> None:

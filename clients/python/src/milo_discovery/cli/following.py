@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import stat
 import sys
 from contextlib import aclosing
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, assert_never
 import click
 
 from milo_discovery.cli import wording
-from milo_discovery.cli.endings import cause, message, say
+from milo_discovery.cli.endings import cause, end_by_broken_pipe, message, say
 from milo_discovery.cli.options import Connection, connecting, filtering, formatted
 from milo_discovery.errors import DiscoveryError, TimedOut
 from milo_discovery.events import Connected, Disconnected, Event, Mark, Refreshed, Synced
@@ -71,7 +70,7 @@ def _end_with_the_reader(loop: asyncio.AbstractEventLoop) -> None:
     """In a pipe, end when its reader does, and not only with the next event, which may be hours away."""
     if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
         # The writing end of a pipe becomes "readable" only by its error: nobody reads the other end any more.
-        loop.add_reader(sys.stdout.fileno(), signal.raise_signal, signal.SIGPIPE)
+        loop.add_reader(sys.stdout.fileno(), end_by_broken_pipe)
 
 
 class Printer:
