@@ -8,7 +8,7 @@ import base64
 import binascii
 import ipaddress
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
@@ -44,8 +44,42 @@ Entry = TypeVar("Entry", bound=Named)
 
 
 def load_kubeconfig(path: Path) -> Upstream:
-    """Raises ConfigError with everything that is wrong with the file."""
-    return _Reader(path, parse(path)).upstream()
+    """Raises ConfigError with everything that is wrong with the file, which is followed from then on."""
+    found = _Reader(path, parse(path)).upstream()
+    if not path.is_file():
+        return found  # a shell's <(command), which can be read once
+    return replace(found, credentials=FollowedCredential(FileContent(path), found))
+
+
+class FollowedCredential:
+    """The credential of a kubeconfig that is replaced while we run: a mounted Secret's, or that of a new login.
+
+    Only the credential is taken from the new one. A new server or authority takes a restart: what leads the daemon to
+    another fleet should be seen to.
+    """
+
+    def __init__(self, file: FileContent, loaded: Upstream) -> None:
+        self._file = file
+        self._loaded = loaded
+        self._content = file.read()
+
+    async def credential(self, *, refused: Credential | None = None) -> Credential:
+        content = self._file.read(anew=refused is not None)
+        if content != self._content:
+            self._follow()
+            self._content = content
+        return await self._loaded.credentials.credential(refused=refused)
+
+    def _follow(self) -> None:
+        try:
+            found = _Reader(self._file.path, parse(self._file.path)).upstream()
+        except ConfigError as error:
+            raise CredentialError(f"the kubeconfig was replaced by one that cannot be used: {error}") from None
+        if found.server != self._loaded.server:
+            raise CredentialError(
+                f"kubeconfig {self._file.path} was replaced, and names {found.server} now: restart to follow it there"
+            )
+        self._loaded = found
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """From a kubeconfig to one API server and an identity there, or to all that is wrong with it."""
 
+import asyncio
 import base64
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from milo_discoveryd.credentials import Credential, Secret, load_kubeconfig
-from milo_discoveryd.credentials.exec_plugin import ExecPlugin
-from milo_discoveryd.errors import ConfigError
+from milo_discoveryd.errors import ConfigError, CredentialError
 
 Write = Callable[..., Path]
 SERVER = "https://milo.example.com:6443"
@@ -120,8 +121,7 @@ def test_an_exec_plugin_is_a_source(write: Write, tmp_path: Path) -> None:
             "args": ["-x"],
             "env": None,
         }
-        upstream = load_kubeconfig(write(user={"exec": spec}))
-        assert isinstance(upstream.credentials, ExecPlugin)
+        assert load_kubeconfig(write(user={"exec": spec})).server == SERVER
 
 
 def test_http_is_for_loopback_unless_there_is_nothing_to_steal(write: Write) -> None:
@@ -129,6 +129,43 @@ def test_http_is_for_loopback_unless_there_is_nothing_to_steal(write: Write) -> 
     assert load_kubeconfig(write(cluster={"server": "http://milo.example.com"}, user={})).server
     (problem,) = problems(write(cluster={"server": "http://milo.example.com"}))
     assert "in the clear: use https" in problem
+
+
+async def test_a_kubeconfig_may_come_through_a_pipe(write: Write, tmp_path: Path) -> None:
+    content = write().read_bytes()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writing = asyncio.create_task(asyncio.to_thread(pipe.write_bytes, content))
+    upstream = await asyncio.to_thread(load_kubeconfig, pipe)
+    await writing
+    assert await upstream.credentials.credential() == Credential(token=Secret("s3cret"))
+
+
+async def test_a_kubeconfig_that_is_replaced_by_one_with_another_credential_is_followed(write: Write) -> None:
+    source = load_kubeconfig(write()).credentials
+    assert await source.credential() == Credential(token=Secret("s3cret"))
+    write(user={"token": "renewed"})
+    assert await source.credential() == Credential(token=Secret("renewed"))
+
+
+async def test_a_kubeconfig_that_is_replaced_by_one_for_another_server_is_not_followed(write: Write) -> None:
+    source = load_kubeconfig(write()).credentials
+    write(cluster={"server": "https://elsewhere"})
+    for _ in range(2):
+        with pytest.raises(CredentialError, match="names https://elsewhere now: restart to follow it there"):
+            await source.credential()
+    write(user={"token": "renewed"})
+    assert await source.credential() == Credential(token=Secret("renewed"))
+
+
+async def test_a_kubeconfig_that_is_replaced_by_nonsense_is_told_and_by_nothing_is_kept(write: Write) -> None:
+    path = write()
+    source = load_kubeconfig(path).credentials
+    path.write_text("")
+    assert await source.credential() == Credential(token=Secret("s3cret"))
+    path.write_text("nonsense: yes")
+    with pytest.raises(CredentialError, match=r"replaced by one that cannot be used: kubeconfig .* current-context"):
+        await source.credential()
 
 
 @pytest.mark.parametrize(
