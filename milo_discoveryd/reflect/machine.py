@@ -194,10 +194,10 @@ class Reflector:
                 return OpenWatch(version, timeout_s)
             case Filling(heard_at):
                 return ReadWatch(heard_at + self._policy.fill_silence_s)
-            case Watching(_, opened_at, heard_at, timeout_s):
+            case watching:
                 if self._bookmarks_seen:
-                    return ReadWatch(heard_at + self._policy.silence_s)
-                return ReadWatch(opened_at + timeout_s + 10.0)
+                    return ReadWatch(watching.heard_at + self._policy.silence_s)
+                return ReadWatch(watching.opened_at + watching.timeout_s + 10.0)
 
     @property
     def is_reading(self) -> bool:
@@ -243,7 +243,7 @@ class Reflector:
             case Filling():
                 self.state = Filling(now)
             case Watching() as watching:
-                self.state = msgspec.structs.replace(watching, heard_at=now, proven=watching.proven or bool(events))
+                self.state = msgspec.structs.replace(watching, heard_at=now)
                 self._note_health(watching, now)
         return findings
 
@@ -274,6 +274,7 @@ class Reflector:
         return self._catching_up("Silence", "the watch stayed silent since it was resumed", now)
 
     def failed(self, failure: Failure, now: float) -> list[Finding]:
+        assert not isinstance(self.state, Waiting), "nothing was asked for, so nothing can have failed"
         if isinstance(self.state, Watching):
             self._note_health(self.state, now)
         self._failures += 1
@@ -285,10 +286,8 @@ class Reflector:
                 return self._page_failed(token, failure, now, delay)
             case Opening(version, _):
                 return self._resume_failed(version, failure, now, delay)
-            case Watching() as watching:
+            case watching:
                 return self._watch_failed(watching, failure, now, delay)
-            case Waiting():
-                raise AssertionError("nothing was asked for, so nothing can have failed")
 
     def _streaming_list_failed(self, failure: Failure, now: float, delay: float) -> list[Finding]:
         # Refused (the feature is off, or the rights are missing: pages will tell), or the server is still building its
@@ -384,8 +383,7 @@ class Reflector:
 
     def _at(self, version: str) -> None:
         assert isinstance(self.state, Watching)
-        if version:
-            self.state = msgspec.structs.replace(self.state, version=version)
+        self.state = msgspec.structs.replace(self.state, version=version or self.state.version, proven=True)
 
     def _list_ended(self, version: str, now: float, *, reading: bool = False) -> Finding:
         self.synced = True
@@ -407,12 +405,11 @@ class Reflector:
         return self._catching_up(failure.reason, failure.message, now)
 
     def _catching_up(self, reason: str, message: str, now: float) -> list[Finding]:
-        if self.status.state is not SourceState.CATCHING_UP:
-            self.status = SourceStatus(SourceState.CATCHING_UP, now, reason, message, self.status.last_contact)
+        self.status = SourceStatus(SourceState.CATCHING_UP, now, reason, message, self.status.last_contact)
         return [Relisting(reason)]
 
     def _streaming(self, now: float) -> None:
-        if self.synced and self.status.state is not SourceState.STREAMING:
+        if self.status.state is not SourceState.STREAMING:
             self.status = SourceStatus(SourceState.STREAMING, now, last_contact=now)
 
     def _contact(self, now: float) -> None:

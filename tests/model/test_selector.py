@@ -1,0 +1,118 @@
+"""Label selectors mean what they mean to an API server, and a wrong one is named with its place."""
+
+import pytest
+
+from milo_discoveryd.model.selector import Requirement, Selector, SelectorError, parse
+
+A_LONG_NAME = "a" * 63
+
+
+@pytest.mark.parametrize("nothing", ["", " ", "\t\r\n"])
+def test_nothing_asked_for_matches_everything(nothing: str) -> None:
+    assert parse(nothing) == Selector()
+    assert not parse(nothing)
+    assert parse(nothing).matches({})
+
+
+@pytest.mark.parametrize(
+    ("selector", "matching", "not_matching"),
+    [
+        ("a", {"a": ""}, {}),
+        ("!a", {}, {"a": ""}),
+        ("a=b", {"a": "b"}, {"a": "c"}),
+        ("a==b", {"a": "b"}, {}),
+        ("a=", {"a": ""}, {}),
+        ("a!=b", {"a": "c"}, {"a": "b"}),
+        ("a!=b", {}, {"a": "b"}),
+        ("a!=", {}, {"a": ""}),
+        ("a in (b,c)", {"a": "c"}, {"a": "d"}),
+        ("a in (b,c)", {"a": "b"}, {}),
+        ("a in (b,)", {"a": ""}, {}),
+        ("a in (,)", {"a": ""}, {"a": "b"}),
+        ("a in ()", {"a": ""}, {"a": "b"}),
+        ("a notin (b,c)", {}, {"a": "b"}),
+        ("a notin ()", {"a": "b"}, {"a": ""}),
+        ("a>5", {"a": "6"}, {"a": "5"}),
+        ("a>5", {"a": "10"}, {}),
+        ("a<5", {"a": "4"}, {"a": "5"}),
+        ("a<5", {"a": "0004"}, {"a": "1_0"}),
+        ("a<5", {"a": "4"}, {"a": "three"}),
+        ("a<5", {"a": "4"}, {"a": "٣"}),
+        ("a>5", {"a": "9223372036854775807"}, {"a": "9223372036854775808"}),
+        ("a=b,c", {"a": "b", "c": ""}, {"a": "b"}),
+        ("in in (in)", {"in": "in"}, {"in": "notin"}),
+        ("notin=notin", {"notin": "notin"}, {}),
+        ("example.com/a_B.c-9=x", {"example.com/a_B.c-9": "x"}, {}),
+        ("  a\t=\n b ,\r!c ", {"a": "b"}, {"a": "b", "c": ""}),
+        (f"a={A_LONG_NAME}", {"a": A_LONG_NAME}, {}),
+    ],
+)
+def test_a_selector_matches_as_it_does_for_an_api_server(
+    selector: str, matching: dict[str, str], not_matching: dict[str, str]
+) -> None:
+    assert parse(selector).matches(matching)
+    assert not parse(selector).matches(not_matching)
+
+
+@pytest.mark.parametrize(
+    ("selector", "problem"),
+    [
+        ("a=b,", "expected a label key, found 'the end', at character 5"),
+        (",a", "expected a label key, found ',', at character 1"),
+        ("a,,b", "expected a label key, found ',', at character 3"),
+        ("!", "expected a label key, found 'the end', at character 2"),
+        ("!!a", "expected a label key, found '!', at character 2"),
+        ("!a=b", "expected ',' or the end, found '=', at character 3"),
+        ("a=b c", "expected ',' or the end, found 'c', at character 5"),
+        ("a===b", "expected a label value, found '=', at character 4"),
+        ("a !b", "expected one of = == != in notin > <, found '!', at character 3"),
+        ("a b", "expected one of = == != in notin > <, found 'b', at character 3"),
+        ("a in b", "expected '(' after in or notin, found 'b', at character 6"),
+        ("a in", "expected '(' after in or notin, found 'the end', at character 5"),
+        ("a in (b", "expected ',' or ')', found 'the end', at character 8"),
+        ("a in (b c)", "expected ',' or ')', found 'c', at character 9"),
+        ("a in (!b)", "expected a label value, found '!', at character 7"),
+        ("a>", "expected a whole number, found 'the end', at character 3"),
+        ("a>x", "expected a whole number from 0 to 9223372036854775807, found 'x', at character 3"),
+        ("a>-1", "expected a whole number from 0 to 9223372036854775807, found '-1', at character 3"),
+        ("a>9223372036854775808", "expected a whole number from 0 to"),
+        ("a>" + "0" * 64, "expected a whole number from 0 to"),
+        ("a\u00a0=b", "label key 'a\\xa0' must be up to 63 letters"),
+        ("-a", "label key '-a' must be up to 63 letters"),
+        (A_LONG_NAME + "a", "label key"),
+        ("/a", "the prefix of label key '/a' must be a lowercase DNS name, at character 1"),
+        ("a/b/c", "the prefix of label key 'a/b/c' must be a lowercase DNS name, at character 1"),
+        ("Example.com/a", "must be a lowercase DNS name"),
+        ("a" * 254 + "/a", "must be a lowercase DNS name"),
+        ("example.com/", "label key 'example.com/' must be up to 63 letters"),
+        ("a=b.", "label value 'b.' must be up to 63 letters"),
+        ("a=" + A_LONG_NAME + "a", "label value"),
+        ("a=b/c", "label value 'b/c' must be up to 63 letters, digits, '-', '_' or '.', beginning and ending with"),
+        ("x=a||y=b", "label value 'a||y' must be"),
+    ],
+)
+def test_a_wrong_selector_is_refused_with_what_is_wrong_and_where(selector: str, problem: str) -> None:
+    with pytest.raises(SelectorError) as refused:
+        parse(selector)
+    assert problem in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("selector", "canonical"),
+    [
+        ("b==1,a", "a,b in (1)"),
+        ("a in (y,x)", "a in (x,y)"),
+        ("a!=x", "a notin (x)"),
+        ("!b, a>07", "!b,a>7"),
+        ("a<3", "a<3"),
+        ("a=", "a in ()"),
+        ("a in (b,)", "a in (,b)"),
+    ],
+)
+def test_selectors_that_say_the_same_read_the_same(selector: str, canonical: str) -> None:
+    assert str(parse(selector)) == canonical
+    assert str(parse(canonical)) == canonical
+
+
+def test_a_requirement_says_what_it_asks_for() -> None:
+    assert parse("a notin (b)").requirements == (Requirement("a", "notin", frozenset({"b"})),)

@@ -1,0 +1,112 @@
+"""What seems to be gone is asked about until there is an answer."""
+
+from milo_discoveryd.model.observation import NotReady
+from milo_discoveryd.reflect.backoff import Backoff
+from milo_discoveryd.reflect.deletions import Found, Gone, NotFound, Question, Suspicions, Unanswered
+
+STILL_THERE = NotReady("a", "u1", "5", "")
+
+
+def suspicions(at_once: int = 20) -> Suspicions:
+    return Suspicions(lambda: 0.0, at_once, Backoff(first_s=1.0, cap_s=4.0))
+
+
+def asked(of: Suspicions, now: float = 0.0) -> Question:
+    (question,) = of.questions(now)
+    return question
+
+
+def test_not_found_is_evidence() -> None:
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0)
+    assert pending.answered(asked(pending), NotFound(), 1.0) == Gone("a", "u1")
+    assert len(pending) == 0
+
+
+def test_what_is_found_is_told_as_it_is() -> None:
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0)
+    assert pending.answered(asked(pending), Found(STILL_THERE), 1.0) == STILL_THERE
+    assert len(pending) == 0
+
+
+def test_a_name_is_asked_about_once() -> None:
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0)
+    question = asked(pending)
+    pending.suspect("a", "u1", 1.0)
+    assert pending.questions(5.0) == []
+    assert pending.why("a") == (0.0, "")
+    assert pending.answered(question, NotFound(), 6.0) == Gone("a", "u1")
+
+
+def test_without_an_answer_it_is_asked_again_and_again_later_each_time() -> None:
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0)
+    now = 0.0
+    for delay in (1.0, 2.0, 4.0, 4.0):
+        assert pending.answered(asked(pending, now), Unanswered("503: not now"), now) is None
+        assert pending.why("a") == (0.0, "503: not now")
+        assert pending.next_at == now + delay
+        assert pending.questions(now + delay - 0.1) == []
+        now += delay
+    assert pending.answered(asked(pending, now), NotFound(), now) == Gone("a", "u1")
+
+
+def test_at_most_so_many_are_asked_about_at_a_time() -> None:
+    pending = suspicions(at_once=2)
+    for name in "abc":
+        pending.suspect(name, "u", 0.0)
+    first, second = pending.questions(0.0)
+    assert pending.next_at is None
+    assert pending.questions(0.0) == []
+    pending.answered(first, NotFound(), 1.0)
+    assert pending.next_at == 0.0
+    assert [question.name for question in pending.questions(1.0)] == ["c"]
+    pending.answered(second, Unanswered("no"), 2.0)
+    assert pending.next_at == 3.0
+
+
+def test_being_seen_again_settles_it_and_a_late_answer_is_beside_the_point() -> None:
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0)
+    question = asked(pending)
+    pending.clear("a")
+    assert pending.why("a") is None
+    assert pending.answered(question, NotFound(), 1.0) is None
+
+
+def test_an_answer_to_an_earlier_question_settles_no_later_one() -> None:
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0)
+    early = asked(pending)
+    pending.clear("a")
+    pending.suspect("a", "u1", 1.0)
+    late = asked(pending, 1.0)
+    assert pending.answered(early, NotFound(), 2.0) is None
+    assert pending.answered(late, NotFound(), 2.0) == Gone("a", "u1")
+
+
+def test_another_uid_under_the_name_is_another_question() -> None:
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0)
+    early = asked(pending)
+    pending.suspect("a", "u2", 1.0)
+    assert pending.why("a") == (1.0, "")
+    assert pending.answered(early, NotFound(), 2.0) is None
+    assert pending.answered(asked(pending, 1.0), NotFound(), 2.0) == Gone("a", "u2")
+
+
+def test_what_was_settled_before_it_was_asked_about_is_never_asked_about() -> None:
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0)
+    pending.clear("a")
+    assert pending.questions(0.0) == []
+    assert pending.next_at is None
+
+
+def test_by_default_twenty_are_asked_about_at_a_time() -> None:
+    pending = Suspicions(lambda: 0.0)
+    for index in range(30):
+        pending.suspect(f"a{index}", "u", 0.0)
+    assert len(pending.questions(0.0)) == 20

@@ -1,0 +1,46 @@
+"""A stream of bytes is cut into the same lines, however it comes."""
+
+import pytest
+
+from milo_discoveryd.reflect.wire import Lines, LineTooLongError
+
+STREAM = b'{"a":1}\n\n{"b":\r\n"two"}\n{"unfinished'
+
+
+def fed(*chunks: bytes, limit: int = 100) -> list[bytes]:
+    lines = Lines(limit)
+    return [bytes(line) for chunk in chunks for line in lines.feed(chunk)]
+
+
+def test_lines_come_out_whole_and_empty_ones_are_left_out() -> None:
+    assert fed(STREAM) == [b'{"a":1}', b'{"b":\r', b'"two"}']
+
+
+@pytest.mark.parametrize("cut", range(len(STREAM) + 1))
+def test_where_the_stream_is_cut_makes_no_difference(cut: int) -> None:
+    assert fed(STREAM[:cut], STREAM[cut:]) == fed(STREAM)
+
+
+def test_bytes_one_by_one_make_the_same_lines() -> None:
+    assert fed(*(STREAM[index : index + 1] for index in range(len(STREAM)))) == fed(STREAM)
+
+
+def test_an_unfinished_line_is_known_of() -> None:
+    lines = Lines()
+    lines.feed(b"half")
+    assert lines.partial
+    lines.feed(b" and half\n")
+    assert not lines.partial
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [(b"123456",), (b"123", b"456"), (b"1\n123456\n1\n",), (b"1\n123456",), (b"123", b"456\n"), (b"1\n\n123", b"456")],
+)
+def test_a_line_over_the_limit_is_refused_however_it_comes(chunks: tuple[bytes, ...]) -> None:
+    with pytest.raises(LineTooLongError, match="longer than 5 bytes"):
+        fed(*chunks, limit=5)
+
+
+def test_a_line_of_just_the_limit_is_taken() -> None:
+    assert fed(b"12345\n123", b"45\n", limit=5) == [b"12345", b"12345"]
