@@ -1,0 +1,56 @@
+// The fleet as this process knows it. Batches go in, and what is news comes out: no matter how often the connection or the
+// daemon was lost on the way, a cluster is ENGAGED once and DISENGAGED once.
+import { isDeepStrictEqual } from "node:util";
+
+// What a restarted daemon tells anew about a cluster that is the same as ever.
+const seen = ({ engaged_at, incarnation, source_resource_version, connectivity, ...cluster }) => ({
+  ...cluster,
+  connectivity: connectivity && { state: connectivity.state, message: connectivity.message },
+});
+
+export class Fleet {
+  clusters = new Map();
+  revision = ""; // where to resume
+  #snapshot = null; // a complete view that is still coming in
+
+  // A stream begins: what an earlier one left half-told does not count.
+  open() {
+    this.#snapshot = null;
+    return this.revision;
+  }
+
+  *apply(batch) {
+    if (batch.reset) this.#snapshot = new Map();
+    if (this.#snapshot) {
+      for (const { type, cluster } of batch.events) {
+        if (type === "TYPE_DISENGAGED") this.#snapshot.delete(cluster.name);
+        else this.#snapshot.set(cluster.name, cluster);
+      }
+      if (!batch.synced) return;
+      yield* this.#differences(this.#snapshot);
+      this.clusters = this.#snapshot;
+      this.#snapshot = null;
+    } else {
+      for (const event of batch.events) {
+        if (event.type === "TYPE_DISENGAGED") this.clusters.delete(event.cluster.name);
+        else this.clusters.set(event.cluster.name, event.cluster);
+        yield event;
+      }
+    }
+    // The point to come back to is behind a whole batch, and never inside a snapshot.
+    if (batch.synced) this.revision = batch.revision;
+  }
+
+  *#differences(snapshot) {
+    for (const [name, cluster] of this.clusters) {
+      const now = snapshot.get(name);
+      if (!now) yield { type: "TYPE_DISENGAGED", cluster, message: "it was gone when the connection came back" };
+      else if (now.uid !== cluster.uid) yield { type: "TYPE_DISENGAGED", cluster, reason: "DISENGAGE_REASON_REPLACED" };
+    }
+    for (const [name, cluster] of snapshot) {
+      const before = this.clusters.get(name);
+      if (before?.uid !== cluster.uid) yield { type: "TYPE_ENGAGED", cluster };
+      else if (!isDeepStrictEqual(seen(before), seen(cluster))) yield { type: "TYPE_UPDATED", cluster };
+    }
+  }
+}

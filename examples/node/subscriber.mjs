@@ -1,0 +1,80 @@
+// Prints project clusters as they are engaged, updated and disengaged:
+//
+//   MILO_DISCOVERY_ADDRESS=unix:///run/milo-discovery/discovery.sock node subscriber.mjs
+import { setTimeout as sleep } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
+import grpc from "@grpc/grpc-js";
+import loader from "@grpc/proto-loader";
+import { Fleet } from "./fleet.mjs";
+
+const ADDRESS = process.env.MILO_DISCOVERY_ADDRESS || "unix:///run/milo-discovery/discovery.sock";
+const HEARTBEAT_S = Number(process.env.HEARTBEAT_S || 10);
+const BACKOFF_MS = { first: 200, longest: 10_000 };
+const { INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED, FAILED_PRECONDITION } = grpc.status;
+const HOPELESS = new Set([INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED, FAILED_PRECONDITION]);
+
+// A copy of this folder needs a copy of the proto file, and its path here.
+const PROTO = fileURLToPath(new URL("../../proto", import.meta.url));
+const definition = loader.loadSync("milo/discovery/v1/discovery.proto", {
+  includeDirs: [PROTO],
+  keepCase: true,
+  enums: String,
+  longs: String,
+  defaults: true,
+});
+const { DiscoveryService } = grpc.loadPackageDefinition(definition).milo.discovery.v1;
+
+const short = (word) => word?.replace(/^(TYPE|DISENGAGE_REASON)_/, "") ?? "";
+
+function print({ type, cluster, reason, message }) {
+  const why = type === "TYPE_DISENGAGED" ? [short(reason), message] : [cluster.endpoint];
+  console.log([short(type).padEnd(10), cluster.name, ...why].filter(Boolean).join("  "));
+}
+
+// One stream, until it breaks: it always ends by throwing.
+async function follow(client, fleet, onBatch) {
+  const stream = client.WatchClusters({
+    resume_revision: fleet.open(),
+    heartbeat_interval: { seconds: HEARTBEAT_S },
+  });
+  // A quiet daemon says so in every interval. When three went by, nobody is there.
+  let silent = false;
+  const watchdog = setTimeout(() => {
+    silent = true;
+    stream.cancel();
+  }, 3 * HEARTBEAT_S * 1000);
+  try {
+    for await (const batch of stream) {
+      watchdog.refresh();
+      onBatch();
+      for (const event of fleet.apply(batch)) print(event);
+    }
+    throw new Error("the daemon ended the stream");
+  } catch (error) {
+    throw silent ? new Error(`nothing was heard for ${3 * HEARTBEAT_S} s`) : error;
+  } finally {
+    clearTimeout(watchdog);
+    stream.cancel();
+  }
+}
+
+const client = new DiscoveryService(ADDRESS, grpc.credentials.createInsecure(), {
+  "grpc.initial_reconnect_backoff_ms": 100,
+  "grpc.max_reconnect_backoff_ms": 1000, // the daemon is next door: be there soon after it is
+  "grpc.enable_http_proxy": 0,
+});
+const fleet = new Fleet();
+let pause = BACKOFF_MS.first;
+for (;;) {
+  try {
+    await follow(client, fleet, () => (pause = BACKOFF_MS.first));
+  } catch (error) {
+    if (HOPELESS.has(error.code)) {
+      console.error(`refused: ${error.message}`);
+      process.exit(1);
+    }
+    console.error(`the stream broke, every cluster stays as it is: ${error.message}`);
+  }
+  await sleep(pause * (0.5 + Math.random() / 2));
+  pause = Math.min(2 * pause, BACKOFF_MS.longest);
+}

@@ -1,0 +1,57 @@
+"""A sandbox in the test's own process, and the real daemon on it."""
+
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from milo_discoveryd.sandbox import Sandbox
+from tests.examples.building import BUILDERS, Command
+from tests.examples.program import Program
+from tests.process.daemon import DaemonProcess
+
+
+@pytest.fixture(scope="session", params=sorted(BUILDERS))
+def command(request: pytest.FixtureRequest) -> Command:
+    """What runs the subscriber, in each language."""
+    return BUILDERS[request.param]()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A short one: a socket's path has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="milo-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with Sandbox(seed=1) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def kubeconfig(sandbox: Sandbox, directory: Path) -> Path:
+    return sandbox.write_kubeconfig(directory / "kubeconfig")
+
+
+@pytest.fixture
+def socket(directory: Path) -> Path:
+    return directory / "d.sock"
+
+
+@pytest.fixture
+async def daemon(kubeconfig: Path, socket: Path) -> AsyncIterator[DaemonProcess]:
+    arguments = ("--discovery-kubeconfig", str(kubeconfig), "--listen", f"unix://{socket}", "--http-listen", "off")
+    async with DaemonProcess(*arguments) as daemon:
+        await daemon.start()
+        yield daemon
+
+
+@pytest.fixture
+def subscriber(command: Command, socket: Path) -> Callable[..., Program]:
+    def make(address: str = f"unix://{socket}", **environ: str) -> Program:
+        return Program(command, {"MILO_DISCOVERY_ADDRESS": address, **environ})
+
+    return make

@@ -1,0 +1,50 @@
+"""A program that prints lines, and a test that waits for them."""
+
+import asyncio
+import os
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+LINE_WITHIN_S = 30.0
+
+
+class Program:
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        self._command = command
+        self._environ = {**os.environ, **environ}
+        self._process: Process | None = None
+
+    async def __aenter__(self) -> Self:
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, env=self._environ
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.communicate()
+
+    async def line(self) -> str:
+        """The next one, its columns one space apart."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        async with asyncio.timeout(LINE_WITHIN_S):
+            line = await self._process.stdout.readline()
+        assert line, f"{self._command[0]} ended with status {await self._process.wait()}"
+        return " ".join(line.decode().split())
+
+    async def lines(self, count: int) -> list[str]:
+        return [await self.line() for _ in range(count)]
+
+    async def until(self, words: str) -> list[str]:
+        """The lines up to and with the first one that has these words in it."""
+        lines = [await self.line()]
+        while words not in lines[-1]:
+            lines.append(await self.line())
+        return lines
