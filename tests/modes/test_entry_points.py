@@ -1,0 +1,53 @@
+"""Modes are found by name, also those of other packages."""
+
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, EntryPoints
+
+import pytest
+
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.modes import mode
+from milo_discoveryd.modes.mode import FixedMode, Setting, WatchedMode
+from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
+from milo_discoveryd.modes.single import SingleMode
+
+SETTING = Setting(project_endpoint="https://api.example.com")
+
+
+def test_the_three_modes_of_this_package_are_found() -> None:
+    assert {"project", "project-control-plane", "single"} <= set(mode.names())
+    assert mode.load("project") is ProjectMode
+    assert mode.load("project-control-plane") is ProjectControlPlaneMode
+    assert mode.load("single") is SingleMode
+
+
+def test_a_mode_that_is_not_there_is_named_together_with_those_that_are() -> None:
+    with pytest.raises(LookupError, match=r"there is no mode 'projects'; installed are .*project, .*single"):
+        mode.load("projects")
+
+
+def test_another_package_may_bring_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = EntryPoint("theirs", f"{__name__}:Theirs", mode.GROUP)
+    monkeypatch.setattr(mode, "entry_points", lambda **wanted: EntryPoints([theirs]).select(**wanted))
+    assert mode.names() == ["theirs"]
+    assert mode.load("theirs").__name__ == "Theirs"
+
+
+class Theirs:
+    def __init__(self, setting: Setting) -> None: ...
+
+    def targets(self) -> Iterable[Target]:
+        return ()
+
+
+def test_a_mode_either_watches_or_knows_its_clusters() -> None:
+    assert isinstance(ProjectMode(SETTING), WatchedMode)
+    assert not isinstance(ProjectMode(SETTING), FixedMode)
+    assert isinstance(SingleMode(SETTING), FixedMode)
+    assert isinstance(Theirs(SETTING), FixedMode)
+
+
+def test_single_knows_the_clusters_it_was_given() -> None:
+    given = Target(name="one", uid="u", endpoint="https://one.example.com")
+    assert list(SingleMode(Setting(project_endpoint="https://x", clusters=(given,))).targets()) == [given]
