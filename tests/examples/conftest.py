@@ -43,8 +43,9 @@ def socket(directory: Path) -> Path:
 
 @pytest.fixture
 async def daemon(kubeconfig: Path, socket: Path) -> AsyncIterator[DaemonProcess]:
-    arguments = ("--discovery-kubeconfig", str(kubeconfig), "--listen", f"unix://{socket}", "--http-listen", "off")
-    async with DaemonProcess(*arguments) as daemon:
+    address = f"unix://{socket}"
+    arguments = ("--discovery-kubeconfig", str(kubeconfig), "--listen", address, "--http-listen", "off")
+    async with DaemonProcess(address, *arguments) as daemon:
         await daemon.start()
         yield daemon
 

@@ -45,6 +45,7 @@ class Program:
     async def until(self, words: str) -> list[str]:
         """The lines up to and with the first one that has these words in it."""
         lines = [await self.line()]
-        while words not in lines[-1]:
-            lines.append(await self.line())
+        async with asyncio.timeout(LINE_WITHIN_S):
+            while words not in lines[-1]:
+                lines.append(await self.line())
         return lines
