@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 
 import grpc
@@ -175,6 +176,15 @@ async def test_nobody_there_is_told_at_once_and_forgotten_as_fast(client, daemon
     daemon.answers["ListClusters"] = [pb.ListClustersResponse()]
     await daemon.start()
     assert len(await client.list()) == 0
+
+
+async def test_several_calls_may_fail_at_once(client, daemon):
+    await daemon.stop()
+    outcomes = await asyncio.gather(*(client.list() for _ in range(5)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Unavailable] * 5
+    daemon.answers["ListClusters"] = [pb.ListClustersResponse()]
+    await daemon.start()
+    await client.list()
 
 
 async def test_a_daemon_that_restarted_between_two_calls_is_found_again(client, daemon):

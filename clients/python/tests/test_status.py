@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from google.protobuf.any_pb2 import Any
+from google.rpc.error_details_pb2 import ErrorInfo, Help
+from google.rpc.status_pb2 import Status
 
 from milo_discovery import Unavailable
 from milo_discovery._status import status_error
@@ -18,6 +21,14 @@ def test_a_status_without_readable_details_is_still_that_status(trailers):
     error = status_error(grpc.StatusCode.UNAVAILABLE, "gone", trailers)
     assert isinstance(error, Unavailable)
     assert (error.message, error.reason, error.violations, error.retry_after) == ("gone", "", (), None)
+
+
+def test_details_that_mean_nothing_to_this_client_are_passed_over():
+    packed = [Any(), Any()]
+    packed[0].Pack(Help())
+    packed[1].Pack(ErrorInfo(reason="NOT_SYNCED"))
+    trailers = (("grpc-status-details-bin", Status(code=14, details=packed).SerializeToString()),)
+    assert status_error(grpc.StatusCode.UNAVAILABLE, "not yet", trailers).reason == "NOT_SYNCED"
 
 
 def test_a_status_without_a_message_has_its_name_for_one():

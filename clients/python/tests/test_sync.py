@@ -229,6 +229,22 @@ class TestConnections:
         await daemon.start()
         assert len(await asyncio.to_thread(client.list)) == 0
 
+    async def test_several_calls_may_fail_at_once(self, client, daemon):
+        await daemon.stop()
+        calls = (asyncio.to_thread(client.list) for _ in range(5))
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [Unavailable] * 5
+
+    async def test_what_was_not_taken_does_not_keep_a_watch_from_closing(self, client, daemon):
+        watch = client.watch()
+        synced = asyncio.create_task(asyncio.to_thread(watch.synced))
+        stream = await daemon.stream()
+        stream.send(snapshot("0"), *(following(str(n), str(n + 1), engaged(f"c{n}")) for n in range(100)))
+        await synced
+        await asyncio.to_thread(watch.close)
+        await stream.ended.wait()
+        assert len(watch.clusters) == 0
+
     async def test_a_call_that_takes_too_long_times_out(self, daemon):
         with SyncDiscoveryClient(daemon.address, timeout=timedelta(milliseconds=20)) as client:
             daemon.answers["ListClusters"] = [SILENCE]

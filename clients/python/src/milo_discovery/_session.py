@@ -137,8 +137,8 @@ class Session:
             case _Replacing(last, gathered):
                 _continues(last, batch)
                 return self._gather(gathered, batch)
-            case _Following(last):
-                return self._follow(last, batch)
+            case _:
+                return self._follow(phase.last, batch)
 
     def _wait(self, last: str, batch: pb.WatchClustersResponse) -> _Step:
         _continues(last, batch)
@@ -154,7 +154,7 @@ class Session:
                     gathered[name] = _known(event, gathered.get(name))
                 case EventType.DISENGAGED:
                     gathered.pop(name, None)
-                case EventType.UNSPECIFIED:
+                case _:
                     pass  # a newer daemon's: what this client can't name, its user can't miss
         if not batch.synced:
             return _Replacing(batch.revision, gathered), ()

@@ -195,9 +195,12 @@ class SyncWatch(WatchState):
 
     def _until(self, holds: Callable[[], bool]) -> bool:
         """Read until it holds; False if the watch is closed instead."""
-        while not self._closed.is_set() and not holds():
+        while not holds():
+            stream = self._open()
+            if stream is None:
+                break
             try:
-                self._read()
+                self._take_from(stream)
             except FATAL_TO_A_STREAM:
                 self._drop()
                 self._subscription.cut()
@@ -208,14 +211,16 @@ class SyncWatch(WatchState):
                     self._closed.wait(self._subscription.lost(error, time.monotonic()).total_seconds())
         return holds()
 
-    def _read(self) -> None:
-        """One batch, of another stream if there is none."""
+    def _open(self) -> _Stream | None:
+        """The stream, another one if there is none; None once the watch is closed."""
         with self._lock:
             if self._closed.is_set():
-                return
+                return None
             if self._stream is None:
                 self._stream = _Stream(self._connect(), self._subscription.open())
-            stream = self._stream
+            return self._stream
+
+    def _take_from(self, stream: _Stream) -> None:
         batch = stream.next(self._subscription.silence)
         if batch is None:
             raise self._subscription.fell_silent()
