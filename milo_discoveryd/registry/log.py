@@ -56,6 +56,15 @@ class Entry(msgspec.Struct, gc=False):
             return self.view.cluster
         return next((past.cluster for past in self.past if past.since <= revision < past.until), None)
 
+    def needs_place(self, revision: int) -> bool:
+        """Whoever reads a part of the log that ends soon after `revision` has to come by it.
+
+        What changed there for filters is to be told even if the entry has moved on, beyond the end of that part.
+        """
+        if self.view is None and not self.past:
+            return False
+        return revision in (self.revision, self.since) or any(past.until == revision for past in self.past)
+
     def ended(self, cluster: Cluster, revision: int) -> Past | None:
         """How the cluster's incarnation had ended by `revision`; None where it was still engaged."""
         return next(
@@ -98,6 +107,7 @@ class ChangeLog:
         # Parallel, in revision order. An entry that moved on leaves its old place behind, to be swept up later.
         self._revisions: list[int] = []
         self._order: list[Entry] = []
+        self._sweep_at = _SPARE_PLACES
         self._memory: deque[tuple[int, float, str]] = deque()
         self._floor = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
@@ -248,17 +258,18 @@ class ChangeLog:
         self._slices.clear()
         while len(self._memory) > self._retention.count:
             self._forget_oldest()
-        if len(self._order) > 2 * len(self._entries) + _SPARE_PLACES:
+        if len(self._order) > self._sweep_at:
             self._sweep()
 
     def _sweep(self) -> None:
         kept = [
-            entry
+            (revision, entry)
             for revision, entry in zip(self._revisions, self._order, strict=True)
-            if entry.revision == revision and (entry.view is not None or entry.past)
+            if entry.needs_place(revision)
         ]
-        self._order = kept
-        self._revisions = [entry.revision for entry in kept]
+        self._revisions = [revision for revision, _ in kept]
+        self._order = [entry for _, entry in kept]
+        self._sweep_at = 2 * len(kept) + _SPARE_PLACES
 
     def _remember(self, entry: Entry, now: float, reason: DisengageReason | None, message: str) -> None:
         assert entry.view is not None

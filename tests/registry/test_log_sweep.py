@@ -1,0 +1,65 @@
+"""Old places in the log are swept up, and no reader of a part misses what happened at one."""
+
+import pytest
+
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
+from milo_discoveryd.registry import log as log_module
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.filter import EVERYTHING
+from milo_discoveryd.registry.log import ChangeLog, Retention
+
+
+def cluster(name: str, incarnation: int, step: int = 0) -> Cluster:
+    target = Target(name=name, uid=name, endpoint="https://c.test", deletion_message=str(step))
+    return Cluster(target=target, source_version="1", engaged_at=0.0, incarnation=incarnation)
+
+
+def words(event: Event) -> bytes:
+    return f"{event.type.value} {event.cluster.target.name};".encode()
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> ChangeLog:
+    """One that sweeps at almost every step, and gives out parts of a frame or two."""
+    monkeypatch.setattr(log_module, "_SPARE_PLACES", 0)
+    return ChangeLog(words, Retention(), batch_bytes=1)
+
+
+def read_on(log: ChangeLog, revision: int) -> list[str]:
+    told: list[str] = []
+    while revision < log.head:
+        part = log.since(revision, EVERYTHING)
+        told += b"".join(part.frames).decode().split(";")[:-1]
+        revision = part.revision
+    return told
+
+
+def test_a_cluster_that_was_engaged_and_then_updated_often_is_engaged_first(log: ChangeLog) -> None:
+    log.engage("alpha", lambda revision: cluster("alpha", revision))
+    log.engage("beta", lambda revision: cluster("beta", revision))
+    for step in range(1, 10):
+        log.update(cluster("alpha", 1, step), 0.0)
+    told = [event for event in read_on(log, 0) if "alpha" in event]
+    assert told[0] == "ENGAGED alpha"
+    assert set(told[1:]) <= {"UPDATED alpha"}
+
+
+def test_a_cluster_that_went_and_came_back_is_disengaged_first(log: ChangeLog) -> None:
+    log.engage("alpha", lambda revision: cluster("alpha", revision))
+    log.engage("beta", lambda revision: cluster("beta", revision))
+    seen = log.head
+    log.disengage("alpha", DisengageReason.DELETED, "", 0.0)
+    for step in range(1, 10):
+        log.update(cluster("beta", 2, step), 0.0)
+    log.engage("alpha", lambda revision: cluster("alpha", revision))
+    for step in range(1, 10):
+        log.update(cluster("beta", 2, step), 0.0)
+    told = [event for event in read_on(log, seen) if "alpha" in event]
+    assert told == ["DISENGAGED alpha", "ENGAGED alpha"]
+
+
+def test_what_is_swept_does_not_grow_with_history(log: ChangeLog) -> None:
+    log.engage("alpha", lambda revision: cluster("alpha", revision))
+    for step in range(1000):
+        log.update(cluster("alpha", 1, step), 0.0)
+    assert len(log._order) <= 5
