@@ -1,12 +1,13 @@
 """Addresses to listen on: a Unix socket that is ours alone, or TCP on loopback.
 
 Binding a Unix socket that another daemon serves succeeds, and takes its clients away without a word; and when the thief
-stops, it removes the path that by then belongs to somebody else. Hence the lock, held for life, and the look every few
-seconds whether the path is still ours.
+stops, gRPC removes the path that by then belongs to somebody else. Hence the lock, held for life; the look every few
+seconds whether the path is still ours; and a name that gRPC doesn't know: it binds another one, which is then renamed.
 """
 
 import fcntl
 import os
+import secrets
 import stat
 from pathlib import Path
 from typing import IO
@@ -50,22 +51,29 @@ class UnixListener:
         self._prepare_folder(path.parent)
         self._take_lock(path)
         self._refuse_foreign(path)
+        made = _unused(path)
         try:
             # With the process' umask at 0o077, the file is nobody else's from its first moment.
-            server.add_insecure_port(f"unix:{path}")
+            server.add_insecure_port(f"unix:{made}")
+            self._hand_over(made)
+            made.rename(path)
         except RuntimeError as error:
             raise StartError(f"can't listen on {self._address}: {error}") from error
+        finally:
+            made.unlink(missing_ok=True)
+        self._identity = _identity(path)
+        return str(self._address)
+
+    def _hand_over(self, path: Path) -> None:
         if self._address.group is not None:
             try:
                 os.chown(path, -1, self._address.group)
             except OSError as error:
                 raise StartError(
-                    f"can't give {path} to group {self._address.group}: {error.strerror}; "
+                    f"can't give {self._address.path} to group {self._address.group}: {error.strerror}; "
                     "the daemon must be a member of it"
                 ) from error
         path.chmod(self._address.mode)
-        self._identity = _identity(path)
-        return str(self._address)
 
     def lost(self) -> str | None:
         """What is wrong with the path, if it is no longer ours."""
@@ -75,7 +83,10 @@ class UnixListener:
         return f"{self._address.path} was {'removed' if found is None else 'replaced by another file'}"
 
     def close(self) -> None:
-        """Gives the lock back. The server itself removes the socket as it stops."""
+        """Removes the socket, if it is still ours, and gives the lock back."""
+        if self._identity is not None and self.lost() is None:
+            self._address.path.unlink()
+        self._identity = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -150,6 +161,13 @@ Listener = UnixListener | TcpListener
 
 def listener(address: UnixAddress | TcpAddress) -> Listener:
     return UnixListener(address) if isinstance(address, UnixAddress) else TcpListener(address)
+
+
+def _unused(path: Path) -> Path:
+    """A name beside it, seldom longer: a socket's path has 107 characters at most."""
+    while (other := path.with_name(f".{secrets.token_hex(2)[1:]}")).exists():
+        pass
+    return other
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -79,8 +79,6 @@ class Server:
         """Streams are sent what they are owed, then ended; nobody is disengaged."""
         await self._health.enter_graceful_shutdown()
         self._service.drain()
-        # A server removes the path of its socket as it stops, whoever has it by then.
-        ours = [server for server, bound in self._servers if bound.lost() is None]
-        await asyncio.gather(*(server.stop(GRACE_S) for server in ours))
+        await asyncio.gather(*(server.stop(GRACE_S) for server, _ in self._servers))
         for _, bound in self._servers:
             bound.close()

@@ -1,6 +1,7 @@
 """Sockets that are ours alone, and said to be lost when they are not."""
 
 import os
+import socket
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -123,3 +124,27 @@ async def test_a_tcp_port_in_use_is_refused(server: grpc.aio.Server) -> None:
     await server.start()
     with pytest.raises(StartError, match="is the port in use"):
         TcpListener(TcpAddress("127.0.0.1", port)).bind(grpc.aio.server(options=(("grpc.so_reuseport", 0),)))
+
+
+async def test_what_another_daemon_has_put_in_its_place_is_left_alone_at_the_end(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
+    path = tmp_path / "d.sock"
+    mine = bound(server, path)
+    await server.start()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as another:
+        another.bind(str(path))
+        await server.stop(None)
+        mine.close()
+        assert path.is_socket()
+
+
+async def test_nothing_is_left_of_it_at_the_end_but_the_lock_file(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
+    mine = bound(server, tmp_path / "d.sock")
+    await server.start()
+    await server.stop(None)
+    mine.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["d.sock.lock"]
