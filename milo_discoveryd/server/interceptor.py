@@ -3,18 +3,21 @@
 gRPC sends the text of an unhandled exception to the caller, whatever secret it quotes; so this stands outermost.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias
 
 import grpc
 import structlog
-from google.rpc import code_pb2
+from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
 from milo_discoveryd.server.errors import CallError, status, unexpected
 
 log = structlog.get_logger()
+
+ABORT_S = 5.0
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its type stubs only
 
@@ -59,15 +62,18 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 answer = await call(request, context)
             except CallError as error:
                 code = code_pb2.Code.Name(error.code)
-                await context.abort_with_status(rpc_status.to_status(status(error)))
+                await _abort(context, status(error))
             except grpc.aio.AbortError:
                 code = context.code().name if context.code() else "UNKNOWN"
+                raise
+            except grpc.aio.InternalError:
+                # So ends a write that waited for a caller who is gone by now; gRPC takes it as the caller's leaving.
                 raise
             except Exception:
                 code = "INTERNAL"
                 incident, told = unexpected()
                 log.exception("call failed", method=method, incident=incident)
-                await context.abort_with_status(rpc_status.to_status(told))
+                await _abort(context, told)
             else:
                 code = "OK"
                 return answer
@@ -75,3 +81,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 self._tally.call_handled(method, code, time.perf_counter() - started)
 
         return guarded
+
+
+async def _abort(context: Any, told: status_pb2.Status) -> None:
+    """Ends the call. A caller that reads nothing holds up even its end: that is left to gRPC, which has it by then."""
+    try:
+        async with asyncio.timeout(ABORT_S):
+            await context.abort_with_status(rpc_status.to_status(told))
+    except TimeoutError:
+        return
