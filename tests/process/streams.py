@@ -1,0 +1,76 @@
+"""A stream as the proto file has it, without the client library between."""
+
+import asyncio
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+
+PATIENCE_S = 30.0
+
+_OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1))
+
+
+def channel(address: str) -> grpc.aio.Channel:
+    """A connection of its own, as another process has."""
+    return grpc.aio.insecure_channel(address.replace("unix://", "unix:"), options=_OPTIONS)
+
+
+class Stream:
+    """One call of WatchClusters."""
+
+    def __init__(self, address: str, request: pb.WatchClustersRequest | None = None) -> None:
+        self._channel = channel(address)
+        self._call: Any = DiscoveryServiceStub(self._channel).WatchClusters(request or pb.WatchClustersRequest())
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        self._call.cancel()
+        await self._channel.close()
+
+    async def batch(self) -> pb.WatchClustersResponse:
+        """The next one. Raises AioRpcError where the stream has ended instead."""
+        async with asyncio.timeout(PATIENCE_S):
+            batch = await self._call.read()
+        assert isinstance(batch, pb.WatchClustersResponse), "a stream of clusters never ends well"
+        return batch
+
+    async def until_synced(self) -> list[pb.WatchClustersResponse]:
+        batches = [await self.batch()]
+        while not batches[-1].synced:
+            batches.append(await self.batch())
+        return batches
+
+    async def rest(self) -> list[pb.WatchClustersResponse]:
+        """All that still comes before it ends."""
+        batches = []
+        while True:
+            try:
+                batches.append(await self.batch())
+            except grpc.aio.AioRpcError:
+                return batches
+
+    async def code(self) -> grpc.StatusCode:
+        """As which it ended."""
+        code: grpc.StatusCode = await self._call.code()
+        return code
+
+    async def retry_after_ms(self) -> int | None:
+        status = await rpc_status.aio.from_call(self._call)
+        for detail in status.details if status else ():
+            info = error_details_pb2.RetryInfo()
+            if detail.Unpack(info):
+                return int(info.retry_delay.ToMilliseconds())
+        return None
