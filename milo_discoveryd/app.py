@@ -10,7 +10,6 @@ import time
 import uuid
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, aclosing
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,7 +17,7 @@ import structlog
 
 from milo_discoveryd import __version__
 from milo_discoveryd.config import ListenAddress, Settings, UnixAddress
-from milo_discoveryd.credentials import Upstream, load_in_cluster, load_kubeconfig
+from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.errors import StartError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
@@ -40,7 +39,7 @@ from milo_discoveryd.telemetry.http import Endpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.watchers.driver import Driver, Watched
-from milo_discoveryd.watchers.transport import Transport, open_transport
+from milo_discoveryd.watchers.transport import open_transport
 
 log = structlog.get_logger()
 
@@ -86,7 +85,7 @@ class Daemon:
     async def serve(self) -> None:
         """Until it is cancelled; then subscribers are sent what they are owed."""
         settings = self._settings
-        discovery, project = self._upstreams()
+        project = load_project_upstream(settings.project_kubeconfig, settings.discovery_kubeconfig, self._environ)
         mode = modes.load(settings.mode)(self._mode_setting(project))
         async with AsyncExitStack() as stack:
             service = Service(self._fleet, self._about(), self._metrics)
@@ -103,15 +102,15 @@ class Daemon:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.guard(), name="guard the sockets")
                 tasks.create_task(self._tell_health(server), name="tell health")
-                tasks.create_task(self._discover(mode, discovery), name="discover")
+                tasks.create_task(self._discover(mode), name="discover")
 
-    async def _discover(self, mode: WatchedMode | FixedMode, upstream: Upstream) -> None:
+    async def _discover(self, mode: WatchedMode | FixedMode) -> None:
         if isinstance(mode, FixedMode):
             self._fleet.hold(mode.targets(), asyncio.get_running_loop().time())
             return
         source = self._settings.source
-        transport: Transport = open_transport(
-            upstream,
+        transport = open_transport(
+            load_discovery_upstream(self._settings.discovery_kubeconfig, self._environ),
             response_limit=source.response_limit,
             connect_timeout_s=source.connect_timeout.total_seconds(),
             environ=self._environ,
@@ -129,6 +128,8 @@ class Daemon:
                 reflector=Reflector(policy, random.random, asyncio.get_running_loop().time()),
                 suspicions=self._fleet.suspicions,
                 sink=self._fleet,
+                connect_timeout_s=source.connect_timeout.total_seconds(),
+                request_timeout_s=source.request_timeout.total_seconds(),
             ).run()
 
     async def _tell_health(self, server: Server) -> None:
@@ -140,17 +141,6 @@ class Daemon:
 
     def _ready(self) -> Mapping[str, str | None]:
         return {"synced": None if self._fleet.synced else "no complete list of the source was seen yet"}
-
-    def _upstreams(self) -> tuple[Upstream, Upstream]:
-        """Where objects are watched, and whose address and identity lead to the control planes."""
-        settings = self._settings
-        discovery = self._upstream(settings.discovery_kubeconfig)
-        if settings.project_kubeconfig is None and "KUBERNETES_SERVICE_HOST" not in self._environ:
-            return discovery, discovery  # outside a cluster there is but this one
-        return discovery, self._upstream(settings.project_kubeconfig)
-
-    def _upstream(self, kubeconfig: Path | None) -> Upstream:
-        return load_in_cluster(self._environ) if kubeconfig is None else load_kubeconfig(kubeconfig)
 
     def _mode_setting(self, project: Upstream) -> Setting:
         settings, server = self._settings, urlsplit(project.server)

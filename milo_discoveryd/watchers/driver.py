@@ -17,10 +17,6 @@ from milo_discoveryd.reflect.machine import Failure, FetchPage, Finding, OpenWat
 from milo_discoveryd.reflect.wire import Decoder, Lines, LineTooLongError, PageError, refusal
 from milo_discoveryd.watchers.transport import Answer, Stream, TransportError
 
-CONNECT_TIMEOUT_S = 15.0
-LIST_TIMEOUT_S = 120.0
-GET_TIMEOUT_S = 15.0
-
 _REASONS = {
     "dns": "DnsFailed",
     "connect": "ConnectFailed",
@@ -88,6 +84,8 @@ class Driver:
         reflector: Reflector,
         suspicions: Suspicions,
         sink: Sink,
+        connect_timeout_s: float,
+        request_timeout_s: float,
     ) -> None:
         self._api = api
         self._watched = watched
@@ -95,6 +93,8 @@ class Driver:
         self._reflector = reflector
         self._suspicions = suspicions
         self._sink = sink
+        self._connect_timeout_s = connect_timeout_s
+        self._request_timeout_s = request_timeout_s
         self._pending = asyncio.Event()
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
@@ -125,7 +125,7 @@ class Driver:
         if request.continue_token:
             query.append(("continue", request.continue_token))
         try:
-            answer = await self._api.get(self._watched.path, query, timeout_s=LIST_TIMEOUT_S)
+            answer = await self._api.get(self._watched.path, query, timeout_s=self._request_timeout_s)
             if answer.status != 200:
                 await self._failed(_refused(answer.status, answer.headers, answer.body))
                 return
@@ -151,7 +151,7 @@ class Driver:
         opened = self._api.stream(
             self._watched.path,
             query,
-            connect_timeout_s=CONNECT_TIMEOUT_S,
+            connect_timeout_s=self._connect_timeout_s,
             silence_s=request.timeout_s + 30.0,  # of no account: the reflector's own deadlines are shorter
         )
         try:
@@ -220,7 +220,7 @@ class Driver:
     async def _verdict(self, name: str) -> Verdict:
         try:
             # Without a resource version the read is consistent: it shows what is there now, or later.
-            answer = await self._api.get(f"{self._watched.path}/{name}", timeout_s=GET_TIMEOUT_S)
+            answer = await self._api.get(f"{self._watched.path}/{name}", timeout_s=self._request_timeout_s)
         except TransportError as error:
             return Unanswered(str(error))
         if answer.status == 200:
@@ -239,12 +239,13 @@ def _lost(error: TransportError) -> Failure:
 
 def _refused(status: int, headers: Any, body: bytes) -> Failure:
     refused = refusal(body, status)
-    retry_after_s = _retry_after_s(headers.get("Retry-After", ""))
-    if status == 503 and not refused.reason:
-        # A server that has just started says so in plain text, and asks for five seconds when it needs a twentieth.
-        retry_after_s = None
+    message = f"{status}: {refused.message}" if refused.message else str(status)
+    if status in (404, 503) and not refused.reason:
+        # Plain text: an API server that has just started and doesn't serve the resource yet (some say 404 to that), or
+        # what stands before it. The five seconds that one asks for are a hundred times what it needs.
+        return Failure("NotServing", message, 503)
     reason = refused.reason or _STATUS_REASONS.get(status, "ServerError" if status >= 500 else "Refused")
-    return Failure(reason, f"{status}: {refused.message}" if refused.message else str(status), status, retry_after_s)
+    return Failure(reason, message, status, _retry_after_s(headers.get("Retry-After", "")))
 
 
 def _retry_after_s(text: str) -> float | None:

@@ -169,6 +169,8 @@ async def running(played: Played, policy: Policy | None = None) -> AsyncIterator
             reflector=Reflector(policy or Policy(backoff=QUICK), lambda: 0.0, asyncio.get_running_loop().time()),
             suspicions=suspicions,
             sink=fleet,
+            connect_timeout_s=10.0,
+            request_timeout_s=10.0,
         )
         task = asyncio.create_task(driver.run())
         try:
@@ -244,9 +246,22 @@ async def test_losing_the_server_is_told_and_disengages_nobody() -> None:
         await run.synced()
         first.cut()
         await eventually(lambda: run.fleet.status.state is SourceState.STALE)
-        assert (run.fleet.status.reason, run.fleet.status.message) == ("ServerError", "503: no")
+        assert (run.fleet.status.reason, run.fleet.status.message) == ("NotServing", "503: no")
         await run.synced()
         assert run.told == ["ENGAGED alpha"]
+
+
+@pytest.mark.parametrize("status", [404, 503])
+async def test_a_server_that_does_not_serve_the_resource_yet_is_resumed_where_it_was(status: int) -> None:
+    played = Played()
+    first = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
+    second = Said()
+    played.watches = [first, answering(lambda: web.Response(status=status, text="404 page not found")), second]
+    async with running(played) as run:
+        await run.synced()
+        first.cut()
+        await second.asked.wait()
+    assert played.queries[-1]["resourceVersion"] == "5"
 
 
 async def test_a_deletion_is_told_once_the_server_says_that_the_object_is_not_there() -> None:
