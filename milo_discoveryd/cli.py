@@ -46,6 +46,9 @@ def run(config: Path | None, **flags: Any) -> None:
 
     Settings come from flags, then MILO_DISCOVERYD_... variables, then the file, then defaults.
     """
+    # gRPC would print what it fails at in words of its own, beside ours; it reads this as it is loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
     from milo_discoveryd.app import Daemon
     from milo_discoveryd.config import load
     from milo_discoveryd.telemetry.logging import configure
