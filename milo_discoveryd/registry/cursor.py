@@ -41,32 +41,24 @@ class Cursor:
     @property
     def revision(self) -> int:
         """What was taken so far, once the snapshot is behind it."""
-        match self._state:
-            case _Following(revision):
-                return revision
-            case _InSnapshot(snapshot):
-                return snapshot.revision
+        return self._state.revision if isinstance(self._state, _Following) else self._state.snapshot.revision
 
     @property
     def lag(self) -> int:
         """How many revisions are unread."""
-        match self._state:
-            case _Following(revision):
-                return self._log.head - revision
-            case _InSnapshot(snapshot, index):
-                return self._log.head - snapshot.revision + len(snapshot.views) - index
+        unread = self._log.head - self.revision
+        if isinstance(self._state, _InSnapshot):
+            unread += len(self._state.snapshot.views) - self._state.index
+        return unread
 
     def take(self) -> Batch | None:
         """The next batch; None where there is nothing new."""
-        match self._state:
-            case _InSnapshot(snapshot, index):
-                return self._from_snapshot(snapshot, index)
-            case _Following(revision) if self._log.reads_from(revision):
-                return self._from_log(revision)
-            case _Following():
-                # It slept for longer than the log remembers.
-                self._state = _InSnapshot(self._log.snapshot())
-                return self.take()
+        if isinstance(self._state, _Following):
+            if self._log.reads_from(self._state.revision):
+                return self._from_log(self._state.revision)
+            # It slept for longer than the log remembers.
+            self._state = _InSnapshot(self._log.snapshot())
+        return self._from_snapshot(self._state.snapshot, self._state.index)
 
     def _from_snapshot(self, snapshot: Snapshot, start: int) -> Batch:
         frames: list[bytes] = []

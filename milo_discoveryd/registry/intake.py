@@ -12,8 +12,6 @@ from milo_discoveryd.reflect.machine import (
     Listed,
     ListEnded,
     ListStarted,
-    Oddity,
-    Relisting,
     Suspected,
     Unlisted,
 )
@@ -63,8 +61,8 @@ class Intake:
                     self._gather(finding)
                 case ListEnded():
                     yield from self._apply_list(now)
-                case Relisting() | Oddity():
-                    pass
+                case _:
+                    pass  # Relisting and Oddity are for people
         if not self.synced:
             changed, self._staged = list(self._staged.values()), {}
         if changed:
@@ -80,9 +78,9 @@ class Intake:
                 self._listed.add(observation.name)
                 if not self.synced or self._registry.would_change(observation):
                     self._staged[observation.name] = observation
-            case Unlisted(name):
-                self._listed.discard(name)
-                self._staged.pop(name, None)
+            case gone_again:
+                self._listed.discard(gone_again.name)
+                self._staged.pop(gone_again.name, None)
 
     def _apply_list(self, now: Moment) -> Iterator[list[Done]]:
         staged = iter(self._staged.values())

@@ -198,16 +198,14 @@ class Registry:
         record = self._stand(seen, _STANDINGS[type(seen)], now)
         if replaced:
             return self._end(record, DisengageReason.REPLACED, replaced, now)
-        match seen:
-            case Malformed():
-                return ()  # the cluster is kept as it last was
-            case NotReady() if record.engaged and self._grace_s:
-                self._hold(seen.name, record, now)
-                return ()
-            case NotReady():
-                return self._end(record, DisengageReason.NOT_READY, seen.message, now)
-            case Outside():
-                return self._end(record, DisengageReason.LABELS_CHANGED, seen.message, now)
+        if isinstance(seen, Malformed):
+            return ()  # the cluster is kept as it last was
+        if isinstance(seen, Outside):
+            return self._end(record, DisengageReason.LABELS_CHANGED, seen.message, now)
+        if record.engaged and self._grace_s:
+            self._hold(seen.name, record, now)
+            return ()
+        return self._end(record, DisengageReason.NOT_READY, seen.message, now)
 
     def _delete(self, gone: Gone, now: Moment) -> Iterable[Done]:
         record = self._records.get(gone.name)

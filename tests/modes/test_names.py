@@ -49,7 +49,7 @@ HOSTILE = [
     "apollo\u200b",
     "\uff41",
     "a\u0301",
-    "١",
+    "\u0661",  # a digit, to str.isdigit
     "a" * 300,
 ]
 

@@ -1,0 +1,85 @@
+"""Small builders: objects, moments, and a log whose frames can be read."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import msgspec
+
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
+from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.registry import Done, Registry
+
+WALL_AT_ZERO = 1_000_000.0
+_EVENTS = msgspec.json.Decoder(Event)
+
+
+def at(seconds: float) -> Moment:
+    """The two clocks differ, so that no test passes with the wrong one."""
+    return Moment(WALL_AT_ZERO + seconds, seconds)
+
+
+def wall(seconds: float) -> float:
+    return at(seconds).wall
+
+
+def target(name: str = "a", uid: str = "u1", **fields: Any) -> Target:
+    labels = tuple(sorted(fields.pop("labels", {}).items()))
+    return Target(name=name, uid=uid, endpoint=f"https://{name}.example.com", labels=labels, **fields)
+
+
+def ready(name: str = "a", version: str = "1", uid: str = "u1", **fields: Any) -> Ready:
+    return Ready(uid, version, target(name, uid, **fields))
+
+
+def not_ready(name: str = "a", version: str = "2", uid: str = "u1", message: str = "not yet") -> NotReady:
+    return NotReady(name, uid, version, message)
+
+
+def outside(name: str = "a", version: str = "2", uid: str = "u1") -> Outside:
+    return Outside(name, uid, version, "not selected")
+
+
+def malformed(name: str = "a", version: str = "2", uid: str = "u1") -> Malformed:
+    return Malformed(name, uid, version, "nonsense")
+
+
+def cluster(
+    name: str = "a", incarnation: int = 1, uid: str = "u1", engaged_at: float = 0.0, version: str = "1", **fields: Any
+) -> Cluster:
+    return Cluster(
+        target=target(name, uid, **fields),
+        source_version=version,
+        engaged_at=wall(engaged_at),
+        incarnation=incarnation,
+    )
+
+
+def readable_log(retention: Retention | None = None, batch_bytes: int = 1 << 20) -> ChangeLog:
+    return ChangeLog(msgspec.json.encode, retention or Retention(), batch_bytes)
+
+
+def registry(grace_s: float = 0.0) -> Registry:
+    return Registry(readable_log(), grace_s)
+
+
+def read(frames: Iterable[bytes]) -> list[Event]:
+    return [_EVENTS.decode(frame) for frame in frames]
+
+
+def engaged(of: Cluster) -> Event:
+    return Event(EventType.ENGAGED, of)
+
+
+def updated(of: Cluster) -> Event:
+    return Event(EventType.UPDATED, of)
+
+
+def disengaged(of: Cluster, reason: DisengageReason, message: str = "") -> Event:
+    return Event(EventType.DISENGAGED, of, reason, message)
+
+
+def done(event: Event) -> Done:
+    return Done(event.type, event.cluster, event.reason, event.message)

@@ -1,0 +1,119 @@
+"""What the change log keeps, and for how long."""
+
+import gc
+
+import msgspec
+
+from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.registry.cursor import Cursor
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.filter import EVERYTHING, Filter
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from tests.registry.fleets import cluster, readable_log
+
+DELETED = DisengageReason.DELETED
+
+
+def engage(log: ChangeLog, name: str) -> Cluster:
+    return log.engage(name, lambda revision: cluster(name, revision))
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.encoded = 0
+
+    def __call__(self, event: Event) -> bytes:
+        self.encoded += 1
+        return msgspec.json.encode(event)
+
+
+def test_an_engaged_cluster_is_turned_to_bytes_once_for_all_readers() -> None:
+    encode = Counting()
+    log = ChangeLog(encode, Retention())
+    for name in "abc":
+        engage(log, name)
+    for _ in range(5):
+        Cursor(log, EVERYTHING, None).take()
+        Cursor(log, EVERYTHING, 0).take()
+    assert encode.encoded == 3
+
+
+def test_readers_who_stand_at_the_same_place_share_their_next_step() -> None:
+    encode = Counting()
+    log = ChangeLog(encode, Retention())
+    a = engage(log, "a")
+    log.update(msgspec.structs.replace(a, source_version="2"), 0.0)
+    for _ in range(5):
+        Cursor(log, EVERYTHING, 1).take()
+    assert encode.encoded == 1
+
+
+def test_the_steps_that_are_kept_are_bounded() -> None:
+    encode = Counting()
+    log = ChangeLog(encode, Retention())
+    a = engage(log, "a")
+    log.update(msgspec.structs.replace(a, source_version="2"), 0.0)
+    for index in range(65):
+        Cursor(log, Filter(names=frozenset({"a", f"b{index}"})), 1).take()
+    encode.encoded = 0
+    Cursor(log, Filter(names=frozenset({"a", "b0"})), 1).take()
+    assert encode.encoded == 1
+
+
+def test_a_change_makes_the_kept_steps_void() -> None:
+    log = readable_log()
+    engage(log, "a")
+    Cursor(log, EVERYTHING, 0).take()
+    engage(log, "b")
+    batch = Cursor(log, EVERYTHING, 0).take()
+    assert batch is not None
+    assert len(batch.frames) == 2
+
+
+def test_however_often_a_cluster_changes_it_takes_few_places() -> None:
+    log = readable_log()
+    a = engage(log, "a")
+    for version in range(5000):
+        log.update(msgspec.structs.replace(a, source_version=str(version)), 0.0)
+    assert _places(log) < 1100
+    assert len(log.since(0, EVERYTHING).frames) == 1
+
+
+def test_of_clusters_that_are_gone_nothing_stays_once_they_are_forgotten() -> None:
+    for retention in (Retention(count=0), Retention(count=7)):
+        log = readable_log(retention)
+        for index in range(3000):
+            engage(log, f"a{index}")
+            log.disengage(f"a{index}", DELETED, "", 0.0)
+        gc.collect()
+        assert _remembered(log) == retention.count
+        assert _places(log) < 1100
+
+
+def test_a_name_that_comes_back_keeps_the_memory_of_before() -> None:
+    log = readable_log(Retention(count=2))
+    engage(log, "a")
+    log.disengage("a", DELETED, "", 0.0)
+    engage(log, "a")
+    log.disengage("a", DELETED, "", 0.0)
+    assert len(log.since(1, EVERYTHING).frames) == 1
+    assert len(log.since(3, EVERYTHING).frames) == 1
+    assert log.since(2, EVERYTHING).frames == ()
+
+
+def test_a_snapshot_lives_as_long_as_somebody_reads_it() -> None:
+    log = readable_log()
+    engage(log, "a")
+    kept = log.snapshot()
+    assert log.snapshot() is kept
+    del kept
+    gc.collect()
+    assert log.snapshot().revision == 1
+
+
+def _places(log: ChangeLog) -> int:
+    return len(log._order)
+
+
+def _remembered(log: ChangeLog) -> int:
+    return len(log._entries)
