@@ -25,7 +25,8 @@ from .messages import cluster, disengaged, engaged, following, renewed, snapshot
 from .scripted import SILENCE, Refusal, ScriptedDaemon
 
 COMMAND = str(Path(sys.executable).with_name("milo-discovery"))
-AGO = timedelta(hours=2, minutes=5, seconds=30)
+# Told in days and hours: half an hour more or less changes nothing, however long the tests take.
+AGO = timedelta(days=2, hours=5, minutes=30)
 
 
 def ago(span: timedelta = AGO) -> Timestamp:
@@ -96,7 +97,7 @@ class TestList:
         outcome = await command("list", "-l", "env=prod", "--organization", "acme", "--organization", "initech")
         assert outcome.lines == [
             ["NAME", "ORGANIZATION", "STATE", "AGE"],
-            ["alpha", "acme", "Ready", "2h5m"],
+            ["alpha", "acme", "Ready", "2d5h"],
             ["beta", "-", "Terminating,Suspended,Unreachable", "-"],
         ]
         assert (outcome.status, outcome.err) == (0, "")
@@ -106,7 +107,7 @@ class TestList:
     async def test_wide_has_more_columns_and_headers_can_be_left_out(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("list", "-o", "wide", "--no-headers")
-        assert outcome.lines[0] == ["alpha", "acme", "Ready", "2h5m", "u-1", "https://a", "b=2,env=prod"]
+        assert outcome.lines[0] == ["alpha", "acme", "Ready", "2d5h", "u-1", "https://a", "b=2,env=prod"]
 
     async def test_names_for_other_tools(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET]
@@ -131,7 +132,7 @@ class TestList:
         outcome = await command("list")
         assert outcome.status == 0
         assert "may be out of date: the daemon's source is STALE since 20" in outcome.err
-        assert "Milo last answered 2h5m ago (Unauthorized)" in outcome.err
+        assert "Milo last answered 2d5h ago (Unauthorized)" in outcome.err
 
     async def test_what_would_steer_a_terminal_is_shown_instead(self, command, daemon):
         evil = cluster("a", organization="\x1b[31mred\r\n")
@@ -161,7 +162,7 @@ class TestGetAndExplain:
         daemon.answers["GetCluster"] = [self.REPORT] * 4
         assert (await command("get", "beta")).lines == [
             ["NAME", "ENGAGED", "REASON", "SINCE", "MESSAGE"],
-            ["beta", "no", "NOT_READY", "2h5m", "condition", "Ready", "is", "False"],
+            ["beta", "no", "NOT_READY", "2d5h", "condition", "Ready", "is", "False"],
         ]
         assert "uid-of-beta" in (await command("get", "beta", "-o", "wide")).out
         assert (await command("get", "beta", "-o", "name")).out == "beta\n"
@@ -174,7 +175,7 @@ class TestGetAndExplain:
         outcome = await command("explain", "beta")
         first, second, *rest = outcome.out.splitlines()
         assert first.startswith("beta is not engaged: NOT_READY, since 20")
-        assert first.endswith("Z (2h5m).")
+        assert first.endswith("Z (2d5h).")
         assert second == "  condition Ready is False"
         assert "The cluster, as last engaged:" in rest
         assert any("reachable" in line and "UNREACHABLE" in line for line in rest)
@@ -238,11 +239,11 @@ class TestStatus:
         outcome = await command("status")
         assert outcome.status == status
         said = {line[0]: " ".join(line[1:]) for line in outcome.lines}
-        assert said["daemon"] == "milo-discoveryd 1.2, mode project, up 2h5m"
+        assert said["daemon"] == "milo-discoveryd 1.2, mode project, up 2d5h"
         assert said["source"].startswith(pb.SourceStatus.State.Name(state).removeprefix("STATE_"))
         assert said["clusters"] == "3 engaged, 2 not ready, 0 outside the selector, 0 malformed"
         assert said["subscribers"] == "4"
-        assert "main (exec), healthy, its credential ends in 2h5m" in outcome.out
+        assert "main (exec), healthy, its credential ends in 2d5h" in outcome.out
         assert "spare (file), not healthy: no such file" in outcome.out
 
     async def test_for_programs_too(self, command, daemon):
