@@ -1,0 +1,76 @@
+"""`./dev bench [NAME…] [--json FILE] [--real] [--quick]`: runs what is named, or all, and prints what came of it."""
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from bench import bars, report
+from bench.measures import commands, fanout, herd, idle, latency, slow_reader, sync
+from bench.milo import real_milo, sandbox_milo
+from bench.scale import FULL, QUICK
+from bench.setting import Figures, Setting
+
+Measure = Callable[[Setting], Awaitable[Figures]]
+
+MEASURES: dict[str, Measure] = {
+    "startup": commands.startup,
+    "cli": commands.listing,
+    "sync_1k": sync.small,
+    "sync_10k": sync.usual,
+    "sync_100k": sync.large,
+    "latency": latency.measure,
+    "fanout": fanout.measure,
+    "slow_reader": slow_reader.measure,
+    "herd": herd.measure,
+    "idle": idle.measure,
+}
+NOT_UNLESS_NAMED = {"sync_100k"}
+QUICK_ONES = ("startup", "cli", "sync_1k", "latency", "fanout", "slow_reader")
+
+_MISSED = 1
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="./dev bench", description="Measures the daemon, next to its peers.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASURES)}; all but sync_100k if none")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    parser.add_argument(
+        "--real", action="store_true", help="on Milo's own API server instead of the sandbox (needs Go)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"small sizes, and generous bars on ratios; status {_MISSED} if one is missed",
+    )
+    asked = parser.parse_args(argv)
+    if unknown := [name for name in asked.names if name not in MEASURES]:
+        parser.error(f"no such measurement: {', '.join(unknown)}; there are {', '.join(MEASURES)}")
+    scale, held_to = (QUICK, bars.QUICK) if asked.quick else (FULL, bars.FULL)
+    usual = QUICK_ONES if asked.quick else [name for name in MEASURES if name not in NOT_UNLESS_NAMED]
+    console = Console()
+    figures: Figures = {}
+    with tempfile.TemporaryDirectory(prefix="milo-bench-") as directory:
+        setting = Setting(scale, Path(directory), real_milo if asked.real else sandbox_milo)
+        for name in asked.names or usual:
+            found = asyncio.run(run(name, setting))
+            console.print(report.table(found, held_to))
+            figures |= found
+    missed = report.missed(figures, held_to)
+    if asked.json is not None:
+        asked.json.write_bytes(report.document(figures, held_to, scale.name, "real" if asked.real else "sandbox"))
+    if missed:
+        console.print(f"missed: {', '.join(missed)}")
+    return _MISSED if missed and asked.quick else 0
+
+
+async def run(name: str, setting: Setting) -> Figures:
+    return await MEASURES[name](setting)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,38 @@
+"""The daemon as a process."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from bench.process import Process
+
+
+class Daemon(Process):
+    def __init__(self, kubeconfig: Path, directory: Path, *options: str) -> None:
+        self._socket = directory / "daemon.sock"
+        self.address = f"unix://{self._socket}"
+        arguments = ["--discovery-kubeconfig", str(kubeconfig), "--listen", self.address, "--http-listen", "off"]
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
+        # One line for each cluster that comes or goes is for a terminal or a log collector, not for this.
+        clean["MILO_DISCOVERYD_LOG__LEVEL"] = "warning"
+        command = [sys.executable, "-m", "milo_discoveryd", "run", *arguments, *options]
+        super().__init__(command, directory / "daemon.log", environ=clean)
+
+    async def listens(self) -> None:
+        """Returns as soon as its socket is there."""
+        while not self._socket.exists():
+            self.check()
+            await asyncio.sleep(0.001)
+
+
+@asynccontextmanager
+async def daemon(kubeconfig: Path, directory: Path) -> AsyncIterator[Daemon]:
+    running = Daemon(kubeconfig, directory)
+    try:
+        await running.listens()
+        yield running
+    finally:
+        await running.end()

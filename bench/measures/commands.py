@@ -1,0 +1,42 @@
+"""How quick the commands are: what a person, a probe or a script waits for."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from bench.setting import Figures, Setting
+from bench.subscribers import synced
+
+_CLUSTERS = 10
+_RUNS_PER_ROUND = 3
+
+
+async def startup(setting: Setting) -> Figures:
+    times = setting.scale.rounds * _RUNS_PER_ROUND
+    return {
+        "startup.import_ms": await _ms(["milo-discoveryd", "--version"], times),
+        "startup.python_ms": await _ms([sys.executable, "-c", "pass"], times),
+    }
+
+
+async def listing(setting: Setting) -> Figures:
+    async with setting.daemon(_CLUSTERS) as (_, daemon), synced(daemon.address, 1):
+        command = ["milo-discovery", "list", "--address", daemon.address]
+        return {"cli.list_ms": await _ms(command, setting.scale.rounds * _RUNS_PER_ROUND)}
+
+
+async def _ms(command: Sequence[str], times: int) -> float:
+    return median([await asyncio.to_thread(_timed_ms, command) for _ in range(times)])
+
+
+def _timed_ms(command: Sequence[str]) -> float:
+    # Those of this environment, whether it is activated or not.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    began = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PATH": path})
+    return (time.perf_counter() - began) * 1000

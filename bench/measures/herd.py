@@ -1,0 +1,22 @@
+"""Many subscribers at once, each of which wants the whole fleet: what follows a restart of the daemon."""
+
+import time
+from statistics import median
+
+from bench.setting import Figures, Setting
+from bench.subscribers import opened, synced, together
+
+
+async def measure(setting: Setting) -> Figures:
+    scale = setting.scale
+    took = []
+    async with setting.daemon(scale.clusters) as (_, daemon):
+        async with synced(daemon.address, 1):
+            rss_mib = daemon.rss_mib
+        for _ in range(scale.rounds):
+            began = time.perf_counter()
+            async with opened(daemon.address, scale.herd) as subscribers:
+                await together([each.until_synced() for each in subscribers])
+                took.append(time.perf_counter() - began)
+                assert all(each.events == scale.clusters for each in subscribers)
+        return {"herd_500.seconds": median(took), "herd_500.rss_growth_mib": daemon.peak_mib - rss_mib}

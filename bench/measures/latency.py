@@ -1,0 +1,131 @@
+"""From a write to the subscriber's callback, and beside it to the reader of a raw watch: what lies between is ours."""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from functools import partial
+from statistics import median, quantiles
+
+from bench.access import PROJECTS
+from bench.milo import Milo, label
+from bench.projects import MARK
+from bench.setting import Figures, Setting
+from milo_discovery import DiscoveryClient
+
+_MARKED = re.compile(rb'"%s":"([0-9]+)"' % MARK.encode())
+_LAST_WITHIN_S = 10.0
+
+
+class Writes:
+    """Writes at an even pace, each with a mark of its own, and when each was begun and seen."""
+
+    def __init__(self, milo: Milo, count: int, per_s: float, clusters: int, first_mark: int) -> None:
+        self._milo = milo
+        self._count = count
+        self._interval_s = 1 / per_s
+        self._clusters = clusters
+        self._first_mark = first_mark
+        self._begun: dict[int, float] = {}
+        self.latencies_ms: list[float] = []
+        self.round_trips_ms: list[float] = []
+        self._all_seen = asyncio.Event()
+
+    def seen(self, mark: int) -> None:
+        begun = self._begun.pop(mark, None)
+        if begun is not None:
+            self.latencies_ms.append((time.perf_counter() - begun) * 1000)
+            if len(self.latencies_ms) == self._count:
+                self._all_seen.set()
+
+    async def run(self) -> None:
+        """Until all of them were seen."""
+        loop = asyncio.get_running_loop()
+        async with self._milo.access.session() as session:
+            start = loop.time() + 0.2
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(self._count):
+                    await asyncio.sleep(start + number * self._interval_s - loop.time())
+                    tasks.create_task(self._write(session, number))
+            async with asyncio.timeout(_LAST_WITHIN_S):
+                await self._all_seen.wait()
+
+    async def _write(self, session: object, number: int) -> None:
+        mark = self._first_mark + number
+        self._begun[mark] = begun = time.perf_counter()
+        await label(session, number % self._clusters, str(mark))  # type: ignore[arg-type]
+        self.round_trips_ms.append((time.perf_counter() - begun) * 1000)
+
+
+Reader = Callable[[Writes, asyncio.Event], Awaitable[None]]
+"""Tells the writes what it sees, until it is cancelled; the event is for when it is ready."""
+
+
+async def measure(setting: Setting) -> Figures:
+    scale = setting.scale
+    raw: list[Writes] = []
+    ours: list[Writes] = []
+    cpu_s = 0.0
+    async with setting.daemon(scale.clusters) as (milo, daemon):
+        make = partial(Writes, milo, scale.latency_writes, scale.writes_per_s, scale.clusters)
+        for number in range(scale.rounds):
+            raw.append(await _read_by(partial(_raw_watch, milo), make(2 * number * scale.latency_writes)))
+            async with AsyncExitStack() as stack:
+                client = await stack.enter_async_context(DiscoveryClient(daemon.address))
+                watch = await stack.enter_async_context(client.watch())
+                await watch.synced()
+                spent = daemon.cpu_s
+                writes = make((2 * number + 1) * scale.latency_writes)
+                ours.append(await _read_by(partial(_subscriber, watch), writes))
+                cpu_s += daemon.cpu_s - spent
+    figures: Figures = {f"latency.{name}_ms": value for name, value in _percentiles(ours).items()}
+    beside = _percentiles(raw)
+    figures |= {f"latency.raw_watch_{name}_ms": value for name, value in beside.items()}
+    figures["latency.write_p50_ms"] = median(took for each in ours for took in each.round_trips_ms)
+    for name, key in (("p50", "latency.over_raw_watch_ms"), ("p99", "latency.p99_over_raw_watch_ms")):
+        figures[key] = _percentiles(ours)[name] - beside[name]
+    figures["latency.cpu_s_per_1000"] = cpu_s / (len(ours) * scale.latency_writes) * 1000
+    return figures
+
+
+async def _read_by(reader: Reader, writes: Writes) -> Writes:
+    ready = asyncio.Event()
+    reading = asyncio.create_task(reader(writes, ready))
+    try:
+        await ready.wait()
+        await writes.run()
+    finally:
+        reading.cancel()
+        await asyncio.wait([reading])
+    return writes
+
+
+async def _subscriber(watch: object, writes: Writes, ready: asyncio.Event) -> None:
+    ready.set()
+    async for event in watch:  # type: ignore[attr-defined]
+        mark = event.cluster.labels.get(MARK, "")
+        if mark:
+            writes.seen(int(mark))
+
+
+async def _raw_watch(milo: Milo, writes: Writes, ready: asyncio.Event) -> None:
+    """The lines as they come off the wire; looking for the mark stands for decoding them."""
+    query = {"watch": "1", "resourceVersion": "0", "allowWatchBookmarks": "true", "timeoutSeconds": "600"}
+    async with milo.access.session() as session:
+        async with session.get(PROJECTS, params={"limit": "1"}) as answer:
+            query["resourceVersion"] = (await answer.json())["metadata"]["resourceVersion"]
+        async with session.get(PROJECTS, params=query) as answer:
+            ready.set()
+            rest = b""
+            async for chunk in answer.content.iter_any():
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    if found := _MARKED.search(line):
+                        writes.seen(int(found[1]))
+
+
+def _percentiles(rounds: list[Writes]) -> dict[str, float]:
+    """Medians over the rounds of each round's percentiles."""
+    cut = [quantiles(each.latencies_ms, n=100) for each in rounds]
+    return {"p50": median(each[49] for each in cut), "p99": median(each[98] for each in cut)}

@@ -1,0 +1,109 @@
+"""The API server that the daemon watches: the sandbox in a process of its own, or a real one."""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+import aiohttp
+import msgspec
+
+from bench import projects
+from bench.access import PROJECTS, Access, call
+from bench.process import Process
+
+_WRITERS = 32
+"""How many writes are under way at once: about what a real server takes on two cores before it answers 429."""
+
+Write = Callable[[aiohttp.ClientSession, int], Awaitable[None]]
+
+
+class Milo(Protocol):
+    """With some projects in it, `projects.name(0)` and following."""
+
+    access: Access
+
+    async def burst(self, first: int, count: int, size: int, mark: str) -> None:
+        """Change `count` projects from the one numbered `first` on, in bursts of `size`; each has the mark then."""
+
+
+class SandboxMilo:
+    def __init__(self, process: Process, access: Access) -> None:
+        self._process = process
+        self._said = 1
+        self.access = access
+
+    async def burst(self, first: int, count: int, size: int, mark: str) -> None:
+        self._process.tell(f"{first} {count} {size} {mark}")
+        self._said += 1
+        await self._process.until_said(self._said)
+
+
+@asynccontextmanager
+async def sandbox_milo(count: int, directory: Path) -> AsyncIterator[Milo]:
+    kubeconfig = directory / f"sandbox-{count}.kubeconfig"
+    command = [sys.executable, "-m", "bench.milo_process", str(kubeconfig), str(count)]
+    process = Process(command, directory / f"sandbox-{count}.log")
+    try:
+        await process.until_said(1)
+        yield SandboxMilo(process, Access.of(kubeconfig))
+    finally:
+        await process.end()
+
+
+class RealMilo:
+    """Its bursts are as large as the server can take writes."""
+
+    def __init__(self, access: Access) -> None:
+        self.access = access
+
+    async def populate(self, count: int) -> None:
+        await self._each(range(count), _create)
+
+    async def burst(self, first: int, count: int, size: int, mark: str) -> None:
+        await self._each(range(first, first + count), lambda session, index: label(session, index, mark))
+
+    async def _each(self, indices: Iterable[int], write: Write) -> None:
+        rest = iter(indices)
+
+        async def work() -> None:
+            for index in rest:
+                await write(session, index)
+
+        async with self.access.session() as session, asyncio.TaskGroup() as tasks:
+            for _ in range(_WRITERS):
+                tasks.create_task(work())
+
+
+@asynccontextmanager
+async def real_milo(count: int, directory: Path) -> AsyncIterator[Milo]:
+    """Milo's own API server with an etcd, as `./dev real` builds them."""
+    from tests.real.builds import say_to_stderr  # noqa: PLC0415 - they need Go, and nothing else here does
+    from tests.real.programs import programs  # noqa: PLC0415
+    from tests.real.servers import MiloApi  # noqa: PLC0415
+
+    found = await asyncio.to_thread(programs, say_to_stderr)
+    api = MiloApi(found, directory / f"real-{count}", proxied=False)
+    await api.start()
+    try:
+        milo = RealMilo(Access.of(api.kubeconfig))
+        await milo.populate(count)
+        yield milo
+    finally:
+        await api.close()
+
+
+async def label(session: aiohttp.ClientSession, index: int, mark: str) -> None:
+    change = {"metadata": {"labels": {projects.MARK: mark}}}
+    await call(session, "PATCH", f"{PROJECTS}/{projects.name(index)}", change, patch=True)
+
+
+async def _create(session: aiohttp.ClientSession, index: int) -> None:
+    project = msgspec.json.decode(projects.body(index))
+    for field in ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields"):
+        del project["metadata"][field]
+    await call(session, "POST", PROJECTS, project)
+    status = {"status": project["status"]}
+    await call(session, "PATCH", f"{PROJECTS}/{projects.name(index)}/status", status, patch=True)

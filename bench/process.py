@@ -1,0 +1,85 @@
+"""A process that the bench starts, looks at and ends."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+_ENDS_WITHIN_S = 15.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+class ProcessError(Exception):
+    """It ended when it was to run."""
+
+
+class Process:
+    """What it says goes to a file: a pipe that nobody empties would stop it."""
+
+    def __init__(self, command: Sequence[str], log: Path, *, environ: dict[str, str] | None = None) -> None:
+        self._log = log
+        with log.open("wb") as said:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, env=environ
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    @property
+    def cpu_s(self) -> float:
+        """Spent since it began, in user and kernel mode."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    @property
+    def rss_mib(self) -> float:
+        return self._status_mib("VmRSS")
+
+    @property
+    def peak_mib(self) -> float:
+        return self._status_mib("VmHWM")
+
+    def tell(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        self._process.stdin.flush()
+
+    def check(self) -> None:
+        if self._process.poll() is not None:
+            last_words = "\n".join(self.said.splitlines()[-20:])
+            raise ProcessError(f"{self._process.args} ended with status {self._process.returncode}:\n{last_words}")
+
+    async def until_said(self, count: int, within_s: float = 120.0) -> list[str]:
+        """Its lines, once there are so many."""
+        async with asyncio.timeout(within_s):
+            while True:
+                lines = self.said.splitlines(keepends=True)
+                if len(lines) >= count and lines[count - 1].endswith("\n"):
+                    return lines
+                self.check()
+                await asyncio.sleep(0.002)
+
+    async def end(self) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.to_thread(self._process.wait, _ENDS_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                await asyncio.to_thread(self._process.wait)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def _status_mib(self, field: str) -> float:
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith(f"{field}:"):
+                return int(line.split()[1]) / 1024
+        raise ProcessError(f"process {self.pid} has no {field}")

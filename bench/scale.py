@@ -1,0 +1,49 @@
+"""How much of everything: enough for figures to keep, or just enough to see that all of it works."""
+
+import msgspec
+
+
+class Scale(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    small: int = 1_000
+    clusters: int = 10_000
+    large: int = 100_000
+    rounds: int = 3
+    latency_writes: int = 500
+    writes_per_s: float = 50.0
+    fanout_changes: int = 10_000
+    fanout_burst: int = 100
+    subscribers: tuple[int, ...] = (1, 20, 100)
+    stuck: int = 10
+    slow_reader_bursts: int = 50
+    herd: int = 500
+    idle_s: float = 20.0
+
+
+FULL = Scale(name="full")
+QUICK = Scale(
+    name="quick",
+    clusters=1_000,
+    large=2_000,
+    latency_writes=100,
+    fanout_changes=1_000,
+    subscribers=(1, 20),
+    slow_reader_bursts=20,
+    herd=50,
+    idle_s=5.0,
+)
+TINY = Scale(
+    name="tiny",
+    small=20,
+    clusters=50,
+    large=80,
+    rounds=1,
+    latency_writes=10,
+    fanout_changes=20,
+    fanout_burst=10,
+    subscribers=(1, 3),
+    stuck=1,
+    slow_reader_bursts=3,
+    herd=5,
+    idle_s=0.2,
+)

@@ -1,0 +1,30 @@
+"""What a measurement is given: how much of everything, a place for files, and API servers to run daemons on."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+from bench import daemon as daemons
+from bench.daemon import Daemon
+from bench.milo import Milo
+from bench.scale import Scale
+
+Open = Callable[[int, Path], AbstractAsyncContextManager[Milo]]
+Figures = dict[str, float | None]
+"""By key; None where it could not be had here."""
+
+
+class Setting:
+    def __init__(self, scale: Scale, directory: Path, open_milo: Open) -> None:
+        self.scale = scale
+        self.directory = directory
+        self._open_milo = open_milo
+
+    def milo(self, count: int) -> AbstractAsyncContextManager[Milo]:
+        return self._open_milo(count, self.directory)
+
+    @asynccontextmanager
+    async def daemon(self, count: int) -> AsyncIterator[tuple[Milo, Daemon]]:
+        """One that runs on an API server with so many projects."""
+        async with self.milo(count) as milo, daemons.daemon(milo.access.kubeconfig, self.directory) as daemon:
+            yield milo, daemon

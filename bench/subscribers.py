@@ -1,0 +1,82 @@
+"""Subscribers that do as little as can be done with what they are sent: they count it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Self
+
+import grpc
+
+from bench.wire import METHOD, Batch
+from milo_discovery._address import CHANNEL_OPTIONS
+from milo_discovery._gen import discovery_pb2 as pb
+
+OnBatch = Callable[[bytes, int], None]
+"""Is called with a batch, and with how many events are in it."""
+
+
+class Subscriber:
+    """On a connection of its own, as another process would be."""
+
+    def __init__(self, address: str, *, names: tuple[str, ...] = (), on_batch: OnBatch | None = None) -> None:
+        # A batch of the size that the daemon makes is far below gRPC's limit; a bare peer's is as large.
+        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        request = pb.WatchClustersRequest(filter=pb.ClusterFilter(names=names))
+        self._call: Any = self._channel.unary_stream(METHOD, request_serializer=_serialised)(request)
+        self.on_batch = on_batch
+        self.synced = False
+        self.events = 0
+        """Since the last `reset`."""
+
+    async def until_synced(self) -> Self:
+        while not self.synced:
+            await self.read()
+        return self
+
+    async def until(self, events: int) -> None:
+        """Read until it has had so many."""
+        while self.events < events:
+            await self.read()
+
+    async def read(self) -> bytes:
+        data: bytes = await self._call.read()
+        if data is grpc.aio.EOF:
+            raise ConnectionError(f"the stream ended: {await self._call.code()}: {await self._call.details()}")
+        batch = Batch.FromString(data)
+        count = len(batch.events)
+        self.events = count if batch.reset else self.events + count
+        self.synced = batch.synced
+        if self.on_batch is not None:
+            self.on_batch(data, count)
+        return data
+
+    async def close(self) -> None:
+        self._call.cancel()
+        await self._channel.close()
+
+
+async def together(working: list[Awaitable[Any]]) -> None:
+    await asyncio.gather(*working)
+
+
+@asynccontextmanager
+async def synced(address: str, count: int, **options: Any) -> AsyncIterator[list[Subscriber]]:
+    """So many, each of which has the whole fleet."""
+    async with opened(address, count, **options) as subscribers:
+        await together([each.until_synced() for each in subscribers])
+        for each in subscribers:
+            each.events = 0
+        yield subscribers
+
+
+@asynccontextmanager
+async def opened(address: str, count: int, **options: Any) -> AsyncIterator[list[Subscriber]]:
+    subscribers = [Subscriber(address, **options) for _ in range(count)]
+    try:
+        yield subscribers
+    finally:
+        await together([each.close() for each in subscribers])
+
+
+def _serialised(request: pb.WatchClustersRequest) -> bytes:
+    return request.SerializeToString()
