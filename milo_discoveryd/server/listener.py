@@ -93,7 +93,11 @@ class UnixListener:
 
     def _prepare_folder(self, folder: Path) -> None:
         try:
-            folder.mkdir(mode=0o750, parents=True, exist_ok=True)
+            if not folder.exists():
+                folder.mkdir(parents=True)
+                # Whoever may open the socket by its group has to get there, whatever the process' umask leaves.
+                os.chown(folder, -1, -1 if self._address.group is None else self._address.group)
+                folder.chmod(0o750)
         except OSError as error:
             raise StartError(f"can't make the folder {folder} for the socket: {error.strerror}") from error
         mode = folder.stat().st_mode
