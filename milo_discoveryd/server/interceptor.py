@@ -67,8 +67,10 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 code = context.code().name if context.code() else "UNKNOWN"
                 raise
             except grpc.aio.InternalError:
-                # So ends a write that waited for a caller who is gone by now; gRPC takes it as the caller's leaving.
-                raise
+                # So ends a write that waited for a caller who is gone by now. gRPC is about to cancel the call for it,
+                # and would take this error for one of ours until then.
+                log.debug("caller gone", method=method)
+                raise asyncio.CancelledError from None
             except Exception:
                 code = "INTERNAL"
                 incident, told = unexpected()

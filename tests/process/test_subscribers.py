@@ -107,7 +107,10 @@ async def test_one_that_is_killed_while_the_daemon_waits_for_it_is_no_error(plac
         async with place.stream() as other:
             await other.until_synced()
             async with idle_readers(place, 1):
-                await until_subscribers(place, 2)
+                # What the other one is given in the meantime leaves enough time to fill what lies between.
+                for number in range(50):
+                    place.sandbox.projects.create(f"late-{number}", ready=True)
+                    assert [event.cluster.name for event in (await other.batch()).events] == [f"late-{number}"]
             await until_subscribers(place, 1)
         assert await daemon.terminate() == 0
         assert "call failed" not in daemon.said
