@@ -14,6 +14,7 @@ from milo_discovery._address import CHANNEL_OPTIONS, target
 from milo_discovery._backoff import BackoffPolicy
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery._lane import Lanes
 from milo_discovery._status import lost_connection, status_error
 from milo_discovery._subscription import Subscription
 from milo_discovery._wire import FilterOptions, WatchOptions
@@ -52,7 +53,7 @@ class DiscoveryClient:
         self._timeout = timeout
         self._backoff = backoff or BackoffPolicy()
         self._connect = connect
-        self._channel: grpc.aio.Channel | None = None
+        self._lanes = Lanes(lambda: self._connect(self._target))
         self._watches: set[Watch] = set()
 
     async def __aenter__(self) -> Self:
@@ -67,7 +68,7 @@ class DiscoveryClient:
         """End all watches, and the connection."""
         for watch in tuple(self._watches):
             await watch.close()
-        channel, self._channel = self._channel, None
+        channel = self._lanes.close()
         if channel is not None:
             await channel.close()
 
@@ -112,20 +113,16 @@ class DiscoveryClient:
         method: Callable[[DiscoveryServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
         request: _Request,
     ) -> _Response:
-        if self._channel is None:
-            self._channel = self._connect(self._target)
-        channel = self._channel
+        lane = self._lanes.enter()
         try:
             limit = None if self._timeout is None else self._timeout.total_seconds()
-            return await method(DiscoveryServiceStub(channel))(request, timeout=limit)
+            return await method(DiscoveryServiceStub(lane.channel))(request, timeout=limit)
         except grpc.aio.AioRpcError as error:
             failure = status_error(error.code(), error.details(), error.trailing_metadata())
             if lost_connection(failure):
-                await self._discard(channel)
+                self._lanes.failed(lane)
             raise failure from error
-
-    async def _discard(self, channel: grpc.aio.Channel) -> None:
-        """One that has just failed turns calls away for a while, daemon or no daemon: the next call has another."""
-        if self._channel is channel:
-            self._channel = None
-        await channel.close()
+        finally:
+            spent = self._lanes.leave(lane)
+            if spent is not None:
+                await spent.close()

@@ -17,6 +17,7 @@ from milo_discovery._address import CHANNEL_OPTIONS, target
 from milo_discovery._backoff import BackoffPolicy
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery._lane import Lanes
 from milo_discovery._status import FATAL_TO_A_STREAM, lost_connection, status_error
 from milo_discovery._subscription import Subscription, WatchState
 from milo_discovery._wire import FilterOptions, WatchOptions
@@ -49,7 +50,7 @@ class SyncDiscoveryClient:
         self._backoff = backoff or BackoffPolicy()
         self._connect = connect
         self._lock = threading.Lock()
-        self._channel: grpc.Channel | None = None
+        self._lanes = Lanes(lambda: self._connect(self._target))
         self._watches: set[SyncWatch] = set()
 
     def __enter__(self) -> Self:
@@ -65,7 +66,7 @@ class SyncDiscoveryClient:
         for watch in tuple(self._watches):
             watch.close()
         with self._lock:
-            channel, self._channel = self._channel, None
+            channel = self._lanes.close()
         if channel is not None:
             channel.close()
 
@@ -111,24 +112,21 @@ class SyncDiscoveryClient:
         request: _Request,
     ) -> _Response:
         with self._lock:
-            if self._channel is None:
-                self._channel = self._connect(self._target)
-            channel = self._channel
+            lane = self._lanes.enter()
         try:
             limit = None if self._timeout is None else self._timeout.total_seconds()
-            return method(DiscoveryServiceStub(channel))(request, timeout=limit)
+            return method(DiscoveryServiceStub(lane.channel))(request, timeout=limit)
         except grpc.RpcError as error:
             failure = _failure(error)
             if lost_connection(failure):
-                self._discard(channel)
+                with self._lock:
+                    self._lanes.failed(lane)
             raise failure from error
-
-    def _discard(self, channel: grpc.Channel) -> None:
-        """One that has just failed turns calls away for a while, daemon or no daemon: the next call has another."""
-        with self._lock:
-            if self._channel is channel:
-                self._channel = None
-        channel.close()
+        finally:
+            with self._lock:
+                spent = self._lanes.leave(lane)
+            if spent is not None:
+                spent.close()
 
 
 class SyncWatch(WatchState):
