@@ -89,6 +89,8 @@ class Daemon:
         mode = modes.load(settings.mode)(self._mode_setting(project))
         async with AsyncExitStack() as stack:
             service = Service(self._fleet, self._about(), self._metrics)
+            self._metrics.tell_build(__version__, settings.mode)
+            self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
             server = Server(service, [self._address(each) for each in settings.listen], self._metrics)
             await server.start()
             stack.push_async_callback(server.stop)

@@ -57,6 +57,11 @@ class Stream:
         self.cursor: Cursor | None = None
         self.opened_at = time.time()
 
+    @property
+    def lag(self) -> int:
+        """How many revisions the subscriber has not taken yet."""
+        return 0 if self.cursor is None else self.cursor.lag
+
     async def run(self) -> None:
         """Ends by an error only: the caller's leaving, a reader that doesn't read, or the daemon's end."""
         with self._fleet.signal.waiter() as bell:

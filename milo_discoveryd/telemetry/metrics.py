@@ -1,7 +1,7 @@
 """Every metric of the daemon, in one place."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
@@ -15,6 +15,7 @@ from milo_discoveryd.registry.registry import Done, Standing
 # Each counter would come with a second series, of when it began.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
+_STREAM_ENDS = ("ABORTED", "CANCELLED", "INTERNAL", "INVALID_ARGUMENT", "UNAVAILABLE")
 _LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -63,12 +64,25 @@ class Metrics:
             buckets=_LATENCIES_S,
             registry=self.registry,
         )
+        # To Prometheus, a counter that begins with its first event has not grown.
+        for code in _STREAM_ENDS:
+            self._calls_handled.labels("WatchClusters", code)
         Gauge(
             "milo_discoveryd_start_time_seconds", "When this daemon started.", registry=self.registry
         ).set_to_current_time()
 
     def follow(self, fleet: Fleet, cluster_cap: int) -> None:
         self.registry.register(_FleetCollector(fleet, cluster_cap))
+
+    def follow_streams(self, lags: Callable[[], Iterable[int]]) -> None:
+        """`lags` gives, for each open stream, how many revisions it has not taken yet."""
+        self.registry.register(_StreamCollector(lags))
+
+    def tell_build(self, version: str, mode: str) -> None:
+        build = Gauge(
+            "milo_discoveryd_build_info", "1; which daemon this is.", ("version", "mode"), registry=self.registry
+        )
+        build.labels(version, mode).set(1)
 
     def transition(self, done: Done) -> None:
         self._transitions.labels(done.type.value, "" if done.reason is None else done.reason.value).inc()
@@ -124,7 +138,6 @@ class _FleetCollector(Collector):
             "Observations passed over since a later one had come before.",
             value=fleet.registry.outdated,
         )
-        yield _gauge("milo_discoveryd_subscribers", "Open streams.", len(fleet.signal))
         yield _gauge("milo_discoveryd_log_revision", "The last revision.", fleet.log.head)
         yield _gauge(
             "milo_discoveryd_source_up",
@@ -150,6 +163,25 @@ class _FleetCollector(Collector):
         yield info
         left_out = max(0, self._fleet.registry.engaged - self._cluster_cap)
         yield _gauge("milo_discoveryd_cluster_info_left_out", "Engaged clusters beyond the cap on series.", left_out)
+
+
+class _StreamCollector(Collector):
+    """Of all streams together: a series for each subscriber would be one for each reconnect."""
+
+    def __init__(self, lags: Callable[[], Iterable[int]]) -> None:
+        self._lags = lags
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        lags = list(self._lags())
+        yield _gauge("milo_discoveryd_subscribers", "Open streams.", len(lags))
+        yield _gauge(
+            "milo_discoveryd_subscriber_lag_max_revisions",
+            "Revisions that the slowest subscriber has not taken yet.",
+            max(lags, default=0),
+        )
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:
