@@ -3,7 +3,9 @@
 DiscoveryError
 ├── ConfigError        the settings or a file they name are wrong; carries every problem found, not just the first
 ├── StartError         the daemon cannot take up, or keep, the place it was told to serve at
-├── CredentialError    the daemon cannot get the credential it would authenticate with
+├── CredentialError    a credential cannot be had
+│   ├── BackendError   what should give it is down, or gave something that is no good: a later attempt may be better
+│   └── UnfitError     there is one, and it isn't to be handed out: the configuration has to change
 └── TransportError     no usable HTTP answer came back from an API server
 """
 
@@ -31,6 +33,19 @@ class StartError(DiscoveryError):
 
 class CredentialError(DiscoveryError):
     """No credential to authenticate with: the message says which source failed and how to mend it."""
+
+
+class BackendError(CredentialError):
+    """What should give the credential did not."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        """`retry_after_s`: when to ask again, where the backend said so."""
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class UnfitError(CredentialError):
+    """The credential that there is must not be handed out."""
 
 
 class TransportError(DiscoveryError):

@@ -177,7 +177,7 @@ def _read_answer(output: bytes, command: ExecCommand, now: float) -> _Issued:
             chain=status.client_certificate_data.encode(), key=Secret(status.client_key_data)
         )
     token = token_of(status.token, f"the token of exec plugin {command.argv[0]}") if status.token else None
-    return _Issued(Credential(token=token, certificate=certificate), now, expires_at)
+    return _Issued(Credential(token=token, certificate=certificate, expires_at=expires_at), now, expires_at)
 
 
 def _complaint(command: ExecCommand, what: str) -> str:

@@ -63,6 +63,11 @@ class FollowedCredential:
         self._loaded = loaded
         self._content = file.read()
 
+    @property
+    def current(self) -> CredentialSource:
+        """Where the credential comes from, by the kubeconfig as it was last read."""
+        return self._loaded.credentials
+
     async def credential(self, *, refused: Credential | None = None) -> Credential:
         content = self._file.read(anew=refused is not None)
         if content != self._content:

@@ -1,6 +1,6 @@
 """What the daemon authenticates with, and where it comes from when it does not change by itself."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from milo_discoveryd.credentials.files import FileContent
@@ -20,6 +20,8 @@ class Credential:
 
     token: Secret | None = None
     certificate: ClientCertificate | None = None
+    expires_at: float | None = field(default=None, compare=False)
+    """When its source says that it ends, in wall time; None where it doesn't say."""
 
 
 class CredentialSource(Protocol):

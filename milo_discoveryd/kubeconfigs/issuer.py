@@ -1,0 +1,298 @@
+"""Hands out kubeconfigs: for a cluster that is engaged at that very moment, from the source that covers it.
+
+Everything between the look at the registry and the answer happens without waiting, so that there is no hand-out after
+a disengagement, whatever was under way.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.credentials.minting import MintingSource
+from milo_discoveryd.errors import CredentialError, UnfitError
+from milo_discoveryd.kubeconfigs import rendering
+from milo_discoveryd.kubeconfigs.lease import Draw, refresh_at
+from milo_discoveryd.kubeconfigs.minter import Kept, Key, Minter, Told
+from milo_discoveryd.kubeconfigs.minter import Tally as MintTally
+from milo_discoveryd.kubeconfigs.rendering import Place
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.selector import Selector
+
+log = structlog.get_logger()
+
+PATIENCE_S = 10.0
+"""For how long a caller waits for the first credential."""
+IMPATIENCE_S = 2.0
+"""And for how long one that could have the rest of an old one."""
+FIRST_ATTEMPT_S = 1.0
+"""How long a stream waits for a source that has never answered, so that its first events have credentials."""
+NO_SOURCE = "no source of kubeconfigs is configured: this daemon hands out none"
+
+
+class Tally(MintTally, Protocol):
+    def kubeconfig_issued(self, result: str) -> None: ...
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who is handed something, for the audit."""
+
+    peer: str
+    listener: str
+
+
+class Kubeconfig(msgspec.Struct, frozen=True):
+    """As it is handed out. Its text may hold a secret."""
+
+    cluster: str
+    text: bytes
+    issued_at: float
+    expires_at: float | None = None
+    refresh_at: float | None = None
+    minted: Minted | None = None
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """A source, and which clusters it is for."""
+
+    source: MintingSource
+    selector: Selector = Selector()
+
+    def covers(self, cluster: Cluster) -> bool:
+        return not self.selector or self.selector.matches(dict(cluster.target.labels))
+
+
+class SourceHealth(msgspec.Struct, frozen=True):
+    name: str
+    type: str
+    trouble: str
+    expires_at: float | None
+    leases: int
+
+
+class NotCoveredError(UnfitError):
+    """No source is for this cluster."""
+
+
+class NotNowError(CredentialError):
+    """Nothing valid is held, and no more can be got at present."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Issuer:
+    def __init__(
+        self,
+        offers: Sequence[Offer],
+        *,
+        place: Callable[[], Place],
+        tally: Tally,
+        max_ttl_s: float,
+        default_ttl_s: float,
+        address: str | None = None,
+        concurrency: int = 10,
+        per_second: float = 50.0,
+        draw: Draw = random.random,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        self.max_ttl_s = max_ttl_s
+        self._default_ttl_s = default_ttl_s
+        self._place = place
+        self._tally = tally
+        self._address = address
+        self._draw = draw
+        self._wall = wall
+        self._followers: set[Told] = set()
+        self._offers = [
+            (
+                offer,
+                Minter(
+                    offer.source,
+                    tally=tally,
+                    told=self._tell,
+                    draw=draw,
+                    concurrency=concurrency,
+                    per_second=per_second,
+                    wall=wall,
+                ),
+            )
+            for offer in offers
+        ]
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            for _, minter in self._offers:
+                minter.keep_ready(self._ttl_s(None))
+                tasks.create_task(minter.run(), name=f"credentials of {minter.source.name}")
+
+    # Asking
+
+    async def refusal(self) -> UnfitError | None:
+        """Why no cluster can have a kubeconfig, however long one waits; None where some can."""
+        if not self._offers:
+            return NotCoveredError(NO_SOURCE)
+        found: UnfitError | None = None
+        for _, minter in self._offers:
+            await minter.first_attempt(FIRST_ATTEMPT_S)
+            if not isinstance(minter.trouble, UnfitError):
+                return None
+            found = minter.trouble
+        return found
+
+    def ask(self, cluster: Cluster, ttl_s: float | None) -> Kept:
+        """Sees to it that there is a credential for an engaged cluster, soon. Raises NotCoveredError."""
+        return self._minter(cluster).wanted(cluster, self._ttl_s(ttl_s))
+
+    async def settle(self, kept: Kept, within_s: float) -> None:
+        """Until there is something useful, or it is known that there won't be soon, or so many seconds have passed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while not kept.is_dropped and not self._is_settled(kept):
+                    await kept.told()
+
+    def _is_settled(self, kept: Kept) -> bool:
+        now = self._minter_of(kept.key).now()
+        return kept.lease.useful(now) is not None or not (kept.queued or kept.lease.is_renewing)
+
+    async def await_credential(self, cluster: Cluster, ttl_s: float | None) -> None:
+        """Waits for as long as it makes sense before `hand_out`. Raises NotCoveredError."""
+        kept = self.ask(cluster, ttl_s)
+        now = self._minter_of(kept.key).now()
+        await self.settle(kept, PATIENCE_S if kept.lease.valid(now) is None else IMPATIENCE_S)
+
+    # Handing out: none of this waits
+
+    def peek(self, cluster: Cluster, ttl_s: float | None) -> Minted | None:
+        """What `hand_out` would hand out."""
+        kept = self.ask(cluster, ttl_s)
+        return kept.lease.valid(self._minter_of(kept.key).now())
+
+    def hand_out(self, cluster: Cluster, incarnation: str, ttl_s: float | None, to: Caller) -> Kubeconfig:
+        """For a cluster that the caller of this has just found engaged. Raises CredentialError."""
+        minter = self._minter(cluster)
+        kept = minter.wanted(cluster, self._ttl_s(ttl_s))
+        now = minter.now()
+        minted = kept.lease.valid(now)
+        if minted is None:
+            raise self._not_now(minter, kept)
+        target = cluster.target
+        text = rendering.embedded(target.name, target.endpoint, self._place(), minted.credential)
+        kept.is_wanted = True
+        self._tally.kubeconfig_issued("ok")
+        log.info(
+            "kubeconfig handed out",
+            cluster=target.name,
+            uid=target.uid,
+            incarnation=incarnation,
+            source=minter.source.name,
+            expires_at=_told(minted.expires_at),
+            fingerprint=minted.fingerprint,
+            peer=to.peer,
+            listener=to.listener,
+        )
+        return Kubeconfig(
+            cluster=target.name,
+            text=text,
+            issued_at=now.wall,
+            expires_at=minted.expires_at,
+            refresh_at=refresh_at(minted, now.wall, self._draw),
+            minted=minted,
+        )
+
+    def hand_out_command(self, cluster: Cluster, incarnation: str, to: Caller) -> Kubeconfig:
+        """The form that holds no secret, and asks for one each time. Raises NotCoveredError."""
+        self._minter(cluster)
+        target = cluster.target
+        text = rendering.exec_form(target.name, target.endpoint, self._place(), self._address)
+        self._tally.kubeconfig_issued("ok")
+        log.info(
+            "kubeconfig without a credential handed out",
+            cluster=target.name,
+            uid=target.uid,
+            incarnation=incarnation,
+            peer=to.peer,
+            listener=to.listener,
+        )
+        return Kubeconfig(cluster=target.name, text=text, issued_at=self._wall())
+
+    def refused(self, result: str) -> None:
+        """A request for a kubeconfig came to nothing."""
+        self._tally.kubeconfig_issued(result)
+
+    # What changes
+
+    def disengaged(self, cluster: Cluster) -> None:
+        """To be called in the same step as its disengagement."""
+        for _, minter in self._offers:
+            minter.drop(cluster)
+
+    def follow(self, told: Told) -> Callable[[], None]:
+        """Calls it for each lease that has something new, until what this returns is called."""
+        self._followers.add(told)
+        return lambda: self._followers.discard(told)
+
+    def key(self, cluster: Cluster, ttl_s: float | None) -> Key:
+        return self._minter(cluster).key(cluster, self._ttl_s(ttl_s))
+
+    # What is told of it
+
+    def health(self) -> list[SourceHealth]:
+        found = []
+        for _, minter in self._offers:
+            ends = [minted.expires_at for minted in minter.held()]
+            found.append(
+                SourceHealth(
+                    name=minter.source.name,
+                    type=minter.source.type,
+                    trouble="" if minter.trouble is None else str(minter.trouble),
+                    expires_at=min(ends, default=None),
+                    leases=len(minter),
+                )
+            )
+        return found
+
+    def trouble(self, cluster: Cluster) -> str | None:
+        """Why no kubeconfig can be had for it at present."""
+        minter = next((minter for offer, minter in self._offers if offer.covers(cluster)), None)
+        return None if minter is None or minter.trouble is None else str(minter.trouble)
+
+    def _tell(self, key: Key) -> None:
+        for told in [*self._followers]:
+            told(key)
+
+    def _ttl_s(self, asked: float | None) -> float:
+        return min(self.max_ttl_s, self._default_ttl_s if asked is None else asked)
+
+    def _minter(self, cluster: Cluster) -> Minter:
+        for offer, minter in self._offers:
+            if offer.covers(cluster):
+                return minter
+        if not self._offers:
+            raise NotCoveredError(NO_SOURCE)
+        raise NotCoveredError(
+            f"no credential source is for {cluster.target.name}: its labels match none of kubeconfigs.sources"
+        )
+
+    def _minter_of(self, key: Key) -> Minter:
+        return next(minter for _, minter in self._offers if minter.source.name == key.source)
+
+    def _not_now(self, minter: Minter, kept: Kept) -> CredentialError:
+        failure = kept.lease.failure or minter.trouble
+        if isinstance(failure, UnfitError):
+            return failure
+        due_at = kept.lease.due_at
+        wait = 1.0 if due_at is None else max(1.0, due_at - minter.now().steady)
+        return NotNowError(str(failure or f"{minter.source.name} has not answered yet"), wait)
+
+
+def _told(wall: float) -> str:
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
