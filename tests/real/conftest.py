@@ -1,43 +1,82 @@
-"""Real servers for the tests of this folder: built once, and started once for each file of tests."""
+"""Real servers for tests: built before the first of them, started when they are first needed, ended with the session.
+
+What can't be had here is told at the end of the run, with what stood for it.
+"""
 
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import pytest_asyncio
 
-from tests.real.builds import say_to_stderr
+from tests.conftest import ON_REAL_SERVERS
+from tests.real.builds import UnobtainableError, say_to_stderr
 from tests.real.programs import Programs, programs
-from tests.real.servers import InfrastructureApi, MiloApi, RealApi
+from tests.real.servers import RealApi
+from tests.scenarios.servers import RealServers
+from tests.scenarios.steps import MODES, Mode
 
-BUILT_WITHIN_S = 2400
+_OUTCOME = pytest.StashKey[Programs | UnobtainableError]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds while nobody's time is taken, and where its progress is seen."""
+    wanted = any(ON_REAL_SERVERS in getattr(item, "fixturenames", ()) for item in session.items)
+    if not wanted or session.config.option.collectonly or shutil.which("go") is None:
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        try:
+            session.config.stash[_OUTCOME] = programs(say_to_stderr)
+        except UnobtainableError as error:
+            session.config.stash[_OUTCOME] = error
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    found = config.stash.get(_OUTCOME, None)
+    if not isinstance(found, Programs):
+        return
+    terminalreporter.section("real servers")
+    for mode, program in zip(MODES, (found.milo, found.infrastructure), strict=True):
+        terminalreporter.line(f"{mode}: {program.title}")
+    for missing in found.missing:
+        terminalreporter.line(f"MISSING: {missing}")
 
 
 @pytest.fixture(scope="session")
-def built() -> Programs:
-    if shutil.which("go") is None:
+def built(pytestconfig: pytest.Config) -> Programs:
+    found = pytestconfig.stash.get(_OUTCOME, None)
+    if found is None:
         pytest.skip("no go command on this machine: the real servers are built by it")
-    return programs(say_to_stderr)
+    if isinstance(found, UnobtainableError):
+        raise found
+    return found
 
 
-@pytest_asyncio.fixture(
-    scope="module", loop_scope="module", params=[MiloApi, InfrastructureApi], ids=lambda kind: kind.mode
-)
-async def started(
-    request: pytest.FixtureRequest, built: Programs, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[RealApi]:
-    server: RealApi = request.param(built, tmp_path_factory.mktemp("server"))
-    try:
-        await server.start()
-        yield server
-    finally:
-        await server.close()
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def servers(built: Programs, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealServers]:
+    async with RealServers(built, tmp_path_factory.mktemp("servers")) as servers:
+        yield servers
 
 
-@pytest_asyncio.fixture(loop_scope="module")
-async def server(started: RealApi) -> RealApi:
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    asked: Mode = request.param
+    return asked
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """With a short path: that of a socket has 107 characters at most."""
+    with TemporaryDirectory(prefix="milo-") as name:
+        yield Path(name)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def server(servers: RealServers, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
     """A server that runs and holds no object."""
-    await started.start()
-    async with started.api() as api:
-        await api.call("DELETE", started.collection)
-    return started
+    async with servers.lend(mode, folder) as server:
+        yield server

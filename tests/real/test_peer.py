@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.real.builds import UnobtainableError, say_to_stderr
-from tests.real.conftest import BUILT_WITHIN_S
 from tests.real.programs import Programs, peer
 from tests.real.servers import RealApi
 from tests.real.watching import create, set_ready
 
-pytestmark = [pytest.mark.timeout(BUILT_WITHIN_S), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,11 @@ import aiohttp
 import pytest
 
 from tests.real.api import RefusedError
-from tests.real.conftest import BUILT_WITHIN_S
 from tests.real.programs import Programs
 from tests.real.servers import InfrastructureApi, RealApi
 from tests.real.watching import create, version_of, watch
 
-pytestmark = [pytest.mark.timeout(BUILT_WITHIN_S), pytest.mark.asyncio(loop_scope="module")]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 
 async def names_in(server: RealApi) -> list[str]:

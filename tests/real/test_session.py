@@ -8,13 +8,9 @@ import sys
 from pathlib import Path
 
 import msgspec
-import pytest
 
-from tests.real.conftest import BUILT_WITHIN_S
 from tests.real.programs import Programs
 from tests.real.session import Session
-
-pytestmark = pytest.mark.timeout(BUILT_WITHIN_S)
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,6 +16,7 @@ import click
 
 from tests.real.builds import GoMissingError, UnobtainableError, say_to_stderr
 from tests.real.process import ProcessError
+from tests.real.programs import programs
 from tests.scenarios import reading
 from tests.scenarios.running import chosen, line, run
 from tests.scenarios.servers import RealServers, Sandboxes, Servers
@@ -59,8 +60,11 @@ async def _play(plays: list[tuple[Scenario | Malformed, Mode]], *, real: bool) -
     async with AsyncExitStack() as stack:
         servers: Servers = Sandboxes()
         if real:
+            found = await asyncio.to_thread(programs, say_to_stderr)
+            for missing in found.missing:
+                say_to_stderr(f"MISSING: {missing}")
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="milo-real-")))
-            servers = await stack.enter_async_context(RealServers(folder, say_to_stderr))
+            servers = await stack.enter_async_context(RealServers(found, folder))
         results = await stack.enter_async_context(aclosing(run(plays, servers)))
         async for result in results:
             click.echo(line(result))

@@ -2,18 +2,17 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from milo_discoveryd.sandbox import Sandbox
-from tests.real.builds import Say
-from tests.real.programs import programs
-from tests.real.servers import InfrastructureApi, MiloApi
+from tests.real.programs import Programs
+from tests.real.servers import InfrastructureApi, MiloApi, RealApi
 from tests.scenarios import kubeconfig
 from tests.scenarios.objects import Objects
-from tests.scenarios.steps import Mode
+from tests.scenarios.steps import MODES, Mode
 
 
 class ApiServer(Protocol):
@@ -78,21 +77,14 @@ class Sandboxes:
 class RealServers:
     """One for each mode, started when it is first needed; plays of the same mode have it in turn."""
 
-    def __init__(self, folder: Path, say: Say) -> None:
-        self._folder = folder
-        self._say = say
-        self._turns: dict[Mode, asyncio.Lock] = {"project": asyncio.Lock(), "project-control-plane": asyncio.Lock()}
-        self._servers: dict[Mode, ApiServer] = {}
-        self._stack = AsyncExitStack()
+    def __init__(self, found: Programs, folder: Path) -> None:
+        self._turns: dict[Mode, asyncio.Lock] = {mode: asyncio.Lock() for mode in MODES}
+        self._servers: dict[Mode, RealApi] = {
+            "project": MiloApi(found, folder / "milo"),
+            "project-control-plane": InfrastructureApi(found, folder / "infrastructure"),
+        }
 
     async def __aenter__(self) -> Self:
-        found = await asyncio.to_thread(programs, self._say)
-        for missing in found.missing:
-            self._say(f"MISSING: {missing}")
-        self._servers = {
-            "project": MiloApi(found, self._folder / "milo"),
-            "project-control-plane": InfrastructureApi(found, self._folder / "infrastructure"),
-        }
         return self
 
     async def __aexit__(
@@ -102,7 +94,7 @@ class RealServers:
             await server.close()
 
     @asynccontextmanager
-    async def lend(self, mode: Mode, folder: Path) -> AsyncIterator[ApiServer]:
+    async def lend(self, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
         async with self._turns[mode]:
             server = self._servers[mode]
             await server.start()
