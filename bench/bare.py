@@ -1,7 +1,6 @@
 """The peer of the fan-out: a grpc.aio server that sends ready-made bytes, and does nothing else.
 
-`python -m bench.bare SOCKET FILE` sends the batches of the file to each subscriber, when a line on its standard input
-says so.
+`python -m bench.bare SOCKET FILE` sends the batches of the file to each subscriber, as fast as they are taken.
 """
 
 import asyncio
@@ -17,34 +16,21 @@ from bench.process import Process
 from bench.wire import METHOD
 
 
-class Bare:
-    def __init__(self, process: Process, address: str) -> None:
-        self._process = process
-        self.address = address
-
-    def go(self) -> None:
-        self._process.tell("go")
-
-
 @asynccontextmanager
-async def bare(batches: Sequence[bytes], directory: Path) -> AsyncIterator[Bare]:
+async def bare(batches: Sequence[bytes], directory: Path) -> AsyncIterator[str]:
+    """Its address."""
     socket, file = directory / "bare.sock", directory / "bare.batches"
     file.write_bytes(b"".join(len(batch).to_bytes(4) + batch for batch in batches))
     process = Process([sys.executable, "-m", "bench.bare", str(socket), str(file)], directory / "bare.log")
     try:
         await process.until_said(1)
-        yield Bare(process, f"unix://{socket}")
+        yield f"unix://{socket}"
     finally:
         await process.end()
 
 
 async def serve(socket: str, batches: Sequence[bytes]) -> None:
-    told = asyncio.Event()
-
     async def watch(request: bytes, context: Any) -> None:
-        # Whoever has had something knows that its stream is open.
-        await context.write(b"")
-        await told.wait()
         for batch in batches:
             await context.write(batch)
 
@@ -56,7 +42,6 @@ async def serve(socket: str, batches: Sequence[bytes]) -> None:
     await server.start()
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    asyncio.get_running_loop().add_reader(sys.stdin, lambda: sys.stdin.readline() and told.set())
     await server.wait_for_termination()
 
 

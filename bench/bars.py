@@ -47,7 +47,7 @@ QUICK: Bars = {
     # A machine that others use as well can be held to ratios only, and to generous ones.
     "sync_1k.ratio_to_curl": Bar(100),
     "latency.over_raw_watch_ms": Bar(25),
-    "fanout.*.ratio_to_bare_and_intake": Bar(0.1, is_floor=True),
+    "fanout.*.ratio_to_bare": Bar(0.05, is_floor=True),
     "fanout.slow_reader_effect": Bar(3),
     "startup.ratio_to_python": Bar(40),
 }

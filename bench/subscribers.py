@@ -11,19 +11,16 @@ from bench.wire import METHOD, Batch
 from milo_discovery._address import CHANNEL_OPTIONS
 from milo_discovery._gen import discovery_pb2 as pb
 
-OnBatch = Callable[[bytes, int], None]
-"""Is called with a batch, and with how many events are in it."""
-
 
 class Subscriber:
     """On a connection of its own, as another process would be."""
 
-    def __init__(self, address: str, *, names: tuple[str, ...] = (), on_batch: OnBatch | None = None) -> None:
-        # A batch of the size that the daemon makes is far below gRPC's limit; a bare peer's is as large.
+    def __init__(self, address: str, *, names: tuple[str, ...] = (), resume: str = "") -> None:
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        request = pb.WatchClustersRequest(filter=pb.ClusterFilter(names=names))
+        request = pb.WatchClustersRequest(filter=pb.ClusterFilter(names=names), resume_revision=resume)
         self._call: Any = self._channel.unary_stream(METHOD, request_serializer=_serialised)(request)
-        self.on_batch = on_batch
+        self.on_batch: Callable[[bytes], object] | None = None
+        self.revision = ""
         self.synced = False
         self.events = 0
         """Since the last `reset`."""
@@ -45,9 +42,9 @@ class Subscriber:
         batch = Batch.FromString(data)
         count = len(batch.events)
         self.events = count if batch.reset else self.events + count
-        self.synced = batch.synced
+        self.revision, self.synced = batch.revision, batch.synced
         if self.on_batch is not None:
-            self.on_batch(data, count)
+            self.on_batch(data)
         return data
 
     async def close(self) -> None:

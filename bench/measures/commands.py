@@ -18,10 +18,9 @@ _RUNS_PER_ROUND = 3
 
 async def startup(setting: Setting) -> Figures:
     times = setting.scale.rounds * _RUNS_PER_ROUND
-    return {
-        "startup.import_ms": await _ms(["milo-discoveryd", "--version"], times),
-        "startup.python_ms": await _ms([sys.executable, "-c", "pass"], times),
-    }
+    ours = await _ms(["milo-discoveryd", "--version"], times)
+    python = await _ms([sys.executable, "-c", "pass"], times)
+    return {"startup.import_ms": ours, "startup.python_ms": python, "startup.ratio_to_python": ours / python}
 
 
 async def listing(setting: Setting) -> Figures:

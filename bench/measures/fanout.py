@@ -1,12 +1,16 @@
-"""Changes committed in bursts, to many subscribers; beside it a bare gRPC server that sends the same batches.
+"""Changes committed in bursts, to many subscribers.
 
-The daemon has to read, judge and encode each change once, however many subscribers there are: `intake` is what that
-takes with nobody to send it to. The bare server has its bytes ready.
+Caught up: the changes are in the daemon's log, where one subscriber that was there all the time has them from; then so
+many others resume from before them, all at once. A bare gRPC server that has the same batches as bytes is the peer.
+
+Live: the same changes, to subscribers that are there when they are made. The API server's part is in it then, and the
+daemon's reading and judging of each change; `intake` is that without subscribers.
 """
 
 import time
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from bench import projects
 from bench.bare import bare
@@ -16,30 +20,40 @@ from bench.setting import Figures, Setting
 from bench.subscribers import Subscriber, opened, synced, together
 
 
+class Caught(NamedTuple):
+    seconds: float
+    batches: list[bytes]
+    """Those that one of the subscribers got."""
+
+
+class Live(NamedTuple):
+    seconds: float
+    cpu_s: float
+
+
 async def measure(setting: Setting) -> Figures:
     scale = setting.scale
     figures: Figures = {}
     changes = min(scale.fanout_changes, scale.clusters)
     async with setting.daemon(scale.clusters) as (milo, daemon):
         bursts = Bursts(milo, daemon, changes, scale.fanout_burst)
-        intake_s = median([await bursts.intake_s() for _ in range(scale.rounds)])
-        figures["fanout.intake_events_per_s"] = changes / intake_s
+        intakes = [await bursts.intake() for _ in range(scale.rounds)]
+        figures["fanout.intake_events_per_s"] = changes / median(each.seconds for each in intakes)
+        figures["fanout.intake_cpu_us_per_event"] = median(each.cpu_s for each in intakes) / changes * 1e6
         for count in scale.subscribers:
-            ours, theirs, cpu_s = [], [], []
+            caught, theirs, live = [], [], []
             for _ in range(scale.rounds):
-                spent = daemon.cpu_s
-                took, batches = await bursts.fan_out_s(count)
-                cpu_s.append(daemon.cpu_s - spent)
-                ours.append(took)
-                theirs.append(await bare_fan_out_s(batches, count, setting.directory))
-            sent = changes * count
-            key = f"fanout.{count}"
-            figures[f"{key}.events_per_s"] = sent / median(ours)
-            figures[f"{key}.bare_events_per_s"] = sent / median(theirs)
-            figures[f"{key}.ratio_to_bare"] = median(theirs) / median(ours)
-            figures[f"{key}.ratio_to_bare_and_intake"] = (median(theirs) + intake_s) / median(ours)
-            figures[f"{key}.batches"] = float(len(batches))
-            figures[f"{key}.cpu_s"] = median(cpu_s)
+                caught.append(await bursts.caught_up(count))
+                theirs.append(await bare_s(caught[-1].batches, count, setting.directory))
+                live.append(await bursts.live(count))
+            sent, key = changes * count, f"fanout.{count}"
+            ours_s, bare_took_s = median(each.seconds for each in caught), median(theirs)
+            figures[f"{key}.events_per_s"] = sent / ours_s
+            figures[f"{key}.bare_events_per_s"] = sent / bare_took_s
+            figures[f"{key}.ratio_to_bare"] = bare_took_s / ours_s
+            figures[f"{key}.batches"] = float(len(caught[-1].batches))
+            figures[f"{key}.live_events_per_s"] = sent / median(each.seconds for each in live)
+            figures[f"{key}.live_cpu_us_per_event"] = median(each.cpu_s for each in live) / sent * 1e6
     return figures
 
 
@@ -53,40 +67,44 @@ class Bursts:
         self._size = size
         self._runs = 0
 
-    async def intake_s(self) -> float:
-        """Until who only wants the last of them has it."""
+    async def caught_up(self, count: int) -> Caught:
+        async with synced(self._daemon.address, 1) as (present,):
+            before = present.revision
+            await self._made([present], self._changes)
+            batches: list[bytes] = []
+            began = time.perf_counter()
+            async with opened(self._daemon.address, count, resume=before) as subscribers:
+                subscribers[0].on_batch = batches.append
+                await together([each.until(self._changes) for each in subscribers])
+                return Caught(time.perf_counter() - began, batches)
+
+    async def live(self, count: int) -> Live:
+        async with synced(self._daemon.address, count) as subscribers:
+            return await self._timed(subscribers, self._changes)
+
+    async def intake(self) -> Live:
+        """Until one that only wants the last of them has it."""
         last = projects.name(self._changes - 1)
         async with synced(self._daemon.address, 1, names=(last,)) as subscribers:
             return await self._timed(subscribers, 1)
 
-    async def fan_out_s(self, count: int) -> tuple[float, list[bytes]]:
-        """Until all subscribers have all changes; and the batches that one of them got."""
-        batches: list[bytes] = []
-        async with synced(self._daemon.address, count) as subscribers:
-            first, *_ = subscribers
-            first.on_batch = lambda data, _: batches.append(data)
-            took = await self._timed(subscribers, self._changes)
-        return took, [batch for batch in batches if batch]
+    async def _timed(self, subscribers: list[Subscriber], events: int) -> Live:
+        spent, began = self._daemon.cpu_s, time.perf_counter()
+        await self._made(subscribers, events)
+        return Live(time.perf_counter() - began, self._daemon.cpu_s - spent)
 
-    async def _timed(self, subscribers: list[Subscriber], events: int) -> float:
+    async def _made(self, subscribers: list[Subscriber], events: int) -> None:
         self._runs += 1
-        began = time.perf_counter()
-        await together(
-            [
-                self._milo.burst(0, self._changes, self._size, str(self._runs)),
-                *(each.until(events) for each in subscribers),
-            ]
-        )
-        return time.perf_counter() - began
+        burst = self._milo.burst(0, self._changes, self._size, str(self._runs))
+        await together([burst, *(each.until(events) for each in subscribers)])
 
 
-async def bare_fan_out_s(batches: list[bytes], count: int, directory: Path) -> float:
-    async with bare(batches, directory) as peer, opened(peer.address, count) as subscribers:
-        await together([each.read() for each in subscribers])
+async def bare_s(batches: list[bytes], count: int, directory: Path) -> float:
+    async with bare(batches, directory) as address:
         began = time.perf_counter()
-        peer.go()
-        await together([_all(each, len(batches)) for each in subscribers])
-        return time.perf_counter() - began
+        async with opened(address, count) as subscribers:
+            await together([_all(each, len(batches)) for each in subscribers])
+            return time.perf_counter() - began
 
 
 async def _all(subscriber: Subscriber, batches: int) -> None:
