@@ -18,7 +18,10 @@ import structlog
 from milo_discoveryd import __version__
 from milo_discoveryd.config import ListenAddress, Settings, UnixAddress
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
+from milo_discoveryd.credentials.own_user import HandedOn
 from milo_discoveryd.errors import StartError
+from milo_discoveryd.kubeconfigs.issuer import Issuer, Offer
+from milo_discoveryd.kubeconfigs.rendering import Place
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation, Outside
@@ -88,7 +91,10 @@ class Daemon:
         project = load_project_upstream(settings.project_kubeconfig, settings.discovery_kubeconfig, self._environ)
         mode = modes.load(settings.mode)(self._mode_setting(project))
         async with AsyncExitStack() as stack:
-            service = Service(self._fleet, self._about(), self._metrics)
+            issuer = self._issuer(project)
+            self._fleet.on_disengage(issuer.disengaged)
+            self._metrics.follow_credentials(issuer.health)
+            service = Service(self._fleet, self._about(), self._metrics, issuer)
             self._metrics.tell_build(__version__, settings.mode)
             self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
             server = Server(service, [self._address(each) for each in settings.listen], self._metrics)
@@ -104,6 +110,7 @@ class Daemon:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.guard(), name="guard the sockets")
                 tasks.create_task(self._tell_health(server), name="tell health")
+                tasks.create_task(issuer.run(), name="keep credentials")
                 tasks.create_task(self._discover(mode), name="discover")
 
     async def _discover(self, mode: WatchedMode | FixedMode) -> None:
@@ -133,6 +140,20 @@ class Daemon:
                 connect_timeout_s=source.connect_timeout.total_seconds(),
                 request_timeout_s=source.request_timeout.total_seconds(),
             ).run()
+
+    def _issuer(self, project: Upstream) -> Issuer:
+        settings = self._settings.kubeconfigs
+        own = HandedOn(
+            project.credentials, name="project", type="project-kubeconfig", origin=f"the user of {project.origin}"
+        )
+        return Issuer(
+            [Offer(own)],
+            place=lambda: Place(project.trusted(), project.tls_server_name),
+            tally=self._metrics,
+            max_ttl_s=settings.max_ttl.total_seconds(),
+            default_ttl_s=settings.default_ttl.total_seconds(),
+            address=lambda: str(settings.address) if settings.address else next(iter(self.addresses), None),
+        )
 
     async def _tell_health(self, server: Server) -> None:
         with self._fleet.signal.waiter() as bell:

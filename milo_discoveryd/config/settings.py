@@ -38,6 +38,10 @@ def _http_listen(value: object) -> values.TcpAddress | None:
     return None if value is None or value == "off" else values.tcp_address(value)
 
 
+def _address(value: object) -> values.ListenAddress | None:
+    return None if value is None else values.listen_address(value)
+
+
 def _span(least: str, most: str) -> BeforeValidator:
     anything = partial(values.duration, least=timedelta(), most=timedelta.max)
     return BeforeValidator(partial(values.duration, least=anything(least), most=anything(most)))
@@ -91,6 +95,17 @@ class Metrics(Group):
     """Series with a cluster's name in them: a scrape of 50,000 takes a third of a second of the daemon's time."""
 
 
+class Kubeconfigs(Group):
+    """What is handed out."""
+
+    max_ttl: Annotated[timedelta, _span("1s", "24h")] = timedelta(minutes=15)
+    """The longest that a source is asked for, whatever a subscriber asks for."""
+    default_ttl: Annotated[timedelta, _span("1s", "24h")] = timedelta(minutes=10)
+    """Where a subscriber does not say. Ten minutes is also the least that a Kubernetes API server gives."""
+    address: Annotated[values.ListenAddress | None, BeforeValidator(_address)] = None
+    """Where holders of a kubeconfig without a secret find this daemon; none is what it listens on."""
+
+
 class SingleCluster(Group):
     """The one cluster of mode `single`."""
 
@@ -139,4 +154,5 @@ class Settings(Group):
     tombstones: Tombstones = _group(Tombstones)
     metrics: Metrics = _group(Metrics)
     cluster: SingleCluster = _group(SingleCluster)
+    kubeconfigs: Kubeconfigs = _group(Kubeconfigs)
     log: Log = _group(Log)

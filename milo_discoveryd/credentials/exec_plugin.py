@@ -16,8 +16,8 @@ from typing import Annotated
 import msgspec
 
 from milo_discoveryd.credentials import process
+from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.source import ClientCertificate, Credential, token_of
 from milo_discoveryd.errors import CredentialError
 
 TIMEOUT_S = 60.0

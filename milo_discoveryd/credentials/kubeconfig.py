@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
+from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
 from milo_discoveryd.credentials.exec_plugin import ExecCommand, ExecPlugin
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.kubeconfig_file import (
@@ -25,14 +26,7 @@ from milo_discoveryd.credentials.kubeconfig_file import (
     parse,
 )
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.source import (
-    ClientCertificate,
-    Credential,
-    CredentialSource,
-    FileCredential,
-    StaticCredential,
-    token_of,
-)
+from milo_discoveryd.credentials.source import CredentialSource, FileCredential, StaticCredential
 from milo_discoveryd.credentials.upstream import Upstream
 from milo_discoveryd.errors import ConfigError, CredentialError
 

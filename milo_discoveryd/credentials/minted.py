@@ -10,7 +10,7 @@ import msgspec
 from cryptography import x509
 
 from milo_discoveryd.credentials import jwt
-from milo_discoveryd.credentials.source import Credential
+from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.errors import BackendError, UnfitError
 
 SKEW_S = 30.0

@@ -5,8 +5,8 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.minted import Minted
-from milo_discoveryd.credentials.source import Credential
 from milo_discoveryd.model.cluster import Target
 
 

@@ -7,11 +7,12 @@ certificate, is neither renewed nor ours to spread.
 import time
 from collections.abc import Callable, Collection
 
+from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.exec_plugin import ExecPlugin
 from milo_discoveryd.credentials.kubeconfig import FollowedCredential
 from milo_discoveryd.credentials.minted import LONGEST_S, Minted, judge
 from milo_discoveryd.credentials.minting import Scope, Wanted
-from milo_discoveryd.credentials.source import Credential, CredentialSource, FileCredential
+from milo_discoveryd.credentials.source import CredentialSource, FileCredential
 from milo_discoveryd.errors import UnfitError
 
 

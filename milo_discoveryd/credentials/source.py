@@ -1,27 +1,11 @@
-"""What the daemon authenticates with, and where it comes from when it does not change by itself."""
+"""Where credentials come from: what a source is, and those whose credential does not change by itself."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.errors import CredentialError
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClientCertificate:
-    chain: bytes  # PEM
-    key: Secret  # PEM
-
-
-@dataclass(frozen=True, kw_only=True)
-class Credential:
-    """Either, both, or neither: a server may want a certificate for the connection and a token for the request."""
-
-    token: Secret | None = None
-    certificate: ClientCertificate | None = None
-    expires_at: float | None = field(default=None, compare=False)
-    """When its source says that it ends, in wall time; None where it doesn't say."""
 
 
 class CredentialSource(Protocol):
@@ -48,7 +32,7 @@ class FileCredential:
     for a moment while it is being replaced. Parts that are not in files come from `fixed`.
     """
 
-    fixed: Credential = Credential()
+    fixed: Credential = field(default_factory=Credential)
     token: FileContent | None = None
     chain: FileContent | None = None
     key: FileContent | None = None
@@ -62,15 +46,3 @@ class FileCredential:
             chain, key = self.chain.read(anew=anew), self.key.read(anew=anew)
             certificate = ClientCertificate(chain=chain, key=Secret(key.decode(errors="replace")))
         return Credential(token=token, certificate=certificate)
-
-
-def token_of(text: str, origin: str) -> Secret:
-    """A bearer token as it may go into a header; `origin` is named in the complaint, the token never."""
-    text = text.strip()
-    if not text:
-        raise CredentialError(f"{origin} is empty")
-    if not text.isascii() or not text.isprintable() or " " in text:
-        raise CredentialError(
-            f"{origin} holds something that is not a bearer token: it has blanks or control characters"
-        )
-    return Secret(text)

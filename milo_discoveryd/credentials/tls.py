@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from milo_discoveryd.credentials.source import ClientCertificate
+from milo_discoveryd.credentials.credential import ClientCertificate
 from milo_discoveryd.errors import CredentialError
 
 

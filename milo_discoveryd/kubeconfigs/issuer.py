@@ -19,6 +19,7 @@ from milo_discoveryd.credentials.minted import Minted
 from milo_discoveryd.credentials.minting import MintingSource
 from milo_discoveryd.errors import CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs import rendering
+from milo_discoveryd.kubeconfigs.handed import Caller, Kubeconfig, SourceHealth
 from milo_discoveryd.kubeconfigs.lease import Draw, refresh_at
 from milo_discoveryd.kubeconfigs.minter import Kept, Key, Minter, Told
 from milo_discoveryd.kubeconfigs.minter import Tally as MintTally
@@ -41,24 +42,6 @@ class Tally(MintTally, Protocol):
     def kubeconfig_issued(self, result: str) -> None: ...
 
 
-class Caller(msgspec.Struct, frozen=True):
-    """Who is handed something, for the audit."""
-
-    peer: str
-    listener: str
-
-
-class Kubeconfig(msgspec.Struct, frozen=True):
-    """As it is handed out. Its text may hold a secret."""
-
-    cluster: str
-    text: bytes
-    issued_at: float
-    expires_at: float | None = None
-    refresh_at: float | None = None
-    minted: Minted | None = None
-
-
 class Offer(msgspec.Struct, frozen=True):
     """A source, and which clusters it is for."""
 
@@ -67,14 +50,6 @@ class Offer(msgspec.Struct, frozen=True):
 
     def covers(self, cluster: Cluster) -> bool:
         return not self.selector or self.selector.matches(dict(cluster.target.labels))
-
-
-class SourceHealth(msgspec.Struct, frozen=True):
-    name: str
-    type: str
-    trouble: str
-    expires_at: float | None
-    leases: int
 
 
 class NotCoveredError(UnfitError):
@@ -98,7 +73,7 @@ class Issuer:
         tally: Tally,
         max_ttl_s: float,
         default_ttl_s: float,
-        address: str | None = None,
+        address: Callable[[], str | None] = lambda: None,
         concurrency: int = 10,
         per_second: float = 50.0,
         draw: Draw = random.random,
@@ -133,6 +108,9 @@ class Issuer:
             for _, minter in self._offers:
                 minter.keep_ready(self._ttl_s(None))
                 tasks.create_task(minter.run(), name=f"credentials of {minter.source.name}")
+
+    def covers(self, cluster: Cluster) -> bool:
+        return any(offer.covers(cluster) for offer, _ in self._offers)
 
     # Asking
 
@@ -212,7 +190,7 @@ class Issuer:
         """The form that holds no secret, and asks for one each time. Raises NotCoveredError."""
         self._minter(cluster)
         target = cluster.target
-        text = rendering.exec_form(target.name, target.endpoint, self._place(), self._address)
+        text = rendering.exec_form(target.name, target.endpoint, self._place(), self._address())
         self._tally.kubeconfig_issued("ok")
         log.info(
             "kubeconfig without a credential handed out",

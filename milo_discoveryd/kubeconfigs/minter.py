@@ -237,8 +237,10 @@ class Minter:
     async def _attempt(self, kept: Kept) -> None:
         await asyncio.sleep(self._pace.take(self._loop.time()))
         kept.queued = False
-        if kept.is_dropped:
-            return
+        if not kept.is_dropped:
+            await self._mint(kept)
+
+    async def _mint(self, kept: Kept) -> None:
         held = kept.lease.begin()
         began = self._loop.time()
         result, is_new = "cancelled", False

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from milo_discoveryd.credentials.source import Credential
+from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.errors import UnfitError
 
 COMMAND = "milo-discovery"

@@ -25,8 +25,10 @@ class _Following(msgspec.Struct, frozen=True):
 class Cursor:
     """Begins with a snapshot, unless the log can be read from the revision it is to resume from."""
 
-    def __init__(self, log: ChangeLog, wanted: Filter, resume: int | None) -> None:
+    def __init__(self, log: ChangeLog, wanted: Filter, resume: int | None, *, overhead: int = 0) -> None:
+        """`overhead`: how many bytes each cluster of a snapshot will take beside its frame."""
         self._log = log
+        self._overhead = overhead
         self._wanted = wanted
         self._state: _InSnapshot | _Following
         if resume is not None and log.reads_from(resume):
@@ -73,7 +75,7 @@ class Cursor:
             if self._wanted.matches(view.cluster):
                 frame = self._log.frame(view)
                 frames.append(frame)
-                size += len(frame)
+                size += len(frame) + self._overhead
         synced = index == len(views)
         self._state = _Following(snapshot.revision) if synced else _InSnapshot(snapshot, index)
         return Batch(tuple(frames), snapshot.revision, reset=start == 0, synced=synced)

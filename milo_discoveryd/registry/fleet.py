@@ -5,15 +5,16 @@ from its callers: it is their loop's.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.deletions import Answer, Question, Suspicions
 from milo_discoveryd.reflect.machine import Finding, Listed, ListEnded, ListStarted, Oddity, Relisting
+from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.registry import Done, Registry
@@ -46,6 +47,11 @@ class Fleet:
         self.status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self._intake = Intake(self.registry, suspicions)
         self._observer = observer
+        self._on_disengage: list[Callable[[Cluster], None]] = []
+
+    def on_disengage(self, tell: Callable[[Cluster], None]) -> None:
+        """`tell` hears of each disengagement within the step that makes it, before any subscriber can."""
+        self._on_disengage.append(tell)
 
     @property
     def log(self) -> ChangeLog:
@@ -103,6 +109,9 @@ class Fleet:
     def _publish(self, done: list[Done], read_at: float) -> None:
         for change in done:
             self._observer.changed(change, is_live=self.synced)
+            if change.type is EventType.DISENGAGED:
+                for tell in self._on_disengage:
+                    tell(change.cluster)
         if done and self.synced:
             self.signal.published(self.log.head, read_at)
 

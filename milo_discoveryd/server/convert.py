@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceStatus
@@ -37,10 +38,20 @@ def encoder(epoch: str) -> Encode:
             reason=_reason(event.reason),
             message=event.message,
         )
-        data = message.SerializeToString(deterministic=True)
-        return _EVENTS_TAG + _varint(len(data)) + data
+        return framed(message)
 
     return encode
+
+
+def framed(event: pb.ClusterEvent) -> bytes:
+    data = event.SerializeToString(deterministic=True)
+    return _EVENTS_TAG + _varint(len(data)) + data
+
+
+def unframed(frame: bytes) -> pb.ClusterEvent:
+    """The event that a frame holds."""
+    (event,) = pb.WatchClustersResponse.FromString(frame).events
+    return event
 
 
 def batch(
@@ -105,6 +116,26 @@ def engagement(record: Record, confirming: str | None) -> pb.Engagement:
         message = "its condition is True"
         since = record.cluster.engaged_at
     return pb.Engagement(engaged=record.engaged, reason=reason, message=message, since=timestamp(since))
+
+
+def kubeconfig(of: Kubeconfig) -> pb.Kubeconfig:
+    return pb.Kubeconfig(
+        cluster=of.cluster,
+        kubeconfig=of.text,
+        issued_at=timestamp(of.issued_at),
+        expires_at=None if of.expires_at is None else timestamp(of.expires_at),
+        refresh_after=None if of.refresh_at is None else timestamp(of.refresh_at),
+    )
+
+
+def credential_source(of: SourceHealth) -> pb.CredentialSource:
+    return pb.CredentialSource(
+        name=of.name,
+        type=of.type,
+        healthy=not of.trouble,
+        message=of.trouble,
+        expires_at=None if of.expires_at is None else timestamp(of.expires_at),
+    )
 
 
 def transition(of: Transition, epoch: str) -> pb.Transition:

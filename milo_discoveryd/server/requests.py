@@ -22,6 +22,15 @@ class Watch(msgspec.Struct, frozen=True):
     resume_revision: str
     heartbeat_s: float
     with_kubeconfigs: bool
+    kubeconfig_ttl_s: float | None = None
+
+
+class Issue(msgspec.Struct, frozen=True):
+    cluster: str
+    ttl_s: float | None
+    incarnation: str
+    as_command: bool
+    """Without a secret in it."""
 
 
 class Listing(msgspec.Struct, frozen=True):
@@ -35,9 +44,19 @@ def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float) -> Watch
     if request.HasField("heartbeat_interval"):
         shortest, longest = HEARTBEAT_BOUNDS_S
         heartbeat_s = min(longest, max(shortest, _positive(request.heartbeat_interval, "heartbeat_interval")))
-    if request.HasField("kubeconfig_ttl"):
-        _positive(request.kubeconfig_ttl, "kubeconfig_ttl")
-    return Watch(_filter(request), request.resume_revision, heartbeat_s, request.include_kubeconfigs)
+    ttl_s = _positive(request.kubeconfig_ttl, "kubeconfig_ttl") if request.HasField("kubeconfig_ttl") else None
+    return Watch(_filter(request), request.resume_revision, heartbeat_s, request.include_kubeconfigs, ttl_s)
+
+
+def issue(request: pb.IssueKubeconfigRequest) -> Issue:
+    if request.format not in pb.KubeconfigFormat.values():
+        raise InvalidRequestError("format", f"{request.format} is not one of EMBEDDED (1) and EXEC (2)")
+    return Issue(
+        cluster=name(request.cluster, "cluster"),
+        ttl_s=_positive(request.ttl, "ttl") if request.HasField("ttl") else None,
+        incarnation=request.incarnation,
+        as_command=request.format == pb.KUBECONFIG_FORMAT_EXEC,
+    )
 
 
 def listing(request: pb.ListClustersRequest) -> Listing:

@@ -47,15 +47,16 @@ class Server:
             for address in self._addresses:
                 # Reflection tells whoever may connect what there is to call: on a Unix socket they may read the proto
                 # file anyway, on TCP we don't know who they are.
-                await self._serve(listener(address), reflect=isinstance(address, UnixAddress))
+                await self._serve(address, reflect=isinstance(address, UnixAddress))
         except StartError:
             await self.stop()
             raise
 
-    async def _serve(self, bound: Listener, *, reflect: bool) -> None:
+    async def _serve(self, address: UnixAddress | TcpAddress, *, reflect: bool) -> None:
+        bound = listener(address)
         server = grpc.aio.server(interceptors=[Interceptor(self._tally)], options=OPTIONS)
         self._servers.append((server, bound))
-        server.add_generic_rpc_handlers((handlers(self._service),))
+        server.add_generic_rpc_handlers((handlers(self._service, str(address)),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if reflect:
             reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

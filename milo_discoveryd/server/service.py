@@ -2,7 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import grpc
@@ -10,23 +12,29 @@ import msgspec
 from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.errors import UnfitError
+from milo_discoveryd.kubeconfigs.handed import Caller
+from milo_discoveryd.kubeconfigs.issuer import Issuer, NotNowError
+from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import Standing
 from milo_discoveryd.server import convert, requests
-from milo_discoveryd.server.errors import NotFoundError, PreconditionError, UnavailableError
+from milo_discoveryd.server.errors import CallError, NotFoundError, PreconditionError, UnavailableError
 from milo_discoveryd.server.listings import Listings
 from milo_discoveryd.server.revision import Position
+from milo_discoveryd.server.rotation import Rotation
 from milo_discoveryd.server.stream import RETRY_S, Stream, Tally
 
 NAME = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
-NO_CREDENTIALS = "no source of kubeconfigs is configured: this daemon hands out none"
 
 
 class Context(Protocol):
     """What a call needs of grpc.aio's context."""
 
     async def write(self, message: bytes) -> None: ...
+
+    def peer(self) -> str: ...
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,8 +49,9 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service:
-    def __init__(self, fleet: Fleet, about: About, tally: Tally) -> None:
+    def __init__(self, fleet: Fleet, about: About, tally: Tally, issuer: Issuer) -> None:
         self._fleet = fleet
+        self._issuer = issuer
         self._about = about
         self._tally = tally
         self._listings = Listings(fleet.log)
@@ -55,10 +64,9 @@ class Service:
         self._draining.set()
         self._fleet.signal.ring_now()
 
-    async def watch_clusters(self, request: pb.WatchClustersRequest, context: Context) -> None:
+    async def watch_clusters(self, request: pb.WatchClustersRequest, context: Context, listener: str) -> None:
         asked = requests.watch(request, self._about.heartbeat_s)
-        if asked.with_kubeconfigs:
-            raise PreconditionError("NO_CREDENTIAL_SOURCE", NO_CREDENTIALS)
+        rotation = await self._rotation(asked, Caller(context.peer(), listener)) if asked.with_kubeconfigs else None
         stream = Stream(
             self._fleet,
             self._about.epoch,
@@ -67,6 +75,7 @@ class Service:
             tally=self._tally,
             stalled_s=self._about.stalled_s,
             draining=self._draining,
+            rotation=rotation,
         )
         self.streams.add(stream)
         try:
@@ -102,20 +111,36 @@ class Service:
         if record is None:
             raise NotFoundError("NEVER_SEEN", f"{name} was never seen{self._perhaps_not_yet()}")
         suspicion = self._fleet.suspicions.why(name)
+        engagement = convert.engagement(record, None if suspicion is None else suspicion[1])
+        if record.current is not None and (trouble := self._issuer.trouble(record.current)) is not None:
+            engagement.message += f"; no new credential for it can be had: {trouble}"
         return pb.GetClusterResponse(
             cluster=None if record.cluster is None else convert.cluster(record.cluster, self._about.epoch),
-            engagement=convert.engagement(record, None if suspicion is None else suspicion[1]),
+            engagement=engagement,
             transitions=[convert.transition(each, self._about.epoch) for each in record.transitions],
         )
 
     async def issue_kubeconfig(
-        self, request: pb.IssueKubeconfigRequest, context: Context
+        self, request: pb.IssueKubeconfigRequest, context: Context, listener: str
     ) -> pb.IssueKubeconfigResponse:
-        name = requests.name(request.cluster, "cluster")
-        record = self._fleet.registry[name]
-        if record is None or not record.engaged:
-            raise NotFoundError("NOT_ENGAGED", f"{name} is not engaged{self._perhaps_not_yet()}")
-        raise PreconditionError("NO_CREDENTIAL_SOURCE", NO_CREDENTIALS)
+        asked = requests.issue(request)
+        caller = Caller(context.peer(), listener)
+        try:
+            with _credential_errors():
+                if not asked.as_command:
+                    await self._issuer.await_credential(self._asked_for(asked), asked.ttl_s)
+                # Looked at anew: much may have happened since, and from here on nothing is waited for.
+                cluster = self._asked_for(asked)
+                incarnation = convert.incarnation(self._about.epoch, cluster.incarnation)
+                made = (
+                    self._issuer.hand_out_command(cluster, incarnation, caller)
+                    if asked.as_command
+                    else self._issuer.hand_out(cluster, incarnation, asked.ttl_s, caller)
+                )
+        except CallError as error:
+            self._issuer.refused(error.reason.lower())
+            raise
+        return pb.IssueKubeconfigResponse(kubeconfig=convert.kubeconfig(made))
 
     async def get_server_info(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         registry = self._fleet.registry
@@ -133,7 +158,9 @@ class Service:
                 malformed=registry.count(Standing.MALFORMED),
                 subscribers=len(self.streams),
             ),
+            credential_sources=[convert.credential_source(each) for each in self._issuer.health()],
             limits=pb.Limits(
+                max_kubeconfig_ttl=_duration(self._issuer.max_ttl_s),
                 default_heartbeat_interval=_duration(self._about.heartbeat_s),
                 stalled_timeout=_duration(self._about.stalled_s),
                 max_page_size=requests.MAX_PAGE_SIZE,
@@ -141,8 +168,48 @@ class Service:
             ),
         )
 
+    def _asked_for(self, asked: requests.Issue) -> Cluster:
+        record = self._fleet.registry[asked.cluster]
+        cluster = None if record is None else record.current
+        if cluster is None:
+            raise NotFoundError("NOT_ENGAGED", f"{asked.cluster} is not engaged{self._perhaps_not_yet()}")
+        incarnation = convert.incarnation(self._about.epoch, cluster.incarnation)
+        if asked.incarnation not in ("", incarnation):
+            raise PreconditionError(
+                "OTHER_INCARNATION",
+                f"{asked.cluster} is engaged as incarnation {incarnation}, not as the one that was asked for",
+            )
+        return cluster
+
+    async def _rotation(self, asked: requests.Watch, caller: Caller) -> Rotation:
+        with _credential_errors():
+            refusal = await self._issuer.refusal()
+            if refusal is not None:
+                raise refusal
+        return Rotation(
+            self._fleet,
+            self._issuer,
+            self._about.epoch,
+            wanted=asked.wanted,
+            ttl_s=asked.kubeconfig_ttl_s,
+            caller=caller,
+            clock=self._clock,
+        )
+
     def _perhaps_not_yet(self) -> str:
         return "" if self._fleet.synced else "; no complete list of the source was seen yet"
+
+
+@contextmanager
+def _credential_errors() -> Iterator[None]:
+    """Why no kubeconfig can be had, as callers are told it."""
+    try:
+        yield
+    except UnfitError as error:
+        advice = "configure one of kubeconfigs.sources, or ask without kubeconfigs"
+        raise PreconditionError("NO_CREDENTIAL_SOURCE", f"{error}: {advice}") from error
+    except NotNowError as error:
+        raise UnavailableError("CREDENTIALS_UNAVAILABLE", str(error), retry_after_s=error.retry_after_s) from error
 
 
 def _duration(seconds: float) -> Duration:
@@ -154,8 +221,8 @@ def _duration(seconds: float) -> Duration:
 Unary = Callable[[Any, Any], Awaitable[Any]]
 
 
-def handlers(service: Service) -> grpc.GenericRpcHandler:
-    """Batches of a stream are bytes already; all else is serialised here."""
+def handlers(service: Service, listener: str) -> grpc.GenericRpcHandler:
+    """Of the calls that come in at `listener`. Batches of a stream are bytes already; all else is serialised here."""
 
     def unary(call: Unary, request: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         return grpc.unary_unary_rpc_method_handler(
@@ -168,11 +235,12 @@ def handlers(service: Service) -> grpc.GenericRpcHandler:
         NAME,
         {
             "WatchClusters": grpc.unary_stream_rpc_method_handler(
-                service.watch_clusters, request_deserializer=pb.WatchClustersRequest.FromString
+                partial(service.watch_clusters, listener=listener),
+                request_deserializer=pb.WatchClustersRequest.FromString,
             ),
             "ListClusters": unary(service.list_clusters, pb.ListClustersRequest),
             "GetCluster": unary(service.get_cluster, pb.GetClusterRequest),
-            "IssueKubeconfig": unary(service.issue_kubeconfig, pb.IssueKubeconfigRequest),
+            "IssueKubeconfig": unary(partial(service.issue_kubeconfig, listener=listener), pb.IssueKubeconfigRequest),
             "GetServerInfo": unary(service.get_server_info, pb.GetServerInfoRequest),
         },
     )

@@ -1,9 +1,13 @@
 """One subscriber's stream: waits for its bell, takes what its cursor gives, and sends it."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
+
+import msgspec
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.moment import Moment
@@ -15,6 +19,7 @@ from milo_discoveryd.server import convert
 from milo_discoveryd.server.errors import StalledError, UnavailableError
 from milo_discoveryd.server.requests import Watch
 from milo_discoveryd.server.revision import Position, parse
+from milo_discoveryd.server.rotation import OVERHEAD, Rotation
 
 Send = Callable[[bytes], Awaitable[None]]
 RETRY_S = 1.0
@@ -40,7 +45,9 @@ class Stream:
         tally: Tally,
         stalled_s: float,
         draining: asyncio.Event,
+        rotation: Rotation | None = None,
     ) -> None:
+        """`rotation`: of the kubeconfigs, where the subscriber asked for them."""
         self._fleet = fleet
         self._epoch = epoch
         self._asked = asked
@@ -48,6 +55,7 @@ class Stream:
         self._tally = tally
         self._stalled_s = stalled_s
         self._draining = draining
+        self._rotation = rotation
         self._clock = asyncio.get_running_loop().time
         self._sent_at = 0.0
         self._said = ""
@@ -64,34 +72,50 @@ class Stream:
 
     async def run(self) -> None:
         """Ends by an error only: the caller's leaving, a reader that doesn't read, or the daemon's end."""
-        with self._fleet.signal.waiter() as bell:
+        with self._fleet.signal.waiter() as bell, self._rotating(bell):
             while not self._fleet.synced:
                 await self._tell(Batch((), 0, synced=False))
                 await self._wait(bell)
-            self.cursor = cursor = Cursor(self._fleet.log, self._asked.wanted, self._resume_from())
+            overhead = OVERHEAD if self._rotation else 0
+            self.cursor = cursor = Cursor(self._fleet.log, self._asked.wanted, self._resume_from(), overhead=overhead)
             if cursor.resumed:
                 self._said = self._asked.resume_revision
-                await self._tell(cursor.take() or Batch((), cursor.revision))
+                await self._tell_changes(cursor.take() or Batch((), cursor.revision))
+                if self._rotation:
+                    self._rotation.catch_up()
             while True:
                 batch = cursor.take()
                 if batch is not None:
-                    await self._tell(batch)
+                    await self._tell_changes(batch)
+                elif self._rotation and (renewed := self._rotation.take()):
+                    await self._tell(Batch(renewed, cursor.revision))
                 elif self._source_changed() or self._clock() >= self._sent_at + self._asked.heartbeat_s:
                     await self._tell(Batch((), cursor.revision))
                 else:
                     await self._wait(bell)
 
+    def _rotating(self, bell: Waiter) -> AbstractContextManager[None]:
+        return self._rotation.following(bell.ring) if self._rotation else nullcontext()
+
     async def _wait(self, bell: Waiter) -> None:
-        """With nothing left to send: until a heartbeat is due, or there is something."""
+        """With nothing left to send: until a heartbeat or a kubeconfig is due, or there is something."""
         if self._draining.is_set():
             raise UnavailableError(
                 "SHUTTING_DOWN", "the daemon is shutting down; keep every cluster and resume", retry_after_s=RETRY_S
             )
-        await bell.wait(max(0.0, self._sent_at + self._asked.heartbeat_s - self._clock()))
+        heartbeat_in_s = self._sent_at + self._asked.heartbeat_s - self._clock()
+        await bell.wait(max(0.0, min(heartbeat_in_s, self._rotation.due_in_s if self._rotation else math.inf)))
+
+    async def _tell_changes(self, batch: Batch) -> None:
+        is_live = self._source is not None and not batch.reset and batch.synced
+        frames = self._rotation.dress(batch.frames) if self._rotation else batch.frames
+        await self._tell(msgspec.structs.replace(batch, frames=frames))
+        if batch.frames:
+            read_at = self._fleet.signal.read_at(batch.revision) if is_live else None
+            self._tally.batch_sent(None if read_at is None else self._sent_at - read_at)
 
     async def _tell(self, batch: Batch) -> None:
         now = self._clock()
-        is_live = self._source is not None and not batch.reset and batch.synced
         before, revision = self._said, self._revision(batch)
         data = convert.batch(
             batch.frames,
@@ -112,9 +136,6 @@ class Stream:
         self._sent_at = self._clock()
         if batch.reset:
             self._tally.reset_sent()
-        if batch.frames:
-            read_at = self._fleet.signal.read_at(batch.revision) if is_live else None
-            self._tally.batch_sent(None if read_at is None else self._sent_at - read_at)
 
     def _revision(self, batch: Batch) -> str:
         if not self._fleet.synced:

@@ -8,6 +8,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from milo_discoveryd.kubeconfigs.handed import SourceHealth
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import Done, Standing
@@ -16,6 +17,8 @@ from milo_discoveryd.registry.registry import Done, Standing
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 _STREAM_ENDS = ("ABORTED", "CANCELLED", "INTERNAL", "INVALID_ARGUMENT", "UNAVAILABLE")
+_ISSUE_RESULTS = ("ok", "not_engaged", "other_incarnation", "no_credential_source", "credentials_unavailable")
+_MINT_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -64,9 +67,30 @@ class Metrics:
             buckets=_LATENCIES_S,
             registry=self.registry,
         )
+        self._issued = Counter(
+            "milo_discoveryd_kubeconfigs_issued",
+            "Kubeconfigs handed out, and requests for one that came to nothing.",
+            ("result",),
+            registry=self.registry,
+        )
+        self._mints = Counter(
+            "milo_discoveryd_credential_mints",
+            "Credentials asked of a source, by what came of it.",
+            ("source", "result"),
+            registry=self.registry,
+        )
+        self._mint_seconds = Histogram(
+            "milo_discoveryd_credential_mint_seconds",
+            "How long sources took to answer.",
+            ("source",),
+            buckets=_MINT_S,
+            registry=self.registry,
+        )
         # To Prometheus, a counter that begins with its first event has not grown.
         for code in _STREAM_ENDS:
             self._calls_handled.labels("WatchClusters", code)
+        for result in _ISSUE_RESULTS:
+            self._issued.labels(result)
         Gauge(
             "milo_discoveryd_start_time_seconds", "When this daemon started.", registry=self.registry
         ).set_to_current_time()
@@ -83,6 +107,16 @@ class Metrics:
             "milo_discoveryd_build_info", "1; which daemon this is.", ("version", "mode"), registry=self.registry
         )
         build.labels(version, mode).set(1)
+
+    def follow_credentials(self, health: Callable[[], Iterable[SourceHealth]]) -> None:
+        self.registry.register(_CredentialCollector(health))
+
+    def kubeconfig_issued(self, result: str) -> None:
+        self._issued.labels(result).inc()
+
+    def mint_ended(self, source: str, result: str, seconds: float) -> None:
+        self._mints.labels(source, result).inc()
+        self._mint_seconds.labels(source).observe(seconds)
 
     def transition(self, done: Done) -> None:
         self._transitions.labels(done.type.value, "" if done.reason is None else done.reason.value).inc()
@@ -182,6 +216,32 @@ class _StreamCollector(Collector):
             "Revisions that the slowest subscriber has not taken yet.",
             max(lags, default=0),
         )
+
+
+class _CredentialCollector(Collector):
+    def __init__(self, health: Callable[[], Iterable[SourceHealth]]) -> None:
+        self._health = health
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        expiry = GaugeMetricFamily(
+            "milo_discoveryd_credential_expiry_timestamp_seconds",
+            "When the first of the credentials ends that a source holds for handing out; 0 if it holds none.",
+            labels=("source",),
+        )
+        healthy = GaugeMetricFamily(
+            "milo_discoveryd_credential_source_up", "1 while the last attempt succeeded.", labels=("source",)
+        )
+        leases = GaugeMetricFamily(
+            "milo_discoveryd_credential_leases", "Credentials that are kept fresh.", labels=("source",)
+        )
+        for each in self._health():
+            expiry.add_metric((each.name,), each.expires_at or 0.0)
+            healthy.add_metric((each.name,), not each.trouble)
+            leases.add_metric((each.name,), each.leases)
+        yield from (expiry, healthy, leases)
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.credentials import Credential, Secret
+from milo_discoveryd.credentials.credential import token_of
 from milo_discoveryd.credentials.files import MAX_BYTES, FileContent
-from milo_discoveryd.credentials.source import FileCredential, StaticCredential, token_of
+from milo_discoveryd.credentials.source import FileCredential, StaticCredential
 from milo_discoveryd.errors import CredentialError
 
 

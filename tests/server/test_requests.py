@@ -40,7 +40,7 @@ def test_a_watch_says_what_it_wants() -> None:
         kubeconfig_ttl=timedelta(minutes=5),
         heartbeat_interval=timedelta(seconds=10),
     )
-    assert asked == Watch(Filter(parse("env=prod"), frozenset({"a", "b"}), frozenset({"o"})), "x", 10.0, True)
+    assert asked == Watch(Filter(parse("env=prod"), frozenset({"a", "b"}), frozenset({"o"})), "x", 10.0, True, 300.0)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -11,6 +11,8 @@ import pytest
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discoveryd.kubeconfigs.issuer import Issuer, Offer
+from milo_discoveryd.kubeconfigs.rendering import Place
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import NotReady, Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
@@ -42,8 +44,26 @@ def not_ready(name: str) -> NotReady:
 class World:
     """The daemon's right half, with the test in the place of the source."""
 
-    def __init__(self, socket: Path, *, heartbeat_s: float, stalled_s: float, retention: Retention) -> None:
+    def __init__(
+        self,
+        socket: Path,
+        *,
+        heartbeat_s: float,
+        stalled_s: float,
+        retention: Retention,
+        offers: Sequence[Offer],
+        per_second: float,
+    ) -> None:
         self.metrics = Metrics()
+        self.issuer = Issuer(
+            offers,
+            place=lambda: Place(b"CA"),
+            tally=self.metrics,
+            max_ttl_s=900,
+            default_ttl_s=600,
+            address=lambda: "unix:///d.sock",
+            per_second=per_second,
+        )
         self.fleet = Fleet(ChangeLog(encoder(EPOCH), retention), Suspicions(lambda: 0.0), Journal(self.metrics))
         self.metrics.follow(self.fleet, 1000)
         about = About(
@@ -54,7 +74,8 @@ class World:
             heartbeat_s=heartbeat_s,
             stalled_s=stalled_s,
         )
-        self.service = Service(self.fleet, about, self.metrics)
+        self.service = Service(self.fleet, about, self.metrics, self.issuer)
+        self.fleet.on_disengage(self.issuer.disengaged)
         self.server = Server(self.service, [UnixAddress(socket)], self.metrics)
         self.address = f"unix:{socket}"
 
@@ -140,11 +161,28 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 @asynccontextmanager
 async def a_world(
-    folder: Path, *, heartbeat_s: float = 30.0, stalled_s: float = 300.0, retention: Retention | None = None
+    folder: Path,
+    *,
+    heartbeat_s: float = 30.0,
+    stalled_s: float = 300.0,
+    retention: Retention | None = None,
+    offers: Sequence[Offer] = (),
+    per_second: float = 1000.0,
 ) -> AsyncIterator[World]:
-    made = World(folder / "d.sock", heartbeat_s=heartbeat_s, stalled_s=stalled_s, retention=retention or Retention())
+    made = World(
+        folder / "d.sock",
+        heartbeat_s=heartbeat_s,
+        stalled_s=stalled_s,
+        retention=retention or Retention(),
+        offers=offers,
+        per_second=per_second,
+    )
     await made.server.start()
+    issuing = asyncio.create_task(made.issuer.run())
     try:
         yield made
     finally:
         await made.server.stop()
+        issuing.cancel()
+        with suppress(asyncio.CancelledError):
+            await issuing
