@@ -1,11 +1,10 @@
 """The rules and the dashboard: every expression can be read, and names only what there is."""
 
-import urllib.request
-
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.deploy import monitoring
+from tests.deploy.web import get
 from tests.process.conftest import Place
 from tools import metrics_reference
 
@@ -32,9 +31,9 @@ async def test_a_running_daemon_exports_just_what_the_reference_has(place: Place
     async with place.daemon(http_listen="127.0.0.1:0") as daemon:
         await daemon.start()
         await daemon.until_said('"started"')
-        with urllib.request.urlopen(f"{daemon.events('started')[-1]['http']}/metrics") as answer:
-            found = text_string_to_metric_families(answer.read().decode())
-            names = {f"{family.name}_total" if family.type == "counter" else family.name for family in found}
+        page = await get(f"{daemon.events('started')[-1]['http']}/metrics")
+    found = text_string_to_metric_families(page.decode())
+    names = {f"{family.name}_total" if family.type == "counter" else family.name for family in found}
     assert names == {family.name for family in metrics_reference.families()}
 
 

@@ -4,7 +4,6 @@ import asyncio
 import json
 import socket
 import urllib.parse
-import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 
 from tests.deploy import monitoring
 from tests.deploy.debian import program
+from tests.deploy.web import get
 from tests.eventually import eventually
 from tests.process.conftest import Place
 
@@ -44,12 +44,7 @@ class Prometheus:
             return False
 
     async def _get(self, path: str) -> Any:
-        def read() -> bytes:
-            with urllib.request.urlopen(f"{self._url}/api/v1/{path}", timeout=10) as answer:
-                data: bytes = answer.read()
-                return data
-
-        return json.loads(await asyncio.to_thread(read))["data"]
+        return json.loads(await get(f"{self._url}/api/v1/{path}"))["data"]
 
 
 def hurried(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -105,7 +100,7 @@ async def prometheus(folder: Path, target: str) -> AsyncIterator[Prometheus]:
 async def until(holds: Any, folder: Path, within_s: float = 60.0) -> None:
     try:
         async with asyncio.timeout(within_s):
-            while not await holds():
+            while not await holds():  # noqa: ASYNC110 - Prometheus tells nobody
                 await asyncio.sleep(0.1)
     except TimeoutError:
         pytest.fail((folder / "prometheus.log").read_text()[-3000:])

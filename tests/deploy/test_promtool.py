@@ -35,7 +35,8 @@ def test_the_rules_fire_as_their_cases_say(promtool: Path, tmp_path: Path, case:
 
 
 def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
-    fires, silent = set(), set()
+    fires: set[str] = set()
+    silent: set[str] = set()
     for path in CASES.glob("*.yaml"):
         for case in yaml.safe_load(path.read_text())["tests"]:
             for expected in case.get("alert_rule_test", ()):
