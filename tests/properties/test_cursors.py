@@ -1,0 +1,196 @@
+"""Whatever happens to the fleet, and whenever readers look, pause or come back: what each was given adds up.
+
+The model is the plainest there is: a picture of the whole fleet at every revision.
+"""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
+
+from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.model.selector import parse
+from milo_discoveryd.registry.cursor import Batch, Cursor
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.filter import EVERYTHING, Filter
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from tests.registry.fleets import cluster, read, readable_log
+
+Picture = dict[str, Cluster]
+
+NAMES = st.sampled_from("abcd")
+LABELS = st.sampled_from([{"env": "prod"}, {"env": "dev"}])
+ORGANIZATIONS = st.sampled_from(["x", "y"])
+FILTERS = st.sampled_from(
+    [
+        EVERYTHING,
+        Filter(parse("env=prod")),
+        Filter(names=frozenset({"a", "b"})),
+        Filter(organizations=frozenset({"x"})),
+        Filter(parse("env=dev"), names=frozenset({"b", "c"})),
+    ]
+)
+
+
+def covered(picture: Picture, wanted: Filter) -> Picture:
+    return {name: each for name, each in picture.items() if wanted.matches(each)}
+
+
+def incarnations(picture: Picture) -> dict[str, int]:
+    return {name: each.incarnation for name, each in picture.items()}
+
+
+class Reader:
+    """Applies what it is given, as a subscriber does, and holds it against the pictures."""
+
+    def __init__(self, fleet: "Fleet", wanted: Filter, resume: int | None, view: Picture) -> None:
+        self.fleet = fleet
+        self.wanted = wanted
+        self.cursor = Cursor(fleet.log, wanted, resume)
+        self.view = dict(view)
+        self.synced = self.cursor.resumed
+        self.revision = resume if resume is not None and self.cursor.resumed else 0
+        self.given: list[tuple[int, Picture]] = [(self.revision, dict(view))] if self.synced else []
+
+    def take(self) -> bool:
+        batch = self.cursor.take()
+        if batch is None:
+            assert self.revision <= self.fleet.log.head
+            assert self.view == covered(self.fleet.picture, self.wanted), "with nothing left to read, it is all there"
+            return False
+        if batch.reset:
+            self.view = {}
+        else:
+            assert batch.revision >= self.revision, "revisions never go back"
+        self._apply(batch)
+        self.revision, self.synced = batch.revision, batch.synced
+        if batch.synced:
+            then = covered(self.fleet.pictures[batch.revision], self.wanted)
+            assert incarnations(self.view) == incarnations(then), "true of the revision it carries"
+            self.given.append((batch.revision, dict(self.view)))
+        return True
+
+    def _apply(self, batch: Batch) -> None:
+        then = self.fleet.pictures[batch.revision]
+        for event in read(batch.frames):
+            name, known = event.cluster.target.name, self.view.get(event.cluster.target.name)
+            if event.type is EventType.ENGAGED:
+                assert known is None, "never engaged twice"
+                assert self.wanted.matches(event.cluster)
+                self.view[name] = event.cluster
+                continue
+            assert known is not None, "nothing is told of what was never engaged"
+            assert known.incarnation == event.cluster.incarnation, "nor of another incarnation"
+            if event.type is EventType.UPDATED:
+                assert self.wanted.matches(event.cluster)
+                if self.fleet.in_one_piece:
+                    assert event.cluster != known, "nothing is told twice"
+                self.view[name] = event.cluster
+                continue
+            del self.view[name]
+            still = then.get(name)
+            assert still is None or still.incarnation != known.incarnation or not self.wanted.matches(still)
+            left = still is not None and still.incarnation == known.incarnation
+            assert (event.reason is DisengageReason.LABELS_CHANGED) == left, "and told for what it was"
+
+    def catch_up(self) -> None:
+        while self.take():
+            pass
+
+
+class Fleet(RuleBasedStateMachine):
+    readers = Bundle("readers")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = ChangeLog(lambda event: b"", Retention())
+        self.picture: Picture = {}
+        self.pictures: list[Picture] = [{}]
+        self.now = 0.0
+        self.changes = 0
+        self.in_one_piece = True
+        self.all: list[Reader] = []
+
+    @initialize(
+        batch_bytes=st.sampled_from([1, 700, 1 << 20]),
+        remembered=st.sampled_from([0, 3, 1000]),
+    )
+    def begin(self, batch_bytes: int, remembered: int) -> None:
+        self.log = readable_log(Retention(remembered, 60.0), batch_bytes)
+        self.in_one_piece = batch_bytes == 1 << 20
+
+    @rule(name=NAMES, labels=LABELS, organization=ORGANIZATIONS)
+    def engage_or_update(self, name: str, labels: dict[str, str], organization: str) -> None:
+        before = self.picture.get(name)
+        if before is None:
+            made = self.log.engage(name, lambda revision: self.made(name, revision, labels, organization))
+        else:
+            made = self.made(name, before.incarnation, labels, organization)
+            self.log.update(made, self.now)
+        self.happened({**self.picture, name: made})
+
+    @rule(name=NAMES, labels=LABELS, organization=ORGANIZATIONS)
+    def replace(self, name: str, labels: dict[str, str], organization: str) -> None:
+        if name in self.picture:
+            made = self.log.replace(
+                name, "", lambda revision: self.made(name, revision, labels, organization), self.now
+            )
+            self.happened({**self.picture, name: made})
+
+    @rule(name=NAMES)
+    def disengage(self, name: str) -> None:
+        if name in self.picture:
+            self.log.disengage(name, DisengageReason.DELETED, "", self.now)
+            self.happened({other: each for other, each in self.picture.items() if other != name})
+
+    @rule(seconds=st.sampled_from([1.0, 30.0, 100.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.log.forget(self.now)
+
+    @rule(target=readers, wanted=FILTERS)
+    def begin_to_read(self, wanted: Filter) -> Reader:
+        return self.followed(Reader(self, wanted, None, {}))
+
+    @rule(reader=readers)
+    def read_a_batch(self, reader: Reader) -> None:
+        reader.take()
+
+    @rule(reader=readers)
+    def read_it_all(self, reader: Reader) -> None:
+        reader.catch_up()
+
+    @rule(target=readers, reader=consumes(readers), back=st.integers(0, 5))
+    def come_back_from_a_revision_that_was_given(self, reader: Reader, back: int) -> object:
+        if not reader.given:
+            return multiple(reader)
+        revision, view = reader.given[-1 - min(back, len(reader.given) - 1)]
+        again, twin = (Reader(self, reader.wanted, revision, view) for _ in range(2))
+        assert again.cursor.resumed == self.log.reads_from(revision)
+        assert again.cursor.take() == twin.cursor.take(), "the same place gives the same bytes"
+        return self.followed(Reader(self, reader.wanted, revision, view))
+
+    @rule(wanted=FILTERS, ahead=st.integers(1, 5))
+    def a_revision_of_the_future_is_never_read_from(self, wanted: Filter, ahead: int) -> None:
+        assert not Cursor(self.log, wanted, self.log.head + ahead).resumed
+
+    def teardown(self) -> None:
+        for reader in self.all:
+            reader.catch_up()
+
+    def made(self, name: str, incarnation: int, labels: dict[str, str], organization: str) -> Cluster:
+        """No two are equal, so that nothing old passes for something new."""
+        self.changes += 1
+        return cluster(name, incarnation, labels=labels, organization=organization, version=str(self.changes))
+
+    def happened(self, picture: Picture) -> None:
+        self.picture = picture
+        self.pictures.append(picture)
+        assert len(self.pictures) == self.log.head + 1, "each change has one revision"
+
+    def followed(self, reader: Reader) -> Reader:
+        self.all.append(reader)
+        return reader
+
+
+class TestReaders(Fleet.TestCase):
+    settings = settings(stateful_step_count=40)
