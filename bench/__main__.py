@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.names if name not in MEASURES]:
         parser.error(f"no such measurement: {', '.join(unknown)}; there are {', '.join(MEASURES)}")
-    scale, held_to = (QUICK, bars.QUICK) if asked.quick else (FULL, bars.FULL)
+    full = bars.REAL if asked.real else bars.FULL
+    scale, held_to = (QUICK, bars.QUICK) if asked.quick else (FULL, full)
     usual = QUICK_ONES if asked.quick else [name for name in MEASURES if name not in NOT_UNLESS_NAMED]
     console = Console()
     figures: Figures = {}

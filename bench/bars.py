@@ -30,7 +30,6 @@ Bars = dict[str, Bar]
 FULL: Bars = {
     "sync_10k.seconds": Bar(1.5),
     "sync_10k.rss_mib": Bar(110),
-    "sync_100k.ratio_to_curl": Bar(1.5),
     "sync_100k.rss_mib": Bar(320),
     "bytes_per_cluster": Bar(2_000),
     "latency.over_raw_watch_ms": Bar(1.0),
@@ -42,6 +41,9 @@ FULL: Bars = {
     "startup.import_ms": Bar(150),
     "cli.list_ms": Bar(300),
 }
+
+REAL: Bars = {**FULL, "sync_100k.ratio_to_curl": Bar(1.5)}
+"""The sandbox has its bytes ready: beside it, curl is quicker than it could be beside any API server."""
 
 QUICK: Bars = {
     # A machine that others use as well can be held to ratios only, and to generous ones.
