@@ -9,7 +9,8 @@ from typing import Any, Self
 
 import aiohttp
 
-_DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+_NOT_THERE = 404
 _EXISTS_ALREADY = 409
 _MERGE = {"Content-Type": "application/merge-patch+json"}
 
@@ -61,6 +62,14 @@ class Api:
             content: dict[str, Any] = await answer.json()
             return content
 
+    async def forget(self, path: str) -> None:
+        """Deletes it; one that isn't there is no error."""
+        try:
+            await self.call("DELETE", path)
+        except RefusedError as refusal:
+            if refusal.status != _NOT_THERE:
+                raise
+
     @asynccontextmanager
     async def stream(self, path: str) -> AsyncIterator[aiohttp.StreamReader]:
         """The body of an answer as it comes, a watch's lines for instance."""
@@ -73,7 +82,7 @@ class Api:
     async def define(self, definition: object) -> None:
         """Installs a custom resource definition, unless it is there."""
         try:
-            await self.call("POST", _DEFINITIONS, definition)
+            await self.call("POST", DEFINITIONS, definition)
         except RefusedError as refusal:
             if refusal.status != _EXISTS_ALREADY:
                 raise

@@ -10,18 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import yaml
 
 from tests.real import kubeconfig, process
-from tests.real.api import Api
+from tests.real.api import DEFINITIONS, Api
 from tests.real.certificates import Authority
 from tests.real.etcd import Etcd
 from tests.real.ports import free_port
 from tests.real.process import Process, ProcessError
 from tests.real.programs import ApiProgram, Programs
 from tests.real.proxy import Proxy
+from tests.scenarios.steps import Mode
 
 _STARTED_WITHIN_S = 120
 _LOOK_EVERY_S = 0.05
@@ -36,7 +37,7 @@ class RealApi(ABC):
     Without a proxy its connections cannot be cut, but it lives on when this process ends. A tied one does not.
     """
 
-    mode: ClassVar[str]
+    mode: ClassVar[Mode]
     collection: ClassVar[str]
 
     def __init__(
@@ -99,10 +100,7 @@ class RealApi(ABC):
                 for definition in self._program.definitions:
                     await api.define(yaml.safe_load(definition))
                 self._defined = True
-            # Ready is said before the watch caches are built: until then a collection answers 404, then 429.
-            for query in ("?limit=1", "?resourceVersion=0", "?watch=1&resourceVersion=0&timeoutSeconds=1"):
-                wanted = self.collection + query
-                await self._until(f"does not answer {wanted}", partial(api.answers, wanted))
+            await self._until_served(api)
 
     def processes(self) -> tuple[Process, ...]:
         return tuple(running for running in (self.etcd.process, self.process) if running)
@@ -142,9 +140,14 @@ class RealApi(ABC):
 
     async def drop_watches(self) -> None:
         """Resets every open connection."""
-        if self._proxy is None:
-            raise ProcessError(f"{self.title} has no proxy before it, so nothing can cut its connections")
-        await self._proxy.cut()
+        await self._before_it.cut()
+
+    async def cut_off(self) -> None:
+        """The server runs, and its clients don't reach it: they are refused, until `reconnect` or the next start."""
+        await self._before_it.shut()
+
+    async def reconnect(self) -> None:
+        await self._before_it.open(self._port)
 
     async def snapshot(self, name: str) -> Path:
         """A backup of etcd, to be given to `restore`."""
@@ -161,6 +164,26 @@ class RealApi(ABC):
         self._defined = False
         if ran:
             await self.start()
+
+    async def undefine(self) -> dict[str, Any]:
+        """Takes the resource's definition away, and all its objects with it; answers the definition."""
+        group, _, plural = self.collection.removeprefix("/apis/").split("/")
+        path = f"{DEFINITIONS}/{plural}.{group}"
+        async with self.api() as api:
+            definition = await api.call("GET", path)
+            await api.call("DELETE", path)
+            await self._until("goes on serving the resource", partial(self._answers_not, api, self.collection))
+        return {
+            "apiVersion": definition["apiVersion"],
+            "kind": definition["kind"],
+            "metadata": {"name": definition["metadata"]["name"]},
+            "spec": definition["spec"],
+        }
+
+    async def define_again(self, definition: object) -> None:
+        async with self.api() as api:
+            await api.define(definition)
+            await self._until_served(api)
 
     async def close(self) -> None:
         await self.stop()
@@ -179,6 +202,20 @@ class RealApi(ABC):
     def client_as(self, user: str, *groups: str) -> Api:
         """Requests as this user in these groups, by client certificate."""
         return Api(self.url, self._authority.file, self._authority.client(user, groups))
+
+    def kubeconfig_with(self, user: Mapping[str, str], name: str) -> Path:
+        """A kubeconfig for whoever these credentials name; `name` is the file's, beside the server's own."""
+        return self._write_kubeconfig(f"{name}.kubeconfig", user)
+
+    def client_with(self, token: str) -> Api:
+        """Requests by the holder of this token."""
+        return Api(self.url, self._authority.file, token)
+
+    @property
+    def _before_it(self) -> Proxy:
+        if self._proxy is None:
+            raise ProcessError(f"{self.title} has no proxy before it, so nothing can cut its connections")
+        return self._proxy
 
     def _write_kubeconfig(self, name: str, user: Mapping[str, str]) -> Path:
         return kubeconfig.write(self.directory / name, server=self.url, authority=self._authority.pem, user=user)
@@ -202,6 +239,16 @@ class RealApi(ABC):
             f"--service-account-signing-key-file={self._signing_key}",
             *gates,
         ]
+
+    async def _until_served(self, api: Api) -> None:
+        # Ready is said before the watch caches are built: until then a collection answers 404, then 429.
+        for query in ("?limit=1", "?resourceVersion=0", "?watch=1&resourceVersion=0&timeoutSeconds=1"):
+            wanted = self.collection + query
+            await self._until(f"does not answer {wanted}", partial(api.answers, wanted))
+
+    @staticmethod
+    async def _answers_not(api: Api, path: str) -> bool:
+        return not await api.answers(path)
 
     async def _listens(self) -> bool:
         try:

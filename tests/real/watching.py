@@ -76,3 +76,14 @@ async def set_ready(server: RealApi, name: str, ready: bool) -> None:
     }
     async with server.api() as api:
         await api.call("PATCH", f"{server.collection}/{name}/status", {"status": {"conditions": [condition]}})
+
+
+async def create_ready(server: RealApi, *names: str) -> None:
+    for name in names:
+        await create(server, name)
+        await set_ready(server, name, True)
+
+
+async def delete(server: RealApi, name: str) -> None:
+    async with server.api() as api:
+        await api.call("DELETE", f"{server.collection}/{name}")

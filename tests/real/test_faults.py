@@ -1,0 +1,180 @@
+"""Faults of real servers, by their rows in the fault matrix: nobody is disengaged by mistake, and what is true is told.
+
+Each is judged by what a subscriber is given from the first cluster to one that is made when all is over.
+"""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from tests.real.api import RefusedError
+from tests.real.rights import Rights, service_account, shipped_role, user
+from tests.real.servers import RealApi
+from tests.real.watching import create_ready, delete
+from tests.real.witness import Witness, disengaged, engaged
+from tests.scenarios.servers import RealServers
+from tests.scenarios.steps import MODES, Mode
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+
+NAMES = ("alpha", "beta", "gamma")
+ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
+SECRETS = "/api/v1/namespaces/default/secrets"
+
+
+async def test_f1_a_server_that_is_killed_and_started_again_disengages_nobody(server: RealApi, folder: Path) -> None:
+    await create_ready(server, *NAMES)
+    async with Witness(server, folder) as witness:
+        await witness.told(*map(engaged, NAMES))
+
+        await server.stop()
+        await witness.source("STALE")
+        await server.start()
+        await witness.source("STREAMING")
+
+        await delete(server, "beta")
+        await witness.told_in_the_end(disengaged("beta", "DELETED"))
+
+
+async def test_f1_a_server_that_ends_in_order_disengages_nobody(servers: RealServers) -> None:
+    """It lets open watches live for a minute, so both modes have it at the same time."""
+
+    async def in_mode(mode: Mode, folder: Path) -> None:
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(servers.lend(mode, folder))
+            await create_ready(server, *NAMES)
+            witness = await stack.enter_async_context(Witness(server, folder))
+            await witness.told(*map(engaged, NAMES))
+
+            await server.terminate()
+            await witness.source("STALE")
+            await server.start()
+            await witness.source("STREAMING")
+
+            await witness.told_in_the_end()
+
+    with TemporaryDirectory(prefix="milo-") as one, TemporaryDirectory(prefix="milo-") as other:
+        async with asyncio.TaskGroup() as both:
+            for mode, folder in zip(MODES, (one, other), strict=True):
+                both.create_task(in_mode(mode, Path(folder)))
+
+
+async def test_f11_what_a_compaction_forgot_is_told_from_a_list(server: RealApi, folder: Path) -> None:
+    await create_ready(server, *NAMES)
+    async with Witness(server, folder) as witness:
+        await witness.told(*map(engaged, NAMES))
+
+        await server.cut_off()
+        await delete(server, "alpha")
+        await create_ready(server, "delta")
+        await delete(server, "beta")
+        await create_ready(server, "beta")
+        await witness.source("STALE")
+        await server.compact()
+
+        await witness.told_in_the_end(
+            disengaged("alpha", "DELETED"),
+            disengaged("beta", "REPLACED"),
+            engaged("beta"),
+            engaged("delta"),
+        )
+        assert '"Expired"' in witness.daemon.said
+
+
+@pytest.mark.parametrize("mode", ["project-control-plane"])
+async def test_f17_a_token_that_died_is_staleness_until_its_file_has_another(server: RealApi, folder: Path) -> None:
+    """The token is bound to a Secret, as TokenRequest has it, and dies with it."""
+    async with server.api() as api:
+        for path in (f"{ACCOUNTS}/discovery", f"{SECRETS}/first", f"{SECRETS}/second"):
+            await api.forget(path)
+        await api.call("POST", ACCOUNTS, {"metadata": {"name": "discovery"}})
+    await Rights(server, service_account("default", "discovery")).give(shipped_role(server.mode))
+    file = folder / "token"
+    file.write_text(token := await bound_token(server, "first"))
+    kubeconfig = server.kubeconfig_with({"tokenFile": str(file)}, "by-token-file")
+    await create_ready(server, *NAMES)
+    async with Witness(server, folder, kubeconfig=kubeconfig) as witness:
+        await witness.told(*map(engaged, NAMES))
+
+        async with server.api() as api:
+            await api.forget(f"{SECRETS}/first")
+        await until_refused(server, token, 401)
+        await server.drop_watches()
+        await witness.source("STALE", "Unauthorized")
+        await delete(server, "gamma")
+        assert await witness.engaged_names() == list(NAMES)
+
+        file.write_text(await bound_token(server, "second"))
+        await witness.source("STREAMING")
+        await witness.told_in_the_end(disengaged("gamma", "DELETED"))
+        assert token not in witness.daemon.said
+
+
+async def test_f18_rights_withdrawn_are_staleness_until_they_are_given_back(server: RealApi, folder: Path) -> None:
+    rights = Rights(server, user("discovery"))
+    await rights.give(shipped_role(server.mode))
+    await create_ready(server, *NAMES)
+    async with Witness(server, folder, kubeconfig=server.kubeconfig_as("discovery")) as witness:
+        await witness.told(*map(engaged, NAMES))
+
+        await rights.withdraw()
+        await server.drop_watches()
+        told = await witness.source("STALE", "Forbidden")
+        assert "discovery" in told.message
+        await delete(server, "alpha")
+        assert await witness.engaged_names() == list(NAMES)
+
+        await rights.give(shipped_role(server.mode))
+        await witness.source("STREAMING")
+        await witness.told_in_the_end(disengaged("alpha", "DELETED"))
+
+
+async def test_f19_a_definition_that_is_gone_is_staleness_and_new_objects_are_new_clusters(
+    server: RealApi, folder: Path
+) -> None:
+    await create_ready(server, *NAMES)
+    async with Witness(server, folder) as witness:
+        await witness.told(*map(engaged, NAMES))
+
+        await server.cut_off()  # else it would see each object deleted, as each then is
+        definition = await server.undefine()
+        await server.reconnect()
+        await witness.source("STALE", "NotServing")
+        assert await witness.engaged_names() == list(NAMES)
+
+        await server.cut_off()
+        await server.define_again(definition)
+        await create_ready(server, *NAMES)
+        await server.reconnect()
+        await witness.source("STREAMING")
+        await witness.told_in_the_end(
+            *(event for name in NAMES for event in (disengaged(name, "REPLACED"), engaged(name)))
+        )
+
+
+async def bound_token(server: RealApi, secret: str) -> str:
+    async with server.api() as api:
+        made = await api.call("POST", SECRETS, {"metadata": {"name": secret}})
+        reference = {"apiVersion": "v1", "kind": "Secret", "name": secret, "uid": made["metadata"]["uid"]}
+        answer = await api.call(
+            "POST",
+            f"{ACCOUNTS}/discovery/token",
+            {
+                "apiVersion": "authentication.k8s.io/v1",
+                "kind": "TokenRequest",
+                "spec": {"expirationSeconds": 600, "boundObjectRef": reference},
+            },
+        )
+    return str(answer["status"]["token"])
+
+
+async def until_refused(server: RealApi, token: str, status: int) -> None:
+    """A server remembers for some seconds that a token was good."""
+    async with server.client_with(token) as api, asyncio.timeout(60):
+        with pytest.raises(RefusedError) as refusal:
+            while await api.call("GET", server.collection):
+                await asyncio.sleep(0.2)
+    assert refusal.value.status == status

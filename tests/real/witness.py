@@ -1,0 +1,87 @@
+"""A daemon that follows a real server, and a subscriber of it: what it is told, and not told, is the judgement."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import yaml
+
+from milo_discovery import ClusterReport, DiscoveryClient, SourceStatus
+from tests.process.daemon import DaemonProcess
+from tests.real.servers import RealApi
+from tests.real.watching import create_ready
+from tests.scenarios.steps import Expected, Reason, Subscribe
+from tests.scenarios.subscriber import PATIENCE_S, Subscriber
+
+_LONGEST_S = 150.0
+"""For what waits for a real server's own minute to pass."""
+_LOOK_EVERY_S = 0.02
+
+
+def engaged(name: str) -> Expected:
+    return Expected("ENGAGED", name)
+
+
+def disengaged(name: str, reason: Reason) -> Expected:
+    return Expected("DISENGAGED", name, reason)
+
+
+class Witness:
+    def __init__(self, server: RealApi, folder: Path, *, kubeconfig: Path | None = None, **settings: Any) -> None:
+        self._server = server
+        socket = f"unix://{folder / 'discovery.sock'}"
+        config = folder / "config.yaml"
+        given = {
+            "mode": server.mode,
+            "discovery_kubeconfig": str(kubeconfig or server.kubeconfig),
+            "listen": [socket],
+            "http_listen": "off",
+            **settings,
+        }
+        config.write_text(yaml.safe_dump(given))
+        self.daemon = DaemonProcess(socket, "--config", str(config))
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        await self._stack.enter_async_context(self.daemon)
+        await self.daemon.start()
+        self._client = await self._stack.enter_async_context(DiscoveryClient(self.daemon.address))
+        self._subscriber = Subscriber(self.daemon.address, Subscribe(), patience_s=_LONGEST_S)
+        self._stack.push_async_callback(self._subscriber.close)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            error.add_note(f"the daemon said last:\n{self.daemon.tail(40)}")
+        await self._stack.aclose()
+
+    async def told(self, *expected: Expected) -> None:
+        """Just these events, since what was told before."""
+        await self.daemon.during(self._subscriber.expect(expected, lambda _: ()))
+
+    async def told_in_the_end(self, *expected: Expected) -> None:
+        """Just these events, and that of a cluster made now: what was to come before it has come."""
+        await create_ready(self._server, "the-last")
+        await self.told(*expected, engaged("the-last"))
+
+    async def source(self, state: str, reason: str | None = None, *, within_s: float = PATIENCE_S) -> SourceStatus:
+        """What the daemon says of its source, once it is this."""
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    seen = (await self._client.server_info()).source
+                    if seen.state.name == state and reason in (None, seen.reason):
+                        return seen
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError:
+            raise AssertionError(f"the source is {seen}, and not {state} ({reason or 'for whatever reason'})") from None
+
+    async def engaged_names(self) -> list[str]:
+        return [cluster.name for cluster in await self._client.list()]
+
+    async def explained(self, name: str) -> ClusterReport:
+        return await self._client.get(name)
