@@ -49,10 +49,13 @@ class Api:
     async def answers(self, path: str) -> bool:
         """Does the server answer this with 200? One that does not even talk answers no."""
         try:
-            async with self._session.get(self._url + path) as answer:
-                return answer.status == 200
+            return await self.status(path) == 200
         except aiohttp.ClientError:
             return False
+
+    async def status(self, path: str) -> int:
+        async with self._session.get(self._url + path) as answer:
+            return answer.status
 
     async def call(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         headers = _MERGE if method == "PATCH" else None
