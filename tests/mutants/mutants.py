@@ -1,0 +1,281 @@
+"""Bugs as people make them. Each is a small change of one module, and must not get past the tests named with it."""
+
+from dataclasses import dataclass
+
+REGISTRY = ("tests/registry",)
+CURSORS = ("tests/registry/test_cursor.py",)
+INTAKE = ("tests/registry/test_intake.py",)
+REFLECT = ("tests/reflect",)
+MODES = ("tests/modes/test_names.py", "tests/modes/test_project.py")
+
+
+GONE = "from milo_discoveryd.reflect.deletions import Gone"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    module: str
+    was: str
+    """Stands in the module once."""
+    becomes: str
+    caught_by: tuple[str, ...]
+    imports: str = ""
+
+
+MUTANTS = (
+    Mutant(
+        "two events swap places",
+        "registry/log.py",
+        "sorted(told.values(), key=lambda pair: pair[0].revision)",
+        "sorted(told.values(), key=lambda pair: -pair[0].revision)",
+        CURSORS,
+    ),
+    Mutant(
+        "an event is dropped at the end of a part",
+        "registry/log.py",
+        "reached = self._revisions[place]",
+        "reached = self._revisions[min(place + 1, len(self._revisions) - 1)]",
+        CURSORS,
+    ),
+    Mutant(
+        "a part passes over what moved on beyond it",
+        "registry/log.py",
+        "if reached < self.head:",
+        "if False:",
+        CURSORS,
+    ),
+    Mutant(
+        "a heartbeat overtakes events",
+        "registry/cursor.py",
+        "            self._state = _Following(revision)\n            if found.frames:",
+        "            self._state = _Following(self._log.head)\n            if found.frames:",
+        CURSORS,
+    ),
+    Mutant(
+        "a resume is off by one",
+        "registry/log.py",
+        "bisect_right(self._revisions, revision)",
+        "bisect_right(self._revisions, revision + 1)",
+        CURSORS,
+    ),
+    Mutant(
+        "a revision of the future is accepted",
+        "registry/log.py",
+        "return self._floor <= revision <= self.head",
+        "return self._floor <= revision",
+        CURSORS,
+    ),
+    Mutant(
+        "what was forgotten is read from all the same",
+        "registry/log.py",
+        "self._floor = max(self._floor, until)",
+        "pass",
+        CURSORS,
+    ),
+    Mutant(
+        "leaving a filter is not told",
+        "registry/log.py",
+        "if before is not None and (now is None or now.incarnation != before.incarnation):",
+        "if before is not None and entry.view is None:",
+        CURSORS,
+    ),
+    Mutant(
+        "coalescing loses an end",
+        "registry/log.py",
+        "if before is not None and (now is None or now.incarnation != before.incarnation):",
+        "if before is not None and now is None:",
+        CURSORS,
+    ),
+    Mutant(
+        "labels of before are not remembered",
+        "registry/log.py",
+        '            self._remember(entry, now, None, "")\n',
+        "",
+        CURSORS,
+    ),
+    Mutant(
+        "a snapshot that is shared has lost its past",
+        "registry/log.py",
+        "kept is None or kept.revision < self._floor or",
+        "kept is None or",
+        CURSORS,
+    ),
+    Mutant(
+        "a second snapshot does not say that it begins anew",
+        "registry/cursor.py",
+        "reset=start == 0",
+        "reset=False",
+        CURSORS,
+    ),
+    Mutant(
+        "a UID is ignored",
+        "registry/registry.py",
+        'if record is None or seen.uid in ("", record.uid):',
+        "if True:",
+        ("tests/registry/test_registry.py",),
+    ),
+    Mutant(
+        "something older replaces something newer",
+        "registry/registry.py",
+        "elif not consistent and self._is_outdated(item):",
+        "elif False:",
+        ("tests/registry/test_registry.py",),
+    ),
+    Mutant(
+        "the end of another incarnation is taken for this one's",
+        "registry/registry.py",
+        "record is None or record.uid != gone.uid or",
+        "record is None or",
+        ("tests/registry/test_registry.py",),
+    ),
+    Mutant(
+        "a malformed object ends its cluster",
+        "registry/registry.py",
+        "return ()  # the cluster is kept as it last was",
+        "return self._end(record, DisengageReason.NOT_READY, seen.message, now)",
+        ("tests/registry/test_registry.py",),
+    ),
+    Mutant(
+        "a grace is prolonged by each word",
+        "registry/registry.py",
+        "if name not in self._held:",
+        "if True:",
+        ("tests/registry/test_grace.py",),
+    ),
+    Mutant(
+        "a grace is not ended by being ready again",
+        "registry/registry.py",
+        "if standing is not Standing.NOT_READY:",
+        "if False:",
+        ("tests/registry/test_grace.py",),
+    ),
+    Mutant(
+        "a part of a list is applied",
+        "registry/intake.py",
+        "        if not self.synced:\n            changed,",
+        "        if self._staged:\n            changed,",
+        INTAKE,
+    ),
+    Mutant(
+        "a list that was given up is finished by the next",
+        "registry/intake.py",
+        "                self._listed, self._staged = set(), {}\n                if not self.synced:",
+        "                if not self.synced:",
+        INTAKE,
+    ),
+    Mutant(
+        "an empty list ends everything without asking",
+        "registry/intake.py",
+        "            self._suspicions.suspect(name, uid, now.steady)\n        self._registry.list_ended()",
+        "            yield self._registry.commit([Gone(name, uid)], now)\n        self._registry.list_ended()",
+        INTAKE,
+        GONE,
+    ),
+    Mutant(
+        "a report of a deletion is believed without asking",
+        "registry/intake.py",
+        "            self._suspicions.suspect(name, record.uid, now.steady)",
+        "            self._registry.commit([Gone(name, record.uid)], now)",
+        INTAKE,
+        GONE,
+    ),
+    Mutant(
+        "a repetition settles what is being asked about",
+        "registry/intake.py",
+        "if self._registry.is_news(observation):",
+        "if True:",
+        INTAKE,
+    ),
+    Mutant(
+        "no answer is taken for an answer",
+        "reflect/deletions.py",
+        "        if isinstance(answer, Unanswered):\n",
+        "        if isinstance(answer, Unanswered):\n            return Gone(question.name, suspicion.uid)\n",
+        ("tests/reflect/test_deletions.py",),
+    ),
+    Mutant(
+        "a late answer settles a later question",
+        "reflect/deletions.py",
+        "if suspicion is None or suspicion.ticket != question.ticket:",
+        "if suspicion is None:",
+        ("tests/reflect/test_deletions.py",),
+    ),
+    Mutant(
+        "as many are asked about as there are",
+        "reflect/deletions.py",
+        "self._due[0][0] <= now and len(self._asked) < self._at_once:",
+        "self._due[0][0] <= now:",
+        ("tests/reflect/test_deletions.py",),
+    ),
+    Mutant(
+        "waits never begin anew",
+        "reflect/machine.py",
+        "            self._failures = 0\n            self._unproven_list = False",
+        "            self._unproven_list = False",
+        REFLECT,
+    ),
+    Mutant(
+        "a cut list counts as complete",
+        "reflect/machine.py",
+        'return self.failed(Failure("ListCut", "the server ended the list before its end mark"), now)',
+        'return [self._list_ended("1", now)]',
+        REFLECT,
+    ),
+    Mutant(
+        "a bookmark does not move the version",
+        "reflect/machine.py",
+        "                self._bookmarks_seen = True\n                self._at(version)",
+        "                self._bookmarks_seen = True",
+        REFLECT,
+    ),
+    Mutant(
+        "a version that is too old is asked for again",
+        "reflect/machine.py",
+        "_VERSION_REFUSED = frozenset({410, 504})",
+        "_VERSION_REFUSED = frozenset({504})",
+        REFLECT,
+    ),
+    Mutant(
+        "what follows an event that ended the watch is read on",
+        "reflect/machine.py",
+        "                    break  # an earlier event ended the watch",
+        "                    self.state = Watching('1', now, now, 1)",
+        REFLECT,
+    ),
+    Mutant(
+        "silence from a version of the future is borne for ever",
+        "reflect/machine.py",
+        "if self.state.proven or not self._bookmarks_seen:",
+        "if True:",
+        REFLECT,
+    ),
+    Mutant(
+        "a body without items is an empty list",
+        "reflect/wire.py",
+        "    items: list[msgspec.Raw] | None\n",
+        "    items: list[msgspec.Raw] | None = None\n",
+        ("tests/reflect/test_wire.py",),
+    ),
+    Mutant(
+        "a line that is cut in two is two lines",
+        "reflect/wire.py",
+        "        self._rest += first\n",
+        "        self._rest = bytearray(first)\n",
+        ("tests/reflect/test_lines.py",),
+    ),
+    Mutant(
+        "a name may end with a newline",
+        "modes/reading.py",
+        "not pattern.fullmatch(name)",
+        "not re.match(pattern.pattern + '$', name)",
+        MODES,
+    ),
+    Mutant(
+        "an object that is being deleted is taken for gone",
+        "modes/project.py",
+        'if condition is None or condition.status != "True":',
+        'if condition is None or condition.status != "True" or metadata.deletionTimestamp:',
+        MODES,
+    ),
+)
