@@ -9,7 +9,7 @@ import yaml
 from tests.real.servers import RealApi
 from tests.scenarios.steps import Mode
 
-_DEPLOY = Path(__file__).parents[2] / "deploy"
+_ROLES_SHIPPED = Path(__file__).parents[2] / "deploy" / "base" / "rbac"
 _RBAC = "/apis/rbac.authorization.k8s.io/v1"
 _ROLES = f"{_RBAC}/clusterroles"
 _BINDINGS = f"{_RBAC}/clusterrolebindings"
@@ -27,7 +27,7 @@ def service_account(namespace: str, name: str) -> Subject:
 
 
 def shipped_role(mode: Mode) -> dict[str, Any]:
-    role: dict[str, Any] = yaml.safe_load((_DEPLOY / f"rbac-{mode}.yaml").read_text())
+    role: dict[str, Any] = yaml.safe_load((_ROLES_SHIPPED / mode / "cluster-role.yaml").read_text())
     return role
 
 

@@ -1,0 +1,165 @@
+"""What is deployed: valid for every Kubernetes that we name, and fit for the daemon as it is."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from milo_discoveryd import __version__, cli
+from milo_discoveryd.config import load
+from milo_discoveryd.config.values import UnixAddress
+from tests.deploy.manifests import BUILT, DEPLOY, WITH_DAEMON, arguments, containers, daemon, environment, of_kind, pod
+from tests.deploy.manifests import built as build
+from tests.deploy.manifests import manifests as read
+from tests.deploy.validators import validator
+
+OLDEST, NEWEST = "1.29", "1.37"
+# Kinds of the Prometheus operator; what is in the rules, promtool has judged.
+FOREIGN_KINDS = {"PodMonitor", "PrometheusRule"}
+
+every_build = pytest.mark.parametrize("folder", BUILT, ids=lambda folder: folder.name)
+every_pod = pytest.mark.parametrize("folder", WITH_DAEMON, ids=lambda folder: folder.name)
+
+
+@every_build
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_every_manifest_is_strictly_valid(folder: Path, version: str, tmp_path: Path) -> None:
+    (tmp_path / "built.yaml").write_text(build(folder))
+    done = subprocess.run(
+        [validator("kubernetes-validate"), "--strict", "-k", version, tmp_path / "built.yaml"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = (done.stdout + done.stderr).splitlines()
+    assert {line.partition("kind ")[2].split()[0] for line in said if line.startswith("WARN")} <= FOREIGN_KINDS
+    assert sum(line.startswith("INFO") for line in said) == sum(
+        each["kind"] not in FOREIGN_KINDS for each in read(folder)
+    )
+
+
+@pytest.mark.parametrize(
+    ("mode", "group", "resource"),
+    [
+        ("project", "resourcemanager.miloapis.com", "projects"),
+        ("project-control-plane", "infrastructure.miloapis.com", "projectcontrolplanes"),
+    ],
+)
+def test_a_mode_may_read_the_one_resource_that_it_watches(mode: str, group: str, resource: str) -> None:
+    role = yaml.safe_load((DEPLOY / "base" / "rbac" / mode / "cluster-role.yaml").read_text())
+    assert role["rules"] == [{"apiGroups": [group], "resources": [resource], "verbs": ["get", "list", "watch"]}]
+
+
+@every_build
+def test_a_binding_is_to_a_role_and_an_account_that_are_there(folder: Path) -> None:
+    accounts = {
+        (each["metadata"].get("namespace"), each["metadata"]["name"]) for each in of_kind(folder, "ServiceAccount")
+    }
+    roles = {each["metadata"]["name"] for each in of_kind(folder, "ClusterRole")}
+    for binding in of_kind(folder, "ClusterRoleBinding"):
+        assert binding["roleRef"]["name"] in roles
+        for subject in binding["subjects"]:
+            assert subject["kind"] == "User" or (subject["namespace"], subject["name"]) in accounts
+
+
+@every_pod
+def test_the_daemon_takes_its_arguments_and_its_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, Any] = {}
+    container = daemon(folder)
+
+    def note(**flags: Any) -> None:
+        taken.update(flags)
+
+    monkeypatch.setattr(cli.run, "callback", note)
+    [command, *rest] = arguments(folder, container)
+    done = CliRunner().invoke(cli.main, [command, *rest])
+    assert done.exit_code == 0, done.output
+
+    given = {name: value for name, value in taken.items() if value not in (None, ())}
+    variables = environment(folder, container)
+    settings = load(given, variables, None)
+    assert settings.mode == variables["MODE"]
+    assert settings.http_listen is not None
+    assert settings.http_listen.port == container["ports"][0]["containerPort"]
+
+
+@every_pod
+def test_a_native_sidecar_holds_the_operator_back_until_the_first_list(folder: Path) -> None:
+    container = daemon(folder)
+    assert container in pod(folder)["initContainers"]
+    assert container["restartPolicy"] == "Always"
+    assert container["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "discovery-http"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "discovery-http"}
+    assert "readinessProbe" not in container, "it would count for the whole pod"
+
+
+@every_pod
+def test_every_subscriber_looks_where_the_daemon_listens(folder: Path) -> None:
+    volumes = {each["name"]: each for each in pod(folder)["volumes"]}
+    assert volumes["milo-discovery"]["emptyDir"]["medium"] == "Memory"
+    told = {environment(folder, each).get("MILO_DISCOVERY_ADDRESS") for each in containers(folder)} - {None}
+    [address] = told
+    [listen] = load({"listen": (address,)}, {}, None).listen
+    assert isinstance(listen, UnixAddress)
+    for container in containers(folder):
+        mounts = {each["name"]: each["mountPath"] for each in container.get("volumeMounts", ())}
+        if "milo-discovery" in mounts:
+            # Not in the volume's own folder: everybody may write there, and the daemon refuses such a place.
+            assert listen.path.parent.parent == Path(mounts["milo-discovery"])
+
+
+@every_pod
+def test_our_containers_are_as_restricted_as_can_be(folder: Path) -> None:
+    for container in containers(folder):
+        if "milo-discoveryd" not in container["image"]:
+            continue
+        assert container["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "readOnlyRootFilesystem": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+        assert set(container["resources"]["limits"]) == {"memory"}, "a limit on CPU would throttle its first list"
+    assert pod(folder)["securityContext"]["fsGroup"] == 65532
+
+
+@every_pod
+def test_images_have_the_version_of_the_package(folder: Path) -> None:
+    ours = {each["image"] for each in containers(folder) if "milo-discoveryd" in each["image"]}
+    assert {image.rpartition(":")[2] for image in ours} == {__version__}
+
+
+@every_pod
+def test_what_selects_the_daemons_pods_finds_them(folder: Path) -> None:
+    [deployment] = of_kind(folder, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"].items()
+    for monitor in of_kind(folder, "PodMonitor"):
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= labels
+        [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+        assert endpoint["port"] in {port["name"] for port in daemon(folder)["ports"]}
+    for policy in of_kind(folder, "NetworkPolicy"):
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels
+
+
+def test_with_the_kubeconfig_of_the_core_api_the_daemon_watches_projects(tmp_path: Path) -> None:
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    for part in ("base", "components"):
+        (tmp_path / part).symlink_to(DEPLOY / part)
+    (overlay / "operator.yaml").write_text((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
+    components = [str(DEPLOY / "components" / name) for name in ("sidecar", "core-kubeconfig")]
+    relative = [str(Path(*([".."] * len(overlay.parts[1:])), each.lstrip("/"))) for each in components]
+    (overlay / "kustomization.yaml").write_text(
+        yaml.safe_dump({"resources": ["operator.yaml"], "components": relative})
+    )
+    variables = environment(overlay, daemon(overlay))
+    assert variables["MODE"] == "project"
+    mounts = {each["name"]: each["mountPath"] for each in daemon(overlay)["volumeMounts"]}
+    assert set(mounts) == {"milo-discovery", "milo-kubeconfig"}
+    assert Path(variables["DISCOVERY_KUBECONFIG"]).parent == Path(mounts["milo-kubeconfig"])
