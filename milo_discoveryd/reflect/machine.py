@@ -166,7 +166,10 @@ JUNK = "Junk"
 class Reflector:
     """Draws random numbers from `jitter` (in [0, 1)), and takes the time as an argument."""
 
-    def __init__(self, policy: Policy, jitter: Callable[[], float], now: float) -> None:
+    def __init__(
+        self, policy: Policy, jitter: Callable[[], float], now: float, status: SourceStatus | None = None
+    ) -> None:
+        """`status` is where there is something to begin with: what an earlier run knew, and how old that is."""
         self._policy = policy
         self._jitter = jitter
         self._streaming_lists = policy.streaming_lists
@@ -179,7 +182,9 @@ class Reflector:
         self._pages_outlived = False
         self.synced = False
         self.state: State = self._list()
-        self.status = SourceStatus(SourceState.CATCHING_UP, now, "Starting", "the first complete list is being read")
+        self.status = status or SourceStatus(
+            SourceState.CATCHING_UP, now, "Starting", "the first complete list is being read"
+        )
 
     def next(self, now: float) -> Request:
         """The one thing to do now."""

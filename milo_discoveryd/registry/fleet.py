@@ -59,8 +59,15 @@ class Fleet:
 
     @property
     def synced(self) -> bool:
-        """One complete list was seen."""
+        """One complete list was seen, by this run of the daemon or an earlier one."""
         return self._intake.synced
+
+    def restore(self, kept: Iterable[tuple[Ready, float]], status: SourceStatus) -> None:
+        """What an earlier run knew is served at once, under a status that says how old it is."""
+        self._intake.restore(kept, _now(status.since))
+        self.source(status)
+        self._observer.synced(self.registry.engaged)
+        self.signal.ring()
 
     def take(self, findings: Iterable[Finding], read_at: float) -> Iterator[None]:
         synced = self.synced

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.reflect.deletions import Answer, Question, Suspicions
 from milo_discoveryd.reflect.machine import (
     Changed,
@@ -39,6 +39,13 @@ class Intake:
         rest = iter(findings)
         while portion := list(islice(rest, PORTION)):
             yield from self._portion(portion, now)
+
+    def restore(self, kept: Iterable[tuple[Ready, float]], now: Moment) -> None:
+        """Begins with what an earlier run of the daemon knew, and since when it was engaged: the first list is then
+        compared with that, like any later one."""
+        for seen, engaged_at in kept:
+            self._registry.restore(seen, engaged_at, now)
+        self.synced = True
 
     def answer(self, question: Question, answer: Answer, now: Moment) -> list[Done]:
         settled = self._suspicions.answered(question, answer, now.steady)

@@ -108,6 +108,9 @@ class Registry:
     def clusters(self) -> Iterator[Cluster]:
         return (cluster for record in self._records.values() if (cluster := record.current) is not None)
 
+    def records(self) -> Iterator[Record]:
+        return iter(self._records.values())
+
     def present(self) -> Iterator[tuple[str, str]]:
         """Names, and the UIDs under them, that a complete list within the selector should hold."""
         return ((name, record.uid) for name, record in self._records.items() if record.standing not in _ELSEWHERE)
@@ -160,6 +163,11 @@ class Registry:
             record = self._records[name]
             done += self._end(record, DisengageReason.NOT_READY, record.message, now)
         return done
+
+    def restore(self, seen: Ready, engaged_at: float, now: Moment) -> None:
+        """Engages what an earlier run of the daemon had engaged. Only before anything was published."""
+        (done,) = self._ready(seen, Moment(engaged_at, now.steady))
+        assert done.type is EventType.ENGAGED, "nothing else is known yet"
 
     def clear(self) -> None:
         """Forgets all. Only before anything was published."""

@@ -4,7 +4,7 @@ import re
 
 import msgspec
 
-_FORM = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})\.([0-9a-z]{1,16})(\.part)?")
+_FORM = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})\.([0-9a-z]{1,16})(?:\.part([0-9]{1,9}))?")
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -13,11 +13,11 @@ class Position(msgspec.Struct, frozen=True):
     epoch: str
     revision: int
     fingerprint: str
-    in_snapshot: bool = False
-    """It had read a part of a snapshot, which is worth nothing to anybody who comes back."""
+    part: int | None = None
+    """It had read so many parts of a snapshot, which are worth nothing to anybody who comes back."""
 
     def __str__(self) -> str:
-        return f"{self.epoch}.{self.revision}.{self.fingerprint}{'.part' if self.in_snapshot else ''}"
+        return f"{self.epoch}.{self.revision}.{self.fingerprint}{'' if self.part is None else f'.part{self.part}'}"
 
 
 def parse(text: str) -> Position | None:
@@ -26,4 +26,4 @@ def parse(text: str) -> Position | None:
     if form is None:
         return None
     epoch, revision, fingerprint, part = form.groups()
-    return Position(epoch, int(revision), fingerprint, part is not None)
+    return Position(epoch, int(revision), fingerprint, None if part is None else int(part))

@@ -58,6 +58,8 @@ class Stream:
         self._rotation = rotation
         self._clock = asyncio.get_running_loop().time
         self._sent_at = 0.0
+        self._parts = 0
+        """Of the snapshot that is being sent."""
         self._said = ""
         """The revision of the last batch, or what the subscriber resumes from."""
         self._source: tuple[SourceState, str] | None = None
@@ -140,14 +142,16 @@ class Stream:
     def _revision(self, batch: Batch) -> str:
         if not self._fleet.synced:
             return ""  # there is nothing to come back to
-        position = Position(self._epoch, batch.revision, self._asked.wanted.fingerprint, in_snapshot=not batch.synced)
+        # Numbered, so that a part that is missing is missed.
+        self._parts = 0 if batch.synced else self._parts + 1
+        position = Position(self._epoch, batch.revision, self._asked.wanted.fingerprint, self._parts or None)
         return str(position)
 
     def _resume_from(self) -> int | None:
         position = parse(self._asked.resume_revision)
         if (
             position is None
-            or position.in_snapshot
+            or position.part is not None
             or position.epoch != self._epoch
             or position.fingerprint != self._asked.wanted.fingerprint
         ):

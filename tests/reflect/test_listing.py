@@ -288,3 +288,12 @@ def test_waits_are_drawn_so_that_many_daemons_do_not_come_back_at_once() -> None
 def test_watches_are_asked_for_with_different_ends() -> None:
     reflector = Reflector(STREAMING, lambda: 0.5, START)
     assert reflector.next(START) == OpenWatch("", 360)
+
+
+def test_with_something_to_begin_with_the_source_is_stale_until_it_answers() -> None:
+    restored = SourceStatus(SourceState.STALE, START - 60.0, "Restored", "as last known")
+    reflector = Reflector(PAGES, lambda: 0.0, START, restored)
+    assert reflector.status == restored
+    for _ in reflector.listed(Page("10", ""), (), START):
+        pass
+    assert reflector.status.state is SourceState.STREAMING

@@ -92,7 +92,7 @@ async def test_a_resume_with_nothing_new_is_answered_at_once(world: World) -> No
         "0123456789abcdef.1.other",
         "0123456789abcdef.999.all",
         "ffffffffffffffff.1.all",
-        "0123456789abcdef.1.all.part",
+        "0123456789abcdef.1.all.part1",
         "0123456789abcdef.99999999999999999999999999.all",
     ],
 )

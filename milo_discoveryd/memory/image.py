@@ -1,0 +1,69 @@
+"""The fleet as bytes and back. What was torn, changed, or written by others or for another source is refused whole."""
+
+import hashlib
+
+import msgspec
+
+from milo_discoveryd.model.cluster import Target
+
+FORMAT = 1
+_MAGIC = b"milo-discoveryd state "
+
+
+class Kept(msgspec.Struct, frozen=True, gc=False):
+    """An engaged cluster, as far as it is worth remembering."""
+
+    uid: str
+    """Of the object; `target.uid` is the project's."""
+    target: Target
+    engaged_at: float
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Whose clusters these are. Another origin's would be another's clusters under our names."""
+
+    server: str
+    mode: str
+
+    def __str__(self) -> str:
+        return f"mode {self.mode} at {self.server}"
+
+
+class Image(msgspec.Struct, frozen=True):
+    origin: Origin
+    written_at: float
+    clusters: tuple[Kept, ...]
+
+
+class ImageError(ValueError):
+    """These bytes can't be relied on; the message says why."""
+
+
+_DECODER = msgspec.msgpack.Decoder(Image)
+
+
+def encode(image: Image) -> bytes:
+    body = msgspec.msgpack.encode(image)
+    return b"%s%d %s\n%s" % (_MAGIC, FORMAT, _checksum(body), body)
+
+
+def decode(data: bytes, origin: Origin) -> Image:
+    head, newline, body = data.partition(b"\n")
+    words = head.removeprefix(_MAGIC).split(b" ")
+    if not newline or not head.startswith(_MAGIC) or len(words) != 2 or not words[0].isdigit():
+        raise ImageError("it is not a state file of milo-discoveryd")
+    if int(words[0]) != FORMAT:
+        raise ImageError(f"it has format {int(words[0])}, and this version reads format {FORMAT}")
+    if words[1] != _checksum(body):
+        raise ImageError("its checksum is wrong: it was torn or changed")
+    try:
+        image = _DECODER.decode(body)
+    except msgspec.DecodeError as error:
+        raise ImageError(f"its content is not what it should be: {error}") from error
+    if image.origin != origin:
+        raise ImageError(f"it is of another source ({image.origin}; this daemon's is {origin})")
+    return image
+
+
+def _checksum(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode()

@@ -1,0 +1,80 @@
+"""What a daemon remembers over a restart: all of it, or none."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_discoveryd.memory import image as images
+from milo_discoveryd.memory.image import Image, ImageError, Kept, Origin, decode, encode
+from milo_discoveryd.model.cluster import Target
+
+ORIGIN = Origin("https://milo.test", "project")
+
+
+def kept(name: str) -> Kept:
+    target = Target(
+        name=name,
+        uid=f"project-{name}",
+        endpoint=f"https://milo.test/{name}",
+        organization="acme",
+        labels=(("env", "prod"),),
+        annotations=(("note", "é"),),
+        deletion_requested_at=12.5,
+        deletion_message="waiting",
+        suspended=True,
+    )
+    return Kept(f"uid-{name}", target, 1000.25)
+
+
+IMAGE = Image(ORIGIN, 2000.0, (kept("alpha"), kept("beta")))
+
+
+def test_what_was_kept_comes_back_as_it_was() -> None:
+    assert decode(encode(IMAGE), ORIGIN) == IMAGE
+
+
+def test_an_empty_fleet_is_kept_too() -> None:
+    empty = Image(ORIGIN, 2000.0, ())
+    assert decode(encode(empty), ORIGIN) == empty
+
+
+def test_a_file_that_was_torn_anywhere_is_refused() -> None:
+    data = encode(IMAGE)
+    for end in range(len(data)):
+        with pytest.raises(ImageError):
+            decode(data[:end], ORIGIN)
+
+
+def test_a_file_with_any_byte_changed_is_refused() -> None:
+    data = bytearray(encode(IMAGE))
+    for place in range(len(data)):
+        data[place] ^= 0x01
+        with pytest.raises(ImageError):
+            decode(bytes(data), ORIGIN)
+        data[place] ^= 0x01
+
+
+def test_the_file_of_another_source_is_refused_and_named() -> None:
+    with pytest.raises(ImageError, match=r"another source \(mode project at https://milo.test; .* https://other.test"):
+        decode(encode(IMAGE), Origin("https://other.test", "project"))
+
+
+def test_the_file_of_a_newer_daemon_is_refused_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "FORMAT", 2)
+    data = encode(IMAGE)
+    monkeypatch.undo()
+    with pytest.raises(ImageError, match="format 2, and this version reads format 1"):
+        decode(data, ORIGIN)
+
+
+def test_content_of_another_shape_is_refused_even_with_a_right_checksum() -> None:
+    body = b"\x93\x01\x02\x03"
+    data = b"milo-discoveryd state 1 " + images._checksum(body) + b"\n" + body
+    with pytest.raises(ImageError, match="content"):
+        decode(data, ORIGIN)
+
+
+@given(st.binary(max_size=200))
+def test_any_other_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        decode(data, ORIGIN)
