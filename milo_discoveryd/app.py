@@ -8,7 +8,7 @@ import secrets
 import signal
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,17 +18,20 @@ import structlog
 from milo_discoveryd import __version__
 from milo_discoveryd.config import ListenAddress, Settings, UnixAddress
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
-from milo_discoveryd.credentials.own_user import HandedOn
 from milo_discoveryd.errors import StartError
-from milo_discoveryd.kubeconfigs.issuer import Issuer, Offer
+from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import Place
+from milo_discoveryd.memory.image import Image, Kept, Origin
+from milo_discoveryd.memory.keeper import Keeper
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.observation import Observation, Outside
+from milo_discoveryd.model.observation import Observation, Outside, Ready
 from milo_discoveryd.model.selector import Selector
 from milo_discoveryd.model.selector import parse as parse_selector
+from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.modes.mode import FixedMode, Setting, WatchedMode
+from milo_discoveryd.offers import Sources
 from milo_discoveryd.reflect.deletions import Suspicions
 from milo_discoveryd.reflect.machine import Policy, Reflector
 from milo_discoveryd.reflect.wire import Decoder
@@ -91,7 +94,8 @@ class Daemon:
         project = load_project_upstream(settings.project_kubeconfig, settings.discovery_kubeconfig, self._environ)
         mode = modes.load(settings.mode)(self._mode_setting(project))
         async with AsyncExitStack() as stack:
-            issuer = self._issuer(project)
+            sources = Sources(settings, project, self._environ, stack)
+            issuer = self._issuer(sources, project)
             self._fleet.on_disengage(issuer.disengaged)
             self._metrics.follow_credentials(issuer.health)
             service = Service(self._fleet, self._about(), self._metrics, issuer)
@@ -111,15 +115,20 @@ class Daemon:
                 tasks.create_task(server.guard(), name="guard the sockets")
                 tasks.create_task(self._tell_health(server), name="tell health")
                 tasks.create_task(issuer.run(), name="keep credentials")
-                tasks.create_task(self._discover(mode), name="discover")
+                tasks.create_task(self._discover(mode, sources), name="discover")
 
-    async def _discover(self, mode: WatchedMode | FixedMode) -> None:
+    async def _discover(self, mode: WatchedMode | FixedMode, sources: Sources) -> None:
         if isinstance(mode, FixedMode):
             self._fleet.hold(mode.targets(), asyncio.get_running_loop().time())
             return
         source = self._settings.source
+        upstream = load_discovery_upstream(self._settings.discovery_kubeconfig, self._environ)
+        status = None
+        keeper = self._keeper(upstream)
+        if keeper is not None and (image := keeper.recall()) is not None:
+            status = self._recalled(image)
         transport = open_transport(
-            load_discovery_upstream(self._settings.discovery_kubeconfig, self._environ),
+            upstream,
             response_limit=source.response_limit,
             connect_timeout_s=source.connect_timeout.total_seconds(),
             environ=self._environ,
@@ -129,30 +138,69 @@ class Daemon:
             page_size=source.page_size,
             silence_s=source.silence_limit.total_seconds(),
         )
-        async with aclosing(transport):
+        async with aclosing(transport), asyncio.TaskGroup() as tasks:
+            if keeper is not None:
+                tasks.create_task(self._remember(keeper), name="remember the fleet")
             await Driver(
                 transport,
                 Watched(mode.resource.path, self._settings.label_selector),
                 decoder=Decoder(mode.object_type, _within(self._selector, mode)),
-                reflector=Reflector(policy, random.random, asyncio.get_running_loop().time()),
+                reflector=Reflector(policy, random.random, asyncio.get_running_loop().time(), status),
                 suspicions=self._fleet.suspicions,
                 sink=self._fleet,
                 connect_timeout_s=source.connect_timeout.total_seconds(),
                 request_timeout_s=source.request_timeout.total_seconds(),
             ).run()
 
-    def _issuer(self, project: Upstream) -> Issuer:
-        settings = self._settings.kubeconfigs
-        own = HandedOn(
-            project.credentials, name="project", type="project-kubeconfig", origin=f"the user of {project.origin}"
+    def _keeper(self, upstream: Upstream) -> Keeper | None:
+        directory = self._settings.state_directory
+        return None if directory is None else Keeper(directory, Origin(upstream.server, self._settings.mode))
+
+    def _recalled(self, image: Image) -> SourceStatus:
+        age_s = max(0.0, time.time() - image.written_at)
+        status = SourceStatus(
+            SourceState.STALE,
+            asyncio.get_running_loop().time() - age_s,
+            "Restored",
+            "the clusters are as they were when the daemon last ran; the source has not answered since",
         )
+        # Without a version, whatever the first list says of an object counts as news.
+        kept = ((Ready(each.uid, "", each.target), each.engaged_at) for each in image.clusters)
+        self._fleet.restore(kept, status)
+        return status
+
+    async def _remember(self, keeper: Keeper) -> None:
+        """From the first complete list on: a part of the fleet is not worth remembering."""
+        kept_at = -1
+
+        def fleet() -> Iterator[Kept]:
+            return (
+                Kept(record.uid, cluster.target, cluster.engaged_at)
+                for record in self._fleet.registry.records()
+                if (cluster := record.current) is not None
+            )
+
+        with self._fleet.signal.waiter() as bell:
+
+            async def changed() -> None:
+                nonlocal kept_at
+                while not self._fleet.synced or self._fleet.log.head == kept_at:
+                    await bell.wait(3600.0)
+                kept_at = self._fleet.log.head
+
+            await keeper.keep(fleet, changed)
+
+    def _issuer(self, sources: Sources, project: Upstream) -> Issuer:
+        settings = self._settings.kubeconfigs
         return Issuer(
-            [Offer(own)],
+            sources.offers(),
             place=lambda: Place(project.trusted(), project.tls_server_name),
             tally=self._metrics,
             max_ttl_s=settings.max_ttl.total_seconds(),
             default_ttl_s=settings.default_ttl.total_seconds(),
             address=lambda: str(settings.address) if settings.address else next(iter(self.addresses), None),
+            concurrency=settings.concurrent_mints,
+            per_second=settings.mints_per_second,
         )
 
     async def _tell_health(self, server: Server) -> None:

@@ -50,10 +50,18 @@ def _tree(given: Mapping[Key, Given]) -> dict[str, Any]:
 def _explain(detail: ErrorDetails, given: Mapping[Key, Given]) -> Problem:
     location = detail["loc"]
     key = next(key for key in given if location[: len(key)] == key)
+    requirement = _requirement(detail)
+    if key == _SOURCES and len(location) > len(key):
+        number, *inside = location[len(key) :]
+        # In between is the type, by which pydantic chose what to read it as.
+        where = ".".join([f"item {int(number) + 1}", *(str(step) for step in inside[1:])])
+        shown = f"{layers.quoted(detail['input'])} " if isinstance(detail["input"], str) else ""
+        return Problem(given[key].place, f"{where}: {shown}{requirement}")
     value = detail["input"] if isinstance(detail["input"], str | int) else given[key].value
-    return Problem(given[key].place, f"{layers.quoted(value)} {_requirement(detail)}")
+    return Problem(given[key].place, f"{layers.quoted(value)} {requirement}")
 
 
+_SOURCES = ("kubeconfigs", "sources")
 _REQUIREMENTS = {
     "int_parsing": "must be a whole number",
     "int_type": "must be a whole number",
@@ -62,6 +70,15 @@ _REQUIREMENTS = {
     "string_too_long": "must have at most {max_length} characters",
     "string_too_short": "must not be empty",
     "string_type": "must be text",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "missing": "is missing",
+    "extra_forbidden": "is not a setting of it",
+    "literal_error": "must be {expected}",
+    "union_tag_not_found": "needs a type",
+    "union_tag_invalid": "has a type that is not one of {expected_tags}",
 }
 
 
@@ -74,6 +91,19 @@ def _requirement(detail: ErrorDetails) -> str:
 
 def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:
     """What no setting gets wrong alone."""
+    return [*_one_address_for_all(settings, given), *_no_such_source(settings, given)]
+
+
+def _no_such_source(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:
+    wanted, names = settings.source.credentials, [source.name for source in settings.kubeconfigs.sources]
+    if wanted is None or wanted in names:
+        return []
+    there_are = ", ".join(names) or "none"
+    complaint = f"{layers.quoted(wanted)} is not the name of one of kubeconfigs.sources; there are: {there_are}"
+    return [Problem(given[("source", "credentials")].place, complaint)]
+
+
+def _one_address_for_all(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:
     address = settings.internal_address_template.replace("{namespace}", settings.internal_namespace_template)
     if "{name}" in address or "{uid}" in address:
         return []

@@ -6,24 +6,16 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from milo_discoveryd.config import values
-from milo_discoveryd.model import selector
+from milo_discoveryd.config.fields import Group, one_of, selector_text, span
+from milo_discoveryd.config.sources import CredentialSource
 from milo_discoveryd.modes import mode
 
 
 def _mode(value: object) -> str:
     return values.one_of(*mode.names())(value)
-
-
-def _label_selector(value: object) -> str:
-    text = str(value)
-    try:
-        selector.parse(text)
-    except selector.SelectorError as error:
-        raise ValueError(f"must be a Kubernetes label selector: {error}") from None
-    return text
 
 
 def _distinct(addresses: tuple[values.ListenAddress, ...]) -> tuple[values.ListenAddress, ...]:
@@ -38,27 +30,8 @@ def _http_listen(value: object) -> values.TcpAddress | None:
     return None if value is None or value == "off" else values.tcp_address(value)
 
 
-def _address(value: object) -> values.ListenAddress | None:
-    return None if value is None else values.listen_address(value)
-
-
-def _span(least: str, most: str) -> BeforeValidator:
-    anything = partial(values.duration, least=timedelta(), most=timedelta.max)
-    return BeforeValidator(partial(values.duration, least=anything(least), most=anything(most)))
-
-
-def _one_of(*choices: str) -> BeforeValidator:
-    return BeforeValidator(values.one_of(*choices))
-
-
 def _group(make: Callable[[], Any]) -> Any:
     return Field(default_factory=make)
-
-
-class Group(BaseModel):
-    """Settings that belong together. An unknown key is an error: a misspelt one would be a setting not obeyed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=False)
 
 
 class Socket(Group):
@@ -74,11 +47,13 @@ class Source(Group):
 
     page_size: Annotated[int, Field(ge=1, le=100_000)] = 5_000
     """Objects a page of a list. Pages of 500, the usual size, cost the server minutes at a hundred thousand objects."""
-    streaming_lists: Annotated[str, _one_of("auto", "off")] = "auto"
-    silence_limit: Annotated[timedelta, _span("1s", "1h")] = timedelta(seconds=90)
+    streaming_lists: Annotated[str, one_of("auto", "off")] = "auto"
+    silence_limit: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=90)
     """A watch that says nothing for so long is taken for dead. API servers send a bookmark about every 60 s."""
-    connect_timeout: Annotated[timedelta, _span("100ms", "5m")] = timedelta(seconds=10)
-    request_timeout: Annotated[timedelta, _span("1s", "1h")] = timedelta(seconds=60)
+    connect_timeout: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=10)
+    credentials: Annotated[str | None, Field(max_length=63)] = None
+    """The name of one of kubeconfigs.sources: what the daemon authenticates with, instead of the kubeconfig's user."""
+    request_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=60)
     """For a whole answer: a page of a list, a look at one object."""
     response_limit: Annotated[int, BeforeValidator(partial(values.size, least=1 << 20, most=4 << 30))] = 256 << 20
 
@@ -87,7 +62,7 @@ class Tombstones(Group):
     """How long the change log remembers clusters that are gone. Who was away for longer gets a snapshot."""
 
     count: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
-    age: Annotated[timedelta, _span("0s", "720h")] = timedelta(hours=1)
+    age: Annotated[timedelta, span("0s", "720h")] = timedelta(hours=1)
 
 
 class Metrics(Group):
@@ -95,15 +70,32 @@ class Metrics(Group):
     """Series with a cluster's name in them: a scrape of 50,000 takes a third of a second of the daemon's time."""
 
 
+def _named_once(sources: tuple[CredentialSource, ...]) -> tuple[CredentialSource, ...]:
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise ValueError("must give each of its sources another name")
+    return sources
+
+
+def _address(value: object) -> values.ListenAddress | None:
+    return None if value is None else values.listen_address(value)
+
+
 class Kubeconfigs(Group):
     """What is handed out."""
 
-    max_ttl: Annotated[timedelta, _span("1s", "24h")] = timedelta(minutes=15)
+    sources: Annotated[tuple[CredentialSource, ...], BeforeValidator(values.items), AfterValidator(_named_once)] = ()
+    """Where credentials come from; the first that covers a cluster serves it. None is the project kubeconfig's user."""
+    max_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=15)
     """The longest that a source is asked for, whatever a subscriber asks for."""
-    default_ttl: Annotated[timedelta, _span("1s", "24h")] = timedelta(minutes=10)
+    default_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=10)
     """Where a subscriber does not say. Ten minutes is also the least that a Kubernetes API server gives."""
     address: Annotated[values.ListenAddress | None, BeforeValidator(_address)] = None
     """Where holders of a kubeconfig without a secret find this daemon; none is what it listens on."""
+    concurrent_mints: Annotated[int, Field(ge=1, le=1_000)] = 10
+    """At once, of a source that has a credential for each cluster."""
+    mints_per_second: Annotated[float, Field(ge=0.1, le=10_000)] = 50.0
+    """Begun, of each source: ten thousand clusters with ten minutes each take 33 in the long run."""
 
 
 class SingleCluster(Group):
@@ -115,8 +107,8 @@ class SingleCluster(Group):
 
 
 class Log(Group):
-    level: Annotated[str, _one_of("debug", "info", "warning", "error")] = "info"
-    format: Annotated[str, _one_of("auto", "console", "json")] = "auto"
+    level: Annotated[str, one_of("debug", "info", "warning", "error")] = "info"
+    format: Annotated[str, one_of("auto", "console", "json")] = "auto"
     """auto: console on a terminal, json elsewhere."""
 
 
@@ -126,7 +118,7 @@ class Settings(Group):
     """Where projects are watched; none is the cluster this daemon runs in."""
     project_kubeconfig: Annotated[Path | None, BeforeValidator(values.file_path)] = None
     """Whose scheme, CA and identity lead to the projects' control planes; none is the cluster this daemon runs in."""
-    label_selector: Annotated[str, BeforeValidator(_label_selector)] = ""
+    label_selector: Annotated[str, BeforeValidator(selector_text)] = ""
     listen: Annotated[
         tuple[Annotated[values.ListenAddress, BeforeValidator(values.listen_address)], ...],
         BeforeValidator(values.words),
@@ -147,9 +139,11 @@ class Settings(Group):
     ] = ()
     """Annotations handed on to subscribers: those that begin with one of these. None by default: annotations hold
     anything, and what leaves the API server should be somebody's decision."""
-    not_ready_grace: Annotated[timedelta, _span("0s", "1h")] = timedelta()
-    heartbeat_interval: Annotated[timedelta, _span("1s", "1h")] = timedelta(seconds=30)
-    stalled_timeout: Annotated[timedelta, _span("1s", "24h")] = timedelta(minutes=5)
+    state_directory: Annotated[Path | None, BeforeValidator(values.file_path)] = None
+    """Where the fleet is remembered, so that a restart without the source serves it, as stale. None: not at all."""
+    not_ready_grace: Annotated[timedelta, span("0s", "1h")] = timedelta()
+    heartbeat_interval: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
+    stalled_timeout: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=5)
     source: Source = _group(Source)
     tombstones: Tombstones = _group(Tombstones)
     metrics: Metrics = _group(Metrics)

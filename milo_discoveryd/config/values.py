@@ -236,3 +236,39 @@ def cluster_name(value: object) -> str:
     if not re.fullmatch(_DNS_LABEL, text):
         raise ValueError("must be up to 63 lowercase letters, digits and hyphens, with a letter or digit at each end")
     return text
+
+
+def items(value: object) -> tuple[object, ...]:
+    """A list of mappings, as only a file has it."""
+    if isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
+        return tuple(value)
+    raise ValueError("must be a list of mappings, which only the configuration file can have")
+
+
+def required_file(value: object) -> Path:
+    path = file_path(value)
+    if path is None:
+        raise ValueError("must be the path of a file")
+    return path
+
+
+def object_name(value: object) -> str:
+    text = str(value)
+    if len(text) > 253 or not _DNS_NAME.fullmatch(text):
+        raise ValueError("must be the name of an object in Kubernetes: lowercase letters, digits, hyphens and dots")
+    return text
+
+
+def subject_template(value: object) -> str:
+    """A name in a certificate, with placeholders."""
+    text = str(value)
+    if not _filled(text, ("name", "uid")).isprintable() or not text.strip():
+        raise ValueError('must be a name, such as "milo-operator:{name}"')
+    return text
+
+
+def absolute_command(value: object) -> str:
+    text = str(value)
+    if not text.startswith("/") or "\0" in text:
+        raise ValueError("must be the absolute path of a program: what a search path finds is not ours to decide")
+    return text

@@ -91,9 +91,17 @@ def parse(path: Path) -> Kubeconfig:
     try:
         with path.open("rb") as stream:
             content = stream.read(strictyaml.MAX_BYTES + 1)
-        document = strictyaml.read(content, scalars="typed")
     except OSError as error:
         wrong(f"cannot be read: {error.strerror or error}")
+    return read(content, f"kubeconfig {path}")
+
+
+def read(content: bytes, origin: str) -> Kubeconfig:
+    def wrong(complaint: str) -> NoReturn:
+        raise ConfigError([f"{origin}: {complaint}"])
+
+    try:
+        document = strictyaml.read(content, scalars="typed")
     except strictyaml.DocumentError as error:
         wrong(str(error))
     if not isinstance(document.value, dict):

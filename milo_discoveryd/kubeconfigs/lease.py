@@ -21,6 +21,8 @@ REFRESH = (0.5, 0.6)
 """Where in its life holders are told to come for the next: by then there is one."""
 WAITS_S = (0.5, 15.0)
 """Between attempts: doubling, from about the first to about the second."""
+MOST_S = 3600.0
+"""However long a credential lives, after so long a newer one is looked for: somebody may have replaced it."""
 LOOK_AGAIN = 0.1
 """A source that gives the same once more is asked again when this part of what is left has passed."""
 LOOK_AGAIN_S = (0.2, 60.0)
@@ -134,7 +136,7 @@ class Lease:
             self.state = Fresh(before, now.steady + min(most, max(least, left * LOOK_AGAIN)))
             return
         part = self._between(RENEWAL if before is not None else FIRST_RENEWAL)
-        renew_in = minted.issued_at + part * minted.life_s - now.wall
+        renew_in = min(minted.issued_at + part * minted.life_s - now.wall, MOST_S * 2 * part)
         self.state = Fresh(Held(minted, until), now.steady + max(LOOK_AGAIN_S[0], renew_in))
 
     def failed(self, failure: Exception, now: Moment, retry_after_s: float | None = None) -> None:
@@ -187,5 +189,5 @@ def refresh_at(minted: Minted, now: float, draw: Draw) -> float:
     """When a holder who is handed it at `now` should come for the next (wall time): always between now and its end."""
     least, most = REFRESH
     part = least + draw() * (most - least)
-    planned = minted.issued_at + part * minted.life_s
+    planned = min(minted.issued_at + part * minted.life_s, now + 2 * part * MOST_S)
     return planned if planned > now else now + part * max(0.0, minted.expires_at - now)
