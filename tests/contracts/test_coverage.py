@@ -7,19 +7,17 @@ from pathlib import Path
 from tests.contracts.rooms import ROOT, pure_modules
 
 
-def whence_tested(module: str) -> Path:
-    """They mirror the rooms: a file for the module, or else the folder of its room."""
-    *rooms, name = module.split(".")[1:]
-    folder = ROOT.joinpath("tests", *rooms)
-    own = [folder / f"test_{name}.py", folder / name]
-    return next((path for path in own if path.exists()), folder)
+def own_tests(module: str) -> list[Path]:
+    """They mirror the rooms: a folder for a room that is pure as a whole, else files with the module's name."""
+    room = ROOT.joinpath("tests", *module.split(".")[1:])
+    return [room] if room.is_dir() else sorted(room.parent.glob(f"test_{room.name}*.py"))
 
 
 def test_every_branch_of_the_pure_rooms_is_taken(tmp_path: Path) -> None:
     modules = pure_modules()
     coverage = [sys.executable, "-m", "coverage"]
     data = f"--data-file={tmp_path / 'data'}"
-    tests = sorted({str(whence_tested(module)) for module in modules})
+    tests = sorted({str(path) for module in modules for path in own_tests(module)})
     run = subprocess.run(
         [
             *coverage,

@@ -141,14 +141,14 @@ MUTANTS = (
         "registry/registry.py",
         "if name not in self._held:",
         "if True:",
-        ("tests/registry/test_grace.py",),
+        ("tests/registry/test_registry_grace.py",),
     ),
     Mutant(
         "a grace is not ended by being ready again",
         "registry/registry.py",
         "if standing is not Standing.NOT_READY:",
         "if False:",
-        ("tests/registry/test_grace.py",),
+        ("tests/registry/test_registry_grace.py",),
     ),
     Mutant(
         "a part of a list is applied",
