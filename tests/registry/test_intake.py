@@ -32,6 +32,7 @@ from tests.registry.fleets import (
     ready,
     registry,
     updated,
+    wall,
 )
 
 DELETED, NOT_READY, LABELS_CHANGED = (
@@ -184,6 +185,36 @@ def test_what_was_not_in_the_last_list_and_is_in_this_is_engaged_again_whatever_
     source.lists()
     source.answer(NotFound())
     assert source.lists(ready(version="10"))[0].type.name == "ENGAGED"
+
+
+# --- a restart ---
+
+
+def restored() -> Source:
+    """Begins with `a` and `b`, which an earlier run had engaged at 5."""
+    source = Source()
+    source.intake.restore([(ready("a"), wall(5)), (ready("b"), wall(5))], at(100))
+    return source
+
+
+def test_what_an_earlier_run_knew_is_engaged_at_once_and_since_then() -> None:
+    source = restored()
+    assert source.intake.synced
+    assert list(source.registry.clusters()) == [cluster("a", 1, engaged_at=5), cluster("b", 2, engaged_at=5)]
+    assert [record.uid for record in source.registry.records()] == ["u1", "u1"]
+
+
+def test_the_first_list_is_then_compared_with_it() -> None:
+    source = restored()
+    assert source.lists(ready("a"), ready("c", "9")) == [done(engaged(cluster("c", 3, version="9")))]
+    assert source.asked() == ["b"]
+    assert source.registry.engaged == 3
+
+
+def test_a_first_list_that_is_given_up_then_changes_nothing() -> None:
+    source = restored()
+    source.take(ListStarted(), Listed(ready("c")), ListStarted())
+    assert source.registry.engaged == 2
 
 
 # --- what is reported as deleted ---

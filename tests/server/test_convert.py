@@ -4,6 +4,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState, SourceStatus
@@ -160,6 +161,12 @@ def test_a_batch_may_hold_nothing_but_news_of_the_source() -> None:
     assert not batch.reset
 
 
+def test_a_frame_can_be_read_back() -> None:
+    assert convert.framed(convert.unframed(encode(Event(EventType.ENGAGED, FULL)))) == encode(
+        Event(EventType.ENGAGED, FULL)
+    )
+
+
 # --- the source ---
 
 
@@ -248,3 +255,40 @@ def test_a_transition_is_told_with_the_incarnation_it_was_of() -> None:
         at=Timestamp(seconds=5),
         incarnation=f"{EPOCH}.3",
     )
+
+
+# --- kubeconfigs ---
+
+
+def test_a_kubeconfig_is_told_with_its_times() -> None:
+    handed = Kubeconfig("a", b"{}", issued_at=1.0, expires_at=3.0, refresh_at=2.0)
+    assert convert.kubeconfig(handed) == pb.Kubeconfig(
+        cluster="a",
+        kubeconfig=b"{}",
+        issued_at=Timestamp(seconds=1),
+        refresh_after=Timestamp(seconds=2),
+        expires_at=Timestamp(seconds=3),
+    )
+
+
+def test_a_kubeconfig_that_does_not_run_out_says_so_by_leaving_it_out() -> None:
+    told = convert.kubeconfig(Kubeconfig("a", b"{}", issued_at=1.0))
+    assert not told.HasField("expires_at")
+    assert not told.HasField("refresh_after")
+
+
+@pytest.mark.parametrize(
+    ("health", "told"),
+    [
+        (
+            SourceHealth("core", "kubeconfig", "", 5.0, 2),
+            pb.CredentialSource(name="core", type="kubeconfig", healthy=True, expires_at=Timestamp(seconds=5)),
+        ),
+        (
+            SourceHealth("core", "kubeconfig", "401: who are you?", None, 0),
+            pb.CredentialSource(name="core", type="kubeconfig", healthy=False, message="401: who are you?"),
+        ),
+    ],
+)
+def test_a_source_of_credentials_is_well_unless_it_has_trouble(health: SourceHealth, told: pb.CredentialSource) -> None:
+    assert convert.credential_source(health) == told

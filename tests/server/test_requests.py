@@ -11,7 +11,7 @@ from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.server import requests
 from milo_discoveryd.server.errors import InvalidRequestError
-from milo_discoveryd.server.requests import Listing, Watch
+from milo_discoveryd.server.requests import Issue, Listing, Watch
 
 DEFAULT_HEARTBEAT_S = 30.0
 
@@ -138,3 +138,28 @@ def test_a_name_that_can_be_none_is_refused(text: str, said: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         requests.name(text, "cluster")
     assert str(refused.value) == said
+
+
+def issue(**fields: Any) -> Issue:
+    return requests.issue(pb.IssueKubeconfigRequest(cluster="apollo", **fields))
+
+
+def test_a_kubeconfig_is_asked_for_by_the_name_of_a_cluster() -> None:
+    assert issue() == Issue("apollo", None, "", False)
+
+
+def test_a_kubeconfig_may_be_asked_for_with_a_life_an_incarnation_and_without_a_secret() -> None:
+    asked = issue(ttl=timedelta(minutes=5), incarnation="i", format=pb.KUBECONFIG_FORMAT_EXEC)
+    assert asked == Issue("apollo", 300.0, "i", True)
+    assert not issue(format=pb.KUBECONFIG_FORMAT_EMBEDDED).as_command
+
+
+def test_a_kubeconfig_of_an_unknown_format_is_refused() -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        issue(format=7)
+    assert str(refused.value) == "format: 7 is not one of EMBEDDED (1) and EXEC (2)"
+
+
+def test_a_kubeconfig_is_not_issued_for_a_life_that_is_none() -> None:
+    with pytest.raises(InvalidRequestError, match="ttl: -1 s is not a positive duration"):
+        issue(ttl=Duration(seconds=-1))
