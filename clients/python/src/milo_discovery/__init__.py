@@ -7,6 +7,7 @@ from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from milo_discovery._backoff import BackoffPolicy
 from milo_discovery.errors import (
     CallFailed,
+    CertificateRenewed,
     ClusterNotFound,
     DiscoveryError,
     FieldViolation,
@@ -21,6 +22,7 @@ from milo_discovery.errors import (
     Unauthenticated,
     Unavailable,
     Unimplemented,
+    UnusableKubeconfig,
 )
 from milo_discovery.events import Connected, Disconnected, Event, Mark, Refreshed, Synced
 from milo_discovery.model import (
@@ -66,6 +68,7 @@ __all__ = [
     "DEFAULT_ADDRESS",
     "BackoffPolicy",
     "CallFailed",
+    "CertificateRenewed",
     "Cluster",
     "ClusterNotFound",
     "ClusterReport",
@@ -109,6 +112,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "UnusableKubeconfig",
     "Watch",
 ]
 

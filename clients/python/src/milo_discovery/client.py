@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 import grpc
 
-from milo_discovery import _wire
+from milo_discovery import _api_clients, _wire
 from milo_discovery._address import CHANNEL_OPTIONS, target
 from milo_discovery._backoff import BackoffPolicy
 from milo_discovery._gen import discovery_pb2 as pb
@@ -18,10 +19,13 @@ from milo_discovery._lane import Lanes
 from milo_discovery._status import lost_connection, status_error
 from milo_discovery._subscription import Subscription
 from milo_discovery._wire import FilterOptions, WatchOptions
-from milo_discovery.model import ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
+from milo_discovery.model import Cluster, ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
 from milo_discovery.watch import Watch
 
 if TYPE_CHECKING:
+    from kubernetes.aio.client import ApiClient as AioApiClient
+    from kubernetes.client import ApiClient
+
     from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceAsyncStub
 
 _Request = TypeVar("_Request")
@@ -107,6 +111,21 @@ class DiscoveryClient:
         """A short-lived kubeconfig for an engaged cluster; with `incarnation`, only for just that one."""
         request = _wire.issue_request(name, ttl, kubeconfig_format, incarnation)
         return _wire.kubeconfig((await self._call(lambda stub: stub.IssueKubeconfig, request)).kubeconfig)
+
+    def api_client(
+        self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
+    ) -> AbstractAsyncContextManager[AioApiClient]:
+        """For `async with`: a client of `kubernetes.aio` for the cluster's control plane, with ever fresh credentials.
+
+        Given a Cluster, it is for just that one, and never for a later one of the same name.
+        """
+        return _api_clients.aio_client(self, lambda: cluster, ttl=ttl, proxy=proxy)
+
+    def sync_api_client(
+        self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
+    ) -> AbstractAsyncContextManager[ApiClient]:
+        """For `async with`: as `api_client`, but a client of `kubernetes`, to be used in threads beside the loop."""
+        return _api_clients.blocking_client_on_a_loop(self, lambda: cluster, ttl=ttl, proxy=proxy)
 
     async def _call(
         self,

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from milo_discovery import _api_clients
+from milo_discovery._renewal import Newest
 from milo_discovery._session import visible
 from milo_discovery._signal import Signal
 from milo_discovery.errors import ClusterNotFound
 from milo_discovery.model import Cluster, Kubeconfig
 
+if TYPE_CHECKING:
+    from kubernetes.aio.client import ApiClient as AioApiClient
+    from kubernetes.client import ApiClient
+
+    from milo_discovery.client import DiscoveryClient
+
 
 class EngagedCluster:
     """One engagement: the same from ENGAGED to DISENGAGED, whatever is updated or renewed between."""
 
-    def __init__(self, cluster: Cluster, kubeconfig: Kubeconfig | None) -> None:
+    def __init__(self, cluster: Cluster, kubeconfig: Kubeconfig | None, client: DiscoveryClient) -> None:
         self.name = cluster.name
         self.uid = cluster.uid
         self._current = cluster
         self._kubeconfig = kubeconfig
+        self._client = client
         self._engaged = True
         self._signal = Signal()
 
@@ -55,6 +68,23 @@ class EngagedCluster:
         assert self._kubeconfig is not None  # one that was there doesn't go before its cluster
         return self._kubeconfig
 
+    def api_client(
+        self, *, ttl: timedelta | None = None, proxy: str | None = None
+    ) -> AbstractAsyncContextManager[AioApiClient]:
+        """For `async with`: a client of `kubernetes.aio` for its control plane, with ever fresh credentials.
+
+        Where the Fleet asked for kubeconfigs it takes those, and otherwise asks the daemon when it needs one.
+        """
+        return _api_clients.aio_client(self._client, lambda: self._current, newest=self._newest(), ttl=ttl, proxy=proxy)
+
+    def sync_api_client(
+        self, *, ttl: timedelta | None = None, proxy: str | None = None
+    ) -> AbstractAsyncContextManager[ApiClient]:
+        """For `async with`: as `api_client`, but a client of `kubernetes`, to be used in threads beside the loop."""
+        return _api_clients.blocking_client_on_a_loop(
+            self._client, lambda: self._current, newest=self._newest(), ttl=ttl, proxy=proxy
+        )
+
     def refresh(self, cluster: Cluster, kubeconfig: Kubeconfig | None = None) -> None:
         """For its Fleet: this is what it is from now on."""
         self._current = cluster
@@ -65,6 +95,9 @@ class EngagedCluster:
         """For its Fleet: it is over."""
         self._engaged = False
         self._signal.notify()
+
+    def _newest(self) -> Newest | None:
+        return None if self._kubeconfig is None else lambda: self._kubeconfig
 
     def _require_engaged(self) -> None:
         if not self._engaged:

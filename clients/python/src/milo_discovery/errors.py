@@ -11,6 +11,8 @@ DiscoveryError
 ├── Unavailable               nobody answers, or the daemon can't answer yet: try again
 ├── TimedOut                  no answer within the time given
 ├── CallFailed                any other status
+├── UnusableKubeconfig        a kubeconfig that this client can't work with
+├── CertificateRenewed        an API client's certificate is over, and the next one needs another API client
 ├── StreamBroken              a stream broke its promises; watches mend that by themselves
 └── HandlerFailed             a Fleet's handler raised, and the Fleet was asked to end for it
 """
@@ -101,6 +103,14 @@ class CallFailed(StatusError):
 
 class StreamBroken(DiscoveryError):
     """A stream broke one of its promises: a batch is missing, or an event doesn't follow from those before."""
+
+
+class UnusableKubeconfig(DiscoveryError):
+    """A kubeconfig that this client can't work with. The message quotes nothing of it."""
+
+
+class CertificateRenewed(DiscoveryError):
+    """The client certificate of an API client is over, and connections are made with one certificate: make another."""
 
 
 class HandlerFailed(DiscoveryError):

@@ -135,7 +135,7 @@ class Fleet:
     def _take(self, item: Event | Mark, tasks: asyncio.TaskGroup) -> None:
         match item:
             case Event(type=EventType.ENGAGED):
-                self._engage(EngagedCluster(item.cluster, item.kubeconfig), tasks)
+                self._engage(EngagedCluster(item.cluster, item.kubeconfig, self._client), tasks)
             case Event(type=EventType.DISENGAGED):
                 self._disengage(item.cluster.name)
             case Event():

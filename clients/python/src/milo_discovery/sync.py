@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import Self, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack, cast
 
 import grpc
 
-from milo_discovery import _wire
+from milo_discovery import _api_clients, _wire
 from milo_discovery._address import CHANNEL_OPTIONS, target
 from milo_discovery._backoff import BackoffPolicy
 from milo_discovery._gen import discovery_pb2 as pb
@@ -23,7 +24,10 @@ from milo_discovery._subscription import Subscription, WatchState
 from milo_discovery._wire import FilterOptions, WatchOptions
 from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken
 from milo_discovery.events import Event, Mark
-from milo_discovery.model import ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
+from milo_discovery.model import Cluster, ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
@@ -105,6 +109,15 @@ class SyncDiscoveryClient:
         """A short-lived kubeconfig for an engaged cluster; with `incarnation`, only for just that one."""
         request = _wire.issue_request(name, ttl, kubeconfig_format, incarnation)
         return _wire.kubeconfig(self._call(lambda stub: stub.IssueKubeconfig, request).kubeconfig)
+
+    def sync_api_client(
+        self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
+    ) -> AbstractContextManager[ApiClient]:
+        """For `with`: a client of `kubernetes` for the cluster's control plane, with ever fresh credentials.
+
+        Given a Cluster, it is for just that one, and never for a later one of the same name.
+        """
+        return _api_clients.blocking_client(self, cluster, ttl=ttl, proxy=proxy)
 
     def _call(
         self,
