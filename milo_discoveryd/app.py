@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing
+from datetime import timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +18,9 @@ import structlog
 
 from milo_discoveryd import __version__
 from milo_discoveryd.config import ListenAddress, Settings, UnixAddress
+from milo_discoveryd.connectivity.prober import Prober
+from milo_discoveryd.connectivity.schedule import Policy as Probing
+from milo_discoveryd.connectivity.schedule import Schedule
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
@@ -35,6 +39,7 @@ from milo_discoveryd.offers import Sources
 from milo_discoveryd.reflect.deletions import Suspicions
 from milo_discoveryd.reflect.machine import Policy, Reflector
 from milo_discoveryd.reflect.wire import Decoder
+from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.server import listener
@@ -45,6 +50,7 @@ from milo_discoveryd.telemetry.http import Endpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.watchers.driver import Driver, Watched
+from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.watchers.transport import open_transport
 
 log = structlog.get_logger()
@@ -96,7 +102,7 @@ class Daemon:
         async with AsyncExitStack() as stack:
             sources = Sources(settings, project, self._environ, stack)
             issuer = self._issuer(sources, project)
-            self._fleet.on_disengage(issuer.disengaged)
+            self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
             self._metrics.follow_credentials(issuer.health)
             service = Service(self._fleet, self._about(), self._metrics, issuer)
             self._metrics.tell_build(__version__, settings.mode)
@@ -115,6 +121,9 @@ class Daemon:
                 tasks.create_task(server.guard(), name="guard the sockets")
                 tasks.create_task(self._tell_health(server), name="tell health")
                 tasks.create_task(issuer.run(), name="keep credentials")
+                if settings.connectivity.interval is not None:
+                    # Before discovery begins, so that it hears of every engagement.
+                    tasks.create_task(self._probe(project, settings.connectivity.interval), name="probe clusters")
                 tasks.create_task(self._discover(mode, sources), name="discover")
 
     async def _discover(self, mode: WatchedMode | FixedMode, sources: Sources) -> None:
@@ -151,6 +160,28 @@ class Daemon:
                 connect_timeout_s=source.connect_timeout.total_seconds(),
                 request_timeout_s=source.request_timeout.total_seconds(),
             ).run()
+
+    async def _probe(self, project: Upstream, interval: timedelta) -> None:
+        settings = self._settings.connectivity
+        policy = Probing(
+            interval_s=interval.total_seconds(),
+            rate_per_s=settings.rate,
+            host_rate_per_s=settings.host_rate,
+            unreachable_after_s=settings.unreachable_after.total_seconds(),
+        )
+        asker = Asker(
+            project,
+            self._environ,
+            path=settings.path,
+            timeout_s=settings.timeout.total_seconds(),
+            at_once=policy.at_once,
+        )
+        async with aclosing(asker):
+            prober = Prober(Schedule(policy, random.random), asker.ask, self._fleet.probed, self._metrics)
+            self._fleet.on(EventType.ENGAGED, prober.engaged)
+            self._fleet.on(EventType.UPDATED, prober.updated)
+            self._fleet.on(EventType.DISENGAGED, prober.disengaged)
+            await prober.run()
 
     def _keeper(self, upstream: Upstream) -> Keeper | None:
         directory = self._settings.state_directory

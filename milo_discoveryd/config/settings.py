@@ -81,6 +81,12 @@ def _address(value: object) -> values.ListenAddress | None:
     return None if value is None else values.listen_address(value)
 
 
+def _interval(value: object) -> timedelta | None:
+    if value is None or value == "off":
+        return None
+    return values.duration(value, least=timedelta(seconds=1), most=timedelta(hours=24))
+
+
 class Kubeconfigs(Group):
     """What is handed out."""
 
@@ -96,6 +102,21 @@ class Kubeconfigs(Group):
     """At once, of a source that has a credential for each cluster."""
     mints_per_second: Annotated[float, Field(ge=0.1, le=10_000)] = 50.0
     """Begun, of each source: ten thousand clusters with ten minutes each take 33 in the long run."""
+
+
+class Connectivity(Group):
+    """How the clusters' own API servers are probed."""
+
+    interval: Annotated[timedelta | None, BeforeValidator(_interval)] = timedelta(minutes=1)
+    """Between two probes of a cluster, where the rates allow it. "off" is none at all."""
+    path: Annotated[str, BeforeValidator(values.url_path)] = "/readyz"
+    timeout: Annotated[timedelta, span("100ms", "1m")] = timedelta(seconds=5)
+    rate: Annotated[float, Field(ge=0.1, le=1_000)] = 50.0
+    """Probes a second, of all clusters."""
+    host_rate: Annotated[float, Field(ge=0.1, le=1_000)] = 20.0
+    """And of all clusters behind one host."""
+    unreachable_after: Annotated[timedelta, span("0s", "1h")] = timedelta(seconds=30)
+    """An API server that restarts is nobody's news."""
 
 
 class SingleCluster(Group):
@@ -148,5 +169,6 @@ class Settings(Group):
     tombstones: Tombstones = _group(Tombstones)
     metrics: Metrics = _group(Metrics)
     cluster: SingleCluster = _group(SingleCluster)
+    connectivity: Connectivity = _group(Connectivity)
     kubeconfigs: Kubeconfigs = _group(Kubeconfigs)
     log: Log = _group(Log)

@@ -231,6 +231,13 @@ def one_of(*choices: str) -> Callable[[object], str]:
     return parse
 
 
+def url_path(value: object) -> str:
+    text = str(value)
+    if not re.fullmatch(r"(?:/[A-Za-z0-9_-]+)+", text):
+        raise ValueError('must be a path of letters, digits, "-" and "_", such as "/readyz"')
+    return text
+
+
 def cluster_name(value: object) -> str:
     text = str(value)
     if not re.fullmatch(_DNS_LABEL, text):

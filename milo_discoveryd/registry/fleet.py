@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+from milo_discoveryd.connectivity.schedule import Verdict
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Ready
@@ -47,11 +48,11 @@ class Fleet:
         self.status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self._intake = Intake(self.registry, suspicions)
         self._observer = observer
-        self._on_disengage: list[Callable[[Cluster], None]] = []
+        self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
 
-    def on_disengage(self, tell: Callable[[Cluster], None]) -> None:
-        """`tell` hears of each disengagement within the step that makes it, before any subscriber can."""
-        self._on_disengage.append(tell)
+    def on(self, kind: EventType, tell: Callable[[Cluster], None]) -> None:
+        """`tell` hears of each change of that kind within the step that makes it, before any subscriber can."""
+        self._listeners.append((kind, tell))
 
     @property
     def log(self) -> ChangeLog:
@@ -64,7 +65,7 @@ class Fleet:
 
     def restore(self, kept: Iterable[tuple[Ready, float]], status: SourceStatus) -> None:
         """What an earlier run knew is served at once, under a status that says how old it is."""
-        self._intake.restore(kept, _now(status.since))
+        self._publish(self._intake.restore(kept, _now(status.since)), status.since)
         self.source(status)
         self._observer.synced(self.registry.engaged)
         self.signal.ring()
@@ -80,6 +81,10 @@ class Fleet:
 
     def answer(self, question: Question, answer: Answer, read_at: float) -> None:
         self._publish(self._intake.answer(question, answer, _now(read_at)), read_at)
+
+    def probed(self, verdict: Verdict) -> None:
+        now = _now(time.monotonic())
+        self._publish(self.registry.probed(verdict.name, verdict.incarnation, verdict.connectivity, now), now.steady)
 
     @property
     def due_at(self) -> float | None:
@@ -116,8 +121,8 @@ class Fleet:
     def _publish(self, done: list[Done], read_at: float) -> None:
         for change in done:
             self._observer.changed(change, is_live=self.synced)
-            if change.type is EventType.DISENGAGED:
-                for tell in self._on_disengage:
+            for kind, tell in self._listeners:
+                if change.type is kind:
                     tell(change.cluster)
         if done and self.synced:
             self.signal.published(self.log.head, read_at)

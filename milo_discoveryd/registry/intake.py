@@ -40,12 +40,11 @@ class Intake:
         while portion := list(islice(rest, PORTION)):
             yield from self._portion(portion, now)
 
-    def restore(self, kept: Iterable[tuple[Ready, float]], now: Moment) -> None:
+    def restore(self, kept: Iterable[tuple[Ready, float]], now: Moment) -> list[Done]:
         """Begins with what an earlier run of the daemon knew, and since when it was engaged: the first list is then
         compared with that, like any later one."""
-        for seen, engaged_at in kept:
-            self._registry.restore(seen, engaged_at, now)
         self.synced = True
+        return [self._registry.restore(seen, engaged_at, now) for seen, engaged_at in kept]
 
     def answer(self, question: Question, answer: Answer, now: Moment) -> list[Done]:
         settled = self._suspicions.answered(question, answer, now.steady)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
 from milo_discoveryd.reflect.deletions import Gone
@@ -164,10 +164,21 @@ class Registry:
             done += self._end(record, DisengageReason.NOT_READY, record.message, now)
         return done
 
-    def restore(self, seen: Ready, engaged_at: float, now: Moment) -> None:
+    def restore(self, seen: Ready, engaged_at: float, now: Moment) -> Done:
         """Engages what an earlier run of the daemon had engaged. Only before anything was published."""
         (done,) = self._ready(seen, Moment(engaged_at, now.steady))
         assert done.type is EventType.ENGAGED, "nothing else is known yet"
+        return done
+
+    def probed(self, name: str, incarnation: int, connectivity: Connectivity, now: Moment) -> list[Done]:
+        """What probes found of a cluster; of one that has been disengaged meanwhile it says nothing."""
+        record = self._records.get(name)
+        engaged = record.current if record is not None else None
+        if record is None or engaged is None or engaged.incarnation != incarnation:
+            return []
+        record.cluster = msgspec.structs.replace(engaged, connectivity=connectivity)
+        self.log.update(record.cluster, now.wall)
+        return [Done(EventType.UPDATED, record.cluster)]
 
     def clear(self) -> None:
         """Forgets all. Only before anything was published."""

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import GaugeMetricFamily
@@ -9,6 +10,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from milo_discoveryd.kubeconfigs.handed import SourceHealth
+from milo_discoveryd.model.cluster import ConnectivityState
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import Done, Standing
@@ -50,6 +52,12 @@ class Metrics:
         )
         self._oddities = Counter(
             "milo_discoveryd_source_events_ignored", "Events from upstream that made no sense.", registry=self.registry
+        )
+        self._probes = Counter(
+            "milo_discoveryd_probes",
+            "Probes of clusters' API servers, by what came of them.",
+            ("result",),
+            registry=self.registry,
         )
         self._calls_started = Counter(
             "milo_discoveryd_grpc_server_started", "gRPC calls begun.", ("grpc_method",), registry=self.registry
@@ -127,6 +135,9 @@ class Metrics:
     def oddity(self) -> None:
         self._oddities.inc()
 
+    def probed(self, result: str) -> None:
+        self._probes.labels(result).inc()
+
     def batch_sent(self, latency_s: float | None) -> None:
         if latency_s is not None:
             self._latency.observe(latency_s)
@@ -189,12 +200,18 @@ class _FleetCollector(Collector):
         info = GaugeMetricFamily(
             "milo_discoveryd_cluster_info", "1 for each engaged cluster.", labels=("cluster", "uid", "organization")
         )
-        for number, cluster in enumerate(self._fleet.registry.clusters()):
-            if number == self._cluster_cap:
-                break
+        reachable = GaugeMetricFamily(
+            "milo_discoveryd_cluster_reachable",
+            "1 while the cluster's API server answers our probes; absent until that is known.",
+            labels=("cluster",),
+        )
+        for cluster in islice(self._fleet.registry.clusters(), self._cluster_cap):
             target = cluster.target
             info.add_metric((target.name, target.uid, target.organization), 1)
+            if cluster.connectivity.state is not ConnectivityState.UNKNOWN:
+                reachable.add_metric((target.name,), cluster.connectivity.state is ConnectivityState.REACHABLE)
         yield info
+        yield reachable
         left_out = max(0, self._fleet.registry.engaged - self._cluster_cap)
         yield _gauge("milo_discoveryd_cluster_info_left_out", "Engaged clusters beyond the cap on series.", left_out)
 

@@ -18,6 +18,7 @@ from milo_discoveryd.model.observation import NotReady, Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.deletions import Suspicions
 from milo_discoveryd.reflect.machine import Changed, Finding, Listed, ListEnded, ListStarted
+from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.server.convert import encoder
@@ -75,7 +76,7 @@ class World:
             stalled_s=stalled_s,
         )
         self.service = Service(self.fleet, about, self.metrics, self.issuer)
-        self.fleet.on_disengage(self.issuer.disengaged)
+        self.fleet.on(EventType.DISENGAGED, self.issuer.disengaged)
         self.server = Server(self.service, [UnixAddress(socket)], self.metrics)
         self.address = f"unix:{socket}"
 

@@ -1,0 +1,63 @@
+"""Runs the schedule: makes the probes that are due, and tells what they found."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from milo_discoveryd.connectivity.schedule import Outcome, Probe, Reached, Schedule, Verdict
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.moment import Moment
+
+Ask = Callable[[str], Awaitable[Outcome]]
+"""Asks the API server at an endpoint. Has a deadline, and raises nothing that was foreseen."""
+
+
+class Tally(Protocol):
+    def probed(self, result: str) -> None: ...
+
+
+class Prober:
+    def __init__(self, schedule: Schedule, ask: Ask, tell: Callable[[Verdict], None], tally: Tally) -> None:
+        self._schedule = schedule
+        self._ask = ask
+        self._tell = tell
+        self._tally = tally
+        self._endpoints: dict[str, str] = {}
+        self._changed = asyncio.Event()
+        self._clock = asyncio.get_running_loop().time
+
+    def engaged(self, cluster: Cluster) -> None:
+        target = cluster.target
+        self._endpoints[target.name] = target.endpoint
+        self._schedule.watch(target.name, urlsplit(target.endpoint).netloc, cluster.incarnation, self._clock())
+        self._changed.set()
+
+    def updated(self, cluster: Cluster) -> None:
+        if self._endpoints.get(cluster.target.name) != cluster.target.endpoint:
+            self.engaged(cluster)
+
+    def disengaged(self, cluster: Cluster) -> None:
+        self._endpoints.pop(cluster.target.name, None)
+        self._schedule.forget(cluster.target.name)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                for probe in self._schedule.due(self._clock()):
+                    tasks.create_task(self._probe(probe), name=f"probe {probe.name}")
+                try:
+                    async with asyncio.timeout_at(self._schedule.next_at):
+                        await self._changed.wait()
+                except TimeoutError:
+                    pass  # the next one is due
+                self._changed.clear()
+
+    async def _probe(self, probe: Probe) -> None:
+        outcome = await self._ask(self._endpoints[probe.name])
+        self._tally.probed("reached" if isinstance(outcome, Reached) else outcome.cause)
+        for verdict in self._schedule.told(probe, outcome, Moment(time.time(), self._clock())):
+            self._tell(verdict)
+        self._changed.set()

@@ -1,0 +1,82 @@
+"""Asking a real HTTPS server whether it is there."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trustme
+from aiohttp import web
+
+from milo_discoveryd.connectivity.schedule import Failed, Outcome, Reached
+from milo_discoveryd.watchers.probing import Asker
+from tests.watchers.api_server import ApiServer, answering, upstream
+
+
+@asynccontextmanager
+async def asker(server: ApiServer, timeout_s: float = 10.0, **differing: object) -> AsyncIterator[Asker]:
+    made = Asker(upstream(server, **differing), {}, path="/readyz", timeout_s=timeout_s, at_once=4)
+    try:
+        yield made
+    finally:
+        await made.aclose()
+
+
+@pytest.mark.parametrize(
+    ("status", "holds"),
+    [
+        (200, lambda outcome: outcome == Reached()),
+        (401, lambda outcome: isinstance(outcome, Reached) and outcome.note.startswith("Unauthorized")),
+        (403, lambda outcome: isinstance(outcome, Reached) and outcome.note.startswith("Forbidden")),
+        (429, lambda outcome: isinstance(outcome, Reached) and outcome.note.startswith("TooManyRequests")),
+        (404, lambda outcome: outcome == Failed("404", "it answers 404: nobody is ready there")),
+        (503, lambda outcome: outcome == Failed("5xx", "it answers 503")),
+    ],
+)
+async def test_what_an_answer_says(status: int, holds: Callable[[Outcome], bool]) -> None:
+    async with ApiServer(answering(status=status)) as server, asker(server) as asking:
+        outcome = await asking.ask(f"{server.url}/projects/alpha/control-plane")
+    assert holds(outcome), outcome
+    (request,) = server.requests
+    assert request.path == "/projects/alpha/control-plane/readyz"
+    assert request.headers["Authorization"] == "Bearer t0"
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    async def away(_: web.Request) -> web.Response:
+        raise web.HTTPFound("https://attacker.test/")
+
+    async with ApiServer(away) as server, asker(server) as asking:
+        outcome = await asking.ask(server.url)
+    assert isinstance(outcome, Failed)
+    assert outcome.cause == "302"
+    assert len(server.requests) == 1
+
+
+async def test_nobody_there_is_of_the_host() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with ApiServer(answering()) as server, asker(server) as asking:
+        outcome = await asking.ask(f"https://127.0.0.1:{port}")
+    assert isinstance(outcome, Failed)
+    assert (outcome.cause, outcome.is_of_host) == ("connect", True)
+
+
+async def test_a_server_that_does_not_answer_in_time_is_told_so() -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        return await asyncio.Future()
+
+    async with ApiServer(never) as server, asker(server, timeout_s=0.05) as asking:
+        outcome = await asking.ask(server.url)
+    assert isinstance(outcome, Failed)
+    assert outcome.cause == "timeout"
+
+
+async def test_another_certificate_authority_is_told_as_tls() -> None:
+    other = trustme.CA()
+    async with ApiServer(answering()) as server, asker(server, authorities=other.cert_pem.bytes()) as asking:
+        outcome = await asking.ask(server.url)
+    assert isinstance(outcome, Failed)
+    assert (outcome.cause, outcome.is_of_host) == ("tls", True)
