@@ -26,6 +26,13 @@ class Preconditions(msgspec.Struct, frozen=True):
 
 def enveloped(resource: Resource, document: Document, namespace: str) -> Document:
     """A copy with apiVersion, kind and metadata that belong to this resource, or a refusal."""
+    kind = document.get("kind", resource.kind)
+    if resource.is_custom and kind != resource.kind:
+        cause = Cause(
+            reason="FieldValueInvalid", message=f'Invalid value: "{kind}": must be {resource.kind}', field="kind"
+        )
+        name = (document.get("metadata") or {}).get("name", "")
+        raise refusals.invalid(resource, str(name), [cause], kind=str(kind))
     for field, right in (("apiVersion", resource.api_version), ("kind", resource.kind)):
         if document.get(field, right) != right:
             raise refusals.bad_request(

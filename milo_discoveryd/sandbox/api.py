@@ -104,7 +104,7 @@ class Api:
         wanted = options.list_options(request.query, namespace=call.namespace)
         page = self._faults.seen(await self._page(call.resource, wanted))
         if table := _table(request, call):
-            return await answers.parts(request, table.listing(iter(page.records), _list_metadata(page)))
+            return await answers.parts(request, table.listing(iter(page.records), _list_metadata(call.resource, page)))
         return await answers.parts(request, _listing(call.resource, page))
 
     async def _watch(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
@@ -232,8 +232,10 @@ def _table(request: web.BaseRequest, call: Call) -> Table | None:
     return Table(call.resource, clock=lambda: datetime.now(UTC), include=request.query.get("includeObject", ""))
 
 
-def _list_metadata(page: Page) -> Document:
+def _list_metadata(resource: Resource, page: Page) -> Document:
     metadata: Document = {"resourceVersion": str(page.version)}
+    if resource.is_custom:
+        metadata["continue"] = ""
     if page.last_key:
         metadata["continue"] = Continue(page.version, page.last_key).token()
         if page.remaining:
@@ -242,7 +244,11 @@ def _list_metadata(page: Page) -> Document:
 
 
 def _listing(resource: Resource, page: Page) -> Iterator[bytes]:
-    head = {"apiVersion": resource.api_version, "kind": f"{resource.kind}List", "metadata": _list_metadata(page)}
+    head = {
+        "apiVersion": resource.api_version,
+        "kind": f"{resource.kind}List",
+        "metadata": _list_metadata(resource, page),
+    }
     yield encode(head)[:-1] + b',"items":['
     for i, record in enumerate(page.records):
         yield b"," + record.body if i else record.body

@@ -50,8 +50,10 @@ def read(method: str, segments: Sequence[str], query: Mapping[str, str], resourc
     resource = served[rest[0]]
     name, subresource = (*rest[1:], "", "")[:2]
     if subresource and not (subresource == "status" and resource.has_status):
-        raise refusals.no_such_resource()
+        raise refusals.no_such_subresource(resource, name)
     verb = (_ON_ONE if name else _ON_ALL).get("GET" if method == "HEAD" else method)
+    if verb is None and resource.is_custom:
+        verb = _on_a_custom_resource(method, subresource)
     if verb is None or (subresource and verb == "delete"):
         raise refusals.method_not_allowed()
     if resource.namespaced and not namespace and verb not in {"list", "watch"}:
@@ -59,3 +61,10 @@ def read(method: str, segments: Sequence[str], query: Mapping[str, str], resourc
     if verb == "list" and options.wants_watch(query):
         verb = "watch"
     return Call(verb=verb, resource=resource, namespace=namespace, name=name, subresource=subresource)
+
+
+def _on_a_custom_resource(method: str, subresource: str) -> str | None:
+    """Methods that other resources don't know there."""
+    if method in {"PUT", "PATCH"}:
+        raise refusals.bad_request("name must be provided")
+    return "create" if method == "POST" and not subresource else None

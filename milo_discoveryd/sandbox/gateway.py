@@ -1,22 +1,42 @@
 """The front of the server: who is calling, and which API they mean. Errors become answers here, and nowhere else."""
 
+from collections.abc import Callable
+
 from aiohttp import web
 
-from milo_discoveryd.sandbox import answers, refusals
+from milo_discoveryd.sandbox import answers, refusals, token_endpoint
 from milo_discoveryd.sandbox.api import Api
 from milo_discoveryd.sandbox.control_planes import ControlPlanes
 from milo_discoveryd.sandbox.faults import Approach, Faults
+from milo_discoveryd.sandbox.infrastructure import Infrastructure
 from milo_discoveryd.sandbox.refusals import PlainError, RefusedError
 from milo_discoveryd.sandbox.resources import PROJECTS
+from milo_discoveryd.sandbox.token_endpoint import TokenEndpoint
 from milo_discoveryd.sandbox.tokens import Tokens
 
+INFRASTRUCTURE = "infrastructure"
+"""What the paths of the infrastructure cluster begin with."""
 _OPEN_TO_ALL = frozenset({"livez", "readyz", "healthz", "version"})
 
 
 class Gateway:
-    def __init__(self, milo: Api, control_planes: ControlPlanes, *, tokens: Tokens, faults: Faults) -> None:
+    def __init__(
+        self,
+        milo: Api,
+        control_planes: ControlPlanes,
+        infrastructure: Infrastructure,
+        endpoint: TokenEndpoint,
+        *,
+        url: Callable[[], str],
+        tokens: Tokens,
+        faults: Faults,
+    ) -> None:
+        """`url` is that of the whole server."""
         self._milo = milo
         self._control_planes = control_planes
+        self._infrastructure = infrastructure
+        self._endpoint = endpoint
+        self._url = url
         self._tokens = tokens
         self._faults = faults
 
@@ -28,9 +48,13 @@ class Gateway:
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         segments = [segment for segment in request.path.split("/") if segment]
+        if tuple(segments) == token_endpoint.PATH and request.method == "POST":
+            return await self._endpoint.answer(request, self._url())
         project, below = _split(segments)
         self._faults.check(Approach(segments=tuple(below), query=request.query, project=project))
         subject = self._authenticate(request, below)
+        if segments[:1] == [INFRASTRUCTURE]:
+            return await self._infrastructure.answer(request, segments[1:], subject)
         api = self._control_planes.of(project, method=request.method) if project else self._milo
         return await api.answer(request, below, subject)
 

@@ -2,12 +2,12 @@
 
 import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from milo_discoveryd.sandbox import refusals, selectors
-from milo_discoveryd.sandbox.refusals import Cause
+from milo_discoveryd.sandbox.refusals import Cause, RefusedError
 from milo_discoveryd.sandbox.selectors import Selector
 
 NOT_OLDER_THAN = "NotOlderThan"
@@ -48,7 +48,7 @@ def wants_watch(query: Mapping[str, str]) -> bool:
 
 
 def list_options(query: Mapping[str, str], *, namespace: str) -> ListOptions:
-    version = _version(query)
+    version = _version(query, refuse=refusals.bad_request)
     match = query.get("resourceVersionMatch", "")
     token = query.get("continue", "")
     causes = []
@@ -101,7 +101,7 @@ def watch_options(query: Mapping[str, str], *, namespace: str, streaming_lists: 
         causes.append(_unsupported_match(match, NOT_OLDER_THAN))
     if causes:
         raise refusals.invalid_options(causes)
-    version = _version(query)
+    version = _version(query, refuse=refusals.own_failure)
     streaming_list = asked and _flag(query, "sendInitialEvents")
     timeout = _integer(query, "timeoutSeconds")
     return WatchOptions(
@@ -119,13 +119,10 @@ def _selector(query: Mapping[str, str], namespace: str) -> Selector:
     return selectors.parse(query.get("labelSelector", ""), query.get("fieldSelector", ""), namespace=namespace)
 
 
-def _version(query: Mapping[str, str]) -> int:
+def _version(query: Mapping[str, str], *, refuse: Callable[[str], RefusedError]) -> int:
     text = query.get("resourceVersion", "")
     if text and not (text.isascii() and text.isdigit()):
-        # A real server answers so: it takes its own failure to parse the version for an internal error.
-        raise refusals.RefusedError(
-            500, "InternalError", f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: invalid syntax'
-        )
+        raise refuse(f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: invalid syntax')
     return int(text or 0)
 
 

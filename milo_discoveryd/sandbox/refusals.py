@@ -55,7 +55,7 @@ class RefusedError(Exception):
             "metadata": {"continue": self._continue_token} if self._continue_token else {},
             "status": "Failure",
             "message": self.message,
-            "reason": self.reason,
+            **({"reason": self.reason} if self.reason else {}),
             **({"details": details} if details else {}),
             "code": self.code,
         }
@@ -84,8 +84,15 @@ def not_found(resource: Resource, name: str) -> RefusedError:
     return RefusedError(404, "NotFound", f'{resource.qualified} "{name}" not found', details=_about(resource, name))
 
 
-def no_such_resource() -> RefusedError:
-    return RefusedError(404, "NotFound", "the server could not find the requested resource")
+def no_such_subresource(resource: Resource, name: str) -> RefusedError:
+    return RefusedError(
+        404, "NotFound", "the server could not find the requested resource", details=_about(resource, name)
+    )
+
+
+def own_failure(message: str) -> RefusedError:
+    """What a server takes for its own fault, though it isn't: a watch's version that is no number."""
+    return RefusedError(500, "", message)
 
 
 def method_not_allowed() -> RefusedError:
@@ -120,9 +127,11 @@ def unsupported_media_type(given: str, supported: Sequence[str]) -> RefusedError
     )
 
 
-def invalid(resource: Resource, name: str, causes: Sequence[Cause]) -> RefusedError:
-    details = {"name": name, "group": resource.group, "kind": resource.kind}
-    what = f"{resource.kind}.{resource.group}" if resource.group else resource.kind
+def invalid(resource: Resource, name: str, causes: Sequence[Cause], *, kind: str = "") -> RefusedError:
+    """The kind is the one that the client named, where it is told of by another word than the resource's own."""
+    kind = kind or resource.kind
+    details = {"name": name, "group": resource.group, "kind": kind}
+    what = f"{kind}.{resource.group}" if resource.group else kind
     return RefusedError(
         422, "Invalid", f'{what} "{name}" is invalid: {_sentence(causes)}', details=details, causes=causes
     )

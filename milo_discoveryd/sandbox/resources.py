@@ -43,6 +43,11 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return f"{self.group}/{self.version}" if self.group else self.version
 
     @property
+    def is_custom(self) -> bool:
+        """Of a CustomResourceDefinition, as all of Milo's are; other parts of an API server answer for these."""
+        return not self.takes_strategic_patches
+
+    @property
     def qualified(self) -> str:
         """The name that Kubernetes uses in messages."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
@@ -236,5 +241,41 @@ CONFIG_MAPS = Resource(
     columns=(_NAME, Column(name="Data", path=("data",), type="integer"), _AGE),
 )
 
+SECRETS = Resource(
+    group="",
+    version="v1",
+    kind="Secret",
+    plural="secrets",
+    singular="secret",
+    namespaced=True,
+    allows_blind_update=True,
+    takes_strategic_patches=True,
+    schema={
+        "type": "object",
+        "description": "What is not for everybody's eyes.",
+        "properties": {
+            "type": {"type": "string", "default": "Opaque"},
+            "data": {"type": "object", "additionalProperties": {"type": "string", "format": "byte"}},
+            "immutable": {"type": "boolean"},
+        },
+    },
+    columns=(_NAME, Column(name="Type", path=("type",)), Column(name="Data", path=("data",), type="integer"), _AGE),
+)
+
+SERVICE_ACCOUNTS = Resource(
+    group="",
+    version="v1",
+    kind="ServiceAccount",
+    plural="serviceaccounts",
+    singular="serviceaccount",
+    short_names=("sa",),
+    namespaced=True,
+    allows_blind_update=True,
+    takes_strategic_patches=True,
+    schema={"type": "object", "description": "Somebody who is a program.", "properties": {}},
+    columns=(_NAME, _AGE),
+)
+
 MILO = (PROJECTS, PROJECT_CONTROL_PLANES)
 CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS)
+INFRASTRUCTURE = (SECRETS, SERVICE_ACCOUNTS)

@@ -1,6 +1,7 @@
 """The sandbox as those see it who start one: the demo, the bench, tests of ours and of operators."""
 
 import asyncio
+import json
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,14 +15,17 @@ from milo_discoveryd.sandbox.certificates import issue_identity
 from milo_discoveryd.sandbox.churn import Churn
 from milo_discoveryd.sandbox.control_planes import ControlPlanes
 from milo_discoveryd.sandbox.faults import Faults
+from milo_discoveryd.sandbox.gateway import INFRASTRUCTURE as INFRASTRUCTURE_PATH
 from milo_discoveryd.sandbox.gateway import Gateway
+from milo_discoveryd.sandbox.infrastructure import Infrastructure
 from milo_discoveryd.sandbox.kubeconfigs import TokenFile
 from milo_discoveryd.sandbox.milo import Milo
 from milo_discoveryd.sandbox.names import Names
-from milo_discoveryd.sandbox.resources import MILO, PROJECTS, Document, Resource
-from milo_discoveryd.sandbox.rights import ADMIN, Rights, Rule
+from milo_discoveryd.sandbox.resources import INFRASTRUCTURE, MILO, PROJECTS, SERVICE_ACCOUNTS, Document, Resource
+from milo_discoveryd.sandbox.rights import ADMIN, EVERYTHING, Rights, Rule
 from milo_discoveryd.sandbox.server import Server
 from milo_discoveryd.sandbox.store import Snapshot, Store
+from milo_discoveryd.sandbox.token_endpoint import TokenEndpoint
 from milo_discoveryd.sandbox.tokens import Tokens
 
 
@@ -55,7 +59,22 @@ class Sandbox:
 
         self._api = new_api(self.store)
         self._project_apis = ControlPlanes(self.store, new_api)
-        gateway = Gateway(self._api, self._project_apis, tokens=self.tokens, faults=self.faults)
+        self.infrastructure = Infrastructure(
+            new_api(Store(INFRASTRUCTURE, random=self._random, history_limit=1_000)),
+            tokens=self.tokens,
+            rights=self.rights,
+        )
+        self.tokens.holds = self.infrastructure.holds
+        self.token_endpoint = TokenEndpoint(self.tokens, time.time)
+        gateway = Gateway(
+            self._api,
+            self._project_apis,
+            self.infrastructure,
+            self.token_endpoint,
+            url=lambda: self.url,
+            tokens=self.tokens,
+            faults=self.faults,
+        )
         self._server = Server(gateway, self._identity.ssl_context(), host, port)
         self._token_files: list[TokenFile] = []
         self.populate(projects)
@@ -118,6 +137,24 @@ class Sandbox:
         config = kubeconfigs.kubeconfig(server=self.url, ca_pem=self.ca_pem, user={"tokenFile": str(file.path)})
         kubeconfigs.write(path, config)
         return path
+
+    def write_service_account_key(self, path: Path, *, subject: str = ADMIN) -> Path:
+        """The key file of a service account that gets tokens for that subject from the token endpoint."""
+        kubeconfigs.write_secret(path, json.dumps(self.token_endpoint.register(subject, self.url)))
+        return path.absolute()
+
+    def add_service_account(self, namespace: str, name: str, *, rules: Iterable[Rule] = (EVERYTHING,)) -> str:
+        """Of the infrastructure cluster, where TokenRequest gives tokens for it; who its tokens are for."""
+        self.infrastructure.api.store.create(SERVICE_ACCOUNTS, {"metadata": {"name": name}}, namespace=namespace)
+        subject = f"system:serviceaccount:{namespace}:{name}"
+        self.rights.grant(subject, rules)
+        return subject
+
+    def infrastructure_kubeconfig(self, *, token: str | None = None) -> Document:
+        """For the infrastructure cluster, with the token in it."""
+        return kubeconfigs.kubeconfig(
+            server=f"{self.url}/{INFRASTRUCTURE_PATH}", ca_pem=self.ca_pem, user={"token": token or self.token()}
+        )
 
     # The server
 

@@ -124,8 +124,11 @@ class Store:
             return before
         if part is Part.MAIN and resource.counts_generations and admission.intent(after) != admission.intent(current):
             after["metadata"]["generation"] += 1
-        finished = after["metadata"].get("deletionTimestamp") and not after["metadata"].get("finalizers")
-        return self._commit(resource, before, after, deleted=bool(finished), dry_run=dry_run)
+        if after["metadata"].get("deletionTimestamp") and not after["metadata"].get("finalizers"):
+            # What is told of the end is the object as it last was kept; what is answered is the one that never will be.
+            self._commit(resource, before, current, deleted=True, dry_run=dry_run)
+            return record_of(after, before.version)
+        return self._commit(resource, before, after, dry_run=dry_run)
 
     def replace(
         self,
@@ -146,7 +149,7 @@ class Store:
                 message="Invalid value: 0x0: must be specified for an update",
                 field="metadata.resourceVersion",
             )
-            raise refusals.invalid(resource, name, [cause])
+            raise refusals.invalid(resource, name, [cause], kind=resource.plural)
         return self.modify(
             resource, name, lambda _: document, namespace=namespace, part=part, strict=strict, dry_run=dry_run
         )

@@ -3,7 +3,7 @@
 import hmac
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 import msgspec
@@ -14,9 +14,19 @@ _ISSUER = "https://milo-sandbox.local"
 _HEADER = {"alg": "HS256", "typ": "JWT"}
 
 
-class Claims(msgspec.Struct, frozen=True, kw_only=True):
+class BoundTo(msgspec.Struct, frozen=True, kw_only=True):
+    """A Secret that a token is good for no longer than."""
+
+    namespace: str
+    name: str
+    uid: str
+
+
+class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     iss: str
     sub: str
+    aud: tuple[str, ...] = ()
+    bound: BoundTo | None = None
     iat: int
     exp: int
     jti: str
@@ -29,12 +39,23 @@ class Tokens:
         self.life = life
         self._clock = clock
         self._secret = secrets.token_bytes(32)
+        self.holds: Callable[[BoundTo], bool] = lambda bound: False
+        """Whether what a token is bound to is still there."""
 
-    def issue(self, subject: str, *, life: float | None = None) -> str:
+    def issue(
+        self,
+        subject: str,
+        *,
+        life: float | None = None,
+        audiences: Sequence[str] = (),
+        bound: BoundTo | None = None,
+    ) -> str:
         now = self._clock()
         claims = Claims(
             iss=_ISSUER,
             sub=subject,
+            aud=tuple(audiences),
+            bound=bound,
             iat=int(now),
             exp=int(now + (self.life if life is None else life)),
             jti=secrets.token_hex(8),
@@ -47,11 +68,14 @@ class Tokens:
         signed, _, signature = token.rpartition(".")
         if not token.isascii() or not hmac.compare_digest(signature, self._signature(signed)):
             raise refusals.unauthorized()
-        # The signature is ours, so what it signs is what `issue` wrote.
-        claims = msgspec.json.decode(_decoded(signed.partition(".")[2]), type=Claims)
-        if claims.exp <= self._clock():
+        claims = self.claims(token)
+        if claims.exp <= self._clock() or (claims.bound is not None and not self.holds(claims.bound)):
             raise refusals.unauthorized()
         return claims.sub
+
+    def claims(self, token: str) -> Claims:
+        """Of a token of ours: what it says is what `issue` wrote."""
+        return msgspec.json.decode(_decoded(token.split(".")[1]), type=Claims)
 
     def revoke_all(self) -> None:
         """No token issued so far is good any more."""

@@ -166,7 +166,7 @@ class Watch:
             {
                 "kind": self.resource.kind,
                 "apiVersion": self.resource.api_version,
-                "metadata": {"resourceVersion": str(self._cursor), "creationTimestamp": None} | (extra or {}),
+                "metadata": {"resourceVersion": str(self._cursor)} | (extra or {}),
             }
         )
 
