@@ -1,6 +1,7 @@
 """`./dev real up|down|status`: the real servers, running until they are told to end.
 
 `./dev real peer` builds the Go program that embeds Milo's own provider, and prints where it is.
+`./dev real record` writes anew what the real servers answer (tests/contract), for the sandbox to be held to.
 
 Ends with 0 when it is done (`status`: when all of them run), 1 when it is not, 3 when there is no go command.
 """
@@ -8,13 +9,20 @@ Ends with 0 when it is done (`status`: when all of them run), 1 when it is not, 
 import argparse
 import asyncio
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
 
+from tests.contract import transcripts
+from tests.contract.conversations import CONVERSATIONS
+from tests.contract.recording import hold
 from tests.real.builds import GoMissingError, UnobtainableError, say_to_stderr
 from tests.real.process import ProcessError
-from tests.real.programs import peer
+from tests.real.programs import peer, programs
 from tests.real.session import Session
+from tests.scenarios.servers import RealServers
+from tests.scenarios.steps import MODES
 
 _FAILED = 1
 _NO_GO = 3
@@ -22,7 +30,7 @@ _NO_GO = 3
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev real", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("verb", choices=["up", "down", "status", "peer"])
+    parser.add_argument("verb", choices=["up", "down", "status", "peer", "record"])
     verb = parser.parse_args(argv).verb
     session = Session.of_the_user()
     try:
@@ -36,6 +44,9 @@ def main(argv: list[str]) -> int:
             case "peer":
                 click.echo(peer(say_to_stderr))
                 return 0
+            case "record":
+                asyncio.run(_record())
+                return 0
             case _:
                 return _status(session)
     except GoMissingError as error:
@@ -44,6 +55,16 @@ def main(argv: list[str]) -> int:
     except (UnobtainableError, ProcessError) as error:
         say_to_stderr(str(error))
         return _FAILED
+
+
+async def _record() -> None:
+    found = await asyncio.to_thread(programs, say_to_stderr)
+    with TemporaryDirectory(prefix="milo-record-") as name:
+        folder = Path(name)
+        async with RealServers(found, folder) as servers:
+            for mode in MODES:
+                told = {each: await hold(each, mode, servers, folder) for each in CONVERSATIONS}
+                say_to_stderr(f"{mode}: {len(told)} conversations in {transcripts.write(mode, told)}")
 
 
 def _status(session: Session) -> int:

@@ -231,7 +231,10 @@ def test_a_name_can_be_made_up_by_the_server(store: Store) -> None:
 
 
 def test_an_object_of_another_kind_or_name_or_namespace_is_refused(store: Store) -> None:
-    for wrong in ({"kind": "Pod"}, {"apiVersion": "v1"}, {"metadata": {"name": "a", "namespace": "b"}}):
+    with pytest.raises(RefusedError, match="must be Project") as error:
+        store.create(PROJECTS, project() | {"kind": "Pod"})
+    assert refused(error) == (422, "Invalid")
+    for wrong in ({"apiVersion": "v1"}, {"metadata": {"name": "a", "namespace": "b"}}):
         with pytest.raises(RefusedError, match="does not match") as error:
             store.create(PROJECTS, project() | wrong)
         assert refused(error) == (400, "BadRequest")

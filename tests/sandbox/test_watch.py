@@ -78,7 +78,6 @@ def test_a_streaming_list_ends_with_the_mark_that_it_is_complete(store: Store) -
             "apiVersion": "resourcemanager.miloapis.com/v1alpha1",
             "metadata": {
                 "resourceVersion": str(store.version),
-                "creationTimestamp": None,
                 "annotations": {"k8s.io/initial-events-end": "true"},
             },
         },
