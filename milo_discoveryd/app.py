@@ -49,6 +49,7 @@ from milo_discoveryd.server.service import About, Service
 from milo_discoveryd.telemetry.http import Endpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.status import Board, Identity
 from milo_discoveryd.watchers.driver import Driver, Watched
 from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.watchers.transport import open_transport
@@ -62,12 +63,13 @@ class Daemon:
         self._environ = environ
         self._epoch = secrets.token_hex(8)
         self._metrics = Metrics()
+        self._journal = Journal(self._metrics)
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
         changes = ChangeLog(encoder(self._epoch), retention)
         self._fleet = Fleet(
             changes,
             Suspicions(random.random),
-            Journal(self._metrics),
+            self._journal,
             not_ready_grace_s=settings.not_ready_grace.total_seconds(),
         )
         self._metrics.follow(self._fleet, settings.metrics.cluster_info_cap)
@@ -112,7 +114,15 @@ class Daemon:
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses
             if settings.http_listen is not None:
-                endpoint = Endpoint(self._metrics, ready=self._ready, live=lambda: {"process": None})
+                board = Board(
+                    Identity(version=__version__, mode=settings.mode, epoch=self._epoch, started_at=time.time()),
+                    self._fleet,
+                    self._journal.recent,
+                    subscribers=lambda: service.streams,
+                    credentials=issuer.health,
+                    names=settings.metrics.cluster_info_cap > 0,
+                )
+                endpoint = Endpoint(self._metrics, board, ready=self._ready, live=lambda: {"process": None})
                 self.http_address = await endpoint.start(settings.http_listen.host, settings.http_listen.port)
                 stack.push_async_callback(endpoint.stop)
             log.info("started", version=__version__, mode=settings.mode, listen=self.addresses, http=self.http_address)

@@ -102,6 +102,10 @@ class Registry:
     def engaged(self) -> int:
         return self._engaged
 
+    def items(self) -> Iterator[tuple[str, Record]]:
+        """All that is known, by name."""
+        return iter(self._records.items())
+
     def count(self, standing: Standing) -> int:
         return self._counts[standing]
 

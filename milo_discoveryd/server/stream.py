@@ -13,6 +13,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.registry.cursor import Batch, Cursor
+from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.signal import Waiter
 from milo_discoveryd.server import convert
@@ -66,6 +67,10 @@ class Stream:
         """What the subscriber was last told of it."""
         self.cursor: Cursor | None = None
         self.opened_at = time.time()
+
+    @property
+    def wanted(self) -> Filter:
+        return self._asked.wanted
 
     @property
     def lag(self) -> int:

@@ -1,4 +1,4 @@
-"""The HTTP endpoint: `/metrics`, `/livez`, `/readyz`.
+"""The HTTP endpoint: `/metrics`, `/livez`, `/readyz`, and the status page at `/`.
 
 Live means that this process answers: nothing outside of it matters. Ready means that one complete list was seen, and
 stays so when the source is lost: a daemon with an old view serves better than none.
@@ -13,15 +13,18 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from milo_discoveryd.errors import StartError
+from milo_discoveryd.telemetry import status_page
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.status import Board, Question
 
 Checks = Callable[[], Mapping[str, str | None]]
 """By name, what is wrong; None where nothing is."""
 
 
 class Endpoint:
-    def __init__(self, metrics: Metrics, *, ready: Checks, live: Checks) -> None:
+    def __init__(self, metrics: Metrics, board: Board, *, ready: Checks, live: Checks) -> None:
         self._metrics = metrics
+        self._board = board
         self._ready = ready
         self._live = live
         self._runner: web.AppRunner | None = None
@@ -31,6 +34,7 @@ class Endpoint:
         app = web.Application()
         app.add_routes(
             [
+                web.get("/", self._serve_status),
                 web.get("/metrics", self._serve_metrics),
                 web.get("/livez", self._answer(self._live)),
                 web.get("/readyz", self._answer(self._ready)),
@@ -57,6 +61,15 @@ class Endpoint:
         families = list(self._metrics.registry.collect())
         body = await asyncio.to_thread(encode, _Collected(families))
         return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def _serve_status(self, request: web.Request) -> web.Response:
+        question = Question(search=request.query.get("q", ""), state=request.query.get("state", ""))
+        status = self._board.status(question)
+        if "json" in request.query:
+            body, content_type = status_page.to_json(status), "application/json"
+        else:
+            body, content_type = status_page.render(status, question).encode(), "text/html"
+        return web.Response(body=body, content_type=content_type, charset="utf-8", headers=status_page.HEADERS)
 
     def _answer(self, checks: Checks) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def answer(request: web.Request) -> web.StreamResponse:

@@ -6,6 +6,7 @@ from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import Done
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.status import Recent
 
 log = structlog.get_logger()
 
@@ -13,11 +14,13 @@ log = structlog.get_logger()
 class Journal:
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
+        self.recent = Recent()
 
     def changed(self, done: Done, *, is_live: bool) -> None:
         self._metrics.transition(done)
         if not is_live:
             return  # the first list is told as a whole
+        self.recent.note(done)
         target = done.cluster.target
         match done.type:
             case EventType.ENGAGED:
