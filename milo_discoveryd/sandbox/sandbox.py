@@ -21,7 +21,15 @@ from milo_discoveryd.sandbox.infrastructure import Infrastructure
 from milo_discoveryd.sandbox.kubeconfigs import TokenFile
 from milo_discoveryd.sandbox.milo import Milo
 from milo_discoveryd.sandbox.names import Names
-from milo_discoveryd.sandbox.resources import INFRASTRUCTURE, MILO, PROJECTS, SERVICE_ACCOUNTS, Document, Resource
+from milo_discoveryd.sandbox.resources import (
+    INFRASTRUCTURE,
+    MILO,
+    NAMESPACES,
+    PROJECTS,
+    SERVICE_ACCOUNTS,
+    Document,
+    Resource,
+)
 from milo_discoveryd.sandbox.rights import ADMIN, EVERYTHING, Rights, Rule
 from milo_discoveryd.sandbox.server import Server
 from milo_discoveryd.sandbox.store import Snapshot, Store
@@ -145,7 +153,10 @@ class Sandbox:
 
     def add_service_account(self, namespace: str, name: str, *, rules: Iterable[Rule] = (EVERYTHING,)) -> str:
         """Of the infrastructure cluster, where TokenRequest gives tokens for it; who its tokens are for."""
-        self.infrastructure.api.store.create(SERVICE_ACCOUNTS, {"metadata": {"name": name}}, namespace=namespace)
+        store = self.infrastructure.api.store
+        if store[NAMESPACES].get(namespace) is None:
+            store.create(NAMESPACES, {"metadata": {"name": namespace}})
+        store.create(SERVICE_ACCOUNTS, {"metadata": {"name": name}}, namespace=namespace)
         subject = f"system:serviceaccount:{namespace}:{name}"
         self.rights.grant(subject, rules)
         return subject
