@@ -47,7 +47,8 @@ class Prober:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 for probe in self._schedule.due(self._clock()):
-                    tasks.create_task(self._probe(probe), name=f"probe {probe.name}")
+                    # Its endpoint now: by the time the task begins, the cluster may be gone.
+                    tasks.create_task(self._probe(probe, self._endpoints[probe.name]), name=f"probe {probe.name}")
                 try:
                     async with asyncio.timeout_at(self._schedule.next_at):
                         await self._changed.wait()
@@ -55,8 +56,8 @@ class Prober:
                     pass  # the next one is due
                 self._changed.clear()
 
-    async def _probe(self, probe: Probe) -> None:
-        outcome = await self._ask(self._endpoints[probe.name])
+    async def _probe(self, probe: Probe, endpoint: str) -> None:
+        outcome = await self._ask(endpoint)
         self._tally.probed("reached" if isinstance(outcome, Reached) else outcome.cause)
         for verdict in self._schedule.told(probe, outcome, Moment(time.time(), self._clock())):
             self._tell(verdict)

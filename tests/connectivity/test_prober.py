@@ -111,3 +111,13 @@ async def test_a_cluster_that_moved_is_asked_where_it_is_now(world: World) -> No
     elsewhere = cluster("beta")
     world.prober.updated(elsewhere)
     await eventually(lambda: world.asked[-1] == elsewhere.target.endpoint)
+
+
+async def test_a_cluster_that_goes_just_before_it_is_asked_ends_nothing(world: World) -> None:
+    await asyncio.sleep(0)  # the prober waits for something to do
+    world.prober.engaged(cluster("alpha"))
+    # After the prober has made the task, and before the task begins.
+    asyncio.get_running_loop().call_soon(world.prober.disengaged, cluster("alpha"))
+    await eventually(lambda: world.asked == ["https://alpha.example.com"])
+    world.prober.engaged(cluster("beta"))
+    await eventually(lambda: world.states == {"beta": ConnectivityState.REACHABLE})
