@@ -65,6 +65,14 @@ class Api:
             content: dict[str, Any] = await answer.json()
             return content
 
+    async def refusal(self, method: str, path: str, body: object = None) -> int | None:
+        """With which status it is refused, if it is."""
+        try:
+            await self.call(method, path, body)
+        except RefusedError as refusal:
+            return refusal.status
+        return None
+
     async def forget(self, path: str) -> None:
         """Deletes it; one that isn't there is no error."""
         try:

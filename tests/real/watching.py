@@ -67,15 +67,19 @@ class Watch:
 
 async def set_ready(server: RealApi, name: str, ready: bool) -> None:
     """Says whether the object's control plane can be engaged, as its controller does."""
-    condition = {
-        "type": _CONDITIONS[server.mode],
-        "status": "True" if ready else "False",
-        "reason": "Test",
-        "message": "",
+    told = condition(_CONDITIONS[server.mode], "True" if ready else "False", "Test")
+    async with server.api() as api:
+        await api.call("PATCH", f"{server.collection}/{name}/status", {"status": {"conditions": [told]}})
+
+
+def condition(kind: str, status: str, reason: str, message: str = "") -> dict[str, str]:
+    return {
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": message,
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
-    async with server.api() as api:
-        await api.call("PATCH", f"{server.collection}/{name}/status", {"status": {"conditions": [condition]}})
 
 
 async def create_ready(server: RealApi, *names: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import yaml
 
-from milo_discovery import ClusterReport, DiscoveryClient, SourceStatus
+from milo_discovery import DiscoveryClient, Engagement, EngagementReason, SourceStatus
 from tests.process.daemon import DaemonProcess
 from tests.real.servers import RealApi
 from tests.real.watching import create_ready
@@ -20,8 +20,8 @@ _LONGEST_S = 150.0
 _LOOK_EVERY_S = 0.02
 
 
-def engaged(name: str) -> Expected:
-    return Expected("ENGAGED", name)
+def engaged(name: str, *, at: str = "") -> Expected:
+    return Expected("ENGAGED", name, endpoint=at)
 
 
 def disengaged(name: str, reason: Reason) -> Expected:
@@ -63,6 +63,10 @@ class Witness:
         """Just these events, since what was told before."""
         await self.daemon.during(self._subscriber.expect(expected, lambda _: ()))
 
+    async def updated(self, name: str, **fields: Any) -> None:
+        """An update came that shows these."""
+        await self.daemon.during(self._subscriber.expect_updated(name, fields))
+
     async def told_in_the_end(self, *expected: Expected) -> None:
         """Just these events, and that of a cluster made now: what was to come before it has come."""
         await create_ready(self._server, "the-last")
@@ -83,5 +87,13 @@ class Witness:
     async def engaged_names(self) -> list[str]:
         return [cluster.name for cluster in await self._client.list()]
 
-    async def explained(self, name: str) -> ClusterReport:
-        return await self._client.get(name)
+    async def explains(self, name: str, reason: EngagementReason, words: str) -> None:
+        """Why that name is engaged or not, once these are the reason and among the words."""
+        said = Engagement()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while not (said.reason is reason and words in said.message):
+                    said = (await self._client.get(name)).engagement
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError:
+            raise AssertionError(f"{name} is explained by {said}") from None
