@@ -97,7 +97,8 @@ class Schedule:
         self._line: list[tuple[float, int, str]] = []
         """A heap: which host may be probed when."""
         self._free_at = 0.0
-        self._under_way: set[Probe] = set()
+        self._under_way: dict[Probe, str] = {}
+        """With the host that each is made of."""
         self._turns = 0
 
     def watch(self, name: str, host: str, incarnation: int, now: float) -> None:
@@ -113,7 +114,9 @@ class Schedule:
             return
         host = self._hosts[watched.host]
         host.names.discard(name)
-        if not host.names:
+        if host.names:
+            self._line_up(watched.host)
+        else:
             del self._hosts[watched.host]
 
     def due(self, now: float) -> list[Probe]:
@@ -126,7 +129,7 @@ class Schedule:
                 continue
             _, _, name = heapq.heappop(host.due)
             probe = Probe(name, self._watched[name].incarnation)
-            self._under_way.add(probe)
+            self._under_way[probe] = key
             found.append(probe)
             host.has_scout = self._is_down(host)
             # A budget not used for a moment may be used up at once, but not one of an hour.
@@ -143,9 +146,12 @@ class Schedule:
         return max(self._line[0][0], self._free_at)
 
     def told(self, probe: Probe, outcome: Outcome, now: Moment) -> list[Verdict]:
-        self._under_way.discard(probe)
+        key = self._under_way.pop(probe)
         watched = self._watched.get(probe.name)
         if watched is None or watched.incarnation != probe.incarnation:
+            if key in self._hosts:
+                self._hosts[key].has_scout = False
+                self._line_up(key)
             return []
         host = self._hosts[watched.host]
         was_down = self._is_down(host)

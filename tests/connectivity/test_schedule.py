@@ -182,6 +182,28 @@ def test_a_cluster_that_is_gone_is_not_probed_and_a_late_answer_says_nothing() -
     assert {name for _, name in world.probed[2:]} == {"beta"}
 
 
+def test_one_that_is_gone_before_its_turn_leaves_the_turn_to_the_next() -> None:
+    world = World()
+    world.engage("alpha", "beta", "gamma")
+    world.schedule.forget("alpha")
+    world.run(1.0, Reached())
+    assert [name for _, name in world.probed] == ["beta", "gamma"]
+
+
+def test_a_host_that_is_down_is_asked_again_even_if_the_one_that_was_asked_for_all_is_gone() -> None:
+    world = World()
+    world.engage("alpha", "beta", "gamma")
+    world.run(2.0, GONE)
+    while not (scouts := world.due()):
+        world.now += 0.1
+    [scout] = scouts
+    world.schedule.forget(scout.name)
+    world.tell(scout, GONE)
+    world.probed.clear()
+    world.run(30.0, Reached())
+    assert {name for _, name in world.probed} == {"alpha", "beta", "gamma"} - {scout.name}
+
+
 def test_an_answer_about_an_earlier_incarnation_says_nothing() -> None:
     world = World()
     world.engage("alpha")
