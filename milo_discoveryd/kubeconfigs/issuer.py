@@ -218,6 +218,10 @@ class Issuer:
         self._followers.add(told)
         return lambda: self._followers.discard(told)
 
+    @property
+    def followers(self) -> int:
+        return len(self._followers)
+
     def key(self, cluster: Cluster, ttl_s: float | None) -> Key:
         return self._minter(cluster).key(cluster, self._ttl_s(ttl_s))
 

@@ -95,14 +95,12 @@ class Minter:
         draw: Draw,
         concurrency: int = 10,
         per_second: float = 50.0,
-        timeout_s: float = MINT_TIMEOUT_S,
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.source = source
         self._tally = tally
         self._told = told
         self._draw = draw
-        self._timeout_s = timeout_s
         self._loop = asyncio.get_running_loop()
         self._wall = wall
         self._workers = 1 if source.scope is Scope.IDENTITY else concurrency
@@ -278,10 +276,10 @@ class Minter:
             held=None if held is None else held.credential,
         )
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with asyncio.timeout(MINT_TIMEOUT_S):
                 return await self.source.mint(wanted)
         except TimeoutError:
-            raise BackendError(f"{self.source.name} did not answer within {self._timeout_s:g} s") from None
+            raise BackendError(f"{self.source.name} did not answer within {MINT_TIMEOUT_S:g} s") from None
 
     def _failed(self, kept: Kept, error: CredentialError) -> None:
         if self.trouble is None or str(self.trouble) != str(error):
@@ -295,7 +293,7 @@ class Minter:
             await self._to_revoke.wait()
             (name, incarnation), target = next(iter(self._revoking.items()))
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with asyncio.timeout(MINT_TIMEOUT_S):
                     await source.revoke(target, incarnation)
             except (CredentialError, TimeoutError) as error:
                 log.warning("credentials not revoked yet", source=self.source.name, cluster=name, problem=str(error))

@@ -38,8 +38,8 @@ def ready(name: str, *, uid: str = "", version: str = "1", **labels: str) -> Rea
     return Ready(target.uid, version, target)
 
 
-def not_ready(name: str) -> NotReady:
-    return NotReady(name, f"uid-{name}", "2", "condition Ready is False")
+def not_ready(name: str, *, uid: str = "", version: str = "2") -> NotReady:
+    return NotReady(name, uid or f"uid-{name}", version, "condition Ready is False")
 
 
 class World:
@@ -54,11 +54,12 @@ class World:
         retention: Retention,
         offers: Sequence[Offer],
         per_second: float,
+        authorities: bytes,
     ) -> None:
         self.metrics = Metrics()
         self.issuer = Issuer(
             offers,
-            place=lambda: Place(b"CA"),
+            place=lambda: Place(authorities),
             tally=self.metrics,
             max_ttl_s=900,
             default_ttl_s=600,
@@ -169,6 +170,7 @@ async def a_world(
     retention: Retention | None = None,
     offers: Sequence[Offer] = (),
     per_second: float = 1000.0,
+    authorities: bytes = b"CA",
 ) -> AsyncIterator[World]:
     made = World(
         folder / "d.sock",
@@ -177,6 +179,7 @@ async def a_world(
         retention=retention or Retention(),
         offers=offers,
         per_second=per_second,
+        authorities=authorities,
     )
     await made.server.start()
     issuing = asyncio.create_task(made.issuer.run())

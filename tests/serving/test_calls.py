@@ -134,17 +134,6 @@ async def test_get_of_a_name_that_was_never_seen(world: World, name: str, code: 
     assert caught.value.code().name == code
 
 
-@pytest.mark.parametrize(
-    ("name", "code"), [("alpha", "FAILED_PRECONDITION"), ("beta", "NOT_FOUND"), ("", "INVALID_ARGUMENT")]
-)
-async def test_kubeconfigs_are_not_handed_out(world: World, name: str, code: str) -> None:
-    world.listed(ready("alpha"))
-    async with world.client() as stub:
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name))
-    assert caught.value.code().name == code
-
-
 async def test_server_info_counts(world: World) -> None:
     world.listed(ready("alpha"), ready("beta"))
     world.seen(not_ready("beta"))
