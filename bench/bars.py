@@ -49,8 +49,8 @@ QUICK: Bars = {
     # A machine that others use as well can be held to ratios only, and to generous ones.
     "sync_1k.ratio_to_curl": Bar(100),
     "latency.over_raw_watch_ms": Bar(25),
-    "fanout.*.ratio_to_bare": Bar(0.05, is_floor=True),
-    "fanout.slow_reader_effect": Bar(3),
+    "fanout.*.ratio_to_bare": Bar(0.005, is_floor=True),
+    "fanout.slow_reader_effect": Bar(20),
     "startup.ratio_to_python": Bar(40),
 }
 

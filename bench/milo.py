@@ -5,6 +5,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Protocol
 
 import aiohttp
@@ -85,7 +86,7 @@ async def real_milo(count: int, directory: Path) -> AsyncIterator[Milo]:
     from tests.real.servers import MiloApi  # noqa: PLC0415
 
     found = await asyncio.to_thread(programs, say_to_stderr)
-    api = MiloApi(found, directory / f"real-{count}", proxied=False)
+    api = MiloApi(found, Path(mkdtemp(prefix="real-", dir=directory)), proxied=False)
     await api.start()
     try:
         milo = RealMilo(Access.of(api.kubeconfig))
