@@ -3,63 +3,106 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
-from milo_discovery._backoff import BackoffPolicy
-from milo_discovery.errors import (
-    CallFailed,
-    CertificateRenewed,
-    ClusterNotFound,
-    DiscoveryError,
-    FieldViolation,
-    HandlerFailed,
-    InvalidAddress,
-    InvalidRequest,
-    PermissionDenied,
-    PreconditionFailed,
-    StatusError,
-    StreamBroken,
-    TimedOut,
-    Unauthenticated,
-    Unavailable,
-    Unimplemented,
-    UnusableKubeconfig,
-)
-from milo_discovery.events import Connected, Disconnected, Event, Mark, Refreshed, Synced
-from milo_discovery.model import (
-    Cluster,
-    ClusterReport,
-    Connectivity,
-    ConnectivityState,
-    CredentialSource,
-    DisengageReason,
-    Engagement,
-    EngagementReason,
-    EventType,
-    FleetCounts,
-    Kubeconfig,
-    KubeconfigFormat,
-    Limits,
-    Listing,
-    ServerInfo,
-    SourceState,
-    SourceStatus,
-    Transition,
-)
-
 if TYPE_CHECKING:
+    from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
+    from milo_discovery._backoff import BackoffPolicy
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.engaged import EngagedCluster
+    from milo_discovery.errors import (
+        CallFailed,
+        CertificateRenewed,
+        ClusterNotFound,
+        DiscoveryError,
+        FieldViolation,
+        HandlerFailed,
+        InvalidAddress,
+        InvalidRequest,
+        PermissionDenied,
+        PreconditionFailed,
+        StatusError,
+        StreamBroken,
+        TimedOut,
+        Unauthenticated,
+        Unavailable,
+        Unimplemented,
+        UnusableKubeconfig,
+    )
+    from milo_discovery.events import Connected, Disconnected, Event, Mark, Refreshed, Synced
     from milo_discovery.fleet import Fleet
+    from milo_discovery.model import (
+        Cluster,
+        ClusterReport,
+        Connectivity,
+        ConnectivityState,
+        CredentialSource,
+        DisengageReason,
+        Engagement,
+        EngagementReason,
+        EventType,
+        FleetCounts,
+        Kubeconfig,
+        KubeconfigFormat,
+        Limits,
+        Listing,
+        ServerInfo,
+        SourceState,
+        SourceStatus,
+        Transition,
+    )
     from milo_discovery.sync import SyncDiscoveryClient, SyncWatch
     from milo_discovery.watch import Watch
 
-# What needs gRPC is loaded when it is first used: the command's help and the pytest plugin do without.
-_LOADED_ON_USE = {
+# Loaded when it is first used: what `kubectl` calls is there in a moment, and the pytest plugin does without gRPC.
+_MODULE_OF = {
+    "ADDRESS_VARIABLE": "milo_discovery._address",
+    "BackoffPolicy": "milo_discovery._backoff",
+    "CallFailed": "milo_discovery.errors",
+    "CertificateRenewed": "milo_discovery.errors",
+    "Cluster": "milo_discovery.model",
+    "ClusterNotFound": "milo_discovery.errors",
+    "ClusterReport": "milo_discovery.model",
+    "Connected": "milo_discovery.events",
+    "Connectivity": "milo_discovery.model",
+    "ConnectivityState": "milo_discovery.model",
+    "CredentialSource": "milo_discovery.model",
+    "DEFAULT_ADDRESS": "milo_discovery._address",
+    "Disconnected": "milo_discovery.events",
     "DiscoveryClient": "milo_discovery.client",
+    "DiscoveryError": "milo_discovery.errors",
+    "DisengageReason": "milo_discovery.model",
     "EngagedCluster": "milo_discovery.engaged",
+    "Engagement": "milo_discovery.model",
+    "EngagementReason": "milo_discovery.model",
+    "Event": "milo_discovery.events",
+    "EventType": "milo_discovery.model",
+    "FieldViolation": "milo_discovery.errors",
     "Fleet": "milo_discovery.fleet",
+    "FleetCounts": "milo_discovery.model",
+    "HandlerFailed": "milo_discovery.errors",
+    "InvalidAddress": "milo_discovery.errors",
+    "InvalidRequest": "milo_discovery.errors",
+    "Kubeconfig": "milo_discovery.model",
+    "KubeconfigFormat": "milo_discovery.model",
+    "Limits": "milo_discovery.model",
+    "Listing": "milo_discovery.model",
+    "Mark": "milo_discovery.events",
+    "PermissionDenied": "milo_discovery.errors",
+    "PreconditionFailed": "milo_discovery.errors",
+    "Refreshed": "milo_discovery.events",
+    "ServerInfo": "milo_discovery.model",
+    "SourceState": "milo_discovery.model",
+    "SourceStatus": "milo_discovery.model",
+    "StatusError": "milo_discovery.errors",
+    "StreamBroken": "milo_discovery.errors",
     "SyncDiscoveryClient": "milo_discovery.sync",
     "SyncWatch": "milo_discovery.sync",
+    "Synced": "milo_discovery.events",
+    "TimedOut": "milo_discovery.errors",
+    "Transition": "milo_discovery.model",
+    "Unauthenticated": "milo_discovery.errors",
+    "Unavailable": "milo_discovery.errors",
+    "Unimplemented": "milo_discovery.errors",
+    "UnusableKubeconfig": "milo_discovery.errors",
     "Watch": "milo_discovery.watch",
 }
 
@@ -118,6 +161,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LOADED_ON_USE:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_LOADED_ON_USE[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)

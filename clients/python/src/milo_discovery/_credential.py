@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
 from milo_discovery import _access
 from milo_discovery._access import Access
-from milo_discovery.model import Kubeconfig
+
+if TYPE_CHECKING:
+    from milo_discovery.model import Kubeconfig
 
 # A request takes a while to arrive: so long before its end a credential isn't used any more.
 _MARGIN = timedelta(seconds=5)

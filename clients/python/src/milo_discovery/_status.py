@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
+from typing import cast
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -59,6 +60,12 @@ def status_error(
     return _BY_CODE.get(code, CallFailed)(
         message or code.name, code=code.name, reason=reason, violations=violations, retry_after=retry_after
     )
+
+
+def failure(error: grpc.RpcError) -> StatusError:
+    """The error of a blocking call."""
+    call = cast("grpc.Call", error)  # what calls raise is both
+    return status_error(call.code(), call.details(), call.trailing_metadata())
 
 
 def _details(trailers: Iterable[tuple[str, str | bytes]]) -> Sequence[Any]:

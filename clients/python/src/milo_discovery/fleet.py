@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType, TracebackType
 from typing import Literal, Self, TypeVar, Unpack
 
 from milo_discovery._backoff import Backoff, BackoffPolicy
+from milo_discovery._group import one_error_as_itself
 from milo_discovery._signal import Signal
 from milo_discovery._wire import WatchOptions
 from milo_discovery.client import DiscoveryClient
@@ -102,7 +103,7 @@ class Fleet:
             raise RuntimeError("a Fleet runs once")
         self._state = "running"
         try:
-            with _one_error_as_itself():
+            with one_error_as_itself():
                 async with self._client.watch(**self._options) as watch, asyncio.TaskGroup() as tasks:
                     async with aclosing(watch.feed()) as feed:
                         async for item in feed:
@@ -129,7 +130,7 @@ class Fleet:
         assert self._background is not None
         tasks, running = self._background
         running.cancel()
-        with _one_error_as_itself():
+        with one_error_as_itself():
             await tasks.__aexit__(kind, error, trace)
 
     def _take(self, item: Event | Mark, tasks: asyncio.TaskGroup) -> None:
@@ -225,14 +226,3 @@ def _cancelled_by_its_fleet() -> bool:
     task = asyncio.current_task()
     assert task is not None
     return task.cancelling() > 0
-
-
-@contextmanager
-def _one_error_as_itself() -> Iterator[None]:
-    """A group is for many errors; one of them alone is raised as what it is."""
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        if len(group.exceptions) == 1:
-            raise group.exceptions[0] from group.exceptions[0].__cause__
-        raise

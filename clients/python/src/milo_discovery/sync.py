@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 import grpc
 
@@ -19,10 +19,10 @@ from milo_discovery._backoff import BackoffPolicy
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery._lane import Lanes
-from milo_discovery._status import FATAL_TO_A_STREAM, lost_connection, status_error
+from milo_discovery._status import FATAL_TO_A_STREAM, failure, lost_connection
 from milo_discovery._subscription import Subscription, WatchState
 from milo_discovery._wire import FilterOptions, WatchOptions
-from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken
+from milo_discovery.errors import DiscoveryError, StreamBroken
 from milo_discovery.events import Event, Mark
 from milo_discovery.model import Cluster, ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
 
@@ -130,11 +130,11 @@ class SyncDiscoveryClient:
             limit = None if self._timeout is None else self._timeout.total_seconds()
             return method(DiscoveryServiceStub(lane.channel))(request, timeout=limit)
         except grpc.RpcError as error:
-            failure = _failure(error)
-            if lost_connection(failure):
+            refusal = failure(error)
+            if lost_connection(refusal):
                 with self._lock:
                     self._lanes.failed(lane)
-            raise failure from error
+            raise refusal from error
         finally:
             with self._lock:
                 spent = self._lanes.leave(lane)
@@ -283,11 +283,6 @@ class _Stream:
                     return
                 self._arrived.put(batch)
         except grpc.RpcError as error:
-            self._arrived.put(_failure(error))
+            self._arrived.put(failure(error))
             return
         self._arrived.put(StreamBroken("the daemon ended the stream"))
-
-
-def _failure(error: grpc.RpcError) -> StatusError:
-    call = cast("grpc.Call", error)  # what calls raise is both
-    return status_error(call.code(), call.details(), call.trailing_metadata())

@@ -95,6 +95,13 @@ class Ended(click.ClickException):
         say(self.message)
 
 
+class Failed(click.ClickException):
+    """The command can't do what was asked for, and it isn't the daemon's doing."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        say(self.message)
+
+
 def end_by_broken_pipe() -> NoReturn:
     """By the signal that Python ignores, now that it means the reader of our output, and not some socket of gRPC's."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)

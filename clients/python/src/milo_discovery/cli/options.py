@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
 from milo_discovery.cli.endings import Ended
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 _DURATION = re.compile(r"(?P<count>[0-9]+(\.[0-9]+)?)(?P<unit>ms|s|m|h)?")
 _UNITS = {
@@ -70,28 +72,46 @@ class Connection:
             raise Ended(error, self.address) from error
 
 
+def address_option(command: Callable[..., R]) -> Callable[..., R]:
+    return click.option(
+        "--address",
+        default=DEFAULT_ADDRESS,
+        envvar=ADDRESS_VARIABLE,
+        show_default=True,
+        show_envvar=True,
+        help="Where the daemon is: unix:///PATH or HOST:PORT.",
+    )(command)
+
+
+def timeout_option(default: str | None, about: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    return click.option("--timeout", type=Duration(), default=default, show_default=default is not None, help=about)
+
+
 def connecting(*, timeout: str | None, about_timeout: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     """A command that connects: it is handed a `Connection`, first of all."""
 
     def decorate(command: Callable[..., R]) -> Callable[..., R]:
-        @click.option(
-            "--address",
-            default=DEFAULT_ADDRESS,
-            envvar=ADDRESS_VARIABLE,
-            show_default=True,
-            show_envvar=True,
-            help="Where the daemon is: unix:///PATH or HOST:PORT.",
-        )
-        @click.option(
-            "--timeout", type=Duration(), default=timeout, show_default=timeout is not None, help=about_timeout
-        )
+        @address_option
+        @timeout_option(timeout, about_timeout)
         @functools.wraps(command)
         def with_connection(*, address: str, timeout: timedelta | None, **rest: Any) -> R:
+            address, timeout = _given("address", address), _given("timeout", timeout)
             return command(Connection(address=address, timeout=timeout), **rest)
 
         return with_connection
 
     return decorate
+
+
+def _given(name: str, value: T) -> T:
+    """What was said of an option after the command's name; if nothing was, what was said before it."""
+    context = click.get_current_context()
+    before = context.parent
+    here = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    if here or before is None or before.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+        return value
+    said: T = before.params[name]
+    return said
 
 
 one_call = connecting(timeout="10s", about_timeout="How long to wait for the answer.")
