@@ -48,6 +48,7 @@ from milo_discoveryd.server.server import Server
 from milo_discoveryd.server.service import About, Service
 from milo_discoveryd.telemetry.http import Endpoint
 from milo_discoveryd.telemetry.journal import Journal
+from milo_discoveryd.telemetry.logging import Level
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Board, Identity
 from milo_discoveryd.watchers.driver import Driver, Watched
@@ -78,8 +79,10 @@ class Daemon:
         self.http_address: str | None = None
         self.started = asyncio.Event()
 
-    async def run(self) -> None:
+    async def run(self, level: Level | None = None) -> None:
         """Until a signal tells it to end; a second one ends it without waiting for subscribers.
+
+        SIGUSR1 has it log everything, and the next one as before.
 
         Raises what was foreseen as a DiscoveryError, alone or in a group.
         """
@@ -88,6 +91,8 @@ class Daemon:
         signals = (signal.SIGTERM, signal.SIGINT)
         for number in signals:
             loop.add_signal_handler(number, serving.cancel)
+        if level is not None:
+            loop.add_signal_handler(signal.SIGUSR1, level.toggle)
         try:
             await asyncio.wait((serving,))
         finally:

@@ -55,8 +55,8 @@ def run(config: Path | None, **flags: Any) -> None:
 
     def start() -> Coroutine[Any, Any, None]:
         settings = load(_given(flags), os.environ, config)
-        configure(settings.log.level, settings.log.format)
-        return Daemon(settings).run()
+        level = configure(settings.log.level, settings.log.format)
+        return Daemon(settings).run(level)
 
     # Sockets and files that the daemon makes are nobody else's until it says otherwise.
     os.umask(0o077)

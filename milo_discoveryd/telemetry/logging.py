@@ -6,10 +6,38 @@ from typing import TextIO
 
 import structlog
 
+log = structlog.get_logger()
 
-def configure(level: str, form: str, to: TextIO | None = None) -> None:
+_NUMBERS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+
+class Level:
+    """What is logged, from the configured level on; or everything, for as long as somebody looks for something.
+
+    Changed by a signal, which only who may end the daemon can send: a request over HTTP could come from anybody.
+    """
+
+    def __init__(self, configured: str) -> None:
+        self.configured = configured
+        self.current = configured
+
+    def toggle(self) -> None:
+        self.current = self.configured if self.current == "debug" else "debug"
+        log.error("log level", is_now=self.current)  # at the highest level, to be seen at each
+
+    def __call__(
+        self, logger: structlog.typing.WrappedLogger, method: str, event: structlog.typing.EventDict
+    ) -> structlog.typing.EventDict:
+        """As the first of the processors."""
+        if _NUMBERS.get(method, logging.ERROR) < _NUMBERS[self.current]:
+            raise structlog.DropEvent
+        return event
+
+
+def configure(level: str, form: str, to: TextIO | None = None) -> Level:
     """`form` is `json`, `console`, or `auto`: readable where `to` (standard error, if not given) is a terminal."""
     stream = to or sys.stderr
+    threshold = Level(level)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -23,8 +51,8 @@ def configure(level: str, form: str, to: TextIO | None = None) -> None:
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
     structlog.configure(
-        processors=[*shared, *render],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        processors=[threshold, *shared, *render],
+        wrapper_class=structlog.make_filtering_bound_logger("debug"),
         logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=True,
     )
@@ -37,3 +65,4 @@ def configure(level: str, form: str, to: TextIO | None = None) -> None:
         )
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    return threshold
