@@ -146,7 +146,7 @@ class Daemon:
             self._fleet.hold(mode.targets(), asyncio.get_running_loop().time())
             return
         source = self._settings.source
-        upstream = load_discovery_upstream(self._settings.discovery_kubeconfig, self._environ)
+        upstream = sources.authenticated(load_discovery_upstream(self._settings.discovery_kubeconfig, self._environ))
         status = None
         keeper = self._keeper(upstream)
         if keeper is not None and (image := keeper.recall()) is not None:

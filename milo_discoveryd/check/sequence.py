@@ -2,17 +2,19 @@
 
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import TextIO
 
 from milo_discoveryd.check import places
 from milo_discoveryd.check.api_server import ApiServerCheck, usable
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
+from milo_discoveryd.check.handing_out import handing_out
 from milo_discoveryd.config import Settings, UnixAddress
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.errors import ConfigError
 from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.modes.mode import Resource
+from milo_discoveryd.offers import Sources
 from milo_discoveryd.watchers.transport import open_transport
 
 _BOOKMARKS_EVERY_S = 60.2  # seen of kube-apiserver; Milo's is built from the same libraries
@@ -61,11 +63,38 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
     leading = _load("project", lambda: load_project_upstream(project, discovery, environ), problems)
     for problem in problems:
         yield problem
-    if watched is not None:
-        async for finding in _server("discovery", watched, settings, resource):
+    async with AsyncExitStack() as closing:
+        sources = _sources(settings, leading, environ, closing)
+        if isinstance(sources, Finding):
+            yield sources
+            return
+        if watched is not None:
+            followed = watched if sources is None else sources.authenticated(watched)
+            async for finding in _server("discovery", followed, settings, resource):
+                yield finding
+        if leading is None or sources is None:
+            return
+        async for finding in _project(settings, watched, leading):
             yield finding
+        offered, ttl_s = [offer.source for offer in sources.offers()], settings.kubeconfigs.default_ttl.total_seconds()
+        for finding in await handing_out(offered, ttl_s, is_configured=bool(settings.kubeconfigs.sources)):
+            yield finding
+
+
+def _sources(
+    settings: Settings, leading: Upstream | None, environ: Mapping[str, str], closing: AsyncExitStack
+) -> Sources | Finding | None:
     if leading is None:
-        return
+        return None
+    try:
+        made = Sources(settings, leading, environ, closing)
+        made.authenticated(leading)
+    except ConfigError as error:
+        return fail("kubeconfigs", str(error), "mend kubeconfigs.sources, or source.credentials, in the configuration")
+    return made
+
+
+async def _project(settings: Settings, watched: Upstream | None, leading: Upstream) -> AsyncIterator[Finding]:
     if watched is not None and leading.origin == watched.origin:
         yield ok("project", f"the same as discovery ({leading.origin})")
     elif settings.mode == "project-control-plane":

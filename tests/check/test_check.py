@@ -70,6 +70,9 @@ async def test_all_is_well_and_each_step_is_told_in_order(kubeconfig: Path, tmp_
         "ok    discovery list: 3 projects",
         "ok    discovery watch: watches projects",
         f"ok    project: the same as discovery ({kubeconfig})",
+        f"warn  kubeconfigs project-kubeconfig: none are handed out: the user of {kubeconfig} has a token or "
+        "certificate that stands in it, which nobody renews, or none",
+        "      -> configure one of kubeconfigs.sources, if you want some",
         f"ok    listen unix://{tmp_path}/d.sock: free",
         "ok    http_listen 127.0.0.1:0: free",
         "all well",
@@ -205,6 +208,7 @@ async def test_mode_single_looks_at_its_one_cluster_only(kubeconfig: Path, tmp_p
         "settings",
         "project reach",
         "project identity",
+        "kubeconfigs project-kubeconfig",
         f"listen unix://{tmp_path}/d.sock",
         "http_listen 127.0.0.1:0",
     ]
