@@ -1,0 +1,69 @@
+"""A subscriber by the proto file alone, that keeps its history. It can be slow, and it can be cut."""
+
+import asyncio
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from milo_discovery._gen import discovery_pb2 as pb
+from tests.process import streams
+from tests.process.history import History, Stream, noted
+from tests.process.validators import Reader
+
+_TRY_AGAIN_S = 0.05
+
+
+class Recorder:
+    def __init__(self, who: str, address: str, label_selector: str = "") -> None:
+        self.history = History(who, label_selector)
+        self._address = address
+        self._reads = asyncio.Event()
+        self._reads.set()
+        self._stream: streams.Stream | None = None
+        self._revision = ""
+        self._reader = Reader()
+
+    @property
+    def view(self) -> dict[str, tuple[str, tuple[tuple[str, str], ...]]]:
+        """Each cluster that it knows, as UID and labels."""
+        return {name: (cluster.uid, cluster.labels) for name, cluster in self._reader.view.items()}
+
+    def pause(self) -> None:
+        """Reads nothing, and leaves the stream open."""
+        self._reads.clear()
+
+    def go_on(self) -> None:
+        self._reads.set()
+
+    async def cut(self) -> None:
+        """It comes back with the last revision it read."""
+        if self._stream is not None:
+            await self._stream.close()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            noting = Stream(self._revision)
+            self.history.streams.append(noting)
+            self._reader.start()
+            request = pb.WatchClustersRequest(
+                resume_revision=self._revision,
+                filter=pb.ClusterFilter(label_selector=self.history.label_selector),
+                heartbeat_interval=Duration(seconds=1),
+            )
+            async with streams.Stream(self._address, request) as self._stream:
+                await self._read(self._stream, noting)
+            await asyncio.sleep(_TRY_AGAIN_S)
+
+    async def _read(self, stream: streams.Stream, noting: Stream) -> None:
+        while True:
+            await self._reads.wait()
+            try:
+                batch = noted(await stream.batch())
+            except (grpc.aio.AioRpcError, asyncio.CancelledError):
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                return  # ended by the daemon, or cut
+            noting.batches.append(batch)
+            list(self._reader.take(batch))
+            self._revision = batch.revision or self._revision
