@@ -24,9 +24,8 @@ def told(kind: str, name: str, incarnation: int, version: int, *, uid: str = "",
     return Told(kind, name, uid, f"{incarnation}", version, labels, reason, f"{name} {version}".encode())
 
 
-ALPHA, BETA, GAMMA = (
-    told("ENGAGED", name, number, number) for number, name in enumerate(("alpha", "beta", "gamma"), 1)
-)
+NAMES = ("delta", "alpha", "beta", "gamma")
+DELTA, ALPHA, BETA, GAMMA = (told("ENGAGED", name, number, number) for number, name in enumerate(NAMES))
 RELABELLED = told("UPDATED", "alpha", 1, 11)
 NOT_READY = told("DISENGAGED", "beta", 2, 2, reason="NOT_READY")
 DELETED = told("DISENGAGED", "gamma", 3, 3, reason="DELETED")
