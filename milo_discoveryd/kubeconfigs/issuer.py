@@ -16,7 +16,7 @@ import msgspec
 import structlog
 
 from milo_discoveryd.credentials.minted import Minted
-from milo_discoveryd.credentials.minting import MintingSource
+from milo_discoveryd.credentials.minting import MintingSource, Scope
 from milo_discoveryd.errors import CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs import rendering
 from milo_discoveryd.kubeconfigs.handed import Caller, Kubeconfig, SourceHealth
@@ -147,6 +147,10 @@ class Issuer:
         now = self._minter_of(kept.key).now()
         await self.settle(kept, PATIENCE_S if kept.lease.valid(now) is None else IMPATIENCE_S)
 
+    async def await_source(self, cluster: Cluster) -> None:
+        """Waits a little for the first answer of the source that covers it. Raises NotCoveredError."""
+        await self._minter(cluster).first_attempt(FIRST_ATTEMPT_S)
+
     # Handing out: none of this waits
 
     def peek(self, cluster: Cluster, ttl_s: float | None) -> Minted | None:
@@ -187,8 +191,10 @@ class Issuer:
         )
 
     def hand_out_command(self, cluster: Cluster, incarnation: str, to: Caller) -> Kubeconfig:
-        """The form that holds no secret, and asks for one each time. Raises NotCoveredError."""
-        self._minter(cluster)
+        """The form that holds no secret, and asks for one each time. Raises UnfitError where it would ask in vain."""
+        minter = self._minter(cluster)
+        if minter.source.scope is Scope.IDENTITY and isinstance(minter.trouble, UnfitError):
+            raise minter.trouble
         target = cluster.target
         text = rendering.exec_form(target.name, target.endpoint, self._place(), self._address())
         self._tally.kubeconfig_issued("ok")

@@ -127,7 +127,9 @@ class Service:
         caller = Caller(context.peer(), listener)
         try:
             with _credential_errors():
-                if not asked.as_command:
+                if asked.as_command:
+                    await self._issuer.await_source(self._asked_for(asked))
+                else:
                     await self._issuer.await_credential(self._asked_for(asked), asked.ttl_s)
                 # Looked at anew: much may have happened since, and from here on nothing is waited for.
                 cluster = self._asked_for(asked)

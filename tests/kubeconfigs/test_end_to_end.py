@@ -1,0 +1,155 @@
+"""From a source to a project's control plane: the whole daemon, configured by file, against the sandbox."""
+
+import asyncio
+import json
+import ssl
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.sandbox import Sandbox
+from tests.eventually import eventually
+from tests.kubeconfigs.daemon import a_daemon
+
+LIFETIMES = 10
+
+
+def credential(kubeconfig: bytes) -> tuple[str, str]:
+    """Server and token."""
+    config = json.loads(kubeconfig)
+    return config["clusters"][0]["cluster"]["server"], config["users"][0]["user"].get("token", "")
+
+
+@asynccontextmanager
+async def a_sandbox(tmp_path: Path, *, token_life: float = 600.0) -> AsyncIterator[Sandbox]:
+    async with Sandbox(seed=1, token_life=token_life) as sandbox:
+        for name in ("alpha", "beta"):
+            sandbox.projects.create(name, ready=True)
+        sandbox.write_kubeconfig(tmp_path / "upstream")
+        (tmp_path / "ca.pem").write_bytes(sandbox.ca_pem)
+        yield sandbox
+
+
+def sources(tmp_path: Path, *given: dict[str, Any], **more: Any) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({"kubeconfigs": {"sources": list(given)}, **more}))
+    return path
+
+
+class Operator:
+    """Reads the namespaces of each of its clusters over and over, with what it was last given for it."""
+
+    def __init__(self, ca_pem: bytes) -> None:
+        self._tls = ssl.create_default_context(cadata=ca_pem.decode())
+        self.held: dict[str, tuple[str, str]] = {}
+        self.statuses: list[int] = []
+        self.told: list[str] = []
+
+    def take(self, batch: pb.WatchClustersResponse) -> None:
+        for event in batch.events:
+            name = event.cluster.name
+            self.told.append(f"{pb.ClusterEvent.Type.Name(event.type).removeprefix('TYPE_')} {name}")
+            if event.HasField("kubeconfig"):
+                self.held[name] = credential(event.kubeconfig.kubeconfig)
+
+    async def work(self) -> None:
+        async with aiohttp.ClientSession() as session:
+            while True:
+                for server, token in [*self.held.values()]:
+                    async with session.get(
+                        f"{server}/api/v1/namespaces", headers={"Authorization": f"Bearer {token}"}, ssl=self._tls
+                    ) as response:
+                        await response.read()
+                        self.statuses.append(response.status)
+                await asyncio.sleep(0.01)
+
+
+async def test_an_operator_works_for_ten_lifetimes_of_a_token_and_sees_no_401_and_no_disengagement(
+    tmp_path: Path,
+) -> None:
+    async with (
+        a_sandbox(tmp_path, token_life=2.0) as sandbox,
+        a_daemon(tmp_path, discovery_kubeconfig=str(tmp_path / "upstream")) as stub,
+    ):
+        operator = Operator(sandbox.ca_pem)
+        stream = stub.WatchClusters(pb.WatchClustersRequest(include_kubeconfigs=True))
+        working = asyncio.create_task(operator.work())
+        until = time.monotonic() + LIFETIMES * sandbox.tokens.life
+        while time.monotonic() < until:
+            batch = await stream.read()
+            assert isinstance(batch, pb.WatchClustersResponse)
+            operator.take(batch)
+        working.cancel()
+        stream.cancel()
+    assert set(operator.statuses) == {200}
+    assert len(operator.statuses) > 100
+    assert operator.told.count("KUBECONFIG alpha") >= LIFETIMES
+    assert not [each for each in operator.told if each.startswith("DISENGAGED")]
+
+
+async def test_a_service_account_s_key_authenticates_the_daemon_and_what_it_hands_out(tmp_path: Path) -> None:
+    async with a_sandbox(tmp_path) as sandbox:
+        key = sandbox.write_service_account_key(tmp_path / "key.json")
+        source = {
+            "name": "datum",
+            "type": "datum-service-account",
+            "key_file": str(key),
+            "ca_file": str(tmp_path / "ca.pem"),
+        }
+        config = sources(tmp_path, source, source={"credentials": "datum"})
+        (tmp_path / "upstream.token").write_text("not this one")
+        async with a_daemon(tmp_path, file=config, discovery_kubeconfig=str(tmp_path / "upstream")) as stub:
+            answers = [
+                await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name)) for name in ("alpha", "beta")
+            ]
+        servers, tokens = zip(*(credential(answer.kubeconfig.kubeconfig) for answer in answers), strict=True)
+        assert servers == (sandbox.control_plane_url("alpha"), sandbox.control_plane_url("beta"))
+        assert len(set(tokens)) == 1
+        assert sandbox.tokens.subject(tokens[0]) == "sandbox-admin"
+        assert sandbox.token_endpoint.answered == ["ok", "ok"]  # one for the daemon itself
+
+
+async def test_a_bound_token_opens_its_project_until_it_is_disengaged(tmp_path: Path) -> None:
+    async with a_sandbox(tmp_path) as sandbox:
+        sandbox.add_service_account("milo", "operators")
+        (tmp_path / "infrastructure").write_text(json.dumps(sandbox.infrastructure_kubeconfig()))
+        source = {
+            "name": "requested",
+            "type": "token-request",
+            "kubeconfig": str(tmp_path / "infrastructure"),
+            "namespace": "milo",
+            "service_account": "operators",
+            "audiences": ["milo"],
+        }
+        tls = ssl.create_default_context(cadata=sandbox.ca_pem.decode())
+        async with (
+            a_daemon(tmp_path, file=sources(tmp_path, source), discovery_kubeconfig=str(tmp_path / "upstream")) as stub,
+            aiohttp.ClientSession() as session,
+        ):
+            answer = await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
+            server, token = credential(answer.kubeconfig.kubeconfig)
+
+            async def status() -> int:
+                headers = {"Authorization": f"Bearer {token}"}
+                async with session.get(f"{server}/api/v1/namespaces", headers=headers, ssl=tls) as response:
+                    return response.status
+
+            assert await status() == 200
+            sandbox.projects.set_condition("alpha", "False", reason="Broken")
+            await eventually(lambda: not sandbox.infrastructure.secret_names())
+            assert await status() == 401
+
+
+@pytest.mark.parametrize("form", [pb.KUBECONFIG_FORMAT_EXEC, pb.KUBECONFIG_FORMAT_EMBEDDED])
+async def test_a_static_token_is_not_handed_on_in_any_form(tmp_path: Path, form: pb.KubeconfigFormat.ValueType) -> None:
+    async with a_sandbox(tmp_path) as sandbox:
+        (tmp_path / "static").write_text(json.dumps(sandbox.kubeconfig()))
+        async with a_daemon(tmp_path, discovery_kubeconfig=str(tmp_path / "static")) as stub:
+            with pytest.raises(Exception, match=r"nobody renews.*configure one of kubeconfigs\.sources"):
+                await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha", format=form))
