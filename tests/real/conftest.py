@@ -15,9 +15,11 @@ from tests.conftest import ON_REAL_SERVERS
 from tests.real.builds import UnobtainableError, say_to_stderr
 from tests.real.programs import Programs, programs
 from tests.real.servers import RealApi
+from tests.scenarios.ahead import Plays, selected
 from tests.scenarios.servers import RealServers
 from tests.scenarios.steps import MODES, Mode
 
+_SERVERS_OF_A_MODE = 2
 _OUTCOME = pytest.StashKey[Programs | UnobtainableError]()
 
 
@@ -58,8 +60,15 @@ def built(pytestconfig: pytest.Config) -> Programs:
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def servers(built: Programs, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealServers]:
-    async with RealServers(built, tmp_path_factory.mktemp("servers")) as servers:
+    async with RealServers(built, tmp_path_factory.mktemp("servers"), of_each=_SERVERS_OF_A_MODE) as servers:
         yield servers
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def plays_on_real_servers(request: pytest.FixtureRequest, servers: RealServers) -> AsyncIterator[Plays]:
+    made = selected(request, servers, at_once=_SERVERS_OF_A_MODE * len(MODES))
+    yield made
+    await made.close()
 
 
 @pytest.fixture(params=MODES)

@@ -2,22 +2,15 @@
 
 import pytest
 
-from tests.real.programs import Programs
-from tests.scenarios import reading
-from tests.scenarios.__main__ import OWN
-from tests.scenarios.play import play
-from tests.scenarios.running import chosen
-from tests.scenarios.servers import RealServers
-from tests.scenarios.steps import Malformed, Mode, Scenario
-
-pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-PLAYS = chosen([scenario for file in OWN for scenario in reading.load(file)])
+from tests.scenarios.ahead import PLAY, Part, Plays
+from tests.scenarios.play import PlayFailedError
+from tests.scenarios.test_scenarios import PARTS
 
 
-@pytest.mark.parametrize(("scenario", "asked"), [pytest.param(*each, id=f"{each[0].name}-{each[1]}") for each in PLAYS])
-async def test_a_scenario_passes(
-    built: Programs, servers: RealServers, scenario: Scenario | Malformed, asked: Mode
-) -> None:
-    assert isinstance(scenario, Scenario), scenario.problem
-    await play(scenario, asked, servers)
+@pytest.mark.asyncio(loop_scope="session")
+@pytest.mark.parametrize(PLAY, PARTS, ids=lambda part: f"{part[0].name}-{part[1]}")
+async def test_scenario_on_real_servers(plays_on_real_servers: Plays, scenario_and_mode: Part) -> None:
+    try:
+        await plays_on_real_servers.outcome(scenario_and_mode)
+    except PlayFailedError as failed:
+        pytest.fail(f"{failed}\n\nThe daemon said last:\n{failed.daemon}", pytrace=False)

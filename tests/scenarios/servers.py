@@ -75,14 +75,18 @@ class Sandboxes:
 
 
 class RealServers:
-    """One for each mode, started when it is first needed; plays of the same mode have it in turn."""
+    """Some for each mode, each started when it is first needed; plays have them in turn."""
 
-    def __init__(self, found: Programs, folder: Path) -> None:
-        self._turns: dict[Mode, asyncio.Lock] = {mode: asyncio.Lock() for mode in MODES}
-        self._servers: dict[Mode, RealApi] = {
-            "project": MiloApi(found, folder / "milo"),
-            "project-control-plane": InfrastructureApi(found, folder / "infrastructure"),
-        }
+    def __init__(self, found: Programs, folder: Path, *, of_each: int = 1) -> None:
+        self._all: list[RealApi] = []
+        self._free: dict[Mode, asyncio.Queue[RealApi]] = {mode: asyncio.Queue() for mode in MODES}
+        for number in range(of_each):
+            for server in (
+                MiloApi(found, folder / f"milo-{number}"),
+                InfrastructureApi(found, folder / f"infrastructure-{number}"),
+            ):
+                self._all.append(server)
+                self._free[server.mode].put_nowait(server)
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,14 +94,16 @@ class RealServers:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for server in self._servers.values():
+        for server in self._all:
             await server.close()
 
     @asynccontextmanager
     async def lend(self, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
-        async with self._turns[mode]:
-            server = self._servers[mode]
+        server = await self._free[mode].get()
+        try:
             await server.start()
             async with Objects(mode, kubeconfig.read(server.kubeconfig)) as objects:
                 await objects.clear()
             yield server
+        finally:
+            self._free[mode].put_nowait(server)

@@ -4,7 +4,7 @@ import pytest
 
 from tests.scenarios import reading
 from tests.scenarios.__main__ import OWN
-from tests.scenarios.conftest import PLAY, Part, Plays
+from tests.scenarios.ahead import PLAY, Part, Plays
 from tests.scenarios.play import PlayFailedError
 from tests.scenarios.running import chosen
 
