@@ -64,6 +64,8 @@ class Streams:
                 elif not watch.done:
                     await self._bell.wait_until(watch.wakes_at)
             await response.write_eof()
+        except ConnectionResetError:
+            return response  # cut off, or left by its client: in the middle of a write that is no more than that
         finally:
             del self._open[watch]
         return response

@@ -293,6 +293,17 @@ class TestOtherFaults:
             assert sandbox.open_watches == 1
         await eventually(lambda: sandbox.open_watches == 0)
 
+    async def test_a_watch_that_is_dropped_with_something_to_say_is_no_error(
+        self, client: Client, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with client.watch(PROJECTS) as stream:
+            sandbox.drop_watches()
+            sandbox.projects.create("alpha")
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await stream.rest()
+        await eventually(lambda: sandbox.open_watches == 0)
+        assert caplog.messages == []
+
     async def test_dropped_watches_break(self, client: Client, sandbox: Sandbox) -> None:
         async with client.watch(PROJECTS) as stream:
             sandbox.drop_watches()
