@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -58,8 +59,10 @@ def run(config: Path | None, **flags: Any) -> None:
         level = configure(settings.log.level, settings.log.format)
         return Daemon(settings).run(level)
 
-    # Sockets and files that the daemon makes are nobody else's until it says otherwise.
+    # Sockets and files that the daemon makes are nobody else's until it says otherwise. What is in its memory are
+    # credentials, so that is not written anywhere, whatever happens to it.
     os.umask(0o077)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _run(start)
 
 
