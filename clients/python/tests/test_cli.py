@@ -430,8 +430,20 @@ class TestEndings:
     async def test_help_is_there_without_a_daemon(self, command):
         outcome = await command("--help")
         assert outcome.status == 0
-        assert [line[0] for line in outcome.lines[-5:]] == ["explain", "get", "list", "status", "watch"]
+        commands = ["credential", "explain", "get", "kubeconfig", "list", "status", "sync", "watch"]
+        assert [line[0] for line in outcome.lines[-len(commands) :]] == commands
         assert (await command("--version")).out.startswith("milo-discovery, version 0.")
+
+    async def test_the_address_and_the_time_to_wait_may_stand_before_the_command(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET, SILENCE]
+        before = ("--address", daemon.address, "--timeout", "200ms")
+        elsewhere = {"MILO_DISCOVERY_ADDRESS": "unix:///elsewhere"}
+        assert (await command(*before, "list", "--timeout", "10s", "-o", "name", **elsewhere)).out == "alpha\nbeta\n"
+        assert (await command(*before, "list", **elsewhere)).status == 6
+
+    async def test_what_stands_after_the_command_counts_for_more(self, command):
+        outcome = await command("--address", "unix:///before", "list", "--address", "unix:///after")
+        assert "no daemon answers at unix:///after" in outcome.err
 
     async def test_help_loads_neither_grpc_nor_asyncio(self):
         script = (

@@ -44,7 +44,7 @@ def read(kubeconfig: bytes) -> Access:
             certificate=_decoded(user, "client-certificate-data"),
             key=_decoded(user, "client-key-data"),
         )
-    except (ValueError, TypeError, LookupError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
         # Not as the cause either: a traceback would show the text that was decoded.
         raise UnusableKubeconfig("the kubeconfig isn't of the form that the daemon writes") from None
     if not access.server:
