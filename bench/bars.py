@@ -38,6 +38,7 @@ FULL: Bars = {
     "fanout.slow_reader_effect": Bar(1.1),
     "herd_500.seconds": Bar(10),
     "idle.cpu_percent": Bar(0.5),
+    "idle.probed.cpu_percent": Bar(5),
     "startup.import_ms": Bar(150),
     "cli.list_ms": Bar(300),
 }

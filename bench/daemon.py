@@ -11,14 +11,17 @@ from bench.process import Process
 
 
 class Daemon(Process):
-    def __init__(self, kubeconfig: Path, directory: Path, *options: str) -> None:
+    def __init__(self, kubeconfig: Path, directory: Path, *, probed: bool = False) -> None:
+        """Without probes of the clusters' own API servers, unless they are what is measured."""
         self._socket = directory / "daemon.sock"
         self.address = f"unix://{self._socket}"
         arguments = ["--discovery-kubeconfig", str(kubeconfig), "--listen", self.address, "--http-listen", "off"]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
         # One line for each cluster that comes or goes is for a terminal or a log collector, not for this.
         clean["MILO_DISCOVERYD_LOG__LEVEL"] = "warning"
-        command = [sys.executable, "-m", "milo_discoveryd", "run", *arguments, *options]
+        if not probed:
+            clean["MILO_DISCOVERYD_CONNECTIVITY__INTERVAL"] = "off"
+        command = [sys.executable, "-m", "milo_discoveryd", "run", *arguments]
         super().__init__(command, directory / "daemon.log", environ=clean)
 
     async def listens(self) -> None:
@@ -29,8 +32,8 @@ class Daemon(Process):
 
 
 @asynccontextmanager
-async def daemon(kubeconfig: Path, directory: Path) -> AsyncIterator[Daemon]:
-    running = Daemon(kubeconfig, directory)
+async def daemon(kubeconfig: Path, directory: Path, *, probed: bool = False) -> AsyncIterator[Daemon]:
+    running = Daemon(kubeconfig, directory, probed=probed)
     try:
         await running.listens()
         yield running

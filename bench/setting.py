@@ -24,7 +24,10 @@ class Setting:
         return self._open_milo(count, self.directory)
 
     @asynccontextmanager
-    async def daemon(self, count: int) -> AsyncIterator[tuple[Milo, Daemon]]:
+    async def daemon(self, count: int, *, probed: bool = False) -> AsyncIterator[tuple[Milo, Daemon]]:
         """One that runs on an API server with so many projects."""
-        async with self.milo(count) as milo, daemons.daemon(milo.access.kubeconfig, self.directory) as daemon:
+        async with (
+            self.milo(count) as milo,
+            daemons.daemon(milo.access.kubeconfig, self.directory, probed=probed) as daemon,
+        ):
             yield milo, daemon

@@ -4,17 +4,32 @@ import asyncio
 import time
 
 from bench.setting import Figures, Setting
-from bench.subscribers import synced
+from bench.subscribers import Subscriber, synced
 
 _SUBSCRIBERS = 20
 
 
 async def measure(setting: Setting) -> Figures:
+    """Without probes of the clusters' own API servers, and with as many as the daemon makes by default."""
+    figures = await _of("idle", setting, probed=False)
+    return figures | await _of("idle.probed", setting, probed=True)
+
+
+async def _of(key: str, setting: Setting, *, probed: bool) -> Figures:
     async with (
-        setting.daemon(setting.scale.clusters) as (_, daemon),
-        synced(daemon.address, _SUBSCRIBERS),
+        setting.daemon(setting.scale.clusters, probed=probed) as (_, daemon),
+        synced(daemon.address, _SUBSCRIBERS) as subscribers,
     ):
+        reading = [asyncio.create_task(_read(each)) for each in subscribers]
         spent, began = daemon.cpu_s, time.perf_counter()
         await asyncio.sleep(setting.scale.idle_s)
-        cpu_s = daemon.cpu_s - spent
-        return {"idle.cpu_percent": 100 * cpu_s / (time.perf_counter() - began), "idle.rss_mib": daemon.rss_mib}
+        cpu_s, took_s = daemon.cpu_s - spent, time.perf_counter() - began
+        for each in reading:
+            each.cancel()
+        await asyncio.wait(reading)
+        return {f"{key}.cpu_percent": 100 * cpu_s / took_s, f"{key}.rss_mib": daemon.rss_mib}
+
+
+async def _read(subscriber: Subscriber) -> None:
+    while True:
+        await subscriber.read()

@@ -19,7 +19,7 @@ KEYS = {
     "fanout": {f"fanout.{count}.{key}" for count in TINY.subscribers for key in ("events_per_s", "ratio_to_bare")},
     "slow_reader": {"fanout.slow_reader_effect"},
     "herd": {"herd_500.seconds"},
-    "idle": {"idle.cpu_percent"},
+    "idle": {"idle.cpu_percent", "idle.probed.cpu_percent"},
 }
 
 

@@ -45,7 +45,9 @@ def socket(directory: Path) -> Path:
 async def daemon(kubeconfig: Path, socket: Path) -> AsyncIterator[DaemonProcess]:
     address = f"unix://{socket}"
     arguments = ("--discovery-kubeconfig", str(kubeconfig), "--listen", address, "--http-listen", "off")
-    async with DaemonProcess(address, *arguments) as daemon:
+    # What probes find is an update too, and comes when it comes.
+    environ = {"MILO_DISCOVERYD_CONNECTIVITY__INTERVAL": "off"}
+    async with DaemonProcess(address, *arguments, environ=environ) as daemon:
         await daemon.start()
         yield daemon
 
