@@ -5,7 +5,7 @@ The model is the plainest there is: a picture of the whole fleet at every revisi
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, multiple, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.selector import parse
@@ -17,6 +17,7 @@ from tests.registry.fleets import cluster, read, readable_log
 
 Picture = dict[str, Cluster]
 
+CHANGES = st.sampled_from(["engage_or_update", "engage_or_update", "replace", "disengage"])
 NAMES = st.sampled_from("abcd")
 LABELS = st.sampled_from([{"env": "prod"}, {"env": "dev"}])
 ORGANIZATIONS = st.sampled_from(["x", "y"])
@@ -98,8 +99,6 @@ class Reader:
 
 
 class Fleet(RuleBasedStateMachine):
-    readers = Bundle("readers")
-
     def __init__(self) -> None:
         super().__init__()
         self.log = ChangeLog(lambda event: b"", Retention())
@@ -108,17 +107,61 @@ class Fleet(RuleBasedStateMachine):
         self.now = 0.0
         self.changes = 0
         self.in_one_piece = True
-        self.all: list[Reader] = []
+        self.readers: list[Reader] = []
 
     @initialize(
-        batch_bytes=st.sampled_from([1, 700, 1 << 20]),
-        remembered=st.sampled_from([0, 3, 1000]),
+        batch_bytes=st.sampled_from([900, 1, 1 << 20]),
+        remembered=st.sampled_from([0, 3, 1000, 1000]),
+        filters=st.lists(FILTERS, min_size=2, max_size=4),
     )
-    def begin(self, batch_bytes: int, remembered: int) -> None:
+    def begin(self, batch_bytes: int, remembered: int, filters: list[Filter]) -> None:
         self.log = readable_log(Retention(remembered, 60.0), batch_bytes)
         self.in_one_piece = batch_bytes == 1 << 20
+        self.readers = [Reader(self, wanted, None, {}) for wanted in filters]
 
-    @rule(name=NAMES, labels=LABELS, organization=ORGANIZATIONS)
+    @rule(changes=st.lists(st.tuples(CHANGES, NAMES, LABELS, ORGANIZATIONS), min_size=1, max_size=6))
+    def things_happen(self, changes: list[tuple[str, str, dict[str, str], str]]) -> None:
+        for change, name, labels, organization in changes:
+            getattr(self, change)(name, labels, organization)
+
+    @rule(seconds=st.sampled_from([1.0, 30.0, 100.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.log.forget(self.now)
+
+    @rule(wanted=FILTERS)
+    def somebody_begins_to_read(self, wanted: Filter) -> None:
+        self.readers.append(Reader(self, wanted, None, {}))
+
+    @rule(which=st.integers(0, 9))
+    def somebody_reads_a_batch(self, which: int) -> None:
+        self.reader(which).take()
+
+    @rule(which=st.integers(0, 9))
+    def somebody_reads_it_all(self, which: int) -> None:
+        self.reader(which).catch_up()
+
+    @rule(which=st.integers(0, 9), back=st.integers(0, 5))
+    def somebody_comes_back_from_a_revision_that_was_given(self, which: int, back: int) -> None:
+        reader = self.reader(which)
+        if reader.given:
+            revision, view = reader.given[-1 - min(back, len(reader.given) - 1)]
+            again, twin, third = (Reader(self, reader.wanted, revision, view) for _ in range(3))
+            assert again.cursor.resumed == self.log.reads_from(revision)
+            assert twin.cursor.take() == third.cursor.take(), "the same place gives the same bytes"
+            self.readers.append(again)
+
+    @rule(wanted=FILTERS, ahead=st.integers(1, 5))
+    def a_revision_of_the_future_is_never_read_from(self, wanted: Filter, ahead: int) -> None:
+        assert not Cursor(self.log, wanted, self.log.head + ahead).resumed
+
+    def teardown(self) -> None:
+        for reader in self.readers:
+            reader.catch_up()
+
+    def reader(self, which: int) -> Reader:
+        return self.readers[which % len(self.readers)]
+
     def engage_or_update(self, name: str, labels: dict[str, str], organization: str) -> None:
         before = self.picture.get(name)
         if before is None:
@@ -128,7 +171,6 @@ class Fleet(RuleBasedStateMachine):
             self.log.update(made, self.now)
         self.happened({**self.picture, name: made})
 
-    @rule(name=NAMES, labels=LABELS, organization=ORGANIZATIONS)
     def replace(self, name: str, labels: dict[str, str], organization: str) -> None:
         if name in self.picture:
             made = self.log.replace(
@@ -136,46 +178,10 @@ class Fleet(RuleBasedStateMachine):
             )
             self.happened({**self.picture, name: made})
 
-    @rule(name=NAMES)
-    def disengage(self, name: str) -> None:
+    def disengage(self, name: str, labels: dict[str, str], organization: str) -> None:
         if name in self.picture:
             self.log.disengage(name, DisengageReason.DELETED, "", self.now)
             self.happened({other: each for other, each in self.picture.items() if other != name})
-
-    @rule(seconds=st.sampled_from([1.0, 30.0, 100.0]))
-    def time_passes(self, seconds: float) -> None:
-        self.now += seconds
-        self.log.forget(self.now)
-
-    @rule(target=readers, wanted=FILTERS)
-    def begin_to_read(self, wanted: Filter) -> Reader:
-        return self.followed(Reader(self, wanted, None, {}))
-
-    @rule(reader=readers)
-    def read_a_batch(self, reader: Reader) -> None:
-        reader.take()
-
-    @rule(reader=readers)
-    def read_it_all(self, reader: Reader) -> None:
-        reader.catch_up()
-
-    @rule(target=readers, reader=consumes(readers), back=st.integers(0, 5))
-    def come_back_from_a_revision_that_was_given(self, reader: Reader, back: int) -> object:
-        if not reader.given:
-            return multiple(reader)
-        revision, view = reader.given[-1 - min(back, len(reader.given) - 1)]
-        again, twin = (Reader(self, reader.wanted, revision, view) for _ in range(2))
-        assert again.cursor.resumed == self.log.reads_from(revision)
-        assert again.cursor.take() == twin.cursor.take(), "the same place gives the same bytes"
-        return self.followed(Reader(self, reader.wanted, revision, view))
-
-    @rule(wanted=FILTERS, ahead=st.integers(1, 5))
-    def a_revision_of_the_future_is_never_read_from(self, wanted: Filter, ahead: int) -> None:
-        assert not Cursor(self.log, wanted, self.log.head + ahead).resumed
-
-    def teardown(self) -> None:
-        for reader in self.all:
-            reader.catch_up()
 
     def made(self, name: str, incarnation: int, labels: dict[str, str], organization: str) -> Cluster:
         """No two are equal, so that nothing old passes for something new."""
@@ -187,10 +193,6 @@ class Fleet(RuleBasedStateMachine):
         self.pictures.append(picture)
         assert len(self.pictures) == self.log.head + 1, "each change has one revision"
 
-    def followed(self, reader: Reader) -> Reader:
-        self.all.append(reader)
-        return reader
-
 
 class TestReaders(Fleet.TestCase):
-    settings = settings(stateful_step_count=40)
+    settings = settings(max_examples=2 * settings.default.max_examples, stateful_step_count=40)

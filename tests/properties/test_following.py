@@ -12,6 +12,12 @@ from tests.properties.follower import EXPIRED, UNAVAILABLE, Follower
 
 NAMES = st.sampled_from("abcde")
 MOSTLY = st.sampled_from([True, True, True, False])
+STATES = st.sampled_from(
+    # ready, inside the selector, readable
+    [(True, True, True), (False, True, True), (True, False, True), (True, True, False), (True, True, True)]
+)
+Change = tuple[str, str, tuple[bool, bool, bool]]
+CHANGES = st.tuples(st.sampled_from(["put", "put", "delete", "put anew"]), NAMES, STATES)
 FAILURES = st.sampled_from(
     [
         UNAVAILABLE,
@@ -49,31 +55,30 @@ class Life(RuleBasedStateMachine):
         self.engaged: dict[str, tuple[str, int]] = {}
 
     @initialize(
-        streaming=st.booleans(), page_size=st.sampled_from([1, 2, 100]), grace_s=st.sampled_from([0.0, 0.0, 20.0])
+        streaming=st.booleans(),
+        page_size=st.sampled_from([1, 2, 100]),
+        grace_s=st.sampled_from([0.0, 0.0, 20.0]),
+        there=st.lists(CHANGES, max_size=5),
+        has_begun=MOSTLY,
     )
-    def begin(self, streaming: bool, page_size: int, grace_s: float) -> None:
+    def begin(self, streaming: bool, page_size: int, grace_s: float, there: list[Change], has_begun: bool) -> None:
+        self.things_happen(there)
         self.follower = Follower(self.server, streaming=streaming, page_size=page_size, grace_s=grace_s)
+        if has_begun:
+            self.follower.settle(lambda: self.watching)
 
     # --- what happens upstream ---
 
     @precondition(lambda self: not self.server.is_behind)
-    @rule(name=NAMES, ready=MOSTLY, inside=MOSTLY, readable=MOSTLY)
-    def something_is_created_or_changed(self, name: str, ready: bool, inside: bool, readable: bool) -> None:
-        before = self.server.things.get(name)
-        self.server.put(name, self.thing(before.uid if before else None, ready, inside, readable))
-
-    @precondition(lambda self: not self.server.is_behind)
-    @rule(name=NAMES)
-    def something_is_deleted(self, name: str) -> None:
-        if name in self.server.things:
-            self.server.delete(name)
-
-    @precondition(lambda self: not self.server.is_behind)
-    @rule(name=NAMES, ready=MOSTLY)
-    def something_is_created_anew_under_its_name(self, name: str, ready: bool) -> None:
-        if name in self.server.things:
-            self.server.delete(name)
-            self.server.put(name, self.thing(None, ready, True, True))
+    @rule(changes=st.lists(CHANGES, min_size=1, max_size=4))
+    def things_happen(self, changes: list[Change]) -> None:
+        for change, name, (ready, inside, readable) in changes:
+            before = self.server.things.get(name)
+            if before is not None and change != "put":
+                self.server.delete(name)
+            if change != "delete":
+                uid = before.uid if before is not None and change == "put" else None
+                self.server.put(name, self.thing(uid, ready, inside, readable))
 
     @rule()
     def old_versions_are_compacted(self) -> None:
@@ -93,10 +98,12 @@ class Life(RuleBasedStateMachine):
 
     # --- what is asked, and what comes of it ---
 
-    @rule(times=st.integers(1, 4))
-    def it_goes_on(self, times: int) -> None:
+    @rule(times=st.integers(1, 4), asking=MOSTLY)
+    def it_goes_on(self, times: int, asking: bool) -> None:
         for _ in range(times):
             self.follower.step()
+            if asking:
+                self.follower.asks()
 
     @rule(failure=FAILURES)
     def the_next_request_fails(self, failure: Failure) -> None:
@@ -213,4 +220,4 @@ class Life(RuleBasedStateMachine):
 
 
 class TestFollowing(Life.TestCase):
-    settings = settings(stateful_step_count=50)
+    settings = settings(max_examples=2 * settings.default.max_examples, stateful_step_count=50)
