@@ -131,7 +131,9 @@ class WatchClustersRequest(_message.Message):
 
     @_builtins.property
     def kubeconfig_ttl(self) -> _duration_pb2.Duration:
-        """How long those kubeconfigs should live. The daemon may give less, never more. Unset: its own default."""
+        """How long those kubeconfigs should live. The daemon may give less, and more only where its source can't be told,
+        since one credential serves many: `expires_at` says what was given. Unset: its own default.
+        """
 
     @_builtins.property
     def heartbeat_interval(self) -> _duration_pb2.Duration:
@@ -257,7 +259,9 @@ class ClusterEvent(_message.Message):
 
     @_builtins.property
     def kubeconfig(self) -> Global___Kubeconfig:
-        """With ENGAGED where the subscriber asked for kubeconfigs, and with KUBECONFIG."""
+        """Where the subscriber asked for kubeconfigs: with ENGAGED if one is at hand, for no event waits for a credential,
+        and with KUBECONFIG, which follows as soon as there is one.
+        """
 
     def __init__(
         self,
@@ -791,7 +795,9 @@ class IssueKubeconfigRequest(_message.Message):
     """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long it should live. The daemon may give less, never more. Unset: its own default."""
+        """How long it should live. The daemon may give less, and more only where its source can't be told, since one
+        credential serves many: `expires_at` says what was given. Unset: its own default.
+        """
 
     def __init__(
         self,

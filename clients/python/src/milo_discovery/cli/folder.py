@@ -56,11 +56,13 @@ class Folder(AbstractContextManager["Folder"]):
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            self._own = set(_ledger(self.path / _LEDGER))
+            files.sweep(self.path)
+        except BaseException as error:
             os.close(self._lock)
-            raise Failed(f"another milo-discovery sync keeps {self.path}") from None
-        self._own = set(_ledger(self.path / _LEDGER))
-        files.sweep(self.path)
+            if isinstance(error, BlockingIOError):
+                raise Failed(f"another milo-discovery sync keeps {self.path}") from None
+            raise
         return self
 
     def __exit__(

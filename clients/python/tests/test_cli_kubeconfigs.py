@@ -1,0 +1,251 @@
+"""The commands that hand on credentials, as processes: what is printed and written, and what never is."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import stat
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+import yaml
+from google.rpc.error_details_pb2 import ErrorInfo
+
+from milo_discovery._gen import discovery_pb2 as pb
+
+from .kubeconfigs import issued, text
+from .scripted import Refusal
+from .test_cli import command as command  # noqa: PLC0414  (the fixture)
+
+CANARY = "canary-7c41e0"
+LIFE = timedelta(minutes=10)
+EMBEDDED = text(token=CANARY)
+EXEC_INFO = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "spec": {"interactive": False}}
+NOT_ENGAGED = Refusal(grpc.StatusCode.NOT_FOUND, "alpha is not engaged", (ErrorInfo(reason="NOT_ENGAGED"),))
+
+
+def exec_form() -> pb.IssueKubeconfigResponse:
+    call = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": "milo-discovery",
+        "args": ["credential", "--cluster", "alpha"],
+        "env": [{"name": "MILO_DISCOVERY_ADDRESS", "value": "unix:///as/the/daemon/sees/it"}],
+        "interactiveMode": "Never",
+    }
+    return pb.IssueKubeconfigResponse(
+        kubeconfig=pb.Kubeconfig(cluster="alpha", kubeconfig=text(exec=call))  # type: ignore[arg-type]  # it is no text
+    )
+
+
+class TestCredential:
+    async def test_prints_a_token_with_its_end_and_nothing_else(self, command, daemon):
+        daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED, life=LIFE)]
+        outcome = await command("credential", "--cluster", "alpha")
+        answer = json.loads(outcome.out)
+        end = datetime.fromisoformat(answer["status"].pop("expirationTimestamp"))
+        assert answer == {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "kind": "ExecCredential",
+            "status": {"token": CANARY},
+        }
+        assert LIFE - timedelta(minutes=1) < end - datetime.now(UTC) < LIFE
+        assert (outcome.status, outcome.err) == (0, "")
+        assert daemon.requests == [pb.IssueKubeconfigRequest(cluster="alpha")]
+
+    async def test_prints_a_certificate_as_pem(self, command, daemon):
+        pem = {"client_certificate_data": "CERTIFICATE", "client_key_data": "KEY"}
+        content = text(**{key: base64.b64encode(each.encode()).decode() for key, each in pem.items()})
+        daemon.answers["IssueKubeconfig"] = [issued(content)]
+        status = json.loads((await command("credential", "--cluster", "alpha")).out)["status"]
+        assert (status["clientCertificateData"], status["clientKeyData"]) == ("CERTIFICATE", "KEY")
+        assert "token" not in status
+
+    async def test_answers_in_the_version_that_the_caller_speaks(self, command, daemon):
+        daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
+        asked = {**EXEC_INFO, "apiVersion": "client.authentication.k8s.io/v1beta1"}
+        outcome = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(asked))
+        assert json.loads(outcome.out)["apiVersion"] == "client.authentication.k8s.io/v1beta1"
+
+    @pytest.mark.parametrize("said", ["{", "[]", '{"apiVersion": "client.authentication.k8s.io/v1alpha1"}'])
+    async def test_says_what_it_does_not_understand_of_the_caller(self, command, daemon, said):
+        outcome = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=said)
+        assert (outcome.status, outcome.out) == (1, "")
+        assert outcome.err.startswith("milo-discovery: KUBERNETES_EXEC_INFO ")
+        assert daemon.requests == []
+
+    async def test_gives_no_credential_to_a_client_of_another_server(self, command, daemon):
+        daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)] * 2
+        elsewhere = {**EXEC_INFO, "spec": {"cluster": {"server": "https://elsewhere.test"}}}
+        refused = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(elsewhere))
+        assert (refused.status, refused.out) == (1, "")
+        assert "asked for by a client of https://elsewhere.test" in refused.err
+        there = {**EXEC_INFO, "spec": {"cluster": {"server": "https://alpha.test"}}}
+        given = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(there))
+        assert given.status == 0
+
+    @pytest.mark.parametrize(
+        ("refusal", "status"),
+        [
+            (NOT_ENGAGED, 3),
+            (Refusal(grpc.StatusCode.PERMISSION_DENIED, "no"), 4),
+            (Refusal(grpc.StatusCode.UNAVAILABLE, "down", (ErrorInfo(reason="CREDENTIALS_UNAVAILABLE"),)), 7),
+            (Refusal(grpc.StatusCode.FAILED_PRECONDITION, "none", (ErrorInfo(reason="NO_CREDENTIAL_SOURCE"),)), 1),
+        ],
+    )
+    async def test_its_status_says_why_there_is_none(self, command, daemon, refusal, status):
+        daemon.answers["IssueKubeconfig"] = [refusal]
+        outcome = await command("credential", "--cluster", "alpha")
+        assert (outcome.status, outcome.out) == (status, "")
+        assert outcome.err == f"milo-discovery: {refusal.message}\n"
+
+    async def test_without_a_daemon_it_says_so(self, command):
+        outcome = await command("credential", "--cluster", "alpha", "--address", "unix:///nowhere/d.sock")
+        assert (outcome.status, outcome.out) == (5, "")
+        assert "no daemon answers at unix:///nowhere/d.sock" in outcome.err
+
+    async def test_an_answer_that_makes_no_sense_is_not_quoted(self, command, daemon):
+        daemon.answers["IssueKubeconfig"] = [issued(f"token: {CANARY}".encode())]
+        outcome = await command("credential", "--cluster", "alpha")
+        assert outcome.status == 1
+        assert CANARY not in outcome.out + outcome.err
+
+    async def test_it_loads_neither_the_client_nor_what_other_commands_need(self):
+        script = (
+            "import sys; import milo_discovery.cli.credential\n"
+            "print([m for m in ('milo_discovery.model', 'milo_discovery.sync', 'yaml') if m in sys.modules])"
+        )
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+        assert out.decode().strip() == "[]"
+
+
+class TestKubeconfig:
+    async def test_by_default_it_holds_no_secret_and_calls_back_to_where_the_daemon_was_reached(self, command, daemon):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        outcome = await command("kubeconfig", "alpha", PATH=os.environ["PATH"] + f":{Path(sys.executable).parent}")
+        call = json.loads(outcome.out)["users"][0]["user"]["exec"]
+        assert call["env"] == [{"name": "MILO_DISCOVERY_ADDRESS", "value": daemon.address}]
+        assert call["command"] == "milo-discovery"
+        assert daemon.requests[0].format == pb.KUBECONFIG_FORMAT_EXEC
+        assert (outcome.status, outcome.err) == (0, "")
+
+    async def test_where_path_does_not_lead_to_the_command_it_is_named_in_full(self, command, daemon):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        outcome = await command("kubeconfig", "alpha", PATH="/nothing/here")
+        named = Path(json.loads(outcome.out)["users"][0]["user"]["exec"]["command"])
+        assert named.is_absolute()
+        assert os.access(named, os.X_OK)
+
+    async def test_with_a_token_it_is_what_the_daemon_gave(self, command, daemon):
+        daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
+        outcome = await command("kubeconfig", "alpha", "--token", "--ttl", "5m")
+        assert json.loads(outcome.out) == json.loads(EMBEDDED)
+        assert daemon.requests[0].ttl.seconds == 300
+
+    async def test_a_life_is_for_tokens(self, command, daemon):
+        outcome = await command("kubeconfig", "alpha", "--ttl", "5m")
+        assert outcome.status == 2
+        assert daemon.requests == []
+
+    async def test_a_file_is_its_owners_only_and_replaced_in_one_step(self, command, daemon, tmp_path):
+        daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
+        path = tmp_path / "alpha"
+        path.write_text("something longer than what comes")
+        path.chmod(0o644)
+        before = path.stat().st_ino
+        outcome = await command("kubeconfig", "alpha", "--token", "-w", str(path))
+        assert json.loads(path.read_text()) == json.loads(EMBEDDED)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert path.stat().st_ino != before
+        assert [each.name for each in tmp_path.iterdir()] == ["alpha"]
+        assert (outcome.status, outcome.out) == (0, "")
+        assert CANARY not in outcome.err
+
+    async def test_a_place_that_cannot_be_written_to_is_said(self, command, daemon, tmp_path):
+        daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
+        outcome = await command("kubeconfig", "alpha", "--token", "-w", str(tmp_path / "no" / "alpha"))
+        assert outcome.status == 1
+        assert outcome.err.startswith("milo-discovery: can't write ")
+        assert CANARY not in outcome.err
+
+    async def test_of_a_cluster_that_is_not_engaged_there_is_none(self, command, daemon, tmp_path):
+        daemon.answers["IssueKubeconfig"] = [NOT_ENGAGED]
+        path = tmp_path / "alpha"
+        assert (await command("kubeconfig", "alpha", "-w", str(path))).status == 3
+        assert not path.exists()
+
+
+MINE = """\
+apiVersion: v1
+kind: Config
+current-context: mine
+clusters:
+- {name: mine, cluster: {server: "https://mine", insecure-skip-tls-verify: true}}
+users:
+- {name: mine, user: {token: "0123", username: 2026-11-20}}
+contexts:
+- {name: mine, context: {cluster: mine, user: mine}}
+preferences: {}
+"""
+
+
+class TestMerge:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        (path := tmp_path / "config").write_text(MINE)
+        return path
+
+    async def test_the_cluster_is_added_under_a_name_of_its_own_and_the_rest_stays(self, command, daemon, path):
+        daemon.answers["IssueKubeconfig"] = [exec_form()] * 2
+        for _ in range(2):
+            outcome = await command("kubeconfig", "alpha", "-w", str(path), "--merge")
+            assert outcome.status == 0, outcome.err
+        merged = yaml.safe_load(path.read_text())
+        assert [each["name"] for each in merged["contexts"]] == ["mine", "milo-alpha"]
+        assert merged["contexts"][1]["context"] == {"cluster": "milo-alpha", "user": "milo-alpha"}
+        assert merged["current-context"] == "mine"
+        assert merged["clusters"][0]["cluster"] == {"server": "https://mine", "insecure-skip-tls-verify": True}
+        assert merged["users"][0]["user"] == {"token": "0123", "username": "2026-11-20"}
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    async def test_without_a_file_it_is_the_one_that_kubectl_would_change(self, command, daemon, path):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        await command("kubeconfig", "alpha", "--merge", KUBECONFIG=f"{path}:/other")
+        assert "milo-alpha" in path.read_text()
+
+    async def test_a_new_file_gets_it_as_its_current_context(self, command, daemon, tmp_path):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        await command("kubeconfig", "alpha", "--merge", KUBECONFIG="", HOME=str(tmp_path))
+        merged = yaml.safe_load((tmp_path / ".kube" / "config").read_text())
+        assert merged["current-context"] == "milo-alpha"
+
+    async def test_a_link_stays_a_link(self, command, daemon, path, tmp_path):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        (link := tmp_path / "link").symlink_to(path)
+        await command("kubeconfig", "alpha", "--merge", "-w", str(link))
+        assert link.is_symlink()
+        assert "milo-alpha" in path.read_text()
+
+    async def test_who_else_changes_it_is_waited_for_by_giving_up(self, command, daemon, path):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        (lock := path.with_name("config.lock")).touch()
+        outcome = await command("kubeconfig", "alpha", "--merge", "-w", str(path))
+        assert outcome.status == 1
+        assert f"remove {lock}" in outcome.err
+        assert path.read_text() == MINE
+
+    @pytest.mark.parametrize("content", ["[1]", "a: [", f"contexts: {CANARY}", f"users: ['{CANARY}']"])
+    async def test_what_is_no_kubeconfig_is_left_alone_and_not_quoted(self, command, daemon, path, content):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        path.write_text(content)
+        outcome = await command("kubeconfig", "alpha", "--merge", "-w", str(path))
+        assert outcome.status == 1
+        assert "nothing was changed" in outcome.err
+        assert CANARY not in outcome.err
+        assert path.read_text() == content
+        assert not path.with_name("config.lock").exists()

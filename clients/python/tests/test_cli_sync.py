@@ -1,0 +1,150 @@
+"""`milo-discovery sync`, as a process: files that come, change and go with the stream, and stay without one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc.error_details_pb2 import ErrorInfo
+
+from .messages import disengaged, engaged, following, renewed, snapshot
+from .scripted import Refusal
+from .test_cli import running
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "clusters"
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():  # noqa: ASYNC110  (files have no event to wait for)
+        await asyncio.sleep(0.005)
+
+
+def content(path: Path) -> dict[str, str]:
+    return {each.stem: each.read_text() for each in path.glob("*.kubeconfig")}
+
+
+def sync(daemon, path: Path, *arguments: str):
+    return running("sync", "--dir", str(path), *arguments, address=daemon.address)
+
+
+async def test_files_come_and_change_and_go_with_the_stream(daemon, path):
+    async with sync(daemon, path, "-l", "env=prod", "--ttl", "5m") as process:
+        stream = await daemon.stream()
+        assert stream.request.include_kubeconfigs
+        assert stream.request.kubeconfig_ttl.seconds == 300
+        assert stream.request.filter.label_selector == "env=prod"
+        stream.send(snapshot("1", engaged("a", kubeconfig=b"a-1"), engaged("b", kubeconfig=b"b-1")))
+        await until(lambda: content(path) == {"a": "a-1", "b": "b-1"})
+        stream.send(following("1", "2", renewed("a", b"a-2")))
+        await until(lambda: content(path) == {"a": "a-2", "b": "b-1"})
+        stream.send(following("2", "3", disengaged("b"), engaged("c")))
+        await until(lambda: content(path) == {"a": "a-2"})
+        stream.send(following("3", "4", renewed("c", b"c-1")))
+        await until(lambda: content(path) == {"a": "a-2", "c": "c-1"})
+        process.send_signal(signal.SIGTERM)
+        out, err = await process.communicate()
+    assert (process.returncode, out.decode()) == (0, "")
+    assert err.decode() == "milo-discovery: synced: 2 clusters\n"
+    assert content(path) == {"a": "a-2", "c": "c-1"}
+    assert [each["name"] for each in json.loads((path / "index.json").read_text())["clusters"]] == ["a", "c"]
+
+
+async def test_while_the_daemon_is_away_everything_stays_and_then_the_differences_are_made_good(daemon, path):
+    async with sync(daemon, path) as process:
+        (await daemon.stream()).send(snapshot("1", engaged("a", kubeconfig=b"a-1"), engaged("b", kubeconfig=b"b-1")))
+        await until(lambda: len(content(path)) == 2)
+        await daemon.stop()
+        assert process.stderr is not None
+        while b"every cluster stays" not in await process.stderr.readline():
+            pass
+        assert content(path) == {"a": "a-1", "b": "b-1"}
+        await daemon.start()
+        (await daemon.stream()).send(snapshot("9", engaged("a", kubeconfig=b"a-2")))
+        await until(lambda: content(path) == {"a": "a-2"})
+
+
+async def test_the_next_process_removes_what_is_gone_only_when_it_has_a_complete_view(daemon, path):
+    async with sync(daemon, path, "--once") as process:
+        (await daemon.stream()).send(snapshot("1", engaged("a", kubeconfig=b"a-1"), engaged("b", kubeconfig=b"b-1")))
+        assert await process.wait() == 0
+    async with sync(daemon, path):
+        stream = await daemon.stream()
+        stream.send(snapshot("5", engaged("b", kubeconfig=b"b-2"), synced=False))
+        assert content(path) == {"a": "a-1", "b": "b-1"}
+        stream.send(following("5", "5", engaged("c", kubeconfig=b"c-1")))
+        await until(lambda: content(path) == {"b": "b-2", "c": "c-1"})
+
+
+async def test_once_waits_until_each_cluster_has_its_file(daemon, path):
+    async with sync(daemon, path, "--once") as process:
+        stream = await daemon.stream()
+        stream.send(snapshot("1", engaged("a", kubeconfig=b"a-1"), engaged("b")))
+        await until(lambda: content(path) == {"a": "a-1"})
+        assert process.returncode is None
+        stream.send(following("1", "2", renewed("b", b"b-1")))
+        assert await process.wait() == 0
+    assert content(path) == {"a": "a-1", "b": "b-1"}
+
+
+async def test_once_does_not_wait_for_longer_than_it_is_given(daemon, path):
+    async with sync(daemon, path, "--once", "--timeout", "500ms") as process:
+        (await daemon.stream()).send(snapshot("1", engaged("a")))
+        _, err = await process.communicate()
+    assert process.returncode == 6
+    assert "isn't complete in time" in err.decode()
+
+
+async def test_a_daemon_that_hands_out_none_is_said(daemon, path):
+    async with sync(daemon, path) as process:
+        reason = ErrorInfo(reason="NO_CREDENTIAL_SOURCE")
+        (await daemon.stream()).end(Refusal(grpc.StatusCode.FAILED_PRECONDITION, "no source", (reason,)))
+        _, err = await process.communicate()
+    assert (process.returncode, err.decode()) == (1, "milo-discovery: no source\n")
+
+
+async def test_a_name_that_is_no_file_name_is_said_once_and_the_others_are_kept(daemon, path):
+    async with sync(daemon, path) as process:
+        stream = await daemon.stream()
+        stream.send(snapshot("1", engaged("../a", kubeconfig=b"x"), engaged("b", kubeconfig=b"b-1")))
+        stream.send(following("1", "2", renewed("b", b"b-2")))
+        await until(lambda: content(path) == {"b": "b-2"})
+        process.send_signal(signal.SIGTERM)
+        _, err = await process.communicate()
+    assert err.decode().count("no file for '../a'") == 1
+    assert not (path.parent / "a.kubeconfig").exists()
+
+
+async def test_killed_in_the_middle_of_it_it_leaves_no_half_file(daemon, path):
+    """Whatever was being written: each file there is whole, and the next process has them all."""
+    size = 1 << 20
+    whole = {number: bytes([number]) * size for number in b"abcdefgh"}
+    for attempt in range(3):
+        async with sync(daemon, path) as process:
+            stream = await daemon.stream()
+            names = [f"{attempt}-{chr(number)}" for number in whole]
+            stream.send(*_batches(names, list(whole.values())))
+            await until(lambda names=names: any((path / f"{each}.kubeconfig").exists() for each in names))
+            process.kill()
+            await process.wait()
+        for each in path.glob("*.kubeconfig"):
+            assert each.read_bytes() == whole[ord(each.stem[-1])]
+    async with sync(daemon, path, "--once") as process:
+        (await daemon.stream()).send(snapshot("1", engaged("only", kubeconfig=b"k")))
+        assert await process.wait() == 0
+    assert sorted(each.name for each in path.iterdir()) == [".milo-discovery.json", "index.json", "only.kubeconfig"]
+
+
+def _batches(names: list[str], contents: list[bytes]):
+    first = snapshot("0", synced=False)
+    yield first
+    for number, (name, each) in enumerate(zip(names, contents, strict=True), 1):
+        event = engaged(name, kubeconfig=each)
+        yield following(str(number - 1), str(number), event, synced=number == len(names))
