@@ -3,6 +3,7 @@
 import re
 import sys
 from datetime import datetime
+from functools import lru_cache
 
 from milo_discoveryd.model.cluster import Pairs
 from milo_discoveryd.model.objects import Condition, KubeObject, Metadata
@@ -34,9 +35,14 @@ def not_ready(obj: KubeObject, kind: str, condition: Condition | None) -> NotRea
 
 
 def labels(metadata: Metadata) -> Pairs:
-    """Sorted, and with strings shared: thousands of objects have the same keys and few values."""
+    """Sorted, and shared: thousands of objects have the same keys and few values."""
     found = metadata.labels
-    return tuple(sorted((sys.intern(key), sys.intern(value)) for key, value in found.items())) if found else ()
+    return tuple(_shared(key, value) for key, value in sorted(found.items())) if found else ()
+
+
+@lru_cache(maxsize=16_384)
+def _shared(key: str, value: str) -> tuple[str, str]:
+    return sys.intern(key), value
 
 
 def deletion_requested_at(metadata: Metadata) -> float | None:

@@ -25,10 +25,14 @@ _SLICES = 64
 
 
 class View(msgspec.Struct, gc=False):
-    """A cluster as of one revision, with its ENGAGED frame once somebody needed it."""
+    """A cluster as of one revision, with its frame of the kind that was last asked for.
+
+    Live readers all ask for the one kind, snapshots for the other: neither encodes it twice, and none keeps two.
+    """
 
     cluster: Cluster
-    frame: bytes | None = None
+    kind: EventType | None = None
+    frame: bytes = b""
 
 
 class Past(msgspec.Struct, frozen=True, gc=False):
@@ -189,9 +193,9 @@ class ChangeLog:
     def current(self) -> Iterator[View]:
         return (entry.view for entry in self._entries.values() if entry.view is not None)
 
-    def frame(self, view: View) -> bytes:
-        if view.frame is None:
-            view.frame = self._encode(Event(EventType.ENGAGED, view.cluster))
+    def frame(self, view: View, kind: EventType = EventType.ENGAGED) -> bytes:
+        if view.kind is not kind:
+            view.kind, view.frame = kind, self._encode(Event(kind, view.cluster))
         return view.frame
 
     def since(self, revision: int, wanted: Filter) -> Slice:
@@ -237,11 +241,11 @@ class ChangeLog:
             before = None
         if now is None:
             return
+        view = entry.view if entry.view is not None and entry.view.cluster is now else View(now)
         if before is None:
-            view = entry.view if entry.view is not None and entry.view.cluster is now else View(now)
             yield self.frame(view)
         elif entry.revision <= upto:
-            yield self._encode(Event(EventType.UPDATED, now))
+            yield self.frame(view, EventType.UPDATED)
 
     def _ending(self, entry: Entry, cluster: Cluster, upto: int) -> Event:
         past = entry.ended(cluster, upto)

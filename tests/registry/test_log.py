@@ -48,11 +48,22 @@ def test_readers_who_stand_at_the_same_place_share_their_next_step() -> None:
     assert encode.encoded == 1
 
 
-def test_the_steps_that_are_kept_are_bounded() -> None:
+def test_an_update_is_turned_to_bytes_once_for_readers_wherever_they_stand() -> None:
     encode = Counting()
     log = ChangeLog(encode, Retention())
     a = engage(log, "a")
+    engage(log, "b")
     log.update(msgspec.structs.replace(a, source_version="2"), 0.0)
+    for seen in (1, 2):
+        Cursor(log, EVERYTHING, seen).take()
+    assert encode.encoded == 2  # b, and the update of a
+
+
+def test_the_steps_that_are_kept_are_bounded() -> None:
+    encode = Counting()
+    log = ChangeLog(encode, Retention())
+    engage(log, "a")
+    log.disengage("a", DisengageReason.DELETED, "", 0.0)
     for index in range(65):
         Cursor(log, Filter(names=frozenset({"a", f"b{index}"})), 1).take()
     encode.encoded = 0
