@@ -25,7 +25,10 @@ def generate() -> dict[str, str]:
             "protoc",
             f"-I{ROOT / 'proto'}",
             f"-I{files('grpc_tools') / '_proto'}",
-            *(f"--plugin=protoc-gen-{plugin}={Path(sys.executable).parent / f'protoc-gen-{plugin}'}" for plugin in PLUGINS),
+            *(
+                f"--plugin=protoc-gen-{plugin}={Path(sys.executable).parent / f'protoc-gen-{plugin}'}"
+                for plugin in PLUGINS
+            ),
             f"--python_out={out}",
             f"--grpc_python_out={out}",
             f"--mypy_out=quiet:{out}",
@@ -52,7 +55,9 @@ def main() -> None:
     if "--check" in sys.argv:
         present = {path.name: path.read_text() for path in TARGET.glob("*.py*")}
         if present != generated:
-            stale = sorted(name for name in present.keys() | generated.keys() if present.get(name) != generated.get(name))
+            stale = sorted(
+                name for name in present.keys() | generated.keys() if present.get(name) != generated.get(name)
+            )
             sys.exit(f"generated code is stale ({', '.join(stale)}): run ./dev gen and commit what it wrote")
         return
     TARGET.mkdir(parents=True, exist_ok=True)
