@@ -85,11 +85,7 @@ class Lease:
     @property
     def failure(self) -> Exception | None:
         """Why the next credential could not be got, as long as it couldn't."""
-        match self.state:
-            case Renewing(failure=failure) | Retrying(failure=failure) | Expired(failure=failure):
-                return failure
-            case Empty() | Fresh():
-                return None
+        return self.state.failure if isinstance(self.state, Renewing | Retrying | Expired) else None
 
     @property
     def is_renewing(self) -> bool:
@@ -101,7 +97,7 @@ class Lease:
         match self.state:
             case Fresh(renew_at=at) | Retrying(retry_at=at) | Expired(retry_at=at):
                 return at
-            case Empty() | Renewing():
+            case _:
                 return None
 
     def valid(self, now: Moment) -> Minted | None:
@@ -163,11 +159,7 @@ class Lease:
 
     @property
     def _held(self) -> Held | None:
-        match self.state:
-            case Fresh(held=held) | Retrying(held=held) | Renewing(held=held):
-                return held
-            case Empty() | Expired():
-                return None
+        return self.state.held if isinstance(self.state, Fresh | Renewing | Retrying) else None
 
     def _between(self, bounds: tuple[float, float]) -> float:
         least, most = bounds
