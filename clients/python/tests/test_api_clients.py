@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
+import aiohttp
 import grpc
 import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
@@ -30,6 +31,7 @@ from milo_discovery._access import Access
 from milo_discovery._credential import Credential
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._identity import Identity
+from milo_discovery._kubernetes_aio import limit
 
 from .kubeconfigs import ControlPlane, control_plane, issued, message
 from .messages import cluster, engaged, following, renewed, snapshot
@@ -243,6 +245,20 @@ async def test_without_the_package_it_says_what_to_install(client, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'milo-discovery-client\[kubernetes\]'"):
         async with client.api_client("alpha"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("query", "given", "expected"),
+    [
+        ("watch=True&timeoutSeconds=3600", None, 3630.0),
+        ("watch=True&timeoutSeconds=3600", 5, 5),
+        ("watch=True", None, None),
+        ("timeoutSeconds=3600", None, None),
+        ("", (1, 2), aiohttp.ClientTimeout(total=None, sock_connect=1, sock_read=2)),
+    ],
+)
+def test_a_watch_may_last_for_as_long_as_it_says(query, given, expected):
+    assert limit(f"https://a/api/v1/namespaces?{query}", given) == expected
 
 
 def test_when_a_certificate_is_over_another_client_is_needed():

@@ -13,13 +13,18 @@ import pytest
 from milo_discovery.testing import MiloSandbox
 
 README = Path(__file__).parent.parent / "README.md"
-FOLLOW, FLEET, BLOCKING, TEST = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+FOLLOW, FLEET, OPERATOR, BLOCKING, TEST = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize(
     ("program", "first_line"),
-    [(FOLLOW, "ENGAGED alpha https://"), (FLEET, "working on alpha at https://"), (BLOCKING, "ENGAGED alpha")],
-    ids=["follow", "fleet", "blocking"],
+    [
+        (FOLLOW, "ENGAGED alpha https://"),
+        (FLEET, "working on alpha at https://"),
+        (OPERATOR, "alpha has ['default', 'kube-system']"),
+        (BLOCKING, "ENGAGED alpha"),
+    ],
+    ids=["follow", "fleet", "operator", "blocking"],
 )
 def test_an_example_says_what_it_sees(milo_sandbox: MiloSandbox, program: str, first_line: str):
     milo_sandbox.create_project("alpha", labels={"env": "prod"})

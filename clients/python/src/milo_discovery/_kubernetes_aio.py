@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
+import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
 
 from milo_discovery._identity import BEARER, Identity
 from milo_discovery._renewal import LoopRenewal
 
 _UNAUTHORIZED = 401
+_GRACE_S = 30.0
 
 
 class FreshApiClient(ApiClient):
@@ -57,7 +60,7 @@ class FreshApiClient(ApiClient):
         if not self.configuration.api_key:
             self._identity.authorization(await self._renewal.access())  # the hook isn't called for certificates
         headers = dict(header_params or {})
-        arguments = {"body": body, "post_params": post_params, "_request_timeout": _request_timeout}
+        arguments = {"body": body, "post_params": post_params, "_request_timeout": limit(url, _request_timeout)}
         response = await super().call_api(method, url, dict(headers), **arguments)
         used = headers.get("authorization")
         if response.status != _UNAUTHORIZED or used is None:
@@ -69,3 +72,19 @@ class FreshApiClient(ApiClient):
             return response
         response.response.close()
         return await super().call_api(method, url, {**headers, "authorization": header}, **arguments)
+
+
+def limit(url: str, given: Any) -> Any:
+    """How long a request may take, where the package's own understanding of that is a trap.
+
+    Its pair of times for connecting and for reading is refused by what it hands it to; and without any, all requests
+    end after five minutes, watches too. One that asks for more by `timeout_seconds` gets it here.
+    """
+    if isinstance(given, tuple):
+        return aiohttp.ClientTimeout(total=None, sock_connect=given[0], sock_read=given[1])
+    if given is None:
+        query = parse_qs(urlsplit(url).query)
+        seconds = query.get("timeoutSeconds", [""])[-1]
+        if query.get("watch", [""])[-1].lower() in {"true", "1"} and seconds.isdigit():
+            return float(seconds) + _GRACE_S
+    return given
