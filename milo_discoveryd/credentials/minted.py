@@ -62,9 +62,9 @@ def judge(
             begins += [each for each in (found.nbf, found.iat) if each is not None]
             issued_at = min(now, found.iat) if found.iat is not None and found.iat > 0 else now
     if credential.certificate is not None:
-        certificate = _certificate(credential.certificate.chain, origin)
-        ends.append(certificate.not_valid_after_utc.timestamp())
-        begins.append(certificate.not_valid_before_utc.timestamp())
+        begin, end = _validity(credential.certificate.chain, origin)
+        begins.append(begin)
+        ends.append(end)
     if credential == Credential():
         raise UnfitError(f"{origin} has no credential at all")
     if not ends:
@@ -96,9 +96,11 @@ def _require_meant_for(found: jwt.Claims, audiences: Collection[str], subject: s
         raise BackendError(f"{origin} gave a token of somebody else than {subject}")
 
 
-def _certificate(chain: bytes, origin: str) -> x509.Certificate:
+def _validity(chain: bytes, origin: str) -> tuple[float, float]:
+    """Of the first certificate, which is the holder's."""
     try:
-        return x509.load_pem_x509_certificate(chain)
+        certificate = x509.load_pem_x509_certificate(chain)
+        return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
     except ValueError:
         raise BackendError(f"{origin} gave a client certificate that is not in PEM form") from None
 

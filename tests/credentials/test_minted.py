@@ -1,7 +1,12 @@
 """What is fit to be handed out."""
 
+import copy
+import json
 import math
+import pickle
+from collections.abc import Callable
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,6 +83,14 @@ def test_what_is_no_good_is_refused_by_what_is_wrong_with_it(
         judge(credential, NOW, origin="it", expires_at=expires_at)
     assert str(raised.value).startswith("it ")
     assert CANARY not in str(raised.value)
+
+
+@pytest.mark.parametrize("spread", [json.dumps, msgspec.json.encode, pickle.dumps, copy.deepcopy])
+def test_it_cannot_be_spread_by_accident(spread: Callable[[object], object]) -> None:
+    minted = judge(token(CANARY), NOW, origin="it", expires_at=NOW + 600)
+    with pytest.raises(TypeError) as raised:
+        spread(minted)
+    assert CANARY not in f"{raised.value}{minted}{minted!r}"
 
 
 def test_the_longest_life_is_for_the_source_to_say() -> None:
