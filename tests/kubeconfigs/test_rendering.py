@@ -117,3 +117,16 @@ async def test_kubectl_reads_what_we_wrote(tmp_path: Path) -> None:
         out, _ = await process.communicate()
         viewed = json.loads(out)
         assert (viewed["current-context"], viewed["users"][0]["user"]["token"]) == (name, name)
+
+
+def test_the_kubernetes_package_reads_what_we_wrote() -> None:
+    from kubernetes import config  # noqa: PLC0415 - importing it takes most of a second
+
+    for name in TREACHEROUS:
+        text = embedded(name, "https://milo/alpha", Place(None), Credential(token=Secret("t1")))
+        api = config.new_client_from_config_dict(yaml.safe_load(text))
+        assert (api.configuration.host, api.configuration.api_key["BearerToken"]) == (
+            "https://milo/alpha",
+            "Bearer t1",
+        )
+        api.close()
