@@ -31,6 +31,7 @@ class Place:
             "discovery_kubeconfig": str(self.kubeconfig),
             "listen": [self.address],
             "http_listen": "off",
+            "connectivity": {"interval": "off"},  # what probes find would come between the events that a test is about
             **settings,
         }
         config = self.folder / "config.yaml"

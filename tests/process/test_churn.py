@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -128,7 +129,8 @@ async def test_whatever_happens_every_subscriber_is_told_the_truth_and_nothing_e
     restless = Recorder("restless", place.address)
     prod = Recorder("prod", place.address, "env=prod")
     recorders = (fast, slow, restless, prod)
-    async with place.daemon(annotation_prefixes=["example.com/"]) as daemon, place.client() as client:
+    settings: dict[str, Any] = {"annotation_prefixes": ["example.com/"], "connectivity": {"interval": "1s"}}
+    async with place.daemon(**settings) as daemon, place.client() as client:
         await daemon.start()
         faults = Faults(place, daemon, world, random)
         watch = client.watch()

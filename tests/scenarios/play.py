@@ -51,6 +51,8 @@ def _settings(given: Mapping[str, Any], mode: Mode, server: ApiServer, folder: P
         "discovery_kubeconfig": str(server.kubeconfig),
         "listen": [f"unix://{folder / 'discovery.sock'}"],
         "http_listen": "off",
+        # Nobody plays the clusters' own servers: what probes find of them is no part of the scenario.
+        "connectivity": {"interval": "off"},
     }
     if "internalServiceDiscovery" not in given:  # today's operators' word for it
         settings["mode"] = mode
