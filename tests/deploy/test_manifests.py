@@ -1,5 +1,6 @@
 """What is deployed: valid for every Kubernetes that we name, and fit for the daemon as it is."""
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,18 @@ from click.testing import CliRunner
 from milo_discoveryd import __version__, cli
 from milo_discoveryd.config import load
 from milo_discoveryd.config.values import UnixAddress
-from tests.deploy.manifests import BUILT, DEPLOY, WITH_DAEMON, arguments, containers, daemon, environment, of_kind, pod
+from tests.deploy.manifests import (
+    BUILT,
+    DEPLOY,
+    ROOT,
+    WITH_DAEMON,
+    arguments,
+    containers,
+    daemon,
+    environment,
+    of_kind,
+    pod,
+)
 from tests.deploy.manifests import built as build
 from tests.deploy.manifests import manifests as read
 from tests.deploy.validators import validator
@@ -50,6 +62,13 @@ def test_every_manifest_is_strictly_valid(folder: Path, version: str, tmp_path: 
 def test_a_mode_may_read_the_one_resource_that_it_watches(mode: str, group: str, resource: str) -> None:
     role = yaml.safe_load((DEPLOY / "base" / "rbac" / mode / "cluster-role.yaml").read_text())
     assert role["rules"] == [{"apiGroups": [group], "resources": [resource], "verbs": ["get", "list", "watch"]}]
+
+
+def test_a_source_of_tokens_may_do_what_its_document_says() -> None:
+    document = (ROOT / "docs" / "kubeconfigs.md").read_text()
+    [said] = re.findall(r"^```yaml\n(rules:\n.*?)^```", document, re.MULTILINE | re.DOTALL)
+    role = yaml.safe_load((DEPLOY / "base" / "rbac" / "token-request" / "role.yaml").read_text())
+    assert role["rules"] == yaml.safe_load(said)["rules"]
 
 
 @every_build
