@@ -46,11 +46,12 @@ from milo_discoveryd.server import listener
 from milo_discoveryd.server.convert import encoder
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.server.service import About, Service
+from milo_discoveryd.telemetry.board import Board
 from milo_discoveryd.telemetry.http import Endpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.logging import Level
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.status import Board, Identity
+from milo_discoveryd.telemetry.status import Identity
 from milo_discoveryd.watchers.driver import Driver, Watched
 from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.watchers.transport import open_transport

@@ -14,8 +14,9 @@ from prometheus_client.registry import Collector
 
 from milo_discoveryd.errors import StartError
 from milo_discoveryd.telemetry import status_page
+from milo_discoveryd.telemetry.board import Board
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.status import Board, Question
+from milo_discoveryd.telemetry.status import Question
 
 Checks = Callable[[], Mapping[str, str | None]]
 """By name, what is wrong; None where nothing is."""

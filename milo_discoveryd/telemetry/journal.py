@@ -5,8 +5,8 @@ import structlog
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import Done
+from milo_discoveryd.telemetry.board import Recent
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.status import Recent
 
 log = structlog.get_logger()
 

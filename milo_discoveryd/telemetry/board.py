@@ -1,0 +1,172 @@
+"""Where the status of the daemon is gathered from the parts that know."""
+
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from milo_discoveryd.kubeconfigs.handed import SourceHealth
+from milo_discoveryd.model.cluster import ConnectivityState
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.filter import Filter
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.registry import Done, Record, Standing
+from milo_discoveryd.telemetry.status import (
+    ClusterRow,
+    Happening,
+    Identity,
+    Question,
+    Source,
+    Status,
+    SubscriberRow,
+)
+
+HAPPENINGS_KEPT = 50
+SHOWN_AT_ONCE = 500
+_NAMES_SHOWN = 3
+# What somebody should look at comes first.
+_ORDER = (Standing.MALFORMED, Standing.NOT_READY, Standing.READY, Standing.OUTSIDE, Standing.GONE)
+
+
+class Subscriber(Protocol):
+    opened_at: float
+
+    @property
+    def lag(self) -> int: ...
+
+    @property
+    def wanted(self) -> Filter: ...
+
+
+class Recent:
+    """The last engagements and disengagements. Updates would crowd them out: a cluster that is probed has many."""
+
+    def __init__(self) -> None:
+        self._kept: deque[Happening] = deque(maxlen=HAPPENINGS_KEPT)
+
+    def note(self, done: Done) -> None:
+        if done.type is EventType.UPDATED:
+            return
+        self._kept.appendleft(
+            Happening(
+                at=time.time(),
+                type=done.type.value,
+                cluster=done.cluster.target.name,
+                reason="" if done.reason is None else done.reason.value,
+                message=done.message,
+            )
+        )
+
+    def __iter__(self) -> Iterator[Happening]:
+        return iter(self._kept)
+
+
+class Board:
+    """Where the status is gathered from. With `names` off, it tells no names, nor what is subscribed to."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        fleet: Fleet,
+        recent: Recent,
+        *,
+        subscribers: Callable[[], Iterable[Subscriber]],
+        credentials: Callable[[], Iterable[SourceHealth]],
+        names: bool,
+    ) -> None:
+        self._identity = identity
+        self._fleet = fleet
+        self._recent = recent
+        self._subscribers = subscribers
+        self._credentials = credentials
+        self._names = names
+
+    def status(self, question: Question) -> Status:
+        now = Moment(time.time(), time.monotonic())
+        registry = self._fleet.registry
+        matching = self._matching(question) if self._names else []
+        shown = heapq.nsmallest(SHOWN_AT_ONCE, matching, key=lambda pair: (_RANK[pair[1].standing], pair[0]))
+        return Status(
+            at=now.wall,
+            identity=self._identity,
+            source=self._source(now),
+            engaged=registry.engaged,
+            counts={standing.value: registry.count(standing) for standing in _ORDER},
+            deletions_unconfirmed=len(self._fleet.suspicions),
+            revision=self._fleet.log.head,
+            clusters=tuple(_row(name, record, self._fleet.suspicions.why(name)) for name, record in shown),
+            matching=len(matching),
+            happenings=tuple(self._recent) if self._names else (),
+            subscribers=tuple(
+                sorted((self._subscriber(each) for each in self._subscribers()), key=lambda row: (-row.lag, row.since))
+            ),
+            credentials=tuple(self._credentials()),
+        )
+
+    def _matching(self, question: Question) -> list[tuple[str, Record]]:
+        return [(name, record) for name, record in self._fleet.registry.items() if question.asks_for(name, record)]
+
+    def _source(self, now: Moment) -> Source:
+        status = self._fleet.status
+
+        def wall(steady: float) -> float:
+            return now.wall - (now.steady - steady)
+
+        return Source(
+            state=status.state.value,
+            since=wall(status.since),
+            reason=status.reason if status.state is not SourceState.STREAMING else "",
+            message=status.message if status.state is not SourceState.STREAMING else "",
+            last_contact=None if status.last_contact is None else wall(status.last_contact),
+            synced=self._fleet.synced,
+        )
+
+    def _subscriber(self, subscriber: Subscriber) -> SubscriberRow:
+        wants = _in_words(subscriber.wanted) if self._names else ""
+        return SubscriberRow(since=subscriber.opened_at, lag=subscriber.lag, wants=wants)
+
+
+_RANK = {standing: rank for rank, standing in enumerate(_ORDER)}
+
+
+def _row(name: str, record: Record, suspicion: tuple[float, str] | None) -> ClusterRow:
+    target = None if record.cluster is None else record.cluster.target
+    return ClusterRow(
+        name=name,
+        state=record.standing.value,
+        engaged=record.engaged,
+        since=record.since,
+        organization="" if target is None else target.organization,
+        endpoint=target.endpoint if target is not None and record.engaged else "",
+        notes=tuple(_notes(record, suspicion)),
+    )
+
+
+def _notes(record: Record, suspicion: tuple[float, str] | None) -> Iterator[str]:
+    if record.message:
+        yield record.message
+    if suspicion is not None:
+        yield f"reported as gone; engaged until that is certain{suspicion[1] and f' ({suspicion[1]})'}"
+    if record.held_until is not None:
+        yield "engaged for the time of not_ready_grace"
+    cluster = record.current
+    if cluster is None:
+        return
+    if cluster.target.deletion_requested_at is not None:
+        yield f"being deleted{cluster.target.deletion_message and f': {cluster.target.deletion_message}'}"
+    if cluster.target.suspended:
+        yield "suspended"
+    if cluster.connectivity.state is ConnectivityState.UNREACHABLE:
+        yield f"unreachable: {cluster.connectivity.message}"
+
+
+def _in_words(wanted: Filter) -> str:
+    parts = [str(wanted.selector)] if wanted.selector else []
+    for kind, names in (("names", wanted.names), ("organizations", wanted.organizations)):
+        if names:
+            more = len(names) - _NAMES_SHOWN
+            parts.append(f"{kind} {', '.join(sorted(names)[:_NAMES_SHOWN])}{f' and {more} more' if more > 0 else ''}")
+    return "; ".join(parts) or "everything"
