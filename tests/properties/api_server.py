@@ -81,8 +81,8 @@ class Server:
         self.looked_at = 0
         """The latest version of an object that was asked for by name."""
         self.is_behind = False
-        """It was restored to before what it had told, and nobody listed it since. Who had read beyond can tell as long
-        as it has not caught up, and nobody can tell once it has: so in this model nothing is written meanwhile."""
+        """It was restored to before what it had told, and nobody has seen a list since. Who had read beyond can tell as
+        long as it has not caught up, and nobody can tell once it has: so in this model nothing is written meanwhile."""
 
     # --- what its users do ---
 
@@ -133,7 +133,6 @@ class Server:
             return None
         names = sorted(name for name, thing in self.things.items() if thing.inside)
         end = int(start) + limit if limit else len(names)
-        self._listed(whole=end >= len(names))
         items = [self.things[name].encoded(name) for name in names[int(start) : end]]
         metadata = {"resourceVersion": str(self.version)}
         if end < len(names):
@@ -148,13 +147,17 @@ class Server:
     def watch(self, version: str) -> Watch | None:
         """None for one that is too old. With no version it begins with the list."""
         if not version:
-            self._listed(whole=True)
             inside = [(name, thing) for name, thing in sorted(self.things.items()) if thing.inside]
             initial = [line("ADDED", thing.encoded(name)) for name, thing in inside]
             return Watch(self.version, [*initial, bookmark(self.version, ends_list=True)])
         if int(version) < self.compacted:
             return None
         return Watch(int(version)) if int(version) <= self.version else Watch(None)
+
+    def was_listed(self, version: str) -> None:
+        """Its user has seen all of a list."""
+        self.is_behind = False
+        self.told = self.looked_at = int(version)
 
     def read(self, watch: Watch) -> list[bytes]:
         """What there is for it now; a bookmark where there is nothing."""
@@ -193,11 +196,6 @@ class Server:
 
     def first_seen(self, name: str, uid: str) -> int:
         return next(index for index, truth in enumerate(self.truth) if name in truth and truth[name].uid == uid)
-
-    def _listed(self, *, whole: bool) -> None:
-        if whole:
-            self.is_behind = False
-            self.told = self.looked_at = self.version
 
     def _happened(self, kind: str, name: str, thing: Thing) -> None:
         self.history.append(Happening(self.version, kind, name, thing))

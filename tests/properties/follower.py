@@ -9,12 +9,15 @@ from milo_discoveryd.reflect.machine import (
     Failure,
     FetchPage,
     Finding,
+    ListEnded,
     ListStarted,
+    Opening,
     OpenWatch,
     Policy,
     ReadWatch,
     Reflector,
     Wait,
+    Watching,
 )
 from milo_discoveryd.reflect.wire import Decoder, Lines
 from milo_discoveryd.registry.intake import Intake
@@ -127,6 +130,9 @@ class Follower:
                 if isinstance(finding, ListStarted) and not self.intake.synced:
                     self.done.clear()  # nothing was published yet
                 yield finding
+                if isinstance(finding, ListEnded):
+                    assert isinstance(self.reflector.state, Opening | Watching)
+                    self.server.was_listed(self.reflector.state.version)
 
         for done in self.intake.take(noted(), at(self.now)):
             self.done += done
