@@ -94,11 +94,16 @@ def sandbox(listen: str, projects: int, churn: float, kubeconfig_out: Path | Non
 @main.command()
 @click.option("--seconds", type=click.FloatRange(min=0), help="End after so long.  [default: at Ctrl-C]")
 @click.option("--churn", default=5.0, show_default=True, type=click.FloatRange(0.01, 100), help="Changes per second.")
-def demo(seconds: float | None, churn: float) -> None:
+@click.option(
+    "--kubeconfig",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    help="Of a Milo API that there is; it is watched, and nothing is changed in it.  [default: one of the demo's own]",
+)
+def demo(seconds: float | None, churn: float, kubeconfig: Path | None) -> None:
     """A Milo API with life in it, the daemon and a subscriber, in this terminal."""
     from milo_discoveryd.demo.demo import demo as show
 
-    _run(lambda: show(seconds, churn))
+    _run(lambda: show(seconds, churn, kubeconfig))
 
 
 def _given(flags: dict[str, Any]) -> dict[str, object]:

@@ -1,14 +1,15 @@
-"""Starts the sandbox, the daemon and a subscriber, and shows what the subscriber is told."""
+"""Starts the sandbox, unless there is an API, the daemon and a subscriber, and shows what the subscriber is told."""
 
 import asyncio
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from milo_discovery import DiscoveryClient, EventType, Watch
 from milo_discoveryd.app import Daemon
@@ -24,32 +25,36 @@ FRAMES_PER_S = 8
 PROJECTS = 12
 
 
-async def demo(seconds: float | None, changes_per_s: float) -> None:
-    """Until the time is up, or a signal comes."""
+async def demo(seconds: float | None, changes_per_s: float, existing: Path | None = None) -> None:
+    """Until the time is up, or a signal comes. `existing` is the kubeconfig of an API that has a life of its own."""
     with TemporaryDirectory(prefix="milo-demo-") as name:
         folder = Path(name)
         # What the daemon says goes where it doesn't disturb the picture, and can be read.
         with (folder / "daemon.log").open("w") as log:
             logging.configure("info", "json", log)
-            await _show(folder, seconds, changes_per_s)
+            if existing is not None:
+                await _show(folder, seconds, existing)
+                return
+            async with Sandbox() as sandbox:
+                sandbox.populate(PROJECTS, finalizers=[PROJECT_FINALIZER])
+                kubeconfig = sandbox.write_kubeconfig(folder / "kubeconfig")
+                await _show(folder, seconds, kubeconfig, churn.run(sandbox.churn(), changes_per_s))
 
 
-async def _show(folder: Path, seconds: float | None, changes_per_s: float) -> None:
+async def _show(
+    folder: Path, seconds: float | None, kubeconfig: Path, life: Coroutine[Any, Any, None] | None = None
+) -> None:
     scene = Scene()
     async with AsyncExitStack() as stack:
-        sandbox = await stack.enter_async_context(Sandbox())
-        sandbox.populate(PROJECTS, finalizers=[PROJECT_FINALIZER])
-        kubeconfig = sandbox.write_kubeconfig(folder / "kubeconfig")
         socket = f"unix://{folder}/discovery.sock"
         flags = {"discovery_kubeconfig": str(kubeconfig), "listen": (socket,), "http_listen": "127.0.0.1:0"}
         daemon = Daemon(load(flags, {}, None))
         client = await stack.enter_async_context(DiscoveryClient(socket))
         ending = stack.enter_context(_ending(seconds))
         async with asyncio.TaskGroup() as tasks:
-            playing = [
-                tasks.create_task(churn.run(sandbox.churn(), changes_per_s), name="life"),
-                tasks.create_task(daemon.serve(), name="daemon"),
-            ]
+            playing = [tasks.create_task(daemon.serve(), name="daemon")]
+            if life is not None:
+                playing.append(tasks.create_task(life, name="life"))
             await daemon.started.wait()
             watch = client.watch()
             introduction = _introduction(folder, socket, kubeconfig, str(daemon.http_address))

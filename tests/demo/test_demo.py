@@ -1,8 +1,13 @@
 """The demo as a person runs it, but for the terminal."""
 
+import asyncio
 import signal
 import subprocess
 import sys
+from asyncio.subprocess import PIPE
+from pathlib import Path
+
+from milo_discoveryd.sandbox import Sandbox
 
 DEMO = (sys.executable, "-m", "milo_discoveryd", "demo")
 
@@ -27,3 +32,17 @@ def test_the_demo_ends_by_itself_when_its_time_is_up() -> None:
     done = subprocess.run([*DEMO, "--seconds", "1"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].startswith("The subscriber was told: ")
+
+
+async def test_the_demo_watches_an_api_that_there_is(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        sandbox.projects.create("alpha", ready=True)
+        kubeconfig = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
+        demo = await asyncio.create_subprocess_exec(*DEMO, "--kubeconfig", str(kubeconfig), stdout=PIPE)
+        assert demo.stdout is not None
+        async with asyncio.timeout(60):
+            while "ENGAGED alpha" not in " ".join((await demo.stdout.readline()).decode().split()):
+                pass
+        demo.send_signal(signal.SIGINT)
+        await demo.communicate()
+    assert demo.returncode == 0

@@ -1,6 +1,8 @@
 """`./dev real up|down|status`: the real servers, running until they are told to end.
 
 `./dev real peer` builds the Go program that embeds Milo's own provider, and prints where it is.
+`./dev demo --real` comes here too, as `demo`.
+`./dev real parity` plays scenarios with that program beside the daemon, and writes docs/parity.md.
 `./dev real record` writes anew what the real servers answer (tests/contract), for the sandbox to be held to.
 
 Ends with 0 when it is done (`status`: when all of them run), 1 when it is not, 3 when there is no go command.
@@ -9,6 +11,7 @@ Ends with 0 when it is done (`status`: when all of them run), 1 when it is not, 
 import argparse
 import asyncio
 import sys
+from contextlib import aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,12 +20,16 @@ import click
 from tests.contract import transcripts
 from tests.contract.conversations import CONVERSATIONS
 from tests.contract.recording import hold
+from tests.real import parity
 from tests.real.builds import GoMissingError, UnobtainableError, say_to_stderr
+from tests.real.demo import demo
 from tests.real.process import ProcessError
 from tests.real.programs import peer, programs
 from tests.real.session import Session
+from tests.scenarios import reading
+from tests.scenarios.__main__ import OWN
 from tests.scenarios.servers import RealServers
-from tests.scenarios.steps import MODES
+from tests.scenarios.steps import MODES, Scenario
 
 _FAILED = 1
 _NO_GO = 3
@@ -30,11 +37,13 @@ _NO_GO = 3
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev real", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("verb", choices=["up", "down", "status", "peer", "record"])
-    verb = parser.parse_args(argv).verb
+    parser.add_argument("verb", choices=["up", "down", "status", "peer", "demo", "parity", "record"])
+    asked, rest = parser.parse_known_args(argv)
+    if rest and asked.verb != "demo":
+        parser.error(f"unknown arguments: {' '.join(rest)}")
     session = Session.of_the_user()
     try:
-        match verb:
+        match asked.verb:
             case "up":
                 asyncio.run(session.up(say_to_stderr))
                 return _status(session)
@@ -44,6 +53,10 @@ def main(argv: list[str]) -> int:
             case "peer":
                 click.echo(peer(say_to_stderr))
                 return 0
+            case "demo":
+                return asyncio.run(demo(programs(say_to_stderr), rest))
+            case "parity":
+                return asyncio.run(_parity())
             case "record":
                 asyncio.run(_record())
                 return 0
@@ -55,6 +68,19 @@ def main(argv: list[str]) -> int:
     except (UnobtainableError, ProcessError) as error:
         say_to_stderr(str(error))
         return _FAILED
+
+
+async def _parity() -> int:
+    found = await asyncio.to_thread(programs, say_to_stderr)
+    binary = await asyncio.to_thread(peer, say_to_stderr)
+    scenarios = [each for file in OWN for each in reading.load(file) if isinstance(each, Scenario)]
+    comparisons = []
+    async with aclosing(parity.compare(scenarios, found, binary)) as results:
+        async for result in results:
+            click.echo(f"{result.verdict:20} {result.scenario} [{result.mode}]")
+            comparisons.append(result)
+    parity.TABLE.write_text(parity.table(comparisons, found))
+    return _FAILED if not all(each.is_explained for each in comparisons) else 0
 
 
 async def _record() -> None:

@@ -65,9 +65,13 @@ def peer(say: Say) -> Path:
     return _given(PEER_BINARY) or obtain(PEER, say)
 
 
+def peer_title() -> str:
+    return f"bench/peer with Milo's provider, a binary given by {PEER_BINARY}" if _given(PEER_BINARY) else PEER.title
+
+
 def _milo(say: Say) -> ApiProgram:
     if given := _given(MILO_BINARY):
-        return ApiProgram(title=f"milo as built at {given}", argv=(str(given), "apiserver"))
+        return ApiProgram(title=f"Milo's API server, a binary given by {MILO_BINARY}", argv=(str(given), "apiserver"))
     return ApiProgram(title=MILO.title, argv=(str(obtain(MILO, say)), "apiserver"))
 
 

@@ -88,6 +88,11 @@ async def create_ready(server: RealApi, *names: str) -> None:
         await set_ready(server, name, True)
 
 
+async def label(server: RealApi, name: str, **labels: str) -> None:
+    async with server.api() as api:
+        await api.call("PATCH", f"{server.collection}/{name}", {"metadata": {"labels": labels}})
+
+
 async def delete(server: RealApi, name: str) -> None:
     async with server.api() as api:
         await api.call("DELETE", f"{server.collection}/{name}")
