@@ -343,3 +343,8 @@ def test_the_same_again_makes_no_revision() -> None:
 
 def test_a_target_is_what_a_subscriber_can_see() -> None:
     assert ready().name == target().name
+
+
+def test_all_that_is_known_can_be_gone_through_by_name_engaged_or_not() -> None:
+    fleet = after(ready("a"), not_ready("b"))
+    assert {name: record.standing for name, record in fleet.items()} == {"a": Standing.READY, "b": Standing.NOT_READY}
