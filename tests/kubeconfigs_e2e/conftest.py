@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -47,14 +48,14 @@ class Place:
         return DiscoveryClient(self.address)
 
     @asynccontextmanager
-    async def running(self, program: str, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    async def running(self, program: str, *arguments: str) -> AsyncIterator[Process]:
         environ = {
             "HOME": str(self.folder),
             "PATH": f"{COMMANDS}:{os.environ['PATH']}",
             "MILO_DISCOVERY_ADDRESS": self.address,
         }
         process = await asyncio.create_subprocess_exec(
-            program, *arguments, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            program, *arguments, env=environ, stdin=PIPE, stdout=PIPE, stderr=PIPE
         )
         try:
             yield process
@@ -65,7 +66,7 @@ class Place:
 
     async def run(self, program: str, *arguments: str) -> Outcome:
         async with self.running(program, *arguments) as process, asyncio.timeout(ENDS_WITHIN_S):
-            out, err = await process.communicate()
+            out, err = await process.communicate(b"")
         assert process.returncode is not None
         return Outcome(process.returncode, out.decode(), err.decode())
 

@@ -1,6 +1,9 @@
-"""Both forms, as client libraries load them."""
+"""Both forms, as client libraries of other languages and ours load them."""
 
 import asyncio
+import json
+import time
+from datetime import datetime
 from pathlib import Path
 
 import kubernetes.aio.client
@@ -9,7 +12,9 @@ import kubernetes.client
 import kubernetes.config
 import pytest
 
+from tests.eventually import eventually
 from tests.kubeconfigs_e2e.conftest import COMMANDS, Start
+from tests.kubeconfigs_e2e.reading import READERS, Command
 
 EXPECTED = ["default", "kube-system"]
 
@@ -36,3 +41,35 @@ async def test_the_kubernetes_package_reads_both_forms(
     async with start() as place:
         assert callable(read)
         assert await read(await place.kubeconfig(form)) == EXPECTED
+
+
+@pytest.fixture(scope="session", params=sorted(READERS))
+def reader(request: pytest.FixtureRequest) -> Command:
+    """What reads a kubeconfig, in each language."""
+    return READERS[request.param]()
+
+
+@pytest.mark.timeout(600)  # the first time its packages are fetched, and compiled
+@pytest.mark.parametrize("form", ["--token", "--exec"])
+async def test_the_clients_of_other_languages_read_both_forms(start: Start, reader: Command, form: str) -> None:
+    async with start() as place:
+        program, *arguments = reader
+        async with place.running(program, *arguments, str(await place.kubeconfig(form))) as process:
+            out, err = await process.communicate(b"")
+    assert (out.decode().split(), err.decode()) == (["200", *EXPECTED], "")
+
+
+@pytest.mark.timeout(600)
+async def test_a_client_that_runs_on_gets_the_next_credential_by_the_exec_form(start: Start, reader: Command) -> None:
+    async with start(token_life=4) as place:
+        program, *arguments = reader
+        async with place.running(program, *arguments, str(await place.kubeconfig("--exec"))) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            first = await process.stdout.readline()
+            held = json.loads((await place.discovery("credential", "--cluster", "alpha")).out)["status"]
+            end = datetime.fromisoformat(held["expirationTimestamp"]).timestamp()
+            await eventually(lambda: time.time() > end + 1)
+            process.stdin.write(b"again\n")
+            assert await process.stdout.readline() == first
+    assert place.refused == []
