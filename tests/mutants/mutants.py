@@ -48,8 +48,8 @@ MUTANTS = (
     Mutant(
         "a heartbeat overtakes events",
         "registry/cursor.py",
-        "            self._state = _Following(revision)\n            if found.frames:",
-        "            self._state = _Following(self._log.head)\n            if found.frames:",
+        "return Batch(found.frames, revision)",
+        "return Batch(found.frames, self._log.head)",
         CURSORS,
     ),
     Mutant(
