@@ -3,7 +3,7 @@
 import msgspec
 
 from milo_discoveryd.registry.filter import Filter
-from milo_discoveryd.registry.log import ChangeLog, Snapshot
+from milo_discoveryd.registry.log import Ahead, ChangeLog, Snapshot
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -20,6 +20,8 @@ class _InSnapshot(msgspec.Struct, frozen=True):
 
 class _Following(msgspec.Struct, frozen=True):
     revision: int
+    ahead: Ahead = frozenset()
+    """While it catches up in several steps."""
 
 
 class Cursor:
@@ -57,7 +59,7 @@ class Cursor:
         """The next batch; None where there is nothing new."""
         if isinstance(self._state, _Following):
             if self._log.reads_from(self._state.revision):
-                return self._from_log(self._state.revision)
+                return self._from_log(self._state.revision, self._state.ahead)
             # It slept for longer than the log remembers.
             self._state = _InSnapshot(self._log.snapshot())
         return self._from_snapshot(self._state.snapshot, self._state.index)
@@ -80,11 +82,12 @@ class Cursor:
         self._state = _Following(snapshot.revision) if synced else _InSnapshot(snapshot, index)
         return Batch(tuple(frames), snapshot.revision, reset=start == 0, synced=synced)
 
-    def _from_log(self, revision: int) -> Batch | None:
+    def _from_log(self, revision: int, ahead: Ahead) -> Batch | None:
         while revision < self._log.head:
-            found = self._log.since(revision, self._wanted)
+            found = self._log.since(revision, self._wanted, ahead)
             revision = found.revision
-            self._state = _Following(revision)
+            ahead = found.ahead if revision < self._log.head else frozenset()
+            self._state = _Following(revision, ahead)
             if found.frames:
                 return Batch(found.frames, revision)
         return None

@@ -88,11 +88,16 @@ class Retention(msgspec.Struct, frozen=True):
     age_s: float = 3600.0
 
 
+Ahead = frozenset[tuple[str, int]]
+"""Clusters that a reader of a part was told of as they stand beyond its end, and the revisions they stand at."""
+
+
 class Slice(msgspec.Struct, frozen=True):
     """Some of the log: what changed after one revision, up to and including another."""
 
     frames: tuple[bytes, ...]
     revision: int
+    ahead: Ahead = frozenset()
 
 
 class Snapshot(msgspec.Struct, frozen=True, weakref=True):
@@ -115,7 +120,7 @@ class ChangeLog:
         self._memory: deque[tuple[int, float, str]] = deque()
         self._floor = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
-        self._slices: dict[tuple[int, str], Slice] = {}
+        self._slices: dict[tuple[int, str, Ahead], Slice] = {}
         self.head = 0
 
     def engage(self, name: str, make: Callable[[int], Cluster]) -> Cluster:
@@ -198,23 +203,26 @@ class ChangeLog:
             view.kind, view.frame = kind, self._encode(Event(kind, view.cluster))
         return view.frame
 
-    def since(self, revision: int, wanted: Filter) -> Slice:
-        """What changed after `revision`: of each cluster, where it stands now. A part of it, where it is much."""
-        key = (revision, wanted.fingerprint)
+    def since(self, revision: int, wanted: Filter, ahead: Ahead = frozenset()) -> Slice:
+        """What changed after `revision`: of each cluster, where it stands now. A part of it, where it is much.
+
+        Who reads on from a part gives what it was told `ahead`, and isn't told again.
+        """
+        key = (revision, wanted.fingerprint, ahead)
         found = self._slices.get(key)
         if found is None:
             if len(self._slices) >= _SLICES:
                 self._slices.clear()
-            self._slices[key] = found = self._slice(revision, wanted)
+            self._slices[key] = found = self._slice(revision, wanted, ahead)
         return found
 
-    def _slice(self, revision: int, wanted: Filter) -> Slice:
+    def _slice(self, revision: int, wanted: Filter, ahead: Ahead) -> Slice:
         told: dict[int, tuple[Entry, list[bytes]]] = {}
         reached = self.head
         size = 0
         for place in range(bisect_right(self._revisions, revision), len(self._order)):
             entry = self._order[place]
-            if id(entry) in told:
+            if id(entry) in told or (entry.view and (entry.view.cluster.target.name, entry.revision) in ahead):
                 continue
             frames = [*self._told(entry, revision, self.head, wanted)]
             told[id(entry)] = (entry, frames)
@@ -227,8 +235,13 @@ class ChangeLog:
             # taken to know how each of them stood there, no earlier and no later: so that is what is told.
             for key, (entry, _) in told.items():
                 told[key] = (entry, [*self._told(entry, revision, reached, wanted)])
+            ahead |= {
+                (entry.view.cluster.target.name, entry.revision)
+                for entry, frames in told.values()
+                if frames and entry.view and entry.revision > reached and entry.since <= reached
+            }
         in_order = sorted(told.values(), key=lambda pair: pair[0].revision)
-        return Slice(tuple(frame for _, frames in in_order for frame in frames), reached)
+        return Slice(tuple(frame for _, frames in in_order for frame in frames), reached, ahead)
 
     def _told(self, entry: Entry, after: int, upto: int, wanted: Filter) -> Iterator[bytes]:
         """What takes a reader from how the entry stood at one revision to how it stood at another."""

@@ -60,8 +60,8 @@ def ordered(history: History) -> Iterator[str]:
 def unique(history: History) -> Iterator[str]:
     """No event comes twice, and none is of the past, on a stream and across resumes.
 
-    One repeat is let pass: a reader that is behind may be told ENGAGED as things are by now, and then of the update
-    that made them so.
+    One repeat is let pass: a reader that was cut while it caught up may have been told ENGAGED as things are by now,
+    and is told, when it is back, of the update that made them so.
     """
     reader = Reader()
     for stream in history.streams:

@@ -1,9 +1,12 @@
 """Old places in the log are swept up, and no reader of a part misses what happened at one."""
 
+from functools import partial
+
 import pytest
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.registry import log as log_module
+from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.registry.log import ChangeLog, Retention
@@ -63,3 +66,24 @@ def test_what_is_swept_does_not_grow_with_history(log: ChangeLog) -> None:
     for step in range(1000):
         log.update(cluster("alpha", 1, step), 0.0)
     assert len(log._order) <= 5
+
+
+def test_what_was_told_as_it_stands_now_is_not_told_again_on_the_way(log: ChangeLog) -> None:
+    log.engage("alpha", lambda revision: cluster("alpha", revision))
+    log.engage("beta", lambda revision: cluster("beta", revision))
+    log.engage("gamma", lambda revision: cluster("gamma", revision))
+    log.update(cluster("alpha", 1, 1), 0.0)
+    reader = Cursor(log, EVERYTHING, 0)
+    told = [b"".join(batch.frames).decode() for batch in iter(reader.take, None)]
+    assert "".join(told) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;"
+
+
+def test_what_changes_while_a_reader_is_on_the_way_is_told(log: ChangeLog) -> None:
+    for name in ("alpha", "beta", "gamma"):
+        log.engage(name, partial(cluster, name))
+    log.update(cluster("alpha", 1, 1), 0.0)
+    reader = Cursor(log, EVERYTHING, 0)
+    first = reader.take()
+    log.update(cluster("alpha", 1, 2), 0.0)
+    told = [b"".join(batch.frames).decode() for batch in (first, *iter(reader.take, None))]
+    assert "".join(told) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;UPDATED alpha;"
