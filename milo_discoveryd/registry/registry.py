@@ -181,7 +181,7 @@ class Registry:
         if record is None or engaged is None or engaged.incarnation != incarnation:
             return []
         record.cluster = msgspec.structs.replace(engaged, connectivity=connectivity)
-        self.log.update(record.cluster, now.wall)
+        self.log.update(record.cluster, now.steady)
         return [Done(EventType.UPDATED, record.cluster)]
 
     def clear(self) -> None:

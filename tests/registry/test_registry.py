@@ -1,8 +1,9 @@
 """What is engaged, for what is known of the objects."""
 
+import msgspec
 import pytest
 
-from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.cluster import UNPROBED, Connectivity, ConnectivityState, DisengageReason
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.reflect.deletions import Gone
 from milo_discoveryd.registry import registry as module
@@ -251,6 +252,34 @@ def test_after_a_list_old_versions_of_what_it_did_not_name_prove_nothing(left: O
     fleet = after(ready(version="10"), left)
     fleet.list_ended()
     assert fleet.commit([ready(version="5")], at(2)) != []
+
+
+# --- probes ---
+
+REFUSED = Connectivity(ConnectivityState.UNREACHABLE, wall(1), "connection refused")
+
+
+def test_what_probes_find_is_an_update() -> None:
+    fleet = after(ready())
+    told = msgspec.structs.replace(cluster(), connectivity=REFUSED)
+    assert fleet.probed("a", 1, REFUSED, at(1)) == [done(updated(told))]
+    assert list(fleet.clusters()) == [told]
+    assert fleet.log.head == 2
+
+
+def test_what_probes_found_outlives_an_update_and_ends_with_the_incarnation() -> None:
+    fleet = after(ready())
+    fleet.probed("a", 1, REFUSED, at(1))
+    (change,) = fleet.commit([ready(version="2", suspended=True)], at(2))
+    assert change.cluster.connectivity == REFUSED
+    _, change = fleet.commit([ready(version="3", uid="u2")], at(3))
+    assert change.cluster.connectivity == UNPROBED
+
+
+@pytest.mark.parametrize(("name", "incarnation"), [("b", 1), ("a", 2), ("gone", 2)])
+def test_what_probes_find_of_what_is_no_longer_engaged_is_nothing(name: str, incarnation: int) -> None:
+    fleet = after(ready(), ready("gone"), Gone("gone", "u1"))
+    assert fleet.probed(name, incarnation, REFUSED, at(3)) == []
 
 
 # --- explanations ---
