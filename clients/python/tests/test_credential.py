@@ -18,10 +18,10 @@ FIRST = value(text(token="first"), now=NOON)
 SECOND_ONE = value(text(token="second"), now=NOON + 5 * MINUTE)
 
 
-def holding(*offered, fed: bool = False) -> Credentials:
-    credentials = Credentials(fed=fed)
+def holding(*offered, sent: bool = False) -> Credentials:
+    credentials = Credentials()
     for each in offered:
-        credentials.offer(each)
+        credentials.offer(each, sent=sent)
     return credentials
 
 
@@ -45,7 +45,7 @@ def test_before_the_first_there_is_nothing_good():
 
 
 def test_who_is_sent_renewals_gives_them_time_to_come():
-    fed = holding(FIRST, fed=True)
+    fed = holding(FIRST, sent=True)
     assert fed.standing(NOON + 6 * MINUTE) is Standing.FRESH
     assert fed.standing(NOON + 6.25 * MINUTE) is Standing.DUE
 

@@ -43,9 +43,7 @@ class Credential:
 class Credentials:
     """The newest credential. Any thread may look; it changes in one step."""
 
-    def __init__(self, *, fed: bool = False) -> None:
-        """`fed`: renewals are sent, and asked for only where they don't come."""
-        self._patience = _PATIENCE if fed else 0.0
+    def __init__(self) -> None:
         self._current: Credential | None = None
         self._offered: Kubeconfig | None = None
         self._not_before: datetime | None = None
@@ -55,11 +53,11 @@ class Credentials:
         assert self._current is not None, "looked at before the first one was taken"
         return self._current
 
-    def offer(self, kubeconfig: Kubeconfig) -> None:
-        """Take it, unless what is held lives longer."""
+    def offer(self, kubeconfig: Kubeconfig, *, sent: bool = False) -> None:
+        """Take it, unless what is held lives longer. `sent`: so will be the next, and is asked for only if it isn't."""
         if kubeconfig is self._offered:
             return
-        offered = self._read(kubeconfig)
+        offered = _read(kubeconfig, _PATIENCE if sent else 0.0)
         self._offered = kubeconfig
         held = self._current
         if held is None or held.over_at is None or offered.over_at is None or offered.over_at >= held.over_at:
@@ -78,14 +76,15 @@ class Credentials:
             return Standing.FRESH
         return Standing.DUE
 
-    def _read(self, kubeconfig: Kubeconfig) -> Credential:
-        access = _access.read(kubeconfig.kubeconfig)
-        ends, due = kubeconfig.expires_at, kubeconfig.refresh_after
-        if ends is None:
-            return Credential(access, due_at=due, over_at=None)
-        if due is not None:
-            due += self._patience * (ends - due)
-        return Credential(access, due_at=due, over_at=usable_until(ends, kubeconfig.issued_at))
+
+def _read(kubeconfig: Kubeconfig, patience: float) -> Credential:
+    access = _access.read(kubeconfig.kubeconfig)
+    ends, due = kubeconfig.expires_at, kubeconfig.refresh_after
+    if ends is None:
+        return Credential(access, due_at=due, over_at=None)
+    if due is not None:
+        due += patience * (ends - due)
+    return Credential(access, due_at=due, over_at=usable_until(ends, kubeconfig.issued_at))
 
 
 def usable_until(ends: datetime, issued: datetime | None) -> datetime:

@@ -42,7 +42,7 @@ class LoopRenewal:
     """For one event loop."""
 
     def __init__(self, issue: Callable[[], Awaitable[Kubeconfig]], newest: Newest | None = None) -> None:
-        self.credentials = Credentials(fed=newest is not None)
+        self.credentials = Credentials()
         self._issue = issue
         self._newest = newest
         self._renewing: asyncio.Task[None] | None = None
@@ -170,7 +170,7 @@ class ThreadRenewal:
 def _take_newest(credentials: Credentials, newest: Newest | None) -> None:
     kubeconfig = None if newest is None else newest()
     if kubeconfig is not None:
-        credentials.offer(kubeconfig)
+        credentials.offer(kubeconfig, sent=True)
 
 
 def _log_failure(attempt: asyncio.Task[None] | Future[None]) -> None:

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from milo_discovery import _api_clients
-from milo_discovery._renewal import Newest
 from milo_discovery._session import visible
 from milo_discovery._signal import Signal
 from milo_discovery.errors import ClusterNotFound
@@ -75,14 +74,14 @@ class EngagedCluster:
 
         Where the Fleet asked for kubeconfigs it takes those, and otherwise asks the daemon when it needs one.
         """
-        return _api_clients.aio_client(self._client, lambda: self._current, newest=self._newest(), ttl=ttl, proxy=proxy)
+        return _api_clients.aio_client(self._client, lambda: self._current, newest=self._newest, ttl=ttl, proxy=proxy)
 
     def sync_api_client(
         self, *, ttl: timedelta | None = None, proxy: str | None = None
     ) -> AbstractAsyncContextManager[ApiClient]:
         """For `async with`: as `api_client`, but a client of `kubernetes`, to be used in threads beside the loop."""
         return _api_clients.blocking_client_on_a_loop(
-            self._client, lambda: self._current, newest=self._newest(), ttl=ttl, proxy=proxy
+            self._client, lambda: self._current, newest=self._newest, ttl=ttl, proxy=proxy
         )
 
     def refresh(self, cluster: Cluster, kubeconfig: Kubeconfig | None = None) -> None:
@@ -96,8 +95,8 @@ class EngagedCluster:
         self._engaged = False
         self._signal.notify()
 
-    def _newest(self) -> Newest | None:
-        return None if self._kubeconfig is None else lambda: self._kubeconfig
+    def _newest(self) -> Kubeconfig | None:
+        return self._kubeconfig
 
     def _require_engaged(self) -> None:
         if not self._engaged:
