@@ -27,8 +27,8 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     sub: str
     aud: tuple[str, ...] = ()
     bound: BoundTo | None = None
-    iat: int
-    exp: int
+    iat: float
+    exp: float
     jti: str
 
 
@@ -56,8 +56,8 @@ class Tokens:
             sub=subject,
             aud=tuple(audiences),
             bound=bound,
-            iat=int(now),
-            exp=int(now + (self.life if life is None else life)),
+            iat=round(now, 3),
+            exp=round(now + (self.life if life is None else life), 3),
             jti=secrets.token_hex(8),
         )
         signed = f"{_encoded(msgspec.json.encode(_HEADER))}.{_encoded(msgspec.json.encode(claims))}"

@@ -127,11 +127,9 @@ async def test_while_the_backend_is_down_the_last_good_one_is_handed_out_and_the
     async with issuing(backend) as issuer:
         first = await got(issuer)
         backend.failure = BackendError("the backend is down")
-        ends_at = time.time() + 1.0
         while issuer.peek(ALPHA, None) is not None:
             assert await got(issuer) == first
             await asyncio.sleep(0)
-        assert time.time() < ends_at
         with pytest.raises(NotNowError, match="the backend is down") as raised:
             await got(issuer)
         assert raised.value.retry_after_s >= 1
