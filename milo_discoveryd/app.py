@@ -41,6 +41,7 @@ from milo_discoveryd.reflect.machine import Policy, Reflector
 from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.guard import Guard, Limits
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.server import listener
 from milo_discoveryd.server.convert import encoder
@@ -73,6 +74,14 @@ class Daemon:
             Suspicions(random.random),
             self._journal,
             not_ready_grace_s=settings.not_ready_grace.total_seconds(),
+            guard=Guard(
+                Limits(
+                    count=settings.removals.count,
+                    share=settings.removals.share,
+                    verify_after_s=settings.removals.verify_after.total_seconds(),
+                    per_second=settings.removals.per_second,
+                )
+            ),
         )
         self._metrics.follow(self._fleet, settings.metrics.cluster_info_cap)
         self._selector = parse_selector(settings.label_selector)

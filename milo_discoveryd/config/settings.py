@@ -65,6 +65,15 @@ class Tombstones(Group):
     age: Annotated[timedelta, span("0s", "720h")] = timedelta(hours=1)
 
 
+class Removals(Group):
+    """When a list that lacks engaged clusters is not believed at once. See `registry.guard`."""
+
+    count: Annotated[int, Field(ge=0, le=1_000_000)] = 10
+    share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    verify_after: Annotated[timedelta, span("1s", "24h")] = timedelta(seconds=30)
+    per_second: Annotated[float, Field(gt=0, le=10_000)] = 50.0
+
+
 class Metrics(Group):
     cluster_info_cap: Annotated[int, Field(ge=0, le=100_000)] = 1_000
     """Series with a cluster's name in them: a scrape of 50,000 takes a third of a second of the daemon's time."""
@@ -167,6 +176,7 @@ class Settings(Group):
     stalled_timeout: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=5)
     source: Source = _group(Source)
     tombstones: Tombstones = _group(Tombstones)
+    removals: Removals = _group(Removals)
     metrics: Metrics = _group(Metrics)
     cluster: SingleCluster = _group(SingleCluster)
     connectivity: Connectivity = _group(Connectivity)

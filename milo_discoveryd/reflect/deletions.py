@@ -49,6 +49,7 @@ class _Suspicion(msgspec.Struct):
     ticket: int
     failures: int = 0
     problem: str = ""
+    is_held: bool = False
 
 
 class Suspicions:
@@ -67,13 +68,29 @@ class Suspicions:
     def __len__(self) -> int:
         return len(self._open)
 
-    def suspect(self, name: str, uid: str, now: float) -> None:
+    @property
+    def held(self) -> int:
+        return sum(suspicion.is_held for suspicion in self._open.values())
+
+    def suspect(self, name: str, uid: str, now: float, *, ask_at: float | None = None) -> None:
+        """To be asked about at once, or at that time."""
         known = self._open.get(name)
-        if known is not None and known.uid == uid:
+        if known is not None and known.uid == uid and not known.is_held:
             return
+        suspicion = self._opened(name, uid, now)
+        heapq.heappush(self._due, (now if ask_at is None else ask_at, suspicion.ticket, name))
+
+    def hold(self, name: str, uid: str, now: float, why: str) -> None:
+        """Not to be asked about until it is suspected again; an answer that is under way counts for nothing."""
+        suspicion = self._opened(name, uid, now)
+        suspicion.is_held, suspicion.problem = True, why
+
+    def _opened(self, name: str, uid: str, now: float) -> _Suspicion:
+        known = self._open.get(name)
         self._tickets += 1
-        self._open[name] = _Suspicion(uid, now, self._tickets)
-        heapq.heappush(self._due, (now, self._tickets, name))
+        since = known.since if known is not None and known.uid == uid else now
+        self._open[name] = suspicion = _Suspicion(uid, since, self._tickets)
+        return suspicion
 
     def clear(self, name: str) -> None:
         """The name was seen again, so whatever is asked about it is beside the point."""

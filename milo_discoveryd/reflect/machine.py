@@ -80,6 +80,9 @@ class Unlisted(msgspec.Struct, frozen=True):
 class ListEnded(msgspec.Struct, frozen=True):
     """The list is complete: what it doesn't name isn't there, as far as the selector goes."""
 
+    versions_went_back: bool = False
+    """It is of a version before one that was seen, so the server is not, or no longer, the one that it was."""
+
 
 class Changed(msgspec.Struct, frozen=True):
     observation: Observation
@@ -180,6 +183,8 @@ class Reflector:
         self._junk_at = ""
         self._unproven_list = False
         self._pages_outlived = False
+        self._highest_version = 0
+        self._list_again_at: float | None = None
         self.synced = False
         self.state: State = self._list()
         self.status = status or SourceStatus(
@@ -200,9 +205,14 @@ class Reflector:
             case Filling(heard_at):
                 return ReadWatch(heard_at + self._policy.fill_silence_s)
             case watching:
+                silent_at = watching.opened_at + watching.timeout_s + 10.0
                 if self._bookmarks_seen:
-                    return ReadWatch(watching.heard_at + self._policy.silence_s)
-                return ReadWatch(watching.opened_at + watching.timeout_s + 10.0)
+                    silent_at = watching.heard_at + self._policy.silence_s
+                return ReadWatch(silent_at if self._list_again_at is None else min(silent_at, self._list_again_at))
+
+    def list_again(self, at: float | None) -> None:
+        """By then a new list is wanted, however well the watch does; None: no more."""
+        self._list_again_at = at
 
     @property
     def is_reading(self) -> bool:
@@ -271,6 +281,10 @@ class Reflector:
             self.state = self._list()
             return [Relisting("StreamingListUnsupported")]
         assert isinstance(self.state, Watching)
+        if self._list_again_at is not None and now >= self._list_again_at:
+            self._list_again_at = None
+            self.state = self._list()
+            return [Relisting("Verification")]
         if self.state.proven or not self._bookmarks_seen:
             self.state = self._opening(self.state.version)
             return []
@@ -389,6 +403,7 @@ class Reflector:
     def _at(self, version: str) -> None:
         assert isinstance(self.state, Watching)
         self.state = msgspec.structs.replace(self.state, version=version or self.state.version, proven=True)
+        self._highest_version = max(self._highest_version, _number(version))
 
     def _list_ended(self, version: str, now: float, *, reading: bool = False) -> Finding:
         self.synced = True
@@ -401,7 +416,10 @@ class Reflector:
         else:
             self.state = self._opening(version)
         self._streaming(now)
-        return ListEnded()
+        # Versions of one resource can be compared, as Kubernetes has it from 1.35 on.
+        listed, highest = _number(version), self._highest_version
+        self._highest_version = listed or highest
+        return ListEnded(versions_went_back=0 < listed < highest)
 
     def _relist(self, failure: Failure, now: float, delay: float) -> list[Finding]:
         # The first is the ordinary fate of a version that grew too old; one after another is a fault.
@@ -437,3 +455,8 @@ class Reflector:
 
     def _timeout_s(self) -> int:
         return int(240 + 240 * self._jitter())
+
+
+def _number(version: str) -> int:
+    """0 for one that is none."""
+    return int(version) if version.isascii() and version.isdigit() else 0

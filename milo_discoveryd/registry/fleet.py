@@ -16,10 +16,14 @@ from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.deletions import Answer, Question, Suspicions
 from milo_discoveryd.reflect.machine import Finding, Listed, ListEnded, ListStarted, Oddity, Relisting
 from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.guard import Guard
 from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.registry import Done, Registry
 from milo_discoveryd.registry.signal import Signal
+
+REMOVALS_HELD = "RemovalsHeld"
+"""Why a source that is followed is not all believed."""
 
 
 class Observer(Protocol):
@@ -40,13 +44,19 @@ class Observer(Protocol):
 
 class Fleet:
     def __init__(
-        self, log: ChangeLog, suspicions: Suspicions, observer: Observer, *, not_ready_grace_s: float = 0.0
+        self,
+        log: ChangeLog,
+        suspicions: Suspicions,
+        observer: Observer,
+        *,
+        not_ready_grace_s: float = 0.0,
+        guard: Guard | None = None,
     ) -> None:
         self.registry = Registry(log, not_ready_grace_s)
         self.suspicions = suspicions
         self.signal = Signal()
         self.status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
-        self._intake = Intake(self.registry, suspicions)
+        self._intake = Intake(self.registry, suspicions, guard)
         self._observer = observer
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
 
@@ -95,7 +105,14 @@ class Fleet:
         """Ends what was held in the hope that it would be ready again."""
         self._publish(self.registry.due(_now(now)), now)
 
+    @property
+    def list_again_at(self) -> float | None:
+        """When a second list is wanted, to hold against one that was not believed."""
+        return None if self._intake.held is None else self._intake.held.verify_at
+
     def source(self, status: SourceStatus) -> None:
+        if (held := self._intake.held) is not None and status.state is SourceState.STREAMING:
+            status = SourceStatus(SourceState.CATCHING_UP, held.since, REMOVALS_HELD, held.message, status.last_contact)
         changed = status.state is not self.status.state or status.reason != self.status.reason
         self.status = status
         if changed:

@@ -4,6 +4,7 @@ import structlog
 
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.fleet import REMOVALS_HELD
 from milo_discoveryd.registry.registry import Done
 from milo_discoveryd.telemetry.board import Recent
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -45,5 +46,7 @@ class Journal:
     def source(self, status: SourceStatus) -> None:
         if status.state is SourceState.STALE:
             log.warning("source lost", reason=status.reason, message=status.message)
+        elif status.reason == REMOVALS_HELD:
+            log.warning("removals held", message=status.message)
         else:
             log.info("source", state=status.state.value, reason=status.reason)

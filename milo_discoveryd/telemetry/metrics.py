@@ -178,6 +178,11 @@ class _FleetCollector(Collector):
             "Clusters reported as gone that are engaged until that is certain.",
             len(fleet.suspicions),
         )
+        yield _gauge(
+            "milo_discoveryd_removals_held",
+            "Clusters that a list lacked, of so many at once that it was not believed; engaged until it is.",
+            fleet.suspicions.held,
+        )
         yield CounterMetricFamily(
             "milo_discoveryd_observations_outdated",
             "Observations passed over since a later one had come before.",

@@ -62,6 +62,10 @@ class Sink(Protocol):
 
     def tick(self, now: float) -> None: ...
 
+    @property
+    def list_again_at(self) -> float | None:
+        """When it wants a list again, whatever the watch tells."""
+
 
 class Watched(msgspec.Struct, frozen=True):
     """What is followed: a collection, as far as the selector goes."""
@@ -195,6 +199,7 @@ class Driver:
         read_at = self._clock()
         for _ in self._sink.take(findings, read_at):
             await asyncio.sleep(0)
+        self._reflector.list_again(self._sink.list_again_at)
         if len(self._suspicions) or self._sink.due_at is not None:
             self._pending.set()
 

@@ -110,3 +110,39 @@ def test_by_default_twenty_are_asked_about_at_a_time() -> None:
     for index in range(30):
         pending.suspect(f"a{index}", "u", 0.0)
     assert len(pending.questions(0.0)) == 20
+
+
+def test_what_is_held_is_not_asked_about_until_it_is_suspected_again() -> None:
+    pending = suspicions()
+    pending.hold("a", "u1", 0.0, "too many at once")
+    assert (len(pending), pending.held, pending.next_at) == (1, 1, None)
+    assert pending.questions(1000.0) == []
+    assert pending.why("a") == (0.0, "too many at once")
+    pending.suspect("a", "u1", 1000.0)
+    assert pending.held == 0
+    assert pending.why("a") == (0.0, "")
+    assert pending.answered(asked(pending, 1000.0), NotFound(), 1000.0) == Gone("a", "u1")
+
+
+def test_an_answer_that_was_under_way_when_its_name_was_held_counts_for_nothing() -> None:
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0)
+    question = asked(pending)
+    pending.hold("a", "u1", 1.0, "too many at once")
+    assert pending.answered(question, NotFound(), 2.0) is None
+    assert pending.held == 1
+
+
+def test_what_was_held_and_is_another_by_now_is_suspected_since_then() -> None:
+    pending = suspicions()
+    pending.hold("a", "u1", 0.0, "too many at once")
+    pending.suspect("a", "u2", 5.0)
+    assert pending.why("a") == (5.0, "")
+
+
+def test_a_name_may_be_asked_about_later() -> None:
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0, ask_at=3.0)
+    assert pending.next_at == 3.0
+    assert pending.questions(2.9) == []
+    assert asked(pending, 3.0).name == "a"

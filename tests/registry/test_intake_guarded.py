@@ -1,0 +1,143 @@
+"""What a list lacks of the fleet, where a guard stands before the intake."""
+
+from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.reflect.deletions import Answer, Found, NotFound, Suspicions
+from milo_discoveryd.reflect.machine import Changed, Finding, Listed, ListEnded, ListStarted, Suspected
+from milo_discoveryd.registry.guard import Guard, Limits
+from milo_discoveryd.registry.intake import Intake
+from milo_discoveryd.registry.registry import Done
+from tests.registry.fleets import at, not_ready, outside, ready, registry
+
+FLEET = tuple(ready(name) for name in "abcdef")
+LIMITS = Limits(count=1, share=0.0, verify_after_s=30.0, per_second=1.0)
+
+
+class Source:
+    """With a fleet of six, all ready."""
+
+    def __init__(self, *more: Observation) -> None:
+        self.registry = registry()
+        self.suspicions = Suspicions(lambda: 0.0)
+        self.intake = Intake(self.registry, self.suspicions, Guard(LIMITS))
+        self.now = 0.0
+        self.lists(*FLEET, *more)
+
+    def take(self, *findings: Finding) -> list[Done]:
+        return [each for portion in self.intake.take(findings, at(self.now)) for each in portion]
+
+    def lists(self, *observations: Observation, versions_went_back: bool = False) -> list[Done]:
+        return self.take(ListStarted(), *map(Listed, observations), ListEnded(versions_went_back))
+
+    def asked(self) -> list[str]:
+        return [question.name for question in self.suspicions.questions(self.now)]
+
+    def answers(self, answer: Answer) -> list[Done]:
+        """To all that is asked now."""
+        questions = self.suspicions.questions(self.now)
+        return [done for each in questions for done in self.intake.answer(each, answer, at(self.now))]
+
+    @property
+    def engaged(self) -> int:
+        return self.registry.engaged
+
+
+def test_an_empty_list_is_held_and_says_why() -> None:
+    source = Source()
+    source.lists()
+    assert source.asked() == []
+    assert (source.engaged, source.suspicions.held) == (6, 6)
+    assert source.intake.held is not None
+    why = source.suspicions.why("a")
+    assert why is not None
+    assert "lacks 6 of 6 engaged clusters" in why[1]
+
+
+def test_what_a_second_list_lacks_as_well_is_asked_about_at_a_pace_and_goes() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    assert source.intake.held is None
+    gone = []
+    for second in range(6):
+        source.now = 30.0 + second
+        gone += source.answers(NotFound())
+        assert len(gone) == second + 1
+    assert {done.reason for done in gone} == {DisengageReason.DELETED}
+    assert source.engaged == 0
+
+
+def test_what_comes_back_in_a_second_list_was_never_away() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    assert source.lists(*FLEET) == []
+    assert (source.engaged, len(source.suspicions), source.intake.held) == (6, 0, None)
+
+
+def test_what_an_event_shows_in_between_is_held_no_more() -> None:
+    source = Source()
+    source.lists()
+    source.take(*(Changed(ready(name, "2")) for name in "abcdef"))
+    assert len(source.suspicions) == 0
+    assert source.intake.held is None
+
+
+def test_one_that_is_there_after_all_stops_the_release() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    source.answers(Found(ready("a")))
+    source.now = 40.0
+    assert source.asked() == []
+    assert (source.engaged, source.suspicions.held) == (6, 5)
+    assert source.intake.held is not None
+
+
+def test_those_that_were_let_go_before_a_contradiction_are_not_held() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    source.answers(NotFound())
+    source.now = 31.0
+    source.answers(Found(ready("b")))
+    assert (source.engaged, source.suspicions.held) == (5, 4)
+
+
+def test_one_that_has_left_the_selector_contradicts_nothing() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    (done,) = source.answers(Found(outside("a")))
+    assert done.reason is DisengageReason.LABELS_CHANGED
+    source.now = 31.0
+    assert source.asked() == ["b"]
+
+
+def test_where_versions_went_back_one_that_is_missing_stays() -> None:
+    source = Source()
+    source.lists(*FLEET[1:], versions_went_back=True)
+    source.now = 1000.0
+    source.lists(*FLEET[1:])
+    assert source.asked() == []
+    assert source.engaged == 6
+
+
+def test_what_a_watch_tells_of_is_asked_about_though_it_is_held() -> None:
+    source = Source()
+    source.lists()
+    source.take(Suspected("a", "u1"))
+    (done,) = source.answers(NotFound())
+    assert done.cluster.target.name == "a"
+    assert source.suspicions.held == 5
+
+
+def test_those_that_nobody_is_engaged_with_are_asked_about_at_once() -> None:
+    source = Source(not_ready("x"), not_ready("y"), not_ready("z"))
+    source.lists(*FLEET)
+    assert sorted(source.asked()) == ["x", "y", "z"]
+    assert source.intake.held is None
