@@ -70,7 +70,7 @@ class Beside:
             assert peer.stdout is not None
             listening = [
                 asyncio.create_task(self._listen_to_provider(peer.stdout)),
-                asyncio.create_task(self._listen_to_daemon(f"unix://{folder / 'discovery.sock'}")),
+                asyncio.create_task(self._listen_to_daemon(folder / "discovery.sock")),
             ]
             try:
                 await self._provider_watches(server)
@@ -103,8 +103,10 @@ class Beside:
             _, what, name, *endpoint = line.decode().split()
             self.provider.tell(what, name, endpoint[0] if endpoint else "")
 
-    async def _listen_to_daemon(self, address: str) -> None:
-        async with DiscoveryClient(address) as client, contextlib.aclosing(client.watch().feed()) as feed:
+    async def _listen_to_daemon(self, socket: Path) -> None:
+        # Whoever tries before it is there waits before it tries again, and misses the beginning.
+        await eventually(socket.exists, within_s=_STARTED_WITHIN_S)
+        async with DiscoveryClient(f"unix://{socket}") as client, contextlib.aclosing(client.watch().feed()) as feed:
             async for told in feed:
                 if isinstance(told, Event) and told.type is not EventType.UPDATED:
                     self.daemon.tell(told.type.name, told.cluster.name, told.cluster.endpoint)

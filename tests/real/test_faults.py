@@ -10,9 +10,10 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from milo_discovery import EngagementReason
 from tests.real.rights import Rights, service_account, shipped_role, user
 from tests.real.servers import RealApi
-from tests.real.watching import create_ready, delete
+from tests.real.watching import create_ready, delete, set_ready
 from tests.real.witness import Witness, disengaged, engaged
 from tests.scenarios.servers import RealServers
 from tests.scenarios.steps import MODES, Mode
@@ -20,6 +21,8 @@ from tests.scenarios.steps import MODES, Mode
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
 
 NAMES = ("alpha", "beta", "gamma")
+ADVANCE = 500
+"""More revisions than a server writes of its own accord while it starts."""
 ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
 SECRETS = "/api/v1/namespaces/default/secrets"
 
@@ -152,6 +155,47 @@ async def test_f19_a_definition_that_is_gone_is_staleness_and_new_objects_are_ne
         await witness.told_in_the_end(
             *(event for name in NAMES for event in (disengaged(name, "REPLACED"), engaged(name)))
         )
+
+
+@pytest.mark.parametrize("backup", ["none", "from-before"])
+async def test_f20_f22_nobody_is_let_go_for_a_server_whose_versions_went_back(
+    server: RealApi, folder: Path, backup: str
+) -> None:
+    """An empty etcd, or one from a backup, behind the same address: it answers truthfully, and all wrong."""
+    await create_ready(server, "alpha")
+    saved = await server.snapshot(folder.name)
+    await create_ready(server, "beta", "gamma")
+    for _ in range(ADVANCE):
+        await server.etcd.tick()
+    await set_ready(server, "gamma", False)
+    await set_ready(server, "gamma", True)
+    async with Witness(server, folder, source={"silence_limit": "5s"}) as witness:
+        await witness.told(*map(engaged, NAMES))
+
+        await server.restore(saved if backup == "from-before" else None)
+
+        status = await witness.source("CATCHING_UP", "RemovalsHeld", within_s=90)
+        assert "versions went back" in status.message
+        await witness.explains("beta", EngagementReason.CONFIRMING_DELETION, "versions went back")
+        await witness.told_in_the_end()
+        assert await witness.engaged_names() == [*NAMES, "the-last"]
+
+
+async def test_f20_a_fleet_that_is_really_gone_goes_after_a_second_look(server: RealApi, folder: Path) -> None:
+    """All deleted while the daemon was cut off, on the same server: its versions went on."""
+    await create_ready(server, *NAMES)
+    removals = {"verify_after": "2s"}
+    async with Witness(server, folder, removals=removals) as witness:
+        await witness.told(*map(engaged, NAMES))
+
+        await server.cut_off()
+        for name in NAMES:
+            await delete(server, name)
+        await server.compact()  # so that a list is all there is to tell of it
+
+        await witness.source("CATCHING_UP", "RemovalsHeld")
+        await witness.told(*(disengaged(name, "DELETED") for name in NAMES))
+        await witness.source("STREAMING")
 
 
 async def bound_token(server: RealApi, secret: str) -> str:
