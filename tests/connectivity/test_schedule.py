@@ -240,3 +240,12 @@ def test_whatever_happens_every_cluster_is_probed_again(steps: list[tuple[str, s
     world.probed.clear()
     world.run(200.0, Reached())
     assert {name for _, name in world.probed} == watched
+
+
+def test_a_late_answer_from_a_host_that_nobody_watches_any_more_says_nothing() -> None:
+    world = World()
+    world.engage("alpha")
+    (alpha,) = world.due()
+    world.schedule.forget("alpha")
+    assert world.tell(alpha, Reached()) == []
+    assert world.schedule.next_at is None or world.due() == []
