@@ -297,7 +297,8 @@ class ChangeLog:
     def _forget_oldest(self) -> None:
         until, _, name = self._memory.popleft()
         entry = self._entries[name]
-        entry.past = tuple(past for past in entry.past if past.until > until)
+        # All of them are forgotten in the order in which they came, so this is its first.
+        entry.past = entry.past[1:]
         self._floor = max(self._floor, until)
         if entry.view is None and not entry.past:
             del self._entries[name]
