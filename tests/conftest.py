@@ -11,6 +11,8 @@ settings.load_profile("repeatable")
 
 ON_REAL_SERVERS = "built"
 """The fixture that whoever needs real API servers asks for, by whatever way (tests/real)."""
+AHEAD = "plays"
+"""The fixture of the scenarios, a few of which are always under way (tests/scenarios)."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -19,6 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        # What shares servers, or plays ahead of itself, stays together on one of the processes that share the tests.
+        for fixture in (ON_REAL_SERVERS, AHEAD):
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.xdist_group(fixture))
+                break
     if config.getoption("--real"):
         return
     left_out = [item for item in items if ON_REAL_SERVERS in getattr(item, "fixturenames", ())]

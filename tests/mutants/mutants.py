@@ -167,8 +167,8 @@ MUTANTS = (
     Mutant(
         "an empty list ends everything without asking",
         "registry/intake.py",
-        "            self._suspicions.suspect(name, uid, now.steady)\n        self._registry.list_ended()",
-        "            yield self._registry.commit([Gone(name, uid)], now)\n        self._registry.list_ended()",
+        "                    self._suspicions.suspect(name, uid, now)\n            case Held():",
+        "                    self._registry.commit([Gone(name, uid)], Moment(now, now))\n            case Held():",
         INTAKE,
         GONE,
     ),

@@ -1,7 +1,6 @@
 """Plays for pytest: one test each, a few of them under way at once, since most of a play is waiting for quiet."""
 
 import asyncio
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,5 +48,4 @@ def selected(request: pytest.FixtureRequest, servers: Servers, *, at_once: int) 
     items = [item for item in request.session.items if isinstance(item, pytest.Function)]
     asking = [item for item in items if request.fixturename in item.fixturenames]
     parts: list[Any] = [item.callspec.params[PLAY] for item in asking]
-    # With other workers, the next one may be another's.
-    return Plays(parts, servers, ahead=0 if "PYTEST_XDIST_WORKER" in os.environ else at_once - 1)
+    return Plays(parts, servers, ahead=at_once - 1)

@@ -136,25 +136,29 @@ class ThreadRenewal:
         self._renewing: Future[None] | None = None
 
     def access(self) -> Access:
-        match self.credentials.standing(_now()):
-            case Standing.DUE:
-                self._begin()
-            case Standing.OVER:
-                self._begin().result()
+        standing = self.credentials.standing(_now())
+        if standing is not Standing.FRESH:
+            renewing = self._begin(lambda: self.credentials.standing(_now()) is not Standing.FRESH)
+            if standing is Standing.OVER and renewing is not None:
+                renewing.result()
         return self.credentials.current.access
 
     def after_refusal(self, refused: str | None) -> Access:
-        if self.credentials.current.access.token == refused:
+        renewing = self._begin(lambda: self.credentials.current.access.token == refused)
+        if renewing is not None:
             with suppress(DiscoveryError):  # which is logged; the refusal itself says more to whoever made the request
-                self._begin().result()
+                renewing.result()
         return self.credentials.current.access
 
     def close(self) -> None:
         self._asking.shutdown(cancel_futures=True)
 
-    def _begin(self) -> Future[None]:
+    def _begin(self, is_needed: Callable[[], bool]) -> Future[None] | None:
+        """The attempt that is under way, or a new one; none where another thread's has just made it needless."""
         with self._lock:
             if self._renewing is None or self._renewing.done():
+                if not is_needed():
+                    return None
                 self._renewing = self._asking.submit(self._renew)
                 self._renewing.add_done_callback(_log_failure)
             return self._renewing
