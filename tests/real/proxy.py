@@ -65,6 +65,7 @@ class Proxy:
                 both.create_task(_pump(reader, upstream))
                 both.create_task(_pump(upstream_reader, writer))
         finally:
+            writer.close()  # where it was cancelled before there was anything to hand it to
             del self._connections[task]
 
 
