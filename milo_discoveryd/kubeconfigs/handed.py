@@ -5,13 +5,6 @@ import msgspec
 from milo_discoveryd.credentials.minted import Minted
 
 
-class Caller(msgspec.Struct, frozen=True):
-    """Who is handed something, for the audit."""
-
-    peer: str
-    listener: str
-
-
 class Kubeconfig(msgspec.Struct, frozen=True):
     """As it is handed out. Its text may hold a secret."""
 

@@ -18,8 +18,9 @@ import structlog
 from milo_discoveryd.credentials.minted import Minted
 from milo_discoveryd.credentials.minting import MintingSource, Scope
 from milo_discoveryd.errors import CredentialError, UnfitError
+from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs import rendering
-from milo_discoveryd.kubeconfigs.handed import Caller, Kubeconfig, SourceHealth
+from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
 from milo_discoveryd.kubeconfigs.lease import Draw, refresh_at
 from milo_discoveryd.kubeconfigs.minter import Kept, Key, Minter, Told
 from milo_discoveryd.kubeconfigs.minter import Tally as MintTally

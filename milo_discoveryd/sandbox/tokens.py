@@ -1,6 +1,7 @@
 """Bearer tokens: JWTs that the sandbox signs for itself and that run out."""
 
 import hmac
+import math
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Sequence
@@ -56,8 +57,8 @@ class Tokens:
             sub=subject,
             aud=tuple(audiences),
             bound=bound,
-            iat=round(now, 3),
-            exp=round(now + (self.life if life is None else life), 3),
+            iat=_milliseconds(now),
+            exp=_milliseconds(now + (self.life if life is None else life)),
             jti=secrets.token_hex(8),
         )
         signed = f"{_encoded(msgspec.json.encode(_HEADER))}.{_encoded(msgspec.json.encode(claims))}"
@@ -91,3 +92,8 @@ def _encoded(data: bytes) -> str:
 
 def _decoded(text: str) -> bytes:
     return urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def _milliseconds(moment: float) -> float:
+    """Rounded down: what was asked for is never exceeded, and nothing begins in the future."""
+    return math.floor(moment * 1000) / 1000

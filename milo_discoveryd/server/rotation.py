@@ -17,7 +17,7 @@ import msgspec
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.minted import Minted
 from milo_discoveryd.errors import CredentialError
-from milo_discoveryd.kubeconfigs.handed import Caller
+from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.kubeconfigs.minter import Key

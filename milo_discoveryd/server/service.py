@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.errors import UnfitError
-from milo_discoveryd.kubeconfigs.handed import Caller
+from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer import Issuer, NotNowError
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
@@ -66,7 +66,11 @@ class Service:
 
     async def watch_clusters(self, request: pb.WatchClustersRequest, context: Context, listener: str) -> None:
         asked = requests.watch(request, self._about.heartbeat_s)
-        rotation = await self._rotation(asked, Caller(context.peer(), listener)) if asked.with_kubeconfigs else None
+        rotation = (
+            await self._rotation(asked, Caller(peer=context.peer(), listener=listener))
+            if asked.with_kubeconfigs
+            else None
+        )
         stream = Stream(
             self._fleet,
             self._about.epoch,
@@ -124,7 +128,7 @@ class Service:
         self, request: pb.IssueKubeconfigRequest, context: Context, listener: str
     ) -> pb.IssueKubeconfigResponse:
         asked = requests.issue(request)
-        caller = Caller(context.peer(), listener)
+        caller = Caller(peer=context.peer(), listener=listener)
         try:
             with _credential_errors():
                 if asked.as_command:

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from milo_discoveryd.credentials.minting import MintingSource, Scope
 from milo_discoveryd.errors import BackendError, UnfitError
+from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs import minter
-from milo_discoveryd.kubeconfigs.handed import Caller
 from milo_discoveryd.kubeconfigs.issuer import Issuer, NotCoveredError, NotNowError, Offer
 from milo_discoveryd.kubeconfigs.rendering import Place
 from milo_discoveryd.model.cluster import Cluster
@@ -22,7 +22,7 @@ from milo_discoveryd.telemetry.metrics import Metrics
 from tests.eventually import eventually
 from tests.kubeconfigs.backend import CANARY, Backend, RevokingBackend, a_cluster
 
-ME = Caller("unix:", "unix:///d.sock")
+ME = Caller(peer="unix:", listener="unix:///d.sock")
 ALPHA = a_cluster()
 
 

@@ -1,0 +1,1 @@
+"""Who calls, as far as it was proved to us."""
