@@ -17,3 +17,5 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     user: str = ""
     """Whose bearer token it was, by the API server's word: "system:serviceaccount:<namespace>:<name>"."""
     groups: tuple[str, ...] = ()
+    until: float | None = None
+    """When what proves it ends, as Unix time."""

@@ -9,9 +9,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from milo_discoveryd.errors import StartError
+from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.interceptor import CallTally, Interceptor
 from milo_discoveryd.server.listener import CHECK_EVERY_S, Listener, TcpAddress, UnixAddress, listener
-from milo_discoveryd.server.service import NAME, Service, handlers
+from milo_discoveryd.server.service import NAME, Context, Service, handlers
 
 log = structlog.get_logger()
 
@@ -56,7 +57,11 @@ class Server:
         bound = listener(address)
         server = grpc.aio.server(interceptors=[Interceptor(self._tally)], options=OPTIONS)
         self._servers.append((server, bound))
-        server.add_generic_rpc_handlers((handlers(self._service, str(address)),))
+
+        async def identify(context: Context) -> Caller:
+            return Caller(peer=context.peer(), listener=str(address))
+
+        server.add_generic_rpc_handlers((handlers(self._service, identify),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if reflect:
             reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

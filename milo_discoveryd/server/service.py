@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import grpc
 import msgspec
@@ -24,17 +23,23 @@ from milo_discoveryd.server.errors import CallError, NotFoundError, Precondition
 from milo_discoveryd.server.listings import Listings
 from milo_discoveryd.server.revision import Position
 from milo_discoveryd.server.rotation import Rotation
-from milo_discoveryd.server.stream import RETRY_S, Stream, Tally
+from milo_discoveryd.server.stream import RETRY_S, Send, Stream, Tally
 
 NAME = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
 
 
 class Context(Protocol):
-    """What a call needs of grpc.aio's context."""
+    """What is needed of grpc.aio's context."""
 
     async def write(self, message: bytes) -> None: ...
 
     def peer(self) -> str: ...
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]: ...
+
+
+Identify: TypeAlias = Callable[[Context], Awaitable[Caller]]
+"""Who makes a call, as the listener that it came in at has it proved. Raises CallError where the proof fails."""
 
 
 class About(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,18 +69,14 @@ class Service:
         self._draining.set()
         self._fleet.signal.ring_now()
 
-    async def watch_clusters(self, request: pb.WatchClustersRequest, context: Context, listener: str) -> None:
+    async def watch_clusters(self, request: pb.WatchClustersRequest, caller: Caller, send: Send) -> None:
         asked = requests.watch(request, self._about.heartbeat_s)
-        rotation = (
-            await self._rotation(asked, Caller(peer=context.peer(), listener=listener))
-            if asked.with_kubeconfigs
-            else None
-        )
+        rotation = await self._rotation(asked, caller) if asked.with_kubeconfigs else None
         stream = Stream(
             self._fleet,
             self._about.epoch,
             asked,
-            send=context.write,
+            send=send,
             tally=self._tally,
             stalled_s=self._about.stalled_s,
             draining=self._draining,
@@ -87,7 +88,7 @@ class Service:
         finally:
             self.streams.discard(stream)
 
-    async def list_clusters(self, request: pb.ListClustersRequest, context: Context) -> pb.ListClustersResponse:
+    async def list_clusters(self, request: pb.ListClustersRequest, caller: Caller) -> pb.ListClustersResponse:
         asked = requests.listing(request)
         if not self._fleet.synced:
             raise UnavailableError(
@@ -109,7 +110,7 @@ class Service:
             source=convert.source(self._fleet.status, Moment(time.time(), now)),
         )
 
-    async def get_cluster(self, request: pb.GetClusterRequest, context: Context) -> pb.GetClusterResponse:
+    async def get_cluster(self, request: pb.GetClusterRequest, caller: Caller) -> pb.GetClusterResponse:
         name = requests.name(request.name, "name")
         record = self._fleet.registry[name]
         if record is None:
@@ -124,11 +125,8 @@ class Service:
             transitions=[convert.transition(each, self._about.epoch) for each in record.transitions],
         )
 
-    async def issue_kubeconfig(
-        self, request: pb.IssueKubeconfigRequest, context: Context, listener: str
-    ) -> pb.IssueKubeconfigResponse:
+    async def issue_kubeconfig(self, request: pb.IssueKubeconfigRequest, caller: Caller) -> pb.IssueKubeconfigResponse:
         asked = requests.issue(request)
-        caller = Caller(peer=context.peer(), listener=listener)
         try:
             with _credential_errors():
                 if asked.as_command:
@@ -148,7 +146,7 @@ class Service:
             raise
         return pb.IssueKubeconfigResponse(kubeconfig=convert.kubeconfig(made))
 
-    async def get_server_info(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+    async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
         registry = self._fleet.registry
         return pb.GetServerInfoResponse(
             version=self._about.version,
@@ -224,29 +222,43 @@ def _duration(seconds: float) -> Duration:
     return duration
 
 
-Unary = Callable[[Any, Any], Awaitable[Any]]
+Unary: TypeAlias = Callable[[Any, Caller], Awaitable[Any]]
 
 
-def handlers(service: Service, listener: str) -> grpc.GenericRpcHandler:
-    """Of the calls that come in at `listener`. Batches of a stream are bytes already; all else is serialised here."""
+def handlers(service: Service, identify: Identify) -> grpc.GenericRpcHandler:
+    """Of the calls at a listener that knows who calls. Batches of a stream are bytes already; all else is serialised
+    here."""
 
-    def unary(call: Unary, request: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+    def unary(call: Unary, request_type: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+        async def answer(request: Any, context: Context) -> Any:
+            return await call(request, await identify(context))
+
         return grpc.unary_unary_rpc_method_handler(
-            call,
-            request_deserializer=request.FromString,
+            answer,
+            request_deserializer=request_type.FromString,
             response_serializer=lambda response: response.SerializeToString(),
         )
+
+    async def watch(request: pb.WatchClustersRequest, context: Context) -> None:
+        caller = await identify(context)
+        try:
+            async with asyncio.timeout(None if caller.until is None else caller.until - time.time()) as proved:
+                await service.watch_clusters(request, caller, context.write)
+        except TimeoutError:
+            if not proved.expired():
+                raise
+            message = "what proved who you are is at its end: call again, and prove it anew"
+            raise UnavailableError("IDENTITY_ENDED", message, retry_after_s=0) from None
 
     return grpc.method_handlers_generic_handler(
         NAME,
         {
             "WatchClusters": grpc.unary_stream_rpc_method_handler(
-                partial(service.watch_clusters, listener=listener),
-                request_deserializer=pb.WatchClustersRequest.FromString,
+                watch, request_deserializer=pb.WatchClustersRequest.FromString
             ),
             "ListClusters": unary(service.list_clusters, pb.ListClustersRequest),
             "GetCluster": unary(service.get_cluster, pb.GetClusterRequest),
-            "IssueKubeconfig": unary(partial(service.issue_kubeconfig, listener=listener), pb.IssueKubeconfigRequest),
+            "IssueKubeconfig": unary(service.issue_kubeconfig, pb.IssueKubeconfigRequest),
             "GetServerInfo": unary(service.get_server_info, pb.GetServerInfoRequest),
         },
     )

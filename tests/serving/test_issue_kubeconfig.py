@@ -15,6 +15,7 @@ from grpc_status import rpc_status
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.minting import Scope
 from milo_discoveryd.errors import BackendError, UnfitError
+from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer import Offer
 from milo_discoveryd.server.errors import CallError
 from tests.eventually import eventually
@@ -163,13 +164,6 @@ async def test_bad_input_is_named(world: World, request_: dict[str, object], fie
     assert message.startswith(f"{field}: ")
 
 
-class _Context:
-    def peer(self) -> str:
-        return "test"
-
-    async def write(self, message: bytes) -> None: ...
-
-
 async def test_whatever_the_order_nothing_is_handed_out_for_what_is_no_longer_engaged(tmp_path: Path) -> None:
     """Mints and disengagements race; each schedule is drawn anew, and the same each time."""
     chance, backend = Random(1), Backend(Scope.CLUSTER)
@@ -183,7 +177,7 @@ async def test_whatever_the_order_nothing_is_handed_out_for_what_is_no_longer_en
                 await asyncio.sleep(0)
             try:
                 answer = await world.service.issue_kubeconfig(
-                    pb.IssueKubeconfigRequest(cluster="alpha"), _Context(), "test"
+                    pb.IssueKubeconfigRequest(cluster="alpha"), Caller(listener="test")
                 )
             except CallError:
                 return
