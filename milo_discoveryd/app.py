@@ -8,7 +8,7 @@ import secrets
 import signal
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AsyncExitStack, aclosing
 from datetime import timedelta
 from typing import Any
@@ -22,22 +22,23 @@ from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.schedule import Policy as Probing
 from milo_discoveryd.connectivity.schedule import Schedule
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
+from milo_discoveryd.discovery import Discovery
 from milo_discoveryd.errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import Place
-from milo_discoveryd.memory.image import Image, Kept, Origin
+from milo_discoveryd.memory.image import Origin
 from milo_discoveryd.memory.keeper import Keeper
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.observation import Observation, Outside, Ready
+from milo_discoveryd.model.observation import Observation, Outside
 from milo_discoveryd.model.selector import Selector
 from milo_discoveryd.model.selector import parse as parse_selector
-from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.modes.mode import FixedMode, Setting, WatchedMode
 from milo_discoveryd.offers import Sources
 from milo_discoveryd.reflect.deletions import Suspicions
-from milo_discoveryd.reflect.machine import Policy, Reflector
+from milo_discoveryd.reflect.machine import Policy
+from milo_discoveryd.reflect.vigil import Watchfulness
 from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
@@ -53,7 +54,7 @@ from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.logging import Level
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
-from milo_discoveryd.watchers.driver import Driver, Watched
+from milo_discoveryd.watchers.driver import Watched
 from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.watchers.transport import open_transport
 
@@ -157,10 +158,6 @@ class Daemon:
             return
         source = self._settings.source
         upstream = sources.authenticated(load_discovery_upstream(self._settings.discovery_kubeconfig, self._environ))
-        status = None
-        keeper = self._keeper(upstream)
-        if keeper is not None and (image := keeper.recall()) is not None:
-            status = self._recalled(image)
         transport = open_transport(
             upstream,
             response_limit=source.response_limit,
@@ -172,19 +169,17 @@ class Daemon:
             page_size=source.page_size,
             silence_s=source.silence_limit.total_seconds(),
         )
-        async with aclosing(transport), asyncio.TaskGroup() as tasks:
-            if keeper is not None:
-                tasks.create_task(self._remember(keeper), name="remember the fleet")
-            await Driver(
-                transport,
-                Watched(mode.resource.path, self._settings.label_selector),
-                decoder=Decoder(mode.object_type, _within(self._selector, mode)),
-                reflector=Reflector(policy, random.random, asyncio.get_running_loop().time(), status),
-                suspicions=self._fleet.suspicions,
-                sink=self._fleet,
-                connect_timeout_s=source.connect_timeout.total_seconds(),
-                request_timeout_s=source.request_timeout.total_seconds(),
-            ).run()
+        discovery = Discovery(
+            self._fleet,
+            self._keeper(upstream),
+            policy=policy,
+            draw=random.random,
+            connect_timeout_s=source.connect_timeout.total_seconds(),
+            request_timeout_s=source.request_timeout.total_seconds(),
+        )
+        watched = Watched(mode.resource.path, self._settings.label_selector)
+        async with aclosing(transport):
+            await discovery.run(transport, watched, Decoder(mode.object_type, _within(self._selector, mode)))
 
     async def _probe(self, project: Upstream, interval: timedelta) -> None:
         settings = self._settings.connectivity
@@ -211,40 +206,6 @@ class Daemon:
     def _keeper(self, upstream: Upstream) -> Keeper | None:
         directory = self._settings.state_directory
         return None if directory is None else Keeper(directory, Origin(upstream.server, self._settings.mode))
-
-    def _recalled(self, image: Image) -> SourceStatus:
-        age_s = max(0.0, time.time() - image.written_at)
-        status = SourceStatus(
-            SourceState.STALE,
-            asyncio.get_running_loop().time() - age_s,
-            "Restored",
-            "the clusters are as they were when the daemon last ran; the source has not answered since",
-        )
-        # Without a version, whatever the first list says of an object counts as news.
-        kept = ((Ready(each.uid, "", each.target), each.engaged_at) for each in image.clusters)
-        self._fleet.restore(kept, status)
-        return status
-
-    async def _remember(self, keeper: Keeper) -> None:
-        """From the first complete list on: a part of the fleet is not worth remembering."""
-        kept_at = -1
-
-        def fleet() -> Iterator[Kept]:
-            return (
-                Kept(record.uid, cluster.target, cluster.engaged_at)
-                for record in self._fleet.registry.records()
-                if (cluster := record.current) is not None
-            )
-
-        with self._fleet.signal.waiter() as bell:
-
-            async def changed() -> None:
-                nonlocal kept_at
-                while not self._fleet.synced or self._fleet.log.head == kept_at:
-                    await bell.wait(3600.0)
-                kept_at = self._fleet.log.head
-
-            await keeper.keep(fleet, changed)
 
     def _issuer(self, sources: Sources, project: Upstream) -> Issuer:
         settings = self._settings.kubeconfigs
