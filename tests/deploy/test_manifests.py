@@ -64,11 +64,16 @@ def test_a_mode_may_read_the_one_resource_that_it_watches(mode: str, group: str,
     assert role["rules"] == [{"apiGroups": [group], "resources": [resource], "verbs": ["get", "list", "watch"]}]
 
 
-def test_a_source_of_tokens_may_do_what_its_document_says() -> None:
+@pytest.mark.parametrize(
+    ("source", "file"), [("token-request", "role.yaml"), ("kubeconfig-secret", "cluster-role.yaml")]
+)
+def test_a_source_of_kubeconfigs_may_do_what_its_document_says(source: str, file: str) -> None:
     document = (ROOT / "docs" / "kubeconfigs.md").read_text()
-    [said] = re.findall(r"^```yaml\n(rules:\n.*?)^```", document, re.MULTILINE | re.DOTALL)
-    role = yaml.safe_load((DEPLOY / "base" / "rbac" / "token-request" / "role.yaml").read_text())
-    assert role["rules"] == yaml.safe_load(said)["rules"]
+    _, _, about = document.partition(f"### `{source}`")
+    said = re.search(r"^```yaml\n(rules:\n.*?)^```", about, re.MULTILINE | re.DOTALL)
+    assert said is not None
+    role = yaml.safe_load((DEPLOY / "base" / "rbac" / source / file).read_text())
+    assert role["rules"] == yaml.safe_load(said[1])["rules"]
 
 
 @every_build
