@@ -49,7 +49,6 @@ from milo_discoveryd.server.convert import encoder
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.server.service import About, Service
 from milo_discoveryd.telemetry.board import Board
-from milo_discoveryd.telemetry.http import Endpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.logging import Level
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -130,6 +129,8 @@ class Daemon:
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses
             if settings.http_listen is not None:
+                from milo_discoveryd.telemetry.http import Endpoint  # noqa: PLC0415 - it brings a web server
+
                 board = Board(
                     Identity(version=__version__, mode=settings.mode, epoch=self._epoch, started_at=time.time()),
                     self._fleet,
@@ -168,6 +169,7 @@ class Daemon:
             streaming_lists=source.streaming_lists == "auto",
             page_size=source.page_size,
             silence_s=source.silence_limit.total_seconds(),
+            watchfulness=Watchfulness(every_s=source.look_interval.total_seconds()),
         )
         discovery = Discovery(
             self._fleet,

@@ -57,6 +57,7 @@ class Discovery:
             sink=self._fleet,
             connect_timeout_s=self._connect_timeout_s,
             request_timeout_s=self._request_timeout_s,
+            watchfulness=self._policy.watchfulness,
         )
         async with asyncio.TaskGroup() as tasks:
             if self._memory is not None:

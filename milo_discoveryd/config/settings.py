@@ -50,6 +50,8 @@ class Source(Group):
     streaming_lists: Annotated[str, one_of("auto", "off")] = "auto"
     silence_limit: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=90)
     """A watch that says nothing for so long is taken for dead. API servers send a bookmark about every 60 s."""
+    look_interval: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=15)
+    """Between two questions to a silent API server whether it is there. After three without an answer it is lost."""
     connect_timeout: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=10)
     credentials: Annotated[str | None, Field(max_length=63)] = None
     """The name of one of kubeconfigs.sources: what the daemon authenticates with, instead of the kubeconfig's user."""

@@ -17,6 +17,7 @@ import msgspec
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.backoff import Backoff
+from milo_discoveryd.reflect.vigil import Watchfulness
 from milo_discoveryd.reflect.wire import Bookmark, Event, Ignored, Junk, Page, Refused, Removed, Seen
 
 # --- what the driver is asked to do ---
@@ -157,6 +158,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     healthy_s: float = 30.0
     """A watch that lived this long ends a row of failures."""
     backoff: Backoff = Backoff()
+    watchfulness: Watchfulness = Watchfulness()
+    """How a silent server is looked after, whatever is asked of it."""
 
 
 _RETRY_AFTER_BOUNDS_S = (0.1, 300.0)
@@ -164,6 +167,8 @@ _RETRY_AFTER_BOUNDS_S = (0.1, 300.0)
 _VERSION_REFUSED = frozenset({410, 504})
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
 JUNK = "Junk"
+UNRESPONSIVE = "Unresponsive"
+"""It was asked whether it is there, and did not answer."""
 
 
 class Reflector:
@@ -342,7 +347,12 @@ class Reflector:
             again, self._junk_at = version == self._junk_at, version
             if again:
                 return self._relist(failure, now, delay)
-        if self._failures == 1 and (watching.proven or now - watching.opened_at >= self._policy.min_watch_s):
+        is_doubtful = failure.reason != UNRESPONSIVE
+        if (
+            is_doubtful
+            and self._failures == 1
+            and (watching.proven or now - watching.opened_at >= self._policy.min_watch_s)
+        ):
             # It was well until now: see at once whether the server still answers, before saying otherwise.
             self.state = Waiting(now, version)
             return []

@@ -41,6 +41,9 @@ class Observer(Protocol):
     def source(self, status: SourceStatus) -> None:
         """Its state, or the reason for it, changed."""
 
+    def looked_after(self, result: str) -> None:
+        """It was silent, and asked whether it is there."""
+
 
 class Fleet:
     def __init__(
@@ -118,6 +121,9 @@ class Fleet:
         if changed:
             self._observer.source(status)
             self.signal.ring()
+
+    def looked_after(self, result: str) -> None:
+        self._observer.looked_after(result)
 
     def hold(self, targets: Iterable[Target], now: float) -> None:
         """For a source that knows its clusters from the start."""

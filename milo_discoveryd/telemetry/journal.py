@@ -43,6 +43,9 @@ class Journal:
         self._metrics.oddity()
         log.debug("event ignored", problem=problem)
 
+    def looked_after(self, result: str) -> None:
+        self._metrics.looked_after(result)
+
     def source(self, status: SourceStatus) -> None:
         if status.state is SourceState.STALE:
             log.warning("source lost", reason=status.reason, message=status.message)

@@ -53,6 +53,12 @@ class Metrics:
         self._oddities = Counter(
             "milo_discoveryd_source_events_ignored", "Events from upstream that made no sense.", registry=self.registry
         )
+        self._source_looks = Counter(
+            "milo_discoveryd_source_looks",
+            "Questions to a silent API server whether it is there, by what came of them.",
+            ("result",),
+            registry=self.registry,
+        )
         self._probes = Counter(
             "milo_discoveryd_probes",
             "Probes of clusters' API servers, by what came of them.",
@@ -134,6 +140,9 @@ class Metrics:
 
     def oddity(self) -> None:
         self._oddities.inc()
+
+    def looked_after(self, result: str) -> None:
+        self._source_looks.labels(result).inc()
 
     def probed(self, result: str) -> None:
         self._probes.labels(result).inc()

@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
@@ -14,7 +14,9 @@ from milo_discoveryd.model.source import SourceStatus
 from milo_discoveryd.reflect.deletions import Answer as Verdict
 from milo_discoveryd.reflect.deletions import Found, NotFound, Question, Suspicions, Unanswered
 from milo_discoveryd.reflect.machine import Failure, FetchPage, Finding, OpenWatch, Reflector, Wait
+from milo_discoveryd.reflect.vigil import Watchfulness
 from milo_discoveryd.reflect.wire import Decoder, Lines, LineTooLongError, PageError, refusal
+from milo_discoveryd.watchers.lifeline import Lifeline, UnresponsiveError
 from milo_discoveryd.watchers.transport import Answer, Stream, TransportError
 
 _REASONS = {
@@ -45,6 +47,8 @@ class Api(Protocol):
         self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float
     ) -> AbstractAsyncContextManager[Stream]: ...
 
+    async def drop(self) -> None: ...
+
 
 class Sink(Protocol):
     """Where findings go."""
@@ -55,6 +59,9 @@ class Sink(Protocol):
     def answer(self, question: Question, answer: Verdict, read_at: float) -> None: ...
 
     def source(self, status: SourceStatus) -> None: ...
+
+    def looked_after(self, result: str) -> None:
+        """What came of a question whether the source is there."""
 
     @property
     def due_at(self) -> float | None:
@@ -90,6 +97,7 @@ class Driver:
         sink: Sink,
         connect_timeout_s: float,
         request_timeout_s: float,
+        watchfulness: Watchfulness,
     ) -> None:
         self._api = api
         self._watched = watched
@@ -99,6 +107,7 @@ class Driver:
         self._sink = sink
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
+        self._lifeline = Lifeline(api, watchfulness, sink.looked_after)
         self._pending = asyncio.Event()
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
@@ -108,6 +117,7 @@ class Driver:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(), name="follow the source")
             tasks.create_task(self._keep_time(tasks), name="keep time")
+            tasks.create_task(self._lifeline.run(), name="look after the source")
 
     async def _follow(self) -> None:
         while True:
@@ -129,13 +139,16 @@ class Driver:
         if request.continue_token:
             query.append(("continue", request.continue_token))
         try:
-            answer = await self._api.get(self._watched.path, query, timeout_s=self._request_timeout_s)
+            async with self._lifeline.waiting():
+                answer = await self._api.get(self._watched.path, query, timeout_s=self._request_timeout_s)
             if answer.status != 200:
                 await self._failed(_refused(answer.status, answer.headers, answer.body))
                 return
             page, observations = self._decoder.page(answer.body)
         except TransportError as error:
             await self._failed(_lost(error))
+        except UnresponsiveError as error:
+            await self._failed(error.failure)
         except PageError as error:
             await self._failed(Failure("Junk", str(error)))
         else:
@@ -159,7 +172,9 @@ class Driver:
             silence_s=request.timeout_s + 30.0,  # of no account: the reflector's own deadlines are shorter
         )
         try:
-            async with opened as stream:
+            async with AsyncExitStack() as exchange:
+                async with self._lifeline.waiting():
+                    stream = await exchange.enter_async_context(opened)
                 if stream.status != 200:
                     body = await stream.read_error(64 * 1024)
                     await self._failed(_refused(stream.status, stream.headers, body))
@@ -170,6 +185,8 @@ class Driver:
                     await self._read(chunks)
         except TransportError as error:
             await self._failed(_lost(error))
+        except UnresponsiveError as error:
+            await self._failed(error.failure)
         except LineTooLongError as error:
             await self._failed(Failure("Junk", str(error)))
 
@@ -178,7 +195,7 @@ class Driver:
         while self._reflector.is_reading:
             deadline = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
             try:
-                async with asyncio.timeout_at(deadline):
+                async with self._lifeline.waiting(deadline):
                     chunk = await anext(chunks, None)
             except TimeoutError:
                 await self._hand_on(self._reflector.silent(self._clock()))

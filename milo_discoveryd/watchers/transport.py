@@ -95,6 +95,10 @@ class Transport:
         timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_read=silence_s)
         return self._exchange(_Request("GET", path, tuple(query), encoding="identity", is_watch=True), timeout)
 
+    async def drop(self) -> None:
+        """Whatever is under way on any connection is lost; the next request makes its own."""
+        await self.aclose()
+
     async def aclose(self) -> None:
         connections = [*self._replaced, *([self._connection] if self._connection else [])]
         self._connection = None

@@ -4,6 +4,7 @@ import pytest
 
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.machine import (
+    UNRESPONSIVE,
     Changed,
     Failure,
     FetchPage,
@@ -95,6 +96,14 @@ def test_a_cut_of_a_quiet_watch_that_had_lasted_is_followed_by_a_look_at_once() 
     life.now += 1.0
     life.failed(CUT)
     assert life.request == resumes_from("10")
+
+
+def test_a_server_that_does_not_answer_makes_the_view_stale_without_another_look() -> None:
+    life = watching()
+    life.now += 60.0
+    life.failed(Failure(UNRESPONSIVE, "it did not answer"))
+    assert life.request == Wait(161.0)
+    assert life.status == (SourceState.STALE, 160.0, "Unresponsive")
 
 
 def test_a_watch_that_is_cut_before_it_said_anything_waits() -> None:

@@ -38,13 +38,17 @@ class ApiServer:
         self._server = web.Server(handle, handler_cancellation=True)
         self._runner = web.ServerRunner(self._server, shutdown_timeout=0)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self.context)
-        await site.start()
+        self._site = web.TCPSite(self._runner, "127.0.0.1", self.port, ssl_context=self.context)
+        await self._site.start()
         _, self.port = self._runner.addresses[0][:2]
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._runner.cleanup()
+
+    async def refuse(self) -> None:
+        """Takes nobody new; who is there is served on."""
+        await self._site.stop()
 
     @property
     def url(self) -> str:

@@ -15,6 +15,7 @@ from milo_discoveryd.modes.project import ProjectMode
 from milo_discoveryd.reflect.backoff import Backoff
 from milo_discoveryd.reflect.deletions import Suspicions
 from milo_discoveryd.reflect.machine import Policy, Reflector
+from milo_discoveryd.reflect.vigil import Watchfulness
 from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.fleet import Fleet
@@ -103,9 +104,13 @@ class Played:
         self.lists: list[Answer] = []
         self.watches: list[Answer] = []
         self.looks: list[Answer] = []
+        self.alive: Answer = Said()
+        """Says nothing, unless the test has it answer."""
         self.queries: list[dict[str, str]] = []
 
     async def __call__(self, request: web.Request) -> web.StreamResponse:
+        if request.path == "/livez":
+            return await self.alive(request)
         self.queries.append(dict(request.query))
         of_collection = self.watches if "watch" in request.query else self.lists
         turn = of_collection if request.path == PATH else self.looks
@@ -126,10 +131,14 @@ def listing(version: int, *objects: dict[str, object], more: str = "") -> Answer
 
 
 class Running:
-    def __init__(self, played: Played, fleet: Fleet, told: list[str], task: asyncio.Task[None]) -> None:
+    def __init__(
+        self, played: Played, server: ApiServer, fleet: Fleet, ledger: "Ledger", task: asyncio.Task[None]
+    ) -> None:
         self.played = played
+        self.server = server
         self.fleet = fleet
-        self.told = told
+        self.told = ledger.told
+        self.looks = ledger.looks
         self.task = task
 
     async def synced(self) -> None:
@@ -142,23 +151,29 @@ class Running:
 class Ledger(Journal):
     """Notes changes as a person would: `ENGAGED alpha`."""
 
-    def __init__(self, told: list[str]) -> None:
+    def __init__(self) -> None:
         super().__init__(Metrics())
-        self._told = told
+        self.told: list[str] = []
+        self.looks: list[str] = []
 
     def changed(self, done, *, is_live):  # type: ignore[no-untyped-def]
         reason = f" {done.reason.value}" if done.reason else ""
-        self._told.append(f"{done.type.value} {done.cluster.target.name}{reason}")
+        self.told.append(f"{done.type.value} {done.cluster.target.name}{reason}")
+
+    def looked_after(self, result: str) -> None:
+        self.looks.append(result)
 
 
 @asynccontextmanager
-async def running(played: Played, policy: Policy | None = None) -> AsyncIterator[Running]:
+async def running(
+    played: Played, policy: Policy | None = None, watchfulness: Watchfulness | None = None
+) -> AsyncIterator[Running]:
     def encode(event: Event) -> bytes:
         return b""
 
-    told: list[str] = []
+    ledger = Ledger()
     suspicions = Suspicions(lambda: 0.0, backoff=QUICK)
-    fleet = Fleet(ChangeLog(encode, Retention()), suspicions, Ledger(told))
+    fleet = Fleet(ChangeLog(encode, Retention()), suspicions, ledger)
     mode = ProjectMode(Setting(project_endpoint="https://milo.test"))
     async with ApiServer(played) as server:
         transport = open_transport(upstream(server))
@@ -171,10 +186,11 @@ async def running(played: Played, policy: Policy | None = None) -> AsyncIterator
             sink=fleet,
             connect_timeout_s=10.0,
             request_timeout_s=10.0,
+            watchfulness=watchfulness or Watchfulness(),
         )
         task = asyncio.create_task(driver.run())
         try:
-            yield Running(played, fleet, told, task)
+            yield Running(played, server, fleet, ledger, task)
         finally:
             task.cancel()
             with suppress(asyncio.CancelledError):

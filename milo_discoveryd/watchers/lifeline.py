@@ -1,0 +1,79 @@
+"""Waits for an API server, and asks it for a sign of life while nothing comes."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol
+
+from milo_discoveryd.errors import TransportError
+from milo_discoveryd.reflect.machine import UNRESPONSIVE, Failure
+from milo_discoveryd.reflect.vigil import Look, Vigil, Watchfulness
+from milo_discoveryd.watchers.transport import Answer
+
+PATH = "/livez"
+_SILENCE = frozenset({"timeout", "closed"})
+"""A refusal is none: a server that ends takes nobody new, and goes on serving whom it has."""
+
+
+class Api(Protocol):
+    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer: ...
+
+    async def drop(self) -> None:
+        """Every connection that there is; the next request makes its own."""
+
+
+class UnresponsiveError(Exception):
+    """It is connected, and answers nobody."""
+
+    def __init__(self, watchfulness: Watchfulness) -> None:
+        asked = f"{watchfulness.misses} times in a row, {watchfulness.every_s:g} s apart"
+        self.failure = Failure(UNRESPONSIVE, f"it was asked for {PATH} {asked}, and did not answer")
+        super().__init__(self.failure.message)
+
+
+class Lifeline:
+    def __init__(self, api: Api, watchfulness: Watchfulness, tell: Callable[[str], None]) -> None:
+        self._api = api
+        self._watchfulness = watchfulness
+        self._tell = tell
+        self._vigil = Vigil(watchfulness)
+        self._wait: asyncio.Timeout | None = None
+        self._is_lost = False
+        self._clock: Callable[[], float] = asyncio.get_running_loop().time
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            if (look := self._vigil.look(self._clock())) is not None:
+                await self._look(look)
+            await asyncio.sleep(self._vigil.next_at(self._clock()) - self._clock())
+
+    @asynccontextmanager
+    async def waiting(self, until: float | None = None) -> AsyncIterator[None]:
+        """Raises UnresponsiveError once nobody is there any more, with every connection dropped; TimeoutError then."""
+        self._is_lost = False
+        self._vigil.begin(self._clock())
+        try:
+            async with asyncio.timeout_at(until) as self._wait:
+                yield
+        except TimeoutError:
+            if not self._is_lost:
+                raise
+            await self._api.drop()
+            raise UnresponsiveError(self._watchfulness) from None
+        finally:
+            self._wait = None
+            self._vigil.end()
+
+    async def _look(self, look: Look) -> None:
+        result = "answered"
+        try:
+            # Whatever is said of the path, and of who asks: somebody is there to say it.
+            await self._api.get(PATH, timeout_s=self._watchfulness.patience_s)
+        except TransportError as error:
+            result = error.cause
+        self._tell(result)
+        if self._vigil.told(look, is_silent=result in _SILENCE):
+            assert self._wait is not None, "only what is waited for can be given up"
+            self._is_lost = True
+            self._wait.reschedule(self._clock())
