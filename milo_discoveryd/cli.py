@@ -50,9 +50,13 @@ def run(config: Path | None, **flags: Any) -> None:
     # gRPC would print what it fails at in words of its own, beside ours; it reads this as it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
-    from milo_discoveryd.app import Daemon
-    from milo_discoveryd.config import load
-    from milo_discoveryd.telemetry.logging import configure
+    from milo_discoveryd.imports import for_good, without
+
+    # What logs would use rich to draw pictures of errors, which ours are not to be: they may show secrets.
+    with for_good(), without("rich"):
+        from milo_discoveryd.app import Daemon
+        from milo_discoveryd.config import load
+        from milo_discoveryd.telemetry.logging import configure
 
     def start() -> Coroutine[Any, Any, None]:
         settings = load(_given(flags), os.environ, config)

@@ -8,9 +8,7 @@ from typing import assert_never
 from milo_discoveryd.config import Settings, sources
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream
 from milo_discoveryd.credentials.authenticating import MintedCredential
-from milo_discoveryd.credentials.client_certificate import SigningClientCertificates
 from milo_discoveryd.credentials.cluster_api import ClusterApi
-from milo_discoveryd.credentials.datum_service_account import DatumServiceAccount
 from milo_discoveryd.credentials.exec_plugin import ExecCommand
 from milo_discoveryd.credentials.exec_source import ExecSource
 from milo_discoveryd.credentials.files import FileContent
@@ -26,6 +24,9 @@ from milo_discoveryd.watchers.proxy import environment_proxy
 from milo_discoveryd.watchers.transport import open_transport
 
 PROJECT_USER = "project-kubeconfig"
+
+# The sources that sign import the cryptography package, 8 MB that daemons without them do without.
+# ruff: noqa: PLC0415
 
 
 class Sources:
@@ -63,6 +64,8 @@ class Sources:
     def _make(self, of: sources.CredentialSource) -> MintingSource:
         match of:
             case sources.DatumServiceAccount():
+                from milo_discoveryd.credentials.datum_service_account import DatumServiceAccount
+
                 return DatumServiceAccount(
                     of.name,
                     FileContent(of.key_file),
@@ -82,6 +85,8 @@ class Sources:
                     bound=of.bound,
                 )
             case sources.ClientCertificate():
+                from milo_discoveryd.credentials.client_certificate import SigningClientCertificates
+
                 return SigningClientCertificates(
                     of.name,
                     authority=FileContent(of.ca_certificate),

@@ -7,7 +7,6 @@ import hashlib
 from collections.abc import Collection
 
 import msgspec
-from cryptography import x509
 
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.credential import Credential
@@ -98,6 +97,8 @@ def _require_meant_for(found: jwt.Claims, audiences: Collection[str], subject: s
 
 def _validity(chain: bytes, origin: str) -> tuple[float, float]:
     """Of the first certificate, which is the holder's."""
+    from cryptography import x509  # noqa: PLC0415 - 8 MB that a daemon without certificates does without
+
     try:
         certificate = x509.load_pem_x509_certificate(chain)
         return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
