@@ -124,6 +124,7 @@ class Daemon:
             service = Service(self._fleet, self._about(), self._metrics, issuer)
             self._metrics.tell_build(__version__, settings.mode)
             self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
+            self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
             server = Server(service, [self._address(each) for each in settings.listen], self._metrics)
             await server.start()
             stack.push_async_callback(server.stop)

@@ -58,6 +58,7 @@ def families() -> list[Family]:
     metrics.tell_build("", "")
     metrics.follow(fleet, 0)
     metrics.follow_streams(lambda: ())
+    metrics.follow_tasks(lambda: 0)
     metrics.follow_credentials(lambda: ())
     return sorted(_families(metrics.registry))
 

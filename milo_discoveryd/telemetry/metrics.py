@@ -4,7 +4,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -108,9 +115,14 @@ class Metrics:
         Gauge(
             "milo_discoveryd_start_time_seconds", "When this daemon started.", registry=self.registry
         ).set_to_current_time()
+        ProcessCollector(registry=self.registry)
 
     def follow(self, fleet: Fleet, cluster_cap: int) -> None:
         self.registry.register(_FleetCollector(fleet, cluster_cap))
+
+    def follow_tasks(self, count: Callable[[], int]) -> None:
+        tasks = Gauge("milo_discoveryd_tasks", "Tasks of the event loop that are under way.", registry=self.registry)
+        tasks.set_function(count)
 
     def follow_streams(self, lags: Callable[[], Iterable[int]]) -> None:
         """`lags` gives, for each open stream, how many revisions it has not taken yet."""
