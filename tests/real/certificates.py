@@ -10,6 +10,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+INSIDE = "cluster.test"
+"""What the names of servers end in that are reached by a network of their own (tests/real/inside.py)."""
 _LIFETIME = datetime.timedelta(days=7)
 
 
@@ -27,23 +29,40 @@ class Authority:
         self.file = _write(directory / "ca.crt", self.pem)
 
     def server(self, name: str) -> tuple[Path, Path]:
-        """Certificate and key of a server on loopback."""
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))]
+        """Certificate and key of a server on loopback, which has any name inside as well."""
+        names = [
+            x509.DNSName("localhost"),
+            x509.DNSName(f"*.{INSIDE}"),
+            x509.IPAddress(ipaddress.IPv4Address("127.0.0.1")),
+        ]
         return self._issue(name, _name(name), ExtendedKeyUsageOID.SERVER_AUTH, names)
 
-    def client(self, user: str, groups: Sequence[str]) -> tuple[Path, Path]:
+    def client(
+        self, user: str, groups: Sequence[str], *, lifetime: datetime.timedelta = _LIFETIME
+    ) -> tuple[Path, Path]:
         """Certificate and key that API servers take for this user in these groups."""
-        return self._issue(user, _name(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [])
+        return self._issue(user, _name(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [], lifetime)
+
+    def key_file(self) -> Path:
+        """Its own key, for whoever is to sign in its name."""
+        return _write(self._directory / "ca.key", _pem(self._key))
 
     def signing_key(self, name: str) -> Path:
         """A private key that signs service-account tokens."""
         return _write(self._directory / f"{name}.key", _pem(ec.generate_private_key(ec.SECP256R1())))
 
     def _issue(
-        self, name: str, subject: x509.Name, usage: x509.ObjectIdentifier, alternatives: Sequence[x509.GeneralName]
+        self,
+        name: str,
+        subject: x509.Name,
+        usage: x509.ObjectIdentifier,
+        alternatives: Sequence[x509.GeneralName],
+        lifetime: datetime.timedelta = _LIFETIME,
     ) -> tuple[Path, Path]:
         key = ec.generate_private_key(ec.SECP256R1())
-        builder = _builder(subject, self._name, key).add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        builder = _builder(subject, self._name, key, lifetime).add_extension(
+            x509.ExtendedKeyUsage([usage]), critical=False
+        )
         if alternatives:
             builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
@@ -53,7 +72,9 @@ class Authority:
         )
 
 
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, lifetime: datetime.timedelta = _LIFETIME
+) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
         x509.CertificateBuilder()
@@ -62,7 +83,7 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivate
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + _LIFETIME)
+        .not_valid_after(now + lifetime)
     )
 
 

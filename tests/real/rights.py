@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -11,9 +11,20 @@ from tests.scenarios.steps import Mode
 
 _ROLES_SHIPPED = Path(__file__).parents[2] / "deploy" / "base" / "rbac"
 _RBAC = "/apis/rbac.authorization.k8s.io/v1"
-_ROLES = f"{_RBAC}/clusterroles"
-_BINDINGS = f"{_RBAC}/clusterrolebindings"
-_BINDING = "milo-discoveryd"
+_OURS = {"real-test": "rights"}
+
+
+class _Place(NamedTuple):
+    """Where roles of a kind are kept, and what binds them."""
+
+    roles: str
+    bindings: str
+
+
+_PLACES = {
+    "ClusterRole": _Place(f"{_RBAC}/clusterroles", f"{_RBAC}/clusterrolebindings"),
+    "Role": _Place(f"{_RBAC}/namespaces/default/roles", f"{_RBAC}/namespaces/default/rolebindings"),
+}
 
 Subject = Mapping[str, str]
 
@@ -27,7 +38,30 @@ def service_account(namespace: str, name: str) -> Subject:
 
 
 def shipped_role(mode: Mode) -> dict[str, Any]:
-    role: dict[str, Any] = yaml.safe_load((_ROLES_SHIPPED / mode / "cluster-role.yaml").read_text())
+    return _shipped(mode, "cluster-role.yaml")
+
+
+def shipped_role_of_tokens() -> dict[str, Any]:
+    """What a source of kubeconfigs of type `token-request` needs in addition."""
+    return _shipped("token-request", "role.yaml")
+
+
+def shipped_role_of_secrets() -> dict[str, Any]:
+    """What one of type `kubeconfig-secret` needs."""
+    return _shipped("kubeconfig-secret", "cluster-role.yaml")
+
+
+def withheld(role: Mapping[str, Any], resource: str, verb: str) -> dict[str, Any]:
+    """The role without that verb for that resource."""
+    rules = [
+        {**rule, "verbs": [each for each in rule["verbs"] if not (each == verb and resource in rule["resources"])]}
+        for rule in role["rules"]
+    ]
+    return {**role, "rules": [rule for rule in rules if rule["verbs"]]}
+
+
+def _shipped(folder: str, file: str) -> dict[str, Any]:
+    role: dict[str, Any] = yaml.safe_load((_ROLES_SHIPPED / folder / file).read_text())
     return role
 
 
@@ -38,23 +72,28 @@ class Rights:
         self._server = server
         self._subject = subject
 
-    async def give(self, role: Mapping[str, Any], *, without: Collection[str] = ()) -> None:
-        """This role and no other; the verbs in `without` are left out."""
+    async def give(self, *roles: Mapping[str, Any], without: Collection[str] = ()) -> None:
+        """These roles and no other; the verbs in `without` are left out."""
         await self.withdraw()
-        rules = [{**rule, "verbs": [verb for verb in rule["verbs"] if verb not in without]} for rule in role["rules"]]
-        name = role["metadata"]["name"]
-        binding = {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "ClusterRoleBinding",
-            "metadata": {"name": _BINDING},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
-            "subjects": [dict(self._subject)],
-        }
         async with self._server.api() as api:
-            await api.forget(f"{_ROLES}/{name}")
-            await api.call("POST", _ROLES, {**role, "rules": rules})
-            await api.call("POST", _BINDINGS, binding)
+            for role in roles:
+                rules = [
+                    {**rule, "verbs": [verb for verb in rule["verbs"] if verb not in without]} for rule in role["rules"]
+                ]
+                place, name = _PLACES[role["kind"]], role["metadata"]["name"]
+                binding = {
+                    "apiVersion": "rbac.authorization.k8s.io/v1",
+                    "kind": f"{role['kind']}Binding",
+                    "metadata": {"name": name, "labels": _OURS},
+                    "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role["kind"], "name": name},
+                    "subjects": [dict(self._subject)],
+                }
+                await api.forget(f"{place.roles}/{name}")
+                await api.call("POST", place.roles, {**role, "rules": rules})
+                await api.call("POST", place.bindings, binding)
 
     async def withdraw(self) -> None:
+        selector = ",".join(f"{key}={value}" for key, value in _OURS.items())
         async with self._server.api() as api:
-            await api.forget(f"{_BINDINGS}/{_BINDING}")
+            for place in _PLACES.values():
+                await api.call("DELETE", f"{place.bindings}?labelSelector={selector}")

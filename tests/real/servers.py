@@ -5,6 +5,7 @@ come and go. `MiloApi` serves projects; `InfrastructureApi` serves projectcontro
 """
 
 import asyncio
+import json
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
@@ -67,6 +68,8 @@ class RealApi(ABC):
         self._tokens = kubeconfig.write_tokens(
             directory / "tokens.csv", {self._token: (_ADMINISTRATOR, _ADMINISTRATORS)}
         )
+        self._authentication = directory / "authentication.json"
+        self.trust()
         self.kubeconfig = self._write_kubeconfig("kubeconfig", {"token": self._token})
 
     @staticmethod
@@ -212,6 +215,22 @@ class RealApi(ABC):
         return Api(self.url, self._authority.file, token)
 
     @property
+    def authority(self) -> Authority:
+        """What its `--client-ca-file` names, and its own certificate is signed by."""
+        return self._authority
+
+    def trust(self, *issuers: Mapping[str, Any]) -> None:
+        """JWTs of just these issuers; a server that runs takes them up by itself, in a moment."""
+        configuration = {
+            "apiVersion": "apiserver.config.k8s.io/v1beta1",
+            "kind": "AuthenticationConfiguration",
+            "jwt": issuers,
+        }
+        anew = self._authentication.with_suffix(".new")
+        anew.write_text(json.dumps(configuration))
+        anew.replace(self._authentication)
+
+    @property
     def _before_it(self) -> Proxy:
         if self._proxy is None:
             raise ProcessError(f"{self.title} has no proxy before it, so nothing can cut its connections")
@@ -233,6 +252,7 @@ class RealApi(ABC):
             f"--tls-private-key-file={self._key}",
             f"--client-ca-file={self._authority.file}",
             f"--token-auth-file={self._tokens}",
+            f"--authentication-config={self._authentication}",
             "--authorization-mode=RBAC",
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self._signing_key}",

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from milo_discovery import EngagementReason
+from tests.real.bearers import until_bearer_is
 from tests.real.rights import Rights, service_account, shipped_role, user
 from tests.real.servers import RealApi
 from tests.real.watching import create_ready, delete, set_ready
@@ -103,7 +104,7 @@ async def test_f17_a_token_that_died_is_staleness_until_its_file_has_another(ser
 
         async with server.api() as api:
             await api.forget(f"{SECRETS}/first")
-        await until_refused(server, token, 401)
+        await until_bearer_is(server, token, None)
         await server.drop_watches()
         await witness.source("STALE", "Unauthorized")
         await delete(server, "gamma")
@@ -212,11 +213,3 @@ async def bound_token(server: RealApi, secret: str) -> str:
             },
         )
     return str(answer["status"]["token"])
-
-
-async def until_refused(server: RealApi, token: str, status: int) -> None:
-    """A server remembers for some seconds that a token was good."""
-    async with server.client_with(token) as api, asyncio.timeout(60):
-        while (answer := await api.status(server.collection)) != status:
-            assert answer == 200
-            await asyncio.sleep(0.2)

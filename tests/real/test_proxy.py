@@ -1,7 +1,9 @@
 """The proxy passes bytes through, cuts what is open, and is as dead as the server behind it."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
@@ -71,6 +73,20 @@ async def test_a_cut_at_any_step_of_a_connection_s_own_end_is_harmless(proxy: Pr
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     assert await say(reader, writer, b"again\n") == b"again\n"
     writer.close()
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_what_is_being_taken_while_it_is_shut_is_ended_too(proxy: Proxy, echo: int, steps: int) -> None:
+    await proxy.open(echo)
+    client = socket.create_connection(("127.0.0.1", proxy.port))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+
+    await proxy.shut()
+
+    client.settimeout(5)
+    with client, suppress(ConnectionResetError):
+        assert client.recv(1) == b""
 
 
 async def test_a_proxy_that_was_never_opened_refuses(proxy: Proxy) -> None:

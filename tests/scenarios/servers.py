@@ -79,7 +79,7 @@ class RealServers:
 
     def __init__(self, found: Programs, folder: Path, *, of_each: int = 1) -> None:
         self._all: list[RealApi] = []
-        self._free: dict[Mode, asyncio.Queue[RealApi]] = {mode: asyncio.Queue() for mode in MODES}
+        self._free: dict[Mode, asyncio.LifoQueue[RealApi]] = {mode: asyncio.LifoQueue() for mode in MODES}
         for number in range(of_each):
             for server in (
                 MiloApi(found, folder / f"milo-{number}"),
