@@ -5,13 +5,16 @@ control plane in it and leaves the Secret `kubeconfig`; then conditions turn Tru
 project is deleted, the controller waits until nothing is left in it, and only then takes its control plane away.
 """
 
+from datetime import timedelta
 from typing import Any
 
 from tests.real.api import Api
+from tests.real.kubeconfig import with_certificate
 from tests.real.servers import RealApi
 from tests.real.watching import condition, thing
 
 PROJECT_FINALIZER = "resourcemanager.miloapis.com/project-controller"
+SECRET_KEY = "value"
 _PREFIX = "resourcemanager.miloapis.com"
 
 
@@ -50,8 +53,12 @@ class Project:
         async with self._infrastructure.api() as api:
             await api.call("POST", "/api/v1/namespaces", {"metadata": {"name": self.namespace}})
 
-    async def deploy(self) -> None:
-        secret = {"metadata": {"name": "kubeconfig"}, "stringData": {"value": "apiVersion: v1\nkind: Config\n"}}
+    async def deploy(self, *, lifetime: timedelta = timedelta(hours=1)) -> None:
+        """The Secret holds a kubeconfig of the control plane's own administrator, good for so long."""
+        user = f"administrator-of-{self.name}"
+        certificate = self._infrastructure.authority.client(user, (), lifetime=lifetime)
+        kubeconfig = self._infrastructure.kubeconfig_with(with_certificate(*certificate), user)
+        secret = {"metadata": {"name": "kubeconfig"}, "stringData": {SECRET_KEY: kubeconfig.read_text()}}
         async with self._infrastructure.api() as api:
             await api.call("POST", f"/api/v1/namespaces/{self.namespace}/secrets", secret)
 

@@ -2,14 +2,18 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import pytest_asyncio
 
-from tests.real.installation import Project
-from tests.real.rights import Rights, shipped_role, user
+from milo_discovery import PreconditionFailed
+from tests.real.inside import ADDRESSES, Inside
+from tests.real.installation import SECRET_KEY, Project
+from tests.real.kubectl import user_of
+from tests.real.rights import Rights, shipped_role, shipped_role_of_secrets, user
 from tests.real.servers import RealApi
 from tests.real.witness import Witness, disengaged, engaged
 from tests.scenarios.servers import RealServers
@@ -17,7 +21,7 @@ from tests.scenarios.steps import MODES
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-BY_UID = "milo-apiserver.project-{uid}.svc.cluster.local:6443"
+SECRETS = {"name": "deployed", "type": "kubeconfig-secret", "key": SECRET_KEY}
 
 
 class Installation:
@@ -25,14 +29,14 @@ class Installation:
 
     def __init__(self, core: RealApi, infrastructure: RealApi, outside: Witness, inside: Witness) -> None:
         self._core = core
-        self._infrastructure = infrastructure
+        self.infrastructure = infrastructure
         self.outside = outside
         """Mode `project`."""
         self.inside = inside
         """Mode `project-control-plane`."""
 
     def project(self, name: str) -> Project:
-        return Project(name, "acme", self._core, self._infrastructure)
+        return Project(name, "acme", self._core, self.infrastructure)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -42,9 +46,13 @@ async def milo(servers: RealServers) -> AsyncIterator[Installation]:
         for mode in MODES:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="milo-")))
             server = await stack.enter_async_context(servers.lend(mode, folder))
-            await Rights(server, user("operator")).give(shipped_role(mode))
+            await Rights(server, user("operator")).give(shipped_role(mode), shipped_role_of_secrets())
             witness = Witness(
-                server, folder, kubeconfig=server.kubeconfig_as("operator"), internal_address_template=BY_UID
+                server,
+                folder,
+                kubeconfig=server.kubeconfig_as("operator"),
+                internal_address_template=ADDRESSES,
+                kubeconfigs={"sources": [SECRETS]},
             )
             witnesses.append(await stack.enter_async_context(witness))
             lent.append(server)
@@ -62,11 +70,33 @@ async def test_a_project_is_engaged_when_its_control_plane_is_ready_and_not_befo
 
     await project.report("True", "Deployed")
 
-    endpoint = f"https://{BY_UID}".replace("{uid}", project.uid)
+    endpoint = f"https://{ADDRESSES}".format(uid=project.uid)
     await milo.inside.told(engaged("alpha", at=endpoint))
     await milo.outside.told()
     await project.report_project("True", "Ready")
     await milo.outside.told(engaged("alpha"))
+
+
+async def test_the_kubeconfig_that_its_deployment_left_opens_its_control_plane(milo: Installation) -> None:
+    project = await ready(milo, "delta")
+
+    kubeconfig = await milo.inside.kubeconfig_of("delta")
+
+    async with Inside(milo.infrastructure) as network:
+        assert await user_of(kubeconfig, proxy=network.proxy) == "administrator-of-delta"
+        assert set(network.asked) == {ADDRESSES.format(uid=project.uid)}
+
+
+async def test_a_kubeconfig_that_lives_for_a_week_is_not_handed_on(milo: Installation) -> None:
+    project = milo.project("epsilon")
+    for step in (project.ask_for_it, project.begin_control_plane, project.make_namespace):
+        await step()
+    await project.deploy(lifetime=timedelta(days=7))
+    await project.report("True", "Deployed")
+    await milo.inside.told(engaged("epsilon"))
+
+    with pytest.raises(PreconditionFailed, match="more than 24 hours is not short-lived; allow_long_lived takes"):
+        await milo.inside.kubeconfig_of("epsilon")
 
 
 async def test_a_deleted_project_stays_engaged_until_operators_are_done_with_it(milo: Installation) -> None:
@@ -100,7 +130,7 @@ async def test_a_project_that_comes_again_under_its_name_is_another_cluster_else
     await second.report("True", "Deployed")
 
     assert second.uid != first.uid
-    await milo.inside.told(engaged("gamma", at=f"https://{BY_UID}".replace("{uid}", second.uid)))
+    await milo.inside.told(engaged("gamma", at=f"https://{ADDRESSES}".format(uid=second.uid)))
 
 
 async def ready(milo: Installation, name: str) -> Project:

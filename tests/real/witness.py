@@ -10,6 +10,7 @@ import yaml
 
 from milo_discovery import DiscoveryClient, Engagement, EngagementReason, SourceStatus
 from tests.process.daemon import DaemonProcess
+from tests.real.handing_out import kubeconfig_of
 from tests.real.servers import RealApi
 from tests.real.watching import create_ready
 from tests.scenarios.steps import Expected, Reason, Subscribe
@@ -31,6 +32,7 @@ def disengaged(name: str, reason: Reason) -> Expected:
 class Witness:
     def __init__(self, server: RealApi, folder: Path, *, kubeconfig: Path | None = None, **settings: Any) -> None:
         self._server = server
+        self._folder = folder
         socket = f"unix://{folder / 'discovery.sock'}"
         config = folder / "config.yaml"
         given = {
@@ -86,6 +88,10 @@ class Witness:
 
     async def engaged_names(self) -> list[str]:
         return [cluster.name for cluster in await self._client.list()]
+
+    async def kubeconfig_of(self, name: str) -> Path:
+        """As it is handed out, in a file."""
+        return await kubeconfig_of(self._client, name, self._folder)
 
     async def explains(self, name: str, reason: EngagementReason, words: str) -> None:
         """Why that name is engaged or not, once these are the reason and among the words."""
