@@ -2,8 +2,9 @@
 
 import msgspec
 
-from milo_discoveryd.registry.filter import Filter
-from milo_discoveryd.registry.log import Ahead, ChangeLog, Snapshot
+from milo_discoveryd.registry.filter import Wanted
+from milo_discoveryd.registry.log import LOOKED_AT, Ahead, ChangeLog, Snapshot
+from milo_discoveryd.registry.turn import Turn, turn
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -11,6 +12,8 @@ class Batch(msgspec.Struct, frozen=True):
     revision: int
     reset: bool = False
     synced: bool = True
+    is_whole: bool = True
+    """What was told up to here is all there was to tell at the revision. Otherwise nobody can come back to it."""
 
 
 class _InSnapshot(msgspec.Struct, frozen=True):
@@ -27,12 +30,12 @@ class _Following(msgspec.Struct, frozen=True):
 class Cursor:
     """Begins with a snapshot, unless the log can be read from the revision it is to resume from."""
 
-    def __init__(self, log: ChangeLog, wanted: Filter, resume: int | None, *, overhead: int = 0) -> None:
+    def __init__(self, log: ChangeLog, wanted: Wanted, resume: int | None, *, overhead: int = 0) -> None:
         """`overhead`: how many bytes each cluster of a snapshot will take beside its frame."""
         self._log = log
         self._overhead = overhead
         self._wanted = wanted
-        self._state: _InSnapshot | _Following
+        self._state: _InSnapshot | _Following | Turn
         if resume is not None and log.reads_from(resume):
             self._state = _Following(resume)
         else:
@@ -45,7 +48,7 @@ class Cursor:
     @property
     def revision(self) -> int:
         """What was taken so far, once the snapshot is behind it."""
-        return self._state.revision if isinstance(self._state, _Following) else self._state.snapshot.revision
+        return self._state.snapshot.revision if isinstance(self._state, _InSnapshot) else self._state.revision
 
     @property
     def lag(self) -> int:
@@ -53,24 +56,37 @@ class Cursor:
         unread = self._log.head - self.revision
         if isinstance(self._state, _InSnapshot):
             unread += len(self._state.snapshot.views) - self._state.index
+        elif isinstance(self._state, Turn):
+            unread += self._state.left
         return unread
+
+    def turn(self, wanted: Wanted) -> None:
+        """From here on it is shown this. What that takes away, and what it adds, comes next."""
+        before, self._wanted = self._wanted, wanted
+        if isinstance(self._state, _InSnapshot):
+            self._state = _InSnapshot(self._log.snapshot())
+        elif isinstance(self._state, Turn):
+            self._state = self._state.again(wanted)
+        else:
+            self._state = turn(self._log, self._state.revision, self._state.ahead, before, wanted)
 
     def take(self) -> Batch | None:
         """The next batch; None where there is nothing new."""
-        if isinstance(self._state, _Following):
-            if self._log.reads_from(self._state.revision):
-                return self._from_log(self._state.revision, self._state.ahead)
+        if not isinstance(self._state, _InSnapshot) and not self._log.reads_from(self._state.revision):
             # It slept for longer than the log remembers.
             self._state = _InSnapshot(self._log.snapshot())
-        return self._from_snapshot(self._state.snapshot, self._state.index)
+        if isinstance(self._state, _InSnapshot):
+            return self._from_snapshot(self._state.snapshot, self._state.index)
+        if isinstance(self._state, Turn):
+            return self._from_turn(self._state)
+        return self._from_log(self._state.revision, self._state.ahead)
 
     def _from_snapshot(self, snapshot: Snapshot, start: int) -> Batch:
         frames: list[bytes] = []
         size = 0
         index = start
         views = snapshot.views
-        # Whoever wants few of many clusters has them looked for in parts, so that others get their turn.
-        end = min(len(views), start + _LOOKED_AT)
+        end = min(len(views), start + LOOKED_AT)
         while index < end and size < self._log.batch_bytes:
             view = views[index]
             index += 1
@@ -80,7 +96,15 @@ class Cursor:
                 size += len(frame) + self._overhead
         synced = index == len(views)
         self._state = _Following(snapshot.revision) if synced else _InSnapshot(snapshot, index)
-        return Batch(tuple(frames), snapshot.revision, reset=start == 0, synced=synced)
+        return Batch(tuple(frames), snapshot.revision, reset=start == 0, synced=synced, is_whole=synced)
+
+    def _from_turn(self, before: Turn) -> Batch | None:
+        frames, now = before.step(self._log)
+        if not now.is_over:
+            self._state = now
+            return Batch(frames, now.revision, is_whole=False)
+        self._state = _Following(now.revision, now.ahead)
+        return Batch(frames, now.revision) if frames else self._from_log(now.revision, now.ahead)
 
     def _from_log(self, revision: int, ahead: Ahead) -> Batch | None:
         while revision < self._log.head:
@@ -91,6 +115,3 @@ class Cursor:
             if found.frames:
                 return Batch(found.frames, revision)
         return None
-
-
-_LOOKED_AT = 5000

@@ -2,11 +2,25 @@
 
 import hashlib
 from functools import cached_property
+from typing import Protocol
 
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.selector import Selector
+
+
+class Wanted(Protocol):
+    """What a reader of the log is shown."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for two that show the same."""
+
+    def matches(self, cluster: Cluster) -> bool: ...
+
+    def shows(self, cluster: Cluster | None) -> bool:
+        """Whether the reader may be told what a cluster was when it didn't match. None: nothing is known of it."""
 
 
 class Filter(msgspec.Struct, frozen=True, dict=True):
@@ -23,6 +37,10 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
         if self.organizations and target.organization not in self.organizations:
             return False
         return not self.selector or self.selector.matches(dict(target.labels))
+
+    def shows(self, cluster: Cluster | None) -> bool:
+        """A filter is what its reader asks for, and keeps nothing from him."""
+        return True
 
     @property
     def is_everything(self) -> bool:

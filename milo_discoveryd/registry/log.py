@@ -15,11 +15,13 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.registry.events import Encode, Event, EventType
-from milo_discoveryd.registry.filter import Filter
+from milo_discoveryd.registry.filter import Wanted
 
 BATCH_BYTES = 256 * 1024
 """About how much goes into one batch: far below the 4 MiB that gRPC clients take by default."""
 _SPARE_PLACES = 1024
+LOOKED_AT = 5000
+"""Whoever is told little of many has them looked for in parts, so that others get their turn."""
 _SLICES = 64
 """How many different readers' next steps are kept, for the others who stand at the same place."""
 
@@ -107,6 +109,13 @@ class Snapshot(msgspec.Struct, frozen=True, weakref=True):
     revision: int
 
 
+class Roll(msgspec.Struct, frozen=True, weakref=True):
+    """All that is known of at one revision, engaged or remembered."""
+
+    entries: tuple[Entry, ...]
+    revision: int
+
+
 class ChangeLog:
     def __init__(self, encode: Encode, retention: Retention, batch_bytes: int = BATCH_BYTES) -> None:
         self._encode = encode
@@ -121,6 +130,7 @@ class ChangeLog:
         self._floor = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._slices: dict[tuple[int, str, Ahead], Slice] = {}
+        self._roll: weakref.ref[Roll] | None = None
         self.head = 0
 
     def engage(self, name: str, make: Callable[[int], Cluster]) -> Cluster:
@@ -173,6 +183,7 @@ class ChangeLog:
         self._memory.clear()
         self._slices.clear()
         self._snapshot = None
+        self._roll = None
         self.head += 1
         self._floor = self.head
 
@@ -198,12 +209,17 @@ class ChangeLog:
     def current(self) -> Iterator[View]:
         return (entry.view for entry in self._entries.values() if entry.view is not None)
 
+    def revoked(self, cluster: Cluster) -> bytes:
+        """The frame for who may no longer see it."""
+        message = "the subscriber's rights no longer cover it"
+        return self._encode(Event(EventType.DISENGAGED, cluster, DisengageReason.REVOKED, message))
+
     def frame(self, view: View, kind: EventType = EventType.ENGAGED) -> bytes:
         if view.kind is not kind:
             view.kind, view.frame = kind, self._encode(Event(kind, view.cluster))
         return view.frame
 
-    def since(self, revision: int, wanted: Filter, ahead: Ahead = frozenset()) -> Slice:
+    def since(self, revision: int, wanted: Wanted, ahead: Ahead = frozenset()) -> Slice:
         """What changed after `revision`: of each cluster, where it stands now. A part of it, where it is much.
 
         Who reads on from a part gives what it was told `ahead`, and isn't told again.
@@ -216,7 +232,15 @@ class ChangeLog:
             self._slices[key] = found = self._slice(revision, wanted, ahead)
         return found
 
-    def _slice(self, revision: int, wanted: Filter, ahead: Ahead) -> Slice:
+    def roll(self, revision: int) -> Roll:
+        """For a reader at that revision, with all that it may have been told of. Shared, as snapshots are."""
+        kept = self._roll() if self._roll is not None else None
+        if kept is None or kept.revision < revision:
+            kept = Roll(tuple(self._entries.values()), self.head)
+            self._roll = weakref.ref(kept)
+        return kept
+
+    def _slice(self, revision: int, wanted: Wanted, ahead: Ahead) -> Slice:
         told: dict[int, tuple[Entry, list[bytes]]] = {}
         reached = self.head
         size = 0
@@ -243,14 +267,15 @@ class ChangeLog:
         in_order = sorted(told.values(), key=lambda pair: pair[0].revision)
         return Slice(tuple(frame for _, frames in in_order for frame in frames), reached, ahead)
 
-    def _told(self, entry: Entry, after: int, upto: int, wanted: Filter) -> Iterator[bytes]:
+    def _told(self, entry: Entry, after: int, upto: int, wanted: Wanted) -> Iterator[bytes]:
         """What takes a reader from how the entry stood at one revision to how it stood at another."""
+        stood = entry.known_at(upto)
         before, now = (
             cluster if cluster is not None and wanted.matches(cluster) else None
-            for cluster in (entry.known_at(after), entry.known_at(upto))
+            for cluster in (entry.known_at(after), stood)
         )
         if before is not None and (now is None or now.incarnation != before.incarnation):
-            yield self._encode(self._ending(entry, before, upto))
+            yield self._encode(_ending(entry.ended(before, upto), before, stood, wanted))
             before = None
         if now is None:
             return
@@ -259,14 +284,6 @@ class ChangeLog:
             yield self.frame(view)
         elif entry.revision <= upto:
             yield self.frame(view, EventType.UPDATED)
-
-    def _ending(self, entry: Entry, cluster: Cluster, upto: int) -> Event:
-        past = entry.ended(cluster, upto)
-        if past is not None:
-            return Event(EventType.DISENGAGED, past.cluster, past.reason, past.message)
-        left = entry.known_at(upto)
-        assert left is not None, "what didn't end is still there"
-        return Event(EventType.DISENGAGED, left, DisengageReason.LABELS_CHANGED, "it left the filter")
 
     def _append(self, entry: Entry) -> None:
         entry.revision = self.head
@@ -302,3 +319,16 @@ class ChangeLog:
         self._floor = max(self._floor, until)
         if entry.view is None and not entry.past:
             del self._entries[name]
+
+
+def _ending(past: Past | None, before: Cluster, now: Cluster | None, wanted: Wanted) -> Event:
+    """How what the reader knows as `before` has ended for it: as `past` says, or by leaving what it is shown.
+
+    `now` is what has the name since. Of what the reader may not see, nothing gets into the event.
+    """
+    if past is not None and wanted.shows(past.cluster):
+        if past.reason is DisengageReason.REPLACED and not wanted.shows(now):
+            return Event(EventType.DISENGAGED, past.cluster, DisengageReason.DELETED, "the object is gone")
+        return Event(EventType.DISENGAGED, past.cluster, past.reason, past.message)
+    left = now if past is None and now is not None and wanted.shows(now) else before
+    return Event(EventType.DISENGAGED, left, DisengageReason.LABELS_CHANGED, "it left the filter")

@@ -96,7 +96,7 @@ def test_few_of_many_are_looked_for_in_parts() -> None:
     for index in range(5001):
         engage(log, f"a{index}")
     cursor = reader(log, Filter(names=frozenset({"a5000"})))
-    assert cursor.take() == Batch((), 5001, reset=True, synced=False)
+    assert cursor.take() == Batch((), 5001, reset=True, synced=False, is_whole=False)
     assert cursor.lag == 1
     batch = cursor.take()
     assert batch is not None

@@ -1,0 +1,54 @@
+"""Names with `*` in them. No regular expressions: what a pattern costs is plain to see, and so is what it covers."""
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import msgspec
+
+
+class Pattern(msgspec.Struct, frozen=True, dict=True):
+    """`*` stands for any number of characters, none included; all else for itself."""
+
+    text: str
+
+    def matches(self, name: str) -> bool:
+        first, *others = self._pieces
+        if not others:
+            return name == first
+        *between, last = others
+        if not (len(name) >= len(first) + len(last) and name.startswith(first) and name.endswith(last)):
+            return False
+        # Each piece at its first place leaves the most room for those after it, so nothing is ever tried twice.
+        at, end = len(first), len(name) - len(last)
+        for piece in between:
+            found = name.find(piece, at, end)
+            if found < 0:
+                return False
+            at = found + len(piece)
+        return True
+
+    @cached_property
+    def _pieces(self) -> list[str]:
+        return self.text.split("*")
+
+
+class Names(msgspec.Struct, frozen=True):
+    """Some of them by themselves, some by pattern. Without any: all names."""
+
+    exact: frozenset[str] = frozenset()
+    patterns: tuple[Pattern, ...] = ()
+
+    def match(self, name: str) -> bool:
+        return not self or name in self.exact or any(pattern.matches(name) for pattern in self.patterns)
+
+    def __bool__(self) -> bool:
+        return bool(self.exact or self.patterns)
+
+    def __str__(self) -> str:
+        return ", ".join([*sorted(self.exact), *sorted(pattern.text for pattern in self.patterns)])
+
+
+def names(texts: Iterable[str]) -> Names:
+    texts = frozenset(texts)
+    with_stars = sorted(text for text in texts if "*" in text)
+    return Names(texts.difference(with_stars), tuple(map(Pattern, with_stars)))

@@ -1,0 +1,80 @@
+"""Which clusters somebody may see, and what he sees of those he asks for."""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+
+import msgspec
+
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.selector import Selector
+from milo_discoveryd.registry.filter import Filter, Wanted
+from milo_discoveryd.rights.patterns import Names
+
+
+class Scope(msgspec.Struct, frozen=True, dict=True):
+    """All that is set must match."""
+
+    selector: Selector = Selector()
+    organizations: frozenset[str] = frozenset()
+    names: Names = Names()
+    is_empty: bool = False
+    """It covers nothing, whatever else it says."""
+
+    def matches(self, cluster: Cluster) -> bool:
+        target = cluster.target
+        return self.covers(target.name, target.organization, dict(target.labels) if self.selector else {})
+
+    def covers(self, name: str, organization: str, labels: Mapping[str, str]) -> bool:
+        if self.is_empty or (self.organizations and organization not in self.organizations):
+            return False
+        return self.names.match(name) and self.selector.matches(labels)
+
+    def covers_by_name(self, name: str) -> bool:
+        """Whether it covers whatever has that name."""
+        return not (self.is_empty or self.selector or self.organizations) and self.names.match(name)
+
+    @property
+    def is_everything(self) -> bool:
+        return not (self.is_empty or self.selector or self.organizations or self.names)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The same for two scopes that say the same."""
+        said = repr((self.is_empty, str(self.selector), sorted(self.organizations), str(self.names)))
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        if self.is_empty:
+            return "none"
+        parts = (
+            f"names {self.names}" if self.names else "",
+            f"organizations {', '.join(sorted(self.organizations))}" if self.organizations else "",
+            f"labels {self.selector}" if self.selector else "",
+        )
+        return "; ".join(filter(None, parts)) or "all"
+
+
+ALL = Scope()
+NONE = Scope(is_empty=True)
+
+
+class Within(msgspec.Struct, frozen=True, dict=True):
+    """What somebody asks for, as far as he may see it."""
+
+    asked: Filter
+    scope: Scope
+
+    def matches(self, cluster: Cluster) -> bool:
+        return self.scope.matches(cluster) and self.asked.matches(cluster)
+
+    def shows(self, cluster: Cluster | None) -> bool:
+        return cluster is not None and self.scope.matches(cluster)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return f"{self.scope.fingerprint}{self.asked.fingerprint}"
+
+
+def within(asked: Filter, scope: Scope) -> Wanted:
+    return asked if scope.is_everything else Within(asked, scope)

@@ -1,0 +1,52 @@
+"""Names with stars in them."""
+
+from fnmatch import fnmatchcase
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_discoveryd.rights.patterns import Names, Pattern, names
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "covered"),
+    [
+        ("acme", "acme", True),
+        ("acme", "acme2", False),
+        ("acme-*", "acme-shop", True),
+        ("acme-*", "acme-", True),
+        ("acme-*", "not-acme-shop", False),
+        ("*-prod", "shop-prod", True),
+        ("*-prod", "shop-prod-2", False),
+        ("a*a", "a", False),
+        ("a*b*c", "a-b-c", True),
+        ("a*b*c", "a-c-b", False),
+        ("a*bb*bc", "abbc", False),
+        ("*", "", True),
+        ("a.c", "abc", False),
+        ("[ab]", "a", False),
+    ],
+)
+def test_a_star_is_any_number_of_characters_and_all_else_itself(pattern: str, name: str, covered: bool) -> None:
+    assert Pattern(pattern).matches(name) is covered
+
+
+@given(st.text("ab*", max_size=8), st.text("ab", max_size=12))
+def test_a_pattern_covers_what_a_shell_would_have_it_cover(pattern: str, name: str) -> None:
+    assert Pattern(pattern).matches(name) is fnmatchcase(name, pattern)
+
+
+def test_many_stars_cost_no_more_than_few() -> None:
+    assert not Pattern("*a" * 120 + "*b").matches("a" * 253)
+
+
+def test_names_are_any_of_those_that_are_given() -> None:
+    some = names(["a", "b-*"])
+    assert [some.match(name) for name in ("a", "b-1", "b", "c")] == [True, True, False, False]
+    assert str(some) == "a, b-*"
+
+
+def test_without_any_all_are_meant() -> None:
+    assert Names().match("whatever")
+    assert not Names()

@@ -1,0 +1,50 @@
+"""What the rules give to whom."""
+
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.model.selector import parse
+from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, Rule, Terms
+from milo_discoveryd.rights.scope import ALL, NONE, Scope
+from milo_discoveryd.rights.who import Who
+
+PROD = Scope(parse("env=prod"))
+
+
+def rule(name: str, who: Who, scope: Scope = ALL) -> Rule:
+    return Rule(who, Grant(rule=name, scope=scope))
+
+
+def test_without_rules_everybody_may_do_everything() -> None:
+    assert Rights().of(Caller(listener="api")) == Grant(rule="", scope=ALL, terms=UNLIMITED, streams=None)
+
+
+def test_with_one_rule_nobody_may_do_anything_but_who_meets_it() -> None:
+    rights = Rights((rule("root", Who(uids=frozenset({0}))),))
+    assert rights.of(Caller(listener="api", uid=0)) == Grant(rule="root")
+    assert rights.of(Caller(listener="api", uid=1)) is None
+
+
+def test_the_first_rule_that_is_met_counts_alone() -> None:
+    rights = Rights(
+        (
+            rule("not them", Who(uids=frozenset({7})), NONE),
+            rule("api", Who(listeners=frozenset({"api"})), PROD),
+            rule("all", Who()),
+        )
+    )
+    given = [
+        rights.of(caller) for caller in (Caller(listener="api", uid=7), Caller(listener="api"), Caller(listener="b"))
+    ]
+    assert [grant and (grant.rule, grant.scope) for grant in given] == [
+        ("not them", NONE),
+        ("api", PROD),
+        ("all", ALL),
+    ]
+
+
+def test_terms_say_from_which_sources_and_for_how_long() -> None:
+    assert UNLIMITED.allow("any")
+    assert UNLIMITED.ttl_s(600.0) == 600.0
+    terms = Terms(sources=frozenset({"viewer"}), max_ttl_s=300.0)
+    assert terms.allow("viewer")
+    assert not terms.allow("admin")
+    assert (terms.ttl_s(600.0), terms.ttl_s(60.0)) == (300.0, 60.0)
