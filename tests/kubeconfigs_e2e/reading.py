@@ -38,7 +38,20 @@ def node_reader() -> Command:
     return (node, str(copy / "read.mjs"))
 
 
-READERS = {"go": go_reader, "node": node_reader}
+def java_reader() -> Command:
+    """Built in a copy, so that its classes and packages don't come to lie in the tree."""
+    java, maven = _tool("java"), _tool("mvn")
+    sources = b"".join((HERE / "java" / name).read_bytes() for name in ("pom.xml", "src/main/java/Read.java"))
+    copy = CACHE / "java" / hashlib.sha256(sources).hexdigest()[:16]
+    with _alone(copy):
+        shutil.copytree(HERE / "java", copy, dirs_exist_ok=True)
+        if not (copy / "built").exists():
+            _run((maven, "-q", "-B", "compile", "dependency:copy-dependencies", "-DoutputDirectory=packages"), copy)
+            (copy / "built").touch()
+    return (java, "-cp", f"{copy}/target/classes:{copy}/packages/*", "Read")
+
+
+READERS = {"go": go_reader, "java": java_reader, "node": node_reader}
 
 
 def _tool(name: str) -> str:
