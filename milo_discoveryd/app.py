@@ -45,7 +45,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.guard import Guard, Limits
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.server import listener
-from milo_discoveryd.server.convert import encoder
+from milo_discoveryd.server.frames import encoder
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.server.service import About, Service
 from milo_discoveryd.telemetry.board import Board

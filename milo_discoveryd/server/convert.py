@@ -1,8 +1,4 @@
-"""Our values to messages, and events to frames.
-
-In protobuf's wire format a repeated field concatenates: a batch is the join of frames that were made once, and a few
-bytes of its own.
-"""
+"""Our values to messages; and to batches, each a join of frames that were made once, and a few bytes of its own."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -14,10 +10,9 @@ from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceStatus
-from milo_discoveryd.registry.events import Encode, Event, EventType
+from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import Record, Standing, Transition
 
-_EVENTS_TAG = bytes([pb.WatchClustersResponse.EVENTS_FIELD_NUMBER << 3 | 2])
 _TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in EventType}
 _REASONS = {
     Standing.NOT_READY: pb.Engagement.REASON_NOT_READY,
@@ -26,32 +21,6 @@ _REASONS = {
     Standing.GONE: pb.Engagement.REASON_DELETED,
     Standing.READY: pb.Engagement.REASON_ENGAGED,
 }
-
-
-def encoder(epoch: str) -> Encode:
-    """Frames of one run of the daemon."""
-
-    def encode(event: Event) -> bytes:
-        message = pb.ClusterEvent(
-            type=_TYPES[event.type],
-            cluster=cluster(event.cluster, epoch),
-            reason=_reason(event.reason),
-            message=event.message,
-        )
-        return framed(message)
-
-    return encode
-
-
-def framed(event: pb.ClusterEvent) -> bytes:
-    data = event.SerializeToString(deterministic=True)
-    return _EVENTS_TAG + _varint(len(data)) + data
-
-
-def unframed(frame: bytes) -> pb.ClusterEvent:
-    """The event that a frame holds."""
-    (event,) = pb.WatchClustersResponse.FromString(frame).events
-    return event
 
 
 def batch(
@@ -149,8 +118,12 @@ def transition(of: Transition, epoch: str) -> pb.Transition:
 
 
 def timestamp(seconds: float) -> Timestamp:
-    micros = round(seconds * 1e6)
-    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
+    whole, rest = divmod(micros(seconds), 1_000_000)
+    return Timestamp(seconds=whole, nanos=rest * 1000)
+
+
+def micros(seconds: float) -> int:
+    return round(seconds * 1e6)
 
 
 def _told(wall: float) -> str:
@@ -167,12 +140,3 @@ def _connectivity(of: Connectivity) -> pb.Connectivity:
         since=None if of.since is None else timestamp(of.since),
         message=of.message,
     )
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)

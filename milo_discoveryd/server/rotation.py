@@ -25,6 +25,7 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.server import convert
+from milo_discoveryd.server.frames import framed, unframed
 
 BATCH_BYTES = 1 << 20
 OVERHEAD = 6 * 1024
@@ -89,7 +90,7 @@ class Rotation:
         dressed = list(frames)
         size = sum(map(len, dressed))
         for place, frame in enumerate(dressed):
-            event = convert.unframed(frame)
+            event = unframed(frame)
             if event.type == pb.ClusterEvent.TYPE_DISENGAGED:
                 self._given.pop(event.cluster.name, None)
             elif event.type == pb.ClusterEvent.TYPE_ENGAGED:
@@ -105,7 +106,7 @@ class Rotation:
                 kubeconfig = self._give(cluster)
                 if kubeconfig is not None:
                     event.kubeconfig.CopyFrom(kubeconfig)
-                    dressed[place] = convert.framed(event)
+                    dressed[place] = framed(event)
                     size += len(dressed[place]) - len(frame)
         return tuple(dressed)
 
@@ -143,7 +144,7 @@ class Rotation:
         kubeconfig = self._give(cluster)
         if kubeconfig is None:
             return None
-        return convert.framed(
+        return framed(
             pb.ClusterEvent(
                 type=pb.ClusterEvent.TYPE_KUBECONFIG,
                 cluster=convert.cluster(cluster, self._epoch),

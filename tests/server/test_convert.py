@@ -11,9 +11,10 @@ from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.registry import Record, Standing, Transition
 from milo_discoveryd.server import convert
+from milo_discoveryd.server.frames import encoder
 
 EPOCH = "0123456789abcdef"
-encode = convert.encoder(EPOCH)
+encode = encoder(EPOCH)
 
 SMALL = Cluster(
     target=Target(name="a", uid="u", endpoint="https://a"), source_version="7", engaged_at=1.5, incarnation=3
@@ -76,65 +77,7 @@ def test_times_are_told_to_the_microsecond(seconds: float, told: Timestamp) -> N
     assert convert.timestamp(seconds) == told
 
 
-# --- events and batches ---
-
-
-def test_a_frame_is_an_event_of_a_batch() -> None:
-    frame = encode(Event(EventType.DISENGAGED, FULL, DisengageReason.NOT_READY, "degraded"))
-    assert pb.WatchClustersResponse.FromString(frame) == pb.WatchClustersResponse(
-        events=[
-            pb.ClusterEvent(
-                type=pb.ClusterEvent.TYPE_DISENGAGED,
-                cluster=convert.cluster(FULL, EPOCH),
-                reason=pb.DISENGAGE_REASON_NOT_READY,
-                message="degraded",
-            )
-        ]
-    )
-
-
-def test_the_bytes_of_a_frame_are_these() -> None:
-    assert encode(Event(EventType.ENGAGED, SMALL)) == bytes.fromhex(
-        "0a3a"  # events, 58 bytes
-        "0801"  # type: ENGAGED
-        "1236"  # cluster, 54 bytes
-        "0a0161"  # name: a
-        "120175"  # uid: u
-        "1a0968747470733a2f2f61"  # endpoint: https://a
-        "3a0808011080cab5ee01"  # engaged_at: 1.5
-        "5a020801"  # connectivity: UNKNOWN
-        "620137"  # source_resource_version: 7
-        "6a12303132333435363738396162636465662e33"  # incarnation: EPOCH.3
-    )
-
-
-@pytest.mark.parametrize("kind", EventType)
-def test_every_type_of_event_has_its_own(kind: EventType) -> None:
-    (told,) = pb.WatchClustersResponse.FromString(encode(Event(kind, SMALL))).events
-    assert pb.ClusterEvent.Type.Name(told.type) == f"TYPE_{kind.value}"
-    assert told.reason == pb.DISENGAGE_REASON_UNSPECIFIED
-
-
-@pytest.mark.parametrize("reason", DisengageReason)
-def test_every_reason_has_its_own(reason: DisengageReason) -> None:
-    (told,) = pb.WatchClustersResponse.FromString(encode(Event(EventType.DISENGAGED, SMALL, reason))).events
-    assert pb.DisengageReason.Name(told.reason) == f"DISENGAGE_REASON_{reason.value}"
-
-
-def test_the_same_event_is_the_same_bytes() -> None:
-    shuffled = Cluster(
-        target=Target(name="a", uid="u", endpoint="e", labels=tuple((f"k{index}", "v") for index in range(50))),
-        source_version="7",
-        engaged_at=1.5,
-        incarnation=3,
-    )
-    assert len({encode(Event(EventType.ENGAGED, shuffled)) for _ in range(20)}) == 1
-
-
-@pytest.mark.parametrize("length", [0, 10, 127, 128, 20_000, 3_000_000])
-def test_a_frame_may_be_of_any_length(length: int) -> None:
-    event = Event(EventType.ENGAGED, SMALL, message="x" * length)
-    assert len(pb.WatchClustersResponse.FromString(encode(event)).events[0].message) == length
+# --- batches ---
 
 
 def test_a_batch_is_a_join_of_frames_and_a_few_bytes() -> None:
@@ -159,12 +102,6 @@ def test_a_batch_may_hold_nothing_but_news_of_the_source() -> None:
     assert not batch.events
     assert not batch.HasField("source")
     assert not batch.reset
-
-
-def test_a_frame_can_be_read_back() -> None:
-    assert convert.framed(convert.unframed(encode(Event(EventType.ENGAGED, FULL)))) == encode(
-        Event(EventType.ENGAGED, FULL)
-    )
 
 
 # --- the source ---

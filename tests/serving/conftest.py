@@ -21,7 +21,7 @@ from milo_discoveryd.reflect.machine import Changed, Finding, Listed, ListEnded,
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.server.convert import encoder
+from milo_discoveryd.server.frames import encoder
 from milo_discoveryd.server.listener import UnixAddress
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.server.service import About, Service
