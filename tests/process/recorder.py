@@ -60,10 +60,10 @@ class Recorder:
             await self._reads.wait()
             try:
                 batch = noted(await stream.batch())
-            except (grpc.aio.AioRpcError, asyncio.CancelledError):
+            except (grpc.aio.AioRpcError, asyncio.CancelledError, TimeoutError):
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
-                return  # ended by the daemon, or cut
+                return  # ended by the daemon, or cut, or without a heartbeat for long
             noting.batches.append(batch)
             list(self._reader.take(batch))
             self._revision = batch.revision or self._revision
