@@ -47,14 +47,18 @@ class Keeper:
             return None
 
     async def keep(self, fleet: Callable[[], Iterable[Kept]], changed: Changed) -> None:
-        """Writes what `fleet` gives after each change, until it is cancelled; then once more."""
+        """Writes what `fleet` gives after each change, until it is cancelled; then once more.
+
+        Before the first there is nothing to keep, and what an earlier run kept stays.
+        """
         well = True
+        await changed()
         try:
             while True:
-                await changed()
                 started = time.monotonic()
                 well = await asyncio.to_thread(self._write, self._image(fleet), well)
                 await asyncio.sleep(max(EVERY_S, SHARE * (time.monotonic() - started)))
+                await changed()
         finally:
             self._write(self._image(fleet), well)
 

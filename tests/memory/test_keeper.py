@@ -74,6 +74,16 @@ async def test_the_last_state_is_written_at_the_end_however_recent(
     assert names() == ["beta"]
 
 
+async def test_a_run_that_never_knew_the_fleet_leaves_what_was_kept_before(tmp_path: Path) -> None:
+    fleet, names = Fleet(), recalled(tmp_path)
+    async with running(Keeper(tmp_path, ORIGIN), fleet):
+        fleet.now_holds(kept("alpha"))
+        await eventually(lambda: names() == ["alpha"])
+    async with running(Keeper(tmp_path, ORIGIN), Fleet()):
+        await asyncio.sleep(0)  # it has begun to wait
+    assert names() == ["alpha"]
+
+
 async def test_the_file_is_nobody_elses_and_nothing_lies_beside_it(tmp_path: Path) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
     async with running(Keeper(tmp_path, ORIGIN), fleet):
