@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.reflect.backoff import Backoff
 
 
@@ -122,6 +122,9 @@ class Suspicions:
         suspicion = self._open.get(question.name)
         if suspicion is None or suspicion.ticket != question.ticket:
             return None  # settled meanwhile by the stream itself
+        if isinstance(answer, Found) and _is_unreadable(answer.observation, suspicion.uid):
+            # Neither gone nor known to be what it was: perhaps outside the selector, where no watch would tell of it.
+            answer = Unanswered("what is there can't be read")
         if isinstance(answer, Unanswered):
             suspicion.failures += 1
             suspicion.problem = answer.problem
@@ -130,3 +133,7 @@ class Suspicions:
             return None
         self.clear(question.name)
         return Gone(question.name, suspicion.uid) if isinstance(answer, NotFound) else answer.observation
+
+
+def _is_unreadable(found: Observation, uid: str) -> bool:
+    return isinstance(found, Malformed) and found.uid in ("", uid)

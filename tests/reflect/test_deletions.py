@@ -1,6 +1,6 @@
 """What seems to be gone is asked about until there is an answer."""
 
-from milo_discoveryd.model.observation import NotReady
+from milo_discoveryd.model.observation import Malformed, NotReady
 from milo_discoveryd.reflect.backoff import Backoff
 from milo_discoveryd.reflect.deletions import Found, Gone, NotFound, Question, Suspicions, Unanswered
 
@@ -28,6 +28,22 @@ def test_what_is_found_is_told_as_it_is() -> None:
     pending.suspect("a", "u1", 0.0)
     assert pending.answered(asked(pending), Found(STILL_THERE), 1.0) == STILL_THERE
     assert len(pending) == 0
+
+
+def test_what_is_found_and_cannot_be_read_settles_nothing() -> None:
+    """It may be outside the selector, and then no watch will ever tell of it."""
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0)
+    assert pending.answered(asked(pending), Found(Malformed("a", "u1", "5", "nonsense")), 0.0) is None
+    assert pending.why("a") == (0.0, "what is there can't be read")
+    assert pending.answered(asked(pending, 1.0), Found(STILL_THERE), 1.0) == STILL_THERE
+
+
+def test_what_cannot_be_read_and_is_another_object_is_told() -> None:
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0)
+    another = Malformed("a", "u2", "5", "nonsense")
+    assert pending.answered(asked(pending), Found(another), 0.0) == another
 
 
 def test_a_name_is_asked_about_once() -> None:
