@@ -76,6 +76,11 @@ class Fleet:
         """One complete list was seen, by this run of the daemon or an earlier one."""
         return self._intake.synced
 
+    @property
+    def is_remembered(self) -> bool:
+        """That list was an earlier run's. Some may have come since that it doesn't name."""
+        return self._intake.is_remembered
+
     def restore(self, kept: Iterable[tuple[Ready, float]], status: SourceStatus) -> None:
         """What an earlier run knew is served at once, under a status that says how old it is."""
         self._publish(self._intake.restore(kept, _now(status.since)), status.since)
@@ -84,12 +89,14 @@ class Fleet:
         self.signal.ring()
 
     def take(self, findings: Iterable[Finding], read_at: float) -> Iterator[None]:
-        synced = self.synced
+        synced, remembered = self.synced, self.is_remembered
         for done in self._intake.take(self._noted(findings), _now(read_at)):
             self._publish(done, read_at)
             yield
         if self.synced and not synced:
             self._observer.synced(self.registry.engaged)
+            self.signal.ring()
+        elif remembered and not self.is_remembered:
             self.signal.ring()
 
     def answer(self, question: Question, answer: Answer, read_at: float) -> None:

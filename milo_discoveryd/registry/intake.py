@@ -37,6 +37,8 @@ class Intake:
         self._listed: set[str] = set()
         self._staged: dict[str, Observation] = {}
         self.synced = False
+        self.is_remembered = False
+        """What is known is what an earlier run knew: this one has seen no complete list yet."""
 
     def take(self, findings: Iterable[Finding], now: Moment) -> Iterator[list[Done]]:
         """Applies the findings in portions, so that thousands of them don't hold up everybody else."""
@@ -47,7 +49,7 @@ class Intake:
     def restore(self, kept: Iterable[tuple[Ready, float]], now: Moment) -> list[Done]:
         """Begins with what an earlier run of the daemon knew, and since when it was engaged: the first list is then
         compared with that, like any later one."""
-        self.synced = True
+        self.synced = self.is_remembered = True
         return [self._registry.restore(seen, engaged_at, now) for seen, engaged_at in kept]
 
     @property
@@ -110,7 +112,7 @@ class Intake:
         self._doubt(missing, now.steady, versions_went_back=versions_went_back)
         self._registry.list_ended()
         self._listed, self._staged = set(), {}
-        self.synced = True
+        self.synced, self.is_remembered = True, False
 
     def _doubt(self, missing: list[tuple[str, str]], now: float, *, versions_went_back: bool) -> None:
         """Those that nobody is engaged with are nobody's loss, and are asked about at once."""

@@ -65,6 +65,8 @@ class Stream:
         """The revision of the last batch, or what the subscriber resumes from."""
         self._source: tuple[SourceState, str] | None = None
         """What the subscriber was last told of it."""
+        position = parse(asked.resume_revision)
+        self._knew_another_run = bool(asked.resume_revision) and (position is None or position.epoch != epoch)
         self.cursor: Cursor | None = None
         self.opened_at = time.time()
 
@@ -80,7 +82,7 @@ class Stream:
     async def run(self) -> None:
         """Ends by an error only: the caller's leaving, a reader that doesn't read, or the daemon's end."""
         with self._fleet.signal.waiter() as bell, self._rotating(bell):
-            while not self._fleet.synced:
+            while self._must_wait():
                 await self._tell(Batch((), 0, synced=False))
                 await self._wait(bell)
             overhead = OVERHEAD if self._rotation else 0
@@ -100,6 +102,11 @@ class Stream:
                     await self._tell(Batch((), cursor.revision))
                 else:
                     await self._wait(bell)
+
+    def _must_wait(self) -> bool:
+        """For a complete list. What is remembered of an earlier run may lack some that the subscriber was told of by
+        then, and they would seem gone."""
+        return not self._fleet.synced or (self._fleet.is_remembered and self._knew_another_run)
 
     def _rotating(self, bell: Waiter) -> AbstractContextManager[None]:
         return self._rotation.following(bell.ring) if self._rotation else nullcontext()
@@ -145,7 +152,7 @@ class Stream:
             self._tally.reset_sent()
 
     def _revision(self, batch: Batch) -> str:
-        if not self._fleet.synced:
+        if self.cursor is None:
             return ""  # there is nothing to come back to
         # Numbered, so that a part that is missing is missed.
         self._parts = 0 if batch.synced else self._parts + 1

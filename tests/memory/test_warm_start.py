@@ -10,6 +10,7 @@ import pytest
 from milo_discovery import DiscoveryClient, EventType, SourceState
 from milo_discoveryd.app import Daemon
 from milo_discoveryd.config import load
+from milo_discoveryd.memory.image import Image, Origin, decode, encode
 from milo_discoveryd.memory.keeper import FILE
 from milo_discoveryd.sandbox import Sandbox
 from tests.eventually import eventually
@@ -21,6 +22,7 @@ class Setting:
         self.state.mkdir()
         self.sandbox = sandbox
         self.address = f"unix://{folder}/d.sock"
+        self.origin = Origin(sandbox.url, "project")
         self._flags = {
             "discovery_kubeconfig": str(sandbox.write_kubeconfig(folder / "kubeconfig")),
             "listen": (self.address,),
@@ -68,6 +70,37 @@ async def test_the_clusters_are_served_as_stale_and_then_compared(setting: Setti
         async with asyncio.timeout(20):
             ended = await anext(event async for event in watch if event.type is EventType.DISENGAGED)
         assert (ended.cluster.name, ended.reason.name) == ("beta", "DELETED")
+
+
+async def test_what_the_file_lacks_seems_gone_to_nobody_who_was_told_of_it(setting: Setting) -> None:
+    """F35: the daemon was killed before its last image was written."""
+    told: list[EventType] = []
+    async with DiscoveryClient(setting.address) as client, client.watch() as watch, asyncio.TaskGroup() as tasks:
+
+        async def follow() -> None:
+            async for event in watch:
+                told.append(event.type)  # noqa: PERF401 - as it comes
+
+        following = tasks.create_task(follow())
+        async with setting.daemon():
+            await eventually(lambda: set(watch.clusters) == {"alpha", "beta"})
+        whole = decode((setting.state / FILE).read_bytes(), setting.origin)
+        (alpha,) = (kept for kept in whole.clusters if kept.target.name == "alpha")
+        (setting.state / FILE).write_bytes(encode(Image(setting.origin, whole.written_at, (alpha,))))
+        await setting.sandbox.stop()
+        async with setting.daemon() as newcomer:
+            async with newcomer.watch() as fresh:
+                await fresh.synced()
+                assert set(fresh.clusters) == {"alpha"}
+            await eventually(
+                lambda: watch.connected and watch.source is not None and watch.source.state is SourceState.STALE
+            )
+            assert set(watch.clusters) == {"alpha", "beta"}
+            await setting.sandbox.start()
+            await eventually(lambda: watch.source is not None and watch.source.state is SourceState.STREAMING)
+            assert set(watch.clusters) == {"alpha", "beta"}
+        following.cancel()
+    assert told == [EventType.ENGAGED, EventType.ENGAGED]
 
 
 async def test_a_torn_file_is_as_good_as_none(setting: Setting) -> None:
