@@ -2,13 +2,14 @@
 
 import msgspec
 
+from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Wanted
-from milo_discoveryd.registry.log import LOOKED_AT, Ahead, ChangeLog, Snapshot
+from milo_discoveryd.registry.log import Ahead, ChangeLog, Snapshot
 from milo_discoveryd.registry.turn import Turn, turn
 
 
 class Batch(msgspec.Struct, frozen=True):
-    frames: tuple[bytes, ...]
+    frames: Frames
     revision: int
     reset: bool = False
     synced: bool = True
@@ -82,21 +83,10 @@ class Cursor:
         return self._from_log(self._state.revision, self._state.ahead)
 
     def _from_snapshot(self, snapshot: Snapshot, start: int) -> Batch:
-        frames: list[bytes] = []
-        size = 0
-        index = start
-        views = snapshot.views
-        end = min(len(views), start + LOOKED_AT)
-        while index < end and size < self._log.batch_bytes:
-            view = views[index]
-            index += 1
-            if self._wanted.matches(view.cluster):
-                frame = self._log.frame(view)
-                frames.append(frame)
-                size += len(frame) + self._overhead
-        synced = index == len(views)
-        self._state = _Following(snapshot.revision) if synced else _InSnapshot(snapshot, index)
-        return Batch(tuple(frames), snapshot.revision, reset=start == 0, synced=synced, is_whole=synced)
+        part = self._log.part(snapshot, start, self._wanted, self._overhead)
+        synced = part.end == len(snapshot.views)
+        self._state = _Following(snapshot.revision) if synced else _InSnapshot(snapshot, part.end)
+        return Batch(part.frames, snapshot.revision, reset=start == 0, synced=synced, is_whole=synced)
 
     def _from_turn(self, before: Turn) -> Batch | None:
         frames, now = before.step(self._log)

@@ -2,6 +2,7 @@
 
 import enum
 from collections.abc import Callable
+from functools import cached_property
 
 import msgspec
 
@@ -23,3 +24,11 @@ class Event(msgspec.Struct, frozen=True):
 
 Encode = Callable[[Event], bytes]
 """Turns an event into a frame: bytes that make a batch when they are joined."""
+
+
+class Frames(tuple[bytes, ...]):
+    """Some frames in their order. All who send the same share the join of them."""
+
+    @cached_property
+    def joined(self) -> bytes:
+        return b"".join(self)

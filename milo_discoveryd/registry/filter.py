@@ -17,6 +17,10 @@ class Wanted(Protocol):
     def fingerprint(self) -> str:
         """The same for two that show the same."""
 
+    @property
+    def is_everything(self) -> bool:
+        """It matches and shows whatever there is."""
+
     def matches(self, cluster: Cluster) -> bool: ...
 
     def shows(self, cluster: Cluster | None) -> bool:

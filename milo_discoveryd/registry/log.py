@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
-from milo_discoveryd.registry.events import Encode, Event, EventType
+from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
 from milo_discoveryd.registry.filter import Wanted
 
 BATCH_BYTES = 256 * 1024
@@ -24,6 +24,8 @@ LOOKED_AT = 5000
 """Whoever is told little of many has them looked for in parts, so that others get their turn."""
 _SLICES = 64
 """How many different readers' next steps are kept, for the others who stand at the same place."""
+_PARTS = 32
+"""How many parts of a snapshot are kept: as far as readers who began together drift apart."""
 
 
 class View(msgspec.Struct, gc=False):
@@ -97,9 +99,17 @@ Ahead = frozenset[tuple[str, int]]
 class Slice(msgspec.Struct, frozen=True):
     """Some of the log: what changed after one revision, up to and including another."""
 
-    frames: tuple[bytes, ...]
+    frames: Frames
     revision: int
     ahead: Ahead = frozenset()
+
+
+class Part(msgspec.Struct, frozen=True):
+    """Some of a snapshot."""
+
+    frames: Frames
+    end: int
+    """Where the next begins."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, weakref=True):
@@ -107,6 +117,8 @@ class Snapshot(msgspec.Struct, frozen=True, weakref=True):
 
     views: tuple[View, ...]
     revision: int
+    parts: dict[tuple[int, str, int], Part] = {}
+    """Those that were read last, for the others who come by."""
 
 
 class Roll(msgspec.Struct, frozen=True, weakref=True):
@@ -219,6 +231,28 @@ class ChangeLog:
             view.kind, view.frame = kind, self._encode(Event(kind, view.cluster))
         return view.frame
 
+    def part(self, snapshot: Snapshot, start: int, wanted: Wanted, overhead: int) -> Part:
+        """What is wanted from the view numbered `start` on. Each frame counts as `overhead` bytes longer than it is."""
+        key = (start, wanted.fingerprint, overhead)
+        found = snapshot.parts.get(key)
+        if found is None:
+            if len(snapshot.parts) >= _PARTS:
+                del snapshot.parts[next(iter(snapshot.parts))]
+            snapshot.parts[key] = found = self._part(snapshot.views, start, wanted, overhead)
+        return found
+
+    def _part(self, views: tuple[View, ...], start: int, wanted: Wanted, overhead: int) -> Part:
+        frames: list[bytes] = []
+        size = 0
+        index, end = start, min(len(views), start + LOOKED_AT)
+        while index < end and size < self.batch_bytes:
+            view = views[index]
+            index += 1
+            if wanted.matches(view.cluster):
+                frames.append(self.frame(view))
+                size += len(frames[-1]) + overhead
+        return Part(Frames(frames), index)
+
     def since(self, revision: int, wanted: Wanted, ahead: Ahead = frozenset()) -> Slice:
         """What changed after `revision`: of each cluster, where it stands now. A part of it, where it is much.
 
@@ -241,14 +275,16 @@ class ChangeLog:
         return kept
 
     def _slice(self, revision: int, wanted: Wanted, ahead: Ahead) -> Slice:
-        told: dict[int, tuple[Entry, list[bytes]]] = {}
+        told: dict[int, tuple[Entry, tuple[bytes, ...]]] = {}
         reached = self.head
         size = 0
         for place in range(bisect_right(self._revisions, revision), len(self._order)):
             entry = self._order[place]
-            if id(entry) in told or (entry.view and (entry.view.cluster.target.name, entry.revision) in ahead):
+            if id(entry) in told or (
+                ahead and entry.view and (entry.view.cluster.target.name, entry.revision) in ahead
+            ):
                 continue
-            frames = [*self._told(entry, revision, self.head, wanted)]
+            frames = self._told(entry, revision, self.head, wanted)
             told[id(entry)] = (entry, frames)
             size += sum(map(len, frames))
             if size >= self.batch_bytes:
@@ -257,18 +293,24 @@ class ChangeLog:
         if reached < self.head:
             # It stops short of the head, and some of these have moved on beyond it. Who reads on from `reached` is
             # taken to know how each of them stood there, no earlier and no later: so that is what is told.
-            for key, (entry, _) in told.items():
-                told[key] = (entry, [*self._told(entry, revision, reached, wanted)])
+            for entry in [entry for entry, _ in told.values() if entry.revision > reached]:
+                told[id(entry)] = (entry, self._told(entry, revision, reached, wanted))
             ahead |= {
                 (entry.view.cluster.target.name, entry.revision)
                 for entry, frames in told.values()
                 if frames and entry.view and entry.revision > reached and entry.since <= reached
             }
         in_order = sorted(told.values(), key=lambda pair: pair[0].revision)
-        return Slice(tuple(frame for _, frames in in_order for frame in frames), reached, ahead)
+        return Slice(Frames(frame for _, frames in in_order for frame in frames), reached, ahead)
 
-    def _told(self, entry: Entry, after: int, upto: int, wanted: Wanted) -> Iterator[bytes]:
+    def _told(self, entry: Entry, after: int, upto: int, wanted: Wanted) -> tuple[bytes, ...]:
         """What takes a reader from how the entry stood at one revision to how it stood at another."""
+        view = entry.view
+        if view is not None and view.cluster.incarnation <= after and entry.revision <= upto and wanted.is_everything:
+            return (self.frame(view, EventType.UPDATED),)  # as most are: it was there, and still is
+        return tuple(self._compared(entry, after, upto, wanted))
+
+    def _compared(self, entry: Entry, after: int, upto: int, wanted: Wanted) -> Iterator[bytes]:
         stood = entry.known_at(upto)
         before, now = (
             cluster if cluster is not None and wanted.matches(cluster) else None

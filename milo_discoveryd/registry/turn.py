@@ -7,6 +7,7 @@ snapshot.
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Wanted
 from milo_discoveryd.registry.log import LOOKED_AT, Ahead, ChangeLog, Entry, Roll, View
 
@@ -35,7 +36,7 @@ class Turn(msgspec.Struct, frozen=True):
         knew = ((self.place, self.wanted), *(each for each in self.knew if each[0] > self.place))
         return msgspec.structs.replace(self, wanted=wanted, knew=knew, place=0)
 
-    def step(self, log: ChangeLog) -> tuple[tuple[bytes, ...], "Turn"]:
+    def step(self, log: ChangeLog) -> tuple[Frames, "Turn"]:
         """A part of the way: what is to be told, and where the reader is then."""
         frames: list[bytes] = []
         ahead: set[tuple[str, int]] = set()
@@ -58,7 +59,7 @@ class Turn(msgspec.Struct, frozen=True):
             else:
                 continue
             size += len(frames[-1])
-        return tuple(frames), msgspec.structs.replace(self, place=place, ahead=self.ahead | ahead)
+        return Frames(frames), msgspec.structs.replace(self, place=place, ahead=self.ahead | ahead)
 
     def _knew_at(self, place: int) -> Wanted:
         return next(wanted for upto, wanted in self.knew if place < upto)

@@ -71,6 +71,10 @@ class Within(msgspec.Struct, frozen=True, dict=True):
     def shows(self, cluster: Cluster | None) -> bool:
         return cluster is not None and self.scope.matches(cluster)
 
+    @property
+    def is_everything(self) -> bool:
+        return self.scope.is_everything and self.asked.is_everything
+
     @cached_property
     def fingerprint(self) -> str:
         return f"{self.scope.fingerprint}{self.asked.fingerprint}"

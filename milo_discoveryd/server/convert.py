@@ -1,6 +1,5 @@
 """Our values to messages; and to batches, each a join of frames that were made once, and a few bytes of its own."""
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -10,7 +9,7 @@ from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceStatus
-from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.events import EventType, Frames
 from milo_discoveryd.registry.registry import Record, Standing, Transition
 
 _TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in EventType}
@@ -24,7 +23,7 @@ _REASONS = {
 
 
 def batch(
-    frames: Iterable[bytes],
+    frames: Frames,
     *,
     revision: str,
     previous_revision: str,
@@ -35,7 +34,7 @@ def batch(
     rest = pb.WatchClustersResponse(
         revision=revision, previous_revision=previous_revision, synced=synced, reset=reset, source=source
     )
-    return b"".join((*frames, rest.SerializeToString()))
+    return frames.joined + rest.SerializeToString()
 
 
 def cluster(of: Cluster, epoch: str) -> pb.Cluster:

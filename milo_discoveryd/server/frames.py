@@ -58,7 +58,7 @@ _TYPES = {
     kind: _number(pb.ClusterEvent.TYPE_FIELD_NUMBER, pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}"))
     for kind in EventType
 }
-_REASONS = {
+_REASONS: dict[DisengageReason | None, bytes] = {
     None: b"",
     **{
         reason: _number(

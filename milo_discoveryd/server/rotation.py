@@ -22,6 +22,7 @@ from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.kubeconfigs.minter import Key
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.server import convert
@@ -85,7 +86,7 @@ class Rotation:
         finally:
             unfollow()
 
-    def dress(self, frames: Iterable[bytes]) -> tuple[bytes, ...]:
+    def dress(self, frames: Iterable[bytes]) -> Frames:
         """The frames, those of ENGAGED events with a kubeconfig, as far as there is one and it fits in."""
         dressed = list(frames)
         size = sum(map(len, dressed))
@@ -108,7 +109,7 @@ class Rotation:
                     event.kubeconfig.CopyFrom(kubeconfig)
                     dressed[place] = framed(event)
                     size += len(dressed[place]) - len(frame)
-        return tuple(dressed)
+        return Frames(dressed)
 
     def catch_up(self) -> None:
         """The subscriber has come back, and knows the clusters; what it has of credentials may be over."""
@@ -116,7 +117,7 @@ class Rotation:
             if cluster.target.name not in self._given and self._wanted.matches(cluster):
                 self._owe(cluster)
 
-    def take(self) -> tuple[bytes, ...]:
+    def take(self) -> Frames:
         """KUBECONFIG events that are due. To be called when the subscriber was told all else."""
         frames: list[bytes] = []
         size = 0
@@ -127,7 +128,7 @@ class Rotation:
             if frame is not None:
                 frames.append(frame)
                 size += len(frame)
-        return tuple(frames)
+        return Frames(frames)
 
     @property
     def due_in_s(self) -> float:

@@ -13,6 +13,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.registry.cursor import Batch, Cursor
+from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.signal import Waiter
@@ -83,13 +84,13 @@ class Stream:
         """Ends by an error only: the caller's leaving, a reader that doesn't read, or the daemon's end."""
         with self._fleet.signal.waiter() as bell, self._rotating(bell):
             while self._must_wait():
-                await self._tell(Batch((), 0, synced=False))
+                await self._tell(Batch(Frames(), 0, synced=False))
                 await self._wait(bell)
             overhead = OVERHEAD if self._rotation else 0
             self.cursor = cursor = Cursor(self._fleet.log, self._asked.wanted, self._resume_from(), overhead=overhead)
             if cursor.resumed:
                 self._said = self._asked.resume_revision
-                await self._tell_changes(cursor.take() or Batch((), cursor.revision))
+                await self._tell_changes(cursor.take() or Batch(Frames(), cursor.revision))
                 if self._rotation:
                     self._rotation.catch_up()
             while True:
@@ -99,7 +100,7 @@ class Stream:
                 elif self._rotation and (renewed := self._rotation.take()):
                     await self._tell(Batch(renewed, cursor.revision))
                 elif self._source_changed() or self._clock() >= self._sent_at + self._asked.heartbeat_s:
-                    await self._tell(Batch((), cursor.revision))
+                    await self._tell(Batch(Frames(), cursor.revision))
                 else:
                     await self._wait(bell)
 

@@ -48,6 +48,38 @@ def test_readers_who_stand_at_the_same_place_share_their_next_step() -> None:
     assert encode.encoded == 1
 
 
+def test_readers_of_one_snapshot_share_its_parts_and_each_part_is_joined_once() -> None:
+    log = ChangeLog(Counting(), Retention(), batch_bytes=1)
+    for name in "abc":
+        engage(log, name)
+    readers = [Cursor(log, EVERYTHING, None) for _ in range(2)]
+    for _ in "abc":
+        one, other = (reader.take() for reader in readers)
+        assert one is not None
+        assert other is not None
+        assert one.frames.joined is other.frames.joined
+
+
+def test_of_a_long_snapshot_only_the_last_parts_are_kept() -> None:
+    log = ChangeLog(Counting(), Retention(), batch_bytes=1)
+    for number in range(100):
+        engage(log, f"a{number}")
+    ahead, behind = (Cursor(log, EVERYTHING, None) for _ in range(2))
+    seen = [batch.frames for batch in iter(ahead.take, None)]
+    again = [batch.frames for batch in iter(behind.take, None)]
+    assert again == seen
+    assert again[0] is not seen[0]
+
+
+def test_readers_who_want_different_things_of_one_snapshot_are_told_different_things() -> None:
+    log = readable_log()
+    for name in "ab":
+        engage(log, name)
+    all_of_it, only_a = Cursor(log, EVERYTHING, None), Cursor(log, Filter(names=frozenset("a")), None)
+    told = [reader.take() for reader in (all_of_it, only_a)]
+    assert [len(batch.frames) for batch in told if batch] == [2, 1]
+
+
 def test_an_update_is_turned_to_bytes_once_for_readers_wherever_they_stand() -> None:
     encode = Counting()
     log = ChangeLog(encode, Retention())

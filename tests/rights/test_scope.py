@@ -39,6 +39,8 @@ def test_of_what_has_only_a_name_it_covers_what_it_would_cover_whatever_else_it_
 def test_who_may_see_everything_is_shown_what_he_asks_for() -> None:
     asked = Filter(names=frozenset({"a"}))
     assert within(asked, ALL) is asked
+    assert within(EVERYTHING, ALL).is_everything
+    assert not within(EVERYTHING, PROD).is_everything
 
 
 def test_somebody_is_shown_what_he_asks_for_as_far_as_he_may_see_it() -> None:

@@ -8,7 +8,7 @@ from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.events import Event, EventType, Frames
 from milo_discoveryd.registry.registry import Record, Standing, Transition
 from milo_discoveryd.server import convert
 from milo_discoveryd.server.frames import encoder
@@ -84,7 +84,7 @@ def test_a_batch_is_a_join_of_frames_and_a_few_bytes() -> None:
     events = [Event(EventType.ENGAGED, SMALL), Event(EventType.UPDATED, FULL)]
     source = pb.SourceStatus(state=pb.SourceStatus.STATE_STREAMING)
     data = convert.batch(
-        [encode(event) for event in events],
+        Frames(encode(event) for event in events),
         revision="r2",
         previous_revision="r1",
         synced=True,
@@ -98,7 +98,7 @@ def test_a_batch_is_a_join_of_frames_and_a_few_bytes() -> None:
 
 
 def test_a_batch_may_hold_nothing_but_news_of_the_source() -> None:
-    batch = pb.WatchClustersResponse.FromString(convert.batch((), revision="r", previous_revision="r", synced=False))
+    batch = pb.WatchClustersResponse.FromString(convert.batch(Frames(), revision="r", previous_revision="r", synced=False))
     assert not batch.events
     assert not batch.HasField("source")
     assert not batch.reset
