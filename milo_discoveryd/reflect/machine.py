@@ -155,8 +155,10 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """A streaming list that stops without an end mark is taken for a server that doesn't know the feature."""
     min_watch_s: float = 1.0
     """A watch that ends sooner is a failure: some servers end each one at once."""
-    healthy_s: float = 30.0
-    """A watch that lived this long ends a row of failures."""
+    healthy_s: float = 10.0
+    """A watch that lived this long ends a row of failures..."""
+    proven_s: float = 30.0
+    """...and this long shows that the list before it was good: lists cost the server more than watches do."""
     backoff: Backoff = Backoff()
     watchfulness: Watchfulness = Watchfulness()
     """How a silent server is looked after, whatever is asked of it."""
@@ -359,9 +361,10 @@ class Reflector:
         return self._hold(version, failure, now, delay)
 
     def _note_health(self, watching: Watching, now: float) -> None:
-        """A watch that lived for long enough ends a row of failures, and shows that the last list was good."""
-        if now - watching.opened_at >= self._policy.healthy_s:
+        age_s = now - watching.opened_at
+        if age_s >= self._policy.healthy_s:
             self._failures = 0
+        if age_s >= self._policy.proven_s:
             self._unproven_list = False
 
     def _hold(self, version: str, failure: Failure, now: float, delay: float) -> list[Finding]:

@@ -211,8 +211,8 @@ MUTANTS = (
     Mutant(
         "waits never begin anew",
         "reflect/machine.py",
-        "            self._failures = 0\n            self._unproven_list = False",
-        "            self._unproven_list = False",
+        "            self._failures = 0\n        if age_s",
+        "            pass\n        if age_s",
         REFLECT,
     ),
     Mutant(

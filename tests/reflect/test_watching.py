@@ -142,7 +142,7 @@ def test_waits_grow_while_a_server_is_away_and_begin_anew_after_a_healthy_watch(
         assert life.request == Wait(life.now + delay)
         life.now += delay
     life.opened()
-    life.now += 30.0
+    life.now += 10.0
     life.events(Bookmark("12", False))
     life.failed(CUT)
     assert life.request == resumes_from("12")
@@ -150,12 +150,23 @@ def test_waits_grow_while_a_server_is_away_and_begin_anew_after_a_healthy_watch(
     assert life.request == Wait(life.now + 2.0)
 
 
+def test_waits_grow_on_where_each_watch_is_cut_within_seconds() -> None:
+    life = watching()
+    for delay in (1.0, 2.0, 4.0, 8.0, 8.0):
+        life.failed(CUT)
+        assert life.request == Wait(life.now + delay)
+        life.now += delay
+        life.opened()
+        life.events(changed("a", "11"))
+        life.now += 9.9
+
+
 def test_a_quiet_watch_that_lasted_ends_a_row_of_failures_too() -> None:
     life = watching()
     life.failed(CUT)
     life.now += 1.0
     life.opened()
-    life.now += 30.0
+    life.now += 10.0
     life.ended()
     life.opened()
     life.failed(CUT)
@@ -238,14 +249,15 @@ def test_lists_that_come_as_streams_are_waited_for_just_so() -> None:
         life.now += delay
 
 
-def test_after_a_watch_that_lasted_a_new_list_is_begun_at_once() -> None:
+@pytest.mark.parametrize(("lasted_s", "waits_s"), [(30.0, 0.0), (29.9, 1.0)])
+def test_after_a_watch_that_lasted_a_new_list_is_begun_at_once(lasted_s: float, waits_s: float) -> None:
     life = watching()
     life.failed(EXPIRED)
     life.page()
     life.opened()
-    life.now += 30.0
+    life.now += lasted_s
     life.failed(EXPIRED)
-    assert life.request == FIRST_PAGE
+    assert life.request == (Wait(life.now + waits_s) if waits_s else FIRST_PAGE)
 
 
 @pytest.mark.parametrize("status", [404, 500])
