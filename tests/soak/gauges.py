@@ -1,0 +1,67 @@
+"""What a daemon takes of the machine, by its own metrics, over time."""
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+from statistics import linear_regression, median
+
+import aiohttp
+from prometheus_client.parser import text_string_to_metric_families
+
+EVERY_S = 5.0
+_MIB = float(1 << 20)
+
+
+@dataclass(frozen=True)
+class Sample:
+    at: float
+    memory_mib: float
+    files: int
+    tasks: int
+
+
+@dataclass
+class Gauges:
+    samples: list[Sample] = field(default_factory=list)
+    last: dict[str, float] = field(default_factory=dict)
+    """All series that it has, as name and labels."""
+
+    async def follow(self, url: str) -> None:
+        """Until it is cancelled."""
+        async with aiohttp.ClientSession() as session:
+            while True:
+                async with session.get(f"{url}/metrics") as answer:
+                    self.take(await answer.text(), time.monotonic())
+                await asyncio.sleep(EVERY_S)
+
+    def take(self, page: str, now: float) -> None:
+        self.last = {
+            sample.name + "".join(f" {value}" for _, value in sorted(sample.labels.items())): sample.value
+            for family in text_string_to_metric_families(page)
+            for sample in family.samples
+        }
+        self.samples.append(
+            Sample(
+                now,
+                self.last["process_resident_memory_bytes"] / _MIB,
+                int(self.last["process_open_fds"]),
+                int(self.last["milo_discoveryd_tasks"]),
+            )
+        )
+
+    def warm(self, share: float = 0.2) -> list[Sample]:
+        """Without the first part of the time."""
+        first, last = self.samples[0].at, self.samples[-1].at
+        return [sample for sample in self.samples if sample.at >= first + share * (last - first)]
+
+    def slope(self, of: str) -> float:
+        """An hour, over the warm part."""
+        warm = self.warm()
+        line = linear_regression([sample.at for sample in warm], [getattr(sample, of) for sample in warm])
+        return line.slope * 3600.0
+
+    def ends(self, of: str) -> tuple[float, float, float]:
+        """The medians of the first and the last tenth of the warm part, and the most there ever was of it."""
+        values = [getattr(sample, of) for sample in self.warm()]
+        tenth = max(1, len(values) // 10)
+        return median(values[:tenth]), median(values[-tenth:]), max(values)
