@@ -6,6 +6,7 @@ been set back since, and the steady one may have stood still while the machine s
 """
 
 from collections.abc import Callable
+from math import inf
 from typing import TypeAlias
 
 import msgspec
@@ -13,14 +14,17 @@ import msgspec
 from milo_discoveryd.credentials.minted import Minted
 from milo_discoveryd.model.moment import Moment
 
-RENEWAL = (0.45, 0.55)
-"""Where in its life the next credential is asked for: drawn anew each time."""
-FIRST_RENEWAL = (0.25, 0.55)
+RENEWAL = (0.36, 0.42)
+"""Where in its life the next credential is asked for: drawn anew each time. So early that one which can't be had for
+half a lifetime is missed by nobody: the last wait in vain and the margin still fit in before the end."""
+FIRST_RENEWAL = (0.25, 0.42)
 """And for the first: leases that were born together drift apart before they can become a herd."""
 REFRESH = (0.5, 0.6)
 """Where in its life holders are told to come for the next: by then there is one."""
 WAITS_S = (0.5, 15.0)
 """Between attempts: doubling, from about the first to about the second."""
+WAIT_OF_LIFE = 0.025
+"""And no longer than this part of its life, while one is held."""
 MOST_S = 3600.0
 """However long a credential lives, after so long a newer one is looked for: somebody may have replaced it."""
 LOOK_AGAIN = 0.1
@@ -100,6 +104,11 @@ class Lease:
             case _:
                 return None
 
+    @property
+    def ends_at(self) -> float:
+        """When what is held ends, on the steady clock; where nothing is, it has ended."""
+        return -inf if self._held is None else self._held.until
+
     def valid(self, now: Moment) -> Minted | None:
         """What may be handed out, be it for a short while."""
         held = self._held
@@ -138,10 +147,11 @@ class Lease:
     def failed(self, failure: Exception, now: Moment, retry_after_s: float | None = None) -> None:
         """`retry_after_s`: what the backend asked for, at most as long as the longest wait of ours is taken."""
         assert isinstance(self.state, Renewing)
-        least, most = WAITS_S
-        wait = min(most, least * 2.0**self.state.attempts)
-        wait = max(self._between((0.5, 1.0)) * wait, min(retry_after_s or 0.0, most))
         held, attempts = self.state.held, min(self.state.attempts + 1, 16)
+        least, most = WAITS_S
+        longest = most if held is None else min(most, max(least, WAIT_OF_LIFE * held.minted.life_s))
+        wait = min(longest, least * 2.0**self.state.attempts)
+        wait = max(self._between((0.5, 1.0)) * wait, min(retry_after_s or 0.0, most))
         if held is not None and held.left_s(now) > 0:
             self.state = Retrying(held, now.steady + wait, attempts, failure)
         else:

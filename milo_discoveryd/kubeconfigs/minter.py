@@ -107,7 +107,7 @@ class Minter:
         self._pace = Pace(per_second, concurrency, self._loop.time())
         self._kept: dict[Key, Kept] = {}
         self._of_cluster: defaultdict[int, set[Key]] = defaultdict(set)
-        self._queue: asyncio.PriorityQueue[tuple[int, int, Kept]] = asyncio.PriorityQueue()
+        self._queue: asyncio.PriorityQueue[tuple[float, int, Kept]] = asyncio.PriorityQueue()
         self._numbers = itertools.count()
         self._due: list[tuple[float, int, Kept]] = []
         self._sooner = asyncio.Event()
@@ -149,7 +149,7 @@ class Minter:
         if useful is None:
             kept.is_wanted = True
         if kept.lease.look(now) or (useful is None and kept.lease.due_at is None):
-            self._enqueue(kept, urgent=useful is None)
+            self._enqueue(kept)
         return kept
 
     async def first_attempt(self, within_s: float) -> None:
@@ -180,10 +180,11 @@ class Minter:
             if isinstance(self.source, RevokingSource):
                 tasks.create_task(self._revoke(self.source), name=f"revoke at {self.source.name}")
 
-    def _enqueue(self, kept: Kept, *, urgent: bool) -> None:
+    def _enqueue(self, kept: Kept) -> None:
+        """Behind those who have nothing, and those whose credential ends sooner."""
         if not kept.queued and not kept.lease.is_renewing:
             kept.queued = True
-            self._queue.put_nowait((0 if urgent else 1, next(self._numbers), kept))
+            self._queue.put_nowait((kept.lease.ends_at, next(self._numbers), kept))
 
     def _plan(self, kept: Kept) -> None:
         due_at = kept.lease.due_at
@@ -216,7 +217,7 @@ class Minter:
         if kept.is_dropped or not kept.lease.look(now):
             return
         if kept.is_wanted or self.source.scope is Scope.IDENTITY:
-            self._enqueue(kept, urgent=kept.lease.useful(now) is None)
+            self._enqueue(kept)
         elif kept.lease.valid(now) is None:
             self._of_cluster[kept.key.incarnation].discard(kept.key)
             self._kept.pop(kept.key, None)  # nobody has taken it, and it is over
