@@ -178,7 +178,7 @@ class Lease:
 
 def useful_s(life_s: float) -> float:
     """How much of its life must be left for a credential to be worth handing out: 30 % and at least a minute, which
-    for very short lives becomes 40 %, so that renewal at half-life comes first."""
+    for very short lives becomes 40 %, so that renewal comes first."""
     return max(0.3 * life_s, min(60.0, 0.4 * life_s))
 
 
