@@ -11,8 +11,14 @@ settings.load_profile("repeatable")
 
 ON_REAL_SERVERS = "built"
 """The fixture that whoever needs real API servers asks for, by whatever way (tests/real)."""
-AHEAD = "plays"
-"""The fixture of the scenarios, a few of which are always under way (tests/scenarios)."""
+SHARED = (
+    ON_REAL_SERVERS,
+    "plays",  # the scenarios, a few of which are always under way
+    "installed",  # packages, in an environment of their own
+    "builder",
+)
+"""Fixtures that take long to make, or play ahead of their tests: who asks for one stays on one of the processes that
+share the tests."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -22,8 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        # What shares servers, or plays ahead of itself, stays together on one of the processes that share the tests.
-        for fixture in (ON_REAL_SERVERS, AHEAD):
+        for fixture in SHARED:
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(fixture))
                 break

@@ -13,6 +13,8 @@ from tests.kubeconfigs_e2e.conftest import Place, Start
 
 LIFE_S = 3.0
 LIFETIMES = 10
+PAUSE_S = 0.2
+"""Between two rounds: it is time that is to pass here, not load."""
 
 
 class Operator:
@@ -42,6 +44,7 @@ class Operator:
                     await asyncio.to_thread(kubernetes.client.CoreV1Api(blocking).list_namespace)
                     await eventually(lambda: self.written[-1] in self.seen or watching.done())
                     assert not watching.done(), watching.result()
+                    await asyncio.sleep(PAUSE_S)
             finally:
                 watching.cancel()
                 await asyncio.wait([watching])
