@@ -20,7 +20,7 @@ from milo_discoveryd.registry.guard import Guard
 from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.registry import Done, Registry
-from milo_discoveryd.registry.signal import Signal
+from milo_discoveryd.registry.signal import UNHURRIED_S, Signal
 
 REMOVALS_HELD = "RemovalsHeld"
 """Why a source that is followed is not all believed."""
@@ -104,7 +104,8 @@ class Fleet:
 
     def probed(self, verdict: Verdict) -> None:
         now = _now(time.monotonic())
-        self._publish(self.registry.probed(verdict.name, verdict.incarnation, verdict.connectivity, now), now.steady)
+        self._tell(self.registry.probed(verdict.name, verdict.incarnation, verdict.connectivity, now))
+        self.signal.ring(UNHURRIED_S)
 
     @property
     def due_at(self) -> float | None:
@@ -149,13 +150,16 @@ class Fleet:
             yield finding
 
     def _publish(self, done: list[Done], read_at: float) -> None:
+        self._tell(done)
+        if done and self.synced:
+            self.signal.published(self.log.head, read_at)
+
+    def _tell(self, done: list[Done]) -> None:
         for change in done:
             self._observer.changed(change, is_live=self.synced)
             for kind, tell in self._listeners:
                 if change.type is kind:
                     tell(change.cluster)
-        if done and self.synced:
-            self.signal.published(self.log.head, read_at)
 
 
 def _now(steady: float) -> Moment:

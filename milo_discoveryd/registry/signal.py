@@ -8,6 +8,8 @@ from contextlib import contextmanager
 COST_S = 0.0001
 """What it takes to hand a message to one subscriber, about, with room to spare."""
 LONGEST_S = 0.05
+UNHURRIED_S = 0.5
+"""For news that nobody waits for: at a score of probes a second, each subscriber is told of ten clusters at once."""
 
 
 class Waiter:
@@ -75,12 +77,18 @@ class Signal:
             self._timer.cancel()
         self._ring()
 
-    def ring(self) -> None:
-        if self._timer is not None or not self._waiters:
+    def ring(self, after_s: float = 0.0) -> None:
+        """Not before `after_s`, unless there is another reason to."""
+        if not self._waiters:
             return
         loop = asyncio.get_running_loop()
-        due = self._last + min(LONGEST_S, len(self._waiters) * COST_S)
-        if loop.time() >= due:
+        now = loop.time()
+        due = max(now + after_s, self._last + min(LONGEST_S, len(self._waiters) * COST_S))
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        if due <= now:
             self._ring()
         else:
             self._timer = loop.call_at(due, self._ring)
