@@ -191,6 +191,7 @@ class Reflector:
         self._unproven_list = False
         self._pages_outlived = False
         self._highest_version = 0
+        self._asked_at = self._listed_at = now
         self._list_again_at: float | None = None
         self.synced = False
         self.state: State = self._list()
@@ -206,8 +207,10 @@ class Reflector:
             case Waiting(until):
                 return Wait(until)
             case Listing(token):
+                self._asked_at = now
                 return FetchPage(token, 0 if self._whole_next else self._policy.page_size)
             case Opening(version, timeout_s):
+                self._asked_at = now
                 return OpenWatch(version, timeout_s)
             case Filling(heard_at):
                 return ReadWatch(heard_at + self._policy.fill_silence_s)
@@ -304,7 +307,7 @@ class Reflector:
         if isinstance(self.state, Watching):
             self._note_health(self.state, now)
         self._failures += 1
-        delay = self._delay(failure)
+        delay = self._delay(failure, now)
         match self.state:
             case Opening("", _) | Filling():
                 return self._streaming_list_failed(failure, now, delay)
@@ -420,6 +423,7 @@ class Reflector:
 
     def _list_ended(self, version: str, now: float, *, reading: bool = False) -> Finding:
         self.synced = True
+        self._listed_at = now
         self._pages_outlived = False
         if not version:
             # Without a version there is nothing to watch from: poll.
@@ -435,8 +439,8 @@ class Reflector:
         return ListEnded(versions_went_back=0 < listed < highest)
 
     def _relist(self, failure: Failure, now: float, delay: float) -> list[Finding]:
-        # The first is the ordinary fate of a version that grew too old; one after another is a fault.
-        self.state = Waiting(now + delay if self._unproven_list else now, "")
+        # The first is the ordinary fate of a version that grew too old; one after another is a fault, and lists are dear.
+        self.state = Waiting(max(now, self._listed_at + delay) if self._unproven_list else now, "")
         self._unproven_list = True
         return self._catching_up(failure.reason, failure.message, now)
 
@@ -451,9 +455,12 @@ class Reflector:
     def _contact(self, now: float) -> None:
         self.status = msgspec.structs.replace(self.status, last_contact=now)
 
-    def _delay(self, failure: Failure) -> float:
+    def _delay(self, failure: Failure, now: float) -> float:
         delay = self._policy.backoff.delay(self._failures, self._jitter)
         if failure.retry_after_s is None:
+            if isinstance(self.state, Listing | Opening):
+                # It has been waited for an answer already: a server that is back is not to be waited for twice.
+                delay = max(delay - (now - self._asked_at), self._policy.backoff.delay(1, self._jitter))
             return delay
         low, high = _RETRY_AFTER_BOUNDS_S
         return max(low, min(high, failure.retry_after_s)) + self._jitter() * min(1.0, delay)

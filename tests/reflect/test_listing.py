@@ -94,6 +94,16 @@ def test_a_page_that_fails_begins_the_list_again_after_a_wait() -> None:
     assert life.page(seen("a"))[0] == ListStarted()
 
 
+def test_the_time_that_an_answer_was_waited_for_counts_as_waited() -> None:
+    life = Life()
+    for delay in (1.0, 2.0, 4.0, 8.0):
+        assert life.request == FIRST_PAGE
+        life.now += 1.5
+        life.failed()
+        assert life.request == Wait(life.now + max(delay - 1.5, 1.0))
+        life.now += delay
+
+
 def test_a_list_that_outlives_its_version_is_begun_again_at_once() -> None:
     life = Life()
     life.page(then="t1")

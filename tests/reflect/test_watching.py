@@ -249,8 +249,8 @@ def test_lists_that_come_as_streams_are_waited_for_just_so() -> None:
         life.now += delay
 
 
-@pytest.mark.parametrize(("lasted_s", "waits_s"), [(30.0, 0.0), (29.9, 1.0)])
-def test_after_a_watch_that_lasted_a_new_list_is_begun_at_once(lasted_s: float, waits_s: float) -> None:
+@pytest.mark.parametrize(("lasted_s", "waits_s"), [(30.0, 0.0), (2.0, 0.0), (1.5, 0.5)])
+def test_lists_are_apart_and_one_long_after_the_last_is_begun_at_once(lasted_s: float, waits_s: float) -> None:
     life = watching()
     life.failed(EXPIRED)
     life.page()
@@ -258,6 +258,23 @@ def test_after_a_watch_that_lasted_a_new_list_is_begun_at_once(lasted_s: float, 
     life.now += lasted_s
     life.failed(EXPIRED)
     assert life.request == (Wait(life.now + waits_s) if waits_s else FIRST_PAGE)
+
+
+def test_after_a_watch_that_lived_a_row_of_lists_is_over() -> None:
+    life = watching()
+    for lasted_s in (0.0, 0.0, 30.0):
+        life.now += lasted_s
+        life.failed(EXPIRED)
+        if lasted_s:
+            break
+        life.now += 8.0
+        life.page()
+        life.opened()
+    assert life.request == FIRST_PAGE
+    life.page()
+    life.opened()
+    life.failed(EXPIRED)
+    assert life.request == Wait(life.now + 2.0)
 
 
 @pytest.mark.parametrize("status", [404, 500])
