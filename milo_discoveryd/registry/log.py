@@ -263,7 +263,8 @@ class ChangeLog:
         if found is None:
             if len(self._slices) >= _SLICES:
                 self._slices.clear()
-            self._slices[key] = found = self._slice(revision, wanted, ahead)
+            plain = self._plain(revision) if wanted.is_everything and not ahead else None
+            self._slices[key] = found = plain or self._slice(revision, wanted, ahead)
         return found
 
     def roll(self, revision: int) -> Roll:
@@ -274,8 +275,26 @@ class ChangeLog:
             self._roll = weakref.ref(kept)
         return kept
 
+    def _plain(self, revision: int) -> Slice | None:
+        """For who is shown everything, where all that changed is as it mostly is: each cluster was there before, still
+        is, and changed once. None where there is anything else."""
+        frames: list[bytes] = []
+        reached, size = self.head, 0
+        for place in range(bisect_right(self._revisions, revision), len(self._order)):
+            entry, at = self._order[place], self._revisions[place]
+            view = entry.view
+            if view is None or entry.revision != at or view.cluster.incarnation > revision:
+                return None
+            frame = view.frame if view.kind is EventType.UPDATED else self.frame(view, EventType.UPDATED)
+            frames.append(frame)
+            size += len(frame)
+            if size >= self.batch_bytes:
+                reached = at
+                break
+        return Slice(Frames(frames), reached)
+
     def _slice(self, revision: int, wanted: Wanted, ahead: Ahead) -> Slice:
-        told: dict[int, tuple[Entry, tuple[bytes, ...]]] = {}
+        told: dict[int, tuple[Entry, list[bytes]]] = {}
         reached = self.head
         size = 0
         for place in range(bisect_right(self._revisions, revision), len(self._order)):
@@ -284,7 +303,7 @@ class ChangeLog:
                 ahead and entry.view and (entry.view.cluster.target.name, entry.revision) in ahead
             ):
                 continue
-            frames = self._told(entry, revision, self.head, wanted)
+            frames = [*self._told(entry, revision, self.head, wanted)]
             told[id(entry)] = (entry, frames)
             size += sum(map(len, frames))
             if size >= self.batch_bytes:
@@ -294,7 +313,7 @@ class ChangeLog:
             # It stops short of the head, and some of these have moved on beyond it. Who reads on from `reached` is
             # taken to know how each of them stood there, no earlier and no later: so that is what is told.
             for entry in [entry for entry, _ in told.values() if entry.revision > reached]:
-                told[id(entry)] = (entry, self._told(entry, revision, reached, wanted))
+                told[id(entry)] = (entry, [*self._told(entry, revision, reached, wanted)])
             ahead |= {
                 (entry.view.cluster.target.name, entry.revision)
                 for entry, frames in told.values()
@@ -303,14 +322,8 @@ class ChangeLog:
         in_order = sorted(told.values(), key=lambda pair: pair[0].revision)
         return Slice(Frames(frame for _, frames in in_order for frame in frames), reached, ahead)
 
-    def _told(self, entry: Entry, after: int, upto: int, wanted: Wanted) -> tuple[bytes, ...]:
+    def _told(self, entry: Entry, after: int, upto: int, wanted: Wanted) -> Iterator[bytes]:
         """What takes a reader from how the entry stood at one revision to how it stood at another."""
-        view = entry.view
-        if view is not None and view.cluster.incarnation <= after and entry.revision <= upto and wanted.is_everything:
-            return (self.frame(view, EventType.UPDATED),)  # as most are: it was there, and still is
-        return tuple(self._compared(entry, after, upto, wanted))
-
-    def _compared(self, entry: Entry, after: int, upto: int, wanted: Wanted) -> Iterator[bytes]:
         stood = entry.known_at(upto)
         before, now = (
             cluster if cluster is not None and wanted.matches(cluster) else None
