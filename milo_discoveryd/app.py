@@ -1,7 +1,6 @@
 """The composition root: builds the parts, runs them together, ends them in order."""
 
 import asyncio
-import grp
 import os
 import random
 import secrets
@@ -17,15 +16,15 @@ from urllib.parse import urlsplit
 import structlog
 
 from milo_discoveryd import __version__
-from milo_discoveryd.config import ListenAddress, Settings, UnixAddress
+from milo_discoveryd.config import Settings
 from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.schedule import Policy as Probing
 from milo_discoveryd.connectivity.schedule import Schedule
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.discovery import Discovery
-from milo_discoveryd.errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import Place
+from milo_discoveryd.listening import listeners
 from milo_discoveryd.memory.image import Origin
 from milo_discoveryd.memory.keeper import Keeper
 from milo_discoveryd.model.cluster import Target
@@ -44,7 +43,6 @@ from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.guard import Guard, Limits
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.server import listener
 from milo_discoveryd.server.frames import encoder
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.server.service import About, Service
@@ -125,7 +123,7 @@ class Daemon:
             self._metrics.tell_build(__version__, settings.mode)
             self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
             self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
-            server = Server(service, [self._address(each) for each in settings.listen], self._metrics)
+            server = Server(service, list(listeners(settings)), self._metrics)
             await server.start()
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses
@@ -251,20 +249,6 @@ class Daemon:
                 ),
             ),
         )
-
-    def _address(self, address: ListenAddress) -> listener.UnixAddress | listener.TcpAddress:
-        if isinstance(address, UnixAddress):
-            return listener.UnixAddress(address.path, self._settings.socket.mode, self._group())
-        return listener.TcpAddress(address.host, address.port)
-
-    def _group(self) -> int | None:
-        name = self._settings.socket.group
-        if name is None or name.isdigit():
-            return None if name is None else int(name)
-        try:
-            return grp.getgrnam(name).gr_gid
-        except KeyError:
-            raise StartError(f"socket.group: there is no group {name!r} on this machine; give its number") from None
 
     def _about(self) -> About:
         return About(

@@ -9,6 +9,10 @@ from pathlib import Path
 
 from milo_discoveryd.check.finding import Finding, fail, ok
 from milo_discoveryd.config import TcpAddress, UnixAddress
+from milo_discoveryd.config.listeners import Tls
+from milo_discoveryd.errors import StartError
+from milo_discoveryd.server.certificates import ServerTls
+from milo_discoveryd.server.socket_file import folder_problem
 
 
 def unix_socket(address: UnixAddress) -> Finding:
@@ -35,8 +39,15 @@ def tcp_port(what: str, address: TcpAddress) -> Finding:
     return ok(what, "free")
 
 
-def group(name: str) -> Finding:
-    what = "socket.group"
+def certificate(what: str, tls: Tls) -> Finding:
+    try:
+        ServerTls(certificate=tls.certificate, key=tls.key, client_ca=tls.client_ca).context()
+    except StartError as error:
+        return fail(what, str(error), "give it PEM files that fit together, the key without a passphrase")
+    return ok(what, "its certificate and key fit together")
+
+
+def group(what: str, name: str) -> Finding:
     try:
         number = int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
     except KeyError:
@@ -60,9 +71,8 @@ def _folder(what: str, folder: Path) -> Finding | None:
             f"{existing} is not writable for us (user {os.geteuid()})",
             f"mount a volume at {folder} (in a pod: an emptyDir, with securityContext.fsGroup), or listen elsewhere",
         )
-    mode = existing.stat().st_mode
-    if existing == folder and mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        return fail(what, f"everybody may write in {folder}, and so put another socket there", f"chmod o-w {folder}")
+    if existing == folder and (problem := folder_problem(folder)) is not None:
+        return fail(what, *problem)
     return None
 
 

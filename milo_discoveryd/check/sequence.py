@@ -128,10 +128,15 @@ def _load(name: str, load: Callable[[], Upstream], problems: list[Finding]) -> U
 
 
 def _places(settings: Settings) -> Iterator[Finding]:
-    for address in settings.listen:
+    for each in settings.listen:
+        address = each.address
         yield places.unix_socket(address) if isinstance(address, UnixAddress) else places.tcp_port("listen", address)
+        if each.tls is not None:
+            yield places.certificate(f"listen {address}", each.tls)
+        if each.group is not None:
+            yield places.group(f"listen {address} group", each.group)
     if settings.socket.group is not None:
-        yield places.group(settings.socket.group)
+        yield places.group("socket.group", settings.socket.group)
     if settings.http_listen is not None:
         yield places.tcp_port("http_listen", settings.http_listen)
 

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from milo_discoveryd.config import layers
+from milo_discoveryd.config import layers, values
 from milo_discoveryd.config.layers import Given, Key, Problem
 from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.errors import ConfigError
@@ -51,17 +51,20 @@ def _explain(detail: ErrorDetails, given: Mapping[Key, Given]) -> Problem:
     location = detail["loc"]
     key = next(key for key in given if location[: len(key)] == key)
     requirement = _requirement(detail)
-    if key == _SOURCES and len(location) > len(key):
+    shown = f"{layers.quoted(detail['input'])} " if isinstance(detail["input"], str) else ""
+    if key in _ITEMS and len(location) > len(key):
         number, *inside = location[len(key) :]
-        # In between is the type, by which pydantic chose what to read it as.
-        where = ".".join([f"item {int(number) + 1}", *(str(step) for step in inside[1:])])
-        shown = f"{layers.quoted(detail['input'])} " if isinstance(detail["input"], str) else ""
-        return Problem(given[key].place, f"{where}: {shown}{requirement}")
+        item = values.words(given[key].value)[int(number)]
+        if isinstance(item, Mapping):
+            where = ".".join([f"item {int(number) + 1}", *(str(step) for step in inside[_ITEMS[key] :])])
+            return Problem(given[key].place, f"{where}: {shown}{requirement}")
+        return Problem(given[key].place, f"{layers.quoted(item)} {requirement}")
     value = detail["input"] if isinstance(detail["input"], str | int) else given[key].value
     return Problem(given[key].place, f"{layers.quoted(value)} {requirement}")
 
 
-_SOURCES = ("kubeconfigs", "sources")
+_ITEMS = {("listen",): 0, ("kubeconfigs", "sources"): 1}
+"""Lists of mappings, each with how many steps come before a setting of one: pydantic names the type that it chose."""
 _REQUIREMENTS = {
     "int_parsing": "must be a whole number",
     "int_type": "must be a whole number",

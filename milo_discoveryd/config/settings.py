@@ -10,20 +10,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from milo_discoveryd.config import values
 from milo_discoveryd.config.fields import Group, one_of, selector_text, span
+from milo_discoveryd.config.listeners import Listener, distinct, listener
 from milo_discoveryd.config.sources import CredentialSource
 from milo_discoveryd.modes import mode
 
 
 def _mode(value: object) -> str:
     return values.one_of(*mode.names())(value)
-
-
-def _distinct(addresses: tuple[values.ListenAddress, ...]) -> tuple[values.ListenAddress, ...]:
-    if not addresses:
-        raise ValueError("must name at least one address")
-    if len(set(addresses)) < len(addresses):
-        raise ValueError("must name each address once")
-    return addresses
 
 
 def _http_listen(value: object) -> values.TcpAddress | None:
@@ -89,7 +82,7 @@ def _named_once(sources: tuple[CredentialSource, ...]) -> tuple[CredentialSource
 
 
 def _address(value: object) -> values.ListenAddress | None:
-    return None if value is None else values.listen_address(value)
+    return None if value is None else values.client_address(value)
 
 
 def _interval(value: object) -> timedelta | None:
@@ -152,10 +145,10 @@ class Settings(Group):
     """Whose scheme, CA and identity lead to the projects' control planes; none is the cluster this daemon runs in."""
     label_selector: Annotated[str, BeforeValidator(selector_text)] = ""
     listen: Annotated[
-        tuple[Annotated[values.ListenAddress, BeforeValidator(values.listen_address)], ...],
+        tuple[Annotated[Listener, BeforeValidator(listener)], ...],
         BeforeValidator(values.words),
-        AfterValidator(_distinct),
-    ] = (values.UnixAddress(Path("/run/milo-discovery/discovery.sock")),)
+        AfterValidator(distinct),
+    ] = (Listener(address=values.UnixAddress(Path("/run/milo-discovery/discovery.sock"))),)
     http_listen: Annotated[values.TcpAddress | None, BeforeValidator(_http_listen)] = values.TcpAddress("", 9464)
     """Metrics and health. All interfaces: Prometheus and the kubelet come to the pod's address, never to its loopback.
     It tells names of clusters (up to metrics.cluster_info_cap) to who can reach it, and no more. "off" is none."""

@@ -19,6 +19,7 @@ _SIZES = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _SIZE = re.compile(r"(\d{1,12}) ?(B|KiB|MiB|GiB)")
 _DNS_LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _DNS_NAME = re.compile(rf"{_DNS_LABEL}(?:\.{_DNS_LABEL})*")
+_INSECURE = "insecure://"
 _PLACEHOLDERS = ("name", "uid", "namespace")
 
 
@@ -37,6 +38,14 @@ class TcpAddress:
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class InsecureAddress(TcpAddress):
+    """On loopback, for everybody who gets there: there is no TLS."""
+
+    def __str__(self) -> str:
+        return f"{_INSECURE}{super().__str__()}"
 
 
 ListenAddress = UnixAddress | TcpAddress
@@ -116,15 +125,20 @@ def listen_address(value: object) -> ListenAddress:
     if isinstance(value, UnixAddress | TcpAddress):
         return value
     text = str(value)
-    if text.startswith("unix:"):
-        return _unix_address(text)
-    address = tcp_address(text)
-    if address.host != "localhost" and not _is_loopback(address.host):
-        raise ValueError(
-            "is not a loopback address: TCP has no authentication yet, so other machines could read everything; "
-            f"use 127.0.0.1:{address.port}, [::1]:{address.port} or a Unix socket"
-        )
-    return address
+    if text.startswith(_INSECURE):
+        address = tcp_address(text.removeprefix(_INSECURE))
+        if not is_loopback(address.host):
+            raise ValueError("is not on loopback, so other machines could read everything: give it tls")
+        return InsecureAddress(address.host, address.port)
+    return client_address(text)
+
+
+def client_address(value: object) -> ListenAddress:
+    """Where somebody else finds us."""
+    if isinstance(value, UnixAddress | TcpAddress):
+        return value
+    text = str(value)
+    return _unix_address(text) if text.startswith("unix:") else tcp_address(text)
 
 
 def tcp_address(value: object) -> TcpAddress:
@@ -161,7 +175,9 @@ def _require_ip(host: str) -> None:
         raise ValueError("must have an IPv6 address between the brackets") from None
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -50,7 +50,7 @@ def _load_authorities(context: ssl.SSLContext, pem: str) -> None:
 def _load_certificate(context: ssl.SSLContext, certificate: ClientCertificate) -> None:
     content = certificate.chain.rstrip() + b"\n" + certificate.key.reveal().encode()
     try:
-        with _as_file(content) as path:
+        with as_file(content) as path:
             # A password callback that gives none, so that an encrypted key is an error rather than a prompt.
             context.load_cert_chain(path, password=lambda: b"")
     except (ssl.SSLError, ValueError):
@@ -60,7 +60,7 @@ def _load_certificate(context: ssl.SSLContext, certificate: ClientCertificate) -
 
 
 @contextmanager
-def _as_file(content: bytes) -> Iterator[str]:
+def as_file(content: bytes) -> Iterator[str]:
     """OpenSSL takes a key pair from a file only: one in memory where the system has such, so that no disk sees it."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("client-certificate", os.MFD_CLOEXEC)

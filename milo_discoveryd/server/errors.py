@@ -56,6 +56,12 @@ class UnavailableError(CallError):
     code = code_pb2.UNAVAILABLE
 
 
+class UnauthenticatedError(CallError):
+    """Who calls has not proved who they are, and must for this."""
+
+    code = code_pb2.UNAUTHENTICATED
+
+
 class StalledError(CallError):
     code = code_pb2.ABORTED
 

@@ -1,20 +1,21 @@
 """The gRPC servers of the daemon: one for each listener, all with the same service, health and reflection."""
 
 import asyncio
+import socket
 from collections.abc import Sequence
+from pathlib import Path
 
 import grpc
-import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from milo_discoveryd.errors import StartError
-from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.server.front import Front
+from milo_discoveryd.server.identifying import anybody
 from milo_discoveryd.server.interceptor import CallTally, Interceptor
-from milo_discoveryd.server.listener import CHECK_EVERY_S, Listener, TcpAddress, UnixAddress, listener
-from milo_discoveryd.server.service import NAME, Context, Service, handlers
-
-log = structlog.get_logger()
+from milo_discoveryd.server.listener import Listener, TcpAddress, UnixAddress
+from milo_discoveryd.server.service import NAME, Service, handlers
+from milo_discoveryd.server.socket_file import SocketFile
 
 OPTIONS = (
     # Two servers on one port would share its clients at random.
@@ -25,48 +26,36 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_concurrent_streams", 100),
     ("grpc.max_receive_message_length", 256 * 1024),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
 )
 GRACE_S = 5.0
+CHECK_EVERY_S = 5.0
+_BACKLOG = 1024
 
 
 class Server:
-    def __init__(self, service: Service, addresses: Sequence[UnixAddress | TcpAddress], tally: CallTally) -> None:
+    def __init__(self, service: Service, listeners: Sequence[Listener], tally: CallTally) -> None:
         self._service = service
-        self._addresses = addresses
+        self._listeners = listeners
         self._tally = tally
         self._health = health.aio.HealthServicer()
-        self._servers: list[tuple[grpc.aio.Server, Listener]] = []
+        self._servers: list[grpc.aio.Server] = []
+        self._files: list[SocketFile] = []
+        self._fronts: list[Front] = []
         self.addresses: list[str] = []
         """Where it listens, once it has started."""
 
     async def start(self) -> None:
         """Raises StartError, with nothing left behind."""
         try:
-            for address in self._addresses:
-                # Reflection tells whoever may connect what there is to call: on a Unix socket they may read the proto
-                # file anyway, on TCP we don't know who they are.
-                await self._serve(address, reflect=isinstance(address, UnixAddress))
+            for listener in self._listeners:
+                await self._serve(listener)
         except StartError:
             await self.stop()
             raise
-
-    async def _serve(self, address: UnixAddress | TcpAddress, *, reflect: bool) -> None:
-        bound = listener(address)
-        server = grpc.aio.server(interceptors=[Interceptor(self._tally)], options=OPTIONS)
-        self._servers.append((server, bound))
-
-        async def identify(context: Context) -> Caller:
-            return Caller(peer=context.peer(), listener=str(address))
-
-        server.add_generic_rpc_handlers((handlers(self._service, identify),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        if reflect:
-            reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        self.addresses.append(bound.bind(server))
-        await server.start()
 
     async def ready(self, is_ready: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if is_ready else health_pb2.HealthCheckResponse.NOT_SERVING
@@ -77,14 +66,103 @@ class Server:
         """Returns only by StartError: when a socket is no longer ours, clients reach somebody else, or nobody."""
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
-            for _, bound in self._servers:
-                if (problem := bound.lost()) is not None:
+            for file in self._files:
+                if (problem := file.lost()) is not None:
                     raise StartError(f"{problem}: clients can't reach this daemon any more")
+            for front in self._fronts:
+                front.check()
 
     async def stop(self) -> None:
         """Streams are sent what they are owed, then ended; nobody is disengaged."""
         await self._health.enter_graceful_shutdown()
         self._service.drain()
-        await asyncio.gather(*(server.stop(GRACE_S) for server, _ in self._servers))
-        for _, bound in self._servers:
-            bound.close()
+        await asyncio.gather(*(server.stop(GRACE_S) for server in self._servers))
+        for front in self._fronts:
+            await front.stop()
+        for file in self._files:
+            file.close()
+
+    async def _serve(self, listener: Listener) -> None:
+        server = grpc.aio.server(interceptors=[Interceptor(self._tally)], options=OPTIONS)
+        self._servers.append(server)
+        front = self._front(listener)
+        identify = anybody(listener.name) if front is None else front.identify
+        server.add_generic_rpc_handlers((handlers(self._service, identify),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if isinstance(listener.address, UnixAddress):
+            # Reflection tells whoever may connect what there is to call. On a Unix socket they may read the proto file
+            # anyway; what can be reached from elsewhere should say no more than it must.
+            reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        if front is None:
+            self.addresses.append(self._bind(server, listener.address))
+            await server.start()
+        else:
+            front.bind(server)
+            await server.start()
+            listening = self._listen(listener.address)
+            self.addresses.append(_name(listener.address, listening))
+            front.start(listening)
+
+    def _front(self, listener: Listener) -> Front | None:
+        if listener.tls is None and not listener.peer_credentials:
+            return None
+        front = Front(listener.name, tls=listener.tls, connections=listener.connections)
+        self._fronts.append(front)
+        return front
+
+    def _bind(self, server: grpc.aio.Server, address: UnixAddress | TcpAddress) -> str:
+        if isinstance(address, UnixAddress):
+            self._claim(address).claim(lambda path: _bind(server, f"unix:{path}"))
+            return str(address)
+        try:
+            return str(TcpAddress(address.host, _bind(server, str(address))))
+        except RuntimeError as error:
+            raise _not_free(address) from error
+
+    def _listen(self, address: UnixAddress | TcpAddress) -> socket.socket:
+        if isinstance(address, TcpAddress):
+            return _listen(address)
+        listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+        def bind(path: Path) -> None:
+            listening.bind(str(path))
+            listening.listen(_BACKLOG)
+
+        try:
+            self._claim(address).claim(bind)
+        except StartError:
+            listening.close()
+            raise
+        return listening
+
+    def _claim(self, address: UnixAddress) -> SocketFile:
+        file = SocketFile(address)
+        self._files.append(file)
+        return file
+
+
+def _bind(server: grpc.aio.Server, address: str) -> int:
+    """Raises RuntimeError."""
+    return server.add_insecure_port(address)
+
+
+def _listen(address: TcpAddress) -> socket.socket:
+    try:
+        if not address.host:
+            both = socket.has_dualstack_ipv6()
+            family = socket.AF_INET6 if both else socket.AF_INET
+            return socket.create_server(("", address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+        family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((str(place[0]), address.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise _not_free(address) from error
+
+
+def _not_free(address: TcpAddress) -> StartError:
+    return StartError(f"can't listen on {address}: is the port in use, or the address not this machine's?")
+
+
+def _name(address: UnixAddress | TcpAddress, listening: socket.socket) -> str:
+    if isinstance(address, UnixAddress):
+        return str(address)
+    return str(TcpAddress(address.host, listening.getsockname()[1]))

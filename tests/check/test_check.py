@@ -226,8 +226,8 @@ async def test_a_silence_limit_that_a_healthy_watch_exceeds_is_worth_a_warning(t
 async def test_taken_places_are_told(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         taken = f"127.0.0.1:{server.getsockname()[1]}"
-        told = await look(tmp_path, listen=(taken,), http_listen=taken)
-    assert told.levels()[f"listen {taken}"] == told.levels()[f"http_listen {taken}"] == "fail"
+        told = await look(tmp_path, listen=(f"insecure://{taken}",), http_listen=taken)
+    assert told.levels()[f"listen insecure://{taken}"] == told.levels()[f"http_listen {taken}"] == "fail"
 
 
 async def test_no_line_holds_a_token(sandbox: Sandbox, tmp_path: Path) -> None:

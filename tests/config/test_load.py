@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from milo_discoveryd.config import Settings, TcpAddress, UnixAddress, load
+from milo_discoveryd.config import Listener, Settings, UnixAddress, load
+from milo_discoveryd.config.values import InsecureAddress
 from milo_discoveryd.errors import ConfigError
 
 
@@ -27,7 +28,7 @@ def test_without_anything_said_the_defaults_hold() -> None:
     settings = load({}, {}, None)
     assert settings == Settings()
     assert settings.mode == "project"
-    assert settings.listen == (UnixAddress(Path("/run/milo-discovery/discovery.sock")),)
+    assert settings.listen == (Listener(address=UnixAddress(Path("/run/milo-discovery/discovery.sock"))),)
     assert settings.heartbeat_interval == timedelta(seconds=30)
     assert settings.stalled_timeout == timedelta(minutes=5)
     assert settings.source.silence_limit == timedelta(seconds=90)
@@ -83,13 +84,16 @@ def test_lists_and_mappings_of_a_variable_are_separated_by_commas() -> None:
     settings = load(
         {},
         {
-            "MILO_DISCOVERYD_LISTEN": "unix:///run/a.sock, 127.0.0.1:8080",
+            "MILO_DISCOVERYD_LISTEN": "unix:///run/a.sock, insecure://127.0.0.1:8080",
             "MILO_DISCOVERYD_CLUSTER__LABELS": "env=prod,tier=",
             "MILO_DISCOVERYD_ANNOTATION_PREFIXES": "example.com/,kubernetes.io/display-name",
         },
         None,
     )
-    assert settings.listen == (UnixAddress(Path("/run/a.sock")), TcpAddress("127.0.0.1", 8080))
+    assert [each.address for each in settings.listen] == [
+        UnixAddress(Path("/run/a.sock")),
+        InsecureAddress("127.0.0.1", 8080),
+    ]
     assert settings.cluster.labels == {"env": "prod", "tier": ""}
     assert settings.annotation_prefixes == ("example.com/", "kubernetes.io/display-name")
 
@@ -200,14 +204,14 @@ def test_a_file_that_is_not_there_is_told(file: Path) -> None:
 
 
 def test_each_wrong_item_of_a_list_is_told() -> None:
-    told = problems({"listen": ("unix:relative", "0.0.0.0:80", "127.0.0.1:80")})
+    told = problems({"listen": ("unix:relative", "0.0.0.0:80", "insecure://127.0.0.1:80")})
     assert len(told) == 2
     assert told[0].startswith('flag --listen: "unix:relative" must be')
-    assert told[1].startswith('flag --listen: "0.0.0.0:80" is not a loopback address')
+    assert told[1].startswith('flag --listen: "0.0.0.0:80" is TCP, and needs tls with certificate, key and client_ca')
 
 
 def test_addresses_are_told_apart_and_one_is_needed() -> None:
-    assert "each address once" in problems({"listen": ("127.0.0.1:80", "127.0.0.1:80")})[0]
+    assert "each address once" in problems({"listen": ("unix:///a", "unix:///a")})[0]
     assert "at least one address" in problems({}, {"MILO_DISCOVERYD_LISTEN": ","}, None)[0]
 
 

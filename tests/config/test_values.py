@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from milo_discoveryd.config import values
-from milo_discoveryd.config.values import TcpAddress, UnixAddress
+from milo_discoveryd.config.values import InsecureAddress, TcpAddress, UnixAddress
 
 ANY = {"least": timedelta(), "most": timedelta.max}
 
@@ -71,22 +71,25 @@ def test_permissions_that_lock_us_out_or_everybody_in_are_refused(text: str, com
     [
         ("unix:///run/a.sock", UnixAddress(Path("/run/a.sock"))),
         ("unix:/run/a.sock", UnixAddress(Path("/run/a.sock"))),
-        ("127.0.0.1:80", TcpAddress("127.0.0.1", 80)),
-        ("127.8.0.1:0", TcpAddress("127.8.0.1", 0)),
-        ("localhost:80", TcpAddress("localhost", 80)),
-        ("[::1]:80", TcpAddress("::1", 80)),
+        ("10.0.0.1:80", TcpAddress("10.0.0.1", 80)),
+        (":80", TcpAddress("", 80)),
+        ("insecure://127.8.0.1:0", InsecureAddress("127.8.0.1", 0)),
+        ("insecure://localhost:80", InsecureAddress("localhost", 80)),
+        ("insecure://[::1]:80", InsecureAddress("::1", 80)),
     ],
 )
-def test_a_listen_address_is_a_unix_path_or_on_loopback(text: str, address: values.ListenAddress) -> None:
+def test_a_listen_address_is_a_unix_path_or_a_port_and_says_when_it_is_insecure(
+    text: str, address: values.ListenAddress
+) -> None:
     assert values.listen_address(text) == address
     assert values.listen_address(str(address)) == address
     assert values.listen_address(address) is address
 
 
 @pytest.mark.parametrize("text", ["0.0.0.0:80", ":80", "10.0.0.1:80", "[::]:80", "milo.example.com:80"])
-def test_a_listen_address_that_others_can_reach_is_refused_with_the_reason(text: str) -> None:
-    with pytest.raises(ValueError, match="TCP has no authentication yet"):
-        values.listen_address(text)
+def test_nothing_is_insecure_that_others_can_reach(text: str) -> None:
+    with pytest.raises(ValueError, match="is not on loopback, so other machines could read everything: give it tls"):
+        values.listen_address(f"insecure://{text}")
 
 
 @pytest.mark.parametrize("text", ["unix:", "unix://", "unix://relative", "unix:///dir/", "unix:///a\0b"])

@@ -125,7 +125,8 @@ def test_every_subscriber_looks_where_the_daemon_listens(folder: Path) -> None:
     assert volumes["milo-discovery"]["emptyDir"]["medium"] == "Memory"
     told = {environment(folder, each).get("MILO_DISCOVERY_ADDRESS") for each in containers(folder)} - {None}
     [address] = told
-    [listen] = load({"listen": (address,)}, {}, None).listen
+    [listener] = load({"listen": (address,)}, {}, None).listen
+    listen = listener.address
     assert isinstance(listen, UnixAddress)
     for container in containers(folder):
         mounts = {each["name"]: each["mountPath"] for each in container.get("volumeMounts", ())}

@@ -71,7 +71,7 @@ async def test_a_folder_that_everybody_can_write_is_refused(place: Place) -> Non
     folder.mkdir()
     folder.chmod(0o777)
     [line] = await refusal(place.daemon(listen=[f"unix://{folder}/d.sock"]))
-    assert line.endswith(f"chmod o-w {folder}")
+    assert f"chmod o-w {folder}" in line
 
 
 async def test_a_file_in_the_place_of_the_socket_is_refused_and_left_alone(place: Place) -> None:
@@ -125,6 +125,6 @@ async def test_a_port_to_listen_on_that_is_in_use_is_named(place: Place) -> None
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        [line] = await refusal(place.daemon(listen=[place.address, f"127.0.0.1:{port}"]))
+        [line] = await refusal(place.daemon(listen=[place.address, f"insecure://127.0.0.1:{port}"]))
     assert line == f"can't listen on 127.0.0.1:{port}: is the port in use, or the address not this machine's?"
     assert not place.socket.exists()

@@ -22,7 +22,7 @@ from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.server.frames import encoder
-from milo_discoveryd.server.listener import UnixAddress
+from milo_discoveryd.server.listener import Listener, UnixAddress
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.server.service import About, Service
 from milo_discoveryd.telemetry.journal import Journal
@@ -55,6 +55,7 @@ class World:
         offers: Sequence[Offer],
         per_second: float,
         authorities: bytes,
+        listeners: Sequence[Listener] = (),
     ) -> None:
         self.metrics = Metrics()
         self.issuer = Issuer(
@@ -78,7 +79,9 @@ class World:
         )
         self.service = Service(self.fleet, about, self.metrics, self.issuer)
         self.fleet.on(EventType.DISENGAGED, self.issuer.disengaged)
-        self.server = Server(self.service, [UnixAddress(socket)], self.metrics)
+        self.server = Server(
+            self.service, listeners or [Listener(name="here", address=UnixAddress(socket))], self.metrics
+        )
         self.address = f"unix:{socket}"
 
     def listed(self, *observations: Ready) -> None:
@@ -171,6 +174,7 @@ async def a_world(
     offers: Sequence[Offer] = (),
     per_second: float = 1000.0,
     authorities: bytes = b"CA",
+    listeners: Sequence[Listener] = (),
 ) -> AsyncIterator[World]:
     made = World(
         folder / "d.sock",
@@ -180,6 +184,7 @@ async def a_world(
         offers=offers,
         per_second=per_second,
         authorities=authorities,
+        listeners=listeners,
     )
     await made.server.start()
     issuing = asyncio.create_task(made.issuer.run())

@@ -10,7 +10,8 @@ import grpc
 import pytest
 
 from milo_discoveryd.errors import StartError
-from milo_discoveryd.server.listener import TcpAddress, TcpListener, UnixAddress, UnixListener
+from milo_discoveryd.server.listener import UnixAddress
+from milo_discoveryd.server.socket_file import SocketFile
 
 
 @pytest.fixture
@@ -20,22 +21,22 @@ async def server() -> AsyncIterator[grpc.aio.Server]:
     await made.stop(None)
 
 
-Bind = Callable[..., UnixListener]
+Bind = Callable[..., SocketFile]
 
 
 @pytest.fixture
 def bound() -> Iterator[Bind]:
     """Binds a server to a path; what it locked is given back in the end."""
-    made: list[UnixListener] = []
+    made: list[SocketFile] = []
 
-    def bind(server: grpc.aio.Server, path: Path, **address: int) -> UnixListener:
-        made.append(UnixListener(UnixAddress(path, **address)))
-        made[-1].bind(server)
+    def bind(server: grpc.aio.Server, path: Path, **address: int) -> SocketFile:
+        made.append(SocketFile(UnixAddress(path, **address)))
+        made[-1].claim(lambda path: server.add_insecure_port(f"unix:{path}"))
         return made[-1]
 
     yield bind
-    for listener in made:
-        listener.close()
+    for file in made:
+        file.close()
 
 
 async def test_the_socket_has_the_mode_that_was_asked_for(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ async def test_a_socket_that_another_daemon_serves_is_refused_and_left_alone(
 ) -> None:
     first = bound(server, tmp_path / "d.sock")
     with pytest.raises(StartError, match=rf"in use by another daemon \(process {os.getpid()}\)"):
-        UnixListener(UnixAddress(tmp_path / "d.sock")).bind(grpc.aio.server())
+        bound(grpc.aio.server(), tmp_path / "d.sock")
     assert first.lost() is None
 
 
@@ -101,12 +102,65 @@ async def test_a_link_in_the_place_of_the_lock_is_refused(bound: Bind, server: g
     assert not (tmp_path / "elsewhere").exists()
 
 
-async def test_a_folder_that_anybody_can_write_is_refused(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
-    folder = tmp_path / "open"
-    folder.mkdir()
-    folder.chmod(0o777)
-    with pytest.raises(StartError, match="chmod o-w"):
-        bound(server, folder / "d.sock")
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077, 0o117, 0o177, 0o222, 0o777])
+@pytest.mark.parametrize("folder_mode", [0o700, 0o750, 0o755, 0o711, 0o1770])
+async def test_whatever_the_umask_the_socket_has_just_the_mode_that_was_asked_for(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path, umask: int, folder_mode: int
+) -> None:
+    tmp_path.chmod(folder_mode)
+    before = os.umask(umask)
+    try:
+        bound(server, tmp_path / "d.sock", mode=0o660)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "d.sock").stat().st_mode) == 0o660
+
+
+@pytest.mark.parametrize(
+    ("mode", "mend"), [(0o777, "chmod o-w"), (0o1777, "chmod o-w"), (0o702, "chmod o-w"), (0o770, "chmod g-w")]
+)
+async def test_a_folder_that_others_can_write_is_refused(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path, mode: int, mend: str
+) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(StartError, match=f"could put another socket in its place: {mend} {tmp_path}"):
+        bound(server, tmp_path / "d.sock")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_folder_that_is_a_link_is_refused(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(StartError, match=f"is a symbolic link: listen in {tmp_path / 'real'} itself"):
+        bound(server, tmp_path / "link" / "d.sock")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+async def test_a_folder_of_another_user_is_refused(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(StartError, match="belongs to user 12345, who could put another socket in its place"):
+        bound(server, tmp_path / "d.sock")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives sockets away")
+async def test_the_socket_goes_to_the_user_that_was_asked_for(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
+    bound(server, tmp_path / "d.sock", owner=12345)
+    assert (tmp_path / "d.sock").stat().st_uid == 12345
+
+
+async def test_a_socket_that_others_were_let_in_at_is_noticed(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
+    mine = bound(server, tmp_path / "d.sock")
+    (tmp_path / "d.sock").chmod(0o666)
+    assert str(mine.lost()).endswith("d.sock was given another mode, owner or name")
+    (tmp_path / "d.sock").chmod(0o660)
+    assert mine.lost() is None
+    (tmp_path / "other").hardlink_to(tmp_path / "d.sock")
+    assert mine.lost() is not None
+    (tmp_path / "other").unlink()
 
 
 @pytest.mark.parametrize("replaced", [False, True])
@@ -121,14 +175,6 @@ async def test_a_path_that_is_no_longer_ours_is_noticed(
     assert str(mine.lost()).endswith("was replaced by another file" if replaced else "was removed")
     path.unlink(missing_ok=True)
     kept.rename(path)
-
-
-async def test_a_tcp_port_in_use_is_refused(server: grpc.aio.Server) -> None:
-    address = TcpListener(TcpAddress("127.0.0.1", 0)).bind(server)
-    port = int(address.rpartition(":")[2])
-    await server.start()
-    with pytest.raises(StartError, match="is the port in use"):
-        TcpListener(TcpAddress("127.0.0.1", port)).bind(grpc.aio.server(options=(("grpc.so_reuseport", 0),)))
 
 
 async def test_what_another_daemon_has_put_in_its_place_is_left_alone_at_the_end(

@@ -1,0 +1,89 @@
+"""The settings of one place to listen at: an address, or a mapping that says more about it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from milo_discoveryd.config import values
+from milo_discoveryd.config.fields import Group
+
+_RequiredFile = Annotated[Path, BeforeValidator(values.required_file)]
+
+
+class Tls(Group):
+    """1.3, and only for clients with a certificate."""
+
+    certificate: _RequiredFile
+    key: _RequiredFile
+    client_ca: _RequiredFile
+
+
+def _mode(value: object) -> int | None:
+    return None if value is None else values.permissions(value)
+
+
+def _number_or_name(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+_Account = Annotated[str | None, BeforeValidator(_number_or_name), Field(max_length=32)]
+
+
+class Listener(Group):
+    address: Annotated[values.ListenAddress, BeforeValidator(values.listen_address)]
+    name: Annotated[str | None, Field(min_length=1, max_length=63)] = None
+    """What rights and the audit call it; none is its address."""
+    mode: Annotated[int | None, BeforeValidator(_mode)] = None
+    """Of a Unix socket, as are the next three; none is socket.mode."""
+    owner: _Account = None
+    group: _Account = None
+    """None is socket.group."""
+    peer_credentials: bool = False
+    """Ask the kernel whose process connects. It costs a copy of each byte."""
+    tls: Tls | None = None
+    tokens: bool = False
+    """Have callers' bearer tokens reviewed by an API server."""
+    connections: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """At once, where the daemon accepts them itself: with TLS or peer credentials."""
+
+    @model_validator(mode="after")
+    def _fits_its_address(self) -> Self:
+        if isinstance(self.address, values.UnixAddress):
+            if self.tls is not None:
+                raise ValueError("has tls, which is for TCP: on a Unix socket, peer_credentials tell who calls")
+            return self
+        for setting in ("mode", "owner", "group", "peer_credentials"):
+            if getattr(self, setting):
+                raise ValueError(f"has {setting}, which is for Unix sockets")
+        if isinstance(self.address, values.InsecureAddress):
+            if self.tls is not None:
+                raise ValueError(f"has tls, and says insecure: write {self.address.host}:{self.address.port}")
+        elif self.tls is None:
+            host, port = self.address.host, self.address.port
+            local = values.InsecureAddress(host if values.is_loopback(host) else "127.0.0.1", port)
+            raise ValueError(
+                "is TCP, and needs tls with certificate, key and client_ca, which only the configuration file can "
+                f'have; or use a Unix socket; or, for everybody on this machine, "{local}"'
+            )
+        return self
+
+    @property
+    def title(self) -> str:
+        return self.name or str(self.address)
+
+
+def listener(value: object) -> object:
+    """An address stands for a listener with nothing else said about it."""
+    return value if isinstance(value, Mapping | Listener) else {"address": value}
+
+
+def distinct(listeners: tuple[Listener, ...]) -> tuple[Listener, ...]:
+    if not listeners:
+        raise ValueError("must name at least one address")
+    if len({str(each.address) for each in listeners}) < len(listeners):
+        raise ValueError("must name each address once")
+    if len({each.title for each in listeners}) < len(listeners):
+        raise ValueError("must give each of its listeners another name")
+    return listeners

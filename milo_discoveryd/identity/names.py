@@ -1,0 +1,40 @@
+"""The names in a certificate that its CA vouches for: its subject alternative names, and never its common name."""
+
+from datetime import datetime
+
+import msgspec
+from cryptography import x509
+
+
+class Named(msgspec.Struct, frozen=True, kw_only=True):
+    sans: tuple[str, ...]
+    until: datetime
+    """When the certificate ends."""
+
+
+def named(der: bytes) -> Named:
+    """Raises ValueError for what can't be read."""
+    certificate = x509.load_der_x509_certificate(der)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        names = x509.SubjectAlternativeName([])
+    return Named(
+        sans=tuple(text for name in names if (text := _text(name)) is not None),
+        until=certificate.not_valid_after_utc,
+    )
+
+
+def _text(name: x509.GeneralName) -> str | None:
+    """With its kind in front: a DNS name must not pass for a URI."""
+    match name:
+        case x509.DNSName():
+            return f"dns:{name.value.lower()}"
+        case x509.UniformResourceIdentifier():
+            return f"uri:{name.value}"
+        case x509.RFC822Name():
+            return f"email:{name.value}"
+        case x509.IPAddress():
+            return f"ip:{name.value}"
+        case _:
+            return None

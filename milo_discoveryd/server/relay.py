@@ -1,0 +1,84 @@
+"""Two connections made one: what comes in at either goes out at the other, as fast as that takes it."""
+
+import asyncio
+from typing import cast
+
+FLUSH_S = 5.0
+"""For what is still to be sent on one side when the other has ended."""
+
+
+class Leg(asyncio.Protocol):
+    """One of the two. Nothing is read before they are joined, and no more than the other side takes."""
+
+    def __init__(self) -> None:
+        self._transport: asyncio.Transport | None = None
+        self.lost = asyncio.get_running_loop().create_future()
+        self._other: Leg | None = None
+        self._early: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if self._other is None:
+            self._transport.pause_reading()
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        assert self._transport is not None, "not connected yet"
+        return self._transport
+
+    def certificate(self) -> bytes:
+        """That of the other end, verified, as DER."""
+        found = self.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        assert isinstance(found, bytes)
+        return found
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def join(self, other: "Leg") -> None:
+        self._other = other
+        for data in self._early:
+            other.transport.write(data)
+        self._early.clear()
+        self.transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self._other is None:
+            # Asked to pause, a transport may have read once more already.
+            self._early.append(data)
+        else:
+            self._other.transport.write(data)
+
+    def eof_received(self) -> bool:
+        """Whether the connection stays open in the other direction."""
+        if self._other is None or not self._other.transport.can_write_eof():
+            return False
+        self._other.transport.write_eof()
+        return True
+
+    def pause_writing(self) -> None:
+        if self._other is not None:
+            self._other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._other is not None:
+            self._other.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
+async def relay(one: Leg, other: Leg) -> None:
+    """Until either is lost; then both are, and what the one still had to say has reached the other, if that reads."""
+    one.join(other)
+    other.join(one)
+    try:
+        await asyncio.wait((one.lost, other.lost), return_when=asyncio.FIRST_COMPLETED)
+        for leg in (one, other):
+            leg.transport.close()
+        await asyncio.wait((one.lost, other.lost), timeout=FLUSH_S)
+    finally:
+        for leg in (one, other):
+            leg.abort()

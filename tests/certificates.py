@@ -1,0 +1,77 @@
+"""A certificate authority whose certificates are as wrong as a test wants them."""
+
+import datetime as dt
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+LOOPBACK = (x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1")))
+
+
+class Pair:
+    """A certificate and its key, in PEM."""
+
+    def __init__(self, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        self.der = certificate.public_bytes(serialization.Encoding.DER)
+        self.certificate = certificate.public_bytes(serialization.Encoding.PEM)
+        self.key = key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+
+    def write(self, folder: Path, name: str) -> tuple[Path, Path]:
+        certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
+        certificate.write_bytes(self.certificate)
+        key.write_bytes(self.key)
+        return certificate, key
+
+
+class Authority:
+    def __init__(self, name: str = "a CA") -> None:
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _name(name)
+        now = dt.datetime.now(dt.UTC)
+        made = _builder(self._name, self._name, self._key, now - dt.timedelta(days=1), now + dt.timedelta(days=1))
+        made = made.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        self.pem = made.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+    def issue(
+        self,
+        *names: x509.GeneralName,
+        common_name: str = "somebody",
+        life: dt.timedelta = dt.timedelta(hours=1),
+        use: x509.ObjectIdentifier | None = None,
+    ) -> Pair:
+        """Since an hour ago. With a negative life it has ended already; `use` is all that it may be used for."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        now = dt.datetime.now(dt.UTC)
+        made = _builder(self._name, _name(common_name), key, min(now, now + life) - dt.timedelta(hours=1), now + life)
+        if names:
+            made = made.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        if use is not None:
+            made = made.add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+        return Pair(made.sign(self._key, hashes.SHA256()), key)
+
+    def server(self) -> Pair:
+        return self.issue(*LOOPBACK, common_name="server", use=ExtendedKeyUsageOID.SERVER_AUTH)
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _builder(
+    issuer: x509.Name, subject: x509.Name, key: ec.EllipticCurvePrivateKey, begin: dt.datetime, end: dt.datetime
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .issuer_name(issuer)
+        .subject_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(begin)
+        .not_valid_after(end)
+    )

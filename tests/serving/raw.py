@@ -1,0 +1,82 @@
+"""A client that speaks HTTP/2 by hand, and so can say what no gRPC library says."""
+
+import asyncio
+import socket
+import ssl
+from pathlib import Path
+
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import Event
+from h2.settings import SettingCodes, Settings
+
+METHOD = "/milo.discovery.v1.DiscoveryService/"
+
+
+class Raw:
+    """Nothing is read unless it is asked to."""
+
+    def __init__(self, connected: socket.socket | ssl.SSLSocket) -> None:
+        self.socket = connected
+        self.connection = H2Connection(
+            H2Configuration(
+                client_side=True,
+                header_encoding="utf-8",
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            )
+        )
+
+    @classmethod
+    async def unix(cls, path: Path) -> "Raw":
+        made = socket.socket(socket.AF_UNIX)
+        made.settimeout(20)
+        made.connect(str(path))
+        return cls(made)
+
+    async def greet(self, *, window: int = 65_535) -> None:
+        self.connection.local_settings = Settings(
+            client=True, initial_values={SettingCodes.INITIAL_WINDOW_SIZE: window, SettingCodes.ENABLE_PUSH: 0}
+        )
+        self.connection.initiate_connection()
+        if window > 65_535:
+            self.connection.increment_flow_control_window(window - 65_535)
+        await self.flush()
+
+    def call(self, method: str, message: bytes = b"", *more: tuple[str, str], end: bool = True) -> int:
+        """Begun, and not yet sent."""
+        stream = self.connection.get_next_available_stream_id()
+        self.connection.send_headers(
+            stream,
+            [
+                (":method", "POST"), (":scheme", "http"), (":path", METHOD + method), (":authority", "localhost"),
+                ("te", "trailers"), ("content-type", "application/grpc"), *more,
+            ],
+        )  # fmt: skip
+        self.connection.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message, end_stream=end)
+        return stream
+
+    async def flush(self) -> None:
+        await self.send(self.connection.data_to_send())
+
+    async def send(self, data: bytes) -> None:
+        """Raises OSError when the other side has had enough."""
+        await asyncio.to_thread(self.socket.sendall, data)
+
+    async def read(self) -> list[Event] | None:
+        """What comes next; None is the end."""
+        data = await asyncio.to_thread(self.socket.recv, 65_536)
+        return self.connection.receive_data(data) if data else None
+
+    async def until_closed(self) -> bytes:
+        """All that was still said; raises TimeoutError where the other side does not end it."""
+        said = b""
+        try:
+            while data := await asyncio.to_thread(self.socket.recv, 65_536):
+                said += data
+        except ConnectionError:
+            pass
+        return said
+
+    def close(self) -> None:
+        self.socket.close()
