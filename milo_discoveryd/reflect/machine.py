@@ -165,6 +165,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _RETRY_AFTER_BOUNDS_S = (0.1, 300.0)
+# A server that builds its caches says "in a second" for half a minute. One that says so for longer doesn't know.
+_PROMISES_BELIEVED = 30
 # Answers that say "not from this version": 410 for one too old, 504 for one from the future.
 _VERSION_REFUSED = frozenset({410, 504})
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
@@ -439,7 +441,7 @@ class Reflector:
         return ListEnded(versions_went_back=0 < listed < highest)
 
     def _relist(self, failure: Failure, now: float, delay: float) -> list[Finding]:
-        # The first is the ordinary fate of a version that grew too old; one after another is a fault, and lists are dear.
+        # The first is the ordinary fate of a version that grew too old. One after another is a fault, and dear.
         self.state = Waiting(max(now, self._listed_at + delay) if self._unproven_list else now, "")
         self._unproven_list = True
         return self._catching_up(failure.reason, failure.message, now)
@@ -463,7 +465,8 @@ class Reflector:
                 delay = max(delay - (now - self._asked_at), self._policy.backoff.delay(1, self._jitter))
             return delay
         low, high = _RETRY_AFTER_BOUNDS_S
-        return max(low, min(high, failure.retry_after_s)) + self._jitter() * min(1.0, delay)
+        asked = max(low, min(high, failure.retry_after_s)) + self._jitter() * min(1.0, delay)
+        return asked if self._failures <= _PROMISES_BELIEVED else max(asked, delay)
 
     def _list(self) -> State:
         if self._streaming_lists and not self._pages_next:

@@ -286,6 +286,19 @@ def test_the_wait_that_a_server_asks_for_is_obeyed_within_reason(asked_s: float 
     assert life.request == Wait(START + waited_s)
 
 
+def test_a_wait_that_was_asked_for_time_and_again_is_not_believed_for_ever() -> None:
+    life = Life()
+    waits = []
+    for _ in range(32):
+        assert life.request == FIRST_PAGE
+        life.failed(Failure("TooManyRequests", "429", 429, 0.5))
+        request = life.request
+        assert isinstance(request, Wait)
+        waits.append(request.until - life.now)
+        life.now = request.until
+    assert waits == [0.5] * 30 + [8.0] * 2
+
+
 def test_waits_are_drawn_so_that_many_daemons_do_not_come_back_at_once() -> None:
     reflector = Reflector(PAGES, lambda: 0.5, START)
     reflector.failed(UNAVAILABLE, START)
