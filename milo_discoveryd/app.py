@@ -43,9 +43,14 @@ from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.guard import Guard, Limits
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.rights.quota import Limits as Quotas
+from milo_discoveryd.rights.rights import Rights
+from milo_discoveryd.server.access import Access
 from milo_discoveryd.server.frames import encoder
+from milo_discoveryd.server.revision import Seal
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.server.service import About, Service
+from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import Board
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.logging import Level
@@ -65,6 +70,7 @@ class Daemon:
         self._epoch = secrets.token_hex(8)
         self._metrics = Metrics()
         self._journal = Journal(self._metrics)
+        self._audit = Audit(self._metrics)
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
         changes = ChangeLog(encoder(self._epoch), retention)
         self._fleet = Fleet(
@@ -119,7 +125,9 @@ class Daemon:
             issuer = self._issuer(sources, project)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
             self._metrics.follow_credentials(issuer.health)
-            service = Service(self._fleet, self._about(), self._metrics, issuer)
+            access = Access(Rights(), _quotas(settings), self._audit, asyncio.get_running_loop().time)
+            seal = Seal(secrets.token_bytes(32))
+            service = Service(self._fleet, self._about(), self._metrics, issuer, access=access, seal=seal)
             self._metrics.tell_build(__version__, settings.mode)
             self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
             self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
@@ -184,11 +192,15 @@ class Daemon:
 
     async def _probe(self, project: Upstream, interval: timedelta) -> None:
         settings = self._settings.connectivity
+        give_up_after = settings.disengage_unreachable_after
         policy = Probing(
             interval_s=interval.total_seconds(),
             rate_per_s=settings.rate,
             host_rate_per_s=settings.host_rate,
             unreachable_after_s=settings.unreachable_after.total_seconds(),
+            give_up_after_s=None if give_up_after is None else give_up_after.total_seconds(),
+            give_up_count=self._settings.removals.count,
+            give_up_share=self._settings.removals.share,
         )
         asker = Asker(
             project,
@@ -198,7 +210,13 @@ class Daemon:
             at_once=policy.at_once,
         )
         async with aclosing(asker):
-            prober = Prober(Schedule(policy, random.random), asker.ask, self._fleet.probed, self._metrics)
+            prober = Prober(
+                Schedule(policy, random.random),
+                asker.ask,
+                self._fleet.probed,
+                self._metrics,
+                is_wanted=self._fleet.registry.is_probed,
+            )
             self._fleet.on(EventType.ENGAGED, prober.engaged)
             self._fleet.on(EventType.UPDATED, prober.updated)
             self._fleet.on(EventType.DISENGAGED, prober.disengaged)
@@ -214,6 +232,7 @@ class Daemon:
             sources.offers(),
             place=lambda: Place(project.trusted(), project.tls_server_name),
             tally=self._metrics,
+            audit=self._audit,
             max_ttl_s=settings.max_ttl.total_seconds(),
             default_ttl_s=settings.default_ttl.total_seconds(),
             address=lambda: str(settings.address) if settings.address else next(iter(self.addresses), None),
@@ -259,6 +278,15 @@ class Daemon:
             heartbeat_s=self._settings.heartbeat_interval.total_seconds(),
             stalled_s=self._settings.stalled_timeout.total_seconds(),
         )
+
+
+def _quotas(settings: Settings) -> Quotas:
+    limits = settings.limits
+    return Quotas(
+        streams=limits.streams,
+        streams_each=limits.streams_per_caller,
+        per_minute_each=limits.kubeconfigs_per_minute,
+    )
 
 
 def _within(selector: Selector, mode: WatchedMode) -> Any:

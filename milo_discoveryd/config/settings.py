@@ -105,7 +105,7 @@ class Kubeconfigs(Group):
     concurrent_mints: Annotated[int, Field(ge=1, le=1_000)] = 10
     """At once, of a source that has a credential for each cluster."""
     mints_per_second: Annotated[float, Field(ge=0.1, le=10_000)] = 50.0
-    """Begun, of each source: ten thousand clusters with ten minutes each take 33 in the long run."""
+    """Begun, of each source: ten thousand clusters with ten minutes each take 43 in the long run."""
 
 
 class Connectivity(Group):
@@ -121,6 +121,8 @@ class Connectivity(Group):
     """And of all clusters behind one host."""
     unreachable_after: Annotated[timedelta, span("0s", "1h")] = timedelta(seconds=30)
     """An API server that restarts is nobody's news."""
+    disengage_unreachable_after: Annotated[timedelta | None, BeforeValidator(_interval)] = None
+    """"off": operators see for themselves whom they can't reach, and nothing of theirs is torn down for a network."""
 
 
 class SingleCluster(Group):
@@ -129,6 +131,17 @@ class SingleCluster(Group):
     name: Annotated[str, BeforeValidator(values.cluster_name)] = "single"
     labels: Annotated[dict[str, str], BeforeValidator(values.pairs)] = Field(default_factory=dict)
     organization: Annotated[str, Field(max_length=253)] = ""
+
+
+class Limits(Group):
+    """How much callers have of what there is a limited amount of."""
+
+    streams: Annotated[int, Field(ge=1, le=100_000)] = 2_000
+    """Open at once, of all callers together."""
+    streams_per_caller: Annotated[int, Field(ge=1, le=100_000)] = 1_000
+    """Of one caller, where no rule says otherwise. Where a listener can't tell its callers apart, they are one."""
+    kubeconfigs_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] = 60_000
+    """Handed out to one caller, where no rule says otherwise; as many may be had at once."""
 
 
 class Log(Group):
@@ -176,4 +189,5 @@ class Settings(Group):
     cluster: SingleCluster = _group(SingleCluster)
     connectivity: Connectivity = _group(Connectivity)
     kubeconfigs: Kubeconfigs = _group(Kubeconfigs)
+    limits: Limits = _group(Limits)
     log: Log = _group(Log)

@@ -13,12 +13,10 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 import msgspec
-import structlog
 
 from milo_discoveryd.credentials.minted import Minted
 from milo_discoveryd.credentials.minting import MintingSource, Scope
 from milo_discoveryd.errors import CredentialError, UnfitError
-from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs import rendering
 from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
 from milo_discoveryd.kubeconfigs.lease import Draw, refresh_at
@@ -27,8 +25,7 @@ from milo_discoveryd.kubeconfigs.minter import Tally as MintTally
 from milo_discoveryd.kubeconfigs.rendering import Place
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.selector import Selector
-
-log = structlog.get_logger()
+from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 
 PATIENCE_S = 10.0
 """For how long a caller waits for the first credential."""
@@ -41,6 +38,12 @@ NO_SOURCE = "no source of kubeconfigs is configured: this daemon hands out none"
 
 class Tally(MintTally, Protocol):
     def kubeconfig_issued(self, result: str) -> None: ...
+
+
+class Audit(Protocol):
+    """Who writes down what is handed out."""
+
+    def handed_out(self, to: Recipient, what: str, **about: object) -> None: ...
 
 
 class Offer(msgspec.Struct, frozen=True):
@@ -72,6 +75,7 @@ class Issuer:
         *,
         place: Callable[[], Place],
         tally: Tally,
+        audit: Audit,
         max_ttl_s: float,
         default_ttl_s: float,
         address: Callable[[], str | None] = lambda: None,
@@ -84,6 +88,7 @@ class Issuer:
         self._default_ttl_s = default_ttl_s
         self._place = place
         self._tally = tally
+        self._audit = audit
         self._address = address
         self._draw = draw
         self._wall = wall
@@ -107,29 +112,29 @@ class Issuer:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             for _, minter in self._offers:
-                minter.keep_ready(self._ttl_s(None))
+                minter.keep_ready(self._ttl_s(None, UNLIMITED))
                 tasks.create_task(minter.run(), name=f"credentials of {minter.source.name}")
 
-    def covers(self, cluster: Cluster) -> bool:
-        return any(offer.covers(cluster) for offer, _ in self._offers)
+    def covers(self, cluster: Cluster, terms: Terms) -> bool:
+        return self._serving(cluster, terms) is not None
 
     # Asking
 
-    async def refusal(self) -> UnfitError | None:
-        """Why no cluster can have a kubeconfig, however long one waits; None where some can."""
-        if not self._offers:
-            return NotCoveredError(NO_SOURCE)
-        found: UnfitError | None = None
+    async def refusal(self, terms: Terms) -> UnfitError | None:
+        """Why no cluster can have a kubeconfig on these terms, however long one waits; None where some can."""
+        found: UnfitError = NotCoveredError(NO_SOURCE)
         for _, minter in self._offers:
+            if not terms.allow(minter.source.name):
+                continue
             await minter.first_attempt(FIRST_ATTEMPT_S)
             if not isinstance(minter.trouble, UnfitError):
                 return None
             found = minter.trouble
         return found
 
-    def ask(self, cluster: Cluster, ttl_s: float | None) -> Kept:
+    def ask(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> Kept:
         """Sees to it that there is a credential for an engaged cluster, soon. Raises NotCoveredError."""
-        return self._minter(cluster).wanted(cluster, self._ttl_s(ttl_s))
+        return self._minter(cluster, terms).wanted(cluster, self._ttl_s(ttl_s, terms))
 
     async def settle(self, kept: Kept, within_s: float) -> None:
         """Until there is something useful, or it is known that there won't be soon, or so many seconds have passed."""
@@ -142,27 +147,27 @@ class Issuer:
         now = self._minter_of(kept.key).now()
         return kept.lease.useful(now) is not None or not (kept.queued or kept.lease.is_renewing)
 
-    async def await_credential(self, cluster: Cluster, ttl_s: float | None) -> None:
+    async def await_credential(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> None:
         """Waits for as long as it makes sense before `hand_out`. Raises NotCoveredError."""
-        kept = self.ask(cluster, ttl_s)
+        kept = self.ask(cluster, ttl_s, terms)
         now = self._minter_of(kept.key).now()
         await self.settle(kept, PATIENCE_S if kept.lease.valid(now) is None else IMPATIENCE_S)
 
-    async def await_source(self, cluster: Cluster) -> None:
+    async def await_source(self, cluster: Cluster, terms: Terms) -> None:
         """Waits a little for the first answer of the source that covers it. Raises NotCoveredError."""
-        await self._minter(cluster).first_attempt(FIRST_ATTEMPT_S)
+        await self._minter(cluster, terms).first_attempt(FIRST_ATTEMPT_S)
 
     # Handing out: none of this waits
 
-    def peek(self, cluster: Cluster, ttl_s: float | None) -> Minted | None:
+    def peek(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> Minted | None:
         """What `hand_out` would hand out."""
-        kept = self.ask(cluster, ttl_s)
+        kept = self.ask(cluster, ttl_s, terms)
         return kept.lease.valid(self._minter_of(kept.key).now())
 
-    def hand_out(self, cluster: Cluster, incarnation: str, ttl_s: float | None, to: Caller) -> Kubeconfig:
+    def hand_out(self, cluster: Cluster, incarnation: str, ttl_s: float | None, to: Recipient) -> Kubeconfig:
         """For a cluster that the caller of this has just found engaged. Raises CredentialError."""
-        minter = self._minter(cluster)
-        kept = minter.wanted(cluster, self._ttl_s(ttl_s))
+        minter = self._minter(cluster, to.terms)
+        kept = minter.wanted(cluster, self._ttl_s(ttl_s, to.terms))
         now = minter.now()
         minted = kept.lease.valid(now)
         if minted is None:
@@ -171,7 +176,8 @@ class Issuer:
         text = rendering.embedded(target.name, target.endpoint, self._place(), minted.credential)
         kept.is_wanted = True
         self._tally.kubeconfig_issued("ok")
-        log.info(
+        self._audit.handed_out(
+            to,
             "kubeconfig handed out",
             cluster=target.name,
             uid=target.uid,
@@ -179,8 +185,6 @@ class Issuer:
             source=minter.source.name,
             expires_at=_told(minted.expires_at),
             fingerprint=minted.fingerprint,
-            peer=to.peer,
-            listener=to.listener,
         )
         return Kubeconfig(
             cluster=target.name,
@@ -191,21 +195,20 @@ class Issuer:
             minted=minted,
         )
 
-    def hand_out_command(self, cluster: Cluster, incarnation: str, to: Caller) -> Kubeconfig:
+    def hand_out_command(self, cluster: Cluster, incarnation: str, to: Recipient) -> Kubeconfig:
         """The form that holds no secret, and asks for one each time. Raises UnfitError where it would ask in vain."""
-        minter = self._minter(cluster)
+        minter = self._minter(cluster, to.terms)
         if minter.source.scope is Scope.IDENTITY and isinstance(minter.trouble, UnfitError):
             raise minter.trouble
         target = cluster.target
         text = rendering.exec_form(target.name, target.endpoint, self._place(), self._address())
         self._tally.kubeconfig_issued("ok")
-        log.info(
+        self._audit.handed_out(
+            to,
             "kubeconfig without a credential handed out",
             cluster=target.name,
             uid=target.uid,
             incarnation=incarnation,
-            peer=to.peer,
-            listener=to.listener,
         )
         return Kubeconfig(cluster=target.name, text=text, issued_at=self._wall())
 
@@ -229,8 +232,8 @@ class Issuer:
     def followers(self) -> int:
         return len(self._followers)
 
-    def key(self, cluster: Cluster, ttl_s: float | None) -> Key:
-        return self._minter(cluster).key(cluster, self._ttl_s(ttl_s))
+    def key(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> Key:
+        return self._minter(cluster, terms).key(cluster, self._ttl_s(ttl_s, terms))
 
     # What is told of it
 
@@ -249,26 +252,34 @@ class Issuer:
             )
         return found
 
-    def trouble(self, cluster: Cluster) -> str | None:
+    def trouble(self, cluster: Cluster, terms: Terms) -> str | None:
         """Why no kubeconfig can be had for it at present."""
-        minter = next((minter for offer, minter in self._offers if offer.covers(cluster)), None)
+        minter = self._serving(cluster, terms)
         return None if minter is None or minter.trouble is None else str(minter.trouble)
 
     def _tell(self, key: Key) -> None:
         for told in [*self._followers]:
             told(key)
 
-    def _ttl_s(self, asked: float | None) -> float:
-        return min(self.max_ttl_s, self._default_ttl_s if asked is None else asked)
+    def _ttl_s(self, asked: float | None, terms: Terms) -> float:
+        return terms.ttl_s(min(self.max_ttl_s, self._default_ttl_s if asked is None else asked))
 
-    def _minter(self, cluster: Cluster) -> Minter:
-        for offer, minter in self._offers:
-            if offer.covers(cluster):
-                return minter
+    def _serving(self, cluster: Cluster, terms: Terms) -> Minter | None:
+        """The first that is for the cluster, of those from which there may be something on these terms."""
+        return next(
+            (minter for offer, minter in self._offers if offer.covers(cluster) and terms.allow(minter.source.name)),
+            None,
+        )
+
+    def _minter(self, cluster: Cluster, terms: Terms) -> Minter:
+        minter = self._serving(cluster, terms)
+        if minter is not None:
+            return minter
         if not self._offers:
             raise NotCoveredError(NO_SOURCE)
         raise NotCoveredError(
             f"no credential source is for {cluster.target.name}: its labels match none of kubeconfigs.sources"
+            f"{'' if terms.sources is None else ' that the rule for this caller names'}"
         )
 
     def _minter_of(self, key: Key) -> Minter:

@@ -19,8 +19,8 @@ class Turn(msgspec.Struct, frozen=True):
     wanted: Wanted
     """What it is shown now."""
     knew: tuple[tuple[int, Wanted], ...]
-    """Up to each of these places in the roll, what the reader was shown before: more than one thing, if what it is shown
-    changes again before it is through."""
+    """Up to each of these places in the roll, what the reader was shown before: more than one thing, if what it is
+    shown changes again before it is through."""
     place: int = 0
     ahead: Ahead = frozenset()
 

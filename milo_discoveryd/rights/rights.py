@@ -30,6 +30,14 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
 UNLIMITED = Terms()
 
 
+class Recipient(msgspec.Struct, frozen=True):
+    """Who is given kubeconfigs, and why."""
+
+    caller: Caller
+    rule: str = ""
+    terms: Terms = UNLIMITED
+
+
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
     """What somebody may do."""
 

@@ -4,6 +4,7 @@ import secrets
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DOMAIN = "discovery.miloapis.com"
@@ -62,6 +63,24 @@ class UnauthenticatedError(CallError):
     code = code_pb2.UNAUTHENTICATED
 
 
+class PermissionDeniedError(CallError):
+    code = code_pb2.PERMISSION_DENIED
+
+
+class ExhaustedError(CallError):
+    """The caller, or all callers together, have as much as they may have."""
+
+    code = code_pb2.RESOURCE_EXHAUSTED
+
+    def __init__(self, reason: str, subject: str, message: str, *, retry_after_s: float) -> None:
+        """`subject` is what there is a limit to."""
+        super().__init__(reason, message, retry_after_s=retry_after_s)
+        self._violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=message)
+
+    def details(self) -> list[Any]:
+        return [*super().details(), _packed(error_details_pb2.QuotaFailure(violations=[self._violation]))]
+
+
 class StalledError(CallError):
     code = code_pb2.ABORTED
 
@@ -77,7 +96,7 @@ def unexpected() -> tuple[str, status_pb2.Status]:
     return incident, status_pb2.Status(code=code_pb2.INTERNAL, message=message)
 
 
-def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.RetryInfo | error_details_pb2.BadRequest) -> Any:
+def _packed(message: Message) -> Any:
     packed = Any()
     packed.Pack(message)
     return packed

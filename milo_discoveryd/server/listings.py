@@ -1,16 +1,20 @@
 """Listings under way: all pages of one show the fleet at one revision."""
 
 import secrets
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.registry.filter import Filter
+from milo_discoveryd.registry.filter import Wanted
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.server.errors import InvalidRequestError
+from milo_discoveryd.server.revision import Seal
 
-AT_ONCE = 32
+AT_ONCE = 64
+EACH = 16
+"""Of those, at most so many are one caller's: nobody is to lose his because somebody else begins many."""
 LIFE_S = 300.0
 
 
@@ -21,45 +25,62 @@ class Page(msgspec.Struct, frozen=True):
     next_token: str
 
 
+class Holder(msgspec.Struct, frozen=True):
+    """Whom a listing is for."""
+
+    caller: str
+    text: str
+    """The caller, and what he is shown: see `revision.Seal`."""
+
+
 class _Listing(msgspec.Struct, frozen=True):
     clusters: tuple[Cluster, ...]
     revision: int
-    fingerprint: str
+    caller: str
     ends_at: float
 
 
 class Listings:
     """Keeps the last few; an older one has to be begun again."""
 
-    def __init__(self, log: ChangeLog) -> None:
+    def __init__(self, log: ChangeLog, seal: Seal) -> None:
         self._log = log
+        self._seal = seal
         self._kept: OrderedDict[str, _Listing] = OrderedDict()
 
-    def first(self, wanted: Filter, size: int, now: float) -> Page:
+    def first(self, wanted: Wanted, size: int, now: float, holder: Holder) -> Page:
         clusters = sorted(
             (view.cluster for view in self._log.current() if wanted.matches(view.cluster)),
             key=lambda cluster: cluster.target.name,
         )
-        listing = _Listing(tuple(clusters), self._log.head, wanted.fingerprint, now + LIFE_S)
-        if len(clusters) <= size:
-            return _page(listing, "", 0, size)
-        key = secrets.token_hex(8)
-        self._kept[key] = listing
-        while len(self._kept) > AT_ONCE:
-            self._kept.popitem(last=False)
-        return _page(listing, key, 0, size)
+        listing = _Listing(tuple(clusters), self._log.head, holder.caller, now + LIFE_S)
+        key = ""
+        if len(clusters) > size:
+            key = secrets.token_hex(8)
+            self._keep(key, listing)
+        return self._page(listing, key, 0, size, holder)
 
-    def next(self, token: str, wanted: Filter, size: int, now: float) -> Page:
-        key, _, start = token.partition(".")
+    def next(self, token: str, size: int, now: float, holder: Holder, still: Callable[[Cluster], bool]) -> Page:
+        """Of the clusters of then, those that may be seen `still`."""
+        key, _, start = (self._seal.holds(token, holder.text) or "").partition(".")
         listing = self._kept.get(key)
-        if not (start.isascii() and start.isdigit()) or listing is None or listing.ends_at < now:
-            raise InvalidRequestError("page_token", "not known, or too old: list again from the first page")
-        if listing.fingerprint != wanted.fingerprint:
-            raise InvalidRequestError("page_token", "given out for another filter: repeat that one, or list again")
-        return _page(listing, key, int(start), size)
+        if listing is None or listing.ends_at < now:
+            raise InvalidRequestError(
+                "page_token", "not known, too old, or not of a listing with this filter: list again from the first page"
+            )
+        page = self._page(listing, key, int(start), size, holder)
+        return msgspec.structs.replace(page, clusters=tuple(filter(still, page.clusters)))
 
+    def _keep(self, key: str, listing: _Listing) -> None:
+        self._kept[key] = listing
+        own = [key for key, each in self._kept.items() if each.caller == listing.caller]
+        if len(own) > EACH:
+            del self._kept[own[0]]
+        elif len(self._kept) > AT_ONCE:
+            (most, _), *_ = Counter(each.caller for each in self._kept.values()).most_common(1)
+            del self._kept[next(key for key, each in self._kept.items() if each.caller == most)]
 
-def _page(listing: _Listing, key: str, start: int, size: int) -> Page:
-    end = start + size
-    token = f"{key}.{end}" if end < len(listing.clusters) else ""
-    return Page(listing.clusters[start:end], listing.revision, len(listing.clusters), token)
+    def _page(self, listing: _Listing, key: str, start: int, size: int, holder: Holder) -> Page:
+        end = start + size
+        token = self._seal.put(f"{key}.{end}", holder.text) if end < len(listing.clusters) else ""
+        return Page(listing.clusters[start:end], listing.revision, len(listing.clusters), token)

@@ -1,29 +1,54 @@
-"""Revisions as subscribers see them: opaque to them, and proof to us of what they had read."""
+"""Revisions as subscribers see them: opaque to them, and proof to us of what they had read.
 
+Each is sealed for one holder: a caller, and what he is shown. To anybody else, and after any change, it is worth
+nothing.
+"""
+
+import hmac
 import re
+from base64 import urlsafe_b64encode
 
 import msgspec
 
-_FORM = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})\.([0-9a-z]{1,16})(?:\.part([0-9]{1,9}))?")
+_FORM = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})(?:\.part([0-9]{1,9}))?\.([A-Za-z0-9_-]{22})")
+_SEAL_BYTES = 16
 
 
 class Position(msgspec.Struct, frozen=True):
-    """How far a reader came, in which run of the daemon, through which filter."""
+    """How far a reader came, in which run of the daemon."""
 
     epoch: str
     revision: int
-    fingerprint: str
     part: int | None = None
     """It had read so many parts of a snapshot, which are worth nothing to anybody who comes back."""
 
     def __str__(self) -> str:
-        return f"{self.epoch}.{self.revision}.{self.fingerprint}{'' if self.part is None else f'.part{self.part}'}"
+        return f"{self.epoch}.{self.revision}{'' if self.part is None else f'.part{self.part}'}"
+
+
+class Seal:
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def put(self, text: str, holder: str) -> str:
+        return f"{text}.{self._mark(text, holder)}"
+
+    def holds(self, sealed: str, holder: str) -> str | None:
+        """The text, if it was sealed by us and for this holder."""
+        text, _, mark = sealed.rpartition(".")
+        whole = hmac.compare_digest(mark.encode(), self._mark(text, holder).encode())
+        return text if whole else None
+
+    def _mark(self, text: str, holder: str) -> str:
+        # Neither has a NUL in it, as we write them, so no part of the one passes for a part of the other.
+        digest = hmac.digest(self._key, f"{text}\0{holder}".encode(), "sha256")
+        return urlsafe_b64encode(digest[:_SEAL_BYTES]).rstrip(b"=").decode()
 
 
 def parse(text: str) -> Position | None:
-    """None for anything that this program didn't write: to be answered by a snapshot, never by an error."""
+    """None for anything that this program can't have written: to be answered by a snapshot, never by an error."""
     form = _FORM.fullmatch(text)
     if form is None:
         return None
-    epoch, revision, fingerprint, part = form.groups()
-    return Position(epoch, int(revision), fingerprint, None if part is None else int(part))
+    epoch, revision, part, _ = form.groups()
+    return Position(epoch, int(revision), None if part is None else int(part))

@@ -17,15 +17,15 @@ import msgspec
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.minted import Minted
 from milo_discoveryd.errors import CredentialError
-from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.kubeconfigs.minter import Key
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.events import Frames
-from milo_discoveryd.registry.filter import Filter
+from milo_discoveryd.registry.filter import Wanted
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.server import convert
+from milo_discoveryd.server.access import Visit
 from milo_discoveryd.server.frames import framed, unframed
 
 BATCH_BYTES = 1 << 20
@@ -42,6 +42,8 @@ class _Given(msgspec.Struct):
     minted: Minted | None
     due_at: float
     """When to look for the next."""
+    is_paid: bool = False
+    """The next is counted already, among those that the subscriber may have in a minute."""
 
 
 class Rotation:
@@ -51,21 +53,24 @@ class Rotation:
         issuer: Issuer,
         epoch: str,
         *,
-        wanted: Filter,
+        shown: Wanted,
         ttl_s: float | None,
-        caller: Caller,
+        visit: Visit,
         clock: Callable[[], float],
         draw: Draw = random.random,
     ) -> None:
         self._fleet = fleet
         self._issuer = issuer
         self._epoch = epoch
-        self._wanted = wanted
+        self._shown = shown
         self._ttl_s = ttl_s
-        self._caller = caller
+        self._visit = visit
+        self._to = visit.recipient
         self._clock = clock
         self._draw = draw
         self._given: dict[str, _Given] = {}
+        self._paused_until = 0.0
+        """By when there is another one among those that the subscriber may have in a minute."""
         self._due: list[tuple[float, str]] = []
         """Soonest first. What was planned otherwise since is passed over when its time comes."""
         self._waiting: defaultdict[Key, set[str]] = defaultdict(set)
@@ -85,6 +90,16 @@ class Rotation:
             yield
         finally:
             unfollow()
+
+    def turn(self, shown: Wanted) -> None:
+        """The subscriber's rights are others from here on. What no longer comes as it did comes anew."""
+        self._shown = shown
+        before, self._to = self._to, self._visit.recipient
+        if self._to is None or (before is not None and before.terms == self._to.terms):
+            return
+        for name in [*self._given]:
+            if (cluster := self._engaged(name)) is not None:
+                self._owe(cluster)
 
     def dress(self, frames: Iterable[bytes]) -> Frames:
         """The frames, those of ENGAGED events with a kubeconfig, as far as there is one and it fits in."""
@@ -114,15 +129,14 @@ class Rotation:
     def catch_up(self) -> None:
         """The subscriber has come back, and knows the clusters; what it has of credentials may be over."""
         for cluster in self._fleet.registry.clusters():
-            if cluster.target.name not in self._given and self._wanted.matches(cluster):
+            if cluster.target.name not in self._given and self._shown.matches(cluster):
                 self._owe(cluster)
 
     def take(self) -> Frames:
         """KUBECONFIG events that are due. To be called when the subscriber was told all else."""
         frames: list[bytes] = []
         size = 0
-        now = self._clock()
-        while self._due and self._due[0][0] <= now and size < BATCH_BYTES - OVERHEAD:
+        while self._due and self.due_in_s <= 0 and size < BATCH_BYTES - OVERHEAD:
             at, name = heapq.heappop(self._due)
             frame = self._renewed(name, at)
             if frame is not None:
@@ -132,15 +146,17 @@ class Rotation:
 
     @property
     def due_in_s(self) -> float:
-        return self._due[0][0] - self._clock() if self._due else math.inf
+        return max(self._due[0][0], self._paused_until) - self._clock() if self._due else math.inf
 
     def _renewed(self, name: str, planned_at: float) -> bytes | None:
         given, cluster = self._given.get(name), self._engaged(name)
         if given is None or cluster is None or given.due_at != planned_at or given.incarnation != cluster.incarnation:
             return None
-        minted = self._peek(cluster)
+        if self._to is None or not self._issuer.covers(cluster, self._to.terms) or not self._pay(name):
+            return None
+        minted = self._issuer.peek(cluster, self._ttl_s, self._to.terms)
         if minted is None or (given.minted is not None and minted.credential == given.minted.credential):
-            self._wait(cluster)
+            self._waiting[self._issuer.key(cluster, self._ttl_s, self._to.terms)].add(name)
             return None
         kubeconfig = self._give(cluster)
         if kubeconfig is None:
@@ -157,27 +173,33 @@ class Rotation:
         """As the subscriber may see it."""
         record = self._fleet.registry[name]
         cluster = None if record is None else record.current
-        return cluster if cluster is not None and self._wanted.matches(cluster) else None
+        return cluster if cluster is not None and self._shown.matches(cluster) else None
 
     def _owe(self, cluster: Cluster) -> None:
         self._plan(cluster, None, self._clock())
 
+    def _pay(self, name: str) -> bool:
+        """Counted before it is asked for, so that asking costs the source no more than handing out does."""
+        given = self._given[name]
+        if not given.is_paid:
+            wait_s = self._visit.take_kubeconfig()
+            given.is_paid = not wait_s
+            if wait_s:
+                self._paused_until = given.due_at = self._clock() + wait_s
+                heapq.heappush(self._due, (given.due_at, name))
+        return given.is_paid
+
     def _give(self, cluster: Cluster) -> pb.Kubeconfig | None:
         incarnation = convert.incarnation(self._epoch, cluster.incarnation)
+        if self._to is None or not self._pay(cluster.target.name):
+            return None
         try:
-            made = self._issuer.hand_out(cluster, incarnation, self._ttl_s, self._caller)
+            made = self._issuer.hand_out(cluster, incarnation, self._ttl_s, self._to)
         except CredentialError:
             return None  # the issuer has told of it, and the subscriber is given one when there is one
         assert made.refresh_at is not None
         self._plan(cluster, made.minted, self._clock() + made.refresh_at - made.issued_at)
         return convert.kubeconfig(made)
-
-    def _peek(self, cluster: Cluster) -> Minted | None:
-        return self._issuer.peek(cluster, self._ttl_s) if self._issuer.covers(cluster) else None
-
-    def _wait(self, cluster: Cluster) -> None:
-        if self._issuer.covers(cluster):
-            self._waiting[self._issuer.key(cluster, self._ttl_s)].add(cluster.target.name)
 
     def _look_again(self, name: str) -> None:
         given = self._given.get(name)

@@ -17,11 +17,14 @@ from milo_discoveryd.kubeconfigs.issuer import Issuer, NotNowError
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.registry import Standing
-from milo_discoveryd.server import convert, requests
+from milo_discoveryd.registry.registry import Record
+from milo_discoveryd.rights.rights import Rights
+from milo_discoveryd.rights.scope import within
+from milo_discoveryd.server import convert, requests, sight
+from milo_discoveryd.server.access import Access, Visit
 from milo_discoveryd.server.errors import CallError, NotFoundError, PreconditionError, UnavailableError
-from milo_discoveryd.server.listings import Listings
-from milo_discoveryd.server.revision import Position
+from milo_discoveryd.server.listings import Holder, Listings
+from milo_discoveryd.server.revision import Position, Seal
 from milo_discoveryd.server.rotation import Rotation
 from milo_discoveryd.server.stream import RETRY_S, Send, Stream, Tally
 
@@ -54,12 +57,14 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service:
-    def __init__(self, fleet: Fleet, about: About, tally: Tally, issuer: Issuer) -> None:
+    def __init__(self, fleet: Fleet, about: About, tally: Tally, issuer: Issuer, *, access: Access, seal: Seal) -> None:
         self._fleet = fleet
         self._issuer = issuer
         self._about = about
         self._tally = tally
-        self._listings = Listings(fleet.log)
+        self._access = access
+        self._seal = seal
+        self._listings = Listings(fleet.log, seal)
         self._draining = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self.streams: set[Stream] = set()
@@ -69,77 +74,98 @@ class Service:
         self._draining.set()
         self._fleet.signal.ring_now()
 
+    def change_rights(self, rights: Rights) -> None:
+        """From here on; streams tell at once what that takes away and adds."""
+        self._access.rights = rights
+        self._fleet.signal.ring_now()
+
     async def watch_clusters(self, request: pb.WatchClustersRequest, caller: Caller, send: Send) -> None:
-        asked = requests.watch(request, self._about.heartbeat_s)
-        rotation = await self._rotation(asked, caller) if asked.with_kubeconfigs else None
-        stream = Stream(
-            self._fleet,
-            self._about.epoch,
-            asked,
-            send=send,
-            tally=self._tally,
-            stalled_s=self._about.stalled_s,
-            draining=self._draining,
-            rotation=rotation,
-        )
-        self.streams.add(stream)
-        try:
-            await stream.run()
-        finally:
-            self.streams.discard(stream)
+        with self._access.visiting(caller, "WatchClusters") as visit, visit.streaming():
+            asked = requests.watch(request, self._about.heartbeat_s)
+            stream = Stream(
+                self._fleet,
+                self._about.epoch,
+                asked,
+                visit=visit,
+                seal=self._seal,
+                send=send,
+                tally=self._tally,
+                stalled_s=self._about.stalled_s,
+                draining=self._draining,
+                rotation=await self._rotation(asked, visit) if asked.with_kubeconfigs else None,
+            )
+            self.streams.add(stream)
+            try:
+                await stream.run()
+            finally:
+                self.streams.discard(stream)
 
     async def list_clusters(self, request: pb.ListClustersRequest, caller: Caller) -> pb.ListClustersResponse:
-        asked = requests.listing(request)
-        if not self._fleet.synced:
-            raise UnavailableError(
-                "NOT_SYNCED",
-                f"no complete list of the source was seen yet ({self._fleet.status.message})",
-                retry_after_s=RETRY_S,
+        with self._access.visiting(caller, "ListClusters") as visit:
+            asked = requests.listing(request)
+            source = sight.source(self._fleet.status, visit.scope)
+            if not self._fleet.synced:
+                raise UnavailableError(
+                    "NOT_SYNCED",
+                    f"no complete list of the source was seen yet ({source.message or source.reason})",
+                    retry_after_s=RETRY_S,
+                )
+            now = self._clock()
+            shown = within(asked.wanted, visit.scope)
+            holder = Holder(visit.identity, visit.holder(shown))
+
+            def still(cluster: Cluster) -> bool:
+                return visit.scope.is_everything or self._seen(cluster.target.name, visit) is not None
+
+            page = (
+                self._listings.next(asked.page_token, asked.page_size, now, holder, still)
+                if asked.page_token
+                else self._listings.first(shown, asked.page_size, now, holder)
             )
-        now = self._clock()
-        page = (
-            self._listings.next(asked.page_token, asked.wanted, asked.page_size, now)
-            if asked.page_token
-            else self._listings.first(asked.wanted, asked.page_size, now)
-        )
         return pb.ListClustersResponse(
             clusters=[convert.cluster(cluster, self._about.epoch) for cluster in page.clusters],
             next_page_token=page.next_token,
-            revision=str(Position(self._about.epoch, page.revision, asked.wanted.fingerprint)),
+            revision=self._seal.put(str(Position(self._about.epoch, page.revision)), holder.text),
             total_size=page.total,
-            source=convert.source(self._fleet.status, Moment(time.time(), now)),
+            source=convert.source(source, Moment(time.time(), now)),
         )
 
     async def get_cluster(self, request: pb.GetClusterRequest, caller: Caller) -> pb.GetClusterResponse:
         name = requests.name(request.name, "name")
-        record = self._fleet.registry[name]
-        if record is None:
-            raise NotFoundError("NEVER_SEEN", f"{name} was never seen{self._perhaps_not_yet()}")
+        with self._access.visiting(caller, "GetCluster", cluster=name) as visit:
+            record = self._seen(name, visit)
+            if record is None:
+                raise NotFoundError("NEVER_SEEN", f"{name} was never seen{self._perhaps_not_yet()}")
         suspicion = self._fleet.suspicions.why(name)
         engagement = convert.engagement(record, None if suspicion is None else suspicion[1])
-        if record.current is not None and (trouble := self._issuer.trouble(record.current)) is not None:
+        if (trouble := self._trouble(record, visit)) is not None:
             engagement.message += f"; no new credential for it can be had: {trouble}"
         return pb.GetClusterResponse(
             cluster=None if record.cluster is None else convert.cluster(record.cluster, self._about.epoch),
             engagement=engagement,
-            transitions=[convert.transition(each, self._about.epoch) for each in record.transitions],
+            transitions=[
+                convert.transition(each, self._about.epoch) for each in sight.transitions(record, visit.scope)
+            ],
         )
 
     async def issue_kubeconfig(self, request: pb.IssueKubeconfigRequest, caller: Caller) -> pb.IssueKubeconfigResponse:
         asked = requests.issue(request)
         try:
-            with _credential_errors():
+            with self._access.visiting(caller, "IssueKubeconfig", cluster=asked.cluster) as visit, _credential_errors():
+                terms = visit.admitted_to_kubeconfigs().terms
+                cluster = self._asked_for(asked, visit)
+                visit.pay_kubeconfig()
                 if asked.as_command:
-                    await self._issuer.await_source(self._asked_for(asked))
+                    await self._issuer.await_source(cluster, terms)
                 else:
-                    await self._issuer.await_credential(self._asked_for(asked), asked.ttl_s)
+                    await self._issuer.await_credential(cluster, asked.ttl_s, terms)
                 # Looked at anew: much may have happened since, and from here on nothing is waited for.
-                cluster = self._asked_for(asked)
+                to, cluster = visit.admitted_to_kubeconfigs(), self._asked_for(asked, visit)
                 incarnation = convert.incarnation(self._about.epoch, cluster.incarnation)
                 made = (
-                    self._issuer.hand_out_command(cluster, incarnation, caller)
+                    self._issuer.hand_out_command(cluster, incarnation, to)
                     if asked.as_command
-                    else self._issuer.hand_out(cluster, incarnation, asked.ttl_s, caller)
+                    else self._issuer.hand_out(cluster, incarnation, asked.ttl_s, to)
                 )
         except CallError as error:
             self._issuer.refused(error.reason.lower())
@@ -147,24 +173,28 @@ class Service:
         return pb.IssueKubeconfigResponse(kubeconfig=convert.kubeconfig(made))
 
     async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
-        registry = self._fleet.registry
+        with self._access.visiting(caller, "GetServerInfo") as visit:
+            scope, to = visit.scope, visit.recipient
+        counts = sight.counts(self._fleet.registry, scope)
+        sources = [each for each in self._issuer.health() if to is not None and to.terms.allow(each.name)]
+        max_ttl_s = self._issuer.max_ttl_s
         return pb.GetServerInfoResponse(
             version=self._about.version,
             mode=self._about.mode,
             incarnation=self._about.epoch,
             started_at=convert.timestamp(self._about.started_at),
-            source=convert.source(self._fleet.status, Moment(time.time(), self._clock())),
+            source=convert.source(sight.source(self._fleet.status, scope), Moment(time.time(), self._clock())),
             synced=self._fleet.synced,
             counts=pb.FleetCounts(
-                engaged=registry.engaged,
-                not_ready=registry.count(Standing.NOT_READY),
-                outside_selector=registry.count(Standing.OUTSIDE),
-                malformed=registry.count(Standing.MALFORMED),
-                subscribers=len(self.streams),
+                engaged=counts.engaged,
+                not_ready=counts.not_ready,
+                outside_selector=counts.outside,
+                malformed=counts.malformed,
+                subscribers=len(self.streams) if scope.is_everything else visit.streams,
             ),
-            credential_sources=[convert.credential_source(each) for each in self._issuer.health()],
+            credential_sources=[convert.credential_source(each) for each in sources],
             limits=pb.Limits(
-                max_kubeconfig_ttl=_duration(self._issuer.max_ttl_s),
+                max_kubeconfig_ttl=_duration(max_ttl_s if to is None else to.terms.ttl_s(max_ttl_s)),
                 default_heartbeat_interval=_duration(self._about.heartbeat_s),
                 stalled_timeout=_duration(self._about.stalled_s),
                 max_page_size=requests.MAX_PAGE_SIZE,
@@ -172,8 +202,11 @@ class Service:
             ),
         )
 
-    def _asked_for(self, asked: requests.Issue) -> Cluster:
-        record = self._fleet.registry[asked.cluster]
+    def _seen(self, name: str, visit: Visit) -> Record | None:
+        return sight.seen(name, self._fleet.registry[name], visit.scope)
+
+    def _asked_for(self, asked: requests.Issue, visit: Visit) -> Cluster:
+        record = self._seen(asked.cluster, visit)
         cluster = None if record is None else record.current
         if cluster is None:
             raise NotFoundError("NOT_ENGAGED", f"{asked.cluster} is not engaged{self._perhaps_not_yet()}")
@@ -185,18 +218,22 @@ class Service:
             )
         return cluster
 
-    async def _rotation(self, asked: requests.Watch, caller: Caller) -> Rotation:
+    def _trouble(self, record: Record, visit: Visit) -> str | None:
+        to = visit.recipient
+        return None if record.current is None or to is None else self._issuer.trouble(record.current, to.terms)
+
+    async def _rotation(self, asked: requests.Watch, visit: Visit) -> Rotation:
         with _credential_errors():
-            refusal = await self._issuer.refusal()
+            refusal = await self._issuer.refusal(visit.admitted_to_kubeconfigs().terms)
             if refusal is not None:
                 raise refusal
         return Rotation(
             self._fleet,
             self._issuer,
             self._about.epoch,
-            wanted=asked.wanted,
+            shown=within(asked.wanted, visit.scope),
             ttl_s=asked.kubeconfig_ttl_s,
-            caller=caller,
+            visit=visit,
             clock=self._clock,
         )
 

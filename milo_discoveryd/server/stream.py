@@ -17,10 +17,12 @@ from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.signal import Waiter
-from milo_discoveryd.server import convert
+from milo_discoveryd.rights.scope import within
+from milo_discoveryd.server import convert, sight
+from milo_discoveryd.server.access import Visit
 from milo_discoveryd.server.errors import StalledError, UnavailableError
 from milo_discoveryd.server.requests import Watch
-from milo_discoveryd.server.revision import Position, parse
+from milo_discoveryd.server.revision import Position, Seal, parse
 from milo_discoveryd.server.rotation import OVERHEAD, Rotation
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -43,6 +45,8 @@ class Stream:
         epoch: str,
         asked: Watch,
         *,
+        visit: Visit,
+        seal: Seal,
         send: Send,
         tally: Tally,
         stalled_s: float,
@@ -53,6 +57,11 @@ class Stream:
         self._fleet = fleet
         self._epoch = epoch
         self._asked = asked
+        self._visit = visit
+        self._grant = visit.grant
+        self._shown = within(asked.wanted, visit.scope)
+        """What was asked for, as far as the caller may see it."""
+        self._seal = seal
         self._send = send
         self._tally = tally
         self._stalled_s = stalled_s
@@ -86,14 +95,16 @@ class Stream:
             while self._must_wait():
                 await self._tell(Batch(Frames(), 0, synced=False))
                 await self._wait(bell)
+            self._follow_rights()
             overhead = OVERHEAD if self._rotation else 0
-            self.cursor = cursor = Cursor(self._fleet.log, self._asked.wanted, self._resume_from(), overhead=overhead)
+            self.cursor = cursor = Cursor(self._fleet.log, self._shown, self._resume_from(), overhead=overhead)
             if cursor.resumed:
                 self._said = self._asked.resume_revision
                 await self._tell_changes(cursor.take() or Batch(Frames(), cursor.revision))
                 if self._rotation:
                     self._rotation.catch_up()
             while True:
+                self._follow_rights()
                 batch = cursor.take()
                 if batch is not None:
                     await self._tell_changes(batch)
@@ -104,6 +115,19 @@ class Stream:
                 else:
                     await self._wait(bell)
 
+    def _follow_rights(self) -> None:
+        """Before anything is taken, so that nothing is told by rights that are over."""
+        before, self._grant = self._grant, self._visit.grant
+        if self._grant is before:
+            return
+        shown = within(self._asked.wanted, self._visit.scope)
+        if shown.fingerprint != self._shown.fingerprint:
+            self._shown = shown
+            if self.cursor is not None:
+                self.cursor.turn(shown)
+        if self._rotation is not None:
+            self._rotation.turn(shown)
+
     def _must_wait(self) -> bool:
         """For a complete list. What is remembered of an earlier run may lack some that the subscriber was told of by
         then, and they would seem gone."""
@@ -113,7 +137,13 @@ class Stream:
         return self._rotation.following(bell.ring) if self._rotation else nullcontext()
 
     async def _wait(self, bell: Waiter) -> None:
-        """With nothing left to send: until a heartbeat or a kubeconfig is due, or there is something."""
+        """With nothing left to send: until a heartbeat or a kubeconfig is due, or there is something.
+
+        Who has no rights any more is told first what that took away.
+        """
+        if self._asked.with_kubeconfigs:
+            self._visit.admitted_to_kubeconfigs()
+        self._visit.admitted()
         if self._draining.is_set():
             raise UnavailableError(
                 "SHUTTING_DOWN", "the daemon is shutting down; keep every cluster and resume", retry_after_s=RETRY_S
@@ -156,20 +186,18 @@ class Stream:
         if self.cursor is None:
             return ""  # there is nothing to come back to
         # Numbered, so that a part that is missing is missed.
-        self._parts = 0 if batch.synced else self._parts + 1
-        position = Position(self._epoch, batch.revision, self._asked.wanted.fingerprint, self._parts or None)
-        return str(position)
+        self._parts = 0 if batch.is_whole else self._parts + 1
+        position = Position(self._epoch, batch.revision, self._parts or None)
+        return self._seal.put(str(position), self._visit.holder(self._shown))
 
     def _resume_from(self) -> int | None:
         position = parse(self._asked.resume_revision)
-        if (
-            position is None
-            or position.part is not None
-            or position.epoch != self._epoch
-            or position.fingerprint != self._asked.wanted.fingerprint
-        ):
+        if position is None or position.epoch != self._epoch:
+            return None  # another daemon's, as far as anybody can tell
+        if self._seal.holds(self._asked.resume_revision, self._visit.holder(self._shown)) is None:
+            self._visit.refused("REVISION_OF_ANOTHER", call="WatchClusters")
             return None
-        return position.revision
+        return None if position.part is not None else position.revision
 
     def _source_changed(self) -> bool:
         status = self._fleet.status
@@ -180,4 +208,4 @@ class Stream:
             return None
         status = self._fleet.status
         self._source = (status.state, status.reason)
-        return convert.source(status, Moment(time.time(), now))
+        return convert.source(sight.source(status, self._visit.scope), Moment(time.time(), now))

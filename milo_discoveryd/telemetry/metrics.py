@@ -25,8 +25,35 @@ from milo_discoveryd.registry.registry import Done, Standing
 # Each counter would come with a second series, of when it began.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-_STREAM_ENDS = ("ABORTED", "CANCELLED", "INTERNAL", "INVALID_ARGUMENT", "UNAVAILABLE")
-_ISSUE_RESULTS = ("ok", "not_engaged", "other_incarnation", "no_credential_source", "credentials_unavailable")
+_STREAM_ENDS = (
+    "ABORTED",
+    "CANCELLED",
+    "INTERNAL",
+    "INVALID_ARGUMENT",
+    "PERMISSION_DENIED",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+)
+_ISSUE_RESULTS = (
+    "ok",
+    "not_engaged",
+    "other_incarnation",
+    "no_credential_source",
+    "credentials_unavailable",
+    "no_rule",
+    "kubeconfigs_denied",
+    "too_many_kubeconfigs",
+)
+_REFUSALS = (
+    "no_rule",
+    "kubeconfigs_denied",
+    "too_many_streams",
+    "too_many_kubeconfigs",
+    "never_seen",
+    "not_engaged",
+    "revision_of_another",
+)
+_RELOADS = ("applied", "refused", "unchanged")
 _MINT_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -107,11 +134,31 @@ class Metrics:
             buckets=_MINT_S,
             registry=self.registry,
         )
+        self._refusals = Counter(
+            "milo_discoveryd_refusals",
+            "What callers asked for and may not have, as the audit has it.",
+            ("reason",),
+            registry=self.registry,
+        )
+        self._audit_losses = Counter(
+            "milo_discoveryd_audit_lost", "Events that the audit's own file does not have.", registry=self.registry
+        )
+        self._reloads = Counter(
+            "milo_discoveryd_rights_reloads",
+            "Times the configuration was read again for its rules, by what came of it.",
+            ("result",),
+            registry=self.registry,
+        )
+        self._rules = Gauge("milo_discoveryd_rights_rules", "Rules that stand.", registry=self.registry)
         # To Prometheus, a counter that begins with its first event has not grown.
         for code in _STREAM_ENDS:
             self._calls_handled.labels("WatchClusters", code)
         for result in _ISSUE_RESULTS:
             self._issued.labels(result)
+        for reason in _REFUSALS:
+            self._refusals.labels(reason)
+        for result in _RELOADS:
+            self._reloads.labels(result)
         Gauge(
             "milo_discoveryd_start_time_seconds", "When this daemon started.", registry=self.registry
         ).set_to_current_time()
@@ -139,6 +186,18 @@ class Metrics:
 
     def kubeconfig_issued(self, result: str) -> None:
         self._issued.labels(result).inc()
+
+    def refused(self, reason: str) -> None:
+        self._refusals.labels(reason).inc()
+
+    def audit_lost(self) -> None:
+        self._audit_losses.inc()
+
+    def rights_reloaded(self, result: str) -> None:
+        self._reloads.labels(result).inc()
+
+    def rules_stand(self, count: int) -> None:
+        self._rules.set(count)
 
     def mint_ended(self, source: str, result: str, seconds: float) -> None:
         self._mints.labels(source, result).inc()

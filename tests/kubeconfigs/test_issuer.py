@@ -18,11 +18,13 @@ from milo_discoveryd.kubeconfigs.issuer import Issuer, NotCoveredError, NotNowEr
 from milo_discoveryd.kubeconfigs.rendering import Place
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.selector import parse
+from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
+from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.metrics import Metrics
 from tests.eventually import eventually
 from tests.kubeconfigs.backend import CANARY, Backend, RevokingBackend, a_cluster
 
-ME = Caller(peer="unix:", listener="unix:///d.sock")
+ME = Recipient(Caller(peer="unix:", listener="unix:///d.sock", uid=1000), "operators")
 ALPHA = a_cluster()
 
 
@@ -47,6 +49,7 @@ async def issuing(
         [each if isinstance(each, Offer) else Offer(each) for each in sources],
         place=lambda: Place(b"CA"),
         tally=metrics or Metrics(),
+        audit=Audit(Metrics()),
         max_ttl_s=900,
         default_ttl_s=600,
         draw=Random(1).random,
@@ -71,7 +74,7 @@ def token(issuer: Issuer, cluster: Cluster = ALPHA, ttl_s: float | None = None) 
 
 
 async def got(issuer: Issuer, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
-    await issuer.await_credential(cluster, ttl_s)
+    await issuer.await_credential(cluster, ttl_s, UNLIMITED)
     return token(issuer, cluster, ttl_s)
 
 
@@ -136,11 +139,11 @@ async def test_while_the_backend_is_down_the_last_good_one_is_handed_out_and_the
             await until_it_is_over()
         assert raised.value.retry_after_s >= 1
         assert issuer.health()[0].trouble == "the backend is down"
-        assert issuer.trouble(ALPHA) == "the backend is down"
+        assert issuer.trouble(ALPHA, UNLIMITED) == "the backend is down"
         backend.failure = None
         await eventually(lambda: not issuer.health()[0].trouble)
         assert await got(issuer) != first
-        assert issuer.trouble(ALPHA) is None
+        assert issuer.trouble(ALPHA, UNLIMITED) is None
 
 
 async def test_who_has_nothing_waits_for_the_first_and_is_told_at_once_when_there_is_none() -> None:
@@ -165,13 +168,32 @@ async def test_a_backend_that_hangs_for_too_long_is_given_up_for_now(monkeypatch
             await got(issuer)
 
 
+async def test_from_a_source_that_the_terms_leave_out_nothing_is_had() -> None:
+    one, other = Backend(), Backend()
+    one.name, other.name = "one", "other"
+    to = Recipient(ME.caller, "some", Terms(sources=frozenset({"other"}), max_ttl_s=60.0))
+    async with issuing(one, other) as issuer:
+        await issuer.await_credential(ALPHA, 600, to.terms)
+        made = issuer.hand_out(ALPHA, "epoch.1", 600, to)
+        assert made.minted is not None
+        assert made.minted.credential.token is not None
+        assert made.minted.credential.token.reveal() in other.given
+        assert issuer.key(ALPHA, 600, to.terms).source == "other"
+        assert issuer.key(ALPHA, 600, to.terms).ttl_s <= 60
+        none = Terms(sources=frozenset({"none"}))
+        assert not issuer.covers(ALPHA, none)
+        assert isinstance(await issuer.refusal(none), NotCoveredError)
+        with pytest.raises(NotCoveredError, match="that the rule for this caller names"):
+            issuer.ask(ALPHA, None, none)
+
+
 async def test_what_is_not_to_be_handed_out_is_refused_for_good() -> None:
     backend = Backend()
     backend.failure = UnfitError("it lives for ever")
     async with issuing(backend) as issuer:
         with pytest.raises(UnfitError, match="it lives for ever"):
             await got(issuer)
-        refusal = await issuer.refusal()
+        refusal = await issuer.refusal(UNLIMITED)
         assert str(refusal) == "it lives for ever"
 
 
@@ -179,7 +201,7 @@ async def test_without_a_source_nothing_is_handed_out() -> None:
     async with issuing() as issuer:
         with pytest.raises(NotCoveredError, match="no source of kubeconfigs is configured"):
             await got(issuer)
-        assert isinstance(await issuer.refusal(), NotCoveredError)
+        assert isinstance(await issuer.refusal(UNLIMITED), NotCoveredError)
         with pytest.raises(NotCoveredError):
             issuer.hand_out_command(ALPHA, "epoch.1", ME)
 
@@ -191,11 +213,11 @@ async def test_the_first_source_that_covers_a_cluster_serves_it() -> None:
         prod, dev, none = (a_cluster("a", 1, env="prod"), a_cluster("b", 2, env="dev"), a_cluster("c", 3))
         assert await got(issuer, prod) in one.given
         assert await got(issuer, dev) in other.given
-        assert (issuer.covers(prod), issuer.covers(none)) == (True, False)
-        assert issuer.trouble(none) is None
+        assert (issuer.covers(prod, UNLIMITED), issuer.covers(none, UNLIMITED)) == (True, False)
+        assert issuer.trouble(none, UNLIMITED) is None
         with pytest.raises(NotCoveredError, match="its labels match none"):
             await got(issuer, none)
-        assert await issuer.refusal() is None
+        assert await issuer.refusal(UNLIMITED) is None
         assert [each.name for each in issuer.health()] == ["one", "other"]
 
 
@@ -212,7 +234,7 @@ async def test_a_ttl_is_capped_and_counts_as_the_next_shorter_step(asked_s: floa
 async def test_the_end_that_is_told_is_the_backend_s_and_the_time_to_come_again_lies_before_it() -> None:
     backend = Backend(life_s=100)
     async with issuing(backend) as issuer:
-        await issuer.await_credential(ALPHA, 10)
+        await issuer.await_credential(ALPHA, 10, UNLIMITED)
         made = issuer.hand_out(ALPHA, "epoch.1", 10, ME)
     assert made.minted is not None
     assert made.expires_at == made.minted.expires_at
@@ -234,7 +256,7 @@ async def test_at_most_so_many_mints_are_under_way_and_the_rest_wait_their_turn(
     backend.gate.clear()
     async with issuing(backend, concurrency=5, per_second=10_000) as issuer:
         for number in range(100):
-            issuer.ask(a_cluster(f"p-{number}", number + 1), None)
+            issuer.ask(a_cluster(f"p-{number}", number + 1), None, UNLIMITED)
         await eventually(lambda: backend.at_once == 5)
         backend.gate.set()
         await eventually(lambda: len(backend.given) == 100)
@@ -246,7 +268,7 @@ async def test_a_backend_that_is_down_is_tried_by_one_lease_at_a_time() -> None:
     backend.failure = BackendError("down")
     async with issuing(backend, concurrency=5, per_second=10_000) as issuer:
         for number in range(50):
-            issuer.ask(a_cluster(f"p-{number}", number + 1), None)
+            issuer.ask(a_cluster(f"p-{number}", number + 1), None, UNLIMITED)
         await eventually(lambda: len(backend.asked) >= 50)
         backend.gate.clear()
         backend.most_at_once = 0
@@ -276,7 +298,7 @@ async def test_a_mint_that_comes_back_after_its_cluster_was_disengaged_is_droppe
     backend.gate.clear()
     metrics = Metrics()
     async with issuing(backend, metrics=metrics) as issuer:
-        asking = asyncio.create_task(issuer.await_credential(ALPHA, None))
+        asking = asyncio.create_task(issuer.await_credential(ALPHA, None, UNLIMITED))
         await eventually(lambda: backend.at_once == 1)
         issuer.disengaged(ALPHA)
         await asking
@@ -309,11 +331,12 @@ async def test_every_hand_out_is_audited_with_who_what_until_when_and_no_secret(
             issuer.hand_out_command(ALPHA, "epoch.1", ME)
     (line,) = [line for line in lines if line["event"] == "kubeconfig handed out"]
     assert set(line) == {
-        "event", "log_level", "cluster", "uid", "incarnation", "source", "expires_at", "fingerprint", "peer",
-        "listener",
+        "event", "log_level", "logger", "cluster", "uid", "incarnation", "source", "expires_at", "fingerprint", "rule",
+        "caller",
     }  # fmt: skip
     assert (line["cluster"], line["uid"], line["incarnation"]) == ("alpha", "uid-alpha", "epoch.1")
-    assert (line["peer"], line["listener"]) == ("unix:", "unix:///d.sock")
+    assert line["caller"] == {"peer": "unix:", "listener": "unix:///d.sock", "uid": 1000}
+    assert (line["logger"], line["rule"]) == ("audit", "operators")
     assert len(line["fingerprint"]) == 8
     assert CANARY not in str(lines)
 

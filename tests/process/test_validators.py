@@ -15,7 +15,7 @@ DEV = (("env", "dev"),)
 
 
 def at(revision: int, part: int | None = None, epoch: str = "a" * 16) -> str:
-    return str(Position(epoch, revision, "all", part))
+    return f"{Position(epoch, revision, part)}.{'m' * 22}"
 
 
 def told(kind: str, name: str, incarnation: int, version: int, *, uid: str = "", reason: str = "") -> Told:

@@ -1,10 +1,12 @@
 """A real server over a real fleet, on a Unix socket: only Kubernetes is missing."""
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -21,14 +23,21 @@ from milo_discoveryd.reflect.machine import Changed, Finding, Listed, ListEnded,
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.rights.quota import Limits
+from milo_discoveryd.rights.rights import Rights
+from milo_discoveryd.server.access import Access
 from milo_discoveryd.server.frames import encoder
 from milo_discoveryd.server.listener import Listener, UnixAddress
+from milo_discoveryd.server.revision import Seal
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.server.service import About, Service
+from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 
 EPOCH = "0123456789abcdef"
+NO_RULES = Rights()
+PLENTY = Limits(streams=1000, streams_each=1000, per_minute_each=100_000)
 
 
 def ready(name: str, *, uid: str = "", version: str = "1", **labels: str) -> Ready:
@@ -55,13 +64,18 @@ class World:
         offers: Sequence[Offer],
         per_second: float,
         authorities: bytes,
+        rights: Rights,
+        limits: Limits,
         listeners: Sequence[Listener] = (),
     ) -> None:
         self.metrics = Metrics()
+        self.audited: list[dict[str, Any]] = []
+        self.audit = Audit(self.metrics, lambda line: self.audited.append(json.loads(line)))
         self.issuer = Issuer(
             offers,
             place=lambda: Place(authorities),
             tally=self.metrics,
+            audit=self.audit,
             max_ttl_s=900,
             default_ttl_s=600,
             address=lambda: "unix:///d.sock",
@@ -77,7 +91,8 @@ class World:
             heartbeat_s=heartbeat_s,
             stalled_s=stalled_s,
         )
-        self.service = Service(self.fleet, about, self.metrics, self.issuer)
+        access = Access(rights, limits, self.audit, asyncio.get_running_loop().time)
+        self.service = Service(self.fleet, about, self.metrics, self.issuer, access=access, seal=Seal(b"key"))
         self.fleet.on(EventType.DISENGAGED, self.issuer.disengaged)
         self.server = Server(
             self.service, listeners or [Listener(name="here", address=UnixAddress(socket))], self.metrics
@@ -174,6 +189,8 @@ async def a_world(
     offers: Sequence[Offer] = (),
     per_second: float = 1000.0,
     authorities: bytes = b"CA",
+    rights: Rights = NO_RULES,
+    limits: Limits = PLENTY,
     listeners: Sequence[Listener] = (),
 ) -> AsyncIterator[World]:
     made = World(
@@ -184,6 +201,8 @@ async def a_world(
         offers=offers,
         per_second=per_second,
         authorities=authorities,
+        rights=rights,
+        limits=limits,
         listeners=listeners,
     )
     await made.server.start()

@@ -1,0 +1,70 @@
+"""What a caller may be told of names and numbers, beyond the clusters that are streamed and listed to him."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.source import SourceStatus
+from milo_discoveryd.registry.registry import Record, Registry, Standing, Transition
+from milo_discoveryd.rights.scope import Scope
+
+_NOBODY = Cluster(target=Target(name="", uid="", endpoint=""), source_version="", engaged_at=0.0, incarnation=0)
+
+
+def seen(name: str, record: Record | None, scope: Scope) -> Record | None:
+    """The record, as far as it is there for who may see this scope.
+
+    What was last engaged under the name speaks for it; of an object that never was, only its name is known.
+    """
+    cluster = _of(record)
+    # A name that nobody has is judged like any other, so that it takes as long.
+    is_covered = scope.matches(cluster or _NOBODY)
+    if record is None or scope.is_everything:
+        return record
+    return record if (is_covered if cluster is not None else scope.covers_by_name(name)) else None
+
+
+def transitions(record: Record, scope: Scope) -> Iterable[Transition]:
+    """Those of the incarnation that is seen: to whom the name belonged before may not be his to know."""
+    if scope.is_everything:
+        return record.transitions
+    cluster = _of(record)
+    return [each for each in record.transitions if cluster is not None and each.incarnation == cluster.incarnation]
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    engaged: int
+    not_ready: int
+    outside: int
+    malformed: int
+
+
+def counts(registry: Registry, scope: Scope) -> Counts:
+    """Of what is there for who may see this scope."""
+    if scope.is_everything:
+        standings: Counter[Standing] = Counter({standing: registry.count(standing) for standing in Standing})
+        engaged = registry.engaged
+    else:
+        records = [record for name, record in registry.items() if seen(name, record, scope)]
+        standings = Counter(record.standing for record in records)
+        engaged = sum(record.engaged for record in records)
+    return Counts(
+        engaged=engaged,
+        not_ready=standings[Standing.NOT_READY],
+        outside=standings[Standing.OUTSIDE],
+        malformed=standings[Standing.MALFORMED],
+    )
+
+
+def source(status: SourceStatus, scope: Scope) -> SourceStatus:
+    """Its words for people may count clusters, or name servers."""
+    return status if scope.is_everything else msgspec.structs.replace(status, message="")
+
+
+def _of(record: Record | None) -> Cluster | None:
+    """The cluster, unless the name belongs to another object by now, of which less is known."""
+    if record is None or record.cluster is None or record.cluster.target.uid != record.uid:
+        return None
+    return record.cluster

@@ -1,0 +1,87 @@
+"""What was handed out, what was refused, and whose rights changed: an event each, never a secret.
+
+It goes to the log like all else, under the name "audit", and to a file of its own where one is wanted, whatever the
+log's level.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+import structlog
+
+from milo_discoveryd.errors import StartError
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.rights.rights import Recipient
+from milo_discoveryd.rights.who import proved
+
+log = structlog.get_logger()
+
+
+class Tally(Protocol):
+    def refused(self, reason: str) -> None: ...
+
+    def audit_lost(self) -> None: ...
+
+
+class AuditFile:
+    """A line of JSON for each event, only ever appended to."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StartError."""
+        self._path = path
+        self._descriptor = self._open()
+
+    def write(self, line: bytes) -> None:
+        """Raises OSError."""
+        written = os.write(self._descriptor, line)
+        if written < len(line):
+            raise OSError(f"only {written} of {len(line)} bytes were written")
+
+    def reopen(self) -> None:
+        """What has the name now: somebody may have moved the file away. Raises StartError; the old one is kept then."""
+        before, self._descriptor = self._descriptor, self._open()
+        os.close(before)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def _open(self) -> int:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            return os.open(self._path, flags, 0o600)
+        except OSError as error:
+            raise StartError(f"audit.file: {self._path} can't be appended to: {error.strerror}") from error
+
+
+class Audit:
+    def __init__(self, tally: Tally, write: Callable[[bytes], None] | None = None) -> None:
+        """`write` appends a line to what the audit has of its own. It may raise OSError."""
+        self._tally = tally
+        self._write = write
+
+    def handed_out(self, to: Recipient, what: str, **about: object) -> None:
+        self._note(what, rule=to.rule, **about, caller=dict(proved(to.caller)))
+
+    def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
+        self._tally.refused(reason.lower())
+        self._note("refused", reason=reason, rule=rule, **about, caller=dict(proved(caller)))
+
+    def rights_changed(self, **about: object) -> None:
+        self._note("rights changed", **about)
+
+    def _note(self, event: str, **fields: object) -> None:
+        said = {name: value for name, value in fields.items() if value != ""}
+        log.info(event, logger="audit", **said)
+        if self._write is None:
+            return
+        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        try:
+            self._write(json.dumps({"timestamp": at, "event": event, **said}).encode() + b"\n")
+        except OSError as error:
+            # The log has it. Nobody is kept from his cluster because a disk is full; that is what the metric is for.
+            self._tally.audit_lost()
+            log.warning("audit not written", problem=str(error))
