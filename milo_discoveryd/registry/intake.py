@@ -38,7 +38,7 @@ class Intake:
         self._staged: dict[str, Observation] = {}
         self.synced = False
         self.is_remembered = False
-        """What is known is what an earlier run knew: this one has seen no complete list yet."""
+        """What is known is what an earlier run knew: this one has seen no complete list yet that it believes."""
 
     def take(self, findings: Iterable[Finding], now: Moment) -> Iterator[list[Done]]:
         """Applies the findings in portions, so that thousands of them don't hold up everybody else."""
@@ -112,7 +112,7 @@ class Intake:
         self._doubt(missing, now.steady, versions_went_back=versions_went_back)
         self._registry.list_ended()
         self._listed, self._staged = set(), {}
-        self.synced, self.is_remembered = True, False
+        self.synced, self.is_remembered = True, self.is_remembered and self.held is not None
 
     def _doubt(self, missing: list[tuple[str, str]], now: float, *, versions_went_back: bool) -> None:
         """Those that nobody is engaged with are nobody's loss, and are asked about at once."""

@@ -141,3 +141,12 @@ def test_those_that_nobody_is_engaged_with_are_asked_about_at_once() -> None:
     source.lists(*FLEET)
     assert sorted(source.asked()) == ["x", "y", "z"]
     assert source.intake.held is None
+
+
+def test_what_is_remembered_stays_all_that_is_known_while_lists_are_not_believed() -> None:
+    source = Source()
+    source.intake.restore([], at(0.0))
+    source.lists()
+    assert source.intake.is_remembered
+    source.lists(*FLEET)
+    assert not source.intake.is_remembered
