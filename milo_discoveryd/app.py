@@ -8,9 +8,9 @@ import signal
 import time
 import uuid
 from collections.abc import Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import structlog
@@ -56,9 +56,13 @@ from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.logging import Level
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
+from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.watchers.driver import Watched
 from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.watchers.transport import open_transport
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 log = structlog.get_logger()
 
@@ -121,6 +125,7 @@ class Daemon:
         project = load_project_upstream(settings.project_kubeconfig, settings.discovery_kubeconfig, self._environ)
         mode = modes.load(settings.mode)(self._mode_setting(project))
         async with AsyncExitStack() as stack:
+            traces = await stack.enter_async_context(self._traces())
             sources = Sources(settings, project, self._environ, stack)
             issuer = self._issuer(sources, project)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
@@ -131,7 +136,7 @@ class Daemon:
             self._metrics.tell_build(__version__, settings.mode)
             self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
             self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
-            server = Server(service, list(listeners(settings)), self._metrics)
+            server = Server(service, list(listeners(settings)), self._metrics, traces)
             await server.start()
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses
@@ -221,6 +226,12 @@ class Daemon:
             self._fleet.on(EventType.UPDATED, prober.updated)
             self._fleet.on(EventType.DISENGAGED, prober.disengaged)
             await prober.run()
+
+    def _traces(self) -> "AbstractAsyncContextManager[TracerProvider | None]":
+        traces = self._settings.traces
+        if traces.endpoint is None:
+            return nullcontext()
+        return exporting(traces.endpoint, traces.share, version=__version__, mode=self._settings.mode)
 
     def _keeper(self, upstream: Upstream) -> Keeper | None:
         directory = self._settings.state_directory

@@ -11,8 +11,9 @@ python=${PYTHON:-python3}
     "$source/clients/python" "$source"
 "$python" -m venv "$target"
 # Wheels only: nothing is compiled from C here, so no compiler is needed.
-"$target/bin/pip" install --quiet --disable-pip-version-check --no-cache-dir --no-compile --only-binary=:all: \
-    "$wheels"/milo_discovery_client-*.whl "$wheels"/milo_discoveryd-*.whl
+set -- "$wheels"/milo_discoveryd-*.whl
+"$target/bin/pip" install --quiet --disable-pip-version-check --no-compile --only-binary=:all: \
+    "$wheels"/milo_discovery_client-*.whl "$1[traces]"
 "$target/bin/pip" check --disable-pip-version-check
 "$target/bin/pip" uninstall --quiet --yes pip setuptools 2>/dev/null || true
 # By hash, not by time: layers and copies change times. Some packages carry files for other Pythons, which don't compile.

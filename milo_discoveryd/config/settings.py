@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from milo_discoveryd.config import values
 from milo_discoveryd.config.fields import Group, one_of, selector_text, span
 from milo_discoveryd.config.listeners import Listener, distinct, listener
+from milo_discoveryd.config.rights import Rule, ordered
 from milo_discoveryd.config.sources import CredentialSource
 from milo_discoveryd.modes import mode
 
@@ -125,6 +126,15 @@ class Connectivity(Group):
     """"off": operators see for themselves whom they can't reach, and nothing of theirs is torn down for a network."""
 
 
+class Traces(Group):
+    """Spans, where the extra `traces` is installed."""
+
+    endpoint: Annotated[str | None, BeforeValidator(values.receiver)] = None
+    """An OTLP receiver, by HTTP: "http://localhost:4318". None is no traces."""
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Of the calls and requests that nobody traces already."""
+
+
 class SingleCluster(Group):
     """The one cluster of mode `single`."""
 
@@ -142,6 +152,11 @@ class Limits(Group):
     """Of one caller, where no rule says otherwise. Where a listener can't tell its callers apart, they are one."""
     kubeconfigs_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] = 60_000
     """Handed out to one caller, where no rule says otherwise; as many may be had at once."""
+
+
+class Audit(Group):
+    file: Annotated[Path | None, BeforeValidator(values.file_path)] = None
+    """Where all that is handed out and refused is written to as well, a line of JSON each; none is the log alone."""
 
 
 class Log(Group):
@@ -189,5 +204,9 @@ class Settings(Group):
     cluster: SingleCluster = _group(SingleCluster)
     connectivity: Connectivity = _group(Connectivity)
     kubeconfigs: Kubeconfigs = _group(Kubeconfigs)
+    rights: Annotated[tuple[Rule, ...], BeforeValidator(values.items), AfterValidator(ordered)] = ()
+    """Who may see and have what. The first rule that a caller meets counts; none is that everybody may everything."""
     limits: Limits = _group(Limits)
+    audit: Audit = _group(Audit)
     log: Log = _group(Log)
+    traces: Traces = _group(Traces)

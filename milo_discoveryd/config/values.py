@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from string import Formatter
+from urllib.parse import urlsplit
 
 MAX_UNIX_PATH = 107  # sun_path holds 108 bytes, the last of them NUL
 
@@ -252,6 +253,15 @@ def url_path(value: object) -> str:
     if not re.fullmatch(r"(?:/[A-Za-z0-9_-]+)+", text):
         raise ValueError('must be a path of letters, digits, "-" and "_", such as "/readyz"')
     return text
+
+
+def receiver(value: object) -> str | None:
+    if value is None:
+        return None
+    parts = urlsplit(str(value))
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
+        raise ValueError('must be an address such as "http://localhost:4318", with no user or query in it')
+    return str(value)
 
 
 def cluster_name(value: object) -> str:

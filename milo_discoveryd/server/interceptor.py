@@ -6,6 +6,7 @@ gRPC sends the text of an unhandled exception to the caller, whatever secret it 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -37,21 +38,8 @@ class Interceptor(grpc.aio.ServerInterceptor):
         continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
-            return handler
         method = handler_call_details.method.rpartition("/")[2]
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(
-                self._guarded(method, handler.unary_stream),
-                request_deserializer=handler.request_deserializer,
-                response_serializer=handler.response_serializer,
-            )
-        return grpc.unary_unary_rpc_method_handler(
-            self._guarded(method, handler.unary_unary),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
-        )
+        return around(await continuation(handler_call_details), partial(self._guarded, method))
 
     def _guarded(self, method: str, call: Any) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
@@ -83,6 +71,23 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 self._tally.call_handled(method, code, time.perf_counter() - started)
 
         return guarded
+
+
+def around(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Handler | None":
+    """The same handler, with its calls wrapped. What we don't have, calls that stream requests, is left alone."""
+    if handler is None or handler.request_streaming:
+        return handler
+    if handler.response_streaming:
+        return grpc.unary_stream_rpc_method_handler(
+            wrap(handler.unary_stream),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+    return grpc.unary_unary_rpc_method_handler(
+        wrap(handler.unary_unary),
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
 
 
 async def _abort(context: Any, told: status_pb2.Status) -> None:

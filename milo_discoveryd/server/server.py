@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -16,6 +17,9 @@ from milo_discoveryd.server.interceptor import CallTally, Interceptor
 from milo_discoveryd.server.listener import Listener, TcpAddress, UnixAddress
 from milo_discoveryd.server.service import NAME, Service, handlers
 from milo_discoveryd.server.socket_file import SocketFile
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import TracerProvider
 
 OPTIONS = (
     # Two servers on one port would share its clients at random.
@@ -37,8 +41,15 @@ _BACKLOG = 1024
 
 
 class Server:
-    def __init__(self, service: Service, listeners: Sequence[Listener], tally: CallTally) -> None:
+    def __init__(
+        self,
+        service: Service,
+        listeners: Sequence[Listener],
+        tally: CallTally,
+        traces: "TracerProvider | None" = None,
+    ) -> None:
         self._service = service
+        self._traces = traces
         self._listeners = listeners
         self._tally = tally
         self._health = health.aio.HealthServicer()
@@ -83,7 +94,7 @@ class Server:
             file.close()
 
     async def _serve(self, listener: Listener) -> None:
-        server = grpc.aio.server(interceptors=[Interceptor(self._tally)], options=OPTIONS)
+        server = grpc.aio.server(interceptors=self._interceptors(), options=OPTIONS)
         self._servers.append(server)
         front = self._front(listener)
         identify = anybody(listener.name) if front is None else front.identify
@@ -102,6 +113,14 @@ class Server:
             listening = self._listen(listener.address)
             self.addresses.append(_name(listener.address, listening))
             front.start(listening)
+
+    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
+        interceptors: list[grpc.aio.ServerInterceptor] = [Interceptor(self._tally)]
+        if self._traces is not None:
+            from milo_discoveryd.server.tracing import Tracing  # noqa: PLC0415 - it imports what is an extra
+
+            interceptors.insert(0, Tracing(self._traces))
+        return interceptors
 
     def _front(self, listener: Listener) -> Front | None:
         if listener.tls is None and not listener.peer_credentials:
