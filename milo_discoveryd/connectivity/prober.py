@@ -19,8 +19,17 @@ class Tally(Protocol):
 
 
 class Prober:
-    def __init__(self, schedule: Schedule, ask: Ask, tell: Callable[[Verdict], None], tally: Tally) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        ask: Ask,
+        tell: Callable[[Verdict], None],
+        tally: Tally,
+        is_wanted: Callable[[str, int], bool],
+    ) -> None:
+        """`is_wanted`: whether what is found of a cluster, of that incarnation, matters to anybody."""
         self._schedule = schedule
+        self._is_wanted = is_wanted
         self._ask = ask
         self._tell = tell
         self._tally = tally
@@ -39,14 +48,21 @@ class Prober:
             self.engaged(cluster)
 
     def disengaged(self, cluster: Cluster) -> None:
-        self._endpoints.pop(cluster.target.name, None)
-        self._schedule.forget(cluster.target.name)
+        name = cluster.target.name
+        if not self._is_wanted(name, cluster.incarnation):
+            self._endpoints.pop(name, None)
+            self._schedule.forget(name)
 
     async def run(self) -> None:
         """Until it is cancelled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 for probe in self._schedule.due(self._clock()):
+                    if not self._is_wanted(probe.name, probe.incarnation):
+                        # It had been given up, and then went for another reason, of which nobody was told.
+                        del self._endpoints[probe.name]
+                        self._schedule.drop(probe)
+                        continue
                     # Its endpoint now: by the time the task begins, the cluster may be gone.
                     tasks.create_task(self._probe(probe, self._endpoints[probe.name]), name=f"probe {probe.name}")
                 try:

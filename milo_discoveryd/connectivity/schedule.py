@@ -4,6 +4,9 @@ Probes have a budget, one for all and one for each host, and spread themselves o
 host are asked about in turn, each less often. A host that can't be reached at all is probed once and not a thousand
 times, and what that finds holds for all behind it. And a cluster is called unreachable only after it failed for a
 while: an API server that restarts is nobody's news.
+
+Where the settings want it, one that stays unreachable for long is given up; but never for an outage of a host that it
+shares, and nobody is while many are away: then it is rather we who are.
 """
 
 import heapq
@@ -27,6 +30,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     host_down_after: int = 3
     """So many probes of a host in a row that found nobody there, and it is the host."""
     host_backoff: Backoff = Backoff(first_s=1.0, cap_s=15.0)
+    give_up_after_s: float | None = None
+    """For how long a cluster has to be unreachable to be given up; None: it never is."""
+    give_up_count: int = 10
+    """Nobody is given up while more are unreachable than this..."""
+    give_up_share: float = 0.2
+    """...or than this part of all, if that is more. More than half are always too many."""
 
 
 class Reached(msgspec.Struct, frozen=True):
@@ -59,6 +68,7 @@ class Verdict(msgspec.Struct, frozen=True):
     name: str
     incarnation: int
     connectivity: Connectivity
+    is_given_up: bool = False
 
 
 class _Host(msgspec.Struct):
@@ -86,6 +96,8 @@ class _Watched(msgspec.Struct):
     failing_since: float | None = None
     by_host: bool = False
     """It failed with its host, and comes back with it."""
+    away_since: float = 0.0
+    """On the steady clock: since when it has been unreachable, by itself."""
 
 
 class Schedule:
@@ -100,6 +112,8 @@ class Schedule:
         self._under_way: dict[Probe, str] = {}
         """With the host that each is made of."""
         self._turns = 0
+        self._away = 0
+        """Clusters that are unreachable."""
 
     def watch(self, name: str, host: str, incarnation: int, now: float) -> None:
         """A cluster was engaged. It is looked at as soon as the budget allows."""
@@ -112,6 +126,7 @@ class Schedule:
         watched = self._watched.pop(name, None)
         if watched is None:
             return
+        self._away -= watched.state is ConnectivityState.UNREACHABLE
         host = self._hosts[watched.host]
         host.names.discard(name)
         if host.names:
@@ -137,6 +152,11 @@ class Schedule:
             self._free_at = max(self._free_at, now - 1.0) + 1.0 / self._policy.rate_per_s
             self._line_up(key)
         return found
+
+    def drop(self, probe: Probe) -> None:
+        """It is not to be made after all: nobody wants to know."""
+        del self._under_way[probe]
+        self.forget(probe.name)
 
     @property
     def next_at(self) -> float | None:
@@ -181,12 +201,24 @@ class Schedule:
             state, said, message = ConnectivityState.UNREACHABLE, outcome.cause, f"{outcome.cause}: {outcome.message}"
             # One that failed by itself before has to be seen well by itself.
             watched.by_host = by_host and (watched.by_host or watched.state is not ConnectivityState.UNREACHABLE)
-        if (state, said) == (watched.state, watched.said):
-            return None
+        is_news = (state, said) != (watched.state, watched.said)
         if state is not watched.state:
-            watched.since = now.wall
+            self._away += (state is ConnectivityState.UNREACHABLE) - (watched.state is ConnectivityState.UNREACHABLE)
+            watched.since, watched.away_since = now.wall, now.steady
         watched.state, watched.said = state, said
-        return Verdict(name, watched.incarnation, Connectivity(state, watched.since, message))
+        if by_host and len(self._hosts[watched.host].names) > 1:
+            watched.away_since = now.steady
+        is_given_up = state is ConnectivityState.UNREACHABLE and self._is_given_up(watched, now.steady)
+        if not is_news and not is_given_up:
+            return None
+        return Verdict(name, watched.incarnation, Connectivity(state, watched.since, message), is_given_up)
+
+    def _is_given_up(self, watched: _Watched, now: float) -> bool:
+        policy = self._policy
+        if policy.give_up_after_s is None or now - watched.away_since < policy.give_up_after_s:
+            return False
+        everybody = len(self._watched)
+        return 2 * self._away <= everybody and self._away <= max(policy.give_up_count, policy.give_up_share * everybody)
 
     def _plan(self, name: str, at: float) -> None:
         watched = self._watched[name]

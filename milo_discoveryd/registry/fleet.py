@@ -104,8 +104,15 @@ class Fleet:
 
     def probed(self, verdict: Verdict) -> None:
         now = _now(time.monotonic())
-        self._tell(self.registry.probed(verdict.name, verdict.incarnation, verdict.connectivity, now))
-        self.signal.ring(UNHURRIED_S)
+        name, incarnation, found = verdict.name, verdict.incarnation, verdict.connectivity
+        done = list(self.registry.probed(name, incarnation, found, now))
+        if verdict.is_given_up:
+            done += self.registry.give_up(name, incarnation, f"not reached for too long; {found.message}", now)
+        if all(change.type is EventType.UPDATED for change in done):
+            self._tell(done)
+            self.signal.ring(UNHURRIED_S)
+        else:
+            self._publish(done, now.steady)
 
     @property
     def due_at(self) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason
+from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
 from milo_discoveryd.reflect.deletions import Gone
@@ -23,6 +23,8 @@ class Standing(enum.Enum):
     NOT_READY = "not_ready"
     OUTSIDE = "outside_selector"
     MALFORMED = "malformed"
+    UNREACHABLE = "unreachable"
+    """It is ready, and was given up for as long as it can't be reached."""
     GONE = "gone"
 
 
@@ -174,15 +176,45 @@ class Registry:
         assert done.type is EventType.ENGAGED, "nothing else is known yet"
         return done
 
+    def is_probed(self, name: str, incarnation: int) -> bool:
+        """Whether it matters what probes find of that cluster."""
+        record = self._records.get(name)
+        return (
+            record is not None
+            and (record.engaged or record.standing is Standing.UNREACHABLE)
+            and record.cluster is not None
+            and record.cluster.incarnation == incarnation
+        )
+
     def probed(self, name: str, incarnation: int, connectivity: Connectivity, now: Moment) -> list[Done]:
         """What probes found of a cluster; of one that has been disengaged meanwhile it says nothing."""
-        record = self._records.get(name)
-        engaged = record.current if record is not None else None
-        if record is None or engaged is None or engaged.incarnation != incarnation:
+        if not self.is_probed(name, incarnation):
             return []
-        record.cluster = msgspec.structs.replace(engaged, connectivity=connectivity)
-        self.log.update(record.cluster, now.steady)
-        return [Done(EventType.UPDATED, record.cluster)]
+        record = self._records[name]
+        assert record.cluster is not None, "it is probed"
+        found = msgspec.structs.replace(record.cluster, connectivity=connectivity)
+        if record.engaged:
+            record.cluster = found
+            self.log.update(found, now.steady)
+            return [Done(EventType.UPDATED, found)]
+        if connectivity.state is not ConnectivityState.REACHABLE:
+            return []
+
+        def make(revision: int) -> Cluster:
+            return msgspec.structs.replace(found, engaged_at=now.wall, incarnation=revision)
+
+        self._move(name, record, Standing.READY, now)
+        record.message = ""
+        return [Done(EventType.ENGAGED, self._engage(record, self.log.engage(name, make)))]
+
+    def give_up(self, name: str, incarnation: int, message: str, now: Moment) -> Iterable[Done]:
+        """It has been unreachable for long: it is disengaged until it is reached again, or is another."""
+        record = self._records.get(name)
+        if record is None or record.standing is not Standing.READY or not self.is_probed(name, incarnation):
+            return ()
+        self._move(name, record, Standing.UNREACHABLE, now)
+        record.message = message
+        return self._end(record, DisengageReason.UNREACHABLE, message, now)
 
     def clear(self) -> None:
         """Forgets all. Only before anything was published."""
@@ -197,6 +229,8 @@ class Registry:
         def make(revision: int) -> Cluster:
             return Cluster(target=seen.target, source_version=seen.version, engaged_at=now.wall, incarnation=revision)
 
+        if self._stays_given_up(seen):
+            return ()
         replaced = self._replaced_by(seen)
         record = self._stand(seen, Standing.READY, now)
         before = record.current
@@ -215,6 +249,18 @@ class Registry:
         record.cluster = msgspec.structs.replace(before, target=seen.target, source_version=seen.version)
         self.log.update(record.cluster, now.steady)
         return (Done(EventType.UPDATED, record.cluster),)
+
+    def _stays_given_up(self, seen: Ready) -> bool:
+        """It is what it was, and where it was: as unreachable as before."""
+        record = self._records.get(seen.name)
+        if record is None or record.standing is not Standing.UNREACHABLE or seen.uid not in ("", record.uid):
+            return False
+        assert record.cluster is not None, "it was engaged before"
+        if seen.target.endpoint != record.cluster.target.endpoint:
+            return False
+        record.version = seen.version
+        record.cluster = msgspec.structs.replace(record.cluster, target=seen.target, source_version=seen.version)
+        return True
 
     def _not_wanted(self, seen: NotReady | Outside | Malformed, now: Moment) -> Iterable[Done]:
         replaced = self._replaced_by(seen)

@@ -17,6 +17,7 @@ _REASONS = {
     Standing.NOT_READY: pb.Engagement.REASON_NOT_READY,
     Standing.OUTSIDE: pb.Engagement.REASON_OUTSIDE_SELECTOR,
     Standing.MALFORMED: pb.Engagement.REASON_MALFORMED,
+    Standing.UNREACHABLE: pb.Engagement.REASON_UNREACHABLE,
     Standing.GONE: pb.Engagement.REASON_DELETED,
     Standing.READY: pb.Engagement.REASON_ENGAGED,
 }

@@ -28,7 +28,7 @@ HAPPENINGS_KEPT = 50
 SHOWN_AT_ONCE = 500
 _NAMES_SHOWN = 3
 # What somebody should look at comes first.
-_ORDER = (Standing.MALFORMED, Standing.NOT_READY, Standing.READY, Standing.OUTSIDE, Standing.GONE)
+_ORDER = (Standing.MALFORMED, Standing.UNREACHABLE, Standing.NOT_READY, Standing.READY, Standing.OUTSIDE, Standing.GONE)
 
 
 class Subscriber(Protocol):

@@ -23,7 +23,18 @@ class World:
         self.answer: Outcome | None = Reached()
         """None: it never comes."""
         self.waiting = 0
-        self.prober = Prober(Schedule(QUICK, lambda: 0.5), self.ask, self.tell, self)
+        self.gone: set[str] = set()
+        self.prober = Prober(
+            Schedule(QUICK, lambda: 0.5),
+            self.ask,
+            self.tell,
+            self,
+            is_wanted=lambda name, incarnation: name not in self.gone,
+        )
+
+    def end(self, name: str) -> None:
+        self.gone.add(name)
+        self.prober.disengaged(cluster(name))
 
     async def ask(self, endpoint: str) -> Outcome:
         self.asked.append(endpoint)
@@ -86,7 +97,7 @@ async def test_a_cluster_that_goes_while_it_is_asked_is_not_spoken_of(world: Wor
     world.answer = None
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: world.waiting == 1)
-    world.prober.disengaged(cluster("alpha"))
+    world.end("alpha")
     world.prober.engaged(cluster("beta"))
     world.answer = Reached()
     await eventually(lambda: world.waiting == 2 or "beta" in world.states)
@@ -117,7 +128,19 @@ async def test_a_cluster_that_goes_just_before_it_is_asked_ends_nothing(world: W
     await asyncio.sleep(0)  # the prober waits for something to do
     world.prober.engaged(cluster("alpha"))
     # After the prober has made the task, and before the task begins.
-    asyncio.get_running_loop().call_soon(world.prober.disengaged, cluster("alpha"))
+    asyncio.get_running_loop().call_soon(world.end, "alpha")
     await eventually(lambda: world.asked == ["https://alpha.example.com"])
     world.prober.engaged(cluster("beta"))
     await eventually(lambda: world.states == {"beta": ConnectivityState.REACHABLE})
+
+
+async def test_one_that_is_given_up_is_asked_until_nobody_wants_to_know(world: World) -> None:
+    world.answer = Failed("dns", "no such host")
+    world.prober.engaged(cluster("alpha"))
+    await eventually(lambda: len(world.asked) > 1)
+    world.prober.disengaged(cluster("alpha"))
+    asked = len(world.asked)
+    await eventually(lambda: len(world.asked) > asked + 1)
+    world.gone.add("alpha")
+    world.prober.engaged(cluster("beta"))
+    await eventually(lambda: world.asked[-5:] == ["https://beta.example.com"] * 5)

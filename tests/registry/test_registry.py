@@ -319,6 +319,7 @@ def test_standings_are_counted() -> None:
         Standing.NOT_READY: 0,
         Standing.MALFORMED: 1,
         Standing.OUTSIDE: 1,
+        Standing.UNREACHABLE: 0,
         Standing.GONE: 1,
     }
 

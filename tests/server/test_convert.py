@@ -98,7 +98,9 @@ def test_a_batch_is_a_join_of_frames_and_a_few_bytes() -> None:
 
 
 def test_a_batch_may_hold_nothing_but_news_of_the_source() -> None:
-    batch = pb.WatchClustersResponse.FromString(convert.batch(Frames(), revision="r", previous_revision="r", synced=False))
+    batch = pb.WatchClustersResponse.FromString(
+        convert.batch(Frames(), revision="r", previous_revision="r", synced=False)
+    )
     assert not batch.events
     assert not batch.HasField("source")
     assert not batch.reset
@@ -143,6 +145,7 @@ def engagement(of: Record, confirming: str | None = None) -> tuple[bool, str, st
         (Standing.NOT_READY, "REASON_NOT_READY"),
         (Standing.OUTSIDE, "REASON_OUTSIDE_SELECTOR"),
         (Standing.MALFORMED, "REASON_MALFORMED"),
+        (Standing.UNREACHABLE, "REASON_UNREACHABLE"),
         (Standing.GONE, "REASON_DELETED"),
     ],
 )
