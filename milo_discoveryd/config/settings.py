@@ -124,8 +124,6 @@ class Connectivity(Group):
     """An API server that restarts is nobody's news."""
     disengage_unreachable_after: Annotated[timedelta | None, BeforeValidator(_interval)] = None
     """"off": operators see for themselves whom they can't reach, and nothing of theirs is torn down for a network."""
-    disengage_unreachable_after: Annotated[timedelta | None, BeforeValidator(_interval)] = None
-    """"off": operators see for themselves whom they can't reach, and nothing of theirs is torn down for a network."""
 
 
 class Traces(Group):
