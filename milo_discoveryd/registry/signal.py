@@ -41,7 +41,8 @@ class Signal:
     """
 
     def __init__(self) -> None:
-        self._waiters: set[Waiter] = set()
+        self._waiters: dict[Waiter, None] = {}
+        """Rung in the order in which they came."""
         self._last = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._published: deque[tuple[int, float]] = deque(maxlen=1024)
@@ -52,11 +53,11 @@ class Signal:
     @contextmanager
     def waiter(self) -> Iterator[Waiter]:
         waiter = Waiter()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         try:
             yield waiter
         finally:
-            self._waiters.discard(waiter)
+            del self._waiters[waiter]
 
     def published(self, revision: int, read_at: float) -> None:
         """A commit reached `revision`, from bytes that were read at `read_at` on the loop's clock."""

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TypeAlias
 
 from milo_discovery._gen import discovery_pb2 as pb
@@ -20,7 +21,7 @@ class Told:
     uid: str
     incarnation: str
     version: int
-    """Of the object upstream; they are numbers here, and the later the higher."""
+    """Of the object upstream; they are numbers here, and the later the higher. 0: it was remembered, not read."""
     labels: Labels = ()
     reason: str = ""
     content: bytes = b""
@@ -38,7 +39,11 @@ class Batch:
     synced: bool = True
     reset: bool = False
 
-    @property
+    def __str__(self) -> str:
+        marks = [mark for mark, holds in (("reset", self.reset), ("not synced", not self.synced)) if holds]
+        return f"[{', '.join(map(str, self.events))}] at {' '.join((self.revision or 'none', *marks))}"
+
+    @cached_property
     def position(self) -> Position | None:
         """Opaque to subscribers, and proof to us; None from a daemon that has nothing to say yet."""
         return parse(self.revision)
@@ -84,7 +89,7 @@ def _event(event: pb.ClusterEvent) -> Told:
         cluster.name,
         cluster.uid,
         cluster.incarnation,
-        int(cluster.source_resource_version),
+        int(cluster.source_resource_version or 0),
         tuple(sorted(cluster.labels.items())),
         pb.DisengageReason.Name(event.reason).removeprefix("DISENGAGE_REASON_") if event.reason else "",
         hashlib.sha256(cluster.SerializeToString(deterministic=True)).digest(),

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from milo_discoveryd.model.selector import parse
+from milo_discoveryd.model.selector import Selector, parse
 from tests.process.history import Labels
 
 
@@ -22,7 +22,11 @@ Cause: TypeAlias = str
 
 
 class Upstream:
-    def __init__(self) -> None:
+    def __init__(self, label_selector: str = "") -> None:
+        """`label_selector` is the daemon's own."""
+        self.went_back = False
+        """It was restored from a backup: later versions may be lower."""
+        self._covered = parse(label_selector)
         self._states: dict[str, list[State | None]] = {}
 
     def note(self, name: str, state: State | None) -> None:
@@ -32,6 +36,9 @@ class Upstream:
     def names(self) -> list[str]:
         """Those there are."""
         return [name for name, states in self._states.items() if states[-1] is not None]
+
+    def has(self, name: str) -> bool:
+        return self._states.get(name, [None])[-1] is not None
 
     def __getitem__(self, name: str) -> State:
         state = self._states[name][-1]
@@ -44,7 +51,7 @@ class Upstream:
         return {
             name: states[-1]
             for name, states in self._states.items()
-            if states[-1] is not None and states[-1].ready and selector.matches(dict(states[-1].labels))
+            if states[-1] is not None and states[-1].ready and self._shown(states[-1], selector)
         }
 
     def causes(self, name: str, uid: str, label_selector: str) -> set[Cause]:
@@ -56,11 +63,14 @@ class Upstream:
                 found.add("DELETED")
             elif state.uid != uid:
                 found |= {"DELETED", "REPLACED"}
-            elif not state.ready:
-                found.add("NOT_READY")
-            elif not selector.matches(dict(state.labels)):
-                found.add("LABELS_CHANGED")
+            else:
+                found |= {"NOT_READY"} if not state.ready else set()
+                found |= {"LABELS_CHANGED"} if not self._shown(state, selector) else set()
         return found
+
+    def _shown(self, state: State, selector: Selector) -> bool:
+        labels = dict(state.labels)
+        return self._covered.matches(labels) and selector.matches(labels)
 
     def _since(self, name: str, uid: str) -> Iterable[State | None]:
         """All it has been from when it was first engaged."""

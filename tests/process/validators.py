@@ -4,9 +4,10 @@ The idea is etcd's: record what clients were told under all kinds of faults, and
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from milo_discoveryd.server.revision import Position
+from milo_discovery import Event, EventType
+from milo_discoveryd.server.revision import Position, parse
 from tests.process.history import Batch, History, Told
 from tests.process.upstream import Upstream
 
@@ -57,7 +58,7 @@ def ordered(history: History) -> Iterator[str]:
             wanted, last = batch.revision, batch.position
 
 
-def unique(history: History) -> Iterator[str]:
+def unique(history: History, upstream: Upstream) -> Iterator[str]:
     """No event comes twice, and none is of the past, on a stream and across resumes.
 
     One repeat is let pass: a reader that was cut while it caught up may have been told ENGAGED as things are by now,
@@ -74,7 +75,7 @@ def unique(history: History) -> Iterator[str]:
                 if before is not None and before.incarnation == event.incarnation:
                     if event.kind == before.kind == "UPDATED" and event.content == before.content:
                         yield f"{event} at {batch.revision} repeats what was told before"
-                    if event.version < before.version:
+                    if event.version < before.version and not upstream.went_back:
                         yield f"{event} at {batch.revision} is of version {event.version}, after {before.version}"
                 known[event.name] = event
 
@@ -106,15 +107,18 @@ def atomic(history: History) -> Iterator[str]:
             last = here
 
 
-def resumable(history: History) -> Iterator[str]:
-    """A revision of this daemon is resumed from; any other, or half a snapshot, is answered by a snapshot."""
+def resumable(history: History, *, forgets: bool = False) -> Iterator[str]:
+    """A revision of this daemon is resumed from; any other, or half a snapshot, is answered by a snapshot.
+
+    One that `forgets` early may answer by a snapshot at any time.
+    """
     for stream in history.streams:
         first = next((batch for batch in stream.batches if batch.position), None)
         if first is None or first.position is None:
             continue
-        asked = Batch(revision=stream.resumed_from).position
+        asked = parse(stream.resumed_from)
         can_be = asked is not None and asked.part is None and asked.epoch == first.position.epoch
-        if can_be and first.reset:
+        if can_be and first.reset and not forgets:
             yield f"{stream.resumed_from} was answered by a snapshot, though it could be resumed from"
         if not can_be and not first.reset:
             yield f"{stream.resumed_from!r} was resumed from, though it can't be"
@@ -138,11 +142,11 @@ def agreeing(histories: Iterable[History]) -> Iterator[str]:
                 view = {name: cluster.incarnation for name, cluster in reader.view.items()}
                 views: list[tuple[bool, Mapping[str, object]]] = [(False, view)]
                 if not batch.events:
-                    views.append((True, {name: replace(each, kind="") for name, each in reader.view.items()}))
+                    views.append((True, {name: each.content for name, each in reader.view.items()}))
                 for is_heartbeat, seen in views:
                     who, other = known.setdefault((batch.revision, is_heartbeat), (history.who, seen))
-                    names = sorted(name for name in seen.keys() | other.keys() if seen.get(name) != other.get(name))
-                    if names:
+                    if seen != other:
+                        names = sorted(name for name in seen.keys() | other.keys() if seen.get(name) != other.get(name))
                         yield f"at {batch.revision} {who} and {history.who} disagree about {', '.join(names)}"
 
 
@@ -200,13 +204,28 @@ def _revision(batch: Batch) -> int | None:
     return batch.position.revision if batch.position else None
 
 
-def breaches(histories: Iterable[History], upstream: Upstream) -> list[str]:
+def alternating(events: Iterable[Event]) -> Iterator[str]:
+    """For each cluster ENGAGED and DISENGAGED take turns, and all else comes in between, whatever became of daemons."""
+    engaged: set[str] = set()
+    for event in events:
+        name = event.cluster.name
+        if (name in engaged) == (event.type is EventType.ENGAGED):
+            yield f"{event.type.name} of {name} when it was {'' if name in engaged else 'not '}engaged"
+        if event.type is EventType.ENGAGED:
+            engaged.add(name)
+        elif event.type is EventType.DISENGAGED:
+            engaged.discard(name)
+
+
+def breaches(histories: Iterable[History], upstream: Upstream, *, forgets: bool = False) -> list[str]:
     """By all of them, each with the validator's name and the subscriber's."""
     histories = list(histories)
     found = [f"agreeing: {breach}" for breach in agreeing(histories)]
     for history in histories:
-        for judge in (ordered, unique, atomic, resumable, snapshots):
-            found += [f"{judge.__name__}: {history.who}: {breach}" for breach in judge(history)]
-        for judged in (reliable, no_phantoms):
-            found += [f"{judged.__name__}: {history.who}: {breach}" for breach in judged(history, upstream)]
+        told = f"{history.who}: "
+        for judge in (ordered, atomic, snapshots):
+            found += [f"{judge.__name__}: {told}{breach}" for breach in judge(history)]
+        for judged in (unique, reliable, no_phantoms):
+            found += [f"{judged.__name__}: {told}{breach}" for breach in judged(history, upstream)]
+        found += [f"resumable: {told}{breach}" for breach in resumable(history, forgets=forgets)]
     return found

@@ -3,9 +3,10 @@
 It keeps what was true and when, so that whoever claims that something ended can be asked for evidence.
 """
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import msgspec
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.objects import KubeObject
@@ -32,13 +33,14 @@ class Thing:
     inside: bool
     readable: bool
     content: int
+    team: str = "red"
 
     @property
     def engages(self) -> bool:
         return self.inside and self.ready
 
     def encoded(self, name: str) -> dict[str, Any]:
-        labels: Any = {"in": "yes" if self.inside else "no", "content": str(self.content)}
+        labels: Any = {"in": "yes" if self.inside else "no", "content": str(self.content), "team": self.team}
         return {
             "metadata": {
                 "name": name,
@@ -89,14 +91,14 @@ class Server:
     def put(self, name: str, thing: Thing) -> None:
         self.version += 1
         before = self.things.get(name)
-        thing = Thing(thing.uid, self.version, thing.ready, thing.inside, thing.readable, thing.content)
+        thing = replace(thing, version=self.version)
         self.things[name] = thing
         was_inside = before is not None and before.inside
         if thing.inside:
             self._happened("MODIFIED" if was_inside else "ADDED", name, thing)
         elif before is not None and was_inside:
             # With its old labels, and a new version.
-            self._happened("DELETED", name, Thing(before.uid, self.version, before.ready, True, True, before.content))
+            self._happened("DELETED", name, replace(before, version=self.version, readable=True))
         else:
             self.truth.append(dict(self.things))
 
@@ -104,7 +106,7 @@ class Server:
         self.version += 1
         thing = self.things.pop(name)
         if thing.inside:
-            self._happened("DELETED", name, Thing(thing.uid, self.version, thing.ready, True, True, thing.content))
+            self._happened("DELETED", name, replace(thing, version=self.version, readable=True))
         else:
             self.truth.append(dict(self.things))
 
@@ -137,12 +139,12 @@ class Server:
         metadata = {"resourceVersion": str(self.version)}
         if end < len(names):
             metadata["continue"] = f"{self.version}:{end}"
-        return json.dumps({"metadata": metadata, "items": items}).encode()
+        return msgspec.json.encode({"metadata": metadata, "items": items})
 
     def look(self, name: str) -> bytes | None:
         thing = self.things.get(name)
         self.looked_at = max(self.looked_at, thing.version if thing else 0)
-        return None if thing is None else json.dumps(thing.encoded(name)).encode()
+        return None if thing is None else msgspec.json.encode(thing.encoded(name))
 
     def watch(self, version: str) -> Watch | None:
         """None for one that is too old. With no version it begins with the list."""
@@ -203,7 +205,7 @@ class Server:
 
 
 def line(kind: str, content: Any) -> bytes:
-    return json.dumps({"type": kind, "object": content}).encode() + b"\n"
+    return msgspec.json.encode({"type": kind, "object": content}) + b"\n"
 
 
 def bookmark(version: int, *, ends_list: bool = False) -> bytes:

@@ -1,0 +1,223 @@
+"""The daemon from the seam of its transport to that of gRPC, put together as in production."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from random import Random
+
+import msgspec
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.discovery import Discovery
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.kubeconfigs.rendering import Place
+from milo_discoveryd.memory.image import Image, ImageError, Kept, Origin, decode, encode
+from milo_discoveryd.memory.keeper import EVERY_S
+from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.source import SourceState, SourceStatus
+from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.machine import Policy
+from milo_discoveryd.reflect.wire import Decoder
+from milo_discoveryd.registry.fleet import REMOVALS_HELD, Fleet
+from milo_discoveryd.registry.guard import Guard
+from milo_discoveryd.registry.guard import Limits as RemovalLimits
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.registry import Done
+from milo_discoveryd.rights.quota import Limits
+from milo_discoveryd.rights.rights import Rights
+from milo_discoveryd.server.access import Access
+from milo_discoveryd.server.frames import encoder
+from milo_discoveryd.server.revision import Seal
+from milo_discoveryd.server.service import About, Service
+from milo_discoveryd.watchers.driver import Watched
+from tests.deterministic.api import PATH, Api
+from tests.deterministic.loop import WALL_AT_ZERO
+from tests.properties.api_server import observe
+
+ORIGIN = Origin("https://api.test", "project")
+PLENTY = Limits(streams=1000, streams_each=1000, per_minute_each=1000)
+CALLER = Caller(listener="here")
+HEARTBEAT_S = 30.0
+STALLED_S = 60.0
+
+
+class Traits(msgspec.Struct, frozen=True):
+    """Of one run: settings, and what the API server can do."""
+
+    streaming: bool
+    page_size: int
+    grace_s: float
+    batch_bytes: int
+    tombstones: int
+    """Revisions are remembered for so many ends, and no longer than a minute where these are few."""
+    has_memory: bool
+
+    @property
+    def forgets(self) -> bool:
+        return self.tombstones < 100
+
+    @classmethod
+    def drawn(cls, random: Random) -> "Traits":
+        return cls(
+            streaming=random.random() < 0.6,
+            page_size=random.choice((1, 2, 500)),
+            grace_s=random.choice((0.0, 0.0, 20.0)),
+            batch_bytes=random.choice((200, 1000, 1 << 20)),
+            tombstones=random.choice((3, 10_000, 10_000)),
+            has_memory=random.random() < 0.5,
+        )
+
+
+class Disk:
+    """Holds the state file over restarts. What was being written when the daemon died may be torn."""
+
+    def __init__(self, note: Callable[..., None]) -> None:
+        self.data: bytes | None = None
+        self.is_killed = False
+        self._note = note
+
+    def recall(self) -> Image | None:
+        if self.data is None:
+            return None
+        try:
+            image = decode(self.data, ORIGIN)
+        except ImageError as error:
+            self._note("the state file is refused:", error)
+            return None
+        self._note("restored:", *sorted(kept.target.name for kept in image.clusters))
+        return image
+
+    async def keep(self, fleet: Callable[[], Iterable[Kept]], changed: Callable[[], Awaitable[None]]) -> None:
+        self.is_killed = False
+        await changed()
+        try:
+            while True:
+                self._write(fleet)
+                await asyncio.sleep(EVERY_S)
+                await changed()
+        finally:
+            if not self.is_killed:
+                self._write(fleet)
+
+    def _write(self, fleet: Callable[[], Iterable[Kept]]) -> None:
+        self.data = encode(Image(ORIGIN, WALL_AT_ZERO + asyncio.get_running_loop().time(), tuple(fleet())))
+
+
+class Ledger:
+    """What the daemon says it did, and what streams count."""
+
+    def __init__(self, note: Callable[..., None]) -> None:
+        self._note = note
+
+    def changed(self, done: Done, *, is_live: bool) -> None:
+        target = done.cluster.target
+        self._note("daemon:", done.type.value, target.name, target.uid, done.reason.value if done.reason else "")
+
+    def synced(self, engaged: int) -> None:
+        self._note("daemon: synced, engaged are", engaged)
+
+    def relisting(self, reason: str) -> None:
+        self._note("daemon: lists again,", reason)
+
+    def oddity(self, problem: str) -> None:
+        self._note("daemon: passes over", problem)
+
+    def source(self, status: SourceStatus) -> None:
+        self._note("daemon: source", status.state.value, status.reason)
+
+    def looked_after(self, result: str) -> None:
+        pass
+
+    def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
+        self._note("daemon: refused", reason)
+
+    def batch_sent(self, latency_s: float | None) -> None:
+        pass
+
+    def reset_sent(self) -> None:
+        pass
+
+
+class Daemon:
+    """One run of it, from start to end."""
+
+    def __init__(
+        self, api: Api, epoch: str, traits: Traits, disk: Disk | None, random: Random, note: Callable[..., None]
+    ) -> None:
+        self.epoch = epoch
+        self._disk = disk
+        self._ledger = Ledger(note)
+        retention = Retention(traits.tombstones, 60.0 if traits.forgets else 3600.0)
+        self.fleet = Fleet(
+            ChangeLog(encoder(epoch), retention, traits.batch_bytes),
+            Suspicions(random.random),
+            self._ledger,
+            not_ready_grace_s=traits.grace_s,
+            guard=Guard(RemovalLimits()),
+        )
+        self._calls: set[asyncio.Task[None]] = set()
+        about = About(
+            version="0",
+            mode="project",
+            epoch=epoch,
+            started_at=WALL_AT_ZERO,
+            heartbeat_s=HEARTBEAT_S,
+            stalled_s=STALLED_S,
+        )
+        access = Access(Rights(), PLENTY, self._ledger, asyncio.get_running_loop().time)
+        issuer = Issuer([], place=Place, audit=self._ledger, tally=self._ledger, max_ttl_s=900.0, default_ttl_s=600.0)
+        self._service = Service(self.fleet, about, self._ledger, issuer, access=access, seal=Seal(b"the same for all"))
+        policy = Policy(streaming_lists=traits.streaming, page_size=traits.page_size)
+        discovery = Discovery(
+            self.fleet, disk, policy=policy, draw=random.random, connect_timeout_s=10.0, request_timeout_s=30.0
+        )
+        watched = Watched(PATH, "in=yes")
+        self._discovering = asyncio.create_task(discovery.run(api, watched, Decoder(KubeObject, observe)), name=epoch)
+
+    @property
+    def holds_removals(self) -> bool:
+        return self.fleet.status.reason == REMOVALS_HELD
+
+    @property
+    def holds_for_good(self) -> bool:
+        return self.holds_removals and self.fleet.list_again_at is None
+
+    def call(self, request: pb.WatchClustersRequest, send: Callable[[bytes], Awaitable[None]]) -> asyncio.Task[None]:
+        """WatchClusters, as gRPC calls it: cancelled when the caller is gone."""
+        call = asyncio.create_task(self._service.watch_clusters(request, CALLER, send))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return call
+
+    async def drain(self) -> None:
+        """As on SIGTERM: streams are sent what they are owed."""
+        self._service.drain()
+        if self._calls:
+            await asyncio.wait([*self._calls], timeout=5.0)
+        await self._end()
+
+    async def kill(self) -> None:
+        """As on SIGKILL, as far as anybody outside can tell."""
+        if self._disk is not None:
+            self._disk.is_killed = True
+        await self._end()
+
+    async def _end(self) -> None:
+        tasks = [self._discovering, *self._calls]
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+    @property
+    def is_quiet(self) -> bool:
+        """It follows the source, and has nothing left to find out or to wait for."""
+        fleet = self.fleet
+        return fleet.status.state is SourceState.STREAMING and not len(fleet.suspicions) and fleet.due_at is None
+
+    def check(self) -> None:
+        """Raises what it died of."""
+        if self._discovering.done():
+            self._discovering.result()

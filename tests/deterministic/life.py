@@ -1,0 +1,336 @@
+"""One seed, one life: a daemon, its API server and its subscribers, in one process and on virtual time."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+
+from milo_discoveryd.errors import TransportError
+from tests.deterministic.api import Api, Open
+from tests.deterministic.daemon import Daemon, Disk, Traits
+from tests.deterministic.loop import VirtualLoop, clocks_of
+from tests.deterministic.subscriber import Subscriber
+from tests.deterministic.world import NAMES, World
+from tests.process.validators import alternating, breaches
+from tests.properties.api_server import Server, line
+
+STEPS = (6, 16)
+PAUSES_S = (0.0, 0.0, 0.01, 0.3, 2.0, 10.0, 45.0)
+SETTLED_WITHIN_S = 600.0
+"""Long enough for all that may be waited for: a verification, a server's Retry-After, a grace."""
+LOOKED_EVERY_S = 1.0
+
+
+@dataclass
+class Outcome:
+    seed: int
+    breaches: list[str]
+    recovery_s: float
+    """From when nothing went wrong any more until everybody knew the truth."""
+    waited_for: frozenset[str]
+    """What the daemon rightly waits for, beyond the way to the API server."""
+    events: int
+    injected: Counter[str]
+    requests: Counter[str]
+    virtual_s: float
+    notes: list[tuple[float, tuple[object, ...]]] = field(default_factory=list)
+
+    @property
+    def history(self) -> str:
+        return "\n".join(f"{at:10.3f}  {' '.join(map(str, parts))}" for at, parts in self.notes)
+
+
+def live(seed: int) -> Outcome:
+    random = Random(seed)
+    loop = VirtualLoop(random)
+    with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(Life(seed, random, loop).run())
+
+
+class Life:
+    def __init__(self, seed: int, random: Random, loop: VirtualLoop) -> None:
+        self._seed = seed
+        self._random = random
+        self._clock = loop.time
+        self._notes: list[tuple[float, tuple[object, ...]]] = []
+        self._events = 0
+        self._runs = 0
+        self._daemon: Daemon | None = None
+        self._waited_for: set[str] = set()
+
+    async def run(self) -> Outcome:
+        random = self._random
+        self._traits = Traits.drawn(random)
+        self._note("traits:", self._traits)
+        self._disk = Disk(self._note) if self._traits.has_memory else None
+        self._server = Server()
+        self._world = World(self._server, random)
+        self._api = Api(self._server, random, self._note, lies=lambda: self._knows_for_itself)
+        self._read = asyncio.Event()
+        self._subscribers = [
+            Subscriber(who, selector, lambda: self._daemon, random, self._note, self._read.set)
+            for who, selector in (("steady", ""), ("restless", ""), ("red", "team=red"))
+        ]
+        for _ in range(random.randrange(2 * len(NAMES))):
+            self._world.happens()
+        self._start()
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(each.run(), name=each.history.who) for each in self._subscribers]
+            for _ in range(random.randint(*STEPS)):
+                self._api.trouble = random.choice((0.0, 0.0, 0.3, 0.8))
+                await self._step()
+                await asyncio.sleep(random.choice(PAUSES_S))
+            recovery_s = await self._heal()
+            judged = self._judged()
+            for task in running:
+                task.cancel()
+        assert self._daemon is not None
+        await self._daemon.kill()
+        return Outcome(
+            self._seed,
+            judged,
+            recovery_s,
+            frozenset(self._waited_for),
+            sum(len(batch.events) for each in self._subscribers for batch in each.history.batches()),
+            self._api.injected,
+            self._api.requests,
+            self._clock(),
+            self._notes,
+        )
+
+    # --- what happens ---
+
+    async def _step(self) -> None:
+        steps = (self._things_happen, self._the_watch_suffers, self._a_subscriber_acts, self._the_server_restarts)
+        weights = (8, 6, 4, 1)
+        await self._random.choices((*steps, self._the_daemon_restarts), (*weights, 1))[0]()
+
+    async def _things_happen(self) -> None:
+        for _ in range(self._random.choice((1, 1, 2, 4))):
+            self._world.happens(may_garble=self._is_synced)
+            if self._random.random() < 0.5:
+                self._api.ring()
+                await asyncio.sleep(0)
+        self._note("upstream:", self._server.version, *(f"{n}={t.uid}" for n, t in self._server.things.items()))
+        if self._random.random() < 0.1:
+            self._server.compact()
+        self._api.ring()
+
+    async def _the_server_restarts(self) -> None:
+        self._api.inject("F1", "the server restarts")
+        self._api.cut()
+        self._api.down_until = self._clock() + self._random.choice((0.1, 1.0, 20.0))
+        if self._random.random() < 0.5:
+            self._api.busy_until = self._api.down_until + self._random.choice((1.0, 30.0))
+        if self._random.random() < 0.5:
+            self._server.compact()
+
+    async def _the_daemon_restarts(self) -> None:
+        assert self._daemon is not None
+        dying, self._daemon = self._daemon, None
+        if self._random.random() < 0.5:
+            self._api.inject("F34", "the daemon is told to end")
+            await dying.drain()
+        else:
+            self._api.inject("F35", "the daemon is killed")
+            await dying.kill()
+        if self._disk is not None and self._disk.data is not None and self._random.random() < 0.2:
+            self._api.inject("F37", "the state file is torn")
+            self._disk.data = self._disk.data[: self._random.randrange(len(self._disk.data))]
+        if self._random.random() < 0.5:
+            await self._things_happen()
+        # What can't be read can't be engaged: whoever has forgotten that it was has to leave it out.
+        self._world.mend()
+        await asyncio.sleep(self._random.choice((0.0, 1.0, 10.0)))
+        self._start()
+
+    async def _a_subscriber_acts(self) -> None:
+        subscriber = self._random.choice(self._subscribers)
+        match self._random.choice(("cut", "cut", "pause", "slow", "go on", "go on")):
+            case "cut":
+                self._api.inject("F47", f"{subscriber.history.who} is cut")
+                subscriber.cut()
+            case "pause":
+                self._api.inject("F44", f"{subscriber.history.who} reads no more")
+                subscriber.pause()
+            case "slow":
+                self._api.inject("F44", f"{subscriber.history.who} reads slowly")
+                subscriber.slow_s = self._random.choice((0.1, 1.0, 5.0))
+            case _:
+                subscriber.go_on()
+
+    async def _the_watch_suffers(self) -> None:
+        opened = next(iter(self._api.open), None)
+        if opened is None:
+            return
+        row, name, act = self._random.choice(SUFFERINGS)
+        self._api.inject(row, name)
+        act(self, opened)
+
+    # --- the end ---
+
+    async def _heal(self) -> float:
+        """Nothing goes wrong any more. Gives how long it took until all was well."""
+        self._api.trouble = self._api.down_until = self._api.busy_until = 0.0
+        self._world.mend()
+        for subscriber in self._subscribers:
+            subscriber.go_on()
+        for each in list(self._api.open):
+            each.without_bookmarks = each.is_backwards = False
+            if each.mute:
+                self._waited_for.add("a mute watch")
+        self._note("all is well again")
+        healed_at = self._clock()
+        if self._api.owes_a_list:
+            self._server.version += 1  # something else was written
+            self._server.compact()
+            self._api.cut()
+        self._api.ring()
+        return await self._settled(healed_at)
+
+    async def _settled(self, healed_at: float) -> float:
+        """Subscribers look after each batch; what else may be the last to happen is looked for now and then."""
+        self._truth = {
+            selector: {name: (each.uid, each.labels) for name, each in self._world.upstream.engaged(selector).items()}
+            for selector in ("", "team=red")
+        }
+        while not self._all_is_well() and self._clock() < healed_at + SETTLED_WITHIN_S:
+            await self._wait_for_people()
+            self._read.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOKED_EVERY_S):
+                    await self._read.wait()
+        return self._clock() - healed_at
+
+    async def _wait_for_people(self) -> None:
+        assert self._daemon is not None
+        self._daemon.check()
+        if self._daemon.holds_for_good:
+            self._waited_for.add("a person")
+            await self._daemon.kill()
+            self._start()
+        elif self._daemon.holds_removals:
+            self._waited_for.add("a verification")
+        elif self._daemon.fleet.due_at is not None:
+            self._waited_for.add("a grace")
+
+    def _all_is_well(self) -> bool:
+        assert self._daemon is not None
+        return (
+            self._daemon.is_quiet
+            and self._api.has_told_all
+            and all(
+                each.has_read_all and each.view == self._truth[each.history.label_selector]
+                for each in self._subscribers
+            )
+        )
+
+    def _judged(self) -> list[str]:
+        histories = [subscriber.history for subscriber in self._subscribers]
+        found = breaches(histories, self._world.upstream, forgets=self._traits.forgets)
+        for subscriber in self._subscribers:
+            found += subscriber.broken
+            found += (f"client: {subscriber.history.who}: {breach}" for breach in alternating(subscriber.given))
+            if not subscriber.has_read_all or subscriber.view != self._truth[subscriber.history.label_selector]:
+                found.append(f"client: {subscriber.history.who}: its view is not the truth in the end")
+        return found
+
+    # --- what it is made of ---
+
+    @property
+    def _is_synced(self) -> bool:
+        return self._daemon is not None and self._daemon.fleet.synced
+
+    @property
+    def _knows_for_itself(self) -> bool:
+        """Before that, nobody can tell a list with holes from a whole one."""
+        return self._daemon is not None and self._is_synced and not self._daemon.fleet.is_remembered
+
+    def _start(self) -> None:
+        self._runs += 1
+        self._note("the daemon starts")
+        self._daemon = Daemon(
+            self._api,
+            f"{self._seed & 0xFFFFFFFF:08x}{self._runs:08x}",
+            self._traits,
+            self._disk,
+            self._random,
+            self._note,
+        )
+
+    def _note(self, *parts: object) -> None:
+        self._notes.append((self._clock(), parts))
+
+    # --- what open watches suffer ---
+
+    def cut_in_a_line(self, opened: Open) -> None:
+        opened.say(self._half_a_line(), TransportError("closed", "reset"))
+
+    def end_in_a_line(self, opened: Open) -> None:
+        opened.say(self._half_a_line(), None)
+
+    def _half_a_line(self) -> bytes:
+        whole = line("MODIFIED", {"metadata": {"name": "a", "uid": "uid-1", "resourceVersion": "9"}})
+        return whole[: self._random.randrange(1, len(whole) - 1)]
+
+    def say_again(self, opened: Open) -> None:
+        self._api.owes_a_list = True
+        if opened.sent:
+            opened.say(*self._random.choices(opened.sent, k=self._random.randint(1, 3)))
+
+    def say_backwards(self, opened: Open) -> None:
+        self._api.owes_a_list = True
+        opened.is_backwards = True
+
+    def report_a_deletion(self, opened: Open) -> None:
+        position = opened.watch.position if opened.watch is not None else None
+        known = [(n, t) for n, t in self._server.things.items() if position is not None and t.version <= position]
+        if known:
+            name, thing = self._random.choice(known)
+            opened.say(line("DELETED", thing.encoded(name)))
+
+    def lose_events(self, opened: Open) -> None:
+        if opened.watch is not None and opened.watch.position is not None and not opened.watch.initial:
+            self._world.happens()
+            self._api.owes_a_list = True
+            opened.watch.position = max(opened.watch.position, self._server.version)
+
+    def be_mute(self, opened: Open) -> None:
+        opened.mute = True
+
+    def send_no_bookmarks(self, opened: Open) -> None:
+        opened.without_bookmarks = True
+
+
+def _saying(*pieces: bytes | TransportError | None) -> Callable[[Life, Open], None]:
+    return lambda _, opened: opened.say(*pieces)
+
+
+def _refusing(code: int, reason: str) -> Callable[[Life, Open], None]:
+    return _saying(line("ERROR", {"kind": "Status", "code": code, "reason": reason, "message": reason}), None)
+
+
+Suffering = tuple[str, str, Callable[[Life, Open], None]]
+SUFFERINGS: tuple[Suffering, ...] = (
+    ("F1", "the watch ends", _saying(None)),
+    ("F2", "cut within a line", Life.cut_in_a_line),
+    ("F2", "cut between lines", _saying(TransportError("closed", "reset"))),
+    ("F3", "the end within a line", Life.end_in_a_line),
+    ("F4", "mute", Life.be_mute),
+    ("F4", "no bookmarks", Life.send_no_bookmarks),
+    ("F12", "expired, in the stream", _refusing(410, "Expired")),
+    ("F13", "an error in the stream", _refusing(500, "InternalError")),
+    ("F13", "an error that says nothing", _saying(line("ERROR", {}))),
+    ("F13", "a version of the future, in the stream", _refusing(504, "Timeout")),
+    ("F24", "said again", Life.say_again),
+    ("F24", "said backwards", Life.say_backwards),
+    ("F25", "an event is lost", Life.lose_events),
+    ("F25", "a deletion that was none", Life.report_a_deletion),
+    ("F26", "an event of an unknown type", _saying(b'{"type":"RENAMED","object":{}}\n')),
+    ("F26", "an object without a name", _saying(b'{"type":"ADDED","object":{"metadata":{}}}\n')),
+    ("F26", "a deletion of what is unknown", _saying(b'{"type":"DELETED","object":{"metadata":{"name":"zz"}}}\n')),
+    ("F26", "a bookmark without a version", _saying(b'{"type":"BOOKMARK","object":{}}\n')),
+    ("F28", "junk in the stream", _saying(b"<html>\n")),
+)

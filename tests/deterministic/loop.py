@@ -1,0 +1,83 @@
+"""An event loop without a world around it: time passes when nothing is left to do, and who goes first is drawn.
+
+Whatever is ready at one moment runs in an order of chance, so that each seed is one schedule, and the same one again.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from heapq import heappop
+from itertools import count
+from random import Random
+from typing import Any
+
+WALL_AT_ZERO = 1_800_000_000.0
+
+
+class NothingLeftError(RuntimeError):
+    """All wait, and nobody will ever wake them."""
+
+
+class Numbered(asyncio.Task[Any]):
+    """Those in a set (a task group keeps one) come in the same order each time."""
+
+    def __init__(self, *arguments: Any, number: int, **options: Any) -> None:
+        self._number = number
+        super().__init__(*arguments, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class VirtualLoop(asyncio.BaseEventLoop):
+    # What asyncio's own loops are made of, in all versions that we support.
+    _ready: Any
+    _scheduled: list[Any]
+
+    def __init__(self, random: Random) -> None:
+        super().__init__()
+        self._now = 0.0
+        self._shuffle = random.shuffle
+        numbers = count()
+        self.set_task_factory(lambda loop, main, **options: Numbered(main, loop=loop, number=next(numbers), **options))
+
+    def time(self) -> float:
+        return self._now
+
+    def _run_once(self) -> None:
+        scheduled, ready = self._scheduled, self._ready
+        while scheduled and scheduled[0]._cancelled:
+            heappop(scheduled)._scheduled = False
+        if not ready:
+            if not scheduled:
+                raise NothingLeftError("everything waits, and nothing is due")
+            self._now = scheduled[0]._when
+        while scheduled and scheduled[0]._when <= self._now:
+            handle = heappop(scheduled)
+            handle._scheduled = False
+            ready.append(handle)
+        turns = list(ready)
+        ready.clear()
+        if len(turns) > 1:
+            self._shuffle(turns)
+        for handle in turns:
+            if not handle._cancelled:
+                handle._run()
+
+    def _process_events(self, event_list: object) -> None:
+        """There are none: nothing is read from outside."""
+
+    def _write_to_self(self) -> None:
+        """No other thread ever calls."""
+
+
+@contextmanager
+def clocks_of(loop: VirtualLoop) -> Iterator[None]:
+    """Every clock that the daemon reads is the loop's."""
+    wall, steady = time.time, time.monotonic
+    time.time, time.monotonic = lambda: WALL_AT_ZERO + loop.time(), loop.time
+    try:
+        yield
+    finally:
+        time.time, time.monotonic = wall, steady

@@ -1,0 +1,29 @@
+"""Ten thousand lives, each judged: whatever goes wrong, everybody is told the truth and nothing else."""
+
+import pytest
+
+from tests.deterministic.life import SUFFERINGS, live
+from tests.deterministic.report import Report
+from tests.deterministic.troubles import TROUBLES
+
+SEEDS = 10_000
+AT_ONCE = 1_000
+EVERY_FAULT = {f"{each.row} {each.name}" for each in TROUBLES} | {f"{row} {name}" for row, name, _ in SUFFERINGS}
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
+def test_nothing_is_lost_and_nobody_is_disengaged_by_mistake(first: int) -> None:
+    report = Report(first, first + AT_ONCE - 1)
+    for seed in range(report.first, report.last + 1):
+        outcome = live(seed)
+        assert outcome.breaches == [], f"see ./dev deterministic --seed {seed}"
+        report.add(outcome)
+    assert report.injected.keys() >= EVERY_FAULT
+    assert report.events > 10 * AT_ONCE, "it was not for nothing"
+    assert report.recovery_s(0.99) <= 35.0
+    assert report.recovery_s(1.0) <= 45.0
+
+
+def test_a_seed_is_a_history() -> None:
+    assert live(7).history == live(7).history
+    assert live(7).history != live(8).history
