@@ -2,9 +2,9 @@
 
 import asyncio
 import os
-import resource
 import sys
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,26 +47,31 @@ def run(config: Path | None, **flags: Any) -> None:
 
     Settings come from flags, then MILO_DISCOVERYD_... variables, then the file, then defaults.
     """
-    # gRPC would print what it fails at in words of its own, beside ours; it reads this as it is loaded.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
+    from milo_discoveryd import process
     from milo_discoveryd.imports import for_good, without
+
+    ignored = process.clean(os.environ)
+    # gRPC would print what it fails at in words of its own, beside ours; it reads this as it is loaded.
+    os.environ["GRPC_VERBOSITY"] = "NONE"
 
     # What logs would use rich to draw pictures of errors, which ours are not to be: they may show secrets.
     with for_good(), without("rich"):
+        import structlog
+
         from milo_discoveryd.app import Daemon
-        from milo_discoveryd.config import load
+        from milo_discoveryd.config import load, named_file
         from milo_discoveryd.telemetry.logging import configure
 
     def start() -> Coroutine[Any, Any, None]:
-        settings = load(_given(flags), os.environ, config)
+        process.close_off()
+        process.take_descriptors()
+        read = partial(load, _given(flags), dict(os.environ), config)
+        settings = read()
         level = configure(settings.log.level, settings.log.format)
-        return Daemon(settings).run(level)
+        if ignored:
+            structlog.get_logger().warning("environment ignored", variables=ignored)
+        return Daemon(settings, load=read, file=named_file(os.environ, config)).run(level)
 
-    # Sockets and files that the daemon makes are nobody else's until it says otherwise. What is in its memory are
-    # credentials, so that is not written anywhere, whatever happens to it.
-    os.umask(0o077)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _run(start)
 
 
