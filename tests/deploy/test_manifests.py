@@ -27,9 +27,10 @@ from tests.deploy.manifests import (
 from tests.deploy.manifests import built as build
 from tests.deploy.manifests import manifests as read
 from tests.deploy.validators import validator
+from tests.examples.building import go_program
 
 OLDEST, NEWEST = "1.29", "1.37"
-# Kinds of the Prometheus operator; what is in the rules, promtool has judged.
+# Kinds of the Prometheus operator, which the schemas of Kubernetes don't have.
 FOREIGN_KINDS = {"PodMonitor", "PrometheusRule"}
 
 every_build = pytest.mark.parametrize("folder", BUILT, ids=lambda folder: folder.name)
@@ -50,6 +51,16 @@ def test_every_manifest_is_strictly_valid(folder: Path, version: str, tmp_path: 
     assert sum(line.startswith("INFO") for line in said) == sum(
         each["kind"] not in FOREIGN_KINDS for each in read(folder)
     )
+
+
+def test_what_the_prometheus_operator_reads_has_no_field_that_it_does_not_know() -> None:
+    judge = go_program(Path(__file__).parent / "operator_kinds", "operator-kinds")
+    manifests = "\n---\n".join(build(folder) for folder in BUILT)
+    done = subprocess.run(judge, input=manifests, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {line.removesuffix(": valid") for line in done.stdout.splitlines()} == FOREIGN_KINDS
+    wrong = manifests.replace("podMetricsEndpoints:", "podMetricEndpoints:")
+    assert subprocess.run(judge, input=wrong, capture_output=True, text=True, check=False, timeout=60).returncode == 1
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,16 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo
 Command = list[str]
 
 
-def go_subscriber() -> Command:
+def go_program(source: Path, name: str) -> Command:
     go = _tool("go")
-    built = CACHE / "go" / "subscriber"
+    built = CACHE / "go" / name
     with _alone(CACHE / "go"):
-        _run([go, "build", "-o", str(built), "."], EXAMPLES / "go")
+        _run([go, "build", "-o", str(built), "."], source)
     return [str(built)]
+
+
+def go_subscriber() -> Command:
+    return go_program(EXAMPLES / "go", "subscriber")
 
 
 def node_subscriber() -> Command:
@@ -49,7 +53,7 @@ BUILDERS = {"go": go_subscriber, "node": node_subscriber}
 def _tool(name: str) -> str:
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"there is no {name} on PATH: its example is neither built nor run")
+        pytest.skip(f"there is no {name} on PATH: what is written for it is neither built nor run")
     return found
 
 
