@@ -1,0 +1,66 @@
+"""The version: stands in milo_discoveryd/__init__.py, and is copied from there to wherever a file has to name it.
+
+./dev version 0.2.0     sets it, everywhere
+./dev version           copies it again; with --check, only says where it differs
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "milo_discoveryd" / "__init__.py"
+DECLARED = r'(__version__ = ")([^"]+)'
+FORM = r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?"
+COPIES = {
+    "pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discovery-client==)([^"]+)'),
+    "clients/python/pyproject.toml": (r'(?m)(^version = ")([^"]+)',),
+    "Dockerfile": (r"(ARG VERSION=)(\S+)", r"(build -t milo-discoveryd:)(\S+)"),
+    "docs/deploying.md": (r"(build -t milo-discoveryd:)([0-9a-z.]+)",),
+    "deploy/**/*.yaml": (r"(image: milo-discoveryd:)(\S+)", r"(newTag: )(\S+)"),
+}
+
+
+def copies() -> Iterator[tuple[Path, str]]:
+    for pattern, places in COPIES.items():
+        for path in sorted(ROOT.glob(pattern)):
+            for place in places:
+                if re.search(place, path.read_text()):
+                    yield path, place
+                elif "*" not in pattern:
+                    sys.exit(f"{pattern}: holds nothing like {place}; mend COPIES in tools/version.py")
+
+
+def put(path: Path, place: str, version: str) -> None:
+    path.write_text(re.sub(place, rf"\g<1>{version}", path.read_text()))
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description="the version of everything here")
+    arguments.add_argument("new", nargs="?")
+    arguments.add_argument("--check", action="store_true")
+    given = arguments.parse_args()
+    if given.new is not None:
+        if not re.fullmatch(FORM, given.new):
+            sys.exit(f"{given.new!r} is no version: it takes the form 1.2.3, or 1.2.3rc1")
+        put(SOURCE, DECLARED, given.new)
+    found = re.search(DECLARED, SOURCE.read_text())
+    assert found is not None
+    version = found[2]
+    differing = [
+        (path, place)
+        for path, place in copies()
+        if {each[1] for each in re.findall(place, path.read_text())} != {version}
+    ]
+    for path, place in differing:
+        if given.check:
+            print(f"{path.relative_to(ROOT)} names another version than {version}: run ./dev version")
+        else:
+            put(path, place, version)
+    return 1 if given.check and differing else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
