@@ -16,7 +16,6 @@ import msgspec
 import structlog
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.identity.names import named
 from milo_discoveryd.identity.peer import peer
 from milo_discoveryd.server.backstage import Backstage
 from milo_discoveryd.server.certificates import ServerTls
@@ -148,6 +147,8 @@ class Front:
         return _Proved(Caller(listener=self._name, peer="unix:", uid=who.uid, gid=who.gid, pid=who.pid))
 
     async def _by_tls(self, connected: socket.socket, where: str, leg: Leg) -> _Proved:
+        from milo_discoveryd.identity.names import named  # noqa: PLC0415 - it brings the cryptography package, 8 MB
+
         assert self._tls is not None
         context = self._tls.context()
         client_ca = self._tls.client_ca
