@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from milo_discoveryd.connectivity.schedule import Policy as Probing
 from milo_discoveryd.connectivity.schedule import Schedule
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.discovery import Discovery
+from milo_discoveryd.errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import Place
 from milo_discoveryd.listening import listeners
@@ -43,14 +45,16 @@ from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.guard import Guard, Limits
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.reloading import Load, Reloading
 from milo_discoveryd.rights.quota import Limits as Quotas
 from milo_discoveryd.rights.rights import Rights
+from milo_discoveryd.ruling import rights
 from milo_discoveryd.server.access import Access
 from milo_discoveryd.server.frames import encoder
 from milo_discoveryd.server.revision import Seal
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.server.service import About, Service
-from milo_discoveryd.telemetry.audit import Audit
+from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import Board
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.logging import Level
@@ -68,13 +72,25 @@ log = structlog.get_logger()
 
 
 class Daemon:
-    def __init__(self, settings: Settings, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        environ: Mapping[str, str] = os.environ,
+        *,
+        load: Load | None = None,
+        file: Path | None = None,
+    ) -> None:
+        """`load` reads the settings again, as they are in `file` then."""
         self._settings = settings
+        self._load = load or (lambda: settings)
+        self._file = file
         self._environ = environ
         self._epoch = secrets.token_hex(8)
         self._metrics = Metrics()
         self._journal = Journal(self._metrics)
-        self._audit = Audit(self._metrics)
+        self._audit_file = AuditFile(settings.audit.file) if settings.audit.file else None
+        self._audit = Audit(self._metrics, self._audit_file.write if self._audit_file else None)
+        self._reloading: Reloading | None = None
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
         changes = ChangeLog(encoder(self._epoch), retention)
         self._fleet = Fleet(
@@ -100,7 +116,8 @@ class Daemon:
     async def run(self, level: Level | None = None) -> None:
         """Until a signal tells it to end; a second one ends it without waiting for subscribers.
 
-        SIGUSR1 has it log everything, and the next one as before.
+        SIGUSR1 has it log everything, and the next one as before. SIGHUP has it read its rules again, and open the file
+        of the audit anew.
 
         Raises what was foreseen as a DiscoveryError, alone or in a group.
         """
@@ -111,13 +128,23 @@ class Daemon:
             loop.add_signal_handler(number, serving.cancel)
         if level is not None:
             loop.add_signal_handler(signal.SIGUSR1, level.toggle)
+        loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         try:
             await asyncio.wait((serving,))
         finally:
-            for number in signals:
+            for number in (*signals, signal.SIGHUP):
                 loop.remove_signal_handler(number)
         if not serving.cancelled():
             serving.result()
+
+    def _hung_up(self) -> None:
+        if self._reloading is not None:
+            self._reloading.ask()
+        if self._audit_file is not None:
+            try:
+                self._audit_file.reopen()
+            except StartError as error:
+                log.warning("audit not reopened", problem=str(error))
 
     async def serve(self) -> None:
         """Until it is cancelled; then subscribers are sent what they are owed."""
@@ -133,6 +160,14 @@ class Daemon:
             access = Access(Rights(), _quotas(settings), self._audit, asyncio.get_running_loop().time)
             seal = Seal(secrets.token_bytes(32))
             service = Service(self._fleet, self._about(), self._metrics, issuer, access=access, seal=seal)
+            self._reloading = reloading = Reloading(
+                settings,
+                self._load,
+                self._file,
+                apply=lambda rules: service.change_rights(rights(rules)),
+                audit=self._audit,
+                tally=self._metrics,
+            )
             self._metrics.tell_build(__version__, settings.mode)
             self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
             self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
@@ -160,6 +195,7 @@ class Daemon:
                 tasks.create_task(server.guard(), name="guard the sockets")
                 tasks.create_task(self._tell_health(server), name="tell health")
                 tasks.create_task(issuer.run(), name="keep credentials")
+                tasks.create_task(reloading.run(), name="follow the configuration")
                 if settings.connectivity.interval is not None:
                     # Before discovery begins, so that it hears of every engagement.
                     tasks.create_task(self._probe(project, settings.connectivity.interval), name="probe clusters")

@@ -1,6 +1,6 @@
 """Settings from flags, environment and file: everything that is wrong with them at once, before anything starts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,7 @@ from milo_discoveryd.errors import ConfigError
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Settings:
     """Flags over environment over file over defaults. Without a `file`, the one that MILO_DISCOVERYD_CONFIG names."""
-    if file is None and environ.get(layers.FILE_VARIABLE):
-        file = Path(environ[layers.FILE_VARIABLE])
+    file = named_file(environ, file)
     weakest_first = [layers.from_environment(environ), layers.from_flags(flags)]
     if file is not None:
         weakest_first.insert(0, layers.from_file(file))
@@ -35,6 +34,12 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
     if settings is None or problems:
         raise ConfigError(problems)
     return settings
+
+
+def named_file(environ: Mapping[str, str], file: Path | None) -> Path | None:
+    """Which file is read, where any is."""
+    named = environ.get(layers.FILE_VARIABLE)
+    return Path(named) if file is None and named else file
 
 
 def _tree(given: Mapping[Key, Given]) -> dict[str, Any]:
@@ -63,7 +68,7 @@ def _explain(detail: ErrorDetails, given: Mapping[Key, Given]) -> Problem:
     return Problem(given[key].place, f"{layers.quoted(value)} {requirement}")
 
 
-_ITEMS = {("listen",): 0, ("kubeconfigs", "sources"): 1}
+_ITEMS = {("listen",): 0, ("kubeconfigs", "sources"): 1, ("rights",): 0}
 """Lists of mappings, each with how many steps come before a setting of one: pydantic names the type that it chose."""
 _REQUIREMENTS = {
     "int_parsing": "must be a whole number",
@@ -71,6 +76,7 @@ _REQUIREMENTS = {
     "greater_than_equal": "must be at least {ge}",
     "less_than_equal": "must be at most {le}",
     "string_too_long": "must have at most {max_length} characters",
+    "too_long": "must have at most {max_length} values",
     "string_too_short": "must not be empty",
     "string_type": "must be text",
     "bool_parsing": "must be true or false",
@@ -94,7 +100,25 @@ def _requirement(detail: ErrorDetails) -> str:
 
 def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:
     """What no setting gets wrong alone."""
-    return [*_one_address_for_all(settings, given), *_no_such_source(settings, given)]
+    return [
+        *_one_address_for_all(settings, given),
+        *_no_such_source(settings, given),
+        *_rules_about_nothing(settings, given),
+    ]
+
+
+def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+    listeners = [each.title for each in settings.listen]
+    sources = [each.name for each in settings.kubeconfigs.sources if each.hand_out]
+    for number, rule in enumerate(settings.rights, 1):
+        for setting, named, there_are, what in (
+            ("who.listener", rule.who.listener, listeners, "the name of one of listen"),
+            ("sources", rule.sources, sources, "the name of one of kubeconfigs.sources that hands out"),
+        ):
+            for name in named:
+                if name not in there_are:
+                    complaint = f"{layers.quoted(name)} is not {what}; there are: {', '.join(there_are) or 'none'}"
+                    yield Problem(given[("rights",)].place, f"item {number}.{setting}: {complaint}")
 
 
 def _no_such_source(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:

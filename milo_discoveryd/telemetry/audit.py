@@ -73,6 +73,10 @@ class Audit:
     def rights_changed(self, **about: object) -> None:
         self._note("rights changed", **about)
 
+    def rights_kept(self, **about: object) -> None:
+        """Others were to be read, and are not to be had."""
+        self._note("rights kept", **about)
+
     def _note(self, event: str, **fields: object) -> None:
         said = {name: value for name, value in fields.items() if value != ""}
         log.info(event, logger="audit", **said)

@@ -1,0 +1,50 @@
+"""From settings to the rules that callers meet."""
+
+from collections.abc import Iterable
+
+from milo_discoveryd.config import Rule as Setting
+from milo_discoveryd.model.selector import parse as parse_selector
+from milo_discoveryd.rights.patterns import names
+from milo_discoveryd.rights.rights import Grant, Rights, Rule, Terms
+from milo_discoveryd.rights.scope import NONE, Scope
+from milo_discoveryd.rights.who import Who
+
+
+def rights(rules: Iterable[Setting]) -> Rights:
+    return Rights(tuple(Rule(_who(rule), _grant(rule)) for rule in rules))
+
+
+def _who(rule: Setting) -> Who:
+    who = rule.who
+    return Who(
+        listeners=frozenset(who.listener),
+        uids=frozenset(who.uid),
+        gids=frozenset(who.gid),
+        sans=who.san,
+        users=frozenset(who.user),
+        groups=frozenset(who.group),
+    )
+
+
+def _grant(rule: Setting) -> Grant:
+    return Grant(
+        rule=rule.name,
+        scope=_scope(rule),
+        terms=_terms(rule) if rule.kubeconfigs else None,
+        streams=rule.streams,
+    )
+
+
+def _scope(rule: Setting) -> Scope:
+    clusters = rule.clusters
+    if clusters is None:
+        return NONE
+    return Scope(parse_selector(clusters.label_selector), frozenset(clusters.organizations), names(clusters.names))
+
+
+def _terms(rule: Setting) -> Terms:
+    return Terms(
+        sources=frozenset(rule.sources) or None,
+        max_ttl_s=None if rule.max_ttl is None else rule.max_ttl.total_seconds(),
+        per_minute=rule.kubeconfigs_per_minute,
+    )
