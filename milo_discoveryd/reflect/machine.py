@@ -10,6 +10,7 @@ version). Whichever it is, its end is told as one `ListEnded`, and nothing is co
 What is lost is never concluded from silence, refusal or error: these change the source's status and nothing else.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
@@ -153,6 +154,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """A watch of a server that sends bookmarks (each 60 s) is dead after this much silence."""
     fill_silence_s: float = 15.0
     """A streaming list that stops without an end mark is taken for a server that doesn't know the feature."""
+    line_s: float = 30.0
+    """An event that has begun and isn't whole after this time came to a halt, however many bytes still drip."""
     min_watch_s: float = 1.0
     """A watch that ends sooner is a failure: some servers end each one at once."""
     healthy_s: float = 10.0
@@ -195,6 +198,7 @@ class Reflector:
         self._highest_version = 0
         self._asked_at = self._listed_at = now
         self._list_again_at: float | None = None
+        self._line_due_at = math.inf
         self.synced = False
         self.state: State = self._list()
         self.status = status or SourceStatus(
@@ -215,12 +219,13 @@ class Reflector:
                 self._asked_at = now
                 return OpenWatch(version, timeout_s)
             case Filling(heard_at):
-                return ReadWatch(heard_at + self._policy.fill_silence_s)
+                return ReadWatch(min(heard_at + self._policy.fill_silence_s, self._line_due_at))
             case watching:
                 silent_at = watching.opened_at + watching.timeout_s + 10.0
                 if self._bookmarks_seen:
                     silent_at = watching.heard_at + self._policy.silence_s
-                return ReadWatch(silent_at if self._list_again_at is None else min(silent_at, self._list_again_at))
+                list_at = math.inf if self._list_again_at is None else self._list_again_at
+                return ReadWatch(min(silent_at, list_at, self._line_due_at))
 
     def list_again(self, at: float | None) -> None:
         """By then a new list is wanted, however well the watch does; None: no more."""
@@ -247,6 +252,7 @@ class Reflector:
     def opened(self, now: float) -> list[Finding]:
         assert isinstance(self.state, Opening)
         self._contact(now)
+        self._line_due_at = math.inf
         if not self.state.version:
             self.state = Filling(now)
             return [ListStarted()]
@@ -254,9 +260,16 @@ class Reflector:
         self._streaming(now)
         return []
 
-    def events(self, events: list[Event], now: float) -> list[Finding]:
-        """What one read of the watch held. Afterwards `is_reading` says whether to go on."""
+    def events(self, events: list[Event], now: float, *, partial: bool = False) -> list[Finding]:
+        """What one read of the watch held, with the beginning of another event after it if that is `partial`.
+
+        Afterwards `is_reading` says whether to go on.
+        """
         self._contact(now)
+        if not partial:
+            self._line_due_at = math.inf
+        elif events or self._line_due_at == math.inf:
+            self._line_due_at = now + self._policy.line_s
         findings: list[Finding] = []
         for event in events:
             match self.state:
@@ -287,6 +300,10 @@ class Reflector:
 
     def silent(self, now: float) -> list[Finding]:
         """The deadline of ReadWatch passed."""
+        if now >= self._line_due_at:
+            return self.failed(
+                Failure("SlowLine", f"an event took longer than {self._policy.line_s:g} s to come in"), now
+            )
         if isinstance(self.state, Filling):
             # The server took the request for a plain watch: it doesn't know streaming lists.
             self._streaming_lists = False

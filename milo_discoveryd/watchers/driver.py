@@ -206,7 +206,7 @@ class Driver:
                 await self._hand_on(self._reflector.failed(cut, now) if lines.partial else self._reflector.ended(now))
                 return
             events = [self._decoder.line(line) for line in lines.feed(chunk)]
-            await self._hand_on(self._reflector.events(events, now))
+            await self._hand_on(self._reflector.events(events, now, partial=lines.partial))
             self._sink.source(self._reflector.status)
 
     async def _failed(self, failure: Failure) -> None:

@@ -38,6 +38,8 @@ class Open:
         self.said: deque[bytes | TransportError | None] = deque()
         self.mute = False
         self.without_bookmarks = False
+        self.drips_s = 0.0
+        """So long it takes for each piece to come in."""
         self.is_backwards = False
         """It tells the next few events last one first."""
 
@@ -58,6 +60,7 @@ class Open:
             await self._api.takes_a_moment()
             if self.said and not self.mute:
                 piece = self.said.popleft()
+                await self._drip()
                 if piece is None:
                     return
                 if isinstance(piece, TransportError):
@@ -68,8 +71,13 @@ class Open:
             elif not (lines := self._news()):
                 await self._quiet()
             else:
-                for chunk in self._api.torn(b"".join(lines)):
+                for chunk in lines if self.drips_s else self._api.torn(b"".join(lines)):
+                    await self._drip()
                     yield chunk
+
+    async def _drip(self) -> None:
+        if self.drips_s:
+            await asyncio.sleep(self.drips_s)
 
     async def read_error(self, limit: int) -> bytes:
         raise AssertionError("nothing was refused")
@@ -126,6 +134,8 @@ class Api:
         """What comes of every request that it can come of."""
         self.down_until = 0.0
         self.busy_until = 0.0
+        self.list_drips_s = 0.0
+        """So long it takes for each object of a streaming list to come in."""
         self.open: dict[Open, None] = {}
         self.requests: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
@@ -263,7 +273,9 @@ class Api:
         opened = Open(self, watch, float(asked["timeoutSeconds"]))
         if watch is None:
             opened.say(EXPIRED, None)
-        elif trouble is not None:
+        elif watch.initial:
+            opened.drips_s = self.list_drips_s
+        if watch is not None and trouble is not None:
             self._spoil(opened, watch, trouble)
         self.open[opened] = None
         try:

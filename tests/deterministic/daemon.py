@@ -132,6 +132,9 @@ class Ledger:
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
         self._note("daemon: refused", reason)
 
+    def probed(self, result: str) -> None:
+        pass
+
     def batch_sent(self, latency_s: float | None) -> None:
         pass
 

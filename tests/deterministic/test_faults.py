@@ -1,15 +1,28 @@
 """One fault at a time, each under its number in docs/reliability.md, and what becomes of it."""
 
 import asyncio
+from random import Random
 
 import pytest
 from msgspec.structs import replace
 
+from milo_discoveryd.connectivity.prober import Prober
+from milo_discoveryd.connectivity.schedule import Failed, Outcome, Reached, Schedule, Verdict
+from milo_discoveryd.connectivity.schedule import Policy as Probing
 from milo_discoveryd.errors import TransportError
 from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.machine import Listed, ListEnded, ListStarted
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.server.frames import encoder
+from tests.deterministic.daemon import Ledger
+from tests.deterministic.loop import VirtualLoop, clocks_of
 from tests.deterministic.stage import TRAITS, Stage, play
 from tests.deterministic.troubles import TROUBLES, Trouble
 from tests.properties.api_server import bookmark, line
+from tests.registry.fleets import ready
 
 ANSWERED = [each for each in TROUBLES if set(each.kinds) == {"list", "open", "look"}]
 
@@ -283,3 +296,69 @@ def test_f61_a_burst_arrives_whole_and_in_order() -> None:
         assert stage.told == [f"ENGAGED {name}" for name in many]
 
     play(scene)
+
+
+def test_f5_an_event_that_drips_is_given_up() -> None:
+    async def scene(stage: Stage) -> None:
+        opened = stage.watch
+        whole = line("MODIFIED", stage.server.things["a"].encoded("a"))
+        stage.happens("d")
+        await stage.settled()
+        stage.happens("e")
+        stage.watch.drips_s = 1.0
+        stage.watch.say(*(whole[place : place + 1] for place in range(len(whole))))
+        assert await stage.until(lambda: opened not in stage.api.open) <= 35.0
+        await stage.settled(60.0)
+        assert stage.told == ["ENGAGED d", "ENGAGED e"]
+
+    play(scene)
+
+
+def test_f30_a_list_may_take_minutes_as_long_as_it_comes() -> None:
+    async def scene(stage: Stage) -> None:
+        for number in range(30):
+            stage.put(f"p-{number}")
+        stage.server.compact()
+        stage.api.list_drips_s = 10.0
+        stage.api.cut()
+        assert 300.0 <= await stage.settled() <= 400.0
+        assert stage.api.requests["list"] == 0
+
+    play(scene)
+
+
+def test_f58_black_holes_delay_nobody_else() -> None:
+    """Of five hundred clusters, fifty never answer a probe."""
+    loop = VirtualLoop(Random(1))
+    clusters = [f"p-{number:03}" for number in range(500)]
+    holes = set(clusters[::10])
+
+    async def main() -> None:
+        reached: dict[str, float] = {}
+
+        async def ask(endpoint: str) -> Outcome:
+            await asyncio.sleep(0.01)
+            if endpoint.removeprefix("https://").split(".")[0] in holes:
+                await asyncio.sleep(5.0)
+                return Failed("timeout", "no answer", is_of_host=True)
+            return Reached()
+
+        def tell(verdict: Verdict) -> None:
+            reached.setdefault(verdict.name, loop.time())
+
+        notes: list[tuple[object, ...]] = []
+        ledger = Ledger(lambda *parts: notes.append(parts))
+        fleet = Fleet(ChangeLog(encoder("0" * 16), Retention()), Suspicions(lambda: 0.0), ledger)
+        prober = Prober(Schedule(Probing(), lambda: 0.5), ask, tell, ledger, lambda name, incarnation: True)
+        fleet.on(EventType.ENGAGED, prober.engaged)
+        probing = asyncio.create_task(prober.run())
+        for _ in fleet.take([ListStarted(), *(Listed(ready(name)) for name in clusters), ListEnded()], loop.time()):
+            pass
+        assert (fleet.registry.engaged, loop.time()) == (500, 0.0), "engaged before anything was probed"
+        await asyncio.sleep(30.0)
+        assert {name for name in clusters if name in reached} == set(clusters) - holes
+        assert max(reached.values()) <= 500 / Probing().rate_per_s + 10.0
+        probing.cancel()
+
+    with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())

@@ -11,13 +11,26 @@ from milo_discoveryd.reflect.machine import (
     Finding,
     Oddity,
     OpenWatch,
+    Policy,
     ReadWatch,
     Relisting,
     Suspected,
     Wait,
 )
 from milo_discoveryd.reflect.wire import Bookmark, Ignored, Junk, Refused, Removed
-from tests.reflect.life import CUT, EXPIRED, STREAMING, TIMEOUT_S, UNAVAILABLE, Life, changed, refused, watching
+from tests.reflect.life import (
+    CUT,
+    END_OF_LIST,
+    EXPIRED,
+    PAGES,
+    STREAMING,
+    TIMEOUT_S,
+    UNAVAILABLE,
+    Life,
+    changed,
+    refused,
+    watching,
+)
 from tests.reflect.lines import seen
 
 FIRST_PAGE = FetchPage("", 5000)
@@ -408,3 +421,40 @@ def test_nothing_can_fail_while_nothing_is_asked_for() -> None:
     life.failed()
     with pytest.raises(AssertionError, match="nothing was asked for"):
         life.failed()
+
+
+@pytest.mark.parametrize("policy", [PAGES, STREAMING])
+def test_f5_an_event_that_drips_is_given_up_though_bytes_still_come(policy: Policy) -> None:
+    life = watching(policy)
+    life.reflector.events([END_OF_LIST], life.now)
+    life.reflector.events([changed("a", "11")], life.now, partial=True)
+    for _ in range(29):
+        life.now += 1.0
+        life.reflector.events([], life.now, partial=True)
+    assert life.request == ReadWatch(life.now + 1.0)
+    life.now += 1.0
+    life.silent()
+    assert life.request == resumes_from("11")
+
+
+def test_f5_each_event_has_its_own_time() -> None:
+    life = watching()
+    for version in range(11, 20):
+        life.now += 20.0
+        life.reflector.events([changed("a", str(version))], life.now, partial=True)
+    assert life.request == ReadWatch(life.now + 30.0)
+    life.events(changed("a", "20"))
+    assert life.request == ReadWatch(100.0 + 240.0 + 10.0)
+
+
+def test_f5_a_list_that_drips_is_given_up_too() -> None:
+    life = Life(STREAMING)
+    life.opened()
+    life.reflector.events([], life.now, partial=True)
+    life.now += 10.0
+    life.reflector.events([], life.now, partial=True)
+    life.now += 10.0
+    life.reflector.events([], life.now, partial=True)
+    life.now += 10.0
+    life.silent()
+    assert life.status == (SourceState.STALE, life.now, "SlowLine")
