@@ -143,6 +143,13 @@ def source_folder(program: GoProgram) -> Path:
     raise UnobtainableError(f"{program.title}: {_complaint(answer.splitlines())}")
 
 
+def module_version(binary: Path, module: str) -> str | None:
+    """Of a module that a binary was built with, as the binary itself says."""
+    told = subprocess.run([go_command(), "version", "-m", binary], capture_output=True, text=True, check=True)
+    found = (line.split() for line in told.stdout.splitlines())
+    return next((fields[2] for fields in found if fields[:2] in (["mod", module], ["dep", module])), None)
+
+
 def _build(go: str, program: GoProgram, say: Say) -> None:
     # Worked on as a copy: what the go command adds to go.mod and go.sum stays out of the tree.
     module = program.folder() / "module"

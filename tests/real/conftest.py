@@ -7,6 +7,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -21,6 +22,8 @@ from tests.scenarios.steps import MODES, Mode
 
 _SERVERS_OF_A_MODE = 2
 _OUTCOME = pytest.StashKey[Programs | UnobtainableError]()
+_TOLD = pytest.StashKey[list[str]]()
+_REPORT = "real servers"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -37,15 +40,28 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             session.config.stash[_OUTCOME] = error
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    found = config.stash.get(_OUTCOME, None)
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of the processes that share the tests has ended; what it found is told by this one."""
+    node.config.stash.setdefault(_TOLD, []).extend(getattr(node, "workeroutput", {}).get(_REPORT, []))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    found = session.config.stash.get(_OUTCOME, None)
     if not isinstance(found, Programs):
         return
-    terminalreporter.section("real servers")
-    for mode, program in zip(MODES, (found.milo, found.infrastructure), strict=True):
-        terminalreporter.line(f"{mode}: {program.title}")
-    for missing in found.missing:
-        terminalreporter.line(f"MISSING: {missing}")
+    told = [f"{mode}: {program.title}" for mode, program in zip(MODES, (found.milo, found.infrastructure), strict=True)]
+    told += [f"MISSING: {missing}" for missing in found.missing]
+    session.config.stash[_TOLD] = told
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output[_REPORT] = told
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if told := config.stash.get(_TOLD, []):
+        terminalreporter.section("real servers")
+        for line in dict.fromkeys(told):
+            terminalreporter.line(line)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -99,6 +100,12 @@ def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
         "Milo's own provider (`bench/peer`) side by side on one API server, and what each tells of every cluster is",
         "compared, endpoints included. Scenarios that are about the daemon's process, its subscribers or settings that",
         "the provider doesn't have are left out.",
+        "",
+        "It builds what it plays on. Where Milo's Go module can't be had, `MILO_APISERVER` and `MILO_PEER` name",
+        "binaries of its `cmd/milo` and of `bench/peer` that were built elsewhere:",
+        "`MILO_APISERVER=.../milo MILO_PEER=.../peer ./dev real parity`.",
+        "",
+        f"Played on {datetime.now(UTC):%Y-%m-%d}, on",
         "",
         f"- `project`: {found.milo.title}",
         f"- `project-control-plane`: {found.infrastructure.title}",

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import msgspec
 
-from tests.real.builds import ETCD, KUBE_APISERVER, MILO, PEER, Say, UnobtainableError, obtain, source_folder
+from tests.real.builds import (
+    ETCD,
+    KUBE_APISERVER,
+    MILO,
+    PEER,
+    Say,
+    UnobtainableError,
+    module_version,
+    obtain,
+    source_folder,
+)
 
 # Binaries that somebody has built already, from a working copy for instance.
 MILO_BINARY = "MILO_APISERVER"
@@ -49,7 +59,9 @@ def programs(say: Say) -> Programs:
             argv=_kubernetes_argv(kubernetes),
             definitions=((_OWN_DEFINITIONS / "projects.yaml").read_text(),),
         )
-        missing.append(f"Milo's API server, so a kube-apiserver stands for it ({error})")
+        missing.append(
+            f"Milo's API server, so a kube-apiserver stands for it; {MILO_BINARY} may name a binary of it ({error})"
+        )
     return Programs(
         etcd=etcd,
         milo=milo,
@@ -66,13 +78,18 @@ def peer(say: Say) -> Path:
 
 
 def peer_title() -> str:
-    return f"bench/peer with Milo's provider, a binary given by {PEER_BINARY}" if _given(PEER_BINARY) else PEER.title
+    given = _given(PEER_BINARY)
+    return f"Milo's, in {_titled('bench/peer', given, PEER_BINARY) if given else PEER.title}"
 
 
 def _milo(say: Say) -> ApiProgram:
     if given := _given(MILO_BINARY):
-        return ApiProgram(title=f"Milo's API server, a binary given by {MILO_BINARY}", argv=(str(given), "apiserver"))
+        return ApiProgram(title=_titled("milo", given, MILO_BINARY), argv=(str(given), "apiserver"))
     return ApiProgram(title=MILO.title, argv=(str(obtain(MILO, say)), "apiserver"))
+
+
+def _titled(name: str, binary: Path, variable: str) -> str:
+    return f"{name} {module_version(binary, MILO.module) or 'of an unknown version'}, a binary given by {variable}"
 
 
 def _given(variable: str) -> Path | None:

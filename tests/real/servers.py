@@ -254,6 +254,7 @@ class RealApi(ABC):
             f"--token-auth-file={self._tokens}",
             f"--authentication-config={self._authentication}",
             "--authorization-mode=RBAC",
+            "--request-timeout=10s",  # for so long open watches outlive SIGTERM; by default it is a minute
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-key-file={self._signing_key}",
             f"--service-account-signing-key-file={self._signing_key}",

@@ -5,7 +5,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.real.builds import GoMissingError, GoProgram, UnobtainableError, go_command, obtain
+from tests.real.builds import GoMissingError, GoProgram, UnobtainableError, go_command, module_version, obtain
 
 HELLO = "package main\n\nfunc main() {}\n"
 WANTS_MORE = HELLO.replace("func", 'import _ "example.com/nowhere"\n\nfunc')
@@ -28,6 +28,14 @@ def _with_go() -> None:
         go_command()
     except GoMissingError as error:
         pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("_with_go")
+def test_a_binary_tells_what_it_was_built_of(hello: GoProgram) -> None:
+    binary = obtain(hello, lambda line: None)
+
+    assert module_version(binary, "hello") == "(devel)"
+    assert module_version(binary, "example.com/another") is None
 
 
 @pytest.mark.usefixtures("_with_go")

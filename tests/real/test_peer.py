@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.real.builds import UnobtainableError, say_to_stderr
-from tests.real.programs import Programs, peer
+from tests.real.programs import PEER_BINARY, Programs, peer
 from tests.real.servers import RealApi
 from tests.real.watching import create, set_ready
 
@@ -21,7 +21,7 @@ def binary(built: Programs) -> Path:
     try:
         return peer(say_to_stderr)
     except UnobtainableError as error:
-        pytest.skip(f"the peer is built with Milo's module: {error}")
+        pytest.skip(f"the peer is built with Milo's module, or {PEER_BINARY} names a binary of it: {error}")
 
 
 @asynccontextmanager
