@@ -47,7 +47,6 @@ from milo_discoveryd.registry.guard import Guard, Limits
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.reloading import Load, Reloading
 from milo_discoveryd.rights.quota import Limits as Quotas
-from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.ruling import rights
 from milo_discoveryd.server.access import Access
 from milo_discoveryd.server.frames import encoder
@@ -157,7 +156,7 @@ class Daemon:
             issuer = self._issuer(sources, project)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
             self._metrics.follow_credentials(issuer.health)
-            access = Access(Rights(), _quotas(settings), self._audit, asyncio.get_running_loop().time)
+            access = Access(rights(settings.rights), _quotas(settings), self._audit, asyncio.get_running_loop().time)
             seal = Seal(secrets.token_bytes(32))
             service = Service(self._fleet, self._about(), self._metrics, issuer, access=access, seal=seal)
             self._reloading = reloading = Reloading(

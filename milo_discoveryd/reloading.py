@@ -45,7 +45,7 @@ class Reloading:
         audit: Audit,
         tally: Tally,
     ) -> None:
-        """`apply` is given the rules, now and whenever they change. Without a `file` it follows nothing."""
+        """`apply` is given the rules whenever they are others than those of `settings`, or of the last time."""
         self._settings = settings
         self._load = load
         self._file = file
@@ -54,7 +54,6 @@ class Reloading:
         self._tally = tally
         self._begun = self._state()
         self._asked = asyncio.Event()
-        apply(settings.rights)
         tally.rules_stand(len(settings.rights))
 
     def ask(self) -> None:
