@@ -11,6 +11,10 @@ from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.server.errors import InvalidRequestError
 
 MAX_FILTER_BYTES = 64 * 1024
+MAX_REQUIREMENTS = 64
+"""Of a filter's label selector: each is looked at for each cluster, at each change."""
+MAX_VALUES = 5000
+"""Names, and organizations, of a filter."""
 MAX_PAGE_SIZE = 5000
 DEFAULT_PAGE_SIZE = 500
 HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
@@ -81,20 +85,35 @@ def _filter(request: pb.WatchClustersRequest | pb.ListClustersRequest) -> Filter
     size = request.filter.ByteSize()
     if size > MAX_FILTER_BYTES:
         raise InvalidRequestError("filter", f"{size} bytes; at most {MAX_FILTER_BYTES} are taken")
-    return _compiled(request.filter.SerializeToString(deterministic=True))
+    data = request.filter.SerializeToString(deterministic=True)
+    # What is large is not kept, or a few callers would fill the memory with what they ask once.
+    return _kept(data) if size <= _KEPT_BYTES else _compiled(data)
+
+
+_KEPT_BYTES = 4096
 
 
 @lru_cache(maxsize=256)
+def _kept(data: bytes) -> Filter:
+    """One object for all who ask the same."""
+    return _compiled(data)
+
+
 def _compiled(data: bytes) -> Filter:
-    """One object for all who ask the same: they also share what is read through it."""
     asked = pb.ClusterFilter.FromString(data)
     try:
         selector = parse(asked.label_selector)
     except SelectorError as error:
         raise InvalidRequestError("filter.label_selector", str(error)) from error
+    if (count := len(selector.requirements)) > MAX_REQUIREMENTS:
+        raise InvalidRequestError(
+            "filter.label_selector", f"{count} requirements; at most {MAX_REQUIREMENTS} are taken"
+        )
     for field, values in (("names", asked.names), ("organizations", asked.organizations)):
         if "" in values:
             raise InvalidRequestError(f"filter.{field}", "holds an empty string, which matches nothing")
+        if len(values) > MAX_VALUES:
+            raise InvalidRequestError(f"filter.{field}", f"{len(values)} of them; at most {MAX_VALUES} are taken")
     return Filter(selector, frozenset(asked.names), frozenset(asked.organizations))
 
 

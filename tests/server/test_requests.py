@@ -163,3 +163,22 @@ def test_a_kubeconfig_of_an_unknown_format_is_refused() -> None:
 def test_a_kubeconfig_is_not_issued_for_a_life_that_is_none() -> None:
     with pytest.raises(InvalidRequestError, match="ttl: -1 s is not a positive duration"):
         issue(ttl=Duration(seconds=-1))
+
+
+def test_a_filter_costs_no_more_than_it_may() -> None:
+    many = ",".join(f"k{number}" for number in range(requests.MAX_REQUIREMENTS + 1))
+    with pytest.raises(InvalidRequestError, match=r"filter\.label_selector: 65 requirements; at most 64 are taken"):
+        filtered(label_selector=many)
+    assert len(filtered(label_selector=many.rpartition(",")[0]).selector.requirements) == 64
+    names = [str(number) for number in range(requests.MAX_VALUES + 1)]
+    with pytest.raises(InvalidRequestError, match=r"filter\.names: 5001 of them; at most 5000 are taken"):
+        filtered(names=names)
+    with pytest.raises(InvalidRequestError, match=r"filter\.organizations: 5001 of them"):
+        filtered(organizations=names)
+
+
+def test_a_large_filter_is_taken_and_not_kept() -> None:
+    names = [f"a-rather-long-name-{number}" for number in range(1000)]
+    assert filtered(names=names) == Filter(names=frozenset(names))
+    assert filtered(names=names) is not filtered(names=names)
+    assert filtered(names=["a"]) is filtered(names=["a"])
