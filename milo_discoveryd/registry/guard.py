@@ -28,6 +28,8 @@ class Held(msgspec.Struct, frozen=True):
     verify_at: float | None
     """When to list again; None: the present server's word is not taken for it."""
     message: str
+    is_foreign: bool = False
+    """The list is another server's: nothing in it is for us."""
 
 
 class Ask(msgspec.Struct, frozen=True):
@@ -48,12 +50,28 @@ class Guard:
         self._limits = limits
         self.held: Held | None = None
 
-    def judge(self, missing: Sized, engaged: int, *, versions_went_back: bool, now: float) -> Ruling:
-        """A complete list lacks `missing` of the `engaged` clusters. What is to be done about these?"""
+    def judge(
+        self, missing: Sized, engaged: int, *, versions_went_back: bool, now: float, is_foreign: bool = False
+    ) -> Ruling:
+        """A complete list lacks `missing` of the `engaged` clusters. What is to be done about these?
+
+        One `is_foreign` where it names others, and not one of them.
+        """
         held, self.held = self.held, None
         since = now if held is None else held.since
         if not missing:
             return Ask()
+        if is_foreign and engaged > 1:
+            self.held = Held(
+                since,
+                now + self._limits.verify_after_s,
+                f"the API server lists clusters, and none of the {engaged} that are engaged, as another one would: "
+                "nothing it says is believed until it knows some of them",
+                is_foreign=True,
+            )
+            return self.held
+        if held is not None and held.is_foreign:
+            held = None  # what another server said proves nothing of this one
         lacks = f"its list lacks {len(missing)} of {engaged} engaged clusters"
         if versions_went_back or (held is not None and held.verify_at is None):
             self.held = Held(

@@ -34,6 +34,8 @@ class Intake:
         self._suspicions = suspicions
         self._guard = guard
         self._released: set[str] = set()
+        self._is_foreign = False
+        """The last list was another server's, and so is what its watch tells."""
         self._listed: set[str] = set()
         self._staged: dict[str, Observation] = {}
         self.synced = False
@@ -59,8 +61,7 @@ class Intake:
 
     def answer(self, question: Question, answer: Answer, now: Moment) -> list[Done]:
         settled = self._suspicions.answered(question, answer, now.steady)
-        is_there = settled is not None and not isinstance(settled, Gone | Outside)
-        if is_there and question.name in self._released:
+        if question.name in self._released and self._is_there(settled):
             self._take_back(now.steady)
         return [] if settled is None else self._registry.commit((settled,), now, consistent=True)
 
@@ -68,6 +69,8 @@ class Intake:
         changed: list[Observation] = []
         for finding in portion:
             match finding:
+                case Changed() | Suspected() if self._is_foreign:
+                    pass
                 case Changed(observation):
                     if self._registry.is_news(observation):
                         self._suspicions.clear(observation.name)
@@ -103,29 +106,42 @@ class Intake:
                 self._staged.pop(gone_again.name, None)
 
     def _apply_list(self, now: Moment, *, versions_went_back: bool) -> Iterator[list[Done]]:
+        missing = [(name, uid) for name, uid in self._registry.present() if name not in self._listed]
+        engaged = [(name, uid) for name, uid in missing if self._is_engaged(name)]
+        replaced = list(self._replaced())
+        ruling: Ruling = Ask()
+        if self._guard is not None:
+            is_foreign = bool(self._listed) and not self.is_remembered and not any(map(self._is_engaged, self._listed))
+            ruling = self._guard.judge(
+                engaged + replaced,
+                self._registry.engaged,
+                versions_went_back=versions_went_back,
+                now=now.steady,
+                is_foreign=is_foreign,
+            )
+        self._is_foreign = isinstance(ruling, Held) and ruling.is_foreign
+        if self._is_foreign:
+            self._listed, self._staged = set(), {}
+        if not isinstance(ruling, Ask):
+            engaged += replaced
+            for name, _ in replaced:
+                self._staged.pop(name, None)
         staged = iter(self._staged.values())
         while portion := list(islice(staged, PORTION)):
             yield self._registry.commit(portion, now, consistent=True)
         for name in self._listed:
             self._suspicions.clear(name)
-        missing = [(name, uid) for name, uid in self._registry.present() if name not in self._listed]
-        self._doubt(missing, now.steady, versions_went_back=versions_went_back)
-        self._registry.list_ended()
+        if not self._is_foreign:
+            # Those that nobody is engaged with are nobody's loss, and are asked about at once.
+            for name, uid in missing:
+                if not self._is_engaged(name):
+                    self._suspicions.suspect(name, uid, now.steady)
+            self._registry.list_ended()
+        self._doubt(engaged, ruling, now.steady)
         self._listed, self._staged = set(), {}
         self.synced, self.is_remembered = True, self.is_remembered and self.held is not None
 
-    def _doubt(self, missing: list[tuple[str, str]], now: float, *, versions_went_back: bool) -> None:
-        """Those that nobody is engaged with are nobody's loss, and are asked about at once."""
-        engaged = []
-        for name, uid in missing:
-            record = self._registry[name]
-            if record is not None and record.engaged:
-                engaged.append((name, uid))
-            else:
-                self._suspicions.suspect(name, uid, now)
-        ruling: Ruling = Ask()
-        if self._guard is not None:
-            ruling = self._guard.judge(engaged, self._registry.engaged, versions_went_back=versions_went_back, now=now)
+    def _doubt(self, engaged: list[tuple[str, str]], ruling: Ruling, now: float) -> None:
         self._released = {name for name, _ in engaged} if isinstance(ruling, Release) else set()
         match ruling:
             case Ask():
@@ -137,6 +153,23 @@ class Intake:
             case release:
                 for place, (name, uid) in enumerate(engaged):
                     self._suspicions.suspect(name, uid, now, ask_at=now + place / release.per_second)
+
+    def _is_engaged(self, name: str) -> bool:
+        record = self._registry[name]
+        return record is not None and record.engaged
+
+    def _replaced(self) -> Iterator[tuple[str, str]]:
+        """Engaged ones under whose names the list has other objects."""
+        for name, seen in self._staged.items():
+            record = self._registry[name]
+            if record is not None and record.engaged and seen.uid not in ("", record.uid):
+                yield name, record.uid
+
+    def _is_there(self, settled: Gone | Observation | None) -> bool:
+        if settled is None or isinstance(settled, Gone | Outside):
+            return False
+        record = self._registry[settled.name]
+        return record is not None and settled.uid in ("", record.uid)
 
     def _take_back(self, now: float) -> None:
         """What was asked about on the word of lists is held again: one that they lack is there."""

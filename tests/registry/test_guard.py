@@ -89,3 +89,15 @@ def test_a_contradiction_begins_it_all_again() -> None:
     assert (held.since, held.verify_at) == (31.0, 61.0)
     assert isinstance(judge(guard, 99, 100, now=60.0), Held)
     assert judge(guard, 99, 100, now=61.0) == Release(50.0)
+
+
+def test_f21_another_server_is_listened_to_again_and_never_believed() -> None:
+    guard = Guard(LIMITS)
+    for now in (0.0, 30.0, 60.0):
+        ruling = guard.judge(range(5), 5, versions_went_back=True, now=now, is_foreign=True)
+        assert isinstance(ruling, Held)
+        assert (ruling.since, ruling.verify_at, ruling.is_foreign) == (0.0, now + 30.0, True)
+
+
+def test_f21_of_one_cluster_nobody_can_tell_whose_it_is() -> None:
+    assert Guard(LIMITS).judge(range(1), 1, versions_went_back=False, now=0.0, is_foreign=True) == Ask()

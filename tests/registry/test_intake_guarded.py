@@ -150,3 +150,78 @@ def test_what_is_remembered_stays_all_that_is_known_while_lists_are_not_believed
     assert source.intake.is_remembered
     source.lists(*FLEET)
     assert not source.intake.is_remembered
+
+
+OTHERS = tuple(ready(name, uid="u9") for name in "xyz")
+
+
+def anew(names: str) -> tuple[Observation, ...]:
+    return tuple(ready(name, "9", uid="u9") for name in names)
+
+
+def test_f21_nothing_of_another_server_s_list_is_for_us() -> None:
+    source = Source()
+    assert source.lists(*OTHERS) == []
+    assert (source.engaged, source.suspicions.held) == (6, 6)
+    assert source.registry["x"] is None
+    assert source.intake.held is not None
+    assert "none of the 6 that are engaged" in source.intake.held.message
+
+
+def test_f21_nor_is_what_its_watch_tells() -> None:
+    source = Source()
+    source.lists(*OTHERS)
+    assert source.take(Changed(ready("a", "9", uid="u9")), Suspected("b", "u1"), Changed(OTHERS[0])) == []
+    assert source.asked() == []
+
+
+def test_f21_however_often_it_says_so_nobody_is_let_go() -> None:
+    source = Source()
+    for second in range(0, 1000, 30):
+        source.now = float(second)
+        assert source.lists(*OTHERS) == []
+    assert source.asked() == []
+    assert source.engaged == 6
+
+
+def test_f21_once_our_own_is_back_all_goes_on() -> None:
+    source = Source()
+    source.lists(*OTHERS)
+    source.now = 30.0
+    (engaged,) = source.lists(*FLEET[1:], ready("g"))
+    assert engaged.cluster.target.name == "g"
+    assert source.asked() == ["a"]
+    assert source.intake.held is None
+    assert [done.cluster.target.name for done in source.take(Changed(ready("h")))] == ["h"]
+
+
+def test_f21_an_empty_list_after_it_is_the_first_of_two() -> None:
+    source = Source()
+    source.lists(*OTHERS)
+    source.now = 30.0
+    source.lists()
+    assert source.asked() == []
+    source.now = 60.0
+    source.lists()
+    assert source.asked() == ["a"]
+
+
+def test_f19_most_of_the_fleet_made_anew_is_held_and_then_told_one_by_one() -> None:
+    source = Source()
+    (engaged,) = source.lists(FLEET[0], *anew("bcdef"), ready("g"))
+    assert engaged.cluster.target.name == "g"
+    assert (source.engaged, source.suspicions.held) == (7, 5)
+    source.now = 30.0
+    source.lists(FLEET[0], *anew("bcdef"), ready("g"))
+    told = []
+    for place, name in enumerate("bcdef"):
+        source.now = 30.0 + place
+        told += source.answers(Found(anew(name)[0]))
+    assert [each.reason for each in told] == [DisengageReason.REPLACED, None] * 5
+    assert len(source.suspicions) == 0
+
+
+def test_f19_few_made_anew_are_told_at_once() -> None:
+    source = Source()
+    done = source.lists(*FLEET[1:], *anew("a"))
+    assert [each.reason for each in done] == [DisengageReason.REPLACED, None]
