@@ -26,7 +26,7 @@ from milo_discoveryd.discovery import Discovery
 from milo_discoveryd.errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import Place
-from milo_discoveryd.listening import listeners
+from milo_discoveryd.listening import listeners, token_reviews
 from milo_discoveryd.memory.image import Origin
 from milo_discoveryd.memory.keeper import Keeper
 from milo_discoveryd.model.cluster import Target
@@ -170,7 +170,8 @@ class Daemon:
             self._metrics.tell_build(__version__, settings.mode)
             self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
             self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
-            server = Server(service, list(listeners(settings)), self._metrics, traces)
+            reviews = token_reviews(settings, self._environ, stack)
+            server = Server(service, list(listeners(settings)), self._metrics, traces, reviews)
             await server.start()
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses

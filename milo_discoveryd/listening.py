@@ -1,14 +1,18 @@
-"""From settings to what the server listens on."""
+"""From settings to what the server listens on, and who it asks about callers."""
 
 import grp
 import pwd
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, aclosing
 
 from milo_discoveryd.config import Listener as Wanted
 from milo_discoveryd.config import Settings, UnixAddress
+from milo_discoveryd.credentials import load_discovery_upstream
 from milo_discoveryd.errors import StartError
+from milo_discoveryd.identity.token_review import TokenReviews
 from milo_discoveryd.server import listener
 from milo_discoveryd.server.certificates import ServerTls
+from milo_discoveryd.watchers.transport import open_transport
 
 
 def listeners(settings: Settings) -> Iterator[listener.Listener]:
@@ -50,3 +54,15 @@ def _owner(name: str | None) -> int | None:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
         raise StartError(f"owner: there is no user {name!r} on this machine; give its number") from None
+
+
+def token_reviews(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> TokenReviews | None:
+    """None where no listener takes tokens. What it holds open is closed with `closing`."""
+    if not any(each.tokens for each in settings.listen):
+        return None
+    wanted = settings.token_review
+    upstream = load_discovery_upstream(wanted.kubeconfig or settings.discovery_kubeconfig, environ)
+    timeout_s = settings.source.connect_timeout.total_seconds()
+    transport = open_transport(upstream, response_limit=1 << 20, connect_timeout_s=timeout_s, environ=environ)
+    closing.push_async_exit(aclosing(transport))
+    return TokenReviews(transport, origin=upstream.origin, audiences=wanted.audiences)

@@ -109,6 +109,17 @@ class Kubeconfigs(Group):
     """Begun, of each source: ten thousand clusters with ten minutes each take 43 in the long run."""
 
 
+class TokenReview(Group):
+    """Whose the bearer tokens of callers are, at listeners that take tokens."""
+
+    kubeconfig: Annotated[Path | None, BeforeValidator(values.file_path)] = None
+    """Of the cluster that knows them; none is that of discovery."""
+    audiences: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=253)], ...], BeforeValidator(values.words)
+    ] = ("milo-discovery",)
+    """A token has to be for one of them. One that is for the API server itself should be shown to nobody else."""
+
+
 class Connectivity(Group):
     """How the clusters' own API servers are probed."""
 
@@ -204,6 +215,7 @@ class Settings(Group):
     cluster: SingleCluster = _group(SingleCluster)
     connectivity: Connectivity = _group(Connectivity)
     kubeconfigs: Kubeconfigs = _group(Kubeconfigs)
+    token_review: TokenReview = _group(TokenReview)
     rights: Annotated[tuple[Rule, ...], BeforeValidator(values.items), AfterValidator(ordered)] = ()
     """Who may see and have what. The first rule that a caller meets counts; none is that everybody may everything."""
     limits: Limits = _group(Limits)

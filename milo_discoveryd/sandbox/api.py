@@ -32,6 +32,7 @@ from milo_discoveryd.sandbox.rights import Rights
 from milo_discoveryd.sandbox.store import Store
 from milo_discoveryd.sandbox.streams import Streams
 from milo_discoveryd.sandbox.tables import Table
+from milo_discoveryd.sandbox.tokens import Tokens
 from milo_discoveryd.sandbox.watch import Pace, Plain, Watch
 
 _REVIEWS = {(review.group, review.plural): review for review in discovery.REVIEWS}
@@ -52,11 +53,12 @@ class Features(msgspec.Struct, frozen=True, kw_only=True):
 class Api:
     """Reads a request, has the store do it, writes the answer. Everything that it decides, others decide for it."""
 
-    def __init__(self, store: Store, *, features: Features, rights: Rights, faults: Faults) -> None:
+    def __init__(self, store: Store, *, features: Features, rights: Rights, tokens: Tokens, faults: Faults) -> None:
         self.store = store
         self.streams = Streams()
         self._features = features
         self._rights = rights
+        self._tokens = tokens
         self._faults = faults
         self._handlers = {
             "get": self._get,
@@ -85,7 +87,7 @@ class Api:
                 if request.method != "POST":
                     raise refusals.method_not_allowed()
                 question = await _object(request)
-                return answers.document(reviews.answer(review, question, subject, self._rights), 201)
+                return answers.document(reviews.answer(review, question, subject, self._rights, self._tokens), 201)
         call = calls.read(request.method, segments, request.query, self.store.resources)
         self._rights.demand(subject, call.action)
         self._faults.check(Approach(segments=tuple(segments), query=request.query, call=call))

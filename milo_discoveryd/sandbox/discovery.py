@@ -33,6 +33,7 @@ REVIEWS = (
     Review(group="authorization.k8s.io", plural="selfsubjectaccessreviews", kind="SelfSubjectAccessReview"),
     Review(group="authorization.k8s.io", plural="selfsubjectrulesreviews", kind="SelfSubjectRulesReview"),
     Review(group="authentication.k8s.io", plural="selfsubjectreviews", kind="SelfSubjectReview"),
+    Review(group="authentication.k8s.io", plural="tokenreviews", kind="TokenReview"),
 )
 
 _VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -63,7 +63,7 @@ class Sandbox:
         self._identity = issue_identity(host)
 
         def new_api(store: Store) -> Api:
-            return Api(store, features=features, rights=self.rights, faults=self.faults)
+            return Api(store, features=features, rights=self.rights, tokens=self.tokens, faults=self.faults)
 
         self._api = new_api(self.store)
         self._project_apis = ControlPlanes(self.store, new_api)
@@ -116,11 +116,18 @@ class Sandbox:
 
     # Credentials
 
-    def token(self, subject: str = ADMIN, *, rules: Iterable[Rule] | None = None, life: float | None = None) -> str:
+    def token(
+        self,
+        subject: str = ADMIN,
+        *,
+        rules: Iterable[Rule] | None = None,
+        life: float | None = None,
+        audiences: Sequence[str] = (),
+    ) -> str:
         """A token for that subject, who is given these rules and no others if any are named."""
         if rules is not None:
             self.rights.grant(subject, rules)
-        return self.tokens.issue(subject, life=life)
+        return self.tokens.issue(subject, life=life, audiences=audiences)
 
     def revoke_tokens(self) -> None:
         """Every token issued so far is bad from now on; the token files hold good ones again at once."""

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection
 
 from milo_discoveryd.errors import StartError
 from milo_discoveryd.server.front import Front
-from milo_discoveryd.server.identifying import anybody
+from milo_discoveryd.server.identifying import Reviews, anybody, by_token
 from milo_discoveryd.server.interceptor import CallTally, Interceptor
 from milo_discoveryd.server.listener import Listener, TcpAddress, UnixAddress
 from milo_discoveryd.server.service import NAME, Service, handlers
@@ -47,11 +47,14 @@ class Server:
         listeners: Sequence[Listener],
         tally: CallTally,
         traces: "TracerProvider | None" = None,
+        reviews: Reviews | None = None,
     ) -> None:
+        """`reviews` is needed where a listener takes tokens."""
         self._service = service
         self._traces = traces
         self._listeners = listeners
         self._tally = tally
+        self._reviews = reviews
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
         self._files: list[SocketFile] = []
@@ -98,6 +101,9 @@ class Server:
         self._servers.append(server)
         front = self._front(listener)
         identify = anybody(listener.name) if front is None else front.identify
+        if listener.tokens:
+            assert self._reviews is not None
+            identify = by_token(identify, self._reviews)
         server.add_generic_rpc_handlers((handlers(self._service, identify),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if isinstance(listener.address, UnixAddress):

@@ -87,6 +87,13 @@ def test_a_source_of_kubeconfigs_may_do_what_its_document_says(source: str, file
     assert role["rules"] == yaml.safe_load(said[1])["rules"]
 
 
+def test_who_reviews_tokens_may_do_that_and_nothing_else() -> None:
+    role = yaml.safe_load((DEPLOY / "base" / "rbac" / "token-review" / "cluster-role.yaml").read_text())
+    assert role["rules"] == [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
+    ]
+
+
 @every_build
 def test_a_binding_is_to_a_role_and_an_account_that_are_there(folder: Path) -> None:
     accounts = {

@@ -27,6 +27,7 @@ from milo_discoveryd.rights.quota import Limits
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.server.access import Access
 from milo_discoveryd.server.frames import encoder
+from milo_discoveryd.server.identifying import Reviews
 from milo_discoveryd.server.listener import Listener, UnixAddress
 from milo_discoveryd.server.revision import Seal
 from milo_discoveryd.server.server import Server
@@ -67,6 +68,7 @@ class World:
         rights: Rights,
         limits: Limits,
         listeners: Sequence[Listener] = (),
+        reviews: Reviews | None = None,
     ) -> None:
         self.metrics = Metrics()
         self.audited: list[dict[str, Any]] = []
@@ -95,7 +97,10 @@ class World:
         self.service = Service(self.fleet, about, self.metrics, self.issuer, access=access, seal=Seal(b"key"))
         self.fleet.on(EventType.DISENGAGED, self.issuer.disengaged)
         self.server = Server(
-            self.service, listeners or [Listener(name="here", address=UnixAddress(socket))], self.metrics
+            self.service,
+            listeners or [Listener(name="here", address=UnixAddress(socket))],
+            self.metrics,
+            reviews=reviews,
         )
         self.address = f"unix:{socket}"
 
@@ -192,6 +197,7 @@ async def a_world(
     rights: Rights = NO_RULES,
     limits: Limits = PLENTY,
     listeners: Sequence[Listener] = (),
+    reviews: Reviews | None = None,
 ) -> AsyncIterator[World]:
     made = World(
         folder / "d.sock",
@@ -204,6 +210,7 @@ async def a_world(
         rights=rights,
         limits=limits,
         listeners=listeners,
+        reviews=reviews,
     )
     await made.server.start()
     issuing = asyncio.create_task(made.issuer.run())
