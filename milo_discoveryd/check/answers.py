@@ -174,7 +174,7 @@ def _grant(resource: Resource) -> str:
 def _message(body: bytes) -> str:
     try:
         text = msgspec.json.decode(body, type=_Status).message
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         text = body.decode(errors="replace")
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return text[:300] or "no reason given"

@@ -55,7 +55,7 @@ class ApiServerCheck:
                 yield finding
         except TransportError as error:
             yield answers.unreachable(self._what(what), error)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             yield fail(
                 self._what(what),
                 f"{self._transport.host} answers, but not as an API server of Kubernetes does: {error}",

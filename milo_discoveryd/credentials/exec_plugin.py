@@ -112,7 +112,7 @@ class ExecPlugin:
     async def _renewed(self, held: _Issued | None) -> Credential:
         self._ran_at, self._failure = self._clock(), None
         try:
-            self._issued = _read_answer(await self._run(), self._command, self._clock())
+            self._issued = read_answer(await self._run(), self._command, self._clock())
         except CredentialError as error:
             self._failure = str(error)
             if held is not None:
@@ -153,13 +153,13 @@ def _exec_info(command: ExecCommand) -> str:
     return msgspec.json.encode({"apiVersion": command.api_version, "kind": "ExecCredential", "spec": spec}).decode()
 
 
-def _read_answer(output: bytes, command: ExecCommand, now: float) -> _Issued:
+def read_answer(output: bytes, command: ExecCommand, now: float) -> _Issued:
     def wrong(what: str) -> CredentialError:
         return CredentialError(_complaint(command, what))
 
     try:
         answer = _DECODER.decode(output)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise wrong(f"did not print an ExecCredential: {error}") from None
     if answer.kind != "ExecCredential" or answer.api_version != command.api_version:
         raise wrong(f"printed a {answer.kind} of {answer.api_version}, not an ExecCredential of {command.api_version}")

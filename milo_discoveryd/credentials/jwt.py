@@ -32,7 +32,7 @@ def claims(token: str) -> Claims | None:
         return None
     try:
         msgspec.json.decode(_decoded(parts[0]), type=_Header)
-    except (msgspec.MsgspecError, binascii.Error, ValueError):
+    except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError):
         return None
     try:
         return msgspec.json.decode(_decoded(parts[1]), type=Claims)

@@ -1,6 +1,7 @@
 """The fleet as bytes and back. What was torn, changed, or written by others or for another source is refused whole."""
 
 import hashlib
+import math
 
 import msgspec
 
@@ -52,14 +53,16 @@ def decode(data: bytes, origin: Origin) -> Image:
     words = head.removeprefix(_MAGIC).split(b" ")
     if not newline or not head.startswith(_MAGIC) or len(words) != 2 or not words[0].isdigit():
         raise ImageError("it is not a state file of milo-discoveryd")
-    if int(words[0]) != FORMAT:
-        raise ImageError(f"it has format {int(words[0])}, and this version reads format {FORMAT}")
+    if words[0] != b"%d" % FORMAT:
+        raise ImageError(f"it has format {words[0][:20].decode()}, and this version reads format {FORMAT}")
     if words[1] != _checksum(body):
         raise ImageError("its checksum is wrong: it was torn or changed")
     try:
         image = _DECODER.decode(body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ImageError(f"its content is not what it should be: {error}") from error
+    if not all(map(math.isfinite, (image.written_at, *(each.engaged_at for each in image.clusters)))):
+        raise ImageError("its content is not what it should be: it has times that are none")
     if image.origin != origin:
         raise ImageError(f"it is of another source ({image.origin}; this daemon's is {origin})")
     return image

@@ -1,16 +1,15 @@
 """Runs a reflector against an API server: makes the requests it asks for, and tells it what came of them."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
 import msgspec
 
 from milo_discoveryd.model.source import SourceStatus
+from milo_discoveryd.reflect import retry_after
 from milo_discoveryd.reflect.deletions import Answer as Verdict
 from milo_discoveryd.reflect.deletions import Found, NotFound, Question, Suspicions, Unanswered
 from milo_discoveryd.reflect.machine import Failure, FetchPage, Finding, OpenWatch, Reflector, Wait
@@ -267,13 +266,4 @@ def _refused(status: int, headers: Any, body: bytes) -> Failure:
         # what stands before it. The five seconds that one asks for are a hundred times what it needs.
         return Failure("NotServing", message, 503)
     reason = refused.reason or _STATUS_REASONS.get(status, "ServerError" if status >= 500 else "Refused")
-    return Failure(reason, message, status, _retry_after_s(headers.get("Retry-After", "")))
-
-
-def _retry_after_s(text: str) -> float | None:
-    if re.fullmatch(r"[0-9]{1,9}", text):
-        return float(text)
-    try:
-        return (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-    except (ValueError, TypeError):
-        return None  # not a date either: as if it weren't there
+    return Failure(reason, message, status, retry_after.seconds(headers.get("Retry-After", ""), datetime.now(UTC)))

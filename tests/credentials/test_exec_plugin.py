@@ -204,6 +204,8 @@ async def test_however_many_ask_the_command_runs_once(script: Script) -> None:
         (lambda script: script.does("true"), "did not print an ExecCredential"),
         (lambda script: script.does("echo '<html>'"), "did not print an ExecCredential"),
         (lambda script: script.prints({"token": 5}), "did not print an ExecCredential"),
+        (lambda script: script.does('printf \'{"kind": "\\377"}\''), "did not print an ExecCredential"),
+        (lambda script: script.does("head -c 900000 /dev/zero | tr '\\0' '['"), "did not print an ExecCredential"),
         (lambda script: script.prints({"token": "s3cret", "expirationTimestamp": "soon"}), "did not print an ExecCred"),
         (lambda script: script.prints(None), "neither a token nor a client certificate"),
         (lambda script: script.prints({"clientKeyData": "s3cret"}), "a key without its certificate"),

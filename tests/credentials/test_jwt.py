@@ -1,11 +1,15 @@
 """What a JWT says of itself."""
 
+from base64 import urlsafe_b64encode
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.credentials import jwt
 from tests.credentials.tokens import jwt as made
+
+DEEP = urlsafe_b64encode(b'{"x":' + b"[" * 20_000).decode().rstrip("=") + ".e30.c"
 
 
 def test_its_claims_are_read() -> None:
@@ -21,7 +25,7 @@ def test_one_audience_may_stand_alone_and_none_is_none() -> None:
     assert (one.audiences, none.audiences) == ({"milo"}, frozenset())
 
 
-@pytest.mark.parametrize("token", ["", "opaque", "a.b", "a.b.c", "e30.e30.c", "....", "a" * 40_000 + ".b.c"])
+@pytest.mark.parametrize("token", ["", "opaque", "a.b", "a.b.c", "e30.e30.c", "....", "a" * 40_000 + ".b.c", DEEP])
 def test_a_token_of_another_kind_has_none(token: str) -> None:
     assert jwt.claims(token) is None
 

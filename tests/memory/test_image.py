@@ -1,5 +1,8 @@
 """What a daemon remembers over a restart: all of it, or none."""
 
+import math
+
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,11 +70,26 @@ def test_the_file_of_a_newer_daemon_is_refused_and_named(monkeypatch: pytest.Mon
         decode(data, ORIGIN)
 
 
-def test_content_of_another_shape_is_refused_even_with_a_right_checksum() -> None:
-    body = b"\x93\x01\x02\x03"
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x93\x01\x02\x03",
+        msgspec.msgpack.encode(IMAGE).replace(b"beta", b"bet\xac"),
+        b"\x91" * 100_000,
+        msgspec.msgpack.encode(Image(ORIGIN, math.nan, ())),
+        msgspec.msgpack.encode(Image(ORIGIN, 1.0, (msgspec.structs.replace(kept("alpha"), engaged_at=math.inf),))),
+    ],
+    ids=["another-shape", "no-text", "too-deep", "no-time", "endless"],
+)
+def test_content_that_makes_no_sense_is_refused_even_with_a_right_checksum(body: bytes) -> None:
     data = b"milo-discoveryd state 1 " + images._checksum(body) + b"\n" + body
     with pytest.raises(ImageError, match="content"):
         decode(data, ORIGIN)
+
+
+def test_a_format_of_any_length_is_no_number_to_reckon_with() -> None:
+    with pytest.raises(ImageError, match="format 99999999999999999999,"):
+        decode(b"milo-discoveryd state " + b"9" * 5000 + b" x\n", ORIGIN)
 
 
 @given(st.binary(max_size=200))

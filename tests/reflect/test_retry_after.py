@@ -1,0 +1,35 @@
+"""What a server may say of when it is to be asked again."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from milo_discoveryd.reflect.retry_after import seconds
+
+NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("0", 0.0),
+        ("30", 30.0),
+        ("999999999", 999999999.0),
+        ("Thu, 01 Jan 2026 12:00:30 GMT", 30.0),
+        ("Thu, 01 Jan 2026 11:59:00 GMT", -60.0),
+        ("Thu, 01 Jan 2026 12:00:30 -0000", None),  # of no zone
+        ("Thu, 01 Jan 99999 12:00:30 GMT", None),
+        ("", None),
+        ("-1", None),
+        ("1.5", None),
+        ("1e9", None),
+        ("\uff19", None),
+        ("soon", None),
+        ("9" * 5000, None),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_seconds_and_dates_are_understood_and_all_else_is_as_if_it_were_not_there(
+    text: str, wanted: float | None
+) -> None:
+    assert seconds(text, NOW) == wanted
