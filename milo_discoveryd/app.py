@@ -6,13 +6,11 @@ import random
 import secrets
 import signal
 import time
-import uuid
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, nullcontext
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -24,23 +22,17 @@ from milo_discoveryd.connectivity.schedule import Schedule
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.discovery import Discovery
 from milo_discoveryd.errors import StartError
+from milo_discoveryd.judging import decoder, mode_of
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import Place
 from milo_discoveryd.listening import listeners, token_reviews
 from milo_discoveryd.memory.image import Origin
 from milo_discoveryd.memory.keeper import Keeper
-from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.observation import Observation, Outside
-from milo_discoveryd.model.selector import Selector
-from milo_discoveryd.model.selector import parse as parse_selector
-from milo_discoveryd.modes import mode as modes
-from milo_discoveryd.modes.mode import FixedMode, Setting, WatchedMode
+from milo_discoveryd.modes.mode import FixedMode, WatchedMode
 from milo_discoveryd.offers import Sources
 from milo_discoveryd.reflect.deletions import Suspicions
 from milo_discoveryd.reflect.machine import Policy
 from milo_discoveryd.reflect.vigil import Watchfulness
-from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.guard import Guard, Limits
@@ -107,7 +99,6 @@ class Daemon:
             ),
         )
         self._metrics.follow(self._fleet, settings.metrics.cluster_info_cap)
-        self._selector = parse_selector(settings.label_selector)
         self.addresses: list[str] = []
         self.http_address: str | None = None
         self.started = asyncio.Event()
@@ -149,7 +140,7 @@ class Daemon:
         """Until it is cancelled; then subscribers are sent what they are owed."""
         settings = self._settings
         project = load_project_upstream(settings.project_kubeconfig, settings.discovery_kubeconfig, self._environ)
-        mode = modes.load(settings.mode)(self._mode_setting(project))
+        mode = mode_of(settings, project)
         async with AsyncExitStack() as stack:
             traces = await stack.enter_async_context(self._traces())
             sources = Sources(settings, project, self._environ, stack)
@@ -229,7 +220,7 @@ class Daemon:
         )
         watched = Watched(mode.resource.path, self._settings.label_selector)
         async with aclosing(transport):
-            await discovery.run(transport, watched, Decoder(mode.object_type, _within(self._selector, mode)))
+            await discovery.run(transport, watched, decoder(self._settings, mode))
 
     async def _probe(self, project: Upstream, interval: timedelta) -> None:
         settings = self._settings.connectivity
@@ -297,25 +288,6 @@ class Daemon:
     def _ready(self) -> Mapping[str, str | None]:
         return {"synced": None if self._fleet.synced else "no complete list of the source was seen yet"}
 
-    def _mode_setting(self, project: Upstream) -> Setting:
-        settings, server = self._settings, urlsplit(project.server)
-        single = settings.cluster
-        return Setting(
-            project_endpoint=f"{server.scheme}://{server.netloc}",
-            internal_address_template=settings.internal_address_template,
-            internal_namespace_template=settings.internal_namespace_template,
-            annotation_prefixes=settings.annotation_prefixes,
-            clusters=(
-                Target(
-                    name=single.name,
-                    uid=str(uuid.uuid5(uuid.NAMESPACE_URL, f"{project.server}#{single.name}")),
-                    endpoint=project.server,
-                    organization=single.organization,
-                    labels=tuple(sorted(single.labels.items())),
-                ),
-            ),
-        )
-
     def _about(self) -> About:
         return About(
             version=__version__,
@@ -334,18 +306,3 @@ def _quotas(settings: Settings) -> Quotas:
         streams_each=limits.streams_per_caller,
         per_minute_each=limits.kubeconfigs_per_minute,
     )
-
-
-def _within(selector: Selector, mode: WatchedMode) -> Any:
-    """The mode's judgement, of objects that the selector covers: those asked for by name may not be."""
-    if not selector:
-        return mode.observe
-
-    def observe(obj: KubeObject) -> Observation:
-        metadata = obj.metadata
-        if selector.matches(metadata.labels or {}):
-            return mode.observe(obj)
-        message = f"its labels don't match the daemon's selector {selector}"
-        return Outside(metadata.name, metadata.uid, metadata.resourceVersion, message)
-
-    return observe

@@ -77,13 +77,26 @@ def run(config: Path | None, **flags: Any) -> None:
 
 @main.command()
 @daemon_options
-def check(config: Path | None, **flags: Any) -> None:
+@click.option(
+    "--as",
+    "identity",
+    metavar="IDENTITY",
+    help="Say instead what somebody would get, and by which rule: some of listener=, uid=, gid=, san=, user=, group=.",
+)
+def check(config: Path | None, identity: str | None, **flags: Any) -> None:
     """Looks at the settings and at all they point to, and says what is wrong and how to mend it."""
+    from milo_discoveryd.check import caller, standing
     from milo_discoveryd.check import check as look
     from milo_discoveryd.config import load
 
     async def start() -> None:
-        sys.exit(await look(load(_given(flags), os.environ, config), sys.stdout))
+        settings = load(_given(flags), os.environ, config)
+        looking = (
+            look(settings, sys.stdout)
+            if identity is None
+            else standing(settings, caller(identity), sys.stdout, os.environ)
+        )
+        sys.exit(await looking)
 
     _run(start)
 

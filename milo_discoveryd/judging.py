@@ -1,0 +1,51 @@
+"""From settings to the mode, and to what it makes of objects."""
+
+import uuid
+from typing import Any
+from urllib.parse import urlsplit
+
+from milo_discoveryd.config import Settings
+from milo_discoveryd.credentials import Upstream
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.observation import Observation, Outside
+from milo_discoveryd.model.selector import parse as parse_selector
+from milo_discoveryd.modes import mode as modes
+from milo_discoveryd.modes.mode import FixedMode, Setting, WatchedMode
+from milo_discoveryd.reflect.wire import Decoder
+
+
+def mode_of(settings: Settings, project: Upstream) -> WatchedMode | FixedMode:
+    server = urlsplit(project.server)
+    single = settings.cluster
+    return modes.load(settings.mode)(
+        Setting(
+            project_endpoint=f"{server.scheme}://{server.netloc}",
+            internal_address_template=settings.internal_address_template,
+            internal_namespace_template=settings.internal_namespace_template,
+            annotation_prefixes=settings.annotation_prefixes,
+            clusters=(
+                Target(
+                    name=single.name,
+                    uid=str(uuid.uuid5(uuid.NAMESPACE_URL, f"{project.server}#{single.name}")),
+                    endpoint=project.server,
+                    organization=single.organization,
+                    labels=tuple(sorted(single.labels.items())),
+                ),
+            ),
+        )
+    )
+
+
+def decoder(settings: Settings, mode: WatchedMode) -> Decoder[Any]:
+    """With the mode's judgement, of objects that the selector covers: those asked for by name may not be."""
+    selector = parse_selector(settings.label_selector)
+
+    def observe(obj: KubeObject) -> Observation:
+        metadata = obj.metadata
+        if selector.matches(metadata.labels or {}):
+            return mode.observe(obj)
+        message = f"its labels don't match the daemon's selector {selector}"
+        return Outside(metadata.name, metadata.uid, metadata.resourceVersion, message)
+
+    return Decoder(mode.object_type, observe if selector else mode.observe)
