@@ -141,12 +141,11 @@ class Decoder(Generic[Object]):
     def object(self, raw: bytes | msgspec.Raw) -> Observation | None:
         """None for one that can't even be named."""
         try:
-            return self._observe(self._objects.decode(raw))
+            found = self._observe(self._objects.decode(raw))
         except _UNDECODABLE as error:
             names = _names(raw)
-            if not names.name:
-                return None
-            return Malformed(names.name, names.uid, names.resourceVersion, _problem(error))
+            found = Malformed(names.name, names.uid, names.resourceVersion, _problem(error))
+        return found if found.name else None
 
     def page(self, body: bytes) -> tuple[Page, Iterator[Observation]]:
         """A page without its observations, and these one by one: there may be thousands, and others want to run."""
