@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+import msgspec
 from rich.console import Console
 
 from bench import bars, report
-from bench.measures import commands, fanout, herd, idle, latency, slow_reader, sync
+from bench.measures import churn, commands, fanout, herd, idle, latency, provider, rotation, slow_reader, sync
 from bench.milo import real_milo, sandbox_milo
 from bench.scale import FULL, QUICK
 from bench.setting import Figures, Setting
@@ -28,8 +29,15 @@ MEASURES: dict[str, Measure] = {
     "slow_reader": slow_reader.measure,
     "herd": herd.measure,
     "idle": idle.measure,
+    "rotation": rotation.measure,
+    "churn": churn.steady,
+    "fleet_50k": churn.crowded,
+    "provider": provider.measure,
 }
-NOT_UNLESS_NAMED = {"sync_100k"}
+NOT_UNLESS_NAMED = {"churn", "fleet_50k", "provider"}
+"""They take minutes."""
+ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd"}
+"""So does making the projects."""
 QUICK_ONES = ("startup", "cli", "sync_1k", "latency", "fanout", "slow_reader")
 
 _MISSED = 1
@@ -37,7 +45,9 @@ _MISSED = 1
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="./dev bench", description="Measures the daemon, next to its peers.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASURES)}; all but sync_100k if none")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(MEASURES)}; all that take less than minutes if none"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     parser.add_argument(
         "--real", action="store_true", help="on Milo's own API server instead of the sandbox (needs Go)"
@@ -47,12 +57,16 @@ def main(argv: Sequence[str]) -> int:
         action="store_true",
         help=f"small sizes, and generous bars on ratios; status {_MISSED} if one is missed",
     )
+    parser.add_argument("--minutes", type=float, metavar="N", help="how long churn and fleet_50k last  [default: 1]")
     asked = parser.parse_args(argv)
     if unknown := [name for name in asked.names if name not in MEASURES]:
         parser.error(f"no such measurement: {', '.join(unknown)}; there are {', '.join(MEASURES)}")
     full = bars.REAL if asked.real else bars.FULL
     scale, held_to = (QUICK, bars.QUICK) if asked.quick else (FULL, full)
-    usual = QUICK_ONES if asked.quick else [name for name in MEASURES if name not in NOT_UNLESS_NAMED]
+    if asked.minutes is not None:
+        scale = msgspec.structs.replace(scale, churn_s=60 * asked.minutes)
+    left_out = NOT_UNLESS_NAMED | (ON_REAL_NOT_UNLESS_NAMED if asked.real else set())
+    usual = QUICK_ONES if asked.quick else [name for name in MEASURES if name not in left_out]
     console = Console()
     figures: Figures = {}
     with tempfile.TemporaryDirectory(prefix="milo-bench-") as directory:

@@ -11,11 +11,13 @@ from bench.process import Process
 
 
 class Daemon(Process):
-    def __init__(self, kubeconfig: Path, directory: Path, *, probed: bool = False) -> None:
+    def __init__(self, kubeconfig: Path, directory: Path, *, probed: bool = False, config: Path | None = None) -> None:
         """Without probes of the clusters' own API servers, unless they are what is measured."""
         self._socket = directory / "daemon.sock"
         self.address = f"unix://{self._socket}"
         arguments = ["--discovery-kubeconfig", str(kubeconfig), "--listen", self.address, "--http-listen", "off"]
+        if config is not None:
+            arguments += ["--config", str(config)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
         # One line for each cluster that comes or goes is for a terminal or a log collector, not for this.
         clean["MILO_DISCOVERYD_LOG__LEVEL"] = "warning"
@@ -32,8 +34,10 @@ class Daemon(Process):
 
 
 @asynccontextmanager
-async def daemon(kubeconfig: Path, directory: Path, *, probed: bool = False) -> AsyncIterator[Daemon]:
-    running = Daemon(kubeconfig, directory, probed=probed)
+async def daemon(
+    kubeconfig: Path, directory: Path, *, probed: bool = False, config: Path | None = None
+) -> AsyncIterator[Daemon]:
+    running = Daemon(kubeconfig, directory, probed=probed, config=config)
     try:
         await running.listens()
         yield running

@@ -17,6 +17,7 @@ from bench.process import Process
 
 _WRITERS = 32
 """How many writes are under way at once: about what a real server takes on two cores before it answers 429."""
+_SOON_S = 120.0
 
 Write = Callable[[aiohttp.ClientSession, int], Awaitable[None]]
 
@@ -37,9 +38,16 @@ class SandboxMilo:
         self.access = access
 
     async def burst(self, first: int, count: int, size: int, mark: str) -> None:
-        self._process.tell(f"{first} {count} {size} {mark}")
+        await self._done(f"burst {first} {count} {size} {mark}", _SOON_S)
+
+    async def churn(self, per_s: float, seconds: float) -> None:
+        """Changes all over the fleet, at an even pace; the mark of each is its moment."""
+        await self._done(f"churn {per_s} {seconds}", seconds + _SOON_S)
+
+    async def _done(self, request: str, within_s: float) -> None:
+        self._process.tell(request)
         self._said += 1
-        await self._process.until_said(self._said)
+        await self._process.until_said(self._said, within_s)
 
 
 @asynccontextmanager

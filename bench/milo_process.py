@@ -1,11 +1,15 @@
 """`python -m bench.milo_process KUBECONFIG PROJECTS`: the sandbox as a process, with many changes at once on request.
 
-Over HTTP it takes writes one by one, as any API server does. A line on its standard input has it make many changes:
-`FIRST COUNT SIZE MARK`, from which project on, how many, how many to a burst, and which mark each has then.
+Over HTTP it takes writes one by one, as any API server does. A line on its standard input has it make many changes, and
+say when it has:
+
+- `burst FIRST COUNT SIZE MARK`: from which project on, how many, how many to a burst, and which mark each has then;
+- `churn PER_S SECONDS`: at an even pace, all over the fleet; each project's mark is then the moment of its change.
 """
 
 import asyncio
 import sys
+import time
 from pathlib import Path
 
 from bench import projects
@@ -13,6 +17,9 @@ from milo_discoveryd.sandbox import Sandbox
 from milo_discoveryd.sandbox.resources import PROJECTS
 
 _DAY_S = 86_400.0
+_TICK_S = 0.01
+_STRIDE = 7919
+"""A prime: steps of it visit every project before any a second time."""
 
 
 async def serve(kubeconfig: Path, count: int) -> None:
@@ -24,8 +31,13 @@ async def serve(kubeconfig: Path, count: int) -> None:
         say("ready")
         reader = await _standard_input()
         while line := await reader.readline():
-            first, total, size, mark = line.decode().split()
-            await burst(sandbox, int(first), int(total), int(size), mark)
+            match line.decode().split():
+                case ["burst", first, total, size, mark]:
+                    await burst(sandbox, int(first), int(total), int(size), mark)
+                case ["churn", per_s, seconds]:
+                    await churn(sandbox, count, float(per_s), float(seconds))
+                case unexpected:
+                    raise ValueError(f"no such request: {unexpected}")
             say("done")
 
 
@@ -35,12 +47,40 @@ async def burst(sandbox: Sandbox, first: int, total: int, size: int, mark: str) 
         await asyncio.sleep(0)  # the watches send it
 
 
-def plant(sandbox: Sandbox, indices: range, mark: str) -> None:
+async def churn(sandbox: Sandbox, count: int, per_s: float, seconds: float) -> None:
+    """Of ten changes eight are of a label, one has a project lose or regain its readiness, and one replaces it."""
+    began = time.perf_counter()
+    made = 0
+    not_ready: set[int] = set()
+    while (passed_s := time.perf_counter() - began) < seconds:
+        while made < passed_s * per_s:
+            index = made * _STRIDE % count
+            moment = f"{time.perf_counter():.6f}"
+            match made % 10:
+                case 8 if index not in not_ready:
+                    not_ready.add(index)
+                    plant(sandbox, [index], moment, is_ready=False)
+                case 9:
+                    not_ready.discard(index)
+                    plant(sandbox, [index], moment, uid=f"replaced-{made}")
+                case _:
+                    not_ready.discard(index)
+                    plant(sandbox, [index], moment)
+            made += 1
+        await asyncio.sleep(_TICK_S)
+    plant(sandbox, sorted(not_ready), "")
+
+
+def plant(
+    sandbox: Sandbox, indices: "range | list[int]", mark: str, *, uid: str | None = None, is_ready: bool = True
+) -> None:
     """Make them what they would be on a real server, which writes more into an object than the sandbox does."""
     store = sandbox.store
     for index in indices:
         name = projects.name(index)
-        body = projects.body(index, uid=store.get(PROJECTS, name).uid, version=store.version + 1, mark=mark)
+        body = projects.body(
+            index, uid=uid or store.get(PROJECTS, name).uid, version=store.version + 1, mark=mark, is_ready=is_ready
+        )
         store.plant(PROJECTS, name, body)
 
 

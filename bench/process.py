@@ -52,6 +52,9 @@ class Process:
         self._process.stdin.write(line.encode() + b"\n")
         self._process.stdin.flush()
 
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
     def check(self) -> None:
         if self._process.poll() is not None:
             last_words = "\n".join(self.said.splitlines()[-20:])

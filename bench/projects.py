@@ -19,7 +19,7 @@ _PROJECT = (
     '"labels":{"resourcemanager.miloapis.com/organization-name":"%(organization)s","env":"%(env)s","tier":"%(tier)s",'
     '"region":"%(region)s","bench-mark":"%(mark)s"},"finalizers":["resourcemanager.miloapis.com/project-controller"],'
     '"managedFields":[' + _MANAGED.replace("%", "%%") + ']},"spec":{"ownerRef":{"kind":"Organization",'
-    '"name":"%(organization)s"}},"status":{"conditions":[{"type":"Ready","status":"True","reason":"Ready","message":'
+    '"name":"%(organization)s"}},"status":{"conditions":[{"type":"Ready","status":"%(ready)s","reason":"Ready","message":'
     '"The project is ready","lastTransitionTime":"2026-01-01T00:00:00Z","observedGeneration":1}]}}'
 )
 
@@ -38,7 +38,7 @@ def labels(index: int, mark: str) -> dict[str, str]:
     }
 
 
-def body(index: int, *, uid: str = "", version: int = 0, mark: str = "") -> bytes:
+def body(index: int, *, uid: str = "", version: int = 0, mark: str = "", is_ready: bool = True) -> bytes:
     label = labels(index, mark)
     return (
         _PROJECT
@@ -51,5 +51,6 @@ def body(index: int, *, uid: str = "", version: int = 0, mark: str = "") -> byte
             "tier": label["tier"],
             "region": label["region"],
             "mark": mark,
+            "ready": is_ready,
         }
     ).encode()

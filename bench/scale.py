@@ -9,6 +9,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     clusters: int = 10_000
     large: int = 100_000
     rounds: int = 3
+    with_go: bool = True
+    """Peers that take Go, and minutes to build for the first time."""
     latency_writes: int = 500
     writes_per_s: float = 50.0
     fanout_changes: int = 10_000
@@ -18,11 +20,20 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     slow_reader_bursts: int = 50
     herd: int = 500
     idle_s: float = 20.0
+    token_life_s: float = 20.0
+    issues: int = 2_000
+    fleet: int = 50_000
+    fleet_subscribers: int = 500
+    churn_subscribers: int = 20
+    changes_per_s: float = 200.0
+    churn_s: float = 60.0
+    provider: tuple[int, int] = (200, 1_000)
 
 
 FULL = Scale(name="full")
 QUICK = Scale(
     name="quick",
+    with_go=False,
     clusters=1_000,
     large=2_000,
     latency_writes=100,
@@ -31,9 +42,15 @@ QUICK = Scale(
     slow_reader_bursts=20,
     herd=50,
     idle_s=5.0,
+    issues=500,
+    fleet=2_000,
+    fleet_subscribers=50,
+    churn_s=10.0,
+    provider=(10, 50),
 )
 TINY = Scale(
     name="tiny",
+    with_go=False,
     small=20,
     clusters=50,
     large=80,
@@ -46,4 +63,11 @@ TINY = Scale(
     slow_reader_bursts=3,
     herd=5,
     idle_s=0.2,
+    token_life_s=5.0,
+    issues=20,
+    fleet=50,
+    fleet_subscribers=3,
+    churn_subscribers=2,
+    churn_s=0.5,
+    provider=(2, 5),
 )

@@ -24,10 +24,12 @@ class Setting:
         return self._open_milo(count, self.directory)
 
     @asynccontextmanager
-    async def daemon(self, count: int, *, probed: bool = False) -> AsyncIterator[tuple[Milo, Daemon]]:
+    async def daemon(
+        self, count: int, *, probed: bool = False, config: Path | None = None
+    ) -> AsyncIterator[tuple[Milo, Daemon]]:
         """One that runs on an API server with so many projects."""
         async with (
             self.milo(count) as milo,
-            daemons.daemon(milo.access.kubeconfig, self.directory, probed=probed) as daemon,
+            daemons.daemon(milo.access.kubeconfig, self.directory, probed=probed, config=config) as daemon,
         ):
             yield milo, daemon

@@ -1,7 +1,7 @@
 """Subscribers that do as little as can be done with what they are sent: they count it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -15,11 +15,17 @@ from milo_discovery._gen import discovery_pb2 as pb
 class Subscriber:
     """On a connection of its own, as another process would be."""
 
-    def __init__(self, address: str, *, names: tuple[str, ...] = (), resume: str = "") -> None:
+    def __init__(
+        self, address: str, *, names: tuple[str, ...] = (), resume: str = "", with_kubeconfigs: bool = False
+    ) -> None:
         self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-        request = pb.WatchClustersRequest(filter=pb.ClusterFilter(names=names), resume_revision=resume)
+        request = pb.WatchClustersRequest(
+            filter=pb.ClusterFilter(names=names), resume_revision=resume, include_kubeconfigs=with_kubeconfigs
+        )
         self._call: Any = self._channel.unary_stream(METHOD, request_serializer=_serialised)(request)
         self.on_batch: Callable[[bytes], object] | None = None
+        self.batch: Any = Batch()
+        """The last."""
         self.revision = ""
         self.synced = False
         self.events = 0
@@ -39,7 +45,7 @@ class Subscriber:
         data: bytes = await self._call.read()
         if data is grpc.aio.EOF:
             raise ConnectionError(f"the stream ended: {await self._call.code()}: {await self._call.details()}")
-        batch = Batch.FromString(data)
+        self.batch = batch = Batch.FromString(data)
         count = len(batch.events)
         self.events = count if batch.reset else self.events + count
         self.revision, self.synced = batch.revision, batch.synced
@@ -50,6 +56,22 @@ class Subscriber:
     async def close(self) -> None:
         self._call.cancel()
         await self._channel.close()
+
+
+@asynccontextmanager
+async def meanwhile(endless: list[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Runs what has no end of its own until the block is left. What failed before is raised then."""
+    running = [asyncio.create_task(each) for each in endless]
+    try:
+        yield
+        for each in running:
+            if each.done():
+                each.result()
+    finally:
+        for each in running:
+            each.cancel()
+        # A call that is cancelled while it reads ends with an error of gRPC's.
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 async def together(working: list[Awaitable[Any]]) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
+from bench import projects
+from bench.measures import rotation
 from bench.setting import Figures, Setting
 from bench.subscribers import synced
 
@@ -24,9 +26,16 @@ async def startup(setting: Setting) -> Figures:
 
 
 async def listing(setting: Setting) -> Figures:
-    async with setting.daemon(_CLUSTERS) as (_, daemon), synced(daemon.address, 1):
-        command = ["milo-discovery", "list", "--address", daemon.address]
-        return {"cli.list_ms": await _ms(command, setting.scale.rounds * _RUNS_PER_ROUND)}
+    times = setting.scale.rounds * _RUNS_PER_ROUND
+    config = setting.directory / "commands.yaml"
+    config.write_text(rotation.SOURCE.format(python=sys.executable, minted=setting.directory / "minted", life_s=3600))
+    (setting.directory / "minted").write_text("")
+    async with setting.daemon(_CLUSTERS, config=config) as (_, daemon), synced(daemon.address, 1):
+        at = ["--address", daemon.address]
+        return {
+            "cli.list_ms": await _ms(["milo-discovery", "list", *at], times),
+            "cli.credential_ms": await _ms(["milo-discovery", "credential", "--cluster", projects.name(0), *at], times),
+        }
 
 
 async def _ms(command: Sequence[str], times: int) -> float:

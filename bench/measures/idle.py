@@ -4,7 +4,7 @@ import asyncio
 import time
 
 from bench.setting import Figures, Setting
-from bench.subscribers import Subscriber, synced
+from bench.subscribers import Subscriber, meanwhile, synced
 
 _SUBSCRIBERS = 20
 
@@ -20,13 +20,10 @@ async def _of(key: str, setting: Setting, *, probed: bool) -> Figures:
         setting.daemon(setting.scale.clusters, probed=probed) as (_, daemon),
         synced(daemon.address, _SUBSCRIBERS) as subscribers,
     ):
-        reading = [asyncio.create_task(_read(each)) for each in subscribers]
-        spent, began = daemon.cpu_s, time.perf_counter()
-        await asyncio.sleep(setting.scale.idle_s)
-        cpu_s, took_s = daemon.cpu_s - spent, time.perf_counter() - began
-        for each in reading:
-            each.cancel()
-        await asyncio.wait(reading)
+        async with meanwhile([_read(each) for each in subscribers]):
+            spent, began = daemon.cpu_s, time.perf_counter()
+            await asyncio.sleep(setting.scale.idle_s)
+            cpu_s, took_s = daemon.cpu_s - spent, time.perf_counter() - began
         return {f"{key}.cpu_percent": 100 * cpu_s / took_s, f"{key}.rss_mib": daemon.rss_mib}
 
 

@@ -1,4 +1,7 @@
-"""From a write to the subscriber's callback, and beside it to the reader of a raw watch: what lies between is ours."""
+"""From a write to the subscriber's callback, and beside it to the reader of a raw watch: what lies between is ours.
+
+Other readers of the API server, client-go's informer and the kubernetes package's watch, take their turn.
+"""
 
 import asyncio
 import re
@@ -6,16 +9,21 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
+from itertools import count
 from statistics import median, quantiles
 
+from bench import peers
 from bench.access import PROJECTS
 from bench.milo import Milo, label
+from bench.peers import Peer
 from bench.projects import MARK
 from bench.setting import Figures, Setting
 from milo_discovery import DiscoveryClient
 
 _MARKED = re.compile(rb'"%s":"([0-9]+)"' % MARK.encode())
 _LAST_WITHIN_S = 10.0
+_LOOK_EVERY_S = 0.05
+_OURS = ""
 
 
 class Writes:
@@ -32,10 +40,11 @@ class Writes:
         self.round_trips_ms: list[float] = []
         self._all_seen = asyncio.Event()
 
-    def seen(self, mark: int) -> None:
+    def seen(self, mark: int, at: float | None = None) -> None:
+        """`at`: now, if not given."""
         begun = self._begun.pop(mark, None)
         if begun is not None:
-            self.latencies_ms.append((time.perf_counter() - begun) * 1000)
+            self.latencies_ms.append(((time.perf_counter() if at is None else at) - begun) * 1000)
             if len(self.latencies_ms) == self._count:
                 self._all_seen.set()
 
@@ -66,26 +75,46 @@ async def measure(setting: Setting) -> Figures:
     scale = setting.scale
     raw: list[Writes] = []
     ours: list[Writes] = []
-    cpu_s = 0.0
+    readers = {f"{name}_": start for name, start in peers.readers(scale).items()}
+    beside: dict[str, list[Writes]] = {name: [] for name in readers}
+    cpu_s = dict.fromkeys((_OURS, *readers), 0.0)
     async with setting.daemon(scale.clusters) as (milo, daemon):
-        make = partial(Writes, milo, scale.latency_writes, scale.writes_per_s, scale.clusters)
-        for number in range(scale.rounds):
-            raw.append(await _read_by(partial(_raw_watch, milo), make(2 * number * scale.latency_writes)))
+        marks = count(step=scale.latency_writes)
+
+        def make() -> Writes:
+            return Writes(milo, scale.latency_writes, scale.writes_per_s, scale.clusters, next(marks))
+
+        for _ in range(scale.rounds):
+            raw.append(await _read_by(partial(_raw_watch, milo), make()))
+            for name, start in readers.items():
+                async with start(milo.access.kubeconfig, setting.directory) as peer:
+                    if peer is None:
+                        continue
+                    await peer.synced()
+                    spent = peer.cpu_s
+                    beside[name].append(await _read_by(partial(_peer, peer), make()))
+                    cpu_s[name] += peer.cpu_s - spent
             async with AsyncExitStack() as stack:
                 client = await stack.enter_async_context(DiscoveryClient(daemon.address))
                 watch = await stack.enter_async_context(client.watch())
                 await watch.synced()
                 spent = daemon.cpu_s
-                writes = make((2 * number + 1) * scale.latency_writes)
-                ours.append(await _read_by(partial(_subscriber, watch), writes))
-                cpu_s += daemon.cpu_s - spent
+                ours.append(await _read_by(partial(_subscriber, watch), make()))
+                cpu_s[_OURS] += daemon.cpu_s - spent
     figures: Figures = {f"latency.{name}_ms": value for name, value in _percentiles(ours).items()}
-    beside = _percentiles(raw)
-    figures |= {f"latency.raw_watch_{name}_ms": value for name, value in beside.items()}
+    by_hand = _percentiles(raw)
+    figures |= {f"latency.raw_watch_{name}_ms": value for name, value in by_hand.items()}
+    for peer_name, theirs in beside.items():
+        found = _percentiles(theirs) if theirs else {}
+        figures |= {f"latency.{peer_name}{name}_ms": found.get(name) for name in by_hand}
     figures["latency.write_p50_ms"] = median(took for each in ours for took in each.round_trips_ms)
     for name, key in (("p50", "latency.over_raw_watch_ms"), ("p99", "latency.p99_over_raw_watch_ms")):
-        figures[key] = _percentiles(ours)[name] - beside[name]
-    figures["latency.cpu_s_per_1000"] = cpu_s / (len(ours) * scale.latency_writes) * 1000
+        figures[key] = _percentiles(ours)[name] - by_hand[name]
+    for name, spent in cpu_s.items():
+        figures[f"latency.{name}cpu_s_per_1000"] = spent / (scale.rounds * scale.latency_writes) * 1000 or None
+    if scale.with_go:
+        theirs_s, ours_s = figures["latency.client_go_cpu_s_per_1000"], figures["latency.cpu_s_per_1000"]
+        figures["latency.cpu_ratio_to_client_go"] = ours_s / theirs_s if ours_s and theirs_s else None
     return figures
 
 
@@ -107,6 +136,21 @@ async def _subscriber(watch: object, writes: Writes, ready: asyncio.Event) -> No
         mark = event.cluster.labels.get(MARK, "")
         if mark:
             writes.seen(int(mark))
+
+
+async def _peer(peer: Peer, writes: Writes, ready: asyncio.Event) -> None:
+    """It says the mark of each change, and the moment by the wall clock."""
+    ahead_s = time.time() - time.perf_counter()
+    said = len(peer.said.splitlines())
+    ready.set()
+    while True:
+        lines = peer.said.splitlines(keepends=True)[said:]
+        for line in lines:
+            if line.endswith("\n"):
+                mark, moment = line.split()
+                writes.seen(int(mark), int(moment) / 1e9 - ahead_s)
+                said += 1
+        await asyncio.sleep(_LOOK_EVERY_S)
 
 
 async def _raw_watch(milo: Milo, writes: Writes, ready: asyncio.Event) -> None:

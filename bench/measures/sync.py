@@ -3,18 +3,22 @@
 import asyncio
 import shutil
 import time
+from collections import defaultdict
 from pathlib import Path
 from statistics import median
 
 from bench import daemon as daemons
+from bench import peers
 from bench.access import PROJECTS, Access
 from bench.milo import Milo
+from bench.peers import Peer
 from bench.setting import Figures, Setting
 from bench.subscribers import Subscriber
 
 _STREAMING_LIST = (
     "?watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&timeoutSeconds=300"
 )
+_TOLD_OF_PEERS = ("seconds", "cpu_s", "rss_mib")
 _END_OF_LIST = b"k8s.io/initial-events-end"
 
 
@@ -27,29 +31,57 @@ async def usual(setting: Setting) -> Figures:
 
 
 async def large(setting: Setting) -> Figures:
-    """The same at a hundred thousand; with the usual size beside it, what each cluster adds."""
+    """The same at a hundred thousand; with the other sizes beside it, what each cluster adds."""
     scale = setting.scale
     figures = await _of_size(setting, scale.large, "sync_100k")
-    async with setting.milo(scale.clusters) as milo:
-        base = (await _daemon(milo, setting.directory, scale.clusters))["rss_mib"]
-    grown = figures["sync_100k.rss_mib"]
-    assert grown is not None
-    figures["bytes_per_cluster"] = (grown - base) * 2**20 / (scale.large - scale.clusters)
+    small, base = [await _alone(setting, count) for count in (scale.small, scale.clusters)]
+    grown = {name: figures[f"sync_100k.{name}"] or 0.0 for name in base}
+    for few, (one, other) in {
+        "": ((base, scale.clusters), (grown, scale.large)),
+        ".to_10k": ((small, scale.small), (base, scale.clusters)),
+    }.items():
+        clusters = other[1] - one[1]
+        figures[f"bytes_per_cluster{few}"] = (other[0]["rss_mib"] - one[0]["rss_mib"]) * 2**20 / clusters
+        figures[f"cpu_us_per_cluster{few}"] = (other[0]["cpu_s"] - one[0]["cpu_s"]) * 1e6 / clusters
     return figures
+
+
+async def _alone(setting: Setting, count: int) -> dict[str, float]:
+    async with setting.milo(count) as milo:
+        return await _daemon(milo, setting.directory, count)
 
 
 async def _of_size(setting: Setting, count: int, key: str) -> Figures:
     async with setting.milo(count) as milo:
+        readers = peers.readers(setting.scale)
         # In turn, so that what else the machine does is the same for both.
-        runs, curls = [], []
+        runs, curls, beside = [], [], defaultdict(list)
         for _ in range(setting.scale.rounds):
             curls.append(await _curl(milo.access, setting.directory))
             runs.append(await _daemon(milo, setting.directory, count))
+            for name, start in readers.items():
+                began = time.perf_counter()
+                async with start(milo.access.kubeconfig, setting.directory) as peer:
+                    if peer is not None:
+                        beside[name].append(await _peer(peer, began, count))
     figures: Figures = {f"{key}.{name}": median(run[name] for run in runs) for name in runs[0]}
+    for name in readers:
+        theirs = {each: median(run[each] for run in beside[name]) for each in _TOLD_OF_PEERS} if beside[name] else {}
+        figures |= {f"{key}.{name}_{each}": theirs.get(each) for each in _TOLD_OF_PEERS}
+        figures[f"{key}.ratio_to_{name}"] = (
+            median(run["seconds"] for run in runs) / theirs["seconds"] if theirs else None
+        )
     timed = [seconds for seconds in curls if seconds is not None]
     figures[f"{key}.curl_seconds"] = median(timed) if timed else None
     figures[f"{key}.ratio_to_curl"] = median(run["seconds"] for run in runs) / median(timed) if timed else None
     return figures
+
+
+async def _peer(peer: Peer, began: float, count: int) -> dict[str, float]:
+    found = await peer.synced()
+    took_s = time.perf_counter() - began
+    assert found == count, f"synced with {found} projects of {count}"
+    return {"seconds": took_s, "cpu_s": peer.cpu_s, "rss_mib": peer.rss_mib}
 
 
 async def _daemon(milo: Milo, directory: Path, count: int) -> dict[str, float]:

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 	"time"
 
@@ -66,6 +67,7 @@ func run(ctx context.Context, opts options) error {
 		return fmt.Errorf("--kubeconfig %q: %w", opts.kubeconfig, err)
 	}
 	ctrl.SetLogger(logger(opts.verbose))
+	go countWhenAsked()
 
 	local, err := ctrl.NewManager(config, ctrl.Options{Metrics: server.Options{BindAddress: "0"}})
 	if err != nil {
@@ -116,6 +118,15 @@ func tell(what string, name multicluster.ClusterName, endpoint string) {
 		line += " " + endpoint
 	}
 	fmt.Println(line)
+}
+
+// countWhenAsked tells how many goroutines there are, at each SIGUSR1.
+func countWhenAsked() {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1)
+	for range asked {
+		fmt.Printf("%s GOROUTINES %d\n", time.Now().UTC().Format(time.RFC3339Nano), runtime.NumGoroutine())
+	}
 }
 
 func logger(verbose bool) logr.Logger {

@@ -9,17 +9,24 @@ from bench.__main__ import MEASURES, QUICK_ONES
 from bench.scale import TINY
 from bench.setting import Setting
 
+SLOPES = {f"{key}_per_cluster{few}" for key in ("bytes", "cpu_us") for few in ("", ".to_10k")}
+CHURNED = ("p50_ms", "p99_ms", "resets", "gaps", "differences", "changes", "cpu_percent", "rss_mib", "growth_percent")
+WITH_GO = {"sync_100k.ratio_to_client_go", "latency.cpu_ratio_to_client_go"}
 KEYS = {
     "startup": {"startup.import_ms", "startup.python_ms", "startup.ratio_to_python"},
-    "cli": {"cli.list_ms"},
-    "sync_1k": {"sync_1k.seconds", "sync_1k.ratio_to_curl", "sync_1k.rss_mib"},
+    "cli": {"cli.list_ms", "cli.credential_ms"},
+    "sync_1k": {"sync_1k.seconds", "sync_1k.ratio_to_curl", "sync_1k.ratio_to_kubernetes_aio", "sync_1k.rss_mib"},
     "sync_10k": {"sync_10k.seconds", "sync_10k.ratio_to_curl", "sync_10k.rss_mib"},
-    "sync_100k": {"sync_100k.seconds", "sync_100k.ratio_to_curl", "sync_100k.rss_mib", "bytes_per_cluster"},
+    "sync_100k": {"sync_100k.seconds", "sync_100k.ratio_to_curl", "sync_100k.rss_mib", *SLOPES},
     "latency": {"latency.p50_ms", "latency.p99_ms", "latency.over_raw_watch_ms", "latency.cpu_s_per_1000"},
     "fanout": {f"fanout.{count}.{key}" for count in TINY.subscribers for key in ("events_per_s", "ratio_to_bare")},
     "slow_reader": {"fanout.slow_reader_effect"},
     "herd": {"herd_500.seconds"},
     "idle": {"idle.cpu_percent", "idle.probed.cpu_percent"},
+    "rotation": {"rotation.mints", "issue.p99_ms"},
+    "churn": {f"churn.{key}" for key in CHURNED},
+    "fleet_50k": {f"fleet_50k.{key}" for key in CHURNED},
+    "provider": {"provider.2.ratio", "provider.kib_per_project", "provider.memory_ratio"},
 }
 
 
@@ -29,11 +36,24 @@ async def test_it_gives_the_figures_that_it_promises(name: str, setting: Setting
 
     assert KEYS[name] <= figures.keys()
     without_curl = {key for key in figures if "curl" in key} if shutil.which("curl") is None else set()
-    assert {key for key, value in figures.items() if value is None} == without_curl
+    without_go = {key for key in figures if key.startswith("provider.") and "ours" not in key}
+    assert {key for key, value in figures.items() if value is None} == without_curl | without_go
+
+
+async def test_a_fleet_that_changes_is_told_whole_and_in_order(setting: Setting) -> None:
+    figures = await MEASURES["churn"](setting)
+
+    assert [figures[f"churn.{key}"] for key in ("resets", "gaps", "differences")] == [0, 0, 0]
+
+
+async def test_a_fleet_of_one_identity_is_renewed_by_one_mint(setting: Setting) -> None:
+    figures = await MEASURES["rotation"](setting)
+
+    assert (figures["rotation.mints"], figures["rotation.clusters"]) == (1, TINY.clusters)
 
 
 def test_every_bar_is_for_a_figure() -> None:
-    keys = {key for keys in KEYS.values() for key in keys} | {"latency.p99_over_raw_watch_ms"}
+    keys = {key for keys in KEYS.values() for key in keys} | WITH_GO | {"latency.p99_over_raw_watch_ms"}
     for patterns in (bars.FULL, bars.REAL, bars.QUICK):
         assert all(any(bars.bar_of(key, {pattern: bar}) for key in keys) for pattern, bar in patterns.items())
 

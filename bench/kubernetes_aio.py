@@ -1,0 +1,39 @@
+"""`python -m bench.kubernetes_aio KUBECONFIG`: lists and watches projects as the kubernetes package's users do.
+
+It says how many there are once it has them all, and from then on the mark of each change that it sees, with the moment.
+"""
+
+import asyncio
+import sys
+import time
+from typing import Any
+
+from kubernetes.aio.client import ApiClient, CustomObjectsApi
+from kubernetes.aio.config import load_kube_config
+from kubernetes.aio.watch import Watch
+
+from bench.projects import MARK
+
+_PROJECTS = ("resourcemanager.miloapis.com", "v1alpha1", "projects")
+
+
+async def follow(kubeconfig: str) -> None:
+    await load_kube_config(config_file=kubeconfig)  # type: ignore[no-untyped-call]
+    async with ApiClient() as client:
+        api = CustomObjectsApi(client)
+        listed: Any = await api.list_cluster_custom_object(*_PROJECTS)
+        say(f"synced {len(listed['items'])}")
+        version = listed["metadata"]["resourceVersion"]
+        async with Watch() as watch:  # type: ignore[no-untyped-call]
+            async for event in watch.stream(api.list_cluster_custom_object, *_PROJECTS, resource_version=version):
+                mark = event["object"]["metadata"]["labels"][MARK]
+                say(f"{mark} {time.time_ns()}")
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(follow(sys.argv[1]))

@@ -1,0 +1,96 @@
+"""Other readers of the same API server, as processes: what an operator in Go or Python has who has no daemon."""
+
+import os
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cache
+from pathlib import Path
+
+from bench.process import Process
+from bench.projects import MARK
+from bench.scale import Scale
+
+_HERE = Path(__file__).parent
+INFORMER_BINARY = "MILO_INFORMER"
+"""Names one that somebody has built already."""
+
+
+class Peer(Process):
+    """It says `synced COUNT` when it has read all there is."""
+
+    def __init__(self, name: str, command: list[str], directory: Path) -> None:
+        super().__init__(command, directory / f"{name}.log")
+
+    async def synced(self) -> int:
+        (first, *_) = await self.until_said(1, within_s=600.0)
+        return int(first.split()[1])
+
+
+@asynccontextmanager
+async def kubernetes_aio(kubeconfig: Path, directory: Path) -> AsyncIterator[Peer | None]:
+    """The kubernetes package's list and watch, as its documentation has it."""
+    command = [sys.executable, "-m", "bench.kubernetes_aio", str(kubeconfig)]
+    async with _running(Peer("kubernetes-aio", command, directory)) as peer:
+        yield peer
+
+
+@asynccontextmanager
+async def client_go(kubeconfig: Path, directory: Path) -> AsyncIterator[Peer | None]:
+    """The dynamic informer of client-go; None where it can't be built."""
+    binary = informer()
+    if binary is None:
+        yield None
+        return
+    command = [str(binary), f"--kubeconfig={kubeconfig}", f"--mark={MARK}"]
+    async with _running(Peer("client-go", command, directory)) as peer:
+        yield peer
+
+
+Start = Callable[[Path, Path], AbstractAsyncContextManager[Peer | None]]
+
+
+def readers(scale: Scale) -> dict[str, Start]:
+    """By the names that they have in keys."""
+    return {"kubernetes_aio": kubernetes_aio, **({"client_go": client_go} if scale.with_go else {})}
+
+
+@cache
+def informer() -> Path | None:
+    given = os.environ.get(INFORMER_BINARY)
+    return Path(given) if given else _built("informer", "v0.35.4", "k8s.io/client-go", _HERE / "informer")
+
+
+@cache
+def provider() -> Path | None:
+    """Milo's own, in a manager of multicluster-runtime."""
+    from tests.real.programs import PEER_BINARY  # noqa: PLC0415 - see below
+
+    given = os.environ.get(PEER_BINARY)
+    return Path(given) if given else _built("peer", "v0.32.5", "go.miloapis.com/milo", _HERE / "peer")
+
+
+def _built(name: str, version: str, module: str, definition: Path) -> Path | None:
+    # They need Go, and nothing else here does.
+    from tests.real.builds import (  # noqa: PLC0415
+        GoMissingError,
+        GoProgram,
+        UnobtainableError,
+        obtain,
+        say_to_stderr,
+    )
+
+    program = GoProgram(name=name, version=version, module=module, package=".", definition=definition)
+    try:
+        return obtain(program, say_to_stderr)
+    except (GoMissingError, UnobtainableError) as error:
+        say_to_stderr(f"{name} does not run: {error}")
+        return None
+
+
+@asynccontextmanager
+async def _running(peer: Peer) -> AsyncIterator[Peer]:
+    try:
+        yield peer
+    finally:
+        await peer.end()
