@@ -6,10 +6,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bench.process import Process
 from bench.projects import MARK
 from bench.scale import Scale
+
+if TYPE_CHECKING:
+    from tests.real.builds import GoProgram
 
 _HERE = Path(__file__).parent
 INFORMER_BINARY = "MILO_INFORMER"
@@ -57,34 +61,33 @@ def readers(scale: Scale) -> dict[str, Start]:
 
 @cache
 def informer() -> Path | None:
+    from tests.real.builds import GoProgram  # noqa: PLC0415 - see `_obtained`
+
     given = os.environ.get(INFORMER_BINARY)
-    return Path(given) if given else _built("informer", "v0.35.4", "k8s.io/client-go", _HERE / "informer")
+    program = GoProgram(
+        name="informer", version="v0.35.4", module="k8s.io/client-go", package=".", definition=_HERE / "informer"
+    )
+    return Path(given) if given else _obtained(program)
 
 
 @cache
 def provider() -> Path | None:
     """Milo's own, in a manager of multicluster-runtime."""
-    from tests.real.programs import PEER_BINARY  # noqa: PLC0415 - see below
+    from tests.real.builds import PEER  # noqa: PLC0415 - see `_obtained`
+    from tests.real.programs import PEER_BINARY  # noqa: PLC0415
 
     given = os.environ.get(PEER_BINARY)
-    return Path(given) if given else _built("peer", "v0.32.5", "go.miloapis.com/milo", _HERE / "peer")
+    return Path(given) if given else _obtained(PEER)
 
 
-def _built(name: str, version: str, module: str, definition: Path) -> Path | None:
-    # They need Go, and nothing else here does.
-    from tests.real.builds import (  # noqa: PLC0415
-        GoMissingError,
-        GoProgram,
-        UnobtainableError,
-        obtain,
-        say_to_stderr,
-    )
+def _obtained(program: "GoProgram") -> Path | None:
+    # Building them takes Go, and nothing else here does.
+    from tests.real.builds import GoMissingError, UnobtainableError, obtain, say_to_stderr  # noqa: PLC0415
 
-    program = GoProgram(name=name, version=version, module=module, package=".", definition=definition)
     try:
         return obtain(program, say_to_stderr)
     except (GoMissingError, UnobtainableError) as error:
-        say_to_stderr(f"{name} does not run: {error}")
+        say_to_stderr(f"{program.title} does not run: {error}")
         return None
 
 
