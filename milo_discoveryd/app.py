@@ -18,7 +18,7 @@ from milo_discoveryd import __version__
 from milo_discoveryd.config import Settings
 from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.schedule import Policy as Probing
-from milo_discoveryd.connectivity.schedule import Schedule
+from milo_discoveryd.connectivity.schedule import Schedule, at_once
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.discovery import Discovery
 from milo_discoveryd.errors import StartError
@@ -229,6 +229,7 @@ class Daemon:
             interval_s=interval.total_seconds(),
             rate_per_s=settings.rate,
             host_rate_per_s=settings.host_rate,
+            at_once=at_once(settings.rate, settings.timeout.total_seconds()),
             unreachable_after_s=settings.unreachable_after.total_seconds(),
             give_up_after_s=None if give_up_after is None else give_up_after.total_seconds(),
             give_up_count=self._settings.removals.count,

@@ -10,6 +10,7 @@ shares, and nobody is while many are away: then it is rather we who are.
 """
 
 import heapq
+import math
 from collections.abc import Callable
 
 import msgspec
@@ -24,7 +25,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Between two probes of a cluster, where the budget allows it."""
     rate_per_s: float = 50.0
     host_rate_per_s: float = 20.0
-    at_once: int = 32
+    at_once: int = 250
+    """See the function of that name."""
     unreachable_after_s: float = 30.0
     """For how long a cluster has to fail before it is called unreachable."""
     host_down_after: int = 3
@@ -36,6 +38,15 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     """Nobody is given up while more are unreachable than this..."""
     give_up_share: float = 0.2
     """...or than this part of all, if that is more. More than half are always too many."""
+
+
+AT_ONCE = 512
+"""Each takes a file of the process while it is under way."""
+
+
+def at_once(rate_per_s: float, timeout_s: float) -> int:
+    """As many as can be under way if nobody answers: fewer, and those who do would wait for those who don't."""
+    return min(AT_ONCE, math.ceil(rate_per_s * timeout_s))
 
 
 class Reached(msgspec.Struct, frozen=True):

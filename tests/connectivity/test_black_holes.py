@@ -1,0 +1,48 @@
+"""Five hundred clusters, of which fifty swallow whatever is sent to them: nobody else's news comes any later."""
+
+import heapq
+
+from milo_discoveryd.connectivity.schedule import Failed, Outcome, Policy, Probe, Reached, Schedule, at_once
+from milo_discoveryd.model.moment import Moment
+
+TIMEOUT_S = 5.0
+ANSWERED_S = 0.02
+SWALLOWED = Failed("timeout", "it did not answer in time", is_of_host=True)
+
+
+def first_news(clusters: int, black_holes: int, *, minutes: float = 5.0) -> dict[str, float]:
+    """When each that answers was first known to, by the daemon's usual settings, each on a host of its own."""
+    rate = Policy().rate_per_s
+    schedule = Schedule(Policy(at_once=at_once(rate, TIMEOUT_S)), lambda: 0.5)
+    for number in range(clusters):
+        # They are spread among the others, as they would be.
+        dead = black_holes and number % (clusters // black_holes) == 0
+        schedule.watch(f"{'dead' if dead else 'well'}-{number}", f"host-{number}", 1, 0.0)
+    known: dict[str, float] = {}
+    under_way: list[tuple[float, str, Probe]] = []
+    now = 0.0
+    while now < minutes * 60.0:
+        for probe in schedule.due(now):
+            takes_s = TIMEOUT_S if probe.name.startswith("dead") else ANSWERED_S
+            heapq.heappush(under_way, (now + takes_s, probe.name, probe))
+        ends = [under_way[0][0]] if under_way else []
+        now = min(ends if schedule.next_at is None else [*ends, schedule.next_at])
+        while under_way and under_way[0][0] <= now:
+            _, _, probe = heapq.heappop(under_way)
+            outcome: Outcome = SWALLOWED if probe.name.startswith("dead") else Reached()
+            for verdict in schedule.told(probe, outcome, Moment(now, now)):
+                known.setdefault(verdict.name, now)
+    return {name: at for name, at in known.items() if name.startswith("well")}
+
+
+def test_the_others_are_known_in_the_same_time() -> None:
+    without, beside = first_news(500, 0), first_news(500, 50)
+    assert len(beside) == 450
+    assert max(beside.values()) <= max(without.values()) + 0.1
+    assert max(without.values()) < 11.0
+
+
+def test_even_if_nobody_answers_there_is_an_end_to_what_is_under_way() -> None:
+    assert at_once(50.0, 5.0) == 250
+    assert at_once(0.1, 5.0) == 1
+    assert at_once(1000.0, 60.0) == 512
