@@ -15,9 +15,8 @@ def first_news(clusters: int, black_holes: int, *, minutes: float = 5.0) -> dict
     rate = Policy().rate_per_s
     schedule = Schedule(Policy(at_once=at_once(rate, TIMEOUT_S)), lambda: 0.5)
     for number in range(clusters):
-        # They are spread among the others, as they would be.
-        dead = black_holes and number % (clusters // black_holes) == 0
-        schedule.watch(f"{'dead' if dead else 'well'}-{number}", f"host-{number}", 1, 0.0)
+        # They come first, which is the worst that they can do.
+        schedule.watch(f"{'dead' if number < black_holes else 'well'}-{number}", f"host-{number}", 1, 0.0)
     known: dict[str, float] = {}
     under_way: list[tuple[float, str, Probe]] = []
     now = 0.0
