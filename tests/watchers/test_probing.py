@@ -10,6 +10,8 @@ import trustme
 from aiohttp import web
 
 from milo_discoveryd.connectivity.schedule import Failed, Outcome, Reached
+from milo_discoveryd.credentials import Credential
+from milo_discoveryd.errors import BackendError
 from milo_discoveryd.watchers.probing import Asker
 from tests.watchers.api_server import ApiServer, answering, upstream
 
@@ -80,3 +82,34 @@ async def test_another_certificate_authority_is_told_as_tls() -> None:
         outcome = await asking.ask(server.url)
     assert isinstance(outcome, Failed)
     assert (outcome.cause, outcome.is_of_host) == ("tls", True)
+
+
+async def test_a_host_that_has_no_address_is_told_as_dns() -> None:
+    async with ApiServer(answering()) as server, asker(server) as asking:
+        outcome = await asking.ask("https://no-such-host.invalid")
+    assert isinstance(outcome, Failed)
+    assert (outcome.cause, outcome.is_of_host) == ("dns", True)
+
+
+async def test_one_that_hangs_up_is_told_as_closed() -> None:
+    async def hang_up(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async with ApiServer(hang_up) as server, asker(server) as asking:
+        outcome = await asking.ask(server.url)
+    assert isinstance(outcome, Failed)
+    assert (outcome.cause, outcome.is_of_host) == ("closed", True)
+
+
+async def test_a_credential_that_can_not_be_had_is_nothing_against_the_host() -> None:
+    class Broken:
+        async def credential(self, *, refused: Credential | None = None) -> Credential:
+            raise BackendError("the plugin failed")
+
+    async with ApiServer(answering()) as server, asker(server, credentials=Broken()) as asking:
+        outcome = await asking.ask(server.url)
+    assert isinstance(outcome, Failed)
+    assert (outcome.cause, outcome.is_of_host) == ("credential", False)
+    assert server.requests == []
