@@ -6,6 +6,9 @@ REGISTRY = ("tests/registry",)
 CURSORS = ("tests/registry/test_cursor.py",)
 INTAKE = ("tests/registry/test_intake.py",)
 REFLECT = ("tests/reflect",)
+SCOPES = ("tests/rights/test_scope.py",)
+SEALS = ("tests/server/test_revision.py", "tests/server/test_listings.py")
+ROTATION = ("tests/server/test_rotation.py",)
 MODES = ("tests/modes/test_names.py", "tests/modes/test_project.py")
 
 
@@ -277,5 +280,89 @@ MUTANTS = (
         'if condition is None or condition.status != "True":',
         'if condition is None or condition.status != "True" or metadata.deletionTimestamp:',
         MODES,
+    ),
+    Mutant(
+        "what may not be seen is shown to who asks for it",
+        "rights/scope.py",
+        "return self.scope.matches(cluster) and self.asked.matches(cluster)",
+        "return self.asked.matches(cluster)",
+        SCOPES,
+    ),
+    Mutant(
+        "an end shows what could not be seen",
+        "registry/log.py",
+        "if past is not None and wanted.shows(past.cluster):",
+        "if past is not None:",
+        ("tests/registry/test_hidden.py",),
+    ),
+    Mutant(
+        "the last rule that is met counts",
+        "rights/rights.py",
+        "for rule in self.rules if",
+        "for rule in reversed(self.rules) if",
+        ("tests/rights/test_rights.py",),
+    ),
+    Mutant(
+        "who has one of the things that a rule asks for meets it",
+        "rights/who.py",
+        "            and (not self.uids or caller.uid in self.uids)",
+        "            and (not self.uids or caller.uid in self.uids or bool(self.listeners))",
+        ("tests/rights/test_who.py",),
+    ),
+    Mutant(
+        "rights that end are not told",
+        "registry/turn.py",
+        "            if was and not now:",
+        "            if False:",
+        ("tests/registry/test_turn.py",),
+    ),
+    Mutant(
+        "rights that change again before all was told are told wrongly",
+        "registry/turn.py",
+        "knew = ((self.place, self.wanted), *(each for each in self.knew if each[0] > self.place))",
+        "knew = self.knew",
+        ("tests/registry/test_turn.py",),
+    ),
+    Mutant(
+        "kubeconfigs go on being renewed for what was taken away",
+        "server/rotation.py",
+        "return cluster if cluster is not None and self._shown.matches(cluster) else None",
+        "return cluster",
+        ROTATION,
+    ),
+    Mutant(
+        "kubeconfigs are asked for before they are counted",
+        "server/rotation.py",
+        "self._to is None or not self._pay(cluster.target.name)",
+        "self._to is None",
+        ROTATION,
+    ),
+    Mutant(
+        "the second page goes by the rights of the first",
+        "server/listings.py",
+        "clusters=tuple(filter(still, page.clusters))",
+        "clusters=page.clusters",
+        ("tests/server/test_listings.py",),
+    ),
+    Mutant(
+        "any seal will do",
+        "server/revision.py",
+        "return text if whole else None",
+        "return text",
+        SEALS,
+    ),
+    Mutant(
+        "a seal is good for everybody",
+        "server/revision.py",
+        r'f"{text}\0{holder}".encode()',
+        "text.encode()",
+        SEALS,
+    ),
+    Mutant(
+        "a name that may not be seen is told from one that is not there",
+        "server/sight.py",
+        "if record is None or scope.is_everything:",
+        "if True:",
+        ("tests/server/test_sight.py",),
     ),
 )
