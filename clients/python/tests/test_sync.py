@@ -26,6 +26,7 @@ from milo_discovery import (
     TimedOut,
     Unavailable,
 )
+from milo_discovery._credentials import ClientCredentials
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._subscription import Subscription
 from milo_discovery.sync import SyncWatch, open_channel
@@ -264,7 +265,9 @@ class TestConnections:
     async def test_a_silent_stream_counts_as_dead(self, daemon):
         subscription = Subscription({}, AT_ONCE)
         subscription.silence = timedelta(milliseconds=50)
-        with SyncWatch(subscription, lambda: open_channel(daemon.address), lambda _: None) as watch:
+        with SyncWatch(
+            subscription, lambda: open_channel(daemon.address, ClientCredentials()), lambda _: None, lambda: ()
+        ) as watch:
             told = asyncio.create_task(asyncio.to_thread(take, watch, 1))
             first = await daemon.stream()
             first.send(snapshot("1"))

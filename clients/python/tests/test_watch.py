@@ -24,6 +24,7 @@ from milo_discovery import (
     Unimplemented,
     Watch,
 )
+from milo_discovery._credentials import ClientCredentials
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._subscription import Subscription
 from milo_discovery._wire import silence
@@ -218,7 +219,9 @@ class TestReconnecting:
     async def test_a_silent_stream_counts_as_dead(self, daemon):
         subscription = Subscription({}, AT_ONCE)
         subscription.silence = timedelta(milliseconds=50)
-        watch = Watch(subscription, lambda: open_channel(daemon.address), lambda _: None)
+        watch = Watch(
+            subscription, lambda: open_channel(daemon.address, ClientCredentials()), lambda _: None, lambda: ()
+        )
         async with watch:
             feed = watch.feed()
             stream = await begin(daemon, snapshot("1"))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
     from milo_discovery._backoff import BackoffPolicy
+    from milo_discovery._credentials import ClientCredentials
     from milo_discovery.client import DiscoveryClient
     from milo_discovery.engaged import EngagedCluster
     from milo_discovery.errors import (
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         FieldViolation,
         HandlerFailed,
         InvalidAddress,
+        InvalidCredentials,
         InvalidRequest,
         PermissionDenied,
         PreconditionFailed,
@@ -59,6 +61,7 @@ _MODULE_OF = {
     "CallFailed": "milo_discovery.errors",
     "CertificateRenewed": "milo_discovery.errors",
     "Cluster": "milo_discovery.model",
+    "ClientCredentials": "milo_discovery._credentials",
     "ClusterNotFound": "milo_discovery.errors",
     "ClusterReport": "milo_discovery.model",
     "Connected": "milo_discovery.events",
@@ -80,6 +83,7 @@ _MODULE_OF = {
     "FleetCounts": "milo_discovery.model",
     "HandlerFailed": "milo_discovery.errors",
     "InvalidAddress": "milo_discovery.errors",
+    "InvalidCredentials": "milo_discovery.errors",
     "InvalidRequest": "milo_discovery.errors",
     "Kubeconfig": "milo_discovery.model",
     "KubeconfigFormat": "milo_discovery.model",
@@ -112,6 +116,7 @@ __all__ = [
     "BackoffPolicy",
     "CallFailed",
     "CertificateRenewed",
+    "ClientCredentials",
     "Cluster",
     "ClusterNotFound",
     "ClusterReport",
@@ -133,6 +138,7 @@ __all__ = [
     "FleetCounts",
     "HandlerFailed",
     "InvalidAddress",
+    "InvalidCredentials",
     "InvalidRequest",
     "Kubeconfig",
     "KubeconfigFormat",

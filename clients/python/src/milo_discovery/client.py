@@ -13,6 +13,7 @@ import grpc
 from milo_discovery import _api_clients, _wire
 from milo_discovery._address import CHANNEL_OPTIONS, target
 from milo_discovery._backoff import BackoffPolicy
+from milo_discovery._credentials import ClientCredentials
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery._lane import Lanes
@@ -32,9 +33,12 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
-def open_channel(place: str) -> grpc.aio.Channel:
+def open_channel(place: str, credentials: ClientCredentials) -> grpc.aio.Channel:
     """A channel to a gRPC target, with what a neighbour on the same machine needs."""
-    return grpc.aio.insecure_channel(place, options=CHANNEL_OPTIONS)
+    shown = credentials.channel_credentials()
+    if shown is None:
+        return grpc.aio.insecure_channel(place, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(place, shown, options=CHANNEL_OPTIONS)
 
 
 class DiscoveryClient:
@@ -42,7 +46,8 @@ class DiscoveryClient:
 
     Without one it takes MILO_DISCOVERY_ADDRESS, or unix:///run/milo-discovery/discovery.sock. `timeout` is for single
     calls, in which the daemon isn't waited for: where nobody answers they fail with Unavailable. Watches wait and
-    go on trying, by `backoff`. `connect` makes a channel, for those who want interceptors in it.
+    go on trying, by `backoff`. `credentials` say who the client is; without them the environment does. `connect` makes
+    a channel, for those who want interceptors in it.
     """
 
     def __init__(
@@ -51,12 +56,15 @@ class DiscoveryClient:
         *,
         timeout: timedelta | None = timedelta(seconds=10),
         backoff: BackoffPolicy | None = None,
-        connect: Callable[[str], grpc.aio.Channel] = open_channel,
+        credentials: ClientCredentials | None = None,
+        connect: Callable[[str], grpc.aio.Channel] | None = None,
     ) -> None:
         self._target = target(address)
+        self._credentials = ClientCredentials.from_environment() if credentials is None else credentials
+        self._credentials.check(self._target)
         self._timeout = timeout
         self._backoff = backoff or BackoffPolicy()
-        self._connect = connect
+        self._connect = connect or (lambda place: open_channel(place, self._credentials))
         self._lanes = Lanes(lambda: self._connect(self._target))
         self._watches: set[Watch] = set()
 
@@ -79,7 +87,9 @@ class DiscoveryClient:
     def watch(self, **options: Unpack[WatchOptions]) -> Watch:
         """Follow the fleet, or the part of it that the options name. Each watch has a connection of its own."""
         subscription = Subscription(options, self._backoff)
-        watch = Watch(subscription, lambda: self._connect(self._target), self._watches.discard)
+        watch = Watch(
+            subscription, lambda: self._connect(self._target), self._watches.discard, self._credentials.metadata
+        )
         self._watches.add(watch)
         return watch
 
@@ -132,10 +142,11 @@ class DiscoveryClient:
         method: Callable[[DiscoveryServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
         request: _Request,
     ) -> _Response:
+        metadata = self._credentials.metadata()
         lane = self._lanes.enter()
         try:
             limit = None if self._timeout is None else self._timeout.total_seconds()
-            return await method(DiscoveryServiceStub(lane.channel))(request, timeout=limit)
+            return await method(DiscoveryServiceStub(lane.channel))(request, timeout=limit, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             failure = status_error(error.code(), error.details(), error.trailing_metadata())
             if lost_connection(failure):

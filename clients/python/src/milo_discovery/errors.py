@@ -2,6 +2,7 @@
 
 DiscoveryError
 ├── InvalidAddress            the address names no place to connect to
+├── InvalidCredentials        what the client is to show can't be read, or must not be shown there
 ├── ClusterNotFound           no such cluster, or none that is engaged
 ├── InvalidRequest            the daemon refused an argument: `violations` name the fields
 ├── PermissionDenied          known, and not allowed
@@ -39,6 +40,10 @@ class DiscoveryError(Exception):
 
 class InvalidAddress(DiscoveryError, ValueError):
     """The address names no place to connect to."""
+
+
+class InvalidCredentials(DiscoveryError, ValueError):
+    """What the client is to show can't be read, or must not be shown there."""
 
 
 class StatusError(DiscoveryError):

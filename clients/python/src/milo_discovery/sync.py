@@ -16,6 +16,7 @@ import grpc
 from milo_discovery import _api_clients, _wire
 from milo_discovery._address import CHANNEL_OPTIONS, target
 from milo_discovery._backoff import BackoffPolicy
+from milo_discovery._credentials import ClientCredentials
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery._lane import Lanes
@@ -33,9 +34,12 @@ _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
 
 
-def open_channel(place: str) -> grpc.Channel:
+def open_channel(place: str, credentials: ClientCredentials) -> grpc.Channel:
     """A channel to a gRPC target, with what a neighbour on the same machine needs."""
-    return grpc.insecure_channel(place, options=CHANNEL_OPTIONS)
+    shown = credentials.channel_credentials()
+    if shown is None:
+        return grpc.insecure_channel(place, options=CHANNEL_OPTIONS)
+    return grpc.secure_channel(place, shown, options=CHANNEL_OPTIONS)
 
 
 class SyncDiscoveryClient:
@@ -47,12 +51,15 @@ class SyncDiscoveryClient:
         *,
         timeout: timedelta | None = timedelta(seconds=10),
         backoff: BackoffPolicy | None = None,
-        connect: Callable[[str], grpc.Channel] = open_channel,
+        credentials: ClientCredentials | None = None,
+        connect: Callable[[str], grpc.Channel] | None = None,
     ) -> None:
         self._target = target(address)
+        self._credentials = ClientCredentials.from_environment() if credentials is None else credentials
+        self._credentials.check(self._target)
         self._timeout = timeout
         self._backoff = backoff or BackoffPolicy()
-        self._connect = connect
+        self._connect = connect or (lambda place: open_channel(place, self._credentials))
         self._lock = threading.Lock()
         self._lanes = Lanes(lambda: self._connect(self._target))
         self._watches: set[SyncWatch] = set()
@@ -77,7 +84,9 @@ class SyncDiscoveryClient:
     def watch(self, **options: Unpack[WatchOptions]) -> SyncWatch:
         """Follow the fleet, or the part of it that the options name. Each watch has a connection of its own."""
         subscription = Subscription(options, self._backoff)
-        watch = SyncWatch(subscription, lambda: self._connect(self._target), self._watches.discard)
+        watch = SyncWatch(
+            subscription, lambda: self._connect(self._target), self._watches.discard, self._credentials.metadata
+        )
         self._watches.add(watch)
         return watch
 
@@ -124,11 +133,12 @@ class SyncDiscoveryClient:
         method: Callable[[DiscoveryServiceStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]],
         request: _Request,
     ) -> _Response:
+        metadata = self._credentials.metadata()
         with self._lock:
             lane = self._lanes.enter()
         try:
             limit = None if self._timeout is None else self._timeout.total_seconds()
-            return method(DiscoveryServiceStub(lane.channel))(request, timeout=limit)
+            return method(DiscoveryServiceStub(lane.channel))(request, timeout=limit, metadata=metadata)
         except grpc.RpcError as error:
             refusal = failure(error)
             if lost_connection(refusal):
@@ -149,10 +159,15 @@ class SyncWatch(WatchState):
     """
 
     def __init__(
-        self, subscription: Subscription, connect: Callable[[], grpc.Channel], on_close: Callable[[SyncWatch], None]
+        self,
+        subscription: Subscription,
+        connect: Callable[[], grpc.Channel],
+        on_close: Callable[[SyncWatch], None],
+        metadata: Callable[[], tuple[tuple[str, str], ...]],
     ) -> None:
         super().__init__(subscription)
         self._connect = connect
+        self._metadata = metadata
         self._on_close = on_close
         self._lock = threading.Lock()
         """Held while `_stream` changes: a watch that is closed in another thread must not open one more."""
@@ -207,10 +222,10 @@ class SyncWatch(WatchState):
     def _until(self, holds: Callable[[], bool]) -> bool:
         """Read until it holds; False if the watch is closed instead."""
         while not holds():
-            stream = self._open()
-            if stream is None:
-                break
             try:
+                stream = self._open()
+                if stream is None:
+                    break
                 self._take_from(stream)
             except FATAL_TO_A_STREAM:
                 self._drop()
@@ -228,7 +243,8 @@ class SyncWatch(WatchState):
             if self._closed.is_set():
                 return None
             if self._stream is None:
-                self._stream = _Stream(self._connect(), self._subscription.open())
+                metadata = self._metadata()
+                self._stream = _Stream(self._connect(), self._subscription.open(), metadata)
             return self._stream
 
     def _take_from(self, stream: _Stream) -> None:
@@ -247,9 +263,11 @@ class SyncWatch(WatchState):
 class _Stream:
     """A call, and a thread that reads it: blocking gRPC can wait for the next message, but not for so and so long."""
 
-    def __init__(self, channel: grpc.Channel, request: pb.WatchClustersRequest) -> None:
+    def __init__(
+        self, channel: grpc.Channel, request: pb.WatchClustersRequest, metadata: tuple[tuple[str, str], ...]
+    ) -> None:
         self._channel = channel
-        self._call = DiscoveryServiceStub(channel).WatchClusters(request)
+        self._call = DiscoveryServiceStub(channel).WatchClusters(request, metadata=metadata)
         self._arrived: SimpleQueue[pb.WatchClustersResponse | DiscoveryError] = SimpleQueue()
         self._wanted = threading.Semaphore(1)
         self._closing = False

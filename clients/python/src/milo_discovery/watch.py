@@ -31,10 +31,15 @@ class Watch(WatchState):
     """
 
     def __init__(
-        self, subscription: Subscription, connect: Callable[[], grpc.aio.Channel], on_close: Callable[[Watch], None]
+        self,
+        subscription: Subscription,
+        connect: Callable[[], grpc.aio.Channel],
+        on_close: Callable[[Watch], None],
+        metadata: Callable[[], tuple[tuple[str, str], ...]],
     ) -> None:
         super().__init__(subscription)
         self._connect = connect
+        self._metadata = metadata
         self._on_close = on_close
         self._signal = Signal()
         self._reader: asyncio.Task[None] | None = None
@@ -141,9 +146,10 @@ class Watch(WatchState):
         """One stream on a connection of its own, read to its end, which is always an error."""
         subscription = self._subscription
         request = subscription.open()
+        metadata = self._metadata()
         try:
             async with self._connect() as channel:
-                call = DiscoveryServiceStub(channel).WatchClusters(request)
+                call = DiscoveryServiceStub(channel).WatchClusters(request, metadata=metadata)
                 while True:
                     # The limit is around the one read: a slow user is no silent daemon.
                     async with asyncio.timeout(subscription.silence.total_seconds()):

@@ -6,13 +6,12 @@ Data goes to stdout, messages to stderr. Help and usage errors load neither gRPC
 from __future__ import annotations
 
 import sys
-from datetime import timedelta
 from importlib import import_module
 
 import click
 
 from milo_discovery.cli.endings import Exit, end_by_broken_pipe
-from milo_discovery.cli.options import address_option, timeout_option
+from milo_discovery.cli.options import address_option, credential_options, timeout_option
 
 _MODULE_OF = {
     "credential": "credential",
@@ -49,8 +48,9 @@ class Commands(click.Group):
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="milo-discovery-client", prog_name="milo-discovery")
 @address_option
+@credential_options
 @timeout_option(None, "How long to wait for the daemon; each command has its own default.")
-def command(address: str, timeout: timedelta | None) -> None:  # both are for the commands: see `connecting`
+def command(**_: object) -> None:  # all are for the commands: see `connecting`
     """See which Milo project control planes are engaged, and follow them as they come and go.
 
     Exit statuses: 0 all well, 1 failed, 2 wrong usage, 3 not found, 4 not allowed, 5 no connection, 6 timed out,

@@ -54,9 +54,15 @@ def _ask(connection: Connection, cluster: str) -> pb.Kubeconfig:
 
     limit = None if connection.timeout is None else connection.timeout.total_seconds()
     try:
-        with grpc.insecure_channel(target(connection.address), options=CHANNEL_OPTIONS) as channel:
-            request = messages.IssueKubeconfigRequest(cluster=cluster)
-            return DiscoveryServiceStub(channel).IssueKubeconfig(request, timeout=limit).kubeconfig
+        place, shown = target(connection.address), connection.credentials.channel_credentials()
+        with (
+            grpc.insecure_channel(place, options=CHANNEL_OPTIONS)
+            if shown is None
+            else grpc.secure_channel(place, shown, options=CHANNEL_OPTIONS)
+        ) as channel:
+            request, metadata = messages.IssueKubeconfigRequest(cluster=cluster), connection.credentials.metadata()
+            answer = DiscoveryServiceStub(channel).IssueKubeconfig(request, timeout=limit, metadata=metadata)
+            return answer.kubeconfig
     except grpc.RpcError as error:
         from milo_discovery._status import failure  # noqa: PLC0415
 

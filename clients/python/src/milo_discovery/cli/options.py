@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 from click.core import ParameterSource
 
-from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
+from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS, target
+from milo_discovery._credentials import (
+    CA_VARIABLE,
+    CERTIFICATE_VARIABLE,
+    KEY_VARIABLE,
+    TOKEN_VARIABLE,
+    ClientCredentials,
+)
 from milo_discovery.cli.endings import Ended
 from milo_discovery.errors import DiscoveryError
 
@@ -53,6 +60,7 @@ class Connection:
 
     address: str
     timeout: timedelta | None
+    credentials: ClientCredentials
 
     def run(self, work: Callable[[DiscoveryClient], Awaitable[R]]) -> R:
         """Do the work with a client, and end the command where that fails."""
@@ -63,7 +71,7 @@ class Connection:
         from milo_discovery.client import DiscoveryClient  # noqa: PLC0415  (loads gRPC)
 
         async def connected() -> R:
-            async with DiscoveryClient(self.address, timeout=self.timeout) as client:
+            async with DiscoveryClient(self.address, timeout=self.timeout, credentials=self.credentials) as client:
                 return await work(client)
 
         try:
@@ -83,6 +91,20 @@ def address_option(command: Callable[..., R]) -> Callable[..., R]:
     )(command)
 
 
+_FILES = (
+    ("ca-file", CA_VARIABLE, "Who vouches for the daemon; for TLS."),
+    ("certificate-file", CERTIFICATE_VARIABLE, "Our certificate; for TLS."),
+    ("key-file", KEY_VARIABLE, "Its key."),
+    ("token-file", TOKEN_VARIABLE, "A bearer token that says who we are."),
+)
+
+
+def credential_options(command: Callable[..., R]) -> Callable[..., R]:
+    for name, variable, about in reversed(_FILES):
+        command = click.option(f"--{name}", metavar="FILE", envvar=variable, show_envvar=True, help=about)(command)
+    return command
+
+
 def timeout_option(default: str | None, about: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
     return click.option("--timeout", type=Duration(), default=default, show_default=default is not None, help=about)
 
@@ -92,11 +114,19 @@ def connecting(*, timeout: str | None, about_timeout: str) -> Callable[[Callable
 
     def decorate(command: Callable[..., R]) -> Callable[..., R]:
         @address_option
+        @credential_options
         @timeout_option(timeout, about_timeout)
         @functools.wraps(command)
         def with_connection(*, address: str, timeout: timedelta | None, **rest: Any) -> R:
             address, timeout = _given("address", address), _given("timeout", timeout)
-            return command(Connection(address=address, timeout=timeout), **rest)
+            names = [name.replace("-", "_") for name, *_ in _FILES]
+            files = {name: _given(name, rest.pop(name)) or None for name in names}
+            try:
+                credentials = ClientCredentials(**files)
+                credentials.check(target(address))
+            except DiscoveryError as error:
+                raise Ended(error, address) from error
+            return command(Connection(address=address, timeout=timeout, credentials=credentials), **rest)
 
         return with_connection
 
