@@ -14,9 +14,9 @@ from bench import bars, report
 from bench.measures import churn, commands, fanout, herd, idle, latency, provider, rotation, slow_reader, sync
 from bench.milo import real_milo, sandbox_milo
 from bench.scale import FULL, QUICK
-from bench.setting import Figures, Setting
+from bench.setting import Samples, Setting
 
-Measure = Callable[[Setting], Awaitable[Figures]]
+Measure = Callable[[Setting], Awaitable[Samples]]
 
 MEASURES: dict[str, Measure] = {
     "startup": commands.startup,
@@ -68,22 +68,22 @@ def main(argv: Sequence[str]) -> int:
     left_out = NOT_UNLESS_NAMED | (ON_REAL_NOT_UNLESS_NAMED if asked.real else set())
     usual = QUICK_ONES if asked.quick else [name for name in MEASURES if name not in left_out]
     console = Console()
-    figures: Figures = {}
+    samples: Samples = {}
     with tempfile.TemporaryDirectory(prefix="milo-bench-") as directory:
         setting = Setting(scale, Path(directory), real_milo if asked.real else sandbox_milo)
         for name in asked.names or usual:
             found = asyncio.run(run(name, setting))
             console.print(report.table(found, held_to))
-            figures |= found
-    missed = report.missed(figures, held_to)
+            samples |= found
+    results = report.results(samples, held_to, scale.name, "real" if asked.real else "sandbox")
     if asked.json is not None:
-        asked.json.write_bytes(report.document(figures, held_to, scale.name, "real" if asked.real else "sandbox"))
-    if missed:
-        console.print(f"missed: {', '.join(missed)}")
-    return _MISSED if missed and asked.quick else 0
+        asked.json.write_bytes(report.written(results))
+    if results.missed:
+        console.print(f"missed: {', '.join(results.missed)}")
+    return _MISSED if results.missed and asked.quick else 0
 
 
-async def run(name: str, setting: Setting) -> Figures:
+async def run(name: str, setting: Setting) -> Samples:
     return await MEASURES[name](setting)
 
 

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from bench import projects
+from bench.process import standard_input
 from milo_discoveryd.sandbox import Sandbox
 from milo_discoveryd.sandbox.resources import PROJECTS
 
@@ -29,7 +30,7 @@ async def serve(kubeconfig: Path, count: int) -> None:
         plant(sandbox, range(count), "")
         sandbox.write_kubeconfig(kubeconfig)
         say("ready")
-        reader = await _standard_input()
+        reader = await standard_input()
         while line := await reader.readline():
             match line.decode().split():
                 case ["burst", first, total, size, mark]:
@@ -87,12 +88,6 @@ def plant(
 def say(word: str) -> None:
     sys.stdout.write(f"{word}\n")
     sys.stdout.flush()
-
-
-async def _standard_input() -> asyncio.StreamReader:
-    reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    return reader
 
 
 if __name__ == "__main__":

@@ -4,11 +4,19 @@ import asyncio
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 _ENDS_WITHIN_S = 15.0
 _TICKS = os.sysconf("SC_CLK_TCK")
+
+
+async def standard_input() -> asyncio.StreamReader:
+    """Of a process that is one of these."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    return reader
 
 
 class ProcessError(Exception):

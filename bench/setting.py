@@ -10,8 +10,8 @@ from bench.milo import Milo
 from bench.scale import Scale
 
 Open = Callable[[int, Path], AbstractAsyncContextManager[Milo]]
-Figures = dict[str, float | None]
-"""By key; None where it could not be had here."""
+Samples = dict[str, list[float]]
+"""By key, what each round gave; nothing where it could not be had here."""
 
 
 class Setting:

@@ -11,21 +11,25 @@ from statistics import median
 
 from bench import projects
 from bench.measures import rotation
-from bench.setting import Figures, Setting
+from bench.setting import Samples, Setting
 from bench.subscribers import synced
 
 _CLUSTERS = 10
 _RUNS_PER_ROUND = 3
 
 
-async def startup(setting: Setting) -> Figures:
+async def startup(setting: Setting) -> Samples:
     times = setting.scale.rounds * _RUNS_PER_ROUND
     ours = await _ms(["milo-discoveryd", "--version"], times)
     python = await _ms([sys.executable, "-c", "pass"], times)
-    return {"startup.import_ms": ours, "startup.python_ms": python, "startup.ratio_to_python": ours / python}
+    return {
+        "startup.import_ms": ours,
+        "startup.python_ms": python,
+        "startup.ratio_to_python": [median(ours) / median(python)],
+    }
 
 
-async def listing(setting: Setting) -> Figures:
+async def listing(setting: Setting) -> Samples:
     times = setting.scale.rounds * _RUNS_PER_ROUND
     config = setting.directory / "commands.yaml"
     config.write_text(rotation.SOURCE.format(python=sys.executable, minted=setting.directory / "minted", life_s=3600))
@@ -38,8 +42,8 @@ async def listing(setting: Setting) -> Figures:
         }
 
 
-async def _ms(command: Sequence[str], times: int) -> float:
-    return median([await asyncio.to_thread(_timed_ms, command) for _ in range(times)])
+async def _ms(command: Sequence[str], times: int) -> list[float]:
+    return [await asyncio.to_thread(_timed_ms, command) for _ in range(times)]
 
 
 def _timed_ms(command: Sequence[str]) -> float:

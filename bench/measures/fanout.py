@@ -9,14 +9,13 @@ daemon's reading and judging of each change; `intake` is that without subscriber
 
 import time
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
 from bench import projects
 from bench.bare import bare
 from bench.daemon import Daemon
 from bench.milo import Milo
-from bench.setting import Figures, Setting
+from bench.setting import Samples, Setting
 from bench.subscribers import Subscriber, opened, synced, together
 
 
@@ -31,15 +30,15 @@ class Live(NamedTuple):
     cpu_s: float
 
 
-async def measure(setting: Setting) -> Figures:
+async def measure(setting: Setting) -> Samples:
     scale = setting.scale
-    figures: Figures = {}
+    samples: Samples = {}
     changes = min(scale.fanout_changes, scale.clusters)
     async with setting.daemon(scale.clusters) as (milo, daemon):
         bursts = Bursts(milo, daemon, changes, scale.fanout_burst)
         intakes = [await bursts.intake() for _ in range(scale.rounds)]
-        figures["fanout.intake_events_per_s"] = changes / median(each.seconds for each in intakes)
-        figures["fanout.intake_cpu_us_per_event"] = median(each.cpu_s for each in intakes) / changes * 1e6
+        samples["fanout.intake_events_per_s"] = [changes / each.seconds for each in intakes]
+        samples["fanout.intake_cpu_us_per_event"] = [each.cpu_s / changes * 1e6 for each in intakes]
         for count in scale.subscribers:
             caught, theirs, live = [], [], []
             for _ in range(scale.rounds):
@@ -47,14 +46,15 @@ async def measure(setting: Setting) -> Figures:
                 theirs.append(await bare_s(caught[-1].batches, count, setting.directory))
                 live.append(await bursts.live(count))
             sent, key = changes * count, f"fanout.{count}"
-            ours_s, bare_took_s = median(each.seconds for each in caught), median(theirs)
-            figures[f"{key}.events_per_s"] = sent / ours_s
-            figures[f"{key}.bare_events_per_s"] = sent / bare_took_s
-            figures[f"{key}.ratio_to_bare"] = bare_took_s / ours_s
-            figures[f"{key}.batches"] = float(len(caught[-1].batches))
-            figures[f"{key}.live_events_per_s"] = sent / median(each.seconds for each in live)
-            figures[f"{key}.live_cpu_us_per_event"] = median(each.cpu_s for each in live) / sent * 1e6
-    return figures
+            samples[f"{key}.events_per_s"] = [sent / each.seconds for each in caught]
+            samples[f"{key}.bare_events_per_s"] = [sent / took_s for took_s in theirs]
+            samples[f"{key}.ratio_to_bare"] = [
+                took_s / each.seconds for took_s, each in zip(theirs, caught, strict=True)
+            ]
+            samples[f"{key}.batches"] = [float(len(each.batches)) for each in caught]
+            samples[f"{key}.live_events_per_s"] = [sent / each.seconds for each in live]
+            samples[f"{key}.live_cpu_us_per_event"] = [each.cpu_s / sent * 1e6 for each in live]
+    return samples
 
 
 class Bursts:

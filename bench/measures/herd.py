@@ -1,13 +1,12 @@
 """Many subscribers at once, each of which wants the whole fleet: what follows a restart of the daemon."""
 
 import time
-from statistics import median
 
-from bench.setting import Figures, Setting
+from bench.setting import Samples, Setting
 from bench.subscribers import opened, synced, together
 
 
-async def measure(setting: Setting) -> Figures:
+async def measure(setting: Setting) -> Samples:
     scale = setting.scale
     took = []
     async with setting.daemon(scale.clusters) as (_, daemon):
@@ -19,4 +18,4 @@ async def measure(setting: Setting) -> Figures:
                 await together([each.until_synced() for each in subscribers])
                 took.append(time.perf_counter() - began)
                 assert all(each.events == scale.clusters for each in subscribers)
-        return {"herd_500.seconds": median(took), "herd_500.rss_growth_mib": daemon.peak_mib - rss_mib}
+        return {"herd_500.seconds": took, "herd_500.rss_growth_mib": [daemon.peak_mib - rss_mib]}

@@ -17,13 +17,14 @@ from bench.access import PROJECTS
 from bench.milo import Milo, label
 from bench.peers import Peer
 from bench.projects import MARK
-from bench.setting import Figures, Setting
+from bench.setting import Samples, Setting
 from milo_discovery import DiscoveryClient
 
 _MARKED = re.compile(rb'"%s":"([0-9]+)"' % MARK.encode())
 _LAST_WITHIN_S = 10.0
 _LOOK_EVERY_S = 0.05
 _OURS = ""
+_CUTS = (("p50", 50), ("p99", 99))
 
 
 class Writes:
@@ -48,6 +49,10 @@ class Writes:
             if len(self.latencies_ms) == self._count:
                 self._all_seen.set()
 
+    def at(self, percent: int) -> float:
+        """So many of the latencies are below."""
+        return quantiles(self.latencies_ms, n=100)[percent - 1]
+
     async def run(self) -> None:
         """Until all of them were seen."""
         loop = asyncio.get_running_loop()
@@ -71,13 +76,13 @@ Reader = Callable[[Writes, asyncio.Event], Awaitable[None]]
 """Tells the writes what it sees, until it is cancelled; the event is for when it is ready."""
 
 
-async def measure(setting: Setting) -> Figures:
+async def measure(setting: Setting) -> Samples:
     scale = setting.scale
     raw: list[Writes] = []
     ours: list[Writes] = []
     readers = {f"{name}_": start for name, start in peers.readers(scale).items()}
     beside: dict[str, list[Writes]] = {name: [] for name in readers}
-    cpu_s = dict.fromkeys((_OURS, *readers), 0.0)
+    cpu_s: dict[str, list[float]] = {name: [] for name in (_OURS, *readers)}
     async with setting.daemon(scale.clusters) as (milo, daemon):
         marks = count(step=scale.latency_writes)
 
@@ -93,29 +98,26 @@ async def measure(setting: Setting) -> Figures:
                     await peer.synced()
                     spent = peer.cpu_s
                     beside[name].append(await _read_by(partial(_peer, peer), make()))
-                    cpu_s[name] += peer.cpu_s - spent
+                    cpu_s[name].append(peer.cpu_s - spent)
             async with AsyncExitStack() as stack:
                 client = await stack.enter_async_context(DiscoveryClient(daemon.address))
                 watch = await stack.enter_async_context(client.watch())
                 await watch.synced()
                 spent = daemon.cpu_s
                 ours.append(await _read_by(partial(_subscriber, watch), make()))
-                cpu_s[_OURS] += daemon.cpu_s - spent
-    figures: Figures = {f"latency.{name}_ms": value for name, value in _percentiles(ours).items()}
-    by_hand = _percentiles(raw)
-    figures |= {f"latency.raw_watch_{name}_ms": value for name, value in by_hand.items()}
-    for peer_name, theirs in beside.items():
-        found = _percentiles(theirs) if theirs else {}
-        figures |= {f"latency.{peer_name}{name}_ms": found.get(name) for name in by_hand}
-    figures["latency.write_p50_ms"] = median(took for each in ours for took in each.round_trips_ms)
-    for name, key in (("p50", "latency.over_raw_watch_ms"), ("p99", "latency.p99_over_raw_watch_ms")):
-        figures[key] = _percentiles(ours)[name] - by_hand[name]
-    for name, spent in cpu_s.items():
-        figures[f"latency.{name}cpu_s_per_1000"] = spent / (scale.rounds * scale.latency_writes) * 1000 or None
+                cpu_s[_OURS].append(daemon.cpu_s - spent)
+    samples: Samples = {}
+    for name, read in {_OURS: ours, "raw_watch_": raw, **beside}.items():
+        samples |= {f"latency.{name}{percentile}_ms": [each.at(cut) for each in read] for percentile, cut in _CUTS}
+    samples["latency.write_p50_ms"] = [median(each.round_trips_ms) for each in ours]
+    for key, cut in (("latency.over_raw_watch_ms", 50), ("latency.p99_over_raw_watch_ms", 99)):
+        samples[key] = [one.at(cut) - other.at(cut) for one, other in zip(ours, raw, strict=True)]
+    for name, each in cpu_s.items():
+        samples[f"latency.{name}cpu_s_per_1000"] = [spent / scale.latency_writes * 1000 for spent in each]
     if scale.with_go:
-        theirs_s, ours_s = figures["latency.client_go_cpu_s_per_1000"], figures["latency.cpu_s_per_1000"]
-        figures["latency.cpu_ratio_to_client_go"] = ours_s / theirs_s if ours_s and theirs_s else None
-    return figures
+        both = zip(cpu_s[_OURS], cpu_s["client_go_"], strict=False)
+        samples["latency.cpu_ratio_to_client_go"] = [one / other for one, other in both]
+    return samples
 
 
 async def _read_by(reader: Reader, writes: Writes) -> Writes:
@@ -167,9 +169,3 @@ async def _raw_watch(milo: Milo, writes: Writes, ready: asyncio.Event) -> None:
                 for line in lines:
                     if found := _MARKED.search(line):
                         writes.seen(int(found[1]))
-
-
-def _percentiles(rounds: list[Writes]) -> dict[str, float]:
-    """Medians over the rounds of each round's percentiles."""
-    cut = [quantiles(each.latencies_ms, n=100) for each in rounds]
-    return {"p50": median(each[49] for each in cut), "p99": median(each[98] for each in cut)}

@@ -14,7 +14,7 @@ from bench import daemon as daemons
 from bench import peers
 from bench.milo import Milo
 from bench.process import Process
-from bench.setting import Figures, Setting
+from bench.setting import Samples, Setting
 from bench.subscribers import Subscriber
 
 _LOOK_EVERY_S = 0.05
@@ -22,7 +22,7 @@ _WITHIN_S = 900.0
 _KEYS = ("seconds", "rss_mib", "goroutines")
 
 
-async def measure(setting: Setting) -> Figures:
+async def measure(setting: Setting) -> Samples:
     few, many = sizes = setting.scale.provider
     theirs: dict[int, dict[str, float | None]] = {}
     ours: dict[int, dict[str, float]] = {}
@@ -35,17 +35,15 @@ async def measure(setting: Setting) -> Figures:
         large = await _ours(milo, setting.directory)
     ours_kib = (large["rss_mib"] - ours[few]["rss_mib"]) * 1024 / (setting.scale.clusters - few)
     theirs_kib = _each(theirs[few]["rss_mib"], theirs[many]["rss_mib"], (many - few) / 1024)
-    figures: Figures = {f"provider.{count}.{key}": theirs[count][key] for count in sizes for key in _KEYS}
+    found: dict[str, float | None] = {f"provider.{count}.{key}": theirs[count][key] for count in sizes for key in _KEYS}
     for count in sizes:
-        figures[f"provider.{count}.ours_seconds"] = ours[count]["seconds"]
-        figures[f"provider.{count}.ratio"] = _ratio(ours[count]["seconds"], theirs[count]["seconds"])
-    figures["provider.kib_per_project"] = theirs_kib
-    figures["provider.ours_kib_per_project"] = ours_kib
-    figures["provider.memory_ratio"] = _ratio(ours_kib, theirs_kib)
-    figures["provider.goroutines_per_project"] = _each(
-        theirs[few]["goroutines"], theirs[many]["goroutines"], many - few
-    )
-    return figures
+        found[f"provider.{count}.ours_seconds"] = ours[count]["seconds"]
+        found[f"provider.{count}.ratio"] = _ratio(ours[count]["seconds"], theirs[count]["seconds"])
+    found["provider.kib_per_project"] = theirs_kib
+    found["provider.ours_kib_per_project"] = ours_kib
+    found["provider.memory_ratio"] = _ratio(ours_kib, theirs_kib)
+    found["provider.goroutines_per_project"] = _each(theirs[few]["goroutines"], theirs[many]["goroutines"], many - few)
+    return {key: [] if value is None else [value] for key, value in found.items()}
 
 
 async def _ours(milo: Milo, directory: Path) -> dict[str, float]:

@@ -14,7 +14,7 @@ from statistics import median, quantiles
 import msgspec
 
 from bench import projects
-from bench.setting import Figures, Setting
+from bench.setting import Samples, Setting
 from bench.subscribers import synced
 from milo_discovery import DiscoveryClient
 from milo_discovery._gen import discovery_pb2 as pb
@@ -27,7 +27,7 @@ _LONG_S = 3600.0
 _WITHIN_LIVES = 10
 
 
-async def measure(setting: Setting) -> Figures:
+async def measure(setting: Setting) -> Samples:
     scale = setting.scale
     minted, config = setting.directory / "minted", setting.directory / "rotation.yaml"
     minted.write_text("")
@@ -44,10 +44,10 @@ async def measure(setting: Setting) -> Figures:
         mints = minted.read_text().count("\n")
         took_ms = await _handed_out(daemon.address, scale.issues)
     return {
-        "rotation.mints": mints - 1.0,
-        "rotation.clusters": float(len(renewed.names)),
-        "issue.p50_ms": median(took_ms),
-        "issue.p99_ms": quantiles(took_ms, n=100)[98],
+        "rotation.mints": [mints - 1.0],
+        "rotation.clusters": [float(len(renewed.names))],
+        "issue.p50_ms": [median(took_ms)],
+        "issue.p99_ms": [quantiles(took_ms, n=100)[98]],
     }
 
 

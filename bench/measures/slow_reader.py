@@ -3,18 +3,18 @@
 import asyncio
 import time
 from collections.abc import Callable
-from statistics import median, quantiles
+from statistics import quantiles
 
 from bench.daemon import Daemon
 from bench.milo import Milo
-from bench.setting import Figures, Setting
+from bench.setting import Samples, Setting
 from bench.subscribers import Subscriber, opened, synced, together
 
 _HEALTHY = 20
 _PAUSE_S = 0.1
 
 
-async def measure(setting: Setting) -> Figures:
+async def measure(setting: Setting) -> Samples:
     scale = setting.scale
     alone, beside = [], []
     async with setting.daemon(scale.clusters) as (milo, daemon):
@@ -26,9 +26,9 @@ async def measure(setting: Setting) -> Figures:
                 await together([each.read() for each in stuck])
                 beside.append(await bursts.p99_ms())
     return {
-        "fanout.slow_reader_effect": median(beside) / median(alone),
-        "fanout.slow_reader_p99_ms": median(beside),
-        "fanout.no_slow_reader_p99_ms": median(alone),
+        "fanout.slow_reader_effect": [one / other for one, other in zip(beside, alone, strict=True)],
+        "fanout.slow_reader_p99_ms": beside,
+        "fanout.no_slow_reader_p99_ms": alone,
     }
 
 

@@ -12,7 +12,7 @@ from bench import peers
 from bench.access import PROJECTS, Access
 from bench.milo import Milo
 from bench.peers import Peer
-from bench.setting import Figures, Setting
+from bench.setting import Samples, Setting
 from bench.subscribers import Subscriber
 
 _STREAMING_LIST = (
@@ -22,28 +22,28 @@ _TOLD_OF_PEERS = ("seconds", "cpu_s", "rss_mib")
 _END_OF_LIST = b"k8s.io/initial-events-end"
 
 
-async def small(setting: Setting) -> Figures:
+async def small(setting: Setting) -> Samples:
     return await _of_size(setting, setting.scale.small, "sync_1k")
 
 
-async def usual(setting: Setting) -> Figures:
+async def usual(setting: Setting) -> Samples:
     return await _of_size(setting, setting.scale.clusters, "sync_10k")
 
 
-async def large(setting: Setting) -> Figures:
+async def large(setting: Setting) -> Samples:
     """The same at a hundred thousand; with the other sizes beside it, what each cluster adds."""
     scale = setting.scale
-    figures = await _of_size(setting, scale.large, "sync_100k")
+    samples = await _of_size(setting, scale.large, "sync_100k")
     small, base = [await _alone(setting, count) for count in (scale.small, scale.clusters)]
-    grown = {name: figures[f"sync_100k.{name}"] or 0.0 for name in base}
+    grown = {name: median(samples[f"sync_100k.{name}"]) for name in base}
     for few, (one, other) in {
         "": ((base, scale.clusters), (grown, scale.large)),
         ".to_10k": ((small, scale.small), (base, scale.clusters)),
     }.items():
         clusters = other[1] - one[1]
-        figures[f"bytes_per_cluster{few}"] = (other[0]["rss_mib"] - one[0]["rss_mib"]) * 2**20 / clusters
-        figures[f"cpu_us_per_cluster{few}"] = (other[0]["cpu_s"] - one[0]["cpu_s"]) * 1e6 / clusters
-    return figures
+        samples[f"bytes_per_cluster{few}"] = [(other[0]["rss_mib"] - one[0]["rss_mib"]) * 2**20 / clusters]
+        samples[f"cpu_us_per_cluster{few}"] = [(other[0]["cpu_s"] - one[0]["cpu_s"]) * 1e6 / clusters]
+    return samples
 
 
 async def _alone(setting: Setting, count: int) -> dict[str, float]:
@@ -51,7 +51,7 @@ async def _alone(setting: Setting, count: int) -> dict[str, float]:
         return await _daemon(milo, setting.directory, count)
 
 
-async def _of_size(setting: Setting, count: int, key: str) -> Figures:
+async def _of_size(setting: Setting, count: int, key: str) -> Samples:
     async with setting.milo(count) as milo:
         readers = peers.readers(setting.scale)
         # In turn, so that what else the machine does is the same for both.
@@ -64,17 +64,15 @@ async def _of_size(setting: Setting, count: int, key: str) -> Figures:
                 async with start(milo.access.kubeconfig, setting.directory) as peer:
                     if peer is not None:
                         beside[name].append(await _peer(peer, began, count))
-    figures: Figures = {f"{key}.{name}": median(run[name] for run in runs) for name in runs[0]}
+    samples: Samples = {f"{key}.{name}": [run[name] for run in runs] for name in runs[0]}
     for name in readers:
-        theirs = {each: median(run[each] for run in beside[name]) for each in _TOLD_OF_PEERS} if beside[name] else {}
-        figures |= {f"{key}.{name}_{each}": theirs.get(each) for each in _TOLD_OF_PEERS}
-        figures[f"{key}.ratio_to_{name}"] = (
-            median(run["seconds"] for run in runs) / theirs["seconds"] if theirs else None
-        )
-    timed = [seconds for seconds in curls if seconds is not None]
-    figures[f"{key}.curl_seconds"] = median(timed) if timed else None
-    figures[f"{key}.ratio_to_curl"] = median(run["seconds"] for run in runs) / median(timed) if timed else None
-    return figures
+        samples |= {f"{key}.{name}_{each}": [run[each] for run in beside[name]] for each in _TOLD_OF_PEERS}
+    samples[f"{key}.curl_seconds"] = [seconds for seconds in curls if seconds is not None]
+    for name in (*readers, "curl"):
+        theirs = samples[f"{key}.{name}_seconds"]
+        # Round by round, where there were peers in it.
+        samples[f"{key}.ratio_to_{name}"] = [run["seconds"] / took for run, took in zip(runs, theirs, strict=False)]
+    return samples
 
 
 async def _peer(peer: Peer, began: float, count: int) -> dict[str, float]:

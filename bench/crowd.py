@@ -1,0 +1,97 @@
+"""`python -m bench.crowd ADDRESS COUNT`: subscribers in a process of their own, which note how late they are told.
+
+It says `synced` when each of them has the whole fleet, and at a line on its standard input what they heard since.
+"""
+
+import asyncio
+import re
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import msgspec
+
+from bench.process import Process, standard_input
+from bench.projects import MARK
+from bench.subscribers import Subscriber, meanwhile, synced
+from milo_discovery._gen import discovery_pb2 as pb
+
+_MOMENT = re.compile(rb"%s\x12.([0-9]+\.[0-9]+)" % MARK.encode(), re.DOTALL)
+_DISENGAGED = bytes([pb.ClusterEvent.TYPE_FIELD_NUMBER << 3, pb.ClusterEvent.TYPE_DISENGAGED])
+_IN_A_PROCESS = 250
+"""More would keep one core busy, and be late by that."""
+
+
+class Heard(msgspec.Struct):
+    """By some subscribers together."""
+
+    late_ms: list[float] = []
+    """From the change to the subscriber, of the oldest change in each batch; as whole microseconds."""
+    resets: int = 0
+    gaps: int = 0
+    """Batches that were missing, by the revisions of those that were not."""
+
+    async def listen(self, subscriber: Subscriber) -> None:
+        while True:
+            before = subscriber.revision
+            await subscriber.read()
+            now = time.perf_counter()
+            self.gaps += subscriber.batch.previous_revision != before
+            self.resets += subscriber.batch.reset
+            for event in subscriber.batch.events:
+                # As last known, where it was disengaged: the mark is then that of an earlier change.
+                if not event.startswith(_DISENGAGED) and (moment := _MOMENT.search(event)):
+                    self.late_ms.append(round(1000 * (now - float(moment[1])), 3))
+                    break
+
+    def __add__(self, other: "Heard") -> "Heard":
+        return Heard(self.late_ms + other.late_ms, self.resets + other.resets, self.gaps + other.gaps)
+
+
+class Crowd:
+    def __init__(self, processes: list[Process]) -> None:
+        self._processes = processes
+
+    async def heard(self) -> Heard:
+        found = Heard()
+        for process in self._processes:
+            process.tell("what did you hear?")
+            *_, said = await process.until_said(2)
+            found += msgspec.json.decode(said, type=Heard)
+        return found
+
+
+@asynccontextmanager
+async def crowd(address: str, count: int, directory: Path) -> AsyncIterator[Crowd]:
+    """So many, each of which has the whole fleet."""
+    async with AsyncExitStack() as stack:
+        processes = []
+        for first in range(0, count, _IN_A_PROCESS):
+            some = min(_IN_A_PROCESS, count - first)
+            command = [sys.executable, "-m", "bench.crowd", address, str(some)]
+            processes.append(Process(command, directory / f"crowd-{first}.log"))
+            stack.push_async_callback(processes[-1].end)
+        for process in processes:
+            await process.until_said(1)
+        yield Crowd(processes)
+
+
+async def listen(address: str, count: int) -> None:
+    heard = Heard()
+    reader = await standard_input()
+    async with synced(address, count) as subscribers, meanwhile([heard.listen(each) for each in subscribers]):
+        say("synced")
+        await reader.readline()
+        say(msgspec.json.encode(heard).decode())
+        await reader.read()
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(listen(sys.argv[1], int(sys.argv[2])))

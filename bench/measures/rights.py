@@ -1,0 +1,78 @@
+"""What rules cost: the fan-out to subscribers under ten of them, beside the same without any.
+
+Each subscriber comes in at one of ten listeners. With rules, each listener has its own, which covers all clusters by
+another selector: so the same is sent, and nothing that is found out for one rule is known for another.
+"""
+
+import json
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from statistics import median
+
+from bench.milo import Milo
+from bench.setting import Figures, Setting
+from bench.subscribers import Subscriber, opened, synced, together
+
+RULES = 10
+
+
+async def measure(setting: Setting) -> Figures:
+    rounds, changes = setting.scale.rounds, min(setting.scale.fanout_changes, setting.scale.clusters)
+    each = max(1, max(setting.scale.subscribers) // RULES)
+    sent = changes * each * RULES
+    seconds: dict[bool, float] = {}
+    for ruled in (False, True):
+        config = _config(setting.directory, ruled=ruled)
+        async with setting.daemon(setting.scale.clusters, config=config, listens=False) as (milo, _):
+            fans = Fans(milo, [_address(setting.directory, number) for number in range(RULES)], each, changes)
+            seconds[ruled] = median([await fans.caught_up(setting.scale.fanout_burst) for _ in range(rounds)])
+    return {
+        "rights.events_per_s": sent / seconds[True],
+        "rights.unruled_events_per_s": sent / seconds[False],
+        "rights.fanout_ratio": seconds[False] / seconds[True],
+    }
+
+
+class Fans:
+    """So many at each of the addresses."""
+
+    def __init__(self, milo: Milo, addresses: list[str], each: int, changes: int) -> None:
+        self._milo = milo
+        self._addresses = addresses
+        self._each = each
+        self._changes = changes
+        self._runs = 0
+
+    async def caught_up(self, burst: int) -> float:
+        """How long it takes until all that come back have had all that changed while they were away."""
+        async with AsyncExitStack() as stack:
+            present: list[Subscriber] = []
+            for address in self._addresses:
+                present += await stack.enter_async_context(synced(address, 1))
+            left_at = [each.revision for each in present]
+            self._runs += 1
+            made = self._milo.burst(0, self._changes, burst, str(self._runs))
+            await together([made, *(each.until(self._changes) for each in present)])
+            began = time.perf_counter()
+            back: list[Subscriber] = []
+            for address, revision in zip(self._addresses, left_at, strict=True):
+                back += await stack.enter_async_context(opened(address, self._each, resume=revision))
+            await together([each.until(self._changes) for each in back])
+            return time.perf_counter() - began
+
+
+def _address(directory: Path, number: int) -> str:
+    return f"unix://{directory}/{'daemon' if number == 0 else f'daemon-{number}'}.sock"
+
+
+def _config(directory: Path, *, ruled: bool) -> Path:
+    """JSON is YAML."""
+    listen = [{"address": _address(directory, number), "name": f"l{number}"} for number in range(RULES)]
+    rights = [
+        {"name": f"r{number}", "who": {"listener": f"l{number}"}, "clusters": {"label_selector": f"!not-{number}"}}
+        for number in range(RULES)
+    ]
+    path = directory / "rights.yaml"
+    path.write_text(json.dumps({"listen": listen, **({"rights": rights} if ruled else {})}))
+    return path
