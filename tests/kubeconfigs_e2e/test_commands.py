@@ -6,7 +6,8 @@ import resource
 from pathlib import Path
 
 from tests.eventually import eventually
-from tests.kubeconfigs_e2e.conftest import COMMANDS, Place, Start, token_in
+from tests.kubeconfigs_e2e.conftest import Start, token_in
+from tests.kubeconfigs_e2e.place import COMMANDS, Place
 
 ENOUGH_S = 0.15
 AT_ONCE = 20

@@ -13,7 +13,8 @@ import kubernetes.config
 import pytest
 
 from tests.eventually import eventually
-from tests.kubeconfigs_e2e.conftest import COMMANDS, Start
+from tests.kubeconfigs_e2e.conftest import Start
+from tests.kubeconfigs_e2e.place import COMMANDS
 from tests.kubeconfigs_e2e.reading import READERS, Command
 
 EXPECTED = ["default", "kube-system"]

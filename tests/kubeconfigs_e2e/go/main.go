@@ -1,4 +1,5 @@
-// Lists the namespaces that a kubeconfig gives access to, by client-go: once, and again for each line on stdin.
+// Lists the namespaces that a kubeconfig gives access to, by client-go: once, and again for each line on stdin. With
+// "operate" after the kubeconfig, it is an operator instead.
 package main
 
 import (
@@ -22,6 +23,10 @@ func main() {
 	client, err := rest.HTTPClientFor(config)
 	if err != nil {
 		fail(err)
+	}
+	if len(os.Args) > 2 && os.Args[2] == "operate" {
+		operate(client, config.Host)
+		return
 	}
 	list(client, config.Host)
 	for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
