@@ -56,8 +56,10 @@ class Intake:
 
     @property
     def held(self) -> Held | None:
-        """What keeps clusters engaged that a list lacks."""
-        return self._guard.held if self._guard is not None and self._suspicions.held else None
+        """What keeps clusters engaged that a list lacks, or keeps that list from being believed."""
+        if self._guard is None or not (self._suspicions.held or self.is_remembered):
+            return None
+        return self._guard.held
 
     def answer(self, question: Question, answer: Answer, now: Moment) -> list[Done]:
         settled = self._suspicions.answered(question, answer, now.steady)

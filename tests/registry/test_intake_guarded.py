@@ -152,6 +152,19 @@ def test_what_is_remembered_stays_all_that_is_known_while_lists_are_not_believed
     assert not source.intake.is_remembered
 
 
+def test_f35_another_list_is_wanted_even_if_all_that_were_held_are_seen_again_meanwhile() -> None:
+    """Whoever came while the daemon was away is known to no watch."""
+    source = Source()
+    source.intake.restore([], at(0.0))
+    source.lists()
+    source.take(*(Changed(ready(name, "2")) for name in "abcdef"))
+    assert source.suspicions.held == 0
+    assert source.intake.held is not None
+    assert source.intake.held.verify_at == 30.0
+    source.lists(*(ready(name, "2") for name in "abcdef"))
+    assert (source.intake.is_remembered, source.intake.held) == (False, None)
+
+
 OTHERS = tuple(ready(name, uid="u9") for name in "xyz")
 
 
