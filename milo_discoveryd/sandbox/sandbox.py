@@ -218,7 +218,7 @@ class Sandbox:
 
     def change_schema(self, *, initializing: float = 0.0) -> None:
         """As after a change of the resources' definitions: watches end, nothing is served for a while, then 410."""
-        self._api.streams.end()
+        self._api.streams.end(last_bookmark=False)
         self.store.compact()
         if initializing:
             self.faults.initializing(seconds=initializing)

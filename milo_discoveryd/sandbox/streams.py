@@ -29,11 +29,11 @@ class Streams:
         """Until the next write."""
         await self._bell.wait_until(inf)
 
-    def end(self, resource: Resource | None = None) -> None:
+    def end(self, resource: Resource | None = None, *, last_bookmark: bool = True) -> None:
         """Let each, or each of that resource, send what it has, and end cleanly."""
         for watch in self._open:
             if resource in {None, watch.resource}:
-                watch.end()
+                watch.end(last_bookmark=last_bookmark)
         self._bell.ring()
 
     def drop(self) -> None:

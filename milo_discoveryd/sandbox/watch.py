@@ -69,6 +69,7 @@ class Watch:
         self._cursor = options.version
         self._opened = False
         self._ending = False
+        self._last_bookmark = True
         self._silent = False
         self.done = False
 
@@ -85,9 +86,10 @@ class Watch:
         """Say nothing at all, as a watch that hangs, not even that its time is up; or catch up."""
         self._silent = silent
 
-    def end(self) -> None:
+    def end(self, *, last_bookmark: bool = True) -> None:
         """Finish at the next step as a server that shuts down does: what is known, a bookmark, a clean end."""
         self._ending = True
+        self._last_bookmark = last_bookmark
 
     def step(self, now: float) -> bytes:
         """The next bytes; with none there is nothing to do before `wakes_at` or the next write, or it is `done`."""
@@ -148,7 +150,8 @@ class Watch:
             self._cursor = self._store.version
         if self._ending or now >= self._ends_at:
             self.done = True
-            return self._bookmark() if self._ending and self._options.bookmarks and up_to_date else b""
+            speaks = self._ending and self._last_bookmark and self._options.bookmarks and up_to_date
+            return self._bookmark() if speaks else b""
         if now >= self._bookmark_at:
             self._bookmark_at = self._bookmark_after(now)
             return self._bookmark() if up_to_date else b""

@@ -155,6 +155,7 @@ class Ledger(Journal):
         super().__init__(Metrics())
         self.told: list[str] = []
         self.looks: list[str] = []
+        self.relistings: list[str] = []
 
     def changed(self, done, *, is_live):  # type: ignore[no-untyped-def]
         reason = f" {done.reason.value}" if done.reason else ""
@@ -162,6 +163,9 @@ class Ledger(Journal):
 
     def looked_after(self, result: str) -> None:
         self.looks.append(result)
+
+    def relisting(self, reason: str) -> None:
+        self.relistings.append(reason)
 
 
 @asynccontextmanager
