@@ -11,7 +11,7 @@ import msgspec
 from rich.console import Console
 
 from bench import bars, report
-from bench.measures import churn, commands, fanout, herd, idle, latency, provider, rotation, slow_reader, sync
+from bench.measures import churn, commands, fanout, herd, idle, latency, provider, rights, rotation, slow_reader, sync
 from bench.milo import real_milo, sandbox_milo
 from bench.scale import FULL, QUICK
 from bench.setting import Samples, Setting
@@ -30,6 +30,7 @@ MEASURES: dict[str, Measure] = {
     "herd": herd.measure,
     "idle": idle.measure,
     "rotation": rotation.measure,
+    "rights": rights.measure,
     "churn": churn.steady,
     "fleet_50k": churn.crowded,
     "provider": provider.measure,

@@ -41,6 +41,7 @@ FULL: Bars = {
     "herd_500.seconds": Bar(10),
     "idle.cpu_percent": Bar(0.5),
     "idle.probed.cpu_percent": Bar(5),
+    "rights.fanout_ratio": Bar(0.9, is_floor=True),
     "rotation.mints": Bar(1),
     "issue.p99_ms": Bar(5),
     "churn.growth_percent": Bar(2),

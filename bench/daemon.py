@@ -11,11 +11,24 @@ from bench.process import Process
 
 
 class Daemon(Process):
-    def __init__(self, kubeconfig: Path, directory: Path, *, probed: bool = False, config: Path | None = None) -> None:
-        """Without probes of the clusters' own API servers, unless they are what is measured."""
+    def __init__(
+        self,
+        kubeconfig: Path,
+        directory: Path,
+        *,
+        probed: bool = False,
+        config: Path | None = None,
+        listens: bool = True,
+    ) -> None:
+        """Without probes of the clusters' own API servers, unless they are what is measured.
+
+        `listens`: at its address; otherwise where the configuration says, that address among others.
+        """
         self._socket = directory / "daemon.sock"
         self.address = f"unix://{self._socket}"
-        arguments = ["--discovery-kubeconfig", str(kubeconfig), "--listen", self.address, "--http-listen", "off"]
+        arguments = ["--discovery-kubeconfig", str(kubeconfig), "--http-listen", "off"]
+        if listens:
+            arguments += ["--listen", self.address]
         if config is not None:
             arguments += ["--config", str(config)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
@@ -35,9 +48,9 @@ class Daemon(Process):
 
 @asynccontextmanager
 async def daemon(
-    kubeconfig: Path, directory: Path, *, probed: bool = False, config: Path | None = None
+    kubeconfig: Path, directory: Path, *, probed: bool = False, config: Path | None = None, listens: bool = True
 ) -> AsyncIterator[Daemon]:
-    running = Daemon(kubeconfig, directory, probed=probed, config=config)
+    running = Daemon(kubeconfig, directory, probed=probed, config=config, listens=listens)
     try:
         await running.listens()
         yield running

@@ -25,11 +25,13 @@ class Setting:
 
     @asynccontextmanager
     async def daemon(
-        self, count: int, *, probed: bool = False, config: Path | None = None
+        self, count: int, *, probed: bool = False, config: Path | None = None, listens: bool = True
     ) -> AsyncIterator[tuple[Milo, Daemon]]:
         """One that runs on an API server with so many projects."""
         async with (
             self.milo(count) as milo,
-            daemons.daemon(milo.access.kubeconfig, self.directory, probed=probed, config=config) as daemon,
+            daemons.daemon(
+                milo.access.kubeconfig, self.directory, probed=probed, config=config, listens=listens
+            ) as daemon,
         ):
             yield milo, daemon

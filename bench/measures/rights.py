@@ -8,29 +8,28 @@ import json
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
-from statistics import median
 
 from bench.milo import Milo
-from bench.setting import Figures, Setting
+from bench.setting import Samples, Setting
 from bench.subscribers import Subscriber, opened, synced, together
 
 RULES = 10
 
 
-async def measure(setting: Setting) -> Figures:
+async def measure(setting: Setting) -> Samples:
     rounds, changes = setting.scale.rounds, min(setting.scale.fanout_changes, setting.scale.clusters)
     each = max(1, max(setting.scale.subscribers) // RULES)
     sent = changes * each * RULES
-    seconds: dict[bool, float] = {}
+    seconds: dict[bool, list[float]] = {}
     for ruled in (False, True):
         config = _config(setting.directory, ruled=ruled)
         async with setting.daemon(setting.scale.clusters, config=config, listens=False) as (milo, _):
             fans = Fans(milo, [_address(setting.directory, number) for number in range(RULES)], each, changes)
-            seconds[ruled] = median([await fans.caught_up(setting.scale.fanout_burst) for _ in range(rounds)])
+            seconds[ruled] = [await fans.caught_up(setting.scale.fanout_burst) for _ in range(rounds)]
     return {
-        "rights.events_per_s": sent / seconds[True],
-        "rights.unruled_events_per_s": sent / seconds[False],
-        "rights.fanout_ratio": seconds[False] / seconds[True],
+        "rights.events_per_s": [sent / took_s for took_s in seconds[True]],
+        "rights.unruled_events_per_s": [sent / took_s for took_s in seconds[False]],
+        "rights.fanout_ratio": [one / other for one, other in zip(seconds[False], seconds[True], strict=True)],
     }
 
 

@@ -25,6 +25,7 @@ KEYS = {
     "herd": {"herd_500.seconds"},
     "idle": {"idle.cpu_percent", "idle.probed.cpu_percent"},
     "rotation": {"rotation.mints", "issue.p99_ms"},
+    "rights": {"rights.events_per_s", "rights.unruled_events_per_s", "rights.fanout_ratio"},
     "churn": {f"churn.{key}" for key in CHURNED},
     "fleet_50k": {f"fleet_50k.{key}" for key in CHURNED},
     "provider": {"provider.2.ratio", "provider.kib_per_project", "provider.memory_ratio"},
