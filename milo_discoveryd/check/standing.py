@@ -126,4 +126,4 @@ async def _engaged(
 
 
 def _is_seen(target: Target, grant: Grant) -> bool:
-    return grant.scope.covers(target.name, target.organization, dict(target.labels))
+    return grant.scope.covers(target)

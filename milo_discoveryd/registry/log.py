@@ -9,7 +9,7 @@ such a reader can be told what ended. A revision from before the oldest memory c
 import weakref
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -63,6 +63,11 @@ class Entry(msgspec.Struct, gc=False):
         if self.view is not None and self.since <= revision:
             return self.view.cluster
         return next((past.cluster for past in self.past if past.since <= revision < past.until), None)
+
+    def matched_at(self, revision: int, wanted: Wanted) -> bool:
+        """Whether a reader up to `revision` was shown it."""
+        cluster = self.known_at(revision)
+        return cluster is not None and wanted.matches(cluster)
 
     def needs_place(self, revision: int) -> bool:
         """Whoever reads a part of the log that ends soon after `revision` has to come by it.
@@ -263,7 +268,7 @@ class ChangeLog:
         if found is None:
             if len(self._slices) >= _SLICES:
                 self._slices.clear()
-            plain = self._plain(revision) if wanted.is_everything and not ahead else None
+            plain = None if ahead else self._plain(revision, wanted)
             self._slices[key] = found = plain or self._slice(revision, wanted, ahead)
         return found
 
@@ -275,19 +280,29 @@ class ChangeLog:
             self._roll = weakref.ref(kept)
         return kept
 
-    def _plain(self, revision: int) -> Slice | None:
-        """For who is shown everything, where all that changed is as it mostly is: each cluster was there before, still
-        is, and changed once. None where there is anything else."""
+    def _plain(self, revision: int, wanted: Wanted) -> Slice | None:
+        """Where what changed is as it mostly is: each entry has moved once. None where there is anything else."""
+        everything, matches = wanted.is_everything, wanted.matches
         frames: list[bytes] = []
         reached, size = self.head, 0
         for place in range(bisect_right(self._revisions, revision), len(self._order)):
             entry, at = self._order[place], self._revisions[place]
             view = entry.view
-            if view is None or entry.revision != at or view.cluster.incarnation > revision:
+            if entry.revision != at:
                 return None
-            frame = view.frame if view.kind is EventType.UPDATED else self.frame(view, EventType.UPDATED)
-            frames.append(frame)
-            size += len(frame)
+            told: Iterable[bytes] = ()
+            if view is None or view.cluster.incarnation > revision:
+                told = self._told(entry, revision, at, wanted)
+            elif everything or matches(view.cluster):
+                if everything or entry.since <= revision or entry.matched_at(revision, wanted):
+                    told = (view.frame if view.kind is EventType.UPDATED else self.frame(view, EventType.UPDATED),)
+                else:
+                    told = self._told(entry, revision, at, wanted)
+            elif entry.since > revision and entry.matched_at(revision, wanted):
+                told = self._told(entry, revision, at, wanted)
+            for frame in told:
+                frames.append(frame)
+                size += len(frame)
             if size >= self.batch_bytes:
                 reached = at
                 break

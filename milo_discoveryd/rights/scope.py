@@ -1,12 +1,11 @@
 """Which clusters somebody may see, and what he sees of those he asks for."""
 
 import hashlib
-from collections.abc import Mapping
 from functools import cached_property
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.selector import Selector
 from milo_discoveryd.registry.filter import Filter, Wanted
 from milo_discoveryd.rights.patterns import Names
@@ -22,13 +21,18 @@ class Scope(msgspec.Struct, frozen=True, dict=True):
     """It covers nothing, whatever else it says."""
 
     def matches(self, cluster: Cluster) -> bool:
-        target = cluster.target
-        return self.covers(target.name, target.organization, dict(target.labels) if self.selector else {})
+        return self.covers(cluster.target)
 
-    def covers(self, name: str, organization: str, labels: Mapping[str, str]) -> bool:
-        if self.is_empty or (self.organizations and organization not in self.organizations):
+    def covers(self, target: Target) -> bool:
+        if self.is_empty or (self.organizations and target.organization not in self.organizations):
             return False
-        return self.names.match(name) and self.selector.matches(labels)
+        if self._goes_by_names and not self.names.match(target.name):
+            return False
+        return not self.selector.requirements or self.selector.matches(dict(target.labels))
+
+    @cached_property
+    def _goes_by_names(self) -> bool:
+        return bool(self.names)
 
     def covers_by_name(self, name: str) -> bool:
         """Whether it covers whatever has that name."""
@@ -66,7 +70,11 @@ class Within(msgspec.Struct, frozen=True, dict=True):
     scope: Scope
 
     def matches(self, cluster: Cluster) -> bool:
-        return self.scope.matches(cluster) and self.asked.matches(cluster)
+        return self.scope.covers(cluster.target) and (self._asks_for_all or self.asked.matches(cluster))
+
+    @cached_property
+    def _asks_for_all(self) -> bool:
+        return self.asked.is_everything
 
     def shows(self, cluster: Cluster | None) -> bool:
         return cluster is not None and self.scope.matches(cluster)

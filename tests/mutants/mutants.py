@@ -284,8 +284,8 @@ MUTANTS = (
     Mutant(
         "what may not be seen is shown to who asks for it",
         "rights/scope.py",
-        "return self.scope.matches(cluster) and self.asked.matches(cluster)",
-        "return self.asked.matches(cluster)",
+        "return self.scope.covers(cluster.target) and (",
+        "return bool(",
         SCOPES,
     ),
     Mutant(
