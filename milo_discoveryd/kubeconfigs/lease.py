@@ -17,7 +17,7 @@ from milo_discoveryd.model.moment import Moment
 RENEWAL = (0.36, 0.42)
 """Where in its life the next credential is asked for: drawn anew each time. So early that one which can't be had for
 half a lifetime is missed by nobody: the last wait in vain and the margin still fit in before the end."""
-FIRST_RENEWAL = (0.25, 0.42)
+FIRST_RENEWAL = (0.1, 0.42)
 """And for the first: leases that were born together drift apart before they can become a herd."""
 REFRESH = (0.5, 0.6)
 """Where in its life holders are told to come for the next: by then there is one."""

@@ -1,9 +1,7 @@
 """From a source to a project's control plane: the whole daemon, configured by file, against the sandbox."""
 
-import asyncio
 import json
 import ssl
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,8 +14,6 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.sandbox import Sandbox
 from tests.eventually import eventually
 from tests.kubeconfigs.daemon import a_daemon
-
-LIFETIMES = 10
 
 
 def credential(kubeconfig: bytes) -> tuple[str, str]:
@@ -40,57 +36,6 @@ def sources(tmp_path: Path, *given: dict[str, Any], **more: Any) -> Path:
     path = tmp_path / "config.yaml"
     path.write_text(json.dumps({"kubeconfigs": {"sources": list(given)}, **more}))
     return path
-
-
-class Operator:
-    """Reads the namespaces of each of its clusters over and over, with what it was last given for it."""
-
-    def __init__(self, ca_pem: bytes) -> None:
-        self._tls = ssl.create_default_context(cadata=ca_pem.decode())
-        self.held: dict[str, tuple[str, str]] = {}
-        self.statuses: list[int] = []
-        self.told: list[str] = []
-
-    def take(self, batch: pb.WatchClustersResponse) -> None:
-        for event in batch.events:
-            name = event.cluster.name
-            self.told.append(f"{pb.ClusterEvent.Type.Name(event.type).removeprefix('TYPE_')} {name}")
-            if event.HasField("kubeconfig"):
-                self.held[name] = credential(event.kubeconfig.kubeconfig)
-
-    async def work(self) -> None:
-        async with aiohttp.ClientSession() as session:
-            while True:
-                for server, token in [*self.held.values()]:
-                    async with session.get(
-                        f"{server}/api/v1/namespaces", headers={"Authorization": f"Bearer {token}"}, ssl=self._tls
-                    ) as response:
-                        await response.read()
-                        self.statuses.append(response.status)
-                await asyncio.sleep(0.01)
-
-
-async def test_an_operator_works_for_ten_lifetimes_of_a_token_and_sees_no_401_and_no_disengagement(
-    tmp_path: Path,
-) -> None:
-    async with (
-        a_sandbox(tmp_path, token_life=2.0) as sandbox,
-        a_daemon(tmp_path, discovery_kubeconfig=str(tmp_path / "upstream")) as stub,
-    ):
-        operator = Operator(sandbox.ca_pem)
-        stream = stub.WatchClusters(pb.WatchClustersRequest(include_kubeconfigs=True))
-        working = asyncio.create_task(operator.work())
-        until = time.monotonic() + LIFETIMES * sandbox.tokens.life
-        while time.monotonic() < until:
-            batch = await stream.read()
-            assert isinstance(batch, pb.WatchClustersResponse)
-            operator.take(batch)
-        working.cancel()
-        stream.cancel()
-    assert set(operator.statuses) == {200}
-    assert len(operator.statuses) > 100
-    assert operator.told.count("KUBECONFIG alpha") >= LIFETIMES
-    assert not [each for each in operator.told if each.startswith("DISENGAGED")]
 
 
 async def test_a_service_account_s_key_authenticates_the_daemon_and_what_it_hands_out(tmp_path: Path) -> None:
