@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 
 from milo_discovery import DiscoveryClient, Event
+from tests.line import Line
 from tests.process.daemon import DaemonProcess
 from tests.process.recorder import Recorder
 from tests.soak.gauges import Gauges
-from tests.soak.line import Line
 from tests.soak.servers import Server
 
 STALLED_S = 10

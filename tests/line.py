@@ -26,6 +26,8 @@ class Line:
         self._drips = False
         self._swallows = False
         self.port = 0
+        self.swallowed = 0
+        """Bytes of any direction."""
 
     async def __aenter__(self) -> Self:
         await self._listen()
@@ -115,6 +117,7 @@ class Line:
         while data := await source.read(_DRIP if self._drips else _CHUNK):
             is_dead = is_dead or self._swallows
             if is_dead:
+                self.swallowed += len(data)
                 continue
             sink.write(data)
             await sink.drain()

@@ -1,0 +1,54 @@
+"""A way that swallows everything, though both ends stand: each end notices by itself. Times are a hundredth of ours."""
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import pytest
+
+from milo_discovery import DiscoveryClient
+from milo_discovery import client as client_library
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discoveryd.server import server
+from tests.eventually import eventually
+from tests.line import Line
+from tests.serving.conftest import a_world, ready
+
+OLD_PATIENCE_S = 60.0
+"""What gRPC has of it by itself."""
+
+
+def hundredth(options: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    return tuple(
+        (name, value // 100 if name.endswith("_ms") and "backoff" not in name else value) for name, value in options
+    )
+
+
+async def test_the_daemon_ends_the_stream_of_a_subscriber_that_went_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(server, "OPTIONS", hundredth(server.OPTIONS))
+    async with a_world(tmp_path, heartbeat_s=0.2) as world, Line(world.address.removeprefix("unix:")) as line:
+        world.listed(ready("alpha"))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{line.port}") as channel:
+            call = DiscoveryServiceStub(channel).WatchClusters(pb.WatchClustersRequest())
+            await call.read()
+            assert len(world.service.streams) == 1
+            async with line.swallowing():
+                await eventually(lambda: not world.service.streams, within_s=OLD_PATIENCE_S / 10)
+
+
+async def test_the_client_leaves_a_daemon_that_went_without_a_word_and_resumes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(client_library, "CHANNEL_OPTIONS", hundredth(client_library.CHANNEL_OPTIONS))
+    async with a_world(tmp_path) as world, Line(world.address.removeprefix("unix:")) as line:
+        world.listed(ready("alpha"))
+        async with DiscoveryClient(f"127.0.0.1:{line.port}") as client, asyncio.timeout(OLD_PATIENCE_S / 10):
+            watch = client.watch()
+            assert (await anext(watch)).cluster.name == "alpha"
+            async with line.swallowing():
+                world.seen(ready("beta", version="2"))
+                await eventually(lambda: line.swallowed)
+            assert (await anext(watch)).cluster.name == "beta"
