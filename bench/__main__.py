@@ -11,7 +11,20 @@ import msgspec
 from rich.console import Console
 
 from bench import bars, report
-from bench.measures import churn, commands, fanout, herd, idle, latency, provider, rights, rotation, slow_reader, sync
+from bench.measures import (
+    churn,
+    commands,
+    fanout,
+    herd,
+    idle,
+    latency,
+    parts,
+    provider,
+    rights,
+    rotation,
+    slow_reader,
+    sync,
+)
 from bench.milo import real_milo, sandbox_milo
 from bench.scale import FULL, QUICK
 from bench.setting import Samples, Setting
@@ -21,6 +34,7 @@ Measure = Callable[[Setting], Awaitable[Samples]]
 MEASURES: dict[str, Measure] = {
     "startup": commands.startup,
     "cli": commands.listing,
+    "parts": parts.measure,
     "sync_1k": sync.small,
     "sync_10k": sync.usual,
     "sync_100k": sync.large,

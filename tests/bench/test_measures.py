@@ -16,6 +16,7 @@ WITH_GO = {"sync_100k.ratio_to_client_go", "latency.cpu_ratio_to_client_go"}
 KEYS = {
     "startup": {"startup.import_ms", "startup.python_ms", "startup.ratio_to_python"},
     "cli": {"cli.list_ms", "cli.credential_ms"},
+    "parts": {f"parts.{name}_us" for name in ("decode", "commit", "encode", "slice")},
     "sync_1k": {"sync_1k.seconds", "sync_1k.ratio_to_curl", "sync_1k.ratio_to_kubernetes_aio", "sync_1k.rss_mib"},
     "sync_10k": {"sync_10k.seconds", "sync_10k.ratio_to_curl", "sync_10k.rss_mib"},
     "sync_100k": {"sync_100k.seconds", "sync_100k.ratio_to_curl", "sync_100k.rss_mib", *SLOPES},
