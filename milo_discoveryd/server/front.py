@@ -137,13 +137,15 @@ class Front:
                 await self._pass_on(leg, proved)
         except (_RefusedError, ValueError, OSError) as error:
             self._refusals.tell(where, str(error) or type(error).__name__)
+        except Exception:
+            # Ours, and this connection's end: whoever brings it about must not end those of others with it.
+            log.exception("connection failed", listener=self._name)
         finally:
-            leg.abort()
-            connected.close()
+            leg.drop(connected)
 
     async def _by_kernel(self, connected: socket.socket, leg: Leg) -> _Proved:
         who = peer(connected)
-        await asyncio.get_running_loop().connect_accepted_socket(lambda: leg, connected)
+        await leg.take(connected)
         return _Proved(Caller(listener=self._name, peer="unix:", uid=who.uid, gid=who.gid, pid=who.pid))
 
     async def _by_tls(self, connected: socket.socket, where: str, leg: Leg) -> _Proved:
@@ -153,9 +155,7 @@ class Front:
         context = self._tls.context()
         client_ca = self._tls.client_ca
         with self._share(where.rpartition(":")[0]):
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: leg, connected, ssl=context, ssl_handshake_timeout=HANDSHAKE_S
-            )
+            await leg.take(connected, context, handshake_s=HANDSHAKE_S)
         found = named(leg.certificate())
         caller = Caller(listener=self._name, peer=where, sans=found.sans, until=found.until.timestamp())
         return _Proved(caller, client_ca)

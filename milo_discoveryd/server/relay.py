@@ -1,6 +1,8 @@
 """Two connections made one: what comes in at either goes out at the other, as fast as that takes it."""
 
 import asyncio
+import socket
+import ssl
 from typing import cast
 
 FLUSH_S = 5.0
@@ -13,6 +15,7 @@ class Leg(asyncio.Protocol):
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self.lost = asyncio.get_running_loop().create_future()
+        self._took = False
         self._other: Leg | None = None
         self._early: list[bytes] = []
 
@@ -32,9 +35,34 @@ class Leg(asyncio.Protocol):
         assert isinstance(found, bytes)
         return found
 
+    async def take(
+        self, connected: socket.socket, context: ssl.SSLContext | None = None, *, handshake_s: float | None = None
+    ) -> None:
+        """A connection that was made to us; from here on, it is this one's to close. Raises OSError."""
+        self._took = True
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: self,
+            connected,
+            ssl=context,
+            ssl_handshake_timeout=handshake_s,
+            ssl_shutdown_timeout=None if context is None else FLUSH_S,
+        )
+
+    def close(self) -> None:
+        """When what was written is sent. Once only: closed twice, a TLS transport can't be aborted (in Python 3.11)."""
+        if not self.transport.is_closing():
+            self.transport.close()
+
     def abort(self) -> None:
-        if self._transport is not None:
+        if self._transport is not None and not self.lost.done():
             self._transport.abort()
+
+    def drop(self, connected: socket.socket) -> None:
+        """At once. A socket that a transport has is left to it: closed beneath it, its number would soon be that of
+        another connection, which would then end with this one."""
+        if not self._took:
+            connected.close()
+        self.abort()
 
     def join(self, other: "Leg") -> None:
         self._other = other
@@ -47,7 +75,7 @@ class Leg(asyncio.Protocol):
         if self._other is None:
             # Asked to pause, a transport may have read once more already.
             self._early.append(data)
-        else:
+        elif not self._other.transport.is_closing():
             self._other.transport.write(data)
 
     def eof_received(self) -> bool:
@@ -58,11 +86,11 @@ class Leg(asyncio.Protocol):
         return True
 
     def pause_writing(self) -> None:
-        if self._other is not None:
+        if self._other is not None and not self._other.transport.is_closing():
             self._other.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        if self._other is not None:
+        if self._other is not None and not self._other.transport.is_closing():
             self._other.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -77,7 +105,7 @@ async def relay(one: Leg, other: Leg) -> None:
     try:
         await asyncio.wait((one.lost, other.lost), return_when=asyncio.FIRST_COMPLETED)
         for leg in (one, other):
-            leg.transport.close()
+            leg.close()
         await asyncio.wait((one.lost, other.lost), timeout=FLUSH_S)
     finally:
         for leg in (one, other):

@@ -13,6 +13,13 @@ from h2.settings import SettingCodes, Settings
 METHOD = "/milo.discovery.v1.DiscoveryService/"
 
 
+def headers(method: str) -> list[tuple[str, str]]:
+    return [
+        (":method", "POST"), (":scheme", "http"), (":path", METHOD + method), (":authority", "localhost"),
+        ("te", "trailers"), ("content-type", "application/grpc"),
+    ]  # fmt: skip
+
+
 class Raw:
     """Nothing is read unless it is asked to."""
 
@@ -34,6 +41,11 @@ class Raw:
         made.connect(str(path))
         return cls(made)
 
+    @classmethod
+    async def tls(cls, host: str, port: int, context: ssl.SSLContext) -> "Raw":
+        plain = socket.create_connection((host, port), timeout=20)
+        return cls(await asyncio.to_thread(context.wrap_socket, plain, server_hostname="localhost"))
+
     async def greet(self, *, window: int = 65_535) -> None:
         self.connection.local_settings = Settings(
             client=True, initial_values={SettingCodes.INITIAL_WINDOW_SIZE: window, SettingCodes.ENABLE_PUSH: 0}
@@ -46,13 +58,7 @@ class Raw:
     def call(self, method: str, message: bytes = b"", *more: tuple[str, str], end: bool = True) -> int:
         """Begun, and not yet sent."""
         stream = self.connection.get_next_available_stream_id()
-        self.connection.send_headers(
-            stream,
-            [
-                (":method", "POST"), (":scheme", "http"), (":path", METHOD + method), (":authority", "localhost"),
-                ("te", "trailers"), ("content-type", "application/grpc"), *more,
-            ],
-        )  # fmt: skip
+        self.connection.send_headers(stream, [*headers(method), *more])
         self.connection.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message, end_stream=end)
         return stream
 

@@ -123,7 +123,7 @@ async def test_a_certificate_without_a_name_is_nobodys_whatever_its_common_name(
     assert callers == []
 
 
-def tls(place: Place, version: ssl.TLSVersion) -> ssl.SSLContext:
+def client_context(place: Place, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = context.maximum_version = version
     context.load_verify_locations(cadata=place.serving.pem.decode())
@@ -137,10 +137,10 @@ async def test_no_tls_before_1_3_is_spoken(place: Place) -> None:
         host, _, port = world.address.partition(":")
         with capture_logs() as logs:
             with pytest.raises((ssl.SSLError, ConnectionError)):
-                await asyncio.open_connection(host, int(port), ssl=tls(place, ssl.TLSVersion.TLSv1_2))
+                await asyncio.open_connection(host, int(port), ssl=client_context(place, ssl.TLSVersion.TLSv1_2))
             await eventually(lambda: logs)
         assert "UNSUPPORTED_PROTOCOL" in logs[0]["problem"]
-        _, writer = await asyncio.open_connection(host, int(port), ssl=tls(place, ssl.TLSVersion.TLSv1_3))
+        _, writer = await asyncio.open_connection(host, int(port), ssl=client_context(place, ssl.TLSVersion.TLSv1_3))
         assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
         writer.close()
 
