@@ -37,15 +37,17 @@ class Programs(msgspec.Struct, frozen=True, kw_only=True):
     etcd: Path
     milo: ApiProgram
     infrastructure: ApiProgram
-    # What is not the real thing here, and why: nothing when all of it is.
+    has_milo: bool = True
+    """False where a kube-apiserver stands for Milo's."""
     missing: tuple[str, ...] = ()
+    """What is not the real thing here, and why: nothing when all of it is."""
 
 
 def programs(say: Say) -> Programs:
     """Obtains every program; raises GoMissingError or UnobtainableError where not even the stand-ins can be had."""
     etcd = obtain(ETCD, say)
     kubernetes = str(obtain(KUBE_APISERVER, say))
-    missing = []
+    missing, has_milo = [], True
     try:
         control_planes = source_folder(MILO) / _CONTROL_PLANES
     except UnobtainableError as error:
@@ -54,6 +56,7 @@ def programs(say: Say) -> Programs:
     try:
         milo = _milo(say)
     except UnobtainableError as error:
+        has_milo = False
         milo = ApiProgram(
             title=f"{KUBE_APISERVER.title} with projects of our own definition, in Milo's place",
             argv=_kubernetes_argv(kubernetes),
@@ -68,6 +71,7 @@ def programs(say: Say) -> Programs:
         infrastructure=ApiProgram(
             title=KUBE_APISERVER.title, argv=_kubernetes_argv(kubernetes), definitions=(control_planes.read_text(),)
         ),
+        has_milo=has_milo,
         missing=tuple(missing),
     )
 
