@@ -66,7 +66,10 @@ class Entry(msgspec.Struct, gc=False):
 
     def matched_at(self, revision: int, wanted: Wanted) -> bool:
         """Whether a reader up to `revision` was shown it."""
-        cluster = self.known_at(revision)
+        last = self.past[-1] if self.past else None
+        # Mostly it is what was before the last change; the rest is looked for.
+        is_last = last is not None and last.since <= revision < last.until
+        cluster = last.cluster if last is not None and is_last else self.known_at(revision)
         return cluster is not None and wanted.matches(cluster)
 
     def needs_place(self, revision: int) -> bool:
