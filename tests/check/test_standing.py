@@ -59,11 +59,27 @@ async def test_the_rule_what_it_gives_and_how_many_clusters_that_is(tmp_path: Pa
     assert told["rule"] == "few (item 1 of 2), the first that is met"
     assert told["sees"] == f"names {names[0]}, *none*"
     assert told["kubeconfigs"] == "from any source, asked for at most 300 s, 60000 a minute"
+    assert told["what"] == (
+        "the project kubeconfig's user gives opens all clusters of its identity, not only those that are seen"
+    )
     assert told["streams"] == "2 at once"
     assert told["clusters"] == f"1 of 12 that are ready now: {names[0]}"
     assert everything["kubeconfigs"] == "none"
     assert everything["clusters"].startswith("12 of 12 that are ready now: ")
     assert everything["clusters"].endswith(" and 2 more")
+
+
+async def test_sources_that_open_more_than_is_seen_are_named(tmp_path: Path) -> None:
+    sources = [
+        {"name": "file", "type": "token-file", "path": "/token"},
+        {"name": "each", "type": "exec", "command": "/bin/mint", "per_cluster": True},
+        {"name": "own", "type": "token-file", "path": "/own", "hand_out": False},
+    ]
+    listener = "listener=api,group=system:serviceaccounts:shop"
+    _, told = await said(tmp_path, listener, kubeconfigs={"sources": sources})
+    assert told["what"].startswith("file gives opens all clusters")
+    _, told = await said(tmp_path, listener, [{**RIGHTS[1], "sources": "each"}], kubeconfigs={"sources": sources})
+    assert "what" not in told
 
 
 async def test_whom_no_rule_is_for_gets_nothing(tmp_path: Path) -> None:
