@@ -47,6 +47,7 @@ class _Suspicion(msgspec.Struct):
     uid: str
     since: float
     ticket: int
+    asked_at: float = 0.0
     failures: int = 0
     problem: str = ""
     is_held: bool = False
@@ -109,6 +110,7 @@ class Suspicions:
             suspicion = self._open.get(name)
             if suspicion is not None and suspicion.ticket == ticket:
                 self._asked.add(ticket)
+                suspicion.asked_at = now
                 due.append(Question(name, ticket))
         return due
 
@@ -128,7 +130,9 @@ class Suspicions:
         if isinstance(answer, Unanswered):
             suspicion.failures += 1
             suspicion.problem = answer.problem
-            ask_at = now + self._backoff.delay(suspicion.failures, self._jitter)
+            # The time that an answer was waited for counts as waited.
+            wait = self._backoff.delay(suspicion.failures, self._jitter) - (now - suspicion.asked_at)
+            ask_at = now + max(wait, self._backoff.delay(1, self._jitter))
             heapq.heappush(self._due, (ask_at, suspicion.ticket, question.name))
             return None
         self.clear(question.name)

@@ -69,6 +69,18 @@ def test_without_an_answer_it_is_asked_again_and_again_later_each_time() -> None
     assert pending.answered(asked(pending, now), NotFound(), now) == Gone("a", "u1")
 
 
+def test_the_time_that_an_answer_was_waited_for_counts_as_waited() -> None:
+    pending = suspicions()
+    pending.suspect("a", "u1", 0.0)
+    now = 0.0
+    for delay in (1.0, 2.0, 4.0, 4.0):
+        question = asked(pending, now)
+        now += 1.5
+        pending.answered(question, Unanswered("no answer"), now)
+        assert pending.next_at == now + max(delay - 1.5, 1.0)
+        now = pending.next_at
+
+
 def test_at_most_so_many_are_asked_about_at_a_time() -> None:
     pending = suspicions(at_once=2)
     for name in "abc":
