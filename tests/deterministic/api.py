@@ -87,6 +87,7 @@ class Open:
         if self.mute or watch is None or watch.position is None:
             return []
         if watch.initial:
+            self._api.was_listed(is_marked=watch.position is not None)
             return server.read(watch)
         if watch.position < server.compacted:
             self.say(EXPIRED, None)
@@ -96,6 +97,7 @@ class Open:
             return lines[::-1] if self.is_backwards else lines
         if self._loop.time() >= self._bookmark_at and not self.without_bookmarks:
             self._bookmark_at = self._loop.time() + BOOKMARKS_S
+            self._api.has_bookmarked = True
             return [bookmark(server.version)]
         return []
 
@@ -139,6 +141,10 @@ class Api:
         self.open: dict[Open, None] = {}
         self.requests: Counter[str] = Counter()
         self.injected: Counter[str] = Counter()
+        self.has_bookmarked = False
+        """To this run of the daemon: by then it knows that bookmarks are to come."""
+        self.lists = 0
+        """Told to their ends."""
         self.owes_a_list = False
         """What was told can only be put right by another list."""
         self._random = random
@@ -191,6 +197,10 @@ class Api:
     @property
     def has_told_all(self) -> bool:
         return any(each.watch and each.watch.position == self.server.version and not each.said for each in self.open)
+
+    def was_listed(self, *, is_marked: bool = False) -> None:
+        self.lists += 1
+        self.has_bookmarked = self.has_bookmarked or is_marked
 
     def inject(self, row: str, name: str) -> None:
         self.injected[f"{row} {name}"] += 1
@@ -246,6 +256,7 @@ class Api:
         if body is None:
             self.inject("F14", "expired on a later page")
             return status(410, "Expired")(self._random)
+        self.was_listed()
         if lie is None:
             return Answer(200, {}, body)
         self.owes_a_list = True

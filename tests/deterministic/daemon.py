@@ -220,6 +220,11 @@ class Daemon:
         fleet = self.fleet
         return fleet.status.state is SourceState.STREAMING and not len(fleet.suspicions) and fleet.due_at is None
 
+    @property
+    def has_settled(self) -> bool:
+        """It follows the source, if only with what it holds."""
+        return self.fleet.status.state is SourceState.STREAMING or self.holds_removals
+
     def check(self) -> None:
         """Raises what it died of."""
         if self._discovering.done():

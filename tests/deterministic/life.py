@@ -14,13 +14,15 @@ from tests.deterministic.loop import VirtualLoop, clocks_of
 from tests.deterministic.subscriber import Subscriber
 from tests.deterministic.world import NAMES, World
 from tests.process.validators import alternating, breaches
-from tests.properties.api_server import Server, line
+from tests.properties.api_server import Server, Thing, line
 
 STEPS = (6, 16)
 PAUSES_S = (0.0, 0.0, 0.01, 0.3, 2.0, 10.0, 45.0)
 SETTLED_WITHIN_S = 600.0
 """Long enough for all that may be waited for: a verification, a server's Retry-After, a grace."""
 LOOKED_EVERY_S = 1.0
+PATIENCE_S = 100.0
+"""Of people, with removals that are held."""
 
 
 @dataclass
@@ -105,7 +107,8 @@ class Life:
     async def _step(self) -> None:
         steps = (self._things_happen, self._the_watch_suffers, self._a_subscriber_acts, self._the_server_restarts)
         weights = (8, 6, 4, 1)
-        await self._random.choices((*steps, self._the_daemon_restarts), (*weights, 1))[0]()
+        rare = (self._the_daemon_restarts, self._another_server_answers, self._a_backup_is_restored)
+        await self._random.choices((*steps, *rare), (*weights, 1, 0.3, 0.3))[0]()
 
     async def _things_happen(self) -> None:
         for _ in range(self._random.choice((1, 1, 2, 4))):
@@ -145,6 +148,53 @@ class Life:
         self._world.mend()
         await asyncio.sleep(self._random.choice((0.0, 1.0, 10.0)))
         self._start()
+
+    async def _another_server_answers(self) -> None:
+        """For a while, behind the same address. Of one cluster nobody could tell whose it is."""
+        if not await self._is_calm() or self._daemon is None or self._daemon.fleet.registry.engaged < 2:
+            return
+        self._api.inject("F21", "another server answers")
+        other = Server()
+        other.version = self._random.choice((1, 1000))
+        for name in "xyz":
+            other.put(name, Thing(f"other-{name}", 0, True, True, True, 1))
+        other.compact()
+        own, self._api.server = self._api.server, other
+        self._api.cut()
+        await asyncio.sleep(self._random.choice((1.0, 40.0, 200.0)))
+        self._api.server = own
+        self._api.cut()
+        self._api.owes_a_list = True
+
+    async def _a_backup_is_restored(self) -> None:
+        """Of a while ago. Nothing is written until the daemon has seen a list: after that nobody can tell."""
+        self._server.back_up()
+        await self._things_happen()
+        if not await self._is_calm() or not self._api.has_bookmarked:
+            return
+        self._api.inject("F22", "a backup is restored")
+        self._world.restore()
+        self._api.cut()
+        lists = self._api.lists
+        await self._until(lambda: self._api.lists > lists)
+        await self._until(lambda: self._daemon is None or self._daemon.has_settled)
+
+    async def _is_calm(self) -> bool:
+        """From here on, until something happens. Where calm does not come soon, it is no time for rare things."""
+        self._api.trouble = 0.0
+        return await self._until(lambda: self._knows_for_itself and self._is_followed, within_s=100.0)
+
+    @property
+    def _is_followed(self) -> bool:
+        return self._daemon is not None and self._daemon.is_quiet and self._api.has_told_all
+
+    async def _until(self, holds: Callable[[], bool], within_s: float = 1000.0) -> bool:
+        began = self._clock()
+        while not holds():
+            if self._clock() > began + within_s:
+                return False
+            await asyncio.sleep(1.0)
+        return True
 
     async def _a_subscriber_acts(self) -> None:
         subscriber = self._random.choice(self._subscribers)
@@ -196,6 +246,7 @@ class Life:
             selector: {name: (each.uid, each.labels) for name, each in self._world.upstream.engaged(selector).items()}
             for selector in ("", "team=red")
         }
+        self._patient_until = healed_at + PATIENCE_S
         while not self._all_is_well() and self._clock() < healed_at + SETTLED_WITHIN_S:
             await self._wait_for_people()
             self._read.clear()
@@ -207,10 +258,12 @@ class Life:
     async def _wait_for_people(self) -> None:
         assert self._daemon is not None
         self._daemon.check()
-        if self._daemon.holds_for_good:
+        if self._daemon.holds_for_good or (self._daemon.holds_removals and self._clock() > self._patient_until):
+            # It can't tell a fleet that was all exchanged from another server's.
             self._waited_for.add("a person")
             await self._daemon.kill()
             self._start()
+            self._patient_until = self._clock() + PATIENCE_S
         elif self._daemon.holds_removals:
             self._waited_for.add("a verification")
         elif self._daemon.fleet.due_at is not None:
@@ -250,6 +303,7 @@ class Life:
 
     def _start(self) -> None:
         self._runs += 1
+        self._api.has_bookmarked = False
         self._note("the daemon starts")
         self._daemon = Daemon(
             self._api,

@@ -61,7 +61,7 @@ def ordered(history: History) -> Iterator[str]:
 def unique(history: History, upstream: Upstream) -> Iterator[str]:
     """No event comes twice, and none is of the past, on a stream and across resumes.
 
-    One repeat is let pass: a reader that was cut while it caught up may have been told ENGAGED as things are by now,
+    After a restore upstream, things may be as they were before. And one repeat is let pass: a reader that was cut while it caught up may have been told ENGAGED as things are by now,
     and is told, when it is back, of the update that made them so.
     """
     reader = Reader()
@@ -72,10 +72,10 @@ def unique(history: History, upstream: Upstream) -> Iterator[str]:
             list(reader.take(batch))
             for event in batch.events:
                 before = known.get(event.name)
-                if before is not None and before.incarnation == event.incarnation:
+                if before is not None and before.incarnation == event.incarnation and not upstream.went_back:
                     if event.kind == before.kind == "UPDATED" and event.content == before.content:
                         yield f"{event} at {batch.revision} repeats what was told before"
-                    if event.version < before.version and not upstream.went_back:
+                    if event.version < before.version:
                         yield f"{event} at {batch.revision} is of version {event.version}, after {before.version}"
                 known[event.name] = event
 
