@@ -61,8 +61,9 @@ def ordered(history: History) -> Iterator[str]:
 def unique(history: History, upstream: Upstream) -> Iterator[str]:
     """No event comes twice, and none is of the past, on a stream and across resumes.
 
-    After a restore upstream, things may be as they were before. And one repeat is let pass: a reader that was cut while it caught up may have been told ENGAGED as things are by now,
-    and is told, when it is back, of the update that made them so.
+    After a restore upstream, things may be as they were before. And one repeat is let pass: a reader that was cut while
+    it caught up may have been told ENGAGED as things are by now, and is told, when it is back, of the update that made
+    them so.
     """
     reader = Reader()
     for stream in history.streams:
