@@ -81,10 +81,15 @@ async def servers(built: Programs, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def plays_on_real_servers(request: pytest.FixtureRequest, servers: RealServers) -> AsyncIterator[Plays]:
-    made = selected(request, servers, at_once=_SERVERS_OF_A_MODE * len(MODES))
-    yield made
-    await made.close()
+async def plays_on_real_servers(
+    request: pytest.FixtureRequest, built: Programs, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Plays]:
+    """On servers of their own, of which those of one mode can't stream a list: the daemon pages there."""
+    folder = tmp_path_factory.mktemp("servers-of-plays")
+    async with RealServers(built, folder, of_each=_SERVERS_OF_A_MODE, streaming_lists=["project"]) as servers:
+        made = selected(request, servers, at_once=_SERVERS_OF_A_MODE * len(MODES))
+        yield made
+        await made.close()
 
 
 @pytest.fixture(params=MODES)

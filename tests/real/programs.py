@@ -1,6 +1,7 @@
 """Which programs stand for the two API servers on this machine, and what is missing for the full set."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import msgspec
@@ -18,6 +19,7 @@ from tests.real.builds import (
 )
 
 # Binaries that somebody has built already, from a working copy for instance.
+KUBERNETES_BINARY = "KUBE_APISERVER"
 MILO_BINARY = "MILO_APISERVER"
 PEER_BINARY = "MILO_PEER"
 
@@ -46,7 +48,8 @@ class Programs(msgspec.Struct, frozen=True, kw_only=True):
 def programs(say: Say) -> Programs:
     """Obtains every program; raises GoMissingError or UnobtainableError where not even the stand-ins can be had."""
     etcd = obtain(ETCD, say)
-    kubernetes = str(obtain(KUBE_APISERVER, say))
+    kubernetes = _given(KUBERNETES_BINARY) or obtain(KUBE_APISERVER, say)
+    title = _title_of_kubernetes(kubernetes)
     missing, has_milo = [], True
     try:
         control_planes = source_folder(MILO) / _CONTROL_PLANES
@@ -58,7 +61,7 @@ def programs(say: Say) -> Programs:
     except UnobtainableError as error:
         has_milo = False
         milo = ApiProgram(
-            title=f"{KUBE_APISERVER.title} with projects of our own definition, in Milo's place",
+            title=f"{title} with projects of our own definition, in Milo's place",
             argv=_kubernetes_argv(kubernetes),
             definitions=((_OWN_DEFINITIONS / "projects.yaml").read_text(),),
         )
@@ -69,7 +72,7 @@ def programs(say: Say) -> Programs:
         etcd=etcd,
         milo=milo,
         infrastructure=ApiProgram(
-            title=KUBE_APISERVER.title, argv=_kubernetes_argv(kubernetes), definitions=(control_planes.read_text(),)
+            title=title, argv=_kubernetes_argv(kubernetes), definitions=(control_planes.read_text(),)
         ),
         has_milo=has_milo,
         missing=tuple(missing),
@@ -105,5 +108,11 @@ def _given(variable: str) -> Path | None:
     return Path(path)
 
 
-def _kubernetes_argv(binary: str) -> tuple[str, ...]:
-    return (binary, "--service-cluster-ip-range=10.96.0.0/16", "--endpoint-reconciler-type=none")
+def _title_of_kubernetes(binary: Path) -> str:
+    """By what it says of itself, which is `Kubernetes v1.2.3`."""
+    told = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
+    return f"kube-apiserver {told.stdout.split()[-1]}"
+
+
+def _kubernetes_argv(binary: Path) -> tuple[str, ...]:
+    return (str(binary), "--service-cluster-ip-range=10.96.0.0/16", "--endpoint-reconciler-type=none")

@@ -1,4 +1,4 @@
-"""`./dev scenarios [FILE...] [-k NAME] [--mode MODE] [--real]`
+"""`./dev scenarios [FILE...] [-k NAME] [--mode MODE] [--real [--no-streaming-lists]]`
 
 Ends with 0 when all plays passed, 1 when one failed, 2 when there is nothing to play, 3 when the real servers can't
 be had.
@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import sys
 import textwrap
+from collections.abc import Collection
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("-k", dest="name", default="", metavar="NAME", help="those with these letters in their name")
     parser.add_argument("--mode", choices=MODES)
     parser.add_argument("--real", action="store_true", help="against real API servers (needs Go)")
+    parser.add_argument("--no-streaming-lists", action="store_true", help="with --real: servers that have none")
     asked = parser.parse_args(argv)
     try:
         scenarios = [scenario for file in asked.files or OWN for scenario in reading.load(file)]
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> int:
         click.echo("scenarios: none has that name and mode", err=True)
         return _NOTHING_TO_PLAY
     try:
-        return asyncio.run(_play(plays, real=asked.real))
+        return asyncio.run(_play(plays, real=asked.real, streaming_lists=() if asked.no_streaming_lists else MODES))
     except KeyboardInterrupt:
         return 130
     except (GoMissingError, UnobtainableError, ProcessError) as error:
@@ -55,7 +57,9 @@ def main(argv: list[str]) -> int:
         return _NO_SERVERS
 
 
-async def _play(plays: list[tuple[Scenario | Malformed, Mode]], *, real: bool) -> int:
+async def _play(
+    plays: list[tuple[Scenario | Malformed, Mode]], *, real: bool, streaming_lists: Collection[Mode]
+) -> int:
     passed = failed = 0
     async with AsyncExitStack() as stack:
         servers: Servers = Sandboxes()
@@ -64,7 +68,7 @@ async def _play(plays: list[tuple[Scenario | Malformed, Mode]], *, real: bool) -
             for missing in found.missing:
                 say_to_stderr(f"MISSING: {missing}")
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="milo-real-")))
-            servers = await stack.enter_async_context(RealServers(found, folder))
+            servers = await stack.enter_async_context(RealServers(found, folder, streaming_lists=streaming_lists))
         results = await stack.enter_async_context(aclosing(run(plays, servers)))
         async for result in results:
             click.echo(line(result))

@@ -1,7 +1,7 @@
 """The API servers that scenarios are played against: the sandbox, or the real ones."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from types import TracebackType
@@ -77,13 +77,20 @@ class Sandboxes:
 class RealServers:
     """Some for each mode, each started when it is first needed; plays have them in turn."""
 
-    def __init__(self, found: Programs, folder: Path, *, of_each: int = 1) -> None:
+    def __init__(
+        self, found: Programs, folder: Path, *, of_each: int = 1, streaming_lists: Collection[Mode] = MODES
+    ) -> None:
+        """`streaming_lists`: of which modes the servers can stream a list."""
         self._all: list[RealApi] = []
         self._free: dict[Mode, asyncio.LifoQueue[RealApi]] = {mode: asyncio.LifoQueue() for mode in MODES}
         for number in range(of_each):
             for server in (
-                MiloApi(found, folder / f"milo-{number}"),
-                InfrastructureApi(found, folder / f"infrastructure-{number}"),
+                MiloApi(found, folder / f"milo-{number}", streaming_lists=MiloApi.mode in streaming_lists),
+                InfrastructureApi(
+                    found,
+                    folder / f"infrastructure-{number}",
+                    streaming_lists=InfrastructureApi.mode in streaming_lists,
+                ),
             ):
                 self._all.append(server)
                 self._free[server.mode].put_nowait(server)
