@@ -293,7 +293,7 @@ MUTANTS = (
         "registry/log.py",
         "if past is not None and wanted.shows(past.cluster):",
         "if past is not None:",
-        ("tests/registry/test_hidden.py",),
+        ("tests/registry/test_log_hidden.py",),
     ),
     Mutant(
         "the last rule that is met counts",

@@ -8,10 +8,13 @@ from google.rpc import code_pb2, error_details_pb2
 
 from milo_discoveryd.server.errors import (
     CallError,
+    ExhaustedError,
     InvalidRequestError,
     NotFoundError,
+    PermissionDeniedError,
     PreconditionError,
     StalledError,
+    UnauthenticatedError,
     UnavailableError,
     status,
     unexpected,
@@ -21,6 +24,7 @@ DETAILS: dict[str, type[Message]] = {
     "google.rpc.ErrorInfo": error_details_pb2.ErrorInfo,
     "google.rpc.RetryInfo": error_details_pb2.RetryInfo,
     "google.rpc.BadRequest": error_details_pb2.BadRequest,
+    "google.rpc.QuotaFailure": error_details_pb2.QuotaFailure,
 }
 
 
@@ -40,6 +44,8 @@ def details(error: CallError) -> list[Any]:
         (PreconditionError, code_pb2.FAILED_PRECONDITION),
         (UnavailableError, code_pb2.UNAVAILABLE),
         (StalledError, code_pb2.ABORTED),
+        (PermissionDeniedError, code_pb2.PERMISSION_DENIED),
+        (UnauthenticatedError, code_pb2.UNAUTHENTICATED),
     ],
 )
 def test_each_kind_has_its_code_its_sentence_and_a_word_for_programs(kind: type[CallError], code: int) -> None:
@@ -59,6 +65,15 @@ def test_a_wrong_field_is_named_for_people_and_for_programs() -> None:
     info, bad = details(error)
     assert info.reason == "INVALID_REQUEST"
     assert [(each.field, each.description) for each in bad.field_violations] == [("page_size", "-1 is negative")]
+
+
+def test_of_what_is_limited_it_is_told_what_and_when_there_is_more() -> None:
+    error = ExhaustedError("TOO_MANY_STREAMS", "streams", "5 are open already", retry_after_s=2.0)
+    assert (status(error).code, status(error).message) == (code_pb2.RESOURCE_EXHAUSTED, "5 are open already")
+    info, retry, quota = details(error)
+    assert info.reason == "TOO_MANY_STREAMS"
+    assert retry.retry_delay.ToMilliseconds() == 2000
+    assert [(each.subject, each.description) for each in quota.violations] == [("streams", "5 are open already")]
 
 
 def test_what_was_not_foreseen_is_told_as_a_number_to_quote() -> None:
