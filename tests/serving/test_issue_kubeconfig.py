@@ -1,10 +1,8 @@
 """IssueKubeconfig: what is answered, and what callers are told when they can't have one."""
 
-import asyncio
 import json
 import time
 from pathlib import Path
-from random import Random
 
 import grpc
 import pytest
@@ -15,12 +13,11 @@ from grpc_status import rpc_status
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.minting import Scope
 from milo_discoveryd.errors import BackendError, UnfitError
-from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer import Offer
-from milo_discoveryd.server.errors import CallError
 from tests.eventually import eventually
 from tests.kubeconfigs.backend import CANARY, Backend
 from tests.serving.conftest import EPOCH, World, a_world, not_ready, ready
+from tests.serving.race import race
 
 
 async def issued(world: World, **request: object) -> pb.Kubeconfig:
@@ -165,36 +162,4 @@ async def test_bad_input_is_named(world: World, request_: dict[str, object], fie
 
 
 async def test_whatever_the_order_nothing_is_handed_out_for_what_is_no_longer_engaged(tmp_path: Path) -> None:
-    """Mints and disengagements race; each schedule is drawn anew, and the same each time."""
-    chance, backend = Random(1), Backend(Scope.CLUSTER)
-    handed = 0
-    async with a_world(tmp_path, offers=[Offer(backend)], per_second=1e6) as world:
-        world.listed()
-
-        async def ask() -> None:
-            nonlocal handed
-            for _ in range(chance.randrange(8)):
-                await asyncio.sleep(0)
-            try:
-                answer = await world.service.issue_kubeconfig(
-                    pb.IssueKubeconfigRequest(cluster="alpha"), Caller(listener="test")
-                )
-            except CallError:
-                return
-            # Still within the step that answered: nothing has been waited for since.
-            record = world.fleet.registry["alpha"]
-            assert record is not None
-            assert record.current is not None
-            token = json.loads(answer.kubeconfig.kubeconfig)["users"][0]["user"]["token"]
-            number = int(token.rpartition("-")[2])
-            assert backend.asked[number - 1].incarnation == record.current.incarnation
-            handed += 1
-
-        for number in range(1500):
-            world.seen(ready("alpha", uid=f"u{number // 2}", version=str(2 * number + 1)))
-            asking = [asyncio.create_task(ask()) for _ in range(3)]
-            for _ in range(chance.randrange(12)):
-                await asyncio.sleep(0)
-            world.seen(not_ready("alpha", uid=f"u{number // 2}", version=str(2 * number + 2)))
-            await asyncio.gather(*asking)
-    assert handed > 300
+    assert await race(tmp_path, rounds=1500, seed=1) > 300
