@@ -6,12 +6,14 @@ Disengagements race with mints, in schedules of chance: nothing may be handed ou
 import argparse
 import asyncio
 import json
+import logging
 import sys
 import tempfile
 from pathlib import Path
 from random import Random
 
 import click
+import structlog
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.minting import Scope
@@ -78,6 +80,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=100_000, metavar="N")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
     asked = parser.parse_args(argv)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # each hand-out is a line
     with tempfile.TemporaryDirectory(prefix="milo-") as folder:
         handed = asyncio.run(race(Path(folder), rounds=asked.rounds, seed=asked.seed))
     click.echo(
