@@ -1,6 +1,8 @@
 """A file that holds the fleet as last known."""
 
 import asyncio
+import errno
+import os
 import stat
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -120,3 +122,25 @@ async def test_a_directory_that_cannot_be_written_stops_nothing(tmp_path: Path) 
         missing.mkdir()
         fleet.now_holds(kept("beta"))
         await eventually(lambda: names() == ["beta"])
+
+
+async def test_f37_a_full_disk_stops_nothing_and_leaves_the_last_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fleet, names = Fleet(), recalled(tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with running(Keeper(tmp_path, ORIGIN), fleet):
+        fleet.now_holds(kept("alpha"))
+        await eventually(lambda: names() == ["alpha"])
+        with monkeypatch.context() as while_it_is_full:
+            while_it_is_full.setattr(os, "fsync", full)
+            fleet.now_holds(kept("beta"))
+            await eventually(lambda: not fleet._bell.is_set())
+            fleet.now_holds(kept("gamma"))
+            await eventually(lambda: not fleet._bell.is_set())
+            assert names() == ["alpha"]
+        fleet.now_holds(kept("delta"))
+        await eventually(lambda: names() == ["delta"])

@@ -236,6 +236,16 @@ async def test_a_renewed_authority_is_trusted_from_the_next_request(tmp_path: Pa
         await transport.aclose()
 
 
+async def test_f8_another_certificate_of_the_same_authority_is_as_good() -> None:
+    async with ApiServer(answering()) as server:
+        transport = open_transport(upstream(server))
+        assert (await get(transport)).status == 200
+    async with ApiServer(answering(), server.authority, port=server.port) as renewed:
+        assert renewed.url == server.url
+        assert (await get(transport)).status == 200
+    await transport.aclose()
+
+
 async def test_an_intermediate_certificate_is_enough_to_trust() -> None:
     root = trustme.CA()
     middle = root.create_child_ca()
