@@ -162,7 +162,9 @@ class Daemon:
             self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
             self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
             reviews = token_reviews(settings, self._environ, stack)
-            server = Server(service, list(listeners(settings)), self._metrics, traces, reviews)
+            server = Server(
+                service, list(listeners(settings)), self._metrics, traces=traces, reviews=reviews, audit=self._audit
+            )
             await server.start()
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses
@@ -189,7 +191,9 @@ class Daemon:
                 tasks.create_task(reloading.run(), name="follow the configuration")
                 if settings.connectivity.interval is not None:
                     # Before discovery begins, so that it hears of every engagement.
-                    tasks.create_task(self._probe(project, settings.connectivity.interval), name="probe clusters")
+                    tasks.create_task(
+                        self._probe(project, issuer, settings.connectivity.interval), name="probe clusters"
+                    )
                 tasks.create_task(self._discover(mode, sources), name="discover")
 
     async def _discover(self, mode: WatchedMode | FixedMode, sources: Sources) -> None:
@@ -222,7 +226,7 @@ class Daemon:
         async with aclosing(transport):
             await discovery.run(transport, watched, decoder(self._settings, mode))
 
-    async def _probe(self, project: Upstream, interval: timedelta) -> None:
+    async def _probe(self, project: Upstream, issuer: Issuer, interval: timedelta) -> None:
         settings = self._settings.connectivity
         give_up_after = settings.disengage_unreachable_after
         policy = Probing(
@@ -238,6 +242,7 @@ class Daemon:
         asker = Asker(
             project,
             self._environ,
+            held=issuer.held,
             path=settings.path,
             timeout_s=settings.timeout.total_seconds(),
             at_once=policy.at_once,

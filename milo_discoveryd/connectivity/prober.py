@@ -10,8 +10,8 @@ from milo_discoveryd.connectivity.schedule import Outcome, Probe, Reached, Sched
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 
-Ask = Callable[[str], Awaitable[Outcome]]
-"""Asks the API server at an endpoint. Has a deadline, and raises nothing that was foreseen."""
+Ask = Callable[[Cluster], Awaitable[Outcome]]
+"""Asks the cluster's API server. Has a deadline, and raises nothing that was foreseen."""
 
 
 class Tally(Protocol):
@@ -33,24 +33,27 @@ class Prober:
         self._ask = ask
         self._tell = tell
         self._tally = tally
-        self._endpoints: dict[str, str] = {}
+        self._clusters: dict[str, Cluster] = {}
         self._changed = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
 
     def engaged(self, cluster: Cluster) -> None:
         target = cluster.target
-        self._endpoints[target.name] = target.endpoint
+        self._clusters[target.name] = cluster
         self._schedule.watch(target.name, urlsplit(target.endpoint).netloc, cluster.incarnation, self._clock())
         self._changed.set()
 
     def updated(self, cluster: Cluster) -> None:
-        if self._endpoints.get(cluster.target.name) != cluster.target.endpoint:
+        before = self._clusters.get(cluster.target.name)
+        if before is None or before.target.endpoint != cluster.target.endpoint:
             self.engaged(cluster)
+        else:
+            self._clusters[cluster.target.name] = cluster
 
     def disengaged(self, cluster: Cluster) -> None:
         name = cluster.target.name
         if not self._is_wanted(name, cluster.incarnation):
-            self._endpoints.pop(name, None)
+            self._clusters.pop(name, None)
             self._schedule.forget(name)
 
     async def run(self) -> None:
@@ -60,11 +63,11 @@ class Prober:
                 for probe in self._schedule.due(self._clock()):
                     if not self._is_wanted(probe.name, probe.incarnation):
                         # It had been given up, and then went for another reason, of which nobody was told.
-                        del self._endpoints[probe.name]
+                        del self._clusters[probe.name]
                         self._schedule.drop(probe)
                         continue
-                    # Its endpoint now: by the time the task begins, the cluster may be gone.
-                    tasks.create_task(self._probe(probe, self._endpoints[probe.name]), name=f"probe {probe.name}")
+                    # As it is now: by the time the task begins, the cluster may be gone.
+                    tasks.create_task(self._probe(probe, self._clusters[probe.name]), name=f"probe {probe.name}")
                 try:
                     async with asyncio.timeout_at(self._schedule.next_at):
                         await self._changed.wait()
@@ -72,8 +75,8 @@ class Prober:
                     pass  # the next one is due
                 self._changed.clear()
 
-    async def _probe(self, probe: Probe, endpoint: str) -> None:
-        outcome = await self._ask(endpoint)
+    async def _probe(self, probe: Probe, cluster: Cluster) -> None:
+        outcome = await self._ask(cluster)
         self._tally.probed("reached" if isinstance(outcome, Reached) else outcome.cause)
         for verdict in self._schedule.told(probe, outcome, Moment(time.time(), self._clock())):
             self._tell(verdict)

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.minted import Minted
 from milo_discoveryd.credentials.minting import MintingSource, Scope
 from milo_discoveryd.errors import CredentialError, UnfitError
@@ -215,6 +216,12 @@ class Issuer:
     def refused(self, result: str) -> None:
         """A request for a kubeconfig came to nothing."""
         self._tally.kubeconfig_issued(result)
+
+    def held(self, cluster: Cluster) -> Credential | None:
+        """What its operators have at present, where they have anything; none is got for it."""
+        minter = self._serving(cluster, UNLIMITED)
+        minted = None if minter is None else minter.held_for(cluster)
+        return None if minted is None else minted.credential
 
     # What changes
 

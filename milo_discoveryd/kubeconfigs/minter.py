@@ -172,6 +172,13 @@ class Minter:
         now = self.now()
         return [minted for kept in self._kept.values() if (minted := kept.lease.valid(now)) is not None]
 
+    def held_for(self, cluster: Cluster) -> Minted | None:
+        """What is good for the cluster, of what was asked for already."""
+        now = self.now()
+        keys = self._kept if self.source.scope is Scope.IDENTITY else self._of_cluster.get(cluster.incarnation, ())
+        found = (self._kept[key].lease.valid(now) for key in keys)
+        return next((minted for minted in found if minted is not None), None)
+
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._keep_time(), name=f"keep time for {self.source.name}")

@@ -36,8 +36,8 @@ class World:
         self.gone.add(name)
         self.prober.disengaged(cluster(name))
 
-    async def ask(self, endpoint: str) -> Outcome:
-        self.asked.append(endpoint)
+    async def ask(self, of: Cluster) -> Outcome:
+        self.asked.append(of.target.endpoint)
         if self.answer is not None:
             return self.answer
         self.waiting += 1
