@@ -358,3 +358,26 @@ async def test_hand_outs_mints_and_ends_are_counted() -> None:
         ends = sample("credential_expiry_timestamp_seconds", source="backend")
         assert ends is not None
         assert 590 < ends - time.time() <= 600
+
+
+@pytest.mark.parametrize("scope", [Scope.IDENTITY, Scope.CLUSTER])
+async def test_what_operators_have_can_be_looked_at_and_nothing_is_got_for_that(scope: Scope) -> None:
+    backend = Backend(scope)
+    beta = a_cluster("beta", 2)
+    async with issuing(backend) as issuer:
+        given = await got(issuer)
+        asked = len(backend.asked)
+        found, other = issuer.held(ALPHA), issuer.held(beta)
+        assert found is not None
+        assert found.token is not None
+        assert found.token.reveal() == given
+        assert other == (found if scope is Scope.IDENTITY else None)
+        issuer.disengaged(ALPHA)
+        if scope is Scope.CLUSTER:
+            assert issuer.held(ALPHA) is None
+        assert len(backend.asked) == asked
+
+
+async def test_where_no_source_is_for_a_cluster_its_operators_have_nothing() -> None:
+    async with issuing() as issuer:
+        assert issuer.held(ALPHA) is None
