@@ -20,6 +20,7 @@ from milo_discoveryd.identity.peer import peer
 from milo_discoveryd.server.backstage import Backstage
 from milo_discoveryd.server.certificates import ServerTls
 from milo_discoveryd.server.errors import UnauthenticatedError
+from milo_discoveryd.server.refusals import Refusals
 from milo_discoveryd.server.relay import Leg, relay
 from milo_discoveryd.server.service import Context
 
@@ -49,7 +50,7 @@ class _RefusedError(Exception):
 
 
 class Front:
-    def __init__(self, name: str, *, tls: ServerTls | None, connections: int) -> None:
+    def __init__(self, name: str, refusals: Refusals, *, tls: ServerTls | None, connections: int) -> None:
         """Without `tls` it is for Unix sockets."""
         self._name = name
         self._tls = tls
@@ -58,7 +59,7 @@ class Front:
         self._known: dict[str, _Proved] = {}
         self._shares: Counter[str] = Counter()
         self._serving: dict[asyncio.Task[None], _Proved | None] = {}
-        self._refusals = _Refusals(name)
+        self._refusals = refusals
         self._running: asyncio.Task[None] | None = None
 
     def bind(self, server: grpc.aio.Server) -> None:
@@ -115,12 +116,12 @@ class Front:
                     except OSError as error:
                         if error.errno not in _NONE_LEFT:
                             raise
-                        self._refusals.tell("", f"none can be accepted: {error.strerror}")
+                        self._refuse("", f"none can be accepted: {error.strerror}")
                         await asyncio.sleep(NONE_LEFT_S)
                         continue
                     where = _where(address)
                     if len(self._serving) >= self._most:
-                        self._refusals.tell(where, f"there are {self._most} connections already")
+                        self._refuse(where, f"there are {self._most} connections already")
                         connected.close()
                         continue
                     task = tasks.create_task(self._serve(connected, where), name=f"connection at {self._name}")
@@ -136,12 +137,15 @@ class Front:
             with self._share(proved.owner):
                 await self._pass_on(leg, proved)
         except (_RefusedError, ValueError, OSError) as error:
-            self._refusals.tell(where, str(error) or type(error).__name__)
+            self._refuse(where, str(error) or type(error).__name__)
         except Exception:
             # Ours, and this connection's end: whoever brings it about must not end those of others with it.
             log.exception("connection failed", listener=self._name)
         finally:
             leg.drop(connected)
+
+    def _refuse(self, where: str, problem: str) -> None:
+        self._refusals.tell(Caller(listener=self._name, peer=where), "CONNECTION_REFUSED", problem)
 
     async def _by_kernel(self, connected: socket.socket, leg: Leg) -> _Proved:
         who = peer(connected)
@@ -187,30 +191,6 @@ class Front:
             self._shares[owner] -= 1
             if not self._shares[owner]:
                 del self._shares[owner]
-
-
-class _Refusals:
-    """Told in the log, but not to its flooding: whoever can connect causes them."""
-
-    _AT_ONCE = 10
-    _AGAIN_S = 10.0
-
-    def __init__(self, listener: str) -> None:
-        self._listener = listener
-        self._since = float("-inf")
-        self._told = 0
-        self._untold = 0
-
-    def tell(self, where: str, problem: str) -> None:
-        now = time.monotonic()
-        if now - self._since >= self._AGAIN_S:
-            self._since, self._told = now, 0
-        if self._told >= self._AT_ONCE:
-            self._untold += 1
-            return
-        self._told += 1
-        log.warning("connection refused", listener=self._listener, peer=where, problem=problem, untold=self._untold)
-        self._untold = 0
 
 
 def _where(address: object) -> str:

@@ -8,6 +8,7 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.token_review import RejectedError, UnreviewedError
 from milo_discoveryd.identity.verdicts import User
 from milo_discoveryd.server.errors import UnauthenticatedError, UnavailableError
+from milo_discoveryd.server.refusals import Refusals
 from milo_discoveryd.server.service import Context, Identify
 
 
@@ -25,7 +26,7 @@ def anybody(listener: str) -> Identify:
     return identify
 
 
-def by_token(connected: Identify, reviews: Reviews) -> Identify:
+def by_token(connected: Identify, reviews: Reviews, refusals: Refusals) -> Identify:
     """Besides what the connection proves: who shows a token is whom it is of, and who shows none proves no more."""
 
     async def identify(context: Context) -> Caller:
@@ -36,6 +37,7 @@ def by_token(connected: Identify, reviews: Reviews) -> Identify:
         try:
             user = await reviews.user(token)
         except RejectedError as error:
+            refusals.tell(caller, "TOKEN_REJECTED", str(error))
             raise UnauthenticatedError("TOKEN_REJECTED", f"your bearer token was turned down: {error}") from None
         except UnreviewedError as error:
             raise UnavailableError("TOKEN_NOT_REVIEWED", str(error), retry_after_s=error.retry_after_s) from None

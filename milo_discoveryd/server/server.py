@@ -11,10 +11,12 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from milo_discoveryd.errors import StartError
+from milo_discoveryd.server.access import Audit
 from milo_discoveryd.server.front import Front
 from milo_discoveryd.server.identifying import Reviews, anybody, by_token
 from milo_discoveryd.server.interceptor import CallTally, Interceptor
 from milo_discoveryd.server.listener import Listener, TcpAddress, UnixAddress
+from milo_discoveryd.server.refusals import Refusals
 from milo_discoveryd.server.service import NAME, Service, handlers
 from milo_discoveryd.server.socket_file import SocketFile
 
@@ -46,6 +48,8 @@ class Server:
         service: Service,
         listeners: Sequence[Listener],
         tally: CallTally,
+        *,
+        audit: Audit,
         traces: "TracerProvider | None" = None,
         reviews: Reviews | None = None,
     ) -> None:
@@ -55,6 +59,7 @@ class Server:
         self._listeners = listeners
         self._tally = tally
         self._reviews = reviews
+        self._audit = audit
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
         self._files: list[SocketFile] = []
@@ -99,11 +104,12 @@ class Server:
     async def _serve(self, listener: Listener) -> None:
         server = grpc.aio.server(interceptors=self._interceptors(), options=OPTIONS)
         self._servers.append(server)
-        front = self._front(listener)
+        refusals = Refusals(self._audit)
+        front = self._front(listener, refusals)
         identify = anybody(listener.name) if front is None else front.identify
         if listener.tokens:
             assert self._reviews is not None
-            identify = by_token(identify, self._reviews)
+            identify = by_token(identify, self._reviews, refusals)
         server.add_generic_rpc_handlers((handlers(self._service, identify),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if isinstance(listener.address, UnixAddress):
@@ -128,10 +134,10 @@ class Server:
             interceptors.insert(0, Tracing(self._traces))
         return interceptors
 
-    def _front(self, listener: Listener) -> Front | None:
+    def _front(self, listener: Listener, refusals: Refusals) -> Front | None:
         if listener.tls is None and not listener.peer_credentials:
             return None
-        front = Front(listener.name, tls=listener.tls, connections=listener.connections)
+        front = Front(listener.name, refusals, tls=listener.tls, connections=listener.connections)
         self._fronts.append(front)
         return front
 

@@ -101,6 +101,7 @@ class World:
             listeners or [Listener(name="here", address=UnixAddress(socket))],
             self.metrics,
             reviews=reviews,
+            audit=self.audit,
         )
         self.address = f"unix:{socket}"
 

@@ -140,7 +140,7 @@ async def test_a_connection_handed_on_is_still_of_who_made_it(callers: list[Call
             )
             await maker.wait()
             _, [descriptor], *_ = socket.recv_fds(ours, 1, 1)
-        await eventually(lambda: len(front(world)) == 1)
+        await eventually(lambda: len(front(world)._known) == 1)
         [proved] = front(world)._known.values()
         os.close(descriptor)
     assert (proved.caller.uid, proved.caller.pid) in {(os.getuid(), maker.pid), (os.getuid(), None)}

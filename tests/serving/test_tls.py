@@ -12,7 +12,6 @@ import grpc
 import pytest
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID
-from structlog.testing import capture_logs
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
@@ -111,6 +110,8 @@ async def test_nobody_gets_in_without_a_certificate_that_holds(callers: list[Cal
         error = await refusal(world, place.credentials(pair))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert not front(world)._known
+    assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
+    assert {line["caller"]["listener"] for line in world.audited} == {"net"}
     assert callers == []
 
 
@@ -135,11 +136,10 @@ def client_context(place: Place, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_
 async def test_no_tls_before_1_3_is_spoken(place: Place) -> None:
     async with tcp(place) as world:
         host, _, port = world.address.partition(":")
-        with capture_logs() as logs:
-            with pytest.raises((ssl.SSLError, ConnectionError)):
-                await asyncio.open_connection(host, int(port), ssl=client_context(place, ssl.TLSVersion.TLSv1_2))
-            await eventually(lambda: logs)
-        assert "UNSUPPORTED_PROTOCOL" in logs[0]["problem"]
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asyncio.open_connection(host, int(port), ssl=client_context(place, ssl.TLSVersion.TLSv1_2))
+        await eventually(lambda: world.audited)
+        assert "UNSUPPORTED_PROTOCOL" in str(world.audited[0]["problem"])
         _, writer = await asyncio.open_connection(host, int(port), ssl=client_context(place, ssl.TLSVersion.TLSv1_3))
         assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
         writer.close()
