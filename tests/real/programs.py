@@ -86,7 +86,7 @@ def peer(say: Say) -> Path:
 
 def peer_title() -> str:
     given = _given(PEER_BINARY)
-    return f"Milo's, in {_titled('bench/peer', given, PEER_BINARY) if given else PEER.title}"
+    return f"{_titled('milo', given, PEER_BINARY) if given else MILO.title}, in bench/peer"
 
 
 def _milo(say: Say) -> ApiProgram:
