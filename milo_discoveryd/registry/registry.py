@@ -193,6 +193,8 @@ class Registry:
         record = self._records[name]
         assert record.cluster is not None, "it is probed"
         found = msgspec.structs.replace(record.cluster, connectivity=connectivity)
+        if found == record.cluster:
+            return []  # said again for what else the verdict says
         if record.engaged:
             record.cluster = found
             self.log.update(found, now.steady)

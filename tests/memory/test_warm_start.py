@@ -28,6 +28,7 @@ class Setting:
             "listen": (self.address,),
             "http_listen": "off",
             "state_directory": str(self.state),
+            "connectivity.interval": "off",  # what probes find is no part of what is told here
         }
 
     @asynccontextmanager
