@@ -151,7 +151,7 @@ class Life:
 
     async def _another_server_answers(self) -> None:
         """For a while, behind the same address. Of one cluster nobody could tell whose it is."""
-        if not await self._is_calm() or self._daemon is None or self._daemon.fleet.registry.engaged < 2:
+        if not await self._is_calm() or not self._knows_several_rightly:
             return
         self._api.inject("F21", "another server answers")
         other = Server()
@@ -178,6 +178,12 @@ class Life:
         lists = self._api.lists
         await self._until(lambda: self._api.lists > lists)
         await self._until(lambda: self._daemon is None or self._daemon.has_settled)
+
+    @property
+    def _knows_several_rightly(self) -> bool:
+        assert self._daemon is not None
+        engaged = {(each.target.name, each.target.uid) for each in self._daemon.fleet.registry.clusters()}
+        return len(engaged) > 1 and engaged == {(n, s.uid) for n, s in self._world.upstream.engaged("").items()}
 
     async def _is_calm(self) -> bool:
         """From here on, until something happens. Where calm does not come soon, it is no time for rare things."""
