@@ -89,7 +89,7 @@ class Proxy:
                 both.create_task(_pump(upstream_reader, writer))
             for end in ends:
                 await end.wait_closed()
-        except OSError:
+        except (OSError, EOFError):
             pass  # nobody behind it, or a client that has gone: the other end is told by the close
         finally:
             for end in ends:

@@ -132,3 +132,21 @@ async def test_the_end_of_the_server_s_connection_is_the_end_of_the_client_s(pro
         reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
         assert await reader.read() == b""
         writer.close()
+
+
+async def test_what_passes_before_goes_before_and_a_client_that_leaves_meanwhile_is_let_go(echo: int) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello, " + await reader.readline())
+
+    proxy = Proxy(greet)
+    await proxy.open(echo)
+    _, leaving = await asyncio.open_connection("127.0.0.1", proxy.port)
+    leaving.close()
+    await leaving.wait_closed()
+    reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+
+    assert await say(reader, writer, b"somebody\n") == b"hello, somebody\n"
+    assert await say(reader, writer, b"again\n") == b"again\n"
+
+    writer.close()
+    await proxy.close()
