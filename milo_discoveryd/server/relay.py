@@ -16,6 +16,7 @@ class Leg(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.lost = asyncio.get_running_loop().create_future()
         self._took = False
+        self._has_said_all = False
         self._other: Leg | None = None
         self._early: list[bytes] = []
 
@@ -79,8 +80,11 @@ class Leg(asyncio.Protocol):
             self._other.transport.write(data)
 
     def eof_received(self) -> bool:
-        """Whether the connection stays open in the other direction."""
-        if self._other is None or not self._other.transport.can_write_eof():
+        """Whether the connection stays open in the other direction. With TLS on either side there is no such thing."""
+        self._has_said_all = True
+        if self._other is None or self._other._has_said_all:
+            return False
+        if not (self.transport.can_write_eof() and self._other.transport.can_write_eof()):
             return False
         self._other.transport.write_eof()
         return True
