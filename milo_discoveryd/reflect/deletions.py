@@ -6,7 +6,7 @@ asked for: only "not found", or another UID under the name, is evidence.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Set
 
 import msgspec
 
@@ -96,6 +96,11 @@ class Suspicions:
     def clear(self, name: str) -> None:
         """The name was seen again, so whatever is asked about it is beside the point."""
         self._open.pop(name, None)
+
+    def clear_all(self, names: Set[str]) -> None:
+        """These were seen again: far more than are under suspicion, as a rule."""
+        for name in self._open.keys() & names:
+            self.clear(name)
 
     def why(self, name: str) -> tuple[float, str] | None:
         """Since when the name is under suspicion, and what keeps it from being settled."""

@@ -131,8 +131,7 @@ class Intake:
         staged = iter(self._staged.values())
         while portion := list(islice(staged, PORTION)):
             yield self._registry.commit(portion, now, consistent=True)
-        for name in self._listed:
-            self._suspicions.clear(name)
+        self._suspicions.clear_all(self._listed)
         if not self._is_foreign:
             # Those that nobody is engaged with are nobody's loss, and are asked about at once.
             for name, uid in missing:

@@ -104,6 +104,14 @@ def test_being_seen_again_settles_it_and_a_late_answer_is_beside_the_point() -> 
     assert pending.answered(question, NotFound(), 1.0) is None
 
 
+def test_a_list_settles_all_that_it_names() -> None:
+    pending = suspicions()
+    for name in "abc":
+        pending.suspect(name, "u1", 0.0)
+    pending.clear_all({"a", "c", "never suspected"})
+    assert [pending.why(name) for name in "abc"] == [None, (0.0, ""), None]
+
+
 def test_an_answer_to_an_earlier_question_settles_no_later_one() -> None:
     pending = suspicions()
     pending.suspect("a", "u1", 0.0)
