@@ -6,13 +6,12 @@ minute to the last, so that what it takes of the machine can be told.
 
 import asyncio
 import contextlib
-import signal
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -54,33 +53,18 @@ class Daemon:
         self.state = folder / f"{name}.state"
         self._config = folder / f"{name}.yaml"
 
-    async def __aenter__(self) -> "Daemon":
-        await self.line.__aenter__()
+    async def __aenter__(self) -> Self:
         self.state.mkdir(exist_ok=True)
-        kubeconfig = self.folder / f"{self.name}.kubeconfig"
-        cluster = {"server": f"https://127.0.0.1:{self.line.port}", "certificate-authority": str(self.server.authority)}
-        kubeconfig.write_text(
-            yaml.safe_dump(
-                {
-                    "apiVersion": "v1",
-                    "kind": "Config",
-                    "clusters": [{"name": "soak", "cluster": cluster}],
-                    "users": [{"name": "soak", "user": self.server.user}],
-                    "contexts": [{"name": "soak", "context": {"cluster": "soak", "user": "soak"}}],
-                    "current-context": "soak",
-                }
-            )
-        )
-        self._config.write_text(yaml.safe_dump(self._settings(kubeconfig)))
-        self.process = self.another()
-        await self.process.start()
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.line)
+            self._configure()
+            self.process = await stack.enter_async_context(self.another())
+            await self.process.start()
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self.process.is_running:
-            self.process.signal(signal.SIGCONT)
-            await self.process.kill()
-        await self.line.__aexit__()
+        await self._stack.aclose()
 
     def another(self) -> DaemonProcess:
         """With the same settings; not started yet."""
@@ -90,6 +74,20 @@ class Daemon:
         """Where they are served."""
         await self.process.until_said('"started"')
         return str(self.process.events("started")[-1]["http"])
+
+    def _configure(self) -> None:
+        kubeconfig = self.folder / f"{self.name}.kubeconfig"
+        cluster = {"server": f"https://127.0.0.1:{self.line.port}", "certificate-authority": str(self.server.authority)}
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "soak", "cluster": cluster}],
+            "users": [{"name": "soak", "user": self.server.user}],
+            "contexts": [{"name": "soak", "context": {"cluster": "soak", "user": "soak"}}],
+            "current-context": "soak",
+        }
+        kubeconfig.write_text(yaml.safe_dump(content))
+        self._config.write_text(yaml.safe_dump(self._settings(kubeconfig)))
 
     def _settings(self, kubeconfig: Path) -> dict[str, Any]:
         settings: dict[str, Any] = {

@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Self
 
 from milo_discoveryd.memory.keeper import FILE
 
@@ -14,7 +15,7 @@ class Disk:
         self._folder = folder
         self._is_mounted = False
 
-    async def __aenter__(self) -> "Disk":
+    async def __aenter__(self) -> Self:
         self._is_mounted = await _run("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(self._folder))
         return self
 

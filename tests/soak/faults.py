@@ -101,30 +101,30 @@ class Faults:
         await asyncio.sleep(self._some_s())
 
     @property
-    def _lines(self) -> list[Daemon]:
+    def _daemons(self) -> list[Daemon]:
         return [self._crew.mortal, self._crew.steady]
 
     # The ways
 
     async def _cut(self) -> None:
-        for daemon in self._lines:
+        for daemon in self._daemons:
             await daemon.line.cut()
 
     async def _refuse(self) -> None:
         async with AsyncExitStack() as stack:
-            for daemon in self._lines:
+            for daemon in self._daemons:
                 await stack.enter_async_context(daemon.line.refusing())
             await self._some_time()
 
     async def _drip(self) -> None:
         async with AsyncExitStack() as stack:
-            for daemon in self._lines:
+            for daemon in self._daemons:
                 await stack.enter_async_context(daemon.line.dripping())
             await self._some_time()
 
     async def _swallow(self) -> None:
         async with AsyncExitStack() as stack:
-            for daemon in self._lines:
+            for daemon in self._daemons:
                 await stack.enter_async_context(daemon.line.swallowing())
             await self._some_time()
 
@@ -233,7 +233,7 @@ class Faults:
         await self._crew.wired.cut()  # else the peer would learn of it after as long as TCP has patience
 
     async def _crowd(self) -> None:
-        address = f"unix://{self._random.choice(self._lines).socket}"
+        address = f"unix://{self._random.choice(self._daemons).socket}"
         crowd = [Stream(address) for _ in range(_CROWD)]
         await asyncio.gather(*(stream.until_synced() for stream in crowd))
         await asyncio.gather(*(stream.close() for stream in crowd))
