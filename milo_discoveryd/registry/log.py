@@ -283,12 +283,15 @@ class ChangeLog:
             self._roll = weakref.ref(kept)
         return kept
 
+    def _places_after(self, revision: int) -> range:
+        return range(bisect_right(self._revisions, revision), len(self._order))
+
     def _plain(self, revision: int, wanted: Wanted) -> Slice | None:
         """Where what changed is as it mostly is: each entry has moved once. None where there is anything else."""
         everything, matches = wanted.is_everything, wanted.matches
         frames: list[bytes] = []
         reached, size = self.head, 0
-        for place in range(bisect_right(self._revisions, revision), len(self._order)):
+        for place in self._places_after(revision):
             entry, at = self._order[place], self._revisions[place]
             view = entry.view
             if entry.revision != at:
@@ -315,7 +318,7 @@ class ChangeLog:
         told: dict[int, tuple[Entry, list[bytes]]] = {}
         reached = self.head
         size = 0
-        for place in range(bisect_right(self._revisions, revision), len(self._order)):
+        for place in self._places_after(revision):
             entry = self._order[place]
             if id(entry) in told or (
                 ahead and entry.view and (entry.view.cluster.target.name, entry.revision) in ahead
