@@ -42,6 +42,27 @@ MUTANTS = (
         CURSORS,
     ),
     Mutant(
+        "what is new is told as an update",
+        "registry/log.py",
+        "if view is None or view.cluster.incarnation > revision:",
+        "if view is None:",
+        CURSORS,
+    ),
+    Mutant(
+        "a part that is read in one go is said to reach further than it does",
+        "registry/log.py",
+        "reached = at\n",
+        "reached = at + 1\n",
+        CURSORS,
+    ),
+    Mutant(
+        "a part of a snapshot is given to who wants something else",
+        "registry/log.py",
+        "key = (start, wanted.fingerprint, overhead)",
+        'key = (start, "", overhead)',
+        REGISTRY,
+    ),
+    Mutant(
         "a part passes over what moved on beyond it",
         "registry/log.py",
         "if reached < self.head:",
