@@ -9,6 +9,11 @@ REFLECT = ("tests/reflect",)
 SCOPES = ("tests/rights/test_scope.py",)
 SEALS = ("tests/server/test_revision.py", "tests/server/test_listings.py")
 ROTATION = ("tests/server/test_rotation.py",)
+GUARD = ("tests/registry/test_guard.py",)
+GUARDED = ("tests/registry/test_intake_guarded.py",)
+IMAGE = ("tests/memory/test_image.py",)
+PROBES = ("tests/connectivity/test_schedule.py",)
+LEASES = ("tests/kubeconfigs/test_lease.py",)
 MODES = ("tests/modes/test_names.py", "tests/modes/test_project.py")
 
 
@@ -24,6 +29,8 @@ class Mutant:
     becomes: str
     caught_by: tuple[str, ...]
     imports: str = ""
+    is_async: bool = False
+    """So are the tests that catch it."""
 
 
 MUTANTS = (
@@ -385,5 +392,118 @@ MUTANTS = (
         "if record is None or scope.is_everything:",
         "if True:",
         ("tests/server/test_sight.py",),
+    ),
+    Mutant(
+        "more than half is not too many",
+        "registry/guard.py",
+        "return 2 * missing > engaged or missing",
+        "return missing",
+        GUARD,
+    ),
+    Mutant(
+        "a second list is believed however soon it comes",
+        "registry/guard.py",
+        "if held is not None and now >= verify_at:",
+        "if held is not None:",
+        GUARD,
+    ),
+    Mutant(
+        "versions that went back are forgotten by the next list",
+        "registry/guard.py",
+        "if versions_went_back or (held is not None and held.verify_at is None):",
+        "if versions_went_back:",
+        GUARD,
+    ),
+    Mutant(
+        "another server is listened to",
+        "registry/intake.py",
+        "self._is_foreign = isinstance(ruling, Held) and ruling.is_foreign",
+        "self._is_foreign = False",
+        GUARDED,
+    ),
+    Mutant(
+        "a fleet made anew is believed at once",
+        "registry/intake.py",
+        "                engaged + replaced,\n",
+        "                engaged,\n",
+        GUARDED,
+    ),
+    Mutant(
+        "what is remembered counts as known once any list came",
+        "registry/intake.py",
+        "True, self.is_remembered and self.held is not None",
+        "True, False",
+        GUARDED,
+    ),
+    Mutant(
+        "what can't be read is taken for an answer",
+        "reflect/deletions.py",
+        "if isinstance(answer, Found) and _is_unreadable(answer.observation, suspicion.uid):",
+        "if False:",
+        ("tests/reflect/test_deletions.py",),
+    ),
+    Mutant(
+        "what is held is asked about all the same",
+        "reflect/deletions.py",
+        "suspicion.is_held, suspicion.problem = True, why",
+        "heapq.heappush(self._due, (now, suspicion.ticket, name))",
+        ("tests/reflect/test_deletions.py",),
+    ),
+    Mutant(
+        "an event may drip for ever",
+        "reflect/machine.py",
+        "elif events or self._line_due_at == math.inf:",
+        "else:",
+        REFLECT,
+    ),
+    Mutant(
+        "a torn state file is accepted",
+        "memory/image.py",
+        "if words[1] != _checksum(body):",
+        "if False:",
+        IMAGE,
+    ),
+    Mutant(
+        "another source's clusters are remembered as ours",
+        "memory/image.py",
+        "if image.origin != origin:",
+        "if False:",
+        IMAGE,
+    ),
+    Mutant(
+        "a cluster is unreachable after one failure",
+        "connectivity/schedule.py",
+        "if now.steady - watched.failing_since < self._policy.unreachable_after_s:",
+        "if False:",
+        PROBES,
+    ),
+    Mutant(
+        "a host that is down is probed for each of its clusters",
+        "connectivity/schedule.py",
+        "if host.due and not host.has_scout:",
+        "if host.due:",
+        PROBES,
+    ),
+    Mutant(
+        "an ended credential is handed out",
+        "kubeconfigs/lease.py",
+        "if held is None or held.left_s(now) <= margin_s(held.minted.life_s):",
+        "if held is None:",
+        LEASES,
+    ),
+    Mutant(
+        "a clock that is set back lets a credential live longer",
+        "kubeconfigs/lease.py",
+        "return min(self.minted.expires_at - now.wall, self.until - now.steady)",
+        "return self.minted.expires_at - now.wall",
+        LEASES,
+    ),
+    Mutant(
+        "a mint that comes late is kept after its cluster's end",
+        "kubeconfigs/minter.py",
+        "        if kept.is_dropped:\n",
+        "        if False:\n",
+        ("tests/kubeconfigs/test_issuer.py",),
+        is_async=True,
     ),
 )

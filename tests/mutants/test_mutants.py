@@ -32,12 +32,13 @@ def seeded(folder: Path, mutant: Mutant | None) -> Path:
     return folder
 
 
-def tried(folder: Path, tests: tuple[str, ...]) -> Outcome:
+def tried(folder: Path, tests: tuple[str, ...], *, is_async: bool = False) -> Outcome:
     """How these tests fare with the package in the folder instead of ours.
 
     They are pure, and run without plugins and settings: most of the time would go into these.
     """
-    options = ["-xq", "-p", "no:cacheprovider", "--noconftest", "--import-mode=importlib"]
+    asynchronous = ["-p", "pytest_asyncio", "-o", "asyncio_mode=auto"] if is_async else []
+    options = [*asynchronous, "-xq", "-p", "no:cacheprovider", "--noconftest", "--import-mode=importlib"]
     places = ["-c", os.devnull, "--rootdir", ROOT, *(ROOT / each for each in tests)]
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *places],
@@ -59,7 +60,7 @@ def outcomes(
     with ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def outcome(mutant: Mutant) -> Outcome:
-            return tried(seeded(tmp_path_factory.mktemp("mutant"), mutant), mutant.caught_by)
+            return tried(seeded(tmp_path_factory.mktemp("mutant"), mutant), mutant.caught_by, is_async=mutant.is_async)
 
         yield {name: pool.submit(outcome, mutant) for name, mutant in BY_NAME.items() if name in wanted}
         pool.shutdown(cancel_futures=True)
@@ -67,7 +68,7 @@ def outcomes(
 
 def test_without_a_bug_all_is_well(tmp_path: Path) -> None:
     everything = tuple(sorted({test for mutant in MUTANTS for test in mutant.caught_by}))
-    outcome, said = tried(seeded(tmp_path, None), everything)
+    outcome, said = tried(seeded(tmp_path, None), everything, is_async=any(mutant.is_async for mutant in MUTANTS))
     assert outcome == PASSED, said
 
 
