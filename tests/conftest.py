@@ -3,6 +3,8 @@
 import pytest
 from hypothesis import settings
 
+from tests.reliability import of_row
+
 # The same examples each time: a failure in CI is one that anybody can repeat. To look further than that, now and then:
 # ./dev test tests/properties --hypothesis-profile=explore
 settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -23,6 +25,7 @@ share the tests."""
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", action="store_true", help="also what is tested on real API servers (needs Go)")
+    parser.addoption("--row", metavar="ROW", help="just the tests of that row of docs/reliability.md: F17, S9, O2, A14")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -32,9 +35,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if fixture in getattr(item, "fixturenames", ()):
                 item.add_marker(pytest.mark.xdist_group(fixture))
                 break
+    if (row := config.getoption("--row")) is not None:
+        _keep(config, items, of_row(row, items))
     if config.getoption("--real"):
         return
-    left_out = [item for item in items if ON_REAL_SERVERS in getattr(item, "fixturenames", ())]
+    _keep(config, items, [item for item in items if ON_REAL_SERVERS not in getattr(item, "fixturenames", ())])
+
+
+def _keep(config: pytest.Config, items: list[pytest.Item], kept: list[pytest.Item]) -> None:
+    left_out = [item for item in items if item not in kept]
     if left_out:
-        items[:] = [item for item in items if item not in left_out]
+        items[:] = kept
         config.hook.pytest_deselected(items=left_out)

@@ -139,7 +139,7 @@ async def test_f19_a_definition_that_is_gone_is_staleness_and_new_objects_are_ne
     server: RealApi, folder: Path
 ) -> None:
     await create_ready(server, *NAMES)
-    async with Witness(server, folder) as witness:
+    async with Witness(server, folder, removals={"verify_after": "2s"}) as witness:
         await witness.told(*map(engaged, NAMES))
 
         await server.cut_off()  # else it would see each object deleted, as each then is
@@ -152,6 +152,7 @@ async def test_f19_a_definition_that_is_gone_is_staleness_and_new_objects_are_ne
         await server.define_again(definition)
         await create_ready(server, *NAMES)
         await server.reconnect()
+        await witness.source("CATCHING_UP", "RemovalsHeld")
         await witness.source("STREAMING")
         await witness.told_in_the_end(
             *(event for name in NAMES for event in (disengaged(name, "REPLACED"), engaged(name)))
