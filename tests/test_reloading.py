@@ -47,6 +47,9 @@ class Place:
     def count(self, result: str) -> float:
         return self.metrics.registry.get_sample_value("milo_discoveryd_rights_reloads_total", {"result": result}) or 0.0
 
+    def is_current(self) -> bool:
+        return self.metrics.registry.get_sample_value("milo_discoveryd_rights_current") == 1
+
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[Reloading]:
         made = Reloading(
@@ -108,9 +111,10 @@ async def test_one_wrong_rule_and_none_is_taken(place: Place) -> None:
         with capture_logs() as lines:
             place.writes("rights:\n- {name: three, who: everybody, clusters: all}\n- {name: Four}\n")
             await eventually(lambda: place.count("refused") == 1)
-        assert place.applied == []
+        assert (place.applied, place.is_current()) == ([], False)
         place.says("four")
         await eventually(lambda: place.count("applied") == 1)
+        assert place.is_current()
     (line,) = [line for line in lines if line["event"] == "configuration refused"]
     assert line["log_level"] == "error"
     assert 'item 2.name: "Four" must be' in str(line["problems"])

@@ -149,6 +149,12 @@ class Metrics:
             ("result",),
             registry=self.registry,
         )
+        self._rights_current = Gauge(
+            "milo_discoveryd_rights_current",
+            "1 while the rules that hold are those that the configuration last had; 0 where it can't be taken.",
+            registry=self.registry,
+        )
+        self._rights_current.set(1)
         self._rules = Gauge("milo_discoveryd_rights_rules", "Rules that stand.", registry=self.registry)
         # To Prometheus, a counter that begins with its first event has not grown.
         for code in _STREAM_ENDS:
@@ -195,6 +201,7 @@ class Metrics:
 
     def rights_reloaded(self, result: str) -> None:
         self._reloads.labels(result).inc()
+        self._rights_current.set(result != "refused")
 
     def rules_stand(self, count: int) -> None:
         self._rules.set(count)
