@@ -16,7 +16,7 @@ from tests.deterministic.world import NAMES, World
 from tests.process.validators import alternating, breaches
 from tests.properties.api_server import Server, Thing, line
 
-STEPS = (6, 16)
+STEPS = (5, 12)
 PAUSES_S = (0.0, 0.0, 0.01, 0.3, 2.0, 10.0, 45.0)
 SETTLED_WITHIN_S = 600.0
 """Long enough for all that may be waited for: a verification, a server's Retry-After, a grace."""
