@@ -57,7 +57,8 @@ def test_it_stays_probed_and_another_is_not() -> None:
 
 def test_while_it_is_away_probes_and_changes_of_its_object_bring_nothing() -> None:
     fleet = given_up()
-    assert fleet.probed("a", 1, AWAY, at(3)) == []
+    for found in (AWAY, Connectivity(ConnectivityState.UNREACHABLE, wall(1), "dns: no such host")):
+        assert fleet.probed("a", 1, found, at(3)) == []
     assert fleet.commit([ready(version="3", labels={"env": "prod"})], at(4)) == []
     assert not fleet.would_change(ready(version="3"))
 
