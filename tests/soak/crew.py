@@ -98,6 +98,7 @@ class Daemon:
             "annotation_prefixes": ["example.com/"],
             "stalled_timeout": f"{STALLED_S}s",
             "removals": {"verify_after": "5s"},
+            "tombstones": {"count": 200},  # all that it may remember, it remembers within minutes
         }
         if self.server.is_sandbox:
             settings["source"] = {"silence_limit": "20s"}  # it sends bookmarks every 5 s, and not every 60
