@@ -9,6 +9,7 @@ from milo_discoveryd.check import places
 from milo_discoveryd.check.api_server import ApiServerCheck, usable
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.check.handing_out import handing_out
+from milo_discoveryd.check.rules import rules
 from milo_discoveryd.config import Settings, UnixAddress
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.errors import ConfigError
@@ -34,6 +35,8 @@ async def check(settings: Settings, out: TextIO, environ: Mapping[str, str] = os
 async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[Finding, None]:
     for finding in _settings(settings):
         yield finding
+    for finding in rules(settings):
+        yield finding
     async for finding in _upstreams(settings, environ):
         yield finding
     for finding in _places(settings):
@@ -58,9 +61,12 @@ def _settings(settings: Settings) -> Iterator[Finding]:
 async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     resource = _resource(settings)
     discovery, project = settings.discovery_kubeconfig, settings.project_kubeconfig
+    plugins = settings.exec_plugins
     problems: list[Finding] = []
-    watched = _load("discovery", lambda: load_discovery_upstream(discovery, environ), problems) if resource else None
-    leading = _load("project", lambda: load_project_upstream(project, discovery, environ), problems)
+    watched = None
+    if resource is not None:
+        watched = _load("discovery", lambda: load_discovery_upstream(discovery, environ, plugins), problems)
+    leading = _load("project", lambda: load_project_upstream(project, discovery, environ, plugins), problems)
     for problem in problems:
         yield problem
     async with AsyncExitStack() as closing:

@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import aclosing
 from typing import TextIO
 
+from milo_discoveryd.check.rules import opening_all
 from milo_discoveryd.config import Settings
-from milo_discoveryd.config.sources import DatumServiceAccount, Exec, TokenFile, TokenRequest
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.errors import ConfigError, TransportError
 from milo_discoveryd.identity.caller import Caller
@@ -14,7 +14,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.modes.mode import FixedMode, WatchedMode
 from milo_discoveryd.reflect.wire import PageError
-from milo_discoveryd.rights.rights import Grant, Terms
+from milo_discoveryd.rights.rights import Grant
 from milo_discoveryd.ruling import rights
 from milo_discoveryd.watchers.transport import open_transport
 
@@ -79,37 +79,19 @@ def _in_words(settings: Settings, grant: Grant | None) -> Iterator[str]:
         sources = "any source" if terms.sources is None else f"source {' or '.join(sorted(terms.sources))}"
         each_minute = limits.kubeconfigs_per_minute if terms.per_minute is None else terms.per_minute
         yield f"kubeconfigs  from {sources}, asked for at most {ttl:g} s, {each_minute} a minute"
-        if not grant.scope.is_everything and (wide := ", ".join(_opening_all(settings, terms))):
+        if not grant.scope.is_everything and (wide := ", ".join(opening_all(settings, terms))):
             yield f"             what {wide} gives opens all clusters of its identity, not only those that are seen"
     yield f"streams      {limits.streams_per_caller if grant.streams is None else grant.streams} at once"
 
 
-def _opening_all(settings: Settings, terms: Terms) -> Iterator[str]:
-    """The sources that have one credential for every cluster, of those that there may be something from."""
-    configured = settings.kubeconfigs.sources
-    if not configured:
-        yield "the project kubeconfig's user"
-    for each in configured:
-        match each:
-            case DatumServiceAccount() | TokenFile():
-                is_wide = True
-            case Exec():
-                is_wide = not each.per_cluster
-            case TokenRequest():
-                is_wide = not each.bound
-            case _:
-                is_wide = False
-        if each.hand_out and is_wide and terms.allow(each.name):
-            yield each.name
-
-
 async def _seen(settings: Settings, grant: Grant, environ: Mapping[str, str]) -> str:
     try:
-        project = load_project_upstream(settings.project_kubeconfig, settings.discovery_kubeconfig, environ)
+        discovery, plugins = settings.discovery_kubeconfig, settings.exec_plugins
+        project = load_project_upstream(settings.project_kubeconfig, discovery, environ, plugins)
         mode = mode_of(settings, project)
         if isinstance(mode, FixedMode):
             return _count(list(mode.targets()), grant)
-        upstream = load_discovery_upstream(settings.discovery_kubeconfig, environ)
+        upstream = load_discovery_upstream(discovery, environ, plugins)
         return _count([target async for target in _engaged(settings, mode, upstream, environ)], grant)
     except (ConfigError, TransportError, PageError) as error:
         return f"not known: {error}"
