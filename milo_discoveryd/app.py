@@ -139,7 +139,9 @@ class Daemon:
     async def serve(self) -> None:
         """Until it is cancelled; then subscribers are sent what they are owed."""
         settings = self._settings
-        project = load_project_upstream(settings.project_kubeconfig, settings.discovery_kubeconfig, self._environ)
+        project = load_project_upstream(
+            settings.project_kubeconfig, settings.discovery_kubeconfig, self._environ, settings.exec_plugins
+        )
         mode = mode_of(settings, project)
         async with AsyncExitStack() as stack:
             traces = await stack.enter_async_context(self._traces())
@@ -201,7 +203,8 @@ class Daemon:
             self._fleet.hold(mode.targets(), asyncio.get_running_loop().time())
             return
         source = self._settings.source
-        upstream = sources.authenticated(load_discovery_upstream(self._settings.discovery_kubeconfig, self._environ))
+        kubeconfig, plugins = self._settings.discovery_kubeconfig, self._settings.exec_plugins
+        upstream = sources.authenticated(load_discovery_upstream(kubeconfig, self._environ, plugins))
         transport = open_transport(
             upstream,
             response_limit=source.response_limit,

@@ -61,7 +61,8 @@ def token_reviews(settings: Settings, environ: Mapping[str, str], closing: Async
     if not any(each.tokens for each in settings.listen):
         return None
     wanted = settings.token_review
-    upstream = load_discovery_upstream(wanted.kubeconfig or settings.discovery_kubeconfig, environ)
+    kubeconfig = wanted.kubeconfig or settings.discovery_kubeconfig
+    upstream = load_discovery_upstream(kubeconfig, environ, settings.exec_plugins)
     timeout_s = settings.source.connect_timeout.total_seconds()
     transport = open_transport(upstream, response_limit=1 << 20, connect_timeout_s=timeout_s, environ=environ)
     closing.push_async_exit(aclosing(transport))

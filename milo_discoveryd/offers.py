@@ -120,7 +120,8 @@ class Sources:
                 assert_never(of)
 
     def _infrastructure(self, of: sources.TokenRequest | sources.KubeconfigSecret) -> tuple[ClusterApi, str]:
-        upstream = load_discovery_upstream(of.kubeconfig or self._settings.discovery_kubeconfig, self._environ)
+        kubeconfig = of.kubeconfig or self._settings.discovery_kubeconfig
+        upstream = load_discovery_upstream(kubeconfig, self._environ, self._settings.exec_plugins)
         timeout_s = self._settings.source.connect_timeout.total_seconds()
         transport = open_transport(upstream, response_limit=1 << 20, connect_timeout_s=timeout_s, environ=self._environ)
         self._closing.push_async_exit(aclosing(transport))

@@ -182,6 +182,11 @@ class Settings(Group):
     """Where projects are watched; none is the cluster this daemon runs in."""
     project_kubeconfig: Annotated[Path | None, BeforeValidator(values.file_path)] = None
     """Whose scheme, CA and identity lead to the projects' control planes; none is the cluster this daemon runs in."""
+    exec_plugins: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], BeforeValidator(values.words)
+    ] = ()
+    """Commands that kubeconfigs may have the daemon run for a credential, as they write them; "*" is any. Else whoever
+    can write a kubeconfig runs what they like, as the daemon."""
     label_selector: Annotated[str, BeforeValidator(selector_text)] = ""
     listen: Annotated[
         tuple[Annotated[Listener, BeforeValidator(listener)], ...],

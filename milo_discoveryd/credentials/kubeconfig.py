@@ -7,7 +7,7 @@ credential it was told to use is worse than one that does not start.
 import base64
 import binascii
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -37,12 +37,19 @@ _PROXY_SCHEMES = ("http", "https")
 Entry = TypeVar("Entry", bound=Named)
 
 
-def load_kubeconfig(path: Path) -> Upstream:
-    """Raises ConfigError with everything that is wrong with the file, which is followed from then on."""
-    found = _Reader(path, parse(path)).upstream()
+def load_kubeconfig(path: Path, plugins: Collection[str] = ()) -> Upstream:
+    """Raises ConfigError with everything that is wrong with the file, which is followed from then on.
+
+    `plugins` are the commands that it may have run as exec credential plugins, as it writes them; "*" is any.
+    """
+
+    def read() -> Upstream:
+        return _Reader(path, parse(path), plugins).upstream()
+
+    found = read()
     if not path.is_file():
         return found  # a shell's <(command), which can be read once
-    return replace(found, credentials=FollowedCredential(FileContent(path), found))
+    return replace(found, credentials=FollowedCredential(FileContent(path), found, read))
 
 
 class FollowedCredential:
@@ -52,9 +59,10 @@ class FollowedCredential:
     another fleet should be seen to.
     """
 
-    def __init__(self, file: FileContent, loaded: Upstream) -> None:
+    def __init__(self, file: FileContent, loaded: Upstream, read: Callable[[], Upstream]) -> None:
         self._file = file
         self._loaded = loaded
+        self._read = read
         self._content = file.read()
 
     @property
@@ -71,7 +79,7 @@ class FollowedCredential:
 
     def _follow(self) -> None:
         try:
-            found = _Reader(self._file.path, parse(self._file.path)).upstream()
+            found = self._read()
         except ConfigError as error:
             raise CredentialError(f"the kubeconfig was replaced by one that cannot be used: {error}") from None
         if found.server != self._loaded.server:
@@ -85,6 +93,7 @@ class FollowedCredential:
 class _Reader:
     path: Path
     content: Kubeconfig
+    plugins: Collection[str]
     problems: list[str] = field(default_factory=list)
 
     def upstream(self) -> Upstream:
@@ -215,6 +224,12 @@ class _Reader:
             return None
         if spec.interactive_mode == "Always":
             self._wrong("user has an exec plugin that needs a terminal (interactiveMode: Always); a daemon has none")
+            return None
+        if spec.command not in self.plugins and "*" not in self.plugins:
+            self._wrong(
+                f"user has an exec plugin, {spec.command}, and none is run that isn't named: add it to exec_plugins, "
+                "if whoever writes the kubeconfig may have the daemon run it"
+            )
             return None
         command = spec.command
         if "/" in command:

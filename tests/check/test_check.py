@@ -199,6 +199,8 @@ async def test_of_project_control_planes_only_the_identity_is_used(kubeconfig: P
     assert f"ok    project credential: can be had ({other})" in told.text
     content["users"][0]["user"] = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/no/login"}}
     told = await look(tmp_path, project_kubeconfig=str(saved(other, content)), **flags)
+    assert "exec plugin, /no/login, and none is run that isn't named" in told.text
+    told = await look(tmp_path, project_kubeconfig=str(other), exec_plugins=("/no/login",), **flags)
     assert "fail  project credential: exec plugin /no/login cannot be started" in told.text
 
 

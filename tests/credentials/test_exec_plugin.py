@@ -111,7 +111,7 @@ clusters:
     extensions: [{{name: client.authentication.k8s.io/exec, extension: {{audience: milo}}}}]
 users: [{{name: x, user: {{exec: {{apiVersion: {V1}, command: ./login, provideClusterInfo: true}}}}}}]
 """)
-    token = (await load_kubeconfig(config).credentials.credential()).token
+    token = (await load_kubeconfig(config, plugins=["./login"]).credentials.credential()).token
     assert token is not None
     assert json.loads(base64.b64decode(token.reveal()))["spec"]["cluster"] == {
         "server": "https://milo",

@@ -41,7 +41,9 @@ def saved(folder: Path, user: dict[str, Any]) -> Path:
 
 
 def own_user(path: Path) -> HandedOn:
-    return HandedOn(load_kubeconfig(path).credentials, name="project", type="project-kubeconfig", origin="its user")
+    return HandedOn(
+        load_kubeconfig(path, plugins=["*"]).credentials, name="project", type="project-kubeconfig", origin="its user"
+    )
 
 
 def plugin(folder: Path, status: dict[str, Any]) -> str:

@@ -121,7 +121,22 @@ def test_an_exec_plugin_is_a_source(write: Write, tmp_path: Path) -> None:
             "args": ["-x"],
             "env": None,
         }
-        assert load_kubeconfig(write(user={"exec": spec})).server == SERVER
+        assert load_kubeconfig(write(user={"exec": spec}), plugins=["./login"]).server == SERVER
+        assert load_kubeconfig(write(user={"exec": spec}), plugins=["*"]).server == SERVER
+
+
+@pytest.mark.parametrize("allowed", [(), ("login",), ("/bin/login",), ("./login -x",)])
+def test_an_exec_plugin_that_nobody_named_is_not_run(write: Write, allowed: tuple[str, ...]) -> None:
+    spec = {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login", "args": ["-x"]}
+    with pytest.raises(ConfigError, match=r"exec plugin, \./login, and none is run that isn't named"):
+        load_kubeconfig(write(user={"exec": spec}), plugins=allowed)
+
+
+async def test_nor_is_one_that_a_kubeconfig_has_when_it_is_replaced(write: Write) -> None:
+    source = load_kubeconfig(write()).credentials
+    write(user={"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login"}})
+    with pytest.raises(CredentialError, match="none is run that isn't named"):
+        await source.credential()
 
 
 def test_http_is_for_loopback_unless_there_is_nothing_to_steal(write: Write) -> None:
