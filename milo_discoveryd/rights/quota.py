@@ -5,6 +5,9 @@ from collections import Counter, OrderedDict
 import msgspec
 
 REMEMBERED = 10_000
+MISSES_AT_ONCE = 100
+MISSES_PER_S = 10.0
+LONGEST_WAIT_S = 5.0
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +28,7 @@ class Quotas:
         self.limits = limits
         self._streams: Counter[str] = Counter()
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
+        self._misses: OrderedDict[str, _Bucket] = OrderedDict()
 
     # Streams
 
@@ -51,14 +55,32 @@ class Quotas:
     def take(self, identity: str, limit: int | None, now: float) -> float:
         """One more kubeconfig: 0 if it may be had, else how many seconds from now it may; then nothing is taken."""
         per_minute = self.limits.per_minute_each if limit is None else limit
-        bucket = self._buckets.pop(identity, None) or _Bucket(per_minute, now)
-        # At the end: who asked last is the last to be forgotten.
-        self._buckets[identity] = bucket
-        if len(self._buckets) > REMEMBERED:
-            self._buckets.popitem(last=False)
-        bucket.level = min(per_minute, bucket.level + (now - bucket.at) * per_minute / 60)
-        bucket.at = now
+        bucket = _filled(self._buckets, identity, now, per_minute / 60, per_minute)
         if bucket.level < 1:
             return max(0.001, (1 - bucket.level) * 60 / per_minute)
         bucket.level -= 1
         return 0.0
+
+    # Names that are not there
+
+    def miss(self, identity: str, now: float) -> float:
+        """One more of those: how many seconds its answer is to wait.
+
+        Who asks for names that he has from somewhere seldom misses, and never waits. Who guesses is slowed down to a
+        pace at which he is no burden to others, and at which guessing leads nowhere.
+        """
+        bucket = _filled(self._misses, identity, now, MISSES_PER_S, MISSES_AT_ONCE)
+        bucket.level = max(bucket.level - 1, -LONGEST_WAIT_S * MISSES_PER_S)
+        return max(0.0, -bucket.level / MISSES_PER_S)
+
+
+def _filled(buckets: OrderedDict[str, _Bucket], identity: str, now: float, per_s: float, most: float) -> _Bucket:
+    """The caller's, with what has come into it since."""
+    bucket = buckets.pop(identity, None) or _Bucket(most, now)
+    # At the end: who asked last is the last to be forgotten.
+    buckets[identity] = bucket
+    if len(buckets) > REMEMBERED:
+        buckets.popitem(last=False)
+    bucket.level = min(most, bucket.level + (now - bucket.at) * per_s)
+    bucket.at = now
+    return bucket

@@ -1,7 +1,8 @@
 """What callers may do at present: by the rules as they are now, and by how much is left of what is limited."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 from milo_discoveryd.identity.caller import Caller
@@ -30,8 +31,8 @@ class Access:
         self.audit = audit
         self.clock = clock
 
-    @contextmanager
-    def visiting(self, caller: Caller, call: str, **about: object) -> Iterator["Visit"]:
+    @asynccontextmanager
+    async def visiting(self, caller: Caller, call: str, **about: object) -> AsyncIterator["Visit"]:
         """Raises PermissionDeniedError for whom no rule is for. What is refused on the way is written down."""
         visit = Visit(self, caller)
         try:
@@ -44,6 +45,7 @@ class Access:
             # There or not, so that it takes as long: who guesses names is to be noticed, and to learn nothing.
             if not visit.scope.is_everything:
                 visit.refused(error.reason, call=call, **about)
+                await asyncio.sleep(self.quotas.miss(visit.identity, self.clock()))
             raise
 
 

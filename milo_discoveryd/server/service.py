@@ -13,6 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.errors import UnfitError
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.kubeconfigs.handed import Kubeconfig
 from milo_discoveryd.kubeconfigs.issuer import Issuer, NotNowError
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
@@ -80,28 +81,12 @@ class Service:
         self._fleet.signal.ring_now()
 
     async def watch_clusters(self, request: pb.WatchClustersRequest, caller: Caller, send: Send) -> None:
-        with self._access.visiting(caller, "WatchClusters") as visit, visit.streaming():
-            asked = requests.watch(request, self._about.heartbeat_s)
-            stream = Stream(
-                self._fleet,
-                self._about.epoch,
-                asked,
-                visit=visit,
-                seal=self._seal,
-                send=send,
-                tally=self._tally,
-                stalled_s=self._about.stalled_s,
-                draining=self._draining,
-                rotation=await self._rotation(asked, visit) if asked.with_kubeconfigs else None,
-            )
-            self.streams.add(stream)
-            try:
-                await stream.run()
-            finally:
-                self.streams.discard(stream)
+        async with self._access.visiting(caller, "WatchClusters") as visit:
+            with visit.streaming():
+                await self._stream(requests.watch(request, self._about.heartbeat_s), visit, send)
 
     async def list_clusters(self, request: pb.ListClustersRequest, caller: Caller) -> pb.ListClustersResponse:
-        with self._access.visiting(caller, "ListClusters") as visit:
+        async with self._access.visiting(caller, "ListClusters") as visit:
             asked = requests.listing(request)
             source = sight.source(self._fleet.status, visit.scope)
             if not self._fleet.synced:
@@ -132,7 +117,7 @@ class Service:
 
     async def get_cluster(self, request: pb.GetClusterRequest, caller: Caller) -> pb.GetClusterResponse:
         name = requests.name(request.name, "name")
-        with self._access.visiting(caller, "GetCluster", cluster=name) as visit:
+        async with self._access.visiting(caller, "GetCluster", cluster=name) as visit:
             record = self._seen(name, visit)
             if record is None:
                 raise NotFoundError("NEVER_SEEN", f"{name} was never seen{self._perhaps_not_yet()}")
@@ -151,29 +136,16 @@ class Service:
     async def issue_kubeconfig(self, request: pb.IssueKubeconfigRequest, caller: Caller) -> pb.IssueKubeconfigResponse:
         asked = requests.issue(request)
         try:
-            with self._access.visiting(caller, "IssueKubeconfig", cluster=asked.cluster) as visit, _credential_errors():
-                terms = visit.admitted_to_kubeconfigs().terms
-                cluster = self._asked_for(asked, visit)
-                visit.pay_kubeconfig()
-                if asked.as_command:
-                    await self._issuer.await_source(cluster, terms)
-                else:
-                    await self._issuer.await_credential(cluster, asked.ttl_s, terms)
-                # Looked at anew: much may have happened since, and from here on nothing is waited for.
-                to, cluster = visit.admitted_to_kubeconfigs(), self._asked_for(asked, visit)
-                incarnation = convert.incarnation(self._about.epoch, cluster.incarnation)
-                made = (
-                    self._issuer.hand_out_command(cluster, incarnation, to)
-                    if asked.as_command
-                    else self._issuer.hand_out(cluster, incarnation, asked.ttl_s, to)
-                )
+            async with self._access.visiting(caller, "IssueKubeconfig", cluster=asked.cluster) as visit:
+                with _credential_errors():
+                    made = await self._issued(asked, visit)
         except CallError as error:
             self._issuer.refused(error.reason.lower())
             raise
         return pb.IssueKubeconfigResponse(kubeconfig=convert.kubeconfig(made))
 
     async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
-        with self._access.visiting(caller, "GetServerInfo") as visit:
+        async with self._access.visiting(caller, "GetServerInfo") as visit:
             scope, to = visit.scope, visit.recipient
         counts = sight.counts(self._fleet.registry, scope)
         sources = [each for each in self._issuer.health() if to is not None and to.terms.allow(each.name)]
@@ -201,6 +173,40 @@ class Service:
                 max_filter_bytes=requests.MAX_FILTER_BYTES,
             ),
         )
+
+    async def _stream(self, asked: requests.Watch, visit: Visit, send: Send) -> None:
+        stream = Stream(
+            self._fleet,
+            self._about.epoch,
+            asked,
+            visit=visit,
+            seal=self._seal,
+            send=send,
+            tally=self._tally,
+            stalled_s=self._about.stalled_s,
+            draining=self._draining,
+            rotation=await self._rotation(asked, visit) if asked.with_kubeconfigs else None,
+        )
+        self.streams.add(stream)
+        try:
+            await stream.run()
+        finally:
+            self.streams.discard(stream)
+
+    async def _issued(self, asked: requests.Issue, visit: Visit) -> Kubeconfig:
+        terms = visit.admitted_to_kubeconfigs().terms
+        cluster = self._asked_for(asked, visit)
+        visit.pay_kubeconfig()
+        if asked.as_command:
+            await self._issuer.await_source(cluster, terms)
+        else:
+            await self._issuer.await_credential(cluster, asked.ttl_s, terms)
+        # Looked at anew: much may have happened since, and from here on nothing is waited for.
+        to, cluster = visit.admitted_to_kubeconfigs(), self._asked_for(asked, visit)
+        incarnation = convert.incarnation(self._about.epoch, cluster.incarnation)
+        if asked.as_command:
+            return self._issuer.hand_out_command(cluster, incarnation, to)
+        return self._issuer.hand_out(cluster, incarnation, asked.ttl_s, to)
 
     def _seen(self, name: str, visit: Visit) -> Record | None:
         return sight.seen(name, self._fleet.registry[name], visit.scope)

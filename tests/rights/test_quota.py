@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.rights import quota
-from milo_discoveryd.rights.quota import Limits, Quotas
+from milo_discoveryd.rights.quota import LONGEST_WAIT_S, MISSES_AT_ONCE, Limits, Quotas
 
 
 def quotas(streams: int = 3, each: int = 2, per_minute: int = 60) -> Quotas:
@@ -71,3 +71,18 @@ def test_only_so_many_callers_are_remembered(monkeypatch: pytest.MonkeyPatch) ->
         asked.take(name, None, 0.0)
     assert asked.take("a", None, 0.0) > 0, "who asked last is remembered"
     assert asked.take("b", None, 0.0) == 0.0
+
+
+def test_who_misses_seldom_never_waits() -> None:
+    asked = quotas()
+    assert [asked.miss("a", 0.0) for _ in range(MISSES_AT_ONCE)] == [0.0] * MISSES_AT_ONCE
+    assert all(asked.miss("b", 0.2 * number) == 0 for number in range(1000))
+
+
+def test_who_guesses_waits_longer_and_longer_up_to_a_point() -> None:
+    asked = quotas()
+    waits = [asked.miss("a", 0.0) for _ in range(MISSES_AT_ONCE + 1000)]
+    assert waits[MISSES_AT_ONCE : MISSES_AT_ONCE + 3] == pytest.approx([0.1, 0.2, 0.3])
+    assert waits[-1] == LONGEST_WAIT_S
+    assert asked.miss("a", 10.0) == 0, "and no more once it has stopped for a while"
+    assert asked.miss("b", 0.0) == 0

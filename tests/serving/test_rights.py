@@ -15,6 +15,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.patterns import names
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import ALL, Scope
@@ -139,7 +140,7 @@ async def test_what_may_not_be_seen_is_answered_like_what_is_not_there(house: Ho
     assert set(house.refusals()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
 
 
-async def test_nor_does_it_take_longer(house: House) -> None:
+async def test_nor_does_it_take_longer(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the same handler, without a network around it: what is left is what the judging itself takes."""
     service, caller = house.world.service, Caller(listener="shop")
 
@@ -150,11 +151,26 @@ async def test_nor_does_it_take_longer(house: House) -> None:
         return time.perf_counter() - began
 
     hidden, absent = [], []
+    monkeypatch.setattr(quota, "MISSES_AT_ONCE", 1000)
     for _ in range(300):  # in turns, so that whatever else the machine does is in both
         hidden.append(await once(SECRET))
         absent.append(await once("zz-absent"))
     fastest, other = min(hidden), min(absent)
     assert max(fastest, other) < 1.5 * min(fastest, other)
+
+
+async def test_guessing_takes_long_and_holds_up_nobody_else(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "MISSES_AT_ONCE", 5)
+    async with house.guest("shop") as shop, house.guest("bank") as bank:
+        began = time.monotonic()
+        guesses = [
+            asyncio.create_task(error(shop.stub.GetCluster(pb.GetClusterRequest(name=f"zz-{number}"))))
+            for number in range(10)
+        ]
+        assert (await bank.stub.GetCluster(pb.GetClusterRequest(name=SECRET))).engagement.engaged
+        assert (await shop.stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement.engaged
+        assert {told_of(each)[1] for each in await asyncio.gather(*guesses)} == {"NEVER_SEEN"}
+        assert time.monotonic() - began > 0.4
 
 
 # --- nobody ---
