@@ -19,6 +19,8 @@ _LONG_S = 65.0
 """For a hung server to be noticed in the meantime."""
 
 TRANSPORT: Final = "transport"
+STUCK: Final = "stuck watches"
+"""Nothing is cut, and whoever answers is well: only bookmarks that don't come tell."""
 SERVER: Final = "server"
 ANSWERS: Final = "answers"
 DAEMON: Final = "daemon"
@@ -56,7 +58,7 @@ class Faults:
             Kind("connections to the API server reset", TRANSPORT, self._cut),
             Kind("API server refuses connections", TRANSPORT, self._refuse),
             Kind("connections to the API server drip", TRANSPORT, self._drip),
-            Kind("connections to the API server swallow all", TRANSPORT, self._swallow),
+            Kind("connections to the API server swallow all", STUCK, self._swallow),
             Kind("API server killed", SERVER, self._kill_server),
             Kind("API server terminated", SERVER, self._terminate_server),
             Kind("API server stopped for a while", SERVER, self._pause_server),
@@ -90,7 +92,7 @@ class Faults:
             Kind("definition deleted and back", ANSWERS, self._undefine),
             Kind("schema changed", ANSWERS, lambda: self._server.order("change_schema", initializing=self._some_s())),
             Kind("live objects told as deleted", ANSWERS, lambda: self._server.order("blink", count=3)),
-            Kind("watches fall silent, bookmarks too", ANSWERS, self._silence),
+            Kind("watches fall silent, bookmarks too", STUCK, self._silence),
             Kind("watches ended early", ANSWERS, lambda: self._server.order("end_watches")),
         ]
 
