@@ -10,6 +10,7 @@ from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.schedule import Failed, Outcome, Reached, Schedule, Verdict
 from milo_discoveryd.connectivity.schedule import Policy as Probing
 from milo_discoveryd.errors import TransportError
+from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.reflect.deletions import Suspicions
 from milo_discoveryd.reflect.machine import Listed, ListEnded, ListStarted
@@ -336,9 +337,9 @@ def test_f58_black_holes_delay_nobody_else() -> None:
     async def main() -> None:
         reached: dict[str, float] = {}
 
-        async def ask(endpoint: str) -> Outcome:
+        async def ask(cluster: Cluster) -> Outcome:
             await asyncio.sleep(0.01)
-            if endpoint.removeprefix("https://").split(".")[0] in holes:
+            if cluster.target.name in holes:
                 await asyncio.sleep(5.0)
                 return Failed("timeout", "no answer", is_of_host=True)
             return Reached()
