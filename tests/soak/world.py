@@ -38,12 +38,16 @@ class World:
         """Until it is cancelled."""
         while True:
             async with self._turn:
-                await self._try(self._happen)
+                await self.happen()
             await asyncio.sleep(self._random.expovariate(per_second))
 
     def quiet(self) -> asyncio.Lock:
-        """While it is held, nothing happens."""
+        """While it is held, nothing happens but what its holder does."""
         return self._turn
+
+    async def happen(self) -> bool:
+        """One of the things that happen; whether it is known to have."""
+        return await self._try(self._one)
 
     async def mark(self) -> str:
         """Writes a label on the marker, however long that takes; to be called while it is quiet."""
@@ -85,8 +89,7 @@ class World:
                 raise
             self._note(name, None)
 
-    async def _happen(self, api: Api) -> None:
-        """One of the things that happen."""
+    async def _one(self, api: Api) -> None:
         self._writes += 1
         present = [name for name in self.upstream.names() if name != MARK]
         if len(present) < len(NAMES) // 2:
