@@ -270,7 +270,8 @@ class ChangeLog:
         found = self._slices.get(key)
         if found is None:
             if len(self._slices) >= _SLICES:
-                self._slices.clear()
+                # The oldest: readers through one filter mostly stand close together, and those of many take turns.
+                del self._slices[next(iter(self._slices))]
             plain = None if ahead else self._plain(revision, wanted)
             self._slices[key] = found = plain or self._slice(revision, wanted, ahead)
         return found
