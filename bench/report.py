@@ -45,7 +45,7 @@ def results(samples: Samples, bars: Bars, scale: str, upstream: str) -> Results:
             "cpus": os.cpu_count(),
             "cpu": _cpu(),
             "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
-            "system": f"{platform.system()} {platform.release()}",
+            "system": f"{platform.system()} {platform.release().partition('-')[0]}",
             "python": platform.python_version(),
             **{package: version(package) for package in ("milo-discoveryd", "grpcio", "kubernetes", "msgspec")},
             "load": os.getloadavg(),
