@@ -1,4 +1,4 @@
-"""What it costs to know who calls: calls and snapshots at a plain Unix socket, and at listeners that prove who connects.
+"""What it costs to know who calls: calls and snapshots at a plain socket, and at listeners that prove who connects.
 
 With peer credentials or TLS the daemon accepts connections itself and passes their bytes on to gRPC: each is copied
 once more, and with TLS encrypted by Python's ssl rather than by gRPC.

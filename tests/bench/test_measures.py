@@ -31,6 +31,11 @@ KEYS = {
     "herd": {"herd_500.seconds"},
     "idle": {"idle.cpu_percent", "idle.probed.cpu_percent"},
     "rotation": {"rotation.mints", "issue.p99_ms"},
+    "listeners": {
+        f"listeners.{place}.{figure}"
+        for place in ("plain", "peers", "tls")
+        for figure in ("call_p50_ms", "call_p99_ms", "snapshot_clusters_per_s")
+    },
     "rights": {"rights.events_per_s", "rights.unruled_events_per_s", "rights.fanout_ratio"},
     "churn": {f"churn.{key}" for key in CHURNED},
     "fleet_50k": {f"fleet_50k.{key}" for key in CHURNED},
