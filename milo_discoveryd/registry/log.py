@@ -22,8 +22,9 @@ BATCH_BYTES = 256 * 1024
 _SPARE_PLACES = 1024
 LOOKED_AT = 5000
 """Whoever is told little of many has them looked for in parts, so that others get their turn."""
-_SLICES = 64
-"""How many different readers' next steps are kept, for the others who stand at the same place."""
+_SLICES = 256
+"""How many different readers' next steps are kept, for the others who stand at the same place. All are dropped with the
+next change: so many only come together where readers of ten filters catch up at once, with ten thousand changes."""
 _PARTS = 32
 """How many parts of a snapshot are kept: as far as readers who began together drift apart."""
 
