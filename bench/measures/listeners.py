@@ -25,21 +25,22 @@ async def measure(setting: Setting) -> Samples:
     config = setting.directory / "listeners.json"
     config.write_text(json.dumps({"listen": list(places.values())}))
     shown = {"tls": ClientCredentials(**{name: certificates[name] for name in _SHOWN})}
+    calls = min(CALLS, setting.scale.clusters)
     samples: Samples = {}
     async with setting.daemon(setting.scale.clusters, config=config, listens=False):
         for _ in range(setting.scale.rounds):
             for name, place in places.items():
                 credentials = shown.get(name, ClientCredentials())
                 async with DiscoveryClient(str(place["address"]), credentials=credentials) as client:
-                    for key, value in (await _figures(client)).items():
+                    for key, value in (await _figures(client, calls)).items():
                         samples.setdefault(f"listeners.{name}.{key}", []).append(value)
     return samples
 
 
-async def _figures(client: DiscoveryClient) -> Mapping[str, float]:
+async def _figures(client: DiscoveryClient, calls: int) -> Mapping[str, float]:
     await client.server_info()
     took_ms = []
-    for _ in range(CALLS):
+    for _ in range(calls):
         began = time.perf_counter()
         await client.server_info()
         took_ms.append((time.perf_counter() - began) * 1000)

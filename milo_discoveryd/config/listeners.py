@@ -24,6 +24,10 @@ def _mode(value: object) -> int | None:
     return None if value is None else values.permissions(value)
 
 
+def _name(value: object) -> str | None:
+    return None if value is None else values.cluster_name(value)
+
+
 def _number_or_name(value: object) -> str | None:
     return None if value is None else str(value)
 
@@ -33,7 +37,7 @@ _Account = Annotated[str | None, BeforeValidator(_number_or_name), Field(max_len
 
 class Listener(Group):
     address: Annotated[values.ListenAddress, BeforeValidator(values.listen_address)]
-    name: Annotated[str | None, Field(min_length=1, max_length=63)] = None
+    name: Annotated[str | None, BeforeValidator(_name)] = None
     """What rights and the audit call it; none is its address."""
     mode: Annotated[int | None, BeforeValidator(_mode)] = None
     """Of a Unix socket, as are the next three; none is socket.mode."""
