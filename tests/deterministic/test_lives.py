@@ -7,7 +7,7 @@ from tests.deterministic.report import Report
 from tests.deterministic.troubles import TROUBLES
 
 SEEDS = 10_000
-AT_ONCE = 1_000
+AT_ONCE = 500
 EVERY_FAULT = {f"{each.row} {each.name}" for each in TROUBLES} | {f"{row} {name}" for row, name, _ in SUFFERINGS}
 
 
