@@ -15,6 +15,10 @@ IMAGE = ("tests/memory/test_image.py",)
 PROBES = ("tests/connectivity/test_schedule.py",)
 LEASES = ("tests/kubeconfigs/test_lease.py",)
 MODES = ("tests/modes/test_names.py", "tests/modes/test_project.py")
+TOKENS = ("tests/identity/test_token_review.py",)
+VERDICTS = ("tests/identity/test_verdicts.py",)
+NAMES = ("tests/identity/test_names.py",)
+PLUGINS = ("tests/credentials/test_kubeconfig.py",)
 
 
 GONE = "from milo_discoveryd.reflect.deletions import Gone"
@@ -512,6 +516,51 @@ MUTANTS = (
         "                self._revoking[(cluster.target.name, cluster.incarnation)] = cluster.target\n",
         "",
         ("tests/kubeconfigs/test_issuer.py",),
+        is_async=True,
+    ),
+    Mutant(
+        "a token that an API server doesn't know is let through",
+        "identity/token_review.py",
+        "if not status.authenticated or not status.user.username:",
+        "if not status.user.username:",
+        TOKENS,
+        is_async=True,
+    ),
+    Mutant(
+        "a token is taken though nobody looked for whom it is",
+        "identity/token_review.py",
+        "if self._audiences and not set(status.audiences) & set(self._audiences):",
+        "if status.audiences and not set(status.audiences) & set(self._audiences):",
+        TOKENS,
+        is_async=True,
+    ),
+    Mutant(
+        "what was said of a token outlives it",
+        "identity/verdicts.py",
+        "now + min(ACCEPTED_S, left_s)",
+        "now + ACCEPTED_S",
+        VERDICTS,
+    ),
+    Mutant(
+        "made-up tokens take the room of good ones",
+        "identity/verdicts.py",
+        "_add(self._rejected, digest, (verdict, now + REJECTED_S), self._size)",
+        "_add(self._accepted, digest, (verdict, now + REJECTED_S), self._size)",
+        VERDICTS,
+    ),
+    Mutant(
+        "a DNS name passes for a URI",
+        "identity/names.py",
+        'return f"dns:{name.value.lower()}"',
+        'return f"uri:{name.value.lower()}"',
+        NAMES,
+    ),
+    Mutant(
+        "any exec plugin is run",
+        "credentials/kubeconfig.py",
+        'if spec.command not in self.plugins and "*" not in self.plugins:',
+        'if "-" in self.plugins:',
+        PLUGINS,
         is_async=True,
     ),
 )
