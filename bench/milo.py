@@ -1,6 +1,7 @@
 """The API server that the daemon watches: the sandbox in a process of its own, or a real one."""
 
 import asyncio
+import itertools
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -69,7 +70,14 @@ class RealMilo:
         self.access = access
 
     async def populate(self, count: int) -> None:
-        await self._each(range(count), _create)
+        made = itertools.count(1)
+
+        async def create(session: aiohttp.ClientSession, index: int) -> None:
+            await _create(session, index)
+            if (number := next(made)) % max(1, count // 10) == 0:
+                sys.stderr.write(f"bench: {number:,} of {count:,} projects made\n")
+
+        await self._each(range(count), create)
 
     async def burst(self, first: int, count: int, size: int, mark: str) -> None:
         await self._each(range(first, first + count), lambda session, index: label(session, index, mark))
