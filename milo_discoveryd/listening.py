@@ -34,26 +34,26 @@ def _address(wanted: Wanted, settings: Settings) -> listener.UnixAddress | liste
     if not isinstance(address, UnixAddress):
         return listener.TcpAddress(address.host, address.port)
     mode = settings.socket.mode if wanted.mode is None else wanted.mode
-    group = settings.socket.group if wanted.group is None else wanted.group
-    return listener.UnixAddress(address.path, mode, _group(group), _owner(wanted.owner))
+    where, group = ("socket.group", settings.socket.group) if wanted.group is None else (wanted.title, wanted.group)
+    return listener.UnixAddress(address.path, mode, _group(group, where), _owner(wanted.owner, wanted.title))
 
 
-def _group(name: str | None) -> int | None:
+def _group(name: str | None, where: str) -> int | None:
     if name is None or name.isdigit():
         return None if name is None else int(name)
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        raise StartError(f"socket.group: there is no group {name!r} on this machine; give its number") from None
+        raise StartError(f"{where}: there is no group {name!r} on this machine; give its number") from None
 
 
-def _owner(name: str | None) -> int | None:
+def _owner(name: str | None, where: str) -> int | None:
     if name is None or name.isdigit():
         return None if name is None else int(name)
     try:
         return pwd.getpwnam(name).pw_uid
     except KeyError:
-        raise StartError(f"owner: there is no user {name!r} on this machine; give its number") from None
+        raise StartError(f"{where}: there is no user {name!r} on this machine; give its number") from None
 
 
 def token_reviews(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> TokenReviews | None:

@@ -10,6 +10,8 @@ import pytest
 from milo_discoveryd.check import places
 from milo_discoveryd.check.finding import Finding
 from milo_discoveryd.config import TcpAddress, UnixAddress
+from milo_discoveryd.config.listeners import Tls
+from tests.certificates import Authority
 
 
 @pytest.fixture
@@ -103,3 +105,18 @@ def test_a_group_must_exist_and_be_ours_to_give(monkeypatch: pytest.MonkeyPatch)
     assert finding.level == "fail"
     assert "fsGroup or supplementalGroups: [65499]" in finding.mend
     assert places.group("socket.group", str(os.getegid())).level == "ok"
+
+
+def test_a_certificate_its_key_and_the_ca_of_clients_must_fit_together(tmp_path: Path) -> None:
+    authority = Authority()
+    (certificate, key), (_, other) = (authority.server().write(tmp_path, name) for name in ("ours", "other"))
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(authority.pem)
+    assert places.certificate("listen", Tls(certificate=certificate, key=key, client_ca=ca)).level == "ok"
+    for wrong in (
+        Tls(certificate=certificate, key=other, client_ca=ca),
+        Tls(certificate=certificate, key=key, client_ca=key),
+        Tls(certificate=certificate, key=key, client_ca=tmp_path / "none"),
+    ):
+        finding = places.certificate("listen", wrong)
+        assert (finding.level, "can't be used" in finding.seen) == ("fail", True)
