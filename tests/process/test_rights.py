@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,8 @@ async def test_rules_go_by_the_users_of_processes_and_change_while_streams_run(p
             seen = {event.cluster.name for batch in await stream.until_synced() for event in batch.events}
             assert seen == {first, second}
 
-            began = time.monotonic()
             says({**ours, "clusters": {"names": [second, third]}})
             assert sorted(await events(stream)) == [f"DISENGAGED {first}", f"ENGAGED {third}"]
-            assert time.monotonic() - began < 1
 
             says({**ours, "clusters": "som"})
             await daemon.until_said("configuration refused")
