@@ -17,6 +17,7 @@ import structlog
 
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.peer import peer
+from milo_discoveryd.server.arrivals import Arrivals
 from milo_discoveryd.server.backstage import Backstage
 from milo_discoveryd.server.certificates import ServerTls
 from milo_discoveryd.server.errors import UnauthenticatedError
@@ -58,6 +59,7 @@ class Front:
         self._backstage = Backstage()
         self._known: dict[str, _Proved] = {}
         self._shares: Counter[str] = Counter()
+        self._arrivals = Arrivals()
         self._serving: dict[asyncio.Task[None], _Proved | None] = {}
         self._refusals = refusals
         self._running: asyncio.Task[None] | None = None
@@ -120,6 +122,10 @@ class Front:
                         await asyncio.sleep(NONE_LEFT_S)
                         continue
                     where = _where(address)
+                    if self._tls is not None and not self._arrivals.admit(_host(where), time.monotonic()):
+                        self._refuse(where, "connections come too often from there")
+                        connected.close()
+                        continue
                     if len(self._serving) >= self._most:
                         self._refuse(where, f"there are {self._most} connections already")
                         connected.close()
@@ -158,7 +164,7 @@ class Front:
         assert self._tls is not None
         context = self._tls.context()
         client_ca = self._tls.client_ca
-        with self._share(where.rpartition(":")[0]):
+        with self._share(_host(where)):
             await leg.take(connected, context, handshake_s=HANDSHAKE_S)
         found = named(leg.certificate())
         caller = Caller(listener=self._name, peer=where, sans=found.sans, until=found.until.timestamp())
@@ -191,6 +197,10 @@ class Front:
             self._shares[owner] -= 1
             if not self._shares[owner]:
                 del self._shares[owner]
+
+
+def _host(where: str) -> str:
+    return where.rpartition(":")[0]
 
 
 def _where(address: object) -> str:

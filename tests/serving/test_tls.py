@@ -5,7 +5,7 @@ import datetime as dt
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -17,6 +17,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.errors import StartError
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.server.arrivals import Arrivals
 from milo_discoveryd.server.certificates import ServerTls
 from milo_discoveryd.server.listener import Listener, TcpAddress
 from tests.certificates import Authority, Pair
@@ -217,6 +218,25 @@ async def test_who_connects_and_says_nothing_takes_no_more_than_half(place: Plac
         finally:
             for each in silent:
                 each.close()
+
+
+async def test_who_connects_over_and_over_is_slowed_down_and_those_who_are_there_are_not(place: Place) -> None:
+    async with tcp(place) as world, client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
+        call = stub.WatchClusters(pb.WatchClustersRequest())
+        assert (await call.read()).synced
+        front(world)._arrivals = Arrivals(burst=2, per_second=0.01)
+        for expected in ("", "", "too often"):
+            with socket.create_connection(("127.0.0.1", port(world))) as bad:
+                bad.sendall(b"no TLS at all")
+                bad.settimeout(20)
+                with suppress(ConnectionError):
+                    while await asyncio.to_thread(bad.recv, 100):
+                        pass
+            await eventually(lambda: world.audited)
+            assert expected in str(world.audited[-1]["problem"])
+        world.seen(ready("beta"))
+        assert [event.cluster.name for event in (await call.read()).events] == ["beta"]
+        call.cancel()
 
 
 async def test_there_is_no_reflection(place: Place) -> None:

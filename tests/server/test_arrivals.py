@@ -1,0 +1,23 @@
+"""How often one place may connect."""
+
+from milo_discoveryd.server.arrivals import REMEMBERED, Arrivals
+
+
+def test_many_may_come_at_once_and_then_one_after_the_other() -> None:
+    arrivals = Arrivals(burst=3, per_second=2)
+    assert [arrivals.admit("a", 0) for _ in range(5)] == [True, True, True, False, False]
+    assert [arrivals.admit("a", now) for now in (0.4, 0.5, 0.6, 1.0)] == [False, True, False, True]
+    assert [arrivals.admit("a", 1000) for _ in range(5)] == [True, True, True, False, False]
+
+
+def test_one_place_takes_nothing_from_another() -> None:
+    arrivals = Arrivals(burst=1, per_second=1)
+    assert [arrivals.admit(place, 0) for place in "aabb"] == [True, False, True, False]
+
+
+def test_no_more_places_are_remembered_than_fit() -> None:
+    arrivals = Arrivals(burst=1, per_second=1)
+    for number in range(2 * REMEMBERED):
+        arrivals.admit(str(number), 0)
+    assert len(arrivals._left) == REMEMBERED
+    assert not arrivals.admit(str(2 * REMEMBERED - 1), 0)
