@@ -110,7 +110,8 @@ class Intake:
     def _apply_list(self, now: Moment, *, versions_went_back: bool) -> Iterator[list[Done]]:
         missing = [(name, uid) for name, uid in self._registry.present() if name not in self._listed]
         engaged = [(name, uid) for name, uid in missing if self._is_engaged(name)]
-        replaced = list(self._replaced())
+        # What was remembered may be long over: whoever was told of its successor must not be told of it again.
+        replaced = [] if self.is_remembered else list(self._replaced())
         ruling: Ruling = Ask()
         if self._guard is not None:
             is_foreign = bool(self._listed) and not self.is_remembered and not any(map(self._is_engaged, self._listed))

@@ -238,3 +238,11 @@ def test_f19_few_made_anew_are_told_at_once() -> None:
     source = Source()
     done = source.lists(*FLEET[1:], *anew("a"))
     assert [each.reason for each in done] == [DisengageReason.REPLACED, None]
+
+
+def test_f35_what_was_remembered_and_is_another_object_by_now_is_told_at_once() -> None:
+    source = Source()
+    source.intake.restore([], at(0.0))
+    done = source.lists(*anew("abcdef"))
+    assert [each.reason for each in done] == [DisengageReason.REPLACED, None] * 6
+    assert not source.intake.is_remembered
