@@ -138,7 +138,7 @@ class Intake:
             for name, uid in missing:
                 if not self._is_engaged(name):
                     self._suspicions.suspect(name, uid, now.steady)
-            self._registry.list_ended()
+            self._registry.list_ended((name for name, _ in missing) if versions_went_back else ())
         self._doubt(engaged, ruling, now.steady)
         self._listed, self._staged = set(), {}
         self.synced, self.is_remembered = True, self.is_remembered and self.held is not None

@@ -152,9 +152,13 @@ class Registry:
         self.log.forget(now.steady)
         return done
 
-    def list_ended(self) -> None:
-        """A list was committed whole. Versions of what it doesn't name prove nothing any more: see `commit`."""
-        for name in self._elsewhere:
+    def list_ended(self, missing: Iterable[str] = ()) -> None:
+        """A list was committed whole. Versions of what is elsewhere prove nothing any more: see `commit`.
+
+        Nor do those of what is `missing` from a list of an earlier version: what takes such a name next comes with a
+        version before the one that is known.
+        """
+        for name in (*self._elsewhere, *missing):
             self._records[name].version = ""
 
     @property

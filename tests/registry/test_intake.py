@@ -143,6 +143,14 @@ def test_the_same_list_again_changes_nothing() -> None:
     assert source.asked() == []
 
 
+def test_what_is_made_after_a_restore_is_news_though_its_name_was_known_at_a_later_version() -> None:
+    source = Source(ready("a", "9"), not_ready("b", "12", uid="before"))
+    source.take(ListStarted(), Listed(ready("a", "5")), ListEnded(versions_went_back=True))
+    source.answer(NotFound())
+    made = source.take(Changed(ready("b", "7", uid="after")))
+    assert [(each.type.name, each.cluster.target.uid) for each in made] == [("ENGAGED", "after")]
+
+
 def test_a_list_stands_though_versions_went_back() -> None:
     source = Source(ready("a", "100"))
     assert source.lists(ready("a", "50", suspended=True)) == [
