@@ -2,6 +2,8 @@
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.reliability import of_row
 
@@ -13,28 +15,36 @@ settings.load_profile("repeatable")
 
 ON_REAL_SERVERS = "built"
 """The fixture that whoever needs real API servers asks for, by whatever way (tests/real)."""
-SHARED = (
-    ON_REAL_SERVERS,
-    "plays",  # the scenarios, a few of which are always under way
-    "installed",  # packages, in an environment of their own
-    "builder",
+TOGETHER = (
+    "tests/scenarios/test_scenarios.py",
+    "tests/deploy/test_image.py",
+    "tests/deploy/test_packages.py",
+    "tests/real/",
 )
-"""Fixtures that take long to make, or play ahead of their tests: who asks for one stays on one of the processes that
+"""Files whose tests share what takes long to make, or play ahead of themselves: each stays on one of the processes that
 share the tests."""
+
+
+class Sharing(LoadScopeScheduling):
+    """How tests are shared among processes: one by one, but for the files that stay together. Those begin first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.startswith(TOGETHER) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    return Sharing(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--real", action="store_true", help="also what is tested on real API servers (needs Go)")
+    parser.addoption("--lives", type=int, default=1_000, help="of the daemon on virtual time, by seeds (CI: 10000)")
     parser.addoption("--row", metavar="ROW", help="just the tests of that row of docs/reliability.md: F17, S9, O2, A14")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    for item in items:
-        for fixture in SHARED:
-            if fixture in getattr(item, "fixturenames", ()):
-                item.add_marker(pytest.mark.xdist_group(fixture))
-                break
     if (row := config.getoption("--row")) is not None:
         _keep(config, items, of_row(row, items))
     if config.getoption("--real"):

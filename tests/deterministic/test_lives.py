@@ -1,4 +1,4 @@
-"""Ten thousand lives, each judged: whatever goes wrong, everybody is told the truth and nothing else."""
+"""Thousands of lives, each judged: whatever goes wrong, everybody is told the truth and nothing else."""
 
 import pytest
 
@@ -6,12 +6,15 @@ from tests.deterministic.life import SUFFERINGS, live
 from tests.deterministic.report import Report
 from tests.deterministic.troubles import TROUBLES
 
-SEEDS = 10_000
 AT_ONCE = 500
 EVERY_FAULT = {f"{each.row} {each.name}" for each in TROUBLES} | {f"{row} {name}" for row, name, _ in SUFFERINGS}
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "first" in metafunc.fixturenames:
+        metafunc.parametrize("first", range(0, metafunc.config.getoption("lives"), AT_ONCE))
+
+
 def test_nothing_is_lost_and_nobody_is_disengaged_by_mistake(first: int) -> None:
     report = Report(first, first + AT_ONCE - 1)
     for seed in range(report.first, report.last + 1):
