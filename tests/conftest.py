@@ -19,6 +19,7 @@ TOGETHER = (
     "tests/scenarios/test_scenarios.py",
     "tests/deploy/test_image.py",
     "tests/deploy/test_packages.py",
+    "tests/mutants/",
     "tests/real/",
 )
 """Files whose tests share what takes long to make, or play ahead of themselves: each stays on one of the processes that

@@ -36,7 +36,7 @@ KEYS = {
         for place in ("plain", "peers", "tls")
         for figure in ("call_p50_ms", "call_p99_ms", "snapshot_clusters_per_s")
     },
-    "rights": {"rights.events_per_s", "rights.unruled_events_per_s", "rights.fanout_ratio"},
+    "rights": {"rights.events_per_s", "rights.fanout_ratio", "rights.caught_up_ratio"},
     "churn": {f"churn.{key}" for key in CHURNED},
     "fleet_50k": {f"fleet_50k.{key}" for key in CHURNED},
     "provider": {"provider.2.ratio", "provider.kib_per_project", "provider.memory_ratio"},
