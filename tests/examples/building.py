@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,10 +19,10 @@ Command = list[str]
 
 
 def go_program(source: Path, name: str) -> Command:
-    go = _tool("go")
+    go = tool("go")
     built = CACHE / "go" / name
-    with _alone(CACHE / "go"):
-        _run([go, "build", "-o", str(built), "."], source)
+    with alone(CACHE / "go"):
+        run([go, "build", "-o", str(built), "."], source)
     return [str(built)]
 
 
@@ -32,17 +32,17 @@ def go_subscriber() -> Command:
 
 def node_subscriber() -> Command:
     """It runs from a copy of the tree, so that its packages don't come to lie in the tree itself."""
-    node, npm = _tool("node"), _tool("npm")
+    node, npm = tool("node"), tool("npm")
     source = EXAMPLES / "node"
     packages = [source / "package.json", source / "package-lock.json"]
     copy = CACHE / "node" / hashlib.sha256(b"".join(path.read_bytes() for path in packages)).hexdigest()[:16]
     target = copy / "examples" / "node"
     installed = copy / "installed"
-    with _alone(copy):
+    with alone(copy):
         shutil.copytree(ROOT / "proto", copy / "proto", dirs_exist_ok=True)
         shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
         if not installed.exists():
-            _run([npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"], target)
+            run([npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"], target)
             installed.touch()
     return [node, str(target / "subscriber.mjs")]
 
@@ -50,20 +50,20 @@ def node_subscriber() -> Command:
 BUILDERS = {"go": go_subscriber, "node": node_subscriber}
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"there is no {name} on PATH: what is written for it is neither built nor run")
     return found
 
 
-def _run(command: Command, directory: Path) -> None:
+def run(command: Sequence[str], directory: Path) -> None:
     done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
+def alone(directory: Path) -> Iterator[None]:
     """Tests that run at the same time build one after the other."""
     directory.mkdir(parents=True, exist_ok=True)
     with (directory / ".lock").open("w") as lock:
