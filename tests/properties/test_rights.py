@@ -6,19 +6,18 @@ The model is that of the cursors: a picture of the whole fleet at every revision
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from hypothesis.stateful import initialize, rule
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter, Wanted
-from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.log import Retention
 from milo_discoveryd.rights.patterns import names
 from milo_discoveryd.rights.scope import ALL, NONE, Scope, within
-from tests.registry.fleets import cluster, read, readable_log
-
-Picture = dict[str, Cluster]
+from tests.properties.pictured import Picture, Pictured
+from tests.registry.fleets import read, readable_log
 
 CHANGES = st.sampled_from(["engage_or_update", "engage_or_update", "replace", "disengage"])
 NAMES = st.sampled_from("abcd")
@@ -118,14 +117,9 @@ class Reader:
             pass
 
 
-class Fleet(RuleBasedStateMachine):
+class Fleet(Pictured):
     def __init__(self) -> None:
         super().__init__()
-        self.log = ChangeLog(lambda event: b"", Retention())
-        self.picture: Picture = {}
-        self.pictures: list[Picture] = [{}]
-        self.now = 0.0
-        self.changes = 0
         self.in_one_piece = True
         self.readers: list[Reader] = []
 
@@ -166,36 +160,6 @@ class Fleet(RuleBasedStateMachine):
 
     def reader(self, which: int) -> Reader:
         return self.readers[which % len(self.readers)]
-
-    def engage_or_update(self, name: str, labels: dict[str, str], organization: str) -> None:
-        before = self.picture.get(name)
-        if before is None:
-            made = self.log.engage(name, lambda revision: self.made(name, revision, labels, organization))
-        else:
-            made = self.made(name, before.incarnation, labels, organization)
-            self.log.update(made, self.now)
-        self.happened({**self.picture, name: made})
-
-    def replace(self, name: str, labels: dict[str, str], organization: str) -> None:
-        if name in self.picture:
-            made = self.log.replace(
-                name, "", lambda revision: self.made(name, revision, labels, organization), self.now
-            )
-            self.happened({**self.picture, name: made})
-
-    def disengage(self, name: str, labels: dict[str, str], organization: str) -> None:
-        if name in self.picture:
-            self.log.disengage(name, DisengageReason.DELETED, "", self.now)
-            self.happened({other: each for other, each in self.picture.items() if other != name})
-
-    def made(self, name: str, incarnation: int, labels: dict[str, str], organization: str) -> Cluster:
-        """No two are equal, so that nothing old passes for something new."""
-        self.changes += 1
-        return cluster(name, incarnation, labels=labels, organization=organization, version=str(self.changes))
-
-    def happened(self, picture: Picture) -> None:
-        self.picture = picture
-        self.pictures.append(picture)
 
 
 class TestRights(Fleet.TestCase):
