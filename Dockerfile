@@ -3,11 +3,11 @@
 #
 #   docker build -t milo-discoveryd:0.1.0 .
 #
-# A tag moves. The release workflow looks up the digest of the day and passes it, so that both stages, and whoever
-# builds again, have the same bytes: --build-arg PYTHON_IMAGE=python:3.13-slim-bookworm@sha256:...
-ARG PYTHON_IMAGE=python:3.13-slim-bookworm
+# By digest, since a tag moves: both stages, both platforms and whoever builds again have the same bytes. The tag says
+# which line of images it is, and Renovate (renovate.json) proposes that line's next digest.
+FROM python:3.13-slim-bookworm@sha256:a1165e272e578941b84abc79e4ab38a0305cd12803a5c4247979ac7655f4d641 AS python
 
-FROM ${PYTHON_IMAGE} AS build
+FROM python AS build
 WORKDIR /src
 COPY deploy/image/install.sh deploy/image/install.sh
 COPY pyproject.toml README.md LICENSE ./
@@ -16,7 +16,7 @@ COPY proto proto
 COPY milo_discoveryd milo_discoveryd
 RUN sh deploy/image/install.sh /src /opt/venv
 
-FROM ${PYTHON_IMAGE}
+FROM python
 ARG VERSION=0.1.0
 ARG GIT_COMMIT=unknown
 ARG BUILD_DATE=unknown

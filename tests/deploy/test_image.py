@@ -53,6 +53,21 @@ def test_the_dockerfile_installs_by_the_same_steps_and_runs_as_the_manifests_say
     assert re.findall(r"^ARG VERSION=(.*)$", text, re.MULTILINE) == [__version__]
 
 
+def test_the_one_image_that_it_begins_with_has_a_digest_and_a_tag_to_renew_it_by() -> None:
+    stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    [image] = {base for base, _ in stages} - {name for _, name in stages}
+    assert re.fullmatch(r"python:3\.\d+-slim-\w+@sha256:[0-9a-f]{64}", image)
+
+
+def test_what_renews_the_digest_is_set_up_as_its_bot_takes_it() -> None:
+    done = subprocess.run(
+        [validator("check-jsonschema"), "--builtin-schema", "vendor.renovate", ROOT / "renovate.json"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "docker:pinDigests" in json.loads((ROOT / "renovate.json").read_text())["extends"]
+
+
 def test_what_the_image_copies_is_let_through_by_its_ignore_file() -> None:
     copied = re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
