@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 import msgspec
+import structlog
 
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.cluster_api import ClusterApi, read, refuse
 from milo_discoveryd.errors import BackendError, TransportError
 from milo_discoveryd.identity.verdicts import Rejected, User, Verdict, Verdicts
+
+log = structlog.get_logger()
 
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 TIMEOUT_S = 5.0
@@ -28,7 +31,7 @@ class RejectedError(Exception):
 
 
 class UnreviewedError(Exception):
-    """Whose the token is could not be found out."""
+    """Whose the token is could not be found out. The message says no more than who is not known yet may know."""
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         super().__init__(message)
@@ -71,6 +74,8 @@ class TokenReviews:
         self._asking: dict[bytes, asyncio.Lock] = {}
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._failure: tuple[UnreviewedError, float] | None = None
+        self._problem = ""
+        """What was said last of why tokens can't be reviewed."""
 
     async def user(self, token: str) -> User:
         """Raises RejectedError and UnreviewedError."""
@@ -127,12 +132,23 @@ class TokenReviews:
                 answer = await self._api.post(PATH, msgspec.json.encode(question), timeout_s=TIMEOUT_S)
             if answer.status != 201:
                 refuse(self._origin, answer, "review a token", _RULE)
-            return self._verdict(read(self._origin, answer, _Review).status, ends)
+            verdict = self._verdict(read(self._origin, answer, _Review).status, ends)
         except (TransportError, BackendError) as error:
             again_s = max(AGAIN_AFTER_S, getattr(error, "retry_after_s", None) or 0.0)
-            failure = UnreviewedError(f"the token could not be reviewed: {error}", retry_after_s=again_s)
+            failure = UnreviewedError("whose your token is can't be found out at present", retry_after_s=again_s)
             self._failure = failure, self._clock() + AGAIN_AFTER_S
+            self._tell(str(error))
             raise failure from None
+        self._tell("")
+        return verdict
+
+    def _tell(self, problem: str) -> None:
+        """Once, however many tokens are shown while it lasts."""
+        if problem and problem != self._problem:
+            log.warning("tokens not reviewed", problem=problem)
+        elif self._problem and not problem:
+            log.info("tokens reviewed again")
+        self._problem = problem
 
     def _verdict(self, status: _Status, ends: float | None) -> Verdict:
         if not status.authenticated or not status.user.username:

@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from milo_discoveryd.errors import TransportError
 from milo_discoveryd.identity.token_review import PATH, RejectedError, TokenReviews, UnreviewedError
@@ -172,3 +174,20 @@ async def test_who_stops_waiting_stops_nobody_else() -> None:
     going_on.set()
     assert (await second).name == OPERATOR
     assert first.cancelled()
+
+
+async def test_why_tokens_cannot_be_reviewed_is_for_the_log_alone_and_said_once() -> None:
+    there = Reviewing(answering(403, {}), answering(403, {}), reviewed(), answering(403, {}))
+    with capture_logs() as logs:
+        for number in range(4):
+            with suppress(UnreviewedError):
+                await there.reviews.user(token(sub=str(number)))
+            there.passed += 2
+    refused = (
+        "the cluster does not let us review a token (403): its role needs create on tokenreviews.authentication.k8s.io"
+    )
+    assert [(line["event"], line.get("problem")) for line in logs] == [
+        ("tokens not reviewed", refused),
+        ("tokens reviewed again", None),
+        ("tokens not reviewed", refused),
+    ]

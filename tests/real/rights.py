@@ -51,6 +51,11 @@ def shipped_role_of_secrets() -> dict[str, Any]:
     return _shipped("kubeconfig-secret", "cluster-role.yaml")
 
 
+def shipped_role_of_reviews() -> dict[str, Any]:
+    """What a listener that takes bearer tokens needs."""
+    return _shipped("token-review", "cluster-role.yaml")
+
+
 def withheld(role: Mapping[str, Any], resource: str, verb: str) -> dict[str, Any]:
     """The role without that verb for that resource."""
     rules = [

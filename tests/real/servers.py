@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from tests.real import kubeconfig, process
 from tests.real.api import DEFINITIONS, Api
@@ -218,6 +220,12 @@ class RealApi(ABC):
     def authority(self) -> Authority:
         """What its `--client-ca-file` names, and its own certificate is signed by."""
         return self._authority
+
+    def signing_key(self) -> ec.EllipticCurvePrivateKey:
+        """By which the tokens of its service accounts are signed."""
+        key = load_pem_private_key(self._signing_key.read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return key
 
     def trust(self, *issuers: Mapping[str, Any]) -> None:
         """JWTs of just these issuers; a server that runs takes them up by itself, in a moment."""
