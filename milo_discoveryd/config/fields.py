@@ -1,4 +1,8 @@
-"""What the settings are made of: groups, and the kinds of field that several of them have."""
+"""What the settings are made of: groups, and the kinds of field that several of them have.
+
+The docstring of a setting is what the documents say of it: `./dev gen` takes it from here. Of one that is nothing by
+default, a sentence that begins with "None is" says what that comes to. Why a value is what it is stands in a comment.
+"""
 
 from datetime import timedelta
 from functools import partial
@@ -24,10 +28,16 @@ def selector_text(value: object) -> str:
     return text
 
 
+_any_duration = partial(values.duration, least=timedelta(), most=timedelta.max)
+
+
 def span(least: str, most: str) -> BeforeValidator:
-    anything = partial(values.duration, least=timedelta(), most=timedelta.max)
-    return BeforeValidator(partial(values.duration, least=anything(least), most=anything(most)))
+    return BeforeValidator(partial(values.duration, least=_any_duration(least), most=_any_duration(most)))
+
+
+def span_or_off(least: str, most: str) -> BeforeValidator:
+    return BeforeValidator(partial(values.duration_or_off, least=_any_duration(least), most=_any_duration(most)))
 
 
 def one_of(*choices: str) -> BeforeValidator:
-    return BeforeValidator(values.one_of(*choices))
+    return BeforeValidator(partial(values.one_of, choices=choices))

@@ -16,41 +16,35 @@ class Tls(Group):
     """1.3, and only for clients with a certificate."""
 
     certificate: _RequiredFile
+    """The daemon's, for this address."""
     key: _RequiredFile
+    """Of that certificate."""
     client_ca: _RequiredFile
+    """Which verifies callers."""
 
 
-def _mode(value: object) -> int | None:
-    return None if value is None else values.permissions(value)
-
-
-def _name(value: object) -> str | None:
-    return None if value is None else values.cluster_name(value)
-
-
-def _number_or_name(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-_Account = Annotated[str | None, BeforeValidator(_number_or_name), Field(max_length=32)]
+_Account = Annotated[str, BeforeValidator(str), Field(max_length=32)]
 
 
 class Listener(Group):
     address: Annotated[values.ListenAddress, BeforeValidator(values.listen_address)]
-    name: Annotated[str | None, BeforeValidator(_name)] = None
-    """What rights and the audit call it; none is its address."""
-    mode: Annotated[int | None, BeforeValidator(_mode)] = None
-    """Of a Unix socket, as are the next three; none is socket.mode."""
-    owner: _Account = None
-    group: _Account = None
-    """None is socket.group."""
+    """`unix:///path`, `HOST:PORT` (an empty host is all interfaces) or `insecure://HOST:PORT` on loopback."""
+    name: Annotated[str, BeforeValidator(values.cluster_name)] | None = None
+    """What rights, the audit and the log call it. None is its address."""
+    mode: Annotated[int, BeforeValidator(values.permissions)] | None = None
+    """Permissions of a Unix socket. None is `socket.mode`."""
+    group: _Account | None = None
+    """Of a Unix socket: name or number of the group that may connect. None is `socket.group`."""
+    owner: _Account | None = None
+    """Of a Unix socket: name or number of a user; only root gives sockets away. None is the daemon's own."""
     peer_credentials: bool = False
-    """Ask the kernel whose process connects. It costs a copy of each byte."""
+    """On a Unix socket, have the kernel say which user's process connects. It costs a copy of each byte."""
     tls: Tls | None = None
+    """Of TCP, and needed there."""
     tokens: bool = False
-    """Have callers' bearer tokens reviewed by an API server."""
+    """Take `authorization: Bearer` from callers, and have the cluster of `token_review` say whose it is."""
     connections: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    """At once, where the daemon accepts them itself: with TLS or peer credentials."""
+    """At once, with `tls` or `peer_credentials`. Nobody has more than half of them."""
 
     @model_validator(mode="after")
     def _fits_its_address(self) -> Self:

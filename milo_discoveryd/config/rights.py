@@ -8,7 +8,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from milo_discoveryd.config import values
-from milo_discoveryd.config.fields import Group, selector_text
+from milo_discoveryd.config.fields import Group, selector_text, span
 
 EVERYBODY = "everybody"
 ALL, NONE = "all", "none"
@@ -54,12 +54,6 @@ def _cluster(value: object) -> str:
     return text
 
 
-def _ttl(value: object) -> timedelta | None:
-    if value is None:
-        return None
-    return values.duration(value, least=timedelta(seconds=1), most=timedelta(hours=24))
-
-
 _Several = BeforeValidator(_several)
 _Most = Field(max_length=_MOST_VALUES)
 _Id = Annotated[int, Field(ge=0, le=2**32 - 2)]
@@ -71,15 +65,18 @@ class Who(Group):
     """All that is set must be true of a caller; of several values for one thing, any."""
 
     listener: Annotated[tuple[_Text, ...], _Several, _Most] = ()
-    """By its name."""
+    """Names of listeners. None is any."""
     uid: Annotated[tuple[_Id, ...], _Several, _Most] = ()
-    """Of the process that connected, as are group ids. Known at listeners with peer_credentials."""
+    """Of the process that connected, at listeners with `peer_credentials`. None is any."""
     gid: Annotated[tuple[_Id, ...], _Several, _Most] = ()
+    """The group that this process has as its own. None is any."""
     san: Annotated[tuple[Annotated[str, BeforeValidator(_san), Field(max_length=2048)], ...], _Several, _Most] = ()
-    """Of the client's certificate. Known at listeners with tls."""
+    """Of the client's certificate, at listeners with `tls`: `uri:spiffe://prod/ns/shop/sa/operator`,
+    `dns:shop.example.com`. A URI may end with `/*`, for all below it. None is any."""
     user: Annotated[tuple[_Account, ...], _Several, _Most] = ()
-    """Whose bearer token it is, as are groups. Known at listeners with tokens."""
+    """Whose bearer token it is, at listeners with `tokens`: `system:serviceaccount:shop:operator`. None is any."""
     group: Annotated[tuple[_Account, ...], _Several, _Most] = ()
+    """Of that user: `system:serviceaccounts:shop`. None is any."""
 
     @property
     def is_everybody(self) -> bool:
@@ -90,8 +87,11 @@ class Clusters(Group):
     """All that is set must be true of a cluster."""
 
     label_selector: Annotated[str, BeforeValidator(selector_text)] = ""
+    """Its labels, as `kubectl -l` takes it. None is any."""
     organizations: Annotated[tuple[_Text, ...], _Several, _Most] = ()
+    """Its organization: one of these. None is any."""
     names: Annotated[tuple[Annotated[str, BeforeValidator(_cluster)], ...], _Several, _Most] = ()
+    """Its name: one of these, in which `*` stands for any characters. None is any."""
 
 
 def _who(value: object) -> object:
@@ -120,17 +120,23 @@ class Rule(Group):
     name: Annotated[str, BeforeValidator(values.cluster_name)]
     """What the audit and `check --as` call it."""
     who: Annotated[Who, BeforeValidator(_who)]
+    """`everybody`, or some of what follows. All that is said must be true of a caller, and of several values any."""
     clusters: Annotated[Clusters | None, BeforeValidator(_clusters)]
-    """None: it takes them away from whom it is for."""
+    """`all`, `none`, which takes them away from whom it is for, or some of what follows. All that is said must be true
+    of a cluster."""
     kubeconfigs: bool = False
-    """Whether it gives any. The next three are about these."""
+    """`true` to give any. The next three are about these."""
     sources: Annotated[tuple[_Text, ...], _Several, _Most] = ()
-    """Of kubeconfigs.sources, by name; none is any."""
-    max_ttl: Annotated[timedelta | None, BeforeValidator(_ttl)] = None
-    """The longest life that is asked for."""
+    """Of `kubeconfigs.sources`, those that there may be credentials from; the first of them that is for a cluster
+    serves it. None is all."""
+    max_ttl: Annotated[timedelta, span("1s", "24h")] | None = None
+    """The longest life that a source is asked for. One that can't be told gives what it gives. None is
+    `kubeconfigs.max_ttl`."""
     kubeconfigs_per_minute: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
-    """For each caller that it is for, as is the next."""
+    """Handed out to one caller, on streams and by calls. As many may be had at once. None is
+    `limits.kubeconfigs_per_minute`."""
     streams: Annotated[int | None, Field(ge=1, le=100_000)] = None
+    """That one caller has open at once. None is `limits.streams_per_caller`."""
 
     @model_validator(mode="after")
     def _speaks_of_what_it_gives(self) -> Self:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from milo_discoveryd.config import values
-from milo_discoveryd.config.fields import Group, one_of, selector_text, span
+from milo_discoveryd.config.fields import Group, one_of, selector_text, span, span_or_off
 from milo_discoveryd.config.listeners import Listener, distinct, listener
 from milo_discoveryd.config.rights import Rule, ordered
 from milo_discoveryd.config.sources import CredentialSource
@@ -17,7 +17,7 @@ from milo_discoveryd.modes import mode
 
 
 def _mode(value: object) -> str:
-    return values.one_of(*mode.names())(value)
+    return values.one_of(value, choices=mode.names())
 
 
 def _http_listen(value: object) -> values.TcpAddress | None:
@@ -32,47 +32,64 @@ class Socket(Group):
     """How the Unix sockets that the daemon makes look to others on the machine."""
 
     mode: Annotated[int, BeforeValidator(values.permissions)] = 0o660
+    """Permissions of the Unix sockets."""
     group: Annotated[str, Field(max_length=32)] | None = None
-    """Name or number of the group that may connect; none leaves the daemon's own."""
+    """Name or number of the group that may connect. None is the daemon's own."""
 
 
 class Source(Group):
     """How the API server is read."""
 
+    # Pages of 500, the usual size, cost the server minutes at a hundred thousand objects.
     page_size: Annotated[int, Field(ge=1, le=100_000)] = 5_000
-    """Objects a page of a list. Pages of 500, the usual size, cost the server minutes at a hundred thousand objects."""
+    """Objects a page of a list, where streaming lists are not served."""
     streaming_lists: Annotated[str, one_of("auto", "off")] = "auto"
+    """`off` where a server serves them badly."""
     silence_limit: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=90)
-    """A watch that says nothing for so long is taken for dead. API servers send a bookmark about every 60 s."""
+    """A watch that says nothing for so long is taken for dead. Above 70 s, since API servers are silent for a
+    minute."""
     look_interval: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=15)
-    """Between two questions to a silent API server whether it is there. After three without an answer it is lost."""
+    """While the API server says nothing, it is asked for `/livez` this often, on another connection. After three
+    questions without any answer all connections are made anew."""
     connect_timeout: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=10)
-    credentials: Annotated[str | None, Field(max_length=63)] = None
-    """The name of one of kubeconfigs.sources: what the daemon authenticates with, instead of the kubeconfig's user."""
+    """For a connection to the API server."""
     request_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=60)
-    """For a whole answer: a page of a list, a look at one object."""
+    """For a whole answer of it: a page of a list, a look at one object."""
     response_limit: Annotated[int, BeforeValidator(partial(values.size, least=1 << 20, most=4 << 30))] = 256 << 20
+    """The largest answer that is read."""
+    credentials: Annotated[str | None, Field(max_length=63)] = None
+    """The name of one of `kubeconfigs.sources`, to authenticate with where projects are watched. None is the discovery
+    kubeconfig's user."""
 
 
 class Tombstones(Group):
     """How long the change log remembers clusters that are gone. Who was away for longer gets a snapshot."""
 
     count: Annotated[int, Field(ge=0, le=1_000_000)] = 10_000
+    """Disengaged clusters that the change log remembers, for subscribers that come back. Who was away for longer is
+    given a snapshot."""
     age: Annotated[timedelta, span("0s", "720h")] = timedelta(hours=1)
+    """And for how long."""
 
 
 class Removals(Group):
     """When a list that lacks engaged clusters is not believed at once. See `registry.guard`."""
 
     count: Annotated[int, Field(ge=0, le=1_000_000)] = 10
+    """A list that lacks more engaged clusters than this, and more than their share below, is not believed at once; nor
+    is one that lacks more than half, or all."""
     share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Of the engaged clusters."""
     verify_after: Annotated[timedelta, span("1s", "24h")] = timedelta(seconds=30)
+    """When a second list is read, to be held against the first."""
     per_second: Annotated[float, Field(gt=0, le=10_000)] = 50.0
+    """At which pace the missing are then asked about, each by itself."""
 
 
 class Metrics(Group):
+    # A scrape of 50,000 takes a third of a second of the daemon's time.
     cluster_info_cap: Annotated[int, Field(ge=0, le=100_000)] = 1_000
-    """Series with a cluster's name in them: a scrape of 50,000 takes a third of a second of the daemon's time."""
+    """Series with a cluster's name in them. With 0 there are no names on the status page either."""
 
 
 def _named_once(sources: tuple[CredentialSource, ...]) -> tuple[CredentialSource, ...]:
@@ -82,76 +99,79 @@ def _named_once(sources: tuple[CredentialSource, ...]) -> tuple[CredentialSource
     return sources
 
 
-def _address(value: object) -> values.ListenAddress | None:
-    return None if value is None else values.client_address(value)
-
-
-def _interval(value: object) -> timedelta | None:
-    if value is None or value == "off":
-        return None
-    return values.duration(value, least=timedelta(seconds=1), most=timedelta(hours=24))
-
-
 class Kubeconfigs(Group):
     """What is handed out."""
 
     sources: Annotated[tuple[CredentialSource, ...], BeforeValidator(values.items), AfterValidator(_named_once)] = ()
-    """Where credentials come from; the first that covers a cluster serves it. None is the project kubeconfig's user."""
+    """Where the credentials come from that are handed out; the first that covers a cluster serves it. None is what the
+    project kubeconfig's user has, if that is short-lived."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=15)
-    """The longest that a source is asked for, whatever a subscriber asks for."""
+    """The longest life that a credential source is asked for, whatever a subscriber asks for."""
+    # Ten minutes is also the least that a Kubernetes API server gives.
     default_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=10)
-    """Where a subscriber does not say. Ten minutes is also the least that a Kubernetes API server gives."""
-    address: Annotated[values.ListenAddress | None, BeforeValidator(_address)] = None
-    """Where holders of a kubeconfig without a secret find this daemon; none is what it listens on."""
+    """Where a subscriber does not say. No more than `kubeconfigs.max_ttl` counts."""
     concurrent_mints: Annotated[int, Field(ge=1, le=1_000)] = 10
-    """At once, of a source that has a credential for each cluster."""
+    """How many credentials are asked for at once, of a source that has one for each cluster."""
+    # Ten thousand clusters with ten minutes each take 43 in the long run.
     mints_per_second: Annotated[float, Field(ge=0.1, le=10_000)] = 50.0
-    """Begun, of each source: ten thousand clusters with ten minutes each take 43 in the long run."""
+    """And how many are begun a second."""
+    address: Annotated[values.ListenAddress, BeforeValidator(values.client_address)] | None = None
+    """Where holders of a kubeconfig in the EXEC form, which has no secret in it, find this daemon. None is the first of
+    `listen`."""
 
 
 class TokenReview(Group):
     """Whose the bearer tokens of callers are, at listeners that take tokens."""
 
     kubeconfig: Annotated[Path | None, BeforeValidator(values.file_path)] = None
-    """Of the cluster that knows them; none is that of discovery."""
+    """Of the cluster that is asked whose the bearer tokens of callers are, at listeners that take tokens. None is where
+    projects are watched."""
     audiences: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=253)], ...], BeforeValidator(values.words)
     ] = ("milo-discovery",)
-    """A token has to be for one of them. One that is for the API server itself should be shown to nobody else."""
+    """What a token has to be for: one of these. Empty takes those for the API server itself, which nobody should hand
+    around."""
 
 
 class Connectivity(Group):
     """How the clusters' own API servers are probed."""
 
-    interval: Annotated[timedelta | None, BeforeValidator(_interval)] = timedelta(minutes=1)
-    """Between two probes of a cluster, where the rates allow it. "off" is none at all."""
+    interval: Annotated[timedelta | None, span_or_off("1s", "24h")] = timedelta(minutes=1)
+    """Between two probes of a cluster's API server, where the rates allow it."""
     path: Annotated[str, BeforeValidator(values.url_path)] = "/readyz"
+    """What is asked for, with the credential that the cluster's operators hold, or else the project kubeconfig's."""
     timeout: Annotated[timedelta, span("100ms", "1m")] = timedelta(seconds=5)
+    """For the answer."""
     rate: Annotated[float, Field(ge=0.1, le=1_000)] = 50.0
     """Probes a second, of all clusters."""
     host_rate: Annotated[float, Field(ge=0.1, le=1_000)] = 20.0
     """And of all clusters behind one host."""
+    # An API server that restarts is nobody's news.
     unreachable_after: Annotated[timedelta, span("0s", "1h")] = timedelta(seconds=30)
-    """An API server that restarts is nobody's news."""
-    disengage_unreachable_after: Annotated[timedelta | None, BeforeValidator(_interval)] = None
-    """"off": operators see for themselves whom they can't reach, and nothing of theirs is torn down for a network."""
+    """How long a cluster fails before it is called unreachable."""
+    # Off: operators see for themselves whom they can't reach, and nothing of theirs is torn down for a network.
+    disengage_unreachable_after: Annotated[timedelta | None, span_or_off("1s", "24h")] = None
+    """How long a cluster is unreachable before it is disengaged for it, until it is reached again. None is `off`."""
 
 
 class Traces(Group):
     """Spans, where the extra `traces` is installed."""
 
     endpoint: Annotated[str | None, BeforeValidator(values.receiver)] = None
-    """An OTLP receiver, by HTTP: "http://localhost:4318". None is no traces."""
+    """An OTLP receiver for traces, over HTTP: `http://localhost:4318`. It takes the extra `traces`."""
     share: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """Of the calls and requests that nobody traces already."""
+    """Of the calls and requests that are traced, where the caller has not decided it."""
 
 
 class SingleCluster(Group):
     """The one cluster of mode `single`."""
 
     name: Annotated[str, BeforeValidator(values.cluster_name)] = "single"
+    """What the one cluster of mode `single` is called."""
     labels: Annotated[dict[str, str], BeforeValidator(values.pairs)] = Field(default_factory=dict)
+    """The labels that it is shown with."""
     organization: Annotated[str, Field(max_length=253)] = ""
+    """The organization that it is shown as of."""
 
 
 class Limits(Group):
@@ -160,70 +180,81 @@ class Limits(Group):
     streams: Annotated[int, Field(ge=1, le=100_000)] = 2_000
     """Open at once, of all callers together."""
     streams_per_caller: Annotated[int, Field(ge=1, le=100_000)] = 1_000
-    """Of one caller, where no rule says otherwise. Where a listener can't tell its callers apart, they are one."""
+    """Of one caller, where no rule says otherwise. Callers whom a listener can't tell apart are one."""
     kubeconfigs_per_minute: Annotated[int, Field(ge=1, le=1_000_000)] = 60_000
-    """Handed out to one caller, where no rule says otherwise; as many may be had at once."""
+    """Handed out to one caller, where no rule says otherwise. As many may be had at once."""
 
 
 class Audit(Group):
     file: Annotated[Path | None, BeforeValidator(values.file_path)] = None
-    """Where all that is handed out and refused is written to as well, a line of JSON each; none is the log alone."""
+    """A file that all that is handed out and refused is appended to, a line of JSON each. None is the log alone."""
 
 
 class Log(Group):
     level: Annotated[str, one_of("debug", "info", "warning", "error")] = "info"
+    """What is logged: this, and what is graver."""
     format: Annotated[str, one_of("auto", "console", "json")] = "auto"
-    """auto: console on a terminal, json elsewhere."""
+    """`auto`: `console` on a terminal, `json` elsewhere."""
 
 
 class Settings(Group):
     mode: Annotated[str, BeforeValidator(_mode)] = "project"
+    """`project`, `project-control-plane`, `single`, or a mode that another package brings."""
     discovery_kubeconfig: Annotated[Path | None, BeforeValidator(values.file_path)] = None
-    """Where projects are watched; none is the cluster this daemon runs in."""
+    """Where projects are watched. None is the cluster that the daemon runs in."""
     project_kubeconfig: Annotated[Path | None, BeforeValidator(values.file_path)] = None
-    """Whose scheme, CA and identity lead to the projects' control planes; none is the cluster this daemon runs in."""
+    """Whose address, CA and identity lead to the projects. None is the cluster that the daemon runs in; outside of one,
+    `discovery_kubeconfig`."""
     exec_plugins: Annotated[
         tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], BeforeValidator(values.words)
     ] = ()
-    """Commands that kubeconfigs may have the daemon run for a credential, as they write them; "*" is any. Else whoever
-    can write a kubeconfig runs what they like, as the daemon."""
+    """Commands that a kubeconfig may have run as exec credential plugins, as it writes them, such as `datumctl`; `*` is
+    any. Where any may, whoever writes a kubeconfig runs what they like, as the daemon."""
     label_selector: Annotated[str, BeforeValidator(selector_text)] = ""
+    """Which projects, as `kubectl -l` takes it. None is all."""
+    not_ready_grace: Annotated[timedelta, span("0s", "1h")] = timedelta()
+    """How long a project may be not ready before it is disengaged."""
+    # Annotations hold anything, and what leaves the API server should be somebody's decision.
+    annotation_prefixes: Annotated[
+        tuple[Annotated[str, Field(min_length=1, max_length=317)], ...], BeforeValidator(values.words)
+    ] = ()
+    """Annotations handed on to subscribers: those that begin with one of these."""
+    internal_address_template: Annotated[str, BeforeValidator(values.address_template)] = (
+        "milo-apiserver.{namespace}.svc.cluster.local:6443"
+    )
+    """Where mode `project-control-plane` finds a project's API server; `{name}`, `{uid}`, `{namespace}`."""
+    internal_namespace_template: Annotated[str, BeforeValidator(values.namespace_template)] = "project-{name}"
+    """What `{namespace}` stands for. Some installations of Milo have `project-{uid}`."""
+    cluster: SingleCluster = _group(SingleCluster)
+    source: Source = _group(Source)
+    removals: Removals = _group(Removals)
+    state_directory: Annotated[Path | None, BeforeValidator(values.file_path)] = None
+    """Where the clusters as last known are kept (no credentials), so that a daemon that restarts while Milo is away
+    serves them at once, as stale. None is nowhere."""
+    tombstones: Tombstones = _group(Tombstones)
     listen: Annotated[
         tuple[Annotated[Listener, BeforeValidator(listener)], ...],
         BeforeValidator(values.words),
         AfterValidator(distinct),
     ] = (Listener(address=values.UnixAddress(Path("/run/milo-discovery/discovery.sock"))),)
-    http_listen: Annotated[values.TcpAddress | None, BeforeValidator(_http_listen)] = values.TcpAddress("", 9464)
-    """Metrics and health. All interfaces: Prometheus and the kubelet come to the pod's address, never to its loopback.
-    It tells names of clusters (up to metrics.cluster_info_cap) to who can reach it, and no more. "off" is none."""
+    """Where callers find the daemon: a list of listeners."""
     socket: Socket = _group(Socket)
-    internal_address_template: Annotated[str, BeforeValidator(values.address_template)] = (
-        "milo-apiserver.{namespace}.svc.cluster.local:6443"
-    )
-    """Where mode `project-control-plane` finds a project's API server."""
-    internal_namespace_template: Annotated[str, BeforeValidator(values.namespace_template)] = "project-{name}"
-    """What {namespace} stands for. Some installations of Milo have "project-{uid}"."""
-    annotation_prefixes: Annotated[
-        tuple[Annotated[str, Field(min_length=1, max_length=317)], ...], BeforeValidator(values.words)
-    ] = ()
-    """Annotations handed on to subscribers: those that begin with one of these. None by default: annotations hold
-    anything, and what leaves the API server should be somebody's decision."""
-    state_directory: Annotated[Path | None, BeforeValidator(values.file_path)] = None
-    """Where the fleet is remembered, so that a restart without the source serves it, as stale. None: not at all."""
-    not_ready_grace: Annotated[timedelta, span("0s", "1h")] = timedelta()
-    heartbeat_interval: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
-    stalled_timeout: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=5)
-    source: Source = _group(Source)
-    tombstones: Tombstones = _group(Tombstones)
-    removals: Removals = _group(Removals)
-    metrics: Metrics = _group(Metrics)
-    cluster: SingleCluster = _group(SingleCluster)
-    connectivity: Connectivity = _group(Connectivity)
-    kubeconfigs: Kubeconfigs = _group(Kubeconfigs)
     token_review: TokenReview = _group(TokenReview)
     rights: Annotated[tuple[Rule, ...], BeforeValidator(values.items), AfterValidator(ordered)] = ()
-    """Who may see and have what. The first rule that a caller meets counts; none is that everybody may everything."""
+    """Rules: who may see which clusters, and have kubeconfigs. The first that a caller meets counts. None is everything
+    for everybody."""
     limits: Limits = _group(Limits)
     audit: Audit = _group(Audit)
+    heartbeat_interval: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
+    """Between two signs of life on a stream, where a subscriber does not ask for another."""
+    stalled_timeout: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=5)
+    """A subscriber that reads nothing for so long is ended."""
+    kubeconfigs: Kubeconfigs = _group(Kubeconfigs)
+    connectivity: Connectivity = _group(Connectivity)
+    http_listen: Annotated[values.TcpAddress | None, BeforeValidator(_http_listen)] = values.TcpAddress("", 9464)
+    """Metrics, health and the status page, on all interfaces, since Prometheus and the kubelet come to the pod's
+    address, never to its loopback; `off` for none. It tells names of clusters (up to `metrics.cluster_info_cap`) to who
+    can reach it, and no more."""
+    metrics: Metrics = _group(Metrics)
     log: Log = _group(Log)
     traces: Traces = _group(Traces)

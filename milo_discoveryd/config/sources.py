@@ -19,68 +19,89 @@ _ObjectName = Annotated[str, BeforeValidator(values.object_name)]
 
 class _Source(Group):
     name: _Label
+    """What rules, metrics and the log call it."""
     label_selector: Annotated[str, BeforeValidator(selector_text)] = ""
-    """Which clusters it is for; of several sources, the first that covers a cluster serves it."""
+    """Which clusters it is for. None is all."""
     hand_out: bool = True
-    """False for one that only the daemon itself authenticates with: see source.credentials."""
+    """`false` for one that only the daemon itself authenticates with."""
 
 
 class DatumServiceAccount(_Source):
     type: Literal["datum-service-account"]
     key_file: _RequiredFile
+    """The JSON key file, read again when it changes."""
     ca_file: _File = None
-    """The CA of the token endpoint; none is the system's. A token endpoint on this machine needs one."""
+    """The CA of the token endpoint; required for one on this machine. None is the system's."""
     audiences: _Words = ()
-    """Where set, a token that is a JWT must be for one of them."""
+    """A token that is a JWT must be for one of these. None is any."""
 
 
 class TokenRequest(_Source):
     type: Literal["token-request"]
     kubeconfig: _File = None
-    """Of the infrastructure cluster; none is that of discovery."""
+    """Of the infrastructure cluster. None is that of discovery."""
     namespace: _Label
+    """Of the service account."""
     service_account: _ObjectName
+    """Whose tokens they are."""
     audiences: _Words = ()
+    """Who they are for. None is the API server's own."""
     bound: bool = True
-    """To a Secret for each project, which is deleted at disengage; else one token is for all projects."""
+    """To a Secret for each project. `false` has one token for all projects, and no Secrets."""
 
 
 class ClientCertificate(_Source):
     type: Literal["client-certificate"]
     ca_certificate: _RequiredFile
+    """The CA, read again when it changes."""
     ca_key: _RequiredFile
+    """Its key, as well."""
     common_name: Annotated[str, BeforeValidator(values.subject_template)]
+    """The user; `{name}` and `{uid}` are the project's."""
     organizations: Annotated[
         tuple[Annotated[str, BeforeValidator(values.subject_template)], ...], BeforeValidator(values.words)
     ] = ()
+    """The groups, with the same placeholders."""
 
 
 class Exec(_Source):
     type: Literal["exec"]
     command: Annotated[str, BeforeValidator(values.absolute_command)]
+    """An absolute path."""
     args: Annotated[tuple[str, ...], BeforeValidator(values.words)] = ()
+    """What it is started with."""
     env: Annotated[dict[str, str], BeforeValidator(values.pairs)] = Field(default_factory=dict)
+    """And in which environment, beside the daemon's own."""
     api_version: Literal["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"] = (
         "client.authentication.k8s.io/v1"
     )
+    """Of the credential that it prints."""
     per_cluster: bool = False
+    """`true` runs it for each cluster, with that cluster's server."""
     timeout: Annotated[timedelta, span("1s", "5m")] = timedelta(seconds=25)
+    """Then it is killed, with all that it started."""
 
 
 class TokenFile(_Source):
     type: Literal["token-file"]
     path: _RequiredFile
+    """Of the file with the token, read again as it changes."""
     audiences: _Words = ()
+    """The token must be for one of these. None is any."""
 
 
 class KubeconfigSecret(_Source):
     type: Literal["kubeconfig-secret"]
     kubeconfig: _File = None
-    """Of the infrastructure cluster; none is that of discovery."""
+    """Of the infrastructure cluster. None is that of discovery."""
     namespace_template: Annotated[str, BeforeValidator(values.namespace_template)] = "project-{uid}"
+    """Where a project's Secret is; or with `{name}`."""
     secret: _ObjectName = "kubeconfig"  # noqa: S105 - the name of one
+    """The Secret's name."""
     key: _Text = "kubeconfig"
+    """Of its data."""
     allow_long_lived: bool = False
+    """`true` hands on a certificate that lives for more than 24 hours."""
 
 
 CredentialSource = Annotated[

@@ -6,7 +6,7 @@ A parser raises ValueError saying what would be right; the place and what was wr
 import ipaddress
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -71,6 +71,10 @@ def duration(value: object, *, least: timedelta, most: timedelta) -> timedelta:
     if not least <= span <= most:
         raise ValueError(f"must be between {duration_text(least)} and {duration_text(most)}")
     return span
+
+
+def duration_or_off(value: object, *, least: timedelta, most: timedelta) -> timedelta | None:
+    return None if value is None or value == "off" else duration(value, least=least, most=most)
 
 
 def duration_text(span: timedelta) -> str:
@@ -239,13 +243,10 @@ def pairs(value: object) -> object:
     raise ValueError("must be a mapping")
 
 
-def one_of(*choices: str) -> Callable[[object], str]:
-    def parse(value: object) -> str:
-        if value not in choices:
-            raise ValueError(f"must be one of {', '.join(choices)}")
-        return str(value)
-
-    return parse
+def one_of(value: object, *, choices: Collection[str]) -> str:
+    if value not in choices:
+        raise ValueError(f"must be one of {', '.join(choices)}")
+    return str(value)
 
 
 def url_path(value: object) -> str:
