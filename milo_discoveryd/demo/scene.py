@@ -3,10 +3,13 @@
 from collections import Counter, deque
 from dataclasses import dataclass
 
-from milo_discovery import Cluster, Event, EventType
+from milo_discovery import Cluster, ConnectivityState, Event, EventType
 
 FADES_AFTER_S = 4.0
 FEED_LENGTH = 200
+
+# Probes find out a moment after an engagement: an update that says nothing else.
+_REACHED = {ConnectivityState.REACHABLE: ", reachable", ConnectivityState.UNREACHABLE: ", unreachable"}
 
 
 @dataclass(frozen=True)
@@ -66,4 +69,4 @@ def about(event: Event) -> str:
         return ": ".join(filter(None, (event.reason.name, event.message)))
     labels = ",".join(f"{key}={value}" for key, value in cluster.labels.items() if "/" not in key)
     note = cluster.deletion_message if cluster.deletion_requested_at else ""
-    return "  ".join(filter(None, (state(cluster), note, labels)))
+    return "  ".join(filter(None, (f"{state(cluster)}{_REACHED.get(cluster.connectivity.state, '')}", note, labels)))

@@ -1,4 +1,4 @@
-from milo_discovery import Cluster, DisengageReason, Event, EventType
+from milo_discovery import Cluster, Connectivity, ConnectivityState, DisengageReason, Event, EventType
 from milo_discoveryd.demo.scene import FADES_AFTER_S, Scene, about
 
 
@@ -34,6 +34,8 @@ def test_an_event_is_explained_by_what_a_person_asks_first() -> None:
     labels = {"env": "prod", "resourcemanager.miloapis.com/organization-name": "acme"}
     assert about(event(EventType.ENGAGED, labels=labels)) == "ready  env=prod"
     assert about(event(EventType.UPDATED, suspended=True)) == "suspended"
+    reached = Connectivity(state=ConnectivityState.REACHABLE)
+    assert about(event(EventType.UPDATED, connectivity=reached)) == "ready, reachable"
     ended = Event(
         type=EventType.DISENGAGED, cluster=Cluster(name="alpha"), reason=DisengageReason.DELETED, message="it is gone"
     )

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import re
 import shlex
 import sys
 from asyncio.subprocess import PIPE
@@ -13,6 +12,7 @@ import pytest
 
 from milo_discovery import cli as client
 from milo_discoveryd import cli as daemon
+from tests.docs.stranger import blocks
 from tests.docs.test_links import DOCUMENTS, ROOT
 from tests.process.conftest import Place, folder, place
 
@@ -22,11 +22,6 @@ PROGRAMS = {
     name: next(each for each in vars(module).values() if isinstance(each, click.Group))
     for name, module in (("milo-discoveryd", daemon), ("milo-discovery", client))
 }
-
-
-def blocks(document: Path, *languages: str) -> list[str]:
-    found = re.findall(r"^```(\w+)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
-    return [text for language, text in found if language in languages]
 
 
 def commands(document: Path) -> list[list[str]]:
