@@ -100,7 +100,7 @@ class Stranger:
 
     @contextmanager
     def _terminal(self, typed: str) -> Iterator[Terminal]:
-        terminal = Terminal(self._clone, self._environ, typed.replace("/tmp/", f"{self._folder}/"))  # noqa: S108
+        terminal = Terminal(self._clone, self._environ, typed.replace("/tmp/", f"{self._folder}/"))
         try:
             yield terminal
         finally:
