@@ -12,6 +12,7 @@ from rich.console import Console
 
 from bench import bars, report
 from bench.measures import (
+    abuse,
     churn,
     commands,
     fanout,
@@ -47,11 +48,12 @@ MEASURES: dict[str, Measure] = {
     "rotation": rotation.measure,
     "rights": rights.measure,
     "listeners": listeners.measure,
+    "abuse": abuse.measure,
     "churn": churn.steady,
     "fleet_50k": churn.crowded,
     "provider": provider.measure,
 }
-NOT_UNLESS_NAMED = {"churn", "fleet_50k", "provider"}
+NOT_UNLESS_NAMED = {"abuse", "churn", "fleet_50k", "provider"}
 """They take minutes."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd"}
 """So does making the projects."""

@@ -37,6 +37,11 @@ KEYS = {
         for figure in ("call_p50_ms", "call_p99_ms", "snapshot_clusters_per_s")
     },
     "rights": {"rights.events_per_s", "rights.fanout_ratio", "rights.caught_up_ratio"},
+    "abuse": {
+        f"abuse.{name}.{figure}"
+        for name in ("guessing", "revisions", "wrong_ca", "expired", "junk", "all")
+        for figure in ("p99_ms", "p99_ratio", "turned_away_per_s", "daemon_cpu_percent")
+    },
     "churn": {f"churn.{key}" for key in CHURNED},
     "fleet_50k": {f"fleet_50k.{key}" for key in CHURNED},
     "provider": {"provider.2.ratio", "provider.kib_per_project", "provider.memory_ratio"},

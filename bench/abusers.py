@@ -1,0 +1,247 @@
+"""`python -m bench.abusers ADDRESS FOLDER`: bad company, at a pace that somebody might keep up.
+
+The folder holds what they show: certificates of a caller whose rule shows him little, of a CA that the daemon does not
+trust, and one that is over. At a line on its standard input with the kinds that are wanted it says `begun` when each of
+them has been turned away once, and at the next line how often each was since.
+"""
+
+import asyncio
+import os
+import ssl
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import grpc
+import msgspec
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+
+from bench.process import Process, standard_input
+from milo_discovery import ClientCredentials, ClusterNotFound, DiscoveryClient
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+
+GUESSES_AT_ONCE = 50
+"""All of them at all times: how many there are a second is for the daemon to say."""
+STREAMS_PER_S = 20.0
+HANDSHAKES_PER_S = 40.0
+"""Of each kind on its own below what the daemon lets one address try; together above it."""
+JUNK_PER_S = 20.0
+_RESETS = 100
+_ELSEWHERE = "127.0.0.2"
+"""Where bad company comes from: another address than those who mean well."""
+_GIVES_UP_AFTER_S = 5.0
+_METHOD = "/milo.discovery.v1.DiscoveryService/"
+
+
+class Target(NamedTuple):
+    host: str
+    port: int
+    folder: Path
+
+    @property
+    def address(self) -> str:
+        return f"{self.host}:{self.port}"
+
+    def credentials(self) -> ClientCredentials:
+        certificate, key = _pair(self.folder, "guest")
+        return ClientCredentials(ca_file=self.folder / "ca.pem", certificate_file=certificate, key_file=key)
+
+    @asynccontextmanager
+    async def connected(self, who: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """By TLS, with the certificate of that name."""
+        context = ssl.create_default_context(cafile=self.folder / "ca.pem")
+        context.set_alpn_protocols(["h2"])
+        context.load_cert_chain(*_pair(self.folder, who))
+        reader, writer = await asyncio.open_connection(
+            self.host, self.port, ssl=context, local_addr=(_ELSEWHERE, 0), server_hostname=self.host
+        )
+        with closing(writer):
+            yield reader, writer
+
+
+Abuse = Callable[[Target, Callable[[], None]], Coroutine[Any, Any, None]]
+"""Goes on until it is cancelled, and tells each time that it was turned away."""
+
+
+async def guessing(target: Target, turned_away: Callable[[], None]) -> None:
+    """Names that may be somebody else's."""
+    numbers = count()
+
+    async def guess(client: DiscoveryClient) -> None:
+        while True:
+            with suppress(ClusterNotFound):
+                await client.get(f"somebody-elses-{next(numbers)}")
+            turned_away()
+
+    async with DiscoveryClient(target.address, credentials=target.credentials(), timeout=None) as client:
+        await asyncio.gather(*(guess(client) for _ in range(GUESSES_AT_ONCE)))
+
+
+async def revisions(target: Target, turned_away: Callable[[], None]) -> None:
+    """Streams from revisions that are bent, and from one that another was given."""
+    stolen = (target.folder / "stolen-revision").read_text()
+    certificate, key = _pair(target.folder, "guest")
+    shown = grpc.ssl_channel_credentials(
+        (target.folder / "ca.pem").read_bytes(), key.read_bytes(), certificate.read_bytes()
+    )
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    async with grpc.aio.secure_channel(target.address, shown, options) as channel:
+        stub = DiscoveryServiceStub(channel)
+        for number in count():
+            where = number % len(stolen)
+            bent = stolen[:where] + ("A" if stolen[where] != "A" else "B") + stolen[where + 1 :]
+            call = stub.WatchClusters(pb.WatchClustersRequest(resume_revision=bent if number % 2 else stolen))
+            batch = await call.read()
+            assert isinstance(batch, pb.WatchClustersResponse)
+            if batch.reset:
+                turned_away()
+            call.cancel()
+            await asyncio.sleep(1 / STREAMS_PER_S)
+
+
+def handshakes(who: str) -> Abuse:
+    """With the certificate of that name, which nobody should take."""
+
+    async def shake(target: Target, turned_away: Callable[[], None]) -> None:
+        async def once() -> None:
+            # In TLS 1.3 a client finds out what the server thinks of him when he reads.
+            with suppress(ssl.SSLError, ConnectionError, TimeoutError):
+                async with asyncio.timeout(_GIVES_UP_AFTER_S), target.connected(who) as (reader, _):
+                    assert not await reader.read(1), f"the daemon talks to {who}"
+            turned_away()
+
+        await at_pace(once, HANDSHAKES_PER_S)
+
+    return shake
+
+
+async def junk(target: Target, turned_away: Callable[[], None]) -> None:
+    """HTTP/2 as no library speaks it, by turns: streams that are taken back at once, and frames of no kind."""
+    numbers = count()
+
+    async def once() -> None:
+        with suppress(ssl.SSLError, ConnectionError, TimeoutError):
+            async with asyncio.timeout(_GIVES_UP_AFTER_S), target.connected("guest") as (reader, writer):
+                writer.write(_rapid_resets() if next(numbers) % 2 else _noise())
+                await reader.read(65_536)
+        turned_away()
+
+    await at_pace(once, JUNK_PER_S)
+
+
+ABUSES: dict[str, Abuse] = {
+    "guessing": guessing,
+    "revisions": revisions,
+    "wrong_ca": handshakes("stranger"),
+    "expired": handshakes("expired"),
+    "junk": junk,
+}
+
+
+async def at_pace(once: Callable[[], Coroutine[Any, Any, None]], per_s: float) -> None:
+    """Whether or not the last has come to its end."""
+    async with asyncio.TaskGroup() as tasks:
+        while True:
+            tasks.create_task(once())
+            await asyncio.sleep(1 / per_s)
+
+
+def _rapid_resets() -> bytes:
+    connection = H2Connection(H2Configuration(client_side=True))
+    connection.initiate_connection()
+    wanted = [
+        (":method", "POST"), (":scheme", "https"), (":path", f"{_METHOD}ListClusters"), (":authority", "localhost"),
+        ("te", "trailers"), ("content-type", "application/grpc"),
+    ]  # fmt: skip
+    for _ in range(_RESETS):
+        stream = connection.get_next_available_stream_id()
+        connection.send_headers(stream, wanted)
+        connection.reset_stream(stream)
+    return connection.data_to_send()
+
+
+def _noise() -> bytes:
+    connection = H2Connection(H2Configuration(client_side=True))
+    connection.initiate_connection()
+    return connection.data_to_send() + os.urandom(4_000)
+
+
+def _pair(folder: Path, who: str) -> tuple[Path, Path]:
+    return folder / f"{who}.crt", folder / f"{who}.key"
+
+
+class Abusers:
+    """In a process of their own, which is told who of them comes and when they go."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._said = 0
+
+    @asynccontextmanager
+    async def beside(self, kinds: Sequence[str]) -> AsyncIterator[Counter[str]]:
+        """Each has begun, and goes on until the block is left; then it is there how often each was turned away."""
+        turned_away = Counter[str]()
+        if not kinds:
+            yield turned_away
+            return
+        await self._ask(" ".join(kinds))
+        yield turned_away
+        turned_away.update(msgspec.json.decode(await self._ask("enough"), type=dict[str, int]))
+
+    async def _ask(self, line: str) -> str:
+        self._process.tell(line)
+        self._said += 1
+        return (await self._process.until_said(self._said))[-1]
+
+
+@asynccontextmanager
+async def abusers(address: str, folder: Path) -> AsyncIterator[Abusers]:
+    async with AsyncExitStack() as stack:
+        command = [sys.executable, "-m", "bench.abusers", address, str(folder)]
+        process = Process(command, folder / "abusers.log")
+        stack.push_async_callback(process.end)
+        yield Abusers(process)
+
+
+async def obey(target: Target) -> None:
+    # What they do to the daemon is what is measured, not what they take of the machine.
+    os.nice(19)
+    reader = await standard_input()
+    while kinds := (await reader.readline()).decode().split():
+        turned_away = Counter[str]()
+        begun = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(ABUSES[kind](target, _noting(turned_away, kind, begun))) for kind in kinds]
+            while len(turned_away) < len(kinds):
+                begun.clear()
+                await begun.wait()
+            turned_away.clear()
+            say("begun")
+            await reader.readline()
+            say(msgspec.json.encode(turned_away).decode())
+            for each in running:
+                each.cancel()
+
+
+def _noting(turned_away: Counter[str], kind: str, noted: asyncio.Event) -> Callable[[], None]:
+    def note() -> None:
+        turned_away[kind] += 1
+        noted.set()
+
+    return note
+
+
+def say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    host, _, port = sys.argv[1].rpartition(":")
+    asyncio.run(obey(Target(host, int(port), Path(sys.argv[2]))))

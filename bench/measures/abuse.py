@@ -1,0 +1,136 @@
+"""What bad company costs those who mean well: how late a subscriber is told, without it and with it, by turns.
+
+They come to the same listener: who guesses names, with a certificate of his own and a rule that shows him little; who
+goes on from revisions that he has bent, or that were given to somebody else; who shakes hands with certificates that
+are not to be taken; and who speaks no HTTP/2 worth the name. Each kind by itself, and all at once.
+"""
+
+import datetime as dt
+import json
+import socket
+import time
+from itertools import count
+from pathlib import Path
+from statistics import median
+
+import trustme
+
+from bench.abusers import ABUSES, Abusers, abusers
+from bench.daemon import Daemon
+from bench.milo import Milo
+from bench.setting import Samples, Setting
+from bench.subscribers import synced
+from bench.writes import Writes, read_by, subscriber
+from milo_discovery import ClientCredentials, DiscoveryClient
+
+ALONE = "alone"
+ALL = "all"
+_CUTS = (("p50", 50), ("p99", 99))
+
+
+async def measure(setting: Setting) -> Samples:
+    scale = setting.scale
+    company = {ALONE: (), **{kind: (kind,) for kind in ABUSES}, ALL: tuple(ABUSES)}
+    samples: Samples = {}
+    address = f"127.0.0.1:{_free_port()}"
+    async with setting.daemon(scale.clusters, config=_config(setting.directory, address), listens=False) as daemon:
+        told = Told(*daemon, setting, address)
+        await told.steal_a_revision()
+        async with abusers(address, setting.directory) as bad:
+            for _ in range(scale.rounds):
+                for name, kinds in company.items():
+                    for figure, value in (await told.beside(bad, kinds)).items():
+                        samples.setdefault(f"abuse.{name}.{figure}", []).append(value)
+    for name in company.keys() - {ALONE}:
+        for percentile, _ in _CUTS:
+            beside, alone = (median(samples[f"abuse.{each}.{percentile}_ms"]) for each in (name, ALONE))
+            samples[f"abuse.{name}.{percentile}_ratio"] = [beside / alone]
+    return dict(sorted(samples.items()))
+
+
+class Told:
+    """Somebody who means well, and how late he is told."""
+
+    def __init__(self, milo: Milo, daemon: Daemon, setting: Setting, address: str) -> None:
+        self._milo = milo
+        self._daemon = daemon
+        self._scale = setting.scale
+        self._folder = setting.directory
+        self._address = address
+        self._marks = count(step=setting.scale.latency_writes)
+        self._credentials = ClientCredentials(
+            ca_file=self._folder / "ca.pem",
+            certificate_file=self._folder / "friend.crt",
+            key_file=self._folder / "friend.key",
+        )
+
+    async def steal_a_revision(self) -> None:
+        """One that is good, for who was given it."""
+        async with synced(self._daemon.address, 1) as [each]:
+            (self._folder / "stolen-revision").write_text(each.revision)
+
+    async def beside(self, bad: Abusers, kinds: tuple[str, ...]) -> dict[str, float]:
+        async with bad.beside(kinds) as turned_away:
+            began = time.perf_counter()
+            figures = await self._figures()
+            took_s = time.perf_counter() - began
+        return figures | ({"turned_away_per_s": turned_away.total() / took_s} if kinds else {})
+
+    async def _figures(self) -> dict[str, float]:
+        scale = self._scale
+        writes = Writes(self._milo, scale.latency_writes, scale.writes_per_s, scale.clusters, next(self._marks))
+        async with (
+            DiscoveryClient(self._address, credentials=self._credentials) as client,
+            client.watch() as watch,
+        ):
+            await watch.synced()
+            spent, began = self._daemon.cpu_s, time.perf_counter()
+            await read_by(lambda writes, ready: subscriber(watch, writes, ready), writes)
+            took_s = time.perf_counter() - began
+            busy = 100 * (self._daemon.cpu_s - spent) / took_s
+        return {**{f"{name}_ms": writes.at(cut) for name, cut in _CUTS}, "daemon_cpu_percent": busy}
+
+
+def _config(directory: Path, address: str) -> Path:
+    """JSON is YAML."""
+    authority = trustme.CA()
+    server = authority.issue_cert("127.0.0.1")
+    an_hour_ago = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
+    shown = {
+        "server": server,
+        "friend": authority.issue_cert("friend.example.com"),
+        "guest": authority.issue_cert("guest.example.com"),
+        "stranger": trustme.CA().issue_cert("friend.example.com"),
+        "expired": authority.issue_cert("friend.example.com", not_after=an_hour_ago),
+    }
+    authority.cert_pem.write_to_path(directory / "ca.pem")
+    for name, pair in shown.items():
+        pair.private_key_pem.write_to_path(directory / f"{name}.key")
+        (directory / f"{name}.crt").write_bytes(b"".join(each.bytes() for each in pair.cert_chain_pems))
+    tls = {
+        "certificate": str(directory / "server.crt"),
+        "key": str(directory / "server.key"),
+        "client_ca": str(directory / "ca.pem"),
+    }
+    config = {
+        "listen": [
+            {"name": "network", "address": address, "tls": tls},
+            # The one whose socket is waited for stands last: the other is there then.
+            {"name": "local", "address": f"unix://{directory}/daemon.sock"},
+        ],
+        "rights": [
+            {"name": "guests", "who": {"san": "dns:guest.example.com"}, "clusters": {"names": ["*0"]}},
+            {"name": "friends", "who": {"san": "dns:friend.example.com"}, "clusters": "all"},
+            {"name": "local", "who": {"listener": "local"}, "clusters": "all"},
+        ],
+        "audit": {"file": str(directory / "audit.jsonl")},
+    }
+    path = directory / "abuse.yaml"
+    path.write_text(json.dumps(config))
+    return path
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port

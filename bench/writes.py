@@ -1,0 +1,82 @@
+"""Writes to the API server, and how late a reader sees them."""
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from statistics import quantiles
+from typing import Any
+
+from bench.milo import Milo, label
+from bench.projects import MARK
+from milo_discovery import Watch
+
+_LAST_WITHIN_S = 10.0
+
+
+class Writes:
+    """Writes at an even pace, each with a mark of its own, and when each was begun and seen."""
+
+    def __init__(self, milo: Milo, count: int, per_s: float, clusters: int, first_mark: int) -> None:
+        self._milo = milo
+        self._count = count
+        self._interval_s = 1 / per_s
+        self._clusters = clusters
+        self._first_mark = first_mark
+        self._begun: dict[int, float] = {}
+        self.latencies_ms: list[float] = []
+        self.round_trips_ms: list[float] = []
+        self._all_seen = asyncio.Event()
+
+    def seen(self, mark: int, at: float | None = None) -> None:
+        """`at`: now, if not given."""
+        begun = self._begun.pop(mark, None)
+        if begun is not None:
+            self.latencies_ms.append(((time.perf_counter() if at is None else at) - begun) * 1000)
+            if len(self.latencies_ms) == self._count:
+                self._all_seen.set()
+
+    def at(self, percent: int) -> float:
+        """So many of the latencies are below."""
+        return quantiles(self.latencies_ms, n=100)[percent - 1]
+
+    async def run(self) -> None:
+        """Until all of them were seen."""
+        loop = asyncio.get_running_loop()
+        async with self._milo.access.session() as session:
+            start = loop.time() + 0.2
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(self._count):
+                    await asyncio.sleep(start + number * self._interval_s - loop.time())
+                    tasks.create_task(self._write(session, number))
+            async with asyncio.timeout(_LAST_WITHIN_S):
+                await self._all_seen.wait()
+
+    async def _write(self, session: object, number: int) -> None:
+        mark = self._first_mark + number
+        self._begun[mark] = begun = time.perf_counter()
+        await label(session, number % self._clusters, str(mark))  # type: ignore[arg-type]
+        self.round_trips_ms.append((time.perf_counter() - begun) * 1000)
+
+
+Reader = Callable[[Writes, asyncio.Event], Coroutine[Any, Any, None]]
+"""Tells the writes what it sees, until it is cancelled; the event is for when it is ready."""
+
+
+async def read_by(reader: Reader, writes: Writes) -> Writes:
+    ready = asyncio.Event()
+    reading = asyncio.create_task(reader(writes, ready))
+    try:
+        await ready.wait()
+        await writes.run()
+    finally:
+        reading.cancel()
+        await asyncio.wait([reading])
+    return writes
+
+
+async def subscriber(watch: Watch, writes: Writes, ready: asyncio.Event) -> None:
+    ready.set()
+    async for event in watch:
+        mark = event.cluster.labels.get(MARK, "")
+        if mark:
+            writes.seen(int(mark))
