@@ -33,8 +33,8 @@ JUMP_S = 5.0
 TTL_STEPS_S = (10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 """A ttl that was asked for counts as the next shorter of these, so that few leases serve whatever is asked."""
 REVOKE_WAITS_S = (1.0, 60.0)
-REVOKE_FOR_S = 24 * 3600.0
-REVOKED_KEPT = 10_000
+REVOKING_AT_MOST = 50_000
+"""So many wait for it. What is beyond them is left to its end, which comes by itself."""
 
 
 class Key(msgspec.Struct, frozen=True):
@@ -106,7 +106,7 @@ class Minter:
         self._workers = 1 if source.scope is Scope.IDENTITY else concurrency
         self._pace = Pace(per_second, concurrency, self._loop.time())
         self._kept: dict[Key, Kept] = {}
-        self._of_cluster: defaultdict[int, set[Key]] = defaultdict(set)
+        self._of_cluster: defaultdict[int, dict[Key, None]] = defaultdict(dict)
         self._queue: asyncio.PriorityQueue[tuple[float, int, Kept]] = asyncio.PriorityQueue()
         self._numbers = itertools.count()
         self._due: list[tuple[float, int, Kept]] = []
@@ -143,7 +143,7 @@ class Minter:
             of_one = self.source.scope is Scope.CLUSTER
             self._kept[key] = kept = Kept(key, target if of_one else None, Lease(self._draw))
             if of_one:
-                self._of_cluster[key.incarnation].add(key)
+                self._of_cluster[key.incarnation][key] = None
         now = self.now()
         useful = kept.lease.useful(now)
         if useful is None:
@@ -163,9 +163,11 @@ class Minter:
         """The cluster was disengaged: nothing that is or will be minted for it is handed out any more."""
         for key in self._of_cluster.pop(cluster.incarnation, ()):
             self._kept.pop(key).drop()
-            if isinstance(self.source, RevokingSource):
-                self._revoking[(cluster.target.name, cluster.incarnation)] = cluster.target
-                self._to_revoke.set()
+        # Though nothing was minted for it: an earlier run of the daemon may have.
+        is_revoked = isinstance(self.source, RevokingSource) and self.source.scope is Scope.CLUSTER
+        if is_revoked and len(self._revoking) < REVOKING_AT_MOST:
+            self._revoking[(cluster.target.name, cluster.incarnation)] = cluster.target
+            self._to_revoke.set()
 
     def held(self) -> Iterable[Minted]:
         """All that is held and good."""
@@ -226,7 +228,7 @@ class Minter:
         if kept.is_wanted or self.source.scope is Scope.IDENTITY:
             self._enqueue(kept)
         elif kept.lease.valid(now) is None:
-            self._of_cluster[kept.key.incarnation].discard(kept.key)
+            self._of_cluster[kept.key.incarnation].pop(kept.key, None)
             self._kept.pop(kept.key, None)  # nobody has taken it, and it is over
         else:
             heapq.heappush(self._due, (now.steady + LOOK_EVERY_S, next(self._numbers), kept))

@@ -6,7 +6,6 @@ here. No event waits for a credential: where none is at hand, the event goes wit
 
 import heapq
 import math
-import random
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -57,7 +56,7 @@ class Rotation:
         ttl_s: float | None,
         visit: Visit,
         clock: Callable[[], float],
-        draw: Draw = random.random,
+        draw: Draw,
     ) -> None:
         self._fleet = fleet
         self._issuer = issuer

@@ -1,6 +1,7 @@
 """The calls of DiscoveryService."""
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from milo_discoveryd.errors import UnfitError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.handed import Kubeconfig
 from milo_discoveryd.kubeconfigs.issuer import Issuer, NotNowError
+from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.fleet import Fleet
@@ -58,13 +60,24 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service:
-    def __init__(self, fleet: Fleet, about: About, tally: Tally, issuer: Issuer, *, access: Access, seal: Seal) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        about: About,
+        tally: Tally,
+        issuer: Issuer,
+        *,
+        access: Access,
+        seal: Seal,
+        draw: Draw = random.random,
+    ) -> None:
         self._fleet = fleet
         self._issuer = issuer
         self._about = about
         self._tally = tally
         self._access = access
         self._seal = seal
+        self._draw = draw
         self._listings = Listings(fleet.log, seal)
         self._draining = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
@@ -241,6 +254,7 @@ class Service:
             ttl_s=asked.kubeconfig_ttl_s,
             visit=visit,
             clock=self._clock,
+            draw=self._draw,
         )
 
     def _perhaps_not_yet(self) -> str:

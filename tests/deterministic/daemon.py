@@ -1,16 +1,19 @@
 """The daemon from the seam of its transport to that of gRPC, put together as in production."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from random import Random
+from typing import Any
 
 import msgspec
 
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.credentials.token_request import TokenRequest
 from milo_discoveryd.discovery import Discovery
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.kubeconfigs.issuer import Issuer, Offer
 from milo_discoveryd.kubeconfigs.rendering import Place
 from milo_discoveryd.memory.image import Image, ImageError, Kept, Origin, decode, encode
 from milo_discoveryd.memory.keeper import EVERY_S
@@ -19,13 +22,15 @@ from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.deletions import Suspicions
 from milo_discoveryd.reflect.machine import Policy
 from milo_discoveryd.reflect.wire import Decoder
+from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import REMOVALS_HELD, Fleet
 from milo_discoveryd.registry.guard import Guard
 from milo_discoveryd.registry.guard import Limits as RemovalLimits
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.registry import Done
 from milo_discoveryd.rights.quota import Limits
-from milo_discoveryd.rights.rights import Rights
+from milo_discoveryd.rights.rights import Recipient, Rights
+from milo_discoveryd.server import convert
 from milo_discoveryd.server.access import Access
 from milo_discoveryd.server.frames import encoder
 from milo_discoveryd.server.revision import Seal
@@ -33,6 +38,8 @@ from milo_discoveryd.server.service import About, Service
 from milo_discoveryd.watchers.driver import Watched
 from tests.deterministic.api import PATH, Api
 from tests.deterministic.loop import WALL_AT_ZERO
+from tests.deterministic.tokens import TokenApi
+from tests.process.handing_out import CAP_S, HandedOut, token_in
 from tests.properties.api_server import observe
 
 ORIGIN = Origin("https://api.test", "project")
@@ -52,6 +59,8 @@ class Traits(msgspec.Struct, frozen=True):
     tombstones: int
     """Revisions are remembered for so many ends, and no longer than a minute where these are few."""
     has_memory: bool
+    token_life_s: float
+    """At most."""
 
     @property
     def forgets(self) -> bool:
@@ -64,8 +73,9 @@ class Traits(msgspec.Struct, frozen=True):
             page_size=random.choice((1, 2, 500)),
             grace_s=random.choice((0.0, 0.0, 20.0)),
             batch_bytes=random.choice((200, 1000, 1 << 20)),
-            tombstones=random.choice((3, 10_000, 10_000)),
+            tombstones=random.choice((3, 10_000)),
             has_memory=random.random() < 0.5,
+            token_life_s=random.choice((60.0, 300.0, 1000.0)),
         )
 
 
@@ -107,11 +117,21 @@ class Disk:
 class Ledger:
     """What the daemon says it did, and what streams count."""
 
-    def __init__(self, note: Callable[..., None]) -> None:
+    def __init__(self, note: Callable[..., None], epoch: str = "") -> None:
+        self.engaged: dict[str, tuple[str, str]] = {}
+        """As what: UID and incarnation."""
+        self.disengaged: set[str] = set()
+        """UIDs of those that were."""
         self._note = note
+        self._epoch = epoch
 
     def changed(self, done: Done, *, is_live: bool) -> None:
         target = done.cluster.target
+        if done.type is EventType.DISENGAGED:
+            del self.engaged[target.name]
+            self.disengaged.add(target.uid)
+        else:
+            self.engaged[target.name] = (target.uid, convert.incarnation(self._epoch, done.cluster.incarnation))
         self._note("daemon:", done.type.value, target.name, target.uid, done.reason.value if done.reason else "")
 
     def synced(self, engaged: int) -> None:
@@ -132,6 +152,15 @@ class Ledger:
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
         self._note("daemon: refused", reason)
 
+    def handed_out(self, to: Recipient, what: str, **about: object) -> None:
+        self._note("daemon:", what, about["cluster"], about["incarnation"])
+
+    def kubeconfig_issued(self, result: str) -> None:
+        pass
+
+    def mint_ended(self, source: str, result: str, seconds: float) -> None:
+        self._note("daemon: a mint came to", result)
+
     def probed(self, result: str) -> None:
         pass
 
@@ -146,16 +175,27 @@ class Daemon:
     """One run of it, from start to end."""
 
     def __init__(
-        self, api: Api, epoch: str, traits: Traits, disk: Disk | None, random: Random, note: Callable[..., None]
+        self,
+        api: Api,
+        tokens: TokenApi,
+        epoch: str,
+        traits: Traits,
+        disk: Disk | None,
+        random: Random,
+        note: Callable[..., None],
+        handed: Callable[[HandedOut], None],
     ) -> None:
+        """`handed` is called in the step in which something is handed out."""
         self.epoch = epoch
         self._disk = disk
-        self._ledger = Ledger(note)
+        self._tokens = tokens
+        self._handed = handed
+        self.ledger = Ledger(note, epoch)
         retention = Retention(traits.tombstones, 60.0 if traits.forgets else 3600.0)
         self.fleet = Fleet(
             ChangeLog(encoder(epoch), retention, traits.batch_bytes),
             Suspicions(random.random),
-            self._ledger,
+            self.ledger,
             not_ready_grace_s=traits.grace_s,
             guard=Guard(RemovalLimits()),
         )
@@ -168,15 +208,41 @@ class Daemon:
             heartbeat_s=HEARTBEAT_S,
             stalled_s=STALLED_S,
         )
-        access = Access(Rights(), PLENTY, self._ledger, asyncio.get_running_loop().time)
-        issuer = Issuer([], place=Place, audit=self._ledger, tally=self._ledger, max_ttl_s=900.0, default_ttl_s=600.0)
-        self._service = Service(self.fleet, about, self._ledger, issuer, access=access, seal=Seal(b"the same for all"))
+        access = Access(Rights(), PLENTY, self.ledger, asyncio.get_running_loop().time)
+        issuer = self._issuer(tokens, random)
+        self.fleet.on(EventType.DISENGAGED, issuer.disengaged)
+        self._service = Service(
+            self.fleet,
+            about,
+            self.ledger,
+            issuer,
+            access=access,
+            seal=Seal(b"the same for all"),
+            draw=random.random,
+        )
         policy = Policy(streaming_lists=traits.streaming, page_size=traits.page_size)
         discovery = Discovery(
             self.fleet, disk, policy=policy, draw=random.random, connect_timeout_s=10.0, request_timeout_s=30.0
         )
         watched = Watched(PATH, "in=yes")
         self._discovering = asyncio.create_task(discovery.run(api, watched, Decoder(KubeObject, observe)), name=epoch)
+        self._keeping = asyncio.create_task(issuer.run(), name=f"credentials of {epoch}")
+
+    def _issuer(self, tokens: TokenApi, random: Random) -> Issuer:
+        source = TokenRequest(
+            "tokens", tokens, origin="tokens.test", namespace="milo", service_account="operator", clock=_wall
+        )
+        return Issuer(
+            [Offer(source)],
+            place=lambda: Place(authorities=None),
+            audit=self.ledger,
+            tally=self.ledger,
+            max_ttl_s=CAP_S,
+            default_ttl_s=600.0,
+            concurrency=3,
+            draw=random.random,
+            wall=_wall,
+        )
 
     @property
     def holds_removals(self) -> bool:
@@ -186,12 +252,50 @@ class Daemon:
     def holds_for_good(self) -> bool:
         return self.holds_removals and self.fleet.list_again_at is None
 
-    def call(self, request: pb.WatchClustersRequest, send: Callable[[bytes], Awaitable[None]]) -> asyncio.Task[None]:
+    def call(
+        self, request: pb.WatchClustersRequest, who: str, send: Callable[[bytes], Awaitable[None]]
+    ) -> asyncio.Task[None]:
         """WatchClusters, as gRPC calls it: cancelled when the caller is gone."""
-        call = asyncio.create_task(self._service.watch_clusters(request, CALLER, send))
+
+        async def noted(message: bytes) -> None:
+            for event in pb.WatchClustersResponse.FromString(message).events:
+                if event.HasField("kubeconfig"):
+                    self._note_handed(who, event.kubeconfig, event.cluster.uid, event.cluster.incarnation)
+            await send(message)
+
+        sending = noted if request.include_kubeconfigs else send
+        return self._running(self._service.watch_clusters(request, CALLER, sending))
+
+    def ask(self, request: pb.IssueKubeconfigRequest, who: str) -> asyncio.Task[None]:
+        """IssueKubeconfig."""
+
+        async def asking() -> None:
+            answer = await self._service.issue_kubeconfig(request, CALLER)
+            self._note_handed(who, answer.kubeconfig, "", request.incarnation)
+
+        return self._running(asking())
+
+    def _running(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        call = asyncio.create_task(coroutine)
         self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         return call
+
+    def _note_handed(self, who: str, what: pb.Kubeconfig, uid: str, incarnation: str) -> None:
+        token = self._tokens.made[token_in(what.kubeconfig)]
+        self._handed(
+            HandedOut(
+                at=_wall(),
+                who=who,
+                cluster=what.cluster,
+                uid=uid,
+                incarnation=incarnation,
+                engaged=self.ledger.engaged.get(what.cluster),
+                token=token,
+                was_revoked=token.is_revoked,
+                ends_at=what.expires_at.ToNanoseconds() / 1e9,
+            )
+        )
 
     async def drain(self) -> None:
         """As on SIGTERM: streams are sent what they are owed."""
@@ -207,7 +311,7 @@ class Daemon:
         await self._end()
 
     async def _end(self) -> None:
-        tasks = [self._discovering, *self._calls]
+        tasks = [self._discovering, self._keeping, *self._calls]
         for task in tasks:
             task.cancel()
         for task in tasks:
@@ -227,5 +331,10 @@ class Daemon:
 
     def check(self) -> None:
         """Raises what it died of."""
-        if self._discovering.done():
-            self._discovering.result()
+        for task in (self._discovering, self._keeping):
+            if task.done():
+                task.result()
+
+
+def _wall() -> float:
+    return time.time()

@@ -7,20 +7,26 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-from milo_discoveryd.errors import TransportError
-from tests.deterministic.api import Api, Open
+from structlog.testing import capture_logs
+
+from tests.deterministic.api import Api
 from tests.deterministic.daemon import Daemon, Disk, Traits
 from tests.deterministic.loop import VirtualLoop, clocks_of
 from tests.deterministic.subscriber import Subscriber
+from tests.deterministic.sufferings import Hardship
+from tests.deterministic.tokens import TokenApi
 from tests.deterministic.world import NAMES, World
+from tests.process.handing_out import HandedOut, handed_rightly, mark
 from tests.process.validators import alternating, breaches
-from tests.properties.api_server import Server, Thing, line
+from tests.properties.api_server import Server, Thing
 
-STEPS = (5, 12)
+STEPS = (6, 13)
 PAUSES_S = (0.0, 0.0, 0.01, 0.3, 2.0, 10.0, 45.0)
 SETTLED_WITHIN_S = 600.0
 """Long enough for all that may be waited for: a verification, a server's Retry-After, a grace."""
 LOOKED_EVERY_S = 1.0
+REVOKED_WITHIN_S = 150.0
+"""By a daemon that waits for up to a minute after each attempt that failed."""
 PATIENCE_S = 100.0
 """Of people, with removals that are held."""
 
@@ -34,6 +40,8 @@ class Outcome:
     waited_for: frozenset[str]
     """What the daemon rightly waits for, beyond the way to the API server."""
     events: int
+    handed: int
+    """Credentials."""
     injected: Counter[str]
     requests: Counter[str]
     virtual_s: float
@@ -47,7 +55,7 @@ class Outcome:
 def live(seed: int) -> Outcome:
     random = Random(seed)
     loop = VirtualLoop(random)
-    with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
+    with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
         return runner.run(Life(seed, random, loop).run())
 
 
@@ -57,7 +65,7 @@ class Life:
         self._random = random
         self._clock = loop.time
         self._notes: list[tuple[float, tuple[object, ...]]] = []
-        self._events = 0
+        self._handed: list[HandedOut] = []
         self._runs = 0
         self._daemon: Daemon | None = None
         self._waited_for: set[str] = set()
@@ -70,10 +78,20 @@ class Life:
         self._server = Server()
         self._world = World(self._server, random)
         self._api = Api(self._server, random, self._note, lies=lambda: self._knows_for_itself)
+        self._hardship = Hardship(self._api, self._world, random)
+        self._tokens = TokenApi(random, self._api.inject, self._traits.token_life_s)
         self._read = asyncio.Event()
         self._subscribers = [
-            Subscriber(who, selector, lambda: self._daemon, random, self._note, self._read.set)
-            for who, selector in (("steady", ""), ("restless", ""), ("red", "team=red"))
+            Subscriber(
+                who,
+                selector,
+                lambda: self._daemon,
+                random,
+                self._note,
+                self._read.set,
+                with_kubeconfigs=who == "operator",
+            )
+            for who, selector in (("steady", ""), ("operator", ""), ("red", "team=red"))
         ]
         for _ in range(random.randrange(2 * len(NAMES))):
             self._world.happens()
@@ -85,6 +103,7 @@ class Life:
                 await self._step()
                 await asyncio.sleep(random.choice(PAUSES_S))
             recovery_s = await self._heal()
+            await self._until(lambda: not self._unrevoked, within_s=REVOKED_WITHIN_S)
             judged = self._judged()
             for task in running:
                 task.cancel()
@@ -96,6 +115,7 @@ class Life:
             recovery_s,
             frozenset(self._waited_for),
             sum(len(batch.events) for each in self._subscribers for batch in each.history.batches()),
+            len(self._handed),
             self._api.injected,
             self._api.requests,
             self._clock(),
@@ -105,8 +125,15 @@ class Life:
     # --- what happens ---
 
     async def _step(self) -> None:
-        steps = (self._things_happen, self._the_watch_suffers, self._a_subscriber_acts, self._the_server_restarts)
-        weights = (8, 6, 4, 1)
+        steps = (
+            self._things_happen,
+            self._the_watch_suffers,
+            self._a_subscriber_acts,
+            self._somebody_asks,
+            self._the_tokens_suffer,
+            self._the_server_restarts,
+        )
+        weights = (8, 6, 4, 2, 2, 1)
         rare = (self._the_daemon_restarts, self._another_server_answers, self._a_backup_is_restored)
         await self._random.choices((*steps, *rare), (*weights, 1, 0.3, 0.3))[0]()
 
@@ -218,18 +245,36 @@ class Life:
                 subscriber.go_on()
 
     async def _the_watch_suffers(self) -> None:
-        opened = next(iter(self._api.open), None)
-        if opened is None:
-            return
-        row, name, act = self._random.choice(SUFFERINGS)
-        self._api.inject(row, name)
-        act(self, opened)
+        self._hardship.strike()
+
+    async def _the_tokens_suffer(self) -> None:
+        match self._random.choice(("trouble", "trouble", "down", "withdrawn")):
+            case "trouble":
+                self._tokens.trouble = self._random.choice((0.0, 0.5, 0.9))
+            case "down":
+                self._api.inject("F50", "the token API is down")
+                outage_s = self._random.choice((1.0, 20.0, 100.0))
+                self._tokens.down_until = self._clock() + outage_s
+                if self._random.random() < 0.5:
+                    await asyncio.sleep(0.9 * outage_s)
+                    await self._somebody_asks()
+            case _:
+                self._tokens.withdraw()
+
+    async def _somebody_asks(self) -> None:
+        """While things happen."""
+        for _ in range(self._random.choice((1, 3))):
+            subscriber = self._random.choice(self._subscribers)
+            subscriber.ask(self._random.choice(NAMES), self._random.choice((None, 10, 60, 3600)))
+        await asyncio.sleep(self._random.choice((0.0, 0.0, 0.05)))
+        await self._things_happen()
 
     # --- the end ---
 
     async def _heal(self) -> float:
         """Nothing goes wrong any more. Gives how long it took until all was well."""
         self._api.trouble = self._api.down_until = self._api.busy_until = 0.0
+        self._tokens.trouble = self._tokens.down_until = 0.0
         self._world.mend()
         for subscriber in self._subscribers:
             subscriber.go_on()
@@ -281,7 +326,7 @@ class Life:
             self._daemon.is_quiet
             and self._api.has_told_all
             and all(
-                each.has_read_all and each.view == self._truth[each.history.label_selector]
+                each.has_read_all and each.can_work and each.view == self._truth[each.history.label_selector]
                 for each in self._subscribers
             )
         )
@@ -289,12 +334,24 @@ class Life:
     def _judged(self) -> list[str]:
         histories = [subscriber.history for subscriber in self._subscribers]
         found = breaches(histories, self._world.upstream, forgets=self._traits.forgets)
+        found += (f"credentials: {breach}" for breach in handed_rightly(self._handed))
+        found += (f"credentials: those of {uid} were not revoked" for uid in self._unrevoked)
         for subscriber in self._subscribers:
             found += subscriber.broken
             found += (f"client: {subscriber.history.who}: {breach}" for breach in alternating(subscriber.given))
             if not subscriber.has_read_all or subscriber.view != self._truth[subscriber.history.label_selector]:
                 found.append(f"client: {subscriber.history.who}: its view is not the truth in the end")
+            if not subscriber.can_work:
+                found.append(f"client: {subscriber.history.who}: it lacks a credential in the end")
         return found
+
+    @property
+    def _unrevoked(self) -> list[str]:
+        """UIDs of those that this run of the daemon has disengaged, and whose tokens are still good."""
+        assert self._daemon is not None
+        ledger = self._daemon.ledger
+        over = ledger.disengaged - {uid for uid, _ in ledger.engaged.values()}
+        return sorted(uid for uid in over if self._tokens.has_secret_of(mark(uid)))
 
     # --- what it is made of ---
 
@@ -313,84 +370,14 @@ class Life:
         self._note("the daemon starts")
         self._daemon = Daemon(
             self._api,
+            self._tokens,
             f"{self._seed & 0xFFFFFFFF:08x}{self._runs:08x}",
             self._traits,
             self._disk,
             self._random,
             self._note,
+            self._handed.append,
         )
 
     def _note(self, *parts: object) -> None:
         self._notes.append((self._clock(), parts))
-
-    # --- what open watches suffer ---
-
-    def cut_in_a_line(self, opened: Open) -> None:
-        opened.say(self._half_a_line(), TransportError("closed", "reset"))
-
-    def end_in_a_line(self, opened: Open) -> None:
-        opened.say(self._half_a_line(), None)
-
-    def _half_a_line(self) -> bytes:
-        whole = line("MODIFIED", {"metadata": {"name": "a", "uid": "uid-1", "resourceVersion": "9"}})
-        return whole[: self._random.randrange(1, len(whole) - 1)]
-
-    def say_again(self, opened: Open) -> None:
-        self._api.owes_a_list = True
-        if opened.sent:
-            opened.say(*self._random.choices(opened.sent, k=self._random.randint(1, 3)))
-
-    def say_backwards(self, opened: Open) -> None:
-        self._api.owes_a_list = True
-        opened.is_backwards = True
-
-    def report_a_deletion(self, opened: Open) -> None:
-        position = opened.watch.position if opened.watch is not None else None
-        known = [(n, t) for n, t in self._server.things.items() if position is not None and t.version <= position]
-        if known:
-            name, thing = self._random.choice(known)
-            opened.say(line("DELETED", thing.encoded(name)))
-
-    def lose_events(self, opened: Open) -> None:
-        if opened.watch is not None and opened.watch.position is not None and not opened.watch.initial:
-            self._world.happens()
-            self._api.owes_a_list = True
-            opened.watch.position = max(opened.watch.position, self._server.version)
-
-    def be_mute(self, opened: Open) -> None:
-        opened.mute = True
-
-    def send_no_bookmarks(self, opened: Open) -> None:
-        opened.without_bookmarks = True
-
-
-def _saying(*pieces: bytes | TransportError | None) -> Callable[[Life, Open], None]:
-    return lambda _, opened: opened.say(*pieces)
-
-
-def _refusing(code: int, reason: str) -> Callable[[Life, Open], None]:
-    return _saying(line("ERROR", {"kind": "Status", "code": code, "reason": reason, "message": reason}), None)
-
-
-Suffering = tuple[str, str, Callable[[Life, Open], None]]
-SUFFERINGS: tuple[Suffering, ...] = (
-    ("F1", "the watch ends", _saying(None)),
-    ("F2", "cut within a line", Life.cut_in_a_line),
-    ("F2", "cut between lines", _saying(TransportError("closed", "reset"))),
-    ("F3", "the end within a line", Life.end_in_a_line),
-    ("F4", "mute", Life.be_mute),
-    ("F4", "no bookmarks", Life.send_no_bookmarks),
-    ("F12", "expired, in the stream", _refusing(410, "Expired")),
-    ("F13", "an error in the stream", _refusing(500, "InternalError")),
-    ("F13", "an error that says nothing", _saying(line("ERROR", {}))),
-    ("F13", "a version of the future, in the stream", _refusing(504, "Timeout")),
-    ("F24", "said again", Life.say_again),
-    ("F24", "said backwards", Life.say_backwards),
-    ("F25", "an event is lost", Life.lose_events),
-    ("F25", "a deletion that was none", Life.report_a_deletion),
-    ("F26", "an event of an unknown type", _saying(b'{"type":"RENAMED","object":{}}\n')),
-    ("F26", "an object without a name", _saying(b'{"type":"ADDED","object":{"metadata":{}}}\n')),
-    ("F26", "a deletion of what is unknown", _saying(b'{"type":"DELETED","object":{"metadata":{"name":"zz"}}}\n')),
-    ("F26", "a bookmark without a version", _saying(b'{"type":"BOOKMARK","object":{}}\n')),
-    ("F28", "junk in the stream", _saying(b"<html>\n")),
-)

@@ -13,6 +13,7 @@ class Report:
     lives: int = 0
     failed: list[int] = field(default_factory=list)
     events: int = 0
+    handed: int = 0
     virtual_s: float = 0.0
     injected: Counter[str] = field(default_factory=Counter)
     waited_for: Counter[str] = field(default_factory=Counter)
@@ -22,6 +23,7 @@ class Report:
     def add(self, outcome: Outcome) -> None:
         self.lives += 1
         self.events += outcome.events
+        self.handed += outcome.handed
         self.virtual_s += outcome.virtual_s
         self.injected += outcome.injected
         self.waited_for.update(outcome.waited_for)
@@ -39,7 +41,7 @@ class Report:
         lines = [
             f"seeds {self.first}-{self.last}: {self.lives} lives, {self.virtual_s / 3600:.0f} hours of virtual time",
             f"{len(self.failed)} failed{': ' + ', '.join(map(str, self.failed[:20])) if self.failed else ''}",
-            f"{self.events} events judged, {sum(self.injected.values())} faults injected",
+            f"{self.events} events and {self.handed} credentials judged, {sum(self.injected.values())} faults injected",
             f"recovery: p50 {self.recovery_s(0.5):.1f} s, p99 {self.recovery_s(0.99):.1f} s, "
             f"at most {max(self.recoveries_s, default=0.0):.1f} s, over {len(self.recoveries_s)} lives",
             *(f"also waited for {what}: {count} lives" for what, count in sorted(self.waited_for.items())),

@@ -5,20 +5,33 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
 
+from structlog.testing import capture_logs
+
 from tests.deterministic.api import Api, Open
 from tests.deterministic.daemon import Daemon, Traits
 from tests.deterministic.loop import VirtualLoop, clocks_of
 from tests.deterministic.subscriber import Subscriber
+from tests.deterministic.tokens import TokenApi
 from tests.deterministic.world import World
+from tests.process.handing_out import HandedOut, handed_rightly
 from tests.process.validators import alternating, breaches
 from tests.properties.api_server import Server, Thing
 
-TRAITS = Traits(streaming=True, page_size=500, grace_s=0.0, batch_bytes=1000, tombstones=10_000, has_memory=False)
+TRAITS = Traits(
+    streaming=True,
+    page_size=500,
+    grace_s=0.0,
+    batch_bytes=1000,
+    tombstones=10_000,
+    has_memory=False,
+    token_life_s=600.0,
+)
 
 
 class Stage:
-    def __init__(self, traits: Traits = TRAITS) -> None:
-        random = Random(1)
+    def __init__(self, traits: Traits = TRAITS, *, with_kubeconfigs: bool = False) -> None:
+        self._traits = traits
+        self._random = random = Random(1)
         self.loop = asyncio.get_running_loop()
         self.notes: list[tuple[object, ...]] = []
         self.server = Server()
@@ -26,9 +39,23 @@ class Stage:
         for name in "abc":
             self.put(name)
         self.api = Api(self.server, random, self._note, lies=lambda: True)
-        self.daemon = Daemon(self.api, f"{1:016x}", traits, None, random, self._note)
-        self.subscriber = Subscriber("steady", "", lambda: self.daemon, random, self._note, lambda: None)
+        self.tokens = TokenApi(random, self.api.inject, traits.token_life_s)
+        self.handed: list[HandedOut] = []
+        self.daemon = self._started(1)
+        self.subscriber = Subscriber(
+            "steady", "", lambda: self.daemon, random, self._note, lambda: None, with_kubeconfigs=with_kubeconfigs
+        )
         self._reading = asyncio.create_task(self.subscriber.run(), name="steady")
+
+    def _started(self, run: int) -> Daemon:
+        return Daemon(
+            self.api, self.tokens, f"{run:016x}", self._traits, None, self._random, self._note, self.handed.append
+        )
+
+    async def start_anew(self) -> None:
+        """Another daemon, after the first was killed."""
+        await self.daemon.kill()
+        self.daemon = self._started(2)
 
     @property
     def watch(self) -> Open:
@@ -75,6 +102,7 @@ class Stage:
         self.daemon.check()
         assert breaches([self.subscriber.history], self.world.upstream) == []
         assert [*self.subscriber.broken, *alternating(self.subscriber.given)] == []
+        assert [*handed_rightly(self.handed)] == []
         self._reading.cancel()
         await self.daemon.kill()
 
@@ -82,15 +110,15 @@ class Stage:
         self.notes.append(parts)
 
 
-def play(scene: Callable[[Stage], Awaitable[None]], traits: Traits = TRAITS) -> None:
+def play(scene: Callable[[Stage], Awaitable[None]], traits: Traits = TRAITS, *, with_kubeconfigs: bool = False) -> None:
     """From when all is well on, and to the verdict."""
     loop = VirtualLoop(Random(1))
 
     async def main() -> None:
-        stage = Stage(traits)
+        stage = Stage(traits, with_kubeconfigs=with_kubeconfigs)
         await stage.settled()
         await scene(stage)
         await stage.end()
 
-    with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
+    with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(main())

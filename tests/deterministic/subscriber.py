@@ -1,8 +1,10 @@
 """Somebody who subscribes, by the client's own session, over a connection that holds little and may end at any time."""
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC, datetime
 from random import Random
 from typing import Protocol
 
@@ -18,7 +20,9 @@ CAPACITY = 500
 
 
 class Serving(Protocol):
-    def call(self, request: pb.WatchClustersRequest, send: "Send") -> asyncio.Task[None]: ...
+    def call(self, request: pb.WatchClustersRequest, who: str, send: "Send") -> asyncio.Task[None]: ...
+
+    def ask(self, request: pb.IssueKubeconfigRequest, who: str) -> asyncio.Task[None]: ...
 
 
 class Send(Protocol):
@@ -56,6 +60,8 @@ class Subscriber:
         random: Random,
         note: Callable[..., None],
         read: Callable[[], None],
+        *,
+        with_kubeconfigs: bool = False,
     ) -> None:
         """`read` is called after each batch."""
         self.history = History(who, label_selector)
@@ -63,6 +69,8 @@ class Subscriber:
         self.given: list[Event] = []
         self.broken: list[str] = []
         self.slow_s = 0.0
+        self._with_kubeconfigs = with_kubeconfigs
+        self._asking: set[asyncio.Task[None]] = set()
         self._daemon = daemon
         self._random = random
         self._note = note
@@ -85,6 +93,17 @@ class Subscriber:
         """That was sent to it, by a daemon that is there."""
         return self._call is not None and not self._call.done() and not self._pipe.waiting
 
+    @property
+    def can_work(self) -> bool:
+        """It has a credential that is good, for each cluster, if it wants any."""
+        now = datetime.fromtimestamp(time.time(), UTC)
+        return not self._with_kubeconfigs or all(
+            known.kubeconfig is not None
+            and known.kubeconfig.expires_at is not None
+            and known.kubeconfig.expires_at > now
+            for known in self.session.view.values()
+        )
+
     def pause(self) -> None:
         self._reads.clear()
 
@@ -97,6 +116,21 @@ class Subscriber:
         if self._call is not None:
             self._is_cut = True
             self._call.cancel()
+
+    def ask(self, cluster: str, ttl_s: int | None) -> None:
+        """For one kubeconfig: of whatever cluster has the name, or of the one that it knows by it."""
+        daemon = self._daemon()
+        if daemon is None:
+            return
+        request = pb.IssueKubeconfigRequest(cluster=cluster)
+        if ttl_s is not None:
+            request.ttl.FromSeconds(ttl_s)
+        known = self.session.view.get(cluster)
+        if known is not None and self._random.random() < 0.5:
+            request.incarnation = known.cluster.incarnation
+        asking = daemon.ask(request, self.history.who)
+        self._asking.add(asking)
+        asking.add_done_callback(self._answered)
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -112,10 +146,11 @@ class Subscriber:
         request = pb.WatchClustersRequest(
             resume_revision=stream.resumed_from,
             filter=pb.ClusterFilter(label_selector=self.history.label_selector),
+            include_kubeconfigs=self._with_kubeconfigs,
         )
         self._pipe = pipe = Pipe()
         self._is_cut = False
-        self._call = call = daemon.call(request, pipe.send)
+        self._call = call = daemon.call(request, self.history.who, pipe.send)
         call.add_done_callback(lambda _: pipe.something.set())
         try:
             while not self._is_cut:
@@ -154,3 +189,9 @@ class Subscriber:
         error = call.exception()
         if not isinstance(error, CallError):
             self.broken.append(f"stream: {self.history.who}: it ended by {error!r}")
+
+    def _answered(self, asking: asyncio.Task[None]) -> None:
+        self._asking.discard(asking)
+        error = None if asking.cancelled() else asking.exception()
+        if not isinstance(error, CallError | None):
+            self.broken.append(f"call: {self.history.who}: it came to {error!r}")

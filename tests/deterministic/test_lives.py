@@ -2,12 +2,18 @@
 
 import pytest
 
-from tests.deterministic.life import SUFFERINGS, live
+from tests.deterministic.life import live
 from tests.deterministic.report import Report
+from tests.deterministic.sufferings import SUFFERINGS
+from tests.deterministic.tokens import TOKEN_TROUBLES, WITHDRAWN
 from tests.deterministic.troubles import TROUBLES
 
 AT_ONCE = 500
-EVERY_FAULT = {f"{each.row} {each.name}" for each in TROUBLES} | {f"{row} {name}" for row, name, _ in SUFFERINGS}
+EVERY_FAULT = {
+    *(f"{each.row} {each.name}" for each in (*TROUBLES, *TOKEN_TROUBLES)),
+    *(f"{row} {name}" for row, name, _ in SUFFERINGS),
+    " ".join(WITHDRAWN),
+}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -23,6 +29,7 @@ def test_nothing_is_lost_and_nobody_is_disengaged_by_mistake(first: int) -> None
         report.add(outcome)
     assert report.injected.keys() >= EVERY_FAULT
     assert report.events > 10 * AT_ONCE, "it was not for nothing"
+    assert report.handed > 5 * AT_ONCE
     assert report.recovery_s(0.99) <= 35.0
     assert report.recovery_s(1.0) <= 45.0
 

@@ -14,6 +14,7 @@ GUARDED = ("tests/registry/test_intake_guarded.py",)
 IMAGE = ("tests/memory/test_image.py",)
 PROBES = ("tests/connectivity/test_schedule.py",)
 LEASES = ("tests/kubeconfigs/test_lease.py",)
+CREDENTIALS = ("tests/deterministic/test_credentials.py",)
 MODES = ("tests/modes/test_names.py", "tests/modes/test_project.py")
 TOKENS = ("tests/identity/test_token_review.py",)
 VERDICTS = ("tests/identity/test_verdicts.py",)
@@ -503,6 +504,27 @@ MUTANTS = (
         LEASES,
     ),
     Mutant(
+        "what has ended is handed out as if it lived",
+        "kubeconfigs/lease.py",
+        "return min(self.minted.expires_at - now.wall, self.until - now.steady)",
+        "return self.minted.life_s",
+        CREDENTIALS,
+    ),
+    Mutant(
+        "all clusters are given what was minted for one",
+        "kubeconfigs/minter.py",
+        "incarnation = 0 if self.source.scope is Scope.IDENTITY else cluster.incarnation",
+        "incarnation = 0 if self.source.scope is Scope.IDENTITY else 1",
+        CREDENTIALS,
+    ),
+    Mutant(
+        "what an earlier run minted outlives its cluster",
+        "kubeconfigs/minter.py",
+        "if is_revoked and len(self._revoking) < REVOKING_AT_MOST:",
+        "if is_revoked and cluster.incarnation in self._of_cluster and len(self._revoking) < REVOKING_AT_MOST:",
+        CREDENTIALS,
+    ),
+    Mutant(
         "a mint that comes after its cluster's end counts as good",
         "kubeconfigs/minter.py",
         'result = "dropped" if kept.is_dropped else "ok"',
@@ -513,7 +535,7 @@ MUTANTS = (
     Mutant(
         "what a cluster had outlives it",
         "kubeconfigs/minter.py",
-        "                self._revoking[(cluster.target.name, cluster.incarnation)] = cluster.target\n",
+        "            self._revoking[(cluster.target.name, cluster.incarnation)] = cluster.target\n",
         "",
         ("tests/kubeconfigs/test_issuer.py",),
         is_async=True,

@@ -73,8 +73,9 @@ class History:
 
 
 def noted(batch: pb.WatchClustersResponse) -> Batch:
+    """Without kubeconfigs: those say nothing of the fleet."""
     return Batch(
-        tuple(_event(event) for event in batch.events),
+        tuple(_event(event) for event in batch.events if event.type != pb.ClusterEvent.TYPE_KUBECONFIG),
         batch.revision,
         batch.previous_revision,
         batch.synced,

@@ -1,5 +1,6 @@
 """Kubeconfigs of one stream, by hand: to whom they go while rights change. Time is what the test says."""
 
+from random import Random
 from typing import Any
 
 import pytest
@@ -75,6 +76,7 @@ class World:
             ttl_s=None,
             visit=self,  # type: ignore[arg-type]
             clock=lambda: self.now,
+            draw=Random(1).random,
         )
         assert isinstance(made, Rotation)
         return made
