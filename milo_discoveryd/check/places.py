@@ -1,5 +1,6 @@
 """Whether the daemon could take the places it is told to listen at. Looks, and leaves everything as it was."""
 
+import errno
 import fcntl
 import grp
 import os
@@ -7,7 +8,7 @@ import socket
 import stat
 from pathlib import Path
 
-from milo_discoveryd.check.finding import Finding, fail, ok
+from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import TcpAddress, UnixAddress
 from milo_discoveryd.config.listeners import Tls
 from milo_discoveryd.errors import StartError
@@ -25,7 +26,8 @@ def unix_socket(address: UnixAddress) -> Finding:
     )
 
 
-def tcp_port(what: str, address: TcpAddress) -> Finding:
+def tcp_port(what: str, address: TcpAddress, *, beside_a_daemon: bool = False) -> Finding:
+    """Beside one that has these settings, a port is taken by it, as far as can be told."""
     what = f"{what} {address}"
     family = socket.AF_INET6 if ":" in address.host or not address.host else socket.AF_INET
     try:
@@ -33,6 +35,8 @@ def tcp_port(what: str, address: TcpAddress) -> Finding:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address.host, address.port))
     except OSError as error:
+        if beside_a_daemon and error.errno == errno.EADDRINUSE:
+            return warn(what, "taken", "nothing to mend if that is by the daemon that serves the socket")
         return fail(
             what, f"cannot be listened on: {error.strerror or error}", "choose another, or end what listens there"
         )
@@ -89,10 +93,10 @@ def _in_use(what: str, path: Path) -> Finding | None:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = lock.read(20).strip()
-            return fail(
+            return warn(
                 what,
-                f"another daemon{f' (process {holder})' if holder else ''} serves there",
-                "nothing to mend if that is the one you run; a second one has to listen elsewhere",
+                f"a daemon{f' (process {holder})' if holder else ''} serves there",
+                "nothing to mend if that is the one you ask about; a second one has to listen elsewhere",
             )
     return None
 

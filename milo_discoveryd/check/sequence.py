@@ -134,9 +134,19 @@ def _load(name: str, load: Callable[[], Upstream], problems: list[Finding]) -> U
 
 
 def _places(settings: Settings) -> Iterator[Finding]:
+    sockets = {
+        each.address: places.unix_socket(each.address)
+        for each in settings.listen
+        if isinstance(each.address, UnixAddress)
+    }
+    # Where somebody looks for what is wrong with a daemon that runs, its own places are no trouble.
+    beside_a_daemon = any(finding.level == "warn" for finding in sockets.values())
     for each in settings.listen:
         address = each.address
-        yield places.unix_socket(address) if isinstance(address, UnixAddress) else places.tcp_port("listen", address)
+        if isinstance(address, UnixAddress):
+            yield sockets[address]
+        else:
+            yield places.tcp_port("listen", address, beside_a_daemon=beside_a_daemon)
         if each.tls is not None:
             yield places.certificate(f"listen {address}", each.tls)
         if each.group is not None:
@@ -144,7 +154,7 @@ def _places(settings: Settings) -> Iterator[Finding]:
     if settings.socket.group is not None:
         yield places.group("socket.group", settings.socket.group)
     if settings.http_listen is not None:
-        yield places.tcp_port("http_listen", settings.http_listen)
+        yield places.tcp_port("http_listen", settings.http_listen, beside_a_daemon=beside_a_daemon)
 
 
 def _resource(settings: Settings) -> Resource | None:

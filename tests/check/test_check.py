@@ -1,6 +1,7 @@
 """`milo-discoveryd check` as a whole, against a sandbox: what is told, in which order, and the exit status."""
 
 import base64
+import fcntl
 import io
 import json
 import socket
@@ -230,6 +231,18 @@ async def test_taken_places_are_told(tmp_path: Path) -> None:
         taken = f"127.0.0.1:{server.getsockname()[1]}"
         told = await look(tmp_path, listen=(f"insecure://{taken}",), http_listen=taken)
     assert told.levels()[f"listen insecure://{taken}"] == told.levels()[f"http_listen {taken}"] == "fail"
+
+
+async def test_beside_the_daemon_that_has_them_taken_places_are_no_failure(tmp_path: Path) -> None:
+    path = tmp_path / "d.sock"
+    with path.with_name("d.sock.lock").open("w") as lock, socket.create_server(("127.0.0.1", 0)) as server:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        taken = f"127.0.0.1:{server.getsockname()[1]}"
+        told = await look(tmp_path, listen=(f"unix://{path}", f"insecure://{taken}"), http_listen=taken)
+    levels = told.levels()
+    assert {levels[f"listen unix://{path}"], levels[f"listen insecure://{taken}"], levels[f"http_listen {taken}"]} == {
+        "warn"
+    }
 
 
 async def test_no_line_holds_a_token(sandbox: Sandbox, tmp_path: Path) -> None:
