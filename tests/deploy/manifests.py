@@ -57,10 +57,17 @@ def environment(folder: Path, container: Manifest) -> dict[str, str]:
         reference = source["configMapRef"]
         assert reference["name"] in maps or reference["optional"]
         found |= maps.get(reference["name"], {})
-    return found | {each["name"]: each["value"] for each in container.get("env", ())}
+    for each in container.get("env", ()):
+        found[each["name"]] = _expanded(each["value"], found)
+    return found
 
 
 def arguments(folder: Path, container: Manifest) -> list[str]:
     """As the kubelet makes them: $(NAME) stands for a variable."""
     variables = environment(folder, container)
-    return [re.sub(r"\$\((\w+)\)", lambda found: variables[found[1]], each) for each in container.get("args", ())]
+    return [_expanded(each, variables) for each in container.get("args", ())]
+
+
+def _expanded(text: str, variables: Mapping[str, str]) -> str:
+    """Of those that come before, as the kubelet has it."""
+    return re.sub(r"\$\((\w+)\)", lambda found: variables[found[1]], text)

@@ -122,7 +122,8 @@ def test_the_daemon_takes_its_arguments_and_its_environment(folder: Path, monkey
     given = {name: value for name, value in taken.items() if value not in (None, ())}
     variables = environment(folder, container)
     settings = load(given, variables, None)
-    assert settings.mode == variables["MODE"]
+    assert settings.mode == variables["MILO_DISCOVERYD_MODE"]
+    assert load({}, variables, None) == settings, "what a check in the container looks at"
     assert settings.http_listen is not None
     assert settings.http_listen.port == container["ports"][0]["containerPort"]
 
@@ -202,7 +203,7 @@ def test_with_the_kubeconfig_of_the_core_api_the_daemon_watches_projects(tmp_pat
         yaml.safe_dump({"resources": ["operator.yaml"], "components": relative})
     )
     variables = environment(overlay, daemon(overlay))
-    assert variables["MODE"] == "project"
+    assert variables["MILO_DISCOVERYD_MODE"] == "project"
     mounts = {each["name"]: each["mountPath"] for each in daemon(overlay)["volumeMounts"]}
     assert set(mounts) == {"milo-discovery", "milo-kubeconfig"}
-    assert Path(variables["DISCOVERY_KUBECONFIG"]).parent == Path(mounts["milo-kubeconfig"])
+    assert Path(variables["MILO_DISCOVERYD_DISCOVERY_KUBECONFIG"]).parent == Path(mounts["milo-kubeconfig"])
