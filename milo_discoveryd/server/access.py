@@ -11,7 +11,7 @@ from milo_discoveryd.rights.quota import Limits, Quotas
 from milo_discoveryd.rights.rights import Grant, Recipient, Rights
 from milo_discoveryd.rights.scope import NONE, Scope
 from milo_discoveryd.rights.who import identity, proved
-from milo_discoveryd.server.errors import ExhaustedError, NotFoundError, PermissionDeniedError
+from milo_discoveryd.server.errors import ExhaustedError, NotFoundError, NotGivenError, PermissionDeniedError
 
 RETRY_STREAM_S = 5.0
 """A stream may end at any time, and no other way of knowing when there is room again is better than asking."""
@@ -40,6 +40,9 @@ class Access:
             yield visit
         except (PermissionDeniedError, ExhaustedError) as error:
             visit.refused(error.reason, call=call, **about)
+            raise
+        except NotGivenError:
+            visit.refused("PAGE_TOKEN_OF_ANOTHER", call=call, **about)
             raise
         except NotFoundError as error:
             # There or not, so that it takes as long: who guesses names is to be noticed, and to learn nothing.

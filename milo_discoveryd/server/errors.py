@@ -45,6 +45,10 @@ class InvalidRequestError(CallError):
         return [*super().details(), _packed(error_details_pb2.BadRequest(field_violations=[self._violation]))]
 
 
+class NotGivenError(InvalidRequestError):
+    """A page token that this caller was not given, or not for what he is shown now."""
+
+
 class NotFoundError(CallError):
     code = code_pb2.NOT_FOUND
 

@@ -98,13 +98,18 @@ class Front:
     async def identify(self, context: Context) -> Caller:
         proved = self._known.get(context.peer())
         if proved is None:
-            raise UnauthenticatedError(
-                "UNKNOWN_CONNECTION", "nobody is known to be at the other end of this connection"
+            nobody = Caller(listener=self._name, peer=context.peer())
+            raise self._turned_away(
+                nobody, "UNKNOWN_CONNECTION", "nobody is known to be at the other end of this connection"
             )
         if self._tls is not None and not proved.caller.sans:
             problem = "your certificate has no subject alternative name (DNS, URI, email or IP) to know you by"
-            raise UnauthenticatedError("NO_NAME", f"{problem}; its common name does not count")
+            raise self._turned_away(proved.caller, "NO_NAME", f"{problem}; its common name does not count")
         return proved.caller
+
+    def _turned_away(self, caller: Caller, reason: str, problem: str) -> UnauthenticatedError:
+        self._refusals.tell(caller, reason, problem)
+        return UnauthenticatedError(reason, problem)
 
     async def _run(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -31,10 +31,10 @@ def by_token(connected: Identify, reviews: Reviews, refusals: Refusals) -> Ident
 
     async def identify(context: Context) -> Caller:
         caller = await connected(context)
-        token = _bearer(context)
-        if token is None:
-            return caller
         try:
+            token = _bearer(context)
+            if token is None:
+                return caller
             user = await reviews.user(token)
         except RejectedError as error:
             refusals.tell(caller, "TOKEN_REJECTED", str(error))
@@ -48,12 +48,11 @@ def by_token(connected: Identify, reviews: Reviews, refusals: Refusals) -> Ident
 
 
 def _bearer(context: Context) -> str | None:
+    """Raises RejectedError."""
     shown = [value for key, value in context.invocation_metadata() if key.lower() == "authorization"]
     if not shown:
         return None
     scheme, _, token = str(shown[0]).partition(" ")
     if len(shown) > 1 or scheme.lower() != "bearer" or not token.strip():
-        raise UnauthenticatedError(
-            "TOKEN_REJECTED", 'the call\'s metadata has to have one "authorization: Bearer TOKEN"'
-        )
+        raise RejectedError('the call\'s metadata has to have one "authorization: Bearer TOKEN"')
     return token.strip()

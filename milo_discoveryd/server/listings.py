@@ -9,9 +9,11 @@ import msgspec
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.filter import Wanted
 from milo_discoveryd.registry.log import ChangeLog
-from milo_discoveryd.server.errors import InvalidRequestError
+from milo_discoveryd.server.errors import InvalidRequestError, NotGivenError
 from milo_discoveryd.server.revision import Seal
 
+_AGAIN = "not known, too old, or not of a listing with this filter: list again from the first page"
+"""The same for all of these: which of them it is tells whether somebody else has such a listing."""
 AT_ONCE = 64
 EACH = 16
 """Of those, at most so many are one caller's: nobody is to lose his because somebody else begins many."""
@@ -62,12 +64,13 @@ class Listings:
 
     def next(self, token: str, size: int, now: float, holder: Holder, still: Callable[[Cluster], bool]) -> Page:
         """Of the clusters of then, those that may be seen `still`."""
-        key, _, start = (self._seal.holds(token, holder.text) or "").partition(".")
+        held = self._seal.holds(token, holder.text)
+        if held is None:
+            raise NotGivenError("page_token", _AGAIN)
+        key, _, start = held.partition(".")
         listing = self._kept.get(key)
         if listing is None or listing.ends_at < now:
-            raise InvalidRequestError(
-                "page_token", "not known, too old, or not of a listing with this filter: list again from the first page"
-            )
+            raise InvalidRequestError("page_token", _AGAIN)
         page = self._page(listing, key, int(start), size, holder)
         return msgspec.structs.replace(page, clusters=tuple(filter(still, page.clusters)))
 

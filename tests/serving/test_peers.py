@@ -155,6 +155,7 @@ async def test_nobody_gets_behind_it_unannounced(tmp_path: Path) -> None:
                 await channel.unary_unary("/milo.discovery.v1.DiscoveryService/ListClusters")(b"")
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
     assert reason(caught.value) == "UNKNOWN_CONNECTION"
+    assert [line["reason"] for line in world.audited] == ["UNKNOWN_CONNECTION"]
 
 
 async def test_streams_flow_and_end_through_it_with_what_they_are_owed(tmp_path: Path) -> None:

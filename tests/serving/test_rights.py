@@ -316,7 +316,12 @@ async def test_a_page_token_of_somebody_else_is_worth_nothing(house: House) -> N
         code, _, _, _ = told_of(
             await error(shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=token)))
         )
+        for place in (0, len(token) // 2, len(token) - 2):
+            bent = token[:place] + ("A" if token[place] != "A" else "B") + token[place + 1 :]
+            refused = await error(root.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=bent)))
+            assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert house.refusals() == [("shop", "PAGE_TOKEN_OF_ANOTHER"), *[("root", "PAGE_TOKEN_OF_ANOTHER")] * 3]
 
 
 # --- streams at once ---

@@ -122,6 +122,7 @@ async def test_a_certificate_without_a_name_is_nobodys_whatever_its_common_name(
     async with tcp(place) as world:
         error = await refusal(world, place.credentials(place.ca.issue(common_name="operator.example.com")))
     assert (error.code(), reason(error)) == (grpc.StatusCode.UNAUTHENTICATED, "NO_NAME")
+    assert [line["reason"] for line in world.audited] == ["NO_NAME"]
     assert callers == []
 
 
@@ -152,6 +153,7 @@ async def test_who_speaks_in_the_clear_is_not_heard(callers: list[Caller], place
             with pytest.raises(grpc.aio.AioRpcError):
                 await DiscoveryServiceStub(channel).ListClusters(pb.ListClustersRequest())
         await eventually(lambda: not len(front(world)))
+    assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
     assert callers == []
 
 
