@@ -46,7 +46,7 @@ def configure(level: str, form: str, to: TextIO | None = None) -> Level:
     as_console = form == "console" or (form == "auto" and stream.isatty())
     render: list[structlog.typing.Processor] = (
         # Without locals: they may hold secrets.
-        [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
+        [_printable, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if as_console
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     )
@@ -66,3 +66,16 @@ def configure(level: str, form: str, to: TextIO | None = None) -> Level:
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     return threshold
+
+
+def _printable(
+    logger: structlog.typing.WrappedLogger, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
+    """What callers and tenants have chosen is shown by a terminal, and not obeyed. JSON escapes it anyway."""
+    return {key: _escaped(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

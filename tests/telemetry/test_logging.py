@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import re
 import signal
 from collections.abc import Iterator
 
@@ -33,6 +34,19 @@ def test_in_a_pod_a_line_is_one_json_object_with_its_event_level_and_time() -> N
     found = json.loads(line)
     assert (found["event"], found["level"], found["cluster"]) == ("engaged", "info", "alpha\nbeta")
     assert found["timestamp"].endswith("Z")
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_a_name_that_somebody_chose_is_shown_and_not_obeyed(form: str) -> None:
+    stream = io.StringIO()
+    configure("info", form, stream)
+    chosen = "a\x1b[2J\u202e\x9b\u2028é"
+    structlog.get_logger().info("refused", cluster=chosen, caller={"user": chosen})
+    logging.getLogger("library").warning(chosen)
+    said = stream.getvalue()
+    shown = re.sub(r"\x1b\[[0-9]*m", "", said)  # the colours are ours
+    assert len(shown.split("\n")) == 3
+    assert all(each.isprintable() for each in shown.split("\n"))
 
 
 def test_libraries_log_in_the_same_form() -> None:
