@@ -101,13 +101,8 @@ class Service:
     async def list_clusters(self, request: pb.ListClustersRequest, caller: Caller) -> pb.ListClustersResponse:
         async with self._access.visiting(caller, "ListClusters") as visit:
             asked = requests.listing(request)
+            self._require_synced(visit)
             source = sight.source(self._fleet.status, visit.scope)
-            if not self._fleet.synced:
-                raise UnavailableError(
-                    "NOT_SYNCED",
-                    f"no complete list of the source was seen yet ({source.message or source.reason})",
-                    retry_after_s=RETRY_S,
-                )
             now = self._clock()
             shown = within(asked.wanted, visit.scope)
             holder = Holder(visit.identity, visit.holder(shown))
@@ -133,7 +128,8 @@ class Service:
         async with self._access.visiting(caller, "GetCluster", cluster=name) as visit:
             record = self._seen(name, visit)
             if record is None:
-                raise NotFoundError("NEVER_SEEN", f"{name} was never seen{self._perhaps_not_yet()}")
+                perhaps = "" if self._fleet.synced else "; no complete list of the source was seen yet"
+                raise NotFoundError("NEVER_SEEN", f"{name} was never seen{perhaps}")
         suspicion = self._fleet.suspicions.why(name)
         engagement = convert.engagement(record, None if suspicion is None else suspicion[1])
         if (trouble := self._trouble(record, visit)) is not None:
@@ -208,6 +204,7 @@ class Service:
 
     async def _issued(self, asked: requests.Issue, visit: Visit) -> Kubeconfig:
         terms = visit.admitted_to_kubeconfigs().terms
+        self._require_synced(visit)  # a list that breaks off is begun anew, and all in it are other incarnations
         cluster = self._asked_for(asked, visit)
         visit.pay_kubeconfig()
         if asked.as_command:
@@ -228,7 +225,7 @@ class Service:
         record = self._seen(asked.cluster, visit)
         cluster = None if record is None else record.current
         if cluster is None:
-            raise NotFoundError("NOT_ENGAGED", f"{asked.cluster} is not engaged{self._perhaps_not_yet()}")
+            raise NotFoundError("NOT_ENGAGED", f"{asked.cluster} is not engaged")
         incarnation = convert.incarnation(self._about.epoch, cluster.incarnation)
         if asked.incarnation not in ("", incarnation):
             raise PreconditionError(
@@ -257,8 +254,14 @@ class Service:
             draw=self._draw,
         )
 
-    def _perhaps_not_yet(self) -> str:
-        return "" if self._fleet.synced else "; no complete list of the source was seen yet"
+    def _require_synced(self, visit: Visit) -> None:
+        if not self._fleet.synced:
+            source = sight.source(self._fleet.status, visit.scope)
+            raise UnavailableError(
+                "NOT_SYNCED",
+                f"no complete list of the source was seen yet ({source.message or source.reason})",
+                retry_after_s=RETRY_S,
+            )
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.minting import Scope
 from milo_discoveryd.errors import BackendError, UnfitError
 from milo_discoveryd.kubeconfigs.issuer import Offer
+from milo_discoveryd.reflect.machine import Listed, ListStarted
 from tests.eventually import eventually
 from tests.kubeconfigs.backend import CANARY, Backend
 from tests.serving.conftest import EPOCH, World, a_world, not_ready, ready
@@ -74,6 +75,19 @@ async def test_a_cluster_that_is_not_engaged_has_none(tmp_path: Path) -> None:
         for name in ("alpha", "nobody"):
             code, reason, _ = await refused(world, cluster=name)
             assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "NOT_ENGAGED")
+
+
+async def test_nothing_is_handed_out_of_a_list_that_may_be_begun_anew(tmp_path: Path) -> None:
+    """And nobody is told that a cluster is not engaged which may just not have come yet."""
+    backend = Backend(Scope.CLUSTER)
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.found(ListStarted(), Listed(ready("alpha")))
+        for name in ("alpha", "beta"):
+            code, reason, _ = await refused(world, cluster=name)
+            assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "NOT_SYNCED")
+        assert backend.asked == []
+        world.listed(ready("alpha"))
+        assert (await issued(world, cluster="alpha")).cluster == "alpha"
 
 
 async def test_only_for_the_incarnation_that_was_asked_for(tmp_path: Path) -> None:

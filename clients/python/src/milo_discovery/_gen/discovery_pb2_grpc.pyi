@@ -85,7 +85,8 @@ class DiscoveryServiceStub:
     IssueKubeconfig: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.IssueKubeconfigRequest, _discovery_pb2.IssueKubeconfigResponse]
     """IssueKubeconfig hands out a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
     is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
-    UNAVAILABLE with a RetryInfo while the credential backend is down and nothing still valid is cached.
+    UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
+    credential backend is down and nothing still valid is cached.
     """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.GetServerInfoRequest, _discovery_pb2.GetServerInfoResponse]
     """GetServerInfo describes the daemon itself."""
@@ -135,7 +136,8 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     IssueKubeconfig: _aio.UnaryUnaryMultiCallable[_discovery_pb2.IssueKubeconfigRequest, _discovery_pb2.IssueKubeconfigResponse]  # type: ignore[assignment]
     """IssueKubeconfig hands out a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
     is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
-    UNAVAILABLE with a RetryInfo while the credential backend is down and nothing still valid is cached.
+    UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
+    credential backend is down and nothing still valid is cached.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_discovery_pb2.GetServerInfoRequest, _discovery_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """GetServerInfo describes the daemon itself."""
@@ -206,7 +208,8 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_discovery_pb2.IssueKubeconfigResponse, _abc.Awaitable[_discovery_pb2.IssueKubeconfigResponse]]:
         """IssueKubeconfig hands out a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
         is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
-        UNAVAILABLE with a RetryInfo while the credential backend is down and nothing still valid is cached.
+        UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
+        credential backend is down and nothing still valid is cached.
         """
 
     @_abc_1.abstractmethod
