@@ -43,7 +43,7 @@ def decoder(settings: Settings, mode: WatchedMode) -> Decoder[Any]:
 
     def observe(obj: KubeObject) -> Observation:
         metadata = obj.metadata
-        if selector.matches(metadata.labels or {}):
+        if selector.matches((metadata.labels or {}).items()):
             return mode.observe(obj)
         message = f"its labels don't match the daemon's selector {selector}"
         return Outside(metadata.name, metadata.uid, metadata.resourceVersion, message)

@@ -54,7 +54,7 @@ class Offer(msgspec.Struct, frozen=True):
     selector: Selector = Selector()
 
     def covers(self, cluster: Cluster) -> bool:
-        return not self.selector or self.selector.matches(dict(cluster.target.labels))
+        return self.selector.matches(cluster.target.labels)
 
 
 class NotCoveredError(UnfitError):

@@ -1,9 +1,12 @@
 """Kubernetes label selectors, in the syntax of the API server: sets, inequality and comparison included."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection
+from functools import cached_property
 
 import msgspec
+
+from milo_discoveryd.model.predicate import Predicate, every
 
 _BLANK = " \t\r\n"  # no other counts as blank to the API server
 _TOKEN = re.compile(rf"[{_BLANK}]*(?:(?P<op>==|!=|=|!|>|<|\(|\)|,)|(?P<word>[^{_BLANK}=!<>(),]+))")
@@ -17,31 +20,33 @@ class SelectorError(ValueError):
     """The text isn't a selector; the message says where and why."""
 
 
+Labels = Collection[tuple[str, str]]
+"""The pairs of them, each key once."""
+
+
 class Requirement(msgspec.Struct, frozen=True):
     key: str
     operator: str
     """One of in, notin, exists, !, >, <."""
     values: frozenset[str] = frozenset()
 
-    def matches(self, labels: Mapping[str, str]) -> bool:
-        value = labels.get(self.key)
+    def test(self) -> Predicate[Labels]:
+        """Made once and asked of each cluster for each reader: a loop over the few pairs is quicker than a mapping."""
+        key, values = self.key, self.values
         match self.operator:
+            case "in" if len(values) == 1:
+                wanted = (key, *values)
+                return lambda labels: wanted in labels
             case "in":
-                return value in self.values
+                return _where(key, values.__contains__, absent=False)
             case "notin":
-                return value not in self.values
+                return _where(key, lambda value: value not in values, absent=True)
             case "exists":
-                return value is not None
+                return _where(key, lambda _: True, absent=False)
             case "!":
-                return value is None
-            case _:
-                return value is not None and self._compares(value)
-
-    def _compares(self, value: str) -> bool:
-        number, bound = _whole(value), int(next(iter(self.values)))
-        if number is None:
-            return False
-        return number > bound if self.operator == ">" else number < bound
+                return _where(key, lambda _: False, absent=True)
+            case operator:
+                return _where(key, _compared(operator, int(*values)), absent=False)
 
     def __str__(self) -> str:
         match self.operator:
@@ -55,17 +60,14 @@ class Requirement(msgspec.Struct, frozen=True):
                 return f"{self.key}{self.operator}{next(iter(self.values))}"
 
 
-class Selector(msgspec.Struct, frozen=True):
+class Selector(msgspec.Struct, frozen=True, dict=True):
     """All requirements must hold; without any, everything matches."""
 
     requirements: tuple[Requirement, ...] = ()
 
-    def matches(self, labels: Mapping[str, str]) -> bool:
-        # A loop, since this is looked at for each cluster and each reader: twice as quick as all().
-        for requirement in self.requirements:  # noqa: SIM110
-            if not requirement.matches(labels):
-                return False
-        return True
+    @cached_property
+    def matches(self) -> Predicate[Labels]:
+        return every([requirement.test() for requirement in self.requirements])
 
     def __bool__(self) -> bool:
         return bool(self.requirements)
@@ -189,6 +191,24 @@ class _Parser:
         index = self._next - back
         at = self._tokens[index][2] if index < len(self._tokens) else len(self._text)
         return SelectorError(f"{problem}, at character {at + 1}")
+
+
+def _where(key: str, test: Predicate[str], *, absent: bool) -> Predicate[Labels]:
+    def hold(labels: Labels) -> bool:
+        for name, value in labels:
+            if name == key:
+                return test(value)
+        return absent
+
+    return hold
+
+
+def _compared(operator: str, bound: int) -> Predicate[str]:
+    def holds(value: str) -> bool:
+        number = _whole(value)
+        return number is not None and (number > bound if operator == ">" else number < bound)
+
+    return holds
 
 
 def _whole(text: str) -> int | None:

@@ -7,6 +7,7 @@ from typing import Protocol
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.predicate import Predicate, every
 from milo_discoveryd.model.selector import Selector
 
 
@@ -21,7 +22,8 @@ class Wanted(Protocol):
     def is_everything(self) -> bool:
         """It matches and shows whatever there is."""
 
-    def matches(self, cluster: Cluster) -> bool: ...
+    @property
+    def matches(self) -> Predicate[Cluster]: ...
 
     def shows(self, cluster: Cluster | None) -> bool:
         """Whether the reader may be told what a cluster was when it didn't match. None: nothing is known of it."""
@@ -34,13 +36,17 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
     names: frozenset[str] = frozenset()
     organizations: frozenset[str] = frozenset()
 
-    def matches(self, cluster: Cluster) -> bool:
-        target = cluster.target
-        if self.names and target.name not in self.names:
-            return False
-        if self.organizations and target.organization not in self.organizations:
-            return False
-        return not self.selector or self.selector.matches(dict(target.labels))
+    @cached_property
+    def matches(self) -> Predicate[Cluster]:
+        names, organizations, labelled = self.names, self.organizations, self.selector.matches
+        tests: list[Predicate[Cluster]] = []
+        if names:
+            tests.append(lambda cluster: cluster.target.name in names)
+        if organizations:
+            tests.append(lambda cluster: cluster.target.organization in organizations)
+        if self.selector:
+            tests.append(lambda cluster: labelled(cluster.target.labels))
+        return every(tests)
 
     def shows(self, cluster: Cluster | None) -> bool:
         """A filter is what its reader asks for, and keeps nothing from him."""

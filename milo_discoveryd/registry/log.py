@@ -9,11 +9,12 @@ such a reader can be told what ended. A revision from before the oldest memory c
 import weakref
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.registry.entry import Entry, Past, View
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
 from milo_discoveryd.registry.filter import Wanted
 
@@ -25,73 +26,11 @@ LOOKED_AT = 5000
 _SLICES = 256
 """How many different readers' next steps are kept, for the others who stand at the same place. All are dropped with the
 next change: so many only come together where readers of ten filters catch up at once, with ten thousand changes."""
+_STRETCH = 400
+"""How many changes are found out about at once: a batch of them, where clusters are of the usual size."""
+_STRETCHES = 64
 _PARTS = 32
 """How many parts of a snapshot are kept: as far as readers who began together drift apart."""
-
-
-class View(msgspec.Struct, gc=False):
-    """A cluster as of one revision, with its frame of the kind that was last asked for.
-
-    Live readers all ask for the one kind, snapshots for the other: neither encodes it twice, and none keeps two.
-    """
-
-    cluster: Cluster
-    kind: EventType | None = None
-    frame: bytes = b""
-
-
-class Past(msgspec.Struct, frozen=True, gc=False):
-    """What a cluster was for filters, from revision `since` up to, not including, `until`."""
-
-    cluster: Cluster
-    since: int
-    until: int
-    reason: DisengageReason | None
-    """Why it was disengaged at `until`; None where only its labels or its organization changed."""
-    message: str
-
-
-class Entry(msgspec.Struct, gc=False):
-    revision: int
-    view: View | None
-    """None once it is disengaged."""
-    since: int
-    """The revision since which the view means the same to filters."""
-    past: tuple[Past, ...] = ()
-
-    def known_at(self, revision: int) -> Cluster | None:
-        """What the cluster was, as far as a filter or an incarnation goes, to who had read up to `revision`."""
-        if self.view is not None and self.since <= revision:
-            return self.view.cluster
-        return next((past.cluster for past in self.past if past.since <= revision < past.until), None)
-
-    def matched_at(self, revision: int, wanted: Wanted) -> bool:
-        """Whether a reader up to `revision` was shown it."""
-        last = self.past[-1] if self.past else None
-        # Mostly it is what was before the last change; the rest is looked for.
-        is_last = last is not None and last.since <= revision < last.until
-        cluster = last.cluster if last is not None and is_last else self.known_at(revision)
-        return cluster is not None and wanted.matches(cluster)
-
-    def needs_place(self, revision: int) -> bool:
-        """Whoever reads a part of the log that ends soon after `revision` has to come by it.
-
-        What changed there for filters is to be told even if the entry has moved on, beyond the end of that part.
-        """
-        if self.view is None and not self.past:
-            return False
-        return revision in (self.revision, self.since) or any(past.until == revision for past in self.past)
-
-    def ended(self, cluster: Cluster, revision: int) -> Past | None:
-        """How the cluster's incarnation had ended by `revision`; None where it was still engaged."""
-        return next(
-            (
-                past
-                for past in self.past
-                if past.reason and past.until <= revision and past.cluster.incarnation == cluster.incarnation
-            ),
-            None,
-        )
 
 
 class Retention(msgspec.Struct, frozen=True):
@@ -119,6 +58,19 @@ class Part(msgspec.Struct, frozen=True):
     frames: Frames
     end: int
     """Where the next begins."""
+
+
+Move = tuple[Entry, int, View | None, Cluster | None]
+"""An entry that changed, the revision it stands at, its view, and what it was to filters before, if that was something
+else. Without a view it didn't just change: it came, went or was replaced."""
+
+
+class Stretch(msgspec.Struct):
+    """Some of the log as it is found out once, for readers of all filters who stand before it."""
+
+    moves: list[Move]
+    whole: Frames = Frames()
+    """All of it, once somebody was told all."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, weakref=True):
@@ -151,6 +103,7 @@ class ChangeLog:
         self._floor = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._slices: dict[tuple[int, str, Ahead], Slice] = {}
+        self._stretches: dict[int, Stretch] = {}
         self._roll: weakref.ref[Roll] | None = None
         self.head = 0
 
@@ -203,6 +156,7 @@ class ChangeLog:
         self._order.clear()
         self._memory.clear()
         self._slices.clear()
+        self._stretches.clear()
         self._snapshot = None
         self._roll = None
         self.head += 1
@@ -290,31 +244,58 @@ class ChangeLog:
 
     def _plain(self, revision: int, wanted: Wanted) -> Slice | None:
         """Where what changed is as it mostly is: each entry has moved once. None where there is anything else."""
-        everything, matches = wanted.is_everything, wanted.matches
-        frames: list[bytes] = []
-        reached, size = self.head, 0
-        for place in self._places_after(revision):
-            entry, at = self._order[place], self._revisions[place]
-            view = entry.view
-            if entry.revision != at:
-                return None
-            told: Iterable[bytes] = ()
-            if view is None or view.cluster.incarnation > revision:
-                told = self._told(entry, revision, at, wanted)
-            elif everything or matches(view.cluster):
-                if everything or entry.since <= revision or entry.matched_at(revision, wanted):
-                    told = (view.frame if view.kind is EventType.UPDATED else self.frame(view, EventType.UPDATED),)
-                else:
-                    told = self._told(entry, revision, at, wanted)
-            elif entry.since > revision and entry.matched_at(revision, wanted):
-                told = self._told(entry, revision, at, wanted)
-            for frame in told:
-                frames.append(frame)
-                size += len(frame)
-            if size >= self.batch_bytes:
-                reached = at
+        frames, reached = Frames(), revision
+        while reached < self.head and 2 * sum(map(len, frames)) < self.batch_bytes:
+            stretch = self._stretch(reached)
+            if stretch is None:
                 break
-        return Slice(Frames(frames), reached)
+            found = self._told_of(stretch, reached, wanted)
+            reached = found.revision
+            # Those who are told the same share the join of it as well.
+            frames = Frames((*frames, *found.frames)) if frames else found.frames
+        return Slice(frames, reached) if reached > revision else None
+
+    def _stretch(self, revision: int) -> Stretch | None:
+        """What changed next after `revision`; None where some of it has moved on since."""
+        found = self._stretches.get(revision)
+        if found is None:
+            moves: list[Move] = []
+            for place in self._places_after(revision)[:_STRETCH]:
+                entry, at = self._order[place], self._revisions[place]
+                if entry.revision != at:
+                    return None
+                view = entry.view
+                if view is None or view.cluster.incarnation > revision:
+                    moves.append((entry, at, None, None))
+                else:
+                    moves.append((entry, at, view, None if entry.since <= revision else entry.known_at(revision)))
+            if len(self._stretches) >= _STRETCHES:
+                del self._stretches[next(iter(self._stretches))]
+            self._stretches[revision] = found = Stretch(moves)
+        return found
+
+    def _told_of(self, stretch: Stretch, revision: int, wanted: Wanted) -> Slice:
+        matches, updated = wanted.matches, EventType.UPDATED
+        frames: list[bytes] = []
+        reached, size, is_whole = revision, 0, True
+        for entry, reached, view, before in stretch.moves:
+            is_shown = view is not None and matches(view.cluster)
+            if view is None or (before is not None and matches(before) is not is_shown):
+                is_whole = False
+                for frame in self._told(entry, revision, reached, wanted):
+                    frames.append(frame)
+                    size += len(frame)
+            elif is_shown:
+                frames.append(view.frame if view.kind is updated else self.frame(view, updated))
+                size += len(frames[-1])
+            else:
+                is_whole = False
+            if size >= self.batch_bytes:
+                is_whole = False
+                break
+        if is_whole and not stretch.whole:
+            stretch.whole = Frames(frames)
+        return Slice(stretch.whole if is_whole else Frames(frames), reached)
 
     def _slice(self, revision: int, wanted: Wanted, ahead: Ahead) -> Slice:
         told: dict[int, tuple[Entry, list[bytes]]] = {}
@@ -368,6 +349,7 @@ class ChangeLog:
         self._revisions.append(self.head)
         self._order.append(entry)
         self._slices.clear()
+        self._stretches.clear()
         while len(self._memory) > self._retention.count:
             self._forget_oldest()
         if len(self._order) > self._sweep_at:

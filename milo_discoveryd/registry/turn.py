@@ -7,9 +7,10 @@ snapshot.
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.registry.entry import Entry, View
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Wanted
-from milo_discoveryd.registry.log import LOOKED_AT, Ahead, ChangeLog, Entry, Roll, View
+from milo_discoveryd.registry.log import LOOKED_AT, Ahead, ChangeLog, Roll
 
 
 class Turn(msgspec.Struct, frozen=True):

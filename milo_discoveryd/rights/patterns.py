@@ -5,41 +5,52 @@ from functools import cached_property
 
 import msgspec
 
+from milo_discoveryd.model.predicate import Predicate
+
 
 class Pattern(msgspec.Struct, frozen=True, dict=True):
     """`*` stands for any number of characters, none included; all else for itself."""
 
     text: str
 
-    def matches(self, name: str) -> bool:
-        first, *others = self._pieces
-        if not others:
-            return name == first
-        *between, last = others
-        if not (len(name) >= len(first) + len(last) and name.startswith(first) and name.endswith(last)):
-            return False
-        # Each piece at its first place leaves the most room for those after it, so nothing is ever tried twice.
-        at, end = len(first), len(name) - len(last)
-        for piece in between:
-            found = name.find(piece, at, end)
-            if found < 0:
-                return False
-            at = found + len(piece)
-        return True
-
     @cached_property
-    def _pieces(self) -> list[str]:
-        return self.text.split("*")
+    def matches(self) -> Predicate[str]:
+        first, *others = self.text.split("*")
+        if not others:
+            return lambda name: name == first
+        *between, last = others
+        if not between and not last:
+            return lambda name: name.startswith(first)
+
+        def covers(name: str) -> bool:
+            if not (len(name) >= len(first) + len(last) and name.startswith(first) and name.endswith(last)):
+                return False
+            # Each piece at its first place leaves the most room for those after it, so nothing is ever tried twice.
+            at, end = len(first), len(name) - len(last)
+            for piece in between:
+                found = name.find(piece, at, end)
+                if found < 0:
+                    return False
+                at = found + len(piece)
+            return True
+
+        return covers
 
 
-class Names(msgspec.Struct, frozen=True):
+class Names(msgspec.Struct, frozen=True, dict=True):
     """Some of them by themselves, some by pattern. Without any: all names."""
 
     exact: frozenset[str] = frozenset()
     patterns: tuple[Pattern, ...] = ()
 
-    def match(self, name: str) -> bool:
-        return not self or name in self.exact or any(pattern.matches(name) for pattern in self.patterns)
+    @cached_property
+    def matches(self) -> Predicate[str]:
+        if not self:
+            return lambda _: True
+        if not self.exact and len(self.patterns) == 1:
+            return self.patterns[0].matches
+        exact, patterns = self.exact, [pattern.matches for pattern in self.patterns]
+        return lambda name: name in exact or any(covers(name) for covers in patterns)
 
     def __bool__(self) -> bool:
         return bool(self.exact or self.patterns)

@@ -6,6 +6,7 @@ from functools import cached_property
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.predicate import Predicate, every
 from milo_discoveryd.model.selector import Selector
 from milo_discoveryd.registry.filter import Filter, Wanted
 from milo_discoveryd.rights.patterns import Names
@@ -20,23 +21,28 @@ class Scope(msgspec.Struct, frozen=True, dict=True):
     is_empty: bool = False
     """It covers nothing, whatever else it says."""
 
-    def matches(self, cluster: Cluster) -> bool:
-        return self.covers(cluster.target)
-
-    def covers(self, target: Target) -> bool:
-        if self.is_empty or (self.organizations and target.organization not in self.organizations):
-            return False
-        if self._goes_by_names and not self.names.match(target.name):
-            return False
-        return not self.selector.requirements or self.selector.matches(dict(target.labels))
+    @cached_property
+    def matches(self) -> Predicate[Cluster]:
+        covers = self.covers
+        return lambda cluster: covers(cluster.target)
 
     @cached_property
-    def _goes_by_names(self) -> bool:
-        return bool(self.names)
+    def covers(self) -> Predicate[Target]:
+        if self.is_empty:
+            return lambda _: False
+        named, organizations, labelled = self.names.matches, self.organizations, self.selector.matches
+        tests: list[Predicate[Target]] = []
+        if organizations:
+            tests.append(lambda target: target.organization in organizations)
+        if self.names:
+            tests.append(lambda target: named(target.name))
+        if self.selector:
+            tests.append(lambda target: labelled(target.labels))
+        return every(tests)
 
     def covers_by_name(self, name: str) -> bool:
         """Whether it covers whatever has that name."""
-        return not (self.is_empty or self.selector or self.organizations) and self.names.match(name)
+        return not (self.is_empty or self.selector or self.organizations) and self.names.matches(name)
 
     @property
     def is_everything(self) -> bool:
@@ -69,12 +75,9 @@ class Within(msgspec.Struct, frozen=True, dict=True):
     asked: Filter
     scope: Scope
 
-    def matches(self, cluster: Cluster) -> bool:
-        return self.scope.covers(cluster.target) and (self._asks_for_all or self.asked.matches(cluster))
-
     @cached_property
-    def _asks_for_all(self) -> bool:
-        return self.asked.is_everything
+    def matches(self) -> Predicate[Cluster]:
+        return self.scope.matches if self.asked.is_everything else every([self.scope.matches, self.asked.matches])
 
     def shows(self, cluster: Cluster | None) -> bool:
         return cluster is not None and self.scope.matches(cluster)

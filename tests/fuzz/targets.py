@@ -166,7 +166,7 @@ def selectors(data: bytes) -> None:
     except SelectorError:
         return
     assert str(parse_selector(str(selector))) == str(selector)
-    for labels in ({}, {"env": "prod"}, {"env": "", "n": "12"}):
+    for labels in ((), (("env", "prod"),), (("env", ""), ("n", "12"))):
         assert parse_selector(str(selector)).matches(labels) == selector.matches(labels)
 
 

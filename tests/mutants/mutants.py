@@ -63,9 +63,23 @@ MUTANTS = (
     Mutant(
         "a part that is read in one go is said to reach further than it does",
         "registry/log.py",
-        "reached = at\n",
-        "reached = at + 1\n",
+        "else Frames(frames), reached)",
+        "else Frames(frames), min(reached + 1, self.head))",
         CURSORS,
+    ),
+    Mutant(
+        "what comes into a filter is told as an update",
+        "registry/log.py",
+        "if view is None or (before is not None and matches(before) is not is_shown):",
+        "if view is None:",
+        CURSORS,
+    ),
+    Mutant(
+        "who is told a part is given all that others were told",
+        "registry/log.py",
+        "            else:\n                is_whole = False\n",
+        "",
+        REGISTRY,
     ),
     Mutant(
         "a part of a snapshot is given to who wants something else",
@@ -317,8 +331,8 @@ MUTANTS = (
     Mutant(
         "what may not be seen is shown to who asks for it",
         "rights/scope.py",
-        "return self.scope.covers(cluster.target) and (",
-        "return bool(",
+        "return self.scope.matches if self.asked.is_everything else every([self.scope.matches, self.asked.matches])",
+        "return self.scope.matches if self.asked.is_everything else self.asked.matches",
         SCOPES,
     ),
     Mutant(

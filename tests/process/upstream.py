@@ -69,8 +69,7 @@ class Upstream:
         return found
 
     def _shown(self, state: State, selector: Selector) -> bool:
-        labels = dict(state.labels)
-        return self._covered.matches(labels) and selector.matches(labels)
+        return self._covered.matches(state.labels) and selector.matches(state.labels)
 
     def _since(self, name: str, uid: str) -> Iterable[State | None]:
         """All it has been from when it was first engaged."""

@@ -18,6 +18,11 @@ def engage(log: ChangeLog, name: str) -> Cluster:
     return log.engage(name, lambda revision: cluster(name, revision))
 
 
+def update_all(log: ChangeLog) -> None:
+    for view in list(log.current()):
+        log.update(msgspec.structs.replace(view.cluster, source_version="2"), 0.0)
+
+
 class Counting:
     def __init__(self) -> None:
         self.encoded = 0
@@ -78,6 +83,39 @@ def test_readers_who_want_different_things_of_one_snapshot_are_told_different_th
     all_of_it, only_a = Cursor(log, EVERYTHING, None), Cursor(log, Filter(names=frozenset("a")), None)
     told = [reader.take() for reader in (all_of_it, only_a)]
     assert [len(batch.frames) for batch in told if batch] == [2, 1]
+
+
+def test_readers_who_are_told_the_same_share_it_whatever_they_asked_for() -> None:
+    log = readable_log()
+    for name in "ab":
+        engage(log, name)
+    update_all(log)
+    told = [
+        Cursor(log, wanted, 2).take()
+        for wanted in (EVERYTHING, Filter(names=frozenset("ab")), Filter(names=frozenset("b")))
+    ]
+    everything, both, only_b = (batch.frames for batch in told if batch)
+    assert both is everything
+    assert only_b == everything[1:]
+
+
+def test_updates_come_in_batches_that_are_no_larger_than_they_may_be() -> None:
+    log = readable_log(batch_bytes=1)
+    for name in "abc":
+        engage(log, name)
+    update_all(log)
+    reader = Cursor(log, EVERYTHING, 3)
+    assert [(batch.revision, len(batch.frames)) for batch in iter(reader.take, None)] == [(4, 1), (5, 1), (6, 1)]
+
+
+def test_wherever_so_many_readers_stand_each_is_told_what_comes_next() -> None:
+    log = readable_log()
+    for number in range(100):
+        engage(log, f"a{number}")
+    update_all(log)
+    for _ in range(2):
+        told = [Cursor(log, EVERYTHING, 100 + place).take() for place in range(100)]
+        assert [len(batch.frames) for batch in told if batch] == [*range(100, 0, -1)]
 
 
 def test_an_update_is_turned_to_bytes_once_for_readers_wherever_they_stand() -> None:

@@ -43,10 +43,10 @@ def test_many_stars_cost_no_more_than_few() -> None:
 
 def test_names_are_any_of_those_that_are_given() -> None:
     some = names(["a", "b-*"])
-    assert [some.match(name) for name in ("a", "b-1", "b", "c")] == [True, True, False, False]
+    assert [some.matches(name) for name in ("a", "b-1", "b", "c")] == [True, True, False, False]
     assert str(some) == "a, b-*"
 
 
 def test_without_any_all_are_meant() -> None:
-    assert Names().match("whatever")
+    assert Names().matches("whatever")
     assert not Names()

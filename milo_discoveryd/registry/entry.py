@@ -1,0 +1,66 @@
+"""What the change log keeps of one name: what stands under it now, and what did until lately."""
+
+import msgspec
+
+from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.registry.events import EventType
+
+
+class View(msgspec.Struct, gc=False):
+    """A cluster as of one revision, with its frame of the kind that was last asked for.
+
+    Live readers all ask for the one kind, snapshots for the other: neither encodes it twice, and none keeps two.
+    """
+
+    cluster: Cluster
+    kind: EventType | None = None
+    frame: bytes = b""
+
+
+class Past(msgspec.Struct, frozen=True, gc=False):
+    """What a cluster was for filters, from revision `since` up to, not including, `until`."""
+
+    cluster: Cluster
+    since: int
+    until: int
+    reason: DisengageReason | None
+    """Why it was disengaged at `until`; None where only its labels or its organization changed."""
+    message: str
+
+
+class Entry(msgspec.Struct, gc=False):
+    revision: int
+    view: View | None
+    """None once it is disengaged."""
+    since: int
+    """The revision since which the view means the same to filters."""
+    past: tuple[Past, ...] = ()
+
+    def known_at(self, revision: int) -> Cluster | None:
+        """What the cluster was, as far as a filter or an incarnation goes, to who had read up to `revision`."""
+        if self.view is not None and self.since <= revision:
+            return self.view.cluster
+        for past in reversed(self.past):  # mostly it is what was before the last change
+            if past.since <= revision < past.until:
+                return past.cluster
+        return None
+
+    def needs_place(self, revision: int) -> bool:
+        """Whoever reads a part of the log that ends soon after `revision` has to come by it.
+
+        What changed there for filters is to be told even if the entry has moved on, beyond the end of that part.
+        """
+        if self.view is None and not self.past:
+            return False
+        return revision in (self.revision, self.since) or any(past.until == revision for past in self.past)
+
+    def ended(self, cluster: Cluster, revision: int) -> Past | None:
+        """How the cluster's incarnation had ended by `revision`; None where it was still engaged."""
+        return next(
+            (
+                past
+                for past in self.past
+                if past.reason and past.until <= revision and past.cluster.incarnation == cluster.incarnation
+            ),
+            None,
+        )
