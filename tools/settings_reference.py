@@ -1,6 +1,6 @@
 """Writes the tables of settings into the documents, from the settings themselves.
 
-A document says where a table goes, and of what, by `<!-- settings: mode, source -->` and `<!-- end of settings -->`
+A document says where a table goes, and of what, by `<!-- settings: mode, source -->` and `<!-- end -->`
 around it. A group stands for all that it holds; `listen[]` for what an item of that list has,
 `kubeconfigs.sources[exec]` for what one of that type has besides. Every setting has its place in one table.
 """
@@ -24,7 +24,7 @@ from milo_discoveryd.config import ListenAddress, Settings, TcpAddress, values
 from milo_discoveryd.config.listeners import Listener
 
 DOCS = Path(__file__).parents[1] / "docs"
-_TABLE = re.compile(r"<!-- settings: (?P<names>[^>]+) -->\n.*?<!-- end of settings -->\n", re.DOTALL)
+_TABLE = re.compile(r"<!-- settings: (?P<names>[^>]+) -->\n.*?<!-- end -->\n", re.DOTALL)
 _DEFAULT_IN_WORDS = re.compile(r" *None is ([^.]+(?:\.\w[^.]*)*)\.$")
 _NOTHING: tuple[object, ...] = (None, "", (), {})
 
@@ -225,7 +225,7 @@ def rendered() -> dict[Path, str]:
                 sys.exit(f"settings: {name}: there is no such setting, or another table has it")
             left.difference_update(each.name for each in of_it)
             selected += of_it
-        return f"<!-- settings: {match['names']} -->\n{table(selected)}<!-- end of settings -->\n"
+        return f"<!-- settings: {match['names']} -->\n{table(selected)}<!-- end -->\n"
 
     documents = {path: _TABLE.sub(render, path.read_text()) for path in sorted(DOCS.glob("*.md"))}
     if left:
