@@ -7,30 +7,37 @@ Live: the changes are made while all are there. Caught up: they were made before
 done once for everybody without rules is done ten times with them then, and nothing else takes any time.
 """
 
+import itertools
 import json
 import time
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+from bench.daemon import daemon
 from bench.milo import Milo
 from bench.setting import Samples, Setting
 from bench.subscribers import Subscriber, opened, synced, together
 
 RULES = 10
+_MARKS = itertools.count(1)
+"""So that each change is one."""
 
 
 async def measure(setting: Setting) -> Samples:
     rounds, changes = setting.scale.rounds, min(setting.scale.fanout_changes, setting.scale.clusters)
     each = max(1, max(setting.scale.subscribers) // RULES)
     sent = changes * each * RULES
-    live_s: dict[bool, list[float]] = {}
-    caught_up_s: dict[bool, list[float]] = {}
-    for ruled in (False, True):
-        config = _config(setting.directory, ruled=ruled)
-        async with setting.daemon(setting.scale.clusters, config=config, listens=False) as (milo, _):
-            fans = Fans(milo, [_address(setting.directory, number) for number in range(RULES)], each, changes)
-            live_s[ruled] = [await fans.live(setting.scale.fanout_burst) for _ in range(rounds)]
-            caught_up_s[ruled] = [await fans.caught_up(setting.scale.fanout_burst) for _ in range(rounds)]
+    live_s: dict[bool, list[float]] = {False: [], True: []}
+    caught_up_s: dict[bool, list[float]] = {False: [], True: []}
+    async with setting.milo(setting.scale.clusters) as milo:
+        for _ in range(rounds):
+            for ruled in (False, True):
+                config = _config(setting.directory, ruled=ruled)
+                async with daemon(milo.access.kubeconfig, setting.directory, config=config, listens=False):
+                    fans = Fans(milo, [_address(setting.directory, number) for number in range(RULES)], each, changes)
+                    await fans.live(setting.scale.fanout_burst)  # whatever is done but once
+                    live_s[ruled].append(await fans.live(setting.scale.fanout_burst))
+                    caught_up_s[ruled].append(await fans.caught_up(setting.scale.fanout_burst))
     return {
         "rights.events_per_s": [sent / took_s for took_s in live_s[True]],
         "rights.fanout_ratio": [one / other for one, other in zip(live_s[False], live_s[True], strict=True)],
@@ -49,7 +56,6 @@ class Fans:
         self._addresses = addresses
         self._each = each
         self._changes = changes
-        self._runs = 0
 
     async def live(self, burst: int) -> float:
         """How long it takes until all that are there have had all that is changed."""
@@ -77,8 +83,7 @@ class Fans:
             return time.perf_counter() - began
 
     async def _made(self, present: list[Subscriber], burst: int) -> None:
-        self._runs += 1
-        made = self._milo.burst(0, self._changes, burst, str(self._runs))
+        made = self._milo.burst(0, self._changes, burst, str(next(_MARKS)))
         await together([made, *(each.until(self._changes) for each in present)])
 
 
