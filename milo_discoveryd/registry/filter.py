@@ -49,7 +49,7 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
         return every(tests)
 
     def shows(self, cluster: Cluster | None) -> bool:
-        """A filter is what its reader asks for, and keeps nothing from him."""
+        """A filter is what its reader asks for, and keeps nothing from it."""
         return True
 
     @property

@@ -11,7 +11,7 @@ LONGEST_WAIT_S = 5.0
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """For each caller where his rule doesn't say, and for all together."""
+    """For each caller where its rule doesn't say, and for all together."""
 
     streams: int
     streams_each: int
@@ -66,8 +66,8 @@ class Quotas:
     def miss(self, identity: str, now: float) -> float:
         """One more of those: how many seconds its answer is to wait.
 
-        Who asks for names that he has from somewhere seldom misses, and never waits. Who guesses is slowed down to a
-        pace at which he is no burden to others, and at which guessing leads nowhere.
+        Who asks for names had from somewhere seldom misses, and never waits. Who guesses is slowed down to a
+        pace that is no burden to others, and at which guessing leads nowhere.
         """
         bucket = _filled(self._misses, identity, now, MISSES_PER_S, MISSES_AT_ONCE)
         bucket.level = max(bucket.level - 1, -LONGEST_WAIT_S * MISSES_PER_S)

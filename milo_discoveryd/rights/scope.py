@@ -1,4 +1,4 @@
-"""Which clusters somebody may see, and what he sees of those he asks for."""
+"""Which clusters somebody may see, and what they see of those they ask for."""
 
 import hashlib
 from functools import cached_property
@@ -70,7 +70,7 @@ NONE = Scope(is_empty=True)
 
 
 class Within(msgspec.Struct, frozen=True, dict=True):
-    """What somebody asks for, as far as he may see it."""
+    """What somebody asks for, as far as they may see it."""
 
     asked: Filter
     scope: Scope

@@ -75,7 +75,7 @@ class Visit:
         return "" if self.grant is None else self.grant.rule
 
     def holder(self, shown: Wanted) -> str:
-        """To whom revisions and page tokens are given: this caller, for what he is shown."""
+        """To whom revisions and page tokens are given: this caller, for what it is shown."""
         return f"{shown.fingerprint} {self.identity}"
 
     @property

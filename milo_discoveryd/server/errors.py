@@ -46,7 +46,7 @@ class InvalidRequestError(CallError):
 
 
 class NotGivenError(InvalidRequestError):
-    """A page token that this caller was not given, or not for what he is shown now."""
+    """A page token that this caller was not given, or not for what it is shown now."""
 
 
 class NotFoundError(CallError):

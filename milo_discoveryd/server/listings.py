@@ -16,7 +16,7 @@ _AGAIN = "not known, too old, or not of a listing with this filter: list again f
 """The same for all of these: which of them it is tells whether somebody else has such a listing."""
 AT_ONCE = 64
 EACH = 16
-"""Of those, at most so many are one caller's: nobody is to lose his because somebody else begins many."""
+"""Of those, at most so many are one caller's: nobody is to lose theirs because somebody else begins many."""
 LIFE_S = 300.0
 
 
@@ -32,7 +32,7 @@ class Holder(msgspec.Struct, frozen=True):
 
     caller: str
     text: str
-    """The caller, and what he is shown: see `revision.Seal`."""
+    """The caller, and what it is shown: see `revision.Seal`."""
 
 
 class _Listing(msgspec.Struct, frozen=True):

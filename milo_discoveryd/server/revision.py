@@ -1,6 +1,6 @@
 """Revisions as subscribers see them: opaque to them, and proof to us of what they had read.
 
-Each is sealed for one holder: a caller, and what he is shown. To anybody else, and after any change, it is worth
+Each is sealed for one holder: a caller, and what it is shown. To anybody else, and after any change, it is worth
 nothing.
 """
 

@@ -1,4 +1,4 @@
-"""What a caller may be told of names and numbers, beyond the clusters that are streamed and listed to him."""
+"""What a caller may be told of names and numbers, beyond the clusters that are streamed and listed to them."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ def seen(name: str, record: Record | None, scope: Scope) -> Record | None:
 
 
 def transitions(record: Record, scope: Scope) -> Iterable[Transition]:
-    """Those of the incarnation that is seen: to whom the name belonged before may not be his to know."""
+    """Those of the incarnation that is seen: to whom the name belonged before may not be theirs to know."""
     if scope.is_everything:
         return record.transitions
     cluster = _of(record)

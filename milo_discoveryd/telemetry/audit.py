@@ -86,6 +86,6 @@ class Audit:
         try:
             self._write(json.dumps({"timestamp": at, "event": event, **said}).encode() + b"\n")
         except OSError as error:
-            # The log has it. Nobody is kept from his cluster because a disk is full; that is what the metric is for.
+            # The log has it. Nobody is kept from their cluster because a disk is full; that is what the metric is for.
             self._tally.audit_lost()
             log.warning("audit not written", problem=str(error))

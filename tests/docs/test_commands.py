@@ -46,7 +46,7 @@ class Way(Enum):
     PUBLISHED = auto()
     """Will be: tests/deploy/test_packages has both packages built and installed."""
     SIGNALLED = auto()
-    """By tests/telemetry/test_logging."""
+    """By tests/telemetry/test_logging and tests/process/test_rights."""
 
 
 def way(block: Block, words: Sequence[str]) -> Way:
@@ -69,7 +69,7 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.CALLED
         case ["pip", "install", "milo-discovery-client"]:
             return Way.PUBLISHED
-        case ["sh", "-c", "kill -USR1 1"]:
+        case ["sh", "-c", "kill -USR1 1" | "kill -HUP 1"]:
             return Way.SIGNALLED
     raise AssertionError(f"{block}: say here how {words} is run")
 
