@@ -25,15 +25,18 @@ _SHOWN = 10
 
 
 def caller(text: str) -> Caller:
-    """From `uid=1000,listener=api` and the like. Raises ConfigError."""
+    """From `uid=1000,listener=api` and the like; of several groups the first is his own. Raises ConfigError."""
     fields: dict[str, object] = {"listener": ""}
     lists: dict[str, list[str]] = {name: [] for name in _LISTS.values()}
+    gids: list[int] = []
     for word in filter(None, (each.strip() for each in text.split(","))):
         key, _, value = word.partition("=")
         if not value:
             raise _not_understood(word, "say what of the caller is known, and its value")
         if key in _LISTS:
             lists[_LISTS[key]].append(value)
+        elif key == "gid" and "gid" in fields and value.isascii() and value.isdigit():
+            gids.append(int(value))
         elif fields.get(key):
             raise _not_understood(word, f"{key} was said before")
         elif key in _TEXTS:
@@ -42,7 +45,8 @@ def caller(text: str) -> Caller:
             fields[key] = int(value)
         else:
             raise _not_understood(word, "its value is a number" if key in _NUMBERS else f"there is no {key!r}")
-    return Caller(**fields, **{name: tuple(values) for name, values in lists.items()})  # type: ignore[arg-type]
+    known = {name: tuple(values) for name, values in lists.items()}
+    return Caller(**fields, **known, gids=tuple(gids))  # type: ignore[arg-type]
 
 
 def _not_understood(word: str, why: str) -> ConfigError:

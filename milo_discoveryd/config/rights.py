@@ -69,7 +69,7 @@ class Who(Group):
     uid: Annotated[tuple[_Id, ...], _Several, _Most] = ()
     """Of the process that connected, at listeners with `peer_credentials`. None is any."""
     gid: Annotated[tuple[_Id, ...], _Several, _Most] = ()
-    """The group that this process has as its own. None is any."""
+    """A group of this process: its own, or one that it is a member of besides. None is any."""
     san: Annotated[tuple[Annotated[str, BeforeValidator(_san), Field(max_length=2048)], ...], _Several, _Most] = ()
     """Of the client's certificate, at listeners with `tls`: `uri:spiffe://prod/ns/shop/sa/operator`,
     `dns:shop.example.com`. A URI may end with `/*`, for all below it. None is any."""

@@ -9,8 +9,10 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     peer: str = ""
     """gRPC's word for the connection. Good for the audit, proves nothing."""
     uid: int | None = None
-    """Of the process that connected, by the kernel's word, as are the next two."""
+    """Of the process that connected, by the kernel's word, as are the next three."""
     gid: int | None = None
+    gids: tuple[int, ...] = ()
+    """Of the groups that it is a member of besides."""
     pid: int | None = None
     sans: tuple[str, ...] = ()
     """Of a verified client certificate: "dns:…", "uri:…", "email:…", "ip:…"."""

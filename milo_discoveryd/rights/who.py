@@ -22,7 +22,7 @@ class Who(msgspec.Struct, frozen=True, kw_only=True):
         return (
             (not self.listeners or caller.listener in self.listeners)
             and (not self.uids or caller.uid in self.uids)
-            and (not self.gids or caller.gid in self.gids)
+            and (not self.gids or caller.gid in self.gids or not self.gids.isdisjoint(caller.gids))
             and (not self.sans or any(_is_san(wanted, san) for wanted in self.sans for san in caller.sans))
             and (not self.users or caller.user in self.users)
             and (not self.groups or not self.groups.isdisjoint(caller.groups))
@@ -56,7 +56,7 @@ def _is_san(wanted: str, san: str) -> bool:
 
 def proved(caller: Caller) -> Iterator[tuple[str, object]]:
     """What is known of a caller, as far as anything is."""
-    for field in ("listener", "uid", "gid", "pid", "sans", "user", "groups", "peer"):
+    for field in ("listener", "uid", "gid", "gids", "pid", "sans", "user", "groups", "peer"):
         value = getattr(caller, field)
         if value not in (None, "", ()):
             yield field, value

@@ -161,7 +161,7 @@ class Front:
     async def _by_kernel(self, connected: socket.socket, leg: Leg) -> _Proved:
         who = peer(connected)
         await leg.take(connected)
-        return _Proved(Caller(listener=self._name, peer="unix:", uid=who.uid, gid=who.gid, pid=who.pid))
+        return _Proved(Caller(listener=self._name, peer="unix:", uid=who.uid, gid=who.gid, gids=who.gids, pid=who.pid))
 
     async def _by_tls(self, connected: socket.socket, where: str, leg: Leg) -> _Proved:
         from milo_discoveryd.identity.names import named  # noqa: PLC0415 - it brings the cryptography package, 8 MB

@@ -106,11 +106,12 @@ async def test_what_cannot_be_listed_is_not_known(tmp_path: Path) -> None:
 
 
 def test_an_identity_is_what_is_known_of_a_caller() -> None:
-    text = "listener=api, uid=0,gid=5,san=uri:spiffe://a/b,san=dns:x,user=system:serviceaccount:ns:name,group=a,group=b"
+    text = "listener=api, uid=0,gid=5,gid=7,gid=8,san=uri:spiffe://a/b,san=dns:x,user=system:serviceaccount:ns:name,group=a,group=b"
     assert caller(text) == Caller(
         listener="api",
         uid=0,
         gid=5,
+        gids=(7, 8),
         sans=("uri:spiffe://a/b", "dns:x"),
         user="system:serviceaccount:ns:name",
         groups=("a", "b"),

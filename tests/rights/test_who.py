@@ -10,6 +10,7 @@ CALLER = Caller(
     peer="unix:",
     uid=1000,
     gid=100,
+    gids=(27, 999),
     pid=7,
     sans=("dns:Shop.example.com", "uri:spiffe://prod/ns/shop/sa/operator"),
     user="system:serviceaccount:shop:operator",
@@ -24,6 +25,7 @@ CALLER = Caller(
         Who(listeners=frozenset({"api", "other"})),
         Who(uids=frozenset({1000})),
         Who(gids=frozenset({100})),
+        Who(gids=frozenset({1, 999})),
         Who(sans=("uri:spiffe://prod/ns/shop/sa/operator",)),
         Who(sans=("uri:spiffe://prod/ns/shop/*",)),
         Who(sans=("dns:shop.EXAMPLE.com",)),
@@ -77,7 +79,7 @@ def test_it_says_whom_it_means() -> None:
 
 def test_what_was_proved_of_a_caller_is_told_and_nothing_else() -> None:
     assert dict(proved(Caller(listener="api", uid=0))) == {"listener": "api", "uid": 0}
-    assert list(dict(proved(CALLER))) == ["listener", "uid", "gid", "pid", "sans", "user", "groups", "peer"]
+    assert list(dict(proved(CALLER))) == ["listener", "uid", "gid", "gids", "pid", "sans", "user", "groups", "peer"]
 
 
 def test_a_caller_is_the_same_on_another_connection_and_nobody_else_is() -> None:

@@ -19,12 +19,15 @@ from grpc_status import rpc_status
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.rights.rights import Grant, Rights, Rule
+from milo_discoveryd.rights.scope import ALL
+from milo_discoveryd.rights.who import Who
 from milo_discoveryd.server.front import Front
 from milo_discoveryd.server.listener import Listener, UnixAddress
 from milo_discoveryd.server.relay import Leg
 from milo_discoveryd.server.service import Service
 from tests.eventually import eventually
-from tests.serving.conftest import World, a_world, ready
+from tests.serving.conftest import NO_RULES, World, a_world, ready
 from tests.serving.raw import Raw
 
 AS_ANOTHER = """
@@ -32,7 +35,7 @@ import json, os, sys
 import grpc
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
-os.setgroups([])
+os.setgroups([int(each) for each in sys.argv[3:]])
 os.setgid(int(sys.argv[2]))
 os.setuid(int(sys.argv[2]))
 with grpc.insecure_channel(sys.argv[1]) as channel:
@@ -81,10 +84,12 @@ def folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def guarded(folder: Path, *, connections: int = 100, mode: int = 0o666) -> AsyncIterator[World]:
+async def guarded(
+    folder: Path, *, connections: int = 100, mode: int = 0o666, rights: Rights = NO_RULES
+) -> AsyncIterator[World]:
     address = UnixAddress(folder / "d.sock", mode)
     listener = Listener(name="guarded", address=address, peer_credentials=True, connections=connections)
-    async with a_world(folder, listeners=[listener]) as world:
+    async with a_world(folder, listeners=[listener], rights=rights) as world:
         world.listed(ready("alpha"))
         yield world
 
@@ -94,9 +99,10 @@ def front(world: World) -> Front:
     return found
 
 
-async def as_another(address: str, uid: int) -> tuple[int, str]:
-    """What a client of that user got, and its process."""
-    client = await asyncio.create_subprocess_exec(sys.executable, "-c", AS_ANOTHER, address, str(uid), stdout=PIPE)
+async def as_another(address: str, uid: int, *groups: int) -> tuple[int, str]:
+    """What a client of that user got, and its process. It is a member of these groups besides its own."""
+    given = [str(each) for each in (uid, *groups)]
+    client = await asyncio.create_subprocess_exec(sys.executable, "-c", AS_ANOTHER, address, *given, stdout=PIPE)
     output, _ = await client.communicate()
     pid, told = json.loads(output)
     return pid, told
@@ -107,6 +113,7 @@ async def test_a_call_is_of_the_process_that_connected(callers: list[Caller], tm
         await stub.ListClusters(pb.ListClustersRequest())
     [caller] = callers
     assert (caller.listener, caller.uid, caller.gid, caller.pid) == ("guarded", os.getuid(), os.getgid(), os.getpid())
+    assert set(caller.gids) == set(os.getgroups()) - {os.getgid()}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
@@ -116,6 +123,21 @@ async def test_users_are_told_apart(callers: list[Caller], folder: Path) -> None
     assert [told for _, told in clients] == ["OK", "OK"]
     seen = sorted((caller.uid, caller.gid, caller.pid) for caller in callers)
     assert seen == [(1001, 1001, clients[0][0]), (1002, 1002, clients[1][0])]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+async def test_a_rule_for_a_group_is_for_its_members_as_far_as_the_kernel_tells_them(folder: Path) -> None:
+    rule = Rule(Who(gids=frozenset({4242})), Grant(rule="members", scope=ALL))
+    async with guarded(folder, rights=Rights((rule,))) as world:
+        (_, member), (_, stranger), (_, in_too_many) = await asyncio.gather(
+            as_another(world.address, 1001, 27, 1001, 4242),
+            as_another(world.address, 1002, 27),
+            as_another(world.address, 1003, *range(4000, 4257)),
+        )
+    assert member == "OK"
+    assert "no rule of this daemon is for you (listener guarded, uid 1002, gid 1002, gids (27,))" in stranger
+    assert "no rule of this daemon is for you (listener guarded, uid 1003, gid 1003)" in in_too_many
+    assert {line["caller"]["uid"] for line in world.audited} == {1002, 1003}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
