@@ -11,6 +11,8 @@ from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.server.errors import InvalidRequestError
 
 MAX_FILTER_BYTES = 64 * 1024
+MAX_SELECTOR_LENGTH = 8 * 1024
+"""About what API servers take of one in a URL. Whatever is longer would take long to read."""
 MAX_REQUIREMENTS = 64
 """Of a filter's label selector: each is looked at for each cluster, at each change."""
 MAX_VALUES = 5000
@@ -101,6 +103,10 @@ def _kept(data: bytes) -> Filter:
 
 def _compiled(data: bytes) -> Filter:
     asked = pb.ClusterFilter.FromString(data)
+    if (length := len(asked.label_selector)) > MAX_SELECTOR_LENGTH:
+        raise InvalidRequestError(
+            "filter.label_selector", f"{length} characters; at most {MAX_SELECTOR_LENGTH} are taken"
+        )
     try:
         selector = parse(asked.label_selector)
     except SelectorError as error:

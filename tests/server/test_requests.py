@@ -177,6 +177,14 @@ def test_a_filter_costs_no_more_than_it_may() -> None:
         filtered(organizations=names)
 
 
+def test_a_long_selector_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = f"env in ({'x' * 60})".ljust(requests.MAX_SELECTOR_LENGTH)
+    assert len(filtered(label_selector=longest).selector.requirements) == 1
+    monkeypatch.setattr(requests, "parse", lambda text: pytest.fail("it was read"))
+    with pytest.raises(InvalidRequestError, match=r"^filter\.label_selector: 8193 characters; at most 8192 are taken$"):
+        filtered(label_selector=f"{longest} ")
+
+
 def test_a_large_filter_is_taken_and_not_kept() -> None:
     names = [f"a-rather-long-name-{number}" for number in range(1000)]
     assert filtered(names=names) == Filter(names=frozenset(names))
