@@ -104,3 +104,4 @@ async def test_without_series_of_clusters_there_are_no_names_on_the_page_either(
             for query in ("", "?json", "?json&q=alpha"):
                 page = (await get(f"{url}/{query}")).decode()
                 assert "alpha" not in page.replace("q=alpha", "").replace('value="alpha"', "")
+            assert "alpha" not in (await get(f"{url}/metrics")).decode()

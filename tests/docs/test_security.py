@@ -1,0 +1,50 @@
+"""docs/security.md names tests that are there, for every control and for everything that is said to be tried."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LINES = (ROOT / "docs" / "security.md").read_text().splitlines()
+_CONTROL = re.compile(r"\| (K\d+)? \| (.+) \| (.+) \|")
+_LINK = re.compile(r"\[`([^`]+)`\]\(\.\./tests/([^)]+)\)")
+_TRIED_FROM = LINES.index("| tried | tests |")
+
+CONTROLS = [
+    found.groups() for line in LINES[:_TRIED_FROM] if (found := _CONTROL.fullmatch(line)) and _LINK.search(line)
+]
+TRIED = [line for line in LINES[_TRIED_FROM + 2 :] if line.startswith("| ") and _LINK.search(line)]
+
+
+@cache
+def collected(path: str) -> frozenset[str]:
+    """Those that pytest collects there by themselves; a state machine is one."""
+    file = ROOT / "tests" / path
+    if not file.is_file():
+        return frozenset()
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    names = (node.name for node in ast.parse(file.read_text()).body if isinstance(node, kinds))
+    return frozenset(name for name in names if name.lower().startswith("test"))
+
+
+def test_every_control_is_there_once_and_in_order() -> None:
+    assert [number for number, *_ in CONTROLS if number] == [f"K{number}" for number in range(1, 20)]
+
+
+@pytest.mark.parametrize(
+    "row", [*(" | ".join(filter(None, row)) for row in CONTROLS), *TRIED], ids=lambda row: row[:40]
+)
+def test_what_a_row_names_is_there(row: str) -> None:
+    named = _LINK.findall(row)
+    missing = [
+        (name, path) for name, path in named if not collected(path) or (name != path and name not in collected(path))
+    ]
+    assert named
+    assert missing == []
+
+
+def test_all_that_is_tried_is_told() -> None:
+    assert len(TRIED) == 8
