@@ -1,5 +1,6 @@
 """What is deployed: valid for every Kubernetes that we name, and fit for the daemon as it is."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -171,6 +172,26 @@ def test_our_containers_are_as_restricted_as_can_be(folder: Path) -> None:
         assert set(container["resources"]["requests"]) == {"cpu", "memory"}
         assert set(container["resources"]["limits"]) == {"memory"}, "a limit on CPU would throttle its first list"
     assert pod(folder)["securityContext"]["fsGroup"] == 65532
+
+
+@every_pod
+def test_the_daemon_is_given_what_it_was_measured_to_take(folder: Path) -> None:
+    usual = {**measured("sandbox"), **measured("churn")}
+    given = daemon(folder)["resources"]
+    assert quantity(given["requests"]["memory"]) > max(usual["churn.rss_mib"], usual["idle.probed.rss_mib"])
+    assert quantity(given["requests"]["cpu"]) > usual["idle.probed.cpu_percent"] / 100
+    assert quantity(given["limits"]["memory"]) > 2 * usual["sync_100k.peak_mib"]
+
+
+def measured(run: str) -> dict[str, float]:
+    """The figures that docs/performance.md shows."""
+    figures: dict[str, float] = json.loads((ROOT / "bench" / "results" / f"{run}.json").read_text())["figures"]
+    return figures
+
+
+def quantity(text: str) -> float:
+    """In MiB, or cores."""
+    return float(text.removesuffix("Mi")) if text.endswith("Mi") else float(text.removesuffix("m")) / 1000
 
 
 @every_pod

@@ -43,8 +43,10 @@ class Way(Enum):
     """In a log: the daemon's code has the event."""
     CALLED = auto()
     """By a tool that isn't here: the service has the call."""
-    PUBLISHED = auto()
-    """Will be: tests/deploy/test_packages has both packages built and installed."""
+    INSTALLED = auto()
+    """By tests/deploy/test_packages."""
+    EXAMPLE = auto()
+    """Built and run by tests/examples."""
     SIGNALLED = auto()
     """By tests/telemetry/test_logging and tests/process/test_rights."""
 
@@ -61,14 +63,16 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.BUILT
         case ["kubectl", *_]:
             return Way.IN_A_CLUSTER
-        case ["./dev", *_] | ["export", _]:
+        case ["./dev", *_] | ["export" | "." | "cd", _]:
             return Way.LASTING
         case ["grep", *_]:
             return Way.FOUND
         case ["grpcurl", *_]:
             return Way.CALLED
-        case ["pip", "install", "milo-discovery-client"]:
-            return Way.PUBLISHED
+        case ["pip", "install", "./clients/python"]:
+            return Way.INSTALLED
+        case ["go", *_] | ["npm", *_] | ["python", "examples/python/operator_greeter.py"]:
+            return Way.EXAMPLE
         case ["sh", "-c", "kill -USR1 1" | "kill -HUP 1"]:
             return Way.SIGNALLED
     raise AssertionError(f"{block}: say here how {words} is run")
