@@ -8,7 +8,7 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from tests.deterministic.api import Api, Open
-from tests.deterministic.daemon import Daemon, Traits
+from tests.deterministic.daemon import Daemon, Disk, Traits
 from tests.deterministic.loop import VirtualLoop, clocks_of
 from tests.deterministic.subscriber import Subscriber
 from tests.deterministic.tokens import TokenApi
@@ -41,6 +41,7 @@ class Stage:
         self.api = Api(self.server, random, self._note, lies=lambda: True)
         self.tokens = TokenApi(random, self.api.inject, traits.token_life_s)
         self.handed: list[HandedOut] = []
+        self._disk = Disk(self._note) if traits.has_memory else None
         self.daemon = self._started(1)
         self.subscriber = Subscriber(
             "steady", "", lambda: self.daemon, random, self._note, lambda: None, with_kubeconfigs=with_kubeconfigs
@@ -49,7 +50,7 @@ class Stage:
 
     def _started(self, run: int) -> Daemon:
         return Daemon(
-            self.api, self.tokens, f"{run:016x}", self._traits, None, self._random, self._note, self.handed.append
+            self.api, self.tokens, f"{run:016x}", self._traits, self._disk, self._random, self._note, self.handed.append
         )
 
     async def start_anew(self) -> None:
@@ -110,9 +111,15 @@ class Stage:
         self.notes.append(parts)
 
 
-def play(scene: Callable[[Stage], Awaitable[None]], traits: Traits = TRAITS, *, with_kubeconfigs: bool = False) -> None:
+def play(
+    scene: Callable[[Stage], Awaitable[None]],
+    traits: Traits = TRAITS,
+    *,
+    with_kubeconfigs: bool = False,
+    on: VirtualLoop | None = None,
+) -> None:
     """From when all is well on, and to the verdict."""
-    loop = VirtualLoop(Random(1))
+    loop = on or VirtualLoop(Random(1))
 
     async def main() -> None:
         stage = Stage(traits, with_kubeconfigs=with_kubeconfigs)

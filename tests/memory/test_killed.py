@@ -7,8 +7,10 @@ from random import Random
 
 import pytest
 
-from milo_discoveryd.memory.keeper import Keeper
-from tests.memory.test_image import ORIGIN
+from milo_discoveryd.memory.image import Image
+from milo_discoveryd.memory.keeper import FILE, Keeper
+from tests.dying import deaths
+from tests.memory.test_image import ORIGIN, kept
 
 WRITING = """
 import sys
@@ -25,6 +27,42 @@ while True:
     for image in images:
         keeper._write(image, True)
 """
+
+DYING = """
+import sys
+from pathlib import Path
+from milo_discoveryd.memory import keeper
+from milo_discoveryd.memory.image import Image
+from tests.dying import die_at_every_line
+from tests.memory.test_image import ORIGIN, kept
+
+def write():
+    keeper.Keeper(Path(sys.argv[1]), ORIGIN)._write(Image(ORIGIN, 0.0, (kept("another"),)), True)
+
+die_at_every_line(keeper.__file__, write)
+"""
+
+
+@pytest.mark.parametrize("before", [[], ["one"]], ids=["the-first", "the-next"])
+def test_at_whatever_line_it_dies_there_is_one_image_or_the_other_and_the_next_can_be_written(
+    tmp_path: Path, before: list[str]
+) -> None:
+    keeper = Keeper(tmp_path, ORIGIN)
+
+    def start_over() -> None:
+        (tmp_path / FILE).unlink(missing_ok=True)
+        if before:
+            assert keeper._write(Image(ORIGIN, 0.0, tuple(map(kept, before))), was_well=True)
+
+    found: list[list[str]] = []
+    start_over()
+    for _ in deaths(DYING, tmp_path):
+        image = keeper.recall()
+        found.append([] if image is None else [each.target.name for each in image.clusters])
+        start_over()
+    assert found == sorted(found, key=lambda names: names == ["another"])
+    assert found.count(before) >= 10, "lines before it is in its place"
+    assert found.count(["another"]) >= 1, "and after that"
 
 
 @pytest.mark.parametrize("seed", range(3))
