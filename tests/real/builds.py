@@ -71,15 +71,24 @@ ETCD = GoProgram(
 )
 
 _KUBERNETES = "k8s.io/component-base/version"
-KUBE_APISERVER = GoProgram(
-    name="kube-apiserver",
-    version="v1.35.4",
-    module="k8s.io/kubernetes",
-    package="k8s.io/kubernetes/cmd/kube-apiserver",
-    definition=_DEFINITIONS / "kube-apiserver",
-    # A bare build says of itself that it is v0.0.0, which kubectl warns of.
-    link=f"-s -w -X {_KUBERNETES}.gitVersion=v1.35.4 -X {_KUBERNETES}.gitMajor=1 -X {_KUBERNETES}.gitMinor=35",
-)
+
+
+def _kube_apiserver(version: str) -> GoProgram:
+    major, minor, _ = version.split(".")
+    stamps = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor}
+    return GoProgram(
+        name="kube-apiserver",
+        version=f"v{version}",
+        module="k8s.io/kubernetes",
+        package="k8s.io/kubernetes/cmd/kube-apiserver",
+        definition=_DEFINITIONS / f"kube-apiserver-{major}.{minor}",
+        # A bare build says of itself that it is v0.0.0, which kubectl warns of.
+        link=" ".join(["-s -w", *(f"-X {_KUBERNETES}.{name}={value}" for name, value in stamps.items())]),
+    )
+
+
+KUBE_APISERVERS = {"1.35": _kube_apiserver("1.35.4"), "1.33": _kube_apiserver("1.33.13")}
+"""By minor; the first is what is built unless another is asked for."""
 
 MILO = GoProgram(
     name="milo",

@@ -8,9 +8,10 @@ import msgspec
 
 from tests.real.builds import (
     ETCD,
-    KUBE_APISERVER,
+    KUBE_APISERVERS,
     MILO,
     PEER,
+    GoProgram,
     Say,
     UnobtainableError,
     module_version,
@@ -22,6 +23,7 @@ from tests.real.builds import (
 KUBERNETES_BINARY = "KUBE_APISERVER"
 MILO_BINARY = "MILO_APISERVER"
 PEER_BINARY = "MILO_PEER"
+KUBERNETES_MINOR = "KUBERNETES"
 
 _OWN_DEFINITIONS = Path(__file__).parent / "crds"
 _CONTROL_PLANES = Path("config/crd/bases/infrastructure/infrastructure.miloapis.com_projectcontrolplanes.yaml")
@@ -48,7 +50,7 @@ class Programs(msgspec.Struct, frozen=True, kw_only=True):
 def programs(say: Say) -> Programs:
     """Obtains every program; raises GoMissingError or UnobtainableError where not even the stand-ins can be had."""
     etcd = obtain(ETCD, say)
-    kubernetes = _given(KUBERNETES_BINARY) or obtain(KUBE_APISERVER, say)
+    kubernetes = _given(KUBERNETES_BINARY) or obtain(kubernetes_asked_for(), say)
     title = _title_of_kubernetes(kubernetes)
     missing, has_milo = [], True
     try:
@@ -106,6 +108,17 @@ def _given(variable: str) -> Path | None:
     if not os.access(path, os.X_OK):
         raise UnobtainableError(f"{variable} is {path!r}, which is no program: give the path of a binary")
     return Path(path)
+
+
+def kubernetes_asked_for() -> GoProgram:
+    newest = next(iter(KUBE_APISERVERS))
+    minor = os.environ.get(KUBERNETES_MINOR) or newest
+    if minor not in KUBE_APISERVERS:
+        known = ", ".join(KUBE_APISERVERS)
+        raise UnobtainableError(
+            f"{KUBERNETES_MINOR} is {minor!r}, and how to build that is not known: give one of {known}"
+        )
+    return KUBE_APISERVERS[minor]
 
 
 def _title_of_kubernetes(binary: Path) -> str:

@@ -7,7 +7,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.real.builds import GoMissingError, GoProgram, UnobtainableError, go_command, module_version, obtain
+from tests.real.builds import (
+    KUBE_APISERVERS,
+    GoMissingError,
+    GoProgram,
+    UnobtainableError,
+    go_command,
+    module_version,
+    obtain,
+)
+from tests.real.programs import kubernetes_asked_for
 
 HELLO = "package main\n\nfunc main() {}\n"
 WANTS_MORE = HELLO.replace("func", 'import _ "example.com/nowhere"\n\nfunc')
@@ -111,3 +120,15 @@ def test_what_is_built_already_needs_no_go(hello: GoProgram, monkeypatch: pytest
     monkeypatch.setenv("PATH", "/nowhere")
 
     assert obtain(hello, lambda _: None) == hello.binary()
+
+
+def test_a_minor_that_cannot_be_built_is_refused_with_those_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES", "1.2")
+    with pytest.raises(UnobtainableError, match=r"KUBERNETES is '1\.2'.*give one of 1\.35, 1\.33"):
+        kubernetes_asked_for()
+
+
+def test_each_minor_is_built_from_a_definition_that_names_it() -> None:
+    for minor, program in KUBE_APISERVERS.items():
+        assert f"k8s.io/kubernetes {program.version}" in (program.definition / "go.mod").read_text()
+        assert program.version.startswith(f"v{minor}.")
