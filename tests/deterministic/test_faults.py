@@ -1,29 +1,15 @@
 """One fault at a time, each under its number in docs/reliability.md, and what becomes of it."""
 
 import asyncio
-from random import Random
 
 import pytest
 from msgspec.structs import replace
 
-from milo_discoveryd.connectivity.prober import Prober
-from milo_discoveryd.connectivity.schedule import Failed, Outcome, Reached, Schedule, Verdict
-from milo_discoveryd.connectivity.schedule import Policy as Probing
 from milo_discoveryd.errors import TransportError
-from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.source import SourceState
-from milo_discoveryd.reflect.deletions import Suspicions
-from milo_discoveryd.reflect.machine import Listed, ListEnded, ListStarted
-from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.server.frames import encoder
-from tests.deterministic.daemon import Ledger
-from tests.deterministic.loop import VirtualLoop, clocks_of
 from tests.deterministic.stage import TRAITS, Stage, play
 from tests.deterministic.troubles import TROUBLES, Trouble
 from tests.properties.api_server import bookmark, line
-from tests.registry.fleets import ready
 
 ANSWERED = [each for each in TROUBLES if set(each.kinds) == {"list", "open", "look"}]
 
@@ -326,40 +312,3 @@ def test_f30_a_list_may_take_minutes_as_long_as_it_comes() -> None:
         assert stage.api.requests["list"] == 0
 
     play(scene)
-
-
-def test_f58_black_holes_delay_nobody_else() -> None:
-    """Of five hundred clusters, fifty never answer a probe."""
-    loop = VirtualLoop(Random(1))
-    clusters = [f"p-{number:03}" for number in range(500)]
-    holes = set(clusters[::10])
-
-    async def main() -> None:
-        reached: dict[str, float] = {}
-
-        async def ask(cluster: Cluster) -> Outcome:
-            await asyncio.sleep(0.01)
-            if cluster.target.name in holes:
-                await asyncio.sleep(5.0)
-                return Failed("timeout", "no answer", is_of_host=True)
-            return Reached()
-
-        def tell(verdict: Verdict) -> None:
-            reached.setdefault(verdict.name, loop.time())
-
-        notes: list[tuple[object, ...]] = []
-        ledger = Ledger(lambda *parts: notes.append(parts))
-        fleet = Fleet(ChangeLog(encoder("0" * 16), Retention()), Suspicions(lambda: 0.0), ledger)
-        prober = Prober(Schedule(Probing(), lambda: 0.5), ask, tell, ledger, lambda name, incarnation: True)
-        fleet.on(EventType.ENGAGED, prober.engaged)
-        probing = asyncio.create_task(prober.run())
-        for _ in fleet.take([ListStarted(), *(Listed(ready(name)) for name in clusters), ListEnded()], loop.time()):
-            pass
-        assert (fleet.registry.engaged, loop.time()) == (500, 0.0), "engaged before anything was probed"
-        await asyncio.sleep(30.0)
-        assert {name for name in clusters if name in reached} == set(clusters) - holes
-        assert max(reached.values()) <= 500 / Probing().rate_per_s + 10.0
-        probing.cancel()
-
-    with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
-        runner.run(main())

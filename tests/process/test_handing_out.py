@@ -22,7 +22,7 @@ WELL = HandedOut(
 
 
 @pytest.mark.parametrize("said", [{}, {"uid": "", "incarnation": ""}, {"uid": ""}])
-def test_what_was_handed_out_rightly_passes(said: dict[str, str]) -> None:
+def test_what_was_handed_out_rightly_passes(said: dict[str, Any]) -> None:
     assert [*handed_rightly([replace(WELL, **said)])] == []
 
 
