@@ -97,7 +97,7 @@ def _facts(status: Status, question: Question) -> str:
     unconfirmed = status.deletions_unconfirmed
     return "".join(
         (
-            *(state(name, count) for name, count in status.counts.items()),
+            *(state(name, count) for name, count in sorted(status.counts.items(), key=lambda each: each[0] != "ready")),
             plain(unconfirmed, "deletions to confirm", warn=unconfirmed > 0),
             plain(len(status.subscribers), "subscribers"),
         )
@@ -136,7 +136,8 @@ def _happenings(status: Status) -> str:
     return _table(
         ("when", "what", "cluster", "why"),
         (
-            f'<td class="t">{_ago(each.at, status.at)}</td><td>{escape(each.type)}</td><td>{escape(each.cluster)}</td>'
+            f'<td class="t">{_ago(each.at, status.at)}</td><td class="t">{escape(each.type)}</td>'
+            f'<td class="t">{escape(each.cluster)}</td>'
             f"<td>{escape(': '.join(filter(None, (each.reason, each.message))))}</td>"
             for each in status.happenings[:_ROWS_ABOVE]
         ),

@@ -67,6 +67,11 @@ def read(shown: Status, question: Question = EVERYTHING) -> Reader:
     return Reader(status_page.render(shown, question))
 
 
+def test_how_many_are_engaged_is_told_before_what_else_there_is() -> None:
+    words = Reader(status_page.render(status(), EVERYTHING)).words
+    assert "1 engaged 0 malformed 0 not ready 0 outside the selector 0 gone" in words
+
+
 def test_it_says_at_the_top_how_the_source_is_and_since_when() -> None:
     words = read(status()).words
     assert "STREAMING since 2027-01-15 07:58:30 UTC (1 min 30 s ago); the source last answered 12 s ago" in words
