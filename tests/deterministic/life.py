@@ -103,7 +103,7 @@ class Life:
                 await self._step()
                 await asyncio.sleep(random.choice(PAUSES_S))
             recovery_s = await self._heal()
-            await self._until(lambda: not self._unrevoked, within_s=REVOKED_WITHIN_S)
+            await self._until(lambda: self._all_is_well() and not self._unrevoked, within_s=REVOKED_WITHIN_S)
             judged = self._judged()
             for task in running:
                 task.cancel()
