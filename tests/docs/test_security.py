@@ -2,7 +2,11 @@
 
 import ast
 import re
+import subprocess
+import sys
+import tomllib
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -48,3 +52,41 @@ def test_what_a_row_names_is_there(row: str) -> None:
 
 def test_all_that_is_tried_is_told() -> None:
     assert len(TRIED) == 8
+
+
+# --- dependencies ---
+
+
+def dependencies() -> set[str]:
+    """Of both packages, with what may be installed besides for running them."""
+    found: set[str] = set()
+    for folder in (ROOT, ROOT / "clients" / "python"):
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        extras = project["optional-dependencies"]
+        for requirement in (*project["dependencies"], *extras.get("traces", ()), *extras.get("kubernetes", ())):
+            found.add(re.split(r"[^\w-]", requirement)[0])
+    return found - {"milo-discovery-client"}
+
+
+def test_every_dependency_is_reviewed_and_nothing_else_is() -> None:
+    first = LINES.index("| package | for | what it has to do with | licence | kept by |") + 2
+    rows = list(takewhile(lambda line: line.startswith("|"), LINES[first:]))
+    assert {name for row in rows for name in re.findall(r"`([\w.-]+)`", row.split(" | ")[0])} == dependencies()
+
+
+def test_of_what_kubernetes_brings_a_connection_leaves_be_what_is_said() -> None:
+    [said] = re.findall(r"leaves be what its other clients need: (.*?)\. ", " ".join(LINES))
+    left = {name.replace("-", "_").removesuffix("_client") for name in re.findall(r"`([\w-]+)`", said)}
+    program = (
+        "import asyncio, ssl, sys, milo_discoveryd.app\n"
+        "from milo_discoveryd.watchers.connection import _Pool\n"
+        "async def connect():\n"
+        "    context = ssl.create_default_context()\n"
+        "    await _Pool('https://a.test', context, None, tls_server_name=None, proxy=None, limit=1).aclose()\n"
+        "asyncio.run(connect())\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})\n"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "kubernetes" in loaded
+    assert len(left) == 7
+    assert not left & set(loaded)
