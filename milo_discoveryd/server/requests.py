@@ -21,6 +21,7 @@ MAX_PAGE_SIZE = 5000
 DEFAULT_PAGE_SIZE = 500
 HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
 MAX_TOKEN_LENGTH = 256
+_LONGEST_NAME = 253
 
 
 class Watch(msgspec.Struct, frozen=True):
@@ -76,9 +77,14 @@ def listing(request: pb.ListClustersRequest) -> Listing:
 def name(text: str, field: str) -> str:
     if not text:
         raise InvalidRequestError(field, "empty; it takes the name of a project")
-    if len(text) > 253:
-        raise InvalidRequestError(field, "longer than any project's name (253 characters)")
+    if len(text) > _LONGEST_NAME:
+        raise InvalidRequestError(field, f"longer than any project's name ({_LONGEST_NAME} characters)")
     return text
+
+
+def cut(text: str) -> str:
+    """What was asked for, before anybody has looked at it: as much of it as a name may have."""
+    return text[:_LONGEST_NAME]
 
 
 def _filter(request: pb.WatchClustersRequest | pb.ListClustersRequest) -> Filter:

@@ -124,8 +124,8 @@ class Service:
         )
 
     async def get_cluster(self, request: pb.GetClusterRequest, caller: Caller) -> pb.GetClusterResponse:
-        name = requests.name(request.name, "name")
-        async with self._access.visiting(caller, "GetCluster", cluster=name) as visit:
+        async with self._access.visiting(caller, "GetCluster", cluster=requests.cut(request.name)) as visit:
+            name = requests.name(request.name, "name")
             record = self._seen(name, visit)
             if record is None:
                 perhaps = "" if self._fleet.synced else "; no complete list of the source was seen yet"
@@ -143,9 +143,9 @@ class Service:
         )
 
     async def issue_kubeconfig(self, request: pb.IssueKubeconfigRequest, caller: Caller) -> pb.IssueKubeconfigResponse:
-        asked = requests.issue(request)
         try:
-            async with self._access.visiting(caller, "IssueKubeconfig", cluster=asked.cluster) as visit:
+            async with self._access.visiting(caller, "IssueKubeconfig", cluster=requests.cut(request.cluster)) as visit:
+                asked = requests.issue(request)
                 with _credential_errors():
                     made = await self._issued(asked, visit)
         except CallError as error:

@@ -183,12 +183,16 @@ async def test_whom_no_rule_is_for_is_told_so_by_every_call_and_nothing_else(hou
             await error(nobody.stub.GetCluster(pb.GetClusterRequest(name="alpha"))),
             await error(nobody.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))),
             await error(nobody.stub.GetServerInfo(pb.GetServerInfoRequest())),
+            await error(nobody.stub.ListClusters(pb.ListClustersRequest(page_token="x"))),
+            await error(nobody.stub.GetCluster(pb.GetClusterRequest(name="x" * 10_000))),
+            await error(nobody.stub.IssueKubeconfig(pb.IssueKubeconfigRequest())),
         ]
         async with nobody.watching() as watching:
             errors.append(await watching.error())
     words = "no rule of this daemon is for you (listener nobody): ask who runs it for one"
     assert {told_of(each) for each in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE", words, None)}
-    assert house.refusals() == [("nobody", "NO_RULE")] * 5
+    assert house.refusals() == [("nobody", "NO_RULE")] * 8
+    assert max(len(line.get("cluster", "")) for line in house.world.audited) == 253
 
 
 # --- rights that change ---
