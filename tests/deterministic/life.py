@@ -139,7 +139,7 @@ class Life:
 
     async def _things_happen(self) -> None:
         for _ in range(self._random.choice((1, 1, 2, 4))):
-            self._world.happens(may_garble=self._is_synced)
+            self._world.happens(may_garble=self._knows_for_itself)
             if self._random.random() < 0.5:
                 self._api.ring()
                 await asyncio.sleep(0)
@@ -356,13 +356,9 @@ class Life:
     # --- what it is made of ---
 
     @property
-    def _is_synced(self) -> bool:
-        return self._daemon is not None and self._daemon.fleet.synced
-
-    @property
     def _knows_for_itself(self) -> bool:
-        """Before that, nobody can tell a list with holes from a whole one."""
-        return self._daemon is not None and self._is_synced and not self._daemon.fleet.is_remembered
+        """Before that, nobody can tell a list with holes from a whole one, nor what it was that can't be read."""
+        return self._daemon is not None and self._daemon.fleet.synced and not self._daemon.fleet.is_remembered
 
     def _start(self) -> None:
         self._runs += 1
