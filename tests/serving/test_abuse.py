@@ -193,5 +193,22 @@ async def test_a_connection_has_no_more_streams_than_it_may(target: Target) -> N
         assert len(world.service.streams) == STREAMS
 
 
+async def test_messages_and_metadata_are_as_large_as_they_may_be_and_no_larger(target: Target) -> None:
+    target.world.listed(ready("alpha"))
+    async with target.channel() as channel:
+        listing = DiscoveryServiceStub(channel).ListClusters
+        for message_kib, metadata_kib, expected in (
+            (250, 0, "INVALID_ARGUMENT"),  # it is read, and then its filter is too large
+            (260, 0, "RESOURCE_EXHAUSTED"),
+            (0, 7, "OK"),
+            (0, 17, "RESOURCE_EXHAUSTED"),
+        ):
+            request = pb.ListClustersRequest(filter=pb.ClusterFilter(names=["x" * 1024] * message_kib))
+            call = listing(request, metadata=(("x-long", "y" * 1024 * metadata_kib),))
+            with suppress(grpc.aio.AioRpcError):
+                await call
+            assert (await call.code()).name == expected
+
+
 def usage() -> tuple[int, int]:
     return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())
