@@ -21,6 +21,8 @@ from tests.deploy.manifests import DEPLOY, ROOT, arguments, environment, pod
 from tests.deploy.validators import validator
 
 DEMO = DEPLOY / "overlays" / "demo"
+# Everything is installed from nothing: that is a matter of the network, and of who else is at work.
+pytestmark = pytest.mark.timeout(300)
 NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
 
 
