@@ -128,9 +128,9 @@ class Issuer:
             if not terms.allow(minter.source.name):
                 continue
             await minter.first_attempt(FIRST_ATTEMPT_S)
-            if not isinstance(minter.trouble, UnfitError):
+            if (unfit := _unfit_for_all(minter)) is None:
                 return None
-            found = minter.trouble
+            found = unfit
         return found
 
     def ask(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> Kept:
@@ -199,8 +199,8 @@ class Issuer:
     def hand_out_command(self, cluster: Cluster, incarnation: str, to: Recipient) -> Kubeconfig:
         """The form that holds no secret, and asks for one each time. Raises UnfitError where it would ask in vain."""
         minter = self._minter(cluster, to.terms)
-        if minter.source.scope is Scope.IDENTITY and isinstance(minter.trouble, UnfitError):
-            raise minter.trouble
+        if (unfit := _unfit_for_all(minter)) is not None:
+            raise unfit
         target = cluster.target
         text = rendering.exec_form(target.name, target.endpoint, self._place(), self._address())
         self._tally.kubeconfig_issued("ok")
@@ -293,12 +293,19 @@ class Issuer:
         return next(minter for _, minter in self._offers if minter.source.name == key.source)
 
     def _not_now(self, minter: Minter, kept: Kept) -> CredentialError:
-        failure = kept.lease.failure or minter.trouble
-        if isinstance(failure, UnfitError):
-            return failure
+        unfit = kept.lease.failure or _unfit_for_all(minter)
+        if isinstance(unfit, UnfitError):
+            return unfit
         due_at = kept.lease.due_at
         wait = 1.0 if due_at is None else max(1.0, due_at - minter.now().steady)
+        failure = kept.lease.failure or minter.trouble
         return NotNowError(str(failure or f"{minter.source.name} has not answered yet"), wait)
+
+
+def _unfit_for_all(minter: Minter) -> UnfitError | None:
+    """Where each cluster has its own, what is unfit for one says nothing of the others."""
+    is_of_all = minter.source.scope is Scope.IDENTITY
+    return minter.trouble if is_of_all and isinstance(minter.trouble, UnfitError) else None
 
 
 def _told(wall: float) -> str:

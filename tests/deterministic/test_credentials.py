@@ -5,8 +5,10 @@ import asyncio
 from msgspec.structs import replace
 
 from tests.deterministic.stage import TRAITS, Stage, play
+from tests.deterministic.tokens import TOKEN_TROUBLES
 from tests.process.handing_out import mark
 
+FOR_EVER = next(each for each in TOKEN_TROUBLES if each.name == "a token for ever")
 SHORT = replace(TRAITS, token_life_s=60.0)
 
 
@@ -106,3 +108,22 @@ def test_f54_what_tokens_are_bound_to_is_made_again_when_somebody_has_deleted_it
         assert stage.subscriber.can_work
 
     play(scene, SHORT, with_kubeconfigs=True)
+
+
+def test_f51_a_source_that_was_unfit_for_clusters_that_are_gone_is_tried_again_for_others() -> None:
+    """Nobody asks for what is gone, so nothing else would find out that it is fit by now."""
+
+    async def scene(stage: Stage) -> None:
+        stage.tokens.only = FOR_EVER
+        stage.happens("d")
+        await asyncio.sleep(10.0)
+        for name in "abcd":
+            stage.world.delete(name)
+        stage.api.ring()
+        await asyncio.sleep(120.0)
+        stage.tokens.only = None
+        stage.subscriber.cut()
+        stage.happens("e")
+        assert await stage.until(lambda: tokens_of(stage, "e")) <= 60.0
+
+    play(scene, with_kubeconfigs=True)

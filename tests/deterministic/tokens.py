@@ -106,6 +106,8 @@ class TokenApi:
     def __init__(self, random: Random, inject: Callable[[str, str], None], longest_s: float) -> None:
         """`longest_s`: for how long it lets tokens live, whatever is asked for."""
         self.trouble = 0.0
+        self.only: TokenTrouble | None = None
+        """What every request comes to."""
         self.down_until = 0.0
         self.pause_s = 0.0
         """Before each answer."""
@@ -145,9 +147,9 @@ class TokenApi:
             await asyncio.sleep(self.pause_s or 0.05 * self._random.random())
         if self._loop.time() < self.down_until:
             raise TransportError("connect", "the server is down")
-        if not self.trouble or self._random.random() >= self.trouble:
+        if self.only is None and (not self.trouble or self._random.random() >= self.trouble):
             return do("as asked")
-        trouble = self._random.choice(TOKEN_TROUBLES)
+        trouble = self.only or self._random.choice(TOKEN_TROUBLES)
         self._inject(trouble.row, trouble.name)
         match trouble.comes:
             case Answered(make):

@@ -315,6 +315,19 @@ async def test_what_an_earlier_run_of_the_daemon_minted_for_it_is_revoked_as_wel
         await eventually(lambda: backend.revoked == [("alpha", 1)])
 
 
+async def test_what_is_unfit_for_one_cluster_refuses_no_other() -> None:
+    backend = Backend(Scope.CLUSTER)
+    backend.failure = UnfitError("it lives for ever")
+    async with issuing(backend) as issuer:
+        with pytest.raises(UnfitError, match="it lives for ever"):
+            await got(issuer)
+        assert await issuer.refusal(UNLIMITED) is None
+        with pytest.raises(NotNowError):
+            token(issuer, a_cluster("beta", 2))
+        backend.failure = None
+        assert await got(issuer, a_cluster("beta", 2)) == f"{CANARY}-beta-{len(backend.asked)}"
+
+
 async def test_what_a_cluster_had_is_revoked_when_it_is_disengaged_however_often_that_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
