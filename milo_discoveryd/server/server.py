@@ -179,14 +179,18 @@ def _bind(server: grpc.aio.Server, address: str) -> int:
 
 def _listen(address: TcpAddress) -> socket.socket:
     try:
-        if not address.host:
-            both = socket.has_dualstack_ipv6()
-            family = socket.AF_INET6 if both else socket.AF_INET
-            return socket.create_server(("", address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
-        family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server((str(place[0]), address.port), family=family, backlog=_BACKLOG)
+        both = not address.host and socket.has_dualstack_ipv6()
+        host, family = "", socket.AF_INET6 if both else socket.AF_INET
+        if address.host:
+            family, _, _, _, place = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)[0]
+            host = str(place[0])
+        listening = socket.create_server((host, address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         raise _not_free(address) from error
+    # Connections have it from here. asyncio sets it only for sockets that were made with the number of TCP, and this was
+    # not: one event in twenty would wait 30 ms and more for an acknowledgement.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 def _not_free(address: TcpAddress) -> StartError:

@@ -20,12 +20,13 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.arrivals import Arrivals
 from milo_discoveryd.server.certificates import ServerTls
 from milo_discoveryd.server.listener import Listener, TcpAddress
+from milo_discoveryd.server.relay import Leg
 from tests.certificates import Authority, Pair
 from tests.eventually import eventually
 from tests.serving.conftest import World, a_world, ready
-from tests.serving.test_peers import callers, front, reason
+from tests.serving.test_peers import callers, front, legs, reason
 
-__all__ = ["callers"]
+__all__ = ["callers", "legs"]
 
 SPIFFE = x509.UniformResourceIdentifier("spiffe://example.com/ns/milo/sa/operator")
 
@@ -124,6 +125,13 @@ async def test_a_certificate_without_a_name_is_nobodys_whatever_its_common_name(
     assert (error.code(), reason(error)) == (grpc.StatusCode.UNAUTHENTICATED, "NO_NAME")
     assert [line["reason"] for line in world.audited] == ["NO_NAME"]
     assert callers == []
+
+
+async def test_what_is_sent_waits_for_no_acknowledgement(place: Place, legs: list[Leg]) -> None:
+    async with tcp(place) as world, client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
+        await stub.ListClusters(pb.ListClustersRequest())
+        connected = legs[0].transport.get_extra_info("socket")
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 def client_context(place: Place, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
