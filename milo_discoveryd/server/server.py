@@ -187,8 +187,8 @@ def _listen(address: TcpAddress) -> socket.socket:
         listening = socket.create_server((host, address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
         raise _not_free(address) from error
-    # Connections have it from here. asyncio sets it only for sockets that were made with the number of TCP, and this was
-    # not: one event in twenty would wait 30 ms and more for an acknowledgement.
+    # Connections have it from here. asyncio sets it only for sockets that were made with the number of TCP, as this
+    # was not: one event in twenty would wait 30 ms and more for an acknowledgement.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
