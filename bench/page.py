@@ -1,7 +1,8 @@
 """`python -m bench.page [--check]`: puts the figures of bench/results into docs/performance.md, and draws its plots.
 
 The page's words are written by hand. From `<!-- figures: NAME KEY... -->` to `<!-- end -->` is a table: the figures of
-bench/results/NAME.json whose keys match. From `<!-- run: NAME -->` on it is what was run, where and when.
+bench/results/NAME.json whose keys match. From `<!-- run: NAME -->` on it is what was run, where and when, and from
+`<!-- twice: NAME OTHER -->` on how far two runs agree.
 """
 
 import argparse
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from bench import agreement, plots
 from bench import bars as limits
-from bench import plots
 from bench.report import Figures, Results, rounded, spread
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,10 +23,12 @@ RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 IMAGES = ROOT / "docs" / "images"
 
-_BLOCK = re.compile(r"(<!-- (figures|run): (\S+)([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (figures|run|twice): (\S+)([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MUCH = 2.5
 """Of load for a core: the bench itself keeps all cores busy for much of its time."""
 _BUSY = " The machine had much else to do: what is said of time here says little."
+_AGAIN = "again"
+"""The same a second time, to see how much of it is noise: no plot is drawn of that."""
 _READERS = {
     "": "milo-discoveryd",
     "client_go_": "client-go informer",
@@ -53,8 +56,8 @@ def made() -> dict[Path, str]:
     results = {path.stem: msgspec.json.decode(path.read_bytes(), type=Results) for path in RESULTS.glob("*.json")}
     found = {PAGE: filled(PAGE.read_text(), results)}
     figures: Figures = {}
-    for each in results.values():
-        if each.upstream == "sandbox":
+    for name, each in results.items():
+        if each.upstream == "sandbox" and name != _AGAIN:
             figures |= each.figures
     for name, draw in _PLOTS.items():
         found[IMAGES / f"performance-{name}.svg"] = draw(figures)
@@ -64,10 +67,19 @@ def made() -> dict[Path, str]:
 def filled(text: str, results: dict[str, Results]) -> str:
     def fill(block: "re.Match[str]") -> str:
         begin, kind, name, keys, end = block.groups()
-        of = results.get(name)
-        if of is None:
+        match kind:
+            case "run":
+                filling = _run(of(name), name)
+            case "twice":
+                filling = _twice(of(name), of(keys.strip()))
+            case _:
+                filling = _table(of(name), keys.split())
+        return begin + filling + end
+
+    def of(name: str) -> Results:
+        if name not in results:
             raise SystemExit(f"there is no bench/results/{name}.json, which ./dev bench --json writes")
-        return begin + (_run(of, name) if kind == "run" else _table(of, keys.split())) + end
+        return results[name]
 
     return _BLOCK.sub(fill, text)
 
@@ -94,6 +106,20 @@ def _table(of: Results, keys: list[str]) -> str:
                 between = spread(*of.spread[key]) if key in of.spread else ""
                 judged = limits.verdict(key, value, held_to).value
                 rows.append(f"| `{key}` | {rounded(value)} | {between} | {bar or ''} | {judged} |")
+    return "\n".join(rows) + "\n"
+
+
+def _twice(one: Results, other: Results) -> str:
+    keys, apart = agreement.shared(one, other), list(agreement.apart(one, other))
+    rows = [f"Of {len(keys)} figures, {len(keys) - len(apart)} agree."]
+    if apart:
+        rows += ["", "| those that don't | one run | rounds | the other | rounds |", "|---|--:|---|--:|---|"]
+    for key in apart:
+        figures = (
+            f"{rounded(run.figures[key])} | {spread(*run.spread[key]) if key in run.spread else ''}"
+            for run in (one, other)
+        )
+        rows.append(f"| `{key}` | {' | '.join(figures)} |")
     return "\n".join(rows) + "\n"
 
 
