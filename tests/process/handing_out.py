@@ -8,6 +8,8 @@ import msgspec
 
 CAP_S = 900.0
 """The longest life that the daemon is to ask for."""
+ROUNDED_S = 0.001
+"""Times are told in several forms."""
 
 
 @dataclass
@@ -79,7 +81,7 @@ def handed_rightly(handed: Iterable[HandedOut]) -> Iterator[str]:
             yield f"{each}, had ended {each.at - each.token.ends_at:.1f} s before"
         if each.was_revoked:
             yield f"{each}, had been revoked"
-        if each.ends_at > each.token.ends_at:
+        if each.ends_at > each.token.ends_at + ROUNDED_S:
             yield f"{each}, was said to live {each.ends_at - each.token.ends_at:.1f} s longer than it does"
         if each.ends_at - each.at > CAP_S:
             yield f"{each}, was handed out for {each.ends_at - each.at:.0f} s, and {CAP_S:.0f} are allowed"

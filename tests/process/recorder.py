@@ -1,6 +1,7 @@
 """A subscriber by the proto file alone, that keeps its history. It can be slow, and it can be cut."""
 
 import asyncio
+from dataclasses import dataclass
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
@@ -13,9 +14,20 @@ from tests.process.validators import Reader
 _TRY_AGAIN_S = 0.05
 
 
+@dataclass(frozen=True)
+class Given:
+    """A kubeconfig, and as what its cluster was engaged by all that had been told until then."""
+
+    event: pb.ClusterEvent
+    engaged: tuple[str, str] | None
+    """UID and incarnation."""
+
+
 class Recorder:
-    def __init__(self, who: str, address: str, label_selector: str = "") -> None:
+    def __init__(self, who: str, address: str, label_selector: str = "", *, with_kubeconfigs: bool = False) -> None:
         self.history = History(who, label_selector)
+        self.given: list[Given] = []
+        self._with_kubeconfigs = with_kubeconfigs
         self._address = address
         self._reads = asyncio.Event()
         self._reads.set()
@@ -50,6 +62,7 @@ class Recorder:
                 resume_revision=self._revision,
                 filter=pb.ClusterFilter(label_selector=self.history.label_selector),
                 heartbeat_interval=Duration(seconds=1),
+                include_kubeconfigs=self._with_kubeconfigs,
             )
             async with streams.Stream(self._address, request) as self._stream:
                 await self._read(self._stream, noting)
@@ -59,11 +72,20 @@ class Recorder:
         while True:
             await self._reads.wait()
             try:
-                batch = noted(await stream.batch())
+                message = await stream.batch()
             except (grpc.aio.AioRpcError, asyncio.CancelledError, TimeoutError):
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
                 return  # ended by the daemon, or cut, or without a heartbeat for long
+            batch = noted(message)
             noting.batches.append(batch)
             list(self._reader.take(batch))
+            self.given += (
+                Given(each, self._known(each.cluster.name)) for each in message.events if each.kubeconfig.cluster
+            )
             self._revision = batch.revision or self._revision
+
+    def _known(self, name: str) -> tuple[str, str] | None:
+        known = self._reader.snapshot if self._reader.snapshot is not None else self._reader.view
+        told = known.get(name)
+        return None if told is None else (told.uid, told.incarnation)

@@ -1,8 +1,10 @@
 """Random lives under all kinds of faults, the same ones for the same seed; afterwards every history is judged."""
 
 import asyncio
+import json
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from hashlib import sha256
 from random import Random
 from typing import Any
 
@@ -10,12 +12,14 @@ from milo_discovery import Event
 from tests.eventually import eventually
 from tests.process.conftest import Place
 from tests.process.daemon import DaemonProcess
+from tests.process.handing_out import HandedOut, Token, handed_rightly, mark, token_in
 from tests.process.recorder import Recorder
 from tests.process.upstream import State, Upstream
 from tests.process.validators import alternating, breaches
 
 NAMES = [f"p-{number}" for number in range(40)]
 ENVIRONMENTS = ("prod", "staging", "dev")
+ACCOUNT = "operators"
 BIG = "x" * 40_000
 """Enough of it in each event for a slow reader to fall behind, and be told less."""
 
@@ -123,10 +127,14 @@ async def test_whatever_happens_every_subscriber_is_told_the_truth_and_nothing_e
     world = World(place, random)
     fast = Recorder("fast", place.address)
     slow = Recorder("slow", place.address)
-    restless = Recorder("restless", place.address)
+    restless = Recorder("restless", place.address, with_kubeconfigs=True)
     prod = Recorder("prod", place.address, "env=prod")
     recorders = (fast, slow, restless, prod)
-    settings: dict[str, Any] = {"annotation_prefixes": ["example.com/"], "connectivity": {"interval": "1s"}}
+    settings: dict[str, Any] = {
+        "annotation_prefixes": ["example.com/"],
+        "connectivity": {"interval": "1s"},
+        "kubeconfigs": {"sources": [token_source(place)]},
+    }
     async with place.daemon(**settings) as daemon, place.client() as client:
         await daemon.start()
         faults = Faults(place, daemon, world, random)
@@ -157,6 +165,7 @@ async def test_whatever_happens_every_subscriber_is_told_the_truth_and_nothing_e
             await daemon.during(eventually(lambda: told(fast), within_s=45))
         await daemon.during(eventually(lambda: all(map(told, recorders))))
         await eventually(lambda: {name: each.uid for name, each in watch.clusters.items()} == _uids(fast))
+        await eventually(lambda: has_good_ones(restless, place))
         assert await daemon.terminate() == 0
         for task in tasks:
             task.cancel()
@@ -164,6 +173,8 @@ async def test_whatever_happens_every_subscriber_is_told_the_truth_and_nothing_e
 
     histories = [recorder.history for recorder in recorders]
     assert breaches(histories, world.upstream) == []
+    assert [*handed_rightly(handed_to(restless, place))] == []
+    assert len(restless.given) >= 100
     assert list(alternating(given)) == []
     assert len(given) >= 100
     # None of this was for nothing.
@@ -176,6 +187,50 @@ async def test_whatever_happens_every_subscriber_is_told_the_truth_and_nothing_e
     resumed = [stream for stream in restless.history.streams if stream.batches and not stream.batches[0].reset]
     assert len(resumed) >= 8
     assert "Traceback" not in daemon.said
+
+
+def token_source(place: Place) -> dict[str, Any]:
+    place.sandbox.add_service_account("milo", ACCOUNT)
+    kubeconfig = place.folder / "infrastructure"
+    kubeconfig.write_text(json.dumps(place.sandbox.infrastructure_kubeconfig()))
+    source = {"name": "tokens", "type": "token-request", "kubeconfig": str(kubeconfig)}
+    return source | {"namespace": "milo", "service_account": ACCOUNT, "audiences": ["milo"]}
+
+
+def handed_to(recorder: Recorder, place: Place) -> Iterator[HandedOut]:
+    for given in recorder.given:
+        kubeconfig, cluster = given.event.kubeconfig, given.event.cluster
+        text = token_in(kubeconfig.kubeconfig)
+        claims = place.sandbox.tokens.claims(text)
+        assert claims.bound is not None
+        is_its_own = claims.bound.name == secret_name(cluster.uid)
+        yield HandedOut(
+            at=kubeconfig.issued_at.ToNanoseconds() / 1e9,
+            who=recorder.history.who,
+            cluster=cluster.name,
+            uid=cluster.uid,
+            incarnation=cluster.incarnation,
+            engaged=given.engaged,
+            token=Token(text, mark(cluster.uid) if is_its_own else claims.bound.name, claims.exp),
+            was_revoked=False,  # it is read later than it was handed out
+            ends_at=kubeconfig.expires_at.ToNanoseconds() / 1e9,
+        )
+
+
+def secret_name(uid: str) -> str:
+    return f"milo-discovery-{sha256(f'{ACCOUNT}/{uid}'.encode()).hexdigest()[:32]}"
+
+
+def has_good_ones(recorder: Recorder, place: Place) -> bool:
+    """What it was given last, for each cluster that it knows, opens that cluster."""
+    last = {(given.event.cluster.name, given.event.cluster.uid): given.event.kubeconfig for given in recorder.given}
+    found = [last.get((name, uid)) for name, (uid, _) in recorder.view.items()]
+    return all(each is not None and is_good(place, token_in(each.kubeconfig)) for each in found)
+
+
+def is_good(place: Place, token: str) -> bool:
+    bound = place.sandbox.tokens.claims(token).bound
+    return bound is not None and place.sandbox.tokens.holds(bound)
 
 
 def _uids(recorder: Recorder) -> dict[str, str]:
