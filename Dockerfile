@@ -9,7 +9,7 @@ FROM python:3.13-slim-bookworm@sha256:a1165e272e578941b84abc79e4ab38a0305cd12803
 
 FROM python AS build
 WORKDIR /src
-COPY deploy/image/install.sh deploy/image/install.sh
+COPY deploy/image deploy/image
 COPY pyproject.toml README.md LICENSE ./
 COPY clients/python clients/python
 COPY proto proto

@@ -16,5 +16,6 @@ set -- "$wheels"/milo_discoveryd-*.whl
     "$wheels"/milo_discovery_client-*.whl "$1[traces]"
 "$target/bin/pip" check --disable-pip-version-check
 "$target/bin/pip" uninstall --quiet --yes pip setuptools 2>/dev/null || true
+install -m 755 "$source/deploy/image/copy_client.py" "$target/bin/copy-client"
 # By hash, not by time: layers and copies change times. Some packages carry files for other Pythons, which don't compile.
 "$target/bin/python" -m compileall -q --invalidation-mode unchecked-hash "$target/lib" >/dev/null || true

@@ -19,6 +19,9 @@ import pytest
 from milo_discoveryd import __version__
 from tests.deploy.manifests import DEPLOY, ROOT, arguments, environment, pod
 from tests.deploy.validators import validator
+from tests.process.conftest import Place, folder, place
+
+__all__ = ["folder", "place"]
 
 DEMO = DEPLOY / "overlays" / "demo"
 # Everything is installed from nothing: that is a matter of the network, and of who else is at work.
@@ -95,6 +98,38 @@ def test_both_commands_are_installed_and_know_their_version(installed: Installed
         assert "Usage:" in done.stdout
     said = subprocess.check_output([installed.venv / "bin" / "milo-discoveryd", "--version"], text=True, timeout=60)
     assert said.split()[-1] == __version__
+
+
+@pytest.fixture(scope="module")
+def copied(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("volume")
+    commands = installed.venv / "bin"
+    subprocess.run([commands / "python", commands / "copy-client", target], check=True, timeout=60)
+    return target
+
+
+def test_the_client_that_is_copied_loads_nothing_from_where_it_was(copied: Path) -> None:
+    program = """if True:
+        import sys, milo_discovery.cli.answers, milo_discovery.cli.credential, milo_discovery.cli.kubeconfig
+        print(*(each.__file__ for each in sys.modules.values() if getattr(each, "__file__", None)), sep="\\n")
+    """
+    loaded = subprocess.check_output(
+        [copied / "bin" / "python3", "-I", "-c", program], env={"LD_LIBRARY_PATH": str(copied / "lib")}, text=True
+    )
+    assert [path for path in loaded.splitlines() if not path.startswith(f"{copied}/lib/")] == []
+
+
+async def test_the_client_that_is_copied_has_credentials_for_who_calls_it(copied: Path, place: Place) -> None:
+    place.sandbox.projects.create("alpha", ready=True)
+    async with place.daemon() as daemon:
+        await daemon.start()
+        await daemon.until_said('"synced"')
+        process = await asyncio.create_subprocess_exec(
+            copied / "milo-discovery", "credential", "--cluster", "alpha",
+            env={"MILO_DISCOVERY_ADDRESS": place.address}, stdout=PIPE,
+        )  # fmt: skip
+        said, _ = await process.communicate()
+    assert json.loads(said)["kind"] == "ExecCredential"
 
 
 def test_nothing_of_it_is_compiled_at_its_first_start(installed: Installed) -> None:

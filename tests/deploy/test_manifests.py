@@ -1,8 +1,10 @@
 """What is deployed: valid for every Kubernetes that we name, and fit for the daemon as it is."""
 
 import json
+import os
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +43,21 @@ every_pod = pytest.mark.parametrize("folder", WITH_DAEMON, ids=lambda folder: fo
 @every_build
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 def test_every_manifest_is_strictly_valid(folder: Path, version: str, tmp_path: Path) -> None:
-    (tmp_path / "built.yaml").write_text(build(folder))
+    judged = strictly_valid(build(folder), version, tmp_path / "built.yaml")
+    assert judged == sum(each["kind"] not in FOREIGN_KINDS for each in read(folder))
+
+
+def strictly_valid(manifests: str, version: str, path: Path) -> int:
+    """How many of them there are."""
+    path.write_text(manifests)
     done = subprocess.run(
-        [validator("kubernetes-validate"), "--strict", "-k", version, tmp_path / "built.yaml"],
+        [validator("kubernetes-validate"), "--strict", "-k", version, path],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     said = (done.stdout + done.stderr).splitlines()
     assert {line.partition("kind ")[2].split()[0] for line in said if line.startswith("WARN")} <= FOREIGN_KINDS
-    assert sum(line.startswith("INFO") for line in said) == sum(
-        each["kind"] not in FOREIGN_KINDS for each in read(folder)
-    )
+    return sum(line.startswith("INFO") for line in said)
 
 
 def test_what_the_prometheus_operator_reads_has_no_field_that_it_does_not_know() -> None:
@@ -157,6 +163,10 @@ def test_every_subscriber_looks_where_the_daemon_listens(folder: Path) -> None:
 
 @every_pod
 def test_our_containers_are_as_restricted_as_can_be(folder: Path) -> None:
+    restricted(folder)
+
+
+def restricted(folder: Path) -> None:
     for container in containers(folder):
         if "milo-discoveryd" not in container["image"]:
             continue
@@ -212,19 +222,40 @@ def test_what_selects_the_daemons_pods_finds_them(folder: Path) -> None:
         assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels
 
 
-def test_with_the_kubeconfig_of_the_core_api_the_daemon_watches_projects(tmp_path: Path) -> None:
-    overlay = tmp_path / "overlay"
-    overlay.mkdir()
-    for part in ("base", "components"):
-        (tmp_path / part).symlink_to(DEPLOY / part)
-    (overlay / "operator.yaml").write_text((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
-    components = [str(DEPLOY / "components" / name) for name in ("sidecar", "core-kubeconfig")]
-    relative = [str(Path(*([".."] * len(overlay.parts[1:])), each.lstrip("/"))) for each in components]
-    (overlay / "kustomization.yaml").write_text(
-        yaml.safe_dump({"resources": ["operator.yaml"], "components": relative})
-    )
-    variables = environment(overlay, daemon(overlay))
+@pytest.fixture
+def overlay(tmp_path: Path) -> Callable[..., Path]:
+    """A kustomization of somebody's operator, with these components."""
+
+    def made(*components: str) -> Path:
+        folder = tmp_path / "overlay"
+        folder.mkdir()
+        (folder / "operator.yaml").write_text((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
+        relative = [os.path.relpath(DEPLOY / "components" / name, folder.resolve()) for name in components]
+        (folder / "kustomization.yaml").write_text(
+            yaml.safe_dump({"resources": ["operator.yaml"], "components": relative})
+        )
+        return folder
+
+    return made
+
+
+def test_with_the_kubeconfig_of_the_core_api_the_daemon_watches_projects(overlay: Callable[..., Path]) -> None:
+    folder = overlay("sidecar", "core-kubeconfig")
+    variables = environment(folder, daemon(folder))
     assert variables["MILO_DISCOVERYD_MODE"] == "project"
-    mounts = {each["name"]: each["mountPath"] for each in daemon(overlay)["volumeMounts"]}
+    mounts = {each["name"]: each["mountPath"] for each in daemon(folder)["volumeMounts"]}
     assert set(mounts) == {"milo-discovery", "milo-kubeconfig"}
     assert Path(variables["MILO_DISCOVERYD_DISCOVERY_KUBECONFIG"]).parent == Path(mounts["milo-kubeconfig"])
+
+
+def test_the_client_is_copied_into_a_volume_before_the_operator_starts(
+    overlay: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = overlay("sidecar", "client")
+    [copying] = [each for each in pod(folder)["initContainers"] if each["name"] == "milo-discovery-client"]
+    assert "restartPolicy" not in copying
+    [mount] = copying["volumeMounts"]
+    assert copying["command"] == ["copy-client", mount["mountPath"]]
+    assert mount["name"] in {each["name"] for each in pod(folder)["volumes"]}
+    strictly_valid(build(folder), OLDEST, tmp_path / "built.yaml")
+    restricted(folder)

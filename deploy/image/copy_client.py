@@ -1,0 +1,71 @@
+#!/usr/bin/env python3
+"""Copies the command milo-discovery into a folder, with all that it takes to run there: copy-client FOLDER
+
+In a pod the folder is a volume that the operator's container mounts too. That one needs /bin/sh and a C library like
+this image's (glibc), and no Python.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from pathlib import Path
+
+CLIENT = "milo-discovery-client"
+# Of Python itself: what the command never loads.
+LEFT_OUT = shutil.ignore_patterns(
+    *("__pycache__", "config-*", "ensurepip", "idlelib", "lib2to3", "site-packages"),
+    *("test", "tests", "tkinter", "turtledemo"),
+)
+LAUNCHER = """\
+#!/bin/sh
+# Runs from wherever it lies.
+here=${0%/*}
+LD_LIBRARY_PATH=$here/lib exec "$here/bin/python3" -I -c 'from milo_discovery.cli import main; main()' "$@"
+"""
+# So that the first call finds them compiled.
+LOADED = "import grpc.aio, milo_discovery, milo_discovery.cli.credential, milo_discovery.cli.answers"
+
+
+def needed(name: str, found: dict[str, Distribution]) -> dict[str, Distribution]:
+    """The package, and what it depends on; not what only an extra brings."""
+    try:
+        found[name] = distribution(name)
+    except PackageNotFoundError:
+        return found  # for other platforms, or other Pythons
+    for requirement in found[name].requires or ():
+        other = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        if other not in found and "extra ==" not in requirement:
+            needed(other, found)
+    return found
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    target, library = Path(sys.argv[1]), Path(sysconfig.get_path("stdlib"))
+    python, packages = target / "bin" / "python3", target / "lib" / library.name / "site-packages"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy2(Path(sys._base_executable).resolve(), python)  # type: ignore[attr-defined]
+    shutil.copytree(library, target / "lib" / library.name, ignore=LEFT_OUT, dirs_exist_ok=True)
+    if sysconfig.get_config_var("Py_ENABLE_SHARED"):
+        name = sysconfig.get_config_var("INSTSONAME")
+        shutil.copy2(Path(sysconfig.get_config_var("LIBDIR")) / name, target / "lib" / name)
+    for package in needed(CLIENT, {}).values():
+        for file in package.files or ():
+            if ".." not in file.parts and file.suffix != ".pyc":
+                place = packages / file
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(package.locate_file(file), place)
+    launcher = target / "milo-discovery"
+    launcher.write_text(LAUNCHER)
+    launcher.chmod(0o755)
+    subprocess.run([launcher, "--version"], check=True)  # noqa: S603 - what has just been written
+    libraries = {"LD_LIBRARY_PATH": str(target / "lib")}
+    subprocess.run([python, "-I", "-c", LOADED], check=True, env=libraries)  # noqa: S603
+
+
+if __name__ == "__main__":
+    main()
