@@ -190,3 +190,8 @@ def test_a_large_filter_is_taken_and_not_kept() -> None:
     assert filtered(names=names) == Filter(names=frozenset(names))
     assert filtered(names=names) is not filtered(names=names)
     assert filtered(names=["a"]) is filtered(names=["a"])
+
+
+def test_of_what_nobody_has_looked_at_yet_no_more_is_told_than_a_name_may_have() -> None:
+    assert requests.cut("alpha") == "alpha"
+    assert requests.cut("x" * 300_000) == "x" * 253
