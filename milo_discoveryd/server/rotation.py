@@ -6,7 +6,6 @@ here. No event waits for a credential: where none is at hand, the event goes wit
 
 import heapq
 import math
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from milo_discoveryd.credentials.minted import Minted
 from milo_discoveryd.errors import CredentialError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.lease import Draw
-from milo_discoveryd.kubeconfigs.minter import Key
+from milo_discoveryd.kubeconfigs.minter import JUMP_S, Key
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Wanted
@@ -56,6 +55,7 @@ class Rotation:
         ttl_s: float | None,
         visit: Visit,
         clock: Callable[[], float],
+        wall: Callable[[], float],
         draw: Draw,
     ) -> None:
         self._fleet = fleet
@@ -66,7 +66,10 @@ class Rotation:
         self._visit = visit
         self._to = visit.recipient
         self._clock = clock
+        self._wall = wall
         self._draw = draw
+        self._ahead = wall() - clock()
+        """By so much the wall clock is before the steady one."""
         self._given: dict[str, _Given] = {}
         self._paused_until = 0.0
         """By when there is another one among those that the subscriber may have in a minute."""
@@ -133,6 +136,7 @@ class Rotation:
 
     def take(self) -> Frames:
         """KUBECONFIG events that are due. To be called when the subscriber was told all else."""
+        self._follow_wall_clock()
         frames: list[bytes] = []
         size = 0
         while self._due and self.due_in_s <= 0 and size < BATCH_BYTES - OVERHEAD:
@@ -177,6 +181,14 @@ class Rotation:
     def _owe(self, cluster: Cluster) -> None:
         self._plan(cluster, None, self._clock())
 
+    def _follow_wall_clock(self) -> None:
+        """Where it was set, or the machine has slept, what was planned by the steady clock may come too late."""
+        ahead = self._wall() - self._clock()
+        if abs(ahead - self._ahead) > JUMP_S:
+            self._ahead = ahead
+            for name in [*self._given]:
+                self._look_again(name)
+
     def _pay(self, name: str) -> bool:
         """Counted before it is asked for, so that asking costs the source no more than handing out does."""
         given = self._given[name]
@@ -204,7 +216,7 @@ class Rotation:
         given = self._given.get(name)
         if given is None:
             return
-        left = 0.0 if given.minted is None else max(0.0, given.minted.expires_at - time.time())
+        left = 0.0 if given.minted is None else max(0.0, given.minted.expires_at - self._wall())
         given.due_at = self._clock() + self._draw() * SPREAD * left
         heapq.heappush(self._due, (given.due_at, name))
 

@@ -251,6 +251,7 @@ class Service:
             ttl_s=asked.kubeconfig_ttl_s,
             visit=visit,
             clock=self._clock,
+            wall=time.time,
             draw=self._draw,
         )
 

@@ -111,7 +111,7 @@ class Disk:
                 self._write(fleet)
 
     def _write(self, fleet: Callable[[], Iterable[Kept]]) -> None:
-        self.data = encode(Image(ORIGIN, WALL_AT_ZERO + asyncio.get_running_loop().time(), tuple(fleet())))
+        self.data = encode(Image(ORIGIN, _wall(), tuple(fleet())))
 
 
 class Ledger:
@@ -285,7 +285,7 @@ class Daemon:
         token = self._tokens.made[token_in(what.kubeconfig)]
         self._handed(
             HandedOut(
-                at=_wall(),
+                at=self._tokens.wall(),
                 who=who,
                 cluster=what.cluster,
                 uid=uid,

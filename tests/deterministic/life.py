@@ -64,6 +64,7 @@ class Life:
         self._seed = seed
         self._random = random
         self._clock = loop.time
+        self._wall = lambda: loop.wall
         self._notes: list[tuple[float, tuple[object, ...]]] = []
         self._handed: list[HandedOut] = []
         self._runs = 0
@@ -79,7 +80,7 @@ class Life:
         self._world = World(self._server, random)
         self._api = Api(self._server, random, self._note, lies=lambda: self._knows_for_itself)
         self._hardship = Hardship(self._api, self._world, random)
-        self._tokens = TokenApi(random, self._api.inject, self._traits.token_life_s)
+        self._tokens = TokenApi(random, self._api.inject, self._traits.token_life_s, self._wall)
         self._read = asyncio.Event()
         self._subscribers = [
             Subscriber(

@@ -38,12 +38,21 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def __init__(self, random: Random) -> None:
         super().__init__()
         self._now = 0.0
+        self.slept_s = 0.0
+        """For so long the machine stood still, and with it what `time` tells."""
+        self.wall_ahead_s = 0.0
+        """So much its wall clock is set wrong."""
         self._shuffle = random.shuffle
         numbers = count()
         self.set_task_factory(lambda loop, main, **options: Numbered(main, loop=loop, number=next(numbers), **options))
 
     def time(self) -> float:
         return self._now
+
+    @property
+    def wall(self) -> float:
+        """The true one, as other machines have it."""
+        return WALL_AT_ZERO + self._now + self.slept_s
 
     def _run_once(self) -> None:
         scheduled, ready = self._scheduled, self._ready
@@ -76,7 +85,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
 def clocks_of(loop: VirtualLoop) -> Iterator[None]:
     """Every clock that the daemon reads is the loop's."""
     wall, steady = time.time, time.monotonic
-    time.time, time.monotonic = lambda: WALL_AT_ZERO + loop.time(), loop.time
+    time.time, time.monotonic = lambda: loop.wall + loop.wall_ahead_s, loop.time
     try:
         yield
     finally:

@@ -29,17 +29,17 @@ TRAITS = Traits(
 
 
 class Stage:
-    def __init__(self, traits: Traits = TRAITS, *, with_kubeconfigs: bool = False) -> None:
+    def __init__(self, loop: VirtualLoop, traits: Traits = TRAITS, *, with_kubeconfigs: bool = False) -> None:
         self._traits = traits
         self._random = random = Random(1)
-        self.loop = asyncio.get_running_loop()
+        self.loop = loop
         self.notes: list[tuple[object, ...]] = []
         self.server = Server()
         self.world = World(self.server, random)
         for name in "abc":
             self.put(name)
         self.api = Api(self.server, random, self._note, lies=lambda: True)
-        self.tokens = TokenApi(random, self.api.inject, traits.token_life_s)
+        self.tokens = TokenApi(random, self.api.inject, traits.token_life_s, lambda: loop.wall)
         self.handed: list[HandedOut] = []
         self._disk = Disk(self._note) if traits.has_memory else None
         self.daemon = self._started(1)
@@ -122,7 +122,7 @@ def play(
     loop = on or VirtualLoop(Random(1))
 
     async def main() -> None:
-        stage = Stage(traits, with_kubeconfigs=with_kubeconfigs)
+        stage = Stage(loop, traits, with_kubeconfigs=with_kubeconfigs)
         await stage.settled()
         await scene(stage)
         await stage.end()

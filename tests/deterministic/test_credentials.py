@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from msgspec.structs import replace
 
 from tests.deterministic.stage import TRAITS, Stage, play
@@ -125,5 +126,42 @@ def test_f51_a_source_that_was_unfit_for_clusters_that_are_gone_is_tried_again_f
         stage.subscriber.cut()
         stage.happens("e")
         assert await stage.until(lambda: tokens_of(stage, "e")) <= 60.0
+
+    play(scene, with_kubeconfigs=True)
+
+
+HOURS_S = 8 * 3600.0
+YEARS_S = 10 * 365 * 86400.0
+
+
+def test_f40_after_a_machine_has_slept_nothing_is_handed_out_that_ended_meanwhile() -> None:
+    async def scene(stage: Stage) -> None:
+        await holds_all(stage)
+        given = len(stage.handed)
+        stage.loop.slept_s = HOURS_S
+        for name in "abc":
+            stage.subscriber.ask(name, None)
+        assert not stage.subscriber.can_work
+        assert await stage.until(lambda: stage.subscriber.can_work) <= 30.0
+        assert len(stage.handed) >= given + 3
+
+    play(scene, with_kubeconfigs=True)
+
+
+@pytest.mark.parametrize("ahead_s", [3600.0, -3600.0, YEARS_S, -YEARS_S])
+def test_f40_while_a_clock_is_set_wrong_nothing_ended_is_handed_out_and_nobody_is_asked_in_a_loop(
+    ahead_s: float,
+) -> None:
+    async def scene(stage: Stage) -> None:
+        await holds_all(stage)
+        stage.loop.wall_ahead_s = ahead_s
+        stage.tokens.requests = 0
+        for _ in range(100):
+            stage.subscriber.ask("a", None)
+            await asyncio.sleep(10.0)
+        assert stage.tokens.requests <= 1000
+        stage.loop.wall_ahead_s = 0.0
+        assert await stage.until(lambda: stage.subscriber.can_work) <= 60.0
+        assert stage.told == []
 
     play(scene, with_kubeconfigs=True)

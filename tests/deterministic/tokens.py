@@ -5,6 +5,7 @@ handed out to be held to.
 """
 
 import asyncio
+from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +17,6 @@ import msgspec
 from milo_discoveryd.credentials.token_request import UID_LABEL
 from milo_discoveryd.errors import TransportError
 from milo_discoveryd.watchers.transport import Answer
-from tests.deterministic.loop import WALL_AT_ZERO
 from tests.deterministic.troubles import Answered, Lost, status, text
 from tests.process.handing_out import Token
 
@@ -103,8 +103,10 @@ class Bound:
 class TokenApi:
     """`trouble` is the part of requests that come to something else."""
 
-    def __init__(self, random: Random, inject: Callable[[str, str], None], longest_s: float) -> None:
-        """`longest_s`: for how long it lets tokens live, whatever is asked for."""
+    def __init__(
+        self, random: Random, inject: Callable[[str, str], None], longest_s: float, wall: Callable[[], float]
+    ) -> None:
+        """`longest_s`: for how long it lets tokens live, whatever is asked for. `wall` is its own clock."""
         self.trouble = 0.0
         self.only: TokenTrouble | None = None
         """What every request comes to."""
@@ -117,6 +119,8 @@ class TokenApi:
         self._random = random
         self._inject = inject
         self._longest_s = longest_s
+        self.wall = wall
+        self.requests = 0
         self._loop = asyncio.get_running_loop()
 
     def has_secret_of(self, mark: str) -> bool:
@@ -143,6 +147,7 @@ class TokenApi:
         return await self._asked(lambda life: self._made_token(body, life), timeout_s)
 
     async def _asked(self, do: Callable[[Life], Answer], timeout_s: float) -> Answer:
+        self.requests += 1
         if self.pause_s or self._random.random() < 0.3:
             await asyncio.sleep(self.pause_s or 0.05 * self._random.random())
         if self._loop.time() < self.down_until:
@@ -197,14 +202,20 @@ class TokenApi:
         if bound.uid != spec.bound.uid:
             return status(409, "Conflict")(self._random)
         life_s = {"as asked": min(spec.expiration, self._longest_s), "ended": -1.0, "for ever": 1e8}[life]
-        token = Token(f"token-{len(self.made)}", bound.of, float(int(self._now() + life_s)))
+        now = self.wall()
+        token = Token(_jwt(now, now + life_s, len(self.made)), bound.of, float(int(now + life_s)))
         self.made[token.text] = token
         bound.tokens.append(token)
         ends = datetime.fromtimestamp(token.ends_at, UTC)
         return _told(201, {"status": {"token": token.text, "expirationTimestamp": ends}})
 
-    def _now(self) -> float:
-        return WALL_AT_ZERO + self._loop.time()
+
+def _jwt(now: float, ends_at: float, number: int) -> str:
+    account = "system:serviceaccount:milo:operator"
+    claims = {"iat": int(now), "nbf": int(now), "exp": int(ends_at), "sub": account, "jti": str(number)}
+    parts = ({"alg": "none"}, claims)
+    encoded = [urlsafe_b64encode(msgspec.json.encode(part)).decode().rstrip("=") for part in parts]
+    return ".".join([*encoded, f"token-{number}"])
 
 
 def _told(code: int, body: object) -> Answer:

@@ -532,6 +532,20 @@ MUTANTS = (
         CREDENTIALS,
     ),
     Mutant(
+        "after a sleep what has ended is replaced when it would have been due",
+        "server/rotation.py",
+        "if abs(ahead - self._ahead) > JUMP_S:",
+        "if False:",
+        CREDENTIALS,
+    ),
+    Mutant(
+        "what is unfit for one cluster refuses all",
+        "kubeconfigs/issuer.py",
+        "return minter.trouble if is_of_all and isinstance(minter.trouble, UnfitError) else None",
+        "return minter.trouble if isinstance(minter.trouble, UnfitError) else None",
+        CREDENTIALS,
+    ),
+    Mutant(
         "what an earlier run minted outlives its cluster",
         "kubeconfigs/minter.py",
         "if is_revoked and len(self._revoking) < REVOKING_AT_MOST:",

@@ -42,7 +42,7 @@ class HandedOut:
     """As it was told."""
 
     def __str__(self) -> str:
-        return f"{self.token.text} for {self.cluster}, to {self.who}"
+        return f"{self.token.text.rpartition('.')[2]} for {self.cluster}, to {self.who}"
 
 
 class _Held(msgspec.Struct, frozen=True):

@@ -34,6 +34,8 @@ class World:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.ahead = 0.0
+        """The wall clock."""
         self.wait_s = 0.0
         self.recipient: Recipient | None = Recipient(Caller(listener="api"), "shop")
         self.taken = 0
@@ -76,6 +78,7 @@ class World:
             ttl_s=None,
             visit=self,  # type: ignore[arg-type]
             clock=lambda: self.now,
+            wall=lambda: self.now + self.ahead,
             draw=Random(1).random,
         )
         assert isinstance(made, Rotation)
@@ -103,6 +106,14 @@ def test_each_is_given_one_and_the_next_in_time(world: World) -> None:
     assert rotation.take() == ()
     world.now += LIFE_S / 2
     assert sorted(given(rotation.take())) == ["alpha", "beta"]
+
+
+def test_after_a_sleep_that_the_steady_clock_missed_all_come_at_once(world: World) -> None:
+    rotation = world.rotation()
+    rotation.dress(world.snapshot())
+    world.ahead = 2 * LIFE_S
+    assert sorted(given(rotation.take())) == ["alpha", "beta"]
+    assert rotation.take() == ()
 
 
 def test_what_may_not_be_seen_any_more_is_not_asked_for_any_more(world: World) -> None:
