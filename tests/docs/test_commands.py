@@ -152,6 +152,7 @@ class Desk:
 
 
 async def test_what_is_typed_beside_a_daemon_does_what_is_shown(place: Place) -> None:
+    kubectl()  # some of it is for kubectl
     place.sandbox.projects.create("gentle-geyser", ready=True, organization="acme")
     place.sandbox.projects.create("swift-dune", ready=True, organization="fernweh")
     desk = Desk(place, MILO_DISCOVERYD_LISTEN=place.address, MILO_DISCOVERYD_HTTP_LISTEN="127.0.0.1:0")
