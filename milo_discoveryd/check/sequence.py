@@ -9,10 +9,12 @@ from milo_discoveryd.check import places
 from milo_discoveryd.check.api_server import ApiServerCheck, usable
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.check.handing_out import handing_out
+from milo_discoveryd.check.reviewing import reviewing
 from milo_discoveryd.check.rules import rules
 from milo_discoveryd.config import Settings, UnixAddress
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.errors import ConfigError
+from milo_discoveryd.listening import token_reviews
 from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.modes.mode import Resource
 from milo_discoveryd.offers import Sources
@@ -38,6 +40,8 @@ async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
     for finding in rules(settings):
         yield finding
     async for finding in _upstreams(settings, environ):
+        yield finding
+    async for finding in _reviewing(settings, environ):
         yield finding
     for finding in _places(settings):
         yield finding
@@ -85,6 +89,17 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
         offered, ttl_s = [offer.source for offer in sources.offers()], settings.kubeconfigs.default_ttl.total_seconds()
         for finding in await handing_out(offered, ttl_s, is_configured=bool(settings.kubeconfigs.sources)):
             yield finding
+
+
+async def _reviewing(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
+    async with AsyncExitStack() as closing:
+        try:
+            reviews = token_reviews(settings, environ, closing)
+        except ConfigError as error:
+            yield fail("token reviews", str(error), "mend it, or name another one: token_review.kubeconfig")
+            return
+        if reviews is not None:
+            yield await reviewing(reviews)
 
 
 def _sources(

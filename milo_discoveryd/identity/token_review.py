@@ -33,9 +33,11 @@ class RejectedError(Exception):
 class UnreviewedError(Exception):
     """Whose the token is could not be found out. The message says no more than who is not known yet may know."""
 
-    def __init__(self, message: str, *, retry_after_s: float) -> None:
+    def __init__(self, message: str, *, retry_after_s: float, why: str = "") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.why = why or message
+        """For who runs the daemon."""
 
 
 class _User(msgspec.Struct, frozen=True):
@@ -65,8 +67,9 @@ class TokenReviews:
         verdicts: Verdicts | None = None,
     ) -> None:
         """A token has to be for one of `audiences`; with none of them, for the API server itself."""
+        self.origin = origin
+        """Who is asked."""
         self._api = api
-        self._origin = origin
         self._audiences = tuple(audiences)
         self._clock = clock
         self._wall = wall
@@ -131,13 +134,15 @@ class TokenReviews:
             async with self._places:
                 answer = await self._api.post(PATH, msgspec.json.encode(question), timeout_s=TIMEOUT_S)
             if answer.status != 201:
-                refuse(self._origin, answer, "review a token", _RULE)
-            verdict = self._verdict(read(self._origin, answer, _Review).status, ends)
+                refuse(self.origin, answer, "review a token", _RULE)
+            verdict = self._verdict(read(self.origin, answer, _Review).status, ends)
         except (TransportError, BackendError) as error:
             again_s = max(AGAIN_AFTER_S, getattr(error, "retry_after_s", None) or 0.0)
-            failure = UnreviewedError("whose your token is can't be found out at present", retry_after_s=again_s)
+            failure = UnreviewedError(
+                "whose your token is can't be found out at present", retry_after_s=again_s, why=str(error)
+            )
             self._failure = failure, self._clock() + AGAIN_AFTER_S
-            self._tell(str(error))
+            self._tell(failure.why)
             raise failure from None
         self._tell("")
         return verdict
