@@ -18,18 +18,31 @@ class Waiter:
     def __init__(self) -> None:
         self._event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
 
     def ring(self) -> None:
         self._event.set()
 
     async def wait(self, timeout_s: float) -> None:
-        """Until it is rung, at most for so long."""
-        timer = self._loop.call_later(timeout_s, self._event.set)
+        """Until it is rung, at most for so long. It may be sooner, with nothing new: a timer that is set is left to
+        ring, since there is news far more often than anybody has waited for as long as he would."""
+        due = self._loop.time() + timeout_s
+        if self._timer is None or self._timer.when() > due:
+            self.close()
+            self._timer = self._loop.call_at(due, self._time_out)
         try:
             await self._event.wait()
         finally:
-            timer.cancel()
             self._event.clear()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _time_out(self) -> None:
+        self._timer = None
+        self._event.set()
 
 
 class Signal:
@@ -58,6 +71,7 @@ class Signal:
             yield waiter
         finally:
             del self._waiters[waiter]
+            waiter.close()
 
     def published(self, revision: int, read_at: float) -> None:
         """A commit reached `revision`, from bytes that were read at `read_at` on the loop's clock."""

@@ -138,8 +138,8 @@ class Driver:
         if request.continue_token:
             query.append(("continue", request.continue_token))
         try:
-            async with self._lifeline.waiting():
-                answer = await self._api.get(self._watched.path, query, timeout_s=self._request_timeout_s)
+            asked = self._api.get(self._watched.path, query, timeout_s=self._request_timeout_s)
+            answer = await self._lifeline.waited(asked)
             if answer.status != 200:
                 await self._failed(_refused(answer.status, answer.headers, answer.body))
                 return
@@ -172,8 +172,7 @@ class Driver:
         )
         try:
             async with AsyncExitStack() as exchange:
-                async with self._lifeline.waiting():
-                    stream = await exchange.enter_async_context(opened)
+                stream = await self._lifeline.waited(exchange.enter_async_context(opened))
                 if stream.status != 200:
                     body = await stream.read_error(64 * 1024)
                     await self._failed(_refused(stream.status, stream.headers, body))
@@ -194,8 +193,7 @@ class Driver:
         while self._reflector.is_reading:
             deadline = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
             try:
-                async with self._lifeline.waiting(deadline):
-                    chunk = await anext(chunks, None)
+                chunk = await self._lifeline.waited(anext(chunks, None), deadline)
             except TimeoutError:
                 await self._hand_on(self._reflector.silent(self._clock()))
                 return

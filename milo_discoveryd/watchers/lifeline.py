@@ -1,15 +1,15 @@
 """Waits for an API server, and asks it for a sign of life while nothing comes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
 
 from milo_discoveryd.errors import TransportError
 from milo_discoveryd.reflect.machine import UNRESPONSIVE, Failure
 from milo_discoveryd.reflect.vigil import Look, Vigil, Watchfulness
 from milo_discoveryd.watchers.transport import Answer
 
+T = TypeVar("T")
 PATH = "/livez"
 _SILENCE = frozenset({"timeout", "closed"})
 """A refusal is none: a server that ends takes nobody new, and goes on serving whom it has."""
@@ -48,14 +48,13 @@ class Lifeline:
                 await self._look(look)
             await asyncio.sleep(self._vigil.next_at(self._clock()) - self._clock())
 
-    @asynccontextmanager
-    async def waiting(self, until: float | None = None) -> AsyncIterator[None]:
+    async def waited(self, answer: Awaitable[T], until: float | None = None) -> T:
         """Raises UnresponsiveError once nobody is there any more, with every connection dropped; TimeoutError then."""
         self._is_lost = False
         self._vigil.begin(self._clock())
         try:
             async with asyncio.timeout_at(until) as self._wait:
-                yield
+                return await answer
         except TimeoutError:
             if not self._is_lost:
                 raise

@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -205,30 +205,32 @@ class _Response:
         return self._response.headers
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        while chunk := await self._chunk():
-            yield chunk
+        if self.status in REDIRECTS:
+            return  # not followed, and dropped by then
+        with translated(self._host):
+            while chunk := await self._response.content.readany():
+                yield chunk
 
     async def read_error(self, limit: int) -> bytes:
         body = bytearray()
-        while len(body) < limit and (chunk := await self._chunk()):
-            body += chunk
+        async with aclosing(self.chunks()) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) >= limit:
+                    break
         return bytes(body[:limit])
 
     async def read(self, limit: int) -> bytes:
         chunks: list[bytes] = []
         size = 0
-        while chunk := await self._chunk():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > limit:
-                raise TransportError("closed", f"{self._host} answered with more than {limit} bytes; no more are read")
+        async with aclosing(self.chunks()) as rest:
+            async for chunk in rest:
+                chunks.append(chunk)
+                size += len(chunk)
+                if size > limit:
+                    message = f"{self._host} answered with more than {limit} bytes; no more are read"
+                    raise TransportError("closed", message)
         return b"".join(chunks)
-
-    async def _chunk(self) -> bytes:
-        if self.status in REDIRECTS:
-            return b""  # not followed, and dropped by then
-        with translated(self._host):
-            return await self._response.content.readany()
 
 
 @contextmanager
