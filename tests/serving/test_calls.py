@@ -1,5 +1,7 @@
 """The calls that are answered once, and what callers are told when they can't be."""
 
+import asyncio
+
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -9,11 +11,12 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.reflect.deletions import NotFound
 from milo_discoveryd.reflect.machine import Suspected
 from milo_discoveryd.registry.registry import Registry
-from milo_discoveryd.server.service import NAME
+from milo_discoveryd.server.service import AT_A_TURN, NAME
 from tests.serving.conftest import EPOCH, World, not_ready, ready, told
 
 
@@ -46,6 +49,19 @@ async def test_all_pages_of_a_listing_show_one_revision(world: World) -> None:
     assert [cluster.name for page in pages for cluster in page.clusters] == [f"p-{number}" for number in range(5)]
     assert {page.revision for page in pages} == {first.revision}
     assert third.next_page_token == ""
+
+
+async def test_while_a_large_page_is_written_others_are_served(world: World) -> None:
+    world.listed(*(ready(f"p-{number}") for number in range(4 * AT_A_TURN)))
+    page = asyncio.create_task(
+        world.service.list_clusters(pb.ListClustersRequest(page_size=5000), Caller(listener="here"))
+    )
+    turns = 0
+    while not page.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert len((await page).clusters) == 4 * AT_A_TURN
+    assert turns >= 4
 
 
 async def test_a_stream_goes_on_from_the_revision_of_a_list(world: World) -> None:
