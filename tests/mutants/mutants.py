@@ -350,6 +350,27 @@ MUTANTS = (
         ("tests/rights/test_rights.py",),
     ),
     Mutant(
+        "who is in no group is in all of them",
+        "rights/who.py",
+        "not self.gids.isdisjoint(caller.gids)",
+        "self.gids.isdisjoint(caller.gids)",
+        ("tests/rights/test_who.py",),
+    ),
+    Mutant(
+        "who comes with another's page token is not written down",
+        "server/access.py",
+        "        except NotGivenError:",
+        "        except ZeroDivisionError:",
+        ("tests/serving/test_rights.py",),
+    ),
+    Mutant(
+        "a terminal obeys what somebody chose",
+        "telemetry/logging.py",
+        "    if text.isprintable():",
+        "    if text:",
+        ("tests/telemetry/test_logging.py",),
+    ),
+    Mutant(
         "who has one of the things that a rule asks for meets it",
         "rights/who.py",
         "            and (not self.uids or caller.uid in self.uids)",
