@@ -8,6 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery._gen import discovery_pb2 as pb
 from tests.process import streams
+from tests.process.handing_out import HandedOut, Token, token_in
 from tests.process.history import History, Stream, noted
 from tests.process.validators import Reader
 
@@ -16,11 +17,37 @@ _TRY_AGAIN_S = 0.05
 
 @dataclass(frozen=True)
 class Given:
-    """A kubeconfig, and as what its cluster was engaged by all that had been told until then."""
+    """A kubeconfig, as it came."""
 
-    event: pb.ClusterEvent
+    cluster: str
+    uid: str
+    incarnation: str
     engaged: tuple[str, str] | None
-    """UID and incarnation."""
+    """As what it was, by all that had been told until then: UID and incarnation."""
+    token: str
+    issued_at: float
+    ends_at: float
+
+    @classmethod
+    def of(cls, event: pb.ClusterEvent, engaged: tuple[str, str] | None) -> "Given":
+        cluster, kubeconfig = event.cluster, event.kubeconfig
+        issued_at, ends_at = (each.ToNanoseconds() / 1e9 for each in (kubeconfig.issued_at, kubeconfig.expires_at))
+        token = token_in(kubeconfig.kubeconfig)
+        return cls(cluster.name, cluster.uid, cluster.incarnation, engaged, token, issued_at, ends_at)
+
+    def handed_out(self, who: str, token: Token) -> HandedOut:
+        """`token` is what its API says of it. It was read later than it was handed out, and may be revoked by then."""
+        return HandedOut(
+            at=self.issued_at,
+            who=who,
+            cluster=self.cluster,
+            uid=self.uid,
+            incarnation=self.incarnation,
+            engaged=self.engaged,
+            token=token,
+            was_revoked=False,
+            ends_at=self.ends_at,
+        )
 
 
 class Recorder:
@@ -81,7 +108,7 @@ class Recorder:
             noting.batches.append(batch)
             list(self._reader.take(batch))
             self.given += (
-                Given(each, self._known(each.cluster.name)) for each in message.events if each.kubeconfig.cluster
+                Given.of(each, self._known(each.cluster.name)) for each in message.events if each.kubeconfig.cluster
             )
             self._revision = batch.revision or self._revision
 

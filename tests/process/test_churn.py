@@ -12,7 +12,7 @@ from milo_discovery import Event
 from tests.eventually import eventually
 from tests.process.conftest import Place
 from tests.process.daemon import DaemonProcess
-from tests.process.handing_out import HandedOut, Token, handed_rightly, mark, token_in
+from tests.process.handing_out import HandedOut, Token, handed_rightly, mark
 from tests.process.recorder import Recorder
 from tests.process.upstream import State, Upstream
 from tests.process.validators import alternating, breaches
@@ -199,22 +199,10 @@ def token_source(place: Place) -> dict[str, Any]:
 
 def handed_to(recorder: Recorder, place: Place) -> Iterator[HandedOut]:
     for given in recorder.given:
-        kubeconfig, cluster = given.event.kubeconfig, given.event.cluster
-        text = token_in(kubeconfig.kubeconfig)
-        claims = place.sandbox.tokens.claims(text)
+        claims = place.sandbox.tokens.claims(given.token)
         assert claims.bound is not None
-        is_its_own = claims.bound.name == secret_name(cluster.uid)
-        yield HandedOut(
-            at=kubeconfig.issued_at.ToNanoseconds() / 1e9,
-            who=recorder.history.who,
-            cluster=cluster.name,
-            uid=cluster.uid,
-            incarnation=cluster.incarnation,
-            engaged=given.engaged,
-            token=Token(text, mark(cluster.uid) if is_its_own else claims.bound.name, claims.exp),
-            was_revoked=False,  # it is read later than it was handed out
-            ends_at=kubeconfig.expires_at.ToNanoseconds() / 1e9,
-        )
+        of = mark(given.uid) if claims.bound.name == secret_name(given.uid) else claims.bound.name
+        yield given.handed_out(recorder.history.who, Token(given.token, of, claims.exp))
 
 
 def secret_name(uid: str) -> str:
@@ -223,9 +211,9 @@ def secret_name(uid: str) -> str:
 
 def has_good_ones(recorder: Recorder, place: Place) -> bool:
     """What it was given last, for each cluster that it knows, opens that cluster."""
-    last = {(given.event.cluster.name, given.event.cluster.uid): given.event.kubeconfig for given in recorder.given}
+    last = {(given.cluster, given.uid): given.token for given in recorder.given}
     found = [last.get((name, uid)) for name, (uid, _) in recorder.view.items()]
-    return all(each is not None and is_good(place, token_in(each.kubeconfig)) for each in found)
+    return all(each is not None and is_good(place, each) for each in found)
 
 
 def is_good(place: Place, token: str) -> bool:

@@ -16,8 +16,10 @@ from typing import Any, Self
 import yaml
 
 from milo_discovery import DiscoveryClient, Event
+from milo_discoveryd.credentials import jwt
 from tests.line import Line
 from tests.process.daemon import DaemonProcess
+from tests.process.handing_out import HandedOut, Token, mark
 from tests.process.recorder import Recorder
 from tests.soak.gauges import Gauges
 from tests.soak.servers import Server
@@ -112,7 +114,9 @@ class Crew:
         self.fast = [Recorder("fast", f"unix://{mortal.socket}"), Recorder("fast beside", f"unix://{steady.socket}")]
         self.prod = Recorder("prod", f"unix://{steady.socket}", "env=prod")
         self.slow = Recorder("slow", f"unix://{steady.socket}")
-        self.restless = Recorder("restless", f"unix://{mortal.socket}")
+        # A real API server is spoken to by certificates that live for long, which nobody is given.
+        with_kubeconfigs = mortal.server.is_sandbox
+        self.restless = Recorder("restless", f"unix://{mortal.socket}", with_kubeconfigs=with_kubeconfigs)
         self.wired = Line(str(steady.socket))
         """Between the steady daemon and a subscriber that is not on its machine."""
         self.far: Recorder | None = None
@@ -126,6 +130,18 @@ class Crew:
     def recorders(self) -> list[Recorder]:
         assert self.far is not None
         return [*self.fast, self.prod, self.slow, self.restless, self.far]
+
+    @property
+    def handed(self) -> list[HandedOut]:
+        """Of the one token that opens every cluster: each time, that of the daemon's own user."""
+        found = []
+        for given in self.restless.given:
+            claims = jwt.claims(given.token)
+            assert claims is not None
+            assert claims.exp is not None
+            token = Token(given.token, mark(given.uid), claims.exp)
+            found.append(given.handed_out(self.restless.history.who, token))
+        return found
 
     @property
     def prompt(self) -> list[Recorder]:

@@ -52,6 +52,8 @@ class Report:
     writes_lost: int
     subscribers: list[Subscriber]
     client_events: int
+    handed: int
+    """Credentials."""
     gauges: Gauges
     failures: list[str] = field(default_factory=list)
 
@@ -75,6 +77,7 @@ class Report:
             "writes_lost": self.writes_lost,
             "subscribers": [asdict(each) for each in self.subscribers],
             "client_events": self.client_events,
+            "handed": self.handed,
             "stalled": self.stalled,
             "slopes": {name: asdict(slope) for name, slope in self.slopes().items()},
             "samples": [asdict(sample) for sample in self.gauges.samples],
@@ -91,7 +94,7 @@ class Report:
             f"{self.minutes:.0f} minutes against {self.server}, seed {self.seed}: {sum(self.faults.values())} faults "
             f"of {len(self.faults)} kinds, {self.writes} writes upstream.",
             f"Validated: {events} events on {streams} streams, of {len(self.subscribers)} recorded subscribers and one "
-            "of the client library.",
+            f"of the client library, and {self.handed} credentials.",
             f"Streams ended for reading nothing: {self.stalled}.",
             f"**Validator failures and recoveries that took too long: {len(self.failures)}.**",
             *(f"- {failure}" for failure in self.failures[:50]),

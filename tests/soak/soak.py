@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 
+from tests.process.handing_out import handed_rightly
 from tests.process.recorder import Recorder
 from tests.process.validators import alternating, breaches
 from tests.soak.crew import Crew, Daemon
@@ -61,6 +62,8 @@ class Soak:
         histories = [recorder.history for recorder in crew.recorders]
         self._failures += breaches(histories, world.upstream)
         self._failures += [f"client: {breach}" for breach in alternating(crew.watched)]
+        handed = crew.handed
+        self._failures += [f"credentials: {breach}" for breach in handed_rightly(handed)]
         return Report(
             server=server.title,
             seed=self._seed,
@@ -73,6 +76,7 @@ class Soak:
             writes_lost=world.lost,
             subscribers=[Subscriber.of(history) for history in histories],
             client_events=len(crew.watched),
+            handed=len(handed),
             gauges=crew.gauges,
             failures=self._failures,
         )

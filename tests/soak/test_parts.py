@@ -62,12 +62,14 @@ def test_a_report_counts_and_says_what_failed() -> None:
         writes_lost=3,
         subscribers=[Subscriber("fast", 3, 200, 100)],
         client_events=50,
+        handed=7,
         gauges=growing(1.5),
         failures=["not well 150 s after: cut"],
     )
     text = report.markdown()
     assert "3 faults of 2 kinds" in text
     assert "Validated: 150 events on 3 streams" in text
+    assert "and 7 credentials." in text
     assert "too long: 1.**\n- not well 150 s after: cut" in text
     assert "| **all of transport** | 2 | 3.0 s | 3.0 s | 3.0 s |" in text
     assert "| memory, MiB | 80.3 | 81.4 | 81.5 | +1.50 |" in text
