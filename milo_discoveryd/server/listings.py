@@ -3,6 +3,7 @@
 import secrets
 from collections import Counter, OrderedDict
 from collections.abc import Callable
+from operator import attrgetter
 
 import msgspec
 
@@ -53,7 +54,7 @@ class Listings:
     def first(self, wanted: Wanted, size: int, now: float, holder: Holder) -> Page:
         clusters = sorted(
             (view.cluster for view in self._log.current() if wanted.matches(view.cluster)),
-            key=lambda cluster: cluster.target.name,
+            key=attrgetter("target.name"),
         )
         listing = _Listing(tuple(clusters), self._log.head, holder.caller, now + LIFE_S)
         key = ""

@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Protocol, TypeAlias
 
 import grpc
@@ -22,7 +23,7 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import Record
 from milo_discoveryd.rights.rights import Rights
-from milo_discoveryd.rights.scope import within
+from milo_discoveryd.rights.scope import Scope, within
 from milo_discoveryd.server import convert, requests, sight
 from milo_discoveryd.server.access import Access, Visit
 from milo_discoveryd.server.errors import CallError, NotFoundError, PreconditionError, UnavailableError
@@ -125,6 +126,17 @@ class Service:
             source=convert.source(source, Moment(time.time(), now)),
         )
 
+    async def _counts(self, scope: Scope) -> sight.Counts:
+        """By and by, too, where each cluster is looked at."""
+        registry = self._fleet.registry
+        if scope.is_everything:
+            return sight.counts(registry)
+        found, records = sight.Counts(), iter([*registry.items()])
+        while portion := [*islice(records, AT_A_TURN)]:
+            found += sight.counts_among(portion, scope)
+            await asyncio.sleep(0)
+        return found
+
     async def _written(self, clusters: Sequence[Cluster]) -> list[pb.Cluster]:
         """By and by: at one go, thousands of them would hold up everybody's events for as long as that takes."""
         found: list[pb.Cluster] = []
@@ -166,7 +178,7 @@ class Service:
     async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
         async with self._access.visiting(caller, "GetServerInfo") as visit:
             scope, to = visit.scope, visit.recipient
-        counts = sight.counts(self._fleet.registry, scope)
+        counts = await self._counts(scope)
         sources = [each for each in self._issuer.health() if to is not None and to.terms.allow(each.name)]
         max_ttl_s = self._issuer.max_ttl_s
         return pb.GetServerInfoResponse(

@@ -1,7 +1,7 @@
 """What a caller may be told of names and numbers, beyond the clusters that are streamed and listed to them."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import msgspec
 
@@ -35,21 +35,27 @@ def transitions(record: Record, scope: Scope) -> Iterable[Transition]:
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    engaged: int
-    not_ready: int
-    outside: int
-    malformed: int
+    engaged: int = 0
+    not_ready: int = 0
+    outside: int = 0
+    malformed: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
 
-def counts(registry: Registry, scope: Scope) -> Counts:
-    """Of what is there for who may see this scope."""
-    if scope.is_everything:
-        standings: Counter[Standing] = Counter({standing: registry.count(standing) for standing in Standing})
-        engaged = registry.engaged
-    else:
-        records = [record for name, record in registry.items() if seen(name, record, scope)]
-        standings = Counter(record.standing for record in records)
-        engaged = sum(record.engaged for record in records)
+def counts(registry: Registry) -> Counts:
+    """Of all there is."""
+    return _counts({standing: registry.count(standing) for standing in Standing}, registry.engaged)
+
+
+def counts_among(records: Iterable[tuple[str, Record]], scope: Scope) -> Counts:
+    """Of what is there for who may see this scope, among some that are given by their names."""
+    visible = [record for name, record in records if seen(name, record, scope)]
+    return _counts(Counter(record.standing for record in visible), sum(record.engaged for record in visible))
+
+
+def _counts(standings: Mapping[Standing, int], engaged: int) -> Counts:
     return Counts(
         engaged=engaged,
         not_ready=standings[Standing.NOT_READY],

@@ -78,10 +78,15 @@ def test_of_what_only_its_name_is_known_no_history_is_told(registry: Registry) -
 
 def test_numbers_are_of_what_is_seen(registry: Registry) -> None:
     registry.commit([outside("shop-2", "5")], at(2))
-    assert sight.counts(registry, ALL) == Counts(engaged=2, not_ready=1, outside=1, malformed=1)
-    assert sight.counts(registry, PROD) == Counts(engaged=2, not_ready=0, outside=0, malformed=0)
-    assert sight.counts(registry, SHOPS) == Counts(engaged=1, not_ready=1, outside=1, malformed=0)
-    assert sight.counts(registry, NONE) == Counts(engaged=0, not_ready=0, outside=0, malformed=0)
+    assert sight.counts(registry) == Counts(engaged=2, not_ready=1, outside=1, malformed=1)
+    assert sight.counts_among(registry.items(), ALL) == sight.counts(registry)
+    assert sight.counts_among(registry.items(), PROD) == Counts(engaged=2, not_ready=0, outside=0, malformed=0)
+    assert sight.counts_among(registry.items(), SHOPS) == Counts(engaged=1, not_ready=1, outside=1, malformed=0)
+    assert sight.counts_among(registry.items(), NONE) == Counts(engaged=0, not_ready=0, outside=0, malformed=0)
+
+
+def test_numbers_of_parts_add_up() -> None:
+    assert Counts(engaged=1, malformed=2) + Counts(engaged=3, outside=4) == Counts(engaged=4, outside=4, malformed=2)
 
 
 def test_of_the_source_only_who_sees_everything_is_told_in_words() -> None:
