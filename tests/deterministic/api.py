@@ -102,7 +102,8 @@ class Open:
         return []
 
     async def _quiet(self) -> None:
-        due = self._ends_at if self.without_bookmarks else min(self._ends_at, self._bookmark_at)
+        is_marked = self.watch is not None and self.watch.position is not None and not self.without_bookmarks
+        due = min(self._ends_at, self._bookmark_at) if is_marked else self._ends_at
         try:
             async with asyncio.timeout_at(None if self.mute else due):
                 await self._bell.wait()
