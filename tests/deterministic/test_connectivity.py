@@ -24,7 +24,7 @@ from tests.deterministic.loop import VirtualLoop, clocks_of
 from tests.registry.fleets import ready
 
 CLUSTERS = [f"p-{number:03}" for number in range(500)]
-GIVE_UP_AFTER_S = 600.0
+GIVE_UP_AFTER_S = 240.0
 NOTICED_S = 200.0
 """What it may take besides: two turns of a probe, and its deadline."""
 
