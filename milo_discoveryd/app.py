@@ -78,9 +78,9 @@ class Daemon:
         self._environ = environ
         self._epoch = secrets.token_hex(8)
         self._metrics = Metrics()
-        self._journal = Journal(self._metrics)
         self._audit_file = AuditFile(settings.audit.file) if settings.audit.file else None
         self._audit = Audit(self._metrics, self._audit_file.write if self._audit_file else None)
+        self._journal = Journal(self._metrics, self._audit)
         self._reloading: Reloading | None = None
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
         changes = ChangeLog(encoder(self._epoch), retention)

@@ -12,6 +12,7 @@ from prometheus_client.registry import CollectorRegistry
 from milo_discoveryd.reflect.deletions import Suspicions
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 
@@ -54,7 +55,7 @@ class Family(NamedTuple):
 def families() -> list[Family]:
     """Of a daemon to which nothing has happened yet."""
     metrics = Metrics()
-    fleet = Fleet(ChangeLog(lambda event: b"", Retention()), Suspicions(lambda: 0.0), Journal(metrics))
+    fleet = Fleet(ChangeLog(lambda event: b"", Retention()), Suspicions(lambda: 0.0), Journal(metrics, Audit(metrics)))
     metrics.tell_build("", "")
     metrics.follow(fleet, 0)
     metrics.follow_streams(lambda: ())

@@ -19,6 +19,7 @@ from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.server.frames import encoder
+from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.logging import configure
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -40,7 +41,7 @@ def _round(count: int) -> dict[str, float]:
     decoder = Decoder(ProjectMode.object_type, _mode().observe)
     encode = encoder(_EPOCH)
     log = ChangeLog(encode, Retention())
-    fleet = Fleet(log, Suspicions(random.random), Journal(Metrics()))
+    fleet = Fleet(log, Suspicions(random.random), Journal(Metrics(), Audit(Metrics())))
     now = time.monotonic()
     listed = [ListStarted(), *(Listed(each) for each in _observed(decoder, first)), ListEnded()]
     for _ in fleet.take(listed, now):

@@ -11,15 +11,15 @@ from typing import Protocol
 from milo_discoveryd.connectivity.schedule import Verdict
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Ready
+from milo_discoveryd.model.observation import Malformed, Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.deletions import Answer, Question, Suspicions
-from milo_discoveryd.reflect.machine import Finding, Listed, ListEnded, ListStarted, Oddity, Relisting
+from milo_discoveryd.reflect.machine import Changed, Finding, Listed, ListEnded, ListStarted, Oddity, Relisting
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.guard import Guard
 from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.log import ChangeLog
-from milo_discoveryd.registry.registry import Done, Registry
+from milo_discoveryd.registry.registry import Done, Registry, Standing
 from milo_discoveryd.registry.signal import UNHURRIED_S, Signal
 
 REMOVALS_HELD = "RemovalsHeld"
@@ -37,6 +37,9 @@ class Observer(Protocol):
     def relisting(self, reason: str) -> None: ...
 
     def oddity(self, problem: str) -> None: ...
+
+    def malformed(self, seen: Malformed) -> None:
+        """An object can't be used as it is, and could be before, or is new."""
 
     def source(self, status: SourceStatus) -> None:
         """Its state, or the reason for it, changed."""
@@ -154,7 +157,13 @@ class Fleet:
                     self._observer.relisting(reason)
                 case Oddity(problem):
                     self._observer.oddity(problem)
+                case Changed(Malformed() as seen) | Listed(Malformed() as seen) if self._is_new_to_be_so(seen):
+                    self._observer.malformed(seen)
             yield finding
+
+    def _is_new_to_be_so(self, seen: Malformed) -> bool:
+        record = self.registry[seen.name]
+        return record is None or record.standing is not Standing.MALFORMED
 
     def _publish(self, done: list[Done], read_at: float) -> None:
         self._tell(done)

@@ -20,6 +20,8 @@ from milo_discoveryd.rights.who import proved
 
 log = structlog.get_logger()
 
+_LONGEST_NAME = 253
+
 
 class Tally(Protocol):
     def refused(self, reason: str) -> None: ...
@@ -69,6 +71,10 @@ class Audit:
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
         self._tally.refused(reason.lower())
         self._note("refused", reason=reason, rule=rule, **about, caller=dict(proved(caller)))
+
+    def object_refused(self, name: str, uid: str, problem: str) -> None:
+        """Who writes objects upstream is nobody who calls, and may be a tenant who tries what a name can do."""
+        self._note("object refused", cluster=name[:_LONGEST_NAME], uid=uid, problem=problem)
 
     def rights_changed(self, **about: object) -> None:
         self._note("rights changed", **about)

@@ -2,10 +2,12 @@
 
 import structlog
 
+from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import REMOVALS_HELD
 from milo_discoveryd.registry.registry import Done
+from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import Recent
 from milo_discoveryd.telemetry.metrics import Metrics
 
@@ -13,8 +15,9 @@ log = structlog.get_logger()
 
 
 class Journal:
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, audit: Audit) -> None:
         self._metrics = metrics
+        self._audit = audit
         self.recent = Recent()
 
     def changed(self, done: Done, *, is_live: bool) -> None:
@@ -42,6 +45,9 @@ class Journal:
     def oddity(self, problem: str) -> None:
         self._metrics.oddity()
         log.debug("event ignored", problem=problem)
+
+    def malformed(self, seen: Malformed) -> None:
+        self._audit.object_refused(seen.name, seen.uid, seen.message)
 
     def looked_after(self, result: str) -> None:
         self._metrics.looked_after(result)

@@ -18,6 +18,7 @@ from milo_discoveryd.kubeconfigs.rendering import Place
 from milo_discoveryd.memory.image import Image, ImageError, Kept, Origin, decode, encode
 from milo_discoveryd.memory.keeper import EVERY_S
 from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.deletions import Suspicions
 from milo_discoveryd.reflect.machine import Policy
@@ -142,6 +143,9 @@ class Ledger:
 
     def oddity(self, problem: str) -> None:
         self._note("daemon: passes over", problem)
+
+    def malformed(self, seen: Malformed) -> None:
+        self._note("daemon: refuses", seen.name)
 
     def source(self, status: SourceStatus) -> None:
         self._note("daemon: source", status.state.value, status.reason)

@@ -8,6 +8,7 @@ from milo_discoveryd.reflect.deletions import Suspicions
 from milo_discoveryd.reflect.machine import Changed, Listed, ListEnded, ListStarted
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from tests.registry.fleets import readable_log, ready
@@ -18,7 +19,7 @@ BACK = Connectivity(ConnectivityState.REACHABLE, 9.0)
 
 @pytest.fixture
 async def fleet() -> Fleet:
-    made = Fleet(readable_log(), Suspicions(lambda: 0.0), Journal(Metrics()))
+    made = Fleet(readable_log(), Suspicions(lambda: 0.0), Journal(Metrics(), Audit(Metrics())))
     for _ in made.take([ListStarted(), Listed(ready()), ListEnded()], 0.0):
         pass
     return made

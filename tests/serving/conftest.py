@@ -83,7 +83,9 @@ class World:
             address=lambda: "unix:///d.sock",
             per_second=per_second,
         )
-        self.fleet = Fleet(ChangeLog(encoder(EPOCH), retention), Suspicions(lambda: 0.0), Journal(self.metrics))
+        self.fleet = Fleet(
+            ChangeLog(encoder(EPOCH), retention), Suspicions(lambda: 0.0), Journal(self.metrics, self.audit)
+        )
         self.metrics.follow(self.fleet, 1000)
         about = About(
             version="0",

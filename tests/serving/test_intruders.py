@@ -261,5 +261,6 @@ async def test_a_hostile_name_is_never_a_cluster_s_whoever_looks_for_it(shop: Ho
         ]
         assert (mine_of, of_root) == (int(covered), 1)
     assert shop.refusals()[-1:] == [("bank", "NOT_ENGAGED")]
+    assert [line["cluster"] for line in shop.world.audited if line["event"] == "object refused"] == [name]
     state = {"state": "malformed"}
     assert shop.world.metrics.registry.get_sample_value("milo_discoveryd_known_clusters", state) == 1

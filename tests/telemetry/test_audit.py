@@ -28,6 +28,7 @@ def test_each_event_goes_to_the_log_and_to_the_file(tmp_path: Path) -> None:
         audit.refused(CALLER, "", "NO_RULE", call="ListClusters")
         audit.rights_changed(rules=["ops"])
         audit.rights_kept(problems=["bad"])
+        audit.object_refused("x" * 300, "u2", "its name is not a DNS name")
     file.close()
     found = lines(tmp_path / "audit")
     caller = {"listener": "api", "uid": 0, "sans": ["uri:spiffe://a/b"], "peer": "unix:"}
@@ -36,6 +37,7 @@ def test_each_event_goes_to_the_log_and_to_the_file(tmp_path: Path) -> None:
         {"event": "refused", "reason": "NO_RULE", "call": "ListClusters", "caller": caller},
         {"event": "rights changed", "rules": ["ops"]},
         {"event": "rights kept", "problems": ["bad"]},
+        {"event": "object refused", "cluster": "x" * 253, "uid": "u2", "problem": "its name is not a DNS name"},
     ]
     assert all(str(line["timestamp"]).endswith("Z") for line in found)
     assert [line["event"] for line in logged] == [line["event"] for line in found]

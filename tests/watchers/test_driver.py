@@ -20,6 +20,7 @@ from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.watchers.driver import Driver, Watched
@@ -152,7 +153,7 @@ class Ledger(Journal):
     """Notes changes as a person would: `ENGAGED alpha`."""
 
     def __init__(self) -> None:
-        super().__init__(Metrics())
+        super().__init__(Metrics(), Audit(Metrics()))
         self.told: list[str] = []
         self.looks: list[str] = []
         self.relistings: list[str] = []
