@@ -113,14 +113,14 @@ class TokenApi:
         self.down_until = 0.0
         self.pause_s = 0.0
         """Before each answer."""
+        self.wall = wall
+        self.requests = 0
         self.made: dict[str, Token] = {}
         self._bound: dict[str, Bound] = {}
         self._secrets = 0
         self._random = random
         self._inject = inject
         self._longest_s = longest_s
-        self.wall = wall
-        self.requests = 0
         self._loop = asyncio.get_running_loop()
 
     def has_secret_of(self, mark: str) -> bool:
