@@ -37,18 +37,27 @@ def recorded() -> Mapping[str, str]:
 
 
 def panels() -> list[dict[str, Any]]:
-    return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
+    return [panel for panel in dashboard() if panel["type"] != "row"]
+
+
+def dashboard() -> list[dict[str, Any]]:
+    """Its panels, and the rows that they are in."""
+    found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return found
 
 
 def dashboard_expressions() -> Iterator[tuple[str, str]]:
     """By the title of the panel, with Grafana's variables filled in."""
-    filled = {"$__rate_interval": "5m", "$namespace": ".*", "$pod": ".*"}
     for panel in panels():
         for target in panel["targets"]:
-            expression = target["expr"]
-            for variable, value in filled.items():
-                expression = expression.replace(variable, value)
-            yield panel["title"], expression
+            yield panel["title"], filled(target["expr"])
+
+
+def filled(expression: str, *, rate_interval: str = "5m") -> str:
+    """With a value for each of Grafana's variables: all namespaces, all pods."""
+    for variable, value in {"$__rate_interval": rate_interval, "$namespace": ".*", "$pod": ".*"}.items():
+        expression = expression.replace(variable, value)
+    return expression
 
 
 def selected(expression: str) -> Iterator[tuple[str, Labels]]:
