@@ -232,6 +232,12 @@ class Reflector:
         self._list_again_at = at
 
     @property
+    def is_followed(self) -> bool:
+        """The server is the one that all was heard of, as far as can be told. Until then, what another says of a single
+        object is no evidence: it may never have had it."""
+        return self.status.state is SourceState.STREAMING
+
+    @property
     def is_reading(self) -> bool:
         """The watch that the driver holds open is to be read on."""
         return isinstance(self.state, Filling | Watching)

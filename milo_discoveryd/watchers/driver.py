@@ -221,9 +221,12 @@ class Driver:
         """Asks about what seems to be gone, and ticks the sink, each when it is due."""
         while True:
             self._sink.tick(self._clock())
-            for question in self._suspicions.questions(self._clock()):
-                tasks.create_task(self._ask(question), name=f"confirm the deletion of {question.name}")
-            due = min((at for at in (self._suspicions.next_at, self._sink.due_at) if at is not None), default=None)
+            asks_at = None
+            if self._reflector.is_followed:
+                for question in self._suspicions.questions(self._clock()):
+                    tasks.create_task(self._ask(question), name=f"confirm the deletion of {question.name}")
+                asks_at = self._suspicions.next_at
+            due = min((at for at in (asks_at, self._sink.due_at) if at is not None), default=None)
             try:
                 async with asyncio.timeout_at(due):
                     await self._pending.wait()
@@ -233,6 +236,8 @@ class Driver:
 
     async def _ask(self, question: Question) -> None:
         verdict = await self._verdict(question.name)
+        if not self._reflector.is_followed:
+            verdict = Unanswered("the source was lost before the answer came")
         self._sink.answer(question, verdict, self._clock())
         self._pending.set()
 

@@ -216,10 +216,7 @@ class Life:
     async def _is_calm(self) -> bool:
         """From here on, until something happens. Where calm does not come soon, it is no time for rare things."""
         self._api.trouble = 0.0
-        if not await self._until(lambda: self._knows_for_itself and self._is_followed, within_s=100.0):
-            return False
-        await asyncio.sleep(0.1)  # what the watch has said may still be on its way
-        return self._knows_for_itself and self._is_followed
+        return await self._until(lambda: self._knows_for_itself and self._is_followed, within_s=100.0)
 
     @property
     def _is_followed(self) -> bool:
