@@ -199,6 +199,7 @@ class Reflector:
         self._asked_at = self._listed_at = now
         self._list_again_at: float | None = None
         self._line_due_at = math.inf
+        self._is_known = False
         self.synced = False
         self.state: State = self._list()
         self.status = status or SourceStatus(
@@ -232,10 +233,15 @@ class Reflector:
         self._list_again_at = at
 
     @property
-    def is_followed(self) -> bool:
-        """The server is the one that all was heard of, as far as can be told. Until then, what another says of a single
-        object is no evidence: it may never have had it."""
-        return self.status.state is SourceState.STREAMING
+    def believed_from(self) -> float:
+        """From when on the server that answers is taken for the one that all was heard of. Until then, what it says of
+        a single object is no evidence: it may be another, which never had it."""
+        if self.status.state is not SourceState.STREAMING:
+            return math.inf
+        if self._is_known:
+            return -math.inf
+        # It would have refused the version by then, unless it met one from its future with silence.
+        return self.state.opened_at + self._policy.healthy_s if isinstance(self.state, Watching) else math.inf
 
     @property
     def is_reading(self) -> bool:
@@ -295,6 +301,7 @@ class Reflector:
 
     def ended(self, now: float) -> list[Finding]:
         """The server closed the watch cleanly."""
+        self._is_known = False
         if isinstance(self.state, Filling):
             return self.failed(Failure("ListCut", "the server ended the list before its end mark"), now)
         assert isinstance(self.state, Watching)
@@ -306,6 +313,7 @@ class Reflector:
 
     def silent(self, now: float) -> list[Finding]:
         """The deadline of ReadWatch passed."""
+        self._is_known = False
         if now >= self._line_due_at:
             return self.failed(
                 Failure("SlowLine", f"an event took longer than {self._policy.line_s:g} s to come in"), now
@@ -329,6 +337,7 @@ class Reflector:
 
     def failed(self, failure: Failure, now: float) -> list[Finding]:
         assert not isinstance(self.state, Waiting), "nothing was asked for, so nothing can have failed"
+        self._is_known = False
         if isinstance(self.state, Watching):
             self._note_health(self.state, now)
         self._failures += 1
@@ -444,10 +453,11 @@ class Reflector:
     def _at(self, version: str) -> None:
         assert isinstance(self.state, Watching)
         self.state = msgspec.structs.replace(self.state, version=version or self.state.version, proven=True)
+        self._is_known = True
         self._highest_version = max(self._highest_version, _number(version))
 
     def _list_ended(self, version: str, now: float, *, reading: bool = False) -> Finding:
-        self.synced = True
+        self.synced = self._is_known = True
         self._listed_at = now
         self._pages_outlived = False
         if not version:

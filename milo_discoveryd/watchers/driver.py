@@ -1,6 +1,7 @@
 """Runs a reflector against an API server: makes the requests it asks for, and tells it what came of them."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from datetime import UTC, datetime
@@ -221,14 +222,16 @@ class Driver:
         """Asks about what seems to be gone, and ticks the sink, each when it is due."""
         while True:
             self._sink.tick(self._clock())
-            asks_at = None
-            if self._reflector.is_followed:
+            if self._is_believed:
                 for question in self._suspicions.questions(self._clock()):
                     tasks.create_task(self._ask(question), name=f"confirm the deletion of {question.name}")
-                asks_at = self._suspicions.next_at
-            due = min((at for at in (asks_at, self._sink.due_at) if at is not None), default=None)
+            asks_at, ticks_at = self._suspicions.next_at, self._sink.due_at
+            due = min(
+                math.inf if asks_at is None else max(asks_at, self._reflector.believed_from),
+                math.inf if ticks_at is None else ticks_at,
+            )
             try:
-                async with asyncio.timeout_at(due):
+                async with asyncio.timeout_at(None if due == math.inf else due):
                     await self._pending.wait()
             except TimeoutError:
                 pass  # something is due
@@ -236,10 +239,14 @@ class Driver:
 
     async def _ask(self, question: Question) -> None:
         verdict = await self._verdict(question.name)
-        if not self._reflector.is_followed:
+        if not self._is_believed:
             verdict = Unanswered("the source was lost before the answer came")
         self._sink.answer(question, verdict, self._clock())
         self._pending.set()
+
+    @property
+    def _is_believed(self) -> bool:
+        return self._clock() >= self._reflector.believed_from
 
     async def _verdict(self, name: str) -> Verdict:
         try:

@@ -40,6 +40,14 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "a deletion is asked of a server that is not known yet",
+        "watchers/driver.py",
+        "            if self._is_believed:\n",
+        "            if True:\n",
+        ("tests/watchers/test_driver.py",),
+        is_async=True,
+    ),
+    Mutant(
         "two events swap places",
         "registry/log.py",
         "sorted(told.values(), key=lambda pair: pair[0].revision)",

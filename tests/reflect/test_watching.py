@@ -1,5 +1,7 @@
 """From a complete list on: what ends a watch, from where it goes on, and what is said of the source meanwhile."""
 
+import math
+
 import pytest
 
 from milo_discoveryd.model.source import SourceState, SourceStatus
@@ -80,6 +82,31 @@ def test_every_chunk_is_a_sign_of_life() -> None:
     life.now += 50.0
     life.events()
     assert life.reflector.status.last_contact == life.now
+
+
+# --- whose word counts ---
+
+
+def test_who_tells_changes_is_believed_of_single_objects() -> None:
+    assert watching().reflector.believed_from == -math.inf
+
+
+@pytest.mark.parametrize("failure", [EXPIRED, UNAVAILABLE, CUT])
+def test_who_is_out_of_reach_or_lists_anew_is_not(failure: Failure) -> None:
+    life = watching()
+    life.failed(failure)
+    assert life.reflector.believed_from == math.inf
+
+
+def test_who_takes_up_a_watch_that_broke_is_believed_once_it_has_told_anything_or_refused_nothing_for_a_while() -> None:
+    life = watching()
+    life.now += 5.0
+    life.failed(CUT)
+    assert life.reflector.believed_from == math.inf
+    life.opened()
+    assert life.reflector.believed_from == life.now + Policy().healthy_s
+    life.events(Bookmark("15", False))
+    assert life.reflector.believed_from == -math.inf
 
 
 # --- ends ---

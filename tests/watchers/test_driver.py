@@ -30,6 +30,7 @@ from tests.watchers.api_server import ApiServer, upstream
 
 PATH = ProjectMode.resource.path
 QUICK = Backoff(first_s=0.001, cap_s=0.01)
+LOST = "the source was lost before the answer came"
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -320,6 +321,44 @@ async def test_an_answer_that_proves_nothing_is_asked_again_and_the_cluster_stay
         await asked.asked.wait()
         assert run.told == ["ENGAGED alpha"]
         assert run.fleet.suspicions.why("alpha") is not None
+
+
+async def test_what_seems_gone_is_not_asked_of_a_server_that_is_not_known_yet() -> None:
+    played = Played()
+    first, second, look = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)), Said(), Said()
+    played.watches, played.looks = [first, second], [look]
+    async with running(played) as run:
+        await run.synced()
+        first.say(line("DELETED", project("alpha", 6)) + expired())
+        await second.asked.wait()
+        assert not look.asked.is_set()
+        second.say(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
+        await eventually(lambda: not len(run.fleet.suspicions))
+        assert (run.told, look.asked.is_set()) == (["ENGAGED alpha"], False)
+
+
+async def test_an_answer_that_comes_after_the_source_was_lost_is_not_believed() -> None:
+    played = Played()
+    first, second = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)), Said()
+    asked, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def late(request: web.Request) -> web.StreamResponse:
+        asked.set()
+        await may_answer.wait()
+        return refusal(404, "NotFound", name="alpha")
+
+    played.watches, played.looks = [first, second], [late]
+    async with running(played) as run:
+        await run.synced()
+        first.say(line("DELETED", project("alpha", 6)))
+        await asked.wait()
+        first.say(expired())
+        await second.asked.wait()
+        may_answer.set()
+        await eventually(lambda: (run.fleet.suspicions.why("alpha") or (0, ""))[1] == LOST)
+        second.say(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
+        await eventually(lambda: not len(run.fleet.suspicions))
+        assert run.told == ["ENGAGED alpha"]
 
 
 async def test_a_live_object_that_was_reported_as_deleted_stays_engaged() -> None:
