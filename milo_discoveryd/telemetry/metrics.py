@@ -17,8 +17,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from milo_discoveryd.kubeconfigs.handed import SourceHealth
-from milo_discoveryd.model.cluster import ConnectivityState
+from milo_discoveryd.model.cluster import ConnectivityState, DisengageReason
 from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import Done, Standing
 
@@ -53,6 +54,8 @@ _REFUSALS = (
     "not_engaged",
     "revision_of_another",
 )
+_RESTARTS = ("Expired", "Junk", "Silence", "StreamingListUnsupported", "Verification")
+"""The usual ones: an API server has words of its own as well."""
 _RELOADS = ("applied", "refused", "unchanged")
 _MINT_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -165,6 +168,12 @@ class Metrics:
             self._refusals.labels(reason)
         for result in _RELOADS:
             self._reloads.labels(result)
+        for reason in _RESTARTS:
+            self._restarts.labels(reason)
+        for kind in (EventType.ENGAGED, EventType.UPDATED):
+            self._transitions.labels(kind.value, "")
+        for cause in DisengageReason:
+            self._transitions.labels(EventType.DISENGAGED.value, cause.value)
         Gauge(
             "milo_discoveryd_start_time_seconds", "When this daemon started.", registry=self.registry
         ).set_to_current_time()
