@@ -25,7 +25,7 @@ _SHOWN = 10
 
 
 def caller(text: str) -> Caller:
-    """From `uid=1000,listener=api` and the like; of several groups the first is his own. Raises ConfigError."""
+    """From `uid=1000,listener=api` and the like; of several groups the first is its own. Raises ConfigError."""
     fields: dict[str, object] = {"listener": ""}
     lists: dict[str, list[str]] = {name: [] for name in _LISTS.values()}
     gids: list[int] = []
