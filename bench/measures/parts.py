@@ -29,10 +29,10 @@ _EPOCH = "0123456789abcdef"
 
 async def measure(setting: Setting) -> Samples:
     configure("warning", "json")
-    samples: Samples = {f"parts.{name}_us": [] for name in ("decode", "commit", "encode", "slice")}
+    samples: Samples = {}
     for _ in range(setting.scale.rounds):
-        for name, took_us in _round(setting.scale.clusters).items():
-            samples[f"parts.{name}_us"].append(took_us)
+        for name, figure in _round(setting.scale.clusters).items():
+            samples.setdefault(f"parts.{name}", []).append(figure)
     return samples
 
 
@@ -64,7 +64,9 @@ def _round(count: int) -> dict[str, float]:
     took["encode"] = _timed(lambda: [encode(Event(EventType.UPDATED, cluster)) for cluster in clusters])
     read(read_up_to)  # which makes the frames
     took["slice"] = _timed(lambda: read(read_up_to + 1))
-    return {name: seconds / count * 1e6 for name, seconds in took.items()}
+    # What subscribers are sent of a cluster, which is kept as long as it is engaged.
+    frame_bytes = sum(len(log.frame(view)) for view in log.current()) / count
+    return {**{f"{name}_us": seconds / count * 1e6 for name, seconds in took.items()}, "frame_bytes": frame_bytes}
 
 
 def _lines(kind: str, count: int, first_version: int, mark: str) -> list[bytes]:

@@ -260,27 +260,32 @@ class ChangeLog:
         found = self._stretches.get(revision)
         if found is None:
             moves: list[Move] = []
-            for place in self._places_after(revision)[:_STRETCH]:
-                entry, at = self._order[place], self._revisions[place]
+            places = self._places_after(revision)[:_STRETCH]
+            part = slice(places.start, places.stop)
+            for entry, at in zip(self._order[part], self._revisions[part], strict=True):
                 if entry.revision != at:
                     return None
                 view = entry.view
                 if view is None or view.cluster.incarnation > revision:
                     moves.append((entry, at, None, None))
+                elif entry.since <= revision:
+                    moves.append((entry, at, view, None))
                 else:
-                    moves.append((entry, at, view, None if entry.since <= revision else entry.known_at(revision)))
+                    past = entry.past[-1]  # mostly it is what was before this change
+                    is_last = past.since <= revision < past.until
+                    moves.append((entry, at, view, past.cluster if is_last else entry.known_at(revision)))
             if len(self._stretches) >= _STRETCHES:
                 del self._stretches[next(iter(self._stretches))]
             self._stretches[revision] = found = Stretch(moves)
         return found
 
     def _told_of(self, stretch: Stretch, revision: int, wanted: Wanted) -> Slice:
-        matches, updated = wanted.matches, EventType.UPDATED
+        everything, matches, updated = wanted.is_everything, wanted.matches, EventType.UPDATED
         frames: list[bytes] = []
         reached, size, is_whole = revision, 0, True
         for entry, reached, view, before in stretch.moves:
-            is_shown = view is not None and matches(view.cluster)
-            if view is None or (before is not None and matches(before) is not is_shown):
+            is_shown = everything or (view is not None and matches(view.cluster))
+            if view is None or not (everything or before is None or matches(before) is is_shown):
                 is_whole = False
                 for frame in self._told(entry, revision, reached, wanted):
                     frames.append(frame)

@@ -78,7 +78,7 @@ MUTANTS = (
     Mutant(
         "what comes into a filter is told as an update",
         "registry/log.py",
-        "if view is None or (before is not None and matches(before) is not is_shown):",
+        "if view is None or not (everything or before is None or matches(before) is is_shown):",
         "if view is None:",
         CURSORS,
     ),
