@@ -30,6 +30,8 @@ class Standing(enum.Enum):
 
 _ELSEWHERE = (Standing.GONE, Standing.OUTSIDE)
 """No list within the selector holds these. Two are found sooner without a set: members of an Enum are slow to hash."""
+_WELL = (Standing.READY, Standing.UNREACHABLE)
+"""Its object is ready."""
 
 
 class Transition(msgspec.Struct, frozen=True):
@@ -123,11 +125,14 @@ class Registry:
 
     def would_change(self, listed: Observation) -> bool:
         record = self._records.get(listed.name)
-        return (
-            record is None
-            or record.standing in _ELSEWHERE
-            or (record.uid, record.version) != (listed.uid, listed.version)
-        )
+        if record is None or record.standing in _ELSEWHERE:
+            return True
+        if (record.uid, record.version) != (listed.uid, listed.version):
+            return True
+        # After a restore upstream, a version may be used again, for something else.
+        if isinstance(listed, Ready):
+            return record.standing not in _WELL or record.cluster is None or record.cluster.target != listed.target
+        return record.standing is not _STANDINGS[type(listed)]
 
     def is_news(self, seen: Observation) -> bool:
         """Neither a repetition of what is known nor something from before it."""

@@ -151,6 +151,22 @@ def test_what_is_made_after_a_restore_is_news_though_its_name_was_known_at_a_lat
     assert [(each.type.name, each.cluster.target.uid) for each in made] == [("ENGAGED", "after")]
 
 
+@pytest.mark.parametrize(
+    ("known", "listed", "told"),
+    [
+        (not_ready("a", "5"), ready("a", "5"), ["ENGAGED"]),
+        (ready("a", "5"), ready("a", "5", suspended=True), ["UPDATED"]),
+        (ready("a", "5"), not_ready("a", "5"), ["DISENGAGED"]),
+        (ready("a", "5"), ready("a", "5"), []),
+        (not_ready("a", "5"), not_ready("a", "5"), []),
+    ],
+)
+def test_a_version_that_a_restored_server_uses_again_is_looked_behind(
+    known: Observation, listed: Observation, told: list[str]
+) -> None:
+    assert [each.type.name for each in Source(known).lists(listed)] == told
+
+
 def test_a_list_stands_though_versions_went_back() -> None:
     source = Source(ready("a", "100"))
     assert source.lists(ready("a", "50", suspended=True)) == [

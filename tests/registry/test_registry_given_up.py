@@ -60,7 +60,7 @@ def test_while_it_is_away_probes_and_changes_of_its_object_bring_nothing() -> No
     for found in (AWAY, Connectivity(ConnectivityState.UNREACHABLE, wall(1), "dns: no such host")):
         assert fleet.probed("a", 1, found, at(3)) == []
     assert fleet.commit([ready(version="3", labels={"env": "prod"})], at(4)) == []
-    assert not fleet.would_change(ready(version="3"))
+    assert not fleet.would_change(ready(version="3", labels={"env": "prod"}))
 
 
 def test_when_it_is_reached_it_is_engaged_as_it_is_by_then() -> None:
