@@ -134,7 +134,7 @@ def told(value: object, status: int = 200, **headers: str) -> Handler:
         (told({"access_token": CANARY, "expires_in": 600_000}), "is not short-lived"),
         (told({"access_token": CANARY, "expires_in": 3600e3}), "is not short-lived"),
         (told({"access_token": jwt(exp=253_402_300_799)}), "is not short-lived"),
-        (told({"access_token": jwt(exp=time.time() + 600, nbf=time.time() + 300)}), "not valid yet"),
+        (told({"access_token": jwt(exp=time.time() + 7200, nbf=time.time() + 3600)}), "not valid yet"),
         (answering(b"[" * 50_000), "not with a token"),
         (answering(b" " * 10 * 1024 * 1024), f"more than {MAX_ANSWER} bytes"),
         (told({"error": "invalid_scope", "error_description": CANARY}, 400), "invalid_scope"),

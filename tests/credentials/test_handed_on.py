@@ -84,7 +84,7 @@ async def test_what_an_exec_plugin_gives_is_handed_on_with_the_end_that_it_tells
     ("user", "expected"),
     [
         ({"token": CANARY}, "a token or certificate that stands in it"),
-        ({"token": jwt(exp=time.time() + 600)}, "a token or certificate that stands in it"),
+        ({"token": jwt(exp=time.time() + 7200)}, "a token or certificate that stands in it"),
         ({}, "a token or certificate that stands in it, which nobody renews, or none"),
     ],
 )
