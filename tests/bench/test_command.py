@@ -17,12 +17,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_it_prints_a_table_and_writes_the_figures(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     command = [sys.executable, "-m", "bench", "startup", "--quick", "--json", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert "startup.import_ms" in done.stdout
     written = json.loads(file.read_text())
     assert set(written["figures"]) == {"startup.import_ms", "startup.python_ms", "startup.ratio_to_python"}
-    assert written["missed"] == []
+    # How quick it is says nothing here, beside other tests.
+    assert (done.returncode == 1) is bool(written["missed"]), done.stderr
     assert (written["scale"], written["upstream"]) == ("quick", "sandbox")
 
 
