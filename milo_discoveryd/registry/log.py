@@ -26,8 +26,8 @@ LOOKED_AT = 5000
 _SLICES = 256
 """How many different readers' next steps are kept, for the others who stand at the same place. All are dropped with the
 next change: so many only come together where readers of ten filters catch up at once, with ten thousand changes."""
-_STRETCH = 400
-"""How many changes are found out about at once: a batch of them, where clusters are of the usual size."""
+_STRETCH = 800
+"""How many changes are found out about at once: about a batch of them, where clusters are of the usual size."""
 _STRETCHES = 64
 _PARTS = 32
 """How many parts of a snapshot are kept: as far as readers who began together drift apart."""
