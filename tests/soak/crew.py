@@ -155,7 +155,8 @@ class Crew:
             self.far = Recorder("far", f"127.0.0.1:{self.wired.port}")
             tasks = [asyncio.create_task(recorder.run(), name=recorder.history.who) for recorder in self.recorders]
             tasks.append(asyncio.create_task(self._client(), name="client"))
-            tasks.append(asyncio.create_task(self.gauges.follow(await self.steady.metrics()), name="gauges"))
+            following = self.gauges.follow(await self.steady.metrics(), self.steady.process.pid)
+            tasks.append(asyncio.create_task(following, name="gauges"))
             await self.begin_idling()
             try:
                 yield

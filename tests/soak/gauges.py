@@ -1,8 +1,9 @@
-"""What a daemon takes of the machine, by its own metrics, over time."""
+"""What a daemon takes of the machine, over time: by its own metrics, and by what the kernel says of its memory."""
 
 import asyncio
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import linear_regression, median
 
 import aiohttp
@@ -10,12 +11,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 EVERY_S = 5.0
 _MIB = float(1 << 20)
+_OWN = ("RssAnon:", "VmSwap:")
 
 
 @dataclass(frozen=True)
 class Sample:
     at: float
     memory_mib: float
+    """Its own. Of the files that it has mapped the kernel takes pages away, and gives them back, as it likes."""
+    resident_mib: float
+    """With those."""
     files: int
     tasks: int
 
@@ -26,15 +31,16 @@ class Gauges:
     last: dict[str, float] = field(default_factory=dict)
     """All series that it has, as name and labels."""
 
-    async def follow(self, url: str) -> None:
+    async def follow(self, url: str, pid: int) -> None:
         """Until it is cancelled."""
+        status = Path(f"/proc/{pid}/status")
         async with aiohttp.ClientSession() as session:
             while True:
                 async with session.get(f"{url}/metrics") as answer:
-                    self.take(await answer.text(), time.monotonic())
+                    self.take(await answer.text(), status.read_text(), time.monotonic())
                 await asyncio.sleep(EVERY_S)
 
-    def take(self, page: str, now: float) -> None:
+    def take(self, page: str, status: str, now: float) -> None:
         self.last = {
             sample.name + "".join(f" {value}" for _, value in sorted(sample.labels.items())): sample.value
             for family in text_string_to_metric_families(page)
@@ -43,6 +49,7 @@ class Gauges:
         self.samples.append(
             Sample(
                 now,
+                _own_mib(status),
                 self.last["process_resident_memory_bytes"] / _MIB,
                 int(self.last["process_open_fds"]),
                 int(self.last["milo_discoveryd_tasks"]),
@@ -65,3 +72,8 @@ class Gauges:
         values = [getattr(sample, of) for sample in self.warm()]
         tenth = max(1, len(values) // 10)
         return median(values[:tenth]), median(values[-tenth:]), max(values)
+
+
+def _own_mib(status: str) -> float:
+    lines = (line.split() for line in status.splitlines())
+    return sum(int(words[1]) for words in lines if words and words[0] in _OWN) / 1024

@@ -63,7 +63,7 @@ class Report:
         return int(self.gauges.last.get("milo_discoveryd_grpc_server_handled_total ABORTED WatchClusters", 0.0))
 
     def slopes(self) -> dict[str, Slope]:
-        return {what: Slope.of(self.gauges, what) for what in ("memory_mib", "files", "tasks")}
+        return {what: Slope.of(self.gauges, what) for what in ("memory_mib", "resident_mib", "files", "tasks")}
 
     def json(self) -> dict[str, Any]:
         return {
@@ -115,7 +115,12 @@ class Report:
             "| of the daemon that lived throughout | at first | in the end | most | an hour |",
             "|---|---:|---:|---:|---:|",
         ]
-        titles = {"memory_mib": "memory, MiB", "files": "open files", "tasks": "tasks"}
+        titles = {
+            "memory_mib": "memory of its own, MiB",
+            "resident_mib": "with files mapped, as far as they are in memory, MiB",
+            "files": "open files",
+            "tasks": "tasks",
+        }
         for what, slope in self.slopes().items():
             rows.append(
                 f"| {titles[what]} | {slope.first:.1f} | {slope.last:.1f} | {slope.most:.1f} | {slope.an_hour:+.2f} |"

@@ -21,6 +21,13 @@ milo_discoveryd_tasks 31.0
 # TYPE milo_discoveryd_grpc_server_handled_total counter
 milo_discoveryd_grpc_server_handled_total{grpc_code="ABORTED",grpc_method="WatchClusters"} 4.0
 """
+STATUS = """\
+Name:\tpython3
+VmRSS:\t  102400 kB
+RssAnon:\t   61440 kB
+RssFile:\t   40960 kB
+VmSwap:\t    1024 kB
+"""
 
 
 def growing(mib_an_hour: float, minutes: int = 60) -> Gauges:
@@ -28,14 +35,14 @@ def growing(mib_an_hour: float, minutes: int = 60) -> Gauges:
     gauges = Gauges()
     for minute in range(minutes):
         memory = 50.0 if minute < 10 else 80.0 + mib_an_hour * minute / 60.0
-        gauges.samples.append(Sample(minute * 60.0, memory, 22, 31))
+        gauges.samples.append(Sample(minute * 60.0, memory, memory + 40.0, 22, 31))
     return gauges
 
 
 def test_a_page_of_metrics_is_a_sample() -> None:
     gauges = Gauges()
-    gauges.take(PAGE, 7.0)
-    assert gauges.samples == [Sample(7.0, 100.0, 22, 31)]
+    gauges.take(PAGE, STATUS, 7.0)
+    assert gauges.samples == [Sample(7.0, 61.0, 100.0, 22, 31)]
     assert gauges.last["milo_discoveryd_grpc_server_handled_total ABORTED WatchClusters"] == 4.0
 
 
@@ -72,7 +79,7 @@ def test_a_report_counts_and_says_what_failed() -> None:
     assert "and 7 credentials." in text
     assert "too long: 1.**\n- not well 150 s after: cut" in text
     assert "| **all of transport** | 2 | 3.0 s | 3.0 s | 3.0 s |" in text
-    assert "| memory, MiB | 80.3 | 81.4 | 81.5 | +1.50 |" in text
+    assert "| memory of its own, MiB | 80.3 | 81.4 | 81.5 | +1.50 |" in text
     assert "never" not in text
     assert report.json()["recoveries"]["killed"] == [{"lasted_s": 2.0, "took_s": 4.0}]
 
