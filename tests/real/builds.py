@@ -94,7 +94,7 @@ MILO = GoProgram(
     name="milo",
     version="v0.32.5",
     module="go.miloapis.com/milo",
-    package="go.miloapis.com/milo/cmd/milo",
+    package=".",
     definition=_DEFINITIONS / "milo",
     mirror="github.com/milo-os/milo",
 )

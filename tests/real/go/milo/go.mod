@@ -3,6 +3,8 @@ module real/milo
 
 go 1.25.0
 
-tool go.miloapis.com/milo/cmd/milo
-
-require go.miloapis.com/milo v0.32.5
+require (
+	github.com/spf13/cobra v1.10.0
+	go.miloapis.com/milo v0.32.5
+	k8s.io/component-base v0.35.0
+)

@@ -1,0 +1,16 @@
+// Milo's API server without the rest of the milo command, whose controllers need modules that nothing here does.
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+	apiserver "go.miloapis.com/milo/cmd/milo/apiserver"
+	"k8s.io/component-base/cli"
+)
+
+func main() {
+	milo := &cobra.Command{Use: "milo"}
+	milo.AddCommand(apiserver.NewCommand())
+	os.Exit(cli.Run(milo))
+}
