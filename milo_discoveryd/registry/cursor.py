@@ -16,6 +16,11 @@ class Batch(msgspec.Struct, frozen=True):
     is_whole: bool = True
     """What was told up to here is all there was to tell at the revision. Otherwise nobody can come back to it."""
 
+    @property
+    def is_news(self) -> bool:
+        """Whether there is anything to tell: not of a part of the way in which nothing was found."""
+        return bool(self.frames) or self.reset or self.is_whole
+
 
 class _InSnapshot(msgspec.Struct, frozen=True):
     snapshot: Snapshot

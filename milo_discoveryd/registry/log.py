@@ -21,7 +21,7 @@ from milo_discoveryd.registry.filter import Wanted
 BATCH_BYTES = 256 * 1024
 """About how much goes into one batch: far below the 4 MiB that gRPC clients take by default."""
 _SPARE_PLACES = 1024
-LOOKED_AT = 5000
+LOOKED_AT = 1000
 """Whoever is told little of many has them looked for in parts, so that others get their turn."""
 _SLICES = 256
 """How many different readers' next steps are kept, for the others who stand at the same place. All are dropped with the

@@ -28,6 +28,8 @@ from milo_discoveryd.server.service import Context
 log = structlog.get_logger()
 
 HANDSHAKE_S = 10.0
+HUNG_UP_S = 1.0
+"""gRPC hangs up on a connection this young for nothing but what it was told on it."""
 NONE_LEFT_S = 0.5
 """Until we try again to accept a connection when there is no descriptor left for it."""
 _NONE_LEFT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -148,6 +150,7 @@ class Front:
             with self._share(proved.owner):
                 await self._pass_on(leg, proved)
         except (_RefusedError, ValueError, OSError) as error:
+            self._arrivals.failed(_host(where), time.monotonic())
             self._refuse(where, str(error) or type(error).__name__)
         except Exception:
             # Ours, and this connection's end: whoever brings it about must not end those of others with it.
@@ -184,9 +187,12 @@ class Front:
         assert task is not None
         self._serving[task] = self._known[name] = proved
         try:
+            began = time.monotonic()
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if until is None else until - time.time()):
-                    await relay(leg, inner)
+                    hung_up = await relay(leg, inner)
+                    if hung_up and time.monotonic() - began < HUNG_UP_S:
+                        raise _RefusedError("gRPC hung up on it at once: what it says is something else")
         finally:
             del self._known[name]
 

@@ -16,7 +16,7 @@ class Leg(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self.lost = asyncio.get_running_loop().create_future()
         self._took = False
-        self._has_said_all = False
+        self.has_said_all = False
         self._other: Leg | None = None
         self._early: list[bytes] = []
 
@@ -81,8 +81,8 @@ class Leg(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Whether the connection stays open in the other direction. With TLS on either side there is no such thing."""
-        self._has_said_all = True
-        if self._other is None or self._other._has_said_all:
+        self.has_said_all = True
+        if self._other is None or self._other.has_said_all:
             return False
         if not (self.transport.can_write_eof() and self._other.transport.can_write_eof()):
             return False
@@ -102,15 +102,20 @@ class Leg(asyncio.Protocol):
             self.lost.set_result(None)
 
 
-async def relay(one: Leg, other: Leg) -> None:
-    """Until either is lost; then both are, and what the one still had to say has reached the other, if that reads."""
+async def relay(one: Leg, other: Leg) -> bool:
+    """Until either is lost; then both are, and what the one still had to say has reached the other, if that reads.
+
+    Whether the other hung up on the one, which had not said all yet.
+    """
     one.join(other)
     other.join(one)
     try:
         await asyncio.wait((one.lost, other.lost), return_when=asyncio.FIRST_COMPLETED)
+        hung_up = other.lost.done() and not (one.lost.done() or one.has_said_all)
         for leg in (one, other):
             leg.close()
         await asyncio.wait((one.lost, other.lost), timeout=FLUSH_S)
+        return hung_up
     finally:
         for leg in (one, other):
             leg.abort()

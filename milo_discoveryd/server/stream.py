@@ -106,8 +106,10 @@ class Stream:
             while True:
                 self._follow_rights()
                 batch = cursor.take()
-                if batch is not None:
+                if batch is not None and batch.is_news:
                     await self._tell_changes(batch)
+                elif batch is not None:
+                    await asyncio.sleep(0)
                 elif self._rotation and (renewed := self._rotation.take()):
                     await self._tell(Batch(renewed, cursor.revision))
                 elif self._source_changed() or self._clock() >= self._sent_at + self._asked.heartbeat_s:

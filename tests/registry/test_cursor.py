@@ -5,7 +5,7 @@ from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
-from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.log import LOOKED_AT, ChangeLog, Retention
 from tests.registry.fleets import cluster, disengaged, engaged, read, readable_log, updated
 
 DELETED, NOT_READY, REPLACED, LABELS_CHANGED = (
@@ -91,16 +91,18 @@ def test_a_snapshot_holds_what_the_filter_covers() -> None:
     assert batch.synced
 
 
-def test_few_of_many_are_looked_for_in_parts() -> None:
+def test_few_of_many_are_looked_for_in_parts_and_only_where_some_are_found_there_is_news() -> None:
     log = readable_log()
-    for index in range(5001):
+    count = 2 * LOOKED_AT + 1
+    for index in range(count):
         engage(log, f"a{index}")
-    cursor = reader(log, Filter(names=frozenset({"a5000"})))
-    assert cursor.take() == Batch((), 5001, reset=True, synced=False, is_whole=False)
-    assert cursor.lag == 1
-    batch = cursor.take()
-    assert batch is not None
-    assert (len(batch.frames), batch.reset, batch.synced) == (1, False, True)
+    cursor = reader(log, Filter(names=frozenset({f"a{count - 1}"})))
+    first, second, third = cursor.take(), cursor.take(), cursor.take()
+    assert first == Batch((), count, reset=True, synced=False, is_whole=False)
+    assert second == Batch((), count, synced=False, is_whole=False)
+    assert third is not None
+    assert (len(third.frames), third.reset, third.synced) == (1, False, True)
+    assert (first.is_news, second.is_news, third.is_news) == (True, False, True)
 
 
 def test_what_changes_while_a_snapshot_is_read_follows_it() -> None:

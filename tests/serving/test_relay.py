@@ -7,7 +7,7 @@ from contextlib import suppress
 from milo_discoveryd.server.relay import Leg, relay
 
 
-async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[None]"]:
+async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"]:
     """The far ends of two connections that are passed on to one another."""
     loop = asyncio.get_running_loop()
     (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
@@ -62,6 +62,22 @@ async def test_what_was_said_before_the_end_still_arrives() -> None:
             server.close()
     server.close()
     await passing
+    client.close()
+
+
+async def test_it_is_known_who_hung_up_on_whom() -> None:
+    loop = asyncio.get_running_loop()
+    client, server, passing = await two_ends()
+    server.close()
+    assert await passing, "the server did, in the middle"
+    client.close()
+
+    client, server, passing = await two_ends()
+    client.shutdown(socket.SHUT_WR)
+    while await loop.sock_recv(server, 100):
+        pass
+    server.close()
+    assert not await passing, "the server had been told all that there was"
     client.close()
 
 

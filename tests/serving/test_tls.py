@@ -249,6 +249,21 @@ async def test_who_connects_over_and_over_is_slowed_down_and_those_who_are_there
         call.cancel()
 
 
+async def test_who_says_what_is_no_grpc_is_hung_up_on_and_slowed_down_like_who_is_refused(place: Place) -> None:
+    async with tcp(place) as world:
+        front(world)._arrivals = Arrivals(burst=2, per_second=0.01)
+        for expected in ("gRPC hung up", "too often"):
+            with suppress(ConnectionError):
+                reader, writer = await asyncio.open_connection(
+                    "127.0.0.1", port(world), ssl=client_context(place), server_hostname="localhost"
+                )
+                writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
+                while await reader.read(65_536):
+                    pass
+                writer.close()
+            await eventually(lambda wanted=expected: wanted in str(world.audited[-1:]))
+
+
 async def test_there_is_no_reflection(place: Place) -> None:
     async with (
         tcp(place) as world,
