@@ -195,6 +195,15 @@ async def test_a_daemon_that_restarted_between_two_calls_is_found_again(client, 
     await client.list()
 
 
+async def test_a_call_that_loses_a_connection_that_was_good_is_made_again_on_another(client, daemon):
+    lost = Refusal(grpc.StatusCode.UNAVAILABLE, "Stream removed")
+    daemon.answers["ListClusters"] = [pb.ListClustersResponse(), lost, pb.ListClustersResponse(), lost, lost]
+    await client.list()
+    await client.list()
+    with pytest.raises(Unavailable, match="Stream removed"):
+        await client.list()
+
+
 async def test_a_call_that_takes_too_long_times_out(daemon):
     async with DiscoveryClient(daemon.address, timeout=timedelta(milliseconds=20)) as client:
         daemon.answers["ListClusters"] = [SILENCE]

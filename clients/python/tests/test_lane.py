@@ -26,6 +26,16 @@ def test_after_a_failure_the_next_call_has_another_channel():
     assert shared.enter().channel == 1
 
 
+def test_a_call_is_made_again_where_somebody_answered_before():
+    shared = lanes()
+    lane = shared.enter()
+    assert not shared.failed(lane), "nobody was ever there"
+    lane = shared.enter()
+    shared.answered(lane)
+    assert shared.failed(lane), "somebody was, and may be again"
+    assert not shared.failed(shared.enter()), "nobody is"
+
+
 def test_a_failed_channel_is_closed_with_the_last_call_on_it():
     shared = lanes()
     failing, still_running = shared.enter(), shared.enter()

@@ -236,6 +236,14 @@ class TestConnections:
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [Unavailable] * 5
 
+    async def test_a_call_that_loses_a_connection_that_was_good_is_made_again_on_another(self, client, daemon):
+        lost = Refusal(grpc.StatusCode.UNAVAILABLE, "Stream removed")
+        daemon.answers["ListClusters"] = [pb.ListClustersResponse(), lost, pb.ListClustersResponse(), lost, lost]
+        await asyncio.to_thread(client.list)
+        await asyncio.to_thread(client.list)
+        with pytest.raises(Unavailable, match="Stream removed"):
+            await asyncio.to_thread(client.list)
+
     async def test_what_was_not_taken_does_not_keep_a_watch_from_closing(self, client, daemon):
         watch = client.watch()
         synced = asyncio.create_task(asyncio.to_thread(watch.synced))

@@ -13,6 +13,7 @@ ChannelT = TypeVar("ChannelT")
 class _Lane(Generic[ChannelT]):
     channel: ChannelT
     calls: int = 0
+    has_answered: bool = False
 
 
 class Lanes(Generic[ChannelT]):
@@ -33,10 +34,19 @@ class Lanes(Generic[ChannelT]):
         self._current.calls += 1
         return self._current
 
-    def failed(self, lane: _Lane[ChannelT]) -> None:
-        """A call found nobody at the other end."""
+    def answered(self, lane: _Lane[ChannelT]) -> None:
+        """A call succeeded."""
+        lane.has_answered = True
+
+    def failed(self, lane: _Lane[ChannelT]) -> bool:
+        """A call found nobody at the other end. Whether another channel may find somebody.
+
+        Where somebody answered before on this one, the daemon has ended since, and another may be there already. As no
+        call changes anything, it may be made again.
+        """
         if self._current is lane:
             self._current = None
+        return lane.has_answered
 
     def leave(self, lane: _Lane[ChannelT]) -> ChannelT | None:
         """A call is over. Gives a channel to close, if that was the last call on one that failed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
@@ -143,16 +144,20 @@ class DiscoveryClient:
         request: _Request,
     ) -> _Response:
         metadata = self._credentials.metadata()
-        lane = self._lanes.enter()
-        try:
-            limit = None if self._timeout is None else self._timeout.total_seconds()
-            return await method(DiscoveryServiceStub(lane.channel))(request, timeout=limit, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            failure = status_error(error.code(), error.details(), error.trailing_metadata())
-            if lost_connection(failure):
-                self._lanes.failed(lane)
-            raise failure from error
-        finally:
-            spent = self._lanes.leave(lane)
-            if spent is not None:
-                await spent.close()
+        until = None if self._timeout is None else time.monotonic() + self._timeout.total_seconds()
+        while True:
+            limit = None if until is None else until - time.monotonic()
+            lane = self._lanes.enter()
+            try:
+                response = await method(DiscoveryServiceStub(lane.channel))(request, timeout=limit, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                failure = status_error(error.code(), error.details(), error.trailing_metadata())
+                if not lost_connection(failure) or not self._lanes.failed(lane):
+                    raise failure from error
+            else:
+                self._lanes.answered(lane)
+                return response
+            finally:
+                spent = self._lanes.leave(lane)
+                if spent is not None:
+                    await spent.close()

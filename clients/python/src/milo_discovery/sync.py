@@ -134,22 +134,27 @@ class SyncDiscoveryClient:
         request: _Request,
     ) -> _Response:
         metadata = self._credentials.metadata()
-        with self._lock:
-            lane = self._lanes.enter()
-        try:
-            limit = None if self._timeout is None else self._timeout.total_seconds()
-            return method(DiscoveryServiceStub(lane.channel))(request, timeout=limit, metadata=metadata)
-        except grpc.RpcError as error:
-            refusal = failure(error)
-            if lost_connection(refusal):
-                with self._lock:
-                    self._lanes.failed(lane)
-            raise refusal from error
-        finally:
+        until = None if self._timeout is None else time.monotonic() + self._timeout.total_seconds()
+        while True:
+            limit = None if until is None else until - time.monotonic()
             with self._lock:
-                spent = self._lanes.leave(lane)
-            if spent is not None:
-                spent.close()
+                lane = self._lanes.enter()
+            try:
+                response = method(DiscoveryServiceStub(lane.channel))(request, timeout=limit, metadata=metadata)
+            except grpc.RpcError as error:
+                refusal = failure(error)
+                with self._lock:
+                    if not lost_connection(refusal) or not self._lanes.failed(lane):
+                        raise refusal from error
+            else:
+                with self._lock:
+                    self._lanes.answered(lane)
+                return response
+            finally:
+                with self._lock:
+                    spent = self._lanes.leave(lane)
+                if spent is not None:
+                    spent.close()
 
 
 class SyncWatch(WatchState):
