@@ -304,7 +304,7 @@ MUTANTS = (
     Mutant(
         "silence from a version of the future is borne for ever",
         "reflect/machine.py",
-        "if self.state.proven or not self._bookmarks_seen:",
+        "if self.state.proven or not heard_of_time:",
         "if True:",
         REFLECT,
     ),

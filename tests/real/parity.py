@@ -102,7 +102,7 @@ def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
         "the provider doesn't have are left out.",
         "",
         "It builds what it plays on. Where Milo's Go module can't be had, `MILO_APISERVER` and `MILO_PEER` name",
-        "binaries of its `cmd/milo` and of `bench/peer` that were built elsewhere:",
+        "binaries of its API server and of `bench/peer` that were built elsewhere:",
         "`MILO_APISERVER=.../milo MILO_PEER=.../peer ./dev real parity`.",
         "",
         f"Played on {datetime.now(UTC):%Y-%m-%d}, on",

@@ -413,6 +413,32 @@ def test_a_watch_that_is_silent_from_the_start_where_there_were_bookmarks_is_fro
     assert life.status == (SourceState.CATCHING_UP, 250.0, "Silence")
 
 
+def cut() -> Life:
+    """On a watch without bookmarks whose connection was lost, at the time of the next attempt."""
+    life = watching()
+    life.failed(CUT)
+    assert isinstance(life.request, Wait)
+    life.now = life.request.until
+    assert life.request == resumes_from("10")
+    return life
+
+
+def test_a_server_that_may_be_another_is_asked_anew_where_there_never_were_bookmarks() -> None:
+    life = cut()
+    life.opened()
+    assert life.request == ReadWatch(life.now + 90.0)
+    life.now += 90.0
+    assert life.silent() == [Relisting("Silence")]
+    assert life.request == FIRST_PAGE
+
+
+def test_a_server_without_bookmarks_that_told_of_a_change_is_the_one_it_was() -> None:
+    life = cut()
+    life.opened()
+    life.events(changed("a", "11"))
+    assert life.request == ReadWatch(life.now + TIMEOUT_S + 10.0)
+
+
 def test_a_streaming_list_shows_by_its_end_mark_that_the_server_sends_bookmarks() -> None:
     assert watching(STREAMING).request == ReadWatch(190.0)
 
