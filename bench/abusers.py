@@ -1,8 +1,8 @@
 """`python -m bench.abusers ADDRESS FOLDER`: bad company, at a pace that somebody might keep up.
 
-The folder holds what they show: certificates of a caller whose rule shows him little, of a CA that the daemon does not
-trust, and one that is over. At a line on its standard input with the kinds that are wanted it says `begun` when each of
-them has been turned away once, and at the next line how often each was since.
+The folder holds what they show: certificates of a caller whose rule shows him little, of one whom no rule is for, of a
+CA that the daemon does not trust, and one that is over. At a line on its standard input with the kinds that are wanted it
+says `begun` when each of them has been turned away once, and at the next line how often each was since.
 """
 
 import asyncio
@@ -22,13 +22,14 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 
 from bench.process import Process, standard_input
-from milo_discovery import ClientCredentials, ClusterNotFound, DiscoveryClient
+from milo_discovery import ClientCredentials, ClusterNotFound, DiscoveryClient, PermissionDenied
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 
 GUESSES_AT_ONCE = 50
 """All of them at all times: how many there are a second is for the daemon to say."""
 STREAMS_PER_S = 20.0
+CALLS_PER_S = 40.0
 HANDSHAKES_PER_S = 40.0
 """Of each kind on its own below what the daemon lets one address try; together above it."""
 JUNK_PER_S = 20.0
@@ -48,8 +49,8 @@ class Target(NamedTuple):
     def address(self) -> str:
         return f"{self.host}:{self.port}"
 
-    def credentials(self) -> ClientCredentials:
-        certificate, key = _pair(self.folder, "guest")
+    def credentials(self, who: str) -> ClientCredentials:
+        certificate, key = _pair(self.folder, who)
         return ClientCredentials(ca_file=self.folder / "ca.pem", certificate_file=certificate, key_file=key)
 
     @asynccontextmanager
@@ -79,7 +80,7 @@ async def guessing(target: Target, turned_away: Callable[[], None]) -> None:
                 await client.get(f"somebody-elses-{next(numbers)}")
             turned_away()
 
-    async with DiscoveryClient(target.address, credentials=target.credentials(), timeout=None) as client:
+    async with DiscoveryClient(target.address, credentials=target.credentials("guest"), timeout=None) as client:
         await asyncio.gather(*(guess(client) for _ in range(GUESSES_AT_ONCE)))
 
 
@@ -121,6 +122,18 @@ def handshakes(who: str) -> Abuse:
     return shake
 
 
+async def nobody(target: Target, turned_away: Callable[[], None]) -> None:
+    """With a certificate that is good, and a name in it that no rule is for."""
+    async with DiscoveryClient(target.address, credentials=target.credentials("nobody"), timeout=None) as client:
+
+        async def once() -> None:
+            with suppress(PermissionDenied):
+                await client.list()
+            turned_away()
+
+        await at_pace(once, CALLS_PER_S)
+
+
 async def junk(target: Target, turned_away: Callable[[], None]) -> None:
     """HTTP/2 as no library speaks it, by turns: streams that are taken back at once, and frames of no kind."""
     numbers = count()
@@ -140,6 +153,7 @@ ABUSES: dict[str, Abuse] = {
     "revisions": revisions,
     "wrong_ca": handshakes("stranger"),
     "expired": handshakes("expired"),
+    "nobody": nobody,
     "junk": junk,
 }
 

@@ -2,7 +2,8 @@
 
 They come to the same listener: who guesses names, with a certificate of his own and a rule that shows him little; who
 goes on from revisions that he has bent, or that were given to somebody else; who shakes hands with certificates that
-are not to be taken; and who speaks no HTTP/2 worth the name. Each kind by itself, and all at once.
+are not to be taken; whom no rule is for; and who speaks no HTTP/2 worth the name. Each kind by itself, all at once who
+are to be refused, and all of them.
 """
 
 import datetime as dt
@@ -24,13 +25,15 @@ from bench.writes import Writes, read_by, subscriber
 from milo_discovery import ClientCredentials, DiscoveryClient
 
 ALONE = "alone"
+REFUSED = "refused"
 ALL = "all"
 _CUTS = (("p50", 50), ("p99", 99))
 
 
 async def measure(setting: Setting) -> Samples:
     scale = setting.scale
-    company = {ALONE: (), **{kind: (kind,) for kind in ABUSES}, ALL: tuple(ABUSES)}
+    refused = tuple(kind for kind in ABUSES if kind != "junk")
+    company = {ALONE: (), **{kind: (kind,) for kind in ABUSES}, REFUSED: refused, ALL: tuple(ABUSES)}
     samples: Samples = {}
     address = f"127.0.0.1:{_free_port()}"
     async with setting.daemon(scale.clusters, config=_config(setting.directory, address), listens=False) as daemon:
@@ -100,6 +103,7 @@ def _config(directory: Path, address: str) -> Path:
         "server": server,
         "friend": authority.issue_cert("friend.example.com"),
         "guest": authority.issue_cert("guest.example.com"),
+        "nobody": authority.issue_cert("nobody.example.com"),
         "stranger": trustme.CA().issue_cert("friend.example.com"),
         "expired": authority.issue_cert("friend.example.com", not_after=an_hour_ago),
     }

@@ -39,7 +39,7 @@ KEYS = {
     "rights": {"rights.events_per_s", "rights.fanout_ratio", "rights.caught_up_ratio"},
     "abuse": {
         f"abuse.{name}.{figure}"
-        for name in ("guessing", "revisions", "wrong_ca", "expired", "junk", "all")
+        for name in ("guessing", "revisions", "wrong_ca", "expired", "nobody", "junk", "refused", "all")
         for figure in ("p99_ms", "p99_ratio", "turned_away_per_s", "daemon_cpu_percent")
     },
     "churn": {f"churn.{key}" for key in CHURNED},
