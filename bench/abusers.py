@@ -1,8 +1,8 @@
 """`python -m bench.abusers ADDRESS FOLDER`: bad company, at a pace that somebody might keep up.
 
 The folder holds what they show: certificates of a caller whose rule shows him little, of one whom no rule is for, of a
-CA that the daemon does not trust, and one that is over. At a line on its standard input with the kinds that are wanted it
-says `begun` when each of them has been turned away once, and at the next line how often each was since.
+CA that the daemon does not trust, and one that is over. At a line on its standard input with the kinds that are wanted
+it says `begun` when each of them has been turned away once, and at the next line how often each was since.
 """
 
 import asyncio
