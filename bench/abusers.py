@@ -26,10 +26,9 @@ from milo_discovery import ClientCredentials, ClusterNotFound, DiscoveryClient, 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 
-GUESSES_AT_ONCE = 50
+CALLS_AT_ONCE = 50
 """All of them at all times: how many there are a second is for the daemon to say."""
 STREAMS_PER_S = 20.0
-CALLS_PER_S = 40.0
 HANDSHAKES_PER_S = 40.0
 """Of each kind on its own below what the daemon lets one address try; together above it."""
 JUNK_PER_S = 20.0
@@ -81,7 +80,7 @@ async def guessing(target: Target, turned_away: Callable[[], None]) -> None:
             turned_away()
 
     async with DiscoveryClient(target.address, credentials=target.credentials("guest"), timeout=None) as client:
-        await asyncio.gather(*(guess(client) for _ in range(GUESSES_AT_ONCE)))
+        await asyncio.gather(*(guess(client) for _ in range(CALLS_AT_ONCE)))
 
 
 async def revisions(target: Target, turned_away: Callable[[], None]) -> None:
@@ -124,14 +123,15 @@ def handshakes(who: str) -> Abuse:
 
 async def nobody(target: Target, turned_away: Callable[[], None]) -> None:
     """With a certificate that is good, and a name in it that no rule is for."""
-    async with DiscoveryClient(target.address, credentials=target.credentials("nobody"), timeout=None) as client:
 
-        async def once() -> None:
+    async def call(client: DiscoveryClient) -> None:
+        while True:
             with suppress(PermissionDenied):
                 await client.list()
             turned_away()
 
-        await at_pace(once, CALLS_PER_S)
+    async with DiscoveryClient(target.address, credentials=target.credentials("nobody"), timeout=None) as client:
+        await asyncio.gather(*(call(client) for _ in range(CALLS_AT_ONCE)))
 
 
 async def junk(target: Target, turned_away: Callable[[], None]) -> None:

@@ -61,13 +61,13 @@ class Quotas:
         bucket.level -= 1
         return 0.0
 
-    # Names that are not there
+    # What is asked for in vain: names that are not there, revisions of others, calls that no rule allows
 
     def miss(self, identity: str, now: float) -> float:
         """One more of those: how many seconds its answer is to wait.
 
-        Who asks for names had from somewhere seldom misses, and never waits. Who guesses is slowed down to a
-        pace that is no burden to others, and at which guessing leads nowhere.
+        Who asks for what is his seldom misses, and never waits. Who guesses is slowed down to a pace that is no
+        burden to others, and at which guessing leads nowhere.
         """
         bucket = _filled(self._misses, identity, now, MISSES_PER_S, MISSES_AT_ONCE)
         bucket.level = max(bucket.level - 1, -LONGEST_WAIT_S * MISSES_PER_S)

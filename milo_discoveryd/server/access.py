@@ -38,7 +38,11 @@ class Access:
         try:
             visit.admitted()
             yield visit
-        except (PermissionDeniedError, ExhaustedError) as error:
+        except PermissionDeniedError as error:
+            visit.refused(error.reason, call=call, **about)
+            await visit.asked_in_vain()
+            raise
+        except ExhaustedError as error:
             visit.refused(error.reason, call=call, **about)
             raise
         except NotGivenError:
@@ -48,7 +52,7 @@ class Access:
             # There or not, so that it takes as long: who guesses names is to be noticed, and to learn nothing.
             if not visit.scope.is_everything:
                 visit.refused(error.reason, call=call, **about)
-                await asyncio.sleep(self.quotas.miss(visit.identity, self.clock()))
+                await visit.asked_in_vain()
             raise
 
 
@@ -133,6 +137,10 @@ class Visit:
         if wait_s:
             message = f"all kubeconfigs that you may have in a minute were handed out; the next is in {wait_s:.1f} s"
             raise ExhaustedError("TOO_MANY_KUBECONFIGS", "kubeconfigs per minute", message, retry_after_s=wait_s)
+
+    async def asked_in_vain(self) -> None:
+        """Returns when the caller may know. One who seldom does waits for nothing."""
+        await asyncio.sleep(self._access.quotas.miss(self.identity, self._access.clock()))
 
     def refused(self, reason: str, **about: object) -> None:
         """For the audit."""

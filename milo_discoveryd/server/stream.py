@@ -96,8 +96,9 @@ class Stream:
                 await self._tell(Batch(Frames(), 0, synced=False))
                 await self._wait(bell)
             self._follow_rights()
+            resume = await self._resume_from()
             overhead = OVERHEAD if self._rotation else 0
-            self.cursor = cursor = Cursor(self._fleet.log, self._shown, self._resume_from(), overhead=overhead)
+            self.cursor = cursor = Cursor(self._fleet.log, self._shown, resume, overhead=overhead)
             if cursor.resumed:
                 self._said = self._asked.resume_revision
                 await self._tell_changes(cursor.take() or Batch(Frames(), cursor.revision))
@@ -192,12 +193,13 @@ class Stream:
         position = Position(self._epoch, batch.revision, self._parts or None)
         return self._seal.put(str(position), self._visit.holder(self._shown))
 
-    def _resume_from(self) -> int | None:
+    async def _resume_from(self) -> int | None:
         position = parse(self._asked.resume_revision)
         if position is None or position.epoch != self._epoch:
             return None  # another daemon's, as far as anybody can tell
         if self._seal.holds(self._asked.resume_revision, self._visit.holder(self._shown)) is None:
             self._visit.refused("REVISION_OF_ANOTHER", call="WatchClusters")
+            await self._visit.asked_in_vain()  # a snapshot is dear
             return None
         return None if position.part is not None else position.revision
 

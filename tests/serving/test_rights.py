@@ -4,6 +4,7 @@ import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,21 @@ async def test_guessing_takes_long_and_holds_up_nobody_else(house: House, monkey
         assert (await shop.stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement.engaged
         assert {told_of(each)[1] for each in await asyncio.gather(*guesses)} == {"NEVER_SEEN"}
         assert time.monotonic() - began > 0.4
+
+
+async def test_so_do_revisions_that_are_not_his_and_calls_that_no_rule_allows(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota, "MISSES_AT_ONCE", 0)  # the first must wait already, for a tenth of a second
+    async with house.guest("shop") as shop, house.guest("root") as root, house.guest("nobody") as nobody:
+        of_root = await revision(root)
+        for refused in (shop.watching(resume_revision=of_root), nobody.watching()):
+            began = time.monotonic()
+            async with refused as watching:
+                with suppress(grpc.aio.AioRpcError):
+                    await watching.until_synced()
+            assert time.monotonic() - began >= 0.1
+    assert house.refusals() == [("shop", "REVISION_OF_ANOTHER"), ("nobody", "NO_RULE")]
 
 
 # --- nobody ---
