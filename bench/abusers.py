@@ -218,7 +218,7 @@ class Abusers:
 async def abusers(address: str, folder: Path) -> AsyncIterator[Abusers]:
     async with AsyncExitStack() as stack:
         command = [sys.executable, "-m", "bench.abusers", address, str(folder)]
-        process = Process(command, folder / "abusers.log")
+        process = Process(command, folder / f"abusers-of-{address}.log")
         stack.push_async_callback(process.end)
         yield Abusers(process)
 

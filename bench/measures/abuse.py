@@ -1,21 +1,27 @@
-"""What bad company costs those who mean well: how late a subscriber is told, without it and with it, by turns.
+"""What bad company costs those who mean well: how late a subscriber is told beside it.
 
 They come to the same listener: who guesses names, with a certificate of his own and a rule that shows him little; who
 goes on from revisions that he has bent, or that were given to somebody else; who shakes hands with certificates that
 are not to be taken; whom no rule is for; and who speaks no HTTP/2 worth the name. Each kind by itself, all at once who
 are to be refused, and all of them.
+
+They take their part of the machine, whomever they trouble. So it is held against how late the same subscriber is told
+while they do the same to another daemon beside his.
 """
 
 import datetime as dt
 import json
 import socket
 import time
+from collections import defaultdict
+from contextlib import AsyncExitStack
 from itertools import count
 from pathlib import Path
 from statistics import median
 
 import trustme
 
+from bench import daemon as daemons
 from bench.abusers import ABUSES, Abusers, abusers
 from bench.daemon import Daemon
 from bench.milo import Milo
@@ -31,23 +37,37 @@ _CUTS = (("p50", 50), ("p99", 99))
 
 
 async def measure(setting: Setting) -> Samples:
-    scale = setting.scale
+    scale, folder = setting.scale, setting.directory
     refused = tuple(kind for kind in ABUSES if kind != "junk")
-    company = {ALONE: (), **{kind: (kind,) for kind in ABUSES}, REFUSED: refused, ALL: tuple(ABUSES)}
-    samples: Samples = {}
-    address = f"127.0.0.1:{_free_port()}"
-    async with setting.daemon(scale.clusters, config=_config(setting.directory, address), listens=False) as daemon:
-        told = Told(*daemon, setting, address)
+    company = {**{kind: (kind,) for kind in ABUSES}, REFUSED: refused, ALL: tuple(ABUSES)}
+    samples: dict[str, list[float]] = defaultdict(list)
+    _papers(folder)
+    async with AsyncExitStack() as stack:
+        here = f"127.0.0.1:{_free_port()}"
+        milo, daemon = await stack.enter_async_context(
+            setting.daemon(scale.clusters, config=_config(folder, folder, here), listens=False)
+        )
+        elsewhere, another = folder / "elsewhere", f"127.0.0.1:{_free_port()}"
+        elsewhere.mkdir()
+        config = _config(folder, elsewhere, another)
+        await stack.enter_async_context(daemons.daemon(milo.access.kubeconfig, elsewhere, config=config, listens=False))
+        told = Told(milo, daemon, setting, here)
         await told.steal_a_revision()
-        async with abusers(address, setting.directory) as bad:
-            for _ in range(scale.rounds):
-                for name, kinds in company.items():
-                    for figure, value in (await told.beside(bad, kinds)).items():
-                        samples.setdefault(f"abuse.{name}.{figure}", []).append(value)
-    for name in company.keys() - {ALONE}:
+        bad = await stack.enter_async_context(abusers(here, folder))
+        bad_elsewhere = await stack.enter_async_context(abusers(another, folder))
+        for _ in range(scale.rounds):
+            for figure, value in (await told.beside(bad, ())).items():
+                samples[f"abuse.{ALONE}.{figure}"].append(value)
+            for name, kinds in company.items():
+                control = await told.beside(bad_elsewhere, kinds)
+                for percentile, _ in _CUTS:
+                    samples[f"abuse.{name}.elsewhere_{percentile}_ms"].append(control[f"{percentile}_ms"])
+                for figure, value in (await told.beside(bad, kinds)).items():
+                    samples[f"abuse.{name}.{figure}"].append(value)
+    for name in company:
         for percentile, _ in _CUTS:
-            beside, alone = (median(samples[f"abuse.{each}.{percentile}_ms"]) for each in (name, ALONE))
-            samples[f"abuse.{name}.{percentile}_ratio"] = [beside / alone]
+            ours, others = (median(samples[f"abuse.{name}.{each}{percentile}_ms"]) for each in ("", "elsewhere_"))
+            samples[f"abuse.{name}.{percentile}_ratio"] = [ours / others]
     return dict(sorted(samples.items()))
 
 
@@ -94,8 +114,8 @@ class Told:
         return {**{f"{name}_ms": writes.at(cut) for name, cut in _CUTS}, "daemon_cpu_percent": busy}
 
 
-def _config(directory: Path, address: str) -> Path:
-    """JSON is YAML."""
+def _papers(directory: Path) -> None:
+    """The daemons' certificate, and those of everybody who comes."""
     authority = trustme.CA()
     server = authority.issue_cert("127.0.0.1")
     an_hour_ago = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
@@ -111,10 +131,14 @@ def _config(directory: Path, address: str) -> Path:
     for name, pair in shown.items():
         pair.private_key_pem.write_to_path(directory / f"{name}.key")
         (directory / f"{name}.crt").write_bytes(b"".join(each.bytes() for each in pair.cert_chain_pems))
+
+
+def _config(papers: Path, directory: Path, address: str) -> Path:
+    """JSON is YAML."""
     tls = {
-        "certificate": str(directory / "server.crt"),
-        "key": str(directory / "server.key"),
-        "client_ca": str(directory / "ca.pem"),
+        "certificate": str(papers / "server.crt"),
+        "key": str(papers / "server.key"),
+        "client_ca": str(papers / "ca.pem"),
     }
     config = {
         "listen": [

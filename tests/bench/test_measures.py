@@ -40,7 +40,7 @@ KEYS = {
     "abuse": {
         f"abuse.{name}.{figure}"
         for name in ("guessing", "revisions", "wrong_ca", "expired", "nobody", "junk", "refused", "all")
-        for figure in ("p99_ms", "p99_ratio", "turned_away_per_s", "daemon_cpu_percent")
+        for figure in ("p99_ms", "elsewhere_p99_ms", "p99_ratio", "turned_away_per_s", "daemon_cpu_percent")
     },
     "churn": {f"churn.{key}" for key in CHURNED},
     "fleet_50k": {f"fleet_50k.{key}" for key in CHURNED},
