@@ -56,8 +56,8 @@ class Gauges:
             )
         )
 
-    def warm(self, share: float = 0.2) -> list[Sample]:
-        """Without the first part of the time."""
+    def warm(self, share: float = 0.5) -> list[Sample]:
+        """Without the first part of the time, in which all that is remembered for a while is filled."""
         first, last = self.samples[0].at, self.samples[-1].at
         return [sample for sample in self.samples if sample.at >= first + share * (last - first)]
 
