@@ -71,6 +71,8 @@ class Suspicions:
 
     @property
     def held(self) -> int:
+        if not self._open:
+            return 0  # as nearly always, and this is asked with every change
         return sum(suspicion.is_held for suspicion in self._open.values())
 
     def suspect(self, name: str, uid: str, now: float, *, ask_at: float | None = None) -> None:

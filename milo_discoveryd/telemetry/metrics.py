@@ -1,5 +1,6 @@
 """Every metric of the daemon, in one place."""
 
+import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -72,6 +73,7 @@ class Metrics:
             ("type", "reason"),
             registry=self.registry,
         )
+        self._transitioned = functools.cache(self._transitions.labels)  # to look one up costs more than to count
         self._latency = Histogram(
             "milo_discoveryd_event_latency_seconds",
             "From the bytes of a change, read upstream, to gRPC; once for each batch and subscriber.",
@@ -220,7 +222,7 @@ class Metrics:
         self._mint_seconds.labels(source).observe(seconds)
 
     def transition(self, done: Done) -> None:
-        self._transitions.labels(done.type.value, "" if done.reason is None else done.reason.value).inc()
+        self._transitioned(done.type.value, "" if done.reason is None else done.reason.value).inc()
 
     def relisting(self, reason: str) -> None:
         self._restarts.labels(reason).inc()

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -19,6 +19,8 @@ from milo_discoveryd.reflect.wire import Decoder, Lines, LineTooLongError, PageE
 from milo_discoveryd.watchers.lifeline import Lifeline, UnresponsiveError
 from milo_discoveryd.watchers.transport import Answer, Stream, TransportError
 
+BEGINS_WITHIN_S = 300.0
+"""An API server answers a watch at once. What stands before one may keep that back until there is something to tell."""
 _REASONS = {
     "dns": "DnsFailed",
     "connect": "ConnectFailed",
@@ -44,7 +46,7 @@ class Api(Protocol):
     async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer: ...
 
     def stream(
-        self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float
+        self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float | None
     ) -> AbstractAsyncContextManager[Stream]: ...
 
     async def drop(self) -> None: ...
@@ -169,11 +171,11 @@ class Driver:
             self._watched.path,
             query,
             connect_timeout_s=self._connect_timeout_s,
-            silence_s=request.timeout_s + 30.0,  # of no account: the reflector's own deadlines are shorter
+            silence_s=None,
         )
         try:
             async with AsyncExitStack() as exchange:
-                stream = await self._lifeline.waited(exchange.enter_async_context(opened))
+                stream = await self._begun(exchange.enter_async_context(opened))
                 if stream.status != 200:
                     body = await stream.read_error(64 * 1024)
                     await self._failed(_refused(stream.status, stream.headers, body))
@@ -188,6 +190,12 @@ class Driver:
             await self._failed(error.failure)
         except LineTooLongError as error:
             await self._failed(Failure("Junk", str(error)))
+
+    async def _begun(self, answer: Awaitable[Stream]) -> Stream:
+        try:
+            return await self._lifeline.waited(answer, self._clock() + BEGINS_WITHIN_S)
+        except TimeoutError:
+            raise TransportError("timeout", f"the watch did not begin within {BEGINS_WITHIN_S:g} s") from None
 
     async def _read(self, chunks: AsyncIterator[bytes]) -> None:
         lines = Lines()

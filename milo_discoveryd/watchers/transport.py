@@ -89,9 +89,12 @@ class Transport:
         return await self._whole(_Request("DELETE", path), timeout_s)
 
     def stream(
-        self, path: str, query: Query = (), *, connect_timeout_s: float, silence_s: float
+        self, path: str, query: Query = (), *, connect_timeout_s: float, silence_s: float | None
     ) -> AbstractAsyncContextManager[Stream]:
-        """`connect_timeout_s` is for the connection, `silence_s` for the answer's head and between any two bytes."""
+        """`connect_timeout_s` is for the connection, `silence_s` for the answer's head and between any two bytes.
+
+        None for a reader that has deadlines of its own: a timer for each chunk is a part of what a chunk costs.
+        """
         timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_read=silence_s)
         return self._exchange(_Request("GET", path, tuple(query), encoding="identity", is_watch=True), timeout)
 

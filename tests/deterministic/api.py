@@ -174,7 +174,7 @@ class Api:
         return self._page(int(asked.get("limit", 0)), asked.get("continue", ""), lie)
 
     def stream(
-        self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float
+        self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float | None
     ) -> AbstractAsyncContextManager[Any]:
         return self._watching(dict(query), connect_timeout_s)
 

@@ -9,6 +9,7 @@ from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.reflect.backoff import Backoff
 from milo_discoveryd.reflect.machine import Policy
 from milo_discoveryd.reflect.vigil import Watchfulness
+from milo_discoveryd.watchers import driver
 from tests.eventually import eventually
 from tests.watchers.test_driver import QUICK, Played, Said, answering, bookmark, line, listing, project, running
 
@@ -51,6 +52,19 @@ async def test_one_that_never_begins_to_answer_is_given_up_as_well() -> None:
     played.watches = [never, then]
     async with running(played, watchfulness=OFTEN) as run:
         await run.synced()
+
+
+async def test_so_is_one_that_answers_everything_but_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        return await asyncio.Future()
+
+    monkeypatch.setattr(driver, "BEGINS_WITHIN_S", 0.1)
+    played = Played()
+    played.alive = answering(web.Response)
+    played.watches = [never]
+    async with running(played, Policy(backoff=Backoff(first_s=60.0))) as run:
+        await eventually(lambda: run.fleet.status.reason == "Timeout")
+        assert run.fleet.status.message == "the watch did not begin within 0.1 s"
 
 
 async def test_so_is_one_that_does_not_answer_a_list() -> None:
