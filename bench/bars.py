@@ -43,6 +43,7 @@ FULL: Bars = {
     "idle.probed.cpu_percent": Bar(5),
     "rights.fanout_ratio": Bar(0.9, is_floor=True),
     "abuse.refused.p99_ratio": Bar(1.1),
+    "abuse.all.p99_ratio": Bar(1.1),
     "rotation.mints": Bar(1),
     "issue.p99_ms": Bar(5),
     "churn.growth_percent": Bar(2),
