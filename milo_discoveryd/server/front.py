@@ -143,6 +143,7 @@ class Front:
 
     async def _serve(self, connected: socket.socket, where: str) -> None:
         leg = Leg()
+        proved: _Proved | None = None
         try:
             proved = await (
                 self._by_kernel(connected, leg) if self._tls is None else self._by_tls(connected, where, leg)
@@ -150,7 +151,8 @@ class Front:
             with self._share(proved.owner):
                 await self._pass_on(leg, proved)
         except (_RefusedError, ValueError, OSError) as error:
-            self._arrivals.failed(_host(where), time.monotonic())
+            if proved is None or isinstance(error, _RefusedError):  # not where it is us who could not go on
+                self._arrivals.failed(_host(where), time.monotonic())
             self._refuse(where, str(error) or type(error).__name__)
         except Exception:
             # Ours, and this connection's end: whoever brings it about must not end those of others with it.
