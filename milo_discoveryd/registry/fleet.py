@@ -102,6 +102,10 @@ class Fleet:
         elif remembered and not self.is_remembered:
             self.signal.ring()
 
+    @property
+    def witnesses(self) -> tuple[tuple[str, str], ...]:
+        return self._intake.witnesses
+
     def answer(self, question: Question, answer: Answer, read_at: float) -> None:
         self._publish(self._intake.answer(question, answer, _now(read_at)), read_at)
 

@@ -20,6 +20,7 @@ from milo_discoveryd.registry.registry import Done, Registry, Standing
 
 PORTION = 500
 """How many findings are taken in one go, before others get their turn: a few milliseconds' worth."""
+WITNESSES = 3
 
 
 class Intake:
@@ -34,6 +35,7 @@ class Intake:
         self._suspicions = suspicions
         self._guard = guard
         self._released: set[str] = set()
+        self._witnesses: tuple[tuple[str, str], ...] = ()
         self._is_foreign = False
         """The last list was another server's, and so is what its watch tells."""
         self._listed: set[str] = set()
@@ -60,6 +62,20 @@ class Intake:
         if self._guard is None or not (self._suspicions.held or self.is_remembered):
             return None
         return self._guard.held
+
+    @property
+    def witnesses(self) -> tuple[tuple[str, str], ...]:
+        """Some that are there, for all that is known, by name and UID: a server that has none of them is another one.
+
+        Of one alone it may have been missed that it went.
+        """
+        if len(self._witnesses) < WITNESSES or not all(map(self._is_witness, self._witnesses)):
+            self._witnesses = tuple(islice(filter(self._is_witness, self._registry.present()), WITNESSES))
+        return self._witnesses
+
+    def _is_witness(self, present: tuple[str, str]) -> bool:
+        name, uid = present
+        return self._suspicions.why(name) is None and self._registry.is_present(name, uid)
 
     def answer(self, question: Question, answer: Answer, now: Moment) -> list[Done]:
         settled = self._suspicions.answered(question, answer, now.steady)

@@ -123,6 +123,10 @@ class Registry:
         """Names, and the UIDs under them, that a complete list within the selector should hold."""
         return ((name, record.uid) for name, record in self._records.items() if record.standing not in _ELSEWHERE)
 
+    def is_present(self, name: str, uid: str) -> bool:
+        record = self._records.get(name)
+        return record is not None and record.uid == uid and record.standing not in _ELSEWHERE
+
     def would_change(self, listed: Observation) -> bool:
         record = self._records.get(listed.name)
         if record is None or record.standing in _ELSEWHERE:

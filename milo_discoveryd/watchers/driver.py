@@ -58,6 +58,10 @@ class Sink(Protocol):
     def take(self, findings: Iterable[Finding], read_at: float) -> Iterator[None]:
         """Applies findings in portions, so that the caller can let others run between them."""
 
+    @property
+    def witnesses(self) -> tuple[tuple[str, str], ...]:
+        """Names and UIDs of some objects that are there, for all that is known."""
+
     def answer(self, question: Question, answer: Verdict, read_at: float) -> None: ...
 
     def source(self, status: SourceStatus) -> None: ...
@@ -257,6 +261,19 @@ class Driver:
         return self._clock() >= self._reflector.believed_from
 
     async def _verdict(self, name: str) -> Verdict:
+        verdict = await self._look(name)
+        witnesses = self._sink.witnesses
+        if not isinstance(verdict, NotFound) or not witnesses:
+            return verdict
+        # Whoever says so may be another server, which never had it. Then it has none of the others either.
+        for known, uid in witnesses:
+            there = await self._look(known)
+            if isinstance(there, Found) and there.observation.uid == uid:
+                return verdict
+        known, _ = witnesses[0]
+        return Unanswered(f"who answers does not have {known} either, and may be another server")
+
+    async def _look(self, name: str) -> Verdict:
         try:
             # Without a resource version the read is consistent: it shows what is there now, or later.
             answer = await self._api.get(f"{self._watched.path}/{name}", timeout_s=self._request_timeout_s)

@@ -181,6 +181,25 @@ def test_what_a_list_does_not_name_is_asked_about_and_stays_meanwhile() -> None:
     assert source.registry.engaged == 3
 
 
+def test_witnesses_are_three_that_are_there_and_beyond_suspicion() -> None:
+    source = Source(*(ready(name, uid=f"uid-{name}") for name in "abcd"), not_ready("e", uid="uid-e"))
+    first = source.intake.witnesses
+    assert first == (("a", "uid-a"), ("b", "uid-b"), ("c", "uid-c"))
+    assert source.intake.witnesses is first
+    source.take(Suspected("b", "uid-b"))
+    assert source.intake.witnesses == (("a", "uid-a"), ("c", "uid-c"), ("d", "uid-d"))
+    source.take(Changed(ready("a", "7", uid="another")))
+    assert source.intake.witnesses == (("a", "another"), ("c", "uid-c"), ("d", "uid-d"))
+    source.take(Suspected("c", "uid-c"), Suspected("d", "uid-d"), Changed(outside("a", "8", uid="another")))
+    assert source.intake.witnesses == (("e", "uid-e"),)
+
+
+def test_there_is_no_witness_where_all_seem_gone() -> None:
+    source = Source(ready("a"), ready("b"))
+    source.take(Suspected("a", "u1"), Suspected("b", "u1"))
+    assert source.intake.witnesses == ()
+
+
 def test_an_empty_list_alone_ends_nothing() -> None:
     source = Source(*(ready(f"a{index}") for index in range(50)))
     assert source.lists() == []

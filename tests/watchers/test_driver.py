@@ -127,6 +127,10 @@ def answering(make: Callable[[], web.Response]) -> Answer:
     return answer
 
 
+def gone(name: str) -> Answer:
+    return answering(lambda: refusal(404, "NotFound", name=name))
+
+
 def listing(version: int, *objects: dict[str, object], more: str = "") -> Answer:
     content = {"metadata": {"resourceVersion": str(version), "continue": more}, "items": list(objects)}
     return answering(lambda: web.json_response(content))
@@ -321,6 +325,33 @@ async def test_an_answer_that_proves_nothing_is_asked_again_and_the_cluster_stay
         await asked.asked.wait()
         assert run.told == ["ENGAGED alpha"]
         assert run.fleet.suspicions.why("alpha") is not None
+
+
+async def test_a_server_that_has_none_of_the_others_either_is_not_believed_that_one_is_gone() -> None:
+    played = Played()
+    watch = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True))
+    again = Said()
+    played.watches = [watch]
+    played.looks = [*(gone(name) for name in ("alpha", "beta", "gamma")), again]
+    async with running(played) as run:
+        await run.synced()
+        watch.say(line("DELETED", project("alpha", 6)))
+        await again.asked.wait()
+        assert run.told == ["ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma"]
+        why = run.fleet.suspicions.why("alpha")
+        assert why is not None
+        assert why[1] == "who answers does not have beta either, and may be another server"
+
+
+async def test_one_that_has_any_of_them_is_believed() -> None:
+    played = Played()
+    watch = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True))
+    played.watches = [watch]
+    played.looks = [gone("alpha"), gone("beta"), answering(lambda: web.json_response(project("gamma", 1)))]
+    async with running(played) as run:
+        await run.synced()
+        watch.say(line("DELETED", project("alpha", 6)))
+        await run.tells("ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma", "DISENGAGED alpha DELETED")
 
 
 async def test_what_seems_gone_is_not_asked_of_a_server_that_is_not_known_yet() -> None:
