@@ -40,6 +40,14 @@ class Mutant:
 
 MUTANTS = (
     Mutant(
+        "whoever does not have one is believed that it is gone",
+        "watchers/driver.py",
+        "if isinstance(there, Found) and there.observation.uid == uid:",
+        "if True:",
+        ("tests/watchers/test_driver.py",),
+        is_async=True,
+    ),
+    Mutant(
         "a deletion is asked of a server that is not known yet",
         "watchers/driver.py",
         "            if self._is_believed:\n",
