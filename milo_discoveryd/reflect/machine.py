@@ -223,7 +223,7 @@ class Reflector:
                 return ReadWatch(min(heard_at + self._policy.fill_silence_s, self._line_due_at))
             case watching:
                 silent_at = watching.opened_at + watching.timeout_s + 10.0
-                if self._hears_of_time:
+                if self._expects_bookmarks:
                     silent_at = watching.heard_at + self._policy.silence_s
                 list_at = math.inf if self._list_again_at is None else self._list_again_at
                 return ReadWatch(min(silent_at, list_at, self._line_due_at))
@@ -233,7 +233,7 @@ class Reflector:
         self._list_again_at = at
 
     @property
-    def _hears_of_time(self) -> bool:
+    def _expects_bookmarks(self) -> bool:
         """A server that sends bookmarks does so before long. Of one that may be another than before we wait for them
         even where there were none: from a version that it doesn't know, a watch is silent for ever."""
         return self._bookmarks_seen or not self._is_known
@@ -319,7 +319,7 @@ class Reflector:
 
     def silent(self, now: float) -> list[Finding]:
         """The deadline of ReadWatch passed."""
-        heard_of_time, self._is_known = self._hears_of_time, False
+        expected_bookmarks, self._is_known = self._expects_bookmarks, False
         if now >= self._line_due_at:
             return self.failed(
                 Failure("SlowLine", f"an event took longer than {self._policy.line_s:g} s to come in"), now
@@ -334,7 +334,7 @@ class Reflector:
             self._list_again_at = None
             self.state = self._list()
             return [Relisting("Verification")]
-        if self.state.proven or not heard_of_time:
+        if self.state.proven or not expected_bookmarks:
             self.state = self._opening(self.state.version)
             return []
         # A version from the future (a server restored from a backup) is met with silence for ever.

@@ -312,7 +312,7 @@ MUTANTS = (
     Mutant(
         "silence from a version of the future is borne for ever",
         "reflect/machine.py",
-        "if self.state.proven or not heard_of_time:",
+        "if self.state.proven or not expected_bookmarks:",
         "if True:",
         REFLECT,
     ),
