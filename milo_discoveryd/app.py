@@ -165,7 +165,7 @@ class Daemon:
             self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
             reviews = token_reviews(settings, self._environ, stack)
             server = Server(
-                service, list(listeners(settings)), self._metrics, traces=traces, reviews=reviews, audit=self._audit
+                service, listeners(settings), self._metrics, traces=traces, reviews=reviews, audit=self._audit
             )
             await server.start()
             stack.push_async_callback(server.stop)

@@ -5,6 +5,9 @@ import pwd
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 
+import structlog
+
+from milo_discoveryd import process
 from milo_discoveryd.config import Listener as Wanted
 from milo_discoveryd.config import Settings, UnixAddress
 from milo_discoveryd.credentials import load_discovery_upstream
@@ -12,11 +15,29 @@ from milo_discoveryd.errors import StartError
 from milo_discoveryd.identity.token_review import TokenReviews
 from milo_discoveryd.server import listener
 from milo_discoveryd.server.certificates import ServerTls
+from milo_discoveryd.server.room import fitting
 from milo_discoveryd.watchers.transport import open_transport
 
+log = structlog.get_logger()
 
-def listeners(settings: Settings) -> Iterator[listener.Listener]:
+
+def listeners(settings: Settings) -> list[listener.Listener]:
     """Raises StartError for users and groups that there aren't."""
+    wanted = list(_wanted(settings))
+    found = fitting(wanted, process.descriptors())
+    for each, asked in zip(found, wanted, strict=True):
+        if each.connections < asked.connections:
+            log.warning(
+                "fewer connections than set: raise the limit of open files (RLIMIT_NOFILE)",
+                listener=each.name,
+                connections=each.connections,
+                set=asked.connections,
+                limit=process.descriptors(),
+            )
+    return found
+
+
+def _wanted(settings: Settings) -> Iterator[listener.Listener]:
     for each in settings.listen:
         tls = each.tls
         yield listener.Listener(

@@ -6,6 +6,7 @@ In that memory are credentials. Whoever is root reads them all the same, and Pyt
 import ctypes
 import os
 import resource
+import sys
 from collections.abc import MutableMapping
 
 from milo_discoveryd.errors import StartError
@@ -39,6 +40,12 @@ def take_descriptors() -> None:
         return
     most = _DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _DESCRIPTORS)
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
+
+
+def descriptors() -> int:
+    """That it may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def clean(environ: MutableMapping[str, str]) -> list[str]:

@@ -44,7 +44,7 @@ class Listener(Group):
     tokens: bool = False
     """Take `authorization: Bearer` from callers, and have the cluster of `token_review` say whose it is."""
     connections: Annotated[int, Field(ge=1, le=100_000)] = 1000
-    """At once, with `tls` or `peer_credentials`. Nobody has more than half of them."""
+    """At once, or as many as there are descriptors for. With `tls` or `peer_credentials`, nobody has more than half."""
 
     @model_validator(mode="after")
     def _fits_its_address(self) -> Self:

@@ -41,4 +41,14 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     tokens: bool = False
     """Have the bearer tokens of calls reviewed."""
     connections: int = CONNECTIONS
-    """At once, where we accept them ourselves: with TLS, or with peer credentials."""
+    """At once."""
+
+    @property
+    def has_front(self) -> bool:
+        """Whether we accept connections ourselves, and pass them on to gRPC."""
+        return self.tls is not None or self.peer_credentials
+
+    @property
+    def descriptors(self) -> int:
+        """What a connection takes: its own, and two of the one behind it."""
+        return 3 if self.has_front else 1

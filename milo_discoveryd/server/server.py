@@ -36,6 +36,8 @@ OPTIONS = (
     ("grpc.max_receive_message_length", 256 * 1024),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
+    # By then, whoever has connected has sent its settings.
+    ("grpc.server_handshake_timeout_ms", 10_000),
 )
 GRACE_S = 5.0
 CHECK_EVERY_S = 5.0
@@ -102,10 +104,11 @@ class Server:
             file.close()
 
     async def _serve(self, listener: Listener) -> None:
-        server = grpc.aio.server(interceptors=self._interceptors(), options=OPTIONS)
-        self._servers.append(server)
         refusals = Refusals(self._audit)
         front = self._front(listener, refusals)
+        options = OPTIONS if front else (*OPTIONS, ("grpc.max_allowed_incoming_connections", listener.connections))
+        server = grpc.aio.server(interceptors=self._interceptors(), options=options)
+        self._servers.append(server)
         identify = anybody(listener.name) if front is None else front.identify
         if listener.tokens:
             assert self._reviews is not None
@@ -135,7 +138,7 @@ class Server:
         return interceptors
 
     def _front(self, listener: Listener, refusals: Refusals) -> Front | None:
-        if listener.tls is None and not listener.peer_credentials:
+        if not listener.has_front:
             return None
         front = Front(listener.name, refusals, tls=listener.tls, connections=listener.connections)
         self._fronts.append(front)

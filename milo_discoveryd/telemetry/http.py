@@ -18,6 +18,9 @@ from milo_discoveryd.telemetry.board import Board
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Question
 
+CONNECTIONS = 64
+"""At once. For one more the oldest is ended: a crowd that says nothing keeps neither Prometheus out nor a kubelet."""
+
 Checks = Callable[[], Mapping[str, str | None]]
 """By name, what is wrong; None where nothing is."""
 
@@ -29,6 +32,7 @@ class Endpoint:
         self._ready = ready
         self._live = live
         self._runner: web.AppRunner | None = None
+        self._listening: asyncio.Server | None = None
 
     async def start(self, host: str, port: int) -> str:
         """Where it listens. Raises StartError."""
@@ -43,15 +47,27 @@ class Endpoint:
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host or None, port, reuse_port=False)
+        server = self._runner.server
+        assert server is not None
+
+        def connection() -> asyncio.Protocol:
+            transports = (each.transport for each in server.connections)
+            still_open = [each for each in transports if each is not None and not each.is_closing()]
+            for oldest in still_open[: max(0, len(still_open) + 1 - CONNECTIONS)]:
+                oldest.abort()
+            return server()
+
         try:
-            await site.start()
+            self._listening = await asyncio.get_running_loop().create_server(connection, host or None, port)
         except OSError as error:
             await self.stop()
             raise StartError(f"can't listen on {host}:{port} for metrics: {error.strerror or error}") from error
-        return _url(site)
+        return _url(self._listening)
 
     async def stop(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
@@ -93,8 +109,6 @@ class _Collected(Collector):
         return self._families
 
 
-def _url(site: web.TCPSite) -> str:
-    server = site._server  # the only way to learn the port that was given for 0
-    assert isinstance(server, asyncio.Server)
-    host, port = server.sockets[0].getsockname()[:2]
+def _url(listening: asyncio.Server) -> str:
+    host, port = listening.sockets[0].getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

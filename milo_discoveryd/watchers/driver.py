@@ -266,12 +266,14 @@ class Driver:
         if not isinstance(verdict, NotFound) or not witnesses:
             return verdict
         # Whoever says so may be another server, which never had it. Then it has none of the others either.
+        doubt = "who answers has none of the others either, and may be another server"
         for known, uid in witnesses:
             there = await self._look(known)
             if isinstance(there, Found) and there.observation.uid == uid:
                 return verdict
-        known, _ = witnesses[0]
-        return Unanswered(f"who answers does not have {known} either, and may be another server")
+            if isinstance(there, Unanswered):
+                doubt = f"who answers may be another server, and can't be asked whether it has {known}: {there.problem}"
+        return Unanswered(doubt)
 
     async def _look(self, name: str) -> Verdict:
         try:

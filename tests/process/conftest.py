@@ -25,7 +25,13 @@ class Place:
         self.socket = folder / "discovery.sock"
         self.address = f"unix://{self.socket}"
 
-    def daemon(self, *flags: str, environ: Mapping[str, str] | None = None, **settings: Any) -> DaemonProcess:
+    def daemon(
+        self,
+        *flags: str,
+        environ: Mapping[str, str] | None = None,
+        descriptors: int | None = None,
+        **settings: Any,
+    ) -> DaemonProcess:
         """Not started yet."""
         given = {
             "discovery_kubeconfig": str(self.kubeconfig),
@@ -36,7 +42,8 @@ class Place:
         }
         config = self.folder / "config.yaml"
         config.write_text(yaml.safe_dump(given))
-        return DaemonProcess(given["listen"][0], "--config", str(config), *flags, environ=environ)
+        arguments = ("--config", str(config), *flags)
+        return DaemonProcess(given["listen"][0], *arguments, environ=environ, descriptors=descriptors)
 
     def client(self) -> DiscoveryClient:
         return DiscoveryClient(self.address)

@@ -32,10 +32,17 @@ class DaemonEndedError(Exception):
 class DaemonProcess:
     """One daemon, over as many processes as it is started anew."""
 
-    def __init__(self, address: str, *arguments: str, environ: Mapping[str, str] | None = None) -> None:
-        """The address is where it is told to listen, in a file or by an argument."""
+    def __init__(
+        self,
+        address: str,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        descriptors: int | None = None,
+    ) -> None:
+        """The address is where it is told to listen, in a file or by an argument; it may have so many `descriptors`."""
         self.address = address
-        self._command = (sys.executable, "-m", "milo_discoveryd", "run", *arguments)
+        limited = () if descriptors is None else ("sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh")
+        self._command = (*limited, sys.executable, "-m", "milo_discoveryd", "run", *arguments)
         clean = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
         self._environ = clean | dict(environ or {})
         self._process: Process | None = None

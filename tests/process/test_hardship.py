@@ -1,16 +1,22 @@
 """A machine that gives the daemon too little: descriptors, or time."""
 
 import asyncio
-import resource
 import signal
 import socket
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+import grpc
+import pytest
 
 from milo_discovery._gen import discovery_pb2 as pb
 from tests.process.conftest import Place
 from tests.process.streams import Stream
 
-CROWD = 40
+DESCRIPTORS = 64
+CROWD = 200
+HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
+"""What each client begins with: whoever has sent it may stay, and be silent."""
 
 
 async def next_event(stream: Stream) -> str:
@@ -19,33 +25,39 @@ async def next_event(stream: Stream) -> str:
     return " ".join(event.cluster.name for event in batch.events)
 
 
-async def test_f38_without_descriptors_who_is_there_is_served_on_and_others_are_when_there_are_some(
-    place: Place,
-) -> None:
+async def test_f38_a_crowd_never_takes_the_descriptors_of_the_way_upstream(place: Place) -> None:
+    """O9: who is there is served on, who comes is refused by a code, and is served when there is room."""
     place.sandbox.projects.create("alpha", ready=True)
-    async with place.daemon() as daemon:
+    async with place.daemon(descriptors=DESCRIPTORS) as daemon:
         await daemon.start()
         async with place.stream() as first:
             await first.until_synced()
-            taken = len(list(Path(f"/proc/{daemon.pid}/fd").iterdir()))
-            _, hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)
-            resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (taken + CROWD // 2, hard))
-            crowd = [socket.socket(socket.AF_UNIX) for _ in range(CROWD)]
-            try:
-                for each in crowd:
-                    each.setblocking(False)
-                    each.connect(str(place.socket))
-                place.sandbox.projects.create("beta", ready=True)
-                assert await daemon.during(next_event(first)) == "beta"
-                place.sandbox.drop_watches()
-                place.sandbox.projects.create("gamma", ready=True)
-                assert await daemon.during(next_event(first)) == "gamma"
-            finally:
-                for each in crowd:
-                    each.close()
-            async with place.stream() as second:
-                assert len((await daemon.during(second.until_synced()))[-1].events) == 3
+            with crowd(place):
+                async with place.stream() as late:
+                    with pytest.raises(grpc.aio.AioRpcError) as refused:
+                        await late.batch()
+                assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+                for name in ("beta", "gamma", "delta"):
+                    place.sandbox.drop_watches()
+                    place.sandbox.projects.create(name, ready=True)
+                    assert await daemon.during(next_event(first)) == name
+        async with place.client() as client:
+            assert len(await daemon.during(client.list())) == 4
         assert await daemon.terminate() == 0
+    [told] = daemon.events("fewer connections than set: raise the limit of open files (RLIMIT_NOFILE)")
+    assert (told["connections"], told["set"], told["limit"]) == (DESCRIPTORS // 2, 1000, DESCRIPTORS)
+
+
+@contextmanager
+def crowd(place: Place) -> Iterator[None]:
+    """More than there is room for; those that got in stay."""
+    with ExitStack() as closing:
+        for _ in range(CROWD):
+            each = closing.enter_context(socket.socket(socket.AF_UNIX))
+            each.connect(str(place.socket))
+            with suppress(BrokenPipeError):  # refused already
+                each.sendall(HELLO)
+        yield
 
 
 async def test_f43_a_daemon_that_is_stopped_for_a_while_goes_on_where_it_was(place: Place) -> None:

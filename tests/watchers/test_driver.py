@@ -340,7 +340,22 @@ async def test_a_server_that_has_none_of_the_others_either_is_not_believed_that_
         assert run.told == ["ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma"]
         why = run.fleet.suspicions.why("alpha")
         assert why is not None
-        assert why[1] == "who answers does not have beta either, and may be another server"
+        assert why[1] == "who answers has none of the others either, and may be another server"
+
+
+async def test_where_the_others_can_not_be_asked_about_that_is_what_is_said() -> None:
+    played = Played()
+    watch = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True))
+    again = Said()
+    played.watches = [watch]
+    played.looks = [gone("alpha"), answering(lambda: refusal(403, "Forbidden")), gone("gamma"), again]
+    async with running(played) as run:
+        await run.synced()
+        watch.say(line("DELETED", project("alpha", 6)))
+        await again.asked.wait()
+        why = run.fleet.suspicions.why("alpha")
+        assert why is not None
+        assert why[1].startswith("who answers may be another server, and can't be asked whether it has beta: 403: ")
 
 
 async def test_one_that_has_any_of_them_is_believed() -> None:

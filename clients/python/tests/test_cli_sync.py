@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -28,7 +29,11 @@ async def until(holds: Callable[[], bool]) -> None:
 
 
 def content(path: Path) -> dict[str, str]:
-    return {each.stem: each.read_text() for each in path.glob("*.kubeconfig")}
+    found: dict[str, str] = {}
+    for each in path.glob("*.kubeconfig"):
+        with suppress(FileNotFoundError):  # removed while we look
+            found[each.stem] = each.read_text()
+    return found
 
 
 def sync(daemon, path: Path, *arguments: str):
