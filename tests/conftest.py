@@ -3,17 +3,10 @@
 import signal
 
 import pytest
-from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from tests.reliability import of_row
-
-# The same examples each time: a failure in CI is one that anybody can repeat. To look further than that, now and then:
-# ./dev test tests/properties --hypothesis-profile=explore
-settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
-settings.register_profile("explore", deadline=None, max_examples=2000)
-settings.load_profile("repeatable")
 
 # What a shell starts in the background is deaf to interrupts, and so would be all that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

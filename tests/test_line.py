@@ -35,7 +35,7 @@ class Caller:
         self._writer.write(f"{text}\n".encode())
 
     async def hears(self) -> str:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             return (await self._reader.readline()).decode().rstrip("\n")
 
     def close(self) -> None:

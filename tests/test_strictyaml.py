@@ -3,7 +3,7 @@
 from contextlib import suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd import strictyaml
@@ -87,7 +87,6 @@ def test_size_and_brackets_are_limited() -> None:
         read(b"- " * 5_000 + b"x", scalars="text")
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     with suppress(DocumentError):

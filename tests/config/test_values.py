@@ -4,7 +4,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.config import values
@@ -33,7 +33,6 @@ def test_a_duration_outside_its_limits_is_told_them(text: str) -> None:
         values.duration(text, least=timedelta(seconds=1), most=timedelta(hours=1))
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**10))
 def test_a_duration_reads_what_it_writes(milliseconds: int) -> None:
     span = timedelta(milliseconds=milliseconds)

@@ -252,7 +252,7 @@ documents = st.recursive(
 )
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(documents)
 def test_any_document_is_a_kubeconfig_or_told_why_not(tmp_path: Path, document: object) -> None:
     path = tmp_path / "kubeconfig"

@@ -23,7 +23,7 @@ async def test_kubectl_reads_and_writes_in_the_control_plane(start: Start, kubec
 async def test_the_exec_form_outlives_the_first_credential_and_the_embedded_one_does_not(
     start: Start, kubectl: str
 ) -> None:
-    async with start(token_life=4) as place:
+    async with start(token_life=8) as place:
         lasting, embedded = await place.kubeconfig("--exec"), await place.kubeconfig("--token")
         get = ("get", "namespaces", "-o", "name")
         assert (await place.run(kubectl, f"--kubeconfig={lasting}", *get)).status == 0

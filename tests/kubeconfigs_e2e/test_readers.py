@@ -62,7 +62,7 @@ async def test_the_clients_of_other_languages_read_both_forms(start: Start, read
 
 @pytest.mark.timeout(600)
 async def test_a_client_that_runs_on_gets_the_next_credential_by_the_exec_form(start: Start, reader: Command) -> None:
-    async with start(token_life=4) as place:
+    async with start(token_life=12) as place:
         program, *arguments = reader
         async with place.running(program, *arguments, str(await place.kubeconfig("--exec"))) as process:
             assert process.stdin is not None

@@ -31,7 +31,7 @@ async def proxy() -> AsyncIterator[Proxy]:
 
 async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, line: bytes) -> bytes:
     writer.write(line)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         return await reader.readline()
 
 

@@ -40,7 +40,7 @@ async def test_a_token_file_is_replaced_at_half_its_life(tmp_path: Path) -> None
     file = TokenFile(tmp_path / "token", issue, life=0.02)
     file.start()
     assert file.path.read_text() == "token-0"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await renewed.wait()
     file.stop()
     assert file.path.read_text() == "token-2"

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.sandbox import patches
@@ -268,7 +268,6 @@ _nearly = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(created=_nearly, patch=_nearly, part=st.sampled_from(Part))
 def test_whatever_is_written_is_taken_or_refused(created: Any, patch: Any, part: Part) -> None:
     store = Store([PROJECTS])

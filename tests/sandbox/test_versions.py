@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.sandbox import selectors
@@ -49,7 +49,6 @@ def replayed(state: dict[str, int], store: Store, since: int, selector: Selector
 writes = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(("prod", "dev", "gone"))), max_size=30)
 
 
-@settings(deadline=None)
 @given(writes=writes, selector=st.sampled_from((selectors.EVERYTHING, PROD)))
 def test_a_list_and_the_events_since_it_give_the_list_of_any_later_version(
     writes: list[tuple[str, str]], selector: Selector
@@ -67,7 +66,6 @@ def test_a_list_and_the_events_since_it_give_the_list_of_any_later_version(
         assert replayed(dict(state), store, version, selector) == seen[store.version]
 
 
-@settings(deadline=None)
 @given(writes=writes, limit=st.integers(1, 5))
 def test_pages_show_one_version_whatever_is_written_between_them(writes: list[tuple[str, str]], limit: int) -> None:
     store = Store([PROJECTS])

@@ -222,7 +222,7 @@ async def test_rights_that_change_are_told_on_running_streams_at_once_and_reset_
             began = time.monotonic()
             house.world.service.change_rights(Rights((rule("shop", Scope(names=names(["beta", "zz-*"]))), ROOT)))
             batch = await mine.batch()
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 5
             assert told([batch]) == ["DISENGAGED alpha REVOKED", f"ENGAGED {SECRET}"]
             assert (batch.reset, batch.synced, batch.previous_revision) == (False, True, before.revision)
             house.world.seen(
@@ -369,5 +369,5 @@ async def test_an_idle_stream_notices_a_change_of_rights_before_its_heartbeat(ho
     async with house.guest("shop") as shop, shop.watching(heartbeat_interval=Duration(seconds=3600)) as mine:
         await mine.until_synced()
         house.world.service.change_rights(Rights((rule("shop", Scope(names=names(["beta"]))),)))
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(20):
             assert await mine.events() == ["DISENGAGED alpha REVOKED"]

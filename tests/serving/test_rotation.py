@@ -98,7 +98,7 @@ async def test_a_backend_that_hangs_delays_the_first_event_by_little_and_the_oth
     async with a_world(tmp_path, offers=[Offer(backend)]) as world:
         world.listed(ready("alpha"))
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 (bare,) = await snapshot(subscriber)
             assert not bare.HasField("kubeconfig")
             backend.gate.set()
