@@ -26,21 +26,20 @@ class Preconditions(msgspec.Struct, frozen=True):
 
 def enveloped(resource: Resource, document: Document, namespace: str) -> Document:
     """A copy with apiVersion, kind and metadata that belong to this resource, or a refusal."""
+    given = document.get("metadata", {})
+    if not isinstance(given, dict):
+        raise refusals.bad_request("metadata must be a JSON object")
     kind = document.get("kind", resource.kind)
     if resource.is_custom and kind != resource.kind:
         cause = Cause(
             reason="FieldValueInvalid", message=f'Invalid value: "{kind}": must be {resource.kind}', field="kind"
         )
-        name = (document.get("metadata") or {}).get("name", "")
-        raise refusals.invalid(resource, str(name), [cause], kind=str(kind))
+        raise refusals.invalid(resource, str(given.get("name", "")), [cause], kind=str(kind))
     for field, right in (("apiVersion", resource.api_version), ("kind", resource.kind)):
         if document.get(field, right) != right:
             raise refusals.bad_request(
                 f"{field} in the data ({document[field]}) does not match the expected {field} ({right})"
             )
-    given = document.get("metadata", {})
-    if not isinstance(given, dict):
-        raise refusals.bad_request("metadata must be a JSON object")
     if (given.get("namespace") or namespace) != namespace:
         raise refusals.bad_request(
             f"the namespace of the provided object does not match the namespace sent on the request: {namespace!r}"

@@ -25,7 +25,7 @@ __all__ = ["folder", "place"]
 
 DEMO = DEPLOY / "overlays" / "demo"
 # Everything is installed from nothing: that is a matter of the network, and of who else is at work.
-pytestmark = pytest.mark.timeout(300)
+
 NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
 
 

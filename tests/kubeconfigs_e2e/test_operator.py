@@ -9,7 +9,7 @@ from tests.kubeconfigs_e2e.conftest import Start
 from tests.kubeconfigs_e2e.operators import Operator, operate_in_go
 from tests.kubeconfigs_e2e.reading import go_reader
 
-LIFE_S = 5.0
+LIFE_S = 8.0
 LIFETIMES = 10
 
 

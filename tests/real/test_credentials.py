@@ -30,7 +30,7 @@ from tests.real.watching import create_ready, set_ready
 from tests.scenarios.servers import RealServers
 from tests.scenarios.steps import MODES, Mode
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 INFRASTRUCTURE: list[Mode] = ["project-control-plane"]
 on_the_infrastructure = pytest.mark.parametrize("mode", INFRASTRUCTURE)

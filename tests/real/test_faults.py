@@ -19,7 +19,7 @@ from tests.real.witness import Witness, disengaged, engaged
 from tests.scenarios.servers import RealServers
 from tests.scenarios.steps import MODES, Mode
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 NAMES = ("alpha", "beta", "gamma")
 ADVANCE = 500

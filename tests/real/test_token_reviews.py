@@ -29,7 +29,6 @@ from tests.scenarios.steps import Mode
 INFRASTRUCTURE: list[Mode] = ["project-control-plane"]
 pytestmark = [
     pytest.mark.asyncio(loop_scope="session"),
-    pytest.mark.timeout(120),
     pytest.mark.parametrize("mode", INFRASTRUCTURE),  # Milo's API server has no service accounts
 ]
 
