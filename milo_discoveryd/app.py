@@ -36,7 +36,7 @@ from milo_discoveryd.reflect.vigil import Watchfulness
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.guard import Guard, Limits
-from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.log import LET_GO_EVERY_S, ChangeLog, Retention
 from milo_discoveryd.reloading import Load, Reloading
 from milo_discoveryd.rights.quota import Limits as Quotas
 from milo_discoveryd.ruling import rights
@@ -190,6 +190,7 @@ class Daemon:
                 tasks.create_task(server.guard(), name="guard the sockets")
                 tasks.create_task(self._tell_health(server), name="tell health")
                 tasks.create_task(issuer.run(), name="keep credentials")
+                tasks.create_task(self._let_go(), name="let go of frames")
                 tasks.create_task(reloading.run(), name="follow the configuration")
                 if settings.connectivity.interval is not None:
                     # Before discovery begins, so that it hears of every engagement.
@@ -197,6 +198,11 @@ class Daemon:
                         self._probe(project, issuer, settings.connectivity.interval), name="probe clusters"
                     )
                 tasks.create_task(self._discover(mode, sources), name="discover")
+
+    async def _let_go(self) -> None:
+        while True:
+            await asyncio.sleep(LET_GO_EVERY_S)
+            self._fleet.log.let_go()
 
     async def _discover(self, mode: WatchedMode | FixedMode, sources: Sources) -> None:
         if isinstance(mode, FixedMode):

@@ -28,7 +28,7 @@ def mode_of(settings: Settings, project: Upstream) -> WatchedMode | FixedMode:
                 Target(
                     name=single.name,
                     uid=str(uuid.uuid5(uuid.NAMESPACE_URL, f"{project.server}#{single.name}")),
-                    endpoint=project.server,
+                    place=(project.server,),
                     organization=single.organization,
                     labels=tuple(sorted(single.labels.items())),
                 ),

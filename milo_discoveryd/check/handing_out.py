@@ -9,7 +9,7 @@ from milo_discoveryd.credentials.minting import MintingSource, Scope, Wanted
 from milo_discoveryd.errors import CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 
-_NOBODY = Target(name="check", uid="00000000-0000-0000-0000-000000000000", endpoint="https://check.invalid")
+_NOBODY = Target(name="check", uid="00000000-0000-0000-0000-000000000000", place=("https://check.invalid",))
 
 
 async def handing_out(sources: Sequence[MintingSource], ttl_s: float, *, is_configured: bool) -> list[Finding]:

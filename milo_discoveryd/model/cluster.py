@@ -29,13 +29,18 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     name: str
     uid: str
-    endpoint: str
+    place: tuple[str, ...]
+    """What its endpoint is made of, with the name between. All clusters that a mode finds by their names share one."""
     organization: str = ""
     labels: Pairs = ()
     annotations: Pairs = ()
     deletion_requested_at: float | None = None
     deletion_message: str = ""
     suspended: bool = False
+
+    @property
+    def endpoint(self) -> str:
+        return self.name.join(self.place)
 
 
 class ConnectivityState(enum.Enum):

@@ -15,6 +15,7 @@ from milo_discoveryd.modes.reading import (
     labels,
     malformed,
     not_ready,
+    shared,
 )
 
 CONDITION = "Ready"
@@ -26,6 +27,7 @@ class ProjectMode:
 
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
+        self._place = (f"{setting.project_endpoint}{self.resource.path}/", "/control-plane")
 
     def observe(self, obj: KubeObject) -> Observation:
         metadata = obj.metadata
@@ -40,8 +42,8 @@ class ProjectMode:
             target = Target(
                 name=name,
                 uid=metadata.uid,
-                endpoint=f"{self._setting.project_endpoint}{self.resource.path}/{name}/control-plane",
-                organization=_organization(obj),
+                place=self._place,
+                organization=shared(_organization(obj)),
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
                 deletion_requested_at=deletion,

@@ -17,11 +17,14 @@ from milo_discoveryd.modes.reading import (
     labels,
     malformed,
     not_ready,
+    shared,
 )
 
 CONDITION = "ControlPlaneReady"
 PROJECT_UID_LABEL = "resourcemanager.miloapis.com/project-uid"
 OWNER_ANNOTATION = "resourcemanager.miloapis.com/owner-name"
+_NAME = "\0"
+"""Stands for the name of a cluster, where that is still open: in no template, since it is in no URL."""
 
 
 class ProjectControlPlaneMode:
@@ -31,6 +34,8 @@ class ProjectControlPlaneMode:
     def __init__(self, setting: Setting) -> None:
         self._setting = setting
         self._scheme = urlsplit(setting.project_endpoint).scheme
+        goes_by_uid = "{uid}" in setting.internal_address_template + setting.internal_namespace_template
+        self._place = () if goes_by_uid else tuple(self._endpoint(_NAME, "").split(_NAME))
 
     def observe(self, obj: KubeObject) -> Observation:
         metadata = obj.metadata
@@ -43,8 +48,8 @@ class ProjectControlPlaneMode:
             target = Target(
                 name=name,
                 uid=project_uid,
-                endpoint=f"{self._scheme}://{self._address(name, project_uid)}",
-                organization=_organization(metadata.labels or {}, metadata.annotations or {}),
+                place=self._place or self._place_of(name, project_uid),
+                organization=shared(_organization(metadata.labels or {}, metadata.annotations or {})),
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
                 deletion_requested_at=deletion_requested_at(metadata),
@@ -53,12 +58,13 @@ class ProjectControlPlaneMode:
             return malformed(metadata, error)
         return Ready(metadata.uid, metadata.resourceVersion, target)
 
-    def _address(self, name: str, uid: str) -> str:
-        template = self._setting.internal_address_template
-        if "{uid}" in template + self._setting.internal_namespace_template:
-            checked(uid, DNS_LABEL, 63, "the project's UID")
+    def _place_of(self, name: str, uid: str) -> tuple[str, ...]:
+        return (self._endpoint(name, checked(uid, DNS_LABEL, 63, "the project's UID")),)
+
+    def _endpoint(self, name: str, uid: str) -> str:
         namespace = self._setting.internal_namespace_template.format(name=name, uid=uid)
-        return template.format(name=name, uid=uid, namespace=namespace)
+        address = self._setting.internal_address_template.format(name=name, uid=uid, namespace=namespace)
+        return f"{self._scheme}://{address}"
 
 
 def _organization(labels: dict[str, str], annotations: dict[str, str]) -> str:

@@ -37,12 +37,18 @@ def not_ready(obj: KubeObject, kind: str, condition: Condition | None) -> NotRea
 def labels(metadata: Metadata) -> Pairs:
     """Sorted, and shared: thousands of objects have the same keys and few values."""
     found = metadata.labels
-    return tuple(_shared(key, value) for key, value in sorted(found.items())) if found else ()
+    return tuple(_pair(key, value) for key, value in sorted(found.items())) if found else ()
 
 
 @lru_cache(maxsize=16_384)
-def _shared(key: str, value: str) -> tuple[str, str]:
+def _pair(key: str, value: str) -> tuple[str, str]:
     return sys.intern(key), value
+
+
+@lru_cache(maxsize=4096)
+def shared(text: str) -> str:
+    """One for all who have the same."""
+    return text
 
 
 def deletion_requested_at(metadata: Metadata) -> float | None:

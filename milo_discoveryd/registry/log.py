@@ -29,6 +29,8 @@ next change: so many only come together where readers of ten filters catch up at
 _STRETCH = 800
 """How many changes are found out about at once: about a batch of them, where clusters are of the usual size."""
 _STRETCHES = 64
+LET_GO_EVERY_S = 60.0
+"""How often to let go of frames. They are kept for once or twice as long after somebody began with a snapshot."""
 _PARTS = 32
 """How many parts of a snapshot are kept: as far as readers who began together drift apart."""
 
@@ -105,6 +107,8 @@ class ChangeLog:
         self._slices: dict[tuple[int, str, Ahead], Slice] = {}
         self._stretches: dict[int, Stretch] = {}
         self._roll: weakref.ref[Roll] | None = None
+        self._has_frames = False
+        self._was_begun = False
         self.head = 0
 
     def engage(self, name: str, make: Callable[[int], Cluster]) -> Cluster:
@@ -170,6 +174,16 @@ class ChangeLog:
         while self._memory and self._memory[0][1] < now - self._retention.age_s:
             self._forget_oldest()
 
+    def let_go(self) -> None:
+        """Of all frames, if nobody began since this was last called. Whoever does then has them made again: they are a
+        third of all memory."""
+        if self._was_begun:
+            self._was_begun = False
+        elif self._has_frames:
+            self._has_frames = False
+            for view in self.current():
+                view.kind, view.frame = None, b""
+
     def snapshot(self) -> Snapshot:
         """Shared by all who ask at about the same time: an earlier one is as good, followed by what came since.
 
@@ -192,10 +206,12 @@ class ChangeLog:
     def frame(self, view: View, kind: EventType = EventType.ENGAGED) -> bytes:
         if view.kind is not kind:
             view.kind, view.frame = kind, self._encode(Event(kind, view.cluster))
+            self._has_frames = True
         return view.frame
 
     def part(self, snapshot: Snapshot, start: int, wanted: Wanted, overhead: int) -> Part:
         """What is wanted from the view numbered `start` on. Each frame counts as `overhead` bytes longer than it is."""
+        self._was_begun = True
         key = (start, wanted.fingerprint, overhead)
         found = snapshot.parts.get(key)
         if found is None:

@@ -10,7 +10,7 @@ from milo_discoveryd.model.source import SourceStatus
 from milo_discoveryd.registry.registry import Record, Registry, Standing, Transition
 from milo_discoveryd.rights.scope import Scope
 
-_NOBODY = Cluster(target=Target(name="", uid="", endpoint=""), source_version="", engaged_at=0.0, incarnation=0)
+_NOBODY = Cluster(target=Target(name="", uid="", place=()), source_version="", engaged_at=0.0, incarnation=0)
 
 
 def seen(name: str, record: Record | None, scope: Scope) -> Record | None:

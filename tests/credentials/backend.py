@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from milo_discoveryd.errors import TransportError
 from milo_discoveryd.model.cluster import Target
 
-ALPHA = Target(name="alpha", uid="uid-alpha", endpoint="https://milo.test/alpha")
+ALPHA = Target(name="alpha", uid="uid-alpha", place=("https://milo.test/alpha",))
 
 
 @dataclass(frozen=True)

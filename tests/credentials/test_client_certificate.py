@@ -94,7 +94,7 @@ async def test_a_ca_that_was_replaced_signs_from_then_on(tmp_path: Path) -> None
 
 
 async def test_a_name_that_is_too_long_for_a_certificate_is_named(tmp_path: Path) -> None:
-    long = Target(name="a" * 63, uid="u", endpoint="https://a")
+    long = Target(name="a" * 63, uid="u", place=("https://a",))
     with pytest.raises(UnfitError, match="has 72 characters"):
         await mounted(tmp_path, trustme.CA()).mint(Wanted(ttl_s=60, target=long, incarnation=1))
 

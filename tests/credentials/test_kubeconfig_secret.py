@@ -115,7 +115,7 @@ async def test_what_is_no_good_is_refused_and_nothing_of_it_repeated(
 @pytest.mark.parametrize("uid", ["../../x", "A", "a/b", "", "u" * 80])
 async def test_a_project_does_not_choose_which_secret_is_read(uid: str) -> None:
     api = ScriptedApi()
-    target = Target(name="alpha", uid=uid, endpoint="https://a")
+    target = Target(name="alpha", uid=uid, place=("https://a",))
     with pytest.raises(BackendError, match="not the name of a namespace"):
         await a_source(api, namespace_template="{uid}").mint(Wanted(ttl_s=600, target=target, incarnation=1))
     assert not api.asked

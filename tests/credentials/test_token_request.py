@@ -213,7 +213,7 @@ async def test_a_revocation_that_fails_says_so_and_can_be_tried_again() -> None:
 
 async def test_a_uid_does_not_choose_where_we_write() -> None:
     api = ScriptedApi(SECRET, answering(500, {}))
-    strange = Target(name="alpha", uid="../../../x?y#z", endpoint="https://a")
+    strange = Target(name="alpha", uid="../../../x?y#z", place=("https://a",))
     with pytest.raises(BackendError):
         await a_source(api).mint(Wanted(ttl_s=600, target=strange, incarnation=1))
     assert json.loads(api.bodies[0])["metadata"]["name"].removeprefix("milo-discovery-").isalnum()

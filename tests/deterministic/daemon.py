@@ -27,7 +27,7 @@ from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import REMOVALS_HELD, Fleet
 from milo_discoveryd.registry.guard import Guard
 from milo_discoveryd.registry.guard import Limits as RemovalLimits
-from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.log import LET_GO_EVERY_S, ChangeLog, Retention
 from milo_discoveryd.registry.registry import Done
 from milo_discoveryd.rights.quota import Limits
 from milo_discoveryd.rights.rights import Recipient, Rights
@@ -231,6 +231,7 @@ class Daemon:
         watched = Watched(PATH, "in=yes")
         self._discovering = asyncio.create_task(discovery.run(api, watched, Decoder(KubeObject, observe)), name=epoch)
         self._keeping = asyncio.create_task(issuer.run(), name=f"credentials of {epoch}")
+        self._letting_go = asyncio.create_task(self._let_go(), name=f"frames of {epoch}")
 
     def _issuer(self, tokens: TokenApi, random: Random) -> Issuer:
         source = TokenRequest(
@@ -247,6 +248,11 @@ class Daemon:
             draw=random.random,
             wall=_wall,
         )
+
+    async def _let_go(self) -> None:
+        while True:
+            await asyncio.sleep(LET_GO_EVERY_S)
+            self.fleet.log.let_go()
 
     @property
     def holds_removals(self) -> bool:
@@ -315,7 +321,7 @@ class Daemon:
         await self._end()
 
     async def _end(self) -> None:
-        tasks = [self._discovering, self._keeping, *self._calls]
+        tasks = [self._discovering, self._keeping, self._letting_go, *self._calls]
         for task in tasks:
             task.cancel()
         for task in tasks:

@@ -39,7 +39,7 @@ _KUBECONFIG = {
     "current-context": "a",
 }
 _FLEET = Image(
-    Origin("https://milo.test", "project"), 1.0, (Kept("u1", Target(name="a", uid="u1", endpoint="https://a"), 1.0),)
+    Origin("https://milo.test", "project"), 1.0, (Kept("u1", Target(name="a", uid="u1", place=("https://a",)), 1.0),)
 )
 
 

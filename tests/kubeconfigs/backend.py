@@ -62,5 +62,5 @@ class RevokingBackend(Backend):
 
 
 def a_cluster(name: str = "alpha", incarnation: int = 1, **labels: str) -> Cluster:
-    target = Target(name=name, uid=f"uid-{name}", endpoint=f"https://{name}.test", labels=tuple(sorted(labels.items())))
+    target = Target(name=name, uid=f"uid-{name}", place=(f"https://{name}.test",), labels=tuple(sorted(labels.items())))
     return Cluster(target=target, source_version="1", engaged_at=0.0, incarnation=incarnation)

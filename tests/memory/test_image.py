@@ -18,7 +18,7 @@ def kept(name: str) -> Kept:
     target = Target(
         name=name,
         uid=f"project-{name}",
-        endpoint=f"https://milo.test/{name}",
+        place=(f"https://milo.test/{name}",),
         organization="acme",
         labels=(("env", "prod"),),
         annotations=(("note", "é"),),

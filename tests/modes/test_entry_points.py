@@ -49,5 +49,5 @@ def test_a_mode_either_watches_or_knows_its_clusters() -> None:
 
 
 def test_single_knows_the_clusters_it_was_given() -> None:
-    given = Target(name="one", uid="u", endpoint="https://one.example.com")
+    given = Target(name="one", uid="u", place=("https://one.example.com",))
     assert list(SingleMode(Setting(project_endpoint="https://x", clusters=(given,))).targets()) == [given]

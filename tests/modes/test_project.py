@@ -25,7 +25,7 @@ def test_a_ready_project_stands_for_a_path_of_the_same_api() -> None:
         Target(
             name="apollo",
             uid="uid-apollo",
-            endpoint=f"{API}/apis/resourcemanager.miloapis.com/v1alpha1/projects/apollo/control-plane",
+            place=(f"{API}/apis/resourcemanager.miloapis.com/v1alpha1/projects/", "/control-plane"),
         ),
     )
 

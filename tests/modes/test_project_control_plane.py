@@ -30,7 +30,7 @@ def test_a_ready_control_plane_stands_for_its_address_in_the_cluster() -> None:
         Target(
             name="apollo",
             uid="uid-apollo",
-            endpoint="https://milo-apiserver.project-apollo.svc.cluster.local:6443",
+            place=("https://milo-apiserver.project-", ".svc.cluster.local:6443"),
         ),
     )
 

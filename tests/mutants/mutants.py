@@ -98,6 +98,13 @@ MUTANTS = (
         REGISTRY,
     ),
     Mutant(
+        "a frame that was let go of is taken for one",
+        "registry/log.py",
+        'view.kind, view.frame = None, b""',
+        'view.frame = b""',
+        REGISTRY,
+    ),
+    Mutant(
         "a part of a snapshot is given to who wants something else",
         "registry/log.py",
         "key = (start, wanted.fingerprint, overhead)",

@@ -38,7 +38,7 @@ def tried(folder: Path, tests: tuple[str, ...], *, is_async: bool = False) -> Ou
     They are pure, and run without plugins and settings: most of the time would go into these.
     """
     asynchronous = ["-p", "pytest_asyncio.plugin", "-o", "asyncio_mode=auto"] if is_async else []
-    given = ["-p", "tests.examples", "-p", "no:cacheprovider", "--noconftest", "--import-mode=importlib"]
+    given = ["-p", "tests.hypotheses", "-p", "no:cacheprovider", "--noconftest", "--import-mode=importlib"]
     options = [*asynchronous, "-xq", *given]
     places = ["-c", os.devnull, "--rootdir", ROOT, *(ROOT / each for each in tests)]
     run = subprocess.run(

@@ -123,6 +123,10 @@ class Fleet(Pictured):
         self.now += seconds
         self.log.forget(self.now)
 
+    @rule()
+    def frames_are_let_go_of(self) -> None:
+        self.log.let_go()
+
     @rule(wanted=FILTERS)
     def somebody_begins_to_read(self, wanted: Filter) -> None:
         self.readers.append(Reader(self, wanted, None, {}))

@@ -112,7 +112,7 @@ async def test_each_right_that_a_source_of_tokens_lacks_is_missed_by_its_name(
 
 async def a_life_of_tokens(server: RealApi) -> None:
     """One project's, by two daemons in turn: the second finds the Secret of the first, and revokes."""
-    target = Target(name="alpha", uid="uid-of-alpha", endpoint="https://alpha.test")
+    target = Target(name="alpha", uid="uid-of-alpha", place=("https://alpha.test",))
     upstream = load_discovery_upstream(server.kubeconfig_as("discovery"), {})
     async with aclosing(open_transport(upstream, response_limit=1 << 20, connect_timeout_s=10, environ={})) as api:
         first, second = (

@@ -27,7 +27,7 @@ def wall(seconds: float) -> float:
 
 def target(name: str = "a", uid: str = "u1", **fields: Any) -> Target:
     labels = tuple(sorted(fields.pop("labels", {}).items()))
-    return Target(name=name, uid=uid, endpoint=f"https://{name}.example.com", labels=labels, **fields)
+    return Target(name=name, uid=uid, place=(f"https://{name}.example.com",), labels=labels, **fields)
 
 
 def ready(name: str = "a", version: str = "1", uid: str = "u1", **fields: Any) -> Ready:

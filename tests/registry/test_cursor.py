@@ -438,3 +438,42 @@ def test_a_reader_of_little_passes_over_much() -> None:
     assert batch is not None
     assert read(batch.frames) == [engaged(z)]
     assert batch.revision == 101
+
+
+# --- frames ---
+
+
+def test_frames_are_kept_for_who_begins_soon_and_made_again_for_who_begins_later() -> None:
+    made: list[Event] = []
+
+    def encode(event: Event) -> bytes:
+        made.append(event)
+        return b"%d" % len(made)
+
+    log = ChangeLog(encode, Retention())
+    engage(log)
+
+    def first() -> bytes:
+        """That a newcomer is sent; each goes before the next comes, so they share no snapshot."""
+        batch = reader(log).take()
+        assert batch is not None
+        return batch.frames.joined
+
+    assert [first(), first()] == [b"1", b"1"]
+    log.let_go()
+    assert first() == b"1", "somebody had begun since it was last asked to let go"
+    for _ in range(3):
+        log.let_go()
+    assert first() == b"2"
+
+
+def test_what_changes_is_told_as_before_when_frames_were_let_go_of() -> None:
+    log = readable_log()
+    a, b = engage(log, "a"), engage(log, "b")
+    cursor = following(log)
+    a = update(log, a, labels={"env": "prod"})
+    assert told(following(log)) == []
+    log.let_go()
+    log.let_go()
+    assert told(cursor) == [updated(a)]
+    assert told(reader(log)) == [engaged(a), engaged(b)]

@@ -13,7 +13,7 @@ from milo_discoveryd.registry.log import ChangeLog, Retention
 
 
 def cluster(name: str, incarnation: int, step: int = 0) -> Cluster:
-    target = Target(name=name, uid=name, endpoint="https://c.test", deletion_message=str(step))
+    target = Target(name=name, uid=name, place=("https://c.test",), deletion_message=str(step))
     return Cluster(target=target, source_version="1", engaged_at=0.0, incarnation=incarnation)
 
 

@@ -30,7 +30,7 @@ def told(**fields: object) -> object:
 
 
 def moved() -> Ready:
-    target = Target(name="a", uid="u1", endpoint="https://elsewhere.example.com")
+    target = Target(name="a", uid="u1", place=("https://elsewhere.example.com",))
     return Ready("u1", "5", target)
 
 

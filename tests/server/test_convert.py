@@ -17,13 +17,13 @@ EPOCH = "0123456789abcdef"
 encode = encoder(EPOCH)
 
 SMALL = Cluster(
-    target=Target(name="a", uid="u", endpoint="https://a"), source_version="7", engaged_at=1.5, incarnation=3
+    target=Target(name="a", uid="u", place=("https://a",)), source_version="7", engaged_at=1.5, incarnation=3
 )
 FULL = Cluster(
     target=Target(
         name="apollo",
         uid="u1",
-        endpoint="https://api.example.com/apollo",
+        place=("https://api.example.com/apollo",),
         organization="nasa",
         labels=(("env", "prod"), ("tier", "gold")),
         annotations=(("example.com/note", "é"),),

@@ -22,7 +22,7 @@ targets = st.builds(
     Target,
     name=texts,
     uid=texts,
-    endpoint=texts,
+    place=st.lists(texts, max_size=3).map(tuple),
     organization=texts,
     labels=pairs,
     annotations=pairs,
@@ -117,7 +117,7 @@ def test_every_reason_has_its_own(reason: DisengageReason) -> None:
 
 def test_the_same_event_is_the_same_bytes() -> None:
     shuffled = Cluster(
-        target=Target(name="a", uid="u", endpoint="e", labels=tuple((f"k{index}", "v") for index in range(50))),
+        target=Target(name="a", uid="u", place=("e",), labels=tuple((f"k{index}", "v") for index in range(50))),
         source_version="7",
         engaged_at=1.5,
         incarnation=3,

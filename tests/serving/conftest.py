@@ -43,7 +43,7 @@ PLENTY = Limits(streams=1000, streams_each=1000, per_minute_each=100_000)
 
 def ready(name: str, *, uid: str = "", version: str = "1", **labels: str) -> Ready:
     target = Target(
-        name=name, uid=uid or f"uid-{name}", endpoint=f"https://{name}.test", labels=tuple(sorted(labels.items()))
+        name=name, uid=uid or f"uid-{name}", place=(f"https://{name}.test",), labels=tuple(sorted(labels.items()))
     )
     return Ready(target.uid, version, target)
 

@@ -25,7 +25,7 @@ class Held(dict[str, Credential]):
 
 
 def at(endpoint: str) -> Cluster:
-    target = Target(name="alpha", uid="u", endpoint=endpoint)
+    target = Target(name="alpha", uid="u", place=(endpoint,))
     return Cluster(target=target, source_version="1", engaged_at=0.0, incarnation=1)
 
 
