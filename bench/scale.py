@@ -2,10 +2,14 @@
 
 import msgspec
 
+from milo_discoveryd.registry.log import LET_GO_EVERY_S
+
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     small: int = 1_000
+    settles_s: float = 2 * LET_GO_EVERY_S + 5
+    """From the last newcomer on, until a daemon has let go of what it had for more of them."""
     clusters: int = 10_000
     large: int = 100_000
     rounds: int = 3
@@ -47,6 +51,7 @@ QUICK = Scale(
     fleet_subscribers=50,
     churn_s=10.0,
     provider=(10, 50),
+    settles_s=0.0,
 )
 TINY = Scale(
     name="tiny",
@@ -70,4 +75,5 @@ TINY = Scale(
     churn_subscribers=2,
     churn_s=0.5,
     provider=(2, 5),
+    settles_s=0.0,
 )
