@@ -25,22 +25,18 @@ _KEYS = ("seconds", "rss_mib", "goroutines")
 async def measure(setting: Setting) -> Samples:
     few, many = sizes = setting.scale.provider
     theirs: dict[int, dict[str, float | None]] = {}
-    ours: dict[int, dict[str, float]] = {}
+    ours: dict[int, float] = {}
     for count in sizes:
         async with setting.milo(count) as milo:
-            ours[count] = await _ours(milo, setting)
+            ours[count] = await _ours_s(milo, setting.directory)
             with_go = setting.scale.with_go
             theirs[count] = await _theirs(milo, setting.directory, count) if with_go else dict.fromkeys(_KEYS)
-    async with setting.milo(setting.scale.clusters) as milo:
-        large = await _ours(milo, setting)
-    at_first, ours_kib = (
-        _each(ours[few][key], large[key], (setting.scale.clusters - few) / 1024) for key in ("synced_mib", "rss_mib")
-    )
+    at_first, ours_kib = await _ours_kib(setting)
     theirs_kib = _each(theirs[few]["rss_mib"], theirs[many]["rss_mib"], (many - few) / 1024)
     found: dict[str, float | None] = {f"provider.{count}.{key}": theirs[count][key] for count in sizes for key in _KEYS}
     for count in sizes:
-        found[f"provider.{count}.ours_seconds"] = ours[count]["seconds"]
-        found[f"provider.{count}.ratio"] = _ratio(ours[count]["seconds"], theirs[count]["seconds"])
+        found[f"provider.{count}.ours_seconds"] = ours[count]
+        found[f"provider.{count}.ratio"] = _ratio(ours[count], theirs[count]["seconds"])
     found["provider.kib_per_project"] = theirs_kib
     found["provider.ours_kib_per_project"] = ours_kib
     found["provider.ours_kib_per_project_at_first"] = at_first
@@ -49,17 +45,34 @@ async def measure(setting: Setting) -> Samples:
     return {key: [] if value is None else [value] for key, value in found.items()}
 
 
-async def _ours(milo: Milo, setting: Setting) -> dict[str, float]:
-    """`rss_mib` is what it takes once it has let go of what it kept for subscribers who might come at once."""
+async def _ours_s(milo: Milo, directory: Path) -> float:
     began = time.perf_counter()
-    async with daemons.daemon(milo.access.kubeconfig, setting.directory) as daemon:
+    async with _subscribed(milo, directory):
+        return time.perf_counter() - began
+
+
+async def _ours_kib(setting: Setting) -> tuple[float, float]:
+    """What each project takes: as soon as a subscriber has all, and once the daemon has let go of what it kept for
+    others who might come. Between sizes that the provider takes hours for: of ours a few hundred are noise."""
+    mib: list[tuple[float, float]] = []
+    for count in (setting.scale.clusters, setting.scale.large):
+        async with setting.milo(count) as milo, _subscribed(milo, setting.directory) as daemon:
+            at_first = daemon.rss_mib
+            await asyncio.sleep(setting.scale.settles_s)
+            mib.append((at_first, daemon.rss_mib))
+    projects = setting.scale.large - setting.scale.clusters
+    at_first, settled = ((large - small) * 1024 / projects for small, large in zip(*mib, strict=True))
+    return at_first, settled
+
+
+@asynccontextmanager
+async def _subscribed(milo: Milo, directory: Path) -> AsyncIterator[daemons.Daemon]:
+    """To a new daemon, with all that there is."""
+    async with daemons.daemon(milo.access.kubeconfig, directory) as daemon:
         subscriber = Subscriber(daemon.address)
         await subscriber.until_synced()
-        took_s, synced_mib = time.perf_counter() - began, daemon.rss_mib
-        await asyncio.sleep(setting.scale.settles_s)
-        found = {"seconds": took_s, "synced_mib": synced_mib, "rss_mib": daemon.rss_mib}
+        yield daemon
         await subscriber.close()
-        return found
 
 
 async def _theirs(milo: Milo, directory: Path, count: int) -> dict[str, float | None]:
