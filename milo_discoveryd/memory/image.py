@@ -7,7 +7,7 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Target
 
-FORMAT = 1
+FORMAT = 2
 _MAGIC = b"milo-discoveryd state "
 
 

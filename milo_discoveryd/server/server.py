@@ -106,7 +106,7 @@ class Server:
     async def _serve(self, listener: Listener) -> None:
         refusals = Refusals(self._audit)
         front = self._front(listener, refusals)
-        options = OPTIONS if front else (*OPTIONS, ("grpc.max_allowed_incoming_connections", listener.connections))
+        options = OPTIONS if front is not None else (*OPTIONS, ("grpc.max_allowed_incoming_connections", listener.connections))
         server = grpc.aio.server(interceptors=self._interceptors(), options=options)
         self._servers.append(server)
         identify = anybody(listener.name) if front is None else front.identify

@@ -63,10 +63,10 @@ def test_the_file_of_another_source_is_refused_and_named() -> None:
 
 
 def test_the_file_of_a_newer_daemon_is_refused_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "FORMAT", 2)
+    monkeypatch.setattr(images, "FORMAT", images.FORMAT + 1)
     data = encode(IMAGE)
     monkeypatch.undo()
-    with pytest.raises(ImageError, match="format 2, and this version reads format 1"):
+    with pytest.raises(ImageError, match="format 3, and this version reads format 2"):
         decode(data, ORIGIN)
 
 
