@@ -106,8 +106,8 @@ class Server:
     async def _serve(self, listener: Listener) -> None:
         refusals = Refusals(self._audit)
         front = self._front(listener, refusals)
-        options = OPTIONS if front is not None else (*OPTIONS, ("grpc.max_allowed_incoming_connections", listener.connections))
-        server = grpc.aio.server(interceptors=self._interceptors(), options=options)
+        limits = () if front is not None else (("grpc.max_allowed_incoming_connections", listener.connections),)
+        server = grpc.aio.server(interceptors=self._interceptors(), options=(*OPTIONS, *limits))
         self._servers.append(server)
         identify = anybody(listener.name) if front is None else front.identify
         if listener.tokens:

@@ -66,7 +66,7 @@ def test_the_file_of_a_newer_daemon_is_refused_and_named(monkeypatch: pytest.Mon
     monkeypatch.setattr(images, "FORMAT", images.FORMAT + 1)
     data = encode(IMAGE)
     monkeypatch.undo()
-    with pytest.raises(ImageError, match="format 3, and this version reads format 2"):
+    with pytest.raises(ImageError, match=f"format {images.FORMAT + 1}, and this version reads format {images.FORMAT}"):
         decode(data, ORIGIN)
 
 
@@ -82,7 +82,7 @@ def test_the_file_of_a_newer_daemon_is_refused_and_named(monkeypatch: pytest.Mon
     ids=["another-shape", "no-text", "too-deep", "no-time", "endless"],
 )
 def test_content_that_makes_no_sense_is_refused_even_with_a_right_checksum(body: bytes) -> None:
-    data = b"milo-discoveryd state 1 " + images._checksum(body) + b"\n" + body
+    data = b"milo-discoveryd state %d %s\n%s" % (images.FORMAT, images._checksum(body), body)
     with pytest.raises(ImageError, match="content"):
         decode(data, ORIGIN)
 
