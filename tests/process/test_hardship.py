@@ -53,8 +53,9 @@ async def clusters_once_there_is_room(place: Place) -> list[str]:
             try:
                 batches = await stream.until_synced()
             except grpc.aio.AioRpcError as error:
-                assert error.code() is grpc.StatusCode.UNAVAILABLE  # some of the crowd are still being seen off
-                continue
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                continue  # some of the crowd are still being seen off
         return [event.cluster.name for batch in batches for event in batch.events]
 
 
