@@ -148,6 +148,10 @@ class Intake:
         staged = iter(self._staged.values())
         while portion := list(islice(staged, PORTION)):
             yield self._registry.commit(portion, now, consistent=True)
+        # Others had their turn between two portions: an answer may have settled what became of some.
+        missing, engaged = (
+            [(name, uid) for name, uid in each if self._registry.is_present(name, uid)] for each in (missing, engaged)
+        )
         self._suspicions.clear_all(self._listed)
         if not self._is_foreign:
             # Those that nobody is engaged with are nobody's loss, and are asked about at once.

@@ -337,6 +337,9 @@ class Life:
         found = breaches(histories, self._world.upstream, forgets=self._traits.forgets)
         found += (f"credentials: {breach}" for breach in handed_rightly(self._handed))
         found += (f"credentials: those of {uid} were not revoked" for uid in self._unrevoked)
+        assert self._daemon is not None
+        if not self._daemon.is_quiet:
+            found.append("daemon: it has something left to find out in the end")
         for subscriber in self._subscribers:
             found += subscriber.broken
             found += (f"client: {subscriber.history.who}: {breach}" for breach in alternating(subscriber.given))

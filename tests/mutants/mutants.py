@@ -98,6 +98,13 @@ MUTANTS = (
         REGISTRY,
     ),
     Mutant(
+        "what was settled while a list was applied is held for ever",
+        "registry/intake.py",
+        "if self._registry.is_present(name, uid)] for each",
+        "if True] for each",
+        ("tests/registry/test_intake_guarded.py",),
+    ),
+    Mutant(
         "a frame that was let go of is taken for one",
         "registry/log.py",
         'view.kind, view.frame = None, b""',

@@ -136,6 +136,20 @@ def test_what_a_watch_tells_of_is_asked_about_though_it_is_held() -> None:
     assert source.suspicions.held == 5
 
 
+def test_what_an_answer_settles_while_the_list_is_applied_is_not_held() -> None:
+    source = Source()
+    source.take(Suspected("a", "u1"))
+    [asked] = source.suspicions.questions(source.now)
+    portions = source.intake.take((ListStarted(), Listed(ready("b", "2")), ListEnded()), at(source.now))
+    next(portions)  # from here on others have their turn
+    [left] = source.intake.answer(asked, Found(outside("a")), at(source.now))
+    assert left.reason is DisengageReason.LABELS_CHANGED
+    for _ in portions:
+        pass
+    assert source.suspicions.why("a") is None
+    assert source.suspicions.held == 4
+
+
 def test_those_that_nobody_is_engaged_with_are_asked_about_at_once() -> None:
     source = Source(not_ready("x"), not_ready("y"), not_ready("z"))
     source.lists(*FLEET)
