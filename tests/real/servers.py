@@ -177,7 +177,8 @@ class RealApi(ABC):
         async with self.api() as api:
             definition = await api.call("GET", path)
             await api.call("DELETE", path)
-            await self._until("goes on serving the resource", partial(self._answers_not, api, self.collection))
+            for left in (self.collection, path):
+                await self._until(f"goes on answering {left}", partial(self._answers_not, api, left))
         return {
             "apiVersion": definition["apiVersion"],
             "kind": definition["kind"],
