@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sys
+import time
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -69,6 +70,9 @@ class Place:
         outcome = await self.run(str(COMMANDS / "milo-discovery"), *arguments)
         assert outcome.status == 0, outcome.err
         return outcome
+
+    def has_ended(self, token: str) -> bool:
+        return self.sandbox.tokens.claims(token).exp <= time.time()
 
     async def kubeconfig(self, *arguments: str, name: str = "alpha") -> Path:
         path = self.folder / "-".join(["kubeconfig", name, *arguments])
