@@ -24,7 +24,6 @@ from tests.process.conftest import Place, folder, place
 __all__ = ["folder", "place"]
 
 DEMO = DEPLOY / "overlays" / "demo"
-# Everything is installed from nothing: that is a matter of the network, and of who else is at work.
 
 NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
 
