@@ -37,7 +37,10 @@ class Status(msgspec.Struct, gc=False):
     conditions: list[Condition] | None = None
 
     def condition(self, kind: str) -> Condition | None:
-        return next((condition for condition in self.conditions or () if condition.type == kind), None)
+        for condition in self.conditions or ():
+            if condition.type == kind:
+                return condition
+        return None
 
 
 class KubeObject(msgspec.Struct, gc=False):

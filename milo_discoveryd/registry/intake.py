@@ -18,8 +18,8 @@ from milo_discoveryd.reflect.machine import (
 from milo_discoveryd.registry.guard import Ask, Guard, Held, Release, Ruling
 from milo_discoveryd.registry.registry import Done, Registry, Standing
 
-PORTION = 500
-"""How many findings are taken in one go, before others get their turn: a few milliseconds' worth."""
+PORTION = 250
+"""How many findings are taken in one go, before others may get their turn: a millisecond or two."""
 WITNESSES = 3
 
 

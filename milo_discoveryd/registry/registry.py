@@ -383,5 +383,5 @@ def _is_before(one: str, other: str) -> bool:
     Where they aren't numbers, the order in which they come is all there is. They may be longer than Python likes
     numbers to be, and have no leading zeros.
     """
-    comparable = all(version.isascii() and version.isdigit() for version in (one, other))
+    comparable = one.isdecimal() and other.isdecimal() and one.isascii() and other.isascii()
     return comparable and (len(one), one) < (len(other), other)

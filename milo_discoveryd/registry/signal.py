@@ -16,24 +16,30 @@ class Waiter:
     """One subscriber's bell."""
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._is_rung = False
+        self._sleep: asyncio.Future[None] | None = None
 
     def ring(self) -> None:
-        self._event.set()
+        self._is_rung = True
+        if self._sleep is not None and not self._sleep.done():
+            self._sleep.set_result(None)
 
     async def wait(self, timeout_s: float) -> None:
         """Until it is rung, at most for so long. It may be sooner, with nothing new: a timer that is set is left to
         ring, since there is news far more often than anybody has waited for as long as he would."""
-        due = self._loop.time() + timeout_s
-        if self._timer is None or self._timer.when() > due:
-            self.close()
-            self._timer = self._loop.call_at(due, self._time_out)
-        try:
-            await self._event.wait()
-        finally:
-            self._event.clear()
+        if not self._is_rung:
+            due = self._loop.time() + timeout_s
+            if self._timer is None or self._timer.when() > due:
+                self.close()
+                self._timer = self._loop.call_at(due, self._time_out)
+            self._sleep = self._loop.create_future()
+            try:
+                await self._sleep
+            finally:
+                self._sleep = None
+        self._is_rung = False
 
     def close(self) -> None:
         if self._timer is not None:
@@ -42,7 +48,7 @@ class Waiter:
 
     def _time_out(self) -> None:
         self._timer = None
-        self._event.set()
+        self.ring()
 
 
 class Signal:

@@ -6,12 +6,14 @@ nothing.
 
 import hmac
 import re
-from base64 import urlsafe_b64encode
+from binascii import b2a_base64
+from hashlib import blake2b
 
 import msgspec
 
 _FORM = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})(?:\.part([0-9]{1,9}))?\.([A-Za-z0-9_-]{22})")
 _SEAL_BYTES = 16
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -27,6 +29,8 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Seal:
+    """By keyed BLAKE2: it is made for each message, and costs a tenth of what HMAC costs by way of OpenSSL."""
+
     def __init__(self, key: bytes) -> None:
         self._key = key
 
@@ -41,8 +45,8 @@ class Seal:
 
     def _mark(self, text: str, holder: str) -> str:
         # Neither has a NUL in it, as we write them, so no part of the one passes for a part of the other.
-        digest = hmac.digest(self._key, f"{text}\0{holder}".encode(), "sha256")
-        return urlsafe_b64encode(digest[:_SEAL_BYTES]).rstrip(b"=").decode()
+        mark = blake2b(f"{text}\0{holder}".encode(), key=self._key, digest_size=_SEAL_BYTES).digest()
+        return b2a_base64(mark, newline=False).translate(_URL_SAFE, b"=").decode()
 
 
 def parse(text: str) -> Position | None:

@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.deadline import Deadline, deadline
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.registry.cursor import Batch, Cursor
@@ -77,6 +78,8 @@ class Stream:
         """What the subscriber was last told of it."""
         position = parse(asked.resume_revision)
         self._knew_another_run = bool(asked.resume_revision) and (position is None or position.epoch != epoch)
+        self._patience: Deadline
+        """With the subscriber, while something is sent to it."""
         self.cursor: Cursor | None = None
         self.opened_at = time.time()
 
@@ -91,32 +94,41 @@ class Stream:
 
     async def run(self) -> None:
         """Ends by an error only: the caller's leaving, a reader that doesn't read, or the daemon's end."""
-        with self._fleet.signal.waiter() as bell, self._rotating(bell):
-            while self._must_wait():
-                await self._tell(Batch(Frames(), 0, synced=False))
-                await self._wait(bell)
+        try:
+            async with deadline() as self._patience:
+                with self._fleet.signal.waiter() as bell, self._rotating(bell):
+                    await self._follow(bell)
+        except TimeoutError:
+            raise StalledError(
+                "STALLED", f"nothing was read from the stream for {self._stalled_s:g} s; resume when ready"
+            ) from None
+
+    async def _follow(self, bell: Waiter) -> None:
+        while self._must_wait():
+            await self._tell(Batch(Frames(), 0, synced=False))
+            await self._wait(bell)
+        self._follow_rights()
+        resume = await self._resume_from()
+        overhead = OVERHEAD if self._rotation else 0
+        self.cursor = cursor = Cursor(self._fleet.log, self._shown, resume, overhead=overhead)
+        if cursor.resumed:
+            self._said = self._asked.resume_revision
+            await self._tell_changes(cursor.take() or Batch(Frames(), cursor.revision))
+            if self._rotation:
+                self._rotation.catch_up()
+        while True:
             self._follow_rights()
-            resume = await self._resume_from()
-            overhead = OVERHEAD if self._rotation else 0
-            self.cursor = cursor = Cursor(self._fleet.log, self._shown, resume, overhead=overhead)
-            if cursor.resumed:
-                self._said = self._asked.resume_revision
-                await self._tell_changes(cursor.take() or Batch(Frames(), cursor.revision))
-                if self._rotation:
-                    self._rotation.catch_up()
-            while True:
-                self._follow_rights()
-                batch = cursor.take()
-                if batch is not None and batch.is_news:
-                    await self._tell_changes(batch)
-                elif batch is not None:
-                    await asyncio.sleep(0)
-                elif self._rotation and (renewed := self._rotation.take()):
-                    await self._tell(Batch(renewed, cursor.revision))
-                elif self._source_changed() or self._clock() >= self._sent_at + self._asked.heartbeat_s:
-                    await self._tell(Batch(Frames(), cursor.revision))
-                else:
-                    await self._wait(bell)
+            batch = cursor.take()
+            if batch is not None and batch.is_news:
+                await self._tell_changes(batch)
+            elif batch is not None:
+                await asyncio.sleep(0)
+            elif self._rotation and (renewed := self._rotation.take()):
+                await self._tell(Batch(renewed, cursor.revision))
+            elif self._source_changed() or self._clock() >= self._sent_at + self._asked.heartbeat_s:
+                await self._tell(Batch(Frames(), cursor.revision))
+            else:
+                await self._wait(bell)
 
     def _follow_rights(self) -> None:
         """Before anything is taken, so that nothing is told by rights that are over."""
@@ -173,13 +185,9 @@ class Stream:
             reset=batch.reset,
             source=self._news(batch, now),
         )
-        try:
-            async with asyncio.timeout(self._stalled_s):
-                await self._send(data)
-        except TimeoutError:
-            raise StalledError(
-                "STALLED", f"nothing was read from the stream for {self._stalled_s:g} s; resume when ready"
-            ) from None
+        self._patience.set(now + self._stalled_s)
+        await self._send(data)
+        self._patience.lift()
         self._said = revision
         self._sent_at = self._clock()
         if batch.reset:

@@ -10,7 +10,6 @@ from milo_discoveryd.kubeconfigs.handed import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState
-from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import Done, Record, Standing
@@ -42,14 +41,13 @@ class Subscriber(Protocol):
 
 
 class Recent:
-    """The last engagements and disengagements. Updates would crowd them out: a cluster that is probed has many."""
+    """The last engagements and disengagements. Updates aren't noted, and would crowd them out: a cluster that is probed
+    has many."""
 
     def __init__(self) -> None:
         self._kept: deque[Happening] = deque(maxlen=HAPPENINGS_KEPT)
 
     def note(self, done: Done) -> None:
-        if done.type is EventType.UPDATED:
-            return
         self._kept.appendleft(
             Happening(
                 at=time.time(),

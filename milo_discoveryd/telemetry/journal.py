@@ -24,16 +24,16 @@ class Journal:
         self._metrics.transition(done)
         if not is_live:
             return  # the first list is told as a whole
-        self.recent.note(done)
         target = done.cluster.target
-        match done.type:
-            case EventType.ENGAGED:
-                log.info("engaged", cluster=target.name, uid=target.uid)
-            case EventType.DISENGAGED:
-                reason = done.reason.value if done.reason else ""
-                log.info("disengaged", cluster=target.name, uid=target.uid, reason=reason, message=done.message)
-            case EventType.UPDATED:
-                log.debug("updated", cluster=target.name, uid=target.uid)
+        if done.type is EventType.UPDATED:
+            log.debug("updated", cluster=target.name, uid=target.uid)
+            return
+        self.recent.note(done)
+        if done.type is EventType.ENGAGED:
+            log.info("engaged", cluster=target.name, uid=target.uid)
+        else:
+            reason = done.reason.value if done.reason else ""
+            log.info("disengaged", cluster=target.name, uid=target.uid, reason=reason, message=done.message)
 
     def synced(self, engaged: int) -> None:
         log.info("synced", engaged=engaged)

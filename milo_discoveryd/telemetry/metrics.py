@@ -73,7 +73,7 @@ class Metrics:
             ("type", "reason"),
             registry=self.registry,
         )
-        self._transitioned = functools.cache(self._transitions.labels)  # to look one up costs more than to count
+        self._transitioned = functools.cache(self._labelled)  # to look one up costs more than to count
         self._latency = Histogram(
             "milo_discoveryd_event_latency_seconds",
             "From the bytes of a change, read upstream, to gRPC; once for each batch and subscriber.",
@@ -173,9 +173,9 @@ class Metrics:
         for reason in _RESTARTS:
             self._restarts.labels(reason)
         for kind in (EventType.ENGAGED, EventType.UPDATED):
-            self._transitions.labels(kind.value, "")
+            self._transitioned(kind, None)
         for cause in DisengageReason:
-            self._transitions.labels(EventType.DISENGAGED.value, cause.value)
+            self._transitioned(EventType.DISENGAGED, cause)
         Gauge(
             "milo_discoveryd_start_time_seconds", "When this daemon started.", registry=self.registry
         ).set_to_current_time()
@@ -222,7 +222,10 @@ class Metrics:
         self._mint_seconds.labels(source).observe(seconds)
 
     def transition(self, done: Done) -> None:
-        self._transitioned(done.type.value, "" if done.reason is None else done.reason.value).inc()
+        self._transitioned(done.type, done.reason).inc()
+
+    def _labelled(self, kind: EventType, reason: DisengageReason | None) -> Counter:
+        return self._transitions.labels(kind.value, "" if reason is None else reason.value)
 
     def relisting(self, reason: str) -> None:
         self._restarts.labels(reason).inc()

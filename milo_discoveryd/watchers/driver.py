@@ -203,28 +203,35 @@ class Driver:
 
     async def _read(self, chunks: AsyncIterator[bytes]) -> None:
         lines = Lines()
-        while self._reflector.is_reading:
-            deadline = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
-            try:
-                chunk = await self._lifeline.waited(anext(chunks, None), deadline)
-            except TimeoutError:
-                await self._hand_on(self._reflector.silent(self._clock()))
-                return
-            now = self._clock()
-            if chunk is None:
-                cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
-                await self._hand_on(self._reflector.failed(cut, now) if lines.partial else self._reflector.ended(now))
-                return
-            events = [self._decoder.line(line) for line in lines.feed(chunk)]
-            await self._hand_on(self._reflector.events(events, now, partial=lines.partial))
-            self._sink.source(self._reflector.status)
+        try:
+            async with self._lifeline.waiting():
+                while self._reflector.is_reading:
+                    deadline = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
+                    chunk = await self._lifeline.wait(anext(chunks, None), deadline)
+                    now = self._clock()
+                    if chunk is None:
+                        await self._hand_on(self._ended(now, partial=lines.partial))
+                        return
+                    events = [self._decoder.line(line) for line in lines.feed(chunk)]
+                    await self._hand_on(self._reflector.events(events, now, partial=lines.partial))
+                    self._sink.source(self._reflector.status)
+        except TimeoutError:
+            await self._hand_on(self._reflector.silent(self._clock()))
+
+    def _ended(self, now: float, *, partial: bool) -> Iterable[Finding]:
+        if partial:
+            cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
+            return self._reflector.failed(cut, now)
+        return self._reflector.ended(now)
 
     async def _failed(self, failure: Failure) -> None:
         await self._hand_on(self._reflector.failed(failure, self._clock()))
 
     async def _hand_on(self, findings: Iterable[Finding]) -> None:
         read_at = self._clock()
-        for _ in self._sink.take(findings, read_at):
+        portions = self._sink.take(findings, read_at)
+        next(portions, None)  # mostly there is but one, and whatever is waited for next gives others their turn
+        for _ in portions:
             await asyncio.sleep(0)
         self._reflector.list_again(self._sink.list_again_at)
         if len(self._suspicions) or self._sink.due_at is not None:

@@ -1,9 +1,11 @@
 """Waits for an API server, and asks it for a sign of life while nothing comes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
+from milo_discoveryd.deadline import Deadline, deadline
 from milo_discoveryd.errors import TransportError
 from milo_discoveryd.reflect.machine import UNRESPONSIVE, Failure
 from milo_discoveryd.reflect.vigil import Look, Vigil, Watchfulness
@@ -37,7 +39,7 @@ class Lifeline:
         self._watchfulness = watchfulness
         self._tell = tell
         self._vigil = Vigil(watchfulness)
-        self._wait: asyncio.Timeout | None = None
+        self._deadline: Deadline | None = None
         self._is_lost = False
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
@@ -48,21 +50,38 @@ class Lifeline:
                 await self._look(look)
             await asyncio.sleep(self._vigil.next_at(self._clock()) - self._clock())
 
-    async def waited(self, answer: Awaitable[T], until: float | None = None) -> T:
-        """Raises UnresponsiveError once nobody is there any more, with every connection dropped; TimeoutError then."""
-        self._is_lost = False
-        self._vigil.begin(self._clock())
+    @asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        """For one wait after another. Raises UnresponsiveError once nobody is there any more, with every connection
+        dropped; TimeoutError where a wait is over."""
         try:
-            async with asyncio.timeout_at(until) as self._wait:
-                return await answer
+            async with deadline() as self._deadline:
+                yield
         except TimeoutError:
             if not self._is_lost:
                 raise
             await self._api.drop()
             raise UnresponsiveError(self._watchfulness) from None
         finally:
-            self._wait = None
+            self._deadline = None
             self._vigil.end()
+
+    async def wait(self, answer: Awaitable[T], until: float | None = None) -> T:
+        """Within `waiting`."""
+        assert self._deadline is not None, "waits are made within `waiting`"
+        self._is_lost = False
+        self._vigil.begin(self._clock())
+        if until is not None:
+            self._deadline.set(until)
+        found = await answer
+        self._deadline.lift()
+        self._vigil.end()
+        return found
+
+    async def waited(self, answer: Awaitable[T], until: float | None = None) -> T:
+        """For this one alone."""
+        async with self.waiting():
+            return await self.wait(answer, until)
 
     async def _look(self, look: Look) -> None:
         result = "answered"
@@ -73,6 +92,6 @@ class Lifeline:
             result = error.cause
         self._tell(result)
         if self._vigil.told(look, is_silent=result in _SILENCE):
-            assert self._wait is not None, "only what is waited for can be given up"
+            assert self._deadline is not None, "only what is waited for can be given up"
             self._is_lost = True
-            self._wait.reschedule(self._clock())
+            self._deadline.give_up()
