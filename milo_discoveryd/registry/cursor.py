@@ -4,7 +4,7 @@ import msgspec
 
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Wanted
-from milo_discoveryd.registry.log import Ahead, ChangeLog, Snapshot
+from milo_discoveryd.registry.log import Ahead, ChangeLog, Part, Slice, Snapshot
 from milo_discoveryd.registry.turn import Turn, turn
 
 
@@ -86,6 +86,17 @@ class Cursor:
         if isinstance(self._state, Turn):
             return self._from_turn(self._state)
         return self._from_log(self._state.revision, self._state.ahead)
+
+    def look_ahead(self) -> None:
+        """Finds out what is next, so that `take` has it ready if nothing changes until then."""
+        found: Part | Slice
+        if isinstance(self._state, _InSnapshot):
+            found = self._log.part(self._state.snapshot, self._state.index, self._wanted, self._overhead)
+        elif isinstance(self._state, _Following) and self._log.reads_from(self._state.revision):
+            found = self._log.since(self._state.revision, self._wanted, self._state.ahead)
+        else:
+            return
+        _ = found.frames.joined  # it is kept
 
     def _from_snapshot(self, snapshot: Snapshot, start: int) -> Batch:
         part = self._log.part(snapshot, start, self._wanted, self._overhead)

@@ -10,13 +10,14 @@ import weakref
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.registry.entry import Entry, Past, View
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
-from milo_discoveryd.registry.filter import Wanted
+from milo_discoveryd.registry.filter import EVERYTHING, Wanted
 
 BATCH_BYTES = 256 * 1024
 """About how much goes into one batch: far below the 4 MiB that gRPC clients take by default."""
@@ -67,14 +68,6 @@ Move = tuple[Entry, int, View | None, Cluster | None]
 else. Without a view it didn't just change: it came, went or was replaced."""
 
 
-class Stretch(msgspec.Struct):
-    """Some of the log as it is found out once, for readers of all filters who stand before it."""
-
-    moves: list[Move]
-    whole: Frames = Frames()
-    """All of it, once somebody was told all."""
-
-
 class Snapshot(msgspec.Struct, frozen=True, weakref=True):
     """Everything engaged at one revision."""
 
@@ -105,7 +98,8 @@ class ChangeLog:
         self._floor = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._slices: dict[tuple[int, str, Ahead], Slice] = {}
-        self._stretches: dict[int, Stretch] = {}
+        self._moves: dict[int, list[Move] | None] = {}
+        """What comes after a revision, found out once for the readers of all filters."""
         self._roll: weakref.ref[Roll] | None = None
         self._has_frames = False
         self._was_begun = False
@@ -160,7 +154,7 @@ class ChangeLog:
         self._order.clear()
         self._memory.clear()
         self._slices.clear()
-        self._stretches.clear()
+        self._moves.clear()
         self._snapshot = None
         self._roll = None
         self.head += 1
@@ -216,7 +210,7 @@ class ChangeLog:
         found = snapshot.parts.get(key)
         if found is None:
             if len(snapshot.parts) >= _PARTS:
-                del snapshot.parts[next(iter(snapshot.parts))]
+                _drop_oldest(snapshot.parts)
             snapshot.parts[key] = found = self._part(snapshot.views, start, wanted, overhead)
         return found
 
@@ -241,8 +235,7 @@ class ChangeLog:
         found = self._slices.get(key)
         if found is None:
             if len(self._slices) >= _SLICES:
-                # The oldest: readers through one filter mostly stand close together, and those of many take turns.
-                del self._slices[next(iter(self._slices))]
+                _drop_oldest(self._slices)
             plain = None if ahead else self._plain(revision, wanted)
             self._slices[key] = found = plain or self._slice(revision, wanted, ahead)
         return found
@@ -262,47 +255,72 @@ class ChangeLog:
         """Where what changed is as it mostly is: each entry has moved once. None where there is anything else."""
         frames, reached = Frames(), revision
         while reached < self.head and 2 * sum(map(len, frames)) < self.batch_bytes:
-            stretch = self._stretch(reached)
-            if stretch is None:
+            found = (self._all_updated(reached) if wanted.is_everything else None) or self._some_moved(reached, wanted)
+            if found is None:
                 break
-            found = self._told_of(stretch, reached, wanted)
             reached = found.revision
             # Those who are told the same share the join of it as well.
             frames = Frames((*frames, *found.frames)) if frames else found.frames
         return Slice(frames, reached) if reached > revision else None
 
-    def _stretch(self, revision: int) -> Stretch | None:
-        """What changed next after `revision`; None where some of it has moved on since."""
-        found = self._stretches.get(revision)
-        if found is None:
-            moves: list[Move] = []
-            places = self._places_after(revision)[:_STRETCH]
-            part = slice(places.start, places.stop)
-            for entry, at in zip(self._order[part], self._revisions[part], strict=True):
-                if entry.revision != at:
-                    return None
-                view = entry.view
-                if view is None or view.cluster.incarnation > revision:
-                    moves.append((entry, at, None, None))
-                elif entry.since <= revision:
-                    moves.append((entry, at, view, None))
-                else:
-                    past = entry.past[-1]  # mostly it is what was before this change
-                    is_last = past.since <= revision < past.until
-                    moves.append((entry, at, view, past.cluster if is_last else entry.known_at(revision)))
-            if len(self._stretches) >= _STRETCHES:
-                del self._stretches[next(iter(self._stretches))]
-            self._stretches[revision] = found = Stretch(moves)
-        return found
+    def _all_updated(self, revision: int) -> Slice | None:
+        """What changed next after `revision`, where each of it is what it was, in another state.
 
-    def _told_of(self, stretch: Stretch, revision: int, wanted: Wanted) -> Slice:
+        It is most of what there is to tell, and most readers are shown everything: so little is looked at for it.
+        """
+        frames: list[bytes] = []
+        reached, size, limit, updated = revision, 0, self.batch_bytes, EventType.UPDATED
+        for entry, at in self._stretch(revision):
+            view = entry.view
+            if entry.revision != at or view is None or view.cluster.incarnation > revision:
+                return None
+            frame = view.frame if view.kind is updated else self.frame(view, updated)
+            frames.append(frame)
+            size += len(frame)
+            reached = at
+            if size >= limit:
+                break
+        return Slice(Frames(frames), reached)
+
+    def _stretch(self, revision: int) -> Iterator[tuple[Entry, int]]:
+        """Who changed next after `revision`, and when."""
+        places = self._places_after(revision)[:_STRETCH]
+        part = slice(places.start, places.stop)
+        return zip(self._order[part], self._revisions[part], strict=True)
+
+    def _some_moved(self, revision: int, wanted: Wanted) -> Slice | None:
+        """The same for who is shown some; None where some of what changed next has moved on since."""
+        if revision not in self._moves:
+            if len(self._moves) >= _STRETCHES:
+                _drop_oldest(self._moves)
+            self._moves[revision] = self._find_moves(revision)
+        moves = self._moves[revision]
+        return None if moves is None else self._told_of(moves, revision, wanted)
+
+    def _find_moves(self, revision: int) -> list[Move] | None:
+        moves: list[Move] = []
+        for entry, at in self._stretch(revision):
+            if entry.revision != at:
+                return None
+            view = entry.view
+            if view is None or view.cluster.incarnation > revision:
+                moves.append((entry, at, None, None))
+            elif entry.since <= revision:
+                moves.append((entry, at, view, None))
+            else:
+                past = entry.past[-1]  # mostly it is what was before this change
+                is_last = past.since <= revision < past.until
+                moves.append((entry, at, view, past.cluster if is_last else entry.known_at(revision)))
+        return moves
+
+    def _told_of(self, moves: list[Move], revision: int, wanted: Wanted) -> Slice:
         everything, matches, updated = wanted.is_everything, wanted.matches, EventType.UPDATED
         frames: list[bytes] = []
-        reached, size, is_whole = revision, 0, True
-        for entry, reached, view, before in stretch.moves:
+        reached, size, is_all = revision, 0, True
+        for entry, reached, view, before in moves:
             is_shown = everything or (view is not None and matches(view.cluster))
             if view is None or not (everything or before is None or matches(before) is is_shown):
-                is_whole = False
+                is_all = False
                 for frame in self._told(entry, revision, reached, wanted):
                     frames.append(frame)
                     size += len(frame)
@@ -310,13 +328,12 @@ class ChangeLog:
                 frames.append(view.frame if view.kind is updated else self.frame(view, updated))
                 size += len(frames[-1])
             else:
-                is_whole = False
+                is_all = False
             if size >= self.batch_bytes:
-                is_whole = False
                 break
-        if is_whole and not stretch.whole:
-            stretch.whole = Frames(frames)
-        return Slice(stretch.whole if is_whole else Frames(frames), reached)
+        if is_all and not everything and (all_told := self.since(revision, EVERYTHING)).revision == reached:
+            return all_told  # to share it, and the join of it
+        return Slice(Frames(frames), reached)
 
     def _slice(self, revision: int, wanted: Wanted, ahead: Ahead) -> Slice:
         told: dict[int, tuple[Entry, list[bytes]]] = {}
@@ -370,7 +387,7 @@ class ChangeLog:
         self._revisions.append(self.head)
         self._order.append(entry)
         self._slices.clear()
-        self._stretches.clear()
+        self._moves.clear()
         while len(self._memory) > self._retention.count:
             self._forget_oldest()
         if len(self._order) > self._sweep_at:
@@ -400,6 +417,11 @@ class ChangeLog:
         self._floor = max(self._floor, until)
         if entry.view is None and not entry.past:
             del self._entries[name]
+
+
+def _drop_oldest(kept: dict[Any, Any]) -> None:
+    """Readers who ask the same stand close together, and those who don't take turns."""
+    del kept[next(iter(kept))]
 
 
 def _ending(past: Past | None, before: Cluster, now: Cluster | None, wanted: Wanted) -> Event:

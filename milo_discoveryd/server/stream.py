@@ -17,6 +17,7 @@ from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.log import BATCH_BYTES
 from milo_discoveryd.registry.signal import Waiter
 from milo_discoveryd.rights.scope import within
 from milo_discoveryd.server import convert, sight
@@ -28,6 +29,8 @@ from milo_discoveryd.server.rotation import OVERHEAD, Rotation
 
 Send = Callable[[bytes], Awaitable[None]]
 RETRY_S = 1.0
+LARGE = BATCH_BYTES // 4
+"""Of a message: there is more to come, as a rule, and it takes gRPC long enough to find that out meanwhile."""
 
 
 class Tally(Protocol):
@@ -186,7 +189,13 @@ class Stream:
             source=self._news(batch, now),
         )
         self._patience.set(now + self._stalled_s)
-        await self._send(data)
+        if len(data) < LARGE or self.cursor is None:
+            await self._send(data)
+        else:
+            sending = asyncio.ensure_future(self._send(data))
+            await asyncio.sleep(0)  # it begins
+            self.cursor.look_ahead()
+            await sending
         self._patience.lift()
         self._said = revision
         self._sent_at = self._clock()

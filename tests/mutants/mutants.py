@@ -70,6 +70,20 @@ MUTANTS = (
         CURSORS,
     ),
     Mutant(
+        "who is shown everything is told of a successor as if it were what it knows",
+        "registry/log.py",
+        "or view is None or view.cluster.incarnation > revision:",
+        "or view is None:",
+        CURSORS,
+    ),
+    Mutant(
+        "who is shown everything is told twice of what moved on",
+        "registry/log.py",
+        "if entry.revision != at or view is None or",
+        "if view is None or",
+        CURSORS,
+    ),
+    Mutant(
         "what is new is told as an update",
         "registry/log.py",
         "if view is None or view.cluster.incarnation > revision:",
@@ -79,8 +93,15 @@ MUTANTS = (
     Mutant(
         "a part that is read in one go is said to reach further than it does",
         "registry/log.py",
-        "else Frames(frames), reached)",
-        "else Frames(frames), min(reached + 1, self.head))",
+        "                break\n        return Slice(Frames(frames), reached)",
+        "                break\n        return Slice(Frames(frames), min(reached + 1, self.head))",
+        REGISTRY,
+    ),
+    Mutant(
+        "a part of what some are shown is said to reach further than it does",
+        "registry/log.py",
+        "share it, and the join of it\n        return Slice(Frames(frames), reached)",
+        "share it, and the join of it\n        return Slice(Frames(frames), min(reached + 1, self.head))",
         CURSORS,
     ),
     Mutant(
@@ -93,7 +114,7 @@ MUTANTS = (
     Mutant(
         "who is told a part is given all that others were told",
         "registry/log.py",
-        "            else:\n                is_whole = False\n",
+        "            else:\n                is_all = False\n",
         "",
         REGISTRY,
     ),

@@ -3,7 +3,7 @@
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Batch, Cursor
-from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.registry.log import LOOKED_AT, ChangeLog, Retention
 from tests.registry.fleets import cluster, disengaged, engaged, read, readable_log, updated
@@ -477,3 +477,33 @@ def test_what_changes_is_told_as_before_when_frames_were_let_go_of() -> None:
     log.let_go()
     assert told(cursor) == [updated(a)]
     assert told(reader(log)) == [engaged(a), engaged(b)]
+
+
+def test_what_changed_since_it_was_looked_for_is_told_as_it_is() -> None:
+    log = readable_log()
+    a = engage(log)
+    cursor = following(log)
+    a = update(log, a, version="2")
+    cursor.look_ahead()
+    update(log, a, version="3")
+    (event,) = told(cursor)
+    assert event.cluster.source_version == "3"
+
+
+def test_who_is_being_turned_looks_for_nothing_ahead() -> None:
+    log = readable_log()
+    engage(log)
+    cursor = following(log)
+    cursor.turn(Filter(names=frozenset("b")))
+    cursor.look_ahead()
+    assert [event.type for event in told(cursor)] == [EventType.DISENGAGED]
+
+
+def test_who_slept_for_too_long_looks_for_nothing_ahead() -> None:
+    log = readable_log(Retention(count=0))
+    a = engage(log)
+    cursor = following(log)
+    a = update(log, a, labels={"env": "prod"})
+    update(log, a, labels={"env": "test"})
+    cursor.look_ahead()
+    assert [event.type for event in told(cursor)] == [EventType.ENGAGED]

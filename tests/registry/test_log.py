@@ -3,6 +3,7 @@
 import gc
 
 import msgspec
+import pytest
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.registry.cursor import Cursor
@@ -108,13 +109,14 @@ def test_updates_come_in_batches_that_are_no_larger_than_they_may_be() -> None:
     assert [(batch.revision, len(batch.frames)) for batch in iter(reader.take, None)] == [(4, 1), (5, 1), (6, 1)]
 
 
-def test_wherever_so_many_readers_stand_each_is_told_what_comes_next() -> None:
+@pytest.mark.parametrize("wanted", [EVERYTHING, Filter(organizations=frozenset([""]))], ids=["all", "some"])
+def test_wherever_so_many_readers_stand_each_is_told_what_comes_next(wanted: Filter) -> None:
     log = readable_log()
     for number in range(100):
         engage(log, f"a{number}")
     update_all(log)
     for _ in range(2):
-        told = [Cursor(log, EVERYTHING, 100 + place).take() for place in range(100)]
+        told = [Cursor(log, wanted, 100 + place).take() for place in range(100)]
         assert [len(batch.frames) for batch in told if batch] == [*range(100, 0, -1)]
 
 
@@ -200,3 +202,20 @@ def _places(log: ChangeLog) -> int:
 
 def _remembered(log: ChangeLog) -> int:
     return len(log._entries)
+
+
+def test_what_was_looked_for_ahead_is_ready_when_it_is_taken() -> None:
+    encode = Counting()
+    log = ChangeLog(encode, Retention(), batch_bytes=1)
+    for name in "ab":
+        engage(log, name)
+    at_head = log.head
+    update_all(log)
+    for resume in (None, at_head):
+        cursor = Cursor(log, EVERYTHING, resume)
+        cursor.look_ahead()
+        so_far = encode.encoded
+        batch = cursor.take()
+        assert batch is not None
+        assert batch.frames
+        assert encode.encoded == so_far
