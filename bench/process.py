@@ -1,15 +1,20 @@
 """A process that the bench starts, looks at and ends."""
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 _ENDS_WITHIN_S = 15.0
-_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def _cpu_clock(pid: int) -> int:
+    """As clock_getcpuclockid gives it on Linux, which Python has for threads alone."""
+    scheduled = 2
+    return (~pid << 3) | scheduled
 
 
 async def standard_input() -> asyncio.StreamReader:
@@ -43,9 +48,8 @@ class Process:
 
     @property
     def cpu_s(self) -> float:
-        """Spent since it began, in user and kernel mode."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        """Spent since it began, in user and kernel mode; by its own clock, since /proc counts hundredths of seconds."""
+        return time.clock_gettime(_cpu_clock(self.pid))
 
     @property
     def rss_mib(self) -> float:

@@ -15,7 +15,9 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     rounds: int = 3
     with_go: bool = True
     """Peers that take Go, and minutes to build for the first time."""
-    latency_writes: int = 500
+    latency_writes: int = 300
+    latency_rounds: int = 7
+    """Many short ones: what a lone change costs hangs on what else the machine does meanwhile."""
     writes_per_s: float = 50.0
     fanout_changes: int = 10_000
     fanout_burst: int = 100
@@ -41,6 +43,7 @@ QUICK = Scale(
     clusters=1_000,
     large=2_000,
     latency_writes=100,
+    latency_rounds=3,
     fanout_changes=1_000,
     subscribers=(1, 20),
     slow_reader_bursts=20,
@@ -61,6 +64,7 @@ TINY = Scale(
     large=80,
     rounds=1,
     latency_writes=10,
+    latency_rounds=1,
     fanout_changes=20,
     fanout_burst=10,
     subscribers=(1, 3),

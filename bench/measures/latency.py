@@ -39,7 +39,7 @@ async def measure(setting: Setting) -> Samples:
         def make() -> Writes:
             return Writes(milo, scale.latency_writes, scale.writes_per_s, scale.clusters, next(marks))
 
-        for _ in range(scale.rounds):
+        for _ in range(scale.latency_rounds):
             raw.append(await read_by(partial(_raw_watch, milo), make()))
             for name, start in readers.items():
                 async with start(milo.access.kubeconfig, setting.directory) as peer:

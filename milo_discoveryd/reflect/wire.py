@@ -16,6 +16,7 @@ INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 MAX_LINE: Final = 8 * 1024 * 1024
 
 Object = TypeVar("Object", bound=KubeObject)
+Content = TypeVar("Content")
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -101,9 +102,9 @@ class _Status(msgspec.Struct):
     details: _Details | None = None
 
 
-class _Line(msgspec.Struct):
+class _Line(msgspec.Struct, Generic[Content]):
     type: str
-    object: msgspec.Raw
+    object: Content
 
 
 class _ListMeta(msgspec.Struct):
@@ -117,11 +118,13 @@ class _List(msgspec.Struct):
     """Null where it is empty, and never left out: what has none isn't a list, and so no proof of anything's absence."""
 
 
-_LINE = msgspec.json.Decoder(_Line)
+_LINE = msgspec.json.Decoder(_Line[msgspec.Raw])
 _NAMED = msgspec.json.Decoder(_Named)
 _MARKED = msgspec.json.Decoder(_Marked)
 _STATUS = msgspec.json.Decoder(_Status)
 _LIST = msgspec.json.Decoder(_List)
+
+_OF_OBJECTS = frozenset({"ADDED", "MODIFIED"})
 
 # msgspec decodes invalid text to a value error or a lookup error of its own, and deep nesting to a recursion error.
 _UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
@@ -136,6 +139,8 @@ class Decoder(Generic[Object]):
 
     def __init__(self, kind: type[Object], observe: Callable[[Object], Observation]) -> None:
         self._objects = msgspec.json.Decoder(kind)
+        # At run time a parameter is a type like any other.
+        self._lines: msgspec.json.Decoder[_Line[Object]] = msgspec.json.Decoder(_Line[kind])  # type: ignore[valid-type]
         self._observe = observe
 
     def object(self, raw: bytes | msgspec.Raw) -> Observation | None:
@@ -159,13 +164,22 @@ class Decoder(Generic[Object]):
 
     def line(self, line: bytes | bytearray) -> Event:
         try:
+            event = self._lines.decode(line)  # nearly all are read by this alone
+            if event.type in _OF_OBJECTS:
+                return _seen(event.type, self._observe(event.object))
+        except _UNDECODABLE:
+            pass  # what is wrong with it, or other about it, is told below
+        return self._odd_line(line)
+
+    def _odd_line(self, line: bytes | bytearray) -> Event:
+        """One of a bad object, or of something else than an object."""
+        try:
             event = _LINE.decode(line)
         except _UNDECODABLE as error:
             return Junk(f"a line of the watch is not an event: {_problem(error)}")
         match event.type:
-            case "ADDED" | "MODIFIED":
-                found = self.object(event.object)
-                return Ignored(f"an {event.type} event names no object") if found is None else Seen(found)
+            case kind if kind in _OF_OBJECTS:
+                return _seen(kind, self.object(event.object))
             case "DELETED":
                 return _removed(event.object)
             case "BOOKMARK":
@@ -214,6 +228,12 @@ class Lines:
 
 class LineTooLongError(ValueError):
     """An endless line, or an object that no API server would have stored."""
+
+
+def _seen(kind: str, found: Observation | None) -> Event:
+    if found is None or not found.name:
+        return Ignored(f"an {kind} event names no object")
+    return Seen(found)
 
 
 def _removed(raw: msgspec.Raw) -> Event:

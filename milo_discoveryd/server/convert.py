@@ -1,4 +1,4 @@
-"""Our values to messages; and to batches, each a join of frames that were made once, and a few bytes of its own."""
+"""Our values to messages."""
 
 from datetime import UTC, datetime
 
@@ -9,7 +9,7 @@ from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceStatus
-from milo_discoveryd.registry.events import EventType, Frames
+from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import Record, Standing, Transition
 
 _TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in EventType}
@@ -21,21 +21,6 @@ _REASONS = {
     Standing.GONE: pb.Engagement.REASON_DELETED,
     Standing.READY: pb.Engagement.REASON_ENGAGED,
 }
-
-
-def batch(
-    frames: Frames,
-    *,
-    revision: str,
-    previous_revision: str,
-    synced: bool,
-    reset: bool = False,
-    source: pb.SourceStatus | None = None,
-) -> bytes:
-    rest = pb.WatchClustersResponse(
-        revision=revision, previous_revision=previous_revision, synced=synced, reset=reset, source=source
-    )
-    return frames.joined + rest.SerializeToString()
 
 
 def cluster(of: Cluster, epoch: str) -> pb.Cluster:

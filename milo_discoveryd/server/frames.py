@@ -1,4 +1,4 @@
-"""Events to frames: bytes that make a batch when they are joined.
+"""Events to frames, which are made once, and frames to batches: each a join of some, and a few bytes of its own.
 
 In protobuf's wire format a repeated field concatenates, so an event is the same bytes in every batch. They are written
 here by hand: making messages of the generated code first takes twice as long. Maps are in the order of their keys.
@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import UNPROBED, Cluster, Connectivity, ConnectivityState, DisengageReason
-from milo_discoveryd.registry.events import Encode, Event, EventType
+from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
 from milo_discoveryd.server.convert import incarnation, micros
 
 _VARINT, _LENGTHED = 0, 2
@@ -54,6 +54,11 @@ def _varint(value: int) -> bytes:
 
 _KEY, _VALUE = _lengthed(1), _lengthed(2)
 _EVENTS = _lengthed(pb.WatchClustersResponse.EVENTS_FIELD_NUMBER)
+_REVISION = _lengthed(pb.WatchClustersResponse.REVISION_FIELD_NUMBER)
+_PREVIOUS_REVISION = _lengthed(pb.WatchClustersResponse.PREVIOUS_REVISION_FIELD_NUMBER)
+_SYNCED = _number(pb.WatchClustersResponse.SYNCED_FIELD_NUMBER, 1)
+_RESET = _number(pb.WatchClustersResponse.RESET_FIELD_NUMBER, 1)
+_SOURCE = _lengthed(pb.WatchClustersResponse.SOURCE_FIELD_NUMBER)
 _TYPES = {
     kind: _number(pb.ClusterEvent.TYPE_FIELD_NUMBER, pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}"))
     for kind in EventType
@@ -103,6 +108,27 @@ def encoder(epoch: str) -> Encode:
         )
 
     return encode
+
+
+def batch(
+    frames: Frames,
+    *,
+    revision: str,
+    previous_revision: str,
+    synced: bool,
+    reset: bool = False,
+    source: pb.SourceStatus | None = None,
+) -> bytes:
+    return b"".join(
+        (
+            frames.joined,
+            _text(_REVISION, revision),
+            _text(_PREVIOUS_REVISION, previous_revision),
+            _SYNCED if synced else b"",
+            _RESET if reset else b"",
+            b"" if source is None else _field(_SOURCE, source.SerializeToString()),
+        )
+    )
 
 
 def framed(event: pb.ClusterEvent) -> bytes:

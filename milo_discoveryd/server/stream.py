@@ -20,7 +20,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import BATCH_BYTES
 from milo_discoveryd.registry.signal import Waiter
 from milo_discoveryd.rights.scope import within
-from milo_discoveryd.server import convert, sight
+from milo_discoveryd.server import convert, frames, sight
 from milo_discoveryd.server.access import Visit
 from milo_discoveryd.server.errors import StalledError, UnavailableError
 from milo_discoveryd.server.requests import Watch
@@ -171,8 +171,10 @@ class Stream:
 
     async def _tell_changes(self, batch: Batch) -> None:
         is_live = self._source is not None and not batch.reset and batch.synced
-        frames = self._rotation.dress(batch.frames) if self._rotation else batch.frames
-        await self._tell(msgspec.structs.replace(batch, frames=frames))
+        if self._rotation:
+            await self._tell(msgspec.structs.replace(batch, frames=self._rotation.dress(batch.frames)))
+        else:
+            await self._tell(batch)
         if batch.frames:
             read_at = self._fleet.signal.read_at(batch.revision) if is_live else None
             self._tally.batch_sent(None if read_at is None else self._sent_at - read_at)
@@ -180,7 +182,7 @@ class Stream:
     async def _tell(self, batch: Batch) -> None:
         now = self._clock()
         before, revision = self._said, self._revision(batch)
-        data = convert.batch(
+        data = frames.batch(
             batch.frames,
             revision=revision,
             previous_revision=before,

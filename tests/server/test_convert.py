@@ -8,7 +8,7 @@ from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.registry.events import Event, EventType, Frames
+from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import Record, Standing, Transition
 from milo_discoveryd.server import convert
 from milo_discoveryd.server.frames import encoder
@@ -75,35 +75,6 @@ def test_what_is_not_known_of_a_cluster_is_left_out() -> None:
 )
 def test_times_are_told_to_the_microsecond(seconds: float, told: Timestamp) -> None:
     assert convert.timestamp(seconds) == told
-
-
-# --- batches ---
-
-
-def test_a_batch_is_a_join_of_frames_and_a_few_bytes() -> None:
-    events = [Event(EventType.ENGAGED, SMALL), Event(EventType.UPDATED, FULL)]
-    source = pb.SourceStatus(state=pb.SourceStatus.STATE_STREAMING)
-    data = convert.batch(
-        Frames(encode(event) for event in events),
-        revision="r2",
-        previous_revision="r1",
-        synced=True,
-        reset=True,
-        source=source,
-    )
-    batch = pb.WatchClustersResponse.FromString(data)
-    assert [event.cluster.name for event in batch.events] == ["a", "apollo"]
-    assert (batch.revision, batch.previous_revision, batch.synced, batch.reset) == ("r2", "r1", True, True)
-    assert batch.source == source
-
-
-def test_a_batch_may_hold_nothing_but_news_of_the_source() -> None:
-    batch = pb.WatchClustersResponse.FromString(
-        convert.batch(Frames(), revision="r", previous_revision="r", synced=False)
-    )
-    assert not batch.events
-    assert not batch.HasField("source")
-    assert not batch.reset
 
 
 # --- the source ---

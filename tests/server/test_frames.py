@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import UNPROBED, Cluster, Connectivity, ConnectivityState, DisengageReason, Target
-from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.events import Event, EventType, Frames
 from milo_discoveryd.server import convert
-from milo_discoveryd.server.frames import encoder, framed, unframed
+from milo_discoveryd.server.frames import batch, encoder, framed, unframed
 from tests.server.test_convert import EPOCH, FULL, SMALL
 
 encode = encoder(EPOCH)
@@ -136,3 +136,51 @@ def test_who_adds_to_an_event_that_was_read_back_changes_nothing_else_of_it() ->
     assert framed(event) == encode(Event(EventType.ENGAGED, SMALL))
     event.kubeconfig.cluster = "a"
     assert unframed(framed(event)) == event
+
+
+# --- batches ---
+
+
+def test_a_batch_is_a_join_of_frames_and_a_few_bytes() -> None:
+    events = [Event(EventType.ENGAGED, SMALL), Event(EventType.UPDATED, FULL)]
+    source = pb.SourceStatus(state=pb.SourceStatus.STATE_STREAMING)
+    data = batch(
+        Frames(encode(event) for event in events),
+        revision="r2",
+        previous_revision="r1",
+        synced=True,
+        reset=True,
+        source=source,
+    )
+    told = pb.WatchClustersResponse.FromString(data)
+    assert [event.cluster.name for event in told.events] == ["a", "apollo"]
+    assert (told.revision, told.previous_revision, told.synced, told.reset) == ("r2", "r1", True, True)
+    assert told.source == source
+
+
+def test_a_batch_may_hold_nothing_but_news_of_the_source() -> None:
+    told = pb.WatchClustersResponse.FromString(batch(Frames(), revision="r", previous_revision="r", synced=False))
+    assert not told.events
+    assert not told.HasField("source")
+    assert not told.reset
+
+
+@given(revision=texts, previous=texts, synced=st.booleans(), reset=st.booleans(), source=st.none() | texts)
+def test_a_batch_is_what_protobuf_makes_of_it(
+    revision: str, previous: str, synced: bool, reset: bool, source: str | None
+) -> None:
+    status = None if source is None else pb.SourceStatus(message=source)
+    data = batch(
+        Frames([encode(Event(EventType.ENGAGED, SMALL))]),
+        revision=revision,
+        previous_revision=previous,
+        synced=synced,
+        reset=reset,
+        source=status,
+    )
+    told = pb.WatchClustersResponse.FromString(data)
+    assert len(told.events) == 1
+    del told.events[:]
+    assert told == pb.WatchClustersResponse(
+        revision=revision, previous_revision=previous, synced=synced, reset=reset, source=status
+    )
