@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from bench.process import Process
 
@@ -19,10 +20,12 @@ class Daemon(Process):
         probed: bool = False,
         config: Path | None = None,
         listens: bool = True,
+        program: str = "milo_discoveryd",
     ) -> None:
         """Without probes of the clusters' own API servers, unless they are what is measured.
 
-        `listens`: at its address; otherwise where the configuration says, that address among others.
+        `listens`: at its address; otherwise where the configuration says, that address among others. `program`: a
+        module that runs it.
         """
         self._socket = directory / "daemon.sock"
         self.address = f"unix://{self._socket}"
@@ -36,7 +39,7 @@ class Daemon(Process):
         clean["MILO_DISCOVERYD_LOG__LEVEL"] = "warning"
         if not probed:
             clean["MILO_DISCOVERYD_CONNECTIVITY__INTERVAL"] = "off"
-        command = [sys.executable, "-m", "milo_discoveryd", "run", *arguments]
+        command = [sys.executable, "-m", program, "run", *arguments]
         super().__init__(command, directory / "daemon.log", environ=clean)
 
     async def listens(self) -> None:
@@ -47,10 +50,9 @@ class Daemon(Process):
 
 
 @asynccontextmanager
-async def daemon(
-    kubeconfig: Path, directory: Path, *, probed: bool = False, config: Path | None = None, listens: bool = True
-) -> AsyncIterator[Daemon]:
-    running = Daemon(kubeconfig, directory, probed=probed, config=config, listens=listens)
+async def daemon(kubeconfig: Path, directory: Path, **options: Any) -> AsyncIterator[Daemon]:
+    """`options`: as for `Daemon`."""
+    running = Daemon(kubeconfig, directory, **options)
     try:
         await running.listens()
         yield running

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 from bench import daemon as daemons
 from bench.daemon import Daemon
@@ -24,14 +25,10 @@ class Setting:
         return self._open_milo(count, self.directory)
 
     @asynccontextmanager
-    async def daemon(
-        self, count: int, *, probed: bool = False, config: Path | None = None, listens: bool = True
-    ) -> AsyncIterator[tuple[Milo, Daemon]]:
-        """One that runs on an API server with so many projects."""
+    async def daemon(self, count: int, **options: Any) -> AsyncIterator[tuple[Milo, Daemon]]:
+        """One that runs on an API server with so many projects; `options` as for `Daemon`."""
         async with (
             self.milo(count) as milo,
-            daemons.daemon(
-                milo.access.kubeconfig, self.directory, probed=probed, config=config, listens=listens
-            ) as daemon,
+            daemons.daemon(milo.access.kubeconfig, self.directory, **options) as daemon,
         ):
             yield milo, daemon

@@ -25,6 +25,7 @@ KEYS = {
     "sync_1k": {"sync_1k.seconds", "sync_1k.ratio_to_curl", "sync_1k.ratio_to_kubernetes_aio", "sync_1k.rss_mib"},
     "sync_10k": {"sync_10k.seconds", "sync_10k.ratio_to_curl", "sync_10k.rss_mib"},
     "sync_100k": {"sync_100k.seconds", "sync_100k.ratio_to_curl", "sync_100k.rss_mib", *SLOPES},
+    "lone": {f"lone.{leg}us" for leg in ("", "grpc_", "threads_", "tls_", "http_", "decode_", "commit_", "frame_")},
     "latency": {"latency.p50_ms", "latency.p99_ms", "latency.over_raw_watch_ms", "latency.cpu_s_per_1000"},
     "fanout": {f"fanout.{count}.{key}" for count in TINY.subscribers for key in ("events_per_s", "ratio_to_bare")},
     "slow_reader": {"fanout.slow_reader_effect"},

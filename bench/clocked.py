@@ -1,0 +1,110 @@
+"""The daemon, with clocks along the way of a change. `python -m bench.clocked run …` is `milo-discoveryd run …`.
+
+On SIGUSR2 it begins to count; on the next it says, as a line of JSON, what each leg took since then: in seconds of
+processor time, without the legs within it.
+"""
+
+import asyncio
+import json
+import runpy
+import selectors
+import signal
+import sys
+import time
+from asyncio import events, sslproto
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from aiohttp.client_proto import ResponseHandler
+
+from milo_discoveryd.reflect.machine import Reflector
+from milo_discoveryd.reflect.wire import Decoder
+from milo_discoveryd.registry.cursor import Cursor
+from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.registry.signal import Signal
+from milo_discoveryd.server import frames
+from milo_discoveryd.server.revision import Seal
+from milo_discoveryd.telemetry.journal import Journal
+
+THREADS, LOOP = "threads", "loop"
+"""What others than the main thread took, all of which are gRPC's; and of the main thread, what is in no other leg."""
+_SOURCE = "follow the source"
+# The rest of what the tasks do is the client's of HTTP, or gRPC's: its writes, and waking up from them.
+_HTTP, _GRPC = "http", "grpc"
+_LEGS = (
+    (selectors.EpollSelector, "select", "wait"),
+    (sslproto.SSLProtocol, "buffer_updated", "tls"),
+    (ResponseHandler, "data_received", _HTTP),
+    (Decoder, "line", "decode"),
+    (Reflector, "events", "commit"),
+    (Registry, "is_news", "commit"),
+    (Registry, "commit", "commit"),
+    (Journal, "changed", "count"),
+    (Signal, "published", "commit"),
+    (Cursor, "take", "frame"),
+    (Seal, "put", "batch"),
+    (frames, "batch", "batch"),
+)
+
+
+class Clocks:
+    def __init__(self) -> None:
+        self._took: dict[str, float] = {}
+        self._within: list[float] = []
+        """Of each call that is under way, what calls within it took."""
+        self._since: tuple[float, float] | None = None
+
+    def timed(self, leg: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(call)
+        def clocked(*arguments: Any, **options: Any) -> Any:
+            began = time.thread_time()
+            self._within.append(0.0)
+            try:
+                return call(*arguments, **options)
+            finally:
+                took = time.thread_time() - began
+                self._took[leg] = self._took.get(leg, 0.0) + took - self._within.pop()
+                if self._within:
+                    self._within[-1] += took
+
+        return clocked
+
+    def toggle(self, *_: object) -> None:
+        if self._since is None:
+            self._took.clear()
+            self._since = time.thread_time(), time.process_time()
+            return
+        (main, process), self._since = self._since, None
+        main, process = time.thread_time() - main, time.process_time() - process
+        legs = {**self._took, LOOP: main - sum(self._took.values()), THREADS: process - main}
+        sys.stdout.write(json.dumps(legs) + "\n")
+        sys.stdout.flush()
+
+
+def set_up(clocks: Clocks) -> None:
+    for owner, name, leg in _LEGS:
+        setattr(owner, name, clocks.timed(leg, getattr(owner, name)))
+    run = events.Handle._run
+    by_leg = {leg: clocks.timed(leg, run) for leg in (_HTTP, _GRPC, "tls", LOOP)}
+
+    def clocked(handle: Any) -> None:
+        by_leg[_leg(handle._callback)](handle)
+
+    events.Handle._run = clocked  # type: ignore[method-assign]
+
+
+def _leg(callback: Any) -> str:
+    owner = getattr(callback, "__self__", None)
+    if isinstance(owner, asyncio.Task):
+        return _HTTP if owner.get_name() == _SOURCE else _GRPC
+    if isinstance(owner, asyncio.Transport):
+        return "tls"
+    return _GRPC if "Completion" in repr(callback) else LOOP
+
+
+if __name__ == "__main__":
+    clocks = Clocks()
+    set_up(clocks)
+    signal.signal(signal.SIGUSR2, clocks.toggle)
+    runpy.run_module("milo_discoveryd", run_name="__main__")

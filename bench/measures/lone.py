@@ -1,0 +1,30 @@
+"""Where the processor time of a change goes that comes alone: the daemon with clocks in it, and one subscriber."""
+
+import json
+import signal
+from functools import partial
+from itertools import count
+
+from bench.setting import Samples, Setting
+from bench.writes import Writes, read_by, subscriber
+from milo_discovery import DiscoveryClient
+
+
+async def measure(setting: Setting) -> Samples:
+    scale = setting.scale
+    samples: Samples = {}
+    marks = count(step=scale.latency_writes)
+    async with setting.daemon(scale.clusters, program="bench.clocked") as (milo, daemon):
+        for said in range(1, scale.rounds + 1):
+            async with DiscoveryClient(daemon.address) as client, client.watch() as watch:
+                await watch.synced()
+                writes = Writes(milo, scale.latency_writes, scale.writes_per_s, scale.clusters, next(marks))
+                daemon.signal(signal.SIGUSR2)
+                await read_by(partial(subscriber, watch), writes)
+                daemon.signal(signal.SIGUSR2)
+                *_, line = await daemon.until_said(said)
+            legs = {leg: seconds / scale.latency_writes * 1e6 for leg, seconds in json.loads(line).items()}
+            for leg, took_us in legs.items():
+                samples.setdefault(f"lone.{leg}_us", []).append(took_us)
+            samples.setdefault("lone.us", []).append(sum(legs.values()))
+    return samples
