@@ -19,7 +19,7 @@ from milo_discoveryd.registry.guard import Ask, Guard, Held, Release, Ruling
 from milo_discoveryd.registry.registry import Done, Registry, Standing
 
 PORTION = 250
-"""How many findings are taken in one go, before others may get their turn: a millisecond or two."""
+"""How many findings are taken in one go, before others may get their turn: a few milliseconds' worth."""
 WITNESSES = 3
 
 

@@ -17,7 +17,6 @@ from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.log import BATCH_BYTES
 from milo_discoveryd.registry.signal import Waiter
 from milo_discoveryd.rights.scope import within
 from milo_discoveryd.server import convert, frames, sight
@@ -29,8 +28,8 @@ from milo_discoveryd.server.rotation import OVERHEAD, Rotation
 
 Send = Callable[[bytes], Awaitable[None]]
 RETRY_S = 1.0
-LARGE = BATCH_BYTES // 4
-"""Of a message: there is more to come, as a rule, and it takes gRPC long enough to find that out meanwhile."""
+LARGE = 1 / 4
+"""Of a batch, by its bytes: there is more to come, as a rule, and sending takes long enough to find that out."""
 
 
 class Tally(Protocol):
@@ -191,18 +190,23 @@ class Stream:
             source=self._news(batch, now),
         )
         self._patience.set(now + self._stalled_s)
-        if len(data) < LARGE or self.cursor is None:
+        if self.cursor is None or len(data) < LARGE * self._fleet.log.batch_bytes:
             await self._send(data)
         else:
-            sending = asyncio.ensure_future(self._send(data))
-            await asyncio.sleep(0)  # it begins
-            self.cursor.look_ahead()
-            await sending
+            await self._send_looking_ahead(data, self.cursor)
         self._patience.lift()
         self._said = revision
         self._sent_at = self._clock()
         if batch.reset:
             self._tally.reset_sent()
+
+    async def _send_looking_ahead(self, data: bytes, cursor: Cursor) -> None:
+        # It is begun in this step, as everything is that is told; what is next is looked for in the step after it.
+        looking = asyncio.get_running_loop().call_soon(cursor.look_ahead)
+        try:
+            await self._send(data)
+        finally:
+            looking.cancel()
 
     def _revision(self, batch: Batch) -> str:
         if self.cursor is None:
