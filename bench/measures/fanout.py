@@ -36,12 +36,12 @@ async def measure(setting: Setting) -> Samples:
     changes = min(scale.fanout_changes, scale.clusters)
     async with setting.daemon(scale.clusters) as (milo, daemon):
         bursts = Bursts(milo, daemon, changes, scale.fanout_burst)
-        intakes = [await bursts.intake() for _ in range(scale.rounds)]
+        intakes = [await bursts.intake() for _ in range(scale.fanout_rounds)]
         samples["fanout.intake_events_per_s"] = [changes / each.seconds for each in intakes]
         samples["fanout.intake_cpu_us_per_event"] = [each.cpu_s / changes * 1e6 for each in intakes]
         for count in scale.subscribers:
             caught, theirs, live = [], [], []
-            for _ in range(scale.rounds):
+            for _ in range(scale.fanout_rounds):
                 caught.append(await bursts.caught_up(count))
                 theirs.append(await bare_s(caught[-1].batches, count, setting.directory))
                 live.append(await bursts.live(count))

@@ -26,7 +26,7 @@ _MARKS = itertools.count(1)
 
 
 async def measure(setting: Setting) -> Samples:
-    rounds, changes = setting.scale.rounds, min(setting.scale.fanout_changes, setting.scale.clusters)
+    rounds, changes = setting.scale.fanout_rounds, min(setting.scale.fanout_changes, setting.scale.clusters)
     each = max(1, max(setting.scale.subscribers) // RULES)
     sent = changes * each * RULES
     live_s: dict[bool, list[float]] = {False: [], True: []}

@@ -119,15 +119,12 @@ def batch(
     reset: bool = False,
     source: pb.SourceStatus | None = None,
 ) -> bytes:
-    return b"".join(
-        (
-            frames.joined,
-            _text(_REVISION, revision),
-            _text(_PREVIOUS_REVISION, previous_revision),
-            _SYNCED if synced else b"",
-            _RESET if reset else b"",
-            b"" if source is None else _field(_SOURCE, source.SerializeToString()),
-        )
+    return frames.followed_by(
+        _text(_REVISION, revision)
+        + _text(_PREVIOUS_REVISION, previous_revision)
+        + (_SYNCED if synced else b"")
+        + (_RESET if reset else b"")
+        + (b"" if source is None else _field(_SOURCE, source.SerializeToString()))
     )
 
 
