@@ -158,6 +158,7 @@ class Watch(WatchState):
                         raise StreamBroken("the daemon ended the stream")
                     subscription.take(batch, clock())
                     self._signal.notify()
+                    await asyncio.sleep(0)  # whoever waits for the news has it before gRPC is asked for more
                     await self._signal.until(lambda: len(subscription.pending) < _ENOUGH_PENDING)
         except grpc.aio.AioRpcError as error:
             raise status_error(error.code(), error.details(), error.trailing_metadata()) from error
