@@ -85,7 +85,7 @@ class Discovery:
             return (
                 Kept(record.uid, cluster.target, cluster.engaged_at)
                 for record in self._fleet.registry.records()
-                if (cluster := record.current) is not None
+                if (cluster := record.cluster) is not None
             )
 
         with self._fleet.signal.waiter() as bell:

@@ -64,8 +64,9 @@ def _round(count: int) -> dict[str, float]:
     took["encode"] = _timed(lambda: [encode(Event(EventType.UPDATED, cluster)) for cluster in clusters])
     read(read_up_to)  # which makes the frames
     took["slice"] = _timed(lambda: read(read_up_to + 1))
-    # What subscribers are sent of a cluster, which is kept as long as it is engaged.
-    frame_bytes = sum(len(log.frame(view)) for view in log.current()) / count
+    snapshot = log.snapshot()
+    # What subscribers are sent of a cluster.
+    frame_bytes = sum(map(len, map(log.frame, snapshot.entries, snapshot.clusters))) / count
     return {**{f"{name}_us": seconds / count * 1e6 for name, seconds in took.items()}, "frame_bytes": frame_bytes}
 
 

@@ -35,9 +35,14 @@ def not_ready(obj: KubeObject, kind: str, condition: Condition | None) -> NotRea
 
 
 def labels(metadata: Metadata) -> Pairs:
-    """Sorted, and shared: thousands of objects have the same keys and few values."""
+    """Sorted, and shared: thousands of objects have the same keys and few values, and many have all of them alike."""
     found = metadata.labels
-    return tuple(_pair(key, value) for key, value in sorted(found.items())) if found else ()
+    return _pairs(tuple(_pair(key, value) for key, value in sorted(found.items()))) if found else ()
+
+
+@lru_cache(maxsize=8192)
+def _pairs(found: Pairs) -> Pairs:
+    return found
 
 
 @lru_cache(maxsize=16_384)

@@ -61,7 +61,7 @@ class Cursor:
         """How many revisions are unread."""
         unread = self._log.head - self.revision
         if isinstance(self._state, _InSnapshot):
-            unread += len(self._state.snapshot.views) - self._state.index
+            unread += len(self._state.snapshot.clusters) - self._state.index
         elif isinstance(self._state, Turn):
             unread += self._state.left
         return unread
@@ -100,7 +100,7 @@ class Cursor:
 
     def _from_snapshot(self, snapshot: Snapshot, start: int) -> Batch:
         part = self._log.part(snapshot, start, self._wanted, self._overhead)
-        synced = part.end == len(snapshot.views)
+        synced = part.end == len(snapshot.clusters)
         self._state = _Following(snapshot.revision) if synced else _InSnapshot(snapshot, part.end)
         return Batch(part.frames, snapshot.revision, reset=start == 0, synced=synced, is_whole=synced)
 

@@ -6,17 +6,6 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.registry.events import EventType
 
 
-class View(msgspec.Struct, gc=False):
-    """A cluster as of one revision, with its frame of the kind that was last asked for.
-
-    Live readers all ask for the one kind, snapshots for the other: neither encodes it twice, and none keeps two.
-    """
-
-    cluster: Cluster
-    kind: EventType | None = None
-    frame: bytes = b""
-
-
 class Past(msgspec.Struct, frozen=True, gc=False):
     """What a cluster was for filters, from revision `since` up to, not including, `until`."""
 
@@ -29,18 +18,25 @@ class Past(msgspec.Struct, frozen=True, gc=False):
 
 
 class Entry(msgspec.Struct, gc=False):
-    revision: int
-    view: View | None
-    """None once it is disengaged."""
-    since: int
-    """The revision since which the view means the same to filters."""
-    past: tuple[Past, ...] = ()
+    """The log's part of a record, and only the log changes it: an object of its own would cost each cluster more."""
+
+    cluster: Cluster | None = None
+    """None unless it is engaged."""
+    revision: int = 0
+    """When it last changed."""
+    alike_since: int = 0
+    """The revision since which the cluster means the same to filters."""
+    was: tuple[Past, ...] = ()
+    kind: EventType | None = None
+    frame: bytes = b""
+    """Of the cluster as it stands, and of the kind that was last asked for. Live readers all ask for the one kind,
+    snapshots for the other: neither encodes it twice, and none keeps two."""
 
     def known_at(self, revision: int) -> Cluster | None:
         """What the cluster was, as far as a filter or an incarnation goes, to who had read up to `revision`."""
-        if self.view is not None and self.since <= revision:
-            return self.view.cluster
-        for past in reversed(self.past):  # mostly it is what was before the last change
+        if self.cluster is not None and self.alike_since <= revision:
+            return self.cluster
+        for past in reversed(self.was):  # mostly it is what was before the last change
             if past.since <= revision < past.until:
                 return past.cluster
         return None
@@ -50,16 +46,16 @@ class Entry(msgspec.Struct, gc=False):
 
         What changed there for filters is to be told even if the entry has moved on, beyond the end of that part.
         """
-        if self.view is None and not self.past:
+        if self.cluster is None and not self.was:
             return False
-        return revision in (self.revision, self.since) or any(past.until == revision for past in self.past)
+        return revision in (self.revision, self.alike_since) or any(past.until == revision for past in self.was)
 
     def ended(self, cluster: Cluster, revision: int) -> Past | None:
         """How the cluster's incarnation had ended by `revision`; None where it was still engaged."""
         return next(
             (
                 past
-                for past in self.past
+                for past in self.was
                 if past.reason and past.until <= revision and past.cluster.incarnation == cluster.incarnation
             ),
             None,

@@ -4,6 +4,8 @@ It keeps the last change of each cluster in revision order. Read from a snapshot
 a reader that fell behind it is the same, merged; and a reader that comes back with an old revision is just a reader
 that fell behind. What a cluster was before (engaged and gone, or under other labels) is remembered for a while, so that
 such a reader can be told what ended. A revision from before the oldest memory can't be served: `reads_from` says so.
+
+Which entry is whose name is the registry's to know: here they stand in the order in which they changed.
 """
 
 import weakref
@@ -15,7 +17,7 @@ from typing import Any
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
-from milo_discoveryd.registry.entry import Entry, Past, View
+from milo_discoveryd.registry.entry import Entry, Past
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
 from milo_discoveryd.registry.filter import EVERYTHING, Wanted
 
@@ -63,15 +65,17 @@ class Part(msgspec.Struct, frozen=True):
     """Where the next begins."""
 
 
-Move = tuple[Entry, int, View | None, Cluster | None]
-"""An entry that changed, the revision it stands at, its view, and what it was to filters before, if that was something
-else. Without a view it didn't just change: it came, went or was replaced."""
+Move = tuple[Entry, int, Cluster | None, Cluster | None]
+"""An entry that changed, the revision it stands at, its cluster, and what that was to filters before, if that was
+something else. Without a cluster it didn't just change: it came, went or was replaced."""
 
 
 class Snapshot(msgspec.Struct, frozen=True, weakref=True):
     """Everything engaged at one revision."""
 
-    views: tuple[View, ...]
+    clusters: tuple[Cluster, ...]
+    entries: tuple[Entry, ...]
+    """Of each cluster: some have moved on since."""
     revision: int
     parts: dict[tuple[int, str, int], Part] = {}
     """Those that were read last, for the others who come by."""
@@ -89,12 +93,11 @@ class ChangeLog:
         self._encode = encode
         self._retention = retention
         self.batch_bytes = batch_bytes
-        self._entries: dict[str, Entry] = {}
         # Parallel, in revision order. An entry that moved on leaves its old place behind, to be swept up later.
         self._revisions: list[int] = []
         self._order: list[Entry] = []
         self._sweep_at = _SPARE_PLACES
-        self._memory: deque[tuple[int, float, str]] = deque()
+        self._memory: deque[tuple[int, float, Entry]] = deque()
         self._floor = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
         self._slices: dict[tuple[int, str, Ahead], Slice] = {}
@@ -105,51 +108,34 @@ class ChangeLog:
         self._was_begun = False
         self.head = 0
 
-    def engage(self, name: str, make: Callable[[int], Cluster]) -> Cluster:
+    def engage(self, entry: Entry, make: Callable[[int], Cluster]) -> Cluster:
         """`make` is given the revision that it happens at."""
-        entry = self._entries.get(name)
-        assert entry is None or entry.view is None
+        assert entry.cluster is None
         self.head += 1
-        view = View(make(self.head))
-        if entry is None:
-            self._entries[name] = entry = Entry(self.head, view, self.head)
-        else:
-            entry.view, entry.since = view, self.head
-        self._append(entry)
-        return view.cluster
+        return self._begin(entry, make)
 
-    def update(self, cluster: Cluster, now: float) -> None:
-        entry = self._entries[cluster.target.name]
-        assert entry.view is not None
-        before = entry.view.cluster
+    def update(self, entry: Entry, cluster: Cluster, now: float) -> None:
+        before = entry.cluster
+        assert before is not None
         self.head += 1
         if (before.target.labels, before.target.organization) != (cluster.target.labels, cluster.target.organization):
             self._remember(entry, now, None, "")
-            entry.since = self.head
-        entry.view = View(cluster)
-        self._append(entry)
+            entry.alike_since = self.head
+        self._append(entry, cluster)
 
-    def disengage(self, name: str, reason: DisengageReason, message: str, now: float) -> None:
-        entry = self._entries[name]
-        assert entry.view is not None
+    def disengage(self, entry: Entry, reason: DisengageReason, message: str, now: float) -> None:
         self.head += 1
         self._remember(entry, now, reason, message)
-        entry.view = None
-        self._append(entry)
+        self._append(entry, None)
 
-    def replace(self, name: str, message: str, make: Callable[[int], Cluster], now: float) -> Cluster:
+    def replace(self, entry: Entry, message: str, make: Callable[[int], Cluster], now: float) -> Cluster:
         """One incarnation ends and the next begins, at one revision: no reader sees a state between the two."""
-        entry = self._entries[name]
-        assert entry.view is not None
         self.head += 1
         self._remember(entry, now, DisengageReason.REPLACED, message)
-        entry.view, entry.since = View(make(self.head)), self.head
-        self._append(entry)
-        return entry.view.cluster
+        return self._begin(entry, make)
 
     def clear(self) -> None:
         """Forgets all, and serves no revision given out before."""
-        self._entries.clear()
         self._revisions.clear()
         self._order.clear()
         self._memory.clear()
@@ -175,8 +161,8 @@ class ChangeLog:
             self._was_begun = False
         elif self._has_frames:
             self._has_frames = False
-            for view in self.current():
-                view.kind, view.frame = None, b""
+            for entry in self._in_order():
+                entry.kind, entry.frame = None, b""
 
     def snapshot(self) -> Snapshot:
         """Shared by all who ask at about the same time: an earlier one is as good, followed by what came since.
@@ -184,46 +170,50 @@ class ChangeLog:
         It lives as long as somebody reads it.
         """
         kept = self._snapshot() if self._snapshot is not None else None
-        if kept is None or kept.revision < self._floor or self.head - kept.revision > len(kept.views) // 50:
-            kept = Snapshot(tuple(self.current()), self.head)
+        if kept is None or kept.revision < self._floor or self.head - kept.revision > len(kept.clusters) // 50:
+            entries = tuple(entry for entry in self._in_order() if entry.cluster is not None)
+            kept = Snapshot(tuple(self.clusters()), entries, self.head)
             self._snapshot = weakref.ref(kept)
         return kept
 
-    def current(self) -> Iterator[View]:
-        return (entry.view for entry in self._entries.values() if entry.view is not None)
+    def clusters(self) -> Iterator[Cluster]:
+        return (entry.cluster for entry in self._in_order() if entry.cluster is not None)
 
     def revoked(self, cluster: Cluster) -> bytes:
         """The frame for who may no longer see it."""
         message = "the subscriber's rights no longer cover it"
         return self._encode(Event(EventType.DISENGAGED, cluster, DisengageReason.REVOKED, message))
 
-    def frame(self, view: View, kind: EventType = EventType.ENGAGED) -> bytes:
-        if view.kind is not kind:
-            view.kind, view.frame = kind, self._encode(Event(kind, view.cluster))
+    def frame(self, entry: Entry, cluster: Cluster, kind: EventType = EventType.ENGAGED) -> bytes:
+        """Of a cluster as the entry had it at some revision; kept as long as it has it."""
+        if entry.cluster is not cluster:
+            return self._encode(Event(kind, cluster))
+        if entry.kind is not kind:
+            entry.kind, entry.frame = kind, self._encode(Event(kind, cluster))
             self._has_frames = True
-        return view.frame
+        return entry.frame
 
     def part(self, snapshot: Snapshot, start: int, wanted: Wanted, overhead: int) -> Part:
-        """What is wanted from the view numbered `start` on. Each frame counts as `overhead` bytes longer than it is."""
+        """What is wanted from the cluster numbered `start` on. Each frame counts as `overhead` bytes more."""
         self._was_begun = True
         key = (start, wanted.fingerprint, overhead)
         found = snapshot.parts.get(key)
         if found is None:
             if len(snapshot.parts) >= _PARTS:
                 _drop_oldest(snapshot.parts)
-            snapshot.parts[key] = found = self._part(snapshot.views, start, wanted, overhead)
+            snapshot.parts[key] = found = self._part(snapshot, start, wanted, overhead)
         return found
 
-    def _part(self, views: tuple[View, ...], start: int, wanted: Wanted, overhead: int) -> Part:
+    def _part(self, snapshot: Snapshot, start: int, wanted: Wanted, overhead: int) -> Part:
         frames: list[bytes] = []
         size = 0
-        index, end = start, min(len(views), start + LOOKED_AT)
+        index, end = start, min(len(snapshot.clusters), start + LOOKED_AT)
         while index < end and size < self.batch_bytes:
-            view = views[index]
-            index += 1
-            if wanted.matches(view.cluster):
-                frames.append(self.frame(view))
+            cluster = snapshot.clusters[index]
+            if wanted.matches(cluster):
+                frames.append(self.frame(snapshot.entries[index], cluster))
                 size += len(frames[-1]) + overhead
+            index += 1
         return Part(Frames(frames), index)
 
     def since(self, revision: int, wanted: Wanted, ahead: Ahead = frozenset()) -> Slice:
@@ -244,9 +234,17 @@ class ChangeLog:
         """For a reader at that revision, with all that it may have been told of. Shared, as snapshots are."""
         kept = self._roll() if self._roll is not None else None
         if kept is None or kept.revision < revision:
-            kept = Roll(tuple(self._entries.values()), self.head)
+            kept = Roll(tuple(self._in_order()), self.head)
             self._roll = weakref.ref(kept)
         return kept
+
+    def _in_order(self) -> Iterator[Entry]:
+        """Each where it stands: an entry that moved on is passed over at its old places."""
+        return (
+            entry
+            for entry, revision in zip(self._order, self._revisions, strict=True)
+            if entry.revision == revision and (entry.cluster is not None or entry.was)
+        )
 
     def _places_after(self, revision: int) -> range:
         return range(bisect_right(self._revisions, revision), len(self._order))
@@ -271,10 +269,10 @@ class ChangeLog:
         frames: list[bytes] = []
         reached, size, limit, updated = revision, 0, self.batch_bytes, EventType.UPDATED
         for entry, at in self._stretch(revision):
-            view = entry.view
-            if entry.revision != at or view is None or view.cluster.incarnation > revision:
+            cluster = entry.cluster
+            if entry.revision != at or cluster is None or cluster.incarnation > revision:
                 return None
-            frame = view.frame if view.kind is updated else self.frame(view, updated)
+            frame = entry.frame if entry.kind is updated else self.frame(entry, cluster, updated)
             frames.append(frame)
             size += len(frame)
             reached = at
@@ -302,30 +300,30 @@ class ChangeLog:
         for entry, at in self._stretch(revision):
             if entry.revision != at:
                 return None
-            view = entry.view
-            if view is None or view.cluster.incarnation > revision:
+            cluster = entry.cluster
+            if cluster is None or cluster.incarnation > revision:
                 moves.append((entry, at, None, None))
-            elif entry.since <= revision:
-                moves.append((entry, at, view, None))
+            elif entry.alike_since <= revision:
+                moves.append((entry, at, cluster, None))
             else:
-                past = entry.past[-1]  # mostly it is what was before this change
+                past = entry.was[-1]  # mostly it is what was before this change
                 is_last = past.since <= revision < past.until
-                moves.append((entry, at, view, past.cluster if is_last else entry.known_at(revision)))
+                moves.append((entry, at, cluster, past.cluster if is_last else entry.known_at(revision)))
         return moves
 
     def _told_of(self, moves: list[Move], revision: int, wanted: Wanted) -> Slice:
         everything, matches, updated = wanted.is_everything, wanted.matches, EventType.UPDATED
         frames: list[bytes] = []
         reached, size, is_all = revision, 0, True
-        for entry, reached, view, before in moves:
-            is_shown = everything or (view is not None and matches(view.cluster))
-            if view is None or not (everything or before is None or matches(before) is is_shown):
+        for entry, reached, cluster, before in moves:
+            is_shown = everything or (cluster is not None and matches(cluster))
+            if cluster is None or not (everything or before is None or matches(before) is is_shown):
                 is_all = False
                 for frame in self._told(entry, revision, reached, wanted):
                     frames.append(frame)
                     size += len(frame)
             elif is_shown:
-                frames.append(view.frame if view.kind is updated else self.frame(view, updated))
+                frames.append(entry.frame if entry.kind is updated else self.frame(entry, cluster, updated))
                 size += len(frames[-1])
             else:
                 is_all = False
@@ -341,9 +339,7 @@ class ChangeLog:
         size = 0
         for place in self._places_after(revision):
             entry = self._order[place]
-            if id(entry) in told or (
-                ahead and entry.view and (entry.view.cluster.target.name, entry.revision) in ahead
-            ):
+            if id(entry) in told or (ahead and entry.cluster and (entry.cluster.target.name, entry.revision) in ahead):
                 continue
             frames = [*self._told(entry, revision, self.head, wanted)]
             told[id(entry)] = (entry, frames)
@@ -357,9 +353,9 @@ class ChangeLog:
             for entry in [entry for entry, _ in told.values() if entry.revision > reached]:
                 told[id(entry)] = (entry, [*self._told(entry, revision, reached, wanted)])
             ahead |= {
-                (entry.view.cluster.target.name, entry.revision)
+                (entry.cluster.target.name, entry.revision)
                 for entry, frames in told.values()
-                if frames and entry.view and entry.revision > reached and entry.since <= reached
+                if frames and entry.cluster and entry.revision > reached and entry.alike_since <= reached
             }
         in_order = sorted(told.values(), key=lambda pair: pair[0].revision)
         return Slice(Frames(frame for _, frames in in_order for frame in frames), reached, ahead)
@@ -376,14 +372,20 @@ class ChangeLog:
             before = None
         if now is None:
             return
-        view = entry.view if entry.view is not None and entry.view.cluster is now else View(now)
         if before is None:
-            yield self.frame(view)
+            yield self.frame(entry, now)
         elif entry.revision <= upto:
-            yield self.frame(view, EventType.UPDATED)
+            yield self.frame(entry, now, EventType.UPDATED)
 
-    def _append(self, entry: Entry) -> None:
-        entry.revision = self.head
+    def _begin(self, entry: Entry, make: Callable[[int], Cluster]) -> Cluster:
+        cluster = make(self.head)
+        entry.alike_since = self.head
+        self._append(entry, cluster)
+        return cluster
+
+    def _append(self, entry: Entry, cluster: Cluster | None) -> None:
+        entry.cluster, entry.revision = cluster, self.head
+        entry.kind, entry.frame = None, b""
         self._revisions.append(self.head)
         self._order.append(entry)
         self._slices.clear()
@@ -404,19 +406,15 @@ class ChangeLog:
         self._sweep_at = 2 * len(kept) + _SPARE_PLACES
 
     def _remember(self, entry: Entry, now: float, reason: DisengageReason | None, message: str) -> None:
-        assert entry.view is not None
-        cluster = entry.view.cluster
-        entry.past = (*entry.past, Past(cluster, entry.since, self.head, reason, message))
-        self._memory.append((self.head, now, cluster.target.name))
+        assert entry.cluster is not None
+        entry.was = (*entry.was, Past(entry.cluster, entry.alike_since, self.head, reason, message))
+        self._memory.append((self.head, now, entry))
 
     def _forget_oldest(self) -> None:
-        until, _, name = self._memory.popleft()
-        entry = self._entries[name]
+        until, _, entry = self._memory.popleft()
         # All of them are forgotten in the order in which they came, so this is its first.
-        entry.past = entry.past[1:]
+        entry.was = entry.was[1:]
         self._floor = max(self._floor, until)
-        if entry.view is None and not entry.past:
-            del self._entries[name]
 
 
 def _drop_oldest(kept: dict[Any, Any]) -> None:

@@ -4,7 +4,7 @@ With a grace for clusters that stop being ready, `due` is the other: it ends tho
 """
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -12,6 +12,7 @@ from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivitySta
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
 from milo_discoveryd.reflect.deletions import Gone
+from milo_discoveryd.registry.entry import Entry
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.log import ChangeLog
 
@@ -42,7 +43,7 @@ class Transition(msgspec.Struct, frozen=True):
     message: str = ""
 
 
-class Record(msgspec.Struct, gc=False):
+class Record(Entry, kw_only=True, gc=False):
     """All that is known of a name."""
 
     uid: str
@@ -51,25 +52,27 @@ class Record(msgspec.Struct, gc=False):
     since: float
     """When the standing became what it is."""
     message: str = ""
-    cluster: Cluster | None = None
-    """As engaged; as last engaged where it no longer is."""
-    engaged: bool = False
+    former: Cluster | None = None
+    """As last engaged, where it no longer is."""
     held_until: float | None = None
     """It isn't ready, and stays engaged until then all the same, in case it is again by then."""
     past: tuple[Transition, ...] = ()
     """Earlier transitions, oldest first; that to the present engagement can be told from the cluster itself."""
 
     @property
-    def current(self) -> Cluster | None:
-        """None unless it is engaged."""
-        return self.cluster if self.engaged else None
+    def engaged(self) -> bool:
+        return self.cluster is not None
+
+    @property
+    def latest(self) -> Cluster | None:
+        """As engaged, or as last engaged."""
+        return self.cluster or self.former
 
     @property
     def transitions(self) -> tuple[Transition, ...]:
-        cluster = self.current
-        if cluster is None:
+        if self.cluster is None:
             return self.past
-        return (*self.past, Transition(EventType.ENGAGED, cluster.engaged_at, cluster.incarnation))
+        return (*self.past, Transition(EventType.ENGAGED, self.cluster.engaged_at, self.cluster.incarnation))
 
 
 class Done(msgspec.Struct, frozen=True):
@@ -114,7 +117,7 @@ class Registry:
         return self._counts[standing]
 
     def clusters(self) -> Iterator[Cluster]:
-        return (cluster for record in self._records.values() if (cluster := record.current) is not None)
+        return (record.cluster for record in self._records.values() if record.cluster is not None)
 
     def records(self) -> Iterator[Record]:
         return iter(self._records.values())
@@ -135,7 +138,7 @@ class Registry:
             return True
         # After a restore upstream, a version may be used again, for something else.
         if isinstance(listed, Ready):
-            return record.standing not in _WELL or record.cluster is None or record.cluster.target != listed.target
+            return record.standing not in _WELL or record.latest is None or record.latest.target != listed.target
         return record.standing is not _STANDINGS[type(listed)]
 
     def is_news(self, seen: Observation) -> bool:
@@ -195,8 +198,8 @@ class Registry:
         return (
             record is not None
             and (record.engaged or record.standing is Standing.UNREACHABLE)
-            and record.cluster is not None
-            and record.cluster.incarnation == incarnation
+            and record.latest is not None
+            and record.latest.incarnation == incarnation
         )
 
     def probed(self, name: str, incarnation: int, connectivity: Connectivity, now: Moment) -> list[Done]:
@@ -204,13 +207,12 @@ class Registry:
         if not self.is_probed(name, incarnation):
             return []
         record = self._records[name]
-        assert record.cluster is not None, "it is probed"
-        found = msgspec.structs.replace(record.cluster, connectivity=connectivity)
-        if found == record.cluster:
+        assert record.latest is not None, "it is probed"
+        found = msgspec.structs.replace(record.latest, connectivity=connectivity)
+        if found == record.latest:
             return []  # said again for what else the verdict says
         if record.engaged:
-            record.cluster = found
-            self.log.update(found, now.steady)
+            self.log.update(record, found, now.steady)
             return [Done(EventType.UPDATED, found)]
         if connectivity.state is not ConnectivityState.REACHABLE:
             return []
@@ -220,7 +222,7 @@ class Registry:
 
         self._move(name, record, Standing.READY, now)
         record.message = ""
-        return [Done(EventType.ENGAGED, self._engage(record, self.log.engage(name, make)))]
+        return [self._engage(record, make)]
 
     def give_up(self, name: str, incarnation: int, message: str, now: Moment) -> Iterable[Done]:
         """It has been unreachable for long: it is disengaged until it is reached again, or is another."""
@@ -248,33 +250,28 @@ class Registry:
             return ()
         replaced = self._replaced_by(seen)
         record = self._stand(seen, Standing.READY, now)
-        before = record.current
+        before = record.cluster
         if before is None:
-            cluster = self._engage(record, self.log.engage(seen.name, make))
-            return (Done(EventType.ENGAGED, cluster),)
+            return (self._engage(record, make),)
         if replaced:
-            self._disengage(record, before, DisengageReason.REPLACED, replaced, now)
-            cluster = self._engage(record, self.log.replace(seen.name, replaced, make, now.steady))
-            return (
-                Done(EventType.DISENGAGED, before, DisengageReason.REPLACED, replaced),
-                Done(EventType.ENGAGED, cluster),
-            )
+            ended = _ended(record, before, DisengageReason.REPLACED, replaced, now)
+            return (ended, Done(EventType.ENGAGED, self.log.replace(record, replaced, make, now.steady)))
         if seen.target == before.target:
             return ()
-        record.cluster = msgspec.structs.replace(before, target=seen.target, source_version=seen.version)
-        self.log.update(record.cluster, now.steady)
-        return (Done(EventType.UPDATED, record.cluster),)
+        cluster = msgspec.structs.replace(before, target=seen.target, source_version=seen.version)
+        self.log.update(record, cluster, now.steady)
+        return (Done(EventType.UPDATED, cluster),)
 
     def _stays_given_up(self, seen: Ready) -> bool:
         """It is what it was, and where it was: as unreachable as before."""
         record = self._records.get(seen.name)
         if record is None or record.standing is not Standing.UNREACHABLE or seen.uid not in ("", record.uid):
             return False
-        assert record.cluster is not None, "it was engaged before"
-        if seen.target.endpoint != record.cluster.target.endpoint:
+        assert record.former is not None, "it was engaged before"
+        if seen.target.endpoint != record.former.target.endpoint:
             return False
         record.version = seen.version
-        record.cluster = msgspec.structs.replace(record.cluster, target=seen.target, source_version=seen.version)
+        record.former = msgspec.structs.replace(record.former, target=seen.target, source_version=seen.version)
         return True
 
     def _not_wanted(self, seen: NotReady | Outside | Malformed, now: Moment) -> Iterable[Done]:
@@ -300,25 +297,20 @@ class Registry:
         return self._end(record, DisengageReason.DELETED, record.message, now)
 
     def _end(self, record: Record, reason: DisengageReason, message: str, now: Moment) -> Iterable[Done]:
-        cluster = record.current
+        cluster = record.cluster
         if cluster is None:
             return ()
-        name = cluster.target.name
-        self._release(name, record)
-        self._disengage(record, cluster, reason, message, now)
-        self.log.disengage(name, reason, message, now.steady)
-        return (Done(EventType.DISENGAGED, cluster, reason, message),)
-
-    def _engage(self, record: Record, cluster: Cluster) -> Cluster:
-        record.cluster, record.engaged = cluster, True
-        self._engaged += 1
-        return cluster
-
-    def _disengage(self, record: Record, cluster: Cluster, reason: DisengageReason, message: str, now: Moment) -> None:
-        ended = Transition(EventType.DISENGAGED, now.wall, cluster.incarnation, reason, message)
-        record.past = (*record.transitions, ended)[-TRANSITIONS_KEPT:]
-        record.engaged = False
+        self._release(cluster.target.name, record)
+        ended = _ended(record, cluster, reason, message, now)
+        record.former = cluster
+        self.log.disengage(record, reason, message, now.steady)
         self._engaged -= 1
+        return (ended,)
+
+    def _engage(self, record: Record, make: Callable[[int], Cluster]) -> Done:
+        record.former = None
+        self._engaged += 1
+        return Done(EventType.ENGAGED, self.log.engage(record, make))
 
     def _hold(self, name: str, record: Record, now: Moment) -> None:
         if name not in self._held:
@@ -333,7 +325,8 @@ class Registry:
         message = "" if isinstance(seen, Ready) else seen.message
         record = self._records.get(seen.name)
         if record is None:
-            self._records[seen.name] = record = Record(seen.uid, seen.version, standing, now.wall)
+            record = Record(uid=seen.uid, version=seen.version, standing=standing, since=now.wall)
+            self._records[seen.name] = record
             self._counts[standing] += 1
             self._note_elsewhere(seen.name, standing)
         elif record.standing is not standing or self._replaced_by(seen):
@@ -372,6 +365,13 @@ class Registry:
         if seen.version == record.version and seen.uid == record.uid:
             return record.standing is Standing.GONE  # said again after it was certain
         return _is_before(seen.version, record.version)
+
+
+def _ended(record: Record, cluster: Cluster, reason: DisengageReason, message: str, now: Moment) -> Done:
+    """Notes it as well: before the log does, while the record still says when it was engaged."""
+    ended = Transition(EventType.DISENGAGED, now.wall, cluster.incarnation, reason, message)
+    record.past = (*record.transitions, ended)[-TRANSITIONS_KEPT:]
+    return Done(EventType.DISENGAGED, cluster, reason, message)
 
 
 _STANDINGS = {NotReady: Standing.NOT_READY, Outside: Standing.OUTSIDE, Malformed: Standing.MALFORMED}

@@ -6,8 +6,6 @@ snapshot.
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.registry.entry import Entry, View
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Wanted
 from milo_discoveryd.registry.log import LOOKED_AT, Ahead, ChangeLog, Roll
@@ -53,9 +51,8 @@ class Turn(msgspec.Struct, frozen=True):
             if was and not now:
                 frames.append(log.revoked(cluster))
             elif now and not was:
-                view = _view(entry, cluster)
-                frames.append(log.frame(view))
-                if view is entry.view and entry.revision > self.revision:
+                frames.append(log.frame(entry, cluster))
+                if cluster is entry.cluster and entry.revision > self.revision:
                     ahead.add((cluster.target.name, entry.revision))
             else:
                 continue
@@ -70,8 +67,3 @@ def turn(log: ChangeLog, revision: int, ahead: Ahead, before: Wanted, wanted: Wa
     """The begin of one, for a reader that has read up to `revision`."""
     roll = log.roll(revision)
     return Turn(roll, revision, wanted, ((len(roll.entries), before),), ahead=ahead)
-
-
-def _view(entry: Entry, cluster: Cluster) -> View:
-    """That of the entry, whose frame is everybody's, unless it has moved on."""
-    return entry.view if entry.view is not None and entry.view.cluster is cluster else View(cluster)

@@ -66,9 +66,9 @@ def engagement(record: Record, confirming: str | None) -> pb.Engagement:
         message = f"reported as gone, which is being confirmed{': ' + confirming if confirming else ''}"
     elif record.held_until is not None:
         message += f"; it stays engaged, in case it is ready again by {_told(record.held_until)}"
-    elif record.standing is Standing.READY and record.cluster is not None:
+    elif record.standing is Standing.READY and record.latest is not None:
         message = "its condition is True"
-        since = record.cluster.engaged_at
+        since = record.latest.engaged_at
     return pb.Engagement(engaged=record.engaged, reason=reason, message=message, since=timestamp(since))
 
 

@@ -53,7 +53,7 @@ class Listings:
 
     def first(self, wanted: Wanted, size: int, now: float, holder: Holder) -> Page:
         clusters = sorted(
-            (view.cluster for view in self._log.current() if wanted.matches(view.cluster)),
+            filter(wanted.matches, self._log.clusters()),
             key=attrgetter("target.name"),
         )
         listing = _Listing(tuple(clusters), self._log.head, holder.caller, now + LIFE_S)

@@ -175,7 +175,7 @@ class Rotation:
     def _engaged(self, name: str) -> Cluster | None:
         """As the subscriber may see it."""
         record = self._fleet.registry[name]
-        cluster = None if record is None else record.current
+        cluster = None if record is None else record.cluster
         return cluster if cluster is not None and self._shown.matches(cluster) else None
 
     def _owe(self, cluster: Cluster) -> None:

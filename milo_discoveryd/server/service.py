@@ -157,7 +157,7 @@ class Service:
         if (trouble := self._trouble(record, visit)) is not None:
             engagement.message += f"; no new credential for it can be had: {trouble}"
         return pb.GetClusterResponse(
-            cluster=None if record.cluster is None else convert.cluster(record.cluster, self._about.epoch),
+            cluster=None if record.latest is None else convert.cluster(record.latest, self._about.epoch),
             engagement=engagement,
             transitions=[
                 convert.transition(each, self._about.epoch) for each in sight.transitions(record, visit.scope)
@@ -245,7 +245,7 @@ class Service:
 
     def _asked_for(self, asked: requests.Issue, visit: Visit) -> Cluster:
         record = self._seen(asked.cluster, visit)
-        cluster = None if record is None else record.current
+        cluster = None if record is None else record.cluster
         if cluster is None:
             raise NotFoundError("NOT_ENGAGED", f"{asked.cluster} is not engaged")
         incarnation = convert.incarnation(self._about.epoch, cluster.incarnation)
@@ -258,7 +258,7 @@ class Service:
 
     def _trouble(self, record: Record, visit: Visit) -> str | None:
         to = visit.recipient
-        return None if record.current is None or to is None else self._issuer.trouble(record.current, to.terms)
+        return None if record.cluster is None or to is None else self._issuer.trouble(record.cluster, to.terms)
 
     async def _rotation(self, asked: requests.Watch, visit: Visit) -> Rotation:
         with _credential_errors():

@@ -71,6 +71,6 @@ def source(status: SourceStatus, scope: Scope) -> SourceStatus:
 
 def _of(record: Record | None) -> Cluster | None:
     """The cluster, unless the name belongs to another object by now, of which less is known."""
-    if record is None or record.cluster is None or record.cluster.target.uid != record.uid:
+    if record is None or record.latest is None or record.latest.target.uid != record.uid:
         return None
-    return record.cluster
+    return record.latest

@@ -131,7 +131,7 @@ _RANK = {standing: rank for rank, standing in enumerate(_ORDER)}
 
 
 def _row(name: str, record: Record, suspicion: tuple[float, str] | None) -> ClusterRow:
-    target = None if record.cluster is None else record.cluster.target
+    target = None if record.latest is None else record.latest.target
     return ClusterRow(
         name=name,
         state=record.standing.value,
@@ -150,7 +150,7 @@ def _notes(record: Record, suspicion: tuple[float, str] | None) -> Iterator[str]
         yield f"reported as gone; engaged until that is certain{suspicion[1] and f' ({suspicion[1]})'}"
     if record.held_until is not None:
         yield "engaged for the time of not_ready_grace"
-    cluster = record.current
+    cluster = record.cluster
     if cluster is None:
         return
     if cluster.target.deletion_requested_at is not None:

@@ -58,7 +58,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
         if self.state and record.standing.value != self.state:
             return False
         wanted = self.search.casefold()
-        organization = "" if record.cluster is None else record.cluster.target.organization
+        organization = "" if record.latest is None else record.latest.target.organization
         return not wanted or any(wanted in said.casefold() for said in (name, organization, record.message))
 
 

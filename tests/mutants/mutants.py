@@ -72,22 +72,22 @@ MUTANTS = (
     Mutant(
         "who is shown everything is told of a successor as if it were what it knows",
         "registry/log.py",
-        "or view is None or view.cluster.incarnation > revision:",
-        "or view is None:",
+        "or cluster is None or cluster.incarnation > revision:",
+        "or cluster is None:",
         CURSORS,
     ),
     Mutant(
         "who is shown everything is told twice of what moved on",
         "registry/log.py",
-        "if entry.revision != at or view is None or",
-        "if view is None or",
+        "if entry.revision != at or cluster is None or",
+        "if cluster is None or",
         CURSORS,
     ),
     Mutant(
         "what is new is told as an update",
         "registry/log.py",
-        "if view is None or view.cluster.incarnation > revision:",
-        "if view is None:",
+        "if cluster is None or cluster.incarnation > revision:",
+        "if cluster is None:",
         CURSORS,
     ),
     Mutant(
@@ -107,8 +107,8 @@ MUTANTS = (
     Mutant(
         "what comes into a filter is told as an update",
         "registry/log.py",
-        "if view is None or not (everything or before is None or matches(before) is is_shown):",
-        "if view is None:",
+        "if cluster is None or not (everything or before is None or matches(before) is is_shown):",
+        "if cluster is None:",
         CURSORS,
     ),
     Mutant(
@@ -128,8 +128,8 @@ MUTANTS = (
     Mutant(
         "a frame that was let go of is taken for one",
         "registry/log.py",
-        'view.kind, view.frame = None, b""',
-        'view.frame = b""',
+        'self._in_order():\n                entry.kind, entry.frame = None, b""',
+        'self._in_order():\n                entry.frame = b""',
         REGISTRY,
     ),
     Mutant(
@@ -178,7 +178,7 @@ MUTANTS = (
         "leaving a filter is not told",
         "registry/log.py",
         "if before is not None and (now is None or now.incarnation != before.incarnation):",
-        "if before is not None and entry.view is None:",
+        "if before is not None and entry.cluster is None:",
         CURSORS,
     ),
     Mutant(

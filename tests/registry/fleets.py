@@ -1,5 +1,6 @@
 """Small builders: objects, moments, and a log whose frames can be read."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,8 +9,9 @@ import msgspec
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
-from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.entry import Entry
+from milo_discoveryd.registry.events import Encode, Event, EventType
+from milo_discoveryd.registry.log import BATCH_BYTES, ChangeLog, Retention
 from milo_discoveryd.registry.registry import Done, Registry
 
 WALL_AT_ZERO = 1_000_000.0
@@ -57,8 +59,19 @@ def cluster(
     )
 
 
-def readable_log(retention: Retention | None = None, batch_bytes: int = 1 << 20) -> ChangeLog:
-    return ChangeLog(msgspec.json.encode, retention or Retention(), batch_bytes)
+class NamedLog(ChangeLog):
+    """With entries by name, as a registry has them."""
+
+    def __init__(self, encode: Encode, retention: Retention, batch_bytes: int = BATCH_BYTES) -> None:
+        super().__init__(encode, retention, batch_bytes)
+        self._by_name: defaultdict[str, Entry] = defaultdict(Entry)
+
+    def entry(self, name: str) -> Entry:
+        return self._by_name[name]
+
+
+def readable_log(retention: Retention | None = None, batch_bytes: int = 1 << 20) -> NamedLog:
+    return NamedLog(msgspec.json.encode, retention or Retention(), batch_bytes)
 
 
 def registry(grace_s: float = 0.0) -> Registry:

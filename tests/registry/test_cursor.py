@@ -5,8 +5,8 @@ from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
-from milo_discoveryd.registry.log import LOOKED_AT, ChangeLog, Retention
-from tests.registry.fleets import cluster, disengaged, engaged, read, readable_log, updated
+from milo_discoveryd.registry.log import LOOKED_AT, Retention
+from tests.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
 
 DELETED, NOT_READY, REPLACED, LABELS_CHANGED = (
     DisengageReason.DELETED,
@@ -17,22 +17,22 @@ DELETED, NOT_READY, REPLACED, LABELS_CHANGED = (
 PROD = Filter(parse("env=prod"))
 
 
-def engage(log: ChangeLog, name: str = "a", **fields: object) -> Cluster:
-    return log.engage(name, lambda revision: cluster(name, revision, **fields))  # type: ignore[arg-type]
+def engage(log: NamedLog, name: str = "a", **fields: object) -> Cluster:
+    return log.engage(log.entry(name), lambda revision: cluster(name, revision, **fields))  # type: ignore[arg-type]
 
 
-def update(log: ChangeLog, before: Cluster, now: float = 0.0, **fields: object) -> Cluster:
+def update(log: NamedLog, before: Cluster, now: float = 0.0, **fields: object) -> Cluster:
     name, incarnation = before.target.name, before.incarnation
     changed = cluster(name, incarnation, **fields)  # type: ignore[arg-type]
-    log.update(changed, now)
+    log.update(log.entry(changed.target.name), changed, now)
     return changed
 
 
-def reader(log: ChangeLog, wanted: Filter = EVERYTHING, resume: int | None = None) -> Cursor:
+def reader(log: NamedLog, wanted: Filter = EVERYTHING, resume: int | None = None) -> Cursor:
     return Cursor(log, wanted, resume)
 
 
-def following(log: ChangeLog, wanted: Filter = EVERYTHING) -> Cursor:
+def following(log: NamedLog, wanted: Filter = EVERYTHING) -> Cursor:
     cursor = reader(log, wanted)
     batch = cursor.take()
     assert batch is not None
@@ -111,7 +111,7 @@ def test_what_changes_while_a_snapshot_is_read_follows_it() -> None:
     cursor = reader(log)
     cursor.take()
     c = engage(log, "c")
-    log.disengage("a", DELETED, "gone", 0.0)
+    log.disengage(log.entry("a"), DELETED, "gone", 0.0)
     assert cursor.lag == 3
     batch = cursor.take()
     assert batch is not None
@@ -142,7 +142,7 @@ def test_a_snapshot_that_the_log_no_longer_follows_is_shared_with_nobody() -> No
     for index in range(200):
         engage(log, f"a{index}")
     early = reader(log)
-    log.disengage("a0", DELETED, "", 0.0)
+    log.disengage(log.entry("a0"), DELETED, "", 0.0)
     assert reader(log).revision == 201
     assert early.revision == 200
 
@@ -156,7 +156,7 @@ def test_changes_come_in_order() -> None:
     a, b = engage(log, "a"), engage(log, "b")
     assert told(cursor) == [engaged(a), engaged(b)]
     b = update(log, b, suspended=True)
-    log.disengage("a", NOT_READY, "degraded", 0.0)
+    log.disengage(log.entry("a"), NOT_READY, "degraded", 0.0)
     assert told(cursor) == [updated(b), disengaged(a, NOT_READY, "degraded")]
     assert cursor.take() is None
 
@@ -179,7 +179,7 @@ def test_what_came_and_went_between_two_looks_was_never_there() -> None:
     log = readable_log()
     cursor = following(log)
     engage(log)
-    log.disengage("a", DELETED, "gone", 0.0)
+    log.disengage(log.entry("a"), DELETED, "gone", 0.0)
     assert told(cursor) == []
     assert cursor.revision == 2
 
@@ -188,7 +188,7 @@ def test_what_went_and_came_back_is_told_as_both() -> None:
     log = readable_log()
     first = engage(log)
     cursor = following(log)
-    log.disengage("a", NOT_READY, "degraded", 0.0)
+    log.disengage(log.entry("a"), NOT_READY, "degraded", 0.0)
     second = engage(log)
     assert told(cursor) == [disengaged(first, NOT_READY, "degraded"), engaged(second)]
 
@@ -198,7 +198,7 @@ def test_of_many_comings_and_goings_the_first_end_and_the_last_beginning_are_tol
     first = engage(log)
     cursor = following(log)
     for message in ("one", "two", "three"):
-        log.disengage("a", NOT_READY, message, 0.0)
+        log.disengage(log.entry("a"), NOT_READY, message, 0.0)
         last = engage(log)
     assert told(cursor) == [disengaged(first, NOT_READY, "one"), engaged(last)]
 
@@ -208,7 +208,7 @@ def test_a_disengagement_shows_the_cluster_as_it_last_was() -> None:
     a = engage(log)
     cursor = following(log)
     a = update(log, a, suspended=True)
-    log.disengage("a", DELETED, "gone", 0.0)
+    log.disengage(log.entry("a"), DELETED, "gone", 0.0)
     assert told(cursor) == [disengaged(a, DELETED, "gone")]
 
 
@@ -216,7 +216,7 @@ def test_a_replacement_is_one_step_for_every_reader() -> None:
     log = readable_log()
     first = engage(log)
     cursor = following(log)
-    second = log.replace("a", "another UID", lambda revision: cluster("a", revision, "u2"), 0.0)
+    second = log.replace(log.entry("a"), "another UID", lambda revision: cluster("a", revision, "u2"), 0.0)
     batch = cursor.take()
     assert batch is not None
     assert read(batch.frames) == [disengaged(first, REPLACED, "another UID"), engaged(second)]
@@ -252,7 +252,7 @@ def test_what_left_the_filter_and_ended_is_told_to_have_ended() -> None:
     a = engage(log, labels={"env": "prod"})
     cursor = following(log, PROD)
     a = update(log, a, labels={"env": "dev"})
-    log.disengage("a", DELETED, "gone", 0.0)
+    log.disengage(log.entry("a"), DELETED, "gone", 0.0)
     assert told(cursor) == [disengaged(a, DELETED, "gone")]
 
 
@@ -260,7 +260,7 @@ def test_the_end_of_what_the_filter_did_not_cover_is_not_told() -> None:
     log = readable_log()
     engage(log, labels={"env": "dev"})
     cursor = following(log, PROD)
-    log.disengage("a", DELETED, "gone", 0.0)
+    log.disengage(log.entry("a"), DELETED, "gone", 0.0)
     assert told(cursor) == []
 
 
@@ -268,7 +268,9 @@ def test_a_new_incarnation_outside_the_filter_ends_the_old_one_within() -> None:
     log = readable_log()
     first = engage(log, labels={"env": "prod"})
     cursor = following(log, PROD)
-    log.replace("a", "another UID", lambda revision: cluster("a", revision, "u2", labels={"env": "dev"}), 0.0)
+    log.replace(
+        log.entry("a"), "another UID", lambda revision: cluster("a", revision, "u2", labels={"env": "dev"}), 0.0
+    )
     assert told(cursor) == [disengaged(first, REPLACED, "another UID")]
 
 
@@ -287,7 +289,7 @@ def test_who_comes_back_is_told_what_came_since() -> None:
     log = readable_log()
     a, b = engage(log, "a"), engage(log, "b")
     b = update(log, b, suspended=True)
-    log.disengage("a", DELETED, "gone", 0.0)
+    log.disengage(log.entry("a"), DELETED, "gone", 0.0)
     cursor = reader(log, resume=2)
     assert cursor.resumed
     assert cursor.lag == 2
@@ -323,9 +325,9 @@ def test_a_revision_from_before_the_oldest_memory_is_answered_by_a_snapshot() ->
     engage(log, "a")
     b = engage(log, "b")
     engage(log, "c")
-    log.disengage("a", DELETED, "", 0.0)
+    log.disengage(log.entry("a"), DELETED, "", 0.0)
     assert reader(log, resume=3).resumed
-    log.disengage("c", DELETED, "", 0.0)
+    log.disengage(log.entry("c"), DELETED, "", 0.0)
     assert not reader(log, resume=3).resumed
     assert reader(log, resume=4).resumed
     assert told(reader(log, resume=3)) == [engaged(b)]
@@ -344,8 +346,8 @@ def test_memory_ends_with_age() -> None:
     log = readable_log(Retention(age_s=60.0))
     engage(log, "a")
     engage(log, "b")
-    log.disengage("a", DELETED, "", 100.0)
-    log.disengage("b", DELETED, "", 130.0)
+    log.disengage(log.entry("a"), DELETED, "", 100.0)
+    log.disengage(log.entry("b"), DELETED, "", 130.0)
     log.forget(160.0)
     assert reader(log, resume=2).resumed
     log.forget(160.1)
@@ -361,7 +363,7 @@ def test_who_sleeps_longer_than_the_log_remembers_begins_anew() -> None:
     engage(log, "a")
     b = engage(log, "b")
     cursor = following(log)
-    log.disengage("a", DELETED, "", 0.0)
+    log.disengage(log.entry("a"), DELETED, "", 0.0)
     batch = cursor.take()
     assert batch is not None
     assert read(batch.frames) == [engaged(b)]
@@ -373,7 +375,7 @@ def test_nothing_given_out_before_the_log_was_cleared_can_be_come_back_to() -> N
     engage(log)
     log.clear()
     assert not reader(log, resume=1).resumed
-    assert log.snapshot().views == ()
+    assert log.snapshot().clusters == ()
 
 
 # --- far behind ---
@@ -396,7 +398,7 @@ def test_what_moved_on_beyond_a_part_is_told_as_it_stood_and_then_as_it_moved() 
     first = engage(log, "a", labels={"env": "dev"})  # 1
     b = engage(log, "b")  # 2
     second = update(log, first, labels={"env": "prod"})  # 3
-    log.disengage("a", DELETED, "gone", 0.0)  # 4
+    log.disengage(log.entry("a"), DELETED, "gone", 0.0)  # 4
     c = engage(log, "c")  # 5
     assert parts(cursor) == [
         (2, [engaged(b), engaged(first)]),
@@ -450,7 +452,7 @@ def test_frames_are_kept_for_who_begins_soon_and_made_again_for_who_begins_later
         made.append(event)
         return b"%d" % len(made)
 
-    log = ChangeLog(encode, Retention())
+    log = NamedLog(encode, Retention())
     engage(log)
 
     def first() -> bytes:
@@ -476,7 +478,7 @@ def test_what_changes_is_told_as_before_when_frames_were_let_go_of() -> None:
     log.let_go()
     log.let_go()
     assert told(cursor) == [updated(a)]
-    assert told(reader(log)) == [engaged(a), engaged(b)]
+    assert told(reader(log)) == [engaged(b), engaged(a)]
 
 
 def test_what_changed_since_it_was_looked_for_is_told_as_it_is() -> None:

@@ -9,19 +9,19 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
-from milo_discoveryd.registry.log import ChangeLog, Retention
-from tests.registry.fleets import cluster, readable_log
+from milo_discoveryd.registry.log import Retention
+from tests.registry.fleets import NamedLog, cluster, readable_log
 
 DELETED = DisengageReason.DELETED
 
 
-def engage(log: ChangeLog, name: str) -> Cluster:
-    return log.engage(name, lambda revision: cluster(name, revision))
+def engage(log: NamedLog, name: str) -> Cluster:
+    return log.engage(log.entry(name), lambda revision: cluster(name, revision))
 
 
-def update_all(log: ChangeLog) -> None:
-    for view in list(log.current()):
-        log.update(msgspec.structs.replace(view.cluster, source_version="2"), 0.0)
+def update_all(log: NamedLog) -> None:
+    for each in list(log.clusters()):
+        log.update(log.entry(each.target.name), msgspec.structs.replace(each, source_version="2"), 0.0)
 
 
 class Counting:
@@ -35,7 +35,7 @@ class Counting:
 
 def test_an_engaged_cluster_is_turned_to_bytes_once_for_all_readers() -> None:
     encode = Counting()
-    log = ChangeLog(encode, Retention())
+    log = NamedLog(encode, Retention())
     for name in "abc":
         engage(log, name)
     for _ in range(5):
@@ -46,16 +46,16 @@ def test_an_engaged_cluster_is_turned_to_bytes_once_for_all_readers() -> None:
 
 def test_readers_who_stand_at_the_same_place_share_their_next_step() -> None:
     encode = Counting()
-    log = ChangeLog(encode, Retention())
+    log = NamedLog(encode, Retention())
     a = engage(log, "a")
-    log.update(msgspec.structs.replace(a, source_version="2"), 0.0)
+    log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version="2"), 0.0)
     for _ in range(5):
         Cursor(log, EVERYTHING, 1).take()
     assert encode.encoded == 1
 
 
 def test_readers_of_one_snapshot_share_its_parts_and_each_part_is_joined_once() -> None:
-    log = ChangeLog(Counting(), Retention(), batch_bytes=1)
+    log = NamedLog(Counting(), Retention(), batch_bytes=1)
     for name in "abc":
         engage(log, name)
     readers = [Cursor(log, EVERYTHING, None) for _ in range(2)]
@@ -67,7 +67,7 @@ def test_readers_of_one_snapshot_share_its_parts_and_each_part_is_joined_once() 
 
 
 def test_of_a_long_snapshot_only_the_last_parts_are_kept() -> None:
-    log = ChangeLog(Counting(), Retention(), batch_bytes=1)
+    log = NamedLog(Counting(), Retention(), batch_bytes=1)
     for number in range(100):
         engage(log, f"a{number}")
     ahead, behind = (Cursor(log, EVERYTHING, None) for _ in range(2))
@@ -122,10 +122,10 @@ def test_wherever_so_many_readers_stand_each_is_told_what_comes_next(wanted: Fil
 
 def test_an_update_is_turned_to_bytes_once_for_readers_wherever_they_stand() -> None:
     encode = Counting()
-    log = ChangeLog(encode, Retention())
+    log = NamedLog(encode, Retention())
     a = engage(log, "a")
     engage(log, "b")
-    log.update(msgspec.structs.replace(a, source_version="2"), 0.0)
+    log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version="2"), 0.0)
     for seen in (1, 2):
         Cursor(log, EVERYTHING, seen).take()
     assert encode.encoded == 2  # b, and the update of a
@@ -133,9 +133,9 @@ def test_an_update_is_turned_to_bytes_once_for_readers_wherever_they_stand() -> 
 
 def test_the_steps_that_are_kept_are_bounded() -> None:
     encode = Counting()
-    log = ChangeLog(encode, Retention())
+    log = NamedLog(encode, Retention())
     engage(log, "a")
-    log.disengage("a", DisengageReason.DELETED, "", 0.0)
+    log.disengage(log.entry("a"), DisengageReason.DELETED, "", 0.0)
     for index in range(257):
         Cursor(log, Filter(names=frozenset({"a", f"b{index}"})), 1).take()
     encode.encoded = 0
@@ -159,7 +159,7 @@ def test_however_often_a_cluster_changes_it_takes_few_places() -> None:
     log = readable_log()
     a = engage(log, "a")
     for version in range(5000):
-        log.update(msgspec.structs.replace(a, source_version=str(version)), 0.0)
+        log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version=str(version)), 0.0)
     assert _places(log) < 1100
     assert len(log.since(0, EVERYTHING).frames) == 1
 
@@ -169,7 +169,7 @@ def test_of_clusters_that_are_gone_nothing_stays_once_they_are_forgotten() -> No
         log = readable_log(retention)
         for index in range(3000):
             engage(log, f"a{index}")
-            log.disengage(f"a{index}", DELETED, "", 0.0)
+            log.disengage(log.entry(f"a{index}"), DELETED, "", 0.0)
         gc.collect()
         assert _remembered(log) == retention.count
         assert _places(log) < 1100
@@ -178,9 +178,9 @@ def test_of_clusters_that_are_gone_nothing_stays_once_they_are_forgotten() -> No
 def test_a_name_that_comes_back_keeps_the_memory_of_before() -> None:
     log = readable_log(Retention(count=2))
     engage(log, "a")
-    log.disengage("a", DELETED, "", 0.0)
+    log.disengage(log.entry("a"), DELETED, "", 0.0)
     engage(log, "a")
-    log.disengage("a", DELETED, "", 0.0)
+    log.disengage(log.entry("a"), DELETED, "", 0.0)
     assert len(log.since(1, EVERYTHING).frames) == 1
     assert len(log.since(3, EVERYTHING).frames) == 1
     assert log.since(2, EVERYTHING).frames == ()
@@ -196,17 +196,17 @@ def test_a_snapshot_lives_as_long_as_somebody_reads_it() -> None:
     assert log.snapshot().revision == 1
 
 
-def _places(log: ChangeLog) -> int:
+def _places(log: NamedLog) -> int:
     return len(log._order)
 
 
-def _remembered(log: ChangeLog) -> int:
-    return len(log._entries)
+def _remembered(log: NamedLog) -> int:
+    return len(log.roll(log.head).entries)
 
 
 def test_what_was_looked_for_ahead_is_ready_when_it_is_taken() -> None:
     encode = Counting()
-    log = ChangeLog(encode, Retention(), batch_bytes=1)
+    log = NamedLog(encode, Retention(), batch_bytes=1)
     for name in "ab":
         engage(log, name)
     at_head = log.head

@@ -5,32 +5,31 @@ from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import EVERYTHING
-from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.rights.scope import Scope, within
-from tests.registry.fleets import cluster, disengaged, engaged, read, readable_log
+from tests.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log
 
 PROD = within(EVERYTHING, Scope(parse("env=prod")))
 DELETED, REPLACED, LABELS_CHANGED = DisengageReason.DELETED, DisengageReason.REPLACED, DisengageReason.LABELS_CHANGED
 
 
-def engage(log: ChangeLog, env: str = "prod") -> Cluster:
-    return log.engage("a", lambda revision: cluster("a", revision, labels={"env": env}))
+def engage(log: NamedLog, env: str = "prod") -> Cluster:
+    return log.engage(log.entry("a"), lambda revision: cluster("a", revision, labels={"env": env}))
 
 
-def update(log: ChangeLog, before: Cluster, env: str) -> Cluster:
+def update(log: NamedLog, before: Cluster, env: str) -> Cluster:
     changed = cluster("a", before.incarnation, labels={"env": env})
-    log.update(changed, 0.0)
+    log.update(log.entry(changed.target.name), changed, 0.0)
     return changed
 
 
-def replace(log: ChangeLog, env: str) -> Cluster:
+def replace(log: NamedLog, env: str) -> Cluster:
     def make(revision: int) -> Cluster:
         return cluster("a", revision, "u2", labels={"env": env})
 
-    return log.replace("a", "UID u2, before u1", make, 0.0)
+    return log.replace(log.entry("a"), "UID u2, before u1", make, 0.0)
 
 
-def following(log: ChangeLog) -> Cursor:
+def following(log: NamedLog) -> Cursor:
     cursor = Cursor(log, PROD, None)
     cursor.take()
     return cursor
@@ -53,7 +52,7 @@ def test_how_it_ended_after_it_had_left_is_not_told() -> None:
     a = engage(log)
     cursor = following(log)
     update(log, a, "secret")
-    log.disengage("a", DELETED, "because of what others may not know", 0.0)
+    log.disengage(log.entry("a"), DELETED, "because of what others may not know", 0.0)
     assert told(cursor) == [disengaged(a, LABELS_CHANGED, "it left the filter")]
 
 
@@ -78,7 +77,7 @@ def test_so_is_one_that_goes_to_something_that_nothing_is_known_of() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)
-    log.disengage("a", REPLACED, "UID u2, before u1", 0.0)
+    log.disengage(log.entry("a"), REPLACED, "UID u2, before u1", 0.0)
     assert told(cursor) == [disengaged(a, DELETED, "the object is gone")]
 
 

@@ -9,7 +9,8 @@ from milo_discoveryd.registry import log as log_module
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import EVERYTHING
-from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.log import Retention
+from tests.registry.fleets import NamedLog
 
 
 def cluster(name: str, incarnation: int, step: int = 0) -> Cluster:
@@ -22,13 +23,13 @@ def words(event: Event) -> bytes:
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> ChangeLog:
+def log(monkeypatch: pytest.MonkeyPatch) -> NamedLog:
     """One that sweeps at almost every step, and gives out parts of a frame or two."""
     monkeypatch.setattr(log_module, "_SPARE_PLACES", 0)
-    return ChangeLog(words, Retention(), batch_bytes=1)
+    return NamedLog(words, Retention(), batch_bytes=1)
 
 
-def read_on(log: ChangeLog, revision: int) -> list[str]:
+def read_on(log: NamedLog, revision: int) -> list[str]:
     told: list[str] = []
     while revision < log.head:
         part = log.since(revision, EVERYTHING)
@@ -37,53 +38,53 @@ def read_on(log: ChangeLog, revision: int) -> list[str]:
     return told
 
 
-def test_a_cluster_that_was_engaged_and_then_updated_often_is_engaged_first(log: ChangeLog) -> None:
-    log.engage("alpha", lambda revision: cluster("alpha", revision))
-    log.engage("beta", lambda revision: cluster("beta", revision))
+def test_a_cluster_that_was_engaged_and_then_updated_often_is_engaged_first(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     for step in range(1, 10):
-        log.update(cluster("alpha", 1, step), 0.0)
+        log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
     told = [event for event in read_on(log, 0) if "alpha" in event]
     assert told[0] == "ENGAGED alpha"
     assert set(told[1:]) <= {"UPDATED alpha"}
 
 
-def test_a_cluster_that_went_and_came_back_is_disengaged_first(log: ChangeLog) -> None:
-    log.engage("alpha", lambda revision: cluster("alpha", revision))
-    log.engage("beta", lambda revision: cluster("beta", revision))
+def test_a_cluster_that_went_and_came_back_is_disengaged_first(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     seen = log.head
-    log.disengage("alpha", DisengageReason.DELETED, "", 0.0)
+    log.disengage(log.entry("alpha"), DisengageReason.DELETED, "", 0.0)
     for step in range(1, 10):
-        log.update(cluster("beta", 2, step), 0.0)
-    log.engage("alpha", lambda revision: cluster("alpha", revision))
+        log.update(log.entry("beta"), cluster("beta", 2, step), 0.0)
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     for step in range(1, 10):
-        log.update(cluster("beta", 2, step), 0.0)
+        log.update(log.entry("beta"), cluster("beta", 2, step), 0.0)
     told = [event for event in read_on(log, seen) if "alpha" in event]
     assert told == ["DISENGAGED alpha", "ENGAGED alpha"]
 
 
-def test_what_is_swept_does_not_grow_with_history(log: ChangeLog) -> None:
-    log.engage("alpha", lambda revision: cluster("alpha", revision))
+def test_what_is_swept_does_not_grow_with_history(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     for step in range(1000):
-        log.update(cluster("alpha", 1, step), 0.0)
+        log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
     assert len(log._order) <= 5
 
 
-def test_what_was_told_as_it_stands_now_is_not_told_again_on_the_way(log: ChangeLog) -> None:
-    log.engage("alpha", lambda revision: cluster("alpha", revision))
-    log.engage("beta", lambda revision: cluster("beta", revision))
-    log.engage("gamma", lambda revision: cluster("gamma", revision))
-    log.update(cluster("alpha", 1, 1), 0.0)
+def test_what_was_told_as_it_stands_now_is_not_told_again_on_the_way(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
+    log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))
+    log.update(log.entry("alpha"), cluster("alpha", 1, 1), 0.0)
     reader = Cursor(log, EVERYTHING, 0)
     told = [b"".join(batch.frames).decode() for batch in iter(reader.take, None)]
     assert "".join(told) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;"
 
 
-def test_what_changes_while_a_reader_is_on_the_way_is_told(log: ChangeLog) -> None:
+def test_what_changes_while_a_reader_is_on_the_way_is_told(log: NamedLog) -> None:
     for name in ("alpha", "beta", "gamma"):
-        log.engage(name, partial(cluster, name))
-    log.update(cluster("alpha", 1, 1), 0.0)
+        log.engage(log.entry(name), partial(cluster, name))
+    log.update(log.entry("alpha"), cluster("alpha", 1, 1), 0.0)
     reader = Cursor(log, EVERYTHING, 0)
     first = reader.take()
-    log.update(cluster("alpha", 1, 2), 0.0)
+    log.update(log.entry("alpha"), cluster("alpha", 1, 2), 0.0)
     told = [b"".join(batch.frames).decode() for batch in (first, *iter(reader.take, None))]
     assert "".join(told) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;UPDATED alpha;"

@@ -7,7 +7,9 @@ from milo_discoveryd.model.cluster import UNPROBED, Connectivity, ConnectivitySt
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.reflect.deletions import Gone
 from milo_discoveryd.registry import registry as module
+from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.registry.registry import Record, Registry, Standing, Transition
 from tests.registry.fleets import (
     at,
@@ -18,6 +20,7 @@ from tests.registry.fleets import (
     malformed,
     not_ready,
     outside,
+    read,
     ready,
     registry,
     target,
@@ -92,7 +95,7 @@ def test_what_is_no_longer_ready_is_disengaged_at_once() -> None:
     fleet = after(ready())
     assert fleet.commit([not_ready(message="degraded")], at(1)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
     assert fleet.engaged == 0
-    assert known(fleet).cluster == cluster(), "it is kept as last engaged"
+    assert known(fleet).latest == cluster(), "it is kept as last engaged"
 
 
 def test_what_left_the_selector_is_disengaged() -> None:
@@ -336,6 +339,21 @@ def test_the_last_to_go_are_kept_and_earlier_ones_forgotten(monkeypatch: pytest.
     assert fleet["a"] is None
 
 
+def test_who_resumes_is_told_of_an_end_that_is_explained_to_nobody_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ELSEWHERE_KEPT", 0)
+    fleet = after(ready("a"))
+    reader = Cursor(fleet.log, EVERYTHING, fleet.log.head)
+    fleet.commit([Gone("a", "u1")], at(1))
+    assert fleet["a"] is None
+    fleet.commit([ready("a", "5", "u2")], at(2))
+    batch = reader.take()
+    assert batch is not None
+    assert [(event.type, event.cluster.target.uid) for event in read(batch.frames)] == [
+        (EventType.DISENGAGED, "u1"),
+        (EventType.ENGAGED, "u2"),
+    ]
+
+
 def test_what_comes_back_is_no_longer_among_those_that_went(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ELSEWHERE_KEPT", 1)
     fleet = after(ready("a"), Gone("a", "u1"), ready("a", "5", "u2"), ready("b"), Gone("b", "u1"))
@@ -353,7 +371,7 @@ def test_all_is_forgotten_when_a_first_list_is_begun_again() -> None:
     assert fleet["a"] is None
     assert (fleet.engaged, fleet.count(Standing.READY), fleet.count(Standing.OUTSIDE)) == (0, 0, 0)
     assert list(fleet.clusters()) == []
-    assert [view.cluster for view in fleet.log.current()] == []
+    assert list(fleet.log.clusters()) == []
 
 
 def test_each_change_has_a_revision_of_its_own() -> None:

@@ -24,8 +24,8 @@ def test_it_is_served_at_once_with_the_times_it_had() -> None:
     assert source.intake.synced
     assert source.registry.engaged == len(list(source.registry.records())) == 2
     assert record is not None
-    assert record.current is not None
-    assert (record.standing, record.current.engaged_at) == (Standing.READY, 7.0)
+    assert record.cluster is not None
+    assert (record.standing, record.cluster.engaged_at) == (Standing.READY, 7.0)
 
 
 def test_a_first_list_that_says_the_same_changes_nothing() -> None:

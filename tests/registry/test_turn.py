@@ -5,25 +5,25 @@ from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import EVERYTHING, Filter, Wanted
-from milo_discoveryd.registry.log import LOOKED_AT, ChangeLog, Retention
-from tests.registry.fleets import cluster, disengaged, engaged, read, readable_log, updated
+from milo_discoveryd.registry.log import LOOKED_AT, Retention
+from tests.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
 
 REVOKED, DELETED = DisengageReason.REVOKED, DisengageReason.DELETED
 PROD, DEV = Filter(parse("env=prod")), Filter(parse("env=dev"))
 NO_LONGER = "the subscriber's rights no longer cover it"
 
 
-def engage(log: ChangeLog, name: str, env: str = "prod") -> Cluster:
-    return log.engage(name, lambda revision: cluster(name, revision, labels={"env": env}))
+def engage(log: NamedLog, name: str, env: str = "prod") -> Cluster:
+    return log.engage(log.entry(name), lambda revision: cluster(name, revision, labels={"env": env}))
 
 
-def update(log: ChangeLog, before: Cluster, env: str = "prod", **fields: object) -> Cluster:
+def update(log: NamedLog, before: Cluster, env: str = "prod", **fields: object) -> Cluster:
     changed = cluster(before.target.name, before.incarnation, labels={"env": env}, **fields)  # type: ignore[arg-type]
-    log.update(changed, 0.0)
+    log.update(log.entry(changed.target.name), changed, 0.0)
     return changed
 
 
-def following(log: ChangeLog, wanted: Wanted) -> Cursor:
+def following(log: NamedLog, wanted: Wanted) -> Cursor:
     cursor = Cursor(log, wanted, None)
     told(cursor)
     return cursor
@@ -71,8 +71,8 @@ def test_what_had_ended_unread_is_told_as_it_was_known() -> None:
     log = readable_log()
     a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
     cursor = following(log, PROD)
-    log.disengage("a", DELETED, "gone", 0.0)
-    log.disengage("b", DELETED, "gone", 0.0)
+    log.disengage(log.entry("a"), DELETED, "gone", 0.0)
+    log.disengage(log.entry("b"), DELETED, "gone", 0.0)
     cursor.turn(DEV)
     assert told(cursor) == [
         disengaged(a, REVOKED, NO_LONGER),
@@ -173,7 +173,7 @@ def test_who_turns_later_than_the_log_remembers_begins_anew() -> None:
     b = engage(log, "b", "dev")
     cursor = following(log, PROD)
     cursor.turn(DEV)
-    log.disengage("a", DELETED, "", 0.0)
+    log.disengage(log.entry("a"), DELETED, "", 0.0)
     batch = cursor.take()
     assert batch is not None
     assert (read(batch.frames), batch.reset) == ([engaged(b)], True)

@@ -102,7 +102,15 @@ def test_every_state_of_the_source_has_its_own(state: SourceState) -> None:
 
 
 def record(standing: Standing, *, engaged: bool = False, held_until: float | None = None) -> Record:
-    return Record("u", "7", standing, 100.0, "its message", SMALL if engaged else None, engaged, held_until)
+    return Record(
+        uid="u",
+        version="7",
+        standing=standing,
+        since=100.0,
+        message="its message",
+        cluster=SMALL if engaged else None,
+        held_until=held_until,
+    )
 
 
 def engagement(of: Record, confirming: str | None = None) -> tuple[bool, str, str, int]:

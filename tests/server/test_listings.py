@@ -4,23 +4,22 @@ import pytest
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
-from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.server.errors import InvalidRequestError
 from milo_discoveryd.server.listings import AT_ONCE, EACH, LIFE_S, Holder, Listings, Page
 from milo_discoveryd.server.revision import Seal
-from tests.registry.fleets import cluster, readable_log
+from tests.registry.fleets import NamedLog, cluster, readable_log
 
 ME = Holder("me", "me, for everything")
 
 
-def fleet(*names: str) -> ChangeLog:
+def fleet(*names: str) -> NamedLog:
     log = readable_log()
     for name in names:
-        log.engage(name, lambda revision, name=name: cluster(name, revision))
+        log.engage(log.entry(name), lambda revision, name=name: cluster(name, revision))
     return log
 
 
-def a_listing(log: ChangeLog) -> Listings:
+def a_listing(log: NamedLog) -> Listings:
     return Listings(log, Seal(b"key"))
 
 
@@ -50,8 +49,8 @@ def test_all_pages_show_one_revision_whatever_happens_meanwhile() -> None:
     listings = a_listing(log)
     page = first(listings, 2)
     seen = [names(page)]
-    log.disengage("c", DisengageReason.DELETED, "", 0.0)
-    log.engage("f", lambda revision: cluster("f", revision))
+    log.disengage(log.entry("c"), DisengageReason.DELETED, "", 0.0)
+    log.engage(log.entry("f"), lambda revision: cluster("f", revision))
     while page.next_token:
         page = following(listings, page.next_token, 2, 1.0)
         seen.append(names(page))

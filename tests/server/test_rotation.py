@@ -15,6 +15,7 @@ from milo_discoveryd.kubeconfigs.minter import Key
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
@@ -85,8 +86,9 @@ class World:
         return made
 
     def snapshot(self) -> list[bytes]:
-        log = self.fleet.log
-        return [log.frame(view) for view in log.current()]
+        batch = Cursor(self.fleet.log, EVERYTHING, None).take()
+        assert batch is not None
+        return [*batch.frames]
 
 
 @pytest.fixture

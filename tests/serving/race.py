@@ -55,10 +55,10 @@ class Race:
         # Still within the step that answered: nothing has been waited for since.
         record = self._world.fleet.registry["alpha"]
         assert record is not None
-        assert record.current is not None
+        assert record.cluster is not None
         token = json.loads(answer.kubeconfig.kubeconfig)["users"][0]["user"]["token"]
         minted_for = self._backend.asked[int(token.rpartition("-")[2]) - 1]
-        assert minted_for.incarnation == record.current.incarnation
+        assert minted_for.incarnation == record.cluster.incarnation
         self.handed += 1
 
     async def _some_steps(self, fewer_than: int) -> None:
