@@ -95,8 +95,8 @@ class World:
             heartbeat_s=heartbeat_s,
             stalled_s=stalled_s,
         )
-        access = Access(rights, limits, self.audit, asyncio.get_running_loop().time)
-        self.service = Service(self.fleet, about, self.metrics, self.issuer, access=access, seal=Seal(b"key"))
+        self.access = Access(rights, limits, self.audit, asyncio.get_running_loop().time)
+        self.service = Service(self.fleet, about, self.metrics, self.issuer, access=self.access, seal=Seal(b"key"))
         self.fleet.on(EventType.DISENGAGED, self.issuer.disengaged)
         self.server = Server(
             self.service,
