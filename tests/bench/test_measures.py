@@ -22,6 +22,8 @@ KEYS = {
     "startup": {"startup.import_ms", "startup.python_ms", "startup.ratio_to_python"},
     "cli": {"cli.list_ms", "cli.credential_ms"},
     "parts": {f"parts.{name}" for name in ("decode_us", "commit_us", "encode_us", "slice_us", "frame_bytes")},
+    "kept": {f"kept.{kind}_bytes" for kind in ("record", "cluster", "target", "text", "places", "other")}
+    | {"kept.bytes", "kept.objects", "kept.characters"},
     "sync_1k": {"sync_1k.seconds", "sync_1k.ratio_to_curl", "sync_1k.ratio_to_kubernetes_aio", "sync_1k.rss_mib"},
     "sync_10k": {"sync_10k.seconds", "sync_10k.ratio_to_curl", "sync_10k.rss_mib"},
     "sync_100k": {"sync_100k.seconds", "sync_100k.ratio_to_curl", "sync_100k.rss_mib", *SLOPES},

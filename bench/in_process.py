@@ -1,0 +1,65 @@
+"""A fleet in this process, read from the bytes of projects as the daemon reads them."""
+
+import random
+import time
+import uuid
+
+from bench import projects
+from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.modes.mode import Setting as ModeSetting
+from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.machine import Listed, ListEnded, ListStarted
+from milo_discoveryd.reflect.wire import Decoder, Seen
+from milo_discoveryd.registry.events import Encode
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.server.frames import encoder
+from milo_discoveryd.telemetry.audit import Audit
+from milo_discoveryd.telemetry.journal import Journal
+from milo_discoveryd.telemetry.metrics import Metrics
+
+_EPOCH = "0123456789abcdef"
+
+
+def lines(kind: str, count: int, first_version: int, mark: str) -> list[bytes]:
+    """Of a watch."""
+    return [
+        b'{"type":"%s","object":%s}'
+        % (
+            kind.encode(),
+            projects.body(index, uid=str(uuid.UUID(int=index)), version=first_version + index, mark=mark),
+        )
+        for index in range(count)
+    ]
+
+
+def decoder() -> Decoder[KubeObject]:
+    mode = ProjectMode(
+        ModeSetting(
+            project_endpoint="https://127.0.0.1:6443",
+            internal_address_template="",
+            internal_namespace_template="",
+            annotation_prefixes=(),
+            clusters=(),
+        )
+    )
+    return Decoder(ProjectMode.object_type, mode.observe)
+
+
+def observed(by: Decoder[KubeObject], read: list[bytes]) -> list[Observation]:
+    events = [by.line(line) for line in read]
+    return [event.observation for event in events if isinstance(event, Seen)]
+
+
+def encode() -> Encode:
+    return encoder(_EPOCH)
+
+
+def fleet(listed: list[Observation]) -> Fleet:
+    """That has seen a complete list of these."""
+    made = Fleet(ChangeLog(encode(), Retention()), Suspicions(random.random), Journal(Metrics(), Audit(Metrics())))
+    for _ in made.take([ListStarted(), *map(Listed, listed), ListEnded()], time.monotonic()):
+        pass
+    return made

@@ -1,0 +1,76 @@
+"""What is kept of each cluster once its frame is let go of, in this process, by what keeps it.
+
+Python's allocator gives out multiples of sixteen bytes. What it and the kernel lose between them is not in it.
+"""
+
+import enum
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable
+
+import msgspec
+
+from bench import in_process
+from bench.setting import Samples, Setting
+from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.log import ChangeLog
+from milo_discoveryd.registry.registry import Record, Registry
+from milo_discoveryd.telemetry.logging import configure
+
+_GRAIN = 16
+_KINDS: dict[type, str] = {
+    Record: "record",
+    Cluster: "cluster",
+    Target: "target",
+    str: "text",
+    # Where a cluster stands: by its name, and by its revision, which is a number of its own.
+    dict: "places",
+    list: "places",
+    int: "places",
+}
+
+
+async def measure(setting: Setting) -> Samples:
+    configure("warning", "json")
+    few, many = setting.scale.clusters, setting.scale.large
+    before, after = _weighed(few), _weighed(many)
+    kept = {kind: (after[kind] - before[kind]) / (many - few) for kind in sorted({*after, *before})}
+    samples = {f"kept.{kind}": [figure] for kind, figure in kept.items()}
+    samples["kept.bytes"] = [sum(figure for kind, figure in kept.items() if kind.endswith("_bytes"))]
+    return samples
+
+
+def _weighed(count: int) -> Counter[str]:
+    decoder = in_process.decoder()
+    fleet = in_process.fleet(in_process.observed(decoder, in_process.lines("ADDED", count, 100_000, "")))
+    found: Counter[str] = Counter()
+    for each in _reachable(fleet):
+        found[f"{_KINDS.get(type(each), 'other')}_bytes"] += -(-sys.getsizeof(each) // _GRAIN) * _GRAIN
+        found["objects"] += 1
+        if isinstance(each, str):
+            found["characters"] += len(each)
+    return found
+
+
+def _reachable(fleet: Fleet) -> Iterable[object]:
+    seen: dict[int, object] = {}
+    waiting: list[object] = [fleet.registry]
+    while waiting:
+        each = waiting.pop()
+        if id(each) not in seen:
+            seen[id(each)] = each
+            waiting += _held_by(each)
+    return seen.values()
+
+
+def _held_by(each: object) -> Iterable[object]:
+    if isinstance(each, enum.Enum):
+        return ()
+    if isinstance(each, dict):
+        return (*each.keys(), *each.values())
+    if isinstance(each, list | tuple | deque):
+        return each
+    if isinstance(each, msgspec.Struct):
+        return [getattr(each, field) for field in each.__struct_fields__]
+    return vars(each).values() if isinstance(each, Registry | ChangeLog) else ()
