@@ -90,6 +90,8 @@ class RealApi(ABC):
     async def start(self) -> None:
         """Starts what stands, and returns when the collection is listed and watched."""
         if self.process is not None:
+            if self._proxy:
+                await self._proxy.open(self._port)  # where it was cut off
             return
         if self.etcd.process is None:
             await self.etcd.start()

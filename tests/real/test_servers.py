@@ -50,6 +50,21 @@ async def test_a_terminated_server_ends_by_itself_and_comes_back_with_the_same_d
     assert await names_in(server) == ["alpha"]
 
 
+async def test_a_server_that_is_cut_off_is_reached_again_from_the_next_start_on(server: RealApi) -> None:
+    await create(server, "alpha")
+    before = server.process
+
+    await server.cut_off()
+
+    with pytest.raises(aiohttp.ClientConnectorError):
+        await names_in(server)
+
+    await server.start()
+
+    assert await names_in(server) == ["alpha"]
+    assert server.process is before
+
+
 async def test_a_watch_is_cut_by_a_dying_server(server: RealApi) -> None:
     async with watch(server, f"resourceVersion={await version_of(server)}") as open_watch:
         await create(server, "alpha")
