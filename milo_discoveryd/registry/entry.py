@@ -46,8 +46,8 @@ class Entry(msgspec.Struct, gc=False):
 
         What changed there for filters is to be told even if the entry has moved on, beyond the end of that part.
         """
-        if self.cluster is None and not self.was:
-            return False
+        if not self.was:  # nearly always, and asked of all places in a row
+            return self.cluster is not None and revision in (self.revision, self.alike_since)
         return revision in (self.revision, self.alike_since) or any(past.until == revision for past in self.was)
 
     def ended(self, cluster: Cluster, revision: int) -> Past | None:

@@ -12,6 +12,7 @@ import weakref
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import compress
 from typing import Any
 
 import msgspec
@@ -396,14 +397,10 @@ class ChangeLog:
             self._sweep()
 
     def _sweep(self) -> None:
-        kept = [
-            (revision, entry)
-            for revision, entry in zip(self._revisions, self._order, strict=True)
-            if entry.needs_place(revision)
-        ]
-        self._revisions = [revision for revision, _ in kept]
-        self._order = [entry for _, entry in kept]
-        self._sweep_at = 2 * len(kept) + _SPARE_PLACES
+        is_needed = [entry.needs_place(revision) for entry, revision in zip(self._order, self._revisions, strict=True)]
+        self._revisions = [*compress(self._revisions, is_needed)]
+        self._order = [*compress(self._order, is_needed)]
+        self._sweep_at = 2 * len(self._order) + _SPARE_PLACES
 
     def _remember(self, entry: Entry, now: float, reason: DisengageReason | None, message: str) -> None:
         assert entry.cluster is not None
