@@ -16,6 +16,7 @@ from bench.measures import (
     churn,
     commands,
     fanout,
+    held,
     herd,
     idle,
     kept,
@@ -48,6 +49,7 @@ MEASURES: dict[str, Measure] = {
     "fanout": fanout.measure,
     "slow_reader": slow_reader.measure,
     "herd": herd.measure,
+    "held": held.measure,
     "idle": idle.measure,
     "rotation": rotation.measure,
     "rights": rights.measure,
@@ -59,7 +61,7 @@ MEASURES: dict[str, Measure] = {
 }
 NOT_UNLESS_NAMED = {"abuse", "churn", "fleet_50k", "provider"}
 """They take minutes."""
-ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd"}
+ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "held"}
 """So does making the projects."""
 QUICK_ONES = ("startup", "cli", "sync_1k", "latency", "fanout", "slow_reader")
 

@@ -39,6 +39,7 @@ FULL: Bars = {
     "fanout.*.ratio_to_bare": Bar(0.8, is_floor=True),
     "fanout.slow_reader_effect": Bar(1.1),
     "herd_500.seconds": Bar(10),
+    "held.*_ms": Bar(50),
     "idle.cpu_percent": Bar(0.5),
     "idle.probed.cpu_percent": Bar(5),
     "rights.fanout_ratio": Bar(0.9, is_floor=True),

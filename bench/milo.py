@@ -45,6 +45,10 @@ class SandboxMilo:
         """Changes all over the fleet, at an even pace; the mark of each is its moment."""
         await self._done(f"churn {per_s} {seconds}", seconds + _SOON_S)
 
+    async def relist(self, mark: str) -> None:
+        """Have every reader list anew; one project has the mark then."""
+        await self._done(f"relist {mark}", _SOON_S)
+
     async def _done(self, request: str, within_s: float) -> None:
         self._process.tell(request)
         self._said += 1

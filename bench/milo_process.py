@@ -4,7 +4,8 @@ Over HTTP it takes writes one by one, as any API server does. A line on its stan
 say when it has:
 
 - `burst FIRST COUNT SIZE MARK`: from which project on, how many, how many to a burst, and which mark each has then;
-- `churn PER_S SECONDS`: at an even pace, all over the fleet; each project's mark is then the moment of its change.
+- `churn PER_S SECONDS`: at an even pace, all over the fleet; each project's mark is then the moment of its change;
+- `relist MARK`: of one project, in a history that no watch can be resumed in.
 """
 
 import asyncio
@@ -37,6 +38,10 @@ async def serve(kubeconfig: Path, count: int) -> None:
                     await burst(sandbox, int(first), int(total), int(size), mark)
                 case ["churn", per_s, seconds]:
                     await churn(sandbox, count, float(per_s), float(seconds))
+                case ["relist", mark]:
+                    sandbox.drop_watches()
+                    plant(sandbox, [0], mark)
+                    sandbox.compact()
                 case unexpected:
                     raise ValueError(f"no such request: {unexpected}")
             say("done")

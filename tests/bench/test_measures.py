@@ -32,6 +32,7 @@ KEYS = {
     "fanout": {f"fanout.{count}.{key}" for count in TINY.subscribers for key in ("events_per_s", "ratio_to_bare")},
     "slow_reader": {"fanout.slow_reader_effect"},
     "herd": {"herd_500.seconds"},
+    "held": {f"held.{doing}_ms" for doing in ("sync", "snapshot", "changes", "resume", "relist", "answer")},
     "idle": {"idle.cpu_percent", "idle.probed.cpu_percent"},
     "rotation": {"rotation.mints", "issue.p99_ms"},
     "listeners": {

@@ -1,0 +1,38 @@
+"""The daemon, with a clock on its event loop. `python -m bench.held run …` is `milo-discoveryd run …`.
+
+On SIGUSR2 it says how long a single turn took at most since it last did: in seconds of the loop's own processor time,
+so that what else the machine does is not in it.
+"""
+
+import runpy
+import signal
+import sys
+import time
+from asyncio import events
+
+
+class Longest:
+    def __init__(self) -> None:
+        self._took_s = 0.0
+
+    def watch(self) -> None:
+        run = events.Handle._run
+
+        def clocked(handle: events.Handle) -> None:
+            began = time.thread_time()
+            run(handle)
+            self._took_s = max(self._took_s, time.thread_time() - began)
+
+        events.Handle._run = clocked  # type: ignore[method-assign]
+
+    def say(self, *_: object) -> None:
+        sys.stdout.write(f"{self._took_s}\n")
+        sys.stdout.flush()
+        self._took_s = 0.0
+
+
+if __name__ == "__main__":
+    longest = Longest()
+    longest.watch()
+    signal.signal(signal.SIGUSR2, longest.say)
+    runpy.run_module("milo_discoveryd", run_name="__main__")

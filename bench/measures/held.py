@@ -1,0 +1,60 @@
+"""For how long the daemon's loop is held at once, and everybody else waits, where a fleet is large."""
+
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from itertools import count
+
+from bench.daemon import Daemon
+from bench.milo import SandboxMilo
+from bench.setting import Samples, Setting
+from bench.subscribers import opened, synced, together
+from milo_discovery import DiscoveryClient
+
+
+async def measure(setting: Setting) -> Samples:
+    scale = setting.scale
+    clusters, subscribers = scale.large, scale.churn_subscribers
+    marks = map(str, count(1))
+    async with setting.daemon(clusters, program="bench.held") as (milo, daemon):
+        if not isinstance(milo, SandboxMilo):
+            return {}  # so many changes take a real server minutes
+        loop = _Loop(daemon)
+        async with loop.holds("sync"), synced(daemon.address, 1):
+            pass
+        for _ in range(scale.rounds):
+            async with loop.holds("snapshot"), synced(daemon.address, subscribers):
+                pass
+            async with synced(daemon.address, 1) as (present,):
+                before = present.revision
+                async with loop.holds("changes"):
+                    burst = milo.burst(0, clusters, scale.fanout_burst, next(marks))
+                    await together([burst, present.until(clusters)])
+                async with loop.holds("resume"), opened(daemon.address, subscribers, resume=before) as returned:
+                    await together([each.until(clusters) for each in returned])
+                async with loop.holds("relist"):
+                    await together([milo.relist(next(marks)), present.until(clusters + 1)])
+            async with loop.holds("answer"), DiscoveryClient(daemon.address) as client:
+                assert len(await client.list()) == clusters
+        return loop.samples
+
+
+class _Loop:
+    def __init__(self, daemon: Daemon) -> None:
+        self.samples: Samples = {}
+        self._daemon = daemon
+        self._asked = 0
+
+    @asynccontextmanager
+    async def holds(self, key: str) -> AsyncIterator[None]:
+        if self._asked:  # the start is part of what comes first
+            await self._longest_s()
+        yield
+        self.samples.setdefault(f"held.{key}_ms", []).append(1000 * await self._longest_s())
+
+    async def _longest_s(self) -> float:
+        """Since it was last asked."""
+        self._asked += 1
+        self._daemon.signal(signal.SIGUSR2)
+        *_, line = await self._daemon.until_said(self._asked)
+        return float(line)
