@@ -202,7 +202,8 @@ class Daemon:
     async def _let_go(self) -> None:
         while True:
             await asyncio.sleep(LET_GO_EVERY_S)
-            self._fleet.log.let_go()
+            for _ in self._fleet.log.let_go():
+                await asyncio.sleep(0)
 
     async def _discover(self, mode: WatchedMode | FixedMode, sources: Sources) -> None:
         if isinstance(mode, FixedMode):

@@ -48,7 +48,9 @@ class Entry(msgspec.Struct, gc=False):
         """
         if not self.was:  # nearly always, and asked of all places in a row
             return self.cluster is not None and revision in (self.revision, self.alike_since)
-        return revision in (self.revision, self.alike_since) or any(past.until == revision for past in self.was)
+        return revision in (self.revision, self.alike_since) or any(
+            revision in (past.since, past.until) for past in self.was
+        )
 
     def ended(self, cluster: Cluster, revision: int) -> Past | None:
         """How the cluster's incarnation had ended by `revision`; None where it was still engaged."""

@@ -252,7 +252,8 @@ class Daemon:
     async def _let_go(self) -> None:
         while True:
             await asyncio.sleep(LET_GO_EVERY_S)
-            self.fleet.log.let_go()
+            for _ in self.fleet.log.let_go():
+                await asyncio.sleep(0)
 
     @property
     def holds_removals(self) -> bool:

@@ -128,8 +128,8 @@ MUTANTS = (
     Mutant(
         "a frame that was let go of is taken for one",
         "registry/log.py",
-        'self._in_order():\n                entry.kind, entry.frame = None, b""',
-        'self._in_order():\n                entry.frame = b""',
+        'order[-LET_GO_AT_ONCE:]:\n                    entry.kind, entry.frame = None, b""',
+        'order[-LET_GO_AT_ONCE:]:\n                    entry.frame = b""',
         REGISTRY,
     ),
     Mutant(

@@ -3,12 +3,14 @@
 The model is the plainest there is: a picture of the whole fleet at every revision.
 """
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.selector import parse
+from milo_discoveryd.registry import log as log_module
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
@@ -29,6 +31,12 @@ FILTERS = st.sampled_from(
         Filter(parse("env=dev"), names=frozenset({"b", "c"})),
     ]
 )
+
+
+@pytest.fixture
+def sweeps_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "_LEFT_PLACES", 3)
+    monkeypatch.setattr(log_module, "_SWEPT_AT_ONCE", 5)
 
 
 def covered(picture: Picture, wanted: Filter) -> Picture:
@@ -125,7 +133,7 @@ class Fleet(Pictured):
 
     @rule()
     def frames_are_let_go_of(self) -> None:
-        self.log.let_go()
+        _ = [*self.log.let_go()]
 
     @rule(wanted=FILTERS)
     def somebody_begins_to_read(self, wanted: Filter) -> None:
@@ -165,5 +173,6 @@ class Fleet(Pictured):
         assert len(self.pictures) == self.log.head + 1, "each change has one revision"
 
 
+@pytest.mark.usefixtures("sweeps_often")
 class TestReaders(Fleet.TestCase):
     settings = settings(max_examples=2 * settings.default.max_examples, stateful_step_count=40)

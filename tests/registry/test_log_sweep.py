@@ -25,7 +25,7 @@ def words(event: Event) -> bytes:
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> NamedLog:
     """One that sweeps at almost every step, and gives out parts of a frame or two."""
-    monkeypatch.setattr(log_module, "_SPARE_PLACES", 0)
+    monkeypatch.setattr(log_module, "_LEFT_PLACES", 1)
     return NamedLog(words, Retention(), batch_bytes=1)
 
 
@@ -62,11 +62,47 @@ def test_a_cluster_that_went_and_came_back_is_disengaged_first(log: NamedLog) ->
     assert told == ["DISENGAGED alpha", "ENGAGED alpha"]
 
 
+def test_what_came_while_a_reader_was_away_and_was_replaced_since_is_engaged_first(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    seen = log.head
+    log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
+    log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))
+    log.replace(log.entry("beta"), "", lambda revision: cluster("beta", revision), 0.0)
+    for step in range(1, 10):
+        log.update(log.entry("gamma"), cluster("gamma", 3, step), 0.0)
+    reader = Cursor(log, EVERYTHING, seen)
+    first = reader.take()
+    assert first is not None
+    assert (b"".join(first.frames), first.revision) == (b"ENGAGED beta;", 2)
+
+
 def test_what_is_swept_does_not_grow_with_history(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     for step in range(1000):
         log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
     assert len(log._order) <= 5
+
+
+def test_it_is_swept_in_stretches_and_all_of_it_in_the_end(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log_module, "_SWEPT_AT_ONCE", 4)
+    names = [f"cluster-{number}" for number in range(10)]
+    for name in names:
+        log.engage(log.entry(name), partial(cluster, name))
+    for step in range(100):
+        name = names[step * step % len(names)]
+        incarnation = names.index(name) + 1
+        log.update(log.entry(name), cluster(name, incarnation, step), 0.0)
+        assert len(log._order) <= 2 * len(names)
+        assert {each.target.name for each in log.clusters()} == set(names)
+    told = read_on(log, 0)
+    assert [event for event in told if "ENGAGED" in event] == [f"ENGAGED {name}" for name in names]
+
+
+def test_a_fleet_that_only_grows_has_nothing_to_sweep(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_sweep", None)
+    for name in ("alpha", "beta", "gamma"):
+        log.engage(log.entry(name), partial(cluster, name))
+    assert len(log._order) == 3
 
 
 def test_what_was_told_as_it_stands_now_is_not_told_again_on_the_way(log: NamedLog) -> None:
