@@ -24,10 +24,10 @@ from milo_discoveryd.registry.filter import EVERYTHING, Wanted
 
 BATCH_BYTES = 256 * 1024
 """About how much goes into one batch: far below the 4 MiB that gRPC clients take by default."""
-_LEFT_PLACES = 1024
+LEFT_PLACES = 1024
 """After how many places that entries left behind some of the log is swept."""
-_SWEPT_AT_ONCE = 4096
-"""Of all places: so there are never many more than twice as many as are needed."""
+_SWEPT_TO_LEFT = 4
+"""So many times as many are looked at then: there are never many more than twice as many as are needed."""
 LOOKED_AT = 1000
 """Whoever is told little of many has them looked for in parts, so that others get their turn."""
 _SLICES = 256
@@ -94,10 +94,17 @@ class Roll(msgspec.Struct, frozen=True, weakref=True):
 
 
 class ChangeLog:
-    def __init__(self, encode: Encode, retention: Retention, batch_bytes: int = BATCH_BYTES) -> None:
+    def __init__(
+        self,
+        encode: Encode,
+        retention: Retention,
+        batch_bytes: int = BATCH_BYTES,
+        left_places: int = LEFT_PLACES,
+    ) -> None:
         self._encode = encode
         self._retention = retention
         self.batch_bytes = batch_bytes
+        self._left_places = left_places
         # Parallel, in revision order. An entry that moved on leaves its old place behind, to be swept up later.
         self._revisions: list[int] = []
         self._order: list[Entry] = []
@@ -417,12 +424,12 @@ class ChangeLog:
         self._moves.clear()
         while len(self._memory) > self._retention.count:
             self._forget_oldest()
-        if self._left >= _LEFT_PLACES:
+        if self._left >= self._left_places:
             self._sweep()
 
     def _sweep(self) -> None:
         """A stretch of it, and the next one the next time."""
-        stretch = slice(self._swept, self._swept + _SWEPT_AT_ONCE)
+        stretch = slice(self._swept, self._swept + _SWEPT_TO_LEFT * self._left_places)
         order, revisions = self._order[stretch], self._revisions[stretch]
         is_needed = [entry.needs_place(revision) for entry, revision in zip(order, revisions, strict=True)]
         self._order[stretch] = compress(order, is_needed)

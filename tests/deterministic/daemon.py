@@ -57,6 +57,8 @@ class Traits(msgspec.Struct, frozen=True):
     page_size: int
     grace_s: float
     batch_bytes: int
+    left_places: int
+    """The change log is swept after so many."""
     tombstones: int
     """Revisions are remembered for so many ends, and no longer than a minute where these are few."""
     has_memory: bool
@@ -74,6 +76,7 @@ class Traits(msgspec.Struct, frozen=True):
             page_size=random.choice((1, 2, 500)),
             grace_s=random.choice((0.0, 0.0, 20.0)),
             batch_bytes=random.choice((200, 1000, 1 << 20)),
+            left_places=random.choice((1, 5, 1000)),
             tombstones=random.choice((3, 10_000)),
             has_memory=random.random() < 0.5,
             token_life_s=random.choice((60.0, 300.0, 1000.0)),
@@ -197,7 +200,7 @@ class Daemon:
         self.ledger = Ledger(note, epoch)
         retention = Retention(traits.tombstones, 60.0 if traits.forgets else 3600.0)
         self.fleet = Fleet(
-            ChangeLog(encoder(epoch), retention, traits.batch_bytes),
+            ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.left_places),
             Suspicions(random.random),
             self.ledger,
             not_ready_grace_s=traits.grace_s,

@@ -22,6 +22,7 @@ TRAITS = Traits(
     page_size=500,
     grace_s=0.0,
     batch_bytes=1000,
+    left_places=5,
     tombstones=10_000,
     has_memory=False,
     token_life_s=600.0,

@@ -126,6 +126,13 @@ MUTANTS = (
         ("tests/registry/test_intake_guarded.py",),
     ),
     Mutant(
+        "the place where what has ended began is swept up",
+        "registry/entry.py",
+        "revision in (past.since, past.until) for past",
+        "revision == past.until for past",
+        REGISTRY,
+    ),
+    Mutant(
         "a frame that was let go of is taken for one",
         "registry/log.py",
         'order[-LET_GO_AT_ONCE:]:\n                    entry.kind, entry.frame = None, b""',

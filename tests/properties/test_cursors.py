@@ -3,14 +3,12 @@
 The model is the plainest there is: a picture of the whole fleet at every revision.
 """
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.selector import parse
-from milo_discoveryd.registry import log as log_module
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
@@ -31,12 +29,6 @@ FILTERS = st.sampled_from(
         Filter(parse("env=dev"), names=frozenset({"b", "c"})),
     ]
 )
-
-
-@pytest.fixture
-def sweeps_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_module, "_LEFT_PLACES", 3)
-    monkeypatch.setattr(log_module, "_SWEPT_AT_ONCE", 5)
 
 
 def covered(picture: Picture, wanted: Filter) -> Picture:
@@ -113,11 +105,12 @@ class Fleet(Pictured):
 
     @initialize(
         batch_bytes=st.sampled_from([900, 1, 1 << 20]),
+        left_places=st.sampled_from([1, 3, 1000]),
         remembered=st.sampled_from([0, 3, 1000, 1000]),
         filters=st.lists(FILTERS, min_size=2, max_size=4),
     )
-    def begin(self, batch_bytes: int, remembered: int, filters: list[Filter]) -> None:
-        self.log = readable_log(Retention(remembered, 60.0), batch_bytes)
+    def begin(self, batch_bytes: int, left_places: int, remembered: int, filters: list[Filter]) -> None:
+        self.log = readable_log(Retention(remembered, 60.0), batch_bytes, left_places)
         self.in_one_piece = batch_bytes == 1 << 20
         self.readers = [Reader(self, wanted, None, {}) for wanted in filters]
 
@@ -173,6 +166,5 @@ class Fleet(Pictured):
         assert len(self.pictures) == self.log.head + 1, "each change has one revision"
 
 
-@pytest.mark.usefixtures("sweeps_often")
 class TestReaders(Fleet.TestCase):
     settings = settings(max_examples=2 * settings.default.max_examples, stateful_step_count=40)

@@ -11,7 +11,7 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
 from milo_discoveryd.registry.entry import Entry
 from milo_discoveryd.registry.events import Encode, Event, EventType
-from milo_discoveryd.registry.log import BATCH_BYTES, ChangeLog, Retention
+from milo_discoveryd.registry.log import BATCH_BYTES, LEFT_PLACES, ChangeLog, Retention
 from milo_discoveryd.registry.registry import Done, Registry
 
 WALL_AT_ZERO = 1_000_000.0
@@ -62,16 +62,24 @@ def cluster(
 class NamedLog(ChangeLog):
     """With entries by name, as a registry has them."""
 
-    def __init__(self, encode: Encode, retention: Retention, batch_bytes: int = BATCH_BYTES) -> None:
-        super().__init__(encode, retention, batch_bytes)
+    def __init__(
+        self,
+        encode: Encode,
+        retention: Retention,
+        batch_bytes: int = BATCH_BYTES,
+        left_places: int = LEFT_PLACES,
+    ) -> None:
+        super().__init__(encode, retention, batch_bytes, left_places)
         self._by_name: defaultdict[str, Entry] = defaultdict(Entry)
 
     def entry(self, name: str) -> Entry:
         return self._by_name[name]
 
 
-def readable_log(retention: Retention | None = None, batch_bytes: int = 1 << 20) -> NamedLog:
-    return NamedLog(msgspec.json.encode, retention or Retention(), batch_bytes)
+def readable_log(
+    retention: Retention | None = None, batch_bytes: int = 1 << 20, left_places: int = LEFT_PLACES
+) -> NamedLog:
+    return NamedLog(msgspec.json.encode, retention or Retention(), batch_bytes, left_places)
 
 
 def registry(grace_s: float = 0.0) -> Registry:

@@ -5,7 +5,6 @@ from functools import partial
 import pytest
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
-from milo_discoveryd.registry import log as log_module
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import EVERYTHING
@@ -23,10 +22,9 @@ def words(event: Event) -> bytes:
 
 
 @pytest.fixture
-def log(monkeypatch: pytest.MonkeyPatch) -> NamedLog:
+def log() -> NamedLog:
     """One that sweeps at almost every step, and gives out parts of a frame or two."""
-    monkeypatch.setattr(log_module, "_LEFT_PLACES", 1)
-    return NamedLog(words, Retention(), batch_bytes=1)
+    return NamedLog(words, Retention(), batch_bytes=1, left_places=1)
 
 
 def read_on(log: NamedLog, revision: int) -> list[str]:
@@ -83,8 +81,7 @@ def test_what_is_swept_does_not_grow_with_history(log: NamedLog) -> None:
     assert len(log._order) <= 5
 
 
-def test_it_is_swept_in_stretches_and_all_of_it_in_the_end(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log_module, "_SWEPT_AT_ONCE", 4)
+def test_it_is_swept_in_stretches_and_all_of_it_in_the_end(log: NamedLog) -> None:
     names = [f"cluster-{number}" for number in range(10)]
     for name in names:
         log.engage(log.entry(name), partial(cluster, name))
