@@ -36,7 +36,7 @@ next change: so many only come together where readers of ten filters catch up at
 _STRETCH = 800
 """How many changes are found out about at once: about a batch of them, where clusters are of the usual size."""
 _STRETCHES = 64
-LET_GO_AT_ONCE = 4096
+_LET_GO_AT_ONCE = 4096
 LET_GO_EVERY_S = 60.0
 """How often to let go of frames. They are kept for once or twice as long after somebody began with a snapshot."""
 _PARTS = 32
@@ -181,9 +181,9 @@ class ChangeLog:
             self._has_frames = False
             order = self._order.copy()
             while order:
-                for entry in order[-LET_GO_AT_ONCE:]:
+                for entry in order[-_LET_GO_AT_ONCE:]:
                     entry.kind, entry.frame = None, b""
-                del order[-LET_GO_AT_ONCE:]
+                del order[-_LET_GO_AT_ONCE:]
                 yield
 
     def snapshot(self) -> Snapshot:
@@ -193,12 +193,13 @@ class ChangeLog:
         """
         kept = self._snapshot() if self._snapshot is not None else None
         if kept is None or kept.revision < self._floor or self.head - kept.revision > len(kept.clusters) // 50:
-            kept = Snapshot(self.clusters(), self._engaged(), self.head)
+            entries = self._engaged()
+            kept = Snapshot(_clusters(entries), entries, self.head)
             self._snapshot = weakref.ref(kept)
         return kept
 
     def clusters(self) -> list[Cluster]:
-        return [entry.cluster for entry in self._engaged() if entry.cluster is not None]
+        return _clusters(self._engaged())
 
     def revoked(self, cluster: Cluster) -> bytes:
         """The frame for who may no longer see it."""
@@ -449,6 +450,10 @@ class ChangeLog:
         # All of them are forgotten in the order in which they came, so this is its first.
         entry.was = entry.was[1:]
         self._floor = max(self._floor, until)
+
+
+def _clusters(engaged: list[Entry]) -> list[Cluster]:
+    return [entry.cluster for entry in engaged if entry.cluster is not None]
 
 
 def _drop_oldest(kept: dict[Any, Any]) -> None:

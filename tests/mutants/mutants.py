@@ -135,8 +135,8 @@ MUTANTS = (
     Mutant(
         "a frame that was let go of is taken for one",
         "registry/log.py",
-        'order[-LET_GO_AT_ONCE:]:\n                    entry.kind, entry.frame = None, b""',
-        'order[-LET_GO_AT_ONCE:]:\n                    entry.frame = b""',
+        'order[-_LET_GO_AT_ONCE:]:\n                    entry.kind, entry.frame = None, b""',
+        'order[-_LET_GO_AT_ONCE:]:\n                    entry.frame = b""',
         REGISTRY,
     ),
     Mutant(
