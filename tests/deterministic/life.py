@@ -167,7 +167,8 @@ class Life:
         else:
             self._api.inject("F35", "the daemon is killed")
             await dying.kill()
-        if self._disk is not None and self._disk.data is not None and self._random.random() < 0.2:
+        is_torn = self._disk is not None and self._disk.data is not None and self._random.random() < 0.2
+        if is_torn and self._disk.data:  # there may be nothing left of it to tear
             self._api.inject("F37", "the state file is torn")
             self._disk.data = self._disk.data[: self._random.randrange(len(self._disk.data))]
         if self._random.random() < 0.5:
