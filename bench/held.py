@@ -10,6 +10,9 @@ import sys
 import time
 from asyncio import events
 
+SAYS = "held for "
+"""What else the daemon says is for its log."""
+
 
 class Longest:
     def __init__(self) -> None:
@@ -26,7 +29,7 @@ class Longest:
         events.Handle._run = clocked  # type: ignore[method-assign]
 
     def say(self, *_: object) -> None:
-        sys.stdout.write(f"{self._took_s}\n")
+        sys.stdout.write(f"{SAYS}{self._took_s}\n")
         sys.stdout.flush()
         self._took_s = 0.0
 

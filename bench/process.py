@@ -72,11 +72,11 @@ class Process:
             last_words = "\n".join(self.said.splitlines()[-20:])
             raise ProcessError(f"{self._process.args} ended with status {self._process.returncode}:\n{last_words}")
 
-    async def until_said(self, count: int, within_s: float = 120.0) -> list[str]:
-        """Its lines, once there are so many."""
+    async def until_said(self, count: int, within_s: float = 120.0, *, beginning: str = "") -> list[str]:
+        """Its lines that begin so, once there are so many."""
         async with asyncio.timeout(within_s):
             while True:
-                lines = self.said.splitlines(keepends=True)
+                lines = [line for line in self.said.splitlines(keepends=True) if line.startswith(beginning)]
                 if len(lines) >= count and lines[count - 1].endswith("\n"):
                     return lines
                 self.check()

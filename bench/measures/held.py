@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 
 from bench.daemon import Daemon
+from bench.held import SAYS
 from bench.milo import SandboxMilo
 from bench.setting import Samples, Setting
 from bench.subscribers import opened, synced, together
@@ -56,5 +57,5 @@ class _Loop:
         """Since it was last asked."""
         self._asked += 1
         self._daemon.signal(signal.SIGUSR2)
-        *_, line = await self._daemon.until_said(self._asked)
-        return float(line)
+        *_, line = await self._daemon.until_said(self._asked, beginning=SAYS)
+        return float(line.removeprefix(SAYS))
