@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -10,8 +11,8 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
 from milo_discoveryd.registry.entry import Entry
-from milo_discoveryd.registry.events import Encode, Event, EventType
-from milo_discoveryd.registry.log import BATCH_BYTES, LEFT_PLACES, ChangeLog, Retention
+from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.log import LEFT_PLACES, ChangeLog, Retention
 from milo_discoveryd.registry.registry import Done, Registry
 
 WALL_AT_ZERO = 1_000_000.0
@@ -62,15 +63,9 @@ def cluster(
 class NamedLog(ChangeLog):
     """With entries by name, as a registry has them."""
 
-    def __init__(
-        self,
-        encode: Encode,
-        retention: Retention,
-        batch_bytes: int = BATCH_BYTES,
-        left_places: int = LEFT_PLACES,
-    ) -> None:
-        super().__init__(encode, retention, batch_bytes, left_places)
-        self._by_name: defaultdict[str, Entry] = defaultdict(Entry)
+    @cached_property
+    def _by_name(self) -> defaultdict[str, Entry]:
+        return defaultdict(Entry)
 
     def entry(self, name: str) -> Entry:
         return self._by_name[name]
