@@ -23,8 +23,8 @@ from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.signal import Signal
-from milo_discoveryd.server import frames
-from milo_discoveryd.server.revision import Seal
+from milo_discoveryd.server.calls import frames
+from milo_discoveryd.server.calls.revision import Seal
 from milo_discoveryd.telemetry.journal import Journal
 
 THREADS, LOOP = "threads", "loop"

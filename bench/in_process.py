@@ -15,7 +15,7 @@ from milo_discoveryd.reflect.wire import Decoder, Seen
 from milo_discoveryd.registry.events import Encode
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.server.frames import encoder
+from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics

@@ -101,9 +101,9 @@ class RealMilo:
 @asynccontextmanager
 async def real_milo(count: int, directory: Path) -> AsyncIterator[Milo]:
     """Milo's own API server with an etcd, as `./dev real` builds them."""
-    from tests.real.builds import say_to_stderr  # noqa: PLC0415 - they need Go, and nothing else here does
-    from tests.real.programs import programs  # noqa: PLC0415
-    from tests.real.servers import MiloApi  # noqa: PLC0415
+    from tests.end_to_end.real.builds import say_to_stderr  # noqa: PLC0415 - they need Go, and nothing else here does
+    from tests.end_to_end.real.programs import programs  # noqa: PLC0415
+    from tests.end_to_end.real.servers import MiloApi  # noqa: PLC0415
 
     found = await asyncio.to_thread(programs, say_to_stderr)
     api = MiloApi(found, Path(mkdtemp(prefix="real-", dir=directory)), proxied=False)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from bench import projects
 from bench.process import standard_input
-from milo_discoveryd.sandbox import Sandbox
-from milo_discoveryd.sandbox.resources import PROJECTS
+from milo_sandbox import Sandbox
+from milo_sandbox.resources import PROJECTS
 
 _DAY_S = 86_400.0
 _TICK_S = 0.01

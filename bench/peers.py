@@ -13,7 +13,7 @@ from bench.projects import MARK
 from bench.scale import Scale
 
 if TYPE_CHECKING:
-    from tests.real.builds import GoProgram
+    from tests.end_to_end.real.builds import GoProgram
 
 _HERE = Path(__file__).parent
 INFORMER_BINARY = "MILO_INFORMER"
@@ -61,7 +61,7 @@ def readers(scale: Scale) -> dict[str, Start]:
 
 @cache
 def informer() -> Path | None:
-    from tests.real.builds import GoProgram  # noqa: PLC0415 - see `_obtained`
+    from tests.end_to_end.real.builds import GoProgram  # noqa: PLC0415 - see `_obtained`
 
     given = os.environ.get(INFORMER_BINARY)
     program = GoProgram(
@@ -73,8 +73,8 @@ def informer() -> Path | None:
 @cache
 def provider() -> Path | None:
     """Milo's own, in a manager of multicluster-runtime."""
-    from tests.real.builds import PEER  # noqa: PLC0415 - see `_obtained`
-    from tests.real.programs import PEER_BINARY  # noqa: PLC0415
+    from tests.end_to_end.real.builds import PEER  # noqa: PLC0415 - see `_obtained`
+    from tests.end_to_end.real.programs import PEER_BINARY  # noqa: PLC0415
 
     given = os.environ.get(PEER_BINARY)
     return Path(given) if given else _obtained(PEER)
@@ -82,7 +82,7 @@ def provider() -> Path | None:
 
 def _obtained(program: "GoProgram") -> Path | None:
     # Building them takes Go, and nothing else here does.
-    from tests.real.builds import GoMissingError, UnobtainableError, obtain, say_to_stderr  # noqa: PLC0415
+    from tests.end_to_end.real.builds import GoMissingError, UnobtainableError, obtain, say_to_stderr  # noqa: PLC0415
 
     try:
         return obtain(program, say_to_stderr)

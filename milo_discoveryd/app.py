@@ -20,31 +20,25 @@ from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.schedule import Policy as Probing
 from milo_discoveryd.connectivity.schedule import Schedule, at_once
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
-from milo_discoveryd.discovery import Discovery
-from milo_discoveryd.errors import StartError
-from milo_discoveryd.judging import decoder, mode_of
+from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import Place
-from milo_discoveryd.listening import listeners, token_reviews
-from milo_discoveryd.memory.image import Origin
-from milo_discoveryd.memory.keeper import Keeper
 from milo_discoveryd.modes.mode import FixedMode, WatchedMode
-from milo_discoveryd.offers import Sources
 from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.liveness_policy import Watchfulness
 from milo_discoveryd.reflect.machine import Policy
-from milo_discoveryd.reflect.vigil import Watchfulness
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.guard import Guard, Limits
 from milo_discoveryd.registry.log import LET_GO_EVERY_S, ChangeLog, Retention
-from milo_discoveryd.reloading import Load, Reloading
 from milo_discoveryd.rights.quota import Limits as Quotas
-from milo_discoveryd.ruling import rights
-from milo_discoveryd.server.access import Access
-from milo_discoveryd.server.frames import encoder
-from milo_discoveryd.server.revision import Seal
+from milo_discoveryd.server.calls.access import Access
+from milo_discoveryd.server.calls.frames import encoder
+from milo_discoveryd.server.calls.revision import Seal
+from milo_discoveryd.server.calls.service import About, Service
 from milo_discoveryd.server.server import Server
-from milo_discoveryd.server.service import About, Service
+from milo_discoveryd.state_file.image import Origin
+from milo_discoveryd.state_file.keeper import Keeper
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import Board
 from milo_discoveryd.telemetry.journal import Journal
@@ -55,6 +49,12 @@ from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.watchers.driver import Watched
 from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.watchers.transport import open_transport
+from milo_discoveryd.wiring.config_reload import Load, Reloading
+from milo_discoveryd.wiring.credential_sources import Sources
+from milo_discoveryd.wiring.listeners import listeners, token_reviews
+from milo_discoveryd.wiring.mode import decoder, mode_of
+from milo_discoveryd.wiring.rules import rights
+from milo_discoveryd.wiring.source import Discovery
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider

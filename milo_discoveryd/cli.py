@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,31 @@ from milo_discoveryd import __version__
 # The parts of the daemon are imported by the commands that use them: `--version` and `--help` are quick without.
 # ruff: noqa: PLC0415
 
+COMMANDS_GROUP = "milo_discoveryd.commands"
+IN_SANDBOX_PACKAGE = ("sandbox", "demo")
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class _Commands(click.Group):
+    """The commands of this module, and those that other packages add by an entry point."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted({*super().list_commands(context), *entry_points(group=COMMANDS_GROUP).names})
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        own = super().get_command(context, name)
+        if own is not None:
+            return own
+        for found in entry_points(group=COMMANDS_GROUP, name=name):
+            command: click.Command = found.load()
+            return command
+        if name in IN_SANDBOX_PACKAGE:
+            raise click.UsageError(
+                f"{name!r} is part of the package milo-sandbox, which is not installed here", context
+            )
+        return None
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="milo-discoveryd")
 def main() -> None:
     """Discovers Milo project control planes and streams them to operators over gRPC."""
@@ -47,10 +71,10 @@ def run(config: Path | None, **flags: Any) -> None:
 
     Settings come from flags, then MILO_DISCOVERYD_... variables, then the file, then defaults.
     """
-    from milo_discoveryd import process
+    from milo_discoveryd import process_hardening
     from milo_discoveryd.imports import for_good, without
 
-    ignored = process.clean(os.environ)
+    ignored = process_hardening.clean(os.environ)
     # gRPC would print what it fails at in words of its own, beside ours; it reads this as it is loaded.
     os.environ["GRPC_VERBOSITY"] = "NONE"
 
@@ -63,8 +87,8 @@ def run(config: Path | None, **flags: Any) -> None:
         from milo_discoveryd.telemetry.logging import configure
 
     def start() -> Coroutine[Any, Any, None]:
-        process.close_off()
-        process.take_descriptors()
+        process_hardening.close_off()
+        process_hardening.take_descriptors()
         read = partial(load, _given(flags), dict(os.environ), config)
         settings = read()
         level = configure(settings.log.level, settings.log.format)
@@ -72,7 +96,7 @@ def run(config: Path | None, **flags: Any) -> None:
             structlog.get_logger().warning("environment ignored", variables=ignored)
         return Daemon(settings, load=read, file=named_file(os.environ, config)).run(level)
 
-    _run(start)
+    run_reporting_errors(start)
 
 
 @main.command()
@@ -98,43 +122,16 @@ def check(config: Path | None, identity: str | None, **flags: Any) -> None:
         )
         sys.exit(await looking)
 
-    _run(start)
-
-
-@main.command()
-@click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT")
-@click.option("--projects", default=10, show_default=True, type=click.IntRange(0, 1_000_000))
-@click.option("--churn", default=0.0, show_default=True, type=click.FloatRange(0, 1000), help="Changes per second.")
-@click.option("--kubeconfig-out", type=click.Path(path_type=Path), metavar="FILE")
-def sandbox(listen: str, projects: int, churn: float, kubeconfig_out: Path | None) -> None:
-    """An embedded Milo API, for demos and operators' tests."""
-    from milo_discoveryd.sandbox.command import serve
-
-    _run(lambda: serve(listen, projects, churn, kubeconfig_out))
-
-
-@main.command()
-@click.option("--seconds", type=click.FloatRange(min=0), help="End after so long.  [default: at Ctrl-C]")
-@click.option("--churn", default=5.0, show_default=True, type=click.FloatRange(0.01, 100), help="Changes per second.")
-@click.option(
-    "--kubeconfig",
-    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
-    help="Of a Milo API that there is; it is watched, and nothing is changed in it.  [default: one of the demo's own]",
-)
-def demo(seconds: float | None, churn: float, kubeconfig: Path | None) -> None:
-    """A Milo API with life in it, the daemon and a subscriber, in this terminal."""
-    from milo_discoveryd.demo.demo import demo as show
-
-    _run(lambda: show(seconds, churn, kubeconfig))
+    run_reporting_errors(start)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, object]:
     return {name: value for name, value in flags.items() if value not in (None, ())}
 
 
-def _run(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
+def run_reporting_errors(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Foreseen errors end as a line each on standard error and status 1; others are ours, and show where they are."""
-    from milo_discoveryd.errors import DiscoveryError
+    from milo_discoveryd.daemon_errors import DiscoveryError
 
     try:
         asyncio.run(start())

@@ -6,25 +6,25 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.reliability import of_row
+from tests.support.reliability_matrix import of_row
 
 # What a shell starts in the background is deaf to interrupts, and so would be all that the tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ON_REAL_SERVERS = "built"
-"""The fixture that whoever needs real API servers asks for, by whatever way (tests/real)."""
+"""The fixture that whoever needs real API servers asks for, by whatever way (tests/end_to_end/real)."""
 TOGETHER = (
-    "tests/scenarios/test_scenarios.py",
-    "tests/deploy/test_image.py",
-    "tests/deploy/test_packages.py",
-    "tests/mutants/",
-    "tests/real/",
+    "tests/end_to_end/scenarios/test_scenarios.py",
+    "tests/tooling/deploy/test_image.py",
+    "tests/tooling/deploy/test_packages.py",
+    "tests/tooling/mutants/",
+    "tests/end_to_end/real/",
 )
 """Files whose tests share what takes long to make, or play ahead of themselves: each stays on one of the processes that
 share the tests."""
 
-LONGEST = "tests/real/test_faults.py"
+LONGEST = "tests/end_to_end/real/test_faults.py"
 """Nothing runs for as long as this one, so each of its modes is a part of its own."""
 
 

@@ -17,6 +17,7 @@ FORM = r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?"
 COPIES = {
     "pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discovery-client==)([^"]+)'),
     "clients/python/pyproject.toml": (r'(?m)(^version = ")([^"]+)',),
+    "sandbox/pyproject.toml": (r'(?m)(^version = ")([^"]+)',),
     "Dockerfile": (r"(ARG VERSION=)(\S+)", r"(build -t milo-discoveryd:)(\S+)"),
     "docs/deploying.md": (r"(build -t milo-discoveryd:)([0-9a-z.]+)",),
     "deploy/**/*.yaml": (r"(image: milo-discoveryd:)(\S+)", r"(newTag: )(\S+)"),

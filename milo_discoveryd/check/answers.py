@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 import msgspec
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
-from milo_discoveryd.errors import TransportError
+from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.modes.mode import Resource
 
 VERBS = ("get", "list", "watch")

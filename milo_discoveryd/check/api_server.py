@@ -10,7 +10,7 @@ from cryptography import x509
 from milo_discoveryd.check import answers
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.credentials import Upstream
-from milo_discoveryd.errors import DiscoveryError, TransportError
+from milo_discoveryd.daemon_errors import DiscoveryError, TransportError
 from milo_discoveryd.modes.mode import Resource
 from milo_discoveryd.watchers.transport import Transport
 

@@ -4,9 +4,9 @@ import time
 from collections.abc import Sequence
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
-from milo_discoveryd.credentials.client_certificate import SigningClientCertificates
-from milo_discoveryd.credentials.minting import MintingSource, Scope, Wanted
-from milo_discoveryd.errors import CredentialError, UnfitError
+from milo_discoveryd.credentials.sources.client_certificate import SigningClientCertificates
+from milo_discoveryd.credentials.sources.minting import MintingSource, Scope, Wanted
+from milo_discoveryd.daemon_errors import CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 
 _NOBODY = Target(name="check", uid="00000000-0000-0000-0000-000000000000", place=("https://check.invalid",))

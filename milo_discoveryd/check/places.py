@@ -11,9 +11,9 @@ from pathlib import Path
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.config import TcpAddress, UnixAddress
 from milo_discoveryd.config.listeners import Tls
-from milo_discoveryd.errors import StartError
-from milo_discoveryd.server.certificates import ServerTls
-from milo_discoveryd.server.socket_file import folder_problem
+from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.server.connections.socket_file import folder_problem
+from milo_discoveryd.server.connections.tls_certificates import ServerTls
 
 
 def unix_socket(address: UnixAddress) -> Finding:

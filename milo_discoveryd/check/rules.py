@@ -6,7 +6,7 @@ from milo_discoveryd.check.finding import Finding, ok, warn
 from milo_discoveryd.config import Rule, Settings
 from milo_discoveryd.config.sources import DatumServiceAccount, Exec, TokenFile, TokenRequest
 from milo_discoveryd.rights.rights import Terms
-from milo_discoveryd.ruling import rights
+from milo_discoveryd.wiring.rules import rights
 
 _KNOWN_WITH = {"uid": "peer_credentials", "gid": "peer_credentials", "san": "tls", "user": "tokens", "group": "tokens"}
 

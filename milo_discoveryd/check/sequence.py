@@ -13,12 +13,12 @@ from milo_discoveryd.check.reviewing import reviewing
 from milo_discoveryd.check.rules import rules
 from milo_discoveryd.config import Settings, UnixAddress
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
-from milo_discoveryd.errors import ConfigError
-from milo_discoveryd.listening import token_reviews
+from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.modes.mode import Resource
-from milo_discoveryd.offers import Sources
 from milo_discoveryd.watchers.transport import open_transport
+from milo_discoveryd.wiring.credential_sources import Sources
+from milo_discoveryd.wiring.listeners import token_reviews
 
 _BOOKMARKS_EVERY_S = 60.2  # seen of kube-apiserver; Milo's is built from the same libraries
 

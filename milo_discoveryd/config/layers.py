@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from pydantic import BaseModel
 
-from milo_discoveryd import strictyaml
+from milo_discoveryd import yaml_document
 from milo_discoveryd.config.settings import Settings
 
 Key: TypeAlias = tuple[str, ...]
@@ -116,11 +116,11 @@ def _is_elses(name: str) -> bool:
 def from_file(path: Path) -> Layer:
     try:
         with path.open("rb") as stream:
-            content = stream.read(strictyaml.MAX_BYTES + 1)
-        document = strictyaml.read(content, scalars="text")
+            content = stream.read(yaml_document.MAX_BYTES + 1)
+        document = yaml_document.read(content, scalars="text")
     except OSError as error:
         return Layer({}, (Problem(f"file {path}", f"cannot be read: {error.strerror or error}"),))
-    except strictyaml.DocumentError as error:
+    except yaml_document.DocumentError as error:
         line = f" line {error.line}" if error.line else ""
         return Layer({}, (Problem(f"file {path}{line}", error.message),))
     reader = _FileReader(path, document)
@@ -129,7 +129,7 @@ def from_file(path: Path) -> Layer:
 
 
 class _FileReader:
-    def __init__(self, path: Path, document: strictyaml.Document) -> None:
+    def __init__(self, path: Path, document: yaml_document.Document) -> None:
         self._path = path
         self._document = document
         self.given: dict[Key, Given] = {}

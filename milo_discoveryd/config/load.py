@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 from milo_discoveryd.config import layers, values
 from milo_discoveryd.config.layers import Given, Key, Problem
 from milo_discoveryd.config.settings import Settings
-from milo_discoveryd.errors import ConfigError
+from milo_discoveryd.daemon_errors import ConfigError
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Settings:

@@ -3,13 +3,13 @@
 Secrets live in `Secret`, which masks itself; no message made here holds one.
 """
 
-from milo_discoveryd.credentials.choice import load_discovery_upstream, load_project_upstream
+from milo_discoveryd.credentials.authentication.api_servers import load_discovery_upstream, load_project_upstream
+from milo_discoveryd.credentials.authentication.in_cluster import load_in_cluster
+from milo_discoveryd.credentials.authentication.kubeconfig import load_kubeconfig
+from milo_discoveryd.credentials.authentication.source import CredentialSource
+from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential
-from milo_discoveryd.credentials.in_cluster import load_in_cluster
-from milo_discoveryd.credentials.kubeconfig import load_kubeconfig
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.source import CredentialSource
-from milo_discoveryd.credentials.upstream import Upstream
 
 __all__ = [
     "ClientCertificate",

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.errors import CredentialError
+from milo_discoveryd.daemon_errors import CredentialError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from milo_discoveryd.errors import CredentialError
+from milo_discoveryd.daemon_errors import CredentialError
 
 MAX_BYTES = 1 << 20
 REREAD_EVERY_S = 60.0  # whatever its status says: some file systems keep time in whole seconds

@@ -10,7 +10,7 @@ import msgspec
 
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.errors import BackendError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
 
 SKEW_S = 30.0
 """How far two well-kept clocks may be apart."""

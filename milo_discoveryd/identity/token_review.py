@@ -12,9 +12,9 @@ import msgspec
 import structlog
 
 from milo_discoveryd.credentials import jwt
-from milo_discoveryd.credentials.cluster_api import ClusterApi, read, refuse
-from milo_discoveryd.errors import BackendError, TransportError
-from milo_discoveryd.identity.verdicts import Rejected, User, Verdict, Verdicts
+from milo_discoveryd.credentials.sources.cluster_api import ClusterApi, read, refuse
+from milo_discoveryd.daemon_errors import BackendError, TransportError
+from milo_discoveryd.identity.token_review_cache import Rejected, User, Verdict, Verdicts
 
 log = structlog.get_logger()
 

@@ -16,8 +16,8 @@ import msgspec
 
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.minted import Minted
-from milo_discoveryd.credentials.minting import MintingSource, Scope
-from milo_discoveryd.errors import CredentialError, UnfitError
+from milo_discoveryd.credentials.sources.minting import MintingSource, Scope
+from milo_discoveryd.daemon_errors import CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs import rendering
 from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
 from milo_discoveryd.kubeconfigs.lease import Draw, refresh_at

@@ -17,8 +17,8 @@ import msgspec
 import structlog
 
 from milo_discoveryd.credentials.minted import Minted
-from milo_discoveryd.credentials.minting import MintingSource, RevokingSource, Scope, Wanted
-from milo_discoveryd.errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.credentials.sources.minting import MintingSource, RevokingSource, Scope, Wanted
+from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs.lease import Draw, Lease
 from milo_discoveryd.kubeconfigs.pace import Pace
 from milo_discoveryd.model.cluster import Cluster, Target

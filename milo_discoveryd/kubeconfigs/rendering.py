@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.errors import UnfitError
+from milo_discoveryd.daemon_errors import UnfitError
 
 COMMAND = "milo-discovery"
 ADDRESS_VARIABLE = "MILO_DISCOVERY_ADDRESS"

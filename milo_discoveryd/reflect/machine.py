@@ -18,7 +18,7 @@ import msgspec
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.vigil import Watchfulness
+from milo_discoveryd.reflect.liveness_policy import Watchfulness
 from milo_discoveryd.reflect.wire import Bookmark, Event, Ignored, Junk, Page, Refused, Removed, Seen
 
 # --- what the driver is asked to do ---

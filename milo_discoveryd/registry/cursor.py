@@ -4,8 +4,8 @@ import msgspec
 
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Wanted
+from milo_discoveryd.registry.filter_transition import Turn, turn
 from milo_discoveryd.registry.log import Ahead, ChangeLog, Part, Slice, Snapshot
-from milo_discoveryd.registry.turn import Turn, turn
 
 
 class Batch(msgspec.Struct, frozen=True):

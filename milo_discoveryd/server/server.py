@@ -10,15 +10,15 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from milo_discoveryd.errors import StartError
-from milo_discoveryd.server.access import Audit
-from milo_discoveryd.server.front import Front
-from milo_discoveryd.server.identifying import Reviews, anybody, by_token
-from milo_discoveryd.server.interceptor import CallTally, Interceptor
-from milo_discoveryd.server.listener import Listener, TcpAddress, UnixAddress
-from milo_discoveryd.server.refusals import Refusals
-from milo_discoveryd.server.service import NAME, Service, handlers
-from milo_discoveryd.server.socket_file import SocketFile
+from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.server.calls.access import Audit
+from milo_discoveryd.server.calls.interceptor import CallTally, Interceptor
+from milo_discoveryd.server.calls.service import NAME, Service, handlers
+from milo_discoveryd.server.connections.acceptor import Front
+from milo_discoveryd.server.connections.authentication import Reviews, anybody, by_token
+from milo_discoveryd.server.connections.listener import Listener, TcpAddress, UnixAddress
+from milo_discoveryd.server.connections.rejected_callers import Refusals
+from milo_discoveryd.server.connections.socket_file import SocketFile
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -132,7 +132,7 @@ class Server:
     def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
         interceptors: list[grpc.aio.ServerInterceptor] = [Interceptor(self._tally)]
         if self._traces is not None:
-            from milo_discoveryd.server.tracing import Tracing  # noqa: PLC0415 - it imports what is an extra
+            from milo_discoveryd.server.calls.tracing import Tracing  # noqa: PLC0415 - it imports what is an extra
 
             interceptors.insert(0, Tracing(self._traces))
         return interceptors

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import structlog
 
-from milo_discoveryd.errors import StartError
+from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.rights.rights import Recipient
 from milo_discoveryd.rights.who import proved

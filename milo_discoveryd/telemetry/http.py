@@ -12,7 +12,7 @@ from prometheus_client import exposition
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from milo_discoveryd.errors import StartError
+from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.telemetry import status_page
 from milo_discoveryd.telemetry.board import Board
 from milo_discoveryd.telemetry.metrics import Metrics

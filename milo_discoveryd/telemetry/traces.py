@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from milo_discoveryd.errors import StartError
+from milo_discoveryd.daemon_errors import StartError
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider

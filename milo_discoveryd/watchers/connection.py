@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import aiohttp
 
 from milo_discoveryd import __version__
-from milo_discoveryd.credentials.tls import TlsIdentity
+from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.imports import lazily
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from milo_discoveryd.model.source import SourceStatus
 from milo_discoveryd.reflect import retry_after
 from milo_discoveryd.reflect.deletions import Answer as Verdict
 from milo_discoveryd.reflect.deletions import Found, NotFound, Question, Suspicions, Unanswered
+from milo_discoveryd.reflect.liveness_policy import Watchfulness
 from milo_discoveryd.reflect.machine import Failure, FetchPage, Finding, OpenWatch, Reflector, Wait
-from milo_discoveryd.reflect.vigil import Watchfulness
 from milo_discoveryd.reflect.wire import Decoder, Lines, LineTooLongError, PageError, refusal
-from milo_discoveryd.watchers.lifeline import Lifeline, UnresponsiveError
+from milo_discoveryd.watchers.liveness_probe import Lifeline, UnresponsiveError
 from milo_discoveryd.watchers.transport import Answer, Stream, TransportError
 
 BEGINS_WITHIN_S = 300.0

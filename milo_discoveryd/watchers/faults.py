@@ -5,7 +5,7 @@ import ssl
 
 import aiohttp
 
-from milo_discoveryd.errors import CredentialError, TransportCause, TransportError
+from milo_discoveryd.daemon_errors import CredentialError, TransportCause, TransportError
 
 # What aiohttp, the sockets under it and the clock over it raise, and what our credential sources do.
 FOREIGN = (aiohttp.ClientError, ssl.SSLError, OSError, asyncio.TimeoutError, CredentialError)

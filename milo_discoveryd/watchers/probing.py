@@ -10,8 +10,8 @@ import aiohttp
 from milo_discoveryd import __version__
 from milo_discoveryd.connectivity.schedule import Failed, Outcome, Reached
 from milo_discoveryd.credentials import Credential, Upstream
-from milo_discoveryd.credentials.tls import TlsIdentity
-from milo_discoveryd.errors import TransportError
+from milo_discoveryd.credentials.authentication.tls import TlsIdentity
+from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.watchers.proxy import environment_proxy
 from milo_discoveryd.watchers.transport import translated

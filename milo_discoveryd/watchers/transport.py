@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 import aiohttp
 
 from milo_discoveryd.credentials import Credential, Upstream
-from milo_discoveryd.credentials.tls import TlsIdentity
-from milo_discoveryd.errors import TransportError
+from milo_discoveryd.credentials.authentication.tls import TlsIdentity
+from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.watchers.connection import REDIRECTS, Connection
 from milo_discoveryd.watchers.faults import FOREIGN, translate
 from milo_discoveryd.watchers.proxy import environment_proxy

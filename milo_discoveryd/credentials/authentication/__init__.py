@@ -1,0 +1,1 @@
+"""How the daemon authenticates to API servers."""

@@ -1,0 +1,194 @@
+"""Credentials from a command: the exec plugins of kubeconfigs (client.authentication.k8s.io, v1 and v1beta1).
+
+A plugin is somebody else's program between us and the API server. It may hang, prompt, flood its output, leave children
+behind, or print its secret with its error: each is bounded here.
+"""
+
+import asyncio
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+
+from milo_discoveryd.credentials.authentication import external_command
+from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
+from milo_discoveryd.credentials.secret import Secret
+from milo_discoveryd.daemon_errors import CredentialError
+
+TIMEOUT_S = 60.0
+MAX_OUTPUT = 1 << 20
+MAX_COMPLAINT = 500  # characters of a plugin's stderr that go into an error
+# A refused or failing credential asks for another at each attempt, and each is a process and often a call to an
+# identity provider: not more often than this.
+REPEAT_AFTER_S = 5.0
+
+_TOKEN_LIKE = re.compile(
+    r"""(?ix)
+    eyJ[\w-]+(\.[\w-]+)*                                            # a JWT
+    | (?<=bearer\s)\S+
+    | (?<=://)[^/\s@]+(?=@)                                         # user:password@ of a URL
+    | (?:(?<=token)|(?<=secret)|(?<=password)|(?<=key)|(?<=assertion)) ["']?\s*[=:]\s*["']?\S+
+    | -----BEGIN[\s\S]+?(?:-----END[^-]*-----|\Z)
+    | [A-Za-z0-9+/_=-]{32,}
+    """
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecCommand:
+    api_version: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    install_hint: str = ""
+    cluster: Callable[[], Mapping[str, object]] | None = None
+    """Makes the plugin's `spec.cluster`, where the kubeconfig says provideClusterInfo."""
+
+
+class _Status(msgspec.Struct, frozen=True, rename="camel"):
+    token: str = ""
+    client_certificate_data: str = ""
+    client_key_data: str = ""
+    expiration_timestamp: Annotated[datetime, msgspec.Meta(tz=True)] | None = None
+
+
+class _ExecCredential(msgspec.Struct, frozen=True, rename="camel"):
+    api_version: str
+    kind: str
+    status: _Status | None = None
+
+
+_DECODER = msgspec.json.Decoder(_ExecCredential)
+
+
+@dataclass(frozen=True)
+class _Issued:
+    credential: Credential
+    at: float
+    expires_at: float | None
+
+    def renew_at(self) -> float:
+        """Ahead of its end by a fifth of its life, though never by more than five minutes or less than ten seconds."""
+        if self.expires_at is None:
+            return float("inf")
+        return self.expires_at - max(10.0, min(300.0, 0.2 * (self.expires_at - self.at)))
+
+
+class ExecPlugin:
+    """Runs the command when a credential is needed and keeps what it said until shortly before that ends."""
+
+    def __init__(
+        self, command: ExecCommand, *, timeout_s: float = TIMEOUT_S, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._command = command
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._issued: _Issued | None = None
+        self._ran_at = float("-inf")
+        self._failure: str | None = None
+        # Held while the plugin runs, so that it runs once however many ask. Who waits finds the answer when it is free,
+        # and a caller that is cancelled takes down its own run only.
+        self._single_flight = asyncio.Lock()
+
+    async def credential(self, *, refused: Credential | None = None) -> Credential:
+        async with self._single_flight:
+            now = self._clock()
+            held = self._usable(now)
+            if held is not None and held.credential != refused and now < held.renew_at():
+                return held.credential
+            if 0 <= now - self._ran_at < REPEAT_AFTER_S:
+                if held is not None:
+                    return held.credential
+                if self._failure is not None:
+                    raise CredentialError(self._failure)
+            if held is not None and held.credential == refused:
+                held = None
+            return await self._renewed(held)
+
+    async def _renewed(self, held: _Issued | None) -> Credential:
+        self._ran_at, self._failure = self._clock(), None
+        try:
+            self._issued = read_answer(await self._run(), self._command, self._clock())
+        except CredentialError as error:
+            self._failure = str(error)
+            if held is not None:
+                return held.credential  # its renewal failed, and it has some life left: the next attempt is soon
+            raise
+        return self._issued.credential
+
+    def _usable(self, now: float) -> _Issued | None:
+        issued = self._issued
+        if issued is None or (issued.expires_at is not None and now >= issued.expires_at):
+            return None
+        return issued
+
+    async def _run(self) -> bytes:
+        command = self._command
+        environment = {**os.environ, **command.environment, "KUBERNETES_EXEC_INFO": _exec_info(command)}
+        try:
+            outcome = await external_command.run(
+                command.argv, environment, timeout_s=self._timeout_s, output_limit=MAX_OUTPUT
+            )
+        except OSError as error:
+            raise CredentialError(self._complaint(f"cannot be started: {error.strerror or error}")) from None
+        match outcome.end:
+            case "timeout":
+                raise CredentialError(self._complaint(f"did not finish within {self._timeout_s:g} s"))
+            case "flood":
+                raise CredentialError(self._complaint(f"printed more than {MAX_OUTPUT} bytes"))
+        if outcome.status != 0:
+            raise CredentialError(self._complaint(f"ended with status {outcome.status}: {redacted(outcome.errors)}"))
+        return outcome.output
+
+    def _complaint(self, what: str) -> str:
+        return _complaint(self._command, what)
+
+
+def _exec_info(command: ExecCommand) -> str:
+    spec: dict[str, object] = {"interactive": False}
+    if command.cluster is not None:
+        spec["cluster"] = command.cluster()
+    return msgspec.json.encode({"apiVersion": command.api_version, "kind": "ExecCredential", "spec": spec}).decode()
+
+
+def read_answer(output: bytes, command: ExecCommand, now: float) -> _Issued:
+    def wrong(what: str) -> CredentialError:
+        return CredentialError(_complaint(command, what))
+
+    try:
+        answer = _DECODER.decode(output)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise wrong(f"did not print an ExecCredential: {error}") from None
+    if answer.kind != "ExecCredential" or answer.api_version != command.api_version:
+        raise wrong(f"printed a {answer.kind} of {answer.api_version}, not an ExecCredential of {command.api_version}")
+    status = answer.status or _Status()
+    if bool(status.client_certificate_data) != bool(status.client_key_data):
+        raise wrong("printed a client certificate without its key, or a key without its certificate")
+    if not status.token and not status.client_certificate_data:
+        raise wrong("printed neither a token nor a client certificate")
+    expires_at = status.expiration_timestamp.timestamp() if status.expiration_timestamp else None
+    if expires_at is not None and expires_at <= now:
+        raise wrong(f"printed a credential that ended at {status.expiration_timestamp:%Y-%m-%dT%H:%M:%SZ}")
+    certificate = None
+    if status.client_certificate_data:
+        certificate = ClientCertificate(
+            chain=status.client_certificate_data.encode(), key=Secret(status.client_key_data)
+        )
+    token = token_of(status.token, f"the token of exec plugin {command.argv[0]}") if status.token else None
+    return _Issued(Credential(token=token, certificate=certificate, expires_at=expires_at), now, expires_at)
+
+
+def _complaint(command: ExecCommand, what: str) -> str:
+    hint = f" ({redacted(command.install_hint.encode())})" if command.install_hint else ""
+    return f"exec plugin {command.argv[0]} {what}{hint}"
+
+
+def redacted(output: bytes) -> str:
+    """The end of what a plugin said, on one line, without what looks like a secret."""
+    text = _TOKEN_LIKE.sub("***", output.decode(errors="replace"))
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return text if len(text) <= MAX_COMPLAINT else "..." + text[-MAX_COMPLAINT:]

@@ -1,0 +1,326 @@
+"""A kubeconfig, read strictly, to the one API server its current context names.
+
+What is refused is refused by name and with what to do instead: a daemon that goes on without the proxy, the CA or the
+credential it was told to use is worse than one that does not start.
+"""
+
+import base64
+import binascii
+import ipaddress
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import urlsplit
+
+from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand, ExecPlugin
+from milo_discoveryd.credentials.authentication.kubeconfig_file import (
+    Cluster,
+    Exec,
+    Kubeconfig,
+    Named,
+    NamedCluster,
+    User,
+    parse,
+)
+from milo_discoveryd.credentials.authentication.source import CredentialSource, FileCredential, StaticCredential
+from milo_discoveryd.credentials.authentication.upstream import Upstream
+from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
+from milo_discoveryd.credentials.files import FileContent
+from milo_discoveryd.credentials.secret import Secret
+from milo_discoveryd.daemon_errors import ConfigError, CredentialError
+
+_EXEC_EXTENSION = "client.authentication.k8s.io/exec"
+_EXEC_VERSIONS = ("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")
+_PROXY_SCHEMES = ("http", "https")
+
+Entry = TypeVar("Entry", bound=Named)
+
+
+def load_kubeconfig(path: Path, plugins: Collection[str] = ()) -> Upstream:
+    """Raises ConfigError with everything that is wrong with the file, which is followed from then on.
+
+    `plugins` are the commands that it may have run as exec credential plugins, as it writes them; "*" is any.
+    """
+
+    def read() -> Upstream:
+        return _Reader(path, parse(path), plugins).upstream()
+
+    found = read()
+    if not path.is_file():
+        return found  # a shell's <(command), which can be read once
+    return replace(found, credentials=FollowedCredential(FileContent(path), found, read))
+
+
+class FollowedCredential:
+    """The credential of a kubeconfig that is replaced while we run: a mounted Secret's, or that of a new login.
+
+    Only the credential is taken from the new one. A new server or authority takes a restart: what leads the daemon to
+    another fleet should be seen to.
+    """
+
+    def __init__(self, file: FileContent, loaded: Upstream, read: Callable[[], Upstream]) -> None:
+        self._file = file
+        self._loaded = loaded
+        self._read = read
+        self._content = file.read()
+
+    @property
+    def current(self) -> CredentialSource:
+        """Where the credential comes from, by the kubeconfig as it was last read."""
+        return self._loaded.credentials
+
+    async def credential(self, *, refused: Credential | None = None) -> Credential:
+        content = self._file.read(anew=refused is not None)
+        if content != self._content:
+            self._follow()
+            self._content = content
+        return await self._loaded.credentials.credential(refused=refused)
+
+    def _follow(self) -> None:
+        try:
+            found = self._read()
+        except ConfigError as error:
+            raise CredentialError(f"the kubeconfig was replaced by one that cannot be used: {error}") from None
+        if found.server != self._loaded.server:
+            raise CredentialError(
+                f"kubeconfig {self._file.path} was replaced, and names {found.server} now: restart to follow it there"
+            )
+        self._loaded = found
+
+
+@dataclass
+class _Reader:
+    path: Path
+    content: Kubeconfig
+    plugins: Collection[str]
+    problems: list[str] = field(default_factory=list)
+
+    def upstream(self) -> Upstream:
+        name = self.content.current_context
+        if not name:
+            self._wrong("has no current-context (kubectl config use-context sets it)")
+            self._give_up()
+        context = self._named(self.content.contexts, name, "context")
+        if context is None:
+            self._give_up()
+        cluster = self._named(self.content.clusters, context.context.cluster, "cluster")
+        user = self._named(self.content.users, context.context.user, "user") if context.context.user else None
+        if cluster is None or (user is None and context.context.user):
+            self._give_up()
+        upstream = self._build(cluster, (user and user.user) or User())
+        if upstream is None or self.problems:
+            self._give_up()
+        return upstream
+
+    def _build(self, named: NamedCluster, user: User) -> Upstream | None:
+        about = f'cluster "{named.name}"'
+        cluster = named.cluster
+        server = self._server(cluster.server, about)
+        if cluster.insecure_skip_tls_verify:
+            self._wrong(
+                f"{about} says insecure-skip-tls-verify, and a daemon that hands out clusters must know whom it asks: "
+                "give certificate-authority-data, or tls-server-name where only the name differs"
+            )
+        authorities = self._pem(cluster.certificate_authority, cluster.certificate_authority_data, about, "authority")
+        credentials = self._credentials(user, named, authorities)
+        proxy = self._proxy(cluster.proxy_url, about)
+        if server is None or credentials is None:
+            return None
+        if server.startswith("http://") and user != User() and not _is_loopback(server):
+            self._wrong(
+                f"{about} has a server without TLS, over which the credential would travel in the clear: use https"
+            )
+        return Upstream(
+            server=server,
+            origin=str(self.path),
+            credentials=credentials,
+            authorities=authorities,
+            tls_server_name=cluster.tls_server_name or None,
+            proxy=proxy,
+        )
+
+    def _server(self, server: str, about: str) -> str | None:
+        problem = server_problem(server)
+        if problem is None:
+            return server.rstrip("/")
+        self._wrong(f"{about} has the server {server!r}, which {problem}")
+        return None
+
+    def _proxy(self, url: str, about: str) -> Secret | None:
+        if not url:
+            return None
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in _PROXY_SCHEMES and parts.hostname and (parts.port is None or parts.port)
+        except ValueError:
+            good = False
+        if not good:
+            # Its text is not shown: it may hold a password.
+            self._wrong(
+                f"{about} has a proxy-url that is not http://HOST:PORT or https://HOST:PORT (SOCKS is not supported)"
+            )
+        return Secret(url)
+
+    def _credentials(
+        self, user: User, named: NamedCluster, authorities: FileContent | bytes | None
+    ) -> CredentialSource | None:
+        before = len(self.problems)
+        self._refuse_unsupported(user)
+        if user.exec is not None:
+            return self._exec(user.exec, named, authorities)
+        fixed = Credential()
+        token_file = FileContent(self._resolve(user.token_file)) if user.token_file else None
+        if user.token and token_file is None:  # kubectl prefers the file where both are given
+            fixed = self._attempt(lambda: Credential(token=token_of(user.token, "the token"))) or fixed
+        chain = self._pem(user.client_certificate, user.client_certificate_data, "user", "certificate")
+        key = self._pem(user.client_key, user.client_key_data, "user", "key")
+        if (chain is None) != (key is None) and len(self.problems) == before:
+            self._wrong("user has a client certificate without its key, or a key without its certificate: give both")
+        if len(self.problems) > before:
+            return None
+        return self._combined(fixed, token_file, chain, key)
+
+    def _combined(
+        self,
+        fixed: Credential,
+        token_file: FileContent | None,
+        chain: FileContent | bytes | None,
+        key: FileContent | bytes | None,
+    ) -> CredentialSource:
+        if isinstance(chain, bytes) and isinstance(key, bytes):
+            pair = ClientCertificate(chain=chain, key=Secret(key.decode(errors="replace")))
+            fixed = Credential(token=fixed.token, certificate=pair)
+            chain = key = None
+        if token_file is None and chain is None:
+            return StaticCredential(fixed)
+        if isinstance(chain, bytes) or isinstance(key, bytes):
+            self._wrong("user has one of certificate and key as data and the other as a file: give both in one way")
+            chain = key = None
+        return FileCredential(fixed=fixed, token=token_file, chain=chain, key=key)
+
+    def _refuse_unsupported(self, user: User) -> None:
+        if user.auth_provider is not None:
+            self._wrong(
+                "user has an auth-provider, which Kubernetes has dropped: use an exec credential plugin or a tokenFile"
+            )
+        if user.username or user.password:
+            self._wrong(
+                "user has a username and password, which API servers no longer take: use a token or a certificate"
+            )
+        if user.impersonate:
+            self._wrong('user impersonates somebody ("as"): give the daemon an identity of its own')
+
+    def _exec(
+        self, spec: Exec, named: NamedCluster, authorities: FileContent | bytes | None
+    ) -> CredentialSource | None:
+        if spec.api_version not in _EXEC_VERSIONS:
+            self._wrong(
+                f"user has an exec plugin of {spec.api_version!r}; supported are {' and '.join(_EXEC_VERSIONS)}"
+            )
+            return None
+        if not spec.command:
+            self._wrong("user has an exec plugin without a command")
+            return None
+        if spec.interactive_mode == "Always":
+            self._wrong("user has an exec plugin that needs a terminal (interactiveMode: Always); a daemon has none")
+            return None
+        if spec.command not in self.plugins and "*" not in self.plugins:
+            self._wrong(
+                f"user has an exec plugin, {spec.command}, and none is run that isn't named: add it to exec_plugins, "
+                "if whoever writes the kubeconfig may have the daemon run it"
+            )
+            return None
+        command = spec.command
+        if "/" in command:
+            command = str(self._resolve(command))
+        return ExecPlugin(
+            ExecCommand(
+                api_version=spec.api_version,
+                argv=(command, *(spec.args or ())),
+                environment={variable.name: variable.value for variable in spec.env or ()},
+                install_hint=spec.install_hint,
+                cluster=(lambda: _cluster_info(named.cluster, authorities)) if spec.provide_cluster_info else None,
+            )
+        )
+
+    def _pem(self, file: str, data: str, about: str, what: str) -> FileContent | bytes | None:
+        """Data wins over a file, as it does for kubectl."""
+        if data:
+            try:
+                return base64.b64decode(data, validate=True)
+            except binascii.Error:
+                self._wrong(f"{about} has {what} data that is not base64")
+                return None
+        if not file:
+            return None
+        content = FileContent(self._resolve(file))
+        self._attempt(content.read)
+        return content
+
+    def _resolve(self, file: str) -> Path:
+        if "\0" in file:
+            self._wrong("names a file with a NUL in its name")
+            self._give_up()
+        return self.path.absolute().parent / file
+
+    def _named(self, entries: list[Entry] | None, name: str, kind: str) -> Entry | None:
+        found = [entry for entry in entries or () if entry.name == name]
+        if found:
+            return found[0]
+        there_are = ", ".join(entry.name for entry in entries or ()) or "none"
+        self._wrong(f"has no {kind} {name!r}; there are: {there_are}")
+        return None
+
+    def _attempt(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except CredentialError as error:
+            self._wrong(f"user or cluster: {error}")
+            return None
+
+    def _wrong(self, complaint: str) -> None:
+        self.problems.append(f"kubeconfig {self.path}: {complaint}")
+
+    def _give_up(self) -> NoReturn:
+        raise ConfigError(self.problems)
+
+
+def server_problem(server: str) -> str | None:
+    """What is wrong with an API server's URL, as the end of a sentence."""
+    try:
+        parts = urlsplit(server)
+        port = parts.port
+    except ValueError:
+        return "is not a URL"
+    if parts.scheme not in {"https", "http"} or not parts.hostname or port == 0:
+        return "is not https://HOST[:PORT][/PREFIX]"
+    if parts.username is not None or parts.query or parts.fragment:
+        return "has a user, a query or a fragment in it: only https://HOST[:PORT][/PREFIX] is allowed"
+    if any(segment in {".", ".."} for segment in parts.path.split("/")) or "%" in parts.path:
+        return "has a path that another program could read as another one: no dots alone, no percent signs"
+    return None
+
+
+def _is_loopback(server: str) -> bool:
+    host = urlsplit(server).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _cluster_info(cluster: Cluster, authorities: FileContent | bytes | None) -> Mapping[str, object]:
+    """`spec.cluster` of the ExecCredential that a plugin is given."""
+    authority = authorities.read() if isinstance(authorities, FileContent) else authorities
+    info: dict[str, object] = {"server": cluster.server}
+    if cluster.tls_server_name:
+        info["tls-server-name"] = cluster.tls_server_name
+    if authority is not None:
+        info["certificate-authority-data"] = base64.b64encode(authority).decode()
+    if cluster.proxy_url:
+        info["proxy-url"] = cluster.proxy_url
+    for extension in cluster.extensions or ():
+        if extension.name == _EXEC_EXTENSION:
+            info["config"] = extension.extension
+    return info

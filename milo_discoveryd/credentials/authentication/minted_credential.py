@@ -1,0 +1,50 @@
+"""A minting source as what the daemon itself authenticates with: the same code upstream as for what is handed out."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from milo_discoveryd.credentials.credential import Credential
+from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.credentials.sources.minting import MintingSource, Wanted
+from milo_discoveryd.daemon_errors import CredentialError
+
+AGAIN_AFTER_S = 5.0
+"""A credential that was refused, or could not be renewed, isn't asked for again sooner."""
+
+
+class MintedCredential:
+    """Renewed at half its life, and when a server refuses it; used to its end while no other can be had."""
+
+    def __init__(self, source: MintingSource, *, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
+        self._source = source
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._minted: Minted | None = None
+        self._asked_at = float("-inf")
+        self._failure: CredentialError | None = None
+        self._single_flight = asyncio.Lock()
+
+    async def credential(self, *, refused: Credential | None = None) -> Credential:
+        async with self._single_flight:
+            now = self._clock()
+            held = self._minted if self._minted is not None and now < self._minted.expires_at else None
+            is_refused = held is not None and held.credential == refused
+            if held is not None and not is_refused and now < held.issued_at + held.life_s / 2:
+                return held.credential
+            if 0 <= now - self._asked_at < AGAIN_AFTER_S:
+                if held is not None:
+                    return held.credential
+                if self._failure is not None:
+                    raise self._failure
+            self._asked_at = now
+            wanted = Wanted(ttl_s=self._ttl_s, held=None if held is None else held.credential)
+            try:
+                self._minted = await self._source.mint(wanted)
+                self._failure = None
+            except CredentialError as error:
+                self._failure = error
+                if held is None or is_refused:
+                    raise
+                return held.credential
+            return self._minted.credential

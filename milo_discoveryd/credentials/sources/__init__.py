@@ -1,0 +1,1 @@
+"""Sources of the credentials that the daemon hands out."""

@@ -1,0 +1,143 @@
+"""Client certificates that the daemon signs itself, with a CA key that is mounted for it: for `--client-ca-file`."""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from milo_discoveryd.credentials.credential import ClientCertificate, Credential
+from milo_discoveryd.credentials.files import FileContent
+from milo_discoveryd.credentials.minted import SKEW_S, Minted, judge
+from milo_discoveryd.credentials.secret import Secret
+from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
+
+MAX_NAME = 64
+"""Of a common name or an organization, by X.520."""
+_PLACEHOLDER = re.compile(r"\{(?:name|uid)\}")
+_Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
+
+
+class SigningClientCertificates:
+    type = "client-certificate"
+    takes_ttl = True
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        authority: FileContent,
+        key: FileContent,
+        common_name: str,
+        organizations: Sequence[str] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`{name}` and `{uid}` in the names are the project's; without them one certificate is for all projects."""
+        self.name = name
+        self.scope = Scope.CLUSTER if _PLACEHOLDER.search(" ".join((common_name, *organizations))) else Scope.IDENTITY
+        self._authority = authority
+        self._key = key
+        self._common_name = common_name
+        self._organizations = tuple(organizations)
+        self._clock = clock
+        self._loaded: tuple[bytes, bytes, x509.Certificate, _Key] | None = None
+
+    async def mint(self, wanted: Wanted) -> Minted:
+        now = self._clock()
+        authority, authority_key = self._load()
+        ends_at = min(now + wanted.ttl_s, authority.not_valid_after_utc.timestamp())
+        if ends_at <= now:
+            raise BackendError(f"the CA certificate {self._authority.path} has ended: no certificate of its is good")
+        key = ec.generate_private_key(ec.SECP256R1())
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(self._subject(wanted))
+            .issuer_name(authority.subject)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            # Begun a little earlier, for servers whose clock is behind ours.
+            .not_valid_before(_moment(now - SKEW_S))
+            .not_valid_after(_moment(ends_at))
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_SIGNATURES_ONLY, critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH]), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
+            )
+            .sign(authority_key, None if isinstance(authority_key, ed25519.Ed25519PrivateKey) else SHA256())
+        )
+        pair = ClientCertificate(
+            chain=certificate.public_bytes(Encoding.PEM),
+            key=Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()),
+        )
+        return judge(Credential(certificate=pair), now, origin=self.name)
+
+    def _subject(self, wanted: Wanted) -> x509.Name:
+        names = [
+            (NameOID.COMMON_NAME, self._common_name),
+            *((NameOID.ORGANIZATION_NAME, each) for each in self._organizations),
+        ]
+        filled = [(kind, self._filled(template, wanted)) for kind, template in names]
+        return x509.Name([x509.NameAttribute(kind, value) for kind, value in filled])
+
+    def _filled(self, template: str, wanted: Wanted) -> str:
+        target = wanted.target
+        if target is not None:
+            template = template.replace("{name}", target.name).replace("{uid}", target.uid)
+        if not 0 < len(template) <= MAX_NAME:
+            raise UnfitError(
+                f"{self.name}: {template[:MAX_NAME]!r} has {len(template)} characters, and a name in a certificate has "
+                f"1 to {MAX_NAME}: shorten common_name or organizations"
+            )
+        return template
+
+    def _load(self) -> tuple[x509.Certificate, _Key]:
+        certificate_pem, key_pem = self._authority.read(), self._key.read()
+        if self._loaded is None or self._loaded[:2] != (certificate_pem, key_pem):
+            self._loaded = (certificate_pem, key_pem, *self._read(certificate_pem, key_pem))
+        return self._loaded[2:]
+
+    def _read(self, certificate_pem: bytes, key_pem: bytes) -> tuple[x509.Certificate, _Key]:
+        try:
+            certificate = x509.load_pem_x509_certificate(certificate_pem)
+            key = load_pem_private_key(key_pem, password=None)
+        except (ValueError, TypeError, UnsupportedAlgorithm):
+            raise BackendError(
+                f"{self._authority.path} and {self._key.path} are not a CA certificate and its key, unencrypted, as PEM"
+            ) from None
+        if not isinstance(key, _Key):
+            raise BackendError(f"{self._key.path} is not an RSA, ECDSA or Ed25519 key")
+        raw = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        if certificate.public_key().public_bytes(*raw) != key.public_key().public_bytes(*raw):
+            raise BackendError(f"{self._key.path} is not the key of {self._authority.path}")
+        return certificate, key
+
+
+_SIGNATURES_ONLY = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
+
+def _moment(wall: float) -> datetime:
+    return datetime.fromtimestamp(wall, UTC)

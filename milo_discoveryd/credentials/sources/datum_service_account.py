@@ -1,0 +1,156 @@
+"""Access tokens for a Datum service account: a signed assertion against a token, at the token endpoint of its key.
+
+One token opens every project of the account, so one mint serves the whole fleet.
+"""
+
+import time
+from collections.abc import Callable, Collection
+
+import aiohttp
+import msgspec
+
+from milo_discoveryd.credentials.authentication.tls import TlsIdentity
+from milo_discoveryd.credentials.credential import Credential, token_of
+from milo_discoveryd.credentials.files import FileContent
+from milo_discoveryd.credentials.minted import LONGEST_S, Minted, judge
+from milo_discoveryd.credentials.sources import service_account_key
+from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.credentials.sources.service_account_key import ServiceAccountKey
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
+
+GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+MAX_ANSWER = 64 * 1024
+TIMEOUT_S = 15.0
+
+# The words of RFC 6749: only these are repeated of what an endpoint says.
+_REFUSALS = {
+    "invalid_grant": "the key has expired or was removed (put a new one into the key file), or our clock is off",
+    "invalid_client": "it does not know the account: was it deleted?",
+    "invalid_request": "it understands the request otherwise: is token_uri the right endpoint?",
+    "invalid_scope": "it does not give the scope that the key file names",
+    "unauthorized_client": "the account may not have tokens in this way",
+    "unsupported_grant_type": "it gives no tokens for signed assertions: is token_uri the right endpoint?",
+}
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    access_token: str
+    expires_in: float | None = None
+    token_type: str = "Bearer"  # noqa: S105 - the name of a kind
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: str = ""
+
+
+class DatumServiceAccount:
+    type = "datum-service-account"
+    scope = Scope.IDENTITY
+    takes_ttl = False
+
+    def __init__(
+        self,
+        name: str,
+        key: FileContent,
+        *,
+        authorities: FileContent | None = None,
+        audiences: Collection[str] = (),
+        proxy: Callable[[str], str | None] = lambda url: None,
+        longest_s: float = LONGEST_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`authorities`: PEM, none is the system's. `proxy`: the one on the way to a URL."""
+        self.name = name
+        self._key = key
+        self._authorities = authorities
+        self._audiences = audiences
+        self._proxy = proxy
+        self._longest_s = longest_s
+        self._clock = clock
+
+    async def mint(self, wanted: Wanted) -> Minted:
+        key = service_account_key.parse(self._key.read(), str(self._key.path))
+        if key.is_local and self._authorities is None:
+            raise UnfitError(f"the token_uri of {self._key.path} is on this machine: name its CA by ca_file")
+        now = self._clock()
+        answer = await self._ask(key, key.assertion(now))
+        if answer.token_type.lower() != "bearer":
+            raise BackendError(f"{key.token_uri} gave a token that is not a bearer token")
+        origin = f"{key.token_uri} (for {key.who})"
+        return judge(
+            Credential(token=token_of(answer.access_token, f"the token of {origin}")),
+            now,
+            origin=origin,
+            expires_at=None if answer.expires_in is None else now + answer.expires_in,
+            audiences=self._audiences,
+            longest_s=self._longest_s,
+        )
+
+    async def _ask(self, key: ServiceAccountKey, assertion: str) -> _Answer:
+        authorities = None if self._authorities is None else self._authorities.read()
+        context = TlsIdentity(authorities=authorities, certificate=None).context()
+        form = {"grant_type": GRANT, "assertion": assertion} | ({"scope": key.scope} if key.scope else {})
+        try:
+            async with (
+                aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(ssl=context),
+                    timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    trust_env=False,
+                ) as session,
+                session.post(
+                    key.token_uri,
+                    data=form,
+                    headers={"Accept": "application/json"},
+                    allow_redirects=False,  # it would take the assertion along
+                    proxy=self._proxy(key.token_uri),
+                ) as response,
+            ):
+                body = await _read(response, key.token_uri)
+        except TimeoutError:
+            raise BackendError(f"{key.token_uri} did not answer within {TIMEOUT_S:g} s") from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise BackendError(f"{key.token_uri} cannot be asked: {_reason(error)}") from None
+        if response.status != 200:
+            raise _refused(key, response, body)
+        try:
+            return msgspec.json.decode(body, type=_Answer)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise BackendError(f"{key.token_uri} answered 200, and not with a token as OAuth 2 has it") from None
+
+
+async def _read(response: aiohttp.ClientResponse, url: str) -> bytes:
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > MAX_ANSWER:
+            raise BackendError(f"{url} answered with more than {MAX_ANSWER} bytes")
+    return bytes(body)
+
+
+def _refused(key: ServiceAccountKey, response: aiohttp.ClientResponse, body: bytes) -> BackendError:
+    try:
+        word = msgspec.json.decode(body, type=_Refusal).error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        word = ""
+    about = f"key {key.key_id[:40]!r} of {key.who[:80]!r}"
+    if word in _REFUSALS:
+        message = f"{key.token_uri} refuses {about} ({word}): {_REFUSALS[word]}"
+    elif 300 <= response.status < 400:
+        message = f"{key.token_uri} answered {response.status}, a redirect, which is not followed: correct token_uri"
+    else:
+        message = f"{key.token_uri} answered {response.status} for {about}"
+    return BackendError(message, retry_after_s=_retry_after(response.headers.get("Retry-After", "")))
+
+
+def _retry_after(value: str) -> float | None:
+    return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
+
+
+def _reason(error: Exception) -> str:
+    """Of what went wrong below HTTP; never what was received."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "its certificate is not one that we trust (ca_file names the CA)"
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return error.os_error.strerror or "no connection"
+    return "what came back is not HTTP" if isinstance(error, aiohttp.ClientResponseError) else "the connection broke"

@@ -1,0 +1,60 @@
+"""Credentials from a command of the settings: an exec credential plugin, run once for each mint."""
+
+import base64
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from milo_discoveryd.credentials.authentication.exec_plugin import TIMEOUT_S, ExecCommand, ExecPlugin
+from milo_discoveryd.credentials.authentication.upstream import Upstream
+from milo_discoveryd.credentials.credential import Credential
+from milo_discoveryd.credentials.minted import LONGEST_S, Minted, judge
+from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+
+
+class ExecSource:
+    type = "exec"
+    takes_ttl = False
+
+    def __init__(
+        self,
+        name: str,
+        command: ExecCommand,
+        *,
+        project: Upstream,
+        per_cluster: bool = False,
+        timeout_s: float = TIMEOUT_S,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`per_cluster`: the command is told which cluster it is for, and what it gives is for no other."""
+        self.name = name
+        self.scope = Scope.CLUSTER if per_cluster else Scope.IDENTITY
+        self._command = command
+        self._project = project
+        self._timeout_s = timeout_s
+        self._clock = clock
+
+    async def mint(self, wanted: Wanted) -> Minted:
+        server = self._project.server if wanted.target is None else wanted.target.endpoint
+        command = replace(self._command, cluster=lambda: self._cluster_info(server))
+        # The lease keeps what comes of it, so nothing is to be kept here.
+        plugin = ExecPlugin(command, timeout_s=self._timeout_s, clock=self._clock)
+        credential = await plugin.credential()
+        if credential.token is not None:
+            credential = Credential(token=credential.token, expires_at=credential.expires_at)
+        return judge(
+            credential,
+            self._clock(),
+            origin=f"exec plugin {command.argv[0]}",
+            expires_at=credential.expires_at,
+            longest_s=LONGEST_S,
+        )
+
+    def _cluster_info(self, server: str) -> Mapping[str, object]:
+        info: dict[str, object] = {"server": server}
+        authorities = self._project.trusted()
+        if authorities is not None:
+            info["certificate-authority-data"] = base64.b64encode(authorities).decode()
+        if self._project.tls_server_name:
+            info["tls-server-name"] = self._project.tls_server_name
+        return info

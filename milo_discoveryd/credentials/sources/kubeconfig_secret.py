@@ -1,0 +1,113 @@
+"""The kubeconfig that a multi-tenant deployment writes into a Secret of each project's namespace.
+
+Only what stands in it as data is taken: a file's path or a command in there would be read or run here, on our side.
+"""
+
+import base64
+import binascii
+import re
+import time
+from collections.abc import Callable
+from math import inf
+
+import msgspec
+
+from milo_discoveryd.credentials.authentication import kubeconfig_file
+from milo_discoveryd.credentials.authentication.kubeconfig_file import User
+from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
+from milo_discoveryd.credentials.minted import LONGEST_S, Minted, judge
+from milo_discoveryd.credentials.secret import Secret
+from milo_discoveryd.credentials.sources import cluster_api
+from milo_discoveryd.credentials.sources.cluster_api import TIMEOUT_S, ClusterApi
+from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.daemon_errors import BackendError, ConfigError, TransportError, UnfitError
+from milo_discoveryd.model.cluster import Target
+
+_LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
+
+
+class _Secret(msgspec.Struct, frozen=True):
+    data: dict[str, str] | None = None
+
+
+class KubeconfigSecret:
+    type = "kubeconfig-secret"
+    scope = Scope.CLUSTER
+    takes_ttl = False
+
+    def __init__(
+        self,
+        name: str,
+        api: ClusterApi,
+        *,
+        origin: str,
+        namespace_template: str,
+        secret: str,
+        key: str,
+        allow_long_lived: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = name
+        self._api = api
+        self._origin = f"the infrastructure cluster ({origin})"
+        self._namespace_template = namespace_template
+        self._secret = secret
+        self._key = key
+        self._longest_s = inf if allow_long_lived else LONGEST_S
+        self._clock = clock
+
+    async def mint(self, wanted: Wanted) -> Minted:
+        assert wanted.target is not None
+        namespace = self._namespace(wanted.target)
+        what = f"Secret {namespace}/{self._secret}"
+        try:
+            answer = await self._api.get(f"/api/v1/namespaces/{namespace}/secrets/{self._secret}", timeout_s=TIMEOUT_S)
+        except TransportError as error:
+            raise BackendError(str(error)) from error
+        if answer.status != 200:
+            rule = f"get secrets, resourceNames [{self._secret}], in every project's namespace"
+            cluster_api.refuse(self._origin, answer, f"read {what}", rule)
+        data = cluster_api.read(self._origin, answer, _Secret).data or {}
+        if self._key not in data:
+            raise BackendError(f"{what} has no key {self._key!r}: kubeconfigs.sources names it as key")
+        credential = _credential(data[self._key], what)
+        try:
+            return judge(credential, self._clock(), origin=what, longest_s=self._longest_s)
+        except UnfitError as error:
+            raise UnfitError(f"{error}; allow_long_lived takes a certificate all the same") from None
+
+    def _namespace(self, target: Target) -> str:
+        name = self._namespace_template.replace("{name}", target.name).replace("{uid}", target.uid)
+        if not _LABEL.fullmatch(name):
+            raise BackendError(f"{self._namespace_template} makes of {target.name} what is not the name of a namespace")
+        return name
+
+
+def _credential(encoded: str, what: str) -> Credential:
+    try:
+        content = base64.b64decode(encoded, validate=True)
+        config = kubeconfig_file.read(content, what)
+    except (binascii.Error, ConfigError):
+        raise BackendError(f"{what} holds something that is not a kubeconfig") from None
+    context = next((each.context for each in config.contexts or () if each.name == config.current_context), None)
+    user = next((each.user for each in config.users or () if context and each.name == context.user), None)
+    if user is None:
+        raise BackendError(f"{what} holds a kubeconfig whose current context has no user")
+    if user.exec or user.token_file or user.client_certificate or user.client_key or user.auth_provider:
+        raise BackendError(f"{what} holds a kubeconfig with a command or a file in it: only data in itself is taken")
+    return Credential(
+        token=token_of(user.token, f"the token of {what}") if user.token else None, certificate=_pair(user, what)
+    )
+
+
+def _pair(user: User, what: str) -> ClientCertificate | None:
+    if user.token or not (user.client_certificate_data or user.client_key_data):
+        return None
+    try:
+        chain = base64.b64decode(user.client_certificate_data, validate=True)
+        key = base64.b64decode(user.client_key_data, validate=True).decode("ascii")
+    except (binascii.Error, UnicodeDecodeError):
+        raise BackendError(f"{what} holds a certificate or key that is not base64") from None
+    if not chain or not key:
+        raise BackendError(f"{what} holds a certificate without its key, or a key without its certificate")
+    return ClientCertificate(chain=chain, key=Secret(key))

@@ -1,0 +1,103 @@
+"""The JSON key file of a Datum service account, and the assertion that is signed with it."""
+
+import base64
+import ipaddress
+import secrets
+from urllib.parse import urlsplit
+
+import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from milo_discoveryd.daemon_errors import CredentialError
+
+TYPE = "datum_service_account"
+ASSERTION_LIFE_S = 60
+_KEY_BITS = 2048
+
+
+class _File(msgspec.Struct, frozen=True):
+    type: str
+    token_uri: str
+    client_id: str
+    private_key_id: str
+    private_key: str
+    scope: str = ""
+    client_email: str = ""
+    project_id: str = ""
+    api_endpoint: str = ""
+
+
+class ServiceAccountKey:
+    """Holds a private key, and shows nothing of it."""
+
+    __slots__ = ("_private_key", "client_id", "key_id", "scope", "token_uri", "who")
+
+    def __init__(self, file: _File, private_key: rsa.RSAPrivateKey) -> None:
+        self._private_key = private_key
+        self.token_uri = file.token_uri
+        self.scope = file.scope
+        self.client_id = file.client_id
+        self.key_id = file.private_key_id
+        self.who = file.client_email or file.client_id
+
+    @property
+    def is_local(self) -> bool:
+        """Its token endpoint is on this machine."""
+        host = urlsplit(self.token_uri).hostname or ""
+        try:
+            return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+    def assertion(self, now: float) -> str:
+        """A JWT that says who we are, to the token endpoint only and for a minute."""
+        parts = urlsplit(self.token_uri)
+        header = {"alg": "RS256", "typ": "JWT", "kid": self.key_id}
+        claims = {
+            "iss": self.client_id,
+            "sub": self.client_id,
+            "aud": f"{parts.scheme}://{parts.netloc}",
+            "iat": int(now),
+            "exp": int(now) + ASSERTION_LIFE_S,
+            "jti": secrets.token_hex(16),
+        }
+        signed = f"{_encoded(msgspec.json.encode(header))}.{_encoded(msgspec.json.encode(claims))}"
+        return f"{signed}.{_encoded(self._private_key.sign(signed.encode(), padding.PKCS1v15(), SHA256()))}"
+
+
+def parse(content: bytes, origin: str) -> ServiceAccountKey:
+    """Raises CredentialError, which shows none of it."""
+    try:
+        file = msgspec.json.decode(content, type=_File)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        # msgspec tells types and the path to them, and of malformed JSON a position.
+        raise CredentialError(f"{origin} is not the key file of a Datum service account: {error}") from None
+    if file.type != TYPE:
+        raise CredentialError(f"{origin} is a key file of another type than {TYPE}")
+    _require_https(file.token_uri, origin)
+    try:
+        key = load_pem_private_key(file.private_key.encode(), password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise CredentialError(f"the private_key of {origin} is not an unencrypted private key in PEM form") from None
+    if not isinstance(key, rsa.RSAPrivateKey) or key.key_size < _KEY_BITS:
+        raise CredentialError(f"the private_key of {origin} is not an RSA key of at least {_KEY_BITS} bits")
+    return ServiceAccountKey(file, key)
+
+
+def _require_https(url: str, origin: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme == "https" and parts.hostname and parts.username is None and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise CredentialError(
+            f"the token_uri of {origin} is not https://HOST[:PORT]/PATH: a token is fetched from there"
+        )
+
+
+def _encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

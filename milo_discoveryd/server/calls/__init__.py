@@ -1,0 +1,1 @@
+"""The RPCs: requests in, responses and event batches out."""

@@ -1,0 +1,201 @@
+"""Events to frames, which are made once, and frames to batches: each a join of some, and a few bytes of its own.
+
+In protobuf's wire format a repeated field concatenates, so an event is the same bytes in every batch. They are written
+here by hand: making messages of the generated code first takes twice as long. Maps are in the order of their keys.
+"""
+
+from functools import lru_cache
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.model.cluster import UNPROBED, Cluster, Connectivity, ConnectivityState, DisengageReason
+from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
+from milo_discoveryd.server.calls.convert import incarnation, micros
+
+_VARINT, _LENGTHED = 0, 2
+_SHORT = tuple(bytes([size]) for size in range(0x80))
+_SECONDS, _NANOS = (bytes([number << 3 | _VARINT]) for number in (1, 2))
+
+
+Tag = tuple[bytes, ...]
+"""Of a text, bytes or a message: with each size that is one byte, and at last without any."""
+
+
+def _lengthed(number: int) -> Tag:
+    tag = bytes([number << 3 | _LENGTHED])
+    return (*(tag + size for size in _SHORT), tag)
+
+
+def _number(number: int, value: int) -> bytes:
+    """The whole field, left out where it is zero."""
+    return bytes([number << 3 | _VARINT]) + _varint(value) if value else b""
+
+
+def _varint(value: int) -> bytes:
+    if 0 <= value < 0x80:
+        return _SHORT[value]
+    if 1 << 28 <= value < 1 << 35:  # the seconds of these decades, and most nanoseconds
+        return bytes(
+            (
+                value & 0x7F | 0x80,
+                value >> 7 & 0x7F | 0x80,
+                value >> 14 & 0x7F | 0x80,
+                value >> 21 & 0x7F | 0x80,
+                value >> 28,
+            )
+        )
+    value &= (1 << 64) - 1
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+_KEY, _VALUE = _lengthed(1), _lengthed(2)
+_EVENTS = _lengthed(pb.WatchClustersResponse.EVENTS_FIELD_NUMBER)
+_REVISION = _lengthed(pb.WatchClustersResponse.REVISION_FIELD_NUMBER)
+_PREVIOUS_REVISION = _lengthed(pb.WatchClustersResponse.PREVIOUS_REVISION_FIELD_NUMBER)
+_SYNCED = _number(pb.WatchClustersResponse.SYNCED_FIELD_NUMBER, 1)
+_RESET = _number(pb.WatchClustersResponse.RESET_FIELD_NUMBER, 1)
+_SOURCE = _lengthed(pb.WatchClustersResponse.SOURCE_FIELD_NUMBER)
+_TYPES = {
+    kind: _number(pb.ClusterEvent.TYPE_FIELD_NUMBER, pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}"))
+    for kind in EventType
+}
+_REASONS: dict[DisengageReason | None, bytes] = {
+    None: b"",
+    **{
+        reason: _number(
+            pb.ClusterEvent.REASON_FIELD_NUMBER, pb.DisengageReason.Value(f"DISENGAGE_REASON_{reason.value}")
+        )
+        for reason in DisengageReason
+    },
+}
+_STATES = {
+    state: _number(pb.Connectivity.STATE_FIELD_NUMBER, pb.Connectivity.State.Value(f"STATE_{state.value}"))
+    for state in ConnectivityState
+}
+_CLUSTER = _lengthed(pb.ClusterEvent.CLUSTER_FIELD_NUMBER)
+_MESSAGE = _lengthed(pb.ClusterEvent.MESSAGE_FIELD_NUMBER)
+_NAME = _lengthed(pb.Cluster.NAME_FIELD_NUMBER)
+_UID = _lengthed(pb.Cluster.UID_FIELD_NUMBER)
+_ENDPOINT = _lengthed(pb.Cluster.ENDPOINT_FIELD_NUMBER)
+_ORGANIZATION = _lengthed(pb.Cluster.ORGANIZATION_FIELD_NUMBER)
+_LABELS = _lengthed(pb.Cluster.LABELS_FIELD_NUMBER)
+_ANNOTATIONS = _lengthed(pb.Cluster.ANNOTATIONS_FIELD_NUMBER)
+_ENGAGED_AT = _lengthed(pb.Cluster.ENGAGED_AT_FIELD_NUMBER)
+_DELETION_REQUESTED_AT = _lengthed(pb.Cluster.DELETION_REQUESTED_AT_FIELD_NUMBER)
+_DELETION_MESSAGE = _lengthed(pb.Cluster.DELETION_MESSAGE_FIELD_NUMBER)
+_SUSPENDED = _number(pb.Cluster.SUSPENDED_FIELD_NUMBER, 1)
+_CONNECTIVITY = _lengthed(pb.Cluster.CONNECTIVITY_FIELD_NUMBER)
+_SOURCE_RESOURCE_VERSION = _lengthed(pb.Cluster.SOURCE_RESOURCE_VERSION_FIELD_NUMBER)
+_INCARNATION = _lengthed(pb.Cluster.INCARNATION_FIELD_NUMBER)
+_SINCE = _lengthed(pb.Connectivity.SINCE_FIELD_NUMBER)
+_CONNECTIVITY_MESSAGE = _lengthed(pb.Connectivity.MESSAGE_FIELD_NUMBER)
+
+
+def encoder(epoch: str) -> Encode:
+    """Frames of one run of the daemon."""
+
+    def encode(event: Event) -> bytes:
+        return _field(
+            _EVENTS,
+            _TYPES[event.type]
+            + _field(_CLUSTER, _cluster(event.cluster, epoch))
+            + _REASONS[event.reason]
+            + _text(_MESSAGE, event.message),
+        )
+
+    return encode
+
+
+def batch(
+    frames: Frames,
+    *,
+    revision: str,
+    previous_revision: str,
+    synced: bool,
+    reset: bool = False,
+    source: pb.SourceStatus | None = None,
+) -> bytes:
+    return frames.followed_by(
+        _text(_REVISION, revision)
+        + _text(_PREVIOUS_REVISION, previous_revision)
+        + (_SYNCED if synced else b"")
+        + (_RESET if reset else b"")
+        + (b"" if source is None else _field(_SOURCE, source.SerializeToString()))
+    )
+
+
+def framed(event: pb.ClusterEvent) -> bytes:
+    return _field(_EVENTS, event.SerializeToString(deterministic=True))
+
+
+def unframed(frame: bytes) -> pb.ClusterEvent:
+    """The event that a frame holds."""
+    (event,) = pb.WatchClustersResponse.FromString(frame).events
+    return event
+
+
+def _cluster(of: Cluster, epoch: str) -> bytes:
+    target = of.target
+    return b"".join(
+        (
+            _text(_NAME, target.name),
+            _text(_UID, target.uid),
+            _text(_ENDPOINT, target.endpoint),
+            _text(_ORGANIZATION, target.organization),
+            *map(_label, target.labels),
+            *map(_annotation, target.annotations),
+            _time(_ENGAGED_AT, of.engaged_at),
+            _time(_DELETION_REQUESTED_AT, target.deletion_requested_at),
+            _text(_DELETION_MESSAGE, target.deletion_message),
+            _SUSPENDED if target.suspended else b"",
+            _UNPROBED if of.connectivity is UNPROBED else _connectivity(of.connectivity),
+            _text(_SOURCE_RESOURCE_VERSION, of.source_version),
+            _text(_INCARNATION, incarnation(epoch, of.incarnation)),
+        )
+    )
+
+
+def _field(tag: Tag, content: bytes) -> bytes:
+    size = len(content)
+    return tag[size] + content if size < 0x80 else tag[0x80] + _varint(size) + content
+
+
+def _text(tag: Tag, text: str) -> bytes:
+    if not text:
+        return b""
+    content = text.encode()
+    size = len(content)
+    return tag[size] + content if size < 0x80 else tag[0x80] + _varint(size) + content
+
+
+@lru_cache(maxsize=4096)
+def _label(pair: tuple[str, str]) -> bytes:
+    """Kept, since many clusters share most of their labels."""
+    return _field(_LABELS, _pair(pair))
+
+
+def _annotation(pair: tuple[str, str]) -> bytes:
+    return _field(_ANNOTATIONS, _pair(pair))
+
+
+def _pair(pair: tuple[str, str]) -> bytes:
+    key, value = pair
+    return _field(_KEY, key.encode()) + _field(_VALUE, value.encode())
+
+
+def _time(tag: Tag, seconds: float | None) -> bytes:
+    if seconds is None:
+        return b""
+    whole, rest = divmod(micros(seconds), 1_000_000)
+    return _field(tag, (_SECONDS + _varint(whole) if whole else b"") + (_NANOS + _varint(rest * 1000) if rest else b""))
+
+
+def _connectivity(of: Connectivity) -> bytes:
+    return _field(_CONNECTIVITY, _STATES[of.state] + _time(_SINCE, of.since) + _text(_CONNECTIVITY_MESSAGE, of.message))
+
+
+_UNPROBED = _connectivity(UNPROBED)

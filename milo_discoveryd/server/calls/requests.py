@@ -1,0 +1,136 @@
+"""Requests, checked: each becomes a value that can be acted on, or an error that names the field."""
+
+from functools import lru_cache
+
+import msgspec
+from google.protobuf.duration_pb2 import Duration
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.model.selector import SelectorError, parse
+from milo_discoveryd.registry.filter import EVERYTHING, Filter
+from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
+
+MAX_FILTER_BYTES = 64 * 1024
+MAX_SELECTOR_LENGTH = 8 * 1024
+"""About what API servers take of one in a URL. Whatever is longer would take long to read."""
+MAX_REQUIREMENTS = 64
+"""Of a filter's label selector: each is looked at for each cluster, at each change."""
+MAX_VALUES = 5000
+"""Names, and organizations, of a filter."""
+MAX_PAGE_SIZE = 5000
+DEFAULT_PAGE_SIZE = 500
+HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
+MAX_TOKEN_LENGTH = 256
+_LONGEST_NAME = 253
+
+
+class Watch(msgspec.Struct, frozen=True):
+    wanted: Filter
+    resume_revision: str
+    heartbeat_s: float
+    with_kubeconfigs: bool
+    kubeconfig_ttl_s: float | None = None
+
+
+class Issue(msgspec.Struct, frozen=True):
+    cluster: str
+    ttl_s: float | None
+    incarnation: str
+    as_command: bool
+    """Without a secret in it."""
+
+
+class Listing(msgspec.Struct, frozen=True):
+    wanted: Filter
+    page_size: int
+    page_token: str
+
+
+def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float) -> Watch:
+    heartbeat_s = default_heartbeat_s
+    if request.HasField("heartbeat_interval"):
+        shortest, longest = HEARTBEAT_BOUNDS_S
+        heartbeat_s = min(longest, max(shortest, _positive(request.heartbeat_interval, "heartbeat_interval")))
+    ttl_s = _positive(request.kubeconfig_ttl, "kubeconfig_ttl") if request.HasField("kubeconfig_ttl") else None
+    return Watch(_filter(request), request.resume_revision, heartbeat_s, request.include_kubeconfigs, ttl_s)
+
+
+def issue(request: pb.IssueKubeconfigRequest) -> Issue:
+    if request.format not in pb.KubeconfigFormat.values():
+        raise InvalidRequestError("format", f"{request.format} is not one of EMBEDDED (1) and EXEC (2)")
+    return Issue(
+        cluster=name(request.cluster, "cluster"),
+        ttl_s=_positive(request.ttl, "ttl") if request.HasField("ttl") else None,
+        incarnation=request.incarnation,
+        as_command=request.format == pb.KUBECONFIG_FORMAT_EXEC,
+    )
+
+
+def listing(request: pb.ListClustersRequest) -> Listing:
+    if request.page_size < 0:
+        raise InvalidRequestError("page_size", f"{request.page_size} is negative; leave it out for {DEFAULT_PAGE_SIZE}")
+    if len(request.page_token) > MAX_TOKEN_LENGTH:
+        raise InvalidRequestError("page_token", "not one that this daemon gave out")
+    return Listing(_filter(request), min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), request.page_token)
+
+
+def name(text: str, field: str) -> str:
+    if not text:
+        raise InvalidRequestError(field, "empty; it takes the name of a project")
+    if len(text) > _LONGEST_NAME:
+        raise InvalidRequestError(field, f"longer than any project's name ({_LONGEST_NAME} characters)")
+    return text
+
+
+def cut(text: str) -> str:
+    """What was asked for, before anybody has looked at it: as much of it as a name may have."""
+    return text[:_LONGEST_NAME]
+
+
+def _filter(request: pb.WatchClustersRequest | pb.ListClustersRequest) -> Filter:
+    if not request.HasField("filter"):
+        return EVERYTHING
+    size = request.filter.ByteSize()
+    if size > MAX_FILTER_BYTES:
+        raise InvalidRequestError("filter", f"{size} bytes; at most {MAX_FILTER_BYTES} are taken")
+    data = request.filter.SerializeToString(deterministic=True)
+    # What is large is not kept, or a few callers would fill the memory with what they ask once.
+    return _kept(data) if size <= _KEPT_BYTES else _compiled(data)
+
+
+_KEPT_BYTES = 4096
+
+
+@lru_cache(maxsize=256)
+def _kept(data: bytes) -> Filter:
+    """One object for all who ask the same."""
+    return _compiled(data)
+
+
+def _compiled(data: bytes) -> Filter:
+    asked = pb.ClusterFilter.FromString(data)
+    if (length := len(asked.label_selector)) > MAX_SELECTOR_LENGTH:
+        raise InvalidRequestError(
+            "filter.label_selector", f"{length} characters; at most {MAX_SELECTOR_LENGTH} are taken"
+        )
+    try:
+        selector = parse(asked.label_selector)
+    except SelectorError as error:
+        raise InvalidRequestError("filter.label_selector", str(error)) from error
+    if (count := len(selector.requirements)) > MAX_REQUIREMENTS:
+        raise InvalidRequestError(
+            "filter.label_selector", f"{count} requirements; at most {MAX_REQUIREMENTS} are taken"
+        )
+    for field, values in (("names", asked.names), ("organizations", asked.organizations)):
+        if "" in values:
+            raise InvalidRequestError(f"filter.{field}", "holds an empty string, which matches nothing")
+        if len(values) > MAX_VALUES:
+            raise InvalidRequestError(f"filter.{field}", f"{len(values)} of them; at most {MAX_VALUES} are taken")
+    return Filter(selector, frozenset(asked.names), frozenset(asked.organizations))
+
+
+def _positive(duration: Duration, field: str) -> float:
+    seconds = duration.seconds + duration.nanos / 1e9
+    if seconds <= 0:
+        raise InvalidRequestError(field, f"{seconds:g} s is not a positive duration; leave it out for the default")
+    return seconds

@@ -1,0 +1,65 @@
+"""A span around each call, in the caller's trace. Imported only where traces are on: see `telemetry.traces`."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from opentelemetry.propagate import extract
+from opentelemetry.trace import SpanKind, StatusCode, TracerProvider
+
+from milo_discoveryd.server.calls.interceptor import Handler, around
+
+_OURS = frozenset(
+    {
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DATA_LOSS,
+    }
+)
+"""Statuses that are a server's failure; by the others, a caller is told of their own."""
+
+
+class Tracing(grpc.aio.ServerInterceptor):
+    """Stands outside of what maps errors, so that it never sees the text of an unforeseen one."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._tracer = provider.get_tracer("milo_discoveryd.server")
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "Handler | None":
+        service, _, method = handler_call_details.method.strip("/").rpartition("/")
+        metadata = {key: value for key, value in handler_call_details.invocation_metadata if isinstance(value, str)}
+
+        def traced(call: Any) -> Any:
+            async def within_a_span(request: Any, context: Any) -> Any:
+                with self._tracer.start_as_current_span(
+                    f"{service}/{method}",
+                    context=extract(metadata),
+                    kind=SpanKind.SERVER,
+                    attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": method},
+                    record_exception=False,
+                    set_status_on_exception=False,
+                ) as span:
+                    code = grpc.StatusCode.CANCELLED
+                    try:
+                        answer = await call(request, context)
+                    except grpc.aio.AbortError:
+                        code = context.code()
+                        raise
+                    else:
+                        code = grpc.StatusCode.OK
+                        return answer
+                    finally:
+                        span.set_attribute("rpc.grpc.status_code", code.value[0])
+                        if code in _OURS:
+                            span.set_status(StatusCode.ERROR)
+
+            return within_a_span
+
+        return around(await continuation(handler_call_details), traced)

@@ -1,0 +1,1 @@
+"""Accepting connections: addresses, TLS, peer credentials, and connection budgets."""

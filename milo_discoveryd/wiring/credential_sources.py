@@ -1,0 +1,136 @@
+"""From settings to the sources of what is handed out, and of what the daemon authenticates with."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import replace
+from typing import assert_never
+
+from milo_discoveryd.config import Settings, sources
+from milo_discoveryd.credentials import Upstream, load_discovery_upstream
+from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand
+from milo_discoveryd.credentials.authentication.minted_credential import MintedCredential
+from milo_discoveryd.credentials.authentication.source import FileCredential
+from milo_discoveryd.credentials.files import FileContent
+from milo_discoveryd.credentials.sources.cluster_api import ClusterApi
+from milo_discoveryd.credentials.sources.exec_source import ExecSource
+from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecret
+from milo_discoveryd.credentials.sources.minting import MintingSource, Scope
+from milo_discoveryd.credentials.sources.own_user import HandedOn
+from milo_discoveryd.credentials.sources.token_request import TokenRequest
+from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.kubeconfigs.issuer import Offer
+from milo_discoveryd.model.selector import parse as parse_selector
+from milo_discoveryd.watchers.proxy import environment_proxy
+from milo_discoveryd.watchers.transport import open_transport
+
+PROJECT_USER = "project-kubeconfig"
+
+# The sources that sign import the cryptography package, 8 MB that daemons without them do without.
+# ruff: noqa: PLC0415
+
+
+class Sources:
+    """Those of the settings, each made once. What they hold open is closed with `closing`."""
+
+    def __init__(
+        self, settings: Settings, project: Upstream, environ: Mapping[str, str], closing: AsyncExitStack
+    ) -> None:
+        self._settings = settings
+        self._project = project
+        self._environ = environ
+        self._closing = closing
+        self._made: dict[str, MintingSource] = {each.name: self._make(each) for each in settings.kubeconfigs.sources}
+
+    def offers(self) -> list[Offer]:
+        """In their order. With none configured, it is what the project kubeconfig's user has."""
+        configured = self._settings.kubeconfigs.sources
+        if not configured:
+            return [Offer(project_user(self._project))]
+        return [
+            Offer(self._made[each.name], parse_selector(each.label_selector)) for each in configured if each.hand_out
+        ]
+
+    def authenticated(self, discovery: Upstream) -> Upstream:
+        """The API server that is followed, with the credential that is configured for it. Raises ConfigError."""
+        name = self._settings.source.credentials
+        if name is None:
+            return discovery
+        source = self._made[name]
+        if source.scope is not Scope.IDENTITY:
+            raise ConfigError([f"source.credentials: {name} has a credential for each cluster, and none for discovery"])
+        ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()
+        return replace(discovery, credentials=MintedCredential(source, ttl_s=ttl_s))
+
+    def _make(self, of: sources.CredentialSource) -> MintingSource:
+        match of:
+            case sources.DatumServiceAccount():
+                from milo_discoveryd.credentials.sources.datum_service_account import DatumServiceAccount
+
+                return DatumServiceAccount(
+                    of.name,
+                    FileContent(of.key_file),
+                    authorities=FileContent(of.ca_file) if of.ca_file else None,
+                    audiences=of.audiences,
+                    proxy=self._proxy,
+                )
+            case sources.TokenRequest():
+                api, origin = self._infrastructure(of)
+                return TokenRequest(
+                    of.name,
+                    api,
+                    origin=origin,
+                    namespace=of.namespace,
+                    service_account=of.service_account,
+                    audiences=of.audiences,
+                    bound=of.bound,
+                )
+            case sources.ClientCertificate():
+                from milo_discoveryd.credentials.sources.client_certificate import SigningClientCertificates
+
+                return SigningClientCertificates(
+                    of.name,
+                    authority=FileContent(of.ca_certificate),
+                    key=FileContent(of.ca_key),
+                    common_name=of.common_name,
+                    organizations=of.organizations,
+                )
+            case sources.Exec():
+                return ExecSource(
+                    of.name,
+                    ExecCommand(api_version=of.api_version, argv=(of.command, *of.args), environment=of.env),
+                    project=self._project,
+                    per_cluster=of.per_cluster,
+                    timeout_s=of.timeout.total_seconds(),
+                )
+            case sources.TokenFile():
+                file = FileCredential(token=FileContent(of.path))
+                return HandedOn(file, name=of.name, type=of.type, origin=str(of.path), audiences=of.audiences)
+            case sources.KubeconfigSecret():
+                api, origin = self._infrastructure(of)
+                return KubeconfigSecret(
+                    of.name,
+                    api,
+                    origin=origin,
+                    namespace_template=of.namespace_template,
+                    secret=of.secret,
+                    key=of.key,
+                    allow_long_lived=of.allow_long_lived,
+                )
+            case _:
+                assert_never(of)
+
+    def _infrastructure(self, of: sources.TokenRequest | sources.KubeconfigSecret) -> tuple[ClusterApi, str]:
+        kubeconfig = of.kubeconfig or self._settings.discovery_kubeconfig
+        upstream = load_discovery_upstream(kubeconfig, self._environ, self._settings.exec_plugins)
+        timeout_s = self._settings.source.connect_timeout.total_seconds()
+        transport = open_transport(upstream, response_limit=1 << 20, connect_timeout_s=timeout_s, environ=self._environ)
+        self._closing.push_async_exit(aclosing(transport))
+        return transport, upstream.origin
+
+    @property
+    def _proxy(self) -> Callable[[str], str | None]:
+        return lambda url: environment_proxy(url, self._environ)
+
+
+def project_user(project: Upstream) -> MintingSource:
+    return HandedOn(project.credentials, name=PROJECT_USER, type=PROJECT_USER, origin=f"the user of {project.origin}")

@@ -1,0 +1,90 @@
+"""From settings to what the server listens on, and who it asks about callers."""
+
+import grp
+import pwd
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, aclosing
+
+import structlog
+
+from milo_discoveryd import process_hardening
+from milo_discoveryd.config import Listener as Wanted
+from milo_discoveryd.config import Settings, UnixAddress
+from milo_discoveryd.credentials import load_discovery_upstream
+from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.identity.token_review import TokenReviews
+from milo_discoveryd.server.connections import listener
+from milo_discoveryd.server.connections.connection_budget import fitting
+from milo_discoveryd.server.connections.tls_certificates import ServerTls
+from milo_discoveryd.watchers.transport import open_transport
+
+log = structlog.get_logger()
+
+
+def listeners(settings: Settings) -> list[listener.Listener]:
+    """Raises StartError for users and groups that there aren't."""
+    wanted = list(_wanted(settings))
+    found = fitting(wanted, process_hardening.descriptors())
+    for each, asked in zip(found, wanted, strict=True):
+        if each.connections < asked.connections:
+            log.warning(
+                "fewer connections than set: raise the limit of open files (RLIMIT_NOFILE)",
+                listener=each.name,
+                connections=each.connections,
+                set=asked.connections,
+                limit=process_hardening.descriptors(),
+            )
+    return found
+
+
+def _wanted(settings: Settings) -> Iterator[listener.Listener]:
+    for each in settings.listen:
+        tls = each.tls
+        yield listener.Listener(
+            name=each.title,
+            address=_address(each, settings),
+            tls=ServerTls(certificate=tls.certificate, key=tls.key, client_ca=tls.client_ca) if tls else None,
+            peer_credentials=each.peer_credentials,
+            tokens=each.tokens,
+            connections=each.connections,
+        )
+
+
+def _address(wanted: Wanted, settings: Settings) -> listener.UnixAddress | listener.TcpAddress:
+    address = wanted.address
+    if not isinstance(address, UnixAddress):
+        return listener.TcpAddress(address.host, address.port)
+    mode = settings.socket.mode if wanted.mode is None else wanted.mode
+    where, group = ("socket.group", settings.socket.group) if wanted.group is None else (wanted.title, wanted.group)
+    return listener.UnixAddress(address.path, mode, _group(group, where), _owner(wanted.owner, wanted.title))
+
+
+def _group(name: str | None, where: str) -> int | None:
+    if name is None or name.isdigit():
+        return None if name is None else int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise StartError(f"{where}: there is no group {name!r} on this machine; give its number") from None
+
+
+def _owner(name: str | None, where: str) -> int | None:
+    if name is None or name.isdigit():
+        return None if name is None else int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise StartError(f"{where}: there is no user {name!r} on this machine; give its number") from None
+
+
+def token_reviews(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> TokenReviews | None:
+    """None where no listener takes tokens. What it holds open is closed with `closing`."""
+    if not any(each.tokens for each in settings.listen):
+        return None
+    wanted = settings.token_review
+    kubeconfig = wanted.kubeconfig or settings.discovery_kubeconfig
+    upstream = load_discovery_upstream(kubeconfig, environ, settings.exec_plugins)
+    timeout_s = settings.source.connect_timeout.total_seconds()
+    transport = open_transport(upstream, response_limit=1 << 20, connect_timeout_s=timeout_s, environ=environ)
+    closing.push_async_exit(aclosing(transport))
+    return TokenReviews(transport, origin=upstream.origin, audiences=wanted.audiences)

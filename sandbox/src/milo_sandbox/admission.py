@@ -1,0 +1,119 @@
+"""Whether a write may happen, and what of it: everything that is decided before the store changes."""
+
+from enum import Enum, auto
+
+import msgspec
+
+from milo_sandbox import metadata, refusals, schema
+from milo_sandbox.records import Record
+from milo_sandbox.refusals import Cause
+from milo_sandbox.resources import Document, Resource
+
+
+class Part(Enum):
+    """Which half of an object a write may touch: the status subresource sees nothing but status, the rest all else."""
+
+    MAIN = auto()
+    STATUS = auto()
+
+
+class Preconditions(msgspec.Struct, frozen=True):
+    """What must still hold of an object for its deletion to go ahead."""
+
+    uid: str = ""
+    version: str = ""
+
+
+def enveloped(resource: Resource, document: Document, namespace: str) -> Document:
+    """A copy with apiVersion, kind and metadata that belong to this resource, or a refusal."""
+    given = document.get("metadata", {})
+    if not isinstance(given, dict):
+        raise refusals.bad_request("metadata must be a JSON object")
+    kind = document.get("kind", resource.kind)
+    if resource.is_custom and kind != resource.kind:
+        cause = Cause(
+            reason="FieldValueInvalid", message=f'Invalid value: "{kind}": must be {resource.kind}', field="kind"
+        )
+        raise refusals.invalid(resource, str(given.get("name", "")), [cause], kind=str(kind))
+    for field, right in (("apiVersion", resource.api_version), ("kind", resource.kind)):
+        if document.get(field, right) != right:
+            raise refusals.bad_request(
+                f"{field} in the data ({document[field]}) does not match the expected {field} ({right})"
+            )
+    if (given.get("namespace") or namespace) != namespace:
+        raise refusals.bad_request(
+            f"the namespace of the provided object does not match the namespace sent on the request: {namespace!r}"
+        )
+    rest = {key: value for key, value in document.items() if key not in {"apiVersion", "kind", "metadata"}}
+    # Null stands for absent, wherever a client writes it.
+    kept = {key: value for key, value in given.items() if value is not None}
+    return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": kept, **rest}
+
+
+def judge(resource: Resource, document: Document, *, strict: bool) -> None:
+    unknown = schema.prune(document, resource.schema)
+    if unknown and strict:
+        named = ", ".join(f'unknown field "{path}"' for path in unknown)
+        raise refusals.bad_request(
+            f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '
+            f"strict decoding error: {named}"
+        )
+    schema.fill(document, resource.schema)
+    causes = [
+        *metadata.violations(document["metadata"], resource),
+        *schema.violations(document, resource.schema),
+    ]
+    if causes:
+        raise refusals.invalid(resource, str(document["metadata"].get("name", "")), causes)
+
+
+def check_identity(resource: Resource, before: Record, given: Document) -> None:
+    if given.get("name", before.name) != before.name:
+        raise refusals.bad_request(
+            f"the name of the object ({given['name']}) does not match the name on the URL ({before.name})"
+        )
+    if given.get("uid", before.uid) != before.uid:
+        why = f"Precondition failed: UID in precondition: {given['uid']}, UID in object meta: {before.uid}"
+        raise refusals.conflict(resource, before.name, why)
+    if given.get("resourceVersion", str(before.version)) not in {str(before.version), "", "0"}:
+        why = "the object has been modified; please apply your changes to the latest version and try again"
+        raise refusals.conflict(resource, before.name, why)
+
+
+def check_preconditions(preconditions: Preconditions, resource: Resource, before: Record) -> None:
+    for what, wanted, found in (
+        ("UID", preconditions.uid, before.uid),
+        ("ResourceVersion", preconditions.version, str(before.version)),
+    ):
+        if wanted and wanted != found:
+            why = f"Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}"
+            raise refusals.conflict(resource, before.name, why)
+
+
+def combined(current: Document, wanted: Document, part: Part) -> Document:
+    """The current object with the part that this write may touch taken from the wanted one."""
+    if part is Part.STATUS:
+        after = {key: value for key, value in current.items() if key != "status"}
+        return after | {"status": wanted["status"]} if wanted.get("status") is not None else after
+    server_owned = {key: value for key, value in current["metadata"].items() if key not in metadata.WRITABLE}
+    written = {key: wanted["metadata"][key] for key in metadata.WRITABLE if wanted["metadata"].get(key)}
+    after = {**wanted, "metadata": server_owned | written}
+    after.pop("status", None)
+    return after | {"status": current["status"]} if "status" in current else after
+
+
+def intent(document: Document) -> Document:
+    return {key: value for key, value in document.items() if key not in {"metadata", "status"}}
+
+
+def refuse_new_finalizers(resource: Resource, current: Document, after: Document) -> None:
+    held = current["metadata"].get("finalizers", ())
+    fresh = [name for name in after["metadata"].get("finalizers", ()) if name not in held]
+    if fresh:
+        cause = Cause(
+            reason="FieldValueForbidden",
+            message="Forbidden: no new finalizers can be added if the object is being deleted, "
+            f"found new finalizers {fresh}",
+            field="metadata.finalizers",
+        )
+        raise refusals.invalid(resource, current["metadata"]["name"], [cause])

@@ -1,0 +1,280 @@
+"""One API: the resources of one store, over HTTP. The Milo API is one, and so is each project's control plane."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from milo_sandbox import (
+    answers,
+    calls,
+    discovery,
+    openapi,
+    options,
+    patches,
+    protobuf,
+    refusals,
+    reviews,
+    tables,
+)
+from milo_sandbox.admission import Part, Preconditions
+from milo_sandbox.calls import Call
+from milo_sandbox.collection import Page
+from milo_sandbox.faults import Approach, Faults
+from milo_sandbox.history import CompactedError
+from milo_sandbox.options import Continue, ListOptions
+from milo_sandbox.records import Record, decode, encode
+from milo_sandbox.resources import Document, Resource
+from milo_sandbox.rights import Rights
+from milo_sandbox.store import Store
+from milo_sandbox.streams import Streams
+from milo_sandbox.tables import Table
+from milo_sandbox.tokens import Tokens
+from milo_sandbox.watch import Pace, Plain, Watch
+
+_REVIEWS = {(review.group, review.plural): review for review in discovery.REVIEWS}
+_PATCHES: dict[str, Callable[[Any, Any], Any]] = {
+    patches.MERGE: patches.merge,
+    patches.JSON: patches.apply_operations,
+    patches.STRATEGIC: patches.strategic,
+}
+
+
+class Features(msgspec.Struct, frozen=True, kw_only=True):
+    """What kind of server this is."""
+
+    pace: Pace = Pace()
+    streaming_lists: bool = True
+
+
+class Api:
+    """Reads a request, has the store do it, writes the answer. Everything that it decides, others decide for it."""
+
+    def __init__(self, store: Store, *, features: Features, rights: Rights, tokens: Tokens, faults: Faults) -> None:
+        self.store = store
+        self.streams = Streams()
+        self._features = features
+        self._rights = rights
+        self._tokens = tokens
+        self._faults = faults
+        self._handlers = {
+            "get": self._get,
+            "list": self._list,
+            "watch": self._watch,
+            "create": self._create,
+            "update": self._update,
+            "patch": self._patch,
+            "delete": self._delete,
+            "deletecollection": self._delete_collection,
+        }
+        store.listen(self.streams.wake)
+
+    async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
+        """Answer a request to this API; the segments are those of the path below its root."""
+        match segments:
+            case ("version",):
+                return answers.document(discovery.VERSION)
+            case ("livez" | "readyz" | "healthz",):
+                return answers.text("ok")
+            case [] | ["api"] | ["api", _] | ["apis"] | ["apis", _] | ["apis", _, _]:
+                return answers.document(discovery.document(segments, self.store.resources))
+            case ("openapi", *_):
+                return answers.document(openapi.document(segments, self.store.resources))
+            case ("apis", group, _, plural) if review := _REVIEWS.get((group, plural)):
+                if request.method != "POST":
+                    raise refusals.method_not_allowed()
+                question = await _object(request)
+                return answers.document(reviews.answer(review, question, subject, self._rights, self._tokens), 201)
+        call = calls.read(request.method, segments, request.query, self.store.resources)
+        self._rights.demand(subject, call.action)
+        self._faults.check(Approach(segments=tuple(segments), query=request.query, call=call))
+        return await self._handlers[call.verb](request, call)
+
+    # Reading
+
+    async def _get(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        record = self.store.get(call.resource, call.name, call.namespace)
+        if table := _table(request, call):
+            metadata = {"resourceVersion": str(record.version)}
+            return await answers.parts(request, table.listing(iter([record]), metadata))
+        return answers.body(record.body)
+
+    async def _list(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        wanted = options.list_options(request.query, namespace=call.namespace)
+        page = self._faults.seen(await self._page(call.resource, wanted))
+        if table := _table(request, call):
+            return await answers.parts(request, table.listing(iter(page.records), _list_metadata(call.resource, page)))
+        return await answers.parts(request, _listing(call.resource, page))
+
+    async def _watch(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        wanted = options.watch_options(
+            request.query, namespace=call.namespace, streaming_lists=self._features.streaming_lists
+        )
+        now = asyncio.get_running_loop().time()
+        rendering = _table(request, call) or Plain()
+        watch = Watch(self.store, call.resource, wanted, rendering=rendering, pace=self._features.pace, now=now)
+        return await self.streams.send(request, watch)
+
+    async def _page(self, resource: Resource, wanted: ListOptions) -> Page:
+        version = wanted.continued.rv if wanted.continued else wanted.version
+        if version is not None and version > self.store.version:
+            await self._wait_for(version)
+        current = self.store.version
+        exact = version is not None and (wanted.continued is not None or wanted.match == options.EXACT)
+        try:
+            return self.store[resource].page(
+                version=version if exact and version is not None and version != options.INCONSISTENT else current,
+                current=current,
+                selector=wanted.selector,
+                limit=wanted.limit,
+                after=wanted.continued.start if wanted.continued else "",
+            )
+        except CompactedError as error:
+            if wanted.continued is None:
+                raise refusals.gone(f"The resourceVersion for the provided list is too old: {error}") from error
+            raise _page_expired(wanted.continued) from error
+
+    async def _wait_for(self, version: int) -> None:
+        try:
+            async with asyncio.timeout(self._features.pace.patience):
+                while self.store.version < version:
+                    await self.streams.wait()
+        except TimeoutError as error:
+            raise refusals.version_too_large(version, self.store.version) from error
+
+    # Writing
+
+    async def _create(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        document = await _object(request)
+        record = self.store.create(call.resource, document, namespace=call.namespace, **_manners(request.query))
+        return answers.body(record.body, 201)
+
+    async def _update(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        document = await _object(request)
+        record = self.store.replace(
+            call.resource, call.name, document, namespace=call.namespace, part=_part(call), **_manners(request.query)
+        )
+        return answers.body(record.body)
+
+    async def _patch(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        known = [kind for kind in _PATCHES if kind != patches.STRATEGIC or call.resource.takes_strategic_patches]
+        if request.content_type not in known:
+            raise refusals.unsupported_media_type(request.content_type, known)
+        apply, change = _PATCHES[request.content_type], await _json(request)
+        record = self.store.modify(
+            call.resource,
+            call.name,
+            lambda document: apply(document, change),
+            namespace=call.namespace,
+            part=_part(call),
+            **_manners(request.query),
+        )
+        return answers.body(record.body)
+
+    async def _delete(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        wanted = await _object(request) if request.can_read_body else {}
+        preconditions = wanted.get("preconditions", {})
+        if not isinstance(preconditions, dict):
+            raise refusals.bad_request("preconditions must be a JSON object")
+        record, gone = self.store.delete(
+            call.resource,
+            call.name,
+            namespace=call.namespace,
+            preconditions=Preconditions(preconditions.get("uid", ""), preconditions.get("resourceVersion", "")),
+            dry_run=_is_dry_run(request.query) or bool(wanted.get("dryRun")),
+        )
+        return answers.document(_deleted(call, record)) if gone else answers.body(record.body)
+
+    async def _delete_collection(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        page = await self._page(call.resource, options.list_options(request.query, namespace=call.namespace))
+        for record in page.records:
+            self.store.delete(
+                call.resource, record.name, namespace=record.namespace, dry_run=_is_dry_run(request.query)
+            )
+        return await answers.parts(request, _listing(call.resource, page))
+
+
+def _part(call: Call) -> Part:
+    return Part.STATUS if call.subresource == "status" else Part.MAIN
+
+
+def _is_dry_run(query: Mapping[str, str]) -> bool:
+    return "dryRun" in query
+
+
+def _manners(query: Mapping[str, str]) -> dict[str, bool]:
+    """How a write is to be done: for show only, and how hard on fields that nobody knows."""
+    return {"dry_run": _is_dry_run(query), "strict": query.get("fieldValidation") == "Strict"}
+
+
+async def _json(request: web.BaseRequest) -> Any:
+    try:
+        return decode(await request.read())
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise refusals.bad_request(f"the body of the request is not JSON: {error}") from error
+
+
+async def _object(request: web.BaseRequest) -> Document:
+    if request.content_type == protobuf.CONTENT_TYPE:
+        return protobuf.read(await request.read())
+    if request.content_type not in {"application/json", "application/octet-stream"}:
+        raise refusals.unsupported_media_type(request.content_type, ["application/json", protobuf.CONTENT_TYPE])
+    document = await _json(request)
+    if not isinstance(document, dict):
+        raise refusals.bad_request("the body of the request must be a JSON object")
+    return document
+
+
+def _table(request: web.BaseRequest, call: Call) -> Table | None:
+    if not tables.is_wanted(request.headers.get("Accept", "")):
+        return None
+    return Table(call.resource, clock=lambda: datetime.now(UTC), include=request.query.get("includeObject", ""))
+
+
+def _list_metadata(resource: Resource, page: Page) -> Document:
+    metadata: Document = {"resourceVersion": str(page.version)}
+    if resource.is_custom:
+        metadata["continue"] = ""
+    if page.last_key:
+        metadata["continue"] = Continue(page.version, page.last_key).token()
+        if page.remaining:
+            metadata["remainingItemCount"] = page.remaining
+    return metadata
+
+
+def _listing(resource: Resource, page: Page) -> Iterator[bytes]:
+    head = {
+        "apiVersion": resource.api_version,
+        "kind": f"{resource.kind}List",
+        "metadata": _list_metadata(resource, page),
+    }
+    yield encode(head)[:-1] + b',"items":['
+    for i, record in enumerate(page.records):
+        yield b"," + record.body if i else record.body
+    yield b"]}\n"
+
+
+def _page_expired(continued: Continue) -> refusals.RefusedError:
+    return refusals.gone(
+        "The provided continue parameter is too old to display a consistent list result. Start a new list without "
+        "it, or go on with the token in this answer: what follows may not fit what came before.",
+        continue_token=Continue(options.INCONSISTENT, continued.start).token(),
+    )
+
+
+def _deleted(call: Call, record: Record) -> Document:
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Success",
+        "details": {
+            "name": record.name,
+            "group": call.resource.group,
+            "kind": call.resource.plural,
+            "uid": record.uid,
+        },
+    }

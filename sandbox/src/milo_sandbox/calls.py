@@ -1,0 +1,70 @@
+"""What a request asks of which object: method and path, read as the API server reads them."""
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from milo_sandbox import options, refusals
+from milo_sandbox.resources import Resource
+from milo_sandbox.rights import Action
+
+_ON_ONE = {"GET": "get", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+_ON_ALL = {"GET": "list", "POST": "create", "DELETE": "deletecollection"}
+
+
+class Call(msgspec.Struct, frozen=True, kw_only=True):
+    verb: str
+    resource: Resource
+    namespace: str = ""
+    name: str = ""
+    subresource: str = ""
+
+    @property
+    def action(self) -> Action:
+        return Action(
+            verb=self.verb,
+            group=self.resource.group,
+            resource=self.resource.plural,
+            subresource=self.subresource,
+            name=self.name,
+            namespace=self.namespace,
+        )
+
+
+def read(method: str, segments: Sequence[str], query: Mapping[str, str], resources: Sequence[Resource]) -> Call:
+    """The call, or a refusal: no such path, or not by this method."""
+    match segments:
+        case ("api", "v1", *rest):
+            group, version = "", "v1"
+        case ("apis", group, version, *rest):
+            pass
+        case _:
+            raise refusals.no_such_path()
+    served = {each.plural: each for each in resources if (each.group, each.version) == (group, version)}
+    namespace = ""
+    match rest:
+        case ("namespaces", inside, plural, *_) if plural in served and served[plural].namespaced:
+            namespace, rest = inside, rest[2:]
+    if not rest or len(rest) > 3 or rest[0] not in served:
+        raise refusals.no_such_path()
+    resource = served[rest[0]]
+    name, subresource = (*rest[1:], "", "")[:2]
+    if subresource and not (subresource == "status" and resource.has_status):
+        raise refusals.no_such_subresource(resource, name)
+    verb = (_ON_ONE if name else _ON_ALL).get("GET" if method == "HEAD" else method)
+    if verb is None and resource.is_custom:
+        verb = _on_a_custom_resource(method, subresource)
+    if verb is None or (subresource and verb == "delete"):
+        raise refusals.method_not_allowed()
+    if resource.namespaced and not namespace and verb not in {"list", "watch"}:
+        raise refusals.method_not_allowed()
+    if verb == "list" and options.wants_watch(query):
+        verb = "watch"
+    return Call(verb=verb, resource=resource, namespace=namespace, name=name, subresource=subresource)
+
+
+def _on_a_custom_resource(method: str, subresource: str) -> str | None:
+    """Methods that other resources don't know there."""
+    if method in {"PUT", "PATCH"}:
+        raise refusals.bad_request("name must be provided")
+    return "create" if method == "POST" and not subresource else None

@@ -1,0 +1,154 @@
+"""Life in the sandbox: projects are founded, get ready, change, are suspended, deleted and made again.
+
+Each project that something is happening to is in a story: a generator that does one thing, yields, and does the next
+when its turn comes again. Which story is next, and which begin, is drawn from a seed, so that a run can be had again.
+"""
+
+import asyncio
+from collections.abc import Generator
+from random import Random
+
+from milo_sandbox.history import CompactedError
+from milo_sandbox.milo import Milo
+from milo_sandbox.names import Names
+from milo_sandbox.refusals import RefusedError
+from milo_sandbox.resources import PROJECTS
+from milo_sandbox.store import Store
+
+Story = Generator[None, None, None]
+
+_SUSPENSIONS = ("Billing", "Billing", "Compliance", "Administrative", "Abuse")
+_TROUBLES = ("etcd has lost its quorum", "the API server restarts again and again", "its certificate has run out")
+_LEFT_OVER = ("networks.networking.example.com", "workloads.compute.example.com", "zones.dns.example.com")
+
+
+class Churn:
+    """Pure: `step` makes one change, more or less. The number of projects stays near what it is at the start."""
+
+    def __init__(self, store: Store, names: Names, random: Random) -> None:
+        self._store = store
+        self._milo = Milo(store)
+        self._names = names
+        self._random = random
+        self._size = max(len(self._milo.projects), 5)
+        self._stories: dict[str, Story] = {}
+        self._cursor = store.version
+
+    def step(self) -> None:
+        """One thing happens: in a story under way, or a new one begins."""
+        self._take_notice()
+        under_way = len(self._stories)
+        if under_way and self._random.random() < under_way / (under_way + 3):
+            self._advance(self._random.choice(list(self._stories)))
+        else:
+            self._begin()
+
+    def _take_notice(self) -> None:
+        """What others did here since the last step: Milo provisions whatever project it finds, and cleans up any."""
+        try:
+            events = self._store[PROJECTS].history.following(self._cursor)
+        except CompactedError:
+            events = ()
+        self._cursor = self._store.version
+        for event in events:
+            name = event.record.name
+            if name in self._stories:
+                continue
+            if event.deleted:
+                self._milo.sweep(name)
+            elif event.before is None:
+                self._stories[name] = self._adoption(name)
+            elif b'"deletionTimestamp"' in event.record.body:
+                self._stories[name] = self._clean_up(name)
+
+    def _begin(self) -> None:
+        count = len(self._milo.projects)
+        if not count or self._random.random() < 0.2 + (self._size - count) / self._size:
+            name = self._names.project()
+            self._tell(name, self._birth(name))
+            return
+        name = self._milo.projects.pick(self._random)
+        if name not in self._stories:
+            kind = self._random.choices((self._change, self._trouble, self._suspension, self._death), (4, 2, 2, 3))[0]
+            self._tell(name, kind(name))
+
+    def _tell(self, name: str, story: Story) -> None:
+        self._stories[name] = story
+        self._advance(name)
+
+    def _advance(self, name: str) -> None:
+        try:
+            next(self._stories[name])
+        except StopIteration:
+            del self._stories[name]
+        except RefusedError:
+            # Others write here too: the project of this story may be gone in the middle of it.
+            del self._stories[name]
+            self._milo.sweep(name)
+
+    # The stories
+
+    def _birth(self, name: str) -> Story:
+        self._milo.found(name, self._names.organization(), self._names.labels())
+        yield from self._some_time()
+        self._milo.provision(name)
+
+    def _adoption(self, name: str) -> Story:
+        self._milo.begin(name)
+        yield
+        self._milo.provision(name)
+
+    def _change(self, name: str) -> Story:
+        key, value = self._names.label()
+        self._milo.relabel(name, {key: value})
+        yield
+
+    def _trouble(self, name: str) -> Story:
+        self._milo.fail(name, self._random.choice(_TROUBLES))
+        yield from self._some_time()
+        self._milo.provision(name)
+
+    def _suspension(self, name: str) -> Story:
+        self._milo.suspend(name, self._random.choice(_SUSPENSIONS))
+        yield from self._some_time()
+        self._milo.reinstate(name)
+
+    def _death(self, name: str) -> Story:
+        project = self._milo.projects.read(name)
+        self._milo.projects.delete(name)
+        yield
+        if name in self._milo.projects:
+            yield from self._clean_up(name)
+        self._milo.sweep(name)
+        if self._random.random() < 0.4:
+            yield from self._some_time()
+            self._milo.found(name, project["spec"]["ownerRef"]["name"], self._names.labels())
+            yield
+            self._milo.provision(name)
+
+    def _clean_up(self, name: str) -> Story:
+        self._milo.report_cleanup(name, "CleanupStarted", "Looking for what is left in the project")
+        yield
+        left = self._random.sample(_LEFT_OVER, self._random.randint(1, len(_LEFT_OVER)))
+        while left:
+            message = f"Waiting for {', '.join(left)} to be deleted"
+            self._milo.report_cleanup(name, "CleanupAwaitingCompletion", message)
+            yield
+            left.pop()
+        self._milo.report_cleanup(name, "CleanupComplete", "Nothing is left in the project")
+        yield
+        self._milo.finish(name)
+
+    def _some_time(self) -> Story:
+        for _ in range(self._random.randint(1, 3)):
+            yield
+
+
+async def run(churn: Churn, per_second: float) -> None:
+    """Steps for ever, at that rate on the average however long each takes."""
+    loop = asyncio.get_running_loop()
+    due = loop.time()
+    while True:
+        due = max(due + 1 / per_second, loop.time() - 1.0)
+        await asyncio.sleep(max(due - loop.time(), 0))
+        churn.step()

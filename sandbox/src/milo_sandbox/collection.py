@@ -1,0 +1,102 @@
+"""The objects of one resource: what is there now, in order, and what was there at an earlier version."""
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Iterator, Sequence
+from heapq import merge
+from itertools import islice
+
+import msgspec
+
+from milo_sandbox.history import History
+from milo_sandbox.records import Event, Record, key_of
+from milo_sandbox.resources import Resource
+from milo_sandbox.selectors import Selector
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of a listing; `last_key` is where the next one goes on, or nothing where this was the end."""
+
+    records: list[Record]
+    version: int
+    last_key: str = ""
+    remaining: int = 0
+
+
+class Collection:
+    """Begins with some records, knowing nothing of the time before; changed by `apply` and `extend` alone.
+
+    Reading at an old version undoes, on the way, what happened since.
+    """
+
+    def __init__(
+        self, resource: Resource, history_limit: int, records: Iterable[Record] = (), version: int = 0
+    ) -> None:
+        self.resource = resource
+        self.history = History(history_limit)
+        self.history.compact(version)
+        self._records = {record.key: record for record in records}
+        self._order = sorted(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return (self._records[key] for key in self._order)
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """In order; not to be changed."""
+        return self._order
+
+    def get(self, name: str, namespace: str = "") -> Record | None:
+        return self._records.get(key_of(name, namespace))
+
+    def apply(self, event: Event) -> None:
+        key = event.record.key
+        if event.deleted:
+            del self._records[key]
+            del self._order[bisect_left(self._order, key)]
+        else:
+            if key not in self._records:
+                insort(self._order, key)
+            self._records[key] = event.record
+        self.history.append(event)
+
+    def extend(self, events: Iterable[Event]) -> None:
+        """Apply many at once, each of an object that is not there yet."""
+        for event in events:
+            self._records[event.record.key] = event.record
+            self._order.append(event.record.key)
+            self.history.append(event)
+        self._order.sort()
+
+    def page(self, *, version: int, current: int, selector: Selector, limit: int = 0, after: str = "") -> Page:
+        """The objects as they were at `version`, from behind the key `after`. Raises `CompactedError`."""
+        undone = self._undone_since(version) if version < current else {}
+        found: list[Record] = []
+        scanned = self._scan(after, undone)
+        for record in scanned:
+            if not record.selected_by(selector):
+                continue
+            if limit and len(found) == limit:
+                remaining = 1 + sum(1 for _ in scanned) if selector.is_everything else 0
+                return Page(records=found, version=version, last_key=found[-1].key, remaining=remaining)
+            found.append(record)
+        return Page(records=found, version=version)
+
+    def _undone_since(self, version: int) -> dict[str, Record | None]:
+        undone: dict[str, Record | None] = {}
+        for event in self.history.since(version):
+            undone.setdefault(event.record.key, event.before)
+        return undone
+
+    def _scan(self, after: str, undone: dict[str, Record | None]) -> Iterator[Record]:
+        order = self._order
+        keys: Iterator[str] = islice(order, bisect_right(order, after), None)
+        if undone:
+            back = sorted(key for key, record in undone.items() if record and key not in self._records and key > after)
+            keys = merge(keys, back)
+        for key in keys:
+            record = undone[key] if key in undone else self._records[key]
+            if record is not None:
+                yield record

@@ -1,0 +1,37 @@
+"""The commands `sandbox` and `demo`, which this package adds to `milo-discoveryd`."""
+
+from pathlib import Path
+
+import click
+
+from milo_discoveryd.cli import run_reporting_errors
+
+# Each command imports what it uses, so that `--help` is quick.
+# ruff: noqa: PLC0415
+
+
+@click.command()
+@click.option("--listen", default="127.0.0.1:0", show_default=True, metavar="HOST:PORT")
+@click.option("--projects", default=10, show_default=True, type=click.IntRange(0, 1_000_000))
+@click.option("--churn", default=0.0, show_default=True, type=click.FloatRange(0, 1000), help="Changes per second.")
+@click.option("--kubeconfig-out", type=click.Path(path_type=Path), metavar="FILE")
+def sandbox(listen: str, projects: int, churn: float, kubeconfig_out: Path | None) -> None:
+    """An embedded Milo API, for demos and operators' tests."""
+    from milo_sandbox.command import serve
+
+    run_reporting_errors(lambda: serve(listen, projects, churn, kubeconfig_out))
+
+
+@click.command()
+@click.option("--seconds", type=click.FloatRange(min=0), help="End after this time.  [default: at Ctrl-C]")
+@click.option("--churn", default=5.0, show_default=True, type=click.FloatRange(0.01, 100), help="Changes per second.")
+@click.option(
+    "--kubeconfig",
+    type=click.Path(exists=True, dir_okay=False, resolve_path=True, path_type=Path),
+    help="Kubeconfig of an existing Milo API, which is only watched.  [default: the demo starts a sandbox]",
+)
+def demo(seconds: float | None, churn: float, kubeconfig: Path | None) -> None:
+    """A Milo API with changing projects, the daemon and a subscriber, in this terminal."""
+    from milo_sandbox.demo.demo import demo as show
+
+    run_reporting_errors(lambda: show(seconds, churn, kubeconfig))

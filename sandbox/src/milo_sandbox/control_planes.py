@@ -1,0 +1,59 @@
+"""The small API behind each project: namespaces and config maps, made when somebody first asks."""
+
+from collections.abc import Callable
+
+from milo_sandbox import refusals
+from milo_sandbox.api import Api
+from milo_sandbox.refusals import Cause
+from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, PROJECTS, Document
+from milo_sandbox.store import Store
+
+_FIRST_NAMESPACES = ("default", "kube-system")
+_READING = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class ControlPlanes:
+    """One API per project and UID: a project made again under an old name finds nothing of the old one's."""
+
+    def __init__(self, milo: Store, new_api: Callable[[Store], Api]) -> None:
+        self._milo = milo
+        self._new_api = new_api
+        self._apis: dict[str, tuple[str, Api]] = {}
+
+    def opened(self) -> list[Api]:
+        return [api for _, api in self._apis.values()]
+
+    def of(self, project: str, *, method: str) -> Api:
+        """The API behind that project, for that method; refused if there is none, or it is suspended."""
+        record = self._milo[PROJECTS].get(project)
+        if record is None:
+            self._apis.pop(project, None)
+            raise refusals.not_found(PROJECTS, project)
+        if method not in _READING and _is_suspended(record.document()):
+            raise _suspended(project)
+        uid, api = self._apis.get(project, ("", None))
+        if api is None or uid != record.uid:
+            api = self._new_api(_furnished())
+            self._apis[project] = (record.uid, api)
+        return api
+
+
+def _furnished() -> Store:
+    store = Store(CONTROL_PLANE, history_limit=1_000)
+    for name in _FIRST_NAMESPACES:
+        store.create(NAMESPACES, {"metadata": {"name": name}})
+    return store
+
+
+def _is_suspended(project: Document) -> bool:
+    conditions = project.get("status", {}).get("conditions", ())
+    return any(each.get("type") == "Suspended" and each.get("status") == "True" for each in conditions)
+
+
+def _suspended(project: str) -> refusals.RefusedError:
+    return refusals.forbidden(
+        f'project "{project}"',
+        "it is suspended, and a suspended project is read-only",
+        details={"name": project, "group": PROJECTS.group, "kind": PROJECTS.plural},
+        causes=[Cause(reason="ProjectSuspended", message="the project is suspended")],
+    )

@@ -1,0 +1,87 @@
+"""The documents by which kubectl and client libraries find out what a server has."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from milo_sandbox import refusals
+from milo_sandbox.resources import Document, Resource
+
+VERSION = {
+    "major": "1",
+    "minor": "35",
+    "gitVersion": "v1.35.0+milo-sandbox",
+    "gitCommit": "",
+    "gitTreeState": "clean",
+    "buildDate": "1970-01-01T00:00:00Z",
+    "goVersion": "",
+    "compiler": "",
+    "platform": "",
+}
+
+
+class Review(msgspec.Struct, frozen=True, kw_only=True):
+    """A question a client asks by creating it: nothing is kept."""
+
+    group: str
+    plural: str
+    kind: str
+    version: str = "v1"
+
+
+REVIEWS = (
+    Review(group="authorization.k8s.io", plural="selfsubjectaccessreviews", kind="SelfSubjectAccessReview"),
+    Review(group="authorization.k8s.io", plural="selfsubjectrulesreviews", kind="SelfSubjectRulesReview"),
+    Review(group="authentication.k8s.io", plural="selfsubjectreviews", kind="SelfSubjectReview"),
+    Review(group="authentication.k8s.io", plural="tokenreviews", kind="TokenReview"),
+)
+
+_VERBS = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"]
+_STATUS_VERBS = ["get", "patch", "update"]
+
+
+def document(segments: Sequence[str], resources: Sequence[Resource]) -> Document:
+    """What stands at /api or /apis and right below, or a refusal."""
+    groups = _groups(resources)
+    match segments:
+        case ("api",):
+            # No core resources, no core version: clients take the empty list as that.
+            versions = sorted({each.version for each in resources if not each.group})
+            return {"kind": "APIVersions", "apiVersion": "v1", "versions": versions}
+        case ("api", version) if any(not each.group and each.version == version for each in resources):
+            return _resource_list(version, [each for each in resources if not each.group])
+        case ("apis",):
+            return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(*each) for each in groups.items()]}
+        case ("apis", group) if group in groups:
+            return {"kind": "APIGroup", "apiVersion": "v1", **_group(group, groups[group])}
+        case ("apis", group, version) if groups.get(group) == version:
+            return _resource_list(f"{group}/{version}", [each for each in resources if each.group == group])
+    raise refusals.no_such_path()
+
+
+def _groups(resources: Sequence[Resource]) -> dict[str, str]:
+    """Each group with its one version."""
+    served = {each.group: each.version for each in resources if each.group}
+    return served | {review.group: review.version for review in REVIEWS}
+
+
+def _group(name: str, version: str) -> Document:
+    served = {"groupVersion": f"{name}/{version}", "version": version}
+    return {"name": name, "versions": [served], "preferredVersion": served}
+
+
+def _resource_list(group_version: str, resources: Sequence[Resource]) -> Document:
+    entries: list[Document] = []
+    for each in resources:
+        entry = {"name": each.plural, "singularName": each.singular, "namespaced": each.namespaced, "kind": each.kind}
+        shorts = {"shortNames": list(each.short_names)} if each.short_names else {}
+        entries.append({**entry, "verbs": _VERBS, **shorts})
+        if each.has_status:
+            status = {"name": f"{each.plural}/status", "singularName": "", "verbs": _STATUS_VERBS}
+            entries.append(entry | status)
+    entries += [
+        {"name": review.plural, "singularName": "", "namespaced": False, "kind": review.kind, "verbs": ["create"]}
+        for review in REVIEWS
+        if f"{review.group}/{review.version}" == group_version
+    ]
+    return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": entries}

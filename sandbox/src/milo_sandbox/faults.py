@@ -1,0 +1,162 @@
+"""What goes wrong with an API server, to order: each fault is one that a real server was seen to show.
+
+Faults answer in place of the API. What goes wrong with the data itself is done to the store, and what goes wrong with
+connections to the server; the sandbox has a word for each.
+"""
+
+from collections.abc import Callable, Mapping
+from math import inf
+
+import msgspec
+
+from milo_sandbox import refusals
+from milo_sandbox.calls import Call
+from milo_sandbox.collection import Page
+from milo_sandbox.refusals import PlainError, RefusedError
+from milo_sandbox.resources import Resource
+
+
+class Approach(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as far as it is known: at the door its path, and whose control plane it is for; then the call."""
+
+    segments: tuple[str, ...]
+    query: Mapping[str, str]
+    project: str = ""
+    call: Call | None = None
+
+
+class Fault(msgspec.Struct, kw_only=True):
+    """Whom it answers, with what, how often and until when."""
+
+    concerns: Callable[[Approach], bool]
+    answer: Callable[[Approach, float], RefusedError | PlainError]  # the seconds are those since it began
+    since: float
+    until: float
+    times: float
+
+
+_HEALTH = frozenset({"livez", "readyz", "healthz"})
+
+
+class Faults:
+    """Those in force, until they are cleared, or for as many seconds or times as they are given."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._faults: list[Fault] = []
+        self._lists_are_empty = False
+
+    def clear(self) -> None:
+        self._faults.clear()
+        self._lists_are_empty = False
+
+    def check(self, approach: Approach) -> None:
+        """Raise what the first fault that concerns the request answers."""
+        now = self._clock()
+        self._faults = [fault for fault in self._faults if now < fault.until and fault.times > 0]
+        for fault in self._faults:
+            if fault.concerns(approach):
+                fault.times -= 1
+                raise fault.answer(approach, now - fault.since)
+
+    def seen(self, page: Page) -> Page:
+        """What a list shows of what is there."""
+        return Page(records=[], version=page.version) if self._lists_are_empty else page
+
+    # The faults
+
+    def initializing(self, *, seconds: float = inf, resource: Resource | None = None) -> None:
+        """The watch cache is being built: no watches, and no lists but by pages. Health checks notice nothing."""
+
+        def concerns(approach: Approach) -> bool:
+            call = approach.call
+            if call is None or (resource is not None and call.resource is not resource):
+                return False
+            return call.verb == "watch" or (call.verb == "list" and not approach.query.get("limit"))
+
+        def answer(_: Approach, elapsed: float) -> RefusedError:
+            retry_after = 1 if elapsed < 3 else 2 if elapsed < 8 else 3
+            return refusals.too_many_requests("storage is (re)initializing", retry_after)
+
+        self._add(concerns, answer, seconds=seconds)
+
+    def installing(self, *, seconds: float = inf) -> None:
+        """The server has only just started, and knows no paths yet."""
+        text = "the request has been made before all known HTTP paths have been installed, please try again"
+        self._add(_at_the_door, lambda *_: PlainError(503, text, retry_after=5), seconds=seconds)
+
+    def overloaded(self, *, seconds: float = inf, times: float = inf) -> None:
+        """Priority and fairness turns requests away, in plain text."""
+        text = "Too many requests, please try again later.\n"
+        self._add(_is_call, lambda *_: PlainError(429, text, retry_after=1), seconds=seconds, times=times)
+
+    def failing(self, code: int = 500, *, seconds: float = inf, times: float = inf) -> None:
+        """Something behind the server is broken, or a proxy before it."""
+        self._add(_is_call, lambda *_: PlainError(code, "<html>upstream failed</html>"), seconds=seconds, times=times)
+
+    def unauthorized(self, *, seconds: float = inf, times: float = inf) -> None:
+        """No credential is good."""
+
+        def concerns(approach: Approach) -> bool:
+            return approach.call is None and not _HEALTH.issuperset(approach.segments)
+
+        self._add(concerns, lambda *_: refusals.unauthorized(), seconds=seconds, times=times)
+
+    def forbidden(self, *, seconds: float = inf, times: float = inf) -> None:
+        """Nobody has any rights."""
+
+        def answer(approach: Approach, _: float) -> RefusedError:
+            assert approach.call is not None
+            what = approach.call.resource.qualified
+            return refusals.forbidden(what, f"nobody can {approach.call.verb} {what} at the cluster scope")
+
+        self._add(_is_call, answer, seconds=seconds, times=times)
+
+    def unserved(self, resource: Resource, *, seconds: float = inf) -> None:
+        """The resource's definition was deleted."""
+
+        def concerns(approach: Approach) -> bool:
+            return approach.call is not None and approach.call.resource is resource
+
+        self._add(concerns, lambda *_: refusals.no_such_path(), seconds=seconds)
+
+    def second_pages_gone(self, *, times: float = inf) -> None:
+        """Each list that is read by pages expires after its first."""
+
+        def concerns(approach: Approach) -> bool:
+            return approach.call is not None and approach.call.verb == "list" and "continue" in approach.query
+
+        message = "The provided continue parameter is too old to display a consistent list result."
+        self._add(concerns, lambda *_: refusals.gone(message), times=times)
+
+    def unreachable(self, project: str, *, seconds: float = inf) -> None:
+        """One project's control plane answers nothing but that it is not there."""
+
+        def concerns(approach: Approach) -> bool:
+            return approach.call is None and approach.project == project
+
+        text = "no healthy upstream"
+        self._add(concerns, lambda *_: PlainError(503, text), seconds=seconds)
+
+    def empty_lists(self, *, on: bool = True) -> None:
+        """Lists show nothing, whatever is there."""
+        self._lists_are_empty = on
+
+    def _add(
+        self,
+        concerns: Callable[[Approach], bool],
+        answer: Callable[[Approach, float], RefusedError | PlainError],
+        *,
+        seconds: float = inf,
+        times: float = inf,
+    ) -> None:
+        now = self._clock()
+        self._faults.append(Fault(concerns=concerns, answer=answer, since=now, until=now + seconds, times=times))
+
+
+def _at_the_door(approach: Approach) -> bool:
+    return approach.call is None
+
+
+def _is_call(approach: Approach) -> bool:
+    return approach.call is not None

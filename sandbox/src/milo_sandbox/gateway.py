@@ -1,0 +1,75 @@
+"""The front of the server: who is calling, and which API they mean. Errors become answers here, and nowhere else."""
+
+from collections.abc import Callable
+
+from aiohttp import web
+
+from milo_sandbox import answers, refusals, token_endpoint
+from milo_sandbox.api import Api
+from milo_sandbox.control_planes import ControlPlanes
+from milo_sandbox.faults import Approach, Faults
+from milo_sandbox.infrastructure import Infrastructure
+from milo_sandbox.refusals import PlainError, RefusedError
+from milo_sandbox.resources import PROJECTS
+from milo_sandbox.token_endpoint import TokenEndpoint
+from milo_sandbox.tokens import Tokens
+
+INFRASTRUCTURE = "infrastructure"
+"""What the paths of the infrastructure cluster begin with."""
+_OPEN_TO_ALL = frozenset({"livez", "readyz", "healthz", "version"})
+
+
+class Gateway:
+    def __init__(
+        self,
+        milo: Api,
+        control_planes: ControlPlanes,
+        infrastructure: Infrastructure,
+        endpoint: TokenEndpoint,
+        *,
+        url: Callable[[], str],
+        tokens: Tokens,
+        faults: Faults,
+    ) -> None:
+        """`url` is that of the whole server."""
+        self._milo = milo
+        self._control_planes = control_planes
+        self._infrastructure = infrastructure
+        self._endpoint = endpoint
+        self._url = url
+        self._tokens = tokens
+        self._faults = faults
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            return await self._answer(request)
+        except (RefusedError, PlainError) as refusal:
+            return answers.refused(refusal)
+
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        segments = [segment for segment in request.path.split("/") if segment]
+        if tuple(segments) == token_endpoint.PATH and request.method == "POST":
+            return await self._endpoint.answer(request, self._url())
+        project, below = _split(segments)
+        self._faults.check(Approach(segments=tuple(below), query=request.query, project=project))
+        subject = self._authenticate(request, below)
+        if segments[:1] == [INFRASTRUCTURE]:
+            return await self._infrastructure.answer(request, segments[1:], subject)
+        api = self._control_planes.of(project, method=request.method) if project else self._milo
+        return await api.answer(request, below, subject)
+
+    def _authenticate(self, request: web.BaseRequest, segments: list[str]) -> str:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return self._tokens.subject(token.strip())
+        if len(segments) == 1 and segments[0] in _OPEN_TO_ALL:
+            return "system:anonymous"
+        raise refusals.unauthorized()
+
+
+def _split(segments: list[str]) -> tuple[str, list[str]]:
+    """The project whose control plane is meant, if any, and the path below the root of the API that is meant."""
+    match segments:
+        case ("apis", PROJECTS.group, PROJECTS.version, PROJECTS.plural, project, "control-plane", *below):
+            return project, below
+    return "", segments

@@ -1,0 +1,101 @@
+"""What stands in an object's metadata: who may write what, and what is a legal name, label, annotation, finalizer."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from milo_sandbox.refusals import Cause
+from milo_sandbox.resources import Document, Resource
+
+WRITABLE = ("labels", "annotations", "finalizers", "ownerReferences")
+"""What a client may change; the server owns the rest."""
+
+_LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
+_SUBDOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"
+_QUALIFIED = re.compile(rf"(?:{_SUBDOMAIN}/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{{0,61}}[A-Za-z0-9])?")
+_LABEL_VALUE = re.compile(r"(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+_ANNOTATIONS_LIMIT = 256 * 1024
+
+
+def is_subdomain(name: str) -> bool:
+    return len(name) <= 253 and re.fullmatch(_SUBDOMAIN, name) is not None
+
+
+def is_label(name: str) -> bool:
+    return re.fullmatch(_LABEL, name) is not None
+
+
+def violations(metadata: Document, resource: Resource) -> Iterator[Cause]:
+    name = metadata.get("name")
+    if not isinstance(name, str) or not name:
+        yield Cause(
+            reason="FieldValueRequired",
+            message="Required value: name or generateName is required",
+            field="metadata.name",
+        )
+    elif not (is_label(name) if resource.name_is_label else is_subdomain(name)):
+        form = "label" if resource.name_is_label else "subdomain"
+        yield _invalid(
+            "metadata.name",
+            name,
+            f"a lowercase RFC 1123 {form} must consist of lower case alphanumeric characters, '-'"
+            f"{'' if resource.name_is_label else ' or .'}, and must start and end with an alphanumeric character",
+        )
+    yield from _label_violations(metadata.get("labels", {}))
+    yield from _annotation_violations(metadata.get("annotations", {}))
+    yield from _finalizer_violations(metadata.get("finalizers", []))
+
+
+def _finalizer_violations(finalizers: Any) -> Iterator[Cause]:
+    if not isinstance(finalizers, list):
+        yield _invalid("metadata.finalizers", finalizers, "must be a list of strings")
+        return
+    for finalizer in finalizers:
+        if not isinstance(finalizer, str) or not _QUALIFIED.fullmatch(finalizer):
+            yield _invalid("metadata.finalizers", finalizer, "a finalizer is a qualified name, as example.com/hold")
+
+
+def _label_violations(labels: Any) -> Iterator[Cause]:
+    for key, value in _strings(labels, "metadata.labels"):
+        if isinstance(value, Cause):
+            yield value
+            continue
+        if not _QUALIFIED.fullmatch(key):
+            yield _invalid("metadata.labels", key, "a label key is a qualified name, such as example.com/tier or tier")
+        if not _LABEL_VALUE.fullmatch(value):
+            yield _invalid(
+                "metadata.labels",
+                value,
+                "a label value is empty or at most 63 alphanumeric characters, '-', '_' or '.', "
+                "and starts and ends with an alphanumeric character",
+            )
+
+
+def _annotation_violations(annotations: Any) -> Iterator[Cause]:
+    size = 0
+    for key, value in _strings(annotations, "metadata.annotations"):
+        if isinstance(value, Cause):
+            yield value
+            continue
+        size += len(key) + len(value)
+        if not _QUALIFIED.fullmatch(key.lower()):
+            yield _invalid("metadata.annotations", key, "an annotation key is a qualified name")
+    if size > _ANNOTATIONS_LIMIT:
+        yield Cause(
+            reason="FieldValueTooLong",
+            message=f"Too long: may not be more than {_ANNOTATIONS_LIMIT} bytes",
+            field="metadata.annotations",
+        )
+
+
+def _strings(mapping: Any, field: str) -> Iterator[tuple[str, str | Cause]]:
+    if not isinstance(mapping, dict):
+        yield "", _invalid(field, mapping, "must be a mapping of strings")
+        return
+    for key, value in mapping.items():
+        yield key, value if isinstance(value, str) else _invalid(f"{field}.{key}", value, "must be a string")
+
+
+def _invalid(field: str, value: Any, why: str) -> Cause:
+    shown = f'"{value}"' if isinstance(value, str) else str(value)
+    return Cause(reason="FieldValueInvalid", message=f"Invalid value: {shown}: {why}", field=field)

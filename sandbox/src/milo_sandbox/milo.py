@@ -1,0 +1,134 @@
+"""What Milo's own controllers do to projects and their control planes, one step at a time."""
+
+from collections.abc import Iterable, Mapping
+from itertools import islice
+
+from milo_sandbox.names import Names
+from milo_sandbox.objects import Objects
+from milo_sandbox.resources import PROJECT_CONTROL_PLANES, PROJECTS, Document
+from milo_sandbox.store import Store
+
+ORGANIZATION_LABEL = "resourcemanager.miloapis.com/organization-name"
+PROJECT_NAME_LABEL = "resourcemanager.miloapis.com/project-name"
+PROJECT_UID_LABEL = "resourcemanager.miloapis.com/project-uid"
+OWNER_ANNOTATION = "resourcemanager.miloapis.com/owner-name"
+PROJECT_FINALIZER = "resourcemanager.miloapis.com/project-controller"
+
+
+class Milo:
+    """Keeps a project and the control plane behind it as Milo would: same name, labels that point back, conditions."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.projects = Objects(store, PROJECTS)
+        self.control_planes = Objects(store, PROJECT_CONTROL_PLANES)
+
+    def found(self, name: str, organization: str, labels: Mapping[str, str]) -> None:
+        """A project somebody has asked for, and the control plane begun for it: neither is ready."""
+        self.projects.create(
+            name,
+            labels={ORGANIZATION_LABEL: organization, **labels},
+            finalizers=[PROJECT_FINALIZER],
+            organization=organization,
+        )
+        self.begin(name)
+
+    def begin(self, name: str) -> None:
+        """Make the control plane behind a project, if it has none."""
+        if name not in self.control_planes:
+            labels, annotations = _pointing_back(self.projects.read(name))
+            self.control_planes.create(name, labels=labels, annotations=annotations)
+
+    def provision(self, name: str) -> None:
+        self.control_planes.set_condition(name, reason="Created", message="The control plane is up")
+        self.projects.set_condition(name, reason="Ready", message="The project is ready")
+
+    def fail(self, name: str, message: str) -> None:
+        self.control_planes.set_condition(name, "False", reason="Degraded", message=message)
+        self.projects.set_condition(name, "False", reason="ControlPlaneDegraded", message=message)
+
+    def relabel(self, name: str, labels: Mapping[str, str]) -> None:
+        self.projects.label(name, dict(labels))
+        self.control_planes.label(name, dict(labels))
+
+    def suspend(self, name: str, reason: str) -> None:
+        """Its API goes on answering reads: a suspended project stays ready."""
+        suspension = {
+            "reason": reason,
+            "suspendedAt": self._store.timestamp(),
+            "reinstateAuthority": "Operator" if reason in {"Fraud", "Abuse"} else "Consumer",
+        }
+        self.projects.set_status(name, {"suspensions": [suspension]})
+        self.projects.set_condition(
+            name, type_="Suspended", reason=reason, message=f"The project is suspended: {reason.lower()}"
+        )
+
+    def reinstate(self, name: str) -> None:
+        self.projects.set_status(name, {"suspensions": None})
+        self.projects.set_condition(name, "False", type_="Suspended", reason="Reinstated")
+
+    def report_cleanup(self, name: str, reason: str, message: str) -> None:
+        self.projects.set_condition(name, type_="ResourceCleanup", reason=reason, message=message)
+
+    def finish(self, name: str) -> None:
+        """Nothing is left in a deleted project: its control plane goes, then the project."""
+        if name in self.control_planes:
+            self.control_planes.delete(name)
+        self.projects.unfinalize(name)
+
+    def sweep(self, name: str) -> None:
+        """Take away the control plane of a project that went without being asked to wait for it."""
+        if name not in self.projects and name in self.control_planes:
+            self.control_planes.delete(name)
+
+    def populate(self, count: int, names: Names, *, ready: bool = True, finalizers: Iterable[str] = ()) -> list[str]:
+        """Many projects at once, each with its control plane, as they would be after a while."""
+        held = list(finalizers)
+        fresh = iter(names.project, "")
+        # Somebody may have made a project of such a name by hand.
+        free = islice((name for name in fresh if name not in self.projects and name not in self.control_planes), count)
+        wanted = [self._project(name, names, ready=ready, finalizers=held) for name in free]
+        projects = self._store.load(PROJECTS, wanted)
+        self._store.load(
+            PROJECT_CONTROL_PLANES, [self._control_plane(record.document(), ready=ready) for record in projects]
+        )
+        return [record.name for record in projects]
+
+    def _project(self, name: str, names: Names, *, ready: bool, finalizers: list[str]) -> Document:
+        organization = names.organization()
+        document: Document = {
+            "apiVersion": PROJECTS.api_version,
+            "kind": PROJECTS.kind,
+            "metadata": {
+                "name": name,
+                "labels": {ORGANIZATION_LABEL: organization, **names.labels()},
+                "finalizers": finalizers,
+            },
+            "spec": {"ownerRef": {"kind": "Organization", "name": organization}},
+        }
+        if ready:
+            condition = self.projects.condition(reason="Ready", message="The project is ready")
+            document["status"] = {"conditions": [condition]}
+        return document
+
+    def _control_plane(self, project: Document, *, ready: bool) -> Document:
+        labels, annotations = _pointing_back(project)
+        condition = (
+            self.control_planes.condition(reason="Created", message="The control plane is up")
+            if ready
+            else self.control_planes.condition("False", reason="Creating", message="The control plane is being created")
+        )
+        return {
+            "apiVersion": PROJECT_CONTROL_PLANES.api_version,
+            "kind": PROJECT_CONTROL_PLANES.kind,
+            "metadata": {"name": project["metadata"]["name"], "labels": labels, "annotations": annotations},
+            "spec": {},
+            "status": {"conditions": [condition]},
+        }
+
+
+def _pointing_back(project: Document) -> tuple[dict[str, str], dict[str, str]]:
+    """The labels and annotations of the control plane behind that project."""
+    metadata = project["metadata"]
+    names = {PROJECT_NAME_LABEL: metadata["name"], PROJECT_UID_LABEL: metadata["uid"]}
+    return {**metadata.get("labels", {}), **names}, {OWNER_ANNOTATION: project["spec"]["ownerRef"]["name"]}

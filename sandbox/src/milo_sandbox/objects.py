@@ -1,0 +1,109 @@
+"""Writing to one resource by hand: what a test or a demo does to the world, without HTTP."""
+
+from collections.abc import Iterable, Mapping
+from random import Random
+
+from milo_sandbox import patches
+from milo_sandbox.admission import Part
+from milo_sandbox.resources import PROJECTS, Document, Resource
+from milo_sandbox.store import Store
+
+DEFAULT_ORGANIZATION = "acme"
+
+
+class Objects:
+    """The projects, or the control planes, by name. Every write goes through the store, as everybody's do."""
+
+    def __init__(self, store: Store, resource: Resource) -> None:
+        self._store = store
+        self.resource = resource
+
+    def __len__(self) -> int:
+        return len(self._store[self.resource])
+
+    def __contains__(self, name: str) -> bool:
+        return self._store[self.resource].get(name) is not None
+
+    def names(self) -> list[str]:
+        return [record.name for record in self._store[self.resource]]
+
+    def pick(self, random: Random) -> str:
+        """Any one of them."""
+        return random.choice(self._store[self.resource].keys)
+
+    def read(self, name: str) -> Document:
+        return self._store.read(self.resource, name)
+
+    def create(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
+        finalizers: Iterable[str] = (),
+        organization: str = DEFAULT_ORGANIZATION,
+        ready: bool = False,
+    ) -> Document:
+        metadata = {
+            "name": name,
+            "labels": dict(labels or {}),
+            "annotations": dict(annotations or {}),
+            "finalizers": list(finalizers),
+        }
+        spec = {"ownerRef": {"kind": "Organization", "name": organization}} if self.resource is PROJECTS else {}
+        record = self._store.create(self.resource, {"metadata": metadata, "spec": spec})
+        if ready:
+            return self.set_condition(name)
+        return record.document()
+
+    def condition(
+        self, status: str = "True", *, type_: str = "", reason: str = "Sandbox", message: str = ""
+    ) -> Document:
+        """A condition as it would be set now."""
+        return {
+            "type": type_ or self.resource.ready_condition,
+            "status": status,
+            "reason": reason,
+            "message": message,
+            "lastTransitionTime": self._store.timestamp(),
+        }
+
+    def set_condition(
+        self, name: str, status: str = "True", *, type_: str = "", reason: str = "Sandbox", message: str = ""
+    ) -> Document:
+        """Set a condition in the status; the one that makes it ready, if no other is named."""
+        condition = self.condition(status, type_=type_, reason=reason, message=message)
+
+        def change(document: Document) -> Document:
+            held = document.setdefault("status", {})
+            others = [each for each in held.get("conditions", ()) if each["type"] != condition["type"]]
+            held["conditions"] = [*others, condition]
+            return document
+
+        return self._store.modify(self.resource, name, change, part=Part.STATUS).document()
+
+    def set_status(self, name: str, changes: Document) -> Document:
+        """Merge these fields into the status; None takes one away."""
+        patch = {"status": changes}
+        return self._store.modify(
+            self.resource, name, lambda document: patches.merge(document, patch), part=Part.STATUS
+        ).document()
+
+    def label(self, name: str, changes: Mapping[str, str | None]) -> Document:
+        """Set labels; None takes one away."""
+        return self._patch_metadata(name, {"labels": dict(changes)})
+
+    def annotate(self, name: str, changes: Mapping[str, str | None]) -> Document:
+        return self._patch_metadata(name, {"annotations": dict(changes)})
+
+    def unfinalize(self, name: str) -> Document:
+        """Drop all finalizers; what was only held by them is gone then."""
+        return self._patch_metadata(name, {"finalizers": None})
+
+    def delete(self, name: str) -> bool:
+        """Whether it is gone at once; finalizers keep it."""
+        return self._store.delete(self.resource, name)[1]
+
+    def _patch_metadata(self, name: str, change: Document) -> Document:
+        patch = {"metadata": change}
+        return self._store.modify(self.resource, name, lambda document: patches.merge(document, patch)).document()

@@ -1,0 +1,128 @@
+"""The schemas as OpenAPI: enough for kubectl to validate, to explain, and to know what it may ask of the server."""
+
+from collections.abc import Sequence
+from hashlib import sha256
+
+from milo_sandbox import refusals
+from milo_sandbox.records import encode
+from milo_sandbox.resources import Document, Resource
+
+_ACTIONS = {
+    "items": (("get", "list"), ("post", "post"), ("delete", "deletecollection")),
+    "item": (("get", "get"), ("put", "put"), ("patch", "patch"), ("delete", "delete")),
+}
+_INFO = {"title": "milo sandbox", "version": "v1.35.0"}
+_METADATA = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
+
+
+def document(segments: Sequence[str], resources: Sequence[Resource]) -> Document:
+    """What stands below /openapi, or a refusal."""
+    by_group_version = {
+        _path(each): [other for other in resources if _path(other) == _path(each)] for each in resources
+    }
+    match segments:
+        case ("openapi", "v2"):
+            return {
+                "swagger": "2.0",
+                "info": _INFO,
+                "paths": _paths(resources),
+                "definitions": _schemas(resources, "#/definitions/"),
+            }
+        case ("openapi", "v3"):
+            return {"paths": {path: {"serverRelativeURL": _url(path, each)} for path, each in by_group_version.items()}}
+        case ("openapi", "v3", *rest) if "/".join(rest) in by_group_version:
+            return _v3(by_group_version["/".join(rest)])
+    raise refusals.no_such_path()
+
+
+def _path(resource: Resource) -> str:
+    return f"apis/{resource.api_version}" if resource.group else f"api/{resource.version}"
+
+
+def _url(path: str, resources: Sequence[Resource]) -> str:
+    # Clients keep a document for as long as its hash stays the same.
+    return f"/openapi/v3/{path}?hash={sha256(encode(_v3(resources))).hexdigest()[:32].upper()}"
+
+
+def _v3(resources: Sequence[Resource]) -> Document:
+    return {
+        "openapi": "3.0.0",
+        "info": _INFO,
+        "paths": _paths(resources),
+        "components": {"schemas": _schemas(resources, "#/components/schemas/")},
+    }
+
+
+def _paths(resources: Sequence[Resource]) -> Document:
+    paths: Document = {}
+    for each in resources:
+        inside = "/namespaces/{namespace}" if each.namespaced else ""
+        items = f"/{_path(each)}{inside}/{each.plural}"
+        paths[items] = _operations(each, "items")
+        paths[items + "/{name}"] = _operations(each, "item")
+        if each.has_status:
+            paths[items + "/{name}/status"] = _operations(each, "item")
+    return paths
+
+
+def _operations(resource: Resource, which: str) -> Document:
+    return {
+        method: {
+            "parameters": [{"name": name, "in": "query", "schema": {"type": "string"}} for name in _parameters(action)],
+            "responses": {"200": {"description": "OK"}},
+            "x-kubernetes-action": action,
+            "x-kubernetes-group-version-kind": _kind(resource),
+        }
+        for method, action in _ACTIONS[which]
+    }
+
+
+def _parameters(action: str) -> tuple[str, ...]:
+    # kubectl looks for these two before it relies on the server to validate.
+    return ("dryRun", "fieldValidation") if action in {"post", "put", "patch"} else ()
+
+
+def _schemas(resources: Sequence[Resource], reference: str) -> Document:
+    schemas: Document = {
+        _METADATA: {
+            "type": "object",
+            "description": "What every object has.",
+            "properties": {
+                **{
+                    name: {"type": "string"} for name in ("name", "generateName", "namespace", "uid", "resourceVersion")
+                },
+                **{
+                    name: {"type": "string", "format": "date-time"}
+                    for name in ("creationTimestamp", "deletionTimestamp")
+                },
+                **{
+                    name: {"type": "integer", "format": "int64"}
+                    for name in ("generation", "deletionGracePeriodSeconds")
+                },
+                **{
+                    name: {"type": "object", "additionalProperties": {"type": "string"}}
+                    for name in ("labels", "annotations")
+                },
+                "finalizers": {"type": "array", "items": {"type": "string"}},
+                "ownerReferences": {"type": "array", "items": {"type": "object"}},
+                "managedFields": {"type": "array", "items": {"type": "object"}},
+            },
+        }
+    }
+    for each in resources:
+        envelope = {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": {"$ref": reference + _METADATA},
+        }
+        reversed_group = ".".join(reversed(each.group.split("."))) if each.group else "io.k8s.api.core"
+        schemas[f"{reversed_group}.{each.version}.{each.kind}"] = {
+            **each.schema,
+            "properties": {**envelope, **each.schema.get("properties", {})},
+            "x-kubernetes-group-version-kind": [_kind(each)],
+        }
+    return schemas
+
+
+def _kind(resource: Resource) -> Document:
+    return {"group": resource.group, "version": resource.version, "kind": resource.kind}

@@ -1,0 +1,158 @@
+"""What a list or a watch is asked for: the query of the request, judged as the API server judges it."""
+
+import binascii
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from milo_sandbox import refusals, selectors
+from milo_sandbox.refusals import Cause, RefusedError
+from milo_sandbox.selectors import Selector
+
+NOT_OLDER_THAN = "NotOlderThan"
+EXACT = "Exact"
+INCONSISTENT = -1
+"""The version in a continue token that goes on at whatever is newest."""
+
+
+class Continue(msgspec.Struct, frozen=True):
+    """Where a paged list goes on: behind a key, at a version."""
+
+    rv: int
+    start: str
+
+    def token(self) -> str:
+        return urlsafe_b64encode(msgspec.json.encode(self)).decode().rstrip("=")
+
+
+class ListOptions(msgspec.Struct, frozen=True, kw_only=True):
+    selector: Selector
+    version: int | None  # None: the newest
+    match: str
+    limit: int
+    continued: Continue | None
+
+
+class WatchOptions(msgspec.Struct, frozen=True, kw_only=True):
+    selector: Selector
+    version: int  # 0: from whatever is there
+    bookmarks: bool
+    initial_events: bool
+    streaming_list: bool
+    timeout: float | None  # seconds; None: as long as the server likes
+
+
+def wants_watch(query: Mapping[str, str]) -> bool:
+    return _flag(query, "watch")
+
+
+def list_options(query: Mapping[str, str], *, namespace: str) -> ListOptions:
+    version = _version(query, refuse=refusals.bad_request)
+    match = query.get("resourceVersionMatch", "")
+    token = query.get("continue", "")
+    causes = []
+    if query.get("sendInitialEvents"):
+        causes.append(_forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"))
+    if match and not query.get("resourceVersion"):
+        causes.append(
+            _forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden unless resourceVersion is provided")
+        )
+    if match and token:
+        causes.append(_forbidden("resourceVersionMatch", "resourceVersionMatch is forbidden when continue is provided"))
+    if match not in {"", EXACT, NOT_OLDER_THAN}:
+        causes.append(_unsupported_match(match, EXACT, NOT_OLDER_THAN))
+    if match == EXACT and version == 0:
+        causes.append(
+            _forbidden("resourceVersionMatch", 'resourceVersionMatch "Exact" is forbidden for resourceVersion "0"')
+        )
+    if causes:
+        raise refusals.invalid_options(causes)
+    if token and version:
+        raise refusals.bad_request("specifying resource version is not allowed when using continue")
+    limit = _integer(query, "limit")
+    return ListOptions(
+        selector=_selector(query, namespace),
+        version=version or None,
+        # A page at a given version is of just that version, unless the caller says otherwise.
+        match=match or (EXACT if limit and version else NOT_OLDER_THAN),
+        limit=limit,
+        continued=_continued(token) if token else None,
+    )
+
+
+def watch_options(query: Mapping[str, str], *, namespace: str, streaming_lists: bool) -> WatchOptions:
+    match = query.get("resourceVersionMatch", "")
+    asked = "sendInitialEvents" in query
+    causes = []
+    if asked and match != NOT_OLDER_THAN:
+        causes.append(
+            _forbidden(
+                "resourceVersionMatch", "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan"
+            )
+        )
+    if asked and not streaming_lists:
+        why = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
+        causes.append(_forbidden("sendInitialEvents", why))
+    if match and not asked:
+        why = "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided"
+        causes.append(_forbidden("resourceVersionMatch", why))
+    if match and match != NOT_OLDER_THAN:
+        causes.append(_unsupported_match(match, NOT_OLDER_THAN))
+    if causes:
+        raise refusals.invalid_options(causes)
+    version = _version(query, refuse=refusals.own_failure)
+    streaming_list = asked and _flag(query, "sendInitialEvents")
+    timeout = _integer(query, "timeoutSeconds")
+    return WatchOptions(
+        selector=_selector(query, namespace),
+        version=version,
+        bookmarks=_flag(query, "allowWatchBookmarks"),
+        # Without a version a watch opens with what is there, unless told not to.
+        initial_events=streaming_list or (version == 0 and not asked),
+        streaming_list=streaming_list,
+        timeout=timeout or None,
+    )
+
+
+def _selector(query: Mapping[str, str], namespace: str) -> Selector:
+    return selectors.parse(query.get("labelSelector", ""), query.get("fieldSelector", ""), namespace=namespace)
+
+
+def _version(query: Mapping[str, str], *, refuse: Callable[[str], RefusedError]) -> int:
+    text = query.get("resourceVersion", "")
+    if text and not (text.isascii() and text.isdigit()):
+        raise refuse(f'resourceVersion: Invalid value: "{text}": strconv.ParseUint: invalid syntax')
+    return int(text or 0)
+
+
+def _integer(query: Mapping[str, str], name: str) -> int:
+    text = query.get(name) or "0"
+    try:
+        return int(text)
+    except ValueError as error:
+        raise refusals.bad_request(f"{name}: want an integer, not {text!r}") from error
+
+
+def _flag(query: Mapping[str, str], name: str) -> bool:
+    return query.get(name, "false").lower() not in {"false", "0"} if name in query else False
+
+
+def _continued(token: str) -> Continue:
+    try:
+        return msgspec.json.decode(urlsafe_b64decode(token + "=" * (-len(token) % 4)), type=Continue)
+    except (binascii.Error, ValueError) as error:
+        raise refusals.bad_request(f"continue key is not valid: {error}") from error
+
+
+def _forbidden(field: str, why: str) -> Cause:
+    return Cause(reason="FieldValueForbidden", message=f"Forbidden: {why}", field=field)
+
+
+def _unsupported_match(match: str, *supported: str) -> Cause:
+    named = ", ".join(f'"{value}"' for value in supported)
+    return Cause(
+        reason="FieldValueNotSupported",
+        message=f'Unsupported value: "{match}": supported values: {named}',
+        field="resourceVersionMatch",
+    )

@@ -1,0 +1,143 @@
+"""The ways a client may describe a change: JSON merge patch (RFC 7396) and JSON patch (RFC 6902)."""
+
+from copy import deepcopy
+from typing import Any
+
+from milo_sandbox import refusals
+from milo_sandbox.resources import Document
+
+MERGE = "application/merge-patch+json"
+JSON = "application/json-patch+json"
+STRATEGIC = "application/strategic-merge-patch+json"
+
+_ORDER_HINTS = ("$setElementOrder/", "$retainKeys")
+
+
+def merge(target: Any, patch: Any) -> Any:
+    """What the target becomes; the target itself is left as it is."""
+    if not isinstance(patch, dict):
+        return deepcopy(patch)
+    result = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merge(result.get(key), value)
+    return result
+
+
+def strategic(target: Any, patch: Any) -> Any:
+    """A strategic merge patch of an object whose lists have no merge keys: a merge patch, but for its directives."""
+    return merge(target, _without_hints(patch))
+
+
+def _without_hints(patch: Any) -> Any:
+    if not isinstance(patch, dict):
+        return patch
+    plain: Document = {}
+    for key, value in patch.items():
+        if key.startswith(_ORDER_HINTS):
+            continue
+        if key.startswith("$"):
+            raise refusals.bad_request(f"the sandbox does not know the strategic merge directive {key!r}")
+        plain[key] = _without_hints(value)
+    return plain
+
+
+def apply_operations(target: Document, operations: Any) -> Any:
+    """What the target becomes after every operation, in order; if one fails, none has happened."""
+    if not isinstance(operations, list):
+        raise refusals.bad_request("a JSON patch is a list of operations")
+    result: Any = deepcopy(target)
+    for operation in operations:
+        if not isinstance(operation, dict):
+            raise refusals.bad_request("each operation of a JSON patch is an object")
+        result = _operate(result, operation)
+    return result
+
+
+def _operate(document: Any, operation: Document) -> Any:
+    path = _pointer(operation, "path")
+    match operation.get("op"):
+        case "add":
+            return _put(document, path, _value(operation), insert=True)
+        case "replace":
+            _find(document, path)
+            return _put(document, path, _value(operation), insert=False)
+        case "remove":
+            return _remove(document, path)
+        case "move":
+            origin = _pointer(operation, "from")
+            moved = _find(document, origin)
+            return _put(_remove(document, origin), path, moved, insert=True)
+        case "copy":
+            return _put(document, path, deepcopy(_find(document, _pointer(operation, "from"))), insert=True)
+        case "test":
+            if _find(document, path) != _value(operation):
+                raise _impossible(f"testing value {operation['path']} failed")
+            return document
+        case other:
+            raise refusals.bad_request(f"unknown JSON patch operation {other!r}")
+
+
+def _value(operation: Document) -> Any:
+    if "value" not in operation:
+        raise refusals.bad_request(f"JSON patch operation {operation.get('op')!r} needs a value")
+    return deepcopy(operation["value"])
+
+
+def _pointer(operation: Document, member: str) -> list[str]:
+    text = operation.get(member)
+    if not isinstance(text, str) or (text and not text.startswith("/")):
+        raise refusals.bad_request(f"JSON patch: {member!r} is no JSON pointer: {text!r}")
+    return [part.replace("~1", "/").replace("~0", "~") for part in text.split("/")[1:]]
+
+
+def _step(container: Any, part: str, path: list[str]) -> Any:
+    if isinstance(container, dict) and part in container:
+        return container[part]
+    if isinstance(container, list):
+        return container[_index(part, len(container) - 1, path)]
+    raise _impossible(f"nothing is at /{'/'.join(path)}")
+
+
+def _find(document: Any, path: list[str]) -> Any:
+    for part in path:
+        document = _step(document, part, path)
+    return document
+
+
+def _put(document: Any, path: list[str], value: Any, *, insert: bool) -> Any:
+    if not path:
+        return value
+    parent = _find(document, path[:-1])
+    last = path[-1]
+    if isinstance(parent, dict):
+        parent[last] = value
+    elif isinstance(parent, list):
+        index = len(parent) if insert and last == "-" else _index(last, len(parent) - (not insert), path)
+        parent[index : index if insert else index + 1] = [value]
+    else:
+        raise _impossible(f"nothing can be put at /{'/'.join(path)}")
+    return document
+
+
+def _remove(document: Any, path: list[str]) -> Any:
+    if not path:
+        raise refusals.bad_request("JSON patch: the whole object cannot be removed")
+    _find(document, path)
+    parent = _find(document, path[:-1])
+    del parent[path[-1] if isinstance(parent, dict) else int(path[-1])]
+    return document
+
+
+def _index(part: str, highest: int, path: list[str]) -> int:
+    if not (part.isascii() and part.isdigit()) or int(part) > highest:
+        raise _impossible(f"no such index: /{'/'.join(path)}")
+    return int(part)
+
+
+def _impossible(why: str) -> refusals.RefusedError:
+    return refusals.RefusedError(
+        422, "Invalid", f"the server rejected our request due to an error in our request: {why}"
+    )

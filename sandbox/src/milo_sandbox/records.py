@@ -1,0 +1,107 @@
+"""What is kept of an object: its JSON, once, beside the little that selecting and ordering need."""
+
+from typing import Any, Final
+
+import msgspec
+
+from milo_sandbox.resources import Document
+from milo_sandbox.selectors import Selector
+
+ADDED: Final = "ADDED"
+MODIFIED: Final = "MODIFIED"
+DELETED: Final = "DELETED"
+BOOKMARK: Final = "BOOKMARK"
+ERROR: Final = "ERROR"
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder().decode
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of one object. Never changed: whoever holds it may go on reading it."""
+
+    key: str  # "name", or "namespace/name"
+    uid: str
+    version: int
+    labels: dict[str, str]
+    body: bytes
+
+    @property
+    def name(self) -> str:
+        return self.key.rpartition("/")[2]
+
+    @property
+    def namespace(self) -> str:
+        return self.key.rpartition("/")[0]
+
+    def document(self) -> Document:
+        document: Document = _decode(self.body)
+        return document
+
+    def selected_by(self, selector: Selector) -> bool:
+        return selector.is_everything or selector.matches(self.name, self.namespace, self.labels)
+
+
+def key_of(name: str, namespace: str = "") -> str:
+    return f"{namespace}/{name}" if namespace else name
+
+
+def record_of(document: Document, version: int) -> Record:
+    """Stamp the document with its version and take it down; the document is the record's from here on."""
+    metadata = document["metadata"]
+    metadata["resourceVersion"] = str(version)
+    return Record(
+        key=key_of(metadata["name"], metadata.get("namespace", "")),
+        uid=metadata["uid"],
+        version=version,
+        labels=metadata.get("labels") or {},
+        body=_encode(document),
+    )
+
+
+def restamped(record: Record, version: int) -> Record:
+    return record_of(record.document(), version)
+
+
+def encode(document: Any) -> bytes:
+    return _encode(document)
+
+
+def decode(body: bytes) -> Any:
+    return _decode(body)
+
+
+class Event(msgspec.Struct, kw_only=True):
+    """One change of one object: from nothing, or from another record, to a record that is there or just gone."""
+
+    version: int
+    before: Record | None
+    record: Record  # of a deletion: the last state, with the deletion's version
+    deleted: bool = False
+    _frames: dict[str, bytes] | None = None
+
+    def seen_through(self, selector: Selector) -> tuple[str, Record] | None:
+        """What a watch with this selector is told: nothing, or a type and an object."""
+        was = self.before is not None and self.before.selected_by(selector)
+        if not self.deleted and self.record.selected_by(selector):
+            return (MODIFIED if was else ADDED), self.record
+        if not was or self.before is None:
+            return None
+        # Who leaves a selector is told with its old labels and the new version, just as who is deleted.
+        return DELETED, self.record if self.deleted else restamped(self.before, self.version)
+
+    def frame(self, selector: Selector) -> bytes | None:
+        """The watch line, made once for however many watches want it."""
+        seen = self.seen_through(selector)
+        if seen is None:
+            return None
+        kind, record = seen
+        if self._frames is None:
+            self._frames = {}
+        if kind not in self._frames:
+            self._frames[kind] = frame(kind, record.body)
+        return self._frames[kind]
+
+
+def frame(kind: str, body: bytes) -> bytes:
+    return b'{"type":"%s","object":%s}\n' % (kind.encode(), body)

@@ -1,0 +1,176 @@
+"""What the API answers instead of a result: a Kubernetes Status, raised where the reason is found."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from milo_sandbox.resources import Resource
+
+
+class Cause(msgspec.Struct, frozen=True, kw_only=True):
+    """One reason among several why a request was refused, and the field it is about."""
+
+    reason: str
+    message: str
+    field: str = ""
+
+    def document(self) -> dict[str, str]:
+        cause = {"reason": self.reason, "message": self.message}
+        return cause | {"field": self.field} if self.field else cause
+
+
+class RefusedError(Exception):
+    """A request that the API turns down; `document()` is the body that says so."""
+
+    def __init__(
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        *,
+        details: dict[str, Any] | None = None,
+        causes: Sequence[Cause] = (),
+        retry_after: int | None = None,
+        continue_token: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+        self.message = message
+        self.causes = tuple(causes)
+        self.retry_after = retry_after
+        self._details = details or {}
+        self._continue_token = continue_token
+
+    def document(self) -> dict[str, Any]:
+        details = dict(self._details)
+        if self.causes:
+            details["causes"] = [cause.document() for cause in self.causes]
+        if self.retry_after is not None:
+            details["retryAfterSeconds"] = self.retry_after
+        return {
+            "kind": "Status",
+            "apiVersion": "v1",
+            "metadata": {"continue": self._continue_token} if self._continue_token else {},
+            "status": "Failure",
+            "message": self.message,
+            **({"reason": self.reason} if self.reason else {}),
+            **({"details": details} if details else {}),
+            "code": self.code,
+        }
+
+
+def _about(resource: Resource, name: str) -> dict[str, Any]:
+    # Kubernetes puts the plural, not the kind, in details.kind wherever it answers about a resource.
+    return {"name": name, "group": resource.group, "kind": resource.plural}
+
+
+def bad_request(message: str) -> RefusedError:
+    return RefusedError(400, "BadRequest", message)
+
+
+def unauthorized() -> RefusedError:
+    return RefusedError(401, "Unauthorized", "Unauthorized")
+
+
+def forbidden(
+    what: str, why: str, *, details: dict[str, Any] | None = None, causes: Sequence[Cause] = ()
+) -> RefusedError:
+    return RefusedError(403, "Forbidden", f"{what} is forbidden: {why}", details=details, causes=causes)
+
+
+def not_found(resource: Resource, name: str) -> RefusedError:
+    return RefusedError(404, "NotFound", f'{resource.qualified} "{name}" not found', details=_about(resource, name))
+
+
+def no_such_subresource(resource: Resource, name: str) -> RefusedError:
+    return RefusedError(
+        404, "NotFound", "the server could not find the requested resource", details=_about(resource, name)
+    )
+
+
+def own_failure(message: str) -> RefusedError:
+    """What a server takes for its own fault, though it isn't: a watch's version that is no number."""
+    return RefusedError(500, "", message)
+
+
+def method_not_allowed() -> RefusedError:
+    return RefusedError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+
+
+def already_exists(resource: Resource, name: str) -> RefusedError:
+    return RefusedError(
+        409, "AlreadyExists", f'{resource.qualified} "{name}" already exists', details=_about(resource, name)
+    )
+
+
+def conflict(resource: Resource, name: str, why: str) -> RefusedError:
+    return RefusedError(
+        409,
+        "Conflict",
+        f'Operation cannot be fulfilled on {resource.qualified} "{name}": {why}',
+        details=_about(resource, name),
+    )
+
+
+def gone(message: str, *, continue_token: str = "") -> RefusedError:
+    return RefusedError(410, "Expired", message, continue_token=continue_token)
+
+
+def unsupported_media_type(given: str, supported: Sequence[str]) -> RefusedError:
+    return RefusedError(
+        415,
+        "UnsupportedMediaType",
+        f"the body of the request was in an unknown format ({given}) - accepted media types include: "
+        + ", ".join(supported),
+    )
+
+
+def invalid(resource: Resource, name: str, causes: Sequence[Cause], *, kind: str = "") -> RefusedError:
+    """The kind is the one that the client named, where it is told of by another word than the resource's own."""
+    kind = kind or resource.kind
+    details = {"name": name, "group": resource.group, "kind": kind}
+    what = f"{kind}.{resource.group}" if resource.group else kind
+    return RefusedError(
+        422, "Invalid", f'{what} "{name}" is invalid: {_sentence(causes)}', details=details, causes=causes
+    )
+
+
+def invalid_options(causes: Sequence[Cause]) -> RefusedError:
+    details = {"group": "meta.k8s.io", "kind": "ListOptions"}
+    message = f'ListOptions.meta.k8s.io "" is invalid: {_sentence(causes)}'
+    return RefusedError(422, "Invalid", message, details=details, causes=causes)
+
+
+def version_too_large(wanted: int, current: int) -> RefusedError:
+    return RefusedError(
+        504,
+        "Timeout",
+        f"Timeout: Too large resource version: {wanted}, current: {current}",
+        causes=(Cause(reason="ResourceVersionTooLarge", message="Too large resource version"),),
+        retry_after=1,
+    )
+
+
+def too_many_requests(message: str, retry_after: int) -> RefusedError:
+    return RefusedError(429, "TooManyRequests", message, retry_after=retry_after)
+
+
+def _sentence(causes: Sequence[Cause]) -> str:
+    said = [f"{cause.field}: {cause.message}" if cause.field else cause.message for cause in causes]
+    return said[0] if len(said) == 1 else f"[{', '.join(said)}]"
+
+
+class PlainError(Exception):
+    """An answer in plain text, from a part of the server that comes before the API and knows no Status."""
+
+    def __init__(self, code: int, text: str, *, retry_after: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+        self.retry_after = retry_after
+
+
+def no_such_path() -> PlainError:
+    return PlainError(404, "404 page not found\n")

@@ -1,0 +1,71 @@
+"""What a client asks about itself: may I, what may I, who am I; and of a token, whose it is."""
+
+from milo_sandbox import refusals
+from milo_sandbox.discovery import Review
+from milo_sandbox.resources import Document
+from milo_sandbox.rights import ADMIN, Action, Rights
+from milo_sandbox.tokens import Tokens
+
+
+def answer(review: Review, question: Document, subject: str, rights: Rights, tokens: Tokens) -> Document:
+    spec = question.get("spec", {})
+    if not isinstance(spec, dict):
+        raise refusals.bad_request("spec must be a JSON object")
+    match review.kind:
+        case "SelfSubjectAccessReview":
+            status = _access(spec, subject, rights)
+        case "SelfSubjectRulesReview":
+            status = _rules(subject, rights)
+        case "TokenReview":
+            rights.demand(subject, Action(verb="create", group=review.group, resource=review.plural))
+            status = _whose(spec, tokens)
+        case _:
+            status = {"userInfo": {"username": subject, "groups": ["system:authenticated"]}}
+    return {
+        "kind": review.kind,
+        "apiVersion": f"{review.group}/{review.version}",
+        "metadata": {},
+        **({"spec": spec} if spec else {}),
+        "status": status,
+    }
+
+
+def _whose(spec: Document, tokens: Tokens) -> Document:
+    """As kube-apiserver has it: without audiences in the question, a token has to be for the server itself."""
+    token, asked = spec.get("token"), spec.get("audiences") or []
+    if not isinstance(token, str):
+        raise refusals.bad_request("spec needs a token")
+    try:
+        subject = tokens.subject(token)
+    except refusals.RefusedError:
+        return {"user": {}, "error": "the token is not one of this server's, or has run out"}
+    audiences = tokens.claims(token).aud
+    both = [audience for audience in asked if audience in audiences]
+    if not both and (asked or audiences):
+        return {"user": {}, "error": "the token is not for any of the audiences that were asked for"}
+    groups = ["system:serviceaccounts", "system:authenticated"]
+    user = {"username": subject, "groups": groups}
+    return {"authenticated": True, "user": user, **({"audiences": both} if both else {})}
+
+
+def _access(spec: Document, subject: str, rights: Rights) -> Document:
+    asked = spec.get("resourceAttributes")
+    if not isinstance(asked, dict):
+        if isinstance(spec.get("nonResourceAttributes"), dict):
+            return {"allowed": subject == ADMIN}
+        raise refusals.bad_request("spec needs resourceAttributes or nonResourceAttributes")
+    fields = ("verb", "group", "resource", "subresource", "name", "namespace")
+    return {"allowed": rights.allows(subject, Action(**{field: str(asked.get(field, "")) for field in fields}))}
+
+
+def _rules(subject: str, rights: Rights) -> Document:
+    rules = [
+        {
+            "verbs": sorted(rule.verbs),
+            "apiGroups": sorted(rule.groups),
+            "resources": sorted(rule.resources),
+            **({"resourceNames": sorted(rule.names)} if rule.names else {}),
+        }
+        for rule in rights.rules(subject)
+    ]
+    return {"resourceRules": rules, "nonResourceRules": [], "incomplete": False}

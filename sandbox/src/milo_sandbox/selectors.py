@@ -1,0 +1,171 @@
+"""Label and field selectors, as the API server reads them."""
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from milo_sandbox import refusals
+
+_TOKEN = re.compile(r"\s*(==|!=|[=!(),<>]|[^\s=!(),<>]+)")
+_KEY = re.compile(r"(?:[a-z0-9](?:[-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+_VALUE = re.compile(r"(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
+
+
+class Requirement(msgspec.Struct, frozen=True):
+    """One clause: a key, what to do with it, and the values it is compared with."""
+
+    key: str
+    operator: str
+    values: frozenset[str] = frozenset()
+
+    def matches(self, labels: Mapping[str, str]) -> bool:
+        value = labels.get(self.key)
+        match self.operator:
+            case "exists":
+                return value is not None
+            case "!":
+                return value is None
+            case "in":
+                return value in self.values
+            case "notin":
+                return value not in self.values
+            case _:
+                return value is not None and self._compares(value)
+
+    def _compares(self, value: str) -> bool:
+        bound = int(next(iter(self.values)))
+        try:
+            number = int(value)
+        except ValueError:
+            return False
+        return number > bound if self.operator == ">" else number < bound
+
+
+class Selector(msgspec.Struct, frozen=True):
+    """Which objects a caller wants: all clauses on labels, and a name or a namespace, must hold."""
+
+    labels: tuple[Requirement, ...] = ()
+    fields: tuple[Requirement, ...] = ()
+
+    @property
+    def is_everything(self) -> bool:
+        return not self.labels and not self.fields
+
+    def matches(self, name: str, namespace: str, labels: Mapping[str, str]) -> bool:
+        if self.fields:
+            facts = {"metadata.name": name, "metadata.namespace": namespace}
+            if not all(clause.matches(facts) for clause in self.fields):
+                return False
+        return all(clause.matches(labels) for clause in self.labels)
+
+
+EVERYTHING = Selector()
+
+
+def parse(label_selector: str = "", field_selector: str = "", *, namespace: str = "") -> Selector:
+    """The selector of a request, which may be for one namespace only."""
+    if not label_selector and not field_selector and not namespace:
+        return EVERYTHING
+    fields = _parse_fields(field_selector)
+    if namespace:
+        fields = (Requirement("metadata.namespace", "in", frozenset({namespace})), *fields)
+    return Selector(_Clauses(label_selector).read(), fields)
+
+
+def _parse_fields(text: str) -> tuple[Requirement, ...]:
+    clauses = []
+    for part in filter(None, text.split(",")):
+        found = re.fullmatch(r"([^=!]+)(==|!=|=)(.*)", part.strip())
+        if found is None:
+            raise refusals.bad_request(f"invalid field selector {part!r}: want key=value, key==value or key!=value")
+        key, operator, value = found.groups()
+        if key not in {"metadata.name", "metadata.namespace"}:
+            raise refusals.bad_request(f'field label not supported: "{key}"; use metadata.name or metadata.namespace')
+        clauses.append(Requirement(key, "notin" if operator == "!=" else "in", frozenset({value})))
+    return tuple(clauses)
+
+
+class _Clauses:
+    """A recursive-descent reader of label selectors: `a=b, c!=d, e in (f, g), h notin (i), j, !k, l>1`."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._tokens = _TOKEN.findall(text)
+        self._at = 0
+
+    def read(self) -> tuple[Requirement, ...]:
+        clauses: list[Requirement] = []
+        while self._peek():
+            clauses.append(self._clause())
+            if self._peek():
+                self._expect(",")
+                if not self._peek():
+                    raise self._wrong("found '', expected: a key after ','")
+        return tuple(clauses)
+
+    def _clause(self) -> Requirement:
+        if self._peek() == "!":
+            self._next()
+            return Requirement(self._key(), "!")
+        key = self._key()
+        match self._peek():
+            case "" | ",":
+                return Requirement(key, "exists")
+            case "=" | "==":
+                self._next()
+                return Requirement(key, "in", frozenset({self._value()}))
+            case "!=":
+                self._next()
+                return Requirement(key, "notin", frozenset({self._value()}))
+            case ("in" | "notin") as operator:
+                self._next()
+                return Requirement(key, operator, self._values())
+            case (">" | "<") as operator:
+                self._next()
+                bound = self._value()
+                if not re.fullmatch(r"-?[0-9]{1,18}", bound):
+                    raise self._wrong(f"found {bound!r}, expected: an integer after {operator!r}")
+                return Requirement(key, operator, frozenset({bound}))
+            case found:
+                raise self._wrong(f"found {found!r}, expected: in, notin, =, ==, !=, gt, lt")
+
+    def _key(self) -> str:
+        key = self._next()
+        if not _KEY.fullmatch(key):
+            raise self._wrong(f"found {key!r}, expected: a label key")
+        return key
+
+    def _value(self) -> str:
+        # An empty value is allowed: `a=` selects what has the label with nothing in it.
+        if self._peek() in {"", ",", ")"}:
+            return ""
+        value = self._next()
+        if not _VALUE.fullmatch(value) and not re.fullmatch(r"-[0-9]+", value):
+            raise self._wrong(f"found {value!r}, expected: a label value")
+        return value
+
+    def _values(self) -> frozenset[str]:
+        self._expect("(")
+        values = {self._value()}
+        while self._peek() == ",":
+            self._next()
+            values.add(self._value())
+        self._expect(")")
+        return frozenset(values)
+
+    def _peek(self) -> str:
+        return self._tokens[self._at] if self._at < len(self._tokens) else ""
+
+    def _next(self) -> str:
+        token: str = self._peek()
+        self._at += 1
+        return token
+
+    def _expect(self, wanted: str) -> None:
+        found = self._next()
+        if found != wanted:
+            raise self._wrong(f"found {found!r}, expected: {wanted!r}")
+
+    def _wrong(self, why: str) -> refusals.RefusedError:
+        return refusals.bad_request(f"unable to parse requirement: {why} (in {self._text!r})")

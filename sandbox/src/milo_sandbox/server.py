@@ -1,0 +1,67 @@
+"""The listener: HTTPS on one address, that can be killed and come back as a process would."""
+
+import asyncio
+import ssl
+from functools import partial
+
+from aiohttp import web
+
+from milo_sandbox.gateway import Gateway
+
+_BODY_LIMIT = 3 * 1024 * 1024  # what a real API server takes
+
+_FINISHING_S = 5.0
+_DYING_S = 1.0
+
+
+class Server:
+    """Binds at the first start; each later start is on the same port."""
+
+    def __init__(self, gateway: Gateway, tls: ssl.SSLContext, host: str, port: int) -> None:
+        self._gateway = gateway
+        self._tls = tls
+        self.host = host
+        self.port = port
+        self._http: web.Server | None = None
+        self._listener: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        if self._listener is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._http = web.Server(
+            self._gateway.handle,
+            request_factory=partial(web.BaseRequest, loop=loop, client_max_size=_BODY_LIMIT),
+            # A watch that nobody reads any more would wait for ever otherwise.
+            handler_cancellation=True,
+            access_log=None,
+        )
+        self._listener = await loop.create_server(
+            self._http, self.host, self.port, ssl=self._tls, reuse_address=True, backlog=1024
+        )
+        self.port = self._listener.sockets[0].getsockname()[1]
+
+    def refuse_new(self) -> None:
+        """Close the listener, and the connections that nothing is going on in."""
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+        if self._http is not None:
+            self._http.pre_shutdown()
+
+    async def finish(self) -> None:
+        """Let each request that is being answered come to its end."""
+        await self._shut_down(_FINISHING_S)
+
+    async def kill(self) -> None:
+        """Stop as a killed process does: refused connections, and broken ones."""
+        self.refuse_new()
+        for connection in self._http.connections if self._http is not None else ():
+            if connection.transport is not None:
+                connection.transport.abort()
+        await self._shut_down(_DYING_S)
+
+    async def _shut_down(self, timeout: float) -> None:
+        if self._http is not None:
+            http, self._http = self._http, None
+            await http.shutdown(timeout=timeout)

@@ -1,0 +1,274 @@
+"""The sandbox's state: every object, one version counter for all of them, and the rules for changing them.
+
+Pure and synchronous: a write is complete, or refused, when its call returns. Whoever must know of writes listens.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from datetime import UTC, datetime
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from milo_sandbox import admission, metadata, refusals
+from milo_sandbox.admission import Part, Preconditions
+from milo_sandbox.collection import Collection
+from milo_sandbox.records import Event, Record, record_of, restamped
+from milo_sandbox.refusals import Cause
+from milo_sandbox.resources import NAMESPACES, Document, Resource
+
+Change = Callable[[Document], Any]
+"""From an object as it is to the object somebody wants."""
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A backup: the version, and all objects by resource."""
+
+    version: int
+    records: dict[Resource, list[Record]]
+
+
+class Store:
+    """Objects of the given resources. Versions start at 1 and grow by one with each write to any of them."""
+
+    def __init__(
+        self,
+        resources: Sequence[Resource],
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        random: Random | None = None,
+        history_limit: int = 20_000,
+    ) -> None:
+        self._history_limit = history_limit
+        self._clock = clock
+        self._random = random or Random()  # noqa: S311 - UIDs need not be secret
+        self._collections = {resource: Collection(resource, history_limit) for resource in resources}
+        self._listeners: list[Callable[[], None]] = []
+        self.version = 1
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        return tuple(self._collections)
+
+    def __getitem__(self, resource: Resource) -> Collection:
+        return self._collections[resource]
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Have it called after each write. It must not write."""
+        self._listeners.append(listener)
+
+    # Reading
+
+    def get(self, resource: Resource, name: str, namespace: str = "") -> Record:
+        record = self._collections[resource].get(name, namespace)
+        if record is None:
+            raise refusals.not_found(resource, name)
+        return record
+
+    def read(self, resource: Resource, name: str, namespace: str = "") -> Document:
+        return self.get(resource, name, namespace).document()
+
+    # Writing
+
+    def create(
+        self,
+        resource: Resource,
+        document: Document,
+        *,
+        namespace: str = "",
+        strict: bool = False,
+        dry_run: bool = False,
+    ) -> Record:
+        wanted = admission.enveloped(resource, document, namespace)
+        given = wanted["metadata"]
+        if given.get("resourceVersion"):
+            raise refusals.bad_request("resourceVersion should not be set on objects to be created")
+        if not given.get("name") and given.get("generateName"):
+            given["name"] = f"{given['generateName']}{self._random.getrandbits(20):05x}"
+        if resource.has_status:
+            wanted.pop("status", None)
+        admission.judge(resource, wanted, strict=strict)
+        if namespace:
+            self.get(NAMESPACES, namespace)
+        if self._collections[resource].get(given["name"], namespace) is not None:
+            raise refusals.already_exists(resource, given["name"])
+        born = self._born(resource, wanted, namespace)
+        return self._commit(resource, None, born, dry_run=dry_run)
+
+    def modify(
+        self,
+        resource: Resource,
+        name: str,
+        change: Change,
+        *,
+        namespace: str = "",
+        part: Part = Part.MAIN,
+        strict: bool = False,
+        dry_run: bool = False,
+    ) -> Record:
+        """Write what `change` makes of the object. A change that changes nothing writes nothing."""
+        before = self.get(resource, name, namespace)
+        current = before.document()
+        asked = change(deepcopy(current))
+        if not isinstance(asked, dict):
+            raise refusals.bad_request("an object must be a JSON object")
+        wanted = admission.enveloped(resource, asked, namespace)
+        admission.check_identity(resource, before, wanted["metadata"])
+        after = admission.combined(current, wanted, part)
+        admission.judge(resource, after, strict=strict)
+        if current["metadata"].get("deletionTimestamp"):
+            admission.refuse_new_finalizers(resource, current, after)
+        if after == current:
+            return before
+        if part is Part.MAIN and resource.counts_generations and admission.intent(after) != admission.intent(current):
+            after["metadata"]["generation"] += 1
+        if after["metadata"].get("deletionTimestamp") and not after["metadata"].get("finalizers"):
+            # What is told of the end is the object as it last was kept; what is answered is the one that never will be.
+            self._commit(resource, before, current, deleted=True, dry_run=dry_run)
+            return record_of(after, before.version)
+        return self._commit(resource, before, after, dry_run=dry_run)
+
+    def replace(
+        self,
+        resource: Resource,
+        name: str,
+        document: Document,
+        *,
+        namespace: str = "",
+        part: Part = Part.MAIN,
+        strict: bool = False,
+        dry_run: bool = False,
+    ) -> Record:
+        """Write the object whole, as PUT does."""
+        given = document.get("metadata")
+        if not resource.allows_blind_update and not (isinstance(given, dict) and given.get("resourceVersion")):
+            cause = Cause(
+                reason="FieldValueInvalid",
+                message="Invalid value: 0x0: must be specified for an update",
+                field="metadata.resourceVersion",
+            )
+            raise refusals.invalid(resource, name, [cause], kind=resource.plural)
+        return self.modify(
+            resource, name, lambda _: document, namespace=namespace, part=part, strict=strict, dry_run=dry_run
+        )
+
+    def delete(
+        self,
+        resource: Resource,
+        name: str,
+        *,
+        namespace: str = "",
+        preconditions: Preconditions | None = None,
+        dry_run: bool = False,
+    ) -> tuple[Record, bool]:
+        """The object as this leaves it, and whether it is gone: finalizers keep it, marked, until they are dropped."""
+        before = self.get(resource, name, namespace)
+        if preconditions:
+            admission.check_preconditions(preconditions, resource, before)
+        document = before.document()
+        marked = document["metadata"]
+        if not marked.get("finalizers"):
+            if resource is NAMESPACES and not dry_run:
+                self._empty(name)
+            return self._commit(resource, before, document, deleted=True, dry_run=dry_run), True
+        if marked.get("deletionTimestamp"):
+            return before, False
+        marked["deletionTimestamp"] = self.timestamp()
+        marked["deletionGracePeriodSeconds"] = 0
+        if resource.counts_generations:
+            marked["generation"] += 1
+        return self._commit(resource, before, document, dry_run=dry_run), False
+
+    def load(self, resource: Resource, documents: Iterable[Document]) -> list[Record]:
+        """Create many objects of different names, unjudged and with their status, as restoring a backup would."""
+        events = []
+        for document in documents:
+            if self._collections[resource].get(document["metadata"]["name"]) is not None:
+                raise refusals.already_exists(resource, document["metadata"]["name"])
+            self.version += 1
+            record = record_of(self._born(resource, document, ""), self.version)
+            events.append(Event(version=self.version, before=None, record=record))
+        self._collections[resource].extend(events)
+        self._announce()
+        return [event.record for event in events]
+
+    # What happens to a store from below, rather than by a client's write
+
+    def compact(self) -> None:
+        """Forget all history. A watch can't be resumed from any version that anybody has seen so far."""
+        self.version += 1  # etcd counts everybody's writes; compacting at the last version seen would lose nothing
+        for collection in self._collections.values():
+            collection.history.compact(self.version)
+        self._announce()
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot(self.version, {resource: list(kept) for resource, kept in self._collections.items()})
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a backup, versions and all: what was written since never happened."""
+        self.version = snapshot.version
+        for resource, records in snapshot.records.items():
+            self._collections[resource] = Collection(resource, self._history_limit, records, snapshot.version)
+        self._announce()
+
+    def plant(self, resource: Resource, name: str, body: bytes) -> None:
+        """Put in an object as it is, whatever it is, as a corrupt or hostile server would serve it."""
+        self.version += 1
+        before = self._collections[resource].get(name)
+        uid, labels = (before.uid, before.labels) if before else ("", {})
+        record = Record(key=name, uid=uid, version=self.version, labels=labels, body=body)
+        self._collections[resource].apply(Event(version=self.version, before=before, record=record))
+        self._announce()
+
+    def blink(self, resource: Resource, name: str, namespace: str = "") -> None:
+        """Tell the watches that a live object was deleted and added again, which it was not."""
+        live = self.get(resource, name, namespace)
+        self.version += 1
+        gone = Event(version=self.version, before=live, record=restamped(live, self.version), deleted=True)
+        self.version += 1
+        back = Event(version=self.version, before=None, record=restamped(live, self.version))
+        self._collections[resource].apply(gone)
+        self._collections[resource].apply(back)
+        self._announce()
+
+    # How a write is judged and done
+
+    def _born(self, resource: Resource, document: Document, namespace: str) -> Document:
+        given = document["metadata"]
+        stamped: Document = {"name": given["name"]}
+        if namespace:
+            stamped["namespace"] = namespace
+        stamped["uid"] = str(UUID(int=self._random.getrandbits(128), version=4))
+        stamped["creationTimestamp"] = self.timestamp()
+        if resource.counts_generations:
+            stamped["generation"] = 1
+        stamped |= {field: given[field] for field in metadata.WRITABLE if given.get(field)}
+        return {**document, "metadata": stamped}
+
+    def _commit(
+        self, resource: Resource, before: Record | None, after: Document, *, deleted: bool = False, dry_run: bool
+    ) -> Record:
+        """The one place where a write becomes a version."""
+        if dry_run:
+            return record_of(after, before.version if before else 0)
+        self.version += 1
+        record = record_of(after, self.version)
+        event = Event(version=self.version, before=before, record=record, deleted=deleted)
+        self._collections[resource].apply(event)
+        self._announce()
+        return record
+
+    def _announce(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    def _empty(self, namespace: str) -> None:
+        for collection in self._collections.values():
+            if collection.resource.namespaced:
+                for record in [each for each in collection if each.namespace == namespace]:
+                    self.delete(collection.resource, record.name, namespace=namespace)
+
+    def timestamp(self) -> str:
+        return self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,118 @@
+"""Where service accounts get their access tokens: an assertion, signed with a key that was registered, for a token."""
+
+import secrets
+from base64 import urlsafe_b64decode
+from binascii import Error as Base64Error
+from collections.abc import Callable, Mapping
+from urllib.parse import parse_qsl
+
+import msgspec
+from aiohttp import web
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
+from milo_sandbox import answers
+from milo_sandbox.resources import Document
+from milo_sandbox.tokens import Tokens
+
+PATH = ("oauth", "v2", "token")
+GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+_LONGEST_ASSERTION_S = 3600
+_SKEW_S = 30
+
+
+class _Header(msgspec.Struct, frozen=True):
+    alg: str
+    kid: str
+
+
+class _Claims(msgspec.Struct, frozen=True):
+    iss: str
+    sub: str
+    aud: str
+    iat: int
+    exp: int
+    jti: str
+
+
+class _Account(msgspec.Struct, frozen=True):
+    subject: str
+    key: rsa.RSAPublicKey
+
+
+class _Refused(Exception):  # noqa: N818 - it says what is answered
+    """By a word of RFC 6749."""
+
+
+class TokenEndpoint:
+    """`answered` counts what was asked for, by what was answered: a word of RFC 6749, or "ok"."""
+
+    def __init__(self, tokens: Tokens, clock: Callable[[], float]) -> None:
+        self._tokens = tokens
+        self._clock = clock
+        self._accounts: dict[tuple[str, str], _Account] = {}
+        self._used: set[str] = set()
+        self.answered: list[str] = []
+
+    def register(self, subject: str, url: str) -> Document:
+        """An account for that subject, at the server of that URL: what stands in its key file."""
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        client_id, key_id = secrets.token_hex(9), secrets.token_hex(9)
+        self._accounts[(client_id, key_id)] = _Account(subject, key.public_key())
+        return {
+            "type": "datum_service_account",
+            "api_endpoint": url,
+            "token_uri": f"{url}/{'/'.join(PATH)}",
+            "scope": "openid",
+            "project_id": "sandbox",
+            "client_email": f"{subject}@sandbox.local",
+            "client_id": client_id,
+            "private_key_id": key_id,
+            "private_key": key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
+        }
+
+    def revoke_keys(self) -> None:
+        """No key registered so far is good any more, as if all had expired."""
+        self._accounts.clear()
+
+    async def answer(self, request: web.BaseRequest, url: str) -> web.StreamResponse:
+        """`url` is that of the server, which an assertion has to be meant for."""
+        form = dict(parse_qsl((await request.read()).decode("ascii", "replace")))
+        try:
+            subject = self._subject(form, url)
+        except _Refused as refused:
+            self.answered.append(str(refused))
+            return answers.document({"error": str(refused), "error_description": "by the sandbox"}, 400)
+        self.answered.append("ok")
+        token = self._tokens.issue(subject)
+        return answers.document({"access_token": token, "token_type": "Bearer", "expires_in": self._tokens.life})
+
+    def _subject(self, form: Mapping[str, str], url: str) -> str:
+        if form.get("grant_type") != GRANT:
+            raise _Refused("unsupported_grant_type")
+        signed, _, signature = form.get("assertion", "").rpartition(".")
+        try:
+            head, body = signed.split(".")
+            header = msgspec.json.decode(_decoded(head), type=_Header)
+            claims = msgspec.json.decode(_decoded(body), type=_Claims)
+            account = self._accounts[(claims.iss, header.kid)]
+            account.key.verify(_decoded(signature), signed.encode(), padding.PKCS1v15(), SHA256())
+        except (ValueError, KeyError, msgspec.MsgspecError, Base64Error, InvalidSignature):
+            raise _Refused("invalid_grant") from None
+        now = self._clock()
+        if (
+            header.alg != "RS256"
+            or claims.sub != claims.iss
+            or claims.aud != url
+            or not claims.iat - _SKEW_S <= now < claims.exp <= now + _LONGEST_ASSERTION_S
+            or claims.jti in self._used
+        ):
+            raise _Refused("invalid_grant")
+        self._used.add(claims.jti)
+        return account.subject
+
+
+def _decoded(text: str) -> bytes:
+    return urlsafe_b64decode(text + "=" * (-len(text) % 4))

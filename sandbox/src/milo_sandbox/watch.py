@@ -1,0 +1,178 @@
+"""One watch as a machine: handed the time, it answers with the bytes to send and when to look again."""
+
+from collections.abc import Iterator
+from itertools import islice
+from math import inf
+from typing import Protocol
+
+import msgspec
+
+from milo_sandbox import refusals
+from milo_sandbox.history import CompactedError
+from milo_sandbox.options import WatchOptions
+from milo_sandbox.records import ADDED, BOOKMARK, ERROR, Event, Record, encode, frame
+from milo_sandbox.resources import Document, Resource
+from milo_sandbox.selectors import Selector
+from milo_sandbox.store import Store
+
+_CHUNK = 128  # objects at a step: enough for a full TLS record or ten, too few to keep the other streams waiting
+_LAST_BOOKMARK_S = 2.0  # before the end of a watch
+
+
+class Pace(msgspec.Struct, frozen=True, kw_only=True):
+    """How a server times its watches, in seconds."""
+
+    bookmark_interval: float = 60.0
+    lifetime: float = 2700.0  # of a watch that names no timeout; real servers draw from 30 to 60 minutes
+    patience: float = 3.0  # with somebody who asks for a version that isn't there yet
+
+
+class Rendering(Protocol):
+    """How what happened becomes lines."""
+
+    def event(self, event: Event, selector: Selector) -> bytes | None: ...
+    def initial(self, record: Record) -> bytes: ...
+    def bookmark(self, document: Document) -> bytes: ...
+
+
+class Plain:
+    """The objects as they are kept; an event's line is shared by all who watch."""
+
+    def event(self, event: Event, selector: Selector) -> bytes | None:
+        return event.frame(selector)
+
+    def initial(self, record: Record) -> bytes:
+        return frame(ADDED, record.body)
+
+    def bookmark(self, document: Document) -> bytes:
+        return frame(BOOKMARK, encode(document))
+
+
+class Watch:
+    """Follows one resource's history with a cursor of its own; nothing is queued for it.
+
+    What goes wrong once it runs is a line of type ERROR, as the protocol has it, and never an exception.
+    """
+
+    def __init__(
+        self, store: Store, resource: Resource, options: WatchOptions, *, rendering: Rendering, pace: Pace, now: float
+    ) -> None:
+        self._store = store
+        self.resource = resource
+        self._options = options
+        self._rendering = rendering
+        self._bookmark_interval = pace.bookmark_interval
+        self._gives_up_at = now + pace.patience
+        self._ends_at = now + (pace.lifetime if options.timeout is None else max(options.timeout, 0))
+        self._bookmark_at = self._bookmark_after(now)
+        self._initial: Iterator[Record] | None = None
+        self._cursor = options.version
+        self._opened = False
+        self._ending = False
+        self._last_bookmark = True
+        self._silent = False
+        self.done = False
+
+    @property
+    def wakes_at(self) -> float:
+        """When it has something to do even if nothing happens."""
+        if self._silent:
+            return inf
+        if not self._opened:
+            return min(self._gives_up_at, self._ends_at)
+        return min(self._ends_at, self._bookmark_at)
+
+    def hush(self, *, silent: bool) -> None:
+        """Say nothing at all, as a watch that hangs, not even that its time is up; or catch up."""
+        self._silent = silent
+
+    def end(self, *, last_bookmark: bool = True) -> None:
+        """Finish at the next step as a server that shuts down does: what is known, a bookmark, a clean end."""
+        self._ending = True
+        self._last_bookmark = last_bookmark
+
+    def step(self, now: float) -> bytes:
+        """The next bytes; with none there is nothing to do before `wakes_at` or the next write, or it is `done`."""
+        if self._silent or self.done:
+            return b""
+        if not self._opened and (failure := self._open(now)) is not None:
+            return failure
+        if self._initial is not None and (told := self._more_initial(self._initial)):
+            return told
+        try:
+            events = self._store[self.resource].history.following(self._cursor)
+        except CompactedError as error:
+            return self._fail(refusals.gone(str(error)))
+        if events:
+            self._cursor = events[-1].version
+            lines = (self._rendering.event(event, self._options.selector) for event in events)
+            if told := b"".join(line for line in lines if line is not None):
+                return told
+        return self._on_time(now)
+
+    def _open(self, now: float) -> bytes | None:
+        """Find the place to start from; bytes (or none) to answer with while that can't be done."""
+        version, current = self._options.version, self._store.version
+        if not self._options.initial_events:
+            try:
+                # From the future is no error: such a watch is silent until the future has come.
+                self._store[self.resource].history.since(version or current)
+            except CompactedError as error:
+                return self._fail(refusals.gone(str(error)))
+            self._cursor = version or current
+        elif version > current:
+            if now < min(self._gives_up_at, self._ends_at):
+                return b""
+            return self._fail(refusals.version_too_large(version, current))
+        else:
+            self._cursor = current
+            self._initial = iter(
+                self._store[self.resource]
+                .page(version=current, current=current, selector=self._options.selector)
+                .records
+            )
+        self._opened = True
+        return None
+
+    def _more_initial(self, records: Iterator[Record]) -> bytes:
+        chunk = b"".join(self._rendering.initial(record) for record in islice(records, _CHUNK))
+        if chunk:
+            return chunk
+        self._initial = None
+        # Without bookmarks nothing can say that the list is complete, and a real server says nothing.
+        if self._options.streaming_list and self._options.bookmarks:
+            return self._bookmark({"annotations": {"k8s.io/initial-events-end": "true"}})
+        return b""
+
+    def _on_time(self, now: float) -> bytes:
+        up_to_date = self._cursor <= self._store.version
+        if up_to_date:
+            self._cursor = self._store.version
+        if self._ending or now >= self._ends_at:
+            self.done = True
+            speaks = self._ending and self._last_bookmark and self._options.bookmarks and up_to_date
+            return self._bookmark() if speaks else b""
+        if now >= self._bookmark_at:
+            self._bookmark_at = self._bookmark_after(now)
+            return self._bookmark() if up_to_date else b""
+        return b""
+
+    def _bookmark_after(self, now: float) -> float:
+        if not self._options.bookmarks:
+            return inf
+        last = self._ends_at - _LAST_BOOKMARK_S
+        regular = now + self._bookmark_interval
+        return min(regular, last) if last > now else regular
+
+    def _bookmark(self, extra: Document | None = None) -> bytes:
+        return self._rendering.bookmark(
+            {
+                "kind": self.resource.kind,
+                "apiVersion": self.resource.api_version,
+                "metadata": {"resourceVersion": str(self._cursor)} | (extra or {}),
+            }
+        )
+
+    def _fail(self, refusal: refusals.RefusedError) -> bytes:
+        self.done = True
+        return frame(ERROR, encode(refusal.document()))

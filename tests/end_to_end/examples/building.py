@@ -1,0 +1,71 @@
+"""The subscribers under `examples/`, built where their toolchain is; what is built stays in the user's cache folder."""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+EXAMPLES = ROOT / "examples"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "examples"
+
+Command = list[str]
+
+
+def go_program(source: Path, name: str) -> Command:
+    go = tool("go")
+    built = CACHE / "go" / name
+    with alone(CACHE / "go"):
+        run([go, "build", "-o", str(built), "."], source)
+    return [str(built)]
+
+
+def go_subscriber() -> Command:
+    return go_program(EXAMPLES / "go", "subscriber")
+
+
+def node_subscriber() -> Command:
+    """It runs from a copy of the tree, so that its packages don't come to lie in the tree itself."""
+    node, npm = tool("node"), tool("npm")
+    source = EXAMPLES / "node"
+    packages = [source / "package.json", source / "package-lock.json"]
+    copy = CACHE / "node" / hashlib.sha256(b"".join(path.read_bytes() for path in packages)).hexdigest()[:16]
+    target = copy / "examples" / "node"
+    installed = copy / "installed"
+    with alone(copy):
+        shutil.copytree(ROOT / "proto", copy / "proto", dirs_exist_ok=True)
+        shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
+        if not installed.exists():
+            run([npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"], target)
+            installed.touch()
+    return [node, str(target / "subscriber.mjs")]
+
+
+BUILDERS = {"go": go_subscriber, "node": node_subscriber}
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"there is no {name} on PATH: what is written for it is neither built nor run")
+    return found
+
+
+def run(command: Sequence[str], directory: Path) -> None:
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout}{done.stderr}"
+
+
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """Tests that run at the same time build one after the other."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

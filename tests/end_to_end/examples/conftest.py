@@ -1,0 +1,60 @@
+"""A sandbox in the test's own process, and the real daemon on it."""
+
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from milo_sandbox import Sandbox
+from tests.end_to_end.examples.building import BUILDERS, Command
+from tests.end_to_end.examples.program import Program
+from tests.end_to_end.process.daemon import DaemonProcess
+
+
+@pytest.fixture(scope="session", params=sorted(BUILDERS))
+def command(request: pytest.FixtureRequest) -> Command:
+    """What runs the subscriber, in each language."""
+    return BUILDERS[request.param]()
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A short one: a socket's path has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="milo-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with Sandbox(seed=1) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+async def kubeconfig(sandbox: Sandbox, directory: Path) -> Path:
+    return sandbox.write_kubeconfig(directory / "kubeconfig")
+
+
+@pytest.fixture
+def socket(directory: Path) -> Path:
+    return directory / "d.sock"
+
+
+@pytest.fixture
+async def daemon(kubeconfig: Path, socket: Path) -> AsyncIterator[DaemonProcess]:
+    address = f"unix://{socket}"
+    arguments = ("--discovery-kubeconfig", str(kubeconfig), "--listen", address, "--http-listen", "off")
+    # What probes find is an update too, and comes when it comes.
+    environ = {"MILO_DISCOVERYD_CONNECTIVITY__INTERVAL": "off"}
+    async with DaemonProcess(address, *arguments, environ=environ) as daemon:
+        await daemon.start()
+        yield daemon
+
+
+@pytest.fixture
+def subscriber(command: Command, socket: Path) -> Callable[..., Program]:
+    def make(address: str = f"unix://{socket}", **environ: str) -> Program:
+        return Program(command, {"MILO_DISCOVERY_ADDRESS": address, **environ})
+
+    return make

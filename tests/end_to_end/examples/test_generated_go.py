@@ -1,0 +1,33 @@
+"""The Go code of the proto file is checked in; this proves that it is that of today's proto file."""
+
+import ast
+import re
+
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+
+from milo_discovery._gen import discovery_pb2
+from tests.end_to_end.examples.building import EXAMPLES
+
+
+def descriptor_in_go() -> FileDescriptorProto:
+    source = (EXAMPLES / "go" / "discoveryv1" / "discovery.pb.go").read_text()
+    found = re.search(r'_rawDesc = "" \+\n((?:\t".*"(?: \+)?\n)+)', source)
+    assert found is not None
+    literals = re.findall(r'"(?:[^"\\]|\\.)*"', found[1])
+    data = b"".join(ast.literal_eval("b" + literal) for literal in literals)
+    return FileDescriptorProto.FromString(data)
+
+
+def without_json_names(descriptor: FileDescriptorProto) -> FileDescriptorProto:
+    """Which some generators put in, though they follow from the names."""
+    for message in descriptor.message_type:
+        for each in (message, *message.nested_type):
+            for field in each.field:
+                field.ClearField("json_name")
+    return descriptor
+
+
+def test_the_go_code_is_made_from_this_proto_file() -> None:
+    python = FileDescriptorProto.FromString(discovery_pb2.DESCRIPTOR.serialized_pb)
+
+    assert without_json_names(descriptor_in_go()) == without_json_names(python), "run go generate in examples/go"

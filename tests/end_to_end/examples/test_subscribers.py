@@ -1,0 +1,115 @@
+"""The subscribers in Go and Node, as processes, against the real daemon."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+import pytest
+
+from milo_sandbox import Sandbox
+from tests.end_to_end.examples.program import Program
+from tests.end_to_end.examples.relay import Relay
+from tests.end_to_end.process.daemon import DaemonProcess
+
+pytestmark = pytest.mark.timeout(600)  # the first build compiles gRPC
+
+Subscriber = Callable[..., Program]
+
+
+def engaged(sandbox: Sandbox, name: str, kind: str = "ENGAGED") -> str:
+    path = f"/apis/resourcemanager.miloapis.com/v1alpha1/projects/{name}/control-plane"
+    return f"{kind} {name} {sandbox.url}{path}"
+
+
+async def test_what_is_there_is_printed_and_then_what_happens_to_it(
+    sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber
+) -> None:
+    sandbox.projects.create("first", ready=True)
+    async with subscriber() as printed:
+        assert await printed.line() == engaged(sandbox, "first")
+
+        sandbox.projects.create("second")
+        sandbox.projects.set_condition("second")
+        assert await printed.line() == engaged(sandbox, "second")
+
+        sandbox.projects.label("first", {"env": "prod"})
+        assert await printed.line() == engaged(sandbox, "first", "UPDATED")
+
+        sandbox.projects.set_condition("second", "False", reason="Broken", message="it broke")
+        assert (await printed.line()).startswith("DISENGAGED second NOT_READY")
+
+        sandbox.projects.delete("first")
+        assert (await printed.line()).startswith("DISENGAGED first DELETED")
+
+
+async def test_after_a_restart_of_the_daemon_only_the_differences_are_printed(
+    sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber
+) -> None:
+    for name in ("goes", "is-replaced", "is-updated", "stays"):
+        sandbox.projects.create(name, ready=True)
+    async with subscriber() as printed:
+        await printed.lines(4)
+
+        await daemon.kill()
+        await printed.until("the stream broke, every cluster stays as it is")
+        sandbox.projects.delete("goes")
+        sandbox.projects.delete("is-replaced")
+        sandbox.projects.create("is-replaced", ready=True)
+        sandbox.projects.label("is-updated", {"env": "prod"})
+        sandbox.projects.create("comes", ready=True)
+        await daemon.start()
+
+        lines = await printed.until("UPDATED")
+        assert [line for line in lines if "the stream broke" not in line] == [
+            "DISENGAGED goes it was gone when the connection came back",
+            "DISENGAGED is-replaced REPLACED",
+            engaged(sandbox, "comes"),
+            engaged(sandbox, "is-replaced"),
+            engaged(sandbox, "is-updated", "UPDATED"),
+        ]
+
+
+async def test_a_cut_connection_is_resumed_where_it_was_cut(
+    sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber, socket: Path, directory: Path
+) -> None:
+    sandbox.projects.create("first", ready=True)
+    async with Relay(directory / "r.sock", socket) as relay, subscriber(relay.address) as printed:
+        assert await printed.line() == engaged(sandbox, "first")
+
+        relay.cut()
+        sandbox.projects.create("second", ready=True)
+
+        lines = await printed.until("second")
+        assert [line for line in lines if "the stream broke" not in line] == [engaged(sandbox, "second")]
+
+
+async def test_three_missed_heartbeats_are_a_dead_connection(
+    sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber, socket: Path, directory: Path
+) -> None:
+    sandbox.projects.create("first", ready=True)
+    async with Relay(directory / "r.sock", socket) as relay, subscriber(relay.address, HEARTBEAT_S="1") as printed:
+        assert await printed.line() == engaged(sandbox, "first")
+
+        relay.hush()
+        assert "nothing was heard for 3" in await printed.line()
+
+
+async def test_a_server_that_refuses_for_good_ends_the_subscriber(subscriber: Subscriber, directory: Path) -> None:
+    address = f"unix://{directory}/other.sock"
+    server = grpc.aio.server()
+    server.add_insecure_port(address)
+    await server.start()
+    async with subscriber(address) as printed:
+        assert "refused" in await printed.line()
+    await server.stop(None)
+
+
+async def test_without_a_daemon_it_waits_for_one(
+    sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber
+) -> None:
+    await daemon.terminate()
+    sandbox.projects.create("first", ready=True)
+    async with subscriber() as printed:
+        await printed.until("the stream broke")
+        await daemon.start()
+        assert (await printed.until("ENGAGED"))[-1] == engaged(sandbox, "first")

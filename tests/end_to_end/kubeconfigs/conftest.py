@@ -1,0 +1,44 @@
+"""Where these tests take place."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.end_to_end.kubeconfigs.place import Place, a_place
+
+
+class Start(Protocol):
+    def __call__(self, *, token_life: float = 600.0) -> AbstractAsyncContextManager[Place]: ...
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short one: a socket's path has 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="milo-") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def start(folder: Path) -> Start:
+    """`async with start(token_life=…) as place`: the project alpha is engaged."""
+    return partial(a_place, folder)
+
+
+@pytest.fixture
+def kubectl() -> str:
+    program = shutil.which("kubectl")
+    if program is None:
+        pytest.skip("kubectl is not on PATH: what it makes of our kubeconfigs was not tried")
+    return program
+
+
+def token_in(kubeconfig: str) -> str:
+    user: dict[str, str] = json.loads(kubeconfig)["users"][0]["user"]
+    return user["token"]

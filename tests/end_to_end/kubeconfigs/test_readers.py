@@ -1,0 +1,73 @@
+"""Both forms, as client libraries of other languages and ours load them."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import kubernetes.aio.client
+import kubernetes.aio.config
+import kubernetes.client
+import kubernetes.config
+import pytest
+
+from tests.end_to_end.kubeconfigs.conftest import Start
+from tests.end_to_end.kubeconfigs.place import COMMANDS
+from tests.end_to_end.kubeconfigs.reading import READERS, Command
+from tests.support.eventually import eventually
+
+EXPECTED = ["default", "kube-system"]
+
+
+async def blocking(path: Path) -> list[str]:
+    def read() -> list[str]:
+        with kubernetes.config.new_client_from_config(str(path)) as api:
+            return [each.metadata.name for each in kubernetes.client.CoreV1Api(api).list_namespace().items]
+
+    return await asyncio.to_thread(read)
+
+
+async def aio(path: Path) -> list[str]:
+    async with await kubernetes.aio.config.new_client_from_config(str(path)) as api:
+        return [each.metadata.name for each in (await kubernetes.aio.client.CoreV1Api(api).list_namespace()).items]
+
+
+@pytest.mark.parametrize("read", [blocking, aio])
+@pytest.mark.parametrize("form", ["--token", "--exec"])
+async def test_the_kubernetes_package_reads_both_forms(
+    start: Start, monkeypatch: pytest.MonkeyPatch, read: object, form: str
+) -> None:
+    monkeypatch.setenv("PATH", str(COMMANDS), prepend=":")
+    async with start() as place:
+        assert callable(read)
+        assert await read(await place.kubeconfig(form)) == EXPECTED
+
+
+@pytest.fixture(scope="session", params=sorted(READERS))
+def reader(request: pytest.FixtureRequest) -> Command:
+    """What reads a kubeconfig, in each language."""
+    return READERS[request.param]()
+
+
+@pytest.mark.timeout(600)  # the first time its packages are fetched, and compiled
+@pytest.mark.parametrize("form", ["--token", "--exec"])
+async def test_the_clients_of_other_languages_read_both_forms(start: Start, reader: Command, form: str) -> None:
+    async with start() as place:
+        program, *arguments = reader
+        async with place.running(program, *arguments, str(await place.kubeconfig(form))) as process:
+            out, err = await process.communicate(b"")
+    assert (out.decode().split(), err.decode()) == (["200", *EXPECTED], "")
+
+
+@pytest.mark.timeout(600)
+async def test_a_client_that_runs_on_gets_the_next_credential_by_the_exec_form(start: Start, reader: Command) -> None:
+    async with start(token_life=12) as place:
+        program, *arguments = reader
+        async with place.running(program, *arguments, str(await place.kubeconfig("--exec"))) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            first = await process.stdout.readline()
+            held = json.loads((await place.discovery("credential", "--cluster", "alpha")).out)["status"]["token"]
+            await eventually(lambda: place.has_ended(held))
+            process.stdin.write(b"again\n")
+            assert await process.stdout.readline() == first
+    assert place.refused == []

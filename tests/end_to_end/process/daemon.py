@@ -1,0 +1,159 @@
+"""The daemon as whoever starts it has it: a process with arguments and files, signals, and what it says."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections import deque
+from collections.abc import Coroutine, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from tests.support.eventually import eventually
+
+STARTED_WITHIN_S = 90.0
+ENDED_WITHIN_S = 30.0
+_LONGEST_LINE = 1 << 20
+_LINES_KEPT = 2000
+_LOOK_EVERY_S = 0.01
+# What decides about the daemon that runs in this environment, and would about the one under test.
+_FOREIGN = ("MILO_DISCOVERY", "KUBERNETES_SERVICE_")
+
+
+T = TypeVar("T")
+
+
+class DaemonEndedError(Exception):
+    """It ended when it was to run."""
+
+
+class DaemonProcess:
+    """One daemon, over as many processes as it is started anew."""
+
+    def __init__(
+        self,
+        address: str,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        descriptors: int | None = None,
+    ) -> None:
+        """The address is where it is told to listen, in a file or by an argument; it may have so many `descriptors`."""
+        self.address = address
+        limited = () if descriptors is None else ("sh", "-c", f'ulimit -n {descriptors} && exec "$@"', "sh")
+        self._command = (*limited, sys.executable, "-m", "milo_discoveryd", "run", *arguments)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
+        self._environ = clean | dict(environ or {})
+        self._process: Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._lines: deque[str] = deque(maxlen=_LINES_KEPT)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None and self._process.returncode is None:
+            await self.kill()
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    @property
+    def said(self) -> str:
+        """By all processes so far, as far back as is kept."""
+        return "\n".join(self._lines)
+
+    def tail(self, lines: int = 20) -> str:
+        return "\n".join(list(self._lines)[-lines:])
+
+    def events(self, name: str) -> list[dict[str, object]]:
+        """Log lines of that event."""
+        decoded = [json.loads(line) for line in self._lines if line.startswith("{")]
+        return [line for line in decoded if line.get("event") == name]
+
+    async def start(self) -> None:
+        """Returns once it can be connected to. Raises DaemonEndedError if it gives up instead."""
+        await self.spawn()
+        async with asyncio.timeout(STARTED_WITHIN_S):
+            await self.during(self._listens())
+
+    async def during(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the work gives. Raises DaemonEndedError if the daemon ends before the work does."""
+        working = asyncio.create_task(work, name="during the daemon's life")
+        ending = asyncio.create_task(self._wait(), name="the daemon's end")
+        try:
+            await asyncio.wait((working, ending), return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            words = "; ".join(line for line in self._lines if not line.startswith("{"))
+            raise DaemonEndedError(f"the daemon ended with status {ending.result()}: {words or 'it said nothing'}")
+        finally:
+            for task in (working, ending):
+                task.cancel()
+            await asyncio.wait((working, ending))
+
+    async def spawn(self) -> None:
+        """Returns at once."""
+        assert not self.is_running
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE, stderr=STDOUT, env=self._environ,
+            limit=_LONGEST_LINE,
+        )  # fmt: skip
+        assert self._process.stdout is not None
+        self._reading = asyncio.create_task(self._read(self._process.stdout), name="what the daemon says")
+
+    async def ended(self) -> int:
+        """Its exit status, as soon as there is one, and all that it said is read."""
+        async with asyncio.timeout(ENDED_WITHIN_S):
+            return await self._wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    async def terminate(self) -> int:
+        self.signal(signal.SIGTERM)
+        return await self.ended()
+
+    async def kill(self) -> int:
+        self.signal(signal.SIGKILL)
+        return await self.ended()
+
+    async def until_said(self, words: str) -> None:
+        """In some line since the beginning."""
+        await self.during(eventually(lambda: words in self.said))
+
+    async def _listens(self) -> None:
+        while True:
+            try:
+                _, writer = await self._connect()
+            except (FileNotFoundError, ConnectionRefusedError):
+                await asyncio.sleep(_LOOK_EVERY_S)
+            else:
+                writer.close()
+                return
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if self.address.startswith("unix://"):
+            return await asyncio.open_unix_connection(self.address.removeprefix("unix://"))
+        host, _, port = self.address.rpartition(":")
+        return await asyncio.open_connection(host.strip("[]"), int(port))
+
+    async def _wait(self) -> int:
+        assert self._process is not None
+        assert self._reading is not None
+        await asyncio.wait((self._reading,))
+        return await self._process.wait()
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        while line := await stream.readline():
+            self._lines.append(line.decode(errors="replace").rstrip("\n"))

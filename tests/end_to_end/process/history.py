@@ -1,0 +1,97 @@
+"""What a subscriber was told, batch by batch, as plain values: kept so that it can be judged afterwards."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeAlias
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.server.calls.revision import Position, parse
+
+Labels: TypeAlias = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Told:
+    """One event."""
+
+    kind: str
+    name: str
+    uid: str
+    incarnation: str
+    version: int
+    """Of the object upstream; they are numbers here, and the later the higher. 0: it was remembered, not read."""
+    labels: Labels = ()
+    reason: str = ""
+    content: bytes = b""
+    """All that the event says of the cluster."""
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.kind, self.name, self.reason, f"incarnation {self.incarnation}")))
+
+
+@dataclass(frozen=True)
+class Batch:
+    events: tuple[Told, ...] = ()
+    revision: str = ""
+    previous: str = ""
+    synced: bool = True
+    reset: bool = False
+
+    def __str__(self) -> str:
+        marks = [mark for mark, holds in (("reset", self.reset), ("not synced", not self.synced)) if holds]
+        return f"[{', '.join(map(str, self.events))}] at {' '.join((self.revision or 'none', *marks))}"
+
+    @cached_property
+    def position(self) -> Position | None:
+        """Opaque to subscribers, and proof to us; None from a daemon that has nothing to say yet."""
+        return parse(self.revision)
+
+
+@dataclass
+class Stream:
+    resumed_from: str = ""
+    batches: list[Batch] = field(default_factory=list)
+
+
+@dataclass
+class History:
+    """Of one subscriber: its streams, one after another."""
+
+    who: str
+    label_selector: str = ""
+    streams: list[Stream] = field(default_factory=list)
+
+    def batches(self) -> Iterator[Batch]:
+        for stream in self.streams:
+            yield from stream.batches
+
+    def events(self) -> Iterator[Told]:
+        for batch in self.batches():
+            yield from batch.events
+
+
+def noted(batch: pb.WatchClustersResponse) -> Batch:
+    """Without kubeconfigs: those say nothing of the fleet."""
+    return Batch(
+        tuple(_event(event) for event in batch.events if event.type != pb.ClusterEvent.TYPE_KUBECONFIG),
+        batch.revision,
+        batch.previous_revision,
+        batch.synced,
+        batch.reset,
+    )
+
+
+def _event(event: pb.ClusterEvent) -> Told:
+    cluster = event.cluster
+    return Told(
+        pb.ClusterEvent.Type.Name(event.type).removeprefix("TYPE_"),
+        cluster.name,
+        cluster.uid,
+        cluster.incarnation,
+        int(cluster.source_resource_version or 0),
+        tuple(sorted(cluster.labels.items())),
+        pb.DisengageReason.Name(event.reason).removeprefix("DISENGAGE_REASON_") if event.reason else "",
+        hashlib.sha256(cluster.SerializeToString(deterministic=True)).digest(),
+    )

@@ -1,0 +1,118 @@
+"""A subscriber by the proto file alone, that keeps its history. It can be slow, and it can be cut."""
+
+import asyncio
+from dataclasses import dataclass
+
+import grpc
+from google.protobuf.duration_pb2 import Duration
+
+from milo_discovery._gen import discovery_pb2 as pb
+from tests.end_to_end.process import streams
+from tests.end_to_end.process.handing_out import HandedOut, Token, token_in
+from tests.end_to_end.process.history import History, Stream, noted
+from tests.end_to_end.process.validators import Reader
+
+_TRY_AGAIN_S = 0.05
+
+
+@dataclass(frozen=True)
+class Given:
+    """A kubeconfig, as it came."""
+
+    cluster: str
+    uid: str
+    incarnation: str
+    engaged: tuple[str, str] | None
+    """As what it was, by all that had been told until then: UID and incarnation."""
+    token: str
+    issued_at: float
+    ends_at: float
+
+    @classmethod
+    def of(cls, event: pb.ClusterEvent, engaged: tuple[str, str] | None) -> "Given":
+        cluster, kubeconfig = event.cluster, event.kubeconfig
+        issued_at, ends_at = (each.ToNanoseconds() / 1e9 for each in (kubeconfig.issued_at, kubeconfig.expires_at))
+        token = token_in(kubeconfig.kubeconfig)
+        return cls(cluster.name, cluster.uid, cluster.incarnation, engaged, token, issued_at, ends_at)
+
+    def handed_out(self, who: str, token: Token) -> HandedOut:
+        """`token` is what its API says of it. It was read later than it was handed out, and may be revoked by then."""
+        return HandedOut(
+            at=self.issued_at,
+            who=who,
+            cluster=self.cluster,
+            uid=self.uid,
+            incarnation=self.incarnation,
+            engaged=self.engaged,
+            token=token,
+            was_revoked=False,
+            ends_at=self.ends_at,
+        )
+
+
+class Recorder:
+    def __init__(self, who: str, address: str, label_selector: str = "", *, with_kubeconfigs: bool = False) -> None:
+        self.history = History(who, label_selector)
+        self.given: list[Given] = []
+        self._with_kubeconfigs = with_kubeconfigs
+        self._address = address
+        self._reads = asyncio.Event()
+        self._reads.set()
+        self._stream: streams.Stream | None = None
+        self._revision = ""
+        self._reader = Reader()
+
+    @property
+    def view(self) -> dict[str, tuple[str, tuple[tuple[str, str], ...]]]:
+        """Each cluster that it knows, as UID and labels."""
+        return {name: (cluster.uid, cluster.labels) for name, cluster in self._reader.view.items()}
+
+    def pause(self) -> None:
+        """Reads nothing, and leaves the stream open."""
+        self._reads.clear()
+
+    def go_on(self) -> None:
+        self._reads.set()
+
+    async def cut(self) -> None:
+        """It comes back with the last revision it read."""
+        if self._stream is not None:
+            await self._stream.close()
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            noting = Stream(self._revision)
+            self.history.streams.append(noting)
+            self._reader.start()
+            request = pb.WatchClustersRequest(
+                resume_revision=self._revision,
+                filter=pb.ClusterFilter(label_selector=self.history.label_selector),
+                heartbeat_interval=Duration(seconds=1),
+                include_kubeconfigs=self._with_kubeconfigs,
+            )
+            async with streams.Stream(self._address, request) as self._stream:
+                await self._read(self._stream, noting)
+            await asyncio.sleep(_TRY_AGAIN_S)
+
+    async def _read(self, stream: streams.Stream, noting: Stream) -> None:
+        while True:
+            await self._reads.wait()
+            try:
+                message = await stream.batch()
+            except (grpc.aio.AioRpcError, asyncio.CancelledError, TimeoutError):
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                return  # ended by the daemon, or cut, or without a heartbeat for long
+            batch = noted(message)
+            noting.batches.append(batch)
+            list(self._reader.take(batch))
+            self.given += (
+                Given.of(each, self._known(each.cluster.name)) for each in message.events if each.kubeconfig.cluster
+            )
+            self._revision = batch.revision or self._revision
+
+    def _known(self, name: str) -> tuple[str, str] | None:
+        known = self._reader.snapshot if self._reader.snapshot is not None else self._reader.view
+        told = known.get(name)
+        return None if told is None else (told.uid, told.incarnation)

@@ -1,0 +1,225 @@
+"""Random lives under all kinds of faults, the same ones for the same seed; afterwards every history is judged."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from hashlib import sha256
+from random import Random
+from typing import Any
+
+from milo_discovery import Event
+from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.process.handing_out import HandedOut, Token, handed_rightly, mark
+from tests.end_to_end.process.recorder import Recorder
+from tests.end_to_end.process.upstream import State, Upstream
+from tests.end_to_end.process.validators import alternating, breaches
+from tests.support.eventually import eventually
+
+NAMES = [f"p-{number}" for number in range(40)]
+ENVIRONMENTS = ("prod", "staging", "dev")
+ACCOUNT = "operators"
+BIG = "x" * 40_000
+"""Enough of it in each event for a slow reader to fall behind, and be told less."""
+
+
+class World:
+    """Projects that come, go and change; everything that happens to one is noted."""
+
+    def __init__(self, place: Place, random: Random) -> None:
+        self._sandbox = place.sandbox
+        self._projects = place.sandbox.projects
+        self._random = random
+        self._writes = 0
+        self.upstream = Upstream()
+
+    def write(self) -> None:
+        """One of the things that happen."""
+        present = self.upstream.names()
+        if len(present) < len(NAMES) // 2:
+            self._create(self._random.choice([name for name in NAMES if name not in present]))
+            return
+        name = self._random.choice(present)
+        happening = self._random.choices(
+            (self._delete, self._replace, self._turn, self._relabel, self._annotate), (2, 2, 4, 8, 6)
+        )[0]
+        happening(name)
+
+    def _create(self, name: str) -> None:
+        labels = {"env": self._random.choice(ENVIRONMENTS)}
+        made = self._projects.create(name, labels=labels, annotations={"example.com/big": BIG})
+        state = State(made["metadata"]["uid"], False, tuple(labels.items()))
+        self.upstream.note(name, state)
+        if self._random.random() < 0.8:
+            self._turn(name)
+
+    def _delete(self, name: str) -> None:
+        self._projects.delete(name)
+        self.upstream.note(name, None)
+
+    def _replace(self, name: str) -> None:
+        self._delete(name)
+        self._create(name)
+
+    def _turn(self, name: str) -> None:
+        before = self.upstream[name]
+        self._projects.set_condition(name, "False" if before.ready else "True")
+        self.upstream.note(name, State(before.uid, not before.ready, before.labels))
+
+    def _relabel(self, name: str) -> None:
+        before = self.upstream[name]
+        labels = {"env": self._random.choice(ENVIRONMENTS)}
+        self._projects.label(name, dict(labels))
+        self.upstream.note(name, State(before.uid, before.ready, tuple(labels.items())))
+
+    def _annotate(self, name: str) -> None:
+        self._writes += 1
+        self._projects.annotate(name, {"example.com/write": str(self._writes)})
+
+
+class Faults:
+    """What goes wrong, besides: each of it leaves everything running."""
+
+    def __init__(self, place: Place, daemon: DaemonProcess, world: World, random: Random) -> None:
+        self._place = place
+        self._daemon = daemon
+        self._world = world
+        self._random = random
+        self._remaining: list[Callable[[], Awaitable[None]]] = []
+
+    async def strike(self) -> None:
+        """Each of them in its turn, in an order of chance."""
+        if not self._remaining:
+            self._remaining = [self._drop, self._compact, self._outage, self._kill, self._restart]
+            self._random.shuffle(self._remaining)
+        await self._remaining.pop()()
+
+    async def _drop(self) -> None:
+        self._place.sandbox.drop_watches()
+
+    async def _compact(self) -> None:
+        self._place.sandbox.compact()
+        self._place.sandbox.drop_watches()
+
+    async def _outage(self) -> None:
+        await self._place.sandbox.stop()
+        self._meanwhile()
+        await self._place.sandbox.start()
+
+    async def _kill(self) -> None:
+        await self._daemon.kill()
+        self._meanwhile()
+        await self._daemon.start()
+
+    async def _restart(self) -> None:
+        assert await self._daemon.terminate() == 0
+        self._meanwhile()
+        await self._daemon.start()
+
+    def _meanwhile(self) -> None:
+        for _ in range(self._random.randrange(20)):
+            self._world.write()
+
+
+async def test_whatever_happens_every_subscriber_is_told_the_truth_and_nothing_else(place: Place) -> None:
+    random = Random(1)
+    world = World(place, random)
+    fast = Recorder("fast", place.address)
+    slow = Recorder("slow", place.address)
+    restless = Recorder("restless", place.address, with_kubeconfigs=True)
+    prod = Recorder("prod", place.address, "env=prod")
+    recorders = (fast, slow, restless, prod)
+    settings: dict[str, Any] = {
+        "annotation_prefixes": ["example.com/"],
+        "connectivity": {"interval": "1s"},
+        "kubeconfigs": {"sources": [token_source(place)]},
+    }
+    async with place.daemon(**settings) as daemon, place.client() as client:
+        await daemon.start()
+        faults = Faults(place, daemon, world, random)
+        watch = client.watch()
+        given: list[Event] = []
+
+        async def follow() -> None:
+            async for event in watch:
+                given.append(event)  # noqa: PERF401 - as it comes
+
+        tasks = [asyncio.create_task(recorder.run(), name=recorder.history.who) for recorder in recorders]
+        tasks.append(asyncio.create_task(follow(), name="client"))
+
+        def told(recorder: Recorder) -> bool:
+            truth = world.upstream.engaged(recorder.history.label_selector)
+            return recorder.view == {name: (state.uid, state.labels) for name, state in truth.items()}
+
+        for _ in range(10):
+            slow.pause()
+            for _ in range(12):
+                for _ in range(random.randrange(1, 15)):
+                    world.write()
+                await daemon.during(eventually(lambda: told(fast)))
+                if random.random() < 0.3:
+                    await restless.cut()
+            slow.go_on()
+            await faults.strike()
+            await daemon.during(eventually(lambda: told(fast), within_s=45))
+        await daemon.during(eventually(lambda: all(map(told, recorders))))
+        await eventually(lambda: {name: each.uid for name, each in watch.clusters.items()} == _uids(fast))
+        await eventually(lambda: has_good_ones(restless, place))
+        assert await daemon.terminate() == 0
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    histories = [recorder.history for recorder in recorders]
+    assert breaches(histories, world.upstream) == []
+    assert [*handed_rightly(handed_to(restless, place))] == []
+    assert len(restless.given) >= 100
+    assert list(alternating(given)) == []
+    assert len(given) >= 100
+    # None of this was for nothing.
+    events = {history.who: list(history.events()) for history in histories}
+    kinds = Counter(event.reason or event.kind for event in events["fast"])
+    assert min(kinds[each] for each in ("ENGAGED", "UPDATED", "DELETED", "NOT_READY")) >= 20
+    assert sum(event.reason == "LABELS_CHANGED" for event in events["prod"]) >= 20
+    assert len(events["slow"]) < len(events["fast"])
+    assert sum(batch.reset for batch in fast.history.batches()) >= 4
+    resumed = [stream for stream in restless.history.streams if stream.batches and not stream.batches[0].reset]
+    assert len(resumed) >= 8
+    assert "Traceback" not in daemon.said
+
+
+def token_source(place: Place) -> dict[str, Any]:
+    place.sandbox.add_service_account("milo", ACCOUNT)
+    kubeconfig = place.folder / "infrastructure"
+    kubeconfig.write_text(json.dumps(place.sandbox.infrastructure_kubeconfig()))
+    source = {"name": "tokens", "type": "token-request", "kubeconfig": str(kubeconfig)}
+    return source | {"namespace": "milo", "service_account": ACCOUNT, "audiences": ["milo"]}
+
+
+def handed_to(recorder: Recorder, place: Place) -> Iterator[HandedOut]:
+    for given in recorder.given:
+        claims = place.sandbox.tokens.claims(given.token)
+        assert claims.bound is not None
+        of = mark(given.uid) if claims.bound.name == secret_name(given.uid) else claims.bound.name
+        yield given.handed_out(recorder.history.who, Token(given.token, of, claims.exp))
+
+
+def secret_name(uid: str) -> str:
+    return f"milo-discovery-{sha256(f'{ACCOUNT}/{uid}'.encode()).hexdigest()[:32]}"
+
+
+def has_good_ones(recorder: Recorder, place: Place) -> bool:
+    """What it was given last, for each cluster that it knows, opens that cluster."""
+    last = {(given.cluster, given.uid): given.token for given in recorder.given}
+    found = [last.get((name, uid)) for name, (uid, _) in recorder.view.items()]
+    return all(each is not None and is_good(place, each) for each in found)
+
+
+def is_good(place: Place, token: str) -> bool:
+    bound = place.sandbox.tokens.claims(token).bound
+    return bound is not None and place.sandbox.tokens.holds(bound)
+
+
+def _uids(recorder: Recorder) -> dict[str, str]:
+    return {name: uid for name, (uid, _) in recorder.view.items()}

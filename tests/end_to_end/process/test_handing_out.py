@@ -1,0 +1,48 @@
+"""V9 bites: what was handed out rightly passes, and whatever can be wrong with it is found."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.process.handing_out import CAP_S, HandedOut, Token, handed_rightly, mark
+
+TOKEN = Token("token-1", mark("uid-a"), ends_at=700.0)
+WELL = HandedOut(
+    at=100.0,
+    who="operator",
+    cluster="a",
+    uid="uid-a",
+    incarnation="e.1",
+    engaged=("uid-a", "e.1"),
+    token=TOKEN,
+    was_revoked=False,
+    ends_at=700.0,
+)
+
+
+@pytest.mark.parametrize("said", [{}, {"uid": "", "incarnation": ""}, {"uid": ""}])
+def test_what_was_handed_out_rightly_passes(said: dict[str, Any]) -> None:
+    assert [*handed_rightly([replace(WELL, **said)])] == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        pytest.param({"engaged": None}, "was handed out when that was not engaged", id="after-a-disengagement"),
+        pytest.param({"engaged": ("uid-a", "e.2")}, "for incarnation e.1, when it was e.2", id="another-incarnation"),
+        pytest.param({"token": replace(TOKEN, of=mark("uid-b"))}, "is another project's", id="another-projects"),
+        pytest.param({"at": 700.0}, "had ended 0.0 s before", id="ended"),
+        pytest.param({"was_revoked": True}, "had been revoked", id="revoked"),
+        pytest.param({"ends_at": 701.0}, "was said to live 1.0 s longer than it does", id="longer-than-it-lives"),
+        pytest.param(
+            {"ends_at": 101.0 + CAP_S, "token": replace(TOKEN, ends_at=2000.0)},
+            "was handed out for 901 s, and 900 are allowed",
+            id="longer-than-is-allowed",
+        ),
+    ],
+)
+def test_what_was_not_is_found(wrong: dict[str, Any], found: str) -> None:
+    (breach,) = handed_rightly([replace(WELL, **wrong)])
+    assert breach.endswith(found)
+    assert breach.startswith("token-1 for a, to operator, ")

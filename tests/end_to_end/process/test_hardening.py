@@ -1,0 +1,101 @@
+"""What the daemon's process lets out, and what it takes from its environment."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from milo_discoveryd import process_hardening
+from tests.end_to_end.process.conftest import Place
+from tests.support.certificates import Authority
+
+AS_ANOTHER = """
+import asyncio, os, ssl, sys
+import grpc
+from milo_discoveryd import process_hardening
+from milo_discoveryd.credentials.authentication.tls import as_file
+from milo_discoveryd.server.connections.inner_socket import Backstage
+
+os.setgroups([])
+os.setgid(65532)
+os.setuid(65532)
+process_hardening.close_off()
+with as_file(sys.stdin.buffer.read()) as path:
+    ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)
+
+async def connect():
+    backstage, server = Backstage(), grpc.aio.server()
+    backstage.bind(server)
+    await server.start()
+    _, connected = await backstage.connect()
+    connected.close()
+    backstage.close()
+    await server.stop(None)
+
+asyncio.run(connect())
+assert len(os.listdir("/proc/self/fd")) > 2
+us = f"/proc/{os.getpid()}"
+if os.fork() == 0:
+    for name in ("mem", "environ", "maps", "fd/0"):
+        try:
+            open(f"{us}/{name}", "rb").close()
+        except PermissionError:
+            continue
+        os._exit(1)
+    os._exit(0)
+assert os.wait()[1] == 0, "another process of the same user reads ours"
+print("closed")
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_others_of_its_user_read_nothing_of_it_and_it_works_all_the_same() -> None:
+    """A key still gets into a TLS context, which takes files only, without having been on a disk."""
+    pair = Authority().server()
+    run = subprocess.run(
+        [sys.executable, "-c", AS_ANOTHER], input=pair.certificate + pair.key, capture_output=True, check=False
+    )
+    assert (run.stdout, run.stderr) == (b"closed\n", b"")
+
+
+async def test_a_daemon_that_is_killed_leaves_no_core_and_ignores_what_would_write_its_secrets(place: Place) -> None:
+    keys = place.folder / "keys"
+    misleading = {"SSLKEYLOGFILE": str(keys), "GRPC_TRACE": "all", "GRPC_VERBOSITY": "debug", "PYTHONINSPECT": "1"}
+    async with place.daemon(environ=misleading) as daemon:
+        await daemon.start()
+        await daemon.until_said('"started"')
+        [warned] = daemon.events("environment ignored")
+        assert set(misleading) <= set(warned["variables"])
+        limits = Path(f"/proc/{daemon.pid}/limits").read_text()
+        daemon.signal(signal.SIGABRT)
+        assert await daemon.ended() == -signal.SIGABRT
+    assert "Max core file size        0                    0" in limits
+    assert not keys.exists()
+    assert "handshake" not in daemon.said
+    assert [path.name for path in place.folder.iterdir() if path.name.startswith("core")] == []
+
+
+def test_nothing_is_said_of_what_an_image_sets() -> None:
+    environ = {
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONPATH": "/x",
+        "SSLKEYLOGFILE": "",
+        "A": "b",
+    }
+    assert process_hardening.clean(environ) == ["PYTHONPATH"]
+    assert environ == {"A": "b"}
+
+
+def test_it_takes_the_descriptors_that_it_may_have() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        process_hardening.take_descriptors()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (min(hard, 65_536), hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -1,0 +1,130 @@
+"""What the daemon won't start with: each problem is one line that a person can act on, and the status is not 0."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.daemon import DaemonProcess
+
+
+async def refusal(daemon: DaemonProcess) -> list[str]:
+    """The lines of a daemon that gives up, without its name before each."""
+    async with daemon:
+        await daemon.spawn()
+        assert await daemon.ended() == 1
+        assert "Traceback" not in daemon.said
+        lines = [line for line in daemon.said.splitlines() if not line.startswith("{")]
+        assert all(line.startswith("milo-discoveryd: ") for line in lines), lines
+        return [line.removeprefix("milo-discoveryd: ") for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mode": "projects"}, 'key mode: "projects" must be one of'),
+        ({"label_selector": "env in prod"}, 'key label_selector: "env in prod" must be a Kubernetes label selector'),
+        ({"heartbeat_interval": "-5s"}, 'key heartbeat_interval: "-5s" must be a time'),
+        ({"not_ready_grace": "2h"}, 'key not_ready_grace: "2h" must be'),
+        ({"stalled_timeuot": "5s"}, "key stalled_timeuot: is not a setting; did you mean stalled_timeout?"),
+        ({"source": {"page_size": 0}}, 'key source.page_size: "0" must be at least 1'),
+        ({"internal_address_template": "milo.example.com:6443"}, "makes one address of all projects"),
+        ({"listen": ["0.0.0.0:9000"]}, "0.0.0.0:9000"),
+        ({"listen": ["somewhere"]}, '"somewhere" must be'),
+        ({"socket": {"group": "no-such-group"}}, "socket.group: there is no group 'no-such-group' on this machine"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+async def test_a_wrong_setting_is_named(place: Place, settings: dict[str, Any], words: str) -> None:
+    [line] = await refusal(place.daemon(**settings))
+    assert words in line
+
+
+async def test_all_wrong_settings_are_named_at_once(place: Place) -> None:
+    lines = await refusal(place.daemon("--mode", "other", label_selector="a in", heartbeat_interval="-1s"))
+    assert len(lines) == 3
+    assert [next(word for word in ("mode", "label_selector", "heartbeat_interval") if word in line) for line in lines]
+
+
+async def test_a_wrong_variable_of_the_environment_is_named(place: Place) -> None:
+    [line] = await refusal(place.daemon(environ={"MILO_DISCOVERYD_MODES": "project"}))
+    assert "MILO_DISCOVERYD_MODES: is not a setting" in line
+
+
+async def test_a_missing_file_of_settings_is_named(folder: Path) -> None:
+    [line] = await refusal(DaemonProcess("", "--config", str(folder / "none.yaml")))
+    assert f"{folder / 'none.yaml'}" in line
+    assert "No such file" in line
+
+
+async def test_a_path_too_long_for_a_socket_is_refused(place: Place) -> None:
+    long = place.folder / ("s" * 120)
+    [line] = await refusal(place.daemon(listen=[f"unix://{long}"]))
+    assert "107" in line
+    assert "key listen" in line
+
+
+async def test_a_folder_that_everybody_can_write_is_refused(place: Place) -> None:
+    folder = place.folder / "open"
+    folder.mkdir()
+    folder.chmod(0o777)
+    [line] = await refusal(place.daemon(listen=[f"unix://{folder}/d.sock"]))
+    assert f"chmod o-w {folder}" in line
+
+
+async def test_a_file_in_the_place_of_the_socket_is_refused_and_left_alone(place: Place) -> None:
+    place.socket.write_text("precious")
+    [line] = await refusal(place.daemon())
+    assert line == f"{place.socket} exists and is not a socket: remove it, or listen elsewhere"
+    assert place.socket.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        ("clusters: [", "is not YAML"),
+        ("just text", "is not a kubeconfig"),
+        ("{apiVersion: v1, kind: Config, clusters: [], users: [], contexts: []}", "has no current-context"),
+    ],
+    ids=["missing", "not-yaml", "text", "no-context"],
+)
+async def test_a_kubeconfig_that_can_not_be_used_is_named(place: Place, content: str | None, words: str) -> None:
+    path = place.folder / "other"
+    if content is not None:
+        path.write_text(content)
+    [line] = await refusal(place.daemon(discovery_kubeconfig=str(path)))
+    assert str(path) in line
+    assert words in line
+
+
+async def test_a_folder_in_the_place_of_a_kubeconfig_is_named(place: Place) -> None:
+    [line] = await refusal(place.daemon(discovery_kubeconfig=str(place.folder)))
+    assert str(place.folder) in line
+
+
+async def test_outside_a_cluster_a_kubeconfig_is_asked_for(place: Place) -> None:
+    [line] = await refusal(place.daemon(discovery_kubeconfig=None))
+    assert "kubeconfig" in line
+
+
+async def test_a_port_of_metrics_that_is_in_use_is_named(place: Place) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        [line] = await refusal(place.daemon(http_listen=f"127.0.0.1:{port}"))
+    assert f"127.0.0.1:{port}" in line
+    assert not place.socket.exists()
+
+
+async def test_a_port_to_listen_on_that_is_in_use_is_named(place: Place) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        [line] = await refusal(place.daemon(listen=[place.address, f"insecure://127.0.0.1:{port}"]))
+    assert line == f"can't listen on 127.0.0.1:{port}: is the port in use, or the address not this machine's?"
+    assert not place.socket.exists()

@@ -1,0 +1,69 @@
+"""Rules of a running daemon: by whom they go, how they are changed, and what the audit has of it."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from milo_discovery._gen import discovery_pb2 as pb
+from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.streams import Stream
+from tests.support.eventually import eventually
+
+
+async def events(stream: Stream) -> list[str]:
+    """Of the next batch that has any."""
+    while not (batch := await stream.batch()).events:
+        pass
+    return [f"{pb.ClusterEvent.Type.Name(event.type)[5:]} {event.cluster.name}" for event in batch.events]
+
+
+async def test_rules_go_by_the_users_of_processes_and_change_while_streams_run(place: Place) -> None:
+    first, second, third = place.sandbox.populate(3)
+    audit = place.folder / "audit.jsonl"
+    ours: dict[str, Any] = {"name": "ours", "who": {"uid": os.getuid()}, "clusters": {"names": [first, second]}}
+    settings = {
+        "listen": [{"address": place.address, "name": "api", "peer_credentials": True}],
+        "audit": {"file": str(audit)},
+    }
+    daemon = place.daemon(**settings, rights=[{"name": "other", "who": {"uid": 4242}, "clusters": "all"}, ours])
+    daemon.address = place.address
+    config = place.folder / "config.yaml"
+
+    def says(*rules: object) -> None:
+        written = yaml.safe_load(config.read_text()) | {"rights": list(rules)}
+        config.with_suffix(".new").write_text(yaml.safe_dump(written))
+        config.with_suffix(".new").rename(config)
+
+    async with daemon:
+        await daemon.start()
+        async with place.stream() as stream:
+            seen = {event.cluster.name for batch in await stream.until_synced() for event in batch.events}
+            assert seen == {first, second}
+
+            says({**ours, "clusters": {"names": [second, third]}})
+            assert sorted(await events(stream)) == [f"DISENGAGED {first}", f"ENGAGED {third}"]
+
+            says({**ours, "clusters": "som"})
+            await daemon.until_said("configuration refused")
+            moved = audit.rename(place.folder / "audit.1")
+            says({**ours, "clusters": {"names": [first]}})
+            daemon.signal(signal.SIGHUP)
+            assert sorted(await events(stream)) == sorted(
+                [f"ENGAGED {first}", f"DISENGAGED {second}", f"DISENGAGED {third}"]
+            )
+        await eventually(audit.exists)
+        assert daemon.is_running
+    before, after = written(moved), written(audit)
+    assert [line["event"] for line in before] == ["rights changed", "rights kept"]
+    assert (before[0]["rules"], before[0]["removed"], before[0]["changed"]) == (["ours"], ["other"], ["ours"])
+    assert 'item 1.clusters: "som" must be' in str(before[1]["problems"])
+    assert [line["event"] for line in [*before, *after]].count("rights changed") == 2
+    assert audit.stat().st_mode & 0o777 == 0o600
+
+
+def written(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]

@@ -1,0 +1,172 @@
+"""Subscribers that stall, die or come in crowds cost nobody else anything, and leave nothing behind."""
+
+import asyncio
+import sys
+import urllib.request
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from milo_discovery._gen import discovery_pb2 as pb
+from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.daemon import DaemonProcess
+from tests.support.eventually import eventually
+
+# More than fits between a server and a client that doesn't read, which is some six megabytes.
+MANY, BIG = 400, "x" * 30_000
+HANDLED = "milo_discoveryd_grpc_server_handled_total"
+
+IDLE_READERS = """
+import sys, time
+import grpc
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+streams = []
+for _ in range(int(sys.argv[2])):
+    channel = grpc.insecure_channel(sys.argv[1], options=[("grpc.use_local_subchannel_pool", 1)])
+    streams.append(DiscoveryServiceStub(channel).WatchClusters(pb.WatchClustersRequest()))
+    next(streams[-1])
+print("read no more", flush=True)
+time.sleep(600)
+"""
+
+
+def populate(place: Place) -> None:
+    for number in range(MANY):
+        place.sandbox.projects.create(f"p-{number}", ready=True, annotations={"example.com/big": BIG})
+
+
+async def started(daemon: DaemonProcess) -> None:
+    await daemon.start()
+    await daemon.until_said('"synced"')
+
+
+async def until_subscribers(place: Place, count: int) -> None:
+    while await place.subscribers() != count:  # noqa: ASYNC110 - only asking tells
+        await asyncio.sleep(0.02)
+
+
+async def test_one_that_takes_nothing_is_ended_as_aborted_and_can_resume(place: Place) -> None:
+    populate(place)
+    async with place.daemon(annotation_prefixes=["example.com/"], stalled_timeout="1s") as daemon:
+        await started(daemon)
+        async with place.stream() as stalled, place.stream() as other:
+            first = await stalled.batch()
+            await other.until_synced()
+            await until_subscribers(place, 1)
+
+            place.sandbox.projects.create("late", ready=True)
+            [event] = (await other.batch()).events
+            assert event.cluster.name == "late"
+
+            batches = [first, *await stalled.rest()]
+            assert await stalled.code() is grpc.StatusCode.ABORTED
+        async with place.stream(pb.WatchClustersRequest(resume_revision=batches[-1].revision)) as again:
+            names: set[str] = set()
+            while len(names) < MANY + 1:
+                names |= {event.cluster.name for event in (await again.batch()).events}
+            assert "late" in names
+
+
+async def test_one_that_never_reads_again_keeps_no_task_of_the_daemon(place: Place) -> None:
+    populate(place)
+    settings: dict[str, Any] = {"annotation_prefixes": ["example.com/"], "stalled_timeout": "1s"}
+    async with place.daemon(http_listen="127.0.0.1:0", **settings) as daemon:
+        await started(daemon)
+        metrics = f"{daemon.events('started')[-1]['http']}/metrics"
+        async with place.stream() as stalled:
+            await stalled.batch()
+            await until_metric(
+                metrics,
+                'milo_discoveryd_grpc_server_handled_total{grpc_code="ABORTED",grpc_method="WatchClusters"} 1.0',
+            )
+            place.sandbox.projects.create("late", ready=True)
+            async with place.stream() as other:
+                await other.until_synced()
+        assert "call failed" not in daemon.said
+
+
+async def until_metric(url: str, line: str) -> None:
+    def read() -> str:
+        with urllib.request.urlopen(url) as answer:
+            return str(answer.read().decode())
+
+    async with asyncio.timeout(20):
+        while line not in await asyncio.to_thread(read):  # noqa: ASYNC110 - only asking tells
+            await asyncio.sleep(0.1)
+
+
+async def test_one_that_is_killed_while_the_daemon_waits_for_it_is_no_error(place: Place) -> None:
+    populate(place)
+    async with place.daemon(annotation_prefixes=["example.com/"]) as daemon:
+        await started(daemon)
+        async with place.stream() as other:
+            await other.until_synced()
+            async with idle_readers(place, 1):
+                # What the other one is given in the meantime leaves enough time to fill what lies between.
+                for number in range(50):
+                    place.sandbox.projects.create(f"late-{number}", ready=True)
+                    assert [event.cluster.name for event in (await other.batch()).events] == [f"late-{number}"]
+            await until_subscribers(place, 1)
+        assert await daemon.terminate() == 0
+        assert "call failed" not in daemon.said
+        assert "Traceback" not in daemon.said
+
+
+@asynccontextmanager
+async def idle_readers(place: Place, count: int) -> AsyncIterator[None]:
+    """Another process with so many streams, each read once. It is killed in the end."""
+    command = (sys.executable, "-c", IDLE_READERS, f"unix:{place.socket}", str(count))
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"read no more\n"
+        yield
+    finally:
+        process.kill()
+        await process.communicate()
+
+
+@asynccontextmanager
+async def readers(place: Place, count: int) -> AsyncIterator[None]:
+    """So many streams, each with a complete view. They are closed in the end."""
+    streams = [place.stream() for _ in range(count)]
+    try:
+        await asyncio.gather(*(stream.until_synced() for stream in streams))
+        yield
+    finally:
+        await asyncio.gather(*(stream.close() for stream in streams))
+
+
+@pytest.mark.parametrize("crowd", [readers, idle_readers], ids=["closed", "killed"])
+async def test_a_crowd_that_comes_and_goes_leaves_nothing_behind(
+    place: Place, crowd: Callable[[Place, int], AbstractAsyncContextManager[None]]
+) -> None:
+    for number in range(50):
+        place.sandbox.projects.create(f"p-{number}", ready=True)
+    async with place.daemon() as daemon:
+        await started(daemon)
+        for count in (20, 100):
+            # What is made once and kept was made for the first.
+            files, memory = open_files(daemon.pid), resident_kib(daemon.pid)
+            for _ in range(2):
+                async with crowd(place, count):
+                    assert await place.subscribers() == count
+                await until_subscribers(place, 0)
+        await eventually(lambda: open_files(daemon.pid) <= files)
+        assert resident_kib(daemon.pid) - memory < 16 * 1024
+        assert await daemon.terminate() == 0
+        assert "Traceback" not in daemon.said
+
+
+def open_files(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def resident_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])

@@ -1,0 +1,80 @@
+"""What happened upstream, as whoever made it happen wrote it down: the truth that subscribers are to be told."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from milo_discoveryd.model.selector import Selector, parse
+from tests.end_to_end.process.history import Labels
+
+
+@dataclass(frozen=True)
+class State:
+    """An object, as far as it matters to whether it is engaged."""
+
+    uid: str
+    ready: bool
+    labels: Labels
+
+
+Cause: TypeAlias = str
+"""A DisengageReason that the object gave."""
+
+
+class Upstream:
+    def __init__(self, label_selector: str = "") -> None:
+        """`label_selector` is the daemon's own."""
+        self.went_back = False
+        """It was restored from a backup: later versions may be lower."""
+        self._covered = parse(label_selector)
+        self._states: dict[str, list[State | None]] = {}
+
+    def note(self, name: str, state: State | None) -> None:
+        """None once it is gone."""
+        self._states.setdefault(name, []).append(state)
+
+    def names(self) -> list[str]:
+        """Those there are."""
+        return [name for name, states in self._states.items() if states[-1] is not None]
+
+    def has(self, name: str) -> bool:
+        return self._states.get(name, [None])[-1] is not None
+
+    def __getitem__(self, name: str) -> State:
+        state = self._states[name][-1]
+        assert state is not None
+        return state
+
+    def engaged(self, label_selector: str) -> dict[str, State]:
+        """What a subscriber with this filter should have, by now."""
+        selector = parse(label_selector)
+        return {
+            name: states[-1]
+            for name, states in self._states.items()
+            if states[-1] is not None and states[-1].ready and self._shown(states[-1], selector)
+        }
+
+    def causes(self, name: str, uid: str, label_selector: str) -> set[Cause]:
+        """For which reasons it may ever have been disengaged."""
+        selector = parse(label_selector)
+        found: set[Cause] = set()
+        for state in self._since(name, uid):
+            if state is None:
+                found.add("DELETED")
+            elif state.uid != uid:
+                found |= {"DELETED", "REPLACED"}
+            else:
+                found |= {"NOT_READY"} if not state.ready else set()
+                found |= {"LABELS_CHANGED"} if not self._shown(state, selector) else set()
+        return found
+
+    def _shown(self, state: State, selector: Selector) -> bool:
+        return self._covered.matches(state.labels) and selector.matches(state.labels)
+
+    def _since(self, name: str, uid: str) -> Iterable[State | None]:
+        """All it has been from when it was first engaged."""
+        states = iter(self._states.get(name, ()))
+        for state in states:
+            if state is not None and state.uid == uid and state.ready:
+                break
+        return states

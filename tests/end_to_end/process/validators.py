@@ -1,0 +1,232 @@
+"""What must hold of any history, however it came about. Each validator names every breach it finds.
+
+The idea is etcd's: record what clients were told under all kinds of faults, and judge it afterwards.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from milo_discovery import Event, EventType
+from milo_discoveryd.server.calls.revision import Position, parse
+from tests.end_to_end.process.history import Batch, History, Told
+from tests.end_to_end.process.upstream import Upstream
+
+
+@dataclass
+class Reader:
+    """The reference: what somebody knows who reads the proto file and these batches, and nothing else."""
+
+    view: dict[str, Told] = field(default_factory=dict)
+    snapshot: dict[str, Told] | None = None
+    """As far as it has come in; it counts when it is complete."""
+
+    def take(self, batch: Batch) -> Iterator[str]:
+        """Breaches of what may follow what."""
+        if batch.reset:
+            self.snapshot = {}
+        known = self.view if self.snapshot is None else self.snapshot
+        for event in batch.events:
+            before = known.get(event.name)
+            if (before is None) != (event.kind == "ENGAGED"):
+                yield f"{event} came when it was {'not ' if before is None else ''}engaged"
+            elif before is not None and before.incarnation != event.incarnation:
+                yield f"{event} came when it was engaged as {before.incarnation}"
+            if event.kind == "DISENGAGED":
+                known.pop(event.name, None)
+            else:
+                known[event.name] = event
+        if self.snapshot is not None and batch.synced:
+            self.view, self.snapshot = self.snapshot, None
+
+    def start(self) -> None:
+        """Another stream: half a snapshot is worth nothing."""
+        self.snapshot = None
+
+
+def ordered(history: History) -> Iterator[str]:
+    """Batches follow each other without a gap, and revisions never go back."""
+    for stream in history.streams:
+        wanted = ""
+        last: Position | None = None
+        for index, batch in enumerate(stream.batches):
+            if index == 0 and batch.synced and not batch.reset:
+                wanted = stream.resumed_from
+            if batch.previous != wanted:
+                yield f"the batch at {batch.revision} follows {batch.previous!r}, where {wanted!r} was the last"
+            if _is_before(batch.position, last):
+                yield f"the batch at {batch.revision} is older than {last} before it"
+            wanted, last = batch.revision, batch.position
+
+
+def unique(history: History, upstream: Upstream) -> Iterator[str]:
+    """No event comes twice, and none is of the past, on a stream and across resumes.
+
+    After a restore upstream, things may be as they were before. And one repeat is let pass: a reader that was cut while
+    it caught up may have been told ENGAGED as things are by now, and is told, when it is back, of the update that made
+    them so.
+    """
+    reader = Reader()
+    for stream in history.streams:
+        reader.start()
+        for batch in stream.batches:
+            known = {} if batch.reset else dict(reader.view if reader.snapshot is None else reader.snapshot)
+            list(reader.take(batch))
+            for event in batch.events:
+                before = known.get(event.name)
+                if before is not None and before.incarnation == event.incarnation and not upstream.went_back:
+                    if event.kind == before.kind == "UPDATED" and event.content == before.content:
+                        yield f"{event} at {batch.revision} repeats what was told before"
+                    if event.version < before.version:
+                        yield f"{event} at {batch.revision} is of version {event.version}, after {before.version}"
+                known[event.name] = event
+
+
+def reliable(history: History, upstream: Upstream) -> Iterator[str]:
+    """Read in order it makes sense at each step, and in the end it is the truth."""
+    reader = Reader()
+    for stream in history.streams:
+        reader.start()
+        for batch in stream.batches:
+            yield from reader.take(batch)
+    truth = {name: (state.uid, state.labels) for name, state in upstream.engaged(history.label_selector).items()}
+    told = {name: (cluster.uid, cluster.labels) for name, cluster in reader.view.items()}
+    for name in sorted(truth.keys() | told.keys()):
+        if truth.get(name) != told.get(name):
+            yield f"{name} is {told.get(name)} to the subscriber, and {truth.get(name)} in truth"
+
+
+def atomic(history: History) -> Iterator[str]:
+    """What happened at one revision comes in one batch; so one with events is later than whatever was before it."""
+    for stream in history.streams:
+        last: Position | None = None
+        for batch in stream.batches:
+            here = batch.position
+            # All parts of a snapshot stand where it does.
+            followed = last is not None and last.part is None and not batch.reset
+            if batch.events and followed and here is not None and not _is_before(last, here):
+                yield f"events came at {batch.revision}, up to which all had been told already"
+            last = here
+
+
+def resumable(history: History, *, forgets: bool = False) -> Iterator[str]:
+    """A revision of this daemon is resumed from; any other, or half a snapshot, is answered by a snapshot.
+
+    One that `forgets` early may answer by a snapshot at any time.
+    """
+    for stream in history.streams:
+        first = next((batch for batch in stream.batches if batch.position), None)
+        if first is None or first.position is None:
+            continue
+        asked = parse(stream.resumed_from)
+        can_be = asked is not None and asked.part is None and asked.epoch == first.position.epoch
+        if can_be and first.reset and not forgets:
+            yield f"{stream.resumed_from} was answered by a snapshot, though it could be resumed from"
+        if not can_be and not first.reset:
+            yield f"{stream.resumed_from!r} was resumed from, though it can't be"
+
+
+def agreeing(histories: Iterable[History]) -> Iterator[str]:
+    """Whoever reads through the same filter up to the same revision knows the same clusters.
+
+    Between two heartbeats a reader that is behind may be told of a cluster's changes later, merged with further ones; a
+    heartbeat promises that there is nothing left to tell.
+    """
+    known: dict[tuple[str, bool], tuple[str, Mapping[str, object]]] = {}
+    for history in histories:
+        reader = Reader()
+        for stream in history.streams:
+            reader.start()
+            for batch in stream.batches:
+                list(reader.take(batch))
+                if not batch.synced or not batch.revision:
+                    continue
+                view = {name: cluster.incarnation for name, cluster in reader.view.items()}
+                views: list[tuple[bool, Mapping[str, object]]] = [(False, view)]
+                if not batch.events:
+                    views.append((True, {name: each.content for name, each in reader.view.items()}))
+                for is_heartbeat, seen in views:
+                    who, other = known.setdefault((batch.revision, is_heartbeat), (history.who, seen))
+                    if seen != other:
+                        names = sorted(name for name in seen.keys() | other.keys() if seen.get(name) != other.get(name))
+                        yield f"at {batch.revision} {who} and {history.who} disagree about {', '.join(names)}"
+
+
+def snapshots(history: History) -> Iterator[str]:
+    """A snapshot is of one revision, with each cluster once in it; and whoever starts anew is given one."""
+    for stream in history.streams:
+        inside: Batch | None = None
+        names: set[str] = set()
+        is_known = bool(stream.resumed_from)
+        for batch in stream.batches:
+            if batch.reset:
+                inside, names, is_known = batch, set(), True
+            elif not is_known and (batch.events or batch.synced):
+                yield f"a stream from the start began with {batch.revision}, which is no snapshot"
+            if inside is None:
+                continue
+            if _revision(batch) != _revision(inside):
+                yield f"the snapshot at {inside.revision} went on at {batch.revision}"
+            for event in batch.events:
+                if event.kind != "ENGAGED" or event.name in names:
+                    yield f"{event} came in the snapshot at {inside.revision}"
+                names.add(event.name)
+            if batch.synced:
+                inside = None
+
+
+def no_phantoms(history: History, upstream: Upstream) -> Iterator[str]:
+    """Nobody is disengaged without a reason upstream: neither by an event, nor by being left out of a snapshot."""
+    reader = Reader()
+    for stream in history.streams:
+        reader.start()
+        for batch in stream.batches:
+            before = dict(reader.view)
+            is_snapshot = batch.reset or reader.snapshot is not None
+            list(reader.take(batch))
+            if is_snapshot:
+                left_out = [old for name, old in before.items() if getattr(reader.view.get(name), "uid", "") != old.uid]
+                for cluster in left_out:
+                    if not upstream.causes(cluster.name, cluster.uid, history.label_selector):
+                        yield f"{cluster.name} was left out of the snapshot at {batch.revision}, and is well"
+                continue
+            for event in batch.events:
+                if event.kind == "DISENGAGED":
+                    causes = upstream.causes(event.name, event.uid, history.label_selector)
+                    if event.reason not in causes:
+                        yield f"{event} came, and upstream there was {', '.join(sorted(causes)) or 'no cause at all'}"
+
+
+def _is_before(one: Position | None, other: Position | None) -> bool:
+    """For sure: between two daemons there is no order."""
+    return one is not None and other is not None and one.epoch == other.epoch and one.revision < other.revision
+
+
+def _revision(batch: Batch) -> int | None:
+    return batch.position.revision if batch.position else None
+
+
+def alternating(events: Iterable[Event]) -> Iterator[str]:
+    """For each cluster ENGAGED and DISENGAGED take turns, and all else comes in between, whatever became of daemons."""
+    engaged: set[str] = set()
+    for event in events:
+        name = event.cluster.name
+        if (name in engaged) == (event.type is EventType.ENGAGED):
+            yield f"{event.type.name} of {name} when it was {'' if name in engaged else 'not '}engaged"
+        if event.type is EventType.ENGAGED:
+            engaged.add(name)
+        elif event.type is EventType.DISENGAGED:
+            engaged.discard(name)
+
+
+def breaches(histories: Iterable[History], upstream: Upstream, *, forgets: bool = False) -> list[str]:
+    """By all of them, each with the validator's name and the subscriber's."""
+    histories = list(histories)
+    found = [f"agreeing: {breach}" for breach in agreeing(histories)]
+    for history in histories:
+        told = f"{history.who}: "
+        for judge in (ordered, atomic, snapshots):
+            found += [f"{judge.__name__}: {told}{breach}" for breach in judge(history)]
+        for judged in (unique, reliable, no_phantoms):
+            found += [f"{judged.__name__}: {told}{breach}" for breach in judged(history, upstream)]
+        found += [f"resumable: {told}{breach}" for breach in resumable(history, forgets=forgets)]
+    return found

@@ -1,0 +1,112 @@
+"""Milo's own provider beside a daemon: the same server, the same scenario, and what each of the two told of it."""
+
+import asyncio
+import contextlib
+import re
+import signal
+from collections import defaultdict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+from milo_discovery import DiscoveryClient, Event, EventType
+from tests.end_to_end.real.servers import RealApi
+from tests.end_to_end.real.watching import create, delete, set_ready
+from tests.end_to_end.scenarios.servers import RealServers
+from tests.end_to_end.scenarios.steps import Mode, Scenario
+from tests.support.eventually import eventually
+
+_STARTED_WITHIN_S = 60.0
+_AGREED_WITHIN_S = 20.0
+_QUIET_S = 1.0
+_FIRST = "the-first"
+_OF_EVERY_SELECTOR = {"env": "prod"}
+"""Labels that each scenario's own selector takes."""
+_PORT = re.compile(r"127\.0\.0\.1:\d+")
+
+Story: TypeAlias = Sequence[str]
+"""What was told of one cluster, in order; an engagement with its endpoint."""
+Stories: TypeAlias = Mapping[str, Story]
+
+
+class Teller:
+    """Gathers what one of the two tells."""
+
+    def __init__(self) -> None:
+        self._stories: dict[str, list[str]] = defaultdict(list)
+
+    def tell(self, what: str, name: str, endpoint: str) -> None:
+        at = f" at {_PORT.sub('127.0.0.1', endpoint)}" if what == "ENGAGED" else ""
+        self._stories[name].append(what + at)
+
+    def forget(self, name: str) -> None:
+        del self._stories[name]
+
+    def stories(self) -> Stories:
+        return {name: tuple(story) for name, story in sorted(self._stories.items())}
+
+
+class Beside:
+    """Lends real servers, each with a provider and a subscriber of the daemon to come."""
+
+    def __init__(self, servers: RealServers, peer: Path, scenario: Scenario) -> None:
+        self._servers = servers
+        self._peer = peer
+        self._selector = str(scenario.settings.get("label_selector", ""))
+        self.provider = Teller()
+        self.daemon = Teller()
+
+    @asynccontextmanager
+    async def lend(self, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
+        async with self._servers.lend(mode, folder) as server:
+            peer = await asyncio.create_subprocess_exec(
+                str(self._peer),
+                f"--kubeconfig={server.kubeconfig}",
+                f"--mode={mode}",
+                f"--label-selector={self._selector}",
+                stdout=asyncio.subprocess.PIPE,
+            )
+            assert peer.stdout is not None
+            listening = [
+                asyncio.create_task(self._listen_to_provider(peer.stdout)),
+                asyncio.create_task(self._listen_to_daemon(folder / "discovery.sock")),
+            ]
+            try:
+                await self._provider_watches(server)
+                yield server
+                await self._settled()
+            finally:
+                for task in listening:
+                    task.cancel()
+                peer.send_signal(signal.SIGTERM)
+                await asyncio.wait((*listening, asyncio.create_task(peer.wait())))
+
+    async def _provider_watches(self, server: RealApi) -> None:
+        """It says nothing of its start, so it is given something to tell of."""
+        await create(server, _FIRST, labels=_OF_EVERY_SELECTOR)
+        await set_ready(server, _FIRST, True)
+        await eventually(lambda: len(self.provider.stories().get(_FIRST, ())) == 1, within_s=_STARTED_WITHIN_S)
+        await delete(server, _FIRST)
+        await eventually(lambda: len(self.provider.stories().get(_FIRST, ())) == 2, within_s=_STARTED_WITHIN_S)
+        self.provider.forget(_FIRST)
+
+    async def _settled(self) -> None:
+        """They agree and say no more; or they don't, and have had the time to."""
+        with contextlib.suppress(TimeoutError):
+            while self.daemon.stories() != self.provider.stories():
+                await eventually(lambda: self.daemon.stories() == self.provider.stories(), within_s=_AGREED_WITHIN_S)
+                await asyncio.sleep(_QUIET_S)
+
+    async def _listen_to_provider(self, lines: asyncio.StreamReader) -> None:
+        while line := await lines.readline():
+            _, what, name, *endpoint = line.decode().split()
+            self.provider.tell(what, name, endpoint[0] if endpoint else "")
+
+    async def _listen_to_daemon(self, socket: Path) -> None:
+        # Whoever tries before it is there waits before it tries again, and misses the beginning.
+        await eventually(socket.exists, within_s=_STARTED_WITHIN_S)
+        async with DiscoveryClient(f"unix://{socket}") as client, contextlib.aclosing(client.watch().feed()) as feed:
+            async for told in feed:
+                if isinstance(told, Event) and told.type is not EventType.UPDATED:
+                    self.daemon.tell(told.type.name, told.cluster.name, told.cluster.endpoint)

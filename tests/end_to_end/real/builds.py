@@ -1,0 +1,236 @@
+"""Builds the servers from published Go modules, once, into the user's cache folder.
+
+Nothing of theirs is in this tree: a go.mod names what is built and in which version, and the go command brings it.
+Each program's folder in the cache is keyed by its version and by its definition, so a change of either builds anew.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import click
+import msgspec
+
+_DEFINITIONS = Path(__file__).parent / "go"
+_PEER = Path(__file__).parents[3] / "bench" / "peer"
+_SAY_EVERY_S = 15
+_LAST_LINES = 3
+_AT_A_PLACE = re.compile(r"^\S+:\d+:\d+: ")  # the import that asked for it, of many
+
+Say = Callable[[str], None]
+
+
+class GoMissingError(Exception):
+    """There is no go command on this machine."""
+
+
+class UnobtainableError(Exception):
+    """The go command could not bring or build a program."""
+
+
+class GoProgram(msgspec.Struct, frozen=True, kw_only=True):
+    """One program, built from published modules."""
+
+    name: str
+    version: str
+    module: str
+    package: str
+    definition: Path  # the folder of its go.mod
+    link: str = "-s -w"
+    # Where the module is published under another name than the one it declares.
+    mirror: str = ""
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} {self.version}"
+
+    def folder(self) -> Path:
+        digest = hashlib.sha256(self.link.encode())
+        for path in sorted(self.definition.iterdir()):
+            digest.update(path.name.encode() + b"\0" + path.read_bytes())
+        return cache_folder() / f"{self.name}-{self.version}-{digest.hexdigest()[:8]}"
+
+    def binary(self) -> Path:
+        return self.folder() / self.name
+
+
+ETCD = GoProgram(
+    name="etcd",
+    version="v3.6.14",
+    module="go.etcd.io/etcd/server/v3",
+    package="go.etcd.io/etcd/server/v3",
+    definition=_DEFINITIONS / "etcd",
+)
+
+_KUBERNETES = "k8s.io/component-base/version"
+
+
+def _kube_apiserver(version: str) -> GoProgram:
+    major, minor, _ = version.split(".")
+    stamps = {"gitVersion": f"v{version}", "gitMajor": major, "gitMinor": minor}
+    return GoProgram(
+        name="kube-apiserver",
+        version=f"v{version}",
+        module="k8s.io/kubernetes",
+        package="k8s.io/kubernetes/cmd/kube-apiserver",
+        definition=_DEFINITIONS / f"kube-apiserver-{major}.{minor}",
+        # A bare build says of itself that it is v0.0.0, which kubectl warns of.
+        link=" ".join(["-s -w", *(f"-X {_KUBERNETES}.{name}={value}" for name, value in stamps.items())]),
+    )
+
+
+KUBE_APISERVERS = {"1.35": _kube_apiserver("1.35.4"), "1.33": _kube_apiserver("1.33.13")}
+"""By minor; the first is what is built unless another is asked for."""
+
+MILO = GoProgram(
+    name="milo",
+    version="v0.32.5",
+    module="go.miloapis.com/milo",
+    package=".",
+    definition=_DEFINITIONS / "milo",
+    mirror="github.com/milo-os/milo",
+)
+
+# Ours, with Milo's provider in it, and so of its version.
+PEER = GoProgram(
+    name="peer",
+    version=MILO.version,
+    module=MILO.module,
+    package=".",
+    definition=_PEER,
+    mirror=MILO.mirror,
+)
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "milo-discoveryd" / "real"
+
+
+def go_command() -> str:
+    go = shutil.which("go")
+    if go is None:
+        raise GoMissingError(
+            "the real servers are built by the go command, and there is none on PATH: install Go 1.25 or newer"
+        )
+    return go
+
+
+def obtain(program: GoProgram, say: Say) -> Path:
+    """The program's binary, built first where it is not in the cache yet."""
+    binary = program.binary()
+    if binary.exists():
+        return binary
+    go = go_command()
+    with _alone(program.folder()):
+        if not binary.exists():  # another process may have built it while we waited
+            _build(go, program, say)
+    return binary
+
+
+def source_folder(program: GoProgram) -> Path:
+    """Where the go command keeps the sources of a program's module, brought first where they are not there yet."""
+    answer = ""
+    for module in filter(None, (program.module, program.mirror)):
+        download = subprocess.run(
+            [go_command(), "mod", "download", "-json", f"{module}@{program.version}"],
+            cwd=program.definition.parent,  # outside of any module
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if download.returncode == 0:
+            return Path(json.loads(download.stdout)["Dir"])
+        answer = answer or json.loads(download.stdout or "{}").get("Error", download.stderr)
+    raise UnobtainableError(f"{program.title}: {_complaint(answer.splitlines())}")
+
+
+def module_version(binary: Path, module: str) -> str | None:
+    """Of a module that a binary was built with, as the binary itself says."""
+    told = subprocess.run([go_command(), "version", "-m", binary], capture_output=True, text=True, check=True)
+    found = (line.split() for line in told.stdout.splitlines())
+    return next((fields[2] for fields in found if fields[:2] in (["mod", module], ["dep", module])), None)
+
+
+def _build(go: str, program: GoProgram, say: Say) -> None:
+    # Worked on as a copy: what the go command adds to go.mod and go.sum stays out of the tree.
+    module = program.folder() / "module"
+    shutil.copytree(program.definition, module, dirs_exist_ok=True)
+    begun = time.monotonic()
+    say(f"{program.title}: building from {program.module} (cold: minutes)")
+    try:
+        _compile(go, program, module, say)
+    except UnobtainableError:
+        if not program.mirror:
+            raise
+        say(f"{program.title}: not to be had as {program.module}; trying {program.mirror}")
+        replacement = f"-replace={program.module}={program.mirror}@{program.version}"
+        subprocess.run([go, "mod", "edit", replacement], cwd=module, check=True)
+        _compile(go, program, module, say)
+    say(f"{program.title}: built in {_spell(time.monotonic() - begun)}")
+
+
+def _compile(go: str, program: GoProgram, module: Path, say: Say) -> None:
+    binary = program.binary()
+    unfinished = binary.with_suffix(".unfinished")
+    begun = said = time.monotonic()
+    packages = 0
+    said_by_go: list[str] = []
+    argv = [go, "build", "-v", "-mod=mod", "-trimpath", f"-ldflags={program.link}", "-o", str(unfinished)]
+    with subprocess.Popen(
+        [*_politely(), *argv, program.package], cwd=module, stderr=subprocess.PIPE, text=True
+    ) as compiler:
+        assert compiler.stderr is not None
+        for line in compiler.stderr:
+            said_by_go.append(line)
+            packages += _names_a_package(line)
+            if time.monotonic() - said >= _SAY_EVERY_S:
+                said = time.monotonic()
+                say(f"{program.title}: {_spell(said - begun)}, {packages} packages compiled, now {line.strip()}")
+    if compiler.returncode:
+        raise UnobtainableError(f"{program.title}: {_complaint(said_by_go)}")
+    unfinished.replace(binary)
+
+
+def _politely() -> list[str]:
+    nice = shutil.which("nice")
+    return [nice, "-n", "19"] if nice else []
+
+
+def _names_a_package(line: str) -> bool:
+    return " " not in line.strip()
+
+
+def _complaint(said_by_go: Iterable[str]) -> str:
+    """Its last lines, each once, but for those that tell of progress: a package compiled, a module downloaded."""
+    complaints = [
+        _AT_A_PLACE.sub("", line.strip())
+        for line in said_by_go
+        if not _names_a_package(line) and not line.startswith("go: downloading")
+    ]
+    return " / ".join(list(dict.fromkeys(complaints))[-_LAST_LINES:])
+
+
+def _spell(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One builder at a time, across processes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def say_to_stderr(line: str) -> None:
+    click.echo(f"dev real: {line}", err=True)

@@ -1,0 +1,105 @@
+"""The certificates and keys of one set of servers, made on the spot and good for loopback only."""
+
+import datetime
+import ipaddress
+from collections.abc import Sequence
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+INSIDE = "cluster.test"
+"""What the names of servers end in that are reached by a network of their own (tests/end_to_end/real/inside.py)."""
+_LIFETIME = datetime.timedelta(days=7)
+
+
+class Authority:
+    """A certificate authority that lives in memory; `directory` receives what servers read."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = _name("milo-discoveryd real test servers")
+        builder = _builder(self._name, self._name, self._key).add_extension(
+            x509.BasicConstraints(ca=True, path_length=0), critical=True
+        )
+        self.pem = builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        self.file = _write(directory / "ca.crt", self.pem)
+
+    def server(self, name: str) -> tuple[Path, Path]:
+        """Certificate and key of a server on loopback, which has any name inside as well."""
+        names = [
+            x509.DNSName("localhost"),
+            x509.DNSName(f"*.{INSIDE}"),
+            x509.IPAddress(ipaddress.IPv4Address("127.0.0.1")),
+        ]
+        return self._issue(name, _name(name), ExtendedKeyUsageOID.SERVER_AUTH, names)
+
+    def client(
+        self, user: str, groups: Sequence[str], *, lifetime: datetime.timedelta = _LIFETIME
+    ) -> tuple[Path, Path]:
+        """Certificate and key that API servers take for this user in these groups."""
+        return self._issue(user, _name(user, groups), ExtendedKeyUsageOID.CLIENT_AUTH, [], lifetime)
+
+    def key_file(self) -> Path:
+        """Its own key, for whoever is to sign in its name."""
+        return _write(self._directory / "ca.key", _pem(self._key))
+
+    def signing_key(self, name: str) -> Path:
+        """A private key that signs service-account tokens."""
+        return _write(self._directory / f"{name}.key", _pem(ec.generate_private_key(ec.SECP256R1())))
+
+    def _issue(
+        self,
+        name: str,
+        subject: x509.Name,
+        usage: x509.ObjectIdentifier,
+        alternatives: Sequence[x509.GeneralName],
+        lifetime: datetime.timedelta = _LIFETIME,
+    ) -> tuple[Path, Path]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        builder = _builder(subject, self._name, key, lifetime).add_extension(
+            x509.ExtendedKeyUsage([usage]), critical=False
+        )
+        if alternatives:
+            builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        certificate = builder.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+        return (
+            _write(self._directory / f"{name}.crt", certificate),
+            _write(self._directory / f"{name}.key", _pem(key)),
+        )
+
+
+def _builder(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, lifetime: datetime.timedelta = _LIFETIME
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_after(now + lifetime)
+    )
+
+
+def _name(common: str, organizations: Sequence[str] = ()) -> x509.Name:
+    groups = [x509.NameAttribute(NameOID.ORGANIZATION_NAME, group) for group in organizations]
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common), *groups])
+
+
+def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    # The older form: API servers read no other for the keys of service accounts.
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+    )
+
+
+def _write(path: Path, content: bytes) -> Path:
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+    return path

@@ -1,0 +1,112 @@
+"""Real servers for tests: built before the first of them, started when they are first needed, ended with the session.
+
+What can't be had here is told at the end of the run, with what stood for it.
+"""
+
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from tests.conftest import ON_REAL_SERVERS
+from tests.end_to_end.real.builds import UnobtainableError, say_to_stderr
+from tests.end_to_end.real.programs import Programs, programs
+from tests.end_to_end.real.servers import RealApi
+from tests.end_to_end.scenarios.ahead import Plays, selected
+from tests.end_to_end.scenarios.servers import RealServers
+from tests.end_to_end.scenarios.steps import MODES, Mode
+
+_SERVERS_OF_A_MODE = 2
+_OUTCOME = pytest.StashKey[Programs | UnobtainableError]()
+_TOLD = pytest.StashKey[list[str]]()
+_REPORT = "real servers"
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Builds while nobody's time is taken, and where its progress is seen."""
+    wanted = any(ON_REAL_SERVERS in getattr(item, "fixturenames", ()) for item in session.items)
+    if not wanted or session.config.option.collectonly or shutil.which("go") is None:
+        return
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        try:
+            session.config.stash[_OUTCOME] = programs(say_to_stderr)
+        except UnobtainableError as error:
+            session.config.stash[_OUTCOME] = error
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """One of the processes that share the tests has ended; what it found is told by this one."""
+    node.config.stash.setdefault(_TOLD, []).extend(getattr(node, "workeroutput", {}).get(_REPORT, []))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    found = session.config.stash.get(_OUTCOME, None)
+    if not isinstance(found, Programs):
+        return
+    told = [f"{mode}: {program.title}" for mode, program in zip(MODES, (found.milo, found.infrastructure), strict=True)]
+    told += [f"MISSING: {missing}" for missing in found.missing]
+    session.config.stash[_TOLD] = told
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output[_REPORT] = told
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if told := config.stash.get(_TOLD, []):
+        terminalreporter.section("real servers")
+        for line in dict.fromkeys(told):
+            terminalreporter.line(line)
+
+
+@pytest.fixture(scope="session")
+def built(pytestconfig: pytest.Config) -> Programs:
+    found = pytestconfig.stash.get(_OUTCOME, None)
+    if found is None:
+        pytest.skip("no go command on this machine: the real servers are built by it")
+    if isinstance(found, UnobtainableError):
+        raise found
+    return found
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def servers(built: Programs, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RealServers]:
+    async with RealServers(built, tmp_path_factory.mktemp("servers"), of_each=_SERVERS_OF_A_MODE) as servers:
+        yield servers
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def plays_on_real_servers(
+    request: pytest.FixtureRequest, built: Programs, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Plays]:
+    """On servers of their own, of which those of one mode can't stream a list: the daemon pages there."""
+    folder = tmp_path_factory.mktemp("servers-of-plays")
+    async with RealServers(built, folder, of_each=_SERVERS_OF_A_MODE, streaming_lists=["project"]) as servers:
+        made = selected(request, servers, at_once=_SERVERS_OF_A_MODE * len(MODES))
+        yield made
+        await made.close()
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> Mode:
+    asked: Mode = request.param
+    return asked
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """With a short path: that of a socket has 107 characters at most."""
+    with TemporaryDirectory(prefix="milo-") as name:
+        yield Path(name)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def server(servers: RealServers, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
+    """A server that runs and holds no object."""
+    async with servers.lend(mode, folder) as server:
+        yield server

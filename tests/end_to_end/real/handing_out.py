@@ -1,0 +1,48 @@
+"""The daemon in this process, following a real server and handing out kubeconfigs for it."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from milo_discovery import DiscoveryClient
+from tests.end_to_end.real.inside import ADDRESSES
+from tests.end_to_end.real.servers import RealApi
+from tests.integration.kubeconfigs.daemon import a_daemon
+
+SOURCE = "tested"
+
+
+@asynccontextmanager
+async def handing_out(
+    server: RealApi,
+    folder: Path,
+    source: dict[str, Any],
+    *,
+    kubeconfig: Path | None = None,
+    authenticates: bool = False,
+    **kubeconfigs: str,
+) -> AsyncIterator[DiscoveryClient]:
+    """By this source, to this client. It sees the server's clusters by that kubeconfig, and authenticates by the
+    source as well where it is told to."""
+    config = {
+        "mode": server.mode,
+        "discovery_kubeconfig": str(kubeconfig or server.kubeconfig),
+        "internal_address_template": ADDRESSES,
+        "connectivity": {"interval": "off"},
+        "source": {"credentials": SOURCE} if authenticates else {},
+        "kubeconfigs": {"sources": [{"name": SOURCE, **source}], **kubeconfigs},
+    }
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    async with a_daemon(folder, file), DiscoveryClient(f"unix://{folder}/d.sock") as client:
+        yield client
+
+
+async def kubeconfig_of(client: DiscoveryClient, name: str, folder: Path) -> Path:
+    path = folder / f"{name}.kubeconfig"
+    path.touch(mode=0o600)
+    path.write_bytes((await client.issue_kubeconfig(name)).kubeconfig)
+    return path

@@ -1,0 +1,138 @@
+"""`./dev real parity`: where the daemon and Milo's own provider agree, and where they don't, by their runs."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.end_to_end.real.beside import Beside, Stories
+from tests.end_to_end.real.programs import Programs, peer_title
+from tests.end_to_end.scenarios.play import play
+from tests.end_to_end.scenarios.servers import RealServers
+from tests.end_to_end.scenarios.steps import Mode, OnDaemon, Reconnect, Scenario, Subscribe, Unsubscribe
+
+TABLE = Path(__file__).parents[3] / "docs" / "parity.md"
+
+# What a provider inside an operator doesn't have: a process between, and several subscribers to it.
+_OURS_ALONE = (OnDaemon, Subscribe, Unsubscribe, Reconnect)
+_COMMON_SETTINGS = frozenset({"label_selector"})
+
+_GONE = "its object was seen gone only after another had taken its name, so the provider goes on with the old cluster"
+_LEFT = "the provider drops an object that leaves its selector before it looks at it, so the cluster stays for ever"
+ON_PURPOSE = {
+    "recreated-is-another-cluster": _GONE,
+    "recreated-after-it-was-not-ready": _GONE,
+    "recreated-across-a-compaction": _GONE,
+    "recreated-many-times": _GONE,
+    "label-selector-limits": _LEFT,
+    "selector-with-sets": _LEFT,
+    "relabelled-out-and-back-in": _LEFT,
+    "relabelled-out-while-the-watch-was-down": _LEFT,
+}
+"""Scenarios in which the two differ, and why we want it so."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    scenario: str
+    mode: Mode
+    daemon: Stories
+    provider: Stories
+
+    @property
+    def agree(self) -> bool:
+        return self.daemon == self.provider
+
+    @property
+    def is_explained(self) -> bool:
+        return self.agree or self.scenario in ON_PURPOSE or self._ends_alike
+
+    @property
+    def verdict(self) -> str:
+        if self.agree:
+            return "agree"
+        if self.scenario in ON_PURPOSE:
+            return "differ on purpose"
+        return "agree in the end" if self._ends_alike else "DIFFER"
+
+    @property
+    def _ends_alike(self) -> bool:
+        """What is over before one of the two looks is told by the other alone."""
+        return _engaged(self.daemon) == _engaged(self.provider)
+
+
+def comparable(scenarios: Sequence[Scenario]) -> Iterator[Scenario]:
+    for scenario in scenarios:
+        is_theirs_too = not any(isinstance(step, _OURS_ALONE) for _, step in scenario.steps)
+        if is_theirs_too and set(scenario.settings) <= _COMMON_SETTINGS:
+            yield scenario
+
+
+async def compare(scenarios: Sequence[Scenario], found: Programs, peer: Path) -> AsyncGenerator[Comparison, None]:
+    with TemporaryDirectory(prefix="milo-parity-") as name:
+        async with RealServers(found, Path(name)) as servers:
+            for scenario in comparable(scenarios):
+                besides = {mode: Beside(servers, peer, scenario) for mode in scenario.modes}
+                async with asyncio.TaskGroup() as plays:
+                    for mode, beside in besides.items():
+                        plays.create_task(play(scenario, mode, beside))
+                for mode, beside in besides.items():
+                    yield Comparison(scenario.name, mode, beside.daemon.stories(), beside.provider.stories())
+
+
+def _engaged(stories: Stories) -> dict[str, str]:
+    return {name: story[-1] for name, story in stories.items() if story[-1].startswith("ENGAGED")}
+
+
+def table(comparisons: Sequence[Comparison], found: Programs) -> str:
+    return "\n".join(_lines(comparisons, found)) + "\n"
+
+
+def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
+    count = Counter(each.verdict for each in comparisons)
+    yield from (
+        "# Parity with Milo's provider",
+        "",
+        "Written by `./dev real parity`: each scenario is played once, with the daemon and a Go program that embeds",
+        "Milo's own provider (`bench/peer`) side by side on one API server, and what each tells of every cluster is",
+        "compared, endpoints included. Scenarios that are about the daemon's process, its subscribers or settings that",
+        "the provider doesn't have are left out.",
+        "",
+        "It builds what it plays on. Where Milo's Go module can't be had, `MILO_APISERVER` and `MILO_PEER` name",
+        "binaries of its API server and of `bench/peer` that were built elsewhere:",
+        "`MILO_APISERVER=.../milo MILO_PEER=.../peer ./dev real parity`.",
+        "",
+        f"Played on {datetime.now(UTC):%Y-%m-%d}, on",
+        "",
+        f"- `project`: {found.milo.title}",
+        f"- `project-control-plane`: {found.infrastructure.title}",
+        f"- the provider: {peer_title()}",
+        "",
+        f"Of {len(comparisons)} plays: {', '.join(f'{verdict} {count[verdict]}' for verdict in sorted(count))}.",
+        "",
+        "*Agree in the end*: the same clusters are engaged at the same endpoints, and one of the two told of a moment",
+        "between that was over when the other looked.",
+        "",
+        "| scenario | mode | |",
+        "|---|---|---|",
+    )
+    for each in comparisons:
+        yield f"| {each.scenario} | {each.mode} | {each.verdict} |"
+    differing = [each for each in comparisons if not each.agree]
+    if differing:
+        yield from ("", "## Where they differ", "")
+    for each in differing:
+        yield f"**{each.scenario}** (`{each.mode}`): {ON_PURPOSE.get(each.scenario, each.verdict)}."
+        yield from ("", "| cluster | the provider told | the daemon told |", "|---|---|---|")
+        for name in sorted({*each.daemon, *each.provider}):
+            theirs, ours = each.provider.get(name, ()), each.daemon.get(name, ())
+            if theirs != ours:
+                yield f"| {name} | {_told(theirs)} | {_told(ours)} |"
+        yield ""
+
+
+def _told(story: Sequence[str]) -> str:
+    return ", ".join(told.partition(" at ")[0] for told in story) or "nothing"

@@ -1,0 +1,131 @@
+"""Which programs stand for the two API servers on this machine, and what is missing for the full set."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import msgspec
+
+from tests.end_to_end.real.builds import (
+    ETCD,
+    KUBE_APISERVERS,
+    MILO,
+    PEER,
+    GoProgram,
+    Say,
+    UnobtainableError,
+    module_version,
+    obtain,
+    source_folder,
+)
+
+# Binaries that somebody has built already, from a working copy for instance.
+KUBERNETES_BINARY = "KUBE_APISERVER"
+MILO_BINARY = "MILO_APISERVER"
+PEER_BINARY = "MILO_PEER"
+KUBERNETES_MINOR = "KUBERNETES"
+
+_OWN_DEFINITIONS = Path(__file__).parent / "crds"
+_CONTROL_PLANES = Path("config/crd/bases/infrastructure/infrastructure.miloapis.com_projectcontrolplanes.yaml")
+
+
+class ApiProgram(msgspec.Struct, frozen=True, kw_only=True):
+    """An API server and the resource definitions it has to be given."""
+
+    title: str
+    argv: tuple[str, ...]
+    definitions: tuple[str, ...] = ()  # YAML
+
+
+class Programs(msgspec.Struct, frozen=True, kw_only=True):
+    etcd: Path
+    milo: ApiProgram
+    infrastructure: ApiProgram
+    has_milo: bool = True
+    """False where a kube-apiserver stands for Milo's."""
+    missing: tuple[str, ...] = ()
+    """What is not the real thing here, and why: nothing when all of it is."""
+
+
+def programs(say: Say) -> Programs:
+    """Obtains every program; raises GoMissingError or UnobtainableError where not even the stand-ins can be had."""
+    etcd = obtain(ETCD, say)
+    kubernetes = _given(KUBERNETES_BINARY) or obtain(kubernetes_asked_for(), say)
+    title = _title_of_kubernetes(kubernetes)
+    missing, has_milo = [], True
+    try:
+        control_planes = source_folder(MILO) / _CONTROL_PLANES
+    except UnobtainableError as error:
+        control_planes = _OWN_DEFINITIONS / "projectcontrolplanes.yaml"
+        missing.append(f"Milo's definition of projectcontrolplanes, so one of our own stands for it ({error})")
+    try:
+        milo = _milo(say)
+    except UnobtainableError as error:
+        has_milo = False
+        milo = ApiProgram(
+            title=f"{title} with projects of our own definition, in Milo's place",
+            argv=_kubernetes_argv(kubernetes),
+            definitions=((_OWN_DEFINITIONS / "projects.yaml").read_text(),),
+        )
+        missing.append(
+            f"Milo's API server, so a kube-apiserver stands for it; {MILO_BINARY} may name a binary of it ({error})"
+        )
+    return Programs(
+        etcd=etcd,
+        milo=milo,
+        infrastructure=ApiProgram(
+            title=title, argv=_kubernetes_argv(kubernetes), definitions=(control_planes.read_text(),)
+        ),
+        has_milo=has_milo,
+        missing=tuple(missing),
+    )
+
+
+def peer(say: Say) -> Path:
+    """The Go program that embeds Milo's own provider (bench/peer)."""
+    return _given(PEER_BINARY) or obtain(PEER, say)
+
+
+def peer_title() -> str:
+    given = _given(PEER_BINARY)
+    return f"{_titled('milo', given, PEER_BINARY) if given else MILO.title}, in bench/peer"
+
+
+def _milo(say: Say) -> ApiProgram:
+    if given := _given(MILO_BINARY):
+        return ApiProgram(title=_titled("milo", given, MILO_BINARY), argv=(str(given), "apiserver"))
+    return ApiProgram(title=MILO.title, argv=(str(obtain(MILO, say)), "apiserver"))
+
+
+def _titled(name: str, binary: Path, variable: str) -> str:
+    return f"{name} {module_version(binary, MILO.module) or 'of an unknown version'}, a binary given by {variable}"
+
+
+def _given(variable: str) -> Path | None:
+    path = os.environ.get(variable)
+    if not path:
+        return None
+    if not os.access(path, os.X_OK):
+        raise UnobtainableError(f"{variable} is {path!r}, which is no program: give the path of a binary")
+    return Path(path)
+
+
+def kubernetes_asked_for() -> GoProgram:
+    newest = next(iter(KUBE_APISERVERS))
+    minor = os.environ.get(KUBERNETES_MINOR) or newest
+    if minor not in KUBE_APISERVERS:
+        known = ", ".join(KUBE_APISERVERS)
+        raise UnobtainableError(
+            f"{KUBERNETES_MINOR} is {minor!r}, and how to build that is not known: give one of {known}"
+        )
+    return KUBE_APISERVERS[minor]
+
+
+def _title_of_kubernetes(binary: Path) -> str:
+    """By what it says of itself, which is `Kubernetes v1.2.3`."""
+    told = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True)
+    return f"kube-apiserver {told.stdout.split()[-1]}"
+
+
+def _kubernetes_argv(binary: Path) -> tuple[str, ...]:
+    return (str(binary), "--service-cluster-ip-range=10.96.0.0/16", "--endpoint-reconciler-type=none")

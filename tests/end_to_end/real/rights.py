@@ -1,0 +1,104 @@
+"""What the daemon may do on a real server: the shipped role, whole or with a verb less, bound to somebody or not."""
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from tests.end_to_end.real.servers import RealApi
+from tests.end_to_end.scenarios.steps import Mode
+
+_ROLES_SHIPPED = Path(__file__).parents[3] / "deploy" / "base" / "rbac"
+_RBAC = "/apis/rbac.authorization.k8s.io/v1"
+_OURS = {"real-test": "rights"}
+
+
+class _Place(NamedTuple):
+    """Where roles of a kind are kept, and what binds them."""
+
+    roles: str
+    bindings: str
+
+
+_PLACES = {
+    "ClusterRole": _Place(f"{_RBAC}/clusterroles", f"{_RBAC}/clusterrolebindings"),
+    "Role": _Place(f"{_RBAC}/namespaces/default/roles", f"{_RBAC}/namespaces/default/rolebindings"),
+}
+
+Subject = Mapping[str, str]
+
+
+def user(name: str) -> Subject:
+    return {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": name}
+
+
+def service_account(namespace: str, name: str) -> Subject:
+    return {"kind": "ServiceAccount", "namespace": namespace, "name": name}
+
+
+def shipped_role(mode: Mode) -> dict[str, Any]:
+    return _shipped(mode, "cluster-role.yaml")
+
+
+def shipped_role_of_tokens() -> dict[str, Any]:
+    """What a source of kubeconfigs of type `token-request` needs in addition."""
+    return _shipped("token-request", "role.yaml")
+
+
+def shipped_role_of_secrets() -> dict[str, Any]:
+    """What one of type `kubeconfig-secret` needs."""
+    return _shipped("kubeconfig-secret", "cluster-role.yaml")
+
+
+def shipped_role_of_reviews() -> dict[str, Any]:
+    """What a listener that takes bearer tokens needs."""
+    return _shipped("token-review", "cluster-role.yaml")
+
+
+def withheld(role: Mapping[str, Any], resource: str, verb: str) -> dict[str, Any]:
+    """The role without that verb for that resource."""
+    rules = [
+        {**rule, "verbs": [each for each in rule["verbs"] if not (each == verb and resource in rule["resources"])]}
+        for rule in role["rules"]
+    ]
+    return {**role, "rules": [rule for rule in rules if rule["verbs"]]}
+
+
+def _shipped(folder: str, file: str) -> dict[str, Any]:
+    role: dict[str, Any] = yaml.safe_load((_ROLES_SHIPPED / folder / file).read_text())
+    return role
+
+
+class Rights:
+    """Of one subject on one server, and of it alone."""
+
+    def __init__(self, server: RealApi, subject: Subject) -> None:
+        self._server = server
+        self._subject = subject
+
+    async def give(self, *roles: Mapping[str, Any], without: Collection[str] = ()) -> None:
+        """These roles and no other; the verbs in `without` are left out."""
+        await self.withdraw()
+        async with self._server.api() as api:
+            for role in roles:
+                rules = [
+                    {**rule, "verbs": [verb for verb in rule["verbs"] if verb not in without]} for rule in role["rules"]
+                ]
+                place, name = _PLACES[role["kind"]], role["metadata"]["name"]
+                binding = {
+                    "apiVersion": "rbac.authorization.k8s.io/v1",
+                    "kind": f"{role['kind']}Binding",
+                    "metadata": {"name": name, "labels": _OURS},
+                    "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": role["kind"], "name": name},
+                    "subjects": [dict(self._subject)],
+                }
+                await api.forget(f"{place.roles}/{name}")
+                await api.call("POST", place.roles, {**role, "rules": rules})
+                await api.call("POST", place.bindings, binding)
+
+    async def withdraw(self) -> None:
+        selector = ",".join(f"{key}={value}" for key, value in _OURS.items())
+        async with self._server.api() as api:
+            for place in _PLACES.values():
+                await api.call("DELETE", f"{place.bindings}?labelSelector={selector}")

@@ -1,0 +1,329 @@
+"""The two real API servers, each with an etcd of its own, steered as the scenarios steer a server.
+
+A server's address, certificates and data stay the same for its whole life; its process and the port behind the proxy
+come and go. `MiloApi` serves projects; `InfrastructureApi` serves projectcontrolplanes.
+"""
+
+import asyncio
+import json
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from tests.end_to_end.real import kubeconfig, process
+from tests.end_to_end.real.api import DEFINITIONS, Api
+from tests.end_to_end.real.certificates import Authority
+from tests.end_to_end.real.etcd import Etcd
+from tests.end_to_end.real.ports import free_port
+from tests.end_to_end.real.process import Process, ProcessError
+from tests.end_to_end.real.programs import ApiProgram, Programs
+from tests.end_to_end.real.proxy import Proxy
+from tests.end_to_end.scenarios.steps import Mode
+
+_STARTED_WITHIN_S = 120
+_LOOK_EVERY_S = 0.05
+
+_ADMINISTRATOR = "admin"
+_ADMINISTRATORS = "system:masters"
+
+
+class RealApi(ABC):
+    """One API server, its etcd, and the proxy before it through which its clients come.
+
+    Without a proxy its connections cannot be cut, but it lives on when this process ends. A tied one does not.
+    """
+
+    mode: ClassVar[Mode]
+    collection: ClassVar[str]
+
+    def __init__(
+        self,
+        programs: Programs,
+        directory: Path,
+        *,
+        proxied: bool = True,
+        tied: bool = True,
+        streaming_lists: bool = True,
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._program = self._choose(programs)
+        self.title = self._program.title
+        self.directory = directory
+        self.etcd = Etcd(programs.etcd, directory, tied=tied)
+        self.process: Process | None = None
+        self._tied = tied
+        self._streaming_lists = streaming_lists
+        self._defined = False
+        self._proxy = Proxy() if proxied else None
+        self._port = free_port()
+        self._authority = Authority(directory)
+        self._certificate, self._key = self._authority.server("server")
+        self._signing_key = self._authority.signing_key("service-accounts")
+        self._token = kubeconfig.new_token()
+        self._tokens = kubeconfig.write_tokens(
+            directory / "tokens.csv", {self._token: (_ADMINISTRATOR, _ADMINISTRATORS)}
+        )
+        self._authentication = directory / "authentication.json"
+        self.trust()
+        self.kubeconfig = self._write_kubeconfig("kubeconfig", {"token": self._token})
+
+    @staticmethod
+    @abstractmethod
+    def _choose(programs: Programs) -> ApiProgram: ...
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self._proxy.port if self._proxy else self._port}"
+
+    def kubeconfig_as(self, user: str, *groups: str) -> Path:
+        """A kubeconfig whose client certificate names this user and these groups, for RBAC to judge."""
+        certificate, key = self._authority.client(user, groups)
+        return self._write_kubeconfig(f"{user}.kubeconfig", kubeconfig.with_certificate(certificate, key))
+
+    async def start(self) -> None:
+        """Starts what stands, and returns when the collection is listed and watched."""
+        if self.process is not None:
+            if self._proxy:
+                await self._proxy.open(self._port)  # where it was cut off
+            return
+        if self.etcd.process is None:
+            await self.etcd.start()
+        if self._proxy:
+            self._port = free_port()
+        self.process = process.start(self.title, self._argv(), log=self.directory / "apiserver.log", tied=self._tied)
+        await self._until("does not listen", self._listens)
+        if self._proxy:
+            await self._proxy.open(self._port)
+        async with self.api() as api:
+            await self._until("is not ready", lambda: api.answers("/readyz"))
+            if not self._defined:
+                for definition in self._program.definitions:
+                    await api.define(yaml.safe_load(definition))
+                self._defined = True
+            await self._until_served(api)
+
+    def processes(self) -> tuple[Process, ...]:
+        return tuple(running for running in (self.etcd.process, self.process) if running)
+
+    async def stop(self) -> None:
+        """As kill -9. The etcd behind it stays."""
+        if self.process is None:
+            return
+        await self.process.end(signal.SIGKILL)
+        self.process = None
+        if self._proxy:
+            await self._proxy.shut()
+
+    async def terminate(self) -> None:
+        """SIGTERM: nothing new is taken, and open watches live on for as long as the server lets them."""
+        if self.process is None:
+            return
+        if self._proxy:
+            self._proxy.refuse()
+        await self.process.end(signal.SIGTERM)
+        self.process = None
+        if self._proxy:
+            await self._proxy.shut()
+
+    async def compact(self) -> None:
+        """Forgets every revision that anybody has seen.
+
+        A compaction of etcd alone would not do: the server's watch cache goes on serving the past from memory. So
+        the server is killed, etcd moves on to a revision that nobody can have seen and forgets what was before it,
+        and the server comes back with a cache that begins there.
+        """
+        ran = self.process is not None
+        await self.stop()
+        await self.etcd.compact()
+        if ran:
+            await self.start()
+
+    async def drop_watches(self) -> None:
+        """Resets every open connection."""
+        await self._before_it.cut()
+
+    async def cut_off(self) -> None:
+        """The server runs, and its clients don't reach it: they are refused, until `reconnect` or the next start."""
+        await self._before_it.shut()
+
+    async def reconnect(self) -> None:
+        await self._before_it.open(self._port)
+
+    async def snapshot(self, name: str) -> Path:
+        """A backup of etcd, to be given to `restore`."""
+        backup = self.directory / "backups" / name
+        await asyncio.to_thread(self.etcd.copy, backup)
+        return backup
+
+    async def restore(self, backup: Path | None) -> None:
+        """Another etcd behind the same address: one from a backup, its revisions set back, or an empty one."""
+        ran = self.process is not None
+        await self.stop()
+        await self.etcd.stop()
+        await asyncio.to_thread(self.etcd.replace, backup)
+        self._defined = False
+        if ran:
+            await self.start()
+
+    async def undefine(self) -> dict[str, Any]:
+        """Takes the resource's definition away, and all its objects with it; answers the definition."""
+        group, _, plural = self.collection.removeprefix("/apis/").split("/")
+        path = f"{DEFINITIONS}/{plural}.{group}"
+        async with self.api() as api:
+            definition = await api.call("GET", path)
+            # Milo's server leaves objects behind whose definition goes within seconds of its start.
+            await api.call("DELETE", self.collection)
+            await api.call("DELETE", path)
+            for left in (self.collection, path):
+                await self._until(f"goes on answering {left}", partial(self._answers_not, api, left))
+        return {
+            "apiVersion": definition["apiVersion"],
+            "kind": definition["kind"],
+            "metadata": {"name": definition["metadata"]["name"]},
+            "spec": definition["spec"],
+        }
+
+    async def define_again(self, definition: object) -> None:
+        async with self.api() as api:
+            await api.define(definition)
+            await self._until_served(api)
+
+    async def close(self) -> None:
+        await self.stop()
+        await self.etcd.stop()
+        if self._proxy:
+            await self._proxy.close()
+
+    def api(self) -> Api:
+        """Requests as the administrator, past the proxy; an async context manager."""
+        return Api(f"https://127.0.0.1:{self._port}", self._authority.file, self._token)
+
+    def client(self) -> Api:
+        """Requests as the administrator, through the proxy as any client's go."""
+        return Api(self.url, self._authority.file, self._token)
+
+    def client_as(self, user: str, *groups: str) -> Api:
+        """Requests as this user in these groups, by client certificate."""
+        return Api(self.url, self._authority.file, self._authority.client(user, groups))
+
+    def kubeconfig_with(self, user: Mapping[str, str], name: str) -> Path:
+        """A kubeconfig for whoever these credentials name; `name` is the file's, beside the server's own."""
+        return self._write_kubeconfig(f"{name}.kubeconfig", user)
+
+    def client_with(self, token: str) -> Api:
+        """Requests by the holder of this token."""
+        return Api(self.url, self._authority.file, token)
+
+    @property
+    def authority(self) -> Authority:
+        """What its `--client-ca-file` names, and its own certificate is signed by."""
+        return self._authority
+
+    def signing_key(self) -> ec.EllipticCurvePrivateKey:
+        """By which the tokens of its service accounts are signed."""
+        key = load_pem_private_key(self._signing_key.read_bytes(), None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        return key
+
+    def trust(self, *issuers: Mapping[str, Any]) -> None:
+        """JWTs of just these issuers; a server that runs takes them up by itself, in a moment."""
+        configuration = {
+            "apiVersion": "apiserver.config.k8s.io/v1beta1",
+            "kind": "AuthenticationConfiguration",
+            "jwt": issuers,
+        }
+        anew = self._authentication.with_suffix(".new")
+        anew.write_text(json.dumps(configuration))
+        anew.replace(self._authentication)
+
+    @property
+    def _before_it(self) -> Proxy:
+        if self._proxy is None:
+            raise ProcessError(f"{self.title} has no proxy before it, so nothing can cut its connections")
+        return self._proxy
+
+    def _write_kubeconfig(self, name: str, user: Mapping[str, str]) -> Path:
+        return kubeconfig.write(self.directory / name, server=self.url, authority=self._authority.pem, user=user)
+
+    def _argv(self) -> list[str]:
+        gates = [] if self._streaming_lists else ["--feature-gates=WatchList=false"]
+        return [
+            *self._program.argv,
+            f"--etcd-servers={self.etcd.url}",
+            "--etcd-compaction-interval=0",  # it is compacted when a test says so, and not before
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            f"--secure-port={self._port}",
+            f"--tls-cert-file={self._certificate}",
+            f"--tls-private-key-file={self._key}",
+            f"--client-ca-file={self._authority.file}",
+            f"--token-auth-file={self._tokens}",
+            f"--authentication-config={self._authentication}",
+            "--authorization-mode=RBAC",
+            "--request-timeout=10s",  # for so long open watches outlive SIGTERM; by default it is a minute
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-key-file={self._signing_key}",
+            f"--service-account-signing-key-file={self._signing_key}",
+            *gates,
+        ]
+
+    async def _until_served(self, api: Api) -> None:
+        # Ready is said before the watch caches are built: until then a collection answers 404, then 429.
+        for query in ("?limit=1", "?resourceVersion=0", "?watch=1&resourceVersion=0&timeoutSeconds=1"):
+            wanted = self.collection + query
+            await self._until(f"does not answer {wanted}", partial(api.answers, wanted))
+
+    @staticmethod
+    async def _answers_not(api: Api, path: str) -> bool:
+        return not await api.answers(path)
+
+    async def _listens(self) -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except ConnectionRefusedError:
+            return False
+        writer.close()
+        await writer.wait_closed()
+        return True
+
+    async def _until(self, failing: str, holds: Callable[[], Awaitable[bool]]) -> None:
+        server = self.process
+        assert server is not None
+        try:
+            async with asyncio.timeout(_STARTED_WITHIN_S):
+                while not await holds():
+                    if not server.running():
+                        raise ProcessError(f"{self.title} ended while it started:\n{server.last_words()}")
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError as error:
+            words = server.last_words()
+            raise ProcessError(f"{self.title} {failing} after {_STARTED_WITHIN_S} s:\n{words}") from error
+
+
+class MiloApi(RealApi):
+    """Milo's own API server: the core API, where projects live."""
+
+    mode = "project"
+    collection = "/apis/resourcemanager.miloapis.com/v1alpha1/projects"
+
+    @staticmethod
+    def _choose(programs: Programs) -> ApiProgram:
+        return programs.milo
+
+
+class InfrastructureApi(RealApi):
+    """A kube-apiserver: the infrastructure cluster, where project control planes live."""
+
+    mode = "project-control-plane"
+    collection = "/apis/infrastructure.miloapis.com/v1alpha1/projectcontrolplanes"
+
+    @staticmethod
+    def _choose(programs: Programs) -> ApiProgram:
+        return programs.infrastructure

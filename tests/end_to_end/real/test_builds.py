@@ -1,0 +1,134 @@
+"""A program is built once for each definition; what can't be built is named with the go command's own words."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from tests.end_to_end.real.builds import (
+    KUBE_APISERVERS,
+    GoMissingError,
+    GoProgram,
+    UnobtainableError,
+    go_command,
+    module_version,
+    obtain,
+)
+from tests.end_to_end.real.programs import kubernetes_asked_for
+
+HELLO = "package main\n\nfunc main() {}\n"
+WANTS_MORE = HELLO.replace("func", 'import _ "example.com/nowhere"\n\nfunc')
+
+
+@pytest.fixture
+def hello(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GoProgram:
+    definition = tmp_path / "definition"
+    definition.mkdir()
+    (definition / "go.mod").write_text("module hello\n\ngo 1.20\n")
+    (definition / "main.go").write_text(HELLO)
+    if go := shutil.which("go"):  # what it keeps of its own library stays where it is: to compile that takes long
+        kept = subprocess.run([go, "env", "GOCACHE"], capture_output=True, text=True, check=True)
+        monkeypatch.setenv("GOCACHE", kept.stdout.strip())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GOPROXY", "off")
+    return GoProgram(name="hello", version="v1.0.0", module="hello", package=".", definition=definition)
+
+
+@pytest.fixture
+def _with_go() -> None:
+    try:
+        go_command()
+    except GoMissingError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.usefixtures("_with_go")
+def test_a_binary_tells_what_it_was_built_of(hello: GoProgram) -> None:
+    binary = obtain(hello, lambda line: None)
+
+    assert module_version(binary, "hello") == "(devel)"
+    assert module_version(binary, "example.com/another") is None
+
+
+@pytest.mark.usefixtures("_with_go")
+def test_a_program_is_built_once(hello: GoProgram) -> None:
+    said: list[str] = []
+
+    first = obtain(hello, said.append)
+    second = obtain(hello, said.append)
+
+    assert first == second == hello.binary()
+    words = [line.split(":")[1].split()[0] for line in said]  # with its progress between, where it takes long
+    assert (words[0], words[-1]) == ("building", "built")
+    assert (words.count("building"), words.count("built")) == (1, 1)
+
+
+@pytest.mark.usefixtures("_with_go")
+def test_what_the_go_command_adds_stays_out_of_the_definition(hello: GoProgram) -> None:
+    before = sorted(hello.definition.iterdir())
+
+    obtain(hello, lambda _: None)
+
+    assert sorted(hello.definition.iterdir()) == before
+
+
+@pytest.mark.usefixtures("_with_go")
+def test_a_module_that_cannot_be_had_is_named_and_so_is_the_reason(hello: GoProgram) -> None:
+    (hello.definition / "main.go").write_text(WANTS_MORE)
+
+    with pytest.raises(UnobtainableError, match=r"hello v1\.0\.0: .*example\.com/nowhere.*GOPROXY=off"):
+        obtain(hello, lambda _: None)
+    assert not hello.binary().exists()
+
+
+@pytest.mark.usefixtures("_with_go")
+def test_a_second_name_of_the_module_is_tried_before_giving_up(hello: GoProgram) -> None:
+    (hello.definition / "main.go").write_text(WANTS_MORE)
+    two_names = msgspec.structs.replace(hello, module="example.com/nowhere", mirror="example.com/mirror")
+    said: list[str] = []
+
+    with pytest.raises(UnobtainableError):
+        obtain(two_names, said.append)
+
+    assert said[-1] == "hello v1.0.0: not to be had as example.com/nowhere; trying example.com/mirror"
+
+
+def test_another_definition_is_built_in_another_folder(hello: GoProgram) -> None:
+    before = hello.folder()
+
+    (hello.definition / "go.mod").write_text("module hello\n\ngo 1.21\n")
+
+    assert hello.folder() != before
+
+
+def test_another_version_is_built_in_another_folder(hello: GoProgram) -> None:
+    assert msgspec.structs.replace(hello, version="v1.0.1").folder() != hello.folder()
+
+
+def test_without_go_it_is_said_what_to_install(hello: GoProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    with pytest.raises(GoMissingError, match=r"install Go 1\.25 or newer"):
+        obtain(hello, lambda _: None)
+
+
+def test_what_is_built_already_needs_no_go(hello: GoProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+    hello.folder().mkdir(parents=True)
+    hello.binary().touch()
+    monkeypatch.setenv("PATH", "/nowhere")
+
+    assert obtain(hello, lambda _: None) == hello.binary()
+
+
+def test_a_minor_that_cannot_be_built_is_refused_with_those_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KUBERNETES", "1.2")
+    with pytest.raises(UnobtainableError, match=r"KUBERNETES is '1\.2'.*give one of 1\.35, 1\.33"):
+        kubernetes_asked_for()
+
+
+def test_each_minor_is_built_from_a_definition_that_names_it() -> None:
+    for minor, program in KUBE_APISERVERS.items():
+        assert f"k8s.io/kubernetes {program.version}" in (program.definition / "go.mod").read_text()
+        assert program.version.startswith(f"v{minor}.")

@@ -1,0 +1,198 @@
+"""What the daemon hands out, used on real servers: by real kubectl, and by our client's own API clients."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from kubernetes.aio.client import AuthenticationV1Api, V1SelfSubjectReview
+
+from milo_discovery import CertificateRenewed, DiscoveryClient
+from milo_discoveryd.credentials import load_discovery_upstream
+from milo_discoveryd.credentials.sources.minting import Wanted
+from milo_discoveryd.credentials.sources.token_request import TokenRequest
+from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.watchers.transport import open_transport
+from tests.end_to_end.real.bearers import bearer_of, until_bearer_is
+from tests.end_to_end.real.handing_out import handing_out, kubeconfig_of
+from tests.end_to_end.real.inside import ADDRESSES, Inside
+from tests.end_to_end.real.issuer import AUDIENCE, Issuer
+from tests.end_to_end.real.kubectl import user_of
+from tests.end_to_end.real.rights import Rights, shipped_role, shipped_role_of_tokens, user, withheld
+from tests.end_to_end.real.servers import RealApi
+from tests.end_to_end.real.watching import create_ready, set_ready
+from tests.end_to_end.scenarios.servers import RealServers
+from tests.end_to_end.scenarios.steps import MODES, Mode
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+INFRASTRUCTURE: list[Mode] = ["project-control-plane"]
+on_the_infrastructure = pytest.mark.parametrize("mode", INFRASTRUCTURE)
+NAMESPACE = "/api/v1/namespaces/default"
+TOKENS = {"type": "token-request", "namespace": "default", "service_account": "operators"}
+LIFE_S = 10
+"""The shortest that a certificate is signed for."""
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def inside(server: RealApi) -> AsyncIterator[Inside]:
+    async with Inside(server) as network:
+        yield network
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def operators(server: RealApi) -> None:
+    """The service account whose tokens are handed out, and no Secret of before."""
+    async with server.api() as api:
+        await api.call("DELETE", f"{NAMESPACE}/secrets")
+        await api.forget(f"{NAMESPACE}/serviceaccounts/operators")
+        await api.call("POST", f"{NAMESPACE}/serviceaccounts", {"metadata": {"name": "operators"}})
+
+
+async def secrets_in(server: RealApi) -> list[str]:
+    async with server.api() as api:
+        return [item["metadata"]["name"] for item in (await api.call("GET", f"{NAMESPACE}/secrets"))["items"]]
+
+
+def token_in(kubeconfig: Path) -> str:
+    token: str = json.loads(kubeconfig.read_bytes())["users"][0]["user"]["token"]
+    return token
+
+
+@on_the_infrastructure
+@pytest.mark.usefixtures("operators")
+async def test_with_the_shipped_rights_a_bound_token_is_good_until_its_project_is_disengaged(
+    server: RealApi, folder: Path, inside: Inside
+) -> None:
+    await Rights(server, user("discovery")).give(shipped_role(server.mode), shipped_role_of_tokens())
+    await create_ready(server, "alpha", "beta")
+    async with handing_out(server, folder, TOKENS, kubeconfig=server.kubeconfig_as("discovery")) as client:
+        alpha, beta = [await kubeconfig_of(client, name, folder) for name in ("alpha", "beta")]
+        for kubeconfig in (alpha, beta):
+            assert await user_of(kubeconfig, proxy=inside.proxy) == "system:serviceaccount:default:operators"
+        assert len(await secrets_in(server)) == 2
+        assert set(inside.asked) == {ADDRESSES.format(uid=each.uid) for each in (await client.list()).clusters}
+
+        await set_ready(server, "alpha", False)
+
+        await until_bearer_is(server, token_in(alpha), None)
+        assert len(await secrets_in(server)) == 1
+        assert await user_of(beta, proxy=inside.proxy) == "system:serviceaccount:default:operators"
+
+
+@on_the_infrastructure
+@pytest.mark.usefixtures("operators")
+@pytest.mark.parametrize(
+    ("resource", "verb", "missed"),
+    [
+        ("serviceaccounts/token", "create", "create serviceaccounts/token, resourceNames [operators], in namespace"),
+        ("secrets", "create", "create, get and delete secrets in namespace default"),
+        ("secrets", "get", "create, get and delete secrets in namespace default"),
+        ("secrets", "delete", "delete secrets in namespace default"),
+    ],
+)
+async def test_each_right_that_a_source_of_tokens_lacks_is_missed_by_its_name(
+    server: RealApi, resource: str, verb: str, missed: str
+) -> None:
+    rights = Rights(server, user("discovery"))
+    await rights.give(withheld(shipped_role_of_tokens(), resource, verb))
+    with pytest.raises(BackendError, match=r"\(403\): its role needs") as refusal:
+        await a_life_of_tokens(server)
+    assert missed in str(refusal.value)
+
+    await rights.give(shipped_role_of_tokens())
+    await a_life_of_tokens(server)
+
+
+async def a_life_of_tokens(server: RealApi) -> None:
+    """One project's, by two daemons in turn: the second finds the Secret of the first, and revokes."""
+    target = Target(name="alpha", uid="uid-of-alpha", place=("https://alpha.test",))
+    upstream = load_discovery_upstream(server.kubeconfig_as("discovery"), {})
+    async with aclosing(open_transport(upstream, response_limit=1 << 20, connect_timeout_s=10, environ={})) as api:
+        first, second = (
+            TokenRequest("tested", api, origin=upstream.origin, namespace="default", service_account="operators")
+            for _ in range(2)
+        )
+        for source in (first, second):
+            await source.mint(Wanted(ttl_s=600, target=target, incarnation=1))
+        await second.revoke(target, 1)
+
+
+@on_the_infrastructure
+async def test_a_certificate_is_followed_by_the_next_before_its_end_and_no_request_fails(
+    server: RealApi, folder: Path, inside: Inside
+) -> None:
+    source = {
+        "type": "client-certificate",
+        "ca_certificate": str(server.authority.file),
+        "ca_key": str(server.authority.key_file()),
+        "common_name": "operator-of-{name}",
+        "organizations": ["operators"],
+    }
+    await create_ready(server, "alpha")
+    async with handing_out(server, folder, source, max_ttl=f"{LIFE_S}s", default_ttl=f"{LIFE_S}s") as client:
+        kubeconfig = await kubeconfig_of(client, "alpha", folder)
+        assert await user_of(kubeconfig, proxy=inside.proxy) == "operator-of-alpha"
+        shown = set()
+        async for holder in holders(client, inside.proxy):
+            assert (holder["username"], holder["groups"][0]) == ("operator-of-alpha", "operators")
+            shown.add(holder["extra"]["authentication.kubernetes.io/credential-id"][0])
+            if len(shown) == 2:
+                break
+
+
+async def holders(client: DiscoveryClient, proxy: str) -> AsyncIterator[dict[str, Any]]:
+    """Who the server takes the holder of alpha's credential for, over and over. A client ends with its certificate."""
+    while True:
+        async with client.api_client("alpha", proxy=proxy) as api:
+            with suppress(CertificateRenewed):
+                while True:
+                    review = await AuthenticationV1Api(api).create_self_subject_review(V1SelfSubjectReview())
+                    yield review.to_dict()["status"]["user_info"]
+                    await asyncio.sleep(0.1)
+
+
+async def test_a_service_account_s_tokens_are_taken_by_structured_authentication(servers: RealServers) -> None:
+    """A server takes ten seconds to trust an issuer, so both modes have it at the same time."""
+
+    async def in_mode(mode: Mode, folder: Path) -> None:
+        async with servers.lend(mode, folder) as server, Issuer(folder) as issuer:
+            server.trust(issuer.trusted())
+            await until_bearer_is(server, issuer.token("operator"), "account:operator")
+            await by_service_account(server, folder, issuer)
+            server.trust()
+
+    with TemporaryDirectory(prefix="milo-") as one, TemporaryDirectory(prefix="milo-") as other:
+        async with asyncio.TaskGroup() as both:
+            for mode, folder in zip(MODES, (one, other), strict=True):
+                both.create_task(in_mode(mode, Path(folder)))
+
+
+async def by_service_account(server: RealApi, folder: Path, issuer: Issuer) -> None:
+    """The daemon authenticates by it, as those do whom it hands kubeconfigs."""
+    await Rights(server, user("account:operator")).give(shipped_role(server.mode))
+    key = folder / "key.json"
+    key.write_text(json.dumps(issuer.register("operator")))
+    source = {
+        "type": "datum-service-account",
+        "key_file": str(key),
+        "ca_file": str(issuer.ca_file),
+        "audiences": [AUDIENCE],
+    }
+    await create_ready(server, "alpha", "beta")
+    nobody = server.kubeconfig_with({"token": "nobody's"}, "nobody")
+    async with handing_out(server, folder, source, kubeconfig=nobody, authenticates=True) as client:
+        alpha, beta = [await kubeconfig_of(client, name, folder) for name in ("alpha", "beta")]
+    assert token_in(alpha) == token_in(beta)
+    assert issuer.given == 2, "one for the daemon, one for all whom it hands kubeconfigs"
+    assert await bearer_of(server, token_in(alpha)) == "account:operator"
+    assert await bearer_of(server, issuer.token("operator", audience="others")) is None
+    if server.mode == "project-control-plane":  # a kube-apiserver in Milo's place has no projects' control planes
+        async with Inside(server) as inside:
+            assert await user_of(alpha, proxy=inside.proxy) == "account:operator"

@@ -1,0 +1,96 @@
+"""The shipped roles are enough, and no more: each verb that is left out is missed, and by its name."""
+
+from pathlib import Path
+
+import pytest
+
+from milo_discovery import EngagementReason
+from tests.end_to_end.real.rights import Rights, shipped_role, user
+from tests.end_to_end.real.servers import RealApi
+from tests.end_to_end.real.watching import create, create_ready, delete
+from tests.end_to_end.real.witness import Witness, disengaged, engaged
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+
+@pytest.fixture
+def kubeconfig(server: RealApi) -> Path:
+    return server.kubeconfig_as("operator")
+
+
+@pytest.fixture
+def rights(server: RealApi) -> Rights:
+    return Rights(server, user("operator"))
+
+
+@pytest.mark.parametrize("streaming_lists", ["auto", "off"])
+async def test_the_shipped_role_is_enough(
+    server: RealApi, folder: Path, kubeconfig: Path, rights: Rights, streaming_lists: str
+) -> None:
+    await rights.give(shipped_role(server.mode))
+    await create_ready(server, "alpha", "beta")
+    source = {"streaming_lists": streaming_lists, "page_size": 1}
+    async with Witness(server, folder, kubeconfig=kubeconfig, source=source) as witness:
+        await witness.told(engaged("alpha"), engaged("beta"))
+
+        await server.cut_off()
+        await delete(server, "alpha")
+        await server.compact()  # so the daemon must list again, and ask about what is missing
+
+        await witness.told_in_the_end(disengaged("alpha", "DELETED"))
+
+
+async def test_without_watch_the_source_is_stale(
+    server: RealApi, folder: Path, kubeconfig: Path, rights: Rights
+) -> None:
+    await rights.give(shipped_role(server.mode), without=["watch"])
+    await create_ready(server, "alpha")
+    async with Witness(server, folder, kubeconfig=kubeconfig) as witness:
+        await witness.told(engaged("alpha"))  # a list by pages is allowed
+
+        status = await witness.source("STALE", "Forbidden")
+
+        assert "cannot watch resource" in status.message
+
+
+async def test_without_list_nothing_is_seen_where_lists_don_t_stream(
+    server: RealApi, folder: Path, kubeconfig: Path, rights: Rights
+) -> None:
+    await rights.give(shipped_role(server.mode), without=["list"])
+    await create_ready(server, "alpha")
+    async with Witness(server, folder, kubeconfig=kubeconfig, source={"streaming_lists": "off"}) as witness:
+        status = await witness.source("STALE", "Forbidden")
+
+        assert "cannot list resource" in status.message
+
+
+async def test_without_get_a_deletion_is_never_confirmed_and_that_is_explained(
+    server: RealApi, folder: Path, kubeconfig: Path, rights: Rights
+) -> None:
+    await rights.give(shipped_role(server.mode), without=["get"])
+    await create_ready(server, "alpha", "beta")
+    async with Witness(server, folder, kubeconfig=kubeconfig) as witness:
+        await witness.told(engaged("alpha"), engaged("beta"))
+
+        await delete(server, "alpha")
+
+        await witness.explains("alpha", EngagementReason.CONFIRMING_DELETION, "cannot get resource")
+        await witness.told_in_the_end()
+
+        await rights.give(shipped_role(server.mode))
+        await witness.told(disengaged("alpha", "DELETED"))
+
+
+async def test_the_shipped_role_allows_no_writes_and_nothing_else(server: RealApi, rights: Rights) -> None:
+    await rights.give(shipped_role(server.mode))
+    await create(server, "alpha")
+    async with server.client_as("operator") as api:
+        assert await api.status(server.collection) == 200
+        assert await api.status("/api/v1/namespaces/default/secrets") == 403
+        assert await api.status("/api/v1/namespaces") == 403
+        for method, path, body in (
+            ("PATCH", f"{server.collection}/alpha", {"metadata": {"labels": {"a": "b"}}}),
+            ("PATCH", f"{server.collection}/alpha/status", {"status": {}}),
+            ("DELETE", f"{server.collection}/alpha", None),
+        ):
+            assert await api.refusal(method, path, body) == 403

@@ -1,0 +1,86 @@
+"""`./dev real`: up starts the servers for good, status tells, down ends just these."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+
+from tests.end_to_end.real.programs import Programs
+from tests.end_to_end.real.session import Session
+
+ROOT = Path(__file__).parents[3]
+
+
+def dev_real(state: Path, verb: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.end_to_end.real", verb],
+        cwd=ROOT,
+        env={**os.environ, "XDG_STATE_HOME": str(state), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_with_nothing_up_status_says_so_and_down_ends_nothing(tmp_path: Path) -> None:
+    status = dev_real(tmp_path, "status")
+    down = dev_real(tmp_path, "down")
+
+    assert (status.returncode, status.stdout) == (1, "nothing runs: ./dev real up\n")
+    assert (down.returncode, down.stderr) == (0, "dev real: nothing to end\n")
+
+
+def test_without_go_up_ends_with_a_status_of_its_own(tmp_path: Path) -> None:
+    up = dev_real(tmp_path, "up", PATH="/nowhere", XDG_CACHE_HOME=str(tmp_path))
+
+    assert up.returncode == 3
+    assert "there is none on PATH" in up.stderr
+
+
+def test_up_outlives_its_command_and_down_ends_every_process_of_it(built: Programs, tmp_path: Path) -> None:
+    up = dev_real(tmp_path, "up")
+    assert up.returncode == 0, up.stderr
+    session = Session(tmp_path / "milo-discoveryd" / "real")
+    servers = session.servers()
+
+    assert [server.mode for server in servers] == ["project", "project-control-plane"]
+    assert all(process.running() for server in servers for process in server.processes)
+    status = dev_real(tmp_path, "status")
+    assert status.returncode == 0
+    assert [line for line in status.stdout.splitlines() if line.startswith("not the real thing")] == [
+        f"not the real thing: {missing}" for missing in built.missing
+    ]
+    assert "servers run already" in dev_real(tmp_path, "up").stderr
+
+    assert dev_real(tmp_path, "down").returncode == 0
+    assert not any(process.running() for server in servers for process in server.processes)
+    assert not Path(servers[0].kubeconfig).exists()
+    assert dev_real(tmp_path, "status").returncode == 1
+
+
+async def test_a_process_that_took_over_an_id_is_not_ended(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    innocent = await asyncio.create_subprocess_exec("/bin/sleep", "600")
+    record = {
+        "servers": [
+            {
+                "mode": "project",
+                "title": "long gone",
+                "kubeconfig": "/nowhere",
+                "processes": [{"name": "etcd", "pid": innocent.pid, "born": 1, "log": "/nowhere"}],
+            }
+        ]
+    }
+    (tmp_path / "servers.json").write_bytes(msgspec.json.encode(record))
+    said: list[str] = []
+
+    await session.down(said.append)
+
+    assert said == ["all had ended already"]
+    assert innocent.returncode is None
+    innocent.kill()
+    assert await innocent.wait() == -signal.SIGKILL

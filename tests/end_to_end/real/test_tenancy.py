@@ -1,0 +1,146 @@
+"""A tenant's project from its first day to its last, as operators of either mode are told of it."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import pytest_asyncio
+
+from milo_discovery import PreconditionFailed
+from tests.end_to_end.real.inside import ADDRESSES, Inside
+from tests.end_to_end.real.installation import SECRET_KEY, Project
+from tests.end_to_end.real.kubectl import user_of
+from tests.end_to_end.real.rights import Rights, shipped_role, shipped_role_of_secrets, user
+from tests.end_to_end.real.servers import RealApi
+from tests.end_to_end.real.witness import Witness, disengaged, engaged
+from tests.end_to_end.scenarios.servers import RealServers
+from tests.end_to_end.scenarios.steps import MODES
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+SECRETS = {"name": "deployed", "type": "kubeconfig-secret", "key": SECRET_KEY}
+
+
+class Installation:
+    """Both servers, and of each a daemon with the shipped rights and a subscriber."""
+
+    def __init__(self, core: RealApi, infrastructure: RealApi, outside: Witness, inside: Witness) -> None:
+        self._core = core
+        self.infrastructure = infrastructure
+        self.outside = outside
+        """Mode `project`."""
+        self.inside = inside
+        """Mode `project-control-plane`."""
+
+    def project(self, name: str) -> Project:
+        return Project(name, "acme", self._core, self.infrastructure)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def milo(servers: RealServers) -> AsyncIterator[Installation]:
+    async with AsyncExitStack() as stack:
+        lent, witnesses = [], []
+        for mode in MODES:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="milo-")))
+            server = await stack.enter_async_context(servers.lend(mode, folder))
+            await Rights(server, user("operator")).give(shipped_role(mode), shipped_role_of_secrets())
+            witness = Witness(
+                server,
+                folder,
+                kubeconfig=server.kubeconfig_as("operator"),
+                internal_address_template=ADDRESSES,
+                kubeconfigs={"sources": [SECRETS]},
+            )
+            witnesses.append(await stack.enter_async_context(witness))
+            lent.append(server)
+        (core, infrastructure), (outside, inside) = lent, witnesses
+        yield Installation(core, infrastructure, outside, inside)
+
+
+async def test_a_project_is_engaged_when_its_control_plane_is_ready_and_not_before(milo: Installation) -> None:
+    project = milo.project("alpha")
+    for step in (project.ask_for_it, project.begin_control_plane, project.make_namespace, project.deploy):
+        await step()
+        await milo.inside.told()
+    await project.report("False", "Deploying")
+    await milo.inside.told()
+
+    await project.report("True", "Deployed")
+
+    endpoint = f"https://{ADDRESSES}".format(uid=project.uid)
+    await milo.inside.told(engaged("alpha", at=endpoint))
+    await milo.outside.told()
+    await project.report_project("True", "Ready")
+    await milo.outside.told(engaged("alpha"))
+
+
+async def test_the_kubeconfig_that_its_deployment_left_opens_its_control_plane(milo: Installation) -> None:
+    project = await ready(milo, "delta")
+
+    kubeconfig = await milo.inside.kubeconfig_of("delta")
+
+    async with Inside(milo.infrastructure) as network:
+        assert await user_of(kubeconfig, proxy=network.proxy) == "administrator-of-delta"
+        assert set(network.asked) == {ADDRESSES.format(uid=project.uid)}
+
+
+async def test_a_kubeconfig_that_lives_for_a_week_is_not_handed_on(milo: Installation) -> None:
+    project = milo.project("epsilon")
+    for step in (project.ask_for_it, project.begin_control_plane, project.make_namespace):
+        await step()
+    await project.deploy(lifetime=timedelta(days=7))
+    await project.report("True", "Deployed")
+    await milo.inside.told(engaged("epsilon"))
+
+    with pytest.raises(PreconditionFailed, match="more than 24 hours is not short-lived; allow_long_lived takes"):
+        await milo.inside.kubeconfig_of("epsilon")
+
+
+async def test_a_deleted_project_stays_engaged_until_operators_are_done_with_it(milo: Installation) -> None:
+    project = await ready(milo, "beta")
+    await project.keep("record", "example.com/operator")
+
+    await project.ask_to_delete()
+    assert await project.drain() == "CleanupAwaitingCompletion"
+
+    await milo.outside.updated("beta", deletion_message="waiting for record")
+    await milo.outside.told()
+    await milo.inside.told()
+    assert await project.drain() == "CleanupAwaitingCompletion"
+
+    await project.undo("record")
+    assert await project.drain() == "CleanupComplete"
+
+    await milo.inside.told(disengaged("beta", "DELETED"))
+    await milo.outside.told(disengaged("beta", "DELETED"))
+
+
+async def test_a_project_that_comes_again_under_its_name_is_another_cluster_elsewhere(milo: Installation) -> None:
+    first = await ready(milo, "gamma")
+    await first.ask_to_delete()
+    assert await first.drain() == "CleanupComplete"
+    await milo.inside.told(disengaged("gamma", "DELETED"))
+
+    second = milo.project("gamma")
+    await second.ask_for_it()
+    await second.begin_control_plane()
+    await second.report("True", "Deployed")
+
+    assert second.uid != first.uid
+    await milo.inside.told(engaged("gamma", at=f"https://{ADDRESSES}".format(uid=second.uid)))
+
+
+async def ready(milo: Installation, name: str) -> Project:
+    project = milo.project(name)
+    await project.ask_for_it()
+    await project.begin_control_plane()
+    await project.make_namespace()
+    await project.deploy()
+    await project.report("True", "Deployed")
+    await project.report_project("True", "Ready")
+    await milo.inside.told(engaged(name))
+    await milo.outside.told(engaged(name))
+    return project

@@ -1,0 +1,250 @@
+"""Service accounts that call the daemon, known by what a real server says of their tokens."""
+
+import asyncio
+import base64
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import yaml
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
+from cryptography.hazmat.primitives.hashes import SHA256
+from structlog.testing import capture_logs
+
+from milo_discovery import ClientCredentials, DiscoveryClient, Unauthenticated, Unavailable
+from tests.end_to_end.real.rights import Rights, shipped_role_of_reviews, user, withheld
+from tests.end_to_end.real.servers import RealApi
+from tests.end_to_end.real.watching import create_ready
+from tests.end_to_end.scenarios.steps import Mode
+from tests.integration.kubeconfigs.daemon import a_daemon
+
+INFRASTRUCTURE: list[Mode] = ["project-control-plane"]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="session"),
+    pytest.mark.parametrize("mode", INFRASTRUCTURE),  # Milo's API server has no service accounts
+]
+
+ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
+REVIEWS = "/apis/authentication.k8s.io/v1/tokenreviews"
+AUDIENCE = "milo-discovery"
+SHORTEST_S = 600
+"""The shortest life that a server gives a token."""
+LEEWAY_S = 90
+"""A server takes a token for a minute more."""
+
+OURS = [
+    {"name": "operators", "who": {"user": "system:serviceaccount:default:operators"}, "clusters": {"names": ["alpha"]}},
+    {"name": "neighbours", "who": {"group": "system:serviceaccounts:default"}, "clusters": {"names": ["beta"]}},
+    {"name": "local", "who": {"listener": "local"}, "clusters": "none"},
+]
+
+
+class Callers:
+    """Of a daemon that has a listener for tokens."""
+
+    def __init__(self, server: RealApi, folder: Path) -> None:
+        self.server = server
+        self._address = f"unix://{folder}/t.sock"
+        self._token = folder / "token"
+        self._audit = folder / "audit.jsonl"
+        self.shown: list[str] = []
+
+    async def sees(self, token: str) -> list[str]:
+        """The names of what the bearer is shown. Raises what he is refused with."""
+        self.shown.append(token)
+        self._token.write_text(token)
+        async with DiscoveryClient(self._address, credentials=ClientCredentials(token_file=self._token)) as client:
+            return [cluster.name for cluster in (await client.list()).clusters]
+
+    async def turned_down(self, token: str) -> str:
+        """Why, as the bearer is told."""
+        with pytest.raises(Unauthenticated) as refusal:
+            await self.sees(token)
+        assert refusal.value.reason == "TOKEN_REJECTED"
+        return refusal.value.message
+
+    def refused(self) -> list[str]:
+        """The reasons of what was refused, by the audit. It holds nothing that was shown."""
+        written = self._audit.read_text()
+        assert not [token for token in self.shown if token in written or token.rpartition(".")[2] in written]
+        return [line["reason"] for line in map(json.loads, written.splitlines()) if line["event"] == "refused"]
+
+
+@asynccontextmanager
+async def taking_tokens(server: RealApi, folder: Path) -> AsyncIterator[Callers]:
+    """Who reviews them is `reviewer`, and may do what a test gives it."""
+    config = {
+        "mode": server.mode,
+        "discovery_kubeconfig": str(server.kubeconfig),
+        "connectivity": {"interval": "off"},
+        "listen": [
+            {"name": "local", "address": f"unix://{folder}/d.sock"},
+            {"name": "tokens", "address": f"unix://{folder}/t.sock", "tokens": True},
+        ],
+        "token_review": {"kubeconfig": str(server.kubeconfig_as("reviewer")), "audiences": [AUDIENCE]},
+        "rights": OURS,
+        "audit": {"file": str(folder / "audit.jsonl")},
+    }
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(config))
+    async with a_daemon(folder, file, listen=()):
+        yield Callers(server, folder)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def rights(server: RealApi) -> Rights:
+    """Those that `deploy` ships for it, and nothing more."""
+    rights = Rights(server, user("reviewer"))
+    await rights.give(shipped_role_of_reviews())
+    return rights
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def accounts(server: RealApi) -> None:
+    async with server.api() as api:
+        for name in ("operators", "others"):
+            await api.forget(f"{ACCOUNTS}/{name}")
+            await api.call("POST", ACCOUNTS, {"metadata": {"name": name}})
+    await create_ready(server, "alpha", "beta", "gamma")
+
+
+pytestmark.append(pytest.mark.usefixtures("accounts", "rights"))
+
+
+async def token_of(server: RealApi, account: str, *, audience: str = AUDIENCE) -> str:
+    wanted = {"spec": {"audiences": [audience], "expirationSeconds": SHORTEST_S}}
+    async with server.api() as api:
+        told = await api.call("POST", f"{ACCOUNTS}/{account}/token", wanted)
+    token: str = told["status"]["token"]
+    return token
+
+
+async def is_good(server: RealApi, token: str) -> bool:
+    """By the server's own word."""
+    spec = {"token": token, "audiences": [AUDIENCE]}
+    async with server.api() as api:
+        told = await api.call("POST", REVIEWS, {"spec": spec})
+    return bool(told["status"].get("authenticated"))
+
+
+async def test_with_the_shipped_right_alone_a_service_account_has_the_rights_of_its_name_or_its_group(
+    server: RealApi, folder: Path
+) -> None:
+    async with taking_tokens(server, folder) as callers:
+        assert await callers.sees(await token_of(server, "operators")) == ["alpha"]
+        assert await callers.sees(await token_of(server, "others")) == ["beta"]
+        assert callers.refused() == []
+    async with server.client_as("reviewer") as api:
+        assert await api.refusal("POST", REVIEWS, {"spec": {"token": "x"}}) is None
+        for method, path, body in (
+            ("GET", ACCOUNTS, None),
+            ("GET", server.collection, None),
+            ("POST", f"{ACCOUNTS}/operators/token", {"spec": {}}),
+            ("POST", "/apis/authorization.k8s.io/v1/subjectaccessreviews", {"spec": {"user": "x"}}),
+        ):
+            assert await api.refusal(method, path, body) == 403
+
+
+async def test_tokens_of_another_audience_and_made_up_ones_are_turned_down(server: RealApi, folder: Path) -> None:
+    good = await token_of(server, "operators")
+    key = server.signing_key()
+    now = int(time.time())
+    wrong = [
+        (await token_of(server, "operators", audience="https://others.test"), "its audience has to be milo-discovery"),
+        (signed(claims_of(good) | {"exp": now - LEEWAY_S, "iat": now - 700, "nbf": now - 700}, key), "it has ended"),
+        ("made-up.by.somebody", "the API server does not know it"),
+        (bent(good), "the API server does not know it"),
+        (signed(claims_of(good), ec.generate_private_key(ec.SECP256R1())), "the API server does not know it"),
+        (signed(claims_of(good) | of_account("nobody"), key), "the API server does not know it"),
+    ]
+    async with taking_tokens(server, folder) as callers:
+        for token, why in wrong:
+            assert not await is_good(server, token)
+            assert why in await callers.turned_down(token)
+        assert callers.refused() == ["TOKEN_REJECTED"] * len(wrong)
+        assert await callers.sees(signed(claims_of(good), key)) == ["alpha"], "what is wrong is what was said of it"
+
+
+async def test_tokens_of_a_service_account_end_with_it(server: RealApi, folder: Path) -> None:
+    shown, kept = [await token_of(server, "operators") for _ in range(2)]
+    async with taking_tokens(server, folder) as callers:
+        assert await callers.sees(shown) == ["alpha"]
+
+        async with server.api() as api:
+            await api.call("DELETE", f"{ACCOUNTS}/operators")
+        # A server answers a question that it was asked before as it did then, for some seconds.
+        for number in count():
+            if not await is_good(server, signed(claims_of(kept) | {"jti": str(number)}, server.signing_key())):
+                break
+
+        assert "the API server does not know it" in await callers.turned_down(kept)
+        assert callers.refused() == ["TOKEN_REJECTED"]
+
+
+async def test_without_the_right_nobody_is_let_through_and_what_is_missing_is_named(
+    server: RealApi, folder: Path, rights: Rights
+) -> None:
+    await rights.give(withheld(shipped_role_of_reviews(), "tokenreviews", "create"))
+    token = await token_of(server, "operators")
+    async with taking_tokens(server, folder) as callers:
+        with capture_logs() as logs, pytest.raises(Unavailable) as refusal:
+            await callers.sees(token)
+        assert refusal.value.reason == "TOKEN_NOT_REVIEWED"
+        assert server.url not in refusal.value.message, "who is not known yet is not told where our API server is"
+        [said] = [line["problem"] for line in logs if line["event"] == "tokens not reviewed"]
+        assert "(403): its role needs create on tokenreviews.authentication.k8s.io" in said
+
+        await rights.give(shipped_role_of_reviews())
+        assert await until_seen(callers, token) == ["alpha"]
+
+
+async def until_seen(callers: Callers, token: str) -> list[str]:
+    """A caller comes again when he is told to: for a second nobody asks the server again."""
+    while True:
+        try:
+            return await callers.sees(token)
+        except Unavailable as refusal:
+            await asyncio.sleep((refusal.retry_after or timedelta()).total_seconds())
+
+
+def of_account(name: str) -> dict[str, Any]:
+    account = {"name": name, "uid": "00000000-0000-0000-0000-000000000000"}
+    return {
+        "sub": f"system:serviceaccount:default:{name}",
+        "kubernetes.io": {"namespace": "default", "serviceaccount": account},
+    }
+
+
+def bent(token: str) -> str:
+    """With one bit of its signature turned."""
+    begin, _, signature = token.rpartition(".")
+    content = bytearray(from_text(signature))
+    content[0] ^= 1
+    return f"{begin}.{to_text(bytes(content))}"
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    claims: dict[str, Any] = json.loads(from_text(token.split(".")[1]))
+    return claims
+
+
+def signed(claims: dict[str, Any], key: ec.EllipticCurvePrivateKey) -> str:
+    what = f"{to_text(json.dumps({'alg': 'ES256', 'typ': 'JWT'}).encode())}.{to_text(json.dumps(claims).encode())}"
+    r, s = decode_dss_signature(key.sign(what.encode(), ec.ECDSA(SHA256())))
+    return f"{what}.{to_text(r.to_bytes(32, 'big') + s.to_bytes(32, 'big'))}"
+
+
+def to_text(content: bytes) -> str:
+    return base64.urlsafe_b64encode(content).rstrip(b"=").decode()
+
+
+def from_text(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

@@ -1,0 +1,82 @@
+"""Are these the events that were expected? A pure judgement, made anew after each event."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from milo_discovery import Event, EventType
+from tests.end_to_end.scenarios.steps import Expected
+
+UidsOf: TypeAlias = Callable[[str], Sequence[str]]
+"""All UIDs that the clusters of a name have had so far, the present one last."""
+
+_TRANSITIONS = (EventType.ENGAGED, EventType.DISENGAGED)
+
+
+@dataclass(frozen=True)
+class Fulfilled:
+    """Each expected event came, and no other."""
+
+
+@dataclass(frozen=True)
+class Awaiting:
+    """So far nothing is wrong, and something is missing."""
+
+    missing: str
+
+
+@dataclass(frozen=True)
+class Contradicted:
+    """Whatever comes now, it won't be as expected."""
+
+    why: str
+
+
+Verdict: TypeAlias = Fulfilled | Awaiting | Contradicted
+
+
+def transitions(events: Iterable[Event]) -> list[Event]:
+    return [event for event in events if event.type in _TRANSITIONS]
+
+
+def compare(expected: Sequence[Expected], seen: Sequence[Event], uids_of: UidsOf) -> Verdict:
+    """In order for each cluster; between clusters there is none."""
+    missing = []
+    for name in dict.fromkeys([each.cluster for each in expected] + [event.cluster.name for event in seen]):
+        wanted = [each for each in expected if each.cluster == name]
+        got = [event for event in seen if event.cluster.name == name]
+        for position, event in enumerate(got):
+            if position >= len(wanted):
+                return Contradicted(f"{tell(event)} came, which was not expected")
+            is_last = position == len(wanted) - 1
+            if why := _difference(wanted[position], event, uids_of(name), is_last=is_last):
+                return Contradicted(why)
+        missing += [tell_expected(each) for each in wanted[len(got) :]]
+    return Awaiting(", ".join(missing)) if missing else Fulfilled()
+
+
+def _difference(wanted: Expected, event: Event, uids: Sequence[str], *, is_last: bool) -> str:
+    if event.type.name != wanted.happening:
+        return f"{tell(event)} came where {tell_expected(wanted)} was expected"
+    if wanted.reason and event.reason.name != wanted.reason:
+        return f"{tell(event)} came where the reason was to be {wanted.reason}"
+    if wanted.endpoint:
+        # An event of the past was about whichever object there was then; the last one engaged is the one there is.
+        current = uids[-1:] if is_last and wanted.happening == "ENGAGED" else uids
+        endpoints = [wanted.endpoint.replace("{uid}", uid) for uid in current or ("{uid}",)]
+        if event.cluster.endpoint not in endpoints:
+            return f"{tell(event)} is at {event.cluster.endpoint}, and not at {endpoints[-1]}"
+    return ""
+
+
+def tell_expected(expected: Expected) -> str:
+    return f"{expected.happening} {expected.cluster}" + (f" ({expected.reason})" if expected.reason else "")
+
+
+def tell(event: Event) -> str:
+    reason = f" ({event.reason.name})" if event.type is EventType.DISENGAGED else ""
+    return f"{event.type.name} {event.cluster.name}{reason}"
+
+
+def tell_all(events: Iterable[Event]) -> str:
+    return ", ".join(map(tell, events)) or "nothing"

@@ -1,0 +1,214 @@
+"""The objects that a mode watches, written by plain Kubernetes HTTP: any server will do."""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self, TypeAlias
+
+import aiohttp
+import msgspec
+
+from tests.end_to_end.scenarios.kubeconfig import Access
+from tests.end_to_end.scenarios.steps import Mode
+
+Document: TypeAlias = dict[str, Any]
+
+ORGANIZATION_LABEL = "resourcemanager.miloapis.com/organization-name"
+OWNER_ANNOTATION = "resourcemanager.miloapis.com/owner-name"
+PROJECT_UID_LABEL = "resourcemanager.miloapis.com/project-uid"
+DEFAULT_ORGANIZATION = "acme"
+
+_AT_ONCE = 16
+_LATER = (429, 503)
+_PATIENCE_S = 60.0
+_ASK_AGAIN_S = 0.1
+
+
+class ServerRefusedError(Exception):
+    """The server answered a write with an error, or not at all."""
+
+
+class _Status(msgspec.Struct):
+    message: str
+
+
+class Kind(msgspec.Struct, frozen=True, kw_only=True):
+    group: str
+    name: str
+    plural: str
+    condition: str
+    """Must be True before one is engaged."""
+
+    @property
+    def collection(self) -> str:
+        return f"/apis/{self.group}/v1alpha1/{self.plural}"
+
+
+KINDS: Mapping[Mode, Kind] = {
+    "project": Kind(group="resourcemanager.miloapis.com", name="Project", plural="projects", condition="Ready"),
+    "project-control-plane": Kind(
+        group="infrastructure.miloapis.com",
+        name="ProjectControlPlane",
+        plural="projectcontrolplanes",
+        condition="ControlPlaneReady",
+    ),
+}
+
+
+class Objects:
+    """What is known of an object is what the server said when it was last written."""
+
+    def __init__(self, mode: Mode, access: Access) -> None:
+        self._mode = mode
+        self._kind = KINDS[mode]
+        self._access = access
+        self._uids: dict[str, list[str]] = {}
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            # A connection for each request: some of them outlive the server they lead to otherwise.
+            connector=aiohttp.TCPConnector(ssl=self._access.tls, force_close=True, limit=_AT_ONCE),
+            timeout=aiohttp.ClientTimeout(total=_PATIENCE_S),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    def uids(self, name: str) -> list[str]:
+        """As subscribers know them, oldest first."""
+        return self._uids.get(name, [])
+
+    async def create(
+        self,
+        name: str,
+        *,
+        labels: Mapping[str, str] | None = None,
+        annotations: Mapping[str, str] | None = None,
+        finalizers: Iterable[str] = (),
+        ready: bool = False,
+    ) -> None:
+        labels, annotations = dict(labels or {}), dict(annotations or {})
+        spec: Document = {}
+        if self._mode == "project":
+            # A project's own word on who owns it; Milo writes the label from it.
+            owner = labels.get(ORGANIZATION_LABEL) or annotations.get(OWNER_ANNOTATION) or DEFAULT_ORGANIZATION
+            spec = {"ownerRef": {"kind": "Organization", "name": owner}}
+        created = await self._call(
+            "POST",
+            "",
+            {
+                "apiVersion": f"{self._kind.group}/v1alpha1",
+                "kind": self._kind.name,
+                "metadata": {
+                    "name": name,
+                    "labels": labels,
+                    "annotations": annotations,
+                    "finalizers": list(finalizers),
+                },
+                "spec": spec,
+            },
+        )
+        if ready:
+            await self._set_condition(created, "", "True", "")
+
+    async def burst(self, prefix: str, count: int, labels: Mapping[str, str]) -> None:
+        """All at once, which is as many as there are connections."""
+        creations = (self.create(f"{prefix}-{number}", labels=labels, ready=True) for number in range(count))
+        for outcome in await asyncio.gather(*creations, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+
+    async def condition(self, name: str, status: str, *, kind: str = "", message: str = "") -> None:
+        await self._set_condition(await self._call("GET", name), kind, status, message)
+
+    async def label(self, name: str, put: Mapping[str, str], unset: Iterable[str]) -> None:
+        await self._call("PATCH", name, {"metadata": {"labels": {**put, **dict.fromkeys(unset)}}})
+
+    async def annotate(self, name: str, put: Mapping[str, str], unset: Iterable[str]) -> None:
+        await self._call("PATCH", name, {"metadata": {"annotations": {**put, **dict.fromkeys(unset)}}})
+
+    async def delete(self, name: str) -> None:
+        await self._call("DELETE", name)
+
+    async def unfinalize(self, name: str) -> None:
+        await self._call("PATCH", name, {"metadata": {"finalizers": None}})
+
+    async def replace(self, name: str) -> None:
+        """As it was, but for what the server gives."""
+        metadata = (await self._call("GET", name))["metadata"]
+        await self.delete(name)
+        await self.create(name, labels=metadata.get("labels"), annotations=metadata.get("annotations"), ready=True)
+
+    async def clear(self) -> None:
+        """Leaves none, whatever holds them."""
+        for item in (await self._call("GET", ""))["items"]:
+            if item["metadata"].get("finalizers"):
+                await self.unfinalize(item["metadata"]["name"])
+        await self._call("DELETE", "")
+        left = True
+        while left:
+            left = bool((await self._call("GET", ""))["items"])
+
+    async def _set_condition(self, document: Document, kind: str, status: str, message: str) -> None:
+        kind = kind or self._kind.condition
+        held = document.get("status", {}).get("conditions", [])
+        before: Document = next((each for each in held if each["type"] == kind), {})
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition = {
+            "type": kind,
+            "status": status,
+            "reason": "Scenario",
+            "message": message,
+            "lastTransitionTime": before["lastTransitionTime"] if before.get("status") == status else now,
+        }
+        conditions = [each for each in held if each["type"] != kind] + [condition]
+        await self._call("PATCH", f"{document['metadata']['name']}/status", {"status": {"conditions": conditions}})
+
+    async def _call(self, method: str, name: str, body: Document | None = None) -> Document:
+        path = f"{self._kind.collection}/{name}".rstrip("/")
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                while (answer := await self._answer(method, path, body)) is None:  # noqa: ASYNC110 - only asking tells
+                    await asyncio.sleep(_ASK_AGAIN_S)
+        except aiohttp.ClientError as error:
+            raise ServerRefusedError(f"{method} {path}: {error}") from error
+        except TimeoutError:
+            raise ServerRefusedError(f"{method} {path}: no answer within {_PATIENCE_S:g} s") from None
+        self._remember(answer)
+        return answer
+
+    async def _answer(self, method: str, path: str, body: Document | None) -> Document | None:
+        """None from a server that has only just come back, and asks to be asked again."""
+        headers = {"Authorization": f"Bearer {token}"} if (token := self._access.token()) else {}
+        if method == "PATCH":
+            headers["Content-Type"] = "application/merge-patch+json"
+        async with self._session.request(method, self._access.server + path, json=body, headers=headers) as response:
+            if response.status in _LATER:
+                return None
+            if response.status >= 400:
+                raise ServerRefusedError(f"{method} {path}: {response.status} {_told(await response.text())}")
+            answer: Document = await response.json()
+            return answer
+
+    def _remember(self, document: Document) -> None:
+        metadata = document.get("metadata", {})
+        if document.get("kind") != self._kind.name or not metadata.get("uid"):
+            return
+        uid = metadata["uid"]
+        if self._mode == "project-control-plane":
+            uid = metadata.get("labels", {}).get(PROJECT_UID_LABEL) or uid
+        uids = self._uids.setdefault(metadata["name"], [])
+        if uids[-1:] != [uid]:
+            uids.append(uid)
+
+
+def _told(text: str) -> str:
+    """The message of a Status, or the text as it is where it is none."""
+    try:
+        return msgspec.json.decode(text, type=_Status).message
+    except msgspec.DecodeError:
+        return text[:300]

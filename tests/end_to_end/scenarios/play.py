@@ -1,0 +1,237 @@
+"""One scenario in one mode: a server, a daemon process, subscribers, and the steps in their order."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, assert_never
+
+import yaml
+
+from milo_discovery import DiscoveryClient, TimedOut, Unavailable
+from tests.end_to_end.process.daemon import DaemonEndedError, DaemonProcess
+from tests.end_to_end.real.process import ProcessError
+from tests.end_to_end.scenarios import kubeconfig, steps
+from tests.end_to_end.scenarios.objects import Objects, ServerRefusedError
+from tests.end_to_end.scenarios.servers import ApiServer, Servers
+from tests.end_to_end.scenarios.steps import Act, Mode, Scenario, Subscribe, Write
+from tests.end_to_end.scenarios.subscriber import PATIENCE_S, Subscriber, UnexpectedError
+
+_LOOK_EVERY_S = 0.02
+
+
+class PlayFailedError(Exception):
+    """The scenario failed in this mode."""
+
+    def __init__(self, where: str, why: str, daemon: str) -> None:
+        super().__init__(f"{where}: {why}")
+        self.daemon = daemon
+        """What the daemon said last."""
+
+
+async def play(scenario: Scenario, mode: Mode, servers: Servers, *, patience_s: float = PATIENCE_S) -> None:
+    """Raises PlayFailedError."""
+    # A folder with a short path: that of a socket has 107 characters at most.
+    with TemporaryDirectory(prefix="milo-") as name:
+        async with AsyncExitStack() as stack:
+            server = await stack.enter_async_context(servers.lend(mode, Path(name)))
+            settings = _settings(scenario.settings, mode, server, Path(name))
+            config = Path(name) / "config.yaml"
+            config.write_text(yaml.safe_dump(settings))
+            daemon = await stack.enter_async_context(DaemonProcess(settings["listen"][0], "--config", str(config)))
+            objects = await stack.enter_async_context(Objects(mode, kubeconfig.read(server.kubeconfig)))
+            stage = Stage(server, daemon, objects, patience_s)
+            stack.push_async_callback(stage.close)
+            await stage.play(scenario)
+
+
+def _settings(given: Mapping[str, Any], mode: Mode, server: ApiServer, folder: Path) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "discovery_kubeconfig": str(server.kubeconfig),
+        "listen": [f"unix://{folder / 'discovery.sock'}"],
+        "http_listen": "off",
+        # Nobody plays the clusters' own servers: what probes find of them is no part of the scenario.
+        "connectivity": {"interval": "off"},
+    }
+    if "internalServiceDiscovery" not in given:  # today's operators' word for it
+        settings["mode"] = mode
+    return settings | dict(given)
+
+
+class Stage:
+    """What a play moves, and what it has come to."""
+
+    def __init__(self, server: ApiServer, daemon: DaemonProcess, objects: Objects, patience_s: float) -> None:
+        self._server = server
+        self._server_runs = True
+        self._daemon = daemon
+        self._objects = objects
+        self._patience_s = patience_s
+        self._client = DiscoveryClient(daemon.address)
+        self._present: dict[str, Subscriber] = {}
+        self._gone: dict[str, Subscriber] = {}
+
+    async def play(self, scenario: Scenario) -> None:
+        where = "at the start"
+        try:
+            await self._daemon.start()
+            if not isinstance(scenario.steps[0][1], Subscribe):
+                await self._daemon.during(self._subscribe(Subscribe()))
+            for number, (word, step) in enumerate(scenario.steps, start=1):
+                where = f"step {number} ({word})"
+                if isinstance(step, steps.OnDaemon):
+                    await self._on_daemon(step)
+                else:
+                    await self._daemon.during(self._do(step))
+            where = "at the end"
+            await self._end()
+        except (UnexpectedError, ServerRefusedError, DaemonEndedError, ProcessError) as error:
+            raise PlayFailedError(where, str(error), self._daemon.tail()) from error
+
+    async def close(self) -> None:
+        for subscriber in self._present.values():
+            await subscriber.close()
+        self._present.clear()
+        await self._client.close()
+
+    async def _end(self) -> None:
+        await self.close()
+        await self._terminate()
+        if "Traceback" in self._daemon.said:
+            raise UnexpectedError("the daemon's log has a traceback")
+
+    async def _do(self, step: Act) -> None:
+        match step:
+            case steps.OnApi(action):
+                await self._on_api(action)
+            case steps.Subscribe():
+                await self._subscribe(step)
+            case steps.Unsubscribe(who):
+                self._gone[who] = self._presently(who)
+                await self._present.pop(who).close()
+            case steps.Reconnect(who):
+                await self._presently(who).reconnect()
+                await self._settled()
+            case steps.Expect(events, by):
+                await self._whoever(by).expect(events, self._objects.uids)
+            case steps.ExpectUpdated(name, fields, by):
+                await self._whoever(by).expect_updated(name, fields)
+            case steps.ExpectNoUpdates(name, by):
+                await self._whoever(by).expect_no_updates(name)
+            case steps.ExpectSource(state, by):
+                await self._presently(by).expect_source(state)
+            case steps.ExpectEngaged():
+                await self._expect_engaged(step)
+            case _:
+                await self._write(step)
+
+    async def _write(self, step: Write) -> None:
+        objects = self._objects
+        match step:
+            case steps.Create(name, labels, annotations, finalizers, ready):
+                await objects.create(name, labels=labels, annotations=annotations, finalizers=finalizers, ready=ready)
+            case steps.Condition(name, status, kind, message):
+                await objects.condition(name, status, kind=kind, message=message)
+            case steps.Label(name, put, unset):
+                await objects.label(name, put, unset)
+            case steps.Annotate(name, put, unset):
+                await objects.annotate(name, put, unset)
+            case steps.Delete(name):
+                await objects.delete(name)
+            case steps.Unfinalize(name):
+                await objects.unfinalize(name)
+            case steps.Replace(name):
+                await objects.replace(name)
+            case steps.Burst(prefix, count, labels):
+                await objects.burst(prefix, count, labels)
+            case _:
+                assert_never(step)
+
+    async def _on_api(self, action: str) -> None:
+        match action:
+            case "stop":
+                await self._server.stop()
+                self._server_runs = False
+            case "start":
+                await self._server.start()
+                self._server_runs = True
+            case "restart":
+                await self._server.stop()
+                await self._server.start()
+                self._server_runs = True
+            case "compact":
+                await self._server.compact()
+            case "drop-watches":
+                await self._server.drop_watches()
+
+    async def _on_daemon(self, step: steps.OnDaemon) -> None:
+        """Goes on once the daemon is back, and subscribers with it: what comes next happens to all of them."""
+        await (self._terminate() if step.action == "restart" else self._daemon.kill())
+        for subscriber in self._present.values():
+            await subscriber.disconnected()
+        await self._daemon.start()
+        await self._settled()
+
+    async def _terminate(self) -> None:
+        status = await self._daemon.terminate()
+        if status != 0:
+            raise UnexpectedError(f"the daemon ended with status {status} on SIGTERM")
+
+    async def _subscribe(self, asked: Subscribe) -> None:
+        if asked.who in self._present:
+            raise UnexpectedError(f"there is a subscriber {asked.who!r} already")
+        self._gone.pop(asked.who, None)
+        self._present[asked.who] = Subscriber(self._daemon.address, asked, patience_s=self._patience_s)
+        await self._settled()
+
+    async def _settled(self) -> None:
+        """All subscribers have what there is: without its source, a new daemon has nothing."""
+        for subscriber in self._present.values():
+            await (subscriber.current() if self._server_runs else subscriber.connected())
+
+    async def _expect_engaged(self, step: steps.ExpectEngaged) -> None:
+        seen: set[str] | str = ""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                while not _matches(step, seen := await self._listed()):  # noqa: ASYNC110 - only asking tells
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError:
+            raise UnexpectedError(_mismatch(step, seen)) from None
+
+    async def _listed(self) -> set[str] | str:
+        """The names, or why there are none to be had."""
+        try:
+            return {cluster.name for cluster in await self._client.list()}
+        except (Unavailable, TimedOut) as error:
+            return str(error)
+
+    def _presently(self, who: str) -> Subscriber:
+        if who not in self._present:
+            raise UnexpectedError(f"there is no subscriber {who!r}")
+        return self._present[who]
+
+    def _whoever(self, who: str) -> Subscriber:
+        return self._gone[who] if who in self._gone else self._presently(who)
+
+
+def _matches(step: steps.ExpectEngaged, seen: set[str] | str) -> bool:
+    if isinstance(seen, str):
+        return False
+    return len(seen) == step.count if step.names is None else seen == step.names
+
+
+def _mismatch(step: steps.ExpectEngaged, seen: set[str] | str) -> str:
+    if isinstance(seen, str):
+        return f"ListClusters gave no answer: {seen or 'none came in time'}"
+    if step.names is None:
+        return f"ListClusters gave {len(seen)} clusters and not {step.count}: {_names(seen)}"
+    return (
+        f"ListClusters gave {_names(seen)} and not {_names(step.names)}: "
+        f"missing {_names(step.names - seen)}, unexpected {_names(seen - step.names)}"
+    )
+
+
+def _names(names: set[str] | frozenset[str]) -> str:
+    some = sorted(names)[:20]
+    return (", ".join(some) or "none") + (", ..." if len(names) > len(some) else "")

@@ -1,0 +1,198 @@
+"""A subscriber as an operator is one: it follows through the client library, and keeps what it is given."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from milo_discovery import Connected, Disconnected, DiscoveryClient, DiscoveryError, Event, EventType, Synced
+from tests.end_to_end.scenarios import matching
+from tests.end_to_end.scenarios.matching import (
+    Awaiting,
+    Contradicted,
+    Fulfilled,
+    UidsOf,
+    Verdict,
+    tell_all,
+    transitions,
+)
+from tests.end_to_end.scenarios.steps import Expected, Subscribe
+from tests.support.eventually import eventually
+
+PATIENCE_S = 45.0
+"""For what should come. Between two attempts to reach its source the daemon may wait for half a minute."""
+QUIET_S = 0.5
+"""For what should not."""
+
+
+class UnexpectedError(Exception):
+    """Not what the scenario says."""
+
+
+class Subscriber:
+    def __init__(self, address: str, asked: Subscribe, *, patience_s: float = PATIENCE_S) -> None:
+        self.name = asked.who
+        self._patience_s = patience_s
+        self._client = DiscoveryClient(address)
+        self._watch = self._client.watch(
+            label_selector=asked.label_selector, names=asked.names, organizations=asked.organizations
+        )
+        self._events: list[Event] = []
+        self._is_connected = False
+        self._is_current = False
+        """It was given all that the daemon it is connected to knew when it came."""
+        self._arrived = asyncio.Event()
+        self._expected = 0
+        """How many events were the matter of the `expect`s so far."""
+        self._examined = 0
+        """How many events were seen by an expectation of whatever kind."""
+        self._recording = asyncio.create_task(self._record(), name=f"subscriber {self.name}")
+        self._recording.add_done_callback(lambda _: self._arrived.set())
+
+    async def _record(self) -> None:
+        async for told in self._watch.feed():
+            match told:
+                case Event():
+                    self._events.append(told)
+                case Connected():
+                    self._is_connected, self._is_current = True, told.resumed
+                case Synced():
+                    self._is_current = True
+                case Disconnected():
+                    self._is_connected = self._is_current = False
+            self._arrived.set()
+
+    async def close(self) -> None:
+        """It keeps what it was given."""
+        await self._client.close()
+        await asyncio.wait((self._recording,))
+
+    # --- its connection ---
+
+    async def connected(self) -> None:
+        await self._comes(lambda: self._is_connected, lambda: f"{self.name} was not connected to the daemon")
+
+    async def current(self) -> None:
+        await self._comes(lambda: self._is_current, lambda: f"{self.name} was given no complete view")
+
+    async def disconnected(self) -> None:
+        await self._comes(lambda: not self._is_connected, lambda: f"{self.name} did not notice the daemon's end")
+
+    async def reconnect(self) -> None:
+        self._is_connected = self._is_current = False
+        await self._watch.reconnect()
+
+    async def expect_source(self, state: str) -> None:
+        def told() -> str:
+            return self._watch.source.state.name if self._watch.source else "nothing"
+
+        try:
+            # No event tells of it.
+            await eventually(lambda: told() == state, within_s=self._patience_s)
+        except TimeoutError:
+            raise UnexpectedError(
+                f"within {self._patience_s:g} s {self.name} was not told {state}; the last it was told is {told()}"
+            ) from None
+
+    # --- what it is given ---
+
+    async def expect(self, expected: Sequence[Expected], uids_of: UidsOf) -> None:
+        def seen() -> list[Event]:
+            return transitions(self._events[self._expected :])
+
+        def judge() -> Verdict:
+            verdict = matching.compare(expected, seen(), uids_of)
+            if isinstance(verdict, Contradicted):
+                raise UnexpectedError(f"{verdict.why}: {self._instead(expected, seen())}")
+            return verdict
+
+        await self._comes(
+            lambda: isinstance(judge(), Fulfilled),
+            lambda: f"{_missing(judge())} did not come: {self._instead(expected, seen())}",
+        )
+        await self._stays_away(lambda: not isinstance(judge(), Fulfilled))
+        self._expected = self._examined = len(self._events)
+
+    async def expect_updated(self, name: str, fields: dict[str, Any]) -> None:
+        def last() -> int | None:
+            return self._last_update(name, since=self._expected)
+
+        def instead() -> str:
+            showing = f"no UPDATED {name} came that shows {', '.join(fields)}"
+            if (position := last()) is None:
+                return f"{showing}: {self.name} was given no UPDATED of it"
+            shown = {field: getattr(self._events[position].cluster, field) for field in fields}
+            return f"{showing}: the last that {self.name} was given has {shown}"
+
+        await self._comes(
+            lambda: (
+                (position := last()) is not None
+                and all(self._shows(position, field, value) for field, value in fields.items())
+            ),
+            instead,
+        )
+        self._examined = len(self._events)
+
+    async def expect_no_updates(self, name: str) -> None:
+        await self._stays_away(lambda: self._last_update(name, since=self._examined) is not None)
+        if (position := self._last_update(name, since=self._examined)) is not None:
+            raise UnexpectedError(f"{self.name} was given an UPDATED: {self._events[position].cluster}")
+        self._examined = len(self._events)
+
+    def _last_update(self, name: str, *, since: int) -> int | None:
+        for position in range(len(self._events) - 1, since - 1, -1):
+            event = self._events[position]
+            if event.type is EventType.UPDATED and event.cluster.name == name:
+                return position
+        return None
+
+    def _shows(self, position: int, field: str, wanted: object) -> bool:
+        """The value; where none is given, that it is set, or that it was until then."""
+        cluster = self._events[position].cluster
+        value = getattr(cluster, field)
+        if wanted is msgspec.UNSET:
+            before = [event.cluster for event in self._events[:position] if event.cluster.name == cluster.name]
+            return bool(value) or (bool(before) and getattr(before[-1], field) != value)
+        if isinstance(wanted, dict):
+            return all(value.get(key) == each for key, each in wanted.items())
+        return bool(value == wanted)
+
+    def _instead(self, expected: Sequence[Expected], seen: Sequence[Event]) -> str:
+        return (
+            f"expected {', '.join(map(matching.tell_expected, expected)) or 'nothing'}; "
+            f"{self.name} was given {tell_all(seen)}"
+        )
+
+    # --- waiting ---
+
+    async def _comes(self, holds: Callable[[], bool], otherwise: Callable[[], str]) -> None:
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await self._until(holds)
+        except TimeoutError:
+            raise UnexpectedError(f"within {self._patience_s:g} s {otherwise()}") from None
+
+    async def _stays_away(self, has_come: Callable[[], bool]) -> None:
+        try:
+            async with asyncio.timeout(QUIET_S):
+                await self._until(has_come)
+        except TimeoutError:
+            return
+
+    async def _until(self, holds: Callable[[], bool]) -> None:
+        """Looks again whenever an event has arrived."""
+        while not holds():
+            self._check()
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def _check(self) -> None:
+        if self._recording.done() and (error := self._recording.exception()) is not None:
+            if isinstance(error, DiscoveryError):
+                raise UnexpectedError(f"the stream of {self.name} was ended: {error}") from error
+            raise error
+
+
+def _missing(verdict: Verdict) -> str:
+    return verdict.missing if isinstance(verdict, Awaiting) else "nothing"

@@ -1,0 +1,85 @@
+"""What counts as just the expected events."""
+
+import pytest
+
+from milo_discovery import Cluster, DisengageReason, Event, EventType
+from tests.end_to_end.scenarios.matching import Awaiting, Contradicted, Fulfilled, Verdict, compare, transitions
+from tests.end_to_end.scenarios.steps import Expected
+
+
+def engaged(name: str, endpoint: str = "") -> Event:
+    return Event(type=EventType.ENGAGED, cluster=Cluster(name=name, endpoint=endpoint))
+
+
+def disengaged(name: str, reason: DisengageReason = DisengageReason.DELETED) -> Event:
+    return Event(type=EventType.DISENGAGED, cluster=Cluster(name=name), reason=reason)
+
+
+def updated(name: str) -> Event:
+    return Event(type=EventType.UPDATED, cluster=Cluster(name=name))
+
+
+def judge(expected: list[Expected], seen: list[Event], *uids: str) -> Verdict:
+    return compare(expected, seen, lambda _: uids)
+
+
+IN = Expected("ENGAGED", "a")
+OUT = Expected("DISENGAGED", "a")
+
+
+def test_nothing_is_expected_and_nothing_came() -> None:
+    assert judge([], []) == Fulfilled()
+
+
+def test_just_what_was_expected_came() -> None:
+    assert judge([IN, OUT], [engaged("a"), disengaged("a")]) == Fulfilled()
+
+
+def test_between_clusters_there_is_no_order() -> None:
+    assert judge([IN, Expected("ENGAGED", "b")], [engaged("b"), engaged("a")]) == Fulfilled()
+
+
+def test_what_did_not_come_yet_is_awaited() -> None:
+    assert judge([IN, OUT], [engaged("a")]) == Awaiting("DISENGAGED a")
+
+
+def test_for_one_cluster_the_order_counts() -> None:
+    assert judge([OUT, IN], [engaged("a")]) == Contradicted("ENGAGED a came where DISENGAGED a was expected")
+
+
+@pytest.mark.parametrize("seen", [[engaged("a"), disengaged("a")], [engaged("a"), engaged("b")]])
+def test_whatever_comes_besides_is_one_too_many(seen: list[Event]) -> None:
+    assert isinstance(judge([IN], seen), Contradicted)
+
+
+def test_a_reason_counts_where_it_is_given() -> None:
+    left = [disengaged("a", DisengageReason.NOT_READY)]
+    assert judge([OUT], left) == Fulfilled()
+    assert judge([Expected("DISENGAGED", "a", "DELETED")], left) == Contradicted(
+        "DISENGAGED a (NOT_READY) came where the reason was to be DELETED"
+    )
+
+
+def test_an_endpoint_counts_where_it_is_given() -> None:
+    there = Expected("ENGAGED", "a", endpoint="https://there")
+    assert judge([there], [engaged("a", "https://there")]) == Fulfilled()
+    assert judge([there], [engaged("a", "https://elsewhere")]) == Contradicted(
+        "ENGAGED a is at https://elsewhere, and not at https://there"
+    )
+
+
+def test_the_uid_in_an_endpoint_is_that_of_the_present_object() -> None:
+    there = Expected("ENGAGED", "a", endpoint="https://{uid}")
+    assert judge([there], [engaged("a", "https://new")], "old", "new") == Fulfilled()
+    assert isinstance(judge([there], [engaged("a", "https://old")], "old", "new"), Contradicted)
+    assert isinstance(judge([there], [engaged("a", "https://{uid}")], "old", "new"), Contradicted)
+
+
+def test_of_an_event_before_the_last_it_is_that_of_any_object_so_far() -> None:
+    there = Expected("ENGAGED", "a", endpoint="https://{uid}")
+    seen = [engaged("a", "https://old"), disengaged("a"), engaged("a", "https://new")]
+    assert judge([there, OUT, there], seen, "old", "new") == Fulfilled()
+
+
+def test_updates_are_no_matter_of_it() -> None:
+    assert transitions([engaged("a"), updated("a"), disengaged("a")]) == [engaged("a"), disengaged("a")]

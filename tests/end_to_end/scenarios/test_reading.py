@@ -1,0 +1,188 @@
+"""A file of scenarios is read strictly: what the format doesn't know fails its scenario, and is named."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.end_to_end.scenarios import reading, steps
+from tests.end_to_end.scenarios.__main__ import OWN
+from tests.end_to_end.scenarios.steps import MODES, Expected, Malformed, Scenario
+
+
+def read(*told: dict[str, Any], **fields: Any) -> Scenario | Malformed:
+    return reading.scenario({"name": "it", "steps": list(told), **fields})
+
+
+def step(told: dict[str, Any]) -> object:
+    scenario = read(told)
+    assert isinstance(scenario, Scenario), scenario
+    return scenario.steps[0][1]
+
+
+def problem(*told: dict[str, Any], **fields: Any) -> str:
+    scenario = read(*told, **fields)
+    assert isinstance(scenario, Malformed)
+    return scenario.problem
+
+
+def test_the_trees_own_scenarios_are_well_formed_and_named_once() -> None:
+    scenarios = [scenario for file in OWN for scenario in reading.load(file)]
+    assert [scenario for scenario in scenarios if isinstance(scenario, Malformed)] == []
+    assert len({scenario.name for scenario in scenarios}) == len(scenarios) > 50
+
+
+def test_a_scenario_is_played_in_both_modes_where_it_names_none() -> None:
+    assert read({"expect": []}).modes == MODES
+    assert read({"expect": []}, modes=["project"]).modes == ("project",)
+
+
+@pytest.mark.parametrize(
+    ("told", "meant"),
+    [
+        ({"create": {"name": "a"}}, steps.Create("a")),
+        (
+            {
+                "create": {
+                    "name": "a",
+                    "labels": {"k": "v"},
+                    "annotations": {"n": "w"},
+                    "finalizers": ["f"],
+                    "ready": True,
+                }
+            },
+            steps.Create("a", {"k": "v"}, {"n": "w"}, ("f",), True),
+        ),
+        ({"condition": {"name": "a", "status": "Unknown"}}, steps.Condition("a", "Unknown")),
+        ({"condition": {"name": "a", "status": True}}, steps.Condition("a", "True")),
+        (
+            {"condition": {"name": "a", "type": "Suspended", "status": "True", "message": "why"}},
+            steps.Condition("a", "True", "Suspended", "why"),
+        ),
+        ({"label": {"name": "a", "set": {"k": "v"}, "unset": ["n"]}}, steps.Label("a", {"k": "v"}, ("n",))),
+        ({"annotate": {"name": "a", "set": {"k": "v"}}}, steps.Annotate("a", {"k": "v"})),
+        ({"delete": {"name": "a"}}, steps.Delete("a")),
+        ({"unfinalize": {"name": "a"}}, steps.Unfinalize("a")),
+        ({"replace": {"name": "a"}}, steps.Replace("a")),
+        ({"burst": {"prefix": "p", "count": 3, "labels": {"k": "v"}}}, steps.Burst("p", 3, {"k": "v"})),
+        ({"api": "drop-watches"}, steps.OnApi("drop-watches")),
+        ({"daemon": "kill"}, steps.OnDaemon("kill")),
+        (
+            {"subscribe": {"as": "s", "label_selector": "k=v", "names": ["a"], "organizations": ["o"]}},
+            steps.Subscribe("s", "k=v", ("a",), ("o",)),
+        ),
+        ({"unsubscribe": {"as": "s"}}, steps.Unsubscribe("s")),
+        ({"reconnect": {"as": "s"}}, steps.Reconnect("s")),
+        ({"expect": []}, steps.Expect(())),
+        ({"expect": [{"ENGAGED": "a"}], "by": "s"}, steps.Expect((Expected("ENGAGED", "a"),), "s")),
+        (
+            {"expect": [{"DISENGAGED": "a", "reason": "DELETED"}, {"ENGAGED": "a", "endpoint": "https://{uid}"}]},
+            steps.Expect((Expected("DISENGAGED", "a", "DELETED"), Expected("ENGAGED", "a", "", "https://{uid}"))),
+        ),
+        (
+            {"expect_updated": {"name": "a", "fields": ["labels"]}},
+            steps.ExpectUpdated("a", {"labels": msgspec.UNSET}),
+        ),
+        ({"expect_updated": {"name": "a"}, "by": "s"}, steps.ExpectUpdated("a", {}, "s")),
+        ({"expect_no_updates": {"name": "a"}}, steps.ExpectNoUpdates("a")),
+        ({"expect_engaged": ["a", "b"]}, steps.ExpectEngaged(frozenset({"a", "b"}), 2)),
+        ({"expect_engaged": []}, steps.ExpectEngaged(frozenset(), 0)),
+        ({"expect_engaged": {"count": 7}}, steps.ExpectEngaged(None, 7)),
+        ({"expect_source": "STALE"}, steps.ExpectSource("STALE")),
+    ],
+    # By what was told: the order in a set is another in each process, and all of them have to agree on the names.
+    ids=lambda each: str(each) if isinstance(each, dict) else "",
+)
+def test_each_word_is_understood(told: dict[str, Any], meant: object) -> None:
+    assert step(told) == meant
+
+
+@pytest.mark.parametrize(
+    ("told", "complaint"),
+    [
+        ({"creat": {"name": "a"}}, "step 1: unknown step 'creat' (did you mean 'create'?)"),
+        ({"sleep": 3}, "step 1: unknown step 'sleep'; there are create, condition,"),
+        ({"create": {"name": "a", "redy": True}}, "step 1 (create): unknown field 'redy' (did you mean 'ready'?)"),
+        ({"create": {}}, "step 1 (create): Object missing required field `name`"),
+        ({"create": {"name": "a", "labels": {"k": 1}}}, "step 1 (create): Expected `str`, got `int` - at `$.labels"),
+        ({"condition": {"name": "a", "status": "yes"}}, "step 1 (condition): Invalid enum value 'yes'"),
+        ({"condition": {"name": "a", "status": "True", "reason": "R"}}, "unknown field 'reason'"),
+        ({"label": {"name": "a", "put": {"k": "v"}}}, "step 1 (label): unknown field 'put'"),
+        ({"burst": {"prefix": "p", "count": 0}}, "step 1 (burst): Expected `int` >= 1"),
+        ({"api": "pause"}, "step 1 (api): Invalid enum value 'pause'"),
+        ({"daemon": "stop"}, "step 1 (daemon): Invalid enum value 'stop'"),
+        ({"subscribe": {"who": "s"}}, "step 1 (subscribe): unknown field 'who'"),
+        ({"expect": [{"ENGAGED": "a", "uid": "u"}]}, "step 1 (expect): unknown field 'uid'"),
+        ({"expect": [{"UPDATED": "a"}]}, "step 1 (expect): unknown field 'UPDATED'"),
+        ({"expect": [{"reason": "DELETED"}]}, "says neither ENGAGED nor DISENGAGED"),
+        ({"expect": [{"ENGAGED": "a", "DISENGAGED": "a"}]}, "says both"),
+        ({"expect": [{"ENGAGED": "a", "reason": "DELETED"}]}, "which only DISENGAGED has"),
+        ({"expect": [{"DISENGAGED": "a", "reason": "GONE"}]}, "Invalid enum value 'GONE'"),
+        ({"expect_updated": {"name": "a", "fields": ["colour"]}}, "unknown field of a cluster 'colour'"),
+        ({"expect_updated": {"fields": ["labels"]}}, "the field `name` is missing"),
+        ({"expect_no_updates": {"name": "a", "within": 3}}, "unknown field 'within'"),
+        ({"expect_engaged": {"number": 3}}, "unknown field 'number'"),
+        ({"expect_source": "FINE"}, "step 1 (expect_source): Invalid enum value 'FINE'"),
+        ({"create": {"name": "a"}, "by": "s"}, "step 1 (create): unknown field 'by'"),
+        ({"create": {"name": "a"}, "delete": {"name": "a"}}, "step 1: one word makes a step, not 2 (create, delete)"),
+        ({"by": "s"}, "step 1: one word makes a step, not 0"),
+    ],
+    ids=str,
+)
+def test_what_is_not_known_is_named_with_its_step(told: dict[str, Any], complaint: str) -> None:
+    assert complaint in problem(told)
+
+
+def test_the_number_of_the_step_is_that_of_the_wrong_one() -> None:
+    assert problem({"expect": []}, {"expect": []}, {"wait": 1}).startswith("step 3: unknown step 'wait'")
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"mode": "project"}, "unknown field 'mode' (did you mean 'modes'?)"),
+        ({"modes": ["single"]}, "Invalid enum value 'single'"),
+        ({"modes": []}, "it names no mode"),
+        ({"steps": []}, "it has no steps"),
+        ({"settings": ["a"]}, "Expected `object`, got `array`"),
+    ],
+)
+def test_a_wrong_field_of_the_scenario_is_named(fields: dict[str, Any], complaint: str) -> None:
+    assert complaint in problem({"expect": []}, **fields)
+
+
+def test_a_malformed_scenario_fails_in_the_modes_it_was_for() -> None:
+    assert read({"wait": 1}, modes=["project"]).modes == ("project",)
+    assert read({"wait": 1}, modes="project").modes == MODES
+
+
+def test_one_malformed_scenario_does_not_stop_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "scenarios.yaml"
+    path.write_text("- {name: good, steps: [{expect: []}]}\n- {name: bad, steps: [{wait: 1}]}\n- 7\n")
+    good, bad, nameless = reading.load(path)
+    assert isinstance(good, Scenario)
+    assert isinstance(bad, Malformed)
+    assert bad.name == "bad"
+    assert nameless == Malformed("scenario-3", MODES, "a scenario is a mapping with a name and steps")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("name: it\n", "is not a list of scenarios"),
+        ("[]", "is not a list of scenarios"),
+        ("- [", "is not YAML"),
+        ("- {name: a, name: b}", 'has the key "name" twice'),
+    ],
+)
+def test_a_file_that_is_none_is_named(tmp_path: Path, content: str, complaint: str) -> None:
+    path = tmp_path / "scenarios.yaml"
+    path.write_text(content)
+    with pytest.raises(reading.FileError, match=complaint):
+        reading.load(path)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(reading.FileError, match=r"none\.yaml: cannot be read: No such file"):
+        reading.load(tmp_path / "none.yaml")

@@ -1,0 +1,153 @@
+"""The runner tells what failed, at which step, and what came instead; and it never passes what it didn't see."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.end_to_end.scenarios import reading
+from tests.end_to_end.scenarios.__main__ import main
+from tests.end_to_end.scenarios.play import PlayFailedError, play
+from tests.end_to_end.scenarios.running import chosen
+from tests.end_to_end.scenarios.servers import Sandboxes
+from tests.end_to_end.scenarios.steps import Scenario
+
+ALPHA: dict[str, Any] = {"create": {"name": "alpha", "ready": True}}
+ENGAGED: dict[str, Any] = {"expect": [{"ENGAGED": "alpha"}]}
+GONE: dict[str, Any] = {"delete": {"name": "alpha"}}
+
+
+async def failure(*steps: dict[str, Any], **fields: Any) -> str:
+    """Of what can't come true; so that it is not waited for for long."""
+    scenario = reading.scenario({"name": "it", "steps": list(steps), **fields})
+    assert isinstance(scenario, Scenario)
+    with pytest.raises(PlayFailedError) as failed:
+        await play(scenario, "project", Sandboxes(), patience_s=1.0)
+    assert failed.value.daemon
+    return str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("steps", "complaint"),
+    [
+        (
+            [ALPHA, {"expect": []}],
+            "step 2 (expect): ENGAGED alpha came, which was not expected: expected nothing; "
+            "main was given ENGAGED alpha",
+        ),
+        (
+            [ALPHA, {"expect": [{"ENGAGED": "alpha"}, {"ENGAGED": "beta"}]}],
+            "step 2 (expect): within 1 s ENGAGED beta did not come: expected ENGAGED alpha, ENGAGED beta; "
+            "main was given ENGAGED alpha",
+        ),
+        (
+            [ALPHA, ENGAGED, GONE, {"expect": [{"DISENGAGED": "alpha", "reason": "NOT_READY"}]}],
+            "step 4 (expect): DISENGAGED alpha (DELETED) came where the reason was to be NOT_READY",
+        ),
+        (
+            [ALPHA, {"expect_updated": {"name": "alpha", "fields": ["labels"]}}],
+            "step 2 (expect_updated): within 1 s no UPDATED alpha came that shows labels: "
+            "main was given no UPDATED of it",
+        ),
+        (
+            [ALPHA, {"label": {"name": "alpha", "set": {"k": "v"}}}, {"expect_no_updates": {"name": "alpha"}}],
+            "step 3 (expect_no_updates): main was given an UPDATED: ",
+        ),
+        (
+            [ALPHA, {"expect_engaged": ["beta"]}],
+            "step 2 (expect_engaged): ListClusters gave alpha and not beta: missing beta, unexpected alpha",
+        ),
+        ([ALPHA, {"expect_engaged": {"count": 2}}], "ListClusters gave 1 clusters and not 2: alpha"),
+        (
+            [{"expect_source": "STALE"}],
+            "step 1 (expect_source): within 1 s main was not told STALE; the last it was told is STREAMING",
+        ),
+        (
+            [{"delete": {"name": "alpha"}}],
+            "step 1 (delete): DELETE /apis/resourcemanager.miloapis.com/v1alpha1/projects",
+        ),
+        ([{"api": "stop"}, ALPHA], "step 2 (create): POST "),
+        ([{"expect": [], "by": "nobody"}], "step 1 (expect): there is no subscriber 'nobody'"),
+        ([{"subscribe": {"as": "s"}}, {"expect": []}], "step 2 (expect): there is no subscriber 'main'"),
+        ([{"expect": []}, {"subscribe": {"as": "main"}}], "there is a subscriber 'main' already"),
+        (
+            [{"subscribe": {"as": "s", "label_selector": "a in"}}],
+            "step 1 (subscribe): the stream of s was ended: ",
+        ),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else next(iter(value[-1])),
+)
+async def test_a_wrong_expectation_is_reported_with_what_came_instead(
+    steps: Sequence[dict[str, Any]], complaint: str
+) -> None:
+    assert complaint in await failure(*steps)
+
+
+async def test_a_setting_that_the_daemon_does_not_know_fails_by_name() -> None:
+    why = await failure({"expect": []}, settings={"stalled_timeuot": "5s"})
+    assert why.startswith("at the start: the daemon ended with status 1: milo-discoveryd: ")
+    assert "key stalled_timeuot: is not a setting" in why
+
+
+async def test_settings_reach_the_daemon_over_its_defaults() -> None:
+    scenario = reading.scenario(
+        {
+            "name": "it",
+            "settings": {"log": {"format": "console", "level": "warning"}, "heartbeat_interval": "1s"},
+            "steps": [ALPHA, {"expect": [{"ENGAGED": "alpha"}]}],
+        }
+    )
+    assert isinstance(scenario, Scenario)
+    await play(scenario, "project", Sandboxes())
+
+
+def test_scenarios_are_chosen_by_letters_of_their_name_and_by_mode() -> None:
+    scenarios = [
+        reading.scenario({"name": "early-bird", "steps": [{"expect": []}]}),
+        reading.scenario({"name": "night-owl", "modes": ["project"], "steps": [{"expect": []}]}),
+    ]
+    assert [(scenario.name, mode) for scenario, mode in chosen(scenarios)] == [
+        ("early-bird", "project"),
+        ("early-bird", "project-control-plane"),
+        ("night-owl", "project"),
+    ]
+    assert [scenario.name for scenario, _ in chosen(scenarios, name="owl")] == ["night-owl"]
+    assert chosen(scenarios, name="owl", mode="project-control-plane") == []
+
+
+def test_a_line_for_each_and_a_sum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "scenarios.yaml"
+    file.write_text(
+        """
+- name: good
+  modes: [project]
+  steps: [{create: {name: alpha, ready: true}}, {expect: [{ENGAGED: alpha}]}]
+- name: bad
+  modes: [project-control-plane]
+  steps: [{create: {name: alpha, ready: true}}, {expect: []}]
+- name: odd
+  modes: [project]
+  steps: [{wait: 1}]
+"""
+    )
+    assert main([str(file)]) == 1
+    told = capsys.readouterr()
+    good, bad, odd, total = told.out.splitlines()
+    assert good.startswith("ok    good [project] ")
+    assert bad.startswith("FAIL  bad [project-control-plane] ")
+    assert "step 2 (expect): ENGAGED alpha came" in bad
+    assert odd.startswith("FAIL  odd [project] 0.0s step 1: unknown step 'wait'")
+    assert total == "1 passed, 2 failed"
+    assert '"event": "started"' in told.err
+
+    assert main([str(file), "-k", "good"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 0 failed"
+
+
+@pytest.mark.parametrize("arguments", [["none.yaml"], ["-k", "no-such-name"]])
+def test_where_there_is_nothing_to_play_that_is_no_success(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.startswith("scenarios: ")

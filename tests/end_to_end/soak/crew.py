@@ -1,0 +1,191 @@
+"""Who is there during a soak besides the API server: two daemons, and their subscribers.
+
+What goes wrong with a daemon goes wrong with the mortal one. The steady one lives through all the rest, from the first
+minute to the last, so that what it takes of the machine can be told.
+"""
+
+import asyncio
+import contextlib
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from milo_discovery import DiscoveryClient, Event
+from milo_discoveryd.credentials import jwt
+from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.process.handing_out import HandedOut, Token, mark
+from tests.end_to_end.process.recorder import Recorder
+from tests.end_to_end.soak.gauges import Gauges
+from tests.end_to_end.soak.servers import Server
+from tests.support.line import Line
+
+STALLED_S = 10
+_IDLE = """
+import sys, time
+import grpc
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+calls = []
+for address in sys.argv[1:]:
+    channel = grpc.insecure_channel("unix:" + address, options=[("grpc.use_local_subchannel_pool", 1)])
+    call = DiscoveryServiceStub(channel).WatchClusters(pb.WatchClustersRequest())
+    try:
+        next(call)
+    except grpc.RpcError:
+        pass
+    calls.append(call)
+time.sleep(100_000)
+"""
+
+
+class Daemon:
+    """One of the two, and the way to its API server."""
+
+    def __init__(self, name: str, folder: Path, server: Server) -> None:
+        self.name = name
+        self.folder = folder
+        self.server = server
+        self.line = Line(server.port)
+        self.socket = folder / f"{name}.sock"
+        self.state = folder / f"{name}.state"
+        self._config = folder / f"{name}.yaml"
+
+    async def __aenter__(self) -> Self:
+        self.state.mkdir(exist_ok=True)
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.line)
+            self._configure()
+            self.process = await stack.enter_async_context(self.another())
+            await self.process.start()
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    def another(self) -> DaemonProcess:
+        """With the same settings; not started yet."""
+        return DaemonProcess(f"unix://{self.socket}", "--config", str(self._config))
+
+    async def metrics(self) -> str:
+        """Where they are served."""
+        await self.process.until_said('"started"')
+        return str(self.process.events("started")[-1]["http"])
+
+    def _configure(self) -> None:
+        kubeconfig = self.folder / f"{self.name}.kubeconfig"
+        cluster = {"server": f"https://127.0.0.1:{self.line.port}", "certificate-authority": str(self.server.authority)}
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "soak", "cluster": cluster}],
+            "users": [{"name": "soak", "user": self.server.user}],
+            "contexts": [{"name": "soak", "context": {"cluster": "soak", "user": "soak"}}],
+            "current-context": "soak",
+        }
+        kubeconfig.write_text(yaml.safe_dump(content))
+        self._config.write_text(yaml.safe_dump(self._settings(kubeconfig)))
+
+    def _settings(self, kubeconfig: Path) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            "discovery_kubeconfig": str(kubeconfig),
+            "listen": [f"unix://{self.socket}"],
+            "http_listen": "127.0.0.1:0",
+            "state_directory": str(self.state),
+            "annotation_prefixes": ["example.com/"],
+            "stalled_timeout": f"{STALLED_S}s",
+            "removals": {"verify_after": "5s"},
+            "tombstones": {"count": 200},  # all that it may remember, it remembers within minutes
+        }
+        if self.server.is_sandbox:
+            settings["source"] = {"silence_limit": "20s"}  # it sends bookmarks every 5 s, and not every 60
+        return settings
+
+
+class Crew:
+    def __init__(self, mortal: Daemon, steady: Daemon) -> None:
+        self.mortal = mortal
+        self.steady = steady
+        self.fast = [Recorder("fast", f"unix://{mortal.socket}"), Recorder("fast beside", f"unix://{steady.socket}")]
+        self.prod = Recorder("prod", f"unix://{steady.socket}", "env=prod")
+        self.slow = Recorder("slow", f"unix://{steady.socket}")
+        # A real API server is spoken to by certificates that live for long, which nobody is given.
+        with_kubeconfigs = mortal.server.is_sandbox
+        self.restless = Recorder("restless", f"unix://{mortal.socket}", with_kubeconfigs=with_kubeconfigs)
+        self.wired = Line(str(steady.socket))
+        """Between the steady daemon and a subscriber that is not on its machine."""
+        self.far: Recorder | None = None
+        self.watched: list[Event] = []
+        """By the client library, at the mortal daemon."""
+        self.names: set[str] = set()
+        self.gauges = Gauges()
+        self.idle: Process | None = None
+
+    @property
+    def recorders(self) -> list[Recorder]:
+        assert self.far is not None
+        return [*self.fast, self.prod, self.slow, self.restless, self.far]
+
+    @property
+    def handed(self) -> list[HandedOut]:
+        """Of the one token that opens every cluster: each time, that of the daemon's own user."""
+        found = []
+        for given in self.restless.given:
+            claims = jwt.claims(given.token)
+            assert claims is not None
+            assert claims.exp is not None
+            token = Token(given.token, mark(given.uid), claims.exp)
+            found.append(given.handed_out(self.restless.history.who, token))
+        return found
+
+    @property
+    def prompt(self) -> list[Recorder]:
+        """Those that are told of everything at once, when all is well."""
+        return [*self.fast, self.prod, self.restless]
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.wired)
+            self.far = Recorder("far", f"127.0.0.1:{self.wired.port}")
+            tasks = [asyncio.create_task(recorder.run(), name=recorder.history.who) for recorder in self.recorders]
+            tasks.append(asyncio.create_task(self._client(), name="client"))
+            following = self.gauges.follow(await self.steady.metrics(), self.steady.process.pid)
+            tasks.append(asyncio.create_task(following, name="gauges"))
+            await self.begin_idling()
+            try:
+                yield
+                for task in tasks:
+                    if task.done():
+                        task.result()
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks)
+                await self.end_idling()
+
+    async def begin_idling(self) -> None:
+        """A process that reads once of each daemon, and never again."""
+        sockets = [str(daemon.socket) for daemon in (self.mortal, self.steady)]
+        self.idle = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", _IDLE, *sockets, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE
+        )
+
+    async def end_idling(self) -> None:
+        if self.idle is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self.idle.kill()
+            await self.idle.communicate()
+            self.idle = None
+
+    async def _client(self) -> None:
+        async with DiscoveryClient(f"unix://{self.mortal.socket}") as client:
+            watch = client.watch()
+            async for event in watch:
+                self.watched.append(event)
+                self.names = set(watch.clusters)

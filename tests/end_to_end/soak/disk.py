@@ -1,0 +1,56 @@
+"""A disk that can be full: a small one of its own where that may be had, else a file that can't be made."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Self
+
+from milo_discoveryd.state_file.keeper import FILE
+
+
+class Disk:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._is_mounted = False
+
+    async def __aenter__(self) -> Self:
+        self._is_mounted = await _run("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(self._folder))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._is_mounted:
+            await _run("umount", str(self._folder))
+
+    @property
+    def title(self) -> str:
+        return "a full tmpfs" if self._is_mounted else "a folder in the file's place"
+
+    @asynccontextmanager
+    async def full(self) -> AsyncIterator[None]:
+        if not self._is_mounted:
+            beside = self._folder / f"{FILE}.new"
+            beside.unlink(missing_ok=True)
+            beside.mkdir()
+            try:
+                yield
+            finally:
+                beside.rmdir()
+            return
+        ballast = self._folder / "ballast"
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        try:
+            yield
+        finally:
+            ballast.unlink()
+
+
+async def _run(*command: str) -> bool:
+    try:
+        process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    except FileNotFoundError:
+        return False
+    return await process.wait() == 0

@@ -1,0 +1,241 @@
+"""What goes wrong during a soak: each method strikes, and returns when that is healed."""
+
+import asyncio
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from tests.end_to_end.process.streams import Stream
+from tests.end_to_end.soak.crew import Crew, Daemon
+from tests.end_to_end.soak.disk import Disk
+from tests.end_to_end.soak.servers import Server
+
+_CROWD = 30
+_LONG_S = 65.0
+"""For a hung server to be noticed in the meantime."""
+
+TRANSPORT: Final = "transport"
+STUCK: Final = "stuck watches"
+"""Nothing is cut, and whoever answers is well: only bookmarks that don't come tell."""
+SERVER: Final = "server"
+ANSWERS: Final = "answers"
+DAEMON: Final = "daemon"
+SUBSCRIBERS: Final = "subscribers"
+
+
+@dataclass(frozen=True)
+class Kind:
+    name: str
+    group: str
+    strike: Callable[[], Awaitable[None]]
+
+
+class Faults:
+    """Each kind in its turn, in an order of chance."""
+
+    def __init__(self, server: Server, crew: Crew, disk: Disk, random: Random) -> None:
+        self._server = server
+        self._crew = crew
+        self._disk = disk
+        self._random = random
+        self._remaining: list[Kind] = []
+        self.counts: Counter[str] = Counter()
+
+    def next(self) -> Kind:
+        if not self._remaining:
+            self._remaining = self.kinds()
+            self._random.shuffle(self._remaining)
+        kind = self._remaining.pop()
+        self.counts[kind.name] += 1
+        return kind
+
+    def kinds(self) -> list[Kind]:
+        kinds = [
+            Kind("connections to the API server reset", TRANSPORT, self._cut),
+            Kind("API server refuses connections", TRANSPORT, self._refuse),
+            Kind("connections to the API server drip", TRANSPORT, self._drip),
+            Kind("connections to the API server swallow all", STUCK, self._swallow),
+            Kind("API server killed", SERVER, self._kill_server),
+            Kind("API server terminated", SERVER, self._terminate_server),
+            Kind("API server stopped for a while", SERVER, self._pause_server),
+            Kind("API server compacted", SERVER, self._server.compact),
+            Kind("daemon killed", DAEMON, self._kill_daemon),
+            Kind("daemon terminated", DAEMON, self._terminate_daemon),
+            Kind("daemon stopped for a while", DAEMON, self._pause_daemon),
+            Kind("daemon's socket removed", DAEMON, self._remove_socket),
+            Kind("second daemon on the same socket", DAEMON, self._second_daemon),
+            Kind("disk full", DAEMON, self._fill_disk),
+            Kind("subscriber cut", SUBSCRIBERS, self._cut_subscriber),
+            Kind("subscriber slow", SUBSCRIBERS, self._slow_subscriber),
+            Kind("subscriber killed while it reads nothing", SUBSCRIBERS, self._kill_subscriber),
+            Kind("way to a subscriber swallows all", SUBSCRIBERS, self._swallow_subscriber),
+            Kind("way to a subscriber reset", SUBSCRIBERS, self._crew.wired.cut),
+            Kind("crowd of subscribers", SUBSCRIBERS, self._crowd),
+        ]
+        return [*kinds, *self._of_sandbox()] if self._server.is_sandbox else kinds
+
+    def _of_sandbox(self) -> list[Kind]:
+        return [
+            Kind("storm of 429", ANSWERS, lambda: self._answers("overloaded")),
+            Kind("500 for everything", ANSWERS, lambda: self._answers("failing", code=500)),
+            Kind("503 from a proxy", ANSWERS, lambda: self._answers("failing", code=503)),
+            Kind("401 for everything", ANSWERS, lambda: self._answers("unauthorized")),
+            Kind("403 for everything", ANSWERS, lambda: self._answers("forbidden")),
+            Kind("watch cache being built (429)", ANSWERS, lambda: self._answers("initializing")),
+            Kind("paths not yet installed (503)", ANSWERS, lambda: self._answers("installing")),
+            Kind("tokens revoked", ANSWERS, self._revoke),
+            Kind("lists are empty", ANSWERS, self._empty_lists),
+            Kind("definition deleted and back", ANSWERS, self._undefine),
+            Kind("schema changed", ANSWERS, lambda: self._server.order("change_schema", initializing=self._some_s())),
+            Kind("live objects told as deleted", ANSWERS, lambda: self._server.order("blink", count=3)),
+            Kind("watches fall silent, bookmarks too", STUCK, self._silence),
+            Kind("watches ended early", ANSWERS, lambda: self._server.order("end_watches")),
+        ]
+
+    def _some_s(self) -> float:
+        return self._random.uniform(0.5, 5.0)
+
+    async def _some_time(self) -> None:
+        await asyncio.sleep(self._some_s())
+
+    @property
+    def _daemons(self) -> list[Daemon]:
+        return [self._crew.mortal, self._crew.steady]
+
+    # The ways
+
+    async def _cut(self) -> None:
+        for daemon in self._daemons:
+            await daemon.line.cut()
+
+    async def _refuse(self) -> None:
+        async with AsyncExitStack() as stack:
+            for daemon in self._daemons:
+                await stack.enter_async_context(daemon.line.refusing())
+            await self._some_time()
+
+    async def _drip(self) -> None:
+        async with AsyncExitStack() as stack:
+            for daemon in self._daemons:
+                await stack.enter_async_context(daemon.line.dripping())
+            await self._some_time()
+
+    async def _swallow(self) -> None:
+        async with AsyncExitStack() as stack:
+            for daemon in self._daemons:
+                await stack.enter_async_context(daemon.line.swallowing())
+            await self._some_time()
+
+    # The server
+
+    async def _kill_server(self) -> None:
+        await self._server.kill()
+        await self._some_time()
+        await self._server.start()
+
+    async def _terminate_server(self) -> None:
+        await self._server.terminate()
+        await self._some_time()
+        await self._server.start()
+
+    async def _pause_server(self) -> None:
+        self._server.signal(signal.SIGSTOP)
+        await asyncio.sleep(_LONG_S if self._random.random() < 0.25 else self._some_s())
+        self._server.signal(signal.SIGCONT)
+
+    # Its answers
+
+    async def _answers(self, fault: str, **given: object) -> None:
+        await self._server.order(fault, **given)
+        await self._server.order("drop_watches")
+        await self._some_time()
+        await self._server.order("clear")
+
+    async def _revoke(self) -> None:
+        await self._server.order("revoke_tokens")
+        await self._server.order("drop_watches")
+
+    async def _empty_lists(self) -> None:
+        await self._server.order("empty_lists")
+        await self._server.compact()
+        await asyncio.sleep(self._random.uniform(2.0, 12.0))  # a second list, to verify the first, may be among it
+        await self._server.order("clear")
+        await self._server.compact()
+
+    async def _undefine(self) -> None:
+        await self._server.order("delete_definition")
+        await self._some_time()
+        await self._server.order("clear")
+
+    async def _silence(self) -> None:
+        await self._server.order("silence_watches", silent=True)
+        await self._some_time()
+        await self._server.order("silence_watches", silent=False)
+
+    # The daemon
+
+    async def _kill_daemon(self) -> None:
+        await self._crew.mortal.process.kill()
+        await self._crew.mortal.process.start()
+
+    async def _terminate_daemon(self) -> None:
+        process = self._crew.mortal.process
+        status = await process.terminate()
+        if status != 0:
+            raise AssertionError(f"on SIGTERM the daemon ended with status {status}: {process.tail()}")
+        await process.start()
+
+    async def _pause_daemon(self) -> None:
+        self._crew.mortal.process.signal(signal.SIGSTOP)
+        await self._some_time()
+        self._crew.mortal.process.signal(signal.SIGCONT)
+
+    async def _remove_socket(self) -> None:
+        mortal = self._crew.mortal
+        mortal.socket.unlink()
+        status = await mortal.process.ended()
+        if status != 1:
+            raise AssertionError(f"without its socket the daemon ended with status {status}: {mortal.process.tail()}")
+        await mortal.process.start()
+
+    async def _second_daemon(self) -> None:
+        async with self._crew.mortal.another() as second:
+            await second.spawn()
+            status = await second.ended()
+            if status != 1 or "in use by another daemon" not in second.said:
+                raise AssertionError(f"a second daemon ended with status {status}: {second.tail()}")
+
+    async def _fill_disk(self) -> None:
+        async with self._disk.full():
+            await self._some_time()
+            await self._kill_daemon()
+            await self._some_time()
+
+    # The subscribers
+
+    async def _cut_subscriber(self) -> None:
+        await self._crew.restless.cut()
+
+    async def _slow_subscriber(self) -> None:
+        self._crew.slow.pause()
+        await self._some_time()
+        self._crew.slow.go_on()
+
+    async def _kill_subscriber(self) -> None:
+        await self._crew.end_idling()
+        await self._crew.begin_idling()
+
+    async def _swallow_subscriber(self) -> None:
+        async with self._crew.wired.swallowing():
+            await self._some_time()
+        await self._crew.wired.cut()  # else the peer would learn of it after as long as TCP has patience
+
+    async def _crowd(self) -> None:
+        address = f"unix://{self._random.choice(self._daemons).socket}"
+        crowd = [Stream(address) for _ in range(_CROWD)]
+        await asyncio.gather(*(stream.until_synced() for stream in crowd))
+        await asyncio.gather(*(stream.close() for stream in crowd))

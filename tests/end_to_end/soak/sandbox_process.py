@@ -1,0 +1,98 @@
+"""The sandbox as a process whose objects outlive it, as those of an API server do in etcd.
+
+Orders come as lines of JSON on its standard input, and each is answered by an empty line once it is done: the name of
+something that the sandbox, or its faults, can do, and what to do it with. It ends with its standard input.
+"""
+
+import asyncio
+import json
+import signal
+import sys
+from pathlib import Path
+from random import sample
+from typing import Any
+
+import msgspec
+
+from milo_sandbox import Sandbox
+from milo_sandbox.api import Features
+from milo_sandbox.kubeconfigs import write_secret
+from milo_sandbox.records import Record
+from milo_sandbox.resources import PROJECTS
+from milo_sandbox.store import Snapshot, Store
+from milo_sandbox.watch import Pace
+
+AUTHORITY = "ca.pem"
+TOKEN = "own.token"
+READY = "ready"
+
+_DATA = "objects"
+_BOOKMARKS_EVERY_S = 5.0
+_TOKENS_LIVE_S = 60.0
+_GRACE_S = 4.0
+"""After SIGTERM: a real server takes a minute."""
+
+
+class _Kept(msgspec.Struct):
+    version: int
+    projects: list[Record]
+
+
+def remember(store: Store, path: Path) -> None:
+    """From here on each write is in the file before anybody hears of it; what is there is restored first."""
+
+    def write() -> None:
+        kept = _Kept(store.version, list(store[PROJECTS]))
+        beside = path.with_name(f"{path.name}.new")
+        beside.write_bytes(msgspec.msgpack.encode(kept))
+        beside.replace(path)
+
+    if path.exists():
+        kept = msgspec.msgpack.decode(path.read_bytes(), type=_Kept)
+        store.restore(Snapshot(kept.version, {PROJECTS: kept.projects}))
+    store.listen(write)
+
+
+async def serve(folder: Path, port: int) -> None:
+    sandbox = Sandbox(
+        port=port, features=Features(pace=Pace(bookmark_interval=_BOOKMARKS_EVERY_S)), token_life=_TOKENS_LIVE_S
+    )
+    remember(sandbox.store, folder / _DATA)
+    # It has another CA each time: whoever trusts the file has to read it anew.
+    write_secret(folder / AUTHORITY, sandbox.ca_pem.decode())
+    loop = asyncio.get_running_loop()
+    async with sandbox:
+        sandbox.write_kubeconfig(folder / TOKEN.removesuffix(".token"))
+        obeying = loop.create_task(_obey(sandbox), name="obey")
+        loop.add_signal_handler(signal.SIGTERM, obeying.cancel)
+        sys.stdout.write(f"{READY}\n")
+        sys.stdout.flush()
+        await asyncio.wait((obeying,))
+        if obeying.cancelled():
+            await sandbox.terminate(grace=_GRACE_S)
+
+
+async def _obey(sandbox: Sandbox) -> None:
+    orders = asyncio.StreamReader(limit=1 << 20)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
+    while line := await orders.readline():
+        order, given = json.loads(line)
+        _do(sandbox, order, given)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+
+
+def _do(sandbox: Sandbox, order: str, given: dict[str, Any]) -> None:
+    match order:
+        case "blink":
+            names = [record.name for record in sandbox.store[PROJECTS]]
+            sandbox.blink(*sample(names, min(given["count"], len(names))))
+        case "delete_definition":
+            sandbox.delete_definition(PROJECTS)
+        case _:
+            what = getattr(sandbox, order, None) or getattr(sandbox.faults, order)
+            what(**given)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,138 @@
+"""A soak: a fault every few seconds, for as long as it is told to; after each, all is to be well again soon."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+
+from tests.end_to_end.process.handing_out import handed_rightly
+from tests.end_to_end.process.recorder import Recorder
+from tests.end_to_end.process.validators import alternating, breaches
+from tests.end_to_end.soak.crew import Crew, Daemon
+from tests.end_to_end.soak.disk import Disk
+from tests.end_to_end.soak.faults import Faults, Kind
+from tests.end_to_end.soak.report import Recovery, Report, Subscriber
+from tests.end_to_end.soak.servers import Server
+from tests.end_to_end.soak.world import MARK, World
+
+CHANGES_PER_SECOND = 3.0
+PATIENCE_S = 150.0
+"""After a fault, for everybody who reads to know everything. Beyond that it is a failure, and the soak goes on."""
+_LOOK_EVERY_S = 0.02
+
+Say = Callable[[str], None]
+
+
+class Soak:
+    def __init__(self, server: Server, folder: Path, seed: int, say: Say) -> None:
+        self._server = server
+        self._folder = folder
+        self._seed = seed
+        self._say = say
+        self._random = Random(seed)
+        self._failures: list[str] = []
+        self._recoveries: dict[str, list[Recovery]] = defaultdict(list)
+
+    async def run(self, minutes: float) -> Report:
+        server, folder = self._server, self._folder
+        began = time.monotonic()
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(server.close)
+            await server.start()
+            self._world = world = World(server, Random(self._seed))
+            await world.found()
+            (folder / "mortal.state").mkdir()
+            disk = await stack.enter_async_context(Disk(folder / "mortal.state"))
+            mortal = await stack.enter_async_context(Daemon("mortal", folder, server))
+            steady = await stack.enter_async_context(Daemon("steady", folder, server))
+            self._crew = crew = Crew(mortal, steady)
+            faults = Faults(server, crew, disk, self._random)
+            async with crew.at_work():
+                churning = asyncio.create_task(world.churn(CHANGES_PER_SECOND), name="churn")
+                await self._until_well()
+                while time.monotonic() < began + minutes * 60.0 and steady.process.is_running:
+                    await self._strike(faults.next())
+                    await asyncio.sleep(self._random.uniform(0.5, 3.0))
+                churning.cancel()
+                await asyncio.wait((churning,))
+                await self._end(mortal, steady)
+        histories = [recorder.history for recorder in crew.recorders]
+        self._failures += breaches(histories, world.upstream)
+        self._failures += [f"client: {breach}" for breach in alternating(crew.watched)]
+        handed = crew.handed
+        self._failures += [f"credentials: {breach}" for breach in handed_rightly(handed)]
+        return Report(
+            server=server.title,
+            seed=self._seed,
+            minutes=(time.monotonic() - began) / 60.0,
+            faults=dict(faults.counts),
+            groups={kind.name: kind.group for kind in faults.kinds()},
+            recoveries=dict(self._recoveries),
+            disk=disk.title,
+            writes=world.writes,
+            writes_lost=world.lost,
+            subscribers=[Subscriber.of(history) for history in histories],
+            client_events=len(crew.watched),
+            handed=len(handed),
+            gauges=crew.gauges,
+            failures=self._failures,
+        )
+
+    async def _strike(self, kind: Kind) -> None:
+        before = time.monotonic()
+        await kind.strike()
+        healed = time.monotonic()
+        if not await self._until_well():
+            self._failures.append(f"not well {PATIENCE_S:g} s after: {kind.name}; {self._missing()}")
+        recovery = Recovery(lasted_s=healed - before, took_s=time.monotonic() - healed)
+        self._recoveries[kind.name].append(recovery)
+        self._say(f"{kind.name}: {recovery.lasted_s:.1f} s, well again after {recovery.took_s:.1f} s")
+
+    async def _until_well(self) -> bool:
+        """Everybody who reads is told of a change made now, and what they know is the truth."""
+        async with self._world.quiet():
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    mark = await self._world.mark()
+                    while not all(self._knows(recorder, mark) for recorder in self._crew.prompt):  # noqa: ASYNC110
+                        await asyncio.sleep(_LOOK_EVERY_S)
+            except TimeoutError:
+                return False
+        return True
+
+    def _knows(self, recorder: Recorder, mark: str) -> bool:
+        marker = recorder.view.get(MARK)
+        return marker is not None and ("mark", mark) in marker[1] and recorder.view == self._truth(recorder)
+
+    def _truth(self, recorder: Recorder) -> dict[str, tuple[str, tuple[tuple[str, str], ...]]]:
+        engaged = self._world.upstream.engaged(recorder.history.label_selector)
+        return {name: (state.uid, state.labels) for name, state in engaged.items()}
+
+    def _missing(self) -> str:
+        return "; ".join(
+            f"{recorder.history.who} lacks or has too much: "
+            + ", ".join(sorted({name for name, _ in recorder.view.items() ^ self._truth(recorder).items()}))
+            for recorder in self._crew.prompt
+        )
+
+    async def _end(self, mortal: Daemon, steady: Daemon) -> None:
+        """All of them, the slow and the far as well, come to know everything; then the daemons end as they should."""
+        if not await self._until_well():
+            self._failures.append(f"not well in the end; {self._missing()}")
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                for recorder in self._crew.recorders:
+                    while recorder.view != self._truth(recorder):  # noqa: ASYNC110 - only looking tells
+                        await asyncio.sleep(_LOOK_EVERY_S)
+                while self._crew.names != set(self._truth(self._crew.fast[0])):  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError:
+            self._failures.append("not everybody knew everything in the end")
+        for daemon in (mortal, steady):
+            if "Traceback" in daemon.process.said:
+                self._failures.append(f"the {daemon.name} daemon raised: {daemon.process.tail(60)}")
+            if not daemon.process.is_running:
+                self._failures.append(f"the {daemon.name} daemon has ended: {daemon.process.tail()}")

@@ -1,0 +1,109 @@
+"""What is written down as having happened: what is known to have, and nothing else."""
+
+from random import Random
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import pytest
+
+from tests.end_to_end.process.upstream import State
+from tests.end_to_end.real.api import RefusedError
+from tests.end_to_end.soak.servers import COLLECTION
+from tests.end_to_end.soak.world import MARK, World
+
+
+class Lossy:
+    """An API server in a dictionary; `loses` has the next answer lost, after or before what was asked is done."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.loses = ""
+        self._uids = 0
+
+    def api(self) -> Self:
+        return self
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        pass
+
+    async def call(self, method: str, path: str, body: Any = None) -> dict[str, Any]:
+        loses, self.loses = self.loses, ""
+        if loses == "before":
+            raise aiohttp.ServerDisconnectedError
+        answer = self._done(method, path.removeprefix(COLLECTION).strip("/").split("/")[0], body)
+        if loses == "after":
+            raise aiohttp.ServerDisconnectedError
+        return answer
+
+    def _done(self, method: str, name: str, body: Any) -> dict[str, Any]:
+        if method == "POST":
+            self._uids += 1
+            made = {"metadata": {**body["metadata"], "uid": f"u{self._uids}"}, "status": {}}
+            self.objects[body["metadata"]["name"]] = made
+            return made
+        if name not in self.objects:
+            raise RefusedError(f"{method} {name}", 404, f'{{"reason":"NotFound","details":{{"name":"{name}"}}}}')
+        if method == "DELETE":
+            return self.objects.pop(name)
+        found = self.objects[name]
+        for part, change in (body or {}).items():
+            found[part] = found[part] | change
+        return found
+
+
+@pytest.fixture
+def server() -> Lossy:
+    return Lossy()
+
+
+@pytest.fixture
+async def world(server: Lossy) -> World:
+    made = World(server, Random(1))  # type: ignore[arg-type]
+    await made.found()
+    return made
+
+
+def truth(server: Lossy) -> dict[str, State]:
+    return {
+        name: State(
+            each["metadata"]["uid"],
+            any(condition["status"] == "True" for condition in each["status"].get("conditions", ())),
+            tuple(sorted(each["metadata"]["labels"].items())),
+        )
+        for name, each in server.objects.items()
+    }
+
+
+def noted(world: World) -> dict[str, State]:
+    return {name: world.upstream[name] for name in world.upstream.names()}
+
+
+async def test_what_is_there_at_the_beginning_is_noted(server: Lossy, world: World) -> None:
+    assert noted(world) == truth(server)
+    assert world.upstream[MARK].ready
+
+
+@pytest.mark.parametrize("loses", ["before", "after"])
+async def test_whatever_came_of_writes_without_an_answer_is_looked_at_before_the_next(
+    server: Lossy, world: World, loses: str
+) -> None:
+    for turn in range(200):
+        server.loses = loses if turn % 3 == 0 else ""
+        async with world.quiet():
+            await world.happen()
+    await world.mark()
+    assert noted(world) == truth(server)
+    assert world.lost > 30
+
+
+async def test_a_mark_is_written_until_it_is_there(server: Lossy, world: World) -> None:
+    server.loses = "after"
+    mark = await world.mark()
+    assert server.objects[MARK]["metadata"]["labels"]["mark"] == mark
+    assert world.lost == 1

@@ -1,0 +1,102 @@
+"""The daemon as a whole, in this process, beside a sandbox."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from milo_discoveryd.app import Daemon
+from milo_discoveryd.config import load
+from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.server.server import Server
+from milo_discoveryd.wiring.source import Discovery
+from milo_sandbox import Sandbox
+from tests.support.eventually import eventually
+
+
+class Place:
+    def __init__(self, folder: Path, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self._folder = folder
+        self._flags: dict[str, Any] = {
+            "discovery_kubeconfig": str(sandbox.write_kubeconfig(folder / "kubeconfig")),
+            "listen": (f"unix://{folder}/d.sock",),
+            "http_listen": "127.0.0.1:0",
+        }
+
+    def daemon(self, **settings: Any) -> Daemon:
+        file = self._folder / "settings.yaml"
+        file.write_text(json.dumps(settings))
+        return Daemon(load(self._flags, {}, file))
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    async with Sandbox() as sandbox:
+        yield Place(tmp_path, sandbox)
+
+
+Look = Callable[[str], Awaitable[tuple[int, str]]]
+"""The answer at a path, as status and text."""
+
+
+@asynccontextmanager
+async def serving(daemon: Daemon) -> AsyncIterator[Look]:
+    task = asyncio.create_task(daemon.serve())
+    try:
+        async with asyncio.timeout(20):
+            await daemon.started.wait()
+        async with aiohttp.ClientSession() as session:
+
+            async def look(path: str) -> tuple[int, str]:
+                async with session.get(f"{daemon.http_address}{path}") as response:
+                    return response.status, await response.text()
+
+            yield look
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_o4_it_is_alive_before_it_is_ready_and_stays_ready_while_it_is_stale(place: Place) -> None:
+    place.sandbox.projects.create("alpha", ready=True)
+    await place.sandbox.stop()
+    daemon = place.daemon()
+    async with serving(daemon) as look:
+        assert [(await look(path))[0] for path in ("/livez", "/readyz")] == [200, 503]
+        await place.sandbox.start()
+        await eventually(lambda: daemon._fleet.synced)
+        assert (await look("/readyz"))[0] == 200
+        await place.sandbox.stop()
+        await eventually(lambda: daemon._fleet.status.state is SourceState.STALE)
+        assert [(await look(path))[0] for path in ("/livez", "/readyz")] == [200, 200]
+
+
+async def test_o8_series_of_clusters_are_capped(place: Place) -> None:
+    for number in range(5):
+        place.sandbox.projects.create(f"p-{number}", ready=True)
+    daemon = place.daemon(metrics={"cluster_info_cap": 2})
+    async with serving(daemon) as look:
+        await eventually(lambda: daemon._fleet.synced)
+        _, metrics = await look("/metrics")
+        assert metrics.count("\nmilo_discoveryd_cluster_info{") == 2
+        assert "\nmilo_discoveryd_engaged_clusters 5" in metrics
+
+
+@pytest.mark.parametrize("part", [Discovery, Issuer, Server])
+async def test_o10_a_part_that_dies_ends_the_daemon(place: Place, part: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def die(*_: object) -> None:
+        raise RuntimeError("a part died")
+
+    monkeypatch.setattr(part, "guard" if part is Server else "run", die)
+    async with asyncio.timeout(20):
+        with pytest.raises(ExceptionGroup) as raised:
+            await place.daemon().serve()
+    assert raised.value.subgroup(RuntimeError) is not None

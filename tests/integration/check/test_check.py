@@ -1,0 +1,257 @@
+"""`milo-discoveryd check` as a whole, against a sandbox: what is told, in which order, and the exit status."""
+
+import base64
+import fcntl
+import io
+import json
+import socket
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from milo_discoveryd.check import check
+from milo_discoveryd.config import load
+from milo_sandbox import Rule, Sandbox
+from milo_sandbox.resources import PROJECTS
+from tests.integration.watchers.api_server import ApiServer, answering
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with Sandbox(projects=3, seed=1) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def kubeconfig(sandbox: Sandbox, tmp_path: Path) -> Path:
+    return saved(tmp_path / "kubeconfig", sandbox.kubeconfig())
+
+
+def saved(path: Path, content: Mapping[str, Any]) -> Path:
+    path.write_text(json.dumps(content))
+    return path
+
+
+class Told:
+    def __init__(self, status: int, text: str) -> None:
+        self.status = status
+        self.text = text
+        self.lines = text.splitlines()
+
+    def levels(self) -> dict[str, str]:
+        """By what was looked at, the worst of it."""
+        order = ("ok", "warn", "fail")
+        found: dict[str, str] = {}
+        for line in self.lines[:-1]:
+            level, _, rest = line.partition(" ")
+            if level in order:
+                what = rest.strip().partition(": ")[0]
+                found[what] = max(level, found.get(what, "ok"), key=order.index)
+        return found
+
+
+async def look(tmp_path: Path, environ: Mapping[str, str] | None = None, **flags: object) -> Told:
+    out = io.StringIO()
+    given = {"listen": (f"unix://{tmp_path}/d.sock",), "http_listen": "127.0.0.1:0"} | flags
+    status = await check(load(given, {}, None), out, environ or {})
+    return Told(status, out.getvalue())
+
+
+async def test_all_is_well_and_each_step_is_told_in_order(kubeconfig: Path, tmp_path: Path, sandbox: Sandbox) -> None:
+    told = await look(tmp_path, discovery_kubeconfig=str(kubeconfig))
+    assert told.lines == [
+        "ok    settings: mode project",
+        f"ok    discovery reach: {sandbox.url} answers ({kubeconfig})",
+        "ok    discovery identity: as sandbox-admin",
+        "ok    discovery permissions: may get, list and watch projects.resourcemanager.miloapis.com",
+        "ok    discovery list: 3 projects",
+        "ok    discovery watch: watches projects",
+        f"ok    project: the same as discovery ({kubeconfig})",
+        f"warn  kubeconfigs project-kubeconfig: none are handed out: the user of {kubeconfig} has a token or "
+        "certificate that stands in it, which nobody renews, or none",
+        "      -> configure one of kubeconfigs.sources, if you want some",
+        f"ok    listen unix://{tmp_path}/d.sock: free",
+        "ok    http_listen 127.0.0.1:0: free",
+        "all well",
+    ]
+    assert told.status == 0
+
+
+async def test_the_mode_decides_what_is_asked_for_and_the_selector_is_used(kubeconfig: Path, tmp_path: Path) -> None:
+    told = await look(
+        tmp_path, discovery_kubeconfig=str(kubeconfig), mode="project-control-plane", label_selector="no=such"
+    )
+    assert "may get, list and watch projectcontrolplanes.infrastructure.miloapis.com" in told.text
+    assert "warn  discovery list: no projectcontrolplanes match" in told.text
+    assert told.status == 0
+
+
+async def test_a_missing_right_is_told_with_the_rule_that_gives_it(sandbox: Sandbox, tmp_path: Path) -> None:
+    rules = [Rule(verbs=frozenset({"get", "list"}), resources=frozenset({"projects"}))]
+    config = sandbox.kubeconfig(token=sandbox.token("reader", rules=rules))
+    told = await look(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
+    assert "fail  discovery permissions: may not watch projects" in told.text
+    assert "{apiGroups: [resourcemanager.miloapis.com], resources: [projects], verbs: [get, list, watch]}" in told.text
+    assert told.levels()["discovery list"] == "ok"
+    assert told.levels()["discovery watch"] == "fail"
+    assert told.status == 1
+
+
+async def test_a_token_that_has_ended_is_told_and_what_follows_is_not_tried(sandbox: Sandbox, tmp_path: Path) -> None:
+    config = saved(tmp_path / "kubeconfig", sandbox.kubeconfig())
+    sandbox.tokens.revoke_all()
+    told = await look(tmp_path, discovery_kubeconfig=str(config))
+    assert "fail  discovery identity: the server refuses our credential (401)" in told.text
+    assert "discovery permissions" not in told.levels()
+    assert told.lines[-1] == "1 failed"
+    assert told.status == 1
+
+
+async def test_the_wrong_authority_is_told(sandbox: Sandbox, tmp_path: Path) -> None:
+    config = sandbox.kubeconfig()
+    other = trustme.CA().cert_pem.bytes()
+    config["clusters"][0]["cluster"]["certificate-authority-data"] = _encoded(other)
+    told = await look(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
+    assert "fail  discovery reach: no TLS with" in told.text
+    assert "must hold the CA that signed it" in told.text
+    assert told.status == 1
+
+
+async def test_a_server_without_the_resource_is_told(sandbox: Sandbox, kubeconfig: Path, tmp_path: Path) -> None:
+    sandbox.faults.unserved(PROJECTS)
+    told = await look(tmp_path, discovery_kubeconfig=str(kubeconfig))
+    assert "fail  discovery list: the server has no projects.resourcemanager.miloapis.com (v1alpha1)" in told.text
+    assert told.status == 1
+
+
+async def test_a_server_that_is_no_api_server_is_told(tmp_path: Path) -> None:
+    async with ApiServer(answering(b"<html>")) as server:
+        config = {
+            "current-context": "x",
+            "contexts": [{"name": "x", "context": {"cluster": "x"}}],
+            "clusters": [
+                {"name": "x", "cluster": {"server": server.url, "certificate-authority-data": _encoded(server.pem)}}
+            ],
+        }
+        told = await look(tmp_path, discovery_kubeconfig=str(saved(tmp_path / "kubeconfig", config)))
+    assert "answers, but not as an API server of Kubernetes does" in told.text
+    assert told.status == 1
+
+
+async def test_a_client_certificate_that_ends_within_a_day_is_worth_a_warning(tmp_path: Path) -> None:
+    async def warned(life: timedelta) -> bool:
+        leaf = clients.issue_cert(common_name="me", not_after=datetime.now(UTC) + life)
+        user = {
+            "client-certificate-data": _encoded(leaf.cert_chain_pems[0].bytes()),
+            "client-key-data": _encoded(leaf.private_key_pem.bytes()),
+        }
+        cluster = {"server": server.url, "certificate-authority-data": _encoded(server.pem)}
+        config = {
+            "current-context": "x",
+            "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+            "clusters": [{"name": "x", "cluster": cluster}],
+            "users": [{"name": "x", "user": user}],
+        }
+        path = str(saved(tmp_path / "kubeconfig", config))
+        told = await look(tmp_path, discovery_kubeconfig=path, project_kubeconfig=path, mode="single")
+        assert told.status == 0
+        return "warn  project identity: our client certificate ends at" in told.text
+
+    clients = trustme.CA()
+    async with ApiServer(answering(b"{}", 201), wants_client_certificate_of=clients) as server:
+        assert await warned(timedelta(hours=23))
+        assert not await warned(timedelta(hours=25))
+
+
+async def test_a_kubeconfig_that_is_wrong_is_told_once_and_the_rest_is_still_looked_at(tmp_path: Path) -> None:
+    told = await look(tmp_path, discovery_kubeconfig=str(tmp_path / "none"))
+    assert told.text.count("cannot be read: No such file or directory") == 1
+    assert "--discovery-kubeconfig FILE" in told.text
+    assert told.levels()["http_listen 127.0.0.1:0"] == "ok"
+    assert told.status == 1
+
+
+async def test_two_wrong_kubeconfigs_are_both_told(tmp_path: Path) -> None:
+    told = await look(tmp_path, discovery_kubeconfig=str(tmp_path / "none"), project_kubeconfig=str(tmp_path / "no"))
+    assert told.levels()["discovery kubeconfig"] == told.levels()["project kubeconfig"] == "fail"
+    assert told.lines[-1] == "2 failed"
+
+
+async def test_another_project_kubeconfig_is_looked_at_as_well(
+    sandbox: Sandbox, kubeconfig: Path, tmp_path: Path
+) -> None:
+    other = saved(tmp_path / "other", sandbox.kubeconfig(token=sandbox.token("operator", rules=[])))
+    told = await look(tmp_path, discovery_kubeconfig=str(kubeconfig), project_kubeconfig=str(other))
+    assert f"ok    project reach: {sandbox.url} answers ({other})" in told.text
+    assert "ok    project identity: as operator" in told.text
+    assert told.status == 0
+
+
+async def test_of_project_control_planes_only_the_identity_is_used(kubeconfig: Path, tmp_path: Path) -> None:
+    content = json.loads(kubeconfig.read_text())
+    content["clusters"][0]["cluster"]["server"] = "https://milo.invalid"
+    other = saved(tmp_path / "other", content)
+    flags = {"mode": "project-control-plane", "discovery_kubeconfig": str(kubeconfig)}
+    told = await look(tmp_path, project_kubeconfig=str(other), **flags)
+    assert f"ok    project credential: can be had ({other})" in told.text
+    content["users"][0]["user"] = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/no/login"}}
+    told = await look(tmp_path, project_kubeconfig=str(saved(other, content)), **flags)
+    assert "exec plugin, /no/login, and none is run that isn't named" in told.text
+    told = await look(tmp_path, project_kubeconfig=str(other), exec_plugins=("/no/login",), **flags)
+    assert "fail  project credential: exec plugin /no/login cannot be started" in told.text
+
+
+async def test_mode_single_looks_at_its_one_cluster_only(kubeconfig: Path, tmp_path: Path) -> None:
+    told = await look(tmp_path, mode="single", project_kubeconfig=str(kubeconfig), label_selector="a=b")
+    assert list(told.levels()) == [
+        "settings",
+        "project reach",
+        "project identity",
+        "kubeconfigs project-kubeconfig",
+        f"listen unix://{tmp_path}/d.sock",
+        "http_listen 127.0.0.1:0",
+    ]
+    assert "warn  settings: mode single watches nothing" in told.text
+    assert told.status == 0
+
+
+async def test_a_silence_limit_that_a_healthy_watch_exceeds_is_worth_a_warning(tmp_path: Path) -> None:
+    out = io.StringIO()
+    await check(load({"http_listen": "off"}, {"MILO_DISCOVERYD_SOURCE__SILENCE_LIMIT": "60s"}, None), out, {})
+    assert "warn  settings: source.silence_limit is 60 s" in out.getvalue()
+    assert "http_listen" not in out.getvalue()
+
+
+async def test_taken_places_are_told(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = f"127.0.0.1:{server.getsockname()[1]}"
+        told = await look(tmp_path, listen=(f"insecure://{taken}",), http_listen=taken)
+    assert told.levels()[f"listen insecure://{taken}"] == told.levels()[f"http_listen {taken}"] == "fail"
+
+
+async def test_beside_the_daemon_that_has_them_taken_places_are_no_failure(tmp_path: Path) -> None:
+    path = tmp_path / "d.sock"
+    with path.with_name("d.sock.lock").open("w") as lock, socket.create_server(("127.0.0.1", 0)) as server:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        taken = f"127.0.0.1:{server.getsockname()[1]}"
+        told = await look(tmp_path, listen=(f"unix://{path}", f"insecure://{taken}"), http_listen=taken)
+    levels = told.levels()
+    assert {levels[f"listen unix://{path}"], levels[f"listen insecure://{taken}"], levels[f"http_listen {taken}"]} == {
+        "warn"
+    }
+
+
+async def test_no_line_holds_a_token(sandbox: Sandbox, tmp_path: Path) -> None:
+    token = sandbox.token()
+    path = saved(tmp_path / "kubeconfig", sandbox.kubeconfig(token=token))
+    assert token not in (await look(tmp_path, discovery_kubeconfig=str(path))).text
+    sandbox.tokens.revoke_all()
+    assert token not in (await look(tmp_path, discovery_kubeconfig=str(path))).text
+
+
+def _encoded(content: bytes) -> str:
+    return base64.b64encode(content).decode()

@@ -1,0 +1,85 @@
+"""What a check says of the kubeconfigs that are to be handed out."""
+
+import io
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milo_discoveryd.check import check
+from milo_discoveryd.config import load
+from milo_sandbox import Sandbox
+
+
+@pytest.fixture
+async def sandbox(tmp_path: Path) -> AsyncIterator[Sandbox]:
+    async with Sandbox(projects=1, seed=1, token_life=600) as running:
+        running.write_kubeconfig(tmp_path / "kubeconfig")
+        (tmp_path / "ca.pem").write_bytes(running.ca_pem)
+        yield running
+
+
+async def lines(tmp_path: Path, *sources: dict[str, Any], **settings: Any) -> list[str]:
+    """Those about kubeconfigs, and what is done about them."""
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps({"kubeconfigs": {"sources": list(sources)}, **settings}))
+    flags = {
+        "discovery_kubeconfig": str(tmp_path / "kubeconfig"),
+        "listen": (f"unix://{tmp_path}/d.sock",),
+        "http_listen": "off",
+    }
+    out = io.StringIO()
+    await check(load(flags, {}, file), out, {})
+    return [line for line in out.getvalue().splitlines() if "kubeconfigs" in line or "identity" in line]
+
+
+async def test_the_project_kubeconfig_s_own_user_does_where_it_is_short_lived(sandbox: Sandbox, tmp_path: Path) -> None:
+    *_, line = await lines(tmp_path)
+    assert line.startswith("ok    kubeconfigs project-kubeconfig: project-kubeconfig gives credentials; this one has ")
+
+
+async def test_each_source_is_asked_for_a_credential_where_that_leaves_no_trace(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    key = sandbox.write_service_account_key(tmp_path / "key.json")
+    sandbox.add_service_account("milo", "operators")
+    (tmp_path / "infrastructure").write_text(json.dumps(sandbox.infrastructure_kubeconfig()))
+    found = await lines(
+        tmp_path,
+        {"name": "datum", "type": "datum-service-account", "key_file": str(key), "ca_file": str(tmp_path / "ca.pem")},
+        {
+            "name": "requested",
+            "type": "token-request",
+            "kubeconfig": str(tmp_path / "infrastructure"),
+            "namespace": "milo",
+            "service_account": "operators",
+        },
+        {"name": "file", "type": "token-file", "path": str(tmp_path / "missing")},
+        source={"credentials": "datum"},
+    )
+    assert "ok    discovery identity: as sandbox-admin" in found
+    assert [line[:30] for line in found if line.startswith(("ok    kube", "fail  kube"))] == [
+        "ok    kubeconfigs datum: datum",
+        "ok    kubeconfigs requested: t",
+        "fail  kubeconfigs file: " + str(tmp_path)[:6],
+    ]
+    assert sandbox.token_endpoint.answered
+    assert not sandbox.infrastructure.secret_names()
+
+
+async def test_a_source_for_each_cluster_is_none_for_discovery(sandbox: Sandbox, tmp_path: Path) -> None:
+    source = {"name": "secret", "type": "kubeconfig-secret"}
+    (line, _) = await lines(tmp_path, source, source={"credentials": "secret"})
+    assert line == (
+        "fail  kubeconfigs: source.credentials: secret has a credential for each cluster, and none for discovery"
+    )
+
+
+async def test_where_every_source_is_for_the_daemon_itself_nothing_is_handed_out(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    key = sandbox.write_service_account_key(tmp_path / "key.json")
+    source = {"name": "datum", "type": "datum-service-account", "key_file": str(key), "hand_out": "false"}
+    assert "warn  kubeconfigs: none are handed out: every source says hand_out: false" in await lines(tmp_path, source)

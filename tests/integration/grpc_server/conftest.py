@@ -1,0 +1,226 @@
+"""A real server over a real fleet, on a Unix socket: only Kubernetes is missing."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discoveryd.kubeconfigs.issuer import Issuer, Offer
+from milo_discoveryd.kubeconfigs.rendering import Place
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.observation import NotReady, Ready
+from milo_discoveryd.model.source import SourceState, SourceStatus
+from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.machine import Changed, Finding, Listed, ListEnded, ListStarted
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.rights.quota import Limits
+from milo_discoveryd.rights.rights import Rights
+from milo_discoveryd.server.calls.access import Access
+from milo_discoveryd.server.calls.frames import encoder
+from milo_discoveryd.server.calls.revision import Seal
+from milo_discoveryd.server.calls.service import About, Service
+from milo_discoveryd.server.connections.authentication import Reviews
+from milo_discoveryd.server.connections.listener import Listener, UnixAddress
+from milo_discoveryd.server.server import Server
+from milo_discoveryd.telemetry.audit import Audit
+from milo_discoveryd.telemetry.journal import Journal
+from milo_discoveryd.telemetry.metrics import Metrics
+
+EPOCH = "0123456789abcdef"
+NO_RULES = Rights()
+PLENTY = Limits(streams=1000, streams_each=1000, per_minute_each=100_000)
+
+
+def ready(name: str, *, uid: str = "", version: str = "1", **labels: str) -> Ready:
+    target = Target(
+        name=name, uid=uid or f"uid-{name}", place=(f"https://{name}.test",), labels=tuple(sorted(labels.items()))
+    )
+    return Ready(target.uid, version, target)
+
+
+def not_ready(name: str, *, uid: str = "", version: str = "2") -> NotReady:
+    return NotReady(name, uid or f"uid-{name}", version, "condition Ready is False")
+
+
+class World:
+    """The daemon's right half, with the test in the place of the source."""
+
+    def __init__(
+        self,
+        socket: Path,
+        *,
+        heartbeat_s: float,
+        stalled_s: float,
+        retention: Retention,
+        offers: Sequence[Offer],
+        per_second: float,
+        authorities: bytes,
+        rights: Rights,
+        limits: Limits,
+        listeners: Sequence[Listener] = (),
+        reviews: Reviews | None = None,
+    ) -> None:
+        self.metrics = Metrics()
+        self.audited: list[dict[str, Any]] = []
+        self.audit = Audit(self.metrics, lambda line: self.audited.append(json.loads(line)))
+        self.issuer = Issuer(
+            offers,
+            place=lambda: Place(authorities),
+            tally=self.metrics,
+            audit=self.audit,
+            max_ttl_s=900,
+            default_ttl_s=600,
+            address=lambda: "unix:///d.sock",
+            per_second=per_second,
+        )
+        self.fleet = Fleet(
+            ChangeLog(encoder(EPOCH), retention), Suspicions(lambda: 0.0), Journal(self.metrics, self.audit)
+        )
+        self.metrics.follow(self.fleet, 1000)
+        about = About(
+            version="0",
+            mode="project",
+            epoch=EPOCH,
+            started_at=time.time(),
+            heartbeat_s=heartbeat_s,
+            stalled_s=stalled_s,
+        )
+        self.access = Access(rights, limits, self.audit, asyncio.get_running_loop().time)
+        self.service = Service(self.fleet, about, self.metrics, self.issuer, access=self.access, seal=Seal(b"key"))
+        self.fleet.on(EventType.DISENGAGED, self.issuer.disengaged)
+        self.server = Server(
+            self.service,
+            listeners or [Listener(name="here", address=UnixAddress(socket))],
+            self.metrics,
+            reviews=reviews,
+            audit=self.audit,
+        )
+        self.address = f"unix:{socket}"
+
+    def listed(self, *observations: Ready) -> None:
+        """A complete list with these."""
+        self.found(ListStarted(), *map(Listed, observations), ListEnded())
+
+    def seen(self, *observations: Ready | NotReady) -> None:
+        """These changed, in one read of the watch."""
+        self.found(*map(Changed, observations))
+
+    def found(self, *findings: Finding) -> None:
+        for _ in self.fleet.take(findings, asyncio.get_running_loop().time()):
+            pass
+
+    def source(self, state: SourceState, reason: str = "") -> None:
+        self.fleet.source(SourceStatus(state, time.monotonic(), reason))
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[DiscoveryServiceStub]:
+        # A connection of its own for each client, as different processes have.
+        async with grpc.aio.insecure_channel(self.address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+            yield DiscoveryServiceStub(channel)
+
+    @asynccontextmanager
+    async def subscriber(self, **request: object) -> AsyncIterator["Subscriber"]:
+        async with self.client() as stub:
+            call = stub.WatchClusters(pb.WatchClustersRequest(**request))  # type: ignore[arg-type]
+            try:
+                yield Subscriber(call)
+            finally:
+                call.cancel()
+
+
+class Subscriber:
+    def __init__(self, call: "grpc.aio.UnaryStreamCall[pb.WatchClustersRequest, pb.WatchClustersResponse]") -> None:
+        self.call = call
+
+    async def batch(self) -> pb.WatchClustersResponse:
+        async with asyncio.timeout(20):
+            batch = await self.call.read()
+        assert isinstance(batch, pb.WatchClustersResponse), "the stream ended"
+        return batch
+
+    async def until_synced(self) -> list[pb.WatchClustersResponse]:
+        batches = [await self.batch()]
+        while not batches[-1].synced:
+            batches.append(await self.batch())
+        return batches
+
+    async def events(self) -> list[str]:
+        """Of the next batch that has any."""
+        while not (batch := await self.batch()).events:
+            pass
+        return told([batch])
+
+    async def error(self) -> grpc.aio.AioRpcError:
+        """Why the stream ended; what was still under way is read, and dropped."""
+        async with asyncio.timeout(20):
+            try:
+                while await self.call.read() is not grpc.aio.EOF:
+                    pass
+            except grpc.aio.AioRpcError as error:
+                return error
+        raise AssertionError("the stream ended without an error")
+
+
+def told(batches: Iterable[pb.WatchClustersResponse]) -> list[str]:
+    """Events as a person would note them: `ENGAGED alpha`, `DISENGAGED alpha DELETED`."""
+    words = []
+    for event in (event for batch in batches for event in batch.events):
+        kind = pb.ClusterEvent.Type.Name(event.type).removeprefix("TYPE_")
+        reason = pb.DisengageReason.Name(event.reason).removeprefix("DISENGAGE_REASON_") if event.reason else ""
+        words.append(" ".join(filter(None, (kind, event.cluster.name, reason))))
+    return words
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with a_world(tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def a_world(
+    folder: Path,
+    *,
+    heartbeat_s: float = 30.0,
+    stalled_s: float = 300.0,
+    retention: Retention | None = None,
+    offers: Sequence[Offer] = (),
+    per_second: float = 1000.0,
+    authorities: bytes = b"CA",
+    rights: Rights = NO_RULES,
+    limits: Limits = PLENTY,
+    listeners: Sequence[Listener] = (),
+    reviews: Reviews | None = None,
+) -> AsyncIterator[World]:
+    made = World(
+        folder / "d.sock",
+        heartbeat_s=heartbeat_s,
+        stalled_s=stalled_s,
+        retention=retention or Retention(),
+        offers=offers,
+        per_second=per_second,
+        authorities=authorities,
+        rights=rights,
+        limits=limits,
+        listeners=listeners,
+        reviews=reviews,
+    )
+    await made.server.start()
+    issuing = asyncio.create_task(made.issuer.run())
+    try:
+        yield made
+    finally:
+        await made.server.stop()
+        issuing.cancel()
+        with suppress(asyncio.CancelledError):
+            await issuing

@@ -1,0 +1,81 @@
+"""Callers who are told apart: each has a listener of his own, and the rules go by that."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discoveryd.model.selector import parse
+from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, Rule, Terms
+from milo_discoveryd.rights.scope import Scope
+from milo_discoveryd.rights.who import Who
+from milo_discoveryd.server.connections.listener import Listener, UnixAddress
+from tests.integration.grpc_server.conftest import Subscriber, World, a_world
+
+NAMES = ("shop", "bank", "root", "nobody")
+PROD = Scope(parse("env=prod"))
+
+
+def rule(name: str, scope: Scope, terms: Terms | None = UNLIMITED, streams: int | None = None) -> Rule:
+    """For the caller of that name."""
+    return Rule(Who(listeners=frozenset({name})), Grant(rule=name, scope=scope, terms=terms, streams=streams))
+
+
+def rules(*those: Rule) -> Rights:
+    return Rights(those)
+
+
+class Guest:
+    def __init__(self, world: World, stub: DiscoveryServiceStub) -> None:
+        self.world = world
+        self.stub: Any = stub
+
+    @asynccontextmanager
+    async def watching(self, **request: object) -> AsyncIterator[Subscriber]:
+        call = self.stub.WatchClusters(pb.WatchClustersRequest(**request))
+        try:
+            yield Subscriber(call)
+        finally:
+            call.cancel()
+
+
+class House:
+    def __init__(self, world: World, folder: Path) -> None:
+        self.world = world
+        self._folder = folder
+
+    @asynccontextmanager
+    async def guest(self, name: str) -> AsyncIterator[Guest]:
+        address = f"unix:{self._folder / name}.sock"
+        async with grpc.aio.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
+            yield Guest(self.world, DiscoveryServiceStub(channel))
+
+    def refusals(self) -> list[tuple[str, str]]:
+        return [
+            (line["caller"]["listener"], line["reason"]) for line in self.world.audited if line["event"] == "refused"
+        ]
+
+
+@asynccontextmanager
+async def a_house(folder: Path, *those: Rule, **others: Any) -> AsyncIterator[House]:
+    listeners = [Listener(name=name, address=UnixAddress(folder / f"{name}.sock")) for name in NAMES]
+    async with a_world(folder, rights=rules(*those), listeners=listeners, **others) as world:
+        yield House(world, folder)
+
+
+def told_of(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str, str, float | None]:
+    """Code, reason, words, and when to try again."""
+    status = rpc_status.from_call(error)
+    assert status is not None
+    info, retry, after = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), None
+    for detail in status.details:
+        detail.Unpack(info)
+        if detail.Unpack(retry):
+            after = retry.retry_delay.ToTimedelta().total_seconds()
+    return error.code(), info.reason, status.message, after

@@ -1,0 +1,94 @@
+"""`./dev python -m tests.integration.grpc_server.race [--rounds N] [--seed N]`
+
+Disengagements race with mints, in schedules of chance: nothing may be handed out for what is no longer engaged.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import sys
+import tempfile
+from pathlib import Path
+from random import Random
+
+import click
+import structlog
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.credentials.sources.minting import Scope
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.kubeconfigs.issuer import Offer
+from milo_discoveryd.server.calls.grpc_errors import CallError
+from tests.integration.grpc_server.conftest import World, a_world, not_ready, ready
+from tests.unit.kubeconfigs.backend import Backend
+
+_ASKING = 3
+
+
+class Race:
+    """In each round a cluster is engaged, asked for, and disengaged. The same seed is the same schedule."""
+
+    def __init__(self, world: World, backend: Backend, chance: Random) -> None:
+        self._world = world
+        self._backend = backend
+        self._chance = chance
+        self.handed = 0
+
+    async def run(self, rounds: int) -> None:
+        self._world.listed()
+        for number in range(rounds):
+            uid = f"u{number // 2}"  # it comes again as itself, and then as another
+            self._world.seen(ready("alpha", uid=uid, version=str(2 * number + 1)))
+            asking = [asyncio.create_task(self._ask()) for _ in range(_ASKING)]
+            await self._some_steps(12)
+            self._world.seen(not_ready("alpha", uid=uid, version=str(2 * number + 2)))
+            await asyncio.gather(*asking)
+
+    async def _ask(self) -> None:
+        await self._some_steps(8)
+        request = pb.IssueKubeconfigRequest(cluster="alpha")
+        try:
+            answer = await self._world.service.issue_kubeconfig(request, Caller(listener="test"))
+        except CallError:
+            return
+        # Still within the step that answered: nothing has been waited for since.
+        record = self._world.fleet.registry["alpha"]
+        assert record is not None
+        assert record.cluster is not None
+        token = json.loads(answer.kubeconfig.kubeconfig)["users"][0]["user"]["token"]
+        minted_for = self._backend.asked[int(token.rpartition("-")[2]) - 1]
+        assert minted_for.incarnation == record.cluster.incarnation
+        self.handed += 1
+
+    async def _some_steps(self, fewer_than: int) -> None:
+        for _ in range(self._chance.randrange(fewer_than)):
+            await asyncio.sleep(0)
+
+
+async def race(folder: Path, *, rounds: int, seed: int) -> int:
+    """How many were handed out, each rightly."""
+    backend = Backend(Scope.CLUSTER)
+    async with a_world(folder, offers=[Offer(backend)], per_second=1e6) as world:
+        made = Race(world, backend, Random(seed))
+        await made.run(rounds)
+    return made.handed
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="./dev python -m tests.integration.grpc_server.race")
+    parser.add_argument("--rounds", type=int, default=100_000, metavar="N")
+    parser.add_argument("--seed", type=int, default=1, metavar="N")
+    asked = parser.parse_args(argv)
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # each hand-out is a line
+    with tempfile.TemporaryDirectory(prefix="milo-") as folder:
+        handed = asyncio.run(race(Path(folder), rounds=asked.rounds, seed=asked.seed))
+    click.echo(
+        f"{asked.rounds} disengagements, {asked.rounds * _ASKING} requests beside them: {handed} were handed a "
+        "kubeconfig, and none after the disengagement"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

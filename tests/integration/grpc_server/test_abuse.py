@@ -1,0 +1,214 @@
+"""What no gRPC library would send: who is at the other end of another connection notices nothing of it."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+
+import grpc
+import pytest
+from hpack import Encoder, NeverIndexedHeaderTuple
+from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discoveryd.server.connections.listener import Listener, TcpAddress, UnixAddress
+from tests.integration.grpc_server.conftest import Subscriber, World, a_world, ready
+from tests.integration.grpc_server.raw import Raw, headers
+from tests.integration.grpc_server.test_tls import SPIFFE, Place, client_context
+from tests.support.eventually import eventually
+
+STREAMS = 100  # at once on a connection, as the server has it
+Abuse = Callable[[Raw], Awaitable[None]]
+
+
+class Target:
+    """A listener, with a way for those who mean well and one for the others."""
+
+    def __init__(
+        self, world: World, channel: Callable[[], grpc.aio.Channel], raw: Callable[[], Awaitable[Raw]]
+    ) -> None:
+        self.world = world
+        self.channel = channel
+        self.raw = raw
+
+
+@asynccontextmanager
+async def unix(folder: Path, *, peers: bool) -> AsyncIterator[Target]:
+    path = folder / "d.sock"
+    listener = Listener(name="here", address=UnixAddress(path), peer_credentials=peers)
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    async with a_world(folder, listeners=[listener]) as world:
+        yield Target(world, lambda: grpc.aio.insecure_channel(f"unix:{path}", options), lambda: Raw.unix(path))
+
+
+@asynccontextmanager
+async def tls(folder: Path) -> AsyncIterator[Target]:
+    place = Place(folder)
+    listener = Listener(name="net", address=TcpAddress("127.0.0.1", 0), tls=place.tls)
+    good, context = place.credentials(place.ca.issue(SPIFFE)), client_context(place)
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    async with a_world(folder, listeners=[listener]) as world:
+        [address] = world.server.addresses
+        host, _, port = address.partition(":")
+        yield Target(
+            world,
+            lambda: grpc.aio.secure_channel(address, good, options),
+            lambda: Raw.tls(host, int(port), context),
+        )
+
+
+LISTENERS = {
+    "unix": lambda folder: unix(folder, peers=False),
+    "peers": lambda folder: unix(folder, peers=True),
+    "tls": tls,
+}
+
+
+@pytest.fixture(params=LISTENERS)
+async def target(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Target]:
+    async with LISTENERS[request.param](tmp_path) as made:
+        yield made
+
+
+async def rapid_reset(raw: Raw) -> None:
+    """CVE-2023-44487: begun and taken back, so that they never count as many at once."""
+    await raw.greet()
+    for _ in range(40):
+        for _ in range(100):
+            stream = raw.call("ListClusters", end=False)
+            raw.connection.reset_stream(stream)
+        await raw.flush()
+
+
+async def streams_without_end(raw: Raw) -> None:
+    """Ten thousand of them, as quickly as they can be sent."""
+    await raw.greet()
+    block = Encoder().encode([NeverIndexedHeaderTuple(*each) for each in headers("WatchClusters")])
+    for first in range(1, 20_000, 200):
+        frames = []
+        for stream in range(first, first + 200, 2):
+            frames.append(HeadersFrame(stream, block, flags=["END_HEADERS"]).serialize())
+            frames.append(DataFrame(stream, b"\0" * 5, flags=["END_STREAM"]).serialize())
+        await raw.send(b"".join(frames))
+
+
+async def headers_without_end(raw: Raw) -> None:
+    """CVE-2024-27316 and its like: CONTINUATION after CONTINUATION."""
+    await raw.greet()
+    await raw.send(HeadersFrame(1, b"\x00\x01a\x01b" * 1000).serialize())
+    for _ in range(300):
+        await raw.send(ContinuationFrame(1, b"\x00\x01a\x01b" * 3000).serialize())
+
+
+async def large_metadata(raw: Raw) -> None:
+    await raw.greet()
+    for number in range(50):
+        raw.call("ListClusters", b"", *((f"x-{number}-{each}", "y" * 1000) for each in range(30)))
+        await raw.flush()
+
+
+async def large_messages(raw: Raw) -> None:
+    await raw.greet()
+    stream = raw.call("ListClusters", end=False)
+    for length in (1 << 20, (1 << 32) - 1):
+        raw.connection.send_data(stream, b"\0" + length.to_bytes(4, "big") + b"x" * 10_000)
+        await raw.flush()
+
+
+async def pings(raw: Raw) -> None:
+    await raw.greet()
+    for number in range(100):
+        await raw.send(b"".join(PingFrame(0, number.to_bytes(8, "big")).serialize() for _ in range(200)))
+
+
+async def settings(raw: Raw) -> None:
+    await raw.greet()
+    for number in range(100):
+        await raw.send(SettingsFrame(0, {SettingsFrame.INITIAL_WINDOW_SIZE: number}).serialize() * 200)
+
+
+async def resets_of_nothing(raw: Raw) -> None:
+    await raw.greet()
+    for number in range(1, 2001, 2):
+        await raw.send(RstStreamFrame(number, error_code=8).serialize() * 10)
+
+
+async def no_http2(raw: Raw) -> None:
+    await raw.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" + os.urandom(100_000))
+
+
+async def half_a_preface(raw: Raw) -> None:
+    await raw.send(b"PRI * HTTP/2.0\r\n\r\nS")
+
+
+async def garbage_frames(raw: Raw) -> None:
+    await raw.greet()
+    for seed in range(50):
+        await raw.send(bytes((each * 31 + seed * 7) % 256 for each in range(4000)))
+
+
+ABUSES: list[Abuse] = [
+    rapid_reset, streams_without_end, headers_without_end, large_metadata, large_messages, pings, settings,
+    resets_of_nothing, no_http2, half_a_preface, garbage_frames,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("abuse", ABUSES, ids=lambda abuse: abuse.__name__)
+async def test_others_notice_nothing_of_abuse_and_nothing_is_left_of_it(target: Target, abuse: Abuse) -> None:
+    world = target.world
+    world.listed(ready("alpha"))
+    async with target.channel() as channel:
+        call = DiscoveryServiceStub(channel).WatchClusters(pb.WatchClustersRequest())
+        subscriber = Subscriber(call)
+        await subscriber.until_synced()
+        before = usage()
+        with closing(await target.raw()) as raw:
+            raw.socket.settimeout(2)
+            # Being cut off, or not being read any more, is what it deserves.
+            with suppress(OSError):
+                await abuse(raw)
+            assert len(world.service.streams) <= 1 + STREAMS
+            world.seen(ready("beta"))
+            assert await subscriber.events() == ["ENGAGED beta"]
+        await eventually(lambda: len(world.service.streams) == 1)
+        await eventually(lambda: usage() <= before)
+        world.seen(ready("gamma"))
+        assert await subscriber.events() == ["ENGAGED gamma"]
+        call.cancel()
+
+
+async def test_a_connection_has_no_more_streams_than_it_may(target: Target) -> None:
+    world = target.world
+    world.listed(ready("alpha"))
+    with closing(await target.raw()) as raw:
+        await raw.greet()
+        for _ in range(3 * STREAMS):
+            raw.call("WatchClusters")
+        await raw.flush()
+        await eventually(lambda: len(world.service.streams) == STREAMS)
+        async with target.channel() as channel:
+            await DiscoveryServiceStub(channel).ListClusters(pb.ListClustersRequest())
+        assert len(world.service.streams) == STREAMS
+
+
+async def test_messages_and_metadata_are_as_large_as_they_may_be_and_no_larger(target: Target) -> None:
+    target.world.listed(ready("alpha"))
+    async with target.channel() as channel:
+        listing = DiscoveryServiceStub(channel).ListClusters
+        for message_kib, metadata_kib, expected in (
+            (250, 0, "INVALID_ARGUMENT"),  # it is read, and then its filter is too large
+            (260, 0, "RESOURCE_EXHAUSTED"),
+            (0, 7, "OK"),
+            (0, 17, "RESOURCE_EXHAUSTED"),
+        ):
+            request = pb.ListClustersRequest(filter=pb.ClusterFilter(names=["x" * 1024] * message_kib))
+            call = listing(request, metadata=(("x-long", "y" * 1024 * metadata_kib),))
+            with suppress(grpc.aio.AioRpcError):
+                await call
+            assert (await call.code()).name == expected
+
+
+def usage() -> tuple[int, int]:
+    return len(list(Path("/proc/self/fd").iterdir())), len(asyncio.all_tasks())

@@ -1,0 +1,204 @@
+"""The calls that are answered once, and what callers are told when they can't be."""
+
+import asyncio
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_status import rpc_status
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.reflect.deletions import NotFound
+from milo_discoveryd.reflect.machine import Suspected
+from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.server.calls.service import AT_A_TURN, NAME
+from tests.integration.grpc_server.conftest import EPOCH, World, not_ready, ready, told
+
+
+def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, error_details_pb2.BadRequest]:
+    status = rpc_status.from_call(error)
+    assert status is not None
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    for detail in status.details:
+        detail.Unpack(info) or detail.Unpack(bad)
+    return info, bad
+
+
+async def test_a_list_holds_the_engaged_clusters_by_name(world: World) -> None:
+    world.listed(ready("gamma"), ready("alpha"), ready("beta"))
+    world.seen(not_ready("beta"))
+    async with world.client() as stub:
+        answer = await stub.ListClusters(pb.ListClustersRequest())
+    assert [cluster.name for cluster in answer.clusters] == ["alpha", "gamma"]
+    assert (answer.total_size, answer.next_page_token) == (2, "")
+
+
+async def test_all_pages_of_a_listing_show_one_revision(world: World) -> None:
+    world.listed(*(ready(f"p-{number}") for number in range(5)))
+    async with world.client() as stub:
+        first = await stub.ListClusters(pb.ListClustersRequest(page_size=2))
+        world.seen(not_ready("p-3"), ready("p-9"))
+        second = await stub.ListClusters(pb.ListClustersRequest(page_size=2, page_token=first.next_page_token))
+        third = await stub.ListClusters(pb.ListClustersRequest(page_size=2, page_token=second.next_page_token))
+    pages = (first, second, third)
+    assert [cluster.name for page in pages for cluster in page.clusters] == [f"p-{number}" for number in range(5)]
+    assert {page.revision for page in pages} == {first.revision}
+    assert third.next_page_token == ""
+
+
+async def test_while_a_large_page_is_written_others_are_served(world: World) -> None:
+    world.listed(*(ready(f"p-{number}") for number in range(4 * AT_A_TURN)))
+    page = asyncio.create_task(
+        world.service.list_clusters(pb.ListClustersRequest(page_size=5000), Caller(listener="here"))
+    )
+    turns = 0
+    while not page.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert len((await page).clusters) == 4 * AT_A_TURN
+    assert turns >= 4
+
+
+async def test_a_stream_goes_on_from_the_revision_of_a_list(world: World) -> None:
+    world.listed(ready("alpha"))
+    async with world.client() as stub:
+        listed = await stub.ListClusters(pb.ListClustersRequest())
+    world.seen(ready("beta"))
+    async with world.subscriber(resume_revision=listed.revision) as subscriber:
+        batch = await subscriber.batch()
+    assert (told([batch]), batch.reset) == (["ENGAGED beta"], False)
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.ListClustersRequest(page_size=-1), "page_size"),
+        (pb.ListClustersRequest(page_token="junk"), "page_token"),
+        (pb.ListClustersRequest(page_token="x" * 1000), "page_token"),
+        (pb.ListClustersRequest(filter=pb.ClusterFilter(label_selector="a in (b")), "filter.label_selector"),
+        (pb.ListClustersRequest(filter=pb.ClusterFilter(names=["x" * 100] * 1000)), "filter"),
+        (pb.ListClustersRequest(filter=pb.ClusterFilter(names=[""])), "filter.names"),
+    ],
+)
+async def test_bad_input_is_named(world: World, request_: pb.ListClustersRequest, field: str) -> None:
+    world.listed()
+    async with world.client() as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ListClusters(request_)
+    info, bad = details(caught.value)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (info.domain, info.reason) == ("discovery.miloapis.com", "INVALID_REQUEST")
+    assert [violation.field for violation in bad.field_violations] == [field]
+
+
+async def test_a_negative_interval_is_named(world: World) -> None:
+    async with world.subscriber(heartbeat_interval=Duration(seconds=-1)) as subscriber:
+        error = await subscriber.error()
+    assert [violation.field for violation in details(error)[1].field_violations] == ["heartbeat_interval"]
+
+
+async def test_nothing_is_listed_before_the_first_complete_list(world: World) -> None:
+    async with world.client() as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ListClusters(pb.ListClustersRequest())
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert details(caught.value)[0].reason == "NOT_SYNCED"
+
+
+async def test_get_tells_why_a_project_is_not_engaged(world: World) -> None:
+    world.listed(ready("alpha"))
+    world.seen(not_ready("alpha"), Malformed("beta", "uid-beta", "1", "its status is a number"))
+    async with world.client() as stub:
+        alpha = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
+        beta = await stub.GetCluster(pb.GetClusterRequest(name="beta"))
+    assert not alpha.engagement.engaged
+    assert alpha.engagement.reason == pb.Engagement.REASON_NOT_READY
+    assert alpha.engagement.message == "condition Ready is False"
+    assert alpha.cluster.name == "alpha"
+    assert [pb.ClusterEvent.Type.Name(each.type) for each in alpha.transitions] == ["TYPE_ENGAGED", "TYPE_DISENGAGED"]
+    assert beta.engagement.reason == pb.Engagement.REASON_MALFORMED
+    assert beta.engagement.message == "its status is a number"
+    assert not beta.HasField("cluster")
+
+
+async def test_get_tells_of_a_deletion_that_is_not_certain_yet(world: World) -> None:
+    world.listed(ready("alpha"))
+    world.found(Suspected("alpha", "uid-alpha"))
+    async with world.client() as stub:
+        doubtful = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
+        (question,) = world.fleet.suspicions.questions(float("inf"))
+        world.fleet.answer(question, NotFound(), 0.0)
+        certain = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
+    assert doubtful.engagement.engaged
+    assert doubtful.engagement.reason == pb.Engagement.REASON_CONFIRMING_DELETION
+    assert (certain.engagement.engaged, certain.engagement.reason) == (False, pb.Engagement.REASON_DELETED)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("nobody", "NOT_FOUND"), ("", "INVALID_ARGUMENT"), ("x" * 300, "INVALID_ARGUMENT")]
+)
+async def test_get_of_a_name_that_was_never_seen(world: World, name: str, code: str) -> None:
+    world.listed()
+    async with world.client() as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetCluster(pb.GetClusterRequest(name=name))
+    assert caught.value.code().name == code
+
+
+async def test_server_info_counts(world: World) -> None:
+    world.listed(ready("alpha"), ready("beta"))
+    world.seen(not_ready("beta"))
+    async with world.subscriber() as subscriber, world.client() as stub:
+        await subscriber.batch()
+        info = await stub.GetServerInfo(pb.GetServerInfoRequest())
+    assert (info.mode, info.incarnation, info.synced) == ("project", EPOCH, True)
+    assert (info.counts.engaged, info.counts.not_ready, info.counts.subscribers) == (1, 1, 1)
+    assert info.limits.max_page_size == 5000
+
+
+async def test_an_error_of_ours_is_told_by_its_number_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(registry: Registry, name: str) -> None:
+        raise ValueError("token=SECRET123")
+
+    monkeypatch.setattr(Registry, "__getitem__", broken)
+    async with world.client() as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    assert "SECRET123" not in (caught.value.details() or "")
+    assert "incident" in (caught.value.details() or "")
+
+
+async def test_health_turns_to_serving_when_told_and_to_not_serving_at_the_end(world: World) -> None:
+    async with grpc.aio.insecure_channel(world.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for is_ready, expected in ((False, "NOT_SERVING"), (True, "SERVING")):
+            await world.server.ready(is_ready)
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=NAME))
+            assert health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) == expected
+
+
+async def test_reflection_names_the_service_on_a_unix_socket(world: World) -> None:
+    async with grpc.aio.insecure_channel(world.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+        answer = await call.read()
+        call.cancel()
+    assert NAME in [service.name for service in answer.list_services_response.service]
+
+
+async def test_calls_are_counted_with_what_became_of_them(world: World) -> None:
+    world.listed()
+    async with world.client() as stub:
+        await stub.ListClusters(pb.ListClustersRequest())
+        with pytest.raises(grpc.aio.AioRpcError):
+            await stub.GetCluster(pb.GetClusterRequest(name="nobody"))
+    value = world.metrics.registry.get_sample_value
+    handled = "milo_discoveryd_grpc_server_handled_total"
+    assert value(handled, {"grpc_method": "ListClusters", "grpc_code": "OK"}) == 1
+    assert value(handled, {"grpc_method": "GetCluster", "grpc_code": "NOT_FOUND"}) == 1

@@ -1,0 +1,82 @@
+"""Our own client and command, showing what they have to listeners that ask for it."""
+
+import asyncio
+import sys
+from asyncio.subprocess import PIPE
+from pathlib import Path
+
+import pytest
+
+from milo_discovery import ClientCredentials, DiscoveryClient, SyncDiscoveryClient, Unauthenticated
+from milo_discoveryd.identity.caller import Caller
+from milo_sandbox import Sandbox
+from tests.integration.grpc_server.conftest import World, ready
+from tests.integration.grpc_server.test_peers import callers
+from tests.integration.grpc_server.test_tls import SPIFFE, Place, place, tcp
+from tests.integration.grpc_server.test_tokens import OPERATOR, taking_tokens
+from tests.support.eventually import eventually
+
+__all__ = ["callers", "place"]
+
+
+def credentials(place: Place) -> ClientCredentials:
+    certificate, key = place.ca.issue(SPIFFE).write(place.folder, "client")
+    (place.folder / "serving.crt").write_bytes(place.serving.pem)
+    return ClientCredentials(ca_file=place.folder / "serving.crt", certificate_file=certificate, key_file=key)
+
+
+async def command(*arguments: str) -> str:
+    run = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", "from milo_discovery.cli import command; command()", *arguments, stdout=PIPE
+    )
+    output, _ = await run.communicate()
+    assert run.returncode == 0
+    return output.decode()
+
+
+async def test_a_client_shows_its_certificate(callers: list[Caller], place: Place) -> None:
+    async with tcp(place) as world, DiscoveryClient(world.address, credentials=credentials(place)) as client:
+        assert len(await client.list()) == 1
+        async with client.watch() as watch:
+            await watch.synced()
+            world.seen(ready("beta"))
+            assert [(await anext(watch)).cluster.name for _ in range(2)] == ["alpha", "beta"]
+
+        def in_a_thread() -> int:
+            with SyncDiscoveryClient(world.address, credentials=credentials(place)) as client, client.watch() as watch:
+                watch.synced()
+                return len(client.list())
+
+        assert await asyncio.to_thread(in_a_thread) == 2
+    assert {caller.sans for caller in callers} == {("uri:spiffe://example.com/ns/milo/sa/operator",)}
+
+
+async def test_a_client_shows_its_token_and_its_next_one(callers: list[Caller], tmp_path: Path) -> None:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
+        file = tmp_path / "token"
+        file.write_text(sandbox.token(OPERATOR, audiences=["milo-discovery"], life=1.5))
+        async with DiscoveryClient(address(world), credentials=ClientCredentials(token_file=file)) as client:
+            async with client.watch() as watch:
+                await watch.synced()
+                file.write_text(sandbox.token("another", audiences=["milo-discovery"]))
+                await client.list()
+                # The first token ends, and its stream; the client goes on with the second.
+                await eventually(lambda: not watch.connected)
+                world.seen(ready("beta"))
+                assert [(await anext(watch)).cluster.name for _ in range(2)] == ["alpha", "beta"]
+            file.write_text("made up")
+            with pytest.raises(Unauthenticated, match="turned down"):
+                await client.list()
+    assert [caller.user for caller in callers] == ["another"]
+
+
+async def test_the_command_shows_what_its_options_name(callers: list[Caller], tmp_path: Path) -> None:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
+        file = tmp_path / "token"
+        file.write_text(sandbox.token(OPERATOR, audiences=["milo-discovery"]))
+        assert "alpha" in await command("--address", address(world), "list", "--token-file", str(file))
+    assert [caller.user for caller in callers] == [OPERATOR]
+
+
+def address(world: World) -> str:
+    return world.address.replace("unix:", "unix://")

@@ -1,0 +1,87 @@
+"""A way that swallows everything, though both ends stand: each end notices by itself. Times are a hundredth of ours."""
+
+import asyncio
+from pathlib import Path
+
+import grpc
+import pytest
+
+from milo_discovery import DiscoveryClient
+from milo_discovery import client as client_library
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discoveryd.server import server
+from milo_discoveryd.server.connections.listener import Listener, UnixAddress
+from tests.integration.grpc_server.conftest import a_world, ready
+from tests.support.eventually import eventually
+from tests.support.line import Line
+
+BIG = 200_000
+NARROW = (("grpc.http2.bdp_probe", 0),)
+MOST_BETWEEN = 500_000
+"""Bytes: what is between a server and such a client that takes nothing."""
+OLD_PATIENCE_S = 60.0
+"""What gRPC has of it by itself."""
+
+
+def hundredth(options: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
+    return tuple(
+        (name, value // 100 if name.endswith("_ms") and "backoff" not in name else value) for name, value in options
+    )
+
+
+async def test_the_daemon_ends_the_stream_of_a_subscriber_that_went_without_a_word(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(server, "OPTIONS", hundredth(server.OPTIONS))
+    async with a_world(tmp_path, heartbeat_s=0.2) as world, Line(world.address.removeprefix("unix:")) as line:
+        world.listed(ready("alpha"))
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{line.port}") as channel:
+            call = DiscoveryServiceStub(channel).WatchClusters(pb.WatchClustersRequest())
+            await call.read()
+            assert len(world.service.streams) == 1
+            async with line.swallowing():
+                await eventually(lambda: not world.service.streams, within_s=OLD_PATIENCE_S / 10)
+
+
+@pytest.mark.parametrize("peer_credentials", [False, True], ids=["plain", "guarded"])
+async def test_f44_while_changes_flow_it_is_ended_alone_and_no_more_was_sent_than_fits_between(
+    peer_credentials: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Told by what came before what: everybody else hears of each change while it is still waited for."""
+    monkeypatch.setattr(server, "OPTIONS", hundredth(server.OPTIONS))
+    listener = Listener(name="here", address=UnixAddress(tmp_path / "d.sock"), peer_credentials=peer_credentials)
+    async with a_world(tmp_path, listeners=[listener]) as world, Line(str(tmp_path / "d.sock")) as line:
+        world.listed(ready("alpha"))
+        async with (
+            grpc.aio.insecure_channel(f"127.0.0.1:{line.port}", options=NARROW) as channel,
+            world.subscriber() as one,
+            world.subscriber() as other,
+        ):
+            call = DiscoveryServiceStub(channel).WatchClusters(pb.WatchClustersRequest())
+            await call.read()
+            for each in (one, other):
+                await each.until_synced()
+            told = 0
+            async with line.swallowing(), asyncio.timeout(OLD_PATIENCE_S / 2):
+                while len(world.service.streams) == 3:
+                    told += 1
+                    world.seen(ready("alpha", version=f"{told + 1}", note=f"{told}".ljust(BIG, "x")))
+                    assert [await each.events() for each in (one, other)] == [["UPDATED alpha"]] * 2
+        assert told * BIG > 2 * MOST_BETWEEN
+        assert line.swallowed < MOST_BETWEEN
+
+
+async def test_the_client_leaves_a_daemon_that_went_without_a_word_and_resumes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(client_library, "CHANNEL_OPTIONS", hundredth(client_library.CHANNEL_OPTIONS))
+    async with a_world(tmp_path) as world, Line(world.address.removeprefix("unix:")) as line:
+        world.listed(ready("alpha"))
+        async with DiscoveryClient(f"127.0.0.1:{line.port}") as client, asyncio.timeout(OLD_PATIENCE_S / 10):
+            watch = client.watch()
+            assert (await anext(watch)).cluster.name == "alpha"
+            async with line.swallowing():
+                world.seen(ready("beta", version="2"))
+                await eventually(lambda: line.swallowed)
+            assert (await anext(watch)).cluster.name == "beta"

@@ -1,0 +1,266 @@
+"""Those who come for what is not theirs: each is refused and written down, and learns nothing of what there is."""
+
+import asyncio
+import datetime as dt
+import json
+import os
+import socket
+import ssl
+import sys
+import tempfile
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from cryptography import x509
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discoveryd.modes.mode import Setting
+from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.modes.reading import ORGANIZATION_LABEL
+from milo_discoveryd.rights.patterns import names
+from milo_discoveryd.rights.rights import Grant, Rights, Rule
+from milo_discoveryd.rights.scope import ALL, Scope
+from milo_discoveryd.rights.who import Who
+from milo_discoveryd.server.connections.listener import Listener, TcpAddress, UnixAddress
+from tests.integration.grpc_server.conftest import World, a_world, ready, told
+from tests.integration.grpc_server.guests import House, a_house, rule, told_of
+from tests.integration.grpc_server.test_tls import Place
+from tests.support.certificates import Authority, Pair
+from tests.unit.modes.objects import project
+
+FRIEND = "spiffe://example.com/ns/milo/sa/operator"
+THEIRS = ("zz-name", "zz-label", "zz-uid", "zz-organization")
+"""Of a cluster that intruders are not to learn of, and beside it `ours`, which some of them may see."""
+
+
+def ours_and_theirs(world: World) -> None:
+    world.listed(ready("ours", env="prod"), ready("zz-name", uid="zz-uid", env="zz-label"))
+
+
+class Intruder:
+    """Tries every call, and keeps all that comes back."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub: Any = DiscoveryServiceStub(channel)
+        self.heard: list[str] = []
+
+    async def refusals(self) -> set[tuple[grpc.StatusCode, str]]:
+        """With which everything is answered."""
+        name = THEIRS[0]
+        requests = [
+            self._stub.ListClusters(pb.ListClustersRequest()),
+            self._stub.GetCluster(pb.GetClusterRequest(name=name)),
+            self._stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name)),
+            self._stub.GetServerInfo(pb.GetServerInfoRequest()),
+            self._stub.WatchClusters(pb.WatchClustersRequest(filter=pb.ClusterFilter(names=[name]))).read(),
+        ]
+        found = set()
+        for asked in requests:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                self.heard.append(str(await asked))
+            self.heard.append(
+                f"{caught.value} {caught.value.trailing_metadata()}".replace(f"{name} ", "what he asked ")
+            )
+            has_status = any(key == "grpc-status-details-bin" for key, _ in caught.value.trailing_metadata() or ())
+            found.add((caught.value.code(), told_of(caught.value)[1] if has_status else ""))
+        return found
+
+    @property
+    def learned(self) -> list[str]:
+        return [word for word in (*THEIRS, "ours") for text in self.heard if word in text]
+
+
+def for_san(name: str, *sans: str, scope: Scope = ALL) -> Rule:
+    return Rule(Who(sans=sans), Grant(rule=name, scope=scope))
+
+
+@asynccontextmanager
+async def at_the_network(folder: Path, *rules: Rule) -> AsyncIterator[tuple[World, Place]]:
+    place = Place(folder)
+    listener = Listener(name="net", address=TcpAddress("127.0.0.1", 0), tls=place.tls)
+    async with a_world(folder, listeners=[listener], rights=Rights(rules)) as world:
+        [world.address] = world.server.addresses
+        ours_and_theirs(world)
+        yield world, place
+
+
+@asynccontextmanager
+async def intruder(world: World, place: Place, pair: Pair) -> AsyncIterator[Intruder]:
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    async with grpc.aio.secure_channel(world.address, place.credentials(pair), options=options) as channel:
+        yield Intruder(channel)
+
+
+# --- at the network ---
+
+
+@pytest.mark.parametrize("wrong", ["another CA", "expired"])
+async def test_who_has_no_certificate_that_holds_is_told_nothing_at_all(tmp_path: Path, wrong: str) -> None:
+    async with at_the_network(tmp_path, for_san("friends", f"uri:{FRIEND}")) as (world, place):
+        san = x509.UniformResourceIdentifier(FRIEND)
+        pair, why = {
+            "another CA": (Authority("clients").issue(san), "certificate verify failed"),
+            "expired": (place.ca.issue(san, life=-dt.timedelta(minutes=1)), "certificate has expired"),
+        }[wrong]
+        async with intruder(world, place, pair) as calling:
+            assert await calling.refusals() == {(grpc.StatusCode.UNAVAILABLE, "")}
+        assert calling.learned == []
+        assert await asyncio.to_thread(heard_by_hand, world, place, pair) == b"", "not even an alert, or settings"
+    assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
+    assert all(why in line["problem"] for line in world.audited)
+
+
+def heard_by_hand(world: World, place: Place, pair: Pair) -> bytes:
+    """All that is said to whoever shows this."""
+    context = ssl.create_default_context(cadata=place.serving.pem.decode())
+    context.load_cert_chain(*pair.write(place.folder, "intruder"))
+    host, _, port = world.address.partition(":")
+    plain = socket.create_connection((host, int(port)), timeout=20)
+    with closing(context.wrap_socket(plain, server_hostname="localhost")) as connected:
+        try:
+            return connected.recv(65_536)
+        except (ssl.SSLError, ConnectionError):
+            return b""
+
+
+WRONG_SANS = {
+    "another": x509.UniformResourceIdentifier("spiffe://example.com/ns/evil/sa/operator"),
+    "a longer one": x509.UniformResourceIdentifier(f"{FRIEND}-2"),
+    "a folder above": x509.UniformResourceIdentifier("spiffe://example.com/ns/milo"),
+    "another case": x509.UniformResourceIdentifier(FRIEND.upper()),
+    "escaped": x509.UniformResourceIdentifier(FRIEND.replace("/ns/", "/%6Es/")),
+    "up and down": x509.UniformResourceIdentifier("spiffe://example.com/ns/other/../milo/sa/operator"),
+    "of another kind": x509.DNSName(FRIEND),
+    "for anybody": x509.DNSName("*.example.com"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG_SANS)
+async def test_whose_certificate_names_somebody_else_is_nobody_here(tmp_path: Path, wrong: str) -> None:
+    friends = for_san("friends", f"uri:{FRIEND}", "uri:spiffe://example.com/ns/shop/*", "dns:operator.example.com")
+    async with at_the_network(tmp_path, friends) as (world, place):
+        pair = place.ca.issue(WRONG_SANS[wrong], common_name="operator.example.com")
+        async with intruder(world, place, pair) as calling:
+            assert await calling.refusals() == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
+        assert calling.learned == []
+    assert [line["reason"] for line in world.audited] == ["NO_RULE"] * 5
+    assert all(line["caller"]["sans"] for line in world.audited)
+
+
+# --- on the machine ---
+
+AS_ANOTHER = """
+import asyncio, json, os, sys
+import grpc
+from tests.integration.grpc_server.test_intruders import Intruder
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[2]))
+async def main():
+    async with grpc.aio.insecure_channel(sys.argv[1]) as channel:
+        calling = Intruder(channel)
+        refusals = await calling.refusals()
+        print(json.dumps([sorted([code.name, reason] for code, reason in refusals), calling.learned]))
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """One that every user can enter; those of pytest are ours alone."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o711)
+        yield Path(made)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+async def test_another_user_of_the_machine_is_nobody_here(open_folder: Path) -> None:
+    us = Rule(Who(uids=frozenset({os.getuid()})), Grant(rule="us", scope=ALL))
+    listener = Listener(name="local", address=UnixAddress(open_folder / "d.sock", 0o666), peer_credentials=True)
+    async with a_world(open_folder, listeners=[listener], rights=Rights((us,))) as world:
+        ours_and_theirs(world)
+        client = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", AS_ANOTHER, world.address, "1001", stdout=PIPE
+        )
+        output, _ = await client.communicate()
+        assert json.loads(output) == [[["PERMISSION_DENIED", "NO_RULE"]], []]
+    assert {(line["reason"], line["caller"]["uid"]) for line in world.audited} == {("NO_RULE", 1001)}
+    assert len(world.audited) == 5
+
+
+# --- tenants ---
+
+
+async def never_seen(stub: Any, name: str) -> str:
+    """In which words."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stub.GetCluster(pb.GetClusterRequest(name=name))
+    code, reason, words, _ = told_of(caught.value)
+    assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "NEVER_SEEN")
+    return words
+
+
+PROJECTS = ProjectMode(Setting(project_endpoint="https://api.test"))
+
+
+def of_organization(owner: str | None, name: str, **labels: str) -> Any:
+    spec = None if owner is None else {"ownerRef": {"kind": "Organization", "name": owner}}
+    return PROJECTS.observe(project(name, spec=spec, labels=labels))
+
+
+@pytest.fixture
+async def shop(tmp_path: Path) -> AsyncIterator[House]:
+    """Who sees what is of the organization `shop`, or is called so."""
+    by_organization = rule("shop", Scope(organizations=frozenset({"shop"})))
+    by_name = rule("bank", Scope(names=names(["bank-*"])))
+    async with a_house(tmp_path, by_organization, by_name, rule("root", ALL)) as made:
+        made.world.listed(of_organization("shop", "ours"), of_organization("zz-organization", "theirs"))
+        yield made
+
+
+async def test_labels_that_a_tenant_writes_put_his_project_into_nobody_else_s_view(shop: House) -> None:
+    async with shop.guest("shop") as guest, guest.watching() as mine:
+        assert told(await mine.until_synced()) == ["ENGAGED ours"]
+        forged = of_organization("zz-organization", "theirs", **{ORGANIZATION_LABEL: "shop", "organization": "shop"})
+        shop.world.seen(forged)
+        shop.world.seen(of_organization("shop", "ours", n="1"))
+        assert await mine.events() == ["UPDATED ours"]
+        await never_seen(guest.stub, "theirs")
+    assert shop.refusals() == [("shop", "NEVER_SEEN")]
+
+
+@pytest.mark.parametrize(
+    "name", ["..%2e", "bank-..%2e", "bank-/../ours", "bank-%2e%2e", "bank-\r\nX-Evil: 1", "bank-*"]
+)
+async def test_a_hostile_name_is_never_a_cluster_s_whoever_looks_for_it(shop: House, name: str) -> None:
+    async with shop.guest("bank") as guest, guest.watching() as mine, shop.guest("root") as root:
+        assert told(await mine.until_synced()) == []
+        shop.world.seen(of_organization("zz-organization", name))
+        shop.world.seen(of_organization("zz-organization", "bank-well"))
+        assert await mine.events() == ["ENGAGED bank-well"], "and nothing before it"
+        covered = name.startswith("bank-")
+        for each, may_see in ((guest, covered), (root, True)):
+            if may_see:
+                answer = await each.stub.GetCluster(pb.GetClusterRequest(name=name))
+                assert answer.engagement.reason == pb.Engagement.REASON_MALFORMED
+                assert not answer.HasField("cluster")
+            else:
+                hidden, absent = [await never_seen(each.stub, asked) for asked in (name, "zz-never")]
+                assert hidden.replace(name, "zz-never") == absent
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await each.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name))
+            assert told_of(caught.value)[:2] == (grpc.StatusCode.NOT_FOUND, "NOT_ENGAGED")
+        mine_of, of_root = [
+            (await each.stub.GetServerInfo(pb.GetServerInfoRequest())).counts.malformed for each in (guest, root)
+        ]
+        assert (mine_of, of_root) == (int(covered), 1)
+    assert shop.refusals()[-1:] == [("bank", "NOT_ENGAGED")]
+    assert [line["cluster"] for line in shop.world.audited if line["event"] == "object refused"] == [name]
+    state = {"state": "malformed"}
+    assert shop.world.metrics.registry.get_sample_value("milo_discoveryd_known_clusters", state) == 1

@@ -1,0 +1,179 @@
+"""IssueKubeconfig: what is answered, and what callers are told when they can't have one."""
+
+import json
+import time
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.credentials.sources.minting import Scope
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_discoveryd.kubeconfigs.issuer import Offer
+from milo_discoveryd.reflect.machine import Listed, ListStarted
+from tests.integration.grpc_server.conftest import EPOCH, World, a_world, not_ready, ready
+from tests.integration.grpc_server.race import race
+from tests.support.eventually import eventually
+from tests.unit.kubeconfigs.backend import CANARY, Backend
+
+
+async def issued(world: World, **request: object) -> pb.Kubeconfig:
+    async with world.client() as stub:
+        answer = await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(**request))  # type: ignore[arg-type]
+    return answer.kubeconfig
+
+
+async def refused(world: World, **request: object) -> tuple[grpc.StatusCode, str, str]:
+    """The code, the reason for programs, the message."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await issued(world, **request)
+    info = error_details_pb2.ErrorInfo()
+    status = rpc_status.from_call(caught.value)
+    assert status is not None
+    assert any(detail.Unpack(info) for detail in status.details)
+    assert CANARY not in str(caught.value)
+    return caught.value.code(), info.reason, caught.value.details() or ""
+
+
+async def test_an_embedded_kubeconfig_has_its_times(tmp_path: Path) -> None:
+    async with a_world(tmp_path, offers=[Offer(Backend(life_s=600))]) as world:
+        world.listed(ready("alpha"))
+        made = await issued(world, cluster="alpha")
+    config = json.loads(made.kubeconfig)
+    assert made.cluster == "alpha"
+    assert config["clusters"][0]["cluster"]["server"] == "https://alpha.test"
+    assert config["users"][0]["user"]["token"].startswith(CANARY)
+    issued_at, refresh_after, expires_at = (
+        each.ToMicroseconds() / 1e6 for each in (made.issued_at, made.refresh_after, made.expires_at)
+    )
+    assert abs(issued_at - time.time()) < 10
+    assert issued_at + 290 < refresh_after < issued_at + 370
+    assert 590 < expires_at - issued_at <= 600
+
+
+async def test_the_exec_form_needs_no_credential_and_has_no_end(tmp_path: Path) -> None:
+    backend = Backend()
+    backend.failure = BackendError("down")
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.listed(ready("alpha"))
+        made = await issued(world, cluster="alpha", format=pb.KUBECONFIG_FORMAT_EXEC)
+    assert not made.HasField("expires_at")
+    assert not made.HasField("refresh_after")
+    command = json.loads(made.kubeconfig)["users"][0]["user"]["exec"]
+    assert command["args"] == ["credential", "--cluster", "alpha"]
+    assert command["env"] == [{"name": "MILO_DISCOVERY_ADDRESS", "value": "unix:///d.sock"}]
+
+
+async def test_a_cluster_that_is_not_engaged_has_none(tmp_path: Path) -> None:
+    async with a_world(tmp_path, offers=[Offer(Backend())]) as world:
+        world.listed(ready("alpha"))
+        world.seen(not_ready("alpha"))
+        for name in ("alpha", "nobody"):
+            code, reason, _ = await refused(world, cluster=name)
+            assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "NOT_ENGAGED")
+
+
+async def test_nothing_is_handed_out_of_a_list_that_may_be_begun_anew(tmp_path: Path) -> None:
+    """And nobody is told that a cluster is not engaged which may just not have come yet."""
+    backend = Backend(Scope.CLUSTER)
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.found(ListStarted(), Listed(ready("alpha")))
+        for name in ("alpha", "beta"):
+            code, reason, _ = await refused(world, cluster=name)
+            assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "NOT_SYNCED")
+        assert backend.asked == []
+        world.listed(ready("alpha"))
+        assert (await issued(world, cluster="alpha")).cluster == "alpha"
+
+
+async def test_only_for_the_incarnation_that_was_asked_for(tmp_path: Path) -> None:
+    async with a_world(tmp_path, offers=[Offer(Backend())]) as world:
+        world.listed(ready("alpha"))
+        async with world.client() as stub:
+            incarnation = (await stub.GetCluster(pb.GetClusterRequest(name="alpha"))).cluster.incarnation
+        assert (await issued(world, cluster="alpha", incarnation=incarnation)).cluster == "alpha"
+        world.seen(ready("alpha", uid="another"))
+        code, reason, message = await refused(world, cluster="alpha", incarnation=incarnation)
+    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "OTHER_INCARNATION")
+    assert f"is engaged as incarnation {EPOCH}." in message
+
+
+async def test_without_a_source_it_says_what_to_configure(world: World) -> None:
+    world.listed(ready("alpha"))
+    for form in (pb.KUBECONFIG_FORMAT_EMBEDDED, pb.KUBECONFIG_FORMAT_EXEC):
+        code, reason, message = await refused(world, cluster="alpha", format=form)
+        assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_CREDENTIAL_SOURCE")
+        assert "kubeconfigs.sources" in message
+
+
+async def test_a_credential_that_is_not_to_be_handed_on_is_told_as_what_to_configure(tmp_path: Path) -> None:
+    backend = Backend()
+    backend.failure = UnfitError("it stands in the kubeconfig")
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.listed(ready("alpha"))
+        code, _, message = await refused(world, cluster="alpha")
+        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+            assert (await subscriber.error()).code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "it stands in the kubeconfig" in message
+
+
+async def test_while_the_backend_is_down_it_says_when_to_try_again_and_nobody_is_disengaged(tmp_path: Path) -> None:
+    backend = Backend(Scope.CLUSTER)
+    backend.failure = BackendError("the backend is down")
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.listed(ready("alpha"))
+        async with world.client() as stub:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
+            got = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
+            info = await stub.GetServerInfo(pb.GetServerInfoRequest())
+        status = rpc_status.from_call(caught.value)
+        assert status is not None
+        retry = error_details_pb2.RetryInfo()
+        assert any(detail.Unpack(retry) for detail in status.details)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert retry.retry_delay.ToMilliseconds() >= 1000
+        assert got.engagement.engaged
+        assert "no new credential for it can be had: the backend is down" in got.engagement.message
+        (source,) = info.credential_sources
+        assert (source.name, source.type, source.healthy) == ("backend", "test", False)
+        assert source.message == "the backend is down"
+        backend.failure = None
+        await eventually(lambda: world.issuer.health()[0].expires_at)
+        assert (await issued(world, cluster="alpha")).cluster == "alpha"
+
+
+async def test_server_info_tells_of_the_sources_and_the_longest_ttl(tmp_path: Path) -> None:
+    async with a_world(tmp_path, offers=[Offer(Backend())]) as world:
+        world.listed(ready("alpha"))
+        await issued(world, cluster="alpha")
+        async with world.client() as stub:
+            info = await stub.GetServerInfo(pb.GetServerInfoRequest())
+    (source,) = info.credential_sources
+    assert (source.healthy, source.message, source.HasField("expires_at")) == (True, "", True)
+    assert info.limits.max_kubeconfig_ttl.seconds == 900
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        ({"cluster": ""}, "cluster"),
+        ({"cluster": "alpha", "ttl": Duration(seconds=-1)}, "ttl"),
+        ({"cluster": "alpha", "ttl": Duration()}, "ttl"),
+        ({"cluster": "alpha", "format": 7}, "format"),
+    ],
+)
+async def test_bad_input_is_named(world: World, request_: dict[str, object], field: str) -> None:
+    world.listed(ready("alpha"))
+    code, reason, message = await refused(world, **request_)
+    assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert message.startswith(f"{field}: ")
+
+
+async def test_whatever_the_order_nothing_is_handed_out_for_what_is_no_longer_engaged(tmp_path: Path) -> None:
+    assert await race(tmp_path, rounds=1500, seed=1) > 300

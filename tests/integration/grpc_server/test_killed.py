@@ -1,0 +1,40 @@
+"""Killed while it takes its socket's place, or gives it back, a daemon leaves nothing in the way of the next."""
+
+import socket
+import stat
+from pathlib import Path
+
+from milo_discoveryd.server.connections.listener import UnixAddress
+from milo_discoveryd.server.connections.socket_file import SocketFile
+from tests.support.kill_points import deaths
+
+DYING = """
+import socket, sys
+from pathlib import Path
+from milo_discoveryd.server.connections import socket_file
+from milo_discoveryd.server.connections.listener import UnixAddress
+from tests.support.kill_points import die_at_every_line
+
+def serve():
+    file = socket_file.SocketFile(UnixAddress(Path(sys.argv[1])))
+    file.claim(lambda path: socket.socket(socket.AF_UNIX).bind(str(path)))
+    file.close()
+
+die_at_every_line(socket_file.__file__, serve)
+"""
+
+
+def test_at_whatever_line_it_dies_the_next_one_listens(tmp_path: Path) -> None:
+    path = tmp_path / "d.sock"
+    died = left = 0
+    for died in deaths(DYING, path):  # noqa: B007 - how often is told below
+        left += path.exists()
+        with socket.socket(socket.AF_UNIX) as listening:
+            next_one = SocketFile(UnixAddress(path))
+            next_one.claim(lambda made, to=listening: to.bind(str(made)))
+            assert stat.S_ISSOCK(path.stat().st_mode)
+            assert next_one.lost() is None
+            next_one.close()
+        assert not path.exists()
+    assert died >= 50
+    assert left >= 10, "it died with its socket in place as well"

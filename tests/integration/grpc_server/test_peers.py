@@ -1,0 +1,281 @@
+"""Unix sockets at which the kernel says who connects: whose calls are whose, and what becomes of bad company."""
+
+import asyncio
+import json
+import os
+import resource
+import socket
+import sys
+import tempfile
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.rights.rights import Grant, Rights, Rule
+from milo_discoveryd.rights.scope import ALL
+from milo_discoveryd.rights.who import Who
+from milo_discoveryd.server.calls.service import Service
+from milo_discoveryd.server.connections.acceptor import Front
+from milo_discoveryd.server.connections.listener import Listener, UnixAddress
+from milo_discoveryd.server.connections.proxy import Leg
+from tests.integration.grpc_server.conftest import NO_RULES, World, a_world, ready
+from tests.integration.grpc_server.raw import Raw
+from tests.support.eventually import eventually
+
+AS_ANOTHER = """
+import json, os, sys
+import grpc
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+os.setgroups([int(each) for each in sys.argv[3:]])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[2]))
+with grpc.insecure_channel(sys.argv[1]) as channel:
+    try:
+        DiscoveryServiceStub(channel).ListClusters(pb.ListClustersRequest(), timeout=20)
+        print(json.dumps([os.getpid(), "OK"]))
+    except grpc.RpcError as error:
+        print(json.dumps([os.getpid(), error.details()]))
+"""
+
+
+@pytest.fixture
+def callers(monkeypatch: pytest.MonkeyPatch) -> list[Caller]:
+    """Who listed clusters, as the service was told it."""
+    seen: list[Caller] = []
+    answer = Service.list_clusters
+
+    async def noted(self: Service, request: pb.ListClustersRequest, caller: Caller) -> pb.ListClustersResponse:
+        seen.append(caller)
+        return await answer(self, request, caller)
+
+    monkeypatch.setattr(Service, "list_clusters", noted)
+    return seen
+
+
+@pytest.fixture
+def legs(monkeypatch: pytest.MonkeyPatch) -> list[Leg]:
+    """Of all connections, each followed by the one behind it."""
+    made: list[Leg] = []
+    begin = Leg.__init__
+
+    def noted(self: Leg) -> None:
+        begin(self)
+        made.append(self)
+
+    monkeypatch.setattr(Leg, "__init__", noted)
+    return made
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that every user can enter; those of pytest are ours alone."""
+    with tempfile.TemporaryDirectory() as made:
+        Path(made).chmod(0o711)
+        yield Path(made)
+
+
+@asynccontextmanager
+async def guarded(
+    folder: Path, *, connections: int = 100, mode: int = 0o666, rights: Rights = NO_RULES
+) -> AsyncIterator[World]:
+    address = UnixAddress(folder / "d.sock", mode)
+    listener = Listener(name="guarded", address=address, peer_credentials=True, connections=connections)
+    async with a_world(folder, listeners=[listener], rights=rights) as world:
+        world.listed(ready("alpha"))
+        yield world
+
+
+def front(world: World) -> Front:
+    [found] = world.server._fronts
+    return found
+
+
+async def as_another(address: str, uid: int, *groups: int) -> tuple[int, str]:
+    """What a client of that user got, and its process. It is a member of these groups besides its own."""
+    given = [str(each) for each in (uid, *groups)]
+    client = await asyncio.create_subprocess_exec(sys.executable, "-c", AS_ANOTHER, address, *given, stdout=PIPE)
+    output, _ = await client.communicate()
+    pid, told = json.loads(output)
+    return pid, told
+
+
+async def test_a_call_is_of_the_process_that_connected(callers: list[Caller], tmp_path: Path) -> None:
+    async with guarded(tmp_path) as world, world.client() as stub:
+        await stub.ListClusters(pb.ListClustersRequest())
+    [caller] = callers
+    assert (caller.listener, caller.uid, caller.gid, caller.pid) == ("guarded", os.getuid(), os.getgid(), os.getpid())
+    assert set(caller.gids) == set(os.getgroups()) - {os.getgid()}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+async def test_users_are_told_apart(callers: list[Caller], folder: Path) -> None:
+    async with guarded(folder) as world:
+        clients = await asyncio.gather(*(as_another(world.address, uid) for uid in (1001, 1002)))
+    assert [told for _, told in clients] == ["OK", "OK"]
+    seen = sorted((caller.uid, caller.gid, caller.pid) for caller in callers)
+    assert seen == [(1001, 1001, clients[0][0]), (1002, 1002, clients[1][0])]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+async def test_a_rule_for_a_group_is_for_its_members_as_far_as_the_kernel_tells_them(folder: Path) -> None:
+    rule = Rule(Who(gids=frozenset({4242})), Grant(rule="members", scope=ALL))
+    async with guarded(folder, rights=Rights((rule,))) as world:
+        (_, member), (_, stranger), (_, in_too_many) = await asyncio.gather(
+            as_another(world.address, 1001, 27, 1001, 4242),
+            as_another(world.address, 1002, 27),
+            as_another(world.address, 1003, *range(4000, 4257)),
+        )
+    assert member == "OK"
+    assert "no rule of this daemon is for you (listener guarded, uid 1002, gid 1002, gids (27,))" in stranger
+    assert "no rule of this daemon is for you (listener guarded, uid 1003, gid 1003)" in in_too_many
+    assert {line["caller"]["uid"] for line in world.audited} == {1002, 1003}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+async def test_a_user_whom_the_mode_keeps_out_is_kept_out(callers: list[Caller], folder: Path) -> None:
+    async with guarded(folder, mode=0o660) as world:
+        _, told = await as_another(world.address, 1001)
+    assert "Permission denied" in told
+    assert callers == []
+
+
+async def test_a_connection_handed_on_is_still_of_who_made_it(callers: list[Caller], tmp_path: Path) -> None:
+    """The process that made it has ended, and its number may be another's by now: so it is not told."""
+    async with guarded(tmp_path) as world:
+        ours, theirs = socket.socketpair()
+        code = (
+            "import socket, sys; made = socket.socket(socket.AF_UNIX); made.connect(sys.argv[1]);"
+            "socket.send_fds(socket.socket(fileno=int(sys.argv[2])), [b'.'], [made.fileno()])"
+        )
+        with ours, theirs:
+            maker = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", code, str(tmp_path / "d.sock"), str(theirs.fileno()), pass_fds=[theirs.fileno()]
+            )
+            await maker.wait()
+            _, [descriptor], *_ = socket.recv_fds(ours, 1, 1)
+        await eventually(lambda: len(front(world)._known) == 1)
+        [proved] = front(world)._known.values()
+        os.close(descriptor)
+    assert (proved.caller.uid, proved.caller.pid) in {(os.getuid(), maker.pid), (os.getuid(), None)}
+
+
+async def test_nobody_gets_behind_it_unannounced(tmp_path: Path) -> None:
+    """Where gRPC itself listens there is no path to; who has a descriptor of it all the same is nobody."""
+    async with guarded(tmp_path) as world:
+        place = f"unix:/proc/self/fd/{front(world)._backstage._descriptor}"
+        async with grpc.aio.insecure_channel(place) as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await channel.unary_unary("/milo.discovery.v1.DiscoveryService/ListClusters")(b"")
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert reason(caught.value) == "UNKNOWN_CONNECTION"
+    assert [line["reason"] for line in world.audited] == ["UNKNOWN_CONNECTION"]
+
+
+async def test_streams_flow_and_end_through_it_with_what_they_are_owed(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as world, world.subscriber() as subscriber:
+        await subscriber.until_synced()
+        world.seen(ready("beta"))
+        assert await subscriber.events() == ["ENGAGED beta"]
+        stopping = asyncio.create_task(world.server.stop())
+        error = await subscriber.error()
+        await stopping
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_for_a_subscriber_that_reads_nothing_no_more_is_held_than_fits_between(
+    tmp_path: Path, legs: list[Leg]
+) -> None:
+    """A window that never closes would have gRPC send all there is: what passes it on has to say stop."""
+    async with guarded(tmp_path) as world:
+        world.listed(*(ready(f"p-{number}", note="x" * 2000) for number in range(2_000)))
+        with closing(await Raw.unix(tmp_path / "d.sock")) as deaf:
+            await deaf.greet(window=2**31 - 1)
+            deaf.call("WatchClusters", pb.WatchClustersRequest().SerializeToString())
+            await deaf.flush()
+            await eventually(lambda: legs and legs[0]._transport and legs[0].transport.get_write_buffer_size() > 65_536)
+            assert not legs[1].transport.is_reading()
+            assert legs[0].transport.get_write_buffer_size() < 1 << 20
+            async with world.subscriber() as another:
+                await another.until_synced()
+        await eventually(lambda: legs[0].lost.done() and legs[1].lost.done())
+
+
+async def test_connections_that_end_leave_nothing(tmp_path: Path) -> None:
+    async with guarded(tmp_path) as world:
+        before, tasks = len(descriptors()), len(asyncio.all_tasks())
+        for half_open in (False, True) * 10:
+            _, writer = await asyncio.open_unix_connection(str(tmp_path / "d.sock"))
+            writer.write(b"PRI")
+            if half_open:
+                writer.write_eof()
+            else:
+                writer.close()
+                await writer.wait_closed()
+            await eventually(lambda: not len(front(world)))
+            writer.close()
+        await eventually(lambda: len(descriptors()) <= before)
+        assert len(asyncio.all_tasks()) <= tasks
+        assert not front(world)._known
+
+
+async def test_nobody_takes_more_than_half_of_the_connections(tmp_path: Path) -> None:
+    async with guarded(tmp_path, connections=6) as world:
+        with ExitStack() as stack:
+            for _ in range(3):
+                stack.enter_context(connected(tmp_path))
+            await eventually(lambda: len(front(world)._known) == 3)
+            with connected(tmp_path) as fourth:
+                assert await asyncio.to_thread(fourth.recv, 1) == b""
+        await eventually(lambda: not len(front(world)))
+        with connected(tmp_path):
+            await eventually(lambda: len(front(world)._known) == 1)
+
+
+async def test_a_daemon_without_a_descriptor_left_serves_on_when_there_are_some(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    async with guarded(tmp_path) as world:
+        async with world.subscriber() as subscriber:
+            await subscriber.until_synced()
+            with connected(tmp_path) as waiting:
+                await eventually(lambda: len(front(world)._known) == 2)
+            await eventually(lambda: len(front(world)._known) == 1)
+            waiting = socket.socket(socket.AF_UNIX)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()), hard))
+            try:
+                waiting.connect(str(tmp_path / "d.sock"))
+                world.seen(ready("beta"))
+                assert await subscriber.events() == ["ENGAGED beta"]
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+                waiting.close()
+        async with world.client() as stub:
+            await stub.ListClusters(pb.ListClustersRequest())
+
+
+def descriptors() -> list[int]:
+    return [int(each.name) for each in Path("/proc/self/fd").iterdir()]
+
+
+def connected(folder: Path) -> socket.socket:
+    made = socket.socket(socket.AF_UNIX)
+    made.settimeout(20)
+    made.connect(str(folder / "d.sock"))
+    return made
+
+
+def reason(error: grpc.aio.AioRpcError) -> str:
+    status = rpc_status.from_call(error)
+    assert status is not None
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details:
+        detail.Unpack(info)
+    return info.reason

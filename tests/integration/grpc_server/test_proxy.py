@@ -1,0 +1,94 @@
+"""Two connections made one."""
+
+import asyncio
+import socket
+from contextlib import suppress
+
+from milo_discoveryd.server.connections.proxy import Leg, relay
+
+
+async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"]:
+    """The far ends of two connections that are passed on to one another."""
+    loop = asyncio.get_running_loop()
+    (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
+    for each in (client, ours, server, theirs):
+        each.setblocking(False)
+    one, other = Leg(), Leg()
+    await loop.create_connection(lambda: one, sock=ours)
+    # What comes before they are joined is kept.
+    await loop.sock_sendall(client, b"early, ")
+    await asyncio.sleep(0)
+    await loop.create_connection(lambda: other, sock=theirs)
+    return client, server, asyncio.create_task(relay(one, other))
+
+
+async def test_what_comes_in_at_one_goes_out_at_the_other() -> None:
+    loop = asyncio.get_running_loop()
+    client, server, passing = await two_ends()
+    await loop.sock_sendall(client, b"then")
+    said = b""
+    while len(said) < 11:
+        said += await loop.sock_recv(server, 100)
+    assert said == b"early, then"
+    await loop.sock_sendall(server, b"answer")
+    assert await loop.sock_recv(client, 100) == b"answer"
+    client.close()
+    server.close()
+    await passing
+
+
+async def test_one_side_may_have_said_all_while_the_other_goes_on() -> None:
+    loop = asyncio.get_running_loop()
+    client, server, passing = await two_ends()
+    client.shutdown(socket.SHUT_WR)
+    assert await loop.sock_recv(server, 100) == b"early, "
+    assert await loop.sock_recv(server, 100) == b""
+    await loop.sock_sendall(server, b"still here")
+    assert await loop.sock_recv(client, 100) == b"still here"
+    server.close()
+    assert await loop.sock_recv(client, 100) == b""
+    await passing
+    client.close()
+
+
+async def test_what_was_said_before_the_end_still_arrives() -> None:
+    loop = asyncio.get_running_loop()
+    client, server, passing = await two_ends()
+    sending = asyncio.create_task(loop.sock_sendall(server, b"x" * 1_000_000))
+    received = 0
+    while received < 1_000_000:
+        received += len(await loop.sock_recv(client, 65_536))
+        if sending.done():
+            server.close()
+    server.close()
+    await passing
+    client.close()
+
+
+async def test_it_is_known_who_hung_up_on_whom() -> None:
+    loop = asyncio.get_running_loop()
+    client, server, passing = await two_ends()
+    server.close()
+    assert await passing, "the server did, in the middle"
+    client.close()
+
+    client, server, passing = await two_ends()
+    client.shutdown(socket.SHUT_WR)
+    while await loop.sock_recv(server, 100):
+        pass
+    server.close()
+    assert not await passing, "the server had been told all that there was"
+    client.close()
+
+
+async def test_who_ends_it_waiting_for_nothing_leaves_no_connection() -> None:
+    client, server, passing = await two_ends()
+    await asyncio.sleep(0)
+    passing.cancel()
+    await asyncio.wait((passing,))
+    loop = asyncio.get_running_loop()
+    for each in (client, server):
+        with suppress(ConnectionResetError):
+            while await loop.sock_recv(each, 100):
+                pass
+        each.close()

@@ -1,0 +1,373 @@
+"""What each caller sees, by the rules; and that he learns nothing of what he may not see."""
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.model.selector import parse
+from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.rights import quota
+from milo_discoveryd.rights.patterns import names
+from milo_discoveryd.rights.rights import Rights
+from milo_discoveryd.rights.scope import ALL, Scope
+from tests.integration.grpc_server.conftest import not_ready, ready, told
+from tests.integration.grpc_server.guests import PROD, Guest, House, a_house, rule, told_of
+from tests.support.eventually import eventually
+
+SECRET = "zz-secret"
+SHOP, BANK, ROOT = rule("shop", PROD), rule("bank", Scope(parse("env=dev"))), rule("root", ALL)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with a_house(tmp_path, SHOP, BANK, ROOT) as made:
+        made.world.listed(
+            ready("alpha", env="prod"),
+            ready("beta", env="prod"),
+            ready(SECRET, env="dev", code="zz-label"),
+        )
+        yield made
+
+
+async def error(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return raised.value
+
+
+# --- seeing ---
+
+
+async def test_a_stream_shows_what_its_rule_covers_and_a_filter_widens_nothing(house: House) -> None:
+    async with house.guest("shop") as shop, house.guest("root") as root:
+        async with shop.watching() as mine, root.watching() as all_of_it:
+            assert told(await mine.until_synced()) == ["ENGAGED alpha", "ENGAGED beta"]
+            assert len(told(await all_of_it.until_synced())) == 3
+        for asked in (
+            pb.ClusterFilter(names=[SECRET]),
+            pb.ClusterFilter(label_selector="env=dev"),
+            pb.ClusterFilter(label_selector="env notin (prod)"),
+        ):
+            async with shop.watching(filter=asked) as guessing:
+                assert told(await guessing.until_synced()) == []
+        async with shop.watching(filter=pb.ClusterFilter(names=["alpha", SECRET])) as some:
+            assert told(await some.until_synced()) == ["ENGAGED alpha"]
+
+
+async def test_labels_that_change_bring_clusters_in_and_take_them_out(house: House) -> None:
+    async with house.guest("shop") as shop, shop.watching() as mine:
+        await mine.until_synced()
+        house.world.seen(
+            ready("alpha", version="2", env="dev", code="zz-label"), ready(SECRET, version="2", env="prod")
+        )
+        batch = await mine.batch()
+        assert told([batch]) == ["DISENGAGED alpha LABELS_CHANGED", f"ENGAGED {SECRET}"]
+        assert dict(batch.events[0].cluster.labels) == {"env": "prod"}, "as it was while it could be seen"
+        house.world.seen(
+            ready("alpha", version="3", env="dev", more="yes"), ready("beta", version="2", env="prod", n="1")
+        )
+        assert await mine.events() == ["UPDATED beta"]
+
+
+async def test_whom_a_name_goes_to_is_not_told_to_who_may_not_see_it(house: House) -> None:
+    async with house.guest("shop") as shop, shop.watching() as mine:
+        await mine.until_synced()
+        house.world.seen(ready("alpha", uid="zz-uid", version="2", env="dev"))
+        batch = await mine.batch()
+    assert told([batch]) == ["DISENGAGED alpha DELETED"]
+    assert "zz-uid" not in str(batch)
+
+
+async def test_lists_counts_and_single_clusters_are_of_what_is_covered(house: House) -> None:
+    house.world.seen(not_ready("gamma"), ready("delta", env="dev"))
+    async with house.guest("shop") as shop, house.guest("root") as root:
+        listed = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
+        assert (listed.total_size, listed.clusters[0].name) == (2, "alpha")
+        info, whole = [await each.stub.GetServerInfo(pb.GetServerInfoRequest()) for each in (shop, root)]
+        assert (info.counts.engaged, info.counts.not_ready, info.counts.subscribers) == (2, 0, 0)
+        assert (whole.counts.engaged, whole.counts.not_ready) == (4, 1)
+        assert (await shop.stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement.engaged
+
+
+async def test_the_source_is_explained_in_words_only_to_who_sees_everything(house: House) -> None:
+    house.world.fleet.source(house.world.fleet.status)
+    house.world.source(SourceState.STALE, "ConnectFailed")
+    async with house.guest("shop") as shop:
+        listed = await shop.stub.ListClusters(pb.ListClustersRequest())
+    assert (listed.source.reason, listed.source.message) == ("ConnectFailed", "")
+
+
+async def test_what_left_between_two_pages_is_not_on_the_second(house: House) -> None:
+    async with house.guest("shop") as shop:
+        first = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
+        house.world.seen(ready("beta", version="2", env="dev"))
+        second = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=first.next_page_token))
+    assert ([each.name for each in first.clusters], list(second.clusters)) == (["alpha"], [])
+
+
+# --- guessing ---
+
+
+async def test_what_may_not_be_seen_is_answered_like_what_is_not_there(house: House) -> None:
+    def calls(guest: Guest, name: str) -> list[Any]:
+        return [
+            guest.stub.GetCluster(pb.GetClusterRequest(name=name)),
+            guest.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name)),
+            guest.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name, incarnation="x")),
+            guest.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name, format=pb.KUBECONFIG_FORMAT_EXEC)),
+        ]
+
+    async with house.guest("shop") as shop:
+        hidden = [told_of(await error(call)) for call in calls(shop, SECRET)]
+        absent = [told_of(await error(call)) for call in calls(shop, "zz-absent")]
+        assert [(code, reason, words.replace(SECRET, "NAME")) for code, reason, words, _ in hidden] == [
+            (code, reason, words.replace("zz-absent", "NAME")) for code, reason, words, _ in absent
+        ]
+        assert {code for code, *_ in hidden} == {grpc.StatusCode.NOT_FOUND}
+        house.world.seen(not_ready(SECRET))
+        after = [told_of(await error(call)) for call in calls(shop, SECRET)]
+        assert after == hidden, "nor when it goes"
+    assert len(house.refusals()) == 12
+    assert set(house.refusals()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
+
+
+async def test_nor_does_it_take_longer(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same handler, without a network around it: what is left is what the judging itself takes."""
+    service, caller = house.world.service, Caller(listener="shop")
+
+    async def once(name: str) -> float:
+        began = time.perf_counter()
+        with pytest.raises(Exception, match="never seen"):
+            await service.get_cluster(pb.GetClusterRequest(name=name), caller)
+        return time.perf_counter() - began
+
+    hidden, absent = [], []
+    monkeypatch.setattr(quota, "MISSES_AT_ONCE", 1000)
+    for _ in range(300):  # in turns, so that whatever else the machine does is in both
+        hidden.append(await once(SECRET))
+        absent.append(await once("zz-absent"))
+    fastest, other = min(hidden), min(absent)
+    assert max(fastest, other) < 1.5 * min(fastest, other)
+
+
+async def test_guessing_takes_long_and_holds_up_nobody_else(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "MISSES_AT_ONCE", 5)
+    async with house.guest("shop") as shop, house.guest("bank") as bank:
+        began = time.monotonic()
+        guesses = [
+            asyncio.create_task(error(shop.stub.GetCluster(pb.GetClusterRequest(name=f"zz-{number}"))))
+            for number in range(10)
+        ]
+        assert (await bank.stub.GetCluster(pb.GetClusterRequest(name=SECRET))).engagement.engaged
+        assert (await shop.stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement.engaged
+        assert {told_of(each)[1] for each in await asyncio.gather(*guesses)} == {"NEVER_SEEN"}
+        assert time.monotonic() - began > 0.4
+
+
+async def test_so_do_revisions_that_are_not_his_and_calls_that_no_rule_allows(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quota, "MISSES_AT_ONCE", 0)  # the first must wait already, for a tenth of a second
+    async with house.guest("shop") as shop, house.guest("root") as root, house.guest("nobody") as nobody:
+        of_root = await revision(root)
+        for refused in (shop.watching(resume_revision=of_root), nobody.watching()):
+            began = time.monotonic()
+            async with refused as watching:
+                with suppress(grpc.aio.AioRpcError):
+                    await watching.until_synced()
+            assert time.monotonic() - began >= 0.1
+    assert house.refusals() == [("shop", "REVISION_OF_ANOTHER"), ("nobody", "NO_RULE")]
+
+
+# --- nobody ---
+
+
+async def test_whom_no_rule_is_for_is_told_so_by_every_call_and_nothing_else(house: House) -> None:
+    async with house.guest("nobody") as nobody:
+        errors = [
+            await error(nobody.stub.ListClusters(pb.ListClustersRequest())),
+            await error(nobody.stub.GetCluster(pb.GetClusterRequest(name="alpha"))),
+            await error(nobody.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))),
+            await error(nobody.stub.GetServerInfo(pb.GetServerInfoRequest())),
+            await error(nobody.stub.ListClusters(pb.ListClustersRequest(page_token="x"))),
+            await error(nobody.stub.GetCluster(pb.GetClusterRequest(name="x" * 10_000))),
+            await error(nobody.stub.IssueKubeconfig(pb.IssueKubeconfigRequest())),
+        ]
+        async with nobody.watching() as watching:
+            errors.append(await watching.error())
+    words = "no rule of this daemon is for you (listener nobody): ask who runs it for one"
+    assert {told_of(each) for each in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE", words, None)}
+    assert house.refusals() == [("nobody", "NO_RULE")] * 8
+    assert max(len(line.get("cluster", "")) for line in house.world.audited) == 253
+
+
+# --- rights that change ---
+
+
+async def test_rights_that_change_are_told_on_running_streams_at_once_and_reset_nobody(house: House) -> None:
+    async with house.guest("shop") as shop, shop.watching() as mine, house.guest("root") as root:
+        before = (await mine.until_synced())[-1]
+        async with root.watching() as other:
+            await other.until_synced()
+            began = time.monotonic()
+            house.world.service.change_rights(Rights((rule("shop", Scope(names=names(["beta", "zz-*"]))), ROOT)))
+            batch = await mine.batch()
+            assert time.monotonic() - began < 5
+            assert told([batch]) == ["DISENGAGED alpha REVOKED", f"ENGAGED {SECRET}"]
+            assert (batch.reset, batch.synced, batch.previous_revision) == (False, True, before.revision)
+            house.world.seen(
+                ready("alpha", version="2", env="prod", n="1"), ready(SECRET, version="2", env="dev", n="1")
+            )
+            assert await mine.events() == [f"UPDATED {SECRET}"]
+            assert await other.events() == ["UPDATED alpha", f"UPDATED {SECRET}"], "whose rights stay hears nothing"
+
+
+async def test_who_loses_all_rights_is_told_what_that_takes_and_then_why(house: House) -> None:
+    async with house.guest("shop") as shop, shop.watching() as mine:
+        await mine.until_synced()
+        house.world.service.change_rights(Rights((ROOT,)))
+        assert await mine.events() == ["DISENGAGED alpha REVOKED", "DISENGAGED beta REVOKED"]
+        code, reason, _, _ = told_of(await mine.error())
+    assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")
+    assert house.refusals() == [("shop", "NO_RULE")]
+
+
+async def test_rights_that_come_back_while_a_stream_runs_engage_again(house: House) -> None:
+    async with house.guest("shop") as shop, shop.watching() as mine:
+        await mine.until_synced()
+        house.world.service.change_rights(Rights((rule("shop", Scope(is_empty=True)), ROOT)))
+        assert await mine.events() == ["DISENGAGED alpha REVOKED", "DISENGAGED beta REVOKED"]
+        house.world.service.change_rights(Rights((SHOP, ROOT)))
+        assert await mine.events() == ["ENGAGED alpha", "ENGAGED beta"]
+
+
+async def test_a_stream_that_waits_for_the_first_list_goes_by_the_rights_of_then(tmp_path: Path) -> None:
+    async with a_house(tmp_path, SHOP) as house, house.guest("shop") as shop, shop.watching() as mine:
+        await mine.batch()
+        house.world.service.change_rights(Rights((BANK, rule("shop", Scope(names=names(["beta"]))))))
+        house.world.listed(ready("alpha", env="prod"), ready("beta", env="prod"))
+        assert told(await mine.until_synced()) == ["ENGAGED beta"]
+
+
+async def test_a_listing_ends_with_the_rights_it_was_begun_by(house: House) -> None:
+    async with house.guest("shop") as shop:
+        first = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
+        house.world.service.change_rights(Rights((rule("shop", ALL),)))
+        code, _, words, _ = told_of(
+            await error(shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=first.next_page_token)))
+        )
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "list again from the first page" in words
+
+
+# --- coming back ---
+
+
+async def revision(guest: Guest, **request: object) -> str:
+    async with guest.watching(**request) as watching:
+        return str((await watching.until_synced())[-1].revision)
+
+
+async def test_who_comes_back_as_himself_goes_on(house: House) -> None:
+    async with house.guest("shop") as shop:
+        left_at = await revision(shop)
+        listed = (await shop.stub.ListClusters(pb.ListClustersRequest())).revision
+        house.world.seen(ready("alpha", version="2", env="dev"))
+        for known in (left_at, listed):
+            async with shop.watching(resume_revision=known) as again:
+                batch = await again.batch()
+                assert (batch.reset, told([batch])) == (False, ["DISENGAGED alpha LABELS_CHANGED"])
+    assert house.refusals() == []
+
+
+async def test_a_revision_of_somebody_else_or_of_another_filter_is_worth_nothing(house: House) -> None:
+    only_alpha = pb.ClusterFilter(names=["alpha"])
+    async with house.guest("shop") as shop, house.guest("root") as root, house.guest("bank") as bank:
+        of_root, of_shop, filtered = await revision(root), await revision(shop), await revision(shop, filter=only_alpha)
+        for guest, known, seen in (
+            (shop, of_root, ["ENGAGED alpha", "ENGAGED beta"]),
+            (bank, of_shop, [f"ENGAGED {SECRET}"]),
+            (shop, filtered, ["ENGAGED alpha", "ENGAGED beta"]),
+        ):
+            async with guest.watching(resume_revision=known) as watching:
+                batches = await watching.until_synced()
+                assert (batches[0].reset, told(batches)) == (True, seen)
+    assert house.refusals() == [(name, "REVISION_OF_ANOTHER") for name in ("shop", "bank", "shop")]
+
+
+async def test_a_revision_of_other_rights_is_answered_by_a_snapshot(house: House) -> None:
+    async with house.guest("shop") as shop:
+        known = await revision(shop)
+        house.world.service.change_rights(Rights((rule("shop", ALL),)))
+        async with shop.watching(resume_revision=known) as again:
+            assert (await again.batch()).reset
+
+
+async def test_a_bent_revision_is_answered_by_a_snapshot_and_never_by_an_error(house: House) -> None:
+    async with house.guest("shop") as shop:
+        known = await revision(shop)
+        epoch, at, mark = known.split(".")
+        raw = base64.urlsafe_b64decode(f"{mark}==")
+        flipped = [
+            base64.urlsafe_b64encode(bytes([*raw[:place], raw[place] ^ 1, *raw[place + 1 :]])).decode().rstrip("=")
+            for place in (0, 7, 15)
+        ]
+        bent = [f"{epoch}.{int(at) - 1}.{mark}", f"{epoch}.{int(at) + 1}.{mark}", f"{epoch}.{at}.part1.{mark}"]
+        for each in [*bent, *(f"{epoch}.{at}.{other}" for other in flipped)]:
+            async with shop.watching(resume_revision=each) as again:
+                batches = await again.until_synced()
+            assert (batches[0].reset, told(batches)) == (True, ["ENGAGED alpha", "ENGAGED beta"])
+    assert house.refusals() == [("shop", "REVISION_OF_ANOTHER")] * 6
+
+
+async def test_a_page_token_of_somebody_else_is_worth_nothing(house: House) -> None:
+    async with house.guest("shop") as shop, house.guest("root") as root:
+        token = (await root.stub.ListClusters(pb.ListClustersRequest(page_size=1))).next_page_token
+        code, _, _, _ = told_of(
+            await error(shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=token)))
+        )
+        for place in (0, len(token) // 2, len(token) - 2):
+            bent = token[:place] + ("A" if token[place] != "A" else "B") + token[place + 1 :]
+            refused = await error(root.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=bent)))
+            assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert house.refusals() == [("shop", "PAGE_TOKEN_OF_ANOTHER"), *[("root", "PAGE_TOKEN_OF_ANOTHER")] * 3]
+
+
+# --- streams at once ---
+
+
+async def test_a_caller_has_as_many_streams_as_his_rule_says(tmp_path: Path) -> None:
+    async with a_house(tmp_path, rule("shop", ALL, streams=1), ROOT) as house, house.guest("shop") as shop:
+        house.world.listed(ready("alpha"))
+        async with shop.watching() as first:
+            await first.until_synced()
+            async with shop.watching() as second:
+                code, reason, words, retry_s = told_of(await second.error())
+            assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
+            assert words == "1 streams are open already, and you may have no more at once"
+            assert retry_s
+            assert retry_s > 0
+            async with house.guest("root") as root, root.watching() as other:
+                assert told(await other.until_synced()) == ["ENGAGED alpha"]
+        await eventually(lambda: not house.world.service.streams)
+        async with shop.watching() as third:
+            assert told(await third.until_synced()) == ["ENGAGED alpha"]
+
+
+async def test_an_idle_stream_notices_a_change_of_rights_before_its_heartbeat(house: House) -> None:
+    async with house.guest("shop") as shop, shop.watching(heartbeat_interval=Duration(seconds=3600)) as mine:
+        await mine.until_synced()
+        house.world.service.change_rights(Rights((rule("shop", Scope(names=names(["beta"]))),)))
+        async with asyncio.timeout(20):
+            assert await mine.events() == ["DISENGAGED alpha REVOKED"]

@@ -1,0 +1,179 @@
+"""Who is given kubeconfigs, from where, and how many."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.credentials.sources.minting import Scope as Kind
+from milo_discoveryd.kubeconfigs.issuer import Offer
+from milo_discoveryd.rights.patterns import names as some
+from milo_discoveryd.rights.quota import Limits
+from milo_discoveryd.rights.rights import Rights, Terms
+from milo_discoveryd.rights.scope import ALL, Scope
+from tests.integration.grpc_server.conftest import Subscriber, ready, told
+from tests.integration.grpc_server.guests import PROD, Guest, a_house, rule, told_of
+from tests.unit.kubeconfigs.backend import Backend
+
+READER = rule("bank", ALL, terms=None)
+SHOP = rule("shop", PROD)
+
+
+def issue(guest: Guest, cluster: str = "alpha") -> Any:
+    return guest.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=cluster))
+
+
+async def refused(call: Any) -> tuple[grpc.StatusCode, str, str, float | None]:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return told_of(raised.value)
+
+
+def names(batch: pb.WatchClustersResponse) -> dict[str, bool]:
+    """Of the clusters in it, and whether there is a kubeconfig with each."""
+    return {event.cluster.name: event.HasField("kubeconfig") for event in batch.events}
+
+
+async def test_who_may_see_clusters_may_not_therefore_have_kubeconfigs(tmp_path: Path) -> None:
+    async with a_house(tmp_path, READER, offers=[Offer(Backend())]) as house, house.guest("bank") as reader:
+        house.world.listed(ready("alpha"))
+        for name in ("alpha", "zz-absent"):
+            code, reason, words, _ = await refused(issue(reader, name))
+            assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "KUBECONFIGS_DENIED")
+            assert words == "rule 'bank' gives you no kubeconfigs"
+        async with reader.watching(include_kubeconfigs=True) as watching:
+            assert told_of(await watching.error())[1] == "KUBECONFIGS_DENIED"
+        async with reader.watching() as watching:
+            assert names((await watching.until_synced())[-1]) == {"alpha": False}
+        info = await reader.stub.GetServerInfo(pb.GetServerInfoRequest())
+        assert list(info.credential_sources) == []
+    assert house.refusals() == [("bank", "KUBECONFIGS_DENIED")] * 3
+
+
+async def test_a_rule_may_name_the_sources(tmp_path: Path) -> None:
+    admin, viewer = Backend(), Backend()
+    admin.name, viewer.name = "admin", "viewer"
+    shop = rule("shop", ALL, terms=Terms(sources=frozenset({"viewer"}), max_ttl_s=60.0))
+    async with a_house(tmp_path, shop, rule("root", ALL), offers=[Offer(admin), Offer(viewer)]) as house:
+        house.world.listed(ready("alpha"))
+        async with house.guest("shop") as less, house.guest("root") as more:
+            for guest, backend in ((less, viewer), (more, admin)):
+                kubeconfig = json.loads((await issue(guest)).kubeconfig.kubeconfig)
+                assert kubeconfig["users"][0]["user"]["token"] in backend.given
+            info = await less.stub.GetServerInfo(pb.GetServerInfoRequest())
+            assert [each.name for each in info.credential_sources] == ["viewer"]
+            assert info.limits.max_kubeconfig_ttl.ToTimedelta().total_seconds() == 60
+
+
+async def test_what_is_handed_out_is_audited_with_who_why_and_what(tmp_path: Path) -> None:
+    async with a_house(tmp_path, SHOP, offers=[Offer(Backend())]) as house, house.guest("shop") as shop:
+        house.world.listed(ready("alpha", env="prod"))
+        token = json.loads((await issue(shop)).kubeconfig.kubeconfig)["users"][0]["user"]["token"]
+    (line,) = house.world.audited
+    assert line["caller"]["listener"] == "shop"
+    assert (line["event"], line["rule"], line["cluster"]) == ("kubeconfig handed out", "shop", "alpha")
+    assert line["incarnation"]
+    assert line["expires_at"]
+    assert line["fingerprint"]
+    assert token not in json.dumps(house.world.audited)
+
+
+async def test_a_minutes_kubeconfigs_and_no_more_are_handed_out_and_counted_before_they_are_minted(
+    tmp_path: Path,
+) -> None:
+    backend = Backend(scope=Kind.CLUSTER)
+    shop = rule("shop", ALL, terms=Terms(per_minute=2))
+    async with a_house(tmp_path, shop, rule("root", ALL), offers=[Offer(backend)]) as house:
+        house.world.listed(*(ready(f"p-{number}") for number in range(4)))
+        async with house.guest("shop") as guest, house.guest("root") as other:
+            for number in range(2):
+                await issue(guest, f"p-{number}")
+            code, reason, words, retry_s = await refused(issue(guest, "p-2"))
+            assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_KUBECONFIGS")
+            assert "all kubeconfigs that you may have in a minute were handed out" in words
+            assert retry_s == pytest.approx(30.0, abs=5)
+            assert len(backend.given) == 2
+            assert (await issue(other, "p-2")).kubeconfig.cluster == "p-2"
+    assert house.refusals() == [("shop", "TOO_MANY_KUBECONFIGS")]
+
+
+async def test_a_stream_is_given_the_rest_as_they_may_be_had(tmp_path: Path) -> None:
+    count = 303
+    each = Limits(streams=9, streams_each=9, per_minute_each=300)
+    async with (
+        a_house(tmp_path, SHOP, offers=[Offer(Backend())], limits=each) as house,
+        house.guest("shop") as shop,
+        shop.watching(include_kubeconfigs=True) as watching,
+    ):
+        clock = house.world.access.clock
+        now = clock()
+        house.world.access.clock = lambda: now  # however long the snapshot takes, no more may be had meanwhile
+        house.world.listed(*(ready(f"p-{number}", env="prod") for number in range(count)))
+        at_first = {name: has for batch in await watching.until_synced() for name, has in names(batch).items()}
+        assert (len(at_first), sum(at_first.values())) == (count, 300)
+        house.world.access.clock = clock
+        later: list[str] = []
+        while len(later) < count - 300:
+            later += told([await watching.batch()])
+        assert {line.split()[0] for line in later} == {"KUBECONFIG"}
+        assert {line.split()[1] for line in later} == {name for name, has in at_first.items() if not has}
+    assert house.refusals() == [], "waiting is no refusal"
+
+
+async def test_who_loses_the_right_to_kubeconfigs_is_told_so(tmp_path: Path) -> None:
+    async with a_house(tmp_path, SHOP, offers=[Offer(Backend())]) as house, house.guest("shop") as shop:
+        house.world.listed(ready("alpha", env="prod"))
+        async with shop.watching(include_kubeconfigs=True) as watching, shop.watching() as other:
+            assert names((await watching.until_synced())[-1]) == {"alpha": True}
+            await other.until_synced()
+            house.world.service.change_rights(Rights((rule("shop", PROD, terms=None),)))
+            assert told_of(await watching.error())[1] == "KUBECONFIGS_DENIED"
+            house.world.seen(ready("beta", env="prod"))
+            assert await other.events() == ["ENGAGED beta"], "who asked for none goes on"
+
+
+async def kubeconfig_of(watching: Subscriber, name: str) -> str:
+    """The next that comes for that cluster."""
+    while True:
+        for event in (await watching.batch()).events:
+            if event.cluster.name == name and event.HasField("kubeconfig"):
+                token = json.loads(event.kubeconfig.kubeconfig)["users"][0]["user"]["token"]
+                assert isinstance(token, str)
+                return token
+
+
+async def test_other_sources_are_noticed_on_running_streams(tmp_path: Path) -> None:
+    admin, viewer = Backend(), Backend()
+    admin.name, viewer.name = "admin", "viewer"
+    async with (
+        a_house(tmp_path, SHOP, offers=[Offer(admin), Offer(viewer)]) as house,
+        house.guest("shop") as shop,
+        shop.watching(include_kubeconfigs=True) as watching,
+    ):
+        house.world.listed(ready("alpha", env="prod"))
+        assert await kubeconfig_of(watching, "alpha") in admin.given
+        terms = Terms(sources=frozenset({"viewer"}))
+        house.world.service.change_rights(Rights((rule("shop", PROD, terms=terms),)))
+        assert await kubeconfig_of(watching, "alpha") in viewer.given
+
+
+async def test_none_is_renewed_for_a_cluster_that_was_taken_away(tmp_path: Path) -> None:
+    backend = Backend(life_s=1.5, scope=Kind.CLUSTER)
+    async with (
+        a_house(tmp_path, SHOP, offers=[Offer(backend)]) as house,
+        house.guest("shop") as shop,
+        shop.watching(include_kubeconfigs=True) as watching,
+    ):
+        house.world.listed(ready("alpha", env="prod"), ready("beta", env="prod"))
+        await watching.until_synced()
+        house.world.service.change_rights(Rights((rule("shop", Scope(names=some(["beta"]))),)))
+        seen: list[str] = []
+        while seen.count("KUBECONFIG beta") < 3:
+            seen += told([await watching.batch()])
+        after = seen[seen.index("DISENGAGED alpha REVOKED") + 1 :]
+        assert set(after) == {"KUBECONFIG beta"}
+        handed = [line["cluster"] for line in house.world.audited if line["event"] == "kubeconfig handed out"]
+        assert handed.count("alpha") <= 1

@@ -1,0 +1,235 @@
+"""Kubeconfigs on a stream: one with each ENGAGED, and the next in time."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.credentials.sources.minting import Scope
+from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.kubeconfigs.issuer import Offer
+from tests.integration.grpc_server.conftest import Subscriber, World, a_world, not_ready, ready, told
+from tests.support.eventually import eventually
+from tests.unit.kubeconfigs.backend import Backend, RevokingBackend
+
+
+def token(event: pb.ClusterEvent) -> str:
+    config = json.loads(event.kubeconfig.kubeconfig)
+    assert config["current-context"] == event.kubeconfig.cluster == event.cluster.name
+    return str(config["users"][0]["user"]["token"])
+
+
+async def events(subscriber: Subscriber, count: int) -> list[pb.ClusterEvent]:
+    """At least so many of the next."""
+    found: list[pb.ClusterEvent] = []
+    while len(found) < count:
+        found += (await subscriber.batch()).events
+    return found
+
+
+async def snapshot(subscriber: Subscriber) -> list[pb.ClusterEvent]:
+    return [event for batch in await subscriber.until_synced() for event in batch.events]
+
+
+async def test_each_engaged_carries_one_and_who_does_not_ask_gets_none(tmp_path: Path) -> None:
+    async with a_world(tmp_path, offers=[Offer(Backend())]) as world:
+        world.listed(ready("alpha"), ready("beta"))
+        async with world.subscriber(include_kubeconfigs=True) as subscriber, world.subscriber() as other:
+            assert all(token(event) for event in await snapshot(subscriber))
+            assert not any(event.HasField("kubeconfig") for event in await snapshot(other))
+            world.seen(ready("gamma"))
+            (engaged,) = (await subscriber.batch()).events
+            assert (engaged.type, engaged.cluster.name, bool(token(engaged))) == (1, "gamma", True)
+            (bare,) = (await other.batch()).events
+            assert not bare.HasField("kubeconfig")
+
+
+async def test_the_next_comes_while_the_last_is_good_and_nothing_else_changes(tmp_path: Path) -> None:
+    backend = Backend(life_s=1.5)
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.listed(ready("alpha"))
+        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+            (engaged,) = await snapshot(subscriber)
+            last = engaged
+            for _ in range(5):
+                (renewed,) = await events(subscriber, 1)
+                assert renewed.type == pb.ClusterEvent.TYPE_KUBECONFIG
+                assert renewed.cluster == engaged.cluster
+                assert token(renewed) != token(last)
+                assert renewed.kubeconfig.issued_at.ToMicroseconds() < last.kubeconfig.expires_at.ToMicroseconds()
+                last = renewed
+
+
+async def test_revisions_are_those_of_the_fleet_and_a_kubeconfig_makes_none(tmp_path: Path) -> None:
+    async with a_world(tmp_path, offers=[Offer(Backend(life_s=1.5))]) as world:
+        world.listed(ready("alpha"))
+        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+            synced = (await subscriber.until_synced())[-1]
+            renewed = await subscriber.batch()
+            assert told([renewed]) == ["KUBECONFIG alpha"]
+            assert (renewed.revision, renewed.previous_revision) == (synced.revision, synced.revision)
+            assert (renewed.synced, renewed.reset) == (True, False)
+
+
+async def test_a_backend_that_is_down_delays_no_event_and_what_is_owed_follows_when_it_is_back(tmp_path: Path) -> None:
+    backend = Backend()
+    backend.failure = BackendError("down")
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.listed(ready("alpha"), ready("beta"))
+        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+            assert not any(event.HasField("kubeconfig") for event in await snapshot(subscriber))
+            world.seen(ready("gamma"))
+            assert told([await subscriber.batch()]) == ["ENGAGED gamma"]
+            backend.failure = None
+            owed = await events(subscriber, 3)
+    assert sorted(told([pb.WatchClustersResponse(events=owed)])) == [
+        f"KUBECONFIG {name}" for name in ("alpha", "beta", "gamma")
+    ]
+    assert all(token(event) for event in owed)
+
+
+async def test_a_backend_that_hangs_delays_the_first_event_by_little_and_the_others_not_at_all(tmp_path: Path) -> None:
+    backend = Backend()
+    backend.gate.clear()
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.listed(ready("alpha"))
+        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+            async with asyncio.timeout(20):
+                (bare,) = await snapshot(subscriber)
+            assert not bare.HasField("kubeconfig")
+            backend.gate.set()
+            assert [event.type for event in await events(subscriber, 1)] == [pb.ClusterEvent.TYPE_KUBECONFIG]
+
+
+async def test_where_each_cluster_has_its_own_they_follow_as_they_are_made(tmp_path: Path) -> None:
+    backend = Backend(Scope.CLUSTER)
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.listed(*(ready(f"p-{number}") for number in range(50)))
+        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+            found = [event for event in await snapshot(subscriber) if event.HasField("kubeconfig")]
+            found += await events(subscriber, 50 - len(found))
+    assert {event.cluster.name for event in found} == {f"p-{number}" for number in range(50)}
+    assert all(f"-{event.cluster.name}-" in token(event) for event in found)
+    assert len(backend.asked) == 50
+
+
+async def test_a_resumed_stream_first_brings_fresh_ones_for_all_its_clusters(tmp_path: Path) -> None:
+    async with a_world(tmp_path, offers=[Offer(Backend())]) as world:
+        world.listed(ready("alpha"), ready("beta"), ready("other", env="dev"))
+        wanted = pb.ClusterFilter(label_selector="!env")
+        async with world.subscriber(filter=wanted, include_kubeconfigs=True) as subscriber:
+            seen = (await subscriber.until_synced())[-1].revision
+        world.seen(ready("gamma"), not_ready("beta"))
+        async with world.subscriber(filter=wanted, include_kubeconfigs=True, resume_revision=seen) as subscriber:
+            first = await subscriber.batch()
+            assert (first.reset, told([first])) == (False, ["ENGAGED gamma", "DISENGAGED beta NOT_READY"])
+            assert token(first.events[0])
+            (fresh,) = await events(subscriber, 1)
+            assert (fresh.type, fresh.cluster.name, bool(token(fresh))) == (4, "alpha", True)
+            world.seen(ready("delta"))
+            assert await subscriber.events() == ["ENGAGED delta"]
+
+
+async def test_after_a_disengagement_nothing_more_comes_for_it_and_what_it_had_is_revoked(tmp_path: Path) -> None:
+    backend = RevokingBackend(life_s=1.5)
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.listed(ready("alpha"), ready("beta"))
+        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+            await snapshot(subscriber)
+            await events(subscriber, 2)
+            world.seen(not_ready("alpha"))
+            after: list[str] = []
+            while after.count("KUBECONFIG beta") < 4:
+                after += told([await subscriber.batch()])
+    disengaged = after.index("DISENGAGED alpha NOT_READY")
+    assert not [each for each in after[disengaged + 1 :] if "alpha" in each]
+    assert [name for name, _ in backend.revoked] == ["alpha"]
+
+
+async def test_one_that_was_replaced_or_left_the_filter_and_came_back_is_given_another(tmp_path: Path) -> None:
+    backend = Backend(Scope.CLUSTER)
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.listed(ready("alpha"))
+        async with world.subscriber(
+            filter=pb.ClusterFilter(label_selector="!away"), include_kubeconfigs=True
+        ) as reader:
+            found = await snapshot(reader)
+            found += await events(reader, 1)
+            world.seen(ready("alpha", uid="another", version="2"))
+            while told([pb.WatchClustersResponse(events=found)]).count("KUBECONFIG alpha") < 2:
+                found += (await reader.batch()).events
+            world.seen(ready("alpha", uid="another", version="3", away="yes"))
+            assert await reader.events() == ["DISENGAGED alpha LABELS_CHANGED"]
+            world.seen(ready("alpha", uid="another", version="4"))
+            (back,) = await events(reader, 1)
+    assert told([pb.WatchClustersResponse(events=found)]) == [
+        "ENGAGED alpha",
+        "KUBECONFIG alpha",
+        "DISENGAGED alpha REPLACED",
+        "ENGAGED alpha",
+        "KUBECONFIG alpha",
+    ]
+    assert (back.type, token(back)) == (pb.ClusterEvent.TYPE_ENGAGED, token(found[-1]))
+    first, second = (wanted.incarnation for wanted in backend.asked)
+    assert first < second
+
+
+async def test_ten_thousand_are_sent_in_batches_of_less_than_a_mebibyte_from_one_mint(tmp_path: Path) -> None:
+    backend = Backend()
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.listed(*(ready(f"p-{number}") for number in range(10_000)))
+        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+            batches = await subscriber.until_synced()
+    given = [event for batch in batches for event in batch.events]
+    assert len(given) == 10_000
+    assert all(event.HasField("kubeconfig") for event in given)
+    assert max(batch.ByteSize() for batch in batches) < 1024 * 1024
+    assert len(backend.asked) == 1
+
+
+async def test_many_engaged_at_once_are_all_told_in_batches_that_fit_and_the_rest_of_the_kubeconfigs_follow(
+    tmp_path: Path,
+) -> None:
+    async with a_world(tmp_path, offers=[Offer(Backend())], authorities=b"C" * 4096) as world:
+        world.listed()
+        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+            await snapshot(subscriber)
+            world.seen(*(ready(f"p-{number}") for number in range(1500)))
+            batches: list[pb.WatchClustersResponse] = []
+            given: dict[str, int] = {}
+            while sum(given.values()) < 1500:
+                batches.append(await subscriber.batch())
+                for event in batches[-1].events:
+                    given[event.cluster.name] = given.get(event.cluster.name, 0) + event.HasField("kubeconfig")
+    assert set(given.values()) == {1}
+    assert max(batch.ByteSize() for batch in batches) <= 1024 * 1024 + 8 * 1024
+
+
+async def test_a_negative_ttl_is_named(world: World) -> None:
+    async with world.subscriber(include_kubeconfigs=True, kubeconfig_ttl=Duration(seconds=-1)) as subscriber:
+        assert (await subscriber.error()).code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("ttl_s", [60, 600])
+async def test_a_subscriber_s_own_ttl_is_what_is_asked_for(tmp_path: Path, ttl_s: int) -> None:
+    backend = Backend(Scope.CLUSTER, takes_ttl=True)
+    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+        world.listed(ready("alpha"))
+        async with world.subscriber(include_kubeconfigs=True, kubeconfig_ttl=Duration(seconds=ttl_s)) as subscriber:
+            found = await snapshot(subscriber)
+            if not found[0].HasField("kubeconfig"):
+                found = await events(subscriber, 1)
+    assert [wanted.ttl_s for wanted in backend.asked] == [ttl_s]
+
+
+async def test_a_subscriber_that_leaves_is_told_of_nothing_more(tmp_path: Path) -> None:
+    async with a_world(tmp_path, offers=[Offer(Backend())]) as world:
+        world.listed(ready("alpha"))
+        async with world.subscriber(include_kubeconfigs=True) as subscriber:
+            await snapshot(subscriber)
+            assert world.issuer.followers == 1
+        await eventually(lambda: not world.issuer.followers)

@@ -1,0 +1,201 @@
+"""Sockets that are ours alone, and said to be lost when they are not."""
+
+import os
+import socket
+import stat
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.server.connections.listener import UnixAddress
+from milo_discoveryd.server.connections.socket_file import SocketFile
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[grpc.aio.Server]:
+    made = grpc.aio.server()
+    yield made
+    await made.stop(None)
+
+
+Bind = Callable[..., SocketFile]
+
+
+@pytest.fixture
+def bound() -> Iterator[Bind]:
+    """Binds a server to a path; what it locked is given back in the end."""
+    made: list[SocketFile] = []
+
+    def bind(server: grpc.aio.Server, path: Path, **address: int) -> SocketFile:
+        made.append(SocketFile(UnixAddress(path, **address)))
+        made[-1].claim(lambda path: server.add_insecure_port(f"unix:{path}"))
+        return made[-1]
+
+    yield bind
+    for file in made:
+        file.close()
+
+
+async def test_the_socket_has_the_mode_that_was_asked_for(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
+    bound(server, tmp_path / "d.sock", mode=0o600)
+    assert stat.S_IMODE((tmp_path / "d.sock").stat().st_mode) == 0o600
+
+
+async def test_the_socket_goes_to_the_group_that_was_asked_for(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
+    bound(server, tmp_path / "d.sock", group=os.getgid())
+    assert (tmp_path / "d.sock").stat().st_gid == os.getgid()
+
+
+async def test_its_folder_is_made_for_the_owner_and_the_group(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
+    umask = os.umask(0o077)  # as the command sets it
+    try:
+        bound(server, tmp_path / "run" / "d.sock", group=os.getgid())
+    finally:
+        os.umask(umask)
+    folder = (tmp_path / "run").stat()
+    assert (stat.S_IMODE(folder.st_mode), folder.st_gid) == (0o750, os.getgid())
+
+
+async def test_a_socket_that_another_daemon_serves_is_refused_and_left_alone(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
+    first = bound(server, tmp_path / "d.sock")
+    with pytest.raises(StartError, match=rf"in use by another daemon \(process {os.getpid()}\)"):
+        bound(grpc.aio.server(), tmp_path / "d.sock")
+    assert first.lost() is None
+
+
+async def test_a_socket_left_by_a_daemon_that_died_is_taken_over(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
+    dead = bound(grpc.aio.server(), tmp_path / "d.sock")
+    dead.close()
+    assert bound(server, tmp_path / "d.sock").lost() is None
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+async def test_what_is_not_a_socket_is_not_touched(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path, kind: str
+) -> None:
+    path, other = tmp_path / "d.sock", tmp_path / "other"
+    other.write_text("precious")
+    if kind == "link":
+        path.symlink_to(other)
+    else:
+        path.write_text("precious")
+    with pytest.raises(StartError, match="remove it, or listen elsewhere"):
+        bound(server, path)
+    assert path.read_text() == "precious"
+
+
+async def test_a_link_in_the_place_of_the_lock_is_refused(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
+    (tmp_path / "d.sock.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StartError, match="lock file"):
+        bound(server, tmp_path / "d.sock")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o027, 0o077, 0o117, 0o177, 0o222, 0o777])
+@pytest.mark.parametrize("folder_mode", [0o700, 0o750, 0o755, 0o711, 0o1770])
+async def test_whatever_the_umask_the_socket_has_just_the_mode_that_was_asked_for(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path, umask: int, folder_mode: int
+) -> None:
+    tmp_path.chmod(folder_mode)
+    before = os.umask(umask)
+    try:
+        bound(server, tmp_path / "d.sock", mode=0o660)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "d.sock").stat().st_mode) == 0o660
+
+
+@pytest.mark.parametrize(
+    ("mode", "mend"), [(0o777, "chmod o-w"), (0o1777, "chmod o-w"), (0o702, "chmod o-w"), (0o770, "chmod g-w")]
+)
+async def test_a_folder_that_others_can_write_is_refused(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path, mode: int, mend: str
+) -> None:
+    tmp_path.chmod(mode)
+    with pytest.raises(StartError, match=f"could put another socket in its place: {mend} {tmp_path}"):
+        bound(server, tmp_path / "d.sock")
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_folder_that_is_a_link_is_refused(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(StartError, match=f"is a symbolic link: listen in {tmp_path / 'real'} itself"):
+        bound(server, tmp_path / "link" / "d.sock")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives folders away")
+async def test_a_folder_of_another_user_is_refused(bound: Bind, server: grpc.aio.Server, tmp_path: Path) -> None:
+    os.chown(tmp_path, 12345, -1)
+    with pytest.raises(StartError, match="belongs to user 12345, who could put another socket in its place"):
+        bound(server, tmp_path / "d.sock")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives sockets away")
+async def test_the_socket_goes_to_the_user_that_was_asked_for(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
+    bound(server, tmp_path / "d.sock", owner=12345)
+    assert (tmp_path / "d.sock").stat().st_uid == 12345
+
+
+async def test_a_socket_that_others_were_let_in_at_is_noticed(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
+    mine = bound(server, tmp_path / "d.sock")
+    (tmp_path / "d.sock").chmod(0o666)
+    assert str(mine.lost()).endswith("d.sock was given another mode, owner or name")
+    (tmp_path / "d.sock").chmod(0o660)
+    assert mine.lost() is None
+    (tmp_path / "other").hardlink_to(tmp_path / "d.sock")
+    assert mine.lost() is not None
+    (tmp_path / "other").unlink()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_path_that_is_no_longer_ours_is_noticed(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path, replaced: bool
+) -> None:
+    path = tmp_path / "d.sock"
+    mine = bound(server, path)
+    kept = path.rename(tmp_path / "kept")  # kept, so that the new file can't be given the same inode
+    if replaced:
+        path.write_text("")
+    assert str(mine.lost()).endswith("was replaced by another file" if replaced else "was removed")
+    path.unlink(missing_ok=True)
+    kept.rename(path)
+
+
+async def test_what_another_daemon_has_put_in_its_place_is_left_alone_at_the_end(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
+    path = tmp_path / "d.sock"
+    mine = bound(server, path)
+    await server.start()
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as another:
+        another.bind(str(path))
+        await server.stop(None)
+        mine.close()
+        assert path.is_socket()
+
+
+async def test_nothing_is_left_of_it_at_the_end_but_the_lock_file(
+    bound: Bind, server: grpc.aio.Server, tmp_path: Path
+) -> None:
+    mine = bound(server, tmp_path / "d.sock")
+    await server.start()
+    await server.stop(None)
+    mine.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["d.sock.lock"]

@@ -1,0 +1,300 @@
+"""TCP: TLS 1.3 with a certificate on either side, or nothing."""
+
+import asyncio
+import datetime as dt
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import grpc
+import pytest
+from cryptography import x509
+from cryptography.x509.oid import ExtendedKeyUsageOID
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.server.connections.connect_rate import Arrivals
+from milo_discoveryd.server.connections.listener import Listener, TcpAddress
+from milo_discoveryd.server.connections.proxy import Leg
+from milo_discoveryd.server.connections.tls_certificates import ServerTls
+from tests.integration.grpc_server.conftest import World, a_world, ready
+from tests.integration.grpc_server.test_peers import callers, front, legs, reason
+from tests.support.certificates import Authority, Pair
+from tests.support.eventually import eventually
+
+__all__ = ["callers", "legs"]
+
+SPIFFE = x509.UniformResourceIdentifier("spiffe://example.com/ns/milo/sa/operator")
+
+
+class Place:
+    """A daemon's certificate, and those of its clients."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ca = Authority("clients")
+        self.serving = Authority("servers")
+        self.renew()
+
+    def renew(self) -> None:
+        """As a file system with renames does it, once each: the pair does not fit in between."""
+        certificate, key = self.serving.server().write(self.folder, "new")
+        certificate.rename(self.folder / "tls.crt")
+        key.rename(self.folder / "tls.key")
+        self.trust(self.ca)
+
+    def trust(self, ca: Authority) -> None:
+        (self.folder / "ca.new").write_bytes(ca.pem)
+        (self.folder / "ca.new").rename(self.folder / "ca.crt")
+
+    @property
+    def tls(self) -> ServerTls:
+        paths = (self.folder / name for name in ("tls.crt", "tls.key", "ca.crt"))
+        return ServerTls(**dict(zip(("certificate", "key", "client_ca"), paths, strict=True)))
+
+    def credentials(self, pair: Pair | None) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(
+            self.serving.pem, None if pair is None else pair.key, None if pair is None else pair.certificate
+        )
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+@asynccontextmanager
+async def tcp(place: Place, *, connections: int = 100) -> AsyncIterator[World]:
+    listener = Listener(name="net", address=TcpAddress("127.0.0.1", 0), tls=place.tls, connections=connections)
+    async with a_world(place.folder, listeners=[listener]) as world:
+        [world.address] = world.server.addresses
+        world.listed(ready("alpha"))
+        yield world
+
+
+@asynccontextmanager
+async def client(world: World, credentials: grpc.ChannelCredentials) -> AsyncIterator[DiscoveryServiceStub]:
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    async with grpc.aio.secure_channel(world.address, credentials, options=options) as channel:
+        yield DiscoveryServiceStub(channel)
+
+
+async def refusal(world: World, credentials: grpc.ChannelCredentials) -> grpc.aio.AioRpcError:
+    async with client(world, credentials) as stub:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.ListClusters(pb.ListClustersRequest())
+    return caught.value
+
+
+async def test_a_call_is_of_whom_the_certificate_names(callers: list[Caller], place: Place) -> None:
+    pair = place.ca.issue(SPIFFE, x509.DNSName("operator.example.com"))
+    async with tcp(place) as world, client(world, place.credentials(pair)) as stub:
+        assert len((await stub.ListClusters(pb.ListClustersRequest())).clusters) == 1
+    [caller] = callers
+    assert (caller.listener, caller.uid) == ("net", None)
+    assert caller.sans == ("uri:spiffe://example.com/ns/milo/sa/operator", "dns:operator.example.com")
+    assert caller.peer.startswith("ipv4:127.0.0.1:")
+
+
+@pytest.mark.parametrize("wrong", ["none", "another CA", "expired", "for servers"])
+async def test_nobody_gets_in_without_a_certificate_that_holds(callers: list[Caller], place: Place, wrong: str) -> None:
+    pair = {
+        "none": None,
+        "another CA": Authority("clients").issue(SPIFFE),
+        "expired": place.ca.issue(SPIFFE, life=-dt.timedelta(minutes=1)),
+        "for servers": place.ca.issue(SPIFFE, use=ExtendedKeyUsageOID.SERVER_AUTH),
+    }[wrong]
+    async with tcp(place) as world:
+        error = await refusal(world, place.credentials(pair))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
+        assert not front(world)._known
+    assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
+    assert {line["caller"]["listener"] for line in world.audited} == {"net"}
+    assert callers == []
+
+
+async def test_a_certificate_without_a_name_is_nobodys_whatever_its_common_name(
+    callers: list[Caller], place: Place
+) -> None:
+    async with tcp(place) as world:
+        error = await refusal(world, place.credentials(place.ca.issue(common_name="operator.example.com")))
+    assert (error.code(), reason(error)) == (grpc.StatusCode.UNAUTHENTICATED, "NO_NAME")
+    assert [line["reason"] for line in world.audited] == ["NO_NAME"]
+    assert callers == []
+
+
+async def test_what_is_sent_waits_for_no_acknowledgement(place: Place, legs: list[Leg]) -> None:
+    async with tcp(place) as world, client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
+        await stub.ListClusters(pb.ListClustersRequest())
+        connected = legs[0].transport.get_extra_info("socket")
+        assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+
+
+def client_context(place: Place, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = context.maximum_version = version
+    context.load_verify_locations(cadata=place.serving.pem.decode())
+    context.load_cert_chain(*place.ca.issue(SPIFFE).write(place.folder, "client"))
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+async def test_no_tls_before_1_3_is_spoken(place: Place) -> None:
+    async with tcp(place) as world:
+        host, _, port = world.address.partition(":")
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asyncio.open_connection(host, int(port), ssl=client_context(place, ssl.TLSVersion.TLSv1_2))
+        await eventually(lambda: world.audited)
+        assert "UNSUPPORTED_PROTOCOL" in str(world.audited[0]["problem"])
+        _, writer = await asyncio.open_connection(host, int(port), ssl=client_context(place, ssl.TLSVersion.TLSv1_3))
+        assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+        writer.close()
+
+
+async def test_who_speaks_in_the_clear_is_not_heard(callers: list[Caller], place: Place) -> None:
+    async with tcp(place) as world:
+        async with grpc.aio.insecure_channel(world.address) as channel:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await DiscoveryServiceStub(channel).ListClusters(pb.ListClustersRequest())
+        await eventually(lambda: not len(front(world)))
+    assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
+    assert callers == []
+
+
+async def test_a_certificate_is_renewed_while_clients_come_and_stay(place: Place) -> None:
+    pair = place.ca.issue(SPIFFE)
+    async with tcp(place) as world, client(world, place.credentials(pair)) as staying:
+        call = staying.WatchClusters(pb.WatchClustersRequest())
+        assert (await call.read()).synced
+        before = await shown(world)
+        place.serving = Authority("servers")
+        place.renew()
+        for _ in range(5):
+            async with client(world, place.credentials(pair)) as stub:
+                await stub.ListClusters(pb.ListClustersRequest())
+        assert await shown(world) != before
+        front(world).check()
+        world.seen(ready("beta"))
+        assert [event.cluster.name for event in (await call.read()).events] == ["beta"]
+        call.cancel()
+
+
+async def test_half_a_renewal_is_waited_out(place: Place) -> None:
+    pair = place.ca.issue(SPIFFE)
+    async with tcp(place) as world:
+        certificate, key = place.serving.server().write(place.folder, "half")
+        certificate.rename(place.folder / "tls.crt")
+        async with client(world, place.credentials(pair)) as stub:
+            await stub.ListClusters(pb.ListClustersRequest())
+        key.rename(place.folder / "tls.key")
+        async with client(world, place.credentials(pair)) as stub:
+            await stub.ListClusters(pb.ListClustersRequest())
+
+
+async def test_with_another_ca_those_of_the_old_one_are_out_at_once(place: Place) -> None:
+    old, new = place.ca.issue(SPIFFE), Authority("clients, later")
+    async with tcp(place) as world, client(world, place.credentials(old)) as stub:
+        call = stub.WatchClusters(pb.WatchClustersRequest())
+        assert (await call.read()).synced
+        place.trust(new)
+        front(world).check()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call.read()
+        assert (await refusal(world, place.credentials(old))).code() is grpc.StatusCode.UNAVAILABLE
+        async with client(world, place.credentials(new.issue(SPIFFE))) as another:
+            await another.ListClusters(pb.ListClustersRequest())
+
+
+async def test_a_connection_ends_with_its_certificate(place: Place) -> None:
+    brief = place.ca.issue(SPIFFE, life=dt.timedelta(seconds=2))
+    async with tcp(place) as world, client(world, place.credentials(brief)) as stub:
+        call = stub.WatchClusters(pb.WatchClustersRequest())
+        assert (await call.read()).synced
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_who_connects_and_says_nothing_takes_no_more_than_half(place: Place) -> None:
+    async with tcp(place, connections=4) as world:
+        host, _, port = world.address.partition(":")
+        silent = [socket.create_connection((host, int(port))) for _ in range(3)]
+        try:
+            assert await asyncio.to_thread(silent[2].recv, 1) == b""
+        finally:
+            for each in silent:
+                each.close()
+
+
+async def test_who_connects_over_and_over_is_slowed_down_and_those_who_are_there_are_not(place: Place) -> None:
+    async with tcp(place) as world, client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
+        call = stub.WatchClusters(pb.WatchClustersRequest())
+        assert (await call.read()).synced
+        front(world)._arrivals = Arrivals(burst=2, per_second=0.01)
+        for expected in ("", "", "too often"):
+            with socket.create_connection(("127.0.0.1", port(world))) as bad:
+                bad.sendall(b"no TLS at all")
+                bad.settimeout(20)
+                with suppress(ConnectionError):
+                    while await asyncio.to_thread(bad.recv, 100):
+                        pass
+            await eventually(lambda: world.audited)
+            assert expected in str(world.audited[-1]["problem"])
+        world.seen(ready("beta"))
+        assert [event.cluster.name for event in (await call.read()).events] == ["beta"]
+        call.cancel()
+
+
+async def test_who_says_what_is_no_grpc_is_hung_up_on_and_slowed_down_like_who_is_refused(place: Place) -> None:
+    async with tcp(place) as world:
+        front(world)._arrivals = Arrivals(burst=2, per_second=0.01)
+        for expected in ("gRPC hung up", "too often"):
+            with suppress(ConnectionError):
+                reader, writer = await asyncio.open_connection(
+                    "127.0.0.1", port(world), ssl=client_context(place), server_hostname="localhost"
+                )
+                writer.write(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000)
+                while await reader.read(65_536):
+                    pass
+                writer.close()
+            await eventually(lambda wanted=expected: wanted in str(world.audited[-1:]))
+
+
+async def test_there_is_no_reflection(place: Place) -> None:
+    async with (
+        tcp(place) as world,
+        grpc.aio.secure_channel(world.address, place.credentials(place.ca.issue(SPIFFE))) as channel,
+    ):
+        ask = channel.unary_unary("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await ask(b"")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_port_in_use_is_refused(place: Place) -> None:
+    async with tcp(place) as world:
+        taken = Place(place.folder)
+        listener = Listener(name="net", address=TcpAddress("127.0.0.1", port(world)), tls=taken.tls)
+        with pytest.raises(StartError, match="is the port in use"):
+            async with a_world(place.folder, listeners=[listener]):
+                pass
+
+
+@pytest.mark.parametrize("missing", ["tls.crt", "tls.key", "ca.crt"])
+async def test_without_its_files_it_does_not_start(place: Place, missing: str) -> None:
+    (place.folder / missing).unlink()
+    with pytest.raises(StartError, match=rf"{missing} cannot be read"):
+        place.tls.context()
+
+
+def port(world: World) -> int:
+    return int(world.address.rpartition(":")[2])
+
+
+async def shown(world: World) -> str:
+    """The certificate that whoever comes is shown now."""
+    return await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port(world)))

@@ -1,0 +1,112 @@
+"""Listeners that take bearer tokens, with an API server that knows whose they are."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from structlog.testing import capture_logs
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.credentials import load_kubeconfig
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.identity.token_review import TokenReviews
+from milo_discoveryd.server.connections.listener import Listener, UnixAddress
+from milo_discoveryd.watchers.transport import open_transport
+from milo_sandbox import Sandbox
+from tests.integration.grpc_server.conftest import World, a_world, ready
+from tests.integration.grpc_server.test_peers import callers, reason
+
+__all__ = ["callers"]
+
+OPERATOR = "system:serviceaccount:milo:operator"
+
+
+@asynccontextmanager
+async def taking_tokens(folder: Path, sandbox: Sandbox) -> AsyncIterator[World]:
+    api = open_transport(load_kubeconfig(sandbox.write_kubeconfig(folder / "kubeconfig")), environ={})
+    reviews = TokenReviews(api, origin="the sandbox", audiences=["milo-discovery"])
+    listener = Listener(name="tokens", address=UnixAddress(folder / "d.sock"), peer_credentials=True, tokens=True)
+    try:
+        async with a_world(folder, listeners=[listener], reviews=reviews) as world:
+            world.listed(ready("alpha"))
+            yield world
+    finally:
+        await api.aclose()
+
+
+async def listed(world: World, *authorization: str) -> pb.ListClustersResponse:
+    async with world.client() as stub:
+        metadata = tuple(("authorization", each) for each in authorization)
+        answer = await stub.ListClusters(pb.ListClustersRequest(), metadata=metadata)
+    assert isinstance(answer, pb.ListClustersResponse)
+    return answer
+
+
+async def refusal(world: World, *authorization: str) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await listed(world, *authorization)
+    return caught.value
+
+
+async def test_who_shows_a_token_is_whom_it_is_of_besides_what_the_connection_proves(
+    callers: list[Caller], tmp_path: Path
+) -> None:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
+        token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
+        await listed(world, f"Bearer {token}")
+        await listed(world)
+    shown, silent = callers
+    assert (shown.user, silent.user) == (OPERATOR, "")
+    assert "system:authenticated" in shown.groups
+    assert shown.until is not None
+    assert shown.uid == silent.uid
+    assert silent.uid is not None
+
+
+async def test_a_token_that_is_no_good_is_turned_down_and_shown_to_nobody(
+    callers: list[Caller], tmp_path: Path
+) -> None:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
+        for_another = sandbox.token(OPERATOR)
+        revoked = sandbox.token(OPERATOR, audiences=["milo-discovery"])
+        sandbox.revoke_tokens()
+        with capture_logs() as logs:
+            for wrong in (f"Bearer {for_another}", f"Bearer {revoked}", "Basic YTpi", "Bearer ", "x"):
+                error = await refusal(world, wrong)
+                assert (error.code(), reason(error)) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REJECTED")
+                assert wrong.partition(" ")[2] not in str(error.details()) or wrong in ("Bearer ", "x")
+            await refusal(world, "Bearer a", "Bearer b")
+        assert [line["reason"] for line in world.audited] == ["TOKEN_REJECTED"] * 6
+        assert for_another not in str(logs)
+        assert revoked not in str(logs)
+    assert callers == []
+
+
+async def test_without_the_api_server_those_with_tokens_wait_and_the_others_do_not(
+    callers: list[Caller], tmp_path: Path
+) -> None:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
+        token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
+        await sandbox.stop()
+        error = await refusal(world, f"Bearer {token}")
+        await listed(world)
+    assert (error.code(), reason(error)) == (grpc.StatusCode.UNAVAILABLE, "TOKEN_NOT_REVIEWED")
+    status = rpc_status.from_call(error)
+    assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)
+    assert [caller.user for caller in callers] == [""]
+
+
+async def test_a_stream_ends_with_the_token_that_opened_it(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world, world.client() as stub:
+        token = sandbox.token(OPERATOR, audiences=["milo-discovery"], life=1.0)
+        call = stub.WatchClusters(pb.WatchClustersRequest(), metadata=(("authorization", f"Bearer {token}"),))
+        async with asyncio.timeout(20):
+            assert (await call.read()).synced
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+    assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.UNAVAILABLE, "IDENTITY_ENDED")

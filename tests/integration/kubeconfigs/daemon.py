@@ -1,0 +1,37 @@
+"""The whole daemon in this process, as it is configured, and a client of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discoveryd.app import Daemon
+from milo_discoveryd.config import load
+from tests.support.eventually import eventually
+
+
+@asynccontextmanager
+async def a_daemon(tmp_path: Path, file: Path | None = None, **flags: object) -> AsyncIterator[DiscoveryServiceStub]:
+    given = {"listen": (f"unix://{tmp_path}/d.sock",), "http_listen": "off"} | flags
+    daemon = Daemon(load(given, {}, file), {})
+    running = asyncio.create_task(daemon.serve())
+    try:
+        await eventually(lambda: daemon.started.is_set() or running.done())
+        async with grpc.aio.insecure_channel(
+            f"unix:{tmp_path}/d.sock", options=(("grpc.use_local_subchannel_pool", 1),)
+        ) as channel:
+            stub = DiscoveryServiceStub(channel)
+            stream = stub.WatchClusters(pb.WatchClustersRequest())
+            while not (await stream.read()).synced:  # type: ignore[union-attr]
+                pass
+            stream.cancel()
+            yield stub
+    finally:
+        running.cancel()
+        await asyncio.wait((running,))
+        if not running.cancelled():
+            running.result()

@@ -1,0 +1,117 @@
+"""No secret shows anywhere but where it is handed out: every token that was ever issued is looked for in all that the
+daemon says, at its most talkative, while everything goes wrong that can."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_sandbox import Sandbox
+from tests.end_to_end.process.daemon import DaemonProcess
+from tests.support.eventually import eventually
+
+
+class Secrets:
+    """All that must not show: tokens as they are issued, and the lines of private keys."""
+
+    def __init__(self, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.found: set[str] = set()
+        issue = sandbox.tokens.issue
+
+        def noted(*arguments: Any, **options: Any) -> str:
+            token = issue(*arguments, **options)
+            self.found.add(token.rpartition(".")[2])  # the signature: without it a token is good for nothing
+            return token
+
+        monkeypatch.setattr(sandbox.tokens, "issue", noted)
+
+    def add_key(self, key_file: Path) -> None:
+        lines = json.loads(key_file.read_text())["private_key"].splitlines()
+        self.found.update(line for line in lines if len(line) > 60)
+
+    def in_(self, text: str) -> list[str]:
+        return [secret for secret in self.found if secret in text]
+
+
+async def calls(address: str, said: list[str]) -> list[str]:
+    """What a caller can ask that has to do with credentials. What is answered is noted, and kubeconfigs given back."""
+    handed: list[str] = []
+    async with grpc.aio.insecure_channel(address.replace("unix://", "unix:")) as channel:
+        stub = DiscoveryServiceStub(channel)
+        requests = [
+            pb.IssueKubeconfigRequest(cluster="alpha"),
+            pb.IssueKubeconfigRequest(cluster="nobody"),
+            pb.IssueKubeconfigRequest(cluster="alpha", incarnation="other"),
+        ]
+        for request in requests:
+            try:
+                answer = await stub.IssueKubeconfig(request)
+                handed.append(answer.kubeconfig.kubeconfig.decode())
+            except grpc.aio.AioRpcError as error:
+                said.append(str(error) + str(error.trailing_metadata()))
+        said.append(str(await stub.GetServerInfo(pb.GetServerInfoRequest())))
+        said.append(str(await stub.GetCluster(pb.GetClusterRequest(name="alpha"))))
+    return handed
+
+
+async def test_no_secret_shows_in_logs_metrics_errors_arguments_environments_or_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, config = tmp_path / "daemon", tmp_path / "config.yaml"
+    state.mkdir(mode=0o700)
+    async with Sandbox(seed=1, token_life=3.0) as sandbox:
+        secrets = Secrets(sandbox, monkeypatch)
+        sandbox.projects.create("alpha", ready=True)
+        upstream = sandbox.write_kubeconfig(tmp_path / "upstream")
+        key_file = sandbox.write_service_account_key(tmp_path / "key.json")
+        secrets.add_key(key_file)
+        (tmp_path / "ca.pem").write_bytes(sandbox.ca_pem)
+        source = {
+            "name": "datum",
+            "type": "datum-service-account",
+            "key_file": str(key_file),
+            "ca_file": str(tmp_path / "ca.pem"),
+        }
+        settings = {
+            "discovery_kubeconfig": str(upstream),
+            "listen": [f"unix://{state}/d.sock"],
+            "http_listen": "127.0.0.1:0",
+            "kubeconfigs": {"sources": [source]},
+            "log": {"level": "debug", "format": "json"},
+        }
+        config.write_text(json.dumps(settings))
+        said: list[str] = []
+        async with DaemonProcess(f"unix://{state}/d.sock", "--config", str(config)) as daemon:
+            await daemon.start()
+            await daemon.until_said('"synced"')
+            http = str(daemon.events("started")[0]["http"])
+            (handed,) = await calls(daemon.address, said)
+            token = json.loads(handed)["users"][0]["user"]["token"]
+            assert secrets.in_(token), "what is looked for is what is handed out"
+            sandbox.faults.unauthorized(seconds=1)
+            sandbox.drop_watches()
+            sandbox.token_endpoint.revoke_keys()
+            await daemon.until_said("invalid_grant")
+            sandbox.revoke_tokens()
+            async with aiohttp.ClientSession() as session:
+                for path in ("/metrics", "/readyz?verbose", "/livez?verbose"):
+                    async with session.get(http + path) as response:
+                        said.append(await response.text())
+            await eventually(lambda: len(secrets.found) > 5)
+            await calls(daemon.address, said)
+            process = Path(f"/proc/{daemon.pid}")
+            said += [(process / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ")]
+            limits = (process / "limits").read_text()
+            await sandbox.stop()
+            await daemon.until_said("cannot be asked")
+            await daemon.terminate()
+        said.append(daemon.said)
+        said += [path.read_text(errors="replace") for path in state.rglob("*") if path.is_file()]
+    assert len(secrets.found) > 5
+    assert [found for text in said for found in secrets.in_(text)] == []
+    assert "Max core file size        0                    0" in limits

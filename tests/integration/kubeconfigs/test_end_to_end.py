@@ -1,0 +1,100 @@
+"""From a source to a project's control plane: the whole daemon, configured by file, against the sandbox."""
+
+import json
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_sandbox import Sandbox
+from tests.integration.kubeconfigs.daemon import a_daemon
+from tests.support.eventually import eventually
+
+
+def credential(kubeconfig: bytes) -> tuple[str, str]:
+    """Server and token."""
+    config = json.loads(kubeconfig)
+    return config["clusters"][0]["cluster"]["server"], config["users"][0]["user"].get("token", "")
+
+
+@asynccontextmanager
+async def a_sandbox(tmp_path: Path, *, token_life: float = 600.0) -> AsyncIterator[Sandbox]:
+    async with Sandbox(seed=1, token_life=token_life) as sandbox:
+        for name in ("alpha", "beta"):
+            sandbox.projects.create(name, ready=True)
+        sandbox.write_kubeconfig(tmp_path / "upstream")
+        (tmp_path / "ca.pem").write_bytes(sandbox.ca_pem)
+        yield sandbox
+
+
+def sources(tmp_path: Path, *given: dict[str, Any], **more: Any) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({"kubeconfigs": {"sources": list(given)}, **more}))
+    return path
+
+
+async def test_a_service_account_s_key_authenticates_the_daemon_and_what_it_hands_out(tmp_path: Path) -> None:
+    async with a_sandbox(tmp_path) as sandbox:
+        key = sandbox.write_service_account_key(tmp_path / "key.json")
+        source = {
+            "name": "datum",
+            "type": "datum-service-account",
+            "key_file": str(key),
+            "ca_file": str(tmp_path / "ca.pem"),
+        }
+        config = sources(tmp_path, source, source={"credentials": "datum"})
+        (tmp_path / "upstream.token").write_text("not this one")
+        async with a_daemon(tmp_path, file=config, discovery_kubeconfig=str(tmp_path / "upstream")) as stub:
+            answers = [
+                await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=name)) for name in ("alpha", "beta")
+            ]
+        servers, tokens = zip(*(credential(answer.kubeconfig.kubeconfig) for answer in answers), strict=True)
+        assert servers == (sandbox.control_plane_url("alpha"), sandbox.control_plane_url("beta"))
+        assert len(set(tokens)) == 1
+        assert sandbox.tokens.subject(tokens[0]) == "sandbox-admin"
+        assert sandbox.token_endpoint.answered == ["ok", "ok"]  # one for the daemon itself
+
+
+async def test_a_bound_token_opens_its_project_until_it_is_disengaged(tmp_path: Path) -> None:
+    async with a_sandbox(tmp_path) as sandbox:
+        sandbox.add_service_account("milo", "operators")
+        (tmp_path / "infrastructure").write_text(json.dumps(sandbox.infrastructure_kubeconfig()))
+        source = {
+            "name": "requested",
+            "type": "token-request",
+            "kubeconfig": str(tmp_path / "infrastructure"),
+            "namespace": "milo",
+            "service_account": "operators",
+            "audiences": ["milo"],
+        }
+        tls = ssl.create_default_context(cadata=sandbox.ca_pem.decode())
+        async with (
+            a_daemon(tmp_path, file=sources(tmp_path, source), discovery_kubeconfig=str(tmp_path / "upstream")) as stub,
+            aiohttp.ClientSession() as session,
+        ):
+            answer = await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
+            server, token = credential(answer.kubeconfig.kubeconfig)
+
+            async def status() -> int:
+                headers = {"Authorization": f"Bearer {token}"}
+                async with session.get(f"{server}/api/v1/namespaces", headers=headers, ssl=tls) as response:
+                    return response.status
+
+            assert await status() == 200
+            sandbox.projects.set_condition("alpha", "False", reason="Broken")
+            await eventually(lambda: not sandbox.infrastructure.secret_names())
+            assert await status() == 401
+
+
+@pytest.mark.parametrize("form", [pb.KUBECONFIG_FORMAT_EXEC, pb.KUBECONFIG_FORMAT_EMBEDDED])
+async def test_a_static_token_is_not_handed_on_in_any_form(tmp_path: Path, form: pb.KubeconfigFormat.ValueType) -> None:
+    async with a_sandbox(tmp_path) as sandbox:
+        (tmp_path / "static").write_text(json.dumps(sandbox.kubeconfig()))
+        async with a_daemon(tmp_path, discovery_kubeconfig=str(tmp_path / "static")) as stub:
+            with pytest.raises(Exception, match=r"nobody renews.*configure one of kubeconfigs\.sources"):
+                await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha", format=form))

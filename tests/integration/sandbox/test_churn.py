@@ -1,0 +1,126 @@
+"""Life in the sandbox: consistent, lively, and the same again from the same seed."""
+
+from milo_sandbox import Sandbox
+from milo_sandbox.milo import OWNER_ANNOTATION, PROJECT_FINALIZER, PROJECT_NAME_LABEL, PROJECT_UID_LABEL
+from milo_sandbox.resources import PROJECTS
+from milo_sandbox.selectors import EVERYTHING
+
+
+def lively(*, seed: int = 7, projects: int = 20) -> Sandbox:
+    sandbox = Sandbox(seed=seed)
+    sandbox.populate(projects, finalizers=[PROJECT_FINALIZER])
+    return sandbox
+
+
+def history(sandbox: Sandbox) -> list[tuple[str, str]]:
+    events = sandbox.store[PROJECTS].history.since(0)
+    return [(seen[0], seen[1].name) for event in events if (seen := event.seen_through(EVERYTHING))]
+
+
+def run(sandbox: Sandbox, steps: int = 2000) -> None:
+    churn = sandbox.churn()
+    for _ in range(steps):
+        churn.step()
+
+
+def test_the_same_seed_lives_the_same_life() -> None:
+    first, second, other = lively(), lively(), lively(seed=8)
+    for each in (first, second, other):
+        run(each, 500)
+    assert history(first) == history(second) != history(other)
+
+
+def test_everything_that_can_happen_happens() -> None:
+    sandbox = lively()
+    run(sandbox)
+    bodies = [event.record.body for event in sandbox.store[PROJECTS].history.since(0)]
+    for mark in (
+        b'"CleanupStarted"',
+        b'"CleanupAwaitingCompletion"',
+        b'"CleanupComplete"',
+        b'"Suspended","status":"True"',
+        b'"Ready","status":"False"',
+    ):
+        assert any(mark in body for body in bodies), mark
+    told = history(sandbox)
+    gone = {name for kind, name in told if kind == "DELETED"}
+    added = [name for kind, name in told if kind == "ADDED"]
+    assert gone
+    assert any(added.count(name) > 1 for name in gone), "none was made again under its old name"
+
+
+def test_the_number_of_projects_stays_about_what_it_was() -> None:
+    sandbox = lively(projects=50)
+    run(sandbox, 5000)
+    assert 40 <= len(sandbox.projects) <= 65
+
+
+def test_each_project_has_its_control_plane_and_each_points_back() -> None:
+    sandbox = lively()
+    churn = sandbox.churn()
+    for _ in range(2000):
+        churn.step()
+    assert set(sandbox.projects.names()) == set(sandbox.control_planes.names())
+    for name in sandbox.projects.names():
+        project, plane = sandbox.projects.read(name), sandbox.control_planes.read(name)
+        assert plane["metadata"]["labels"][PROJECT_NAME_LABEL] == name
+        assert plane["metadata"]["labels"][PROJECT_UID_LABEL] == project["metadata"]["uid"]
+        assert plane["metadata"]["annotations"][OWNER_ANNOTATION] == project["spec"]["ownerRef"]["name"]
+        assert project["metadata"]["labels"].items() <= plane["metadata"]["labels"].items()
+
+
+def test_projects_that_others_make_are_provisioned_and_those_they_delete_are_cleaned_up() -> None:
+    sandbox = lively(projects=5)
+    churn = sandbox.churn()
+    sandbox.projects.create("by-hand", finalizers=[PROJECT_FINALIZER])
+    steps = iter(range(1000))
+    while "by-hand" not in sandbox.control_planes or b'"True"' not in body(sandbox, "by-hand"):
+        next(steps)
+        churn.step()
+    victim = next(name for name in sandbox.projects.names() if name != "by-hand")
+    uid = sandbox.projects.read(victim)["metadata"]["uid"]
+    sandbox.projects.delete(victim)
+    while victim in sandbox.projects and sandbox.projects.read(victim)["metadata"]["uid"] == uid:
+        next(steps)
+        churn.step()
+
+
+def body(sandbox: Sandbox, name: str) -> bytes:
+    return sandbox.store.get(PROJECTS, name).body
+
+
+def test_it_goes_on_when_others_delete_what_it_was_busy_with() -> None:
+    sandbox = Sandbox(seed=3)
+    sandbox.populate(5)
+    churn = sandbox.churn()
+    for number in range(600):
+        churn.step()
+        if number % 5 == 0 and len(sandbox.projects):
+            sandbox.projects.delete(sandbox.projects.names()[0])
+    for _ in range(200):
+        churn.step()
+    assert set(sandbox.control_planes.names()) == set(sandbox.projects.names())
+
+
+def test_it_survives_the_loss_of_the_history() -> None:
+    sandbox = lively()
+    churn = sandbox.churn()
+    for _ in range(100):
+        churn.step()
+        sandbox.compact()
+    assert len(sandbox.projects) > 10
+
+
+def test_names_are_never_given_twice() -> None:
+    names = Sandbox(seed=1).names
+    given = [names.project() for _ in range(12_000)]
+    assert len(set(given)) == len(given)
+
+
+def test_a_populated_sandbox_leaves_alone_what_is_there() -> None:
+    taken = Sandbox(seed=1).names.project()
+    sandbox = Sandbox(seed=1)
+    before = sandbox.projects.create(taken)
+    assert taken not in sandbox.populate(20)
+    assert len(sandbox.projects) == 21
+    assert sandbox.projects.read(taken) == before

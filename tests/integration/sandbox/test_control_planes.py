@@ -1,0 +1,100 @@
+"""The small API behind each project."""
+
+from milo_sandbox import Sandbox
+from tests.integration.sandbox.client import PROJECTS, Client
+
+
+def behind(project: str, path: str = "") -> str:
+    return f"{PROJECTS}/{project}/control-plane{path}"
+
+
+CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
+
+
+async def test_it_is_alive_and_says_what_it_has(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    for path in ("/livez", "/readyz"):
+        assert (await client.get(behind("alpha", path))).body == b"ok"
+    assert (await client.get(behind("alpha", "/version"))).json["gitVersion"]
+    assert (await client.get(behind("alpha", "/api"))).json["versions"] == ["v1"]
+    resources = (await client.get(behind("alpha", "/api/v1"))).json["resources"]
+    assert {each["name"] for each in resources} == {"namespaces", "configmaps"}
+    assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == ["default", "kube-system"]
+
+
+async def test_config_maps_live_in_it(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    maps = behind("alpha", CONFIG_MAPS)
+    async with client.watch(maps) as stream:
+        created = await client.call("POST", maps, {"metadata": {"name": "one"}, "data": {"a": "1"}})
+        assert (created.status, created.json["metadata"]["namespace"]) == (201, "default")
+        await client.call("PATCH", f"{maps}/one", {"data": {"b": "2"}})
+        await client.call("DELETE", f"{maps}/one")
+        assert await stream.take(3) == [("ADDED", "one"), ("MODIFIED", "one"), ("DELETED", "one")]
+    assert (await client.get(behind("alpha", "/api/v1/configmaps"))).names == []
+
+
+async def test_config_maps_of_one_namespace_are_not_those_of_another(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    for namespace in ("default", "kube-system"):
+        path = behind("alpha", f"/api/v1/namespaces/{namespace}/configmaps")
+        await client.call("POST", path, {"metadata": {"name": f"in-{namespace}"}})
+        assert (await client.get(path)).names == [f"in-{namespace}"]
+    everywhere = await client.get(behind("alpha", "/api/v1/configmaps"))
+    assert everywhere.names == ["in-default", "in-kube-system"]
+    assert (await client.call("POST", behind("alpha", "/api/v1/configmaps"), {})).status == 405
+
+
+async def test_each_project_has_its_own(client: Client, sandbox: Sandbox) -> None:
+    for name in ("alpha", "beta"):
+        sandbox.projects.create(name)
+    await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "one"}})
+    assert (await client.get(behind("beta", CONFIG_MAPS))).names == []
+
+
+async def test_a_project_made_again_finds_nothing_of_the_old_one(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "one"}})
+    sandbox.projects.delete("alpha")
+    assert (await client.get(behind("alpha", "/readyz"))).status == 404
+    sandbox.projects.create("alpha")
+    assert (await client.get(behind("alpha", CONFIG_MAPS))).names == []
+
+
+async def test_a_project_that_is_not_there_has_none(client: Client) -> None:
+    missing = await client.get(behind("alpha", "/version"))
+    assert (missing.status, missing.json["details"]["name"]) == (404, "alpha")
+
+
+async def test_a_suspended_project_answers_reads_and_refuses_writes(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "one"}})
+    sandbox.milo.suspend("alpha", "Billing")
+    assert (await client.get(behind("alpha", CONFIG_MAPS))).names == ["one"]
+    refused = await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "two"}})
+    assert (refused.status, refused.json["reason"]) == (403, "Forbidden")
+    assert refused.json["details"]["causes"][0]["reason"] == "ProjectSuspended"
+    sandbox.milo.reinstate("alpha")
+    assert (await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "two"}})).status == 201
+
+
+async def test_a_project_being_deleted_still_answers(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha", finalizers=["example.com/hold"])
+    sandbox.projects.delete("alpha")
+    assert (await client.get(behind("alpha", "/readyz"))).status == 200
+
+
+async def test_one_can_be_out_of_reach_while_the_others_are_not(client: Client, sandbox: Sandbox) -> None:
+    for name in ("alpha", "beta"):
+        sandbox.projects.create(name)
+    sandbox.faults.unreachable("alpha")
+    assert (await client.get(behind("alpha", "/readyz"))).status == 503
+    assert (await client.get(behind("beta", "/readyz"))).status == 200
+    assert (await client.get(f"{PROJECTS}/alpha")).status == 200
+
+
+async def test_it_wants_a_token_too(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    client.token = None
+    assert (await client.get(behind("alpha", CONFIG_MAPS))).status == 401
+    assert (await client.get(behind("alpha", "/readyz"))).status == 200

@@ -1,0 +1,99 @@
+"""Tokens that run out, and what their holders may do."""
+
+import pytest
+
+from milo_sandbox import Rule
+from milo_sandbox.refusals import RefusedError
+from milo_sandbox.rights import ADMIN, Action, Rights
+from milo_sandbox.tokens import Tokens
+
+LIST = Action(verb="list", group="resourcemanager.miloapis.com", resource="projects")
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_token_names_its_holder_until_it_runs_out() -> None:
+    clock = Clock()
+    tokens = Tokens(life=600, clock=clock)
+    token = tokens.issue("somebody")
+    clock.now += 599
+    assert tokens.subject(token) == "somebody"
+    clock.now += 1
+    with pytest.raises(RefusedError, match="Unauthorized"):
+        tokens.subject(token)
+
+
+def test_no_two_tokens_are_alike() -> None:
+    tokens = Tokens(life=600, clock=Clock())
+    assert tokens.issue("somebody") != tokens.issue("somebody")
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda t: t[:-1], lambda t: "x" + t, lambda t: "", lambda t: "ü.ü.ü", lambda t: ".."]
+)
+def test_a_spoilt_token_is_no_token(spoil: object) -> None:
+    tokens = Tokens(life=600, clock=Clock())
+    assert callable(spoil)
+    with pytest.raises(RefusedError):
+        tokens.subject(spoil(tokens.issue("somebody")))
+
+
+def test_anothers_token_and_a_revoked_one_are_no_tokens() -> None:
+    tokens = Tokens(life=600, clock=Clock())
+    with pytest.raises(RefusedError):
+        tokens.subject(Tokens(life=600, clock=Clock()).issue("somebody"))
+    token = tokens.issue("somebody")
+    tokens.revoke_all()
+    with pytest.raises(RefusedError):
+        tokens.subject(token)
+
+
+def test_the_administrator_may_do_everything_and_a_stranger_nothing() -> None:
+    rights = Rights()
+    rights.demand(ADMIN, LIST)
+    with pytest.raises(RefusedError) as error:
+        rights.demand("stranger", LIST)
+    assert error.value.code == 403
+    assert error.value.message == (
+        'projects.resourcemanager.miloapis.com is forbidden: User "stranger" cannot list resource "projects" '
+        'in API group "resourcemanager.miloapis.com" at the cluster scope'
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed"),
+    [
+        (Rule(verbs=frozenset({"list", "watch"})), True),
+        (Rule(verbs=frozenset({"watch"})), False),
+        (Rule(verbs=frozenset({"*"}), resources=frozenset({"projects"})), True),
+        (Rule(verbs=frozenset({"*"}), resources=frozenset({"projects/status"})), False),
+        (Rule(verbs=frozenset({"*"}), groups=frozenset({"infrastructure.miloapis.com"})), False),
+        (Rule(verbs=frozenset({"*"}), names=frozenset({"alpha"})), False),
+    ],
+)
+def test_a_rule_covers_what_it_names(rule: Rule, allowed: bool) -> None:
+    rights = Rights()
+    rights.grant("reader", [rule])
+    assert rights.allows("reader", LIST) is allowed
+
+
+def test_a_new_grant_takes_the_place_of_the_old() -> None:
+    rights = Rights()
+    rights.grant("reader", [Rule(verbs=frozenset({"list"}))])
+    rights.grant("reader", [])
+    assert not rights.allows("reader", LIST)
+
+
+def test_a_refusal_names_the_subresource_the_name_and_the_namespace() -> None:
+    action = Action(verb="patch", group="", resource="configmaps", subresource="status", name="one", namespace="work")
+    with pytest.raises(RefusedError) as error:
+        Rights().demand("reader", action)
+    assert error.value.message == (
+        'configmaps "one" is forbidden: User "reader" cannot patch resource "configmaps/status" '
+        'in API group "" in the namespace "work"'
+    )

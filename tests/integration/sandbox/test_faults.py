@@ -1,0 +1,79 @@
+"""Faults as the pure thing they are: whom they concern, what they answer, when they are over."""
+
+from typing import Any
+
+import pytest
+
+from milo_sandbox.calls import Call
+from milo_sandbox.faults import Approach, Faults
+from milo_sandbox.refusals import PlainError, RefusedError
+from milo_sandbox.resources import PROJECT_CONTROL_PLANES, PROJECTS
+
+WATCH = Approach(segments=("apis",), query={"watch": "1"}, call=Call(verb="watch", resource=PROJECTS))
+LIST = Approach(segments=("apis",), query={}, call=Call(verb="list", resource=PROJECTS))
+PAGE = Approach(segments=("apis",), query={"limit": "9"}, call=Call(verb="list", resource=PROJECTS))
+GET = Approach(segments=("apis",), query={}, call=Call(verb="get", resource=PROJECTS, name="alpha"))
+AT_THE_DOOR = Approach(segments=("apis",), query={})
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def faults(clock: Clock) -> Faults:
+    return Faults(clock)
+
+
+def answer(faults: Faults, approach: Approach) -> tuple[int, Any]:
+    """The code of what is answered in the API's place and after how long to come again; 0 where the API answers."""
+    try:
+        faults.check(approach)
+    except (RefusedError, PlainError) as refusal:
+        return refusal.code, refusal.retry_after
+    return 0, None
+
+
+def test_without_faults_the_api_answers(faults: Faults) -> None:
+    assert {answer(faults, each) for each in (WATCH, LIST, PAGE, GET, AT_THE_DOOR)} == {(0, None)}
+
+
+def test_a_server_that_initializes_asks_for_ever_more_patience(faults: Faults, clock: Clock) -> None:
+    faults.initializing(seconds=20)
+    waits = []
+    for now in (100, 104, 110, 119, 120):
+        clock.now = now
+        waits.append(answer(faults, LIST))
+    assert waits == [(429, 1), (429, 2), (429, 3), (429, 3), (0, None)]
+
+
+def test_a_server_that_initializes_serves_pages_and_single_objects(faults: Faults) -> None:
+    faults.initializing()
+    assert [answer(faults, each)[0] for each in (WATCH, LIST, PAGE, GET, AT_THE_DOOR)] == [429, 429, 0, 0, 0]
+
+
+def test_one_resource_can_initialize_while_the_other_serves(faults: Faults) -> None:
+    faults.initializing(resource=PROJECT_CONTROL_PLANES)
+    assert answer(faults, LIST) == (0, None)
+
+
+def test_a_fault_counts_only_those_whom_it_concerns(faults: Faults) -> None:
+    faults.overloaded(times=2)
+    answers = [answer(faults, each)[0] for each in (AT_THE_DOOR, LIST, AT_THE_DOOR, GET, WATCH)]
+    assert answers == [0, 429, 0, 429, 0]
+
+
+def test_the_first_of_several_answers(faults: Faults) -> None:
+    faults.failing(502, times=1)
+    faults.forbidden()
+    assert [answer(faults, LIST)[0] for _ in range(3)] == [502, 403, 403]
+    faults.clear()
+    assert answer(faults, LIST) == (0, None)

@@ -1,0 +1,74 @@
+"""The kubeconfig that the sandbox writes, and the token beside it that never runs out while the sandbox runs."""
+
+import asyncio
+from base64 import b64decode
+from pathlib import Path
+
+import pytest
+import yaml
+
+from milo_sandbox import Sandbox
+from milo_sandbox.kubeconfigs import TokenFile, write_secret
+from tests.integration.sandbox.client import PROJECTS, Client
+
+
+async def test_a_written_kubeconfig_has_all_that_a_client_needs(
+    sandbox: Sandbox, client: Client, tmp_path: Path
+) -> None:
+    path = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
+    config = yaml.safe_load(path.read_text())
+    (cluster,) = (each["cluster"] for each in config["clusters"])
+    assert cluster["server"] == sandbox.url
+    assert b64decode(cluster["certificate-authority-data"]) == sandbox.ca_pem
+    (user,) = (each["user"] for each in config["users"])
+    token = Path(user["tokenFile"])
+    assert (path.stat().st_mode & 0o777, token.stat().st_mode & 0o777) == (0o600, 0o600)
+    client.token = token.read_text()
+    assert (await client.get(PROJECTS)).status == 200
+
+
+async def test_a_token_file_is_replaced_at_half_its_life(tmp_path: Path) -> None:
+    renewed = asyncio.Event()
+    issued: list[str] = []
+
+    def issue() -> str:
+        issued.append(f"token-{len(issued)}")
+        if len(issued) == 3:
+            renewed.set()
+        return issued[-1]
+
+    file = TokenFile(tmp_path / "token", issue, life=0.02)
+    file.start()
+    assert file.path.read_text() == "token-0"
+    async with asyncio.timeout(20):
+        await renewed.wait()
+    file.stop()
+    assert file.path.read_text() == "token-2"
+    assert list(tmp_path.iterdir()) == [file.path]
+
+
+async def test_revoked_tokens_are_bad_and_the_file_has_a_good_one(
+    sandbox: Sandbox, client: Client, tmp_path: Path
+) -> None:
+    path = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
+    sandbox.revoke_tokens()
+    assert (await client.get(PROJECTS)).status == 401
+    client.token = path.with_name("kubeconfig.token").read_text()
+    assert (await client.get(PROJECTS)).status == 200
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    write_secret(path, "old")
+    with path.open() as reader:
+        write_secret(path, "new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+    with pytest.raises(FileNotFoundError):
+        write_secret(tmp_path / "missing" / "secret", "new")
+
+
+async def test_a_kubeconfig_can_hold_its_token_and_lead_to_one_project(sandbox: Sandbox) -> None:
+    config = sandbox.kubeconfig(token="given", project="alpha")
+    assert config["users"][0]["user"] == {"token": "given"}
+    assert config["clusters"][0]["cluster"]["server"] == f"{sandbox.url}{PROJECTS}/alpha/control-plane"

@@ -1,0 +1,290 @@
+"""The resources as any Kubernetes client sees them: methods, media types, statuses, lists, pages, tables."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from milo_sandbox import Features, Pace, Rule, Sandbox
+from tests.integration.sandbox.client import CONTROL_PLANES, PROJECTS, Client
+
+ALPHA = {"metadata": {"name": "alpha"}, "spec": {"ownerRef": {"kind": "Organization", "name": "acme"}}}
+TABLE = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io,application/json"}
+
+
+def reason(answer: Any) -> tuple[int, str]:
+    return answer.status, answer.json["reason"]
+
+
+async def test_an_object_is_created_read_patched_replaced_and_deleted(client: Client) -> None:
+    created = await client.call("POST", PROJECTS, ALPHA)
+    assert created.status == 201
+    assert (await client.get(f"{PROJECTS}/alpha")).json == created.json
+
+    patched = await client.call("PATCH", f"{PROJECTS}/alpha", {"metadata": {"labels": {"env": "prod"}}})
+    assert (patched.status, patched.json["metadata"]["labels"]) == (200, {"env": "prod"})
+
+    replaced = await client.call("PUT", f"{PROJECTS}/alpha", patched.json | {"spec": ALPHA["spec"]})
+    assert (replaced.status, replaced.json) == (200, patched.json)
+
+    deleted = await client.call("DELETE", f"{PROJECTS}/alpha")
+    assert (deleted.status, deleted.json["status"]) == (200, "Success")
+    assert deleted.json["details"]["uid"] == created.json["metadata"]["uid"]
+    assert reason(await client.get(f"{PROJECTS}/alpha")) == (404, "NotFound")
+
+
+async def test_the_status_subresource_is_read_patched_and_replaced(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    condition = sandbox.projects.condition()
+    status = f"{PROJECTS}/alpha/status"
+    patched = await client.call("PATCH", status, {"status": {"conditions": [condition]}})
+    assert patched.json["status"]["conditions"] == [condition]
+    assert (await client.get(status)).json == patched.json
+    replaced = await client.call("PUT", status, patched.json | {"status": {"conditions": []}})
+    assert replaced.json["status"]["conditions"] == []
+    assert reason(await client.call("DELETE", status)) == (405, "MethodNotAllowed")
+
+
+async def test_a_deletion_held_by_a_finalizer_answers_with_the_object(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha", finalizers=["example.com/hold"])
+    held = await client.call("DELETE", f"{PROJECTS}/alpha")
+    assert held.json["metadata"]["deletionTimestamp"]
+    await client.call("PATCH", f"{PROJECTS}/alpha", {"metadata": {"finalizers": None}})
+    assert "alpha" not in sandbox.projects
+
+
+async def test_a_deletion_takes_its_preconditions_from_the_body(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    wrong = {"kind": "DeleteOptions", "preconditions": {"uid": "another"}, "propagationPolicy": "Background"}
+    assert reason(await client.call("DELETE", f"{PROJECTS}/alpha", wrong)) == (409, "Conflict")
+    assert (await client.call("DELETE", f"{PROJECTS}/alpha", {"dryRun": ["All"]})).status == 200
+    assert "alpha" in sandbox.projects
+
+
+async def test_a_body_of_the_wrong_shape_is_a_bad_request_wherever_it_is_sent(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    assert reason(await client.call("DELETE", f"{PROJECTS}/alpha", {"preconditions": []})) == (400, "BadRequest")
+    reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+    for spec in ([], {"resourceAttributes": 1}):
+        assert reason(await client.call("POST", reviews, {"spec": spec})) == (400, "BadRequest")
+
+
+async def test_a_collection_is_deleted_by_selector(client: Client, sandbox: Sandbox) -> None:
+    for name, env in (("a", "prod"), ("b", "dev"), ("c", "dev")):
+        sandbox.projects.create(name, labels={"env": env})
+    assert (await client.call("DELETE", PROJECTS, labelSelector="env=dev")).names == ["b", "c"]
+    assert sandbox.projects.names() == ["a"]
+
+
+async def test_other_kinds_of_patch(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    operations = [{"op": "add", "path": "/metadata/labels", "value": {"a": "b"}}]
+    patched = await client.call(
+        "PATCH", f"{PROJECTS}/alpha", operations, headers={"Content-Type": "application/json-patch+json"}
+    )
+    assert patched.json["metadata"]["labels"] == {"a": "b"}
+    for kind in ("application/strategic-merge-patch+json", "application/apply-patch+yaml"):
+        refused = await client.call("PATCH", f"{PROJECTS}/alpha", {}, headers={"Content-Type": kind})
+        assert reason(refused) == (415, "UnsupportedMediaType")
+        assert "application/merge-patch+json" in refused.json["message"]
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"[" * 100_000])
+async def test_a_body_that_is_no_object_is_a_bad_request(client: Client, body: bytes) -> None:
+    assert reason(await client.call("POST", PROJECTS, body)) == (400, "BadRequest")
+
+
+async def test_an_unknown_media_type_is_named(client: Client) -> None:
+    refused = await client.call("POST", PROJECTS, b"a: b", headers={"Content-Type": "application/yaml"})
+    assert reason(refused) == (415, "UnsupportedMediaType")
+
+
+async def test_paths_that_are_not_there_and_methods_that_do_not_fit(client: Client) -> None:
+    for path in ("/apis/x/v1/projects", f"{PROJECTS}/a/b/c", "/nothing", "/api/v1/pods"):
+        assert (await client.get(path)).body == b"404 page not found\n"
+    assert reason(await client.get(f"{PROJECTS}/a/scale")) == (404, "NotFound")
+    assert reason(await client.call("PUT", PROJECTS, {})) == (400, "BadRequest")
+    assert reason(await client.call("POST", f"{PROJECTS}/a/status", {})) == (405, "MethodNotAllowed")
+
+
+async def test_a_list_is_in_order_with_a_version_and_by_selector(client: Client, sandbox: Sandbox) -> None:
+    for name, env in (("b", "prod"), ("c", "dev"), ("a", "prod")):
+        sandbox.projects.create(name, labels={"env": env})
+    listed = await client.get(PROJECTS)
+    assert (listed.names, listed.version) == (["a", "b", "c"], str(sandbox.store.version))
+    assert (await client.get(PROJECTS, labelSelector="env in (prod)")).names == ["a", "b"]
+    assert (await client.get(PROJECTS, fieldSelector="metadata.name=c")).names == ["c"]
+    assert reason(await client.get(PROJECTS, labelSelector="env in")) == (400, "BadRequest")
+
+
+async def test_an_empty_list_is_a_list(client: Client) -> None:
+    assert (await client.get(CONTROL_PLANES)).names == []
+
+
+async def test_pages_hang_together(client: Client, sandbox: Sandbox) -> None:
+    for number in range(5):
+        sandbox.projects.create(f"p-{number}")
+    first = await client.get(PROJECTS, limit="2")
+    assert first.json["metadata"]["remainingItemCount"] == 3
+    sandbox.projects.delete("p-2")
+    sandbox.projects.create("p-25")
+    second = await client.get(PROJECTS, limit="2", **{"continue": first.json["metadata"]["continue"]})
+    third = await client.get(PROJECTS, limit="2", **{"continue": second.json["metadata"]["continue"]})
+    assert first.names + second.names + third.names == ["p-0", "p-1", "p-2", "p-3", "p-4"]
+    assert first.version == second.version == third.version
+    assert third.json["metadata"]["continue"] == ""
+
+
+async def test_an_exact_list_shows_an_old_version(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("a")
+    version = str(sandbox.store.version)
+    sandbox.projects.create("b")
+    query = {"resourceVersion": version, "resourceVersionMatch": "Exact"}
+    assert (await client.get(PROJECTS, **query)).names == ["a"]
+    assert (await client.get(PROJECTS, resourceVersion=version)).names == ["a", "b"]
+
+
+async def test_a_list_of_a_version_that_comes_in_time_is_answered(connect: Callable[[Sandbox], Client]) -> None:
+    async with Sandbox(features=Features(pace=Pace(patience=60))) as sandbox:
+        client = connect(sandbox)
+        await client.get(PROJECTS)
+        asked = asyncio.create_task(client.get(PROJECTS, resourceVersion="3"))
+        while not asked.done():
+            await client.call("POST", PROJECTS, {**ALPHA, "metadata": {"generateName": "p-"}})
+        assert len((await asked).names) >= 2
+
+
+async def test_a_table_has_the_columns_that_a_person_wants(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha", ready=True)
+    sandbox.projects.create("beta")
+    table = (await client.get(PROJECTS, headers=TABLE)).json
+    assert [column["name"] for column in table["columnDefinitions"]] == [
+        "Name",
+        "Organization",
+        "Ready",
+        "Suspended",
+        "Age",
+    ]
+    assert [row["cells"][:3] for row in table["rows"]] == [["alpha", "acme", "True"], ["beta", "acme", None]]
+    assert table["rows"][0]["object"]["kind"] == "PartialObjectMetadata"
+    one = (await client.get(f"{PROJECTS}/alpha", headers=TABLE, includeObject="Object")).json
+    assert one["rows"][0]["object"]["kind"] == "Project"
+    none = (await client.get(f"{PROJECTS}/alpha", headers=TABLE, includeObject="None")).json
+    assert "object" not in none["rows"][0]
+
+
+async def test_a_watch_of_tables_tells_the_columns_once(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    async with client.watch(PROJECTS, headers=TABLE) as stream:
+        first = await stream.next()
+        sandbox.projects.set_condition("alpha")
+        second = await stream.next()
+        sandbox.projects.delete("alpha")
+        third = await stream.next()
+    assert [first["type"], second["type"], third["type"]] == ["ADDED", "MODIFIED", "DELETED"]
+    assert first["object"]["columnDefinitions"]
+    assert second["object"]["columnDefinitions"] is None
+    assert second["object"]["rows"][0]["cells"][:3] == ["alpha", "acme", "True"]
+
+
+async def test_large_lists_are_compressed_for_who_can_take_it_and_watches_never(
+    client: Client, sandbox: Sandbox
+) -> None:
+    sandbox.populate(1500)
+    plain = await client.get(PROJECTS, headers={"Accept-Encoding": "identity"})
+    assert "Content-Encoding" not in plain.headers
+    squeezed = await client.get(PROJECTS, headers={"Accept-Encoding": "gzip"})
+    assert squeezed.headers["Content-Encoding"] == "gzip"
+    assert squeezed.body == plain.body  # the client has unpacked it
+    assert len(gzip.compress(plain.body, 1)) < len(plain.body) / 5
+    small = await client.get(PROJECTS, headers={"Accept-Encoding": "gzip"}, limit="10")
+    assert "Content-Encoding" not in small.headers
+    async with client.watch(PROJECTS, headers={"Accept-Encoding": "gzip"}, timeoutSeconds="1") as stream:
+        assert "Content-Encoding" not in stream.headers
+        assert (await stream.next())["type"] == "ADDED"
+
+
+@pytest.mark.parametrize("token", [None, "", "junk", "a.b.c"])
+async def test_without_a_good_token_there_is_nothing_but_health(client: Client, token: str | None) -> None:
+    client.token = token
+    assert reason(await client.get(PROJECTS)) == (401, "Unauthorized")
+    assert reason(await client.get("/apis")) == (401, "Unauthorized")
+    client.token = None
+    for path in ("/livez", "/readyz", "/healthz"):
+        assert (await client.get(path)).body == b"ok"
+    assert (await client.get("/version")).json["major"] == "1"
+
+
+async def test_an_expired_token_is_refused(client: Client, sandbox: Sandbox) -> None:
+    client.token = sandbox.token(life=-1)
+    assert reason(await client.get(PROJECTS)) == (401, "Unauthorized")
+
+
+async def test_a_token_with_fewer_rights(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    rule = Rule(verbs=frozenset({"get", "list"}), resources=frozenset({"projects"}))
+    client.token = sandbox.token("reader", rules=[rule])
+    assert (await client.get(PROJECTS)).names == ["alpha"]
+    for refused in (
+        await client.get(PROJECTS, watch="1"),
+        await client.get(CONTROL_PLANES),
+        await client.call("DELETE", f"{PROJECTS}/alpha"),
+        await client.call("PATCH", f"{PROJECTS}/alpha/status", {}),
+    ):
+        assert reason(refused) == (403, "Forbidden")
+        assert 'User "reader" cannot' in refused.json["message"]
+
+
+async def test_a_client_can_ask_what_it_may_do(client: Client, sandbox: Sandbox) -> None:
+    rule = Rule(verbs=frozenset({"list"}), resources=frozenset({"projects"}))
+    client.token = sandbox.token("reader", rules=[rule])
+    reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+    for verb, allowed in (("list", True), ("delete", False)):
+        attributes = {"verb": verb, "group": "resourcemanager.miloapis.com", "resource": "projects"}
+        asked = await client.call("POST", reviews, {"spec": {"resourceAttributes": attributes}})
+        assert (asked.status, asked.json["status"]["allowed"]) == (201, allowed)
+    path = {"spec": {"nonResourceAttributes": {"path": "/metrics", "verb": "get"}}}
+    assert (await client.call("POST", reviews, path)).json["status"]["allowed"] is False
+    assert reason(await client.call("POST", reviews, {})) == (400, "BadRequest")
+    assert reason(await client.get(reviews)) == (405, "MethodNotAllowed")
+    rules = await client.call("POST", "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", {})
+    assert rules.json["status"]["resourceRules"] == [{"verbs": ["list"], "apiGroups": ["*"], "resources": ["projects"]}]
+    who = await client.call("POST", "/apis/authentication.k8s.io/v1/selfsubjectreviews", {})
+    assert who.json["status"]["userInfo"]["username"] == "reader"
+
+
+async def test_the_discovery_documents_lead_to_every_resource(client: Client) -> None:
+    assert (await client.get("/api")).json["versions"] == []
+    groups = {
+        group["name"]: group["preferredVersion"]["groupVersion"] for group in (await client.get("/apis")).json["groups"]
+    }
+    assert groups["resourcemanager.miloapis.com"] == "resourcemanager.miloapis.com/v1alpha1"
+    for name, group_version in groups.items():
+        assert (await client.get(f"/apis/{name}")).json["name"] == name
+        listed = (await client.get(f"/apis/{group_version}")).json["resources"]
+        assert listed
+    assert (await client.get("/apis/nothing")).status == 404
+
+
+async def test_the_openapi_documents_name_every_kind(client: Client) -> None:
+    index = (await client.get("/openapi/v3")).json["paths"]
+    kinds = set()
+    for entry in index.values():
+        path, _, query = entry["serverRelativeURL"].partition("?")
+        document = (await client.get(path, hash=query.removeprefix("hash="))).json
+        for schema in document["components"]["schemas"].values():
+            kinds |= {each["kind"] for each in schema.get("x-kubernetes-group-version-kind", ())}
+    assert kinds == {"Project", "ProjectControlPlane"}
+    assert (await client.get("/openapi/v2")).json["swagger"] == "2.0"
+    assert (await client.get("/openapi/v3/apis/nothing/v1")).status == 404
+
+
+async def test_a_hostile_object_is_shown_as_it_is(client: Client, sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+    sandbox.plant("alpha", b'{"metadata":{"name":"alpha"},"spec":[1e999]}')
+    assert b"[1e999]" in (await client.get(PROJECTS)).body
+    async with client.watch(PROJECTS) as stream:
+        assert (await stream.next())["object"]["spec"] == json.loads("[1e999]")

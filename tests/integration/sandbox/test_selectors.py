@@ -1,0 +1,84 @@
+"""Which objects a selector selects."""
+
+import pytest
+
+from milo_sandbox import selectors
+from milo_sandbox.refusals import RefusedError
+
+LABELS = {"env": "prod", "tier": "gold", "example.com/size": "12", "empty": ""}
+
+
+@pytest.mark.parametrize(
+    ("text", "selected"),
+    [
+        ("", True),
+        ("env=prod", True),
+        ("env==prod", True),
+        ("env = prod , tier = gold", True),
+        ("env=dev", False),
+        ("env!=dev", True),
+        ("env!=prod", False),
+        ("absent!=prod", True),
+        ("env in (prod, dev)", True),
+        ("env in (dev)", False),
+        ("env notin (dev,staging)", True),
+        ("env notin (prod)", False),
+        ("absent notin (prod)", True),
+        ("absent in (prod)", False),
+        ("env", True),
+        ("absent", False),
+        ("!env", False),
+        ("! absent", True),
+        ("example.com/size>11", True),
+        ("example.com/size>12", False),
+        ("example.com/size<13,env", True),
+        ("env>1", False),
+        ("absent<5", False),
+        ("empty=", True),
+        ("env=", False),
+        ("empty in (,x)", True),
+        ("env=prod,tier!=silver,!absent,example.com/size in (12)", True),
+        ("in in (x)", False),
+    ],
+)
+def test_labels(text: str, selected: bool) -> None:
+    assert selectors.parse(text).matches("alpha", "", LABELS) is selected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["=prod", "env=prod,", ",", "env in", "env in prod", "env in (prod", "env prod", "env=a=b", "!", "a/b/c=d",
+     "env=sp@ce", "env>many", "env in (a b)"],
+)  # fmt: skip
+def test_what_cannot_be_read_is_refused_with_the_selector_in_the_message(text: str) -> None:
+    with pytest.raises(RefusedError) as error:
+        selectors.parse(text)
+    assert error.value.code == 400
+    assert text in error.value.message
+
+
+@pytest.mark.parametrize(
+    ("text", "selected"),
+    [
+        ("metadata.name=alpha", True),
+        ("metadata.name==alpha", True),
+        ("metadata.name!=alpha", False),
+        ("metadata.name=beta", False),
+        ("metadata.name=alpha,metadata.namespace=work", True),
+        ("metadata.namespace=other", False),
+    ],
+)
+def test_fields(text: str, selected: bool) -> None:
+    assert selectors.parse("", text).matches("alpha", "work", {}) is selected
+
+
+def test_a_request_for_one_namespace_selects_what_is_in_it() -> None:
+    selector = selectors.parse("env=prod", namespace="work")
+    assert selector.matches("alpha", "work", LABELS)
+    assert not selector.matches("alpha", "other", LABELS)
+
+
+@pytest.mark.parametrize("text", ["spec.name=x", "metadata.name", "name=x"])
+def test_other_fields_are_refused(text: str) -> None:
+    with pytest.raises(RefusedError):
+        selectors.parse("", text)

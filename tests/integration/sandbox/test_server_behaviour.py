@@ -1,0 +1,350 @@
+"""What was seen of a real API server towards a list and watch, each behaviour in the order it was written down."""
+
+import asyncio
+from collections.abc import Callable
+
+import aiohttp
+import pytest
+
+from milo_sandbox import Features, Pace, Sandbox
+from milo_sandbox.resources import PROJECT_CONTROL_PLANES
+from milo_sandbox.resources import PROJECTS as PROJECT
+from tests.integration.sandbox.client import CONTROL_PLANES, PROJECTS, Client
+from tests.support.eventually import eventually
+
+STREAMING = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan", "allowWatchBookmarks": "true"}
+
+
+class TestTooManyRequests:
+    async def test_while_storage_is_initializing_only_paged_lists_and_health_are_answered(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
+        sandbox.projects.create("alpha")
+        sandbox.faults.initializing()
+        for query in ({}, {"watch": "1"}, {"watch": "1", **STREAMING}):
+            refused = await client.get(PROJECTS, **query)
+            assert (refused.status, refused.json["reason"]) == (429, "TooManyRequests")
+            assert refused.json["message"] == "storage is (re)initializing"
+            assert refused.headers["Retry-After"] == "1"
+            assert refused.json["details"]["retryAfterSeconds"] == 1
+        assert (await client.get(PROJECTS, limit="500")).names == ["alpha"]
+        assert (await client.get(f"{PROJECTS}/alpha")).status == 200
+        assert (await client.get("/readyz")).body == b"ok"
+        sandbox.faults.clear()
+        assert (await client.get(PROJECTS)).names == ["alpha"]
+
+    async def test_it_can_be_one_resource_alone(self, client: Client, sandbox: Sandbox) -> None:
+        sandbox.faults.initializing(resource=PROJECT_CONTROL_PLANES)
+        assert (await client.get(CONTROL_PLANES)).status == 429
+        assert (await client.get(PROJECTS)).status == 200
+
+    async def test_a_server_just_started_answers_in_text(self, client: Client, sandbox: Sandbox) -> None:
+        sandbox.faults.installing()
+        for path in (PROJECTS, "/readyz", "/apis"):
+            refused = await client.get(path)
+            assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+            assert b"before all known HTTP paths have been installed" in refused.body
+
+    async def test_priority_and_fairness_answers_in_text(self, client: Client, sandbox: Sandbox) -> None:
+        sandbox.faults.overloaded(times=1)
+        refused = await client.get(PROJECTS)
+        assert (refused.status, refused.headers["Retry-After"]) == (429, "1")
+        assert refused.headers["Content-Type"].startswith("text/plain")
+        assert (await client.get(PROJECTS)).status == 200
+
+
+class TestGone:
+    async def test_a_watch_from_a_compacted_version_is_200_with_one_error_line(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
+        sandbox.projects.create("alpha")
+        version = str(sandbox.store.version)
+        sandbox.compact()
+        async with client.watch(PROJECTS, resourceVersion=version) as stream:
+            assert stream.status == 200
+            (error,) = await stream.rest()
+        assert (error["type"], error["object"]["kind"], error["object"]["code"]) == ("ERROR", "Status", 410)
+
+    async def test_a_list_at_a_compacted_version_is_410(self, client: Client, sandbox: Sandbox) -> None:
+        version = str(sandbox.store.version)
+        sandbox.compact()
+        gone = await client.get(PROJECTS, resourceVersion=version, resourceVersionMatch="Exact")
+        assert (gone.status, gone.json["reason"]) == (410, "Expired")
+
+    async def test_an_expired_continue_is_410_with_a_token_to_go_on_with_all_the_same(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
+        for name in ("a", "b", "c"):
+            sandbox.projects.create(name)
+        first = await client.get(PROJECTS, limit="1")
+        sandbox.compact()
+        sandbox.projects.delete("b")
+        gone = await client.get(PROJECTS, limit="1", **{"continue": first.json["metadata"]["continue"]})
+        assert (gone.status, gone.json["reason"]) == (410, "Expired")
+        rest = await client.get(PROJECTS, limit="1", **{"continue": gone.json["metadata"]["continue"]})
+        assert rest.names == ["c"]
+        assert rest.version == str(sandbox.store.version)
+
+    async def test_second_pages_can_be_made_to_expire(self, client: Client, sandbox: Sandbox) -> None:
+        sandbox.populate(3)
+        sandbox.faults.second_pages_gone(times=1)
+        first = await client.get(PROJECTS, limit="1")
+        token = {"continue": first.json["metadata"]["continue"]}
+        assert (await client.get(PROJECTS, **token)).status == 410
+        assert (await client.get(PROJECTS, **token)).status == 200
+
+    async def test_junk_is_400_in_continue_and_500_in_a_version(self, client: Client) -> None:
+        assert (await client.get(PROJECTS, limit="1", **{"continue": "junk"})).status == 400
+        assert (await client.get(PROJECTS, watch="1", resourceVersion="abc")).status == 500
+
+
+class TestAVersionFromTheFuture:
+    async def test_a_watch_is_silent(self, client: Client, sandbox: Sandbox) -> None:
+        sandbox.projects.create("alpha")
+        backup = sandbox.snapshot()
+        sandbox.projects.create("beta")
+        sandbox.projects.create("gamma")
+        future = str(sandbox.store.version)
+        sandbox.drop_watches()
+        sandbox.restore(backup)
+        async with client.watch(PROJECTS, resourceVersion=future, timeoutSeconds="1") as stream:
+            assert stream.status == 200
+            sandbox.projects.delete("alpha")
+            assert await stream.rest() == []
+
+    async def test_a_list_is_504_and_so_is_a_streaming_list_in_its_own_way(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
+        refused = await client.get(PROJECTS, resourceVersion="999")
+        assert (refused.status, refused.json["reason"]) == (504, "Timeout")
+        assert refused.json["details"]["causes"][0]["reason"] == "ResourceVersionTooLarge"
+        async with client.watch(PROJECTS, resourceVersion="999", **STREAMING) as stream:
+            assert stream.status == 200
+            (error,) = await stream.rest()
+        assert (error["type"], error["object"]["code"]) == ("ERROR", 504)
+
+
+class TestRestarts:
+    async def test_a_killed_server_breaks_its_streams_and_refuses_connections_until_it_is_back(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
+        sandbox.projects.create("alpha")
+        version, url = str(sandbox.store.version), sandbox.url
+        async with client.watch(PROJECTS) as stream:
+            assert await stream.take(1) == [("ADDED", "alpha")]
+            await sandbox.stop()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await stream.rest()
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await client.get(PROJECTS)
+        sandbox.projects.create("beta")
+        await sandbox.start()
+        assert sandbox.url == url
+        async with client.watch(PROJECTS, resourceVersion=version) as stream:
+            assert await stream.take(1) == [("ADDED", "beta")]
+
+    async def test_a_terminated_server_closes_its_door_and_lets_open_watches_finish(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
+        async with client.watch(PROJECTS, allowWatchBookmarks="true", resourceVersion="1") as stream:
+            end = asyncio.create_task(sandbox.terminate(grace=0.2))
+            await refusing(client)
+            sandbox.projects.create("alpha")
+            assert await stream.take(1) == [("ADDED", "alpha")]
+            (last,) = await stream.rest()
+        assert last["type"] == "BOOKMARK"
+        await end
+
+    async def test_a_started_server_can_be_stopped_and_started_at_any_time(
+        self, sandbox: Sandbox, client: Client
+    ) -> None:
+        await sandbox.start()
+        await sandbox.restart()
+        await sandbox.stop()
+        await sandbox.stop()
+        await sandbox.start()
+        assert (await client.get(PROJECTS)).status == 200
+
+
+async def refusing(client: Client) -> None:
+    """Until the server takes no more connections."""
+    while True:
+        try:
+            await client.get("/livez")
+        except aiohttp.ClientConnectionError:
+            return
+
+
+class TestTheDefinitions:
+    async def test_a_change_of_schema_ends_watches_cleanly_then_429_then_410(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
+        sandbox.projects.create("alpha")
+        version = str(sandbox.store.version)
+        async with client.watch(PROJECTS, resourceVersion=version) as stream:
+            sandbox.change_schema(initializing=3600)
+            assert await stream.rest() == []
+        assert (await client.get(PROJECTS, watch="1", resourceVersion=version)).status == 429
+        sandbox.faults.clear()
+        async with client.watch(PROJECTS, resourceVersion=version) as stream:
+            assert (await stream.next())["object"]["code"] == 410
+
+    async def test_a_deleted_definition_is_404_in_text(self, client: Client, sandbox: Sandbox) -> None:
+        async with client.watch(PROJECTS) as stream, client.watch(CONTROL_PLANES) as other:
+            sandbox.delete_definition(PROJECT)
+            assert await stream.rest() == []
+            sandbox.control_planes.create("alpha")
+            assert await other.take(1) == [("ADDED", "alpha")]
+        gone = await client.get(PROJECTS)
+        assert (gone.status, gone.body) == (404, b"404 page not found\n")
+        assert (await client.get(CONTROL_PLANES)).status == 200
+
+
+class TestBookmarksAndTime:
+    async def test_bookmarks_come_to_who_asks(self, connect: Callable[[Sandbox], Client]) -> None:
+        async with Sandbox(features=Features(pace=Pace(bookmark_interval=0.01))) as sandbox:
+            client = connect(sandbox)
+            async with client.watch(PROJECTS, resourceVersion="1", allowWatchBookmarks="true") as stream:
+                first = await stream.next()
+                sandbox.control_planes.create("elsewhere")
+                while (later := await stream.next())["object"]["metadata"]["resourceVersion"] == "1":
+                    pass
+        assert first["type"] == later["type"] == "BOOKMARK"
+        assert later["object"]["metadata"]["resourceVersion"] == "2"
+
+    async def test_a_watch_ends_cleanly_when_its_time_is_over(self, client: Client) -> None:
+        loop = asyncio.get_running_loop()
+        start = loop.time()
+        async with client.watch(PROJECTS, timeoutSeconds="1") as stream:
+            assert await stream.rest() == []
+        assert 1.0 <= loop.time() - start < 2.0
+
+    async def test_a_negative_time_ends_at_once(self, client: Client) -> None:
+        async with client.watch(PROJECTS, timeoutSeconds="-1") as stream:
+            assert await stream.rest() == []
+
+
+class TestStreamingLists:
+    async def test_they_open_with_all_there_is_and_the_mark_of_their_end(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
+        names = sorted(sandbox.populate(700))
+        async with client.watch(PROJECTS, **STREAMING) as stream:
+            assert await stream.take(700) == [("ADDED", name) for name in names]
+            end = await stream.next()
+            assert end["object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
+            sandbox.projects.create("later")
+            assert await stream.take(1) == [("ADDED", "later")]
+
+    async def test_they_want_to_be_asked_for_rightly(self, client: Client) -> None:
+        assert (await client.get(PROJECTS, watch="1", sendInitialEvents="true")).status == 422
+
+    async def test_a_server_without_them_says_so(self, connect: Callable[[Sandbox], Client]) -> None:
+        async with Sandbox(features=Features(streaming_lists=False)) as sandbox:
+            refused = await connect(sandbox).get(PROJECTS, watch="1", **STREAMING)
+        assert (refused.status, refused.json["reason"]) == (422, "Invalid")
+        assert "sendInitialEvents is forbidden" in refused.json["message"]
+
+
+class TestSelectors:
+    async def test_an_object_that_leaves_is_deleted_with_its_old_labels_and_comes_back_as_itself(
+        self, client: Client, sandbox: Sandbox
+    ) -> None:
+        created = sandbox.projects.create("alpha", labels={"env": "prod"})
+        async with client.watch(PROJECTS, labelSelector="env=prod") as stream:
+            assert await stream.take(1) == [("ADDED", "alpha")]
+            moved = sandbox.projects.label("alpha", {"env": "dev"})
+            gone = await stream.next()
+            sandbox.projects.label("alpha", {"env": "prod"})
+            back = await stream.next()
+        assert gone["type"] == "DELETED"
+        assert gone["object"]["metadata"]["labels"] == {"env": "prod"}
+        assert gone["object"]["metadata"]["resourceVersion"] == moved["metadata"]["resourceVersion"]
+        assert back["type"] == "ADDED"
+        assert back["object"]["metadata"]["uid"] == created["metadata"]["uid"]
+
+    async def test_a_patch_that_changes_nothing_sends_nothing(self, client: Client, sandbox: Sandbox) -> None:
+        sandbox.projects.create("alpha", labels={"env": "prod"})
+        async with client.watch(PROJECTS) as stream:
+            assert await stream.take(1) == [("ADDED", "alpha")]
+            await client.call("PATCH", f"{PROJECTS}/alpha", {"metadata": {"labels": {"env": "prod"}}})
+            await client.call("PATCH", f"{PROJECTS}/alpha/status", {"metadata": {"labels": {"env": "dev"}}})
+            sandbox.projects.create("beta")
+            assert await stream.take(1) == [("ADDED", "beta")]
+
+
+class TestDeletedAndAddedAgain:
+    async def test_live_objects_can_blink(self, client: Client, sandbox: Sandbox) -> None:
+        created = sandbox.projects.create("alpha", ready=True)
+        async with client.watch(PROJECTS) as stream:
+            assert await stream.take(1) == [("ADDED", "alpha")]
+            sandbox.blink("alpha")
+            gone, back = await stream.next(), await stream.next()
+        assert (gone["type"], back["type"]) == ("DELETED", "ADDED")
+        for event in (gone, back):
+            assert event["object"]["metadata"]["uid"] == created["metadata"]["uid"]
+            assert event["object"]["metadata"]["creationTimestamp"] == created["metadata"]["creationTimestamp"]
+        assert (await client.get(f"{PROJECTS}/alpha")).json == back["object"]
+
+
+class TestOtherFaults:
+    async def test_a_watch_whose_reader_left_is_over(self, client: Client, sandbox: Sandbox) -> None:
+        async with client.watch(PROJECTS):
+            assert sandbox.open_watches == 1
+        await eventually(lambda: sandbox.open_watches == 0)
+
+    async def test_a_watch_that_is_dropped_with_something_to_say_is_no_error(
+        self, client: Client, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with client.watch(PROJECTS) as stream:
+            sandbox.drop_watches()
+            sandbox.projects.create("alpha")
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await stream.rest()
+        await eventually(lambda: sandbox.open_watches == 0)
+        assert caplog.messages == []
+
+    async def test_dropped_watches_break(self, client: Client, sandbox: Sandbox) -> None:
+        async with client.watch(PROJECTS) as stream:
+            sandbox.drop_watches()
+            with pytest.raises(aiohttp.ClientPayloadError):
+                await stream.rest()
+
+    async def test_ended_watches_end(self, client: Client, sandbox: Sandbox) -> None:
+        async with client.watch(PROJECTS) as stream:
+            sandbox.end_watches()
+            assert await stream.rest() == []
+
+    async def test_silent_watches_hang_and_catch_up(self, client: Client, sandbox: Sandbox) -> None:
+        sandbox.silence_watches()
+        async with client.watch(PROJECTS) as stream:
+            sandbox.projects.create("alpha")
+            assert (await client.get(PROJECTS)).names == ["alpha"]
+            sandbox.silence_watches(silent=False)
+            assert await stream.take(1) == [("ADDED", "alpha")]
+
+    async def test_nobody_is_authenticated_or_nobody_may_do_anything(self, client: Client, sandbox: Sandbox) -> None:
+        sandbox.faults.unauthorized(times=1)
+        assert (await client.get("/livez")).status == 200
+        assert (await client.get(PROJECTS)).status == 401
+        sandbox.faults.forbidden(times=1)
+        refused = await client.get(PROJECTS)
+        assert (refused.status, refused.json["reason"]) == (403, "Forbidden")
+        assert (await client.get(PROJECTS)).status == 200
+
+    async def test_something_behind_the_server_is_broken(self, client: Client, sandbox: Sandbox) -> None:
+        sandbox.faults.failing(502, times=1)
+        assert (await client.get(PROJECTS)).status == 502
+        assert (await client.get(PROJECTS)).status == 200
+
+    async def test_lists_can_be_empty_though_nothing_is_gone(self, client: Client, sandbox: Sandbox) -> None:
+        sandbox.projects.create("alpha")
+        sandbox.faults.empty_lists()
+        assert (await client.get(PROJECTS)).names == []
+        assert (await client.get(f"{PROJECTS}/alpha")).status == 200
+        sandbox.faults.clear()
+        assert (await client.get(PROJECTS)).names == ["alpha"]
+
+    async def test_a_fault_is_over_after_its_time(self, client: Client, sandbox: Sandbox) -> None:
+        sandbox.faults.overloaded(seconds=0)
+        assert (await client.get(PROJECTS)).status == 200

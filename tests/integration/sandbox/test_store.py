@@ -1,0 +1,286 @@
+"""Writing to the store: who may change what, and what each write leaves behind."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_sandbox import patches
+from milo_sandbox.admission import Part, Preconditions
+from milo_sandbox.refusals import RefusedError
+from milo_sandbox.resources import CONFIG_MAPS, NAMESPACES, PROJECT_CONTROL_PLANES, PROJECTS
+from milo_sandbox.store import Store
+
+
+def project(name: str = "alpha", **metadata: Any) -> dict[str, Any]:
+    return {"metadata": {"name": name, **metadata}, "spec": {"ownerRef": {"kind": "Organization", "name": "acme"}}}
+
+
+def ready(status: str = "True") -> dict[str, Any]:
+    return {
+        "type": "Ready",
+        "status": status,
+        "reason": "Test",
+        "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+
+
+def merge(store: Store, patch: dict[str, Any], *, name: str = "alpha", part: Part = Part.MAIN) -> dict[str, Any]:
+    return store.modify(PROJECTS, name, lambda it: patches.merge(it, patch), part=part).document()
+
+
+def refused(error: pytest.ExceptionInfo[RefusedError]) -> tuple[int, str]:
+    return error.value.code, error.value.reason
+
+
+def test_a_created_project_has_what_the_server_gives_and_no_status(store: Store) -> None:
+    store.create(PROJECTS, project() | {"status": {"conditions": [ready()]}})
+    found = store.read(PROJECTS, "alpha")
+    uid = found["metadata"].pop("uid")
+    assert len(uid) == 36
+    assert found == {
+        "apiVersion": "resourcemanager.miloapis.com/v1alpha1",
+        "kind": "Project",
+        "metadata": {
+            "name": "alpha",
+            "creationTimestamp": "2026-01-02T03:04:05Z",
+            "generation": 1,
+            "resourceVersion": "2",
+        },
+        "spec": {"ownerRef": {"kind": "Organization", "name": "acme"}},
+    }
+
+
+def test_a_created_control_plane_is_being_created(store: Store) -> None:
+    store.create(PROJECT_CONTROL_PLANES, {"metadata": {"name": "alpha"}, "spec": {}})
+    (condition,) = store.read(PROJECT_CONTROL_PLANES, "alpha")["status"]["conditions"]
+    assert (condition["type"], condition["status"], condition["reason"]) == ("ControlPlaneReady", "False", "Creating")
+
+
+def test_a_status_written_without_conditions_gets_the_unknown_one(store: Store) -> None:
+    store.create(PROJECTS, project())
+    (condition,) = merge(store, {"status": {"suspensions": []}}, part=Part.STATUS)["status"]["conditions"]
+    assert (condition["type"], condition["status"], condition["reason"]) == ("Ready", "Unknown", "Unknown")
+
+
+def test_the_status_subresource_changes_status_and_nothing_else(store: Store) -> None:
+    store.create(PROJECTS, project(labels={"env": "prod"}))
+    patch = {"metadata": {"labels": {"env": "dev"}}, "spec": None, "status": {"conditions": [ready()]}}
+    found = merge(store, patch, part=Part.STATUS)
+    assert found["status"]["conditions"] == [ready()]
+    assert found["metadata"]["labels"] == {"env": "prod"}
+    assert found["metadata"]["generation"] == 1
+    assert found["spec"]["ownerRef"]["name"] == "acme"
+
+
+def test_the_main_resource_changes_all_but_status(store: Store) -> None:
+    store.create(PROJECTS, project())
+    merge(store, {"status": {"conditions": [ready()]}}, part=Part.STATUS)
+    found = merge(store, {"metadata": {"labels": {"a": "b"}}, "status": None})
+    assert found["metadata"]["labels"] == {"a": "b"}
+    assert found["status"]["conditions"] == [ready()]
+
+
+def test_the_generation_counts_changes_of_intent_alone(store: Store) -> None:
+    store.create(PROJECTS, project())
+    assert merge(store, {"metadata": {"labels": {"a": "b"}}})["metadata"]["generation"] == 1
+    assert merge(store, {"spec": {"ownerRef": {"name": "other"}}})["metadata"]["generation"] == 2
+
+
+def test_a_write_that_changes_nothing_keeps_the_version_and_tells_nobody(store: Store) -> None:
+    store.create(PROJECTS, project(labels={"a": "b"}))
+    before = store.version
+    told: list[int] = []
+    store.listen(lambda: told.append(store.version))
+    merge(store, {"metadata": {"labels": {"a": "b"}}})
+    merge(store, {"metadata": {"uid": None, "creationTimestamp": "2000-01-01T00:00:00Z", "generation": 7}})
+    assert (store.version, told) == (before, [])
+
+
+def test_versions_are_one_sequence_over_all_resources(store: Store) -> None:
+    first = store.create(PROJECTS, project())
+    second = store.create(PROJECT_CONTROL_PLANES, {"metadata": {"name": "alpha"}, "spec": {}})
+    assert second.version == first.version + 1 == store.version
+
+
+def test_a_finalizer_keeps_a_deleted_object_until_it_is_dropped(store: Store) -> None:
+    store.create(PROJECTS, project(finalizers=["example.com/hold"]))
+    record, gone = store.delete(PROJECTS, "alpha")
+    assert not gone
+    assert record.document()["metadata"]["deletionTimestamp"] == "2026-01-02T03:04:05Z"
+    again, gone = store.delete(PROJECTS, "alpha")
+    assert (again, gone) == (record, False)
+    merge(store, {"metadata": {"finalizers": None}})
+    assert store[PROJECTS].get("alpha") is None
+
+
+def test_no_finalizer_can_be_added_to_an_object_that_is_being_deleted(store: Store) -> None:
+    store.create(PROJECTS, project(finalizers=["example.com/hold"]))
+    store.delete(PROJECTS, "alpha")
+    with pytest.raises(RefusedError, match="no new finalizers") as error:
+        merge(store, {"metadata": {"finalizers": ["example.com/hold", "example.com/more"]}})
+    assert refused(error) == (422, "Invalid")
+
+
+def test_a_recreated_object_has_another_uid(store: Store) -> None:
+    first = store.create(PROJECTS, project())
+    store.delete(PROJECTS, "alpha")
+    assert store.create(PROJECTS, project()).uid != first.uid
+
+
+def test_what_exists_cannot_be_created_and_what_does_not_cannot_be_changed(store: Store) -> None:
+    store.create(PROJECTS, project())
+    with pytest.raises(RefusedError, match=r'projects.resourcemanager.miloapis.com "alpha" already exists') as error:
+        store.create(PROJECTS, project())
+    assert refused(error) == (409, "AlreadyExists")
+    with pytest.raises(RefusedError, match=r'"beta" not found') as error:
+        store.delete(PROJECTS, "beta")
+    assert refused(error) == (404, "NotFound")
+
+
+def test_a_write_based_on_an_old_version_is_a_conflict(store: Store) -> None:
+    store.create(PROJECTS, project())
+    old = store.read(PROJECTS, "alpha")
+    merge(store, {"metadata": {"labels": {"a": "b"}}})
+    with pytest.raises(RefusedError, match="has been modified") as error:
+        store.replace(PROJECTS, "alpha", old)
+    assert refused(error) == (409, "Conflict")
+
+
+def test_a_project_is_not_replaced_without_a_version_but_a_config_map_is(store: Store) -> None:
+    store.create(PROJECTS, project())
+    with pytest.raises(RefusedError, match="must be specified for an update") as error:
+        store.replace(PROJECTS, "alpha", project())
+    assert refused(error) == (422, "Invalid")
+    store.create(NAMESPACES, {"metadata": {"name": "default"}})
+    store.create(CONFIG_MAPS, {"metadata": {"name": "one"}, "data": {"a": "1"}}, namespace="default")
+    replaced = store.replace(CONFIG_MAPS, "one", {"metadata": {"name": "one"}, "data": {"b": "2"}}, namespace="default")
+    assert replaced.document()["data"] == {"b": "2"}
+
+
+def test_deletion_holds_to_its_preconditions(store: Store) -> None:
+    record = store.create(PROJECTS, project())
+    for wrong in (Preconditions(uid="another"), Preconditions(version="1")):
+        with pytest.raises(RefusedError, match="Precondition failed") as error:
+            store.delete(PROJECTS, "alpha", preconditions=wrong)
+        assert refused(error) == (409, "Conflict")
+    assert store.delete(PROJECTS, "alpha", preconditions=Preconditions(record.uid, str(record.version)))[1]
+
+
+def test_a_dry_run_answers_as_the_write_would_and_writes_nothing(store: Store) -> None:
+    before = store.version
+    assert store.create(PROJECTS, project(), dry_run=True).name == "alpha"
+    assert store.version == before
+    assert store[PROJECTS].get("alpha") is None
+
+
+@pytest.mark.parametrize(
+    ("document", "field"),
+    [
+        (project("Alpha"), "metadata.name"),
+        (project("../evil"), "metadata.name"),
+        (project("a" * 254), "metadata.name"),
+        (project(""), "metadata.name"),
+        (project(labels={"a b": "c"}), "metadata.labels"),
+        (project(labels={"a": "b c"}), "metadata.labels"),
+        (project(labels={"a": 1}), "metadata.labels.a"),
+        (project(labels=[]), "metadata.labels"),
+        (project(annotations={"a": None}), "metadata.annotations.a"),
+        (project(annotations={"a": "x" * 300_000}), "metadata.annotations"),
+        (project(finalizers=["no spaces"]), "metadata.finalizers"),
+        ({"metadata": {"name": "alpha"}}, "spec"),
+        ({"metadata": {"name": "alpha"}, "spec": {}}, "spec.ownerRef"),
+        ({"metadata": {"name": "alpha"}, "spec": {"ownerRef": {"kind": "Person", "name": "x"}}}, "spec.ownerRef.kind"),
+    ],
+)
+def test_what_is_wrong_with_an_object_is_named_with_its_field(
+    store: Store, document: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(RefusedError) as error:
+        store.create(PROJECTS, document)
+    assert refused(error) == (422, "Invalid")
+    assert field in [cause.field for cause in error.value.causes]
+
+
+def test_a_condition_is_judged_as_the_definition_says(store: Store) -> None:
+    store.create(PROJECTS, project())
+    with pytest.raises(RefusedError) as error:
+        merge(store, {"status": {"conditions": [{"type": "Ready", "status": "Maybe"}]}}, part=Part.STATUS)
+    assert {cause.field for cause in error.value.causes} == {
+        "status.conditions[0].status",
+        "status.conditions[0].reason",
+        "status.conditions[0].message",
+        "status.conditions[0].lastTransitionTime",
+    }
+
+
+def test_unknown_fields_are_dropped_or_refused_where_that_is_asked_for(store: Store) -> None:
+    document = project() | {"bogus": 1}
+    with pytest.raises(RefusedError, match='unknown field "bogus"') as error:
+        store.create(PROJECTS, document, strict=True)
+    assert refused(error) == (400, "BadRequest")
+    store.create(PROJECTS, document)
+    assert "bogus" not in store.read(PROJECTS, "alpha")
+
+
+def test_a_name_can_be_made_up_by_the_server(store: Store) -> None:
+    document = project() | {"metadata": {"generateName": "p-"}}
+    assert store.create(PROJECTS, document).name != store.create(PROJECTS, document).name
+
+
+def test_an_object_of_another_kind_or_name_or_namespace_is_refused(store: Store) -> None:
+    with pytest.raises(RefusedError, match="must be Project") as error:
+        store.create(PROJECTS, project() | {"kind": "Pod"})
+    assert refused(error) == (422, "Invalid")
+    for wrong in ({"apiVersion": "v1"}, {"metadata": {"name": "a", "namespace": "b"}}):
+        with pytest.raises(RefusedError, match="does not match") as error:
+            store.create(PROJECTS, project() | wrong)
+        assert refused(error) == (400, "BadRequest")
+    store.create(PROJECTS, project())
+    with pytest.raises(RefusedError, match="does not match the name"):
+        merge(store, {"metadata": {"name": "beta"}})
+
+
+def test_a_namespace_must_exist_and_takes_what_is_in_it_along(store: Store) -> None:
+    with pytest.raises(RefusedError, match='namespaces "work" not found'):
+        store.create(CONFIG_MAPS, {"metadata": {"name": "one"}}, namespace="work")
+    store.create(NAMESPACES, {"metadata": {"name": "work"}})
+    store.create(CONFIG_MAPS, {"metadata": {"name": "one"}}, namespace="work")
+    store.delete(NAMESPACES, "work")
+    assert len(store[CONFIG_MAPS]) == 0
+
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+_field = st.sampled_from(
+    ("apiVersion", "kind", "metadata", "spec", "status", "name", "generateName", "labels", "annotations", "finalizers",
+     "ownerRef", "conditions", "suspensions", "type", "uid", "resourceVersion", "namespace", "deletionTimestamp")
+)  # fmt: skip
+_nearly = st.recursive(
+    _json,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(_field, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(created=_nearly, patch=_nearly, part=st.sampled_from(Part))
+def test_whatever_is_written_is_taken_or_refused(created: Any, patch: Any, part: Part) -> None:
+    store = Store([PROJECTS])
+    store.create(PROJECTS, project())
+    for write in (
+        lambda: store.create(PROJECTS, {**project("beta"), **(created if isinstance(created, dict) else {})}),
+        lambda: store.modify(PROJECTS, "alpha", lambda it: patches.merge(it, patch), part=part),
+        lambda: store.modify(PROJECTS, "alpha", lambda it: patch, part=part),
+    ):
+        before = store.snapshot()
+        try:
+            write()
+        except RefusedError:
+            assert store.snapshot() == before
+    for record in store[PROJECTS]:
+        assert record.document()["metadata"]["name"] == record.name

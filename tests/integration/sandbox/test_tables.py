@@ -1,0 +1,86 @@
+"""Rows as a person reads them."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from milo_sandbox import selectors, tables
+from milo_sandbox.records import Event, Record
+from milo_sandbox.resources import CONFIG_MAPS, PROJECTS, Resource
+from milo_sandbox.tables import Table
+
+NOW = datetime(2026, 1, 10, tzinfo=UTC)
+
+
+def record(document: Any) -> Record:
+    return Record(key="alpha", uid="u", version=7, labels={}, body=json.dumps(document).encode())
+
+
+def cells(document: Any, resource: Resource = PROJECTS) -> list[Any]:
+    table = Table(resource, clock=lambda: NOW)
+    line = json.loads(table.initial(record(document)))
+    found: list[Any] = line["object"]["rows"][0]["cells"]
+    return found
+
+
+def aged(**ago: float) -> str:
+    made = (NOW - timedelta(**ago)).isoformat()
+    return str(cells({"metadata": {"creationTimestamp": made}})[-1])
+
+
+@pytest.mark.parametrize(
+    ("age", "said"),
+    [
+        (lambda: aged(seconds=-5), "0s"),
+        (lambda: aged(seconds=119), "119s"),
+        (lambda: aged(minutes=2), "2m"),
+        (lambda: aged(minutes=9, seconds=5), "9m5s"),
+        (lambda: aged(minutes=10, seconds=5), "10m"),
+        (lambda: aged(hours=3), "3h"),
+        (lambda: aged(hours=7, minutes=5), "7h5m"),
+        (lambda: aged(hours=47, minutes=5), "47h"),
+        (lambda: aged(days=2), "2d"),
+        (lambda: str(cells({"metadata": {"creationTimestamp": "soon"}})[-1]), "<invalid>"),
+        (lambda: str(cells({})[-1]), "<unknown>"),
+    ],
+)
+def test_an_age_gets_coarser_with_time(age: Callable[[], str], said: str) -> None:
+    assert age() == said
+
+
+@pytest.mark.parametrize("status", [None, 1, {}, {"conditions": 1}, {"conditions": [1, {"type": "Other"}]}])
+def test_a_status_of_any_shape_has_a_cell(status: Any) -> None:
+    assert cells({"metadata": {"name": "alpha"}, "status": status})[2] is None
+
+
+def test_a_config_map_shows_how_much_it_holds() -> None:
+    assert cells({"metadata": {"name": "one"}, "data": {"a": "1", "b": "2"}}, CONFIG_MAPS)[1] == 2
+    assert cells({"metadata": {"name": "one"}}, CONFIG_MAPS)[1] == 0
+
+
+def test_an_event_that_a_selector_hides_has_no_line() -> None:
+    event = Event(version=7, before=None, record=record({}))
+    assert Table(PROJECTS, clock=lambda: NOW).event(event, selectors.parse("env=prod")) is None
+
+
+def test_a_bookmark_is_a_table_without_rows() -> None:
+    line = json.loads(Table(PROJECTS, clock=lambda: NOW).bookmark({"metadata": {"resourceVersion": "7"}}))
+    assert (line["type"], line["object"]["kind"], line["object"]["rows"]) == ("BOOKMARK", "Table", [])
+    assert line["object"]["metadata"] == {"resourceVersion": "7"}
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ("", False),
+        ("application/json", False),
+        ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", True),
+        ("application/json; as=Table; g=meta.k8s.io; v=v1", True),
+        ("application/json,application/json;as=Table;v=v1;g=meta.k8s.io", False),
+    ],
+)
+def test_a_table_is_for_who_would_rather_have_it(accept: str, wanted: bool) -> None:
+    assert tables.is_wanted(accept) is wanted

@@ -1,0 +1,106 @@
+"""The token endpoint of the sandbox checks what it is shown, as a real one does."""
+
+import base64
+import json
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from milo_sandbox import Sandbox
+from tests.integration.sandbox.client import PROJECTS, Answer, Client
+
+TOKEN = "/oauth/v2/token"
+GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
+
+
+class Account:
+    def __init__(self, sandbox: Sandbox, folder: Path) -> None:
+        self._url = sandbox.url
+        self.file = json.loads(sandbox.write_service_account_key(folder / "key.json").read_text())
+
+    def assertion(self, **differing: Any) -> str:
+        key = load_pem_private_key(self.file["private_key"].encode(), None)
+        assert isinstance(key, rsa.RSAPrivateKey)
+        now = int(time.time())
+        head = {"alg": "RS256", "kid": self.file["private_key_id"]}
+        who = self.file["client_id"]
+        claims = {"iss": who, "sub": who, "aud": self._url, "iat": now, "exp": now + 60, "jti": "1"} | differing
+        signed = ".".join(encoded(json.dumps(part).encode()) for part in (head, claims))
+        return f"{signed}.{encoded(key.sign(signed.encode(), padding.PKCS1v15(), SHA256()))}"
+
+
+def encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+async def asked(client: Client, assertion: str, grant: str = GRANT) -> Answer:
+    form = urlencode({"grant_type": grant, "assertion": assertion}).encode()
+    return await client.call("POST", TOKEN, form, headers={"Content-Type": "application/x-www-form-urlencoded"})
+
+
+async def test_an_assertion_is_good_for_one_token(client: Client, sandbox: Sandbox, tmp_path: Path) -> None:
+    account = Account(sandbox, tmp_path)
+    client.token = None
+    assertion = account.assertion()
+    answer = await asked(client, assertion)
+    assert (answer.status, answer.json["token_type"], answer.json["expires_in"]) == (200, "Bearer", 600)
+    client.token = answer.json["access_token"]
+    assert (await client.get(PROJECTS)).status == 200
+    assert (await asked(client, assertion)).json["error"] == "invalid_grant"
+    assert sandbox.token_endpoint.answered == ["ok", "invalid_grant"]
+
+
+@pytest.mark.parametrize(
+    "differing",
+    [
+        {"aud": "https://elsewhere"},
+        {"sub": "somebody else"},
+        {"iss": "somebody else", "sub": "somebody else"},
+        {"exp": 1},
+        {"exp": time.time() // 1 + 1e9},
+        {"iat": int(time.time()) + 3600},
+        {"jti": 5},
+    ],
+)
+async def test_one_that_says_something_else_than_it_should_is_refused(
+    client: Client, sandbox: Sandbox, tmp_path: Path, differing: dict[str, Any]
+) -> None:
+    answer = await asked(client, Account(sandbox, tmp_path).assertion(**differing))
+    assert (answer.status, answer.json["error"]) == (400, "invalid_grant")
+
+
+@pytest.mark.parametrize("assertion", ["", "a.b.c", "e30.e30.", "ü"])
+async def test_what_is_no_assertion_is_refused(client: Client, assertion: str) -> None:
+    assert (await asked(client, assertion)).json["error"] == "invalid_grant"
+
+
+async def test_another_grant_and_a_revoked_key_are_refused(client: Client, sandbox: Sandbox, tmp_path: Path) -> None:
+    account = Account(sandbox, tmp_path)
+    assert (await asked(client, account.assertion(), "password")).json["error"] == "unsupported_grant_type"
+    sandbox.token_endpoint.revoke_keys()
+    assert (await asked(client, account.assertion())).json["error"] == "invalid_grant"
+
+
+async def test_the_infrastructure_cluster_gives_tokens_for_service_accounts_it_has(
+    client: Client, sandbox: Sandbox
+) -> None:
+    sandbox.add_service_account("milo", "operators")
+    sandbox.add_service_account("milo", "others")
+    path = "/infrastructure/api/v1/namespaces/milo/serviceaccounts/{}/token"
+    answer = await client.call("POST", path.format("operators"), {"spec": {"audiences": ["a"]}})
+    token = answer.json["status"]["token"]
+    assert (answer.status, sandbox.tokens.claims(token).aud) == (201, ("a",))
+    assert sandbox.tokens.subject(token) == "system:serviceaccount:milo:operators"
+    assert sandbox.infrastructure.requested == 1
+    assert (await client.call("POST", path.format("nobody"), {"spec": {}})).status == 404
+    assert (await client.call("POST", path.format("operators"), {"spec": {"expirationSeconds": 60}})).status == 400
+    gone = {"kind": "Secret", "name": "x", "uid": "y"}
+    assert (await client.call("POST", path.format("operators"), {"spec": {"boundObjectRef": gone}})).status == 404
+    client.token = token
+    assert (await client.get("/infrastructure/api/v1/namespaces/milo/secrets")).json["items"] == []

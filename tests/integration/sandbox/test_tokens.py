@@ -1,0 +1,13 @@
+"""The sandbox's bearer tokens."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_sandbox.tokens import Tokens
+
+
+@given(now=st.floats(min_value=1.7e9, max_value=2e9), life=st.integers(min_value=1, max_value=86_400))
+def test_a_token_lives_for_no_longer_than_was_asked_for_and_from_no_later(now: float, life: int) -> None:
+    claims = Tokens(life=1, clock=lambda: now).claims(Tokens(life=1, clock=lambda: now).issue("me", life=life))
+    assert now - 0.001 <= claims.iat <= now
+    assert now + life - 0.001 <= claims.exp <= now + life

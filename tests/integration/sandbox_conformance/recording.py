@@ -1,0 +1,16 @@
+"""A mode's conversations with a server, one after another."""
+
+from pathlib import Path
+
+from tests.end_to_end.scenarios.servers import Servers
+from tests.end_to_end.scenarios.steps import Mode
+from tests.integration.sandbox_conformance.conversations import CONVERSATIONS
+from tests.integration.sandbox_conformance.speaker import Speaker
+from tests.integration.sandbox_conformance.transcripts import Transcript
+
+
+async def hold(name: str, mode: Mode, servers: Servers, folder: Path) -> Transcript:
+    """One conversation, and what came of it."""
+    async with servers.lend(mode, folder) as server, Speaker(server, mode) as speaker:
+        await CONVERSATIONS[name](speaker)
+    return speaker.transcript

@@ -1,0 +1,154 @@
+"""Asks a server by plain HTTP, and takes down what was asked and answered."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+import aiohttp
+
+from tests.end_to_end.scenarios import kubeconfig
+from tests.end_to_end.scenarios.objects import KINDS
+from tests.end_to_end.scenarios.servers import ApiServer
+from tests.end_to_end.scenarios.steps import Mode
+from tests.integration.sandbox_conformance.transcripts import HEADERS, Telling, Transcript, masked
+
+_DEADLINE_S = 30.0
+_MERGE = "application/merge-patch+json"
+_SPECS: Mapping[Mode, Mapping[str, Any]] = {
+    "project": {"ownerRef": {"kind": "Organization", "name": "acme"}},
+    "project-control-plane": {},
+}
+
+
+class Speaker:
+    def __init__(self, server: ApiServer, mode: Mode) -> None:
+        self.server = server
+        self.mode = mode
+        self.kind = KINDS[mode]
+        self.transcript: Transcript = []
+        self._access = kubeconfig.read(server.kubeconfig)
+        self._telling = Telling()
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._access.tls, force_close=True),
+            timeout=aiohttp.ClientTimeout(total=_DEADLINE_S),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._session.close()
+
+    def thing(self, name: str, **metadata: Any) -> dict[str, Any]:
+        """The least that the server takes for an object."""
+        return {
+            "apiVersion": f"{self.kind.group}/v1alpha1",
+            "kind": self.kind.name,
+            "metadata": {"name": name, **metadata},
+            "spec": _SPECS[self.mode],
+        }
+
+    async def ask(
+        self,
+        method: str,
+        below: str = "",
+        body: Any = None,
+        *,
+        token: str = "",
+        content_type: str = "",
+        **query: str,
+    ) -> Any:
+        """The JSON of the answer, or its text; `below` is the path below the collection."""
+        headers = self._headers(token) | {"Content-Type": content_type or self._content_type(method)}
+        data = body if isinstance(body, str) or body is None else json.dumps(body)
+        async with self._session.request(method, self._url(below, query), data=data, headers=headers) as response:
+            answer = _read(await response.text())
+            self._note(f"{method} {below}", query, response, self._telling.told(answer))
+            return answer
+
+    async def aside(self, method: str) -> Any:
+        """The collection, or its deletion, without a word of it in the transcript."""
+        async with self._session.request(method, self._url("", {}), headers=self._headers()) as response:
+            return await response.json()
+
+    async def create(self, name: str, **metadata: Any) -> Any:
+        return await self.ask("POST", "", self.thing(name, **metadata))
+
+    async def set_condition(self, name: str, status: str) -> Any:
+        condition = {
+            "type": self.kind.condition,
+            "status": status,
+            "reason": "Told",
+            "message": "as it was told",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }
+        return await self.ask("PATCH", f"/{name}/status", {"status": {"conditions": [condition]}})
+
+    async def version(self) -> str:
+        """Of the collection as it is now."""
+        return str((await self.aside("GET"))["metadata"]["resourceVersion"])
+
+    @asynccontextmanager
+    async def watch(self, **query: str) -> AsyncIterator["Lines"]:
+        query = {"watch": "1", **query}
+        async with self._session.get(
+            self._url("", query), headers=self._headers(), timeout=aiohttp.ClientTimeout(total=None)
+        ) as response:
+            refused = None if response.status == 200 else self._telling.told(_read(await response.text()))
+            self._note("GET ", query, response, refused)
+            yield Lines(response.content, self._telling, self.transcript)
+
+    def _headers(self, token: str = "") -> dict[str, str]:
+        return {"Authorization": f"Bearer {token or self._access.token()}"}
+
+    def _content_type(self, method: str) -> str:
+        return _MERGE if method == "PATCH" else "application/json"
+
+    def _url(self, below: str, query: Mapping[str, str]) -> str:
+        asked = "&".join(f"{key}={quote(value)}" for key, value in query.items())
+        path = below if below.startswith("/api") else self.kind.collection + below
+        return f"{self._access.server}{path}{'?' if asked else ''}{asked}"
+
+    def _note(self, asked: str, query: Mapping[str, str], response: aiohttp.ClientResponse, answer: Any) -> None:
+        told = {key: masked(key, value) for key, value in query.items()}
+        self.transcript.append(
+            {
+                "asked": asked.strip(),
+                **({"query": told} if told else {}),
+                "status": response.status,
+                "headers": {name: response.headers[name] for name in HEADERS if name in response.headers},
+                **({} if answer is None else {"answer": answer}),
+            }
+        )
+
+
+class Lines:
+    """Of an open watch, each taken down as it is read."""
+
+    def __init__(self, body: aiohttp.StreamReader, telling: Telling, transcript: Transcript) -> None:
+        self._body = body
+        self._telling = telling
+        self._transcript = transcript
+
+    async def read(self, count: int = 1) -> None:
+        for _ in range(count):
+            async with asyncio.timeout(_DEADLINE_S):
+                line = await self._body.readline()
+            self._transcript.append({"read": self._telling.told(_read(line.decode())) if line else "the end"})
+
+    async def to_the_end(self) -> None:
+        while not self._transcript or self._transcript[-1] != {"read": "the end"}:
+            await self.read()
+
+
+def _read(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -1,0 +1,17 @@
+"""The sandbox answers as the real servers did, conversation by conversation."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.scenarios.servers import Sandboxes
+from tests.end_to_end.scenarios.steps import MODES, Mode
+from tests.integration.sandbox_conformance import transcripts
+from tests.integration.sandbox_conformance.conversations import CONVERSATIONS
+from tests.integration.sandbox_conformance.recording import hold
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", CONVERSATIONS)
+async def test_a_conversation_goes_as_with_a_real_server(name: str, mode: Mode, tmp_path: Path) -> None:
+    assert await hold(name, mode, Sandboxes(), tmp_path) == transcripts.read(mode)[name]

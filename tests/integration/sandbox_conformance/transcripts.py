@@ -1,0 +1,85 @@
+"""Transcripts without what differs between any two runs: UIDs and versions are told by when they were first seen.
+
+What is left out altogether is what the sandbox doesn't have on purpose: managedFields, the wording of messages, and
+all headers but those that clients act upon.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from tests.end_to_end.scenarios.steps import Mode
+
+Exchange: TypeAlias = dict[str, Any]
+Transcript: TypeAlias = list[Exchange]
+
+HEADERS = ("Content-Type", "Retry-After")
+
+_RECORDED = Path(__file__).parent / "recorded"
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
+_LONGEST_JUNK = 10
+_LEFT_OUT = frozenset({"managedFields", "message"})
+
+
+def read(mode: Mode) -> dict[str, Transcript]:
+    recorded: dict[str, Transcript] = json.loads((_RECORDED / f"{mode}.json").read_text())
+    return recorded
+
+
+def write(mode: Mode, transcripts: dict[str, Transcript]) -> Path:
+    path = _RECORDED / f"{mode}.json"
+    path.write_text(json.dumps(transcripts, indent=1, sort_keys=True) + "\n")
+    return path
+
+
+def masked(key: str, value: str) -> str:
+    """Of a question: the version or the token that an answer gave is another one each time."""
+    is_version = key == "resourceVersion" and value.isdigit() and value != "0"
+    is_token = key == "continue" and len(value) > _LONGEST_JUNK
+    return "..." if is_version or is_token else value
+
+
+class Telling:
+    """One conversation's way of telling: what was seen first is number one."""
+
+    def __init__(self) -> None:
+        self._uids: dict[str, str] = {}
+        self._versions: dict[int, str] = {}
+
+    def told(self, answer: Any) -> Any:
+        """An answer's JSON, or the text that it is instead."""
+        match answer:
+            case {"type": str(kind), "object": thing}:
+                return {"type": kind, "object": self.told(thing)}
+            case dict():
+                return {key: self._field(key, value, answer) for key, value in answer.items() if key not in _LEFT_OUT}
+            case list():
+                return [self.told(each) for each in answer]
+            case str() if _TIME.fullmatch(answer):
+                return answer if answer.startswith("1970-") else "a time"
+            case _:
+                return answer
+
+    def _field(self, key: str, value: Any, holder: dict[str, Any]) -> Any:
+        match key:
+            case "uid":
+                return self._uids.setdefault(value, f"uid {len(self._uids) + 1}")
+            case "resourceVersion":
+                return self._version(value, of_object="uid" in holder)
+            case "continue" if value:
+                return "a token"
+            case "causes":
+                # A real server finds some of them twice, and in whatever order.
+                told = {json.dumps(self.told(cause), sort_keys=True) for cause in value}
+                return [json.loads(cause) for cause in sorted(told)]
+            case _:
+                return self.told(value)
+
+    def _version(self, value: str, *, of_object: bool) -> str:
+        number = int(value)
+        if of_object:
+            return self._versions.setdefault(number, f"version {len(self._versions) + 1}")
+        # Others write to a real server's etcd too, so a collection's version is somewhere behind an object's.
+        before = [each for each in self._versions if each <= number]
+        return f"{self._versions[max(before)]} or later" if before else "some version"

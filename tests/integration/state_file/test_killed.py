@@ -1,0 +1,81 @@
+"""F35: whenever the daemon is killed, the file is one image or the other, and never a part of one."""
+
+import subprocess
+import sys
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from milo_discoveryd.state_file.image import Image
+from milo_discoveryd.state_file.keeper import FILE, Keeper
+from tests.support.kill_points import deaths
+from tests.unit.state_file.test_image import ORIGIN, kept
+
+WRITING = """
+import sys
+from pathlib import Path
+from milo_discoveryd.state_file.image import Image
+from milo_discoveryd.state_file.keeper import Keeper
+from tests.unit.state_file.test_image import ORIGIN, kept
+
+keeper = Keeper(Path(sys.argv[1]), ORIGIN)
+images = [Image(ORIGIN, 0.0, tuple(kept(f"{word}-{n}") for n in range(500))) for word in ("one", "other")]
+keeper._write(images[0], True)
+print("well", flush=True)
+while True:
+    for image in images:
+        keeper._write(image, True)
+"""
+
+DYING = """
+import sys
+from pathlib import Path
+from milo_discoveryd.state_file import keeper
+from milo_discoveryd.state_file.image import Image
+from tests.support.kill_points import die_at_every_line
+from tests.unit.state_file.test_image import ORIGIN, kept
+
+def write():
+    keeper.Keeper(Path(sys.argv[1]), ORIGIN)._write(Image(ORIGIN, 0.0, (kept("another"),)), True)
+
+die_at_every_line(keeper.__file__, write)
+"""
+
+
+@pytest.mark.parametrize("before", [[], ["one"]], ids=["the-first", "the-next"])
+def test_at_whatever_line_it_dies_there_is_one_image_or_the_other_and_the_next_can_be_written(
+    tmp_path: Path, before: list[str]
+) -> None:
+    keeper = Keeper(tmp_path, ORIGIN)
+
+    def start_over() -> None:
+        (tmp_path / FILE).unlink(missing_ok=True)
+        if before:
+            assert keeper._write(Image(ORIGIN, 0.0, tuple(map(kept, before))), was_well=True)
+
+    found: list[list[str]] = []
+    start_over()
+    for _ in deaths(DYING, tmp_path):
+        image = keeper.recall()
+        found.append([] if image is None else [each.target.name for each in image.clusters])
+        start_over()
+    assert found == sorted(found, key=lambda names: names == ["another"])
+    assert found.count(before) >= 10, "lines before it is in its place"
+    assert found.count(["another"]) >= 1, "and after that"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_file_that_was_being_written_is_one_image_or_the_other(tmp_path: Path, seed: int) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", WRITING, str(tmp_path)], stdout=subprocess.PIPE)
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == b"well\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        writer.wait(0.2 * Random(seed).random())
+    writer.kill()
+    writer.wait()
+    writer.stdout.close()
+    image = Keeper(tmp_path, ORIGIN).recall()
+    assert image is not None
+    assert len({kept.target.name.split("-")[0] for kept in image.clusters}) == 1
+    assert len(image.clusters) == 500

@@ -1,0 +1,111 @@
+"""A daemon that starts while the source is away serves what the one before it knew, and says how old that is."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from milo_discovery import DiscoveryClient, EventType, SourceState
+from milo_discoveryd.app import Daemon
+from milo_discoveryd.config import load
+from milo_discoveryd.state_file.image import Image, Origin, decode, encode
+from milo_discoveryd.state_file.keeper import FILE
+from milo_sandbox import Sandbox
+from tests.support.eventually import eventually
+
+
+class Setting:
+    def __init__(self, folder: Path, sandbox: Sandbox) -> None:
+        self.state = folder / "state"
+        self.state.mkdir()
+        self.sandbox = sandbox
+        self.address = f"unix://{folder}/d.sock"
+        self.origin = Origin(sandbox.url, "project")
+        self._flags = {
+            "discovery_kubeconfig": str(sandbox.write_kubeconfig(folder / "kubeconfig")),
+            "listen": (self.address,),
+            "http_listen": "off",
+            "state_directory": str(self.state),
+            "connectivity.interval": "off",  # what probes find is no part of what is told here
+        }
+
+    @asynccontextmanager
+    async def daemon(self) -> AsyncIterator[DiscoveryClient]:
+        task = asyncio.create_task(Daemon(load(self._flags, {}, None)).serve())
+        try:
+            async with DiscoveryClient(self.address) as client:
+                yield client
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.fixture
+async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
+    async with Sandbox() as sandbox:
+        for name in ("alpha", "beta"):
+            sandbox.projects.create(name, ready=True)
+        yield Setting(tmp_path, sandbox)
+
+
+async def test_the_clusters_are_served_as_stale_and_then_compared(setting: Setting) -> None:
+    async with setting.daemon() as client, client.watch() as watch:
+        await watch.synced()
+        before = {name: cluster.engaged_at for name, cluster in watch.clusters.items()}
+        await eventually((setting.state / FILE).exists)
+    await setting.sandbox.stop()
+    async with setting.daemon() as client, client.watch() as watch:
+        await watch.synced()
+        assert {name: cluster.engaged_at for name, cluster in watch.clusters.items()} == before
+        assert watch.source is not None
+        assert watch.source.state is SourceState.STALE
+        assert (await client.list()).total_size == 2
+        setting.sandbox.projects.delete("beta")
+        setting.sandbox.projects.create("gamma", ready=True)
+        await setting.sandbox.start()
+        await eventually(lambda: set(watch.clusters) == {"alpha", "gamma"})
+        await eventually(lambda: watch.source is not None and watch.source.state is SourceState.STREAMING)
+        async with asyncio.timeout(20):
+            ended = await anext(event async for event in watch if event.type is EventType.DISENGAGED)
+        assert (ended.cluster.name, ended.reason.name) == ("beta", "DELETED")
+
+
+async def test_what_the_file_lacks_seems_gone_to_nobody_who_was_told_of_it(setting: Setting) -> None:
+    """F35: the daemon was killed before its last image was written."""
+    told: list[EventType] = []
+    async with DiscoveryClient(setting.address) as client, client.watch() as watch, asyncio.TaskGroup() as tasks:
+
+        async def follow() -> None:
+            async for event in watch:
+                told.append(event.type)  # noqa: PERF401 - as it comes
+
+        following = tasks.create_task(follow())
+        async with setting.daemon():
+            await eventually(lambda: set(watch.clusters) == {"alpha", "beta"})
+        whole = decode((setting.state / FILE).read_bytes(), setting.origin)
+        (alpha,) = (kept for kept in whole.clusters if kept.target.name == "alpha")
+        (setting.state / FILE).write_bytes(encode(Image(setting.origin, whole.written_at, (alpha,))))
+        await setting.sandbox.stop()
+        async with setting.daemon() as newcomer:
+            async with newcomer.watch() as fresh:
+                await fresh.synced()
+                assert set(fresh.clusters) == {"alpha"}
+            await eventually(
+                lambda: watch.connected and watch.source is not None and watch.source.state is SourceState.STALE
+            )
+            assert set(watch.clusters) == {"alpha", "beta"}
+            await setting.sandbox.start()
+            await eventually(lambda: watch.source is not None and watch.source.state is SourceState.STREAMING)
+            assert set(watch.clusters) == {"alpha", "beta"}
+        following.cancel()
+    assert told == [EventType.ENGAGED, EventType.ENGAGED]
+
+
+async def test_a_torn_file_is_as_good_as_none(setting: Setting) -> None:
+    (setting.state / FILE).write_bytes(b"milo-discoveryd state 1 0000")
+    async with setting.daemon() as client, client.watch() as watch:
+        await watch.synced()
+        assert set(watch.clusters) == {"alpha", "beta"}

@@ -1,0 +1,100 @@
+"""What the audit has, where, and what it never has."""
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.rights.rights import Recipient
+from milo_discoveryd.telemetry.audit import Audit, AuditFile
+from milo_discoveryd.telemetry.metrics import Metrics
+
+CALLER = Caller(listener="api", peer="unix:", uid=0, sans=("uri:spiffe://a/b",))
+
+
+def lines(file: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_each_event_goes_to_the_log_and_to_the_file(tmp_path: Path) -> None:
+    file = AuditFile(tmp_path / "audit")
+    audit = Audit(Metrics(), file.write)
+    with capture_logs() as logged:
+        audit.handed_out(Recipient(CALLER, "ops"), "kubeconfig handed out", cluster="alpha", uid="u1")
+        audit.refused(CALLER, "", "NO_RULE", call="ListClusters")
+        audit.rights_changed(rules=["ops"])
+        audit.rights_kept(problems=["bad"])
+        audit.object_refused("x" * 300, "u2", "its name is not a DNS name")
+    file.close()
+    found = lines(tmp_path / "audit")
+    caller = {"listener": "api", "uid": 0, "sans": ["uri:spiffe://a/b"], "peer": "unix:"}
+    assert [{name: value for name, value in line.items() if name != "timestamp"} for line in found] == [
+        {"event": "kubeconfig handed out", "rule": "ops", "cluster": "alpha", "uid": "u1", "caller": caller},
+        {"event": "refused", "reason": "NO_RULE", "call": "ListClusters", "caller": caller},
+        {"event": "rights changed", "rules": ["ops"]},
+        {"event": "rights kept", "problems": ["bad"]},
+        {"event": "object refused", "cluster": "x" * 253, "uid": "u2", "problem": "its name is not a DNS name"},
+    ]
+    assert all(str(line["timestamp"]).endswith("Z") for line in found)
+    assert [line["event"] for line in logged] == [line["event"] for line in found]
+    assert {line["logger"] for line in logged} == {"audit"}
+
+
+def test_it_is_only_ever_appended_to_and_nobody_elses(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    for text in (b"one\n", b"two\n"):
+        file = AuditFile(path)
+        file.write(text)
+        file.close()
+    assert path.read_bytes() == b"one\ntwo\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_file_that_was_moved_away_is_made_anew_when_asked(tmp_path: Path) -> None:
+    path, moved = tmp_path / "audit", tmp_path / "audit.1"
+    file = AuditFile(path)
+    file.write(b"one\n")
+    path.rename(moved)
+    file.write(b"two\n")
+    file.reopen()
+    file.write(b"three\n")
+    file.close()
+    assert (moved.read_bytes(), path.read_bytes()) == (b"one\ntwo\n", b"three\n")
+
+
+def test_a_link_is_not_followed_and_a_folder_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for path in (tmp_path / "link", tmp_path, tmp_path / "none" / "audit"):
+        with pytest.raises(StartError, match=r"audit.file: .* can't be appended to"):
+            AuditFile(path)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_one_that_cannot_be_opened_anew_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    file = AuditFile(path)
+    path.rename(tmp_path / "audit.1")
+    path.mkdir()
+    with pytest.raises(StartError):
+        file.reopen()
+    file.write(b"one\n")
+    file.close()
+    assert (tmp_path / "audit.1").read_bytes() == b"one\n"
+
+
+def test_a_full_disk_keeps_nobody_from_anything_and_is_counted() -> None:
+    metrics = Metrics()
+    with Path("/dev/full").open("wb", buffering=0) as full, capture_logs() as logged:
+
+        def write(line: bytes) -> None:
+            full.write(line)
+
+        audit = Audit(metrics, write)
+        audit.refused(CALLER, "ops", "TOO_MANY_STREAMS")
+    assert metrics.registry.get_sample_value("milo_discoveryd_audit_lost_total") == 1
+    assert metrics.registry.get_sample_value("milo_discoveryd_refusals_total", {"reason": "too_many_streams"}) == 1
+    assert [line["event"] for line in logged] == ["refused", "audit not written"]

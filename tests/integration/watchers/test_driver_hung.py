@@ -1,0 +1,116 @@
+"""A server that holds its connections and answers nobody, and one that is merely quiet."""
+
+import asyncio
+
+import pytest
+from aiohttp import web
+
+from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.reflect.backoff import Backoff
+from milo_discoveryd.reflect.liveness_policy import Watchfulness
+from milo_discoveryd.reflect.machine import Policy
+from milo_discoveryd.watchers import driver
+from tests.integration.watchers.test_driver import (
+    QUICK,
+    Played,
+    Said,
+    answering,
+    bookmark,
+    line,
+    listing,
+    project,
+    running,
+)
+from tests.support.eventually import eventually
+
+OFTEN = Watchfulness(every_s=0.06)
+SELDOM = Watchfulness(every_s=0.15)
+"""Leaves a busy machine the time to answer."""
+PAGES = Policy(streaming_lists=False, backoff=QUICK)
+
+
+async def test_a_watch_of_a_server_that_answers_nobody_is_given_up_and_resumed() -> None:
+    played = Played()
+    hung, resumed = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)), Said()
+    played.watches = [hung, resumed]
+    async with running(played, watchfulness=OFTEN) as run:
+        await run.synced()
+        await resumed.asked.wait()
+        assert hung.gone.is_set(), "its connection is dropped before another is made"
+        assert played.queries[-1]["resourceVersion"] == "5"
+        resumed.say(line("ADDED", project("beta", 6)))
+        await run.tells("ENGAGED alpha", "ENGAGED beta")
+
+
+async def test_it_is_told_as_unresponsive() -> None:
+    played = Played()
+    played.watches = [Said(bookmark(5, ends_list=True))]
+    patient = Policy(backoff=Backoff(first_s=60.0))
+    async with running(played, patient, OFTEN) as run:
+        await run.synced()
+        await eventually(lambda: run.fleet.status.state is SourceState.STALE)
+        assert run.fleet.status.reason == "Unresponsive"
+        assert run.fleet.status.message == "it was asked for /livez 3 times in a row, 0.06 s apart, and did not answer"
+
+
+async def test_one_that_never_begins_to_answer_is_given_up_as_well() -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        return await asyncio.Future()
+
+    played = Played()
+    then = Said(bookmark(5, ends_list=True))
+    played.watches = [never, then]
+    async with running(played, watchfulness=OFTEN) as run:
+        await run.synced()
+
+
+async def test_so_is_one_that_answers_everything_but_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        return await asyncio.Future()
+
+    monkeypatch.setattr(driver, "BEGINS_WITHIN_S", 0.1)
+    played = Played()
+    played.alive = answering(web.Response)
+    played.watches = [never]
+    async with running(played, Policy(backoff=Backoff(first_s=60.0))) as run:
+        await eventually(lambda: run.fleet.status.reason == "Timeout")
+        assert run.fleet.status.message == "the watch did not begin within 0.1 s"
+
+
+async def test_so_is_one_that_does_not_answer_a_list() -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        return await asyncio.Future()
+
+    played = Played()
+    played.lists = [never, listing(7, project("alpha", 1))]
+    async with running(played, PAGES, OFTEN) as run:
+        await run.tells("ENGAGED alpha")
+
+
+@pytest.mark.parametrize("status", [200, 403, 500])
+async def test_any_answer_proves_that_the_server_is_there(status: int) -> None:
+    played = Played()
+    played.alive = answering(lambda: web.Response(status=status))
+    watch = Said(bookmark(5, ends_list=True))
+    played.watches = [watch]
+    async with running(played, watchfulness=SELDOM) as run:
+        await run.synced()
+        await eventually(lambda: len(run.looks) > SELDOM.misses)
+        assert set(run.looks) == {"answered"}
+        assert run.fleet.status.state is SourceState.STREAMING
+        assert not watch.gone.is_set()
+
+
+async def test_a_watch_outlives_the_listener_of_its_server() -> None:
+    # As after SIGTERM: whoever comes anew is refused, and who is there is served for a minute more.
+    played = Played()
+    watch = Said(bookmark(5, ends_list=True))
+    played.watches = [watch]
+    played.alive = answering(lambda: web.Response(headers={"Connection": "close"}))
+    async with running(played, watchfulness=OFTEN) as run:
+        await run.synced()
+        await run.server.refuse()
+        await eventually(lambda: run.looks.count("connect") > 2 * OFTEN.misses)
+        watch.say(line("ADDED", project("alpha", 6)))
+        await run.tells("ENGAGED alpha")
+        assert run.fleet.status.state is SourceState.STREAMING

@@ -1,0 +1,170 @@
+"""Asking a real HTTPS server whether it is there."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trustme
+from aiohttp import web
+
+from milo_discoveryd.connectivity.schedule import Failed, Outcome, Reached
+from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
+from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.watchers.probing import POOLS, Asker
+from tests.integration.watchers.api_server import ApiServer, answering, upstream
+
+
+class Held(dict[str, Credential]):
+    """By the clusters' endpoints."""
+
+    def of(self, cluster: Cluster) -> Credential | None:
+        return self.get(cluster.target.endpoint)
+
+
+def at(endpoint: str) -> Cluster:
+    target = Target(name="alpha", uid="u", place=(endpoint,))
+    return Cluster(target=target, source_version="1", engaged_at=0.0, incarnation=1)
+
+
+@asynccontextmanager
+async def asker(
+    server: ApiServer, timeout_s: float = 10.0, held: Held | None = None, **differing: object
+) -> AsyncIterator[Asker]:
+    made = Asker(
+        upstream(server, **differing),
+        {},
+        held=(held or Held()).of,
+        path="/readyz",
+        timeout_s=timeout_s,
+        at_once=4,
+    )
+    try:
+        yield made
+    finally:
+        await made.aclose()
+
+
+@pytest.mark.parametrize(
+    ("status", "holds"),
+    [
+        (200, lambda outcome: outcome == Reached()),
+        (401, lambda outcome: isinstance(outcome, Reached) and outcome.note.startswith("Unauthorized")),
+        (403, lambda outcome: isinstance(outcome, Reached) and outcome.note.startswith("Forbidden")),
+        (429, lambda outcome: isinstance(outcome, Reached) and outcome.note.startswith("TooManyRequests")),
+        (404, lambda outcome: outcome == Failed("404", "it answers 404: nobody is ready there")),
+        (503, lambda outcome: outcome == Failed("5xx", "it answers 503")),
+    ],
+)
+async def test_what_an_answer_says(status: int, holds: Callable[[Outcome], bool]) -> None:
+    async with ApiServer(answering(status=status)) as server, asker(server) as asking:
+        outcome = await asking.ask(at(f"{server.url}/projects/alpha/control-plane"))
+    assert holds(outcome), outcome
+    (request,) = server.requests
+    assert request.path == "/projects/alpha/control-plane/readyz"
+    assert request.headers["Authorization"] == "Bearer t0"
+
+
+async def test_a_redirect_is_not_followed() -> None:
+    async def away(_: web.Request) -> web.Response:
+        raise web.HTTPFound("https://attacker.test/")
+
+    async with ApiServer(away) as server, asker(server) as asking:
+        outcome = await asking.ask(at(server.url))
+    assert isinstance(outcome, Failed)
+    assert outcome.cause == "302"
+    assert len(server.requests) == 1
+
+
+async def test_nobody_there_is_of_the_host() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with ApiServer(answering()) as server, asker(server) as asking:
+        outcome = await asking.ask(at(f"https://127.0.0.1:{port}"))
+    assert isinstance(outcome, Failed)
+    assert (outcome.cause, outcome.is_of_host) == ("connect", True)
+
+
+async def test_a_server_that_does_not_answer_in_time_is_told_so() -> None:
+    async def never(request: web.Request) -> web.StreamResponse:
+        return await asyncio.Future()
+
+    async with ApiServer(never) as server, asker(server, timeout_s=0.05) as asking:
+        outcome = await asking.ask(at(server.url))
+    assert isinstance(outcome, Failed)
+    assert outcome.cause == "timeout"
+
+
+async def test_another_certificate_authority_is_told_as_tls() -> None:
+    other = trustme.CA()
+    async with ApiServer(answering()) as server, asker(server, authorities=other.cert_pem.bytes()) as asking:
+        outcome = await asking.ask(at(server.url))
+    assert isinstance(outcome, Failed)
+    assert (outcome.cause, outcome.is_of_host) == ("tls", True)
+
+
+async def test_a_host_that_has_no_address_is_told_as_dns() -> None:
+    async with ApiServer(answering()) as server, asker(server) as asking:
+        outcome = await asking.ask(at("https://no-such-host.invalid"))
+    assert isinstance(outcome, Failed)
+    assert (outcome.cause, outcome.is_of_host) == ("dns", True)
+
+
+async def test_one_that_hangs_up_is_told_as_closed() -> None:
+    async def hang_up(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async with ApiServer(hang_up) as server, asker(server) as asking:
+        outcome = await asking.ask(at(server.url))
+    assert isinstance(outcome, Failed)
+    assert (outcome.cause, outcome.is_of_host) == ("closed", True)
+
+
+async def test_a_credential_that_can_not_be_had_is_nothing_against_the_host() -> None:
+    class Broken:
+        async def credential(self, *, refused: Credential | None = None) -> Credential:
+            raise BackendError("the plugin failed")
+
+    async with ApiServer(answering()) as server, asker(server, credentials=Broken()) as asking:
+        outcome = await asking.ask(at(server.url))
+    assert isinstance(outcome, Failed)
+    assert (outcome.cause, outcome.is_of_host) == ("credential", False)
+    assert server.requests == []
+
+
+async def test_it_asks_with_what_the_clusters_operators_have() -> None:
+    async with ApiServer(answering()) as server:
+        held = Held({f"{server.url}/alpha": Credential(token=Secret("theirs"))})
+        async with asker(server, held=held) as asking:
+            for name in ("alpha", "beta"):
+                assert await asking.ask(at(f"{server.url}/{name}")) == Reached()
+    assert server.headers("Authorization") == ["Bearer theirs", "Bearer t0"]
+
+
+async def test_each_client_certificate_has_connections_of_its_own_and_few_are_kept() -> None:
+    callers: list[object] = []
+
+    async def note(request: web.Request) -> web.Response:
+        assert request.transport is not None
+        callers.append(request.transport.get_extra_info("peername"))
+        return web.Response()
+
+    authority = trustme.CA()
+    async with ApiServer(note, wants_client_certificate_of=authority) as server:
+        held = Held()
+        for number in range(POOLS + 1):
+            leaf = authority.issue_cert(f"operator-{number}")
+            chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
+            certificate = ClientCertificate(chain=chain, key=Secret(leaf.private_key_pem.bytes().decode()))
+            held[f"{server.url}/p-{number}"] = Credential(certificate=certificate)
+        async with asker(server, held=held) as asking:
+            oldest, *others = held
+            for endpoint in [oldest, *others, *others, oldest]:
+                assert await asking.ask(at(endpoint)) == Reached()
+    assert callers[1:9] == callers[9:17]
+    assert len(set(callers)) == POOLS + 2, "the oldest had to connect again"

@@ -1,0 +1,200 @@
+"""What real API servers were seen to do, played by the sandbox: what becomes of the view, and what is told of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from milo_discoveryd.credentials import load_kubeconfig
+from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.modes.mode import Setting
+from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.reflect.backoff import Backoff
+from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.liveness_policy import Watchfulness
+from milo_discoveryd.reflect.machine import Policy
+from milo_discoveryd.reflect.wire import Decoder
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.guard import Guard, Limits
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.watchers.driver import Watched
+from milo_discoveryd.watchers.transport import open_transport
+from milo_discoveryd.wiring.source import Discovery
+from milo_sandbox import Sandbox
+from milo_sandbox.api import Features
+from milo_sandbox.resources import PROJECTS
+from milo_sandbox.watch import Pace
+from tests.integration.watchers.test_driver import Ledger
+from tests.support.eventually import eventually
+
+QUICK = Backoff(first_s=0.01, cap_s=0.1)
+POLICY = Policy(backoff=QUICK, silence_s=1.2, watchfulness=Watchfulness(every_s=0.1, misses=4))
+
+
+class Follower:
+    """Of a sandbox with two projects that are ready, alpha and beta."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self.ledger = Ledger()
+        self.fleet = Fleet(
+            ChangeLog(lambda event: b"", Retention()),
+            Suspicions(lambda: 0.0, backoff=QUICK),
+            self.ledger,
+            guard=Guard(Limits(verify_after_s=600.0)),
+        )
+
+    @property
+    def told(self) -> list[str]:
+        return self.ledger.told
+
+    async def run(self, kubeconfig: Path) -> None:
+        mode = ProjectMode(Setting(project_endpoint="https://milo.test"))
+        discovery = Discovery(
+            self.fleet, None, policy=POLICY, draw=lambda: 0.0, connect_timeout_s=5.0, request_timeout_s=5.0
+        )
+        async with aclosing(open_transport(load_kubeconfig(kubeconfig), environ={})) as transport:
+            await discovery.run(transport, Watched(mode.resource.path), Decoder(mode.object_type, mode.observe))
+
+    async def is_streaming(self) -> None:
+        await eventually(lambda: self.fleet.status.state is SourceState.STREAMING)
+
+    async def says(self, reason: str) -> None:
+        await eventually(lambda: self.fleet.status.reason == reason)
+
+    async def tells_of(self, name: str) -> None:
+        """One that is made now, and nothing before it."""
+        told = [*self.told, f"ENGAGED {name}"]
+        self.sandbox.projects.create(name, ready=True)
+        await eventually(lambda: len(self.told) >= len(told))
+        assert self.told == told
+
+    @contextmanager
+    def untold(self) -> Iterator[None]:
+        """Nothing is told of any cluster meanwhile."""
+        before = list(self.told)
+        yield
+        assert self.told == before
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with Sandbox(features=Features(pace=Pace(bookmark_interval=0.6))) as made:
+        for name in ("alpha", "beta"):
+            made.projects.create(name, ready=True)
+        yield made
+
+
+@pytest.fixture
+async def follower(sandbox: Sandbox, tmp_path: Path) -> AsyncIterator[Follower]:
+    following = Follower(sandbox)
+    task = asyncio.create_task(following.run(sandbox.write_kubeconfig(tmp_path / "kubeconfig")))
+    yield following
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+@pytest.fixture
+async def streaming(follower: Follower) -> Follower:
+    await follower.is_streaming()
+    assert sorted(follower.told) == ["ENGAGED alpha", "ENGAGED beta"]
+    return follower
+
+
+async def test_while_the_watch_cache_is_built_pages_give_a_first_view(sandbox: Sandbox, follower: Follower) -> None:
+    sandbox.faults.initializing(seconds=30.0)  # before the follower's first request: its task has not run yet
+    await eventually(lambda: follower.fleet.synced)
+    assert sorted(follower.told) == ["ENGAGED alpha", "ENGAGED beta"]
+    await follower.says("TooManyRequests")
+    assert follower.fleet.status.state is SourceState.STALE
+
+    sandbox.faults.clear()
+
+    await follower.is_streaming()
+    await follower.tells_of("gamma")
+
+
+async def test_a_server_whose_paths_are_not_installed_yet_is_not_waited_for_as_long_as_it_asks(
+    sandbox: Sandbox, follower: Follower
+) -> None:
+    sandbox.faults.installing(seconds=0.3)
+    async with asyncio.timeout(4.0):  # it asks for five seconds
+        await follower.is_streaming()
+    assert sorted(follower.told) == ["ENGAGED alpha", "ENGAGED beta"]
+
+
+async def test_a_version_from_the_future_is_left_for_a_list_and_nobody_is_let_go_of(
+    sandbox: Sandbox, streaming: Follower
+) -> None:
+    backup = sandbox.snapshot()
+    await streaming.tells_of("gamma")
+    with streaming.untold():
+        sandbox.restore(backup)
+        sandbox.drop_watches()
+        await streaming.says("RemovalsHeld")
+        assert streaming.ledger.relistings == ["Silence"]
+        assert streaming.fleet.registry.engaged == 3
+    await streaming.tells_of("delta")
+
+
+async def test_a_watch_that_outlives_its_servers_listener_is_followed_to_its_end(
+    sandbox: Sandbox, streaming: Follower
+) -> None:
+    ending = asyncio.create_task(sandbox.terminate(grace=1.0))
+    # By then it was asked whether it is there more often than it takes to give it up, and refused every time.
+    await eventually(lambda: streaming.ledger.looks.count("connect") > POLICY.watchfulness.misses)
+    assert streaming.fleet.status.state is SourceState.STREAMING
+    await streaming.tells_of("gamma")
+    with streaming.untold():
+        await ending
+        await streaming.says("ConnectFailed")
+        await sandbox.start()
+        await streaming.is_streaming()
+    assert streaming.ledger.relistings == []
+
+
+async def test_a_change_of_the_schema_leads_to_a_list_once_and_tells_of_nothing(
+    sandbox: Sandbox, streaming: Follower
+) -> None:
+    with streaming.untold():
+        sandbox.change_schema(initializing=0.5)
+        await eventually(lambda: streaming.ledger.relistings == ["Expired"])
+        await streaming.is_streaming()
+    await streaming.tells_of("gamma")
+    assert streaming.ledger.relistings == ["Expired"]
+
+
+async def test_a_definition_that_goes_and_comes_back_lets_nobody_go(sandbox: Sandbox, streaming: Follower) -> None:
+    with streaming.untold():
+        sandbox.delete_definition(PROJECTS)
+        await eventually(lambda: streaming.fleet.status.state is SourceState.STALE)
+        sandbox.faults.clear()
+        await streaming.is_streaming()
+    await streaming.tells_of("gamma")
+
+
+async def test_live_objects_that_are_told_as_deleted_are_asked_about_and_stay(
+    sandbox: Sandbox, streaming: Follower
+) -> None:
+    with streaming.untold():
+        sandbox.blink("alpha", "beta")
+        sandbox.compact()
+        sandbox.drop_watches()
+        await eventually(lambda: streaming.ledger.relistings == ["Expired"])
+        await streaming.is_streaming()
+        await eventually(lambda: not len(streaming.fleet.suspicions))
+    await streaming.tells_of("gamma")
+
+
+@pytest.mark.parametrize("fault", ["overloaded", "failing", "unauthorized", "forbidden"])
+async def test_whatever_it_is_refused_for_the_view_stands(sandbox: Sandbox, streaming: Follower, fault: str) -> None:
+    with streaming.untold():
+        getattr(sandbox.faults, fault)()
+        sandbox.drop_watches()
+        await eventually(lambda: streaming.fleet.status.state is SourceState.STALE)
+        sandbox.faults.clear()
+        await streaming.is_streaming()
+    await streaming.tells_of("gamma")

@@ -1,0 +1,230 @@
+"""What a person is told when an API server cannot be talked to, and what a program decides on."""
+
+import asyncio
+import datetime
+import os
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import trustme
+from aiohttp import web
+
+from milo_discoveryd.credentials import Credential, Secret, Upstream
+from milo_discoveryd.credentials.authentication.source import StaticCredential
+from milo_discoveryd.daemon_errors import CredentialError
+from milo_discoveryd.watchers.transport import TransportError, open_transport
+from tests.integration.watchers.api_server import ApiServer, answering, upstream
+
+Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def failure(at: Upstream, timeout_s: float = 10) -> TransportError:
+    transport = open_transport(at)
+    try:
+        with pytest.raises(TransportError) as raised:
+            await transport.get("/version", timeout_s=timeout_s)
+    finally:
+        await transport.aclose()
+    return raised.value
+
+
+def nobody(url: str, **differing: object) -> Upstream:
+    given: dict[str, object] = {
+        "server": url,
+        "origin": "test",
+        "credentials": StaticCredential(Credential(token=Secret("s3cret"))),
+    }
+    return Upstream(**(given | differing))  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def peer(behaviour: Peer) -> AsyncIterator[int]:
+    server = await asyncio.start_server(behaviour, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def closed_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
+
+
+async def test_a_host_that_has_no_address() -> None:
+    error = await failure(nobody("https://milo.invalid"))
+    assert error.cause == "dns"
+    assert "milo.invalid cannot be found" in str(error)
+
+
+async def test_a_port_on_which_nobody_listens() -> None:
+    error = await failure(nobody(f"https://127.0.0.1:{closed_port()}"))
+    assert error.cause == "connect"
+    assert "cannot be reached" in str(error)
+
+
+async def test_an_authority_that_did_not_sign_the_servers_certificate() -> None:
+    async with ApiServer(answering()) as server:
+        error = await failure(upstream(server, authorities=trustme.CA().cert_pem.bytes()))
+    assert error.cause == "tls"
+    assert "certificate-authority-data must hold the CA that signed it" in str(error)
+
+
+async def test_a_certificate_that_has_expired() -> None:
+    authority = trustme.CA()
+    past = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
+    leaf = authority.issue_cert("127.0.0.1", not_before=past, not_after=past + datetime.timedelta(days=1))
+    async with ApiServer(answering(), authority, leaf=leaf) as server:
+        error = await failure(upstream(server))
+    assert error.cause == "tls"
+    assert "expired (renew it, or set this machine's clock right)" in str(error)
+
+
+async def test_a_certificate_for_another_name() -> None:
+    authority = trustme.CA()
+    async with ApiServer(answering(), authority, leaf=authority.issue_cert("api.example.com")) as server:
+        error = await failure(upstream(server))
+    assert error.cause == "tls"
+    assert "set tls-server-name to a name that it does have" in str(error)
+
+
+async def test_a_server_that_wants_a_client_certificate_and_gets_none() -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    trustme.CA().configure_trust(context)
+
+    def refuse(listener: socket.socket) -> None:
+        # A blocking server: asyncio's hangs up without the alert that others send.
+        for _ in range(2):  # aiohttp tries an idempotent request once more
+            accepted, _ = listener.accept()
+            with context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False) as wrapped:
+                with pytest.raises(ssl.SSLError):
+                    wrapped.do_handshake()
+                # Closing with something left unread would be a reset, which can overtake the alert.
+                with suppress(ConnectionError):
+                    while os.read(wrapped.fileno(), 1 << 16):
+                        pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = asyncio.create_task(asyncio.to_thread(refuse, listener))
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        error = await failure(nobody(url, authorities=authority.cert_pem.bytes()))
+        await server
+    assert error.cause == "tls"
+    assert "it does not accept our client certificate, or wants one" in str(error)
+
+
+async def test_an_authority_that_is_not_pem() -> None:
+    error = await failure(nobody("https://127.0.0.1:1", authorities=b"not a certificate"))
+    assert error.cause == "credential"
+    assert "PEM" in str(error)
+
+
+async def test_a_port_that_speaks_plain_http() -> None:
+    async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with peer(plain) as port:
+        error = await failure(nobody(f"https://127.0.0.1:{port}"))
+    assert error.cause == "tls"
+    assert "does the port speak plain HTTP?" in str(error)
+
+
+async def test_a_peer_that_does_not_speak_http() -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 smtp.example.com\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with peer(babble) as port:
+        error = await failure(nobody(f"http://127.0.0.1:{port}"))
+    assert error.cause == "closed"
+    assert "does not speak HTTP" in str(error)
+
+
+async def test_a_peer_that_closes_without_an_answer() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    async with peer(hang_up) as port:
+        error = await failure(nobody(f"http://127.0.0.1:{port}"))
+    assert error.cause == "closed"
+
+
+async def test_a_server_that_does_not_answer_in_time() -> None:
+    never = asyncio.Event()
+
+    async def wait(_: web.Request) -> web.Response:
+        await never.wait()
+        return web.Response()
+
+    async with ApiServer(wait) as server:
+        error = await failure(upstream(server), timeout_s=0.2)
+        never.set()
+    assert error.cause == "timeout"
+    assert "did not answer in time" in str(error)
+
+
+async def test_a_peer_that_does_not_accept_a_connection_in_time() -> None:
+    async def sit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # the TLS handshake's first message, which is never answered
+        writer.close()
+
+    async with peer(sit) as port:
+        transport = open_transport(nobody(f"https://127.0.0.1:{port}"))
+        with pytest.raises(TransportError, match="did not accept a connection in time") as raised:
+            async with transport.stream("/watch", connect_timeout_s=0.1, silence_s=10):
+                pass
+        await transport.aclose()
+    assert raised.value.cause == "timeout"
+
+
+async def test_a_credential_that_cannot_be_had() -> None:
+    class Broken:
+        async def credential(self, *, refused: Credential | None = None) -> Credential:
+            raise CredentialError("exec plugin login ended with status 1")
+
+    error = await failure(nobody("https://127.0.0.1:1", credentials=Broken()))
+    assert error.cause == "credential"
+    assert "exec plugin login ended with status 1" in str(error)
+
+
+async def test_a_proxy_that_cannot_be_reached() -> None:
+    proxy = Secret(f"http://user:hunter2@127.0.0.1:{closed_port()}")
+    error = await failure(nobody("https://milo.example.com", proxy=proxy))
+    assert error.cause == "connect"
+    assert "the proxy on the way to https://milo.example.com" in str(error)
+
+
+async def test_a_proxy_is_told_its_user_and_refuses() -> None:
+    seen: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with peer(refuse) as port:
+        error = await failure(nobody("https://milo.example.com", proxy=Secret(f"http://u:hunter2@127.0.0.1:{port}")))
+    assert error.cause == "connect"
+    assert "407" in str(error)
+    assert seen[0].startswith(b"CONNECT milo.example.com:443 ")
+    assert b"Proxy-Authorization: Basic dTpodW50ZXIy" in seen[0]
+
+
+async def test_no_message_holds_the_token_or_the_proxys_password() -> None:
+    errors = [
+        await failure(nobody(f"https://127.0.0.1:{closed_port()}")),
+        await failure(nobody("https://milo.invalid", proxy=Secret(f"http://u:hunter2@127.0.0.1:{closed_port()}"))),
+    ]
+    chained = [str(cause) for error in errors for cause in (error, error.__cause__, repr(error.__cause__))]
+    assert not any("s3cret" in text or "hunter2" in text for text in chained)

@@ -1,0 +1,170 @@
+"""Reading an answer while it is being written."""
+
+import asyncio
+from contextlib import aclosing
+
+import pytest
+from aiohttp import web
+
+from milo_discoveryd.watchers.transport import TransportError, open_transport
+from tests.integration.watchers.api_server import ApiServer, answering, upstream
+
+PATH = "/watch"
+
+
+class Script:
+    """An answer that is written as the test says: `say` sends bytes, `end` ends it, `cut` drops the connection."""
+
+    def __init__(self) -> None:
+        self._orders: asyncio.Queue[bytes | None] = asyncio.Queue()
+        self.gone = asyncio.Event()
+
+    def say(self, content: bytes) -> None:
+        self._orders.put_nowait(content)
+
+    def end(self) -> None:
+        self._orders.put_nowait(None)
+
+    def cut(self) -> None:
+        self._orders.put_nowait(b"")
+
+    async def __call__(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while (order := await self._orders.get()) is not None:
+                if not order:
+                    assert request.transport is not None
+                    request.transport.abort()
+                    break
+                await response.write(order)
+        finally:
+            self.gone.set()
+        return response
+
+
+async def test_bytes_arrive_as_they_are_sent_and_the_stream_ends_when_the_server_ends_it() -> None:
+    script = Script()
+    async with ApiServer(script) as server:
+        transport = open_transport(upstream(server))
+        async with (
+            transport.stream(PATH, [("watch", "1")], connect_timeout_s=10, silence_s=10) as stream,
+            aclosing(stream.chunks()) as chunks,
+        ):
+            script.say(b"one")
+            received = [await anext(chunks)]
+            script.say(b"two")
+            received.append(await anext(chunks))
+            script.end()
+            received += [chunk async for chunk in chunks]
+        await transport.aclose()
+    assert received == [b"one", b"two"]
+    assert server.headers("Accept-Encoding") == ["identity"]
+
+
+async def test_a_line_of_many_mebibytes_comes_through_in_pieces() -> None:
+    line = b"x" * (6 << 20)
+    async with ApiServer(answering(line)) as server:
+        transport = open_transport(upstream(server))
+        async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:
+            received = [chunk async for chunk in stream.chunks()]
+        await transport.aclose()
+    assert len(received) > 1
+    assert b"".join(received) == line
+
+
+async def test_a_connection_cut_in_the_middle_is_not_mistaken_for_the_end() -> None:
+    script = Script()
+    script.say(b'{"type":"ADD')
+    script.cut()
+    async with ApiServer(script) as server:
+        transport = open_transport(upstream(server))
+        async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:
+            with pytest.raises(TransportError) as raised:
+                async for _ in stream.chunks():
+                    pass
+        await transport.aclose()
+    assert raised.value.cause == "closed"
+
+
+async def test_silence_past_its_limit_ends_the_stream() -> None:
+    script = Script()
+    script.say(b"then nothing")
+    async with ApiServer(script) as server:
+        transport = open_transport(upstream(server))
+        async with transport.stream(PATH, connect_timeout_s=10, silence_s=0.05) as stream:
+            chunks = stream.chunks()
+            assert await anext(chunks) == b"then nothing"
+            with pytest.raises(TransportError, match="fell silent") as raised:
+                await anext(chunks)
+        await transport.aclose()
+    assert raised.value.cause == "timeout"
+
+
+async def test_leaving_a_stream_closes_its_connection() -> None:
+    script = Script()
+    script.say(b"on and on")
+    async with ApiServer(script) as server:
+        transport = open_transport(upstream(server))
+        async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:
+            await anext(stream.chunks())
+        await asyncio.wait_for(script.gone.wait(), 10)
+        await transport.aclose()
+
+
+async def test_cancelling_the_reader_closes_its_connection() -> None:
+    script = Script()
+    script.say(b"on and on")
+    reading = asyncio.Event()
+
+    async def read() -> None:
+        async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:
+            async for _ in stream.chunks():
+                reading.set()
+
+    async with ApiServer(script) as server:
+        transport = open_transport(upstream(server))
+        task = asyncio.create_task(read())
+        await asyncio.wait_for(reading.wait(), 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(script.gone.wait(), 10)
+        await transport.aclose()
+
+
+async def test_an_error_answer_is_read_up_to_a_limit() -> None:
+    async with ApiServer(answering(b"<html>" * 100, 503)) as server:
+        transport = open_transport(upstream(server))
+        async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:
+            assert (stream.status, await stream.read_error(12)) == (503, b"<html><html>")
+        await transport.aclose()
+
+
+async def test_open_watches_never_keep_a_request_waiting() -> None:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        if request.path == "/watch":
+            await response.write(b"open")
+            await never.wait()
+        return response
+
+    never = asyncio.Event()
+    async with ApiServer(answer) as server:
+        transport = open_transport(upstream(server))
+        async with asyncio.TaskGroup() as tasks:
+            everyone_reads = asyncio.Barrier(101)
+
+            async def watch() -> None:
+                async with transport.stream("/watch", connect_timeout_s=10, silence_s=30) as stream:
+                    await anext(stream.chunks())
+                    await everyone_reads.wait()
+                    await never.wait()
+
+            for _ in range(100):
+                tasks.create_task(watch())
+            await everyone_reads.wait()
+            assert (await transport.get("/version", timeout_s=10)).status == 200
+            never.set()
+        await transport.aclose()

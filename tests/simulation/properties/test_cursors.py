@@ -1,0 +1,170 @@
+"""Whatever happens to the fleet, and whenever readers look, pause or come back: what each was given adds up.
+
+The model is the plainest there is: a picture of the whole fleet at every revision.
+"""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, rule
+
+from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.selector import parse
+from milo_discoveryd.registry.cursor import Batch, Cursor
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.filter import EVERYTHING, Filter
+from milo_discoveryd.registry.log import Retention
+from tests.simulation.properties.pictured import Picture, Pictured
+from tests.unit.registry.fleets import read, readable_log
+
+CHANGES = st.sampled_from(["engage_or_update", "engage_or_update", "replace", "disengage"])
+NAMES = st.sampled_from("abcd")
+LABELS = st.sampled_from([{"env": "prod"}, {"env": "dev"}])
+ORGANIZATIONS = st.sampled_from(["x", "y"])
+FILTERS = st.sampled_from(
+    [
+        EVERYTHING,
+        Filter(parse("env=prod")),
+        Filter(names=frozenset({"a", "b"})),
+        Filter(organizations=frozenset({"x"})),
+        Filter(parse("env=dev"), names=frozenset({"b", "c"})),
+    ]
+)
+
+
+def covered(picture: Picture, wanted: Filter) -> Picture:
+    return {name: each for name, each in picture.items() if wanted.matches(each)}
+
+
+def incarnations(picture: Picture) -> dict[str, int]:
+    return {name: each.incarnation for name, each in picture.items()}
+
+
+class Reader:
+    """Applies what it is given, as a subscriber does, and holds it against the pictures."""
+
+    def __init__(self, fleet: "Fleet", wanted: Filter, resume: int | None, view: Picture) -> None:
+        self.fleet = fleet
+        self.wanted = wanted
+        self.cursor = Cursor(fleet.log, wanted, resume)
+        self.view = dict(view)
+        self.synced = self.cursor.resumed
+        self.revision = resume if resume is not None and self.cursor.resumed else 0
+        self.given: list[tuple[int, Picture]] = [(self.revision, dict(view))] if self.synced else []
+
+    def take(self) -> bool:
+        batch = self.cursor.take()
+        if batch is None:
+            assert self.revision <= self.fleet.log.head
+            assert self.view == covered(self.fleet.picture, self.wanted), "with nothing left to read, it is all there"
+            return False
+        if batch.reset:
+            self.view = {}
+        else:
+            assert batch.revision >= self.revision, "revisions never go back"
+        self._apply(batch)
+        self.revision, self.synced = batch.revision, batch.synced
+        if batch.synced:
+            then = covered(self.fleet.pictures[batch.revision], self.wanted)
+            assert incarnations(self.view) == incarnations(then), "true of the revision it carries"
+            self.given.append((batch.revision, dict(self.view)))
+        return True
+
+    def _apply(self, batch: Batch) -> None:
+        then = self.fleet.pictures[batch.revision]
+        for event in read(batch.frames):
+            name, known = event.cluster.target.name, self.view.get(event.cluster.target.name)
+            if event.type is EventType.ENGAGED:
+                assert known is None, "never engaged twice"
+                assert self.wanted.matches(event.cluster)
+                self.view[name] = event.cluster
+                continue
+            assert known is not None, "nothing is told of what was never engaged"
+            assert known.incarnation == event.cluster.incarnation, "nor of another incarnation"
+            if event.type is EventType.UPDATED:
+                assert self.wanted.matches(event.cluster)
+                if self.fleet.in_one_piece:
+                    assert event.cluster != known, "nothing is told twice"
+                self.view[name] = event.cluster
+                continue
+            del self.view[name]
+            still = then.get(name)
+            assert still is None or still.incarnation != known.incarnation or not self.wanted.matches(still)
+            left = still is not None and still.incarnation == known.incarnation
+            assert (event.reason is DisengageReason.LABELS_CHANGED) == left, "and told for what it was"
+
+    def catch_up(self) -> None:
+        while self.take():
+            pass
+
+
+class Fleet(Pictured):
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_one_piece = True
+        self.readers: list[Reader] = []
+
+    @initialize(
+        batch_bytes=st.sampled_from([900, 1, 1 << 20]),
+        left_places=st.sampled_from([1, 3, 1000]),
+        remembered=st.sampled_from([0, 3, 1000, 1000]),
+        filters=st.lists(FILTERS, min_size=2, max_size=4),
+    )
+    def begin(self, batch_bytes: int, left_places: int, remembered: int, filters: list[Filter]) -> None:
+        self.log = readable_log(Retention(remembered, 60.0), batch_bytes, left_places)
+        self.in_one_piece = batch_bytes == 1 << 20
+        self.readers = [Reader(self, wanted, None, {}) for wanted in filters]
+
+    @rule(changes=st.lists(st.tuples(CHANGES, NAMES, LABELS, ORGANIZATIONS), min_size=1, max_size=6))
+    def things_happen(self, changes: list[tuple[str, str, dict[str, str], str]]) -> None:
+        for change, name, labels, organization in changes:
+            getattr(self, change)(name, labels, organization)
+
+    @rule(seconds=st.sampled_from([1.0, 30.0, 100.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.log.forget(self.now)
+
+    @rule()
+    def frames_are_let_go_of(self) -> None:
+        _ = [*self.log.let_go()]
+
+    @rule(wanted=FILTERS)
+    def somebody_begins_to_read(self, wanted: Filter) -> None:
+        self.readers.append(Reader(self, wanted, None, {}))
+
+    @rule(which=st.integers(0, 9))
+    def somebody_reads_a_batch(self, which: int) -> None:
+        self.reader(which).take()
+
+    @rule(which=st.integers(0, 9))
+    def somebody_reads_it_all(self, which: int) -> None:
+        self.reader(which).catch_up()
+
+    @rule(which=st.integers(0, 9), back=st.integers(0, 5))
+    def somebody_comes_back_from_a_revision_that_was_given(self, which: int, back: int) -> None:
+        reader = self.reader(which)
+        if reader.given:
+            revision, view = reader.given[-1 - min(back, len(reader.given) - 1)]
+            again, twin, third = (Reader(self, reader.wanted, revision, view) for _ in range(3))
+            assert again.cursor.resumed == self.log.reads_from(revision)
+            assert twin.cursor.take() == third.cursor.take(), "the same place gives the same bytes"
+            self.readers.append(again)
+
+    @rule(wanted=FILTERS, ahead=st.integers(1, 5))
+    def a_revision_of_the_future_is_never_read_from(self, wanted: Filter, ahead: int) -> None:
+        assert not Cursor(self.log, wanted, self.log.head + ahead).resumed
+
+    def teardown(self) -> None:
+        for reader in self.readers:
+            reader.catch_up()
+
+    def reader(self, which: int) -> Reader:
+        return self.readers[which % len(self.readers)]
+
+    def happened(self, picture: Picture) -> None:
+        super().happened(picture)
+        assert len(self.pictures) == self.log.head + 1, "each change has one revision"
+
+
+class TestReaders(Fleet.TestCase):
+    settings = settings(max_examples=2 * settings.default.max_examples, stateful_step_count=40)

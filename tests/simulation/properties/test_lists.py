@@ -1,0 +1,89 @@
+"""A list is a picture of what is there: giving it twice, or in other portions, makes no difference."""
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.machine import Finding, Listed, ListEnded, ListStarted
+from milo_discoveryd.registry.intake import Intake
+from milo_discoveryd.registry.registry import Record, Registry
+from tests.unit.registry.fleets import at, malformed, not_ready, ready, registry
+
+NAMES = [f"cluster-{index}" for index in range(8)]
+
+
+def observations(name: str) -> st.SearchStrategy[Observation]:
+    uids, versions = st.sampled_from(["u1", "u2"]), st.integers(1, 9).map(str)
+    return st.one_of(
+        st.builds(ready, st.just(name), versions, uids, suspended=st.booleans()),
+        st.builds(not_ready, st.just(name), versions, uids),
+        st.builds(malformed, st.just(name), versions, uids),
+    )
+
+
+@st.composite
+def lists(draw: st.DrawFn) -> list[Observation]:
+    return [draw(observations(name)) for name in draw(st.lists(st.sampled_from(NAMES), unique=True))]
+
+
+class Source:
+    def __init__(self) -> None:
+        self.registry: Registry = registry()
+        self.suspicions = Suspicions(lambda: 0.0)
+        self.intake = Intake(self.registry, self.suspicions)
+
+    def take(self, findings: Sequence[Finding]) -> int:
+        """How many changes it made."""
+        return sum(len(portion) for portion in self.intake.take(findings, at(0)))
+
+    def records(self) -> dict[str, Record | None]:
+        return {name: self.registry[name] for name in NAMES}
+
+
+def findings(of: list[Observation]) -> list[Finding]:
+    return [ListStarted(), *map(Listed, of), ListEnded()]
+
+
+@given(before=lists(), listed=lists())
+def test_the_same_list_again_changes_nothing(before: list[Observation], listed: list[Observation]) -> None:
+    source = Source()
+    source.take(findings(before))
+    source.take(findings(listed))
+    head = source.registry.log.head
+    asked = source.suspicions.questions(0.0)
+    assert source.take(findings(listed)) == 0
+    assert source.registry.log.head == head
+    assert source.suspicions.questions(0.0) == []
+    assert {question.name for question in asked} == {each.name for each in before} - {each.name for each in listed}
+
+
+@given(before=lists(), listed=lists(), data=st.data())
+def test_the_portions_in_which_a_list_comes_make_no_difference(
+    before: list[Observation], listed: list[Observation], data: st.DataObject
+) -> None:
+    whole, cut = Source(), Source()
+    for source in (whole, cut):
+        source.take(findings(before))
+    whole.take(findings(listed))
+    rest = findings(listed)
+    while rest:
+        portion = data.draw(st.integers(1, len(rest)))
+        cut.take(rest[:portion])
+        rest = rest[portion:]
+    assert cut.records() == whole.records()
+    assert cut.registry.log.head == whole.registry.log.head
+
+
+@given(before=lists(), listed=lists())
+def test_a_list_that_is_given_up_changes_nothing(before: list[Observation], listed: list[Observation]) -> None:
+    source, untouched = Source(), Source()
+    for each in (source, untouched):
+        each.take(findings(before))
+    source.take(findings(listed)[:-1])
+    assert source.records() == untouched.records()
+    source.take(findings(before))
+    assert source.registry.log.head == untouched.registry.log.head
+    assert source.suspicions.questions(0.0) == []

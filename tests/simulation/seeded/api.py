@@ -1,0 +1,312 @@
+"""An API server at the seam where the daemon's transport is: everything above it is the daemon's own code.
+
+What it has is a model's (tests/simulation/properties); here are time, waiting, and all that goes wrong on the way.
+"""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from random import Random
+from typing import Any
+
+import msgspec
+
+from milo_discoveryd.daemon_errors import TransportError
+from milo_discoveryd.watchers.transport import Answer
+from tests.simulation.properties.api_server import Server, Watch, bookmark, line
+from tests.simulation.seeded.troubles import BY_KIND, Answered, Kind, Lie, Lost, Trouble, status
+
+BOOKMARKS_S = 60.0
+PATH = "/projects"
+EXPIRED = line("ERROR", {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"})
+
+
+class Open:
+    """A watch that somebody reads. What is laid down in `said` comes before what is new on the server."""
+
+    status = 200
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, api: "Api", watch: Watch | None, timeout_s: float) -> None:
+        self._api = api
+        self._loop = asyncio.get_running_loop()
+        self._ends_at = self._loop.time() + timeout_s
+        self._bookmark_at = self._loop.time() + BOOKMARKS_S
+        self._bell = asyncio.Event()
+        self.watch = watch
+        self.said: deque[bytes | TransportError | None] = deque()
+        self.mute = False
+        self.without_bookmarks = False
+        self.drips_s = 0.0
+        """So long it takes for each piece to come in."""
+        self.is_backwards = False
+        """It tells the next few events last one first."""
+
+    def ring(self) -> None:
+        self._bell.set()
+
+    def say(self, *pieces: bytes | TransportError | None) -> None:
+        """An error cuts it, None ends it."""
+        self.said.extend(pieces)
+        self.ring()
+
+    @property
+    def sent(self) -> list[bytes]:
+        return self.watch.sent if self.watch is not None else []
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        while True:
+            await self._api.takes_a_moment()
+            if self.said and not self.mute:
+                piece = self.said.popleft()
+                await self._drip()
+                if piece is None:
+                    return
+                if isinstance(piece, TransportError):
+                    raise piece
+                yield piece
+            elif not self.mute and self._loop.time() >= self._ends_at:
+                return
+            elif not (lines := self._news()):
+                await self._quiet()
+            else:
+                for chunk in lines if self.drips_s else self._api.torn(b"".join(lines)):
+                    await self._drip()
+                    yield chunk
+
+    async def _drip(self) -> None:
+        if self.drips_s:
+            await asyncio.sleep(self.drips_s)
+
+    async def read_error(self, limit: int) -> bytes:
+        raise AssertionError("nothing was refused")
+
+    def _news(self) -> list[bytes]:
+        watch, server = self.watch, self._api.server
+        if self.mute or watch is None or watch.position is None:
+            return []
+        if watch.initial:
+            self._api.was_listed(is_marked=watch.position is not None)
+            return server.read(watch)
+        if watch.position < server.compacted:
+            self.say(EXPIRED, None)
+            return []
+        if watch.position < server.version:
+            lines = server.read(watch)
+            return lines[::-1] if self.is_backwards else lines
+        if self._loop.time() >= self._bookmark_at and not self.without_bookmarks:
+            self._bookmark_at = self._loop.time() + BOOKMARKS_S
+            self._api.has_bookmarked = True
+            return [bookmark(server.version)]
+        return []
+
+    async def _quiet(self) -> None:
+        is_marked = self.watch is not None and self.watch.position is not None and not self.without_bookmarks
+        due = min(self._ends_at, self._bookmark_at) if is_marked else self._ends_at
+        try:
+            async with asyncio.timeout_at(None if self.mute else due):
+                await self._bell.wait()
+        except TimeoutError:
+            pass
+        self._bell.clear()
+
+
+class Refused:
+    """An answer that is not a watch."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.status = answer.status
+        self.headers = answer.headers
+        self._body = answer.body
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        yield self._body
+
+    async def read_error(self, limit: int) -> bytes:
+        return self._body[:limit]
+
+
+class Api:
+    """`trouble` is the part of requests that come to something else; `lies` says whether lists may be wrong now."""
+
+    def __init__(self, server: Server, random: Random, note: Callable[..., None], lies: Callable[[], bool]) -> None:
+        self.server = server
+        self.trouble = 0.0
+        self.only: Trouble | None = None
+        """What comes of every request that it can come of."""
+        self.down_until = 0.0
+        self.busy_until = 0.0
+        self.list_drips_s = 0.0
+        """So long it takes for each object of a streaming list to come in."""
+        self.open: dict[Open, None] = {}
+        self.requests: Counter[str] = Counter()
+        self.injected: Counter[str] = Counter()
+        self.has_bookmarked = False
+        """To this run of the daemon: by then it knows that bookmarks are to come."""
+        self.lists = 0
+        """Told to their ends."""
+        self.owes_a_list = False
+        """What was told can only be put right by another list."""
+        self._random = random
+        self._note = note
+        self._lies = lies
+        self._loop = asyncio.get_running_loop()
+
+    # --- what the daemon asks ---
+
+    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer:
+        asked = dict(query)
+        kind: Kind = "list" if path == PATH else "look"
+        self.requests["livez" if path == "/livez" else kind] += 1
+        await self.takes_a_moment()
+        trouble = await self._trouble(kind, timeout_s)
+        lie: Lie | None = None
+        match trouble:
+            case Answered(make):
+                return make(self._random)
+            case Lie():
+                lie = trouble
+        if path == "/livez":
+            return Answer(200, {}, b"ok")
+        if kind == "look":
+            return self._look(path.removeprefix(f"{PATH}/"))
+        return self._page(int(asked.get("limit", 0)), asked.get("continue", ""), lie)
+
+    def stream(
+        self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float | None
+    ) -> AbstractAsyncContextManager[Any]:
+        return self._watching(dict(query), connect_timeout_s)
+
+    async def drop(self) -> None:
+        self.cut()
+
+    # --- what happens on the way ---
+
+    def cut(self, cause: str = "cut") -> None:
+        """Every open watch is lost."""
+        for each in self.open:
+            each.mute = False
+            each.said.clear()
+            each.say(TransportError("closed", cause))
+
+    def ring(self) -> None:
+        """Something happened upstream."""
+        for each in self.open:
+            each.ring()
+
+    @property
+    def has_told_all(self) -> bool:
+        return any(each.watch and each.watch.position == self.server.version and not each.said for each in self.open)
+
+    def was_listed(self, *, is_marked: bool = False) -> None:
+        self.lists += 1
+        self.has_bookmarked = self.has_bookmarked or is_marked
+
+    def inject(self, row: str, name: str) -> None:
+        self.injected[f"{row} {name}"] += 1
+        self._note(row, name)
+
+    async def takes_a_moment(self) -> None:
+        if self._random.random() < 0.3:
+            await asyncio.sleep(0.05 * self._random.random())
+
+    def torn(self, data: bytes) -> list[bytes]:
+        """As it may come in: not in lines."""
+        if self._random.random() < 0.8:
+            return [data]
+        place = self._random.randrange(len(data))
+        return [part for part in (data[:place], data[place:]) if part]
+
+    async def _trouble(self, kind: Kind, timeout_s: float) -> Answered | Lie | None:
+        now = self._loop.time()
+        if now < self.down_until:
+            raise TransportError("connect", "the server is down")
+        if now < self.busy_until and kind != "look":
+            return Answered(status(429, "TooManyRequests", **{"Retry-After": "1"}))
+        trouble = self._drawn(kind)
+        if trouble is None:
+            return None
+        self.inject(trouble.row, trouble.name)
+        if isinstance(trouble.comes, Lost):
+            if trouble.comes.late:
+                await asyncio.sleep(timeout_s)
+            raise TransportError(trouble.comes.cause, trouble.name)
+        return trouble.comes
+
+    def _drawn(self, kind: Kind) -> Trouble | None:
+        if self.only is not None:
+            return self.only if kind in self.only.kinds else None
+        if not self.trouble or self._random.random() >= self.trouble:
+            return None
+        drawn = self._random.choice(BY_KIND[kind])
+        is_lie = isinstance(drawn.comes, Lie) and drawn.comes.what in ("empty", "partial")
+        return None if is_lie and not self._lies() else drawn
+
+    # --- what it answers ---
+
+    def _look(self, name: str) -> Answer:
+        body = self.server.look(name)
+        if body is not None:
+            return Answer(200, {}, body)
+        told = {"kind": "Status", "code": 404, "reason": "NotFound", "message": "gone", "details": {"name": name}}
+        return Answer(404, {}, msgspec.json.encode(told))
+
+    def _page(self, limit: int, token: str, lie: Lie | None) -> Answer:
+        body = self.server.page(limit, token)
+        if body is None:
+            self.inject("F14", "expired on a later page")
+            return status(410, "Expired")(self._random)
+        self.was_listed()
+        if lie is None:
+            return Answer(200, {}, body)
+        self.owes_a_list = True
+        page = msgspec.json.decode(body)
+        match lie.what:
+            case "empty":
+                page["items"] = []
+                page["metadata"].pop("continue", None)
+            case "partial" if page["items"]:
+                page["items"].pop(self._random.randrange(len(page["items"])))
+            case "unversioned":
+                del page["metadata"]["resourceVersion"]
+        return Answer(200, {}, msgspec.json.encode(page))
+
+    @asynccontextmanager
+    async def _watching(self, asked: Mapping[str, str], timeout_s: float) -> AsyncIterator[Open | Refused]:
+        self.requests["watch"] += 1
+        await self.takes_a_moment()
+        version = asked.get("resourceVersion", "")
+        trouble = await self._trouble("open", timeout_s)
+        if isinstance(trouble, Answered):
+            yield Refused(trouble.make(self._random))
+            return
+        watch = self.server.watch(version)
+        opened = Open(self, watch, float(asked["timeoutSeconds"]))
+        if watch is None:
+            opened.say(EXPIRED, None)
+        elif watch.initial:
+            opened.drips_s = self.list_drips_s
+        if watch is not None and trouble is not None:
+            self._spoil(opened, watch, trouble)
+        self.open[opened] = None
+        try:
+            yield opened
+        finally:
+            del self.open[opened]
+
+    def _spoil(self, opened: Open, watch: Watch, lie: Lie) -> None:
+        match lie.what:
+            case "ends at once":
+                opened.say(None)
+            case "mute":
+                opened.mute = True
+            case "no end mark" if watch.initial:
+                watch.initial = watch.initial[:-1]
+                watch.position = None
+            case "empty" if watch.initial:
+                self.owes_a_list = True
+                watch.initial = watch.initial[-1:]
+            case "partial" if len(watch.initial) > 1:
+                self.owes_a_list = True
+                watch.initial.pop(self._random.randrange(len(watch.initial) - 1))

@@ -1,0 +1,354 @@
+"""The daemon from the seam of its transport to that of gRPC, put together as in production."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import suppress
+from random import Random
+from typing import Any
+
+import msgspec
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.credentials.sources.token_request import TokenRequest
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.kubeconfigs.issuer import Issuer, Offer
+from milo_discoveryd.kubeconfigs.rendering import Place
+from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.model.source import SourceState, SourceStatus
+from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.machine import Policy
+from milo_discoveryd.reflect.wire import Decoder
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.fleet import REMOVALS_HELD, Fleet
+from milo_discoveryd.registry.guard import Guard
+from milo_discoveryd.registry.guard import Limits as RemovalLimits
+from milo_discoveryd.registry.log import LET_GO_EVERY_S, ChangeLog, Retention
+from milo_discoveryd.registry.registry import Done
+from milo_discoveryd.rights.quota import Limits
+from milo_discoveryd.rights.rights import Recipient, Rights
+from milo_discoveryd.server.calls import convert
+from milo_discoveryd.server.calls.access import Access
+from milo_discoveryd.server.calls.frames import encoder
+from milo_discoveryd.server.calls.revision import Seal
+from milo_discoveryd.server.calls.service import About, Service
+from milo_discoveryd.state_file.image import Image, ImageError, Kept, Origin, decode, encode
+from milo_discoveryd.state_file.keeper import EVERY_S
+from milo_discoveryd.watchers.driver import Watched
+from milo_discoveryd.wiring.source import Discovery
+from tests.end_to_end.process.handing_out import CAP_S, HandedOut, token_in
+from tests.simulation.properties.api_server import observe
+from tests.simulation.seeded.api import PATH, Api
+from tests.simulation.seeded.loop import WALL_AT_ZERO
+from tests.simulation.seeded.tokens import TokenApi
+
+ORIGIN = Origin("https://api.test", "project")
+PLENTY = Limits(streams=1000, streams_each=1000, per_minute_each=1000)
+CALLER = Caller(listener="here")
+HEARTBEAT_S = 30.0
+STALLED_S = 60.0
+
+
+class Traits(msgspec.Struct, frozen=True):
+    """Of one run: settings, and what the API server can do."""
+
+    streaming: bool
+    page_size: int
+    grace_s: float
+    batch_bytes: int
+    left_places: int
+    """The change log is swept after so many."""
+    tombstones: int
+    """Revisions are remembered for so many ends, and no longer than a minute where these are few."""
+    has_memory: bool
+    token_life_s: float
+    """At most."""
+
+    @property
+    def forgets(self) -> bool:
+        return self.tombstones < 100
+
+    @classmethod
+    def drawn(cls, random: Random) -> "Traits":
+        return cls(
+            streaming=random.random() < 0.6,
+            page_size=random.choice((1, 2, 500)),
+            grace_s=random.choice((0.0, 0.0, 20.0)),
+            batch_bytes=random.choice((200, 1000, 1 << 20)),
+            left_places=random.choice((1, 5, 1000)),
+            tombstones=random.choice((3, 10_000)),
+            has_memory=random.random() < 0.5,
+            token_life_s=random.choice((60.0, 300.0, 1000.0)),
+        )
+
+
+class Disk:
+    """Holds the state file over restarts. What was being written when the daemon died may be torn."""
+
+    def __init__(self, note: Callable[..., None]) -> None:
+        self.data: bytes | None = None
+        self.is_killed = False
+        self._note = note
+
+    def recall(self) -> Image | None:
+        if self.data is None:
+            return None
+        try:
+            image = decode(self.data, ORIGIN)
+        except ImageError as error:
+            self._note("the state file is refused:", error)
+            return None
+        self._note("restored:", *sorted(kept.target.name for kept in image.clusters))
+        return image
+
+    async def keep(self, fleet: Callable[[], Iterable[Kept]], changed: Callable[[], Awaitable[None]]) -> None:
+        self.is_killed = False
+        await changed()
+        try:
+            while True:
+                self._write(fleet)
+                await asyncio.sleep(EVERY_S)
+                await changed()
+        finally:
+            if not self.is_killed:
+                self._write(fleet)
+
+    def _write(self, fleet: Callable[[], Iterable[Kept]]) -> None:
+        self.data = encode(Image(ORIGIN, _wall(), tuple(fleet())))
+
+
+class Ledger:
+    """What the daemon says it did, and what streams count."""
+
+    def __init__(self, note: Callable[..., None], epoch: str = "") -> None:
+        self.engaged: dict[str, tuple[str, str]] = {}
+        """As what: UID and incarnation."""
+        self.disengaged: set[str] = set()
+        """UIDs of those that were."""
+        self._note = note
+        self._epoch = epoch
+
+    def changed(self, done: Done, *, is_live: bool) -> None:
+        target = done.cluster.target
+        if done.type is EventType.DISENGAGED:
+            del self.engaged[target.name]
+            self.disengaged.add(target.uid)
+        else:
+            self.engaged[target.name] = (target.uid, convert.incarnation(self._epoch, done.cluster.incarnation))
+        self._note("daemon:", done.type.value, target.name, target.uid, done.reason.value if done.reason else "")
+
+    def synced(self, engaged: int) -> None:
+        self._note("daemon: synced, engaged are", engaged)
+
+    def relisting(self, reason: str) -> None:
+        self._note("daemon: lists again,", reason)
+
+    def oddity(self, problem: str) -> None:
+        self._note("daemon: passes over", problem)
+
+    def malformed(self, seen: Malformed) -> None:
+        self._note("daemon: refuses", seen.name)
+
+    def source(self, status: SourceStatus) -> None:
+        self._note("daemon: source", status.state.value, status.reason)
+
+    def looked_after(self, result: str) -> None:
+        pass
+
+    def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
+        self._note("daemon: refused", reason)
+
+    def handed_out(self, to: Recipient, what: str, **about: object) -> None:
+        self._note("daemon:", what, about["cluster"], about["incarnation"])
+
+    def kubeconfig_issued(self, result: str) -> None:
+        pass
+
+    def mint_ended(self, source: str, result: str, seconds: float) -> None:
+        self._note("daemon: a mint came to", result)
+
+    def probed(self, result: str) -> None:
+        pass
+
+    def batch_sent(self, latency_s: float | None) -> None:
+        pass
+
+    def reset_sent(self) -> None:
+        pass
+
+
+class Daemon:
+    """One run of it, from start to end."""
+
+    def __init__(
+        self,
+        api: Api,
+        tokens: TokenApi,
+        epoch: str,
+        traits: Traits,
+        disk: Disk | None,
+        random: Random,
+        note: Callable[..., None],
+        handed: Callable[[HandedOut], None],
+    ) -> None:
+        """`handed` is called in the step in which something is handed out."""
+        self.epoch = epoch
+        self._disk = disk
+        self._tokens = tokens
+        self._handed = handed
+        self.ledger = Ledger(note, epoch)
+        retention = Retention(traits.tombstones, 60.0 if traits.forgets else 3600.0)
+        self.fleet = Fleet(
+            ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.left_places),
+            Suspicions(random.random),
+            self.ledger,
+            not_ready_grace_s=traits.grace_s,
+            guard=Guard(RemovalLimits()),
+        )
+        self._calls: set[asyncio.Task[None]] = set()
+        about = About(
+            version="0",
+            mode="project",
+            epoch=epoch,
+            started_at=WALL_AT_ZERO,
+            heartbeat_s=HEARTBEAT_S,
+            stalled_s=STALLED_S,
+        )
+        access = Access(Rights(), PLENTY, self.ledger, asyncio.get_running_loop().time)
+        issuer = self._issuer(tokens, random)
+        self.fleet.on(EventType.DISENGAGED, issuer.disengaged)
+        self._service = Service(
+            self.fleet,
+            about,
+            self.ledger,
+            issuer,
+            access=access,
+            seal=Seal(b"the same for all"),
+            draw=random.random,
+        )
+        policy = Policy(streaming_lists=traits.streaming, page_size=traits.page_size)
+        discovery = Discovery(
+            self.fleet, disk, policy=policy, draw=random.random, connect_timeout_s=10.0, request_timeout_s=30.0
+        )
+        watched = Watched(PATH, "in=yes")
+        self._discovering = asyncio.create_task(discovery.run(api, watched, Decoder(KubeObject, observe)), name=epoch)
+        self._keeping = asyncio.create_task(issuer.run(), name=f"credentials of {epoch}")
+        self._letting_go = asyncio.create_task(self._let_go(), name=f"frames of {epoch}")
+
+    def _issuer(self, tokens: TokenApi, random: Random) -> Issuer:
+        source = TokenRequest(
+            "tokens", tokens, origin="tokens.test", namespace="milo", service_account="operator", clock=_wall
+        )
+        return Issuer(
+            [Offer(source)],
+            place=lambda: Place(authorities=None),
+            audit=self.ledger,
+            tally=self.ledger,
+            max_ttl_s=CAP_S,
+            default_ttl_s=600.0,
+            concurrency=3,
+            draw=random.random,
+            wall=_wall,
+        )
+
+    async def _let_go(self) -> None:
+        while True:
+            await asyncio.sleep(LET_GO_EVERY_S)
+            for _ in self.fleet.log.let_go():
+                await asyncio.sleep(0)
+
+    @property
+    def holds_removals(self) -> bool:
+        return self.fleet.status.reason == REMOVALS_HELD
+
+    @property
+    def holds_for_good(self) -> bool:
+        return self.holds_removals and self.fleet.list_again_at is None
+
+    def call(
+        self, request: pb.WatchClustersRequest, who: str, send: Callable[[bytes], Awaitable[None]]
+    ) -> asyncio.Task[None]:
+        """WatchClusters, as gRPC calls it: cancelled when the caller is gone."""
+
+        async def noted(message: bytes) -> None:
+            for event in pb.WatchClustersResponse.FromString(message).events:
+                if event.HasField("kubeconfig"):
+                    self._note_handed(who, event.kubeconfig, event.cluster.uid, event.cluster.incarnation)
+            await send(message)
+
+        sending = noted if request.include_kubeconfigs else send
+        return self._running(self._service.watch_clusters(request, CALLER, sending))
+
+    def ask(self, request: pb.IssueKubeconfigRequest, who: str) -> asyncio.Task[None]:
+        """IssueKubeconfig."""
+
+        async def asking() -> None:
+            answer = await self._service.issue_kubeconfig(request, CALLER)
+            self._note_handed(who, answer.kubeconfig, "", request.incarnation)
+
+        return self._running(asking())
+
+    def _running(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        call = asyncio.create_task(coroutine)
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return call
+
+    def _note_handed(self, who: str, what: pb.Kubeconfig, uid: str, incarnation: str) -> None:
+        token = self._tokens.made[token_in(what.kubeconfig)]
+        self._handed(
+            HandedOut(
+                at=self._tokens.wall(),
+                who=who,
+                cluster=what.cluster,
+                uid=uid,
+                incarnation=incarnation,
+                engaged=self.ledger.engaged.get(what.cluster),
+                token=token,
+                was_revoked=token.is_revoked,
+                ends_at=what.expires_at.ToNanoseconds() / 1e9,
+            )
+        )
+
+    async def drain(self) -> None:
+        """As on SIGTERM: streams are sent what they are owed."""
+        self._service.drain()
+        if self._calls:
+            await asyncio.wait([*self._calls], timeout=5.0)
+        await self._end()
+
+    async def kill(self) -> None:
+        """As on SIGKILL, as far as anybody outside can tell."""
+        if self._disk is not None:
+            self._disk.is_killed = True
+        await self._end()
+
+    async def _end(self) -> None:
+        tasks = [self._discovering, self._keeping, self._letting_go, *self._calls]
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with suppress(asyncio.CancelledError, Exception):
+                await task
+
+    @property
+    def is_quiet(self) -> bool:
+        """It follows the source, and has nothing left to find out or to wait for."""
+        fleet = self.fleet
+        return fleet.status.state is SourceState.STREAMING and not len(fleet.suspicions) and fleet.due_at is None
+
+    @property
+    def has_settled(self) -> bool:
+        """It follows the source, if only with what it holds."""
+        return self.fleet.status.state is SourceState.STREAMING or self.holds_removals
+
+    def check(self) -> None:
+        """Raises what it died of."""
+        for task in (self._discovering, self._keeping):
+            if task.done():
+                task.result()
+
+
+def _wall() -> float:
+    return time.time()

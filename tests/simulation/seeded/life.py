@@ -1,0 +1,384 @@
+"""One seed, one life: a daemon, its API server and its subscribers, in one process and on virtual time."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+
+from structlog.testing import capture_logs
+
+from tests.end_to_end.process.handing_out import HandedOut, handed_rightly, mark
+from tests.end_to_end.process.validators import alternating, breaches
+from tests.simulation.properties.api_server import Server, Thing
+from tests.simulation.seeded.api import Api
+from tests.simulation.seeded.daemon import Daemon, Disk, Traits
+from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.simulation.seeded.subscriber import Subscriber
+from tests.simulation.seeded.sufferings import Hardship
+from tests.simulation.seeded.tokens import TokenApi
+from tests.simulation.seeded.world import NAMES, World
+
+STEPS = (6, 13)
+PAUSES_S = (0.0, 0.0, 0.01, 0.3, 2.0, 10.0, 45.0)
+SETTLED_WITHIN_S = 600.0
+"""Long enough for all that may be waited for: a verification, a server's Retry-After, a grace."""
+LOOKED_EVERY_S = 1.0
+REVOKED_WITHIN_S = 150.0
+"""By a daemon that waits for up to a minute after each attempt that failed."""
+PATIENCE_S = 100.0
+"""Of people, with removals that are held."""
+
+
+@dataclass
+class Outcome:
+    seed: int
+    breaches: list[str]
+    recovery_s: float
+    """From when nothing went wrong any more until everybody knew the truth."""
+    waited_for: frozenset[str]
+    """What the daemon rightly waits for, beyond the way to the API server."""
+    events: int
+    handed: int
+    """Credentials."""
+    injected: Counter[str]
+    requests: Counter[str]
+    virtual_s: float
+    notes: list[tuple[float, tuple[object, ...]]] = field(default_factory=list)
+
+    @property
+    def history(self) -> str:
+        return "\n".join(f"{at:10.3f}  {' '.join(map(str, parts))}" for at, parts in self.notes)
+
+
+def live(seed: int) -> Outcome:
+    random = Random(seed)
+    loop = VirtualLoop(random)
+    with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(Life(seed, random, loop).run())
+
+
+class Life:
+    def __init__(self, seed: int, random: Random, loop: VirtualLoop) -> None:
+        self._seed = seed
+        self._random = random
+        self._clock = loop.time
+        self._wall = lambda: loop.wall
+        self._notes: list[tuple[float, tuple[object, ...]]] = []
+        self._handed: list[HandedOut] = []
+        self._runs = 0
+        self._daemon: Daemon | None = None
+        self._waited_for: set[str] = set()
+
+    async def run(self) -> Outcome:
+        random = self._random
+        self._traits = Traits.drawn(random)
+        self._note("traits:", self._traits)
+        self._disk = Disk(self._note) if self._traits.has_memory else None
+        self._server = Server()
+        self._world = World(self._server, random)
+        self._api = Api(self._server, random, self._note, lies=lambda: self._knows_for_itself)
+        self._hardship = Hardship(self._api, self._world, random)
+        self._tokens = TokenApi(random, self._api.inject, self._traits.token_life_s, self._wall)
+        self._read = asyncio.Event()
+        self._subscribers = [
+            Subscriber(
+                who,
+                selector,
+                lambda: self._daemon,
+                random,
+                self._note,
+                self._read.set,
+                with_kubeconfigs=who == "operator",
+            )
+            for who, selector in (("steady", ""), ("operator", ""), ("red", "team=red"))
+        ]
+        for _ in range(random.randrange(2 * len(NAMES))):
+            self._world.happens()
+        self._start()
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(each.run(), name=each.history.who) for each in self._subscribers]
+            for _ in range(random.randint(*STEPS)):
+                self._api.trouble = random.choice((0.0, 0.0, 0.3, 0.8))
+                await self._step()
+                await asyncio.sleep(random.choice(PAUSES_S))
+            recovery_s = await self._heal()
+            await self._until(lambda: self._all_is_well() and not self._unrevoked, within_s=REVOKED_WITHIN_S)
+            judged = self._judged()
+            for task in running:
+                task.cancel()
+        assert self._daemon is not None
+        await self._daemon.kill()
+        return Outcome(
+            self._seed,
+            judged,
+            recovery_s,
+            frozenset(self._waited_for),
+            sum(len(batch.events) for each in self._subscribers for batch in each.history.batches()),
+            len(self._handed),
+            self._api.injected,
+            self._api.requests,
+            self._clock(),
+            self._notes,
+        )
+
+    # --- what happens ---
+
+    async def _step(self) -> None:
+        steps = (
+            self._things_happen,
+            self._the_watch_suffers,
+            self._a_subscriber_acts,
+            self._somebody_asks,
+            self._the_tokens_suffer,
+            self._the_server_restarts,
+        )
+        weights = (8, 6, 4, 2, 2, 1)
+        rare = (self._the_daemon_restarts, self._another_server_answers, self._a_backup_is_restored)
+        await self._random.choices((*steps, *rare), (*weights, 1, 0.3, 0.3))[0]()
+
+    async def _things_happen(self) -> None:
+        for _ in range(self._random.choice((1, 1, 2, 4))):
+            self._world.happens(may_garble=self._knows_for_itself)
+            if self._random.random() < 0.5:
+                self._api.ring()
+                await asyncio.sleep(0)
+        self._note("upstream:", self._server.version, *(f"{n}={t.uid}" for n, t in self._server.things.items()))
+        if self._random.random() < 0.1:
+            self._server.compact()
+        self._api.ring()
+
+    async def _the_server_restarts(self) -> None:
+        self._api.inject("F1", "the server restarts")
+        self._api.cut()
+        self._api.down_until = self._clock() + self._random.choice((0.1, 1.0, 20.0))
+        if self._random.random() < 0.5:
+            self._api.busy_until = self._api.down_until + self._random.choice((1.0, 30.0))
+        if self._random.random() < 0.5:
+            self._server.compact()
+
+    async def _the_daemon_restarts(self) -> None:
+        assert self._daemon is not None
+        dying, self._daemon = self._daemon, None
+        if self._random.random() < 0.5:
+            self._api.inject("F34", "the daemon is told to end")
+            await dying.drain()
+        else:
+            self._api.inject("F35", "the daemon is killed")
+            await dying.kill()
+        is_torn = self._disk is not None and self._disk.data is not None and self._random.random() < 0.2
+        if is_torn and self._disk.data:  # there may be nothing left of it to tear
+            self._api.inject("F37", "the state file is torn")
+            self._disk.data = self._disk.data[: self._random.randrange(len(self._disk.data))]
+        if self._random.random() < 0.5:
+            await self._things_happen()
+        # What can't be read can't be engaged: whoever has forgotten that it was has to leave it out.
+        self._world.mend()
+        await asyncio.sleep(self._random.choice((0.0, 1.0, 10.0)))
+        self._start()
+
+    async def _another_server_answers(self) -> None:
+        """For a while, behind the same address. Of one cluster nobody could tell whose it is."""
+        if not await self._is_calm() or not self._knows_several_rightly:
+            return
+        self._api.inject("F21", "another server answers")
+        other = Server()
+        other.version = self._random.choice((1, 1000))
+        for name in "xyz":
+            other.put(name, Thing(f"other-{name}", 0, True, True, True, 1))
+        other.compact()
+        own, self._api.server = self._api.server, other
+        self._api.cut()
+        await asyncio.sleep(self._random.choice((1.0, 40.0, 200.0)))
+        self._api.server = own
+        self._api.cut()
+        self._api.owes_a_list = True
+
+    async def _a_backup_is_restored(self) -> None:
+        """Of a while ago. Nothing is written until the daemon has seen a list: after that nobody can tell."""
+        self._server.back_up()
+        await self._things_happen()
+        if not await self._is_calm() or not self._api.has_bookmarked:
+            return
+        self._api.inject("F22", "a backup is restored")
+        self._world.restore()
+        self._api.cut()
+        lists = self._api.lists
+        await self._until(lambda: self._api.lists > lists)
+        await self._until(lambda: self._daemon is None or self._daemon.has_settled)
+
+    @property
+    def _knows_several_rightly(self) -> bool:
+        assert self._daemon is not None
+        engaged = {(each.target.name, each.target.uid) for each in self._daemon.fleet.registry.clusters()}
+        return len(engaged) > 1 and engaged == {(n, s.uid) for n, s in self._world.upstream.engaged("").items()}
+
+    async def _is_calm(self) -> bool:
+        """From here on, until something happens. Where calm does not come soon, it is no time for rare things."""
+        self._api.trouble = 0.0
+        return await self._until(lambda: self._knows_for_itself and self._is_followed, within_s=100.0)
+
+    @property
+    def _is_followed(self) -> bool:
+        return self._daemon is not None and self._daemon.is_quiet and self._api.has_told_all
+
+    async def _until(self, holds: Callable[[], bool], within_s: float = 1000.0) -> bool:
+        began = self._clock()
+        while not holds():
+            if self._clock() > began + within_s:
+                return False
+            await asyncio.sleep(1.0)
+        return True
+
+    async def _a_subscriber_acts(self) -> None:
+        subscriber = self._random.choice(self._subscribers)
+        match self._random.choice(("cut", "cut", "pause", "slow", "go on", "go on")):
+            case "cut":
+                self._api.inject("F47", f"{subscriber.history.who} is cut")
+                subscriber.cut()
+            case "pause":
+                self._api.inject("F44", f"{subscriber.history.who} reads no more")
+                subscriber.pause()
+            case "slow":
+                self._api.inject("F44", f"{subscriber.history.who} reads slowly")
+                subscriber.slow_s = self._random.choice((0.1, 1.0, 5.0))
+            case _:
+                subscriber.go_on()
+
+    async def _the_watch_suffers(self) -> None:
+        self._hardship.strike()
+
+    async def _the_tokens_suffer(self) -> None:
+        match self._random.choice(("trouble", "trouble", "down", "withdrawn")):
+            case "trouble":
+                self._tokens.trouble = self._random.choice((0.0, 0.5, 0.9))
+            case "down":
+                self._api.inject("F50", "the token API is down")
+                outage_s = self._random.choice((1.0, 20.0, 100.0))
+                self._tokens.down_until = self._clock() + outage_s
+                if self._random.random() < 0.5:
+                    await asyncio.sleep(0.9 * outage_s)
+                    await self._somebody_asks()
+            case _:
+                self._tokens.withdraw()
+
+    async def _somebody_asks(self) -> None:
+        """While things happen."""
+        for _ in range(self._random.choice((1, 3))):
+            subscriber = self._random.choice(self._subscribers)
+            subscriber.ask(self._random.choice(NAMES), self._random.choice((None, 10, 60, 3600)))
+        await asyncio.sleep(self._random.choice((0.0, 0.0, 0.05)))
+        await self._things_happen()
+
+    # --- the end ---
+
+    async def _heal(self) -> float:
+        """Nothing goes wrong any more. Gives how long it took until all was well."""
+        self._api.trouble = self._api.down_until = self._api.busy_until = 0.0
+        self._tokens.trouble = self._tokens.down_until = 0.0
+        self._world.mend()
+        for subscriber in self._subscribers:
+            subscriber.go_on()
+        for each in list(self._api.open):
+            each.without_bookmarks = each.is_backwards = False
+            if each.mute:
+                self._waited_for.add("a mute watch")
+        self._note("all is well again")
+        healed_at = self._clock()
+        if self._api.owes_a_list:
+            self._server.version += 1  # something else was written
+            self._server.compact()
+            self._api.cut()
+        self._api.ring()
+        return await self._settled(healed_at)
+
+    async def _settled(self, healed_at: float) -> float:
+        """Subscribers look after each batch; what else may be the last to happen is looked for now and then."""
+        self._truth = {
+            selector: {name: (each.uid, each.labels) for name, each in self._world.upstream.engaged(selector).items()}
+            for selector in ("", "team=red")
+        }
+        self._patient_until = healed_at + PATIENCE_S
+        while not self._all_is_well() and self._clock() < healed_at + SETTLED_WITHIN_S:
+            await self._wait_for_people()
+            self._read.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOKED_EVERY_S):
+                    await self._read.wait()
+        return self._clock() - healed_at
+
+    async def _wait_for_people(self) -> None:
+        assert self._daemon is not None
+        self._daemon.check()
+        if self._daemon.holds_for_good or (self._daemon.holds_removals and self._clock() > self._patient_until):
+            # It can't tell a fleet that was all exchanged from another server's.
+            self._waited_for.add("a person")
+            await self._daemon.kill()
+            self._start()
+            self._patient_until = self._clock() + PATIENCE_S
+        elif self._daemon.holds_removals:
+            self._waited_for.add("a verification")
+        elif self._daemon.fleet.due_at is not None:
+            self._waited_for.add("a grace")
+
+    def _all_is_well(self) -> bool:
+        assert self._daemon is not None
+        return (
+            self._daemon.is_quiet
+            and self._api.has_told_all
+            and all(
+                each.has_read_all and each.can_work and each.view == self._truth[each.history.label_selector]
+                for each in self._subscribers
+            )
+        )
+
+    def _judged(self) -> list[str]:
+        histories = [subscriber.history for subscriber in self._subscribers]
+        found = breaches(histories, self._world.upstream, forgets=self._traits.forgets)
+        found += (f"credentials: {breach}" for breach in handed_rightly(self._handed))
+        found += (f"credentials: those of {uid} were not revoked" for uid in self._unrevoked)
+        assert self._daemon is not None
+        if not self._daemon.is_quiet:
+            found.append("daemon: it has something left to find out in the end")
+        for subscriber in self._subscribers:
+            found += subscriber.broken
+            found += (f"client: {subscriber.history.who}: {breach}" for breach in alternating(subscriber.given))
+            if not subscriber.has_read_all or subscriber.view != self._truth[subscriber.history.label_selector]:
+                found.append(f"client: {subscriber.history.who}: its view is not the truth in the end")
+            if not subscriber.can_work:
+                found.append(f"client: {subscriber.history.who}: it lacks a credential in the end")
+        return found
+
+    @property
+    def _unrevoked(self) -> list[str]:
+        """UIDs of those that this run of the daemon has disengaged, and whose tokens are still good."""
+        assert self._daemon is not None
+        ledger = self._daemon.ledger
+        over = ledger.disengaged - {uid for uid, _ in ledger.engaged.values()}
+        return sorted(uid for uid in over if self._tokens.has_secret_of(mark(uid)))
+
+    # --- what it is made of ---
+
+    @property
+    def _knows_for_itself(self) -> bool:
+        """Before that, nobody can tell a list with holes from a whole one, nor what it was that can't be read."""
+        return self._daemon is not None and self._daemon.fleet.synced and not self._daemon.fleet.is_remembered
+
+    def _start(self) -> None:
+        self._runs += 1
+        self._api.has_bookmarked = False
+        self._note("the daemon starts")
+        self._daemon = Daemon(
+            self._api,
+            self._tokens,
+            f"{self._seed & 0xFFFFFFFF:08x}{self._runs:08x}",
+            self._traits,
+            self._disk,
+            self._random,
+            self._note,
+            self._handed.append,
+        )
+
+    def _note(self, *parts: object) -> None:
+        self._notes.append((self._clock(), parts))

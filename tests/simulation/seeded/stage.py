@@ -1,0 +1,132 @@
+"""A small world in which a test says what goes wrong: three clusters, a daemon and a subscriber, on virtual time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+from typing import Any
+
+from structlog.testing import capture_logs
+
+from tests.end_to_end.process.handing_out import HandedOut, handed_rightly
+from tests.end_to_end.process.validators import alternating, breaches
+from tests.simulation.properties.api_server import Server, Thing
+from tests.simulation.seeded.api import Api, Open
+from tests.simulation.seeded.daemon import Daemon, Disk, Traits
+from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.simulation.seeded.subscriber import Subscriber
+from tests.simulation.seeded.tokens import TokenApi
+from tests.simulation.seeded.world import World
+
+TRAITS = Traits(
+    streaming=True,
+    page_size=500,
+    grace_s=0.0,
+    batch_bytes=1000,
+    left_places=5,
+    tombstones=10_000,
+    has_memory=False,
+    token_life_s=600.0,
+)
+
+
+class Stage:
+    def __init__(self, loop: VirtualLoop, traits: Traits = TRAITS, *, with_kubeconfigs: bool = False) -> None:
+        self._traits = traits
+        self._random = random = Random(1)
+        self.loop = loop
+        self.notes: list[tuple[object, ...]] = []
+        self.server = Server()
+        self.world = World(self.server, random)
+        for name in "abc":
+            self.put(name)
+        self.api = Api(self.server, random, self._note, lies=lambda: True)
+        self.tokens = TokenApi(random, self.api.inject, traits.token_life_s, lambda: loop.wall)
+        self.handed: list[HandedOut] = []
+        self._disk = Disk(self._note) if traits.has_memory else None
+        self.daemon = self._started(1)
+        self.subscriber = Subscriber(
+            "steady", "", lambda: self.daemon, random, self._note, lambda: None, with_kubeconfigs=with_kubeconfigs
+        )
+        self._reading = asyncio.create_task(self.subscriber.run(), name="steady")
+
+    def _started(self, run: int) -> Daemon:
+        return Daemon(
+            self.api, self.tokens, f"{run:016x}", self._traits, self._disk, self._random, self._note, self.handed.append
+        )
+
+    async def start_anew(self) -> None:
+        """Another daemon, after the first was killed."""
+        await self.daemon.kill()
+        self.daemon = self._started(2)
+
+    @property
+    def watch(self) -> Open:
+        """The one that is open."""
+        (opened,) = self.api.open
+        return opened
+
+    @property
+    def told(self) -> list[str]:
+        """Events of the subscriber, after its first snapshot."""
+        return [f"{event.kind} {event.name}" for event in self.subscriber.history.events()][3:]
+
+    def put(self, name: str, *, uid: str = "", ready: bool = True, content: int = 1) -> None:
+        self.world.put(name, Thing(uid or f"uid-{name}", 0, ready, True, True, content))
+
+    def happens(self, name: str, **thing: Any) -> None:
+        """Something that the watch tells of."""
+        self.put(name, **thing)
+        self.api.ring()
+
+    async def until(self, holds: Callable[[], object], within_s: float = 600.0) -> float:
+        """Gives how long it took."""
+        began = self.loop.time()
+        while not holds():
+            assert self.loop.time() < began + within_s, "it never came about"
+            await asyncio.sleep(0.1)
+        return self.loop.time() - began
+
+    async def settled(self, within_s: float = 600.0) -> float:
+        """All is well, and the subscriber knows it. Gives how long that took."""
+        truth = self.world.upstream.engaged("")
+        return await self.until(
+            lambda: (
+                self.daemon.is_quiet
+                and self.api.has_told_all
+                and self.subscriber.has_read_all
+                and self.subscriber.view == {name: (each.uid, each.labels) for name, each in truth.items()}
+            ),
+            within_s,
+        )
+
+    async def end(self) -> None:
+        """Judges all that was told."""
+        self.daemon.check()
+        assert breaches([self.subscriber.history], self.world.upstream) == []
+        assert [*self.subscriber.broken, *alternating(self.subscriber.given)] == []
+        assert [*handed_rightly(self.handed)] == []
+        self._reading.cancel()
+        await self.daemon.kill()
+
+    def _note(self, *parts: object) -> None:
+        self.notes.append(parts)
+
+
+def play(
+    scene: Callable[[Stage], Awaitable[None]],
+    traits: Traits = TRAITS,
+    *,
+    with_kubeconfigs: bool = False,
+    on: VirtualLoop | None = None,
+) -> None:
+    """From when all is well on, and to the verdict."""
+    loop = on or VirtualLoop(Random(1))
+
+    async def main() -> None:
+        stage = Stage(loop, traits, with_kubeconfigs=with_kubeconfigs)
+        await stage.settled()
+        await scene(stage)
+        await stage.end()
+
+    with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())

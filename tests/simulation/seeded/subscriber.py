@@ -1,0 +1,197 @@
+"""Somebody who subscribes, by the client's own session, over a connection that holds little and may end at any time."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import UTC, datetime
+from random import Random
+from typing import Protocol
+
+from milo_discovery import Event
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._session import Session
+from milo_discovery.errors import StreamBroken
+from milo_discoveryd.server.calls.grpc_errors import CallError
+from tests.end_to_end.process.history import History, Labels, Stream, noted
+
+CAPACITY = 500
+"""Bytes on their way that nobody has read: what more is sent waits."""
+
+
+class Serving(Protocol):
+    def call(self, request: pb.WatchClustersRequest, who: str, send: "Send") -> asyncio.Task[None]: ...
+
+    def ask(self, request: pb.IssueKubeconfigRequest, who: str) -> asyncio.Task[None]: ...
+
+
+class Send(Protocol):
+    async def __call__(self, message: bytes, /) -> None: ...
+
+
+class Pipe:
+    def __init__(self) -> None:
+        self.waiting: deque[bytes] = deque()
+        self._size = 0
+        self._room = asyncio.Event()
+        self.something = asyncio.Event()
+
+    async def send(self, message: bytes, /) -> None:
+        while self._size > CAPACITY:
+            self._room.clear()
+            await self._room.wait()
+        self.waiting.append(message)
+        self._size += len(message)
+        self.something.set()
+
+    def take(self) -> bytes:
+        message = self.waiting.popleft()
+        self._size -= len(message)
+        self._room.set()
+        return message
+
+
+class Subscriber:
+    def __init__(
+        self,
+        who: str,
+        label_selector: str,
+        daemon: Callable[[], Serving | None],
+        random: Random,
+        note: Callable[..., None],
+        read: Callable[[], None],
+        *,
+        with_kubeconfigs: bool = False,
+    ) -> None:
+        """`read` is called after each batch."""
+        self.history = History(who, label_selector)
+        self.session = Session()
+        self.given: list[Event] = []
+        self.broken: list[str] = []
+        self.slow_s = 0.0
+        self._with_kubeconfigs = with_kubeconfigs
+        self._asking: set[asyncio.Task[None]] = set()
+        self._daemon = daemon
+        self._random = random
+        self._note = note
+        self._read = read
+        self._reads = asyncio.Event()
+        self._reads.set()
+        self._call: asyncio.Task[None] | None = None
+        self._pipe = Pipe()
+        self._is_cut = False
+
+    @property
+    def view(self) -> dict[str, tuple[str, Labels]]:
+        return {
+            name: (known.cluster.uid, tuple(sorted(known.cluster.labels.items())))
+            for name, known in self.session.view.items()
+        }
+
+    @property
+    def has_read_all(self) -> bool:
+        """That was sent to it, by a daemon that is there."""
+        return self._call is not None and not self._call.done() and not self._pipe.waiting
+
+    @property
+    def can_work(self) -> bool:
+        """It has a credential that is good, for each cluster, if it wants any."""
+        now = datetime.fromtimestamp(time.time(), UTC)
+        return not self._with_kubeconfigs or all(
+            known.kubeconfig is not None
+            and known.kubeconfig.expires_at is not None
+            and known.kubeconfig.expires_at > now
+            for known in self.session.view.values()
+        )
+
+    def pause(self) -> None:
+        self._reads.clear()
+
+    def go_on(self) -> None:
+        self.slow_s = 0.0
+        self._reads.set()
+
+    def cut(self) -> None:
+        """The connection is lost, with what was on its way."""
+        if self._call is not None:
+            self._is_cut = True
+            self._call.cancel()
+
+    def ask(self, cluster: str, ttl_s: int | None) -> None:
+        """For one kubeconfig: of whatever cluster has the name, or of the one that it knows by it."""
+        daemon = self._daemon()
+        if daemon is None:
+            return
+        request = pb.IssueKubeconfigRequest(cluster=cluster)
+        if ttl_s is not None:
+            request.ttl.FromSeconds(ttl_s)
+        known = self.session.view.get(cluster)
+        if known is not None and self._random.random() < 0.5:
+            request.incarnation = known.cluster.incarnation
+        asking = daemon.ask(request, self.history.who)
+        self._asking.add(asking)
+        asking.add_done_callback(self._answered)
+
+    async def run(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            daemon = self._daemon()
+            if daemon is not None:
+                await self._subscribe(daemon)
+            await asyncio.sleep(0.05 + self._random.random())
+
+    async def _subscribe(self, daemon: Serving) -> None:
+        stream = Stream(self.session.open())
+        self.history.streams.append(stream)
+        request = pb.WatchClustersRequest(
+            resume_revision=stream.resumed_from,
+            filter=pb.ClusterFilter(label_selector=self.history.label_selector),
+            include_kubeconfigs=self._with_kubeconfigs,
+        )
+        self._pipe = pipe = Pipe()
+        self._is_cut = False
+        self._call = call = daemon.call(request, self.history.who, pipe.send)
+        call.add_done_callback(lambda _: pipe.something.set())
+        try:
+            while not self._is_cut:
+                await self._reads.wait()
+                if self.slow_s:
+                    await asyncio.sleep(self.slow_s)
+                if self._is_cut:
+                    return
+                if pipe.waiting:
+                    self._take(pipe.take(), stream)
+                elif call.done():
+                    return
+                else:
+                    pipe.something.clear()
+                    await pipe.something.wait()
+        finally:
+            call.cancel()
+            self._ended(call)
+
+    def _take(self, data: bytes, stream: Stream) -> None:
+        message = pb.WatchClustersResponse.FromString(data)
+        batch = noted(message)
+        stream.batches.append(batch)
+        self._note(self.history.who, "reads", batch)
+        try:
+            told = self.session.receive(message)
+        except StreamBroken as error:
+            self.broken.append(f"session: {self.history.who}: {error}")
+            raise
+        self.given += (event for event in told if isinstance(event, Event))
+        self._read()
+
+    def _ended(self, call: asyncio.Task[None]) -> None:
+        if not call.done() or call.cancelled():
+            return
+        error = call.exception()
+        if not isinstance(error, CallError):
+            self.broken.append(f"stream: {self.history.who}: it ended by {error!r}")
+
+    def _answered(self, asking: asyncio.Task[None]) -> None:
+        self._asking.discard(asking)
+        error = None if asking.cancelled() else asking.exception()
+        if not isinstance(error, CallError | None):
+            self.broken.append(f"call: {self.history.who}: it came to {error!r}")

@@ -1,0 +1,95 @@
+"""What open watches suffer: cuts, and what is said that should not be, or not said that should."""
+
+from collections.abc import Callable
+from random import Random
+
+from milo_discoveryd.daemon_errors import TransportError
+from tests.simulation.properties.api_server import line
+from tests.simulation.seeded.api import Api, Open
+from tests.simulation.seeded.world import World
+
+
+class Hardship:
+    def __init__(self, api: Api, world: World, random: Random) -> None:
+        self._api = api
+        self._world = world
+        self._random = random
+
+    def strike(self) -> None:
+        """One of the watches that are open."""
+        opened = next(iter(self._api.open), None)
+        if opened is None:
+            return
+        row, name, act = self._random.choice(SUFFERINGS)
+        self._api.inject(row, name)
+        act(self, opened)
+
+    def cut_in_a_line(self, opened: Open) -> None:
+        opened.say(self._half_a_line(), TransportError("closed", "reset"))
+
+    def end_in_a_line(self, opened: Open) -> None:
+        opened.say(self._half_a_line(), None)
+
+    def _half_a_line(self) -> bytes:
+        whole = line("MODIFIED", {"metadata": {"name": "a", "uid": "uid-1", "resourceVersion": "9"}})
+        return whole[: self._random.randrange(1, len(whole) - 1)]
+
+    def say_again(self, opened: Open) -> None:
+        self._api.owes_a_list = True
+        if opened.sent:
+            opened.say(*self._random.choices(opened.sent, k=self._random.randint(1, 3)))
+
+    def say_backwards(self, opened: Open) -> None:
+        self._api.owes_a_list = True
+        opened.is_backwards = True
+
+    def report_a_deletion(self, opened: Open) -> None:
+        position = opened.watch.position if opened.watch is not None else None
+        known = [(n, t) for n, t in self._world.server.things.items() if position is not None and t.version <= position]
+        if known:
+            name, thing = self._random.choice(known)
+            opened.say(line("DELETED", thing.encoded(name)))
+
+    def lose_events(self, opened: Open) -> None:
+        if opened.watch is not None and opened.watch.position is not None and not opened.watch.initial:
+            self._world.happens()
+            self._api.owes_a_list = True
+            opened.watch.position = max(opened.watch.position, self._world.server.version)
+
+    def be_mute(self, opened: Open) -> None:
+        opened.mute = True
+
+    def send_no_bookmarks(self, opened: Open) -> None:
+        opened.without_bookmarks = True
+
+
+def _saying(*pieces: bytes | TransportError | None) -> Callable[[Hardship, Open], None]:
+    return lambda _, opened: opened.say(*pieces)
+
+
+def _refusing(code: int, reason: str) -> Callable[[Hardship, Open], None]:
+    return _saying(line("ERROR", {"kind": "Status", "code": code, "reason": reason, "message": reason}), None)
+
+
+Suffering = tuple[str, str, Callable[[Hardship, Open], None]]
+SUFFERINGS: tuple[Suffering, ...] = (
+    ("F1", "the watch ends", _saying(None)),
+    ("F2", "cut within a line", Hardship.cut_in_a_line),
+    ("F2", "cut between lines", _saying(TransportError("closed", "reset"))),
+    ("F3", "the end within a line", Hardship.end_in_a_line),
+    ("F4", "mute", Hardship.be_mute),
+    ("F4", "no bookmarks", Hardship.send_no_bookmarks),
+    ("F12", "expired, in the stream", _refusing(410, "Expired")),
+    ("F13", "an error in the stream", _refusing(500, "InternalError")),
+    ("F13", "an error that says nothing", _saying(line("ERROR", {}))),
+    ("F13", "a version of the future, in the stream", _refusing(504, "Timeout")),
+    ("F24", "said again", Hardship.say_again),
+    ("F24", "said backwards", Hardship.say_backwards),
+    ("F25", "an event is lost", Hardship.lose_events),
+    ("F25", "a deletion that was none", Hardship.report_a_deletion),
+    ("F26", "an event of an unknown type", _saying(b'{"type":"RENAMED","object":{}}\n')),
+    ("F26", "an object without a name", _saying(b'{"type":"ADDED","object":{"metadata":{}}}\n')),
+    ("F26", "a deletion of what is unknown", _saying(b'{"type":"DELETED","object":{"metadata":{"name":"zz"}}}\n')),
+    ("F26", "a bookmark without a version", _saying(b'{"type":"BOOKMARK","object":{}}\n')),
+    ("F28", "junk in the stream", _saying(b"<html>\n")),
+)

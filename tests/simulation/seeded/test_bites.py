@@ -1,0 +1,68 @@
+"""Lives notice: with a bug in the daemon, one of the first hundreds ends badly."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from milo_discoveryd.kubeconfigs.lease import Held
+from milo_discoveryd.kubeconfigs.minter import Key, Minter
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.reflect.deletions import NotFound
+from milo_discoveryd.registry.cursor import Cursor
+from milo_discoveryd.registry.guard import Ask, Guard
+from milo_discoveryd.registry.log import ChangeLog
+from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.watchers.driver import Driver
+from tests.simulation.seeded.life import live
+
+SEEDS = 700
+
+
+async def _not_there(*_: object) -> NotFound:
+    return NotFound()
+
+
+def _nothing_held(*_: object, **__: object) -> Ask:
+    return Ask()
+
+
+def _no(*_: object) -> bool:
+    return False
+
+
+def _yes(*_: object) -> bool:
+    return True
+
+
+def _for_ever(*_: object) -> float:
+    return 1000.0
+
+
+def _of_the_name(minter: Minter, cluster: Cluster, ttl_s: float) -> Key:
+    return Key(minter.source.name, ord(cluster.target.name[0]), ttl_s)
+
+
+BUGS: list[tuple[str, type, str, Any]] = [
+    ("any-answer-is-not-found", Driver, "_verdict", _not_there),
+    ("no-list-is-held", Guard, "judge", _nothing_held),
+    ("older-replaces-newer", Registry, "_is_outdated", _no),
+    ("every-revision-can-be-read-from", ChangeLog, "reads_from", _yes),
+    ("a-reader-that-resumes-gets-a-snapshot", Cursor, "resumed", property(_no)),
+    ("what-has-ended-is-handed-out", Held, "left_s", _for_ever),
+    ("one-lease-serves-all-clusters-of-a-name", Minter, "key", _of_the_name),
+    ("what-a-cluster-had-outlives-it", Minter, "drop", _no),
+]
+
+
+@pytest.mark.parametrize(("of", "name", "becomes"), [pytest.param(*bug, id=name) for name, *bug in BUGS])
+def test_a_bug_is_noticed(of: type, name: str, becomes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of, name, becomes, raising=False)
+    assert any(_ends_badly(seed) for seed in range(SEEDS))
+
+
+def _ends_badly(seed: int) -> bool:
+    try:
+        return bool(live(seed).breaches)
+    except ExceptionGroup:
+        return True

@@ -1,0 +1,132 @@
+"""F58: clusters that nobody reaches, among five hundred and behind one host.
+
+They hold up nobody, and where the settings want it they are disengaged after their time; but never while many are away.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import pytest
+
+from milo_discoveryd.connectivity.prober import Prober
+from milo_discoveryd.connectivity.schedule import Failed, Outcome, Policy, Reached, Schedule, Verdict
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.machine import Listed, ListEnded, ListStarted
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.registry import Done
+from milo_discoveryd.server.calls.frames import encoder
+from tests.simulation.seeded.daemon import Ledger
+from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.unit.registry.fleets import ready
+
+CLUSTERS = [f"p-{number:03}" for number in range(500)]
+GIVE_UP_AFTER_S = 240.0
+NOTICED_S = 200.0
+"""What it may take besides: two turns of a probe, and its deadline."""
+
+
+class Told(Ledger):
+    """Keeps when what was told."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda *_: None)
+        self.changes: list[tuple[float, str, str]] = []
+
+    def changed(self, done: Done, *, is_live: bool) -> None:
+        super().changed(done, is_live=is_live)
+        reason = "" if done.reason is None else done.reason.value
+        if done.type is not EventType.UPDATED:
+            at = asyncio.get_running_loop().time()
+            self.changes.append((at, done.cluster.target.name, f"{done.type.value} {reason}".strip()))
+
+
+class World:
+    """All are engaged, and those in `holes` swallow whatever is asked of them."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.holes: set[str] = set()
+        self.reached: dict[str, float] = {}
+        self.told = Told()
+        self._clock = asyncio.get_running_loop().time
+        self.fleet = Fleet(ChangeLog(encoder("0" * 16), Retention()), Suspicions(lambda: 0.0), self.told)
+        schedule = Schedule(policy, lambda: 0.5)
+        prober = Prober(schedule, self._ask, self._tell, self.told, self.fleet.registry.is_probed)
+        self.fleet.on(EventType.ENGAGED, prober.engaged)
+        self.fleet.on(EventType.UPDATED, prober.updated)
+        self.fleet.on(EventType.DISENGAGED, prober.disengaged)
+        self.probing = asyncio.create_task(prober.run())
+        for _ in self.fleet.take([ListStarted(), *(Listed(ready(name)) for name in CLUSTERS), ListEnded()], 0.0):
+            pass
+
+    @property
+    def disengaged(self) -> set[str]:
+        return {name for _, name, what in self.told.changes if what == "DISENGAGED UNREACHABLE"}
+
+    async def _ask(self, cluster: Cluster) -> Outcome:
+        await asyncio.sleep(0.01)
+        if cluster.target.name in self.holes:
+            await asyncio.sleep(5.0)
+            return Failed("timeout", "no answer", is_of_host=True)
+        return Reached()
+
+    def _tell(self, verdict: Verdict) -> None:
+        self.reached.setdefault(verdict.name, self._clock())
+        self.fleet.probed(verdict)
+
+
+def play(scene: Callable[[World], Awaitable[None]], policy: Policy) -> None:
+    loop = VirtualLoop(Random(1))
+
+    async def main() -> None:
+        world = World(policy)
+        await scene(world)
+        world.probing.cancel()
+
+    with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())
+
+
+def test_f58_black_holes_delay_nobody_else() -> None:
+    async def scene(world: World) -> None:
+        world.holes = set(CLUSTERS[::10])
+        assert (world.fleet.registry.engaged, len(world.reached)) == (500, 0), "engaged before anything was probed"
+        await asyncio.sleep(30.0)
+        assert world.reached.keys() == set(CLUSTERS) - world.holes
+        assert max(world.reached.values()) <= 500 / Policy().rate_per_s + 10.0
+
+    play(scene, Policy())
+
+
+def test_f58_where_it_is_wanted_a_minority_is_disengaged_after_the_time_and_engaged_again_when_it_answers() -> None:
+    async def scene(world: World) -> None:
+        await asyncio.sleep(60.0)
+        world.holes = set(CLUSTERS[::10])
+        began = asyncio.get_running_loop().time()
+        world.told.changes.clear()
+        await asyncio.sleep(GIVE_UP_AFTER_S + NOTICED_S)
+        assert world.disengaged == world.holes
+        assert min(at for at, *_ in world.told.changes) >= began + GIVE_UP_AFTER_S
+        world.told.changes.clear()
+        back, world.holes = world.holes, set()
+        await asyncio.sleep(NOTICED_S)
+        assert {(name, what) for _, name, what in world.told.changes} == {(name, "ENGAGED") for name in back}
+
+    play(scene, Policy(give_up_after_s=GIVE_UP_AFTER_S))
+
+
+@pytest.mark.parametrize("every", [1, 2, 4], ids=["all", "half", "a-quarter"])
+def test_f58_while_many_are_away_nobody_is_disengaged_however_long_it_takes(every: int) -> None:
+    async def scene(world: World) -> None:
+        await asyncio.sleep(60.0)
+        world.holes = set(CLUSTERS[::every])
+        await asyncio.sleep(2 * GIVE_UP_AFTER_S)
+        assert world.fleet.registry.engaged == 500
+        world.holes = set(CLUSTERS[:7])
+        await asyncio.sleep(GIVE_UP_AFTER_S + NOTICED_S)
+        assert world.disengaged == world.holes, "the few that stay away when the others are back"
+
+    play(scene, Policy(give_up_after_s=GIVE_UP_AFTER_S))

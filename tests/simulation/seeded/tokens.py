@@ -1,0 +1,226 @@
+"""The token API of an infrastructure cluster, at the seam where the daemon's source of credentials calls it.
+
+Each project has a Secret, and tokens bound to it: they are good while it is there. What was made is kept, for what is
+handed out to be held to.
+"""
+
+import asyncio
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from random import Random
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from milo_discoveryd.credentials.sources.token_request import UID_LABEL
+from milo_discoveryd.daemon_errors import TransportError
+from milo_discoveryd.watchers.transport import Answer
+from tests.end_to_end.process.handing_out import Token
+from tests.simulation.seeded.troubles import Answered, Lost, status, text
+
+SECRETS = "/api/v1/namespaces/milo/secrets"
+TOKENS = "/api/v1/namespaces/milo/serviceaccounts/operator/token"
+Life: TypeAlias = Literal["as asked", "ended", "for ever"]
+
+
+@dataclass(frozen=True)
+class Slow:
+    """It comes to what it should, after up to so many seconds."""
+
+    most_s: float
+
+
+@dataclass(frozen=True)
+class Unheard:
+    """What was asked for is done, and nobody is told."""
+
+
+@dataclass(frozen=True)
+class Lives:
+    """The token that is given does."""
+
+    life: Life
+
+
+@dataclass(frozen=True)
+class TokenTrouble:
+    row: str
+    name: str
+    comes: Lost | Answered | Slow | Unheard | Lives
+
+
+TOKEN_TROUBLES = (
+    TokenTrouble("F49", "slow tokens", Slow(14.0)),
+    TokenTrouble("F49", "no answer for tokens", Lost("timeout", late=True)),
+    TokenTrouble("F49", "an answer for tokens that is lost", Unheard()),
+    TokenTrouble("F50", "no tokens: refused", Lost("connect")),
+    TokenTrouble("F50", "no tokens: cut", Lost("closed")),
+    TokenTrouble("F50", "no tokens: unauthorized", Answered(status(401, "Unauthorized"))),
+    TokenTrouble("F50", "no tokens: forbidden", Answered(status(403, "Forbidden"))),
+    TokenTrouble("F50", "no tokens: too many", Answered(status(429, "TooManyRequests", **{"Retry-After": "3"}))),
+    TokenTrouble("F50", "no tokens: internal error", Answered(status(500, "InternalError"))),
+    TokenTrouble("F51", "a token that has ended", Lives("ended")),
+    TokenTrouble("F51", "a token for ever", Lives("for ever")),
+    TokenTrouble("F52", "junk for a token", Answered(text(201, b'{"status":{"token":"'))),
+)
+WITHDRAWN = ("F54", "somebody deletes what tokens are bound to")
+
+
+class _Reference(msgspec.Struct, frozen=True):
+    name: str
+    uid: str
+
+
+class _Spec(msgspec.Struct, frozen=True):
+    expiration: float = msgspec.field(name="expirationSeconds")
+    bound: _Reference = msgspec.field(name="boundObjectRef")
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    spec: _Spec
+
+
+class _Metadata(msgspec.Struct, frozen=True):
+    name: str
+    labels: dict[str, str]
+
+
+class _Secret(msgspec.Struct, frozen=True):
+    metadata: _Metadata
+
+
+@dataclass
+class Bound:
+    """A Secret, with the tokens that end with it."""
+
+    uid: str
+    of: str
+    tokens: list[Token]
+
+
+class TokenApi:
+    """`trouble` is the part of requests that come to something else."""
+
+    def __init__(
+        self, random: Random, inject: Callable[[str, str], None], longest_s: float, wall: Callable[[], float]
+    ) -> None:
+        """`longest_s`: for how long it lets tokens live, whatever is asked for. `wall` is its own clock."""
+        self.trouble = 0.0
+        self.only: TokenTrouble | None = None
+        """What every request comes to."""
+        self.down_until = 0.0
+        self.pause_s = 0.0
+        """Before each answer."""
+        self.wall = wall
+        self.requests = 0
+        self.made: dict[str, Token] = {}
+        self._bound: dict[str, Bound] = {}
+        self._secrets = 0
+        self._random = random
+        self._inject = inject
+        self._longest_s = longest_s
+        self._loop = asyncio.get_running_loop()
+
+    def has_secret_of(self, mark: str) -> bool:
+        return any(bound.of == mark for bound in self._bound.values())
+
+    def withdraw(self) -> None:
+        """A person deletes one of the Secrets."""
+        if self._bound:
+            self._inject(*WITHDRAWN)
+            del self._bound[self._random.choice([*self._bound])]
+
+    # --- what the daemon asks ---
+
+    async def get(self, path: str, *, timeout_s: float) -> Answer:
+        return await self._asked(lambda _: self._found(path), timeout_s)
+
+    async def delete(self, path: str, *, timeout_s: float) -> Answer:
+        return await self._asked(lambda _: self._deleted(path), timeout_s)
+
+    async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        if path == SECRETS:
+            return await self._asked(lambda _: self._made_secret(body), timeout_s)
+        assert path == TOKENS, path
+        return await self._asked(lambda life: self._made_token(body, life), timeout_s)
+
+    async def _asked(self, do: Callable[[Life], Answer], timeout_s: float) -> Answer:
+        self.requests += 1
+        if self.pause_s or self._random.random() < 0.3:
+            await asyncio.sleep(self.pause_s or 0.05 * self._random.random())
+        if self._loop.time() < self.down_until:
+            raise TransportError("connect", "the server is down")
+        if self.only is None and (not self.trouble or self._random.random() >= self.trouble):
+            return do("as asked")
+        trouble = self.only or self._random.choice(TOKEN_TROUBLES)
+        self._inject(trouble.row, trouble.name)
+        match trouble.comes:
+            case Answered(make):
+                return make(self._random)
+            case Lives(life):
+                return do(life)
+            case Slow(most_s):
+                await asyncio.sleep(self._random.uniform(0.5, most_s))
+                return do("as asked")
+            case Unheard():
+                do("as asked")
+                await asyncio.sleep(timeout_s)
+                raise TransportError("timeout", trouble.name)
+            case Lost(cause, late):
+                await asyncio.sleep(timeout_s if late else 0.0)
+                raise TransportError(cause, trouble.name)
+
+    # --- what it answers ---
+
+    def _found(self, path: str) -> Answer:
+        bound = self._bound.get(path.removeprefix(f"{SECRETS}/"))
+        return _not_found(self._random) if bound is None else _told(200, {"metadata": {"uid": bound.uid}})
+
+    def _deleted(self, path: str) -> Answer:
+        bound = self._bound.pop(path.removeprefix(f"{SECRETS}/"), None)
+        if bound is None:
+            return _not_found(self._random)
+        for token in bound.tokens:
+            token.is_revoked = True
+        return _told(200, {})
+
+    def _made_secret(self, body: bytes) -> Answer:
+        metadata = msgspec.json.decode(body, type=_Secret).metadata
+        if metadata.name in self._bound:
+            return status(409, "AlreadyExists")(self._random)
+        self._secrets += 1
+        self._bound[metadata.name] = bound = Bound(f"secret-{self._secrets}", metadata.labels[UID_LABEL], [])
+        return _told(201, {"metadata": {"uid": bound.uid}})
+
+    def _made_token(self, body: bytes, life: Life) -> Answer:
+        spec = msgspec.json.decode(body, type=_Asked).spec
+        bound = self._bound.get(spec.bound.name)
+        if bound is None:
+            return _not_found(self._random)
+        if bound.uid != spec.bound.uid:
+            return status(409, "Conflict")(self._random)
+        life_s = {"as asked": min(spec.expiration, self._longest_s), "ended": -1.0, "for ever": 1e8}[life]
+        now = self.wall()
+        token = Token(_jwt(now, now + life_s, len(self.made)), bound.of, float(int(now + life_s)))
+        self.made[token.text] = token
+        bound.tokens.append(token)
+        ends = datetime.fromtimestamp(token.ends_at, UTC)
+        return _told(201, {"status": {"token": token.text, "expirationTimestamp": ends}})
+
+
+def _jwt(now: float, ends_at: float, number: int) -> str:
+    account = "system:serviceaccount:milo:operator"
+    claims = {"iat": int(now), "nbf": int(now), "exp": int(ends_at), "sub": account, "jti": str(number)}
+    parts = ({"alg": "none"}, claims)
+    encoded = [urlsafe_b64encode(msgspec.json.encode(part)).decode().rstrip("=") for part in parts]
+    return ".".join([*encoded, f"token-{number}"])
+
+
+def _told(code: int, body: object) -> Answer:
+    return Answer(code, {}, msgspec.json.encode(body))
+
+
+def _not_found(random: Random) -> Answer:
+    return status(404, "NotFound")(random)

@@ -1,0 +1,98 @@
+"""What can come of a request instead of what should: the catalogue that lives draw from.
+
+Each has the number of its row in docs/reliability.md.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Literal
+
+import msgspec
+
+from milo_discoveryd.daemon_errors import TransportCause
+from milo_discoveryd.watchers.transport import Answer
+
+Kind = Literal["list", "open", "look"]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """No answer: at once, or only when patience has run out."""
+
+    cause: TransportCause
+    late: bool = False
+
+
+@dataclass(frozen=True)
+class Answered:
+    make: Callable[[Random], Answer]
+
+
+@dataclass(frozen=True)
+class Lie:
+    """An answer that looks well, and isn't; the API server of the test knows how to make it."""
+
+    what: Literal["empty", "partial", "unversioned", "mute", "ends at once", "no end mark"]
+
+
+@dataclass(frozen=True)
+class Trouble:
+    row: str
+    name: str
+    comes: Lost | Answered | Lie
+    kinds: tuple[Kind, ...] = ("list", "open", "look")
+
+
+def status(code: int, reason: str, **headers: str) -> Callable[[Random], Answer]:
+    body = msgspec.json.encode({"kind": "Status", "code": code, "reason": reason, "message": reason})
+    return lambda random: Answer(code, headers, body)
+
+
+def text(code: int, body: bytes, **headers: str) -> Callable[[Random], Answer]:
+    return lambda random: Answer(code, headers, body)
+
+
+RETRY_AFTER = ("1", "3", "0", "-5", "soon", "Wed, 21 Oct 2015 07:28:00 GMT", "99999999999")
+
+
+def _too_many(random: Random) -> Answer:
+    return status(429, "TooManyRequests", **{"Retry-After": random.choice(RETRY_AFTER)})(random)
+
+
+_BROKEN = (b"", b"{}", b"<html>", b'{"metadata":{"resourceVersion":"7"},"items":[{"meta', b"\xff\xfe{", b"[" * 3000)
+
+
+def _junk(random: Random) -> Answer:
+    return Answer(200, {}, random.choice(_BROKEN))
+
+
+TROUBLES = (
+    Trouble("F1", "refused", Lost("connect")),
+    Trouble("F2", "cut", Lost("closed")),
+    Trouble("F6", "no answer", Lost("timeout", late=True)),
+    Trouble("F7", "no such host", Lost("dns")),
+    Trouble("F9", "wrong certificate", Lost("tls")),
+    Trouble("F10", "a version of the future", Answered(status(504, "Timeout")), ("open",)),
+    Trouble("F11", "expired", Answered(status(410, "Expired")), ("list", "open")),
+    Trouble("F15", "too many requests", Answered(_too_many)),
+    Trouble("F15", "too many, as text", Answered(text(429, b"Too many requests", **{"Retry-After": "1"}))),
+    Trouble("F16", "internal error", Answered(status(500, "InternalError"))),
+    Trouble("F16", "bad gateway", Answered(text(502, b"<html><h1>502 Bad Gateway</h1></html>"))),
+    Trouble("F16", "just started", Answered(text(503, b"not all paths installed", **{"Retry-After": "5"}))),
+    Trouble("F17", "unauthorized", Answered(status(401, "Unauthorized"))),
+    Trouble("F18", "forbidden", Answered(status(403, "Forbidden"))),
+    Trouble("F18", "not found", Answered(status(404, "NotFound"))),
+    Trouble("F19", "no such resource", Answered(text(404, b"404 page not found"))),
+    Trouble("F20", "an empty list", Lie("empty"), ("list", "open")),
+    Trouble("F20", "a list with holes", Lie("partial"), ("list", "open")),
+    Trouble("F23", "a list without a version", Lie("unversioned"), ("list",)),
+    Trouble("F28", "junk", Answered(_junk)),
+    Trouble("F31", "no streaming lists", Answered(status(422, "Invalid")), ("open",)),
+    Trouble("F31", "a list without an end", Lie("no end mark"), ("open",)),
+    Trouble("F32", "a watch that ends at once", Lie("ends at once"), ("open",)),
+    Trouble("F4", "a mute watch", Lie("mute"), ("open",)),
+)
+BY_KIND: dict[Kind, tuple[Trouble, ...]] = {
+    kind: tuple(trouble for trouble in TROUBLES if kind in trouble.kinds) for kind in ("list", "open", "look")
+}

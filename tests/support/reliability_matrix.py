@@ -1,0 +1,48 @@
+"""The tables of docs/reliability.md: which tests make good what they promise."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "reliability.md"
+_ROW = re.compile(r"\| ([FSOA]\d+) \| (.*) \|")
+_WORD = re.compile(r"\| \*(\w+)\* \| .* \| `([^`]+)` \|")
+_TEST = re.compile(r"`((?:\w+/)+\w+\.py(?:::\w+)?)`|\*(\w+)\*")
+
+
+@dataclass(frozen=True)
+class Row:
+    number: str
+    tests: tuple[str, ...]
+    """Node ids, from the folder of tests on."""
+    is_explained: bool
+    """It says why there are none."""
+
+
+def rows() -> dict[str, Row]:
+    lines = PAGE.read_text().splitlines()
+    words = dict(found.groups() for line in lines if (found := _WORD.fullmatch(line)))
+    return {
+        row.number: row for line in lines if (found := _ROW.fullmatch(line)) and (row := _row(*found.groups(), words))
+    }
+
+
+def _row(number: str, rest: str, words: dict[str, str]) -> Row:
+    tests = tuple(node or words[word] for node, word in _TEST.findall(rest.rpartition(" | ")[2]))
+    return Row(number, tests, "not injected" in rest)
+
+
+def of_row(number: str, items: Iterable[pytest.Item]) -> list[pytest.Item]:
+    """Those that make the row good. Where a test plays many rows, by its name, only this one's."""
+    wanted = rows()[number].tests
+    own = re.compile(rf"\[(?:{number}|[^FSOA].*)[-\]]|^[^\[]*$")
+
+    def is_wanted(item: pytest.Item) -> bool:
+        node = item.nodeid.removeprefix("tests/")
+        return any(re.match(rf"{re.escape(test)}(?:::|\[|$)", node) for test in wanted) and bool(own.search(item.name))
+
+    return [item for item in items if is_wanted(item)]

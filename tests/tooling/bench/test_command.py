@@ -1,0 +1,55 @@
+"""The command: what it is asked, prints and writes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench import bars, report
+from bench.__main__ import main
+from bench.bars import Bar, Verdict
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_it_prints_a_table_and_writes_the_figures(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "bench", "startup", "--quick", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert "startup.import_ms" in done.stdout
+    written = json.loads(file.read_text())
+    assert set(written["figures"]) == {"startup.import_ms", "startup.python_ms", "startup.ratio_to_python"}
+    # How quick it is says nothing here, beside other tests.
+    assert (done.returncode == 1) is bool(written["missed"]), done.stderr
+    assert (written["scale"], written["upstream"]) == ("quick", "sandbox")
+
+
+def test_a_name_that_it_does_not_know_is_told_with_those_that_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["snyc_10k"])
+
+    assert ended.value.code == 2
+    assert "no such measurement: snyc_10k; there are startup, cli, parts, kept, sync_1k" in capsys.readouterr().err
+
+
+def test_a_figure_is_held_against_its_bar() -> None:
+    limits = {"a.seconds": Bar(1.5), "fanout.*.ratio": Bar(0.8, is_floor=True)}
+
+    assert bars.verdict("a.seconds", 1.5, limits) is Verdict.MET
+    assert bars.verdict("a.seconds", 1.6, limits) is Verdict.MISSED
+    assert bars.verdict("fanout.20.ratio", 0.9, limits) is Verdict.MET
+    assert bars.verdict("fanout.20.ratio", 0.7, limits) is Verdict.MISSED
+    assert bars.verdict("other", 7.0, limits) is Verdict.NO_BAR
+    assert bars.verdict("a.seconds", None, limits) is Verdict.NO_BAR
+
+
+def test_only_missed_figures_are_named() -> None:
+    assert report.missed({"a": 1.0, "b": 3.0, "c": None}, {"a": Bar(2), "b": Bar(2), "c": Bar(2)}) == ["b"]
+
+
+@pytest.mark.parametrize(("value", "shown"), [(None, "n/a"), (0.04987, "0.0499"), (101.4, "101"), (12_345.6, "12,346")])
+def test_figures_are_shown_to_three_digits(value: float | None, shown: str) -> None:
+    assert report.rounded(value) == shown

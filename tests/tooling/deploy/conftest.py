@@ -1,0 +1,5 @@
+"""Daemons as the manifests start them: processes."""
+
+from tests.end_to_end.process.conftest import folder, place
+
+__all__ = ["folder", "place"]

@@ -1,0 +1,131 @@
+"""`./dev python -m tests.tooling.deploy.dashboard [FILE]`: draws docs/images/dashboard.svg.
+
+A daemon runs beside a sandbox for two minutes and a bit: subscribers come and go, the source stops and is back, and
+forgets its history. Ends with 3 where Prometheus is neither installed nor to be had.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import sys
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import pytest
+
+from milo_sandbox import Sandbox, churn
+from tests.end_to_end.process.conftest import Place
+from tests.tooling.deploy import monitoring
+from tests.tooling.deploy.picture import Recorded, Series, drawn, legend
+from tests.tooling.deploy.prometheus import Prometheus, prometheus
+
+PICTURE = monitoring.ROOT / "docs" / "images" / "dashboard.svg"
+
+_STEP_S = 1.0
+_RATE_INTERVAL = "10s"
+_FLEET = 40
+_CHANGES_A_SECOND = 4
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="./dev python -m tests.tooling.deploy.dashboard")
+    parser.add_argument("file", type=Path, nargs="?", default=PICTURE, metavar="FILE")
+    asked = parser.parse_args(argv)
+    try:
+        recorded = asyncio.run(_recorded())
+    except pytest.skip.Exception as missing:
+        click.echo(str(missing), err=True)
+        return 3
+    asked.file.write_text(drawn(monitoring.dashboard(), recorded))
+    click.echo(f"wrote {asked.file}")
+    return 0
+
+
+async def _recorded() -> Recorded:
+    # So short that two minutes show what they are about: probes, and the lives of tokens.
+    probes = {"interval": "5s", "unreachable_after": "5s"}
+    async with contextlib.AsyncExitStack() as stack:
+        folder, records = (Path(stack.enter_context(TemporaryDirectory(prefix="milo-"))) for _ in range(2))
+        sandbox = await stack.enter_async_context(Sandbox(seed=4, token_life=60))
+        sandbox.populate(_FLEET)
+        place = Place(folder, sandbox)
+        daemon = await stack.enter_async_context(place.daemon(http_listen="127.0.0.1:0", connectivity=probes))
+        await daemon.start()
+        await daemon.until_said('"synced"')
+        target = str(daemon.events("started")[-1]["http"]).removeprefix("http://")
+        server = await stack.enter_async_context(prometheus(records, target, every=f"{_STEP_S:g}s"))
+        began = time.time()
+        moments = await _Play(place).play()
+        return await _asked(server, began, time.time(), moments)
+
+
+class _Play:
+    """What the daemon goes through."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._began = time.monotonic()
+        self._moments: list[tuple[float, str]] = []
+
+    async def play(self) -> list[tuple[float, str]]:
+        """Returns what was done, and when."""
+        sandbox = self._place.sandbox
+        async with asyncio.TaskGroup() as tasks:
+            lasting = [
+                tasks.create_task(churn.run(sandbox.churn(), _CHANGES_A_SECOND), name="churn"),
+                tasks.create_task(self._subscribed(), name="subscriber"),
+            ]
+            await self._at(20, "a second subscriber comes")
+            passing = tasks.create_task(self._subscribed(), name="passing subscriber")
+            await self._at(35, "a third comes, which asks for kubeconfigs")
+            lasting.append(tasks.create_task(self._subscribed(include_kubeconfigs=True), name="with kubeconfigs"))
+            await self._at(45, "the source forgets its history, and cuts all watches")
+            self._forget()
+            await self._at(55, "the second subscriber leaves")
+            passing.cancel()
+            await self._at(65, "the source stops, and every control plane with it")
+            await sandbox.stop()
+            await self._at(85, "they are back")
+            await sandbox.start()
+            await self._at(135, "the source forgets its history again, and cuts all watches")
+            self._forget()
+            await self._until(150)
+            for task in lasting:
+                task.cancel()
+        return self._moments
+
+    def _forget(self) -> None:
+        self._place.sandbox.compact()
+        self._place.sandbox.drop_watches()
+
+    async def _at(self, second: float, what: str) -> None:
+        await self._until(second)
+        click.echo(f"{second:3.0f} s: {what}")
+        self._moments.append((time.monotonic() - self._began, what))
+
+    async def _until(self, second: float) -> None:
+        await asyncio.sleep(self._began + second - time.monotonic())
+
+    async def _subscribed(self, **asked: Any) -> None:
+        async with self._place.client() as client:
+            async for _ in client.watch(**asked):
+                pass
+
+
+async def _asked(server: Prometheus, began: float, ended: float, moments: list[tuple[float, str]]) -> Recorded:
+    series: dict[str, list[Series]] = {}
+    for panel in monitoring.panels():
+        found = series.setdefault(panel["title"], [])
+        for target in panel["targets"]:
+            expression = monitoring.filled(target["expr"], rate_interval=_RATE_INTERVAL)
+            for each in await server.query_range(expression, began, ended, _STEP_S):
+                points = [(at - began, float(value)) for at, value in each["values"] if value != "NaN"]
+                found.append(Series(legend(target["legendFormat"], each["metric"]), points))
+    return Recorded(ended - began, series, moments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

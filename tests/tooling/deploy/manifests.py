@@ -1,0 +1,73 @@
+"""The manifests as kustomize builds them."""
+
+import re
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.tooling.deploy.validators import kubectl
+
+ROOT = Path(__file__).parents[3]
+DEPLOY = ROOT / "deploy"
+BUILT = tuple(sorted((*DEPLOY.glob("overlays/*"), *DEPLOY.glob("examples/*"))))
+WITH_DAEMON = tuple(folder for folder in BUILT if "control-plane" not in folder.name)
+
+Manifest = Mapping[str, Any]
+
+
+@cache
+def built(folder: Path) -> str:
+    done = subprocess.run([kubectl(), "kustomize", folder], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def manifests(folder: Path) -> list[Manifest]:
+    return list(yaml.safe_load_all(built(folder)))
+
+
+def of_kind(folder: Path, kind: str) -> list[Manifest]:
+    return [each for each in manifests(folder) if each["kind"] == kind]
+
+
+def pod(folder: Path) -> Manifest:
+    [deployment] = of_kind(folder, "Deployment")
+    spec: Manifest = deployment["spec"]["template"]["spec"]
+    return spec
+
+
+def containers(folder: Path) -> list[Manifest]:
+    return [*pod(folder).get("initContainers", ()), *pod(folder)["containers"]]
+
+
+def daemon(folder: Path) -> Manifest:
+    [found] = [each for each in containers(folder) if each["name"] == "milo-discoveryd"]
+    return found
+
+
+def environment(folder: Path, container: Manifest) -> dict[str, str]:
+    """As the kubelet makes it, of what is named and of whole ConfigMaps."""
+    maps = {each["metadata"]["name"]: each["data"] for each in of_kind(folder, "ConfigMap")}
+    found: dict[str, str] = {}
+    for source in container.get("envFrom", ()):
+        reference = source["configMapRef"]
+        assert reference["name"] in maps or reference["optional"]
+        found |= maps.get(reference["name"], {})
+    for each in container.get("env", ()):
+        found[each["name"]] = _expanded(each["value"], found)
+    return found
+
+
+def arguments(folder: Path, container: Manifest) -> list[str]:
+    """As the kubelet makes them: $(NAME) stands for a variable."""
+    variables = environment(folder, container)
+    return [_expanded(each, variables) for each in container.get("args", ())]
+
+
+def _expanded(text: str, variables: Mapping[str, str]) -> str:
+    """Of those that come before, as the kubelet has it."""
+    return re.sub(r"\$\((\w+)\)", lambda found: variables[found[1]], text)

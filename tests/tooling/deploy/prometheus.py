@@ -1,0 +1,109 @@
+"""A real Prometheus with our rules, beside a daemon; only the waiting times are shorter than shipped."""
+
+import asyncio
+import json
+import socket
+import urllib.parse
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.tooling.deploy import monitoring
+from tests.tooling.deploy.debian import program
+from tests.tooling.deploy.web import get
+
+_OFTEN = "200ms"
+
+
+class Prometheus:
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def query(self, expression: str) -> list[dict[str, Any]]:
+        result: list[dict[str, Any]] = (await self._get("query", query=expression))["result"]
+        return result
+
+    async def query_range(self, expression: str, begin: float, end: float, step_s: float) -> list[dict[str, Any]]:
+        found = await self._get("query_range", query=expression, start=begin, end=end, step=step_s)
+        result: list[dict[str, Any]] = found["result"]
+        return result
+
+    async def firing(self) -> dict[str, dict[str, str]]:
+        """The labels of each alert that fires, by its name."""
+        found = (await self._get("alerts"))["alerts"]
+        return {alert["labels"]["alertname"]: alert["labels"] for alert in found if alert["state"] == "firing"}
+
+    async def rules(self) -> list[dict[str, Any]]:
+        return [rule for group in (await self._get("rules"))["groups"] for rule in group["rules"]]
+
+    async def is_ready(self) -> bool:
+        try:
+            return bool(await self.query("vector(1)"))
+        except OSError:
+            return False
+
+    async def _get(self, path: str, **asked: str | float) -> Any:
+        return json.loads(await get(f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(asked)}"))["data"]
+
+
+def _hurried(groups: list[dict[str, Any]], every: str) -> list[dict[str, Any]]:
+    """The same rules, asked often, and with nothing to wait for."""
+    return [
+        {
+            **group,
+            "interval": every,
+            "rules": [
+                {key: "0s" if key in ("for", "keep_firing_for") else value for key, value in rule.items()}
+                for rule in group["rules"]
+            ],
+        }
+        for group in groups
+    ]
+
+
+@asynccontextmanager
+async def prometheus(folder: Path, target: str, *, every: str = _OFTEN) -> AsyncIterator[Prometheus]:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        listen = f"127.0.0.1:{unused.getsockname()[1]}"
+    # As the PodMonitor has it: a job by that name, and the labels that Kubernetes' own discovery puts on a pod's.
+    labels = {"namespace": "ns", "pod": "operator", "container": "milo-discoveryd"}
+    config = {
+        "global": {"scrape_interval": every, "scrape_timeout": every},
+        "rule_files": ["rules.yaml"],
+        "scrape_configs": [
+            {"job_name": "milo-discoveryd", "static_configs": [{"targets": [target], "labels": labels}]}
+        ],
+    }
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": _hurried(monitoring.groups(), every)}))
+    log = (folder / "prometheus.log").open("w")
+    process = await asyncio.create_subprocess_exec(
+        program("prometheus", "prometheus"),
+        f"--config.file={folder}/prometheus.yaml",
+        f"--storage.tsdb.path={folder}/data",
+        f"--web.listen-address={listen}",
+        stdout=log,
+        stderr=log,
+    )
+    try:
+        server = Prometheus(f"http://{listen}")
+        await until(server.is_ready, folder)
+        yield server
+    finally:
+        process.terminate()
+        await process.wait()
+        log.close()
+
+
+async def until(holds: Any, folder: Path, within_s: float = 60.0) -> None:
+    try:
+        async with asyncio.timeout(within_s):
+            while not await holds():  # noqa: ASYNC110 - Prometheus tells nobody
+                await asyncio.sleep(0.1)
+    except TimeoutError:
+        pytest.fail((folder / "prometheus.log").read_text()[-3000:])

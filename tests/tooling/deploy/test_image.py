@@ -1,0 +1,213 @@
+"""The image, without an engine: its steps are run, and what they install runs as a pod would have it."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milo_discoveryd import __version__
+from tests.end_to_end.process.conftest import Place, folder, place
+from tests.tooling.deploy.manifests import DEPLOY, ROOT, arguments, environment, pod
+from tests.tooling.deploy.validators import validator
+
+__all__ = ["folder", "place"]
+
+DEMO = DEPLOY / "overlays" / "demo"
+
+NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
+
+
+class Installed:
+    def __init__(self, folder: Path) -> None:
+        self.venv = folder / "venv"
+        self.wheels = folder / "wheels"
+        subprocess.run(
+            ["sh", ROOT / "deploy" / "image" / "install.sh", ROOT, self.venv, self.wheels],
+            env={**os.environ, "PYTHON": sys.executable}, check=True, timeout=300,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return Installed(tmp_path_factory.mktemp("image"))
+
+
+def test_the_dockerfile_is_well_made() -> None:
+    done = subprocess.run(
+        [validator("hadolint"), ROOT / "Dockerfile"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_dockerfile_installs_by_the_same_steps_and_runs_as_the_manifests_say() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    assert re.findall(r"^RUN (.*)$", text, re.MULTILINE) == ["sh deploy/image/install.sh /src /opt/venv"]
+    assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["65532:65532"]
+    assert re.findall(r"^ARG VERSION=(.*)$", text, re.MULTILINE) == [__version__]
+
+
+def test_the_one_image_that_it_begins_with_has_a_digest_and_a_tag_to_renew_it_by() -> None:
+    stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    [image] = {base for base, _ in stages} - {name for _, name in stages}
+    assert re.fullmatch(r"python:3\.\d+-slim-\w+@sha256:[0-9a-f]{64}", image)
+
+
+def test_what_renews_the_digest_is_set_up_as_its_bot_takes_it() -> None:
+    done = subprocess.run(
+        [validator("check-jsonschema"), "--builtin-schema", "vendor.renovate", ROOT / "renovate.json"],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "docker:pinDigests" in json.loads((ROOT / "renovate.json").read_text())["extends"]
+
+
+def test_what_the_image_copies_is_let_through_by_its_ignore_file() -> None:
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert {source for sources in copied for source in sources.split()} == let_through
+
+
+def test_the_wheels_hold_their_package_and_nothing_else(installed: Installed) -> None:
+    holds = {path.name.split("-")[0]: zipfile.ZipFile(path).namelist() for path in installed.wheels.iterdir()}
+    assert set(holds) == {"milo_discovery_client", "milo_discoveryd"}
+    for names in holds.values():
+        assert any(name.endswith("/py.typed") for name in names)
+    assert {name.partition("/")[0] for name in holds["milo_discoveryd"]} == {
+        "milo_discoveryd",
+        f"milo_discoveryd-{__version__}.dist-info",
+    }
+
+
+def test_both_commands_are_installed_and_know_their_version(installed: Installed) -> None:
+    for command in ("milo-discoveryd", "milo-discovery"):
+        done = subprocess.run(
+            [installed.venv / "bin" / command, "--help"], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert "Usage:" in done.stdout
+    said = subprocess.check_output([installed.venv / "bin" / "milo-discoveryd", "--version"], text=True, timeout=60)
+    assert said.split()[-1] == __version__
+
+
+@pytest.fixture(scope="module")
+def copied(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("volume")
+    commands = installed.venv / "bin"
+    subprocess.run([commands / "python", commands / "copy-client", target], check=True, timeout=60)
+    return target
+
+
+def test_the_client_that_is_copied_loads_nothing_from_where_it_was(copied: Path) -> None:
+    program = """if True:
+        import sys, milo_discovery.cli.answers, milo_discovery.cli.credential, milo_discovery.cli.kubeconfig
+        print(*(each.__file__ for each in sys.modules.values() if getattr(each, "__file__", None)), sep="\\n")
+    """
+    loaded = subprocess.check_output(
+        [copied / "bin" / "python3", "-I", "-c", program], env={"LD_LIBRARY_PATH": str(copied / "lib")}, text=True
+    )
+    assert [path for path in loaded.splitlines() if not path.startswith(f"{copied}/lib/")] == []
+
+
+async def test_the_client_that_is_copied_has_credentials_for_who_calls_it(copied: Path, place: Place) -> None:
+    place.sandbox.projects.create("alpha", ready=True)
+    async with place.daemon() as daemon:
+        await daemon.start()
+        await daemon.until_said('"synced"')
+        process = await asyncio.create_subprocess_exec(
+            copied / "milo-discovery", "credential", "--cluster", "alpha",
+            env={"MILO_DISCOVERY_ADDRESS": place.address}, stdout=PIPE,
+        )  # fmt: skip
+        said, _ = await process.communicate()
+    assert json.loads(said)["kind"] == "ExecCredential"
+
+
+def test_nothing_of_it_is_compiled_at_its_first_start(installed: Installed) -> None:
+    [package] = (installed.venv / "lib").glob("python*/site-packages/milo_discoveryd")
+    for source in package.rglob("*.py"):
+        assert list(source.parent.glob(f"__pycache__/{source.stem}.*.pyc")), source
+
+
+@asynccontextmanager
+async def running(installed: Installed, root: Path, folder: Path) -> AsyncIterator["Pod"]:
+    spec: dict[str, Any] = json.loads(json.dumps(pod(folder)))
+    for container in (*spec["initContainers"], *spec["containers"]):
+        variables = environment(folder, container)
+        container["args"] = arguments(folder, container)
+        container["env"] = [{"name": name, "value": value} for name, value in variables.items()]
+    # Of the machine: the C library and tools, and the Python that the environment was made with.
+    tree = [each for each in ("/usr", "/bin", "/lib", "/lib64", "/etc") if Path(each).exists()]
+    tree += [str(installed.venv), sys.base_prefix]
+    given = {
+        "spec": spec,
+        "root": str(root),
+        "tree": list(dict.fromkeys(each for each in tree if not each.startswith("/usr/"))),
+        "path": f"{installed.venv}/bin:/usr/bin:/bin",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *NAMESPACES, sys.executable, Path(__file__).with_name("pod.py"), stdin=PIPE, stdout=PIPE, stderr=STDOUT
+    )
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(given).encode() + b"\n")
+    try:
+        yield Pod(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+class Pod:
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self.said: list[str] = []
+
+    async def until(self, words: str) -> None:
+        assert self._process.stdout is not None
+        async with asyncio.timeout(60):
+            while not any(words in line for line in self.said):
+                line = await self._process.stdout.readline()
+                assert line, "\n".join(self.said[-30:])
+                self.said.append(line.decode().rstrip())
+
+    async def end(self) -> None:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        async with asyncio.timeout(60):
+            rest = await self._process.stdout.read()
+        self.said += rest.decode().splitlines()
+
+
+@pytest.fixture
+def namespaces() -> None:
+    """Skips the test, and says why, where there are none to be had."""
+    for tool in ("unshare", "setpriv", "mount", "chroot"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed, and it makes the pod")
+    tried = subprocess.run([*NAMESPACES, "mount", "--make-rprivate", "/"], capture_output=True, text=True, check=False)
+    if os.geteuid() or tried.returncode:
+        pytest.skip(f"a pod of our own takes root and namespaces: {tried.stderr.strip() or 'not root'}")
+
+
+@pytest.mark.usefixtures("namespaces")
+async def test_the_demo_runs_as_a_pod_without_rights_and_without_a_place_to_write_to(
+    installed: Installed, tmp_path: Path
+) -> None:
+    async with running(installed, tmp_path, DEMO) as demo:
+        await demo.until("pod subscriber started")
+        order = [line for line in demo.said if line.startswith("pod ")]
+        assert order == ["pod sandbox started", "pod milo-discoveryd started", "pod subscriber started"]
+        await demo.until("ENGAGED")
+        await demo.end()
+    assert "pod milo-discoveryd ended with status 0" in demo.said
+    assert not [line for line in demo.said if "Traceback" in line or "Permission denied" in line], demo.said

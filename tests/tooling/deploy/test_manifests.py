@@ -1,0 +1,261 @@
+"""What is deployed: valid for every Kubernetes that we name, and fit for the daemon as it is."""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from milo_discoveryd import __version__, cli
+from milo_discoveryd.config import load
+from milo_discoveryd.config.values import UnixAddress
+from tests.end_to_end.examples.building import go_program
+from tests.tooling.deploy.manifests import (
+    BUILT,
+    DEPLOY,
+    ROOT,
+    WITH_DAEMON,
+    arguments,
+    containers,
+    daemon,
+    environment,
+    of_kind,
+    pod,
+)
+from tests.tooling.deploy.manifests import built as build
+from tests.tooling.deploy.manifests import manifests as read
+from tests.tooling.deploy.validators import validator
+
+OLDEST, NEWEST = "1.29", "1.37"
+# Kinds of the Prometheus operator, which the schemas of Kubernetes don't have.
+FOREIGN_KINDS = {"PodMonitor", "PrometheusRule"}
+
+every_build = pytest.mark.parametrize("folder", BUILT, ids=lambda folder: folder.name)
+every_pod = pytest.mark.parametrize("folder", WITH_DAEMON, ids=lambda folder: folder.name)
+
+
+@every_build
+@pytest.mark.parametrize("version", [OLDEST, NEWEST])
+def test_every_manifest_is_strictly_valid(folder: Path, version: str, tmp_path: Path) -> None:
+    judged = strictly_valid(build(folder), version, tmp_path / "built.yaml")
+    assert judged == sum(each["kind"] not in FOREIGN_KINDS for each in read(folder))
+
+
+def strictly_valid(manifests: str, version: str, path: Path) -> int:
+    """How many of them there are."""
+    path.write_text(manifests)
+    done = subprocess.run(
+        [validator("kubernetes-validate"), "--strict", "-k", version, path],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = (done.stdout + done.stderr).splitlines()
+    assert {line.partition("kind ")[2].split()[0] for line in said if line.startswith("WARN")} <= FOREIGN_KINDS
+    return sum(line.startswith("INFO") for line in said)
+
+
+def test_what_the_prometheus_operator_reads_has_no_field_that_it_does_not_know() -> None:
+    judge = go_program(Path(__file__).parent / "operator_kinds", "operator-kinds")
+    manifests = "\n---\n".join(build(folder) for folder in BUILT)
+    done = subprocess.run(judge, input=manifests, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {line.removesuffix(": valid") for line in done.stdout.splitlines()} == FOREIGN_KINDS
+    wrong = manifests.replace("podMetricsEndpoints:", "podMetricEndpoints:")
+    assert subprocess.run(judge, input=wrong, capture_output=True, text=True, check=False, timeout=60).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "group", "resource"),
+    [
+        ("project", "resourcemanager.miloapis.com", "projects"),
+        ("project-control-plane", "infrastructure.miloapis.com", "projectcontrolplanes"),
+    ],
+)
+def test_a_mode_may_read_the_one_resource_that_it_watches(mode: str, group: str, resource: str) -> None:
+    role = yaml.safe_load((DEPLOY / "base" / "rbac" / mode / "cluster-role.yaml").read_text())
+    assert role["rules"] == [{"apiGroups": [group], "resources": [resource], "verbs": ["get", "list", "watch"]}]
+
+
+@pytest.mark.parametrize(
+    ("source", "file"), [("token-request", "role.yaml"), ("kubeconfig-secret", "cluster-role.yaml")]
+)
+def test_a_source_of_kubeconfigs_may_do_what_its_document_says(source: str, file: str) -> None:
+    document = (ROOT / "docs" / "kubeconfigs.md").read_text()
+    _, _, about = document.partition(f"### `{source}`")
+    said = re.search(r"^```yaml\n(rules:\n.*?)^```", about, re.MULTILINE | re.DOTALL)
+    assert said is not None
+    role = yaml.safe_load((DEPLOY / "base" / "rbac" / source / file).read_text())
+    assert role["rules"] == yaml.safe_load(said[1])["rules"]
+
+
+def test_who_reviews_tokens_may_do_that_and_nothing_else() -> None:
+    role = yaml.safe_load((DEPLOY / "base" / "rbac" / "token-review" / "cluster-role.yaml").read_text())
+    assert role["rules"] == [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
+    ]
+
+
+@every_build
+def test_a_binding_is_to_a_role_and_an_account_that_are_there(folder: Path) -> None:
+    accounts = {
+        (each["metadata"].get("namespace"), each["metadata"]["name"]) for each in of_kind(folder, "ServiceAccount")
+    }
+    roles = {each["metadata"]["name"] for each in of_kind(folder, "ClusterRole")}
+    for binding in of_kind(folder, "ClusterRoleBinding"):
+        assert binding["roleRef"]["name"] in roles
+        for subject in binding["subjects"]:
+            assert subject["kind"] == "User" or (subject["namespace"], subject["name"]) in accounts
+
+
+@every_pod
+def test_the_daemon_takes_its_arguments_and_its_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: dict[str, Any] = {}
+    container = daemon(folder)
+
+    def note(**flags: Any) -> None:
+        taken.update(flags)
+
+    monkeypatch.setattr(cli.run, "callback", note)
+    [command, *rest] = arguments(folder, container)
+    done = CliRunner().invoke(cli.main, [command, *rest])
+    assert done.exit_code == 0, done.output
+
+    given = {name: value for name, value in taken.items() if value not in (None, ())}
+    variables = environment(folder, container)
+    settings = load(given, variables, None)
+    assert settings.mode == variables["MILO_DISCOVERYD_MODE"]
+    assert load({}, variables, None) == settings, "what a check in the container looks at"
+    assert settings.http_listen is not None
+    assert settings.http_listen.port == container["ports"][0]["containerPort"]
+
+
+@every_pod
+def test_a_native_sidecar_holds_the_operator_back_until_the_first_list(folder: Path) -> None:
+    container = daemon(folder)
+    assert container in pod(folder)["initContainers"]
+    assert container["restartPolicy"] == "Always"
+    assert container["startupProbe"]["httpGet"] == {"path": "/readyz", "port": "discovery-http"}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "discovery-http"}
+    assert "readinessProbe" not in container, "it would count for the whole pod"
+
+
+@every_pod
+def test_every_subscriber_looks_where_the_daemon_listens(folder: Path) -> None:
+    volumes = {each["name"]: each for each in pod(folder)["volumes"]}
+    assert volumes["milo-discovery"]["emptyDir"]["medium"] == "Memory"
+    told = {environment(folder, each).get("MILO_DISCOVERY_ADDRESS") for each in containers(folder)} - {None}
+    [address] = told
+    [listener] = load({"listen": (address,)}, {}, None).listen
+    listen = listener.address
+    assert isinstance(listen, UnixAddress)
+    for container in containers(folder):
+        mounts = {each["name"]: each["mountPath"] for each in container.get("volumeMounts", ())}
+        if "milo-discovery" in mounts:
+            # Not in the volume's own folder: everybody may write there, and the daemon refuses such a place.
+            assert listen.path.parent.parent == Path(mounts["milo-discovery"])
+
+
+@every_pod
+def test_our_containers_are_as_restricted_as_can_be(folder: Path) -> None:
+    restricted(folder)
+
+
+def restricted(folder: Path) -> None:
+    for container in containers(folder):
+        if "milo-discoveryd" not in container["image"]:
+            continue
+        assert container["securityContext"] == {
+            "runAsNonRoot": True,
+            "runAsUser": 65532,
+            "runAsGroup": 65532,
+            "readOnlyRootFilesystem": True,
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+        assert set(container["resources"]["limits"]) == {"memory"}, "a limit on CPU would throttle its first list"
+    assert pod(folder)["securityContext"]["fsGroup"] == 65532
+
+
+@every_pod
+def test_the_daemon_is_given_what_it_was_measured_to_take(folder: Path) -> None:
+    usual = {**measured("sandbox"), **measured("churn")}
+    given = daemon(folder)["resources"]
+    assert quantity(given["requests"]["memory"]) > max(usual["churn.rss_mib"], usual["idle.probed.rss_mib"])
+    assert quantity(given["requests"]["cpu"]) > usual["idle.probed.cpu_percent"] / 100
+    assert quantity(given["limits"]["memory"]) > 2 * usual["sync_100k.peak_mib"]
+
+
+def measured(run: str) -> dict[str, float]:
+    """The figures that docs/performance.md shows."""
+    figures: dict[str, float] = json.loads((ROOT / "bench" / "results" / f"{run}.json").read_text())["figures"]
+    return figures
+
+
+def quantity(text: str) -> float:
+    """In MiB, or cores."""
+    return float(text.removesuffix("Mi")) if text.endswith("Mi") else float(text.removesuffix("m")) / 1000
+
+
+@every_pod
+def test_images_have_the_version_of_the_package(folder: Path) -> None:
+    ours = {each["image"] for each in containers(folder) if "milo-discoveryd" in each["image"]}
+    assert {image.rpartition(":")[2] for image in ours} == {__version__}
+
+
+@every_pod
+def test_what_selects_the_daemons_pods_finds_them(folder: Path) -> None:
+    [deployment] = of_kind(folder, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"].items()
+    for monitor in of_kind(folder, "PodMonitor"):
+        assert monitor["spec"]["selector"]["matchLabels"].items() <= labels
+        [endpoint] = monitor["spec"]["podMetricsEndpoints"]
+        assert endpoint["port"] in {port["name"] for port in daemon(folder)["ports"]}
+    for policy in of_kind(folder, "NetworkPolicy"):
+        assert policy["spec"]["podSelector"]["matchLabels"].items() <= labels
+
+
+@pytest.fixture
+def overlay(tmp_path: Path) -> Callable[..., Path]:
+    """A kustomization of somebody's operator, with these components."""
+
+    def made(*components: str) -> Path:
+        folder = tmp_path / "overlay"
+        folder.mkdir()
+        (folder / "operator.yaml").write_text((DEPLOY / "examples" / "operator" / "operator.yaml").read_text())
+        relative = [os.path.relpath(DEPLOY / "components" / name, folder.resolve()) for name in components]
+        (folder / "kustomization.yaml").write_text(
+            yaml.safe_dump({"resources": ["operator.yaml"], "components": relative})
+        )
+        return folder
+
+    return made
+
+
+def test_with_the_kubeconfig_of_the_core_api_the_daemon_watches_projects(overlay: Callable[..., Path]) -> None:
+    folder = overlay("sidecar", "core-kubeconfig")
+    variables = environment(folder, daemon(folder))
+    assert variables["MILO_DISCOVERYD_MODE"] == "project"
+    mounts = {each["name"]: each["mountPath"] for each in daemon(folder)["volumeMounts"]}
+    assert set(mounts) == {"milo-discovery", "milo-kubeconfig"}
+    assert Path(variables["MILO_DISCOVERYD_DISCOVERY_KUBECONFIG"]).parent == Path(mounts["milo-kubeconfig"])
+
+
+def test_the_client_is_copied_into_a_volume_before_the_operator_starts(
+    overlay: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = overlay("sidecar", "client")
+    [copying] = [each for each in pod(folder)["initContainers"] if each["name"] == "milo-discovery-client"]
+    assert "restartPolicy" not in copying
+    [mount] = copying["volumeMounts"]
+    assert copying["command"] == ["copy-client", mount["mountPath"]]
+    assert mount["name"] in {each["name"] for each in pod(folder)["volumes"]}
+    strictly_valid(build(folder), OLDEST, tmp_path / "built.yaml")
+    restricted(folder)

@@ -1,0 +1,66 @@
+"""The rules and the dashboard: every expression can be read, and names only what there is."""
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.end_to_end.process.conftest import Place
+from tests.tooling.deploy import monitoring
+from tests.tooling.deploy.web import get
+from tools import metrics_reference
+
+# Of Prometheus itself, or put by the PodMonitor on everything it scrapes.
+SCRAPE_LABELS = frozenset({"namespace", "pod", "container", "job", "instance"})
+EXPORTED = {name: labels for family in metrics_reference.families() for name, labels in family.series}
+KNOWN = EXPORTED | {"up": frozenset()} | dict.fromkeys(monitoring.recorded(), frozenset({"type", "reason"}))
+
+EXPRESSIONS = [(rule.get("alert") or rule["record"], rule["expr"]) for rule in monitoring.rules()]
+EXPRESSIONS += monitoring.dashboard_expressions()
+
+
+@pytest.mark.parametrize(("name", "expression"), EXPRESSIONS, ids=[name for name, _ in EXPRESSIONS])
+def test_expressions_name_only_what_is_exported_or_recorded(name: str, expression: str) -> None:
+    allowed = set(SCRAPE_LABELS)
+    for metric, labels in monitoring.selected(expression):
+        assert metric in KNOWN, f"{metric} is exported by nobody"
+        assert labels <= KNOWN[metric] | SCRAPE_LABELS, f"{metric} has no such labels"
+        allowed |= KNOWN[metric]
+    assert monitoring.grouped(expression) <= allowed
+
+
+async def test_a_running_daemon_exports_just_what_the_reference_has(place: Place) -> None:
+    async with place.daemon(http_listen="127.0.0.1:0") as daemon:
+        await daemon.start()
+        await daemon.until_said('"started"')
+        page = await get(f"{daemon.events('started')[-1]['http']}/metrics")
+    found = text_string_to_metric_families(page.decode())
+    names = {f"{family.name}_total" if family.type == "counter" else family.name for family in found}
+    assert names == {family.name for family in metrics_reference.families()}
+
+
+@pytest.mark.parametrize("alert", monitoring.alerts(), ids=lambda alert: alert["alert"])
+def test_an_alert_says_how_bad_it_is_what_it_means_and_what_to_do(alert: dict[str, dict[str, str]]) -> None:
+    assert alert["labels"]["severity"] in {"critical", "warning", "info"}
+    assert alert["labels"]["service"] == "milo-discoveryd"
+    assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
+    _, _, path = alert["annotations"]["runbook_url"].partition("/blob/main/")
+    runbook = (monitoring.ROOT / path).read_text()
+    for heading in ("## What it means", "## What subscribers see", "## What to look at", "## What mends it"):
+        assert heading in runbook
+    assert f"`{alert['alert']}`" in runbook
+
+
+def test_every_runbook_belongs_to_an_alert() -> None:
+    named = {alert["annotations"]["runbook_url"].rpartition("/")[2] for alert in monitoring.alerts()}
+    assert {path.name for path in (monitoring.ROOT / "docs" / "runbooks").glob("*.md")} == named
+
+
+def test_panels_of_the_dashboard_have_titles_of_their_own_and_do_not_overlap() -> None:
+    panels = monitoring.panels()
+    assert len({panel["title"] for panel in panels}) == len(panels)
+    squares = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(squares) == len(set(squares))

@@ -1,0 +1,56 @@
+"""Both packages as they are released: one version, and sources from which the same wheel can be built."""
+
+import os
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import milo_discovery
+from milo_discoveryd import __version__
+from tests.tooling.deploy.manifests import ROOT
+
+PACKAGES = {"milo_discoveryd": ROOT, "milo_discovery_client": ROOT / "clients" / "python"}
+
+
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment in which Python finds the build backend."""
+    folder = tmp_path_factory.mktemp("builder")
+    run("pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder), "hatchling>=1.27")
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def run(module: str, *arguments: str, cwd: Path | None = None, environ: dict[str, str] | None = None) -> None:
+    subprocess.run([sys.executable, "-m", module, *arguments], cwd=cwd, env=environ, check=True, timeout=100)
+
+
+def contents(folder: Path) -> set[str]:
+    [wheel] = folder.glob("*.whl")
+    return set(zipfile.ZipFile(wheel).namelist())
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_the_wheel_from_the_sdist_is_the_wheel_from_the_tree(
+    name: str, builder: dict[str, str], tmp_path: Path
+) -> None:
+    def build(kind: str, source: Path, out: Path) -> None:
+        run("hatchling", "build", "-t", kind, "-d", str(out), cwd=source, environ=builder)
+
+    build("sdist", PACKAGES[name], tmp_path)
+    [sdist] = tmp_path.glob("*.tar.gz")
+    assert sdist.name == f"{name}-{__version__}.tar.gz"
+    subprocess.run(["tar", "-xzf", sdist, "-C", tmp_path], check=True)
+    build("wheel", tmp_path / f"{name}-{__version__}", tmp_path / "from-sdist")
+    build("wheel", PACKAGES[name], tmp_path / "from-tree")
+    assert contents(tmp_path / "from-sdist") == contents(tmp_path / "from-tree")
+
+
+def test_there_is_one_version() -> None:
+    projects = [tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in PACKAGES.values()]
+    assert {project.get("version", __version__) for project in projects} == {__version__}
+    assert f"milo-discovery-client=={__version__}" in projects[0]["dependencies"]
+    assert getattr(milo_discovery, "__version__", __version__) == __version__

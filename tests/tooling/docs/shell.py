@@ -1,0 +1,57 @@
+"""What the documents have people type into a shell, and what they say that comes of it."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.tooling.docs.test_links import DOCUMENTS, ROOT
+
+_FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Command:
+    text: str
+    shown: str = ""
+    """Below it, where it stands behind a prompt."""
+
+    def parts(self) -> Iterator[tuple[str, ...]]:
+        """By words; what is behind a pipe is a command of its own, and so is what is handed to a container."""
+        words = shlex.split(self.text, comments=True)
+        begins = 0
+        for at, word in enumerate(words):
+            if word in ("|", "&&", "--"):
+                yield tuple(words[begins:at])
+                begins = at + 1
+        yield tuple(words[begins:])
+
+
+@dataclass(frozen=True)
+class Block:
+    """Typed one after the other, in one place."""
+
+    document: Path
+    commands: tuple[Command, ...]
+
+    def __str__(self) -> str:
+        return f"{self.document.relative_to(ROOT)}: {self.commands[0].text}"
+
+
+def _commands(language: str, text: str) -> Iterator[Command]:
+    text = text.replace("\\\n", " ")
+    if language == "sh":
+        yield from (Command(line) for line in text.splitlines() if shlex.split(line, comments=True))
+    elif language in ("", "console"):
+        for typed, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", text, re.MULTILINE):
+            yield Command(typed, shown)
+
+
+def _blocks(document: Path) -> Iterator[Block]:
+    for _, language, text in _FENCED.findall(document.read_text()):
+        if commands := tuple(_commands(language, text)):
+            yield Block(document, commands)
+
+
+BLOCKS = tuple(block for document in DOCUMENTS for block in _blocks(document))

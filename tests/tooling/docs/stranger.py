@@ -1,0 +1,133 @@
+"""Somebody who knows nothing but the README: what it says to type is typed, as it stands there, with a clock running.
+
+`./dev readme` begins with a fresh clone, and nothing in any cache.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parents[3]
+ENDS_WITHIN_S = 30.0
+
+
+def blocks(document: Path, *languages: str) -> list[str]:
+    found = re.findall(r"^```(\w+)\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    return [text for language, text in found if language in languages]
+
+
+class Terminal:
+    """Types a block of commands into a shell, in a clone, and reads what comes of it."""
+
+    def __init__(self, clone: Path, environ: dict[str, str], typed: str) -> None:
+        self._typed = typed
+        self._said: list[str] = []
+        self._shell = subprocess.Popen(
+            ["sh", "-ec", typed], cwd=clone, env=environ, text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def until(self, words: str) -> str:
+        """The line that has these words in it."""
+        assert self._shell.stdout is not None
+        for line in self._shell.stdout:
+            self._said.append(line)
+            if re.search(words, line):
+                return line
+        said = "".join(self._said[-30:])
+        raise AssertionError(f"{self._typed}\nended with {self._shell.wait()}, and not with {words!r}:\n{said}")
+
+    def close(self) -> None:
+        """With Ctrl-C, as a person does."""
+        with self._shell:
+            if self._shell.poll() is None:
+                os.killpg(self._shell.pid, signal.SIGINT)
+            try:
+                self._shell.communicate(timeout=ENDS_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._shell.pid, signal.SIGKILL)
+                raise
+
+
+class Stranger:
+    """`folder` stands for /tmp, so that two of them are not in each other's way."""
+
+    def __init__(self, clone: Path, folder: Path, environ: dict[str, str]) -> None:
+        self._clone = clone
+        self._folder = folder
+        # Of the ports it is the one that everybody has, and somebody else may have already.
+        self._environ = environ | {"MILO_DISCOVERYD_HTTP_LISTEN": "127.0.0.1:0"}
+        self._see, *self._use = blocks(clone / "README.md", "sh")
+        [self._operator] = blocks(clone / "README.md", "python")
+
+    def sees(self) -> Iterator[str]:
+        with self._terminal(self._see) as demo:
+            demo.until(r"  ENGAGED")
+            yield "./dev demo shows a cluster that is engaged"
+
+    def uses(self) -> Iterator[str]:
+        milo, daemon, subscriber = self._use
+        with ExitStack() as open_ones:
+
+            def opened(typed: str) -> Terminal:
+                return open_ones.enter_context(self._terminal(typed))
+
+            opened(milo).until(r"kubeconfig: ")
+            yield "the sandbox is there"
+            running = opened(daemon)
+            running.until(r"^all well$")
+            yield "check says that all is well"
+            running.until(r'"synced"')
+            yield "the daemon has the fleet"
+            [name] = re.findall(r"^[a-z-]+", opened(subscriber.replace("NAME", "none")).until(r"  Ready  "))
+            yield "list shows a cluster"
+            asking = opened(subscriber.replace("NAME", name))
+            asking.until(rf"^{name} is engaged, since ")
+            yield "explain says why it is engaged"
+            asking.until(rf"^ENGAGED +{name} ")
+            yield "watch tells of it"
+            entering, _ = subscriber.split("milo-discovery ", 1)
+            (self._folder / "my_operator.py").write_text(self._operator)
+            opened(f"{entering} python -u /tmp/my_operator.py").until(r"^start working in ")
+            yield "the operator of the page works in one"
+
+    @contextmanager
+    def _terminal(self, typed: str) -> Iterator[Terminal]:
+        terminal = Terminal(self._clone, self._environ, typed.replace("/tmp/", f"{self._folder}/"))
+        try:
+            yield terminal
+        finally:
+            terminal.close()
+
+
+def main() -> None:
+    began = time.monotonic()
+
+    def told(what: str) -> None:
+        sys.stdout.write(f"{time.monotonic() - began:6.1f} s  {what}\n")
+        sys.stdout.flush()
+
+    # Short: the path of a socket has 107 characters at most.
+    with TemporaryDirectory(prefix="readme-") as name:
+        folder = Path(name)
+        clone, home = folder / "clone", folder / "home"
+        home.mkdir()
+        subprocess.run(["git", "clone", "--quiet", ROOT, clone], check=True)
+        told("a fresh clone, as of the last commit")
+        environ = os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache")}
+        stranger = Stranger(clone, folder, environ)
+        steps: tuple[Callable[[], Iterator[str]], ...] = (stranger.sees, stranger.uses)
+        for step in steps:
+            for what in step():
+                told(what)
+
+
+if __name__ == "__main__":
+    main()

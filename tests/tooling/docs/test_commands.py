@@ -1,0 +1,267 @@
+"""Every command in the documents is run, or it is said here what is known of it without."""
+
+import argparse
+import asyncio
+import importlib.util
+import inspect
+import os
+import re
+import shlex
+import sys
+from asyncio.subprocess import PIPE, STDOUT
+from collections.abc import AsyncIterator, Sequence
+from enum import Enum, auto
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import yaml
+
+from milo_discovery._gen import discovery_pb2 as pb
+from tests.end_to_end.process.conftest import Place, folder, place
+from tests.tooling.deploy.manifests import BUILT
+from tests.tooling.deploy.validators import kubectl
+from tests.tooling.docs.shell import BLOCKS, Block
+from tests.tooling.docs.stranger import blocks
+from tests.tooling.docs.test_links import DOCUMENTS, ROOT
+
+__all__ = ["folder", "place"]
+
+
+class Way(Enum):
+    TYPED = auto()
+    """Beside a daemon; what is shown has to come."""
+    README = auto()
+    """In its order, by test_readme."""
+    BUILT = auto()
+    """Held to the schemas of Kubernetes, by tests/tooling/deploy."""
+    IN_A_CLUSTER = auto()
+    """It takes one. That kubectl knows the command and its flags is known without."""
+    LASTING = auto()
+    """Minutes, or until it is ended: its arguments are read. CI runs the short ones."""
+    FOUND = auto()
+    """In a log: the daemon's code has the event."""
+    CALLED = auto()
+    """By a tool that isn't here: the service has the call."""
+    INSTALLED = auto()
+    """By tests/tooling/deploy/test_packages."""
+    EXAMPLE = auto()
+    """Built and run by tests/end_to_end/examples."""
+    SIGNALLED = auto()
+    """By tests/integration/telemetry/test_logging and tests/end_to_end/process/test_rights."""
+
+
+def way(block: Block, words: Sequence[str]) -> Way:
+    match words:
+        case _ if block.document == ROOT / "README.md":
+            return Way.README
+        case ["milo-discovery" | "milo-discoveryd", *_] | ["kubectl", "--kubeconfig", *_]:
+            return Way.TYPED
+        case [variable, "milo-discoveryd", *_] if re.match(r"MILO_\w+=", variable):
+            return Way.TYPED
+        case ["kubectl", "kustomize", _] | ["kubectl", "apply", "-k", _]:
+            return Way.BUILT
+        case ["kubectl", *_]:
+            return Way.IN_A_CLUSTER
+        case ["./dev", *_] | ["export" | "." | "cd", _]:
+            return Way.LASTING
+        case ["grep", *_]:
+            return Way.FOUND
+        case ["grpcurl", *_]:
+            return Way.CALLED
+        case ["pip", "install", "./clients/python"]:
+            return Way.INSTALLED
+        case ["go", *_] | ["npm", *_] | ["python", "examples/python/operator_greeter.py"]:
+            return Way.EXAMPLE
+        case ["sh", "-c", "kill -USR1 1" | "kill -HUP 1"]:
+            return Way.SIGNALLED
+    raise AssertionError(f"{block}: say here how {words} is run")
+
+
+def of(wanted: Way) -> list[tuple[str, ...]]:
+    """Each once."""
+    found = {
+        part: None
+        for block in BLOCKS
+        for command in block.commands
+        for part in command.parts()
+        if way(block, part) is wanted
+    }
+    return list(found)
+
+
+def joined(words: Sequence[str]) -> str:
+    return " ".join(words)
+
+
+TYPED = [
+    block
+    for block in BLOCKS
+    if any(way(block, part) is Way.TYPED for command in block.commands for part in command.parts())
+]
+[RULES] = (block for block in TYPED if block.document.name == "security.md")
+LIKE = (
+    (r"\b(?:\d+[dhms])+\b", "AGE"),
+    (r"\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", "TIME"),
+    (r"[ \t]+", " "),
+)
+
+
+def alike(text: str) -> list[str]:
+    for pattern, stand_in in LIKE:
+        text = re.sub(pattern, stand_in, text)
+    return text.strip().splitlines()
+
+
+class Desk:
+    """A shell in a folder that has what the documents speak of."""
+
+    def __init__(self, place: Place, **environ: str) -> None:
+        self.folder = place.folder / "desk"
+        self.folder.mkdir()
+        for name in ("kubeconfig", "DISCOVERY_KUBECONFIG"):
+            (self.folder / name).write_text(place.kubeconfig.read_text())
+        self._done: set[str] = set()
+        self._environ = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "HOME": str(self.folder),
+            "MILO_DISCOVERY_ADDRESS": place.address,
+            "MILO_DISCOVERYD_DISCOVERY_KUBECONFIG": str(place.kubeconfig),
+            **environ,
+        }
+
+    async def type(self, block: Block) -> AsyncIterator[str]:
+        """Tells of what did not come as it is shown, or failed."""
+        for command in block.commands:
+            ours = {shlex.join(part) for part in command.parts() if way(block, part) is Way.TYPED}
+            for text in [command.text] if command.shown else sorted(ours - self._done):
+                self._done.add(text)
+                status, said = await self._typed(re.sub(r"\b(CLUSTER|my-project)\b", "swift-dune", text))
+                shown, *cut = re.split(r"^\.\.\.$", command.shown, flags=re.MULTILINE)
+                came = alike(said)[: len(alike(shown))] if cut else alike(said)
+                if came != alike(shown) if shown else status:
+                    yield f"{block}\n{text} ended with {status}:\n{said}"
+
+    async def _typed(self, text: str) -> tuple[int | None, str]:
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", text, cwd=self.folder, env=self._environ, stdout=PIPE, stderr=STDOUT
+        )
+        async with asyncio.timeout(60):
+            said, _ = await process.communicate()
+        return process.returncode, said.decode()
+
+
+async def test_what_is_typed_beside_a_daemon_does_what_is_shown(place: Place) -> None:
+    kubectl()  # some of it is for kubectl
+    place.sandbox.projects.create("gentle-geyser", ready=True, organization="acme")
+    place.sandbox.projects.create("swift-dune", ready=True, organization="fernweh")
+    desk = Desk(place, MILO_DISCOVERYD_LISTEN=place.address, MILO_DISCOVERYD_HTTP_LISTEN="127.0.0.1:0")
+    async with place.daemon() as daemon:
+        await daemon.start()
+        wrong = [each for block in TYPED if block != RULES for each in [_ async for _ in desk.type(block)]]
+    assert wrong == [], "\n\n".join(wrong)
+
+
+async def test_what_somebody_would_get_by_the_rules_that_are_shown_is_what_is_shown(place: Place) -> None:
+    for name in ("shop-blog", "shop-search", "shop-web"):
+        place.sandbox.projects.create(name, ready=True, organization="shop", labels={"env": "prod"})
+    for number in range(9):
+        place.sandbox.projects.create(f"other-{number}", ready=True, labels={"env": "prod"})
+    [rules] = (text for text in blocks(RULES.document, "yaml") if "rights:" in text)
+    sources = [{"name": "viewer", "type": "kubeconfig-secret"}]
+    desk = Desk(place)
+    config = {**yaml.safe_load(rules), "kubeconfigs": {"sources": sources}}
+    (desk.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    wrong = [each async for each in desk.type(RULES)]
+    assert wrong == [], "\n\n".join(wrong)
+
+
+@pytest.mark.parametrize("words", of(Way.BUILT), ids=joined)
+def test_what_is_to_be_applied_is_built(words: Sequence[str]) -> None:
+    assert ROOT / words[-1] in BUILT
+
+
+@pytest.mark.parametrize("words", of(Way.IN_A_CLUSTER), ids=joined)
+async def test_kubectl_knows_the_command_and_its_flags(words: Sequence[str]) -> None:
+    given = [*words, "--", "true"] if "exec" in words else words
+    process = await asyncio.create_subprocess_exec(
+        kubectl(), "--server=http://127.0.0.1:1", *given[1:], stdout=PIPE, stderr=STDOUT
+    )
+    async with asyncio.timeout(30):
+        said, _ = await process.communicate()
+    assert "refused" in said.decode()
+
+
+class Read(Exception):  # noqa: N818 - it is what was wanted
+    """The arguments were."""
+
+
+@pytest.mark.parametrize("words", [words for words in of(Way.LASTING) if words[0] == "./dev"], ids=joined)
+def test_what_lasts_takes_its_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    _, verb, *given = words
+    [does] = re.findall(rf"^{verb}\) (.*) ;;$", (ROOT / "dev").read_text(), re.MULTILINE)
+    if verb == "python":
+        [_, module, *given] = given
+    elif run := re.search(r'-m (\S+) "\$@"', does):
+        module = run[1]
+    else:
+        assert given == []
+        return
+
+    read = argparse.ArgumentParser.parse_args
+
+    def only(parser: argparse.ArgumentParser, *arguments: Sequence[str]) -> NoReturn:
+        read(parser, *arguments)
+        raise Read
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only)
+    monkeypatch.setattr(sys, "argv", [module, *given])
+    package = importlib.util.find_spec(module)
+    assert package is not None
+    main = importlib.import_module(f"{module}.__main__" if package.submodule_search_locations else module).main
+    with pytest.raises(Read):
+        main(*([given] if inspect.signature(main).parameters else []))
+
+
+@pytest.mark.parametrize("words", of(Way.FOUND), ids=joined)
+def test_what_is_looked_for_in_a_log_is_an_event(words: Sequence[str]) -> None:
+    event = re.compile(rf"log\.\w+\(\s*\"[^\"]*{words[-1].strip(chr(34))}")
+    assert any(event.search(path.read_text()) for path in (ROOT / "milo_discoveryd").rglob("*.py"))
+
+
+@pytest.mark.parametrize("words", of(Way.CALLED), ids=joined)
+def test_what_is_called_is_a_call_of_the_service(words: Sequence[str]) -> None:
+    service, _, method = words[-1].rpartition("/")
+    described = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
+    assert words[-1] == "list" or (service == described.full_name and method in described.methods_by_name)
+
+
+PYTHON = [
+    (document, number)
+    for document in DOCUMENTS
+    if document != ROOT / "README.md"  # whose program is the end of test_readme
+    for number, text in enumerate(blocks(document, "python"))
+    if "asyncio.run(main())" in text and "while True" not in text
+]
+
+
+@pytest.mark.parametrize(
+    ("document", "number"), PYTHON, ids=lambda case: case.name if isinstance(case, Path) else str(case)
+)
+async def test_programs_in_the_documents_tell_of_a_cluster_that_is_engaged(
+    document: Path, number: int, place: Place
+) -> None:
+    place.sandbox.projects.create("alpha", ready=True, labels={"env": "prod"})
+    async with place.daemon() as daemon:
+        await daemon.start()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-u", "-c", blocks(document, "python")[number],
+            env={**os.environ, "MILO_DISCOVERY_ADDRESS": place.address}, stdout=PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(30):
+                assert b"alpha" in await process.stdout.readline()
+        finally:
+            process.kill()
+            await process.wait()

@@ -1,0 +1,15 @@
+"""The README leads a stranger to an engaged cluster. From a fresh clone, and with a clock: `./dev readme`."""
+
+import os
+from pathlib import Path
+
+from tests.end_to_end.process.conftest import folder
+from tests.tooling.docs.stranger import ROOT, Stranger
+
+__all__ = ["folder"]
+
+
+def test_its_commands_lead_to_an_operator_that_works_in_a_cluster(folder: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
+    *_, last = Stranger(ROOT, folder, clean).uses()
+    assert last == "the operator of the page works in one"

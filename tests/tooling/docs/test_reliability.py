@@ -1,0 +1,38 @@
+"""docs/reliability.md names tests that are there, for everything that it promises."""
+
+import ast
+from functools import cache
+
+import pytest
+
+from tests.support.reliability_matrix import ROOT, rows
+
+ROWS = rows()
+
+
+@cache
+def names(path: str) -> frozenset[str]:
+    """Of all that pytest could collect there."""
+    tree = ast.parse((ROOT / "tests" / path).read_text())
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    return frozenset(node.name for node in ast.walk(tree) if isinstance(node, kinds))
+
+
+@pytest.mark.parametrize(("letter", "last"), [("F", 61), ("S", 19), ("O", 10), ("A", 14)])
+def test_every_row_is_there(letter: str, last: int) -> None:
+    assert [row for row in ROWS if row[0] == letter] == [f"{letter}{number}" for number in range(1, last + 1)]
+
+
+def test_every_row_has_tests_or_says_why_not() -> None:
+    assert [row.number for row in ROWS.values() if bool(row.tests) == row.is_explained] == []
+
+
+def test_every_test_that_is_named_is_there() -> None:
+    missing = [
+        f"{row.number}: {node}"
+        for row in ROWS.values()
+        for node in row.tests
+        for path, _, name in [node.partition("::")]
+        if not (ROOT / "tests" / path).is_file() or (name and name not in names(path))
+    ]
+    assert missing == []

@@ -1,0 +1,92 @@
+"""docs/security.md names tests that are there, for every control and for everything that is said to be tried."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from itertools import takewhile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+LINES = (ROOT / "docs" / "security.md").read_text().splitlines()
+_CONTROL = re.compile(r"\| (K\d+)? \| (.+) \| (.+) \|")
+_LINK = re.compile(r"\[`([^`]+)`\]\(\.\./tests/([^)]+)\)")
+_TRIED_FROM = LINES.index("| tried | tests |")
+
+CONTROLS = [
+    found.groups() for line in LINES[:_TRIED_FROM] if (found := _CONTROL.fullmatch(line)) and _LINK.search(line)
+]
+TRIED = [line for line in LINES[_TRIED_FROM + 2 :] if line.startswith("| ") and _LINK.search(line)]
+
+
+@cache
+def collected(path: str) -> frozenset[str]:
+    """Those that pytest collects there by themselves; a state machine is one."""
+    file = ROOT / "tests" / path
+    if not file.is_file():
+        return frozenset()
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    names = (node.name for node in ast.parse(file.read_text()).body if isinstance(node, kinds))
+    return frozenset(name for name in names if name.lower().startswith("test"))
+
+
+def test_every_control_is_there_once_and_in_order() -> None:
+    assert [number for number, *_ in CONTROLS if number] == [f"K{number}" for number in range(1, 20)]
+
+
+@pytest.mark.parametrize(
+    "row", [*(" | ".join(filter(None, row)) for row in CONTROLS), *TRIED], ids=lambda row: row[:40]
+)
+def test_what_a_row_names_is_there(row: str) -> None:
+    named = _LINK.findall(row)
+    missing = [
+        (name, path) for name, path in named if not collected(path) or (name != path and name not in collected(path))
+    ]
+    assert named
+    assert missing == []
+
+
+def test_all_that_is_tried_is_told() -> None:
+    assert len(TRIED) == 8
+
+
+# --- dependencies ---
+
+
+def dependencies() -> set[str]:
+    """Of both packages, with what may be installed besides for running them."""
+    found: set[str] = set()
+    for folder in (ROOT, ROOT / "clients" / "python"):
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        extras = project["optional-dependencies"]
+        for requirement in (*project["dependencies"], *extras.get("traces", ()), *extras.get("kubernetes", ())):
+            found.add(re.split(r"[^\w-]", requirement)[0])
+    return found - {"milo-discovery-client"}
+
+
+def test_every_dependency_is_reviewed_and_nothing_else_is() -> None:
+    first = LINES.index("| package | for | what it has to do with | licence | kept by |") + 2
+    rows = list(takewhile(lambda line: line.startswith("|"), LINES[first:]))
+    assert {name for row in rows for name in re.findall(r"`([\w.-]+)`", row.split(" | ")[0])} == dependencies()
+
+
+def test_of_what_kubernetes_brings_a_connection_leaves_be_what_is_said() -> None:
+    [said] = re.findall(r"leaves be what its other clients need: (.*?)\. ", " ".join(LINES))
+    left = {name.replace("-", "_").removesuffix("_client") for name in re.findall(r"`([\w-]+)`", said)}
+    program = (
+        "import asyncio, ssl, sys, milo_discoveryd.app\n"
+        "from milo_discoveryd.watchers.connection import _Pool\n"
+        "async def connect():\n"
+        "    context = ssl.create_default_context()\n"
+        "    await _Pool('https://a.test', context, None, tls_server_name=None, proxy=None, limit=1).aclose()\n"
+        "asyncio.run(connect())\n"
+        "print(*{name.partition('.')[0] for name in sys.modules})\n"
+    )
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "kubernetes" in loaded
+    assert len(left) == 7
+    assert not left & set(loaded)

@@ -1,0 +1,107 @@
+"""What a target is begun with: something that gets deep into it. What fuzzing finds is kept in files besides."""
+
+import base64
+import json
+from pathlib import Path
+
+import msgspec
+import yaml
+from google.protobuf.duration_pb2 import Duration
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.server.calls.revision import Position, Seal
+from milo_discoveryd.state_file.image import Image, Kept, Origin
+
+CORPUS = Path(__file__).parent / "corpus"
+
+_PROJECT = {
+    "metadata": {
+        "name": "alpha",
+        "uid": "u1",
+        "resourceVersion": "7",
+        "labels": {"env": "prod"},
+        "annotations": {"example.com/a": "b"},
+        "deletionTimestamp": "2026-01-01T00:00:00Z",
+    },
+    "spec": {"ownerRef": {"kind": "Organization", "name": "acme"}},
+    "status": {"conditions": [{"type": "Ready", "status": "True"}, {"type": "ControlPlaneReady", "status": "True"}]},
+}
+_STATUS = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old", "details": {"name": "alpha"}}
+_END = {"metadata": {"resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"}}}
+_LIST = {"metadata": {"resourceVersion": "9", "continue": "more"}, "items": [_PROJECT, {"metadata": {"name": "beta"}}]}
+_KUBECONFIG = {
+    "apiVersion": "v1",
+    "kind": "Config",
+    "clusters": [{"name": "a", "cluster": {"server": "https://milo.test", "certificate-authority-data": "YQ=="}}],
+    "users": [{"name": "a", "user": {"exec": {"apiVersion": "v1", "command": "/x", "args": ["a"]}}}],
+    "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
+    "current-context": "a",
+}
+_FLEET = Image(
+    Origin("https://milo.test", "project"), 1.0, (Kept("u1", Target(name="a", uid="u1", place=("https://a",)), 1.0),)
+)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _event(kind: str, value: object) -> bytes:
+    return _json({"type": kind, "object": value})
+
+
+def _jwt(**claims: object) -> bytes:
+    parts = ({"alg": "RS256"}, {"sub": "system:serviceaccount:milo:operators", "aud": ["milo"], **claims})
+    return b".".join([*(base64.urlsafe_b64encode(_json(part)).rstrip(b"=") for part in parts), b"c2ln"])
+
+
+SEEDS: dict[str, list[bytes]] = {
+    "lines": [b"\x03\x01\x00\x07\x01\x01\x01\x01one\n\ntwo\nthr", b"\0" * 8 + b"x" * 500],
+    "watch-events": [
+        *(_event(kind, _PROJECT) for kind in ("ADDED", "MODIFIED", "DELETED", "OTHER")),
+        _event("BOOKMARK", _END),
+        _event("ERROR", _STATUS),
+    ],
+    "objects": [_json(_PROJECT), b'{"metadata":{"name":"a"}}'],
+    "pages": [_json(_LIST), b'{"metadata":{},"items":null}'],
+    "refusals": [_json(_STATUS), b"<html>no healthy upstream</html>"],
+    "retry-after-headers": [b"30", b"Thu, 01 Jan 2026 12:00:30 GMT", b"Thu, 01 Jan 2026 12:00:30 +0100"],
+    "names": [b"alpha", b"a.b-c", b"..", b"%2e%2e", b"a\n", b"\xd0\xb0"],
+    "selectors": [b"env=prod,tier in (a, b),!gone,n>5", b"a.b/c notin (x)", b"env!=prod , there"],
+    "resume-tokens": [Seal(b"key").put(str(Position("0123456789abcdef", 7, 3)), "me").encode(), b"0.1"],
+    "watch-requests": [
+        pb.WatchClustersRequest(
+            filter=pb.ClusterFilter(label_selector="env=prod", names=["a"], organizations=["b"]),
+            resume_revision="r",
+            heartbeat_interval=Duration(seconds=1),
+            kubeconfig_ttl=Duration(seconds=600),
+        ).SerializeToString()
+    ],
+    "other-requests": [
+        pb.ListClustersRequest(page_size=7, page_token="t").SerializeToString(),
+        pb.IssueKubeconfigRequest(cluster="a", ttl=Duration(nanos=-1), incarnation="i").SerializeToString(),
+    ],
+    "tokens": [_jwt(exp=1_800_000_500, nbf=1, iat=1), _jwt(exp="soon"), b"opaque"],
+    "token-requests": [
+        _json({"status": {"token": _jwt(exp=1_800_000_500).decode(), "expirationTimestamp": "2027-01-15T08:10:00Z"}})
+    ],
+    "exec-plugins": [
+        _json(
+            {
+                "apiVersion": "client.authentication.k8s.io/v1",
+                "kind": "ExecCredential",
+                "status": {"token": "t", "expirationTimestamp": "2027-01-15T08:10:00Z"},
+            }
+        )
+    ],
+    "kubeconfigs": [_json(_KUBECONFIG), yaml.safe_dump(_KUBECONFIG).encode()],
+    "servers-of-kubeconfigs": [b"https://milo.test:6443/prefix", b"http://[::1]:1", b"https://u@h/../x"],
+    "yaml-documents": [b"a: &x [1, 2]\nb: *x\nc: {d: no}\n", b"<<: {a: 1}\n", b"!!python/object:x {}\n"],
+    "state-files": [msgspec.msgpack.encode(_FLEET)],
+}
+
+
+def begun_with(target: str) -> list[bytes]:
+    kept = sorted((CORPUS / target).glob("*"))
+    return [*SEEDS[target], *(path.read_bytes() for path in kept)]

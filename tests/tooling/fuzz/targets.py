@@ -1,0 +1,306 @@
+"""What is fuzzed: each target takes any bytes, and raises only where something is wrong with us."""
+
+import hashlib
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from google.protobuf.message import DecodeError
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd import yaml_document
+from milo_discoveryd.credentials import jwt
+from milo_discoveryd.credentials.authentication import kubeconfig, kubeconfig_file
+from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand, read_answer
+from milo_discoveryd.credentials.credential import Credential, token_of
+from milo_discoveryd.credentials.minted import Minted, judge
+from milo_discoveryd.credentials.secret import Secret
+from milo_discoveryd.credentials.sources.minting import Wanted
+from milo_discoveryd.credentials.sources.token_request import TokenRequest
+from milo_discoveryd.daemon_errors import ConfigError, CredentialError
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
+from milo_discoveryd.model.selector import SelectorError
+from milo_discoveryd.model.selector import parse as parse_selector
+from milo_discoveryd.modes.mode import Setting, WatchedMode
+from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
+from milo_discoveryd.reflect import retry_after
+from milo_discoveryd.reflect.wire import (
+    Bookmark,
+    Decoder,
+    Ignored,
+    Junk,
+    Lines,
+    LineTooLongError,
+    PageError,
+    Refused,
+    Removed,
+    Seen,
+    refusal,
+)
+from milo_discoveryd.server.calls import requests, revision
+from milo_discoveryd.server.calls.grpc_errors import CallError
+from milo_discoveryd.state_file import image
+from tests.unit.credentials.backend import Answer, ScriptedApi
+
+T = TypeVar("T")
+Fuzzed = Callable[[bytes], None]
+TARGETS: dict[str, Fuzzed] = {}
+
+NOW = 1_800_000_000.0
+_SETTING = Setting(project_endpoint="https://milo.test", annotation_prefixes=("example.com/",))
+_MODES: tuple[WatchedMode, ...] = (ProjectMode(_SETTING), ProjectControlPlaneMode(_SETTING))
+_DECODERS = tuple((mode, Decoder(mode.object_type, mode.observe)) for mode in _MODES)
+_ORIGIN = image.Origin("https://milo.test", "project")
+_LONGEST_LINE = 400
+
+
+def target(fuzzed: Fuzzed) -> Fuzzed:
+    TARGETS[fuzzed.__name__.replace("_", "-")] = fuzzed
+    return fuzzed
+
+
+# --- what API servers send ---
+
+
+@target
+def lines(data: bytes) -> None:
+    """Cut anywhere, the bytes are the same lines."""
+    sizes, content = data[:8], data[8:]
+
+    def cut(chunks: list[bytes]) -> list[bytes] | None:
+        splitter, found = Lines(_LONGEST_LINE), []
+        try:
+            for chunk in chunks:
+                found += [bytes(line) for line in splitter.feed(chunk)]
+        except LineTooLongError:
+            return None
+        assert splitter.partial == bool(content.rpartition(b"\n")[2])
+        return found
+
+    chunks, rest = [], content
+    for size in sizes:
+        chunks.append(rest[:size])
+        rest = rest[size:]
+    wanted = [line for line in content.split(b"\n")[:-1] if line]
+    is_too_long = any(len(line) > _LONGEST_LINE for line in content.split(b"\n"))
+    assert cut([*chunks, rest]) == cut([content]) == (None if is_too_long else wanted)
+
+
+@target
+def watch_events(data: bytes) -> None:
+    for _, decoder in _DECODERS:
+        match decoder.line(data):
+            case Seen(observation):
+                _sound(observation)
+            case Removed(name):
+                assert name
+            case Bookmark() | Refused() | Junk() | Ignored():
+                pass
+
+
+@target
+def objects(data: bytes) -> None:
+    for _, decoder in _DECODERS:
+        observation = decoder.object(data)
+        assert observation == decoder.object(data)
+        if observation is not None:
+            _sound(observation)
+
+
+@target
+def pages(data: bytes) -> None:
+    for _, decoder in _DECODERS:
+        try:
+            _, found = decoder.page(data)
+        except PageError:
+            continue
+        for observation in found:
+            _sound(observation)
+
+
+@target
+def refusals(data: bytes) -> None:
+    refused = refusal(data, 503)
+    assert len(refused.message) <= 600
+    refused.message.encode()
+
+
+@target
+def retry_after_headers(data: bytes) -> None:
+    told = retry_after.seconds(data.decode("latin-1"), datetime.fromtimestamp(NOW, UTC))
+    assert told is None or abs(told) < 1e12
+
+
+@target
+def names(data: bytes) -> None:
+    """A name leads to one host and one path, or to none."""
+    name = data.decode("utf-8", "replace")
+    conditions = [{"type": kind, "status": "True"} for kind in ("Ready", "ControlPlaneReady")]
+    metadata = {"name": name, "uid": "u", "resourceVersion": "1"}
+    document = {"metadata": metadata, "status": {"conditions": conditions}}
+    for mode in _MODES:
+        observation = mode.observe(msgspec.convert(document, mode.object_type))
+        if not isinstance(observation, Ready):
+            continue
+        parts = urlsplit(observation.target.endpoint)
+        assert (parts.scheme, parts.query, parts.fragment, parts.username) == ("https", "", "", None)
+        if isinstance(mode, ProjectMode):
+            assert parts.netloc == "milo.test"
+            assert parts.path == f"{mode.resource.path}/{name}/control-plane"
+        else:
+            assert parts.netloc == f"milo-apiserver.project-{name}.svc.cluster.local:6443"
+            assert parts.path == ""
+
+
+# --- what subscribers send ---
+
+
+@target
+def selectors(data: bytes) -> None:
+    try:
+        selector = parse_selector(data.decode("utf-8", "replace"))
+    except SelectorError:
+        return
+    assert str(parse_selector(str(selector))) == str(selector)
+    for labels in ((), (("env", "prod"),), (("env", ""), ("n", "12"))):
+        assert parse_selector(str(selector)).matches(labels) == selector.matches(labels)
+
+
+@target
+def resume_tokens(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    position = revision.parse(text)
+    seal = revision.Seal(b"key")
+    assert seal.holds(text, "holder") is None
+    if position is not None:
+        sealed = seal.put(str(position), "holder")
+        assert revision.parse(sealed) == position
+        assert seal.holds(sealed, "holder") == str(position)
+        assert seal.holds(sealed, "another") is None
+
+
+@target
+def watch_requests(data: bytes) -> None:
+    try:
+        request = pb.WatchClustersRequest.FromString(data)
+        asked = requests.watch(request, 30.0)
+    except (DecodeError, CallError):
+        return
+    low, high = requests.HEARTBEAT_BOUNDS_S
+    assert low <= asked.heartbeat_s <= high
+    assert asked.kubeconfig_ttl_s is None or asked.kubeconfig_ttl_s > 0
+
+
+@target
+def other_requests(data: bytes) -> None:
+    with suppress(DecodeError, CallError):
+        requests.listing(pb.ListClustersRequest.FromString(data))
+    with suppress(DecodeError, CallError):
+        requests.issue(pb.IssueKubeconfigRequest.FromString(data))
+
+
+# --- what credentials come from ---
+
+
+@target
+def tokens(data: bytes) -> None:
+    """Whatever a backend gives, who is handed it is handed one that is good, and nobody reads of its content."""
+    try:
+        token = token_of(data.decode("utf-8", "replace"), "the token")
+        minted = judge(Credential(token=token), NOW, origin="a backend", expires_at=NOW + 600, audiences=("milo",))
+    except CredentialError as error:
+        said = str(error)
+    else:
+        said = ""
+        _good(minted, token)
+    assert len(data) < 12 or data.decode("utf-8", "replace") not in said
+
+
+def _good(minted: Minted, token: Secret) -> None:
+    assert NOW < minted.expires_at <= NOW + 600
+    claims = jwt.claims(token.reveal())
+    assert claims is None or "milo" in claims.audiences
+
+
+@target
+def token_requests(data: bytes) -> None:
+    api = ScriptedApi(Answer(201, data))
+    source = TokenRequest(
+        "requested", api, origin="test", namespace="milo", service_account="operators", bound=False, clock=lambda: NOW
+    )
+    with suppress(CredentialError):
+        minted = _finished(source.mint(Wanted(ttl_s=900, target=None, incarnation=1)))
+        assert minted.expires_at > NOW
+
+
+def _finished(work: Coroutine[Any, Any, T]) -> T:
+    """What comes of it, without a loop: nothing in it has to wait."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("it waits, though its answer is there")
+
+
+@target
+def kubeconfigs(data: bytes) -> None:
+    with suppress(ConfigError):
+        kubeconfig_file.read(data, "kubeconfig test")
+
+
+@target
+def exec_plugins(data: bytes) -> None:
+    command = ExecCommand(api_version="client.authentication.k8s.io/v1", argv=("plugin",), environment={})
+    with suppress(CredentialError):
+        read_answer(data, command, NOW)
+
+
+@target
+def servers_of_kubeconfigs(data: bytes) -> None:
+    server = data.decode("utf-8", "replace")
+    if kubeconfig.server_problem(server) is None:
+        parts = urlsplit(server)
+        assert parts.scheme in {"http", "https"}
+        assert parts.hostname
+        assert parts.username is None
+
+
+@target
+def yaml_documents(data: bytes) -> None:
+    each: tuple[yaml_document.Scalars, ...] = ("text", "typed")
+    for scalars in each:
+        with suppress(yaml_document.DocumentError):
+            yaml_document.read(data, scalars=scalars)
+
+
+# --- what outlives us ---
+
+
+@target
+def state_files(data: bytes) -> None:
+    """As it is, and with a head that makes its body count."""
+    head = f"milo-discoveryd state {image.FORMAT} {hashlib.sha256(data).hexdigest()}\n".encode()
+    for content in (data, head + data):
+        try:
+            found = image.decode(content, _ORIGIN)
+        except image.ImageError:
+            continue
+        assert image.decode(image.encode(found), _ORIGIN) == found
+
+
+def _sound(observation: Observation) -> None:
+    """It can be kept, told, and asked about."""
+    match observation:
+        case Ready(uid, version, target_):
+            assert observation.name
+            assert Target(**msgspec.structs.asdict(target_)) == target_
+            (uid + version + target_.endpoint + target_.organization).encode()
+        case NotReady() | Outside() | Malformed():
+            assert observation.name
+            observation.message.encode()

@@ -1,0 +1,31 @@
+"""A process that speaks gRPC must not be copied by fork: nothing forks, and one module alone starts commands."""
+
+import ast
+from collections.abc import Iterator
+
+from tests.tooling.import_contracts.rooms import ROOT
+
+STARTERS = {"milo_discoveryd/credentials/authentication/external_command.py"}
+FORKS = {"fork", "forkpty", "daemon"}
+COPIES = {"multiprocessing", "concurrent.futures.process", "pty"}
+STARTS = {"create_subprocess_exec", "create_subprocess_shell", "Popen", "posix_spawn", "system", "popen"}
+
+
+def calls(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)):
+                yield name
+            case ast.Import(names=names):
+                yield from (alias.name for alias in names)
+            case ast.ImportFrom(module=str(name)):
+                yield name
+
+
+def test_f39_nothing_forks_and_commands_are_started_in_one_place() -> None:
+    found: dict[str, set[str]] = {}
+    for path in (ROOT / "milo_discoveryd").rglob("*.py"):
+        module = path.relative_to(ROOT).as_posix()
+        found[module] = set(calls(ast.parse(path.read_text())))
+    assert {module for module, names in found.items() if names & (FORKS | COPIES)} == set()
+    assert {module for module, names in found.items() if names & STARTS} == STARTERS

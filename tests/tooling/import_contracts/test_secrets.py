@@ -1,0 +1,136 @@
+"""There is no place in what is read, kept or shown that a credential could travel in: it takes a call of its own.
+
+What is read by many is cached, logged and shown to more people than it was meant for, and a field that is there for a
+credential gets filled one day. So this goes by types and descriptors, and not by what happens to be in them.
+"""
+
+import re
+import typing
+from collections.abc import Iterator
+
+import pytest
+from google.protobuf.any_pb2 import Any
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
+from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.kubeconfigs.handed import Kubeconfig
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.registry import Done, Record
+from milo_discoveryd.state_file.image import Image
+from milo_discoveryd.telemetry.status import Status
+from tools.metrics_reference import families
+
+SERVICE = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
+OF_A_SECRET = re.compile(r"token|secret|password|credential|certificate|kubeconfig|bearer|(^|_)key")
+
+
+def messages(root: Descriptor) -> dict[str, Descriptor]:
+    """All that such a message may have in it."""
+    found: dict[str, Descriptor] = {}
+
+    def walk(message: Descriptor) -> None:
+        if message.full_name in found:
+            return
+        found[message.full_name] = message
+        for field in message.fields:
+            if field.message_type is not None:
+                walk(field.message_type)
+
+    walk(root)
+    return found
+
+
+def all_messages() -> dict[str, Descriptor]:
+    found: dict[str, Descriptor] = {}
+    for method in SERVICE.methods:
+        found |= messages(method.input_type) | messages(method.output_type)
+    return found
+
+
+def test_kubeconfigs_come_by_the_calls_that_are_for_them_and_reading_clusters_has_none() -> None:
+    name = pb.Kubeconfig.DESCRIPTOR.full_name
+    carrying = {method.name for method in SERVICE.methods if name in messages(method.output_type)}
+    assert carrying == {"IssueKubeconfig", "WatchClusters"}
+    assert not any(name in messages(method.input_type) for method in SERVICE.methods), "nor are any taken"
+    assert pb.WatchClustersRequest().include_kubeconfigs is False, "who watches has none without asking for them"
+
+
+def test_no_other_message_has_a_field_for_a_secret() -> None:
+    named = {
+        f"{message.name}.{field.name}"
+        for message in all_messages().values()
+        for field in message.fields
+        if OF_A_SECRET.search(field.name)
+    }
+    assert named == {
+        "ClusterEvent.kubeconfig",
+        "IssueKubeconfigResponse.kubeconfig",
+        "Kubeconfig.kubeconfig",
+        # About them, and none of them opens anything.
+        "WatchClustersRequest.include_kubeconfigs",
+        "WatchClustersRequest.kubeconfig_ttl",
+        "GetServerInfoResponse.credential_sources",
+        "Limits.max_kubeconfig_ttl",
+        "ListClustersRequest.page_token",
+        "ListClustersResponse.next_page_token",
+        # Of maps: labels, annotations.
+        "LabelsEntry.key",
+        "AnnotationsEntry.key",
+    }
+    raw = {
+        f"{message.name}.{field.name}"
+        for message in all_messages().values()
+        for field in message.fields
+        if field.type == FieldDescriptor.TYPE_BYTES or field.message_type is Any.DESCRIPTOR
+    }
+    assert raw == {"Kubeconfig.kubeconfig"}, "what could hold anything holds that alone"
+
+
+def parts(root: object) -> set[object]:
+    """All types that a value of this type may be made of."""
+    found: set[object] = set()
+
+    def walk(kind: object) -> None:
+        if kind in found:
+            return
+        found.add(kind)
+        for each in typing.get_args(kind):
+            walk(each)
+        if isinstance(kind, type) and kind.__module__.startswith("milo_discoveryd."):
+            for each in typing.get_type_hints(kind).values():
+                walk(each)
+
+    walk(root)
+    return found
+
+
+SECRETS = {Secret, Credential, ClientCertificate, Minted, Kubeconfig}
+
+
+def test_the_walk_finds_a_secret_where_there_is_one() -> None:
+    assert parts(Kubeconfig) & SECRETS == SECRETS
+
+
+@pytest.mark.parametrize("kind", [Cluster, Event, Record, Done, Image, Status], ids=lambda kind: kind.__name__)
+def test_what_is_known_of_the_fleet_what_is_kept_on_disk_and_what_is_shown_is_made_of_no_secret(kind: type) -> None:
+    made_of = parts(kind)
+    assert made_of & SECRETS == set()
+    named = {f"{each.__name__}.{name}" for each in made_of if isinstance(each, type) for name in hints(each)}
+    assert {name for name in named if OF_A_SECRET.search(name.partition(".")[2])} <= {
+        "Status.credentials",  # how their sources are: SourceHealth, whose own fields are looked at here as well
+    }
+
+
+def hints(kind: type) -> Iterator[str]:
+    if kind.__module__.startswith("milo_discoveryd."):
+        yield from typing.get_type_hints(kind)
+
+
+def test_no_metric_has_a_label_for_a_secret() -> None:
+    assert {label for family in families() for label in family.labels} == {
+        "cluster", "grpc_code", "grpc_method", "mode", "organization", "reason", "result", "source", "state", "type",
+        "uid", "version",
+    }  # fmt: skip

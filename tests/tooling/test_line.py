@@ -1,0 +1,116 @@
+"""What can happen on the way between two."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.line import Line
+
+
+@pytest.fixture
+async def echo() -> AsyncIterator[int]:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            writer.write(line)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+class Caller:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def at(cls, line: Line) -> "Caller":
+        return cls(*await asyncio.open_connection("127.0.0.1", line.port))
+
+    def says(self, text: str) -> None:
+        self._writer.write(f"{text}\n".encode())
+
+    async def hears(self) -> str:
+        async with asyncio.timeout(20):
+            return (await self._reader.readline()).decode().rstrip("\n")
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+async def test_bytes_pass_both_ways(echo: int) -> None:
+    async with Line(echo) as line:
+        caller = await Caller.at(line)
+        caller.says("hello")
+        assert await caller.hears() == "hello"
+        caller.close()
+
+
+async def test_it_leads_to_a_unix_socket_as_well(tmp_path: Path) -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"welcome\n")
+        writer.close()
+
+    async with await asyncio.start_unix_server(greet, tmp_path / "s"), Line(str(tmp_path / "s")) as line:
+        caller = await Caller.at(line)
+        assert await caller.hears() == "welcome"
+        caller.close()
+
+
+async def test_a_cut_resets_what_is_open_and_serves_what_comes_next(echo: int) -> None:
+    async with Line(echo) as line:
+        caller = await Caller.at(line)
+        caller.says("hello")
+        await caller.hears()
+        await line.cut()
+        with pytest.raises(ConnectionResetError):
+            await caller.hears()
+        caller = await Caller.at(line)
+        caller.says("again")
+        assert await caller.hears() == "again"
+        caller.close()
+
+
+async def test_while_it_refuses_nobody_gets_through_and_then_at_the_same_port(echo: int) -> None:
+    async with Line(echo) as line:
+        async with line.refusing():
+            with pytest.raises(ConnectionRefusedError):
+                await Caller.at(line)
+        caller = await Caller.at(line)
+        caller.says("hello")
+        assert await caller.hears() == "hello"
+        caller.close()
+
+
+async def test_what_drips_arrives_whole(echo: int) -> None:
+    async with Line(echo) as line, line.dripping():
+        caller = await Caller.at(line)
+        caller.says("x" * 700)
+        assert await caller.hears() == "x" * 700
+        caller.close()
+
+
+async def test_a_connection_of_which_something_was_swallowed_never_carries_anything_again(echo: int) -> None:
+    async with Line(echo) as line:
+        caller = await Caller.at(line)
+        async with line.swallowing():
+            caller.says("lost")
+            await eventually(lambda: line.swallowed == len("lost\n"))
+        caller.says("lost too")
+        await eventually(lambda: line.swallowed == len("lost\nlost too\n"))
+        another = await Caller.at(line)
+        another.says("hello")
+        assert await another.hears() == "hello"
+        caller.close()
+        another.close()
+
+
+async def test_where_nobody_is_the_caller_is_hung_up_on() -> None:
+    async with Line("/nowhere") as line:
+        caller = await Caller.at(line)
+        assert await caller.hears() == ""
+        caller.close()

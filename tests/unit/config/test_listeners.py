@@ -1,0 +1,77 @@
+"""A place to listen at: an address, or a mapping that says who may connect there and how they prove who they are."""
+
+from pathlib import Path
+
+import pytest
+
+from milo_discoveryd.config import Listener, load
+from milo_discoveryd.config.values import InsecureAddress, TcpAddress, UnixAddress
+from milo_discoveryd.daemon_errors import ConfigError
+
+TLS = "tls: {certificate: /tls/tls.crt, key: /tls/tls.key, client_ca: /tls/ca.crt}"
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.yaml"
+
+
+def listeners(file: Path, *items: str) -> tuple[Listener, ...]:
+    file.write_text("listen:\n" + "".join(f"  - {item}\n" for item in items))
+    return load({}, {}, file).listen
+
+
+def problem(file: Path, *items: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        listeners(file, *items)
+    [told] = caught.value.problems
+    return told.partition("key listen: ")[2]
+
+
+def test_addresses_and_mappings_stand_beside_each_other(file: Path) -> None:
+    plain, unix, tcp = listeners(
+        file,
+        "unix:///run/a.sock",
+        '{name: operators, address: unix:///run/b.sock, mode: "0600", owner: 1000, group: milo}',
+        f'{{address: "0.0.0.0:7443", {TLS}, tokens: true}}',
+    )
+    assert (plain.title, plain.address) == ("unix:///run/a.sock", UnixAddress(Path("/run/a.sock")))
+    assert (unix.title, unix.mode, unix.owner, unix.group) == ("operators", 0o600, "1000", "milo")
+    assert (tcp.title, tcp.address, tcp.tokens) == ("0.0.0.0:7443", TcpAddress("0.0.0.0", 7443), True)
+    assert tcp.tls is not None
+    assert tcp.tls.client_ca == Path("/tls/ca.crt")
+
+
+def test_loopback_without_tls_is_to_be_asked_for_by_name(file: Path) -> None:
+    [local] = listeners(file, '"insecure://127.0.0.1:7070"')
+    assert local.address == InsecureAddress("127.0.0.1", 7070)
+    assert str(local.address) == "insecure://127.0.0.1:7070"
+    assert problem(file, '"127.0.0.1:7070"').endswith('or, for everybody on this machine, "insecure://127.0.0.1:7070"')
+
+
+@pytest.mark.parametrize(
+    ("item", "told"),
+    [
+        ('"10.0.0.1:80"', '"10.0.0.1:80" is TCP, and needs tls with certificate, key and client_ca'),
+        ('"insecure://10.0.0.1:80"', "is not on loopback, so other machines could read everything"),
+        ("{name: a}", "item 1.address: is missing"),
+        (f'{{address: "unix:///a", {TLS}}}', "item 1: has tls, which is for TCP"),
+        (f'{{address: "insecure://[::1]:80", {TLS}}}', "item 1: has tls, and says insecure"),
+        (f'{{address: "h:80", {TLS}, peer_credentials: true}}', "item 1: has peer_credentials, which is for Unix"),
+        (f'{{address: "h:80", {TLS}, mode: "0600"}}', "item 1: has mode, which is for Unix"),
+        ('{address: "h:80", tls: {certificate: /a, key: /b}}', "item 1.tls.client_ca: is missing"),
+        ('{address: "h:80", tls: {certificate: /a, key: /b, ca: /c}}', "item 1.tls.c"),
+        ('{address: "unix:///a", mode: "0666"}', 'item 1.mode: "0666" must not let everybody write'),
+        ('{address: "unix:///a", modus: "0600"}', "item 1.modus: "),
+    ],
+)
+def test_what_does_not_go_together_is_told_with_its_place(file: Path, item: str, told: str) -> None:
+    file.write_text(f"listen: [{item}]")
+    with pytest.raises(ConfigError) as caught:
+        load({}, {}, file)
+    assert told in str(caught.value)
+
+
+def test_names_are_told_apart(file: Path) -> None:
+    assert "another name" in problem(file, "{name: a, address: unix:///a}", "{name: a, address: unix:///b}")
+    assert "each address once" in problem(file, "{name: a, address: unix:///a}", "unix:///a")

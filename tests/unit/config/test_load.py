@@ -1,0 +1,243 @@
+"""Which of flags, environment and file decides, and what a person is told when one of them is wrong."""
+
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from milo_discoveryd.config import Listener, Settings, UnixAddress, load
+from milo_discoveryd.config.values import InsecureAddress
+from milo_discoveryd.daemon_errors import ConfigError
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.yaml"
+
+
+def problems(
+    flags: Mapping[str, object] | None = None, environ: Mapping[str, str] | None = None, file: Path | None = None
+) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as raised:
+        load(flags or {}, environ or {}, file)
+    return raised.value.problems
+
+
+def test_without_anything_said_the_defaults_hold() -> None:
+    settings = load({}, {}, None)
+    assert settings == Settings()
+    assert settings.mode == "project"
+    assert settings.listen == (Listener(address=UnixAddress(Path("/run/milo-discovery/discovery.sock"))),)
+    assert settings.heartbeat_interval == timedelta(seconds=30)
+    assert settings.stalled_timeout == timedelta(minutes=5)
+    assert settings.source.silence_limit == timedelta(seconds=90)
+
+
+def test_flags_win_over_the_environment_which_wins_over_the_file_which_wins_over_the_default(file: Path) -> None:
+    file.write_text("mode: single\nlabel_selector: from=file\nsocket: {group: '0', mode: 0600}\nnot_ready_grace: 5s\n")
+    environ = {"MILO_DISCOVERYD_LABEL_SELECTOR": "from=environment", "MILO_DISCOVERYD_SOCKET__GROUP": "1"}
+    settings = load({"label_selector": "from=flag"}, environ, file)
+    assert settings.mode == "single"
+    assert settings.label_selector == "from=flag"
+    assert settings.socket.group == "1"
+    assert settings.socket.mode == 0o600
+    assert settings.not_ready_grace == timedelta(seconds=5)
+    assert settings.tombstones == Settings().tombstones
+
+
+def test_the_file_can_be_named_by_a_variable_and_a_given_one_wins(file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.yaml"
+    other.write_text("mode: single\n")
+    file.write_text("mode: project-control-plane\n")
+    assert load({}, {"MILO_DISCOVERYD_CONFIG": str(other)}, None).mode == "single"
+    assert load({}, {"MILO_DISCOVERYD_CONFIG": str(other)}, file).mode == "project-control-plane"
+
+
+def test_flags_and_variables_that_are_not_given_decide_nothing() -> None:
+    flags = {"mode": None, "listen": (), "label_selector": None}
+    assert load(flags, {"MILO_DISCOVERYD_MODE": ""}, None) == Settings()
+
+
+def test_an_empty_flag_is_said_and_an_empty_kubeconfig_is_the_cluster_we_run_in(file: Path) -> None:
+    file.write_text("label_selector: a=b\ndiscovery_kubeconfig: /etc/kubeconfig\n")
+    settings = load({"label_selector": "", "discovery_kubeconfig": ""}, {}, file)
+    assert settings.label_selector == ""
+    assert settings.discovery_kubeconfig is None
+
+
+def test_an_empty_file_says_nothing(file: Path) -> None:
+    file.write_text("# nothing yet\n")
+    assert load({}, {}, file) == Settings()
+    file.write_text("mode:\nsocket:\n")
+    assert load({}, {}, file) == Settings()
+
+
+def test_words_of_a_file_are_never_taken_for_booleans_or_numbers(file: Path) -> None:
+    file.write_text("mode: single\ncluster:\n  name: no\n  labels: {on: yes, version: 1.10}\n")
+    settings = load({}, {}, file)
+    assert settings.cluster.name == "no"
+    assert settings.cluster.labels == {"on": "yes", "version": "1.10"}
+
+
+def test_lists_and_mappings_of_a_variable_are_separated_by_commas() -> None:
+    settings = load(
+        {},
+        {
+            "MILO_DISCOVERYD_LISTEN": "unix:///run/a.sock, insecure://127.0.0.1:8080",
+            "MILO_DISCOVERYD_CLUSTER__LABELS": "env=prod,tier=",
+            "MILO_DISCOVERYD_ANNOTATION_PREFIXES": "example.com/,kubernetes.io/display-name",
+        },
+        None,
+    )
+    assert [each.address for each in settings.listen] == [
+        UnixAddress(Path("/run/a.sock")),
+        InsecureAddress("127.0.0.1", 8080),
+    ]
+    assert settings.cluster.labels == {"env": "prod", "tier": ""}
+    assert settings.annotation_prefixes == ("example.com/", "kubernetes.io/display-name")
+
+
+@pytest.mark.parametrize("around", ["", "discovery:\n"])
+@pytest.mark.parametrize(("said", "mode"), [("true", "project-control-plane"), ("false", "project")])
+def test_the_spellings_of_todays_operators_are_accepted(file: Path, around: str, said: str, mode: str) -> None:
+    indent = "  " if around else ""
+    file.write_text(
+        f"{around}{indent}internalServiceDiscovery: {said}\n"
+        f"{indent}discoveryKubeconfigPath: /etc/discovery\n{indent}projectKubeconfigPath: ''\n"
+    )
+    settings = load({}, {}, file)
+    assert settings.mode == mode
+    assert settings.discovery_kubeconfig == Path("/etc/discovery")
+    assert settings.project_kubeconfig is None
+
+
+def test_the_operators_spelling_and_ours_in_one_file_are_a_conflict(file: Path) -> None:
+    file.write_text("mode: project\ninternalServiceDiscovery: true\n")
+    assert problems(file=file) == (
+        f"file {file} line 2 key internalServiceDiscovery: says again what file {file} line 1 key mode says; drop one",
+    )
+
+
+def test_the_operators_spelling_must_be_a_boolean(file: Path) -> None:
+    file.write_text("discovery:\n  internalServiceDiscovery: maybe\n")
+    assert problems(file=file) == (
+        f'file {file} line 2 key discovery.internalServiceDiscovery: "maybe" must be true or false',
+    )
+
+
+def test_a_flag_overrides_the_operators_spelling(file: Path) -> None:
+    file.write_text("internalServiceDiscovery: true\n")
+    assert load({"mode": "single"}, {}, file).mode == "single"
+
+
+def test_each_wrong_value_is_told_with_its_place_and_what_it_may_be_and_all_at_once(file: Path) -> None:
+    file.write_text("tombstones:\n  count: many\nsource:\n  page_size: 0\nhearbeat_interval: 5s\n")
+    told = problems(
+        {"mode": "projct", "http_listen": "9464"},
+        {"MILO_DISCOVERYD_LOG__LEVEL": "loud", "MILO_DISCOVERYD_LABLE_SELECTOR": "a"},
+        file,
+    )
+    assert sorted(told) == [
+        "environment MILO_DISCOVERYD_LABLE_SELECTOR: is not a setting; did you mean MILO_DISCOVERYD_LABEL_SELECTOR?",
+        'environment MILO_DISCOVERYD_LOG__LEVEL: "loud" must be one of debug, info, warning, error',
+        f'file {file} line 2 key tombstones.count: "many" must be a whole number',
+        f'file {file} line 4 key source.page_size: "0" must be at least 1',
+        f"file {file} line 5 key hearbeat_interval: is not a setting; did you mean heartbeat_interval?",
+        'flag --http-listen: "9464" must be HOST:PORT, such as "127.0.0.1:9464" (an IPv6 address in brackets)',
+        'flag --mode: "projct" must be one of project, project-control-plane, single',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("labelSelector: a=b", "label_selector"),
+        ("label-selector: a=b", "label_selector"),
+        ("socket: {gruop: x}", "group"),
+        ("discovery: {mode: milo}", "internalServiceDiscovery"),
+        ("zzz: 1", "there are mode"),
+    ],
+)
+def test_an_unknown_key_is_told_with_the_nearest_one(file: Path, written: str, meant: str) -> None:
+    file.write_text(written)
+    (problem,) = problems(file=file)
+    assert "is not a setting" in problem
+    assert meant in problem
+
+
+def test_the_value_of_an_unknown_key_is_not_shown(file: Path) -> None:
+    file.write_text("token: hunter2\n")
+    assert "hunter2" not in "".join(problems({}, {"MILO_DISCOVERYD_TOKEN": "hunter2"}, file))
+
+
+def test_the_variables_of_a_service_called_like_us_are_not_settings() -> None:
+    environ = {
+        "MILO_DISCOVERYD_SERVICE_HOST": "10.0.0.1",
+        "MILO_DISCOVERYD_SERVICE_PORT_METRICS": "9464",
+        "MILO_DISCOVERYD_PORT": "tcp://10.0.0.1:9464",
+        "MILO_DISCOVERYD_PORT_9464_TCP_ADDR": "10.0.0.1",
+        "MILO_DISCOVERYD_PORT_9464_TCP": "tcp://10.0.0.1:9464",
+    }
+    assert load({}, environ, None) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("mode: project\nmode: single\n", 'line 2: has the key "mode" twice (first on line 1)'),
+        ("mode: [project\n", "is not YAML"),
+        ("- mode\n", "must be a mapping of settings to values"),
+        ("socket: 0660\n", "line 1 key socket: must be a mapping of settings to values"),
+        ("\xff", "is not UTF-8 text"),
+    ],
+)
+def test_a_file_that_is_no_settings_file_is_told(file: Path, content: str, complaint: str) -> None:
+    file.write_bytes(content.encode("latin-1"))
+    (problem,) = problems(file=file)
+    assert problem.startswith(f"file {file}")
+    assert complaint in problem
+
+
+def test_a_file_that_is_not_there_is_told(file: Path) -> None:
+    assert problems(file=file) == (f"file {file}: cannot be read: No such file or directory",)
+
+
+def test_each_wrong_item_of_a_list_is_told() -> None:
+    told = problems({"listen": ("unix:relative", "0.0.0.0:80", "insecure://127.0.0.1:80")})
+    assert len(told) == 2
+    assert told[0].startswith('flag --listen: "unix:relative" must be')
+    assert told[1].startswith('flag --listen: "0.0.0.0:80" is TCP, and needs tls with certificate, key and client_ca')
+
+
+def test_addresses_are_told_apart_and_one_is_needed() -> None:
+    assert "each address once" in problems({"listen": ("unix:///a", "unix:///a")})[0]
+    assert "at least one address" in problems({}, {"MILO_DISCOVERYD_LISTEN": ","}, None)[0]
+
+
+def test_an_address_template_that_is_the_same_for_all_projects_is_refused(file: Path) -> None:
+    file.write_text("internal_address_template: '{namespace}.svc'\ninternal_namespace_template: milo\n")
+    (problem,) = problems(file=file)
+    assert "makes one address of all projects: use {name} or {uid}" in problem
+    file.write_text("internal_namespace_template: milo-{uid}\n")
+    assert load({}, {}, file).internal_namespace_template == "milo-{uid}"
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load({}, {}, None).mode = "single"
+
+
+def test_a_selector_that_is_none_is_told_where_it_goes_wrong() -> None:
+    (problem,) = problems({"label_selector": "env in prod"})
+    assert problem.startswith('flag --label-selector: "env in prod" must be a Kubernetes label selector: expected')
+
+
+def test_a_long_value_is_shown_in_part() -> None:
+    (problem,) = problems({"mode": "x" * 1000})
+    assert f'"{"x" * 77}..." must be one of' in problem
+
+
+def test_an_unknown_flag_is_a_mistake_of_ours() -> None:
+    with pytest.raises(KeyError):
+        load({"no_such_flag": "x"}, {}, None)

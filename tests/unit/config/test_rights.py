@@ -1,0 +1,119 @@
+"""Rules in the configuration: what may be said, and what is wrong with what may not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from milo_discoveryd.config import Settings, load
+from milo_discoveryd.daemon_errors import ConfigError
+
+BASE: dict[str, Any] = {"name": "shop", "who": {"uid": 1000}, "clusters": "all"}
+
+
+def loaded(folder: Path, *rules: object, **others: object) -> Settings:
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump({"rights": list(rules), **others}))
+    return load({}, {}, file)
+
+
+def refusal(folder: Path, *rules: object, **others: object) -> list[str]:
+    with pytest.raises(ConfigError) as raised:
+        loaded(folder, *rules, **others)
+    return [problem.partition("key rights: ")[2] for problem in raised.value.problems]
+
+
+def test_without_rules_there_are_none(tmp_path: Path) -> None:
+    assert loaded(tmp_path).rights == ()
+
+
+def test_a_rule_says_who_and_what_and_how_much(tmp_path: Path) -> None:
+    (rule,) = loaded(
+        tmp_path,
+        {
+            "name": "shop",
+            "who": {
+                "listener": "api",
+                "uid": [1000, 0],
+                "gid": 7,
+                "san": ["uri:spiffe://prod/ns/shop/*", "dns:shop.example.com"],
+                "user": "system:serviceaccount:shop:operator",
+                "group": "system:serviceaccounts:shop",
+            },
+            "clusters": {"label_selector": "env=prod", "organizations": "acme", "names": ["shop-*", "bank"]},
+            "kubeconfigs": True,
+            "sources": "viewer",
+            "max_ttl": "5m",
+            "kubeconfigs_per_minute": 60,
+            "streams": 3,
+        },
+        listen=[{"address": "unix:///tmp/d.sock", "name": "api"}],
+        kubeconfigs={"sources": [{"name": "viewer", "type": "token-file", "path": "/token"}]},
+    ).rights
+    assert (rule.who.uid, rule.who.gid, rule.who.listener) == ((1000, 0), (7,), ("api",))
+    assert rule.clusters is not None
+    assert (rule.clusters.names, rule.clusters.organizations) == (("shop-*", "bank"), ("acme",))
+    assert (rule.kubeconfigs, rule.sources, rule.streams, rule.kubeconfigs_per_minute) == (True, ("viewer",), 3, 60)
+    assert rule.max_ttl is not None
+    assert rule.max_ttl.total_seconds() == 300
+
+
+def test_everybody_all_and_none_are_words_of_their_own(tmp_path: Path) -> None:
+    kept_out, everybody = loaded(
+        tmp_path, {**BASE, "clusters": "none"}, {"name": "rest", "who": "everybody", "clusters": "all"}
+    ).rights
+    assert kept_out.clusters is None
+    assert not kept_out.who.is_everybody
+    assert everybody.who.is_everybody
+    assert not everybody.kubeconfigs
+
+
+@pytest.mark.parametrize(
+    ("said", "complaint"),
+    [
+        ({"name": "Shop"}, 'item 1.name: "Shop" must be up to 63 lowercase letters'),
+        ({"who": {}}, 'item 1.who: must be "everybody", or say who, by some of listener, uid, gid, san, user, group'),
+        ({"who": "nobody"}, 'item 1.who: "nobody" must be "everybody", or say who'),
+        ({"who": {"uid": []}}, "item 1.who.uid: names none: leave it out where it doesn't matter"),
+        ({"who": {"uid": "root"}}, 'item 1.who.uid.0: "root" must be a whole number'),
+        ({"who": {"uid": -1}}, 'item 1.who.uid.0: "-1" must be at least 0'),
+        ({"who": {"uid": list(range(1001))}}, "item 1.who.uid: must have at most 1000 values"),
+        ({"who": {"uuid": 1}}, 'item 1.who.uuid: "1" is not a setting of it'),
+        ({"who": {"san": "spiffe://prod"}}, 'item 1.who.san.0: "spiffe://prod" must be "uri:", "dns:"'),
+        ({"who": {"san": "uri:spiffe://*"}}, 'item 1.who.san.0: "uri:spiffe://*" has a "*" where it can\'t stand'),
+        ({"who": {"san": "uri:spiffe://prod*"}}, "where it can't stand"),
+        ({"who": {"san": "uri:spiffe://a/*/b"}}, "where it can't stand"),
+        ({"who": {"san": "dns:*.example.com"}}, "where it can't stand"),
+        ({"who": {"user": "system:*"}}, 'item 1.who.user.0: "system:*" must be a whole name: there are no patterns'),
+        ({"who": {"listener": "web"}}, 'item 1.who.listener: "web" is not the name of one of listen; there are: unix:'),
+        ({"clusters": {}}, 'item 1.clusters: must be "all", "none", or say which, by some of label_selector'),
+        ({"clusters": "some"}, 'item 1.clusters: "some" must be "all", "none"'),
+        ({"clusters": {"names": []}}, "item 1.clusters.names: names none"),
+        ({"clusters": {"names": "Shop_1"}}, 'item 1.clusters.names.0: "Shop_1" must be the name of a project'),
+        ({"clusters": {"label_selector": " "}}, "item 1.clusters: has an empty label_selector, which every cluster"),
+        ({"clusters": {"label_selector": "a b"}}, 'item 1.clusters.label_selector: "a b" must be a Kubernetes label'),
+        ({"sources": "viewer"}, 'item 1: has sources, and gives no kubeconfigs: write "kubeconfigs: true", or drop it'),
+        ({"max_ttl": "5m"}, "item 1: has max_ttl, and gives no kubeconfigs"),
+        ({"kubeconfigs": True, "max_ttl": "5"}, 'item 1.max_ttl: "5" must be a time with its unit'),
+        ({"kubeconfigs": True, "sources": "v"}, 'item 1.sources: "v" is not the name of one of kubeconfigs.sources'),
+        ({"kubeconfigs": "maybe"}, 'item 1.kubeconfigs: "maybe" must be true or false'),
+        ({"streams": 0}, 'item 1.streams: "0" must be at least 1'),
+        ({"color": "red"}, 'item 1.color: "red" is not a setting of it'),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, said: dict[str, object], complaint: str) -> None:
+    (problem,) = refusal(tmp_path, {**BASE, **said})
+    assert complaint in problem
+
+
+def test_names_are_given_once(tmp_path: Path) -> None:
+    (problem,) = refusal(tmp_path, BASE, BASE)
+    assert "must give each of its rules another name" in problem
+
+
+def test_no_rule_stands_behind_one_that_everybody_meets(tmp_path: Path) -> None:
+    (problem,) = refusal(tmp_path, {"name": "rest", "who": "everybody", "clusters": "none"}, BASE)
+    assert "has rules behind 'rest', which is for everybody, so that they never count" in problem
+    assert "behind shop" in problem

@@ -1,0 +1,90 @@
+"""Settings of credential sources, as a file has them, and what is said of those that are wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milo_discoveryd.config import load, sources
+from milo_discoveryd.daemon_errors import ConfigError
+
+GOOD: list[dict[str, Any]] = [
+    {"name": "datum", "type": "datum-service-account", "key_file": "/k.json", "ca_file": "/ca.pem", "audiences": "a,b"},
+    {"name": "tr", "type": "token-request", "namespace": "milo", "service_account": "operators", "audiences": ["x"]},
+    {"name": "cc", "type": "client-certificate", "ca_certificate": "/c", "ca_key": "/k", "common_name": "op:{name}"},
+    {"name": "ex", "type": "exec", "command": "/bin/datumctl", "args": ["auth", "token"], "env": {"A": "b"}},
+    {"name": "tf", "type": "token-file", "path": "/token", "label_selector": "env=prod"},
+    {"name": "ks", "type": "kubeconfig-secret", "key": "value", "allow_long_lived": "true", "hand_out": "no"},
+]
+
+
+def loaded(tmp_path: Path, *given: object, **settings: object) -> tuple[sources.CredentialSource, ...]:
+    file = tmp_path / "config.yaml"
+    file.write_text(json.dumps({"kubeconfigs": {"sources": given}, **settings}))
+    return load({}, {}, file).kubeconfigs.sources
+
+
+def test_each_type_of_source_is_read(tmp_path: Path) -> None:
+    found = loaded(tmp_path, *GOOD)
+    assert [each.type for each in found] == [each["type"] for each in GOOD]
+    datum, _, _, exec_, token_file, secret = found
+    assert isinstance(datum, sources.DatumServiceAccount)
+    assert datum.audiences == ("a", "b")
+    assert isinstance(exec_, sources.Exec)
+    assert (exec_.args, exec_.env) == (("auth", "token"), {"A": "b"})
+    assert token_file.label_selector == "env=prod"
+    assert isinstance(secret, sources.KubeconfigSecret)
+    assert (secret.allow_long_lived, secret.hand_out, secret.namespace_template) == (True, False, "project-{uid}")
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ({"name": "a"}, "item 1: needs a type"),
+        ({"name": "a", "type": "magic"}, "item 1: has a type that is not one of 'datum-service-account', "),
+        ({"name": "a", "type": "token-file"}, "item 1.path: is missing"),
+        ({"name": "a", "type": "token-file", "path": ""}, 'item 1.path: "" must be the path of a file'),
+        ({"name": "a", "type": "token-file", "path": "/t", "pth": "/t"}, 'item 1.pth: "/t" is not a setting of it'),
+        ({"name": "A!", "type": "token-file", "path": "/t"}, 'item 1.name: "A!" must be up to 63 lowercase letters'),
+        ({"name": "a", "type": "exec", "command": "datumctl"}, 'item 1.command: "datumctl" must be the absolute path'),
+        ({"name": "a", "type": "exec", "command": "/x", "timeout": "1h"}, 'item 1.timeout: "1h" must be between'),
+        (
+            {"name": "a", "type": "exec", "command": "/x", "api_version": "v0"},
+            'item 1.api_version: "v0" must be \'client.auth',
+        ),
+        ({"name": "a", "type": "kubeconfig-secret", "secret": "A_B"}, 'item 1.secret: "A_B" must be the name of an'),
+        (
+            {"name": "a", "type": "kubeconfig-secret", "namespace_template": "{other}"},
+            'item 1.namespace_template: "{other}" has the placeholder',
+        ),
+        (
+            {"name": "a", "type": "kubeconfig-secret", "allow_long_lived": "maybe"},
+            'item 1.allow_long_lived: "maybe" must be true or false',
+        ),
+        (
+            {"name": "a", "type": "client-certificate", "ca_certificate": "/c", "ca_key": "/k", "common_name": "{x}"},
+            'item 1.common_name: "{x}" has the placeholder',
+        ),
+        (
+            {"name": "a", "type": "token-file", "path": "/t", "label_selector": "a in (b"},
+            'item 1.label_selector: "a in (b" must be a Kubernetes label selector',
+        ),
+        ("text", "must be a list of mappings"),
+    ],
+)
+def test_what_is_wrong_is_named_by_its_item_and_setting(tmp_path: Path, source: object, complaint: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        loaded(tmp_path, source)
+    (problem,) = raised.value.problems
+    assert f"kubeconfigs.sources: {complaint}" in problem or complaint in problem
+    assert problem.startswith(f"file {tmp_path}/config.yaml line 1 ")
+
+
+def test_two_of_one_name_and_a_name_that_is_nobody_s_are_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="must give each of its sources another name"):
+        loaded(tmp_path, GOOD[0], GOOD[0])
+    with pytest.raises(ConfigError, match=r'"nobody" is not the name of one of kubeconfigs.sources; there are: tf'):
+        loaded(tmp_path, GOOD[4], source={"credentials": "nobody"})
+    with pytest.raises(ConfigError, match="there are: none"):
+        loaded(tmp_path, source={"credentials": "nobody"})

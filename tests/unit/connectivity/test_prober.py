@@ -1,0 +1,146 @@
+"""The schedule, run."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+
+import pytest
+
+from milo_discoveryd.connectivity.prober import Prober
+from milo_discoveryd.connectivity.schedule import Failed, Outcome, Policy, Reached, Schedule, Verdict
+from milo_discoveryd.model.cluster import Cluster, ConnectivityState
+from tests.support.eventually import eventually
+from tests.unit.registry.fleets import cluster
+
+QUICK = Policy(interval_s=0.001, rate_per_s=1000.0, host_rate_per_s=1000.0, at_once=2, unreachable_after_s=0.0)
+
+
+class World:
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.results: list[str] = []
+        self.states: dict[str, ConnectivityState] = {}
+        self.answer: Outcome | None = Reached()
+        """None: it never comes."""
+        self.waiting = 0
+        self.gone: set[str] = set()
+        self.prober = Prober(
+            Schedule(QUICK, lambda: 0.5),
+            self.ask,
+            self.tell,
+            self,
+            is_wanted=lambda name, incarnation: name not in self.gone,
+        )
+
+    def end(self, name: str) -> None:
+        self.gone.add(name)
+        self.prober.disengaged(cluster(name))
+
+    async def ask(self, of: Cluster) -> Outcome:
+        self.asked.append(of.target.endpoint)
+        if self.answer is not None:
+            return self.answer
+        self.waiting += 1
+        try:
+            return await asyncio.Future()
+        finally:
+            self.waiting -= 1
+
+    def tell(self, verdict: Verdict) -> None:
+        self.states[verdict.name] = verdict.connectivity.state
+
+    def probed(self, result: str) -> None:
+        self.results.append(result)
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    made = World()
+    task = asyncio.create_task(made.prober.run())
+    try:
+        yield made
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    assert made.waiting == 0
+
+
+def moved(to: Cluster) -> Cluster:
+    return cluster("alpha", incarnation=to.incarnation, uid="u1", labels={"moved": "yes"})
+
+
+async def test_an_engaged_cluster_is_asked_and_what_it_says_is_told_and_counted(world: World) -> None:
+    world.prober.engaged(cluster("alpha"))
+    await eventually(lambda: world.states == {"alpha": ConnectivityState.REACHABLE})
+    assert world.asked[0] == "https://alpha.example.com"
+    assert set(world.results) == {"reached"}
+
+
+async def test_a_failure_is_counted_by_its_cause(world: World) -> None:
+    world.answer = Failed("dns", "no such host", is_of_host=True)
+    world.prober.engaged(cluster("alpha"))
+    await eventually(lambda: world.states == {"alpha": ConnectivityState.UNREACHABLE})
+    assert set(world.results) == {"dns"}
+
+
+async def test_one_that_never_answers_does_not_hold_up_the_next(world: World) -> None:
+    world.answer = None
+    world.prober.engaged(cluster("alpha"))
+    await eventually(lambda: world.waiting == 1)
+    world.answer = Reached()
+    world.prober.engaged(cluster("beta"))
+    await eventually(lambda: world.states == {"beta": ConnectivityState.REACHABLE})
+
+
+async def test_a_cluster_that_goes_while_it_is_asked_is_not_spoken_of(world: World) -> None:
+    world.answer = None
+    world.prober.engaged(cluster("alpha"))
+    await eventually(lambda: world.waiting == 1)
+    world.end("alpha")
+    world.prober.engaged(cluster("beta"))
+    world.answer = Reached()
+    await eventually(lambda: world.waiting == 2 or "beta" in world.states)
+    assert "alpha" not in world.states
+
+
+async def test_an_update_that_leaves_the_endpoint_alone_is_no_reason_to_ask(world: World) -> None:
+    known = cluster("alpha")
+    world.answer = None
+    world.prober.engaged(known)
+    await eventually(lambda: world.waiting == 1)
+    world.prober.updated(moved(known))
+    world.prober.engaged(cluster("beta"))
+    await eventually(lambda: len(world.asked) == 2)
+    assert world.asked == ["https://alpha.example.com", "https://beta.example.com"]
+
+
+async def test_a_cluster_that_moved_is_asked_where_it_is_now(world: World) -> None:
+    world.answer = None
+    world.prober.engaged(cluster("alpha"))
+    await eventually(lambda: world.waiting == 1)
+    elsewhere = cluster("beta")
+    world.prober.updated(elsewhere)
+    await eventually(lambda: world.asked[-1] == elsewhere.target.endpoint)
+
+
+async def test_a_cluster_that_goes_just_before_it_is_asked_ends_nothing(world: World) -> None:
+    await asyncio.sleep(0)  # the prober waits for something to do
+    world.prober.engaged(cluster("alpha"))
+    # After the prober has made the task, and before the task begins.
+    asyncio.get_running_loop().call_soon(world.end, "alpha")
+    await eventually(lambda: world.asked == ["https://alpha.example.com"])
+    world.prober.engaged(cluster("beta"))
+    await eventually(lambda: world.states == {"beta": ConnectivityState.REACHABLE})
+
+
+async def test_one_that_is_given_up_is_asked_until_nobody_wants_to_know(world: World) -> None:
+    world.answer = Failed("dns", "no such host")
+    world.prober.engaged(cluster("alpha"))
+    await eventually(lambda: len(world.asked) > 1)
+    world.prober.disengaged(cluster("alpha"))
+    asked = len(world.asked)
+    await eventually(lambda: len(world.asked) > asked + 1)
+    world.gone.add("alpha")
+    world.prober.engaged(cluster("beta"))
+    await eventually(lambda: world.asked[-5:] == ["https://beta.example.com"] * 5)

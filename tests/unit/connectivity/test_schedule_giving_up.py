@@ -1,0 +1,136 @@
+"""Who is given up for being unreachable, where that is wanted, and who is not."""
+
+import msgspec
+import pytest
+
+from milo_discoveryd.connectivity.schedule import Outcome, Policy, Reached, Schedule
+from milo_discoveryd.model.moment import Moment
+from tests.unit.connectivity.test_schedule import GONE, POLICY, SICK
+
+GIVING_UP = msgspec.structs.replace(POLICY, host_rate_per_s=100.0, rate_per_s=1000.0, give_up_after_s=600.0)
+
+
+class World:
+    """Clusters on hosts of their own, unless it is said otherwise; those that are away answer with a failure."""
+
+    def __init__(self, policy: Policy = GIVING_UP, *, well: int = 0) -> None:
+        self.schedule = Schedule(policy, lambda: 0.5)
+        self.now = 0.0
+        self.away: dict[str, Outcome] = {}
+        self.given_up: dict[str, float] = {}
+        for number in range(well):
+            self.engage(f"well-{number}")
+
+    def engage(self, name: str, host: str = "", away: Outcome | None = None) -> None:
+        self.schedule.watch(name, host or name, 1, self.now)
+        if away is not None:
+            self.away[name] = away
+
+    def run(self, until: float) -> None:
+        while True:
+            for probe in self.schedule.due(self.now):
+                outcome = self.away.get(probe.name, Reached())
+                for verdict in self.schedule.told(probe, outcome, Moment(1000.0 + self.now, self.now)):
+                    if verdict.is_given_up:
+                        self.given_up.setdefault(verdict.name, self.now)
+            after = self.schedule.next_at
+            if after is None or after > until:
+                self.now = until
+                return
+            self.now = max(self.now, after)
+
+
+def test_one_that_stays_unreachable_is_given_up_after_the_time_that_is_set() -> None:
+    world = World(well=9)
+    world.engage("alpha", away=SICK)
+    world.run(1200.0)
+    assert world.given_up == {"alpha": pytest.approx(60.0 + 600.0, abs=60.0)}
+
+
+def test_without_the_setting_nobody_ever_is() -> None:
+    world = World(POLICY, well=9)
+    world.engage("alpha", away=SICK)
+    world.run(100_000.0)
+    assert world.given_up == {}
+
+
+def test_one_that_answers_in_between_has_all_of_the_time_again() -> None:
+    world = World(well=9)
+    world.engage("alpha", away=SICK)
+    world.run(600.0)
+    del world.away["alpha"]
+    world.run(700.0)
+    world.away["alpha"] = SICK
+    world.run(1200.0)
+    assert world.given_up == {}
+    world.run(1600.0)
+    assert set(world.given_up) == {"alpha"}
+
+
+def test_a_host_that_many_share_is_never_an_end_to_any_of_them() -> None:
+    world = World(well=40)
+    for name in ("alpha", "beta", "gamma"):
+        world.engage(name, host="shared", away=GONE)
+    world.run(100_000.0)
+    assert world.given_up == {}
+
+
+def test_one_that_stays_away_when_its_host_is_back_has_the_time_from_then_on() -> None:
+    world = World(well=40)
+    for name in ("alpha", "beta", "gamma"):
+        world.engage(name, host="shared", away=GONE)
+    world.run(3000.0)
+    world.away = {"alpha": SICK}
+    world.run(3500.0)
+    assert world.given_up == {}
+    world.run(4000.0)
+    assert set(world.given_up) == {"alpha"}
+    assert world.given_up["alpha"] >= 3600.0
+
+
+def test_a_host_of_its_own_that_is_gone_is_the_cluster_that_is_gone() -> None:
+    world = World(well=9)
+    world.engage("alpha", away=GONE)
+    world.run(1200.0)
+    assert set(world.given_up) == {"alpha"}
+
+
+@pytest.mark.parametrize(
+    ("away", "well", "given_up"),
+    [
+        (1, 0, False),  # the only one: nothing shows that it isn't us
+        (1, 1, True),
+        (2, 1, False),  # more than half
+        (10, 10, True),
+        (11, 20, False),  # more than ten, and than a fifth
+        (20, 80, True),
+        (21, 79, False),
+        (100, 0, False),
+    ],
+)
+def test_nobody_is_given_up_while_too_many_are_away(away: int, well: int, given_up: bool) -> None:
+    world = World(well=well)
+    for number in range(away):
+        world.engage(f"away-{number}", away=SICK)
+    world.run(3000.0)
+    assert len(world.given_up) == (away if given_up else 0)
+
+
+def test_once_enough_are_back_or_gone_the_rest_are_given_up() -> None:
+    world = World(well=2)
+    for name in ("alpha", "beta", "gamma"):
+        world.engage(name, away=SICK)
+    world.run(3000.0)
+    assert world.given_up == {}
+    world.schedule.forget("gamma")
+    del world.away["beta"]
+    world.run(3200.0)
+    assert set(world.given_up) == {"alpha"}
+
+
+def test_a_probe_that_nobody_wants_any_more_is_the_last() -> None:
+    world = World()
+    world.engage("alpha")
+    (probe,) = world.schedule.due(0.0)
+    world.schedule.drop(probe)
+    assert world.schedule.next_at is None

@@ -1,0 +1,48 @@
+"""What a source needs around it: files, a clock, and an API that answers as it is told."""
+
+import json
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from milo_discoveryd.daemon_errors import TransportError
+from milo_discoveryd.model.cluster import Target
+
+ALPHA = Target(name="alpha", uid="uid-alpha", place=("https://milo.test/alpha",))
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    body: bytes = b"{}"
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def answering(status: int, value: object, **headers: str) -> Answer:
+    return Answer(status, json.dumps(value).encode(), headers)
+
+
+class ScriptedApi:
+    """Gives the answers in their order, and notes what was asked."""
+
+    def __init__(self, *answers: Answer | TransportError) -> None:
+        self.answers = deque(answers)
+        self.asked: list[tuple[str, str]] = []
+        self.bodies: list[bytes] = []
+
+    async def get(self, path: str, *, timeout_s: float) -> Answer:
+        return self._next("GET", path)
+
+    async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        self.bodies.append(body)
+        return self._next("POST", path)
+
+    async def delete(self, path: str, *, timeout_s: float) -> Answer:
+        return self._next("DELETE", path)
+
+    def _next(self, method: str, path: str) -> Answer:
+        self.asked.append((method, path))
+        answer = self.answers.popleft()
+        if isinstance(answer, TransportError):
+            raise answer
+        return answer

@@ -1,0 +1,109 @@
+"""Client certificates that the daemon signs: who they are for, how long, and that a server takes them."""
+
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+import trustme
+from cryptography import x509
+from cryptography.x509.oid import NameOID
+
+from milo_discoveryd.credentials.authentication.tls import TlsIdentity
+from milo_discoveryd.credentials.files import FileContent
+from milo_discoveryd.credentials.minted import SKEW_S
+from milo_discoveryd.credentials.sources.client_certificate import SigningClientCertificates
+from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.model.cluster import Target
+from tests.integration.watchers.api_server import ApiServer, answering
+from tests.unit.credentials.backend import ALPHA
+
+WANTED = Wanted(ttl_s=300, target=ALPHA, incarnation=1)
+
+
+def mounted(folder: Path, ca: trustme.CA, **differing: object) -> SigningClientCertificates:
+    (folder / "ca.pem").write_bytes(ca.cert_pem.bytes())
+    (folder / "ca.key").write_bytes(ca.private_key_pem.bytes())
+    given = {"common_name": "operator:{name}", "organizations": ["milo", "{uid}"]} | differing
+    return SigningClientCertificates(
+        "signed",
+        authority=FileContent(folder / "ca.pem"),
+        key=FileContent(folder / "ca.key"),
+        **given,  # type: ignore[arg-type]
+    )
+
+
+async def test_a_certificate_names_its_holder_and_lives_for_as_long_as_was_asked(tmp_path: Path) -> None:
+    minted = await mounted(tmp_path, trustme.CA()).mint(WANTED)
+    assert minted.credential.certificate is not None
+    made = x509.load_pem_x509_certificate(minted.credential.certificate.chain)
+    names = [(each.oid, each.value) for each in made.subject]
+    assert names == [
+        (NameOID.COMMON_NAME, "operator:alpha"),
+        (NameOID.ORGANIZATION_NAME, "milo"),
+        (NameOID.ORGANIZATION_NAME, "uid-alpha"),
+    ]
+    assert 298 < minted.expires_at - time.time() <= 300
+    assert made.not_valid_before_utc.timestamp() <= time.time() - SKEW_S + 1
+
+
+async def test_a_server_that_trusts_the_ca_takes_it(tmp_path: Path) -> None:
+    ca = trustme.CA()
+    minted = await mounted(tmp_path, ca).mint(WANTED)
+    async with ApiServer(answering(b"hello"), wants_client_certificate_of=ca) as server:
+        context = TlsIdentity(authorities=server.pem, certificate=minted.credential.certificate).context()
+        async with aiohttp.ClientSession() as session, session.get(server.url, ssl=context) as response:
+            assert await response.read() == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("names", "scope"),
+    [
+        ({"common_name": "operator", "organizations": []}, Scope.IDENTITY),
+        ({"common_name": "operator:{name}", "organizations": []}, Scope.CLUSTER),
+        ({"common_name": "operator", "organizations": ["{uid}"]}, Scope.CLUSTER),
+    ],
+)
+async def test_one_without_the_project_s_name_in_it_is_for_every_project(
+    tmp_path: Path, names: dict[str, object], scope: Scope
+) -> None:
+    source = mounted(tmp_path, trustme.CA(), **names)
+    assert source.scope is scope
+    wanted = Wanted(ttl_s=60) if scope is Scope.IDENTITY else WANTED
+    assert (await source.mint(wanted)).credential.certificate is not None
+
+
+async def test_no_certificate_outlives_the_ca(tmp_path: Path) -> None:
+    authority = trustme.CA()
+    ends = authority._certificate.not_valid_after_utc.timestamp()
+    source = mounted(tmp_path, authority, clock=lambda: ends - 20)
+    assert (await source.mint(WANTED)).expires_at <= ends
+    with pytest.raises(BackendError, match="has ended"):
+        await mounted(tmp_path, authority, clock=lambda: ends + 1).mint(WANTED)
+
+
+async def test_a_ca_that_was_replaced_signs_from_then_on(tmp_path: Path) -> None:
+    source = mounted(tmp_path, trustme.CA(organization_name="old"))
+    await source.mint(WANTED)
+    mounted(tmp_path, trustme.CA(organization_name="the new one"))
+    minted = await source.mint(WANTED)
+    assert minted.credential.certificate is not None
+    issuer = x509.load_pem_x509_certificate(minted.credential.certificate.chain).issuer.rfc4514_string()
+    assert "the new one" in issuer
+
+
+async def test_a_name_that_is_too_long_for_a_certificate_is_named(tmp_path: Path) -> None:
+    long = Target(name="a" * 63, uid="u", place=("https://a",))
+    with pytest.raises(UnfitError, match="has 72 characters"):
+        await mounted(tmp_path, trustme.CA()).mint(Wanted(ttl_s=60, target=long, incarnation=1))
+
+
+async def test_what_is_not_a_ca_and_its_key_is_named(tmp_path: Path) -> None:
+    source = mounted(tmp_path, trustme.CA())
+    (tmp_path / "ca.key").write_bytes(trustme.CA().private_key_pem.bytes())
+    with pytest.raises(CredentialError, match="is not the key of"):
+        await source.mint(WANTED)
+    (tmp_path / "ca.key").write_bytes(b"no key")
+    with pytest.raises(CredentialError, match="are not a CA certificate and its key"):
+        await source.mint(WANTED)

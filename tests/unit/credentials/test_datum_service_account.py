@@ -1,0 +1,205 @@
+"""Tokens for a service account, from a real HTTPS endpoint: the sandbox's, which checks, and ones that are no good."""
+
+import json
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trustme
+from aiohttp import web
+
+from milo_discoveryd.credentials.files import FileContent
+from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.credentials.sources import service_account_key
+from milo_discoveryd.credentials.sources.datum_service_account import MAX_ANSWER, DatumServiceAccount
+from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_sandbox import Sandbox
+from tests.integration.watchers.api_server import ApiServer, Handler, answering
+from tests.unit.credentials.tokens import CANARY, jwt
+
+WANTED = Wanted(ttl_s=600)
+
+
+def a_source(folder: Path, key_file: Path, ca: bytes | None, **differing: object) -> DatumServiceAccount:
+    authorities = None
+    if ca is not None:
+        (folder / "ca.pem").write_bytes(ca)
+        authorities = FileContent(folder / "ca.pem")
+    return DatumServiceAccount("datum", FileContent(key_file), authorities=authorities, **differing)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def an_endpoint(folder: Path, answer: Handler) -> AsyncIterator[tuple[ApiServer, DatumServiceAccount]]:
+    """And a source whose key file names it."""
+    async with Sandbox() as sandbox, ApiServer(answer) as server:
+        key_file = sandbox.write_service_account_key(folder / "key.json")
+        key = json.loads(key_file.read_text()) | {"token_uri": f"{server.url}/token"}
+        key_file.write_text(json.dumps(key))
+        yield server, a_source(folder, key_file, server.pem)
+
+
+async def complaint(source: DatumServiceAccount) -> CredentialError:
+    with pytest.raises(CredentialError) as raised:
+        await source.mint(WANTED)
+    assert CANARY not in str(raised.value)
+    return raised.value
+
+
+def test_one_token_is_for_every_cluster() -> None:
+    assert (DatumServiceAccount.scope, DatumServiceAccount.takes_ttl) == (Scope.IDENTITY, False)
+
+
+async def test_a_key_file_is_turned_into_a_token_that_opens_the_api(tmp_path: Path) -> None:
+    async with Sandbox(token_life=300) as sandbox:
+        source = a_source(tmp_path, sandbox.write_service_account_key(tmp_path / "key.json"), sandbox.ca_pem)
+        minted = await source.mint(WANTED)
+        assert minted.credential.token is not None
+        assert sandbox.tokens.subject(minted.credential.token.reveal()) == "sandbox-admin"
+        assert 290 < minted.expires_at - time.time() <= 300
+        assert (await source.mint(WANTED)).credential != minted.credential
+        assert sandbox.token_endpoint.answered == ["ok", "ok"]
+
+
+async def test_a_key_that_was_replaced_is_used_from_then_on_and_one_that_ended_is_named(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        path = sandbox.write_service_account_key(tmp_path / "key.json")
+        source = a_source(tmp_path, path, sandbox.ca_pem)
+        sandbox.token_endpoint.revoke_keys()
+        error = await complaint(source)
+        assert isinstance(error, BackendError)
+        assert "invalid_grant" in str(error)
+        assert "the key has expired" in str(error)
+        assert "sandbox-admin@sandbox.local" in str(error)
+        sandbox.write_service_account_key(path)
+        assert isinstance(await source.mint(WANTED), Minted)
+
+
+async def test_an_assertion_is_good_once_only_for_one_endpoint_and_for_a_minute(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        path = sandbox.write_service_account_key(tmp_path / "key.json")
+        for now in (time.time() - 120, time.time() + 120):
+            source = a_source(tmp_path, path, sandbox.ca_pem, clock=lambda now=now: now)
+            assert "our clock is off" in str(await complaint(source))
+
+
+async def test_a_redirect_is_not_followed_and_the_assertion_not_sent_on(tmp_path: Path) -> None:
+    async with ApiServer(answering()) as elsewhere:
+        async with an_endpoint(tmp_path, answering(status=307, headers={"Location": elsewhere.url})) as (_, source):
+            assert "a redirect, which is not followed" in str(await complaint(source))
+        assert not elsewhere.requests
+
+
+async def test_an_endpoint_on_this_machine_needs_a_ca_of_its_own(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        source = a_source(tmp_path, sandbox.write_service_account_key(tmp_path / "key.json"), None)
+        assert isinstance(await complaint(source), UnfitError)
+
+
+async def test_an_endpoint_that_another_ca_vouches_for_is_not_told_anything(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        source = a_source(
+            tmp_path, sandbox.write_service_account_key(tmp_path / "key.json"), trustme.CA().cert_pem.bytes()
+        )
+        assert "its certificate is not one that we trust" in str(await complaint(source))
+        assert not sandbox.token_endpoint.answered
+
+
+async def test_an_endpoint_that_is_gone_is_named(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        source = a_source(tmp_path, sandbox.write_service_account_key(tmp_path / "key.json"), sandbox.ca_pem)
+        await sandbox.stop()
+        assert "cannot be asked: " in str(await complaint(source))
+
+
+def told(value: object, status: int = 200, **headers: str) -> Handler:
+    return answering(json.dumps(value).encode(), status, headers)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (answering(f"<html>{CANARY}</html>".encode()), "not with a token"),
+        (answering(b""), "not with a token"),
+        (told({"access_token": 5, "expires_in": 60}), "not with a token"),
+        (told({"access_token": CANARY, "expires_in": "60"}), "not with a token"),
+        (told({"access_token": CANARY + "\n" + CANARY, "expires_in": 60}), "not a bearer token"),
+        (told({"access_token": CANARY + "\0", "expires_in": 60}), "not a bearer token"),
+        (told({"access_token": "", "expires_in": 60}), "is empty"),
+        (told({"access_token": CANARY, "expires_in": 60, "token_type": "mac"}), "not a bearer token"),
+        (told({"access_token": CANARY}), "does not say when it ends"),
+        (told({"access_token": CANARY, "expires_in": -1}), "has ended already"),
+        (told({"access_token": CANARY, "expires_in": 600_000}), "is not short-lived"),
+        (told({"access_token": CANARY, "expires_in": 3600e3}), "is not short-lived"),
+        (told({"access_token": jwt(exp=253_402_300_799)}), "is not short-lived"),
+        (told({"access_token": jwt(exp=time.time() + 7200, nbf=time.time() + 3600)}), "not valid yet"),
+        (answering(b"[" * 50_000), "not with a token"),
+        (answering(b" " * 10 * 1024 * 1024), f"more than {MAX_ANSWER} bytes"),
+        (told({"error": "invalid_scope", "error_description": CANARY}, 400), "invalid_scope"),
+        (told({"error": CANARY}, 400), "answered 400"),
+        (answering(CANARY.encode(), 500), "answered 500"),
+    ],
+)
+async def test_an_answer_that_is_no_good_is_refused_and_nothing_of_it_repeated(
+    tmp_path: Path, answer: Handler, expected: str
+) -> None:
+    async with an_endpoint(tmp_path, answer) as (_, source):
+        assert expected in str(await complaint(source))
+
+
+async def test_an_endpoint_that_is_busy_says_when_to_come_again(tmp_path: Path) -> None:
+    async with an_endpoint(tmp_path, told({}, 503, **{"Retry-After": "7"})) as (_, source):
+        error = await complaint(source)
+    assert isinstance(error, BackendError)
+    assert error.retry_after_s == 7
+
+
+async def test_a_token_for_another_audience_is_refused(tmp_path: Path) -> None:
+    given = {"access_token": jwt(exp=time.time() + 600, aud="theirs"), "expires_in": 600}
+    async with an_endpoint(tmp_path, told(given)) as (server, _):
+        source = a_source(tmp_path, tmp_path / "key.json", server.pem, audiences=["ours"])
+        assert "another audience than ours" in str(await complaint(source))
+
+
+async def test_what_is_sent_is_a_form_with_the_grant_the_assertion_and_the_scope(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        form.update(dict(await request.post()))
+        return web.json_response({"access_token": "t", "expires_in": 60})
+
+    form: dict[str, object] = {}
+    async with an_endpoint(tmp_path, answer) as (_, source):
+        await source.mint(WANTED)
+    assert form.pop("assertion")
+    assert form == {"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer", "scope": "openid"}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"type": "service_account"}, "another type than datum_service_account"),
+        ({"token_uri": "http://auth.example.com/token"}, "is not https"),
+        ({"token_uri": "https://user:pass@auth.example.com"}, "is not https"),
+        ({"token_uri": "https://["}, "is not https"),
+        ({"private_key": CANARY}, "not an unencrypted private key"),
+        ({"private_key": 5}, "Expected `str`, got `int`"),
+        ({"client_id": None}, "Expected `str`, got `null`"),
+    ],
+)
+async def test_a_key_file_that_is_no_good_is_refused_by_what_is_wrong_with_it(
+    tmp_path: Path, change: dict[str, object], expected: str
+) -> None:
+    async with Sandbox() as sandbox:
+        path = sandbox.write_service_account_key(tmp_path / "key.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CredentialError) as raised:
+        service_account_key.parse(path.read_bytes(), str(path))
+    assert expected in str(raised.value)
+    assert CANARY not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{", CANARY.encode()])
+def test_a_file_that_is_no_key_file_is_refused(content: bytes) -> None:
+    with pytest.raises(CredentialError, match="not the key file of a Datum service account"):
+        service_account_key.parse(content, "key.json")

@@ -1,0 +1,320 @@
+"""Credentials from a command, however it behaves. The commands are real: small shell scripts."""
+
+import asyncio
+import base64
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milo_discoveryd.credentials import Credential, Secret, load_kubeconfig
+from milo_discoveryd.credentials.authentication.exec_plugin import REPEAT_AFTER_S, ExecCommand, ExecPlugin, redacted
+from milo_discoveryd.daemon_errors import CredentialError
+
+V1 = "client.authentication.k8s.io/v1"
+NOW = 1_800_000_000.0  # 2027-01-15T08:00:00Z
+
+
+class Clock:
+    now = NOW
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Script:
+    """A plugin that tells each of its runs to a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "login"
+        self.log = folder / "runs"
+        self.clock = Clock()
+        self.does("true")
+
+    def does(self, lines: str) -> None:
+        self.path.write_text(f"#!/bin/sh\necho run >>'{self.log}'\n{lines}\n")
+        self.path.chmod(0o700)
+
+    def prints(self, status: dict[str, Any] | None, **top: Any) -> None:
+        answer = {"apiVersion": V1, "kind": "ExecCredential", "status": status} | top
+        self.does(f"cat <<'JSON'\n{json.dumps(answer)}\nJSON")
+
+    @property
+    def runs(self) -> int:
+        return self.log.read_text().count("run") if self.log.exists() else 0
+
+    def plugin(self, *, timeout_s: float = 20, **differing: Any) -> ExecPlugin:
+        given = {"api_version": V1, "argv": (str(self.path),), "environment": {}} | differing
+        return ExecPlugin(ExecCommand(**given), timeout_s=timeout_s, clock=self.clock)
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Script:
+    return Script(tmp_path)
+
+
+async def failure(plugin: ExecPlugin) -> str:
+    with pytest.raises(CredentialError) as raised:
+        await plugin.credential()
+    return str(raised.value)
+
+
+async def test_a_token_is_taken_from_what_the_command_prints(script: Script) -> None:
+    script.prints({"token": "t1"})
+    assert await script.plugin().credential() == Credential(token=Secret("t1"))
+
+
+async def test_a_client_certificate_is_taken_as_well(script: Script) -> None:
+    script.prints({"clientCertificateData": "CHAIN", "clientKeyData": "KEY"})
+    certificate = (await script.plugin().credential()).certificate
+    assert certificate is not None
+    assert (certificate.chain, certificate.key) == (b"CHAIN", Secret("KEY"))
+
+
+async def test_the_command_is_given_its_arguments_environment_and_what_it_is_run_for(script: Script) -> None:
+    script.does(
+        'printf \'{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s"}}\' '
+        '"$(printf "%s" "$1 $COLOUR $KUBERNETES_EXEC_INFO" | base64 | tr -d "\\n")"'
+    )
+    cluster = {"server": "https://milo", "config": {"audience": "milo"}}
+    plugin = script.plugin(argv=(str(script.path), "first"), environment={"COLOUR": "blue"}, cluster=lambda: cluster)
+    token = (await plugin.credential()).token
+    assert token is not None
+    argument, colour, info = base64.b64decode(token.reveal()).decode().split(" ", 2)
+    assert (argument, colour) == ("first", "blue")
+    assert json.loads(info) == {
+        "apiVersion": V1,
+        "kind": "ExecCredential",
+        "spec": {"interactive": False, "cluster": cluster},
+    }
+
+
+async def test_a_kubeconfigs_command_next_to_it_is_run_with_its_cluster(script: Script, tmp_path: Path) -> None:
+    script.does(
+        'printf \'{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s"}}\' '
+        '"$(printf "%s" "$KUBERNETES_EXEC_INFO" | base64 | tr -d "\\n")"'
+    )
+    config = tmp_path / "kubeconfig"
+    config.write_text(f"""
+current-context: x
+contexts: [{{name: x, context: {{cluster: x, user: x}}}}]
+clusters:
+- name: x
+  cluster:
+    server: https://milo
+    certificate-authority-data: UEVN
+    tls-server-name: milo.internal
+    extensions: [{{name: client.authentication.k8s.io/exec, extension: {{audience: milo}}}}]
+users: [{{name: x, user: {{exec: {{apiVersion: {V1}, command: ./login, provideClusterInfo: true}}}}}}]
+""")
+    token = (await load_kubeconfig(config, plugins=["./login"]).credentials.credential()).token
+    assert token is not None
+    assert json.loads(base64.b64decode(token.reveal()))["spec"]["cluster"] == {
+        "server": "https://milo",
+        "certificate-authority-data": "UEVN",
+        "tls-server-name": "milo.internal",
+        "config": {"audience": "milo"},
+    }
+
+
+async def test_a_credential_without_an_end_is_kept(script: Script) -> None:
+    script.prints({"token": "t1"})
+    plugin = script.plugin()
+    await plugin.credential()
+    script.clock.now += 1e9
+    await plugin.credential()
+    assert script.runs == 1
+
+
+@pytest.mark.parametrize(
+    ("end", "kept_s"),
+    [
+        ("2027-01-15T09:00:00Z", 3300),  # an hour: five minutes ahead
+        ("2027-01-15T08:10:00+00:00", 480),  # ten minutes: a fifth of them
+        ("2027-01-15T08:00:20.5Z", 10.5),  # a moment: ten seconds
+    ],
+)
+async def test_a_credential_is_renewed_ahead_of_its_end(script: Script, end: str, kept_s: float) -> None:
+    script.prints({"token": "t1", "expirationTimestamp": end})
+    plugin = script.plugin()
+    await plugin.credential()
+    script.clock.now = NOW + kept_s - 0.1
+    await plugin.credential()
+    assert script.runs == 1
+    script.prints({"token": "t2"})
+    script.clock.now = NOW + kept_s
+    assert await plugin.credential() == Credential(token=Secret("t2"))
+
+
+async def test_while_a_renewal_fails_the_credential_is_used_to_its_end(script: Script) -> None:
+    script.prints({"token": "t1", "expirationTimestamp": "2027-01-15T09:00:00Z"})
+    plugin = script.plugin()
+    good = await plugin.credential()
+    script.does("echo down >&2; exit 1")
+    script.clock.now = NOW + 3400
+    assert await plugin.credential() == good
+    script.clock.now += 1
+    assert await plugin.credential() == good
+    assert script.runs == 2
+    script.clock.now = NOW + 3600
+    assert "down" in await failure(plugin)
+
+
+async def test_a_refused_credential_is_got_anew_but_not_in_a_storm(script: Script) -> None:
+    script.prints({"token": "t1"})
+    plugin = script.plugin()
+    refused = await plugin.credential()
+    assert await plugin.credential(refused=refused) == refused
+    assert script.runs == 1
+    script.prints({"token": "t2"})
+    script.clock.now += REPEAT_AFTER_S
+    assert await plugin.credential(refused=refused) == Credential(token=Secret("t2"))
+    assert await plugin.credential(refused=refused) == Credential(token=Secret("t2"))
+    assert script.runs == 2
+
+
+async def test_a_failing_command_is_not_run_in_a_storm(script: Script) -> None:
+    script.does("echo 'not logged in' >&2; exit 3")
+    plugin = script.plugin()
+    first = await failure(plugin)
+    assert first == f"exec plugin {script.path} ended with status 3: not logged in"
+    assert await failure(plugin) == first
+    assert script.runs == 1
+    script.clock.now += REPEAT_AFTER_S
+    await failure(plugin)
+    assert script.runs == 2
+
+
+async def test_however_many_ask_the_command_runs_once(script: Script) -> None:
+    script.prints({"token": "t1"})
+    plugin = script.plugin()
+    async with asyncio.TaskGroup() as tasks:
+        asked = [tasks.create_task(plugin.credential()) for _ in range(20)]
+    assert {task.result().token for task in asked} == {Secret("t1")}
+    assert script.runs == 1
+
+
+@pytest.mark.parametrize(
+    ("prints", "complaint"),
+    [
+        (lambda script: script.does("true"), "did not print an ExecCredential"),
+        (lambda script: script.does("echo '<html>'"), "did not print an ExecCredential"),
+        (lambda script: script.prints({"token": 5}), "did not print an ExecCredential"),
+        (lambda script: script.does('printf \'{"kind": "\\377"}\''), "did not print an ExecCredential"),
+        (lambda script: script.does("head -c 900000 /dev/zero | tr '\\0' '['"), "did not print an ExecCredential"),
+        (lambda script: script.prints({"token": "s3cret", "expirationTimestamp": "soon"}), "did not print an ExecCred"),
+        (lambda script: script.prints(None), "neither a token nor a client certificate"),
+        (lambda script: script.prints({"clientKeyData": "s3cret"}), "a key without its certificate"),
+        (
+            lambda script: script.prints({"token": "s3cret"}, apiVersion="client.authentication.k8s.io/v1beta1"),
+            "not an",
+        ),
+        (lambda script: script.prints({"token": "s3cret"}, kind="Secret"), "printed a Secret"),
+        (lambda script: script.prints({"token": "s3cret s3cret"}), "not a bearer token"),
+        (
+            lambda script: script.prints({"token": "s3cret", "expirationTimestamp": "2027-01-15T08:00:00Z"}),
+            "ended at 2027-01-15T08:00:00Z",
+        ),
+    ],
+)
+async def test_what_is_no_credential_is_told_and_not_shown(
+    script: Script, prints: Callable[[Script], None], complaint: str
+) -> None:
+    prints(script)
+    told = await failure(script.plugin())
+    assert complaint in told
+    assert "s3cret" not in told
+
+
+async def test_a_missing_command_is_told_with_the_hint_for_its_installation(script: Script) -> None:
+    plugin = script.plugin(argv=("/no/such/login",), install_hint="brew install login")
+    told = await failure(plugin)
+    assert told == "exec plugin /no/such/login cannot be started: No such file or directory (brew install login)"
+
+
+async def test_a_command_that_hangs_is_ended_with_its_children(script: Script, tmp_path: Path) -> None:
+    held = tmp_path / "held"
+    os.mkfifo(held)
+    reader = os.open(held, os.O_RDONLY | os.O_NONBLOCK)
+    script.does(f"exec 3>{held}; sleep 1000 & sleep 1000")
+    assert "did not finish within 0.3 s" in await failure(script.plugin(timeout_s=0.3))
+    os.set_blocking(reader, True)
+    assert await asyncio.to_thread(os.read, reader, 1) == b""  # the end, which comes with that of the last writer
+    os.close(reader)
+
+
+async def test_a_child_that_made_itself_a_daemon_keeps_nobody_waiting(script: Script, tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    os.mkfifo(pid)
+    script.prints({"token": "t1"})
+    lines = script.path.read_text()
+    script.path.write_text(f"{lines}\nsetsid sh -c 'echo $$ >{pid}; exec sleep 1000' &\nread ready <{pid}.go\n")
+    os.mkfifo(f"{pid}.go")
+    asking = asyncio.create_task(script.plugin().credential())
+    daemon = int(await asyncio.to_thread(pid.read_text))
+    await asyncio.to_thread(Path(f"{pid}.go").write_text, "go\n")
+    assert await asking == Credential(token=Secret("t1"))
+    os.kill(daemon, signal.SIGKILL)
+
+
+async def test_a_cancelled_caller_ends_the_command_and_the_next_runs_it_again(script: Script, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    script.does(f"echo >{started}; sleep 1000")
+    os.mkfifo(started)
+    plugin = script.plugin()
+    asking = asyncio.create_task(plugin.credential())
+    await asyncio.to_thread(started.read_bytes)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    script.prints({"token": "t1"})
+    script.clock.now += REPEAT_AFTER_S
+    assert await plugin.credential() == Credential(token=Secret("t1"))
+
+
+async def test_a_command_that_floods_its_output_is_ended(script: Script) -> None:
+    script.does(
+        "while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done"
+    )
+    assert "printed more than 1048576 bytes" in await failure(script.plugin())
+
+
+async def test_a_command_that_writes_megabytes_of_errors_does_not_block(script: Script) -> None:
+    script.does("head -c 3000000 /dev/zero | tr '\\0' x >&2; echo ' at last' >&2; exit 1")
+    told = await failure(script.plugin())
+    assert told.endswith("at last")
+    assert len(told) < 1000
+
+
+async def test_a_command_has_nothing_to_read_from(script: Script) -> None:
+    script.does('read answer || { echo "no terminal" >&2; exit 1; }')
+    assert "no terminal" in await failure(script.plugin())
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("plain words stay", "plain words stay"),
+        ("a\n  b\tc\x1b[31m", "a b c [31m"),
+        ("got eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJ4In0.c2lnbmF0dXJl", "got ***"),
+        ("Authorization: Bearer hunter2", "Authorization: Bearer ***"),
+        ("token=hunter2 rest", "token*** rest"),
+        ('{"access_token": "hunter2"}', '{"access_token***'),
+        ("password: hunter2", "password***"),
+        ("https://user:hunter2@proxy/", "https://***@proxy/"),
+        ("0123456789abcdef0123456789abcdef01234567", "***"),
+        ("-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY----- after", "*** after"),
+        ("-----BEGIN PRIVATE KEY-----\nhunter2", "***"),
+        ("\xff".encode("latin-1"), "\N{REPLACEMENT CHARACTER}"),
+    ],
+)
+def test_what_looks_like_a_secret_is_masked_in_what_a_command_says(said: str | bytes, shown: str) -> None:
+    assert redacted(said.encode() if isinstance(said, str) else said) == shown
+
+
+def test_only_the_end_of_a_long_complaint_is_shown() -> None:
+    assert redacted(b"word " * 1000 + b"last") == "..." + ("word " * 1000 + "last")[-500:]

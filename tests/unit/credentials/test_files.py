@@ -1,0 +1,138 @@
+"""Credentials in files that somebody else renews."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from milo_discoveryd.credentials import Credential, Secret
+from milo_discoveryd.credentials.authentication.source import FileCredential, StaticCredential
+from milo_discoveryd.credentials.credential import token_of
+from milo_discoveryd.credentials.files import MAX_BYTES, FileContent
+from milo_discoveryd.daemon_errors import CredentialError
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "token"
+
+
+def replace(path: Path, content: str) -> None:
+    """As a kubelet does it: the new file takes the old one's place at once."""
+    new = path.with_suffix(".new")
+    new.write_text(content)
+    new.replace(path)
+
+
+async def test_a_tokens_trailing_newline_is_not_part_of_it(path: Path) -> None:
+    path.write_text("abc\n")
+    assert await FileCredential(token=FileContent(path)).credential() == Credential(token=Secret("abc"))
+
+
+async def test_a_replaced_token_is_seen_at_the_next_request(path: Path) -> None:
+    path.write_text("one")
+    source = FileCredential(token=FileContent(path))
+    await source.credential()
+    replace(path, "two")
+    assert await source.credential() == Credential(token=Secret("two"))
+
+
+async def test_a_token_behind_a_replaced_link_is_seen(tmp_path: Path) -> None:
+    for version in ("one", "two"):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "token").write_text(version)
+    current = tmp_path / "current"
+    current.symlink_to("one")
+    source = FileCredential(token=FileContent(current / "token"))
+    assert await source.credential() == Credential(token=Secret("one"))
+    current.unlink()
+    current.symlink_to("two")
+    assert await source.credential() == Credential(token=Secret("two"))
+
+
+def rewrite_unnoticed(path: Path, content: str) -> None:
+    before = path.stat()
+    path.write_text(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_change_that_the_files_status_hides_is_seen_within_a_minute(path: Path) -> None:
+    clock = Clock()
+    path.write_text("one")
+    content = FileContent(path, clock)
+    content.read()
+    rewrite_unnoticed(path, "two")
+    clock.now = 59
+    assert content.read() == b"one"
+    clock.now = 60
+    assert content.read() == b"two"
+
+
+async def test_a_refused_token_is_read_again_at_once(path: Path) -> None:
+    path.write_text("one")
+    source = FileCredential(token=FileContent(path))
+    refused = await source.credential()
+    rewrite_unnoticed(path, "two")
+    assert await source.credential(refused=refused) == Credential(token=Secret("two"))
+
+
+def test_the_last_good_content_is_kept_while_the_file_is_empty_too_large_or_gone(path: Path) -> None:
+    path.write_text("good")
+    content = FileContent(path)
+    content.read()
+    for worse in ("", "\n", "x" * (MAX_BYTES + 1)):
+        replace(path, worse)
+        assert content.read() == b"good"
+    path.unlink()
+    assert content.read() == b"good"
+    path.write_text("better")
+    assert content.read() == b"better"
+
+
+def test_a_file_without_any_good_content_yet_is_an_error_that_names_it(path: Path) -> None:
+    content = FileContent(path)
+    with pytest.raises(CredentialError, match=f"{path} cannot be read: No such file"):
+        content.read()
+    path.write_text("")
+    with pytest.raises(CredentialError, match=f"{path} is empty"):
+        content.read()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CredentialError, match="Is a directory"):
+        content.read()
+
+
+async def test_certificate_and_key_are_read_from_their_files(tmp_path: Path) -> None:
+    chain, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+    chain.write_bytes(b"CHAIN")
+    key.write_bytes(b"KEY")
+    fixed = Credential(token=Secret("t"))
+    credential = await FileCredential(fixed=fixed, chain=FileContent(chain), key=FileContent(key)).credential()
+    assert credential.token == Secret("t")
+    assert credential.certificate is not None
+    assert (credential.certificate.chain, credential.certificate.key) == (b"CHAIN", Secret("KEY"))
+
+
+async def test_what_is_fixed_stays_the_same_when_it_is_refused() -> None:
+    credential = Credential(token=Secret("t"))
+    source = StaticCredential(credential)
+    assert await source.credential(refused=credential) is credential
+
+
+@pytest.mark.parametrize("text", ["a b", "a\nb", "a\0b", "\x7f", "tök"])
+def test_what_cannot_go_into_a_header_is_refused_without_being_shown(text: str) -> None:
+    with pytest.raises(CredentialError, match="the token holds something that is not a bearer token") as raised:
+        token_of(f"hunter2{text}", "the token")
+    assert "hunter2" not in str(raised.value)
+
+
+def test_an_empty_token_is_refused() -> None:
+    with pytest.raises(CredentialError, match="the token is empty"):
+        token_of(" \n", "the token")

@@ -1,0 +1,218 @@
+"""What a kubeconfig's own user, a token file and a command give, as sources of what is handed out."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milo_discoveryd.credentials import load_kubeconfig
+from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand
+from milo_discoveryd.credentials.authentication.minted_credential import AGAIN_AFTER_S, MintedCredential
+from milo_discoveryd.credentials.authentication.source import FileCredential, StaticCredential
+from milo_discoveryd.credentials.authentication.upstream import Upstream
+from milo_discoveryd.credentials.credential import Credential
+from milo_discoveryd.credentials.files import FileContent
+from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.credentials.secret import Secret
+from milo_discoveryd.credentials.sources.exec_source import ExecSource
+from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.credentials.sources.own_user import HandedOn
+from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from tests.unit.credentials.backend import ALPHA
+from tests.unit.credentials.tokens import CANARY, certificate, jwt
+
+WANTED = Wanted(ttl_s=600)
+V1 = "client.authentication.k8s.io/v1"
+
+
+def saved(folder: Path, user: dict[str, Any]) -> Path:
+    path = folder / "kubeconfig"
+    config = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"server": "https://milo.test"}}],
+        "users": [{"name": "u", "user": user}],
+    }
+    path.write_text(json.dumps(config))
+    return path
+
+
+def own_user(path: Path) -> HandedOn:
+    return HandedOn(
+        load_kubeconfig(path, plugins=["*"]).credentials, name="project", type="project-kubeconfig", origin="its user"
+    )
+
+
+def plugin(folder: Path, status: dict[str, Any]) -> str:
+    path = folder / "login"
+    answer = {"apiVersion": V1, "kind": "ExecCredential", "status": status}
+    # A file of its own, moved into place: one that is open for writing can't be run.
+    (folder / "login.new").write_text(f"#!/bin/sh\ncat <<'JSON'\n{json.dumps(answer)}\nJSON\n")
+    (folder / "login.new").chmod(0o700)
+    (folder / "login.new").replace(path)
+    return str(path)
+
+
+async def test_a_token_file_is_handed_on_and_followed_as_it_is_renewed(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(jwt(exp=time.time() + 600))
+    source = own_user(saved(tmp_path, {"tokenFile": str(file)}))
+    first = await source.mint(WANTED)
+    assert (await source.mint(Wanted(ttl_s=600, held=first.credential))).credential == first.credential
+    renewed = jwt(exp=time.time() + 1200)
+    file.write_text(renewed)
+    second = await source.mint(Wanted(ttl_s=600, held=first.credential))
+    assert second.credential.token is not None
+    assert second.credential.token.reveal() == renewed
+    assert second.expires_at > first.expires_at
+
+
+async def test_what_an_exec_plugin_gives_is_handed_on_with_the_end_that_it_tells(tmp_path: Path) -> None:
+    command = plugin(tmp_path, {"token": "opaque", "expirationTimestamp": "2999-01-01T00:00:00Z"})
+    source = own_user(saved(tmp_path, {"exec": {"apiVersion": V1, "command": command}}))
+    with pytest.raises(UnfitError, match="is not short-lived"):
+        await source.mint(WANTED)
+    plugin(tmp_path, {"token": jwt(exp=time.time() + 600)})
+    source = own_user(saved(tmp_path, {"exec": {"apiVersion": V1, "command": command}}))
+    assert 590 < (await source.mint(WANTED)).expires_at - time.time() <= 600
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ({"token": CANARY}, "a token or certificate that stands in it"),
+        ({"token": jwt(exp=time.time() + 7200)}, "a token or certificate that stands in it"),
+        ({}, "a token or certificate that stands in it, which nobody renews, or none"),
+    ],
+)
+async def test_what_stands_in_a_kubeconfig_is_not_handed_on(
+    tmp_path: Path, user: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(UnfitError, match=f"^its user has {expected}") as raised:
+        await own_user(saved(tmp_path, user)).mint(WANTED)
+    assert CANARY not in str(raised.value)
+
+
+async def test_nor_is_a_certificate_in_a_file_nor_a_token_file_without_an_end(tmp_path: Path) -> None:
+    (tmp_path / "chain").write_bytes(certificate(0, time.time() + 600))
+    (tmp_path / "key").write_text("KEY")
+    user = {"client-certificate": str(tmp_path / "chain"), "client-key": str(tmp_path / "key")}
+    with pytest.raises(UnfitError, match="a client certificate of its own"):
+        await own_user(saved(tmp_path, user)).mint(WANTED)
+    (tmp_path / "token").write_text("opaque")
+    with pytest.raises(UnfitError, match="does not say when it ends"):
+        await own_user(saved(tmp_path, {"tokenFile": str(tmp_path / "token")})).mint(WANTED)
+
+
+async def test_the_token_of_a_pod_that_lives_for_a_year_is_not_handed_on(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(jwt(exp=time.time() + 365 * 86400))
+    source = FileCredential(token=FileContent(tmp_path / "token"))
+    with pytest.raises(UnfitError, match="lives for 365 days"):
+        await HandedOn(source, name="n", type="token-file", origin="it").mint(WANTED)
+
+
+async def test_a_kubeconfig_that_gets_a_plugin_while_we_run_is_fit_from_then_on(tmp_path: Path) -> None:
+    path = saved(tmp_path, {"token": "static"})
+    source = own_user(path)
+    with pytest.raises(UnfitError):
+        await source.mint(WANTED)
+    command = plugin(tmp_path, {"token": jwt(exp=time.time() + 600)})
+    saved(tmp_path, {"exec": {"apiVersion": V1, "command": command}})
+    os.utime(path, ns=(1, 1))
+    assert (await source.mint(WANTED)).credential.token is not None
+
+
+PROJECT = Upstream(
+    server="https://milo.test",
+    origin="test",
+    credentials=StaticCredential(Credential()),
+    authorities=b"CA",
+    tls_server_name="milo.internal",
+)
+
+
+@pytest.mark.parametrize("per_cluster", [False, True])
+async def test_a_command_is_told_which_cluster_it_is_for(tmp_path: Path, per_cluster: bool) -> None:
+    script = tmp_path / "login"
+    token = jwt(exp=time.time() + 600)
+    answer = json.dumps({"apiVersion": V1, "kind": "ExecCredential", "status": {"token": token}})
+    script.write_text(f'#!/bin/sh\nprintf %s "$KUBERNETES_EXEC_INFO" >"{tmp_path}/info"\nprintf %s \'{answer}\'\n')
+    script.chmod(0o700)
+    command = ExecCommand(api_version=V1, argv=(str(script),), environment={})
+    source = ExecSource("exec", command, project=PROJECT, per_cluster=per_cluster)
+    assert source.scope is (Scope.CLUSTER if per_cluster else Scope.IDENTITY)
+    await source.mint(Wanted(ttl_s=600, target=ALPHA if per_cluster else None))
+    assert json.loads((tmp_path / "info").read_text())["spec"] == {
+        "interactive": False,
+        "cluster": {
+            "server": ALPHA.endpoint if per_cluster else "https://milo.test",
+            "certificate-authority-data": "Q0E=",
+            "tls-server-name": "milo.internal",
+        },
+    }
+
+
+async def test_a_command_that_gives_no_end_is_refused(tmp_path: Path) -> None:
+    command = ExecCommand(api_version=V1, argv=(plugin(tmp_path, {"token": "opaque"}),), environment={})
+    with pytest.raises(UnfitError, match="does not say when it ends"):
+        await ExecSource("exec", command, project=PROJECT).mint(WANTED)
+
+
+class Script:
+    """A source that does what it is told, in turn."""
+
+    name, type, scope, takes_ttl = "script", "script", Scope.IDENTITY, False
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.minted = 0
+        self.failure: CredentialError | None = None
+
+    async def mint(self, wanted: Wanted) -> Minted:
+        if self.failure is not None:
+            raise self.failure
+        self.minted += 1
+        return Minted(credential=token_number(self.minted), issued_at=self.now, expires_at=self.now + 100)
+
+
+def token_number(number: int) -> Credential:
+    return Credential(token=Secret(f"t{number}"))
+
+
+async def test_the_daemon_authenticates_by_the_same_sources_renewed_at_half_life() -> None:
+    script = Script()
+    mine = MintedCredential(script, ttl_s=600, clock=lambda: script.now)
+    assert await mine.credential() == token_number(1)
+    script.now += 49
+    assert await mine.credential() == token_number(1)
+    script.now += 2
+    assert await mine.credential() == token_number(2)
+
+
+async def test_a_credential_that_was_refused_is_replaced_once() -> None:
+    script = Script()
+    mine = MintedCredential(script, ttl_s=600, clock=lambda: script.now)
+    first = await mine.credential()
+    script.now += AGAIN_AFTER_S + 1
+    second = await mine.credential(refused=first)
+    assert second == token_number(2)
+    assert await mine.credential(refused=second) == second
+
+
+async def test_while_the_source_is_down_the_old_one_is_used_to_its_end() -> None:
+    script = Script()
+    mine = MintedCredential(script, ttl_s=600, clock=lambda: script.now)
+    first = await mine.credential()
+    script.failure = BackendError("down")
+    script.now += 90
+    assert await mine.credential() == first
+    script.now += 20
+    for _ in range(2):
+        with pytest.raises(BackendError, match="down"):
+            await mine.credential()
+    script.failure = None
+    script.now += AGAIN_AFTER_S
+    assert await mine.credential() == token_number(2)

@@ -1,0 +1,46 @@
+"""What a JWT says of itself."""
+
+from base64 import urlsafe_b64encode
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_discoveryd.credentials import jwt
+from tests.unit.credentials.tokens import jwt as made
+
+DEEP = urlsafe_b64encode(b'{"x":' + b"[" * 20_000).decode().rstrip("=") + ".e30.c"
+
+
+def test_its_claims_are_read() -> None:
+    found = jwt.claims(made(exp=200, nbf=100, iat=100.5, sub="somebody", aud=["milo", "other"]))
+    assert found == jwt.Claims(exp=200, nbf=100, iat=100.5, sub="somebody", aud=["milo", "other"])
+    assert found.audiences == {"milo", "other"}
+
+
+def test_one_audience_may_stand_alone_and_none_is_none() -> None:
+    one, none = jwt.claims(made(aud="milo")), jwt.claims(made())
+    assert one is not None
+    assert none is not None
+    assert (one.audiences, none.audiences) == ({"milo"}, frozenset())
+
+
+@pytest.mark.parametrize("token", ["", "opaque", "a.b", "a.b.c", "e30.e30.c", "....", "a" * 40_000 + ".b.c", DEEP])
+def test_a_token_of_another_kind_has_none(token: str) -> None:
+    assert jwt.claims(token) is None
+
+
+@pytest.mark.parametrize("claims", [{"exp": "soon"}, {"exp": 10**400}, {"sub": 5}, {"aud": {"a": 1}}, {"iat": True}])
+def test_claims_that_say_nonsense_are_refused_and_not_repeated(claims: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="cannot be read") as raised:
+        jwt.claims(made(**claims))
+    assert "soon" not in str(raised.value)
+
+
+@given(st.text())
+def test_anything_at_all_is_a_jwt_or_not_or_refused(text: str) -> None:
+    try:
+        found = jwt.claims(text)
+    except ValueError:
+        return
+    assert found is None or isinstance(found, jwt.Claims)

@@ -1,0 +1,271 @@
+"""From a kubeconfig to one API server and an identity there, or to all that is wrong with it."""
+
+import asyncio
+import base64
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from milo_discoveryd.credentials import Credential, Secret, load_kubeconfig
+from milo_discoveryd.daemon_errors import ConfigError, CredentialError
+
+Write = Callable[..., Path]
+SERVER = "https://milo.example.com:6443"
+WORDS = (
+    *("current-context", "contexts", "clusters", "users", "name", "context", "cluster", "user", "server", "token"),
+    *("exec", "command", "apiVersion", "tokenFile", "proxy-url", "certificate-authority-data", "client-key-data"),
+)
+
+
+def encoded(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(*, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None, **top: Any) -> Path:
+        content = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "preferences": {},
+            "current-context": "here",
+            "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u", "namespace": "default"}}],
+            "clusters": [{"name": "c", "cluster": {"server": SERVER} | (cluster or {})}],
+            "users": [{"name": "u", "user": {"token": "s3cret"} if user is None else user}],
+        } | top
+        path = tmp_path / "kubeconfig"
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+def problems(path: Path) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as raised:
+        load_kubeconfig(path)
+    told = raised.value.problems
+    assert all(problem.startswith(f"kubeconfig {path}: ") for problem in told)
+    assert not any("s3cret" in problem for problem in told)
+    return tuple(problem.removeprefix(f"kubeconfig {path}: ") for problem in told)
+
+
+async def test_the_current_context_names_server_authority_and_token(write: Write) -> None:
+    cluster = {"certificate-authority-data": encoded("PEM"), "tls-server-name": "milo", "server": f"{SERVER}/prefix/"}
+    path = write(cluster=cluster)
+    upstream = load_kubeconfig(path)
+    assert upstream.server == f"{SERVER}/prefix"
+    assert upstream.origin == str(path)
+    assert upstream.trusted() == b"PEM"
+    assert upstream.tls_server_name == "milo"
+    assert upstream.proxy is None
+    assert await upstream.credentials.credential() == Credential(token=Secret("s3cret"))
+
+
+async def test_files_are_found_next_to_the_kubeconfig_and_followed(write: Write, tmp_path: Path) -> None:
+    for name in ("token", "ca.crt", "tls.crt", "tls.key"):
+        (tmp_path / name).write_text(name)
+    path = write(
+        cluster={"certificate-authority": "ca.crt"},
+        user={"tokenFile": "token", "token": "older", "client-certificate": "tls.crt", "client-key": "tls.key"},
+    )
+    upstream = load_kubeconfig(path)
+    credential = await upstream.credentials.credential()
+    assert upstream.trusted() == b"ca.crt"
+    assert credential.token == Secret("token")
+    assert credential.certificate is not None
+    assert credential.certificate.chain == b"tls.crt"
+    (tmp_path / "token").write_text("another token"[:7])
+    (tmp_path / "ca.crt").write_text("another")
+    assert (await upstream.credentials.credential()).token == Secret("another")
+    assert upstream.trusted() == b"another"
+
+
+async def test_a_client_certificate_may_stand_in_the_kubeconfig(write: Write) -> None:
+    user = {"client-certificate-data": encoded("CHAIN"), "client-key-data": encoded("KEY")}
+    credential = await load_kubeconfig(write(user=user)).credentials.credential()
+    assert credential.token is None
+    assert credential.certificate is not None
+    assert (credential.certificate.chain, credential.certificate.key) == (b"CHAIN", Secret("KEY"))
+
+
+async def test_a_context_without_a_user_is_nobody(write: Write) -> None:
+    path = write(contexts=[{"name": "here", "context": {"cluster": "c"}}])
+    assert await load_kubeconfig(path).credentials.credential() == Credential()
+
+
+def test_json_is_a_kubeconfig_as_well(write: Write, tmp_path: Path) -> None:
+    path = tmp_path / "kubeconfig.json"
+    path.write_text(json.dumps(yaml.safe_load(write().read_text())))
+    assert load_kubeconfig(path).server == SERVER
+
+
+def test_the_proxy_is_kept_and_not_shown(write: Write) -> None:
+    upstream = load_kubeconfig(write(cluster={"proxy-url": "http://user:s3cret@proxy:3128"}))
+    assert upstream.proxy == Secret("http://user:s3cret@proxy:3128")
+    assert "s3cret" not in repr(upstream)
+
+
+def test_an_exec_plugin_is_a_source(write: Write, tmp_path: Path) -> None:
+    for version in ("v1", "v1beta1"):
+        spec = {
+            "apiVersion": f"client.authentication.k8s.io/{version}",
+            "command": "./login",
+            "args": ["-x"],
+            "env": None,
+        }
+        assert load_kubeconfig(write(user={"exec": spec}), plugins=["./login"]).server == SERVER
+        assert load_kubeconfig(write(user={"exec": spec}), plugins=["*"]).server == SERVER
+
+
+@pytest.mark.parametrize("allowed", [(), ("login",), ("/bin/login",), ("./login -x",)])
+def test_an_exec_plugin_that_nobody_named_is_not_run(write: Write, allowed: tuple[str, ...]) -> None:
+    spec = {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login", "args": ["-x"]}
+    with pytest.raises(ConfigError, match=r"exec plugin, \./login, and none is run that isn't named"):
+        load_kubeconfig(write(user={"exec": spec}), plugins=allowed)
+
+
+async def test_nor_is_one_that_a_kubeconfig_has_when_it_is_replaced(write: Write) -> None:
+    source = load_kubeconfig(write()).credentials
+    write(user={"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login"}})
+    with pytest.raises(CredentialError, match="none is run that isn't named"):
+        await source.credential()
+
+
+def test_http_is_for_loopback_unless_there_is_nothing_to_steal(write: Write) -> None:
+    assert load_kubeconfig(write(cluster={"server": "http://127.0.0.1:8001"})).server == "http://127.0.0.1:8001"
+    assert load_kubeconfig(write(cluster={"server": "http://milo.example.com"}, user={})).server
+    (problem,) = problems(write(cluster={"server": "http://milo.example.com"}))
+    assert "in the clear: use https" in problem
+
+
+async def test_a_kubeconfig_may_come_through_a_pipe(write: Write, tmp_path: Path) -> None:
+    content = write().read_bytes()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writing = asyncio.create_task(asyncio.to_thread(pipe.write_bytes, content))
+    upstream = await asyncio.to_thread(load_kubeconfig, pipe)
+    await writing
+    assert await upstream.credentials.credential() == Credential(token=Secret("s3cret"))
+
+
+async def test_a_kubeconfig_that_is_replaced_by_one_with_another_credential_is_followed(write: Write) -> None:
+    source = load_kubeconfig(write()).credentials
+    assert await source.credential() == Credential(token=Secret("s3cret"))
+    write(user={"token": "renewed"})
+    assert await source.credential() == Credential(token=Secret("renewed"))
+
+
+async def test_a_kubeconfig_that_is_replaced_by_one_for_another_server_is_not_followed(write: Write) -> None:
+    source = load_kubeconfig(write()).credentials
+    write(cluster={"server": "https://elsewhere"})
+    for _ in range(2):
+        with pytest.raises(CredentialError, match="names https://elsewhere now: restart to follow it there"):
+            await source.credential()
+    write(user={"token": "renewed"})
+    assert await source.credential() == Credential(token=Secret("renewed"))
+
+
+async def test_a_kubeconfig_that_is_replaced_by_nonsense_is_told_and_by_nothing_is_kept(write: Write) -> None:
+    path = write()
+    source = load_kubeconfig(path).credentials
+    path.write_text("")
+    assert await source.credential() == Credential(token=Secret("s3cret"))
+    path.write_text("nonsense: yes")
+    with pytest.raises(CredentialError, match=r"replaced by one that cannot be used: kubeconfig .* current-context"):
+        await source.credential()
+
+
+@pytest.mark.parametrize(
+    ("cluster", "user", "complaint"),
+    [
+        ({"server": ""}, None, "is not https://HOST[:PORT][/PREFIX]"),
+        ({"server": "milo.example.com"}, None, "is not https://HOST[:PORT][/PREFIX]"),
+        ({"server": "ftp://milo"}, None, "is not https://HOST[:PORT][/PREFIX]"),
+        ({"server": "https://milo:port"}, None, "is not a URL"),
+        ({"server": "https://user@milo"}, None, "has a user"),
+        ({"server": "https://milo/?a=b"}, None, "has a user, a query"),
+        ({"server": "https://milo/a/../b"}, None, "a path that another program"),
+        ({"server": "https://milo/a%2fb"}, None, "a path that another program"),
+        ({"insecure-skip-tls-verify": True}, None, "give certificate-authority-data"),
+        ({"certificate-authority-data": "!!"}, None, "authority data that is not base64"),
+        ({"certificate-authority": "nowhere.crt"}, None, "nowhere.crt cannot be read"),
+        ({"proxy-url": "socks5://s3cret@proxy:1080"}, None, "SOCKS is not supported"),
+        ({"proxy-url": "http://proxy:port"}, None, "proxy-url that is not http"),
+        ({"certificate-authority": "a\0b"}, None, "NUL"),
+        ({}, {"tokenFile": "a\0b"}, "NUL"),
+        ({}, {"auth-provider": {"name": "oidc"}}, "use an exec credential plugin"),
+        ({}, {"username": "u", "password": "s3cret"}, "use a token or a certificate"),
+        ({}, {"token": "t", "as": "admin"}, "an identity of its own"),
+        ({}, {"token": "s3cret s3cret"}, "not a bearer token"),
+        ({}, {"client-certificate-data": encoded("x")}, "give both"),
+        ({}, {"client-key-data": encoded("x")}, "give both"),
+        ({}, {"client-key-data": encoded("x"), "client-certificate": "kubeconfig"}, "give both in one way"),
+        ({}, {"exec": {"apiVersion": "client.authentication.k8s.io/v1alpha1", "command": "x"}}, "v1beta1"),
+        ({}, {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": ""}}, "without a command"),
+        (
+            {},
+            {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "x", "interactiveMode": "Always"}},
+            "needs a terminal",
+        ),
+    ],
+)
+def test_what_is_wrong_or_not_supported_is_told_with_what_to_do(
+    write: Write, cluster: dict[str, Any], user: dict[str, Any] | None, complaint: str
+) -> None:
+    (problem,) = problems(write(cluster=cluster, user=user))
+    assert complaint in problem
+
+
+def test_everything_that_is_wrong_is_told_at_once(write: Write) -> None:
+    told = problems(write(cluster={"server": "milo", "insecure-skip-tls-verify": True}, user={"username": "u"}))
+    assert len(told) == 3
+
+
+@pytest.mark.parametrize(
+    ("top", "complaint"),
+    [
+        ({"current-context": ""}, "has no current-context"),
+        ({"current-context": "there"}, "has no context 'there'; there are: here"),
+        ({"clusters": None}, "has no cluster 'c'; there are: none"),
+        ({"users": []}, "has no user 'u'; there are: none"),
+        ({"users": [{"name": "u", "user": {"token": 12345}}]}, "Expected `str`, got `int`"),
+        ({"clusters": {"c": {}}}, "Expected `array | null`, got `object`"),
+    ],
+)
+def test_a_kubeconfig_that_does_not_hang_together_is_told(write: Write, top: dict[str, Any], complaint: str) -> None:
+    (problem,) = problems(write(**top))
+    assert complaint in problem
+
+
+documents = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | st.sampled_from([SERVER, "here", "c", "u"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=6),
+    max_leaves=30,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(documents)
+def test_any_document_is_a_kubeconfig_or_told_why_not(tmp_path: Path, document: object) -> None:
+    path = tmp_path / "kubeconfig"
+    path.write_text(json.dumps(document))
+    with suppress(ConfigError):
+        load_kubeconfig(path)
+
+
+def test_a_file_that_is_no_kubeconfig_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "kubeconfig"
+    assert problems(path) == ("cannot be read: No such file or directory",)
+    path.write_text("")
+    assert problems(path) == ("is not a kubeconfig: it is empty, or not a mapping",)
+    path.write_text("a: 1\na: 2\n")
+    assert problems(path) == ('line 2: has the key "a" twice (first on line 1)',)
+    assert "name one" in problems(Path(f"{path}:{path}"))[0]

@@ -1,0 +1,121 @@
+"""The kubeconfig in a Secret of each project's namespace."""
+
+import base64
+import math
+import time
+from typing import Any
+
+import pytest
+import yaml
+
+from milo_discoveryd.credentials.credential import Credential
+from milo_discoveryd.credentials.secret import Secret
+from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecret
+from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.daemon_errors import BackendError, CredentialError, TransportError, UnfitError
+from milo_discoveryd.model.cluster import Target
+from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering
+from tests.unit.credentials.tokens import CANARY, certificate, jwt
+
+WANTED = Wanted(ttl_s=600, target=ALPHA, incarnation=1)
+NOW = time.time()
+
+
+def kubeconfig(user: dict[str, Any]) -> str:
+    return yaml.safe_dump(
+        {
+            "current-context": "c",
+            "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+            "users": [{"name": "other", "user": {"token": "no"}}, {"name": "u", "user": user}],
+        }
+    )
+
+
+def secret(content: str | bytes, key: str = "kubeconfig") -> Answer:
+    data = content if isinstance(content, bytes) else content.encode()
+    return answering(200, {"data": {key: base64.b64encode(data).decode()}})
+
+
+def pair(ends: float) -> dict[str, str]:
+    return {
+        "client-certificate-data": base64.b64encode(certificate(NOW - 60, ends)).decode(),
+        "client-key-data": base64.b64encode(CANARY.encode()).decode(),
+    }
+
+
+def a_source(api: ScriptedApi, **differing: Any) -> KubeconfigSecret:
+    given = {"namespace_template": "project-{uid}", "secret": "kubeconfig", "key": "kubeconfig"} | differing
+    return KubeconfigSecret("secret", api, origin="test", **given)
+
+
+async def test_the_user_of_its_current_context_is_handed_on_for_as_long_as_its_certificate_lives() -> None:
+    api = ScriptedApi(secret(kubeconfig(pair(NOW + 3600))))
+    minted = await a_source(api).mint(WANTED)
+    assert api.asked == [("GET", "/api/v1/namespaces/project-uid-alpha/secrets/kubeconfig")]
+    assert minted.credential.certificate is not None
+    assert minted.credential.certificate.key == Secret(CANARY)
+    assert minted.expires_at == math.floor(NOW + 3600)
+    assert KubeconfigSecret.scope is Scope.CLUSTER
+
+
+async def test_a_token_in_it_is_preferred_and_tells_its_end_itself() -> None:
+    token = jwt(exp=NOW + 600)
+    minted = await a_source(ScriptedApi(secret(kubeconfig({"token": token} | pair(NOW + 1e8))))).mint(WANTED)
+    assert minted.credential == Credential(token=Secret(token))
+
+
+async def test_namespace_secret_and_key_are_settings() -> None:
+    api = ScriptedApi(secret(kubeconfig(pair(NOW + 600)), key="value"))
+    await a_source(api, namespace_template="p-{name}", secret="access", key="value").mint(WANTED)
+    assert api.asked == [("GET", "/api/v1/namespaces/p-alpha/secrets/access")]
+
+
+async def test_a_long_lived_certificate_takes_a_setting_to_be_handed_on() -> None:
+    answer = secret(kubeconfig(pair(NOW + 90 * 86400)))
+    with pytest.raises(UnfitError, match=r"lives for 90 days.*allow_long_lived"):
+        await a_source(ScriptedApi(answer)).mint(WANTED)
+    minted = await a_source(ScriptedApi(answer), allow_long_lived=True).mint(WANTED)
+    assert minted.expires_at == math.floor(NOW + 90 * 86400)
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (TransportError("connect", "milo cannot be reached"), "cannot be reached"),
+        (answering(404, {"message": CANARY}), "(404)"),
+        (answering(403, {"message": CANARY}), "get secrets, resourceNames [kubeconfig]"),
+        (Answer(200, f"<html>{CANARY}".encode()), "not as a Kubernetes API server does"),
+        (answering(200, {"data": {"other": CANARY}}), "has no key 'kubeconfig'"),
+        (answering(200, {}), "has no key 'kubeconfig'"),
+        (answering(200, {"data": {"kubeconfig": "!!" + CANARY}}), "is not a kubeconfig"),
+        (secret(f"token: {CANARY}: {{"), "is not a kubeconfig"),
+        (secret(b"\xff\xfe"), "is not a kubeconfig"),
+        (secret(f"users: {CANARY}"), "is not a kubeconfig"),
+        (secret("current-context: c"), "has no user"),
+        (secret(kubeconfig({})), "no credential at all"),
+        (secret(kubeconfig({"token": CANARY})), "does not say when it ends"),
+        (secret(kubeconfig({"token": CANARY + "\n x"})), "not a bearer token"),
+        (secret(kubeconfig({"tokenFile": "/etc/passwd"})), "a command or a file in it"),
+        (secret(kubeconfig({"client-certificate": "/a", "client-key": "/b"})), "a command or a file in it"),
+        (secret(kubeconfig({"exec": {"apiVersion": "v1", "command": "/bin/sh"}})), "a command or a file in it"),
+        (secret(kubeconfig(pair(NOW + 600) | {"client-key-data": "!"})), "not base64"),
+        (secret(kubeconfig(pair(NOW + 600) | {"client-key-data": ""})), "without its key"),
+        (secret(kubeconfig(pair(NOW - 1))), "has ended already"),
+    ],
+)
+async def test_what_is_no_good_is_refused_and_nothing_of_it_repeated(
+    answer: Answer | TransportError, expected: str
+) -> None:
+    with pytest.raises(CredentialError) as raised:
+        await a_source(ScriptedApi(answer)).mint(WANTED)
+    assert expected in str(raised.value)
+    assert CANARY not in str(raised.value)
+
+
+@pytest.mark.parametrize("uid", ["../../x", "A", "a/b", "", "u" * 80])
+async def test_a_project_does_not_choose_which_secret_is_read(uid: str) -> None:
+    api = ScriptedApi()
+    target = Target(name="alpha", uid=uid, place=("https://a",))
+    with pytest.raises(BackendError, match="not the name of a namespace"):
+        await a_source(api, namespace_template="{uid}").mint(Wanted(ttl_s=600, target=target, incarnation=1))
+    assert not api.asked

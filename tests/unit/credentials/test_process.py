@@ -1,0 +1,60 @@
+"""A command is bounded, and nothing of it is left behind, whenever its caller is cancelled."""
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from milo_discoveryd.credentials.authentication.external_command import Outcome, run
+
+LIMITS = {"timeout_s": 20, "output_limit": 1000}
+
+
+async def sh(script: str, **differing: float) -> Outcome:
+    return await run(("/bin/sh", "-c", script), {"PATH": os.environ["PATH"]}, **(LIMITS | differing))  # type: ignore[arg-type]
+
+
+async def test_output_the_end_of_errors_and_the_status_come_back() -> None:
+    assert await sh("echo out; echo err >&2; exit 7") == Outcome("exited", 7, b"out\n", b"err\n")
+
+
+async def test_a_command_that_is_killed_has_its_signal_for_a_status() -> None:
+    assert (await sh("kill -TERM $$")).status == -15
+
+
+async def test_output_past_the_limit_ends_the_command() -> None:
+    assert (await sh("while :; do echo flood; done")).end == "flood"
+    assert await sh("printf %01000d 0") == Outcome("exited", 0, b"0" * 1000, b"")
+
+
+async def test_time_past_the_limit_ends_the_command() -> None:
+    assert (await sh("echo begun; sleep 1000", timeout_s=0.2)).end == "timeout"
+
+
+async def test_a_command_that_is_not_there_is_an_os_error() -> None:
+    with pytest.raises(FileNotFoundError):
+        await run(("/no/such/command",), {}, timeout_s=20, output_limit=1000)
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+@pytest.mark.parametrize("steps", range(12))
+async def test_cancelled_at_any_await_nothing_of_it_is_left(tmp_path: Path, steps: int) -> None:
+    held = tmp_path / "held"
+    os.mkfifo(held)
+    reader = os.open(held, os.O_RDONLY | os.O_NONBLOCK)
+    descriptors = open_files()
+    running = asyncio.create_task(sh(f"exec 3>{held}; sleep 1000 & sleep 1000"))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    os.set_blocking(reader, True)
+    # The end of the file comes with that of the last process that has it open.
+    assert await asyncio.to_thread(os.read, reader, 1) == b""
+    assert open_files() <= descriptors + 2  # the thread that read, and asyncio's watch on children
+    os.close(reader)

@@ -1,0 +1,61 @@
+"""What TLS is made of, and what it is not."""
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
+
+from milo_discoveryd.credentials import ClientCertificate, Secret
+from milo_discoveryd.credentials.authentication.tls import TlsIdentity
+from milo_discoveryd.daemon_errors import CredentialError
+
+
+def pair(chain: bytes, key: bytes) -> TlsIdentity:
+    return TlsIdentity(authorities=None, certificate=ClientCertificate(chain=chain, key=Secret(key.decode())))
+
+
+def test_the_same_authorities_and_certificate_are_one_identity() -> None:
+    assert TlsIdentity(authorities=b"A", certificate=None) == TlsIdentity(authorities=b"A", certificate=None)
+    assert pair(b"C", b"K") == pair(b"C", b"K")
+    assert pair(b"C", b"K") != pair(b"C", b"L")
+
+
+def test_a_context_trusts_just_the_given_authorities() -> None:
+    context = TlsIdentity(authorities=trustme.CA().cert_pem.bytes(), certificate=None).context()
+    assert context.cert_store_stats()["x509_ca"] == 1
+    assert context.check_hostname
+
+
+def test_without_authorities_the_systems_are_trusted() -> None:
+    assert TlsIdentity(authorities=None, certificate=None).context().check_hostname is not False
+
+
+@pytest.mark.parametrize(
+    "authorities", [b"", b"PEM", b"\xff", b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"]
+)
+def test_authorities_that_are_no_certificates_are_told(authorities: bytes) -> None:
+    with pytest.raises(CredentialError, match="the certificate authority is not one or more certificates in PEM form"):
+        TlsIdentity(authorities=authorities, certificate=None).context()
+
+
+def test_a_key_that_does_not_fit_is_not_pem_or_is_encrypted_is_told() -> None:
+    authority = trustme.CA()
+    ours, other = authority.issue_cert(common_name="a"), authority.issue_cert(common_name="b")
+    chain, key = ours.cert_chain_pems[0].bytes(), ours.private_key_pem.bytes()
+    encrypted = load_pem_private_key(key, None).private_bytes(
+        Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"password")
+    )
+    pair(chain, key).context()
+    for wrong in (other.private_key_pem.bytes(), b"KEY", encrypted):
+        with pytest.raises(CredentialError, match="do not fit together, are not in PEM form, or the key is encrypted"):
+            pair(chain, wrong).context()
+
+
+def test_the_comments_of_a_bundle_may_be_in_any_language() -> None:
+    bundle = "# Prüfstelle\n".encode() + trustme.CA().cert_pem.bytes()
+    context = TlsIdentity(authorities=bundle, certificate=None).context()
+    assert context.cert_store_stats()["x509_ca"] == 1

@@ -1,0 +1,149 @@
+"""A fleet's credentials over hours, which pass in seconds: how often its source is asked, and what an outage does."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from random import Random
+from typing import Any
+
+from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.kubeconfigs.lease import WAITS_S
+from milo_discoveryd.kubeconfigs.minter import Key, Minter
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.telemetry.metrics import Metrics
+from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.unit.kubeconfigs.backend import Backend, a_cluster
+
+LIFE_S = 600.0
+ANSWERS_WITHIN_S = 0.1
+PER_SECOND = 50.0
+BURST = 10
+LOOK_EVERY_S = 15.0
+
+
+class Slow(Backend):
+    """Takes a moment for each, and keeps the times at which it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__(Scope.CLUSTER, life_s=LIFE_S)
+        self.times: list[float] = []
+
+    async def mint(self, wanted: Wanted) -> Minted:
+        self.times.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(ANSWERS_WITHIN_S)
+        return await super().mint(wanted)
+
+    def busiest(self, began: float, ended: float, window_s: float) -> tuple[float, float]:
+        """Mints a second, in the busiest of the windows and in the mean."""
+        counted = Counter(int((when - began) // window_s) for when in self.times if began <= when < ended)
+        return max(counted.values()) / window_s, counted.total() / (ended - began)
+
+
+class Fleet:
+    """So many clusters, each with a holder who takes every credential as soon as it is there."""
+
+    def __init__(self, size: int, backend: Backend, *, per_second: float = PER_SECOND) -> None:
+        self._clusters = [a_cluster(f"p-{number}", number) for number in range(1, size + 1)]
+        self.minter = Minter(
+            backend,
+            tally=Metrics(),
+            told=self._taken,
+            draw=Random(1).random,
+            concurrency=BURST,
+            per_second=per_second,
+            wall=lambda: time.time(),  # noqa: PLW0108 - the clock of that moment, which is not that of the import
+        )
+
+    def want(self) -> None:
+        for cluster in self._clusters:
+            self._take(cluster)
+
+    def without(self) -> int:
+        """How many have nothing that is valid."""
+        return len(self._clusters) - len([*self.minter.held()])
+
+    def _taken(self, key: Key) -> None:
+        self._take(self._clusters[key.incarnation - 1])
+
+    def _take(self, cluster: Cluster) -> None:
+        self.minter.wanted(cluster, LIFE_S).is_wanted = True
+
+
+def in_virtual_time(fleet: Callable[[], Fleet], play: Callable[[Fleet], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        made = fleet()
+        minting = asyncio.create_task(made.minter.run())
+        made.want()
+        await play(made)
+        minting.cancel()
+        await asyncio.wait((minting,))
+
+    loop = VirtualLoop(Random(1))
+    with asyncio.Runner(loop_factory=lambda: loop) as runner, clocks_of(loop):
+        runner.run(main())
+
+
+def test_ten_thousand_that_came_at_once_are_minted_for_at_no_more_than_twice_the_mean_rate() -> None:
+    backend = Slow()
+
+    async def play(fleet: Fleet) -> None:
+        await asyncio.sleep(1.2 * LIFE_S)
+        assert fleet.without() == 0
+
+    in_virtual_time(lambda: Fleet(10_000, backend), play)
+    peak, mean = backend.busiest(0, 1.2 * LIFE_S, 10)
+    assert peak <= 2 * mean
+
+
+def test_those_that_were_born_together_drift_apart() -> None:
+    """Where the rate of minting is no limit: one that was drawn once would leave them a herd for ever."""
+    backend = Slow()
+
+    async def play(fleet: Fleet) -> None:
+        await asyncio.sleep(6 * LIFE_S)
+
+    in_virtual_time(lambda: Fleet(1000, backend, per_second=1000), play)
+    peak, mean = backend.busiest(LIFE_S, 6 * LIFE_S, 10)
+    assert peak <= 2 * mean
+
+
+def test_an_outage_of_half_a_lifetime_is_noticed_by_nobody() -> None:
+    """All of them fall due meanwhile, and are minted for in the order in which they end."""
+    backend = Slow()
+
+    async def play(fleet: Fleet) -> None:
+        await asyncio.sleep(2 * LIFE_S)
+        backend.failure = BackendError("down")
+        for _ in range(int(LIFE_S / 2 / LOOK_EVERY_S)):
+            await asyncio.sleep(LOOK_EVERY_S)
+            assert fleet.without() == 0
+        backend.failure = None
+        for _ in range(int(LIFE_S / LOOK_EVERY_S)):
+            await asyncio.sleep(LOOK_EVERY_S)
+            assert fleet.without() == 0
+
+    in_virtual_time(lambda: Fleet(1000, backend, per_second=PER_SECOND / 10), play)
+
+
+def test_after_an_outage_of_two_lifetimes_all_is_well_within_seconds_and_without_a_herd() -> None:
+    backend = Slow()
+    size = 500
+
+    async def play(fleet: Fleet) -> None:
+        await asyncio.sleep(LIFE_S)
+        backend.failure = BackendError("down")
+        before = len(backend.asked)
+        await asyncio.sleep(2 * LIFE_S)
+        assert fleet.without() == size
+        assert len(backend.asked) - before <= 2 * LIFE_S / ANSWERS_WITHIN_S
+        backend.failure = None
+        since = asyncio.get_running_loop().time()
+        await asyncio.sleep(WAITS_S[1] + size / PER_SECOND)
+        assert fleet.without() == 0
+        peak, _ = backend.busiest(since, since + 30, 1)
+        assert peak <= PER_SECOND + BURST
+
+    in_virtual_time(lambda: Fleet(size, backend), play)

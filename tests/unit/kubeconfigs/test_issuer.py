@@ -1,0 +1,402 @@
+"""Handing out: from leases that are kept fresh, whatever the backend does."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from itertools import groupby
+from random import Random
+
+import pytest
+from structlog.testing import capture_logs
+
+from milo_discoveryd.credentials.sources.minting import MintingSource, Scope
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.kubeconfigs import minter
+from milo_discoveryd.kubeconfigs.issuer import Issuer, NotCoveredError, NotNowError, Offer
+from milo_discoveryd.kubeconfigs.rendering import Place
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.selector import parse
+from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
+from milo_discoveryd.telemetry.audit import Audit
+from milo_discoveryd.telemetry.metrics import Metrics
+from tests.support.eventually import eventually
+from tests.unit.kubeconfigs.backend import CANARY, Backend, RevokingBackend, a_cluster
+
+ME = Recipient(Caller(peer="unix:", listener="unix:///d.sock", uid=1000), "operators")
+ALPHA = a_cluster()
+
+
+class Wall:
+    """The wall clock, which a test can set."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead
+
+
+@asynccontextmanager
+async def issuing(
+    *sources: MintingSource | Offer,
+    wall: Callable[[], float] = time.time,
+    metrics: Metrics | None = None,
+    **limits: int,
+) -> AsyncIterator[Issuer]:
+    issuer = Issuer(
+        [each if isinstance(each, Offer) else Offer(each) for each in sources],
+        place=lambda: Place(b"CA"),
+        tally=metrics or Metrics(),
+        audit=Audit(Metrics()),
+        max_ttl_s=900,
+        default_ttl_s=600,
+        draw=Random(1).random,
+        wall=wall,
+        **limits,
+    )
+    running = asyncio.create_task(issuer.run())
+    try:
+        yield issuer
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+def token(issuer: Issuer, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
+    """What is handed out now."""
+    made = issuer.hand_out(cluster, "epoch.1", ttl_s, ME)
+    assert made.minted is not None
+    assert made.minted.credential.token is not None
+    return made.minted.credential.token.reveal()
+
+
+async def got(issuer: Issuer, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
+    await issuer.await_credential(cluster, ttl_s, UNLIMITED)
+    return token(issuer, cluster, ttl_s)
+
+
+async def test_one_mint_serves_ten_thousand_clusters_of_one_identity() -> None:
+    backend = Backend()
+    async with issuing(backend) as issuer:
+        given = {await got(issuer, a_cluster(f"p-{number}", number + 1)) for number in range(10_000)}
+    assert (len(given), len(backend.asked)) == (1, 1)
+
+
+async def test_where_each_cluster_has_its_own_nobody_is_given_another_s() -> None:
+    backend = Backend(Scope.CLUSTER)
+    async with issuing(backend) as issuer:
+        for name, incarnation in (("alpha", 1), ("beta", 2), ("alpha", 3)):
+            assert f"{CANARY}-{name}-" in await got(issuer, a_cluster(name, incarnation))
+    assert [wanted.incarnation for wanted in backend.asked] == [1, 2, 3]
+
+
+async def test_however_many_ask_there_is_one_mint_in_flight_for_a_lease() -> None:
+    backend = Backend(Scope.CLUSTER)
+    backend.gate.clear()
+    async with issuing(backend) as issuer:
+        asking = [asyncio.create_task(got(issuer)) for _ in range(100)]
+        await eventually(lambda: backend.at_once == 1)
+        backend.gate.set()
+        assert len(set(await asyncio.gather(*asking))) == 1
+    assert len(backend.asked) == 1
+
+
+async def test_a_backend_that_hangs_delays_nobody_who_has_a_valid_one() -> None:
+    backend = Backend(life_s=4)
+    async with issuing(backend) as issuer:
+        first = await got(issuer)
+        backend.gate.clear()
+        await eventually(lambda: backend.at_once == 1)
+        async with asyncio.timeout(2):
+            for _ in range(100):
+                assert await got(issuer) == first
+
+
+async def test_it_is_renewed_before_it_ends_again_and_again_and_nobody_is_given_one_that_ended() -> None:
+    backend = Backend(life_s=0.8)
+    async with issuing(backend) as issuer:
+        seen: list[str] = []
+        while len(set(seen)) < 6:
+            seen.append(await got(issuer))
+            await asyncio.sleep(0)
+    assert list(dict.fromkeys(seen)) == [each for each, _ in groupby(seen)], "an old one came back"
+
+
+async def test_while_the_backend_is_down_the_last_good_one_is_handed_out_and_then_none_with_a_delay_to_retry() -> None:
+    backend = Backend(life_s=1.0)
+    async with issuing(backend) as issuer:
+        first = await got(issuer)
+        backend.failure = BackendError("the backend is down")
+
+        async def until_it_is_over() -> None:
+            while await got(issuer) == first:
+                pass
+
+        with pytest.raises(NotNowError, match="the backend is down") as raised:
+            await until_it_is_over()
+        assert raised.value.retry_after_s >= 1
+        assert issuer.health()[0].trouble == "the backend is down"
+        assert issuer.trouble(ALPHA, UNLIMITED) == "the backend is down"
+        backend.failure = None
+        await eventually(lambda: not issuer.health()[0].trouble)
+        assert await got(issuer) != first
+        assert issuer.trouble(ALPHA, UNLIMITED) is None
+
+
+async def test_who_has_nothing_waits_for_the_first_and_is_told_at_once_when_there_is_none() -> None:
+    backend = Backend(Scope.CLUSTER)
+    backend.gate.clear()
+    async with issuing(backend) as issuer:
+        asking = asyncio.create_task(got(issuer))
+        await eventually(lambda: backend.at_once == 1)
+        assert not asking.done()
+        backend.failure = BackendError("down")
+        backend.gate.set()
+        with pytest.raises(NotNowError, match="down"):
+            await asking
+
+
+async def test_a_backend_that_hangs_for_too_long_is_given_up_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.05)
+    backend = Backend()
+    backend.gate.clear()
+    async with issuing(backend) as issuer:
+        with pytest.raises(NotNowError, match=r"backend did not answer within 0\.05 s"):
+            await got(issuer)
+
+
+async def test_from_a_source_that_the_terms_leave_out_nothing_is_had() -> None:
+    one, other = Backend(), Backend()
+    one.name, other.name = "one", "other"
+    to = Recipient(ME.caller, "some", Terms(sources=frozenset({"other"}), max_ttl_s=60.0))
+    async with issuing(one, other) as issuer:
+        await issuer.await_credential(ALPHA, 600, to.terms)
+        made = issuer.hand_out(ALPHA, "epoch.1", 600, to)
+        assert made.minted is not None
+        assert made.minted.credential.token is not None
+        assert made.minted.credential.token.reveal() in other.given
+        assert issuer.key(ALPHA, 600, to.terms).source == "other"
+        assert issuer.key(ALPHA, 600, to.terms).ttl_s <= 60
+        none = Terms(sources=frozenset({"none"}))
+        assert not issuer.covers(ALPHA, none)
+        assert isinstance(await issuer.refusal(none), NotCoveredError)
+        with pytest.raises(NotCoveredError, match="that the rule for this caller names"):
+            issuer.ask(ALPHA, None, none)
+
+
+async def test_what_is_not_to_be_handed_out_is_refused_for_good() -> None:
+    backend = Backend()
+    backend.failure = UnfitError("it lives for ever")
+    async with issuing(backend) as issuer:
+        with pytest.raises(UnfitError, match="it lives for ever"):
+            await got(issuer)
+        refusal = await issuer.refusal(UNLIMITED)
+        assert str(refusal) == "it lives for ever"
+
+
+async def test_without_a_source_nothing_is_handed_out() -> None:
+    async with issuing() as issuer:
+        with pytest.raises(NotCoveredError, match="no source of kubeconfigs is configured"):
+            await got(issuer)
+        assert isinstance(await issuer.refusal(UNLIMITED), NotCoveredError)
+        with pytest.raises(NotCoveredError):
+            issuer.hand_out_command(ALPHA, "epoch.1", ME)
+
+
+async def test_the_first_source_that_covers_a_cluster_serves_it() -> None:
+    one, other = Backend(), Backend()
+    one.name, other.name = "one", "other"
+    async with issuing(Offer(one, parse("env=prod")), Offer(other, parse("env=dev"))) as issuer:
+        prod, dev, none = (a_cluster("a", 1, env="prod"), a_cluster("b", 2, env="dev"), a_cluster("c", 3))
+        assert await got(issuer, prod) in one.given
+        assert await got(issuer, dev) in other.given
+        assert (issuer.covers(prod, UNLIMITED), issuer.covers(none, UNLIMITED)) == (True, False)
+        assert issuer.trouble(none, UNLIMITED) is None
+        with pytest.raises(NotCoveredError, match="its labels match none"):
+            await got(issuer, none)
+        assert await issuer.refusal(UNLIMITED) is None
+        assert [each.name for each in issuer.health()] == ["one", "other"]
+
+
+@pytest.mark.parametrize(
+    ("asked_s", "minted_s"), [(None, 600), (60, 60), (89, 60), (899, 600), (900, 900), (86400, 900), (3, 3)]
+)
+async def test_a_ttl_is_capped_and_counts_as_the_next_shorter_step(asked_s: float | None, minted_s: float) -> None:
+    backend = Backend(Scope.CLUSTER, life_s=1e6, takes_ttl=True)
+    async with issuing(backend) as issuer:
+        await got(issuer, ALPHA, asked_s)
+    assert [wanted.ttl_s for wanted in backend.asked] == [minted_s]
+
+
+async def test_the_end_that_is_told_is_the_backend_s_and_the_time_to_come_again_lies_before_it() -> None:
+    backend = Backend(life_s=100)
+    async with issuing(backend) as issuer:
+        await issuer.await_credential(ALPHA, 10, UNLIMITED)
+        made = issuer.hand_out(ALPHA, "epoch.1", 10, ME)
+    assert made.minted is not None
+    assert made.expires_at == made.minted.expires_at
+    assert made.refresh_at is not None
+    assert made.issued_at + 49 < made.refresh_at < made.issued_at + 61
+
+
+async def test_what_nobody_takes_is_not_renewed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minter, "LOOK_EVERY_S", 0.02)
+    backend = Backend(Scope.CLUSTER, life_s=0.8)
+    async with issuing(backend) as issuer:
+        await got(issuer)
+        await eventually(lambda: issuer.health()[0].leases == 0)
+    assert len(backend.asked) == 2
+
+
+async def test_at_most_so_many_mints_are_under_way_and_the_rest_wait_their_turn() -> None:
+    backend = Backend(Scope.CLUSTER)
+    backend.gate.clear()
+    async with issuing(backend, concurrency=5, per_second=10_000) as issuer:
+        for number in range(100):
+            issuer.ask(a_cluster(f"p-{number}", number + 1), None, UNLIMITED)
+        await eventually(lambda: backend.at_once == 5)
+        backend.gate.set()
+        await eventually(lambda: len(backend.given) == 100)
+    assert backend.most_at_once == 5
+
+
+async def test_a_backend_that_is_down_is_tried_by_one_lease_at_a_time() -> None:
+    backend = Backend(Scope.CLUSTER)
+    backend.failure = BackendError("down")
+    async with issuing(backend, concurrency=5, per_second=10_000) as issuer:
+        for number in range(50):
+            issuer.ask(a_cluster(f"p-{number}", number + 1), None, UNLIMITED)
+        await eventually(lambda: len(backend.asked) >= 50)
+        backend.gate.clear()
+        backend.most_at_once = 0
+        await eventually(lambda: backend.at_once == 1)
+        backend.failure = None
+        backend.gate.set()
+        await eventually(lambda: len(backend.given) == 50)
+    assert backend.most_at_once <= 5
+
+
+async def test_a_clock_that_is_set_forward_is_noticed_and_nothing_that_ended_by_it_is_handed_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(minter, "LOOK_EVERY_S", 0.02)
+    backend, wall = Backend(), Wall()
+    async with issuing(backend, wall=wall) as issuer:
+        first = await got(issuer)
+        wall.ahead = 3600
+        with pytest.raises(NotNowError):
+            token(issuer)
+        await eventually(lambda: len(backend.asked) >= 2)
+        assert first in backend.given
+
+
+async def test_a_mint_that_comes_back_after_its_cluster_was_disengaged_is_dropped() -> None:
+    backend = Backend(Scope.CLUSTER)
+    backend.gate.clear()
+    metrics = Metrics()
+    async with issuing(backend, metrics=metrics) as issuer:
+        asking = asyncio.create_task(issuer.await_credential(ALPHA, None, UNLIMITED))
+        await eventually(lambda: backend.at_once == 1)
+        issuer.disengaged(ALPHA)
+        await asking
+        backend.gate.set()
+        labels = {"source": "backend", "result": "dropped"}
+        await eventually(lambda: metrics.registry.get_sample_value("milo_discoveryd_credential_mints_total", labels))
+        assert issuer.health()[0].leases == 0
+
+
+async def test_what_an_earlier_run_of_the_daemon_minted_for_it_is_revoked_as_well() -> None:
+    backend = RevokingBackend()
+    async with issuing(backend) as issuer:
+        issuer.disengaged(ALPHA)
+        await eventually(lambda: backend.revoked == [("alpha", 1)])
+
+
+async def test_what_is_unfit_for_one_cluster_refuses_no_other() -> None:
+    backend = Backend(Scope.CLUSTER)
+    backend.failure = UnfitError("it lives for ever")
+    async with issuing(backend) as issuer:
+        with pytest.raises(UnfitError, match="it lives for ever"):
+            await got(issuer)
+        assert await issuer.refusal(UNLIMITED) is None
+        with pytest.raises(NotNowError):
+            token(issuer, a_cluster("beta", 2))
+        backend.failure = None
+        assert await got(issuer, a_cluster("beta", 2)) == f"{CANARY}-beta-{len(backend.asked)}"
+
+
+async def test_what_a_cluster_had_is_revoked_when_it_is_disengaged_however_often_that_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(minter, "REVOKE_WAITS_S", (0.001, 0.002))
+    backend = RevokingBackend()
+    backend.revocation_failures = 3
+    async with issuing(backend) as issuer:
+        for name, incarnation in (("alpha", 1), ("beta", 2)):
+            await got(issuer, a_cluster(name, incarnation))
+        issuer.disengaged(a_cluster("alpha", 1))
+        issuer.disengaged(a_cluster("beta", 2))
+        await eventually(lambda: len(backend.revoked) == 2)
+    assert sorted(backend.revoked) == [("alpha", 1), ("beta", 2)]
+
+
+async def test_every_hand_out_is_audited_with_who_what_until_when_and_no_secret() -> None:
+    async with issuing(Backend()) as issuer:
+        with capture_logs() as lines:
+            await got(issuer)
+            issuer.hand_out_command(ALPHA, "epoch.1", ME)
+    (line,) = [line for line in lines if line["event"] == "kubeconfig handed out"]
+    assert set(line) == {
+        "event", "log_level", "logger", "cluster", "uid", "incarnation", "source", "expires_at", "fingerprint", "rule",
+        "caller",
+    }  # fmt: skip
+    assert (line["cluster"], line["uid"], line["incarnation"]) == ("alpha", "uid-alpha", "epoch.1")
+    assert line["caller"] == {"peer": "unix:", "listener": "unix:///d.sock", "uid": 1000}
+    assert (line["logger"], line["rule"]) == ("audit", "operators")
+    assert len(line["fingerprint"]) == 8
+    assert CANARY not in str(lines)
+
+
+async def test_hand_outs_mints_and_ends_are_counted() -> None:
+    metrics, backend = Metrics(), Backend()
+    async with issuing(backend, metrics=metrics) as issuer:
+        metrics.follow_credentials(issuer.health)
+        await got(issuer)
+        issuer.refused("credentials_unavailable")
+
+        def sample(name: str, **labels: str) -> float | None:
+            return metrics.registry.get_sample_value(f"milo_discoveryd_{name}", labels)
+
+        assert sample("kubeconfigs_issued_total", result="ok") == 1
+        assert sample("kubeconfigs_issued_total", result="credentials_unavailable") == 1
+        assert sample("credential_mints_total", source="backend", result="ok") == 1
+        assert sample("credential_source_up", source="backend") == 1
+        ends = sample("credential_expiry_timestamp_seconds", source="backend")
+        assert ends is not None
+        assert 590 < ends - time.time() <= 600
+
+
+@pytest.mark.parametrize("scope", [Scope.IDENTITY, Scope.CLUSTER])
+async def test_what_operators_have_can_be_looked_at_and_nothing_is_got_for_that(scope: Scope) -> None:
+    backend = Backend(scope)
+    beta = a_cluster("beta", 2)
+    async with issuing(backend) as issuer:
+        given = await got(issuer)
+        asked = len(backend.asked)
+        found, other = issuer.held(ALPHA), issuer.held(beta)
+        assert found is not None
+        assert found.token is not None
+        assert found.token.reveal() == given
+        assert other == (found if scope is Scope.IDENTITY else None)
+        issuer.disengaged(ALPHA)
+        if scope is Scope.CLUSTER:
+            assert issuer.held(ALPHA) is None
+        assert len(backend.asked) == asked
+
+
+async def test_where_no_source_is_for_a_cluster_its_operators_have_nothing() -> None:
+    async with issuing() as issuer:
+        assert issuer.held(ALPHA) is None

@@ -1,0 +1,295 @@
+"""When to ask for the next credential, and whether this one may still be handed out."""
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.daemon_errors import BackendError
+from milo_discoveryd.kubeconfigs.lease import (
+    FIRST_RENEWAL,
+    MOST_S,
+    REFRESH,
+    RENEWAL,
+    WAITS_S,
+    Empty,
+    Expired,
+    Fresh,
+    Lease,
+    Renewing,
+    Retrying,
+    margin_s,
+    refresh_at,
+    useful_s,
+)
+from milo_discoveryd.model.moment import Moment
+from tests.unit.kubeconfigs.minting import minted
+
+DOWN = BackendError("it is down")
+
+
+def at(steady: float, *, wall: float | None = None) -> Moment:
+    """Wall time is 1000 ahead of the steady, as long as nobody sets it."""
+    return Moment(steady + 1000 if wall is None else wall, steady)
+
+
+def lease(draw: Callable[[], float] = lambda: 0.5) -> Lease:
+    return Lease(draw)
+
+
+def fresh(token: str = "t1", *, life_s: float = 100.0) -> Lease:
+    """One that got its first credential at 0."""
+    made = lease()
+    made.begin()
+    made.succeeded(minted(token, 1000, life_s), at(0))
+    return made
+
+
+def token(found: Minted | None) -> str | None:
+    return None if found is None or found.credential.token is None else found.credential.token.reveal()
+
+
+def test_nothing_is_held_nor_planned_before_somebody_asks() -> None:
+    empty = lease()
+    assert empty.state == Empty()
+    assert (empty.valid(at(0)), empty.useful(at(0)), empty.due_at, empty.failure) == (None, None, None, None)
+    assert not empty.look(at(0))
+
+
+def test_the_first_is_renewed_anywhere_in_two_fifths_of_its_life_and_each_other_at_their_end() -> None:
+    for draw, (first, later) in {0.0: (10, 36), 0.5: (26, 39), 1.0: (42, 42)}.items():
+        made = lease(lambda draw=draw: draw)  # type: ignore[misc]
+        made.begin()
+        made.succeeded(minted("t1", 1000), at(0))
+        assert made.due_at == pytest.approx(first)
+        made.begin()
+        made.succeeded(minted("t2", 1050), at(50))
+        assert made.due_at == pytest.approx(50 + later)
+    assert FIRST_RENEWAL[0] < RENEWAL[0] < RENEWAL[1] == FIRST_RENEWAL[1] < REFRESH[0]
+
+
+def test_one_that_is_well_into_its_life_when_it_comes_is_renewed_at_once() -> None:
+    made = lease()
+    made.begin()
+    made.succeeded(minted("t1", 920), at(0))
+    assert made.due_at == pytest.approx(0.2)
+
+
+def test_however_long_one_lives_a_newer_one_is_looked_for_within_the_hour() -> None:
+    made = fresh(life_s=1e7)
+    assert made.due_at is not None
+    assert made.due_at <= MOST_S * 1.1
+
+
+def test_it_is_handed_out_while_the_next_is_got() -> None:
+    made = fresh()
+    assert made.look(at(50))
+    assert token(made.begin()) == "t1"
+    assert made.is_renewing
+    assert made.due_at is None
+    assert not made.look(at(60))
+    assert token(made.useful(at(60))) == "t1"
+    made.succeeded(minted("t2", 1060), at(60))
+    assert token(made.useful(at(60))) == "t2"
+
+
+def test_it_is_worth_handing_out_while_a_good_part_of_its_life_is_left_and_valid_to_just_before_its_end() -> None:
+    made = fresh(life_s=600)
+    assert token(made.useful(at(419))) == "t1"
+    assert made.useful(at(421)) is None
+    assert token(made.valid(at(589))) == "t1"
+    assert made.valid(at(590)) is None
+
+
+@pytest.mark.parametrize(("life_s", "useful", "margin"), [(3600, 1080, 10), (600, 180, 10), (160, 60, 8), (20, 8, 1)])
+def test_how_much_must_be_left_depends_on_the_life(life_s: float, useful: float, margin: float) -> None:
+    assert (useful_s(life_s), margin_s(life_s)) == (useful, margin)
+    assert useful < (1 - RENEWAL[1]) * life_s
+
+
+def test_failures_are_retried_after_waits_that_double_up_to_a_bound() -> None:
+    made = fresh(life_s=1000)
+    waits = []
+    now = 500.0
+    for _ in range(8):
+        made.begin()
+        made.failed(DOWN, at(now))
+        assert isinstance(made.state, Retrying)
+        assert made.due_at is not None
+        waits.append(made.due_at - now)
+        now = made.due_at
+    assert waits == pytest.approx([0.375, 0.75, 1.5, 3, 6, 11.25, 11.25, 11.25])
+    assert waits[-1] <= WAITS_S[1]
+    assert made.failure is DOWN
+    made.begin()
+    assert made.failure is DOWN
+    made.succeeded(minted("t2", now + 1000), at(now))
+    assert made.failure is None
+
+
+def test_the_shorter_the_life_of_what_is_held_the_sooner_it_is_tried_again() -> None:
+    for life_s, waited_s in ((4000, 11.25), (200, 3.75), (10, 0.375)):
+        made = fresh(life_s=life_s)
+        for _ in range(8):
+            made.begin()
+            made.failed(DOWN, at(life_s / 2))
+        assert made.due_at == pytest.approx(life_s / 2 + waited_s)
+
+
+@pytest.mark.parametrize("life_s", [10, 20, 60, 200, 600, 3600])
+def test_what_can_not_be_had_for_half_a_lifetime_is_missed_by_nobody(life_s: float) -> None:
+    """However late in its life the outage begins before the next would have been asked for."""
+    made = fresh(life_s=life_s)
+    now = RENEWAL[1] * life_s
+    back_at = now + life_s / 2
+    while now < back_at:
+        made.begin()
+        made.failed(DOWN, at(now))
+        assert made.due_at is not None
+        now = made.due_at
+    assert made.valid(at(now)) is not None
+
+
+def test_a_backend_that_says_when_to_come_again_is_obeyed_within_reason() -> None:
+    for asked, waited in ((5.0, 5.0), (1e9, WAITS_S[1]), (None, 0.375)):
+        made = fresh()
+        made.begin()
+        made.failed(DOWN, at(50), asked)
+        assert made.due_at == pytest.approx(50 + waited)
+
+
+def test_the_last_good_one_is_handed_out_to_its_end_and_then_nothing_is() -> None:
+    made = fresh()
+    made.begin()
+    made.failed(DOWN, at(80))
+    assert token(made.valid(at(94))) == "t1"
+    assert made.valid(at(96)) is None
+    assert made.look(at(100))
+    assert isinstance(made.state, Expired)
+    assert (made.valid(at(100)), made.begin()) == (None, None)
+    made.failed(DOWN, at(101))
+    assert isinstance(made.state, Expired)
+    assert not made.look(at(101))
+
+
+def test_it_may_end_while_the_next_is_got() -> None:
+    made = fresh()
+    made.begin()
+    assert made.valid(at(100)) is None
+    assert isinstance(made.state, Renewing)
+    made.failed(DOWN, at(101))
+    assert isinstance(made.state, Expired)
+
+
+def test_what_ends_first_is_seen_to_first_and_what_has_nothing_before_it() -> None:
+    sooner, later = fresh(life_s=50), fresh(life_s=60)
+    assert sorted([later, sooner, lease()], key=lambda made: made.ends_at)[1:] == [sooner, later]
+
+
+def test_one_whose_end_nobody_saw_coming_is_replaced_at_once() -> None:
+    made = fresh()
+    assert made.look(at(1, wall=5000))  # the machine slept, or the clock was set
+    assert made.state == Empty()
+
+
+def test_a_clock_that_is_set_back_makes_no_credential_live_longer() -> None:
+    made = fresh()
+    assert made.valid(at(99, wall=200)) is None
+    assert made.valid(at(94, wall=200)) is not None
+
+
+def test_a_source_that_gives_the_same_again_is_asked_again_soon_and_not_in_a_tight_loop() -> None:
+    made = fresh()
+    for now, due_in in ((50, 5), (90, 1), (99.9, 0.2)):
+        made.begin()
+        made.succeeded(minted("t1", 1000), at(now))
+        assert isinstance(made.state, Fresh)
+        assert made.due_at == pytest.approx(now + due_in)
+    assert made.valid(at(96)) is None
+
+
+def test_two_attempts_at_once_are_a_mistake_of_ours() -> None:
+    made = lease()
+    made.begin()
+    with pytest.raises(AssertionError):
+        made.begin()
+
+
+@given(st.floats(0, 1, exclude_max=True), st.floats(1, 1e8), st.floats(0, 0.999))
+def test_holders_come_for_the_next_while_theirs_is_good(draw: float, life_s: float, part: float) -> None:
+    given = minted("t1", 1000, life_s)
+    now = 1000 + part * life_s
+    asked = refresh_at(given, now, lambda: draw)
+    assert now <= asked < given.expires_at
+
+
+def test_ten_thousand_who_share_a_credential_come_for_the_next_over_a_tenth_of_its_life() -> None:
+    random = Random(1)
+    given = minted("t1", 0, 600)
+    times = [refresh_at(given, 10, random.random) for _ in range(10_000)]
+    assert 300 <= min(times) < 303
+    assert 357 < max(times) <= 360
+
+
+class Life(RuleBasedStateMachine):
+    """Any order of successes, failures, waits and clocks that are set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.random = Random(1)
+        self.lease = Lease(self.random.random)
+        self.steady = 0.0
+        self.ahead = 1000.0
+        self.count = 0
+
+    @property
+    def now(self) -> Moment:
+        return Moment(self.steady + self.ahead, self.steady)
+
+    @rule(seconds=st.floats(0, 500))
+    def time_passes(self, seconds: float) -> None:
+        self.steady += seconds
+        self.lease.look(self.now)
+
+    @rule(seconds=st.floats(-5000, 5000))
+    def the_clock_is_set(self, seconds: float) -> None:
+        self.ahead += seconds
+
+    @precondition(lambda self: not self.lease.is_renewing)
+    @rule()
+    def an_attempt_begins(self) -> None:
+        self.lease.begin()
+
+    @precondition(lambda self: self.lease.is_renewing)
+    @rule(life_s=st.floats(1, 1000), age=st.floats(0, 0.9))
+    def it_succeeds(self, life_s: float, age: float) -> None:
+        self.count += 1
+        self.lease.succeeded(minted(f"t{self.count}", self.now.wall - age * life_s, life_s), self.now)
+        assert self.lease.valid(self.now) is not None or age * life_s > 0
+
+    @precondition(lambda self: self.lease.is_renewing)
+    @rule()
+    def it_fails(self) -> None:
+        self.lease.failed(DOWN, self.now)
+
+    @invariant()
+    def nothing_is_handed_out_after_its_end(self) -> None:
+        valid = self.lease.valid(self.now)
+        assert valid is None or valid.expires_at > self.now.wall
+
+    @invariant()
+    def what_is_useful_is_valid(self) -> None:
+        useful = self.lease.useful(self.now)
+        assert useful is None or useful == self.lease.valid(self.now)
+
+    @invariant()
+    def an_attempt_is_under_way_or_planned_once_one_was_made(self) -> None:
+        state = self.lease.state
+        assert isinstance(state, Empty) or self.lease.is_renewing != (self.lease.due_at is not None)
+
+
+TestLife = Life.TestCase

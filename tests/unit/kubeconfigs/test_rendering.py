@@ -1,0 +1,132 @@
+"""Kubeconfigs: what is in them, that nothing else is, and that everybody reads them alike."""
+
+import asyncio
+import base64
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_discoveryd.credentials.credential import ClientCertificate, Credential
+from milo_discoveryd.credentials.secret import Secret
+from milo_discoveryd.daemon_errors import UnfitError
+from milo_discoveryd.kubeconfigs.rendering import Place, embedded, exec_form
+
+TOKEN = Credential(token=Secret("t1"))
+PLACE = Place(b"-----BEGIN CERTIFICATE-----\n", "milo.internal")
+# Names that a YAML reader of one kind or another takes for something else.
+TREACHEROUS = ["1e3", "no", "null", "~", "0x10", "2026-01-02", "on", "1_000", ".5"]
+
+
+def parts(text: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    config = yaml.safe_load(text)
+    assert config == json.loads(text)
+    (cluster,), (user,), (context,) = config["clusters"], config["users"], config["contexts"]
+    assert context["context"] == {"cluster": cluster["name"], "user": user["name"]}
+    assert config["current-context"] == context["name"]
+    assert set(config) == {"apiVersion", "kind", "clusters", "users", "contexts", "current-context"}
+    return cluster["cluster"], user["user"]
+
+
+def test_an_embedded_one_holds_the_server_its_authority_and_the_credential_and_nothing_else() -> None:
+    cluster, user = parts(embedded("alpha", "https://milo/alpha", PLACE, TOKEN))
+    assert cluster == {
+        "server": "https://milo/alpha",
+        "certificate-authority-data": base64.b64encode(PLACE.authorities or b"").decode(),
+        "tls-server-name": "milo.internal",
+    }
+    assert user == {"token": "t1"}
+
+
+def test_a_client_certificate_is_embedded_as_data() -> None:
+    pair = ClientCertificate(chain=b"CHAIN", key=Secret("KEY"))
+    _, user = parts(embedded("alpha", "https://milo", PLACE, Credential(certificate=pair)))
+    assert {key: base64.b64decode(value) for key, value in user.items()} == {
+        "client-certificate-data": b"CHAIN",
+        "client-key-data": b"KEY",
+    }
+
+
+def test_without_an_authority_the_system_s_are_used() -> None:
+    assert parts(embedded("alpha", "https://milo", Place(None), TOKEN))[0] == {"server": "https://milo"}
+
+
+def test_the_exec_form_holds_no_secret_and_calls_the_client_s_command() -> None:
+    cluster, user = parts(exec_form("alpha", "https://milo/alpha", PLACE, "unix:///d.sock"))
+    assert cluster["server"] == "https://milo/alpha"
+    hint = user["exec"].pop("installHint")
+    assert "milo-discovery" in hint
+    assert user == {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": "milo-discovery",
+            "args": ["credential", "--cluster", "alpha"],
+            "env": [{"name": "MILO_DISCOVERY_ADDRESS", "value": "unix:///d.sock"}],
+            "interactiveMode": "Never",
+            "provideClusterInfo": False,
+        }
+    }
+
+
+def test_without_an_address_the_command_finds_the_daemon_by_itself() -> None:
+    assert parts(exec_form("alpha", "https://milo", PLACE, None))[1]["exec"]["env"] == []
+
+
+def test_the_same_makes_the_same_bytes() -> None:
+    assert embedded("a", "https://m", PLACE, TOKEN) == embedded("a", "https://m", PLACE, TOKEN)
+
+
+@pytest.mark.parametrize("server", ["http://milo", "http://10.0.0.1:8080", "http:///", "ftp://milo"])
+def test_a_credential_is_not_sent_in_the_clear(server: str) -> None:
+    with pytest.raises(UnfitError, match="without TLS"):
+        embedded("alpha", server, PLACE, TOKEN)
+
+
+@pytest.mark.parametrize("server", ["http://127.0.0.1:8080", "http://localhost", "http://[::1]:1"])
+def test_but_within_this_machine_it_may_be(server: str) -> None:
+    assert parts(embedded("alpha", server, PLACE, TOKEN))[0]["server"] == server
+
+
+@given(st.text(min_size=1), st.text(), st.text(alphabet=st.characters(codec="utf-8")))
+def test_names_and_tokens_come_back_as_they_were(name: str, server: str, token: str) -> None:
+    try:
+        (name + server + token).encode()
+    except UnicodeEncodeError:
+        return  # no such name reaches us: JSON with lone surrogates is refused where it is read
+    text = embedded(name, f"https://milo/{server}".split("]")[0].split("[")[0], PLACE, Credential(token=Secret(token)))
+    config = json.loads(text)
+    assert (config["current-context"], config["users"][0]["user"]["token"]) == (name, token)
+
+
+async def test_kubectl_reads_what_we_wrote(tmp_path: Path) -> None:
+    program = shutil.which("kubectl")
+    if program is None:
+        pytest.skip("kubectl is not on PATH: nothing here was tried")
+    for name in TREACHEROUS:
+        path = tmp_path / "kubeconfig"
+        path.write_bytes(embedded(name, "https://milo", PLACE, Credential(token=Secret(name))))
+        process = await asyncio.create_subprocess_exec(
+            program, f"--kubeconfig={path}", "config", "view", "--raw", "-o", "json",
+            env={"HOME": str(tmp_path)}, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        out, _ = await process.communicate()
+        viewed = json.loads(out)
+        assert (viewed["current-context"], viewed["users"][0]["user"]["token"]) == (name, name)
+
+
+def test_the_kubernetes_package_reads_what_we_wrote() -> None:
+    from kubernetes import config  # noqa: PLC0415 - importing it takes most of a second
+
+    for name in TREACHEROUS:
+        text = embedded(name, "https://milo/alpha", Place(None), Credential(token=Secret("t1")))
+        api = config.new_client_from_config_dict(yaml.safe_load(text))
+        assert (api.configuration.host, api.configuration.api_key["BearerToken"]) == (
+            "https://milo/alpha",
+            "Bearer t1",
+        )
+        api.close()

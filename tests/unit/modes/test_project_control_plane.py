@@ -1,0 +1,110 @@
+"""Mode `project-control-plane`: what address a ProjectControlPlane stands for."""
+
+import pytest
+
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.observation import Malformed, NotReady, Ready
+from milo_discoveryd.modes.mode import Setting
+from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
+from tests.unit.modes.objects import condition, control_plane
+
+API = "https://api.example.com:6443"
+UID = "11111111-2222-3333-4444-555555555555"
+PROJECT_UID = {"resourcemanager.miloapis.com/project-uid": UID}
+
+
+def mode(**settings: object) -> ProjectControlPlaneMode:
+    return ProjectControlPlaneMode(Setting(project_endpoint=API, **settings))  # type: ignore[arg-type]
+
+
+def endpoint(of: ProjectControlPlaneMode, **metadata: object) -> str:
+    observed = of.observe(control_plane(**metadata))  # type: ignore[arg-type]
+    assert isinstance(observed, Ready)
+    return observed.target.endpoint
+
+
+def test_a_ready_control_plane_stands_for_its_address_in_the_cluster() -> None:
+    assert mode().observe(control_plane("apollo")) == Ready(
+        "uid-apollo",
+        "7",
+        Target(
+            name="apollo",
+            uid="uid-apollo",
+            place=("https://milo-apiserver.project-", ".svc.cluster.local:6443"),
+        ),
+    )
+
+
+def test_it_watches_control_planes() -> None:
+    assert ProjectControlPlaneMode.resource.path == "/apis/infrastructure.miloapis.com/v1alpha1/projectcontrolplanes"
+
+
+@pytest.mark.parametrize(
+    ("address", "namespace", "expected"),
+    [
+        ("milo.{namespace}.svc:6443", "project-{name}", "milo.project-apollo.svc:6443"),
+        ("milo.{namespace}.svc:6443", "project-{uid}", f"milo.project-{UID}.svc:6443"),
+        ("{uid}.example.com", "unused", f"{UID}.example.com"),
+        ("{name}.{namespace}.example.com:1", "all", "apollo.all.example.com:1"),
+    ],
+)
+def test_addresses_follow_the_templates(address: str, namespace: str, expected: str) -> None:
+    following = mode(internal_address_template=address, internal_namespace_template=namespace)
+    assert endpoint(following, labels=PROJECT_UID) == f"https://{expected}"
+
+
+def test_the_scheme_is_that_of_the_project_api() -> None:
+    plain = ProjectControlPlaneMode(Setting(project_endpoint="http://127.0.0.1:8080"))
+    assert endpoint(plain).startswith("http://milo-apiserver.")
+
+
+def test_the_uid_is_the_projects_where_it_is_known_and_the_incarnation_the_objects() -> None:
+    observed = mode().observe(control_plane("apollo", labels=PROJECT_UID))
+    assert isinstance(observed, Ready)
+    assert (observed.uid, observed.target.uid) == ("uid-apollo", UID)
+
+
+def test_the_organization_is_the_owner_annotations_or_else_the_labels() -> None:
+    owner = {"resourcemanager.miloapis.com/owner-name": "owner"}
+    label = {"resourcemanager.miloapis.com/organization-name": "labelled"}
+    for metadata, expected in (
+        ({"annotations": owner, "labels": label}, "owner"),
+        ({"labels": label}, "labelled"),
+        ({}, ""),
+    ):
+        observed = mode().observe(control_plane(**metadata))  # type: ignore[arg-type]
+        assert isinstance(observed, Ready)
+        assert observed.target.organization == expected
+
+
+def test_it_says_since_when_it_is_being_deleted() -> None:
+    observed = mode().observe(control_plane(deletionTimestamp="1970-01-01T00:00:05Z"))
+    assert isinstance(observed, Ready)
+    assert observed.target.deletion_requested_at == 5.0
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        ([condition("ControlPlaneReady", "False", "Starting")], "condition ControlPlaneReady is False: Starting"),
+        ([condition("Ready")], "condition ControlPlaneReady is not set"),
+    ],
+)
+def test_one_whose_condition_is_not_true_is_not_ready(conditions: list[dict[str, str]], message: str) -> None:
+    assert mode().observe(control_plane("apollo", *conditions)) == NotReady("apollo", "uid-apollo", "7", message)
+
+
+@pytest.mark.parametrize("uid", ["..", "a.b", "A", "a/b", "a\n", "a" * 64, "a@evil.example.com"])
+def test_a_uid_that_may_not_be_put_into_an_address_makes_the_object_malformed(uid: str) -> None:
+    labels = {"resourcemanager.miloapis.com/project-uid": uid}
+    for templates in (
+        {"internal_address_template": "{uid}.example.com"},
+        {"internal_namespace_template": "project-{uid}"},
+    ):
+        observed = mode(**templates).observe(control_plane("apollo", labels=labels))
+        assert observed == Malformed("apollo", "uid-apollo", "7", f"the project's UID {uid!r} is not a DNS label")
+
+
+def test_a_uid_that_no_template_uses_may_be_anything() -> None:
+    labels = {"resourcemanager.miloapis.com/project-uid": "../.."}
+    assert endpoint(mode(), labels=labels) == "https://milo-apiserver.project-apollo.svc.cluster.local:6443"

@@ -1,0 +1,71 @@
+"""When a server that says nothing is asked whether it is there, and when it is given up."""
+
+from milo_discoveryd.reflect.liveness_policy import Look, Vigil, Watchfulness
+
+
+def silent_from(began: float = 0.0) -> Vigil:
+    vigil = Vigil(Watchfulness())
+    vigil.begin(began)
+    return vigil
+
+
+def looked(vigil: Vigil, now: float) -> Look:
+    look = vigil.look(now)
+    assert look is not None, f"nothing to do at {now}"
+    return look
+
+
+def test_nothing_is_asked_while_nothing_is_waited_for() -> None:
+    vigil = Vigil(Watchfulness())
+    assert vigil.look(1000.0) is None
+    assert vigil.next_at(1000.0) == 1015.0
+
+
+def test_it_is_asked_after_fifteen_seconds_of_silence_and_then_every_fifteen() -> None:
+    vigil = silent_from(100.0)
+    assert vigil.next_at(107.0) == 115.0
+    assert vigil.look(114.9) is None
+    assert vigil.look(115.0) == Look(1)
+    assert vigil.look(115.0) is None
+    assert vigil.next_at(120.0) == 130.0
+    assert vigil.look(130.0) == Look(1)
+
+
+def test_a_server_that_stops_is_given_up_within_a_minute_whenever_it_stops() -> None:
+    watchfulness = Watchfulness()
+    for stopped_at in (0.0, 0.1, 7.0, 14.9, 15.1, 29.0):
+        vigil, now, given_up_at = silent_from(), 0.0, None
+        while given_up_at is None:
+            now = vigil.next_at(now)
+            is_silent = now >= stopped_at
+            answered_at = now + watchfulness.patience_s if is_silent else now
+            if vigil.told(looked(vigil, now), is_silent=is_silent):
+                given_up_at = answered_at
+        assert 35.0 <= given_up_at - stopped_at <= 50.0
+
+
+def test_whatever_is_heard_in_between_makes_it_begin_again() -> None:
+    vigil = silent_from()
+    assert not vigil.told(looked(vigil, 15.0), is_silent=True)
+    assert not vigil.told(looked(vigil, 30.0), is_silent=True)
+    vigil.end()
+    vigil.begin(31.0)
+    assert vigil.look(45.0) is None
+    assert not vigil.told(looked(vigil, 46.0), is_silent=True)
+
+
+def test_an_answer_in_between_makes_it_begin_again() -> None:
+    vigil = silent_from()
+    for now, is_silent in ((15.0, True), (30.0, True), (45.0, False), (60.0, True), (75.0, True)):
+        assert not vigil.told(looked(vigil, now), is_silent=is_silent)
+    assert vigil.told(looked(vigil, 90.0), is_silent=True)
+
+
+def test_what_comes_of_a_look_after_the_wait_that_it_was_made_for_says_nothing_of_the_next() -> None:
+    vigil = Vigil(Watchfulness(misses=1))
+    vigil.begin(0.0)
+    look = looked(vigil, 15.0)
+    vigil.end()
+    assert not vigil.told(look, is_silent=True)
+    vigil.begin(16.0)
+    assert not vigil.told(look, is_silent=True)

@@ -1,0 +1,513 @@
+"""From a complete list on: what ends a watch, from where it goes on, and what is said of the source meanwhile."""
+
+import math
+
+import pytest
+
+from milo_discoveryd.model.source import SourceState, SourceStatus
+from milo_discoveryd.reflect.machine import (
+    UNRESPONSIVE,
+    Changed,
+    Failure,
+    FetchPage,
+    Finding,
+    Oddity,
+    OpenWatch,
+    Policy,
+    ReadWatch,
+    Relisting,
+    Suspected,
+    Wait,
+)
+from milo_discoveryd.reflect.wire import Bookmark, Ignored, Junk, Refused, Removed
+from tests.unit.reflect.life import (
+    CUT,
+    END_OF_LIST,
+    EXPIRED,
+    PAGES,
+    STREAMING,
+    TIMEOUT_S,
+    UNAVAILABLE,
+    Life,
+    changed,
+    refused,
+    watching,
+)
+from tests.unit.reflect.lines import seen
+
+FIRST_PAGE = FetchPage("", 5000)
+
+
+def resumes_from(version: str) -> OpenWatch:
+    return OpenWatch(version, TIMEOUT_S)
+
+
+def test_changes_are_told_and_move_the_version() -> None:
+    life = watching()
+    life.now += 5.0
+    assert life.events(changed("a", "11"), Removed("b", "uid-b", "12")) == [
+        Changed(seen("a", "11")),
+        Suspected("b", "uid-b"),
+    ]
+    life.ended()
+    assert life.request == resumes_from("12")
+
+
+def test_a_bookmark_tells_nothing_and_moves_the_version() -> None:
+    life = watching()
+    life.now += 5.0
+    assert life.events(Bookmark("15", False)) == []
+    life.ended()
+    assert life.request == resumes_from("15")
+
+
+def test_an_event_without_a_version_leaves_the_version_where_it_was() -> None:
+    life = watching()
+    life.now += 5.0
+    life.events(changed("a", ""), Bookmark("", False), Removed("b", "", ""))
+    life.ended()
+    assert life.request == resumes_from("10")
+
+
+def test_an_event_of_an_unknown_type_is_passed_over() -> None:
+    life = watching()
+    assert life.events(Ignored("a watch event of unknown type 'X'"), changed("a", "11")) == [
+        Oddity("a watch event of unknown type 'X'"),
+        Changed(seen("a", "11")),
+    ]
+
+
+def test_every_chunk_is_a_sign_of_life() -> None:
+    life = watching()
+    life.now += 50.0
+    life.events()
+    assert life.reflector.status.last_contact == life.now
+
+
+# --- whose word counts ---
+
+
+def test_who_tells_changes_is_believed_of_single_objects() -> None:
+    assert watching().reflector.believed_from == -math.inf
+
+
+@pytest.mark.parametrize("failure", [EXPIRED, UNAVAILABLE, CUT])
+def test_who_is_out_of_reach_or_lists_anew_is_not(failure: Failure) -> None:
+    life = watching()
+    life.failed(failure)
+    assert life.reflector.believed_from == math.inf
+
+
+def test_who_takes_up_a_watch_that_broke_is_believed_once_it_has_told_anything_or_refused_nothing_for_a_while() -> None:
+    life = watching()
+    life.now += 5.0
+    life.failed(CUT)
+    assert life.reflector.believed_from == math.inf
+    life.opened()
+    assert life.reflector.believed_from == life.now + Policy().healthy_s
+    life.events(Bookmark("15", False))
+    assert life.reflector.believed_from == -math.inf
+
+
+# --- ends ---
+
+
+def test_after_a_clean_end_it_goes_on_at_once_and_nothing_is_said_of_it() -> None:
+    life = watching()
+    life.now += 300.0
+    assert life.ended() == []
+    assert life.request == resumes_from("10")
+    assert life.opened() == []
+    assert life.status == (SourceState.STREAMING, 100.0, "")
+
+
+def test_a_cut_is_followed_by_a_look_at_once_before_anything_is_said() -> None:
+    life = watching()
+    life.events(changed("a", "11"))
+    assert life.failed(CUT) == []
+    assert life.request == resumes_from("11")
+    assert life.status[0] is SourceState.STREAMING
+    life.opened()
+    assert life.status == (SourceState.STREAMING, 100.0, "")
+
+
+def test_a_cut_of_a_quiet_watch_that_had_lasted_is_followed_by_a_look_at_once() -> None:
+    life = watching()
+    life.now += 1.0
+    life.failed(CUT)
+    assert life.request == resumes_from("10")
+
+
+def test_a_server_that_does_not_answer_makes_the_view_stale_without_another_look() -> None:
+    life = watching()
+    life.now += 60.0
+    life.failed(Failure(UNRESPONSIVE, "it did not answer"))
+    assert life.request == Wait(161.0)
+    assert life.status == (SourceState.STALE, 160.0, "Unresponsive")
+
+
+def test_a_watch_that_is_cut_before_it_said_anything_waits() -> None:
+    life = watching()
+    life.failed(CUT)
+    assert life.request == Wait(101.0)
+    assert life.status == (SourceState.STALE, 100.0, "ConnectionLost")
+
+
+def test_a_server_that_does_not_come_back_makes_the_view_stale() -> None:
+    life = watching()
+    life.events(changed("a", "11"))
+    life.failed(CUT)
+    assert life.request == resumes_from("11")
+    life.now += 1.0
+    life.failed(UNAVAILABLE)
+    assert life.reflector.status == SourceStatus(SourceState.STALE, 101.0, "ServerError", "503: not now", 100.0)
+    life.now += 2.0
+    assert life.request == resumes_from("11")
+    life.failed(Failure("ConnectFailed", "connection refused"))
+    assert life.reflector.status == SourceStatus(
+        SourceState.STALE, 101.0, "ConnectFailed", "connection refused", 100.0
+    ), "since it became so; for the latest reason"
+    life.now += 4.0
+    life.opened()
+    assert life.reflector.status == SourceStatus(SourceState.STREAMING, 107.0, last_contact=107.0)
+
+
+def test_waits_grow_while_a_server_is_away_and_begin_anew_after_a_healthy_watch() -> None:
+    life = watching()
+    life.events(changed("a", "11"))
+    life.failed(CUT)
+    for delay in (2.0, 4.0, 8.0, 8.0):
+        assert life.request == resumes_from("11")
+        life.failed(UNAVAILABLE)
+        assert life.request == Wait(life.now + delay)
+        life.now += delay
+    life.opened()
+    life.now += 10.0
+    life.events(Bookmark("12", False))
+    life.failed(CUT)
+    assert life.request == resumes_from("12")
+    life.failed(UNAVAILABLE)
+    assert life.request == Wait(life.now + 2.0)
+
+
+def test_waits_grow_on_where_each_watch_is_cut_within_seconds() -> None:
+    life = watching()
+    for delay in (1.0, 2.0, 4.0, 8.0, 8.0):
+        life.failed(CUT)
+        assert life.request == Wait(life.now + delay)
+        life.now += delay
+        life.opened()
+        life.events(changed("a", "11"))
+        life.now += 9.9
+
+
+def test_a_quiet_watch_that_lasted_ends_a_row_of_failures_too() -> None:
+    life = watching()
+    life.failed(CUT)
+    life.now += 1.0
+    life.opened()
+    life.now += 10.0
+    life.ended()
+    life.opened()
+    life.failed(CUT)
+    assert life.request == Wait(life.now + 1.0)
+
+
+def test_watches_that_are_ended_at_once_are_failures() -> None:
+    life = watching()
+    for delay in (1.0, 2.0, 4.0):
+        assert life.ended() == []
+        assert life.status[2] == "VeryShortWatch"
+        assert life.request == Wait(life.now + delay)
+        life.now += delay
+        life.opened()
+
+
+def test_watches_that_are_ended_at_once_after_a_word_are_failures_from_the_second_on() -> None:
+    life = watching()
+    life.events(Bookmark("10", False))
+    life.ended()
+    assert life.status[0] is SourceState.STREAMING
+    life.opened()
+    life.events(Bookmark("10", False))
+    life.ended()
+    assert life.status == (SourceState.STALE, 100.0, "VeryShortWatch")
+    assert life.request == Wait(102.0)
+
+
+# --- versions that are no good any more ---
+
+
+@pytest.mark.parametrize("code", [410, 504])
+def test_a_version_that_is_refused_within_the_stream_leads_to_a_new_list(code: int) -> None:
+    life = watching()
+    assert life.events(refused(code, "Expired"), changed("a", "11")) == [Relisting("Expired")]
+    assert not life.reflector.is_reading
+    assert life.request == FIRST_PAGE
+    assert life.status == (SourceState.CATCHING_UP, 100.0, "Expired")
+
+
+@pytest.mark.parametrize("status", [410, 504])
+def test_a_version_that_is_refused_at_once_leads_to_a_new_list(status: int) -> None:
+    life = watching()
+    life.now += 60.0
+    life.ended()
+    assert life.request == resumes_from("10")
+    assert life.failed(Failure("Expired", "too old", status)) == [Relisting("Expired")]
+    assert life.request == FIRST_PAGE
+
+
+def test_a_new_list_ends_the_catching_up() -> None:
+    life = watching()
+    life.failed(EXPIRED)
+    life.now += 2.0
+    life.page(version="20")
+    assert life.status == (SourceState.STREAMING, 102.0, "")
+    assert life.request == resumes_from("20")
+
+
+def test_one_list_after_another_is_waited_for() -> None:
+    life = watching()
+    life.failed(EXPIRED)
+    for delay in (2.0, 4.0, 8.0):
+        life.page()
+        life.opened()
+        assert life.failed(EXPIRED) == [Relisting("Expired")]
+        assert life.request == Wait(life.now + delay)
+        life.now += delay
+
+
+def test_lists_that_come_as_streams_are_waited_for_just_so() -> None:
+    life = watching(STREAMING)
+    life.failed(EXPIRED)
+    for delay in (2.0, 4.0, 8.0):
+        life.opened()
+        life.events(Bookmark("10", True))
+        life.events(changed("a", "11"))
+        life.events(refused(410, "Expired"))
+        assert life.request == Wait(life.now + delay)
+        life.now += delay
+
+
+@pytest.mark.parametrize(("lasted_s", "waits_s"), [(30.0, 0.0), (2.0, 0.0), (1.5, 0.5)])
+def test_lists_are_apart_and_one_long_after_the_last_is_begun_at_once(lasted_s: float, waits_s: float) -> None:
+    life = watching()
+    life.failed(EXPIRED)
+    life.page()
+    life.opened()
+    life.now += lasted_s
+    life.failed(EXPIRED)
+    assert life.request == (Wait(life.now + waits_s) if waits_s else FIRST_PAGE)
+
+
+def test_after_a_watch_that_lived_a_row_of_lists_is_over() -> None:
+    life = watching()
+    for lasted_s in (0.0, 0.0, 30.0):
+        life.now += lasted_s
+        life.failed(EXPIRED)
+        if lasted_s:
+            break
+        life.now += 8.0
+        life.page()
+        life.opened()
+    assert life.request == FIRST_PAGE
+    life.page()
+    life.opened()
+    life.failed(EXPIRED)
+    assert life.request == Wait(life.now + 2.0)
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_watch_that_meets_no_collection_or_breaks_the_server_is_begun_with_a_list(status: int) -> None:
+    life = watching()
+    life.now += 60.0
+    life.ended()
+    life.failed(Failure("NotFound", "the server could not find the requested resource", status))
+    assert life.status == (SourceState.STALE, 160.0, "NotFound")
+    life.now += 1.0
+    assert life.request == FIRST_PAGE
+
+
+@pytest.mark.parametrize("status", [401, 403, 429, 503])
+def test_a_watch_that_is_refused_for_now_is_asked_for_again_from_the_same_version(status: int) -> None:
+    life = watching()
+    life.now += 60.0
+    life.ended()
+    life.failed(Failure("No", "no", status))
+    life.now += 1.0
+    assert life.request == resumes_from("10")
+
+
+def test_an_error_event_that_says_nothing_of_the_version_is_a_cut() -> None:
+    life = watching()
+    life.events(changed("a", "11"))
+    assert life.events(Refused(500, "InternalError", "etcdserver: leader changed")) == []
+    assert life.request == resumes_from("11")
+
+
+# --- junk ---
+
+
+def test_after_junk_the_watch_is_opened_again_from_the_last_version() -> None:
+    life = watching()
+    assert life.events(changed("a", "11"), Junk("?"), changed("b", "12")) == [Changed(seen("a", "11"))]
+    assert life.request == resumes_from("11")
+
+
+def test_junk_twice_at_the_same_version_leads_to_a_new_list() -> None:
+    life = watching()
+    life.events(changed("a", "11"))
+    life.events(Junk("?"))
+    life.opened()
+    assert life.events(Junk("?")) == [Relisting("Junk")]
+    assert life.request == FIRST_PAGE
+
+
+def test_junk_at_another_version_is_met_anew() -> None:
+    life = watching()
+    life.events(changed("a", "11"))
+    life.events(Junk("?"))
+    life.opened()
+    findings: list[Finding] = life.events(changed("a", "12"), Junk("?"))
+    assert findings == [Changed(seen("a", "12"))]
+    assert life.request == Wait(102.0)
+    life.now += 2.0
+    assert life.request == resumes_from("12")
+
+
+# --- silence ---
+
+
+def test_without_bookmarks_silence_is_borne_until_after_the_watchs_own_end() -> None:
+    life = watching()
+    assert life.request == ReadWatch(100.0 + TIMEOUT_S + 10.0)
+    life.now += 100.0
+    life.events(changed("a", "11"))
+    assert life.request == ReadWatch(100.0 + TIMEOUT_S + 10.0)
+    life.now = 350.0
+    assert life.silent() == []
+    assert life.request == resumes_from("11")
+
+
+def test_with_bookmarks_ninety_seconds_of_silence_are_too_many() -> None:
+    life = watching()
+    life.now += 60.0
+    life.events(Bookmark("15", False))
+    assert life.request == ReadWatch(250.0)
+    life.now += 90.0
+    assert life.silent() == []
+    assert life.request == resumes_from("15")
+    assert life.status[0] is SourceState.STREAMING
+
+
+def test_a_watch_that_is_silent_from_the_start_where_there_were_bookmarks_is_from_a_version_of_the_future() -> None:
+    life = watching()
+    life.events(Bookmark("15", False))
+    life.now += 60.0
+    life.ended()
+    life.opened()
+    assert life.request == ReadWatch(250.0)
+    life.now += 90.0
+    assert life.silent() == [Relisting("Silence")]
+    assert life.request == FIRST_PAGE
+    assert life.status == (SourceState.CATCHING_UP, 250.0, "Silence")
+
+
+def cut() -> Life:
+    """On a watch without bookmarks whose connection was lost, at the time of the next attempt."""
+    life = watching()
+    life.failed(CUT)
+    assert isinstance(life.request, Wait)
+    life.now = life.request.until
+    assert life.request == resumes_from("10")
+    return life
+
+
+def test_a_server_that_may_be_another_is_asked_anew_where_there_never_were_bookmarks() -> None:
+    life = cut()
+    life.opened()
+    assert life.request == ReadWatch(life.now + 90.0)
+    life.now += 90.0
+    assert life.silent() == [Relisting("Silence")]
+    assert life.request == FIRST_PAGE
+
+
+def test_a_server_without_bookmarks_that_told_of_a_change_is_the_one_it_was() -> None:
+    life = cut()
+    life.opened()
+    life.events(changed("a", "11"))
+    assert life.request == ReadWatch(life.now + TIMEOUT_S + 10.0)
+
+
+def test_a_streaming_list_shows_by_its_end_mark_that_the_server_sends_bookmarks() -> None:
+    assert watching(STREAMING).request == ReadWatch(190.0)
+
+
+def test_a_list_that_fails_while_catching_up_makes_the_view_stale_and_another_reason_does_not_begin_it_anew() -> None:
+    life = watching()
+    life.failed(EXPIRED)
+    life.now += 5.0
+    life.page(version="20", then="t1")
+    life.failed(EXPIRED)
+    assert life.status == (SourceState.CATCHING_UP, 100.0, "Expired")
+    life.page(version="20", then="t1")
+    life.failed(UNAVAILABLE)
+    assert life.status == (SourceState.STALE, 105.0, "ServerError")
+
+
+def test_a_view_that_is_being_caught_up_with_is_so_since_it_began() -> None:
+    life = watching()
+    life.failed(EXPIRED)
+    life.now += 5.0
+    life.page()
+    life.opened()
+    life.now += 1.0
+    life.failed(EXPIRED)
+    assert life.status == (SourceState.CATCHING_UP, 106.0, "Expired")
+
+
+# --- what a driver must not do ---
+
+
+def test_nothing_can_fail_while_nothing_is_asked_for() -> None:
+    life = Life()
+    life.failed()
+    with pytest.raises(AssertionError, match="nothing was asked for"):
+        life.failed()
+
+
+@pytest.mark.parametrize("policy", [PAGES, STREAMING])
+def test_f5_an_event_that_drips_is_given_up_though_bytes_still_come(policy: Policy) -> None:
+    life = watching(policy)
+    life.reflector.events([END_OF_LIST], life.now)
+    life.reflector.events([changed("a", "11")], life.now, partial=True)
+    for _ in range(29):
+        life.now += 1.0
+        life.reflector.events([], life.now, partial=True)
+    assert life.request == ReadWatch(life.now + 1.0)
+    life.now += 1.0
+    life.silent()
+    assert life.request == resumes_from("11")
+
+
+def test_f5_each_event_has_its_own_time() -> None:
+    life = watching()
+    for version in range(11, 20):
+        life.now += 20.0
+        life.reflector.events([changed("a", str(version))], life.now, partial=True)
+    assert life.request == ReadWatch(life.now + 30.0)
+    life.events(changed("a", "20"))
+    assert life.request == ReadWatch(100.0 + 240.0 + 10.0)
+
+
+def test_f5_a_list_that_drips_is_given_up_too() -> None:
+    life = Life(STREAMING)
+    life.opened()
+    life.reflector.events([], life.now, partial=True)
+    life.now += 10.0
+    life.reflector.events([], life.now, partial=True)
+    life.now += 10.0
+    life.reflector.events([], life.now, partial=True)
+    life.now += 10.0
+    life.silent()
+    assert life.status == (SourceState.STALE, life.now, "SlowLine")

@@ -1,0 +1,198 @@
+"""What a watch's lines, a list's pages and refusals tell; and that nothing in them can do harm."""
+
+import json
+from typing import Any
+
+import pytest
+
+from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.reflect.wire import Bookmark, Ignored, Junk, Page, PageError, Refused, Removed, Seen, refusal
+from tests.unit.reflect.lines import DECODER, line, seen, thing
+
+DEEP = "[" * 100_000 + "]" * 100_000
+NAMED = '"name":"a","uid":"u","resourceVersion":"7"'
+
+
+@pytest.mark.parametrize("kind", ["ADDED", "MODIFIED"])
+def test_an_object_is_seen_as_the_mode_judges_it(kind: str) -> None:
+    assert DECODER.line(line(kind, thing("a", "7"))) == Seen(seen("a", "7"))
+
+
+def test_fields_that_nobody_reads_are_skipped() -> None:
+    assert DECODER.line(line("ADDED", thing("a", "7", managedFields=[{"f:x": {}}]) | {"kind": "Project"})) == Seen(
+        seen("a", "7")
+    )
+
+
+def test_a_deletion_names_the_object_its_uid_and_version() -> None:
+    assert DECODER.line(line("DELETED", thing("a", "8"))) == Removed("a", "uid-a", "8")
+
+
+def test_a_deletion_is_understood_whatever_else_is_wrong_with_the_object() -> None:
+    gone = {"metadata": {"name": "a", "uid": "u", "resourceVersion": "8", "labels": 5}}
+    assert DECODER.line(line("DELETED", gone)) == Removed("a", "u", "8")
+
+
+def test_a_bookmark_moves_the_version() -> None:
+    assert DECODER.line(line("BOOKMARK", {"metadata": {"resourceVersion": "9"}})) == Bookmark("9", False)
+
+
+def test_a_bookmark_may_end_the_initial_list() -> None:
+    marks = {"resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"}}
+    assert DECODER.line(line("BOOKMARK", {"metadata": marks})) == Bookmark("9", True)
+    marks = {"resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "false"}}
+    assert DECODER.line(line("BOOKMARK", {"metadata": marks})) == Bookmark("9", False)
+
+
+def test_an_error_event_is_the_servers_refusal() -> None:
+    status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version: 1 (5)"}
+    assert DECODER.line(line("ERROR", status)) == Refused(410, "Expired", "too old resource version: 1 (5)")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ("", "truncated"),
+        ("{", "truncated"),
+        ("null", "Expected `object`"),
+        ("[]", "Expected `object`"),
+        ('{"type":"ADDED"}', "missing required field `object`"),
+        ('{"object":{}}', "missing required field `type`"),
+        ('{"type":5,"object":{}}', "Expected `str`"),
+        ('{"type":"ADDED","object":{"x":NaN}}', "malformed"),
+        ('\ufeff{"type":"ADDED","object":{}}', "malformed"),
+        ('{"type":"ADDED","object":{}} {}', "malformed"),
+        ('{"type":"ADDED","object":{"x":"\\ud800, which is half of a character"}}', "malformed"),
+        (f'{{"type":"ADDED","object":{DEEP}}}', "nested too deeply"),
+        ("<html>", "malformed"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_line_that_is_no_event_is_junk(content: str, problem: str) -> None:
+    found = DECODER.line(content.encode())
+    assert isinstance(found, Junk)
+    assert found.problem.startswith("a line of the watch is not an event: ")
+    assert problem in found.problem
+
+
+def test_text_that_is_not_unicode_is_junk_or_skipped() -> None:
+    assert isinstance(DECODER.line(b'{"type":"\xff","object":{}}'), Junk)
+    skipped = line("ADDED", thing("a", "7") | {"x": "@"}).replace(b"@", b"\xff")
+    assert DECODER.line(skipped) == Seen(seen("a", "7"))
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ('{"metadata":{"name":"a","uid":"u","resourceVersion":"7","labels":{"x":1}}}', "Expected `str`, got `int`"),
+        ('{"metadata":{"name":"a","uid":"u","resourceVersion":"7","labels":[]}}', "Expected `object | null`"),
+        (f'{{"metadata":{{{NAMED}}},"status":{{"conditions":{{}}}}}}', "Expected `array | null`"),
+        (f'{{"metadata":{{{NAMED}}},"status":{{"conditions":[{{}}]}}}}', "missing required field `type`"),
+        (f'{{"metadata":{{{NAMED}}},"spec":7}}', "Expected `object | null`"),
+        (f'{{"metadata":{{{NAMED},"deletionTimestamp":{"9" * 5000}}}}}', "Number out of range"),
+    ],
+    ids=lambda text: text[-40:],
+)
+def test_a_bad_object_is_set_aside_by_name_with_what_is_wrong(content: str, problem: str) -> None:
+    found = DECODER.line(f'{{"type":"MODIFIED","object":{content}}}'.encode())
+    assert isinstance(found, Seen)
+    assert isinstance(found.observation, Malformed)
+    assert (found.observation.name, found.observation.uid, found.observation.version) == ("a", "u", "7")
+    assert problem in found.observation.message
+
+
+def test_a_bad_object_without_uid_or_version_still_has_a_name() -> None:
+    assert DECODER.object(b'{"metadata":{"name":"a"}}') == Malformed(
+        "a", "", "", "Object missing required field `uid` - at `$.metadata`"
+    )
+
+
+def test_labels_that_are_not_unicode_are_a_fault_of_that_object() -> None:
+    found = DECODER.object(b'{"metadata":{' + NAMED.encode() + b',"labels":{"x":"\xff"}}}')
+    assert isinstance(found, Malformed)
+    assert "utf-8" in found.message
+
+
+@pytest.mark.parametrize("content", [None, [], {}, {"metadata": None}, {"metadata": {"name": 5}}, thing("")])
+def test_an_object_that_names_nothing_is_passed_over(content: Any) -> None:
+    assert DECODER.line(line("DELETED", content)) == Ignored("a DELETED event names no object")
+    assert DECODER.line(line("ADDED", content)) == Ignored("an ADDED event names no object")
+
+
+def test_an_unknown_type_is_passed_over_and_not_quoted_at_length() -> None:
+    assert DECODER.line(line("RENAMED", {})) == Ignored("a watch event of unknown type 'RENAMED'")
+    assert DECODER.line(line("X" * 1000, {})) == Ignored(f"a watch event of unknown type {'X' * 40!r}")
+
+
+@pytest.mark.parametrize("content", [{}, None, {"metadata": {"resourceVersion": 5}}])
+def test_a_bookmark_that_makes_no_sense_is_passed_over(content: Any) -> None:
+    found = DECODER.line(line("BOOKMARK", content))
+    assert isinstance(found, Ignored)
+    assert found.problem.startswith("a bookmark without a version: ")
+
+
+def page(items: Any, **metadata: str) -> bytes:
+    return json.dumps({"metadata": metadata, "items": items}).encode()
+
+
+def test_a_page_tells_its_objects_and_where_the_list_goes_on() -> None:
+    told, observations = DECODER.page(page([thing("a"), thing("b")], resourceVersion="5", **{"continue": "on"}))
+    assert told == Page("5", "on")
+    assert list(observations) == [seen("a"), seen("b")]
+
+
+@pytest.mark.parametrize("items", [None, []])
+def test_an_empty_page_is_a_list_of_nothing(items: Any) -> None:
+    told, observations = DECODER.page(page(items, resourceVersion="5"))
+    assert (told, list(observations)) == (Page("5", ""), [])
+
+
+def test_a_bad_object_in_a_page_leaves_the_others_alone() -> None:
+    bad = {"metadata": {"name": "bad", "uid": "u", "resourceVersion": "2", "labels": "none"}}
+    _, observations = DECODER.page(page([thing("a"), bad, {}, thing("b")], resourceVersion="5"))
+    assert [observation.name for observation in observations] == ["a", "bad", "b"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"[]",
+        b'{"items":[]}',
+        b'{"metadata":{"resourceVersion":"5"}}',
+        b'{"metadata":{"resourceVersion":"5"},"items":{}}',
+        b'{"metadata":{"resourceVersion":5},"items":[]}',
+        f'{{"metadata":{{}},"items":{DEEP}}}'.encode(),
+        b'{"metadata":{"continue":"\xff"},"items":[]}',
+    ],
+    ids=lambda body: repr(body[:40]),
+)
+def test_a_body_that_is_no_list_is_never_an_empty_one(body: bytes) -> None:
+    with pytest.raises(PageError, match="the list is not one: "):
+        DECODER.page(body)
+
+
+def test_a_refusal_names_its_object() -> None:
+    status = {"reason": "NotFound", "code": 404, "message": 'projects "a" not found', "details": {"name": "a"}}
+    assert refusal(json.dumps(status).encode(), 404) == Refused(404, "NotFound", 'projects "a" not found', "a")
+
+
+def test_a_refusal_without_a_code_has_that_of_http() -> None:
+    assert refusal(b'{"message":"no"}', 503) == Refused(503, "", "no")
+
+
+def test_a_proxys_page_is_quoted_without_its_tags_and_not_at_length() -> None:
+    body = b"<html><h1>502 Bad\n Gateway</h1>" + b"<p>x</p> " * 1000
+    refused = refusal(body, 502)
+    assert refused.message.startswith("502 Bad Gateway x x")
+    assert len(refused.message) <= 160
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff\xfe\x00", b'{"code":"x"}', DEEP.encode(), b"9" * 5000], ids=range(5))
+def test_no_body_is_too_odd_for_a_refusal(body: bytes) -> None:
+    assert refusal(body, 500).code == 500
+
+
+def test_a_servers_words_are_not_repeated_at_length() -> None:
+    assert len(refusal(json.dumps({"message": "x" * 5000}).encode()).message) == 600

@@ -1,0 +1,52 @@
+"""Which clusters a subscriber wants to see."""
+
+import pytest
+
+from milo_discoveryd.model.selector import parse
+from milo_discoveryd.registry.filter import EVERYTHING, Filter
+from tests.unit.registry.fleets import cluster
+
+APOLLO = cluster("apollo", organization="nasa", labels={"env": "prod"})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "matches"),
+    [
+        (EVERYTHING, True),
+        (Filter(names=frozenset({"apollo", "gemini"})), True),
+        (Filter(names=frozenset({"gemini"})), False),
+        (Filter(organizations=frozenset({"nasa"})), True),
+        (Filter(organizations=frozenset({"esa"})), False),
+        (Filter(parse("env=prod")), True),
+        (Filter(parse("env!=prod")), False),
+        (Filter(parse("env=prod"), frozenset({"apollo"}), frozenset({"nasa"})), True),
+        (Filter(parse("env=prod"), frozenset({"apollo"}), frozenset({"esa"})), False),
+    ],
+)
+def test_all_that_is_asked_for_must_hold(wanted: Filter, matches: bool) -> None:
+    assert wanted.matches(APOLLO) is matches
+
+
+def test_only_a_filter_that_asks_for_nothing_is_everything() -> None:
+    assert EVERYTHING.is_everything
+    assert Filter(parse("")).fingerprint == EVERYTHING.fingerprint == "all"
+    assert not Filter(names=frozenset({"a"})).is_everything
+
+
+def test_filters_that_say_the_same_have_the_same_fingerprint_in_any_run() -> None:
+    one = Filter(parse("a=1,b"), frozenset({"x", "y"}))
+    other = Filter(parse("b, a in (1)"), frozenset({"y", "x"}))
+    assert one.fingerprint == other.fingerprint == "1674ca829e012c3c"
+
+
+def test_filters_that_say_something_else_have_another() -> None:
+    filters = [
+        EVERYTHING,
+        Filter(parse("a")),
+        Filter(parse("!a")),
+        Filter(names=frozenset({"a"})),
+        Filter(organizations=frozenset({"a"})),
+        Filter(names=frozenset({"a", "b"})),
+        Filter(names=frozenset({"a,b"})),
+    ]
+    assert len({wanted.fingerprint for wanted in filters}) == len(filters)

@@ -1,0 +1,179 @@
+"""What a reader is told when it may see more from now on, or less."""
+
+from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.model.selector import parse
+from milo_discoveryd.registry.cursor import Cursor
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.filter import EVERYTHING, Filter, Wanted
+from milo_discoveryd.registry.log import LOOKED_AT, Retention
+from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
+
+REVOKED, DELETED = DisengageReason.REVOKED, DisengageReason.DELETED
+PROD, DEV = Filter(parse("env=prod")), Filter(parse("env=dev"))
+NO_LONGER = "the subscriber's rights no longer cover it"
+
+
+def engage(log: NamedLog, name: str, env: str = "prod") -> Cluster:
+    return log.engage(log.entry(name), lambda revision: cluster(name, revision, labels={"env": env}))
+
+
+def update(log: NamedLog, before: Cluster, env: str = "prod", **fields: object) -> Cluster:
+    changed = cluster(before.target.name, before.incarnation, labels={"env": env}, **fields)  # type: ignore[arg-type]
+    log.update(log.entry(changed.target.name), changed, 0.0)
+    return changed
+
+
+def following(log: NamedLog, wanted: Wanted) -> Cursor:
+    cursor = Cursor(log, wanted, None)
+    told(cursor)
+    return cursor
+
+
+def parts(cursor: Cursor) -> list[tuple[list[Event], bool]]:
+    batches = list(iter(cursor.take, None))
+    assert all(batch.synced and not batch.reset for batch in batches)
+    return [(read(batch.frames), batch.is_whole) for batch in batches]
+
+
+def told(cursor: Cursor) -> list[Event]:
+    return [event for batch in iter(cursor.take, None) for event in read(batch.frames)]
+
+
+def test_what_is_lost_is_revoked_and_what_is_gained_is_engaged() -> None:
+    log = readable_log()
+    a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
+    cursor = following(log, PROD)
+    cursor.turn(DEV)
+    assert cursor.lag == 2
+    assert parts(cursor) == [([disengaged(a, REVOKED, NO_LONGER), engaged(b)], True)]
+    assert (cursor.revision, cursor.lag) == (2, 0)
+
+
+def test_what_stays_is_not_mentioned() -> None:
+    log = readable_log()
+    engage(log, "a", "prod")
+    cursor = following(log, PROD)
+    cursor.turn(EVERYTHING)
+    assert cursor.take() is None
+
+
+def test_what_follows_is_told_by_the_new_measure() -> None:
+    log = readable_log()
+    a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
+    cursor = following(log, EVERYTHING)
+    cursor.turn(PROD)
+    b = update(log, b, "dev", suspended=True)
+    a = update(log, a, "prod", suspended=True)
+    assert told(cursor) == [disengaged(b, REVOKED, NO_LONGER), updated(a)]
+
+
+def test_what_had_ended_unread_is_told_as_it_was_known() -> None:
+    log = readable_log()
+    a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
+    cursor = following(log, PROD)
+    log.disengage(log.entry("a"), DELETED, "gone", 0.0)
+    log.disengage(log.entry("b"), DELETED, "gone", 0.0)
+    cursor.turn(DEV)
+    assert told(cursor) == [
+        disengaged(a, REVOKED, NO_LONGER),
+        engaged(b),
+        disengaged(b, DELETED, "gone"),
+    ]
+
+
+def test_what_had_changed_unread_is_told_once() -> None:
+    log = readable_log()
+    b = engage(log, "b", "dev")
+    cursor = following(log, PROD)
+    b = update(log, b, "dev", suspended=True)
+    cursor.turn(DEV)
+    assert told(cursor) == [engaged(b)]
+
+
+def test_what_came_unread_is_told_after_it() -> None:
+    log = readable_log()
+    cursor = following(log, PROD)
+    b = engage(log, "b", "dev")
+    cursor.turn(DEV)
+    assert told(cursor) == [engaged(b)]
+
+
+def test_much_comes_in_parts_that_nobody_can_come_back_to_but_for_the_last() -> None:
+    log = readable_log(batch_bytes=1)
+    a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
+    cursor = following(log, PROD)
+    cursor.turn(DEV)
+    assert parts(cursor) == [([disengaged(a, REVOKED, NO_LONGER)], False), ([engaged(b)], True)]
+
+
+def test_few_of_many_are_looked_for_in_parts() -> None:
+    log = readable_log()
+    for index in range(LOOKED_AT + 1):
+        last = engage(log, f"a{index}", "dev" if index == LOOKED_AT else "prod")
+    cursor = following(log, Filter(names=frozenset({"none"})))
+    cursor.turn(DEV)
+    assert parts(cursor) == [([], False), ([engaged(last)], True)]
+
+
+def test_a_second_change_in_the_middle_undoes_only_what_was_told() -> None:
+    log = readable_log(batch_bytes=1)
+    a, b = engage(log, "a", "prod"), engage(log, "b", "prod")
+    cursor = following(log, PROD)
+    cursor.turn(DEV)
+    batch = cursor.take()
+    assert batch is not None
+    assert read(batch.frames) == [disengaged(a, REVOKED, NO_LONGER)]
+    cursor.turn(PROD)
+    assert told(cursor) == [engaged(a)]
+    cursor.turn(DEV)
+    assert told(cursor) == [disengaged(a, REVOKED, NO_LONGER), disengaged(b, REVOKED, NO_LONGER)]
+
+
+def test_a_third_change_in_the_middle_knows_the_two_before_it() -> None:
+    log = readable_log(batch_bytes=1)
+    for name, env in (("a", "prod"), ("b", "dev"), ("c", "prod")):
+        engage(log, name, env)
+    cursor = following(log, PROD)
+    cursor.turn(DEV)
+    cursor.take()  # a is lost
+    cursor.take()  # b is gained
+    cursor.turn(EVERYTHING)
+    cursor.take()  # a is back
+    cursor.turn(Filter(names=frozenset({"none"})))
+    names = [event.cluster.target.name for event in told(cursor)]
+    assert names == ["a", "b", "c"]
+
+
+def test_in_the_middle_of_a_snapshot_it_begins_anew() -> None:
+    log = readable_log(batch_bytes=1)
+    engage(log, "a", "prod")
+    b = engage(log, "b", "dev")
+    cursor = Cursor(log, EVERYTHING, None)
+    cursor.take()
+    cursor.turn(DEV)
+    batch = cursor.take()
+    assert batch is not None
+    assert batch.reset
+    assert [*read(batch.frames), *told(cursor)] == [engaged(b)]
+
+
+def test_readers_that_turn_at_one_revision_share_what_they_go_through() -> None:
+    log = readable_log()
+    engage(log, "a")
+    first = log.roll(1)
+    assert log.roll(1) is first
+    engage(log, "b")
+    assert log.roll(1) is first
+    assert log.roll(2) is not first
+
+
+def test_who_turns_later_than_the_log_remembers_begins_anew() -> None:
+    log = readable_log(Retention(count=0))
+    engage(log, "a", "prod")
+    b = engage(log, "b", "dev")
+    cursor = following(log, PROD)
+    cursor.turn(DEV)
+    log.disengage(log.entry("a"), DELETED, "", 0.0)
+    batch = cursor.take()
+    assert batch is not None
+    assert (read(batch.frames), batch.reset) == ([engaged(b)], True)

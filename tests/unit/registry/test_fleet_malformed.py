@@ -1,0 +1,44 @@
+"""Objects that can't be used: whoever keeps watch hears of each once, however often it is written."""
+
+from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.machine import Changed, Finding, Listed, ListEnded, ListStarted
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.telemetry.audit import Audit
+from milo_discoveryd.telemetry.journal import Journal
+from milo_discoveryd.telemetry.metrics import Metrics
+from tests.unit.registry.fleets import malformed, readable_log, ready
+
+
+class Ledger(Journal):
+    def __init__(self) -> None:
+        super().__init__(Metrics(), Audit(Metrics()))
+        self.refused: list[tuple[str, str]] = []
+
+    def malformed(self, seen: Malformed) -> None:
+        self.refused.append((seen.name, seen.version))
+
+
+def told_of(*findings: Finding) -> list[tuple[str, str]]:
+    ledger = Ledger()
+    fleet = Fleet(readable_log(), Suspicions(lambda: 0.0), ledger)
+    for finding in findings:
+        for _ in fleet.take([finding], 0.0):
+            pass
+    return ledger.refused
+
+
+def test_one_that_is_listed_and_one_that_comes_later_are_told() -> None:
+    listed, later = malformed("..", "1"), malformed("..%2e", "2")
+    assert told_of(ListStarted(), Listed(listed), ListEnded(), Changed(later)) == [("..", "1"), ("..%2e", "2")]
+
+
+def test_one_that_stays_so_is_told_once() -> None:
+    first = [ListStarted(), Listed(malformed("a", "1")), ListEnded()]
+    again = [ListStarted(), Listed(malformed("a", "2")), ListEnded()]
+    assert told_of(*first, Changed(malformed("a", "2")), *again) == [("a", "1")]
+
+
+def test_one_that_was_well_meanwhile_is_told_again() -> None:
+    first = [ListStarted(), Listed(malformed("a", "1")), ListEnded()]
+    assert told_of(*first, Changed(ready("a", "2")), Changed(malformed("a", "3"))) == [("a", "1"), ("a", "3")]

@@ -1,0 +1,262 @@
+"""What a list lacks of the fleet, where a guard stands before the intake."""
+
+from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.reflect.deletions import Answer, Found, NotFound, Suspicions
+from milo_discoveryd.reflect.machine import Changed, Finding, Listed, ListEnded, ListStarted, Suspected
+from milo_discoveryd.registry.guard import Guard, Limits
+from milo_discoveryd.registry.intake import Intake
+from milo_discoveryd.registry.registry import Done
+from tests.unit.registry.fleets import at, not_ready, outside, ready, registry
+
+FLEET = tuple(ready(name) for name in "abcdef")
+LIMITS = Limits(count=1, share=0.0, verify_after_s=30.0, per_second=1.0)
+
+
+class Source:
+    """With a fleet of six, all ready."""
+
+    def __init__(self, *more: Observation) -> None:
+        self.registry = registry()
+        self.suspicions = Suspicions(lambda: 0.0)
+        self.intake = Intake(self.registry, self.suspicions, Guard(LIMITS))
+        self.now = 0.0
+        self.lists(*FLEET, *more)
+
+    def take(self, *findings: Finding) -> list[Done]:
+        return [each for portion in self.intake.take(findings, at(self.now)) for each in portion]
+
+    def lists(self, *observations: Observation, versions_went_back: bool = False) -> list[Done]:
+        return self.take(ListStarted(), *map(Listed, observations), ListEnded(versions_went_back))
+
+    def asked(self) -> list[str]:
+        return [question.name for question in self.suspicions.questions(self.now)]
+
+    def answers(self, answer: Answer) -> list[Done]:
+        """To all that is asked now."""
+        questions = self.suspicions.questions(self.now)
+        return [done for each in questions for done in self.intake.answer(each, answer, at(self.now))]
+
+    @property
+    def engaged(self) -> int:
+        return self.registry.engaged
+
+
+def test_an_empty_list_is_held_and_says_why() -> None:
+    source = Source()
+    source.lists()
+    assert source.asked() == []
+    assert (source.engaged, source.suspicions.held) == (6, 6)
+    assert source.intake.held is not None
+    why = source.suspicions.why("a")
+    assert why is not None
+    assert "lacks 6 of 6 engaged clusters" in why[1]
+
+
+def test_what_a_second_list_lacks_as_well_is_asked_about_at_a_pace_and_goes() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    assert source.intake.held is None
+    gone = []
+    for second in range(6):
+        source.now = 30.0 + second
+        gone += source.answers(NotFound())
+        assert len(gone) == second + 1
+    assert {done.reason for done in gone} == {DisengageReason.DELETED}
+    assert source.engaged == 0
+
+
+def test_what_comes_back_in_a_second_list_was_never_away() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    assert source.lists(*FLEET) == []
+    assert (source.engaged, len(source.suspicions), source.intake.held) == (6, 0, None)
+
+
+def test_what_an_event_shows_in_between_is_held_no_more() -> None:
+    source = Source()
+    source.lists()
+    source.take(*(Changed(ready(name, "2")) for name in "abcdef"))
+    assert len(source.suspicions) == 0
+    assert source.intake.held is None
+
+
+def test_one_that_is_there_after_all_stops_the_release() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    source.answers(Found(ready("a")))
+    source.now = 40.0
+    assert source.asked() == []
+    assert (source.engaged, source.suspicions.held) == (6, 5)
+    assert source.intake.held is not None
+
+
+def test_those_that_were_let_go_before_a_contradiction_are_not_held() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    source.answers(NotFound())
+    source.now = 31.0
+    source.answers(Found(ready("b")))
+    assert (source.engaged, source.suspicions.held) == (5, 4)
+
+
+def test_one_that_has_left_the_selector_contradicts_nothing() -> None:
+    source = Source()
+    source.lists()
+    source.now = 30.0
+    source.lists()
+    (done,) = source.answers(Found(outside("a")))
+    assert done.reason is DisengageReason.LABELS_CHANGED
+    source.now = 31.0
+    assert source.asked() == ["b"]
+
+
+def test_where_versions_went_back_one_that_is_missing_stays() -> None:
+    source = Source()
+    source.lists(*FLEET[1:], versions_went_back=True)
+    source.now = 1000.0
+    source.lists(*FLEET[1:])
+    assert source.asked() == []
+    assert source.engaged == 6
+
+
+def test_what_a_watch_tells_of_is_asked_about_though_it_is_held() -> None:
+    source = Source()
+    source.lists()
+    source.take(Suspected("a", "u1"))
+    (done,) = source.answers(NotFound())
+    assert done.cluster.target.name == "a"
+    assert source.suspicions.held == 5
+
+
+def test_what_an_answer_settles_while_the_list_is_applied_is_not_held() -> None:
+    source = Source()
+    source.take(Suspected("a", "u1"))
+    [asked] = source.suspicions.questions(source.now)
+    portions = source.intake.take((ListStarted(), Listed(ready("b", "2")), ListEnded()), at(source.now))
+    next(portions)  # from here on others have their turn
+    [left] = source.intake.answer(asked, Found(outside("a")), at(source.now))
+    assert left.reason is DisengageReason.LABELS_CHANGED
+    for _ in portions:
+        pass
+    assert source.suspicions.why("a") is None
+    assert source.suspicions.held == 4
+
+
+def test_those_that_nobody_is_engaged_with_are_asked_about_at_once() -> None:
+    source = Source(not_ready("x"), not_ready("y"), not_ready("z"))
+    source.lists(*FLEET)
+    assert sorted(source.asked()) == ["x", "y", "z"]
+    assert source.intake.held is None
+
+
+def test_what_is_remembered_stays_all_that_is_known_while_lists_are_not_believed() -> None:
+    source = Source()
+    source.intake.restore([], at(0.0))
+    source.lists()
+    assert source.intake.is_remembered
+    source.lists(*FLEET)
+    assert not source.intake.is_remembered
+
+
+def test_f35_another_list_is_wanted_even_if_all_that_were_held_are_seen_again_meanwhile() -> None:
+    """Whoever came while the daemon was away is known to no watch."""
+    source = Source()
+    source.intake.restore([], at(0.0))
+    source.lists()
+    source.take(*(Changed(ready(name, "2")) for name in "abcdef"))
+    assert source.suspicions.held == 0
+    assert source.intake.held is not None
+    assert source.intake.held.verify_at == 30.0
+    source.lists(*(ready(name, "2") for name in "abcdef"))
+    assert (source.intake.is_remembered, source.intake.held) == (False, None)
+
+
+OTHERS = tuple(ready(name, uid="u9") for name in "xyz")
+
+
+def anew(names: str) -> tuple[Observation, ...]:
+    return tuple(ready(name, "9", uid="u9") for name in names)
+
+
+def test_f21_nothing_of_another_server_s_list_is_for_us() -> None:
+    source = Source()
+    assert source.lists(*OTHERS) == []
+    assert (source.engaged, source.suspicions.held) == (6, 6)
+    assert source.registry["x"] is None
+    assert source.intake.held is not None
+    assert "none of the 6 that are engaged" in source.intake.held.message
+
+
+def test_f21_nor_is_what_its_watch_tells() -> None:
+    source = Source()
+    source.lists(*OTHERS)
+    assert source.take(Changed(ready("a", "9", uid="u9")), Suspected("b", "u1"), Changed(OTHERS[0])) == []
+    assert source.asked() == []
+
+
+def test_f21_however_often_it_says_so_nobody_is_let_go() -> None:
+    source = Source()
+    for second in range(0, 1000, 30):
+        source.now = float(second)
+        assert source.lists(*OTHERS) == []
+    assert source.asked() == []
+    assert source.engaged == 6
+
+
+def test_f21_once_our_own_is_back_all_goes_on() -> None:
+    source = Source()
+    source.lists(*OTHERS)
+    source.now = 30.0
+    (engaged,) = source.lists(*FLEET[1:], ready("g"))
+    assert engaged.cluster.target.name == "g"
+    assert source.asked() == ["a"]
+    assert source.intake.held is None
+    assert [done.cluster.target.name for done in source.take(Changed(ready("h")))] == ["h"]
+
+
+def test_f21_an_empty_list_after_it_is_the_first_of_two() -> None:
+    source = Source()
+    source.lists(*OTHERS)
+    source.now = 30.0
+    source.lists()
+    assert source.asked() == []
+    source.now = 60.0
+    source.lists()
+    assert source.asked() == ["a"]
+
+
+def test_f19_most_of_the_fleet_made_anew_is_held_and_then_told_one_by_one() -> None:
+    source = Source()
+    (engaged,) = source.lists(FLEET[0], *anew("bcdef"), ready("g"))
+    assert engaged.cluster.target.name == "g"
+    assert (source.engaged, source.suspicions.held) == (7, 5)
+    source.now = 30.0
+    source.lists(FLEET[0], *anew("bcdef"), ready("g"))
+    told = []
+    for place, name in enumerate("bcdef"):
+        source.now = 30.0 + place
+        told += source.answers(Found(anew(name)[0]))
+    assert [each.reason for each in told] == [DisengageReason.REPLACED, None] * 5
+    assert len(source.suspicions) == 0
+
+
+def test_f19_few_made_anew_are_told_at_once() -> None:
+    source = Source()
+    done = source.lists(*FLEET[1:], *anew("a"))
+    assert [each.reason for each in done] == [DisengageReason.REPLACED, None]
+
+
+def test_f35_what_was_remembered_and_is_another_object_by_now_is_told_at_once() -> None:
+    source = Source()
+    source.intake.restore([], at(0.0))
+    done = source.lists(*anew("abcdef"))
+    assert [each.reason for each in done] == [DisengageReason.REPLACED, None] * 6
+    assert not source.intake.is_remembered

@@ -1,0 +1,221 @@
+"""What the change log keeps, and for how long."""
+
+import gc
+
+import msgspec
+import pytest
+
+from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.registry.cursor import Cursor
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.filter import EVERYTHING, Filter
+from milo_discoveryd.registry.log import Retention
+from tests.unit.registry.fleets import NamedLog, cluster, readable_log
+
+DELETED = DisengageReason.DELETED
+
+
+def engage(log: NamedLog, name: str) -> Cluster:
+    return log.engage(log.entry(name), lambda revision: cluster(name, revision))
+
+
+def update_all(log: NamedLog) -> None:
+    for each in list(log.clusters()):
+        log.update(log.entry(each.target.name), msgspec.structs.replace(each, source_version="2"), 0.0)
+
+
+class Counting:
+    def __init__(self) -> None:
+        self.encoded = 0
+
+    def __call__(self, event: Event) -> bytes:
+        self.encoded += 1
+        return msgspec.json.encode(event)
+
+
+def test_an_engaged_cluster_is_turned_to_bytes_once_for_all_readers() -> None:
+    encode = Counting()
+    log = NamedLog(encode, Retention())
+    for name in "abc":
+        engage(log, name)
+    for _ in range(5):
+        Cursor(log, EVERYTHING, None).take()
+        Cursor(log, EVERYTHING, 0).take()
+    assert encode.encoded == 3
+
+
+def test_readers_who_stand_at_the_same_place_share_their_next_step() -> None:
+    encode = Counting()
+    log = NamedLog(encode, Retention())
+    a = engage(log, "a")
+    log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version="2"), 0.0)
+    for _ in range(5):
+        Cursor(log, EVERYTHING, 1).take()
+    assert encode.encoded == 1
+
+
+def test_readers_of_one_snapshot_share_its_parts_and_each_part_is_joined_once() -> None:
+    log = NamedLog(Counting(), Retention(), batch_bytes=1)
+    for name in "abc":
+        engage(log, name)
+    readers = [Cursor(log, EVERYTHING, None) for _ in range(2)]
+    for _ in "abc":
+        one, other = (reader.take() for reader in readers)
+        assert one is not None
+        assert other is not None
+        assert one.frames.joined is other.frames.joined
+
+
+def test_of_a_long_snapshot_only_the_last_parts_are_kept() -> None:
+    log = NamedLog(Counting(), Retention(), batch_bytes=1)
+    for number in range(100):
+        engage(log, f"a{number}")
+    ahead, behind = (Cursor(log, EVERYTHING, None) for _ in range(2))
+    seen = [batch.frames for batch in iter(ahead.take, None)]
+    again = [batch.frames for batch in iter(behind.take, None)]
+    assert again == seen
+    assert again[0] is not seen[0]
+
+
+def test_readers_who_want_different_things_of_one_snapshot_are_told_different_things() -> None:
+    log = readable_log()
+    for name in "ab":
+        engage(log, name)
+    all_of_it, only_a = Cursor(log, EVERYTHING, None), Cursor(log, Filter(names=frozenset("a")), None)
+    told = [reader.take() for reader in (all_of_it, only_a)]
+    assert [len(batch.frames) for batch in told if batch] == [2, 1]
+
+
+def test_readers_who_are_told_the_same_share_it_whatever_they_asked_for() -> None:
+    log = readable_log()
+    for name in "ab":
+        engage(log, name)
+    update_all(log)
+    told = [
+        Cursor(log, wanted, 2).take()
+        for wanted in (EVERYTHING, Filter(names=frozenset("ab")), Filter(names=frozenset("b")))
+    ]
+    everything, both, only_b = (batch.frames for batch in told if batch)
+    assert both is everything
+    assert only_b == everything[1:]
+
+
+def test_updates_come_in_batches_that_are_no_larger_than_they_may_be() -> None:
+    log = readable_log(batch_bytes=1)
+    for name in "abc":
+        engage(log, name)
+    update_all(log)
+    reader = Cursor(log, EVERYTHING, 3)
+    assert [(batch.revision, len(batch.frames)) for batch in iter(reader.take, None)] == [(4, 1), (5, 1), (6, 1)]
+
+
+@pytest.mark.parametrize("wanted", [EVERYTHING, Filter(organizations=frozenset([""]))], ids=["all", "some"])
+def test_wherever_so_many_readers_stand_each_is_told_what_comes_next(wanted: Filter) -> None:
+    log = readable_log()
+    for number in range(100):
+        engage(log, f"a{number}")
+    update_all(log)
+    for _ in range(2):
+        told = [Cursor(log, wanted, 100 + place).take() for place in range(100)]
+        assert [len(batch.frames) for batch in told if batch] == [*range(100, 0, -1)]
+
+
+def test_an_update_is_turned_to_bytes_once_for_readers_wherever_they_stand() -> None:
+    encode = Counting()
+    log = NamedLog(encode, Retention())
+    a = engage(log, "a")
+    engage(log, "b")
+    log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version="2"), 0.0)
+    for seen in (1, 2):
+        Cursor(log, EVERYTHING, seen).take()
+    assert encode.encoded == 2  # b, and the update of a
+
+
+def test_the_steps_that_are_kept_are_bounded() -> None:
+    encode = Counting()
+    log = NamedLog(encode, Retention())
+    engage(log, "a")
+    log.disengage(log.entry("a"), DisengageReason.DELETED, "", 0.0)
+    for index in range(257):
+        Cursor(log, Filter(names=frozenset({"a", f"b{index}"})), 1).take()
+    encode.encoded = 0
+    Cursor(log, Filter(names=frozenset({"a", "b256"})), 1).take()
+    assert encode.encoded == 0
+    Cursor(log, Filter(names=frozenset({"a", "b0"})), 1).take()
+    assert encode.encoded == 1, "the oldest gave way"
+
+
+def test_a_change_makes_the_kept_steps_void() -> None:
+    log = readable_log()
+    engage(log, "a")
+    Cursor(log, EVERYTHING, 0).take()
+    engage(log, "b")
+    batch = Cursor(log, EVERYTHING, 0).take()
+    assert batch is not None
+    assert len(batch.frames) == 2
+
+
+def test_however_often_a_cluster_changes_it_takes_few_places() -> None:
+    log = readable_log()
+    a = engage(log, "a")
+    for version in range(5000):
+        log.update(log.entry(a.target.name), msgspec.structs.replace(a, source_version=str(version)), 0.0)
+    assert _places(log) < 1100
+    assert len(log.since(0, EVERYTHING).frames) == 1
+
+
+def test_of_clusters_that_are_gone_nothing_stays_once_they_are_forgotten() -> None:
+    for retention in (Retention(count=0), Retention(count=7)):
+        log = readable_log(retention)
+        for index in range(3000):
+            engage(log, f"a{index}")
+            log.disengage(log.entry(f"a{index}"), DELETED, "", 0.0)
+        gc.collect()
+        assert _remembered(log) == retention.count
+        assert _places(log) < 1100
+
+
+def test_a_name_that_comes_back_keeps_the_memory_of_before() -> None:
+    log = readable_log(Retention(count=2))
+    engage(log, "a")
+    log.disengage(log.entry("a"), DELETED, "", 0.0)
+    engage(log, "a")
+    log.disengage(log.entry("a"), DELETED, "", 0.0)
+    assert len(log.since(1, EVERYTHING).frames) == 1
+    assert len(log.since(3, EVERYTHING).frames) == 1
+    assert log.since(2, EVERYTHING).frames == ()
+
+
+def test_a_snapshot_lives_as_long_as_somebody_reads_it() -> None:
+    log = readable_log()
+    engage(log, "a")
+    kept = log.snapshot()
+    assert log.snapshot() is kept
+    del kept
+    gc.collect()
+    assert log.snapshot().revision == 1
+
+
+def _places(log: NamedLog) -> int:
+    return len(log._order)
+
+
+def _remembered(log: NamedLog) -> int:
+    return len(log.roll(log.head).entries)
+
+
+def test_what_was_looked_for_ahead_is_ready_when_it_is_taken() -> None:
+    encode = Counting()
+    log = NamedLog(encode, Retention(), batch_bytes=1)
+    for name in "ab":
+        engage(log, name)
+    at_head = log.head
+    update_all(log)
+    for resume in (None, at_head):
+        cursor = Cursor(log, EVERYTHING, resume)
+        cursor.look_ahead()
+        so_far = encode.encoded
+        batch = cursor.take()
+        assert batch is not None
+        assert batch.frames
+        assert encode.encoded == so_far

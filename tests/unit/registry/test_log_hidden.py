@@ -1,0 +1,89 @@
+"""What the end of a cluster shows to a reader who may not see everything."""
+
+from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.model.selector import parse
+from milo_discoveryd.registry.cursor import Cursor
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.filter import EVERYTHING
+from milo_discoveryd.rights.scope import Scope, within
+from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log
+
+PROD = within(EVERYTHING, Scope(parse("env=prod")))
+DELETED, REPLACED, LABELS_CHANGED = DisengageReason.DELETED, DisengageReason.REPLACED, DisengageReason.LABELS_CHANGED
+
+
+def engage(log: NamedLog, env: str = "prod") -> Cluster:
+    return log.engage(log.entry("a"), lambda revision: cluster("a", revision, labels={"env": env}))
+
+
+def update(log: NamedLog, before: Cluster, env: str) -> Cluster:
+    changed = cluster("a", before.incarnation, labels={"env": env})
+    log.update(log.entry(changed.target.name), changed, 0.0)
+    return changed
+
+
+def replace(log: NamedLog, env: str) -> Cluster:
+    def make(revision: int) -> Cluster:
+        return cluster("a", revision, "u2", labels={"env": env})
+
+    return log.replace(log.entry("a"), "UID u2, before u1", make, 0.0)
+
+
+def following(log: NamedLog) -> Cursor:
+    cursor = Cursor(log, PROD, None)
+    cursor.take()
+    return cursor
+
+
+def told(cursor: Cursor) -> list[Event]:
+    return [event for batch in iter(cursor.take, None) for event in read(batch.frames)]
+
+
+def test_what_leaves_is_shown_as_it_was_before_it_left() -> None:
+    log = readable_log()
+    a = engage(log)
+    cursor = following(log)
+    update(log, a, "secret")
+    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "it left the filter")]
+
+
+def test_how_it_ended_after_it_had_left_is_not_told() -> None:
+    log = readable_log()
+    a = engage(log)
+    cursor = following(log)
+    update(log, a, "secret")
+    log.disengage(log.entry("a"), DELETED, "because of what others may not know", 0.0)
+    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "it left the filter")]
+
+
+def test_nor_is_who_had_its_name_meanwhile() -> None:
+    log = readable_log()
+    a = engage(log)
+    cursor = following(log)
+    update(log, a, "secret")
+    again = replace(log, "prod")
+    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "it left the filter"), engaged(again)]
+
+
+def test_a_name_that_goes_to_what_cannot_be_seen_is_gone() -> None:
+    log = readable_log()
+    a = engage(log)
+    cursor = following(log)
+    replace(log, "secret")
+    assert told(cursor) == [disengaged(a, DELETED, "the object is gone")]
+
+
+def test_so_is_one_that_goes_to_something_that_nothing_is_known_of() -> None:
+    log = readable_log()
+    a = engage(log)
+    cursor = following(log)
+    log.disengage(log.entry("a"), REPLACED, "UID u2, before u1", 0.0)
+    assert told(cursor) == [disengaged(a, DELETED, "the object is gone")]
+
+
+def test_a_name_that_goes_to_what_can_be_seen_is_replaced() -> None:
+    log = readable_log()
+    a = engage(log)
+    cursor = following(log)
+    again = replace(log, "prod")
+    assert told(cursor) == [disengaged(a, REPLACED, "UID u2, before u1"), engaged(again)]

@@ -1,0 +1,123 @@
+"""Old places in the log are swept up, and no reader of a part misses what happened at one."""
+
+from functools import partial
+
+import pytest
+
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
+from milo_discoveryd.registry.cursor import Cursor
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.filter import EVERYTHING
+from milo_discoveryd.registry.log import Retention
+from tests.unit.registry.fleets import NamedLog
+
+
+def cluster(name: str, incarnation: int, step: int = 0) -> Cluster:
+    target = Target(name=name, uid=name, place=("https://c.test",), deletion_message=str(step))
+    return Cluster(target=target, source_version="1", engaged_at=0.0, incarnation=incarnation)
+
+
+def words(event: Event) -> bytes:
+    return f"{event.type.value} {event.cluster.target.name};".encode()
+
+
+@pytest.fixture
+def log() -> NamedLog:
+    """One that sweeps at almost every step, and gives out parts of a frame or two."""
+    return NamedLog(words, Retention(), batch_bytes=1, left_places=1)
+
+
+def read_on(log: NamedLog, revision: int) -> list[str]:
+    told: list[str] = []
+    while revision < log.head:
+        part = log.since(revision, EVERYTHING)
+        told += b"".join(part.frames).decode().split(";")[:-1]
+        revision = part.revision
+    return told
+
+
+def test_a_cluster_that_was_engaged_and_then_updated_often_is_engaged_first(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
+    for step in range(1, 10):
+        log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
+    told = [event for event in read_on(log, 0) if "alpha" in event]
+    assert told[0] == "ENGAGED alpha"
+    assert set(told[1:]) <= {"UPDATED alpha"}
+
+
+def test_a_cluster_that_went_and_came_back_is_disengaged_first(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
+    seen = log.head
+    log.disengage(log.entry("alpha"), DisengageReason.DELETED, "", 0.0)
+    for step in range(1, 10):
+        log.update(log.entry("beta"), cluster("beta", 2, step), 0.0)
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    for step in range(1, 10):
+        log.update(log.entry("beta"), cluster("beta", 2, step), 0.0)
+    told = [event for event in read_on(log, seen) if "alpha" in event]
+    assert told == ["DISENGAGED alpha", "ENGAGED alpha"]
+
+
+def test_what_came_while_a_reader_was_away_and_was_replaced_since_is_engaged_first(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    seen = log.head
+    log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
+    log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))
+    log.replace(log.entry("beta"), "", lambda revision: cluster("beta", revision), 0.0)
+    for step in range(1, 10):
+        log.update(log.entry("gamma"), cluster("gamma", 3, step), 0.0)
+    reader = Cursor(log, EVERYTHING, seen)
+    first = reader.take()
+    assert first is not None
+    assert (b"".join(first.frames), first.revision) == (b"ENGAGED beta;", 2)
+
+
+def test_what_is_swept_does_not_grow_with_history(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    for step in range(1000):
+        log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
+    assert len(log._order) <= 5
+
+
+def test_it_is_swept_in_stretches_and_all_of_it_in_the_end(log: NamedLog) -> None:
+    names = [f"cluster-{number}" for number in range(10)]
+    for name in names:
+        log.engage(log.entry(name), partial(cluster, name))
+    for step in range(100):
+        name = names[step * step % len(names)]
+        incarnation = names.index(name) + 1
+        log.update(log.entry(name), cluster(name, incarnation, step), 0.0)
+        assert len(log._order) <= 2 * len(names)
+        assert {each.target.name for each in log.clusters()} == set(names)
+    told = read_on(log, 0)
+    assert [event for event in told if "ENGAGED" in event] == [f"ENGAGED {name}" for name in names]
+
+
+def test_a_fleet_that_only_grows_has_nothing_to_sweep(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_sweep", None)
+    for name in ("alpha", "beta", "gamma"):
+        log.engage(log.entry(name), partial(cluster, name))
+    assert len(log._order) == 3
+
+
+def test_what_was_told_as_it_stands_now_is_not_told_again_on_the_way(log: NamedLog) -> None:
+    log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
+    log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
+    log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))
+    log.update(log.entry("alpha"), cluster("alpha", 1, 1), 0.0)
+    reader = Cursor(log, EVERYTHING, 0)
+    told = [b"".join(batch.frames).decode() for batch in iter(reader.take, None)]
+    assert "".join(told) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;"
+
+
+def test_what_changes_while_a_reader_is_on_the_way_is_told(log: NamedLog) -> None:
+    for name in ("alpha", "beta", "gamma"):
+        log.engage(log.entry(name), partial(cluster, name))
+    log.update(log.entry("alpha"), cluster("alpha", 1, 1), 0.0)
+    reader = Cursor(log, EVERYTHING, 0)
+    first = reader.take()
+    log.update(log.entry("alpha"), cluster("alpha", 1, 2), 0.0)
+    told = [b"".join(batch.frames).decode() for batch in (first, *iter(reader.take, None))]
+    assert "".join(told) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;UPDATED alpha;"

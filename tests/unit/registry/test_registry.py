@@ -1,0 +1,398 @@
+"""What is engaged, for what is known of the objects."""
+
+import msgspec
+import pytest
+
+from milo_discoveryd.model.cluster import UNPROBED, Connectivity, ConnectivityState, DisengageReason
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.reflect.deletions import Gone
+from milo_discoveryd.registry import registry as module
+from milo_discoveryd.registry.cursor import Cursor
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.filter import EVERYTHING
+from milo_discoveryd.registry.registry import Record, Registry, Standing, Transition
+from tests.unit.registry.fleets import (
+    at,
+    cluster,
+    disengaged,
+    done,
+    engaged,
+    malformed,
+    not_ready,
+    outside,
+    read,
+    ready,
+    registry,
+    target,
+    updated,
+    wall,
+)
+
+DELETED, NOT_READY, REPLACED, LABELS_CHANGED = (
+    DisengageReason.DELETED,
+    DisengageReason.NOT_READY,
+    DisengageReason.REPLACED,
+    DisengageReason.LABELS_CHANGED,
+)
+ANOTHER = "the name now belongs to another object: UID u2, before u1"
+
+
+def after(*told: Observation | Gone) -> Registry:
+    """Each a second after the one before."""
+    fleet = registry()
+    for second, item in enumerate(told):
+        fleet.commit([item], at(second))
+    return fleet
+
+
+def known(fleet: Registry, name: str = "a") -> Record:
+    record = fleet[name]
+    assert record is not None
+    return record
+
+
+# --- engaging ---
+
+
+def test_a_ready_object_is_engaged() -> None:
+    fleet = registry()
+    assert fleet.commit([ready("a", "7")], at(0)) == [done(engaged(cluster("a", 1, version="7")))]
+    assert fleet.engaged == 1
+    assert list(fleet.clusters()) == [cluster("a", 1, version="7")]
+    assert known(fleet).standing is Standing.READY
+
+
+def test_what_is_ready_already_is_not_engaged_again() -> None:
+    assert after(ready(version="1")).commit([ready(version="2")], at(1)) == []
+
+
+def test_what_a_subscriber_can_see_is_an_update() -> None:
+    fleet = after(ready())
+    assert fleet.commit([ready(version="2", suspended=True)], at(1)) == [
+        done(updated(cluster(version="2", suspended=True)))
+    ]
+    assert known(fleet).cluster == cluster(version="2", suspended=True)
+    assert fleet.engaged == 1
+
+
+@pytest.mark.parametrize("observation", [not_ready(version="1"), outside(version="1"), malformed(version="1")])
+def test_what_is_not_ready_outside_or_malformed_is_not_engaged(observation: Observation) -> None:
+    fleet = registry()
+    assert fleet.commit([observation], at(0)) == []
+    assert fleet.engaged == 0
+    assert known(fleet).transitions == ()
+
+
+def test_it_is_engaged_once_it_is_ready() -> None:
+    fleet = after(not_ready(version="1"))
+    assert fleet.commit([ready(version="2")], at(1)) == [done(engaged(cluster(engaged_at=1, version="2")))]
+
+
+# --- disengaging ---
+
+
+def test_what_is_no_longer_ready_is_disengaged_at_once() -> None:
+    fleet = after(ready())
+    assert fleet.commit([not_ready(message="degraded")], at(1)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
+    assert fleet.engaged == 0
+    assert known(fleet).latest == cluster(), "it is kept as last engaged"
+
+
+def test_what_left_the_selector_is_disengaged() -> None:
+    assert after(ready()).commit([outside()], at(1)) == [done(disengaged(cluster(), LABELS_CHANGED, "not selected"))]
+
+
+def test_what_is_gone_is_disengaged() -> None:
+    assert after(ready()).commit([Gone("a", "u1")], at(1)) == [
+        done(disengaged(cluster(), DELETED, "the object is gone"))
+    ]
+
+
+def test_what_is_malformed_stays_as_it_last_was() -> None:
+    fleet = after(ready())
+    assert fleet.commit([malformed()], at(1)) == []
+    record = known(fleet)
+    assert (record.engaged, record.standing, record.message) == (True, Standing.MALFORMED, "nonsense")
+    assert fleet.commit([ready(version="3")], at(2)) == []
+
+
+def test_what_is_malformed_down_to_its_uid_is_taken_for_the_one_that_is_known() -> None:
+    fleet = after(ready())
+    assert fleet.commit([malformed(uid="")], at(1)) == []
+    assert known(fleet).uid == "u1"
+
+
+def test_what_is_gone_without_having_been_engaged_is_told_to_nobody() -> None:
+    fleet = after(not_ready())
+    assert fleet.commit([Gone("a", "u1")], at(1)) == []
+    assert known(fleet).standing is Standing.GONE
+
+
+@pytest.mark.parametrize("gone", [Gone("b", "u1"), Gone("a", "u2")])
+def test_another_names_or_another_incarnations_end_changes_nothing(gone: Gone) -> None:
+    fleet = after(ready())
+    assert fleet.commit([gone], at(1)) == []
+    assert known(fleet).engaged
+
+
+def test_what_is_gone_is_not_gone_twice() -> None:
+    fleet = after(ready(), Gone("a", "u1"))
+    assert fleet.commit([Gone("a", "u1")], at(2)) == []
+    assert known(fleet).since == wall(1)
+
+
+# --- another object under the name ---
+
+
+def test_another_uid_is_another_cluster_in_one_step() -> None:
+    fleet = after(ready())
+    assert fleet.commit([ready(version="5", uid="u2")], at(1)) == [
+        done(disengaged(cluster(), REPLACED, ANOTHER)),
+        done(engaged(cluster(incarnation=2, uid="u2", engaged_at=1, version="5"))),
+    ]
+    assert fleet.log.head == 2
+    assert fleet.engaged == 1
+
+
+@pytest.mark.parametrize(
+    "observation",
+    [not_ready(uid="u2", version="5"), outside(uid="u2", version="5"), malformed(uid="u2", version="5")],
+)
+def test_another_uid_ends_the_engagement_whatever_the_new_one_is_like(observation: Observation) -> None:
+    fleet = after(ready())
+    assert fleet.commit([observation], at(1)) == [done(disengaged(cluster(), REPLACED, ANOTHER))]
+    assert (known(fleet).uid, known(fleet).since) == ("u2", wall(1))
+
+
+def test_a_new_object_under_a_name_that_was_not_engaged_is_just_engaged() -> None:
+    fleet = after(not_ready())
+    assert fleet.commit([ready(version="5", uid="u2")], at(1)) == [
+        done(engaged(cluster(uid="u2", engaged_at=1, version="5")))
+    ]
+
+
+def test_a_new_object_that_is_as_unready_as_the_old_one_is_so_since_it_came() -> None:
+    fleet = after(not_ready(), not_ready(uid="u2", version="5"))
+    assert known(fleet).since == wall(1)
+
+
+# --- what came before ---
+
+
+@pytest.mark.parametrize(
+    "late", [ready(version="9"), not_ready(version="9"), malformed(version="9"), ready(version="9", uid="u0")]
+)
+def test_what_is_older_than_what_is_known_is_passed_over(late: Observation) -> None:
+    fleet = after(ready(version="10"))
+    assert fleet.commit([late], at(1)) == []
+    assert fleet.outdated == 1
+    assert known(fleet) == known(after(ready(version="10")))
+
+
+def test_what_is_said_again_after_it_was_certain_to_be_gone_is_passed_over() -> None:
+    fleet = after(ready(version="10"), Gone("a", "u1"))
+    assert fleet.commit([ready(version="10")], at(2)) == []
+    assert fleet.outdated == 1
+    assert fleet.commit([ready(version="11", uid="u2")], at(3)) != []
+
+
+def test_a_repetition_of_what_is_known_changes_nothing() -> None:
+    fleet = after(ready(version="10"))
+    assert fleet.commit([ready(version="10")], at(1)) == []
+    assert fleet.outdated == 0
+    assert not fleet.is_news(ready(version="10"))
+    assert not fleet.is_news(ready(version="9"))
+    assert fleet.is_news(ready(version="11"))
+
+
+@pytest.mark.parametrize(("known_version", "seen"), [("10", "2x"), ("x", "9"), ("", "9"), ("10", ""), ("10", "²")])
+def test_versions_that_are_no_numbers_count_in_the_order_they_come(known_version: str, seen: str) -> None:
+    assert after(ready(version=known_version)).commit([not_ready(version=seen)], at(1)) != []
+
+
+def test_versions_may_be_longer_than_any_number() -> None:
+    long = "9" * 5000
+    fleet = after(ready(version=long))
+    assert fleet.commit([not_ready(version=long[1:])], at(1)) == []
+    assert fleet.commit([not_ready(version=long + "0")], at(1)) != []
+
+
+def test_what_a_consistent_read_shows_stands_though_versions_went_back() -> None:
+    fleet = after(ready(version="100"))
+    assert fleet.commit([not_ready(version="50")], at(1), consistent=True) != []
+
+
+# --- lists ---
+
+
+def test_a_complete_list_should_hold_what_is_within_the_selector_and_not_gone() -> None:
+    fleet = after(
+        ready("a"),
+        not_ready("b"),
+        malformed("c"),
+        outside("d"),
+        ready("e"),
+        Gone("e", "u1"),
+    )
+    assert list(fleet.present()) == [("a", "u1"), ("b", "u1"), ("c", "u1")]
+
+
+def test_what_a_list_shows_is_news_where_uid_or_version_differ() -> None:
+    fleet = after(ready(version="10"))
+    assert not fleet.would_change(ready(version="10"))
+    assert fleet.would_change(ready(version="9"))
+    assert fleet.would_change(ready(version="10", uid="u2"))
+    assert fleet.would_change(ready("b"))
+
+
+@pytest.mark.parametrize("left", [Gone("a", "u1"), outside(version="10")])
+def test_what_a_list_shows_is_news_where_it_was_elsewhere(left: Observation | Gone) -> None:
+    assert after(ready(version="10"), left).would_change(ready(version="10"))
+
+
+@pytest.mark.parametrize("left", [Gone("a", "u1"), outside(version="11")])
+def test_after_a_list_old_versions_of_what_it_did_not_name_prove_nothing(left: Observation | Gone) -> None:
+    fleet = after(ready(version="10"), left)
+    fleet.list_ended()
+    assert fleet.commit([ready(version="5")], at(2)) != []
+
+
+# --- probes ---
+
+REFUSED = Connectivity(ConnectivityState.UNREACHABLE, wall(1), "connection refused")
+
+
+def test_what_probes_find_is_an_update() -> None:
+    fleet = after(ready())
+    told = msgspec.structs.replace(cluster(), connectivity=REFUSED)
+    assert fleet.probed("a", 1, REFUSED, at(1)) == [done(updated(told))]
+    assert list(fleet.clusters()) == [told]
+    assert fleet.log.head == 2
+
+
+def test_what_probes_found_outlives_an_update_and_ends_with_the_incarnation() -> None:
+    fleet = after(ready())
+    fleet.probed("a", 1, REFUSED, at(1))
+    (change,) = fleet.commit([ready(version="2", suspended=True)], at(2))
+    assert change.cluster.connectivity == REFUSED
+    _, change = fleet.commit([ready(version="3", uid="u2")], at(3))
+    assert change.cluster.connectivity == UNPROBED
+
+
+@pytest.mark.parametrize(("name", "incarnation"), [("b", 1), ("a", 2), ("gone", 2)])
+def test_what_probes_find_of_what_is_no_longer_engaged_is_nothing(name: str, incarnation: int) -> None:
+    fleet = after(ready(), ready("gone"), Gone("gone", "u1"))
+    assert fleet.probed(name, incarnation, REFUSED, at(3)) == []
+
+
+# --- explanations ---
+
+
+def test_transitions_are_kept_with_their_reasons() -> None:
+    fleet = after(ready(), not_ready(message="degraded"), ready(version="3"))
+    assert known(fleet).transitions == (
+        Transition(EventType.ENGAGED, wall(0), 1),
+        Transition(EventType.DISENGAGED, wall(1), 1, NOT_READY, "degraded"),
+        Transition(EventType.ENGAGED, wall(2), 3),
+    )
+
+
+def test_the_last_eight_transitions_are_kept_and_the_present_engagement() -> None:
+    fleet = registry()
+    for second in range(40):
+        fleet.commit(
+            [ready(version=f"{100 + second}") if second % 2 == 0 else not_ready(version=f"{100 + second}")], at(second)
+        )
+    assert [transition.at for transition in known(fleet).transitions] == [wall(second) for second in range(32, 40)]
+    fleet.commit([ready(version="200")], at(40))
+    assert [transition.at for transition in known(fleet).transitions] == [wall(second) for second in range(32, 41)]
+
+
+def test_a_standing_lasts_since_it_began_and_its_message_is_the_latest() -> None:
+    record = known(after(not_ready(version="1", message="starting"), not_ready(version="2", message="almost")))
+    assert (record.since, record.message, record.version) == (wall(0), "almost", "2")
+
+
+def test_standings_are_counted() -> None:
+    fleet = after(
+        ready("a"), not_ready("b"), malformed("c"), outside("d"), ready("e"), Gone("e", "u1"), ready("b", "3")
+    )
+    assert {standing: fleet.count(standing) for standing in Standing} == {
+        Standing.READY: 2,
+        Standing.NOT_READY: 0,
+        Standing.MALFORMED: 1,
+        Standing.OUTSIDE: 1,
+        Standing.UNREACHABLE: 0,
+        Standing.GONE: 1,
+    }
+
+
+def test_the_last_to_go_are_kept_and_earlier_ones_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ELSEWHERE_KEPT", 2)
+    fleet = after(ready("a"), outside("b"), Gone("a", "u1"))
+    assert fleet["b"] is not None
+    fleet.commit([ready("c"), Gone("c", "u1")], at(9))
+    assert fleet["b"] is None
+    assert known(fleet, "a").standing is Standing.GONE
+    assert (fleet.count(Standing.GONE), fleet.count(Standing.OUTSIDE)) == (2, 0)
+    fleet.commit([outside("d", "9")], at(10))
+    assert fleet["a"] is None
+
+
+def test_who_resumes_is_told_of_an_end_that_is_explained_to_nobody_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ELSEWHERE_KEPT", 0)
+    fleet = after(ready("a"))
+    reader = Cursor(fleet.log, EVERYTHING, fleet.log.head)
+    fleet.commit([Gone("a", "u1")], at(1))
+    assert fleet["a"] is None
+    fleet.commit([ready("a", "5", "u2")], at(2))
+    batch = reader.take()
+    assert batch is not None
+    assert [(event.type, event.cluster.target.uid) for event in read(batch.frames)] == [
+        (EventType.DISENGAGED, "u1"),
+        (EventType.ENGAGED, "u2"),
+    ]
+
+
+def test_what_comes_back_is_no_longer_among_those_that_went(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ELSEWHERE_KEPT", 1)
+    fleet = after(ready("a"), Gone("a", "u1"), ready("a", "5", "u2"), ready("b"), Gone("b", "u1"))
+    assert known(fleet, "a").engaged
+    assert known(fleet, "b").standing is Standing.GONE
+
+
+def test_a_name_that_was_never_seen_is_not_known() -> None:
+    assert registry()["a"] is None
+
+
+def test_all_is_forgotten_when_a_first_list_is_begun_again() -> None:
+    fleet = after(ready("a"), outside("b"))
+    fleet.clear()
+    assert fleet["a"] is None
+    assert (fleet.engaged, fleet.count(Standing.READY), fleet.count(Standing.OUTSIDE)) == (0, 0, 0)
+    assert list(fleet.clusters()) == []
+    assert list(fleet.log.clusters()) == []
+
+
+def test_each_change_has_a_revision_of_its_own() -> None:
+    fleet = registry()
+    fleet.commit([ready("a"), ready("b"), ready("b", "2", suspended=True), Gone("a", "u1")], at(0))
+    assert fleet.log.head == 4
+
+
+def test_the_same_again_makes_no_revision() -> None:
+    everything = [ready("a"), not_ready("b"), malformed("c"), outside("d")]
+    fleet = registry()
+    fleet.commit(everything, at(0))
+    head = fleet.log.head
+    assert fleet.commit(everything, at(1), consistent=True) == []
+    assert fleet.log.head == head
+
+
+def test_a_target_is_what_a_subscriber_can_see() -> None:
+    assert ready().name == target().name
+
+
+def test_all_that_is_known_can_be_gone_through_by_name_engaged_or_not() -> None:
+    fleet = after(ready("a"), not_ready("b"))
+    assert {name: record.standing for name, record in fleet.items()} == {"a": Standing.READY, "b": Standing.NOT_READY}

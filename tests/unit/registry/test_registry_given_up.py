@@ -1,0 +1,117 @@
+"""Clusters that are disengaged since they can't be reached, and engaged again when they can."""
+
+import msgspec
+import pytest
+
+from milo_discoveryd.model.cluster import Connectivity, ConnectivityState, DisengageReason, Target
+from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.reflect.deletions import Gone
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.registry import Done, Registry, Standing
+from tests.unit.registry.fleets import at, cluster, malformed, not_ready, outside, ready, registry, wall
+
+AWAY = Connectivity(ConnectivityState.UNREACHABLE, wall(1), "connect: refused")
+BACK = Connectivity(ConnectivityState.REACHABLE, wall(9), "")
+UNREACHABLE = DisengageReason.UNREACHABLE
+
+
+def given_up() -> Registry:
+    fleet = registry()
+    fleet.commit([ready()], at(0))
+    fleet.probed("a", 1, AWAY, at(1))
+    assert list(fleet.give_up("a", 1, "not reached", at(2))) == [
+        Done(EventType.DISENGAGED, told(connectivity=AWAY), UNREACHABLE, "not reached")
+    ]
+    return fleet
+
+
+def told(**fields: object) -> object:
+    return msgspec.structs.replace(cluster(), **fields)
+
+
+def moved() -> Ready:
+    target = Target(name="a", uid="u1", place=("https://elsewhere.example.com",))
+    return Ready("u1", "5", target)
+
+
+def test_it_is_disengaged_and_explained() -> None:
+    fleet = given_up()
+    record = fleet["a"]
+    assert record is not None
+    assert (record.standing, record.engaged, record.message) == (Standing.UNREACHABLE, False, "not reached")
+    assert record.since == wall(2)
+    assert fleet.engaged == 0
+    assert fleet.count(Standing.UNREACHABLE) == 1
+
+
+def test_it_is_given_up_once() -> None:
+    assert list(given_up().give_up("a", 1, "not reached", at(3))) == []
+
+
+def test_it_stays_probed_and_another_is_not() -> None:
+    fleet = given_up()
+    assert fleet.is_probed("a", 1)
+    assert not fleet.is_probed("a", 2)
+    assert not fleet.is_probed("b", 1)
+
+
+def test_while_it_is_away_probes_and_changes_of_its_object_bring_nothing() -> None:
+    fleet = given_up()
+    for found in (AWAY, Connectivity(ConnectivityState.UNREACHABLE, wall(1), "dns: no such host")):
+        assert fleet.probed("a", 1, found, at(3)) == []
+    assert fleet.commit([ready(version="3", labels={"env": "prod"})], at(4)) == []
+    assert not fleet.would_change(ready(version="3", labels={"env": "prod"}))
+
+
+def test_when_it_is_reached_it_is_engaged_as_it_is_by_then() -> None:
+    fleet = given_up()
+    fleet.commit([ready(version="3", labels={"env": "prod"})], at(4))
+    wanted = msgspec.structs.replace(
+        cluster(incarnation=fleet.log.head + 1, engaged_at=9, version="3", labels={"env": "prod"}), connectivity=BACK
+    )
+    assert fleet.probed("a", 1, BACK, at(9)) == [Done(EventType.ENGAGED, wanted)]
+    assert fleet.engaged == 1
+    assert fleet.count(Standing.UNREACHABLE) == 0
+    assert fleet.probed("a", 1, AWAY, at(10)) == []
+
+
+@pytest.mark.parametrize("item", [not_ready(), outside(), malformed(), Gone("a", "u1")])
+def test_what_else_becomes_of_its_object_is_no_second_disengagement(item: Observation | Gone) -> None:
+    fleet = given_up()
+    assert fleet.commit([item], at(3)) == []
+    assert not fleet.is_probed("a", 1)
+    assert fleet.probed("a", 1, BACK, at(4)) == []
+
+
+def test_one_that_was_not_ready_meanwhile_is_engaged_when_it_is_ready() -> None:
+    fleet = given_up()
+    fleet.commit([not_ready(version="3")], at(3))
+    (change,) = fleet.commit([ready(version="4")], at(4))
+    assert change.type is EventType.ENGAGED
+
+
+def test_another_object_under_its_name_is_another_cluster() -> None:
+    fleet = given_up()
+    (change,) = fleet.commit([ready(version="5", uid="u2")], at(3))
+    assert (change.type, change.cluster.target.uid) == (EventType.ENGAGED, "u2")
+
+
+def test_one_that_moved_is_looked_for_where_it_is_now() -> None:
+    fleet = given_up()
+    (change,) = fleet.commit([moved()], at(3))
+    assert (change.type, change.cluster.target.endpoint) == (EventType.ENGAGED, "https://elsewhere.example.com")
+
+
+@pytest.mark.parametrize(("name", "incarnation"), [("b", 1), ("a", 2)])
+def test_who_is_not_engaged_as_that_is_not_given_up(name: str, incarnation: int) -> None:
+    fleet = registry()
+    fleet.commit([ready()], at(0))
+    assert list(fleet.give_up(name, incarnation, "", at(1))) == []
+
+
+def test_one_that_waits_to_be_ready_again_is_not_given_up_besides() -> None:
+    fleet = registry(grace_s=60.0)
+    fleet.commit([ready()], at(0))
+    fleet.commit([not_ready()], at(1))
+    assert list(fleet.give_up("a", 1, "", at(2))) == []
+    assert fleet.engaged == 1

@@ -1,0 +1,139 @@
+"""With a grace, a cluster that stops being ready stays engaged for a while, in case it is ready again."""
+
+import pytest
+
+from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.reflect.deletions import Gone
+from milo_discoveryd.registry.registry import Record, Registry, Standing
+from tests.unit.registry.fleets import (
+    at,
+    cluster,
+    disengaged,
+    done,
+    malformed,
+    not_ready,
+    outside,
+    ready,
+    registry,
+    updated,
+    wall,
+)
+
+NOT_READY = DisengageReason.NOT_READY
+
+
+def held(since: float = 10.0) -> Registry:
+    """Engaged at 0, not ready since `since`, and held for a minute."""
+    fleet = registry(grace_s=60.0)
+    fleet.commit([ready()], at(0))
+    assert fleet.commit([not_ready(message="degraded")], at(since)) == []
+    return fleet
+
+
+def known(fleet: Registry) -> Record:
+    record = fleet["a"]
+    assert record is not None
+    return record
+
+
+def test_it_is_held_and_explained() -> None:
+    fleet = held()
+    record = known(fleet)
+    assert (record.engaged, record.standing, record.message) == (True, Standing.NOT_READY, "degraded")
+    assert record.held_until == wall(70)
+    assert fleet.due_at == 70.0
+    assert fleet.engaged == 1
+
+
+def test_it_is_disengaged_when_the_grace_is_over_and_not_before() -> None:
+    fleet = held()
+    assert fleet.due(at(69.9)) == []
+    assert fleet.due(at(70)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
+    assert fleet.due_at is None
+    assert known(fleet).held_until is None
+    assert known(fleet).past[-1].at == wall(70)
+    assert fleet.due(at(200)) == []
+
+
+def test_ready_again_in_time_it_was_never_away() -> None:
+    fleet = held()
+    assert fleet.commit([ready(version="3")], at(30)) == []
+    assert fleet.due_at is None
+    assert known(fleet).held_until is None
+    assert fleet.due(at(200)) == []
+    assert len(known(fleet).transitions) == 1
+
+
+def test_ready_again_with_something_new_it_is_updated() -> None:
+    assert held().commit([ready(version="3", suspended=True)], at(30)) == [
+        done(updated(cluster(version="3", suspended=True)))
+    ]
+
+
+def test_saying_it_again_prolongs_nothing_and_the_latest_message_is_told() -> None:
+    fleet = held()
+    fleet.commit([not_ready(version="3", message="still degraded")], at(60))
+    assert fleet.due_at == 70.0
+    assert known(fleet).held_until == wall(70)
+    assert fleet.due(at(70)) == [done(disengaged(cluster(), NOT_READY, "still degraded"))]
+
+
+def test_the_next_time_it_is_held_anew() -> None:
+    fleet = held()
+    fleet.commit([ready(version="3")], at(30))
+    fleet.commit([not_ready(version="4")], at(40))
+    assert fleet.due_at == 100.0
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        (Gone("a", "u1"), DisengageReason.DELETED),
+        (outside(version="3"), DisengageReason.LABELS_CHANGED),
+        (not_ready(version="3", uid="u2"), DisengageReason.REPLACED),
+        (ready(version="3", uid="u2"), DisengageReason.REPLACED),
+    ],
+)
+def test_nothing_else_that_ends_it_waits(told: Observation | Gone, reason: DisengageReason) -> None:
+    fleet = held()
+    assert fleet.commit([told], at(20))[0].reason is reason
+    assert fleet.due_at is None
+    assert known(fleet).held_until is None
+
+
+def test_what_can_not_be_read_is_not_known_to_be_unready() -> None:
+    fleet = held()
+    fleet.commit([malformed(version="3")], at(20))
+    assert fleet.due_at is None
+    assert fleet.due(at(200)) == []
+    assert known(fleet).engaged
+
+
+def test_those_that_were_unready_first_are_due_first() -> None:
+    fleet = registry(grace_s=60.0)
+    fleet.commit([ready("a"), ready("b"), ready("c")], at(0))
+    for second, name in ((1, "b"), (2, "a"), (3, "c")):
+        fleet.commit([not_ready(name)], at(second))
+    assert [each.cluster.target.name for each in fleet.due(at(62))] == ["b", "a"]
+    assert fleet.due_at == 63.0
+
+
+def test_what_is_not_engaged_is_not_held() -> None:
+    fleet = registry(grace_s=60.0)
+    fleet.commit([not_ready()], at(0))
+    assert fleet.due_at is None
+    assert known(fleet).held_until is None
+
+
+def test_without_a_grace_nothing_is_held() -> None:
+    fleet = registry()
+    fleet.commit([ready()], at(0))
+    assert fleet.commit([not_ready(message="degraded")], at(1)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
+    assert fleet.due_at is None
+
+
+def test_a_first_list_that_begins_again_holds_nothing() -> None:
+    fleet = held()
+    fleet.clear()
+    assert fleet.due_at is None

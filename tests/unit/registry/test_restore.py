@@ -1,0 +1,42 @@
+"""Beginning with what an earlier run of the daemon knew."""
+
+from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.reflect.deletions import NotFound
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.registry import Done, Standing
+from tests.unit.registry.fleets import at, ready
+from tests.unit.registry.test_intake import Source
+
+
+def restored(*names: str) -> Source:
+    source = Source()
+    source.intake.restore(((ready(name, version=""), 7.0) for name in names), at(100.0))
+    return source
+
+
+def told(done: list[Done]) -> list[tuple[EventType, str, DisengageReason | None]]:
+    return [(each.type, each.cluster.target.name, each.reason) for each in done]
+
+
+def test_it_is_served_at_once_with_the_times_it_had() -> None:
+    source = restored("alpha", "beta")
+    record = source.registry["alpha"]
+    assert source.intake.synced
+    assert source.registry.engaged == len(list(source.registry.records())) == 2
+    assert record is not None
+    assert record.cluster is not None
+    assert (record.standing, record.cluster.engaged_at) == (Standing.READY, 7.0)
+
+
+def test_a_first_list_that_says_the_same_changes_nothing() -> None:
+    source = restored("alpha")
+    assert source.lists(ready("alpha")) == []
+
+
+def test_a_first_list_is_compared_with_it_and_what_it_lacks_is_asked_about() -> None:
+    source = restored("alpha", "beta")
+    listed = source.lists(ready("beta", labels={"env": "prod"}), ready("gamma"))
+    assert told(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]
+    (question,) = source.suspicions.questions(source.now)
+    answered = source.intake.answer(question, NotFound(), at(source.now))
+    assert told(answered) == [(EventType.DISENGAGED, "alpha", DisengageReason.DELETED)]

@@ -1,0 +1,213 @@
+"""Our values as subscribers get them, and the bytes they travel as."""
+
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
+from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Target
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.source import SourceState, SourceStatus
+from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.registry import Record, Standing, Transition
+from milo_discoveryd.server.calls import convert
+from milo_discoveryd.server.calls.frames import encoder
+
+EPOCH = "0123456789abcdef"
+encode = encoder(EPOCH)
+
+SMALL = Cluster(
+    target=Target(name="a", uid="u", place=("https://a",)), source_version="7", engaged_at=1.5, incarnation=3
+)
+FULL = Cluster(
+    target=Target(
+        name="apollo",
+        uid="u1",
+        place=("https://api.example.com/apollo",),
+        organization="nasa",
+        labels=(("env", "prod"), ("tier", "gold")),
+        annotations=(("example.com/note", "é"),),
+        deletion_requested_at=10.25,
+        deletion_message="2 left",
+        suspended=True,
+    ),
+    source_version="7",
+    engaged_at=1_700_000_000.123456,
+    incarnation=42,
+    connectivity=Connectivity(ConnectivityState.UNREACHABLE, 5.0, "refused"),
+)
+
+
+def test_a_cluster_is_told_whole() -> None:
+    assert convert.cluster(FULL, EPOCH) == pb.Cluster(
+        name="apollo",
+        uid="u1",
+        endpoint="https://api.example.com/apollo",
+        organization="nasa",
+        labels={"env": "prod", "tier": "gold"},
+        annotations={"example.com/note": "é"},
+        engaged_at=Timestamp(seconds=1_700_000_000, nanos=123_456_000),
+        deletion_requested_at=Timestamp(seconds=10, nanos=250_000_000),
+        deletion_message="2 left",
+        suspended=True,
+        connectivity=pb.Connectivity(
+            state=pb.Connectivity.STATE_UNREACHABLE, since=Timestamp(seconds=5), message="refused"
+        ),
+        source_resource_version="7",
+        incarnation=f"{EPOCH}.42",
+    )
+
+
+def test_what_is_not_known_of_a_cluster_is_left_out() -> None:
+    told = convert.cluster(SMALL, EPOCH)
+    assert not told.HasField("deletion_requested_at")
+    assert told.connectivity == pb.Connectivity(state=pb.Connectivity.STATE_UNKNOWN)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0.0, Timestamp()),
+        (1.5, Timestamp(seconds=1, nanos=500_000_000)),
+        (1.9999999, Timestamp(seconds=2)),
+        (-0.25, Timestamp(seconds=-1, nanos=750_000_000)),
+    ],
+)
+def test_times_are_told_to_the_microsecond(seconds: float, told: Timestamp) -> None:
+    assert convert.timestamp(seconds) == told
+
+
+# --- the source ---
+
+
+def test_the_sources_times_are_told_in_wall_time() -> None:
+    status = SourceStatus(SourceState.STALE, 90.0, "ConnectionLost", "the connection was lost", 80.0)
+    assert convert.source(status, Moment(wall=1_000_100.0, steady=100.0)) == pb.SourceStatus(
+        state=pb.SourceStatus.STATE_STALE,
+        since=Timestamp(seconds=1_000_090),
+        reason="ConnectionLost",
+        message="the connection was lost",
+        last_contact=Timestamp(seconds=1_000_080),
+    )
+
+
+@pytest.mark.parametrize("state", SourceState)
+def test_every_state_of_the_source_has_its_own(state: SourceState) -> None:
+    told = convert.source(SourceStatus(state, 0.0), Moment(0.0, 0.0))
+    assert pb.SourceStatus.State.Name(told.state) == f"STATE_{state.value}"
+    assert not told.HasField("last_contact")
+
+
+# --- explanations ---
+
+
+def record(standing: Standing, *, engaged: bool = False, held_until: float | None = None) -> Record:
+    return Record(
+        uid="u",
+        version="7",
+        standing=standing,
+        since=100.0,
+        message="its message",
+        cluster=SMALL if engaged else None,
+        held_until=held_until,
+    )
+
+
+def engagement(of: Record, confirming: str | None = None) -> tuple[bool, str, str, int]:
+    told = convert.engagement(of, confirming)
+    return told.engaged, pb.Engagement.Reason.Name(told.reason), told.message, told.since.seconds
+
+
+@pytest.mark.parametrize(
+    ("standing", "reason"),
+    [
+        (Standing.NOT_READY, "REASON_NOT_READY"),
+        (Standing.OUTSIDE, "REASON_OUTSIDE_SELECTOR"),
+        (Standing.MALFORMED, "REASON_MALFORMED"),
+        (Standing.UNREACHABLE, "REASON_UNREACHABLE"),
+        (Standing.GONE, "REASON_DELETED"),
+    ],
+)
+def test_what_is_not_engaged_is_explained(standing: Standing, reason: str) -> None:
+    assert engagement(record(standing)) == (False, reason, "its message", 100)
+
+
+def test_what_is_engaged_is_so_since_it_was() -> None:
+    assert engagement(record(Standing.READY, engaged=True)) == (True, "REASON_ENGAGED", "its condition is True", 1)
+
+
+def test_what_is_engaged_and_malformed_is_explained() -> None:
+    assert engagement(record(Standing.MALFORMED, engaged=True)) == (True, "REASON_MALFORMED", "its message", 100)
+
+
+@pytest.mark.parametrize(
+    ("problem", "message"),
+    [
+        ("", "reported as gone, which is being confirmed"),
+        ("503: not now", "reported as gone, which is being confirmed: 503: not now"),
+    ],
+)
+def test_what_is_reported_as_gone_is_being_confirmed(problem: str, message: str) -> None:
+    told = engagement(record(Standing.READY, engaged=True), problem)
+    assert told == (True, "REASON_CONFIRMING_DELETION", message, 100)
+
+
+def test_what_was_not_engaged_is_not_being_confirmed() -> None:
+    assert engagement(record(Standing.NOT_READY), "")[1] == "REASON_NOT_READY"
+
+
+def test_what_is_held_says_so_and_until_when() -> None:
+    assert engagement(record(Standing.NOT_READY, engaged=True, held_until=1_700_000_000.9)) == (
+        True,
+        "REASON_NOT_READY",
+        "its message; it stays engaged, in case it is ready again by 2023-11-14T22:13:20Z",
+        100,
+    )
+
+
+def test_a_transition_is_told_with_the_incarnation_it_was_of() -> None:
+    ended = Transition(EventType.DISENGAGED, 5.0, 3, DisengageReason.DELETED, "gone")
+    assert convert.transition(ended, EPOCH) == pb.Transition(
+        type=pb.ClusterEvent.TYPE_DISENGAGED,
+        reason=pb.DISENGAGE_REASON_DELETED,
+        message="gone",
+        at=Timestamp(seconds=5),
+        incarnation=f"{EPOCH}.3",
+    )
+
+
+# --- kubeconfigs ---
+
+
+def test_a_kubeconfig_is_told_with_its_times() -> None:
+    handed = Kubeconfig("a", b"{}", issued_at=1.0, expires_at=3.0, refresh_at=2.0)
+    assert convert.kubeconfig(handed) == pb.Kubeconfig(
+        cluster="a",
+        kubeconfig=b"{}",
+        issued_at=Timestamp(seconds=1),
+        refresh_after=Timestamp(seconds=2),
+        expires_at=Timestamp(seconds=3),
+    )
+
+
+def test_a_kubeconfig_that_does_not_run_out_says_so_by_leaving_it_out() -> None:
+    told = convert.kubeconfig(Kubeconfig("a", b"{}", issued_at=1.0))
+    assert not told.HasField("expires_at")
+    assert not told.HasField("refresh_after")
+
+
+@pytest.mark.parametrize(
+    ("health", "told"),
+    [
+        (
+            SourceHealth("core", "kubeconfig", "", 5.0, 2),
+            pb.CredentialSource(name="core", type="kubeconfig", healthy=True, expires_at=Timestamp(seconds=5)),
+        ),
+        (
+            SourceHealth("core", "kubeconfig", "401: who are you?", None, 0),
+            pb.CredentialSource(name="core", type="kubeconfig", healthy=False, message="401: who are you?"),
+        ),
+    ],
+)
+def test_a_source_of_credentials_is_well_unless_it_has_trouble(health: SourceHealth, told: pb.CredentialSource) -> None:
+    assert convert.credential_source(health) == told

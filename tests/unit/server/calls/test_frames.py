@@ -1,0 +1,186 @@
+"""Events, and the bytes they travel as."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.model.cluster import UNPROBED, Cluster, Connectivity, ConnectivityState, DisengageReason, Target
+from milo_discoveryd.registry.events import Event, EventType, Frames
+from milo_discoveryd.server.calls import convert
+from milo_discoveryd.server.calls.frames import batch, encoder, framed, unframed
+from tests.unit.server.calls.test_convert import EPOCH, FULL, SMALL
+
+encode = encoder(EPOCH)
+
+# --- what protobuf's own code makes of an event is the measure ---
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
+times = st.floats(-1e9, 1e11)
+pairs = st.dictionaries(texts, texts, max_size=4).map(lambda each: tuple(sorted(each.items())))
+targets = st.builds(
+    Target,
+    name=texts,
+    uid=texts,
+    place=st.lists(texts, max_size=3).map(tuple),
+    organization=texts,
+    labels=pairs,
+    annotations=pairs,
+    deletion_requested_at=st.none() | times,
+    deletion_message=texts,
+    suspended=st.booleans(),
+)
+clusters = st.builds(
+    Cluster,
+    target=targets,
+    source_version=texts,
+    engaged_at=times | st.just(0.0),
+    incarnation=st.integers(0, 2**40),
+    connectivity=st.just(UNPROBED)
+    | st.builds(Connectivity, st.sampled_from(ConnectivityState), st.none() | times, texts),
+)
+events = st.builds(
+    Event,
+    type=st.sampled_from(EventType),
+    cluster=clusters,
+    reason=st.none() | st.sampled_from(DisengageReason),
+    message=texts,
+)
+
+
+@given(events)
+def test_a_frame_is_what_the_generated_code_makes(event: Event) -> None:
+    message = pb.ClusterEvent(
+        type=pb.ClusterEvent.Type.Value(f"TYPE_{event.type.value}"),
+        cluster=convert.cluster(event.cluster, EPOCH),
+        reason=pb.DisengageReason.Value(f"DISENGAGE_REASON_{event.reason.value}") if event.reason else 0,
+        message=event.message,
+    )
+    frame = encode(event)
+    assert unframed(frame) == message
+    assert len(frame) == len(framed(message)), "nothing in it is superfluous"
+
+
+def test_no_field_of_a_cluster_or_an_event_is_forgotten() -> None:
+    event = unframed(encode(Event(EventType.DISENGAGED, FULL, DisengageReason.NOT_READY, "degraded")))
+    assert {field.name for field, _ in event.cluster.ListFields()} == set(pb.Cluster.DESCRIPTOR.fields_by_name)
+    own = {field.name for field, _ in event.ListFields()}
+    assert set(pb.ClusterEvent.DESCRIPTOR.fields_by_name) - own == {
+        "kubeconfig"
+    }  # a subscriber's own: see the rotation
+
+
+# --- and these are what anybody can check by hand ---
+
+
+def test_a_frame_is_an_event_of_a_batch() -> None:
+    frame = encode(Event(EventType.DISENGAGED, FULL, DisengageReason.NOT_READY, "degraded"))
+    assert pb.WatchClustersResponse.FromString(frame) == pb.WatchClustersResponse(
+        events=[
+            pb.ClusterEvent(
+                type=pb.ClusterEvent.TYPE_DISENGAGED,
+                cluster=convert.cluster(FULL, EPOCH),
+                reason=pb.DISENGAGE_REASON_NOT_READY,
+                message="degraded",
+            )
+        ]
+    )
+
+
+def test_the_bytes_of_a_frame_are_these() -> None:
+    assert encode(Event(EventType.ENGAGED, SMALL)) == bytes.fromhex(
+        "0a3a"  # events, 58 bytes
+        "0801"  # type: ENGAGED
+        "1236"  # cluster, 54 bytes
+        "0a0161"  # name: a
+        "120175"  # uid: u
+        "1a0968747470733a2f2f61"  # endpoint: https://a
+        "3a0808011080cab5ee01"  # engaged_at: 1.5
+        "5a020801"  # connectivity: UNKNOWN
+        "620137"  # source_resource_version: 7
+        "6a12303132333435363738396162636465662e33"  # incarnation: EPOCH.3
+    )
+
+
+@pytest.mark.parametrize("kind", EventType)
+def test_every_type_of_event_has_its_own(kind: EventType) -> None:
+    (told,) = pb.WatchClustersResponse.FromString(encode(Event(kind, SMALL))).events
+    assert pb.ClusterEvent.Type.Name(told.type) == f"TYPE_{kind.value}"
+    assert told.reason == pb.DISENGAGE_REASON_UNSPECIFIED
+
+
+@pytest.mark.parametrize("reason", DisengageReason)
+def test_every_reason_has_its_own(reason: DisengageReason) -> None:
+    (told,) = pb.WatchClustersResponse.FromString(encode(Event(EventType.DISENGAGED, SMALL, reason))).events
+    assert pb.DisengageReason.Name(told.reason) == f"DISENGAGE_REASON_{reason.value}"
+
+
+def test_the_same_event_is_the_same_bytes() -> None:
+    shuffled = Cluster(
+        target=Target(name="a", uid="u", place=("e",), labels=tuple((f"k{index}", "v") for index in range(50))),
+        source_version="7",
+        engaged_at=1.5,
+        incarnation=3,
+    )
+    assert len({encode(Event(EventType.ENGAGED, shuffled)) for _ in range(20)}) == 1
+
+
+@pytest.mark.parametrize("length", [0, 10, 127, 128, 20_000, 3_000_000])
+def test_a_frame_may_be_of_any_length(length: int) -> None:
+    event = Event(EventType.ENGAGED, SMALL, message="x" * length)
+    assert len(pb.WatchClustersResponse.FromString(encode(event)).events[0].message) == length
+
+
+def test_who_adds_to_an_event_that_was_read_back_changes_nothing_else_of_it() -> None:
+    event = unframed(encode(Event(EventType.ENGAGED, SMALL)))
+    assert framed(event) == encode(Event(EventType.ENGAGED, SMALL))
+    event.kubeconfig.cluster = "a"
+    assert unframed(framed(event)) == event
+
+
+# --- batches ---
+
+
+def test_a_batch_is_a_join_of_frames_and_a_few_bytes() -> None:
+    events = [Event(EventType.ENGAGED, SMALL), Event(EventType.UPDATED, FULL)]
+    source = pb.SourceStatus(state=pb.SourceStatus.STATE_STREAMING)
+    data = batch(
+        Frames(encode(event) for event in events),
+        revision="r2",
+        previous_revision="r1",
+        synced=True,
+        reset=True,
+        source=source,
+    )
+    told = pb.WatchClustersResponse.FromString(data)
+    assert [event.cluster.name for event in told.events] == ["a", "apollo"]
+    assert (told.revision, told.previous_revision, told.synced, told.reset) == ("r2", "r1", True, True)
+    assert told.source == source
+
+
+def test_a_batch_may_hold_nothing_but_news_of_the_source() -> None:
+    told = pb.WatchClustersResponse.FromString(batch(Frames(), revision="r", previous_revision="r", synced=False))
+    assert not told.events
+    assert not told.HasField("source")
+    assert not told.reset
+
+
+@given(revision=texts, previous=texts, synced=st.booleans(), reset=st.booleans(), source=st.none() | texts)
+def test_a_batch_is_what_protobuf_makes_of_it(
+    revision: str, previous: str, synced: bool, reset: bool, source: str | None
+) -> None:
+    status = None if source is None else pb.SourceStatus(message=source)
+    data = batch(
+        Frames([encode(Event(EventType.ENGAGED, SMALL))]),
+        revision=revision,
+        previous_revision=previous,
+        synced=synced,
+        reset=reset,
+        source=status,
+    )
+    told = pb.WatchClustersResponse.FromString(data)
+    assert len(told.events) == 1
+    del told.events[:]
+    assert told == pb.WatchClustersResponse(
+        revision=revision, previous_revision=previous, synced=synced, reset=reset, source=status
+    )

@@ -1,0 +1,197 @@
+"""A request becomes a value to act on, or an error that names the field, what is wrong and what would be right."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.model.selector import parse
+from milo_discoveryd.registry.filter import EVERYTHING, Filter
+from milo_discoveryd.server.calls import requests
+from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
+from milo_discoveryd.server.calls.requests import Issue, Listing, Watch
+
+DEFAULT_HEARTBEAT_S = 30.0
+
+
+def watch(**fields: Any) -> Watch:
+    return requests.watch(pb.WatchClustersRequest(**fields), DEFAULT_HEARTBEAT_S)
+
+
+def listing(**fields: Any) -> Listing:
+    return requests.listing(pb.ListClustersRequest(**fields))
+
+
+def filtered(**fields: Any) -> Filter:
+    return watch(filter=pb.ClusterFilter(**fields)).wanted
+
+
+def test_an_empty_watch_is_for_everything_from_the_start() -> None:
+    assert watch() == Watch(EVERYTHING, "", DEFAULT_HEARTBEAT_S, False)
+
+
+def test_a_watch_says_what_it_wants() -> None:
+    asked = watch(
+        filter=pb.ClusterFilter(label_selector="env=prod", names=["a", "b"], organizations=["o"]),
+        resume_revision="x",
+        include_kubeconfigs=True,
+        kubeconfig_ttl=timedelta(minutes=5),
+        heartbeat_interval=timedelta(seconds=10),
+    )
+    assert asked == Watch(Filter(parse("env=prod"), frozenset({"a", "b"}), frozenset({"o"})), "x", 10.0, True, 300.0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "given_s"),
+    [
+        (timedelta(milliseconds=1), 1.0),
+        (timedelta(seconds=1.5), 1.5),
+        (timedelta(days=1), 3600.0),
+        (Duration(seconds=315_576_000_000), 3600.0),
+    ],
+)
+def test_a_heartbeat_is_kept_within_bounds(asked: Any, given_s: float) -> None:
+    assert watch(heartbeat_interval=asked).heartbeat_s == given_s
+
+
+@pytest.mark.parametrize("field", ["heartbeat_interval", "kubeconfig_ttl"])
+@pytest.mark.parametrize(
+    ("duration", "said"),
+    [
+        (Duration(), "0 s"),
+        (Duration(seconds=-5), "-5 s"),
+        (Duration(nanos=-1_000_000), "-0.001 s"),
+        (Duration(seconds=-(2**63)), "-9.22337e+18 s"),
+    ],
+)
+def test_a_duration_that_is_not_positive_is_refused(field: str, duration: Duration, said: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        watch(**{field: duration})
+    assert str(refused.value) == f"{field}: {said} is not a positive duration; leave it out for the default"
+
+
+def test_an_empty_filter_is_everything() -> None:
+    assert filtered() == EVERYTHING
+
+
+def test_filters_that_ask_the_same_are_one_object() -> None:
+    assert filtered(names=["a"]) is filtered(names=["a"])
+
+
+def test_a_wrong_selector_is_refused_with_its_place() -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        filtered(label_selector="a=b,")
+    assert str(refused.value) == "filter.label_selector: expected a label key, found 'the end', at character 5"
+
+
+@pytest.mark.parametrize("field", ["names", "organizations"])
+def test_an_empty_name_in_a_filter_is_refused(field: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        filtered(**{field: ["a", ""]})
+    assert str(refused.value) == f"filter.{field}: holds an empty string, which matches nothing"
+
+
+def test_a_giant_filter_is_refused_before_it_is_read() -> None:
+    with pytest.raises(InvalidRequestError, match=r"^filter: \d+ bytes; at most 65536 are taken$"):
+        filtered(names=[f"project-{index}" for index in range(10_000)])
+
+
+def test_a_large_filter_is_taken() -> None:
+    assert len(filtered(names=[f"project-{index}" for index in range(4000)]).names) == 4000
+
+
+@pytest.mark.parametrize(("size", "given"), [(0, 500), (1, 1), (5000, 5000), (5001, 5000), (2**31 - 1, 5000)])
+def test_a_page_is_kept_within_bounds(size: int, given: int) -> None:
+    assert listing(page_size=size) == Listing(EVERYTHING, given, "")
+
+
+def test_a_listing_says_what_it_wants() -> None:
+    asked = listing(filter=pb.ClusterFilter(names=["a"]), page_token="t")
+    assert asked == Listing(Filter(names=frozenset({"a"})), 500, "t")
+
+
+def test_a_negative_page_size_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="page_size: -1 is negative; leave it out for 500"):
+        listing(page_size=-1)
+
+
+def test_a_page_token_that_is_too_long_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="page_token: not one that this daemon gave out"):
+        listing(page_token="x" * 257)
+
+
+def test_a_name_is_taken_as_it_is() -> None:
+    assert requests.name("apollo", "name") == "apollo"
+    assert requests.name("a" * 253, "name") == "a" * 253
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "cluster: empty; it takes the name of a project"),
+        ("a" * 254, "cluster: longer than any project's name (253 characters)"),
+    ],
+)
+def test_a_name_that_can_be_none_is_refused(text: str, said: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        requests.name(text, "cluster")
+    assert str(refused.value) == said
+
+
+def issue(**fields: Any) -> Issue:
+    return requests.issue(pb.IssueKubeconfigRequest(cluster="apollo", **fields))
+
+
+def test_a_kubeconfig_is_asked_for_by_the_name_of_a_cluster() -> None:
+    assert issue() == Issue("apollo", None, "", False)
+
+
+def test_a_kubeconfig_may_be_asked_for_with_a_life_an_incarnation_and_without_a_secret() -> None:
+    asked = issue(ttl=timedelta(minutes=5), incarnation="i", format=pb.KUBECONFIG_FORMAT_EXEC)
+    assert asked == Issue("apollo", 300.0, "i", True)
+    assert not issue(format=pb.KUBECONFIG_FORMAT_EMBEDDED).as_command
+
+
+def test_a_kubeconfig_of_an_unknown_format_is_refused() -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        issue(format=7)
+    assert str(refused.value) == "format: 7 is not one of EMBEDDED (1) and EXEC (2)"
+
+
+def test_a_kubeconfig_is_not_issued_for_a_life_that_is_none() -> None:
+    with pytest.raises(InvalidRequestError, match="ttl: -1 s is not a positive duration"):
+        issue(ttl=Duration(seconds=-1))
+
+
+def test_a_filter_costs_no_more_than_it_may() -> None:
+    many = ",".join(f"k{number}" for number in range(requests.MAX_REQUIREMENTS + 1))
+    with pytest.raises(InvalidRequestError, match=r"filter\.label_selector: 65 requirements; at most 64 are taken"):
+        filtered(label_selector=many)
+    assert len(filtered(label_selector=many.rpartition(",")[0]).selector.requirements) == 64
+    names = [str(number) for number in range(requests.MAX_VALUES + 1)]
+    with pytest.raises(InvalidRequestError, match=r"filter\.names: 5001 of them; at most 5000 are taken"):
+        filtered(names=names)
+    with pytest.raises(InvalidRequestError, match=r"filter\.organizations: 5001 of them"):
+        filtered(organizations=names)
+
+
+def test_a_long_selector_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = f"env in ({'x' * 60})".ljust(requests.MAX_SELECTOR_LENGTH)
+    assert len(filtered(label_selector=longest).selector.requirements) == 1
+    monkeypatch.setattr(requests, "parse", lambda text: pytest.fail("it was read"))
+    with pytest.raises(InvalidRequestError, match=r"^filter\.label_selector: 8193 characters; at most 8192 are taken$"):
+        filtered(label_selector=f"{longest} ")
+
+
+def test_a_large_filter_is_taken_and_not_kept() -> None:
+    names = [f"a-rather-long-name-{number}" for number in range(1000)]
+    assert filtered(names=names) == Filter(names=frozenset(names))
+    assert filtered(names=names) is not filtered(names=names)
+    assert filtered(names=["a"]) is filtered(names=["a"])
+
+
+def test_of_what_nobody_has_looked_at_yet_no_more_is_told_than_a_name_may_have() -> None:
+    assert requests.cut("alpha") == "alpha"
+    assert requests.cut("x" * 300_000) == "x" * 253

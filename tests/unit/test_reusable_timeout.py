@@ -1,0 +1,100 @@
+"""A deadline for one wait after another, in virtual time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from random import Random
+
+import pytest
+
+from milo_discoveryd.reusable_timeout import Deadline, deadline
+from tests.simulation.seeded.loop import VirtualLoop
+
+
+def given_up_at(waits: Callable[[Deadline], Awaitable[None]]) -> float | None:
+    """None: never."""
+
+    async def run() -> float | None:
+        try:
+            async with deadline() as kept:
+                await waits(kept)
+        except TimeoutError:
+            return now()
+        return None
+
+    with asyncio.Runner(loop_factory=lambda: VirtualLoop(Random(0))) as runner:
+        return runner.run(run())
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def test_a_wait_is_given_up_at_its_deadline() -> None:
+    async def waits(kept: Deadline) -> None:
+        kept.set(5.0)
+        await asyncio.sleep(60.0)
+
+    assert given_up_at(waits) == 5.0
+
+
+def test_a_wait_that_ends_in_time_leaves_the_next_its_own_deadline() -> None:
+    async def waits(kept: Deadline) -> None:
+        for _ in range(10):
+            kept.set(now() + 5.0)
+            await asyncio.sleep(4.0)
+            kept.lift()
+        kept.set(now() + 5.0)
+        await asyncio.sleep(60.0)
+
+    assert given_up_at(waits) == 45.0
+
+
+def test_the_next_may_have_an_earlier_one() -> None:
+    async def waits(kept: Deadline) -> None:
+        kept.set(100.0)
+        await asyncio.sleep(1.0)
+        kept.lift()
+        kept.set(5.0)
+        await asyncio.sleep(60.0)
+
+    assert given_up_at(waits) == 5.0
+
+
+def test_between_waits_there_is_none() -> None:
+    async def waits(kept: Deadline) -> None:
+        kept.set(5.0)
+        await asyncio.sleep(1.0)
+        kept.lift()
+        await asyncio.sleep(60.0)
+
+    assert given_up_at(waits) is None
+
+
+def test_a_wait_can_be_given_up_before_its_time() -> None:
+    async def waits(kept: Deadline) -> None:
+        kept.set(60.0)
+        asyncio.get_running_loop().call_later(1.0, kept.give_up)
+        await asyncio.sleep(30.0)
+
+    assert given_up_at(waits) == 1.0
+
+
+def test_what_comes_in_the_turn_in_which_it_is_given_up_has_come() -> None:
+    async def waits(kept: Deadline) -> None:
+        kept.set(60.0)
+        kept.give_up()
+        kept.lift()
+        kept.set(60.0)
+        await asyncio.sleep(30.0)
+
+    assert given_up_at(waits) is None
+
+
+def test_whoever_is_cancelled_is_not_told_of_a_deadline() -> None:
+    async def cancelled(kept: Deadline) -> None:
+        kept.set(5.0)
+        asyncio.get_running_loop().call_later(1.0, asyncio.current_task().cancel)  # type: ignore[union-attr]
+        await asyncio.sleep(60.0)
+
+    with pytest.raises(asyncio.CancelledError):
+        given_up_at(cancelled)

@@ -1,0 +1,93 @@
+"""What is read as YAML, and what is refused before it can do harm."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from milo_discoveryd import yaml_document
+from milo_discoveryd.yaml_document import DocumentError, read
+
+
+def test_values_come_with_their_lines() -> None:
+    document = read(b"a: 1\nb:\n  c: [x,\n    y]\n", scalars="text")
+    assert document.value == {"a": "1", "b": {"c": ["x", "y"]}}
+    assert document.line(("b", "c")) == 3
+    assert document.line(("b", "c", 1)) == 4
+    assert document.line(("b", "c", 1, "deeper")) == 4
+    assert document.line(("missing",)) == 1
+
+
+def test_scalars_are_text_or_typed_as_asked() -> None:
+    content = (
+        b"a: no\nb: 0660\nc: ~\nd: 'null'\ne: 2020-01-01\nf: 1.5\ng: !!python/name:os.system x\nh: !!binary aGk=\n"
+    )
+    assert read(content, scalars="text").value == {
+        "a": "no", "b": "0660", "c": None, "d": "null", "e": "2020-01-01", "f": "1.5", "g": "x", "h": "aGk=",
+    }  # fmt: skip
+    assert read(content, scalars="typed").value == {
+        "a": False, "b": 0o660, "c": None, "d": "null", "e": "2020-01-01", "f": 1.5, "g": "x", "h": "aGk=",
+    }  # fmt: skip
+
+
+def test_json_is_yaml() -> None:
+    assert read(b'{"a": [true, 1, "x", null]}', scalars="typed").value == {"a": [True, 1, "x", None]}
+    assert read(b'{"\\ud83d\\ude00": "\\u00e4\\ud83d\\ude00"}', scalars="text").value == {"😀": "ä😀"}
+
+
+@pytest.mark.parametrize(
+    ("content", "line", "complaint"),
+    [
+        (b"a: 1\nb: 2\na: 3\n", 3, 'has the key "a" twice (first on line 1)'),
+        (b"x: {a: 1, a: 2}\n", 1, 'has the key "a" twice'),
+        (b"base: &b {a: 1}\nx:\n  <<: *b\n", 3, "merge key"),
+        (b"a: 1\n? [b]\n: c\n", 2, "a key that is not a plain word"),
+        (b"a: 1\n b: 2\n", 2, "is not YAML"),
+        (b"a: 1\nb: 'open\n", 3, "is not YAML"),
+        (b"a: 1\n---\nb: 2\n", 2, "another document"),
+        (b"a: b\xff\n", 1, "is not UTF-8"),
+        (b"a: \x07\n", 0, "is not YAML"),
+        (b"x: *nowhere\n", 1, "undefined alias"),
+        (b"a: !!int word\n", 1, "a number that cannot be read"),
+        (b'a: b\nc: "\\ud83d"\n', 2, "half of a character"),
+    ],
+)
+def test_what_is_refused_is_told_with_its_line(content: bytes, line: int, complaint: str) -> None:
+    with pytest.raises(DocumentError) as raised:
+        read(content, scalars="typed")
+    assert complaint in str(raised.value)
+    assert raised.value.line == line
+
+
+def test_aliases_stand_for_what_they_name() -> None:
+    assert read(b"a: &x [1]\nb: *x\n", scalars="typed").value == {"a": [1], "b": [1]}
+
+
+def test_aliases_that_multiply_are_refused() -> None:
+    laughs = ["a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]"]
+    laughs += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9)]
+    with pytest.raises(DocumentError, match="too large or too deeply nested"):
+        read("\n".join(laughs).encode(), scalars="typed")
+
+
+def test_an_alias_of_itself_is_refused() -> None:
+    with pytest.raises(DocumentError, match="too large or too deeply nested"):
+        read(b"a: &a [*a]\n", scalars="typed")
+
+
+def test_size_and_brackets_are_limited() -> None:
+    with pytest.raises(DocumentError, match="bytes long"):
+        read(b"#" * (yaml_document.MAX_BYTES + 1), scalars="text")
+    with pytest.raises(DocumentError, match="brackets"):
+        read(b"[" * 100_000, scalars="text")
+    with pytest.raises(DocumentError, match="too deeply"):
+        read(b"[" * 1_000 + b"]" * 1_000, scalars="text")
+    with pytest.raises(DocumentError, match="too deeply"):
+        read(b"- " * 5_000 + b"x", scalars="text")
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+    with suppress(DocumentError):
+        read(content, scalars="typed")

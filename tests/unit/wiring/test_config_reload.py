@@ -1,0 +1,196 @@
+"""Rules that change while the daemon runs: all of them or none, and never by a slip."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import yaml
+from structlog.testing import capture_logs
+
+from milo_discoveryd.config import Rule, load
+from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.wiring import config_reload
+from milo_discoveryd.wiring.config_reload import Reloading
+from tests.support.eventually import eventually
+
+
+class Place:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.applied: list[tuple[str, ...]] = []
+        self.audited: list[tuple[str, dict[str, object]]] = []
+        self.metrics = Metrics()
+        self.reloading: Reloading | None = None
+
+    def says(self, *names: str, **others: object) -> None:
+        """In place of what the file said before, from one moment to the next."""
+        rules = [{"name": name, "who": {"uid": place}, "clusters": "all"} for place, name in enumerate(names)]
+        self.writes(yaml.safe_dump({"rights": rules, **others}))
+
+    def writes(self, text: str) -> None:
+        beside = self.file.with_suffix(".new")
+        beside.write_text(text)
+        beside.rename(self.file)
+
+    def apply(self, rules: tuple[Rule, ...]) -> None:
+        self.applied.append(tuple(rule.name for rule in rules))
+
+    def rights_changed(self, **about: object) -> None:
+        self.audited.append(("changed", about))
+
+    def rights_kept(self, **about: object) -> None:
+        self.audited.append(("kept", about))
+
+    def count(self, result: str) -> float:
+        return self.metrics.registry.get_sample_value("milo_discoveryd_rights_reloads_total", {"result": result}) or 0.0
+
+    def is_current(self) -> bool:
+        return self.metrics.registry.get_sample_value("milo_discoveryd_rights_current") == 1
+
+    @asynccontextmanager
+    async def followed(self) -> AsyncIterator[Reloading]:
+        made = Reloading(
+            load({}, {}, self.file),
+            lambda: load({}, {}, self.file),
+            self.file,
+            apply=self.apply,
+            audit=self,
+            tally=self.metrics,
+        )
+        following = asyncio.create_task(made.run())
+        try:
+            yield made
+        finally:
+            following.cancel()
+            with suppress(asyncio.CancelledError):
+                await following
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr(config_reload, "LOOK_EVERY_S", 0.005)
+    made = Place(tmp_path / "config.yaml")
+    made.says("one", "two")
+    return made
+
+
+async def test_the_rules_of_the_start_are_counted(place: Place) -> None:
+    async with place.followed():
+        assert place.applied == []
+    assert place.metrics.registry.get_sample_value("milo_discoveryd_rights_rules") == 2
+
+
+async def test_a_file_that_changes_is_read(place: Place) -> None:
+    async with place.followed():
+        place.says("two", "three")
+        await eventually(lambda: place.count("applied") == 1)
+    assert place.applied == [("two", "three")]
+    assert place.audited == [
+        ("changed", {"rules": ["two", "three"], "added": ["three"], "removed": ["one"], "changed": ["two"]})
+    ]
+
+
+async def test_a_mounted_file_that_is_swapped_by_its_link_is_read(place: Place) -> None:
+    folder = place.file.parent
+    one, other = folder / "one.yaml", folder / "other.yaml"
+    place.file.rename(one)
+    place.file.symlink_to(one)
+    async with place.followed():
+        other.write_text(one.read_text().replace("name: two", "name: three"))
+        (folder / "link").symlink_to(other)
+        (folder / "link").rename(place.file)
+        await eventually(lambda: place.count("applied") == 1)
+    assert place.applied[-1] == ("one", "three")
+
+
+async def test_one_wrong_rule_and_none_is_taken(place: Place) -> None:
+    async with place.followed():
+        with capture_logs() as lines:
+            place.writes("rights:\n- {name: three, who: everybody, clusters: all}\n- {name: Four}\n")
+            await eventually(lambda: place.count("refused") == 1)
+        assert (place.applied, place.is_current()) == ([], False)
+        place.says("four")
+        await eventually(lambda: place.count("applied") == 1)
+        assert place.is_current()
+    (line,) = [line for line in lines if line["event"] == "configuration refused"]
+    assert line["log_level"] == "error"
+    assert 'item 2.name: "Four" must be' in str(line["problems"])
+    assert [what for what, _ in place.audited] == ["kept", "changed"]
+
+
+async def test_a_file_that_is_gone_takes_no_rights_with_it(place: Place) -> None:
+    async with place.followed() as followed:
+        place.file.unlink()
+        followed.ask()
+        await eventually(lambda: place.count("refused") == 1)
+        place.says("three")
+        await eventually(lambda: place.count("applied") == 1)
+    assert place.applied == [("three",)]
+
+
+@pytest.mark.parametrize("text", ["", "rights: []\n", "mode: project\n"])
+async def test_rules_do_not_all_go_while_it_runs(place: Place, text: str) -> None:
+    async with place.followed():
+        place.writes(text)
+        await eventually(lambda: place.count("refused") == 1)
+    assert place.applied == []
+    assert "all rules are gone" in str(place.audited)
+
+
+async def test_asked_to_it_reads_what_looks_the_same(place: Place) -> None:
+    async with place.followed() as followed:
+        followed.ask()
+        await eventually(lambda: place.count("unchanged") == 1)
+    assert place.applied == []
+    assert place.audited == []
+
+
+async def test_what_takes_a_start_is_named_and_left(place: Place) -> None:
+    async with place.followed():
+        with capture_logs() as lines:
+            place.says("one", mode="project-control-plane")
+            await eventually(lambda: place.count("applied") == 1)
+    (line,) = [line for line in lines if line["event"].startswith("settings that hold")]
+    assert line["settings"] == ["mode"]
+
+
+async def test_what_is_still_being_written_is_waited_for(place: Place) -> None:
+    async with place.followed() as followed:
+        state = place.file.stat()
+        text = place.file.read_text()
+        looked = 0
+
+        def look() -> config_reload.State:
+            nonlocal looked
+            looked += 1
+            # Another size at each look, for as long as somebody writes.
+            return (state.st_ino, state.st_mtime_ns, min(looked, 20))
+
+        followed._state = look  # type: ignore[method-assign]
+        place.file.write_text(text.replace("one", "three"))
+        os.utime(place.file, ns=(state.st_atime_ns, state.st_mtime_ns))
+        await eventually(lambda: place.count("applied") == 1)
+        assert looked >= 20
+
+
+async def test_without_a_file_it_waits_to_be_asked() -> None:
+    metrics, applied = Metrics(), 0
+
+    def apply(rules: tuple[Rule, ...]) -> None:
+        nonlocal applied
+        applied += 1
+
+    settings = load({}, {}, None)
+    made = Reloading(settings, lambda: settings, None, apply=apply, audit=Place(Path()), tally=metrics)
+    following = asyncio.create_task(made.run())
+    made.ask()
+    await eventually(
+        lambda: metrics.registry.get_sample_value("milo_discoveryd_rights_reloads_total", {"result": "unchanged"}) == 1
+    )
+    following.cancel()
+    with suppress(asyncio.CancelledError):
+        await following
+    assert applied == 0

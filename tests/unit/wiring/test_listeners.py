@@ -1,0 +1,54 @@
+"""From settings to what is listened on."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from milo_discoveryd.config import Settings, load
+from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.server.connections.listener import Listener, TcpAddress, UnixAddress
+from milo_discoveryd.wiring.listeners import listeners
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "config.yaml"
+
+
+def settings(file: Path, text: str) -> Settings:
+    file.write_text(text)
+    return load({}, {}, file)
+
+
+def test_what_a_listener_does_not_say_is_as_for_all_sockets(file: Path) -> None:
+    text = """
+socket: {mode: "0600", group: "65499"}
+listen:
+  - unix:///run/a.sock
+  - {name: b, address: unix:///run/b.sock, mode: "0660", group: "5", owner: root, peer_credentials: true}
+  - insecure://127.0.0.1:7070
+"""
+    assert list(listeners(settings(file, text))) == [
+        Listener(name="unix:///run/a.sock", address=UnixAddress(Path("/run/a.sock"), 0o600, 65499)),
+        Listener(name="b", address=UnixAddress(Path("/run/b.sock"), 0o660, 5, 0), peer_credentials=True),
+        Listener(name="insecure://127.0.0.1:7070", address=TcpAddress("127.0.0.1", 7070)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("socket: {group: no-such}", "socket.group: there is no group 'no-such' on this machine; give its number"),
+        ("listen: [{name: a, address: 'unix:///a', group: no-such}]", "a: there is no group 'no-such' on this machine"),
+        ("listen: [{name: a, address: 'unix:///a', owner: no-such}]", "a: there is no user 'no-such' on this machine"),
+    ],
+)
+def test_whom_there_is_not_is_told_with_the_place(file: Path, text: str, told: str) -> None:
+    with pytest.raises(StartError, match=told):
+        list(listeners(settings(file, text)))
+
+
+def test_numbers_need_nobody_to_be_known_by_them(file: Path) -> None:
+    [made] = listeners(settings(file, f"listen: [{{address: 'unix:///a', owner: {os.getuid()}, group: 65498}}]"))
+    assert made.address == UnixAddress(Path("/a"), 0o660, 65498, os.getuid())

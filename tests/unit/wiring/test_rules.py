@@ -1,0 +1,51 @@
+"""From what the configuration says of rights to what callers meet."""
+
+from pathlib import Path
+
+import yaml
+
+from milo_discoveryd.config import load
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.rights.rights import Grant, Terms
+from milo_discoveryd.rights.scope import ALL, NONE
+from milo_discoveryd.wiring.rules import rights
+from tests.unit.registry.fleets import cluster
+
+CONFIG = """
+listen: [{address: "unix:///tmp/d.sock", name: api}]
+kubeconfigs: {sources: [{name: viewer, type: token-file, path: /token}]}
+rights:
+- name: kept-out
+  who: {uid: 7}
+  clusters: none
+- name: shop
+  who: {listener: api, san: "uri:spiffe://prod/ns/shop/*"}
+  clusters: {label_selector: env=prod, organizations: acme, names: "shop-*"}
+  kubeconfigs: true
+  sources: viewer
+  max_ttl: 5m
+  kubeconfigs_per_minute: 60
+  streams: 3
+- name: rest
+  who: everybody
+  clusters: all
+  kubeconfigs: true
+"""
+
+
+def test_each_caller_is_given_what_the_first_rule_for_him_says(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(CONFIG)))
+    made = rights(load({}, {}, file).rights)
+    assert made.of(Caller(listener="api", uid=7)) == Grant(rule="kept-out", scope=NONE, terms=None)
+    shop = made.of(Caller(listener="api", sans=("uri:spiffe://prod/ns/shop/sa/operator",)))
+    assert shop is not None
+    assert (shop.rule, shop.streams) == ("shop", 3)
+    assert shop.terms == Terms(sources=frozenset({"viewer"}), max_ttl_s=300.0, per_minute=60)
+    assert shop.scope.matches(cluster("shop-1", labels={"env": "prod"}, organization="acme"))
+    assert not shop.scope.matches(cluster("shop-1", labels={"env": "prod"}, organization="nasa"))
+    assert made.of(Caller(listener="api")) == Grant(rule="rest", scope=ALL, terms=Terms())
+
+
+def test_without_rules_everybody_may_everything() -> None:
+    assert rights(()).of(Caller(listener="api")) == Grant()
