@@ -18,11 +18,11 @@ from typing import Any
 
 from aiohttp.client_proto import ResponseHandler
 
-from milo_discoveryd.reflect.machine import Reflector
+from milo_discoveryd.reflect.reflector import Reflector
 from milo_discoveryd.reflect.wire import Decoder
+from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.registry import Registry
-from milo_discoveryd.registry.signal import Signal
 from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.revision import Seal
 from milo_discoveryd.telemetry.journal import Journal
@@ -41,7 +41,7 @@ _LEGS = (
     (Registry, "is_news", "commit"),
     (Registry, "commit", "commit"),
     (Journal, "changed", "count"),
-    (Signal, "published", "commit"),
+    (ChangeNotifier, "published", "commit"),
     (Cursor, "take", "frame"),
     (Seal, "put", "batch"),
     (frames, "batch", "batch"),

@@ -9,9 +9,9 @@ from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.modes.mode import Setting as ModeSetting
 from milo_discoveryd.modes.project import ProjectMode
-from milo_discoveryd.reflect.deletions import Suspicions
-from milo_discoveryd.reflect.machine import Listed, ListEnded, ListStarted
-from milo_discoveryd.reflect.wire import Decoder, Seen
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted
+from milo_discoveryd.reflect.wire import Decoder, ObjectSeen
 from milo_discoveryd.registry.events import Encode
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
@@ -50,7 +50,7 @@ def decoder() -> Decoder[KubeObject]:
 
 def observed(by: Decoder[KubeObject], read: list[bytes]) -> list[Observation]:
     events = [by.line(line) for line in read]
-    return [event.observation for event in events if isinstance(event, Seen)]
+    return [event.observation for event in events if isinstance(event, ObjectSeen)]
 
 
 def encode() -> Encode:
@@ -59,7 +59,9 @@ def encode() -> Encode:
 
 def fleet(listed: list[Observation]) -> Fleet:
     """That has seen a complete list of these."""
-    made = Fleet(ChangeLog(encode(), Retention()), Suspicions(random.random), Journal(Metrics(), Audit(Metrics())))
+    made = Fleet(
+        ChangeLog(encode(), Retention()), PendingDeletions(random.random), Journal(Metrics(), Audit(Metrics()))
+    )
     for _ in made.take([ListStarted(), *map(Listed, listed), ListEnded()], time.monotonic()):
         pass
     return made

@@ -2,13 +2,13 @@
 
 import msgspec
 
-from milo_discoveryd.registry.log import LET_GO_EVERY_S
+from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     small: int = 1_000
-    settles_s: float = 2 * LET_GO_EVERY_S + 5
+    settles_s: float = 2 * FRAME_EVICTION_INTERVAL_S + 5
     """From the last newcomer on, until a daemon has let go of what it had for more of them."""
     clusters: int = 10_000
     large: int = 100_000

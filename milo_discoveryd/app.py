@@ -17,28 +17,27 @@ import structlog
 from milo_discoveryd import __version__
 from milo_discoveryd.config import Settings
 from milo_discoveryd.connectivity.prober import Prober
-from milo_discoveryd.connectivity.schedule import Policy as Probing
-from milo_discoveryd.connectivity.schedule import Schedule, at_once
+from milo_discoveryd.connectivity.schedule import ProbePolicy, ProbeSchedule, at_once
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import Place
 from milo_discoveryd.modes.mode import FixedMode, WatchedMode
-from milo_discoveryd.reflect.deletions import Suspicions
-from milo_discoveryd.reflect.liveness_policy import Watchfulness
-from milo_discoveryd.reflect.machine import Policy
+from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.reflect.reflector import ReflectorPolicy
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.guard import Guard, Limits
-from milo_discoveryd.registry.log import LET_GO_EVERY_S, ChangeLog, Retention
+from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
+from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.rights.quota import Limits as Quotas
 from milo_discoveryd.server.calls.access import Access
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import Seal
 from milo_discoveryd.server.calls.service import About, Service
 from milo_discoveryd.server.server import Server
-from milo_discoveryd.state_file.image import Origin
-from milo_discoveryd.state_file.keeper import Keeper
+from milo_discoveryd.state_file.encoding import StateOrigin
+from milo_discoveryd.state_file.state_file import StateFile
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import Board
 from milo_discoveryd.telemetry.journal import Journal
@@ -46,7 +45,7 @@ from milo_discoveryd.telemetry.logging import Level
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
 from milo_discoveryd.telemetry.traces import exporting
-from milo_discoveryd.watchers.driver import Watched
+from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.watchers.transport import open_transport
 from milo_discoveryd.wiring.config_reload import Load, Reloading
@@ -86,11 +85,11 @@ class Daemon:
         changes = ChangeLog(encoder(self._epoch), retention)
         self._fleet = Fleet(
             changes,
-            Suspicions(random.random),
+            PendingDeletions(random.random),
             self._journal,
             not_ready_grace_s=settings.not_ready_grace.total_seconds(),
-            guard=Guard(
-                Limits(
+            guard=RemovalGuard(
+                RemovalLimits(
                     count=settings.removals.count,
                     share=settings.removals.share,
                     verify_after_s=settings.removals.verify_after.total_seconds(),
@@ -190,7 +189,7 @@ class Daemon:
                 tasks.create_task(server.guard(), name="guard the sockets")
                 tasks.create_task(self._tell_health(server), name="tell health")
                 tasks.create_task(issuer.run(), name="keep credentials")
-                tasks.create_task(self._let_go(), name="let go of frames")
+                tasks.create_task(self._evict_frames(), name="let go of frames")
                 tasks.create_task(reloading.run(), name="follow the configuration")
                 if settings.connectivity.interval is not None:
                     # Before discovery begins, so that it hears of every engagement.
@@ -199,10 +198,10 @@ class Daemon:
                     )
                 tasks.create_task(self._discover(mode, sources), name="discover")
 
-    async def _let_go(self) -> None:
+    async def _evict_frames(self) -> None:
         while True:
-            await asyncio.sleep(LET_GO_EVERY_S)
-            for _ in self._fleet.log.let_go():
+            await asyncio.sleep(FRAME_EVICTION_INTERVAL_S)
+            for _ in self._fleet.log.evict_frames():
                 await asyncio.sleep(0)
 
     async def _discover(self, mode: WatchedMode | FixedMode, sources: Sources) -> None:
@@ -218,11 +217,11 @@ class Daemon:
             connect_timeout_s=source.connect_timeout.total_seconds(),
             environ=self._environ,
         )
-        policy = Policy(
+        policy = ReflectorPolicy(
             streaming_lists=source.streaming_lists == "auto",
             page_size=source.page_size,
             silence_s=source.silence_limit.total_seconds(),
-            watchfulness=Watchfulness(every_s=source.look_interval.total_seconds()),
+            liveness=LivenessPolicy(every_s=source.look_interval.total_seconds()),
         )
         discovery = Discovery(
             self._fleet,
@@ -232,14 +231,14 @@ class Daemon:
             connect_timeout_s=source.connect_timeout.total_seconds(),
             request_timeout_s=source.request_timeout.total_seconds(),
         )
-        watched = Watched(mode.resource.path, self._settings.label_selector)
+        watched = WatchedCollection(mode.resource.path, self._settings.label_selector)
         async with aclosing(transport):
             await discovery.run(transport, watched, decoder(self._settings, mode))
 
     async def _probe(self, project: Upstream, issuer: Issuer, interval: timedelta) -> None:
         settings = self._settings.connectivity
         give_up_after = settings.disengage_unreachable_after
-        policy = Probing(
+        policy = ProbePolicy(
             interval_s=interval.total_seconds(),
             rate_per_s=settings.rate,
             host_rate_per_s=settings.host_rate,
@@ -259,7 +258,7 @@ class Daemon:
         )
         async with aclosing(asker):
             prober = Prober(
-                Schedule(policy, random.random),
+                ProbeSchedule(policy, random.random),
                 asker.ask,
                 self._fleet.probed,
                 self._metrics,
@@ -276,9 +275,9 @@ class Daemon:
             return nullcontext()
         return exporting(traces.endpoint, traces.share, version=__version__, mode=self._settings.mode)
 
-    def _keeper(self, upstream: Upstream) -> Keeper | None:
+    def _keeper(self, upstream: Upstream) -> StateFile | None:
         directory = self._settings.state_directory
-        return None if directory is None else Keeper(directory, Origin(upstream.server, self._settings.mode))
+        return None if directory is None else StateFile(directory, StateOrigin(upstream.server, self._settings.mode))
 
     def _issuer(self, sources: Sources, project: Upstream) -> Issuer:
         settings = self._settings.kubeconfigs

@@ -9,7 +9,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import CollectorRegistry
 
-from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.telemetry.audit import Audit
@@ -55,7 +55,9 @@ class Family(NamedTuple):
 def families() -> list[Family]:
     """Of a daemon to which nothing has happened yet."""
     metrics = Metrics()
-    fleet = Fleet(ChangeLog(lambda event: b"", Retention()), Suspicions(lambda: 0.0), Journal(metrics, Audit(metrics)))
+    fleet = Fleet(
+        ChangeLog(lambda event: b"", Retention()), PendingDeletions(lambda: 0.0), Journal(metrics, Audit(metrics))
+    )
     metrics.tell_build("", "")
     metrics.follow(fleet, 0)
     metrics.follow_streams(lambda: ())

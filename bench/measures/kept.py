@@ -15,12 +15,12 @@ from bench.setting import Samples, Setting
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog
-from milo_discoveryd.registry.registry import Record, Registry
+from milo_discoveryd.registry.registry import ClusterRecord, Registry
 from milo_discoveryd.telemetry.logging import configure
 
 _GRAIN = 16
 _KINDS: dict[type, str] = {
-    Record: "record",
+    ClusterRecord: "record",
     Cluster: "cluster",
     Target: "target",
     str: "text",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from bench import in_process
 from bench.setting import Samples, Setting
-from milo_discoveryd.reflect.machine import Changed
+from milo_discoveryd.reflect.reflector import ObjectChanged
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING
@@ -27,7 +27,7 @@ def _round(count: int) -> dict[str, float]:
     fleet = in_process.fleet(in_process.observed(decoder, in_process.lines("ADDED", count, 1, "")))
     log, now = fleet.log, time.monotonic()
     read_up_to = log.head
-    changes = [Changed(each) for each in in_process.observed(decoder, changed)]
+    changes = [ObjectChanged(each) for each in in_process.observed(decoder, changed)]
 
     def commit() -> None:
         for change in changes:

@@ -12,7 +12,7 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.modes.mode import FixedMode, WatchedMode
-from milo_discoveryd.reflect.wire import PageError
+from milo_discoveryd.reflect.wire import ListPageError
 from milo_discoveryd.rights.rights import Grant
 from milo_discoveryd.watchers.transport import open_transport
 from milo_discoveryd.wiring.mode import decoder, mode_of
@@ -97,7 +97,7 @@ async def _seen(settings: Settings, grant: Grant, environ: Mapping[str, str]) ->
             return _count(list(mode.targets()), grant)
         upstream = load_discovery_upstream(discovery, environ, plugins)
         return _count([target async for target in _engaged(settings, mode, upstream, environ)], grant)
-    except (ConfigError, TransportError, PageError) as error:
+    except (ConfigError, TransportError, ListPageError) as error:
         return f"not known: {error}"
 
 
@@ -123,7 +123,7 @@ async def _engaged(
             query = [*selected, ("limit", str(source.page_size)), *([("continue", token)] if token else [])]
             answer = await transport.get(mode.resource.path, query, timeout_s=timeout_s)
             if answer.status != 200:
-                raise PageError(f"the API server answered the list with {answer.status}")
+                raise ListPageError(f"the API server answered the list with {answer.status}")
             page, observations = read.page(answer.body)
             for each in observations:
                 if isinstance(each, Ready):

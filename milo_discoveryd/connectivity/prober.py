@@ -6,25 +6,25 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from milo_discoveryd.connectivity.schedule import Outcome, Probe, Reached, Schedule, Verdict
+from milo_discoveryd.connectivity.schedule import ConnectivityChange, Probe, ProbeOutcome, ProbeReached, ProbeSchedule
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 
-Ask = Callable[[Cluster], Awaitable[Outcome]]
+SendProbe = Callable[[Cluster], Awaitable[ProbeOutcome]]
 """Asks the cluster's API server. Has a deadline, and raises nothing that was foreseen."""
 
 
-class Tally(Protocol):
+class ProbeMetrics(Protocol):
     def probed(self, result: str) -> None: ...
 
 
 class Prober:
     def __init__(
         self,
-        schedule: Schedule,
-        ask: Ask,
-        tell: Callable[[Verdict], None],
-        tally: Tally,
+        schedule: ProbeSchedule,
+        ask: SendProbe,
+        tell: Callable[[ConnectivityChange], None],
+        tally: ProbeMetrics,
         is_wanted: Callable[[str, int], bool],
     ) -> None:
         """`is_wanted`: whether what is found of a cluster, of that incarnation, matters to anybody."""
@@ -77,7 +77,7 @@ class Prober:
 
     async def _probe(self, probe: Probe, cluster: Cluster) -> None:
         outcome = await self._ask(cluster)
-        self._tally.probed("reached" if isinstance(outcome, Reached) else outcome.cause)
+        self._tally.probed("reached" if isinstance(outcome, ProbeReached) else outcome.cause)
         for verdict in self._schedule.told(probe, outcome, Moment(time.time(), self._clock())):
             self._tell(verdict)
         self._changed.set()

@@ -20,7 +20,7 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.reflect.backoff import Backoff
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
+class ProbePolicy(msgspec.Struct, frozen=True, kw_only=True):
     interval_s: float = 60.0
     """Between two probes of a cluster, where the budget allows it."""
     rate_per_s: float = 50.0
@@ -49,13 +49,13 @@ def at_once(rate_per_s: float, timeout_s: float) -> int:
     return min(AT_ONCE, math.ceil(rate_per_s * timeout_s))
 
 
-class Reached(msgspec.Struct, frozen=True):
+class ProbeReached(msgspec.Struct, frozen=True):
     """An API server answered: with a refusal, perhaps, but it is there."""
 
     note: str = ""
 
 
-class Failed(msgspec.Struct, frozen=True):
+class ProbeFailed(msgspec.Struct, frozen=True):
     cause: str
     """One word: dns, connect, tls, timeout, closed, credential, 429, 404, 5xx."""
     message: str
@@ -63,7 +63,7 @@ class Failed(msgspec.Struct, frozen=True):
     """Nobody answered there: it would be the same for whoever else is behind that host."""
 
 
-Outcome = Reached | Failed
+ProbeOutcome = ProbeReached | ProbeFailed
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -73,7 +73,7 @@ class Probe(msgspec.Struct, frozen=True):
     incarnation: int
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class ConnectivityChange(msgspec.Struct, frozen=True):
     """What a cluster's connectivity is from now on."""
 
     name: str
@@ -91,12 +91,12 @@ class _Host(msgspec.Struct):
     """When its budget, or its being down, allows the next probe."""
     failures: int = 0
     """Probes in a row, of any cluster, that found nobody there."""
-    has_scout: bool = False
+    is_probed_for_all: bool = False
     """While it is down: one is being probed for all."""
     names: set[str] = msgspec.field(default_factory=set)
 
 
-class _Watched(msgspec.Struct):
+class _ProbedCluster(msgspec.Struct):
     host: str
     incarnation: int
     turn: int = 0
@@ -111,12 +111,12 @@ class _Watched(msgspec.Struct):
     """On the steady clock: since when it has been unreachable, by itself."""
 
 
-class Schedule:
-    def __init__(self, policy: Policy, jitter: Callable[[], float]) -> None:
+class ProbeSchedule:
+    def __init__(self, policy: ProbePolicy, jitter: Callable[[], float]) -> None:
         self._policy = policy
         self._jitter = jitter
         self._hosts: dict[str, _Host] = {}
-        self._watched: dict[str, _Watched] = {}
+        self._watched: dict[str, _ProbedCluster] = {}
         self._line: list[tuple[float, int, str]] = []
         """A heap: which host may be probed when."""
         self._free_at = 0.0
@@ -129,7 +129,7 @@ class Schedule:
     def watch(self, name: str, host: str, incarnation: int, now: float) -> None:
         """A cluster was engaged. It is looked at as soon as the budget allows."""
         self.forget(name)
-        self._watched[name] = _Watched(host, incarnation)
+        self._watched[name] = _ProbedCluster(host, incarnation)
         self._hosts.setdefault(host, _Host()).names.add(name)
         self._plan(name, now)
 
@@ -157,7 +157,7 @@ class Schedule:
             probe = Probe(name, self._watched[name].incarnation)
             self._under_way[probe] = key
             found.append(probe)
-            host.has_scout = self._is_down(host)
+            host.is_probed_for_all = self._is_down(host)
             # A budget not used for a moment may be used up at once, but not one of an hour.
             host.free_at = max(host.free_at, now - 1.0) + 1.0 / self._policy.host_rate_per_s
             self._free_at = max(self._free_at, now - 1.0) + 1.0 / self._policy.rate_per_s
@@ -176,18 +176,18 @@ class Schedule:
             return None
         return max(self._line[0][0], self._free_at)
 
-    def told(self, probe: Probe, outcome: Outcome, now: Moment) -> list[Verdict]:
+    def told(self, probe: Probe, outcome: ProbeOutcome, now: Moment) -> list[ConnectivityChange]:
         key = self._under_way.pop(probe)
         watched = self._watched.get(probe.name)
         if watched is None or watched.incarnation != probe.incarnation:
             if key in self._hosts:
-                self._hosts[key].has_scout = False
+                self._hosts[key].is_probed_for_all = False
                 self._line_up(key)
             return []
         host = self._hosts[watched.host]
         was_down = self._is_down(host)
-        host.has_scout = False
-        host.failures = host.failures + 1 if isinstance(outcome, Failed) and outcome.is_of_host else 0
+        host.is_probed_for_all = False
+        host.failures = host.failures + 1 if isinstance(outcome, ProbeFailed) and outcome.is_of_host else 0
         judged = [probe.name]
         if self._is_down(host):
             waits = host.failures - self._policy.host_down_after + 1
@@ -199,9 +199,9 @@ class Schedule:
         verdicts = (self._judge(name, outcome, now, by_host=self._is_down(host)) for name in judged)
         return [verdict for verdict in verdicts if verdict is not None]
 
-    def _judge(self, name: str, outcome: Outcome, now: Moment, *, by_host: bool) -> Verdict | None:
+    def _judge(self, name: str, outcome: ProbeOutcome, now: Moment, *, by_host: bool) -> ConnectivityChange | None:
         watched = self._watched[name]
-        if isinstance(outcome, Reached):
+        if isinstance(outcome, ProbeReached):
             watched.failing_since, watched.by_host = None, False
             state, said, message = ConnectivityState.REACHABLE, outcome.note, outcome.note
         else:
@@ -222,9 +222,9 @@ class Schedule:
         is_given_up = state is ConnectivityState.UNREACHABLE and self._is_given_up(watched, now.steady)
         if not is_news and not is_given_up:
             return None
-        return Verdict(name, watched.incarnation, Connectivity(state, watched.since, message), is_given_up)
+        return ConnectivityChange(name, watched.incarnation, Connectivity(state, watched.since, message), is_given_up)
 
-    def _is_given_up(self, watched: _Watched, now: float) -> bool:
+    def _is_given_up(self, watched: _ProbedCluster, now: float) -> bool:
         policy = self._policy
         if policy.give_up_after_s is None or now - watched.away_since < policy.give_up_after_s:
             return False
@@ -245,7 +245,7 @@ class Schedule:
         host.turn = self._turns
         while host.due and self._is_passed_over(host.due[0]):
             heapq.heappop(host.due)
-        if host.due and not host.has_scout:
+        if host.due and not host.is_probed_for_all:
             heapq.heappush(self._line, (max(host.due[0][0], host.free_at), host.turn, key))
 
     def _is_passed_over(self, planned: tuple[float, int, str]) -> bool:

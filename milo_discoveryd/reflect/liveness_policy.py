@@ -9,7 +9,7 @@ another and with nothing heard in between, nobody is waited for any more.
 import msgspec
 
 
-class Watchfulness(msgspec.Struct, frozen=True, kw_only=True):
+class LivenessPolicy(msgspec.Struct, frozen=True, kw_only=True):
     every_s: float = 15.0
     """Between two looks, and before the first. Each has a third of it for its answer."""
     misses: int = 3
@@ -20,18 +20,18 @@ class Watchfulness(msgspec.Struct, frozen=True, kw_only=True):
         return self.every_s / 3
 
 
-class Look(msgspec.Struct, frozen=True):
+class LivenessCheck(msgspec.Struct, frozen=True):
     """To be made now; what comes of it is to be told."""
 
     wait: int
 
 
-class Vigil:
+class LivenessTracker:
     """Over one wait after another."""
 
-    def __init__(self, watchfulness: Watchfulness) -> None:
-        self._every_s = watchfulness.every_s
-        self._enough = watchfulness.misses
+    def __init__(self, liveness: LivenessPolicy) -> None:
+        self._every_s = liveness.every_s
+        self._enough = liveness.misses
         self._waits = 0
         self._look_at: float | None = None
         self._misses = 0
@@ -50,13 +50,13 @@ class Vigil:
         """When to see whether there is something to do: nothing that happens by then makes it earlier."""
         return now + self._every_s if self._look_at is None else self._look_at
 
-    def look(self, now: float) -> Look | None:
+    def look(self, now: float) -> LivenessCheck | None:
         if self._look_at is None or now < self._look_at:
             return None
         self._look_at = now + self._every_s
-        return Look(self._waits)
+        return LivenessCheck(self._waits)
 
-    def told(self, look: Look, *, is_silent: bool) -> bool:
+    def told(self, look: LivenessCheck, *, is_silent: bool) -> bool:
         """Whether nobody is there any more: it is no use to wait on."""
         if self._look_at is None or look.wait != self._waits:
             return False  # what it was made for is over

@@ -19,13 +19,13 @@ Object = TypeVar("Object", bound=KubeObject)
 Content = TypeVar("Content")
 
 
-class Seen(msgspec.Struct, frozen=True):
+class ObjectSeen(msgspec.Struct, frozen=True):
     """An object as it is now."""
 
     observation: Observation
 
 
-class Removed(msgspec.Struct, frozen=True):
+class ObjectRemoved(msgspec.Struct, frozen=True):
     """An object was deleted, or left the selector: on the wire the two look alike."""
 
     name: str
@@ -38,7 +38,7 @@ class Bookmark(msgspec.Struct, frozen=True):
     ends_initial_list: bool
 
 
-class Refused(msgspec.Struct, frozen=True):
+class ErrorStatus(msgspec.Struct, frozen=True):
     """The server's own word for why something can't be had."""
 
     code: int
@@ -48,22 +48,22 @@ class Refused(msgspec.Struct, frozen=True):
     """Of the object it is about, where it is about one."""
 
 
-class Junk(msgspec.Struct, frozen=True):
+class Undecodable(msgspec.Struct, frozen=True):
     """Not an event. Whatever else comes on this connection can't be trusted."""
 
     problem: str
 
 
-class Ignored(msgspec.Struct, frozen=True):
+class UnknownEvent(msgspec.Struct, frozen=True):
     """An event of a type that isn't known, or one that names nothing."""
 
     problem: str
 
 
-Event = Seen | Removed | Bookmark | Refused | Junk | Ignored
+WatchEvent = ObjectSeen | ObjectRemoved | Bookmark | ErrorStatus | Undecodable | UnknownEvent
 
 
-class Page(msgspec.Struct, frozen=True):
+class ListPage(msgspec.Struct, frozen=True):
     """What a page says of the list it belongs to."""
 
     version: str
@@ -95,7 +95,7 @@ class _Details(msgspec.Struct):
     name: str = ""
 
 
-class _Status(msgspec.Struct):
+class _StatusObject(msgspec.Struct):
     code: int = 0
     reason: str = ""
     message: str = ""
@@ -121,7 +121,7 @@ class _List(msgspec.Struct):
 _LINE = msgspec.json.Decoder(_Line[msgspec.Raw])
 _NAMED = msgspec.json.Decoder(_Named)
 _MARKED = msgspec.json.Decoder(_Marked)
-_STATUS = msgspec.json.Decoder(_Status)
+_STATUS = msgspec.json.Decoder(_StatusObject)
 _LIST = msgspec.json.Decoder(_List)
 
 _OF_OBJECTS = frozenset({"ADDED", "MODIFIED"})
@@ -130,7 +130,7 @@ _OF_OBJECTS = frozenset({"ADDED", "MODIFIED"})
 _UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
-class PageError(ValueError):
+class ListPageError(ValueError):
     """A list that can't be read at all."""
 
 
@@ -152,17 +152,17 @@ class Decoder(Generic[Object]):
             found = Malformed(names.name, names.uid, names.resourceVersion, _problem(error))
         return found if found.name else None
 
-    def page(self, body: bytes) -> tuple[Page, Iterator[Observation]]:
+    def page(self, body: bytes) -> tuple[ListPage, Iterator[Observation]]:
         """A page without its observations, and these one by one: there may be thousands, and others want to run."""
         try:
             listed = _LIST.decode(body)
         except _UNDECODABLE as error:
-            raise PageError(f"the list is not one: {_problem(error)}") from error
+            raise ListPageError(f"the list is not one: {_problem(error)}") from error
         items = listed.items or []
-        page = Page(listed.metadata.resourceVersion, listed.metadata.continue_)
+        page = ListPage(listed.metadata.resourceVersion, listed.metadata.continue_)
         return page, (found for found in map(self.object, items) if found is not None)
 
-    def line(self, line: bytes | bytearray) -> Event:
+    def line(self, line: bytes | bytearray) -> WatchEvent:
         try:
             event = self._lines.decode(line)  # nearly all are read by this alone
             if event.type in _OF_OBJECTS:
@@ -171,12 +171,12 @@ class Decoder(Generic[Object]):
             pass  # what is wrong with it, or other about it, is told below
         return self._odd_line(line)
 
-    def _odd_line(self, line: bytes | bytearray) -> Event:
+    def _odd_line(self, line: bytes | bytearray) -> WatchEvent:
         """One of a bad object, or of something else than an object."""
         try:
             event = _LINE.decode(line)
         except _UNDECODABLE as error:
-            return Junk(f"a line of the watch is not an event: {_problem(error)}")
+            return Undecodable(f"a line of the watch is not an event: {_problem(error)}")
         match event.type:
             case kind if kind in _OF_OBJECTS:
                 return _seen(kind, self.object(event.object))
@@ -187,17 +187,17 @@ class Decoder(Generic[Object]):
             case "ERROR":
                 return refusal(bytes(event.object))
             case other:
-                return Ignored(f"a watch event of unknown type {other[:40]!r}")
+                return UnknownEvent(f"a watch event of unknown type {other[:40]!r}")
 
 
-def refusal(body: bytes, code: int = 0) -> Refused:
+def refusal(body: bytes, code: int = 0) -> ErrorStatus:
     """A Status object; a body that isn't one (a proxy's page, say) is never quoted whole."""
     try:
         status = _STATUS.decode(body)
     except _UNDECODABLE:
         words = " ".join(re.sub(r"<[^>]*>", " ", body[:400].decode("utf-8", "replace")).split())
-        return Refused(code, "", words[:160])
-    return Refused(
+        return ErrorStatus(code, "", words[:160])
+    return ErrorStatus(
         status.code or code, status.reason, status.message[:600], status.details.name if status.details else ""
     )
 
@@ -230,24 +230,24 @@ class LineTooLongError(ValueError):
     """An endless line, or an object that no API server would have stored."""
 
 
-def _seen(kind: str, found: Observation | None) -> Event:
+def _seen(kind: str, found: Observation | None) -> WatchEvent:
     if found is None or not found.name:
-        return Ignored(f"an {kind} event names no object")
-    return Seen(found)
+        return UnknownEvent(f"an {kind} event names no object")
+    return ObjectSeen(found)
 
 
-def _removed(raw: msgspec.Raw) -> Event:
+def _removed(raw: msgspec.Raw) -> WatchEvent:
     names = _names(raw)
     if not names.name:
-        return Ignored("a DELETED event names no object")
-    return Removed(names.name, names.uid, names.resourceVersion)
+        return UnknownEvent("a DELETED event names no object")
+    return ObjectRemoved(names.name, names.uid, names.resourceVersion)
 
 
-def _bookmark(raw: msgspec.Raw) -> Event:
+def _bookmark(raw: msgspec.Raw) -> WatchEvent:
     try:
         marks = _MARKED.decode(raw).metadata
     except _UNDECODABLE as error:
-        return Ignored(f"a bookmark without a version: {_problem(error)}")
+        return UnknownEvent(f"a bookmark without a version: {_problem(error)}")
     return Bookmark(marks.resourceVersion, (marks.annotations or {}).get(INITIAL_EVENTS_END) == "true")
 
 

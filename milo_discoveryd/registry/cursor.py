@@ -3,9 +3,9 @@
 import msgspec
 
 from milo_discoveryd.registry.events import Frames
-from milo_discoveryd.registry.filter import Wanted
-from milo_discoveryd.registry.filter_transition import Turn, turn
-from milo_discoveryd.registry.log import Ahead, ChangeLog, Part, Slice, Snapshot
+from milo_discoveryd.registry.filter import ClusterView
+from milo_discoveryd.registry.filter_transition import FilterTransition, turn
+from milo_discoveryd.registry.log import ChangeLog, LogSlice, ReadAhead, Snapshot, SnapshotPart
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -29,19 +29,19 @@ class _InSnapshot(msgspec.Struct, frozen=True):
 
 class _Following(msgspec.Struct, frozen=True):
     revision: int
-    ahead: Ahead = frozenset()
+    ahead: ReadAhead = frozenset()
     """While it catches up in several steps."""
 
 
 class Cursor:
     """Begins with a snapshot, unless the log can be read from the revision it is to resume from."""
 
-    def __init__(self, log: ChangeLog, wanted: Wanted, resume: int | None, *, overhead: int = 0) -> None:
+    def __init__(self, log: ChangeLog, wanted: ClusterView, resume: int | None, *, overhead: int = 0) -> None:
         """`overhead`: how many bytes each cluster of a snapshot will take beside its frame."""
         self._log = log
         self._overhead = overhead
         self._wanted = wanted
-        self._state: _InSnapshot | _Following | Turn
+        self._state: _InSnapshot | _Following | FilterTransition
         if resume is not None and log.reads_from(resume):
             self._state = _Following(resume)
         else:
@@ -62,16 +62,16 @@ class Cursor:
         unread = self._log.head - self.revision
         if isinstance(self._state, _InSnapshot):
             unread += len(self._state.snapshot.clusters) - self._state.index
-        elif isinstance(self._state, Turn):
+        elif isinstance(self._state, FilterTransition):
             unread += self._state.left
         return unread
 
-    def turn(self, wanted: Wanted) -> None:
+    def turn(self, wanted: ClusterView) -> None:
         """From here on it is shown this. What that takes away, and what it adds, comes next."""
         before, self._wanted = self._wanted, wanted
         if isinstance(self._state, _InSnapshot):
             self._state = _InSnapshot(self._log.snapshot())
-        elif isinstance(self._state, Turn):
+        elif isinstance(self._state, FilterTransition):
             self._state = self._state.again(wanted)
         else:
             self._state = turn(self._log, self._state.revision, self._state.ahead, before, wanted)
@@ -83,13 +83,13 @@ class Cursor:
             self._state = _InSnapshot(self._log.snapshot())
         if isinstance(self._state, _InSnapshot):
             return self._from_snapshot(self._state.snapshot, self._state.index)
-        if isinstance(self._state, Turn):
+        if isinstance(self._state, FilterTransition):
             return self._from_turn(self._state)
         return self._from_log(self._state.revision, self._state.ahead)
 
-    def look_ahead(self) -> None:
+    def prefetch(self) -> None:
         """Finds out what is next, so that `take` has it ready if nothing changes until then."""
-        found: Part | Slice
+        found: SnapshotPart | LogSlice
         if isinstance(self._state, _InSnapshot):
             found = self._log.part(self._state.snapshot, self._state.index, self._wanted, self._overhead)
         elif isinstance(self._state, _Following) and self._log.reads_from(self._state.revision):
@@ -104,7 +104,7 @@ class Cursor:
         self._state = _Following(snapshot.revision) if synced else _InSnapshot(snapshot, part.end)
         return Batch(part.frames, snapshot.revision, reset=start == 0, synced=synced, is_whole=synced)
 
-    def _from_turn(self, before: Turn) -> Batch | None:
+    def _from_turn(self, before: FilterTransition) -> Batch | None:
         frames, now = before.step(self._log)
         if not now.is_over:
             self._state = now
@@ -112,7 +112,7 @@ class Cursor:
         self._state = _Following(now.revision, now.ahead)
         return Batch(frames, now.revision) if frames else self._from_log(now.revision, now.ahead)
 
-    def _from_log(self, revision: int, ahead: Ahead) -> Batch | None:
+    def _from_log(self, revision: int, ahead: ReadAhead) -> Batch | None:
         while revision < self._log.head:
             found = self._log.since(revision, self._wanted, ahead)
             revision = found.revision

@@ -11,7 +11,7 @@ from milo_discoveryd.model.predicate import Predicate, every
 from milo_discoveryd.model.selector import Selector
 
 
-class Wanted(Protocol):
+class ClusterView(Protocol):
     """What a reader of the log is shown."""
 
     @property

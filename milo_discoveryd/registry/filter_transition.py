@@ -7,21 +7,21 @@ snapshot.
 import msgspec
 
 from milo_discoveryd.registry.events import Frames
-from milo_discoveryd.registry.filter import Wanted
-from milo_discoveryd.registry.log import LOOKED_AT, Ahead, ChangeLog, Roll
+from milo_discoveryd.registry.filter import ClusterView
+from milo_discoveryd.registry.log import RECORDS_PER_STEP, ChangeLog, LogIndex, ReadAhead
 
 
-class Turn(msgspec.Struct, frozen=True):
-    roll: Roll
+class FilterTransition(msgspec.Struct, frozen=True):
+    roll: LogIndex
     revision: int
     """What the reader has read up to."""
-    wanted: Wanted
+    wanted: ClusterView
     """What it is shown now."""
-    knew: tuple[tuple[int, Wanted], ...]
+    knew: tuple[tuple[int, ClusterView], ...]
     """Up to each of these places in the roll, what the reader was shown before: more than one thing, if what it is
     shown changes again before it is through."""
     place: int = 0
-    ahead: Ahead = frozenset()
+    ahead: ReadAhead = frozenset()
 
     @property
     def is_over(self) -> bool:
@@ -31,16 +31,16 @@ class Turn(msgspec.Struct, frozen=True):
     def left(self) -> int:
         return len(self.roll.entries) - self.place
 
-    def again(self, wanted: Wanted) -> "Turn":
+    def again(self, wanted: ClusterView) -> "FilterTransition":
         knew = ((self.place, self.wanted), *(each for each in self.knew if each[0] > self.place))
         return msgspec.structs.replace(self, wanted=wanted, knew=knew, place=0)
 
-    def step(self, log: ChangeLog) -> tuple[Frames, "Turn"]:
+    def step(self, log: ChangeLog) -> tuple[Frames, "FilterTransition"]:
         """A part of the way: what is to be told, and where the reader is then."""
         frames: list[bytes] = []
         ahead: set[tuple[str, int]] = set()
         size = 0
-        place, end = self.place, min(len(self.roll.entries), self.place + LOOKED_AT)
+        place, end = self.place, min(len(self.roll.entries), self.place + RECORDS_PER_STEP)
         while place < end and size < log.batch_bytes:
             entry, before = self.roll.entries[place], self._knew_at(place)
             place += 1
@@ -59,11 +59,11 @@ class Turn(msgspec.Struct, frozen=True):
             size += len(frames[-1])
         return Frames(frames), msgspec.structs.replace(self, place=place, ahead=self.ahead | ahead)
 
-    def _knew_at(self, place: int) -> Wanted:
+    def _knew_at(self, place: int) -> ClusterView:
         return next(wanted for upto, wanted in self.knew if place < upto)
 
 
-def turn(log: ChangeLog, revision: int, ahead: Ahead, before: Wanted, wanted: Wanted) -> Turn:
+def turn(log: ChangeLog, revision: int, ahead: ReadAhead, before: ClusterView, wanted: ClusterView) -> FilterTransition:
     """The begin of one, for a reader that has read up to `revision`."""
     roll = log.roll(revision)
-    return Turn(roll, revision, wanted, ((len(roll.entries), before),), ahead=ahead)
+    return FilterTransition(roll, revision, wanted, ((len(roll.entries), before),), ahead=ahead)

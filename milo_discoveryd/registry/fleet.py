@@ -8,19 +8,27 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from milo_discoveryd.connectivity.schedule import Verdict
+from milo_discoveryd.connectivity.schedule import ConnectivityChange
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.deletions import Answer, Question, Suspicions
-from milo_discoveryd.reflect.machine import Changed, Finding, Listed, ListEnded, ListStarted, Oddity, Relisting
-from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.guard import Guard
+from milo_discoveryd.reflect.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
+from milo_discoveryd.reflect.reflector import (
+    EventIgnored,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    Relisting,
+    SourceEvent,
+)
+from milo_discoveryd.registry.change_notifier import LOW_PRIORITY_DELAY_S, ChangeNotifier
+from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.log import ChangeLog
-from milo_discoveryd.registry.registry import Done, Registry, Standing
-from milo_discoveryd.registry.signal import UNHURRIED_S, Signal
+from milo_discoveryd.registry.registry import ObjectState, Registry
+from milo_discoveryd.registry.removal_guard import RemovalGuard
 
 REMOVALS_HELD = "RemovalsHeld"
 """Why a source that is followed is not all believed."""
@@ -29,14 +37,14 @@ REMOVALS_HELD = "RemovalsHeld"
 class Observer(Protocol):
     """Who keeps count, and tells people."""
 
-    def changed(self, done: Done, *, is_live: bool) -> None:
+    def changed(self, done: Event, *, is_live: bool) -> None:
         """`is_live`: after the first complete list."""
 
     def synced(self, engaged: int) -> None: ...
 
     def relisting(self, reason: str) -> None: ...
 
-    def oddity(self, problem: str) -> None: ...
+    def event_ignored(self, problem: str) -> None: ...
 
     def malformed(self, seen: Malformed) -> None:
         """An object can't be used as it is, and could be before, or is new."""
@@ -44,7 +52,7 @@ class Observer(Protocol):
     def source(self, status: SourceStatus) -> None:
         """Its state, or the reason for it, changed."""
 
-    def looked_after(self, result: str) -> None:
+    def liveness_checked(self, result: str) -> None:
         """It was silent, and asked whether it is there."""
 
 
@@ -52,17 +60,17 @@ class Fleet:
     def __init__(
         self,
         log: ChangeLog,
-        suspicions: Suspicions,
+        pending_deletions: PendingDeletions,
         observer: Observer,
         *,
         not_ready_grace_s: float = 0.0,
-        guard: Guard | None = None,
+        guard: RemovalGuard | None = None,
     ) -> None:
         self.registry = Registry(log, not_ready_grace_s)
-        self.suspicions = suspicions
-        self.signal = Signal()
+        self.pending_deletions = pending_deletions
+        self.signal = ChangeNotifier()
         self.status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
-        self._intake = Intake(self.registry, suspicions, guard)
+        self._intake = Intake(self.registry, pending_deletions, guard)
         self._observer = observer
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
 
@@ -80,9 +88,9 @@ class Fleet:
         return self._intake.synced
 
     @property
-    def is_remembered(self) -> bool:
+    def is_restored(self) -> bool:
         """That list was an earlier run's. Some may have come since that it doesn't name."""
-        return self._intake.is_remembered
+        return self._intake.is_restored
 
     def restore(self, kept: Iterable[tuple[Ready, float]], status: SourceStatus) -> None:
         """What an earlier run knew is served at once, under a status that says how old it is."""
@@ -91,25 +99,25 @@ class Fleet:
         self._observer.synced(self.registry.engaged)
         self.signal.ring()
 
-    def take(self, findings: Iterable[Finding], read_at: float) -> Iterator[None]:
-        synced, remembered = self.synced, self.is_remembered
+    def take(self, findings: Iterable[SourceEvent], read_at: float) -> Iterator[None]:
+        synced, remembered = self.synced, self.is_restored
         for done in self._intake.take(self._noted(findings), _now(read_at)):
             self._publish(done, read_at)
             yield
         if self.synced and not synced:
             self._observer.synced(self.registry.engaged)
             self.signal.ring()
-        elif remembered and not self.is_remembered:
+        elif remembered and not self.is_restored:
             self.signal.ring()
 
     @property
     def witnesses(self) -> tuple[tuple[str, str], ...]:
         return self._intake.witnesses
 
-    def answer(self, question: Question, answer: Answer, read_at: float) -> None:
+    def answer(self, question: ConfirmationRequest, answer: ConfirmationResult, read_at: float) -> None:
         self._publish(self._intake.answer(question, answer, _now(read_at)), read_at)
 
-    def probed(self, verdict: Verdict) -> None:
+    def probed(self, verdict: ConnectivityChange) -> None:
         now = _now(time.monotonic())
         name, incarnation, found = verdict.name, verdict.incarnation, verdict.connectivity
         done = list(self.registry.probed(name, incarnation, found, now))
@@ -117,7 +125,7 @@ class Fleet:
             done += self.registry.give_up(name, incarnation, f"not reached for too long; {found.message}", now)
         if all(change.type is EventType.UPDATED for change in done):
             self._tell(done)
-            self.signal.ring(UNHURRIED_S)
+            self.signal.ring(LOW_PRIORITY_DELAY_S)
         else:
             self._publish(done, now.steady)
 
@@ -131,7 +139,7 @@ class Fleet:
         self._publish(self.registry.due(_now(now)), now)
 
     @property
-    def list_again_at(self) -> float | None:
+    def relist_at(self) -> float | None:
         """When a second list is wanted, to hold against one that was not believed."""
         return None if self._intake.held is None else self._intake.held.verify_at
 
@@ -144,8 +152,8 @@ class Fleet:
             self._observer.source(status)
             self.signal.ring()
 
-    def looked_after(self, result: str) -> None:
-        self._observer.looked_after(result)
+    def liveness_checked(self, result: str) -> None:
+        self._observer.liveness_checked(result)
 
     def hold(self, targets: Iterable[Target], now: float) -> None:
         """For a source that knows its clusters from the start."""
@@ -154,27 +162,27 @@ class Fleet:
             pass
         self.source(SourceStatus(SourceState.STREAMING, now, last_contact=now))
 
-    def _noted(self, findings: Iterable[Finding]) -> Iterator[Finding]:
+    def _noted(self, findings: Iterable[SourceEvent]) -> Iterator[SourceEvent]:
         for finding in findings:
             match finding:
                 case Relisting(reason):
                     self._observer.relisting(reason)
-                case Oddity(problem):
-                    self._observer.oddity(problem)
-                case Changed(Malformed() as seen) | Listed(Malformed() as seen) if self._is_new_to_be_so(seen):
+                case EventIgnored(problem):
+                    self._observer.event_ignored(problem)
+                case ObjectChanged(Malformed() as seen) | Listed(Malformed() as seen) if self._is_new_to_be_so(seen):
                     self._observer.malformed(seen)
             yield finding
 
     def _is_new_to_be_so(self, seen: Malformed) -> bool:
         record = self.registry[seen.name]
-        return record is None or record.standing is not Standing.MALFORMED
+        return record is None or record.state is not ObjectState.MALFORMED
 
-    def _publish(self, done: list[Done], read_at: float) -> None:
+    def _publish(self, done: list[Event], read_at: float) -> None:
         self._tell(done)
         if done and self.synced:
             self.signal.published(self.log.head, read_at)
 
-    def _tell(self, done: list[Done]) -> None:
+    def _tell(self, done: list[Event]) -> None:
         for change in done:
             self._observer.changed(change, is_live=self.synced)
             for kind, tell in self._listeners:

@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
-from milo_discoveryd.registry.entry import Entry, Past
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
-from milo_discoveryd.registry.filter import EVERYTHING, Wanted
+from milo_discoveryd.registry.filter import EVERYTHING, ClusterView
+from milo_discoveryd.registry.log_entry import LogEntry, PastState
 
 BATCH_BYTES = 256 * 1024
 """About how much goes into one batch: far below the 4 MiB that gRPC clients take by default."""
@@ -28,7 +28,7 @@ LEFT_PLACES = 1024
 """After how many places that entries left behind some of the log is swept."""
 _SWEPT_TO_LEFT = 4
 """So many times as many are looked at then: there are never many more than twice as many as are needed."""
-LOOKED_AT = 1000
+RECORDS_PER_STEP = 1000
 """Whoever is told little of many has them looked for in parts, so that others get their turn."""
 _SLICES = 256
 """How many different readers' next steps are kept, for the others who stand at the same place. All are dropped with the
@@ -37,7 +37,7 @@ _STRETCH = 800
 """How many changes are found out about at once: about a batch of them, where clusters are of the usual size."""
 _STRETCHES = 64
 _LET_GO_AT_ONCE = 4096
-LET_GO_EVERY_S = 60.0
+FRAME_EVICTION_INTERVAL_S = 60.0
 """How often to let go of frames. They are kept for once or twice as long after somebody began with a snapshot."""
 _PARTS = 32
 """How many parts of a snapshot are kept: as far as readers who began together drift apart."""
@@ -50,19 +50,19 @@ class Retention(msgspec.Struct, frozen=True):
     age_s: float = 3600.0
 
 
-Ahead = frozenset[tuple[str, int]]
+ReadAhead = frozenset[tuple[str, int]]
 """Clusters that a reader of a part was told of as they stand beyond its end, and the revisions they stand at."""
 
 
-class Slice(msgspec.Struct, frozen=True):
+class LogSlice(msgspec.Struct, frozen=True):
     """Some of the log: what changed after one revision, up to and including another."""
 
     frames: Frames
     revision: int
-    ahead: Ahead = frozenset()
+    ahead: ReadAhead = frozenset()
 
 
-class Part(msgspec.Struct, frozen=True):
+class SnapshotPart(msgspec.Struct, frozen=True):
     """Some of a snapshot."""
 
     frames: Frames
@@ -70,7 +70,7 @@ class Part(msgspec.Struct, frozen=True):
     """Where the next begins."""
 
 
-Move = tuple[Entry, int, Cluster | None, Cluster | None]
+LogMove = tuple[LogEntry, int, Cluster | None, Cluster | None]
 """An entry that changed, the revision it stands at, its cluster, and what that was to filters before, if that was
 something else. Without a cluster it didn't just change: it came, went or was replaced."""
 
@@ -79,17 +79,17 @@ class Snapshot(msgspec.Struct, frozen=True, weakref=True):
     """Everything engaged at one revision."""
 
     clusters: Sequence[Cluster]
-    entries: Sequence[Entry]
+    entries: Sequence[LogEntry]
     """Of each cluster: some have moved on since."""
     revision: int
-    parts: dict[tuple[int, str, int], Part] = {}
+    parts: dict[tuple[int, str, int], SnapshotPart] = {}
     """Those that were read last, for the others who come by."""
 
 
-class Roll(msgspec.Struct, frozen=True, weakref=True):
+class LogIndex(msgspec.Struct, frozen=True, weakref=True):
     """All that is known of at one revision, engaged or remembered."""
 
-    entries: Sequence[Entry]
+    entries: Sequence[LogEntry]
     revision: int
 
 
@@ -107,43 +107,43 @@ class ChangeLog:
         self._left_places = left_places
         # Parallel, in revision order. An entry that moved on leaves its old place behind, to be swept up later.
         self._revisions: list[int] = []
-        self._order: list[Entry] = []
+        self._order: list[LogEntry] = []
         self._left = 0
         """How many of these there are since some were swept up last."""
         self._swept = 0
         """Up to which place."""
-        self._memory: deque[tuple[int, float, Entry]] = deque()
+        self._memory: deque[tuple[int, float, LogEntry]] = deque()
         self._floor = 0
         self._snapshot: weakref.ref[Snapshot] | None = None
-        self._slices: dict[tuple[int, str, Ahead], Slice] = {}
-        self._moves: dict[int, list[Move] | None] = {}
+        self._slices: dict[tuple[int, str, ReadAhead], LogSlice] = {}
+        self._moves: dict[int, list[LogMove] | None] = {}
         """What comes after a revision, found out once for the readers of all filters."""
-        self._roll: weakref.ref[Roll] | None = None
+        self._roll: weakref.ref[LogIndex] | None = None
         self._has_frames = False
         self._was_begun = False
         self.head = 0
 
-    def engage(self, entry: Entry, make: Callable[[int], Cluster]) -> Cluster:
+    def engage(self, entry: LogEntry, make: Callable[[int], Cluster]) -> Cluster:
         """`make` is given the revision that it happens at."""
         assert entry.cluster is None
         self.head += 1
         return self._begin(entry, make)
 
-    def update(self, entry: Entry, cluster: Cluster, now: float) -> None:
+    def update(self, entry: LogEntry, cluster: Cluster, now: float) -> None:
         before = entry.cluster
         assert before is not None
         self.head += 1
         if (before.target.labels, before.target.organization) != (cluster.target.labels, cluster.target.organization):
             self._remember(entry, now, None, "")
-            entry.alike_since = self.head
+            entry.same_view_since = self.head
         self._append(entry, cluster)
 
-    def disengage(self, entry: Entry, reason: DisengageReason, message: str, now: float) -> None:
+    def disengage(self, entry: LogEntry, reason: DisengageReason, message: str, now: float) -> None:
         self.head += 1
         self._remember(entry, now, reason, message)
         self._append(entry, None)
 
-    def replace(self, entry: Entry, message: str, make: Callable[[int], Cluster], now: float) -> Cluster:
+    def replace(self, entry: LogEntry, message: str, make: Callable[[int], Cluster], now: float) -> Cluster:
         """One incarnation ends and the next begins, at one revision: no reader sees a state between the two."""
         self.head += 1
         self._remember(entry, now, DisengageReason.REPLACED, message)
@@ -170,7 +170,7 @@ class ChangeLog:
         while self._memory and self._memory[0][1] < now - self._retention.age_s:
             self._forget_oldest()
 
-    def let_go(self) -> Iterator[None]:
+    def evict_frames(self) -> Iterator[None]:
         """Of all frames, if nobody began since this was last called; in portions, so that others get their turn.
 
         Whoever begins then has them made again: they are a third of all memory.
@@ -206,7 +206,7 @@ class ChangeLog:
         message = "the subscriber's rights no longer cover it"
         return self._encode(Event(EventType.DISENGAGED, cluster, DisengageReason.REVOKED, message))
 
-    def frame(self, entry: Entry, cluster: Cluster, kind: EventType = EventType.ENGAGED) -> bytes:
+    def frame(self, entry: LogEntry, cluster: Cluster, kind: EventType = EventType.ENGAGED) -> bytes:
         """Of a cluster as the entry had it at some revision; kept as long as it has it."""
         if entry.cluster is not cluster:
             return self._encode(Event(kind, cluster))
@@ -215,7 +215,7 @@ class ChangeLog:
             self._has_frames = True
         return entry.frame
 
-    def part(self, snapshot: Snapshot, start: int, wanted: Wanted, overhead: int) -> Part:
+    def part(self, snapshot: Snapshot, start: int, wanted: ClusterView, overhead: int) -> SnapshotPart:
         """What is wanted from the cluster numbered `start` on. Each frame counts as `overhead` bytes more."""
         self._was_begun = True
         key = (start, wanted.fingerprint, overhead)
@@ -226,19 +226,19 @@ class ChangeLog:
             snapshot.parts[key] = found = self._part(snapshot, start, wanted, overhead)
         return found
 
-    def _part(self, snapshot: Snapshot, start: int, wanted: Wanted, overhead: int) -> Part:
+    def _part(self, snapshot: Snapshot, start: int, wanted: ClusterView, overhead: int) -> SnapshotPart:
         frames: list[bytes] = []
         size = 0
-        index, end = start, min(len(snapshot.clusters), start + LOOKED_AT)
+        index, end = start, min(len(snapshot.clusters), start + RECORDS_PER_STEP)
         while index < end and size < self.batch_bytes:
             cluster = snapshot.clusters[index]
             if wanted.matches(cluster):
                 frames.append(self.frame(snapshot.entries[index], cluster))
                 size += len(frames[-1]) + overhead
             index += 1
-        return Part(Frames(frames), index)
+        return SnapshotPart(Frames(frames), index)
 
-    def since(self, revision: int, wanted: Wanted, ahead: Ahead = frozenset()) -> Slice:
+    def since(self, revision: int, wanted: ClusterView, ahead: ReadAhead = frozenset()) -> LogSlice:
         """What changed after `revision`: of each cluster, where it stands now. A part of it, where it is much.
 
         Who reads on from a part gives what it was told `ahead`, and isn't told again.
@@ -252,7 +252,7 @@ class ChangeLog:
             self._slices[key] = found = plain or self._slice(revision, wanted, ahead)
         return found
 
-    def roll(self, revision: int) -> Roll:
+    def roll(self, revision: int) -> LogIndex:
         """For a reader at that revision, with all that it may have been told of. Shared, as snapshots are."""
         kept = self._roll() if self._roll is not None else None
         if kept is None or kept.revision < revision:
@@ -261,11 +261,11 @@ class ChangeLog:
                 for entry, at in zip(self._order, self._revisions, strict=True)
                 if entry.revision == at and (entry.cluster is not None or entry.was)
             ]
-            kept = Roll(entries, self.head)
+            kept = LogIndex(entries, self.head)
             self._roll = weakref.ref(kept)
         return kept
 
-    def _engaged(self) -> list[Entry]:
+    def _engaged(self) -> list[LogEntry]:
         """Each where it stands: an entry that moved on is passed over at its old places.
 
         What has changed often lies all over memory. In a loop as tight as this a processor fetches several of them at
@@ -280,7 +280,7 @@ class ChangeLog:
     def _places_after(self, revision: int) -> range:
         return range(bisect_right(self._revisions, revision), len(self._order))
 
-    def _plain(self, revision: int, wanted: Wanted) -> Slice | None:
+    def _plain(self, revision: int, wanted: ClusterView) -> LogSlice | None:
         """Where what changed is as it mostly is: each entry has moved once. None where there is anything else."""
         frames, reached = Frames(), revision
         while reached < self.head and 2 * sum(map(len, frames)) < self.batch_bytes:
@@ -290,9 +290,9 @@ class ChangeLog:
             reached = found.revision
             # Those who are told the same share the join of it as well.
             frames = Frames((*frames, *found.frames)) if frames else found.frames
-        return Slice(frames, reached) if reached > revision else None
+        return LogSlice(frames, reached) if reached > revision else None
 
-    def _all_updated(self, revision: int) -> Slice | None:
+    def _all_updated(self, revision: int) -> LogSlice | None:
         """What changed next after `revision`, where each of it is what it was, in another state.
 
         It is most of what there is to tell, and most readers are shown everything: so little is looked at for it.
@@ -309,15 +309,15 @@ class ChangeLog:
             reached = at
             if size >= limit:
                 break
-        return Slice(Frames(frames), reached)
+        return LogSlice(Frames(frames), reached)
 
-    def _stretch(self, revision: int) -> Iterator[tuple[Entry, int]]:
+    def _stretch(self, revision: int) -> Iterator[tuple[LogEntry, int]]:
         """Who changed next after `revision`, and when."""
         places = self._places_after(revision)[:_STRETCH]
         part = slice(places.start, places.stop)
         return zip(self._order[part], self._revisions[part], strict=True)
 
-    def _some_moved(self, revision: int, wanted: Wanted) -> Slice | None:
+    def _some_moved(self, revision: int, wanted: ClusterView) -> LogSlice | None:
         """The same for who is shown some; None where some of what changed next has moved on since."""
         if revision not in self._moves:
             if len(self._moves) >= _STRETCHES:
@@ -326,15 +326,15 @@ class ChangeLog:
         moves = self._moves[revision]
         return None if moves is None else self._told_of(moves, revision, wanted)
 
-    def _find_moves(self, revision: int) -> list[Move] | None:
-        moves: list[Move] = []
+    def _find_moves(self, revision: int) -> list[LogMove] | None:
+        moves: list[LogMove] = []
         for entry, at in self._stretch(revision):
             if entry.revision != at:
                 return None
             cluster = entry.cluster
             if cluster is None or cluster.incarnation > revision:
                 moves.append((entry, at, None, None))
-            elif entry.alike_since <= revision:
+            elif entry.same_view_since <= revision:
                 moves.append((entry, at, cluster, None))
             else:
                 past = entry.was[-1]  # mostly it is what was before this change
@@ -342,7 +342,7 @@ class ChangeLog:
                 moves.append((entry, at, cluster, past.cluster if is_last else entry.known_at(revision)))
         return moves
 
-    def _told_of(self, moves: list[Move], revision: int, wanted: Wanted) -> Slice:
+    def _told_of(self, moves: list[LogMove], revision: int, wanted: ClusterView) -> LogSlice:
         everything, matches, updated = wanted.is_everything, wanted.matches, EventType.UPDATED
         frames: list[bytes] = []
         reached, size, is_all = revision, 0, True
@@ -362,10 +362,10 @@ class ChangeLog:
                 break
         if is_all and not everything and (all_told := self.since(revision, EVERYTHING)).revision == reached:
             return all_told  # to share it, and the join of it
-        return Slice(Frames(frames), reached)
+        return LogSlice(Frames(frames), reached)
 
-    def _slice(self, revision: int, wanted: Wanted, ahead: Ahead) -> Slice:
-        told: dict[int, tuple[Entry, list[bytes]]] = {}
+    def _slice(self, revision: int, wanted: ClusterView, ahead: ReadAhead) -> LogSlice:
+        told: dict[int, tuple[LogEntry, list[bytes]]] = {}
         reached = self.head
         size = 0
         for place in self._places_after(revision):
@@ -386,12 +386,12 @@ class ChangeLog:
             ahead |= {
                 (entry.cluster.target.name, entry.revision)
                 for entry, frames in told.values()
-                if frames and entry.cluster and entry.revision > reached and entry.alike_since <= reached
+                if frames and entry.cluster and entry.revision > reached and entry.same_view_since <= reached
             }
         in_order = sorted(told.values(), key=lambda pair: pair[0].revision)
-        return Slice(Frames(frame for _, frames in in_order for frame in frames), reached, ahead)
+        return LogSlice(Frames(frame for _, frames in in_order for frame in frames), reached, ahead)
 
-    def _told(self, entry: Entry, after: int, upto: int, wanted: Wanted) -> Iterator[bytes]:
+    def _told(self, entry: LogEntry, after: int, upto: int, wanted: ClusterView) -> Iterator[bytes]:
         """What takes a reader from how the entry stood at one revision to how it stood at another."""
         stood = entry.known_at(upto)
         before, now = (
@@ -408,13 +408,13 @@ class ChangeLog:
         elif entry.revision <= upto:
             yield self.frame(entry, now, EventType.UPDATED)
 
-    def _begin(self, entry: Entry, make: Callable[[int], Cluster]) -> Cluster:
+    def _begin(self, entry: LogEntry, make: Callable[[int], Cluster]) -> Cluster:
         cluster = make(self.head)
-        entry.alike_since = self.head
+        entry.same_view_since = self.head
         self._append(entry, cluster)
         return cluster
 
-    def _append(self, entry: Entry, cluster: Cluster | None) -> None:
+    def _append(self, entry: LogEntry, cluster: Cluster | None) -> None:
         # Its old place; and the new one will be needed no longer than what went is remembered.
         self._left += (entry.revision > 0) + (cluster is None)
         entry.cluster, entry.revision = cluster, self.head
@@ -440,9 +440,9 @@ class ChangeLog:
             self._swept = 0
         self._left = 0
 
-    def _remember(self, entry: Entry, now: float, reason: DisengageReason | None, message: str) -> None:
+    def _remember(self, entry: LogEntry, now: float, reason: DisengageReason | None, message: str) -> None:
         assert entry.cluster is not None
-        entry.was = (*entry.was, Past(entry.cluster, entry.alike_since, self.head, reason, message))
+        entry.was = (*entry.was, PastState(entry.cluster, entry.same_view_since, self.head, reason, message))
         self._memory.append((self.head, now, entry))
 
     def _forget_oldest(self) -> None:
@@ -452,7 +452,7 @@ class ChangeLog:
         self._floor = max(self._floor, until)
 
 
-def _clusters(engaged: list[Entry]) -> list[Cluster]:
+def _clusters(engaged: list[LogEntry]) -> list[Cluster]:
     return [entry.cluster for entry in engaged if entry.cluster is not None]
 
 
@@ -461,7 +461,7 @@ def _drop_oldest(kept: dict[Any, Any]) -> None:
     del kept[next(iter(kept))]
 
 
-def _ending(past: Past | None, before: Cluster, now: Cluster | None, wanted: Wanted) -> Event:
+def _ending(past: PastState | None, before: Cluster, now: Cluster | None, wanted: ClusterView) -> Event:
     """How what the reader knows as `before` has ended for it: as `past` says, or by leaving what it is shown.
 
     `now` is what has the name since. Of what the reader may not see, nothing gets into the event.

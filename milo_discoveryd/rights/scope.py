@@ -8,7 +8,7 @@ import msgspec
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.predicate import Predicate, every
 from milo_discoveryd.model.selector import Selector
-from milo_discoveryd.registry.filter import Filter, Wanted
+from milo_discoveryd.registry.filter import ClusterView, Filter
 from milo_discoveryd.rights.patterns import Names
 
 
@@ -91,5 +91,5 @@ class Within(msgspec.Struct, frozen=True, dict=True):
         return f"{self.scope.fingerprint}{self.asked.fingerprint}"
 
 
-def within(asked: Filter, scope: Scope) -> Wanted:
+def within(asked: Filter, scope: Scope) -> ClusterView:
     return asked if scope.is_everything else Within(asked, scope)

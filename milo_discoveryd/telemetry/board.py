@@ -10,9 +10,10 @@ from milo_discoveryd.kubeconfigs.handed import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.registry import Done, Record, Standing
+from milo_discoveryd.registry.registry import ClusterRecord, ObjectState
 from milo_discoveryd.telemetry.status import (
     ClusterRow,
     Happening,
@@ -27,7 +28,14 @@ HAPPENINGS_KEPT = 50
 SHOWN_AT_ONCE = 500
 _NAMES_SHOWN = 3
 # What somebody should look at comes first.
-_ORDER = (Standing.MALFORMED, Standing.UNREACHABLE, Standing.NOT_READY, Standing.READY, Standing.OUTSIDE, Standing.GONE)
+_ORDER = (
+    ObjectState.MALFORMED,
+    ObjectState.UNREACHABLE,
+    ObjectState.NOT_READY,
+    ObjectState.READY,
+    ObjectState.OUTSIDE,
+    ObjectState.GONE,
+)
 
 
 class Subscriber(Protocol):
@@ -47,7 +55,7 @@ class Recent:
     def __init__(self) -> None:
         self._kept: deque[Happening] = deque(maxlen=HAPPENINGS_KEPT)
 
-    def note(self, done: Done) -> None:
+    def note(self, done: Event) -> None:
         self._kept.appendleft(
             Happening(
                 at=time.time(),
@@ -86,16 +94,16 @@ class Board:
         now = Moment(time.time(), time.monotonic())
         registry = self._fleet.registry
         matching = self._matching(question) if self._names else []
-        shown = heapq.nsmallest(SHOWN_AT_ONCE, matching, key=lambda pair: (_RANK[pair[1].standing], pair[0]))
+        shown = heapq.nsmallest(SHOWN_AT_ONCE, matching, key=lambda pair: (_RANK[pair[1].state], pair[0]))
         return Status(
             at=now.wall,
             identity=self._identity,
             source=self._source(now),
             engaged=registry.engaged,
-            counts={standing.value: registry.count(standing) for standing in _ORDER},
-            deletions_unconfirmed=len(self._fleet.suspicions),
+            counts={state.value: registry.count(state) for state in _ORDER},
+            deletions_unconfirmed=len(self._fleet.pending_deletions),
             revision=self._fleet.log.head,
-            clusters=tuple(_row(name, record, self._fleet.suspicions.why(name)) for name, record in shown),
+            clusters=tuple(_row(name, record, self._fleet.pending_deletions.why(name)) for name, record in shown),
             matching=len(matching),
             happenings=tuple(self._recent) if self._names else (),
             subscribers=tuple(
@@ -104,7 +112,7 @@ class Board:
             credentials=tuple(self._credentials()),
         )
 
-    def _matching(self, question: Question) -> list[tuple[str, Record]]:
+    def _matching(self, question: Question) -> list[tuple[str, ClusterRecord]]:
         return [(name, record) for name, record in self._fleet.registry.items() if question.asks_for(name, record)]
 
     def _source(self, now: Moment) -> Source:
@@ -127,14 +135,14 @@ class Board:
         return SubscriberRow(since=subscriber.opened_at, lag=subscriber.lag, wants=wants)
 
 
-_RANK = {standing: rank for rank, standing in enumerate(_ORDER)}
+_RANK = {state: rank for rank, state in enumerate(_ORDER)}
 
 
-def _row(name: str, record: Record, suspicion: tuple[float, str] | None) -> ClusterRow:
+def _row(name: str, record: ClusterRecord, suspicion: tuple[float, str] | None) -> ClusterRow:
     target = None if record.latest is None else record.latest.target
     return ClusterRow(
         name=name,
-        state=record.standing.value,
+        state=record.state.value,
         engaged=record.engaged,
         since=record.since,
         organization="" if target is None else target.organization,
@@ -143,12 +151,12 @@ def _row(name: str, record: Record, suspicion: tuple[float, str] | None) -> Clus
     )
 
 
-def _notes(record: Record, suspicion: tuple[float, str] | None) -> Iterator[str]:
+def _notes(record: ClusterRecord, suspicion: tuple[float, str] | None) -> Iterator[str]:
     if record.message:
         yield record.message
     if suspicion is not None:
         yield f"reported as gone; engaged until that is certain{suspicion[1] and f' ({suspicion[1]})'}"
-    if record.held_until is not None:
+    if record.grace_until is not None:
         yield "engaged for the time of not_ready_grace"
     cluster = record.cluster
     if cluster is None:

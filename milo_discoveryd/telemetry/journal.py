@@ -4,9 +4,8 @@ import structlog
 
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import REMOVALS_HELD
-from milo_discoveryd.registry.registry import Done
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import Recent
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -20,7 +19,7 @@ class Journal:
         self._audit = audit
         self.recent = Recent()
 
-    def changed(self, done: Done, *, is_live: bool) -> None:
+    def changed(self, done: Event, *, is_live: bool) -> None:
         self._metrics.transition(done)
         if not is_live:
             return  # the first list is told as a whole
@@ -42,15 +41,15 @@ class Journal:
         self._metrics.relisting(reason)
         log.info("listing again", reason=reason)
 
-    def oddity(self, problem: str) -> None:
-        self._metrics.oddity()
+    def event_ignored(self, problem: str) -> None:
+        self._metrics.event_ignored()
         log.debug("event ignored", problem=problem)
 
     def malformed(self, seen: Malformed) -> None:
         self._audit.object_refused(seen.name, seen.uid, seen.message)
 
-    def looked_after(self, result: str) -> None:
-        self._metrics.looked_after(result)
+    def liveness_checked(self, result: str) -> None:
+        self._metrics.liveness_checked(result)
 
     def source(self, status: SourceStatus) -> None:
         if status.state is SourceState.STALE:

@@ -20,9 +20,9 @@ from prometheus_client.registry import Collector
 from milo_discoveryd.kubeconfigs.handed import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState, DisengageReason
 from milo_discoveryd.model.source import SourceState
-from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.registry import Done, Standing
+from milo_discoveryd.registry.registry import ObjectState
 
 # Each counter would come with a second series, of when it began.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -55,7 +55,7 @@ _REFUSALS = (
     "not_engaged",
     "revision_of_another",
 )
-_RESTARTS = ("Expired", "Junk", "Silence", "StreamingListUnsupported", "Verification")
+_RESTARTS = ("Expired", "MalformedResponse", "Silence", "StreamingListUnsupported", "Verification")
 """The usual ones: an API server has words of its own as well."""
 _RELOADS = ("applied", "refused", "unchanged")
 _MINT_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -221,7 +221,7 @@ class Metrics:
         self._mints.labels(source, result).inc()
         self._mint_seconds.labels(source).observe(seconds)
 
-    def transition(self, done: Done) -> None:
+    def transition(self, done: Event) -> None:
         self._transitioned(done.type, done.reason).inc()
 
     def _labelled(self, kind: EventType, reason: DisengageReason | None) -> Counter:
@@ -230,10 +230,10 @@ class Metrics:
     def relisting(self, reason: str) -> None:
         self._restarts.labels(reason).inc()
 
-    def oddity(self) -> None:
+    def event_ignored(self) -> None:
         self._oddities.inc()
 
-    def looked_after(self, result: str) -> None:
+    def liveness_checked(self, result: str) -> None:
         self._source_looks.labels(result).inc()
 
     def probed(self, result: str) -> None:
@@ -271,18 +271,18 @@ class _FleetCollector(Collector):
         known = GaugeMetricFamily(
             "milo_discoveryd_known_clusters", "Objects known, by what they are to the daemon.", labels=("state",)
         )
-        for standing in Standing:
-            known.add_metric((standing.value,), fleet.registry.count(standing))
+        for state in ObjectState:
+            known.add_metric((state.value,), fleet.registry.count(state))
         yield known
         yield _gauge(
             "milo_discoveryd_deletions_unconfirmed",
             "Clusters reported as gone that are engaged until that is certain.",
-            len(fleet.suspicions),
+            len(fleet.pending_deletions),
         )
         yield _gauge(
             "milo_discoveryd_removals_held",
             "Clusters that a list lacked, of so many at once that it was not believed; engaged until it is.",
-            fleet.suspicions.held,
+            fleet.pending_deletions.held,
         )
         yield CounterMetricFamily(
             "milo_discoveryd_observations_outdated",

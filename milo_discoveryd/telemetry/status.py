@@ -3,7 +3,7 @@
 import msgspec
 
 from milo_discoveryd.kubeconfigs.handed import SourceHealth
-from milo_discoveryd.registry.registry import Record
+from milo_discoveryd.registry.registry import ClusterRecord
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,8 +54,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     """In a name, an organization, or what is wrong with it; whatever its case."""
     state: str = ""
 
-    def asks_for(self, name: str, record: Record) -> bool:
-        if self.state and record.standing.value != self.state:
+    def asks_for(self, name: str, record: ClusterRecord) -> bool:
+        if self.state and record.state.value != self.state:
             return False
         wanted = self.search.casefold()
         organization = "" if record.latest is None else record.latest.target.organization

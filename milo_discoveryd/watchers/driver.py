@@ -11,12 +11,18 @@ import msgspec
 
 from milo_discoveryd.model.source import SourceStatus
 from milo_discoveryd.reflect import retry_after
-from milo_discoveryd.reflect.deletions import Answer as Verdict
-from milo_discoveryd.reflect.deletions import Found, NotFound, Question, Suspicions, Unanswered
-from milo_discoveryd.reflect.liveness_policy import Watchfulness
-from milo_discoveryd.reflect.machine import Failure, FetchPage, Finding, OpenWatch, Reflector, Wait
-from milo_discoveryd.reflect.wire import Decoder, Lines, LineTooLongError, PageError, refusal
-from milo_discoveryd.watchers.liveness_probe import Lifeline, UnresponsiveError
+from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
+from milo_discoveryd.reflect.pending_deletions import (
+    ConfirmationRequest,
+    ConfirmationResult,
+    Found,
+    Inconclusive,
+    NotFound,
+    PendingDeletions,
+)
+from milo_discoveryd.reflect.reflector import Failure, FetchPage, OpenWatch, Reflector, SourceEvent, Wait
+from milo_discoveryd.reflect.wire import Decoder, Lines, LineTooLongError, ListPageError, refusal
+from milo_discoveryd.watchers.liveness_probe import LivenessProbe, UnresponsiveError
 from milo_discoveryd.watchers.transport import Answer, Stream, TransportError
 
 BEGINS_WITHIN_S = 300.0
@@ -40,7 +46,7 @@ _STATUS_REASONS = {
 }
 
 
-class Api(Protocol):
+class SourceApi(Protocol):
     """What the driver needs of a transport."""
 
     async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer: ...
@@ -55,18 +61,18 @@ class Api(Protocol):
 class Sink(Protocol):
     """Where findings go."""
 
-    def take(self, findings: Iterable[Finding], read_at: float) -> Iterator[None]:
+    def take(self, findings: Iterable[SourceEvent], read_at: float) -> Iterator[None]:
         """Applies findings in portions, so that the caller can let others run between them."""
 
     @property
     def witnesses(self) -> tuple[tuple[str, str], ...]:
         """Names and UIDs of some objects that are there, for all that is known."""
 
-    def answer(self, question: Question, answer: Verdict, read_at: float) -> None: ...
+    def answer(self, question: ConfirmationRequest, answer: ConfirmationResult, read_at: float) -> None: ...
 
     def source(self, status: SourceStatus) -> None: ...
 
-    def looked_after(self, result: str) -> None:
+    def liveness_checked(self, result: str) -> None:
         """What came of a question whether the source is there."""
 
     @property
@@ -76,11 +82,11 @@ class Sink(Protocol):
     def tick(self, now: float) -> None: ...
 
     @property
-    def list_again_at(self) -> float | None:
+    def relist_at(self) -> float | None:
         """When it wants a list again, whatever the watch tells."""
 
 
-class Watched(msgspec.Struct, frozen=True):
+class WatchedCollection(msgspec.Struct, frozen=True):
     """What is followed: a collection, as far as the selector goes."""
 
     path: str
@@ -94,26 +100,26 @@ class Watched(msgspec.Struct, frozen=True):
 class Driver:
     def __init__(
         self,
-        api: Api,
-        watched: Watched,
+        api: SourceApi,
+        watched: WatchedCollection,
         *,
         decoder: Decoder[Any],
         reflector: Reflector,
-        suspicions: Suspicions,
+        pending_deletions: PendingDeletions,
         sink: Sink,
         connect_timeout_s: float,
         request_timeout_s: float,
-        watchfulness: Watchfulness,
+        liveness: LivenessPolicy,
     ) -> None:
         self._api = api
         self._watched = watched
         self._decoder = decoder
         self._reflector = reflector
-        self._suspicions = suspicions
+        self._pending_deletions = pending_deletions
         self._sink = sink
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
-        self._lifeline = Lifeline(api, watchfulness, sink.looked_after)
+        self._lifeline = LivenessProbe(api, liveness, sink.liveness_checked)
         self._pending = asyncio.Event()
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
@@ -155,8 +161,8 @@ class Driver:
             await self._failed(_lost(error))
         except UnresponsiveError as error:
             await self._failed(error.failure)
-        except PageError as error:
-            await self._failed(Failure("Junk", str(error)))
+        except ListPageError as error:
+            await self._failed(Failure("MalformedResponse", str(error)))
         else:
             await self._hand_on(self._reflector.listed(page, observations, self._clock()))
 
@@ -193,7 +199,7 @@ class Driver:
         except UnresponsiveError as error:
             await self._failed(error.failure)
         except LineTooLongError as error:
-            await self._failed(Failure("Junk", str(error)))
+            await self._failed(Failure("MalformedResponse", str(error)))
 
     async def _begun(self, answer: Awaitable[Stream]) -> Stream:
         try:
@@ -218,7 +224,7 @@ class Driver:
         except TimeoutError:
             await self._hand_on(self._reflector.silent(self._clock()))
 
-    def _ended(self, now: float, *, partial: bool) -> Iterable[Finding]:
+    def _ended(self, now: float, *, partial: bool) -> Iterable[SourceEvent]:
         if partial:
             cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
             return self._reflector.failed(cut, now)
@@ -227,14 +233,14 @@ class Driver:
     async def _failed(self, failure: Failure) -> None:
         await self._hand_on(self._reflector.failed(failure, self._clock()))
 
-    async def _hand_on(self, findings: Iterable[Finding]) -> None:
+    async def _hand_on(self, findings: Iterable[SourceEvent]) -> None:
         read_at = self._clock()
         portions = self._sink.take(findings, read_at)
         next(portions, None)  # mostly there is but one, and whatever is waited for next gives others their turn
         for _ in portions:
             await asyncio.sleep(0)
-        self._reflector.list_again(self._sink.list_again_at)
-        if len(self._suspicions) or self._sink.due_at is not None:
+        self._reflector.relist_by(self._sink.relist_at)
+        if len(self._pending_deletions) or self._sink.due_at is not None:
             self._pending.set()
 
     async def _keep_time(self, tasks: asyncio.TaskGroup) -> None:
@@ -242,11 +248,11 @@ class Driver:
         while True:
             self._sink.tick(self._clock())
             if self._is_believed:
-                for question in self._suspicions.questions(self._clock()):
+                for question in self._pending_deletions.questions(self._clock()):
                     tasks.create_task(self._ask(question), name=f"confirm the deletion of {question.name}")
-            asks_at, ticks_at = self._suspicions.next_at, self._sink.due_at
+            asks_at, ticks_at = self._pending_deletions.next_at, self._sink.due_at
             due = min(
-                math.inf if asks_at is None else max(asks_at, self._reflector.believed_from),
+                math.inf if asks_at is None else max(asks_at, self._reflector.trusted_from),
                 math.inf if ticks_at is None else ticks_at,
             )
             try:
@@ -256,18 +262,18 @@ class Driver:
                 pass  # something is due
             self._pending.clear()
 
-    async def _ask(self, question: Question) -> None:
+    async def _ask(self, question: ConfirmationRequest) -> None:
         verdict = await self._verdict(question.name)
         if not self._is_believed:
-            verdict = Unanswered("the source was lost before the answer came")
+            verdict = Inconclusive("the source was lost before the answer came")
         self._sink.answer(question, verdict, self._clock())
         self._pending.set()
 
     @property
     def _is_believed(self) -> bool:
-        return self._clock() >= self._reflector.believed_from
+        return self._clock() >= self._reflector.trusted_from
 
-    async def _verdict(self, name: str) -> Verdict:
+    async def _verdict(self, name: str) -> ConfirmationResult:
         verdict = await self._look(name)
         witnesses = self._sink.witnesses
         if not isinstance(verdict, NotFound) or not witnesses:
@@ -278,24 +284,24 @@ class Driver:
             there = await self._look(known)
             if isinstance(there, Found) and there.observation.uid == uid:
                 return verdict
-            if isinstance(there, Unanswered):
+            if isinstance(there, Inconclusive):
                 doubt = f"who answers may be another server, and can't be asked whether it has {known}: {there.problem}"
-        return Unanswered(doubt)
+        return Inconclusive(doubt)
 
-    async def _look(self, name: str) -> Verdict:
+    async def _look(self, name: str) -> ConfirmationResult:
         try:
             # Without a resource version the read is consistent: it shows what is there now, or later.
             answer = await self._api.get(f"{self._watched.path}/{name}", timeout_s=self._request_timeout_s)
         except TransportError as error:
-            return Unanswered(str(error))
+            return Inconclusive(str(error))
         if answer.status == 200:
             observation = self._decoder.object(answer.body)
-            return Unanswered("the answer names no object") if observation is None else Found(observation)
+            return Inconclusive("the answer names no object") if observation is None else Found(observation)
         refused = refusal(answer.body, answer.status)
         # Only the API server's own word counts: a proxy says 404 as well, and so does a server without the resource.
         if answer.status == 404 and refused.reason == "NotFound" and refused.name == name:
             return NotFound()
-        return Unanswered(f"{answer.status}: {refused.message}")
+        return Inconclusive(f"{answer.status}: {refused.message}")
 
 
 def _lost(error: TransportError) -> Failure:

@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 from milo_discoveryd.daemon_errors import TransportError
-from milo_discoveryd.reflect.liveness_policy import Look, Vigil, Watchfulness
-from milo_discoveryd.reflect.machine import UNRESPONSIVE, Failure
+from milo_discoveryd.reflect.liveness_policy import LivenessCheck, LivenessPolicy, LivenessTracker
+from milo_discoveryd.reflect.reflector import UNRESPONSIVE, Failure
 from milo_discoveryd.reusable_timeout import Deadline, deadline
 from milo_discoveryd.watchers.transport import Answer
 
@@ -17,7 +17,7 @@ _SILENCE = frozenset({"timeout", "closed"})
 """A refusal is none: a server that ends takes nobody new, and goes on serving whom it has."""
 
 
-class Api(Protocol):
+class LivenessApi(Protocol):
     async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer: ...
 
     async def drop(self) -> None:
@@ -27,18 +27,18 @@ class Api(Protocol):
 class UnresponsiveError(Exception):
     """It is connected, and answers nobody."""
 
-    def __init__(self, watchfulness: Watchfulness) -> None:
-        asked = f"{watchfulness.misses} times in a row, {watchfulness.every_s:g} s apart"
+    def __init__(self, liveness: LivenessPolicy) -> None:
+        asked = f"{liveness.misses} times in a row, {liveness.every_s:g} s apart"
         self.failure = Failure(UNRESPONSIVE, f"it was asked for {PATH} {asked}, and did not answer")
         super().__init__(self.failure.message)
 
 
-class Lifeline:
-    def __init__(self, api: Api, watchfulness: Watchfulness, tell: Callable[[str], None]) -> None:
+class LivenessProbe:
+    def __init__(self, api: LivenessApi, liveness: LivenessPolicy, tell: Callable[[str], None]) -> None:
         self._api = api
-        self._watchfulness = watchfulness
+        self._liveness = liveness
         self._tell = tell
-        self._vigil = Vigil(watchfulness)
+        self._vigil = LivenessTracker(liveness)
         self._deadline: Deadline | None = None
         self._is_lost = False
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
@@ -61,7 +61,7 @@ class Lifeline:
             if not self._is_lost:
                 raise
             await self._api.drop()
-            raise UnresponsiveError(self._watchfulness) from None
+            raise UnresponsiveError(self._liveness) from None
         finally:
             self._deadline = None
             self._vigil.end()
@@ -83,11 +83,11 @@ class Lifeline:
         async with self.waiting():
             return await self.wait(answer, until)
 
-    async def _look(self, look: Look) -> None:
+    async def _look(self, look: LivenessCheck) -> None:
         result = "answered"
         try:
             # Whatever is said of the path, and of who asks: somebody is there to say it.
-            await self._api.get(PATH, timeout_s=self._watchfulness.patience_s)
+            await self._api.get(PATH, timeout_s=self._liveness.patience_s)
         except TransportError as error:
             result = error.cause
         self._tell(result)

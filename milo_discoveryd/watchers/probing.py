@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from milo_discoveryd import __version__
-from milo_discoveryd.connectivity.schedule import Failed, Outcome, Reached
+from milo_discoveryd.connectivity.schedule import ProbeFailed, ProbeOutcome, ProbeReached
 from milo_discoveryd.credentials import Credential, Upstream
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.daemon_errors import TransportError
@@ -48,20 +48,20 @@ class Asker:
         self._at_once = at_once
         self._pools: OrderedDict[TlsIdentity, _Pool] = OrderedDict()
 
-    async def ask(self, cluster: Cluster) -> Outcome:
+    async def ask(self, cluster: Cluster) -> ProbeOutcome:
         endpoint = cluster.target.endpoint
         try:
             with translated(endpoint):
                 return await self._ask(endpoint, self._held(cluster))
         except TransportError as error:
-            return Failed(error.cause, str(error), is_of_host=error.cause in _OF_HOST)
+            return ProbeFailed(error.cause, str(error), is_of_host=error.cause in _OF_HOST)
 
     async def aclose(self) -> None:
         while self._pools:
             _, pool = self._pools.popitem()
             await pool.session.close()
 
-    async def _ask(self, endpoint: str, held: Credential | None) -> Outcome:
+    async def _ask(self, endpoint: str, held: Credential | None) -> ProbeOutcome:
         credential = held or await self._upstream.credentials.credential()
         headers = {"Authorization": f"Bearer {credential.token.reveal()}"} if credential.token else {}
         named = self._upstream.proxy.reveal() if self._upstream.proxy else None
@@ -113,11 +113,11 @@ class _Pool:
     users: int = 0
 
 
-def judged(status: int) -> Outcome:
+def judged(status: int) -> ProbeOutcome:
     if status in _REFUSALS:
-        return Reached(_REFUSALS[status])
+        return ProbeReached(_REFUSALS[status])
     if status >= 500:
-        return Failed("5xx", f"it answers {status}")
+        return ProbeFailed("5xx", f"it answers {status}")
     if status >= 300:
-        return Failed(str(status), f"it answers {status}: nobody is ready there")
-    return Reached()
+        return ProbeFailed(str(status), f"it answers {status}: nobody is ready there")
+    return ProbeReached()

@@ -7,19 +7,19 @@ from typing import Any, Protocol
 
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.machine import Policy, Reflector
+from milo_discoveryd.reflect.reflector import Reflector, ReflectorPolicy
 from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.state_file.image import Image, Kept
-from milo_discoveryd.watchers.driver import Api, Driver, Watched
+from milo_discoveryd.state_file.encoding import StoredCluster, StoredFleet
+from milo_discoveryd.watchers.driver import Driver, SourceApi, WatchedCollection
 
 
-class Memory(Protocol):
+class FleetStore(Protocol):
     """What outlives the daemon."""
 
-    def recall(self) -> Image | None: ...
+    def recall(self) -> StoredFleet | None: ...
 
-    async def keep(self, fleet: Callable[[], Iterable[Kept]], changed: Callable[[], Awaitable[None]]) -> None:
+    async def keep(self, fleet: Callable[[], Iterable[StoredCluster]], changed: Callable[[], Awaitable[None]]) -> None:
         """What `fleet` gives, each time that `changed` returns; until it is cancelled."""
 
 
@@ -29,9 +29,9 @@ class Discovery:
     def __init__(
         self,
         fleet: Fleet,
-        memory: Memory | None,
+        memory: FleetStore | None,
         *,
-        policy: Policy,
+        policy: ReflectorPolicy,
         draw: Callable[[], float],
         connect_timeout_s: float,
         request_timeout_s: float,
@@ -44,7 +44,7 @@ class Discovery:
         self._request_timeout_s = request_timeout_s
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
-    async def run(self, api: Api, watched: Watched, decoder: Decoder[Any]) -> None:
+    async def run(self, api: SourceApi, watched: WatchedCollection, decoder: Decoder[Any]) -> None:
         """Until it is cancelled."""
         image = None if self._memory is None else self._memory.recall()
         status = None if image is None else self._restored(image)
@@ -53,18 +53,18 @@ class Discovery:
             watched,
             decoder=decoder,
             reflector=Reflector(self._policy, self._draw, self._clock(), status),
-            suspicions=self._fleet.suspicions,
+            pending_deletions=self._fleet.pending_deletions,
             sink=self._fleet,
             connect_timeout_s=self._connect_timeout_s,
             request_timeout_s=self._request_timeout_s,
-            watchfulness=self._policy.watchfulness,
+            liveness=self._policy.liveness,
         )
         async with asyncio.TaskGroup() as tasks:
             if self._memory is not None:
                 tasks.create_task(self._remember(self._memory), name="remember the fleet")
             await driver.run()
 
-    def _restored(self, image: Image) -> SourceStatus:
+    def _restored(self, image: StoredFleet) -> SourceStatus:
         age_s = max(0.0, time.time() - image.written_at)
         status = SourceStatus(
             SourceState.STALE,
@@ -77,13 +77,13 @@ class Discovery:
         self._fleet.restore(kept, status)
         return status
 
-    async def _remember(self, memory: Memory) -> None:
+    async def _remember(self, memory: FleetStore) -> None:
         """From the first complete list on: a part of the fleet is not worth remembering."""
         kept_at = -1
 
-        def engaged() -> Iterator[Kept]:
+        def engaged() -> Iterator[StoredCluster]:
             return (
-                Kept(record.uid, cluster.target, cluster.engaged_at)
+                StoredCluster(record.uid, cluster.target, cluster.engaged_at)
                 for record in self._fleet.registry.records()
                 if (cluster := record.cluster) is not None
             )

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.registry.filter import Wanted
+from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.rights.quota import Limits, Quotas
 from milo_discoveryd.rights.rights import Grant, Recipient, Rights
 from milo_discoveryd.rights.scope import NONE, Scope
@@ -78,7 +78,7 @@ class Visit:
     def rule(self) -> str:
         return "" if self.grant is None else self.grant.rule
 
-    def holder(self, shown: Wanted) -> str:
+    def holder(self, shown: ClusterView) -> str:
         """To whom revisions and page tokens are given: this caller, for what it is shown."""
         return f"{shown.fingerprint} {self.identity}"
 

@@ -10,16 +10,16 @@ from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceStatus
 from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.registry import Record, Standing, Transition
+from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
 
 _TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in EventType}
 _REASONS = {
-    Standing.NOT_READY: pb.Engagement.REASON_NOT_READY,
-    Standing.OUTSIDE: pb.Engagement.REASON_OUTSIDE_SELECTOR,
-    Standing.MALFORMED: pb.Engagement.REASON_MALFORMED,
-    Standing.UNREACHABLE: pb.Engagement.REASON_UNREACHABLE,
-    Standing.GONE: pb.Engagement.REASON_DELETED,
-    Standing.READY: pb.Engagement.REASON_ENGAGED,
+    ObjectState.NOT_READY: pb.Engagement.REASON_NOT_READY,
+    ObjectState.OUTSIDE: pb.Engagement.REASON_OUTSIDE_SELECTOR,
+    ObjectState.MALFORMED: pb.Engagement.REASON_MALFORMED,
+    ObjectState.UNREACHABLE: pb.Engagement.REASON_UNREACHABLE,
+    ObjectState.GONE: pb.Engagement.REASON_DELETED,
+    ObjectState.READY: pb.Engagement.REASON_ENGAGED,
 }
 
 
@@ -58,15 +58,15 @@ def source(status: SourceStatus, now: Moment) -> pb.SourceStatus:
     )
 
 
-def engagement(record: Record, confirming: str | None) -> pb.Engagement:
+def engagement(record: ClusterRecord, confirming: str | None) -> pb.Engagement:
     """`confirming`: its deletion was reported, and what keeps that from being settled."""
-    reason, message, since = _REASONS[record.standing], record.message, record.since
+    reason, message, since = _REASONS[record.state], record.message, record.since
     if record.engaged and confirming is not None:
         reason = pb.Engagement.REASON_CONFIRMING_DELETION
         message = f"reported as gone, which is being confirmed{': ' + confirming if confirming else ''}"
-    elif record.held_until is not None:
-        message += f"; it stays engaged, in case it is ready again by {_told(record.held_until)}"
-    elif record.standing is Standing.READY and record.latest is not None:
+    elif record.grace_until is not None:
+        message += f"; it stays engaged, in case it is ready again by {_told(record.grace_until)}"
+    elif record.state is ObjectState.READY and record.latest is not None:
         message = "its condition is True"
         since = record.latest.engaged_at
     return pb.Engagement(engaged=record.engaged, reason=reason, message=message, since=timestamp(since))

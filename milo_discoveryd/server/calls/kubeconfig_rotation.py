@@ -20,7 +20,7 @@ from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.kubeconfigs.minter import JUMP_S, Key
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.events import Frames
-from milo_discoveryd.registry.filter import Wanted
+from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.access import Visit
@@ -51,7 +51,7 @@ class Rotation:
         issuer: Issuer,
         epoch: str,
         *,
-        shown: Wanted,
+        shown: ClusterView,
         ttl_s: float | None,
         visit: Visit,
         clock: Callable[[], float],
@@ -93,7 +93,7 @@ class Rotation:
         finally:
             unfollow()
 
-    def turn(self, shown: Wanted) -> None:
+    def turn(self, shown: ClusterView) -> None:
         """The subscriber's rights are others from here on. What no longer comes as it did comes anew."""
         self._shown = shown
         before, self._to = self._to, self._visit.recipient

@@ -8,7 +8,7 @@ from operator import attrgetter
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.registry.filter import Wanted
+from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError, NotGivenError
 from milo_discoveryd.server.calls.revision import Seal
@@ -51,7 +51,7 @@ class Listings:
         self._seal = seal
         self._kept: OrderedDict[str, _Listing] = OrderedDict()
 
-    def first(self, wanted: Wanted, size: int, now: float, holder: Holder) -> Page:
+    def first(self, wanted: ClusterView, size: int, now: float, holder: Holder) -> Page:
         clusters = sorted(
             filter(wanted.matches, self._log.clusters()),
             key=attrgetter("target.name"),

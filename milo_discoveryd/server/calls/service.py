@@ -21,7 +21,7 @@ from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.registry import Record
+from milo_discoveryd.registry.registry import ClusterRecord
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import Scope, within
 from milo_discoveryd.server.calls import convert, requests, visibility
@@ -152,7 +152,7 @@ class Service:
             if record is None:
                 perhaps = "" if self._fleet.synced else "; no complete list of the source was seen yet"
                 raise NotFoundError("NEVER_SEEN", f"{name} was never seen{perhaps}")
-        suspicion = self._fleet.suspicions.why(name)
+        suspicion = self._fleet.pending_deletions.why(name)
         engagement = convert.engagement(record, None if suspicion is None else suspicion[1])
         if (trouble := self._trouble(record, visit)) is not None:
             engagement.message += f"; no new credential for it can be had: {trouble}"
@@ -240,7 +240,7 @@ class Service:
             return self._issuer.hand_out_command(cluster, incarnation, to)
         return self._issuer.hand_out(cluster, incarnation, asked.ttl_s, to)
 
-    def _seen(self, name: str, visit: Visit) -> Record | None:
+    def _seen(self, name: str, visit: Visit) -> ClusterRecord | None:
         return visibility.seen(name, self._fleet.registry[name], visit.scope)
 
     def _asked_for(self, asked: requests.Issue, visit: Visit) -> Cluster:
@@ -256,7 +256,7 @@ class Service:
             )
         return cluster
 
-    def _trouble(self, record: Record, visit: Visit) -> str | None:
+    def _trouble(self, record: ClusterRecord, visit: Visit) -> str | None:
         to = visit.recipient
         return None if record.cluster is None or to is None else self._issuer.trouble(record.cluster, to.terms)
 

@@ -12,11 +12,11 @@ import msgspec
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.registry.change_notifier import Waiter
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.signal import Waiter
 from milo_discoveryd.reusable_timeout import Deadline, deadline
 from milo_discoveryd.rights.scope import within
 from milo_discoveryd.server.calls import convert, frames, visibility
@@ -148,7 +148,7 @@ class Stream:
     def _must_wait(self) -> bool:
         """For a complete list. What is remembered of an earlier run may lack some that the subscriber was told of by
         then, and they would seem gone."""
-        return not self._fleet.synced or (self._fleet.is_remembered and self._knew_another_run)
+        return not self._fleet.synced or (self._fleet.is_restored and self._knew_another_run)
 
     def _rotating(self, bell: Waiter) -> AbstractContextManager[None]:
         return self._rotation.following(bell.ring) if self._rotation else nullcontext()
@@ -202,7 +202,7 @@ class Stream:
 
     async def _send_looking_ahead(self, data: bytes, cursor: Cursor) -> None:
         # It is begun in this step, as everything is that is told; what is next is looked for in the step after it.
-        looking = asyncio.get_running_loop().call_soon(cursor.look_ahead)
+        looking = asyncio.get_running_loop().call_soon(cursor.prefetch)
         try:
             await self._send(data)
         finally:

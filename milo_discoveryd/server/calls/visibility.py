@@ -7,13 +7,13 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.source import SourceStatus
-from milo_discoveryd.registry.registry import Record, Registry, Standing, Transition
+from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Registry, Transition
 from milo_discoveryd.rights.scope import Scope
 
 _NOBODY = Cluster(target=Target(name="", uid="", place=()), source_version="", engaged_at=0.0, incarnation=0)
 
 
-def seen(name: str, record: Record | None, scope: Scope) -> Record | None:
+def seen(name: str, record: ClusterRecord | None, scope: Scope) -> ClusterRecord | None:
     """The record, as far as it is there for who may see this scope.
 
     What was last engaged under the name speaks for it; of an object that never was, only its name is known.
@@ -26,7 +26,7 @@ def seen(name: str, record: Record | None, scope: Scope) -> Record | None:
     return record if (is_covered if cluster is not None else scope.covers_by_name(name)) else None
 
 
-def transitions(record: Record, scope: Scope) -> Iterable[Transition]:
+def transitions(record: ClusterRecord, scope: Scope) -> Iterable[Transition]:
     """Those of the incarnation that is seen: to whom the name belonged before may not be theirs to know."""
     if scope.is_everything:
         return record.transitions
@@ -46,21 +46,21 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
 
 def counts(registry: Registry) -> Counts:
     """Of all there is."""
-    return _counts({standing: registry.count(standing) for standing in Standing}, registry.engaged)
+    return _counts({state: registry.count(state) for state in ObjectState}, registry.engaged)
 
 
-def counts_among(records: Iterable[tuple[str, Record]], scope: Scope) -> Counts:
+def counts_among(records: Iterable[tuple[str, ClusterRecord]], scope: Scope) -> Counts:
     """Of what is there for who may see this scope, among some that are given by their names."""
     visible = [record for name, record in records if seen(name, record, scope)]
-    return _counts(Counter(record.standing for record in visible), sum(record.engaged for record in visible))
+    return _counts(Counter(record.state for record in visible), sum(record.engaged for record in visible))
 
 
-def _counts(standings: Mapping[Standing, int], engaged: int) -> Counts:
+def _counts(standings: Mapping[ObjectState, int], engaged: int) -> Counts:
     return Counts(
         engaged=engaged,
-        not_ready=standings[Standing.NOT_READY],
-        outside=standings[Standing.OUTSIDE],
-        malformed=standings[Standing.MALFORMED],
+        not_ready=standings[ObjectState.NOT_READY],
+        outside=standings[ObjectState.OUTSIDE],
+        malformed=standings[ObjectState.MALFORMED],
     )
 
 
@@ -69,7 +69,7 @@ def source(status: SourceStatus, scope: Scope) -> SourceStatus:
     return status if scope.is_everything else msgspec.structs.replace(status, message="")
 
 
-def _of(record: Record | None) -> Cluster | None:
+def _of(record: ClusterRecord | None) -> Cluster | None:
     """The cluster, unless the name belongs to another object by now, of which less is known."""
     if record is None or record.latest is None or record.latest.target.uid != record.uid:
         return None

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
 
-from milo_discoveryd.state_file.keeper import FILE
+from milo_discoveryd.state_file.state_file import FILE
 
 
 class Disk:

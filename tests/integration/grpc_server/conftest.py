@@ -18,8 +18,8 @@ from milo_discoveryd.kubeconfigs.rendering import Place
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import NotReady, Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.deletions import Suspicions
-from milo_discoveryd.reflect.machine import Changed, Finding, Listed, ListEnded, ListStarted
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
@@ -84,7 +84,7 @@ class World:
             per_second=per_second,
         )
         self.fleet = Fleet(
-            ChangeLog(encoder(EPOCH), retention), Suspicions(lambda: 0.0), Journal(self.metrics, self.audit)
+            ChangeLog(encoder(EPOCH), retention), PendingDeletions(lambda: 0.0), Journal(self.metrics, self.audit)
         )
         self.metrics.follow(self.fleet, 1000)
         about = About(
@@ -113,9 +113,9 @@ class World:
 
     def seen(self, *observations: Ready | NotReady) -> None:
         """These changed, in one read of the watch."""
-        self.found(*map(Changed, observations))
+        self.found(*map(ObjectChanged, observations))
 
-    def found(self, *findings: Finding) -> None:
+    def found(self, *findings: SourceEvent) -> None:
         for _ in self.fleet.take(findings, asyncio.get_running_loop().time()):
             pass
 

@@ -7,20 +7,20 @@ from random import Random
 
 import pytest
 
-from milo_discoveryd.state_file.image import Image
-from milo_discoveryd.state_file.keeper import FILE, Keeper
+from milo_discoveryd.state_file.encoding import StoredFleet
+from milo_discoveryd.state_file.state_file import FILE, StateFile
 from tests.support.kill_points import deaths
-from tests.unit.state_file.test_image import ORIGIN, kept
+from tests.unit.state_file.test_encoding import ORIGIN, kept
 
 WRITING = """
 import sys
 from pathlib import Path
-from milo_discoveryd.state_file.image import Image
-from milo_discoveryd.state_file.keeper import Keeper
-from tests.unit.state_file.test_image import ORIGIN, kept
+from milo_discoveryd.state_file.encoding import StoredFleet
+from milo_discoveryd.state_file.state_file import StateFile
+from tests.unit.state_file.test_encoding import ORIGIN, kept
 
-keeper = Keeper(Path(sys.argv[1]), ORIGIN)
-images = [Image(ORIGIN, 0.0, tuple(kept(f"{word}-{n}") for n in range(500))) for word in ("one", "other")]
+keeper = StateFile(Path(sys.argv[1]), ORIGIN)
+images = [StoredFleet(ORIGIN, 0.0, tuple(kept(f"{word}-{n}") for n in range(500))) for word in ("one", "other")]
 keeper._write(images[0], True)
 print("well", flush=True)
 while True:
@@ -31,15 +31,15 @@ while True:
 DYING = """
 import sys
 from pathlib import Path
-from milo_discoveryd.state_file import keeper
-from milo_discoveryd.state_file.image import Image
+from milo_discoveryd.state_file import state_file
+from milo_discoveryd.state_file.encoding import StoredFleet
 from tests.support.kill_points import die_at_every_line
-from tests.unit.state_file.test_image import ORIGIN, kept
+from tests.unit.state_file.test_encoding import ORIGIN, kept
 
 def write():
-    keeper.Keeper(Path(sys.argv[1]), ORIGIN)._write(Image(ORIGIN, 0.0, (kept("another"),)), True)
+    state_file.StateFile(Path(sys.argv[1]), ORIGIN)._write(StoredFleet(ORIGIN, 0.0, (kept("another"),)), True)
 
-die_at_every_line(keeper.__file__, write)
+die_at_every_line(state_file.__file__, write)
 """
 
 
@@ -47,12 +47,12 @@ die_at_every_line(keeper.__file__, write)
 def test_at_whatever_line_it_dies_there_is_one_image_or_the_other_and_the_next_can_be_written(
     tmp_path: Path, before: list[str]
 ) -> None:
-    keeper = Keeper(tmp_path, ORIGIN)
+    keeper = StateFile(tmp_path, ORIGIN)
 
     def start_over() -> None:
         (tmp_path / FILE).unlink(missing_ok=True)
         if before:
-            assert keeper._write(Image(ORIGIN, 0.0, tuple(map(kept, before))), was_well=True)
+            assert keeper._write(StoredFleet(ORIGIN, 0.0, tuple(map(kept, before))), was_well=True)
 
     found: list[list[str]] = []
     start_over()
@@ -75,7 +75,7 @@ def test_a_file_that_was_being_written_is_one_image_or_the_other(tmp_path: Path,
     writer.kill()
     writer.wait()
     writer.stdout.close()
-    image = Keeper(tmp_path, ORIGIN).recall()
+    image = StateFile(tmp_path, ORIGIN).recall()
     assert image is not None
     assert len({kept.target.name.split("-")[0] for kept in image.clusters}) == 1
     assert len(image.clusters) == 500

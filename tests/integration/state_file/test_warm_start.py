@@ -10,8 +10,8 @@ import pytest
 from milo_discovery import DiscoveryClient, EventType, SourceState
 from milo_discoveryd.app import Daemon
 from milo_discoveryd.config import load
-from milo_discoveryd.state_file.image import Image, Origin, decode, encode
-from milo_discoveryd.state_file.keeper import FILE
+from milo_discoveryd.state_file.encoding import StateOrigin, StoredFleet, decode, encode
+from milo_discoveryd.state_file.state_file import FILE
 from milo_sandbox import Sandbox
 from tests.support.eventually import eventually
 
@@ -22,7 +22,7 @@ class Setting:
         self.state.mkdir()
         self.sandbox = sandbox
         self.address = f"unix://{folder}/d.sock"
-        self.origin = Origin(sandbox.url, "project")
+        self.origin = StateOrigin(sandbox.url, "project")
         self._flags = {
             "discovery_kubeconfig": str(sandbox.write_kubeconfig(folder / "kubeconfig")),
             "listen": (self.address,),
@@ -87,7 +87,7 @@ async def test_what_the_file_lacks_seems_gone_to_nobody_who_was_told_of_it(setti
             await eventually(lambda: set(watch.clusters) == {"alpha", "beta"})
         whole = decode((setting.state / FILE).read_bytes(), setting.origin)
         (alpha,) = (kept for kept in whole.clusters if kept.target.name == "alpha")
-        (setting.state / FILE).write_bytes(encode(Image(setting.origin, whole.written_at, (alpha,))))
+        (setting.state / FILE).write_bytes(encode(StoredFleet(setting.origin, whole.written_at, (alpha,))))
         await setting.sandbox.stop()
         async with setting.daemon() as newcomer:
             async with newcomer.watch() as fresh:

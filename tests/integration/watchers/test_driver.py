@@ -13,9 +13,9 @@ from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project import ProjectMode
 from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.deletions import Suspicions
-from milo_discoveryd.reflect.liveness_policy import Watchfulness
-from milo_discoveryd.reflect.machine import Policy, Reflector
+from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.reflect.reflector import Reflector, ReflectorPolicy
 from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.fleet import Fleet
@@ -23,7 +23,7 @@ from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.watchers.driver import Driver, Watched
+from milo_discoveryd.watchers.driver import Driver, WatchedCollection
 from milo_discoveryd.watchers.transport import open_transport
 from tests.integration.watchers.api_server import ApiServer, upstream
 from tests.support.eventually import eventually
@@ -167,7 +167,7 @@ class Ledger(Journal):
         reason = f" {done.reason.value}" if done.reason else ""
         self.told.append(f"{done.type.value} {done.cluster.target.name}{reason}")
 
-    def looked_after(self, result: str) -> None:
+    def liveness_checked(self, result: str) -> None:
         self.looks.append(result)
 
     def relisting(self, reason: str) -> None:
@@ -176,27 +176,29 @@ class Ledger(Journal):
 
 @asynccontextmanager
 async def running(
-    played: Played, policy: Policy | None = None, watchfulness: Watchfulness | None = None
+    played: Played, policy: ReflectorPolicy | None = None, liveness: LivenessPolicy | None = None
 ) -> AsyncIterator[Running]:
     def encode(event: Event) -> bytes:
         return b""
 
     ledger = Ledger()
-    suspicions = Suspicions(lambda: 0.0, backoff=QUICK)
-    fleet = Fleet(ChangeLog(encode, Retention()), suspicions, ledger)
+    pending_deletions = PendingDeletions(lambda: 0.0, backoff=QUICK)
+    fleet = Fleet(ChangeLog(encode, Retention()), pending_deletions, ledger)
     mode = ProjectMode(Setting(project_endpoint="https://milo.test"))
     async with ApiServer(played) as server:
         transport = open_transport(upstream(server))
         driver = Driver(
             transport,
-            Watched(PATH),
+            WatchedCollection(PATH),
             decoder=Decoder(KubeObject, mode.observe),
-            reflector=Reflector(policy or Policy(backoff=QUICK), lambda: 0.0, asyncio.get_running_loop().time()),
-            suspicions=suspicions,
+            reflector=Reflector(
+                policy or ReflectorPolicy(backoff=QUICK), lambda: 0.0, asyncio.get_running_loop().time()
+            ),
+            pending_deletions=pending_deletions,
             sink=fleet,
             connect_timeout_s=10.0,
             request_timeout_s=10.0,
-            watchfulness=watchfulness or Watchfulness(),
+            liveness=liveness or LivenessPolicy(),
         )
         task = asyncio.create_task(driver.run())
         try:
@@ -268,7 +270,7 @@ async def test_losing_the_server_is_told_and_disengages_nobody() -> None:
     played = Played()
     first = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
     played.watches = [first, *[answering(lambda: web.Response(status=503, text="<html>no</html>"))] * 3, Said()]
-    async with running(played, Policy(backoff=Backoff(first_s=0.05, cap_s=0.05))) as run:
+    async with running(played, ReflectorPolicy(backoff=Backoff(first_s=0.05, cap_s=0.05))) as run:
         await run.synced()
         first.cut()
         await eventually(lambda: run.fleet.status.state is SourceState.STALE)
@@ -324,7 +326,7 @@ async def test_an_answer_that_proves_nothing_is_asked_again_and_the_cluster_stay
         watch.say(line("DELETED", project("alpha", 6)))
         await asked.asked.wait()
         assert run.told == ["ENGAGED alpha"]
-        assert run.fleet.suspicions.why("alpha") is not None
+        assert run.fleet.pending_deletions.why("alpha") is not None
 
 
 async def test_a_server_that_has_none_of_the_others_either_is_not_believed_that_one_is_gone() -> None:
@@ -338,7 +340,7 @@ async def test_a_server_that_has_none_of_the_others_either_is_not_believed_that_
         watch.say(line("DELETED", project("alpha", 6)))
         await eventually(lambda: again.asked.is_set() or len(run.told) > 3)
         assert run.told == ["ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma"]
-        why = run.fleet.suspicions.why("alpha")
+        why = run.fleet.pending_deletions.why("alpha")
         assert why is not None
         assert why[1] == "who answers has none of the others either, and may be another server"
 
@@ -353,7 +355,7 @@ async def test_where_the_others_can_not_be_asked_about_that_is_what_is_said() ->
         await run.synced()
         watch.say(line("DELETED", project("alpha", 6)))
         await again.asked.wait()
-        why = run.fleet.suspicions.why("alpha")
+        why = run.fleet.pending_deletions.why("alpha")
         assert why is not None
         assert why[1].startswith("who answers may be another server, and can't be asked whether it has beta: 403: ")
 
@@ -379,7 +381,7 @@ async def test_what_seems_gone_is_not_asked_of_a_server_that_is_not_known_yet() 
         await second.asked.wait()
         assert not look.asked.is_set()
         second.say(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
-        await eventually(lambda: not len(run.fleet.suspicions))
+        await eventually(lambda: not len(run.fleet.pending_deletions))
         assert (run.told, look.asked.is_set()) == (["ENGAGED alpha"], False)
 
 
@@ -401,9 +403,9 @@ async def test_an_answer_that_comes_after_the_source_was_lost_is_not_believed() 
         first.say(expired())
         await second.asked.wait()
         may_answer.set()
-        await eventually(lambda: (run.fleet.suspicions.why("alpha") or (0, ""))[1] == LOST)
+        await eventually(lambda: (run.fleet.pending_deletions.why("alpha") or (0, ""))[1] == LOST)
         second.say(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
-        await eventually(lambda: not len(run.fleet.suspicions))
+        await eventually(lambda: not len(run.fleet.pending_deletions))
         assert run.told == ["ENGAGED alpha"]
 
 
@@ -415,7 +417,7 @@ async def test_a_live_object_that_was_reported_as_deleted_stays_engaged() -> Non
     async with running(played) as run:
         await run.synced()
         watch.say(line("DELETED", project("alpha", 6)))
-        await eventually(lambda: not played.looks and not len(run.fleet.suspicions))
+        await eventually(lambda: not played.looks and not len(run.fleet.pending_deletions))
         assert run.told == ["ENGAGED alpha"]
 
 
@@ -467,7 +469,7 @@ async def test_wherever_it_is_cancelled_it_ends_at_once_and_leaves_nothing_open(
             watch.say(line("DELETED", project("alpha", 6)))
         case "back-off":
             played.watches = [answering(lambda: refusal(500, "InternalError"))]
-    async with running(played, Policy(backoff=Backoff(first_s=3600, cap_s=3600))) as run:
+    async with running(played, ReflectorPolicy(backoff=Backoff(first_s=3600, cap_s=3600))) as run:
         match where:
             case "watch":
                 await run.synced()

@@ -7,8 +7,8 @@ from aiohttp import web
 
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.liveness_policy import Watchfulness
-from milo_discoveryd.reflect.machine import Policy
+from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
+from milo_discoveryd.reflect.reflector import ReflectorPolicy
 from milo_discoveryd.watchers import driver
 from tests.integration.watchers.test_driver import (
     QUICK,
@@ -23,17 +23,17 @@ from tests.integration.watchers.test_driver import (
 )
 from tests.support.eventually import eventually
 
-OFTEN = Watchfulness(every_s=0.06)
-SELDOM = Watchfulness(every_s=0.15)
+OFTEN = LivenessPolicy(every_s=0.06)
+SELDOM = LivenessPolicy(every_s=0.15)
 """Leaves a busy machine the time to answer."""
-PAGES = Policy(streaming_lists=False, backoff=QUICK)
+PAGES = ReflectorPolicy(streaming_lists=False, backoff=QUICK)
 
 
 async def test_a_watch_of_a_server_that_answers_nobody_is_given_up_and_resumed() -> None:
     played = Played()
     hung, resumed = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)), Said()
     played.watches = [hung, resumed]
-    async with running(played, watchfulness=OFTEN) as run:
+    async with running(played, liveness=OFTEN) as run:
         await run.synced()
         await resumed.asked.wait()
         assert hung.gone.is_set(), "its connection is dropped before another is made"
@@ -45,7 +45,7 @@ async def test_a_watch_of_a_server_that_answers_nobody_is_given_up_and_resumed()
 async def test_it_is_told_as_unresponsive() -> None:
     played = Played()
     played.watches = [Said(bookmark(5, ends_list=True))]
-    patient = Policy(backoff=Backoff(first_s=60.0))
+    patient = ReflectorPolicy(backoff=Backoff(first_s=60.0))
     async with running(played, patient, OFTEN) as run:
         await run.synced()
         await eventually(lambda: run.fleet.status.state is SourceState.STALE)
@@ -60,7 +60,7 @@ async def test_one_that_never_begins_to_answer_is_given_up_as_well() -> None:
     played = Played()
     then = Said(bookmark(5, ends_list=True))
     played.watches = [never, then]
-    async with running(played, watchfulness=OFTEN) as run:
+    async with running(played, liveness=OFTEN) as run:
         await run.synced()
 
 
@@ -72,7 +72,7 @@ async def test_so_is_one_that_answers_everything_but_the_watch(monkeypatch: pyte
     played = Played()
     played.alive = answering(web.Response)
     played.watches = [never]
-    async with running(played, Policy(backoff=Backoff(first_s=60.0))) as run:
+    async with running(played, ReflectorPolicy(backoff=Backoff(first_s=60.0))) as run:
         await eventually(lambda: run.fleet.status.reason == "Timeout")
         assert run.fleet.status.message == "the watch did not begin within 0.1 s"
 
@@ -93,7 +93,7 @@ async def test_any_answer_proves_that_the_server_is_there(status: int) -> None:
     played.alive = answering(lambda: web.Response(status=status))
     watch = Said(bookmark(5, ends_list=True))
     played.watches = [watch]
-    async with running(played, watchfulness=SELDOM) as run:
+    async with running(played, liveness=SELDOM) as run:
         await run.synced()
         await eventually(lambda: len(run.looks) > SELDOM.misses)
         assert set(run.looks) == {"answered"}
@@ -107,7 +107,7 @@ async def test_a_watch_outlives_the_listener_of_its_server() -> None:
     watch = Said(bookmark(5, ends_list=True))
     played.watches = [watch]
     played.alive = answering(lambda: web.Response(headers={"Connection": "close"}))
-    async with running(played, watchfulness=OFTEN) as run:
+    async with running(played, liveness=OFTEN) as run:
         await run.synced()
         await run.server.refuse()
         await eventually(lambda: run.looks.count("connect") > 2 * OFTEN.misses)

@@ -9,7 +9,7 @@ import pytest
 import trustme
 from aiohttp import web
 
-from milo_discoveryd.connectivity.schedule import Failed, Outcome, Reached
+from milo_discoveryd.connectivity.schedule import ProbeFailed, ProbeOutcome, ProbeReached
 from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster, Target
@@ -50,15 +50,15 @@ async def asker(
 @pytest.mark.parametrize(
     ("status", "holds"),
     [
-        (200, lambda outcome: outcome == Reached()),
-        (401, lambda outcome: isinstance(outcome, Reached) and outcome.note.startswith("Unauthorized")),
-        (403, lambda outcome: isinstance(outcome, Reached) and outcome.note.startswith("Forbidden")),
-        (429, lambda outcome: isinstance(outcome, Reached) and outcome.note.startswith("TooManyRequests")),
-        (404, lambda outcome: outcome == Failed("404", "it answers 404: nobody is ready there")),
-        (503, lambda outcome: outcome == Failed("5xx", "it answers 503")),
+        (200, lambda outcome: outcome == ProbeReached()),
+        (401, lambda outcome: isinstance(outcome, ProbeReached) and outcome.note.startswith("Unauthorized")),
+        (403, lambda outcome: isinstance(outcome, ProbeReached) and outcome.note.startswith("Forbidden")),
+        (429, lambda outcome: isinstance(outcome, ProbeReached) and outcome.note.startswith("TooManyRequests")),
+        (404, lambda outcome: outcome == ProbeFailed("404", "it answers 404: nobody is ready there")),
+        (503, lambda outcome: outcome == ProbeFailed("5xx", "it answers 503")),
     ],
 )
-async def test_what_an_answer_says(status: int, holds: Callable[[Outcome], bool]) -> None:
+async def test_what_an_answer_says(status: int, holds: Callable[[ProbeOutcome], bool]) -> None:
     async with ApiServer(answering(status=status)) as server, asker(server) as asking:
         outcome = await asking.ask(at(f"{server.url}/projects/alpha/control-plane"))
     assert holds(outcome), outcome
@@ -73,7 +73,7 @@ async def test_a_redirect_is_not_followed() -> None:
 
     async with ApiServer(away) as server, asker(server) as asking:
         outcome = await asking.ask(at(server.url))
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, ProbeFailed)
     assert outcome.cause == "302"
     assert len(server.requests) == 1
 
@@ -84,7 +84,7 @@ async def test_nobody_there_is_of_the_host() -> None:
         port = free.getsockname()[1]
     async with ApiServer(answering()) as server, asker(server) as asking:
         outcome = await asking.ask(at(f"https://127.0.0.1:{port}"))
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("connect", True)
 
 
@@ -94,7 +94,7 @@ async def test_a_server_that_does_not_answer_in_time_is_told_so() -> None:
 
     async with ApiServer(never) as server, asker(server, timeout_s=0.05) as asking:
         outcome = await asking.ask(at(server.url))
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, ProbeFailed)
     assert outcome.cause == "timeout"
 
 
@@ -102,14 +102,14 @@ async def test_another_certificate_authority_is_told_as_tls() -> None:
     other = trustme.CA()
     async with ApiServer(answering()) as server, asker(server, authorities=other.cert_pem.bytes()) as asking:
         outcome = await asking.ask(at(server.url))
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("tls", True)
 
 
 async def test_a_host_that_has_no_address_is_told_as_dns() -> None:
     async with ApiServer(answering()) as server, asker(server) as asking:
         outcome = await asking.ask(at("https://no-such-host.invalid"))
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("dns", True)
 
 
@@ -121,7 +121,7 @@ async def test_one_that_hangs_up_is_told_as_closed() -> None:
 
     async with ApiServer(hang_up) as server, asker(server) as asking:
         outcome = await asking.ask(at(server.url))
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("closed", True)
 
 
@@ -132,7 +132,7 @@ async def test_a_credential_that_can_not_be_had_is_nothing_against_the_host() ->
 
     async with ApiServer(answering()) as server, asker(server, credentials=Broken()) as asking:
         outcome = await asking.ask(at(server.url))
-    assert isinstance(outcome, Failed)
+    assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("credential", False)
     assert server.requests == []
 
@@ -142,7 +142,7 @@ async def test_it_asks_with_what_the_clusters_operators_have() -> None:
         held = Held({f"{server.url}/alpha": Credential(token=Secret("theirs"))})
         async with asker(server, held=held) as asking:
             for name in ("alpha", "beta"):
-                assert await asking.ask(at(f"{server.url}/{name}")) == Reached()
+                assert await asking.ask(at(f"{server.url}/{name}")) == ProbeReached()
     assert server.headers("Authorization") == ["Bearer theirs", "Bearer t0"]
 
 
@@ -165,6 +165,6 @@ async def test_each_client_certificate_has_connections_of_its_own_and_few_are_ke
         async with asker(server, held=held) as asking:
             oldest, *others = held
             for endpoint in [oldest, *others, *others, oldest]:
-                assert await asking.ask(at(endpoint)) == Reached()
+                assert await asking.ask(at(endpoint)) == ProbeReached()
     assert callers[1:9] == callers[9:17]
     assert len(set(callers)) == POOLS + 2, "the oldest had to connect again"

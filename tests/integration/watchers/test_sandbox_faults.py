@@ -12,14 +12,14 @@ from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project import ProjectMode
 from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.deletions import Suspicions
-from milo_discoveryd.reflect.liveness_policy import Watchfulness
-from milo_discoveryd.reflect.machine import Policy
+from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.reflect.reflector import ReflectorPolicy
 from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.registry.guard import Guard, Limits
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.watchers.driver import Watched
+from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.watchers.transport import open_transport
 from milo_discoveryd.wiring.source import Discovery
 from milo_sandbox import Sandbox
@@ -30,7 +30,7 @@ from tests.integration.watchers.test_driver import Ledger
 from tests.support.eventually import eventually
 
 QUICK = Backoff(first_s=0.01, cap_s=0.1)
-POLICY = Policy(backoff=QUICK, silence_s=1.2, watchfulness=Watchfulness(every_s=0.1, misses=4))
+POLICY = ReflectorPolicy(backoff=QUICK, silence_s=1.2, liveness=LivenessPolicy(every_s=0.1, misses=4))
 
 
 class Follower:
@@ -41,9 +41,9 @@ class Follower:
         self.ledger = Ledger()
         self.fleet = Fleet(
             ChangeLog(lambda event: b"", Retention()),
-            Suspicions(lambda: 0.0, backoff=QUICK),
+            PendingDeletions(lambda: 0.0, backoff=QUICK),
             self.ledger,
-            guard=Guard(Limits(verify_after_s=600.0)),
+            guard=RemovalGuard(RemovalLimits(verify_after_s=600.0)),
         )
 
     @property
@@ -56,7 +56,9 @@ class Follower:
             self.fleet, None, policy=POLICY, draw=lambda: 0.0, connect_timeout_s=5.0, request_timeout_s=5.0
         )
         async with aclosing(open_transport(load_kubeconfig(kubeconfig), environ={})) as transport:
-            await discovery.run(transport, Watched(mode.resource.path), Decoder(mode.object_type, mode.observe))
+            await discovery.run(
+                transport, WatchedCollection(mode.resource.path), Decoder(mode.object_type, mode.observe)
+            )
 
     async def is_streaming(self) -> None:
         await eventually(lambda: self.fleet.status.state is SourceState.STREAMING)
@@ -145,7 +147,7 @@ async def test_a_watch_that_outlives_its_servers_listener_is_followed_to_its_end
 ) -> None:
     ending = asyncio.create_task(sandbox.terminate(grace=1.0))
     # By then it was asked whether it is there more often than it takes to give it up, and refused every time.
-    await eventually(lambda: streaming.ledger.looks.count("connect") > POLICY.watchfulness.misses)
+    await eventually(lambda: streaming.ledger.looks.count("connect") > POLICY.liveness.misses)
     assert streaming.fleet.status.state is SourceState.STREAMING
     await streaming.tells_of("gamma")
     with streaming.untold():
@@ -185,7 +187,7 @@ async def test_live_objects_that_are_told_as_deleted_are_asked_about_and_stay(
         sandbox.drop_watches()
         await eventually(lambda: streaming.ledger.relistings == ["Expired"])
         await streaming.is_streaming()
-        await eventually(lambda: not len(streaming.fleet.suspicions))
+        await eventually(lambda: not len(streaming.fleet.pending_deletions))
     await streaming.tells_of("gamma")
 
 

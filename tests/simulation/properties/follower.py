@@ -4,24 +4,25 @@ from collections.abc import Callable, Iterable
 
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.deletions import Found, NotFound, Suspicions, Unanswered
-from milo_discoveryd.reflect.machine import (
+from milo_discoveryd.reflect.pending_deletions import Found, Inconclusive, NotFound, PendingDeletions
+from milo_discoveryd.reflect.reflector import (
     Failure,
     FetchPage,
-    Finding,
     ListEnded,
     ListStarted,
     Opening,
     OpenWatch,
-    Policy,
     ReadWatch,
     Reflector,
+    ReflectorPolicy,
+    SourceEvent,
     Wait,
     Watching,
 )
 from milo_discoveryd.reflect.wire import Decoder, Lines
+from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import Intake
-from milo_discoveryd.registry.registry import Done, Registry
+from milo_discoveryd.registry.registry import Registry
 from tests.simulation.properties.api_server import Server, Watch, observe
 from tests.unit.registry.fleets import at, readable_log
 
@@ -34,12 +35,12 @@ class Follower:
         self.server = server
         self.now = 0.0
         self.decoder = Decoder(KubeObject, observe)
-        policy = Policy(streaming_lists=streaming, page_size=page_size, backoff=Backoff(1.0, 4.0))
+        policy = ReflectorPolicy(streaming_lists=streaming, page_size=page_size, backoff=Backoff(1.0, 4.0))
         self.reflector = Reflector(policy, lambda: 0.0, self.now)
         self.registry = Registry(readable_log(), grace_s)
-        self.suspicions = Suspicions(lambda: 0.0, at_once=2, backoff=Backoff(1.0, 4.0))
-        self.intake = Intake(self.registry, self.suspicions)
-        self.done: list[Done] = []
+        self.pending_deletions = PendingDeletions(lambda: 0.0, at_once=2, backoff=Backoff(1.0, 4.0))
+        self.intake = Intake(self.registry, self.pending_deletions)
+        self.done: list[Event] = []
         """All that was told, once the first list was complete."""
         self.watch: Watch | None = None
         self._lines = Lines()
@@ -76,11 +77,11 @@ class Follower:
         self._found(self.reflector.silent(self.now))
 
     def asks(self, *, answered: bool = True) -> None:
-        for question in self.suspicions.questions(self.now):
+        for question in self.pending_deletions.questions(self.now):
             body = self.server.look(question.name)
             found = None if body is None else self.decoder.object(body)
             answer = NotFound() if found is None else Found(found)
-            told = answer if answered else Unanswered("503")
+            told = answer if answered else Inconclusive("503")
             self.done += self.intake.answer(question, told, at(self.now))
 
     def ticks(self) -> None:
@@ -95,7 +96,7 @@ class Follower:
             if enough():
                 return
             self.now += 5.0
-        raise AssertionError(f"not settled: {self.reflector.state}, {len(self.suspicions)} suspicions")
+        raise AssertionError(f"not settled: {self.reflector.state}, {len(self.pending_deletions)} pending_deletions")
 
     def _page(self, token: str, limit: int, answer: Failure | None) -> None:
         body = self.server.page(limit, token)
@@ -124,8 +125,8 @@ class Follower:
         else:
             self.waits()
 
-    def _found(self, findings: Iterable[Finding]) -> None:
-        def noted() -> Iterable[Finding]:
+    def _found(self, findings: Iterable[SourceEvent]) -> None:
+        def noted() -> Iterable[SourceEvent]:
             for finding in findings:
                 if isinstance(finding, ListStarted) and not self.intake.synced:
                     self.done.clear()  # nothing was published yet

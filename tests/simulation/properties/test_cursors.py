@@ -126,7 +126,7 @@ class Fleet(Pictured):
 
     @rule()
     def frames_are_let_go_of(self) -> None:
-        _ = [*self.log.let_go()]
+        _ = [*self.log.evict_frames()]
 
     @rule(wanted=FILTERS)
     def somebody_begins_to_read(self, wanted: Filter) -> None:

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from milo_discoveryd.reflect.machine import Failure, Watching
+from milo_discoveryd.reflect.reflector import Failure, Watching
 from milo_discoveryd.registry.events import EventType
 from tests.simulation.properties.api_server import Server, Thing, line
 from tests.simulation.properties.follower import EXPIRED, UNAVAILABLE, Follower
@@ -28,7 +28,7 @@ FAILURES = st.sampled_from(
         Failure("InternalError", "500", 500),
         Failure("Timeout", "504: too large resource version", 504),
         Failure("ConnectionLost", "cut"),
-        Failure("Junk", "not a list"),
+        Failure("MalformedResponse", "not a list"),
     ]
 )
 ODD_LINES = st.sampled_from(
@@ -196,7 +196,7 @@ class Life(RuleBasedStateMachine):
             self.watching
             and follower.watch is not None
             and follower.watch.position == self.server.version
-            and not len(follower.suspicions)
+            and not len(follower.pending_deletions)
             and follower.registry.due_at is None
             and here == there
         )

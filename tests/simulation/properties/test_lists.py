@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.deletions import Suspicions
-from milo_discoveryd.reflect.machine import Finding, Listed, ListEnded, ListStarted
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted, SourceEvent
 from milo_discoveryd.registry.intake import Intake
-from milo_discoveryd.registry.registry import Record, Registry
+from milo_discoveryd.registry.registry import ClusterRecord, Registry
 from tests.unit.registry.fleets import at, malformed, not_ready, ready, registry
 
 NAMES = [f"cluster-{index}" for index in range(8)]
@@ -32,18 +32,18 @@ def lists(draw: st.DrawFn) -> list[Observation]:
 class Source:
     def __init__(self) -> None:
         self.registry: Registry = registry()
-        self.suspicions = Suspicions(lambda: 0.0)
-        self.intake = Intake(self.registry, self.suspicions)
+        self.pending_deletions = PendingDeletions(lambda: 0.0)
+        self.intake = Intake(self.registry, self.pending_deletions)
 
-    def take(self, findings: Sequence[Finding]) -> int:
+    def take(self, findings: Sequence[SourceEvent]) -> int:
         """How many changes it made."""
         return sum(len(portion) for portion in self.intake.take(findings, at(0)))
 
-    def records(self) -> dict[str, Record | None]:
+    def records(self) -> dict[str, ClusterRecord | None]:
         return {name: self.registry[name] for name in NAMES}
 
 
-def findings(of: list[Observation]) -> list[Finding]:
+def findings(of: list[Observation]) -> list[SourceEvent]:
     return [ListStarted(), *map(Listed, of), ListEnded()]
 
 
@@ -53,10 +53,10 @@ def test_the_same_list_again_changes_nothing(before: list[Observation], listed: 
     source.take(findings(before))
     source.take(findings(listed))
     head = source.registry.log.head
-    asked = source.suspicions.questions(0.0)
+    asked = source.pending_deletions.questions(0.0)
     assert source.take(findings(listed)) == 0
     assert source.registry.log.head == head
-    assert source.suspicions.questions(0.0) == []
+    assert source.pending_deletions.questions(0.0) == []
     assert {question.name for question in asked} == {each.name for each in before} - {each.name for each in listed}
 
 
@@ -86,4 +86,4 @@ def test_a_list_that_is_given_up_changes_nothing(before: list[Observation], list
     assert source.records() == untouched.records()
     source.take(findings(before))
     assert source.registry.log.head == untouched.registry.log.head
-    assert source.suspicions.questions(0.0) == []
+    assert source.pending_deletions.questions(0.0) == []

@@ -12,7 +12,7 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.filter import EVERYTHING, Filter, Wanted
+from milo_discoveryd.registry.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.registry.log import Retention
 from milo_discoveryd.rights.patterns import names
 from milo_discoveryd.rights.scope import ALL, NONE, Scope, within
@@ -37,7 +37,7 @@ SCOPES = st.sampled_from(
 )
 
 
-def covered(picture: Picture, wanted: Wanted) -> Picture:
+def covered(picture: Picture, wanted: ClusterView) -> Picture:
     return {name: each for name, each in picture.items() if wanted.matches(each)}
 
 

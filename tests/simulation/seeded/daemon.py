@@ -17,15 +17,13 @@ from milo_discoveryd.kubeconfigs.rendering import Place
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.deletions import Suspicions
-from milo_discoveryd.reflect.machine import Policy
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.reflect.reflector import ReflectorPolicy
 from milo_discoveryd.reflect.wire import Decoder
-from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import REMOVALS_HELD, Fleet
-from milo_discoveryd.registry.guard import Guard
-from milo_discoveryd.registry.guard import Limits as RemovalLimits
-from milo_discoveryd.registry.log import LET_GO_EVERY_S, ChangeLog, Retention
-from milo_discoveryd.registry.registry import Done
+from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
+from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.rights.quota import Limits
 from milo_discoveryd.rights.rights import Recipient, Rights
 from milo_discoveryd.server.calls import convert
@@ -33,9 +31,9 @@ from milo_discoveryd.server.calls.access import Access
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import Seal
 from milo_discoveryd.server.calls.service import About, Service
-from milo_discoveryd.state_file.image import Image, ImageError, Kept, Origin, decode, encode
-from milo_discoveryd.state_file.keeper import EVERY_S
-from milo_discoveryd.watchers.driver import Watched
+from milo_discoveryd.state_file.encoding import StateFileError, StateOrigin, StoredCluster, StoredFleet, decode, encode
+from milo_discoveryd.state_file.state_file import EVERY_S
+from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.wiring.source import Discovery
 from tests.end_to_end.process.handing_out import CAP_S, HandedOut, token_in
 from tests.simulation.properties.api_server import observe
@@ -43,7 +41,7 @@ from tests.simulation.seeded.api import PATH, Api
 from tests.simulation.seeded.loop import WALL_AT_ZERO
 from tests.simulation.seeded.tokens import TokenApi
 
-ORIGIN = Origin("https://api.test", "project")
+ORIGIN = StateOrigin("https://api.test", "project")
 PLENTY = Limits(streams=1000, streams_each=1000, per_minute_each=1000)
 CALLER = Caller(listener="here")
 HEARTBEAT_S = 30.0
@@ -91,18 +89,18 @@ class Disk:
         self.is_killed = False
         self._note = note
 
-    def recall(self) -> Image | None:
+    def recall(self) -> StoredFleet | None:
         if self.data is None:
             return None
         try:
             image = decode(self.data, ORIGIN)
-        except ImageError as error:
+        except StateFileError as error:
             self._note("the state file is refused:", error)
             return None
         self._note("restored:", *sorted(kept.target.name for kept in image.clusters))
         return image
 
-    async def keep(self, fleet: Callable[[], Iterable[Kept]], changed: Callable[[], Awaitable[None]]) -> None:
+    async def keep(self, fleet: Callable[[], Iterable[StoredCluster]], changed: Callable[[], Awaitable[None]]) -> None:
         self.is_killed = False
         await changed()
         try:
@@ -114,8 +112,8 @@ class Disk:
             if not self.is_killed:
                 self._write(fleet)
 
-    def _write(self, fleet: Callable[[], Iterable[Kept]]) -> None:
-        self.data = encode(Image(ORIGIN, _wall(), tuple(fleet())))
+    def _write(self, fleet: Callable[[], Iterable[StoredCluster]]) -> None:
+        self.data = encode(StoredFleet(ORIGIN, _wall(), tuple(fleet())))
 
 
 class Ledger:
@@ -129,7 +127,7 @@ class Ledger:
         self._note = note
         self._epoch = epoch
 
-    def changed(self, done: Done, *, is_live: bool) -> None:
+    def changed(self, done: Event, *, is_live: bool) -> None:
         target = done.cluster.target
         if done.type is EventType.DISENGAGED:
             del self.engaged[target.name]
@@ -144,7 +142,7 @@ class Ledger:
     def relisting(self, reason: str) -> None:
         self._note("daemon: lists again,", reason)
 
-    def oddity(self, problem: str) -> None:
+    def event_ignored(self, problem: str) -> None:
         self._note("daemon: passes over", problem)
 
     def malformed(self, seen: Malformed) -> None:
@@ -153,7 +151,7 @@ class Ledger:
     def source(self, status: SourceStatus) -> None:
         self._note("daemon: source", status.state.value, status.reason)
 
-    def looked_after(self, result: str) -> None:
+    def liveness_checked(self, result: str) -> None:
         pass
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
@@ -201,10 +199,10 @@ class Daemon:
         retention = Retention(traits.tombstones, 60.0 if traits.forgets else 3600.0)
         self.fleet = Fleet(
             ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.left_places),
-            Suspicions(random.random),
+            PendingDeletions(random.random),
             self.ledger,
             not_ready_grace_s=traits.grace_s,
-            guard=Guard(RemovalLimits()),
+            guard=RemovalGuard(RemovalLimits()),
         )
         self._calls: set[asyncio.Task[None]] = set()
         about = About(
@@ -227,14 +225,14 @@ class Daemon:
             seal=Seal(b"the same for all"),
             draw=random.random,
         )
-        policy = Policy(streaming_lists=traits.streaming, page_size=traits.page_size)
+        policy = ReflectorPolicy(streaming_lists=traits.streaming, page_size=traits.page_size)
         discovery = Discovery(
             self.fleet, disk, policy=policy, draw=random.random, connect_timeout_s=10.0, request_timeout_s=30.0
         )
-        watched = Watched(PATH, "in=yes")
+        watched = WatchedCollection(PATH, "in=yes")
         self._discovering = asyncio.create_task(discovery.run(api, watched, Decoder(KubeObject, observe)), name=epoch)
         self._keeping = asyncio.create_task(issuer.run(), name=f"credentials of {epoch}")
-        self._letting_go = asyncio.create_task(self._let_go(), name=f"frames of {epoch}")
+        self._letting_go = asyncio.create_task(self._evict_frames(), name=f"frames of {epoch}")
 
     def _issuer(self, tokens: TokenApi, random: Random) -> Issuer:
         source = TokenRequest(
@@ -252,10 +250,10 @@ class Daemon:
             wall=_wall,
         )
 
-    async def _let_go(self) -> None:
+    async def _evict_frames(self) -> None:
         while True:
-            await asyncio.sleep(LET_GO_EVERY_S)
-            for _ in self.fleet.log.let_go():
+            await asyncio.sleep(FRAME_EVICTION_INTERVAL_S)
+            for _ in self.fleet.log.evict_frames():
                 await asyncio.sleep(0)
 
     @property
@@ -264,7 +262,7 @@ class Daemon:
 
     @property
     def holds_for_good(self) -> bool:
-        return self.holds_removals and self.fleet.list_again_at is None
+        return self.holds_removals and self.fleet.relist_at is None
 
     def call(
         self, request: pb.WatchClustersRequest, who: str, send: Callable[[bytes], Awaitable[None]]
@@ -336,7 +334,7 @@ class Daemon:
     def is_quiet(self) -> bool:
         """It follows the source, and has nothing left to find out or to wait for."""
         fleet = self.fleet
-        return fleet.status.state is SourceState.STREAMING and not len(fleet.suspicions) and fleet.due_at is None
+        return fleet.status.state is SourceState.STREAMING and not len(fleet.pending_deletions) and fleet.due_at is None
 
     @property
     def has_settled(self) -> bool:

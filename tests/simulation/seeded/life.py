@@ -363,7 +363,7 @@ class Life:
     @property
     def _knows_for_itself(self) -> bool:
         """Before that, nobody can tell a list with holes from a whole one, nor what it was that can't be read."""
-        return self._daemon is not None and self._daemon.fleet.synced and not self._daemon.fleet.is_remembered
+        return self._daemon is not None and self._daemon.fleet.synced and not self._daemon.fleet.is_restored
 
     def _start(self) -> None:
         self._runs += 1

@@ -8,11 +8,11 @@ import pytest
 from milo_discoveryd.kubeconfigs.lease import Held
 from milo_discoveryd.kubeconfigs.minter import Key, Minter
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.reflect.deletions import NotFound
+from milo_discoveryd.reflect.pending_deletions import NotFound
 from milo_discoveryd.registry.cursor import Cursor
-from milo_discoveryd.registry.guard import Ask, Guard
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.registry.removal_guard import ConfirmEach, RemovalGuard
 from milo_discoveryd.watchers.driver import Driver
 from tests.simulation.seeded.life import live
 
@@ -23,8 +23,8 @@ async def _not_there(*_: object) -> NotFound:
     return NotFound()
 
 
-def _nothing_held(*_: object, **__: object) -> Ask:
-    return Ask()
+def _nothing_held(*_: object, **__: object) -> ConfirmEach:
+    return ConfirmEach()
 
 
 def _no(*_: object) -> bool:
@@ -45,7 +45,7 @@ def _of_the_name(minter: Minter, cluster: Cluster, ttl_s: float) -> Key:
 
 BUGS: list[tuple[str, type, str, Any]] = [
     ("any-answer-is-not-found", Driver, "_verdict", _not_there),
-    ("no-list-is-held", Guard, "judge", _nothing_held),
+    ("no-list-is-held", RemovalGuard, "judge", _nothing_held),
     ("older-replaces-newer", Registry, "_is_outdated", _no),
     ("every-revision-can-be-read-from", ChangeLog, "reads_from", _yes),
     ("a-reader-that-resumes-gets-a-snapshot", Cursor, "resumed", property(_no)),

@@ -10,14 +10,20 @@ from random import Random
 import pytest
 
 from milo_discoveryd.connectivity.prober import Prober
-from milo_discoveryd.connectivity.schedule import Failed, Outcome, Policy, Reached, Schedule, Verdict
+from milo_discoveryd.connectivity.schedule import (
+    ConnectivityChange,
+    ProbeFailed,
+    ProbeOutcome,
+    ProbePolicy,
+    ProbeReached,
+    ProbeSchedule,
+)
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.reflect.deletions import Suspicions
-from milo_discoveryd.reflect.machine import Listed, ListEnded, ListStarted
-from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted
+from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.registry import Done
 from milo_discoveryd.server.calls.frames import encoder
 from tests.simulation.seeded.daemon import Ledger
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
@@ -36,7 +42,7 @@ class Told(Ledger):
         super().__init__(lambda *_: None)
         self.changes: list[tuple[float, str, str]] = []
 
-    def changed(self, done: Done, *, is_live: bool) -> None:
+    def changed(self, done: Event, *, is_live: bool) -> None:
         super().changed(done, is_live=is_live)
         reason = "" if done.reason is None else done.reason.value
         if done.type is not EventType.UPDATED:
@@ -47,13 +53,13 @@ class Told(Ledger):
 class World:
     """All are engaged, and those in `holes` swallow whatever is asked of them."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: ProbePolicy) -> None:
         self.holes: set[str] = set()
         self.reached: dict[str, float] = {}
         self.told = Told()
         self._clock = asyncio.get_running_loop().time
-        self.fleet = Fleet(ChangeLog(encoder("0" * 16), Retention()), Suspicions(lambda: 0.0), self.told)
-        schedule = Schedule(policy, lambda: 0.5)
+        self.fleet = Fleet(ChangeLog(encoder("0" * 16), Retention()), PendingDeletions(lambda: 0.0), self.told)
+        schedule = ProbeSchedule(policy, lambda: 0.5)
         prober = Prober(schedule, self._ask, self._tell, self.told, self.fleet.registry.is_probed)
         self.fleet.on(EventType.ENGAGED, prober.engaged)
         self.fleet.on(EventType.UPDATED, prober.updated)
@@ -66,19 +72,19 @@ class World:
     def disengaged(self) -> set[str]:
         return {name for _, name, what in self.told.changes if what == "DISENGAGED UNREACHABLE"}
 
-    async def _ask(self, cluster: Cluster) -> Outcome:
+    async def _ask(self, cluster: Cluster) -> ProbeOutcome:
         await asyncio.sleep(0.01)
         if cluster.target.name in self.holes:
             await asyncio.sleep(5.0)
-            return Failed("timeout", "no answer", is_of_host=True)
-        return Reached()
+            return ProbeFailed("timeout", "no answer", is_of_host=True)
+        return ProbeReached()
 
-    def _tell(self, verdict: Verdict) -> None:
+    def _tell(self, verdict: ConnectivityChange) -> None:
         self.reached.setdefault(verdict.name, self._clock())
         self.fleet.probed(verdict)
 
 
-def play(scene: Callable[[World], Awaitable[None]], policy: Policy) -> None:
+def play(scene: Callable[[World], Awaitable[None]], policy: ProbePolicy) -> None:
     loop = VirtualLoop(Random(1))
 
     async def main() -> None:
@@ -96,9 +102,9 @@ def test_f58_black_holes_delay_nobody_else() -> None:
         assert (world.fleet.registry.engaged, len(world.reached)) == (500, 0), "engaged before anything was probed"
         await asyncio.sleep(30.0)
         assert world.reached.keys() == set(CLUSTERS) - world.holes
-        assert max(world.reached.values()) <= 500 / Policy().rate_per_s + 10.0
+        assert max(world.reached.values()) <= 500 / ProbePolicy().rate_per_s + 10.0
 
-    play(scene, Policy())
+    play(scene, ProbePolicy())
 
 
 def test_f58_where_it_is_wanted_a_minority_is_disengaged_after_the_time_and_engaged_again_when_it_answers() -> None:
@@ -115,7 +121,7 @@ def test_f58_where_it_is_wanted_a_minority_is_disengaged_after_the_time_and_enga
         await asyncio.sleep(NOTICED_S)
         assert {(name, what) for _, name, what in world.told.changes} == {(name, "ENGAGED") for name in back}
 
-    play(scene, Policy(give_up_after_s=GIVE_UP_AFTER_S))
+    play(scene, ProbePolicy(give_up_after_s=GIVE_UP_AFTER_S))
 
 
 @pytest.mark.parametrize("every", [1, 2, 4], ids=["all", "half", "a-quarter"])
@@ -129,4 +135,4 @@ def test_f58_while_many_are_away_nobody_is_disengaged_however_long_it_takes(ever
         await asyncio.sleep(GIVE_UP_AFTER_S + NOTICED_S)
         assert world.disengaged == world.holes, "the few that stay away when the others are back"
 
-    play(scene, Policy(give_up_after_s=GIVE_UP_AFTER_S))
+    play(scene, ProbePolicy(give_up_after_s=GIVE_UP_AFTER_S))

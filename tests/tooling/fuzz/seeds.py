@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.server.calls.revision import Position, Seal
-from milo_discoveryd.state_file.image import Image, Kept, Origin
+from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet
 
 CORPUS = Path(__file__).parent / "corpus"
 
@@ -38,8 +38,10 @@ _KUBECONFIG = {
     "contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}],
     "current-context": "a",
 }
-_FLEET = Image(
-    Origin("https://milo.test", "project"), 1.0, (Kept("u1", Target(name="a", uid="u1", place=("https://a",)), 1.0),)
+_FLEET = StoredFleet(
+    StateOrigin("https://milo.test", "project"),
+    1.0,
+    (StoredCluster("u1", Target(name="a", uid="u1", place=("https://a",)), 1.0),),
 )
 
 

@@ -32,19 +32,19 @@ from milo_discoveryd.reflect import retry_after
 from milo_discoveryd.reflect.wire import (
     Bookmark,
     Decoder,
-    Ignored,
-    Junk,
+    ErrorStatus,
     Lines,
     LineTooLongError,
-    PageError,
-    Refused,
-    Removed,
-    Seen,
+    ListPageError,
+    ObjectRemoved,
+    ObjectSeen,
+    Undecodable,
+    UnknownEvent,
     refusal,
 )
 from milo_discoveryd.server.calls import requests, revision
 from milo_discoveryd.server.calls.grpc_errors import CallError
-from milo_discoveryd.state_file import image
+from milo_discoveryd.state_file import encoding
 from tests.unit.credentials.backend import Answer, ScriptedApi
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ NOW = 1_800_000_000.0
 _SETTING = Setting(project_endpoint="https://milo.test", annotation_prefixes=("example.com/",))
 _MODES: tuple[WatchedMode, ...] = (ProjectMode(_SETTING), ProjectControlPlaneMode(_SETTING))
 _DECODERS = tuple((mode, Decoder(mode.object_type, mode.observe)) for mode in _MODES)
-_ORIGIN = image.Origin("https://milo.test", "project")
+_ORIGIN = encoding.StateOrigin("https://milo.test", "project")
 _LONGEST_LINE = 400
 
 
@@ -95,11 +95,11 @@ def lines(data: bytes) -> None:
 def watch_events(data: bytes) -> None:
     for _, decoder in _DECODERS:
         match decoder.line(data):
-            case Seen(observation):
+            case ObjectSeen(observation):
                 _sound(observation)
-            case Removed(name):
+            case ObjectRemoved(name):
                 assert name
-            case Bookmark() | Refused() | Junk() | Ignored():
+            case Bookmark() | ErrorStatus() | Undecodable() | UnknownEvent():
                 pass
 
 
@@ -117,7 +117,7 @@ def pages(data: bytes) -> None:
     for _, decoder in _DECODERS:
         try:
             _, found = decoder.page(data)
-        except PageError:
+        except ListPageError:
             continue
         for observation in found:
             _sound(observation)
@@ -285,13 +285,13 @@ def yaml_documents(data: bytes) -> None:
 @target
 def state_files(data: bytes) -> None:
     """As it is, and with a head that makes its body count."""
-    head = f"milo-discoveryd state {image.FORMAT} {hashlib.sha256(data).hexdigest()}\n".encode()
+    head = f"milo-discoveryd state {encoding.FORMAT} {hashlib.sha256(data).hexdigest()}\n".encode()
     for content in (data, head + data):
         try:
-            found = image.decode(content, _ORIGIN)
-        except image.ImageError:
+            found = encoding.decode(content, _ORIGIN)
+        except encoding.StateFileError:
             continue
-        assert image.decode(image.encode(found), _ORIGIN) == found
+        assert encoding.decode(encoding.encode(found), _ORIGIN) == found
 
 
 def _sound(observation: Observation) -> None:

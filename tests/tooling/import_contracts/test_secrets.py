@@ -18,8 +18,8 @@ from milo_discoveryd.credentials.minted import Minted
 from milo_discoveryd.kubeconfigs.handed import Kubeconfig
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.registry import Done, Record
-from milo_discoveryd.state_file.image import Image
+from milo_discoveryd.registry.registry import ClusterRecord
+from milo_discoveryd.state_file.encoding import StoredFleet
 from milo_discoveryd.telemetry.status import Status
 from tools.metrics_reference import families
 
@@ -114,7 +114,7 @@ def test_the_walk_finds_a_secret_where_there_is_one() -> None:
     assert parts(Kubeconfig) & SECRETS == SECRETS
 
 
-@pytest.mark.parametrize("kind", [Cluster, Event, Record, Done, Image, Status], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [Cluster, Event, ClusterRecord, StoredFleet, Status], ids=lambda kind: kind.__name__)
 def test_what_is_known_of_the_fleet_what_is_kept_on_disk_and_what_is_shown_is_made_of_no_secret(kind: type) -> None:
     made_of = parts(kind)
     assert made_of & SECRETS == set()

@@ -9,9 +9,9 @@ REFLECT = ("tests/unit/reflect",)
 SCOPES = ("tests/unit/rights/test_scope.py",)
 SEALS = ("tests/unit/server/calls/test_revision.py", "tests/unit/server/calls/test_listings.py")
 ROTATION = ("tests/unit/server/calls/test_kubeconfig_rotation.py",)
-GUARD = ("tests/unit/registry/test_guard.py",)
-GUARDED = ("tests/unit/registry/test_intake_guarded.py",)
-IMAGE = ("tests/unit/state_file/test_image.py",)
+GUARD = ("tests/unit/registry/test_removal_guard.py",)
+GUARDED = ("tests/unit/registry/test_intake_removal_guard.py",)
+IMAGE = ("tests/unit/state_file/test_encoding.py",)
 PROBES = ("tests/unit/connectivity/test_schedule.py",)
 LEASES = ("tests/unit/kubeconfigs/test_lease.py",)
 CREDENTIALS = ("tests/simulation/seeded/test_credentials.py",)
@@ -22,7 +22,7 @@ NAMES = ("tests/unit/identity/test_names.py",)
 PLUGINS = ("tests/unit/credentials/test_kubeconfig.py",)
 
 
-GONE = "from milo_discoveryd.reflect.deletions import Gone"
+GONE = "from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion"
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,15 @@ MUTANTS = (
     Mutant(
         "a part that is read in one go is said to reach further than it does",
         "registry/log.py",
-        "                break\n        return Slice(Frames(frames), reached)",
-        "                break\n        return Slice(Frames(frames), min(reached + 1, self.head))",
+        "                break\n        return LogSlice(Frames(frames), reached)",
+        "                break\n        return LogSlice(Frames(frames), min(reached + 1, self.head))",
         REGISTRY,
     ),
     Mutant(
         "a part of what some are shown is said to reach further than it does",
         "registry/log.py",
-        "share it, and the join of it\n        return Slice(Frames(frames), reached)",
-        "share it, and the join of it\n        return Slice(Frames(frames), min(reached + 1, self.head))",
+        "share it, and the join of it\n        return LogSlice(Frames(frames), reached)",
+        "share it, and the join of it\n        return LogSlice(Frames(frames), min(reached + 1, self.head))",
         CURSORS,
     ),
     Mutant(
@@ -123,11 +123,11 @@ MUTANTS = (
         "registry/intake.py",
         "if self._registry.is_present(name, uid)] for each",
         "if True] for each",
-        ("tests/unit/registry/test_intake_guarded.py",),
+        ("tests/unit/registry/test_intake_removal_guard.py",),
     ),
     Mutant(
         "the place where what has ended began is swept up",
-        "registry/entry.py",
+        "registry/log_entry.py",
         "revision in (past.since, past.until) for past",
         "revision == past.until for past",
         REGISTRY,
@@ -249,14 +249,14 @@ MUTANTS = (
         "registry/registry.py",
         "if name not in self._held:",
         "if True:",
-        ("tests/unit/registry/test_registry_grace.py",),
+        ("tests/unit/registry/test_registry_not_ready_grace.py",),
     ),
     Mutant(
         "a grace is not ended by being ready again",
         "registry/registry.py",
-        "if standing is not Standing.NOT_READY:",
+        "if state is not ObjectState.NOT_READY:",
         "if False:",
-        ("tests/unit/registry/test_registry_grace.py",),
+        ("tests/unit/registry/test_registry_not_ready_grace.py",),
     ),
     Mutant(
         "a part of a list is applied",
@@ -275,16 +275,16 @@ MUTANTS = (
     Mutant(
         "an empty list ends everything without asking",
         "registry/intake.py",
-        "                    self._suspicions.suspect(name, uid, now)\n            case Held():",
-        "                    self._registry.commit([Gone(name, uid)], Moment(now, now))\n            case Held():",
+        "                    self._pending_deletions.suspect(name, uid, now)\n            case HeldRemovals():",
+        "                    self._registry.commit([ConfirmedDeletion(name, uid)], Moment(now, now))\n            case HeldRemovals():",
         INTAKE,
         GONE,
     ),
     Mutant(
         "a report of a deletion is believed without asking",
         "registry/intake.py",
-        "            self._suspicions.suspect(name, record.uid, now.steady)",
-        "            self._registry.commit([Gone(name, record.uid)], now)",
+        "            self._pending_deletions.suspect(name, record.uid, now.steady)",
+        "            self._registry.commit([ConfirmedDeletion(name, record.uid)], now)",
         INTAKE,
         GONE,
     ),
@@ -297,63 +297,63 @@ MUTANTS = (
     ),
     Mutant(
         "no answer is taken for an answer",
-        "reflect/deletions.py",
-        "        if isinstance(answer, Unanswered):\n",
-        "        if isinstance(answer, Unanswered):\n            return Gone(question.name, suspicion.uid)\n",
-        ("tests/unit/reflect/test_deletions.py",),
+        "reflect/pending_deletions.py",
+        "        if isinstance(answer, Inconclusive):\n",
+        "        if isinstance(answer, Inconclusive):\n            return ConfirmedDeletion(question.name, suspicion.uid)\n",
+        ("tests/unit/reflect/test_pending_deletions.py",),
     ),
     Mutant(
         "a late answer settles a later question",
-        "reflect/deletions.py",
+        "reflect/pending_deletions.py",
         "if suspicion is None or suspicion.ticket != question.ticket:",
         "if suspicion is None:",
-        ("tests/unit/reflect/test_deletions.py",),
+        ("tests/unit/reflect/test_pending_deletions.py",),
     ),
     Mutant(
         "as many are asked about as there are",
-        "reflect/deletions.py",
+        "reflect/pending_deletions.py",
         "self._due[0][0] <= now and len(self._asked) < self._at_once:",
         "self._due[0][0] <= now:",
-        ("tests/unit/reflect/test_deletions.py",),
+        ("tests/unit/reflect/test_pending_deletions.py",),
     ),
     Mutant(
         "waits never begin anew",
-        "reflect/machine.py",
+        "reflect/reflector.py",
         "            self._failures = 0\n        if age_s",
         "            pass\n        if age_s",
         REFLECT,
     ),
     Mutant(
         "a cut list counts as complete",
-        "reflect/machine.py",
+        "reflect/reflector.py",
         'return self.failed(Failure("ListCut", "the server ended the list before its end mark"), now)',
         'return [self._list_ended("1", now)]',
         REFLECT,
     ),
     Mutant(
         "a bookmark does not move the version",
-        "reflect/machine.py",
+        "reflect/reflector.py",
         "                self._bookmarks_seen = True\n                self._at(version)",
         "                self._bookmarks_seen = True",
         REFLECT,
     ),
     Mutant(
         "a version that is too old is asked for again",
-        "reflect/machine.py",
+        "reflect/reflector.py",
         "_VERSION_REFUSED = frozenset({410, 504})",
         "_VERSION_REFUSED = frozenset({504})",
         REFLECT,
     ),
     Mutant(
         "what follows an event that ended the watch is read on",
-        "reflect/machine.py",
+        "reflect/reflector.py",
         "                    break  # an earlier event ended the watch",
         "                    self.state = Watching('1', now, now, 1)",
         REFLECT,
     ),
     Mutant(
         "silence from a version of the future is borne for ever",
-        "reflect/machine.py",
+        "reflect/reflector.py",
         "if self.state.proven or not expected_bookmarks:",
         "if True:",
         REFLECT,
@@ -398,7 +398,7 @@ MUTANTS = (
         "registry/log.py",
         "if past is not None and wanted.shows(past.cluster):",
         "if past is not None:",
-        ("tests/unit/registry/test_log_hidden.py",),
+        ("tests/unit/registry/test_log_scoped_views.py",),
     ),
     Mutant(
         "the last rule that is met counts",
@@ -493,21 +493,21 @@ MUTANTS = (
     ),
     Mutant(
         "more than half is not too many",
-        "registry/guard.py",
+        "registry/removal_guard.py",
         "return 2 * missing > engaged or missing",
         "return missing",
         GUARD,
     ),
     Mutant(
         "a second list is believed however soon it comes",
-        "registry/guard.py",
+        "registry/removal_guard.py",
         "if held is not None and now >= verify_at:",
         "if held is not None:",
         GUARD,
     ),
     Mutant(
         "versions that went back are forgotten by the next list",
-        "registry/guard.py",
+        "registry/removal_guard.py",
         "if versions_went_back or (held is not None and held.verify_at is None):",
         "if versions_went_back:",
         GUARD,
@@ -515,7 +515,7 @@ MUTANTS = (
     Mutant(
         "another server is listened to",
         "registry/intake.py",
-        "self._is_foreign = isinstance(ruling, Held) and ruling.is_foreign",
+        "self._is_foreign = isinstance(ruling, HeldRemovals) and ruling.is_foreign",
         "self._is_foreign = False",
         GUARDED,
     ),
@@ -529,41 +529,41 @@ MUTANTS = (
     Mutant(
         "what is remembered counts as known once any list came",
         "registry/intake.py",
-        "True, self.is_remembered and self.held is not None",
+        "True, self.is_restored and self.held is not None",
         "True, False",
         GUARDED,
     ),
     Mutant(
         "what can't be read is taken for an answer",
-        "reflect/deletions.py",
+        "reflect/pending_deletions.py",
         "if isinstance(answer, Found) and _is_unreadable(answer.observation, suspicion.uid):",
         "if False:",
-        ("tests/unit/reflect/test_deletions.py",),
+        ("tests/unit/reflect/test_pending_deletions.py",),
     ),
     Mutant(
         "what is held is asked about all the same",
-        "reflect/deletions.py",
+        "reflect/pending_deletions.py",
         "suspicion.is_held, suspicion.problem = True, why",
         "heapq.heappush(self._due, (now, suspicion.ticket, name))",
-        ("tests/unit/reflect/test_deletions.py",),
+        ("tests/unit/reflect/test_pending_deletions.py",),
     ),
     Mutant(
         "an event may drip for ever",
-        "reflect/machine.py",
+        "reflect/reflector.py",
         "elif events or self._line_due_at == math.inf:",
         "else:",
         REFLECT,
     ),
     Mutant(
         "a torn state file is accepted",
-        "state_file/image.py",
+        "state_file/encoding.py",
         "if words[1] != _checksum(body):",
         "if False:",
         IMAGE,
     ),
     Mutant(
         "another source's clusters are remembered as ours",
-        "state_file/image.py",
+        "state_file/encoding.py",
         "if image.origin != origin:",
         "if False:",
         IMAGE,
@@ -578,7 +578,7 @@ MUTANTS = (
     Mutant(
         "a host that is down is probed for each of its clusters",
         "connectivity/schedule.py",
-        "if host.due and not host.has_scout:",
+        "if host.due and not host.is_probed_for_all:",
         "if host.due:",
         PROBES,
     ),

@@ -7,12 +7,19 @@ from contextlib import suppress
 import pytest
 
 from milo_discoveryd.connectivity.prober import Prober
-from milo_discoveryd.connectivity.schedule import Failed, Outcome, Policy, Reached, Schedule, Verdict
+from milo_discoveryd.connectivity.schedule import (
+    ConnectivityChange,
+    ProbeFailed,
+    ProbeOutcome,
+    ProbePolicy,
+    ProbeReached,
+    ProbeSchedule,
+)
 from milo_discoveryd.model.cluster import Cluster, ConnectivityState
 from tests.support.eventually import eventually
 from tests.unit.registry.fleets import cluster
 
-QUICK = Policy(interval_s=0.001, rate_per_s=1000.0, host_rate_per_s=1000.0, at_once=2, unreachable_after_s=0.0)
+QUICK = ProbePolicy(interval_s=0.001, rate_per_s=1000.0, host_rate_per_s=1000.0, at_once=2, unreachable_after_s=0.0)
 
 
 class World:
@@ -20,12 +27,12 @@ class World:
         self.asked: list[str] = []
         self.results: list[str] = []
         self.states: dict[str, ConnectivityState] = {}
-        self.answer: Outcome | None = Reached()
+        self.answer: ProbeOutcome | None = ProbeReached()
         """None: it never comes."""
         self.waiting = 0
         self.gone: set[str] = set()
         self.prober = Prober(
-            Schedule(QUICK, lambda: 0.5),
+            ProbeSchedule(QUICK, lambda: 0.5),
             self.ask,
             self.tell,
             self,
@@ -36,7 +43,7 @@ class World:
         self.gone.add(name)
         self.prober.disengaged(cluster(name))
 
-    async def ask(self, of: Cluster) -> Outcome:
+    async def ask(self, of: Cluster) -> ProbeOutcome:
         self.asked.append(of.target.endpoint)
         if self.answer is not None:
             return self.answer
@@ -46,7 +53,7 @@ class World:
         finally:
             self.waiting -= 1
 
-    def tell(self, verdict: Verdict) -> None:
+    def tell(self, verdict: ConnectivityChange) -> None:
         self.states[verdict.name] = verdict.connectivity.state
 
     def probed(self, result: str) -> None:
@@ -78,7 +85,7 @@ async def test_an_engaged_cluster_is_asked_and_what_it_says_is_told_and_counted(
 
 
 async def test_a_failure_is_counted_by_its_cause(world: World) -> None:
-    world.answer = Failed("dns", "no such host", is_of_host=True)
+    world.answer = ProbeFailed("dns", "no such host", is_of_host=True)
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: world.states == {"alpha": ConnectivityState.UNREACHABLE})
     assert set(world.results) == {"dns"}
@@ -88,7 +95,7 @@ async def test_one_that_never_answers_does_not_hold_up_the_next(world: World) ->
     world.answer = None
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: world.waiting == 1)
-    world.answer = Reached()
+    world.answer = ProbeReached()
     world.prober.engaged(cluster("beta"))
     await eventually(lambda: world.states == {"beta": ConnectivityState.REACHABLE})
 
@@ -99,7 +106,7 @@ async def test_a_cluster_that_goes_while_it_is_asked_is_not_spoken_of(world: Wor
     await eventually(lambda: world.waiting == 1)
     world.end("alpha")
     world.prober.engaged(cluster("beta"))
-    world.answer = Reached()
+    world.answer = ProbeReached()
     await eventually(lambda: world.waiting == 2 or "beta" in world.states)
     assert "alpha" not in world.states
 
@@ -135,7 +142,7 @@ async def test_a_cluster_that_goes_just_before_it_is_asked_ends_nothing(world: W
 
 
 async def test_one_that_is_given_up_is_asked_until_nobody_wants_to_know(world: World) -> None:
-    world.answer = Failed("dns", "no such host")
+    world.answer = ProbeFailed("dns", "no such host")
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: len(world.asked) > 1)
     world.prober.disengaged(cluster("alpha"))

@@ -6,12 +6,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.connectivity.schedule import Failed, Outcome, Policy, Probe, Reached, Schedule
+from milo_discoveryd.connectivity.schedule import (
+    Probe,
+    ProbeFailed,
+    ProbeOutcome,
+    ProbePolicy,
+    ProbeReached,
+    ProbeSchedule,
+)
 from milo_discoveryd.model.cluster import ConnectivityState
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.reflect.backoff import Backoff
 
-POLICY = Policy(
+POLICY = ProbePolicy(
     interval_s=60.0,
     rate_per_s=50.0,
     host_rate_per_s=10.0,
@@ -20,16 +27,16 @@ POLICY = Policy(
     host_down_after=3,
     host_backoff=Backoff(first_s=1.0, cap_s=8.0),
 )
-GONE = Failed("connect", "refused", is_of_host=True)
-SICK = Failed("5xx", "500")
+GONE = ProbeFailed("connect", "refused", is_of_host=True)
+SICK = ProbeFailed("5xx", "500")
 REACHABLE, UNREACHABLE = ConnectivityState.REACHABLE, ConnectivityState.UNREACHABLE
 
 
 class World:
     """A schedule, its clock, and whoever answers."""
 
-    def __init__(self, policy: Policy = POLICY) -> None:
-        self.schedule = Schedule(policy, lambda: 0.5)
+    def __init__(self, policy: ProbePolicy = POLICY) -> None:
+        self.schedule = ProbeSchedule(policy, lambda: 0.5)
         self.now = 100.0
         self.state: dict[str, ConnectivityState] = {}
         self.probed: list[tuple[float, str]] = []
@@ -43,21 +50,21 @@ class World:
         self.probed += [(self.now, probe.name) for probe in found]
         return found
 
-    def tell(self, probe: Probe, outcome: Outcome) -> list[str]:
+    def tell(self, probe: Probe, outcome: ProbeOutcome) -> list[str]:
         verdicts = self.schedule.told(probe, outcome, Moment(1000.0 + self.now, self.now))
         for verdict in verdicts:
             self.state[verdict.name] = verdict.connectivity.state
         return [f"{verdict.name} {verdict.connectivity.state.value}" for verdict in verdicts]
 
-    def run(self, seconds: float, outcome: Outcome) -> list[str]:
+    def run(self, seconds: float, outcome: ProbeOutcome) -> list[str]:
         """So long, with this answer to every probe."""
         return self._run(seconds, lambda _: outcome)
 
-    def run_each(self, seconds: float, **outcomes: Outcome) -> list[str]:
+    def run_each(self, seconds: float, **outcomes: ProbeOutcome) -> list[str]:
         """So long, with an answer of its own for each cluster."""
         return self._run(seconds, outcomes.__getitem__)
 
-    def _run(self, seconds: float, answer: Callable[[str], Outcome]) -> list[str]:
+    def _run(self, seconds: float, answer: Callable[[str], ProbeOutcome]) -> list[str]:
         until = self.now + seconds
         told: list[str] = []
         while True:
@@ -74,13 +81,13 @@ def test_a_cluster_is_probed_when_it_is_engaged_and_told_reachable() -> None:
     world = World()
     world.engage("alpha")
     (probe,) = world.due()
-    assert world.tell(probe, Reached()) == ["alpha REACHABLE"]
+    assert world.tell(probe, ProbeReached()) == ["alpha REACHABLE"]
 
 
 def test_then_once_each_interval_and_no_news_is_told() -> None:
     world = World()
     world.engage("alpha")
-    assert world.run(250.0, Reached()) == ["alpha REACHABLE"]
+    assert world.run(250.0, ProbeReached()) == ["alpha REACHABLE"]
     assert [at for at, _ in world.probed] == [100.0, 160.0, 220.0, 280.0, 340.0]
 
 
@@ -88,7 +95,7 @@ def test_a_refusal_is_an_answer_and_is_said() -> None:
     world = World()
     world.engage("alpha")
     (probe,) = world.due()
-    (verdict,) = world.schedule.told(probe, Reached("Unauthorized"), Moment(5.0, world.now))
+    (verdict,) = world.schedule.told(probe, ProbeReached("Unauthorized"), Moment(5.0, world.now))
     assert (verdict.connectivity.state, verdict.connectivity.message) == (REACHABLE, "Unauthorized")
     assert verdict.connectivity.since == 5.0
 
@@ -96,27 +103,27 @@ def test_a_refusal_is_an_answer_and_is_said() -> None:
 def test_failing_for_a_moment_is_nobody_s_news() -> None:
     world = World()
     world.engage("alpha")
-    world.run(10.0, Reached())
+    world.run(10.0, ProbeReached())
     assert world.run(61.0, SICK) == []
-    assert world.run(60.0, Reached()) == []
+    assert world.run(60.0, ProbeReached()) == []
 
 
 def test_failing_for_long_is_told_once_with_its_cause() -> None:
     world = World()
     world.engage("alpha")
     assert world.run(200.0, SICK) == ["alpha UNREACHABLE"]
-    assert world.run(60.0, Reached()) == ["alpha REACHABLE"]
+    assert world.run(60.0, ProbeReached()) == ["alpha REACHABLE"]
 
 
 def test_many_behind_one_host_are_spread_over_its_budget() -> None:
     world = World()
     world.engage(*(f"p-{number}" for number in range(1000)))
-    world.run(100.0, Reached())
+    world.run(100.0, ProbeReached())
     assert len(world.state) == 1000
     per_second = [sum(at <= second < at + 1.0 for at, _ in world.probed) for second in range(101, 200)]
     assert max(per_second) <= 21
     world.probed.clear()
-    world.run(200.0, Reached())
+    world.run(200.0, ProbeReached())
     assert len(world.probed) == pytest.approx(2000, rel=0.1)
 
 
@@ -124,7 +131,7 @@ def test_all_hosts_together_have_a_budget_too() -> None:
     world = World()
     for number in range(1000):
         world.engage(f"p-{number}", host=f"h-{number}")
-    world.run(10.0, Reached())
+    world.run(10.0, ProbeReached())
     assert 450 <= len(world.probed) <= 560
 
 
@@ -135,14 +142,14 @@ def test_no_more_are_under_way_than_allowed() -> None:
     first = world.due()
     assert len(first) == POLICY.at_once
     assert world.schedule.next_at is None
-    world.tell(first[0], Reached())
+    world.tell(first[0], ProbeReached())
     assert len(world.due()) == 1
 
 
 def test_a_host_that_is_down_is_probed_once_and_not_a_thousand_times() -> None:
     world = World()
     world.engage(*(f"p-{number}" for number in range(1000)))
-    world.run(200.0, Reached())
+    world.run(200.0, ProbeReached())
     world.probed.clear()
     told = world.run(300.0, GONE)
     assert len(world.probed) < 60
@@ -152,21 +159,21 @@ def test_a_host_that_is_down_is_probed_once_and_not_a_thousand_times() -> None:
 def test_with_the_host_all_that_failed_with_it_come_back() -> None:
     world = World()
     world.engage("alpha", "beta", "gamma")
-    world.run(200.0, Reached())
+    world.run(200.0, ProbeReached())
     world.run(300.0, GONE)
     assert set(world.state.values()) == {UNREACHABLE}
-    told = world.run(20.0, Reached())
+    told = world.run(20.0, ProbeReached())
     assert sorted(told) == ["alpha REACHABLE", "beta REACHABLE", "gamma REACHABLE"]
 
 
 def test_one_that_had_failed_by_itself_has_to_be_seen_well_by_itself() -> None:
     world = World()
     world.engage("sick", "well")
-    world.run_each(200.0, sick=SICK, well=Reached())
+    world.run_each(200.0, sick=SICK, well=ProbeReached())
     assert world.state == {"sick": UNREACHABLE, "well": REACHABLE}
     world.run(300.0, GONE)
     assert world.state == {"sick": UNREACHABLE, "well": UNREACHABLE}
-    world.run_each(60.0, sick=SICK, well=Reached())
+    world.run_each(60.0, sick=SICK, well=ProbeReached())
     assert world.state == {"sick": UNREACHABLE, "well": REACHABLE}
 
 
@@ -176,9 +183,9 @@ def test_a_cluster_that_is_gone_is_not_probed_and_a_late_answer_says_nothing() -
     alpha, beta = world.due()
     world.schedule.forget("alpha")
     world.schedule.forget("nobody")
-    assert world.tell(alpha, Reached()) == []
-    world.tell(beta, Reached())
-    world.run(100.0, Reached())
+    assert world.tell(alpha, ProbeReached()) == []
+    world.tell(beta, ProbeReached())
+    world.run(100.0, ProbeReached())
     assert {name for _, name in world.probed[2:]} == {"beta"}
 
 
@@ -186,7 +193,7 @@ def test_one_that_is_gone_before_its_turn_leaves_the_turn_to_the_next() -> None:
     world = World()
     world.engage("alpha", "beta", "gamma")
     world.schedule.forget("alpha")
-    world.run(1.0, Reached())
+    world.run(1.0, ProbeReached())
     assert [name for _, name in world.probed] == ["beta", "gamma"]
 
 
@@ -200,7 +207,7 @@ def test_a_host_that_is_down_is_asked_again_even_if_the_one_that_was_asked_for_a
     world.schedule.forget(scout.name)
     world.tell(scout, GONE)
     world.probed.clear()
-    world.run(30.0, Reached())
+    world.run(30.0, ProbeReached())
     assert {name for _, name in world.probed} == {"alpha", "beta", "gamma"} - {scout.name}
 
 
@@ -209,7 +216,7 @@ def test_an_answer_about_an_earlier_incarnation_says_nothing() -> None:
     world.engage("alpha")
     (before,) = world.due()
     world.schedule.watch("alpha", "h", 2, world.now)
-    assert world.tell(before, Reached()) == []
+    assert world.tell(before, ProbeReached()) == []
     (after,) = world.due() or [None]
     assert after == Probe("alpha", 2)
 
@@ -234,11 +241,11 @@ def test_whatever_happens_every_cluster_is_probed_again(steps: list[tuple[str, s
             case "wait":
                 world.now += 20.0
             case _:
-                outcome: Outcome = {"ok": Reached(), "sick": SICK, "gone": GONE}[step]
+                outcome: ProbeOutcome = {"ok": ProbeReached(), "sick": SICK, "gone": GONE}[step]
                 for probe in world.due():
                     world.tell(probe, outcome)
     world.probed.clear()
-    world.run(200.0, Reached())
+    world.run(200.0, ProbeReached())
     assert {name for _, name in world.probed} == watched
 
 
@@ -247,5 +254,5 @@ def test_a_late_answer_from_a_host_that_nobody_watches_any_more_says_nothing() -
     world.engage("alpha")
     (alpha,) = world.due()
     world.schedule.forget("alpha")
-    assert world.tell(alpha, Reached()) == []
+    assert world.tell(alpha, ProbeReached()) == []
     assert world.schedule.next_at is None or world.due() == []

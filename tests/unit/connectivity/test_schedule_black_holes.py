@@ -2,18 +2,26 @@
 
 import heapq
 
-from milo_discoveryd.connectivity.schedule import Failed, Outcome, Policy, Probe, Reached, Schedule, at_once
+from milo_discoveryd.connectivity.schedule import (
+    Probe,
+    ProbeFailed,
+    ProbeOutcome,
+    ProbePolicy,
+    ProbeReached,
+    ProbeSchedule,
+    at_once,
+)
 from milo_discoveryd.model.moment import Moment
 
 TIMEOUT_S = 5.0
 ANSWERED_S = 0.02
-SWALLOWED = Failed("timeout", "it did not answer in time", is_of_host=True)
+SWALLOWED = ProbeFailed("timeout", "it did not answer in time", is_of_host=True)
 
 
 def first_news(clusters: int, black_holes: int, *, minutes: float = 5.0) -> dict[str, float]:
     """When each that answers was first known to, by the daemon's usual settings, each on a host of its own."""
-    rate = Policy().rate_per_s
-    schedule = Schedule(Policy(at_once=at_once(rate, TIMEOUT_S)), lambda: 0.5)
+    rate = ProbePolicy().rate_per_s
+    schedule = ProbeSchedule(ProbePolicy(at_once=at_once(rate, TIMEOUT_S)), lambda: 0.5)
     for number in range(clusters):
         # They come first, which is the worst that they can do.
         schedule.watch(f"{'dead' if number < black_holes else 'well'}-{number}", f"host-{number}", 1, 0.0)
@@ -28,7 +36,7 @@ def first_news(clusters: int, black_holes: int, *, minutes: float = 5.0) -> dict
         now = min(ends if schedule.next_at is None else [*ends, schedule.next_at])
         while under_way and under_way[0][0] <= now:
             _, _, probe = heapq.heappop(under_way)
-            outcome: Outcome = SWALLOWED if probe.name.startswith("dead") else Reached()
+            outcome: ProbeOutcome = SWALLOWED if probe.name.startswith("dead") else ProbeReached()
             for verdict in schedule.told(probe, outcome, Moment(now, now)):
                 known.setdefault(verdict.name, now)
     return {name: at for name, at in known.items() if name.startswith("well")}

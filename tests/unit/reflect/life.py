@@ -3,15 +3,23 @@
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.machine import Failure, FetchPage, Finding, OpenWatch, Policy, Reflector, Request
-from milo_discoveryd.reflect.wire import Bookmark, Event, Page, Refused, Seen
+from milo_discoveryd.reflect.reflector import (
+    Failure,
+    FetchPage,
+    OpenWatch,
+    Reflector,
+    ReflectorPolicy,
+    Request,
+    SourceEvent,
+)
+from milo_discoveryd.reflect.wire import Bookmark, ErrorStatus, ListPage, ObjectSeen, WatchEvent
 from tests.unit.reflect.lines import seen
 
 TIMEOUT_S = 240
 """What a watch asks for, with nothing drawn at random."""
 START = 100.0
-PAGES = Policy(streaming_lists=False, backoff=Backoff(first_s=1.0, cap_s=8.0))
-STREAMING = Policy(streaming_lists=True, backoff=Backoff(first_s=1.0, cap_s=8.0))
+PAGES = ReflectorPolicy(streaming_lists=False, backoff=Backoff(first_s=1.0, cap_s=8.0))
+STREAMING = ReflectorPolicy(streaming_lists=True, backoff=Backoff(first_s=1.0, cap_s=8.0))
 
 EXPIRED = Failure("Expired", "410: too old", 410)
 UNAVAILABLE = Failure("ServerError", "503: not now", 503)
@@ -19,14 +27,14 @@ CUT = Failure("ConnectionLost", "the connection was lost")
 END_OF_LIST = Bookmark("10", True)
 
 
-def changed(name: str, version: str) -> Seen:
-    return Seen(seen(name, version))
+def changed(name: str, version: str) -> ObjectSeen:
+    return ObjectSeen(seen(name, version))
 
 
 class Life:
     """`now` is moved by hand. Each step asserts that it is what the reflector asked for."""
 
-    def __init__(self, policy: Policy = PAGES) -> None:
+    def __init__(self, policy: ReflectorPolicy = PAGES) -> None:
         self.now = START
         self.reflector = Reflector(policy, lambda: 0.0, self.now)
 
@@ -39,31 +47,31 @@ class Life:
         status = self.reflector.status
         return status.state, status.since, status.reason
 
-    def page(self, *observations: Observation, version: str = "10", then: str = "") -> list[Finding]:
+    def page(self, *observations: Observation, version: str = "10", then: str = "") -> list[SourceEvent]:
         assert isinstance(self.request, FetchPage)
-        return list(self.reflector.listed(Page(version, then), observations, self.now))
+        return list(self.reflector.listed(ListPage(version, then), observations, self.now))
 
-    def opened(self) -> list[Finding]:
+    def opened(self) -> list[SourceEvent]:
         assert isinstance(self.request, OpenWatch)
         return self.reflector.opened(self.now)
 
-    def events(self, *events: Event) -> list[Finding]:
+    def events(self, *events: WatchEvent) -> list[SourceEvent]:
         assert self.reflector.is_reading
         return self.reflector.events(list(events), self.now)
 
-    def ended(self) -> list[Finding]:
+    def ended(self) -> list[SourceEvent]:
         assert self.reflector.is_reading
         return self.reflector.ended(self.now)
 
-    def silent(self) -> list[Finding]:
+    def silent(self) -> list[SourceEvent]:
         assert self.reflector.is_reading
         return self.reflector.silent(self.now)
 
-    def failed(self, failure: Failure = UNAVAILABLE) -> list[Finding]:
+    def failed(self, failure: Failure = UNAVAILABLE) -> list[SourceEvent]:
         return self.reflector.failed(failure, self.now)
 
 
-def listed(policy: Policy = PAGES) -> Life:
+def listed(policy: ReflectorPolicy = PAGES) -> Life:
     """Through the first list, at version 10."""
     life = Life(policy)
     if policy.streaming_lists:
@@ -74,7 +82,7 @@ def listed(policy: Policy = PAGES) -> Life:
     return life
 
 
-def watching(policy: Policy = PAGES) -> Life:
+def watching(policy: ReflectorPolicy = PAGES) -> Life:
     """Through the first list, and on a watch from version 10 that has just been opened."""
     life = listed(policy)
     if not policy.streaming_lists:
@@ -82,5 +90,5 @@ def watching(policy: Policy = PAGES) -> Life:
     return life
 
 
-def refused(code: int, reason: str = "") -> Refused:
-    return Refused(code, reason, "no")
+def refused(code: int, reason: str = "") -> ErrorStatus:
+    return ErrorStatus(code, reason, "no")

@@ -3,23 +3,23 @@
 import pytest
 
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.machine import (
-    Changed,
+from milo_discoveryd.reflect.reflector import (
+    EventIgnored,
     Failure,
     FetchPage,
     Listed,
     ListEnded,
     ListStarted,
-    Oddity,
+    ObjectChanged,
     OpenWatch,
-    Policy,
     ReadWatch,
     Reflector,
+    ReflectorPolicy,
     Relisting,
     Unlisted,
     Wait,
 )
-from milo_discoveryd.reflect.wire import Bookmark, Ignored, Junk, Page, Removed
+from milo_discoveryd.reflect.wire import Bookmark, ListPage, ObjectRemoved, Undecodable, UnknownEvent
 from tests.unit.reflect.life import (
     CUT,
     END_OF_LIST,
@@ -49,7 +49,7 @@ def test_before_anything_was_read_the_source_is_being_caught_up_with() -> None:
 
 
 def test_a_list_is_read_page_by_page() -> None:
-    life = Life(Policy(streaming_lists=False, page_size=2))
+    life = Life(ReflectorPolicy(streaming_lists=False, page_size=2))
     assert life.request == FetchPage("", 2)
     assert life.page(seen("a"), seen("b"), then="t1") == [ListStarted(), Listed(seen("a")), Listed(seen("b"))]
     assert life.request == FetchPage("t1", 2)
@@ -61,7 +61,7 @@ def test_a_list_is_read_page_by_page() -> None:
 
 def test_a_page_counts_as_read_when_its_last_finding_was_taken() -> None:
     life = Life()
-    findings = life.reflector.listed(Page("10", ""), [seen("a")], life.now)
+    findings = life.reflector.listed(ListPage("10", ""), [seen("a")], life.now)
     assert next(findings) == ListStarted()
     assert life.request == FIRST_PAGE
     assert list(findings) == [Listed(seen("a")), ListEnded()]
@@ -144,7 +144,7 @@ def test_a_list_may_come_as_the_beginning_of_a_watch() -> None:
     assert not life.reflector.synced
     assert life.events(Bookmark("5", False), END_OF_LIST, changed("c", "11")) == [
         ListEnded(),
-        Changed(seen("c", "11")),
+        ObjectChanged(seen("c", "11")),
     ]
     assert life.reflector.synced
     assert life.status == (SourceState.STREAMING, START + 10.0, "")
@@ -160,7 +160,7 @@ def test_a_streaming_list_goes_on_as_a_watch_from_its_version() -> None:
 def test_an_object_that_goes_while_it_is_being_listed_is_not_on_the_list() -> None:
     life = Life(STREAMING)
     life.opened()
-    assert life.events(changed("a", "3"), Removed("a", "uid-a", "4")) == [Listed(seen("a", "3")), Unlisted("a")]
+    assert life.events(changed("a", "3"), ObjectRemoved("a", "uid-a", "4")) == [Listed(seen("a", "3")), Unlisted("a")]
 
 
 def test_a_streaming_list_without_a_version_is_read_again_after_a_while() -> None:
@@ -176,7 +176,7 @@ def test_a_streaming_list_without_a_version_is_read_again_after_a_while() -> Non
 def test_an_odd_event_within_a_list_is_passed_over() -> None:
     life = Life(STREAMING)
     life.opened()
-    assert life.events(Ignored("what?"), changed("a", "3")) == [Oddity("what?"), Listed(seen("a", "3"))]
+    assert life.events(UnknownEvent("what?"), changed("a", "3")) == [EventIgnored("what?"), Listed(seen("a", "3"))]
 
 
 @pytest.mark.parametrize("status", [400, 403, 422])
@@ -236,7 +236,7 @@ def test_a_streaming_list_that_is_cut_is_begun_again_after_a_wait() -> None:
     assert life.request == STREAMED_LIST
 
 
-@pytest.mark.parametrize("failure", [CUT, Failure("Junk", "not an event")])
+@pytest.mark.parametrize("failure", [CUT, Failure("Undecodable", "not an event")])
 def test_a_streaming_list_that_breaks_twice_gives_way_to_pages(failure: Failure) -> None:
     life = Life(STREAMING)
     life.opened()
@@ -259,7 +259,7 @@ def test_a_server_that_is_not_there_is_not_asked_for_pages_instead() -> None:
 def test_junk_within_a_streaming_list_ends_it() -> None:
     life = Life(STREAMING)
     life.opened()
-    assert life.events(changed("a", "3"), Junk("not an event"), END_OF_LIST) == [Listed(seen("a", "3"))]
+    assert life.events(changed("a", "3"), Undecodable("not an event"), END_OF_LIST) == [Listed(seen("a", "3"))]
     assert life.request == Wait(START + 1.0)
     assert not life.reflector.synced
 
@@ -317,6 +317,6 @@ def test_with_something_to_begin_with_the_source_is_stale_until_it_answers() -> 
     restored = SourceStatus(SourceState.STALE, START - 60.0, "Restored", "as last known")
     reflector = Reflector(PAGES, lambda: 0.0, START, restored)
     assert reflector.status == restored
-    for _ in reflector.listed(Page("10", ""), (), START):
+    for _ in reflector.listed(ListPage("10", ""), (), START):
         pass
     assert reflector.status.state is SourceState.STREAMING

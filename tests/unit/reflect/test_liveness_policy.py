@@ -1,22 +1,22 @@
 """When a server that says nothing is asked whether it is there, and when it is given up."""
 
-from milo_discoveryd.reflect.liveness_policy import Look, Vigil, Watchfulness
+from milo_discoveryd.reflect.liveness_policy import LivenessCheck, LivenessPolicy, LivenessTracker
 
 
-def silent_from(began: float = 0.0) -> Vigil:
-    vigil = Vigil(Watchfulness())
+def silent_from(began: float = 0.0) -> LivenessTracker:
+    vigil = LivenessTracker(LivenessPolicy())
     vigil.begin(began)
     return vigil
 
 
-def looked(vigil: Vigil, now: float) -> Look:
+def looked(vigil: LivenessTracker, now: float) -> LivenessCheck:
     look = vigil.look(now)
     assert look is not None, f"nothing to do at {now}"
     return look
 
 
 def test_nothing_is_asked_while_nothing_is_waited_for() -> None:
-    vigil = Vigil(Watchfulness())
+    vigil = LivenessTracker(LivenessPolicy())
     assert vigil.look(1000.0) is None
     assert vigil.next_at(1000.0) == 1015.0
 
@@ -25,20 +25,20 @@ def test_it_is_asked_after_fifteen_seconds_of_silence_and_then_every_fifteen() -
     vigil = silent_from(100.0)
     assert vigil.next_at(107.0) == 115.0
     assert vigil.look(114.9) is None
-    assert vigil.look(115.0) == Look(1)
+    assert vigil.look(115.0) == LivenessCheck(1)
     assert vigil.look(115.0) is None
     assert vigil.next_at(120.0) == 130.0
-    assert vigil.look(130.0) == Look(1)
+    assert vigil.look(130.0) == LivenessCheck(1)
 
 
 def test_a_server_that_stops_is_given_up_within_a_minute_whenever_it_stops() -> None:
-    watchfulness = Watchfulness()
+    liveness = LivenessPolicy()
     for stopped_at in (0.0, 0.1, 7.0, 14.9, 15.1, 29.0):
         vigil, now, given_up_at = silent_from(), 0.0, None
         while given_up_at is None:
             now = vigil.next_at(now)
             is_silent = now >= stopped_at
-            answered_at = now + watchfulness.patience_s if is_silent else now
+            answered_at = now + liveness.patience_s if is_silent else now
             if vigil.told(looked(vigil, now), is_silent=is_silent):
                 given_up_at = answered_at
         assert 35.0 <= given_up_at - stopped_at <= 50.0
@@ -62,7 +62,7 @@ def test_an_answer_in_between_makes_it_begin_again() -> None:
 
 
 def test_what_comes_of_a_look_after_the_wait_that_it_was_made_for_says_nothing_of_the_next() -> None:
-    vigil = Vigil(Watchfulness(misses=1))
+    vigil = LivenessTracker(LivenessPolicy(misses=1))
     vigil.begin(0.0)
     look = looked(vigil, 15.0)
     vigil.end()

@@ -5,21 +5,21 @@ import math
 import pytest
 
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.machine import (
+from milo_discoveryd.reflect.reflector import (
     UNRESPONSIVE,
-    Changed,
+    DeletionReported,
+    EventIgnored,
     Failure,
     FetchPage,
-    Finding,
-    Oddity,
+    ObjectChanged,
     OpenWatch,
-    Policy,
     ReadWatch,
+    ReflectorPolicy,
     Relisting,
-    Suspected,
+    SourceEvent,
     Wait,
 )
-from milo_discoveryd.reflect.wire import Bookmark, Ignored, Junk, Refused, Removed
+from milo_discoveryd.reflect.wire import Bookmark, ErrorStatus, ObjectRemoved, Undecodable, UnknownEvent
 from tests.unit.reflect.life import (
     CUT,
     END_OF_LIST,
@@ -45,9 +45,9 @@ def resumes_from(version: str) -> OpenWatch:
 def test_changes_are_told_and_move_the_version() -> None:
     life = watching()
     life.now += 5.0
-    assert life.events(changed("a", "11"), Removed("b", "uid-b", "12")) == [
-        Changed(seen("a", "11")),
-        Suspected("b", "uid-b"),
+    assert life.events(changed("a", "11"), ObjectRemoved("b", "uid-b", "12")) == [
+        ObjectChanged(seen("a", "11")),
+        DeletionReported("b", "uid-b"),
     ]
     life.ended()
     assert life.request == resumes_from("12")
@@ -64,16 +64,16 @@ def test_a_bookmark_tells_nothing_and_moves_the_version() -> None:
 def test_an_event_without_a_version_leaves_the_version_where_it_was() -> None:
     life = watching()
     life.now += 5.0
-    life.events(changed("a", ""), Bookmark("", False), Removed("b", "", ""))
+    life.events(changed("a", ""), Bookmark("", False), ObjectRemoved("b", "", ""))
     life.ended()
     assert life.request == resumes_from("10")
 
 
 def test_an_event_of_an_unknown_type_is_passed_over() -> None:
     life = watching()
-    assert life.events(Ignored("a watch event of unknown type 'X'"), changed("a", "11")) == [
-        Oddity("a watch event of unknown type 'X'"),
-        Changed(seen("a", "11")),
+    assert life.events(UnknownEvent("a watch event of unknown type 'X'"), changed("a", "11")) == [
+        EventIgnored("a watch event of unknown type 'X'"),
+        ObjectChanged(seen("a", "11")),
     ]
 
 
@@ -88,25 +88,25 @@ def test_every_chunk_is_a_sign_of_life() -> None:
 
 
 def test_who_tells_changes_is_believed_of_single_objects() -> None:
-    assert watching().reflector.believed_from == -math.inf
+    assert watching().reflector.trusted_from == -math.inf
 
 
 @pytest.mark.parametrize("failure", [EXPIRED, UNAVAILABLE, CUT])
 def test_who_is_out_of_reach_or_lists_anew_is_not(failure: Failure) -> None:
     life = watching()
     life.failed(failure)
-    assert life.reflector.believed_from == math.inf
+    assert life.reflector.trusted_from == math.inf
 
 
 def test_who_takes_up_a_watch_that_broke_is_believed_once_it_has_told_anything_or_refused_nothing_for_a_while() -> None:
     life = watching()
     life.now += 5.0
     life.failed(CUT)
-    assert life.reflector.believed_from == math.inf
+    assert life.reflector.trusted_from == math.inf
     life.opened()
-    assert life.reflector.believed_from == life.now + Policy().healthy_s
+    assert life.reflector.trusted_from == life.now + ReflectorPolicy().healthy_s
     life.events(Bookmark("15", False))
-    assert life.reflector.believed_from == -math.inf
+    assert life.reflector.trusted_from == -math.inf
 
 
 # --- ends ---
@@ -341,7 +341,7 @@ def test_a_watch_that_is_refused_for_now_is_asked_for_again_from_the_same_versio
 def test_an_error_event_that_says_nothing_of_the_version_is_a_cut() -> None:
     life = watching()
     life.events(changed("a", "11"))
-    assert life.events(Refused(500, "InternalError", "etcdserver: leader changed")) == []
+    assert life.events(ErrorStatus(500, "InternalError", "etcdserver: leader changed")) == []
     assert life.request == resumes_from("11")
 
 
@@ -350,26 +350,26 @@ def test_an_error_event_that_says_nothing_of_the_version_is_a_cut() -> None:
 
 def test_after_junk_the_watch_is_opened_again_from_the_last_version() -> None:
     life = watching()
-    assert life.events(changed("a", "11"), Junk("?"), changed("b", "12")) == [Changed(seen("a", "11"))]
+    assert life.events(changed("a", "11"), Undecodable("?"), changed("b", "12")) == [ObjectChanged(seen("a", "11"))]
     assert life.request == resumes_from("11")
 
 
 def test_junk_twice_at_the_same_version_leads_to_a_new_list() -> None:
     life = watching()
     life.events(changed("a", "11"))
-    life.events(Junk("?"))
+    life.events(Undecodable("?"))
     life.opened()
-    assert life.events(Junk("?")) == [Relisting("Junk")]
+    assert life.events(Undecodable("?")) == [Relisting("Undecodable")]
     assert life.request == FIRST_PAGE
 
 
 def test_junk_at_another_version_is_met_anew() -> None:
     life = watching()
     life.events(changed("a", "11"))
-    life.events(Junk("?"))
+    life.events(Undecodable("?"))
     life.opened()
-    findings: list[Finding] = life.events(changed("a", "12"), Junk("?"))
-    assert findings == [Changed(seen("a", "12"))]
+    findings: list[SourceEvent] = life.events(changed("a", "12"), Undecodable("?"))
+    assert findings == [ObjectChanged(seen("a", "12"))]
     assert life.request == Wait(102.0)
     life.now += 2.0
     assert life.request == resumes_from("12")
@@ -477,7 +477,7 @@ def test_nothing_can_fail_while_nothing_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("policy", [PAGES, STREAMING])
-def test_f5_an_event_that_drips_is_given_up_though_bytes_still_come(policy: Policy) -> None:
+def test_f5_an_event_that_drips_is_given_up_though_bytes_still_come(policy: ReflectorPolicy) -> None:
     life = watching(policy)
     life.reflector.events([END_OF_LIST], life.now)
     life.reflector.events([changed("a", "11")], life.now, partial=True)

@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.model.observation import Malformed
-from milo_discoveryd.reflect.wire import Bookmark, Ignored, Junk, Page, PageError, Refused, Removed, Seen, refusal
+from milo_discoveryd.reflect.wire import (
+    Bookmark,
+    ErrorStatus,
+    ListPage,
+    ListPageError,
+    ObjectRemoved,
+    ObjectSeen,
+    Undecodable,
+    UnknownEvent,
+    refusal,
+)
 from tests.unit.reflect.lines import DECODER, line, seen, thing
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -15,22 +25,22 @@ NAMED = '"name":"a","uid":"u","resourceVersion":"7"'
 
 @pytest.mark.parametrize("kind", ["ADDED", "MODIFIED"])
 def test_an_object_is_seen_as_the_mode_judges_it(kind: str) -> None:
-    assert DECODER.line(line(kind, thing("a", "7"))) == Seen(seen("a", "7"))
+    assert DECODER.line(line(kind, thing("a", "7"))) == ObjectSeen(seen("a", "7"))
 
 
 def test_fields_that_nobody_reads_are_skipped() -> None:
-    assert DECODER.line(line("ADDED", thing("a", "7", managedFields=[{"f:x": {}}]) | {"kind": "Project"})) == Seen(
-        seen("a", "7")
-    )
+    assert DECODER.line(
+        line("ADDED", thing("a", "7", managedFields=[{"f:x": {}}]) | {"kind": "Project"})
+    ) == ObjectSeen(seen("a", "7"))
 
 
 def test_a_deletion_names_the_object_its_uid_and_version() -> None:
-    assert DECODER.line(line("DELETED", thing("a", "8"))) == Removed("a", "uid-a", "8")
+    assert DECODER.line(line("DELETED", thing("a", "8"))) == ObjectRemoved("a", "uid-a", "8")
 
 
 def test_a_deletion_is_understood_whatever_else_is_wrong_with_the_object() -> None:
     gone = {"metadata": {"name": "a", "uid": "u", "resourceVersion": "8", "labels": 5}}
-    assert DECODER.line(line("DELETED", gone)) == Removed("a", "u", "8")
+    assert DECODER.line(line("DELETED", gone)) == ObjectRemoved("a", "u", "8")
 
 
 def test_a_bookmark_moves_the_version() -> None:
@@ -46,7 +56,7 @@ def test_a_bookmark_may_end_the_initial_list() -> None:
 
 def test_an_error_event_is_the_servers_refusal() -> None:
     status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version: 1 (5)"}
-    assert DECODER.line(line("ERROR", status)) == Refused(410, "Expired", "too old resource version: 1 (5)")
+    assert DECODER.line(line("ERROR", status)) == ErrorStatus(410, "Expired", "too old resource version: 1 (5)")
 
 
 @pytest.mark.parametrize(
@@ -70,15 +80,15 @@ def test_an_error_event_is_the_servers_refusal() -> None:
 )
 def test_a_line_that_is_no_event_is_junk(content: str, problem: str) -> None:
     found = DECODER.line(content.encode())
-    assert isinstance(found, Junk)
+    assert isinstance(found, Undecodable)
     assert found.problem.startswith("a line of the watch is not an event: ")
     assert problem in found.problem
 
 
 def test_text_that_is_not_unicode_is_junk_or_skipped() -> None:
-    assert isinstance(DECODER.line(b'{"type":"\xff","object":{}}'), Junk)
+    assert isinstance(DECODER.line(b'{"type":"\xff","object":{}}'), Undecodable)
     skipped = line("ADDED", thing("a", "7") | {"x": "@"}).replace(b"@", b"\xff")
-    assert DECODER.line(skipped) == Seen(seen("a", "7"))
+    assert DECODER.line(skipped) == ObjectSeen(seen("a", "7"))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +105,7 @@ def test_text_that_is_not_unicode_is_junk_or_skipped() -> None:
 )
 def test_a_bad_object_is_set_aside_by_name_with_what_is_wrong(content: str, problem: str) -> None:
     found = DECODER.line(f'{{"type":"MODIFIED","object":{content}}}'.encode())
-    assert isinstance(found, Seen)
+    assert isinstance(found, ObjectSeen)
     assert isinstance(found.observation, Malformed)
     assert (found.observation.name, found.observation.uid, found.observation.version) == ("a", "u", "7")
     assert problem in found.observation.message
@@ -115,19 +125,19 @@ def test_labels_that_are_not_unicode_are_a_fault_of_that_object() -> None:
 
 @pytest.mark.parametrize("content", [None, [], {}, {"metadata": None}, {"metadata": {"name": 5}}, thing("")])
 def test_an_object_that_names_nothing_is_passed_over(content: Any) -> None:
-    assert DECODER.line(line("DELETED", content)) == Ignored("a DELETED event names no object")
-    assert DECODER.line(line("ADDED", content)) == Ignored("an ADDED event names no object")
+    assert DECODER.line(line("DELETED", content)) == UnknownEvent("a DELETED event names no object")
+    assert DECODER.line(line("ADDED", content)) == UnknownEvent("an ADDED event names no object")
 
 
 def test_an_unknown_type_is_passed_over_and_not_quoted_at_length() -> None:
-    assert DECODER.line(line("RENAMED", {})) == Ignored("a watch event of unknown type 'RENAMED'")
-    assert DECODER.line(line("X" * 1000, {})) == Ignored(f"a watch event of unknown type {'X' * 40!r}")
+    assert DECODER.line(line("RENAMED", {})) == UnknownEvent("a watch event of unknown type 'RENAMED'")
+    assert DECODER.line(line("X" * 1000, {})) == UnknownEvent(f"a watch event of unknown type {'X' * 40!r}")
 
 
 @pytest.mark.parametrize("content", [{}, None, {"metadata": {"resourceVersion": 5}}])
 def test_a_bookmark_that_makes_no_sense_is_passed_over(content: Any) -> None:
     found = DECODER.line(line("BOOKMARK", content))
-    assert isinstance(found, Ignored)
+    assert isinstance(found, UnknownEvent)
     assert found.problem.startswith("a bookmark without a version: ")
 
 
@@ -137,14 +147,14 @@ def page(items: Any, **metadata: str) -> bytes:
 
 def test_a_page_tells_its_objects_and_where_the_list_goes_on() -> None:
     told, observations = DECODER.page(page([thing("a"), thing("b")], resourceVersion="5", **{"continue": "on"}))
-    assert told == Page("5", "on")
+    assert told == ListPage("5", "on")
     assert list(observations) == [seen("a"), seen("b")]
 
 
 @pytest.mark.parametrize("items", [None, []])
 def test_an_empty_page_is_a_list_of_nothing(items: Any) -> None:
     told, observations = DECODER.page(page(items, resourceVersion="5"))
-    assert (told, list(observations)) == (Page("5", ""), [])
+    assert (told, list(observations)) == (ListPage("5", ""), [])
 
 
 def test_a_bad_object_in_a_page_leaves_the_others_alone() -> None:
@@ -169,17 +179,17 @@ def test_a_bad_object_in_a_page_leaves_the_others_alone() -> None:
     ids=lambda body: repr(body[:40]),
 )
 def test_a_body_that_is_no_list_is_never_an_empty_one(body: bytes) -> None:
-    with pytest.raises(PageError, match="the list is not one: "):
+    with pytest.raises(ListPageError, match="the list is not one: "):
         DECODER.page(body)
 
 
 def test_a_refusal_names_its_object() -> None:
     status = {"reason": "NotFound", "code": 404, "message": 'projects "a" not found', "details": {"name": "a"}}
-    assert refusal(json.dumps(status).encode(), 404) == Refused(404, "NotFound", 'projects "a" not found', "a")
+    assert refusal(json.dumps(status).encode(), 404) == ErrorStatus(404, "NotFound", 'projects "a" not found', "a")
 
 
 def test_a_refusal_without_a_code_has_that_of_http() -> None:
-    assert refusal(b'{"message":"no"}', 503) == Refused(503, "", "no")
+    assert refusal(b'{"message":"no"}', 503) == ErrorStatus(503, "", "no")
 
 
 def test_a_proxys_page_is_quoted_without_its_tags_and_not_at_length() -> None:

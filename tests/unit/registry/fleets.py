@@ -10,10 +10,10 @@ import msgspec
 from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
-from milo_discoveryd.registry.entry import Entry
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import LEFT_PLACES, ChangeLog, Retention
-from milo_discoveryd.registry.registry import Done, Registry
+from milo_discoveryd.registry.log_entry import LogEntry
+from milo_discoveryd.registry.registry import Registry
 
 WALL_AT_ZERO = 1_000_000.0
 _EVENTS = msgspec.json.Decoder(Event)
@@ -64,10 +64,10 @@ class NamedLog(ChangeLog):
     """With entries by name, as a registry has them."""
 
     @cached_property
-    def _by_name(self) -> defaultdict[str, Entry]:
-        return defaultdict(Entry)
+    def _by_name(self) -> defaultdict[str, LogEntry]:
+        return defaultdict(LogEntry)
 
-    def entry(self, name: str) -> Entry:
+    def entry(self, name: str) -> LogEntry:
         return self._by_name[name]
 
 
@@ -97,5 +97,5 @@ def disengaged(of: Cluster, reason: DisengageReason, message: str = "") -> Event
     return Event(EventType.DISENGAGED, of, reason, message)
 
 
-def done(event: Event) -> Done:
-    return Done(event.type, event.cluster, event.reason, event.message)
+def done(event: Event) -> Event:
+    return Event(event.type, event.cluster, event.reason, event.message)

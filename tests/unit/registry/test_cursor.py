@@ -5,7 +5,7 @@ from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
-from milo_discoveryd.registry.log import LOOKED_AT, Retention
+from milo_discoveryd.registry.log import RECORDS_PER_STEP, Retention
 from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
 
 DELETED, NOT_READY, REPLACED, LABELS_CHANGED = (
@@ -40,8 +40,8 @@ def following(log: NamedLog, wanted: Filter = EVERYTHING) -> Cursor:
     return cursor
 
 
-def let_go(log: NamedLog) -> None:
-    for _ in log.let_go():
+def evict_frames(log: NamedLog) -> None:
+    for _ in log.evict_frames():
         pass
 
 
@@ -98,7 +98,7 @@ def test_a_snapshot_holds_what_the_filter_covers() -> None:
 
 def test_few_of_many_are_looked_for_in_parts_and_only_where_some_are_found_there_is_news() -> None:
     log = readable_log()
-    count = 2 * LOOKED_AT + 1
+    count = 2 * RECORDS_PER_STEP + 1
     for index in range(count):
         engage(log, f"a{index}")
     cursor = reader(log, Filter(names=frozenset({f"a{count - 1}"})))
@@ -467,10 +467,10 @@ def test_frames_are_kept_for_who_begins_soon_and_made_again_for_who_begins_later
         return batch.frames.joined
 
     assert [first(), first()] == [b"1", b"1"]
-    let_go(log)
+    evict_frames(log)
     assert first() == b"1", "somebody had begun since it was last asked to let go"
     for _ in range(3):
-        let_go(log)
+        evict_frames(log)
     assert first() == b"2"
 
 
@@ -480,8 +480,8 @@ def test_what_changes_is_told_as_before_when_frames_were_let_go_of() -> None:
     cursor = following(log)
     a = update(log, a, labels={"env": "prod"})
     assert told(following(log)) == []
-    let_go(log)
-    let_go(log)
+    evict_frames(log)
+    evict_frames(log)
     assert told(cursor) == [updated(a)]
     assert told(reader(log)) == [engaged(b), engaged(a)]
 
@@ -491,7 +491,7 @@ def test_what_changed_since_it_was_looked_for_is_told_as_it_is() -> None:
     a = engage(log)
     cursor = following(log)
     a = update(log, a, version="2")
-    cursor.look_ahead()
+    cursor.prefetch()
     update(log, a, version="3")
     (event,) = told(cursor)
     assert event.cluster.source_version == "3"
@@ -502,7 +502,7 @@ def test_who_is_being_turned_looks_for_nothing_ahead() -> None:
     engage(log)
     cursor = following(log)
     cursor.turn(Filter(names=frozenset("b")))
-    cursor.look_ahead()
+    cursor.prefetch()
     assert [event.type for event in told(cursor)] == [EventType.DISENGAGED]
 
 
@@ -512,5 +512,5 @@ def test_who_slept_for_too_long_looks_for_nothing_ahead() -> None:
     cursor = following(log)
     a = update(log, a, labels={"env": "prod"})
     update(log, a, labels={"env": "test"})
-    cursor.look_ahead()
+    cursor.prefetch()
     assert [event.type for event in told(cursor)] == [EventType.ENGAGED]

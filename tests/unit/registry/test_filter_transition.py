@@ -4,8 +4,8 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.filter import EVERYTHING, Filter, Wanted
-from milo_discoveryd.registry.log import LOOKED_AT, Retention
+from milo_discoveryd.registry.filter import EVERYTHING, ClusterView, Filter
+from milo_discoveryd.registry.log import RECORDS_PER_STEP, Retention
 from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log, updated
 
 REVOKED, DELETED = DisengageReason.REVOKED, DisengageReason.DELETED
@@ -23,7 +23,7 @@ def update(log: NamedLog, before: Cluster, env: str = "prod", **fields: object) 
     return changed
 
 
-def following(log: NamedLog, wanted: Wanted) -> Cursor:
+def following(log: NamedLog, wanted: ClusterView) -> Cursor:
     cursor = Cursor(log, wanted, None)
     told(cursor)
     return cursor
@@ -108,8 +108,8 @@ def test_much_comes_in_parts_that_nobody_can_come_back_to_but_for_the_last() -> 
 
 def test_few_of_many_are_looked_for_in_parts() -> None:
     log = readable_log()
-    for index in range(LOOKED_AT + 1):
-        last = engage(log, f"a{index}", "dev" if index == LOOKED_AT else "prod")
+    for index in range(RECORDS_PER_STEP + 1):
+        last = engage(log, f"a{index}", "dev" if index == RECORDS_PER_STEP else "prod")
     cursor = following(log, Filter(names=frozenset({"none"})))
     cursor.turn(DEV)
     assert parts(cursor) == [([], False), ([engaged(last)], True)]

@@ -1,8 +1,8 @@
 """Objects that can't be used: whoever keeps watch hears of each once, however often it is written."""
 
 from milo_discoveryd.model.observation import Malformed
-from milo_discoveryd.reflect.deletions import Suspicions
-from milo_discoveryd.reflect.machine import Changed, Finding, Listed, ListEnded, ListStarted
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
@@ -19,9 +19,9 @@ class Ledger(Journal):
         self.refused.append((seen.name, seen.version))
 
 
-def told_of(*findings: Finding) -> list[tuple[str, str]]:
+def told_of(*findings: SourceEvent) -> list[tuple[str, str]]:
     ledger = Ledger()
-    fleet = Fleet(readable_log(), Suspicions(lambda: 0.0), ledger)
+    fleet = Fleet(readable_log(), PendingDeletions(lambda: 0.0), ledger)
     for finding in findings:
         for _ in fleet.take([finding], 0.0):
             pass
@@ -30,15 +30,18 @@ def told_of(*findings: Finding) -> list[tuple[str, str]]:
 
 def test_one_that_is_listed_and_one_that_comes_later_are_told() -> None:
     listed, later = malformed("..", "1"), malformed("..%2e", "2")
-    assert told_of(ListStarted(), Listed(listed), ListEnded(), Changed(later)) == [("..", "1"), ("..%2e", "2")]
+    assert told_of(ListStarted(), Listed(listed), ListEnded(), ObjectChanged(later)) == [("..", "1"), ("..%2e", "2")]
 
 
 def test_one_that_stays_so_is_told_once() -> None:
     first = [ListStarted(), Listed(malformed("a", "1")), ListEnded()]
     again = [ListStarted(), Listed(malformed("a", "2")), ListEnded()]
-    assert told_of(*first, Changed(malformed("a", "2")), *again) == [("a", "1")]
+    assert told_of(*first, ObjectChanged(malformed("a", "2")), *again) == [("a", "1")]
 
 
 def test_one_that_was_well_meanwhile_is_told_again() -> None:
     first = [ListStarted(), Listed(malformed("a", "1")), ListEnded()]
-    assert told_of(*first, Changed(ready("a", "2")), Changed(malformed("a", "3"))) == [("a", "1"), ("a", "3")]
+    assert told_of(*first, ObjectChanged(ready("a", "2")), ObjectChanged(malformed("a", "3"))) == [
+        ("a", "1"),
+        ("a", "3"),
+    ]

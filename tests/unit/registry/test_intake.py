@@ -6,20 +6,28 @@ import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.deletions import Answer, Found, NotFound, Question, Suspicions, Unanswered
-from milo_discoveryd.reflect.machine import (
-    Changed,
-    Finding,
+from milo_discoveryd.reflect.pending_deletions import (
+    ConfirmationRequest,
+    ConfirmationResult,
+    Found,
+    Inconclusive,
+    NotFound,
+    PendingDeletions,
+)
+from milo_discoveryd.reflect.reflector import (
+    DeletionReported,
+    EventIgnored,
     Listed,
     ListEnded,
     ListStarted,
-    Oddity,
+    ObjectChanged,
     Relisting,
-    Suspected,
+    SourceEvent,
     Unlisted,
 )
+from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import PORTION, Intake
-from milo_discoveryd.registry.registry import Done, Registry, Standing
+from milo_discoveryd.registry.registry import ObjectState, Registry
 from tests.unit.registry.fleets import (
     at,
     cluster,
@@ -48,32 +56,32 @@ class Source:
     def __init__(self, *listed: Observation) -> None:
         """With a first list of these, unless there are none."""
         self.registry: Registry = registry()
-        self.suspicions = Suspicions(lambda: 0.0)
-        self.intake = Intake(self.registry, self.suspicions)
+        self.pending_deletions = PendingDeletions(lambda: 0.0)
+        self.intake = Intake(self.registry, self.pending_deletions)
         self.now = 0.0
         if listed:
             self.lists(*listed)
 
-    def take(self, *findings: Finding) -> list[Done]:
+    def take(self, *findings: SourceEvent) -> list[Event]:
         return [each for portion in self.intake.take(findings, at(self.now)) for each in portion]
 
-    def lists(self, *observations: Observation) -> list[Done]:
+    def lists(self, *observations: Observation) -> list[Event]:
         return self.take(ListStarted(), *map(Listed, observations), ListEnded())
 
     def asked(self) -> list[str]:
         return [question.name for question in self.questions()]
 
-    def questions(self) -> list[Question]:
-        return self.suspicions.questions(self.now)
+    def questions(self) -> list[ConfirmationRequest]:
+        return self.pending_deletions.questions(self.now)
 
-    def answer(self, answer: Answer) -> list[Done]:
+    def answer(self, answer: ConfirmationResult) -> list[Event]:
         (question,) = self.questions()
         return self.intake.answer(question, answer, at(self.now))
 
-    def standing(self, name: str = "a") -> Standing:
+    def state(self, name: str = "a") -> ObjectState:
         record = self.registry[name]
         assert record is not None
-        return record.standing
+        return record.state
 
 
 # --- the first list ---
@@ -147,7 +155,7 @@ def test_what_is_made_after_a_restore_is_news_though_its_name_was_known_at_a_lat
     source = Source(ready("a", "9"), not_ready("b", "12", uid="before"))
     source.take(ListStarted(), Listed(ready("a", "5")), ListEnded(versions_went_back=True))
     source.answer(NotFound())
-    made = source.take(Changed(ready("b", "7", uid="after")))
+    made = source.take(ObjectChanged(ready("b", "7", uid="after")))
     assert [(each.type.name, each.cluster.target.uid) for each in made] == [("ENGAGED", "after")]
 
 
@@ -186,17 +194,19 @@ def test_witnesses_are_three_that_are_there_and_beyond_suspicion() -> None:
     first = source.intake.witnesses
     assert first == (("a", "uid-a"), ("b", "uid-b"), ("c", "uid-c"))
     assert source.intake.witnesses is first
-    source.take(Suspected("b", "uid-b"))
+    source.take(DeletionReported("b", "uid-b"))
     assert source.intake.witnesses == (("a", "uid-a"), ("c", "uid-c"), ("d", "uid-d"))
-    source.take(Changed(ready("a", "7", uid="another")))
+    source.take(ObjectChanged(ready("a", "7", uid="another")))
     assert source.intake.witnesses == (("a", "another"), ("c", "uid-c"), ("d", "uid-d"))
-    source.take(Suspected("c", "uid-c"), Suspected("d", "uid-d"), Changed(outside("a", "8", uid="another")))
+    source.take(
+        DeletionReported("c", "uid-c"), DeletionReported("d", "uid-d"), ObjectChanged(outside("a", "8", uid="another"))
+    )
     assert source.intake.witnesses == (("e", "uid-e"),)
 
 
 def test_there_is_no_witness_where_all_seem_gone() -> None:
     source = Source(ready("a"), ready("b"))
-    source.take(Suspected("a", "u1"), Suspected("b", "u1"))
+    source.take(DeletionReported("a", "u1"), DeletionReported("b", "u1"))
     assert source.intake.witnesses == ()
 
 
@@ -208,7 +218,7 @@ def test_an_empty_list_alone_ends_nothing() -> None:
 
 def test_what_a_list_names_is_no_longer_asked_about() -> None:
     source = Source(ready())
-    source.take(Suspected("a", "u1"))
+    source.take(DeletionReported("a", "u1"))
     (question,) = source.questions()
     source.lists(ready())
     assert source.intake.answer(question, NotFound(), at(0)) == []
@@ -265,24 +275,24 @@ def test_a_first_list_that_is_given_up_then_changes_nothing() -> None:
 
 def test_what_is_reported_as_deleted_is_asked_about_and_stays_meanwhile() -> None:
     source = Source(ready())
-    assert source.take(Suspected("a", "u1")) == []
+    assert source.take(DeletionReported("a", "u1")) == []
     assert source.registry.engaged == 1
     assert source.answer(NotFound()) == [done(disengaged(cluster(incarnation=2), DELETED, "the object is gone"))]
 
 
 def test_without_an_answer_it_stays() -> None:
     source = Source(ready())
-    source.take(Suspected("a", "u1"))
-    assert source.answer(Unanswered("503")) == []
+    source.take(DeletionReported("a", "u1"))
+    assert source.answer(Inconclusive("503")) == []
     assert source.registry.engaged == 1
-    assert source.suspicions.why("a") == (0.0, "503")
+    assert source.pending_deletions.why("a") == (0.0, "503")
     source.now = 1.0
     assert source.answer(NotFound())[0].reason is DELETED
 
 
 def test_what_is_still_there_stays() -> None:
     source = Source(ready())
-    source.take(Suspected("a", "u1"))
+    source.take(DeletionReported("a", "u1"))
     assert source.answer(Found(ready())) == []
     assert source.registry.engaged == 1
 
@@ -293,7 +303,7 @@ def test_what_is_still_there_stays() -> None:
 )
 def test_what_is_found_in_another_state_is_told_as_that(found: Observation, reason: DisengageReason) -> None:
     source = Source(ready())
-    source.take(Suspected("a", "u1"))
+    source.take(DeletionReported("a", "u1"))
     assert source.answer(Found(found))[0].reason is reason
 
 
@@ -305,9 +315,9 @@ def test_what_is_found_stands_though_versions_went_back() -> None:
 
 def test_being_seen_again_settles_it() -> None:
     source = Source(ready())
-    source.take(Suspected("a", "u1"))
+    source.take(DeletionReported("a", "u1"))
     (question,) = source.questions()
-    source.take(Changed(ready(version="5")))
+    source.take(ObjectChanged(ready(version="5")))
     assert source.intake.answer(question, NotFound(), at(0)) == []
     assert source.registry.engaged == 1
 
@@ -315,24 +325,24 @@ def test_being_seen_again_settles_it() -> None:
 @pytest.mark.parametrize("version", ["9", "10"])
 def test_a_repetition_of_something_old_settles_nothing(version: str) -> None:
     source = Source(ready(version="10"))
-    source.take(Suspected("a", "u1"), Changed(ready(version=version)))
+    source.take(DeletionReported("a", "u1"), ObjectChanged(ready(version=version)))
     assert source.answer(NotFound())[0].reason is DELETED
 
 
 def test_what_came_before_the_report_in_the_same_bytes_counts() -> None:
     source = Source(ready("b"))
-    assert source.take(Changed(ready("a")), Suspected("a", "u1")) == [done(engaged(cluster("a", 3)))]
+    assert source.take(ObjectChanged(ready("a")), DeletionReported("a", "u1")) == [done(engaged(cluster("a", 3)))]
     assert source.asked() == ["a"]
 
 
 def test_a_report_without_a_uid_is_about_whatever_has_the_name() -> None:
     source = Source(ready())
-    source.take(Suspected("a", ""))
+    source.take(DeletionReported("a", ""))
     assert source.asked() == ["a"]
 
 
-@pytest.mark.parametrize("report", [Suspected("b", "u1"), Suspected("a", "u0")])
-def test_a_report_about_what_is_not_known_asks_nothing(report: Suspected) -> None:
+@pytest.mark.parametrize("report", [DeletionReported("b", "u1"), DeletionReported("a", "u0")])
+def test_a_report_about_what_is_not_known_asks_nothing(report: DeletionReported) -> None:
     source = Source(ready())
     source.take(report)
     assert source.asked() == []
@@ -340,17 +350,17 @@ def test_a_report_about_what_is_not_known_asks_nothing(report: Suspected) -> Non
 
 def test_a_report_about_what_is_known_to_be_gone_asks_nothing() -> None:
     source = Source(ready())
-    source.take(Suspected("a", "u1"))
+    source.take(DeletionReported("a", "u1"))
     source.answer(NotFound())
-    source.take(Suspected("a", "u1"))
+    source.take(DeletionReported("a", "u1"))
     assert source.asked() == []
 
 
 def test_what_is_not_engaged_is_asked_about_too_so_that_the_explanation_is_true() -> None:
     source = Source(not_ready("a"))
-    source.take(Suspected("a", "u1"))
+    source.take(DeletionReported("a", "u1"))
     assert source.answer(Found(outside(version="3"))) == []
-    assert source.standing() is Standing.OUTSIDE
+    assert source.state() is ObjectState.OUTSIDE
 
 
 # --- the stream ---
@@ -358,19 +368,21 @@ def test_what_is_not_engaged_is_asked_about_too_so_that_the_explanation_is_true(
 
 def test_changes_are_committed_together() -> None:
     source = Source(ready("a"))
-    portions = list(source.intake.take([Changed(ready("b")), Changed(not_ready("a")), Oddity("?")], at(0)))
+    portions = list(
+        source.intake.take([ObjectChanged(ready("b")), ObjectChanged(not_ready("a")), EventIgnored("?")], at(0))
+    )
     assert [len(portion) for portion in portions] == [2]
 
 
 def test_a_list_and_what_follows_it_may_come_in_the_same_bytes() -> None:
     source = Source()
-    told = source.take(ListStarted(), Listed(ready("a")), ListEnded(), Changed(not_ready("a")))
+    told = source.take(ListStarted(), Listed(ready("a")), ListEnded(), ObjectChanged(not_ready("a")))
     assert [each.type.name for each in told] == ["ENGAGED", "DISENGAGED"]
 
 
 @pytest.mark.parametrize("count", [PORTION - 1, PORTION, 3 * PORTION + 1])
 def test_much_is_applied_in_portions_so_that_others_get_their_turn(count: int) -> None:
-    def findings() -> Iterable[Finding]:
+    def findings() -> Iterable[SourceEvent]:
         yield ListStarted()
         yield from (Listed(ready(f"a{index}")) for index in range(count))
         yield ListEnded()

@@ -213,7 +213,7 @@ def test_what_was_looked_for_ahead_is_ready_when_it_is_taken() -> None:
     update_all(log)
     for resume in (None, at_head):
         cursor = Cursor(log, EVERYTHING, resume)
-        cursor.look_ahead()
+        cursor.prefetch()
         so_far = encode.encoded
         batch = cursor.take()
         assert batch is not None

@@ -5,12 +5,12 @@ import pytest
 
 from milo_discoveryd.model.cluster import UNPROBED, Connectivity, ConnectivityState, DisengageReason
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.deletions import Gone
+from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry import registry as module
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import EVERYTHING
-from milo_discoveryd.registry.registry import Record, Registry, Standing, Transition
+from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Registry, Transition
 from tests.unit.registry.fleets import (
     at,
     cluster,
@@ -37,7 +37,7 @@ DELETED, NOT_READY, REPLACED, LABELS_CHANGED = (
 ANOTHER = "the name now belongs to another object: UID u2, before u1"
 
 
-def after(*told: Observation | Gone) -> Registry:
+def after(*told: Observation | ConfirmedDeletion) -> Registry:
     """Each a second after the one before."""
     fleet = registry()
     for second, item in enumerate(told):
@@ -45,7 +45,7 @@ def after(*told: Observation | Gone) -> Registry:
     return fleet
 
 
-def known(fleet: Registry, name: str = "a") -> Record:
+def known(fleet: Registry, name: str = "a") -> ClusterRecord:
     record = fleet[name]
     assert record is not None
     return record
@@ -59,7 +59,7 @@ def test_a_ready_object_is_engaged() -> None:
     assert fleet.commit([ready("a", "7")], at(0)) == [done(engaged(cluster("a", 1, version="7")))]
     assert fleet.engaged == 1
     assert list(fleet.clusters()) == [cluster("a", 1, version="7")]
-    assert known(fleet).standing is Standing.READY
+    assert known(fleet).state is ObjectState.READY
 
 
 def test_what_is_ready_already_is_not_engaged_again() -> None:
@@ -103,7 +103,7 @@ def test_what_left_the_selector_is_disengaged() -> None:
 
 
 def test_what_is_gone_is_disengaged() -> None:
-    assert after(ready()).commit([Gone("a", "u1")], at(1)) == [
+    assert after(ready()).commit([ConfirmedDeletion("a", "u1")], at(1)) == [
         done(disengaged(cluster(), DELETED, "the object is gone"))
     ]
 
@@ -112,7 +112,7 @@ def test_what_is_malformed_stays_as_it_last_was() -> None:
     fleet = after(ready())
     assert fleet.commit([malformed()], at(1)) == []
     record = known(fleet)
-    assert (record.engaged, record.standing, record.message) == (True, Standing.MALFORMED, "nonsense")
+    assert (record.engaged, record.state, record.message) == (True, ObjectState.MALFORMED, "nonsense")
     assert fleet.commit([ready(version="3")], at(2)) == []
 
 
@@ -124,20 +124,20 @@ def test_what_is_malformed_down_to_its_uid_is_taken_for_the_one_that_is_known() 
 
 def test_what_is_gone_without_having_been_engaged_is_told_to_nobody() -> None:
     fleet = after(not_ready())
-    assert fleet.commit([Gone("a", "u1")], at(1)) == []
-    assert known(fleet).standing is Standing.GONE
+    assert fleet.commit([ConfirmedDeletion("a", "u1")], at(1)) == []
+    assert known(fleet).state is ObjectState.GONE
 
 
-@pytest.mark.parametrize("gone", [Gone("b", "u1"), Gone("a", "u2")])
-def test_another_names_or_another_incarnations_end_changes_nothing(gone: Gone) -> None:
+@pytest.mark.parametrize("gone", [ConfirmedDeletion("b", "u1"), ConfirmedDeletion("a", "u2")])
+def test_another_names_or_another_incarnations_end_changes_nothing(gone: ConfirmedDeletion) -> None:
     fleet = after(ready())
     assert fleet.commit([gone], at(1)) == []
     assert known(fleet).engaged
 
 
 def test_what_is_gone_is_not_gone_twice() -> None:
-    fleet = after(ready(), Gone("a", "u1"))
-    assert fleet.commit([Gone("a", "u1")], at(2)) == []
+    fleet = after(ready(), ConfirmedDeletion("a", "u1"))
+    assert fleet.commit([ConfirmedDeletion("a", "u1")], at(2)) == []
     assert known(fleet).since == wall(1)
 
 
@@ -190,7 +190,7 @@ def test_what_is_older_than_what_is_known_is_passed_over(late: Observation) -> N
 
 
 def test_what_is_said_again_after_it_was_certain_to_be_gone_is_passed_over() -> None:
-    fleet = after(ready(version="10"), Gone("a", "u1"))
+    fleet = after(ready(version="10"), ConfirmedDeletion("a", "u1"))
     assert fleet.commit([ready(version="10")], at(2)) == []
     assert fleet.outdated == 1
     assert fleet.commit([ready(version="11", uid="u2")], at(3)) != []
@@ -232,7 +232,7 @@ def test_a_complete_list_should_hold_what_is_within_the_selector_and_not_gone() 
         malformed("c"),
         outside("d"),
         ready("e"),
-        Gone("e", "u1"),
+        ConfirmedDeletion("e", "u1"),
     )
     assert list(fleet.present()) == [("a", "u1"), ("b", "u1"), ("c", "u1")]
 
@@ -245,13 +245,13 @@ def test_what_a_list_shows_is_news_where_uid_or_version_differ() -> None:
     assert fleet.would_change(ready("b"))
 
 
-@pytest.mark.parametrize("left", [Gone("a", "u1"), outside(version="10")])
-def test_what_a_list_shows_is_news_where_it_was_elsewhere(left: Observation | Gone) -> None:
+@pytest.mark.parametrize("left", [ConfirmedDeletion("a", "u1"), outside(version="10")])
+def test_what_a_list_shows_is_news_where_it_was_elsewhere(left: Observation | ConfirmedDeletion) -> None:
     assert after(ready(version="10"), left).would_change(ready(version="10"))
 
 
-@pytest.mark.parametrize("left", [Gone("a", "u1"), outside(version="11")])
-def test_after_a_list_old_versions_of_what_it_did_not_name_prove_nothing(left: Observation | Gone) -> None:
+@pytest.mark.parametrize("left", [ConfirmedDeletion("a", "u1"), outside(version="11")])
+def test_after_a_list_old_versions_of_what_it_did_not_name_prove_nothing(left: Observation | ConfirmedDeletion) -> None:
     fleet = after(ready(version="10"), left)
     fleet.list_ended()
     assert fleet.commit([ready(version="5")], at(2)) != []
@@ -281,7 +281,7 @@ def test_what_probes_found_outlives_an_update_and_ends_with_the_incarnation() ->
 
 @pytest.mark.parametrize(("name", "incarnation"), [("b", 1), ("a", 2), ("gone", 2)])
 def test_what_probes_find_of_what_is_no_longer_engaged_is_nothing(name: str, incarnation: int) -> None:
-    fleet = after(ready(), ready("gone"), Gone("gone", "u1"))
+    fleet = after(ready(), ready("gone"), ConfirmedDeletion("gone", "u1"))
     assert fleet.probed(name, incarnation, REFUSED, at(3)) == []
 
 
@@ -315,35 +315,41 @@ def test_a_standing_lasts_since_it_began_and_its_message_is_the_latest() -> None
 
 def test_standings_are_counted() -> None:
     fleet = after(
-        ready("a"), not_ready("b"), malformed("c"), outside("d"), ready("e"), Gone("e", "u1"), ready("b", "3")
+        ready("a"),
+        not_ready("b"),
+        malformed("c"),
+        outside("d"),
+        ready("e"),
+        ConfirmedDeletion("e", "u1"),
+        ready("b", "3"),
     )
-    assert {standing: fleet.count(standing) for standing in Standing} == {
-        Standing.READY: 2,
-        Standing.NOT_READY: 0,
-        Standing.MALFORMED: 1,
-        Standing.OUTSIDE: 1,
-        Standing.UNREACHABLE: 0,
-        Standing.GONE: 1,
+    assert {state: fleet.count(state) for state in ObjectState} == {
+        ObjectState.READY: 2,
+        ObjectState.NOT_READY: 0,
+        ObjectState.MALFORMED: 1,
+        ObjectState.OUTSIDE: 1,
+        ObjectState.UNREACHABLE: 0,
+        ObjectState.GONE: 1,
     }
 
 
 def test_the_last_to_go_are_kept_and_earlier_ones_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ELSEWHERE_KEPT", 2)
-    fleet = after(ready("a"), outside("b"), Gone("a", "u1"))
+    monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 2)
+    fleet = after(ready("a"), outside("b"), ConfirmedDeletion("a", "u1"))
     assert fleet["b"] is not None
-    fleet.commit([ready("c"), Gone("c", "u1")], at(9))
+    fleet.commit([ready("c"), ConfirmedDeletion("c", "u1")], at(9))
     assert fleet["b"] is None
-    assert known(fleet, "a").standing is Standing.GONE
-    assert (fleet.count(Standing.GONE), fleet.count(Standing.OUTSIDE)) == (2, 0)
+    assert known(fleet, "a").state is ObjectState.GONE
+    assert (fleet.count(ObjectState.GONE), fleet.count(ObjectState.OUTSIDE)) == (2, 0)
     fleet.commit([outside("d", "9")], at(10))
     assert fleet["a"] is None
 
 
 def test_who_resumes_is_told_of_an_end_that_is_explained_to_nobody_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ELSEWHERE_KEPT", 0)
+    monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 0)
     fleet = after(ready("a"))
     reader = Cursor(fleet.log, EVERYTHING, fleet.log.head)
-    fleet.commit([Gone("a", "u1")], at(1))
+    fleet.commit([ConfirmedDeletion("a", "u1")], at(1))
     assert fleet["a"] is None
     fleet.commit([ready("a", "5", "u2")], at(2))
     batch = reader.take()
@@ -355,10 +361,12 @@ def test_who_resumes_is_told_of_an_end_that_is_explained_to_nobody_any_more(monk
 
 
 def test_what_comes_back_is_no_longer_among_those_that_went(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ELSEWHERE_KEPT", 1)
-    fleet = after(ready("a"), Gone("a", "u1"), ready("a", "5", "u2"), ready("b"), Gone("b", "u1"))
+    monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 1)
+    fleet = after(
+        ready("a"), ConfirmedDeletion("a", "u1"), ready("a", "5", "u2"), ready("b"), ConfirmedDeletion("b", "u1")
+    )
     assert known(fleet, "a").engaged
-    assert known(fleet, "b").standing is Standing.GONE
+    assert known(fleet, "b").state is ObjectState.GONE
 
 
 def test_a_name_that_was_never_seen_is_not_known() -> None:
@@ -369,14 +377,14 @@ def test_all_is_forgotten_when_a_first_list_is_begun_again() -> None:
     fleet = after(ready("a"), outside("b"))
     fleet.clear()
     assert fleet["a"] is None
-    assert (fleet.engaged, fleet.count(Standing.READY), fleet.count(Standing.OUTSIDE)) == (0, 0, 0)
+    assert (fleet.engaged, fleet.count(ObjectState.READY), fleet.count(ObjectState.OUTSIDE)) == (0, 0, 0)
     assert list(fleet.clusters()) == []
     assert list(fleet.log.clusters()) == []
 
 
 def test_each_change_has_a_revision_of_its_own() -> None:
     fleet = registry()
-    fleet.commit([ready("a"), ready("b"), ready("b", "2", suspended=True), Gone("a", "u1")], at(0))
+    fleet.commit([ready("a"), ready("b"), ready("b", "2", suspended=True), ConfirmedDeletion("a", "u1")], at(0))
     assert fleet.log.head == 4
 
 
@@ -395,4 +403,7 @@ def test_a_target_is_what_a_subscriber_can_see() -> None:
 
 def test_all_that_is_known_can_be_gone_through_by_name_engaged_or_not() -> None:
     fleet = after(ready("a"), not_ready("b"))
-    assert {name: record.standing for name, record in fleet.items()} == {"a": Standing.READY, "b": Standing.NOT_READY}
+    assert {name: record.state for name, record in fleet.items()} == {
+        "a": ObjectState.READY,
+        "b": ObjectState.NOT_READY,
+    }

@@ -1,9 +1,9 @@
 """Beginning with what an earlier run of the daemon knew."""
 
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.reflect.deletions import NotFound
-from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.registry import Done, Standing
+from milo_discoveryd.reflect.pending_deletions import NotFound
+from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.registry import ObjectState
 from tests.unit.registry.fleets import at, ready
 from tests.unit.registry.test_intake import Source
 
@@ -14,7 +14,7 @@ def restored(*names: str) -> Source:
     return source
 
 
-def told(done: list[Done]) -> list[tuple[EventType, str, DisengageReason | None]]:
+def told(done: list[Event]) -> list[tuple[EventType, str, DisengageReason | None]]:
     return [(each.type, each.cluster.target.name, each.reason) for each in done]
 
 
@@ -25,7 +25,7 @@ def test_it_is_served_at_once_with_the_times_it_had() -> None:
     assert source.registry.engaged == len(list(source.registry.records())) == 2
     assert record is not None
     assert record.cluster is not None
-    assert (record.standing, record.cluster.engaged_at) == (Standing.READY, 7.0)
+    assert (record.state, record.cluster.engaged_at) == (ObjectState.READY, 7.0)
 
 
 def test_a_first_list_that_says_the_same_changes_nothing() -> None:
@@ -37,6 +37,6 @@ def test_a_first_list_is_compared_with_it_and_what_it_lacks_is_asked_about() -> 
     source = restored("alpha", "beta")
     listed = source.lists(ready("beta", labels={"env": "prod"}), ready("gamma"))
     assert told(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]
-    (question,) = source.suspicions.questions(source.now)
+    (question,) = source.pending_deletions.questions(source.now)
     answered = source.intake.answer(question, NotFound(), at(source.now))
     assert told(answered) == [(EventType.DISENGAGED, "alpha", DisengageReason.DELETED)]

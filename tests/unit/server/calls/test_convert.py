@@ -9,7 +9,7 @@ from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivitySta
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.registry import Record, Standing, Transition
+from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import encoder
 
@@ -101,43 +101,43 @@ def test_every_state_of_the_source_has_its_own(state: SourceState) -> None:
 # --- explanations ---
 
 
-def record(standing: Standing, *, engaged: bool = False, held_until: float | None = None) -> Record:
-    return Record(
+def record(state: ObjectState, *, engaged: bool = False, grace_until: float | None = None) -> ClusterRecord:
+    return ClusterRecord(
         uid="u",
         version="7",
-        standing=standing,
+        state=state,
         since=100.0,
         message="its message",
         cluster=SMALL if engaged else None,
-        held_until=held_until,
+        grace_until=grace_until,
     )
 
 
-def engagement(of: Record, confirming: str | None = None) -> tuple[bool, str, str, int]:
+def engagement(of: ClusterRecord, confirming: str | None = None) -> tuple[bool, str, str, int]:
     told = convert.engagement(of, confirming)
     return told.engaged, pb.Engagement.Reason.Name(told.reason), told.message, told.since.seconds
 
 
 @pytest.mark.parametrize(
-    ("standing", "reason"),
+    ("state", "reason"),
     [
-        (Standing.NOT_READY, "REASON_NOT_READY"),
-        (Standing.OUTSIDE, "REASON_OUTSIDE_SELECTOR"),
-        (Standing.MALFORMED, "REASON_MALFORMED"),
-        (Standing.UNREACHABLE, "REASON_UNREACHABLE"),
-        (Standing.GONE, "REASON_DELETED"),
+        (ObjectState.NOT_READY, "REASON_NOT_READY"),
+        (ObjectState.OUTSIDE, "REASON_OUTSIDE_SELECTOR"),
+        (ObjectState.MALFORMED, "REASON_MALFORMED"),
+        (ObjectState.UNREACHABLE, "REASON_UNREACHABLE"),
+        (ObjectState.GONE, "REASON_DELETED"),
     ],
 )
-def test_what_is_not_engaged_is_explained(standing: Standing, reason: str) -> None:
-    assert engagement(record(standing)) == (False, reason, "its message", 100)
+def test_what_is_not_engaged_is_explained(state: ObjectState, reason: str) -> None:
+    assert engagement(record(state)) == (False, reason, "its message", 100)
 
 
 def test_what_is_engaged_is_so_since_it_was() -> None:
-    assert engagement(record(Standing.READY, engaged=True)) == (True, "REASON_ENGAGED", "its condition is True", 1)
+    assert engagement(record(ObjectState.READY, engaged=True)) == (True, "REASON_ENGAGED", "its condition is True", 1)
 
 
 def test_what_is_engaged_and_malformed_is_explained() -> None:
-    assert engagement(record(Standing.MALFORMED, engaged=True)) == (True, "REASON_MALFORMED", "its message", 100)
+    assert engagement(record(ObjectState.MALFORMED, engaged=True)) == (True, "REASON_MALFORMED", "its message", 100)
 
 
 @pytest.mark.parametrize(
@@ -148,16 +148,16 @@ def test_what_is_engaged_and_malformed_is_explained() -> None:
     ],
 )
 def test_what_is_reported_as_gone_is_being_confirmed(problem: str, message: str) -> None:
-    told = engagement(record(Standing.READY, engaged=True), problem)
+    told = engagement(record(ObjectState.READY, engaged=True), problem)
     assert told == (True, "REASON_CONFIRMING_DELETION", message, 100)
 
 
 def test_what_was_not_engaged_is_not_being_confirmed() -> None:
-    assert engagement(record(Standing.NOT_READY), "")[1] == "REASON_NOT_READY"
+    assert engagement(record(ObjectState.NOT_READY), "")[1] == "REASON_NOT_READY"
 
 
 def test_what_is_held_says_so_and_until_when() -> None:
-    assert engagement(record(Standing.NOT_READY, engaged=True, held_until=1_700_000_000.9)) == (
+    assert engagement(record(ObjectState.NOT_READY, engaged=True, grace_until=1_700_000_000.9)) == (
         True,
         "REASON_NOT_READY",
         "its message; it stays engaged, in case it is ready again by 2023-11-14T22:13:20Z",

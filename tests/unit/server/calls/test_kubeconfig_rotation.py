@@ -14,7 +14,7 @@ from milo_discoveryd.kubeconfigs.handed import Kubeconfig
 from milo_discoveryd.kubeconfigs.minter import Key
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.reflect.deletions import Suspicions
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.registry.fleet import Fleet
@@ -42,7 +42,7 @@ class World:
         self.taken = 0
         self.minted = 0
         self.asked: list[str] = []
-        self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()), Suspicions(lambda: 0.0), None)  # type: ignore[arg-type]
+        self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()), PendingDeletions(lambda: 0.0), None)  # type: ignore[arg-type]
         self.fleet.registry.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0))
 
     # A visit

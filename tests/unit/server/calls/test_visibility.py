@@ -4,7 +4,7 @@ import pytest
 
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.deletions import Gone
+from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.patterns import names
 from milo_discoveryd.rights.scope import ALL, NONE, Scope
@@ -30,7 +30,7 @@ def registry() -> Registry:
         ],
         at(0),
     )
-    made.commit([Gone("shop-gone", "u1")], at(1))
+    made.commit([ConfirmedDeletion("shop-gone", "u1")], at(1))
     return made
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from milo_discoveryd.registry.signal import Signal, Waiter
+from milo_discoveryd.registry.change_notifier import ChangeNotifier, Waiter
 
 _LONG_S = 60.0
 
@@ -14,7 +14,7 @@ async def asleep(bell: Waiter) -> "asyncio.Task[None]":
 
 
 async def test_a_change_after_a_while_without_any_is_told_at_once() -> None:
-    signal = Signal()
+    signal = ChangeNotifier()
     with signal.waiter() as bell:
         waiting = await asleep(bell)
         signal.ring()
@@ -22,7 +22,7 @@ async def test_a_change_after_a_while_without_any_is_told_at_once() -> None:
 
 
 async def test_changes_close_together_are_told_together() -> None:
-    signal = Signal()
+    signal = ChangeNotifier()
     with signal.waiter() as bell:
         signal.ring()
         await bell.wait(_LONG_S)
@@ -34,7 +34,7 @@ async def test_changes_close_together_are_told_together() -> None:
 
 
 async def test_what_nobody_is_in_a_hurry_for_waits() -> None:
-    signal = Signal()
+    signal = ChangeNotifier()
     with signal.waiter() as bell:
         waiting = await asleep(bell)
         signal.ring(after_s=0.01)
@@ -44,7 +44,7 @@ async def test_what_nobody_is_in_a_hurry_for_waits() -> None:
 
 
 async def test_what_nobody_is_in_a_hurry_for_goes_along_with_what_somebody_is() -> None:
-    signal = Signal()
+    signal = ChangeNotifier()
     with signal.waiter() as bell:
         waiting = await asleep(bell)
         signal.ring(after_s=_LONG_S)
@@ -57,7 +57,7 @@ async def test_what_nobody_is_in_a_hurry_for_goes_along_with_what_somebody_is() 
 
 
 async def test_where_nobody_waits_nobody_is_rung_later() -> None:
-    signal = Signal()
+    signal = ChangeNotifier()
     signal.ring(after_s=0.0)
     with signal.waiter() as bell:
         waiting = await asleep(bell)

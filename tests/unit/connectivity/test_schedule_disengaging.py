@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.connectivity.schedule import Outcome, Policy, Reached, Schedule
+from milo_discoveryd.connectivity.schedule import ProbeOutcome, ProbePolicy, ProbeReached, ProbeSchedule
 from milo_discoveryd.model.moment import Moment
 from tests.unit.connectivity.test_schedule import GONE, POLICY, SICK
 
@@ -13,15 +13,15 @@ GIVING_UP = msgspec.structs.replace(POLICY, host_rate_per_s=100.0, rate_per_s=10
 class World:
     """Clusters on hosts of their own, unless it is said otherwise; those that are away answer with a failure."""
 
-    def __init__(self, policy: Policy = GIVING_UP, *, well: int = 0) -> None:
-        self.schedule = Schedule(policy, lambda: 0.5)
+    def __init__(self, policy: ProbePolicy = GIVING_UP, *, well: int = 0) -> None:
+        self.schedule = ProbeSchedule(policy, lambda: 0.5)
         self.now = 0.0
-        self.away: dict[str, Outcome] = {}
+        self.away: dict[str, ProbeOutcome] = {}
         self.given_up: dict[str, float] = {}
         for number in range(well):
             self.engage(f"well-{number}")
 
-    def engage(self, name: str, host: str = "", away: Outcome | None = None) -> None:
+    def engage(self, name: str, host: str = "", away: ProbeOutcome | None = None) -> None:
         self.schedule.watch(name, host or name, 1, self.now)
         if away is not None:
             self.away[name] = away
@@ -29,7 +29,7 @@ class World:
     def run(self, until: float) -> None:
         while True:
             for probe in self.schedule.due(self.now):
-                outcome = self.away.get(probe.name, Reached())
+                outcome = self.away.get(probe.name, ProbeReached())
                 for verdict in self.schedule.told(probe, outcome, Moment(1000.0 + self.now, self.now)):
                     if verdict.is_given_up:
                         self.given_up.setdefault(verdict.name, self.now)

@@ -2,12 +2,21 @@
 
 import pytest
 
-from milo_discoveryd.registry.guard import Ask, Guard, Held, Limits, Release, Ruling
+from milo_discoveryd.registry.removal_guard import (
+    ConfirmAtRate,
+    ConfirmEach,
+    GuardDecision,
+    HeldRemovals,
+    RemovalGuard,
+    RemovalLimits,
+)
 
-LIMITS = Limits(count=10, share=0.2, verify_after_s=30.0, per_second=50.0)
+LIMITS = RemovalLimits(count=10, share=0.2, verify_after_s=30.0, per_second=50.0)
 
 
-def judge(guard: Guard, missing: int, engaged: int, *, now: float = 0.0, went_back: bool = False) -> Ruling:
+def judge(
+    guard: RemovalGuard, missing: int, engaged: int, *, now: float = 0.0, went_back: bool = False
+) -> GuardDecision:
     return guard.judge(range(missing), engaged, versions_went_back=went_back, now=now)
 
 
@@ -16,88 +25,88 @@ def judge(guard: Guard, missing: int, engaged: int, *, now: float = 0.0, went_ba
     [(0, 0), (0, 100), (1, 1), (1, 2), (10, 20), (10, 100), (20, 100), (200, 1000)],
 )
 def test_few_are_asked_about_as_always(missing: int, engaged: int) -> None:
-    guard = Guard(LIMITS)
-    assert judge(guard, missing, engaged) == Ask()
+    guard = RemovalGuard(LIMITS)
+    assert judge(guard, missing, engaged) == ConfirmEach()
     assert guard.held is None
 
 
 @pytest.mark.parametrize(("missing", "engaged"), [(2, 2), (2, 3), (6, 11), (11, 21), (21, 100), (201, 1000)])
 def test_many_at_once_are_held(missing: int, engaged: int) -> None:
-    guard = Guard(LIMITS)
+    guard = RemovalGuard(LIMITS)
     ruling = judge(guard, missing, engaged, now=5.0)
-    assert isinstance(ruling, Held)
+    assert isinstance(ruling, HeldRemovals)
     assert guard.held == ruling
     assert (ruling.since, ruling.verify_at) == (5.0, 35.0)
     assert f"lacks {missing} of {engaged} engaged clusters" in ruling.message
 
 
 def test_a_second_list_that_comes_too_soon_proves_nothing() -> None:
-    guard = Guard(LIMITS)
+    guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     ruling = judge(guard, 100, 100, now=29.0)
-    assert isinstance(ruling, Held)
+    assert isinstance(ruling, HeldRemovals)
     assert (ruling.since, ruling.verify_at) == (0.0, 30.0)
 
 
 def test_a_second_list_later_on_that_lacks_as_much_releases_them_at_a_pace() -> None:
-    guard = Guard(LIMITS)
+    guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
-    assert judge(guard, 90, 100, now=30.0) == Release(50.0)
+    assert judge(guard, 90, 100, now=30.0) == ConfirmAtRate(50.0)
     assert guard.held is None
 
 
 def test_a_second_list_that_lacks_few_is_believed_like_any_other() -> None:
-    guard = Guard(LIMITS)
+    guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
-    assert judge(guard, 3, 100, now=1.0) == Ask()
+    assert judge(guard, 3, 100, now=1.0) == ConfirmEach()
     assert guard.held is None
 
 
 @pytest.mark.parametrize("missing", [1, 100])
 def test_where_versions_went_back_not_even_one_is_let_go_by_any_number_of_lists(missing: int) -> None:
-    guard = Guard(LIMITS)
+    guard = RemovalGuard(LIMITS)
     first = judge(guard, missing, 100, went_back=True)
-    assert isinstance(first, Held)
+    assert isinstance(first, HeldRemovals)
     assert first.verify_at is None
     assert "versions went back" in first.message
     for later in (30.0, 3000.0):
         ruling = judge(guard, missing, 100, now=later)
-        assert isinstance(ruling, Held)
+        assert isinstance(ruling, HeldRemovals)
         assert (ruling.since, ruling.verify_at) == (0.0, None)
 
 
 def test_versions_that_went_back_harm_nobody_who_is_in_the_list() -> None:
-    guard = Guard(LIMITS)
-    assert judge(guard, 0, 100, went_back=True) == Ask()
+    guard = RemovalGuard(LIMITS)
+    assert judge(guard, 0, 100, went_back=True) == ConfirmEach()
     assert guard.held is None
 
 
 def test_versions_that_go_back_between_two_lists_keep_all_that_was_held() -> None:
-    guard = Guard(LIMITS)
+    guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     ruling = judge(guard, 100, 100, now=30.0, went_back=True)
-    assert isinstance(ruling, Held)
+    assert isinstance(ruling, HeldRemovals)
     assert ruling.verify_at is None
 
 
 def test_a_contradiction_begins_it_all_again() -> None:
-    guard = Guard(LIMITS)
+    guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     judge(guard, 100, 100, now=30.0)
     held = guard.contradicted(31.0)
     assert guard.held == held
     assert (held.since, held.verify_at) == (31.0, 61.0)
-    assert isinstance(judge(guard, 99, 100, now=60.0), Held)
-    assert judge(guard, 99, 100, now=61.0) == Release(50.0)
+    assert isinstance(judge(guard, 99, 100, now=60.0), HeldRemovals)
+    assert judge(guard, 99, 100, now=61.0) == ConfirmAtRate(50.0)
 
 
 def test_f21_another_server_is_listened_to_again_and_never_believed() -> None:
-    guard = Guard(LIMITS)
+    guard = RemovalGuard(LIMITS)
     for now in (0.0, 30.0, 60.0):
         ruling = guard.judge(range(5), 5, versions_went_back=True, now=now, is_foreign=True)
-        assert isinstance(ruling, Held)
+        assert isinstance(ruling, HeldRemovals)
         assert (ruling.since, ruling.verify_at, ruling.is_foreign) == (0.0, now + 30.0, True)
 
 
 def test_f21_of_one_cluster_nobody_can_tell_whose_it_is() -> None:
-    assert Guard(LIMITS).judge(range(1), 1, versions_went_back=False, now=0.0, is_foreign=True) == Ask()
+    assert RemovalGuard(LIMITS).judge(range(1), 1, versions_went_back=False, now=0.0, is_foreign=True) == ConfirmEach()

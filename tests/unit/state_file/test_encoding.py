@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.state_file import image as images
-from milo_discoveryd.state_file.image import Image, ImageError, Kept, Origin, decode, encode
+from milo_discoveryd.state_file import encoding
+from milo_discoveryd.state_file.encoding import StateFileError, StateOrigin, StoredCluster, StoredFleet, decode, encode
 
-ORIGIN = Origin("https://milo.test", "project")
+ORIGIN = StateOrigin("https://milo.test", "project")
 
 
-def kept(name: str) -> Kept:
+def kept(name: str) -> StoredCluster:
     target = Target(
         name=name,
         uid=f"project-{name}",
@@ -26,10 +26,10 @@ def kept(name: str) -> Kept:
         deletion_message="waiting",
         suspended=True,
     )
-    return Kept(f"uid-{name}", target, 1000.25)
+    return StoredCluster(f"uid-{name}", target, 1000.25)
 
 
-IMAGE = Image(ORIGIN, 2000.0, (kept("alpha"), kept("beta")))
+IMAGE = StoredFleet(ORIGIN, 2000.0, (kept("alpha"), kept("beta")))
 
 
 def test_what_was_kept_comes_back_as_it_was() -> None:
@@ -37,14 +37,14 @@ def test_what_was_kept_comes_back_as_it_was() -> None:
 
 
 def test_an_empty_fleet_is_kept_too() -> None:
-    empty = Image(ORIGIN, 2000.0, ())
+    empty = StoredFleet(ORIGIN, 2000.0, ())
     assert decode(encode(empty), ORIGIN) == empty
 
 
 def test_a_file_that_was_torn_anywhere_is_refused() -> None:
     data = encode(IMAGE)
     for end in range(len(data)):
-        with pytest.raises(ImageError):
+        with pytest.raises(StateFileError):
             decode(data[:end], ORIGIN)
 
 
@@ -52,21 +52,25 @@ def test_a_file_with_any_byte_changed_is_refused() -> None:
     data = bytearray(encode(IMAGE))
     for place in range(len(data)):
         data[place] ^= 0x01
-        with pytest.raises(ImageError):
+        with pytest.raises(StateFileError):
             decode(bytes(data), ORIGIN)
         data[place] ^= 0x01
 
 
 def test_the_file_of_another_source_is_refused_and_named() -> None:
-    with pytest.raises(ImageError, match=r"another source \(mode project at https://milo.test; .* https://other.test"):
-        decode(encode(IMAGE), Origin("https://other.test", "project"))
+    with pytest.raises(
+        StateFileError, match=r"another source \(mode project at https://milo.test; .* https://other.test"
+    ):
+        decode(encode(IMAGE), StateOrigin("https://other.test", "project"))
 
 
 def test_the_file_of_a_newer_daemon_is_refused_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "FORMAT", images.FORMAT + 1)
+    monkeypatch.setattr(encoding, "FORMAT", encoding.FORMAT + 1)
     data = encode(IMAGE)
     monkeypatch.undo()
-    with pytest.raises(ImageError, match=f"format {images.FORMAT + 1}, and this version reads format {images.FORMAT}"):
+    with pytest.raises(
+        StateFileError, match=f"format {encoding.FORMAT + 1}, and this version reads format {encoding.FORMAT}"
+    ):
         decode(data, ORIGIN)
 
 
@@ -76,23 +80,25 @@ def test_the_file_of_a_newer_daemon_is_refused_and_named(monkeypatch: pytest.Mon
         b"\x93\x01\x02\x03",
         msgspec.msgpack.encode(IMAGE).replace(b"beta", b"bet\xac"),
         b"\x91" * 100_000,
-        msgspec.msgpack.encode(Image(ORIGIN, math.nan, ())),
-        msgspec.msgpack.encode(Image(ORIGIN, 1.0, (msgspec.structs.replace(kept("alpha"), engaged_at=math.inf),))),
+        msgspec.msgpack.encode(StoredFleet(ORIGIN, math.nan, ())),
+        msgspec.msgpack.encode(
+            StoredFleet(ORIGIN, 1.0, (msgspec.structs.replace(kept("alpha"), engaged_at=math.inf),))
+        ),
     ],
     ids=["another-shape", "no-text", "too-deep", "no-time", "endless"],
 )
 def test_content_that_makes_no_sense_is_refused_even_with_a_right_checksum(body: bytes) -> None:
-    data = b"milo-discoveryd state %d %s\n%s" % (images.FORMAT, images._checksum(body), body)
-    with pytest.raises(ImageError, match="content"):
+    data = b"milo-discoveryd state %d %s\n%s" % (encoding.FORMAT, encoding._checksum(body), body)
+    with pytest.raises(StateFileError, match="content"):
         decode(data, ORIGIN)
 
 
 def test_a_format_of_any_length_is_no_number_to_reckon_with() -> None:
-    with pytest.raises(ImageError, match="format 99999999999999999999,"):
+    with pytest.raises(StateFileError, match="format 99999999999999999999,"):
         decode(b"milo-discoveryd state " + b"9" * 5000 + b" x\n", ORIGIN)
 
 
 @given(st.binary(max_size=200))
 def test_any_other_bytes_are_refused(data: bytes) -> None:
-    with pytest.raises(ImageError):
+    with pytest.raises(StateFileError):
         decode(data, ORIGIN)

@@ -2,14 +2,22 @@
 
 import pytest
 
-from milo_discoveryd.reflect.machine import Changed, FetchPage, Listed, ListEnded, ListStarted, ReadWatch, Relisting
+from milo_discoveryd.reflect.reflector import (
+    FetchPage,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    ReadWatch,
+    Relisting,
+)
 from tests.unit.reflect.life import START, Life, changed, listed, watching
 from tests.unit.reflect.lines import seen
 
 
 def test_a_list_is_read_again_when_it_is_wanted_however_well_the_watch_does() -> None:
     life = watching()
-    life.reflector.list_again(START + 30.0)
+    life.reflector.relist_by(START + 30.0)
     assert life.request == ReadWatch(START + 30.0)
     life.now += 20.0
     life.events(changed("a", "11"))
@@ -22,20 +30,20 @@ def test_a_list_is_read_again_when_it_is_wanted_however_well_the_watch_does() ->
 def test_the_watch_goes_on_where_no_list_is_wanted_any_more() -> None:
     life = watching()
     before = life.request
-    life.reflector.list_again(START + 30.0)
-    life.reflector.list_again(None)
+    life.reflector.relist_by(START + 30.0)
+    life.reflector.relist_by(None)
     assert life.request == before
 
 
 def test_silence_before_the_list_is_wanted_is_silence() -> None:
     life = watching()
-    life.reflector.list_again(START + 1000.0)
+    life.reflector.relist_by(START + 1000.0)
     life.now += 250.0
     assert life.silent() == []
 
 
 def relisted(life: Life, version: str) -> list[object]:
-    life.reflector.list_again(life.now)
+    life.reflector.relist_by(life.now)
     life.silent()
     return list(life.page(version=version))
 
@@ -54,7 +62,7 @@ def test_a_list_of_an_earlier_version_says_so() -> None:
 
 def test_versions_of_events_count_as_those_of_lists() -> None:
     life = watching()
-    assert life.events(changed("a", "15")) == [Changed(seen("a", "15"))]
+    assert life.events(changed("a", "15")) == [ObjectChanged(seen("a", "15"))]
     assert relisted(life, "14") == [ListStarted(), ListEnded(versions_went_back=True)]
 
 
@@ -69,6 +77,6 @@ def test_from_an_earlier_version_on_that_one_counts() -> None:
 def test_a_version_that_is_no_number_is_neither_before_nor_after(version: str) -> None:
     life = listed()
     life.opened()
-    life.reflector.list_again(life.now)
+    life.reflector.relist_by(life.now)
     life.silent()
     assert list(life.page(seen("a"), version=version)) == [ListStarted(), Listed(seen("a")), ListEnded()]

@@ -2,15 +2,22 @@
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.deletions import Answer, Found, NotFound, Suspicions
-from milo_discoveryd.reflect.machine import Changed, Finding, Listed, ListEnded, ListStarted, Suspected
-from milo_discoveryd.registry.guard import Guard, Limits
+from milo_discoveryd.reflect.pending_deletions import ConfirmationResult, Found, NotFound, PendingDeletions
+from milo_discoveryd.reflect.reflector import (
+    DeletionReported,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    SourceEvent,
+)
+from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import Intake
-from milo_discoveryd.registry.registry import Done
+from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from tests.unit.registry.fleets import at, not_ready, outside, ready, registry
 
 FLEET = tuple(ready(name) for name in "abcdef")
-LIMITS = Limits(count=1, share=0.0, verify_after_s=30.0, per_second=1.0)
+LIMITS = RemovalLimits(count=1, share=0.0, verify_after_s=30.0, per_second=1.0)
 
 
 class Source:
@@ -18,23 +25,23 @@ class Source:
 
     def __init__(self, *more: Observation) -> None:
         self.registry = registry()
-        self.suspicions = Suspicions(lambda: 0.0)
-        self.intake = Intake(self.registry, self.suspicions, Guard(LIMITS))
+        self.pending_deletions = PendingDeletions(lambda: 0.0)
+        self.intake = Intake(self.registry, self.pending_deletions, RemovalGuard(LIMITS))
         self.now = 0.0
         self.lists(*FLEET, *more)
 
-    def take(self, *findings: Finding) -> list[Done]:
+    def take(self, *findings: SourceEvent) -> list[Event]:
         return [each for portion in self.intake.take(findings, at(self.now)) for each in portion]
 
-    def lists(self, *observations: Observation, versions_went_back: bool = False) -> list[Done]:
+    def lists(self, *observations: Observation, versions_went_back: bool = False) -> list[Event]:
         return self.take(ListStarted(), *map(Listed, observations), ListEnded(versions_went_back))
 
     def asked(self) -> list[str]:
-        return [question.name for question in self.suspicions.questions(self.now)]
+        return [question.name for question in self.pending_deletions.questions(self.now)]
 
-    def answers(self, answer: Answer) -> list[Done]:
+    def answers(self, answer: ConfirmationResult) -> list[Event]:
         """To all that is asked now."""
-        questions = self.suspicions.questions(self.now)
+        questions = self.pending_deletions.questions(self.now)
         return [done for each in questions for done in self.intake.answer(each, answer, at(self.now))]
 
     @property
@@ -46,9 +53,9 @@ def test_an_empty_list_is_held_and_says_why() -> None:
     source = Source()
     source.lists()
     assert source.asked() == []
-    assert (source.engaged, source.suspicions.held) == (6, 6)
+    assert (source.engaged, source.pending_deletions.held) == (6, 6)
     assert source.intake.held is not None
-    why = source.suspicions.why("a")
+    why = source.pending_deletions.why("a")
     assert why is not None
     assert "lacks 6 of 6 engaged clusters" in why[1]
 
@@ -73,14 +80,14 @@ def test_what_comes_back_in_a_second_list_was_never_away() -> None:
     source.lists()
     source.now = 30.0
     assert source.lists(*FLEET) == []
-    assert (source.engaged, len(source.suspicions), source.intake.held) == (6, 0, None)
+    assert (source.engaged, len(source.pending_deletions), source.intake.held) == (6, 0, None)
 
 
 def test_what_an_event_shows_in_between_is_held_no_more() -> None:
     source = Source()
     source.lists()
-    source.take(*(Changed(ready(name, "2")) for name in "abcdef"))
-    assert len(source.suspicions) == 0
+    source.take(*(ObjectChanged(ready(name, "2")) for name in "abcdef"))
+    assert len(source.pending_deletions) == 0
     assert source.intake.held is None
 
 
@@ -92,7 +99,7 @@ def test_one_that_is_there_after_all_stops_the_release() -> None:
     source.answers(Found(ready("a")))
     source.now = 40.0
     assert source.asked() == []
-    assert (source.engaged, source.suspicions.held) == (6, 5)
+    assert (source.engaged, source.pending_deletions.held) == (6, 5)
     assert source.intake.held is not None
 
 
@@ -104,7 +111,7 @@ def test_those_that_were_let_go_before_a_contradiction_are_not_held() -> None:
     source.answers(NotFound())
     source.now = 31.0
     source.answers(Found(ready("b")))
-    assert (source.engaged, source.suspicions.held) == (5, 4)
+    assert (source.engaged, source.pending_deletions.held) == (5, 4)
 
 
 def test_one_that_has_left_the_selector_contradicts_nothing() -> None:
@@ -130,24 +137,24 @@ def test_where_versions_went_back_one_that_is_missing_stays() -> None:
 def test_what_a_watch_tells_of_is_asked_about_though_it_is_held() -> None:
     source = Source()
     source.lists()
-    source.take(Suspected("a", "u1"))
+    source.take(DeletionReported("a", "u1"))
     (done,) = source.answers(NotFound())
     assert done.cluster.target.name == "a"
-    assert source.suspicions.held == 5
+    assert source.pending_deletions.held == 5
 
 
 def test_what_an_answer_settles_while_the_list_is_applied_is_not_held() -> None:
     source = Source()
-    source.take(Suspected("a", "u1"))
-    [asked] = source.suspicions.questions(source.now)
+    source.take(DeletionReported("a", "u1"))
+    [asked] = source.pending_deletions.questions(source.now)
     portions = source.intake.take((ListStarted(), Listed(ready("b", "2")), ListEnded()), at(source.now))
     next(portions)  # from here on others have their turn
     [left] = source.intake.answer(asked, Found(outside("a")), at(source.now))
     assert left.reason is DisengageReason.LABELS_CHANGED
     for _ in portions:
         pass
-    assert source.suspicions.why("a") is None
-    assert source.suspicions.held == 4
+    assert source.pending_deletions.why("a") is None
+    assert source.pending_deletions.held == 4
 
 
 def test_those_that_nobody_is_engaged_with_are_asked_about_at_once() -> None:
@@ -161,9 +168,9 @@ def test_what_is_remembered_stays_all_that_is_known_while_lists_are_not_believed
     source = Source()
     source.intake.restore([], at(0.0))
     source.lists()
-    assert source.intake.is_remembered
+    assert source.intake.is_restored
     source.lists(*FLEET)
-    assert not source.intake.is_remembered
+    assert not source.intake.is_restored
 
 
 def test_f35_another_list_is_wanted_even_if_all_that_were_held_are_seen_again_meanwhile() -> None:
@@ -171,12 +178,12 @@ def test_f35_another_list_is_wanted_even_if_all_that_were_held_are_seen_again_me
     source = Source()
     source.intake.restore([], at(0.0))
     source.lists()
-    source.take(*(Changed(ready(name, "2")) for name in "abcdef"))
-    assert source.suspicions.held == 0
+    source.take(*(ObjectChanged(ready(name, "2")) for name in "abcdef"))
+    assert source.pending_deletions.held == 0
     assert source.intake.held is not None
     assert source.intake.held.verify_at == 30.0
     source.lists(*(ready(name, "2") for name in "abcdef"))
-    assert (source.intake.is_remembered, source.intake.held) == (False, None)
+    assert (source.intake.is_restored, source.intake.held) == (False, None)
 
 
 OTHERS = tuple(ready(name, uid="u9") for name in "xyz")
@@ -189,7 +196,7 @@ def anew(names: str) -> tuple[Observation, ...]:
 def test_f21_nothing_of_another_server_s_list_is_for_us() -> None:
     source = Source()
     assert source.lists(*OTHERS) == []
-    assert (source.engaged, source.suspicions.held) == (6, 6)
+    assert (source.engaged, source.pending_deletions.held) == (6, 6)
     assert source.registry["x"] is None
     assert source.intake.held is not None
     assert "none of the 6 that are engaged" in source.intake.held.message
@@ -198,7 +205,10 @@ def test_f21_nothing_of_another_server_s_list_is_for_us() -> None:
 def test_f21_nor_is_what_its_watch_tells() -> None:
     source = Source()
     source.lists(*OTHERS)
-    assert source.take(Changed(ready("a", "9", uid="u9")), Suspected("b", "u1"), Changed(OTHERS[0])) == []
+    assert (
+        source.take(ObjectChanged(ready("a", "9", uid="u9")), DeletionReported("b", "u1"), ObjectChanged(OTHERS[0]))
+        == []
+    )
     assert source.asked() == []
 
 
@@ -219,7 +229,7 @@ def test_f21_once_our_own_is_back_all_goes_on() -> None:
     assert engaged.cluster.target.name == "g"
     assert source.asked() == ["a"]
     assert source.intake.held is None
-    assert [done.cluster.target.name for done in source.take(Changed(ready("h")))] == ["h"]
+    assert [done.cluster.target.name for done in source.take(ObjectChanged(ready("h")))] == ["h"]
 
 
 def test_f21_an_empty_list_after_it_is_the_first_of_two() -> None:
@@ -237,7 +247,7 @@ def test_f19_most_of_the_fleet_made_anew_is_held_and_then_told_one_by_one() -> N
     source = Source()
     (engaged,) = source.lists(FLEET[0], *anew("bcdef"), ready("g"))
     assert engaged.cluster.target.name == "g"
-    assert (source.engaged, source.suspicions.held) == (7, 5)
+    assert (source.engaged, source.pending_deletions.held) == (7, 5)
     source.now = 30.0
     source.lists(FLEET[0], *anew("bcdef"), ready("g"))
     told = []
@@ -245,7 +255,7 @@ def test_f19_most_of_the_fleet_made_anew_is_held_and_then_told_one_by_one() -> N
         source.now = 30.0 + place
         told += source.answers(Found(anew(name)[0]))
     assert [each.reason for each in told] == [DisengageReason.REPLACED, None] * 5
-    assert len(source.suspicions) == 0
+    assert len(source.pending_deletions) == 0
 
 
 def test_f19_few_made_anew_are_told_at_once() -> None:
@@ -259,4 +269,4 @@ def test_f35_what_was_remembered_and_is_another_object_by_now_is_told_at_once() 
     source.intake.restore([], at(0.0))
     done = source.lists(*anew("abcdef"))
     assert [each.reason for each in done] == [DisengageReason.REPLACED, None] * 6
-    assert not source.intake.is_remembered
+    assert not source.intake.is_restored

@@ -5,9 +5,9 @@ import pytest
 
 from milo_discoveryd.model.cluster import Connectivity, ConnectivityState, DisengageReason, Target
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.reflect.deletions import Gone
-from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.registry import Done, Registry, Standing
+from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.registry import ObjectState, Registry
 from tests.unit.registry.fleets import at, cluster, malformed, not_ready, outside, ready, registry, wall
 
 AWAY = Connectivity(ConnectivityState.UNREACHABLE, wall(1), "connect: refused")
@@ -20,7 +20,7 @@ def given_up() -> Registry:
     fleet.commit([ready()], at(0))
     fleet.probed("a", 1, AWAY, at(1))
     assert list(fleet.give_up("a", 1, "not reached", at(2))) == [
-        Done(EventType.DISENGAGED, told(connectivity=AWAY), UNREACHABLE, "not reached")
+        Event(EventType.DISENGAGED, told(connectivity=AWAY), UNREACHABLE, "not reached")
     ]
     return fleet
 
@@ -38,10 +38,10 @@ def test_it_is_disengaged_and_explained() -> None:
     fleet = given_up()
     record = fleet["a"]
     assert record is not None
-    assert (record.standing, record.engaged, record.message) == (Standing.UNREACHABLE, False, "not reached")
+    assert (record.state, record.engaged, record.message) == (ObjectState.UNREACHABLE, False, "not reached")
     assert record.since == wall(2)
     assert fleet.engaged == 0
-    assert fleet.count(Standing.UNREACHABLE) == 1
+    assert fleet.count(ObjectState.UNREACHABLE) == 1
 
 
 def test_it_is_given_up_once() -> None:
@@ -69,14 +69,14 @@ def test_when_it_is_reached_it_is_engaged_as_it_is_by_then() -> None:
     wanted = msgspec.structs.replace(
         cluster(incarnation=fleet.log.head + 1, engaged_at=9, version="3", labels={"env": "prod"}), connectivity=BACK
     )
-    assert fleet.probed("a", 1, BACK, at(9)) == [Done(EventType.ENGAGED, wanted)]
+    assert fleet.probed("a", 1, BACK, at(9)) == [Event(EventType.ENGAGED, wanted)]
     assert fleet.engaged == 1
-    assert fleet.count(Standing.UNREACHABLE) == 0
+    assert fleet.count(ObjectState.UNREACHABLE) == 0
     assert fleet.probed("a", 1, AWAY, at(10)) == []
 
 
-@pytest.mark.parametrize("item", [not_ready(), outside(), malformed(), Gone("a", "u1")])
-def test_what_else_becomes_of_its_object_is_no_second_disengagement(item: Observation | Gone) -> None:
+@pytest.mark.parametrize("item", [not_ready(), outside(), malformed(), ConfirmedDeletion("a", "u1")])
+def test_what_else_becomes_of_its_object_is_no_second_disengagement(item: Observation | ConfirmedDeletion) -> None:
     fleet = given_up()
     assert fleet.commit([item], at(3)) == []
     assert not fleet.is_probed("a", 1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from milo_discoveryd.state_file.image import Image, ImageError, Kept, Origin, decode, encode
+from milo_discoveryd.state_file.encoding import StateFileError, StateOrigin, StoredCluster, StoredFleet, decode, encode
 
 log = structlog.get_logger()
 
@@ -21,17 +21,17 @@ EVERY_S = 5.0
 SHARE = 20
 """An image that took a second to write is not written again for so many."""
 
-Changed = Callable[[], Awaitable[None]]
+WaitForChange = Callable[[], Awaitable[None]]
 """Waits until there is something new to keep."""
 
 
-class Keeper:
-    def __init__(self, directory: Path, origin: Origin) -> None:
+class StateFile:
+    def __init__(self, directory: Path, origin: StateOrigin) -> None:
         self._path = directory / FILE
         self._origin = origin
         self._writing = threading.Lock()
 
-    def recall(self) -> Image | None:
+    def recall(self) -> StoredFleet | None:
         """What was kept before; None where there is nothing that can be relied on, which is said."""
         try:
             data = self._path.read_bytes()
@@ -42,11 +42,11 @@ class Keeper:
             return None
         try:
             return decode(data, self._origin)
-        except ImageError as error:
+        except StateFileError as error:
             log.warning("state refused", path=str(self._path), problem=str(error))
             return None
 
-    async def keep(self, fleet: Callable[[], Iterable[Kept]], changed: Changed) -> None:
+    async def keep(self, fleet: Callable[[], Iterable[StoredCluster]], changed: WaitForChange) -> None:
         """Writes what `fleet` gives after each change, until it is cancelled; then once more.
 
         Before the first there is nothing to keep, and what an earlier run kept stays.
@@ -62,10 +62,10 @@ class Keeper:
         finally:
             self._write(self._image(fleet), well)
 
-    def _image(self, fleet: Callable[[], Iterable[Kept]]) -> Image:
-        return Image(self._origin, time.time(), tuple(fleet()))
+    def _image(self, fleet: Callable[[], Iterable[StoredCluster]]) -> StoredFleet:
+        return StoredFleet(self._origin, time.time(), tuple(fleet()))
 
-    def _write(self, image: Image, was_well: bool) -> bool:
+    def _write(self, image: StoredFleet, was_well: bool) -> bool:
         """Beside it, to the disk, and then into its place: whoever reads it finds one image or the other."""
         beside = self._path.with_name(f"{FILE}.new")
         try:

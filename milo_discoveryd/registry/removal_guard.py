@@ -11,7 +11,7 @@ from collections.abc import Sized
 import msgspec
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 10
     """So many engaged clusters may be missing from a list..."""
     share: float = 0.2
@@ -21,7 +21,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Once verified, missing clusters are asked about at this pace."""
 
 
-class Held(msgspec.Struct, frozen=True):
+class HeldRemovals(msgspec.Struct, frozen=True):
     """Removals that wait."""
 
     since: float
@@ -32,27 +32,27 @@ class Held(msgspec.Struct, frozen=True):
     """The list is another server's: nothing in it is for us."""
 
 
-class Ask(msgspec.Struct, frozen=True):
+class ConfirmEach(msgspec.Struct, frozen=True):
     """About each that is missing, as always."""
 
 
-class Release(msgspec.Struct, frozen=True):
-    """Ask about them, no more than so many a second."""
+class ConfirmAtRate(msgspec.Struct, frozen=True):
+    """ConfirmEach about them, no more than so many a second."""
 
     per_second: float
 
 
-Ruling = Ask | Held | Release
+GuardDecision = ConfirmEach | HeldRemovals | ConfirmAtRate
 
 
-class Guard:
-    def __init__(self, limits: Limits) -> None:
+class RemovalGuard:
+    def __init__(self, limits: RemovalLimits) -> None:
         self._limits = limits
-        self.held: Held | None = None
+        self.held: HeldRemovals | None = None
 
     def judge(
         self, missing: Sized, engaged: int, *, versions_went_back: bool, now: float, is_foreign: bool = False
-    ) -> Ruling:
+    ) -> GuardDecision:
         """A complete list lacks `missing` of the `engaged` clusters. What is to be done about these?
 
         One `is_foreign` where it names others, and not one of them.
@@ -60,9 +60,9 @@ class Guard:
         held, self.held = self.held, None
         since = now if held is None else held.since
         if not missing:
-            return Ask()
+            return ConfirmEach()
         if is_foreign and engaged > 1:
-            self.held = Held(
+            self.held = HeldRemovals(
                 since,
                 now + self._limits.verify_after_s,
                 f"the API server lists clusters, and none of the {engaged} that are engaged, as another one would: "
@@ -74,7 +74,7 @@ class Guard:
             held = None  # what another server said proves nothing of this one
         lacks = f"its list lacks {len(missing)} of {engaged} engaged clusters"
         if versions_went_back or (held is not None and held.verify_at is None):
-            self.held = Held(
+            self.held = HeldRemovals(
                 since,
                 None,
                 f"the API server's versions went back, as after a restore from a backup, and {lacks}: these stay "
@@ -82,18 +82,18 @@ class Guard:
             )
             return self.held
         if not self._is_mass(len(missing), engaged):
-            return Ask()
+            return ConfirmEach()
         verify_at = now + self._limits.verify_after_s if held is None or held.verify_at is None else held.verify_at
         if held is not None and now >= verify_at:
-            return Release(self._limits.per_second)
-        self.held = Held(
+            return ConfirmAtRate(self._limits.per_second)
+        self.held = HeldRemovals(
             since, verify_at, f"{lacks}: these stay engaged until a second list, later, lacks them as well"
         )
         return self.held
 
-    def contradicted(self, now: float) -> Held:
+    def contradicted(self, now: float) -> HeldRemovals:
         """One that both lists lack is there: neither is to be believed."""
-        self.held = Held(
+        self.held = HeldRemovals(
             now,
             now + self._limits.verify_after_s,
             "the API server has clusters that its lists lack: all that are missing stay engaged until lists are whole",

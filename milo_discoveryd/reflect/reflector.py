@@ -1,6 +1,6 @@
 """The reflector: which request to make next, and what the answers mean.
 
-    Waiting ──> Listing ──> Opening ──> Watching ──┐
+    Waiting ──> ListingPages ──> Opening ──> Watching ──┐
        ^           │           │           │       │ clean end: Opening again, from the last version
        └───────────┴───────────┴───────────┴───────┘ a failure: Waiting, then on from where it stood
 
@@ -18,8 +18,17 @@ import msgspec
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.liveness_policy import Watchfulness
-from milo_discoveryd.reflect.wire import Bookmark, Event, Ignored, Junk, Page, Refused, Removed, Seen
+from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
+from milo_discoveryd.reflect.wire import (
+    Bookmark,
+    ErrorStatus,
+    ListPage,
+    ObjectRemoved,
+    ObjectSeen,
+    Undecodable,
+    UnknownEvent,
+    WatchEvent,
+)
 
 # --- what the driver is asked to do ---
 
@@ -86,11 +95,11 @@ class ListEnded(msgspec.Struct, frozen=True):
     """It is of a version before one that was seen, so the server is not, or no longer, the one that it was."""
 
 
-class Changed(msgspec.Struct, frozen=True):
+class ObjectChanged(msgspec.Struct, frozen=True):
     observation: Observation
 
 
-class Suspected(msgspec.Struct, frozen=True):
+class DeletionReported(msgspec.Struct, frozen=True):
     """Reported as deleted, which may also mean that it left the selector, or that the server erred."""
 
     name: str
@@ -102,13 +111,13 @@ class Relisting(msgspec.Struct, frozen=True):
     """For the metric."""
 
 
-class Oddity(msgspec.Struct, frozen=True):
+class EventIgnored(msgspec.Struct, frozen=True):
     """An event that was passed over."""
 
     problem: str
 
 
-Finding = ListStarted | Listed | Unlisted | ListEnded | Changed | Suspected | Relisting | Oddity
+SourceEvent = ListStarted | Listed | Unlisted | ListEnded | ObjectChanged | DeletionReported | Relisting | EventIgnored
 
 
 # --- states ---
@@ -120,7 +129,7 @@ class Waiting(msgspec.Struct, frozen=True):
     """To watch from; empty: to list."""
 
 
-class Listing(msgspec.Struct, frozen=True):
+class ListingPages(msgspec.Struct, frozen=True):
     continue_token: str = ""
 
 
@@ -144,10 +153,10 @@ class Watching(msgspec.Struct, frozen=True):
     """Something arrived on it: the version it was opened from is one that the server knows."""
 
 
-State = Waiting | Listing | Opening | Filling | Watching
+ReflectorState = Waiting | ListingPages | Opening | Filling | Watching
 
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
+class ReflectorPolicy(msgspec.Struct, frozen=True, kw_only=True):
     streaming_lists: bool = True
     page_size: int = 5000
     silence_s: float = 90.0
@@ -163,7 +172,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
     proven_s: float = 30.0
     """...and this long shows that the list before it was good: lists cost the server more than watches do."""
     backoff: Backoff = Backoff()
-    watchfulness: Watchfulness = Watchfulness()
+    liveness: LivenessPolicy = LivenessPolicy()
     """How a silent server is looked after, whatever is asked of it."""
 
 
@@ -173,7 +182,7 @@ _PROMISES_BELIEVED = 30
 # Answers that say "not from this version": 410 for one too old, 504 for one from the future.
 _VERSION_REFUSED = frozenset({410, 504})
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
-JUNK = "Junk"
+MALFORMED_RESPONSE = "Undecodable"
 UNRESPONSIVE = "Unresponsive"
 """It was asked whether it is there, and did not answer."""
 
@@ -182,7 +191,7 @@ class Reflector:
     """Draws random numbers from `jitter` (in [0, 1)), and takes the time as an argument."""
 
     def __init__(
-        self, policy: Policy, jitter: Callable[[], float], now: float, status: SourceStatus | None = None
+        self, policy: ReflectorPolicy, jitter: Callable[[], float], now: float, status: SourceStatus | None = None
     ) -> None:
         """`status` is where there is something to begin with: what an earlier run knew, and how old that is."""
         self._policy = policy
@@ -197,11 +206,11 @@ class Reflector:
         self._pages_outlived = False
         self._highest_version = 0
         self._asked_at = self._listed_at = now
-        self._list_again_at: float | None = None
+        self._relist_at: float | None = None
         self._line_due_at = math.inf
         self._is_known = False
         self.synced = False
-        self.state: State = self._list()
+        self.state: ReflectorState = self._list()
         self.status = status or SourceStatus(
             SourceState.CATCHING_UP, now, "Starting", "the first complete list is being read"
         )
@@ -213,7 +222,7 @@ class Reflector:
         match self.state:
             case Waiting(until):
                 return Wait(until)
-            case Listing(token):
+            case ListingPages(token):
                 self._asked_at = now
                 return FetchPage(token, 0 if self._whole_next else self._policy.page_size)
             case Opening(version, timeout_s):
@@ -225,12 +234,12 @@ class Reflector:
                 silent_at = watching.opened_at + watching.timeout_s + 10.0
                 if self._expects_bookmarks:
                     silent_at = watching.heard_at + self._policy.silence_s
-                list_at = math.inf if self._list_again_at is None else self._list_again_at
+                list_at = math.inf if self._relist_at is None else self._relist_at
                 return ReadWatch(min(silent_at, list_at, self._line_due_at))
 
-    def list_again(self, at: float | None) -> None:
+    def relist_by(self, at: float | None) -> None:
         """By then a new list is wanted, however well the watch does; None: no more."""
-        self._list_again_at = at
+        self._relist_at = at
 
     @property
     def _expects_bookmarks(self) -> bool:
@@ -239,7 +248,7 @@ class Reflector:
         return self._bookmarks_seen or not self._is_known
 
     @property
-    def believed_from(self) -> float:
+    def trusted_from(self) -> float:
         """From when on the server that answers is taken for the one that all was heard of. Until then, what it says of
         a single object is no evidence: it may be another, which never had it."""
         if self.status.state is not SourceState.STREAMING:
@@ -254,20 +263,20 @@ class Reflector:
         """The watch that the driver holds open is to be read on."""
         return isinstance(self.state, Filling | Watching)
 
-    def listed(self, page: Page, observations: Iterable[Observation], now: float) -> Iterator[Finding]:
+    def listed(self, page: ListPage, observations: Iterable[Observation], now: float) -> Iterator[SourceEvent]:
         """What a page tells, one by one. It counts as read when the last finding was taken."""
-        assert isinstance(self.state, Listing)
+        assert isinstance(self.state, ListingPages)
         self._contact(now)
         if not self.state.continue_token:
             yield ListStarted()
         yield from map(Listed, observations)
         if page.continue_token:
-            self.state = Listing(page.continue_token)
+            self.state = ListingPages(page.continue_token)
             return
         self._pages_next = self._whole_next = False
         yield self._list_ended(page.version, now)
 
-    def opened(self, now: float) -> list[Finding]:
+    def opened(self, now: float) -> list[SourceEvent]:
         assert isinstance(self.state, Opening)
         self._contact(now)
         self._line_due_at = math.inf
@@ -278,7 +287,7 @@ class Reflector:
         self._streaming(now)
         return []
 
-    def events(self, events: list[Event], now: float, *, partial: bool = False) -> list[Finding]:
+    def events(self, events: list[WatchEvent], now: float, *, partial: bool = False) -> list[SourceEvent]:
         """What one read of the watch held, with the beginning of another event after it if that is `partial`.
 
         Afterwards `is_reading` says whether to go on.
@@ -288,7 +297,7 @@ class Reflector:
             self._line_due_at = math.inf
         elif events or self._line_due_at == math.inf:
             self._line_due_at = now + self._policy.line_s
-        findings: list[Finding] = []
+        findings: list[SourceEvent] = []
         for event in events:
             match self.state:
                 case Filling():
@@ -305,7 +314,7 @@ class Reflector:
                 self._note_health(watching, now)
         return findings
 
-    def ended(self, now: float) -> list[Finding]:
+    def ended(self, now: float) -> list[SourceEvent]:
         """The server closed the watch cleanly."""
         self._is_known = False
         if isinstance(self.state, Filling):
@@ -317,7 +326,7 @@ class Reflector:
         self.state = self._opening(self.state.version)
         return []
 
-    def silent(self, now: float) -> list[Finding]:
+    def silent(self, now: float) -> list[SourceEvent]:
         """The deadline of ReadWatch passed."""
         expected_bookmarks, self._is_known = self._expects_bookmarks, False
         if now >= self._line_due_at:
@@ -330,8 +339,8 @@ class Reflector:
             self.state = self._list()
             return [Relisting("StreamingListUnsupported")]
         assert isinstance(self.state, Watching)
-        if self._list_again_at is not None and now >= self._list_again_at:
-            self._list_again_at = None
+        if self._relist_at is not None and now >= self._relist_at:
+            self._relist_at = None
             self.state = self._list()
             return [Relisting("Verification")]
         if self.state.proven or not expected_bookmarks:
@@ -341,7 +350,7 @@ class Reflector:
         self.state = self._list()
         return self._catching_up("Silence", "the watch stayed silent since it was resumed", now)
 
-    def failed(self, failure: Failure, now: float) -> list[Finding]:
+    def failed(self, failure: Failure, now: float) -> list[SourceEvent]:
         assert not isinstance(self.state, Waiting), "nothing was asked for, so nothing can have failed"
         self._is_known = False
         if isinstance(self.state, Watching):
@@ -351,25 +360,25 @@ class Reflector:
         match self.state:
             case Opening("", _) | Filling():
                 return self._streaming_list_failed(failure, now, delay)
-            case Listing(token):
+            case ListingPages(token):
                 return self._page_failed(token, failure, now, delay)
             case Opening(version, _):
                 return self._resume_failed(version, failure, now, delay)
             case watching:
                 return self._watch_failed(watching, failure, now, delay)
 
-    def _streaming_list_failed(self, failure: Failure, now: float, delay: float) -> list[Finding]:
-        # Refused (the feature is off, or the rights are missing: pages will tell), or the server is still building its
+    def _streaming_list_failed(self, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
+        # The server refused (the feature is off, or a right is missing: pages will show which), or it is still building its
         # watch cache, and serves lists with a limit meanwhile: enough for a first view. And what is cut or garbled time
         # and again may come through page by page.
         broke_again = isinstance(self.state, Filling) and self._failures > 1
         if failure.status in _STREAMING_LIST_REFUSED or (failure.status == 429 and not self.synced) or broke_again:
             self._pages_next = True
-            self.state = Listing()
+            self.state = ListingPages()
             return []
         return self._hold("", failure, now, delay)
 
-    def _page_failed(self, token: str, failure: Failure, now: float, delay: float) -> list[Finding]:
+    def _page_failed(self, token: str, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
         if failure.status == 410 and token:
             # The list outlived what the server remembers. Again from the start, and if that fails too, in one piece.
             self._whole_next, self._pages_outlived = self._pages_outlived, True
@@ -378,17 +387,17 @@ class Reflector:
             return [Relisting("Expired")]
         return self._hold("", failure, now, delay)
 
-    def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[Finding]:
+    def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
         if failure.status in _VERSION_REFUSED:
             return self._relist(failure, now, delay)
         # Without the collection, or with a server that is broken by the question, the version has no worth either.
         return self._hold("" if failure.status in (404, 500) else version, failure, now, delay)
 
-    def _watch_failed(self, watching: Watching, failure: Failure, now: float, delay: float) -> list[Finding]:
+    def _watch_failed(self, watching: Watching, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
         version = watching.version
         if failure.status in _VERSION_REFUSED:
             return self._relist(failure, now, delay)
-        if failure.reason == JUNK:
+        if failure.reason == MALFORMED_RESPONSE:
             again, self._junk_at = version == self._junk_at, version
             if again:
                 return self._relist(failure, now, delay)
@@ -410,18 +419,18 @@ class Reflector:
         if age_s >= self._policy.proven_s:
             self._unproven_list = False
 
-    def _hold(self, version: str, failure: Failure, now: float, delay: float) -> list[Finding]:
+    def _hold(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
         """What is known stands, as stale; then on from `version`, or with a new list."""
         since = self.status.since if self.status.state is SourceState.STALE else now
         self.status = SourceStatus(SourceState.STALE, since, failure.reason, failure.message, self.status.last_contact)
         self.state = Waiting(now + delay, version)
         return []
 
-    def _fill(self, event: Event, now: float) -> list[Finding]:
+    def _fill(self, event: WatchEvent, now: float) -> list[SourceEvent]:
         match event:
-            case Seen(observation):
+            case ObjectSeen(observation):
                 return [Listed(observation)]
-            case Removed(name):
+            case ObjectRemoved(name):
                 return [Unlisted(name)]
             case Bookmark(version, True):
                 self._bookmarks_seen = True
@@ -429,15 +438,15 @@ class Reflector:
             case _:
                 return self._watch_aside(event, now)
 
-    def _watch(self, event: Event, now: float) -> list[Finding]:
+    def _watch(self, event: WatchEvent, now: float) -> list[SourceEvent]:
         assert isinstance(self.state, Watching)
         match event:
-            case Seen(observation):
+            case ObjectSeen(observation):
                 self._at(observation.version)
-                return [Changed(observation)]
-            case Removed(name, uid, version):
+                return [ObjectChanged(observation)]
+            case ObjectRemoved(name, uid, version):
                 self._at(version)
-                return [Suspected(name, uid)]
+                return [DeletionReported(name, uid)]
             case Bookmark(version):
                 self._bookmarks_seen = True
                 self._at(version)
@@ -445,14 +454,14 @@ class Reflector:
             case _:
                 return self._watch_aside(event, now)
 
-    def _watch_aside(self, event: Event, now: float) -> list[Finding]:
+    def _watch_aside(self, event: WatchEvent, now: float) -> list[SourceEvent]:
         match event:
-            case Refused(code, reason, message):
+            case ErrorStatus(code, reason, message):
                 return self.failed(Failure(reason or "WatchError", message, code), now)
-            case Junk(problem):
-                return self.failed(Failure(JUNK, problem), now)
-            case Ignored(problem):
-                return [Oddity(problem)]
+            case Undecodable(problem):
+                return self.failed(Failure(MALFORMED_RESPONSE, problem), now)
+            case UnknownEvent(problem):
+                return [EventIgnored(problem)]
             case _:
                 return []  # a bookmark within the list
 
@@ -462,7 +471,7 @@ class Reflector:
         self._is_known = True
         self._highest_version = max(self._highest_version, _number(version))
 
-    def _list_ended(self, version: str, now: float, *, reading: bool = False) -> Finding:
+    def _list_ended(self, version: str, now: float, *, reading: bool = False) -> SourceEvent:
         self.synced = self._is_known = True
         self._listed_at = now
         self._pages_outlived = False
@@ -479,13 +488,13 @@ class Reflector:
         self._highest_version = listed or highest
         return ListEnded(versions_went_back=0 < listed < highest)
 
-    def _relist(self, failure: Failure, now: float, delay: float) -> list[Finding]:
+    def _relist(self, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
         # The first is the ordinary fate of a version that grew too old. One after another is a fault, and dear.
         self.state = Waiting(max(now, self._listed_at + delay) if self._unproven_list else now, "")
         self._unproven_list = True
         return self._catching_up(failure.reason, failure.message, now)
 
-    def _catching_up(self, reason: str, message: str, now: float) -> list[Finding]:
+    def _catching_up(self, reason: str, message: str, now: float) -> list[SourceEvent]:
         self.status = SourceStatus(SourceState.CATCHING_UP, now, reason, message, self.status.last_contact)
         return [Relisting(reason)]
 
@@ -499,7 +508,7 @@ class Reflector:
     def _delay(self, failure: Failure, now: float) -> float:
         delay = self._policy.backoff.delay(self._failures, self._jitter)
         if failure.retry_after_s is None:
-            if isinstance(self.state, Listing | Opening):
+            if isinstance(self.state, ListingPages | Opening):
                 # It has been waited for an answer already: a server that is back is not to be waited for twice.
                 delay = max(delay - (now - self._asked_at), self._policy.backoff.delay(1, self._jitter))
             return delay
@@ -507,10 +516,10 @@ class Reflector:
         asked = max(low, min(high, failure.retry_after_s)) + self._jitter() * min(1.0, delay)
         return asked if self._failures <= _PROMISES_BELIEVED else max(asked, delay)
 
-    def _list(self) -> State:
+    def _list(self) -> ReflectorState:
         if self._streaming_lists and not self._pages_next:
             return self._opening("")
-        return Listing()
+        return ListingPages()
 
     def _opening(self, version: str) -> Opening:
         return Opening(version, self._timeout_s())

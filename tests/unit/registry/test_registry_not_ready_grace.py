@@ -4,8 +4,8 @@ import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.deletions import Gone
-from milo_discoveryd.registry.registry import Record, Registry, Standing
+from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Registry
 from tests.unit.registry.fleets import (
     at,
     cluster,
@@ -31,7 +31,7 @@ def held(since: float = 10.0) -> Registry:
     return fleet
 
 
-def known(fleet: Registry) -> Record:
+def known(fleet: Registry) -> ClusterRecord:
     record = fleet["a"]
     assert record is not None
     return record
@@ -40,8 +40,8 @@ def known(fleet: Registry) -> Record:
 def test_it_is_held_and_explained() -> None:
     fleet = held()
     record = known(fleet)
-    assert (record.engaged, record.standing, record.message) == (True, Standing.NOT_READY, "degraded")
-    assert record.held_until == wall(70)
+    assert (record.engaged, record.state, record.message) == (True, ObjectState.NOT_READY, "degraded")
+    assert record.grace_until == wall(70)
     assert fleet.due_at == 70.0
     assert fleet.engaged == 1
 
@@ -51,7 +51,7 @@ def test_it_is_disengaged_when_the_grace_is_over_and_not_before() -> None:
     assert fleet.due(at(69.9)) == []
     assert fleet.due(at(70)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
     assert fleet.due_at is None
-    assert known(fleet).held_until is None
+    assert known(fleet).grace_until is None
     assert known(fleet).past[-1].at == wall(70)
     assert fleet.due(at(200)) == []
 
@@ -60,7 +60,7 @@ def test_ready_again_in_time_it_was_never_away() -> None:
     fleet = held()
     assert fleet.commit([ready(version="3")], at(30)) == []
     assert fleet.due_at is None
-    assert known(fleet).held_until is None
+    assert known(fleet).grace_until is None
     assert fleet.due(at(200)) == []
     assert len(known(fleet).transitions) == 1
 
@@ -75,7 +75,7 @@ def test_saying_it_again_prolongs_nothing_and_the_latest_message_is_told() -> No
     fleet = held()
     fleet.commit([not_ready(version="3", message="still degraded")], at(60))
     assert fleet.due_at == 70.0
-    assert known(fleet).held_until == wall(70)
+    assert known(fleet).grace_until == wall(70)
     assert fleet.due(at(70)) == [done(disengaged(cluster(), NOT_READY, "still degraded"))]
 
 
@@ -89,17 +89,17 @@ def test_the_next_time_it_is_held_anew() -> None:
 @pytest.mark.parametrize(
     ("told", "reason"),
     [
-        (Gone("a", "u1"), DisengageReason.DELETED),
+        (ConfirmedDeletion("a", "u1"), DisengageReason.DELETED),
         (outside(version="3"), DisengageReason.LABELS_CHANGED),
         (not_ready(version="3", uid="u2"), DisengageReason.REPLACED),
         (ready(version="3", uid="u2"), DisengageReason.REPLACED),
     ],
 )
-def test_nothing_else_that_ends_it_waits(told: Observation | Gone, reason: DisengageReason) -> None:
+def test_nothing_else_that_ends_it_waits(told: Observation | ConfirmedDeletion, reason: DisengageReason) -> None:
     fleet = held()
     assert fleet.commit([told], at(20))[0].reason is reason
     assert fleet.due_at is None
-    assert known(fleet).held_until is None
+    assert known(fleet).grace_until is None
 
 
 def test_what_can_not_be_read_is_not_known_to_be_unready() -> None:
@@ -123,7 +123,7 @@ def test_what_is_not_engaged_is_not_held() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([not_ready()], at(0))
     assert fleet.due_at is None
-    assert known(fleet).held_until is None
+    assert known(fleet).grace_until is None
 
 
 def test_without_a_grace_nothing_is_held() -> None:

@@ -11,7 +11,7 @@ FORMAT = 2
 _MAGIC = b"milo-discoveryd state "
 
 
-class Kept(msgspec.Struct, frozen=True, gc=False):
+class StoredCluster(msgspec.Struct, frozen=True, gc=False):
     """An engaged cluster, as far as it is worth remembering."""
 
     uid: str
@@ -20,7 +20,7 @@ class Kept(msgspec.Struct, frozen=True, gc=False):
     engaged_at: float
 
 
-class Origin(msgspec.Struct, frozen=True):
+class StateOrigin(msgspec.Struct, frozen=True):
     """Whose clusters these are. Another origin's would be another's clusters under our names."""
 
     server: str
@@ -30,41 +30,41 @@ class Origin(msgspec.Struct, frozen=True):
         return f"mode {self.mode} at {self.server}"
 
 
-class Image(msgspec.Struct, frozen=True):
-    origin: Origin
+class StoredFleet(msgspec.Struct, frozen=True):
+    origin: StateOrigin
     written_at: float
-    clusters: tuple[Kept, ...]
+    clusters: tuple[StoredCluster, ...]
 
 
-class ImageError(ValueError):
+class StateFileError(ValueError):
     """These bytes can't be relied on; the message says why."""
 
 
-_DECODER = msgspec.msgpack.Decoder(Image)
+_DECODER = msgspec.msgpack.Decoder(StoredFleet)
 
 
-def encode(image: Image) -> bytes:
+def encode(image: StoredFleet) -> bytes:
     body = msgspec.msgpack.encode(image)
     return b"%s%d %s\n%s" % (_MAGIC, FORMAT, _checksum(body), body)
 
 
-def decode(data: bytes, origin: Origin) -> Image:
+def decode(data: bytes, origin: StateOrigin) -> StoredFleet:
     head, newline, body = data.partition(b"\n")
     words = head.removeprefix(_MAGIC).split(b" ")
     if not newline or not head.startswith(_MAGIC) or len(words) != 2 or not words[0].isdigit():
-        raise ImageError("it is not a state file of milo-discoveryd")
+        raise StateFileError("it is not a state file of milo-discoveryd")
     if words[0] != b"%d" % FORMAT:
-        raise ImageError(f"it has format {words[0][:20].decode()}, and this version reads format {FORMAT}")
+        raise StateFileError(f"it has format {words[0][:20].decode()}, and this version reads format {FORMAT}")
     if words[1] != _checksum(body):
-        raise ImageError("its checksum is wrong: it was torn or changed")
+        raise StateFileError("its checksum is wrong: it was torn or changed")
     try:
         image = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ImageError(f"its content is not what it should be: {error}") from error
+        raise StateFileError(f"its content is not what it should be: {error}") from error
     if not all(map(math.isfinite, (image.written_at, *(each.engaged_at for each in image.clusters)))):
-        raise ImageError("its content is not what it should be: it has times that are none")
+        raise StateFileError("its content is not what it should be: it has times that are none")
     if image.origin != origin:
-        raise ImageError(f"it is of another source ({image.origin}; this daemon's is {origin})")
+        raise StateFileError(f"it is of another source ({image.origin}; this daemon's is {origin})")
     return image
 
 

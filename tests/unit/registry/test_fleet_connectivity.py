@@ -2,10 +2,10 @@
 
 import pytest
 
-from milo_discoveryd.connectivity.schedule import Verdict
+from milo_discoveryd.connectivity.schedule import ConnectivityChange
 from milo_discoveryd.model.cluster import Connectivity, ConnectivityState
-from milo_discoveryd.reflect.deletions import Suspicions
-from milo_discoveryd.reflect.machine import Changed, Listed, ListEnded, ListStarted
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted, ObjectChanged
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry.audit import Audit
@@ -19,7 +19,7 @@ BACK = Connectivity(ConnectivityState.REACHABLE, 9.0)
 
 @pytest.fixture
 async def fleet() -> Fleet:
-    made = Fleet(readable_log(), Suspicions(lambda: 0.0), Journal(Metrics(), Audit(Metrics())))
+    made = Fleet(readable_log(), PendingDeletions(lambda: 0.0), Journal(Metrics(), Audit(Metrics())))
     for _ in made.take([ListStarted(), Listed(ready()), ListEnded()], 0.0):
         pass
     return made
@@ -32,17 +32,17 @@ async def test_one_that_is_given_up_is_told_as_disengaged_with_why_and_as_engage
     (cluster,) = fleet.registry.clusters()
     incarnation = cluster.incarnation
     with fleet.signal.waiter() as bell:
-        fleet.probed(Verdict("a", incarnation, AWAY))
-        fleet.probed(Verdict("a", incarnation, AWAY, is_given_up=True))
+        fleet.probed(ConnectivityChange("a", incarnation, AWAY))
+        fleet.probed(ConnectivityChange("a", incarnation, AWAY, is_given_up=True))
         assert heard == ["UPDATED a", "DISENGAGED a"]
         await bell.wait(1.0)
     record = fleet.registry["a"]
     assert record is not None
     assert record.message == "not reached for too long; timeout: it did not answer in time"
     assert fleet.registry.is_probed("a", incarnation)
-    for _ in fleet.take([Changed(ready(version="2"))], 1.0):
+    for _ in fleet.take([ObjectChanged(ready(version="2"))], 1.0):
         pass
     assert fleet.registry.engaged == 0
-    fleet.probed(Verdict("a", incarnation, BACK))
+    fleet.probed(ConnectivityChange("a", incarnation, BACK))
     assert heard[2:] == ["ENGAGED a"]
     assert fleet.registry.engaged == 1

@@ -14,7 +14,7 @@ from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.reflect.backoff import Backoff
 
 
-class Question(msgspec.Struct, frozen=True):
+class ConfirmationRequest(msgspec.Struct, frozen=True):
     """To be answered by a consistent read of the object."""
 
     name: str
@@ -29,21 +29,21 @@ class NotFound(msgspec.Struct, frozen=True):
     pass
 
 
-class Unanswered(msgspec.Struct, frozen=True):
+class Inconclusive(msgspec.Struct, frozen=True):
     problem: str
 
 
-Answer = Found | NotFound | Unanswered
+ConfirmationResult = Found | NotFound | Inconclusive
 
 
-class Gone(msgspec.Struct, frozen=True):
+class ConfirmedDeletion(msgspec.Struct, frozen=True):
     """The object of this UID is not there any more: that is certain."""
 
     name: str
     uid: str
 
 
-class _Suspicion(msgspec.Struct):
+class _PendingDeletion(msgspec.Struct):
     uid: str
     since: float
     ticket: int
@@ -53,14 +53,14 @@ class _Suspicion(msgspec.Struct):
     is_held: bool = False
 
 
-class Suspicions:
+class PendingDeletions:
     """Names that seem to be gone, each asked about until there is an answer, at most `at_once` at a time."""
 
     def __init__(self, jitter: Callable[[], float], at_once: int = 20, backoff: Backoff | None = None) -> None:
         self._jitter = jitter
         self._at_once = at_once
         self._backoff = backoff or Backoff()
-        self._open: dict[str, _Suspicion] = {}
+        self._open: dict[str, _PendingDeletion] = {}
         self._due: list[tuple[float, int, str]] = []
         """A heap of when to ask which ticket; what was settled meanwhile is passed over."""
         self._asked: set[int] = set()
@@ -88,11 +88,11 @@ class Suspicions:
         suspicion = self._opened(name, uid, now)
         suspicion.is_held, suspicion.problem = True, why
 
-    def _opened(self, name: str, uid: str, now: float) -> _Suspicion:
+    def _opened(self, name: str, uid: str, now: float) -> _PendingDeletion:
         known = self._open.get(name)
         self._tickets += 1
         since = known.since if known is not None and known.uid == uid else now
-        self._open[name] = suspicion = _Suspicion(uid, since, self._tickets)
+        self._open[name] = suspicion = _PendingDeletion(uid, since, self._tickets)
         return suspicion
 
     def clear(self, name: str) -> None:
@@ -109,16 +109,16 @@ class Suspicions:
         suspicion = self._open.get(name)
         return None if suspicion is None else (suspicion.since, suspicion.problem)
 
-    def questions(self, now: float) -> list[Question]:
+    def questions(self, now: float) -> list[ConfirmationRequest]:
         """Those to ask now. Each is to be answered."""
-        due: list[Question] = []
+        due: list[ConfirmationRequest] = []
         while self._due and self._due[0][0] <= now and len(self._asked) < self._at_once:
             _, ticket, name = heapq.heappop(self._due)
             suspicion = self._open.get(name)
             if suspicion is not None and suspicion.ticket == ticket:
                 self._asked.add(ticket)
                 suspicion.asked_at = now
-                due.append(Question(name, ticket))
+                due.append(ConfirmationRequest(name, ticket))
         return due
 
     @property
@@ -126,15 +126,17 @@ class Suspicions:
         """When there will be something to ask, if nothing else happens."""
         return self._due[0][0] if self._due and len(self._asked) < self._at_once else None
 
-    def answered(self, question: Question, answer: Answer, now: float) -> Gone | Observation | None:
+    def answered(
+        self, question: ConfirmationRequest, answer: ConfirmationResult, now: float
+    ) -> ConfirmedDeletion | Observation | None:
         self._asked.discard(question.ticket)
         suspicion = self._open.get(question.name)
         if suspicion is None or suspicion.ticket != question.ticket:
             return None  # settled meanwhile by the stream itself
         if isinstance(answer, Found) and _is_unreadable(answer.observation, suspicion.uid):
             # Neither gone nor known to be what it was: perhaps outside the selector, where no watch would tell of it.
-            answer = Unanswered("what is there can't be read")
-        if isinstance(answer, Unanswered):
+            answer = Inconclusive("what is there can't be read")
+        if isinstance(answer, Inconclusive):
             suspicion.failures += 1
             suspicion.problem = answer.problem
             # The time that an answer was waited for counts as waited.
@@ -143,7 +145,7 @@ class Suspicions:
             heapq.heappush(self._due, (ask_at, suspicion.ticket, question.name))
             return None
         self.clear(question.name)
-        return Gone(question.name, suspicion.uid) if isinstance(answer, NotFound) else answer.observation
+        return ConfirmedDeletion(question.name, suspicion.uid) if isinstance(answer, NotFound) else answer.observation
 
 
 def _is_unreadable(found: Observation, uid: str) -> bool:

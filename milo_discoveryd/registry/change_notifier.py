@@ -8,7 +8,7 @@ from contextlib import contextmanager
 COST_S = 0.0001
 """What it takes to hand a message to one subscriber, about, with room to spare."""
 LONGEST_S = 0.05
-UNHURRIED_S = 0.5
+LOW_PRIORITY_DELAY_S = 0.5
 """For news that nobody waits for: at a score of probes a second, each subscriber is told of ten clusters at once."""
 
 
@@ -51,7 +51,7 @@ class Waiter:
         self.ring()
 
 
-class Signal:
+class ChangeNotifier:
     """Rings every bell soon after a change.
 
     At once, if the last time is long enough ago; else when it will be, so that many changes a second cost each

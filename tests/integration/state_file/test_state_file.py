@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from milo_discoveryd.state_file import keeper as keeping
-from milo_discoveryd.state_file.image import Kept, Origin
-from milo_discoveryd.state_file.keeper import FILE, Keeper
+from milo_discoveryd.state_file import state_file
+from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster
+from milo_discoveryd.state_file.state_file import FILE, StateFile
 from tests.support.eventually import eventually
-from tests.unit.state_file.test_image import ORIGIN, kept
+from tests.unit.state_file.test_encoding import ORIGIN, kept
 
 
 class Fleet:
     def __init__(self) -> None:
-        self.clusters: list[Kept] = []
+        self.clusters: list[StoredCluster] = []
         self._bell = asyncio.Event()
 
-    def now_holds(self, *clusters: Kept) -> None:
+    def now_holds(self, *clusters: StoredCluster) -> None:
         self.clusters = [*clusters]
         self._bell.set()
 
@@ -32,7 +32,7 @@ class Fleet:
 
 
 @asynccontextmanager
-async def running(keeper: Keeper, fleet: Fleet) -> AsyncIterator[None]:
+async def running(keeper: StateFile, fleet: Fleet) -> AsyncIterator[None]:
     task = asyncio.create_task(keeper.keep(lambda: fleet.clusters, fleet.changed))
     try:
         yield
@@ -44,7 +44,7 @@ async def running(keeper: Keeper, fleet: Fleet) -> AsyncIterator[None]:
 
 def recalled(directory: Path) -> Callable[[], list[str]]:
     def names() -> list[str]:
-        image = Keeper(directory, ORIGIN).recall()
+        image = StateFile(directory, ORIGIN).recall()
         return [] if image is None else [each.target.name for each in image.clusters]
 
     return names
@@ -52,12 +52,12 @@ def recalled(directory: Path) -> Callable[[], list[str]]:
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "EVERY_S", 0.001)
+    monkeypatch.setattr(state_file, "EVERY_S", 0.001)
 
 
 async def test_what_changed_is_written_and_found_by_the_next_daemon(tmp_path: Path) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
-    async with running(Keeper(tmp_path, ORIGIN), fleet):
+    async with running(StateFile(tmp_path, ORIGIN), fleet):
         fleet.now_holds(kept("alpha"))
         await eventually(lambda: names() == ["alpha"])
         fleet.now_holds(kept("alpha"), kept("beta"))
@@ -67,9 +67,9 @@ async def test_what_changed_is_written_and_found_by_the_next_daemon(tmp_path: Pa
 async def test_the_last_state_is_written_at_the_end_however_recent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeping, "EVERY_S", 3600.0)
+    monkeypatch.setattr(state_file, "EVERY_S", 3600.0)
     fleet, names = Fleet(), recalled(tmp_path)
-    async with running(Keeper(tmp_path, ORIGIN), fleet):
+    async with running(StateFile(tmp_path, ORIGIN), fleet):
         fleet.now_holds(kept("alpha"))
         await eventually(lambda: names() == ["alpha"])
         fleet.now_holds(kept("beta"))
@@ -78,17 +78,17 @@ async def test_the_last_state_is_written_at_the_end_however_recent(
 
 async def test_a_run_that_never_knew_the_fleet_leaves_what_was_kept_before(tmp_path: Path) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
-    async with running(Keeper(tmp_path, ORIGIN), fleet):
+    async with running(StateFile(tmp_path, ORIGIN), fleet):
         fleet.now_holds(kept("alpha"))
         await eventually(lambda: names() == ["alpha"])
-    async with running(Keeper(tmp_path, ORIGIN), Fleet()):
+    async with running(StateFile(tmp_path, ORIGIN), Fleet()):
         await asyncio.sleep(0)  # it has begun to wait
     assert names() == ["alpha"]
 
 
 async def test_the_file_is_nobody_elses_and_nothing_lies_beside_it(tmp_path: Path) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
-    async with running(Keeper(tmp_path, ORIGIN), fleet):
+    async with running(StateFile(tmp_path, ORIGIN), fleet):
         fleet.now_holds(kept("alpha"))
         await eventually(lambda: names() == ["alpha"])
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
@@ -96,27 +96,27 @@ async def test_the_file_is_nobody_elses_and_nothing_lies_beside_it(tmp_path: Pat
 
 
 def test_nothing_kept_is_nothing_recalled(tmp_path: Path) -> None:
-    assert Keeper(tmp_path, ORIGIN).recall() is None
+    assert StateFile(tmp_path, ORIGIN).recall() is None
 
 
 @pytest.mark.parametrize("content", [b"", b"junk"])
 def test_what_cannot_be_relied_on_is_not_recalled(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE).write_bytes(content)
-    assert Keeper(tmp_path, ORIGIN).recall() is None
+    assert StateFile(tmp_path, ORIGIN).recall() is None
 
 
 async def test_another_source_s_state_is_not_recalled_and_is_replaced(tmp_path: Path) -> None:
     fleet = Fleet()
-    async with running(Keeper(tmp_path, Origin("https://other.test", "project")), fleet):
+    async with running(StateFile(tmp_path, StateOrigin("https://other.test", "project")), fleet):
         fleet.now_holds(kept("alpha"))
         await eventually((tmp_path / FILE).exists)
-    assert Keeper(tmp_path, ORIGIN).recall() is None
+    assert StateFile(tmp_path, ORIGIN).recall() is None
 
 
 async def test_a_directory_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     fleet, names = Fleet(), recalled(missing)
-    async with running(Keeper(missing, ORIGIN), fleet):
+    async with running(StateFile(missing, ORIGIN), fleet):
         fleet.now_holds(kept("alpha"))
         await eventually(lambda: not fleet._bell.is_set())
         missing.mkdir()
@@ -132,7 +132,7 @@ async def test_f37_a_full_disk_stops_nothing_and_leaves_the_last_image(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    async with running(Keeper(tmp_path, ORIGIN), fleet):
+    async with running(StateFile(tmp_path, ORIGIN), fleet):
         fleet.now_holds(kept("alpha"))
         await eventually(lambda: names() == ["alpha"])
         with monkeypatch.context() as while_it_is_full:
