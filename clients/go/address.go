@@ -1,0 +1,49 @@
+package discovery
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+const (
+	// DefaultAddress is where the daemon is if neither [Options] nor the environment name an address.
+	DefaultAddress = "unix:///run/milo-discovery/discovery.sock"
+	// AddressVariable is the environment variable that names the daemon's address.
+	AddressVariable = "MILO_DISCOVERY_ADDRESS"
+
+	// sun_path of Linux has 108 bytes, the last of which is a NUL.
+	longestSocketPath = 107
+	socketScheme      = "unix://"
+)
+
+// ErrInvalidAddress is the error of an address that is neither unix:///path nor HOST:PORT.
+var ErrInvalidAddress = errors.New("invalid address")
+
+var hostAndPort = regexp.MustCompile(`^(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})$`)
+
+// target returns the gRPC target of an address; of the environment's or the default one, if it is empty.
+func target(address string) (string, error) {
+	address = cmp.Or(address, os.Getenv(AddressVariable), DefaultAddress)
+	if path, ok := strings.CutPrefix(address, socketScheme); ok {
+		if !strings.HasPrefix(path, "/") {
+			return "", fmt.Errorf("%w %q: the path of a socket is absolute, as in %s", ErrInvalidAddress, address, DefaultAddress)
+		}
+		if len(path) > longestSocketPath {
+			return "", fmt.Errorf("%w %q: the path of a socket has at most %d bytes", ErrInvalidAddress, address, longestSocketPath)
+		}
+		return address, nil
+	}
+	match := hostAndPort.FindStringSubmatch(address)
+	if match == nil {
+		return "", fmt.Errorf("%w %q: use unix:///path/to/socket or HOST:PORT", ErrInvalidAddress, address)
+	}
+	if port, err := strconv.Atoi(match[1]); err != nil || port < 1 || port > 65535 {
+		return "", fmt.Errorf("%w %q: a port is a number from 1 to 65535", ErrInvalidAddress, address)
+	}
+	return address, nil
+}

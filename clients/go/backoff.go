@@ -1,0 +1,42 @@
+package discovery
+
+import (
+	"cmp"
+	"time"
+)
+
+// Backoff is how long a watch waits before it opens another stream. Delays double from Initial to Max, and start over
+// after a stream that lasted at least Healthy. Each delay is drawn from the upper half of its range, so that many
+// clients of one daemon do not return at once; what the daemon asks for in RetryInfo is added.
+type Backoff struct {
+	// Initial is the first delay; zero means 100 ms.
+	Initial time.Duration
+	// Max is the longest delay; zero means 5 s.
+	Max time.Duration
+	// Healthy is how long a stream lasts that resets the delay; zero means 10 s.
+	Healthy time.Duration
+}
+
+func (b Backoff) withDefaults() Backoff {
+	return Backoff{
+		Initial: cmp.Or(b.Initial, 100*time.Millisecond),
+		Max:     cmp.Or(b.Max, 5*time.Second),
+		Healthy: cmp.Or(b.Healthy, 10*time.Second),
+	}
+}
+
+// retries counts failed attempts and decides on the delay before the next.
+type retries struct {
+	policy Backoff
+	draw   func() float64 // from [0, 1)
+	delay  time.Duration  // before the next attempt, without jitter; zero before the first failure
+}
+
+func (r *retries) failed(ran, retryAfter time.Duration) time.Duration {
+	if r.delay == 0 || ran >= r.policy.Healthy {
+		r.delay = r.policy.Initial
+	}
+	ceiling := min(r.delay, r.policy.Max)
+	r.delay = min(2*ceiling, r.policy.Max)
+	return time.Duration(float64(ceiling)*(0.5+r.draw()/2)) + retryAfter
+}

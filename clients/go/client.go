@@ -1,0 +1,214 @@
+package discovery
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/keepalive"
+
+	pb "go.miloapis.com/discovery/v1"
+)
+
+const defaultTimeout = 10 * time.Second
+
+// Options configure a [Client]. The zero value takes the address and the credentials from the environment.
+type Options struct {
+	// Address of the daemon: unix:///path or HOST:PORT. Empty: that of MILO_DISCOVERY_ADDRESS, or [DefaultAddress].
+	Address string
+	// Credentials of the client; nil: those of the environment.
+	Credentials *Credentials
+	// Timeout of single calls, beside the deadline of their context; zero means 10 s, and negative none. Watches have
+	// no timeout.
+	Timeout time.Duration
+	// Backoff of watches.
+	Backoff Backoff
+	// DialOptions are added to those of the client, for interceptors or a dialer.
+	DialOptions []grpc.DialOption
+}
+
+// Client is a client of the daemon. It is safe for concurrent use.
+type Client struct {
+	target      string
+	credentials Credentials
+	timeout     time.Duration
+	backoff     Backoff
+	dialOptions []grpc.DialOption
+	calls       sharedConn
+
+	// closed is cancelled by Close and ends the watches.
+	closed context.Context
+	close  context.CancelFunc
+}
+
+// Dial returns a client of the daemon. It does not connect: calls and watches do. The error is an [ErrInvalidAddress] or
+// an [ErrInvalidCredentials].
+func Dial(options Options) (*Client, error) {
+	target, err := target(options.Address)
+	if err != nil {
+		return nil, err
+	}
+	credentials := CredentialsFromEnvironment()
+	if options.Credentials != nil {
+		credentials = *options.Credentials
+	}
+	if err := credentials.check(target); err != nil {
+		return nil, err
+	}
+	client := &Client{
+		target:      target,
+		credentials: credentials,
+		timeout:     cmp.Or(options.Timeout, defaultTimeout),
+		backoff:     options.Backoff.withDefaults(),
+		dialOptions: options.DialOptions,
+	}
+	client.calls.dial = client.dial
+	client.closed, client.close = context.WithCancel(context.Background())
+	return client, nil
+}
+
+// Close ends all calls and watches of the client with [ErrClosed]. It is idempotent, and its error is always nil.
+func (c *Client) Close() error {
+	c.close()
+	c.calls.close()
+	return nil
+}
+
+// List returns the engaged clusters that match a filter, ordered by name. It fails with [ErrUnavailable] until the
+// daemon has a complete view.
+func (c *Client) List(ctx context.Context, filter Filter) (*Listing, error) {
+	request := &pb.ListClustersRequest{Filter: fromFilter(filter)}
+	listing := &Listing{}
+	for {
+		page, err := call(ctx, c, "ListClusters", pb.DiscoveryServiceClient.ListClusters, request)
+		if err != nil {
+			return nil, err
+		}
+		for _, each := range page.GetClusters() {
+			listing.Clusters = append(listing.Clusters, toCluster(each))
+		}
+		listing.Revision, listing.Source = page.GetRevision(), toSource(page.GetSource())
+		request.PageToken = page.GetNextPageToken()
+		if request.PageToken == "" {
+			return listing, nil
+		}
+	}
+}
+
+// Get returns what the daemon knows of a name, engaged or not. It fails with [ErrNotFound] only for a name that the
+// daemon has never seen.
+func (c *Client) Get(ctx context.Context, name string) (*Report, error) {
+	response, err := call(ctx, c, "GetCluster", pb.DiscoveryServiceClient.GetCluster, &pb.GetClusterRequest{Name: name})
+	if err != nil {
+		return nil, err
+	}
+	return toReport(response), nil
+}
+
+// Info describes the daemon.
+func (c *Client) Info(ctx context.Context) (*ServerInfo, error) {
+	response, err := call(ctx, c, "GetServerInfo", pb.DiscoveryServiceClient.GetServerInfo, &pb.GetServerInfoRequest{})
+	if err != nil {
+		return nil, err
+	}
+	return toServerInfo(response), nil
+}
+
+// IssueOptions configure [Client.Issue].
+type IssueOptions struct {
+	// TTL is how long the kubeconfig should live; zero means the default of the daemon. The daemon may give another:
+	// see Kubeconfig.ExpiresAt.
+	TTL time.Duration
+	// Format of the kubeconfig; empty means FormatEmbedded.
+	Format KubeconfigFormat
+	// Incarnation restricts the call to that incarnation of the cluster: [ErrPreconditionFailed] if it is another one.
+	Incarnation string
+}
+
+// Issue returns a short-lived kubeconfig for an engaged cluster. It fails with [ErrNotFound] if the cluster is not
+// engaged, with [ErrPreconditionFailed] if the daemon has no credential source, and with [ErrUnavailable] while that
+// source does not answer and nothing valid is cached.
+func (c *Client) Issue(ctx context.Context, cluster string, options IssueOptions) (*Kubeconfig, error) {
+	request := &pb.IssueKubeconfigRequest{
+		Cluster:     cluster,
+		Ttl:         fromSpan(options.TTL),
+		Incarnation: options.Incarnation,
+	}
+	if options.Format != "" {
+		format, ok := pb.KubeconfigFormat_value["KUBECONFIG_FORMAT_"+string(options.Format)]
+		if !ok {
+			return nil, fmt.Errorf("%w: IssueOptions.Format: unknown format %q", ErrInvalidRequest, options.Format)
+		}
+		request.Format = pb.KubeconfigFormat(format)
+	}
+	response, err := call(ctx, c, "IssueKubeconfig", pb.DiscoveryServiceClient.IssueKubeconfig, request)
+	if err != nil {
+		return nil, err
+	}
+	if response.GetKubeconfig() == nil {
+		return nil, errors.New("IssueKubeconfig: the daemon returned no kubeconfig")
+	}
+	return toKubeconfig(response.GetKubeconfig()), nil
+}
+
+// call makes a single call. One that loses a connection on which calls succeeded before is repeated on a new one, so
+// that a daemon that restarted is found again.
+func call[Request, Response any](
+	ctx context.Context,
+	client *Client,
+	name string,
+	method func(pb.DiscoveryServiceClient, context.Context, *Request, ...grpc.CallOption) (*Response, error),
+	request *Request,
+) (*Response, error) {
+	if client.timeout > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, client.timeout)
+		defer cancel()
+	}
+	authorized, err := client.credentials.authorize(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		lane, err := client.calls.enter()
+		if err != nil {
+			return nil, err
+		}
+		response, err := method(pb.NewDiscoveryServiceClient(lane.conn), authorized, request)
+		if err != nil {
+			err = statusError(ctx, name, err)
+		}
+		retry := client.calls.leave(lane, err)
+		switch {
+		case err == nil:
+			return response, nil
+		case client.closed.Err() != nil:
+			return nil, ErrClosed
+		case !retry:
+			return nil, err
+		}
+	}
+}
+
+// dial returns a new connection, with the certificates as their files have them now.
+func (c *Client) dial() (*grpc.ClientConn, error) {
+	transport, err := c.credentials.transport()
+	if err != nil {
+		return nil, err
+	}
+	options := []grpc.DialOption{
+		grpc.WithTransportCredentials(transport),
+		// The daemon is on the same host or network: connect soon after it is up, and not through a proxy.
+		grpc.WithNoProxy(),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+	}
+	return grpc.NewClient(c.target, append(options, c.dialOptions...)...)
+}

@@ -1,0 +1,77 @@
+package discovery
+
+import (
+	"sync"
+
+	"google.golang.org/grpc"
+)
+
+// sharedConn is the connection that single calls share until it fails.
+//
+// A connection that just failed rejects calls for the time of its backoff, whether the daemon is back or not. So the
+// next call gets another connection, and the failed one is closed after the last call on it: closing it earlier would
+// cancel the others.
+type sharedConn struct {
+	dial func() (*grpc.ClientConn, error)
+
+	mutex   sync.Mutex
+	current *lane
+	closed  bool
+}
+
+type lane struct {
+	conn     *grpc.ClientConn
+	calls    int
+	answered bool // a call succeeded on it
+}
+
+func (s *sharedConn) enter() (*lane, error) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	if s.current == nil {
+		conn, err := s.dial()
+		if err != nil {
+			return nil, err
+		}
+		s.current = &lane{conn: conn}
+	}
+	s.current.calls++
+	return s.current, nil
+}
+
+// leave ends a call. It reports whether the call may succeed on another connection: where calls succeeded on this one,
+// the daemon ended since, and another may be there. Calls are idempotent, so the call can be repeated.
+func (s *sharedConn) leave(used *lane, err error) (retry bool) {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	used.calls--
+	switch {
+	case err == nil:
+		used.answered = true
+	case lostConnection(err):
+		retry = used.answered && !s.closed
+		if s.current == used {
+			s.current = nil
+		}
+	}
+	if used != s.current && used.calls == 0 {
+		_ = used.conn.Close() // always nil for a connection that was not closed before
+	}
+	return retry
+}
+
+func (s *sharedConn) close() {
+	s.mutex.Lock()
+	defer s.mutex.Unlock()
+	if s.closed {
+		return
+	}
+	s.closed = true
+	if s.current != nil {
+		_ = s.current.conn.Close()
+		s.current = nil
+	}
+}

@@ -1,0 +1,43 @@
+// Package discovery follows Milo project control planes through milo-discoveryd.
+//
+// The daemon runs beside an operator, watches the projects of Milo, and streams which of them are ready: a cluster is
+// engaged, updated, and disengaged. [Client.Watch] calls a function with these events:
+//
+//	client, err := discovery.Dial(discovery.Options{})
+//	if err != nil {
+//		return err
+//	}
+//	defer client.Close()
+//	return client.Watch(ctx, discovery.WatchOptions{}, func(events []discovery.Event) {
+//		for _, event := range events {
+//			log.Println(event.Type, event.Cluster.Name, event.Cluster.Endpoint)
+//		}
+//	})
+//
+// # Guarantees
+//
+// Whatever happens to the connection or to the daemon, each cluster is engaged once and disengaged once:
+//
+//   - A broken stream is resumed from the last batch that arrived whole. Nothing is lost and nothing is repeated.
+//   - A daemon that restarted sends a snapshot, which is compared with what was reported before. Only the differences
+//     are reported. A cluster is the same if its name and UID are.
+//   - A snapshot counts when it is complete. One that breaks off leaves no trace.
+//   - A cluster that is missing from a snapshot is disengaged with [ReasonUnspecified], since nobody observed why. Do
+//     not treat that as [ReasonDeleted].
+//   - While the daemon does not answer, no cluster is disengaged. The watch retries with backoff and jitter, and treats
+//     a stream that missed three heartbeats as dead.
+//   - Only errors that a retry cannot fix end a watch: see [IsTerminal].
+//
+// # Configuration
+//
+// Without explicit [Options] the environment configures the client, with the same variables as for the Python client:
+//
+//	MILO_DISCOVERY_ADDRESS           unix:///path or HOST:PORT; default unix:///run/milo-discovery/discovery.sock
+//	MILO_DISCOVERY_TOKEN_FILE        a bearer token, read again for each call
+//	MILO_DISCOVERY_CA_FILE           the CA of the daemon's certificate; enables TLS
+//	MILO_DISCOVERY_CERTIFICATE_FILE  a client certificate, read again for each connection
+//	MILO_DISCOVERY_KEY_FILE          its private key
+//
+// Package discoverytest has a daemon for tests. For operators on multicluster-runtime there is a provider on top of this
+// package, in the module go.miloapis.com/discovery/multicluster.
+package discovery

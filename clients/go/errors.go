@@ -1,0 +1,142 @@
+package discovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"go.miloapis.com/discovery/internal/session"
+)
+
+// The errors that [errors.Is] finds in a [StatusError], by its gRPC code.
+var (
+	// ErrNotFound: the cluster does not exist, or is not engaged.
+	ErrNotFound = errors.New("not found")
+	// ErrInvalidRequest: the daemon rejected an argument. StatusError.Violations name the fields.
+	ErrInvalidRequest = errors.New("invalid request")
+	// ErrPermissionDenied: the daemon knows the caller and does not allow the call.
+	ErrPermissionDenied = errors.New("permission denied")
+	// ErrUnauthenticated: the daemon does not know the caller.
+	ErrUnauthenticated = errors.New("unauthenticated")
+	// ErrPreconditionFailed: the configuration of the daemon or the state of the cluster does not allow the call.
+	ErrPreconditionFailed = errors.New("precondition failed")
+	// ErrUnimplemented: the daemon is older than this client, or something else answers at its address.
+	ErrUnimplemented = errors.New("unimplemented")
+	// ErrUnavailable: nothing answers, or the daemon cannot answer yet. Retry later.
+	ErrUnavailable = errors.New("unavailable")
+	// ErrTimedOut: there was no answer before the deadline.
+	ErrTimedOut = errors.New("timed out")
+)
+
+var (
+	// ErrStreamBroken is the error of a stream that broke a promise: a batch is missing, an event contradicts those
+	// before it, or heartbeats are missing. Watches recover from it and report it to [Hooks].Disconnected only.
+	ErrStreamBroken = session.ErrBroken
+	// ErrClosed is the error of a call or watch of a client that was closed.
+	ErrClosed = errors.New("discovery client is closed")
+)
+
+var codeErrors = map[codes.Code]error{
+	codes.NotFound:           ErrNotFound,
+	codes.InvalidArgument:    ErrInvalidRequest,
+	codes.PermissionDenied:   ErrPermissionDenied,
+	codes.Unauthenticated:    ErrUnauthenticated,
+	codes.FailedPrecondition: ErrPreconditionFailed,
+	codes.Unimplemented:      ErrUnimplemented,
+	codes.Unavailable:        ErrUnavailable,
+	codes.DeadlineExceeded:   ErrTimedOut,
+}
+
+// FieldViolation is a field of a request that the daemon rejected, and why.
+type FieldViolation struct {
+	Field       string
+	Description string
+}
+
+// StatusError is the error of a call that ended with a gRPC status other than OK.
+type StatusError struct {
+	// Call is the method, such as "ListClusters".
+	Call string
+	// Code is the gRPC status code.
+	Code codes.Code
+	// Message is for people.
+	Message string
+	// Reason is stable and for programs. It is empty if it wasn't the daemon that answered.
+	Reason string
+	// Violations are the fields of the request that were rejected.
+	Violations []FieldViolation
+	// RetryAfter is when the daemon suggests to retry; zero if it suggests nothing.
+	RetryAfter time.Duration
+
+	causes []error
+}
+
+// Error returns the method, the code and the message.
+func (e *StatusError) Error() string {
+	var text strings.Builder
+	fmt.Fprintf(&text, "%s: %s: %s", e.Call, e.Code, e.Message)
+	for _, violation := range e.Violations {
+		fmt.Fprintf(&text, "; %s: %s", violation.Field, violation.Description)
+	}
+	return text.String()
+}
+
+// Is reports whether target is the error of this code, such as [ErrNotFound].
+func (e *StatusError) Is(target error) bool {
+	known, ok := codeErrors[e.Code]
+	return ok && target == known
+}
+
+// Unwrap returns the gRPC status error, and the error of the caller's context if that ended the call.
+func (e *StatusError) Unwrap() []error { return e.causes }
+
+// IsTerminal reports whether a retry gets the same answer until somebody changes a configuration. Such an error ends a
+// watch: [ErrInvalidRequest], [ErrPermissionDenied], [ErrUnauthenticated], [ErrPreconditionFailed], [ErrUnimplemented].
+func IsTerminal(err error) bool {
+	for _, terminal := range []error{
+		ErrInvalidRequest, ErrPermissionDenied, ErrUnauthenticated, ErrPreconditionFailed, ErrUnimplemented,
+	} {
+		if errors.Is(err, terminal) {
+			return true
+		}
+	}
+	return false
+}
+
+// statusError converts the error of a gRPC call.
+func statusError(ctx context.Context, call string, err error) error {
+	received, ok := status.FromError(err)
+	if !ok {
+		return fmt.Errorf("%s: %w", call, err)
+	}
+	converted := &StatusError{Call: call, Code: received.Code(), Message: received.Message(), causes: []error{err}}
+	if cause := context.Cause(ctx); cause != nil {
+		converted.causes = append(converted.causes, cause)
+	}
+	for _, detail := range received.Details() {
+		switch detail := detail.(type) {
+		case *errdetails.ErrorInfo:
+			converted.Reason = detail.GetReason()
+		case *errdetails.BadRequest:
+			for _, each := range detail.GetFieldViolations() {
+				violation := FieldViolation{Field: each.GetField(), Description: each.GetDescription()}
+				converted.Violations = append(converted.Violations, violation)
+			}
+		case *errdetails.RetryInfo:
+			converted.RetryAfter = max(0, detail.GetRetryDelay().AsDuration())
+		}
+	}
+	return converted
+}
+
+// lostConnection reports whether nothing answered: the daemon itself gives a reason.
+func lostConnection(err error) bool {
+	var failed *StatusError
+	return errors.As(err, &failed) && failed.Code == codes.Unavailable && failed.Reason == ""
+}

@@ -1,0 +1,18 @@
+module go.miloapis.com/discovery
+
+go 1.25.0
+
+// The lowest versions that work, so that operators are not forced to upgrade: grpc 1.65 has generic streams and no
+// known defect that reaches a client.
+require (
+	google.golang.org/grpc v1.65.0
+	google.golang.org/protobuf v1.36.6
+)
+
+require google.golang.org/genproto/googleapis/rpc v0.0.0-20240528184218-531527333157
+
+require (
+	golang.org/x/net v0.25.0 // indirect
+	golang.org/x/sys v0.20.0 // indirect
+	golang.org/x/text v0.15.0 // indirect
+)

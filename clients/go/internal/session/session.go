@@ -1,0 +1,360 @@
+// Package session interprets the batches of a WatchClusters stream, without the stream.
+//
+// A Session outlives connections and daemons. It holds the view (what its user was notified of) and the resume
+// revision, takes batches, and returns the changes that its user is to see: each cluster engaged once and disengaged
+// once, whatever became of the connection. Three rules carry that:
+//
+//   - A snapshot counts when it is complete. Until synced, nothing of it is reported, and one that breaks off leaves
+//     no trace.
+//   - A snapshot is reported as its differences from the view. A cluster is the same if its name and UID are: a new
+//     incarnation alone means that another daemon engaged it.
+//   - A batch is applied whole or not at all, and only then does its revision become the resume revision.
+//
+// The Python client implements the same rules; clients/testdata/session_cases.json is run by the tests of both.
+package session
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	pb "go.miloapis.com/discovery/v1"
+)
+
+// ErrBroken is the error of a stream that broke one of its promises: a batch is missing, or an event does not follow
+// from those before it. Open another stream to continue.
+var ErrBroken = errors.New("discovery stream is inconsistent")
+
+// MissingAfterReconnect is the message of a disengagement that was found by comparing snapshots.
+const MissingAfterReconnect = "it was gone when the connection to the daemon came back"
+
+// Kind is what a Change does to its cluster.
+type Kind int
+
+// The kinds of changes.
+const (
+	Engaged Kind = iota + 1
+	Updated
+	Disengaged
+	Kubeconfig
+	// Refreshed means that only the daemon's own bookkeeping of the cluster is new, such as its incarnation.
+	Refreshed
+)
+
+func (k Kind) String() string {
+	return [...]string{"UNSPECIFIED", "ENGAGED", "UPDATED", "DISENGAGED", "KUBECONFIG", "REFRESHED"}[k]
+}
+
+// Change is one change to one cluster, to be reported to the user of the session.
+type Change struct {
+	Kind       Kind
+	Cluster    *pb.Cluster
+	Reason     pb.DisengageReason
+	Message    string
+	Kubeconfig *pb.Kubeconfig
+}
+
+// Result is what a batch means to the user of the session.
+type Result struct {
+	Changes []Change
+	// Completed is set by the batch that completes a snapshot: the view is whole as of its changes.
+	Completed bool
+}
+
+// Known is a cluster of the view, with its kubeconfig if there is one.
+type Known struct {
+	Cluster    *pb.Cluster
+	Kubeconfig *pb.Kubeconfig
+
+	order uint64 // by first arrival, so that changes are reported in a stable order
+}
+
+type phase int
+
+const (
+	closed    phase = iota // no stream is open
+	opened                 // a stream was requested; no batch has arrived
+	waiting                // the daemon has no complete view itself and only sends heartbeats
+	replacing              // a snapshot is arriving
+	following              // the view is complete; changes to it arrive
+)
+
+// Session is the view, the resume revision, and the phase of the current stream. Its zero value is a session that
+// knows nothing. It is not safe for concurrent use.
+type Session struct {
+	phase    phase
+	last     string // revision of the last batch of this stream, or what the stream resumes from
+	view     map[string]Known
+	snapshot map[string]Known
+	arrivals uint64
+
+	revision string
+	synced   bool
+	source   *pb.SourceStatus
+}
+
+// Revision is what the next stream resumes from; empty to start over.
+func (s *Session) Revision() string { return s.revision }
+
+// Synced reports whether the view is, or once was, complete. It stays when a stream ends.
+func (s *Session) Synced() bool { return s.synced }
+
+// Source is the daemon's own view of Milo as last received; nil before that.
+func (s *Session) Source() *pb.SourceStatus { return s.source }
+
+// Len is the number of clusters in the view.
+func (s *Session) Len() int { return len(s.view) }
+
+// Lookup returns a cluster of the view.
+func (s *Session) Lookup(name string) (Known, bool) {
+	known, ok := s.view[name]
+	return known, ok
+}
+
+// Open begins another stream and returns the revision to resume from. What the stream before left incomplete is
+// dropped.
+func (s *Session) Open() string {
+	s.phase, s.last, s.snapshot = opened, s.revision, nil
+	return s.revision
+}
+
+// Receive applies a batch. If the batch cannot follow what came before, nothing of it is applied, the stream is closed
+// for further batches, and the error is an ErrBroken.
+func (s *Session) Receive(batch *pb.WatchClustersResponse) (Result, error) {
+	before := s.phase
+	s.phase = closed // unless the batch is sound
+	var result Result
+	var err error
+	if batch.GetReset_() {
+		// The stream starts over, so nothing before this batch can be missing.
+		s.snapshot = map[string]Known{}
+		result = s.gather(batch)
+	} else {
+		result, err = s.advance(before, batch)
+	}
+	if err != nil {
+		return Result{}, err
+	}
+	s.last = batch.GetRevision()
+	if batch.GetSource() != nil {
+		s.source = batch.GetSource()
+	}
+	return result, nil
+}
+
+func (s *Session) advance(before phase, batch *pb.WatchClustersResponse) (Result, error) {
+	switch {
+	case before == closed:
+		return Result{}, fmt.Errorf("%w: a batch arrived on a stream that isn't open", ErrBroken)
+	case before == opened && batch.GetSynced() && s.last == "":
+		return Result{}, fmt.Errorf("%w: a new stream began without a snapshot", ErrBroken)
+	case before == opened && !batch.GetSynced():
+		s.last = "" // the daemon does not resume: its heartbeats follow nothing
+		return Result{}, s.wait(batch)
+	case before == waiting:
+		return Result{}, s.wait(batch)
+	}
+	if err := s.continues(batch); err != nil {
+		return Result{}, err
+	}
+	if before == replacing {
+		return s.gather(batch), nil
+	}
+	return s.follow(batch)
+}
+
+func (s *Session) continues(batch *pb.WatchClustersResponse) error {
+	if batch.GetPreviousRevision() != s.last {
+		return fmt.Errorf("%w: a batch is missing: one that follows '%s' came after '%s'",
+			ErrBroken, batch.GetPreviousRevision(), s.last)
+	}
+	return nil
+}
+
+func (s *Session) wait(batch *pb.WatchClustersResponse) error {
+	if err := s.continues(batch); err != nil {
+		return err
+	}
+	if len(batch.GetEvents()) > 0 || batch.GetSynced() {
+		return s.contradiction("events came before the snapshot that they belong to")
+	}
+	s.phase = waiting
+	return nil
+}
+
+// contradiction says that a batch contradicts the view. One of the two is wrong, and only a snapshot tells which.
+func (s *Session) contradiction(what string) error {
+	s.revision = ""
+	return fmt.Errorf("%w: %s", ErrBroken, what)
+}
+
+func (s *Session) gather(batch *pb.WatchClustersResponse) Result {
+	for _, event := range batch.GetEvents() {
+		name := event.GetCluster().GetName()
+		switch event.GetType() {
+		case pb.ClusterEvent_TYPE_ENGAGED, pb.ClusterEvent_TYPE_UPDATED, pb.ClusterEvent_TYPE_KUBECONFIG:
+			s.snapshot[name] = s.merge(event, s.snapshot[name])
+		case pb.ClusterEvent_TYPE_DISENGAGED:
+			delete(s.snapshot, name)
+		default: // of a newer daemon: users of this client cannot know the type
+		}
+	}
+	if !batch.GetSynced() {
+		s.phase = replacing
+		return Result{}
+	}
+	changes := s.differences(s.snapshot)
+	s.view, s.snapshot = s.snapshot, nil
+	s.phase, s.revision, s.synced = following, batch.GetRevision(), true
+	return Result{Changes: changes, Completed: true}
+}
+
+func (s *Session) differences(snapshot map[string]Known) (changes []Change) {
+	for _, name := range byArrival(s.view) {
+		if _, ok := snapshot[name]; !ok {
+			missing := Change{Kind: Disengaged, Cluster: s.view[name].Cluster, Message: MissingAfterReconnect}
+			changes = append(changes, missing)
+		}
+	}
+	for _, name := range byArrival(snapshot) {
+		now := snapshot[name]
+		before, ok := s.view[name]
+		switch {
+		case !ok:
+			changes = append(changes, engaged(now))
+			continue
+		case before.Cluster.GetUid() != now.Cluster.GetUid():
+			replaced := pb.DisengageReason_DISENGAGE_REASON_REPLACED
+			changes = append(changes,
+				Change{Kind: Disengaged, Cluster: before.Cluster, Reason: replaced},
+				engaged(now))
+			continue
+		case !visiblyEqual(before.Cluster, now.Cluster):
+			changes = append(changes, Change{Kind: Updated, Cluster: now.Cluster})
+		case !sameBookkeeping(before.Cluster, now.Cluster):
+			changes = append(changes, Change{Kind: Refreshed, Cluster: now.Cluster})
+		}
+		if now.Kubeconfig != nil && !proto.Equal(before.Kubeconfig, now.Kubeconfig) {
+			changes = append(changes, Change{Kind: Kubeconfig, Cluster: now.Cluster, Kubeconfig: now.Kubeconfig})
+		}
+	}
+	return changes
+}
+
+func (s *Session) follow(batch *pb.WatchClustersResponse) (Result, error) {
+	if !batch.GetSynced() {
+		return Result{}, s.contradiction("a complete view was taken back without a reset")
+	}
+	pending := map[string]*Known{} // nil: disengaged
+	var changes []Change
+	for _, event := range batch.GetEvents() {
+		kind, ok := kinds[event.GetType()]
+		if !ok {
+			continue // of a newer daemon: users of this client cannot know the type
+		}
+		name := event.GetCluster().GetName()
+		before, isPending := pending[name]
+		if !isPending {
+			if known, ok := s.view[name]; ok {
+				before = &known
+			}
+		}
+		if (before == nil) != (kind == Engaged) {
+			state := "engaged"
+			if before == nil {
+				state = "not engaged"
+			}
+			return Result{}, s.contradiction(fmt.Sprintf("%s for cluster '%s', which is %s", kind, name, state))
+		}
+		if before == nil {
+			before = &Known{}
+		}
+		after := s.merge(event, *before)
+		pending[name] = &after
+		if kind == Disengaged {
+			pending[name] = nil
+		}
+		changes = append(changes, Change{
+			Kind:       kind,
+			Cluster:    after.Cluster,
+			Reason:     event.GetReason(),
+			Message:    event.GetMessage(),
+			Kubeconfig: event.GetKubeconfig(),
+		})
+	}
+	for name, known := range pending {
+		if known == nil {
+			delete(s.view, name)
+		} else {
+			s.view[name] = *known
+		}
+	}
+	s.phase, s.revision = following, batch.GetRevision()
+	return Result{Changes: changes}, nil
+}
+
+var kinds = map[pb.ClusterEvent_Type]Kind{
+	pb.ClusterEvent_TYPE_ENGAGED:    Engaged,
+	pb.ClusterEvent_TYPE_UPDATED:    Updated,
+	pb.ClusterEvent_TYPE_DISENGAGED: Disengaged,
+	pb.ClusterEvent_TYPE_KUBECONFIG: Kubeconfig,
+}
+
+// merge returns what is known of a cluster after an event. An event without a kubeconfig keeps the one before.
+func (s *Session) merge(event *pb.ClusterEvent, before Known) Known {
+	after := Known{Cluster: event.GetCluster(), Kubeconfig: event.GetKubeconfig(), order: before.order}
+	if after.Cluster == nil {
+		after.Cluster = &pb.Cluster{}
+	}
+	if after.Kubeconfig == nil {
+		after.Kubeconfig = before.Kubeconfig
+	}
+	if after.order == 0 {
+		s.arrivals++
+		after.order = s.arrivals
+	}
+	return after
+}
+
+func engaged(known Known) Change {
+	return Change{Kind: Engaged, Cluster: known.Cluster, Kubeconfig: known.Kubeconfig}
+}
+
+func byArrival(clusters map[string]Known) []string {
+	names := slices.Collect(maps.Keys(clusters))
+	slices.SortFunc(names, func(a, b string) int { return cmp.Compare(clusters[a].order, clusters[b].order) })
+	return names
+}
+
+// visiblyEqual compares what describes the cluster itself. A difference is an update.
+func visiblyEqual(a, b *pb.Cluster) bool {
+	return a.GetName() == b.GetName() &&
+		a.GetUid() == b.GetUid() &&
+		a.GetEndpoint() == b.GetEndpoint() &&
+		a.GetOrganization() == b.GetOrganization() &&
+		maps.Equal(a.GetLabels(), b.GetLabels()) &&
+		maps.Equal(a.GetAnnotations(), b.GetAnnotations()) &&
+		sameTime(a.GetDeletionRequestedAt(), b.GetDeletionRequestedAt()) &&
+		a.GetDeletionMessage() == b.GetDeletionMessage() &&
+		a.GetSuspended() == b.GetSuspended() &&
+		a.GetConnectivity().GetState() == b.GetConnectivity().GetState() &&
+		a.GetConnectivity().GetMessage() == b.GetConnectivity().GetMessage()
+}
+
+// sameBookkeeping compares what describes the daemon's handling of the cluster: when and as what it engaged the
+// cluster, since when it probes it, and which upstream version it happened to read.
+func sameBookkeeping(a, b *pb.Cluster) bool {
+	return sameTime(a.GetEngagedAt(), b.GetEngagedAt()) &&
+		sameTime(a.GetConnectivity().GetSince(), b.GetConnectivity().GetSince()) &&
+		a.GetSourceResourceVersion() == b.GetSourceResourceVersion() &&
+		a.GetIncarnation() == b.GetIncarnation()
+}
+
+func sameTime(a, b *timestamppb.Timestamp) bool {
+	return (a == nil) == (b == nil) && a.GetSeconds() == b.GetSeconds() && a.GetNanos() == b.GetNanos()
+}

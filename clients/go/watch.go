@@ -1,0 +1,215 @@
+package discovery
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"go.miloapis.com/discovery/internal/session"
+	pb "go.miloapis.com/discovery/v1"
+)
+
+const (
+	defaultHeartbeat  = 30 * time.Second
+	shortestHeartbeat = time.Second
+	longestHeartbeat  = time.Hour
+	heartbeatsMissed  = 3 // of a stream that is dead
+)
+
+// WatchOptions configure [Client.Watch]. The zero value watches all clusters, without kubeconfigs.
+type WatchOptions struct {
+	Filter
+	// IncludeKubeconfigs asks for a kubeconfig with each engagement, and for another before it expires.
+	IncludeKubeconfigs bool
+	// KubeconfigTTL is how long those should live; zero means the default of the daemon, which may give another.
+	KubeconfigTTL time.Duration
+	// HeartbeatInterval is how long the stream may be silent; zero means 30 s. The daemon serves 1 s to 1 hour. A stream
+	// that is silent for three intervals is dead.
+	HeartbeatInterval time.Duration
+	// Hooks observe the stream.
+	Hooks Hooks
+}
+
+// Hooks are called with what happens to the stream of a watch, as opposed to the clusters. Each may be nil. They are
+// called in order with the handler of the events, and never concurrently with it.
+type Hooks struct {
+	// Connected: the first batch of a stream arrived. With resumed, the stream continues from the last revision;
+	// otherwise a snapshot follows, whose differences are reported before Synced is called again.
+	Connected func(resumed bool)
+	// Disconnected: the stream broke, and every cluster stays as it is. It is called once for each loss, and not again
+	// for attempts that fail before the next Connected.
+	Disconnected func(err error)
+	// Synced: the events up to here make up a complete view of that many clusters. It is called for each snapshot.
+	Synced func(clusters int)
+	// Source: the daemon reported the state of its own view of Milo. It does so in the first batch of a stream, with
+	// each heartbeat, and on changes.
+	Source func(SourceStatus)
+	// Received: a batch arrived, with or without events.
+	Received func()
+}
+
+// Watch calls handle with the events of the clusters that match the options, until ctx is done, the client is closed,
+// or an error is terminal (see [IsTerminal]). It reconnects by itself, and always returns an error: the cause of ctx,
+// [ErrClosed], or the terminal one.
+//
+// Each call of handle has the events of one batch, or all differences that a snapshot makes; a replaced cluster is
+// disengaged and engaged in the same call. Calls do not overlap, and nothing more is read before handle returns: the
+// daemon then merges what happens, and ends a stream that is not read for long (5 minutes by default), which is
+// resumed. Start work on clusters in goroutines of their own.
+//
+// Each watch has a connection of its own. Watches of one client are independent of each other.
+func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]Event)) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(c.closed, func() { cancel(ErrClosed) })()
+	heartbeat := cmp.Or(options.HeartbeatInterval, defaultHeartbeat)
+	watch := watch{
+		client: c,
+		request: &pb.WatchClustersRequest{
+			Filter:             fromFilter(options.Filter),
+			IncludeKubeconfigs: options.IncludeKubeconfigs,
+			KubeconfigTtl:      fromSpan(options.KubeconfigTTL),
+			HeartbeatInterval:  durationpb.New(heartbeat),
+		},
+		silence: heartbeatsMissed * min(max(heartbeat, shortestHeartbeat), longestHeartbeat),
+		hooks:   options.Hooks,
+		handle:  handle,
+	}
+	retries := retries{policy: c.backoff, draw: rand.Float64}
+	for {
+		err := watch.stream(ctx)
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		if IsTerminal(err) {
+			return err
+		}
+		delay := time.NewTimer(watch.lost(err, &retries))
+		select {
+		case <-ctx.Done():
+			delay.Stop()
+			return context.Cause(ctx)
+		case <-delay.C:
+		}
+	}
+}
+
+// watch is one subscription, over as many streams as it takes.
+type watch struct {
+	client  *Client
+	request *pb.WatchClustersRequest
+	silence time.Duration
+	hooks   Hooks
+	handle  func([]Event)
+
+	session              session.Session
+	connectedAt          time.Time // zero: no batch has arrived on the current stream
+	reportedDisconnected bool
+}
+
+// stream reads one stream, on a connection of its own, until it breaks, and returns why it did.
+func (w *watch) stream(ctx context.Context) error {
+	w.connectedAt = time.Time{}
+	conn, err := w.client.dial()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, err = w.client.credentials.authorize(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silent := fmt.Errorf("%w: no heartbeat for %v", ErrStreamBroken, w.silence)
+	// The deadline covers reading alone: a slow handler does not make the daemon silent.
+	deadline := time.AfterFunc(w.silence, func() { cancel(silent) })
+	defer deadline.Stop()
+	w.request.ResumeRevision = w.session.Open()
+	stream, err := pb.NewDiscoveryServiceClient(conn).WatchClusters(ctx, w.request)
+	if err != nil {
+		return w.broken(ctx, err, silent)
+	}
+	for {
+		batch, err := stream.Recv()
+		if err != nil {
+			return w.broken(ctx, err, silent)
+		}
+		deadline.Stop()
+		if err := w.take(batch); err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		deadline.Reset(w.silence)
+	}
+}
+
+func (w *watch) broken(ctx context.Context, err, silent error) error {
+	switch {
+	case context.Cause(ctx) == silent:
+		return silent
+	case errors.Is(err, io.EOF):
+		return fmt.Errorf("%w: the daemon ended the stream", ErrStreamBroken)
+	}
+	return statusError(ctx, "WatchClusters", err)
+}
+
+// take applies a batch and reports what it means.
+func (w *watch) take(batch *pb.WatchClustersResponse) error {
+	result, err := w.session.Receive(batch)
+	if err != nil {
+		return err
+	}
+	if w.connectedAt.IsZero() {
+		w.connectedAt, w.reportedDisconnected = time.Now(), false
+		notify(w.hooks.Connected, batch.GetSynced() && !batch.GetReset_())
+	}
+	if w.hooks.Received != nil {
+		w.hooks.Received()
+	}
+	if batch.GetSource() != nil {
+		notify(w.hooks.Source, toSource(batch.GetSource()))
+	}
+	if len(result.Changes) > 0 {
+		events := make([]Event, len(result.Changes))
+		for i, change := range result.Changes {
+			events[i] = toEvent(change)
+		}
+		w.handle(events)
+	}
+	if result.Completed {
+		notify(w.hooks.Synced, w.session.Len())
+	}
+	return nil
+}
+
+// lost reports a broken stream and returns how long to wait before the next.
+func (w *watch) lost(err error, retries *retries) time.Duration {
+	var ran, retryAfter time.Duration
+	if !w.connectedAt.IsZero() {
+		ran = time.Since(w.connectedAt)
+	}
+	var failed *StatusError
+	if errors.As(err, &failed) {
+		retryAfter = failed.RetryAfter
+	}
+	if !w.reportedDisconnected {
+		w.reportedDisconnected = true
+		notify(w.hooks.Disconnected, err)
+	}
+	return retries.failed(ran, retryAfter)
+}
+
+func notify[T any](hook func(T), value T) {
+	if hook != nil {
+		hook(value)
+	}
+}
