@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -79,12 +78,7 @@ type StatusError struct {
 
 // Error returns the method, the code and the message.
 func (e *StatusError) Error() string {
-	var text strings.Builder
-	fmt.Fprintf(&text, "%s: %s: %s", e.Call, e.Code, e.Message)
-	for _, violation := range e.Violations {
-		fmt.Fprintf(&text, "; %s: %s", violation.Field, violation.Description)
-	}
-	return text.String()
+	return fmt.Sprintf("%s: %s: %s", e.Call, e.Code, e.Message)
 }
 
 // Is reports whether target is the error of this code, such as [ErrNotFound].

@@ -1,0 +1,137 @@
+package discoverytest
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"go.miloapis.com/discovery"
+	pb "go.miloapis.com/discovery/v1"
+)
+
+const (
+	kubeconfigTTL = time.Hour
+	refreshAfter  = kubeconfigTTL / 2
+)
+
+func fromTime(at time.Time) *timestamppb.Timestamp {
+	if at.IsZero() {
+		return nil
+	}
+	return timestamppb.New(at)
+}
+
+func toTime(at *timestamppb.Timestamp) time.Time {
+	if at == nil {
+		return time.Time{}
+	}
+	return at.AsTime()
+}
+
+func fromCluster(cluster discovery.Cluster) *pb.Cluster {
+	message := &pb.Cluster{
+		Name:                  cluster.Name,
+		Uid:                   cluster.UID,
+		Endpoint:              cluster.Endpoint,
+		Organization:          cluster.Organization,
+		Labels:                maps.Clone(cluster.Labels),
+		Annotations:           maps.Clone(cluster.Annotations),
+		EngagedAt:             fromTime(cluster.EngagedAt),
+		DeletionRequestedAt:   fromTime(cluster.DeletionRequestedAt),
+		DeletionMessage:       cluster.DeletionMessage,
+		Suspended:             cluster.Suspended,
+		SourceResourceVersion: cluster.SourceResourceVersion,
+		Incarnation:           cluster.Incarnation,
+	}
+	if cluster.Connectivity != (discovery.Connectivity{}) {
+		message.Connectivity = &pb.Connectivity{
+			State:   pb.Connectivity_State(pb.Connectivity_State_value["STATE_"+string(cluster.Connectivity.State)]),
+			Since:   fromTime(cluster.Connectivity.Since),
+			Message: cluster.Connectivity.Message,
+		}
+	}
+	return message
+}
+
+func toCluster(message *pb.Cluster) discovery.Cluster {
+	cluster := discovery.Cluster{
+		Name:                  message.GetName(),
+		UID:                   message.GetUid(),
+		Endpoint:              message.GetEndpoint(),
+		Organization:          message.GetOrganization(),
+		Labels:                maps.Clone(message.GetLabels()),
+		Annotations:           maps.Clone(message.GetAnnotations()),
+		EngagedAt:             toTime(message.GetEngagedAt()),
+		DeletionRequestedAt:   toTime(message.GetDeletionRequestedAt()),
+		DeletionMessage:       message.GetDeletionMessage(),
+		Suspended:             message.GetSuspended(),
+		SourceResourceVersion: message.GetSourceResourceVersion(),
+		Incarnation:           message.GetIncarnation(),
+	}
+	if probed := message.GetConnectivity(); probed != nil {
+		state := probed.GetState().String()[len("STATE_"):]
+		cluster.Connectivity = discovery.Connectivity{
+			State:   discovery.ConnectivityState(state),
+			Since:   toTime(probed.GetSince()),
+			Message: probed.GetMessage(),
+		}
+	}
+	return cluster
+}
+
+func fromSource(source discovery.SourceStatus) *pb.SourceStatus {
+	return &pb.SourceStatus{
+		State:       pb.SourceStatus_State(pb.SourceStatus_State_value["STATE_"+string(source.State)]),
+		Since:       fromTime(source.Since),
+		Reason:      source.Reason,
+		Message:     source.Message,
+		LastContact: fromTime(source.LastContact),
+	}
+}
+
+// issue makes the next kubeconfig of a cluster.
+func (d *Daemon) issue(known *record) *pb.Kubeconfig {
+	known.issued++
+	cluster := toCluster(known.cluster)
+	made := d.kubeconfig(cluster, known.issued)
+	if made.Cluster == "" {
+		made.Cluster = cluster.Name
+	}
+	if made.IssuedAt.IsZero() {
+		made.IssuedAt = time.Now()
+	}
+	if made.RefreshAfter.IsZero() {
+		made.RefreshAfter = made.IssuedAt.Add(refreshAfter)
+	}
+	if made.ExpiresAt.IsZero() {
+		made.ExpiresAt = made.IssuedAt.Add(kubeconfigTTL)
+	}
+	known.kubeconfig = &pb.Kubeconfig{
+		Cluster:      made.Cluster,
+		Kubeconfig:   made.Content,
+		ExpiresAt:    fromTime(made.ExpiresAt),
+		RefreshAfter: fromTime(made.RefreshAfter),
+		IssuedAt:     fromTime(made.IssuedAt),
+	}
+	return known.kubeconfig
+}
+
+// defaultKubeconfig has the token "NAME-NUMBER".
+func defaultKubeconfig(cluster discovery.Cluster, number int) discovery.Kubeconfig {
+	type object = map[string]any
+	content, err := json.Marshal(object{
+		"apiVersion":      "v1",
+		"kind":            "Config",
+		"current-context": cluster.Name,
+		"contexts":        []object{{"name": cluster.Name, "context": object{"cluster": cluster.Name, "user": cluster.Name}}},
+		"clusters":        []object{{"name": cluster.Name, "cluster": object{"server": cluster.Endpoint}}},
+		"users":           []object{{"name": cluster.Name, "user": object{"token": fmt.Sprintf("%s-%d", cluster.Name, number)}}},
+	})
+	if err != nil {
+		panic(err) // maps and strings always marshal
+	}
+	return discovery.Kubeconfig{Content: content}
+}

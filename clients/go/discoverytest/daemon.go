@@ -1,0 +1,371 @@
+// Package discoverytest has a daemon for tests of programs that use package discovery.
+//
+// A [Daemon] runs in the process of the test, on a connection in memory. It serves all calls of the real daemon, with a
+// fleet that the test engages, updates and disengages, and with faults: broken and silent streams, restarts, resets,
+// errors, and a source that is stale.
+//
+//	func TestOperator(t *testing.T) {
+//		daemon := discoverytest.New(t)
+//		daemon.Engage(discovery.Cluster{Name: "alpha", Labels: map[string]string{"env": "prod"}})
+//		operator := StartOperator(t, daemon.Client())
+//		...
+//		daemon.Restart()
+//		daemon.Disengage("alpha", discovery.ReasonDeleted)
+//	}
+//
+// It works inside a bubble of testing/synctest, where heartbeats and backoff take no time.
+package discoverytest
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"go.miloapis.com/discovery"
+	pb "go.miloapis.com/discovery/v1"
+)
+
+const (
+	address     = "unix:///discoverytest"
+	errorDomain = "discovery.miloapis.com"
+	waitLimit   = 30 * time.Second
+	bufferBytes = 1 << 20
+)
+
+// Daemon is a daemon in memory. Its methods are safe for concurrent use; those that can fail end the test, so call them
+// from its goroutine.
+type Daemon struct {
+	t testing.TB
+
+	mutex   sync.Mutex
+	changed chan struct{} // closed and replaced whenever something below changed
+
+	listener *bufconn.Listener // nil while stopped
+	server   *grpc.Server
+
+	starts     int // each start is another incarnation of the daemon
+	startedAt  time.Time
+	synced     bool
+	silent     bool
+	source     *pb.SourceStatus
+	records    map[string]*record
+	log        []entry
+	resets     int
+	breaks     int
+	breakError error
+	failures   map[string]error
+	kubeconfig func(discovery.Cluster, int) discovery.Kubeconfig
+
+	streams  map[*stream]struct{}
+	requests []*pb.WatchClustersRequest
+}
+
+// entry is one batch of the log.
+type entry struct {
+	changes []change
+	source  *pb.SourceStatus
+}
+
+// New starts a daemon with an empty fleet and a complete view. It stops at the end of the test.
+func New(t testing.TB) *Daemon {
+	daemon := &Daemon{
+		t:          t,
+		changed:    make(chan struct{}),
+		synced:     true,
+		source:     &pb.SourceStatus{State: pb.SourceStatus_STATE_STREAMING, Since: now(), LastContact: now()},
+		records:    map[string]*record{},
+		failures:   map[string]error{},
+		kubeconfig: defaultKubeconfig,
+		streams:    map[*stream]struct{}{},
+	}
+	daemon.Start()
+	t.Cleanup(daemon.Stop)
+	return daemon
+}
+
+// Options are those for [discovery.Dial] to reach the daemon. Change what the test needs, such as Backoff; keep Address,
+// Credentials and DialOptions.
+func (d *Daemon) Options() discovery.Options {
+	return discovery.Options{
+		Address:     address,
+		Credentials: &discovery.Credentials{},
+		DialOptions: []grpc.DialOption{
+			grpc.WithTransportCredentials(insecure.NewCredentials()),
+			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return d.dial(ctx) }),
+		},
+		Backoff: discovery.Backoff{Initial: time.Millisecond, Max: 10 * time.Millisecond},
+	}
+}
+
+// Client returns another client of the daemon, with a short backoff. It is closed at the end of the test.
+func (d *Daemon) Client() *discovery.Client {
+	d.t.Helper()
+	client, err := discovery.Dial(d.Options())
+	if err != nil {
+		d.t.Fatalf("discoverytest: %v", err)
+	}
+	d.t.Cleanup(func() { _ = client.Close() })
+	return client
+}
+
+func (d *Daemon) dial(ctx context.Context) (net.Conn, error) {
+	d.mutex.Lock()
+	listener := d.listener
+	d.mutex.Unlock()
+	if listener == nil {
+		return nil, errors.New("the daemon of discoverytest is stopped")
+	}
+	return listener.DialContext(ctx)
+}
+
+// Start starts the daemon after Stop. It is another incarnation: the fleet is as it was left or changed meanwhile,
+// and streams of before cannot be resumed, so that clients receive a snapshot.
+func (d *Daemon) Start() {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	if d.server != nil {
+		return
+	}
+	d.starts++
+	d.startedAt = time.Now()
+	d.log = nil
+	for _, record := range d.records {
+		if record.engaged {
+			record.engageAgain(d.starts)
+		}
+	}
+	d.listener = bufconn.Listen(bufferBytes)
+	d.server = grpc.NewServer()
+	pb.RegisterDiscoveryServiceServer(d.server, service{daemon: d})
+	go func(server *grpc.Server, listener net.Listener) { _ = server.Serve(listener) }(d.server, d.listener)
+	d.notify()
+}
+
+// Stop ends the daemon and all connections to it. Clusters stay engaged; the fleet can be changed before Start.
+func (d *Daemon) Stop() {
+	d.mutex.Lock()
+	server := d.server
+	d.server, d.listener = nil, nil
+	d.mutex.Unlock()
+	if server != nil {
+		server.Stop()
+	}
+}
+
+// Restart is Stop and Start.
+func (d *Daemon) Restart() {
+	d.Stop()
+	d.Start()
+}
+
+// Engage engages clusters, in one batch. See [Changes.Engage].
+func (d *Daemon) Engage(clusters ...discovery.Cluster) {
+	d.t.Helper()
+	d.Batch(func(changes *Changes) { changes.Engage(clusters...) })
+}
+
+// Update changes an engaged cluster.
+func (d *Daemon) Update(name string, change func(*discovery.Cluster)) {
+	d.t.Helper()
+	d.Batch(func(changes *Changes) { changes.Update(name, change) })
+}
+
+// Disengage disengages a cluster.
+func (d *Daemon) Disengage(name string, reason discovery.DisengageReason) {
+	d.t.Helper()
+	d.Batch(func(changes *Changes) { changes.Disengage(name, reason) })
+}
+
+// Replace deletes a project and creates another one of the same name. See [Changes.Replace].
+func (d *Daemon) Replace(cluster discovery.Cluster) {
+	d.t.Helper()
+	d.Batch(func(changes *Changes) { changes.Replace(cluster) })
+}
+
+// Rotate issues another kubeconfig for an engaged cluster, and sends it to the streams that include kubeconfigs.
+func (d *Daemon) Rotate(name string) {
+	d.t.Helper()
+	d.Batch(func(changes *Changes) { changes.Rotate(name) })
+}
+
+// Batch sends several changes as one batch:
+//
+//	daemon.Batch(func(changes *discoverytest.Changes) {
+//		changes.Engage(alpha)
+//		changes.Disengage("beta", discovery.ReasonNotReady)
+//	})
+//
+// The function must not call the daemon itself.
+func (d *Daemon) Batch(collect func(*Changes)) {
+	d.t.Helper()
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	changes := &Changes{daemon: d}
+	collect(changes)
+	d.log = append(d.log, entry{changes: changes.collected})
+	d.notify()
+}
+
+// SetKubeconfigs sets how kubeconfigs are made, for those issued from now on. The number counts those of the cluster,
+// from 1. What is not set of Cluster, IssuedAt, RefreshAfter and ExpiresAt gets a value; they live for an hour.
+func (d *Daemon) SetKubeconfigs(make func(cluster discovery.Cluster, number int) discovery.Kubeconfig) {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.kubeconfig = make
+}
+
+// SetSource sets the state of the daemon's view of Milo and sends it to all streams.
+func (d *Daemon) SetSource(source discovery.SourceStatus) {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.source = fromSource(source)
+	d.log = append(d.log, entry{source: d.source})
+	d.notify()
+}
+
+// SetSynced says whether the daemon has a complete view of Milo, as it has from the start. Without one, new streams
+// receive heartbeats alone, and ListClusters and IssueKubeconfig are unavailable.
+func (d *Daemon) SetSynced(synced bool) {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.synced = synced
+	d.notify()
+}
+
+// Reset sends a snapshot to all open streams.
+func (d *Daemon) Reset() {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.resets++
+	d.notify()
+}
+
+// BreakStreams ends all open streams with an error; with UNAVAILABLE, if it is nil. Clients resume.
+func (d *Daemon) BreakStreams(err error) {
+	if err == nil {
+		err = status.Error(codes.Unavailable, "the stream was broken by the test")
+	}
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.breaks++
+	d.breakError = err
+	d.notify()
+}
+
+// Fail makes all calls of a method fail with an error, such as
+// Fail("IssueKubeconfig", discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no")). A nil error ends that. Open
+// streams are not affected by failures of WatchClusters.
+func (d *Daemon) Fail(method string, err error) {
+	d.t.Helper()
+	known := slices.ContainsFunc(pb.DiscoveryService_ServiceDesc.Methods, func(each grpc.MethodDesc) bool {
+		return each.MethodName == method
+	})
+	if !known && method != "WatchClusters" {
+		d.t.Fatalf("discoverytest: DiscoveryService has no method %q", method)
+	}
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.failures[method] = err
+}
+
+// Error is an error as the daemon sends it: a gRPC status with a reason for programs.
+func Error(code codes.Code, reason, message string) error {
+	plain := status.New(code, message)
+	detailed, err := plain.WithDetails(&errdetails.ErrorInfo{Reason: reason, Domain: errorDomain})
+	if err != nil {
+		return plain.Err() // code OK, which carries no details
+	}
+	return detailed.Err()
+}
+
+// SetSilent says whether open and new streams stay silent: connections stay up, and nothing is sent, not even
+// heartbeats. Calls are answered.
+func (d *Daemon) SetSilent(silent bool) {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	d.silent = silent
+	d.notify()
+}
+
+// Cluster returns a cluster as engaged, or as last engaged.
+func (d *Daemon) Cluster(name string) discovery.Cluster {
+	d.t.Helper()
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	found, ok := d.records[name]
+	if !ok {
+		d.t.Fatalf("discoverytest: no cluster %q was ever engaged", name)
+		return discovery.Cluster{} // where Fatalf is replaced by a test of this package
+	}
+	return toCluster(found.cluster)
+}
+
+// Issued returns how many kubeconfigs of a cluster were issued so far.
+func (d *Daemon) Issued(name string) int {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	if found, ok := d.records[name]; ok {
+		return found.issued
+	}
+	return 0
+}
+
+// Streams returns the number of open streams.
+func (d *Daemon) Streams() int {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	return len(d.streams)
+}
+
+// WatchRequests returns the requests of all streams that were opened so far, oldest first.
+func (d *Daemon) WatchRequests() []*pb.WatchClustersRequest {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	return slices.Clone(d.requests)
+}
+
+// WaitForStreams waits until that many streams are open and everything was sent to them, and fails the test after 30 s.
+func (d *Daemon) WaitForStreams(count int) {
+	d.t.Helper()
+	limit := time.NewTimer(waitLimit)
+	defer limit.Stop()
+	for {
+		d.mutex.Lock()
+		open, changed := 0, d.changed
+		for each := range d.streams {
+			if each.isCurrent(d) {
+				open++
+			}
+		}
+		d.mutex.Unlock()
+		if open == count {
+			return
+		}
+		select {
+		case <-changed:
+		case <-limit.C:
+			d.t.Fatalf("discoverytest: %d streams are open after %v, not %d", open, waitLimit, count)
+			return
+		}
+	}
+}
+
+// notify wakes the streams and the waiters.
+func (d *Daemon) notify() {
+	close(d.changed)
+	d.changed = make(chan struct{})
+}
+
+func now() *timestamppb.Timestamp { return timestamppb.New(time.Now()) }
