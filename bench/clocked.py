@@ -24,7 +24,7 @@ from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls import frames
-from milo_discoveryd.server.calls.revision import Seal
+from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.telemetry.journal import Journal
 
 THREADS, LOOP = "threads", "loop"
@@ -43,7 +43,7 @@ _LEGS = (
     (Journal, "changed", "count"),
     (ChangeNotifier, "published", "commit"),
     (Cursor, "take", "frame"),
-    (Seal, "put", "batch"),
+    (TokenSigner, "put", "batch"),
     (frames, "batch", "batch"),
 )
 

@@ -30,11 +30,11 @@ from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.rights.quota import Limits as Quotas
-from milo_discoveryd.server.calls.access import Access
+from milo_discoveryd.rights.quota import QuotaLimits
+from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
-from milo_discoveryd.server.calls.revision import Seal
-from milo_discoveryd.server.calls.service import About, Service
+from milo_discoveryd.server.calls.revision import TokenSigner
+from milo_discoveryd.server.calls.service import DaemonInfo, Service
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.state_file.encoding import StateOrigin
 from milo_discoveryd.state_file.state_file import StateFile
@@ -148,8 +148,10 @@ class Daemon:
             issuer = self._issuer(sources, project)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
             self._metrics.follow_credentials(issuer.health)
-            access = Access(rights(settings.rights), _quotas(settings), self._audit, asyncio.get_running_loop().time)
-            seal = Seal(secrets.token_bytes(32))
+            access = AccessControl(
+                rights(settings.rights), _quotas(settings), self._audit, asyncio.get_running_loop().time
+            )
+            seal = TokenSigner(secrets.token_bytes(32))
             service = Service(self._fleet, self._about(), self._metrics, issuer, access=access, seal=seal)
             self._reloading = reloading = Reloading(
                 settings,
@@ -303,8 +305,8 @@ class Daemon:
     def _ready(self) -> Mapping[str, str | None]:
         return {"synced": None if self._fleet.synced else "no complete list of the source was seen yet"}
 
-    def _about(self) -> About:
-        return About(
+    def _about(self) -> DaemonInfo:
+        return DaemonInfo(
             version=__version__,
             mode=self._settings.mode,
             epoch=self._epoch,
@@ -314,9 +316,9 @@ class Daemon:
         )
 
 
-def _quotas(settings: Settings) -> Quotas:
+def _quotas(settings: Settings) -> QuotaLimits:
     limits = settings.limits
-    return Quotas(
+    return QuotaLimits(
         streams=limits.streams,
         streams_each=limits.streams_per_caller,
         per_minute_each=limits.kubeconfigs_per_minute,

@@ -1,18 +1,18 @@
 """Whether the bearer tokens of callers can be reviewed: the API server is shown one that nobody has."""
 
 from milo_discoveryd.check.finding import Finding, fail, ok
-from milo_discoveryd.identity.token_review import RejectedError, TokenReviews, UnreviewedError
+from milo_discoveryd.identity.token_review import TokenRejectedError, TokenReviewer, TokenReviewUnavailableError
 
 _NOBODYS = "milo-discoveryd-check"
 _WHAT = "token reviews"
 
 
-async def reviewing(reviews: TokenReviews) -> Finding:
+async def reviewing(reviews: TokenReviewer) -> Finding:
     try:
         user = await reviews.user(_NOBODYS)
-    except RejectedError:
+    except TokenRejectedError:
         return ok(_WHAT, f"{reviews.origin} says whose tokens are whose, and that one which was made up is nobody's")
-    except UnreviewedError as error:
+    except TokenReviewUnavailableError as error:
         return fail(
             _WHAT,
             error.why,

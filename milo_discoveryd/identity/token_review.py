@@ -14,7 +14,7 @@ import structlog
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.sources.cluster_api import ClusterApi, read, refuse
 from milo_discoveryd.daemon_errors import BackendError, TransportError
-from milo_discoveryd.identity.token_review_cache import Rejected, User, Verdict, Verdicts
+from milo_discoveryd.identity.token_review_cache import ReviewResult, TokenRejected, TokenReviewCache, TokenUser
 
 log = structlog.get_logger()
 
@@ -26,11 +26,11 @@ _AT_ONCE = 8
 _RULE = "create on tokenreviews.authentication.k8s.io"
 
 
-class RejectedError(Exception):
+class TokenRejectedError(Exception):
     """The token is nobody's. The message says why, and holds nothing of it."""
 
 
-class UnreviewedError(Exception):
+class TokenReviewUnavailableError(Exception):
     """Whose the token is could not be found out. The message says no more than who is not known yet may know."""
 
     def __init__(self, message: str, *, retry_after_s: float, why: str = "") -> None:
@@ -55,7 +55,7 @@ class _Review(msgspec.Struct, frozen=True):
     status: _Status = _Status()
 
 
-class TokenReviews:
+class TokenReviewer:
     def __init__(
         self,
         api: ClusterApi,
@@ -64,7 +64,7 @@ class TokenReviews:
         audiences: Sequence[str],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
-        verdicts: Verdicts | None = None,
+        verdicts: TokenReviewCache | None = None,
     ) -> None:
         """A token has to be for one of `audiences`; with none of them, for the API server itself."""
         self.origin = origin
@@ -73,22 +73,22 @@ class TokenReviews:
         self._audiences = tuple(audiences)
         self._clock = clock
         self._wall = wall
-        self._verdicts = Verdicts(clock()) if verdicts is None else verdicts
+        self._verdicts = TokenReviewCache(clock()) if verdicts is None else verdicts
         self._asking: dict[bytes, asyncio.Lock] = {}
         self._places = asyncio.Semaphore(_AT_ONCE)
-        self._failure: tuple[UnreviewedError, float] | None = None
+        self._failure: tuple[TokenReviewUnavailableError, float] | None = None
         self._problem = ""
         """What was said last of why tokens can't be reviewed."""
 
-    async def user(self, token: str) -> User:
-        """Raises RejectedError and UnreviewedError."""
+    async def user(self, token: str) -> TokenUser:
+        """Raises TokenRejectedError and TokenReviewUnavailableError."""
         ends = self._ends(token)
         digest = sha256(token.encode()).digest()
         verdict = self._verdicts.of(digest, self._clock())
         if verdict is None:
             verdict = await self._only_once(digest, token, ends)
-        if isinstance(verdict, Rejected):
-            raise RejectedError(verdict.why)
+        if isinstance(verdict, TokenRejected):
+            raise TokenRejectedError(verdict.why)
         return verdict
 
     def _ends(self, token: str) -> float | None:
@@ -96,18 +96,18 @@ class TokenReviews:
         try:
             claims = jwt.claims(token)
         except ValueError as error:
-            raise RejectedError(f"it is no token of use: {error}") from None
+            raise TokenRejectedError(f"it is no token of use: {error}") from None
         if not token.isascii() or len(token) > jwt.MAX_LENGTH:
-            raise RejectedError("it is no token of use: it has characters or a length that none has")
+            raise TokenRejectedError("it is no token of use: it has characters or a length that none has")
         if claims is None:
             return None
         if claims.exp is not None and claims.exp <= self._wall():
-            raise RejectedError("it has ended")
+            raise TokenRejectedError("it has ended")
         if self._audiences and not claims.audiences & set(self._audiences):
-            raise RejectedError(self._wrong_audience)
+            raise TokenRejectedError(self._wrong_audience)
         return claims.exp
 
-    async def _only_once(self, digest: bytes, token: str, ends: float | None) -> Verdict:
+    async def _only_once(self, digest: bytes, token: str, ends: float | None) -> ReviewResult:
         """However many show it at once."""
         lock = self._asking.setdefault(digest, asyncio.Lock())
         try:
@@ -122,12 +122,14 @@ class TokenReviews:
             if not lock.locked():
                 self._asking.pop(digest, None)
 
-    async def _ask(self, token: str, ends: float | None) -> Verdict:
+    async def _ask(self, token: str, ends: float | None) -> ReviewResult:
         now = self._clock()
         if self._failure is not None and now < self._failure[1]:
             raise self._failure[0]
         if (wait_s := self._verdicts.wait_s(now)) > 0:
-            raise UnreviewedError("too many tokens are shown to have all of them reviewed", retry_after_s=wait_s)
+            raise TokenReviewUnavailableError(
+                "too many tokens are shown to have all of them reviewed", retry_after_s=wait_s
+            )
         spec = {"token": token, **({"audiences": self._audiences} if self._audiences else {})}
         question = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
         try:
@@ -138,7 +140,7 @@ class TokenReviews:
             verdict = self._verdict(read(self.origin, answer, _Review).status, ends)
         except (TransportError, BackendError) as error:
             again_s = max(AGAIN_AFTER_S, getattr(error, "retry_after_s", None) or 0.0)
-            failure = UnreviewedError(
+            failure = TokenReviewUnavailableError(
                 "whose your token is can't be found out at present", retry_after_s=again_s, why=str(error)
             )
             self._failure = failure, self._clock() + AGAIN_AFTER_S
@@ -155,13 +157,13 @@ class TokenReviews:
             log.info("tokens reviewed again")
         self._problem = problem
 
-    def _verdict(self, status: _Status, ends: float | None) -> Verdict:
+    def _verdict(self, status: _Status, ends: float | None) -> ReviewResult:
         if not status.authenticated or not status.user.username:
-            return Rejected("the API server does not know it")
+            return TokenRejected("the API server does not know it")
         if self._audiences and not set(status.audiences) & set(self._audiences):
             # A server that names none has not looked at them: the token is for that server, and not to be shown us.
-            return Rejected(self._wrong_audience)
-        return User(name=status.user.username, groups=status.user.groups, until=ends)
+            return TokenRejected(self._wrong_audience)
+        return TokenUser(name=status.user.username, groups=status.user.groups, until=ends)
 
     @property
     def _wrong_audience(self) -> str:

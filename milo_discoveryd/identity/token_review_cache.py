@@ -17,42 +17,42 @@ PER_SECOND = 20.0
 BURST = 100.0
 
 
-class User(msgspec.Struct, frozen=True, kw_only=True):
+class TokenUser(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     groups: tuple[str, ...] = ()
     until: float | None = None
     """When the token ends, as Unix time."""
 
 
-class Rejected(msgspec.Struct, frozen=True):
+class TokenRejected(msgspec.Struct, frozen=True):
     why: str
 
 
-Verdict: TypeAlias = User | Rejected
+ReviewResult: TypeAlias = TokenUser | TokenRejected
 T = TypeVar("T")
 
 
-class Verdicts:
+class TokenReviewCache:
     """`now` is a clock that only goes forward."""
 
     def __init__(self, now: float, *, size: int = SIZE, per_second: float = PER_SECOND, burst: float = BURST) -> None:
-        self._accepted: OrderedDict[bytes, tuple[User, float]] = OrderedDict()
-        self._rejected: OrderedDict[bytes, tuple[Rejected, float]] = OrderedDict()
+        self._accepted: OrderedDict[bytes, tuple[TokenUser, float]] = OrderedDict()
+        self._rejected: OrderedDict[bytes, tuple[TokenRejected, float]] = OrderedDict()
         self._size = size
         self._per_second = per_second
         self._burst = burst
         self._level = burst
         self._at = now
 
-    def of(self, digest: bytes, now: float) -> Verdict | None:
+    def of(self, digest: bytes, now: float) -> ReviewResult | None:
         found = self._accepted.get(digest) or self._rejected.get(digest)
         return None if found is None or now >= found[1] else found[0]
 
-    def keep(self, digest: bytes, verdict: Verdict, now: float, left_s: float) -> None:
+    def keep(self, digest: bytes, verdict: ReviewResult, now: float, left_s: float) -> None:
         """`left_s` is what the token has left, by its own word."""
         self._accepted.pop(digest, None)
         self._rejected.pop(digest, None)
-        if isinstance(verdict, User):
+        if isinstance(verdict, TokenUser):
             _add(self._accepted, digest, (verdict, now + min(ACCEPTED_S, left_s)), self._size)
         else:
             _add(self._rejected, digest, (verdict, now + REJECTED_S), self._size)

@@ -5,12 +5,12 @@ from collections import Counter, OrderedDict
 import msgspec
 
 REMEMBERED = 10_000
-MISSES_AT_ONCE = 100
+MISS_BURST = 100
 MISSES_PER_S = 10.0
-LONGEST_WAIT_S = 5.0
+MAX_MISS_DELAY_S = 5.0
 
 
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
+class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
     """For each caller where its rule doesn't say, and for all together."""
 
     streams: int
@@ -24,7 +24,7 @@ class _Bucket(msgspec.Struct):
 
 
 class Quotas:
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: QuotaLimits) -> None:
         self.limits = limits
         self._streams: Counter[str] = Counter()
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
@@ -69,8 +69,8 @@ class Quotas:
         Who asks for what is his seldom misses, and never waits. Who guesses is slowed down to a pace that is no
         burden to others, and at which guessing leads nowhere.
         """
-        bucket = _filled(self._misses, identity, now, MISSES_PER_S, MISSES_AT_ONCE)
-        bucket.level = max(bucket.level - 1, -LONGEST_WAIT_S * MISSES_PER_S)
+        bucket = _filled(self._misses, identity, now, MISSES_PER_S, MISS_BURST)
+        bucket.level = max(bucket.level - 1, -MAX_MISS_DELAY_S * MISSES_PER_S)
         return max(0.0, -bucket.level / MISSES_PER_S)
 
 

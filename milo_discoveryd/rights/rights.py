@@ -7,8 +7,8 @@ gives, an exception stands above what it is an exception from, and limits never 
 import msgspec
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.rights.scope import ALL, Scope
-from milo_discoveryd.rights.who import Who
+from milo_discoveryd.rights.caller_selector import CallerSelector
+from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,7 +43,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
     rule: str = ""
     """By which; empty while there are none."""
-    scope: Scope = ALL
+    scope: ClusterScope = ALL_CLUSTERS
     terms: Terms | None = UNLIMITED
     """None: no kubeconfigs."""
     streams: int | None = None
@@ -51,7 +51,7 @@ class Grant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rule(msgspec.Struct, frozen=True):
-    who: Who
+    who: CallerSelector
     grant: Grant
 
 
@@ -62,7 +62,7 @@ class Rights(msgspec.Struct, frozen=True):
         """None: there are rules, and none is for this caller."""
         if not self.rules:
             return _BEFORE_ANY_RULE
-        return next((rule.grant for rule in self.rules if rule.who.is_met_by(caller)), None)
+        return next((rule.grant for rule in self.rules if rule.who.matches(caller)), None)
 
 
 _BEFORE_ANY_RULE = Grant()

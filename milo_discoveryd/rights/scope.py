@@ -9,15 +9,15 @@ from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.predicate import Predicate, every
 from milo_discoveryd.model.selector import Selector
 from milo_discoveryd.registry.filter import ClusterView, Filter
-from milo_discoveryd.rights.patterns import Names
+from milo_discoveryd.rights.name_patterns import NamePatterns
 
 
-class Scope(msgspec.Struct, frozen=True, dict=True):
+class ClusterScope(msgspec.Struct, frozen=True, dict=True):
     """All that is set must match."""
 
     selector: Selector = Selector()
     organizations: frozenset[str] = frozenset()
-    names: Names = Names()
+    names: NamePatterns = NamePatterns()
     is_empty: bool = False
     """It covers nothing, whatever else it says."""
 
@@ -65,15 +65,15 @@ class Scope(msgspec.Struct, frozen=True, dict=True):
         return "; ".join(filter(None, parts)) or "all"
 
 
-ALL = Scope()
-NONE = Scope(is_empty=True)
+ALL_CLUSTERS = ClusterScope()
+NO_CLUSTERS = ClusterScope(is_empty=True)
 
 
-class Within(msgspec.Struct, frozen=True, dict=True):
+class ScopedFilter(msgspec.Struct, frozen=True, dict=True):
     """What somebody asks for, as far as they may see it."""
 
     asked: Filter
-    scope: Scope
+    scope: ClusterScope
 
     @cached_property
     def matches(self) -> Predicate[Cluster]:
@@ -91,5 +91,5 @@ class Within(msgspec.Struct, frozen=True, dict=True):
         return f"{self.scope.fingerprint}{self.asked.fingerprint}"
 
 
-def within(asked: Filter, scope: Scope) -> ClusterView:
-    return asked if scope.is_everything else Within(asked, scope)
+def scoped(asked: Filter, scope: ClusterScope) -> ClusterView:
+    return asked if scope.is_everything else ScopedFilter(asked, scope)

@@ -11,13 +11,17 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.server.calls.access import Audit
-from milo_discoveryd.server.calls.interceptor import CallTally, Interceptor
+from milo_discoveryd.server.calls.access import DenialAudit
+from milo_discoveryd.server.calls.interceptor import CallInterceptor, CallMetrics
 from milo_discoveryd.server.calls.service import NAME, Service, handlers
-from milo_discoveryd.server.connections.acceptor import Front
-from milo_discoveryd.server.connections.authentication import Reviews, anybody, by_token
+from milo_discoveryd.server.connections.acceptor import Acceptor
+from milo_discoveryd.server.connections.authentication import (
+    TokenAuthenticator,
+    identify_by_listener,
+    identify_by_token,
+)
 from milo_discoveryd.server.connections.listener import Listener, TcpAddress, UnixAddress
-from milo_discoveryd.server.connections.rejected_callers import Refusals
+from milo_discoveryd.server.connections.rejection_log import RejectionLog
 from milo_discoveryd.server.connections.socket_file import SocketFile
 
 if TYPE_CHECKING:
@@ -49,11 +53,11 @@ class Server:
         self,
         service: Service,
         listeners: Sequence[Listener],
-        tally: CallTally,
+        tally: CallMetrics,
         *,
-        audit: Audit,
+        audit: DenialAudit,
         traces: "TracerProvider | None" = None,
-        reviews: Reviews | None = None,
+        reviews: TokenAuthenticator | None = None,
     ) -> None:
         """`reviews` is needed where a listener takes tokens."""
         self._service = service
@@ -65,7 +69,7 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
         self._files: list[SocketFile] = []
-        self._fronts: list[Front] = []
+        self._fronts: list[Acceptor] = []
         self.addresses: list[str] = []
         """Where it listens, once it has started."""
 
@@ -104,15 +108,15 @@ class Server:
             file.close()
 
     async def _serve(self, listener: Listener) -> None:
-        refusals = Refusals(self._audit)
-        front = self._front(listener, refusals)
+        rejections = RejectionLog(self._audit)
+        front = self._front(listener, rejections)
         limits = () if front is not None else (("grpc.max_allowed_incoming_connections", listener.connections),)
         server = grpc.aio.server(interceptors=self._interceptors(), options=(*OPTIONS, *limits))
         self._servers.append(server)
-        identify = anybody(listener.name) if front is None else front.identify
+        identify = identify_by_listener(listener.name) if front is None else front.identify
         if listener.tokens:
             assert self._reviews is not None
-            identify = by_token(identify, self._reviews, refusals)
+            identify = identify_by_token(identify, self._reviews, rejections)
         server.add_generic_rpc_handlers((handlers(self._service, identify),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         if isinstance(listener.address, UnixAddress):
@@ -130,17 +134,17 @@ class Server:
             front.start(listening)
 
     def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
-        interceptors: list[grpc.aio.ServerInterceptor] = [Interceptor(self._tally)]
+        interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(self._tally)]
         if self._traces is not None:
             from milo_discoveryd.server.calls.tracing import Tracing  # noqa: PLC0415 - it imports what is an extra
 
             interceptors.insert(0, Tracing(self._traces))
         return interceptors
 
-    def _front(self, listener: Listener, refusals: Refusals) -> Front | None:
-        if not listener.has_front:
+    def _front(self, listener: Listener, rejections: RejectionLog) -> Acceptor | None:
+        if not listener.has_acceptor:
             return None
-        front = Front(listener.name, refusals, tls=listener.tls, connections=listener.connections)
+        front = Acceptor(listener.name, rejections, tls=listener.tls, connections=listener.connections)
         self._fronts.append(front)
         return front
 

@@ -15,8 +15,8 @@ import structlog
 
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.rights.rights import Recipient
-from milo_discoveryd.rights.who import proved
 
 log = structlog.get_logger()
 
@@ -66,11 +66,11 @@ class Audit:
         self._write = write
 
     def handed_out(self, to: Recipient, what: str, **about: object) -> None:
-        self._note(what, rule=to.rule, **about, caller=dict(proved(to.caller)))
+        self._note(what, rule=to.rule, **about, caller=dict(verified_fields(to.caller)))
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
         self._tally.refused(reason.lower())
-        self._note("refused", reason=reason, rule=rule, **about, caller=dict(proved(caller)))
+        self._note("refused", reason=reason, rule=rule, **about, caller=dict(verified_fields(caller)))
 
     def object_refused(self, name: str, uid: str, problem: str) -> None:
         """Who writes objects upstream is nobody who calls, and may be a tenant who tries what a name can do."""

@@ -12,9 +12,9 @@ from milo_discoveryd.config import Listener as Wanted
 from milo_discoveryd.config import Settings, UnixAddress
 from milo_discoveryd.credentials import load_discovery_upstream
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.identity.token_review import TokenReviews
+from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_discoveryd.server.connections import listener
-from milo_discoveryd.server.connections.connection_budget import fitting
+from milo_discoveryd.server.connections.connection_budget import fit_connections
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
 from milo_discoveryd.watchers.transport import open_transport
 
@@ -24,7 +24,7 @@ log = structlog.get_logger()
 def listeners(settings: Settings) -> list[listener.Listener]:
     """Raises StartError for users and groups that there aren't."""
     wanted = list(_wanted(settings))
-    found = fitting(wanted, process_hardening.descriptors())
+    found = fit_connections(wanted, process_hardening.descriptors())
     for each, asked in zip(found, wanted, strict=True):
         if each.connections < asked.connections:
             log.warning(
@@ -77,7 +77,7 @@ def _owner(name: str | None, where: str) -> int | None:
         raise StartError(f"{where}: there is no user {name!r} on this machine; give its number") from None
 
 
-def token_reviews(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> TokenReviews | None:
+def token_reviews(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> TokenReviewer | None:
     """None where no listener takes tokens. What it holds open is closed with `closing`."""
     if not any(each.tokens for each in settings.listen):
         return None
@@ -87,4 +87,4 @@ def token_reviews(settings: Settings, environ: Mapping[str, str], closing: Async
     timeout_s = settings.source.connect_timeout.total_seconds()
     transport = open_transport(upstream, response_limit=1 << 20, connect_timeout_s=timeout_s, environ=environ)
     closing.push_async_exit(aclosing(transport))
-    return TokenReviews(transport, origin=upstream.origin, audiences=wanted.audiences)
+    return TokenReviewer(transport, origin=upstream.origin, audiences=wanted.audiences)

@@ -4,19 +4,19 @@ from collections.abc import Iterable
 
 from milo_discoveryd.config import Rule as Setting
 from milo_discoveryd.model.selector import parse as parse_selector
-from milo_discoveryd.rights.patterns import names
+from milo_discoveryd.rights.caller_selector import CallerSelector
+from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Grant, Rights, Rule, Terms
-from milo_discoveryd.rights.scope import NONE, Scope
-from milo_discoveryd.rights.who import Who
+from milo_discoveryd.rights.scope import NO_CLUSTERS, ClusterScope
 
 
 def rights(rules: Iterable[Setting]) -> Rights:
     return Rights(tuple(Rule(_who(rule), _grant(rule)) for rule in rules))
 
 
-def _who(rule: Setting) -> Who:
+def _who(rule: Setting) -> CallerSelector:
     who = rule.who
-    return Who(
+    return CallerSelector(
         listeners=frozenset(who.listener),
         uids=frozenset(who.uid),
         gids=frozenset(who.gid),
@@ -35,11 +35,13 @@ def _grant(rule: Setting) -> Grant:
     )
 
 
-def _scope(rule: Setting) -> Scope:
+def _scope(rule: Setting) -> ClusterScope:
     clusters = rule.clusters
     if clusters is None:
-        return NONE
-    return Scope(parse_selector(clusters.label_selector), frozenset(clusters.organizations), names(clusters.names))
+        return NO_CLUSTERS
+    return ClusterScope(
+        parse_selector(clusters.label_selector), frozenset(clusters.organizations), name_patterns(clusters.names)
+    )
 
 
 def _terms(rule: Setting) -> Terms:

@@ -7,24 +7,29 @@ from typing import Protocol
 
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.registry.filter import ClusterView
-from milo_discoveryd.rights.quota import Limits, Quotas
+from milo_discoveryd.rights.caller_selector import caller_key, verified_fields
+from milo_discoveryd.rights.quota import QuotaLimits, Quotas
 from milo_discoveryd.rights.rights import Grant, Recipient, Rights
-from milo_discoveryd.rights.scope import NONE, Scope
-from milo_discoveryd.rights.who import identity, proved
-from milo_discoveryd.server.calls.grpc_errors import ExhaustedError, NotFoundError, NotGivenError, PermissionDeniedError
+from milo_discoveryd.rights.scope import NO_CLUSTERS, ClusterScope
+from milo_discoveryd.server.calls.grpc_errors import (
+    ExhaustedError,
+    ForeignPageTokenError,
+    NotFoundError,
+    PermissionDeniedError,
+)
 
 RETRY_STREAM_S = 5.0
 """A stream may end at any time, and no other way of knowing when there is room again is better than asking."""
 
 
-class Audit(Protocol):
+class DenialAudit(Protocol):
     """Who writes down what is refused."""
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None: ...
 
 
-class Access:
-    def __init__(self, rights: Rights, limits: Limits, audit: Audit, clock: Callable[[], float]) -> None:
+class AccessControl:
+    def __init__(self, rights: Rights, limits: QuotaLimits, audit: DenialAudit, clock: Callable[[], float]) -> None:
         self.rights = rights
         """As of now. Visits notice when they are others."""
         self.quotas = Quotas(limits)
@@ -32,36 +37,36 @@ class Access:
         self.clock = clock
 
     @asynccontextmanager
-    async def visiting(self, caller: Caller, call: str, **about: object) -> AsyncIterator["Visit"]:
+    async def authorize(self, caller: Caller, method: str, **about: object) -> AsyncIterator["CallContext"]:
         """Raises PermissionDeniedError for whom no rule is for. What is refused on the way is written down."""
-        visit = Visit(self, caller)
+        call = CallContext(self, caller)
         try:
-            visit.admitted()
-            yield visit
+            call.admitted()
+            yield call
         except PermissionDeniedError as error:
-            visit.refused(error.reason, call=call, **about)
-            await visit.asked_in_vain()
+            call.refused(error.reason, call=method, **about)
+            await call.penalize_miss()
             raise
         except ExhaustedError as error:
-            visit.refused(error.reason, call=call, **about)
+            call.refused(error.reason, call=method, **about)
             raise
-        except NotGivenError:
-            visit.refused("PAGE_TOKEN_OF_ANOTHER", call=call, **about)
+        except ForeignPageTokenError:
+            call.refused("PAGE_TOKEN_OF_ANOTHER", call=method, **about)
             raise
         except NotFoundError as error:
             # There or not, so that it takes as long: who guesses names is to be noticed, and to learn nothing.
-            if not visit.scope.is_everything:
-                visit.refused(error.reason, call=call, **about)
-                await visit.asked_in_vain()
+            if not call.scope.is_everything:
+                call.refused(error.reason, call=method, **about)
+                await call.penalize_miss()
             raise
 
 
-class Visit:
+class CallContext:
     """One caller, for the time of one call."""
 
-    def __init__(self, access: Access, caller: Caller) -> None:
+    def __init__(self, access: AccessControl, caller: Caller) -> None:
         self.caller = caller
-        self.identity = identity(caller)
+        self.identity = caller_key(caller)
         self._access = access
         self._rights = access.rights
         self._grant = access.rights.of(caller)
@@ -83,8 +88,8 @@ class Visit:
         return f"{shown.fingerprint} {self.identity}"
 
     @property
-    def scope(self) -> Scope:
-        return NONE if self.grant is None else self.grant.scope
+    def scope(self) -> ClusterScope:
+        return NO_CLUSTERS if self.grant is None else self.grant.scope
 
     @property
     def recipient(self) -> Recipient | None:
@@ -95,12 +100,14 @@ class Visit:
     def admitted(self) -> None:
         """Raises PermissionDeniedError."""
         if self.grant is None:
-            known = ", ".join(f"{word} {value}" for word, value in proved(self.caller) if word not in ("peer", "pid"))
+            known = ", ".join(
+                f"{word} {value}" for word, value in verified_fields(self.caller) if word not in ("peer", "pid")
+            )
             raise PermissionDeniedError(
                 "NO_RULE", f"no rule of this daemon is for you ({known}): ask who runs it for one"
             )
 
-    def admitted_to_kubeconfigs(self) -> Recipient:
+    def require_kubeconfigs(self) -> Recipient:
         """Raises PermissionDeniedError."""
         self.admitted()
         recipient = self.recipient
@@ -131,14 +138,14 @@ class Visit:
         limit = None if recipient is None else recipient.terms.per_minute
         return self._access.quotas.take(self.identity, limit, self._access.clock())
 
-    def pay_kubeconfig(self) -> None:
+    def charge_kubeconfig(self) -> None:
         """The same, for who can't wait. Raises ExhaustedError."""
         wait_s = self.take_kubeconfig()
         if wait_s:
             message = f"all kubeconfigs that you may have in a minute were handed out; the next is in {wait_s:.1f} s"
             raise ExhaustedError("TOO_MANY_KUBECONFIGS", "kubeconfigs per minute", message, retry_after_s=wait_s)
 
-    async def asked_in_vain(self) -> None:
+    async def penalize_miss(self) -> None:
         """Returns when the caller may know. One who seldom does waits for nothing."""
         await asyncio.sleep(self._access.quotas.miss(self.identity, self._access.clock()))
 

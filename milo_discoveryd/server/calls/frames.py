@@ -128,11 +128,11 @@ def batch(
     )
 
 
-def framed(event: pb.ClusterEvent) -> bytes:
+def encode_frame(event: pb.ClusterEvent) -> bytes:
     return _field(_EVENTS, event.SerializeToString(deterministic=True))
 
 
-def unframed(frame: bytes) -> pb.ClusterEvent:
+def decode_frame(frame: bytes) -> pb.ClusterEvent:
     """The event that a frame holds."""
     (event,) = pb.WatchClustersResponse.FromString(frame).events
     return event

@@ -45,7 +45,7 @@ class InvalidRequestError(CallError):
         return [*super().details(), _packed(error_details_pb2.BadRequest(field_violations=[self._violation]))]
 
 
-class NotGivenError(InvalidRequestError):
+class ForeignPageTokenError(InvalidRequestError):
     """A page token that this caller was not given, or not for what it is shown now."""
 
 

@@ -23,14 +23,14 @@ ABORT_S = 5.0
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its type stubs only
 
 
-class CallTally(Protocol):
+class CallMetrics(Protocol):
     def call_started(self, method: str) -> None: ...
 
     def call_handled(self, method: str, code: str, seconds: float) -> None: ...
 
 
-class Interceptor(grpc.aio.ServerInterceptor):
-    def __init__(self, tally: CallTally) -> None:
+class CallInterceptor(grpc.aio.ServerInterceptor):
+    def __init__(self, tally: CallMetrics) -> None:
         self._tally = tally
 
     async def intercept_service(
@@ -39,7 +39,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
         method = handler_call_details.method.rpartition("/")[2]
-        return around(await continuation(handler_call_details), partial(self._guarded, method))
+        return wrap_handler(await continuation(handler_call_details), partial(self._guarded, method))
 
     def _guarded(self, method: str, call: Any) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
@@ -73,7 +73,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return guarded
 
 
-def around(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Handler | None":
+def wrap_handler(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Handler | None":
     """The same handler, with its calls wrapped. What we don't have, calls that stream requests, is left alone."""
     if handler is None or handler.request_streaming:
         return handler

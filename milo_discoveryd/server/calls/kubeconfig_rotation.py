@@ -23,11 +23,11 @@ from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.server.calls import convert
-from milo_discoveryd.server.calls.access import Visit
-from milo_discoveryd.server.calls.frames import framed, unframed
+from milo_discoveryd.server.calls.access import CallContext
+from milo_discoveryd.server.calls.frames import decode_frame, encode_frame
 
 BATCH_BYTES = 1 << 20
-OVERHEAD = 6 * 1024
+KUBECONFIG_BYTES = 6 * 1024
 """About what a kubeconfig takes: so many fewer clusters are put into a batch of a snapshot."""
 SPREAD = 0.2
 """Within this part of what is left of their old credential, clusters that waited for a new one are given it."""
@@ -44,7 +44,7 @@ class _Given(msgspec.Struct):
     """The next is counted already, among those that the subscriber may have in a minute."""
 
 
-class Rotation:
+class KubeconfigRotation:
     def __init__(
         self,
         fleet: Fleet,
@@ -53,7 +53,7 @@ class Rotation:
         *,
         shown: ClusterView,
         ttl_s: float | None,
-        visit: Visit,
+        call: CallContext,
         clock: Callable[[], float],
         wall: Callable[[], float],
         draw: Draw,
@@ -63,8 +63,8 @@ class Rotation:
         self._epoch = epoch
         self._shown = shown
         self._ttl_s = ttl_s
-        self._visit = visit
-        self._to = visit.recipient
+        self._call = call
+        self._to = call.recipient
         self._clock = clock
         self._wall = wall
         self._draw = draw
@@ -96,19 +96,19 @@ class Rotation:
     def turn(self, shown: ClusterView) -> None:
         """The subscriber's rights are others from here on. What no longer comes as it did comes anew."""
         self._shown = shown
-        before, self._to = self._to, self._visit.recipient
+        before, self._to = self._to, self._call.recipient
         if self._to is None or (before is not None and before.terms == self._to.terms):
             return
         for name in [*self._given]:
             if (cluster := self._engaged(name)) is not None:
                 self._owe(cluster)
 
-    def dress(self, frames: Iterable[bytes]) -> Frames:
+    def attach_kubeconfigs(self, frames: Iterable[bytes]) -> Frames:
         """The frames, those of ENGAGED events with a kubeconfig, as far as there is one and it fits in."""
         dressed = list(frames)
         size = sum(map(len, dressed))
         for place, frame in enumerate(dressed):
-            event = unframed(frame)
+            event = decode_frame(frame)
             if event.type == pb.ClusterEvent.TYPE_DISENGAGED:
                 self._given.pop(event.cluster.name, None)
             elif event.type == pb.ClusterEvent.TYPE_ENGAGED:
@@ -119,12 +119,12 @@ class Rotation:
                 ):
                     continue  # it has ended since, which is told in its turn
                 self._owe(cluster)
-                if size >= BATCH_BYTES - OVERHEAD:
+                if size >= BATCH_BYTES - KUBECONFIG_BYTES:
                     continue
                 kubeconfig = self._give(cluster)
                 if kubeconfig is not None:
                     event.kubeconfig.CopyFrom(kubeconfig)
-                    dressed[place] = framed(event)
+                    dressed[place] = encode_frame(event)
                     size += len(dressed[place]) - len(frame)
         return Frames(dressed)
 
@@ -139,7 +139,7 @@ class Rotation:
         self._follow_wall_clock()
         frames: list[bytes] = []
         size = 0
-        while self._due and self.due_in_s <= 0 and size < BATCH_BYTES - OVERHEAD:
+        while self._due and self.due_in_s <= 0 and size < BATCH_BYTES - KUBECONFIG_BYTES:
             at, name = heapq.heappop(self._due)
             frame = self._renewed(name, at)
             if frame is not None:
@@ -164,7 +164,7 @@ class Rotation:
         kubeconfig = self._give(cluster)
         if kubeconfig is None:
             return None
-        return framed(
+        return encode_frame(
             pb.ClusterEvent(
                 type=pb.ClusterEvent.TYPE_KUBECONFIG,
                 cluster=convert.cluster(cluster, self._epoch),
@@ -193,7 +193,7 @@ class Rotation:
         """Counted before it is asked for, so that asking costs the source no more than handing out does."""
         given = self._given[name]
         if not given.is_paid:
-            wait_s = self._visit.take_kubeconfig()
+            wait_s = self._call.take_kubeconfig()
             given.is_paid = not wait_s
             if wait_s:
                 self._paused_until = given.due_at = self._clock() + wait_s

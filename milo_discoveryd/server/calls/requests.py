@@ -24,7 +24,7 @@ MAX_TOKEN_LENGTH = 256
 _LONGEST_NAME = 253
 
 
-class Watch(msgspec.Struct, frozen=True):
+class WatchRequest(msgspec.Struct, frozen=True):
     wanted: Filter
     resume_revision: str
     heartbeat_s: float
@@ -32,7 +32,7 @@ class Watch(msgspec.Struct, frozen=True):
     kubeconfig_ttl_s: float | None = None
 
 
-class Issue(msgspec.Struct, frozen=True):
+class IssueRequest(msgspec.Struct, frozen=True):
     cluster: str
     ttl_s: float | None
     incarnation: str
@@ -40,25 +40,25 @@ class Issue(msgspec.Struct, frozen=True):
     """Without a secret in it."""
 
 
-class Listing(msgspec.Struct, frozen=True):
+class ListRequest(msgspec.Struct, frozen=True):
     wanted: Filter
     page_size: int
     page_token: str
 
 
-def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float) -> Watch:
+def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float) -> WatchRequest:
     heartbeat_s = default_heartbeat_s
     if request.HasField("heartbeat_interval"):
         shortest, longest = HEARTBEAT_BOUNDS_S
         heartbeat_s = min(longest, max(shortest, _positive(request.heartbeat_interval, "heartbeat_interval")))
     ttl_s = _positive(request.kubeconfig_ttl, "kubeconfig_ttl") if request.HasField("kubeconfig_ttl") else None
-    return Watch(_filter(request), request.resume_revision, heartbeat_s, request.include_kubeconfigs, ttl_s)
+    return WatchRequest(_filter(request), request.resume_revision, heartbeat_s, request.include_kubeconfigs, ttl_s)
 
 
-def issue(request: pb.IssueKubeconfigRequest) -> Issue:
+def issue(request: pb.IssueKubeconfigRequest) -> IssueRequest:
     if request.format not in pb.KubeconfigFormat.values():
         raise InvalidRequestError("format", f"{request.format} is not one of EMBEDDED (1) and EXEC (2)")
-    return Issue(
+    return IssueRequest(
         cluster=name(request.cluster, "cluster"),
         ttl_s=_positive(request.ttl, "ttl") if request.HasField("ttl") else None,
         incarnation=request.incarnation,
@@ -66,12 +66,12 @@ def issue(request: pb.IssueKubeconfigRequest) -> Issue:
     )
 
 
-def listing(request: pb.ListClustersRequest) -> Listing:
+def listing(request: pb.ListClustersRequest) -> ListRequest:
     if request.page_size < 0:
         raise InvalidRequestError("page_size", f"{request.page_size} is negative; leave it out for {DEFAULT_PAGE_SIZE}")
     if len(request.page_token) > MAX_TOKEN_LENGTH:
         raise InvalidRequestError("page_token", "not one that this daemon gave out")
-    return Listing(_filter(request), min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), request.page_token)
+    return ListRequest(_filter(request), min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), request.page_token)
 
 
 def name(text: str, field: str) -> str:

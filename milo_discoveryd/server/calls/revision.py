@@ -28,7 +28,7 @@ class Position(msgspec.Struct, frozen=True):
         return f"{self.epoch}.{self.revision}{'' if self.part is None else f'.part{self.part}'}"
 
 
-class Seal:
+class TokenSigner:
     """By keyed BLAKE2: there is one in each message, and HMAC by way of OpenSSL costs far more than what it seals."""
 
     def __init__(self, key: bytes) -> None:

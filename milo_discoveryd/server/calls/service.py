@@ -23,21 +23,21 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import ClusterRecord
 from milo_discoveryd.rights.rights import Rights
-from milo_discoveryd.rights.scope import Scope, within
+from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_discoveryd.server.calls import convert, requests, visibility
-from milo_discoveryd.server.calls.access import Access, Visit
+from milo_discoveryd.server.calls.access import AccessControl, CallContext
 from milo_discoveryd.server.calls.grpc_errors import CallError, NotFoundError, PreconditionError, UnavailableError
-from milo_discoveryd.server.calls.kubeconfig_rotation import Rotation
-from milo_discoveryd.server.calls.listings import Holder, Listings
-from milo_discoveryd.server.calls.revision import Position, Seal
-from milo_discoveryd.server.calls.stream import RETRY_S, Send, Stream, Tally
+from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
+from milo_discoveryd.server.calls.listings import ListingOwner, Listings
+from milo_discoveryd.server.calls.revision import Position, TokenSigner
+from milo_discoveryd.server.calls.stream import RETRY_S, Send, Stream, StreamMetrics
 
 NAME = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
-AT_A_TURN = 250
+CLUSTERS_PER_STEP = 250
 """Clusters of a page that are written while nobody else is served: two milliseconds."""
 
 
-class Context(Protocol):
+class RpcContext(Protocol):
     """What is needed of grpc.aio's context."""
 
     async def write(self, message: bytes) -> None: ...
@@ -47,11 +47,11 @@ class Context(Protocol):
     def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]: ...
 
 
-Identify: TypeAlias = Callable[[Context], Awaitable[Caller]]
+Identify: TypeAlias = Callable[[RpcContext], Awaitable[Caller]]
 """Who makes a call, as the listener that it came in at has it proved. Raises CallError where the proof fails."""
 
 
-class About(msgspec.Struct, frozen=True, kw_only=True):
+class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The daemon, to itself."""
 
     version: str
@@ -66,12 +66,12 @@ class Service:
     def __init__(
         self,
         fleet: Fleet,
-        about: About,
-        tally: Tally,
+        about: DaemonInfo,
+        tally: StreamMetrics,
         issuer: Issuer,
         *,
-        access: Access,
-        seal: Seal,
+        access: AccessControl,
+        seal: TokenSigner,
         draw: Draw = random.random,
     ) -> None:
         self._fleet = fleet
@@ -97,21 +97,21 @@ class Service:
         self._fleet.signal.ring_now()
 
     async def watch_clusters(self, request: pb.WatchClustersRequest, caller: Caller, send: Send) -> None:
-        async with self._access.visiting(caller, "WatchClusters") as visit:
-            with visit.streaming():
-                await self._stream(requests.watch(request, self._about.heartbeat_s), visit, send)
+        async with self._access.authorize(caller, "WatchClusters") as call:
+            with call.streaming():
+                await self._stream(requests.watch(request, self._about.heartbeat_s), call, send)
 
     async def list_clusters(self, request: pb.ListClustersRequest, caller: Caller) -> pb.ListClustersResponse:
-        async with self._access.visiting(caller, "ListClusters") as visit:
+        async with self._access.authorize(caller, "ListClusters") as call:
             asked = requests.listing(request)
-            self._require_synced(visit)
-            source = visibility.source(self._fleet.status, visit.scope)
+            self._require_synced(call)
+            source = visibility.source(self._fleet.status, call.scope)
             now = self._clock()
-            shown = within(asked.wanted, visit.scope)
-            holder = Holder(visit.identity, visit.holder(shown))
+            shown = scoped(asked.wanted, call.scope)
+            holder = ListingOwner(call.identity, call.holder(shown))
 
             def still(cluster: Cluster) -> bool:
-                return visit.scope.is_everything or self._seen(cluster.target.name, visit) is not None
+                return call.scope.is_everything or self._seen(cluster.target.name, call) is not None
 
             page = (
                 self._listings.next(asked.page_token, asked.page_size, now, holder, still)
@@ -126,58 +126,58 @@ class Service:
             source=convert.source(source, Moment(time.time(), now)),
         )
 
-    async def _counts(self, scope: Scope) -> visibility.Counts:
+    async def _counts(self, scope: ClusterScope) -> visibility.Counts:
         """By and by, too, where each cluster is looked at."""
         registry = self._fleet.registry
         if scope.is_everything:
             return visibility.counts(registry)
         found, records = visibility.Counts(), iter([*registry.items()])
-        while portion := [*islice(records, AT_A_TURN)]:
-            found += visibility.counts_among(portion, scope)
+        while portion := [*islice(records, CLUSTERS_PER_STEP)]:
+            found += visibility.visible_counts(portion, scope)
             await asyncio.sleep(0)
         return found
 
     async def _written(self, clusters: Sequence[Cluster]) -> list[pb.Cluster]:
         """By and by: at one go, thousands of them would hold up everybody's events for as long as that takes."""
         found: list[pb.Cluster] = []
-        for first in range(0, len(clusters), AT_A_TURN):
-            found += [convert.cluster(each, self._about.epoch) for each in clusters[first : first + AT_A_TURN]]
+        for first in range(0, len(clusters), CLUSTERS_PER_STEP):
+            found += [convert.cluster(each, self._about.epoch) for each in clusters[first : first + CLUSTERS_PER_STEP]]
             await asyncio.sleep(0)
         return found
 
     async def get_cluster(self, request: pb.GetClusterRequest, caller: Caller) -> pb.GetClusterResponse:
-        async with self._access.visiting(caller, "GetCluster", cluster=requests.cut(request.name)) as visit:
+        async with self._access.authorize(caller, "GetCluster", cluster=requests.cut(request.name)) as call:
             name = requests.name(request.name, "name")
-            record = self._seen(name, visit)
+            record = self._seen(name, call)
             if record is None:
                 perhaps = "" if self._fleet.synced else "; no complete list of the source was seen yet"
                 raise NotFoundError("NEVER_SEEN", f"{name} was never seen{perhaps}")
         suspicion = self._fleet.pending_deletions.why(name)
         engagement = convert.engagement(record, None if suspicion is None else suspicion[1])
-        if (trouble := self._trouble(record, visit)) is not None:
+        if (trouble := self._trouble(record, call)) is not None:
             engagement.message += f"; no new credential for it can be had: {trouble}"
         return pb.GetClusterResponse(
             cluster=None if record.latest is None else convert.cluster(record.latest, self._about.epoch),
             engagement=engagement,
             transitions=[
-                convert.transition(each, self._about.epoch) for each in visibility.transitions(record, visit.scope)
+                convert.transition(each, self._about.epoch) for each in visibility.transitions(record, call.scope)
             ],
         )
 
     async def issue_kubeconfig(self, request: pb.IssueKubeconfigRequest, caller: Caller) -> pb.IssueKubeconfigResponse:
         try:
-            async with self._access.visiting(caller, "IssueKubeconfig", cluster=requests.cut(request.cluster)) as visit:
+            async with self._access.authorize(caller, "IssueKubeconfig", cluster=requests.cut(request.cluster)) as call:
                 asked = requests.issue(request)
                 with _credential_errors():
-                    made = await self._issued(asked, visit)
+                    made = await self._issued(asked, call)
         except CallError as error:
             self._issuer.refused(error.reason.lower())
             raise
         return pb.IssueKubeconfigResponse(kubeconfig=convert.kubeconfig(made))
 
     async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
-        async with self._access.visiting(caller, "GetServerInfo") as visit:
-            scope, to = visit.scope, visit.recipient
+        async with self._access.authorize(caller, "GetServerInfo") as call:
+            scope, to = call.scope, call.recipient
         counts = await self._counts(scope)
         sources = [each for each in self._issuer.health() if to is not None and to.terms.allow(each.name)]
         max_ttl_s = self._issuer.max_ttl_s
@@ -193,7 +193,7 @@ class Service:
                 not_ready=counts.not_ready,
                 outside_selector=counts.outside,
                 malformed=counts.malformed,
-                subscribers=len(self.streams) if scope.is_everything else visit.streams,
+                subscribers=len(self.streams) if scope.is_everything else call.streams,
             ),
             credential_sources=[convert.credential_source(each) for each in sources],
             limits=pb.Limits(
@@ -205,18 +205,18 @@ class Service:
             ),
         )
 
-    async def _stream(self, asked: requests.Watch, visit: Visit, send: Send) -> None:
+    async def _stream(self, asked: requests.WatchRequest, call: CallContext, send: Send) -> None:
         stream = Stream(
             self._fleet,
             self._about.epoch,
             asked,
-            visit=visit,
+            call=call,
             seal=self._seal,
             send=send,
             tally=self._tally,
             stalled_s=self._about.stalled_s,
             draining=self._draining,
-            rotation=await self._rotation(asked, visit) if asked.with_kubeconfigs else None,
+            rotation=await self._rotation(asked, call) if asked.with_kubeconfigs else None,
         )
         self.streams.add(stream)
         try:
@@ -224,27 +224,27 @@ class Service:
         finally:
             self.streams.discard(stream)
 
-    async def _issued(self, asked: requests.Issue, visit: Visit) -> Kubeconfig:
-        terms = visit.admitted_to_kubeconfigs().terms
-        self._require_synced(visit)  # a list that breaks off is begun anew, and all in it are other incarnations
-        cluster = self._asked_for(asked, visit)
-        visit.pay_kubeconfig()
+    async def _issued(self, asked: requests.IssueRequest, call: CallContext) -> Kubeconfig:
+        terms = call.require_kubeconfigs().terms
+        self._require_synced(call)  # a list that breaks off is begun anew, and all in it are other incarnations
+        cluster = self._asked_for(asked, call)
+        call.charge_kubeconfig()
         if asked.as_command:
             await self._issuer.await_source(cluster, terms)
         else:
             await self._issuer.await_credential(cluster, asked.ttl_s, terms)
         # Looked at anew: much may have happened since, and from here on nothing is waited for.
-        to, cluster = visit.admitted_to_kubeconfigs(), self._asked_for(asked, visit)
+        to, cluster = call.require_kubeconfigs(), self._asked_for(asked, call)
         incarnation = convert.incarnation(self._about.epoch, cluster.incarnation)
         if asked.as_command:
             return self._issuer.hand_out_command(cluster, incarnation, to)
         return self._issuer.hand_out(cluster, incarnation, asked.ttl_s, to)
 
-    def _seen(self, name: str, visit: Visit) -> ClusterRecord | None:
-        return visibility.seen(name, self._fleet.registry[name], visit.scope)
+    def _seen(self, name: str, call: CallContext) -> ClusterRecord | None:
+        return visibility.seen(name, self._fleet.registry[name], call.scope)
 
-    def _asked_for(self, asked: requests.Issue, visit: Visit) -> Cluster:
-        record = self._seen(asked.cluster, visit)
+    def _asked_for(self, asked: requests.IssueRequest, call: CallContext) -> Cluster:
+        record = self._seen(asked.cluster, call)
         cluster = None if record is None else record.cluster
         if cluster is None:
             raise NotFoundError("NOT_ENGAGED", f"{asked.cluster} is not engaged")
@@ -256,30 +256,30 @@ class Service:
             )
         return cluster
 
-    def _trouble(self, record: ClusterRecord, visit: Visit) -> str | None:
-        to = visit.recipient
+    def _trouble(self, record: ClusterRecord, call: CallContext) -> str | None:
+        to = call.recipient
         return None if record.cluster is None or to is None else self._issuer.trouble(record.cluster, to.terms)
 
-    async def _rotation(self, asked: requests.Watch, visit: Visit) -> Rotation:
+    async def _rotation(self, asked: requests.WatchRequest, call: CallContext) -> KubeconfigRotation:
         with _credential_errors():
-            refusal = await self._issuer.refusal(visit.admitted_to_kubeconfigs().terms)
+            refusal = await self._issuer.refusal(call.require_kubeconfigs().terms)
             if refusal is not None:
                 raise refusal
-        return Rotation(
+        return KubeconfigRotation(
             self._fleet,
             self._issuer,
             self._about.epoch,
-            shown=within(asked.wanted, visit.scope),
+            shown=scoped(asked.wanted, call.scope),
             ttl_s=asked.kubeconfig_ttl_s,
-            visit=visit,
+            call=call,
             clock=self._clock,
             wall=time.time,
             draw=self._draw,
         )
 
-    def _require_synced(self, visit: Visit) -> None:
+    def _require_synced(self, call: CallContext) -> None:
         if not self._fleet.synced:
-            source = visibility.source(self._fleet.status, visit.scope)
+            source = visibility.source(self._fleet.status, call.scope)
             raise UnavailableError(
                 "NOT_SYNCED",
                 f"no complete list of the source was seen yet ({source.message or source.reason})",
@@ -313,7 +313,7 @@ def handlers(service: Service, identify: Identify) -> grpc.GenericRpcHandler:
     here."""
 
     def unary(call: Unary, request_type: Any) -> "grpc.RpcMethodHandler[Any, Any]":
-        async def answer(request: Any, context: Context) -> Any:
+        async def answer(request: Any, context: RpcContext) -> Any:
             return await call(request, await identify(context))
 
         return grpc.unary_unary_rpc_method_handler(
@@ -322,7 +322,7 @@ def handlers(service: Service, identify: Identify) -> grpc.GenericRpcHandler:
             response_serializer=lambda response: response.SerializeToString(),
         )
 
-    async def watch(request: pb.WatchClustersRequest, context: Context) -> None:
+    async def watch(request: pb.WatchClustersRequest, context: RpcContext) -> None:
         caller = await identify(context)
         try:
             async with asyncio.timeout(None if caller.until is None else caller.until - time.time()) as proved:

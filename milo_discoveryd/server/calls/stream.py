@@ -18,13 +18,13 @@ from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.reusable_timeout import Deadline, deadline
-from milo_discoveryd.rights.scope import within
+from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import convert, frames, visibility
-from milo_discoveryd.server.calls.access import Visit
+from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
-from milo_discoveryd.server.calls.kubeconfig_rotation import OVERHEAD, Rotation
-from milo_discoveryd.server.calls.requests import Watch
-from milo_discoveryd.server.calls.revision import Position, Seal, parse
+from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
+from milo_discoveryd.server.calls.requests import WatchRequest
+from milo_discoveryd.server.calls.revision import Position, TokenSigner, parse
 
 Send = Callable[[bytes], Awaitable[None]]
 RETRY_S = 1.0
@@ -32,7 +32,7 @@ LARGE = 1 / 4
 """Of a batch, by its bytes: there is more to come, as a rule, and sending takes long enough to find that out."""
 
 
-class Tally(Protocol):
+class StreamMetrics(Protocol):
     """What streams count."""
 
     def batch_sent(self, latency_s: float | None) -> None:
@@ -46,23 +46,23 @@ class Stream:
         self,
         fleet: Fleet,
         epoch: str,
-        asked: Watch,
+        asked: WatchRequest,
         *,
-        visit: Visit,
-        seal: Seal,
+        call: CallContext,
+        seal: TokenSigner,
         send: Send,
-        tally: Tally,
+        tally: StreamMetrics,
         stalled_s: float,
         draining: asyncio.Event,
-        rotation: Rotation | None = None,
+        rotation: KubeconfigRotation | None = None,
     ) -> None:
         """`rotation`: of the kubeconfigs, where the subscriber asked for them."""
         self._fleet = fleet
         self._epoch = epoch
         self._asked = asked
-        self._visit = visit
-        self._grant = visit.grant
-        self._shown = within(asked.wanted, visit.scope)
+        self._call = call
+        self._grant = call.grant
+        self._shown = scoped(asked.wanted, call.scope)
         """What was asked for, as far as the caller may see it."""
         self._seal = seal
         self._send = send
@@ -111,7 +111,7 @@ class Stream:
             await self._wait(bell)
         self._follow_rights()
         resume = await self._resume_from()
-        overhead = OVERHEAD if self._rotation else 0
+        overhead = KUBECONFIG_BYTES if self._rotation else 0
         self.cursor = cursor = Cursor(self._fleet.log, self._shown, resume, overhead=overhead)
         if cursor.resumed:
             self._said = self._asked.resume_revision
@@ -134,10 +134,10 @@ class Stream:
 
     def _follow_rights(self) -> None:
         """Before anything is taken, so that nothing is told by rights that are over."""
-        before, self._grant = self._grant, self._visit.grant
+        before, self._grant = self._grant, self._call.grant
         if self._grant is before:
             return
-        shown = within(self._asked.wanted, self._visit.scope)
+        shown = scoped(self._asked.wanted, self._call.scope)
         if shown.fingerprint != self._shown.fingerprint:
             self._shown = shown
             if self.cursor is not None:
@@ -159,8 +159,8 @@ class Stream:
         Who has no rights any more is told first what that took away.
         """
         if self._asked.with_kubeconfigs:
-            self._visit.admitted_to_kubeconfigs()
-        self._visit.admitted()
+            self._call.require_kubeconfigs()
+        self._call.admitted()
         if self._draining.is_set():
             raise UnavailableError(
                 "SHUTTING_DOWN", "the daemon is shutting down; keep every cluster and resume", retry_after_s=RETRY_S
@@ -171,7 +171,7 @@ class Stream:
     async def _tell_changes(self, batch: Batch) -> None:
         is_live = self._source is not None and not batch.reset and batch.synced
         if self._rotation:
-            await self._tell(msgspec.structs.replace(batch, frames=self._rotation.dress(batch.frames)))
+            await self._tell(msgspec.structs.replace(batch, frames=self._rotation.attach_kubeconfigs(batch.frames)))
         else:
             await self._tell(batch)
         if batch.frames:
@@ -214,15 +214,15 @@ class Stream:
         # Numbered, so that a part that is missing is missed.
         self._parts = 0 if batch.is_whole else self._parts + 1
         position = Position(self._epoch, batch.revision, self._parts or None)
-        return self._seal.put(str(position), self._visit.holder(self._shown))
+        return self._seal.put(str(position), self._call.holder(self._shown))
 
     async def _resume_from(self) -> int | None:
         position = parse(self._asked.resume_revision)
         if position is None or position.epoch != self._epoch:
             return None  # another daemon's, as far as anybody can tell
-        if self._seal.holds(self._asked.resume_revision, self._visit.holder(self._shown)) is None:
-            self._visit.refused("REVISION_OF_ANOTHER", call="WatchClusters")
-            await self._visit.asked_in_vain()  # a snapshot is dear
+        if self._seal.holds(self._asked.resume_revision, self._call.holder(self._shown)) is None:
+            self._call.refused("REVISION_OF_ANOTHER", call="WatchClusters")
+            await self._call.penalize_miss()  # a snapshot is dear
             return None
         return None if position.part is not None else position.revision
 
@@ -235,4 +235,4 @@ class Stream:
             return None
         status = self._fleet.status
         self._source = (status.state, status.reason)
-        return convert.source(visibility.source(status, self._visit.scope), Moment(time.time(), now))
+        return convert.source(visibility.source(status, self._call.scope), Moment(time.time(), now))

@@ -7,7 +7,7 @@ import grpc
 from opentelemetry.propagate import extract
 from opentelemetry.trace import SpanKind, StatusCode, TracerProvider
 
-from milo_discoveryd.server.calls.interceptor import Handler, around
+from milo_discoveryd.server.calls.interceptor import Handler, wrap_handler
 
 _OURS = frozenset(
     {
@@ -62,4 +62,4 @@ class Tracing(grpc.aio.ServerInterceptor):
 
             return within_a_span
 
-        return around(await continuation(handler_call_details), traced)
+        return wrap_handler(await continuation(handler_call_details), traced)

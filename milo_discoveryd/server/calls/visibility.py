@@ -8,12 +8,12 @@ import msgspec
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.source import SourceStatus
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Registry, Transition
-from milo_discoveryd.rights.scope import Scope
+from milo_discoveryd.rights.scope import ClusterScope
 
 _NOBODY = Cluster(target=Target(name="", uid="", place=()), source_version="", engaged_at=0.0, incarnation=0)
 
 
-def seen(name: str, record: ClusterRecord | None, scope: Scope) -> ClusterRecord | None:
+def seen(name: str, record: ClusterRecord | None, scope: ClusterScope) -> ClusterRecord | None:
     """The record, as far as it is there for who may see this scope.
 
     What was last engaged under the name speaks for it; of an object that never was, only its name is known.
@@ -26,7 +26,7 @@ def seen(name: str, record: ClusterRecord | None, scope: Scope) -> ClusterRecord
     return record if (is_covered if cluster is not None else scope.covers_by_name(name)) else None
 
 
-def transitions(record: ClusterRecord, scope: Scope) -> Iterable[Transition]:
+def transitions(record: ClusterRecord, scope: ClusterScope) -> Iterable[Transition]:
     """Those of the incarnation that is seen: to whom the name belonged before may not be theirs to know."""
     if scope.is_everything:
         return record.transitions
@@ -49,7 +49,7 @@ def counts(registry: Registry) -> Counts:
     return _counts({state: registry.count(state) for state in ObjectState}, registry.engaged)
 
 
-def counts_among(records: Iterable[tuple[str, ClusterRecord]], scope: Scope) -> Counts:
+def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterScope) -> Counts:
     """Of what is there for who may see this scope, among some that are given by their names."""
     visible = [record for name, record in records if seen(name, record, scope)]
     return _counts(Counter(record.state for record in visible), sum(record.engaged for record in visible))
@@ -64,7 +64,7 @@ def _counts(standings: Mapping[ObjectState, int], engaged: int) -> Counts:
     )
 
 
-def source(status: SourceStatus, scope: Scope) -> SourceStatus:
+def source(status: SourceStatus, scope: ClusterScope) -> SourceStatus:
     """Its words for people may count clusters, or name servers."""
     return status if scope.is_everything else msgspec.structs.replace(status, message="")
 

@@ -18,11 +18,11 @@ import structlog
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.peer_credentials import peer
 from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError
-from milo_discoveryd.server.calls.service import Context
-from milo_discoveryd.server.connections.connect_rate import Arrivals
-from milo_discoveryd.server.connections.inner_socket import Backstage
-from milo_discoveryd.server.connections.proxy import Leg, relay
-from milo_discoveryd.server.connections.rejected_callers import Refusals
+from milo_discoveryd.server.calls.service import RpcContext
+from milo_discoveryd.server.connections.connect_rate import ConnectRateLimiter
+from milo_discoveryd.server.connections.inner_socket import InnerSocket
+from milo_discoveryd.server.connections.proxy import ProxySide, proxy
+from milo_discoveryd.server.connections.rejection_log import RejectionLog
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
 
 log = structlog.get_logger()
@@ -52,18 +52,18 @@ class _RefusedError(Exception):
     """A connection is not let in. The message is for our log: who connects is told nothing."""
 
 
-class Front:
-    def __init__(self, name: str, refusals: Refusals, *, tls: ServerTls | None, connections: int) -> None:
+class Acceptor:
+    def __init__(self, name: str, rejections: RejectionLog, *, tls: ServerTls | None, connections: int) -> None:
         """Without `tls` it is for Unix sockets."""
         self._name = name
         self._tls = tls
         self._most = connections
-        self._backstage = Backstage()
+        self._backstage = InnerSocket()
         self._known: dict[str, _Proved] = {}
         self._shares: Counter[str] = Counter()
-        self._arrivals = Arrivals()
+        self._arrivals = ConnectRateLimiter()
         self._serving: dict[asyncio.Task[None], _Proved | None] = {}
-        self._refusals = refusals
+        self._rejections = rejections
         self._running: asyncio.Task[None] | None = None
 
     def bind(self, server: grpc.aio.Server) -> None:
@@ -97,7 +97,7 @@ class Front:
         """Connections, with those that have shown nothing yet."""
         return len(self._serving)
 
-    async def identify(self, context: Context) -> Caller:
+    async def identify(self, context: RpcContext) -> Caller:
         proved = self._known.get(context.peer())
         if proved is None:
             nobody = Caller(listener=self._name, peer=context.peer())
@@ -110,7 +110,7 @@ class Front:
         return proved.caller
 
     def _turned_away(self, caller: Caller, reason: str, problem: str) -> UnauthenticatedError:
-        self._refusals.tell(caller, reason, problem)
+        self._rejections.tell(caller, reason, problem)
         return UnauthenticatedError(reason, problem)
 
     async def _run(self, listening: socket.socket) -> None:
@@ -142,7 +142,7 @@ class Front:
                     task.add_done_callback(self._serving.pop)
 
     async def _serve(self, connected: socket.socket, where: str) -> None:
-        leg = Leg()
+        leg = ProxySide()
         proved: _Proved | None = None
         try:
             proved = await (
@@ -161,27 +161,27 @@ class Front:
             leg.drop(connected)
 
     def _refuse(self, where: str, problem: str) -> None:
-        self._refusals.tell(Caller(listener=self._name, peer=where), "CONNECTION_REFUSED", problem)
+        self._rejections.tell(Caller(listener=self._name, peer=where), "CONNECTION_REFUSED", problem)
 
-    async def _by_kernel(self, connected: socket.socket, leg: Leg) -> _Proved:
+    async def _by_kernel(self, connected: socket.socket, leg: ProxySide) -> _Proved:
         who = peer(connected)
         await leg.take(connected)
         return _Proved(Caller(listener=self._name, peer="unix:", uid=who.uid, gid=who.gid, gids=who.gids, pid=who.pid))
 
-    async def _by_tls(self, connected: socket.socket, where: str, leg: Leg) -> _Proved:
-        from milo_discoveryd.identity.names import named  # noqa: PLC0415 - it brings the cryptography package, 8 MB
+    async def _by_tls(self, connected: socket.socket, where: str, leg: ProxySide) -> _Proved:
+        from milo_discoveryd.identity.certificate_names import certificate_names  # noqa: PLC0415 - it brings the cryptography package, 8 MB
 
         assert self._tls is not None
         context = self._tls.context()
         client_ca = self._tls.client_ca
         with self._share(_host(where)):
             await leg.take(connected, context, handshake_s=HANDSHAKE_S)
-        found = named(leg.certificate())
+        found = certificate_names(leg.certificate())
         caller = Caller(listener=self._name, peer=where, sans=found.sans, until=found.until.timestamp())
         return _Proved(caller, client_ca)
 
-    async def _pass_on(self, leg: Leg, proved: _Proved) -> None:
-        inner = Leg()
+    async def _pass_on(self, leg: ProxySide, proved: _Proved) -> None:
+        inner = ProxySide()
         async with asyncio.timeout(HANDSHAKE_S):
             name, behind = await self._backstage.connect()
             await asyncio.get_running_loop().create_unix_connection(lambda: inner, sock=behind)
@@ -192,7 +192,7 @@ class Front:
             began = time.monotonic()
             with suppress(TimeoutError):
                 async with asyncio.timeout(None if until is None else until - time.time()):
-                    hung_up = await relay(leg, inner)
+                    hung_up = await proxy(leg, inner)
                     if hung_up and time.monotonic() - began < HUNG_UP_S:
                         raise _RefusedError("gRPC hung up on it at once: what it says is something else")
         finally:

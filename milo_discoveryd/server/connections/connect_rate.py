@@ -10,7 +10,7 @@ REMEMBERED = 1_000
 """Places. Who is forgotten begins anew, so as many of them as that could each connect as often."""
 
 
-class Arrivals:
+class ConnectRateLimiter:
     def __init__(self, *, burst: float = BURST, per_second: float = PER_SECOND, failed: float = FAILED) -> None:
         self._burst = burst
         self._per_second = per_second

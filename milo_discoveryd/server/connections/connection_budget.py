@@ -10,13 +10,13 @@ import msgspec
 
 from milo_discoveryd.server.connections.listener import Listener
 
-KEPT = 512
+RESERVED = 512
 """Descriptors that connections never get: for API servers, probes, commands, files, and whoever scrapes us."""
 
 
-def fitting(listeners: Sequence[Listener], descriptors: int) -> list[Listener]:
+def fit_connections(listeners: Sequence[Listener], descriptors: int) -> list[Listener]:
     """With no more connections than there are descriptors for: each listener has its share of what they ask for."""
-    left = descriptors - min(KEPT, descriptors // 2)
+    left = descriptors - min(RESERVED, descriptors // 2)
     wanted = sum(each.connections * each.descriptors for each in listeners)
     return [
         msgspec.structs.replace(each, connections=min(each.connections, max(1, each.connections * left // wanted)))

@@ -19,7 +19,7 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - for a folder that only we can enter; 
 _FULL_AGAIN_S = 0.01
 
 
-class Backstage:
+class InnerSocket:
     def __init__(self) -> None:
         self._descriptor: int | None = None
 

@@ -44,11 +44,11 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     """At once."""
 
     @property
-    def has_front(self) -> bool:
+    def has_acceptor(self) -> bool:
         """Whether we accept connections ourselves, and pass them on to gRPC."""
         return self.tls is not None or self.peer_credentials
 
     @property
     def descriptors(self) -> int:
         """What a connection takes: its own, and two of the one behind it."""
-        return 3 if self.has_front else 1
+        return 3 if self.has_acceptor else 1

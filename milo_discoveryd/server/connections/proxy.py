@@ -9,15 +9,15 @@ FLUSH_S = 5.0
 """For what is still to be sent on one side when the other has ended."""
 
 
-class Leg(asyncio.Protocol):
+class ProxySide(asyncio.Protocol):
     """One of the two. Nothing is read before they are joined, and no more than the other side takes."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
         self.lost = asyncio.get_running_loop().create_future()
         self._took = False
-        self.has_said_all = False
-        self._other: Leg | None = None
+        self.has_sent_eof = False
+        self._other: ProxySide | None = None
         self._early: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -65,7 +65,7 @@ class Leg(asyncio.Protocol):
             connected.close()
         self.abort()
 
-    def join(self, other: "Leg") -> None:
+    def join(self, other: "ProxySide") -> None:
         self._other = other
         for data in self._early:
             other.transport.write(data)
@@ -81,8 +81,8 @@ class Leg(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """Whether the connection stays open in the other direction. With TLS on either side there is no such thing."""
-        self.has_said_all = True
-        if self._other is None or self._other.has_said_all:
+        self.has_sent_eof = True
+        if self._other is None or self._other.has_sent_eof:
             return False
         if not (self.transport.can_write_eof() and self._other.transport.can_write_eof()):
             return False
@@ -102,7 +102,7 @@ class Leg(asyncio.Protocol):
             self.lost.set_result(None)
 
 
-async def relay(one: Leg, other: Leg) -> bool:
+async def proxy(one: ProxySide, other: ProxySide) -> bool:
     """Until either is lost; then both are, and what the one still had to say has reached the other, if that reads.
 
     Whether the other hung up on the one, which had not said all yet.
@@ -111,7 +111,7 @@ async def relay(one: Leg, other: Leg) -> bool:
     other.join(one)
     try:
         await asyncio.wait((one.lost, other.lost), return_when=asyncio.FIRST_COMPLETED)
-        hung_up = other.lost.done() and not (one.lost.done() or one.has_said_all)
+        hung_up = other.lost.done() and not (one.lost.done() or one.has_sent_eof)
         for leg in (one, other):
             leg.close()
         await asyncio.wait((one.lost, other.lost), timeout=FLUSH_S)

@@ -18,7 +18,7 @@ import asyncio, os, ssl, sys
 import grpc
 from milo_discoveryd import process_hardening
 from milo_discoveryd.credentials.authentication.tls import as_file
-from milo_discoveryd.server.connections.inner_socket import Backstage
+from milo_discoveryd.server.connections.inner_socket import InnerSocket
 
 os.setgroups([])
 os.setgid(65532)
@@ -28,7 +28,7 @@ with as_file(sys.stdin.buffer.read()) as path:
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(path)
 
 async def connect():
-    backstage, server = Backstage(), grpc.aio.server()
+    backstage, server = InnerSocket(), grpc.aio.server()
     backstage.bind(server)
     await server.start()
     _, connected = await backstage.connect()

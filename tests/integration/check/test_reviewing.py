@@ -10,7 +10,7 @@ from milo_discoveryd.check import check
 from milo_discoveryd.check.reviewing import reviewing
 from milo_discoveryd.config import load
 from milo_discoveryd.daemon_errors import TransportError
-from milo_discoveryd.identity.token_review import TokenReviews
+from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_sandbox import Sandbox
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering
 
@@ -53,6 +53,6 @@ async def test_a_server_that_says_whose_tokens_are_whose_is_all_it_takes(tmp_pat
     ids=["forbidden", "unreachable", "takes anything"],
 )
 async def test_what_keeps_callers_out_or_lets_everybody_in_is_told(answer: Answer | TransportError, seen: str) -> None:
-    found = await reviewing(TokenReviews(ScriptedApi(answer), origin="the cluster", audiences=["ours"]))
+    found = await reviewing(TokenReviewer(ScriptedApi(answer), origin="the cluster", audiences=["ours"]))
     assert found.level == "fail"
     assert seen in found.seen

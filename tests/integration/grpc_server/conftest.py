@@ -23,13 +23,13 @@ from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted, Ob
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.rights.quota import Limits
+from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights
-from milo_discoveryd.server.calls.access import Access
+from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
-from milo_discoveryd.server.calls.revision import Seal
-from milo_discoveryd.server.calls.service import About, Service
-from milo_discoveryd.server.connections.authentication import Reviews
+from milo_discoveryd.server.calls.revision import TokenSigner
+from milo_discoveryd.server.calls.service import DaemonInfo, Service
+from milo_discoveryd.server.connections.authentication import TokenAuthenticator
 from milo_discoveryd.server.connections.listener import Listener, UnixAddress
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.telemetry.audit import Audit
@@ -38,7 +38,7 @@ from milo_discoveryd.telemetry.metrics import Metrics
 
 EPOCH = "0123456789abcdef"
 NO_RULES = Rights()
-PLENTY = Limits(streams=1000, streams_each=1000, per_minute_each=100_000)
+PLENTY = QuotaLimits(streams=1000, streams_each=1000, per_minute_each=100_000)
 
 
 def ready(name: str, *, uid: str = "", version: str = "1", **labels: str) -> Ready:
@@ -66,9 +66,9 @@ class World:
         per_second: float,
         authorities: bytes,
         rights: Rights,
-        limits: Limits,
+        limits: QuotaLimits,
         listeners: Sequence[Listener] = (),
-        reviews: Reviews | None = None,
+        reviews: TokenAuthenticator | None = None,
     ) -> None:
         self.metrics = Metrics()
         self.audited: list[dict[str, Any]] = []
@@ -87,7 +87,7 @@ class World:
             ChangeLog(encoder(EPOCH), retention), PendingDeletions(lambda: 0.0), Journal(self.metrics, self.audit)
         )
         self.metrics.follow(self.fleet, 1000)
-        about = About(
+        about = DaemonInfo(
             version="0",
             mode="project",
             epoch=EPOCH,
@@ -95,8 +95,10 @@ class World:
             heartbeat_s=heartbeat_s,
             stalled_s=stalled_s,
         )
-        self.access = Access(rights, limits, self.audit, asyncio.get_running_loop().time)
-        self.service = Service(self.fleet, about, self.metrics, self.issuer, access=self.access, seal=Seal(b"key"))
+        self.access = AccessControl(rights, limits, self.audit, asyncio.get_running_loop().time)
+        self.service = Service(
+            self.fleet, about, self.metrics, self.issuer, access=self.access, seal=TokenSigner(b"key")
+        )
         self.fleet.on(EventType.DISENGAGED, self.issuer.disengaged)
         self.server = Server(
             self.service,
@@ -198,9 +200,9 @@ async def a_world(
     per_second: float = 1000.0,
     authorities: bytes = b"CA",
     rights: Rights = NO_RULES,
-    limits: Limits = PLENTY,
+    limits: QuotaLimits = PLENTY,
     listeners: Sequence[Listener] = (),
-    reviews: Reviews | None = None,
+    reviews: TokenAuthenticator | None = None,
 ) -> AsyncIterator[World]:
     made = World(
         folder / "d.sock",

@@ -16,7 +16,7 @@ from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.reflect.pending_deletions import NotFound
 from milo_discoveryd.reflect.reflector import DeletionReported
 from milo_discoveryd.registry.registry import Registry
-from milo_discoveryd.server.calls.service import AT_A_TURN, NAME
+from milo_discoveryd.server.calls.service import CLUSTERS_PER_STEP, NAME
 from tests.integration.grpc_server.conftest import EPOCH, World, not_ready, ready, told
 
 
@@ -52,7 +52,7 @@ async def test_all_pages_of_a_listing_show_one_revision(world: World) -> None:
 
 
 async def test_while_a_large_page_is_written_others_are_served(world: World) -> None:
-    world.listed(*(ready(f"p-{number}") for number in range(4 * AT_A_TURN)))
+    world.listed(*(ready(f"p-{number}") for number in range(4 * CLUSTERS_PER_STEP)))
     page = asyncio.create_task(
         world.service.list_clusters(pb.ListClustersRequest(page_size=5000), Caller(listener="here"))
     )
@@ -60,7 +60,7 @@ async def test_while_a_large_page_is_written_others_are_served(world: World) -> 
     while not page.done():
         await asyncio.sleep(0)
         turns += 1
-    assert len((await page).clusters) == 4 * AT_A_TURN
+    assert len((await page).clusters) == 4 * CLUSTERS_PER_STEP
     assert turns >= 4
 
 

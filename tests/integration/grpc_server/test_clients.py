@@ -11,7 +11,7 @@ from milo_discovery import ClientCredentials, DiscoveryClient, SyncDiscoveryClie
 from milo_discoveryd.identity.caller import Caller
 from milo_sandbox import Sandbox
 from tests.integration.grpc_server.conftest import World, ready
-from tests.integration.grpc_server.test_peers import callers
+from tests.integration.grpc_server.test_peer_credentials import callers
 from tests.integration.grpc_server.test_tls import SPIFFE, Place, place, tcp
 from tests.integration.grpc_server.test_tokens import OPERATOR, taking_tokens
 from tests.support.eventually import eventually

@@ -4,7 +4,7 @@ import asyncio
 import socket
 from contextlib import suppress
 
-from milo_discoveryd.server.connections.proxy import Leg, relay
+from milo_discoveryd.server.connections.proxy import ProxySide, proxy
 
 
 async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"]:
@@ -13,13 +13,13 @@ async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"
     (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
     for each in (client, ours, server, theirs):
         each.setblocking(False)
-    one, other = Leg(), Leg()
+    one, other = ProxySide(), ProxySide()
     await loop.create_connection(lambda: one, sock=ours)
     # What comes before they are joined is kept.
     await loop.sock_sendall(client, b"early, ")
     await asyncio.sleep(0)
     await loop.create_connection(lambda: other, sock=theirs)
-    return client, server, asyncio.create_task(relay(one, other))
+    return client, server, asyncio.create_task(proxy(one, other))
 
 
 async def test_what_comes_in_at_one_goes_out_at_the_other() -> None:

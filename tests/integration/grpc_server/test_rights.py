@@ -17,15 +17,15 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.rights import quota
-from milo_discoveryd.rights.patterns import names
+from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Rights
-from milo_discoveryd.rights.scope import ALL, Scope
+from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
+from tests.integration.grpc_server.callers import PROD, Guest, House, a_house, rule, told_of
 from tests.integration.grpc_server.conftest import not_ready, ready, told
-from tests.integration.grpc_server.guests import PROD, Guest, House, a_house, rule, told_of
 from tests.support.eventually import eventually
 
 SECRET = "zz-secret"
-SHOP, BANK, ROOT = rule("shop", PROD), rule("bank", Scope(parse("env=dev"))), rule("root", ALL)
+SHOP, BANK, ROOT = rule("shop", PROD), rule("bank", ClusterScope(parse("env=dev"))), rule("root", ALL_CLUSTERS)
 
 
 @pytest.fixture
@@ -137,8 +137,8 @@ async def test_what_may_not_be_seen_is_answered_like_what_is_not_there(house: Ho
         house.world.seen(not_ready(SECRET))
         after = [told_of(await error(call)) for call in calls(shop, SECRET)]
         assert after == hidden, "nor when it goes"
-    assert len(house.refusals()) == 12
-    assert set(house.refusals()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
+    assert len(house.denials()) == 12
+    assert set(house.denials()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
 
 
 async def test_nor_does_it_take_longer(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +152,7 @@ async def test_nor_does_it_take_longer(house: House, monkeypatch: pytest.MonkeyP
         return time.perf_counter() - began
 
     hidden, absent = [], []
-    monkeypatch.setattr(quota, "MISSES_AT_ONCE", 1000)
+    monkeypatch.setattr(quota, "MISS_BURST", 1000)
     for _ in range(300):  # in turns, so that whatever else the machine does is in both
         hidden.append(await once(SECRET))
         absent.append(await once("zz-absent"))
@@ -161,7 +161,7 @@ async def test_nor_does_it_take_longer(house: House, monkeypatch: pytest.MonkeyP
 
 
 async def test_guessing_takes_long_and_holds_up_nobody_else(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quota, "MISSES_AT_ONCE", 5)
+    monkeypatch.setattr(quota, "MISS_BURST", 5)
     async with house.guest("shop") as shop, house.guest("bank") as bank:
         began = time.monotonic()
         guesses = [
@@ -177,7 +177,7 @@ async def test_guessing_takes_long_and_holds_up_nobody_else(house: House, monkey
 async def test_so_do_revisions_that_are_not_his_and_calls_that_no_rule_allows(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(quota, "MISSES_AT_ONCE", 0)  # the first must wait already, for a tenth of a second
+    monkeypatch.setattr(quota, "MISS_BURST", 0)  # the first must wait already, for a tenth of a second
     async with house.guest("shop") as shop, house.guest("root") as root, house.guest("nobody") as nobody:
         of_root = await revision(root)
         for refused in (shop.watching(resume_revision=of_root), nobody.watching()):
@@ -186,7 +186,7 @@ async def test_so_do_revisions_that_are_not_his_and_calls_that_no_rule_allows(
                 with suppress(grpc.aio.AioRpcError):
                     await watching.until_synced()
             assert time.monotonic() - began >= 0.1
-    assert house.refusals() == [("shop", "REVISION_OF_ANOTHER"), ("nobody", "NO_RULE")]
+    assert house.denials() == [("shop", "REVISION_OF_ANOTHER"), ("nobody", "NO_RULE")]
 
 
 # --- nobody ---
@@ -207,7 +207,7 @@ async def test_whom_no_rule_is_for_is_told_so_by_every_call_and_nothing_else(hou
             errors.append(await watching.error())
     words = "no rule of this daemon is for you (listener nobody): ask who runs it for one"
     assert {told_of(each) for each in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE", words, None)}
-    assert house.refusals() == [("nobody", "NO_RULE")] * 8
+    assert house.denials() == [("nobody", "NO_RULE")] * 8
     assert max(len(line.get("cluster", "")) for line in house.world.audited) == 253
 
 
@@ -220,7 +220,9 @@ async def test_rights_that_change_are_told_on_running_streams_at_once_and_reset_
         async with root.watching() as other:
             await other.until_synced()
             began = time.monotonic()
-            house.world.service.change_rights(Rights((rule("shop", Scope(names=names(["beta", "zz-*"]))), ROOT)))
+            house.world.service.change_rights(
+                Rights((rule("shop", ClusterScope(names=name_patterns(["beta", "zz-*"]))), ROOT))
+            )
             batch = await mine.batch()
             assert time.monotonic() - began < 5
             assert told([batch]) == ["DISENGAGED alpha REVOKED", f"ENGAGED {SECRET}"]
@@ -239,13 +241,13 @@ async def test_who_loses_all_rights_is_told_what_that_takes_and_then_why(house: 
         assert await mine.events() == ["DISENGAGED alpha REVOKED", "DISENGAGED beta REVOKED"]
         code, reason, _, _ = told_of(await mine.error())
     assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")
-    assert house.refusals() == [("shop", "NO_RULE")]
+    assert house.denials() == [("shop", "NO_RULE")]
 
 
 async def test_rights_that_come_back_while_a_stream_runs_engage_again(house: House) -> None:
     async with house.guest("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
-        house.world.service.change_rights(Rights((rule("shop", Scope(is_empty=True)), ROOT)))
+        house.world.service.change_rights(Rights((rule("shop", ClusterScope(is_empty=True)), ROOT)))
         assert await mine.events() == ["DISENGAGED alpha REVOKED", "DISENGAGED beta REVOKED"]
         house.world.service.change_rights(Rights((SHOP, ROOT)))
         assert await mine.events() == ["ENGAGED alpha", "ENGAGED beta"]
@@ -254,7 +256,7 @@ async def test_rights_that_come_back_while_a_stream_runs_engage_again(house: Hou
 async def test_a_stream_that_waits_for_the_first_list_goes_by_the_rights_of_then(tmp_path: Path) -> None:
     async with a_house(tmp_path, SHOP) as house, house.guest("shop") as shop, shop.watching() as mine:
         await mine.batch()
-        house.world.service.change_rights(Rights((BANK, rule("shop", Scope(names=names(["beta"]))))))
+        house.world.service.change_rights(Rights((BANK, rule("shop", ClusterScope(names=name_patterns(["beta"]))))))
         house.world.listed(ready("alpha", env="prod"), ready("beta", env="prod"))
         assert told(await mine.until_synced()) == ["ENGAGED beta"]
 
@@ -262,7 +264,7 @@ async def test_a_stream_that_waits_for_the_first_list_goes_by_the_rights_of_then
 async def test_a_listing_ends_with_the_rights_it_was_begun_by(house: House) -> None:
     async with house.guest("shop") as shop:
         first = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
-        house.world.service.change_rights(Rights((rule("shop", ALL),)))
+        house.world.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
         code, _, words, _ = told_of(
             await error(shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=first.next_page_token)))
         )
@@ -287,7 +289,7 @@ async def test_who_comes_back_as_himself_goes_on(house: House) -> None:
             async with shop.watching(resume_revision=known) as again:
                 batch = await again.batch()
                 assert (batch.reset, told([batch])) == (False, ["DISENGAGED alpha LABELS_CHANGED"])
-    assert house.refusals() == []
+    assert house.denials() == []
 
 
 async def test_a_revision_of_somebody_else_or_of_another_filter_is_worth_nothing(house: House) -> None:
@@ -302,13 +304,13 @@ async def test_a_revision_of_somebody_else_or_of_another_filter_is_worth_nothing
             async with guest.watching(resume_revision=known) as watching:
                 batches = await watching.until_synced()
                 assert (batches[0].reset, told(batches)) == (True, seen)
-    assert house.refusals() == [(name, "REVISION_OF_ANOTHER") for name in ("shop", "bank", "shop")]
+    assert house.denials() == [(name, "REVISION_OF_ANOTHER") for name in ("shop", "bank", "shop")]
 
 
 async def test_a_revision_of_other_rights_is_answered_by_a_snapshot(house: House) -> None:
     async with house.guest("shop") as shop:
         known = await revision(shop)
-        house.world.service.change_rights(Rights((rule("shop", ALL),)))
+        house.world.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
         async with shop.watching(resume_revision=known) as again:
             assert (await again.batch()).reset
 
@@ -327,7 +329,7 @@ async def test_a_bent_revision_is_answered_by_a_snapshot_and_never_by_an_error(h
             async with shop.watching(resume_revision=each) as again:
                 batches = await again.until_synced()
             assert (batches[0].reset, told(batches)) == (True, ["ENGAGED alpha", "ENGAGED beta"])
-    assert house.refusals() == [("shop", "REVISION_OF_ANOTHER")] * 6
+    assert house.denials() == [("shop", "REVISION_OF_ANOTHER")] * 6
 
 
 async def test_a_page_token_of_somebody_else_is_worth_nothing(house: House) -> None:
@@ -341,14 +343,14 @@ async def test_a_page_token_of_somebody_else_is_worth_nothing(house: House) -> N
             refused = await error(root.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=bent)))
             assert refused.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert house.refusals() == [("shop", "PAGE_TOKEN_OF_ANOTHER"), *[("root", "PAGE_TOKEN_OF_ANOTHER")] * 3]
+    assert house.denials() == [("shop", "PAGE_TOKEN_OF_ANOTHER"), *[("root", "PAGE_TOKEN_OF_ANOTHER")] * 3]
 
 
 # --- streams at once ---
 
 
 async def test_a_caller_has_as_many_streams_as_his_rule_says(tmp_path: Path) -> None:
-    async with a_house(tmp_path, rule("shop", ALL, streams=1), ROOT) as house, house.guest("shop") as shop:
+    async with a_house(tmp_path, rule("shop", ALL_CLUSTERS, streams=1), ROOT) as house, house.guest("shop") as shop:
         house.world.listed(ready("alpha"))
         async with shop.watching() as first:
             await first.until_synced()
@@ -368,6 +370,6 @@ async def test_a_caller_has_as_many_streams_as_his_rule_says(tmp_path: Path) -> 
 async def test_an_idle_stream_notices_a_change_of_rights_before_its_heartbeat(house: House) -> None:
     async with house.guest("shop") as shop, shop.watching(heartbeat_interval=Duration(seconds=3600)) as mine:
         await mine.until_synced()
-        house.world.service.change_rights(Rights((rule("shop", Scope(names=names(["beta"]))),)))
+        house.world.service.change_rights(Rights((rule("shop", ClusterScope(names=name_patterns(["beta"]))),)))
         async with asyncio.timeout(20):
             assert await mine.events() == ["DISENGAGED alpha REVOKED"]

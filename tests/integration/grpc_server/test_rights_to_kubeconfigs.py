@@ -10,15 +10,15 @@ import pytest
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.sources.minting import Scope as Kind
 from milo_discoveryd.kubeconfigs.issuer import Offer
-from milo_discoveryd.rights.patterns import names as some
-from milo_discoveryd.rights.quota import Limits
+from milo_discoveryd.rights.name_patterns import name_patterns as some
+from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights, Terms
-from milo_discoveryd.rights.scope import ALL, Scope
+from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
+from tests.integration.grpc_server.callers import PROD, Guest, a_house, rule, told_of
 from tests.integration.grpc_server.conftest import Subscriber, ready, told
-from tests.integration.grpc_server.guests import PROD, Guest, a_house, rule, told_of
 from tests.unit.kubeconfigs.backend import Backend
 
-READER = rule("bank", ALL, terms=None)
+READER = rule("bank", ALL_CLUSTERS, terms=None)
 SHOP = rule("shop", PROD)
 
 
@@ -50,14 +50,14 @@ async def test_who_may_see_clusters_may_not_therefore_have_kubeconfigs(tmp_path:
             assert names((await watching.until_synced())[-1]) == {"alpha": False}
         info = await reader.stub.GetServerInfo(pb.GetServerInfoRequest())
         assert list(info.credential_sources) == []
-    assert house.refusals() == [("bank", "KUBECONFIGS_DENIED")] * 3
+    assert house.denials() == [("bank", "KUBECONFIGS_DENIED")] * 3
 
 
 async def test_a_rule_may_name_the_sources(tmp_path: Path) -> None:
     admin, viewer = Backend(), Backend()
     admin.name, viewer.name = "admin", "viewer"
-    shop = rule("shop", ALL, terms=Terms(sources=frozenset({"viewer"}), max_ttl_s=60.0))
-    async with a_house(tmp_path, shop, rule("root", ALL), offers=[Offer(admin), Offer(viewer)]) as house:
+    shop = rule("shop", ALL_CLUSTERS, terms=Terms(sources=frozenset({"viewer"}), max_ttl_s=60.0))
+    async with a_house(tmp_path, shop, rule("root", ALL_CLUSTERS), offers=[Offer(admin), Offer(viewer)]) as house:
         house.world.listed(ready("alpha"))
         async with house.guest("shop") as less, house.guest("root") as more:
             for guest, backend in ((less, viewer), (more, admin)):
@@ -85,8 +85,8 @@ async def test_a_minutes_kubeconfigs_and_no_more_are_handed_out_and_counted_befo
     tmp_path: Path,
 ) -> None:
     backend = Backend(scope=Kind.CLUSTER)
-    shop = rule("shop", ALL, terms=Terms(per_minute=2))
-    async with a_house(tmp_path, shop, rule("root", ALL), offers=[Offer(backend)]) as house:
+    shop = rule("shop", ALL_CLUSTERS, terms=Terms(per_minute=2))
+    async with a_house(tmp_path, shop, rule("root", ALL_CLUSTERS), offers=[Offer(backend)]) as house:
         house.world.listed(*(ready(f"p-{number}") for number in range(4)))
         async with house.guest("shop") as guest, house.guest("root") as other:
             for number in range(2):
@@ -97,12 +97,12 @@ async def test_a_minutes_kubeconfigs_and_no_more_are_handed_out_and_counted_befo
             assert retry_s == pytest.approx(30.0, abs=5)
             assert len(backend.given) == 2
             assert (await issue(other, "p-2")).kubeconfig.cluster == "p-2"
-    assert house.refusals() == [("shop", "TOO_MANY_KUBECONFIGS")]
+    assert house.denials() == [("shop", "TOO_MANY_KUBECONFIGS")]
 
 
 async def test_a_stream_is_given_the_rest_as_they_may_be_had(tmp_path: Path) -> None:
     count = 303
-    each = Limits(streams=9, streams_each=9, per_minute_each=300)
+    each = QuotaLimits(streams=9, streams_each=9, per_minute_each=300)
     async with (
         a_house(tmp_path, SHOP, offers=[Offer(Backend())], limits=each) as house,
         house.guest("shop") as shop,
@@ -120,7 +120,7 @@ async def test_a_stream_is_given_the_rest_as_they_may_be_had(tmp_path: Path) -> 
             later += told([await watching.batch()])
         assert {line.split()[0] for line in later} == {"KUBECONFIG"}
         assert {line.split()[1] for line in later} == {name for name, has in at_first.items() if not has}
-    assert house.refusals() == [], "waiting is no refusal"
+    assert house.denials() == [], "waiting is no refusal"
 
 
 async def test_who_loses_the_right_to_kubeconfigs_is_told_so(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ async def test_none_is_renewed_for_a_cluster_that_was_taken_away(tmp_path: Path)
     ):
         house.world.listed(ready("alpha", env="prod"), ready("beta", env="prod"))
         await watching.until_synced()
-        house.world.service.change_rights(Rights((rule("shop", Scope(names=some(["beta"]))),)))
+        house.world.service.change_rights(Rights((rule("shop", ClusterScope(names=some(["beta"]))),)))
         seen: list[str] = []
         while seen.count("KUBECONFIG beta") < 3:
             seen += told([await watching.batch()])

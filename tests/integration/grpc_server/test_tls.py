@@ -17,12 +17,12 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.server.connections.connect_rate import Arrivals
+from milo_discoveryd.server.connections.connect_rate import ConnectRateLimiter
 from milo_discoveryd.server.connections.listener import Listener, TcpAddress
-from milo_discoveryd.server.connections.proxy import Leg
+from milo_discoveryd.server.connections.proxy import ProxySide
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
 from tests.integration.grpc_server.conftest import World, a_world, ready
-from tests.integration.grpc_server.test_peers import callers, front, legs, reason
+from tests.integration.grpc_server.test_peer_credentials import callers, front, legs, reason
 from tests.support.certificates import Authority, Pair
 from tests.support.eventually import eventually
 
@@ -127,7 +127,7 @@ async def test_a_certificate_without_a_name_is_nobodys_whatever_its_common_name(
     assert callers == []
 
 
-async def test_what_is_sent_waits_for_no_acknowledgement(place: Place, legs: list[Leg]) -> None:
+async def test_what_is_sent_waits_for_no_acknowledgement(place: Place, legs: list[ProxySide]) -> None:
     async with tcp(place) as world, client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
         await stub.ListClusters(pb.ListClustersRequest())
         connected = legs[0].transport.get_extra_info("socket")
@@ -234,7 +234,7 @@ async def test_who_connects_over_and_over_is_slowed_down_and_those_who_are_there
     async with tcp(place) as world, client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced
-        front(world)._arrivals = Arrivals(burst=2, per_second=0.01)
+        front(world)._arrivals = ConnectRateLimiter(burst=2, per_second=0.01)
         for expected in ("", "", "too often"):
             with socket.create_connection(("127.0.0.1", port(world))) as bad:
                 bad.sendall(b"no TLS at all")
@@ -251,7 +251,7 @@ async def test_who_connects_over_and_over_is_slowed_down_and_those_who_are_there
 
 async def test_who_says_what_is_no_grpc_is_hung_up_on_and_slowed_down_like_who_is_refused(place: Place) -> None:
     async with tcp(place) as world:
-        front(world)._arrivals = Arrivals(burst=2, per_second=0.01)
+        front(world)._arrivals = ConnectRateLimiter(burst=2, per_second=0.01)
         for expected in ("gRPC hung up", "too often"):
             with suppress(ConnectionError):
                 reader, writer = await asyncio.open_connection(

@@ -14,8 +14,8 @@ from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.registry.log import Retention
-from milo_discoveryd.rights.patterns import names
-from milo_discoveryd.rights.scope import ALL, NONE, Scope, within
+from milo_discoveryd.rights.name_patterns import name_patterns
+from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope, scoped
 from tests.simulation.properties.pictured import Picture, Pictured
 from tests.unit.registry.fleets import read, readable_log
 
@@ -26,13 +26,13 @@ ORGANIZATIONS = st.sampled_from(["x", "y"])
 FILTERS = st.sampled_from([EVERYTHING, Filter(parse("env=prod")), Filter(names=frozenset({"a", "b"}))])
 SCOPES = st.sampled_from(
     [
-        ALL,
-        NONE,
-        Scope(parse("env=prod")),
-        Scope(parse("env=dev")),
-        Scope(organizations=frozenset({"x"})),
-        Scope(names=names(["a*", "c"])),
-        Scope(parse("env"), frozenset({"y"}), names(["b", "d"])),
+        ALL_CLUSTERS,
+        NO_CLUSTERS,
+        ClusterScope(parse("env=prod")),
+        ClusterScope(parse("env=dev")),
+        ClusterScope(organizations=frozenset({"x"})),
+        ClusterScope(names=name_patterns(["a*", "c"])),
+        ClusterScope(parse("env"), frozenset({"y"}), name_patterns(["b", "d"])),
     ]
 )
 
@@ -48,20 +48,20 @@ def incarnations(picture: Picture) -> dict[str, int]:
 class Reader:
     """Applies what it is given, as a subscriber does; knows what it may see, and holds the two against each other."""
 
-    def __init__(self, fleet: "Fleet", asked: Filter, scope: Scope) -> None:
+    def __init__(self, fleet: "Fleet", asked: Filter, scope: ClusterScope) -> None:
         self.fleet = fleet
         self.asked = asked
         self.scopes = [scope]
         """Those it has had since it was last through with all, the present one at the end."""
-        self.wanted = within(asked, scope)
+        self.wanted = scoped(asked, scope)
         self.cursor = Cursor(fleet.log, self.wanted, None)
         self.view: Picture = {}
         self.revision = 0
         self.is_synced = False
 
-    def may_see(self, scope: Scope) -> None:
+    def may_see(self, scope: ClusterScope) -> None:
         self.scopes.append(scope)
-        self.wanted = within(self.asked, scope)
+        self.wanted = scoped(self.asked, scope)
         self.cursor.turn(self.wanted)
 
     def take(self) -> bool:
@@ -128,7 +128,7 @@ class Fleet(Pictured):
         remembered=st.sampled_from([0, 3, 1000, 1000, 1000]),
         readers=st.lists(st.tuples(FILTERS, SCOPES), min_size=2, max_size=4),
     )
-    def begin(self, batch_bytes: int, remembered: int, readers: list[tuple[Filter, Scope]]) -> None:
+    def begin(self, batch_bytes: int, remembered: int, readers: list[tuple[Filter, ClusterScope]]) -> None:
         self.log = readable_log(Retention(remembered, 60.0), batch_bytes)
         self.in_one_piece = batch_bytes == 1 << 20
         self.readers = [Reader(self, asked, scope) for asked, scope in readers]
@@ -139,11 +139,11 @@ class Fleet(Pictured):
             getattr(self, change)(name, labels, organization)
 
     @rule(asked=FILTERS, scope=SCOPES)
-    def somebody_begins_to_read(self, asked: Filter, scope: Scope) -> None:
+    def somebody_begins_to_read(self, asked: Filter, scope: ClusterScope) -> None:
         self.readers.append(Reader(self, asked, scope))
 
     @rule(which=st.integers(0, 9), scope=SCOPES)
-    def somebodys_rights_change(self, which: int, scope: Scope) -> None:
+    def somebodys_rights_change(self, which: int, scope: ClusterScope) -> None:
         self.reader(which).may_see(scope)
 
     @rule(which=st.integers(0, 9))

@@ -24,13 +24,13 @@ from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import REMOVALS_HELD, Fleet
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.rights.quota import Limits
+from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Recipient, Rights
 from milo_discoveryd.server.calls import convert
-from milo_discoveryd.server.calls.access import Access
+from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
-from milo_discoveryd.server.calls.revision import Seal
-from milo_discoveryd.server.calls.service import About, Service
+from milo_discoveryd.server.calls.revision import TokenSigner
+from milo_discoveryd.server.calls.service import DaemonInfo, Service
 from milo_discoveryd.state_file.encoding import StateFileError, StateOrigin, StoredCluster, StoredFleet, decode, encode
 from milo_discoveryd.state_file.state_file import EVERY_S
 from milo_discoveryd.watchers.driver import WatchedCollection
@@ -42,7 +42,7 @@ from tests.simulation.seeded.loop import WALL_AT_ZERO
 from tests.simulation.seeded.tokens import TokenApi
 
 ORIGIN = StateOrigin("https://api.test", "project")
-PLENTY = Limits(streams=1000, streams_each=1000, per_minute_each=1000)
+PLENTY = QuotaLimits(streams=1000, streams_each=1000, per_minute_each=1000)
 CALLER = Caller(listener="here")
 HEARTBEAT_S = 30.0
 STALLED_S = 60.0
@@ -205,7 +205,7 @@ class Daemon:
             guard=RemovalGuard(RemovalLimits()),
         )
         self._calls: set[asyncio.Task[None]] = set()
-        about = About(
+        about = DaemonInfo(
             version="0",
             mode="project",
             epoch=epoch,
@@ -213,7 +213,7 @@ class Daemon:
             heartbeat_s=HEARTBEAT_S,
             stalled_s=STALLED_S,
         )
-        access = Access(Rights(), PLENTY, self.ledger, asyncio.get_running_loop().time)
+        access = AccessControl(Rights(), PLENTY, self.ledger, asyncio.get_running_loop().time)
         issuer = self._issuer(tokens, random)
         self.fleet.on(EventType.DISENGAGED, issuer.disengaged)
         self._service = Service(
@@ -222,7 +222,7 @@ class Daemon:
             self.ledger,
             issuer,
             access=access,
-            seal=Seal(b"the same for all"),
+            seal=TokenSigner(b"the same for all"),
             draw=random.random,
         )
         policy = ReflectorPolicy(streaming_lists=traits.streaming, page_size=traits.page_size)

@@ -18,7 +18,7 @@ CREDENTIALS = ("tests/simulation/seeded/test_credentials.py",)
 MODES = ("tests/unit/modes/test_names.py", "tests/unit/modes/test_project.py")
 TOKENS = ("tests/unit/identity/test_token_review.py",)
 VERDICTS = ("tests/unit/identity/test_token_review_cache.py",)
-NAMES = ("tests/unit/identity/test_names.py",)
+NAMES = ("tests/unit/identity/test_certificate_names.py",)
 PLUGINS = ("tests/unit/credentials/test_kubeconfig.py",)
 
 
@@ -409,15 +409,15 @@ MUTANTS = (
     ),
     Mutant(
         "who is in no group is in all of them",
-        "rights/who.py",
+        "rights/caller_selector.py",
         "not self.gids.isdisjoint(caller.gids)",
         "self.gids.isdisjoint(caller.gids)",
-        ("tests/unit/rights/test_who.py",),
+        ("tests/unit/rights/test_caller_selector.py",),
     ),
     Mutant(
         "who comes with another's page token is not written down",
         "server/calls/access.py",
-        "        except NotGivenError:",
+        "        except ForeignPageTokenError:",
         "        except ZeroDivisionError:",
         ("tests/integration/grpc_server/test_rights.py",),
     ),
@@ -430,10 +430,10 @@ MUTANTS = (
     ),
     Mutant(
         "who has one of the things that a rule asks for meets it",
-        "rights/who.py",
+        "rights/caller_selector.py",
         "            and (not self.uids or caller.uid in self.uids)",
         "            and (not self.uids or caller.uid in self.uids or bool(self.listeners))",
-        ("tests/unit/rights/test_who.py",),
+        ("tests/unit/rights/test_caller_selector.py",),
     ),
     Mutant(
         "rights that end are not told",
@@ -679,7 +679,7 @@ MUTANTS = (
     ),
     Mutant(
         "a DNS name passes for a URI",
-        "identity/names.py",
+        "identity/certificate_names.py",
         'return f"dns:{name.value.lower()}"',
         'return f"uri:{name.value.lower()}"',
         NAMES,

@@ -9,8 +9,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from milo_discoveryd.daemon_errors import TransportError
-from milo_discoveryd.identity.token_review import PATH, RejectedError, TokenReviews, UnreviewedError
-from milo_discoveryd.identity.token_review_cache import User, Verdicts
+from milo_discoveryd.identity.token_review import PATH, TokenRejectedError, TokenReviewer, TokenReviewUnavailableError
+from milo_discoveryd.identity.token_review_cache import TokenReviewCache, TokenUser
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering
 from tests.unit.credentials.tokens import CANARY, jwt
 
@@ -33,22 +33,22 @@ class Reviewing:
     def __init__(self, *answers: Answer | TransportError, audiences: tuple[str, ...] = ("milo-discovery",)) -> None:
         self.api = ScriptedApi(*answers)
         self.passed = 0.0
-        self.reviews = TokenReviews(
+        self.reviews = TokenReviewer(
             self.api,
             origin="the cluster",
             audiences=audiences,
             clock=lambda: self.passed,
             wall=lambda: NOW + self.passed,
-            verdicts=Verdicts(0, burst=3),
+            verdicts=TokenReviewCache(0, burst=3),
         )
 
     async def why_not(self, shown: str) -> str:
-        with pytest.raises(RejectedError) as caught:
+        with pytest.raises(TokenRejectedError) as caught:
             await self.reviews.user(shown)
         return str(caught.value)
 
-    async def trouble(self, shown: str) -> UnreviewedError:
-        with pytest.raises(UnreviewedError) as caught:
+    async def trouble(self, shown: str) -> TokenReviewUnavailableError:
+        with pytest.raises(TokenReviewUnavailableError) as caught:
             await self.reviews.user(shown)
         return caught.value
 
@@ -56,7 +56,7 @@ class Reviewing:
 async def test_a_token_is_of_whom_the_api_server_says() -> None:
     there = Reviewing(reviewed())
     user = await there.reviews.user(token())
-    assert user == User(name=OPERATOR, groups=("system:authenticated",), until=NOW + 3600)
+    assert user == TokenUser(name=OPERATOR, groups=("system:authenticated",), until=NOW + 3600)
     assert there.api.asked == [("POST", PATH)]
     assert json.loads(there.api.bodies[0])["spec"] == {"token": token(), "audiences": ["milo-discovery"]}
 
@@ -180,7 +180,7 @@ async def test_why_tokens_cannot_be_reviewed_is_for_the_log_alone_and_said_once(
     there = Reviewing(answering(403, {}), answering(403, {}), reviewed(), answering(403, {}))
     with capture_logs() as logs:
         for number in range(4):
-            with suppress(UnreviewedError):
+            with suppress(TokenReviewUnavailableError):
                 await there.reviews.user(token(sub=str(number)))
             there.passed += 2
     refused = (

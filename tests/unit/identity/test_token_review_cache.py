@@ -5,22 +5,22 @@ from milo_discoveryd.identity.token_review_cache import (
     BURST,
     PER_SECOND,
     REJECTED_S,
-    Rejected,
-    User,
-    Verdicts,
+    TokenRejected,
+    TokenReviewCache,
+    TokenUser,
 )
 
-OPERATOR = User(name="system:serviceaccount:milo:operator")
-NOBODY = Rejected("unknown")
+OPERATOR = TokenUser(name="system:serviceaccount:milo:operator")
+NOBODY = TokenRejected("unknown")
 FOREVER = float("inf")
 
 
 def test_what_was_never_asked_for_is_unknown() -> None:
-    assert Verdicts(0).of(b"a", 0) is None
+    assert TokenReviewCache(0).of(b"a", 0) is None
 
 
 def test_a_verdict_counts_for_a_while() -> None:
-    verdicts = Verdicts(0)
+    verdicts = TokenReviewCache(0)
     verdicts.keep(b"a", OPERATOR, 10, FOREVER)
     verdicts.keep(b"b", NOBODY, 10, FOREVER)
     assert verdicts.of(b"a", 10 + ACCEPTED_S - 0.1) == OPERATOR
@@ -30,14 +30,14 @@ def test_a_verdict_counts_for_a_while() -> None:
 
 
 def test_it_never_counts_for_longer_than_the_token() -> None:
-    verdicts = Verdicts(0)
+    verdicts = TokenReviewCache(0)
     verdicts.keep(b"a", OPERATOR, 10, 5)
     assert verdicts.of(b"a", 14.9) == OPERATOR
     assert verdicts.of(b"a", 15) is None
 
 
 def test_the_last_word_counts() -> None:
-    verdicts = Verdicts(0)
+    verdicts = TokenReviewCache(0)
     verdicts.keep(b"a", OPERATOR, 0, FOREVER)
     verdicts.keep(b"a", NOBODY, 1, FOREVER)
     assert verdicts.of(b"a", 2) == NOBODY
@@ -47,7 +47,7 @@ def test_the_last_word_counts() -> None:
 
 
 def test_made_up_tokens_drive_out_only_made_up_tokens() -> None:
-    verdicts = Verdicts(0, size=3)
+    verdicts = TokenReviewCache(0, size=3)
     for number in range(3):
         verdicts.keep(b"good %d" % number, OPERATOR, 0, FOREVER)
     for number in range(100):
@@ -59,7 +59,7 @@ def test_made_up_tokens_drive_out_only_made_up_tokens() -> None:
 
 
 def test_asking_is_paced() -> None:
-    verdicts = Verdicts(0)
+    verdicts = TokenReviewCache(0)
     assert [verdicts.wait_s(0) for _ in range(int(BURST))] == [0.0] * int(BURST)
     assert verdicts.wait_s(0) == 1 / PER_SECOND
     assert verdicts.wait_s(1 / PER_SECOND) == 0.0

@@ -5,10 +5,10 @@ from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import EVERYTHING
-from milo_discoveryd.rights.scope import Scope, within
+from milo_discoveryd.rights.scope import ClusterScope, scoped
 from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, read, readable_log
 
-PROD = within(EVERYTHING, Scope(parse("env=prod")))
+PROD = scoped(EVERYTHING, ClusterScope(parse("env=prod")))
 DELETED, REPLACED, LABELS_CHANGED = DisengageReason.DELETED, DisengageReason.REPLACED, DisengageReason.LABELS_CHANGED
 
 

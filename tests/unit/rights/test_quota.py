@@ -3,11 +3,11 @@
 import pytest
 
 from milo_discoveryd.rights import quota
-from milo_discoveryd.rights.quota import LONGEST_WAIT_S, MISSES_AT_ONCE, Limits, Quotas
+from milo_discoveryd.rights.quota import MAX_MISS_DELAY_S, MISS_BURST, QuotaLimits, Quotas
 
 
 def quotas(streams: int = 3, each: int = 2, per_minute: int = 60) -> Quotas:
-    return Quotas(Limits(streams=streams, streams_each=each, per_minute_each=per_minute))
+    return Quotas(QuotaLimits(streams=streams, streams_each=each, per_minute_each=per_minute))
 
 
 def test_a_caller_has_so_many_streams_and_no_more() -> None:
@@ -75,14 +75,14 @@ def test_only_so_many_callers_are_remembered(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_who_misses_seldom_never_waits() -> None:
     asked = quotas()
-    assert [asked.miss("a", 0.0) for _ in range(MISSES_AT_ONCE)] == [0.0] * MISSES_AT_ONCE
+    assert [asked.miss("a", 0.0) for _ in range(MISS_BURST)] == [0.0] * MISS_BURST
     assert all(asked.miss("b", 0.2 * number) == 0 for number in range(1000))
 
 
 def test_who_guesses_waits_longer_and_longer_up_to_a_point() -> None:
     asked = quotas()
-    waits = [asked.miss("a", 0.0) for _ in range(MISSES_AT_ONCE + 1000)]
-    assert waits[MISSES_AT_ONCE : MISSES_AT_ONCE + 3] == pytest.approx([0.1, 0.2, 0.3])
-    assert waits[-1] == LONGEST_WAIT_S
+    waits = [asked.miss("a", 0.0) for _ in range(MISS_BURST + 1000)]
+    assert waits[MISS_BURST : MISS_BURST + 3] == pytest.approx([0.1, 0.2, 0.3])
+    assert waits[-1] == MAX_MISS_DELAY_S
     assert asked.miss("a", 10.0) == 0, "and no more once it has stopped for a while"
     assert asked.miss("b", 0.0) == 0

@@ -2,23 +2,23 @@
 
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.selector import parse
+from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, Rule, Terms
-from milo_discoveryd.rights.scope import ALL, NONE, Scope
-from milo_discoveryd.rights.who import Who
+from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope
 
-PROD = Scope(parse("env=prod"))
+PROD = ClusterScope(parse("env=prod"))
 
 
-def rule(name: str, who: Who, scope: Scope = ALL) -> Rule:
+def rule(name: str, who: CallerSelector, scope: ClusterScope = ALL_CLUSTERS) -> Rule:
     return Rule(who, Grant(rule=name, scope=scope))
 
 
 def test_without_rules_everybody_may_do_everything() -> None:
-    assert Rights().of(Caller(listener="api")) == Grant(rule="", scope=ALL, terms=UNLIMITED, streams=None)
+    assert Rights().of(Caller(listener="api")) == Grant(rule="", scope=ALL_CLUSTERS, terms=UNLIMITED, streams=None)
 
 
 def test_with_one_rule_nobody_may_do_anything_but_who_meets_it() -> None:
-    rights = Rights((rule("root", Who(uids=frozenset({0}))),))
+    rights = Rights((rule("root", CallerSelector(uids=frozenset({0}))),))
     assert rights.of(Caller(listener="api", uid=0)) == Grant(rule="root")
     assert rights.of(Caller(listener="api", uid=1)) is None
 
@@ -26,18 +26,18 @@ def test_with_one_rule_nobody_may_do_anything_but_who_meets_it() -> None:
 def test_the_first_rule_that_is_met_counts_alone() -> None:
     rights = Rights(
         (
-            rule("not them", Who(uids=frozenset({7})), NONE),
-            rule("api", Who(listeners=frozenset({"api"})), PROD),
-            rule("all", Who()),
+            rule("not them", CallerSelector(uids=frozenset({7})), NO_CLUSTERS),
+            rule("api", CallerSelector(listeners=frozenset({"api"})), PROD),
+            rule("all", CallerSelector()),
         )
     )
     given = [
         rights.of(caller) for caller in (Caller(listener="api", uid=7), Caller(listener="api"), Caller(listener="b"))
     ]
     assert [grant and (grant.rule, grant.scope) for grant in given] == [
-        ("not them", NONE),
+        ("not them", NO_CLUSTERS),
         ("api", PROD),
-        ("all", ALL),
+        ("all", ALL_CLUSTERS),
     ]
 
 

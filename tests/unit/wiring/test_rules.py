@@ -7,7 +7,7 @@ import yaml
 from milo_discoveryd.config import load
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.rights.rights import Grant, Terms
-from milo_discoveryd.rights.scope import ALL, NONE
+from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS
 from milo_discoveryd.wiring.rules import rights
 from tests.unit.registry.fleets import cluster
 
@@ -37,14 +37,14 @@ def test_each_caller_is_given_what_the_first_rule_for_him_says(tmp_path: Path) -
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(CONFIG)))
     made = rights(load({}, {}, file).rights)
-    assert made.of(Caller(listener="api", uid=7)) == Grant(rule="kept-out", scope=NONE, terms=None)
+    assert made.of(Caller(listener="api", uid=7)) == Grant(rule="kept-out", scope=NO_CLUSTERS, terms=None)
     shop = made.of(Caller(listener="api", sans=("uri:spiffe://prod/ns/shop/sa/operator",)))
     assert shop is not None
     assert (shop.rule, shop.streams) == ("shop", 3)
     assert shop.terms == Terms(sources=frozenset({"viewer"}), max_ttl_s=300.0, per_minute=60)
     assert shop.scope.matches(cluster("shop-1", labels={"env": "prod"}, organization="acme"))
     assert not shop.scope.matches(cluster("shop-1", labels={"env": "prod"}, organization="nasa"))
-    assert made.of(Caller(listener="api")) == Grant(rule="rest", scope=ALL, terms=Terms())
+    assert made.of(Caller(listener="api")) == Grant(rule="rest", scope=ALL_CLUSTERS, terms=Terms())
 
 
 def test_without_rules_everybody_may_everything() -> None:

@@ -8,7 +8,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.cluster import UNPROBED, Cluster, Connectivity, ConnectivityState, DisengageReason, Target
 from milo_discoveryd.registry.events import Event, EventType, Frames
 from milo_discoveryd.server.calls import convert
-from milo_discoveryd.server.calls.frames import batch, encoder, framed, unframed
+from milo_discoveryd.server.calls.frames import batch, decode_frame, encode_frame, encoder
 from tests.unit.server.calls.test_convert import EPOCH, FULL, SMALL
 
 encode = encoder(EPOCH)
@@ -57,12 +57,12 @@ def test_a_frame_is_what_the_generated_code_makes(event: Event) -> None:
         message=event.message,
     )
     frame = encode(event)
-    assert unframed(frame) == message
-    assert len(frame) == len(framed(message)), "nothing in it is superfluous"
+    assert decode_frame(frame) == message
+    assert len(frame) == len(encode_frame(message)), "nothing in it is superfluous"
 
 
 def test_no_field_of_a_cluster_or_an_event_is_forgotten() -> None:
-    event = unframed(encode(Event(EventType.DISENGAGED, FULL, DisengageReason.NOT_READY, "degraded")))
+    event = decode_frame(encode(Event(EventType.DISENGAGED, FULL, DisengageReason.NOT_READY, "degraded")))
     assert {field.name for field, _ in event.cluster.ListFields()} == set(pb.Cluster.DESCRIPTOR.fields_by_name)
     own = {field.name for field, _ in event.ListFields()}
     assert set(pb.ClusterEvent.DESCRIPTOR.fields_by_name) - own == {
@@ -132,10 +132,10 @@ def test_a_frame_may_be_of_any_length(length: int) -> None:
 
 
 def test_who_adds_to_an_event_that_was_read_back_changes_nothing_else_of_it() -> None:
-    event = unframed(encode(Event(EventType.ENGAGED, SMALL)))
-    assert framed(event) == encode(Event(EventType.ENGAGED, SMALL))
+    event = decode_frame(encode(Event(EventType.ENGAGED, SMALL)))
+    assert encode_frame(event) == encode(Event(EventType.ENGAGED, SMALL))
     event.kubeconfig.cluster = "a"
-    assert unframed(framed(event)) == event
+    assert decode_frame(encode_frame(event)) == event
 
 
 # --- batches ---

@@ -19,11 +19,11 @@ from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.rights.patterns import names
+from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
-from milo_discoveryd.rights.scope import Scope, within
-from milo_discoveryd.server.calls.frames import encoder, unframed
-from milo_discoveryd.server.calls.kubeconfig_rotation import Rotation
+from milo_discoveryd.rights.scope import ClusterScope, scoped
+from milo_discoveryd.server.calls.frames import decode_frame, encoder
+from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
 from tests.unit.registry.fleets import ready
 
 EPOCH = "0123456789abcdef"
@@ -70,19 +70,19 @@ class World:
         name = cluster.target.name
         return Kubeconfig(name, b"text", self.now, self.now + LIFE_S, self.now + LIFE_S / 2, made)
 
-    def rotation(self) -> Rotation:
-        made: Any = Rotation(
+    def rotation(self) -> KubeconfigRotation:
+        made: Any = KubeconfigRotation(
             self.fleet,
             self,  # type: ignore[arg-type]
             EPOCH,
             shown=EVERYTHING,
             ttl_s=None,
-            visit=self,  # type: ignore[arg-type]
+            call=self,  # type: ignore[arg-type]
             clock=lambda: self.now,
             wall=lambda: self.now + self.ahead,
             draw=Random(1).random,
         )
-        assert isinstance(made, Rotation)
+        assert isinstance(made, KubeconfigRotation)
         return made
 
     def snapshot(self) -> list[bytes]:
@@ -98,13 +98,13 @@ def world() -> World:
 
 def given(frames: tuple[bytes, ...]) -> list[str]:
     """The clusters that have a kubeconfig with them."""
-    events = [unframed(frame) for frame in frames]
+    events = [decode_frame(frame) for frame in frames]
     return [event.cluster.name for event in events if event.HasField("kubeconfig")]
 
 
 def test_each_is_given_one_and_the_next_in_time(world: World) -> None:
     rotation = world.rotation()
-    assert given(rotation.dress(world.snapshot())) == ["alpha", "beta"]
+    assert given(rotation.attach_kubeconfigs(world.snapshot())) == ["alpha", "beta"]
     assert rotation.take() == ()
     world.now += LIFE_S / 2
     assert sorted(given(rotation.take())) == ["alpha", "beta"]
@@ -112,7 +112,7 @@ def test_each_is_given_one_and_the_next_in_time(world: World) -> None:
 
 def test_after_a_sleep_that_the_steady_clock_missed_all_come_at_once(world: World) -> None:
     rotation = world.rotation()
-    rotation.dress(world.snapshot())
+    rotation.attach_kubeconfigs(world.snapshot())
     world.ahead = 2 * LIFE_S
     assert sorted(given(rotation.take())) == ["alpha", "beta"]
     assert rotation.take() == ()
@@ -120,8 +120,8 @@ def test_after_a_sleep_that_the_steady_clock_missed_all_come_at_once(world: Worl
 
 def test_what_may_not_be_seen_any_more_is_not_asked_for_any_more(world: World) -> None:
     rotation = world.rotation()
-    rotation.dress(world.snapshot())
-    rotation.turn(within(EVERYTHING, Scope(names=names(["beta"]))))
+    rotation.attach_kubeconfigs(world.snapshot())
+    rotation.turn(scoped(EVERYTHING, ClusterScope(names=name_patterns(["beta"]))))
     world.asked.clear()
     world.now += LIFE_S / 2
     assert given(rotation.take()) == ["beta"]
@@ -130,17 +130,17 @@ def test_what_may_not_be_seen_any_more_is_not_asked_for_any_more(world: World) -
 
 def test_whoever_may_have_none_any_more_is_given_none(world: World) -> None:
     rotation = world.rotation()
-    rotation.dress(world.snapshot())
+    rotation.attach_kubeconfigs(world.snapshot())
     world.recipient = None
     rotation.turn(EVERYTHING)
     world.asked.clear()
     world.now += LIFE_S / 2
-    assert given(rotation.take()) == given(rotation.dress(world.snapshot())) == world.asked == []
+    assert given(rotation.take()) == given(rotation.attach_kubeconfigs(world.snapshot())) == world.asked == []
 
 
 def test_on_other_terms_all_come_anew_and_on_the_same_none_does(world: World) -> None:
     rotation = world.rotation()
-    rotation.dress(world.snapshot())
+    rotation.attach_kubeconfigs(world.snapshot())
     world.recipient = Recipient(Caller(listener="api"), "another name of the rule")
     rotation.turn(EVERYTHING)
     assert rotation.take() == ()
@@ -152,7 +152,7 @@ def test_on_other_terms_all_come_anew_and_on_the_same_none_does(world: World) ->
 def test_nothing_is_asked_for_that_is_not_counted_before(world: World) -> None:
     rotation = world.rotation()
     world.wait_s = 7.0
-    assert given(rotation.dress(world.snapshot())) == []
+    assert given(rotation.attach_kubeconfigs(world.snapshot())) == []
     assert (world.asked, world.taken) == ([], 0)
     assert rotation.due_in_s == 7.0
     world.now += 7.0
@@ -164,7 +164,7 @@ def test_nothing_is_asked_for_that_is_not_counted_before(world: World) -> None:
 def test_while_there_is_none_left_nobody_is_looked_at(world: World) -> None:
     rotation = world.rotation()
     world.wait_s = 7.0
-    rotation.dress(world.snapshot())
+    rotation.attach_kubeconfigs(world.snapshot())
     looked = 0
 
     def counted() -> float:
@@ -181,7 +181,7 @@ def test_while_there_is_none_left_nobody_is_looked_at(world: World) -> None:
 
 def test_the_kind_of_event_is_that_of_a_renewal(world: World) -> None:
     rotation = world.rotation()
-    rotation.dress(world.snapshot())
+    rotation.attach_kubeconfigs(world.snapshot())
     world.now += LIFE_S / 2
-    kinds = {unframed(frame).type for frame in rotation.take()}
+    kinds = {decode_frame(frame).type for frame in rotation.take()}
     assert kinds == {pb.ClusterEvent.TYPE_KUBECONFIG}

@@ -5,11 +5,11 @@ import pytest
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
-from milo_discoveryd.server.calls.listings import AT_ONCE, EACH, LIFE_S, Holder, Listings, Page
-from milo_discoveryd.server.calls.revision import Seal
+from milo_discoveryd.server.calls.listings import AT_ONCE, LIFE_S, MAX_PER_CALLER, ListingOwner, Listings, Page
+from milo_discoveryd.server.calls.revision import TokenSigner
 from tests.unit.registry.fleets import NamedLog, cluster, readable_log
 
-ME = Holder("me", "me, for everything")
+ME = ListingOwner("me", "me, for everything")
 
 
 def fleet(*names: str) -> NamedLog:
@@ -20,14 +20,14 @@ def fleet(*names: str) -> NamedLog:
 
 
 def a_listing(log: NamedLog) -> Listings:
-    return Listings(log, Seal(b"key"))
+    return Listings(log, TokenSigner(b"key"))
 
 
-def first(listings: Listings, size: int, holder: Holder = ME) -> Page:
+def first(listings: Listings, size: int, holder: ListingOwner = ME) -> Page:
     return listings.first(EVERYTHING, size, 0.0, holder)
 
 
-def following(listings: Listings, token: str, size: int, now: float = 0.0, holder: Holder = ME) -> Page:
+def following(listings: Listings, token: str, size: int, now: float = 0.0, holder: ListingOwner = ME) -> Page:
     return listings.next(token, size, now, holder, lambda cluster: True)
 
 
@@ -80,8 +80,10 @@ def test_what_may_not_be_seen_any_more_is_left_out_of_the_pages_that_follow() ->
     assert names(listings.next(token, 10, 0.0, ME, still)) == ["b", "d"]
 
 
-@pytest.mark.parametrize("other", [Holder("me", "me, for less"), Holder("another", "another, for everything")])
-def test_a_token_is_good_for_whom_and_for_what_it_was_given(other: Holder) -> None:
+@pytest.mark.parametrize(
+    "other", [ListingOwner("me", "me, for less"), ListingOwner("another", "another, for everything")]
+)
+def test_a_token_is_good_for_whom_and_for_what_it_was_given(other: ListingOwner) -> None:
     listings = a_listing(fleet(*"abc"))
     token = first(listings, 1).next_token
     with pytest.raises(InvalidRequestError, match="page_token: not known, too old, or not of a listing with this"):
@@ -98,7 +100,7 @@ def test_a_token_is_good_for_five_minutes() -> None:
 
 def test_so_many_of_one_caller_are_under_way_at_once_and_his_oldest_gives_way() -> None:
     listings = a_listing(fleet(*"abc"))
-    tokens = [first(listings, 1).next_token for _ in range(EACH + 1)]
+    tokens = [first(listings, 1).next_token for _ in range(MAX_PER_CALLER + 1)]
     with pytest.raises(InvalidRequestError):
         following(listings, tokens[0], 1)
     assert names(following(listings, tokens[1], 1)) == ["b"]
@@ -106,8 +108,8 @@ def test_so_many_of_one_caller_are_under_way_at_once_and_his_oldest_gives_way() 
 
 def test_so_many_of_all_are_under_way_at_once_and_who_has_most_gives_way() -> None:
     listings = a_listing(fleet(*"abc"))
-    greedy = [first(listings, 1).next_token for _ in range(EACH)]
-    holders = [Holder(f"caller {number}", "") for number in range(AT_ONCE - EACH + 1)]
+    greedy = [first(listings, 1).next_token for _ in range(MAX_PER_CALLER)]
+    holders = [ListingOwner(f"caller {number}", "") for number in range(AT_ONCE - MAX_PER_CALLER + 1)]
     tokens = [first(listings, 1, holder).next_token for holder in holders]
     with pytest.raises(InvalidRequestError):
         following(listings, greedy[0], 1)

@@ -11,16 +11,16 @@ from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.filter import EVERYTHING, Filter
 from milo_discoveryd.server.calls import requests
 from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
-from milo_discoveryd.server.calls.requests import Issue, Listing, Watch
+from milo_discoveryd.server.calls.requests import IssueRequest, ListRequest, WatchRequest
 
 DEFAULT_HEARTBEAT_S = 30.0
 
 
-def watch(**fields: Any) -> Watch:
+def watch(**fields: Any) -> WatchRequest:
     return requests.watch(pb.WatchClustersRequest(**fields), DEFAULT_HEARTBEAT_S)
 
 
-def listing(**fields: Any) -> Listing:
+def listing(**fields: Any) -> ListRequest:
     return requests.listing(pb.ListClustersRequest(**fields))
 
 
@@ -29,7 +29,7 @@ def filtered(**fields: Any) -> Filter:
 
 
 def test_an_empty_watch_is_for_everything_from_the_start() -> None:
-    assert watch() == Watch(EVERYTHING, "", DEFAULT_HEARTBEAT_S, False)
+    assert watch() == WatchRequest(EVERYTHING, "", DEFAULT_HEARTBEAT_S, False)
 
 
 def test_a_watch_says_what_it_wants() -> None:
@@ -40,7 +40,9 @@ def test_a_watch_says_what_it_wants() -> None:
         kubeconfig_ttl=timedelta(minutes=5),
         heartbeat_interval=timedelta(seconds=10),
     )
-    assert asked == Watch(Filter(parse("env=prod"), frozenset({"a", "b"}), frozenset({"o"})), "x", 10.0, True, 300.0)
+    assert asked == WatchRequest(
+        Filter(parse("env=prod"), frozenset({"a", "b"}), frozenset({"o"})), "x", 10.0, True, 300.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,12 +106,12 @@ def test_a_large_filter_is_taken() -> None:
 
 @pytest.mark.parametrize(("size", "given"), [(0, 500), (1, 1), (5000, 5000), (5001, 5000), (2**31 - 1, 5000)])
 def test_a_page_is_kept_within_bounds(size: int, given: int) -> None:
-    assert listing(page_size=size) == Listing(EVERYTHING, given, "")
+    assert listing(page_size=size) == ListRequest(EVERYTHING, given, "")
 
 
 def test_a_listing_says_what_it_wants() -> None:
     asked = listing(filter=pb.ClusterFilter(names=["a"]), page_token="t")
-    assert asked == Listing(Filter(names=frozenset({"a"})), 500, "t")
+    assert asked == ListRequest(Filter(names=frozenset({"a"})), 500, "t")
 
 
 def test_a_negative_page_size_is_refused() -> None:
@@ -140,17 +142,17 @@ def test_a_name_that_can_be_none_is_refused(text: str, said: str) -> None:
     assert str(refused.value) == said
 
 
-def issue(**fields: Any) -> Issue:
+def issue(**fields: Any) -> IssueRequest:
     return requests.issue(pb.IssueKubeconfigRequest(cluster="apollo", **fields))
 
 
 def test_a_kubeconfig_is_asked_for_by_the_name_of_a_cluster() -> None:
-    assert issue() == Issue("apollo", None, "", False)
+    assert issue() == IssueRequest("apollo", None, "", False)
 
 
 def test_a_kubeconfig_may_be_asked_for_with_a_life_an_incarnation_and_without_a_secret() -> None:
     asked = issue(ttl=timedelta(minutes=5), incarnation="i", format=pb.KUBECONFIG_FORMAT_EXEC)
-    assert asked == Issue("apollo", 300.0, "i", True)
+    assert asked == IssueRequest("apollo", 300.0, "i", True)
     assert not issue(format=pb.KUBECONFIG_FORMAT_EMBEDDED).as_command
 
 

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.server.calls.revision import Position, Seal, parse
+from milo_discoveryd.server.calls.revision import Position, TokenSigner, parse
 
 EPOCH = "0123456789abcdef"
 MARK = "AbCdEfGhIjKlMnOpQrSt-_"
-SEAL = Seal(b"key")
+SEAL = TokenSigner(b"key")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_what_this_program_did_not_write_is_no_position(text: str) -> None:
 def test_no_text_is_too_odd(text: str) -> None:
     position = parse(text)
     assert position is None or text.startswith(str(position))
-    assert SEAL.holds(text, "anybody") is None
+    assert SEAL.holds(text, "identify_by_listener") is None
 
 
 @given(st.integers(0, 10**18 - 1), st.none() | st.integers(0, 10**9 - 1), st.text())
@@ -68,7 +68,7 @@ def test_to_anybody_else_it_is_worth_nothing() -> None:
     sealed = SEAL.put("text", "one")
     assert SEAL.holds(sealed, "other") is None
     assert SEAL.holds(sealed, "") is None
-    assert Seal(b"another key").holds(sealed, "one") is None
+    assert TokenSigner(b"another key").holds(sealed, "one") is None
 
 
 @given(st.data())

@@ -6,14 +6,14 @@ from milo_discoveryd.model.selector import parse
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import Registry
-from milo_discoveryd.rights.patterns import names
-from milo_discoveryd.rights.scope import ALL, NONE, Scope
+from milo_discoveryd.rights.name_patterns import name_patterns
+from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope
 from milo_discoveryd.server.calls import visibility
 from milo_discoveryd.server.calls.visibility import Counts
 from tests.unit.registry.fleets import at, malformed, not_ready, outside, readable_log, ready
 
-PROD = Scope(parse("env=prod"))
-SHOPS = Scope(names=names(["shop-*"]))
+PROD = ClusterScope(parse("env=prod"))
+SHOPS = ClusterScope(names=name_patterns(["shop-*"]))
 
 
 @pytest.fixture
@@ -34,13 +34,13 @@ def registry() -> Registry:
     return made
 
 
-def visible(registry: Registry, scope: Scope) -> set[str]:
+def visible(registry: Registry, scope: ClusterScope) -> set[str]:
     return {name for name, record in registry.items() if visibility.seen(name, record, scope) is not None}
 
 
 def test_who_may_see_everything_sees_every_name(registry: Registry) -> None:
-    assert visible(registry, ALL) == {name for name, _ in registry.items()}
-    assert visible(registry, NONE) == set()
+    assert visible(registry, ALL_CLUSTERS) == {name for name, _ in registry.items()}
+    assert visible(registry, NO_CLUSTERS) == set()
 
 
 def test_by_labels_is_seen_what_has_or_had_them(registry: Registry) -> None:
@@ -52,7 +52,7 @@ def test_by_name_is_seen_whatever_has_it(registry: Registry) -> None:
 
 
 def test_a_name_that_nobody_has_is_not_seen(registry: Registry) -> None:
-    for scope in (ALL, PROD, SHOPS, NONE):
+    for scope in (ALL_CLUSTERS, PROD, SHOPS, NO_CLUSTERS):
         assert visibility.seen("shop-99", registry["shop-99"], scope) is None
 
 
@@ -66,7 +66,7 @@ def test_what_happened_before_its_incarnation_is_not_told(registry: Registry) ->
     registry.commit([ready("shop-1", "5", uid="u2", labels={"env": "prod"})], at(2))
     record = registry["shop-1"]
     assert record is not None
-    assert len(list(visibility.transitions(record, ALL))) == 3
+    assert len(list(visibility.transitions(record, ALL_CLUSTERS))) == 3
     assert len(list(visibility.transitions(record, PROD))) == 1
 
 
@@ -79,10 +79,12 @@ def test_of_what_only_its_name_is_known_no_history_is_told(registry: Registry) -
 def test_numbers_are_of_what_is_seen(registry: Registry) -> None:
     registry.commit([outside("shop-2", "5")], at(2))
     assert visibility.counts(registry) == Counts(engaged=2, not_ready=1, outside=1, malformed=1)
-    assert visibility.counts_among(registry.items(), ALL) == visibility.counts(registry)
-    assert visibility.counts_among(registry.items(), PROD) == Counts(engaged=2, not_ready=0, outside=0, malformed=0)
-    assert visibility.counts_among(registry.items(), SHOPS) == Counts(engaged=1, not_ready=1, outside=1, malformed=0)
-    assert visibility.counts_among(registry.items(), NONE) == Counts(engaged=0, not_ready=0, outside=0, malformed=0)
+    assert visibility.visible_counts(registry.items(), ALL_CLUSTERS) == visibility.counts(registry)
+    assert visibility.visible_counts(registry.items(), PROD) == Counts(engaged=2, not_ready=0, outside=0, malformed=0)
+    assert visibility.visible_counts(registry.items(), SHOPS) == Counts(engaged=1, not_ready=1, outside=1, malformed=0)
+    assert visibility.visible_counts(registry.items(), NO_CLUSTERS) == Counts(
+        engaged=0, not_ready=0, outside=0, malformed=0
+    )
 
 
 def test_numbers_of_parts_add_up() -> None:
@@ -91,5 +93,5 @@ def test_numbers_of_parts_add_up() -> None:
 
 def test_of_the_source_only_who_sees_everything_is_told_in_words() -> None:
     status = SourceStatus(SourceState.STALE, 1.0, "RemovalsHeld", "its list lacks 3 of 9", 0.5)
-    assert visibility.source(status, ALL) is status
+    assert visibility.source(status, ALL_CLUSTERS) is status
     assert visibility.source(status, PROD) == SourceStatus(SourceState.STALE, 1.0, "RemovalsHeld", "", 0.5)

@@ -6,7 +6,7 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from milo_discoveryd.identity.names import named
+from milo_discoveryd.identity.certificate_names import certificate_names
 from tests.support.certificates import Authority
 
 
@@ -17,7 +17,7 @@ def test_each_name_comes_with_its_kind() -> None:
         x509.RFC822Name("Ops@example.com"),
         x509.IPAddress(IPv4Address("192.0.2.1")),
     )
-    assert named(Authority().issue(*names).der).sans == (
+    assert certificate_names(Authority().issue(*names).der).sans == (
         "dns:operator.example",
         "uri:spiffe://example.com/ns/milo/sa/operator",
         "email:Ops@example.com",
@@ -27,18 +27,18 @@ def test_each_name_comes_with_its_kind() -> None:
 
 def test_names_of_other_kinds_are_nobodys() -> None:
     other = x509.DirectoryName(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "operator")]))
-    assert named(Authority().issue(other, x509.DNSName("a")).der).sans == ("dns:a",)
+    assert certificate_names(Authority().issue(other, x509.DNSName("a")).der).sans == ("dns:a",)
 
 
 def test_a_common_name_is_no_name() -> None:
-    assert named(Authority().issue(common_name="operator").der).sans == ()
+    assert certificate_names(Authority().issue(common_name="operator").der).sans == ()
 
 
 def test_it_tells_when_the_certificate_ends() -> None:
     pair = Authority().issue()
-    assert named(pair.der).until == x509.load_der_x509_certificate(pair.der).not_valid_after_utc
+    assert certificate_names(pair.der).until == x509.load_der_x509_certificate(pair.der).not_valid_after_utc
 
 
 def test_what_is_no_certificate_is_refused() -> None:
     with pytest.raises(ValueError, match="asn1"):
-        named(b"junk")
+        certificate_names(b"junk")

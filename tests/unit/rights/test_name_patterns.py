@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.rights.patterns import Names, Pattern, names
+from milo_discoveryd.rights.name_patterns import NamePattern, NamePatterns, name_patterns
 
 
 @pytest.mark.parametrize(
@@ -29,24 +29,24 @@ from milo_discoveryd.rights.patterns import Names, Pattern, names
     ],
 )
 def test_a_star_is_any_number_of_characters_and_all_else_itself(pattern: str, name: str, covered: bool) -> None:
-    assert Pattern(pattern).matches(name) is covered
+    assert NamePattern(pattern).matches(name) is covered
 
 
 @given(st.text("ab*", max_size=8), st.text("ab", max_size=12))
 def test_a_pattern_covers_what_a_shell_would_have_it_cover(pattern: str, name: str) -> None:
-    assert Pattern(pattern).matches(name) is fnmatchcase(name, pattern)
+    assert NamePattern(pattern).matches(name) is fnmatchcase(name, pattern)
 
 
 def test_many_stars_cost_no_more_than_few() -> None:
-    assert not Pattern("*a" * 120 + "*b").matches("a" * 253)
+    assert not NamePattern("*a" * 120 + "*b").matches("a" * 253)
 
 
 def test_names_are_any_of_those_that_are_given() -> None:
-    some = names(["a", "b-*"])
+    some = name_patterns(["a", "b-*"])
     assert [some.matches(name) for name in ("a", "b-1", "b", "c")] == [True, True, False, False]
     assert str(some) == "a, b-*"
 
 
 def test_without_any_all_are_meant() -> None:
-    assert Names().matches("whatever")
-    assert not Names()
+    assert NamePatterns().matches("whatever")
+    assert not NamePatterns()

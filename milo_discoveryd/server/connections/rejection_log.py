@@ -3,16 +3,16 @@
 import time
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.server.calls.access import Audit
+from milo_discoveryd.server.calls.access import DenialAudit
 
 
-class Refusals:
+class RejectionLog:
     """Written down, but not to the flooding of what they are written in: whoever can connect brings them about."""
 
     _AT_ONCE = 10
     _AGAIN_S = 10.0
 
-    def __init__(self, audit: Audit) -> None:
+    def __init__(self, audit: DenialAudit) -> None:
         self._audit = audit
         self._since = float("-inf")
         self._told = 0

@@ -23,13 +23,13 @@ from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project import ProjectMode
 from milo_discoveryd.modes.reading import ORGANIZATION_LABEL
-from milo_discoveryd.rights.patterns import names
+from milo_discoveryd.rights.caller_selector import CallerSelector
+from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Grant, Rights, Rule
-from milo_discoveryd.rights.scope import ALL, Scope
-from milo_discoveryd.rights.who import Who
+from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
 from milo_discoveryd.server.connections.listener import Listener, TcpAddress, UnixAddress
+from tests.integration.grpc_server.callers import House, a_house, rule, told_of
 from tests.integration.grpc_server.conftest import World, a_world, ready, told
-from tests.integration.grpc_server.guests import House, a_house, rule, told_of
 from tests.integration.grpc_server.test_tls import Place
 from tests.support.certificates import Authority, Pair
 from tests.unit.modes.objects import project
@@ -50,7 +50,7 @@ class Intruder:
         self._stub: Any = DiscoveryServiceStub(channel)
         self.heard: list[str] = []
 
-    async def refusals(self) -> set[tuple[grpc.StatusCode, str]]:
+    async def denials(self) -> set[tuple[grpc.StatusCode, str]]:
         """With which everything is answered."""
         name = THEIRS[0]
         requests = [
@@ -76,8 +76,8 @@ class Intruder:
         return [word for word in (*THEIRS, "ours") for text in self.heard if word in text]
 
 
-def for_san(name: str, *sans: str, scope: Scope = ALL) -> Rule:
-    return Rule(Who(sans=sans), Grant(rule=name, scope=scope))
+def for_san(name: str, *sans: str, scope: ClusterScope = ALL_CLUSTERS) -> Rule:
+    return Rule(CallerSelector(sans=sans), Grant(rule=name, scope=scope))
 
 
 @asynccontextmanager
@@ -109,7 +109,7 @@ async def test_who_has_no_certificate_that_holds_is_told_nothing_at_all(tmp_path
             "expired": (place.ca.issue(san, life=-dt.timedelta(minutes=1)), "certificate has expired"),
         }[wrong]
         async with intruder(world, place, pair) as calling:
-            assert await calling.refusals() == {(grpc.StatusCode.UNAVAILABLE, "")}
+            assert await calling.denials() == {(grpc.StatusCode.UNAVAILABLE, "")}
         assert calling.learned == []
         assert await asyncio.to_thread(heard_by_hand, world, place, pair) == b"", "not even an alert, or settings"
     assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
@@ -147,7 +147,7 @@ async def test_whose_certificate_names_somebody_else_is_nobody_here(tmp_path: Pa
     async with at_the_network(tmp_path, friends) as (world, place):
         pair = place.ca.issue(WRONG_SANS[wrong], common_name="operator.example.com")
         async with intruder(world, place, pair) as calling:
-            assert await calling.refusals() == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
+            assert await calling.denials() == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
         assert calling.learned == []
     assert [line["reason"] for line in world.audited] == ["NO_RULE"] * 5
     assert all(line["caller"]["sans"] for line in world.audited)
@@ -158,14 +158,14 @@ async def test_whose_certificate_names_somebody_else_is_nobody_here(tmp_path: Pa
 AS_ANOTHER = """
 import asyncio, json, os, sys
 import grpc
-from tests.integration.grpc_server.test_intruders import Intruder
+from tests.integration.grpc_server.test_intrusion_attempts import Intruder
 os.setgroups([])
 os.setgid(int(sys.argv[2]))
 os.setuid(int(sys.argv[2]))
 async def main():
     async with grpc.aio.insecure_channel(sys.argv[1]) as channel:
         calling = Intruder(channel)
-        refusals = await calling.refusals()
+        refusals = await calling.denials()
         print(json.dumps([sorted([code.name, reason] for code, reason in refusals), calling.learned]))
 asyncio.run(main())
 """
@@ -181,7 +181,7 @@ def open_folder() -> Iterator[Path]:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_another_user_of_the_machine_is_nobody_here(open_folder: Path) -> None:
-    us = Rule(Who(uids=frozenset({os.getuid()})), Grant(rule="us", scope=ALL))
+    us = Rule(CallerSelector(uids=frozenset({os.getuid()})), Grant(rule="us", scope=ALL_CLUSTERS))
     listener = Listener(name="local", address=UnixAddress(open_folder / "d.sock", 0o666), peer_credentials=True)
     async with a_world(open_folder, listeners=[listener], rights=Rights((us,))) as world:
         ours_and_theirs(world)
@@ -217,9 +217,9 @@ def of_organization(owner: str | None, name: str, **labels: str) -> Any:
 @pytest.fixture
 async def shop(tmp_path: Path) -> AsyncIterator[House]:
     """Who sees what is of the organization `shop`, or is called so."""
-    by_organization = rule("shop", Scope(organizations=frozenset({"shop"})))
-    by_name = rule("bank", Scope(names=names(["bank-*"])))
-    async with a_house(tmp_path, by_organization, by_name, rule("root", ALL)) as made:
+    by_organization = rule("shop", ClusterScope(organizations=frozenset({"shop"})))
+    by_name = rule("bank", ClusterScope(names=name_patterns(["bank-*"])))
+    async with a_house(tmp_path, by_organization, by_name, rule("root", ALL_CLUSTERS)) as made:
         made.world.listed(of_organization("shop", "ours"), of_organization("zz-organization", "theirs"))
         yield made
 
@@ -232,7 +232,7 @@ async def test_labels_that_a_tenant_writes_put_his_project_into_nobody_else_s_vi
         shop.world.seen(of_organization("shop", "ours", n="1"))
         assert await mine.events() == ["UPDATED ours"]
         await never_seen(guest.stub, "theirs")
-    assert shop.refusals() == [("shop", "NEVER_SEEN")]
+    assert shop.denials() == [("shop", "NEVER_SEEN")]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ async def test_a_hostile_name_is_never_a_cluster_s_whoever_looks_for_it(shop: Ho
             (await each.stub.GetServerInfo(pb.GetServerInfoRequest())).counts.malformed for each in (guest, root)
         ]
         assert (mine_of, of_root) == (int(covered), 1)
-    assert shop.refusals()[-1:] == [("bank", "NOT_ENGAGED")]
+    assert shop.denials()[-1:] == [("bank", "NOT_ENGAGED")]
     assert [line["cluster"] for line in shop.world.audited if line["event"] == "object refused"] == [name]
     state = {"state": "malformed"}
     assert shop.world.metrics.registry.get_sample_value("milo_discoveryd_known_clusters", state) == 1

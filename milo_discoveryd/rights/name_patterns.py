@@ -8,7 +8,7 @@ import msgspec
 from milo_discoveryd.model.predicate import Predicate
 
 
-class Pattern(msgspec.Struct, frozen=True, dict=True):
+class NamePattern(msgspec.Struct, frozen=True, dict=True):
     """`*` stands for any number of characters, none included; all else for itself."""
 
     text: str
@@ -37,11 +37,11 @@ class Pattern(msgspec.Struct, frozen=True, dict=True):
         return covers
 
 
-class Names(msgspec.Struct, frozen=True, dict=True):
+class NamePatterns(msgspec.Struct, frozen=True, dict=True):
     """Some of them by themselves, some by pattern. Without any: all names."""
 
     exact: frozenset[str] = frozenset()
-    patterns: tuple[Pattern, ...] = ()
+    patterns: tuple[NamePattern, ...] = ()
 
     @cached_property
     def matches(self) -> Predicate[str]:
@@ -59,7 +59,7 @@ class Names(msgspec.Struct, frozen=True, dict=True):
         return ", ".join([*sorted(self.exact), *sorted(pattern.text for pattern in self.patterns)])
 
 
-def names(texts: Iterable[str]) -> Names:
+def name_patterns(texts: Iterable[str]) -> NamePatterns:
     texts = frozenset(texts)
     with_stars = sorted(text for text in texts if "*" in text)
-    return Names(texts.difference(with_stars), tuple(map(Pattern, with_stars)))
+    return NamePatterns(texts.difference(with_stars), tuple(map(NamePattern, with_stars)))

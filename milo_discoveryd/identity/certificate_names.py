@@ -6,20 +6,20 @@ import msgspec
 from cryptography import x509
 
 
-class Named(msgspec.Struct, frozen=True, kw_only=True):
+class CertificateNames(msgspec.Struct, frozen=True, kw_only=True):
     sans: tuple[str, ...]
     until: datetime
     """When the certificate ends."""
 
 
-def named(der: bytes) -> Named:
+def certificate_names(der: bytes) -> CertificateNames:
     """Raises ValueError for what can't be read."""
     certificate = x509.load_der_x509_certificate(der)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         names = x509.SubjectAlternativeName([])
-    return Named(
+    return CertificateNames(
         sans=tuple(text for name in names if (text := _text(name)) is not None),
         until=certificate.not_valid_after_utc,
     )

@@ -12,19 +12,21 @@ from grpc_status import rpc_status
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.model.selector import parse
+from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, Rule, Terms
-from milo_discoveryd.rights.scope import Scope
-from milo_discoveryd.rights.who import Who
+from milo_discoveryd.rights.scope import ClusterScope
 from milo_discoveryd.server.connections.listener import Listener, UnixAddress
 from tests.integration.grpc_server.conftest import Subscriber, World, a_world
 
 NAMES = ("shop", "bank", "root", "nobody")
-PROD = Scope(parse("env=prod"))
+PROD = ClusterScope(parse("env=prod"))
 
 
-def rule(name: str, scope: Scope, terms: Terms | None = UNLIMITED, streams: int | None = None) -> Rule:
+def rule(name: str, scope: ClusterScope, terms: Terms | None = UNLIMITED, streams: int | None = None) -> Rule:
     """For the caller of that name."""
-    return Rule(Who(listeners=frozenset({name})), Grant(rule=name, scope=scope, terms=terms, streams=streams))
+    return Rule(
+        CallerSelector(listeners=frozenset({name})), Grant(rule=name, scope=scope, terms=terms, streams=streams)
+    )
 
 
 def rules(*those: Rule) -> Rights:
@@ -56,7 +58,7 @@ class House:
         async with grpc.aio.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
             yield Guest(self.world, DiscoveryServiceStub(channel))
 
-    def refusals(self) -> list[tuple[str, str]]:
+    def denials(self) -> list[tuple[str, str]]:
         return [
             (line["caller"]["listener"], line["reason"]) for line in self.world.audited if line["event"] == "refused"
         ]

@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.server.connections import rejected_callers
+from milo_discoveryd.server.connections import rejection_log
 
 SOMEBODY = Caller(listener="net", peer="ipv4:192.0.2.1:5")
 
@@ -18,9 +18,9 @@ class Written:
 
 def test_what_is_not_written_of_a_flood_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(rejected_callers.time, "monotonic", lambda: now)
+    monkeypatch.setattr(rejection_log.time, "monotonic", lambda: now)
     audit = Written()
-    turned_away = rejected_callers.Refusals(audit)
+    turned_away = rejection_log.RejectionLog(audit)
     for _ in range(1000):
         turned_away.tell(SOMEBODY, "CONNECTION_REFUSED", "no certificate")
     assert audit.lines == [{"caller": SOMEBODY, "reason": "CONNECTION_REFUSED", "problem": "no certificate"}] * 10

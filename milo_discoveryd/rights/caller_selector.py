@@ -7,7 +7,7 @@ import msgspec
 from milo_discoveryd.identity.caller import Caller
 
 
-class Who(msgspec.Struct, frozen=True, kw_only=True):
+class CallerSelector(msgspec.Struct, frozen=True, kw_only=True):
     """All that is set must match; of several values for one thing, any."""
 
     listeners: frozenset[str] = frozenset()
@@ -18,7 +18,7 @@ class Who(msgspec.Struct, frozen=True, kw_only=True):
     users: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
 
-    def is_met_by(self, caller: Caller) -> bool:
+    def matches(self, caller: Caller) -> bool:
         return (
             (not self.listeners or caller.listener in self.listeners)
             and (not self.uids or caller.uid in self.uids)
@@ -54,7 +54,7 @@ def _is_san(wanted: str, san: str) -> bool:
     return san.startswith(wanted[:-1]) if wanted.endswith("*") else san == wanted
 
 
-def proved(caller: Caller) -> Iterator[tuple[str, object]]:
+def verified_fields(caller: Caller) -> Iterator[tuple[str, object]]:
     """What is known of a caller, as far as anything is."""
     for field in ("listener", "uid", "gid", "gids", "pid", "sans", "user", "groups", "peer"):
         value = getattr(caller, field)
@@ -62,6 +62,6 @@ def proved(caller: Caller) -> Iterator[tuple[str, object]]:
             yield field, value
 
 
-def identity(caller: Caller) -> str:
+def caller_key(caller: Caller) -> str:
     """The same for all calls of one caller, on whatever connection, and for nobody else's."""
     return repr((caller.listener, caller.uid, caller.gid, sorted(caller.sans), caller.user))

@@ -19,13 +19,13 @@ from grpc_status import rpc_status
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.rights import Grant, Rights, Rule
-from milo_discoveryd.rights.scope import ALL
-from milo_discoveryd.rights.who import Who
+from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.server.calls.service import Service
-from milo_discoveryd.server.connections.acceptor import Front
+from milo_discoveryd.server.connections.acceptor import Acceptor
 from milo_discoveryd.server.connections.listener import Listener, UnixAddress
-from milo_discoveryd.server.connections.proxy import Leg
+from milo_discoveryd.server.connections.proxy import ProxySide
 from tests.integration.grpc_server.conftest import NO_RULES, World, a_world, ready
 from tests.integration.grpc_server.raw import Raw
 from tests.support.eventually import eventually
@@ -62,16 +62,16 @@ def callers(monkeypatch: pytest.MonkeyPatch) -> list[Caller]:
 
 
 @pytest.fixture
-def legs(monkeypatch: pytest.MonkeyPatch) -> list[Leg]:
+def legs(monkeypatch: pytest.MonkeyPatch) -> list[ProxySide]:
     """Of all connections, each followed by the one behind it."""
-    made: list[Leg] = []
-    begin = Leg.__init__
+    made: list[ProxySide] = []
+    begin = ProxySide.__init__
 
-    def noted(self: Leg) -> None:
+    def noted(self: ProxySide) -> None:
         begin(self)
         made.append(self)
 
-    monkeypatch.setattr(Leg, "__init__", noted)
+    monkeypatch.setattr(ProxySide, "__init__", noted)
     return made
 
 
@@ -94,7 +94,7 @@ async def guarded(
         yield world
 
 
-def front(world: World) -> Front:
+def front(world: World) -> Acceptor:
     [found] = world.server._fronts
     return found
 
@@ -127,7 +127,7 @@ async def test_users_are_told_apart(callers: list[Caller], folder: Path) -> None
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_a_rule_for_a_group_is_for_its_members_as_far_as_the_kernel_tells_them(folder: Path) -> None:
-    rule = Rule(Who(gids=frozenset({4242})), Grant(rule="members", scope=ALL))
+    rule = Rule(CallerSelector(gids=frozenset({4242})), Grant(rule="members", scope=ALL_CLUSTERS))
     async with guarded(folder, rights=Rights((rule,))) as world:
         (_, member), (_, stranger), (_, in_too_many) = await asyncio.gather(
             as_another(world.address, 1001, 27, 1001, 4242),
@@ -192,7 +192,7 @@ async def test_streams_flow_and_end_through_it_with_what_they_are_owed(tmp_path:
 
 
 async def test_for_a_subscriber_that_reads_nothing_no_more_is_held_than_fits_between(
-    tmp_path: Path, legs: list[Leg]
+    tmp_path: Path, legs: list[ProxySide]
 ) -> None:
     """A window that never closes would have gRPC send all there is: what passes it on has to say stop."""
     async with guarded(tmp_path) as world:
