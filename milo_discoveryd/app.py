@@ -21,7 +21,7 @@ from milo_discoveryd.connectivity.schedule import ProbePolicy, ProbeSchedule, at
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
-from milo_discoveryd.kubeconfigs.rendering import Place
+from milo_discoveryd.kubeconfigs.rendering import ServerTrust
 from milo_discoveryd.modes.mode import FixedMode, WatchedMode
 from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
 from milo_discoveryd.reflect.pending_deletions import PendingDeletions
@@ -284,9 +284,9 @@ class Daemon:
     def _issuer(self, sources: Sources, project: Upstream) -> Issuer:
         settings = self._settings.kubeconfigs
         return Issuer(
-            sources.offers(),
-            place=lambda: Place(project.trusted(), project.tls_server_name),
-            tally=self._metrics,
+            sources.assignments(),
+            trust=lambda: ServerTrust(project.trusted(), project.tls_server_name),
+            metrics=self._metrics,
             audit=self._audit,
             max_ttl_s=settings.max_ttl.total_seconds(),
             default_ttl_s=settings.default_ttl.total_seconds(),

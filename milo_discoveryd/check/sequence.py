@@ -7,8 +7,8 @@ from typing import TextIO
 
 from milo_discoveryd.check import places
 from milo_discoveryd.check.api_server import ApiServerCheck, usable
+from milo_discoveryd.check.credential_sources import check_sources
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
-from milo_discoveryd.check.handing_out import handing_out
 from milo_discoveryd.check.reviewing import reviewing
 from milo_discoveryd.check.rules import rules
 from milo_discoveryd.config import Settings, UnixAddress
@@ -86,8 +86,9 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
             return
         async for finding in _project(settings, watched, leading):
             yield finding
-        offered, ttl_s = [offer.source for offer in sources.offers()], settings.kubeconfigs.default_ttl.total_seconds()
-        for finding in await handing_out(offered, ttl_s, is_configured=bool(settings.kubeconfigs.sources)):
+        assigned = [each.source for each in sources.assignments()]
+        ttl_s = settings.kubeconfigs.default_ttl.total_seconds()
+        for finding in await check_sources(assigned, ttl_s, is_configured=bool(settings.kubeconfigs.sources)):
             yield finding
 
 

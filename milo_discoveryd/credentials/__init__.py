@@ -3,10 +3,10 @@
 Secrets live in `Secret`, which masks itself; no message made here holds one.
 """
 
-from milo_discoveryd.credentials.authentication.api_servers import load_discovery_upstream, load_project_upstream
+from milo_discoveryd.credentials.authentication.credential_provider import CredentialProvider
 from milo_discoveryd.credentials.authentication.in_cluster import load_in_cluster
 from milo_discoveryd.credentials.authentication.kubeconfig import load_kubeconfig
-from milo_discoveryd.credentials.authentication.source import CredentialSource
+from milo_discoveryd.credentials.authentication.load_upstream import load_discovery_upstream, load_project_upstream
 from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential
 from milo_discoveryd.credentials.secret import Secret
@@ -14,7 +14,7 @@ from milo_discoveryd.credentials.secret import Secret
 __all__ = [
     "ClientCertificate",
     "Credential",
-    "CredentialSource",
+    "CredentialProvider",
     "Secret",
     "Upstream",
     "load_discovery_upstream",

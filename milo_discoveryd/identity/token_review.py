@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from milo_discoveryd.credentials import jwt
-from milo_discoveryd.credentials.sources.cluster_api import ClusterApi, read, refuse
+from milo_discoveryd.credentials.kubernetes_api import KubernetesApi, read, refuse
 from milo_discoveryd.daemon_errors import BackendError, TransportError
 from milo_discoveryd.identity.token_review_cache import ReviewResult, TokenRejected, TokenReviewCache, TokenUser
 
@@ -58,7 +58,7 @@ class _Review(msgspec.Struct, frozen=True):
 class TokenReviewer:
     def __init__(
         self,
-        api: ClusterApi,
+        api: KubernetesApi,
         *,
         origin: str,
         audiences: Sequence[str],

@@ -1,1 +1,1 @@
-"""What is handed out: credentials kept fresh on leases, and the kubeconfigs they are put into."""
+"""Kubeconfigs for engaged clusters: leases that renew credentials in time, and the documents made of them."""

@@ -1,54 +1,51 @@
-"""Hands out kubeconfigs: for a cluster that is engaged at that very moment, from the source that covers it.
+"""Issues kubeconfigs for engaged clusters, each from the first source that covers the cluster.
 
-Everything between the look at the registry and the answer happens without waiting, so that there is no hand-out after
-a disengagement, whatever was under way.
+There is no `await` between the caller's check of the registry and the answer, so nothing is issued after a
+disengagement, even if a mint was in flight.
 """
 
 import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Protocol
 
 import msgspec
 
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.minted import Minted
-from milo_discoveryd.credentials.sources.minting import MintingSource, Scope
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.credentials.sources.source import MintingSource, Scope
 from milo_discoveryd.daemon_errors import CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs import rendering
-from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
+from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.lease import Draw, refresh_at
-from milo_discoveryd.kubeconfigs.minter import Kept, Key, Minter, Told
-from milo_discoveryd.kubeconfigs.minter import Tally as MintTally
-from milo_discoveryd.kubeconfigs.rendering import Place
+from milo_discoveryd.kubeconfigs.minter import LeaseEntry, LeaseKey, LeaseListener, Minter, MintMetrics
+from milo_discoveryd.kubeconfigs.rendering import ServerTrust
+from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.selector import Selector
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 
-PATIENCE_S = 10.0
-"""For how long a caller waits for the first credential."""
-IMPATIENCE_S = 2.0
-"""And for how long one that could have the rest of an old one."""
+FIRST_CREDENTIAL_TIMEOUT_S = 10.0
+"""How long a caller waits if no credential is held."""
+FRESH_CREDENTIAL_TIMEOUT_S = 2.0
+"""How long a caller waits for a fresh credential if an old but valid one is held."""
 FIRST_ATTEMPT_S = 1.0
-"""How long a stream waits for a source that has never answered, so that its first events have credentials."""
-NO_SOURCE = "no source of kubeconfigs is configured: this daemon hands out none"
+"""How long a stream waits for a source that has never answered, so that its first events carry credentials."""
+NO_SOURCE = "no credential source is configured, so this daemon issues no kubeconfigs"
 
 
-class Tally(MintTally, Protocol):
+class IssuerMetrics(MintMetrics, Protocol):
     def kubeconfig_issued(self, result: str) -> None: ...
 
 
-class Audit(Protocol):
-    """Who writes down what is handed out."""
-
+class IssuerAudit(Protocol):
     def handed_out(self, to: Recipient, what: str, **about: object) -> None: ...
 
 
-class Offer(msgspec.Struct, frozen=True):
-    """A source, and which clusters it is for."""
+class SourceAssignment(msgspec.Struct, frozen=True):
+    """A source and the clusters that it covers."""
 
     source: MintingSource
     selector: Selector = Selector()
@@ -57,12 +54,12 @@ class Offer(msgspec.Struct, frozen=True):
         return self.selector.matches(cluster.target.labels)
 
 
-class NotCoveredError(UnfitError):
-    """No source is for this cluster."""
+class NoSourceError(UnfitError):
+    """No source covers this cluster."""
 
 
-class NotNowError(CredentialError):
-    """Nothing valid is held, and no more can be got at present."""
+class CredentialUnavailableError(CredentialError):
+    """No valid credential is held, and none can be obtained at present."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -72,11 +69,11 @@ class NotNowError(CredentialError):
 class Issuer:
     def __init__(
         self,
-        offers: Sequence[Offer],
+        sources: Sequence[SourceAssignment],
         *,
-        place: Callable[[], Place],
-        tally: Tally,
-        audit: Audit,
+        trust: Callable[[], ServerTrust],
+        metrics: IssuerMetrics,
+        audit: IssuerAudit,
         max_ttl_s: float,
         default_ttl_s: float,
         address: Callable[[], str | None] = lambda: None,
@@ -86,45 +83,40 @@ class Issuer:
         wall: Callable[[], float] = time.time,
     ) -> None:
         self.max_ttl_s = max_ttl_s
+        self.metrics = metrics
+        self.audit = audit
+        self.trust = trust
+        self.address = address
+        self.draw = draw
+        self.wall = wall
         self._default_ttl_s = default_ttl_s
-        self._place = place
-        self._tally = tally
-        self._audit = audit
-        self._address = address
-        self._draw = draw
-        self._wall = wall
-        self._followers: set[Told] = set()
-        self._offers = [
+        self._listeners: set[LeaseListener] = set()
+        self._assigned = [
             (
-                offer,
+                each,
                 Minter(
-                    offer.source,
-                    tally=tally,
-                    told=self._tell,
+                    each.source,
+                    metrics=metrics,
+                    changed=self._lease_changed,
                     draw=draw,
                     concurrency=concurrency,
                     per_second=per_second,
                     wall=wall,
                 ),
             )
-            for offer in offers
+            for each in sources
         ]
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
-            for _, minter in self._offers:
+            for _, minter in self._assigned:
                 minter.keep_ready(self._ttl_s(None, UNLIMITED))
                 tasks.create_task(minter.run(), name=f"credentials of {minter.source.name}")
 
-    def covers(self, cluster: Cluster, terms: Terms) -> bool:
-        return self._serving(cluster, terms) is not None
-
-    # Asking
-
     async def refusal(self, terms: Terms) -> UnfitError | None:
-        """Why no cluster can have a kubeconfig on these terms, however long one waits; None where some can."""
-        found: UnfitError = NotCoveredError(NO_SOURCE)
-        for _, minter in self._offers:
+        """Return why no cluster can ever have a kubeconfig on these terms, or None if some can."""
+        found: UnfitError = NoSourceError(NO_SOURCE)
+        for _, minter in self._assigned:
             if not terms.allow(minter.source.name):
                 continue
             await minter.first_attempt(FIRST_ATTEMPT_S)
@@ -133,180 +125,165 @@ class Issuer:
             found = unfit
         return found
 
-    def ask(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> Kept:
-        """Sees to it that there is a credential for an engaged cluster, soon. Raises NotCoveredError."""
-        return self._minter(cluster, terms).wanted(cluster, self._ttl_s(ttl_s, terms))
+    def find(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> "LeaseHandle | None":
+        """Return a handle on the cluster's lease, or None if no source that these terms allow covers the cluster."""
+        minter = self._minter(cluster, terms)
+        return None if minter is None else LeaseHandle(self, minter, cluster, self._ttl_s(ttl_s, terms))
 
-    async def settle(self, kept: Kept, within_s: float) -> None:
-        """Until there is something useful, or it is known that there won't be soon, or so many seconds have passed."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(within_s):
-                while not kept.is_dropped and not self._is_settled(kept):
-                    await kept.told()
+    def lease(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> "LeaseHandle":
+        """Like `find`, but raises NoSourceError."""
+        handle = self.find(cluster, ttl_s, terms)
+        if handle is not None:
+            return handle
+        if not self._assigned:
+            raise NoSourceError(NO_SOURCE)
+        raise NoSourceError(
+            f"no credential source covers {cluster.target.name}: its labels match none of kubeconfigs.sources"
+            f"{'' if terms.sources is None else ' that the rule for this caller allows'}"
+        )
 
-    def _is_settled(self, kept: Kept) -> bool:
-        now = self._minter_of(kept.key).now()
-        return kept.lease.useful(now) is not None or not (kept.queued or kept.lease.is_renewing)
+    def held(self, cluster: Cluster) -> Credential | None:
+        """Return the credential that the cluster's operators have at present. Requests none."""
+        minter = self._minter(cluster, UNLIMITED)
+        issued = None if minter is None else minter.held_for(cluster)
+        return None if issued is None else issued.credential
 
-    async def await_credential(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> None:
-        """Waits for as long as it makes sense before `hand_out`. Raises NotCoveredError."""
-        kept = self.ask(cluster, ttl_s, terms)
-        now = self._minter_of(kept.key).now()
-        await self.settle(kept, PATIENCE_S if kept.lease.valid(now) is None else IMPATIENCE_S)
+    def refused(self, result: str) -> None:
+        """Count a request that got no kubeconfig."""
+        self.metrics.kubeconfig_issued(result)
 
-    async def await_source(self, cluster: Cluster, terms: Terms) -> None:
-        """Waits a little for the first answer of the source that covers it. Raises NotCoveredError."""
-        await self._minter(cluster, terms).first_attempt(FIRST_ATTEMPT_S)
+    def disengaged(self, cluster: Cluster) -> None:
+        """Drop the cluster's leases. To be called in the same step as its disengagement."""
+        for _, minter in self._assigned:
+            minter.drop(cluster)
 
-    # Handing out: none of this waits
+    def subscribe(self, listener: LeaseListener) -> Callable[[], None]:
+        """Call `listener` for each lease with a new credential, until the returned function is called."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
 
-    def peek(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> Minted | None:
-        """What `hand_out` would hand out."""
-        kept = self.ask(cluster, ttl_s, terms)
-        return kept.lease.valid(self._minter_of(kept.key).now())
+    def health(self) -> list[SourceHealth]:
+        return [
+            SourceHealth(
+                name=minter.source.name,
+                type=minter.source.type,
+                problem="" if minter.failure is None else str(minter.failure),
+                expires_at=min((issued.expires_at for issued in minter.held()), default=None),
+                leases=len(minter),
+            )
+            for _, minter in self._assigned
+        ]
 
-    def hand_out(self, cluster: Cluster, incarnation: str, ttl_s: float | None, to: Recipient) -> Kubeconfig:
-        """For a cluster that the caller of this has just found engaged. Raises CredentialError."""
-        minter = self._minter(cluster, to.terms)
-        kept = minter.wanted(cluster, self._ttl_s(ttl_s, to.terms))
-        now = minter.now()
-        minted = kept.lease.valid(now)
-        if minted is None:
-            raise self._not_now(minter, kept)
-        target = cluster.target
-        text = rendering.embedded(target.name, target.endpoint, self._place(), minted.credential)
-        kept.is_wanted = True
-        self._tally.kubeconfig_issued("ok")
-        self._audit.handed_out(
+    def problem(self, cluster: Cluster, terms: Terms) -> str | None:
+        """Return why no kubeconfig can be issued for the cluster at present, or None."""
+        minter = self._minter(cluster, terms)
+        return None if minter is None or minter.failure is None else str(minter.failure)
+
+    def _lease_changed(self, key: LeaseKey) -> None:
+        for listener in [*self._listeners]:
+            listener(key)
+
+    def _ttl_s(self, requested: float | None, terms: Terms) -> float:
+        return terms.ttl_s(min(self.max_ttl_s, self._default_ttl_s if requested is None else requested))
+
+    def _minter(self, cluster: Cluster, terms: Terms) -> Minter | None:
+        return next(
+            (minter for each, minter in self._assigned if each.covers(cluster) and terms.allow(minter.source.name)),
+            None,
+        )
+
+
+class LeaseHandle:
+    """An engaged cluster's lease at the source that covers it, as one request uses it.
+
+    The lease itself begins with the first use, so a handle alone costs the source nothing.
+    """
+
+    def __init__(self, issuer: Issuer, minter: Minter, cluster: Cluster, ttl_s: float) -> None:
+        self._issuer = issuer
+        self._minter = minter
+        self._cluster = cluster
+        self.key = minter.key(cluster, ttl_s)
+
+    async def wait(self) -> None:
+        """Wait for a credential, or until it is clear that there will be none soon."""
+        entry = self._minter.request(self.key, self._cluster)
+        is_held = entry.lease.valid(self._minter.now()) is not None
+        await self._minter.settle(entry, FRESH_CREDENTIAL_TIMEOUT_S if is_held else FIRST_CREDENTIAL_TIMEOUT_S)
+
+    async def wait_for_source(self) -> None:
+        """Wait briefly for the first answer of the source."""
+        await self._minter.first_attempt(FIRST_ATTEMPT_S)
+
+    def credential(self) -> IssuedCredential | None:
+        """Return the credential that `issue` would embed."""
+        return self._minter.request(self.key, self._cluster).lease.valid(self._minter.now())
+
+    def issue(self, incarnation: str, to: Recipient) -> IssuedKubeconfig:
+        """Issue a kubeconfig that embeds the credential. Raises CredentialError if there is none."""
+        entry = self._minter.request(self.key, self._cluster)
+        now = self._minter.now()
+        issued = entry.lease.valid(now)
+        if issued is None:
+            raise _unavailable(self._minter, entry)
+        target = self._cluster.target
+        text = rendering.embedded(target.name, target.endpoint, self._issuer.trust(), issued.credential)
+        entry.is_wanted = True
+        self._issuer.metrics.kubeconfig_issued("ok")
+        self._issuer.audit.handed_out(
             to,
             "kubeconfig handed out",
             cluster=target.name,
             uid=target.uid,
             incarnation=incarnation,
-            source=minter.source.name,
-            expires_at=_told(minted.expires_at),
-            fingerprint=minted.fingerprint,
+            source=self._minter.source.name,
+            expires_at=_rfc3339(issued.expires_at),
+            fingerprint=issued.fingerprint,
         )
-        return Kubeconfig(
+        return IssuedKubeconfig(
             cluster=target.name,
             text=text,
             issued_at=now.wall,
-            expires_at=minted.expires_at,
-            refresh_at=refresh_at(minted, now.wall, self._draw),
-            minted=minted,
+            expires_at=issued.expires_at,
+            refresh_at=refresh_at(issued, now.wall, self._issuer.draw),
+            credential=issued,
         )
 
-    def hand_out_command(self, cluster: Cluster, incarnation: str, to: Recipient) -> Kubeconfig:
-        """The form that holds no secret, and asks for one each time. Raises UnfitError where it would ask in vain."""
-        minter = self._minter(cluster, to.terms)
-        if (unfit := _unfit_for_all(minter)) is not None:
+    def issue_exec(self, incarnation: str, to: Recipient) -> IssuedKubeconfig:
+        """Issue a kubeconfig without a secret, whose exec plugin asks the daemon for a credential each time.
+
+        Raises UnfitError if the daemon could never answer it.
+        """
+        if (unfit := _unfit_for_all(self._minter)) is not None:
             raise unfit
-        target = cluster.target
-        text = rendering.exec_form(target.name, target.endpoint, self._place(), self._address())
-        self._tally.kubeconfig_issued("ok")
-        self._audit.handed_out(
+        target = self._cluster.target
+        text = rendering.exec_form(target.name, target.endpoint, self._issuer.trust(), self._issuer.address())
+        self._issuer.metrics.kubeconfig_issued("ok")
+        self._issuer.audit.handed_out(
             to,
             "kubeconfig without a credential handed out",
             cluster=target.name,
             uid=target.uid,
             incarnation=incarnation,
         )
-        return Kubeconfig(cluster=target.name, text=text, issued_at=self._wall())
+        return IssuedKubeconfig(cluster=target.name, text=text, issued_at=self._issuer.wall())
 
-    def refused(self, result: str) -> None:
-        """A request for a kubeconfig came to nothing."""
-        self._tally.kubeconfig_issued(result)
 
-    def held(self, cluster: Cluster) -> Credential | None:
-        """What its operators have at present, where they have anything; none is got for it."""
-        minter = self._serving(cluster, UNLIMITED)
-        minted = None if minter is None else minter.held_for(cluster)
-        return None if minted is None else minted.credential
-
-    # What changes
-
-    def disengaged(self, cluster: Cluster) -> None:
-        """To be called in the same step as its disengagement."""
-        for _, minter in self._offers:
-            minter.drop(cluster)
-
-    def follow(self, told: Told) -> Callable[[], None]:
-        """Calls it for each lease that has something new, until what this returns is called."""
-        self._followers.add(told)
-        return lambda: self._followers.discard(told)
-
-    @property
-    def followers(self) -> int:
-        return len(self._followers)
-
-    def key(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> Key:
-        return self._minter(cluster, terms).key(cluster, self._ttl_s(ttl_s, terms))
-
-    # What is told of it
-
-    def health(self) -> list[SourceHealth]:
-        found = []
-        for _, minter in self._offers:
-            ends = [minted.expires_at for minted in minter.held()]
-            found.append(
-                SourceHealth(
-                    name=minter.source.name,
-                    type=minter.source.type,
-                    trouble="" if minter.trouble is None else str(minter.trouble),
-                    expires_at=min(ends, default=None),
-                    leases=len(minter),
-                )
-            )
-        return found
-
-    def trouble(self, cluster: Cluster, terms: Terms) -> str | None:
-        """Why no kubeconfig can be had for it at present."""
-        minter = self._serving(cluster, terms)
-        return None if minter is None or minter.trouble is None else str(minter.trouble)
-
-    def _tell(self, key: Key) -> None:
-        for told in [*self._followers]:
-            told(key)
-
-    def _ttl_s(self, asked: float | None, terms: Terms) -> float:
-        return terms.ttl_s(min(self.max_ttl_s, self._default_ttl_s if asked is None else asked))
-
-    def _serving(self, cluster: Cluster, terms: Terms) -> Minter | None:
-        """The first that is for the cluster, of those from which there may be something on these terms."""
-        return next(
-            (minter for offer, minter in self._offers if offer.covers(cluster) and terms.allow(minter.source.name)),
-            None,
-        )
-
-    def _minter(self, cluster: Cluster, terms: Terms) -> Minter:
-        minter = self._serving(cluster, terms)
-        if minter is not None:
-            return minter
-        if not self._offers:
-            raise NotCoveredError(NO_SOURCE)
-        raise NotCoveredError(
-            f"no credential source is for {cluster.target.name}: its labels match none of kubeconfigs.sources"
-            f"{'' if terms.sources is None else ' that the rule for this caller names'}"
-        )
-
-    def _minter_of(self, key: Key) -> Minter:
-        return next(minter for _, minter in self._offers if minter.source.name == key.source)
-
-    def _not_now(self, minter: Minter, kept: Kept) -> CredentialError:
-        unfit = kept.lease.failure or _unfit_for_all(minter)
-        if isinstance(unfit, UnfitError):
-            return unfit
-        due_at = kept.lease.due_at
-        wait = 1.0 if due_at is None else max(1.0, due_at - minter.now().steady)
-        failure = kept.lease.failure or minter.trouble
-        return NotNowError(str(failure or f"{minter.source.name} has not answered yet"), wait)
+def _unavailable(minter: Minter, entry: LeaseEntry) -> CredentialError:
+    failure = entry.lease.failure or minter.failure
+    unfit = entry.lease.failure or _unfit_for_all(minter)
+    if isinstance(unfit, UnfitError):
+        return unfit
+    due_at = entry.lease.due_at
+    wait_s = 1.0 if due_at is None else max(1.0, due_at - minter.now().steady)
+    return CredentialUnavailableError(str(failure or f"{minter.source.name} has not answered yet"), wait_s)
 
 
 def _unfit_for_all(minter: Minter) -> UnfitError | None:
-    """Where each cluster has its own, what is unfit for one says nothing of the others."""
-    is_of_all = minter.source.scope is Scope.IDENTITY
-    return minter.trouble if is_of_all and isinstance(minter.trouble, UnfitError) else None
+    """Return why a source whose one credential serves all clusters can serve none."""
+    is_shared = minter.source.scope is Scope.IDENTITY
+    return minter.failure if is_shared and isinstance(minter.failure, UnfitError) else None
 
 
-def _told(wall: float) -> str:
+def _rfc3339(wall: float) -> str:
     return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,7 +1,7 @@
-"""A kubeconfig's bytes. As JSON, which is YAML: no name or label can be read as something else, or break out of it.
+"""Renders kubeconfigs. As JSON, which is valid YAML: no name or label can be misread or escape its field.
 
-Pure, and deterministic: the same cluster and credential give the same bytes. Nothing is written that is not listed
-here: no command, no file, no proxy, no impersonation, no switched-off verification.
+Pure and deterministic: the same cluster and credential give the same bytes. Only the fields listed here are written:
+no file, no proxy, no impersonation, no disabled verification.
 """
 
 import base64
@@ -20,29 +20,29 @@ _EXEC_VERSION = "client.authentication.k8s.io/v1"
 _HINT = "milo-discovery is not on PATH. It comes with the Python package milo-discovery-client."
 
 
-class Place(msgspec.Struct, frozen=True):
-    """How any of the clusters is known to be the one it should be."""
+class ServerTrust(msgspec.Struct, frozen=True):
+    """How clients verify the API servers of all clusters."""
 
     authorities: bytes | None
-    """PEM; none is the system's."""
+    """PEM; None stands for the system's CAs."""
     tls_server_name: str | None = None
 
 
-def embedded(name: str, server: str, place: Place, credential: Credential) -> bytes:
-    """Usable as it is. Raises UnfitError where the credential would travel in the clear."""
+def embedded(name: str, server: str, trust: ServerTrust, credential: Credential) -> bytes:
+    """Render a kubeconfig that contains the credential. Raises UnfitError if it would be sent without TLS."""
     if not _keeps_secrets(server):
-        raise UnfitError(f"{name} is at {server}, without TLS: a credential would travel there in the clear")
+        raise UnfitError(f"the endpoint of {name}, {server}, has no TLS: a credential would be sent unencrypted")
     user: dict[str, object] = {}
     if credential.token is not None:
         user["token"] = credential.token.reveal()
     if credential.certificate is not None:
         user["client-certificate-data"] = _base64(credential.certificate.chain)
         user["client-key-data"] = _base64(credential.certificate.key.reveal().encode())
-    return _config(name, server, place, user)
+    return _config(name, server, trust, user)
 
 
-def exec_form(name: str, server: str, place: Place, address: str | None) -> bytes:
-    """Holds no secret: calls the client's command, which asks the daemon at `address` each time."""
+def exec_form(name: str, server: str, trust: ServerTrust, address: str | None) -> bytes:
+    """Render a kubeconfig without a secret: its exec plugin asks the daemon at `address` for each credential."""
     user: dict[str, object] = {
         "exec": {
             "apiVersion": _EXEC_VERSION,
@@ -54,15 +54,15 @@ def exec_form(name: str, server: str, place: Place, address: str | None) -> byte
             "provideClusterInfo": False,
         }
     }
-    return _config(name, server, place, user)
+    return _config(name, server, trust, user)
 
 
-def _config(name: str, server: str, place: Place, user: Mapping[str, object]) -> bytes:
+def _config(name: str, server: str, trust: ServerTrust, user: Mapping[str, object]) -> bytes:
     cluster: dict[str, object] = {"server": server}
-    if place.authorities is not None:
-        cluster["certificate-authority-data"] = _base64(place.authorities)
-    if place.tls_server_name:
-        cluster["tls-server-name"] = place.tls_server_name
+    if trust.authorities is not None:
+        cluster["certificate-authority-data"] = _base64(trust.authorities)
+    if trust.tls_server_name:
+        cluster["tls-server-name"] = trust.tls_server_name
     return msgspec.json.encode(
         {
             "apiVersion": "v1",

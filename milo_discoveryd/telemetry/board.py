@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
-from milo_discoveryd.kubeconfigs.handed import SourceHealth
+from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState

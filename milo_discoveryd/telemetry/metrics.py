@@ -17,7 +17,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from milo_discoveryd.kubeconfigs.handed import SourceHealth
+from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState, DisengageReason
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.registry.events import Event, EventType
@@ -362,7 +362,7 @@ class _CredentialCollector(Collector):
         )
         for each in self._health():
             expiry.add_metric((each.name,), each.expires_at or 0.0)
-            healthy.add_metric((each.name,), not each.trouble)
+            healthy.add_metric((each.name,), not each.problem)
             leases.add_metric((each.name,), each.leases)
         yield from (expiry, healthy, leases)
 

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from milo_discoveryd.kubeconfigs.handed import SourceHealth
+from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.registry.registry import ClusterRecord
 
 

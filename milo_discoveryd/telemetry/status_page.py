@@ -173,7 +173,7 @@ def _credentials(status: Status) -> str:
 
     return _table(
         ("source", "type", "held", "until", "state"),
-        (row(each.name, each.type, each.leases, each.expires_at, each.trouble) for each in status.credentials),
+        (row(each.name, each.type, each.leases, each.expires_at, each.problem) for each in status.credentials),
         "None are handed out.",
     )
 

@@ -7,18 +7,18 @@ from typing import assert_never
 
 from milo_discoveryd.config import Settings, sources
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream
+from milo_discoveryd.credentials.authentication.credential_provider import FileCredential
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand
-from milo_discoveryd.credentials.authentication.minted_credential import MintedCredential
-from milo_discoveryd.credentials.authentication.source import FileCredential
 from milo_discoveryd.credentials.files import FileContent
-from milo_discoveryd.credentials.sources.cluster_api import ClusterApi
+from milo_discoveryd.credentials.kubernetes_api import KubernetesApi
 from milo_discoveryd.credentials.sources.exec_source import ExecSource
-from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecret
-from milo_discoveryd.credentials.sources.minting import MintingSource, Scope
-from milo_discoveryd.credentials.sources.own_user import HandedOn
-from milo_discoveryd.credentials.sources.token_request import TokenRequest
+from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecretSource
+from milo_discoveryd.credentials.sources.passthrough import PassthroughSource
+from milo_discoveryd.credentials.sources.renewing_credential import RenewingCredential
+from milo_discoveryd.credentials.sources.source import MintingSource, Scope
+from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.daemon_errors import ConfigError
-from milo_discoveryd.kubeconfigs.issuer import Offer
+from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.watchers.proxy import environment_proxy
 from milo_discoveryd.watchers.transport import open_transport
@@ -41,13 +41,15 @@ class Sources:
         self._closing = closing
         self._made: dict[str, MintingSource] = {each.name: self._make(each) for each in settings.kubeconfigs.sources}
 
-    def offers(self) -> list[Offer]:
+    def assignments(self) -> list[SourceAssignment]:
         """In their order. With none configured, it is what the project kubeconfig's user has."""
         configured = self._settings.kubeconfigs.sources
         if not configured:
-            return [Offer(project_user(self._project))]
+            return [SourceAssignment(project_user(self._project))]
         return [
-            Offer(self._made[each.name], parse_selector(each.label_selector)) for each in configured if each.hand_out
+            SourceAssignment(self._made[each.name], parse_selector(each.label_selector))
+            for each in configured
+            if each.hand_out
         ]
 
     def authenticated(self, discovery: Upstream) -> Upstream:
@@ -59,14 +61,14 @@ class Sources:
         if source.scope is not Scope.IDENTITY:
             raise ConfigError([f"source.credentials: {name} has a credential for each cluster, and none for discovery"])
         ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()
-        return replace(discovery, credentials=MintedCredential(source, ttl_s=ttl_s))
+        return replace(discovery, credentials=RenewingCredential(source, ttl_s=ttl_s))
 
     def _make(self, of: sources.CredentialSource) -> MintingSource:
         match of:
             case sources.DatumServiceAccount():
-                from milo_discoveryd.credentials.sources.datum_service_account import DatumServiceAccount
+                from milo_discoveryd.credentials.sources.datum_service_account import DatumServiceAccountSource
 
-                return DatumServiceAccount(
+                return DatumServiceAccountSource(
                     of.name,
                     FileContent(of.key_file),
                     authorities=FileContent(of.ca_file) if of.ca_file else None,
@@ -75,7 +77,7 @@ class Sources:
                 )
             case sources.TokenRequest():
                 api, origin = self._infrastructure(of)
-                return TokenRequest(
+                return TokenRequestSource(
                     of.name,
                     api,
                     origin=origin,
@@ -85,9 +87,9 @@ class Sources:
                     bound=of.bound,
                 )
             case sources.ClientCertificate():
-                from milo_discoveryd.credentials.sources.client_certificate import SigningClientCertificates
+                from milo_discoveryd.credentials.sources.client_certificate import ClientCertificateSource
 
-                return SigningClientCertificates(
+                return ClientCertificateSource(
                     of.name,
                     authority=FileContent(of.ca_certificate),
                     key=FileContent(of.ca_key),
@@ -104,10 +106,10 @@ class Sources:
                 )
             case sources.TokenFile():
                 file = FileCredential(token=FileContent(of.path))
-                return HandedOn(file, name=of.name, type=of.type, origin=str(of.path), audiences=of.audiences)
+                return PassthroughSource(file, name=of.name, type=of.type, origin=str(of.path), audiences=of.audiences)
             case sources.KubeconfigSecret():
                 api, origin = self._infrastructure(of)
-                return KubeconfigSecret(
+                return KubeconfigSecretSource(
                     of.name,
                     api,
                     origin=origin,
@@ -119,7 +121,7 @@ class Sources:
             case _:
                 assert_never(of)
 
-    def _infrastructure(self, of: sources.TokenRequest | sources.KubeconfigSecret) -> tuple[ClusterApi, str]:
+    def _infrastructure(self, of: sources.TokenRequest | sources.KubeconfigSecret) -> tuple[KubernetesApi, str]:
         kubeconfig = of.kubeconfig or self._settings.discovery_kubeconfig
         upstream = load_discovery_upstream(kubeconfig, self._environ, self._settings.exec_plugins)
         timeout_s = self._settings.source.connect_timeout.total_seconds()
@@ -133,4 +135,6 @@ class Sources:
 
 
 def project_user(project: Upstream) -> MintingSource:
-    return HandedOn(project.credentials, name=PROJECT_USER, type=PROJECT_USER, origin=f"the user of {project.origin}")
+    return PassthroughSource(
+        project.credentials, name=PROJECT_USER, type=PROJECT_USER, origin=f"the user of {project.origin}"
+    )

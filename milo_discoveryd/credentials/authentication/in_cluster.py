@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 
-from milo_discoveryd.credentials.authentication.source import FileCredential
+from milo_discoveryd.credentials.authentication.credential_provider import FileCredential
 from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.daemon_errors import ConfigError, CredentialError

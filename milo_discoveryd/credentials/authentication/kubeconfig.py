@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
+from milo_discoveryd.credentials.authentication.credential_provider import (
+    CredentialProvider,
+    FileCredential,
+    StaticCredential,
+)
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand, ExecPlugin
-from milo_discoveryd.credentials.authentication.kubeconfig_file import (
+from milo_discoveryd.credentials.authentication.kubeconfig_schema import (
     Cluster,
     Exec,
     Kubeconfig,
@@ -23,7 +28,6 @@ from milo_discoveryd.credentials.authentication.kubeconfig_file import (
     User,
     parse,
 )
-from milo_discoveryd.credentials.authentication.source import CredentialSource, FileCredential, StaticCredential
 from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
 from milo_discoveryd.credentials.files import FileContent
@@ -66,7 +70,7 @@ class FollowedCredential:
         self._content = file.read()
 
     @property
-    def current(self) -> CredentialSource:
+    def current(self) -> CredentialProvider:
         """Where the credential comes from, by the kubeconfig as it was last read."""
         return self._loaded.credentials
 
@@ -164,7 +168,7 @@ class _Reader:
 
     def _credentials(
         self, user: User, named: NamedCluster, authorities: FileContent | bytes | None
-    ) -> CredentialSource | None:
+    ) -> CredentialProvider | None:
         before = len(self.problems)
         self._refuse_unsupported(user)
         if user.exec is not None:
@@ -187,7 +191,7 @@ class _Reader:
         token_file: FileContent | None,
         chain: FileContent | bytes | None,
         key: FileContent | bytes | None,
-    ) -> CredentialSource:
+    ) -> CredentialProvider:
         if isinstance(chain, bytes) and isinstance(key, bytes):
             pair = ClientCertificate(chain=chain, key=Secret(key.decode(errors="replace")))
             fixed = Credential(token=fixed.token, certificate=pair)
@@ -213,7 +217,7 @@ class _Reader:
 
     def _exec(
         self, spec: Exec, named: NamedCluster, authorities: FileContent | bytes | None
-    ) -> CredentialSource | None:
+    ) -> CredentialProvider | None:
         if spec.api_version not in _EXEC_VERSIONS:
             self._wrong(
                 f"user has an exec plugin of {spec.api_version!r}; supported are {' and '.join(_EXEC_VERSIONS)}"

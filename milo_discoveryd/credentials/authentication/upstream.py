@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from milo_discoveryd.credentials.authentication.source import CredentialSource
+from milo_discoveryd.credentials.authentication.credential_provider import CredentialProvider
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.secret import Secret
 
@@ -13,7 +13,7 @@ class Upstream:
     """scheme://host[:port][/prefix], without a slash at its end."""
     origin: str
     """Where this is written, for messages: the kubeconfig's path, or "in-cluster"."""
-    credentials: CredentialSource
+    credentials: CredentialProvider
     authorities: FileContent | bytes | None = None
     """PEM, or a file of it that is renewed from outside; none is the system's."""
     tls_server_name: str | None = None

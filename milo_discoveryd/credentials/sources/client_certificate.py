@@ -20,9 +20,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential
 from milo_discoveryd.credentials.files import FileContent
-from milo_discoveryd.credentials.minted import SKEW_S, Minted, judge
+from milo_discoveryd.credentials.issued_credential import SKEW_S, IssuedCredential, judge
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 
 MAX_NAME = 64
@@ -31,7 +31,7 @@ _PLACEHOLDER = re.compile(r"\{(?:name|uid)\}")
 _Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
 
-class SigningClientCertificates:
+class ClientCertificateSource:
     type = "client-certificate"
     takes_ttl = True
 
@@ -55,16 +55,16 @@ class SigningClientCertificates:
         self._clock = clock
         self._loaded: tuple[bytes, bytes, x509.Certificate, _Key] | None = None
 
-    async def mint(self, wanted: Wanted) -> Minted:
+    async def mint(self, request: MintRequest) -> IssuedCredential:
         now = self._clock()
         authority, authority_key = self._load()
-        ends_at = min(now + wanted.ttl_s, authority.not_valid_after_utc.timestamp())
+        ends_at = min(now + request.ttl_s, authority.not_valid_after_utc.timestamp())
         if ends_at <= now:
             raise BackendError(f"the CA certificate {self._authority.path} has ended: no certificate of its is good")
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             x509.CertificateBuilder()
-            .subject_name(self._subject(wanted))
+            .subject_name(self._subject(request))
             .issuer_name(authority.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
@@ -85,16 +85,16 @@ class SigningClientCertificates:
         )
         return judge(Credential(certificate=pair), now, origin=self.name)
 
-    def _subject(self, wanted: Wanted) -> x509.Name:
+    def _subject(self, request: MintRequest) -> x509.Name:
         names = [
             (NameOID.COMMON_NAME, self._common_name),
             *((NameOID.ORGANIZATION_NAME, each) for each in self._organizations),
         ]
-        filled = [(kind, self._filled(template, wanted)) for kind, template in names]
+        filled = [(kind, self._filled(template, request)) for kind, template in names]
         return x509.Name([x509.NameAttribute(kind, value) for kind, value in filled])
 
-    def _filled(self, template: str, wanted: Wanted) -> str:
-        target = wanted.target
+    def _filled(self, template: str, request: MintRequest) -> str:
+        target = request.target
         if target is not None:
             template = template.replace("{name}", target.name).replace("{uid}", target.uid)
         if not 0 < len(template) <= MAX_NAME:

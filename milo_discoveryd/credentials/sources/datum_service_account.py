@@ -12,10 +12,10 @@ import msgspec
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.files import FileContent
-from milo_discoveryd.credentials.minted import LONGEST_S, Minted, judge
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, judge
 from milo_discoveryd.credentials.sources import service_account_key
-from milo_discoveryd.credentials.sources.minting import Scope, Wanted
 from milo_discoveryd.credentials.sources.service_account_key import ServiceAccountKey
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
@@ -43,7 +43,7 @@ class _Refusal(msgspec.Struct, frozen=True):
     error: str = ""
 
 
-class DatumServiceAccount:
+class DatumServiceAccountSource:
     type = "datum-service-account"
     scope = Scope.IDENTITY
     takes_ttl = False
@@ -68,7 +68,7 @@ class DatumServiceAccount:
         self._longest_s = longest_s
         self._clock = clock
 
-    async def mint(self, wanted: Wanted) -> Minted:
+    async def mint(self, request: MintRequest) -> IssuedCredential:
         key = service_account_key.parse(self._key.read(), str(self._key.path))
         if key.is_local and self._authorities is None:
             raise UnfitError(f"the token_uri of {self._key.path} is on this machine: name its CA by ca_file")

@@ -8,8 +8,8 @@ from dataclasses import replace
 from milo_discoveryd.credentials.authentication.exec_plugin import TIMEOUT_S, ExecCommand, ExecPlugin
 from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.minted import LONGEST_S, Minted, judge
-from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, judge
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 
 
 class ExecSource:
@@ -34,8 +34,8 @@ class ExecSource:
         self._timeout_s = timeout_s
         self._clock = clock
 
-    async def mint(self, wanted: Wanted) -> Minted:
-        server = self._project.server if wanted.target is None else wanted.target.endpoint
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        server = self._project.server if request.target is None else request.target.endpoint
         command = replace(self._command, cluster=lambda: self._cluster_info(server))
         # The lease keeps what comes of it, so nothing is to be kept here.
         plugin = ExecPlugin(command, timeout_s=self._timeout_s, clock=self._clock)

@@ -12,14 +12,14 @@ from math import inf
 
 import msgspec
 
-from milo_discoveryd.credentials.authentication import kubeconfig_file
-from milo_discoveryd.credentials.authentication.kubeconfig_file import User
+from milo_discoveryd.credentials import kubernetes_api
+from milo_discoveryd.credentials.authentication import kubeconfig_schema
+from milo_discoveryd.credentials.authentication.kubeconfig_schema import User
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
-from milo_discoveryd.credentials.minted import LONGEST_S, Minted, judge
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, judge
+from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.sources import cluster_api
-from milo_discoveryd.credentials.sources.cluster_api import TIMEOUT_S, ClusterApi
-from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, ConfigError, TransportError, UnfitError
 from milo_discoveryd.model.cluster import Target
 
@@ -30,7 +30,7 @@ class _Secret(msgspec.Struct, frozen=True):
     data: dict[str, str] | None = None
 
 
-class KubeconfigSecret:
+class KubeconfigSecretSource:
     type = "kubeconfig-secret"
     scope = Scope.CLUSTER
     takes_ttl = False
@@ -38,7 +38,7 @@ class KubeconfigSecret:
     def __init__(
         self,
         name: str,
-        api: ClusterApi,
+        api: KubernetesApi,
         *,
         origin: str,
         namespace_template: str,
@@ -56,9 +56,9 @@ class KubeconfigSecret:
         self._longest_s = inf if allow_long_lived else LONGEST_S
         self._clock = clock
 
-    async def mint(self, wanted: Wanted) -> Minted:
-        assert wanted.target is not None
-        namespace = self._namespace(wanted.target)
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        assert request.target is not None
+        namespace = self._namespace(request.target)
         what = f"Secret {namespace}/{self._secret}"
         try:
             answer = await self._api.get(f"/api/v1/namespaces/{namespace}/secrets/{self._secret}", timeout_s=TIMEOUT_S)
@@ -66,8 +66,8 @@ class KubeconfigSecret:
             raise BackendError(str(error)) from error
         if answer.status != 200:
             rule = f"get secrets, resourceNames [{self._secret}], in every project's namespace"
-            cluster_api.refuse(self._origin, answer, f"read {what}", rule)
-        data = cluster_api.read(self._origin, answer, _Secret).data or {}
+            kubernetes_api.refuse(self._origin, answer, f"read {what}", rule)
+        data = kubernetes_api.read(self._origin, answer, _Secret).data or {}
         if self._key not in data:
             raise BackendError(f"{what} has no key {self._key!r}: kubeconfigs.sources names it as key")
         credential = _credential(data[self._key], what)
@@ -86,7 +86,7 @@ class KubeconfigSecret:
 def _credential(encoded: str, what: str) -> Credential:
     try:
         content = base64.b64decode(encoded, validate=True)
-        config = kubeconfig_file.read(content, what)
+        config = kubeconfig_schema.read(content, what)
     except (binascii.Error, ConfigError):
         raise BackendError(f"{what} holds something that is not a kubeconfig") from None
     context = next((each.context for each in config.contexts or () if each.name == config.current_context), None)

@@ -1,4 +1,4 @@
-"""Tokens for a service account of the infrastructure cluster, by TokenRequest.
+"""Tokens for a service account of the infrastructure cluster, by TokenRequestSource.
 
 Where tokens are bound, each project has a Secret beside the service account, and its tokens are good for as long as
 that Secret is there: it is deleted at disengage. It is named after the project's UID, so that a restarted daemon, or a
@@ -16,11 +16,11 @@ from typing import Annotated
 
 import msgspec
 
+from milo_discoveryd.credentials import kubernetes_api
 from milo_discoveryd.credentials.credential import Credential, token_of
-from milo_discoveryd.credentials.minted import LONGEST_S, Minted, judge
-from milo_discoveryd.credentials.sources import cluster_api
-from milo_discoveryd.credentials.sources.cluster_api import TIMEOUT_S, Answer, ClusterApi
-from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, judge
+from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, Answer, KubernetesApi
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, TransportError
 from milo_discoveryd.model.cluster import Target
 
@@ -53,14 +53,14 @@ class _Bound(msgspec.Struct, frozen=True):
     secret_uid: str
 
 
-class TokenRequest:
+class TokenRequestSource:
     type = "token-request"
     takes_ttl = True
 
     def __init__(
         self,
         name: str,
-        api: ClusterApi,
+        api: KubernetesApi,
         *,
         origin: str,
         namespace: str,
@@ -82,22 +82,22 @@ class TokenRequest:
         """The last incarnation of each UID that was revoked: a late mint must not bring its Secret back."""
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
-    async def mint(self, wanted: Wanted) -> Minted:
-        if wanted.target is None:
-            return await self._request(wanted.ttl_s, None)
-        uid = wanted.target.uid
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        if request.target is None:
+            return await self._request(request.ttl_s, None)
+        uid = request.target.uid
         async with self._alone(uid):
-            if self._ended.get(uid, 0) >= wanted.incarnation:
-                raise BackendError(f"{wanted.target.name} was disengaged meanwhile")
+            if self._ended.get(uid, 0) >= request.incarnation:
+                raise BackendError(f"{request.target.name} was disengaged meanwhile")
             bound = self._bound.get(uid)
-            if bound is not None and bound.incarnation != wanted.incarnation:
+            if bound is not None and bound.incarnation != request.incarnation:
                 await self._delete_secret(uid)  # what another incarnation had ends here
                 bound = None
             if bound is None:
-                bound = _Bound(wanted.incarnation, await self._secret(wanted.target))
+                bound = _Bound(request.incarnation, await self._secret(request.target))
                 self._bound[uid] = bound
             try:
-                return await self._request(wanted.ttl_s, (self._secret_name(uid), bound.secret_uid))
+                return await self._request(request.ttl_s, (self._secret_name(uid), bound.secret_uid))
             except _GoneError:
                 del self._bound[uid]  # somebody has deleted the Secret: the next attempt makes it again
                 raise
@@ -126,7 +126,7 @@ class TokenRequest:
             if users > 1:
                 self._locks[uid] = (lock, users - 1)
 
-    async def _request(self, ttl_s: float, secret: tuple[str, str] | None) -> Minted:
+    async def _request(self, ttl_s: float, secret: tuple[str, str] | None) -> IssuedCredential:
         spec: dict[str, object] = {"audiences": self._audiences, "expirationSeconds": max(LEAST_S, int(ttl_s))}
         if secret is not None:
             name, uid = secret
@@ -140,8 +140,8 @@ class TokenRequest:
             raise _GoneError(f"{self._origin} has no such Secret or service account any more to {what}")
         if answer.status not in (200, 201):
             rule = f"create serviceaccounts/token, resourceNames [{self._account}], in namespace {self._namespace}"
-            cluster_api.refuse(self._origin, answer, what, rule)
-        status = cluster_api.read(self._origin, answer, _TokenRequest).status
+            kubernetes_api.refuse(self._origin, answer, what, rule)
+        status = kubernetes_api.read(self._origin, answer, _TokenRequest).status
         return judge(
             Credential(token=token_of(status.token, f"the token of {self._origin}")),
             self._clock(),
@@ -170,15 +170,15 @@ class TokenRequest:
             answer = await self._call(self._api.get(f"{self._in_namespace}/secrets/{name}", timeout_s=TIMEOUT_S))
         if answer.status not in (200, 201):
             rule = f"create, get and delete secrets in namespace {self._namespace}"
-            cluster_api.refuse(self._origin, answer, "make the Secret that tokens are bound to", rule)
-        return cluster_api.read(self._origin, answer, _Object).metadata.uid
+            kubernetes_api.refuse(self._origin, answer, "make the Secret that tokens are bound to", rule)
+        return kubernetes_api.read(self._origin, answer, _Object).metadata.uid
 
     async def _delete_secret(self, uid: str) -> None:
         path = f"{self._in_namespace}/secrets/{self._secret_name(uid)}"
         answer = await self._call(self._api.delete(path, timeout_s=TIMEOUT_S))
         if answer.status not in (200, 202, 404):
             rule = f"delete secrets in namespace {self._namespace}"
-            cluster_api.refuse(self._origin, answer, "delete the Secret that tokens are bound to", rule)
+            kubernetes_api.refuse(self._origin, answer, "delete the Secret that tokens are bound to", rule)
         self._bound.pop(uid, None)
 
     def _secret_name(self, uid: str) -> str:

@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
+from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
+from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceStatus
@@ -72,7 +73,7 @@ def engagement(record: ClusterRecord, confirming: str | None) -> pb.Engagement:
     return pb.Engagement(engaged=record.engaged, reason=reason, message=message, since=timestamp(since))
 
 
-def kubeconfig(of: Kubeconfig) -> pb.Kubeconfig:
+def kubeconfig(of: IssuedKubeconfig) -> pb.Kubeconfig:
     return pb.Kubeconfig(
         cluster=of.cluster,
         kubeconfig=of.text,
@@ -86,8 +87,8 @@ def credential_source(of: SourceHealth) -> pb.CredentialSource:
     return pb.CredentialSource(
         name=of.name,
         type=of.type,
-        healthy=not of.trouble,
-        message=of.trouble,
+        healthy=not of.problem,
+        message=of.problem,
         expires_at=None if of.expires_at is None else timestamp(of.expires_at),
     )
 

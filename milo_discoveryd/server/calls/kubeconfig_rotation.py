@@ -13,11 +13,11 @@ from contextlib import contextmanager
 import msgspec
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import CredentialError
-from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.kubeconfigs.issuer import Issuer, LeaseHandle
 from milo_discoveryd.kubeconfigs.lease import Draw
-from milo_discoveryd.kubeconfigs.minter import JUMP_S, Key
+from milo_discoveryd.kubeconfigs.minter import JUMP_S, LeaseKey
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import ClusterView
@@ -37,7 +37,7 @@ class _Given(msgspec.Struct):
     """What the subscriber has of a cluster that it was told of."""
 
     incarnation: int
-    minted: Minted | None
+    minted: IssuedCredential | None
     due_at: float
     """When to look for the next."""
     is_paid: bool = False
@@ -75,19 +75,19 @@ class KubeconfigRotation:
         """By when there is another one among those that the subscriber may have in a minute."""
         self._due: list[tuple[float, str]] = []
         """Soonest first. What was planned otherwise since is passed over when its time comes."""
-        self._waiting: defaultdict[Key, set[str]] = defaultdict(set)
+        self._waiting: defaultdict[LeaseKey, set[str]] = defaultdict(set)
         """Whose time has come, and who wait for something new on a lease."""
 
     @contextmanager
     def following(self, ring: Callable[[], None]) -> Iterator[None]:
         """Rings when a credential came that somebody here waits for."""
 
-        def told(key: Key) -> None:
+        def told(key: LeaseKey) -> None:
             for name in self._waiting.pop(key, ()):
                 self._look_again(name)
             ring()
 
-        unfollow = self._issuer.follow(told)
+        unfollow = self._issuer.subscribe(told)
         try:
             yield
         finally:
@@ -121,7 +121,8 @@ class KubeconfigRotation:
                 self._owe(cluster)
                 if size >= BATCH_BYTES - KUBECONFIG_BYTES:
                     continue
-                kubeconfig = self._give(cluster)
+                lease = self._lease(cluster)
+                kubeconfig = None if lease is None else self._give(cluster, lease)
                 if kubeconfig is not None:
                     event.kubeconfig.CopyFrom(kubeconfig)
                     dressed[place] = encode_frame(event)
@@ -155,13 +156,14 @@ class KubeconfigRotation:
         given, cluster = self._given.get(name), self._engaged(name)
         if given is None or cluster is None or given.due_at != planned_at or given.incarnation != cluster.incarnation:
             return None
-        if self._to is None or not self._issuer.covers(cluster, self._to.terms) or not self._pay(name):
+        lease = self._lease(cluster)
+        if lease is None or not self._pay(name):
             return None
-        minted = self._issuer.peek(cluster, self._ttl_s, self._to.terms)
+        minted = lease.credential()
         if minted is None or (given.minted is not None and minted.credential == given.minted.credential):
-            self._waiting[self._issuer.key(cluster, self._ttl_s, self._to.terms)].add(name)
+            self._waiting[lease.key].add(name)
             return None
-        kubeconfig = self._give(cluster)
+        kubeconfig = self._give(cluster, lease)
         if kubeconfig is None:
             return None
         return encode_frame(
@@ -200,16 +202,19 @@ class KubeconfigRotation:
                 heapq.heappush(self._due, (given.due_at, name))
         return given.is_paid
 
-    def _give(self, cluster: Cluster) -> pb.Kubeconfig | None:
+    def _lease(self, cluster: Cluster) -> LeaseHandle | None:
+        return None if self._to is None else self._issuer.find(cluster, self._ttl_s, self._to.terms)
+
+    def _give(self, cluster: Cluster, lease: LeaseHandle) -> pb.Kubeconfig | None:
         incarnation = convert.incarnation(self._epoch, cluster.incarnation)
         if self._to is None or not self._pay(cluster.target.name):
             return None
         try:
-            made = self._issuer.hand_out(cluster, incarnation, self._ttl_s, self._to)
+            made = lease.issue(incarnation, self._to)
         except CredentialError:
             return None  # the issuer has told of it, and the subscriber is given one when there is one
         assert made.refresh_at is not None
-        self._plan(cluster, made.minted, self._clock() + made.refresh_at - made.issued_at)
+        self._plan(cluster, made.credential, self._clock() + made.refresh_at - made.issued_at)
         return convert.kubeconfig(made)
 
     def _look_again(self, name: str) -> None:
@@ -220,6 +225,6 @@ class KubeconfigRotation:
         given.due_at = self._clock() + self._draw() * SPREAD * left
         heapq.heappush(self._due, (given.due_at, name))
 
-    def _plan(self, cluster: Cluster, minted: Minted | None, at: float) -> None:
+    def _plan(self, cluster: Cluster, minted: IssuedCredential | None, at: float) -> None:
         self._given[cluster.target.name] = _Given(cluster.incarnation, minted, at)
         heapq.heappush(self._due, (at, cluster.target.name))

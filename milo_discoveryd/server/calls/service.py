@@ -15,8 +15,8 @@ from google.protobuf.duration_pb2 import Duration
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.daemon_errors import UnfitError
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.handed import Kubeconfig
-from milo_discoveryd.kubeconfigs.issuer import Issuer, NotNowError
+from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
+from milo_discoveryd.kubeconfigs.issuer import CredentialUnavailableError, Issuer
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
@@ -224,21 +224,19 @@ class Service:
         finally:
             self.streams.discard(stream)
 
-    async def _issued(self, asked: requests.IssueRequest, call: CallContext) -> Kubeconfig:
+    async def _issued(self, asked: requests.IssueRequest, call: CallContext) -> IssuedKubeconfig:
         terms = call.require_kubeconfigs().terms
         self._require_synced(call)  # a list that breaks off is begun anew, and all in it are other incarnations
         cluster = self._asked_for(asked, call)
         call.charge_kubeconfig()
-        if asked.as_command:
-            await self._issuer.await_source(cluster, terms)
-        else:
-            await self._issuer.await_credential(cluster, asked.ttl_s, terms)
-        # Looked at anew: much may have happened since, and from here on nothing is waited for.
-        to, cluster = call.require_kubeconfigs(), self._asked_for(asked, call)
-        incarnation = convert.incarnation(self._about.epoch, cluster.incarnation)
-        if asked.as_command:
-            return self._issuer.hand_out_command(cluster, incarnation, to)
-        return self._issuer.hand_out(cluster, incarnation, asked.ttl_s, to)
+        lease = self._issuer.lease(cluster, asked.ttl_s, terms)
+        await (lease.wait_for_source() if asked.as_command else lease.wait())
+        # Checked again, because the cluster and the rules may have changed during the wait. No `await` from here on.
+        to, now = call.require_kubeconfigs(), self._asked_for(asked, call)
+        if (now, to.terms) != (cluster, terms):
+            lease = self._issuer.lease(now, asked.ttl_s, to.terms)
+        incarnation = convert.incarnation(self._about.epoch, now.incarnation)
+        return lease.issue_exec(incarnation, to) if asked.as_command else lease.issue(incarnation, to)
 
     def _seen(self, name: str, call: CallContext) -> ClusterRecord | None:
         return visibility.seen(name, self._fleet.registry[name], call.scope)
@@ -258,7 +256,7 @@ class Service:
 
     def _trouble(self, record: ClusterRecord, call: CallContext) -> str | None:
         to = call.recipient
-        return None if record.cluster is None or to is None else self._issuer.trouble(record.cluster, to.terms)
+        return None if record.cluster is None or to is None else self._issuer.problem(record.cluster, to.terms)
 
     async def _rotation(self, asked: requests.WatchRequest, call: CallContext) -> KubeconfigRotation:
         with _credential_errors():
@@ -295,7 +293,7 @@ def _credential_errors() -> Iterator[None]:
     except UnfitError as error:
         advice = "configure one of kubeconfigs.sources, or ask without kubeconfigs"
         raise PreconditionError("NO_CREDENTIAL_SOURCE", f"{error}: {advice}") from error
-    except NotNowError as error:
+    except CredentialUnavailableError as error:
         raise UnavailableError("CREDENTIALS_UNAVAILABLE", str(error), retry_after_s=error.retry_after_s) from error
 
 

@@ -14,8 +14,8 @@ from kubernetes.aio.client import AuthenticationV1Api, V1SelfSubjectReview
 
 from milo_discovery import CertificateRenewed, DiscoveryClient
 from milo_discoveryd.credentials import load_discovery_upstream
-from milo_discoveryd.credentials.sources.minting import Wanted
-from milo_discoveryd.credentials.sources.token_request import TokenRequest
+from milo_discoveryd.credentials.sources.source import MintRequest
+from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.watchers.transport import open_transport
@@ -116,11 +116,11 @@ async def a_life_of_tokens(server: RealApi) -> None:
     upstream = load_discovery_upstream(server.kubeconfig_as("discovery"), {})
     async with aclosing(open_transport(upstream, response_limit=1 << 20, connect_timeout_s=10, environ={})) as api:
         first, second = (
-            TokenRequest("tested", api, origin=upstream.origin, namespace="default", service_account="operators")
+            TokenRequestSource("tested", api, origin=upstream.origin, namespace="default", service_account="operators")
             for _ in range(2)
         )
         for source in (first, second):
-            await source.mint(Wanted(ttl_s=600, target=target, incarnation=1))
+            await source.mint(MintRequest(ttl_s=600, target=target, incarnation=1))
         await second.revoke(target, 1)
 
 

@@ -13,8 +13,8 @@ import pytest
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
-from milo_discoveryd.kubeconfigs.issuer import Issuer, Offer
-from milo_discoveryd.kubeconfigs.rendering import Place
+from milo_discoveryd.kubeconfigs.issuer import Issuer, SourceAssignment
+from milo_discoveryd.kubeconfigs.rendering import ServerTrust
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import NotReady, Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
@@ -62,7 +62,7 @@ class World:
         heartbeat_s: float,
         stalled_s: float,
         retention: Retention,
-        offers: Sequence[Offer],
+        sources: Sequence[SourceAssignment],
         per_second: float,
         authorities: bytes,
         rights: Rights,
@@ -74,9 +74,9 @@ class World:
         self.audited: list[dict[str, Any]] = []
         self.audit = Audit(self.metrics, lambda line: self.audited.append(json.loads(line)))
         self.issuer = Issuer(
-            offers,
-            place=lambda: Place(authorities),
-            tally=self.metrics,
+            sources,
+            trust=lambda: ServerTrust(authorities),
+            metrics=self.metrics,
             audit=self.audit,
             max_ttl_s=900,
             default_ttl_s=600,
@@ -196,7 +196,7 @@ async def a_world(
     heartbeat_s: float = 30.0,
     stalled_s: float = 300.0,
     retention: Retention | None = None,
-    offers: Sequence[Offer] = (),
+    sources: Sequence[SourceAssignment] = (),
     per_second: float = 1000.0,
     authorities: bytes = b"CA",
     rights: Rights = NO_RULES,
@@ -209,7 +209,7 @@ async def a_world(
         heartbeat_s=heartbeat_s,
         stalled_s=stalled_s,
         retention=retention or Retention(),
-        offers=offers,
+        sources=sources,
         per_second=per_second,
         authorities=authorities,
         rights=rights,

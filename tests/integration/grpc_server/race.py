@@ -16,9 +16,9 @@ import click
 import structlog
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.credentials.sources.minting import Scope
+from milo_discoveryd.credentials.sources.source import Scope
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.issuer import Offer
+from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from tests.integration.grpc_server.conftest import World, a_world, not_ready, ready
 from tests.unit.kubeconfigs.backend import Backend
@@ -69,7 +69,7 @@ class Race:
 async def race(folder: Path, *, rounds: int, seed: int) -> int:
     """How many were handed out, each rightly."""
     backend = Backend(Scope.CLUSTER)
-    async with a_world(folder, offers=[Offer(backend)], per_second=1e6) as world:
+    async with a_world(folder, sources=[SourceAssignment(backend)], per_second=1e6) as world:
         made = Race(world, backend, Random(seed))
         await made.run(rounds)
     return made.handed

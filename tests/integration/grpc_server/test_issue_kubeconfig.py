@@ -11,9 +11,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.credentials.sources.minting import Scope
+from milo_discoveryd.credentials.sources.source import Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
-from milo_discoveryd.kubeconfigs.issuer import Offer
+from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.reflect.reflector import Listed, ListStarted
 from tests.integration.grpc_server.conftest import EPOCH, World, a_world, not_ready, ready
 from tests.integration.grpc_server.race import race
@@ -40,7 +40,7 @@ async def refused(world: World, **request: object) -> tuple[grpc.StatusCode, str
 
 
 async def test_an_embedded_kubeconfig_has_its_times(tmp_path: Path) -> None:
-    async with a_world(tmp_path, offers=[Offer(Backend(life_s=600))]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(Backend(life_s=600))]) as world:
         world.listed(ready("alpha"))
         made = await issued(world, cluster="alpha")
     config = json.loads(made.kubeconfig)
@@ -58,7 +58,7 @@ async def test_an_embedded_kubeconfig_has_its_times(tmp_path: Path) -> None:
 async def test_the_exec_form_needs_no_credential_and_has_no_end(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = BackendError("down")
-    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"))
         made = await issued(world, cluster="alpha", format=pb.KUBECONFIG_FORMAT_EXEC)
     assert not made.HasField("expires_at")
@@ -69,7 +69,7 @@ async def test_the_exec_form_needs_no_credential_and_has_no_end(tmp_path: Path) 
 
 
 async def test_a_cluster_that_is_not_engaged_has_none(tmp_path: Path) -> None:
-    async with a_world(tmp_path, offers=[Offer(Backend())]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
         world.listed(ready("alpha"))
         world.seen(not_ready("alpha"))
         for name in ("alpha", "nobody"):
@@ -80,7 +80,7 @@ async def test_a_cluster_that_is_not_engaged_has_none(tmp_path: Path) -> None:
 async def test_nothing_is_handed_out_of_a_list_that_may_be_begun_anew(tmp_path: Path) -> None:
     """And nobody is told that a cluster is not engaged which may just not have come yet."""
     backend = Backend(Scope.CLUSTER)
-    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.found(ListStarted(), Listed(ready("alpha")))
         for name in ("alpha", "beta"):
             code, reason, _ = await refused(world, cluster=name)
@@ -91,7 +91,7 @@ async def test_nothing_is_handed_out_of_a_list_that_may_be_begun_anew(tmp_path: 
 
 
 async def test_only_for_the_incarnation_that_was_asked_for(tmp_path: Path) -> None:
-    async with a_world(tmp_path, offers=[Offer(Backend())]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
         world.listed(ready("alpha"))
         async with world.client() as stub:
             incarnation = (await stub.GetCluster(pb.GetClusterRequest(name="alpha"))).cluster.incarnation
@@ -113,7 +113,7 @@ async def test_without_a_source_it_says_what_to_configure(world: World) -> None:
 async def test_a_credential_that_is_not_to_be_handed_on_is_told_as_what_to_configure(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = UnfitError("it stands in the kubeconfig")
-    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"))
         code, _, message = await refused(world, cluster="alpha")
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
@@ -125,7 +125,7 @@ async def test_a_credential_that_is_not_to_be_handed_on_is_told_as_what_to_confi
 async def test_while_the_backend_is_down_it_says_when_to_try_again_and_nobody_is_disengaged(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("the backend is down")
-    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"))
         async with world.client() as stub:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -149,7 +149,7 @@ async def test_while_the_backend_is_down_it_says_when_to_try_again_and_nobody_is
 
 
 async def test_server_info_tells_of_the_sources_and_the_longest_ttl(tmp_path: Path) -> None:
-    async with a_world(tmp_path, offers=[Offer(Backend())]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
         world.listed(ready("alpha"))
         await issued(world, cluster="alpha")
         async with world.client() as stub:

@@ -8,8 +8,8 @@ import grpc
 import pytest
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.credentials.sources.minting import Scope as Kind
-from milo_discoveryd.kubeconfigs.issuer import Offer
+from milo_discoveryd.credentials.sources.source import Scope as Kind
+from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.rights.name_patterns import name_patterns as some
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights, Terms
@@ -38,7 +38,7 @@ def names(batch: pb.WatchClustersResponse) -> dict[str, bool]:
 
 
 async def test_who_may_see_clusters_may_not_therefore_have_kubeconfigs(tmp_path: Path) -> None:
-    async with a_house(tmp_path, READER, offers=[Offer(Backend())]) as house, house.guest("bank") as reader:
+    async with a_house(tmp_path, READER, sources=[SourceAssignment(Backend())]) as house, house.guest("bank") as reader:
         house.world.listed(ready("alpha"))
         for name in ("alpha", "zz-absent"):
             code, reason, words, _ = await refused(issue(reader, name))
@@ -57,7 +57,9 @@ async def test_a_rule_may_name_the_sources(tmp_path: Path) -> None:
     admin, viewer = Backend(), Backend()
     admin.name, viewer.name = "admin", "viewer"
     shop = rule("shop", ALL_CLUSTERS, terms=Terms(sources=frozenset({"viewer"}), max_ttl_s=60.0))
-    async with a_house(tmp_path, shop, rule("root", ALL_CLUSTERS), offers=[Offer(admin), Offer(viewer)]) as house:
+    async with a_house(
+        tmp_path, shop, rule("root", ALL_CLUSTERS), sources=[SourceAssignment(admin), SourceAssignment(viewer)]
+    ) as house:
         house.world.listed(ready("alpha"))
         async with house.guest("shop") as less, house.guest("root") as more:
             for guest, backend in ((less, viewer), (more, admin)):
@@ -69,7 +71,7 @@ async def test_a_rule_may_name_the_sources(tmp_path: Path) -> None:
 
 
 async def test_what_is_handed_out_is_audited_with_who_why_and_what(tmp_path: Path) -> None:
-    async with a_house(tmp_path, SHOP, offers=[Offer(Backend())]) as house, house.guest("shop") as shop:
+    async with a_house(tmp_path, SHOP, sources=[SourceAssignment(Backend())]) as house, house.guest("shop") as shop:
         house.world.listed(ready("alpha", env="prod"))
         token = json.loads((await issue(shop)).kubeconfig.kubeconfig)["users"][0]["user"]["token"]
     (line,) = house.world.audited
@@ -86,7 +88,7 @@ async def test_a_minutes_kubeconfigs_and_no_more_are_handed_out_and_counted_befo
 ) -> None:
     backend = Backend(scope=Kind.CLUSTER)
     shop = rule("shop", ALL_CLUSTERS, terms=Terms(per_minute=2))
-    async with a_house(tmp_path, shop, rule("root", ALL_CLUSTERS), offers=[Offer(backend)]) as house:
+    async with a_house(tmp_path, shop, rule("root", ALL_CLUSTERS), sources=[SourceAssignment(backend)]) as house:
         house.world.listed(*(ready(f"p-{number}") for number in range(4)))
         async with house.guest("shop") as guest, house.guest("root") as other:
             for number in range(2):
@@ -104,7 +106,7 @@ async def test_a_stream_is_given_the_rest_as_they_may_be_had(tmp_path: Path) -> 
     count = 303
     each = QuotaLimits(streams=9, streams_each=9, per_minute_each=300)
     async with (
-        a_house(tmp_path, SHOP, offers=[Offer(Backend())], limits=each) as house,
+        a_house(tmp_path, SHOP, sources=[SourceAssignment(Backend())], limits=each) as house,
         house.guest("shop") as shop,
         shop.watching(include_kubeconfigs=True) as watching,
     ):
@@ -124,7 +126,7 @@ async def test_a_stream_is_given_the_rest_as_they_may_be_had(tmp_path: Path) -> 
 
 
 async def test_who_loses_the_right_to_kubeconfigs_is_told_so(tmp_path: Path) -> None:
-    async with a_house(tmp_path, SHOP, offers=[Offer(Backend())]) as house, house.guest("shop") as shop:
+    async with a_house(tmp_path, SHOP, sources=[SourceAssignment(Backend())]) as house, house.guest("shop") as shop:
         house.world.listed(ready("alpha", env="prod"))
         async with shop.watching(include_kubeconfigs=True) as watching, shop.watching() as other:
             assert names((await watching.until_synced())[-1]) == {"alpha": True}
@@ -149,7 +151,7 @@ async def test_other_sources_are_noticed_on_running_streams(tmp_path: Path) -> N
     admin, viewer = Backend(), Backend()
     admin.name, viewer.name = "admin", "viewer"
     async with (
-        a_house(tmp_path, SHOP, offers=[Offer(admin), Offer(viewer)]) as house,
+        a_house(tmp_path, SHOP, sources=[SourceAssignment(admin), SourceAssignment(viewer)]) as house,
         house.guest("shop") as shop,
         shop.watching(include_kubeconfigs=True) as watching,
     ):
@@ -163,7 +165,7 @@ async def test_other_sources_are_noticed_on_running_streams(tmp_path: Path) -> N
 async def test_none_is_renewed_for_a_cluster_that_was_taken_away(tmp_path: Path) -> None:
     backend = Backend(life_s=1.5, scope=Kind.CLUSTER)
     async with (
-        a_house(tmp_path, SHOP, offers=[Offer(backend)]) as house,
+        a_house(tmp_path, SHOP, sources=[SourceAssignment(backend)]) as house,
         house.guest("shop") as shop,
         shop.watching(include_kubeconfigs=True) as watching,
     ):

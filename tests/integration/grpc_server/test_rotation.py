@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -9,9 +10,10 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.credentials.sources.minting import Scope
+from milo_discoveryd.credentials.sources.source import Scope
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.kubeconfigs.issuer import Offer
+from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
+from milo_discoveryd.kubeconfigs.minter import LeaseListener
 from tests.integration.grpc_server.conftest import Subscriber, World, a_world, not_ready, ready, told
 from tests.support.eventually import eventually
 from tests.unit.kubeconfigs.backend import Backend, RevokingBackend
@@ -36,7 +38,7 @@ async def snapshot(subscriber: Subscriber) -> list[pb.ClusterEvent]:
 
 
 async def test_each_engaged_carries_one_and_who_does_not_ask_gets_none(tmp_path: Path) -> None:
-    async with a_world(tmp_path, offers=[Offer(Backend())]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
         world.listed(ready("alpha"), ready("beta"))
         async with world.subscriber(include_kubeconfigs=True) as subscriber, world.subscriber() as other:
             assert all(token(event) for event in await snapshot(subscriber))
@@ -50,7 +52,7 @@ async def test_each_engaged_carries_one_and_who_does_not_ask_gets_none(tmp_path:
 
 async def test_the_next_comes_while_the_last_is_good_and_nothing_else_changes(tmp_path: Path) -> None:
     backend = Backend(life_s=1.5)
-    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"))
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
             (engaged,) = await snapshot(subscriber)
@@ -65,7 +67,7 @@ async def test_the_next_comes_while_the_last_is_good_and_nothing_else_changes(tm
 
 
 async def test_revisions_are_those_of_the_fleet_and_a_kubeconfig_makes_none(tmp_path: Path) -> None:
-    async with a_world(tmp_path, offers=[Offer(Backend(life_s=1.5))]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(Backend(life_s=1.5))]) as world:
         world.listed(ready("alpha"))
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
             synced = (await subscriber.until_synced())[-1]
@@ -78,7 +80,7 @@ async def test_revisions_are_those_of_the_fleet_and_a_kubeconfig_makes_none(tmp_
 async def test_a_backend_that_is_down_delays_no_event_and_what_is_owed_follows_when_it_is_back(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = BackendError("down")
-    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"), ready("beta"))
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
             assert not any(event.HasField("kubeconfig") for event in await snapshot(subscriber))
@@ -95,7 +97,7 @@ async def test_a_backend_that_is_down_delays_no_event_and_what_is_owed_follows_w
 async def test_a_backend_that_hangs_delays_the_first_event_by_little_and_the_others_not_at_all(tmp_path: Path) -> None:
     backend = Backend()
     backend.gate.clear()
-    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"))
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
             async with asyncio.timeout(20):
@@ -107,7 +109,7 @@ async def test_a_backend_that_hangs_delays_the_first_event_by_little_and_the_oth
 
 async def test_where_each_cluster_has_its_own_they_follow_as_they_are_made(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
-    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(*(ready(f"p-{number}") for number in range(50)))
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
             found = [event for event in await snapshot(subscriber) if event.HasField("kubeconfig")]
@@ -118,7 +120,7 @@ async def test_where_each_cluster_has_its_own_they_follow_as_they_are_made(tmp_p
 
 
 async def test_a_resumed_stream_first_brings_fresh_ones_for_all_its_clusters(tmp_path: Path) -> None:
-    async with a_world(tmp_path, offers=[Offer(Backend())]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
         world.listed(ready("alpha"), ready("beta"), ready("other", env="dev"))
         wanted = pb.ClusterFilter(label_selector="!env")
         async with world.subscriber(filter=wanted, include_kubeconfigs=True) as subscriber:
@@ -136,7 +138,7 @@ async def test_a_resumed_stream_first_brings_fresh_ones_for_all_its_clusters(tmp
 
 async def test_after_a_disengagement_nothing_more_comes_for_it_and_what_it_had_is_revoked(tmp_path: Path) -> None:
     backend = RevokingBackend(life_s=1.5)
-    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"), ready("beta"))
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
             await snapshot(subscriber)
@@ -152,7 +154,7 @@ async def test_after_a_disengagement_nothing_more_comes_for_it_and_what_it_had_i
 
 async def test_one_that_was_replaced_or_left_the_filter_and_came_back_is_given_another(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
-    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"))
         async with world.subscriber(
             filter=pb.ClusterFilter(label_selector="!away"), include_kubeconfigs=True
@@ -180,7 +182,7 @@ async def test_one_that_was_replaced_or_left_the_filter_and_came_back_is_given_a
 
 async def test_ten_thousand_are_sent_in_batches_of_less_than_a_mebibyte_from_one_mint(tmp_path: Path) -> None:
     backend = Backend()
-    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(*(ready(f"p-{number}") for number in range(10_000)))
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
             batches = await subscriber.until_synced()
@@ -194,7 +196,7 @@ async def test_ten_thousand_are_sent_in_batches_of_less_than_a_mebibyte_from_one
 async def test_many_engaged_at_once_are_all_told_in_batches_that_fit_and_the_rest_of_the_kubeconfigs_follow(
     tmp_path: Path,
 ) -> None:
-    async with a_world(tmp_path, offers=[Offer(Backend())], authorities=b"C" * 4096) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(Backend())], authorities=b"C" * 4096) as world:
         world.listed()
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
             await snapshot(subscriber)
@@ -217,7 +219,7 @@ async def test_a_negative_ttl_is_named(world: World) -> None:
 @pytest.mark.parametrize("ttl_s", [60, 600])
 async def test_a_subscriber_s_own_ttl_is_what_is_asked_for(tmp_path: Path, ttl_s: int) -> None:
     backend = Backend(Scope.CLUSTER, takes_ttl=True)
-    async with a_world(tmp_path, offers=[Offer(backend)]) as world:
+    async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"))
         async with world.subscriber(include_kubeconfigs=True, kubeconfig_ttl=Duration(seconds=ttl_s)) as subscriber:
             found = await snapshot(subscriber)
@@ -226,10 +228,23 @@ async def test_a_subscriber_s_own_ttl_is_what_is_asked_for(tmp_path: Path, ttl_s
     assert [wanted.ttl_s for wanted in backend.asked] == [ttl_s]
 
 
-async def test_a_subscriber_that_leaves_is_told_of_nothing_more(tmp_path: Path) -> None:
-    async with a_world(tmp_path, offers=[Offer(Backend())]) as world:
+async def test_stream_that_ends_unsubscribes_from_the_issuer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
+        subscribe, subscribed = world.issuer.subscribe, set[LeaseListener]()
+
+        def counted(listener: LeaseListener) -> Callable[[], None]:
+            subscribed.add(listener)
+            unsubscribe = subscribe(listener)
+
+            def ended() -> None:
+                unsubscribe()
+                subscribed.discard(listener)
+
+            return ended
+
+        monkeypatch.setattr(world.issuer, "subscribe", counted)
         world.listed(ready("alpha"))
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
             await snapshot(subscriber)
-            assert world.issuer.followers == 1
-        await eventually(lambda: not world.issuer.followers)
+            assert len(subscribed) == 1
+        await eventually(lambda: not subscribed)

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from milo_discoveryd.kubeconfigs.handed import SourceHealth
+from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.telemetry import status_page
 from milo_discoveryd.telemetry.status import ClusterRow, Happening, Identity, Question, Source, Status, SubscriberRow
 
@@ -129,7 +129,7 @@ def test_of_many_subscribers_the_slowest_are_shown() -> None:
     ],
 )
 def test_credentials_have_their_age_and_their_trouble(ends: float | None, trouble: str, words: str) -> None:
-    health = SourceHealth(name="minted", type="token", trouble=trouble, expires_at=ends, leases=3)
+    health = SourceHealth(name="minted", type="token", problem=trouble, expires_at=ends, leases=3)
     assert words in read(status(credentials=(health,))).words
 
 
@@ -164,7 +164,7 @@ def test_no_value_whatever_it_is_becomes_markup() -> None:
         ),
         happenings=(Happening(at=0, type=HOSTILE, cluster=HOSTILE, reason=HOSTILE, message=HOSTILE),),
         subscribers=(SubscriberRow(since=0, lag=0, wants=HOSTILE),),
-        credentials=(SourceHealth(name=HOSTILE, type=HOSTILE, trouble=HOSTILE, expires_at=0, leases=0),),
+        credentials=(SourceHealth(name=HOSTILE, type=HOSTILE, problem=HOSTILE, expires_at=0, leases=0),),
     )  # fmt: skip
     page = read(hostile, Question(search=HOSTILE, state=HOSTILE))
     assert not {tag for tag, _ in page.tags} & {"script", "img"}

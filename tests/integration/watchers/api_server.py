@@ -9,7 +9,7 @@ import trustme
 from aiohttp import web
 
 from milo_discoveryd.credentials import Credential, Secret, Upstream
-from milo_discoveryd.credentials.authentication.source import StaticCredential
+from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

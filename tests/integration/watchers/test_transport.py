@@ -10,7 +10,7 @@ import trustme
 from aiohttp import web
 
 from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
-from milo_discoveryd.credentials.authentication.source import FileCredential, StaticCredential
+from milo_discoveryd.credentials.authentication.credential_provider import FileCredential, StaticCredential
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.watchers.transport import Answer, Transport, TransportError, open_transport
 from tests.integration.watchers.api_server import ApiServer, answering, upstream

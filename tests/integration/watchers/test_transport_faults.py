@@ -13,7 +13,7 @@ import trustme
 from aiohttp import web
 
 from milo_discoveryd.credentials import Credential, Secret, Upstream
-from milo_discoveryd.credentials.authentication.source import StaticCredential
+from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
 from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.watchers.transport import TransportError, open_transport
 from tests.integration.watchers.api_server import ApiServer, answering, upstream

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.credentials.sources.token_request import TokenRequest
+from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.issuer import Issuer, Offer
-from milo_discoveryd.kubeconfigs.rendering import Place
+from milo_discoveryd.kubeconfigs.issuer import Issuer, SourceAssignment
+from milo_discoveryd.kubeconfigs.rendering import ServerTrust
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.source import SourceState, SourceStatus
@@ -235,14 +235,14 @@ class Daemon:
         self._letting_go = asyncio.create_task(self._evict_frames(), name=f"frames of {epoch}")
 
     def _issuer(self, tokens: TokenApi, random: Random) -> Issuer:
-        source = TokenRequest(
+        source = TokenRequestSource(
             "tokens", tokens, origin="tokens.test", namespace="milo", service_account="operator", clock=_wall
         )
         return Issuer(
-            [Offer(source)],
-            place=lambda: Place(authorities=None),
+            [SourceAssignment(source)],
+            trust=lambda: ServerTrust(authorities=None),
             audit=self.ledger,
-            tally=self.ledger,
+            metrics=self.ledger,
             max_ttl_s=CAP_S,
             default_ttl_s=600.0,
             concurrency=3,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.kubeconfigs.lease import Held
-from milo_discoveryd.kubeconfigs.minter import Key, Minter
+from milo_discoveryd.kubeconfigs.minter import LeaseKey, Minter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.reflect.pending_deletions import NotFound
 from milo_discoveryd.registry.cursor import Cursor
@@ -39,8 +39,8 @@ def _for_ever(*_: object) -> float:
     return 1000.0
 
 
-def _of_the_name(minter: Minter, cluster: Cluster, ttl_s: float) -> Key:
-    return Key(minter.source.name, ord(cluster.target.name[0]), ttl_s)
+def _of_the_name(minter: Minter, cluster: Cluster, ttl_s: float) -> LeaseKey:
+    return LeaseKey(minter.source.name, ord(cluster.target.name[0]), ttl_s)
 
 
 BUGS: list[tuple[str, type, str, Any]] = [

@@ -13,13 +13,13 @@ from google.protobuf.message import DecodeError
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd import yaml_document
 from milo_discoveryd.credentials import jwt
-from milo_discoveryd.credentials.authentication import kubeconfig, kubeconfig_file
+from milo_discoveryd.credentials.authentication import kubeconfig, kubeconfig_schema
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand, read_answer
 from milo_discoveryd.credentials.credential import Credential, token_of
-from milo_discoveryd.credentials.minted import Minted, judge
+from milo_discoveryd.credentials.issued_credential import IssuedCredential, judge
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.sources.minting import Wanted
-from milo_discoveryd.credentials.sources.token_request import TokenRequest
+from milo_discoveryd.credentials.sources.source import MintRequest
+from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.daemon_errors import ConfigError, CredentialError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
@@ -221,7 +221,7 @@ def tokens(data: bytes) -> None:
     assert len(data) < 12 or data.decode("utf-8", "replace") not in said
 
 
-def _good(minted: Minted, token: Secret) -> None:
+def _good(minted: IssuedCredential, token: Secret) -> None:
     assert NOW < minted.expires_at <= NOW + 600
     claims = jwt.claims(token.reveal())
     assert claims is None or "milo" in claims.audiences
@@ -230,11 +230,11 @@ def _good(minted: Minted, token: Secret) -> None:
 @target
 def token_requests(data: bytes) -> None:
     api = ScriptedApi(Answer(201, data))
-    source = TokenRequest(
+    source = TokenRequestSource(
         "requested", api, origin="test", namespace="milo", service_account="operators", bound=False, clock=lambda: NOW
     )
     with suppress(CredentialError):
-        minted = _finished(source.mint(Wanted(ttl_s=900, target=None, incarnation=1)))
+        minted = _finished(source.mint(MintRequest(ttl_s=900, target=None, incarnation=1)))
         assert minted.expires_at > NOW
 
 
@@ -251,7 +251,7 @@ def _finished(work: Coroutine[Any, Any, T]) -> T:
 @target
 def kubeconfigs(data: bytes) -> None:
     with suppress(ConfigError):
-        kubeconfig_file.read(data, "kubeconfig test")
+        kubeconfig_schema.read(data, "kubeconfig test")
 
 
 @target

@@ -14,8 +14,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
-from milo_discoveryd.credentials.minted import Minted
-from milo_discoveryd.kubeconfigs.handed import Kubeconfig
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.registry import ClusterRecord
@@ -107,11 +107,11 @@ def parts(root: object) -> set[object]:
     return found
 
 
-SECRETS = {Secret, Credential, ClientCertificate, Minted, Kubeconfig}
+SECRETS = {Secret, Credential, ClientCertificate, IssuedCredential, IssuedKubeconfig}
 
 
 def test_the_walk_finds_a_secret_where_there_is_one() -> None:
-    assert parts(Kubeconfig) & SECRETS == SECRETS
+    assert parts(IssuedKubeconfig) & SECRETS == SECRETS
 
 
 @pytest.mark.parametrize("kind", [Cluster, Event, ClusterRecord, StoredFleet, Status], ids=lambda kind: kind.__name__)

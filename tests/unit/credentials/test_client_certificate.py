@@ -11,22 +11,22 @@ from cryptography.x509.oid import NameOID
 
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.files import FileContent
-from milo_discoveryd.credentials.minted import SKEW_S
-from milo_discoveryd.credentials.sources.client_certificate import SigningClientCertificates
-from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.credentials.issued_credential import SKEW_S
+from milo_discoveryd.credentials.sources.client_certificate import ClientCertificateSource
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from tests.integration.watchers.api_server import ApiServer, answering
 from tests.unit.credentials.backend import ALPHA
 
-WANTED = Wanted(ttl_s=300, target=ALPHA, incarnation=1)
+WANTED = MintRequest(ttl_s=300, target=ALPHA, incarnation=1)
 
 
-def mounted(folder: Path, ca: trustme.CA, **differing: object) -> SigningClientCertificates:
+def mounted(folder: Path, ca: trustme.CA, **differing: object) -> ClientCertificateSource:
     (folder / "ca.pem").write_bytes(ca.cert_pem.bytes())
     (folder / "ca.key").write_bytes(ca.private_key_pem.bytes())
     given = {"common_name": "operator:{name}", "organizations": ["milo", "{uid}"]} | differing
-    return SigningClientCertificates(
+    return ClientCertificateSource(
         "signed",
         authority=FileContent(folder / "ca.pem"),
         key=FileContent(folder / "ca.key"),
@@ -70,7 +70,7 @@ async def test_one_without_the_project_s_name_in_it_is_for_every_project(
 ) -> None:
     source = mounted(tmp_path, trustme.CA(), **names)
     assert source.scope is scope
-    wanted = Wanted(ttl_s=60) if scope is Scope.IDENTITY else WANTED
+    wanted = MintRequest(ttl_s=60) if scope is Scope.IDENTITY else WANTED
     assert (await source.mint(wanted)).credential.certificate is not None
 
 
@@ -96,7 +96,7 @@ async def test_a_ca_that_was_replaced_signs_from_then_on(tmp_path: Path) -> None
 async def test_a_name_that_is_too_long_for_a_certificate_is_named(tmp_path: Path) -> None:
     long = Target(name="a" * 63, uid="u", place=("https://a",))
     with pytest.raises(UnfitError, match="has 72 characters"):
-        await mounted(tmp_path, trustme.CA()).mint(Wanted(ttl_s=60, target=long, incarnation=1))
+        await mounted(tmp_path, trustme.CA()).mint(MintRequest(ttl_s=60, target=long, incarnation=1))
 
 
 async def test_what_is_not_a_ca_and_its_key_is_named(tmp_path: Path) -> None:

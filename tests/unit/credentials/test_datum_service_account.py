@@ -11,28 +11,28 @@ import trustme
 from aiohttp import web
 
 from milo_discoveryd.credentials.files import FileContent
-from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.sources import service_account_key
-from milo_discoveryd.credentials.sources.datum_service_account import MAX_ANSWER, DatumServiceAccount
-from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.credentials.sources.datum_service_account import MAX_ANSWER, DatumServiceAccountSource
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_sandbox import Sandbox
 from tests.integration.watchers.api_server import ApiServer, Handler, answering
 from tests.unit.credentials.tokens import CANARY, jwt
 
-WANTED = Wanted(ttl_s=600)
+WANTED = MintRequest(ttl_s=600)
 
 
-def a_source(folder: Path, key_file: Path, ca: bytes | None, **differing: object) -> DatumServiceAccount:
+def a_source(folder: Path, key_file: Path, ca: bytes | None, **differing: object) -> DatumServiceAccountSource:
     authorities = None
     if ca is not None:
         (folder / "ca.pem").write_bytes(ca)
         authorities = FileContent(folder / "ca.pem")
-    return DatumServiceAccount("datum", FileContent(key_file), authorities=authorities, **differing)  # type: ignore[arg-type]
+    return DatumServiceAccountSource("datum", FileContent(key_file), authorities=authorities, **differing)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
-async def an_endpoint(folder: Path, answer: Handler) -> AsyncIterator[tuple[ApiServer, DatumServiceAccount]]:
+async def an_endpoint(folder: Path, answer: Handler) -> AsyncIterator[tuple[ApiServer, DatumServiceAccountSource]]:
     """And a source whose key file names it."""
     async with Sandbox() as sandbox, ApiServer(answer) as server:
         key_file = sandbox.write_service_account_key(folder / "key.json")
@@ -41,7 +41,7 @@ async def an_endpoint(folder: Path, answer: Handler) -> AsyncIterator[tuple[ApiS
         yield server, a_source(folder, key_file, server.pem)
 
 
-async def complaint(source: DatumServiceAccount) -> CredentialError:
+async def complaint(source: DatumServiceAccountSource) -> CredentialError:
     with pytest.raises(CredentialError) as raised:
         await source.mint(WANTED)
     assert CANARY not in str(raised.value)
@@ -49,7 +49,7 @@ async def complaint(source: DatumServiceAccount) -> CredentialError:
 
 
 def test_one_token_is_for_every_cluster() -> None:
-    assert (DatumServiceAccount.scope, DatumServiceAccount.takes_ttl) == (Scope.IDENTITY, False)
+    assert (DatumServiceAccountSource.scope, DatumServiceAccountSource.takes_ttl) == (Scope.IDENTITY, False)
 
 
 async def test_a_key_file_is_turned_into_a_token_that_opens_the_api(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ async def test_a_key_that_was_replaced_is_used_from_then_on_and_one_that_ended_i
         assert "the key has expired" in str(error)
         assert "sandbox-admin@sandbox.local" in str(error)
         sandbox.write_service_account_key(path)
-        assert isinstance(await source.mint(WANTED), Minted)
+        assert isinstance(await source.mint(WANTED), IssuedCredential)
 
 
 async def test_an_assertion_is_good_once_only_for_one_endpoint_and_for_a_minute(tmp_path: Path) -> None:

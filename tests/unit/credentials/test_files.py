@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.credentials import Credential, Secret
-from milo_discoveryd.credentials.authentication.source import FileCredential, StaticCredential
+from milo_discoveryd.credentials.authentication.credential_provider import FileCredential, StaticCredential
 from milo_discoveryd.credentials.credential import token_of
 from milo_discoveryd.credentials.files import MAX_BYTES, FileContent
 from milo_discoveryd.daemon_errors import CredentialError

@@ -10,14 +10,14 @@ import yaml
 
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecret
-from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecretSource
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, TransportError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
 
-WANTED = Wanted(ttl_s=600, target=ALPHA, incarnation=1)
+WANTED = MintRequest(ttl_s=600, target=ALPHA, incarnation=1)
 NOW = time.time()
 
 
@@ -43,9 +43,9 @@ def pair(ends: float) -> dict[str, str]:
     }
 
 
-def a_source(api: ScriptedApi, **differing: Any) -> KubeconfigSecret:
+def a_source(api: ScriptedApi, **differing: Any) -> KubeconfigSecretSource:
     given = {"namespace_template": "project-{uid}", "secret": "kubeconfig", "key": "kubeconfig"} | differing
-    return KubeconfigSecret("secret", api, origin="test", **given)
+    return KubeconfigSecretSource("secret", api, origin="test", **given)
 
 
 async def test_the_user_of_its_current_context_is_handed_on_for_as_long_as_its_certificate_lives() -> None:
@@ -55,7 +55,7 @@ async def test_the_user_of_its_current_context_is_handed_on_for_as_long_as_its_c
     assert minted.credential.certificate is not None
     assert minted.credential.certificate.key == Secret(CANARY)
     assert minted.expires_at == math.floor(NOW + 3600)
-    assert KubeconfigSecret.scope is Scope.CLUSTER
+    assert KubeconfigSecretSource.scope is Scope.CLUSTER
 
 
 async def test_a_token_in_it_is_preferred_and_tells_its_end_itself() -> None:
@@ -117,5 +117,5 @@ async def test_a_project_does_not_choose_which_secret_is_read(uid: str) -> None:
     api = ScriptedApi()
     target = Target(name="alpha", uid=uid, place=("https://a",))
     with pytest.raises(BackendError, match="not the name of a namespace"):
-        await a_source(api, namespace_template="{uid}").mint(Wanted(ttl_s=600, target=target, incarnation=1))
+        await a_source(api, namespace_template="{uid}").mint(MintRequest(ttl_s=600, target=target, incarnation=1))
     assert not api.asked

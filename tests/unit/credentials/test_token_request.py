@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.credentials import load_kubeconfig
-from milo_discoveryd.credentials.sources.minting import RevokingSource, Scope, Wanted
-from milo_discoveryd.credentials.sources.token_request import TokenRequest
+from milo_discoveryd.credentials.sources.source import MintRequest, RevokingSource, Scope
+from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, TransportError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.watchers.transport import Transport, open_transport
@@ -21,7 +21,7 @@ from milo_sandbox.refusals import RefusedError
 from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering
 from tests.unit.credentials.tokens import CANARY, jwt
 
-WANTED = Wanted(ttl_s=900, target=ALPHA, incarnation=1)
+WANTED = MintRequest(ttl_s=900, target=ALPHA, incarnation=1)
 SUBJECT = "system:serviceaccount:milo:operators"
 
 
@@ -40,9 +40,9 @@ async def api(sandbox: Sandbox, tmp_path: Path) -> AsyncIterator[Transport]:
         yield transport
 
 
-def a_source(api: object, **differing: object) -> TokenRequest:
+def a_source(api: object, **differing: object) -> TokenRequestSource:
     given = {"origin": "test", "namespace": "milo", "service_account": "operators", "audiences": ["milo"]} | differing
-    return TokenRequest("requested", api, **given)  # type: ignore[arg-type]
+    return TokenRequestSource("requested", api, **given)  # type: ignore[arg-type]
 
 
 async def test_a_token_is_for_the_account_and_bound_to_a_secret_of_the_project(
@@ -58,7 +58,7 @@ async def test_a_token_is_for_the_account_and_bound_to_a_secret_of_the_project(
 
 
 async def test_it_lives_for_ten_minutes_at_least_since_api_servers_give_no_less(api: Transport) -> None:
-    minted = await a_source(api).mint(Wanted(ttl_s=10, target=ALPHA, incarnation=1))
+    minted = await a_source(api).mint(MintRequest(ttl_s=10, target=ALPHA, incarnation=1))
     assert 590 < minted.expires_at - time.time() <= 600
 
 
@@ -90,7 +90,7 @@ async def test_a_late_mint_does_not_bring_back_what_was_revoked(sandbox: Sandbox
 async def test_the_next_incarnation_has_a_secret_of_its_own(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     old = (await source.mint(WANTED)).credential.token
-    new = (await source.mint(Wanted(ttl_s=900, target=ALPHA, incarnation=2))).credential.token
+    new = (await source.mint(MintRequest(ttl_s=900, target=ALPHA, incarnation=2))).credential.token
     await source.revoke(ALPHA, 1)  # late: it must not end what the next one has
     assert old is not None
     assert new is not None
@@ -102,7 +102,7 @@ async def test_the_next_incarnation_has_a_secret_of_its_own(sandbox: Sandbox, ap
 async def test_a_restarted_daemon_finds_the_secret_instead_of_making_another(sandbox: Sandbox, api: Transport) -> None:
     await a_source(api).mint(WANTED)
     after = a_source(api)
-    await after.mint(Wanted(ttl_s=900, target=ALPHA, incarnation=7))
+    await after.mint(MintRequest(ttl_s=900, target=ALPHA, incarnation=7))
     assert len(sandbox.infrastructure.secret_names()) == 1
     await after.revoke(ALPHA, 7)
     assert not sandbox.infrastructure.secret_names()
@@ -123,7 +123,7 @@ async def test_a_secret_that_somebody_deleted_is_made_again(sandbox: Sandbox, ap
 async def test_unbound_one_token_is_for_all_projects(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api, bound=False)
     assert source.scope is Scope.IDENTITY
-    await source.mint(Wanted(ttl_s=600))
+    await source.mint(MintRequest(ttl_s=600))
     assert not sandbox.infrastructure.secret_names()
 
 
@@ -138,7 +138,7 @@ async def test_whatever_the_order_of_mints_and_revocations_nothing_revoked_is_go
         for _ in range(chance.randrange(4)):
             await asyncio.sleep(0)
         try:
-            minted = await source.mint(Wanted(ttl_s=600, target=ALPHA, incarnation=incarnation))
+            minted = await source.mint(MintRequest(ttl_s=600, target=ALPHA, incarnation=incarnation))
         except CredentialError:
             return
         assert minted.credential.token is not None
@@ -215,5 +215,5 @@ async def test_a_uid_does_not_choose_where_we_write() -> None:
     api = ScriptedApi(SECRET, answering(500, {}))
     strange = Target(name="alpha", uid="../../../x?y#z", place=("https://a",))
     with pytest.raises(BackendError):
-        await a_source(api).mint(Wanted(ttl_s=600, target=strange, incarnation=1))
+        await a_source(api).mint(MintRequest(ttl_s=600, target=strange, incarnation=1))
     assert json.loads(api.bodies[0])["metadata"]["name"].removeprefix("milo-discovery-").isalnum()

@@ -4,9 +4,9 @@ import asyncio
 import time
 
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.secret import Secret
-from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.model.cluster import Cluster, Target
 
@@ -25,13 +25,13 @@ class Backend:
         self.failure: CredentialError | None = None
         self.gate = asyncio.Event()
         self.gate.set()
-        self.asked: list[Wanted] = []
+        self.asked: list[MintRequest] = []
         self.at_once = 0
         self.most_at_once = 0
         self.given: list[str] = []
 
-    async def mint(self, wanted: Wanted) -> Minted:
-        self.asked.append(wanted)
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        self.asked.append(request)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         try:
@@ -41,11 +41,11 @@ class Backend:
             self.at_once -= 1
         if self.failure is not None:
             raise self.failure
-        token = f"{CANARY}-{wanted.target.name if wanted.target else 'all'}-{len(self.asked)}"
+        token = f"{CANARY}-{request.target.name if request.target else 'all'}-{len(self.asked)}"
         self.given.append(token)
-        life_s = min(self.life_s, wanted.ttl_s) if self.takes_ttl else self.life_s
+        life_s = min(self.life_s, request.ttl_s) if self.takes_ttl else self.life_s
         now = time.time()
-        return Minted(credential=Credential(token=Secret(token)), issued_at=now, expires_at=now + life_s)
+        return IssuedCredential(credential=Credential(token=Secret(token)), issued_at=now, expires_at=now + life_s)
 
 
 class RevokingBackend(Backend):

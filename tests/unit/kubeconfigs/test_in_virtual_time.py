@@ -7,11 +7,11 @@ from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
 
-from milo_discoveryd.credentials.minted import Minted
-from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.kubeconfigs.lease import WAITS_S
-from milo_discoveryd.kubeconfigs.minter import Key, Minter
+from milo_discoveryd.kubeconfigs.lease import BACKOFF_S
+from milo_discoveryd.kubeconfigs.minter import LeaseKey, Minter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.telemetry.metrics import Metrics
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
@@ -31,10 +31,10 @@ class Slow(Backend):
         super().__init__(Scope.CLUSTER, life_s=LIFE_S)
         self.times: list[float] = []
 
-    async def mint(self, wanted: Wanted) -> Minted:
+    async def mint(self, request: MintRequest) -> IssuedCredential:
         self.times.append(asyncio.get_running_loop().time())
         await asyncio.sleep(ANSWERS_WITHIN_S)
-        return await super().mint(wanted)
+        return await super().mint(request)
 
     def busiest(self, began: float, ended: float, window_s: float) -> tuple[float, float]:
         """Mints a second, in the busiest of the windows and in the mean."""
@@ -49,8 +49,8 @@ class Fleet:
         self._clusters = [a_cluster(f"p-{number}", number) for number in range(1, size + 1)]
         self.minter = Minter(
             backend,
-            tally=Metrics(),
-            told=self._taken,
+            metrics=Metrics(),
+            changed=self._taken,
             draw=Random(1).random,
             concurrency=BURST,
             per_second=per_second,
@@ -65,11 +65,11 @@ class Fleet:
         """How many have nothing that is valid."""
         return len(self._clusters) - len([*self.minter.held()])
 
-    def _taken(self, key: Key) -> None:
+    def _taken(self, key: LeaseKey) -> None:
         self._take(self._clusters[key.incarnation - 1])
 
     def _take(self, cluster: Cluster) -> None:
-        self.minter.wanted(cluster, LIFE_S).is_wanted = True
+        self.minter.request(self.minter.key(cluster, LIFE_S), cluster).is_wanted = True
 
 
 def in_virtual_time(fleet: Callable[[], Fleet], play: Callable[[Fleet], Coroutine[Any, Any, None]]) -> None:
@@ -141,7 +141,7 @@ def test_after_an_outage_of_two_lifetimes_all_is_well_within_seconds_and_without
         assert len(backend.asked) - before <= 2 * LIFE_S / ANSWERS_WITHIN_S
         backend.failure = None
         since = asyncio.get_running_loop().time()
-        await asyncio.sleep(WAITS_S[1] + size / PER_SECOND)
+        await asyncio.sleep(BACKOFF_S[1] + size / PER_SECOND)
         assert fleet.without() == 0
         peak, _ = backend.busiest(since, since + 30, 1)
         assert peak <= PER_SECOND + BURST

@@ -10,12 +10,13 @@ from random import Random
 import pytest
 from structlog.testing import capture_logs
 
-from milo_discoveryd.credentials.sources.minting import MintingSource, Scope
+from milo_discoveryd.credentials.sources.source import MintingSource, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs import minter
-from milo_discoveryd.kubeconfigs.issuer import Issuer, NotCoveredError, NotNowError, Offer
-from milo_discoveryd.kubeconfigs.rendering import Place
+from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
+from milo_discoveryd.kubeconfigs.issuer import CredentialUnavailableError, Issuer, NoSourceError, SourceAssignment
+from milo_discoveryd.kubeconfigs.rendering import ServerTrust
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
@@ -40,15 +41,15 @@ class Wall:
 
 @asynccontextmanager
 async def issuing(
-    *sources: MintingSource | Offer,
+    *sources: MintingSource | SourceAssignment,
     wall: Callable[[], float] = time.time,
     metrics: Metrics | None = None,
     **limits: int,
 ) -> AsyncIterator[Issuer]:
     issuer = Issuer(
-        [each if isinstance(each, Offer) else Offer(each) for each in sources],
-        place=lambda: Place(b"CA"),
-        tally=metrics or Metrics(),
+        [each if isinstance(each, SourceAssignment) else SourceAssignment(each) for each in sources],
+        trust=lambda: ServerTrust(b"CA"),
+        metrics=metrics or Metrics(),
         audit=Audit(Metrics()),
         max_ttl_s=900,
         default_ttl_s=600,
@@ -65,17 +66,21 @@ async def issuing(
             await running
 
 
+def token_in(made: IssuedKubeconfig) -> str:
+    assert made.credential is not None
+    assert made.credential.credential.token is not None
+    return made.credential.credential.token.reveal()
+
+
 def token(issuer: Issuer, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
     """What is handed out now."""
-    made = issuer.hand_out(cluster, "epoch.1", ttl_s, ME)
-    assert made.minted is not None
-    assert made.minted.credential.token is not None
-    return made.minted.credential.token.reveal()
+    return token_in(issuer.lease(cluster, ttl_s, UNLIMITED).issue("epoch.1", ME))
 
 
 async def got(issuer: Issuer, cluster: Cluster = ALPHA, ttl_s: float | None = None) -> str:
-    await issuer.await_credential(cluster, ttl_s, UNLIMITED)
-    return token(issuer, cluster, ttl_s)
+    lease = issuer.lease(cluster, ttl_s, UNLIMITED)
+    await lease.wait()
+    return token_in(lease.issue("epoch.1", ME))
 
 
 async def test_one_mint_serves_ten_thousand_clusters_of_one_identity() -> None:
@@ -135,15 +140,15 @@ async def test_while_the_backend_is_down_the_last_good_one_is_handed_out_and_the
             while await got(issuer) == first:
                 pass
 
-        with pytest.raises(NotNowError, match="the backend is down") as raised:
+        with pytest.raises(CredentialUnavailableError, match="the backend is down") as raised:
             await until_it_is_over()
         assert raised.value.retry_after_s >= 1
-        assert issuer.health()[0].trouble == "the backend is down"
-        assert issuer.trouble(ALPHA, UNLIMITED) == "the backend is down"
+        assert issuer.health()[0].problem == "the backend is down"
+        assert issuer.problem(ALPHA, UNLIMITED) == "the backend is down"
         backend.failure = None
-        await eventually(lambda: not issuer.health()[0].trouble)
+        await eventually(lambda: not issuer.health()[0].problem)
         assert await got(issuer) != first
-        assert issuer.trouble(ALPHA, UNLIMITED) is None
+        assert issuer.problem(ALPHA, UNLIMITED) is None
 
 
 async def test_who_has_nothing_waits_for_the_first_and_is_told_at_once_when_there_is_none() -> None:
@@ -155,7 +160,7 @@ async def test_who_has_nothing_waits_for_the_first_and_is_told_at_once_when_ther
         assert not asking.done()
         backend.failure = BackendError("down")
         backend.gate.set()
-        with pytest.raises(NotNowError, match="down"):
+        with pytest.raises(CredentialUnavailableError, match="down"):
             await asking
 
 
@@ -164,7 +169,7 @@ async def test_a_backend_that_hangs_for_too_long_is_given_up_for_now(monkeypatch
     backend = Backend()
     backend.gate.clear()
     async with issuing(backend) as issuer:
-        with pytest.raises(NotNowError, match=r"backend did not answer within 0\.05 s"):
+        with pytest.raises(CredentialUnavailableError, match=r"backend did not answer within 0\.05 s"):
             await got(issuer)
 
 
@@ -173,18 +178,16 @@ async def test_from_a_source_that_the_terms_leave_out_nothing_is_had() -> None:
     one.name, other.name = "one", "other"
     to = Recipient(ME.caller, "some", Terms(sources=frozenset({"other"}), max_ttl_s=60.0))
     async with issuing(one, other) as issuer:
-        await issuer.await_credential(ALPHA, 600, to.terms)
-        made = issuer.hand_out(ALPHA, "epoch.1", 600, to)
-        assert made.minted is not None
-        assert made.minted.credential.token is not None
-        assert made.minted.credential.token.reveal() in other.given
-        assert issuer.key(ALPHA, 600, to.terms).source == "other"
-        assert issuer.key(ALPHA, 600, to.terms).ttl_s <= 60
+        lease = issuer.lease(ALPHA, 600, to.terms)
+        await lease.wait()
+        assert token_in(lease.issue("epoch.1", to)) in other.given
+        assert lease.key.source == "other"
+        assert lease.key.ttl_s <= 60
         none = Terms(sources=frozenset({"none"}))
-        assert not issuer.covers(ALPHA, none)
-        assert isinstance(await issuer.refusal(none), NotCoveredError)
-        with pytest.raises(NotCoveredError, match="that the rule for this caller names"):
-            issuer.ask(ALPHA, None, none)
+        assert issuer.find(ALPHA, None, none) is None
+        assert isinstance(await issuer.refusal(none), NoSourceError)
+        with pytest.raises(NoSourceError, match="that the rule for this caller allows"):
+            issuer.lease(ALPHA, None, none)
 
 
 async def test_what_is_not_to_be_handed_out_is_refused_for_good() -> None:
@@ -199,23 +202,23 @@ async def test_what_is_not_to_be_handed_out_is_refused_for_good() -> None:
 
 async def test_without_a_source_nothing_is_handed_out() -> None:
     async with issuing() as issuer:
-        with pytest.raises(NotCoveredError, match="no source of kubeconfigs is configured"):
+        with pytest.raises(NoSourceError, match="no credential source is configured"):
             await got(issuer)
-        assert isinstance(await issuer.refusal(UNLIMITED), NotCoveredError)
-        with pytest.raises(NotCoveredError):
-            issuer.hand_out_command(ALPHA, "epoch.1", ME)
+        assert isinstance(await issuer.refusal(UNLIMITED), NoSourceError)
+        with pytest.raises(NoSourceError):
+            issuer.lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
 
 
 async def test_the_first_source_that_covers_a_cluster_serves_it() -> None:
     one, other = Backend(), Backend()
     one.name, other.name = "one", "other"
-    async with issuing(Offer(one, parse("env=prod")), Offer(other, parse("env=dev"))) as issuer:
+    async with issuing(SourceAssignment(one, parse("env=prod")), SourceAssignment(other, parse("env=dev"))) as issuer:
         prod, dev, none = (a_cluster("a", 1, env="prod"), a_cluster("b", 2, env="dev"), a_cluster("c", 3))
         assert await got(issuer, prod) in one.given
         assert await got(issuer, dev) in other.given
-        assert (issuer.covers(prod, UNLIMITED), issuer.covers(none, UNLIMITED)) == (True, False)
-        assert issuer.trouble(none, UNLIMITED) is None
-        with pytest.raises(NotCoveredError, match="its labels match none"):
+        assert issuer.find(none, None, UNLIMITED) is None
+        assert issuer.problem(none, UNLIMITED) is None
+        with pytest.raises(NoSourceError, match="its labels match none"):
             await got(issuer, none)
         assert await issuer.refusal(UNLIMITED) is None
         assert [each.name for each in issuer.health()] == ["one", "other"]
@@ -234,16 +237,17 @@ async def test_a_ttl_is_capped_and_counts_as_the_next_shorter_step(asked_s: floa
 async def test_the_end_that_is_told_is_the_backend_s_and_the_time_to_come_again_lies_before_it() -> None:
     backend = Backend(life_s=100)
     async with issuing(backend) as issuer:
-        await issuer.await_credential(ALPHA, 10, UNLIMITED)
-        made = issuer.hand_out(ALPHA, "epoch.1", 10, ME)
-    assert made.minted is not None
-    assert made.expires_at == made.minted.expires_at
+        lease = issuer.lease(ALPHA, 10, UNLIMITED)
+        await lease.wait()
+        made = lease.issue("epoch.1", ME)
+    assert made.credential is not None
+    assert made.expires_at == made.credential.expires_at
     assert made.refresh_at is not None
     assert made.issued_at + 49 < made.refresh_at < made.issued_at + 61
 
 
 async def test_what_nobody_takes_is_not_renewed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(minter, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(minter, "CHECK_EVERY_S", 0.02)
     backend = Backend(Scope.CLUSTER, life_s=0.8)
     async with issuing(backend) as issuer:
         await got(issuer)
@@ -256,7 +260,7 @@ async def test_at_most_so_many_mints_are_under_way_and_the_rest_wait_their_turn(
     backend.gate.clear()
     async with issuing(backend, concurrency=5, per_second=10_000) as issuer:
         for number in range(100):
-            issuer.ask(a_cluster(f"p-{number}", number + 1), None, UNLIMITED)
+            issuer.lease(a_cluster(f"p-{number}", number + 1), None, UNLIMITED).credential()
         await eventually(lambda: backend.at_once == 5)
         backend.gate.set()
         await eventually(lambda: len(backend.given) == 100)
@@ -268,7 +272,7 @@ async def test_a_backend_that_is_down_is_tried_by_one_lease_at_a_time() -> None:
     backend.failure = BackendError("down")
     async with issuing(backend, concurrency=5, per_second=10_000) as issuer:
         for number in range(50):
-            issuer.ask(a_cluster(f"p-{number}", number + 1), None, UNLIMITED)
+            issuer.lease(a_cluster(f"p-{number}", number + 1), None, UNLIMITED).credential()
         await eventually(lambda: len(backend.asked) >= 50)
         backend.gate.clear()
         backend.most_at_once = 0
@@ -282,12 +286,12 @@ async def test_a_backend_that_is_down_is_tried_by_one_lease_at_a_time() -> None:
 async def test_a_clock_that_is_set_forward_is_noticed_and_nothing_that_ended_by_it_is_handed_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(minter, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(minter, "CHECK_EVERY_S", 0.02)
     backend, wall = Backend(), Wall()
     async with issuing(backend, wall=wall) as issuer:
         first = await got(issuer)
         wall.ahead = 3600
-        with pytest.raises(NotNowError):
+        with pytest.raises(CredentialUnavailableError):
             token(issuer)
         await eventually(lambda: len(backend.asked) >= 2)
         assert first in backend.given
@@ -298,7 +302,7 @@ async def test_a_mint_that_comes_back_after_its_cluster_was_disengaged_is_droppe
     backend.gate.clear()
     metrics = Metrics()
     async with issuing(backend, metrics=metrics) as issuer:
-        asking = asyncio.create_task(issuer.await_credential(ALPHA, None, UNLIMITED))
+        asking = asyncio.create_task(issuer.lease(ALPHA, None, UNLIMITED).wait())
         await eventually(lambda: backend.at_once == 1)
         issuer.disengaged(ALPHA)
         await asking
@@ -322,7 +326,7 @@ async def test_what_is_unfit_for_one_cluster_refuses_no_other() -> None:
         with pytest.raises(UnfitError, match="it lives for ever"):
             await got(issuer)
         assert await issuer.refusal(UNLIMITED) is None
-        with pytest.raises(NotNowError):
+        with pytest.raises(CredentialUnavailableError):
             token(issuer, a_cluster("beta", 2))
         backend.failure = None
         assert await got(issuer, a_cluster("beta", 2)) == f"{CANARY}-beta-{len(backend.asked)}"
@@ -331,7 +335,7 @@ async def test_what_is_unfit_for_one_cluster_refuses_no_other() -> None:
 async def test_what_a_cluster_had_is_revoked_when_it_is_disengaged_however_often_that_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(minter, "REVOKE_WAITS_S", (0.001, 0.002))
+    monkeypatch.setattr(minter, "REVOKE_BACKOFF_S", (0.001, 0.002))
     backend = RevokingBackend()
     backend.revocation_failures = 3
     async with issuing(backend) as issuer:
@@ -347,7 +351,7 @@ async def test_every_hand_out_is_audited_with_who_what_until_when_and_no_secret(
     async with issuing(Backend()) as issuer:
         with capture_logs() as lines:
             await got(issuer)
-            issuer.hand_out_command(ALPHA, "epoch.1", ME)
+            issuer.lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
     (line,) = [line for line in lines if line["event"] == "kubeconfig handed out"]
     assert set(line) == {
         "event", "log_level", "logger", "cluster", "uid", "incarnation", "source", "expires_at", "fingerprint", "rule",

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.lease import (
+    BACKOFF_S,
     FIRST_RENEWAL,
-    MOST_S,
+    MAX_RENEWAL_S,
     REFRESH,
     RENEWAL,
-    WAITS_S,
     Empty,
     Expired,
     Fresh,
@@ -27,7 +27,7 @@ from milo_discoveryd.kubeconfigs.lease import (
     useful_s,
 )
 from milo_discoveryd.model.moment import Moment
-from tests.unit.kubeconfigs.minting import minted
+from tests.unit.kubeconfigs.issued import minted
 
 DOWN = BackendError("it is down")
 
@@ -49,7 +49,7 @@ def fresh(token: str = "t1", *, life_s: float = 100.0) -> Lease:
     return made
 
 
-def token(found: Minted | None) -> str | None:
+def token(found: IssuedCredential | None) -> str | None:
     return None if found is None or found.credential.token is None else found.credential.token.reveal()
 
 
@@ -57,7 +57,7 @@ def test_nothing_is_held_nor_planned_before_somebody_asks() -> None:
     empty = lease()
     assert empty.state == Empty()
     assert (empty.valid(at(0)), empty.useful(at(0)), empty.due_at, empty.failure) == (None, None, None, None)
-    assert not empty.look(at(0))
+    assert not empty.check(at(0))
 
 
 def test_the_first_is_renewed_anywhere_in_two_fifths_of_its_life_and_each_other_at_their_end() -> None:
@@ -82,16 +82,16 @@ def test_one_that_is_well_into_its_life_when_it_comes_is_renewed_at_once() -> No
 def test_however_long_one_lives_a_newer_one_is_looked_for_within_the_hour() -> None:
     made = fresh(life_s=1e7)
     assert made.due_at is not None
-    assert made.due_at <= MOST_S * 1.1
+    assert made.due_at <= MAX_RENEWAL_S * 1.1
 
 
 def test_it_is_handed_out_while_the_next_is_got() -> None:
     made = fresh()
-    assert made.look(at(50))
+    assert made.check(at(50))
     assert token(made.begin()) == "t1"
     assert made.is_renewing
     assert made.due_at is None
-    assert not made.look(at(60))
+    assert not made.check(at(60))
     assert token(made.useful(at(60))) == "t1"
     made.succeeded(minted("t2", 1060), at(60))
     assert token(made.useful(at(60))) == "t2"
@@ -123,7 +123,7 @@ def test_failures_are_retried_after_waits_that_double_up_to_a_bound() -> None:
         waits.append(made.due_at - now)
         now = made.due_at
     assert waits == pytest.approx([0.375, 0.75, 1.5, 3, 6, 11.25, 11.25, 11.25])
-    assert waits[-1] <= WAITS_S[1]
+    assert waits[-1] <= BACKOFF_S[1]
     assert made.failure is DOWN
     made.begin()
     assert made.failure is DOWN
@@ -155,7 +155,7 @@ def test_what_can_not_be_had_for_half_a_lifetime_is_missed_by_nobody(life_s: flo
 
 
 def test_a_backend_that_says_when_to_come_again_is_obeyed_within_reason() -> None:
-    for asked, waited in ((5.0, 5.0), (1e9, WAITS_S[1]), (None, 0.375)):
+    for asked, waited in ((5.0, 5.0), (1e9, BACKOFF_S[1]), (None, 0.375)):
         made = fresh()
         made.begin()
         made.failed(DOWN, at(50), asked)
@@ -168,12 +168,12 @@ def test_the_last_good_one_is_handed_out_to_its_end_and_then_nothing_is() -> Non
     made.failed(DOWN, at(80))
     assert token(made.valid(at(94))) == "t1"
     assert made.valid(at(96)) is None
-    assert made.look(at(100))
+    assert made.check(at(100))
     assert isinstance(made.state, Expired)
     assert (made.valid(at(100)), made.begin()) == (None, None)
     made.failed(DOWN, at(101))
     assert isinstance(made.state, Expired)
-    assert not made.look(at(101))
+    assert not made.check(at(101))
 
 
 def test_it_may_end_while_the_next_is_got() -> None:
@@ -192,7 +192,7 @@ def test_what_ends_first_is_seen_to_first_and_what_has_nothing_before_it() -> No
 
 def test_one_whose_end_nobody_saw_coming_is_replaced_at_once() -> None:
     made = fresh()
-    assert made.look(at(1, wall=5000))  # the machine slept, or the clock was set
+    assert made.check(at(1, wall=5000))  # the machine slept, or the clock was set
     assert made.state == Empty()
 
 
@@ -253,7 +253,7 @@ class Life(RuleBasedStateMachine):
     @rule(seconds=st.floats(0, 500))
     def time_passes(self, seconds: float) -> None:
         self.steady += seconds
-        self.lease.look(self.now)
+        self.lease.check(self.now)
 
     @rule(seconds=st.floats(-5000, 5000))
     def the_clock_is_set(self, seconds: float) -> None:

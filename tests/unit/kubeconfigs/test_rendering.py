@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import UnfitError
-from milo_discoveryd.kubeconfigs.rendering import Place, embedded, exec_form
+from milo_discoveryd.kubeconfigs.rendering import ServerTrust, embedded, exec_form
 
 TOKEN = Credential(token=Secret("t1"))
-PLACE = Place(b"-----BEGIN CERTIFICATE-----\n", "milo.internal")
+PLACE = ServerTrust(b"-----BEGIN CERTIFICATE-----\n", "milo.internal")
 # Names that a YAML reader of one kind or another takes for something else.
 TREACHEROUS = ["1e3", "no", "null", "~", "0x10", "2026-01-02", "on", "1_000", ".5"]
 
@@ -53,7 +53,7 @@ def test_a_client_certificate_is_embedded_as_data() -> None:
 
 
 def test_without_an_authority_the_system_s_are_used() -> None:
-    assert parts(embedded("alpha", "https://milo", Place(None), TOKEN))[0] == {"server": "https://milo"}
+    assert parts(embedded("alpha", "https://milo", ServerTrust(None), TOKEN))[0] == {"server": "https://milo"}
 
 
 def test_the_exec_form_holds_no_secret_and_calls_the_client_s_command() -> None:
@@ -83,7 +83,7 @@ def test_the_same_makes_the_same_bytes() -> None:
 
 @pytest.mark.parametrize("server", ["http://milo", "http://10.0.0.1:8080", "http:///", "ftp://milo"])
 def test_a_credential_is_not_sent_in_the_clear(server: str) -> None:
-    with pytest.raises(UnfitError, match="without TLS"):
+    with pytest.raises(UnfitError, match="has no TLS"):
         embedded("alpha", server, PLACE, TOKEN)
 
 
@@ -123,7 +123,7 @@ def test_the_kubernetes_package_reads_what_we_wrote() -> None:
     from kubernetes import config  # noqa: PLC0415 - importing it takes most of a second
 
     for name in TREACHEROUS:
-        text = embedded(name, "https://milo/alpha", Place(None), Credential(token=Secret("t1")))
+        text = embedded(name, "https://milo/alpha", ServerTrust(None), Credential(token=Secret("t1")))
         api = config.new_client_from_config_dict(yaml.safe_load(text))
         assert (api.configuration.host, api.configuration.api_key["BearerToken"]) == (
             "https://milo/alpha",

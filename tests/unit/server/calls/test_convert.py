@@ -4,7 +4,8 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.kubeconfigs.handed import Kubeconfig, SourceHealth
+from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
+from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceState, SourceStatus
@@ -180,7 +181,7 @@ def test_a_transition_is_told_with_the_incarnation_it_was_of() -> None:
 
 
 def test_a_kubeconfig_is_told_with_its_times() -> None:
-    handed = Kubeconfig("a", b"{}", issued_at=1.0, expires_at=3.0, refresh_at=2.0)
+    handed = IssuedKubeconfig("a", b"{}", issued_at=1.0, expires_at=3.0, refresh_at=2.0)
     assert convert.kubeconfig(handed) == pb.Kubeconfig(
         cluster="a",
         kubeconfig=b"{}",
@@ -191,7 +192,7 @@ def test_a_kubeconfig_is_told_with_its_times() -> None:
 
 
 def test_a_kubeconfig_that_does_not_run_out_says_so_by_leaving_it_out() -> None:
-    told = convert.kubeconfig(Kubeconfig("a", b"{}", issued_at=1.0))
+    told = convert.kubeconfig(IssuedKubeconfig("a", b"{}", issued_at=1.0))
     assert not told.HasField("expires_at")
     assert not told.HasField("refresh_after")
 

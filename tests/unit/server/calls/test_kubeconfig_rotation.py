@@ -7,11 +7,11 @@ import pytest
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.kubeconfigs.handed import Kubeconfig
-from milo_discoveryd.kubeconfigs.minter import Key
+from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
+from milo_discoveryd.kubeconfigs.minter import LeaseKey
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.reflect.pending_deletions import PendingDeletions
@@ -28,6 +28,26 @@ from tests.unit.registry.fleets import ready
 
 EPOCH = "0123456789abcdef"
 LIFE_S = 600.0
+
+
+class Lease:
+    """A lease that always holds a new credential."""
+
+    def __init__(self, world: "World", cluster: Cluster) -> None:
+        self.key = LeaseKey("source", cluster.incarnation, LIFE_S)
+        self._world = world
+        self._name = cluster.target.name
+
+    def credential(self) -> IssuedCredential:
+        world = self._world
+        world.asked.append(self._name)
+        world.minted += 1
+        token = Credential(token=Secret(f"{self._name}-{world.minted}"))
+        return IssuedCredential(credential=token, issued_at=world.now, expires_at=world.now + LIFE_S)
+
+    def issue(self, incarnation: str, to: Recipient) -> IssuedKubeconfig:
+        now = self._world.now
+        return IssuedKubeconfig(self._name, b"text", now, now + LIFE_S, now + LIFE_S / 2, self.credential())
 
 
 class World:
@@ -53,22 +73,8 @@ class World:
 
     # An issuer, whose credentials are for a cluster each and are always at hand
 
-    def covers(self, cluster: Cluster, terms: Terms) -> bool:
-        return True
-
-    def peek(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> Minted:
-        self.asked.append(cluster.target.name)
-        self.minted += 1
-        token = Credential(token=Secret(f"{cluster.target.name}-{self.minted}"))
-        return Minted(credential=token, issued_at=self.now, expires_at=self.now + LIFE_S)
-
-    def key(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> Key:
-        return Key("source", cluster.incarnation, LIFE_S)
-
-    def hand_out(self, cluster: Cluster, incarnation: str, ttl_s: float | None, to: Recipient) -> Kubeconfig:
-        made = self.peek(cluster, ttl_s, to.terms)
-        name = cluster.target.name
-        return Kubeconfig(name, b"text", self.now, self.now + LIFE_S, self.now + LIFE_S / 2, made)
+    def find(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> "Lease":
+        return Lease(self, cluster)
 
     def rotation(self) -> KubeconfigRotation:
         made: Any = KubeconfigRotation(

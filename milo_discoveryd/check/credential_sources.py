@@ -4,15 +4,15 @@ import time
 from collections.abc import Sequence
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
-from milo_discoveryd.credentials.sources.client_certificate import SigningClientCertificates
-from milo_discoveryd.credentials.sources.minting import MintingSource, Scope, Wanted
+from milo_discoveryd.credentials.sources.client_certificate import ClientCertificateSource
+from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest, Scope
 from milo_discoveryd.daemon_errors import CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 
 _NOBODY = Target(name="check", uid="00000000-0000-0000-0000-000000000000", place=("https://check.invalid",))
 
 
-async def handing_out(sources: Sequence[MintingSource], ttl_s: float, *, is_configured: bool) -> list[Finding]:
+async def check_sources(sources: Sequence[MintingSource], ttl_s: float, *, is_configured: bool) -> list[Finding]:
     if not sources:
         return [warn("kubeconfigs", "none are handed out: every source says hand_out: false")]
     return [await _tried(source, ttl_s, is_configured=is_configured) for source in sources]
@@ -21,9 +21,9 @@ async def handing_out(sources: Sequence[MintingSource], ttl_s: float, *, is_conf
 async def _tried(source: MintingSource, ttl_s: float, *, is_configured: bool) -> Finding:
     what = f"kubeconfigs {source.name}"
     if source.scope is Scope.IDENTITY:
-        wanted = Wanted(ttl_s=ttl_s)
-    elif isinstance(source, SigningClientCertificates):
-        wanted = Wanted(ttl_s=ttl_s, target=_NOBODY, incarnation=1)
+        wanted = MintRequest(ttl_s=ttl_s)
+    elif isinstance(source, ClientCertificateSource):
+        wanted = MintRequest(ttl_s=ttl_s, target=_NOBODY, incarnation=1)
     else:
         return ok(what, f"{source.type} has a credential for each cluster, and is asked when one is engaged")
     try:

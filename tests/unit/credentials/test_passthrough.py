@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.credentials import load_kubeconfig
+from milo_discoveryd.credentials.authentication.credential_provider import FileCredential, StaticCredential
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand
-from milo_discoveryd.credentials.authentication.minted_credential import AGAIN_AFTER_S, MintedCredential
-from milo_discoveryd.credentials.authentication.source import FileCredential, StaticCredential
 from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.files import FileContent
-from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.credentials.sources.exec_source import ExecSource
-from milo_discoveryd.credentials.sources.minting import Scope, Wanted
-from milo_discoveryd.credentials.sources.own_user import HandedOn
+from milo_discoveryd.credentials.sources.passthrough import PassthroughSource
+from milo_discoveryd.credentials.sources.renewing_credential import AGAIN_AFTER_S, RenewingCredential
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from tests.unit.credentials.backend import ALPHA
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
 
-WANTED = Wanted(ttl_s=600)
+WANTED = MintRequest(ttl_s=600)
 V1 = "client.authentication.k8s.io/v1"
 
 
@@ -40,8 +40,8 @@ def saved(folder: Path, user: dict[str, Any]) -> Path:
     return path
 
 
-def own_user(path: Path) -> HandedOn:
-    return HandedOn(
+def own_user(path: Path) -> PassthroughSource:
+    return PassthroughSource(
         load_kubeconfig(path, plugins=["*"]).credentials, name="project", type="project-kubeconfig", origin="its user"
     )
 
@@ -61,10 +61,10 @@ async def test_a_token_file_is_handed_on_and_followed_as_it_is_renewed(tmp_path:
     file.write_text(jwt(exp=time.time() + 600))
     source = own_user(saved(tmp_path, {"tokenFile": str(file)}))
     first = await source.mint(WANTED)
-    assert (await source.mint(Wanted(ttl_s=600, held=first.credential))).credential == first.credential
+    assert (await source.mint(MintRequest(ttl_s=600, held=first.credential))).credential == first.credential
     renewed = jwt(exp=time.time() + 1200)
     file.write_text(renewed)
-    second = await source.mint(Wanted(ttl_s=600, held=first.credential))
+    second = await source.mint(MintRequest(ttl_s=600, held=first.credential))
     assert second.credential.token is not None
     assert second.credential.token.reveal() == renewed
     assert second.expires_at > first.expires_at
@@ -111,7 +111,7 @@ async def test_the_token_of_a_pod_that_lives_for_a_year_is_not_handed_on(tmp_pat
     (tmp_path / "token").write_text(jwt(exp=time.time() + 365 * 86400))
     source = FileCredential(token=FileContent(tmp_path / "token"))
     with pytest.raises(UnfitError, match="lives for 365 days"):
-        await HandedOn(source, name="n", type="token-file", origin="it").mint(WANTED)
+        await PassthroughSource(source, name="n", type="token-file", origin="it").mint(WANTED)
 
 
 async def test_a_kubeconfig_that_gets_a_plugin_while_we_run_is_fit_from_then_on(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ async def test_a_command_is_told_which_cluster_it_is_for(tmp_path: Path, per_clu
     command = ExecCommand(api_version=V1, argv=(str(script),), environment={})
     source = ExecSource("exec", command, project=PROJECT, per_cluster=per_cluster)
     assert source.scope is (Scope.CLUSTER if per_cluster else Scope.IDENTITY)
-    await source.mint(Wanted(ttl_s=600, target=ALPHA if per_cluster else None))
+    await source.mint(MintRequest(ttl_s=600, target=ALPHA if per_cluster else None))
     assert json.loads((tmp_path / "info").read_text())["spec"] == {
         "interactive": False,
         "cluster": {
@@ -171,11 +171,11 @@ class Script:
         self.minted = 0
         self.failure: CredentialError | None = None
 
-    async def mint(self, wanted: Wanted) -> Minted:
+    async def mint(self, wanted: MintRequest) -> IssuedCredential:
         if self.failure is not None:
             raise self.failure
         self.minted += 1
-        return Minted(credential=token_number(self.minted), issued_at=self.now, expires_at=self.now + 100)
+        return IssuedCredential(credential=token_number(self.minted), issued_at=self.now, expires_at=self.now + 100)
 
 
 def token_number(number: int) -> Credential:
@@ -184,7 +184,7 @@ def token_number(number: int) -> Credential:
 
 async def test_the_daemon_authenticates_by_the_same_sources_renewed_at_half_life() -> None:
     script = Script()
-    mine = MintedCredential(script, ttl_s=600, clock=lambda: script.now)
+    mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
     assert await mine.credential() == token_number(1)
     script.now += 49
     assert await mine.credential() == token_number(1)
@@ -194,7 +194,7 @@ async def test_the_daemon_authenticates_by_the_same_sources_renewed_at_half_life
 
 async def test_a_credential_that_was_refused_is_replaced_once() -> None:
     script = Script()
-    mine = MintedCredential(script, ttl_s=600, clock=lambda: script.now)
+    mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
     first = await mine.credential()
     script.now += AGAIN_AFTER_S + 1
     second = await mine.credential(refused=first)
@@ -204,7 +204,7 @@ async def test_a_credential_that_was_refused_is_replaced_once() -> None:
 
 async def test_while_the_source_is_down_the_old_one_is_used_to_its_end() -> None:
     script = Script()
-    mine = MintedCredential(script, ttl_s=600, clock=lambda: script.now)
+    mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
     first = await mine.credential()
     script.failure = BackendError("down")
     script.now += 90

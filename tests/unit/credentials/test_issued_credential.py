@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential
-from milo_discoveryd.credentials.minted import LONGEST_S, SKEW_S, Minted, judge
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, SKEW_S, IssuedCredential, judge
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
@@ -129,7 +129,7 @@ def test_a_fingerprint_tells_two_apart_and_nothing_of_either() -> None:
 def test_whatever_a_backend_answers_is_short_lived_and_valid_or_refused(
     claims: dict[str, object], expires_at: float | None
 ) -> None:
-    minted: Minted | None = None
+    minted: IssuedCredential | None = None
     complaint = ""
     try:
         minted = judge(token(jwt(**claims)), NOW, origin="it", expires_at=expires_at)

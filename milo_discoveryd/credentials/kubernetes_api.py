@@ -22,7 +22,7 @@ class Answer(Protocol):
     def body(self) -> bytes: ...
 
 
-class ClusterApi(Protocol):
+class KubernetesApi(Protocol):
     """Raises TransportError where there is no answer."""
 
     async def get(self, path: str, *, timeout_s: float) -> Answer: ...

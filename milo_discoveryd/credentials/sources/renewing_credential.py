@@ -5,22 +5,22 @@ import time
 from collections.abc import Callable
 
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.minted import Minted
-from milo_discoveryd.credentials.sources.minting import MintingSource, Wanted
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest
 from milo_discoveryd.daemon_errors import CredentialError
 
 AGAIN_AFTER_S = 5.0
 """A credential that was refused, or could not be renewed, isn't asked for again sooner."""
 
 
-class MintedCredential:
+class RenewingCredential:
     """Renewed at half its life, and when a server refuses it; used to its end while no other can be had."""
 
     def __init__(self, source: MintingSource, *, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
         self._source = source
         self._ttl_s = ttl_s
         self._clock = clock
-        self._minted: Minted | None = None
+        self._minted: IssuedCredential | None = None
         self._asked_at = float("-inf")
         self._failure: CredentialError | None = None
         self._single_flight = asyncio.Lock()
@@ -38,9 +38,9 @@ class MintedCredential:
                 if self._failure is not None:
                     raise self._failure
             self._asked_at = now
-            wanted = Wanted(ttl_s=self._ttl_s, held=None if held is None else held.credential)
+            request = MintRequest(ttl_s=self._ttl_s, held=None if held is None else held.credential)
             try:
-                self._minted = await self._source.mint(wanted)
+                self._minted = await self._source.mint(request)
                 self._failure = None
             except CredentialError as error:
                 self._failure = error

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.minted import Minted
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.model.cluster import Target
 
 
@@ -17,7 +17,7 @@ class Scope(enum.Enum):
     """Each cluster has its own."""
 
 
-class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+class MintRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What a mint is for."""
 
     ttl_s: float
@@ -42,7 +42,7 @@ class MintingSource(Protocol):
     def takes_ttl(self) -> bool:
         """Whether it can be told how long a credential should live."""
 
-    async def mint(self, wanted: Wanted) -> Minted:
+    async def mint(self, request: MintRequest) -> IssuedCredential:
         """A judged credential. It may be the one held, where there is no other yet. Raises CredentialError."""
 
 

@@ -8,7 +8,7 @@ from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.secret import Secret
 
 
-class CredentialSource(Protocol):
+class CredentialProvider(Protocol):
     async def credential(self, *, refused: Credential | None = None) -> Credential:
         """The credential to use now. `refused` is one that the server has just answered 401 to: a source that can get
         another one does; one that cannot gives the same again. Raises CredentialError when there is none."""

@@ -18,7 +18,7 @@ LONGEST_S = 24 * 3600.0
 """What lives for longer is not short-lived, by anybody's reading."""
 
 
-class Minted(msgspec.Struct, frozen=True, kw_only=True):
+class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
     credential: Credential
     issued_at: float
     expires_at: float
@@ -45,7 +45,7 @@ def judge(
     longest_s: float = LONGEST_S,
     audiences: Collection[str] = (),
     subject: str = "",
-) -> Minted:
+) -> IssuedCredential:
     """The credential with its life, which is the shortest of what the backend (`expires_at`), the token and the
     certificate say. Raises BackendError for one that is no good, UnfitError for one that isn't to be handed out."""
     ends = [] if expires_at is None else [expires_at]
@@ -78,7 +78,7 @@ def judge(
             f"{origin} gave a credential that lives for {_span(end - now)}, and more than {_span(longest_s)} "
             "is not short-lived"
         )
-    return Minted(credential=credential, issued_at=issued_at, expires_at=end)
+    return IssuedCredential(credential=credential, issued_at=issued_at, expires_at=end)
 
 
 def _claims(token: str, origin: str) -> jwt.Claims | None:

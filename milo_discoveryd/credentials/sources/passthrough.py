@@ -7,16 +7,16 @@ certificate, is neither renewed nor ours to spread.
 import time
 from collections.abc import Callable, Collection
 
+from milo_discoveryd.credentials.authentication.credential_provider import CredentialProvider, FileCredential
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecPlugin
 from milo_discoveryd.credentials.authentication.kubeconfig import FollowedCredential
-from milo_discoveryd.credentials.authentication.source import CredentialSource, FileCredential
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.minted import LONGEST_S, Minted, judge
-from milo_discoveryd.credentials.sources.minting import Scope, Wanted
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, judge
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import UnfitError
 
 
-class HandedOn:
+class PassthroughSource:
     """One credential for every cluster: as it is, from a source that renews it by itself."""
 
     scope = Scope.IDENTITY
@@ -24,7 +24,7 @@ class HandedOn:
 
     def __init__(
         self,
-        source: CredentialSource,
+        source: CredentialProvider,
         *,
         name: str,
         type: str,  # noqa: A002 - the word that the settings and the API have for it
@@ -41,8 +41,8 @@ class HandedOn:
         self._longest_s = longest_s
         self._clock = clock
 
-    async def mint(self, wanted: Wanted) -> Minted:
-        credential = await self._source.credential(refused=wanted.held)
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        credential = await self._source.credential(refused=request.held)
         if (problem := _unfit(self._source)) is not None:
             raise UnfitError(f"{self._origin} has {problem}")
         if credential.token is not None:
@@ -58,7 +58,7 @@ class HandedOn:
         )
 
 
-def _unfit(source: CredentialSource) -> str | None:
+def _unfit(source: CredentialProvider) -> str | None:
     """Why its credential is not to be handed on, as the end of a sentence."""
     match source:
         case FollowedCredential():

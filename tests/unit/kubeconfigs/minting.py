@@ -1,9 +1,0 @@
-"""Credentials for tests that are about what becomes of them."""
-
-from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.minted import Minted
-from milo_discoveryd.credentials.secret import Secret
-
-
-def minted(token: str, issued_at: float, life_s: float = 100.0) -> Minted:
-    return Minted(credential=Credential(token=Secret(token)), issued_at=issued_at, expires_at=issued_at + life_s)
