@@ -79,7 +79,9 @@ def go_plugins(go: str) -> list[Path]:
         folder = cache / version
         plugin = folder / package.rpartition("/")[2]
         if not plugin.exists():
-            subprocess.run([go, "install", f"{package}@{version}"], env={**os.environ, "GOBIN": str(folder)}, check=True)
+            subprocess.run(
+                [go, "install", f"{package}@{version}"], env={**os.environ, "GOBIN": str(folder)}, check=True
+            )
         plugins.append(plugin)
     return plugins
 

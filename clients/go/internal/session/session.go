@@ -110,12 +110,6 @@ func (s *Session) Source() *pb.SourceStatus { return s.source }
 // Len is the number of clusters in the view.
 func (s *Session) Len() int { return len(s.view) }
 
-// Lookup returns a cluster of the view.
-func (s *Session) Lookup(name string) (Known, bool) {
-	known, ok := s.view[name]
-	return known, ok
-}
-
 // Open begins another stream and returns the revision to resume from. What the stream before left incomplete is
 // dropped.
 func (s *Session) Open() string {
