@@ -1,6 +1,6 @@
-"""How the daemon authenticates to API servers: from a kubeconfig or a pod to an `Upstream`.
+"""Credentials: what the daemon authenticates with (`authentication`), and what it hands out (`sources`).
 
-Secrets live in `Secret`, which masks itself; no message made here holds one.
+Secrets are kept in `Secret`, which masks itself. No error or log message made here contains one.
 """
 
 from milo_discoveryd.credentials.authentication.credential_provider import CredentialProvider

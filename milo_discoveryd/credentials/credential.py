@@ -1,4 +1,4 @@
-"""What one authenticates with."""
+"""Credentials for API servers: a bearer token, a client certificate, or both."""
 
 from dataclasses import dataclass, field
 
@@ -14,21 +14,19 @@ class ClientCertificate:
 
 @dataclass(frozen=True, kw_only=True)
 class Credential:
-    """Either, both, or neither: a server may want a certificate for the connection and a token for the request."""
+    """A token, a client certificate, both or neither; a server may require both."""
 
     token: Secret | None = None
     certificate: ClientCertificate | None = None
     expires_at: float | None = field(default=None, compare=False)
-    """When its source says that it ends, in wall time; None where it doesn't say."""
+    """The expiry that its source stated (wall time); None if it stated none."""
 
 
 def token_of(text: str, origin: str) -> Secret:
-    """A bearer token as it may go into a header; `origin` is named in the complaint, the token never."""
+    """Return a bearer token that is safe in a header. Errors name `origin`, never the token."""
     text = text.strip()
     if not text:
         raise CredentialError(f"{origin} is empty")
     if not text.isascii() or not text.isprintable() or " " in text:
-        raise CredentialError(
-            f"{origin} holds something that is not a bearer token: it has blanks or control characters"
-        )
+        raise CredentialError(f"{origin} is not a bearer token: it contains spaces or control characters")
     return Secret(text)

@@ -1,4 +1,4 @@
-"""A small file that is replaced from outside while we run."""
+"""A small file that another process replaces while the daemon runs."""
 
 import time
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from pathlib import Path
 from milo_discoveryd.daemon_errors import CredentialError
 
 MAX_BYTES = 1 << 20
-REREAD_EVERY_S = 60.0  # whatever its status says: some file systems keep time in whole seconds
+REREAD_EVERY_S = 60.0  # even if its stat is unchanged: some file systems store times in whole seconds
 
 
 class FileContent:
-    """The file's latest good content. Reading is synchronous: these are kilobytes, in practice on a tmpfs."""
+    """The file's last good content. Reads are synchronous: these are kilobytes, usually on a tmpfs."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self.path = path
@@ -21,7 +21,7 @@ class FileContent:
         self._read_at = float("-inf")
 
     def read(self, *, anew: bool = False) -> bytes:
-        """Raises CredentialError only when there never was any content."""
+        """Return the current content, or the last good one. Raises CredentialError if there never was any."""
         try:
             status = self.path.stat()
             seen = (status.st_ino, status.st_mtime_ns, status.st_size)

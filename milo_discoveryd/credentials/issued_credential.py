@@ -1,6 +1,6 @@
-"""A credential that is fit to be handed out, and the judgement which is: pure, with the time as an argument.
+"""Credentials that may be handed out, and the validation of what backends return. Pure.
 
-Whatever a backend answers is judged here before anybody is given it. No message holds anything of it.
+Error messages contain nothing of the credential.
 """
 
 import hashlib
@@ -13,16 +13,16 @@ from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 
 SKEW_S = 30.0
-"""How far two well-kept clocks may be apart."""
+"""The clock skew that is tolerated."""
 LONGEST_S = 24 * 3600.0
-"""What lives for longer is not short-lived, by anybody's reading."""
+"""The longest lifetime of a credential that is handed out."""
 
 
 class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
     credential: Credential
     issued_at: float
     expires_at: float
-    """As its backend said, never later: wall time, like `issued_at`."""
+    """Wall time, like `issued_at`; never later than the backend stated."""
 
     @property
     def life_s(self) -> float:
@@ -30,13 +30,13 @@ class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fingerprint(self) -> str:
-        """Tells two credentials apart in a log, and tells nothing of either."""
+        """Identifies the credential in logs without revealing it."""
         token, certificate = self.credential.token, self.credential.certificate
         material = (token.reveal().encode() if token else b"") + (certificate.chain if certificate else b"")
         return hashlib.sha256(material).hexdigest()[:8]
 
 
-def judge(
+def validate(
     credential: Credential,
     now: float,
     *,
@@ -46,17 +46,19 @@ def judge(
     audiences: Collection[str] = (),
     subject: str = "",
 ) -> IssuedCredential:
-    """The credential with its life, which is the shortest of what the backend (`expires_at`), the token and the
-    certificate say. Raises BackendError for one that is no good, UnfitError for one that isn't to be handed out."""
+    """Return the credential with its lifetime: the shortest of backend (`expires_at`), token and certificate.
+
+    Raises BackendError if it is invalid, and UnfitError if it must not be handed out.
+    """
     ends = [] if expires_at is None else [expires_at]
     begins: list[float] = []
     issued_at = now
     if credential.token is not None:
         if len(credential.token.reveal()) > jwt.MAX_LENGTH:
-            raise BackendError(f"{origin} gave a token of more than {jwt.MAX_LENGTH} characters")
+            raise BackendError(f"{origin} returned a token longer than {jwt.MAX_LENGTH} characters")
         found = _claims(credential.token.reveal(), origin)
         if found is not None:
-            _require_meant_for(found, audiences, subject, origin)
+            _require_audience_and_subject(found, audiences, subject, origin)
             ends += [] if found.exp is None else [found.exp]
             begins += [each for each in (found.nbf, found.iat) if each is not None]
             issued_at = min(now, found.iat) if found.iat is not None and found.iat > 0 else now
@@ -65,18 +67,18 @@ def judge(
         begins.append(begin)
         ends.append(end)
     if credential == Credential():
-        raise UnfitError(f"{origin} has no credential at all")
+        raise UnfitError(f"{origin} has no credential")
     if not ends:
-        raise UnfitError(f"{origin} gave a credential that does not say when it ends, so it may be good for ever")
+        raise UnfitError(f"{origin} returned a credential without an expiry, which may be valid forever")
     end = min(ends)
-    if not end > now:  # so that NaN is refused as well
-        raise BackendError(f"{origin} gave a credential that has ended already (is our clock right?)")
+    if not end > now:  # also rejects NaN
+        raise BackendError(f"{origin} returned an expired credential; check this machine's clock")
     if max(begins, default=now) > now + SKEW_S:
-        raise BackendError(f"{origin} gave a credential that is not valid yet (is our clock right?)")
+        raise BackendError(f"{origin} returned a credential that is not valid yet; check this machine's clock")
     if end - now > longest_s:
         raise UnfitError(
-            f"{origin} gave a credential that lives for {_span(end - now)}, and more than {_span(longest_s)} "
-            "is not short-lived"
+            f"{origin} returned a credential that is valid for {_span(end - now)}; "
+            f"only credentials valid for up to {_span(longest_s)} are handed out"
         )
     return IssuedCredential(credential=credential, issued_at=issued_at, expires_at=end)
 
@@ -85,25 +87,25 @@ def _claims(token: str, origin: str) -> jwt.Claims | None:
     try:
         return jwt.claims(token)
     except ValueError as error:
-        raise BackendError(f"{origin} gave a JWT that is no good: {error}") from None
+        raise BackendError(f"{origin} returned an invalid JWT: {error}") from None
 
 
-def _require_meant_for(found: jwt.Claims, audiences: Collection[str], subject: str, origin: str) -> None:
+def _require_audience_and_subject(found: jwt.Claims, audiences: Collection[str], subject: str, origin: str) -> None:
     if audiences and found.audiences.isdisjoint(audiences):
-        raise BackendError(f"{origin} gave a token for another audience than {', '.join(sorted(audiences))}")
+        raise BackendError(f"{origin} returned a token for an audience other than {', '.join(sorted(audiences))}")
     if subject and found.sub != subject:
-        raise BackendError(f"{origin} gave a token of somebody else than {subject}")
+        raise BackendError(f"{origin} returned a token whose subject is not {subject}")
 
 
 def _validity(chain: bytes, origin: str) -> tuple[float, float]:
-    """Of the first certificate, which is the holder's."""
-    from cryptography import x509  # noqa: PLC0415 - 8 MB that a daemon without certificates does without
+    """Return the validity of the first certificate, the holder's."""
+    from cryptography import x509  # noqa: PLC0415 - 8 MB, which only daemons with certificates need
 
     try:
         certificate = x509.load_pem_x509_certificate(chain)
         return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
     except ValueError:
-        raise BackendError(f"{origin} gave a client certificate that is not in PEM form") from None
+        raise BackendError(f"{origin} returned a client certificate that is not PEM") from None
 
 
 def _span(seconds: float) -> str:

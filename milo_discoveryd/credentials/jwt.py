@@ -1,4 +1,4 @@
-"""What a JWT says of itself. Nothing here is verified: that is for the server it is shown to."""
+"""The claims of a JWT, unverified: verification is up to the server that receives it."""
 
 import base64
 import binascii
@@ -6,7 +6,7 @@ import binascii
 import msgspec
 
 MAX_LENGTH = 32 * 1024
-"""Of any bearer token: servers take headers of about as much."""
+"""The longest bearer token accepted; servers limit headers to about this size."""
 
 
 class Claims(msgspec.Struct, frozen=True):
@@ -26,7 +26,7 @@ class _Header(msgspec.Struct, frozen=True):
 
 
 def claims(token: str) -> Claims | None:
-    """None for a token that is no JWT. Raises ValueError, without its content, for one that says nonsense."""
+    """Return the claims, or None if the token is not a JWT. Raises ValueError, without content, if they are invalid."""
     parts = token.split(".")
     if len(parts) != 3 or len(token) > MAX_LENGTH:
         return None
@@ -37,8 +37,8 @@ def claims(token: str) -> Claims | None:
     try:
         return msgspec.json.decode(_decoded(parts[1]), type=Claims)
     except (msgspec.MsgspecError, binascii.Error, ValueError, RecursionError):
-        # msgspec's own words may hold what it read.
-        raise ValueError("its claims cannot be read: exp, nbf and iat must be numbers, aud and sub text") from None
+        # msgspec's message may contain what it read.
+        raise ValueError("malformed claims: exp, nbf and iat must be numbers, aud and sub strings") from None
 
 
 def _decoded(part: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What the sources need of the infrastructure cluster's API, and what its refusals mean to them."""
+"""Plain requests to a Kubernetes API server, and its error responses as BackendErrors."""
 
 from collections.abc import Mapping
 from typing import NoReturn, Protocol, TypeVar
@@ -23,7 +23,7 @@ class Answer(Protocol):
 
 
 class KubernetesApi(Protocol):
-    """Raises TransportError where there is no answer."""
+    """Raises TransportError if there is no response."""
 
     async def get(self, path: str, *, timeout_s: float) -> Answer: ...
 
@@ -33,15 +33,18 @@ class KubernetesApi(Protocol):
 
 
 def refuse(origin: str, answer: Answer, what: str, rule: str) -> NoReturn:
-    """`what` was asked for; `rule` is the RBAC rule that allows it. Nothing of the answer's text is repeated."""
+    """Raise a BackendError for a failed request: `what` names it, `rule` is the RBAC rule that allows it.
+
+    The response body is not repeated: it may contain a secret.
+    """
     status = answer.status
     if status in (401, 403):
-        raise BackendError(f"{origin} does not let us {what} ({status}): its role needs {rule}")
+        raise BackendError(f"{origin} denied the request to {what} ({status}): grant the daemon's role {rule}")
     if status == 404:
-        raise BackendError(f"{origin} has nothing there to {what} (404)")
+        raise BackendError(f"{origin} found no object to {what} (404)")
     wait = answer.headers.get("Retry-After", "")
     raise BackendError(
-        f"{origin} answered {status} when asked to {what}",
+        f"{origin} answered {status} to the request to {what}",
         retry_after_s=float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else None,
     )
 
@@ -50,4 +53,4 @@ def read(origin: str, answer: Answer, form: type[T]) -> T:
     try:
         return msgspec.json.decode(answer.body, type=form)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise BackendError(f"{origin} answered {answer.status}, and not as a Kubernetes API server does") from None
+        raise BackendError(f"{origin} answered {answer.status} with a body that is not a Kubernetes object") from None

@@ -1,11 +1,11 @@
-"""A value that must not be seen: it masks itself wherever Python would print it."""
+"""A secret string that masks itself wherever Python would print it."""
 
 import hmac
 from typing import NoReturn
 
 
 class Secret:
-    """Text that only `reveal` shows. Not picklable, so that it cannot travel where masks are off."""
+    """Text that only `reveal` returns. Not picklable, because a copy elsewhere would not be masked."""
 
     __slots__ = ("_value",)
 
@@ -30,4 +30,4 @@ class Secret:
         return hash(self._value)
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a secret is not to be copied out of the process")
+        raise TypeError("a Secret cannot be pickled")

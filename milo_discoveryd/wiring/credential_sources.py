@@ -1,4 +1,4 @@
-"""From settings to the sources of what is handed out, and of what the daemon authenticates with."""
+"""Builds the credential sources of the settings."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
@@ -25,12 +25,12 @@ from milo_discoveryd.watchers.transport import open_transport
 
 PROJECT_USER = "project-kubeconfig"
 
-# The sources that sign import the cryptography package, 8 MB that daemons without them do without.
+# The sources that sign import the cryptography package: 8 MB, which only daemons with such a source need.
 # ruff: noqa: PLC0415
 
 
 class Sources:
-    """Those of the settings, each made once. What they hold open is closed with `closing`."""
+    """The configured sources. Their connections are closed with `closing`."""
 
     def __init__(
         self, settings: Settings, project: Upstream, environ: Mapping[str, str], closing: AsyncExitStack
@@ -42,7 +42,7 @@ class Sources:
         self._made: dict[str, MintingSource] = {each.name: self._make(each) for each in settings.kubeconfigs.sources}
 
     def assignments(self) -> list[SourceAssignment]:
-        """In their order. With none configured, it is what the project kubeconfig's user has."""
+        """Return the sources in their order; if none is configured, the project kubeconfig's user."""
         configured = self._settings.kubeconfigs.sources
         if not configured:
             return [SourceAssignment(project_user(self._project))]
@@ -53,13 +53,13 @@ class Sources:
         ]
 
     def authenticated(self, discovery: Upstream) -> Upstream:
-        """The API server that is followed, with the credential that is configured for it. Raises ConfigError."""
+        """Return the watched API server with the credential that source.credentials names. Raises ConfigError."""
         name = self._settings.source.credentials
         if name is None:
             return discovery
         source = self._made[name]
         if source.scope is not Scope.IDENTITY:
-            raise ConfigError([f"source.credentials: {name} has a credential for each cluster, and none for discovery"])
+            raise ConfigError([f"source.credentials: {name} mints per cluster, and has no credential for discovery"])
         ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()
         return replace(discovery, credentials=RenewingCredential(source, ttl_s=ttl_s))
 

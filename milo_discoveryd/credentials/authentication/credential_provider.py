@@ -1,4 +1,4 @@
-"""Where credentials come from: what a source is, and those whose credential does not change by itself."""
+"""Providers of the daemon's own credentials: the protocol, and those of fixed values and of files."""
 
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,13 +10,15 @@ from milo_discoveryd.credentials.secret import Secret
 
 class CredentialProvider(Protocol):
     async def credential(self, *, refused: Credential | None = None) -> Credential:
-        """The credential to use now. `refused` is one that the server has just answered 401 to: a source that can get
-        another one does; one that cannot gives the same again. Raises CredentialError when there is none."""
+        """Return the credential to use now. Raises CredentialError if there is none.
+
+        `refused` was answered with 401: a provider that can obtain another credential does so, others return it again.
+        """
 
 
 @dataclass(frozen=True)
 class StaticCredential:
-    """What stands in the kubeconfig itself."""
+    """A credential written in the kubeconfig itself."""
 
     value: Credential
 
@@ -26,10 +28,10 @@ class StaticCredential:
 
 @dataclass(frozen=True, kw_only=True)
 class FileCredential:
-    """Files that somebody else renews: a kubelet's projected token, cert-manager's key pair.
+    """A credential in files that another process renews: a kubelet's projected token, cert-manager's key pair.
 
-    Each is re-read when it changes, and the last good content is kept while a file is missing or empty, which it may be
-    for a moment while it is being replaced. Parts that are not in files come from `fixed`.
+    Each file is read again when it changes. Its last good content is kept while it is missing or empty, as it may be
+    while it is being replaced. Parts that are not in files come from `fixed`.
     """
 
     fixed: Credential = field(default_factory=Credential)

@@ -1,7 +1,7 @@
-"""Credentials from a command: the exec plugins of kubeconfigs (client.authentication.k8s.io, v1 and v1beta1).
+"""Credentials from exec credential plugins (client.authentication.k8s.io, v1 and v1beta1).
 
-A plugin is somebody else's program between us and the API server. It may hang, prompt, flood its output, leave children
-behind, or print its secret with its error: each is bounded here.
+A plugin may hang, prompt, print without end, leave child processes behind, or print a secret with an error. Each of
+these is bounded here.
 """
 
 import asyncio
@@ -22,9 +22,9 @@ from milo_discoveryd.daemon_errors import CredentialError
 
 TIMEOUT_S = 60.0
 MAX_OUTPUT = 1 << 20
-MAX_COMPLAINT = 500  # characters of a plugin's stderr that go into an error
-# A refused or failing credential asks for another at each attempt, and each is a process and often a call to an
-# identity provider: not more often than this.
+MAX_STDERR = 500  # characters of a plugin's stderr in an error
+# A rejected or failing credential is requested again at each attempt, and each run is a process and often a call to an
+# identity provider.
 REPEAT_AFTER_S = 5.0
 
 _TOKEN_LIKE = re.compile(
@@ -46,7 +46,7 @@ class ExecCommand:
     environment: Mapping[str, str]
     install_hint: str = ""
     cluster: Callable[[], Mapping[str, object]] | None = None
-    """Makes the plugin's `spec.cluster`, where the kubeconfig says provideClusterInfo."""
+    """Returns the plugin's `spec.cluster`, if the kubeconfig sets provideClusterInfo."""
 
 
 class _Status(msgspec.Struct, frozen=True, rename="camel"):
@@ -66,20 +66,20 @@ _DECODER = msgspec.json.Decoder(_ExecCredential)
 
 
 @dataclass(frozen=True)
-class _Issued:
+class _CachedCredential:
     credential: Credential
     at: float
     expires_at: float | None
 
     def renew_at(self) -> float:
-        """Ahead of its end by a fifth of its life, though never by more than five minutes or less than ten seconds."""
+        """Return when to renew: a fifth of the lifetime before the expiry, at least 10 s and at most 5 min."""
         if self.expires_at is None:
             return float("inf")
         return self.expires_at - max(10.0, min(300.0, 0.2 * (self.expires_at - self.at)))
 
 
 class ExecPlugin:
-    """Runs the command when a credential is needed and keeps what it said until shortly before that ends."""
+    """Runs the command when a credential is needed, and caches the result until shortly before its expiry."""
 
     def __init__(
         self, command: ExecCommand, *, timeout_s: float = TIMEOUT_S, clock: Callable[[], float] = time.time
@@ -87,11 +87,11 @@ class ExecPlugin:
         self._command = command
         self._timeout_s = timeout_s
         self._clock = clock
-        self._issued: _Issued | None = None
+        self._issued: _CachedCredential | None = None
         self._ran_at = float("-inf")
         self._failure: str | None = None
-        # Held while the plugin runs, so that it runs once however many ask. Who waits finds the answer when it is free,
-        # and a caller that is cancelled takes down its own run only.
+        # Held while the plugin runs: concurrent callers wait and then find its result. A cancelled caller cancels only
+        # its own run.
         self._single_flight = asyncio.Lock()
 
     async def credential(self, *, refused: Credential | None = None) -> Credential:
@@ -109,18 +109,18 @@ class ExecPlugin:
                 held = None
             return await self._renewed(held)
 
-    async def _renewed(self, held: _Issued | None) -> Credential:
+    async def _renewed(self, held: _CachedCredential | None) -> Credential:
         self._ran_at, self._failure = self._clock(), None
         try:
             self._issued = read_answer(await self._run(), self._command, self._clock())
         except CredentialError as error:
             self._failure = str(error)
             if held is not None:
-                return held.credential  # its renewal failed, and it has some life left: the next attempt is soon
+                return held.credential  # the renewal failed, and the old one is still valid: the next attempt is soon
             raise
         return self._issued.credential
 
-    def _usable(self, now: float) -> _Issued | None:
+    def _usable(self, now: float) -> _CachedCredential | None:
         issued = self._issued
         if issued is None or (issued.expires_at is not None and now >= issued.expires_at):
             return None
@@ -134,18 +134,18 @@ class ExecPlugin:
                 command.argv, environment, timeout_s=self._timeout_s, output_limit=MAX_OUTPUT
             )
         except OSError as error:
-            raise CredentialError(self._complaint(f"cannot be started: {error.strerror or error}")) from None
+            raise CredentialError(self._problem(f"cannot be started: {error.strerror or error}")) from None
         match outcome.end:
             case "timeout":
-                raise CredentialError(self._complaint(f"did not finish within {self._timeout_s:g} s"))
+                raise CredentialError(self._problem(f"did not finish within {self._timeout_s:g} s"))
             case "flood":
-                raise CredentialError(self._complaint(f"printed more than {MAX_OUTPUT} bytes"))
+                raise CredentialError(self._problem(f"printed more than {MAX_OUTPUT} bytes"))
         if outcome.status != 0:
-            raise CredentialError(self._complaint(f"ended with status {outcome.status}: {redacted(outcome.errors)}"))
+            raise CredentialError(self._problem(f"exited with status {outcome.status}: {redacted(outcome.errors)}"))
         return outcome.output
 
-    def _complaint(self, what: str) -> str:
-        return _complaint(self._command, what)
+    def _problem(self, what: str) -> str:
+        return _problem(self._command, what)
 
 
 def _exec_info(command: ExecCommand) -> str:
@@ -155,40 +155,40 @@ def _exec_info(command: ExecCommand) -> str:
     return msgspec.json.encode({"apiVersion": command.api_version, "kind": "ExecCredential", "spec": spec}).decode()
 
 
-def read_answer(output: bytes, command: ExecCommand, now: float) -> _Issued:
+def read_answer(output: bytes, command: ExecCommand, now: float) -> _CachedCredential:
     def wrong(what: str) -> CredentialError:
-        return CredentialError(_complaint(command, what))
+        return CredentialError(_problem(command, what))
 
     try:
         answer = _DECODER.decode(output)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise wrong(f"did not print an ExecCredential: {error}") from None
     if answer.kind != "ExecCredential" or answer.api_version != command.api_version:
-        raise wrong(f"printed a {answer.kind} of {answer.api_version}, not an ExecCredential of {command.api_version}")
+        raise wrong(f"printed {answer.kind} {answer.api_version} instead of ExecCredential {command.api_version}")
     status = answer.status or _Status()
     if bool(status.client_certificate_data) != bool(status.client_key_data):
-        raise wrong("printed a client certificate without its key, or a key without its certificate")
+        raise wrong("printed a client certificate without a key, or a key without a certificate")
     if not status.token and not status.client_certificate_data:
         raise wrong("printed neither a token nor a client certificate")
     expires_at = status.expiration_timestamp.timestamp() if status.expiration_timestamp else None
     if expires_at is not None and expires_at <= now:
-        raise wrong(f"printed a credential that ended at {status.expiration_timestamp:%Y-%m-%dT%H:%M:%SZ}")
+        raise wrong(f"printed a credential that expired at {status.expiration_timestamp:%Y-%m-%dT%H:%M:%SZ}")
     certificate = None
     if status.client_certificate_data:
         certificate = ClientCertificate(
             chain=status.client_certificate_data.encode(), key=Secret(status.client_key_data)
         )
     token = token_of(status.token, f"the token of exec plugin {command.argv[0]}") if status.token else None
-    return _Issued(Credential(token=token, certificate=certificate, expires_at=expires_at), now, expires_at)
+    return _CachedCredential(Credential(token=token, certificate=certificate, expires_at=expires_at), now, expires_at)
 
 
-def _complaint(command: ExecCommand, what: str) -> str:
+def _problem(command: ExecCommand, what: str) -> str:
     hint = f" ({redacted(command.install_hint.encode())})" if command.install_hint else ""
     return f"exec plugin {command.argv[0]} {what}{hint}"
 
 
 def redacted(output: bytes) -> str:
-    """The end of what a plugin said, on one line, without what looks like a secret."""
+    """Return the end of a plugin's output on one line, without what looks like a secret."""
     text = _TOKEN_LIKE.sub("***", output.decode(errors="replace"))
     text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    return text if len(text) <= MAX_COMPLAINT else "..." + text[-MAX_COMPLAINT:]
+    return text if len(text) <= MAX_STDERR else "..." + text[-MAX_STDERR:]

@@ -1,7 +1,7 @@
-"""Runs somebody else's short command, bounded in time and output, and leaves nothing of it behind.
+"""Runs an external command, bounded in time and output, and kills everything it started.
 
-asyncio's own pipes are not used: with them, waiting for a process waits for all who hold its pipes, and so for a child
-that made itself a daemon, however dead the process itself is.
+asyncio's own pipes are not used: waiting for a process would then wait for every holder of its pipes, including a child
+that became a daemon.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 ERRORS_KEPT = 8192
-GRACE_S = 1.0  # for what is still in the pipes when the process and its group are gone
+GRACE_S = 1.0  # to read what is left in the pipes after the process group has ended
 
 End: TypeAlias = Literal["exited", "timeout", "flood"]
 
@@ -25,19 +25,19 @@ class Outcome:
     status: int
     output: bytes
     errors: bytes
-    """The end of it."""
+    """The last part of stderr."""
 
 
 async def run(argv: tuple[str, ...], environment: Mapping[str, str], *, timeout_s: float, output_limit: int) -> Outcome:
-    """Raises OSError when the command cannot be started."""
+    """Run the command to its end, its timeout or its output limit. Raises OSError if it cannot be started."""
     flooded = asyncio.Event()
     output, errors = _Head(output_limit, flooded), _Tail(ERRORS_KEPT)
     async with _pipe(output) as output_end, _pipe(errors) as errors_end:
         process = await _spawn(argv, environment, output_end, errors_end)
         for end in (output_end, errors_end):
-            end.close()  # ours: the reader sees the end when the last of theirs is closed
+            end.close()  # our copies: the reader sees EOF once the command's copies are closed too
         try:
-            end_of_it = await _exited(process, flooded, timeout_s)
+            ending = await _exited(process, flooded, timeout_s)
         finally:
             _kill_group(process.pid)
             await asyncio.shield(process.wait())
@@ -46,7 +46,7 @@ async def run(argv: tuple[str, ...], environment: Mapping[str, str], *, timeout_
                 await output.ended.wait()
                 await errors.ended.wait()
     assert process.returncode is not None
-    return Outcome(end_of_it, process.returncode, bytes(output.kept), bytes(errors.kept))
+    return Outcome(ending, process.returncode, bytes(output.kept), bytes(errors.kept))
 
 
 async def _exited(process: asyncio.subprocess.Process, flooded: asyncio.Event, timeout_s: float) -> End:
@@ -71,11 +71,11 @@ async def _spawn(
             stdin=asyncio.subprocess.DEVNULL,
             stdout=output.descriptor,
             stderr=errors.descriptor,
-            start_new_session=True,  # a group of its own, to be killed whole, and no terminal to prompt on
+            start_new_session=True,  # a process group that can be killed as a whole, without a terminal to prompt on
         )
     )
     try:
-        # It takes moments, and once begun there is a process to be ended: a cancelled caller still sees to that.
+        # Shielded: once the spawn has begun there will be a process, which a cancelled caller must still kill.
         return await asyncio.shield(spawning)
     except asyncio.CancelledError:
         with contextlib.suppress(OSError):
@@ -86,7 +86,7 @@ async def _spawn(
 
 
 def _kill_group(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):  # all of it has ended, which is the usual case
+    with contextlib.suppress(ProcessLookupError):  # usually, all of it has ended
         os.killpg(pid, signal.SIGKILL)
 
 
@@ -103,7 +103,7 @@ class _WriteEnd:
 
 @asynccontextmanager
 async def _pipe(reader: "_Capture") -> AsyncIterator[_WriteEnd]:
-    """A pipe whose other end `reader` reads."""
+    """Open a pipe that `reader` reads, and yield its write end."""
     read_end, descriptor = os.pipe()
     write_end = _WriteEnd(descriptor)
     try:
@@ -117,7 +117,7 @@ async def _pipe(reader: "_Capture") -> AsyncIterator[_WriteEnd]:
 
 
 class _Capture(asyncio.Protocol):
-    """Reads all there is, or the writer would block, and keeps some of it."""
+    """Reads everything, so that the writer never blocks, and keeps a part."""
 
     def __init__(self) -> None:
         self.kept = bytearray()

@@ -1,4 +1,4 @@
-"""The API server of the cluster this daemon runs in, as the pod's service account."""
+"""The API server of the cluster that the daemon runs in, with the pod's service account."""
 
 import ipaddress
 from collections.abc import Mapping
@@ -17,8 +17,8 @@ def load_in_cluster(environ: Mapping[str, str], service_account: Path = SERVICE_
     if not host or not port:
         raise ConfigError(
             [
-                "in-cluster: this is not a pod (KUBERNETES_SERVICE_HOST and _PORT are not set): "
-                "give a kubeconfig with --discovery-kubeconfig and --project-kubeconfig"
+                "in-cluster: not running in a pod (KUBERNETES_SERVICE_HOST and _PORT are not set): "
+                "set --discovery-kubeconfig and --project-kubeconfig"
             ]
         )
     token, authorities = FileContent(service_account / "token"), FileContent(service_account / "ca.crt")

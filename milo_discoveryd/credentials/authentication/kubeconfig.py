@@ -1,7 +1,6 @@
-"""A kubeconfig, read strictly, to the one API server its current context names.
+"""Loads the API server of a kubeconfig's current context, and rejects what the daemon does not support.
 
-What is refused is refused by name and with what to do instead: a daemon that goes on without the proxy, the CA or the
-credential it was told to use is worse than one that does not start.
+Each rejected field is named with an alternative: ignoring a proxy, CA or credential would be worse than not starting.
 """
 
 import base64
@@ -42,9 +41,9 @@ Entry = TypeVar("Entry", bound=Named)
 
 
 def load_kubeconfig(path: Path, plugins: Collection[str] = ()) -> Upstream:
-    """Raises ConfigError with everything that is wrong with the file, which is followed from then on.
+    """Load the kubeconfig, and reload its credential whenever the file changes. Raises ConfigError with all problems.
 
-    `plugins` are the commands that it may have run as exec credential plugins, as it writes them; "*" is any.
+    `plugins` are the commands that it may run as exec credential plugins, as written in the file; "*" allows any.
     """
 
     def read() -> Upstream:
@@ -52,15 +51,14 @@ def load_kubeconfig(path: Path, plugins: Collection[str] = ()) -> Upstream:
 
     found = read()
     if not path.is_file():
-        return found  # a shell's <(command), which can be read once
-    return replace(found, credentials=FollowedCredential(FileContent(path), found, read))
+        return found  # a pipe, such as a shell's <(command), can be read only once
+    return replace(found, credentials=ReloadedCredential(FileContent(path), found, read))
 
 
-class FollowedCredential:
-    """The credential of a kubeconfig that is replaced while we run: a mounted Secret's, or that of a new login.
+class ReloadedCredential:
+    """The credential of a kubeconfig that is replaced at runtime: by a mounted Secret, or by a new login.
 
-    Only the credential is taken from the new one. A new server or authority takes a restart: what leads the daemon to
-    another fleet should be seen to.
+    Only the credential is reloaded. A new server or CA requires a restart, because it may mean another fleet.
     """
 
     def __init__(self, file: FileContent, loaded: Upstream, read: Callable[[], Upstream]) -> None:
@@ -71,24 +69,24 @@ class FollowedCredential:
 
     @property
     def current(self) -> CredentialProvider:
-        """Where the credential comes from, by the kubeconfig as it was last read."""
+        """The provider of the kubeconfig as it was last read."""
         return self._loaded.credentials
 
     async def credential(self, *, refused: Credential | None = None) -> Credential:
         content = self._file.read(anew=refused is not None)
         if content != self._content:
-            self._follow()
+            self._reload()
             self._content = content
         return await self._loaded.credentials.credential(refused=refused)
 
-    def _follow(self) -> None:
+    def _reload(self) -> None:
         try:
             found = self._read()
         except ConfigError as error:
-            raise CredentialError(f"the kubeconfig was replaced by one that cannot be used: {error}") from None
+            raise CredentialError(f"the kubeconfig was replaced by an invalid one: {error}") from None
         if found.server != self._loaded.server:
             raise CredentialError(
-                f"kubeconfig {self._file.path} was replaced, and names {found.server} now: restart to follow it there"
+                f"kubeconfig {self._file.path} now names another server, {found.server}: restart the daemon to use it"
             )
         self._loaded = found
 
@@ -103,7 +101,7 @@ class _Reader:
     def upstream(self) -> Upstream:
         name = self.content.current_context
         if not name:
-            self._wrong("has no current-context (kubectl config use-context sets it)")
+            self._wrong("has no current-context; set it with kubectl config use-context")
             self._give_up()
         context = self._named(self.content.contexts, name, "context")
         if context is None:
@@ -123,8 +121,8 @@ class _Reader:
         server = self._server(cluster.server, about)
         if cluster.insecure_skip_tls_verify:
             self._wrong(
-                f"{about} says insecure-skip-tls-verify, and a daemon that hands out clusters must know whom it asks: "
-                "give certificate-authority-data, or tls-server-name where only the name differs"
+                f"{about} sets insecure-skip-tls-verify, which is not supported: "
+                "set certificate-authority-data, or tls-server-name if only the name differs"
             )
         authorities = self._pem(cluster.certificate_authority, cluster.certificate_authority_data, about, "authority")
         credentials = self._credentials(user, named, authorities)
@@ -132,9 +130,7 @@ class _Reader:
         if server is None or credentials is None:
             return None
         if server.startswith("http://") and user != User() and not _is_loopback(server):
-            self._wrong(
-                f"{about} has a server without TLS, over which the credential would travel in the clear: use https"
-            )
+            self._wrong(f"{about} has a server without TLS, where the credential would be sent unencrypted: use https")
         return Upstream(
             server=server,
             origin=str(self.path),
@@ -160,9 +156,9 @@ class _Reader:
         except ValueError:
             good = False
         if not good:
-            # Its text is not shown: it may hold a password.
+            # The URL is not shown: it may contain a password.
             self._wrong(
-                f"{about} has a proxy-url that is not http://HOST:PORT or https://HOST:PORT (SOCKS is not supported)"
+                f"{about} has a proxy-url other than http://HOST:PORT or https://HOST:PORT (SOCKS is not supported)"
             )
         return Secret(url)
 
@@ -175,12 +171,12 @@ class _Reader:
             return self._exec(user.exec, named, authorities)
         fixed = Credential()
         token_file = FileContent(self._resolve(user.token_file)) if user.token_file else None
-        if user.token and token_file is None:  # kubectl prefers the file where both are given
+        if user.token and token_file is None:  # kubectl prefers the file if both are given
             fixed = self._attempt(lambda: Credential(token=token_of(user.token, "the token"))) or fixed
         chain = self._pem(user.client_certificate, user.client_certificate_data, "user", "certificate")
         key = self._pem(user.client_key, user.client_key_data, "user", "key")
         if (chain is None) != (key is None) and len(self.problems) == before:
-            self._wrong("user has a client certificate without its key, or a key without its certificate: give both")
+            self._wrong("user has a client certificate without a key, or a key without a certificate: set both")
         if len(self.problems) > before:
             return None
         return self._combined(fixed, token_file, chain, key)
@@ -199,21 +195,21 @@ class _Reader:
         if token_file is None and chain is None:
             return StaticCredential(fixed)
         if isinstance(chain, bytes) or isinstance(key, bytes):
-            self._wrong("user has one of certificate and key as data and the other as a file: give both in one way")
+            self._wrong("user has the certificate as data and the key as a file, or vice versa: use one form for both")
             chain = key = None
         return FileCredential(fixed=fixed, token=token_file, chain=chain, key=key)
 
     def _refuse_unsupported(self, user: User) -> None:
         if user.auth_provider is not None:
             self._wrong(
-                "user has an auth-provider, which Kubernetes has dropped: use an exec credential plugin or a tokenFile"
+                "user has an auth-provider, which Kubernetes removed: use an exec credential plugin or a tokenFile"
             )
         if user.username or user.password:
             self._wrong(
-                "user has a username and password, which API servers no longer take: use a token or a certificate"
+                "user has a username and password, which API servers no longer accept: use a token or a certificate"
             )
         if user.impersonate:
-            self._wrong('user impersonates somebody ("as"): give the daemon an identity of its own')
+            self._wrong('user impersonates another user ("as"), which is not supported: give the daemon its own')
 
     def _exec(
         self, spec: Exec, named: NamedCluster, authorities: FileContent | bytes | None
@@ -231,8 +227,8 @@ class _Reader:
             return None
         if spec.command not in self.plugins and "*" not in self.plugins:
             self._wrong(
-                f"user has an exec plugin, {spec.command}, and none is run that isn't named: add it to exec_plugins, "
-                "if whoever writes the kubeconfig may have the daemon run it"
+                f"user has an exec plugin that exec_plugins does not allow: {spec.command}; "
+                "add it there if the kubeconfig's author may run commands as the daemon"
             )
             return None
         command = spec.command
@@ -249,12 +245,12 @@ class _Reader:
         )
 
     def _pem(self, file: str, data: str, about: str, what: str) -> FileContent | bytes | None:
-        """Data wins over a file, as it does for kubectl."""
+        """Return the data if there is any, as kubectl does, else the file."""
         if data:
             try:
                 return base64.b64decode(data, validate=True)
             except binascii.Error:
-                self._wrong(f"{about} has {what} data that is not base64")
+                self._wrong(f"{about} has {what} data that is not valid base64")
                 return None
         if not file:
             return None
@@ -264,7 +260,7 @@ class _Reader:
 
     def _resolve(self, file: str) -> Path:
         if "\0" in file:
-            self._wrong("names a file with a NUL in its name")
+            self._wrong("names a file whose name contains a NUL")
             self._give_up()
         return self.path.absolute().parent / file
 
@@ -272,8 +268,8 @@ class _Reader:
         found = [entry for entry in entries or () if entry.name == name]
         if found:
             return found[0]
-        there_are = ", ".join(entry.name for entry in entries or ()) or "none"
-        self._wrong(f"has no {kind} {name!r}; there are: {there_are}")
+        known = ", ".join(entry.name for entry in entries or ()) or "none"
+        self._wrong(f"has no {kind} {name!r}; it has: {known}")
         return None
 
     def _attempt(self, action: Callable[[], Any]) -> Any:
@@ -291,7 +287,7 @@ class _Reader:
 
 
 def server_problem(server: str) -> str | None:
-    """What is wrong with an API server's URL, as the end of a sentence."""
+    """Return what is wrong with an API server's URL, as the end of a sentence, or None."""
     try:
         parts = urlsplit(server)
         port = parts.port
@@ -300,9 +296,9 @@ def server_problem(server: str) -> str | None:
     if parts.scheme not in {"https", "http"} or not parts.hostname or port == 0:
         return "is not https://HOST[:PORT][/PREFIX]"
     if parts.username is not None or parts.query or parts.fragment:
-        return "has a user, a query or a fragment in it: only https://HOST[:PORT][/PREFIX] is allowed"
+        return "has a user, a query or a fragment: only https://HOST[:PORT][/PREFIX] is allowed"
     if any(segment in {".", ".."} for segment in parts.path.split("/")) or "%" in parts.path:
-        return "has a path that another program could read as another one: no dots alone, no percent signs"
+        return "has an ambiguous path: dot segments and percent signs are not allowed"
     return None
 
 
@@ -315,7 +311,7 @@ def _is_loopback(server: str) -> bool:
 
 
 def _cluster_info(cluster: Cluster, authorities: FileContent | bytes | None) -> Mapping[str, object]:
-    """`spec.cluster` of the ExecCredential that a plugin is given."""
+    """Return `spec.cluster` of the ExecCredential that the plugin receives."""
     authority = authorities.read() if isinstance(authorities, FileContent) else authorities
     info: dict[str, object] = {"server": cluster.server}
     if cluster.tls_server_name:

@@ -1,4 +1,4 @@
-"""A kubeconfig as it is written: the part of its form that matters here, and the reading of a file of it."""
+"""The fields of a kubeconfig file that the daemon knows, and their strict parsing."""
 
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,7 +47,7 @@ class User(msgspec.Struct, frozen=True, rename="kebab"):
     client_key: str = ""
     client_key_data: str = ""
     exec: Exec | None = None
-    # Known so that they can be refused.
+    # Declared so that they can be rejected with a message.
     username: str = ""
     password: str = ""
     auth_provider: Any = None
@@ -87,7 +87,7 @@ def parse(path: Path) -> Kubeconfig:
         raise ConfigError([f"kubeconfig {path}: {complaint}"])
 
     if ":" in str(path) and not path.exists():
-        wrong("is a list of files; name one (kubectl config view --flatten makes one of several)")
+        wrong("is a list of files; name one file (kubectl config view --flatten merges several)")
     try:
         with path.open("rb") as stream:
             content = stream.read(yaml_document.MAX_BYTES + 1)
@@ -105,9 +105,9 @@ def read(content: bytes, origin: str) -> Kubeconfig:
     except yaml_document.DocumentError as error:
         wrong(str(error))
     if not isinstance(document.value, dict):
-        wrong("is not a kubeconfig: it is empty, or not a mapping")
+        wrong("is not a kubeconfig: it is empty or not a mapping")
     try:
         return msgspec.convert(document.value, Kubeconfig)
     except msgspec.ValidationError as error:
-        # msgspec tells types and the path, never the value.
+        # msgspec reports types and the path, never the value.
         wrong(f"is not a kubeconfig: {error}")

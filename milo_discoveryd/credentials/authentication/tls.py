@@ -1,4 +1,4 @@
-"""TLS as a client of API servers: whom to trust, and who to say we are."""
+"""Client TLS for API servers: trusted CAs and the client certificate."""
 
 import os
 import ssl
@@ -14,21 +14,21 @@ from milo_discoveryd.daemon_errors import CredentialError
 
 @dataclass(frozen=True, kw_only=True)
 class TlsIdentity:
-    """All that a TLS context is made of: an equal one can be shared, another one means another context."""
+    """The inputs of a TLS context: connections with equal identities can share one context."""
 
-    authorities: bytes | None  # PEM; none is the system's
+    authorities: bytes | None  # PEM; None stands for the system's CAs
     certificate: ClientCertificate | None
 
     @property
     def pem(self) -> str | None:
-        """The authorities as the ssl module takes them; the comments of a bundle need not be ASCII."""
+        """The CAs as the ssl module takes them: ASCII only, while the comments of a bundle may be anything."""
         return None if self.authorities is None else self.authorities.decode("ascii", "ignore")
 
     def context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        # As Go does, and so as kubectl does: any certificate in the bundle is a trust anchor, an intermediate one as
-        # well; and no insistence on extensions that home-made CAs leave out, which Python has begun with in 3.13.
+        # As in Go, and so in kubectl: any certificate of the bundle is a trust anchor, including an intermediate one.
+        # Since 3.13, Python requires extensions that self-made CAs often lack.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         if self.pem is None:
@@ -44,24 +44,24 @@ def _load_authorities(context: ssl.SSLContext, pem: str) -> None:
     try:
         context.load_verify_locations(cadata=pem)
     except (ValueError, ssl.SSLError):
-        raise CredentialError("the certificate authority is not one or more certificates in PEM form") from None
+        raise CredentialError("the certificate authority is not a list of PEM certificates") from None
 
 
 def _load_certificate(context: ssl.SSLContext, certificate: ClientCertificate) -> None:
     content = certificate.chain.rstrip() + b"\n" + certificate.key.reveal().encode()
     try:
         with as_file(content) as path:
-            # A password callback that gives none, so that an encrypted key is an error rather than a prompt.
+            # Without a password callback, an encrypted key would prompt on the terminal.
             context.load_cert_chain(path, password=lambda: b"")
     except (ssl.SSLError, ValueError):
         raise CredentialError(
-            "the client certificate and its key do not fit together, are not in PEM form, or the key is encrypted"
+            "the client certificate and its key do not match, are not PEM, or the key is encrypted"
         ) from None
 
 
 @contextmanager
 def as_file(content: bytes) -> Iterator[str]:
-    """OpenSSL takes a key pair from a file only: one in memory where the system has such, so that no disk sees it."""
+    """Provide the content as a file, in memory if the system can: OpenSSL loads key pairs from files only."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("client-certificate", os.MFD_CLOEXEC)
         try:

@@ -1,4 +1,4 @@
-"""An API server and how to be somebody there: what a kubeconfig, or the pod we run in, comes down to."""
+"""An API server and the daemon's identity there, as a kubeconfig or the pod's service account gives them."""
 
 from dataclasses import dataclass
 
@@ -10,15 +10,15 @@ from milo_discoveryd.credentials.secret import Secret
 @dataclass(frozen=True, kw_only=True)
 class Upstream:
     server: str
-    """scheme://host[:port][/prefix], without a slash at its end."""
+    """scheme://host[:port][/prefix], without a trailing slash."""
     origin: str
-    """Where this is written, for messages: the kubeconfig's path, or "in-cluster"."""
+    """The kubeconfig's path or "in-cluster", for messages."""
     credentials: CredentialProvider
     authorities: FileContent | bytes | None = None
-    """PEM, or a file of it that is renewed from outside; none is the system's."""
+    """PEM, or a file with PEM that another process renews; None stands for the system's CAs."""
     tls_server_name: str | None = None
     proxy: Secret | None = None
-    """The proxy that the kubeconfig names, possibly with a password in it; none leaves it to the environment."""
+    """The kubeconfig's proxy URL, which may contain a password; None leaves the choice to the environment."""
 
     def trusted(self) -> bytes | None:
         return self.authorities.read() if isinstance(self.authorities, FileContent) else self.authorities

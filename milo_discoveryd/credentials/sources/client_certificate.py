@@ -1,4 +1,4 @@
-"""Client certificates that the daemon signs itself, with a CA key that is mounted for it: for `--client-ca-file`."""
+"""Client certificates that the daemon signs with a mounted CA key, for API servers with `--client-ca-file`."""
 
 import re
 import time
@@ -20,13 +20,13 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential
 from milo_discoveryd.credentials.files import FileContent
-from milo_discoveryd.credentials.issued_credential import SKEW_S, IssuedCredential, judge
+from milo_discoveryd.credentials.issued_credential import SKEW_S, IssuedCredential, validate
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 
 MAX_NAME = 64
-"""Of a common name or an organization, by X.520."""
+"""The longest common name or organization (X.520)."""
 _PLACEHOLDER = re.compile(r"\{(?:name|uid)\}")
 _Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey
 
@@ -45,7 +45,7 @@ class ClientCertificateSource:
         organizations: Sequence[str] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`{name}` and `{uid}` in the names are the project's; without them one certificate is for all projects."""
+        """`{name}` and `{uid}` in the names are the project's; without them one certificate serves all projects."""
         self.name = name
         self.scope = Scope.CLUSTER if _PLACEHOLDER.search(" ".join((common_name, *organizations))) else Scope.IDENTITY
         self._authority = authority
@@ -60,7 +60,7 @@ class ClientCertificateSource:
         authority, authority_key = self._load()
         ends_at = min(now + request.ttl_s, authority.not_valid_after_utc.timestamp())
         if ends_at <= now:
-            raise BackendError(f"the CA certificate {self._authority.path} has ended: no certificate of its is good")
+            raise BackendError(f"the CA certificate {self._authority.path} has expired")
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (
             x509.CertificateBuilder()
@@ -68,7 +68,7 @@ class ClientCertificateSource:
             .issuer_name(authority.subject)
             .public_key(key.public_key())
             .serial_number(x509.random_serial_number())
-            # Begun a little earlier, for servers whose clock is behind ours.
+            # Valid a little earlier, for servers whose clock is behind.
             .not_valid_before(_moment(now - SKEW_S))
             .not_valid_after(_moment(ends_at))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -83,7 +83,7 @@ class ClientCertificateSource:
             chain=certificate.public_bytes(Encoding.PEM),
             key=Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()),
         )
-        return judge(Credential(certificate=pair), now, origin=self.name)
+        return validate(Credential(certificate=pair), now, origin=self.name)
 
     def _subject(self, request: MintRequest) -> x509.Name:
         names = [
@@ -99,7 +99,7 @@ class ClientCertificateSource:
             template = template.replace("{name}", target.name).replace("{uid}", target.uid)
         if not 0 < len(template) <= MAX_NAME:
             raise UnfitError(
-                f"{self.name}: {template[:MAX_NAME]!r} has {len(template)} characters, and a name in a certificate has "
+                f"{self.name}: {template[:MAX_NAME]!r} has {len(template)} characters, and a name in a certificate "
                 f"1 to {MAX_NAME}: shorten common_name or organizations"
             )
         return template
@@ -116,13 +116,13 @@ class ClientCertificateSource:
             key = load_pem_private_key(key_pem, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm):
             raise BackendError(
-                f"{self._authority.path} and {self._key.path} are not a CA certificate and its key, unencrypted, as PEM"
+                f"{self._authority.path} and {self._key.path} are not a CA certificate and its unencrypted key in PEM"
             ) from None
         if not isinstance(key, _Key):
             raise BackendError(f"{self._key.path} is not an RSA, ECDSA or Ed25519 key")
         raw = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         if certificate.public_key().public_bytes(*raw) != key.public_key().public_bytes(*raw):
-            raise BackendError(f"{self._key.path} is not the key of {self._authority.path}")
+            raise BackendError(f"the key {self._key.path} does not match the certificate {self._authority.path}")
         return certificate, key
 
 

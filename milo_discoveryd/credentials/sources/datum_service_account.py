@@ -1,6 +1,6 @@
-"""Access tokens for a Datum service account: a signed assertion against a token, at the token endpoint of its key.
+"""Access tokens for a Datum service account, exchanged for a signed assertion at the key file's token endpoint.
 
-One token opens every project of the account, so one mint serves the whole fleet.
+One token is valid for every project of the account, so one mint serves the whole fleet.
 """
 
 import time
@@ -12,7 +12,7 @@ import msgspec
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.files import FileContent
-from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, judge
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
 from milo_discoveryd.credentials.sources import service_account_key
 from milo_discoveryd.credentials.sources.service_account_key import ServiceAccountKey
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
@@ -22,21 +22,21 @@ GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 MAX_ANSWER = 64 * 1024
 TIMEOUT_S = 15.0
 
-# The words of RFC 6749: only these are repeated of what an endpoint says.
+# The error codes of RFC 6749. Nothing else of an endpoint's response is repeated.
 _REFUSALS = {
-    "invalid_grant": "the key has expired or was removed (put a new one into the key file), or our clock is off",
-    "invalid_client": "it does not know the account: was it deleted?",
-    "invalid_request": "it understands the request otherwise: is token_uri the right endpoint?",
-    "invalid_scope": "it does not give the scope that the key file names",
-    "unauthorized_client": "the account may not have tokens in this way",
-    "unsupported_grant_type": "it gives no tokens for signed assertions: is token_uri the right endpoint?",
+    "invalid_grant": "the key has expired or was removed (put a new one into the key file), or the clock is wrong",
+    "invalid_client": "the account is unknown; it may have been deleted",
+    "invalid_request": "the endpoint expects another request; check token_uri",
+    "invalid_scope": "the scope in the key file is not available",
+    "unauthorized_client": "the account may not use this grant type",
+    "unsupported_grant_type": "the endpoint does not support signed assertions; check token_uri",
 }
 
 
 class _Answer(msgspec.Struct, frozen=True):
     access_token: str
     expires_in: float | None = None
-    token_type: str = "Bearer"  # noqa: S105 - the name of a kind
+    token_type: str = "Bearer"  # noqa: S105 - the name of a type
 
 
 class _Refusal(msgspec.Struct, frozen=True):
@@ -59,7 +59,7 @@ class DatumServiceAccountSource:
         longest_s: float = LONGEST_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`authorities`: PEM, none is the system's. `proxy`: the one on the way to a URL."""
+        """`authorities`: PEM; None stands for the system's CAs. `proxy` returns the proxy for a URL."""
         self.name = name
         self._key = key
         self._authorities = authorities
@@ -71,13 +71,13 @@ class DatumServiceAccountSource:
     async def mint(self, request: MintRequest) -> IssuedCredential:
         key = service_account_key.parse(self._key.read(), str(self._key.path))
         if key.is_local and self._authorities is None:
-            raise UnfitError(f"the token_uri of {self._key.path} is on this machine: name its CA by ca_file")
+            raise UnfitError(f"the token_uri of {self._key.path} is on this machine: set ca_file to its CA")
         now = self._clock()
         answer = await self._ask(key, key.assertion(now))
         if answer.token_type.lower() != "bearer":
-            raise BackendError(f"{key.token_uri} gave a token that is not a bearer token")
-        origin = f"{key.token_uri} (for {key.who})"
-        return judge(
+            raise BackendError(f"{key.token_uri} returned a token that is not a bearer token")
+        origin = f"{key.token_uri} (for {key.account})"
+        return validate(
             Credential(token=token_of(answer.access_token, f"the token of {origin}")),
             now,
             origin=origin,
@@ -102,7 +102,7 @@ class DatumServiceAccountSource:
                     key.token_uri,
                     data=form,
                     headers={"Accept": "application/json"},
-                    allow_redirects=False,  # it would take the assertion along
+                    allow_redirects=False,  # a redirect would receive the assertion
                     proxy=self._proxy(key.token_uri),
                 ) as response,
             ):
@@ -110,13 +110,13 @@ class DatumServiceAccountSource:
         except TimeoutError:
             raise BackendError(f"{key.token_uri} did not answer within {TIMEOUT_S:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise BackendError(f"{key.token_uri} cannot be asked: {_reason(error)}") from None
+            raise BackendError(f"the request to {key.token_uri} failed: {_reason(error)}") from None
         if response.status != 200:
             raise _refused(key, response, body)
         try:
             return msgspec.json.decode(body, type=_Answer)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            raise BackendError(f"{key.token_uri} answered 200, and not with a token as OAuth 2 has it") from None
+            raise BackendError(f"{key.token_uri} answered 200 without an OAuth 2 token response") from None
 
 
 async def _read(response: aiohttp.ClientResponse, url: str) -> bytes:
@@ -133,11 +133,11 @@ def _refused(key: ServiceAccountKey, response: aiohttp.ClientResponse, body: byt
         word = msgspec.json.decode(body, type=_Refusal).error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         word = ""
-    about = f"key {key.key_id[:40]!r} of {key.who[:80]!r}"
+    about = f"key {key.key_id[:40]!r} of {key.account[:80]!r}"
     if word in _REFUSALS:
-        message = f"{key.token_uri} refuses {about} ({word}): {_REFUSALS[word]}"
+        message = f"{key.token_uri} rejected {about} ({word}): {_REFUSALS[word]}"
     elif 300 <= response.status < 400:
-        message = f"{key.token_uri} answered {response.status}, a redirect, which is not followed: correct token_uri"
+        message = f"{key.token_uri} answered with a redirect ({response.status}): correct token_uri"
     else:
         message = f"{key.token_uri} answered {response.status} for {about}"
     return BackendError(message, retry_after_s=_retry_after(response.headers.get("Retry-After", "")))
@@ -148,9 +148,9 @@ def _retry_after(value: str) -> float | None:
 
 
 def _reason(error: Exception) -> str:
-    """Of what went wrong below HTTP; never what was received."""
+    """Return what went wrong below HTTP, without anything that was received."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return "its certificate is not one that we trust (ca_file names the CA)"
+        return "its certificate is not trusted; set ca_file to its CA"
     if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or "no connection"
-    return "what came back is not HTTP" if isinstance(error, aiohttp.ClientResponseError) else "the connection broke"
+        return error.os_error.strerror or "connection failed"
+    return "the response is not HTTP" if isinstance(error, aiohttp.ClientResponseError) else "connection lost"

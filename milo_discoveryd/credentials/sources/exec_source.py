@@ -1,4 +1,4 @@
-"""Credentials from a command of the settings: an exec credential plugin, run once for each mint."""
+"""Credentials from an exec credential plugin of the settings, run once per mint."""
 
 import base64
 import time
@@ -8,7 +8,7 @@ from dataclasses import replace
 from milo_discoveryd.credentials.authentication.exec_plugin import TIMEOUT_S, ExecCommand, ExecPlugin
 from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, judge
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 
 
@@ -26,7 +26,7 @@ class ExecSource:
         timeout_s: float = TIMEOUT_S,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`per_cluster`: the command is told which cluster it is for, and what it gives is for no other."""
+        """`per_cluster`: the command receives the cluster, and its credential is used for that cluster only."""
         self.name = name
         self.scope = Scope.CLUSTER if per_cluster else Scope.IDENTITY
         self._command = command
@@ -37,12 +37,12 @@ class ExecSource:
     async def mint(self, request: MintRequest) -> IssuedCredential:
         server = self._project.server if request.target is None else request.target.endpoint
         command = replace(self._command, cluster=lambda: self._cluster_info(server))
-        # The lease keeps what comes of it, so nothing is to be kept here.
+        # A new plugin each time: the lease caches the result.
         plugin = ExecPlugin(command, timeout_s=self._timeout_s, clock=self._clock)
         credential = await plugin.credential()
         if credential.token is not None:
             credential = Credential(token=credential.token, expires_at=credential.expires_at)
-        return judge(
+        return validate(
             credential,
             self._clock(),
             origin=f"exec plugin {command.argv[0]}",

@@ -1,6 +1,6 @@
-"""The kubeconfig that a multi-tenant deployment writes into a Secret of each project's namespace.
+"""Hands out the credential of the kubeconfig in a Secret of each project's namespace.
 
-Only what stands in it as data is taken: a file's path or a command in there would be read or run here, on our side.
+Only inline data is accepted: a file path or a command in that kubeconfig would be read or run by the daemon.
 """
 
 import base64
@@ -16,7 +16,7 @@ from milo_discoveryd.credentials import kubernetes_api
 from milo_discoveryd.credentials.authentication import kubeconfig_schema
 from milo_discoveryd.credentials.authentication.kubeconfig_schema import User
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
-from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, judge
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
@@ -69,17 +69,17 @@ class KubeconfigSecretSource:
             kubernetes_api.refuse(self._origin, answer, f"read {what}", rule)
         data = kubernetes_api.read(self._origin, answer, _Secret).data or {}
         if self._key not in data:
-            raise BackendError(f"{what} has no key {self._key!r}: kubeconfigs.sources names it as key")
+            raise BackendError(f"{what} has no key {self._key!r}, which kubeconfigs.sources sets as `key`")
         credential = _credential(data[self._key], what)
         try:
-            return judge(credential, self._clock(), origin=what, longest_s=self._longest_s)
+            return validate(credential, self._clock(), origin=what, longest_s=self._longest_s)
         except UnfitError as error:
-            raise UnfitError(f"{error}; allow_long_lived takes a certificate all the same") from None
+            raise UnfitError(f"{error}; set allow_long_lived to hand it out nevertheless") from None
 
     def _namespace(self, target: Target) -> str:
         name = self._namespace_template.replace("{name}", target.name).replace("{uid}", target.uid)
         if not _LABEL.fullmatch(name):
-            raise BackendError(f"{self._namespace_template} makes of {target.name} what is not the name of a namespace")
+            raise BackendError(f"{self._namespace_template} gives no valid namespace name for {target.name}")
         return name
 
 
@@ -88,13 +88,13 @@ def _credential(encoded: str, what: str) -> Credential:
         content = base64.b64decode(encoded, validate=True)
         config = kubeconfig_schema.read(content, what)
     except (binascii.Error, ConfigError):
-        raise BackendError(f"{what} holds something that is not a kubeconfig") from None
+        raise BackendError(f"{what} does not contain a kubeconfig") from None
     context = next((each.context for each in config.contexts or () if each.name == config.current_context), None)
     user = next((each.user for each in config.users or () if context and each.name == context.user), None)
     if user is None:
-        raise BackendError(f"{what} holds a kubeconfig whose current context has no user")
+        raise BackendError(f"{what} contains a kubeconfig whose current context has no user")
     if user.exec or user.token_file or user.client_certificate or user.client_key or user.auth_provider:
-        raise BackendError(f"{what} holds a kubeconfig with a command or a file in it: only data in itself is taken")
+        raise BackendError(f"{what} contains a kubeconfig that names a command or a file: only inline data is accepted")
     return Credential(
         token=token_of(user.token, f"the token of {what}") if user.token else None, certificate=_pair(user, what)
     )
@@ -107,7 +107,7 @@ def _pair(user: User, what: str) -> ClientCertificate | None:
         chain = base64.b64decode(user.client_certificate_data, validate=True)
         key = base64.b64decode(user.client_key_data, validate=True).decode("ascii")
     except (binascii.Error, UnicodeDecodeError):
-        raise BackendError(f"{what} holds a certificate or key that is not base64") from None
+        raise BackendError(f"{what} contains a certificate or key that is not valid base64") from None
     if not chain or not key:
-        raise BackendError(f"{what} holds a certificate without its key, or a key without its certificate")
+        raise BackendError(f"{what} contains a certificate without a key, or a key without a certificate")
     return ClientCertificate(chain=chain, key=Secret(key))

@@ -1,7 +1,7 @@
-"""Handing on what a kubeconfig's own user authenticates with, where that is short-lived by nature.
+"""Hands out the token that the daemon itself uses or reads: of a token file, or of an exec plugin.
 
-That is so of an exec plugin, and of a token file that somebody renews. A token that stands in a kubeconfig, or a
-certificate, is neither renewed nor ours to spread.
+Both are short-lived and renewed by others. A token written in a kubeconfig and a client certificate are not renewed,
+and are not handed out.
 """
 
 import time
@@ -9,25 +9,25 @@ from collections.abc import Callable, Collection
 
 from milo_discoveryd.credentials.authentication.credential_provider import CredentialProvider, FileCredential
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecPlugin
-from milo_discoveryd.credentials.authentication.kubeconfig import FollowedCredential
+from milo_discoveryd.credentials.authentication.kubeconfig import ReloadedCredential
 from milo_discoveryd.credentials.credential import Credential
-from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, judge
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import UnfitError
 
 
 class PassthroughSource:
-    """One credential for every cluster: as it is, from a source that renews it by itself."""
+    """One token for every cluster, as its provider returns it."""
 
     scope = Scope.IDENTITY
     takes_ttl = False
 
     def __init__(
         self,
-        source: CredentialProvider,
+        provider: CredentialProvider,
         *,
         name: str,
-        type: str,  # noqa: A002 - the word that the settings and the API have for it
+        type: str,  # noqa: A002 - the name in the settings and in the API
         origin: str,
         audiences: Collection[str] = (),
         longest_s: float = LONGEST_S,
@@ -35,20 +35,20 @@ class PassthroughSource:
     ) -> None:
         self.name = name
         self.type = type
-        self._source = source
+        self._provider = provider
         self._origin = origin
         self._audiences = frozenset(audiences)
         self._longest_s = longest_s
         self._clock = clock
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
-        credential = await self._source.credential(refused=request.held)
-        if (problem := _unfit(self._source)) is not None:
+        credential = await self._provider.credential(refused=request.held)
+        if (problem := _unfit(self._provider)) is not None:
             raise UnfitError(f"{self._origin} has {problem}")
         if credential.token is not None:
-            # The token is all that is handed on: a certificate beside it may live for years.
+            # Only the token is handed out: a certificate beside it may be valid for years.
             credential = Credential(token=credential.token, expires_at=credential.expires_at)
-        return judge(
+        return validate(
             credential,
             self._clock(),
             origin=self._origin,
@@ -58,16 +58,16 @@ class PassthroughSource:
         )
 
 
-def _unfit(source: CredentialProvider) -> str | None:
-    """Why its credential is not to be handed on, as the end of a sentence."""
-    match source:
-        case FollowedCredential():
-            return _unfit(source.current)
+def _unfit(provider: CredentialProvider) -> str | None:
+    """Return why the credential must not be handed out, as the end of a sentence, or None."""
+    match provider:
+        case ReloadedCredential():
+            return _unfit(provider.current)
         case ExecPlugin():
             return None
-        case FileCredential() if source.token is not None:
+        case FileCredential() if provider.token is not None:
             return None
         case FileCredential():
-            return "a client certificate of its own, which is not handed on"
+            return "a client certificate, which is never handed out"
         case _:
-            return "a token or certificate that stands in it, which nobody renews, or none"
+            return "no credential that is renewed: a token or certificate written in the kubeconfig is not handed out"

@@ -1,4 +1,4 @@
-"""A minting source as what the daemon itself authenticates with: the same code upstream as for what is handed out."""
+"""Lets the daemon itself authenticate with a credential from one of the configured sources."""
 
 import asyncio
 import time
@@ -9,12 +9,12 @@ from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest
 from milo_discoveryd.daemon_errors import CredentialError
 
-AGAIN_AFTER_S = 5.0
-"""A credential that was refused, or could not be renewed, isn't asked for again sooner."""
+RETRY_AFTER_S = 5.0
+"""The shortest time between two requests after a rejected credential or a failed renewal."""
 
 
 class RenewingCredential:
-    """Renewed at half its life, and when a server refuses it; used to its end while no other can be had."""
+    """Renews at half the lifetime and after a 401; uses the old credential to its expiry while renewal fails."""
 
     def __init__(self, source: MintingSource, *, ttl_s: float, clock: Callable[[], float] = time.time) -> None:
         self._source = source
@@ -32,7 +32,7 @@ class RenewingCredential:
             is_refused = held is not None and held.credential == refused
             if held is not None and not is_refused and now < held.issued_at + held.life_s / 2:
                 return held.credential
-            if 0 <= now - self._asked_at < AGAIN_AFTER_S:
+            if 0 <= now - self._asked_at < RETRY_AFTER_S:
                 if held is not None:
                     return held.credential
                 if self._failure is not None:

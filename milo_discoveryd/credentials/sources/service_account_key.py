@@ -1,4 +1,4 @@
-"""The JSON key file of a Datum service account, and the assertion that is signed with it."""
+"""The JSON key file of a Datum service account, and the assertion signed with it."""
 
 import base64
 import ipaddress
@@ -31,9 +31,9 @@ class _File(msgspec.Struct, frozen=True):
 
 
 class ServiceAccountKey:
-    """Holds a private key, and shows nothing of it."""
+    """A parsed key file. The private key is never shown."""
 
-    __slots__ = ("_private_key", "client_id", "key_id", "scope", "token_uri", "who")
+    __slots__ = ("_private_key", "account", "client_id", "key_id", "scope", "token_uri")
 
     def __init__(self, file: _File, private_key: rsa.RSAPrivateKey) -> None:
         self._private_key = private_key
@@ -41,11 +41,11 @@ class ServiceAccountKey:
         self.scope = file.scope
         self.client_id = file.client_id
         self.key_id = file.private_key_id
-        self.who = file.client_email or file.client_id
+        self.account = file.client_email or file.client_id
 
     @property
     def is_local(self) -> bool:
-        """Its token endpoint is on this machine."""
+        """Whether its token endpoint is on this machine."""
         host = urlsplit(self.token_uri).hostname or ""
         try:
             return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -53,7 +53,7 @@ class ServiceAccountKey:
             return False
 
     def assertion(self, now: float) -> str:
-        """A JWT that says who we are, to the token endpoint only and for a minute."""
+        """Return a JWT that proves the account to the token endpoint, for a minute."""
         parts = urlsplit(self.token_uri)
         header = {"alg": "RS256", "typ": "JWT", "kid": self.key_id}
         claims = {
@@ -69,19 +69,19 @@ class ServiceAccountKey:
 
 
 def parse(content: bytes, origin: str) -> ServiceAccountKey:
-    """Raises CredentialError, which shows none of it."""
+    """Parse a key file. Raises CredentialError without its content."""
     try:
         file = msgspec.json.decode(content, type=_File)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        # msgspec tells types and the path to them, and of malformed JSON a position.
+        # msgspec reports types and paths, and for malformed JSON a position, but no values.
         raise CredentialError(f"{origin} is not the key file of a Datum service account: {error}") from None
     if file.type != TYPE:
-        raise CredentialError(f"{origin} is a key file of another type than {TYPE}")
+        raise CredentialError(f"{origin} is a key file whose type is not {TYPE}")
     _require_https(file.token_uri, origin)
     try:
         key = load_pem_private_key(file.private_key.encode(), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise CredentialError(f"the private_key of {origin} is not an unencrypted private key in PEM form") from None
+        raise CredentialError(f"the private_key of {origin} is not an unencrypted PEM key") from None
     if not isinstance(key, rsa.RSAPrivateKey) or key.key_size < _KEY_BITS:
         raise CredentialError(f"the private_key of {origin} is not an RSA key of at least {_KEY_BITS} bits")
     return ServiceAccountKey(file, key)
@@ -94,9 +94,7 @@ def _require_https(url: str, origin: str) -> None:
     except ValueError:
         good = False
     if not good:
-        raise CredentialError(
-            f"the token_uri of {origin} is not https://HOST[:PORT]/PATH: a token is fetched from there"
-        )
+        raise CredentialError(f"the token_uri of {origin} is not of the form https://HOST[:PORT]/PATH")
 
 
 def _encoded(data: bytes) -> str:

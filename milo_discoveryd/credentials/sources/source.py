@@ -1,4 +1,4 @@
-"""What it takes to be a source of credentials that are handed out."""
+"""The protocol of sources: they mint the credentials that are handed out."""
 
 import enum
 from typing import Protocol, runtime_checkable
@@ -12,20 +12,20 @@ from milo_discoveryd.model.cluster import Target
 
 class Scope(enum.Enum):
     IDENTITY = "identity"
-    """One credential opens every cluster of the identity."""
+    """One credential is valid for every cluster of the identity."""
     CLUSTER = "cluster"
-    """Each cluster has its own."""
+    """Each cluster has its own credential."""
 
 
 class MintRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a mint is for."""
+    """A request for one credential."""
 
     ttl_s: float
     target: Target | None = None
-    """None where one credential is for all."""
+    """None if one credential serves all clusters."""
     incarnation: int = 0
     held: Credential | None = None
-    """What there is at present, and another is wanted than that."""
+    """The credential that is to be replaced."""
 
 
 class MintingSource(Protocol):
@@ -40,16 +40,18 @@ class MintingSource(Protocol):
 
     @property
     def takes_ttl(self) -> bool:
-        """Whether it can be told how long a credential should live."""
+        """Whether the lifetime of a credential can be requested."""
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
-        """A judged credential. It may be the one held, where there is no other yet. Raises CredentialError."""
+        """Return a validated credential, or the held one if there is no newer one yet. Raises CredentialError."""
 
 
 @runtime_checkable
 class RevokingSource(Protocol):
-    """A source that can end what it gave out, before its time."""
+    """A source that can revoke what it minted."""
 
     async def revoke(self, target: Target, incarnation: int) -> None:
-        """Ends all that was minted for the incarnation, and mints no more for it. Raises CredentialError if it
-        can't be done now; then it is to be called again."""
+        """Revoke everything that was minted for the incarnation, and mint no more for it.
+
+        Raises CredentialError if that is not possible at present; the caller tries again.
+        """

@@ -18,7 +18,7 @@ import msgspec
 
 from milo_discoveryd.credentials import kubernetes_api
 from milo_discoveryd.credentials.credential import Credential, token_of
-from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, judge
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, Answer, KubernetesApi
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, TransportError
@@ -142,7 +142,7 @@ class TokenRequestSource:
             rule = f"create serviceaccounts/token, resourceNames [{self._account}], in namespace {self._namespace}"
             kubernetes_api.refuse(self._origin, answer, what, rule)
         status = kubernetes_api.read(self._origin, answer, _TokenRequest).status
-        return judge(
+        return validate(
             Credential(token=token_of(status.token, f"the token of {self._origin}")),
             self._clock(),
             origin=self._origin,

@@ -95,7 +95,7 @@ async def test_a_kubeconfig_that_lives_for_a_week_is_not_handed_on(milo: Install
     await project.report("True", "Deployed")
     await milo.inside.told(engaged("epsilon"))
 
-    with pytest.raises(PreconditionFailed, match="more than 24 hours is not short-lived; allow_long_lived takes"):
+    with pytest.raises(PreconditionFailed, match="up to 24 hours are handed out; set allow_long_lived"):
         await milo.inside.kubeconfig_of("epsilon")
 
 

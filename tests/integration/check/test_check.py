@@ -71,9 +71,9 @@ async def test_all_is_well_and_each_step_is_told_in_order(kubeconfig: Path, tmp_
         "ok    discovery list: 3 projects",
         "ok    discovery watch: watches projects",
         f"ok    project: the same as discovery ({kubeconfig})",
-        f"warn  kubeconfigs project-kubeconfig: none are handed out: the user of {kubeconfig} has a token or "
-        "certificate that stands in it, which nobody renews, or none",
-        "      -> configure one of kubeconfigs.sources, if you want some",
+        f"warn  kubeconfigs project-kubeconfig: none are handed out: the user of {kubeconfig} has no "
+        "credential that is renewed: a token or certificate written in the kubeconfig is not handed out",
+        "      -> configure kubeconfigs.sources to hand out kubeconfigs",
         f"ok    listen unix://{tmp_path}/d.sock: free",
         "ok    http_listen 127.0.0.1:0: free",
         "all well",
@@ -200,7 +200,7 @@ async def test_of_project_control_planes_only_the_identity_is_used(kubeconfig: P
     assert f"ok    project credential: can be had ({other})" in told.text
     content["users"][0]["user"] = {"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/no/login"}}
     told = await look(tmp_path, project_kubeconfig=str(saved(other, content)), **flags)
-    assert "exec plugin, /no/login, and none is run that isn't named" in told.text
+    assert "exec_plugins does not allow: /no/login" in told.text
     told = await look(tmp_path, project_kubeconfig=str(other), exec_plugins=("/no/login",), **flags)
     assert "fail  project credential: exec plugin /no/login cannot be started" in told.text
 

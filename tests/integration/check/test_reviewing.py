@@ -43,7 +43,7 @@ async def test_a_server_that_says_whose_tokens_are_whose_is_all_it_takes(tmp_pat
 @pytest.mark.parametrize(
     ("answer", "seen"),
     [
-        (answering(403, {}), "(403): its role needs create on tokenreviews.authentication.k8s.io"),
+        (answering(403, {}), "(403): grant the daemon's role create on tokenreviews.authentication.k8s.io"),
         (TransportError("connect", "nobody there"), "nobody there"),
         (
             answering(201, {"status": {"authenticated": True, "user": {"username": "admin"}, "audiences": ["ours"]}}),

@@ -42,7 +42,7 @@ def test_a_service_may_be_named(service_account: Path) -> None:
 
 
 def test_outside_a_pod_a_kubeconfig_is_asked_for() -> None:
-    with pytest.raises(ConfigError, match=r"this is not a pod .* --discovery-kubeconfig"):
+    with pytest.raises(ConfigError, match=r"not running in a pod .* --discovery-kubeconfig"):
         load_in_cluster({})
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential
-from milo_discoveryd.credentials.issued_credential import LONGEST_S, SKEW_S, IssuedCredential, judge
+from milo_discoveryd.credentials.issued_credential import LONGEST_S, SKEW_S, IssuedCredential, validate
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
@@ -29,18 +29,18 @@ def of(chain: bytes) -> Credential:
 
 
 def test_an_opaque_token_lives_for_as_long_as_its_backend_says() -> None:
-    minted = judge(token("opaque"), NOW, origin="it", expires_at=NOW + 600)
+    minted = validate(token("opaque"), NOW, origin="it", expires_at=NOW + 600)
     assert (minted.issued_at, minted.expires_at, minted.life_s) == (NOW, NOW + 600, 600)
 
 
 def test_a_jwt_tells_its_life_itself_from_when_it_was_issued() -> None:
-    minted = judge(token(jwt(iat=NOW - 100, exp=NOW + 500)), NOW, origin="it")
+    minted = validate(token(jwt(iat=NOW - 100, exp=NOW + 500)), NOW, origin="it")
     assert (minted.issued_at, minted.expires_at) == (NOW - 100, NOW + 500)
 
 
 @pytest.mark.parametrize("iat", [None, 0, -5, NOW + 10])
 def test_where_it_does_not_tell_when_it_was_issued_it_is_as_old_as_we_have_it(iat: float | None) -> None:
-    assert judge(token(jwt(iat=iat, exp=NOW + 500)), NOW, origin="it").issued_at == NOW
+    assert validate(token(jwt(iat=iat, exp=NOW + 500)), NOW, origin="it").issued_at == NOW
 
 
 def test_the_earliest_of_all_ends_holds() -> None:
@@ -48,69 +48,74 @@ def test_the_earliest_of_all_ends_holds() -> None:
         token=Secret(jwt(exp=NOW + 900)),
         certificate=ClientCertificate(chain=certificate(NOW - 10, NOW + 700), key=Secret("k")),
     )
-    assert judge(both, NOW, origin="it", expires_at=NOW + 800).expires_at == NOW + 700
+    assert validate(both, NOW, origin="it", expires_at=NOW + 800).expires_at == NOW + 700
 
 
 def test_a_certificate_tells_its_life_itself() -> None:
-    assert judge(of(certificate(NOW - 60, NOW + 600)), NOW, origin="it").expires_at == NOW + 600
+    assert validate(of(certificate(NOW - 60, NOW + 600)), NOW, origin="it").expires_at == NOW + 600
 
 
 @pytest.mark.parametrize(
     ("credential", "expires_at", "error", "complaint"),
     [
-        (Credential(), NOW + 9, UnfitError, "no credential at all"),
-        (token("opaque"), None, UnfitError, "does not say when it ends"),
-        (token(jwt(iat=NOW)), None, UnfitError, "does not say when it ends"),
-        (token("opaque"), NOW, BackendError, "has ended already"),
-        (token("opaque"), math.nan, BackendError, "has ended already"),
-        (token(jwt(exp=NOW - 1)), NOW + 600, BackendError, "has ended already"),
+        (Credential(), NOW + 9, UnfitError, "has no credential"),
+        (token("opaque"), None, UnfitError, "without an expiry"),
+        (token(jwt(iat=NOW)), None, UnfitError, "without an expiry"),
+        (token("opaque"), NOW, BackendError, "an expired credential"),
+        (token("opaque"), math.nan, BackendError, "an expired credential"),
+        (token(jwt(exp=NOW - 1)), NOW + 600, BackendError, "an expired credential"),
         (token(jwt(exp=NOW + 600, nbf=NOW + SKEW_S + 1)), None, BackendError, "not valid yet"),
         (token(jwt(exp=NOW + 600, iat=NOW + SKEW_S + 1)), None, BackendError, "not valid yet"),
         (of(certificate(NOW + 60, NOW + 600)), None, BackendError, "not valid yet"),
-        (token(jwt(exp=253_402_300_799)), None, UnfitError, "days, and more than 24 hours is not short-lived"),
-        (token(jwt(exp=NOW + 25 * 3600)), None, UnfitError, "lives for 25 hours"),
-        (token(jwt(exp=(NOW + 600) * 1000)), None, UnfitError, "not short-lived"),
-        (token("opaque"), math.inf, UnfitError, "not short-lived"),
-        (token(jwt(exp="soon")), None, BackendError, "JWT that is no good"),
-        (token("x" * 40_000), NOW + 600, BackendError, "more than 32768 characters"),
-        (of(b"junk"), None, BackendError, "not in PEM form"),
+        (
+            token(jwt(exp=253_402_300_799)),
+            None,
+            UnfitError,
+            "only credentials valid for up to 24 hours",
+        ),
+        (token(jwt(exp=NOW + 25 * 3600)), None, UnfitError, "is valid for 25 hours"),
+        (token(jwt(exp=(NOW + 600) * 1000)), None, UnfitError, "only credentials valid for up to 24 hours"),
+        (token("opaque"), math.inf, UnfitError, "only credentials valid for up to 24 hours"),
+        (token(jwt(exp="soon")), None, BackendError, "an invalid JWT"),
+        (token("x" * 40_000), NOW + 600, BackendError, "longer than 32768 characters"),
+        (of(b"junk"), None, BackendError, "not PEM"),
     ],
 )
 def test_what_is_no_good_is_refused_by_what_is_wrong_with_it(
     credential: Credential, expires_at: float | None, error: type[CredentialError], complaint: str
 ) -> None:
     with pytest.raises(error, match=complaint) as raised:
-        judge(credential, NOW, origin="it", expires_at=expires_at)
+        validate(credential, NOW, origin="it", expires_at=expires_at)
     assert str(raised.value).startswith("it ")
     assert CANARY not in str(raised.value)
 
 
 @pytest.mark.parametrize("spread", [json.dumps, msgspec.json.encode, pickle.dumps, copy.deepcopy])
 def test_it_cannot_be_spread_by_accident(spread: Callable[[object], object]) -> None:
-    minted = judge(token(CANARY), NOW, origin="it", expires_at=NOW + 600)
+    minted = validate(token(CANARY), NOW, origin="it", expires_at=NOW + 600)
     with pytest.raises(TypeError) as raised:
         spread(minted)
     assert CANARY not in f"{raised.value}{minted}{minted!r}"
 
 
 def test_the_longest_life_is_for_the_source_to_say() -> None:
-    with pytest.raises(UnfitError, match="lives for 11 minutes, and more than 10 minutes"):
-        judge(token("opaque"), NOW, origin="it", expires_at=NOW + 660, longest_s=600)
-    assert judge(of(certificate(NOW, NOW + 9e6)), NOW, origin="it", longest_s=math.inf).life_s == 9e6
+    with pytest.raises(UnfitError, match="is valid for 11 minutes; only credentials valid for up to 10 minutes"):
+        validate(token("opaque"), NOW, origin="it", expires_at=NOW + 660, longest_s=600)
+    assert validate(of(certificate(NOW, NOW + 9e6)), NOW, origin="it", longest_s=math.inf).life_s == 9e6
 
 
 def test_a_token_for_somebody_else_is_refused() -> None:
     mine = token(jwt(exp=NOW + 600, aud=["milo", "other"], sub="me"))
-    assert judge(mine, NOW, origin="it", audiences=["milo"], subject="me").life_s == 600
-    with pytest.raises(BackendError, match="for another audience than milo"):
-        judge(token(jwt(exp=NOW + 600, aud="theirs")), NOW, origin="it", audiences=["milo"])
-    with pytest.raises(BackendError, match="of somebody else than me"):
-        judge(token(jwt(exp=NOW + 600, sub="you")), NOW, origin="it", subject="me")
+    assert validate(mine, NOW, origin="it", audiences=["milo"], subject="me").life_s == 600
+    with pytest.raises(BackendError, match="for an audience other than milo"):
+        validate(token(jwt(exp=NOW + 600, aud="theirs")), NOW, origin="it", audiences=["milo"])
+    with pytest.raises(BackendError, match="whose subject is not me"):
+        validate(token(jwt(exp=NOW + 600, sub="you")), NOW, origin="it", subject="me")
 
 
 def test_a_fingerprint_tells_two_apart_and_nothing_of_either() -> None:
     one, other, third = (
-        judge(each, NOW, origin="it", expires_at=NOW + 600)
+        validate(each, NOW, origin="it", expires_at=NOW + 600)
         for each in (token("one"), token("two"), of(certificate(NOW, NOW + 600)))
     )
     prints = {one.fingerprint, other.fingerprint, third.fingerprint}
@@ -132,7 +137,7 @@ def test_whatever_a_backend_answers_is_short_lived_and_valid_or_refused(
     minted: IssuedCredential | None = None
     complaint = ""
     try:
-        minted = judge(token(jwt(**claims)), NOW, origin="it", expires_at=expires_at)
+        minted = validate(token(jwt(**claims)), NOW, origin="it", expires_at=expires_at)
     except CredentialError as error:
         complaint = str(error)
     assert CANARY not in complaint

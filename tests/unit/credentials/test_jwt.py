@@ -32,7 +32,7 @@ def test_a_token_of_another_kind_has_none(token: str) -> None:
 
 @pytest.mark.parametrize("claims", [{"exp": "soon"}, {"exp": 10**400}, {"sub": 5}, {"aud": {"a": 1}}, {"iat": True}])
 def test_claims_that_say_nonsense_are_refused_and_not_repeated(claims: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="cannot be read") as raised:
+    with pytest.raises(ValueError, match="malformed claims") as raised:
         jwt.claims(made(**claims))
     assert "soon" not in str(raised.value)
 

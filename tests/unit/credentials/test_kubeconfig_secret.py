@@ -72,7 +72,7 @@ async def test_namespace_secret_and_key_are_settings() -> None:
 
 async def test_a_long_lived_certificate_takes_a_setting_to_be_handed_on() -> None:
     answer = secret(kubeconfig(pair(NOW + 90 * 86400)))
-    with pytest.raises(UnfitError, match=r"lives for 90 days.*allow_long_lived"):
+    with pytest.raises(UnfitError, match=r"is valid for 90 days.*allow_long_lived"):
         await a_source(ScriptedApi(answer)).mint(WANTED)
     minted = await a_source(ScriptedApi(answer), allow_long_lived=True).mint(WANTED)
     assert minted.expires_at == math.floor(NOW + 90 * 86400)
@@ -84,23 +84,23 @@ async def test_a_long_lived_certificate_takes_a_setting_to_be_handed_on() -> Non
         (TransportError("connect", "milo cannot be reached"), "cannot be reached"),
         (answering(404, {"message": CANARY}), "(404)"),
         (answering(403, {"message": CANARY}), "get secrets, resourceNames [kubeconfig]"),
-        (Answer(200, f"<html>{CANARY}".encode()), "not as a Kubernetes API server does"),
+        (Answer(200, f"<html>{CANARY}".encode()), "is not a Kubernetes object"),
         (answering(200, {"data": {"other": CANARY}}), "has no key 'kubeconfig'"),
         (answering(200, {}), "has no key 'kubeconfig'"),
-        (answering(200, {"data": {"kubeconfig": "!!" + CANARY}}), "is not a kubeconfig"),
-        (secret(f"token: {CANARY}: {{"), "is not a kubeconfig"),
-        (secret(b"\xff\xfe"), "is not a kubeconfig"),
-        (secret(f"users: {CANARY}"), "is not a kubeconfig"),
+        (answering(200, {"data": {"kubeconfig": "!!" + CANARY}}), "does not contain a kubeconfig"),
+        (secret(f"token: {CANARY}: {{"), "does not contain a kubeconfig"),
+        (secret(b"\xff\xfe"), "does not contain a kubeconfig"),
+        (secret(f"users: {CANARY}"), "does not contain a kubeconfig"),
         (secret("current-context: c"), "has no user"),
-        (secret(kubeconfig({})), "no credential at all"),
-        (secret(kubeconfig({"token": CANARY})), "does not say when it ends"),
+        (secret(kubeconfig({})), "has no credential"),
+        (secret(kubeconfig({"token": CANARY})), "without an expiry"),
         (secret(kubeconfig({"token": CANARY + "\n x"})), "not a bearer token"),
-        (secret(kubeconfig({"tokenFile": "/etc/passwd"})), "a command or a file in it"),
-        (secret(kubeconfig({"client-certificate": "/a", "client-key": "/b"})), "a command or a file in it"),
-        (secret(kubeconfig({"exec": {"apiVersion": "v1", "command": "/bin/sh"}})), "a command or a file in it"),
-        (secret(kubeconfig(pair(NOW + 600) | {"client-key-data": "!"})), "not base64"),
-        (secret(kubeconfig(pair(NOW + 600) | {"client-key-data": ""})), "without its key"),
-        (secret(kubeconfig(pair(NOW - 1))), "has ended already"),
+        (secret(kubeconfig({"tokenFile": "/etc/passwd"})), "names a command or a file"),
+        (secret(kubeconfig({"client-certificate": "/a", "client-key": "/b"})), "names a command or a file"),
+        (secret(kubeconfig({"exec": {"apiVersion": "v1", "command": "/bin/sh"}})), "names a command or a file"),
+        (secret(kubeconfig(pair(NOW + 600) | {"client-key-data": "!"})), "not valid base64"),
+        (secret(kubeconfig(pair(NOW + 600) | {"client-key-data": ""})), "without a key"),
+        (secret(kubeconfig(pair(NOW - 1))), "an expired credential"),
     ],
 )
 async def test_what_is_no_good_is_refused_and_nothing_of_it_repeated(
@@ -116,6 +116,6 @@ async def test_what_is_no_good_is_refused_and_nothing_of_it_repeated(
 async def test_a_project_does_not_choose_which_secret_is_read(uid: str) -> None:
     api = ScriptedApi()
     target = Target(name="alpha", uid=uid, place=("https://a",))
-    with pytest.raises(BackendError, match="not the name of a namespace"):
+    with pytest.raises(BackendError, match="no valid namespace name"):
         await a_source(api, namespace_template="{uid}").mint(MintRequest(ttl_s=600, target=target, incarnation=1))
     assert not api.asked

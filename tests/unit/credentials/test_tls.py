@@ -38,7 +38,7 @@ def test_without_authorities_the_systems_are_trusted() -> None:
     "authorities", [b"", b"PEM", b"\xff", b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"]
 )
 def test_authorities_that_are_no_certificates_are_told(authorities: bytes) -> None:
-    with pytest.raises(CredentialError, match="the certificate authority is not one or more certificates in PEM form"):
+    with pytest.raises(CredentialError, match="the certificate authority is not a list of PEM certificates"):
         TlsIdentity(authorities=authorities, certificate=None).context()
 
 
@@ -51,7 +51,7 @@ def test_a_key_that_does_not_fit_is_not_pem_or_is_encrypted_is_told() -> None:
     )
     pair(chain, key).context()
     for wrong in (other.private_key_pem.bytes(), b"KEY", encrypted):
-        with pytest.raises(CredentialError, match="do not fit together, are not in PEM form, or the key is encrypted"):
+        with pytest.raises(CredentialError, match="do not match, are not PEM, or the key is encrypted"):
             pair(chain, wrong).context()
 
 

@@ -184,7 +184,8 @@ async def test_why_tokens_cannot_be_reviewed_is_for_the_log_alone_and_said_once(
                 await there.reviews.user(token(sub=str(number)))
             there.passed += 2
     refused = (
-        "the cluster does not let us review a token (403): its role needs create on tokenreviews.authentication.k8s.io"
+        "the cluster denied the request to review a token (403): grant the daemon's role "
+        "create on tokenreviews.authentication.k8s.io"
     )
     assert [(line["event"], line.get("problem")) for line in logs] == [
         ("tokens not reviewed", refused),

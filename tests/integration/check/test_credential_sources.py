@@ -37,7 +37,7 @@ async def lines(tmp_path: Path, *sources: dict[str, Any], **settings: Any) -> li
 
 async def test_the_project_kubeconfig_s_own_user_does_where_it_is_short_lived(sandbox: Sandbox, tmp_path: Path) -> None:
     *_, line = await lines(tmp_path)
-    assert line.startswith("ok    kubeconfigs project-kubeconfig: project-kubeconfig gives credentials; this one has ")
+    assert line.startswith("ok    kubeconfigs project-kubeconfig: project-kubeconfig mints credentials")
 
 
 async def test_each_source_is_asked_for_a_credential_where_that_leaves_no_trace(
@@ -73,7 +73,7 @@ async def test_a_source_for_each_cluster_is_none_for_discovery(sandbox: Sandbox,
     source = {"name": "secret", "type": "kubeconfig-secret"}
     (line, _) = await lines(tmp_path, source, source={"credentials": "secret"})
     assert line == (
-        "fail  kubeconfigs: source.credentials: secret has a credential for each cluster, and none for discovery"
+        "fail  kubeconfigs: source.credentials: secret mints per cluster, and has no credential for discovery"
     )
 
 
@@ -82,4 +82,4 @@ async def test_where_every_source_is_for_the_daemon_itself_nothing_is_handed_out
 ) -> None:
     key = sandbox.write_service_account_key(tmp_path / "key.json")
     source = {"name": "datum", "type": "datum-service-account", "key_file": str(key), "hand_out": "false"}
-    assert "warn  kubeconfigs: none are handed out: every source says hand_out: false" in await lines(tmp_path, source)
+    assert "warn  kubeconfigs: none are handed out: every source sets hand_out: false" in await lines(tmp_path, source)
