@@ -1,0 +1,50 @@
+package multicluster
+
+import (
+	"encoding/json"
+	"net/http"
+)
+
+// debugCluster is what the debug handler says of a cluster.
+type debugCluster struct {
+	Name     string `json:"name"`
+	UID      string `json:"uid"`
+	Endpoint string `json:"endpoint"`
+	State    state  `json:"state"`
+	Failure  string `json:"failure,omitempty"`
+}
+
+// DebugHandler lists the clusters, ordered by name. With ?format=names it lists the names of those that Get returns, one on
+// each line, as `milo-discovery list -o name` does. Serve it beside the metrics:
+//
+//	metricsserver.Options{ExtraHandlers: map[string]http.Handler{"/debug/clusters": provider.DebugHandler()}}
+func (p *Provider) DebugHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		entries := p.snapshot()
+		if r.URL.Query().Get("format") == "names" {
+			w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+			for _, e := range entries {
+				if e.cluster() != nil {
+					_, _ = w.Write([]byte(string(e.name) + "\n"))
+				}
+			}
+			return
+		}
+		clusters := make([]debugCluster, len(entries))
+		for i, e := range entries {
+			clusters[i] = e.debug()
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(clusters)
+	})
+}
+
+func (e *entry) debug() debugCluster {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	shown := debugCluster{Name: e.last.Name, UID: e.last.UID, Endpoint: e.last.Endpoint, State: e.now}
+	if e.failure != nil {
+		shown.Failure = e.failure.Error()
+	}
+	return shown
+}

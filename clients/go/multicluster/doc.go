@@ -1,0 +1,27 @@
+// Package multicluster is a provider for multicluster-runtime that follows Milo project control planes through
+// milo-discoveryd.
+//
+//	provider, err := multicluster.New(multicluster.Options{
+//		ClusterOptions:    []cluster.Option{func(o *cluster.Options) { o.Scheme = scheme }},
+//		ProjectRestConfig: projectConfig,
+//	})
+//	mgr, err := mcmanager.New(config, provider, manager.Options{Scheme: scheme})
+//	err = provider.OnAllReplicas(mgr) // only where followers need Get, as webhooks do
+//	err = mgr.Start(ctx)
+//
+// # What happens to a cluster
+//
+//   - Engaged: a cluster.Cluster is made, gets the field indexes, is started, and is handed to the manager. This happens
+//     in a goroutine of its own; a failure is retried with backoff, and affects no other cluster.
+//   - Updated: nothing, except that Info returns the new state. A new endpoint makes a new cluster.
+//   - Disengaged, for whatever reason: Get stops returning it, and its context is cancelled with a *Disengaged as cause.
+//   - Daemon away, or its view stale: nothing. Clusters work on.
+//   - Credentials renewed: nothing that the cluster notices. Caches and watches stay.
+//
+// # Under multicluster-runtime's lock
+//
+// multicluster-runtime engages one cluster after another, and waits for each informer. The clusters of this provider do
+// not make it wait: their informers sync in the background. A reconciler that reads a kind for which the cluster has no
+// synced informer yet does wait; give controllers a ReconciliationTimeout, so that a cluster that does not answer can't
+// hold a worker. Options.BlockingCaches restores the usual behavior.
+package multicluster

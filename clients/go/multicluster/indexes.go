@@ -1,0 +1,108 @@
+package multicluster
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// index is a field index that every cluster gets.
+type index struct {
+	object  client.Object
+	field   string
+	extract client.IndexerFunc
+}
+
+func (i index) key() string {
+	kind := i.object.GetObjectKind().GroupVersionKind()
+	if kind == (schema.GroupVersionKind{}) {
+		return fmt.Sprintf("%T %s", i.object, i.field)
+	}
+	return fmt.Sprintf("%T %s %s", i.object, kind, i.field)
+}
+
+// IndexField adds a field index to all clusters, those that are engaged and those to come.
+//
+// A cluster that can't be given the index in time is made again with it, and is missing meanwhile; that is no error, since
+// one cluster that does not answer must not end the operator.
+func (p *Provider) IndexField(ctx context.Context, obj client.Object, field string, extract client.IndexerFunc) error {
+	added := index{object: obj, field: field, extract: extract}
+	p.mu.Lock()
+	for _, each := range p.indexes {
+		if each.key() == added.key() {
+			p.mu.Unlock()
+			return fmt.Errorf("field %q of %T is indexed already", field, obj)
+		}
+	}
+	p.indexes = append(p.indexes, added)
+	p.mu.Unlock()
+
+	ctx, cancel := context.WithTimeoutCause(ctx, p.options.SyncTimeout, fmt.Errorf("not indexed within %v", p.options.SyncTimeout))
+	defer cancel()
+	limit := make(chan struct{}, p.options.MaxConcurrent)
+	var indexing sync.WaitGroup
+	for _, e := range p.snapshot() {
+		i := e.current()
+		if i == nil {
+			continue
+		}
+		indexing.Add(1)
+		go func() {
+			defer indexing.Done()
+			p.indexLive(ctx, i, limit)
+		}()
+	}
+	indexing.Wait()
+	return nil
+}
+
+// indexLive gives an index to an instance that is engaged, or ends the instance so that it is made again.
+func (p *Provider) indexLive(ctx context.Context, i *instance, limit chan struct{}) {
+	select {
+	case limit <- struct{}{}:
+	case <-ctx.Done():
+		i.cancel(context.Cause(ctx))
+		return
+	}
+	ended := make(chan error, 1)
+	go func() {
+		defer func() { <-limit }()
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		// An informer of a cache that has stopped never syncs.
+		defer context.AfterFunc(i.ctx, cancel)()
+		ended <- p.index(ctx, i)
+	}()
+	select {
+	case err := <-ended:
+		if err != nil {
+			i.cancel(err)
+		}
+	case <-ctx.Done():
+		// The cluster's discovery may take longer, and has no context.
+		i.cancel(context.Cause(ctx))
+	}
+}
+
+// index gives an instance the indexes that it doesn't have yet.
+func (p *Provider) index(ctx context.Context, i *instance) error {
+	i.indexing.Lock()
+	defer i.indexing.Unlock()
+	for {
+		p.mu.RLock()
+		missing := p.indexes[i.indexed:]
+		p.mu.RUnlock()
+		if len(missing) == 0 {
+			return nil
+		}
+		for _, each := range missing {
+			if err := i.cluster.GetFieldIndexer().IndexField(ctx, each.object, each.field, each.extract); err != nil {
+				return fmt.Errorf("index field %q of %T: %w", each.field, each.object, err)
+			}
+			i.indexed++
+		}
+	}
+}

@@ -1,0 +1,98 @@
+package apitest
+
+import (
+	"cmp"
+	"encoding/json"
+	"slices"
+	"strings"
+	"sync"
+
+	apidiscovery "k8s.io/api/apidiscovery/v2"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes/scheme"
+)
+
+var (
+	verbs       = []string{"create", "delete", "get", "list", "patch", "update", "watch"}
+	clusterWide = map[string]bool{"Namespace": true, "Node": true, "ClusterRole": true, "ClusterRoleBinding": true, "PersistentVolume": true}
+	added       []schema.GroupVersionKind
+)
+
+// Serve has all servers of the process serve further kinds. It must be called before the first request.
+func Serve(kinds ...schema.GroupVersionKind) { added = append(added, kinds...) }
+
+// kinds returns the served kinds by group, version and resource.
+var kinds = sync.OnceValue(func() map[schema.GroupVersionResource]schema.GroupVersionKind {
+	found := map[schema.GroupVersionResource]schema.GroupVersionKind{}
+	for _, each := range added {
+		resource, _ := meta.UnsafeGuessKindToResource(each)
+		found[resource] = each
+	}
+	known := scheme.Scheme.AllKnownTypes()
+	for kind := range known {
+		_, listed := known[kind.GroupVersion().WithKind(kind.Kind+"List")]
+		if kind.Version == "__internal" || !listed {
+			continue
+		}
+		resource, _ := meta.UnsafeGuessKindToResource(kind)
+		found[resource] = kind
+	}
+	return found
+})
+
+// documents are the aggregated discovery documents of /api and /apis.
+var documents = sync.OnceValue(func() map[string][]byte {
+	groups := map[string]map[string][]apidiscovery.APIResourceDiscovery{}
+	for resource, kind := range kinds() {
+		scope := apidiscovery.ScopeNamespace
+		if clusterWide[kind.Kind] {
+			scope = apidiscovery.ScopeCluster
+		}
+		of := &metav1.GroupVersionKind{Group: kind.Group, Version: kind.Version, Kind: kind.Kind}
+		versions, ok := groups[kind.Group]
+		if !ok {
+			versions = map[string][]apidiscovery.APIResourceDiscovery{}
+			groups[kind.Group] = versions
+		}
+		versions[kind.Version] = append(versions[kind.Version], apidiscovery.APIResourceDiscovery{
+			Resource: resource.Resource, ResponseKind: of, Scope: scope, SingularResource: strings.ToLower(kind.Kind), Verbs: verbs,
+			Subresources: []apidiscovery.APISubresourceDiscovery{
+				{Subresource: "status", ResponseKind: of, Verbs: []string{"get", "patch", "update"}},
+			},
+		})
+	}
+	core, others := []apidiscovery.APIGroupDiscovery{}, []apidiscovery.APIGroupDiscovery{}
+	for name, versions := range groups {
+		group := apidiscovery.APIGroupDiscovery{ObjectMeta: metav1.ObjectMeta{Name: name}}
+		for version, resources := range versions {
+			slices.SortFunc(resources, func(a, b apidiscovery.APIResourceDiscovery) int { return cmp.Compare(a.Resource, b.Resource) })
+			group.Versions = append(group.Versions, apidiscovery.APIVersionDiscovery{
+				Version: version, Resources: resources, Freshness: apidiscovery.DiscoveryFreshnessCurrent,
+			})
+		}
+		// v1 before v1beta1 before v1alpha1: the first version is the preferred one.
+		slices.SortFunc(group.Versions, func(a, b apidiscovery.APIVersionDiscovery) int {
+			return cmp.Or(cmp.Compare(len(a.Version), len(b.Version)), cmp.Compare(b.Version, a.Version))
+		})
+		if name == "" {
+			core = append(core, group)
+		} else {
+			others = append(others, group)
+		}
+	}
+	slices.SortFunc(others, func(a, b apidiscovery.APIGroupDiscovery) int { return cmp.Compare(a.Name, b.Name) })
+	return map[string][]byte{"/api": document(core), "/apis": document(others)}
+})
+
+func document(groups []apidiscovery.APIGroupDiscovery) []byte {
+	content, err := json.Marshal(apidiscovery.APIGroupDiscoveryList{
+		TypeMeta: metav1.TypeMeta{Kind: "APIGroupDiscoveryList", APIVersion: "apidiscovery.k8s.io/v2"},
+		Items:    groups,
+	})
+	if err != nil {
+		panic(err) // of types that can be marshaled
+	}
+	return content
+}

@@ -1,0 +1,444 @@
+package apitest
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	jsonpatch "gopkg.in/evanphx/json-patch.v4"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/uuid"
+	"k8s.io/client-go/kubernetes/scheme"
+)
+
+// Project is the control plane of one project. Its methods are safe for concurrent use.
+type Project struct {
+	mu        sync.Mutex
+	now       uint64
+	objects   map[schema.GroupVersionResource]map[types.NamespacedName]*unstructured.Unstructured
+	watches   map[*watch]struct{}
+	hanging   chan struct{} // closed when requests go on; nil if they aren't held
+	forbidden map[string]bool
+	tokens    map[string]bool // nil: no token is needed
+	counted   map[string]int
+	changed   map[schema.GroupVersionResource]uint64 // when an object of it last changed
+	answered  []string                               // tokens of the requests that were served
+}
+
+type watch struct {
+	resource  schema.GroupVersionResource
+	namespace string
+	events    chan []byte
+	ended     chan struct{}
+}
+
+func newProject() *Project {
+	p := &Project{
+		objects: map[schema.GroupVersionResource]map[types.NamespacedName]*unstructured.Unstructured{},
+		watches: map[*watch]struct{}{}, forbidden: map[string]bool{}, counted: map[string]int{},
+		changed: map[schema.GroupVersionResource]uint64{},
+	}
+	for _, name := range []string{"default", "kube-system"} {
+		namespace := &unstructured.Unstructured{Object: map[string]any{}}
+		namespace.SetGroupVersionKind(schema.GroupVersionKind{Version: "v1", Kind: "Namespace"})
+		namespace.SetName(name)
+		p.store(schema.GroupVersionResource{Version: "v1", Resource: "namespaces"}, "ADDED", namespace)
+	}
+	return p
+}
+
+// SetHanging holds all requests without an answer, or lets them go on.
+func (p *Project) SetHanging(hanging bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case hanging && p.hanging == nil:
+		p.hanging = make(chan struct{})
+	case !hanging && p.hanging != nil:
+		close(p.hanging)
+		p.hanging = nil
+	}
+}
+
+// Forbid has requests for a resource refused, such as "configmaps".
+func (p *Project) Forbid(resource string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.forbidden[resource] = true
+}
+
+// SetTokens has requests refused that have none of these bearer tokens. Watches that are open stay open.
+func (p *Project) SetTokens(tokens ...string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.tokens = map[string]bool{}
+	for _, token := range tokens {
+		p.tokens[token] = true
+	}
+}
+
+// Count is how many requests of a kind there were: a verb and a resource as in "watch configmaps", or "refused" for those
+// with a token that isn't accepted.
+func (p *Project) Count(what string) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.counted[what]
+}
+
+// LastToken is the bearer token of the request that was served last.
+func (p *Project) LastToken() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.answered) == 0 {
+		return ""
+	}
+	return p.answered[len(p.answered)-1]
+}
+
+// Watches is the number of open watches.
+func (p *Project) Watches() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.watches)
+}
+
+// EndWatches ends all watches, as a server does that restarts.
+func (p *Project) EndWatches() { p.end() }
+
+func (p *Project) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for each := range p.watches {
+		close(each.ended)
+		delete(p.watches, each)
+	}
+}
+
+func (p *Project) serve(w http.ResponseWriter, r *http.Request, path string) {
+	p.mu.Lock()
+	held := p.hanging
+	p.mu.Unlock()
+	if held != nil {
+		select {
+		case <-held:
+		case <-r.Context().Done():
+			return
+		}
+	}
+	token := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
+	p.mu.Lock()
+	if p.tokens != nil && !p.tokens[token] {
+		p.counted["refused"]++
+		p.mu.Unlock()
+		refuse(w, http.StatusUnauthorized, metav1.StatusReasonUnauthorized, "the token is not accepted")
+		return
+	}
+	p.answered = append(p.answered[max(0, len(p.answered)-1):], token)
+	p.mu.Unlock()
+	path = strings.TrimSuffix(path, "/")
+	if found, ok := documents()[path]; ok {
+		p.count("discover", path)
+		w.Header().Set("Content-Type", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
+		_, _ = w.Write(found)
+		return
+	}
+	resource, name, ok := parse(path)
+	kind, known := kinds()[resource]
+	if !ok || !known {
+		refuse(w, http.StatusNotFound, metav1.StatusReasonNotFound, "no such path")
+		return
+	}
+	p.mu.Lock()
+	forbidden := p.forbidden[resource.Resource]
+	p.mu.Unlock()
+	if forbidden {
+		p.count("forbidden", resource.Resource)
+		refuse(w, http.StatusForbidden, metav1.StatusReasonForbidden, resource.Resource+" is forbidden here")
+		return
+	}
+	switch {
+	case r.Method == http.MethodGet && name.Name == "" && r.URL.Query().Get("watch") != "":
+		p.count("watch", resource.Resource)
+		p.watch(w, r, resource, kind, name.Namespace)
+	case r.Method == http.MethodGet && name.Name == "":
+		p.count("list", resource.Resource)
+		p.list(w, resource, kind, name.Namespace)
+	case r.Method == http.MethodGet:
+		p.count("get", resource.Resource)
+		p.reply(w, resource, name, p.Get(resource, name))
+	case r.Method == http.MethodDelete:
+		p.count("delete", resource.Resource)
+		found := p.Get(resource, name)
+		p.Delete(resource, name)
+		p.reply(w, resource, name, found)
+	default:
+		p.count(strings.ToLower(r.Method), resource.Resource)
+		p.write(w, r, resource, kind, name)
+	}
+}
+
+func (p *Project) count(verb, what string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.counted[verb+" "+what]++
+}
+
+// parse takes /api/VERSION/... or /apis/GROUP/VERSION/... apart.
+func parse(path string) (schema.GroupVersionResource, types.NamespacedName, bool) {
+	var resource schema.GroupVersionResource
+	var name types.NamespacedName
+	parts := strings.Split(strings.TrimPrefix(path, "/"), "/")
+	switch {
+	case len(parts) >= 3 && parts[0] == "api":
+		resource.Version, parts = parts[1], parts[2:]
+	case len(parts) >= 4 && parts[0] == "apis":
+		resource.Group, resource.Version, parts = parts[1], parts[2], parts[3:]
+	default:
+		return resource, name, false
+	}
+	if parts[0] == "namespaces" && len(parts) > 2 && parts[2] != "status" {
+		name.Namespace, parts = parts[1], parts[2:]
+	}
+	resource.Resource = parts[0]
+	if len(parts) > 1 {
+		name.Name = parts[1]
+	}
+	return resource, name, true
+}
+
+func (p *Project) reply(w http.ResponseWriter, resource schema.GroupVersionResource, name types.NamespacedName, found *unstructured.Unstructured) {
+	if found == nil {
+		refuse(w, http.StatusNotFound, metav1.StatusReasonNotFound, fmt.Sprintf("%s %q not found", resource.Resource, name.Name))
+		return
+	}
+	answer(w, found.Object)
+}
+
+func (p *Project) list(w http.ResponseWriter, resource schema.GroupVersionResource, kind schema.GroupVersionKind, namespace string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	items := []any{}
+	for name, each := range p.objects[resource] {
+		if namespace == "" || name.Namespace == namespace {
+			items = append(items, each.Object)
+		}
+	}
+	answer(w, map[string]any{
+		"kind": kind.Kind + "List", "apiVersion": kind.GroupVersion().String(),
+		"metadata": map[string]any{"resourceVersion": version(p.now)}, "items": items,
+	})
+}
+
+func (p *Project) watch(w http.ResponseWriter, r *http.Request, resource schema.GroupVersionResource, kind schema.GroupVersionKind, namespace string) {
+	opened := &watch{resource: resource, namespace: namespace, events: make(chan []byte, 1024), ended: make(chan struct{})}
+	initial := [][]byte{}
+	p.mu.Lock()
+	if r.URL.Query().Get("sendInitialEvents") == "true" {
+		for name, each := range p.objects[resource] {
+			if namespace == "" || name.Namespace == namespace {
+				initial = append(initial, event("ADDED", each))
+			}
+		}
+		bookmark := &unstructured.Unstructured{Object: map[string]any{}}
+		bookmark.SetGroupVersionKind(kind)
+		bookmark.SetResourceVersion(version(p.now))
+		bookmark.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
+		initial = append(initial, event("BOOKMARK", bookmark))
+	} else if from, err := strconv.ParseUint(r.URL.Query().Get("resourceVersion"), 10, 64); err != nil || from < p.changed[resource] {
+		// There is no history: whoever comes back from before the last change lists again.
+		p.mu.Unlock()
+		refuse(w, http.StatusGone, metav1.StatusReasonExpired, "too old resource version")
+		return
+	}
+	p.watches[opened] = struct{}{}
+	p.mu.Unlock()
+	defer func() {
+		p.mu.Lock()
+		delete(p.watches, opened)
+		p.mu.Unlock()
+	}()
+	w.Header().Set("Content-Type", "application/json")
+	flush := http.NewResponseController(w).Flush
+	for _, each := range initial {
+		_, _ = w.Write(each)
+	}
+	_ = flush()
+	for {
+		select {
+		case <-r.Context().Done():
+			return
+		case <-opened.ended:
+			return
+		case each := <-opened.events:
+			_, _ = w.Write(each)
+			_ = flush()
+		}
+	}
+}
+
+func event(kind string, object *unstructured.Unstructured) []byte {
+	content, err := json.Marshal(map[string]any{"type": kind, "object": object.Object})
+	if err != nil {
+		panic(err) // of JSON that was decoded
+	}
+	return append(content, '\n')
+}
+
+func (p *Project) write(w http.ResponseWriter, r *http.Request, resource schema.GroupVersionResource, kind schema.GroupVersionKind, name types.NamespacedName) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	var written *unstructured.Unstructured
+	before := p.Get(resource, name)
+	if r.Method == http.MethodPatch {
+		written, err = patched(before, body)
+	} else {
+		written, err = decoded(body, r.Header.Get("Content-Type"))
+	}
+	if err != nil {
+		refuse(w, http.StatusBadRequest, metav1.StatusReasonBadRequest, err.Error())
+		return
+	}
+	written.SetGroupVersionKind(kind)
+	if name.Namespace != "" {
+		written.SetNamespace(name.Namespace)
+	}
+	name.Name = written.GetName()
+	before = p.Get(resource, name)
+	switch {
+	case r.Method == http.MethodPost && before != nil:
+		refuse(w, http.StatusConflict, metav1.StatusReasonAlreadyExists, name.Name+" exists already")
+		return
+	case r.Method != http.MethodPost && before == nil:
+		p.reply(w, resource, name, nil)
+		return
+	case before != nil && written.GetResourceVersion() != "" && written.GetResourceVersion() != before.GetResourceVersion():
+		refuse(w, http.StatusConflict, metav1.StatusReasonConflict, name.Name+" was changed meanwhile")
+		return
+	}
+	if before != nil && strings.HasSuffix(r.URL.Path, "/status") {
+		status := written.Object["status"]
+		written = before.DeepCopy()
+		written.Object["status"] = status
+	} else if before != nil && before.Object["status"] != nil {
+		written.Object["status"] = before.Object["status"]
+	}
+	answer(w, p.Apply(resource, written).Object)
+}
+
+func patched(before *unstructured.Unstructured, patch []byte) (*unstructured.Unstructured, error) {
+	if before == nil {
+		return nil, fmt.Errorf("there is nothing to patch")
+	}
+	content, err := before.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	if content, err = jsonpatch.MergePatch(content, patch); err != nil {
+		return nil, err
+	}
+	return decoded(content, "application/json")
+}
+
+func decoded(body []byte, contentType string) (*unstructured.Unstructured, error) {
+	found := &unstructured.Unstructured{Object: map[string]any{}}
+	if !strings.Contains(contentType, "protobuf") {
+		return found, json.Unmarshal(body, &found.Object)
+	}
+	object, err := runtime.Decode(scheme.Codecs.UniversalDeserializer(), body)
+	if err != nil {
+		return nil, err
+	}
+	found.Object, err = runtime.DefaultUnstructuredConverter.ToUnstructured(object)
+	return found, err
+}
+
+// Get returns an object, or nil.
+func (p *Project) Get(resource schema.GroupVersionResource, name types.NamespacedName) *unstructured.Unstructured {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if found, ok := p.objects[resource][name]; ok {
+		return found.DeepCopy()
+	}
+	return nil
+}
+
+// Apply creates or replaces an object.
+func (p *Project) Apply(resource schema.GroupVersionResource, object *unstructured.Unstructured) *unstructured.Unstructured {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	object = object.DeepCopy()
+	before, ok := p.objects[resource][types.NamespacedName{Namespace: object.GetNamespace(), Name: object.GetName()}]
+	if !ok {
+		return p.store(resource, "ADDED", object)
+	}
+	object.SetUID(before.GetUID())
+	object.SetCreationTimestamp(before.GetCreationTimestamp())
+	if before.GetDeletionTimestamp() != nil {
+		object.SetDeletionTimestamp(before.GetDeletionTimestamp())
+		if len(object.GetFinalizers()) == 0 {
+			return p.store(resource, "DELETED", object)
+		}
+	}
+	return p.store(resource, "MODIFIED", object)
+}
+
+// Delete deletes an object, or marks it if it has finalizers.
+func (p *Project) Delete(resource schema.GroupVersionResource, name types.NamespacedName) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	found, ok := p.objects[resource][name]
+	if !ok {
+		return
+	}
+	object := found.DeepCopy()
+	if len(object.GetFinalizers()) == 0 {
+		p.store(resource, "DELETED", object)
+		return
+	}
+	now := metav1.NewTime(time.Now())
+	object.SetDeletionTimestamp(&now)
+	p.store(resource, "MODIFIED", object)
+}
+
+// store is called with the lock held.
+func (p *Project) store(resource schema.GroupVersionResource, what string, object *unstructured.Unstructured) *unstructured.Unstructured {
+	p.now++
+	p.changed[resource] = p.now
+	object.SetResourceVersion(version(p.now))
+	if object.GetUID() == "" {
+		object.SetUID(uuid.NewUUID())
+		object.SetCreationTimestamp(metav1.NewTime(time.Now()))
+	}
+	name := types.NamespacedName{Namespace: object.GetNamespace(), Name: object.GetName()}
+	if p.objects[resource] == nil {
+		p.objects[resource] = map[types.NamespacedName]*unstructured.Unstructured{}
+	}
+	if what == "DELETED" {
+		delete(p.objects[resource], name)
+	} else {
+		p.objects[resource][name] = object
+	}
+	for each := range p.watches {
+		if each.resource != resource || each.namespace != "" && each.namespace != name.Namespace {
+			continue
+		}
+		select {
+		case each.events <- event(what, object):
+		default: // a reader that is that far behind lists again
+			close(each.ended)
+			delete(p.watches, each)
+		}
+	}
+	return object
+}

@@ -1,0 +1,125 @@
+// Package apitest has an API server with many project control planes, for tests and benchmarks.
+//
+// It serves discovery, list, watch (with streaming lists), get, create, update, patch and delete of every kind of
+// client-go's scheme, over HTTP/2, to clients that trust its certificate. A project can be made to hang, to forbid a
+// resource, or to refuse a token.
+package apitest
+
+import (
+	"crypto/tls"
+	"encoding/json"
+	"encoding/pem"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+const prefix = "/apis/resourcemanager.miloapis.com/v1alpha1/projects/"
+
+// Server is an API server. Its methods are safe for concurrent use.
+type Server struct {
+	http    *httptest.Server
+	latency time.Duration
+	conns   atomic.Int64
+	total   atomic.Int64
+
+	mu       sync.Mutex
+	projects map[string]*Project
+}
+
+// Start starts a server on a loopback address. Each request takes latency before it is answered.
+func Start(latency time.Duration) *Server {
+	s := &Server{latency: latency, projects: map[string]*Project{}}
+	s.http = httptest.NewUnstartedServer(http.HandlerFunc(s.serve))
+	s.http.EnableHTTP2 = true
+	s.http.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+	s.http.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			s.conns.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			s.conns.Add(-1)
+		}
+	}
+	s.http.StartTLS()
+	return s
+}
+
+// Close ends the server and all connections to it.
+func (s *Server) Close() {
+	s.mu.Lock()
+	for _, p := range s.projects {
+		p.SetHanging(false)
+		p.end()
+	}
+	s.mu.Unlock()
+	s.http.CloseClientConnections()
+	s.http.Close()
+}
+
+// CA is the certificate of the server, in PEM.
+func (s *Server) CA() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.http.Certificate().Raw})
+}
+
+// URL is where the server is.
+func (s *Server) URL() string { return s.http.URL }
+
+// Endpoint is where the control plane of a project is.
+func (s *Server) Endpoint(project string) string {
+	return s.http.URL + prefix + project + "/control-plane"
+}
+
+// Connections is the number of open connections.
+func (s *Server) Connections() int { return int(s.conns.Load()) }
+
+// Requests is the number of requests so far, of all projects.
+func (s *Server) Requests() int { return int(s.total.Load()) }
+
+// Project returns a project, made when first asked for.
+func (s *Server) Project(name string) *Project {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.projects[name]
+	if !ok {
+		p = newProject()
+		s.projects[name] = p
+	}
+	return p
+}
+
+func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
+	s.total.Add(1)
+	name, path, ok := strings.Cut(strings.TrimPrefix(r.URL.Path, prefix), "/control-plane")
+	if !ok || !strings.HasPrefix(r.URL.Path, prefix) || strings.Contains(name, "/") {
+		refuse(w, http.StatusNotFound, metav1.StatusReasonNotFound, "no such path")
+		return
+	}
+	if s.latency > 0 {
+		time.Sleep(s.latency)
+	}
+	s.Project(name).serve(w, r, path)
+}
+
+func answer(w http.ResponseWriter, content any) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(content)
+}
+
+func refuse(w http.ResponseWriter, code int, reason metav1.StatusReason, message string) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(metav1.Status{
+		TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"},
+		Status:   metav1.StatusFailure, Code: int32(code), Reason: reason, Message: message,
+	})
+}
+
+func version(of uint64) string { return strconv.FormatUint(of, 10) }

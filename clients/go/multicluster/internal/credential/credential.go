@@ -1,0 +1,270 @@
+package credential
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"k8s.io/client-go/rest"
+)
+
+// Outcome is how an attempt to renew a credential ended.
+type Outcome string
+
+// The outcomes of an attempt to renew.
+const (
+	Renewed   Outcome = "renewed"
+	Unchanged Outcome = "unchanged"
+	Failed    Outcome = "failed"
+)
+
+const (
+	issueWithin = 15 * time.Second
+	// A credential that the cluster refuses is asked for again at most this often.
+	refusedEvery = 5 * time.Second
+	// After a failure to renew ahead of time.
+	retryEvery = 10 * time.Second
+)
+
+// Options is what a Credential is made of.
+type Options struct {
+	// Issue asks the daemon for a kubeconfig.
+	Issue func(context.Context) (Kubeconfig, error)
+	// Pool shares transports with other credentials.
+	Pool *Pool
+	// Attempted is called after each attempt to renew.
+	Attempted func(Outcome, error)
+	// Now is the time.
+	Now func() time.Time
+}
+
+// Credential is a round tripper that adds the newest credential of one cluster to each request. Watches that are open stay
+// open when it is replaced.
+type Credential struct {
+	options Options
+
+	mu      sync.Mutex
+	held    *held
+	renewal *renewal
+	notYet  time.Time // no attempt before
+	closed  bool
+}
+
+// held is one kubeconfig in use.
+type held struct {
+	from      Kubeconfig
+	transport http.RoundTripper
+	release   func()
+}
+
+// renewal is an attempt that is under way.
+type renewal struct {
+	done chan struct{}
+	err  error
+}
+
+var errClosed = errors.New("the cluster was disengaged")
+
+// New returns a Credential that holds nothing yet.
+func New(options Options) *Credential {
+	return &Credential{options: options}
+}
+
+// Offer replaces the credential by a newer one. One that was issued before the one that is held is ignored.
+func (c *Credential) Offer(k Kubeconfig) error {
+	_, err := c.offer(k)
+	return err
+}
+
+func (c *Credential) offer(k Kubeconfig) (Outcome, error) {
+	if c.isOld(k) {
+		return Unchanged, nil
+	}
+	config, err := Parse(k.Content)
+	if err != nil {
+		return Failed, err
+	}
+	base, release, err := c.options.Pool.take(config)
+	if err != nil {
+		return Failed, err
+	}
+	transport, err := rest.HTTPWrappersForConfig(config, base)
+	if err != nil {
+		release()
+		return Failed, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		release()
+		return Failed, errClosed
+	}
+	if c.held != nil && !k.IssuedAt.After(c.held.from.IssuedAt) {
+		release()
+		return Unchanged, nil
+	}
+	if c.held != nil {
+		c.held.release()
+	}
+	c.held = &held{from: k, transport: transport, release: release}
+	c.notYet = time.Time{}
+	return Renewed, nil
+}
+
+func (c *Credential) isOld(k Kubeconfig) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.held != nil && !k.IssuedAt.After(c.held.from.IssuedAt)
+}
+
+// Close gives the transport back. Requests fail from then on.
+func (c *Credential) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	if c.held != nil {
+		c.held.release()
+	}
+}
+
+// Ensure asks for a kubeconfig unless one is held.
+func (c *Credential) Ensure(ctx context.Context) error {
+	_, err := c.current(ctx)
+	return err
+}
+
+func (c *Credential) current(ctx context.Context) (*held, error) {
+	c.mu.Lock()
+	held, closed := c.held, c.closed
+	c.mu.Unlock()
+	switch {
+	case closed:
+		return nil, errClosed
+	case held != nil:
+		return held, nil
+	}
+	if err := c.renew(ctx); err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held == nil {
+		return nil, errClosed
+	}
+	return c.held, nil
+}
+
+// RoundTrip sends the request, and repeats it once with a newer credential if the cluster refused the one it had.
+func (c *Credential) RoundTrip(request *http.Request) (*http.Response, error) {
+	used, err := c.current(request.Context())
+	if err != nil {
+		return nil, err
+	}
+	if due := used.from.RefreshAfter; !due.IsZero() && c.options.Now().After(due) {
+		c.renewBeside(retryEvery)
+	}
+	response, err := used.transport.RoundTrip(request)
+	if err != nil || response.StatusCode != http.StatusUnauthorized {
+		return response, err
+	}
+	again, ok := rewound(request)
+	newer := c.newerThan(request.Context(), used)
+	if !ok || newer == nil {
+		return response, nil
+	}
+	// The connection is used again only if the body was read.
+	_, _ = io.Copy(io.Discard, io.LimitReader(response.Body, 64<<10))
+	_ = response.Body.Close()
+	return newer.transport.RoundTrip(again)
+}
+
+// rewound returns the request for a second attempt, and false if its body can't be sent again.
+func rewound(request *http.Request) (*http.Request, bool) {
+	again := request.Clone(request.Context())
+	if request.Body == nil || request.Body == http.NoBody {
+		return again, true
+	}
+	if request.GetBody == nil {
+		return nil, false
+	}
+	body, err := request.GetBody()
+	if err != nil {
+		return nil, false
+	}
+	again.Body = body
+	return again, true
+}
+
+// newerThan returns a credential that is newer than one that was refused, or nil if there is none.
+func (c *Credential) newerThan(ctx context.Context, refused *held) *held {
+	if found := c.heldOtherThan(refused); found != nil {
+		return found
+	}
+	attempt := c.renewBeside(refusedEvery)
+	if attempt == nil {
+		return nil
+	}
+	select {
+	case <-attempt.done:
+	case <-ctx.Done():
+		return nil
+	}
+	return c.heldOtherThan(refused)
+}
+
+func (c *Credential) heldOtherThan(refused *held) *held {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.held == refused || c.closed {
+		return nil
+	}
+	return c.held
+}
+
+// renew waits for an attempt.
+func (c *Credential) renew(ctx context.Context) error {
+	attempt := c.renewBeside(0)
+	select {
+	case <-attempt.done:
+		return attempt.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// renewBeside starts an attempt unless one is under way. It returns nil if the last one was less than pause ago.
+func (c *Credential) renewBeside(pause time.Duration) *renewal {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.renewal != nil {
+		return c.renewal
+	}
+	now := c.options.Now()
+	if pause > 0 && now.Before(c.notYet) {
+		return nil
+	}
+	c.notYet = now.Add(pause)
+	attempt := &renewal{done: make(chan struct{})}
+	c.renewal = attempt
+	go c.attempt(attempt)
+	return attempt
+}
+
+func (c *Credential) attempt(attempt *renewal) {
+	ctx, cancel := context.WithTimeout(context.Background(), issueWithin)
+	defer cancel()
+	outcome := Failed
+	issued, err := c.options.Issue(ctx)
+	if err == nil {
+		outcome, err = c.offer(issued)
+	}
+	attempt.err = err
+	c.options.Attempted(outcome, err)
+	c.mu.Lock()
+	c.renewal = nil
+	c.mu.Unlock()
+	close(attempt.done)
+}

@@ -1,0 +1,88 @@
+// Package credential authenticates the requests to one cluster with the kubeconfigs that the daemon issues for it, and
+// replaces them while requests and watches are under way.
+package credential
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
+)
+
+// Kubeconfig is a kubeconfig as the daemon issued it.
+type Kubeconfig struct {
+	Content      []byte
+	IssuedAt     time.Time
+	RefreshAfter time.Time // zero: it is not renewed ahead of time
+}
+
+// maxContent is far more than a kubeconfig for one cluster takes.
+const maxContent = 1 << 20
+
+// Parse returns the TLS settings and the identity in a kubeconfig.
+//
+// A kubeconfig comes from another process. Whatever would run a command or read a file in this process is refused, so
+// that a compromised daemon gains nothing here but the clusters that it has anyway.
+func Parse(content []byte) (*rest.Config, error) {
+	if len(content) > maxContent {
+		return nil, fmt.Errorf("kubeconfig refused: %d bytes, more than %d", len(content), maxContent)
+	}
+	parsed, err := clientcmd.Load(content)
+	if err != nil {
+		return nil, fmt.Errorf("kubeconfig refused: %w", err)
+	}
+	named, ok := parsed.Contexts[parsed.CurrentContext]
+	if !ok {
+		return nil, fmt.Errorf("kubeconfig refused: it has no context %q, its current one", parsed.CurrentContext)
+	}
+	cluster, ok := parsed.Clusters[named.Cluster]
+	if !ok {
+		return nil, fmt.Errorf("kubeconfig refused: it has no cluster %q", named.Cluster)
+	}
+	user, ok := parsed.AuthInfos[named.AuthInfo]
+	if !ok {
+		return nil, fmt.Errorf("kubeconfig refused: it has no user %q", named.AuthInfo)
+	}
+	if err := refuse(cluster, user); err != nil {
+		return nil, fmt.Errorf("kubeconfig refused: %w", err)
+	}
+	return &rest.Config{
+		Host: cluster.Server,
+		TLSClientConfig: rest.TLSClientConfig{
+			CAData:     cluster.CertificateAuthorityData,
+			CertData:   user.ClientCertificateData,
+			KeyData:    user.ClientKeyData,
+			ServerName: cluster.TLSServerName,
+		},
+		BearerToken: user.Token,
+	}, nil
+}
+
+func refuse(cluster *clientcmdapi.Cluster, user *clientcmdapi.AuthInfo) error {
+	switch {
+	case user.Exec != nil:
+		return fmt.Errorf("it runs the command %q; have the daemon issue embedded kubeconfigs", user.Exec.Command)
+	case user.AuthProvider != nil:
+		return fmt.Errorf("it uses the auth provider %q", user.AuthProvider.Name)
+	case user.TokenFile != "":
+		return fmt.Errorf("it reads its token from the file %q", user.TokenFile)
+	case user.ClientCertificate != "":
+		return fmt.Errorf("it reads its client certificate from the file %q", user.ClientCertificate)
+	case user.ClientKey != "":
+		return fmt.Errorf("it reads its client key from the file %q", user.ClientKey)
+	case cluster.CertificateAuthority != "":
+		return fmt.Errorf("it reads its certificate authority from the file %q", cluster.CertificateAuthority)
+	case cluster.InsecureSkipTLSVerify:
+		return errors.New("it switches off the verification of the server")
+	case cluster.ProxyURL != "":
+		return fmt.Errorf("it names a proxy, %q", cluster.ProxyURL)
+	case user.Impersonate != "" || user.ImpersonateUID != "" || len(user.ImpersonateGroups) > 0:
+		return errors.New("it impersonates another user")
+	case user.Token == "" && len(user.ClientCertificateData) == 0:
+		return errors.New("it has neither a token nor a client certificate")
+	}
+	return nil
+}

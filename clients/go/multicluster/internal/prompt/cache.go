@@ -1,0 +1,136 @@
+// Package prompt keeps a cluster that is slow or broken from blocking the engagement of others.
+//
+// multicluster-runtime holds a controller's lock while it engages a cluster, and waits for the cluster's informers in
+// that time. A Cache answers at once under a context from Engaging: informers are created and synced in the background.
+// Readers, and every caller with another context, wait as with any cache.
+package prompt
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+type engaging struct{}
+
+// Engaging returns a context under which a Cache does not block.
+func Engaging(ctx context.Context) context.Context {
+	return context.WithValue(ctx, engaging{}, true)
+}
+
+func isEngaging(ctx context.Context) bool {
+	return ctx.Value(engaging{}) != nil
+}
+
+// Retry is how informers that can't be created are tried again, for example because their kind isn't served yet.
+var Retry = wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.2, Steps: 7, Cap: time.Minute}
+
+// Cache is a cache that does not block under a context from Engaging.
+type Cache struct {
+	cache.Cache
+	log logr.Logger
+
+	mu      sync.Mutex
+	pending map[*informer]struct{}
+	changed chan struct{} // closed and replaced when an informer leaves pending
+}
+
+// NewFunc returns a function that creates caches with create, and hands each of them to created.
+func NewFunc(create cache.NewCacheFunc, log logr.Logger, created func(*Cache)) cache.NewCacheFunc {
+	return func(config *rest.Config, options cache.Options) (cache.Cache, error) {
+		inner, err := create(config, options)
+		if err != nil {
+			return nil, err
+		}
+		c := New(inner, log)
+		created(c)
+		return c, nil
+	}
+}
+
+// New returns a Cache on top of inner.
+func New(inner cache.Cache, log logr.Logger) *Cache {
+	return &Cache{Cache: inner, log: log, pending: map[*informer]struct{}{}, changed: make(chan struct{})}
+}
+
+// GetInformer returns the informer for obj, which may not exist yet if ctx is from Engaging.
+func (c *Cache) GetInformer(ctx context.Context, obj client.Object, opts ...cache.InformerGetOption) (cache.Informer, error) {
+	if !isEngaging(ctx) {
+		return c.Cache.GetInformer(ctx, obj, opts...)
+	}
+	i := newInformer()
+	if ctx.Err() != nil {
+		// The cluster was disengaged before a controller that waited for its election started this source. An error
+		// would end the manager.
+		return i, nil
+	}
+	c.mu.Lock()
+	c.pending[i] = struct{}{}
+	c.mu.Unlock()
+	opts = append(opts, cache.BlockUntilSynced(false))
+	go c.follow(ctx, i, obj, opts)
+	return i, nil
+}
+
+// follow creates the informer behind i, and removes i from pending once it has synced.
+func (c *Cache) follow(ctx context.Context, i *informer, obj client.Object, opts []cache.InformerGetOption) {
+	defer c.forget(i)
+	backoff := Retry
+	for {
+		real, err := c.Cache.GetInformer(ctx, obj, opts...)
+		if err == nil {
+			err = i.attach(real)
+		}
+		if err == nil {
+			i.awaitSync(ctx, real)
+			return
+		}
+		delay := backoff.Step()
+		if ctx.Err() != nil {
+			return
+		}
+		c.log.Error(err, "informer not created; retrying", "type", fmt.Sprintf("%T", obj), "retryAfter", delay.String())
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(delay):
+		}
+	}
+}
+
+func (c *Cache) forget(i *informer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.pending, i)
+	close(c.changed)
+	c.changed = make(chan struct{})
+}
+
+// Settled waits until every informer that was asked for under a context from Engaging has synced.
+func (c *Cache) Settled(ctx context.Context) error {
+	for {
+		c.mu.Lock()
+		left, changed := len(c.pending), c.changed
+		c.mu.Unlock()
+		if left == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// WaitForCacheSync waits until all informers have synced, unless ctx is from Engaging.
+func (c *Cache) WaitForCacheSync(ctx context.Context) bool {
+	return isEngaging(ctx) || c.Cache.WaitForCacheSync(ctx)
+}

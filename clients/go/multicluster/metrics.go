@@ -1,0 +1,103 @@
+package multicluster
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/multicluster/internal/credential"
+)
+
+const namespace = "milo_discovery_client"
+
+// clientMetrics are the metrics of a provider. None has a label for a cluster.
+type clientMetrics struct {
+	connected, synced, received prometheus.Gauge
+	disconnects, snapshots      prometheus.Counter
+	engaged                     prometheus.Histogram
+	failures                    prometheus.Counter
+	renewals                    *prometheus.CounterVec
+}
+
+func newMetrics(registerer prometheus.Registerer, states func() map[state]int) (*clientMetrics, error) {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Name: name, Help: help})
+	}
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help})
+	}
+	m := &clientMetrics{
+		connected:   gauge("connected", "Whether the stream from milo-discoveryd is open."),
+		synced:      gauge("synced", "Whether a complete view of the clusters was received."),
+		received:    gauge("last_received_timestamp_seconds", "When milo-discoveryd last sent anything, heartbeats included."),
+		disconnects: counter("disconnects_total", "Streams from milo-discoveryd that broke."),
+		snapshots:   counter("snapshots_total", "Streams that began with a snapshot of all clusters instead of resuming."),
+		failures:    counter("engage_failures_total", "Attempts to engage a cluster that failed, or clusters that stopped, and are retried."),
+		engaged: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: namespace, Name: "engage_seconds",
+			Help:    "Seconds from the start of an engagement until the controllers have the cluster.",
+			Buckets: prometheus.ExponentialBuckets(0.005, 3, 9),
+		}),
+		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: namespace, Name: "credential_renewals_total",
+			Help: "Kubeconfigs that were asked for, by result; those that milo-discoveryd sends by itself are not counted.",
+		}, []string{"result"}),
+	}
+	for _, result := range []credential.Outcome{credential.Renewed, credential.Unchanged, credential.Failed} {
+		m.renewals.WithLabelValues(string(result))
+	}
+	all := []prometheus.Collector{
+		m.connected, m.synced, m.received, m.disconnects, m.snapshots, m.engaged, m.failures, m.renewals, clusterStates(states),
+	}
+	for i, each := range all {
+		if err := registerer.Register(each); err != nil {
+			for _, registered := range all[:i] {
+				registerer.Unregister(registered)
+			}
+			return nil, fmt.Errorf("register the provider's metrics (a second provider needs Options.Registerer): %w", err)
+		}
+	}
+	return m, nil
+}
+
+func (m *clientMetrics) renewed(outcome credential.Outcome) {
+	m.renewals.WithLabelValues(string(outcome)).Inc()
+}
+
+func (m *clientMetrics) hooks(synced func()) discovery.Hooks {
+	return discovery.Hooks{
+		Connected: func(resumed bool) {
+			m.connected.Set(1)
+			if !resumed {
+				m.snapshots.Inc()
+			}
+		},
+		Disconnected: func(error) {
+			m.connected.Set(0)
+			m.disconnects.Inc()
+		},
+		Synced: func(int) {
+			m.synced.Set(1)
+			synced()
+		},
+		Received: func() { m.received.Set(float64(time.Now().UnixMilli()) / 1000) },
+	}
+}
+
+// clusterStates counts the clusters by state when it is asked.
+type clusterStates func() map[state]int
+
+var clustersDesc = prometheus.NewDesc(
+	namespace+"_clusters", "Clusters that milo-discoveryd has engaged, by what this process made of them.", []string{"state"}, nil,
+)
+
+func (clusterStates) Describe(into chan<- *prometheus.Desc) { into <- clustersDesc }
+
+func (c clusterStates) Collect(into chan<- prometheus.Metric) {
+	counts := c()
+	for _, each := range allStates {
+		into <- prometheus.MustNewConstMetric(clustersDesc, prometheus.GaugeValue, float64(counts[each]), string(each))
+	}
+}

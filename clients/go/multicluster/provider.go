@@ -1,0 +1,333 @@
+package multicluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/util/wait"
+	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
+	"sigs.k8s.io/multicluster-runtime/pkg/multicluster"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/multicluster/internal/mapping"
+)
+
+var (
+	_ multicluster.Provider         = &Provider{}
+	_ multicluster.ProviderRunnable = &Provider{}
+)
+
+// Disengaged is the cause of a cluster's context after its disengagement: see context.Cause.
+type Disengaged struct {
+	// Cluster is the cluster as last known.
+	Cluster discovery.Cluster
+	Reason  discovery.DisengageReason
+	// Message is for people.
+	Message string
+}
+
+func (d *Disengaged) Error() string {
+	text := fmt.Sprintf("cluster %s was disengaged", d.Cluster.Name)
+	if d.Reason != "" {
+		text += fmt.Sprintf(" (%s)", d.Reason)
+	}
+	if d.Message != "" {
+		text += ": " + d.Message
+	}
+	return text
+}
+
+// Provider follows the daemon, and engages the clusters that it reports. It is made by New.
+type Provider struct {
+	options Options
+	configs *configs
+	groups  mapping.Groups
+	slots   *slots
+	metrics *clientMetrics
+
+	// aware is closed once Start has supplied engage.
+	aware  chan struct{}
+	engage multicluster.Aware
+	// synced is closed with the first complete view.
+	synced chan struct{}
+
+	mu          sync.RWMutex
+	entries     map[multicluster.ClusterName]*entry
+	indexes     []index
+	leaving     map[multicluster.ClusterName]<-chan struct{} // closed when the last engagement has ended
+	unconfirmed map[multicluster.ClusterName]struct{}        // not yet in the view of a watch that began anew
+	started     bool
+	onAll       bool
+	workers     sync.WaitGroup
+}
+
+// New returns a provider, which does nothing before Start.
+func New(options Options) (*Provider, error) {
+	options, err := options.complete()
+	if err != nil {
+		return nil, err
+	}
+	p := &Provider{
+		options: options,
+		slots:   newSlots(options.MaxConcurrent, moveAfter, endAfter),
+		aware:   make(chan struct{}),
+		synced:  make(chan struct{}),
+		entries: map[multicluster.ClusterName]*entry{},
+		leaving: map[multicluster.ClusterName]<-chan struct{}{},
+	}
+	if p.metrics, err = newMetrics(options.Registerer, p.states); err != nil {
+		return nil, err
+	}
+	if p.configs, err = newConfigs(options, p.metrics.renewed); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// retries are the delays after a failure.
+var retries = wait.Backoff{Duration: time.Second, Factor: 2, Jitter: 0.2, Steps: 7, Cap: time.Minute}
+
+// Get returns the cluster with the name, the same instance until it is disengaged. It does not wait, and works on every
+// replica after OnAllReplicas. The error of an unknown cluster is a multicluster.ErrClusterNotFound.
+func (p *Provider) Get(_ context.Context, name multicluster.ClusterName) (cluster.Cluster, error) {
+	if e := p.entry(name); e != nil {
+		if found := e.cluster(); found != nil {
+			return found, nil
+		}
+		return nil, fmt.Errorf("cluster %s is not started yet: %w", name, multicluster.ErrClusterNotFound)
+	}
+	return nil, fmt.Errorf("cluster %s is not engaged: %w", name, multicluster.ErrClusterNotFound)
+}
+
+// Info returns what the daemon last reported of an engaged cluster.
+func (p *Provider) Info(name multicluster.ClusterName) (discovery.Cluster, bool) {
+	if e := p.entry(name); e != nil {
+		return e.info(), true
+	}
+	return discovery.Cluster{}, false
+}
+
+func (p *Provider) entry(name multicluster.ClusterName) *entry {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	return p.entries[name]
+}
+
+// snapshot returns the entries, ordered by name.
+func (p *Provider) snapshot() []*entry {
+	p.mu.RLock()
+	defer p.mu.RUnlock()
+	names := slices.Sorted(maps.Keys(p.entries))
+	found := make([]*entry, len(names))
+	for i, name := range names {
+		found[i] = p.entries[name]
+	}
+	return found
+}
+
+// ReadyCheck succeeds once the provider has had a complete view of the clusters. It stays ready when the daemon is away:
+// clusters work on without it.
+func (p *Provider) ReadyCheck() healthz.Checker {
+	return func(*http.Request) error {
+		select {
+		case <-p.synced:
+			return nil
+		default:
+			return errors.New("milo-discoveryd has not sent a complete view yet")
+		}
+	}
+}
+
+// OnAllReplicas has every replica follow the daemon, so that Get works on those that are not the leader, as webhooks
+// need it. Controllers are handed their clusters once their replica leads. Without OnAllReplicas only the leader follows
+// the daemon. It must be called before the manager starts.
+func (p *Provider) OnAllReplicas(mgr mcmanager.Manager) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.started || p.onAll {
+		return errors.New("OnAllReplicas was called twice, or after the start")
+	}
+	p.onAll = true
+	return mgr.GetLocalManager().Add(everywhere{p})
+}
+
+// everywhere is a runnable of every replica.
+type everywhere struct{ provider *Provider }
+
+func (e everywhere) Start(ctx context.Context) error { return e.provider.follow(ctx) }
+
+func (e everywhere) NeedLeaderElection() bool { return false }
+
+// Start engages clusters with aware until ctx ends. The manager calls it. It fails only if the daemon refuses the
+// subscription before the first complete view.
+func (p *Provider) Start(ctx context.Context, aware multicluster.Aware) error {
+	p.mu.Lock()
+	if p.started {
+		p.mu.Unlock()
+		return errors.New("the provider was started twice")
+	}
+	p.started, p.engage = true, aware
+	onAll := p.onAll
+	p.mu.Unlock()
+	close(p.aware)
+	if onAll {
+		<-ctx.Done()
+		return nil
+	}
+	return p.follow(ctx)
+}
+
+// follow applies what the daemon reports until ctx ends, and returns when all clusters have stopped.
+func (p *Provider) follow(ctx context.Context) error {
+	defer p.workers.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	options := discovery.WatchOptions{
+		Filter:             p.options.Filter,
+		IncludeKubeconfigs: p.options.Kubeconfigs,
+		KubeconfigTTL:      p.options.KubeconfigTTL,
+		Hooks:              p.metrics.hooks(p.confirm),
+	}
+	retry := retries
+	for {
+		began := time.Now()
+		err := p.options.Client.Watch(ctx, options, func(events []discovery.Event) { p.apply(ctx, events) })
+		if ctx.Err() != nil {
+			return nil
+		}
+		select {
+		case <-p.synced:
+		default:
+			return fmt.Errorf("follow milo-discoveryd: %w", err)
+		}
+		// Whatever was configured wrongly meanwhile, the clusters that are engaged work on.
+		if time.Since(began) > retries.Cap {
+			retry = retries
+		}
+		delay := retry.Step()
+		p.options.Logger.Error(err, "subscription refused; clusters stay as they are", "retryAfter", delay.String())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(delay):
+		}
+		p.mu.Lock()
+		p.unconfirmed = map[multicluster.ClusterName]struct{}{}
+		for name := range p.entries {
+			p.unconfirmed[name] = struct{}{}
+		}
+		p.mu.Unlock()
+	}
+}
+
+// confirm is called with each complete view. What a watch that began anew does not have is gone.
+func (p *Provider) confirm() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for name := range p.unconfirmed {
+		p.disengage(p.entries[name], &Disengaged{Message: "it was gone when the subscription was accepted again"})
+	}
+	p.unconfirmed = nil
+	select {
+	case <-p.synced:
+	default:
+		close(p.synced)
+	}
+}
+
+// apply takes the events of one batch in one step, so that a replaced cluster is never missing.
+func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, event := range events {
+		name := multicluster.ClusterName(event.Cluster.Name)
+		e := p.entries[name]
+		delete(p.unconfirmed, name)
+		switch event.Type {
+		case discovery.EventDisengaged:
+			p.disengage(e, &Disengaged{Cluster: event.Cluster, Reason: event.Reason, Message: event.Message})
+			continue
+		case discovery.EventEngaged:
+			if e != nil && e.info().UID != event.Cluster.UID {
+				p.disengage(e, &Disengaged{Reason: discovery.ReasonReplaced})
+				e = nil
+			}
+		}
+		if e != nil && e.info().Endpoint != event.Cluster.Endpoint {
+			p.disengage(e, &Disengaged{Message: "its endpoint changed"})
+			e = nil
+		}
+		if e == nil {
+			e = p.add(ctx, event.Cluster)
+		}
+		e.update(event.Cluster)
+		if event.Kubeconfig != nil && e.credential != nil {
+			if err := e.credential.Offer(received(event.Kubeconfig)); err != nil {
+				p.options.Logger.Error(err, "kubeconfig not used", "cluster", name)
+			}
+		}
+	}
+}
+
+// add is called with the lock held.
+func (p *Provider) add(ctx context.Context, info discovery.Cluster) *entry {
+	name := multicluster.ClusterName(info.Name)
+	e := newEntry(ctx, info, p.configs.credential(info))
+	before := p.leaving[name]
+	p.entries[name] = e
+	p.workers.Add(1)
+	go func() {
+		defer p.workers.Done()
+		defer p.end(e)
+		if before != nil {
+			<-before
+		}
+		p.work(e)
+	}()
+	return e
+}
+
+// disengage is called with the lock held; e may be nil.
+func (p *Provider) disengage(e *entry, cause *Disengaged) {
+	if e == nil {
+		return
+	}
+	last := e.info()
+	if cause.Cluster.Name == "" {
+		cause.Cluster = last
+	}
+	delete(p.entries, e.name)
+	p.leaving[e.name] = e.done
+	e.cancel(cause)
+}
+
+// end is called when nothing of an entry runs any more. Its release is to be confirmed to the daemon here, once the
+// protocol has that.
+func (p *Provider) end(e *entry) {
+	if e.credential != nil {
+		e.credential.Close()
+	}
+	close(e.done)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.leaving[e.name] == e.done {
+		delete(p.leaving, e.name)
+	}
+}
+
+// states counts the clusters by state.
+func (p *Provider) states() map[state]int {
+	counts := map[state]int{}
+	for _, e := range p.snapshot() {
+		counts[e.state()]++
+	}
+	return counts
+}

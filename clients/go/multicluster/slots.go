@@ -1,0 +1,74 @@
+package multicluster
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// slots bounds how many clusters are engaged at once.
+//
+// A cluster keeps its slot until its informers have synced, so that an API server that gets slower is sent fewer lists.
+// One that does not answer would keep it for long; after a while it moves to a second set of slots of the same size, and
+// while that has room, leaves its first slot to another cluster. If the whole server is slow, both sets fill up.
+type slots struct {
+	first, second       chan struct{}
+	moveAfter, endAfter time.Duration
+}
+
+func newSlots(size int, moveAfter, endAfter time.Duration) *slots {
+	return &slots{
+		first:     make(chan struct{}, size),
+		second:    make(chan struct{}, size),
+		moveAfter: moveAfter,
+		endAfter:  endAfter,
+	}
+}
+
+// slot is held until it is released, or until endAfter has passed.
+type slot struct {
+	of        *slots
+	mu        sync.Mutex
+	set       chan struct{} // the one that the slot is in; nil after its release
+	move, end *time.Timer
+}
+
+func (s *slots) take(ctx context.Context) (*slot, error) {
+	select {
+	case s.first <- struct{}{}:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	taken := &slot{of: s, set: s.first}
+	taken.mu.Lock()
+	defer taken.mu.Unlock()
+	taken.move = time.AfterFunc(s.moveAfter, taken.yield)
+	taken.end = time.AfterFunc(s.endAfter, taken.release)
+	return taken, nil
+}
+
+func (s *slot) yield() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.set != s.of.first {
+		return
+	}
+	select {
+	case s.of.second <- struct{}{}:
+		<-s.of.first
+		s.set = s.of.second
+	default:
+	}
+}
+
+func (s *slot) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.set == nil {
+		return
+	}
+	s.move.Stop()
+	s.end.Stop()
+	<-s.set
+	s.set = nil
+}

@@ -1,0 +1,318 @@
+package multicluster_test
+
+import (
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr/testr"
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	mcbuilder "sigs.k8s.io/multicluster-runtime/pkg/builder"
+	mccontroller "sigs.k8s.io/multicluster-runtime/pkg/controller"
+	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
+	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
+	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/discoverytest"
+	"go.miloapis.com/discovery/multicluster"
+	"go.miloapis.com/discovery/multicluster/internal/apitest"
+)
+
+const (
+	patience = 30 * time.Second
+	local    = "local" // the project that plays the operator's own cluster
+)
+
+var configMaps = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
+
+// world is a daemon, an API server, and what a test runs on them.
+type world struct {
+	t      *testing.T
+	daemon *discoverytest.Daemon
+	api    *apitest.Server
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	api := apitest.Start(0)
+	t.Cleanup(api.Close)
+	w := &world{t: t, daemon: discoverytest.New(t), api: api}
+	w.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
+		return discovery.Kubeconfig{Content: w.kubeconfig(cluster.Name, token(cluster.Name, number))}
+	})
+	return w
+}
+
+func token(project string, number int) string { return fmt.Sprintf("%s-%d", project, number) }
+
+func (w *world) kubeconfig(project, token string) []byte {
+	return fmt.Appendf(nil, `{"apiVersion": "v1", "kind": "Config", "current-context": "c",
+		"contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+		"clusters": [{"name": "c", "cluster": {"server": %q, "certificate-authority-data": %q}}],
+		"users": [{"name": "u", "user": {"token": %q}}]}`,
+		w.api.Endpoint(project), base64.StdEncoding.EncodeToString(w.api.CA()), token)
+}
+
+func (w *world) config() *rest.Config {
+	return &rest.Config{TLSClientConfig: rest.TLSClientConfig{CAData: w.api.CA()}}
+}
+
+// engage engages projects, each with an endpoint on the API server.
+func (w *world) engage(names ...string) {
+	w.t.Helper()
+	w.daemon.Batch(func(c *discoverytest.Changes) {
+		for _, name := range names {
+			c.Engage(discovery.Cluster{Name: name, Endpoint: w.api.Endpoint(name)})
+		}
+	})
+}
+
+// provider returns a provider with shared credentials, unless the options have others.
+func (w *world) provider(change func(*multicluster.Options)) *multicluster.Provider {
+	w.t.Helper()
+	options := multicluster.Options{
+		Client: w.daemon.Client(), ProjectRestConfig: w.config(), Registerer: prometheus.NewRegistry(),
+		Logger: testr.NewWithOptions(w.t, testr.Options{}).V(1),
+	}
+	if change != nil {
+		change(&options)
+	}
+	provider, err := multicluster.New(options)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return provider
+}
+
+func withKubeconfigs(o *multicluster.Options) { o.ProjectRestConfig, o.Kubeconfigs = nil, true }
+
+// manager returns a manager, whose own cluster is a project of the API server.
+func (w *world) manager(provider mc.Provider, change func(*manager.Options)) mcmanager.Manager {
+	w.t.Helper()
+	config := w.config()
+	config.Host = w.api.Endpoint(local)
+	options := manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0"}
+	if change != nil {
+		change(&options)
+	}
+	mgr, err := mcmanager.New(config, provider, options)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return mgr
+}
+
+// running is a manager that was started.
+type running struct {
+	stop context.CancelFunc
+	done chan struct{}
+	err  error
+}
+
+// start starts a manager, which ends with the test unless it is stopped before.
+func (w *world) start(mgr mcmanager.Manager) *running {
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &running{stop: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		r.err = mgr.Start(ctx)
+	}()
+	w.t.Cleanup(func() {
+		cancel()
+		within(w.t, "the manager to end", func() error {
+			select {
+			case <-r.done:
+				return r.err
+			default:
+				return errors.New("it runs")
+			}
+		})
+	})
+	return r
+}
+
+// feeder is a controller that feeds animals: it sets stomach=food in each ConfigMap with type=animal.
+type feeder struct {
+	mgr mcmanager.Manager
+	mu  sync.Mutex
+	saw map[string]int
+}
+
+func (w *world) feeder(mgr mcmanager.Manager) *feeder {
+	w.t.Helper()
+	f := &feeder{mgr: mgr, saw: map[string]int{}}
+	skip := true
+	err := mcbuilder.ControllerManagedBy(mgr).Named("feeder").For(&corev1.ConfigMap{}).
+		WithOptions(mccontroller.Options{
+			SkipNameValidation: &skip, ReconciliationTimeout: 5 * time.Second,
+		}).Complete(f)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return f
+}
+
+func (f *feeder) Reconcile(ctx context.Context, request mcreconcile.Request) (reconcile.Result, error) {
+	f.mu.Lock()
+	f.saw[request.ClusterName.String()]++
+	f.mu.Unlock()
+	cl, err := f.mgr.GetCluster(ctx, request.ClusterName)
+	if err != nil {
+		return reconcile.Result{}, err
+	}
+	found := &corev1.ConfigMap{}
+	if err := cl.GetClient().Get(ctx, request.NamespacedName, found); err != nil {
+		return reconcile.Result{}, client.IgnoreNotFound(err)
+	}
+	if found.Data["type"] != "animal" || found.Data["stomach"] == "food" {
+		return reconcile.Result{}, nil
+	}
+	found.Data["stomach"] = "food"
+	return reconcile.Result{}, cl.GetClient().Update(ctx, found)
+}
+
+// put stores a ConfigMap in a project.
+func (w *world) put(project, name string, data map[string]string) {
+	object := &unstructured.Unstructured{Object: map[string]any{}}
+	object.SetGroupVersionKind(schema.GroupVersionKind{Version: "v1", Kind: "ConfigMap"})
+	object.SetNamespace(metav1.NamespaceDefault)
+	object.SetName(name)
+	content := map[string]any{}
+	for key, value := range data {
+		content[key] = value
+	}
+	object.Object["data"] = content
+	w.api.Project(project).Apply(configMaps, object)
+}
+
+func (w *world) animal(project, name string) {
+	w.put(project, name, map[string]string{"type": "animal"})
+}
+
+// untilFed waits until the controller has fed an animal.
+func (w *world) untilFed(project, name string) {
+	w.t.Helper()
+	within(w.t, name+" in "+project+" to be fed", func() error {
+		found := w.api.Project(project).Get(configMaps, types.NamespacedName{Namespace: metav1.NamespaceDefault, Name: name})
+		if found == nil {
+			return errors.New("it is not there")
+		}
+		if food, _, _ := unstructured.NestedString(found.Object, "data", "stomach"); food != "food" {
+			return fmt.Errorf("its stomach has %q", food)
+		}
+		return nil
+	})
+}
+
+// untilGot waits until the provider has a cluster, and returns it.
+func (w *world) untilGot(provider mc.Provider, name mc.ClusterName) (found cluster.Cluster) {
+	w.t.Helper()
+	within(w.t, "cluster "+name.String(), func() (err error) {
+		found, err = provider.Get(context.Background(), name)
+		return err
+	})
+	return found
+}
+
+func (w *world) untilGone(provider mc.Provider, name mc.ClusterName) {
+	w.t.Helper()
+	within(w.t, "cluster "+name.String()+" to be gone", func() error {
+		_, err := provider.Get(context.Background(), name)
+		if err == nil {
+			return errors.New("Get returns it")
+		}
+		if !errors.Is(err, mc.ErrClusterNotFound) {
+			w.t.Fatalf("Get: %v, which is no ErrClusterNotFound", err)
+		}
+		return nil
+	})
+}
+
+// engagements is an Aware that takes note.
+type engagements struct {
+	mu    sync.Mutex
+	calls int
+	live  map[mc.ClusterName]context.Context
+	of    map[mc.ClusterName]cluster.Cluster
+}
+
+func (e *engagements) Start(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+func (e *engagements) Engage(ctx context.Context, name mc.ClusterName, cl cluster.Cluster) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.live == nil {
+		e.live, e.of = map[mc.ClusterName]context.Context{}, map[mc.ClusterName]cluster.Cluster{}
+	}
+	e.calls++
+	e.live[name], e.of[name] = ctx, cl
+	return nil
+}
+
+func (e *engagements) names() []mc.ClusterName {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	live := maps.Clone(e.live)
+	maps.DeleteFunc(live, func(_ mc.ClusterName, ctx context.Context) bool { return ctx.Err() != nil })
+	return slices.Sorted(maps.Keys(live))
+}
+
+func (e *engagements) count() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.calls
+}
+
+// context is that of the last engagement of a cluster.
+func (e *engagements) context(name mc.ClusterName) context.Context {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.live[name]
+}
+
+func (w *world) untilEngaged(e *engagements, want ...mc.ClusterName) {
+	w.t.Helper()
+	within(w.t, fmt.Sprintf("%v to be engaged", want), func() error {
+		if got := e.names(); !slices.Equal(got, want) {
+			return fmt.Errorf("engaged are %v", got)
+		}
+		return nil
+	})
+}
+
+// within waits for a state.
+func within(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("waited %v for %s: %v", patience, what, err)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
