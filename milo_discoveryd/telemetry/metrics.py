@@ -1,9 +1,10 @@
-"""Every metric of the daemon, in one place."""
+"""The daemon's Prometheus metrics."""
 
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import TypeAlias
 
 from prometheus_client import (
     CollectorRegistry,
@@ -24,17 +25,22 @@ from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import ObjectState
 
-# Each counter would come with a second series, of when it began.
+# Without this, each counter has a second series with its creation time.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
-_STREAM_ENDS = (
-    "ABORTED",
-    "CANCELLED",
-    "INTERNAL",
-    "INVALID_ARGUMENT",
-    "PERMISSION_DENIED",
-    "RESOURCE_EXHAUSTED",
-    "UNAVAILABLE",
+RpcLabels: TypeAlias = tuple[str, str, str]
+"""Type, service and method."""
+_RPC_LABELS = ("grpc_type", "grpc_service", "grpc_method")
+"""The metrics with these labels have the names of the common gRPC interceptors, so that existing dashboards work."""
+_WATCH: RpcLabels = ("server_stream", "milo.discovery.v1.DiscoveryService", "WatchClusters")
+_STREAM_CODES = (
+    "Aborted",
+    "Canceled",
+    "Internal",
+    "InvalidArgument",
+    "PermissionDenied",
+    "ResourceExhausted",
+    "Unavailable",
 )
 _ISSUE_RESULTS = (
     "ok",
@@ -56,114 +62,122 @@ _REFUSALS = (
     "revision_of_another",
 )
 _RESTARTS = ("Expired", "MalformedResponse", "Silence", "StreamingListUnsupported", "Verification")
-"""The usual ones: an API server has words of its own as well."""
+"""The reasons known in advance; an API server adds its own."""
 _RELOADS = ("applied", "refused", "unchanged")
 _MINT_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
 class Metrics:
-    """In a registry of its own, so that two daemons in one process (as in tests) don't share numbers."""
+    """The metrics of one daemon, in a registry of their own: tests run several daemons in one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._transitions = Counter(
             "milo_discoveryd_transitions",
-            "Engagements, updates and disengagements.",
+            "Engagements, updates and disengagements of clusters, by type and reason.",
             ("type", "reason"),
             registry=self.registry,
         )
-        self._transitioned = functools.cache(self._labelled)  # to look one up costs more than to count
+        self._transitioned = functools.cache(self._labelled)  # looking a child up costs more than counting
         self._latency = Histogram(
             "milo_discoveryd_event_latency_seconds",
-            "From the bytes of a change, read upstream, to gRPC; once for each batch and subscriber.",
+            "Time from reading a change from the API server to handing it to gRPC, observed per batch and subscriber.",
             buckets=_LATENCIES_S,
             registry=self.registry,
         )
         self._resets = Counter(
-            "milo_discoveryd_subscriber_resets", "Streams that began with a snapshot.", registry=self.registry
+            "milo_discoveryd_subscriber_resets",
+            "Watch streams that started with a full snapshot.",
+            registry=self.registry,
         )
         self._restarts = Counter(
             "milo_discoveryd_source_restarts",
-            "Lists begun again after the first, by what led to it.",
+            "Relists of the discovery source after the first list, by reason.",
             ("reason",),
             registry=self.registry,
         )
         self._oddities = Counter(
-            "milo_discoveryd_source_events_ignored", "Events from upstream that made no sense.", registry=self.registry
+            "milo_discoveryd_source_events_ignored",
+            "Watch events of the discovery source that were ignored as invalid.",
+            registry=self.registry,
         )
         self._source_looks = Counter(
-            "milo_discoveryd_source_looks",
-            "Questions to a silent API server whether it is there, by what came of them.",
+            "milo_discoveryd_source_liveness_probes",
+            "Liveness probes of a silent API server, by result.",
             ("result",),
             registry=self.registry,
         )
         self._probes = Counter(
             "milo_discoveryd_probes",
-            "Probes of clusters' API servers, by what came of them.",
+            "Connectivity probes of engaged clusters' API servers, by result.",
             ("result",),
             registry=self.registry,
         )
         self._calls_started = Counter(
-            "milo_discoveryd_grpc_server_started", "gRPC calls begun.", ("grpc_method",), registry=self.registry
+            "grpc_server_started", "RPCs started on the server.", _RPC_LABELS, registry=self.registry
         )
         self._calls_handled = Counter(
-            "milo_discoveryd_grpc_server_handled",
-            "gRPC calls ended.",
-            ("grpc_method", "grpc_code"),
+            "grpc_server_handled",
+            "RPCs completed on the server, by status code.",
+            (*_RPC_LABELS, "grpc_code"),
             registry=self.registry,
         )
         self._call_seconds = Histogram(
-            "milo_discoveryd_grpc_server_handling_seconds",
-            "How long unary gRPC calls took.",
-            ("grpc_method",),
+            "grpc_server_handling_seconds",
+            "Duration of unary RPCs on the server.",
+            _RPC_LABELS,
             buckets=_LATENCIES_S,
             registry=self.registry,
         )
         self._issued = Counter(
             "milo_discoveryd_kubeconfigs_issued",
-            "Kubeconfigs handed out, and requests for one that came to nothing.",
+            "Kubeconfigs issued and requests for one that failed, by result.",
             ("result",),
             registry=self.registry,
         )
         self._mints = Counter(
-            "milo_discoveryd_credential_mints",
-            "Credentials asked of a source, by what came of it.",
-            ("source", "result"),
+            "milo_discoveryd_credential_requests",
+            "Requests for a credential to a credential source, by result.",
+            ("credential_source", "result"),
             registry=self.registry,
         )
         self._mint_seconds = Histogram(
-            "milo_discoveryd_credential_mint_seconds",
-            "How long sources took to answer.",
-            ("source",),
+            "milo_discoveryd_credential_request_duration_seconds",
+            "Duration of requests to a credential source.",
+            ("credential_source",),
             buckets=_MINT_S,
             registry=self.registry,
         )
         self._refusals = Counter(
-            "milo_discoveryd_refusals",
-            "What callers asked for and may not have, as the audit has it.",
+            "milo_discoveryd_requests_denied",
+            "Requests denied by authorization rules, quotas or visibility, by reason.",
             ("reason",),
             registry=self.registry,
         )
         self._audit_losses = Counter(
-            "milo_discoveryd_audit_lost", "Events that the audit's own file does not have.", registry=self.registry
+            "milo_discoveryd_audit_events_lost",
+            "Audit events that could not be written to the audit file.",
+            registry=self.registry,
         )
         self._reloads = Counter(
-            "milo_discoveryd_rights_reloads",
-            "Times the configuration was read again for its rules, by what came of it.",
+            "milo_discoveryd_config_reloads",
+            "Reloads of the configuration file, by result.",
             ("result",),
             registry=self.registry,
         )
         self._rights_current = Gauge(
-            "milo_discoveryd_rights_current",
-            "1 while the rules that hold are those that the configuration last had; 0 where it can't be taken.",
+            "milo_discoveryd_config_last_reload_successful",
+            "1 if the last reload of the configuration file succeeded, 0 if it was rejected.",
             registry=self.registry,
         )
         self._rights_current.set(1)
-        self._rules = Gauge("milo_discoveryd_rights_rules", "Rules that stand.", registry=self.registry)
-        # To Prometheus, a counter that begins with its first event has not grown.
-        for code in _STREAM_ENDS:
-            self._calls_handled.labels("WatchClusters", code)
+        self._rules = Gauge(
+            "milo_discoveryd_authorization_rules", "Authorization rules in force.", registry=self.registry
+        )
+        # increase() misses the first event of a series that did not exist before it.
+        for code in _STREAM_CODES:
+            self._calls_handled.labels(*_WATCH, code)
         for result in _ISSUE_RESULTS:
             self._issued.labels(result)
         for reason in _REFUSALS:
@@ -176,25 +190,25 @@ class Metrics:
             self._transitioned(kind, None)
         for cause in DisengageReason:
             self._transitioned(EventType.DISENGAGED, cause)
-        Gauge(
-            "milo_discoveryd_start_time_seconds", "When this daemon started.", registry=self.registry
-        ).set_to_current_time()
         ProcessCollector(registry=self.registry)
 
     def follow(self, fleet: Fleet, cluster_cap: int) -> None:
         self.registry.register(_FleetCollector(fleet, cluster_cap))
 
     def follow_tasks(self, count: Callable[[], int]) -> None:
-        tasks = Gauge("milo_discoveryd_tasks", "Tasks of the event loop that are under way.", registry=self.registry)
+        tasks = Gauge("milo_discoveryd_asyncio_tasks", "asyncio tasks that are not done.", registry=self.registry)
         tasks.set_function(count)
 
     def follow_streams(self, lags: Callable[[], Iterable[int]]) -> None:
-        """`lags` gives, for each open stream, how many revisions it has not taken yet."""
+        """`lags` returns, for each open stream, the number of revisions it has not received yet."""
         self.registry.register(_StreamCollector(lags))
 
     def tell_build(self, version: str, mode: str) -> None:
         build = Gauge(
-            "milo_discoveryd_build_info", "1; which daemon this is.", ("version", "mode"), registry=self.registry
+            "milo_discoveryd_build_info",
+            "Constant 1, labeled by version and mode.",
+            ("version", "mode"),
+            registry=self.registry,
         )
         build.labels(version, mode).set(1)
 
@@ -246,17 +260,18 @@ class Metrics:
     def reset_sent(self) -> None:
         self._resets.inc()
 
-    def call_started(self, method: str) -> None:
-        self._calls_started.labels(method).inc()
+    def call_started(self, rpc: RpcLabels) -> None:
+        self._calls_started.labels(*rpc).inc()
 
-    def call_handled(self, method: str, code: str, seconds: float) -> None:
-        self._calls_handled.labels(method, code).inc()
-        if method != "WatchClusters":  # a stream lasts for as long as somebody listens
-            self._call_seconds.labels(method).observe(seconds)
+    def call_handled(self, rpc: RpcLabels, code: str, seconds: float) -> None:
+        """`code` is the name of a status code as in the proto enum: `NOT_FOUND`."""
+        self._calls_handled.labels(*rpc, _code_label(code)).inc()
+        if rpc[0] == "unary":  # the duration of a stream says nothing about the server
+            self._call_seconds.labels(*rpc).observe(seconds)
 
 
 class _FleetCollector(Collector):
-    """Reads the fleet when it is asked, so that nothing is counted twice."""
+    """Reads the fleet at each scrape, so that no count is kept twice."""
 
     def __init__(self, fleet: Fleet, cluster_cap: int) -> None:
         self._fleet = fleet
@@ -267,48 +282,50 @@ class _FleetCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         fleet, status = self._fleet, self._fleet.status
-        yield _gauge("milo_discoveryd_engaged_clusters", "Clusters that are engaged.", fleet.registry.engaged)
+        yield _gauge("milo_discoveryd_engaged_clusters", "Engaged clusters.", fleet.registry.engaged)
         known = GaugeMetricFamily(
-            "milo_discoveryd_known_clusters", "Objects known, by what they are to the daemon.", labels=("state",)
+            "milo_discoveryd_known_clusters", "Objects of the discovery source, by state.", labels=("state",)
         )
         for state in ObjectState:
             known.add_metric((state.value,), fleet.registry.count(state))
         yield known
         yield _gauge(
-            "milo_discoveryd_deletions_unconfirmed",
-            "Clusters reported as gone that are engaged until that is certain.",
+            "milo_discoveryd_unconfirmed_deletions",
+            "Clusters that were reported as deleted and stay engaged until the deletion is confirmed.",
             len(fleet.pending_deletions),
         )
         yield _gauge(
             "milo_discoveryd_removals_held",
-            "Clusters that a list lacked, of so many at once that it was not believed; engaged until it is.",
+            "Clusters that are missing from a list and stay engaged because the list exceeds the mass-removal limit.",
             fleet.pending_deletions.held,
         )
         yield CounterMetricFamily(
-            "milo_discoveryd_observations_outdated",
-            "Observations passed over since a later one had come before.",
+            "milo_discoveryd_stale_observations",
+            "Observations discarded because a newer version of the object was already known.",
             value=fleet.registry.outdated,
         )
-        yield _gauge("milo_discoveryd_log_revision", "The last revision.", fleet.log.head)
+        yield _gauge("milo_discoveryd_log_revision", "Latest revision of the change log.", fleet.log.head)
         yield _gauge(
             "milo_discoveryd_source_up",
-            "1 while the view follows the source as it changes.",
+            "1 while the discovery source is followed by a watch, 0 while the view is catching up or stale.",
             status.state is SourceState.STREAMING,
         )
         yield _gauge(
             "milo_discoveryd_source_last_contact_timestamp_seconds",
-            "When the source last answered; 0 if it never did.",
+            "Time of the last answer from the discovery source; 0 if there was none.",
             0.0 if status.last_contact is None else time.time() - (time.monotonic() - status.last_contact),
         )
         yield from self._clusters()
 
     def _clusters(self) -> Iterator[Metric]:
         info = GaugeMetricFamily(
-            "milo_discoveryd_cluster_info", "1 for each engaged cluster.", labels=("cluster", "uid", "organization")
+            "milo_discoveryd_cluster_info",
+            "Constant 1 for each engaged cluster, up to metrics.cluster_info_cap.",
+            labels=("cluster", "uid", "organization"),
         )
         reachable = GaugeMetricFamily(
             "milo_discoveryd_cluster_reachable",
-            "1 while the cluster's API server answers our probes; absent until that is known.",
+            "1 if the cluster's API server answers connectivity probes, 0 if not; absent before the first result.",
             labels=("cluster",),
         )
         for cluster in islice(self._fleet.registry.clusters(), self._cluster_cap):
@@ -319,11 +336,15 @@ class _FleetCollector(Collector):
         yield info
         yield reachable
         left_out = max(0, self._fleet.registry.engaged - self._cluster_cap)
-        yield _gauge("milo_discoveryd_cluster_info_left_out", "Engaged clusters beyond the cap on series.", left_out)
+        yield _gauge(
+            "milo_discoveryd_cluster_info_omitted",
+            "Engaged clusters without series of their own because of metrics.cluster_info_cap.",
+            left_out,
+        )
 
 
 class _StreamCollector(Collector):
-    """Of all streams together: a series for each subscriber would be one for each reconnect."""
+    """Aggregates over all streams: a series per subscriber would leave one behind with each reconnect."""
 
     def __init__(self, lags: Callable[[], Iterable[int]]) -> None:
         self._lags = lags
@@ -333,10 +354,10 @@ class _StreamCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         lags = list(self._lags())
-        yield _gauge("milo_discoveryd_subscribers", "Open streams.", len(lags))
+        yield _gauge("milo_discoveryd_subscribers", "Open watch streams.", len(lags))
         yield _gauge(
             "milo_discoveryd_subscriber_lag_max_revisions",
-            "Revisions that the slowest subscriber has not taken yet.",
+            "Revisions that the slowest subscriber has not received yet.",
             max(lags, default=0),
         )
 
@@ -351,20 +372,29 @@ class _CredentialCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         expiry = GaugeMetricFamily(
             "milo_discoveryd_credential_expiry_timestamp_seconds",
-            "When the first of the credentials ends that a source holds for handing out; 0 if it holds none.",
-            labels=("source",),
+            "Earliest expiry of the credentials that a source holds; 0 if it holds none.",
+            labels=("credential_source",),
         )
         healthy = GaugeMetricFamily(
-            "milo_discoveryd_credential_source_up", "1 while the last attempt succeeded.", labels=("source",)
+            "milo_discoveryd_credential_source_up",
+            "1 if the last request to the credential source succeeded.",
+            labels=("credential_source",),
         )
         leases = GaugeMetricFamily(
-            "milo_discoveryd_credential_leases", "Credentials that are kept fresh.", labels=("source",)
+            "milo_discoveryd_credential_leases", "Credentials kept fresh, by source.", labels=("credential_source",)
         )
         for each in self._health():
             expiry.add_metric((each.name,), each.expires_at or 0.0)
             healthy.add_metric((each.name,), not each.problem)
             leases.add_metric((each.name,), each.leases)
         yield from (expiry, healthy, leases)
+
+
+def _code_label(code: str) -> str:
+    """Spell a status code as the common gRPC interceptors do: `NotFound`, `Canceled`, `OK`."""
+    if code == "OK":
+        return code
+    return "Canceled" if code == "CANCELLED" else code.title().replace("_", "")
 
 
 def _gauge(name: str, help_text: str, value: float) -> Metric:

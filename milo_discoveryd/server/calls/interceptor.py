@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import grpc
 import structlog
@@ -23,10 +23,18 @@ ABORT_S = 5.0
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its type stubs only
 
 
-class CallMetrics(Protocol):
-    def call_started(self, method: str) -> None: ...
+class Rpc(NamedTuple):
+    """The identity of an RPC, as gRPC's conventional metric labels name it."""
 
-    def call_handled(self, method: str, code: str, seconds: float) -> None: ...
+    type: Literal["unary", "server_stream"]
+    service: str
+    method: str
+
+
+class CallMetrics(Protocol):
+    def call_started(self, rpc: Rpc) -> None: ...
+
+    def call_handled(self, rpc: Rpc, code: str, seconds: float) -> None: ...
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
@@ -38,14 +46,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "Handler | None":
-        method = handler_call_details.method.rpartition("/")[2]
-        return wrap_handler(await continuation(handler_call_details), partial(self._guarded, method))
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        _, service, method = handler_call_details.method.split("/")
+        rpc = Rpc("server_stream" if handler.response_streaming else "unary", service, method)
+        return wrap_handler(handler, partial(self._guarded, rpc))
 
-    def _guarded(self, method: str, call: Any) -> Any:
+    def _guarded(self, rpc: Rpc, call: Any) -> Any:
         async def guarded(request: Any, context: Any) -> Any:
             started = time.perf_counter()
             code = "CANCELLED"
-            self._tally.call_started(method)
+            self._tally.call_started(rpc)
             try:
                 answer = await call(request, context)
             except CallError as error:
@@ -57,18 +69,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             except grpc.aio.InternalError:
                 # So ends a write that waited for a caller who is gone by now. gRPC is about to cancel the call for it,
                 # and would take this error for one of ours until then.
-                log.debug("caller gone", method=method)
+                log.debug("caller gone", method=rpc.method)
                 raise asyncio.CancelledError from None
             except Exception:
                 code = "INTERNAL"
                 incident, told = unexpected()
-                log.exception("call failed", method=method, incident=incident)
+                log.exception("call failed", method=rpc.method, incident=incident)
                 await _abort(context, told)
             else:
                 code = "OK"
                 return answer
             finally:
-                self._tally.call_handled(method, code, time.perf_counter() - started)
+                self._tally.call_handled(rpc, code, time.perf_counter() - started)
 
         return guarded
 

@@ -18,7 +18,7 @@ from tests.support.eventually import eventually
 
 # More than fits between a server and a client that doesn't read, which is some six megabytes.
 MANY, BIG = 400, "x" * 30_000
-HANDLED = "milo_discoveryd_grpc_server_handled_total"
+HANDLED = "grpc_server_handled_total"
 
 IDLE_READERS = """
 import sys, time
@@ -82,7 +82,8 @@ async def test_one_that_never_reads_again_keeps_no_task_of_the_daemon(place: Pla
             await stalled.batch()
             await until_metric(
                 metrics,
-                'milo_discoveryd_grpc_server_handled_total{grpc_code="ABORTED",grpc_method="WatchClusters"} 1.0',
+                'grpc_server_handled_total{grpc_code="Aborted",grpc_method="WatchClusters",'
+                'grpc_service="milo.discovery.v1.DiscoveryService",grpc_type="server_stream"} 1.0',
             )
             place.sandbox.projects.create("late", ready=True)
             async with place.stream() as other:

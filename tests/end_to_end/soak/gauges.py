@@ -52,7 +52,7 @@ class Gauges:
                 _own_mib(status),
                 self.last["process_resident_memory_bytes"] / _MIB,
                 int(self.last["process_open_fds"]),
-                int(self.last["milo_discoveryd_tasks"]),
+                int(self.last["milo_discoveryd_asyncio_tasks"]),
             )
         )
 

@@ -60,7 +60,11 @@ class Report:
     @property
     def stalled(self) -> int:
         """Streams that the steady daemon ended since nobody read them."""
-        return int(self.gauges.last.get("milo_discoveryd_grpc_server_handled_total ABORTED WatchClusters", 0.0))
+        return int(
+            self.gauges.last.get(
+                "grpc_server_handled_total Aborted WatchClusters milo.discovery.v1.DiscoveryService server_stream", 0.0
+            )
+        )
 
     def slopes(self) -> dict[str, Slope]:
         return {what: Slope.of(self.gauges, what) for what in ("memory_mib", "resident_mib", "files", "tasks")}

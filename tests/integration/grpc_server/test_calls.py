@@ -192,13 +192,14 @@ async def test_reflection_names_the_service_on_a_unix_socket(world: World) -> No
     assert NAME in [service.name for service in answer.list_services_response.service]
 
 
-async def test_calls_are_counted_with_what_became_of_them(world: World) -> None:
+async def test_calls_are_counted_by_method_and_code(world: World) -> None:
     world.listed()
     async with world.client() as stub:
         await stub.ListClusters(pb.ListClustersRequest())
         with pytest.raises(grpc.aio.AioRpcError):
             await stub.GetCluster(pb.GetClusterRequest(name="nobody"))
     value = world.metrics.registry.get_sample_value
-    handled = "milo_discoveryd_grpc_server_handled_total"
-    assert value(handled, {"grpc_method": "ListClusters", "grpc_code": "OK"}) == 1
-    assert value(handled, {"grpc_method": "GetCluster", "grpc_code": "NOT_FOUND"}) == 1
+    unary = {"grpc_type": "unary", "grpc_service": NAME}
+    handled = "grpc_server_handled_total"
+    assert value(handled, {**unary, "grpc_method": "ListClusters", "grpc_code": "OK"}) == 1
+    assert value(handled, {**unary, "grpc_method": "GetCluster", "grpc_code": "NotFound"}) == 1

@@ -95,6 +95,8 @@ def test_a_full_disk_keeps_nobody_from_anything_and_is_counted() -> None:
 
         audit = Audit(metrics, write)
         audit.refused(CALLER, "ops", "TOO_MANY_STREAMS")
-    assert metrics.registry.get_sample_value("milo_discoveryd_audit_lost_total") == 1
-    assert metrics.registry.get_sample_value("milo_discoveryd_refusals_total", {"reason": "too_many_streams"}) == 1
+    assert metrics.registry.get_sample_value("milo_discoveryd_audit_events_lost_total") == 1
+    assert (
+        metrics.registry.get_sample_value("milo_discoveryd_requests_denied_total", {"reason": "too_many_streams"}) == 1
+    )
     assert [line["event"] for line in logged] == ["refused", "audit not written"]

@@ -1,9 +1,16 @@
-"""Counters are there before anything is counted: to Prometheus, one that begins with its first event has not grown."""
+"""Counters exist before their first event: `increase()` would miss it otherwise."""
 
 import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.telemetry.metrics import Metrics
+
+
+WATCH = {
+    "grpc_type": "server_stream",
+    "grpc_service": "milo.discovery.v1.DiscoveryService",
+    "grpc_method": "WatchClusters",
+}
 
 
 @pytest.mark.parametrize(
@@ -16,8 +23,29 @@ from milo_discoveryd.telemetry.metrics import Metrics
         ),
         ("milo_discoveryd_source_restarts_total", {"reason": "Expired"}),
         ("milo_discoveryd_kubeconfigs_issued_total", {"result": "credentials_unavailable"}),
-        ("milo_discoveryd_grpc_server_handled_total", {"grpc_method": "WatchClusters", "grpc_code": "ABORTED"}),
+        ("grpc_server_handled_total", {**WATCH, "grpc_code": "Aborted"}),
     ],
 )
-def test_what_may_be_counted_is_there_from_the_start(name: str, labels: dict[str, str]) -> None:
+def test_counters_start_at_zero_before_the_first_event(name: str, labels: dict[str, str]) -> None:
     assert Metrics().registry.get_sample_value(name, labels) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [("OK", "OK"), ("NOT_FOUND", "NotFound"), ("CANCELLED", "Canceled"), ("UNAVAILABLE", "Unavailable")],
+)
+def test_grpc_codes_are_spelled_as_by_the_common_interceptors(name: str, label: str) -> None:
+    metrics = Metrics()
+    metrics.call_handled(("unary", "service", "Get"), name, 0.1)
+    labels = {"grpc_type": "unary", "grpc_service": "service", "grpc_method": "Get", "grpc_code": label}
+    assert metrics.registry.get_sample_value("grpc_server_handled_total", labels) == 1
+
+
+def test_durations_are_observed_for_unary_rpcs_only() -> None:
+    metrics = Metrics()
+    for kind in ("unary", "server_stream"):
+        metrics.call_handled((kind, "service", kind), "OK", 0.1)
+    count = metrics.registry.get_sample_value
+    for kind, observed in (("unary", 1), ("server_stream", None)):
+        labels = {"grpc_type": kind, "grpc_service": "service", "grpc_method": kind}
+        assert count("grpc_server_handling_seconds_count", labels) == observed

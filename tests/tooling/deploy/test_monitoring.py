@@ -38,13 +38,13 @@ async def test_a_running_daemon_exports_just_what_the_reference_has(place: Place
 
 
 @pytest.mark.parametrize("alert", monitoring.alerts(), ids=lambda alert: alert["alert"])
-def test_an_alert_says_how_bad_it_is_what_it_means_and_what_to_do(alert: dict[str, dict[str, str]]) -> None:
+def test_alert_has_severity_summary_and_a_runbook(alert: dict[str, dict[str, str]]) -> None:
     assert alert["labels"]["severity"] in {"critical", "warning", "info"}
     assert alert["labels"]["service"] == "milo-discoveryd"
     assert set(alert["annotations"]) == {"summary", "description", "runbook_url"}
     _, _, path = alert["annotations"]["runbook_url"].partition("/blob/main/")
     runbook = (monitoring.ROOT / path).read_text()
-    for heading in ("## What it means", "## What subscribers see", "## What to look at", "## What mends it"):
+    for heading in ("## Meaning", "## Effect on subscribers", "## Diagnosis", "## Resolution"):
         assert heading in runbook
     assert f"`{alert['alert']}`" in runbook
 

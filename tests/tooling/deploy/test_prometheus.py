@@ -42,7 +42,10 @@ async def test_a_stopped_source_fires_the_alert_and_its_return_ends_it(place: Pl
 
 async def eventually_answers(server: Prometheus, name: str, folder: Path) -> None:
     # Of what has not happened to this daemon, there is nothing to record.
-    if name in {"milo_discoveryd:transitions:rate5m", "milo_discoveryd:source_restarts:increase15m"}:
+    if name in {
+        "namespace_pod_type_reason:milo_discoveryd_transitions:rate5m",
+        "namespace_pod:milo_discoveryd_source_restarts:increase15m",
+    }:
         return
 
     async def answers() -> bool:

@@ -307,8 +307,8 @@ async def test_a_mint_that_comes_back_after_its_cluster_was_disengaged_is_droppe
         issuer.disengaged(ALPHA)
         await asking
         backend.gate.set()
-        labels = {"source": "backend", "result": "dropped"}
-        await eventually(lambda: metrics.registry.get_sample_value("milo_discoveryd_credential_mints_total", labels))
+        labels = {"credential_source": "backend", "result": "dropped"}
+        await eventually(lambda: metrics.registry.get_sample_value("milo_discoveryd_credential_requests_total", labels))
         assert issuer.health()[0].leases == 0
 
 
@@ -376,9 +376,9 @@ async def test_hand_outs_mints_and_ends_are_counted() -> None:
 
         assert sample("kubeconfigs_issued_total", result="ok") == 1
         assert sample("kubeconfigs_issued_total", result="credentials_unavailable") == 1
-        assert sample("credential_mints_total", source="backend", result="ok") == 1
-        assert sample("credential_source_up", source="backend") == 1
-        ends = sample("credential_expiry_timestamp_seconds", source="backend")
+        assert sample("credential_requests_total", credential_source="backend", result="ok") == 1
+        assert sample("credential_source_up", credential_source="backend") == 1
+        ends = sample("credential_expiry_timestamp_seconds", credential_source="backend")
         assert ends is not None
         assert 590 < ends - time.time() <= 600
 

@@ -45,10 +45,10 @@ class Place:
         self.audited.append(("kept", about))
 
     def count(self, result: str) -> float:
-        return self.metrics.registry.get_sample_value("milo_discoveryd_rights_reloads_total", {"result": result}) or 0.0
+        return self.metrics.registry.get_sample_value("milo_discoveryd_config_reloads_total", {"result": result}) or 0.0
 
     def is_current(self) -> bool:
-        return self.metrics.registry.get_sample_value("milo_discoveryd_rights_current") == 1
+        return self.metrics.registry.get_sample_value("milo_discoveryd_config_last_reload_successful") == 1
 
     @asynccontextmanager
     async def followed(self) -> AsyncIterator[Reloading]:
@@ -80,7 +80,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
 async def test_the_rules_of_the_start_are_counted(place: Place) -> None:
     async with place.followed():
         assert place.applied == []
-    assert place.metrics.registry.get_sample_value("milo_discoveryd_rights_rules") == 2
+    assert place.metrics.registry.get_sample_value("milo_discoveryd_authorization_rules") == 2
 
 
 async def test_a_file_that_changes_is_read(place: Place) -> None:
@@ -188,7 +188,7 @@ async def test_without_a_file_it_waits_to_be_asked() -> None:
     following = asyncio.create_task(made.run())
     made.ask()
     await eventually(
-        lambda: metrics.registry.get_sample_value("milo_discoveryd_rights_reloads_total", {"result": "unchanged"}) == 1
+        lambda: metrics.registry.get_sample_value("milo_discoveryd_config_reloads_total", {"result": "unchanged"}) == 1
     )
     following.cancel()
     with suppress(asyncio.CancelledError):
