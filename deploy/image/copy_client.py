@@ -26,7 +26,7 @@ here=${0%/*}
 LD_LIBRARY_PATH=$here/lib exec "$here/bin/python3" -I -c 'from milo_discovery.cli import main; main()' "$@"
 """
 # So that the first call finds them compiled.
-LOADED = "import grpc.aio, milo_discovery, milo_discovery.cli.credential, milo_discovery.cli.answers"
+LOADED = "import grpc.aio, milo_discovery, milo_discovery.cli.credential, milo_discovery.cli.queries"
 
 
 def needed(name: str, found: dict[str, Distribution]) -> dict[str, Distribution]:

@@ -17,7 +17,7 @@ import aiohttp
 import yaml
 
 from milo_discovery import Cluster, DiscoveryClient
-from milo_discovery.fleet import EngagedCluster, Fleet
+from milo_discovery import EngagedCluster, Fleet
 
 log = logging.getLogger("greeter")
 

@@ -9,7 +9,7 @@ import pytest
 
 from milo_discovery import BackoffPolicy, DiscoveryClient
 
-from .scripted import ScriptedDaemon
+from .scripted_daemon import ScriptedDaemon
 
 AT_ONCE = BackoffPolicy(initial=timedelta(milliseconds=1), maximum=timedelta(milliseconds=5))
 

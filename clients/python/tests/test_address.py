@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from milo_discovery import ADDRESS_VARIABLE, DEFAULT_ADDRESS, InvalidAddress
-from milo_discovery._address import target
+from milo_discovery._address import grpc_target
 
 
 @pytest.fixture(autouse=True)
@@ -16,8 +16,8 @@ def _no_variable(monkeypatch):
 @pytest.mark.parametrize(
     "address", ["unix:///run/d.sock", "localhost:8080", "127.0.0.1:1", "[::1]:65535", "milo-discoveryd.example:443"]
 )
-def test_sockets_and_hosts_with_ports_are_addresses(address):
-    assert target(address) == address
+def test_address_is_a_unix_socket_or_a_host_and_port(address):
+    assert grpc_target(address) == address
 
 
 @pytest.mark.parametrize(
@@ -30,24 +30,24 @@ def test_sockets_and_hosts_with_ports_are_addresses(address):
         ("https://localhost:8080", "neither"),
         ("localhost:8080\n", "neither"),
         ("::1:80", "neither"),
-        ("localhost:0", "a port is a number from 1 to 65535"),
-        ("localhost:65536", "a port is a number from 1 to 65535"),
-        ("unix://run/d.sock", "a socket's path is absolute"),
-        ("unix:///" + "x" * 107, "a socket's path has at most 107 bytes"),
+        ("localhost:0", "the port must be between 1 and 65535"),
+        ("localhost:65536", "the port must be between 1 and 65535"),
+        ("unix://run/d.sock", "the socket path must be absolute"),
+        ("unix:///" + "x" * 107, "must not exceed 107 bytes"),
     ],
 )
-def test_anything_else_is_refused_with_what_would_be_right(address, complaint):
+def test_malformed_address_is_refused_with_an_explanation(address, complaint):
     with pytest.raises(InvalidAddress, match=complaint):
-        target(address)
+        grpc_target(address)
 
 
-def test_the_longest_path_that_fits_a_socket_is_fine():
-    assert target("unix:///" + "x" * 106)
+def test_longest_valid_socket_path_is_accepted():
+    assert grpc_target("unix:///" + "x" * 106)
 
 
-def test_the_environment_stands_in_for_no_address(monkeypatch):
-    assert target(None) == DEFAULT_ADDRESS
+def test_default_address_comes_from_the_environment(monkeypatch):
+    assert grpc_target(None) == DEFAULT_ADDRESS
     monkeypatch.setenv(ADDRESS_VARIABLE, "localhost:1234")
-    assert target(None) == "localhost:1234"
+    assert grpc_target(None) == "localhost:1234"
     monkeypatch.setenv(ADDRESS_VARIABLE, "")
-    assert target(None) == DEFAULT_ADDRESS
+    assert grpc_target(None) == DEFAULT_ADDRESS

@@ -25,17 +25,17 @@ from milo_discovery import (
     Fleet,
     SyncDiscoveryClient,
     Unavailable,
-    _wire,
+    _convert,
 )
-from milo_discovery._access import Access
-from milo_discovery._credential import Credential
+from milo_discovery._connection_credential import ConnectionCredential
+from milo_discovery._credential_cache import CachedCredential
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._identity import Identity
-from milo_discovery._kubernetes_aio import limit
+from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery._kubernetes_aio import request_timeout
 
 from .kubeconfigs import ControlPlane, control_plane, issued, message
 from .messages import cluster, engaged, following, renewed, snapshot
-from .scripted import Refusal, ScriptedDaemon
+from .scripted_daemon import Refusal, ScriptedDaemon
 
 LIFE = timedelta(minutes=10)
 DUE, OVER = 0.6 * LIFE, LIFE
@@ -92,7 +92,7 @@ def issues(daemon: ScriptedDaemon) -> list[pb.IssueKubeconfigRequest]:
 
 
 class TestEachKind:
-    async def test_sends_the_token_to_the_server_that_the_kubeconfig_names(self, opened, daemon, plane):
+    async def test_api_client_sends_its_token_to_the_server_of_the_kubeconfig(self, opened, daemon, plane):
         # Which is trusted by the kubeconfig's authority, under the name that the kubeconfig gives it.
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]
         async with opened(daemon) as listing:
@@ -101,7 +101,7 @@ class TestEachKind:
         assert plane.asked_with == ["Bearer t-1", "Bearer t-1"]
         assert issues(daemon) == [pb.IssueKubeconfigRequest(cluster="alpha", format=EMBEDDED)]
 
-    async def test_takes_the_next_token_in_time_and_the_same_client_goes_on(self, opened, daemon, plane):
+    async def test_api_client_uses_a_renewed_token(self, opened, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [
             issued(plane.kubeconfig(token="t-1"), age=OVER),
             issued(plane.kubeconfig(token="t-2"), age=DUE),
@@ -113,14 +113,14 @@ class TestEachKind:
         assert "Bearer t-1" not in plane.asked_with
         assert len(issues(daemon)) == 3
 
-    async def test_goes_on_with_a_good_token_while_the_daemon_is_away(self, opened, daemon, plane):
+    async def test_api_client_keeps_a_valid_token_while_the_daemon_is_down(self, opened, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"), age=DUE), AWAY]
         async with opened(daemon) as listing:
             await listing()
             await listing()
         assert plane.asked_with == ["Bearer t-1", "Bearer t-1"]
 
-    async def test_asks_once_more_with_a_newer_token_when_one_is_refused(self, opened, daemon, plane):
+    async def test_api_client_retries_a_401_with_a_newer_token(self, opened, daemon, plane):
         plane.refused = {"Bearer t-1"}
         daemon.answers["IssueKubeconfig"] = [
             issued(plane.kubeconfig(token="t-1")),
@@ -130,7 +130,7 @@ class TestEachKind:
             await listing()
         assert plane.asked_with == ["Bearer t-1", "Bearer t-2"]
 
-    async def test_hands_on_a_refusal_that_no_newer_token_mends(self, opened, daemon, plane):
+    async def test_api_client_returns_a_401_without_a_newer_token(self, opened, daemon, plane):
         plane.refused = {"Bearer t-1"}
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))] * 2
         async with opened(daemon) as listing:
@@ -138,14 +138,16 @@ class TestEachKind:
                 await listing()
         assert plane.asked_with == ["Bearer t-1"]
 
-    async def test_works_with_a_client_certificate(self, opened, daemon, plane):
+    async def test_api_client_uses_a_client_certificate(self, opened, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(**certificate(plane, "first")))]
         async with opened(daemon) as listing:
             await listing()
         assert plane.certificates == ["first"]
         assert plane.asked_with == [None]
 
-    async def test_ignores_proxies_and_passwords_of_the_environment(self, opened, daemon, plane, monkeypatch, tmp_path):
+    async def test_api_client_ignores_proxies_and_netrc_of_the_environment(
+        self, opened, daemon, plane, monkeypatch, tmp_path
+    ):
         netrc = tmp_path / "netrc"
         netrc.write_text("machine 127.0.0.1 login somebody password else\n")
         netrc.chmod(0o600)
@@ -157,7 +159,7 @@ class TestEachKind:
             await listing()
         assert plane.asked_with == ["Bearer t-1"]
 
-    async def test_cannot_be_made_while_there_is_no_credential(self, opened, daemon):
+    async def test_api_client_raises_without_a_credential(self, opened, daemon):
         daemon.answers["IssueKubeconfig"] = [AWAY]
         with pytest.raises(Unavailable):
             async with opened(daemon):
@@ -167,13 +169,13 @@ class TestEachKind:
 class TestWhichCluster:
     """Given a Cluster, a later one of the same name is another one."""
 
-    async def test_the_incarnation_is_asked_for(self, opened, daemon, plane):
+    async def test_kubeconfig_is_requested_for_the_incarnation(self, opened, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]
         async with opened(daemon, ALPHA):
             pass
         assert [each.incarnation for each in issues(daemon)] == ["i-1"]
 
-    async def test_the_same_cluster_at_another_daemon_has_another_incarnation(self, opened, daemon, plane):
+    async def test_same_uid_with_a_new_incarnation_is_the_same_cluster(self, opened, daemon, plane):
         same = pb.GetClusterResponse(
             cluster=cluster("alpha", incarnation="i-2"), engagement=pb.Engagement(engaged=True)
         )
@@ -183,19 +185,19 @@ class TestWhichCluster:
             pass
         assert [each.incarnation for each in issues(daemon)] == ["i-1", "i-2"]
 
-    async def test_a_later_one_of_the_same_name_is_not_opened(self, opened, daemon):
+    async def test_new_cluster_of_the_same_name_is_refused(self, opened, daemon):
         later = pb.GetClusterResponse(
             cluster=cluster("alpha", uid="later", incarnation="i-2"), engagement=pb.Engagement(engaged=True)
         )
         daemon.answers["IssueKubeconfig"] = [OTHER_INCARNATION]
         daemon.answers["GetCluster"] = [later]
-        with pytest.raises(ClusterNotFound, match="not engaged any more"):
+        with pytest.raises(ClusterNotFound, match="no longer engaged"):
             async with opened(daemon, ALPHA):
                 pass
 
 
 class TestOfAnEngagedCluster:
-    async def test_it_is_fed_by_the_fleet_and_asks_for_nothing(self, client, daemon, plane):
+    async def test_pushed_kubeconfigs_are_used_without_calls(self, client, daemon, plane):
         async with Fleet(client, include_kubeconfigs=True) as fleet:
             stream = await daemon.stream()
             first = engaged("alpha")
@@ -208,13 +210,13 @@ class TestOfAnEngagedCluster:
                 second = renewed("alpha", b"")
                 second.kubeconfig.CopyFrom(message(plane.kubeconfig(token="t-2")))
                 stream.send(following("1", "2", second))
-                await alpha.renewed(since=_wire.kubeconfig(first.kubeconfig))
+                await alpha.renewed(since=_convert.kubeconfig(first.kubeconfig))
                 await AioCoreV1Api(api).list_namespace()
                 await asyncio.to_thread(CoreV1Api(blocking).list_namespace)
         assert plane.asked_with == ["Bearer t-1", "Bearer t-2", "Bearer t-2"]
         assert daemon.requests == []
 
-    async def test_without_kubeconfigs_in_the_stream_it_asks(self, client, daemon, plane):
+    async def test_kubeconfigs_are_requested_if_none_are_pushed(self, client, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]
         async with Fleet(client) as fleet:
             (await daemon.stream()).send(snapshot("1", engaged(cluster("alpha", incarnation="i-1"))))
@@ -225,7 +227,7 @@ class TestOfAnEngagedCluster:
         assert issues(daemon) == [pb.IssueKubeconfigRequest(cluster="alpha", format=EMBEDDED, incarnation="i-1")]
 
 
-async def test_a_configuration_can_be_copied_and_its_copy_stays_fresh(client, daemon, plane):
+async def test_copied_configuration_is_renewed_too(client, daemon, plane):
     """What opens web sockets, for one, wants a client of its own."""
     daemon.answers["IssueKubeconfig"] = [
         issued(plane.kubeconfig(token="t-1"), age=OVER),
@@ -236,13 +238,13 @@ async def test_a_configuration_can_be_copied_and_its_copy_stays_fresh(client, da
         assert (await copied.auth_settings())["BearerToken"]["value"] == "Bearer t-2"
 
 
-async def test_without_the_package_it_says_what_to_install(client, monkeypatch):
+async def test_missing_kubernetes_package_error_names_the_extra(client, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("milo_discovery._kubernetes")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "kubernetes", None)
     monkeypatch.setitem(sys.modules, "kubernetes.aio", None)
     monkeypatch.setitem(sys.modules, "kubernetes.aio.client", None)
-    with pytest.raises(ImportError, match=r"pip install 'milo-discovery-client\[kubernetes\]'"):
+    with pytest.raises(ImportError, match=r"pip install './clients/python\[kubernetes\]'"):
         async with client.api_client("alpha"):
             pass
 
@@ -257,17 +259,17 @@ async def test_without_the_package_it_says_what_to_install(client, monkeypatch):
         ("", (1, 2), aiohttp.ClientTimeout(total=None, sock_connect=1, sock_read=2)),
     ],
 )
-def test_a_watch_may_last_for_as_long_as_it_says(query, given, expected):
-    assert limit(f"https://a/api/v1/namespaces?{query}", given) == expected
+def test_watch_request_timeout_follows_timeout_seconds(query, given, expected):
+    assert request_timeout(f"https://a/api/v1/namespaces?{query}", given) == expected
 
 
-def test_when_a_certificate_is_over_another_client_is_needed():
-    first, second = (Access(server="https://a", certificate=each, key="k") for each in ("first", "second"))
+def test_expired_certificate_raises_certificate_renewed():
+    first, second = (KubeconfigAccess(server="https://a", certificate=each, key="k") for each in ("first", "second"))
     now = datetime.now(UTC)
-    still_good = Identity(Credential(first, due_at=now, over_at=now + timedelta(hours=1)))
+    still_good = ConnectionCredential(CachedCredential(first, refresh_at=now, expires_at=now + timedelta(hours=1)))
     assert still_good.authorization(second) is None
-    over = Identity(Credential(first, due_at=now, over_at=now))
-    with pytest.raises(CertificateRenewed, match="make another"):
+    over = ConnectionCredential(CachedCredential(first, refresh_at=now, expires_at=now))
+    with pytest.raises(CertificateRenewed, match="create another"):
         over.authorization(second)
 
 

@@ -15,28 +15,28 @@ def always(draw: float) -> Backoff:
     return Backoff(POLICY, draw=lambda: draw)
 
 
-def test_delays_double_up_to_the_maximum():
+def test_backoff_doubles_up_to_the_maximum():
     backoff = always(1.0)
     assert [backoff.failed(ran=AT_ONCE).total_seconds() for _ in range(5)] == [1, 2, 4, 5, 5]
 
 
-def test_a_delay_is_at_least_half_of_what_it_may_be():
+def test_backoff_jitter_is_at_most_half():
     backoff = always(0.0)
     assert [backoff.failed(ran=AT_ONCE).total_seconds() for _ in range(4)] == [0.5, 1, 2, 2.5]
 
 
-def test_a_healthy_run_starts_over():
+def test_backoff_resets_after_a_healthy_run():
     backoff = always(1.0)
     for _ in range(3):
         backoff.failed(ran=timedelta(seconds=9.9))
     assert backoff.failed(ran=timedelta(seconds=10)) == timedelta(seconds=1)
 
 
-def test_what_the_other_side_asks_for_is_waited_on_top():
+def test_backoff_adds_retry_after():
     assert always(1.0).failed(ran=AT_ONCE, retry_after=timedelta(seconds=30)) == timedelta(seconds=31)
 
 
-def test_ten_thousand_failures_are_no_other_than_ten():
+def test_backoff_does_not_overflow():
     backoff = always(1.0)
     for _ in range(10_000):
         delay = backoff.failed(ran=AT_ONCE)

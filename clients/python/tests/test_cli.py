@@ -1,4 +1,4 @@
-"""The command, as a process: what it prints where, and how it ends."""
+"""The command line as a process: output, messages and exit statuses."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from milo_discovery._gen import discovery_pb2 as pb
 
 from .messages import cluster, disengaged, engaged, following, renewed, snapshot, updated
-from .scripted import SILENCE, Refusal, ScriptedDaemon
+from .scripted_daemon import SILENCE, Refusal, ScriptedDaemon
 
 COMMAND = str(Path(sys.executable).with_name("milo-discovery"))
-# Told in days and hours: half an hour more or less changes nothing, however long the tests take.
+# Printed in days and hours, so that the duration of the tests does not change it.
 AGO = timedelta(days=2, hours=5, minutes=30)
 
 
@@ -43,7 +43,7 @@ class Outcome:
 
     @property
     def lines(self) -> list[list[str]]:
-        """Of stdout, as words."""
+        """The words of each line of stdout."""
         return [line.split() for line in self.out.splitlines()]
 
 
@@ -92,7 +92,7 @@ FLEET = pb.ListClustersResponse(clusters=[ALPHA, BETA], revision="7", total_size
 
 
 class TestList:
-    async def test_a_table_for_people(self, command, daemon):
+    async def test_list_prints_a_table(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("list", "-l", "env=prod", "--organization", "acme", "--organization", "initech")
         assert outcome.lines == [
@@ -104,37 +104,37 @@ class TestList:
         wanted = pb.ClusterFilter(label_selector="env=prod", organizations=["acme", "initech"])
         assert daemon.requests == [pb.ListClustersRequest(filter=wanted)]
 
-    async def test_wide_has_more_columns_and_headers_can_be_left_out(self, command, daemon):
+    async def test_list_wide_has_more_columns_and_no_headers_omits_the_header(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("list", "-o", "wide", "--no-headers")
         assert outcome.lines[0] == ["alpha", "acme", "Ready", "2d5h", "u-1", "https://a", "b=2,env=prod"]
 
-    async def test_names_for_other_tools(self, command, daemon):
+    async def test_list_prints_names(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET]
         assert (await command("list", "-o", "name")).out == "alpha\nbeta\n"
 
-    async def test_json_and_yaml_say_the_same(self, command, daemon):
+    async def test_list_json_and_yaml_are_equal(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET, FLEET]
         as_json = json.loads((await command("list", "-o", "json")).out)
         assert as_json == yaml.safe_load((await command("list", "-o", "yaml")).out)
         assert [each["name"] for each in as_json["clusters"]] == ["alpha", "beta"]
 
-    async def test_an_empty_fleet_is_said_to_people_only(self, command, daemon):
+    async def test_list_without_clusters_prints_a_message_to_stderr(self, command, daemon):
         daemon.answers["ListClusters"] = [pb.ListClustersResponse(), pb.ListClustersResponse()]
         outcome = await command("list")
         assert (outcome.out, outcome.err) == ("", "milo-discovery: no clusters are engaged\n")
         assert (await command("list", "-o", "name")).err == ""
 
-    async def test_a_stale_view_is_said(self, command, daemon):
+    async def test_list_warns_of_a_stale_source(self, command, daemon):
         state = pb.SourceStatus.STATE_STALE
         stale = pb.SourceStatus(state=state, since=ago(), reason="Unauthorized", last_contact=ago())
         daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[ALPHA], source=stale)]
         outcome = await command("list")
         assert outcome.status == 0
-        assert "may be out of date: the daemon's source is STALE since 20" in outcome.err
+        assert "may be out of date: the source is STALE since 20" in outcome.err
         assert "Milo last answered 2d5h ago (Unauthorized)" in outcome.err
 
-    async def test_what_would_steer_a_terminal_is_shown_instead(self, command, daemon):
+    async def test_table_escapes_control_characters(self, command, daemon):
         evil = cluster("a", organization="\x1b[31mred\r\n")
         daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[evil])]
         outcome = await command("list", "--no-headers")
@@ -158,7 +158,7 @@ class TestGetAndExplain:
         ],
     )
 
-    async def test_get_tells_whether_a_name_is_engaged(self, command, daemon):
+    async def test_get_shows_whether_a_name_is_engaged(self, command, daemon):
         daemon.answers["GetCluster"] = [self.REPORT] * 4
         assert (await command("get", "beta")).lines == [
             ["NAME", "ENGAGED", "REASON", "SINCE", "MESSAGE"],
@@ -170,42 +170,42 @@ class TestGetAndExplain:
         assert as_json["engagement"]["reason"] == "REASON_NOT_READY"
         assert as_json["engagement"]["engaged"] is False
 
-    async def test_explain_tells_the_story(self, command, daemon):
+    async def test_explain_shows_reason_and_transitions(self, command, daemon):
         daemon.answers["GetCluster"] = [self.REPORT]
         outcome = await command("explain", "beta")
         first, second, *rest = outcome.out.splitlines()
         assert first.startswith("beta is not engaged: NOT_READY, since 20")
         assert first.endswith("Z (2d5h).")
         assert second == "  condition Ready is False"
-        assert "The cluster, as last engaged:" in rest
+        assert "Cluster, as last engaged:" in rest
         assert any("reachable" in line and "UNREACHABLE" in line for line in rest)
         assert any(line.startswith("  deletion       requested since") for line in rest)
         assert rest[-3:] == [
-            "What happened last:",
+            "Last transitions:",
             "  1970-01-01T00:00:00Z   ENGAGED",
             "  1970-01-01T00:01:00Z   DISENGAGED   NOT_READY: condition Ready is False",
         ]
 
-    async def test_explain_tells_of_an_engaged_one_without_ado(self, command, daemon):
+    async def test_explain_of_an_engaged_cluster(self, command, daemon):
         engagement = pb.Engagement(engaged=True, reason=pb.Engagement.REASON_ENGAGED, since=ago())
         daemon.answers["GetCluster"] = [pb.GetClusterResponse(cluster=ALPHA, engagement=engagement)]
         outcome = await command("explain", "alpha")
         assert outcome.out.startswith("alpha is engaged, since 20")
-        assert "The cluster, as engaged:" in outcome.out
-        assert "What happened last" not in outcome.out
+        assert "Cluster:" in outcome.out
+        assert "Last transitions" not in outcome.out
 
-    async def test_explain_tells_of_one_that_never_was(self, command, daemon):
+    async def test_explain_of_a_cluster_never_engaged(self, command, daemon):
         malformed = pb.Engagement(reason=pb.Engagement.REASON_MALFORMED, message="its name is no label")
         daemon.answers["GetCluster"] = [pb.GetClusterResponse(engagement=malformed)]
         outcome = await command("explain", "x")
         assert outcome.out.splitlines() == [
             "x is not engaged: MALFORMED, since an unknown time.",
             "  its name is no label",
-            "  It never was engaged by this daemon.",
+            "  This daemon has never engaged it.",
         ]
 
     @pytest.mark.parametrize("verb", ["get", "explain"])
-    async def test_a_name_never_seen_has_a_status_of_its_own(self, command, daemon, verb):
+    async def test_unknown_name_exits_with_not_found(self, command, daemon, verb):
         daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "x was never seen")]
         outcome = await command(verb, "x")
         assert (outcome.status, outcome.out, outcome.err) == (3, "", "milo-discovery: x was never seen\n")
@@ -221,7 +221,7 @@ class TestStatus:
             (False, pb.SourceStatus.STATE_CATCHING_UP, 7),
         ],
     )
-    async def test_its_exit_status_is_the_daemons_health(self, command, daemon, synced, state, status):
+    async def test_status_exit_status_is_the_daemons_health(self, command, daemon, synced, state, status):
         daemon.answers["GetServerInfo"] = [
             pb.GetServerInfoResponse(
                 version="1.2",
@@ -238,21 +238,21 @@ class TestStatus:
         ]
         outcome = await command("status")
         assert outcome.status == status
-        said = {line[0]: " ".join(line[1:]) for line in outcome.lines}
-        assert said["daemon"] == "milo-discoveryd 1.2, mode project, up 2d5h"
-        assert said["source"].startswith(pb.SourceStatus.State.Name(state).removeprefix("STATE_"))
-        assert said["clusters"] == "3 engaged, 2 not ready, 0 outside the selector, 0 malformed"
-        assert said["subscribers"] == "4"
-        assert "main (exec), healthy, its credential ends in 2d5h" in outcome.out
-        assert "spare (file), not healthy: no such file" in outcome.out
+        summary = {line[0]: " ".join(line[1:]) for line in outcome.lines}
+        assert summary["daemon"] == "milo-discoveryd 1.2, mode project, up 2d5h"
+        assert summary["source"].startswith(pb.SourceStatus.State.Name(state).removeprefix("STATE_"))
+        assert summary["clusters"] == "3 engaged, 2 not ready, 0 outside the selector, 0 malformed"
+        assert summary["subscribers"] == "4"
+        assert "main (exec), healthy, its credential expires in 2d5h" in outcome.out
+        assert "spare (file), unhealthy: no such file" in outcome.out
 
-    async def test_for_programs_too(self, command, daemon):
+    async def test_status_prints_json(self, command, daemon):
         daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="single", synced=True)]
         assert json.loads((await command("status", "-o", "json")).out)["mode"] == "single"
 
 
 class TestWatch:
-    async def test_a_line_for_each_event_and_messages_beside(self, command, daemon):
+    async def test_watch_prints_events_to_stdout_and_messages_to_stderr(self, command, daemon):
         watching = asyncio.create_task(command("watch", "--once"))
         (await daemon.stream()).send(snapshot("1", engaged(ALPHA), engaged("beta")))
         outcome = await watching
@@ -263,7 +263,7 @@ class TestWatch:
         ]
         assert (outcome.status, outcome.err) == (0, "milo-discovery: synced: 2 clusters\n")
 
-    async def test_every_type_of_event_says_what_matters(self, daemon):
+    async def test_watch_line_for_each_event_type(self, daemon):
         async with running("watch", "--no-headers", address=daemon.address) as process:
             stream = await daemon.stream()
             stream.send(
@@ -284,7 +284,7 @@ class TestWatch:
                 ["DISENGAGED", "alpha", "-", "DELETED:", "gone"],
             ]
 
-    async def test_a_reconnection_is_told_beside_the_data(self, daemon):
+    async def test_watch_reports_a_reconnect_to_stderr(self, daemon):
         async with running("watch", "-o", "name", address=daemon.address) as process:
             stream = await daemon.stream()
             stream.send(snapshot("1", engaged("a")))
@@ -292,21 +292,18 @@ class TestWatch:
             assert await process.stderr.readline() == b"milo-discovery: synced: 1 cluster\n"
             stream.end(Refusal(grpc.StatusCode.UNAVAILABLE, "shutting down"))
             (await daemon.stream()).send(following("1", "2", engaged("b")))
-            assert await process.stderr.readline() == (
-                b"milo-discovery: lost the daemon: shutting down; "
-                b"trying again, and meanwhile every cluster stays as it was\n"
-            )
-            assert await process.stderr.readline() == b"milo-discovery: connected again, and going on\n"
+            assert await process.stderr.readline() == (b"milo-discovery: connection lost: shutting down; retrying\n")
+            assert await process.stderr.readline() == b"milo-discovery: reconnected, stream resumed\n"
             assert await process.stdout.readline() == b"b\n"
             await daemon.stop()
             await daemon.start()
             (await daemon.stream()).send(snapshot("z", engaged(cluster("a", incarnation="new")), engaged("b")))
-            assert b"lost the daemon" in await process.stderr.readline()
-            assert await process.stderr.readline() == b"milo-discovery: connected again, and comparing\n"
+            assert b"connection lost" in await process.stderr.readline()
+            assert await process.stderr.readline() == b"milo-discovery: reconnected, receiving a snapshot\n"
             assert await process.stderr.readline() == b"milo-discovery: synced: 2 clusters\n"
 
     @pytest.mark.parametrize("form", ["json", "yaml"])
-    async def test_a_stream_for_programs_has_a_document_for_each_event(self, command, daemon, form):
+    async def test_watch_prints_one_document_per_event(self, command, daemon, form):
         watching = asyncio.create_task(command("watch", "--once", "-o", form, "--timestamps"))
         (await daemon.stream()).send(snapshot("1", engaged("a"), engaged("b")))
         out = (await watching).out
@@ -317,7 +314,7 @@ class TestWatch:
         ]
         assert all(each["receivedAt"].endswith("Z") for each in events)
 
-    async def test_timestamps_and_wide_lines(self, command, daemon):
+    async def test_watch_timestamps_and_wide_lines(self, command, daemon):
         watching = asyncio.create_task(command("watch", "--once", "-o", "wide", "--timestamps"))
         (await daemon.stream()).send(snapshot("1", engaged(ALPHA)))
         headers, line = (await watching).lines
@@ -325,7 +322,7 @@ class TestWatch:
         assert line[1:7] == ["ENGAGED", "alpha", "acme", "u-1", "https://a", "b=2,env=prod"]
         assert datetime.fromisoformat(line[0]).tzinfo is UTC
 
-    async def test_an_interrupt_ends_it_without_a_word(self, daemon):
+    async def test_watch_interrupt_prints_nothing(self, daemon):
         async with running("watch", "-o", "name", address=daemon.address) as process:
             (await daemon.stream()).send(snapshot("1", engaged("a")))
             await process.stdout.readline()
@@ -334,7 +331,7 @@ class TestWatch:
             _, err = await process.communicate()
             assert (process.returncode, err.strip()) == (130, b"")
 
-    async def test_it_ends_with_the_reader_of_its_pipe_even_in_silence(self, daemon):
+    async def test_watch_exits_when_an_idle_pipe_loses_its_reader(self, daemon):
         reading, writing = os.pipe()
         process = await asyncio.create_subprocess_exec(
             COMMAND, "watch", "--address", daemon.address, "-o", "name", stdout=writing, stderr=asyncio.subprocess.PIPE
@@ -346,7 +343,7 @@ class TestWatch:
         _, err = await process.communicate()
         assert (process.returncode, err) == (-signal.SIGPIPE, b"")
 
-    async def test_it_ends_with_a_reader_that_has_seen_enough(self, daemon):
+    async def test_watch_exits_when_the_reader_closes_the_pipe(self, daemon):
         process = await asyncio.create_subprocess_shell(
             f"{COMMAND} watch --address {daemon.address} -o name | head -1", stdout=-1, stderr=-1
         )
@@ -355,25 +352,25 @@ class TestWatch:
         assert (await process.communicate())[0] == b"c0\n"
         await stream.ended.wait()
 
-    async def test_a_view_that_is_not_complete_in_time_is_a_timeout(self, command, daemon):
+    async def test_watch_timeout_before_the_first_view(self, command, daemon):
         watching = asyncio.create_task(command("watch", "--timeout", "1s"))
         (await daemon.stream()).send(snapshot("1", engaged("a"), synced=False))
         outcome = await watching
         assert (outcome.status, outcome.out) == (6, "")
         assert outcome.err.startswith("milo-discovery: no complete view from unix:")
 
-    async def test_no_daemon_in_time_is_no_connection(self, command, daemon):
+    async def test_watch_timeout_without_a_daemon_is_no_connection(self, command, daemon):
         await daemon.stop()
         outcome = await command("watch", "--timeout", "1s")
         assert outcome.status == 5
         first, last = outcome.err.splitlines()
         assert "No such file or directory" in first
-        assert first.endswith("trying again, and meanwhile every cluster stays as it was")
-        assert last.startswith("milo-discovery: no daemon answers at unix:")
+        assert first.endswith("; retrying")
+        assert last.startswith("milo-discovery: cannot connect to the daemon at unix:")
 
 
 class TestEndings:
-    async def test_a_wrong_selector_is_named_as_the_option_it_came_from(self, command, daemon):
+    async def test_invalid_selector_error_names_the_option(self, command, daemon):
         violation = BadRequest.FieldViolation(field="filter.label_selector", description="unexpected ','")
         refusal = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "bad", (BadRequest(field_violations=[violation]),))
         daemon.answers["ListClusters"] = [refusal]
@@ -390,60 +387,60 @@ class TestEndings:
         ],
         ids=lambda value: value.code.name if isinstance(value, Refusal) else None,
     )
-    async def test_each_kind_of_refusal_has_its_status(self, command, daemon, refusal, status):
+    async def test_exit_status_of_each_grpc_status(self, command, daemon, refusal, status):
         daemon.answers["ListClusters"] = [refusal]
         outcome = await command("list")
         assert (outcome.status, outcome.out, outcome.err) == (status, "", "milo-discovery: no\n")
 
-    async def test_no_daemon_is_said_with_the_place_and_the_mend(self, command, daemon):
+    async def test_connection_error_names_the_address_and_the_option(self, command, daemon):
         await daemon.stop()
         outcome = await command("list")
         assert outcome.status == 5
         assert outcome.err == (
-            f"milo-discovery: no daemon answers at {daemon.address}: No such file or directory "
-            "(is milo-discoveryd running there? --address or MILO_DISCOVERY_ADDRESS says where it is)\n"
+            f"milo-discovery: cannot connect to the daemon at {daemon.address}: No such file or directory "
+            "(is milo-discoveryd running? set its address with --address or MILO_DISCOVERY_ADDRESS)\n"
         )
 
-    async def test_no_answer_in_time_is_a_timeout(self, command, daemon):
+    async def test_unanswered_call_exits_with_timeout(self, command, daemon):
         daemon.answers["ListClusters"] = [SILENCE]
         outcome = await command("list", "--timeout", "50ms")
         assert outcome.status == 6
-        assert outcome.err == f"milo-discovery: no answer from {daemon.address} within the time given by --timeout\n"
+        assert outcome.err == f"milo-discovery: no answer from {daemon.address} within --timeout\n"
 
     @pytest.mark.parametrize(
         ("arguments", "complaint"),
         [
             (["list", "--address", "nowhere"], "neither unix:///path/to/socket nor HOST:PORT"),
-            (["list", "--timeout", "soon"], "'soon' is not a span of time such as 500ms, 10s or 2m"),
-            (["list", "--timeout", "0s"], "'0s' is not a span of time"),
+            (["list", "--timeout", "soon"], "'soon' is not a duration above zero, such as 500ms, 10s or 2m"),
+            (["list", "--timeout", "0s"], "'0s' is not a duration above zero"),
             (["list", "-o", "xml"], "'xml' is not one of 'table', 'wide', 'json', 'yaml', 'name'"),
             (["get"], "Missing argument 'NAME'"),
             (["wacht"], "No such command 'wacht'"),
         ],
     )
-    async def test_wrong_usage_is_one_clear_line(self, command, arguments, complaint):
+    async def test_usage_error_names_the_problem(self, command, arguments, complaint):
         outcome = await command(*arguments)
         assert outcome.status == 2
         assert complaint in outcome.err
         assert "Traceback" not in outcome.err
 
-    async def test_help_is_there_without_a_daemon(self, command):
+    async def test_help_needs_no_daemon(self, command):
         outcome = await command("--help")
         assert outcome.status == 0
         commands = ["credential", "explain", "get", "kubeconfig", "list", "status", "sync", "watch"]
         assert [line[0] for line in outcome.lines[-len(commands) :]] == commands
         assert (await command("--version")).out.startswith("milo-discovery, version 0.")
 
-    async def test_the_address_and_the_time_to_wait_may_stand_before_the_command(self, command, daemon):
+    async def test_address_and_timeout_before_the_command_name(self, command, daemon):
         daemon.answers["ListClusters"] = [FLEET, SILENCE]
         before = ("--address", daemon.address, "--timeout", "200ms")
         elsewhere = {"MILO_DISCOVERY_ADDRESS": "unix:///elsewhere"}
         assert (await command(*before, "list", "--timeout", "10s", "-o", "name", **elsewhere)).out == "alpha\nbeta\n"
         assert (await command(*before, "list", **elsewhere)).status == 6
 
-    async def test_what_stands_after_the_command_counts_for_more(self, command):
+    async def test_option_after_the_command_name_takes_precedence(self, command):
         outcome = await command("--address", "unix:///before", "list", "--address", "unix:///after")
-        assert "no daemon answers at unix:///after" in outcome.err
+        assert "cannot connect to the daemon at unix:///after" in outcome.err
 
     async def test_help_loads_neither_grpc_nor_asyncio(self):
         script = (

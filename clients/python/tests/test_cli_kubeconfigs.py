@@ -19,7 +19,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 from milo_discovery._gen import discovery_pb2 as pb
 
 from .kubeconfigs import issued, text
-from .scripted import Refusal
+from .scripted_daemon import Refusal
 from .test_cli import command as command  # noqa: PLC0414  (the fixture)
 
 CANARY = "canary-7c41e0"
@@ -43,7 +43,7 @@ def exec_form() -> pb.IssueKubeconfigResponse:
 
 
 class TestCredential:
-    async def test_prints_a_token_with_its_end_and_nothing_else(self, command, daemon):
+    async def test_credential_prints_a_token_with_its_expiry(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED, life=LIFE)]
         outcome = await command("credential", "--cluster", "alpha")
         answer = json.loads(outcome.out)
@@ -57,7 +57,7 @@ class TestCredential:
         assert (outcome.status, outcome.err) == (0, "")
         assert daemon.requests == [pb.IssueKubeconfigRequest(cluster="alpha")]
 
-    async def test_prints_a_certificate_as_pem(self, command, daemon):
+    async def test_credential_prints_a_certificate_as_pem(self, command, daemon):
         pem = {"client_certificate_data": "CERTIFICATE", "client_key_data": "KEY"}
         content = text(**{key: base64.b64encode(each.encode()).decode() for key, each in pem.items()})
         daemon.answers["IssueKubeconfig"] = [issued(content)]
@@ -65,25 +65,25 @@ class TestCredential:
         assert (status["clientCertificateData"], status["clientKeyData"]) == ("CERTIFICATE", "KEY")
         assert "token" not in status
 
-    async def test_answers_in_the_version_that_the_caller_speaks(self, command, daemon):
+    async def test_credential_answers_in_the_callers_api_version(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
         asked = {**EXEC_INFO, "apiVersion": "client.authentication.k8s.io/v1beta1"}
         outcome = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(asked))
         assert json.loads(outcome.out)["apiVersion"] == "client.authentication.k8s.io/v1beta1"
 
-    @pytest.mark.parametrize("said", ["{", "[]", '{"apiVersion": "client.authentication.k8s.io/v1alpha1"}'])
-    async def test_says_what_it_does_not_understand_of_the_caller(self, command, daemon, said):
-        outcome = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=said)
+    @pytest.mark.parametrize("exec_info", ["{", "[]", '{"apiVersion": "client.authentication.k8s.io/v1alpha1"}'])
+    async def test_credential_refuses_invalid_exec_info(self, command, daemon, exec_info):
+        outcome = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=exec_info)
         assert (outcome.status, outcome.out) == (1, "")
-        assert outcome.err.startswith("milo-discovery: KUBERNETES_EXEC_INFO ")
+        assert outcome.err.startswith("milo-discovery: KUBERNETES_EXEC_INFO")
         assert daemon.requests == []
 
-    async def test_gives_no_credential_to_a_client_of_another_server(self, command, daemon):
+    async def test_credential_refuses_a_caller_of_another_server(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)] * 2
         elsewhere = {**EXEC_INFO, "spec": {"cluster": {"server": "https://elsewhere.test"}}}
         refused = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(elsewhere))
         assert (refused.status, refused.out) == (1, "")
-        assert "asked for by a client of https://elsewhere.test" in refused.err
+        assert "the caller connects to https://elsewhere.test" in refused.err
         there = {**EXEC_INFO, "spec": {"cluster": {"server": "https://alpha.test"}}}
         given = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(there))
         assert given.status == 0
@@ -97,24 +97,24 @@ class TestCredential:
             (Refusal(grpc.StatusCode.FAILED_PRECONDITION, "none", (ErrorInfo(reason="NO_CREDENTIAL_SOURCE"),)), 1),
         ],
     )
-    async def test_its_status_says_why_there_is_none(self, command, daemon, refusal, status):
+    async def test_credential_exit_status_of_each_grpc_status(self, command, daemon, refusal, status):
         daemon.answers["IssueKubeconfig"] = [refusal]
         outcome = await command("credential", "--cluster", "alpha")
         assert (outcome.status, outcome.out) == (status, "")
         assert outcome.err == f"milo-discovery: {refusal.message}\n"
 
-    async def test_without_a_daemon_it_says_so(self, command):
+    async def test_credential_without_a_daemon_is_no_connection(self, command):
         outcome = await command("credential", "--cluster", "alpha", "--address", "unix:///nowhere/d.sock")
         assert (outcome.status, outcome.out) == (5, "")
-        assert "no daemon answers at unix:///nowhere/d.sock" in outcome.err
+        assert "cannot connect to the daemon at unix:///nowhere/d.sock" in outcome.err
 
-    async def test_an_answer_that_makes_no_sense_is_not_quoted(self, command, daemon):
+    async def test_credential_does_not_quote_a_malformed_kubeconfig(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(f"token: {CANARY}".encode())]
         outcome = await command("credential", "--cluster", "alpha")
         assert outcome.status == 1
         assert CANARY not in outcome.out + outcome.err
 
-    async def test_it_loads_neither_the_client_nor_what_other_commands_need(self):
+    async def test_credential_imports_neither_client_nor_model(self):
         script = (
             "import sys; import milo_discovery.cli.credential\n"
             "print([m for m in ('milo_discovery.model', 'milo_discovery.sync', 'yaml') if m in sys.modules])"
@@ -125,7 +125,7 @@ class TestCredential:
 
 
 class TestKubeconfig:
-    async def test_by_default_it_holds_no_secret_and_calls_back_to_where_the_daemon_was_reached(self, command, daemon):
+    async def test_exec_kubeconfig_has_no_secret_and_calls_the_same_address(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         outcome = await command("kubeconfig", "alpha", PATH=os.environ["PATH"] + f":{Path(sys.executable).parent}")
         call = json.loads(outcome.out)["users"][0]["user"]["exec"]
@@ -134,25 +134,25 @@ class TestKubeconfig:
         assert daemon.requests[0].format == pb.KUBECONFIG_FORMAT_EXEC
         assert (outcome.status, outcome.err) == (0, "")
 
-    async def test_where_path_does_not_lead_to_the_command_it_is_named_in_full(self, command, daemon):
+    async def test_exec_kubeconfig_uses_the_full_path_of_a_command_not_on_path(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         outcome = await command("kubeconfig", "alpha", PATH="/nothing/here")
         named = Path(json.loads(outcome.out)["users"][0]["user"]["exec"]["command"])
         assert named.is_absolute()
         assert os.access(named, os.X_OK)
 
-    async def test_with_a_token_it_is_what_the_daemon_gave(self, command, daemon):
+    async def test_token_kubeconfig_embeds_the_issued_token(self, command, daemon):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
         outcome = await command("kubeconfig", "alpha", "--token", "--ttl", "5m")
         assert json.loads(outcome.out) == json.loads(EMBEDDED)
         assert daemon.requests[0].ttl.seconds == 300
 
-    async def test_a_life_is_for_tokens(self, command, daemon):
+    async def test_ttl_requires_token(self, command, daemon):
         outcome = await command("kubeconfig", "alpha", "--ttl", "5m")
         assert outcome.status == 2
         assert daemon.requests == []
 
-    async def test_a_file_is_its_owners_only_and_replaced_in_one_step(self, command, daemon, tmp_path):
+    async def test_written_kubeconfig_is_private_and_replaced_atomically(self, command, daemon, tmp_path):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
         path = tmp_path / "alpha"
         path.write_text("something longer than what comes")
@@ -166,14 +166,14 @@ class TestKubeconfig:
         assert (outcome.status, outcome.out) == (0, "")
         assert CANARY not in outcome.err
 
-    async def test_a_place_that_cannot_be_written_to_is_said(self, command, daemon, tmp_path):
+    async def test_unwritable_kubeconfig_path_is_reported(self, command, daemon, tmp_path):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
         outcome = await command("kubeconfig", "alpha", "--token", "-w", str(tmp_path / "no" / "alpha"))
         assert outcome.status == 1
-        assert outcome.err.startswith("milo-discovery: can't write ")
+        assert outcome.err.startswith("milo-discovery: cannot write ")
         assert CANARY not in outcome.err
 
-    async def test_of_a_cluster_that_is_not_engaged_there_is_none(self, command, daemon, tmp_path):
+    async def test_kubeconfig_of_a_cluster_not_engaged_fails(self, command, daemon, tmp_path):
         daemon.answers["IssueKubeconfig"] = [NOT_ENGAGED]
         path = tmp_path / "alpha"
         assert (await command("kubeconfig", "alpha", "-w", str(path))).status == 3
@@ -200,7 +200,7 @@ class TestMerge:
         (path := tmp_path / "config").write_text(MINE)
         return path
 
-    async def test_the_cluster_is_added_under_a_name_of_its_own_and_the_rest_stays(self, command, daemon, path):
+    async def test_merge_adds_a_context_and_keeps_the_others(self, command, daemon, path):
         daemon.answers["IssueKubeconfig"] = [exec_form()] * 2
         for _ in range(2):
             outcome = await command("kubeconfig", "alpha", "-w", str(path), "--merge")
@@ -213,25 +213,25 @@ class TestMerge:
         assert merged["users"][0]["user"] == {"token": "0123", "username": "2026-11-20"}
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
-    async def test_without_a_file_it_is_the_one_that_kubectl_would_change(self, command, daemon, path):
+    async def test_merge_defaults_to_kubectls_file(self, command, daemon, path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         await command("kubeconfig", "alpha", "--merge", KUBECONFIG=f"{path}:/other")
         assert "milo-alpha" in path.read_text()
 
-    async def test_a_new_file_gets_it_as_its_current_context(self, command, daemon, tmp_path):
+    async def test_merge_sets_the_current_context_of_a_new_file(self, command, daemon, tmp_path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         await command("kubeconfig", "alpha", "--merge", KUBECONFIG="", HOME=str(tmp_path))
         merged = yaml.safe_load((tmp_path / ".kube" / "config").read_text())
         assert merged["current-context"] == "milo-alpha"
 
-    async def test_a_link_stays_a_link(self, command, daemon, path, tmp_path):
+    async def test_merge_keeps_a_symlink(self, command, daemon, path, tmp_path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         (link := tmp_path / "link").symlink_to(path)
         await command("kubeconfig", "alpha", "--merge", "-w", str(link))
         assert link.is_symlink()
         assert "milo-alpha" in path.read_text()
 
-    async def test_who_else_changes_it_is_waited_for_by_giving_up(self, command, daemon, path):
+    async def test_merge_fails_while_the_file_is_locked(self, command, daemon, path):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         (lock := path.with_name("config.lock")).touch()
         outcome = await command("kubeconfig", "alpha", "--merge", "-w", str(path))
@@ -240,12 +240,12 @@ class TestMerge:
         assert path.read_text() == MINE
 
     @pytest.mark.parametrize("content", ["[1]", "a: [", f"contexts: {CANARY}", f"users: ['{CANARY}']"])
-    async def test_what_is_no_kubeconfig_is_left_alone_and_not_quoted(self, command, daemon, path, content):
+    async def test_merge_neither_changes_nor_quotes_a_malformed_file(self, command, daemon, path, content):
         daemon.answers["IssueKubeconfig"] = [exec_form()]
         path.write_text(content)
         outcome = await command("kubeconfig", "alpha", "--merge", "-w", str(path))
         assert outcome.status == 1
-        assert "nothing was changed" in outcome.err
+        assert "it was not changed" in outcome.err
         assert CANARY not in outcome.err
         assert path.read_text() == content
         assert not path.with_name("config.lock").exists()

@@ -14,7 +14,7 @@ import pytest
 from google.rpc.error_details_pb2 import ErrorInfo
 
 from .messages import disengaged, engaged, following, renewed, snapshot
-from .scripted import Refusal
+from .scripted_daemon import Refusal
 from .test_cli import running
 
 
@@ -40,7 +40,7 @@ def sync(daemon, path: Path, *arguments: str):
     return running("sync", "--dir", str(path), *arguments, address=daemon.address)
 
 
-async def test_files_come_and_change_and_go_with_the_stream(daemon, path):
+async def test_sync_follows_the_stream(daemon, path):
     async with sync(daemon, path, "-l", "env=prod", "--ttl", "5m") as process:
         stream = await daemon.stream()
         assert stream.request.include_kubeconfigs
@@ -62,13 +62,13 @@ async def test_files_come_and_change_and_go_with_the_stream(daemon, path):
     assert [each["name"] for each in json.loads((path / "index.json").read_text())["clusters"]] == ["a", "c"]
 
 
-async def test_while_the_daemon_is_away_everything_stays_and_then_the_differences_are_made_good(daemon, path):
+async def test_sync_keeps_files_while_the_daemon_is_down_and_catches_up(daemon, path):
     async with sync(daemon, path) as process:
         (await daemon.stream()).send(snapshot("1", engaged("a", kubeconfig=b"a-1"), engaged("b", kubeconfig=b"b-1")))
         await until(lambda: len(content(path)) == 2)
         await daemon.stop()
         assert process.stderr is not None
-        while b"every cluster stays" not in await process.stderr.readline():
+        while b"retrying" not in await process.stderr.readline():
             pass
         assert content(path) == {"a": "a-1", "b": "b-1"}
         await daemon.start()
@@ -76,7 +76,7 @@ async def test_while_the_daemon_is_away_everything_stays_and_then_the_difference
         await until(lambda: content(path) == {"a": "a-2"})
 
 
-async def test_the_next_process_removes_what_is_gone_only_when_it_has_a_complete_view(daemon, path):
+async def test_sync_restart_removes_files_only_with_a_complete_view(daemon, path):
     async with sync(daemon, path, "--once") as process:
         (await daemon.stream()).send(snapshot("1", engaged("a", kubeconfig=b"a-1"), engaged("b", kubeconfig=b"b-1")))
         assert await process.wait() == 0
@@ -88,7 +88,7 @@ async def test_the_next_process_removes_what_is_gone_only_when_it_has_a_complete
         await until(lambda: content(path) == {"b": "b-2", "c": "c-1"})
 
 
-async def test_once_waits_until_each_cluster_has_its_file(daemon, path):
+async def test_sync_once_waits_for_each_file(daemon, path):
     async with sync(daemon, path, "--once") as process:
         stream = await daemon.stream()
         stream.send(snapshot("1", engaged("a", kubeconfig=b"a-1"), engaged("b")))
@@ -99,15 +99,15 @@ async def test_once_waits_until_each_cluster_has_its_file(daemon, path):
     assert content(path) == {"a": "a-1", "b": "b-1"}
 
 
-async def test_once_does_not_wait_for_longer_than_it_is_given(daemon, path):
+async def test_sync_once_timeout(daemon, path):
     async with sync(daemon, path, "--once", "--timeout", "500ms") as process:
         (await daemon.stream()).send(snapshot("1", engaged("a")))
         _, err = await process.communicate()
     assert process.returncode == 6
-    assert "isn't complete in time" in err.decode()
+    assert "not complete within --timeout" in err.decode()
 
 
-async def test_a_daemon_that_hands_out_none_is_said(daemon, path):
+async def test_sync_fails_if_the_daemon_issues_no_kubeconfigs(daemon, path):
     async with sync(daemon, path) as process:
         reason = ErrorInfo(reason="NO_CREDENTIAL_SOURCE")
         (await daemon.stream()).end(Refusal(grpc.StatusCode.FAILED_PRECONDITION, "no source", (reason,)))
@@ -115,7 +115,7 @@ async def test_a_daemon_that_hands_out_none_is_said(daemon, path):
     assert (process.returncode, err.decode()) == (1, "milo-discovery: no source\n")
 
 
-async def test_a_name_that_is_no_file_name_is_said_once_and_the_others_are_kept(daemon, path):
+async def test_sync_reports_an_invalid_file_name_once(daemon, path):
     async with sync(daemon, path) as process:
         stream = await daemon.stream()
         stream.send(snapshot("1", engaged("../a", kubeconfig=b"x"), engaged("b", kubeconfig=b"b-1")))
@@ -127,7 +127,7 @@ async def test_a_name_that_is_no_file_name_is_said_once_and_the_others_are_kept(
     assert not (path.parent / "a.kubeconfig").exists()
 
 
-async def test_killed_in_the_middle_of_it_it_leaves_no_half_file(daemon, path):
+async def test_sync_killed_during_a_write_leaves_no_partial_file(daemon, path):
     """Whatever was being written: each file there is whole, and the next process has them all."""
     size = 1 << 20
     whole = {number: bytes([number]) * size for number in b"abcdefgh"}

@@ -34,13 +34,13 @@ from milo_discovery import (
 from milo_discovery._gen import discovery_pb2 as pb
 
 from .messages import cluster
-from .scripted import SILENCE, Refusal
+from .scripted_daemon import SILENCE, Refusal
 
 MOMENT = datetime(2026, 3, 1, 12, 30, 15, 250000, tzinfo=UTC)
 STAMP = Timestamp(seconds=int(MOMENT.timestamp()), nanos=250_000_000)
 
 
-async def test_list_gathers_all_pages_of_one_revision(client, daemon):
+async def test_list_reads_all_pages(client, daemon):
     source = pb.SourceStatus(state=pb.SourceStatus.STATE_STREAMING)
     daemon.answers["ListClusters"] = [
         pb.ListClustersResponse(clusters=[cluster("a")], next_page_token="more", revision="7", total_size=2),
@@ -57,7 +57,7 @@ async def test_list_gathers_all_pages_of_one_revision(client, daemon):
     ]
 
 
-async def test_a_cluster_arrives_with_all_its_fields(client, daemon):
+async def test_cluster_has_all_fields(client, daemon):
     sent = pb.Cluster(
         name="a",
         uid="u",
@@ -93,7 +93,7 @@ async def test_a_cluster_arrives_with_all_its_fields(client, daemon):
     assert hash(received) == hash(received)
 
 
-async def test_get_tells_of_names_that_are_not_engaged_too(client, daemon):
+async def test_get_reports_a_name_not_engaged(client, daemon):
     daemon.answers["GetCluster"] = [
         pb.GetClusterResponse(
             engagement=pb.Engagement(reason=pb.Engagement.REASON_NOT_READY, message="not yet", since=STAMP),
@@ -108,13 +108,13 @@ async def test_get_tells_of_names_that_are_not_engaged_too(client, daemon):
     assert daemon.requests == [pb.GetClusterRequest(name="a")]
 
 
-async def test_a_name_never_seen_is_not_found(client, daemon):
+async def test_get_of_an_unknown_name_raises_cluster_not_found(client, daemon):
     daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "no such cluster")]
     with pytest.raises(ClusterNotFound, match="no such cluster"):
         await client.get("a")
 
 
-async def test_server_info_describes_the_daemon(client, daemon):
+async def test_server_info_has_all_fields(client, daemon):
     daemon.answers["GetServerInfo"] = [
         pb.GetServerInfoResponse(
             version="1.2",
@@ -134,7 +134,7 @@ async def test_server_info_describes_the_daemon(client, daemon):
     assert info.limits.max_kubeconfig_ttl is None
 
 
-async def test_a_kubeconfig_is_issued_and_stays_out_of_its_repr(client, daemon):
+async def test_issued_kubeconfig_is_omitted_from_repr(client, daemon):
     daemon.answers["IssueKubeconfig"] = [
         pb.IssueKubeconfigResponse(
             kubeconfig=pb.Kubeconfig(cluster="a", kubeconfig=b"token: s3cret", expires_at=STAMP, issued_at=STAMP)
@@ -152,7 +152,7 @@ async def test_a_kubeconfig_is_issued_and_stays_out_of_its_repr(client, daemon):
     ]
 
 
-async def test_unavailable_says_when_to_try_again(client, daemon):
+async def test_unavailable_has_retry_after(client, daemon):
     retry = RetryInfo(retry_delay=Duration(seconds=2))
     reason = ErrorInfo(reason="NOT_SYNCED", domain="discovery.miloapis.com")
     daemon.answers["ListClusters"] = [Refusal(grpc.StatusCode.UNAVAILABLE, "not yet", (reason, retry))]
@@ -161,7 +161,7 @@ async def test_unavailable_says_when_to_try_again(client, daemon):
     assert (raised.value.reason, raised.value.retry_after) == ("NOT_SYNCED", timedelta(seconds=2))
 
 
-async def test_any_other_status_is_a_failed_call(client, daemon):
+async def test_other_status_raises_call_failed(client, daemon):
     daemon.answers["ListClusters"] = [Refusal(grpc.StatusCode.INTERNAL, "incident 7")]
     with pytest.raises(CallFailed, match="incident 7") as raised:
         await client.list()
@@ -169,7 +169,7 @@ async def test_any_other_status_is_a_failed_call(client, daemon):
     assert raised.value.code == "INTERNAL"
 
 
-async def test_nobody_there_is_told_at_once_and_forgotten_as_fast(client, daemon):
+async def test_unreachable_daemon_fails_fast_and_is_retried_by_the_next_call(client, daemon):
     await daemon.stop()
     with pytest.raises(Unavailable):
         await client.list()
@@ -178,7 +178,7 @@ async def test_nobody_there_is_told_at_once_and_forgotten_as_fast(client, daemon
     assert len(await client.list()) == 0
 
 
-async def test_several_calls_may_fail_at_once(client, daemon):
+async def test_concurrent_calls_fail_together(client, daemon):
     await daemon.stop()
     outcomes = await asyncio.gather(*(client.list() for _ in range(5)), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [Unavailable] * 5
@@ -187,7 +187,7 @@ async def test_several_calls_may_fail_at_once(client, daemon):
     await client.list()
 
 
-async def test_a_daemon_that_restarted_between_two_calls_is_found_again(client, daemon):
+async def test_call_after_a_daemon_restart_succeeds(client, daemon):
     daemon.answers["ListClusters"] = [pb.ListClustersResponse()] * 2
     await client.list()
     await daemon.stop()
@@ -195,7 +195,7 @@ async def test_a_daemon_that_restarted_between_two_calls_is_found_again(client, 
     await client.list()
 
 
-async def test_a_call_that_loses_a_connection_that_was_good_is_made_again_on_another(client, daemon):
+async def test_call_is_retried_once_after_a_connection_loss(client, daemon):
     lost = Refusal(grpc.StatusCode.UNAVAILABLE, "Stream removed")
     daemon.answers["ListClusters"] = [pb.ListClustersResponse(), lost, pb.ListClustersResponse(), lost, lost]
     await client.list()
@@ -204,13 +204,13 @@ async def test_a_call_that_loses_a_connection_that_was_good_is_made_again_on_ano
         await client.list()
 
 
-async def test_a_call_that_takes_too_long_times_out(daemon):
+async def test_call_timeout(daemon):
     async with DiscoveryClient(daemon.address, timeout=timedelta(milliseconds=20)) as client:
         daemon.answers["ListClusters"] = [SILENCE]
         with pytest.raises(TimedOut):
             await client.list()
 
 
-def test_a_wrong_address_is_refused_before_anything_is_opened():
+def test_malformed_address_is_refused_by_the_constructor():
     with pytest.raises(InvalidAddress):
         DiscoveryClient("nowhere")

@@ -24,7 +24,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from .conftest import AT_ONCE
 from .eventually import eventually
 from .messages import cluster, disengaged, engaged, following, renewed, snapshot, updated
-from .scripted import Refusal, ScriptedDaemon, Stream
+from .scripted_daemon import Refusal, ScriptedDaemon, Stream
 
 
 class Diary:
@@ -75,7 +75,7 @@ async def begin(daemon: ScriptedDaemon) -> AsyncIterator:
     return begin
 
 
-async def test_a_handler_runs_from_engaged_to_disengaged(fleet, begin, diary):
+async def test_handler_runs_from_engaged_to_disengaged(fleet, begin, diary):
     async with fleet:
         stream = await begin(snapshot("1", engaged("a"), engaged("b")))
         assert await diary.read(2) == ["start a", "start b"]
@@ -84,7 +84,7 @@ async def test_a_handler_runs_from_engaged_to_disengaged(fleet, begin, diary):
     assert await diary.read(1) == ["end b"]
 
 
-async def test_an_update_does_not_start_a_handler_again(fleet, begin, diary):
+async def test_update_does_not_restart_the_handler(fleet, begin, diary):
     async with fleet:
         stream = await begin(snapshot("1", engaged("a")))
         await fleet.synced()
@@ -95,7 +95,7 @@ async def test_an_update_does_not_start_a_handler_again(fleet, begin, diary):
     assert await diary.read(diary.unread) == ["start a", "end a"]
 
 
-async def test_a_replaced_cluster_is_handled_anew_and_never_beside_the_old_one(client, begin, diary):
+async def test_replaced_cluster_gets_a_new_handler_after_the_old_one_ended(client, begin, diary):
     fleet = Fleet(client)
     may_end = asyncio.Event()
 
@@ -122,7 +122,7 @@ async def test_a_replaced_cluster_is_handled_anew_and_never_beside_the_old_one(c
         assert await diary.read(2) == ["end 1", "start 3"]
 
 
-async def test_a_lost_daemon_cancels_nobody(fleet, begin, diary, daemon):
+async def test_lost_daemon_cancels_no_handler(fleet, begin, diary, daemon):
     async with fleet:
         await begin(snapshot("1", engaged("a"), engaged("b")))
         await diary.read(2)
@@ -133,7 +133,7 @@ async def test_a_lost_daemon_cancels_nobody(fleet, begin, diary, daemon):
         assert fleet.get("a").current.incarnation == "new"
 
 
-async def test_get_knows_the_engaged_ones_only(fleet, begin):
+async def test_get_raises_for_a_cluster_not_engaged(fleet, begin):
     with pytest.raises(ClusterNotFound):
         fleet.get("a")
     async with fleet:
@@ -147,20 +147,20 @@ async def test_get_knows_the_engaged_ones_only(fleet, begin):
         fleet.get("a")
 
 
-async def test_a_fleet_without_a_handler_keeps_the_book(client, begin):
+async def test_fleet_without_a_handler_tracks_clusters(client, begin):
     fleet = Fleet(client)
     async with fleet:
         stream = await begin(snapshot("1", engaged("a")))
         await fleet.synced()
         member = fleet.get("a")
         stream.send(following("1", "2", disengaged("a")))
-        with pytest.raises(ClusterNotFound, match="not engaged any more"):
+        with pytest.raises(ClusterNotFound, match="no longer engaged"):
             await member.updated()
         assert not member.engaged
         assert repr(member) == "<EngagedCluster 'a' uid='uid-of-a' disengaged>"
 
 
-async def test_no_change_is_missed_by_who_says_what_was_seen(client, begin):
+async def test_updated_since_misses_no_change(client, begin):
     fleet = Fleet(client)
     async with fleet:
         stream = await begin(snapshot("1", engaged("a")))
@@ -172,7 +172,7 @@ async def test_no_change_is_missed_by_who_says_what_was_seen(client, begin):
         assert (await member.updated(since=seen)).suspended, "at once: it differs already"
 
 
-async def test_a_renewed_kubeconfig_reaches_the_handler_that_runs(client, begin):
+async def test_renewed_kubeconfig_reaches_the_running_handler(client, begin):
     fleet = Fleet(client, include_kubeconfigs=True)
     async with fleet:
         stream = await begin(snapshot("1", engaged("a", kubeconfig=b"first")))
@@ -191,7 +191,7 @@ async def test_a_renewed_kubeconfig_reaches_the_handler_that_runs(client, begin)
 
 
 class TestFailures:
-    async def test_a_handler_that_fails_is_started_again_and_the_error_logged(self, client, begin, diary, caplog):
+    async def test_failed_handler_is_restarted_and_logged(self, client, begin, diary, caplog):
         fleet = Fleet(client, backoff=AT_ONCE)
         attempts = iter([ValueError("first"), ValueError("second"), None])
 
@@ -208,9 +208,9 @@ class TestFailures:
         failures = [record for record in caplog.records if record.name == "milo_discovery.fleet"]
         assert [str(record.exc_info[1]) for record in failures] == ["first", "second"]
         assert failures[0].levelno == logging.ERROR
-        assert failures[0].getMessage().startswith("handler of cluster a failed; again in ")
+        assert failures[0].getMessage().startswith("handler of cluster a failed; restarting it in ")
 
-    async def test_one_that_fails_does_not_hurt_the_others(self, client, begin, diary):
+    async def test_failed_handler_does_not_affect_the_others(self, client, begin, diary):
         fleet = Fleet(client, backoff=AT_ONCE)
 
         @fleet.on_engage
@@ -225,7 +225,7 @@ class TestFailures:
             stream.send(following("1", "2", engaged("c")))
             assert await diary.read(2) == ["start b", "start c"]
 
-    async def test_a_disengaged_cluster_is_not_started_again(self, client, begin):
+    async def test_failed_handler_of_a_disengaged_cluster_is_not_restarted(self, client, begin):
         fleet = Fleet(client, backoff=BackoffPolicy(initial=timedelta(hours=1), maximum=timedelta(hours=1)))
 
         @fleet.on_engage
@@ -238,7 +238,7 @@ class TestFailures:
             await eventually(lambda: fleet.clusters.keys() == {"b"})
             assert [task.get_name() for task in asyncio.all_tasks() if task.get_name() == "cluster a"] == []
 
-    async def test_a_handler_that_returns_is_done_with_its_cluster(self, client, begin, diary):
+    async def test_returned_handler_is_not_restarted(self, client, begin, diary):
         fleet = Fleet(client)
 
         @fleet.on_engage
@@ -253,7 +253,7 @@ class TestFailures:
             assert fleet.get("a").engaged
         assert diary.unread == 0
 
-    async def test_asked_to_raise_a_fleet_ends_with_the_error_and_cancels_the_others(self, client, begin, diary):
+    async def test_on_error_raise_ends_the_fleet_and_cancels_the_others(self, client, begin, diary):
         fleet = Fleet(client, on_error="raise")
 
         @fleet.on_engage
@@ -272,7 +272,7 @@ class TestFailures:
         assert isinstance(raised.value.__cause__, ValueError)
         assert await diary.read(1) == ["end a"]
 
-    async def test_a_failing_fleet_interrupts_the_block_that_it_runs_beside(self, client, begin):
+    async def test_failing_fleet_interrupts_its_with_block(self, client, begin):
         fleet = Fleet(client, on_error="raise")
 
         @fleet.on_engage
@@ -287,7 +287,7 @@ class TestFailures:
         with pytest.raises(HandlerFailed):
             await block()
 
-    async def test_the_blocks_own_error_comes_out_as_it_is(self, fleet, begin, diary):
+    async def test_error_of_the_with_block_is_raised_unwrapped(self, fleet, begin, diary):
         async def block() -> None:
             async with fleet:
                 await begin(snapshot("1", engaged("a")))
@@ -299,7 +299,7 @@ class TestFailures:
         assert await diary.read(1) == ["end a"]
 
     @pytest.mark.parametrize("again", [True, False])
-    async def test_a_function_is_told_and_decides(self, client, begin, diary, again):
+    async def test_on_error_function_decides_about_the_restart(self, client, begin, diary, again):
         told: list[tuple[str, str]] = []
 
         def decide(member: EngagedCluster, error: Exception) -> bool:
@@ -318,7 +318,7 @@ class TestFailures:
             await diary.read(3 if again else 1)
         assert told == [("a", "no")] * (3 if again else 1)
 
-    async def test_a_handler_that_something_else_cancelled_has_failed(self, client, begin, diary):
+    async def test_handler_cancelled_by_something_else_counts_as_failed(self, client, begin, diary):
         errors: list[Exception] = []
         fleet = Fleet(client, on_error=lambda _, error: bool(errors.append(error)) or bool(diary.note("told")))
 
@@ -331,13 +331,11 @@ class TestFailures:
         async with fleet:
             await begin(snapshot("1", engaged("a")))
             await diary.read(1)
-        assert str(errors[0]) == "the handler was cancelled, and not by its Fleet"
+        assert str(errors[0]) == "the handler was cancelled, but not by its Fleet"
         assert isinstance(errors[0].__cause__, asyncio.CancelledError)
 
     @pytest.mark.parametrize("at_the_end_of", ["the cluster", "the fleet"])
-    async def test_an_error_while_cleaning_up_is_logged_and_nothing_started_again(
-        self, client, begin, diary, caplog, at_the_end_of
-    ):
+    async def test_cleanup_error_is_logged_without_a_restart(self, client, begin, diary, caplog, at_the_end_of):
         fleet = Fleet(client, backoff=AT_ONCE)
 
         @fleet.on_engage
@@ -355,10 +353,10 @@ class TestFailures:
             if at_the_end_of == "the cluster":
                 stream.send(following("1", "2", disengaged("a")))
                 await diary.read(1)
-        assert [record.getMessage() for record in caplog.records] == ["handler of cluster a failed at its end"]
+        assert [record.getMessage() for record in caplog.records] == ["handler of cluster a failed during its cleanup"]
         assert await diary.read(diary.unread) == (["end"] if at_the_end_of == "the fleet" else [])
 
-    async def test_what_no_retry_mends_ends_the_fleet(self, fleet, daemon, diary):
+    async def test_not_retryable_error_ends_the_fleet(self, fleet, daemon, diary):
         running = asyncio.create_task(fleet.run())
         stream = await daemon.stream()
         stream.send(snapshot("1", engaged("a")))
@@ -370,7 +368,7 @@ class TestFailures:
         with pytest.raises(RuntimeError, match="has ended"):
             await fleet.synced()
 
-    async def test_several_errors_at_once_are_a_group(self, client, begin):
+    async def test_several_errors_raise_a_group(self, client, begin):
         fleet = Fleet(client, on_error="raise")
 
         @fleet.on_engage
@@ -390,24 +388,24 @@ class TestFailures:
 
 
 class TestLifetime:
-    async def test_a_fleet_has_one_handler_from_before_it_runs(self, fleet, client, begin):
+    async def test_fleet_refuses_a_second_or_late_handler(self, fleet, client, begin):
         with pytest.raises(RuntimeError, match="one handler"):
             fleet.on_engage(lambda member: asyncio.sleep(0))
         bare = Fleet(client)
         async with bare:
             await begin(snapshot("1"))
             await bare.synced()
-            with pytest.raises(RuntimeError, match="from before it runs"):
+            with pytest.raises(RuntimeError, match="registered before it runs"):
                 bare.on_engage(lambda member: asyncio.sleep(0))
 
-    async def test_a_fleet_runs_once(self, fleet, begin):
+    async def test_fleet_refuses_to_run_twice(self, fleet, begin):
         async with fleet:
             await begin(snapshot("1"))
             await fleet.synced()
-        with pytest.raises(RuntimeError, match="runs once"):
+        with pytest.raises(RuntimeError, match="only once"):
             await fleet.run()
 
-    async def test_a_closed_client_ends_the_fleet(self, fleet, client, begin, diary):
+    async def test_closed_client_ends_the_fleet(self, fleet, client, begin, diary):
         running = asyncio.create_task(fleet.run())
         await begin(snapshot("1", engaged("a")))
         await diary.read(1)
@@ -416,7 +414,7 @@ class TestLifetime:
         assert await diary.read(1) == ["end a"]
 
     @pytest.mark.parametrize("turns", [*range(24), *(2**power for power in range(5, 13))])
-    async def test_cancelled_after_any_number_of_turns_it_leaves_nothing_behind(self, fleet, daemon, diary, turns):
+    async def test_fleet_cancelled_at_any_point_leaves_no_task(self, fleet, daemon, diary, turns):
         running = asyncio.create_task(fleet.run())
         server = asyncio.create_task(_serve_changes(daemon))
         for _ in range(turns):

@@ -26,7 +26,7 @@ FOLLOW, FLEET, OPERATOR, BLOCKING, TEST = re.findall(r"```python\n(.*?)```", REA
     ],
     ids=["follow", "fleet", "operator", "blocking"],
 )
-def test_an_example_says_what_it_sees(milo_sandbox: MiloSandbox, program: str, first_line: str):
+def test_readme_example_prints_what_happens(milo_sandbox: MiloSandbox, program: str, first_line: str):
     milo_sandbox.create_project("alpha", labels={"env": "prod"})
     environment = {**os.environ, "MILO_DISCOVERY_ADDRESS": milo_sandbox.address}
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as process:
@@ -37,7 +37,7 @@ def test_an_example_says_what_it_sees(milo_sandbox: MiloSandbox, program: str, f
             process.kill()
 
 
-async def test_the_test_of_an_operator_passes(milo_sandbox: MiloSandbox):
+async def test_readme_pytest_sample_passes(milo_sandbox: MiloSandbox):
     names: dict[str, object] = {}
     exec(compile(TEST, str(README), "exec"), names)
     await names["test_my_operator"](milo_sandbox)

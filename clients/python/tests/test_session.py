@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import ParseDict
 
-from milo_discovery import Cluster, Event, Kubeconfig, Mark, Refreshed, StreamBroken, Synced
+from milo_discovery import Cluster, Event, Kubeconfig, Refreshed, StreamBroken, StreamNotice, Synced
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._session import _VISIBLE, Session
+from milo_discovery._session import _CLUSTER_FIELDS, Session
 
 CASES = json.loads((Path(__file__).parents[2] / "testdata" / "session_cases.json").read_text())["cases"]
 
@@ -46,7 +46,7 @@ def state_of(session: Session) -> dict[str, Any]:
     }
 
 
-def describe(item: Event | Mark) -> str:
+def describe(item: Event | StreamNotice) -> str:
     match item:
         case Event():
             reason = "" if item.reason.name == "UNSPECIFIED" else item.reason.name
@@ -78,9 +78,9 @@ def cluster_words(
         yield f"kubeconfig={kubeconfig.kubeconfig.decode()}"
 
 
-def test_every_field_of_a_cluster_is_either_visible_or_the_daemons_own() -> None:
-    visible = {name.partition(".")[0] for name in _VISIBLE}
-    assert {field.name for field in fields(Cluster)} - visible == {
+def test_each_cluster_field_is_content_or_daemon_assigned() -> None:
+    content = {name.partition(".")[0] for name in _CLUSTER_FIELDS}
+    assert {field.name for field in fields(Cluster)} - content == {
         "incarnation",
         "engaged_at",
         "source_resource_version",

@@ -1,4 +1,4 @@
-"""How a watch counts its connections, with the time as an argument."""
+"""A watch without I/O: reconnects, backoff and notices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from milo_discovery import BackoffPolicy, StreamBroken
 from milo_discovery._subscription import Subscription
 
 from .messages import engaged, following, snapshot
-from .sayings import said
+from .summaries import summary
 
 SECOND = timedelta(seconds=1)
 
@@ -18,51 +18,51 @@ def subscription() -> Subscription:
 
 
 def taken(watched: Subscription) -> list[str]:
-    items = [said(item) for item in watched.pending]
+    items = [summary(item) for item in watched.pending]
     watched.pending.clear()
     return items
 
 
-def test_a_loss_is_told_once_however_many_attempts_follow():
+def test_disconnect_is_reported_once_per_loss():
     watched = subscription()
     for now in range(3):
-        watched.open()
-        watched.lost(StreamBroken("nobody there"), now)
+        watched.next_request()
+        watched.stream_lost(StreamBroken("nobody there"), now)
     assert taken(watched) == ["disconnected by StreamBroken"]
-    watched.open()
-    watched.take(snapshot("1"), 3)
+    watched.next_request()
+    watched.received(snapshot("1"), 3)
     assert taken(watched) == ["connected", "synced 0"]
-    watched.lost(StreamBroken("gone"), 4)
+    watched.stream_lost(StreamBroken("gone"), 4)
     assert taken(watched) == ["disconnected by StreamBroken"]
     assert not watched.connected
 
 
-def test_only_time_spent_connected_counts_as_a_healthy_run():
+def test_backoff_counts_only_connected_time_as_healthy():
     watched = subscription()
-    watched.open()
-    assert watched.lost(StreamBroken("after an hour of connecting"), 3600) <= SECOND
-    watched.open()
-    assert watched.lost(StreamBroken("after another"), 7200) >= SECOND
-    watched.open()
-    watched.take(snapshot("1"), 7200)
-    assert watched.lost(StreamBroken("after ten good seconds"), 7210) <= SECOND
+    watched.next_request()
+    assert watched.stream_lost(StreamBroken("after an hour of connecting"), 3600) <= SECOND
+    watched.next_request()
+    assert watched.stream_lost(StreamBroken("after another"), 7200) >= SECOND
+    watched.next_request()
+    watched.received(snapshot("1"), 7200)
+    assert watched.stream_lost(StreamBroken("after ten good seconds"), 7210) <= SECOND
 
 
-def test_each_stream_is_asked_for_with_where_the_last_one_stood():
+def test_next_request_has_the_resume_revision():
     watched = subscription()
-    first = watched.open()
-    watched.take(snapshot("1", engaged("a")), 0)
-    watched.take(following("1", "2"), 1)
-    watched.cut()
+    first = watched.next_request()
+    watched.received(snapshot("1", engaged("a")), 0)
+    watched.received(following("1", "2"), 1)
+    watched.stream_closed()
     assert not watched.connected
-    assert (first.resume_revision, watched.open().resume_revision) == ("", "2")
+    assert (first.resume_revision, watched.next_request().resume_revision) == ("", "2")
 
 
-def test_a_resumed_stream_says_so():
+def test_connected_notice_tells_whether_the_stream_resumed():
     watched = subscription()
-    watched.open()
-    watched.take(snapshot("1"), 0)
-    watched.cut()
-    watched.open()
-    watched.take(following("1", "2"), 1)
+    watched.next_request()
+    watched.received(snapshot("1"), 0)
+    watched.stream_closed()
+    watched.next_request()
+    watched.received(following("1", "2"), 1)
     assert taken(watched) == ["connected", "synced 0", "resumed"]

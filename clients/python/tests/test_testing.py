@@ -10,47 +10,47 @@ import pytest
 from milo_discovery import DiscoveryClient, DisengageReason, Event, EventType
 from milo_discovery.testing import MiloSandbox, SandboxError, _Process
 
-from .sayings import said
+from .summaries import summary
 
 
-async def test_a_project_can_be_followed_through_its_life(milo_sandbox: MiloSandbox):
+async def test_sandbox_project_lifecycle(milo_sandbox: MiloSandbox):
     async with DiscoveryClient(milo_sandbox.address) as client, client.watch() as watch:
         await watch.synced()
         assert not watch.clusters
         milo_sandbox.create_project("alpha", labels={"env": "prod"}, organization="initech", ready=False)
         milo_sandbox.set_ready("alpha")
         event = await anext(watch)
-        assert said(event) == "ENGAGED alpha"
+        assert summary(event) == "ENGAGED alpha"
         assert event.cluster.organization == "initech"
         assert event.cluster.labels["env"] == "prod"
         milo_sandbox.patch_project("alpha", {"metadata": {"labels": {"env": "dev"}}})
-        assert said(await anext(watch)) == "UPDATED alpha"
+        assert summary(await anext(watch)) == "UPDATED alpha"
         milo_sandbox.set_ready("alpha", False, message="being moved")
         assert (await anext(watch)).reason is DisengageReason.NOT_READY
         milo_sandbox.set_ready("alpha")
-        assert said(await anext(watch)) == "ENGAGED alpha"
+        assert summary(await anext(watch)) == "ENGAGED alpha"
         milo_sandbox.delete_project("alpha")
         assert (await anext(watch)).reason is DisengageReason.DELETED
 
 
 @pytest.mark.parametrize("kill", [False, True])
-async def test_a_daemon_that_was_away_tells_only_what_changed(milo_sandbox: MiloSandbox, kill):
+async def test_sandbox_daemon_restart_yields_only_differences(milo_sandbox: MiloSandbox, kill):
     for name in ("alpha", "beta"):
         milo_sandbox.create_project(name)
     async with DiscoveryClient(milo_sandbox.address) as client, client.watch() as watch:
-        assert {said(await anext(watch)) for _ in range(2)} == {"ENGAGED alpha", "ENGAGED beta"}
+        assert {summary(await anext(watch)) for _ in range(2)} == {"ENGAGED alpha", "ENGAGED beta"}
         milo_sandbox.stop_daemon(kill=kill)
         milo_sandbox.delete_project("beta")
         milo_sandbox.create_project("gamma")
         milo_sandbox.start_daemon()
         told: list[Event] = [await anext(watch) for _ in range(2)]
-        assert [said(event) for event in told] == ["DISENGAGED beta", "ENGAGED gamma"]
+        assert [summary(event) for event in told] == ["DISENGAGED beta", "ENGAGED gamma"]
         assert await watch.reconnect() is None
         milo_sandbox.delete_project("gamma")
         assert (await anext(watch)).type is EventType.DISENGAGED
 
 
-async def test_the_other_mode_is_a_word_away():
+async def test_sandbox_in_project_control_plane_mode():
     with MiloSandbox.start("project-control-plane") as milo:
         milo.create_project("alpha", finalizers=["example.com/hold"])
         async with DiscoveryClient(milo.address) as client, client.watch() as watch:
@@ -60,19 +60,19 @@ async def test_the_other_mode_is_a_word_away():
             milo.delete_project("alpha")
             assert (await anext(watch)).cluster.deletion_requested_at is not None
             milo.patch_project("alpha", {"metadata": {"finalizers": None}})
-            assert said(await anext(watch)) == "DISENGAGED alpha"
+            assert summary(await anext(watch)) == "DISENGAGED alpha"
 
 
-def test_what_milo_refuses_is_said(milo_sandbox: MiloSandbox):
+def test_sandbox_refusal_is_reported(milo_sandbox: MiloSandbox):
     with pytest.raises(SandboxError, match=r"404.*not found"):
         milo_sandbox.delete_project("alpha")
-    with pytest.raises(SandboxError, match="the daemon runs already"):
+    with pytest.raises(SandboxError, match="already running"):
         milo_sandbox.start_daemon()
 
 
-def test_a_daemon_that_cannot_start_is_quoted(monkeypatch, tmp_path):
+def test_sandbox_error_quotes_the_log_of_a_daemon_that_failed_to_start(monkeypatch, tmp_path):
     monkeypatch.setattr(MiloSandbox, "start_daemon", _with_a_wrong_mode)
-    with pytest.raises(SandboxError, match=r"(?s)ended with status 1 before it was synced:.*no-such-mode"):
+    with pytest.raises(SandboxError, match=r"(?s)exited with status 1 before it was synced:.*no-such-mode"):
         MiloSandbox.start().__enter__()
 
 
@@ -82,19 +82,19 @@ def _with_a_wrong_mode(milo: MiloSandbox) -> None:
     )
 
 
-def test_without_the_daemons_package_the_fixture_says_what_to_install(pytester_like):
+def test_fixture_names_the_missing_package(pytester_like):
     outcome = pytester_like(
         """
         def test_it(milo_sandbox):
             pass
         """,
-        hide="milo_discoveryd",
+        hide="milo_sandbox",
     )
-    assert "pip install milo-discoveryd" in outcome.stdout
+    assert "the package milo-sandbox is not installed" in outcome.stdout
     assert outcome.returncode == 1
 
 
-def test_the_plugin_costs_a_test_run_neither_grpc_nor_warnings(pytester_like):
+def test_pytest_plugin_loads_no_grpc_and_warns_of_nothing(pytester_like):
     outcome = pytester_like(
         """
         import sys

@@ -24,22 +24,22 @@ from milo_discovery import (
     Unimplemented,
     Watch,
 )
-from milo_discovery._credentials import ClientCredentials
+from milo_discovery._channel import open_aio_channel
+from milo_discovery._client_credentials import ClientCredentials
+from milo_discovery._convert import silence_limit
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._subscription import Subscription
-from milo_discovery._wire import silence
-from milo_discovery.client import open_channel
 
 from .conftest import AT_ONCE
 from .messages import cluster, disengaged, engaged, following, snapshot, updated, waiting
-from .sayings import said
-from .scripted import Refusal, ScriptedDaemon, Stream
+from .scripted_daemon import Refusal, ScriptedDaemon, Stream
+from .summaries import summary
 
 GOODBYE = Refusal(grpc.StatusCode.UNAVAILABLE, "shutting down", (RetryInfo(retry_delay=Duration(nanos=1_000_000)),))
 
 
 async def take(watch: Watch, count: int) -> list[str]:
-    return [said(await anext(watch)) for _ in range(count)]
+    return [summary(await anext(watch)) for _ in range(count)]
 
 
 async def begin(daemon: ScriptedDaemon, *batches: pb.WatchClustersResponse) -> Stream:
@@ -50,7 +50,7 @@ async def begin(daemon: ScriptedDaemon, *batches: pb.WatchClustersResponse) -> S
 
 
 class TestStreams:
-    async def test_the_fleet_arrives_as_engaged_events(self, client, daemon):
+    async def test_watch_yields_engaged_events(self, client, daemon):
         async with client.watch() as watch:
             await begin(daemon, snapshot("1", engaged("a"), engaged("b")))
             assert await take(watch, 2) == ["ENGAGED a", "ENGAGED b"]
@@ -60,11 +60,11 @@ class TestStreams:
             assert watch.revision == "1"
             assert watch.connected
 
-    async def test_a_plain_loop_needs_no_block_around_it(self, client, daemon):
+    async def test_watch_works_without_a_with_block(self, client, daemon):
         async def follow() -> list[str]:
             seen = []
             async for event in client.watch():
-                seen.append(said(event))
+                seen.append(summary(event))
                 if len(seen) == 2:
                     break
             return seen
@@ -74,7 +74,7 @@ class TestStreams:
             await begin(daemon, snapshot("1", engaged("a")), following("1", "2", disengaged("a")))
         assert loop.result() == ["ENGAGED a", "DISENGAGED a"]
 
-    async def test_the_request_says_what_was_asked_for(self, client, daemon):
+    async def test_watch_request_has_the_options(self, client, daemon):
         options = {
             "label_selector": "env=prod",
             "names": ["a"],
@@ -92,11 +92,11 @@ class TestStreams:
                 heartbeat_interval=Duration(seconds=7),
             )
 
-    async def test_a_string_is_no_collection_of_names(self, client):
-        with pytest.raises(TypeError, match=r"names is a collection of strings, not one string: names=\['alpha'\]"):
+    async def test_string_instead_of_a_collection_is_refused(self, client):
+        with pytest.raises(TypeError, match=r"names must be a collection of strings: use names=\['alpha'\]"):
             client.watch(names="alpha")
 
-    async def test_the_source_is_told_apart_from_the_connection(self, client, daemon):
+    async def test_source_status_is_separate_from_the_connection(self, client, daemon):
         async with client.watch() as watch:
             assert watch.source is None
             stale = pb.SourceStatus(state=pb.SourceStatus.STATE_STALE)
@@ -106,18 +106,18 @@ class TestStreams:
             assert watch.source.state.name == "STALE"
             assert watch.connected
 
-    async def test_marks_come_between_events_for_those_who_ask(self, client, daemon):
+    async def test_feed_yields_notices_between_events(self, client, daemon):
         async with client.watch() as watch:
             feed = watch.feed()
             stream = await begin(daemon, snapshot("1", engaged("a")), following("1", "2", updated("a")))
             expected = ["connected", "ENGAGED a", "synced 1", "UPDATED a"]
-            assert [said(await anext(feed)) for _ in expected] == expected
+            assert [summary(await anext(feed)) for _ in expected] == expected
             stream.end(GOODBYE)
             await begin(daemon, following("2", "3", disengaged("a")))
             expected = ["disconnected by Unavailable", "resumed", "DISENGAGED a"]
-            assert [said(await anext(feed)) for _ in expected] == expected
+            assert [summary(await anext(feed)) for _ in expected] == expected
 
-    async def test_synced_waits_for_the_complete_view_and_not_for_the_reader(self, client, daemon):
+    async def test_synced_does_not_wait_for_the_iteration(self, client, daemon):
         async with client.watch() as watch, asyncio.TaskGroup() as group:
             waiter = group.create_task(watch.synced())
             stream = await begin(daemon, waiting("", "0"), snapshot("1", engaged("a"), synced=False))
@@ -127,7 +127,7 @@ class TestStreams:
             assert watch.is_synced
             assert watch.clusters.keys() == {"a", "b"}
 
-    async def test_no_more_is_read_than_somebody_takes(self, client, daemon):
+    async def test_backpressure_stops_reading(self, client, daemon):
         async with client.watch() as watch:
             stream = await begin(daemon, snapshot("0"))
             await watch.synced()
@@ -143,7 +143,7 @@ class TestStreams:
 
 
 class TestReconnecting:
-    async def test_a_broken_stream_is_resumed_and_nothing_repeated(self, client, daemon):
+    async def test_broken_stream_is_resumed_without_repetition(self, client, daemon):
         async with client.watch() as watch:
             stream = await begin(daemon, snapshot("1", engaged("a")))
             await take(watch, 1)
@@ -152,7 +152,7 @@ class TestReconnecting:
             assert again.request.resume_revision == "1"
             assert await take(watch, 1) == ["ENGAGED b"]
 
-    async def test_a_daemon_that_restarted_is_compared_with_what_was_told(self, client, daemon):
+    async def test_restarted_daemons_snapshot_yields_only_differences(self, client, daemon):
         async with client.watch() as watch:
             await begin(daemon, snapshot("1", engaged("a"), engaged("b")))
             await take(watch, 2)
@@ -163,7 +163,7 @@ class TestReconnecting:
             assert stream.request.resume_revision == "1"
             assert await take(watch, 2) == ["DISENGAGED a", "ENGAGED c"]
 
-    async def test_a_snapshot_that_was_cut_is_not_resumed_from(self, client, daemon):
+    async def test_interrupted_snapshot_is_not_resumed_from(self, client, daemon):
         async with client.watch() as watch:
             stream = await begin(daemon, snapshot("1", engaged("a"), synced=False))
             stream.end(GOODBYE)
@@ -171,15 +171,15 @@ class TestReconnecting:
             assert again.request.resume_revision == ""
             assert await take(watch, 1) == ["ENGAGED b"]
 
-    async def test_a_daemon_that_comes_late_is_waited_for(self, daemon):
+    async def test_watch_waits_for_a_daemon_that_starts_later(self, daemon):
         await daemon.stop()
         async with DiscoveryClient(daemon.address, backoff=AT_ONCE) as client, client.watch() as watch:
             feed = watch.feed()
-            assert said(await anext(feed)) == "disconnected by Unavailable"
+            assert summary(await anext(feed)) == "disconnected by Unavailable"
             assert not watch.connected
             await daemon.start()
             await begin(daemon, snapshot("1", engaged("a")))
-            assert [said(await anext(feed)) for _ in range(3)] == ["connected", "ENGAGED a", "synced 1"]
+            assert [summary(await anext(feed)) for _ in range(3)] == ["connected", "ENGAGED a", "synced 1"]
 
     @pytest.mark.parametrize(
         "ending",
@@ -194,14 +194,14 @@ class TestReconnecting:
         ],
         ids=lambda ending: ending.code.name if ending else "OK",
     )
-    async def test_an_ending_that_time_mends_is_survived(self, client, daemon, ending):
+    async def test_retryable_status_is_survived(self, client, daemon, ending):
         async with client.watch() as watch:
             stream = await begin(daemon, snapshot("1"))
             stream.end(ending)
             await begin(daemon, following("1", "2", engaged("a")))
             assert await take(watch, 1) == ["ENGAGED a"]
 
-    async def test_a_missing_batch_is_fetched_again(self, client, daemon):
+    async def test_missing_batch_is_fetched_again(self, client, daemon):
         async with client.watch() as watch:
             stream = await begin(daemon, snapshot("1"), following("2", "3", engaged("b")))
             again = await begin(daemon, following("1", "3", engaged("a"), engaged("b")))
@@ -209,25 +209,25 @@ class TestReconnecting:
             assert await take(watch, 2) == ["ENGAGED a", "ENGAGED b"]
             await stream.ended.wait()
 
-    async def test_a_contradiction_is_cleared_up_by_a_snapshot(self, client, daemon):
+    async def test_contradiction_is_resolved_by_a_snapshot(self, client, daemon):
         async with client.watch() as watch:
             await begin(daemon, snapshot("1", engaged("a")), following("1", "2", engaged("a")))
             again = await begin(daemon, snapshot("2", engaged("a"), engaged("b")))
             assert again.request.resume_revision == ""
             assert await take(watch, 2) == ["ENGAGED a", "ENGAGED b"]
 
-    async def test_a_silent_stream_counts_as_dead(self, daemon):
+    async def test_silent_stream_is_reconnected(self, daemon):
         subscription = Subscription({}, AT_ONCE)
-        subscription.silence = timedelta(milliseconds=50)
+        subscription.silence_limit = timedelta(milliseconds=50)
         watch = Watch(
-            subscription, lambda: open_channel(daemon.address, ClientCredentials()), lambda _: None, lambda: ()
+            subscription, lambda: open_aio_channel(daemon.address, ClientCredentials()), lambda _: None, lambda: ()
         )
         async with watch:
             feed = watch.feed()
             stream = await begin(daemon, snapshot("1"))
             await watch.synced()
             await stream.ended.wait()
-            assert [said(await anext(feed)) for _ in range(3)] == [
+            assert [summary(await anext(feed)) for _ in range(3)] == [
                 "connected",
                 "synced 0",
                 "disconnected by StreamBroken",
@@ -244,10 +244,10 @@ class TestReconnecting:
             ({"heartbeat_interval": timedelta(days=1)}, timedelta(hours=3)),
         ],
     )
-    def test_three_heartbeats_may_be_missed_of_those_that_the_daemon_will_send(self, asked, silent):
-        assert silence(asked) == silent
+    def test_silence_limit_is_three_clamped_heartbeats(self, asked, silent):
+        assert silence_limit(asked) == silent
 
-    async def test_reconnect_cuts_the_stream_and_resumes(self, client, daemon):
+    async def test_reconnect_resumes(self, client, daemon):
         async with client.watch() as watch, asyncio.TaskGroup() as group:
             stream = await begin(daemon, snapshot("1", engaged("a")))
             await take(watch, 1)
@@ -272,7 +272,7 @@ class TestEndings:
         ],
         ids=lambda value: getattr(value, "name", None),
     )
-    async def test_what_asking_again_cannot_mend_is_raised(self, client, daemon, code, error):
+    async def test_not_retryable_error_is_raised(self, client, daemon, code, error):
         async with client.watch() as watch:
             stream = await daemon.stream()
             stream.end(Refusal(code, "no", (ErrorInfo(reason="BECAUSE", domain="discovery.miloapis.com"),)))
@@ -282,7 +282,7 @@ class TestEndings:
             with pytest.raises(error):
                 await anext(watch)
 
-    async def test_a_refused_argument_is_named(self, client, daemon):
+    async def test_invalid_request_names_the_field(self, client, daemon):
         violation = BadRequest.FieldViolation(field="filter.label_selector", description="unexpected ','")
         async with client.watch(label_selector=",") as watch:
             stream = await daemon.stream()
@@ -292,7 +292,7 @@ class TestEndings:
                 await anext(watch)
             assert raised.value.violations == (FieldViolation("filter.label_selector", "unexpected ','"),)
 
-    async def test_events_from_before_the_end_are_still_told(self, client, daemon):
+    async def test_events_before_an_error_are_yielded(self, client, daemon):
         async with client.watch() as watch:
             stream = await begin(daemon, snapshot("1", engaged("a")))
             stream.end(Refusal(grpc.StatusCode.PERMISSION_DENIED, "revoked"))
@@ -300,7 +300,7 @@ class TestEndings:
             with pytest.raises(PermissionDenied, match="revoked"):
                 await anext(watch)
 
-    async def test_a_closed_watch_ends_its_loops_and_its_call(self, client, daemon):
+    async def test_close_ends_iterations_and_the_call(self, client, daemon):
         async with asyncio.TaskGroup() as group:
             async with client.watch() as watch:
                 stream = await begin(daemon, snapshot("1", engaged("a")))
@@ -310,7 +310,7 @@ class TestEndings:
             await stream.ended.wait()
         assert (loop.result(), feed.result()) == ([], [])
 
-    async def test_a_closed_watch_stays_closed(self, client):
+    async def test_closed_watch_stays_closed(self, client):
         watch = client.watch()
         await watch.close()
         await watch.close()
@@ -322,7 +322,7 @@ class TestEndings:
         with pytest.raises(RuntimeError, match="closed"):
             await watch.__aenter__()
 
-    async def test_a_client_closes_its_watches(self, daemon):
+    async def test_client_closes_its_watches(self, daemon):
         async with DiscoveryClient(daemon.address) as client:
             watch = client.watch()
             async with asyncio.TaskGroup() as group:
@@ -331,7 +331,7 @@ class TestEndings:
         await stream.ended.wait()
         assert await _drain(watch) == []
 
-    async def test_a_silent_end_is_a_broken_stream(self, client, daemon):
+    async def test_stream_that_ends_with_ok_is_reopened(self, client, daemon):
         async with client.watch() as watch:
             feed = watch.feed()
             stream = await daemon.stream()
@@ -345,7 +345,7 @@ class TestEndings:
 class TestCancelling:
     """A cancelled wait costs nothing but the wait; a closed watch leaves nothing behind, wherever it was."""
 
-    async def test_a_cancelled_look_does_not_cut_the_stream(self, client, daemon):
+    async def test_cancelled_iteration_keeps_the_stream(self, client, daemon):
         async with client.watch() as watch:
             stream = await begin(daemon, snapshot("1"))
             await watch.synced()
@@ -359,7 +359,7 @@ class TestCancelling:
             assert await take(watch, 1) == ["ENGAGED a"]
 
     @pytest.mark.parametrize("turns", [*range(20), *(2**power for power in range(5, 13))])
-    async def test_closing_after_any_number_of_turns_leaves_no_task_behind(self, daemon, turns):
+    async def test_close_at_any_point_leaves_no_task(self, daemon, turns):
         async with DiscoveryClient(daemon.address, backoff=AT_ONCE) as client:
             watch = client.watch()
             look = asyncio.create_task(_drain(watch))
@@ -372,7 +372,7 @@ class TestCancelling:
             await asyncio.wait([server])
             assert not [task for task in asyncio.all_tasks() if task.get_name() == "milo-discovery watch"]
 
-    async def test_closing_in_the_middle_of_a_back_off_ends_it(self, daemon):
+    async def test_close_ends_a_backoff(self, daemon):
         await daemon.stop()
         async with DiscoveryClient(daemon.address) as client, client.watch() as watch:
             lost = await anext(watch.feed())
@@ -390,4 +390,4 @@ async def _serve(daemon: ScriptedDaemon) -> None:
 
 
 async def _drain(events) -> list[str]:
-    return [said(event) async for event in events]
+    return [summary(event) async for event in events]

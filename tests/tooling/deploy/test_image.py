@@ -109,7 +109,7 @@ def copied(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 def test_the_client_that_is_copied_loads_nothing_from_where_it_was(copied: Path) -> None:
     program = """if True:
-        import sys, milo_discovery.cli.answers, milo_discovery.cli.credential, milo_discovery.cli.kubeconfig
+        import sys, milo_discovery.cli.queries, milo_discovery.cli.credential, milo_discovery.cli.kubeconfig
         print(*(each.__file__ for each in sys.modules.values() if getattr(each, "__file__", None)), sep="\\n")
     """
     loaded = subprocess.check_output(

@@ -1,4 +1,4 @@
-"""Follow Milo project control planes through milo-discoveryd."""
+"""The Python client of milo-discoveryd: watch Milo project control planes and work in them."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS
     from milo_discovery._backoff import BackoffPolicy
-    from milo_discovery._credentials import ClientCredentials
+    from milo_discovery._client_credentials import ClientCredentials
     from milo_discovery.client import DiscoveryClient
-    from milo_discovery.engaged import EngagedCluster
+    from milo_discovery.engaged_cluster import EngagedCluster
     from milo_discovery.errors import (
         CallFailed,
         CertificateRenewed,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         Unimplemented,
         UnusableKubeconfig,
     )
-    from milo_discovery.events import Connected, Disconnected, Event, Mark, Refreshed, Synced
+    from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
     from milo_discovery.fleet import Fleet
     from milo_discovery.model import (
         Cluster,
@@ -54,14 +54,14 @@ if TYPE_CHECKING:
     from milo_discovery.sync import SyncDiscoveryClient, SyncWatch
     from milo_discovery.watch import Watch
 
-# Loaded when it is first used: what `kubectl` calls is there in a moment, and the pytest plugin does without gRPC.
+# Imported on first use: the exec credential plugin has to start fast, and the pytest plugin does not need gRPC.
 _MODULE_OF = {
     "ADDRESS_VARIABLE": "milo_discovery._address",
     "BackoffPolicy": "milo_discovery._backoff",
     "CallFailed": "milo_discovery.errors",
     "CertificateRenewed": "milo_discovery.errors",
     "Cluster": "milo_discovery.model",
-    "ClientCredentials": "milo_discovery._credentials",
+    "ClientCredentials": "milo_discovery._client_credentials",
     "ClusterNotFound": "milo_discovery.errors",
     "ClusterReport": "milo_discovery.model",
     "Connected": "milo_discovery.events",
@@ -73,7 +73,7 @@ _MODULE_OF = {
     "DiscoveryClient": "milo_discovery.client",
     "DiscoveryError": "milo_discovery.errors",
     "DisengageReason": "milo_discovery.model",
-    "EngagedCluster": "milo_discovery.engaged",
+    "EngagedCluster": "milo_discovery.engaged_cluster",
     "Engagement": "milo_discovery.model",
     "EngagementReason": "milo_discovery.model",
     "Event": "milo_discovery.events",
@@ -89,7 +89,7 @@ _MODULE_OF = {
     "KubeconfigFormat": "milo_discovery.model",
     "Limits": "milo_discovery.model",
     "Listing": "milo_discovery.model",
-    "Mark": "milo_discovery.events",
+    "StreamNotice": "milo_discovery.events",
     "PermissionDenied": "milo_discovery.errors",
     "PreconditionFailed": "milo_discovery.errors",
     "Refreshed": "milo_discovery.events",
@@ -144,7 +144,6 @@ __all__ = [
     "KubeconfigFormat",
     "Limits",
     "Listing",
-    "Mark",
     "PermissionDenied",
     "PreconditionFailed",
     "Refreshed",
@@ -153,6 +152,7 @@ __all__ = [
     "SourceStatus",
     "StatusError",
     "StreamBroken",
+    "StreamNotice",
     "SyncDiscoveryClient",
     "SyncWatch",
     "Synced",

@@ -1,158 +1,110 @@
-"""API clients of control planes, for as long as a block lasts: asked for by the clients and by engaged clusters."""
+"""Kubernetes API clients for control planes, as context managers."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from milo_discovery._identity import Identity, certificate_file
-from milo_discovery._renewal import LoopRenewal, Newest, ThreadAccess, ThreadRenewal, ThroughLoop
-from milo_discovery.errors import ClusterNotFound, PreconditionFailed
-from milo_discovery.model import Cluster, ClusterReport, Kubeconfig
+from milo_discovery._calls import ClusterReference, UnaryCall
+from milo_discovery._connection_credential import ConnectionCredential, certificate_file
+from milo_discovery._credential_renewal import AsyncRenewer, BlockingAccess, LoopBridge, PushedKubeconfig, ThreadRenewer
+from milo_discovery.model import Cluster, Kubeconfig
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient as AioApiClient
     from kubernetes.client import ApiClient
 
-    from milo_discovery.client import DiscoveryClient
-    from milo_discovery.sync import SyncDiscoveryClient
-
-Subject = Callable[[], Cluster | str]
-"""Whose control plane: a cluster as last known, or just a name, which is whichever cluster has it."""
+Current = Callable[[], Cluster | str]
+"""Returns the cluster as last known, or a name."""
+RunCall = Callable[[UnaryCall[Kubeconfig]], Awaitable[Kubeconfig]]
+RunBlockingCall = Callable[[UnaryCall[Kubeconfig]], Kubeconfig]
 
 
 @asynccontextmanager
 async def aio_client(
-    client: DiscoveryClient,
-    subject: Subject,
+    run: RunCall,
+    current: Current,
     *,
-    newest: Newest | None = None,
+    pushed: PushedKubeconfig | None = None,
     ttl: timedelta | None = None,
     proxy: str | None = None,
 ) -> AsyncIterator[AioApiClient]:
-    package = _package("milo_discovery._kubernetes_aio")
-    async with _renewing(client, subject, newest, ttl) as renewal:
-        identity = Identity(renewal.credentials.current)
-        with certificate_file(identity.made_with.access) as certificate:
-            api = package.FreshApiClient(renewal, identity, certificate, proxy)
+    """Open a `kubernetes.aio` client."""
+    module = _kubernetes_module("milo_discovery._kubernetes_aio")
+    async with _renewer(run, current, pushed, ttl) as renewer:
+        credential = ConnectionCredential(renewer.cache.current)
+        with certificate_file(credential.made_with.access) as certificate:
+            api = module.RenewingApiClient(renewer, credential, certificate, proxy)
         async with api:
             yield api
 
 
 @asynccontextmanager
 async def blocking_client_on_a_loop(
-    client: DiscoveryClient,
-    subject: Subject,
+    run: RunCall,
+    current: Current,
     *,
-    newest: Newest | None = None,
+    pushed: PushedKubeconfig | None = None,
     ttl: timedelta | None = None,
     proxy: str | None = None,
 ) -> AsyncIterator[ApiClient]:
-    package = _package("milo_discovery._kubernetes_sync")
-    async with _renewing(client, subject, newest, ttl) as renewal:
-        with _blocking(package, ThroughLoop(renewal), Identity(renewal.credentials.current), proxy) as api:
+    """Open a blocking `kubernetes` client whose credentials are renewed on the running event loop."""
+    module = _kubernetes_module("milo_discovery._kubernetes_sync")
+    async with _renewer(run, current, pushed, ttl) as renewer:
+        with _blocking(module, LoopBridge(renewer), ConnectionCredential(renewer.cache.current), proxy) as api:
             yield api
 
 
 @contextmanager
 def blocking_client(
-    client: SyncDiscoveryClient, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
+    run: RunBlockingCall, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
 ) -> Iterator[ApiClient]:
-    package = _package("milo_discovery._kubernetes_sync")
-    asking = _Asking(lambda: cluster)
-
-    def issue() -> Kubeconfig:
-        name, incarnation = asking.whom()
-        try:
-            return client.issue_kubeconfig(name, ttl=ttl, incarnation=incarnation)
-        except PreconditionFailed as error:
-            asking.consider(error)
-            asking.found(client.get(name))
-        return client.issue_kubeconfig(name, ttl=ttl, incarnation=asking.whom()[1])
-
-    renewal = ThreadRenewal(issue)
+    """Open a blocking `kubernetes` client."""
+    module = _kubernetes_module("milo_discovery._kubernetes_sync")
+    reference = ClusterReference(lambda: cluster, ttl)
+    renewer = ThreadRenewer(lambda: run(reference.issue_kubeconfig()))
     try:
-        renewal.access()
-        with _blocking(package, renewal, Identity(renewal.credentials.current), proxy) as api:
+        renewer.access()
+        with _blocking(module, renewer, ConnectionCredential(renewer.cache.current), proxy) as api:
             yield api
     finally:
-        renewal.close()
+        renewer.close()
 
 
 @asynccontextmanager
-async def _renewing(
-    client: DiscoveryClient, subject: Subject, newest: Newest | None, ttl: timedelta | None
-) -> AsyncIterator[LoopRenewal]:
-    asking = _Asking(subject)
-
-    async def issue() -> Kubeconfig:
-        name, incarnation = asking.whom()
-        try:
-            return await client.issue_kubeconfig(name, ttl=ttl, incarnation=incarnation)
-        except PreconditionFailed as error:
-            asking.consider(error)
-            asking.found(await client.get(name))
-        return await client.issue_kubeconfig(name, ttl=ttl, incarnation=asking.whom()[1])
-
-    renewal = LoopRenewal(issue, newest)
+async def _renewer(
+    run: RunCall, current: Current, pushed: PushedKubeconfig | None, ttl: timedelta | None
+) -> AsyncIterator[AsyncRenewer]:
+    reference = ClusterReference(current, ttl)
+    renewer = AsyncRenewer(lambda: run(reference.issue_kubeconfig()), pushed)
     try:
-        await renewal.access()
-        yield renewal
+        await renewer.access()
+        yield renewer
     finally:
-        await renewal.close()
+        await renewer.close()
 
 
 @contextmanager
-def _blocking(package: Any, access: ThreadAccess, identity: Identity, proxy: str | None) -> Iterator[ApiClient]:
-    # The file is read with each new connection.
+def _blocking(
+    module: Any, access: BlockingAccess, credential: ConnectionCredential, proxy: str | None
+) -> Iterator[ApiClient]:
+    # urllib3 reads the file for each new connection, so it has to outlive the client.
     with (
-        certificate_file(identity.made_with.access) as certificate,
-        package.FreshApiClient(access, identity, certificate, proxy) as api,
+        certificate_file(credential.made_with.access) as certificate,
+        module.RenewingApiClient(access, credential, certificate, proxy) as api,
     ):
         yield api
 
 
-class _Asking:
-    """Asks for the cluster that is meant, and not for a later one of the same name.
-
-    The daemon knows clusters by incarnation, and another daemon has other ones. So where an incarnation isn't known any
-    more, the UID tells whether it is the same cluster.
-    """
-
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
-        self._newer: Cluster | None = None
-
-    def whom(self) -> tuple[str, str]:
-        """Name and incarnation."""
-        subject = self._subject()
-        if isinstance(subject, str):
-            return subject, ""
-        return subject.name, (self._newer or subject).incarnation
-
-    def consider(self, refusal: PreconditionFailed) -> None:
-        """Raises it again, unless it says that the incarnation is another one."""
-        if refusal.reason != "OTHER_INCARNATION":
-            raise refusal
-
-    def found(self, report: ClusterReport) -> None:
-        subject = self._subject()
-        assert not isinstance(subject, str), "an incarnation was asked for"
-        if report.cluster is None or not report.engagement.engaged or report.cluster.uid != subject.uid:
-            gone = f"cluster {subject.name!r} with UID {subject.uid!r} is not engaged any more"
-            raise ClusterNotFound(gone, code="NOT_FOUND", reason="NOT_ENGAGED")
-        self._newer = report.cluster
-
-
-def _package(name: str) -> Any:
+def _kubernetes_module(name: str) -> Any:
     try:
         return import_module(name)
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "kubernetes":
             raise
         raise ImportError(
-            "API clients need the package kubernetes: pip install 'milo-discovery-client[kubernetes]'", name=error.name
+            "API clients need the kubernetes package: pip install './clients/python[kubernetes]'", name=error.name
         ) from error

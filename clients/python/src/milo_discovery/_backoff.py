@@ -1,4 +1,4 @@
-"""How long to wait before another attempt: a decision, not a sleep."""
+"""Exponential backoff with jitter. Computes delays; the caller sleeps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from datetime import timedelta
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackoffPolicy:
-    """Delays double from `initial` to `maximum`, and start over after a run of at least `healthy`."""
+    """Delays double from `initial` to `maximum`, and reset after a run of at least `healthy`."""
 
     initial: timedelta = timedelta(milliseconds=100)
     maximum: timedelta = timedelta(seconds=5)
@@ -18,10 +18,10 @@ class BackoffPolicy:
 
 
 class Backoff:
-    """The failures so far, and the delay that follows from them.
+    """Counts consecutive failures and computes the next delay.
 
-    Each delay is drawn from the upper half of its range: a crowd that lost the same daemon comes back spread out, and
-    nobody comes back at once.
+    Each delay is drawn from the upper half of its range, so that clients which lost the same daemon do not all
+    reconnect at the same moment.
     """
 
     def __init__(self, policy: BackoffPolicy, *, draw: Callable[[], float] = random.random) -> None:
@@ -30,10 +30,10 @@ class Backoff:
         self._failures = 0
 
     def failed(self, *, ran: timedelta, retry_after: timedelta | None = None) -> timedelta:
-        """Another attempt failed after it `ran` so long; the other side may have said when to come again."""
+        """Record a failure after running for `ran`; return the delay, on top of the server's `retry_after`."""
         if ran >= self._policy.healthy:
             self._failures = 0
-        # Beyond 2^32 the maximum holds anyway, and the product would overflow in the end.
+        # Capped at 2^32: the maximum applies anyway, and the product would eventually overflow.
         ceiling = min(self._policy.initial * (1 << min(self._failures, 32)), self._policy.maximum)
         self._failures += 1
         delay = ceiling * (0.5 + self._draw() / 2)

@@ -1,4 +1,4 @@
-"""A blocking client of `kubernetes` whose credential is always fresh. Loaded on use: the package is an extra."""
+"""A blocking `kubernetes` client with renewed credentials. Imported on use, because the package is an extra."""
 
 from __future__ import annotations
 
@@ -6,42 +6,43 @@ from typing import Any
 
 from kubernetes.client import ApiClient, Configuration
 
-from milo_discovery._identity import BEARER, Identity
-from milo_discovery._renewal import ThreadAccess
+from milo_discovery._connection_credential import BEARER, ConnectionCredential
+from milo_discovery._credential_renewal import BlockingAccess
 
 _UNAUTHORIZED = 401
 
 
-class FreshApiClient(ApiClient):
-    """Looks up its credential with each request, and once more where it is refused."""
+class RenewingApiClient(ApiClient):
+    """Uses the newest credential for each request, and retries once with a newer one after a 401."""
 
-    def __init__(self, renewal: ThreadAccess, identity: Identity, certificate: str | None, proxy: str | None) -> None:
-        access = identity.made_with.access
+    def __init__(
+        self, renewer: BlockingAccess, credential: ConnectionCredential, certificate: str | None, proxy: str | None
+    ) -> None:
+        access = credential.made_with.access
         configuration = Configuration(
             host=access.server,
             ca_cert_data=access.authorities,
             tls_server_name=access.tls_server_name,
             cert_file=certificate,
         )
-        # Set to None, too: without that it is what the environment says.
-        configuration.proxy = proxy
+        configuration.proxy = proxy  # also None: the constructor would take the environment's
 
-        # A function of its own, not a method: configurations are copied deeply, and with a method all that it is bound
-        # to would be. It is called only where there is a key to refresh.
+        # A function rather than a method: a deep copy of the configuration would copy the object that a method is bound
+        # to. The package calls it only if there is an API key.
         def refresh(target: Configuration) -> None:
-            newest = renewal.access()
-            header = identity.authorization(newest)
+            newest = renewer.access()
+            header = credential.authorization(newest)
             if header is not None:
                 target.api_key[BEARER] = header
             target.host = newest.server
 
-        header = identity.authorization(access)
+        header = credential.authorization(access)
         configuration.api_key = {} if header is None else {BEARER: header}
-        configuration.refresh_api_key_hook = refresh  # type: ignore[assignment]  # declared by its default
+        configuration.refresh_api_key_hook = refresh  # type: ignore[assignment]  # typed by its default value
         super().__init__(configuration)
         self.user_agent = "milo-discovery-client"
-        self._renewal = renewal
-        self._identity = identity
+        self._renewer = renewer
+        self._credential = credential
 
     def call_api(
         self,
@@ -53,16 +54,16 @@ class FreshApiClient(ApiClient):
         _request_timeout: Any = None,
     ) -> Any:
         if not self.configuration.api_key:
-            self._identity.authorization(self._renewal.access())  # the hook isn't called for certificates
+            self._credential.authorization(self._renewer.access())  # the hook is not called for certificates
         headers = dict(header_params or {})
         arguments = {"body": body, "post_params": post_params, "_request_timeout": _request_timeout}
         response = super().call_api(method, url, dict(headers), **arguments)
         used = headers.get("authorization")
         if response.status != _UNAUTHORIZED or used is None:
             return response
-        # The package would hand this to the caller as it is. The token may have been revoked: ask once for another.
-        newest = self._renewal.after_refusal(used.removeprefix("Bearer "))
-        header = self._identity.authorization(newest)
+        # The token may have been revoked. The package would return the 401 to the caller.
+        newest = self._renewer.access_after_401(used.removeprefix("Bearer "))
+        header = self._credential.authorization(newest)
         if header is None or header == used:
             return response
         response.response.release_conn()

@@ -1,13 +1,12 @@
-"""What a stream of batches means, without the stream.
+"""Turns the batches of a stream into events, without I/O.
 
-A session outlives connections and daemons. It holds the view (what its user was told) and the resume point, takes
-batches, and gives the events that its user is to see: ENGAGED and DISENGAGED once each, whatever became of the
-connection. Three rules carry that:
+A session outlives connections and daemons. It holds the view (the clusters that its user was told about) and the resume
+revision, and guarantees one ENGAGED and one DISENGAGED per cluster, whatever happened to the connection:
 
-- A snapshot counts when it is complete. Until `synced` nothing of it is told, and one that is cut leaves no trace.
-- A snapshot is told as its differences from the view. A cluster is the same if its name and uid are: another
-  incarnation alone says that another daemon engaged it, which is no news to somebody who works on it already.
-- A batch is applied whole or not at all, and only then does its revision become the resume point.
+- A snapshot counts when it is complete. Before `synced` it yields no events; one that breaks off has no effect.
+- A snapshot yields its differences from the view. A cluster is the same if name and UID are: a new incarnation alone
+  means that another daemon engaged it, which does not concern a user that already works on it.
+- A batch is applied completely or not at all, and only then does its revision become the resume revision.
 """
 
 from __future__ import annotations
@@ -17,17 +16,17 @@ from dataclasses import dataclass
 from operator import attrgetter
 from types import MappingProxyType
 
-from milo_discovery import _wire
+from milo_discovery import _convert
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery.errors import StreamBroken
-from milo_discovery.events import Event, Mark, Refreshed, Synced
+from milo_discovery.events import Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig, SourceStatus
 
-GONE_MEANWHILE = "it was gone when the connection to the daemon came back"
+MISSING_AFTER_RECONNECT = "it was gone when the connection to the daemon came back"
 
-# Left out is what tells of the daemon rather than of the cluster: when and as what this daemon engaged it, since when
-# it probes it, and which upstream version it happened to read.
-_VISIBLE = (
+# Excludes fields about the daemon rather than the cluster: when and under which incarnation it engaged the cluster,
+# since when it probes it, and which upstream version it read.
+_CLUSTER_FIELDS = (
     "name",
     "uid",
     "endpoint",
@@ -40,11 +39,11 @@ _VISIBLE = (
     "connectivity.state",
     "connectivity.message",
 )
-visible = attrgetter(*_VISIBLE)
+cluster_content = attrgetter(*_CLUSTER_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KnownCluster:
     """A cluster of the view, with its kubeconfig where there is one."""
 
     cluster: Cluster
@@ -58,117 +57,117 @@ class _Closed:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A stream was asked for, and has said nothing yet."""
+    """A stream was opened, and no batch has arrived."""
 
     resuming: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
-    """The daemon hasn't a complete view itself, and only sends heartbeats."""
+class _AwaitingSnapshot:
+    """The daemon is not synced itself, and sends heartbeats only."""
 
     last: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Replacing:
-    """A snapshot is coming in."""
+class _ReceivingSnapshot:
+    """A snapshot is arriving in parts."""
 
     last: str
-    gathered: dict[str, Known]
+    snapshot: dict[str, KnownCluster]
 
 
 @dataclass(frozen=True, slots=True)
-class _Following:
-    """The view is complete, and what comes are changes to it."""
+class _Live:
+    """The view is complete, and batches are changes to it."""
 
     last: str
 
 
-_Phase = _Closed | _Opened | _Waiting | _Replacing | _Following
-_Step = tuple[_Phase, tuple[Event | Mark, ...]]
+_Phase = _Closed | _Opened | _AwaitingSnapshot | _ReceivingSnapshot | _Live
+_Step = tuple[_Phase, tuple[Event | StreamNotice, ...]]
 
 
 class Session:
-    """The view, the resume point, and the phase of the current stream."""
+    """The view, the resume revision, and the phase of the current stream."""
 
     def __init__(self) -> None:
         self._phase: _Phase = _Closed()
-        self._view: dict[str, Known] = {}
-        self.view: Mapping[str, Known] = MappingProxyType(self._view)
+        self._view: dict[str, KnownCluster] = {}
+        self.view: Mapping[str, KnownCluster] = MappingProxyType(self._view)
         self.revision = ""
-        """Where the next stream resumes from; empty to start over."""
+        """What the next stream resumes from; empty to start over."""
         self.synced = False
-        """The view is, or once was, complete. It stays when a stream ends: unknown is not gone."""
+        """Whether the view has been complete. It stays set when a stream ends, as the view stays."""
         self.source: SourceStatus | None = None
-        """The daemon's own view, as last told."""
+        """The freshness of the daemon's view of Milo, as last received."""
 
     def open(self) -> str:
-        """Another stream begins, and whatever the one before left half-done is dropped. Gives its resume revision."""
+        """Begin another stream, dropping an incomplete snapshot; return its resume revision."""
         self._phase = _Opened(self.revision)
         return self.revision
 
-    def receive(self, batch: pb.WatchClustersResponse) -> tuple[Event | Mark, ...]:
-        """Apply a batch. StreamBroken, and nothing applied, if it can't follow what came before."""
+    def receive(self, batch: pb.WatchClustersResponse) -> tuple[Event | StreamNotice, ...]:
+        """Apply a batch and return what changed. Raises StreamBroken, and applies nothing, if it cannot follow."""
         phase = self._phase
-        self._phase = _Closed()  # for good, unless the batch turns out well
+        self._phase = _Closed()  # unless the batch is valid
         if batch.reset:
-            # It starts over, so that nothing before it can be missing.
-            gathered: dict[str, Known] = {}
-            self._phase, told = self._gather(gathered, batch)
+            # It starts over, so no earlier batch can be missing.
+            snapshot: dict[str, KnownCluster] = {}
+            self._phase, changes = self._receive_snapshot(snapshot, batch)
         else:
-            self._phase, told = self._advance(phase, batch)
+            self._phase, changes = self._continue(phase, batch)
         if batch.HasField("source"):
-            self.source = _wire.source_status(batch.source)
-        return told
+            self.source = _convert.source_status(batch.source)
+        return changes
 
-    def _advance(self, phase: _Phase, batch: pb.WatchClustersResponse) -> _Step:
+    def _continue(self, phase: _Phase, batch: pb.WatchClustersResponse) -> _Step:
         match phase:
             case _Closed():
                 raise StreamBroken("a batch arrived on a stream that isn't open")
             case _Opened(resuming) if batch.synced:
                 if not resuming:
                     raise StreamBroken("a new stream began without a snapshot")
-                return self._follow(resuming, batch)
+                return self._apply(resuming, batch)
             case _Opened():
-                return self._wait("", batch)
-            case _Waiting(last):
-                return self._wait(last, batch)
-            case _Replacing(last, gathered):
-                _continues(last, batch)
-                return self._gather(gathered, batch)
+                return self._await_snapshot("", batch)
+            case _AwaitingSnapshot(last):
+                return self._await_snapshot(last, batch)
+            case _ReceivingSnapshot(last, snapshot):
+                _require_next(last, batch)
+                return self._receive_snapshot(snapshot, batch)
             case _:
-                return self._follow(phase.last, batch)
+                return self._apply(phase.last, batch)
 
-    def _wait(self, last: str, batch: pb.WatchClustersResponse) -> _Step:
-        _continues(last, batch)
+    def _await_snapshot(self, last: str, batch: pb.WatchClustersResponse) -> _Step:
+        _require_next(last, batch)
         if batch.events or batch.synced:
-            raise self._contradiction("events came before the snapshot that they belong to")
-        return _Waiting(batch.revision), ()
+            raise self._contradiction("events arrived before the snapshot")
+        return _AwaitingSnapshot(batch.revision), ()
 
-    def _gather(self, gathered: dict[str, Known], batch: pb.WatchClustersResponse) -> _Step:
+    def _receive_snapshot(self, snapshot: dict[str, KnownCluster], batch: pb.WatchClustersResponse) -> _Step:
         for event in batch.events:
             name = event.cluster.name
             match EventType(event.type):
                 case EventType.ENGAGED | EventType.UPDATED | EventType.KUBECONFIG:
-                    gathered[name] = _known(event, gathered.get(name))
+                    snapshot[name] = _known(event, snapshot.get(name))
                 case EventType.DISENGAGED:
-                    gathered.pop(name, None)
+                    snapshot.pop(name, None)
                 case _:
-                    pass  # a newer daemon's: what this client can't name, its user can't miss
+                    pass  # an event type of a newer daemon
         if not batch.synced:
-            return _Replacing(batch.revision, gathered), ()
-        told: tuple[Event | Mark, ...] = (*self._differences(gathered), Synced(clusters=len(gathered)))
+            return _ReceivingSnapshot(batch.revision, snapshot), ()
+        changes: tuple[Event | StreamNotice, ...] = (*self._differences(snapshot), Synced(clusters=len(snapshot)))
         self._view.clear()
-        self._view.update(gathered)
+        self._view.update(snapshot)
         self.revision = batch.revision
         self.synced = True
-        return _Following(batch.revision), told
+        return _Live(batch.revision), changes
 
-    def _differences(self, snapshot: Mapping[str, Known]) -> Iterator[Event | Refreshed]:
+    def _differences(self, snapshot: Mapping[str, KnownCluster]) -> Iterator[Event | Refreshed]:
         for name, old in self._view.items():
             if name not in snapshot:
-                yield Event(type=EventType.DISENGAGED, cluster=old.cluster, message=GONE_MEANWHILE)
+                yield Event(type=EventType.DISENGAGED, cluster=old.cluster, message=MISSING_AFTER_RECONNECT)
         for name, new in snapshot.items():
             before = self._view.get(name)
             if before is None:
@@ -177,38 +176,38 @@ class Session:
                 yield Event(type=EventType.DISENGAGED, cluster=before.cluster, reason=DisengageReason.REPLACED)
                 yield _engaged(new)
             else:
-                if visible(before.cluster) != visible(new.cluster):
+                if cluster_content(before.cluster) != cluster_content(new.cluster):
                     yield Event(type=EventType.UPDATED, cluster=new.cluster)
                 elif before.cluster != new.cluster:
                     yield Refreshed(cluster=new.cluster)
                 if new.kubeconfig is not None and before.kubeconfig != new.kubeconfig:
                     yield Event(type=EventType.KUBECONFIG, cluster=new.cluster, kubeconfig=new.kubeconfig)
 
-    def _follow(self, last: str, batch: pb.WatchClustersResponse) -> _Step:
-        _continues(last, batch)
+    def _apply(self, last: str, batch: pb.WatchClustersResponse) -> _Step:
+        _require_next(last, batch)
         if not batch.synced:
-            raise self._contradiction("a complete view was taken back without a reset")
-        changed: dict[str, Known | None] = {}
-        told: list[Event] = []
+            raise self._contradiction("the stream is no longer synced, without a reset")
+        changed: dict[str, KnownCluster | None] = {}
+        events: list[Event] = []
         for message in batch.events:
             name = message.cluster.name
             before = changed[name] if name in changed else self._view.get(name)
             event_type = EventType(message.type)
             if event_type is EventType.UNSPECIFIED:
-                continue  # a newer daemon's: what this client can't name, its user can't miss
+                continue  # an event type of a newer daemon
             if (before is None) != (event_type is EventType.ENGAGED):
                 raise self._contradiction(
                     f"{event_type.name} for cluster {name!r}, which is {'not ' if before is None else ''}engaged"
                 )
             after = _known(message, before)
             changed[name] = None if event_type is EventType.DISENGAGED else after
-            told.append(
+            events.append(
                 Event(
                     type=event_type,
                     cluster=after.cluster,
                     reason=DisengageReason(message.reason),
                     message=message.message,
-                    kubeconfig=_wire.kubeconfig(message.kubeconfig) if message.HasField("kubeconfig") else None,
+                    kubeconfig=_convert.kubeconfig(message.kubeconfig) if message.HasField("kubeconfig") else None,
                 )
             )
         for name, known in changed.items():
@@ -217,24 +216,26 @@ class Session:
             else:
                 self._view[name] = known
         self.revision = batch.revision
-        return _Following(batch.revision), tuple(told)
+        return _Live(batch.revision), tuple(events)
 
-    def _contradiction(self, what: str) -> StreamBroken:
-        """What arrived contradicts the view: one of the two is wrong, and only a snapshot tells which."""
+    def _contradiction(self, detail: str) -> StreamBroken:
+        """Drop the resume revision: the batch contradicts the view, and only a snapshot can resolve that."""
         self.revision = ""
-        return StreamBroken(what)
+        return StreamBroken(detail)
 
 
-def _continues(last: str, batch: pb.WatchClustersResponse) -> None:
+def _require_next(last: str, batch: pb.WatchClustersResponse) -> None:
     if batch.previous_revision != last:
-        raise StreamBroken(f"a batch is missing: one that follows {batch.previous_revision!r} came after {last!r}")
+        raise StreamBroken(
+            f"a batch is missing: expected one after {last!r}, got one after {batch.previous_revision!r}"
+        )
 
 
-def _known(event: pb.ClusterEvent, before: Known | None) -> Known:
+def _known(event: pb.ClusterEvent, before: KnownCluster | None) -> KnownCluster:
     if event.HasField("kubeconfig"):
-        return Known(_wire.cluster(event.cluster), _wire.kubeconfig(event.kubeconfig))
-    return Known(_wire.cluster(event.cluster), before.kubeconfig if before else None)
+        return KnownCluster(_convert.cluster(event.cluster), _convert.kubeconfig(event.kubeconfig))
+    return KnownCluster(_convert.cluster(event.cluster), before.kubeconfig if before else None)
 
 
-def _engaged(known: Known) -> Event:
+def _engaged(known: KnownCluster) -> Event:
     return Event(type=EventType.ENGAGED, cluster=known.cluster, kubeconfig=known.kubeconfig)

@@ -1,4 +1,4 @@
-"""A watch without its I/O: what to ask for, what to tell, how long to wait. The clients around it do as it says."""
+"""A watch without I/O: the next request, the pending events, the reconnect delay. Shared by both clients."""
 
 from __future__ import annotations
 
@@ -6,100 +6,97 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 
-from milo_discovery import _wire
+from milo_discovery import _convert
 from milo_discovery._backoff import Backoff, BackoffPolicy
+from milo_discovery._convert import WatchOptions
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discovery._session import Known, Session
-from milo_discovery._wire import WatchOptions
-from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken
-from milo_discovery.events import Connected, Disconnected, Event, Mark
+from milo_discovery._session import KnownCluster, Session
+from milo_discovery.errors import DiscoveryError, StatusError
+from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
 from milo_discovery.model import Cluster, SourceStatus
 
 
 class Subscription:
-    """The session, what it told and nobody took yet, and how the connection stands. Times are seconds of one clock."""
+    """The session, the events not yet taken, and the connection state. Times are seconds of one monotonic clock."""
 
     def __init__(self, options: WatchOptions, backoff: BackoffPolicy) -> None:
-        self._request = _wire.watch_request(options)
+        self._request = _convert.watch_request(options)
         self._backoff = Backoff(backoff)
         self._connected_at: float | None = None
-        self._told_disconnected = False
+        self._disconnect_reported = False
         self.session = Session()
-        self.silence = _wire.silence(options)
-        """A stream that says nothing for so long is dead."""
-        self.pending: deque[Event | Mark] = deque()
-        """What happened, to be taken from the left."""
+        self.silence_limit = _convert.silence_limit(options)
+        """A stream that is silent for this long is dead."""
+        self.pending: deque[Event | StreamNotice] = deque()
+        """What happened, oldest first."""
 
     @property
     def connected(self) -> bool:
         return self._connected_at is not None
 
-    def open(self) -> pb.WatchClustersRequest:
-        """Another stream begins, with this request."""
+    def next_request(self) -> pb.WatchClustersRequest:
+        """Begin another stream, and return its request."""
         self._connected_at = None
         request = pb.WatchClustersRequest()
         request.CopyFrom(self._request)
         request.resume_revision = self.session.open()
         return request
 
-    def take(self, batch: pb.WatchClustersResponse, now: float) -> None:
-        """A batch arrived."""
-        told = self.session.receive(batch)
+    def received(self, batch: pb.WatchClustersResponse, now: float) -> None:
+        """Apply a batch. Raises StreamBroken if it does not follow from the ones before."""
+        changes = self.session.receive(batch)
         if self._connected_at is None:
             self._connected_at = now
-            self._told_disconnected = False
+            self._disconnect_reported = False
             self.pending.append(Connected(resumed=batch.synced and not batch.reset))
-        self.pending.extend(told)
+        self.pending.extend(changes)
 
-    def fell_silent(self) -> StreamBroken:
-        return StreamBroken(f"no heartbeat for {self.silence.total_seconds():g} s")
-
-    def lost(self, error: DiscoveryError, now: float) -> timedelta:
-        """The stream broke. Gives how long to wait before the next."""
+    def stream_lost(self, error: DiscoveryError, now: float) -> timedelta:
+        """Record that the stream broke; return how long to wait before the next one."""
         ran = timedelta(seconds=0 if self._connected_at is None else now - self._connected_at)
         self._connected_at = None
-        # Once for each loss, however many attempts it takes to come back.
-        if not self._told_disconnected:
-            self._told_disconnected = True
+        # Reported once per loss, however many attempts the reconnect takes.
+        if not self._disconnect_reported:
+            self._disconnect_reported = True
             self.pending.append(Disconnected(error=error))
         return self._backoff.failed(ran=ran, retry_after=error.retry_after if isinstance(error, StatusError) else None)
 
-    def cut(self) -> None:
-        """The stream was ended from this side."""
+    def stream_closed(self) -> None:
+        """Record that this side closed the stream."""
         self._connected_at = None
 
 
 class WatchState:
-    """What can be asked of a watch at any time."""
+    """The state of a watch, readable at any time."""
 
     def __init__(self, subscription: Subscription) -> None:
         self._subscription = subscription
-        self.clusters: Mapping[str, Cluster] = _Clusters(subscription.session.view)
-        """The view by name, as of now: it may be ahead of the events not yet taken."""
+        self.clusters: Mapping[str, Cluster] = _ClusterView(subscription.session.view)
+        """The current view by name. It may be ahead of the events not yet iterated over."""
 
     @property
     def connected(self) -> bool:
-        """The daemon answers on the current stream."""
+        """Whether the daemon answers on the current stream."""
         return self._subscription.connected
 
     @property
     def source(self) -> SourceStatus | None:
-        """The state of the daemon's own view of Milo, as last told; None before the first word."""
+        """The freshness of the daemon's view of Milo, as last received; None before the first batch."""
         return self._subscription.session.source
 
     @property
     def revision(self) -> str:
-        """Where the stream stands, and where another one would resume."""
+        """The revision that the next stream would resume from."""
         return self._subscription.session.revision
 
     @property
     def is_synced(self) -> bool:
-        """The first complete view has arrived."""
+        """Whether the first complete view has arrived."""
         return self._subscription.session.synced
 
 
-class _Clusters(Mapping[str, Cluster]):
-    def __init__(self, view: Mapping[str, Known]) -> None:
+class _ClusterView(Mapping[str, Cluster]):
+    def __init__(self, view: Mapping[str, KnownCluster]) -> None:
         self._view = view
 
     def __getitem__(self, name: str) -> Cluster:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import grpc
 
-from milo_discovery import _api_clients, _wire
-from milo_discovery._address import CHANNEL_OPTIONS, target
+from milo_discovery import _api_clients, _calls
 from milo_discovery._backoff import BackoffPolicy
-from milo_discovery._credentials import ClientCredentials
-from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._calls import ResultT, UnaryCall, UnaryRequest
+from milo_discovery._channel import open_aio_channel
+from milo_discovery._client_base import DEFAULT_TIMEOUT, ClientBase, time_left
+from milo_discovery._client_credentials import ClientCredentials
+from milo_discovery._convert import FilterOptions, WatchOptions
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
-from milo_discovery._lane import Lanes
-from milo_discovery._status import lost_connection, status_error
+from milo_discovery._grpc_status import status_error_of_call
 from milo_discovery._subscription import Subscription
-from milo_discovery._wire import FilterOptions, WatchOptions
+from milo_discovery.errors import StatusError
 from milo_discovery.model import Cluster, ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
 from milo_discovery.watch import Watch
 
@@ -28,46 +28,33 @@ if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient as AioApiClient
     from kubernetes.client import ApiClient
 
-    from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceAsyncStub
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
-
-
-def open_channel(place: str, credentials: ClientCredentials) -> grpc.aio.Channel:
-    """A channel to a gRPC target, with what a neighbour on the same machine needs."""
-    shown = credentials.channel_credentials()
-    if shown is None:
-        return grpc.aio.insecure_channel(place, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(place, shown, options=CHANNEL_OPTIONS)
-
-
-class DiscoveryClient:
+class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
     """A client of the daemon at `address`: `unix:///path` or `HOST:PORT`.
 
-    Without one it takes MILO_DISCOVERY_ADDRESS, or unix:///run/milo-discovery/discovery.sock. `timeout` is for single
-    calls, in which the daemon isn't waited for: where nobody answers they fail with Unavailable. Watches wait and
-    go on trying, by `backoff`. `credentials` say who the client is; without them the environment does. `connect` makes
-    a channel, for those who want interceptors in it.
+    The default address is MILO_DISCOVERY_ADDRESS, or unix:///run/milo-discovery/discovery.sock. `timeout` applies to
+    unary calls, which fail with Unavailable where the daemon is not reached. Watches reconnect, with delays by
+    `backoff`. `credentials` default to the files that the environment names. `connect` opens a channel to a gRPC
+    target, for example to add interceptors.
     """
 
     def __init__(
         self,
         address: str | None = None,
         *,
-        timeout: timedelta | None = timedelta(seconds=10),
+        timeout: timedelta | None = DEFAULT_TIMEOUT,
         backoff: BackoffPolicy | None = None,
         credentials: ClientCredentials | None = None,
         connect: Callable[[str], grpc.aio.Channel] | None = None,
     ) -> None:
-        self._target = target(address)
-        self._credentials = ClientCredentials.from_environment() if credentials is None else credentials
-        self._credentials.check(self._target)
-        self._timeout = timeout
-        self._backoff = backoff or BackoffPolicy()
-        self._connect = connect or (lambda place: open_channel(place, self._credentials))
-        self._lanes = Lanes(lambda: self._connect(self._target))
-        self._watches: set[Watch] = set()
+        super().__init__(
+            address,
+            timeout=timeout,
+            backoff=backoff,
+            credentials=credentials,
+            connect=connect,
+            open_channel=open_aio_channel,
+        )
 
     async def __aenter__(self) -> Self:
         return self
@@ -78,38 +65,32 @@ class DiscoveryClient:
         await self.close()
 
     async def close(self) -> None:
-        """End all watches, and the connection."""
+        """Close all watches and connections."""
         for watch in tuple(self._watches):
             await watch.close()
-        channel = self._lanes.close()
+        channel = self._shared_channel.close()
         if channel is not None:
             await channel.close()
 
     def watch(self, **options: Unpack[WatchOptions]) -> Watch:
-        """Follow the fleet, or the part of it that the options name. Each watch has a connection of its own."""
-        subscription = Subscription(options, self._backoff)
+        """Watch the clusters that the options select; all by default. Each watch has its own connection."""
         watch = Watch(
-            subscription, lambda: self._connect(self._target), self._watches.discard, self._credentials.metadata
+            Subscription(options, self._backoff), self._connect, self._watches.discard, self._credentials.metadata
         )
         self._watches.add(watch)
         return watch
 
     async def list(self, **options: Unpack[FilterOptions]) -> Listing:
-        """The engaged clusters, ordered by name. Unavailable until the daemon has a complete view."""
-        request = pb.ListClustersRequest(filter=_wire.filter_message(options))
-        pages = [await self._call(lambda stub: stub.ListClusters, request)]
-        while pages[-1].next_page_token:
-            request.page_token = pages[-1].next_page_token
-            pages.append(await self._call(lambda stub: stub.ListClusters, request))
-        return _wire.listing(pages)
+        """Return the engaged clusters, ordered by name. Unavailable until the daemon is synced."""
+        return await self.run_call(_calls.list_clusters(options))
 
     async def get(self, name: str) -> ClusterReport:
-        """What the daemon knows of a name, engaged or not. ClusterNotFound only for one that it has never seen."""
-        return _wire.cluster_report(await self._call(lambda stub: stub.GetCluster, pb.GetClusterRequest(name=name)))
+        """Return what the daemon knows of a name, engaged or not. ClusterNotFound if it has never seen the name."""
+        return await self.run_call(_calls.get_cluster(name))
 
     async def server_info(self) -> ServerInfo:
-        """The daemon itself."""
-        return _wire.server_info(await self._call(lambda stub: stub.GetServerInfo, pb.GetServerInfoRequest()))
+        """Return the daemon's version, state and limits."""
+        return await self.run_call(_calls.get_server_info())
 
     async def issue_kubeconfig(
         self,
@@ -119,45 +100,56 @@ class DiscoveryClient:
         kubeconfig_format: KubeconfigFormat = KubeconfigFormat.EMBEDDED,
         incarnation: str = "",
     ) -> Kubeconfig:
-        """A short-lived kubeconfig for an engaged cluster; with `incarnation`, only for just that one."""
-        request = _wire.issue_request(name, ttl, kubeconfig_format, incarnation)
-        return _wire.kubeconfig((await self._call(lambda stub: stub.IssueKubeconfig, request)).kubeconfig)
+        """Issue a short-lived kubeconfig for an engaged cluster; with `incarnation`, only for that incarnation."""
+        return await self.run_call(
+            _calls.issue_kubeconfig(name, ttl=ttl, kubeconfig_format=kubeconfig_format, incarnation=incarnation)
+        )
 
     def api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
     ) -> AbstractAsyncContextManager[AioApiClient]:
-        """For `async with`: a client of `kubernetes.aio` for the cluster's control plane, with ever fresh credentials.
+        """Return an async context manager: a `kubernetes.aio` client for the cluster, with renewed credentials.
 
-        Given a Cluster, it is for just that one, and never for a later one of the same name.
+        Given a Cluster rather than a name, it never works in a later cluster of the same name.
         """
-        return _api_clients.aio_client(self, lambda: cluster, ttl=ttl, proxy=proxy)
+        return _api_clients.aio_client(self.run_call, lambda: cluster, ttl=ttl, proxy=proxy)
 
     def sync_api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
     ) -> AbstractAsyncContextManager[ApiClient]:
-        """For `async with`: as `api_client`, but a client of `kubernetes`, to be used in threads beside the loop."""
-        return _api_clients.blocking_client_on_a_loop(self, lambda: cluster, ttl=ttl, proxy=proxy)
+        """Return an async context manager like `api_client`, for a blocking `kubernetes` client used in threads."""
+        return _api_clients.blocking_client_on_a_loop(self.run_call, lambda: cluster, ttl=ttl, proxy=proxy)
 
-    async def _call(
-        self,
-        method: Callable[[DiscoveryServiceAsyncStub], grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]],
-        request: _Request,
-    ) -> _Response:
-        metadata = self._credentials.metadata()
-        until = None if self._timeout is None else time.monotonic() + self._timeout.total_seconds()
+    async def run_call(self, call: UnaryCall[ResultT]) -> ResultT:
+        """Run a call of `_calls`. For this package."""
+        try:
+            request = next(call)
+            while True:
+                try:
+                    response = await self._send(request)
+                except StatusError as error:
+                    request = call.throw(error)
+                else:
+                    request = call.send(response)
+        except StopIteration as returned:
+            result: ResultT = returned.value
+            return result
+
+    async def _send(self, request: UnaryRequest) -> Any:
+        metadata, deadline = self._credentials.metadata(), self._deadline()
         while True:
-            limit = None if until is None else until - time.monotonic()
-            lane = self._lanes.enter()
+            connection = self._shared_channel.acquire()
+            method = getattr(DiscoveryServiceStub(connection.channel), request.method)
             try:
-                response = await method(DiscoveryServiceStub(lane.channel))(request, timeout=limit, metadata=metadata)
+                response = await method(request.message, timeout=time_left(deadline), metadata=metadata)
             except grpc.aio.AioRpcError as error:
-                failure = status_error(error.code(), error.details(), error.trailing_metadata())
-                if not lost_connection(failure) or not self._lanes.failed(lane):
+                failure = status_error_of_call(error)
+                if not self._shared_channel.should_retry(connection, failure):
                     raise failure from error
             else:
-                self._lanes.answered(lane)
+                connection.has_succeeded = True
                 return response
             finally:
-                spent = self._lanes.leave(lane)
-                if spent is not None:
-                    await spent.close()
+                unused = self._shared_channel.release(connection)
+                if unused is not None:
+                    await unused.close()

@@ -1,24 +1,25 @@
-"""Everything that can go wrong, as types.
+"""The errors of this package.
 
 DiscoveryError
-├── InvalidAddress            the address names no place to connect to
-├── InvalidCredentials        what the client is to show can't be read, or must not be shown there
-├── ClusterNotFound           no such cluster, or none that is engaged
-├── InvalidRequest            the daemon refused an argument: `violations` name the fields
-├── PermissionDenied          known, and not allowed
-├── Unauthenticated           not known
-├── PreconditionFailed        the daemon's configuration doesn't allow it
-├── Unimplemented             the daemon is older than this client
-├── Unavailable               nobody answers, or the daemon can't answer yet: try again
-├── TimedOut                  no answer within the time given
-├── CallFailed                any other status
-├── UnusableKubeconfig        a kubeconfig that this client can't work with
-├── CertificateRenewed        an API client's certificate is over, and the next one needs another API client
-├── StreamBroken              a stream broke its promises; watches mend that by themselves
-└── HandlerFailed             a Fleet's handler raised, and the Fleet was asked to end for it
+├── InvalidAddress            the address is malformed
+├── InvalidCredentials        the client's credentials cannot be read, or cannot be used with this address
+├── StatusError               a call ended with a gRPC status other than OK
+│   ├── ClusterNotFound           the cluster is unknown, or not engaged
+│   ├── InvalidRequest            the daemon refused an argument: `violations` name the fields
+│   ├── PermissionDenied          the caller is authenticated but not allowed
+│   ├── Unauthenticated           the daemon does not accept the caller's credentials
+│   ├── PreconditionFailed        the daemon's configuration or the cluster's state does not allow it
+│   ├── Unimplemented             the daemon is older than this client
+│   ├── Unavailable               the daemon is not reached or not synced: retry later
+│   ├── TimedOut                  the deadline was exceeded
+│   └── CallFailed                any other status
+├── UnusableKubeconfig        a received kubeconfig is not one that this client accepts
+├── CertificateRenewed        an API client's certificate expired; create another API client
+├── StreamBroken              a stream violated the protocol; watches recover by themselves
+└── HandlerFailed             a Fleet's handler raised, with on_error="raise"
 """
 
-# ruff: noqa: N818  (`except Unavailable` says what happened; `Error` after each of them would say nothing)
+# ruff: noqa: N818  (`except Unavailable` reads well without the suffix `Error`)
 
 from __future__ import annotations
 
@@ -28,26 +29,26 @@ from datetime import timedelta
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """A field of a request, and what is wrong with it."""
+    """A refused field of a request."""
 
     field: str
     description: str
 
 
 class DiscoveryError(Exception):
-    """The root of all errors of this package."""
+    """Base class of all errors of this package."""
 
 
 class InvalidAddress(DiscoveryError, ValueError):
-    """The address names no place to connect to."""
+    """The address is neither `unix:///path` nor `HOST:PORT`."""
 
 
 class InvalidCredentials(DiscoveryError, ValueError):
-    """What the client is to show can't be read, or must not be shown there."""
+    """The client's credentials cannot be read, or cannot be used with this address."""
 
 
 class StatusError(DiscoveryError):
-    """The daemon, or the way to it, answered a call with a status other than OK."""
+    """A call ended with a gRPC status other than OK."""
 
     def __init__(
         self,
@@ -61,17 +62,17 @@ class StatusError(DiscoveryError):
         super().__init__(message)
         self.message = message
         self.code = code
-        """The gRPC status, such as "UNAVAILABLE"."""
+        """The gRPC status code, such as "UNAVAILABLE"."""
         self.reason = reason
-        """The daemon's stable reason; empty where it wasn't the daemon that answered."""
+        """The daemon's machine-readable reason; empty if the daemon did not answer."""
         self.violations = violations
-        """The fields of the request that were refused."""
+        """The fields that were refused."""
         self.retry_after = retry_after
-        """When the daemon suggests to try again."""
+        """How long to wait before a retry, if the daemon says."""
 
 
 class ClusterNotFound(StatusError):
-    """No such cluster, or none that is engaged."""
+    """The cluster is unknown, or not engaged."""
 
 
 class InvalidRequest(StatusError):
@@ -79,27 +80,27 @@ class InvalidRequest(StatusError):
 
 
 class PermissionDenied(StatusError):
-    """The caller is known, and not allowed."""
+    """The caller is authenticated but not allowed."""
 
 
 class Unauthenticated(StatusError):
-    """The daemon doesn't know the caller."""
+    """The daemon does not accept the caller's credentials."""
 
 
 class PreconditionFailed(StatusError):
-    """The daemon's configuration, or the cluster's state, doesn't allow it."""
+    """The daemon's configuration or the cluster's state does not allow it."""
 
 
 class Unimplemented(StatusError):
-    """The daemon doesn't know this call: it is older than this client, or something else answers there."""
+    """The server does not know this call: the daemon is older than this client, or it is another program."""
 
 
 class Unavailable(StatusError):
-    """Nobody answers, or the daemon can't answer yet. Trying again later is right."""
+    """The daemon is not reached or not synced. Retry later."""
 
 
 class TimedOut(StatusError):
-    """No answer within the time given."""
+    """The deadline was exceeded."""
 
 
 class CallFailed(StatusError):
@@ -107,19 +108,19 @@ class CallFailed(StatusError):
 
 
 class StreamBroken(DiscoveryError):
-    """A stream broke one of its promises: a batch is missing, or an event doesn't follow from those before."""
+    """A stream violated the protocol: a batch is missing, or an event contradicts earlier ones."""
 
 
 class UnusableKubeconfig(DiscoveryError):
-    """A kubeconfig that this client can't work with. The message quotes nothing of it."""
+    """A received kubeconfig is not one that this client accepts. The message does not quote it."""
 
 
 class CertificateRenewed(DiscoveryError):
-    """The client certificate of an API client is over, and connections are made with one certificate: make another."""
+    """The client certificate of an API client expired. Connections keep their certificate: create another client."""
 
 
 class HandlerFailed(DiscoveryError):
-    """A handler raised, and its Fleet was asked to end for it. The handler's error is the `__cause__`."""
+    """A Fleet's handler raised, with on_error="raise". The handler's error is the `__cause__`."""
 
     def __init__(self, cluster: str) -> None:
         super().__init__(f"the handler of cluster {cluster!r} failed")

@@ -1,4 +1,4 @@
-"""What a watch tells: what happened to clusters, and, for those who ask, to the stream itself."""
+"""What a watch yields: changes to clusters, and notices about the stream itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One change to one cluster. `cluster` is complete in every type; as last known for DISENGAGED."""
+    """A change to one cluster. `cluster` is complete in every type; for DISENGAGED it is as last known."""
 
     type: EventType
     cluster: Cluster
@@ -21,35 +21,36 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synced:
-    """All events up to here make up a complete view, of so many clusters."""
+    """The events so far make up a complete view."""
 
     clusters: int
+    """The number of clusters in the view."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connected:
-    """The daemon answers, for the first time or again. Nothing was lost meanwhile."""
+    """The daemon answered on a new stream. No event was lost."""
 
     resumed: bool
-    """It goes on where it stopped; otherwise the differences are worked out, and told with the next `Synced`."""
+    """The stream continues from the last revision; otherwise a snapshot follows, and its differences with `Synced`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disconnected:
-    """The daemon doesn't answer. Every cluster stays as it was; the watch goes on trying."""
+    """The daemon does not answer. Clusters stay engaged, and the watch reconnects."""
 
     error: DiscoveryError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refreshed:
-    """The same cluster, with nothing new about it but how the daemon counts it: its incarnation, for one.
+    """The same cluster, with new values only in fields that the daemon assigns, such as the incarnation.
 
-    It comes when another daemon took over. Whoever works on the cluster goes on; who asks for a kubeconfig of just this
-    incarnation needs the new one.
+    It follows a daemon restart. Work on the cluster can continue; a kubeconfig for a specific incarnation needs the new
+    one.
     """
 
     cluster: Cluster
 
 
-Mark = Synced | Refreshed | Connected | Disconnected
+StreamNotice = Synced | Refreshed | Connected | Disconnected

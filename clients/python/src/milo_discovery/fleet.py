@@ -1,7 +1,7 @@
-"""One task for each engaged cluster: started when it is engaged, cancelled when it is disengaged.
+"""One task per engaged cluster: started when the cluster is engaged, cancelled when it is disengaged.
 
-What the context given to Engage is in multicluster-runtime, the task is here: it ends when the cluster is gone, and all
-that the handler holds ends with it.
+The task corresponds to the context that multicluster-runtime passes to Engage: its cancellation ends all work on the
+cluster.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from types import MappingProxyType, TracebackType
 from typing import Literal, Self, TypeVar, Unpack
 
 from milo_discovery._backoff import Backoff, BackoffPolicy
-from milo_discovery._group import one_error_as_itself
-from milo_discovery._signal import Signal
-from milo_discovery._wire import WatchOptions
+from milo_discovery._change_signal import ChangeSignal
+from milo_discovery._convert import WatchOptions
+from milo_discovery._task_groups import unwrap_single_error
 from milo_discovery.client import DiscoveryClient
-from milo_discovery.engaged import EngagedCluster
+from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound, HandlerFailed
-from milo_discovery.events import Event, Mark, Refreshed, Synced
+from milo_discovery.events import Event, Refreshed, StreamNotice, Synced
 from milo_discovery.model import EventType
 
 log = logging.getLogger("milo_discovery.fleet")
@@ -30,8 +30,8 @@ log = logging.getLogger("milo_discovery.fleet")
 HandlerT = TypeVar("HandlerT", bound=Callable[[EngagedCluster], Awaitable[None]])
 
 OnError = Literal["restart", "raise"] | Callable[[EngagedCluster, Exception], bool]
-"""What follows when a handler raises. "restart": the error is logged, and the handler started again after a back-off;
-"raise": the Fleet ends with HandlerFailed; a function: it is told, and says whether to start the handler again."""
+"""What happens when a handler raises. "restart": log the error and restart the handler after a backoff. "raise": end
+the Fleet with HandlerFailed. A function: called with the error, returns whether to restart the handler."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,11 @@ class _Member:
 
 
 class Fleet:
-    """The engaged clusters, and a task of its handler for each of them.
+    """Runs a handler for each engaged cluster, in a task per cluster.
 
-    A handler that returns is done with its cluster; it isn't called again while the same cluster is engaged. UPDATED
-    doesn't restart it: `cluster.updated()` waits for changes. A cluster that comes back is a new call, which begins
-    when the one before has ended.
+    A handler that returns is not called again while the same cluster is engaged. An update does not restart it:
+    `cluster.updated()` waits for changes. A cluster that is engaged again gets a new call, which begins after the
+    previous one has ended.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Fleet:
         self._members: dict[str, _Member] = {}
         self._unfinished: dict[str, set[asyncio.Task[None]]] = {}
         self._state: Literal["new", "running", "synced", "ended"] = "new"
-        self._signal = Signal()
+        self._signal = ChangeSignal()
         self._background: tuple[asyncio.TaskGroup, asyncio.Task[None]] | None = None
 
     def on_engage(self, handler: HandlerT) -> HandlerT:
-        """A decorator: this is called with each cluster that is engaged, and cancelled when it is disengaged."""
+        """Register the handler (a decorator): called for each engaged cluster, cancelled when it is disengaged."""
         if self._handler is not None or self._state != "new":
-            raise RuntimeError("a Fleet has one handler, from before it runs")
+            raise RuntimeError("a Fleet has one handler, registered before it runs")
         self._handler = handler
         return handler
 
@@ -82,33 +82,33 @@ class Fleet:
         return MappingProxyType({name: member.cluster for name, member in self._members.items()})
 
     def get(self, name: str) -> EngagedCluster:
-        """The engaged cluster of this name, the same one as its handler has. ClusterNotFound if there is none."""
+        """Return the engaged cluster of this name, the object that its handler has. Raises ClusterNotFound."""
         member = self._members.get(name)
         if member is None:
             raise ClusterNotFound(f"cluster {name!r} is not engaged", code="NOT_FOUND")
         return member.cluster
 
     async def synced(self) -> None:
-        """Wait until the Fleet holds all clusters that were engaged when it began."""
-        await self._signal.until(lambda: self._state in {"synced", "ended"})
+        """Wait until the Fleet holds all clusters that were engaged when it started."""
+        await self._signal.wait_for(lambda: self._state in {"synced", "ended"})
         if self._state == "ended":
             raise RuntimeError("the Fleet has ended")
 
     async def run(self) -> None:
-        """Run until cancelled. Raises what no retry mends, and HandlerFailed where the Fleet was asked for that.
+        """Run until cancelled. Raises errors that a retry cannot fix, and HandlerFailed with on_error="raise".
 
-        It returns, or raises, only when every handler has ended.
+        It returns or raises after all handlers have ended.
         """
         if self._state != "new":
-            raise RuntimeError("a Fleet runs once")
+            raise RuntimeError("a Fleet can run only once: create another")
         self._state = "running"
         try:
-            with one_error_as_itself():
+            with unwrap_single_error():
                 async with self._client.watch(**self._options) as watch, asyncio.TaskGroup() as tasks:
                     async with aclosing(watch.feed()) as feed:
                         async for item in feed:
-                            self._take(item, tasks)
-                    # The client was closed: nobody will say what becomes of these.
+                            self._apply(item, tasks)
+                    # The client was closed, so no more events will arrive.
                     for name in tuple(self._members):
                         self._disengage(name)
         finally:
@@ -130,13 +130,13 @@ class Fleet:
         assert self._background is not None
         tasks, running = self._background
         running.cancel()
-        with one_error_as_itself():
+        with unwrap_single_error():
             await tasks.__aexit__(kind, error, trace)
 
-    def _take(self, item: Event | Mark, tasks: asyncio.TaskGroup) -> None:
+    def _apply(self, item: Event | StreamNotice, tasks: asyncio.TaskGroup) -> None:
         match item:
             case Event(type=EventType.ENGAGED):
-                self._engage(EngagedCluster(item.cluster, item.kubeconfig, self._client), tasks)
+                self._engage(EngagedCluster(item.cluster, item.kubeconfig, self._client.run_call), tasks)
             case Event(type=EventType.DISENGAGED):
                 self._disengage(item.cluster.name)
             case Event():
@@ -152,8 +152,8 @@ class Fleet:
             self._members[cluster.name] = _Member(cluster, None)
             return
         unfinished = self._unfinished.setdefault(cluster.name, set())
-        work = self._work(self._handler, cluster, tuple(unfinished))
-        task = tasks.create_task(work, name=f"cluster {cluster.name}")
+        handling = self._run_handler(self._handler, cluster, tuple(unfinished))
+        task = tasks.create_task(handling, name=f"cluster {cluster.name}")
         unfinished.add(task)
         task.add_done_callback(lambda done: self._finished(cluster.name, done))
         self._members[cluster.name] = _Member(cluster, task)
@@ -170,16 +170,16 @@ class Fleet:
         if not unfinished:
             del self._unfinished[name]
 
-    async def _work(
+    async def _run_handler(
         self,
         handler: Callable[[EngagedCluster], Awaitable[None]],
         cluster: EngagedCluster,
-        earlier: tuple[asyncio.Task[None], ...],
+        previous: tuple[asyncio.Task[None], ...],
     ) -> None:
-        """Call the handler until it returns, is cancelled, or has failed for good."""
-        if earlier:
-            # Another engagement of this name is still cleaning up; the two must not meet.
-            await asyncio.wait(earlier)
+        """Call the handler until it returns, is cancelled, or fails without a restart."""
+        if previous:
+            # A previous engagement of this name is still cleaning up; the two must not overlap.
+            await asyncio.wait(previous)
         backoff = Backoff(self._backoff_policy)
         clock = asyncio.get_running_loop().time
         while True:
@@ -188,41 +188,41 @@ class Fleet:
             if error is None:
                 return
             delay = backoff.failed(ran=timedelta(seconds=clock() - began))
-            # An error out of a cancelled handler comes from its cleaning up, and leaves nothing to start again.
-            over = _cancelled_by_its_fleet()
-            if not self._again(cluster, error, None if over else delay) or over:
+            # An error from a cancelled handler comes from its cleanup; the cluster is disengaged, so no restart.
+            is_cancelled = _cancelled_by_fleet()
+            if not self._should_restart(cluster, error, None if is_cancelled else delay) or is_cancelled:
                 return
             await asyncio.sleep(delay.total_seconds())
 
-    def _again(self, cluster: EngagedCluster, error: Exception, delay: timedelta | None) -> bool:
+    def _should_restart(self, cluster: EngagedCluster, error: Exception, delay: timedelta | None) -> bool:
         if self._on_error == "raise":
             raise HandlerFailed(cluster.name) from error
         if self._on_error != "restart":
             return self._on_error(cluster, error)
         if delay is None:
-            log.error("handler of cluster %s failed at its end", cluster.name, exc_info=error)
+            log.error("handler of cluster %s failed during its cleanup", cluster.name, exc_info=error)
         else:
             seconds = delay.total_seconds()
-            log.error("handler of cluster %s failed; again in %.1f s", cluster.name, seconds, exc_info=error)
+            log.error("handler of cluster %s failed; restarting it in %.1f s", cluster.name, seconds, exc_info=error)
         return True
 
 
 async def _attempt(handler: Callable[[EngagedCluster], Awaitable[None]], cluster: EngagedCluster) -> Exception | None:
-    """Call the handler; the error it ended with, if any. Only the Fleet's own cancellation passes through."""
+    """Call the handler and return its error. Only a cancellation by the Fleet passes through."""
     try:
         await handler(cluster)
     except asyncio.CancelledError as cancelled:
-        if _cancelled_by_its_fleet():
+        if _cancelled_by_fleet():
             raise
-        error = RuntimeError("the handler was cancelled, and not by its Fleet")
+        error = RuntimeError("the handler was cancelled, but not by its Fleet")
         error.__cause__ = cancelled
         return error
-    except Exception as error:  # noqa: BLE001  (the top of a task: what follows is what `on_error` says)
+    except Exception as error:  # noqa: BLE001  (the top of a task: `on_error` decides)
         return error
     return None
 
 
-def _cancelled_by_its_fleet() -> bool:
+def _cancelled_by_fleet() -> bool:
     task = asyncio.current_task()
     assert task is not None
     return task.cancelling() > 0

@@ -1,6 +1,6 @@
-"""What the client hands out: frozen values, made once from the messages on the wire.
+"""The client's data types: frozen values with the field names of the proto file.
 
-Field names are those of the proto file. A timestamp that isn't set is None, all others are in UTC.
+A timestamp that is not set is None; all others are in UTC.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from enum import Enum
 
 
 class _OpenEnum(Enum):
-    """An enum whose numbers are those of the wire, where a newer daemon may send some that have no name here."""
+    """An enum with the proto file's numbers. Numbers that a newer daemon added become UNSPECIFIED."""
 
     @classmethod
     def _missing_(cls, value: object) -> _OpenEnum:
@@ -20,7 +20,7 @@ class _OpenEnum(Enum):
 
 
 class DisengageReason(_OpenEnum):
-    """Why a cluster was disengaged. UNSPECIFIED where that isn't known: `Event.message` says what is."""
+    """Why a cluster was disengaged. UNSPECIFIED if unknown: see `Event.message`."""
 
     UNSPECIFIED = 0
     DELETED = 1
@@ -43,7 +43,7 @@ class ConnectivityState(_OpenEnum):
 
 
 class SourceState(_OpenEnum):
-    """How the daemon's view of Milo stands."""
+    """How fresh the daemon's view of Milo is."""
 
     UNSPECIFIED = 0
     STREAMING = 1
@@ -52,7 +52,7 @@ class SourceState(_OpenEnum):
 
 
 class EngagementReason(_OpenEnum):
-    """Why a name is engaged, or isn't."""
+    """Why a name is or is not engaged."""
 
     UNSPECIFIED = 0
     ENGAGED = 1
@@ -84,7 +84,7 @@ class KubeconfigFormat(_OpenEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connectivity:
-    """What the daemon's own probes of a cluster found."""
+    """The result of the daemon's probes of a cluster's API server."""
 
     state: ConnectivityState = ConnectivityState.UNSPECIFIED
     since: datetime | None = None
@@ -112,7 +112,7 @@ class Cluster:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kubeconfig:
-    """A credential with all that is needed to use it. Its content stays out of `repr`: keep it out of logs too."""
+    """A kubeconfig with its lifetime. `repr` omits the content, which is secret: keep it out of logs."""
 
     cluster: str
     kubeconfig: bytes = field(repr=False)
@@ -123,7 +123,7 @@ class Kubeconfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceStatus:
-    """How fresh the daemon's view of Milo is, which is another matter than the connection to the daemon."""
+    """How fresh the daemon's view of Milo is. The connection to the daemon is a separate matter."""
 
     state: SourceState = SourceState.UNSPECIFIED
     since: datetime | None = None
@@ -150,7 +150,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engagement:
-    """Whether a name is engaged, and why, or why not."""
+    """Whether and why a name is or is not engaged."""
 
     engaged: bool = False
     reason: EngagementReason = EngagementReason.UNSPECIFIED
@@ -160,7 +160,7 @@ class Engagement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Transition:
-    """An engagement or disengagement that happened."""
+    """A past engagement or disengagement."""
 
     type: EventType = EventType.UNSPECIFIED
     reason: DisengageReason = DisengageReason.UNSPECIFIED
@@ -171,7 +171,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterReport:
-    """What the daemon knows of one name: `cluster` is None where it never was engaged."""
+    """What the daemon knows of one name. `cluster` is None if it never was engaged."""
 
     cluster: Cluster | None = None
     engagement: Engagement = Engagement()
@@ -180,7 +180,7 @@ class ClusterReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetCounts:
-    """How many of each the daemon knows."""
+    """Counts of what the daemon knows."""
 
     engaged: int = 0
     not_ready: int = 0
@@ -191,7 +191,7 @@ class FleetCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialSource:
-    """A configured source of the kubeconfigs that the daemon hands out."""
+    """A configured source of the kubeconfigs that the daemon issues."""
 
     name: str = ""
     type: str = ""
@@ -202,7 +202,7 @@ class CredentialSource:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The bounds within which the daemon answers."""
+    """The daemon's limits."""
 
     default_heartbeat_interval: timedelta | None = None
     stalled_timeout: timedelta | None = None
@@ -213,7 +213,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """The daemon itself."""
+    """The daemon's version, state and limits."""
 
     version: str = ""
     mode: str = ""

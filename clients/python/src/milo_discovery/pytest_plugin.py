@@ -1,4 +1,4 @@
-"""The fixture `milo_sandbox`: an empty Milo and a daemon that follows it, for one test."""
+"""The pytest fixture `milo_sandbox`: an empty sandbox and a daemon, for one test."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def milo_sandbox() -> Iterator[MiloSandbox]:
-    """A MiloSandbox in project mode. For another mode or scope: `with MiloSandbox.start(mode) as milo`."""
-    from milo_discovery.testing import MiloSandbox, SandboxError  # noqa: PLC0415  (for the tests that use it)
+    """Start a MiloSandbox in project mode. For another mode or scope use `with MiloSandbox.start(mode)`."""
+    from milo_discovery.testing import MiloSandbox, SandboxError  # noqa: PLC0415  (loaded only by tests that use it)
 
     with ExitStack() as stack:
         try:
             sandbox = stack.enter_context(MiloSandbox.start())
         except SandboxError as error:
-            refusal = str(error)
+            failure = str(error)
         else:
             yield sandbox
             return
-    pytest.fail(refusal, pytrace=False)
+    pytest.fail(failure, pytrace=False)

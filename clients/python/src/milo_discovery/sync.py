@@ -1,4 +1,4 @@
-"""The client for programs without asyncio: the same calls, blocking."""
+"""The blocking client, for programs without asyncio."""
 
 from __future__ import annotations
 
@@ -9,60 +9,49 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import grpc
 
-from milo_discovery import _api_clients, _wire
-from milo_discovery._address import CHANNEL_OPTIONS, target
+from milo_discovery import _api_clients, _calls
 from milo_discovery._backoff import BackoffPolicy
-from milo_discovery._credentials import ClientCredentials
+from milo_discovery._calls import ResultT, UnaryCall, UnaryRequest
+from milo_discovery._channel import open_channel
+from milo_discovery._client_base import DEFAULT_TIMEOUT, ClientBase, time_left
+from milo_discovery._client_credentials import ClientCredentials
+from milo_discovery._convert import FilterOptions, WatchOptions
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
-from milo_discovery._lane import Lanes
-from milo_discovery._status import FATAL_TO_A_STREAM, failure, lost_connection
+from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call
 from milo_discovery._subscription import Subscription, WatchState
-from milo_discovery._wire import FilterOptions, WatchOptions
-from milo_discovery.errors import DiscoveryError, StreamBroken
-from milo_discovery.events import Event, Mark
+from milo_discovery.errors import DiscoveryError, StatusError, StreamBroken
+from milo_discovery.events import Event, StreamNotice
 from milo_discovery.model import Cluster, ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
-_Request = TypeVar("_Request")
-_Response = TypeVar("_Response")
 
-
-def open_channel(place: str, credentials: ClientCredentials) -> grpc.Channel:
-    """A channel to a gRPC target, with what a neighbour on the same machine needs."""
-    shown = credentials.channel_credentials()
-    if shown is None:
-        return grpc.insecure_channel(place, options=CHANNEL_OPTIONS)
-    return grpc.secure_channel(place, shown, options=CHANNEL_OPTIONS)
-
-
-class SyncDiscoveryClient:
-    """As DiscoveryClient, for threads: any of them may use it, and each watch belongs to one."""
+class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
+    """The blocking twin of DiscoveryClient. It is thread-safe; each watch is iterated over by one thread."""
 
     def __init__(
         self,
         address: str | None = None,
         *,
-        timeout: timedelta | None = timedelta(seconds=10),
+        timeout: timedelta | None = DEFAULT_TIMEOUT,
         backoff: BackoffPolicy | None = None,
         credentials: ClientCredentials | None = None,
         connect: Callable[[str], grpc.Channel] | None = None,
     ) -> None:
-        self._target = target(address)
-        self._credentials = ClientCredentials.from_environment() if credentials is None else credentials
-        self._credentials.check(self._target)
-        self._timeout = timeout
-        self._backoff = backoff or BackoffPolicy()
-        self._connect = connect or (lambda place: open_channel(place, self._credentials))
-        self._lock = threading.Lock()
-        self._lanes = Lanes(lambda: self._connect(self._target))
-        self._watches: set[SyncWatch] = set()
+        super().__init__(
+            address,
+            timeout=timeout,
+            backoff=backoff,
+            credentials=credentials,
+            connect=connect,
+            open_channel=open_channel,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -73,39 +62,32 @@ class SyncDiscoveryClient:
         self.close()
 
     def close(self) -> None:
-        """End all watches, and the connection."""
+        """Close all watches and connections."""
         for watch in tuple(self._watches):
             watch.close()
-        with self._lock:
-            channel = self._lanes.close()
+        channel = self._shared_channel.close()
         if channel is not None:
             channel.close()
 
     def watch(self, **options: Unpack[WatchOptions]) -> SyncWatch:
-        """Follow the fleet, or the part of it that the options name. Each watch has a connection of its own."""
-        subscription = Subscription(options, self._backoff)
+        """Watch the clusters that the options select; all by default. Each watch has its own connection."""
         watch = SyncWatch(
-            subscription, lambda: self._connect(self._target), self._watches.discard, self._credentials.metadata
+            Subscription(options, self._backoff), self._connect, self._watches.discard, self._credentials.metadata
         )
         self._watches.add(watch)
         return watch
 
     def list(self, **options: Unpack[FilterOptions]) -> Listing:
-        """The engaged clusters, ordered by name. Unavailable until the daemon has a complete view."""
-        request = pb.ListClustersRequest(filter=_wire.filter_message(options))
-        pages = [self._call(lambda stub: stub.ListClusters, request)]
-        while pages[-1].next_page_token:
-            request.page_token = pages[-1].next_page_token
-            pages.append(self._call(lambda stub: stub.ListClusters, request))
-        return _wire.listing(pages)
+        """Return the engaged clusters, ordered by name. Unavailable until the daemon is synced."""
+        return self._run(_calls.list_clusters(options))
 
     def get(self, name: str) -> ClusterReport:
-        """What the daemon knows of a name, engaged or not. ClusterNotFound only for one that it has never seen."""
-        return _wire.cluster_report(self._call(lambda stub: stub.GetCluster, pb.GetClusterRequest(name=name)))
+        """Return what the daemon knows of a name, engaged or not. ClusterNotFound if it has never seen the name."""
+        return self._run(_calls.get_cluster(name))
 
     def server_info(self) -> ServerInfo:
-        """The daemon itself."""
-        return _wire.server_info(self._call(lambda stub: stub.GetServerInfo, pb.GetServerInfoRequest()))
+        """Return the daemon's version, state and limits."""
+        return self._run(_calls.get_server_info())
 
     def issue_kubeconfig(
         self,
@@ -115,52 +97,58 @@ class SyncDiscoveryClient:
         kubeconfig_format: KubeconfigFormat = KubeconfigFormat.EMBEDDED,
         incarnation: str = "",
     ) -> Kubeconfig:
-        """A short-lived kubeconfig for an engaged cluster; with `incarnation`, only for just that one."""
-        request = _wire.issue_request(name, ttl, kubeconfig_format, incarnation)
-        return _wire.kubeconfig(self._call(lambda stub: stub.IssueKubeconfig, request).kubeconfig)
+        """Issue a short-lived kubeconfig for an engaged cluster; with `incarnation`, only for that incarnation."""
+        return self._run(
+            _calls.issue_kubeconfig(name, ttl=ttl, kubeconfig_format=kubeconfig_format, incarnation=incarnation)
+        )
 
     def sync_api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
     ) -> AbstractContextManager[ApiClient]:
-        """For `with`: a client of `kubernetes` for the cluster's control plane, with ever fresh credentials.
+        """Return a context manager: a `kubernetes` client for the cluster, with renewed credentials.
 
-        Given a Cluster, it is for just that one, and never for a later one of the same name.
+        Given a Cluster rather than a name, it never works in a later cluster of the same name.
         """
-        return _api_clients.blocking_client(self, cluster, ttl=ttl, proxy=proxy)
+        return _api_clients.blocking_client(self._run, cluster, ttl=ttl, proxy=proxy)
 
-    def _call(
-        self,
-        method: Callable[[DiscoveryServiceStub], grpc.UnaryUnaryMultiCallable[_Request, _Response]],
-        request: _Request,
-    ) -> _Response:
-        metadata = self._credentials.metadata()
-        until = None if self._timeout is None else time.monotonic() + self._timeout.total_seconds()
+    def _run(self, call: UnaryCall[ResultT]) -> ResultT:
+        try:
+            request = next(call)
+            while True:
+                try:
+                    response = self._send(request)
+                except StatusError as error:
+                    request = call.throw(error)
+                else:
+                    request = call.send(response)
+        except StopIteration as returned:
+            result: ResultT = returned.value
+            return result
+
+    def _send(self, request: UnaryRequest) -> Any:
+        metadata, deadline = self._credentials.metadata(), self._deadline()
         while True:
-            limit = None if until is None else until - time.monotonic()
-            with self._lock:
-                lane = self._lanes.enter()
+            connection = self._shared_channel.acquire()
+            method = getattr(DiscoveryServiceStub(connection.channel), request.method)
             try:
-                response = method(DiscoveryServiceStub(lane.channel))(request, timeout=limit, metadata=metadata)
+                response = method(request.message, timeout=time_left(deadline), metadata=metadata)
             except grpc.RpcError as error:
-                refusal = failure(error)
-                with self._lock:
-                    if not lost_connection(refusal) or not self._lanes.failed(lane):
-                        raise refusal from error
+                failure = status_error_of_call(error)
+                if not self._shared_channel.should_retry(connection, failure):
+                    raise failure from error
             else:
-                with self._lock:
-                    self._lanes.answered(lane)
+                connection.has_succeeded = True
                 return response
             finally:
-                with self._lock:
-                    spent = self._lanes.leave(lane)
-                if spent is not None:
-                    spent.close()
+                unused = self._shared_channel.release(connection)
+                if unused is not None:
+                    unused.close()
 
 
 class SyncWatch(WatchState):
-    """Iterate over it: `for event in watch`. As Watch, with one difference: it reads as it is iterated over.
+    """The blocking twin of Watch: `for event in watch`. It reads only while it is iterated over.
 
-    So `connected`, `source` and `clusters` are those of the last look, and a dead connection is noticed by looking.
+    So `connected`, `source` and `clusters` are as of the last iteration, and a dead connection is noticed by iterating.
     """
 
     def __init__(
@@ -175,34 +163,34 @@ class SyncWatch(WatchState):
         self._metadata = metadata
         self._on_close = on_close
         self._lock = threading.Lock()
-        """Held while `_stream` changes: a watch that is closed in another thread must not open one more."""
-        self._stream: _Stream | None = None
+        """Held while `_stream` changes: after close() in another thread, no stream may be opened."""
+        self._stream: _StreamReader | None = None
         self._closed = threading.Event()
 
     def synced(self) -> None:
-        """Read until the first complete view is in `clusters`; its events wait to be taken."""
-        if not self._until(lambda: self.is_synced):
+        """Read until `clusters` holds the first complete view; its events stay to be iterated over."""
+        if not self._read_until(lambda: self.is_synced):
             raise RuntimeError("the watch was closed before it was synced")
 
     def reconnect(self) -> None:
-        """Cut the stream, if there is one, and return once another one resumes from the last revision."""
-        self._drop()
-        self._subscription.cut()
-        if not self._until(lambda: self.connected):
+        """Close the stream, and return once a new one has resumed from the last revision."""
+        self._drop_stream()
+        self._subscription.stream_closed()
+        if not self._read_until(lambda: self.connected):
             raise RuntimeError("the watch is closed")
 
     def close(self) -> None:
-        """End the stream. What wasn't taken is dropped, and iterations end. Any thread may do it."""
+        """Close the stream, drop pending events and end the iteration. May be called from any thread."""
         if not self._closed.is_set():
             self._closed.set()
             self._on_close(self)
-        self._drop()
-        self._subscription.cut()
+        self._drop_stream()
+        self._subscription.stream_closed()
 
-    def feed(self) -> Iterator[Event | Mark]:
-        """All events, and between them the marks: Synced, Connected, Disconnected, Refreshed."""
+    def feed(self) -> Iterator[Event | StreamNotice]:
+        """Iterate over events and stream notices: Synced, Connected, Disconnected, Refreshed."""
         pending = self._subscription.pending
-        while self._until(lambda: bool(pending)) and not self._closed.is_set():
+        while self._read_until(lambda: bool(pending)) and not self._closed.is_set():
             yield pending.popleft()
 
     def __iter__(self) -> Self:
@@ -224,49 +212,44 @@ class SyncWatch(WatchState):
     ) -> None:
         self.close()
 
-    def _until(self, holds: Callable[[], bool]) -> bool:
-        """Read until it holds; False if the watch is closed instead."""
-        while not holds():
+    def _read_until(self, predicate: Callable[[], bool]) -> bool:
+        """Read until the predicate is true; return False if the watch is closed first."""
+        while not predicate():
             try:
-                stream = self._open()
+                stream = self._open_stream()
                 if stream is None:
                     break
-                self._take_from(stream)
-            except FATAL_TO_A_STREAM:
-                self._drop()
-                self._subscription.cut()
+                batch = stream.next_batch(self._subscription.silence_limit)
+                self._subscription.received(batch, time.monotonic())
+            except NOT_RETRYABLE:
+                self._drop_stream()
+                self._subscription.stream_closed()
                 raise
             except DiscoveryError as error:
-                self._drop()
+                self._drop_stream()
                 if not self._closed.is_set():
-                    self._closed.wait(self._subscription.lost(error, time.monotonic()).total_seconds())
-        return holds()
+                    self._closed.wait(self._subscription.stream_lost(error, time.monotonic()).total_seconds())
+        return predicate()
 
-    def _open(self) -> _Stream | None:
-        """The stream, another one if there is none; None once the watch is closed."""
+    def _open_stream(self) -> _StreamReader | None:
+        """Return the stream, opened if there is none; None once the watch is closed."""
         with self._lock:
             if self._closed.is_set():
                 return None
             if self._stream is None:
                 metadata = self._metadata()
-                self._stream = _Stream(self._connect(), self._subscription.open(), metadata)
+                self._stream = _StreamReader(self._connect(), self._subscription.next_request(), metadata)
             return self._stream
 
-    def _take_from(self, stream: _Stream) -> None:
-        batch = stream.next(self._subscription.silence)
-        if batch is None:
-            raise self._subscription.fell_silent()
-        self._subscription.take(batch, time.monotonic())
-
-    def _drop(self) -> None:
+    def _drop_stream(self) -> None:
         with self._lock:
             stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
 
 
-class _Stream:
-    """A call, and a thread that reads it: blocking gRPC can wait for the next message, but not for so and so long."""
+class _StreamReader:
+    """A streaming call read by its own thread, because blocking gRPC reads have no timeout per message."""
 
     def __init__(
         self, channel: grpc.Channel, request: pb.WatchClustersRequest, metadata: tuple[tuple[str, str], ...]
@@ -274,18 +257,18 @@ class _Stream:
         self._channel = channel
         self._call = DiscoveryServiceStub(channel).WatchClusters(request, metadata=metadata)
         self._arrived: SimpleQueue[pb.WatchClustersResponse | DiscoveryError] = SimpleQueue()
-        self._wanted = threading.Semaphore(1)
+        self._read_ahead = threading.Semaphore(1)
         self._closing = False
-        self._reader = threading.Thread(target=self._read, name="milo-discovery watch", daemon=True)
-        self._reader.start()
+        self._thread = threading.Thread(target=self._read, name="milo-discovery watch", daemon=True)
+        self._thread.start()
 
-    def next(self, limit: timedelta) -> pb.WatchClustersResponse | None:
-        """The next batch; None if none comes in time. Raises how the call ended."""
+    def next_batch(self, silence_limit: timedelta) -> pb.WatchClustersResponse:
+        """Return the next batch. Raises how the call ended, or StreamBroken if nothing arrives in time."""
         try:
-            arrived = self._arrived.get(timeout=limit.total_seconds())
+            arrived = self._arrived.get(timeout=silence_limit.total_seconds())
         except Empty:
-            return None
-        self._wanted.release()
+            raise StreamBroken(f"no heartbeat for {silence_limit.total_seconds():g} s") from None
+        self._read_ahead.release()
         if isinstance(arrived, DiscoveryError):
             raise arrived
         return arrived
@@ -293,19 +276,19 @@ class _Stream:
     def close(self) -> None:
         self._closing = True
         self._call.cancel()
-        self._wanted.release()
-        self._reader.join()
+        self._read_ahead.release()
+        self._thread.join()
         self._channel.close()
 
     def _read(self) -> None:
+        ended: DiscoveryError = StreamBroken("the daemon ended the stream")
         try:
             for batch in self._call:
-                # One lies ready, and no more is read before it is taken: the daemon merges the rest.
-                self._wanted.acquire()
+                # One batch is read ahead. Beyond that the daemon coalesces what it would have sent.
+                self._read_ahead.acquire()
                 if self._closing:
                     return
                 self._arrived.put(batch)
         except grpc.RpcError as error:
-            self._arrived.put(failure(error))
-            return
-        self._arrived.put(StreamBroken("the daemon ended the stream"))
+            ended = status_error_of_call(error)
+        self._arrived.put(ended)

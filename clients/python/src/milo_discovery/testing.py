@@ -1,11 +1,11 @@
-"""A Milo of one's own for an operator's tests: the sandbox and the daemon, as processes.
+"""Runs the sandbox (an embedded Milo API) and a daemon as processes, for an operator's tests.
 
     with MiloSandbox.start() as milo:
         milo.create_project("alpha", labels={"env": "prod"})
         async with DiscoveryClient(milo.address) as client:
             ...
 
-It needs the package milo-discoveryd in the same environment.
+It needs the packages milo-discoveryd and milo-sandbox in the same environment.
 """
 
 from __future__ import annotations
@@ -26,25 +26,24 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 from milo_discovery.errors import DiscoveryError
 
 Mode = Literal["project", "project-control-plane"]
-T = TypeVar("T")
 
 _START_LIMIT_S = 30.0
 _STOP_LIMIT_S = 10.0
-_LOOK_AGAIN_S = 0.02
+_POLL_INTERVAL_S = 0.02
 
 
 class SandboxError(Exception):
-    """The sandbox or the daemon can't be started, or refused something. The message has their last words."""
+    """The sandbox or the daemon failed to start, or refused a request. The message includes the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Resource:
-    """What a mode watches."""
+    """The resource that a mode watches."""
 
     path: str
     api_version: str
@@ -69,14 +68,14 @@ _RESOURCES: dict[Mode, _Resource] = {
 
 
 class MiloSandbox:
-    """A running sandbox with its daemon. What it holds ends with the block that it was started for."""
+    """A running sandbox and daemon. Both end with the `with` block."""
 
     def __init__(self, folder: Path, mode: Mode) -> None:
         self.mode: Mode = mode
         self.kubeconfig = folder / "kubeconfig"
-        """Opens the sandbox's API, to kubectl too."""
+        """A kubeconfig for the sandbox's API, which kubectl accepts too."""
         self.address = f"unix://{folder}/discovery.sock"
-        """Where the daemon is: hand it to DiscoveryClient, or to your operator as MILO_DISCOVERY_ADDRESS."""
+        """The daemon's address, for DiscoveryClient or MILO_DISCOVERY_ADDRESS."""
         self._resource = _RESOURCES[mode]
         self._folder = folder
         self._daemon: _Process | None = None
@@ -84,11 +83,12 @@ class MiloSandbox:
     @classmethod
     @contextmanager
     def start(cls, mode: Mode = "project") -> Iterator[Self]:
-        """An empty Milo and a daemon that has seen it."""
-        if importlib.util.find_spec("milo_discoveryd") is None:
+        """Start an empty sandbox and a synced daemon."""
+        missing = [name for name in ("milo_discoveryd", "milo_sandbox") if importlib.util.find_spec(name) is None]
+        if missing:
             raise SandboxError(
-                f"the sandbox is part of milo-discoveryd, which isn't installed here: "
-                f"run {sys.executable} -m pip install milo-discoveryd"
+                f"the package {missing[0].replace('_', '-')} is not installed; in a clone of the repository, run "
+                f"{sys.executable} -m pip install ./clients/python . ./sandbox"
             )
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="milo-")))
@@ -103,16 +103,16 @@ class MiloSandbox:
             yield milo
 
     def start_daemon(self) -> None:
-        """Start the daemon again after `stop_daemon`, and wait until it has a complete view."""
+        """Start the daemon again after `stop_daemon`, and wait until it is synced."""
         if self._daemon is not None:
-            raise SandboxError("the daemon runs already")
+            raise SandboxError("the daemon is already running")
         command = ["run", "--mode", self.mode, "--listen", self.address, "--http-listen", "127.0.0.1:0"]
         command += ["--discovery-kubeconfig", str(self.kubeconfig), "--project-kubeconfig", str(self.kubeconfig)]
         self._daemon = _Process(command, self._folder / "daemon.log")
         self._daemon.wait_for(self._is_synced, "was synced")
 
     def stop_daemon(self, *, kill: bool = False) -> None:
-        """End the daemon, in peace or by SIGKILL. Subscribers keep their clusters, and wait for it."""
+        """Stop the daemon by SIGTERM, or SIGKILL with `kill`. Subscribers keep their clusters and reconnect."""
         daemon, self._daemon = self._daemon, None
         if daemon is not None:
             daemon.end(kill=kill)
@@ -127,7 +127,7 @@ class MiloSandbox:
         finalizers: Collection[str] = (),
         ready: bool = True,
     ) -> dict[str, Any]:
-        """Create what the mode watches: a Project, or a ProjectControlPlane. Ready, unless told otherwise."""
+        """Create a Project or ProjectControlPlane, depending on the mode; ready by default."""
         metadata: dict[str, Any] = {
             "name": name,
             "labels": dict(labels or {}),
@@ -146,11 +146,11 @@ class MiloSandbox:
             "metadata": metadata,
             "spec": spec,
         }
-        made = self._ask("POST", self._resource.path, document)
-        return self.set_ready(name) if ready else made
+        created = self._request("POST", self._resource.path, document)
+        return self.set_ready(name) if ready else created
 
     def set_ready(self, name: str, ready: bool = True, *, reason: str = "Test", message: str = "") -> dict[str, Any]:
-        """Set the condition that engages: a cluster is engaged while it is True."""
+        """Set the condition that engages the cluster while it is True."""
         condition = {
             "type": self._resource.condition,
             "status": "True" if ready else "False",
@@ -161,13 +161,13 @@ class MiloSandbox:
         return self.patch_project(name, {"status": {"conditions": [condition]}}, subresource="status")
 
     def patch_project(self, name: str, patch: Mapping[str, Any], *, subresource: str = "") -> dict[str, Any]:
-        """Change it by a JSON merge patch: None removes a field."""
+        """Apply a JSON merge patch: None removes a field."""
         path = f"{self._resource.path}/{name}"
-        return self._ask("PATCH", f"{path}/{subresource}" if subresource else path, patch)
+        return self._request("PATCH", f"{path}/{subresource}" if subresource else path, patch)
 
     def delete_project(self, name: str) -> None:
-        """Delete it. A finalizer keeps it until a patch takes that away."""
-        self._ask("DELETE", f"{self._resource.path}/{name}", None)
+        """Delete the object. It stays until its finalizers are removed by a patch."""
+        self._request("DELETE", f"{self._resource.path}/{name}", None)
 
     def _is_synced(self) -> bool:
         from milo_discovery.sync import SyncDiscoveryClient  # noqa: PLC0415  (loads gRPC)
@@ -176,52 +176,52 @@ class MiloSandbox:
             try:
                 return client.server_info().synced
             except DiscoveryError:
-                return False  # not there yet
+                return False  # not listening yet
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         server, context, token = self._access()
         kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        request = urllib.request.Request(  # noqa: S310  (https: the opener below knows nothing else)
+        request = urllib.request.Request(  # noqa: S310  (the opener below supports only https)
             server + path,
             method=method,
             data=None if body is None else json.dumps(body).encode(),
             headers={"Authorization": f"Bearer {token}", "Content-Type": kind, "Accept": "application/json"},
         )
-        # It is on this machine: a proxy of the environment has no part in it.
+        # The sandbox is local, so the environment's proxies are not used.
         opener = urllib.request.build_opener(
             urllib.request.HTTPSHandler(context=context), urllib.request.ProxyHandler({})
         )
         try:
             with opener.open(request, timeout=_STOP_LIMIT_S) as response:
-                answer: dict[str, Any] = json.load(response)
-                return answer
-        except urllib.error.HTTPError as refusal:
-            with refusal:
-                status = json.load(refusal)
-            raise SandboxError(f"{method} {path}: {refusal.code} {status.get('message', '')}") from refusal
+                document: dict[str, Any] = json.load(response)
+                return document
+        except urllib.error.HTTPError as error:
+            with error:
+                status = json.load(error)
+            raise SandboxError(f"{method} {path}: {error.code} {status.get('message', '')}") from error
 
     def _access(self) -> tuple[str, ssl.SSLContext, str]:
-        import yaml  # noqa: PLC0415  (comes with milo-discoveryd)
+        import yaml  # noqa: PLC0415  (a dependency of milo-discoveryd)
 
         config = yaml.safe_load(self.kubeconfig.read_text())
         cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
         authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
-        # The token is short-lived, and the sandbox keeps a fresh one in this file.
+        # The token is short-lived; the sandbox renews it in this file.
         return cluster["server"], ssl.create_default_context(cadata=authority), Path(user["tokenFile"]).read_text()
 
 
 class _Process:
-    """`milo-discoveryd` with some arguments, and what it says in a file."""
+    """A `milo-discoveryd` process that logs to a file."""
 
     def __init__(self, arguments: Sequence[str], log: Path) -> None:
         self._name = f"milo-discoveryd {arguments[0]}"
         self._log = log
-        # The tests' own settings are for the operator under test.
+        # These variables are meant for the operator under test, not for this daemon.
         environment = {key: value for key, value in os.environ.items() if not key.startswith("MILO_DISCOVERYD_")}
-        # What a probe finds comes when it comes, and between the events that a test makes and waits for.
+        # Probe results would arrive at any time, between the events that a test expects.
         environment["MILO_DISCOVERYD_CONNECTIVITY__INTERVAL"] = "off"
         with log.open("ab") as output:
-            self._process = subprocess.Popen(  # noqa: S603  (our own program, and no shell)
+            self._process = subprocess.Popen(  # noqa: S603  (a fixed program, no shell)
                 [sys.executable, "-m", "milo_discoveryd", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -229,16 +229,20 @@ class _Process:
                 env=environment,
             )
 
-    def wait_for(self, holds: Callable[[], bool], what: str) -> None:
+    def wait_for(self, predicate: Callable[[], bool], expected: str) -> None:
         deadline = time.monotonic() + _START_LIMIT_S
-        while not holds():
+        while not predicate():
             status = self._process.poll()
             if status is not None:
-                raise SandboxError(f"{self._name} ended with status {status} before it {what}:\n{self._last_words()}")
+                raise SandboxError(
+                    f"{self._name} exited with status {status} before it {expected}:\n{self._log_tail()}"
+                )
             if time.monotonic() > deadline:
                 self.end(kill=True)
-                raise SandboxError(f"{self._name} ran for {_START_LIMIT_S:g} s and never {what}:\n{self._last_words()}")
-            time.sleep(_LOOK_AGAIN_S)
+                raise SandboxError(
+                    f"{self._name} ran for {_START_LIMIT_S:g} s before it {expected}:\n{self._log_tail()}"
+                )
+            time.sleep(_POLL_INTERVAL_S)
 
     def end(self, *, kill: bool = False) -> None:
         if kill:
@@ -251,5 +255,5 @@ class _Process:
             self._process.kill()
             self._process.wait()
 
-    def _last_words(self) -> str:
+    def _log_tail(self) -> str:
         return "\n".join(self._log.read_text(errors="replace").splitlines()[-20:])

@@ -1,4 +1,4 @@
-"""A watch: one subscription, over as many connections as it takes."""
+"""The asyncio watch: one subscription that outlives its connections."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Self
 
 import grpc
 
+from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
-from milo_discovery._signal import Signal
-from milo_discovery._status import FATAL_TO_A_STREAM, status_error
+from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call
 from milo_discovery._subscription import Subscription, WatchState
 from milo_discovery.errors import DiscoveryError, StreamBroken
-from milo_discovery.events import Event, Mark
+from milo_discovery.events import Event, StreamNotice
 
-# Nothing more is read while this many events wait to be taken: the daemon then merges what it would have sent. Only the
-# differences that a snapshot makes come all at once.
-_ENOUGH_PENDING = 256
+# Backpressure: no further batch is read while this many events are pending, and the daemon coalesces meanwhile.
+# Only the differences from a snapshot are queued all at once.
+_MAX_PENDING = 256
 
 
 class Watch(WatchState):
-    """Iterate over it: `async for event in watch`. It starts with the first look, and ends with `close()`.
+    """An async iterator of events: `async for event in watch`. It connects on first use and ends with `close()`.
 
-    Whatever happens to the connection or the daemon, each cluster is ENGAGED and DISENGAGED once. Only what asking
-    again can't mend ends the iteration: InvalidRequest, PermissionDenied, Unauthenticated, PreconditionFailed,
+    Each cluster is ENGAGED once and DISENGAGED once, across broken connections and daemon restarts. The iteration
+    raises only errors that a retry cannot fix: InvalidRequest, PermissionDenied, Unauthenticated, PreconditionFailed,
     Unimplemented.
     """
 
@@ -41,31 +41,31 @@ class Watch(WatchState):
         self._connect = connect
         self._metadata = metadata
         self._on_close = on_close
-        self._signal = Signal()
+        self._signal = ChangeSignal()
         self._reader: asyncio.Task[None] | None = None
         self._closed = False
 
     async def synced(self) -> None:
-        """Wait until the first complete view is in `clusters`, whether its events have been taken or not."""
-        if not await self._until(lambda: self.is_synced):
+        """Wait until `clusters` holds the first complete view, whether or not its events were iterated over."""
+        if not await self._read_until(lambda: self.is_synced):
             raise RuntimeError("the watch was closed before it was synced")
 
     async def reconnect(self) -> None:
-        """Cut the stream, if there is one, and return once another one resumes from the last revision."""
+        """Close the stream, and return once a new one has resumed from the last revision."""
         await self._stop_reading()
-        if not await self._until(lambda: self.connected):
+        if not await self._read_until(lambda: self.connected):
             raise RuntimeError("the watch is closed")
 
     async def close(self) -> None:
-        """End the stream. What wasn't taken is dropped, and iterations end."""
+        """Close the stream, drop pending events and end the iteration."""
         if not self._closed:
             self._closed = True
             self._on_close(self)
             self._signal.notify()
         await self._stop_reading()
 
-    async def feed(self) -> AsyncGenerator[Event | Mark, None]:
-        """All events, and between them the marks: Synced, Connected, Disconnected, Refreshed."""
+    async def feed(self) -> AsyncGenerator[Event | StreamNotice, None]:
+        """Iterate over events and stream notices: Synced, Connected, Disconnected, Refreshed."""
         while True:
             try:
                 yield await self._next()
@@ -92,25 +92,25 @@ class Watch(WatchState):
     ) -> None:
         await self.close()
 
-    async def _next(self) -> Event | Mark:
+    async def _next(self) -> Event | StreamNotice:
         pending = self._subscription.pending
         if not pending:
-            await self._until(lambda: bool(pending))
+            await self._read_until(lambda: bool(pending))
         if self._closed:
             raise StopAsyncIteration
         item = pending.popleft()
-        if len(pending) == _ENOUGH_PENDING - 1:
+        if len(pending) == _MAX_PENDING - 1:
             self._signal.notify()
         return item
 
-    async def _until(self, holds: Callable[[], bool]) -> bool:
-        """Read until it holds; False if the watch is closed instead. Raises what ended the reading before that."""
-        while not self._closed and not holds():
+    async def _read_until(self, predicate: Callable[[], bool]) -> bool:
+        """Read until the predicate is true; False if the watch is closed first. Raises what ended the reading."""
+        while not self._closed and not predicate():
             reader = self._start_reading()
-            await self._signal.until(lambda: self._closed or holds() or reader.done())  # noqa: B023  (awaited here)
-            if reader is self._reader and reader.done() and not holds():
+            await self._signal.wait_for(lambda: self._closed or predicate() or reader.done())  # noqa: B023  (awaited)
+            if reader is self._reader and reader.done() and not predicate():
                 reader.result()
-        return holds()
+        return predicate()
 
     def _start_reading(self) -> asyncio.Task[None]:
         if self._reader is None:
@@ -124,43 +124,44 @@ class Watch(WatchState):
             reader.cancel()
             await asyncio.wait([reader])
             if not reader.cancelled():
-                reader.exception()  # seen: who asked for the end doesn't wait for what came before it
+                reader.exception()  # retrieved, so that asyncio does not log it
 
     async def _read(self) -> None:
-        """Stream after stream, until one ends with an error that no further one can mend."""
+        """Read one stream after another, until one fails with an error that a retry cannot fix."""
         clock = asyncio.get_running_loop().time
         try:
             while True:
                 try:
                     await self._read_stream(clock)
-                except FATAL_TO_A_STREAM:
+                except NOT_RETRYABLE:
                     raise
                 except DiscoveryError as error:
-                    delay = self._subscription.lost(error, clock())
+                    delay = self._subscription.stream_lost(error, clock())
                     self._signal.notify()
                 await asyncio.sleep(delay.total_seconds())
         finally:
-            self._subscription.cut()
+            self._subscription.stream_closed()
 
     async def _read_stream(self, clock: Callable[[], float]) -> None:
-        """One stream on a connection of its own, read to its end, which is always an error."""
+        """Read one stream on a new connection until it ends, which always raises."""
         subscription = self._subscription
-        request = subscription.open()
+        request = subscription.next_request()
         metadata = self._metadata()
+        silence_limit = subscription.silence_limit.total_seconds()
         try:
             async with self._connect() as channel:
                 call = DiscoveryServiceStub(channel).WatchClusters(request, metadata=metadata)
                 while True:
-                    # The limit is around the one read: a slow user is no silent daemon.
-                    async with asyncio.timeout(subscription.silence.total_seconds()):
+                    # Around the read alone: time that the user spends on events is not silence.
+                    async with asyncio.timeout(silence_limit):
                         batch = await call.read()
                     if not isinstance(batch, pb.WatchClustersResponse):
                         raise StreamBroken("the daemon ended the stream")
-                    subscription.take(batch, clock())
+                    subscription.received(batch, clock())
                     self._signal.notify()
-                    await asyncio.sleep(0)  # whoever waits for the news has it before gRPC is asked for more
-                    await self._signal.until(lambda: len(subscription.pending) < _ENOUGH_PENDING)
+                    await asyncio.sleep(0)  # waiters get the events before gRPC is asked for more
+                    await self._signal.wait_for(lambda: len(subscription.pending) < _MAX_PENDING)
         except grpc.aio.AioRpcError as error:
-            raise status_error(error.code(), error.details(), error.trailing_metadata()) from error
+            raise status_error_of_call(error) from error
         except TimeoutError as error:
-            raise subscription.fell_silent() from error
+            raise StreamBroken(f"no heartbeat for {silence_limit:g} s") from error

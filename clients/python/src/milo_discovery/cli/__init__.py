@@ -1,4 +1,4 @@
-"""The command `milo-discovery`: what the daemon tells, for people and scripts.
+"""The `milo-discovery` command line.
 
 Data goes to stdout, messages to stderr. Help and usage errors load neither gRPC nor asyncio.
 """
@@ -10,24 +10,24 @@ from importlib import import_module
 
 import click
 
-from milo_discovery.cli.endings import Exit, end_by_broken_pipe
+from milo_discovery.cli.exit_status import ExitStatus, exit_by_sigpipe
 from milo_discovery.cli.options import address_option, credential_options, timeout_option
 
 _MODULE_OF = {
     "credential": "credential",
-    "explain": "answers",
-    "get": "answers",
+    "explain": "queries",
+    "get": "queries",
     "kubeconfig": "kubeconfig",
-    "list": "answers",
-    "status": "answers",
+    "list": "queries",
+    "status": "queries",
     "sync": "sync",
-    "watch": "following",
+    "watch": "watch",
 }
-"""Where each command is: loaded when it is called, for `credential` is called often, and waited for."""
+"""The module of each command, imported when the command runs: `credential` has to start fast."""
 
 
-class Commands(click.Group):
-    """Loads each command on use. As other tools of a pipeline do, it ends without a word when the reader does."""
+class LazyGroup(click.Group):
+    """Imports each command on use, and exits by SIGPIPE when the reader of its output is closed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_MODULE_OF)
@@ -42,29 +42,29 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            end_by_broken_pipe()
+            exit_by_sigpipe()
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="milo-discovery-client", prog_name="milo-discovery")
 @address_option
 @credential_options
-@timeout_option(None, "How long to wait for the daemon; each command has its own default.")
-def command(**_: object) -> None:  # all are for the commands: see `connecting`
-    """See which Milo project control planes are engaged, and follow them as they come and go.
+@timeout_option(None, "How long to wait for the daemon. Each command has its own default.")
+def command(**_: object) -> None:  # the commands read these options: see options.connecting
+    """List and watch engaged Milo project control planes, and get kubeconfigs for them.
 
-    Exit statuses: 0 all well, 1 failed, 2 wrong usage, 3 not found, 4 not allowed, 5 no connection, 6 timed out,
-    7 the daemon has no complete and fresh view, 130 interrupted.
+    Exit statuses: 0 success, 1 failure, 2 usage error, 3 not found, 4 not allowed, 5 no connection, 6 timeout,
+    7 the daemon is not synced or its source is stale, 130 interrupted.
     """
 
 
 def main() -> None:
-    """The entry point. It never returns."""
+    """Run the command line and exit."""
     try:
-        outcome = command.main(prog_name="milo-discovery", standalone_mode=False)
+        status = command.main(prog_name="milo-discovery", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
     except click.Abort:
-        sys.exit(Exit.INTERRUPTED)
-    sys.exit(outcome)
+        sys.exit(ExitStatus.INTERRUPTED)
+    sys.exit(status)

@@ -1,6 +1,7 @@
-"""The command that kubectl and the client libraries call: a credential for one cluster, as an ExecCredential.
+"""The command `credential`: an exec credential plugin for kubectl and client libraries.
 
-It is called often, and many at once, so that it loads little and asks one question; single-flight is the daemon's.
+It is called often and concurrently, so it imports little and makes one call. The daemon shares one request to the
+credential source among concurrent callers.
 """
 
 from __future__ import annotations
@@ -12,97 +13,92 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from milo_discovery import _access
-from milo_discovery._access import Access
-from milo_discovery._address import CHANNEL_OPTIONS, target
-from milo_discovery._credential import usable_until
-from milo_discovery.cli.endings import Ended, Failed
-from milo_discovery.cli.options import Connection, one_call
+from milo_discovery._address import grpc_target
+from milo_discovery._credential_cache import usable_until
+from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
+from milo_discovery.cli.exit_status import CallFailure, CommandFailure
+from milo_discovery.cli.options import Connection, unary
 from milo_discovery.errors import DiscoveryError
 
 if TYPE_CHECKING:
     from milo_discovery._gen import discovery_pb2 as pb
 
-CALLER_VARIABLE = "KUBERNETES_EXEC_INFO"
+EXEC_INFO_VARIABLE = "KUBERNETES_EXEC_INFO"
 _VERSION = "client.authentication.k8s.io/v1"
-# Both have the same fields, as far as they are used here.
+# v1beta1 has the same fields, as far as they are used here.
 _VERSIONS = (_VERSION, "client.authentication.k8s.io/v1beta1")
 
 
 @click.command("credential")
-@click.option("--cluster", metavar="NAME", required=True, help="Whose control plane it is for.")
-@one_call
+@click.option("--cluster", metavar="NAME", required=True, help="The cluster that the credential is for.")
+@unary
 def credential(connection: Connection, *, cluster: str) -> None:
-    """Print a short-lived credential as an ExecCredential, for kubectl and other clients to call."""
-    caller = _caller(os.environ.get(CALLER_VARIABLE))
+    """Print a short-lived credential as an ExecCredential, for kubectl and client libraries."""
+    exec_info = _parse_exec_info(os.environ.get(EXEC_INFO_VARIABLE))
     try:
-        kubeconfig = _ask(connection, cluster)
-        access = _access.read(kubeconfig.kubeconfig)
+        kubeconfig = _issue(connection, cluster)
+        access = read_access(kubeconfig.kubeconfig)
     except DiscoveryError as error:
-        raise Ended(error, connection.address) from error
-    _refuse_elsewhere(caller, access, cluster)
-    click.echo(json.dumps(_answer(caller, access, kubeconfig)))
+        raise CallFailure(error, connection.address) from error
+    _require_same_server(exec_info, access, cluster)
+    click.echo(json.dumps(_exec_credential(exec_info, access, kubeconfig)))
 
 
-def _ask(connection: Connection, cluster: str) -> pb.Kubeconfig:
-    # Without the client, whose watches and models take longer to load than the question takes to ask.
+def _issue(connection: Connection, cluster: str) -> pb.Kubeconfig:
+    # Without DiscoveryClient: importing it takes longer than the call.
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    import grpc  # noqa: PLC0415  (usage errors do without)
+    import grpc  # noqa: PLC0415  (not needed for usage errors)
 
+    from milo_discovery._channel import open_channel  # noqa: PLC0415
     from milo_discovery._gen import discovery_pb2 as messages  # noqa: PLC0415
     from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub  # noqa: PLC0415
 
-    limit = None if connection.timeout is None else connection.timeout.total_seconds()
+    timeout = None if connection.timeout is None else connection.timeout.total_seconds()
     try:
-        place, shown = target(connection.address), connection.credentials.channel_credentials()
-        with (
-            grpc.insecure_channel(place, options=CHANNEL_OPTIONS)
-            if shown is None
-            else grpc.secure_channel(place, shown, options=CHANNEL_OPTIONS)
-        ) as channel:
+        with open_channel(grpc_target(connection.address), connection.credentials) as channel:
             request, metadata = messages.IssueKubeconfigRequest(cluster=cluster), connection.credentials.metadata()
-            answer = DiscoveryServiceStub(channel).IssueKubeconfig(request, timeout=limit, metadata=metadata)
-            return answer.kubeconfig
+            response = DiscoveryServiceStub(channel).IssueKubeconfig(request, timeout=timeout, metadata=metadata)
+            return response.kubeconfig
     except grpc.RpcError as error:
-        from milo_discovery._status import failure  # noqa: PLC0415
+        from milo_discovery._grpc_status import status_error_of_call  # noqa: PLC0415
 
-        raise failure(error) from error
+        raise status_error_of_call(error) from error
 
 
-def _caller(said: str | None) -> dict[str, Any]:
-    """What the caller says of itself; nothing, where a person is the caller."""
-    if not said:
+def _parse_exec_info(value: str | None) -> dict[str, Any]:
+    """Return the caller's ExecCredential; a default one where a person runs the command."""
+    if not value:
         return {"apiVersion": _VERSION}
     try:
-        caller = json.loads(said)
+        exec_info = json.loads(value)
     except ValueError as error:
-        raise Failed(f"{CALLER_VARIABLE} isn't JSON: {error}") from error
-    if not isinstance(caller, dict) or caller.get("apiVersion") not in _VERSIONS:
-        raise Failed(f"{CALLER_VARIABLE} asks for no version that is known here: those are {', '.join(_VERSIONS)}")
-    return caller
+        raise CommandFailure(f"{EXEC_INFO_VARIABLE} is not valid JSON: {error}") from error
+    if not isinstance(exec_info, dict) or exec_info.get("apiVersion") not in _VERSIONS:
+        raise CommandFailure(f"{EXEC_INFO_VARIABLE}: unsupported apiVersion; supported: {', '.join(_VERSIONS)}")
+    return exec_info
 
 
-def _refuse_elsewhere(caller: dict[str, Any], access: Access, cluster: str) -> None:
-    """Where the caller says for which server it asks, another one must not be sent this credential."""
-    spec = caller.get("spec")
-    place = spec.get("cluster") if isinstance(spec, dict) else None
-    server = place.get("server") if isinstance(place, dict) else None
+def _require_same_server(exec_info: dict[str, Any], access: KubeconfigAccess, cluster: str) -> None:
+    """Refuse where the caller states its server and the credential is for another one."""
+    spec = exec_info.get("spec")
+    stated = spec.get("cluster") if isinstance(spec, dict) else None
+    server = stated.get("server") if isinstance(stated, dict) else None
     if server and server != access.server:
-        raise Failed(f"the credential of {cluster} is for {access.server}, and was asked for by a client of {server}")
+        raise CommandFailure(f"the credential of {cluster} is for {access.server}, but the caller connects to {server}")
 
 
-def _answer(caller: dict[str, Any], access: Access, kubeconfig: pb.Kubeconfig) -> dict[str, Any]:
+def _exec_credential(exec_info: dict[str, Any], access: KubeconfigAccess, kubeconfig: pb.Kubeconfig) -> dict[str, Any]:
     status: dict[str, str] = {}
     if kubeconfig.HasField("expires_at"):
-        ends, issued = kubeconfig.expires_at.ToDatetime(UTC), kubeconfig.issued_at.ToDatetime(UTC)
-        status["expirationTimestamp"] = _stamp(usable_until(ends, issued))
+        expires_at, issued_at = kubeconfig.expires_at.ToDatetime(UTC), kubeconfig.issued_at.ToDatetime(UTC)
+        status["expirationTimestamp"] = _rfc3339(usable_until(expires_at, issued_at))
     if access.token is not None:
         status["token"] = access.token
     if access.certificate is not None and access.key is not None:
         status["clientCertificateData"] = access.certificate
         status["clientKeyData"] = access.key
-    return {"kind": "ExecCredential", "apiVersion": caller["apiVersion"], "status": status}
+    return {"kind": "ExecCredential", "apiVersion": exec_info["apiVersion"], "status": status}
 
 
-def _stamp(moment: datetime) -> str:
+def _rfc3339(moment: datetime) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

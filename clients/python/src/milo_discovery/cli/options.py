@@ -1,4 +1,4 @@
-"""The options that commands share, and the connection that comes of them."""
+"""Options shared by the commands, and the connection that they describe."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import click
 from click.core import ParameterSource
 
-from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS, target
-from milo_discovery._credentials import (
+from milo_discovery._address import ADDRESS_VARIABLE, DEFAULT_ADDRESS, grpc_target
+from milo_discovery._client_credentials import (
     CA_VARIABLE,
     CERTIFICATE_VARIABLE,
     KEY_VARIABLE,
     TOKEN_VARIABLE,
     ClientCredentials,
 )
-from milo_discovery.cli.endings import Ended
+from milo_discovery.cli.exit_status import CallFailure
 from milo_discovery.errors import DiscoveryError
 
 if TYPE_CHECKING:
-    from milo_discovery._wire import FilterOptions
+    from milo_discovery._convert import FilterOptions
     from milo_discovery.client import DiscoveryClient
 
 P = ParamSpec("P")
@@ -42,42 +42,42 @@ _UNITS = {
 
 
 class Duration(click.ParamType[timedelta]):
-    """A span of time above zero: 500ms, 10s, 2m, 1h; a bare number counts seconds."""
+    """A duration above zero: 500ms, 10s, 2m, 1h; a bare number means seconds."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         match = _DURATION.fullmatch(str(value))
-        span = float(match["count"]) * _UNITS[match["unit"] or "s"] if match else timedelta()
-        if not span:
-            self.fail(f"{value!r} is not a span of time such as 500ms, 10s or 2m", param, ctx)
-        return span
+        duration = float(match["count"]) * _UNITS[match["unit"] or "s"] if match else timedelta()
+        if not duration:
+            self.fail(f"{value!r} is not a duration above zero, such as 500ms, 10s or 2m", param, ctx)
+        return duration
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Connection:
-    """Where the daemon is, and how long to wait for it."""
+    """How to reach the daemon."""
 
     address: str
     timeout: timedelta | None
     credentials: ClientCredentials
 
-    def run(self, work: Callable[[DiscoveryClient], Awaitable[R]]) -> R:
-        """Do the work with a client, and end the command where that fails."""
-        # What gRPC has to say about connections goes to stderr unasked.
+    def run(self, use: Callable[[DiscoveryClient], Awaitable[R]]) -> R:
+        """Run a coroutine with a client; errors end the command."""
+        # gRPC would log connection problems to stderr.
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-        import asyncio  # noqa: PLC0415  (help and usage errors do without)
+        import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
 
         from milo_discovery.client import DiscoveryClient  # noqa: PLC0415  (loads gRPC)
 
-        async def connected() -> R:
+        async def with_client() -> R:
             async with DiscoveryClient(self.address, timeout=self.timeout, credentials=self.credentials) as client:
-                return await work(client)
+                return await use(client)
 
         try:
-            return asyncio.run(connected())
+            return asyncio.run(with_client())
         except DiscoveryError as error:
-            raise Ended(error, self.address) from error
+            raise CallFailure(error, self.address) from error
 
 
 def address_option(command: Callable[..., R]) -> Callable[..., R]:
@@ -87,45 +87,48 @@ def address_option(command: Callable[..., R]) -> Callable[..., R]:
         envvar=ADDRESS_VARIABLE,
         show_default=True,
         show_envvar=True,
-        help="Where the daemon is: unix:///PATH or HOST:PORT.",
+        help="The daemon's address: unix:///PATH or HOST:PORT.",
     )(command)
 
 
-_FILES = (
-    ("ca-file", CA_VARIABLE, "Who vouches for the daemon; for TLS."),
-    ("certificate-file", CERTIFICATE_VARIABLE, "Our certificate; for TLS."),
-    ("key-file", KEY_VARIABLE, "Its key."),
-    ("token-file", TOKEN_VARIABLE, "A bearer token that says who we are."),
+_CREDENTIAL_FILES = (
+    ("ca-file", CA_VARIABLE, "CA certificates that verify the daemon. Enables TLS."),
+    ("certificate-file", CERTIFICATE_VARIABLE, "Client certificate for mutual TLS."),
+    ("key-file", KEY_VARIABLE, "Private key of the client certificate."),
+    ("token-file", TOKEN_VARIABLE, "Bearer token."),
 )
 
 
 def credential_options(command: Callable[..., R]) -> Callable[..., R]:
-    for name, variable, about in reversed(_FILES):
-        command = click.option(f"--{name}", metavar="FILE", envvar=variable, show_envvar=True, help=about)(command)
+    for name, variable, description in reversed(_CREDENTIAL_FILES):
+        option = click.option(f"--{name}", metavar="FILE", envvar=variable, show_envvar=True, help=description)
+        command = option(command)
     return command
 
 
-def timeout_option(default: str | None, about: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    return click.option("--timeout", type=Duration(), default=default, show_default=default is not None, help=about)
+def timeout_option(default: str | None, description: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    return click.option(
+        "--timeout", type=Duration(), default=default, show_default=default is not None, help=description
+    )
 
 
-def connecting(*, timeout: str | None, about_timeout: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """A command that connects: it is handed a `Connection`, first of all."""
+def connecting(*, timeout: str | None, timeout_help: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Decorate a command that connects: it gets a `Connection` as its first argument."""
 
     def decorate(command: Callable[..., R]) -> Callable[..., R]:
         @address_option
         @credential_options
-        @timeout_option(timeout, about_timeout)
+        @timeout_option(timeout, timeout_help)
         @functools.wraps(command)
         def with_connection(*, address: str, timeout: timedelta | None, **rest: Any) -> R:
-            address, timeout = _given("address", address), _given("timeout", timeout)
-            names = [name.replace("-", "_") for name, *_ in _FILES]
-            files = {name: _given(name, rest.pop(name)) or None for name in names}
+            address, timeout = _or_group_option("address", address), _or_group_option("timeout", timeout)
+            names = [name.replace("-", "_") for name, *_ in _CREDENTIAL_FILES]
+            files = {name: _or_group_option(name, rest.pop(name)) or None for name in names}
             try:
                 credentials = ClientCredentials(**files)
-                credentials.check(target(address))
+                credentials.check(grpc_target(address))
             except DiscoveryError as error:
-                raise Ended(error, address) from error
+                raise CallFailure(error, address) from error
             return command(Connection(address=address, timeout=timeout, credentials=credentials), **rest)
 
         return with_connection
@@ -133,25 +136,26 @@ def connecting(*, timeout: str | None, about_timeout: str) -> Callable[[Callable
     return decorate
 
 
-def _given(name: str, value: T) -> T:
-    """What was said of an option after the command's name; if nothing was, what was said before it."""
+def _or_group_option(name: str, value: T) -> T:
+    """Return the option's value after the command's name, or else the one before it."""
     context = click.get_current_context()
-    before = context.parent
-    here = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    if here or before is None or before.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+    group = context.parent
+    is_set_here = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    if is_set_here or group is None or group.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
         return value
-    said: T = before.params[name]
-    return said
+    group_value: T = group.params[name]
+    return group_value
 
 
-one_call = connecting(timeout="10s", about_timeout="How long to wait for the answer.")
+unary = connecting(timeout="10s", timeout_help="How long to wait for the answer.")
+"""Decorates a command that makes unary calls."""
 
 
 def filtering(command: Callable[..., R]) -> Callable[..., R]:
-    """A command for a part of the fleet: it is handed `only`, the options of a filter."""
+    """Decorate a command that selects clusters: it gets `only`, the options of a filter."""
 
     @click.option("-l", "--selector", default="", help="Only clusters with these labels: 'env in (prod, dev),!trial'.")
-    @click.option("--organization", multiple=True, help="Only clusters of this organization; may be repeated.")
+    @click.option("--organization", multiple=True, help="Only clusters of this organization. May be repeated.")
     @functools.wraps(command)
     def with_filter(*args: Any, selector: str, organization: tuple[str, ...], **rest: Any) -> R:
         only: FilterOptions = {"label_selector": selector, "organizations": organization}
@@ -161,12 +165,12 @@ def filtering(command: Callable[..., R]) -> Callable[..., R]:
 
 
 def formatted(*formats: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
-    """A command that prints in one of these formats, the first by default: it is handed `form` and `headers`."""
+    """Decorate a command with output formats, the first by default: it gets `form` and `headers`."""
 
     def decorate(command: Callable[..., R]) -> Callable[..., R]:
-        command = click.option("--no-headers", "headers", flag_value=False, default=True, help="No line of headers.")(
-            command
-        )
+        command = click.option(
+            "--no-headers", "headers", flag_value=False, default=True, help="Omit the table's header."
+        )(command)
         return click.option(
             "-o",
             "--output",
@@ -174,7 +178,7 @@ def formatted(*formats: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
             type=click.Choice(formats),
             default=formats[0],
             show_default=True,
-            help="The format.",
+            help="Output format.",
         )(command)
 
     return decorate

@@ -1,4 +1,4 @@
-"""The command that keeps a directory of kubeconfigs, for tools that only read files."""
+"""The command `sync`: keeps a directory of kubeconfigs up to date."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from milo_discovery._group import one_error_as_itself
-from milo_discovery.cli.endings import Failed, say
-from milo_discovery.cli.folder import Folder, Wanted
-from milo_discovery.cli.following import Notes
+from milo_discovery._task_groups import unwrap_single_error
+from milo_discovery.cli.exit_status import CommandFailure, print_message
+from milo_discovery.cli.kubeconfig_directory import DesiredFile, KubeconfigDirectory
 from milo_discovery.cli.options import Connection, Duration, connecting, filtering
+from milo_discovery.cli.watch import StreamMessages
 from milo_discovery.errors import TimedOut
 from milo_discovery.events import Event, Refreshed, Synced
 from milo_discovery.model import EventType
@@ -22,104 +22,106 @@ from milo_discovery.model import EventType
 if TYPE_CHECKING:
     import asyncio
 
-    from milo_discovery._wire import FilterOptions, WatchOptions
+    from milo_discovery._convert import FilterOptions, WatchOptions
     from milo_discovery.client import DiscoveryClient
 
 
 @click.command("sync")
-@click.option("--dir", "directory", type=click.Path(path_type=Path, file_okay=False), required=True, help="Where.")
-@click.option("--ttl", type=Duration(), help="How long each credential should live. The daemon may give less.")
-@click.option("--once", is_flag=True, help="End when each engaged cluster has its file.")
-@connecting(timeout=None, about_timeout="With --once: how long that may take; for ever, if not given.")
+@click.option(
+    "--dir", "directory", type=click.Path(path_type=Path, file_okay=False), required=True, help="The directory."
+)
+@click.option("--ttl", type=Duration(), help="Requested lifetime of the credentials. The daemon may shorten it.")
+@click.option("--once", is_flag=True, help="Exit when each engaged cluster has its file.")
+@connecting(timeout=None, timeout_help="With --once: how long that may take. Default: no limit.")
 @filtering
 def sync(connection: Connection, *, only: FilterOptions, directory: Path, ttl: timedelta | None, once: bool) -> None:
-    """Keep a kubeconfig file for each engaged cluster, NAME.kubeconfig, and an index.json of them.
+    """Keep a kubeconfig file per engaged cluster, NAME.kubeconfig, and an index.json that lists them.
 
-    Files are replaced in one step before their credentials end, and removed when their clusters are disengaged. What
-    was in the directory before, and wasn't written by this command, stays. At the end all files stay.
+    Files are replaced atomically before their credentials expire, and removed when their clusters are disengaged. Files
+    that this command did not write are left alone. All files stay when it exits.
     """
     options = cast("WatchOptions", {**only, "include_kubeconfigs": True})
     if ttl is not None:
         options["kubeconfig_ttl"] = ttl
     try:
-        with Folder(directory) as folder:
-            connection.run(lambda client: _Keeping(folder, connection, once=once).run(client, options))
+        with KubeconfigDirectory(directory) as kubeconfigs:
+            connection.run(lambda client: _Synchronizer(kubeconfigs, connection, once=once).run(client, options))
     except OSError as error:
-        raise Failed(f"can't keep {error.filename or directory}: {error.strerror}") from error
+        raise CommandFailure(f"cannot write {error.filename or directory}: {error.strerror}") from error
 
 
-class _Keeping:
-    """What the watch tells goes into `wanted`; beside that, the folder is made to be like it, again and again.
+class _Synchronizer:
+    """Two tasks: one keeps the desired files up to date from the watch, the other writes them.
 
-    What comes while files are written is written next, at once, however much it is.
+    Changes that arrive during a write are written together in the next one.
     """
 
-    def __init__(self, folder: Folder, connection: Connection, *, once: bool) -> None:
-        self._folder = folder
+    def __init__(self, directory: KubeconfigDirectory, connection: Connection, *, once: bool) -> None:
+        self._directory = directory
         self._connection = connection
         self._once = once
-        self._wanted: dict[str, Wanted] = {}
+        self._desired: dict[str, DesiredFile] = {}
         self._complete = False
-        self._told_left_out: dict[str, str] = {}
+        self._reported_skipped: dict[str, str] = {}
 
     async def run(self, client: DiscoveryClient, options: WatchOptions) -> None:
-        import asyncio  # noqa: PLC0415  (help and usage errors do without)
+        import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
 
-        changed, ended = asyncio.Event(), asyncio.Event()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+        changed, done = asyncio.Event(), asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
         limit = None if self._connection.timeout is None or not self._once else self._connection.timeout.total_seconds()
-        notes = Notes(self._connection.address)
+        messages = StreamMessages(self._connection.address)
         try:
-            with one_error_as_itself():
-                async with asyncio.timeout(limit), asyncio.TaskGroup() as tasks:
-                    working = [
-                        tasks.create_task(self._follow(client, options, notes, changed), name="follow"),
-                        tasks.create_task(self._write(changed, ended), name="write"),
+            with unwrap_single_error():
+                async with asyncio.timeout(limit), asyncio.TaskGroup() as group:
+                    tasks = [
+                        group.create_task(self._watch(client, options, messages, changed), name="watch"),
+                        group.create_task(self._write(changed, done), name="write"),
                     ]
-                    await ended.wait()
-                    for task in working:
+                    await done.wait()
+                    for task in tasks:
                         task.cancel()
         except TimeoutError:
-            late = TimedOut(f"{self._folder.path} isn't complete in time", code="DEADLINE_EXCEEDED")
-            raise notes.trouble or late from None
+            timed_out = TimedOut(f"{self._directory.path} is not complete within --timeout", code="DEADLINE_EXCEEDED")
+            raise messages.last_error or timed_out from None
 
-    async def _follow(
-        self, client: DiscoveryClient, options: WatchOptions, notes: Notes, changed: asyncio.Event
+    async def _watch(
+        self, client: DiscoveryClient, options: WatchOptions, messages: StreamMessages, changed: asyncio.Event
     ) -> None:
         async with client.watch(**options) as watch, aclosing(watch.feed()) as feed:
             async for item in feed:
                 match item:
                     case Event(type=EventType.DISENGAGED):
-                        self._wanted.pop(item.cluster.name, None)
+                        self._desired.pop(item.cluster.name, None)
                     case Event():
-                        before = self._wanted.get(item.cluster.name)
-                        kept = None if before is None else before.kubeconfig
-                        self._wanted[item.cluster.name] = Wanted(item.cluster, item.kubeconfig or kept)
+                        before = self._desired.get(item.cluster.name)
+                        previous = None if before is None else before.kubeconfig
+                        self._desired[item.cluster.name] = DesiredFile(item.cluster, item.kubeconfig or previous)
                     case Refreshed():
                         continue
                     case Synced():
-                        notes.mark(item)
+                        messages.print(item)
                         self._complete = True
                     case _:
-                        notes.mark(item)
+                        messages.print(item)
                         continue
                 changed.set()
 
-    async def _write(self, changed: asyncio.Event, ended: asyncio.Event) -> None:
+    async def _write(self, changed: asyncio.Event, done: asyncio.Event) -> None:
         import asyncio  # noqa: PLC0415
 
         while True:
             await changed.wait()
             changed.clear()
-            wanted, complete = dict(self._wanted), self._complete
-            await asyncio.to_thread(self._folder.become, wanted, complete=complete)
-            self._say_left_out()
-            missing = [name for name, each in wanted.items() if each.kubeconfig is None]
+            desired, complete = dict(self._desired), self._complete
+            await asyncio.to_thread(self._directory.reconcile, desired, complete=complete)
+            self._report_skipped()
+            missing = [name for name, each in desired.items() if each.kubeconfig is None]
             if self._once and complete and not missing:
-                ended.set()
+                done.set()
 
-    def _say_left_out(self) -> None:
-        for name, why in self._folder.left_out.items():
-            if self._told_left_out.get(name) != why:
-                say(f"no file for {name!r}: {why}")
-        self._told_left_out = dict(self._folder.left_out)
+    def _report_skipped(self) -> None:
+        for name, reason in self._directory.skipped.items():
+            if self._reported_skipped.get(name) != reason:
+                print_message(f"no file for {name!r}: {reason}")
+        self._reported_skipped = dict(self._directory.skipped)

@@ -1,4 +1,4 @@
-"""How values are told to a person: tables, ages, and a few sentences."""
+"""Text for people: tables, durations and explanations."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from milo_discovery.model import (
     Transition,
 )
 
-NOTHING = "-"
+NONE = "-"
 _GAP = "   "
 
 
 def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines with aligned columns, the same on a terminal and in a pipe."""
+    """Yield lines with aligned columns, the same on a terminal and in a pipe."""
     cells = [tuple(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for row in cells:
@@ -32,12 +32,12 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def printable(text: str) -> str:
-    """Labels and messages are other people's: what would steer a terminal is shown instead of sent."""
+    """Escape control characters: labels and messages come from other parties."""
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
-def span(value: timedelta) -> str:
-    """The two largest units at most, as in 3d4h, 5m10s, 42s."""
+def duration(value: timedelta) -> str:
+    """Format with at most the two largest units: 3d4h, 5m10s, 42s."""
     seconds = max(0, int(value.total_seconds()))
     minutes, seconds = divmod(seconds, 60)
     hours, minutes = divmod(minutes, 60)
@@ -48,15 +48,15 @@ def span(value: timedelta) -> str:
 
 
 def age(moment: datetime | None, now: datetime) -> str:
-    return NOTHING if moment is None else span(now - moment)
+    return NONE if moment is None else duration(now - moment)
 
 
-def stamp(moment: datetime | None) -> str:
-    return NOTHING if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+def timestamp(moment: datetime | None) -> str:
+    return NONE if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def state(cluster: Cluster) -> str:
-    """What a person should know about an engaged cluster before working on it."""
+    """Summarize the state of an engaged cluster."""
     flags = [
         name
         for name, holds in (
@@ -70,7 +70,7 @@ def state(cluster: Cluster) -> str:
 
 
 def labels(cluster: Cluster) -> str:
-    return ",".join(f"{key}={value}" for key, value in sorted(cluster.labels.items())) or NOTHING
+    return ",".join(f"{key}={value}" for key, value in sorted(cluster.labels.items())) or NONE
 
 
 CLUSTER_COLUMNS = ("NAME", "ORGANIZATION", "STATE", "AGE")
@@ -78,7 +78,7 @@ CLUSTER_COLUMNS_WIDE = (*CLUSTER_COLUMNS, "UID", "ENDPOINT", "LABELS")
 
 
 def cluster_row(cluster: Cluster, now: datetime, *, wide: bool) -> tuple[str, ...]:
-    row = (cluster.name, cluster.organization or NOTHING, state(cluster), age(cluster.engaged_at, now))
+    row = (cluster.name, cluster.organization or NONE, state(cluster), age(cluster.engaged_at, now))
     return (*row, cluster.uid, cluster.endpoint, labels(cluster)) if wide else row
 
 
@@ -93,7 +93,7 @@ def report_row(name: str, report: ClusterReport, now: datetime, *, wide: bool) -
         "yes" if engagement.engaged else "no",
         engagement.reason.name,
         age(engagement.since, now),
-        engagement.message or NOTHING,
+        engagement.message or NONE,
     )
     if not wide:
         return row
@@ -102,7 +102,7 @@ def report_row(name: str, report: ClusterReport, now: datetime, *, wide: bool) -
 
 EVENT_COLUMNS = ("EVENT", "NAME", "ORGANIZATION", "ABOUT")
 EVENT_COLUMNS_WIDE = (*EVENT_COLUMNS[:-1], "UID", "ENDPOINT", "LABELS", EVENT_COLUMNS[-1])
-# Lines come one by one, so that widths can't be taken from the rows; these fit most.
+# Lines are printed one by one, so column widths are fixed.
 _EVENT_WIDTHS = {"EVENT": 10, "NAME": 30, "ORGANIZATION": 20, "UID": 36, "ENDPOINT": 60, "LABELS": 30}
 
 
@@ -114,7 +114,7 @@ def event_line(cells: Sequence[str], *, wide: bool) -> str:
 
 def event_row(event: Event, *, wide: bool) -> tuple[str, ...]:
     cluster = event.cluster
-    head = (event.type.name, cluster.name, cluster.organization or NOTHING)
+    head = (event.type.name, cluster.name, cluster.organization or NONE)
     if wide:
         return (*head, cluster.uid, cluster.endpoint, labels(cluster), _about(event))
     return (*head, _about(event))
@@ -126,7 +126,7 @@ def _about(event: Event) -> str:
             reason = event.reason.name if event.reason.value else ""
             return ": ".join(part for part in (reason, event.message) if part)
         case EventType.KUBECONFIG if event.kubeconfig is not None:
-            return f"until {stamp(event.kubeconfig.expires_at)}"
+            return f"until {timestamp(event.kubeconfig.expires_at)}"
         case EventType.ENGAGED:
             return event.cluster.endpoint
         case _:
@@ -135,7 +135,7 @@ def _about(event: Event) -> str:
 
 
 def explanation(name: str, report: ClusterReport, now: datetime) -> Iterator[str]:
-    """Why a project is engaged, or why not, since when, and what became of it before."""
+    """Yield lines that explain why a project is or is not engaged, since when, and its last transitions."""
     engagement = report.engagement
     verdict = "is engaged" if engagement.engaged else "is not engaged"
     plain = engagement.engaged and engagement.reason is EngagementReason.ENGAGED
@@ -144,14 +144,14 @@ def explanation(name: str, report: ClusterReport, now: datetime) -> Iterator[str
     if engagement.message:
         yield f"  {printable(engagement.message)}"
     if report.cluster is None:
-        yield "  It never was engaged by this daemon."
+        yield "  This daemon has never engaged it."
     else:
         yield ""
-        yield "The cluster, as engaged:" if engagement.engaged else "The cluster, as last engaged:"
+        yield "Cluster:" if engagement.engaged else "Cluster, as last engaged:"
         yield from _cluster_facts(report.cluster, now)
     if report.transitions:
         yield ""
-        yield "What happened last:"
+        yield "Last transitions:"
         yield from ("  " + line for line in table([_transition_row(each) for each in report.transitions]))
 
 
@@ -159,7 +159,7 @@ def _cluster_facts(cluster: Cluster, now: datetime) -> Iterator[str]:
     facts = [
         ("endpoint", cluster.endpoint),
         ("uid", cluster.uid),
-        ("organization", cluster.organization or NOTHING),
+        ("organization", cluster.organization or NONE),
         ("labels", labels(cluster)),
         ("state", state(cluster)),
     ]
@@ -176,16 +176,20 @@ def _cluster_facts(cluster: Cluster, now: datetime) -> Iterator[str]:
 
 def _transition_row(transition: Transition) -> tuple[str, ...]:
     reason = transition.reason.name if transition.reason.value else ""
-    return stamp(transition.at), transition.type.name, ": ".join(part for part in (reason, transition.message) if part)
+    return (
+        timestamp(transition.at),
+        transition.type.name,
+        ": ".join(part for part in (reason, transition.message) if part),
+    )
 
 
 def status(info: ServerInfo, now: datetime) -> Iterator[str]:
-    """The daemon, for a person."""
+    """Yield lines that describe the daemon's state."""
     counts = info.counts
     facts = [
         ("daemon", f"milo-discoveryd {info.version}, mode {info.mode}, up {age(info.started_at, now)}"),
         ("source", source(info.source, now)),
-        ("synced", "yes" if info.synced else "no: no complete list of the source has been seen yet"),
+        ("synced", "yes" if info.synced else "no: the first complete list of the source has not arrived yet"),
         (
             "clusters",
             f"{counts.engaged} engaged, {counts.not_ready} not ready, "
@@ -195,7 +199,7 @@ def status(info: ServerInfo, now: datetime) -> Iterator[str]:
     ]
     facts += [("kubeconfigs", _credential_source(each, now)) for each in info.credential_sources]
     if not info.credential_sources:
-        facts.append(("kubeconfigs", "none are handed out: no credential source is configured"))
+        facts.append(("kubeconfigs", "not issued: no credential source is configured"))
     yield from table(facts)
 
 
@@ -207,10 +211,10 @@ def source(status: SourceStatus, now: datetime) -> str:
 
 
 def _credential_source(each: CredentialSource, now: datetime) -> str:
-    health = "healthy" if each.healthy else f"not healthy: {each.message}"
-    ends = f", its credential ends in {span(each.expires_at - now)}" if each.expires_at else ""
+    health = "healthy" if each.healthy else f"unhealthy: {each.message}"
+    ends = f", its credential expires in {duration(each.expires_at - now)}" if each.expires_at else ""
     return f"{each.name} ({each.type}), {health}{ends}"
 
 
 def _since(moment: datetime | None, now: datetime) -> str:
-    return "since an unknown time" if moment is None else f"since {stamp(moment)} ({age(moment, now)})"
+    return "since an unknown time" if moment is None else f"since {timestamp(moment)} ({age(moment, now)})"

@@ -12,10 +12,10 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 
-from milo_discovery import _wire
+from milo_discovery import _convert
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._session import Session
-from milo_discovery.cli import json_form, yaml_form
+from milo_discovery.cli import json_output, yaml_output
 
 from .messages import disengaged, engaged, following, snapshot
 
@@ -50,33 +50,33 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: type(answer).__name__)
-def test_an_answer_has_the_json_of_its_proto_message(answer):
+def test_json_of_a_response_equals_protobufs(answer):
     convert = {
-        pb.ListClustersResponse: lambda message: _wire.listing([message]),
-        pb.GetClusterResponse: _wire.cluster_report,
-        pb.GetServerInfoResponse: _wire.server_info,
+        pb.ListClustersResponse: lambda message: _convert.listing([message]),
+        pb.GetClusterResponse: _convert.cluster_report,
+        pb.GetServerInfoResponse: _convert.server_info,
     }[type(answer)]
     expected = MessageToDict(answer, always_print_fields_with_no_presence=True)
     expected.pop("nextPageToken", None)  # all pages are one listing
-    assert json_form.to_json(convert(answer)) == expected
+    assert json_output.to_json(convert(answer)) == expected
 
 
-def test_an_event_has_the_json_of_its_proto_message():
+def test_json_of_an_event_equals_protobufs():
     session = Session()
     session.open()
     session.receive(snapshot("1", engaged(CLUSTER, kubeconfig=b"\x00k")))
     sent = disengaged(CLUSTER, pb.DISENGAGE_REASON_LABELS_CHANGED, "left")
     sent.kubeconfig.CopyFrom(pb.Kubeconfig(cluster="a", kubeconfig=b"\x00k", expires_at=STAMP))
     (event,) = session.receive(following("1", "2", sent))
-    assert json.loads(json_form.line(json_form.to_json(event))) == MessageToDict(
+    assert json.loads(json_output.line(json_output.to_json(event))) == MessageToDict(
         sent, always_print_fields_with_no_presence=True
     )
-    assert "\n" not in json_form.line(json_form.to_json(event))
+    assert "\n" not in json_output.line(json_output.to_json(event))
 
 
-def test_what_has_no_json_is_refused():
-    with pytest.raises(TypeError, match="no JSON for object"):
-        json_form.to_json(object())
+def test_value_without_a_json_form_is_refused():
+    with pytest.raises(TypeError, match="object has no JSON form"):
+        json_output.to_json(object())
 
 
 JSON = st.recursive(
@@ -87,21 +87,21 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_yaml_reads_back_as_what_json_says(value):
-    assert yaml.safe_load(yaml_form.document(value)) == value
+def test_yaml_reads_back_as_the_json_value(value):
+    assert yaml.safe_load(yaml_output.document(value)) == value
 
 
 @pytest.mark.parametrize(
     "word",
     ["yes", "No", "on", "y", "null", "True", "1e3", "0x1f", "1_000", "12:30", "-", "~", "", "a: b", "a #b", "*a"],
 )
-def test_strings_that_some_yaml_takes_for_something_else_are_quoted(word):
-    assert yaml_form.document({"name": word}) == f'name: "{word}"'
+def test_yaml_quotes_ambiguous_strings(word):
+    assert yaml_output.document({"name": word}) == f'name: "{word}"'
 
 
-def test_yaml_is_laid_out_as_people_know_it():
+def test_yaml_has_block_style():
     value = {"clusters": [{"name": "a", "labels": {"env": "prod"}, "annotations": {}}, {"name": "b"}], "totalSize": 2}
-    assert yaml_form.document(value).splitlines() == [
+    assert yaml_output.document(value).splitlines() == [
         "clusters:",
         "- name: a",
         "  labels:",

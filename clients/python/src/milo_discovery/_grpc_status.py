@@ -1,4 +1,4 @@
-"""From gRPC's errors to ours: once, at the boundary."""
+"""Translates gRPC statuses and their google.rpc details into this package's errors."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _BY_CODE: dict[grpc.StatusCode, type[StatusError]] = {
     grpc.StatusCode.DEADLINE_EXCEEDED: TimedOut,
 }
 
-FATAL_TO_A_STREAM = (InvalidRequest, PermissionDenied, Unauthenticated, PreconditionFailed, Unimplemented)
-"""Asking again for the same gets the same answer, until somebody changes something."""
+NOT_RETRYABLE = (InvalidRequest, PermissionDenied, Unauthenticated, PreconditionFailed, Unimplemented)
+"""Errors that end a watch: the same request gets the same answer until someone changes something."""
 
 
 def status_error(
     code: grpc.StatusCode, message: str | None, trailers: Iterable[tuple[str, str | bytes]] | None
 ) -> StatusError:
-    """The error of a status, with what its google.rpc details say."""
+    """Return the error for a status, with the reason, violations and retry delay from its details."""
     reason = ""
     violations: tuple[FieldViolation, ...] = ()
     retry_after: timedelta | None = None
@@ -62,10 +62,15 @@ def status_error(
     )
 
 
-def failure(error: grpc.RpcError) -> StatusError:
-    """The error of a blocking call."""
-    call = cast("grpc.Call", error)  # what calls raise is both
+def status_error_of_call(error: grpc.RpcError) -> StatusError:
+    """Return the error for what a call raised."""
+    call = cast("grpc.Call", error)  # gRPC raises objects of both types
     return status_error(call.code(), call.details(), call.trailing_metadata())
+
+
+def is_connection_loss(error: StatusError) -> bool:
+    """Return whether the daemon was not reached: its own errors carry a reason."""
+    return isinstance(error, Unavailable) and not error.reason
 
 
 def _details(trailers: Iterable[tuple[str, str | bytes]]) -> Sequence[Any]:
@@ -74,10 +79,5 @@ def _details(trailers: Iterable[tuple[str, str | bytes]]) -> Sequence[Any]:
             try:
                 return tuple(status_pb2.Status.FromString(value).details)
             except DecodeError:
-                return ()  # the status itself has arrived, and is what counts
+                return ()  # the status code itself is still valid
     return ()
-
-
-def lost_connection(error: StatusError) -> bool:
-    """Nobody answered: where the daemon did, it has given a reason."""
-    return isinstance(error, Unavailable) and not error.reason

@@ -1,4 +1,4 @@
-"""What a group of tasks raises."""
+"""Exception handling around asyncio.TaskGroup."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def one_error_as_itself() -> Iterator[None]:
-    """A group is for many errors; one of them alone is raised as what it is."""
+def unwrap_single_error() -> Iterator[None]:
+    """Raise the only exception of a group by itself, so that callers can catch it by type."""
     try:
         yield
     except BaseExceptionGroup as group:

@@ -1,4 +1,4 @@
-"""Who waits for a renewal, and who doesn't."""
+"""When callers wait for a credential renewal, and when they do not."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from milo_discovery import Kubeconfig, Unavailable
-from milo_discovery._renewal import LoopRenewal, ThreadRenewal, ThroughLoop
+from milo_discovery._credential_renewal import AsyncRenewer, LoopBridge, ThreadRenewer
 
 from .eventually import eventually
 from .kubeconfigs import text, value
 
 LIFE = timedelta(minutes=10)
-FRESH, DUE, OVER = timedelta(), 0.6 * LIFE, LIFE
-AWAY = Unavailable("nobody answers", code="UNAVAILABLE")
+FRESH, DUE, EXPIRED = timedelta(), 0.6 * LIFE, LIFE
+AWAY = Unavailable("connect failed", code="UNAVAILABLE")
 
 
 def kubeconfig(token: str, age: timedelta = FRESH) -> Kubeconfig:
@@ -25,7 +25,7 @@ def kubeconfig(token: str, age: timedelta = FRESH) -> Kubeconfig:
 
 
 class Daemon:
-    """Answers when the test says so."""
+    """Issues a kubeconfig when the test sets the answer."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -43,27 +43,27 @@ async def daemon():
 
 @pytest.fixture
 async def renewal(daemon):
-    renewal = LoopRenewal(daemon.issue)
+    renewal = AsyncRenewer(daemon.issue)
     yield renewal
     await renewal.close()
 
 
 class TestOnALoop:
-    async def test_a_fresh_one_is_used_and_nobody_asked(self, renewal, daemon):
-        renewal.credentials.offer(kubeconfig("held"))
+    async def test_fresh_credential_is_used_without_a_call(self, renewal, daemon):
+        renewal.cache.offer(kubeconfig("held"))
         assert (await renewal.access()).token == "held"
         assert daemon.asked == 0
 
-    async def test_while_the_next_is_got_the_old_one_is_used_and_nobody_waits(self, renewal, daemon):
-        renewal.credentials.offer(kubeconfig("held", DUE))
+    async def test_valid_credential_is_used_during_a_renewal(self, renewal, daemon):
+        renewal.cache.offer(kubeconfig("held", DUE))
         assert {(await renewal.access()).token for _ in range(100)} == {"held"}
         await eventually(lambda: daemon.asked)
         daemon.answer.set_result(kubeconfig("next"))
-        await renewal.begin()
+        await renewal.start_renewal()
         assert (await renewal.access()).token == "next"
         assert daemon.asked == 1
 
-    async def test_all_who_have_none_wait_for_one_answer(self, renewal, daemon):
+    async def test_callers_without_a_credential_share_one_renewal(self, renewal, daemon):
         async with asyncio.TaskGroup() as tasks:
             waiting = [tasks.create_task(renewal.access()) for _ in range(100)]
             await eventually(lambda: daemon.asked)
@@ -71,7 +71,7 @@ class TestOnALoop:
         assert {each.result().token for each in waiting} == {"next"}
         assert daemon.asked == 1
 
-    async def test_one_who_stops_waiting_ends_nothing_for_the_others(self, renewal, daemon):
+    async def test_cancelled_caller_does_not_cancel_the_renewal(self, renewal, daemon):
         impatient, patient = asyncio.create_task(renewal.access()), asyncio.create_task(renewal.access())
         await eventually(lambda: daemon.asked)
         impatient.cancel()
@@ -79,63 +79,63 @@ class TestOnALoop:
         daemon.answer.set_result(kubeconfig("next"))
         assert (await patient).token == "next"
 
-    async def test_a_failure_is_logged_and_hurts_nobody_who_has_a_good_one(self, renewal, daemon, caplog):
-        renewal.credentials.offer(kubeconfig("held", DUE))
+    async def test_failed_renewal_is_logged_and_a_valid_credential_kept(self, renewal, daemon, caplog):
+        renewal.cache.offer(kubeconfig("held", DUE))
         daemon.answer.set_exception(AWAY)
         with caplog.at_level(logging.WARNING):
             assert (await renewal.access()).token == "held"
             await eventually(lambda: caplog.messages)
-        assert caplog.messages == ["credential not renewed: nobody answers"]
+        assert caplog.messages == ["credential renewal failed: connect failed"]
         assert (await renewal.access()).token == "held"
 
-    async def test_without_a_good_one_the_reason_is_raised(self, renewal, daemon):
-        renewal.credentials.offer(kubeconfig("held", OVER))
+    async def test_failed_renewal_raises_without_a_valid_credential(self, renewal, daemon):
+        renewal.cache.offer(kubeconfig("held", EXPIRED))
         daemon.answer.set_exception(AWAY)
         with pytest.raises(Unavailable):
             await renewal.access()
 
-    async def test_renewals_that_are_sent_are_taken_and_not_asked_for(self, daemon):
+    async def test_pushed_credentials_are_used_without_a_call(self, daemon):
         sent = [kubeconfig("first")]
-        renewal = LoopRenewal(daemon.issue, lambda: sent[-1])
+        renewal = AsyncRenewer(daemon.issue, lambda: sent[-1])
         assert (await renewal.access()).token == "first"
         sent.append(kubeconfig("second", -timedelta(seconds=1)))
         assert (await renewal.access()).token == "second"
         assert daemon.asked == 0
 
-    async def test_a_refused_token_is_replaced_by_what_is_newer(self, renewal, daemon):
-        renewal.credentials.offer(kubeconfig("revoked"))
+    async def test_refused_token_is_replaced_by_a_newer_one(self, renewal, daemon):
+        renewal.cache.offer(kubeconfig("revoked"))
         daemon.answer.set_result(kubeconfig("next"))
-        assert (await renewal.after_refusal("revoked")).token == "next"
-        assert (await renewal.after_refusal("revoked")).token == "next"
+        assert (await renewal.access_after_401("revoked")).token == "next"
+        assert (await renewal.access_after_401("revoked")).token == "next"
         assert daemon.asked == 1
 
-    async def test_a_refused_token_stays_where_nothing_newer_can_be_had(self, renewal, daemon):
-        renewal.credentials.offer(kubeconfig("revoked"))
+    async def test_refused_token_is_kept_if_the_renewal_fails(self, renewal, daemon):
+        renewal.cache.offer(kubeconfig("revoked"))
         daemon.answer.set_exception(AWAY)
-        assert (await renewal.after_refusal("revoked")).token == "revoked"
+        assert (await renewal.access_after_401("revoked")).token == "revoked"
 
 
 class TestThroughALoop:
-    async def test_a_thread_waits_for_what_the_loop_gets(self, renewal, daemon):
+    async def test_bridge_thread_waits_for_the_loops_renewal(self, renewal, daemon):
         daemon.answer.set_result(kubeconfig("next"))
-        assert (await asyncio.to_thread(ThroughLoop(renewal).access)).token == "next"
+        assert (await asyncio.to_thread(LoopBridge(renewal).access)).token == "next"
 
-    async def test_a_thread_with_a_good_one_does_not_wait(self, renewal, daemon):
-        renewal.credentials.offer(kubeconfig("held", DUE))
-        assert (await asyncio.to_thread(ThroughLoop(renewal).access)).token == "held"
+    async def test_bridge_thread_with_a_valid_credential_does_not_wait(self, renewal, daemon):
+        renewal.cache.offer(kubeconfig("held", DUE))
+        assert (await asyncio.to_thread(LoopBridge(renewal).access)).token == "held"
         await eventually(lambda: daemon.asked == 1)
 
-    async def test_the_loops_own_thread_is_never_blocked(self, renewal):
-        with pytest.raises(RuntimeError, match=r"api_client\(\) there"):
-            ThroughLoop(renewal).access()
+    async def test_bridge_never_blocks_the_loops_thread(self, renewal):
+        with pytest.raises(RuntimeError, match=r"api_client\(\)"):
+            LoopBridge(renewal).access()
 
-    async def test_on_the_loops_own_thread_a_good_one_can_be_used(self, renewal):
-        renewal.credentials.offer(kubeconfig("held"))
-        assert ThroughLoop(renewal).access().token == "held"
+    async def test_bridge_returns_a_valid_credential_on_the_loops_thread(self, renewal):
+        renewal.cache.offer(kubeconfig("held"))
+        assert LoopBridge(renewal).access().token == "held"
 
 
 class TestInThreads:
-    def test_all_who_have_none_wait_for_one_answer(self):
+    def test_callers_without_a_credential_share_one_renewal(self):
         asked, go = threading.Semaphore(0), threading.Event()
 
         def issue() -> Kubeconfig:
@@ -143,7 +143,7 @@ class TestInThreads:
             go.wait()
             return kubeconfig("next")
 
-        renewal = ThreadRenewal(issue)
+        renewal = ThreadRenewer(issue)
         tokens: list[str | None] = []
         threads = [threading.Thread(target=lambda: tokens.append(renewal.access().token)) for _ in range(20)]
         for each in threads:
@@ -156,25 +156,25 @@ class TestInThreads:
         assert tokens == ["next"] * 20
         assert not asked.acquire(blocking=False)
 
-    def test_who_has_a_good_one_does_not_wait(self):
+    def test_valid_credential_does_not_wait(self):
         go = threading.Event()
 
         def issue() -> Kubeconfig:
             go.wait()
             return kubeconfig("next")
 
-        renewal = ThreadRenewal(issue)
-        renewal.credentials.offer(kubeconfig("held", DUE))
+        renewal = ThreadRenewer(issue)
+        renewal.cache.offer(kubeconfig("held", DUE))
         assert renewal.access().token == "held"
         go.set()
         renewal.close()
         assert renewal.access().token == "next"
 
-    def test_without_a_good_one_the_reason_is_raised(self):
+    def test_failed_renewal_raises_without_a_valid_credential(self):
         def issue() -> Kubeconfig:
             raise AWAY
 
-        renewal = ThreadRenewal(issue)
+        renewal = ThreadRenewer(issue)
         with pytest.raises(Unavailable):
             renewal.access()
         renewal.close()

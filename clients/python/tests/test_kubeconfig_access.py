@@ -8,21 +8,23 @@ import json
 import pytest
 
 from milo_discovery import UnusableKubeconfig
-from milo_discovery._access import Access, read
+from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
 
 from .kubeconfigs import text
 
 CANARY = "canary-5f1d"
 
 
-def test_a_token_with_all_that_is_needed_to_use_it():
+def test_kubeconfig_with_a_token_is_read():
     content = text("https://a", authorities=b"PEM", tls_server_name="name.test", token="t")
-    assert read(content) == Access(server="https://a", authorities="PEM", tls_server_name="name.test", token="t")
+    assert read_access(content) == KubeconfigAccess(
+        server="https://a", authorities="PEM", tls_server_name="name.test", token="t"
+    )
 
 
-def test_a_certificate_with_its_key():
+def test_kubeconfig_with_a_client_certificate_is_read():
     encoded = {key: base64.b64encode(key.encode()).decode() for key in ("certificate", "key")}
-    access = read(text(client_certificate_data=encoded["certificate"], client_key_data=encoded["key"]))
+    access = read_access(text(client_certificate_data=encoded["certificate"], client_key_data=encoded["key"]))
     assert (access.certificate, access.key, access.token) == ("certificate", "key", None)
 
 
@@ -44,13 +46,13 @@ def test_a_certificate_with_its_key():
         (b"[" * 100_000),
     ],
 )
-def test_anything_else_is_refused_without_quoting_it(content: bytes):
+def test_malformed_kubeconfig_is_refused_without_quoting_it(content: bytes):
     with pytest.raises(UnusableKubeconfig) as refused:
-        read(content)
+        read_access(content)
     assert CANARY not in str(refused.value)
     assert refused.value.__cause__ is None
     assert refused.value.__suppress_context__ or refused.value.__context__ is None
 
 
-def test_secrets_stay_out_of_its_representation():
-    assert CANARY not in repr(read(text(token=CANARY)))
+def test_repr_omits_secrets():
+    assert CANARY not in repr(read_access(text(token=CANARY)))

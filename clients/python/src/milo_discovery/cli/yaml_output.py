@@ -1,6 +1,6 @@
-"""What JSON can say as YAML, laid out in blocks, without a YAML library.
+"""Formats JSON values as block-style YAML, without a YAML library.
 
-Strings are quoted as JSON quotes them, which YAML reads the same way, unless they are plainly words.
+Strings are quoted as in JSON, which is valid YAML, unless they are plain words.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-# A letter, then letters, digits and a few signs that mean nothing to YAML there.
+# A letter, then letters, digits and punctuation without a meaning in YAML.
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_./-]*")
-# What some version of YAML reads as something other than a string.
+# Read as another type than string by some version of YAML.
 _NOT_A_STRING = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 
 
 def document(value: Any) -> str:
-    """One document, without its markers."""
+    """Format as one document, without markers."""
     return "\n".join(_lines(value))
 
 
@@ -25,7 +25,7 @@ def _lines(value: Any) -> Iterator[str]:
     match value:
         case dict() if value:
             for key, each in value.items():
-                yield from _entry(f"{_scalar(key)}:", each, deeper="  ")
+                yield from _entry(f"{_scalar(key)}:", each, indent_mapping="  ")
         case list() if value:
             for each in value:
                 yield from _item(each)
@@ -33,11 +33,11 @@ def _lines(value: Any) -> Iterator[str]:
             yield _scalar(value)
 
 
-def _entry(head: str, value: Any, *, deeper: str) -> Iterator[str]:
+def _entry(head: str, value: Any, *, indent_mapping: str) -> Iterator[str]:
     if isinstance(value, dict | list) and value:
         yield head
-        # A list under a key needs no deeper indent, as kubectl has it.
-        indent = "" if isinstance(value, list) else deeper
+        # A list under a key is not indented further, as in kubectl's output.
+        indent = "" if isinstance(value, list) else indent_mapping
         yield from (indent + line for line in _lines(value))
     else:
         yield f"{head} {_scalar(value)}"
@@ -52,7 +52,7 @@ def _item(value: Any) -> Iterator[str]:
 def _scalar(value: Any) -> str:
     if isinstance(value, str) and _WORD.fullmatch(value) and value.lower() not in _NOT_A_STRING:
         return value
-    # Not JSON's own escapes beyond ASCII: those come in pairs for some characters, which YAML reads as two.
+    # ensure_ascii would escape some characters as surrogate pairs, which YAML reads as two characters.
     return "".join(map(_escaped, json.dumps(value, ensure_ascii=False)))
 
 

@@ -1,7 +1,6 @@
-"""What a kubeconfig of the daemon's says: where to, whom to trust there, and with which credential.
+"""Reads the server, trust root and credential from a kubeconfig that the daemon issued.
 
-The daemon writes them as JSON, and with nothing in them that stands elsewhere, so that reading one needs neither a YAML
-library nor a file.
+The daemon writes kubeconfigs as JSON with all data inline, so reading one needs neither a YAML library nor other files.
 """
 
 from __future__ import annotations
@@ -16,27 +15,28 @@ from milo_discovery.errors import UnusableKubeconfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Access:
-    """One cluster, and the user that its kubeconfig names."""
+class KubeconfigAccess:
+    """The cluster and user of a kubeconfig's current context."""
 
     server: str
     authorities: str | None = None
-    """PEM; None is the system's."""
+    """CA certificates as PEM; None means the system's trust store."""
     tls_server_name: str | None = None
     token: str | None = field(default=None, repr=False)
     certificate: str | None = field(default=None, repr=False)
-    """PEM, as its key is."""
+    """Client certificate as PEM."""
     key: str | None = field(default=None, repr=False)
+    """Private key of the client certificate as PEM."""
 
 
-def read(kubeconfig: bytes) -> Access:
-    """The access that its current context gives. What is wrong with one is told without quoting it."""
+def read_access(kubeconfig: bytes) -> KubeconfigAccess:
+    """Read the current context. Error messages never quote the content, which holds secrets."""
     try:
         document = json.loads(kubeconfig)
         context = _named(document, "contexts", document["current-context"])["context"]
         cluster = _named(document, "clusters", context["cluster"])["cluster"]
         user = _named(document, "users", context["user"])["user"]
-        access = Access(
+        access = KubeconfigAccess(
             server=_text(cluster, "server") or "",
             authorities=_decoded(cluster, "certificate-authority-data"),
             tls_server_name=_text(cluster, "tls-server-name"),
@@ -45,12 +45,12 @@ def read(kubeconfig: bytes) -> Access:
             key=_decoded(user, "client-key-data"),
         )
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        # Not as the cause either: a traceback would show the text that was decoded.
-        raise UnusableKubeconfig("the kubeconfig isn't of the form that the daemon writes") from None
+        # `from None`: the decoding error as a cause would show the decoded text in tracebacks.
+        raise UnusableKubeconfig("the kubeconfig does not have the form that the daemon writes") from None
     if not access.server:
-        raise UnusableKubeconfig("the kubeconfig names no server")
+        raise UnusableKubeconfig("the kubeconfig has no server")
     if access.token is None and (access.certificate is None or access.key is None):
-        raise UnusableKubeconfig("the kubeconfig holds neither a token nor a certificate with its key")
+        raise UnusableKubeconfig("the kubeconfig has neither a token nor a client certificate with its key")
     return access
 
 

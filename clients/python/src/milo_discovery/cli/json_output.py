@@ -1,4 +1,4 @@
-"""Values as proto3 JSON: the names of the proto file in camelCase, every field but the timestamps that aren't set."""
+"""Renders values as proto3 JSON: field names in camelCase, and all fields but timestamps that are not set."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _ENUM_PREFIXES: dict[type[Enum], str] = {
 
 @singledispatch
 def to_json(value: Any) -> Any:
-    """What `json.dumps` takes."""
+    """Convert to what `json.dumps` accepts."""
     if not is_dataclass(value):
-        raise TypeError(f"no JSON for {type(value).__name__}")
+        raise TypeError(f"{type(value).__name__} has no JSON form")
     pairs = ((_camel(field.name), getattr(value, field.name)) for field in fields(value))
     return {name: to_json(each) for name, each in pairs if each is not None}
 
 
 @to_json.register(str)
 @to_json.register(int)
-def _as_it_is(value: str | int) -> str | int:
+def _unchanged(value: str | int) -> str | int:
     return value
 
 
@@ -75,12 +75,12 @@ def _array(value: tuple[Any, ...]) -> list[Any]:
 
 
 def line(value: Any) -> str:
-    """JSON on one line, for streams."""
+    """Format as one line, for streams."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def document(value: Any) -> str:
-    """JSON over many lines, for one answer."""
+    """Format with indentation."""
     return json.dumps(value, ensure_ascii=False, indent=2)
 
 

@@ -1,13 +1,13 @@
-"""Events and marks in a few words, to be compared with what a test expects."""
+"""Short texts for events and notices, for comparisons in tests."""
 
 from __future__ import annotations
 
 from typing import assert_never
 
-from milo_discovery import Connected, Disconnected, Event, Mark, Refreshed, Synced
+from milo_discovery import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
 
 
-def said(item: Event | Mark) -> str:
+def summary(item: Event | StreamNotice) -> str:
     match item:
         case Event():
             return f"{item.type.name} {item.cluster.name}"

@@ -1,4 +1,4 @@
-"""Putting one cluster into a kubeconfig that has others."""
+"""Merges one cluster into an existing kubeconfig file."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from milo_discovery.cli import files, yaml_form
-from milo_discovery.cli.endings import Failed
+from milo_discovery.cli import atomic_files, yaml_output
+from milo_discovery.cli.exit_status import CommandFailure
 
 Document = dict[str, Any]
 _LISTS = ("clusters", "users", "contexts")
@@ -18,22 +18,22 @@ _EMPTY: Document = {"apiVersion": "v1", "kind": "Config"}
 
 
 def default_file() -> Path:
-    """The file that kubectl would change."""
+    """Return the file that `kubectl config` would change."""
     listed = [path for path in os.environ.get("KUBECONFIG", "").split(os.pathsep) if path]
     return Path(listed[0]) if listed else Path.home() / ".kube" / "config"
 
 
 def merge_into(path: Path, one: Document, context: str) -> None:
-    """Put what `one` holds into the file, under the name of `context`, in place of what had that name."""
-    path = path.resolve()  # of a symlink, what it points at is replaced, and not the link
+    """Add the cluster, user and context of `one` under the name `context`, replacing entries of that name."""
+    path = path.resolve()  # keep a symlink, and replace its target
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(path):
         before = _read(path)
-        files.replace(path, (yaml_form.document(merged(before, one, context)) + "\n").encode())
+        atomic_files.replace(path, (yaml_output.document(merged(before, one, context)) + "\n").encode())
 
 
 def merged(before: Document, one: Document, context: str) -> Document:
-    """The file's own current context stays, if it has one."""
+    """Return the merged document. An existing current context is kept."""
     after = {**_EMPTY, **before}
     named = {
         "clusters": {"name": context, "cluster": one["clusters"][0]["cluster"]},
@@ -59,7 +59,7 @@ def _read(path: Path) -> Document:
     if document is None:
         return dict(_EMPTY)
     if not isinstance(document, dict) or not all(_is_named_list(document.get(kind)) for kind in _LISTS):
-        raise Failed(f"{path} isn't a kubeconfig: nothing was changed")
+        raise CommandFailure(f"{path} is not a kubeconfig; it was not changed")
     return document
 
 
@@ -69,16 +69,16 @@ def _is_named_list(value: object) -> bool:
 
 def _read_yaml(path: Path, text: str) -> Any:
     try:
-        import yaml  # noqa: PLC0415  (an extra, and only for this)
+        import yaml  # noqa: PLC0415  (an optional dependency)
     except ModuleNotFoundError as error:
-        raise Failed(
-            f"{path} is YAML, and reading that needs PyYAML: pip install 'milo-discovery-client[kubernetes]'"
+        raise CommandFailure(
+            f"reading {path} needs PyYAML: pip install './clients/python[kubernetes]' in a clone of the repository"
         ) from error
 
     class Loader(yaml.SafeLoader):
-        """Without dates: a kubeconfig has none, and what looks like one is to be written as it was."""
+        """A SafeLoader without dates, so that strings which look like dates are written back unchanged."""
 
-        yaml_implicit_resolvers = {  # noqa: RUF012  (the name is PyYAML's)
+        yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's name)
             first: [each for each in resolvers if each[0] != "tag:yaml.org,2002:timestamp"]
             for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
         }
@@ -86,18 +86,18 @@ def _read_yaml(path: Path, text: str) -> Any:
     try:
         return yaml.load(text, Loader)  # noqa: S506  (a SafeLoader)
     except yaml.YAMLError:
-        # Its own words quote the file, which may hold secrets.
-        raise Failed(f"{path} can't be read as YAML: nothing was changed") from None
+        # `from None`: the error quotes the file, which may hold secrets.
+        raise CommandFailure(f"{path} is not valid YAML; it was not changed") from None
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """As kubectl does it: by a file beside it, which is there for as long as one of them writes."""
+    """Hold kubectl's lock: a file beside the kubeconfig that exists while it is being written."""
     lock = path.with_name(f"{path.name}.lock")
     try:
         os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     except FileExistsError:
-        raise Failed(f"{path} is being changed by somebody else; if not, remove {lock}") from None
+        raise CommandFailure(f"{path} is locked by another process; if none is running, remove {lock}") from None
     try:
         yield
     finally:

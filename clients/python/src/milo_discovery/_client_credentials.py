@@ -1,4 +1,4 @@
-"""Who a client is to the daemon: what it shows, from files that others renew."""
+"""What the client authenticates with to the daemon: files that are read again as they are renewed."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ KEY_VARIABLE = "MILO_DISCOVERY_KEY_FILE"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientCredentials:
-    """What a client shows: nothing by default, since on a Unix socket the kernel says who connects.
+    """Credentials for the daemon. None are needed on a Unix socket, where the kernel reports the caller's uid.
 
-    The certificate is read for each connection, the token for each call: both may be renewed meanwhile.
+    Certificates are read for each connection and the token for each call, so both can be renewed in place.
     """
 
     ca_file: Path | str | None = None
-    """Who has to vouch for the daemon. Where it is given, there is TLS."""
+    """CA certificates that the daemon's certificate is verified against. Setting it enables TLS."""
     certificate_file: Path | str | None = None
+    """Client certificate for mutual TLS."""
     key_file: Path | str | None = None
+    """Private key of the client certificate."""
     token_file: Path | str | None = None
-    """A bearer token, as Kubernetes projects a service account's into a pod."""
+    """Bearer token, such as a projected Kubernetes service account token."""
 
     def __post_init__(self) -> None:
         if (self.certificate_file is None) != (self.key_file is None):
-            raise InvalidCredentials("a certificate and its key come together: give both files, or neither")
+            raise InvalidCredentials("certificate_file and key_file must be set together")
         if self.certificate_file is not None and self.ca_file is None:
-            raise InvalidCredentials("a certificate is for TLS, which needs the CA of the daemon: give ca_file as well")
+            raise InvalidCredentials("certificate_file needs TLS: set ca_file as well")
 
     @classmethod
     def from_environment(cls) -> ClientCredentials:
-        """As the environment names the files: MILO_DISCOVERY_TOKEN_FILE, and so on."""
+        """Read the file names from MILO_DISCOVERY_TOKEN_FILE, _CA_FILE, _CERTIFICATE_FILE and _KEY_FILE."""
         return cls(
             ca_file=os.environ.get(CA_VARIABLE) or None,
             certificate_file=os.environ.get(CERTIFICATE_VARIABLE) or None,
@@ -48,31 +50,31 @@ class ClientCredentials:
             token_file=os.environ.get(TOKEN_VARIABLE) or None,
         )
 
-    def check(self, place: str) -> None:
-        """Whether they may be shown at that place. Raises InvalidCredentials."""
-        if place.startswith("unix:"):
+    def check(self, target: str) -> None:
+        """Raise InvalidCredentials if they cannot be used with this gRPC target."""
+        if target.startswith("unix:"):
             if self.ca_file is not None:
-                raise InvalidCredentials(f"{place} is a Unix socket, and TLS is for HOST:PORT: leave out ca_file")
+                raise InvalidCredentials(f"{target} is a Unix socket, which has no TLS: remove ca_file")
         elif self.token_file is not None and self.ca_file is None:
-            raise InvalidCredentials(f"a token isn't sent to {place} in the clear: give ca_file as well")
+            raise InvalidCredentials(f"the token would be sent to {target} unencrypted: set ca_file to use TLS")
 
     def channel_credentials(self) -> grpc.ChannelCredentials | None:
-        """Of a new connection; None is one without TLS. Raises InvalidCredentials."""
+        """Read the files for a new connection; None means no TLS. Raises InvalidCredentials."""
         if self.ca_file is None:
             return None
-        import grpc  # noqa: PLC0415  (commands without a connection do without)
+        import grpc  # noqa: PLC0415  (loaded only where a connection is made)
 
         key = None if self.key_file is None else _read(self.key_file)
         certificate = None if self.certificate_file is None else _read(self.certificate_file)
         return grpc.ssl_channel_credentials(_read(self.ca_file), key, certificate)
 
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """Of a new call. Raises InvalidCredentials."""
+        """Read the token for a new call. Raises InvalidCredentials."""
         if self.token_file is None:
             return ()
         token = _read(self.token_file).strip()
         if not token.isascii() or b"\n" in token or b"\r" in token:
-            raise InvalidCredentials(f"{self.token_file} holds no token")
+            raise InvalidCredentials(f"{self.token_file} does not contain a token")
         return (("authorization", f"Bearer {token.decode()}"),)
 
 
@@ -80,7 +82,7 @@ def _read(path: Path | str) -> bytes:
     try:
         content = Path(path).read_bytes()
     except OSError as error:
-        raise InvalidCredentials(f"{path} can't be read: {error.strerror}") from error
+        raise InvalidCredentials(f"cannot read {path}: {error.strerror}") from error
     if not content.strip():
         raise InvalidCredentials(f"{path} is empty")
     return content

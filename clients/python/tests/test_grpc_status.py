@@ -9,7 +9,7 @@ from google.rpc.error_details_pb2 import ErrorInfo, Help
 from google.rpc.status_pb2 import Status
 
 from milo_discovery import Unavailable
-from milo_discovery._status import status_error
+from milo_discovery._grpc_status import status_error
 
 
 @pytest.mark.parametrize(
@@ -17,13 +17,13 @@ from milo_discovery._status import status_error
     [None, (), (("other", "x"),), (("grpc-status-details-bin", b"\xff not a Status"),)],
     ids=["none", "empty", "unrelated", "garbled"],
 )
-def test_a_status_without_readable_details_is_still_that_status(trailers):
+def test_status_with_unreadable_details_keeps_its_code(trailers):
     error = status_error(grpc.StatusCode.UNAVAILABLE, "gone", trailers)
     assert isinstance(error, Unavailable)
     assert (error.message, error.reason, error.violations, error.retry_after) == ("gone", "", (), None)
 
 
-def test_details_that_mean_nothing_to_this_client_are_passed_over():
+def test_unknown_details_are_ignored():
     packed = [Any(), Any()]
     packed[0].Pack(Help())
     packed[1].Pack(ErrorInfo(reason="NOT_SYNCED"))
@@ -31,5 +31,5 @@ def test_details_that_mean_nothing_to_this_client_are_passed_over():
     assert status_error(grpc.StatusCode.UNAVAILABLE, "not yet", trailers).reason == "NOT_SYNCED"
 
 
-def test_a_status_without_a_message_has_its_name_for_one():
+def test_status_without_a_message_uses_its_name():
     assert str(status_error(grpc.StatusCode.UNAVAILABLE, None, None)) == "UNAVAILABLE"

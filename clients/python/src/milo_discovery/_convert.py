@@ -1,4 +1,4 @@
-"""From values to requests, and from responses to values. The only place that knows both."""
+"""Converts between protobuf messages and the values of `model`."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ DEFAULT_HEARTBEAT = timedelta(seconds=30)
 SHORTEST_HEARTBEAT = timedelta(seconds=1)
 LONGEST_HEARTBEAT = timedelta(hours=1)
 HEARTBEATS_MISSED = 3
-"""After so many silent intervals a connection counts as dead."""
+"""A connection is dead after this many silent intervals."""
 
 
 class FilterOptions(TypedDict, total=False):
-    """Which clusters: all that is set must match, and nothing set means all of them."""
+    """Selects clusters: all options that are set must match; without any, all clusters match."""
 
     label_selector: str
     """Kubernetes syntax: "env in (prod, staging),tier!=silver"."""
     names: Collection[str]
-    """Any of these names."""
+    """Clusters with one of these names."""
     organizations: Collection[str]
-    """Any of these organizations."""
+    """Clusters of one of these organizations."""
 
 
 class WatchOptions(FilterOptions, total=False):
-    """What to watch, and how."""
+    """Options of a watch."""
 
     include_kubeconfigs: bool
-    """A kubeconfig with each ENGAGED, and KUBECONFIG events before it runs out."""
+    """Deliver a kubeconfig with each ENGAGED, and a new one in a KUBECONFIG event before it expires."""
     kubeconfig_ttl: timedelta
-    """How long those should live; the daemon may give less."""
+    """Requested lifetime of these kubeconfigs; the daemon may shorten it."""
     heartbeat_interval: timedelta
-    """How long the stream may be silent: after three of them the connection counts as dead. 30 s by default."""
+    """Interval of heartbeats on an idle stream, 30 s by default. Three missed heartbeats end the connection."""
 
 
 def filter_message(options: FilterOptions | WatchOptions) -> pb.ClusterFilter:
     for key in ("names", "organizations"):
-        # A string is a collection of its letters, which nobody means.
+        # A string would be taken as a collection of its characters.
         if isinstance(options.get(key), str):
-            raise TypeError(f"{key} is a collection of strings, not one string: {key}=[{options.get(key)!r}]")
+            raise TypeError(f"{key} must be a collection of strings: use {key}=[{options.get(key)!r}]")
     return pb.ClusterFilter(
         label_selector=options.get("label_selector", ""),
         names=options.get("names", ()),
@@ -64,21 +64,10 @@ def watch_request(options: WatchOptions) -> pb.WatchClustersRequest:
     )
 
 
-def silence(options: WatchOptions) -> timedelta:
-    """How long a stream may say nothing before it counts as dead: by the interval that the daemon makes of ours."""
-    asked = options.get("heartbeat_interval", DEFAULT_HEARTBEAT)
-    return HEARTBEATS_MISSED * min(max(asked, SHORTEST_HEARTBEAT), LONGEST_HEARTBEAT)
-
-
-def issue_request(
-    name: str, ttl: timedelta | None, kubeconfig_format: model.KubeconfigFormat, incarnation: str
-) -> pb.IssueKubeconfigRequest:
-    return pb.IssueKubeconfigRequest(
-        cluster=name,
-        ttl=None if ttl is None else duration_message(ttl),
-        format=pb.KubeconfigFormat.ValueType(kubeconfig_format.value),
-        incarnation=incarnation,
-    )
+def silence_limit(options: WatchOptions) -> timedelta:
+    """Return how long a stream may be silent: three heartbeats, with the interval clamped as the daemon clamps it."""
+    interval = options.get("heartbeat_interval", DEFAULT_HEARTBEAT)
+    return HEARTBEATS_MISSED * min(max(interval, SHORTEST_HEARTBEAT), LONGEST_HEARTBEAT)
 
 
 def duration_message(value: timedelta) -> Duration:
@@ -130,7 +119,7 @@ def source_status(message: pb.SourceStatus) -> model.SourceStatus:
 
 
 def listing(pages: Collection[pb.ListClustersResponse]) -> model.Listing:
-    """All pages of one listing, which show the fleet at one revision."""
+    """Join the pages of one listing, which all show one revision."""
     *_, last = pages
     return model.Listing(
         clusters=tuple(cluster(each) for page in pages for each in page.clusters),

@@ -26,16 +26,17 @@ from milo_discovery import (
     TimedOut,
     Unavailable,
 )
-from milo_discovery._credentials import ClientCredentials
+from milo_discovery._channel import open_channel
+from milo_discovery._client_credentials import ClientCredentials
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._subscription import Subscription
-from milo_discovery.sync import SyncWatch, open_channel
+from milo_discovery.sync import SyncWatch
 
 from .conftest import AT_ONCE
 from .eventually import eventually
 from .messages import cluster, disengaged, engaged, following, snapshot, waiting
-from .sayings import said
-from .scripted import SILENCE, Refusal, ScriptedDaemon, Stream
+from .scripted_daemon import SILENCE, Refusal, ScriptedDaemon, Stream
+from .summaries import summary
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
 
@@ -78,11 +79,11 @@ def wire() -> Iterator[Wire]:
 
 
 def take(watch: SyncWatch, count: int) -> list[str]:
-    return [said(next(watch)) for _ in range(count)]
+    return [summary(next(watch)) for _ in range(count)]
 
 
 class TestCalls:
-    def test_list_gathers_all_pages(self, wire):
+    def test_list_reads_all_pages(self, wire):
         listing = wire.start(wire.client.list, organizations=["acme"])
         first = pb.ListClustersResponse(clusters=[cluster("a")], next_page_token="more", revision="7")
         assert wire.answer("ListClusters", first).filter.organizations == ["acme"]
@@ -90,7 +91,7 @@ class TestCalls:
         assert [each.name for each in listing.result()] == ["a", "b"]
         assert second.page_token == "more"
 
-    def test_get_server_info_and_kubeconfig_answer(self, wire):
+    def test_unary_calls_return_values(self, wire):
         report = wire.start(wire.client.get, "a")
         wire.answer("GetCluster", pb.GetClusterResponse(cluster=cluster("a")))
         assert report.result().cluster.name == "a"
@@ -109,7 +110,7 @@ class TestCalls:
         assert issued.result().kubeconfig == b"k"
         assert (request.ttl.seconds, request.format, request.incarnation) == (60, pb.KUBECONFIG_FORMAT_EXEC, "i")
 
-    def test_a_refused_argument_is_named(self, wire):
+    def test_invalid_request_names_the_field(self, wire):
         violation = BadRequest.FieldViolation(field="filter.names", description="too many")
         packed = Packed()
         packed.Pack(BadRequest(field_violations=[violation]))
@@ -121,7 +122,7 @@ class TestCalls:
             listing.result()
         assert raised.value.violations == (FieldViolation("filter.names", "too many"),)
 
-    def test_a_name_never_seen_is_not_found(self, wire):
+    def test_get_of_an_unknown_name_raises_cluster_not_found(self, wire):
         report = wire.start(wire.client.get, "a")
         wire.refuse("GetCluster", grpc.StatusCode.NOT_FOUND, "never seen")
         with pytest.raises(ClusterNotFound, match="never seen"):
@@ -129,7 +130,7 @@ class TestCalls:
 
 
 class TestWatch:
-    def test_the_fleet_arrives_and_changes(self, wire):
+    def test_watch_yields_engagements_and_changes(self, wire):
         with wire.client.watch(label_selector="env=prod") as watch:
             told = wire.start(take, watch, 3)
             request, _ = wire.stream(
@@ -143,7 +144,7 @@ class TestWatch:
             assert watch.revision == "3"
             assert watch.connected
 
-    def test_synced_leaves_the_events_to_be_taken(self, wire):
+    def test_synced_keeps_the_events(self, wire):
         with wire.client.watch() as watch:
             synced = wire.start(watch.synced)
             wire.stream(waiting("", "0"), snapshot("1", engaged("a")))
@@ -151,19 +152,19 @@ class TestWatch:
             assert watch.is_synced
             assert take(watch, 1) == ["ENGAGED a"]
 
-    def test_a_broken_stream_is_resumed(self, wire):
+    def test_broken_stream_is_resumed(self, wire):
         with wire.client.watch() as watch:
             feed = watch.feed()
-            told = wire.start(lambda: [said(next(feed)) for _ in range(3)])
+            told = wire.start(lambda: [summary(next(feed)) for _ in range(3)])
             _, rpc = wire.stream(snapshot("1", engaged("a")))
             assert told.result() == ["connected", "ENGAGED a", "synced 1"]
-            told = wire.start(lambda: [said(next(feed)) for _ in range(3)])
+            told = wire.start(lambda: [summary(next(feed)) for _ in range(3)])
             rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "shutting down")
             request, _ = wire.stream(following("1", "2", engaged("b")))
             assert request.resume_revision == "1"
             assert told.result() == ["disconnected by Unavailable", "resumed", "ENGAGED b"]
 
-    def test_a_stream_that_ends_well_is_followed_by_another(self, wire):
+    def test_stream_that_ends_with_ok_is_reopened(self, wire):
         with wire.client.watch() as watch:
             told = wire.start(take, watch, 1)
             _, rpc = wire.stream(snapshot("1", engaged("a")))
@@ -173,7 +174,7 @@ class TestWatch:
             wire.stream(following("1", "2", engaged("b")))
             assert told.result() == ["ENGAGED b"]
 
-    def test_what_asking_again_cannot_mend_is_raised(self, wire):
+    def test_not_retryable_error_is_raised(self, wire):
         with wire.client.watch() as watch:
             look = wire.start(next, watch)
             _, rpc = wire.stream()
@@ -181,7 +182,7 @@ class TestWatch:
             with pytest.raises(PermissionDenied, match="no"):
                 look.result()
 
-    def test_reconnect_cuts_and_resumes(self, wire):
+    def test_reconnect_resumes(self, wire):
         with wire.client.watch() as watch:
             told = wire.start(take, watch, 1)
             wire.stream(snapshot("1", engaged("a")))
@@ -193,15 +194,15 @@ class TestWatch:
             rpc.send_response(following("1", "2", engaged("b")))
             assert take(watch, 1) == ["ENGAGED b"]
 
-    def test_closing_from_another_thread_ends_the_loop(self, wire):
+    def test_close_from_another_thread_ends_the_iteration(self, wire):
         with wire.client.watch() as watch:
-            loop = wire.start(lambda: [said(event) for event in watch])
+            loop = wire.start(lambda: [summary(event) for event in watch])
             wire.stream(snapshot("1", engaged("a")))
             again = wire.start(watch.close)
             again.result()
             assert loop.result() in (["ENGAGED a"], []), "as much of it as came before the end"
 
-    def test_a_closed_watch_stays_closed(self, wire):
+    def test_closed_watch_stays_closed(self, wire):
         watch = wire.client.watch()
         watch.close()
         watch.close()
@@ -222,7 +223,7 @@ class TestConnections:
         with SyncDiscoveryClient(daemon.address, backoff=AT_ONCE) as client:
             yield client
 
-    async def test_calls_find_a_daemon_that_comes_back(self, client, daemon):
+    async def test_call_after_a_daemon_restart_succeeds(self, client, daemon):
         await daemon.stop()
         with pytest.raises(Unavailable):
             await asyncio.to_thread(client.list)
@@ -230,13 +231,13 @@ class TestConnections:
         await daemon.start()
         assert len(await asyncio.to_thread(client.list)) == 0
 
-    async def test_several_calls_may_fail_at_once(self, client, daemon):
+    async def test_concurrent_calls_fail_together(self, client, daemon):
         await daemon.stop()
         calls = (asyncio.to_thread(client.list) for _ in range(5))
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [Unavailable] * 5
 
-    async def test_a_call_that_loses_a_connection_that_was_good_is_made_again_on_another(self, client, daemon):
+    async def test_call_is_retried_once_after_a_connection_loss(self, client, daemon):
         lost = Refusal(grpc.StatusCode.UNAVAILABLE, "Stream removed")
         daemon.answers["ListClusters"] = [pb.ListClustersResponse(), lost, pb.ListClustersResponse(), lost, lost]
         await asyncio.to_thread(client.list)
@@ -244,7 +245,7 @@ class TestConnections:
         with pytest.raises(Unavailable, match="Stream removed"):
             await asyncio.to_thread(client.list)
 
-    async def test_what_was_not_taken_does_not_keep_a_watch_from_closing(self, client, daemon):
+    async def test_pending_events_do_not_block_close(self, client, daemon):
         watch = client.watch()
         synced = asyncio.create_task(asyncio.to_thread(watch.synced))
         stream = await daemon.stream()
@@ -254,13 +255,13 @@ class TestConnections:
         await stream.ended.wait()
         assert len(watch.clusters) == 0
 
-    async def test_a_call_that_takes_too_long_times_out(self, daemon):
+    async def test_call_timeout(self, daemon):
         with SyncDiscoveryClient(daemon.address, timeout=timedelta(milliseconds=20)) as client:
             daemon.answers["ListClusters"] = [SILENCE]
             with pytest.raises(TimedOut):
                 await asyncio.to_thread(client.list)
 
-    async def test_a_restarted_daemon_is_compared_with_what_was_told(self, client, daemon):
+    async def test_restarted_daemons_snapshot_yields_only_differences(self, client, daemon):
         with client.watch() as watch:
             told = asyncio.create_task(asyncio.to_thread(take, watch, 3))
             (await daemon.stream()).send(snapshot("1", engaged("a")))
@@ -270,9 +271,9 @@ class TestConnections:
             (await daemon.stream()).send(snapshot("z", engaged("b")))
             assert await told == ["ENGAGED a", "DISENGAGED a", "ENGAGED b"]
 
-    async def test_a_silent_stream_counts_as_dead(self, daemon):
+    async def test_silent_stream_is_reconnected(self, daemon):
         subscription = Subscription({}, AT_ONCE)
-        subscription.silence = timedelta(milliseconds=50)
+        subscription.silence_limit = timedelta(milliseconds=50)
         with SyncWatch(
             subscription, lambda: open_channel(daemon.address, ClientCredentials()), lambda _: None, lambda: ()
         ) as watch:
@@ -283,7 +284,7 @@ class TestConnections:
             (await daemon.stream()).send(following("1", "2", engaged("a")))
             assert await told == ["ENGAGED a"]
 
-    async def test_a_closed_client_leaves_no_call_and_waits_for_no_back_off(self, daemon):
+    async def test_closed_client_ends_calls_and_backoff(self, daemon):
         patient = BackoffPolicy(initial=timedelta(hours=1), maximum=timedelta(hours=1))
         with SyncDiscoveryClient(daemon.address, backoff=patient) as client:
             following_one = asyncio.create_task(asyncio.to_thread(list, client.watch()))

@@ -1,4 +1,4 @@
-"""Files that may hold secrets: readable by their owner only, and replaced in one step."""
+"""Atomic replacement of files that may hold secrets: mode 0600, never half-written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PREFIX, _SUFFIX = ".milo-discovery-", ".new"
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Whoever reads the file finds the old content or the new, whatever happens to this process."""
+    """Replace the file by a rename, so that readers see either the old content or the new."""
     descriptor, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=path.parent)  # mode 0600
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -23,7 +23,7 @@ def replace(path: Path, content: bytes) -> None:
         raise
 
 
-def sweep(directory: Path) -> None:
-    """Remove what a process that was killed in the middle of `replace` has left."""
+def remove_leftovers(directory: Path) -> None:
+    """Remove the temporary files of processes that were killed in `replace`."""
     for path in directory.glob(f"{_PREFIX}*{_SUFFIX}"):
         path.unlink(missing_ok=True)

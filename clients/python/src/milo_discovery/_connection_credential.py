@@ -1,0 +1,56 @@
+"""The credential that an API client's connections are made with, and the Authorization header of its requests."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+
+from milo_discovery._credential_cache import CachedCredential
+from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.errors import CertificateRenewed
+
+BEARER = "BearerToken"
+"""The name of the kubernetes package for the token in a Configuration."""
+
+
+class ConnectionCredential:
+    """The credential at the time when the API client was made.
+
+    A client certificate stays with the connections; a token is sent with each request and can be replaced.
+    """
+
+    def __init__(self, made_with: CachedCredential) -> None:
+        self.made_with = made_with
+
+    def authorization(self, access: KubeconfigAccess) -> str | None:
+        """Return the header for a request; None for certificates. Raises CertificateRenewed after expiry."""
+        made, expires_at = self.made_with.access, self.made_with.expires_at
+        if access.token is not None:
+            return f"Bearer {access.token}"
+        if access.certificate != made.certificate and expires_at is not None and datetime.now(UTC) >= expires_at:
+            raise CertificateRenewed(
+                "the client certificate of this API client has expired: close it and create another, which uses the "
+                "renewed certificate"
+            )
+        return None
+
+
+@contextmanager
+def certificate_file(access: KubeconfigAccess) -> Iterator[str | None]:
+    """Provide the path of the client certificate and key while the block runs; None where there is a token."""
+    if access.token is not None or access.certificate is None:
+        yield None
+    elif hasattr(os, "memfd_create"):
+        # A memory file, so that the key is never written to a disk.
+        with os.fdopen(os.memfd_create("milo-discovery", os.MFD_CLOEXEC), "w") as file:
+            file.write(f"{access.certificate}\n{access.key}\n")
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+            file.write(f"{access.certificate}\n{access.key}\n")
+            file.flush()
+            yield file.name

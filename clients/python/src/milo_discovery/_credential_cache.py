@@ -1,0 +1,102 @@
+"""The newest credential of one cluster, and when to refresh it. Pure: the caller passes the time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
+
+if TYPE_CHECKING:
+    from milo_discovery.model import Kubeconfig
+
+# A credential is not used in the last part of its life, because the request takes time to arrive.
+_EXPIRY_MARGIN = timedelta(seconds=5)
+_EXPIRY_MARGIN_SHARE = 0.1
+# Share of the time between `refresh_after` and expiry to wait for a pushed credential before asking for one.
+_PUSH_WAIT_SHARE = 0.25
+_RETRY_AFTER = timedelta(seconds=1)
+
+
+class CredentialState(Enum):
+    """How usable the cached credential is."""
+
+    FRESH = auto()
+    REFRESH_DUE = auto()
+    """Still valid; request the next one in the background."""
+    EXPIRED = auto()
+    """No longer valid, or not fetched yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class CachedCredential:
+    """A kubeconfig's credential with its refresh and expiry times."""
+
+    access: KubeconfigAccess
+    refresh_at: datetime | None
+    expires_at: datetime | None
+
+
+class CredentialCache:
+    """Holds the newest credential. Any thread may read it; it is replaced by a single assignment."""
+
+    def __init__(self) -> None:
+        self._current: CachedCredential | None = None
+        self._last_offered: Kubeconfig | None = None
+        self._retry_at: datetime | None = None
+
+    @property
+    def current(self) -> CachedCredential:
+        assert self._current is not None, "read before the first credential was stored"
+        return self._current
+
+    def offer(self, kubeconfig: Kubeconfig, *, pushed: bool = False) -> None:
+        """Store it unless the cached credential expires later.
+
+        With `pushed`, the stream is expected to deliver the next one too, so asking for it is delayed.
+        """
+        if kubeconfig is self._last_offered:
+            return
+        offered = _parse(kubeconfig, _PUSH_WAIT_SHARE if pushed else 0.0)
+        self._last_offered = kubeconfig
+        held = self._current
+        if (
+            held is None
+            or held.expires_at is None
+            or offered.expires_at is None
+            or offered.expires_at >= held.expires_at
+        ):
+            self._current = offered
+            self._retry_at = None
+
+    def refresh_failed(self, now: datetime) -> None:
+        """Delay the next refresh after a failed one."""
+        self._retry_at = now + _RETRY_AFTER
+
+    def state(self, now: datetime) -> CredentialState:
+        current = self._current
+        if current is None or (current.expires_at is not None and now >= current.expires_at):
+            return CredentialState.EXPIRED
+        if current.refresh_at is None or now < current.refresh_at or (self._retry_at and now < self._retry_at):
+            return CredentialState.FRESH
+        return CredentialState.REFRESH_DUE
+
+
+def _parse(kubeconfig: Kubeconfig, push_wait_share: float) -> CachedCredential:
+    access = read_access(kubeconfig.kubeconfig)
+    expires_at, refresh_at = kubeconfig.expires_at, kubeconfig.refresh_after
+    if expires_at is None:
+        return CachedCredential(access, refresh_at=refresh_at, expires_at=None)
+    if refresh_at is not None:
+        refresh_at += push_wait_share * (expires_at - refresh_at)
+    return CachedCredential(access, refresh_at=refresh_at, expires_at=usable_until(expires_at, kubeconfig.issued_at))
+
+
+def usable_until(expires_at: datetime, issued_at: datetime | None) -> datetime:
+    """Return when to stop using a credential: shortly before it expires, so that requests arrive in time."""
+    share = (
+        _EXPIRY_MARGIN if issued_at is None else min(_EXPIRY_MARGIN, _EXPIRY_MARGIN_SHARE * (expires_at - issued_at))
+    )
+    return expires_at - share

@@ -1,0 +1,184 @@
+"""Renews credentials where they are used: on an event loop, in threads, and in threads through an event loop.
+
+A caller with a valid credential never waits: the next one is fetched in the background. Callers without one share a
+single fetch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Protocol
+
+from milo_discovery._credential_cache import CredentialCache, CredentialState
+from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.errors import DiscoveryError
+from milo_discovery.model import Kubeconfig
+
+log = logging.getLogger("milo_discovery.credentials")
+
+_LOOP_WAIT_LIMIT_S = 30.0
+
+PushedKubeconfig = Callable[[], Kubeconfig | None]
+"""Returns the newest kubeconfig that a stream delivered."""
+
+
+class BlockingAccess(Protocol):
+    """Credentials for a blocking client. Both methods may be called from any thread and may block it."""
+
+    def access(self) -> KubeconfigAccess:
+        """Return the credential to use now. Raises why there is none."""
+
+    def access_after_401(self, refused: str | None) -> KubeconfigAccess:
+        """Return the credential to use after the server refused a token: the same one if there is none newer."""
+
+
+class AsyncRenewer:
+    """Renews a credential on one event loop."""
+
+    def __init__(self, issue: Callable[[], Awaitable[Kubeconfig]], pushed: PushedKubeconfig | None = None) -> None:
+        self.cache = CredentialCache()
+        self._issue = issue
+        self._pushed = pushed
+        self._renewal: asyncio.Task[None] | None = None
+
+    async def access(self) -> KubeconfigAccess:
+        """Return the credential to use now. Raises why there is none."""
+        match self.state():
+            case CredentialState.REFRESH_DUE:
+                self.start_renewal()
+            case CredentialState.EXPIRED:
+                await self._renewed()
+        return self.cache.current.access
+
+    async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
+        """Return the credential to use after the server refused a token: the same one if there is none newer."""
+        self.state()
+        if self.cache.current.access.token == refused:
+            with suppress(DiscoveryError):  # logged; the caller gets the 401, which says more
+                await self._renewed()
+        return self.cache.current.access
+
+    def state(self) -> CredentialState:
+        """Take in what the stream delivered, and return the state."""
+        pushed = None if self._pushed is None else self._pushed()
+        if pushed is not None:
+            self.cache.offer(pushed, pushed=True)
+        return self.cache.state(_now())
+
+    def start_renewal(self) -> asyncio.Task[None]:
+        """Return the renewal in flight, or start one."""
+        if self._renewal is None or self._renewal.done():
+            self._renewal = asyncio.create_task(self._renew(), name="milo-discovery credential")
+            self._renewal.add_done_callback(_log_failure)
+        return self._renewal
+
+    async def close(self) -> None:
+        renewal, self._renewal = self._renewal, None
+        if renewal is not None:
+            renewal.cancel()
+            await asyncio.wait([renewal])
+
+    async def _renewed(self) -> None:
+        # Shielded, because it is shared: a caller that is cancelled must not cancel it for the others.
+        await asyncio.shield(self.start_renewal())
+
+    async def _renew(self) -> None:
+        try:
+            self.cache.offer(await self._issue())
+        except DiscoveryError:
+            self.cache.refresh_failed(_now())
+            raise
+
+
+class LoopBridge:
+    """Gives threads access to an AsyncRenewer. It never blocks the event loop's own thread."""
+
+    def __init__(self, renewer: AsyncRenewer) -> None:
+        self._renewer = renewer
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+
+    def access(self) -> KubeconfigAccess:
+        match self._renewer.state():
+            case CredentialState.REFRESH_DUE:
+                self._loop.call_soon_threadsafe(self._renewer.start_renewal)
+            case CredentialState.EXPIRED:
+                return self._wait_for(self._renewer.access)
+        return self._renewer.cache.current.access
+
+    def access_after_401(self, refused: str | None) -> KubeconfigAccess:
+        return self._wait_for(lambda: self._renewer.access_after_401(refused))
+
+    def _wait_for(self, access: Callable[[], Awaitable[KubeconfigAccess]]) -> KubeconfigAccess:
+        if threading.get_ident() == self._loop_thread:
+            raise RuntimeError(
+                "a blocking API client needs a new credential, but was called on the event loop's thread, which has to "
+                "fetch it: use api_client(), or call it through asyncio.to_thread()"
+            )
+
+        async def awaited() -> KubeconfigAccess:
+            return await access()
+
+        return asyncio.run_coroutine_threadsafe(awaited(), self._loop).result(_LOOP_WAIT_LIMIT_S)
+
+
+class ThreadRenewer:
+    """Renews a credential in a thread of its own."""
+
+    def __init__(self, issue: Callable[[], Kubeconfig]) -> None:
+        self.cache = CredentialCache()
+        self._issue = issue
+        self._lock = threading.Lock()
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="milo-discovery credential")
+        self._renewal: Future[None] | None = None
+
+    def access(self) -> KubeconfigAccess:
+        state = self.cache.state(_now())
+        if state is not CredentialState.FRESH:
+            renewal = self._start_renewal(lambda: self.cache.state(_now()) is not CredentialState.FRESH)
+            if state is CredentialState.EXPIRED and renewal is not None:
+                renewal.result()
+        return self.cache.current.access
+
+    def access_after_401(self, refused: str | None) -> KubeconfigAccess:
+        renewal = self._start_renewal(lambda: self.cache.current.access.token == refused)
+        if renewal is not None:
+            with suppress(DiscoveryError):  # logged; the caller gets the 401, which says more
+                renewal.result()
+        return self.cache.current.access
+
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+    def _start_renewal(self, is_needed: Callable[[], bool]) -> Future[None] | None:
+        """Return the renewal in flight, or start one; None if another thread's has made it unnecessary."""
+        with self._lock:
+            if self._renewal is None or self._renewal.done():
+                if not is_needed():
+                    return None
+                self._renewal = self._executor.submit(self._renew)
+                self._renewal.add_done_callback(_log_failure)
+            return self._renewal
+
+    def _renew(self) -> None:
+        try:
+            self.cache.offer(self._issue())
+        except DiscoveryError:
+            self.cache.refresh_failed(_now())
+            raise
+
+
+def _log_failure(renewal: asyncio.Task[None] | Future[None]) -> None:
+    """Log a failed renewal: callers with a valid credential do not see the error."""
+    if not renewal.cancelled() and (error := renewal.exception()) is not None:
+        log.warning("credential renewal failed: %s", error)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

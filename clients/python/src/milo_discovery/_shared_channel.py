@@ -1,0 +1,69 @@
+"""The gRPC channel that unary calls share, and its replacement after a connection loss."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from milo_discovery._grpc_status import is_connection_loss
+from milo_discovery.errors import StatusError
+
+ChannelT = TypeVar("ChannelT")
+
+
+@dataclass
+class SharedConnection(Generic[ChannelT]):
+    """A channel, with what is known about it."""
+
+    channel: ChannelT
+    calls_in_flight: int = 0
+    has_succeeded: bool = False
+
+
+class SharedChannel(Generic[ChannelT]):
+    """Hands out the current channel to each call, from any thread.
+
+    A channel whose connection was lost fails calls until its reconnect backoff is over, so the next call gets a new
+    channel. The failed one is closed after its last call: closing it earlier would cancel the calls in flight.
+    """
+
+    def __init__(self, connect: Callable[[], ChannelT]) -> None:
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._current: SharedConnection[ChannelT] | None = None
+
+    def acquire(self) -> SharedConnection[ChannelT]:
+        """Return the connection for a new call."""
+        with self._lock:
+            if self._current is None:
+                self._current = SharedConnection(self._connect())
+            self._current.calls_in_flight += 1
+            return self._current
+
+    def should_retry(self, connection: SharedConnection[ChannelT], failure: StatusError) -> bool:
+        """Record a failed call; return whether to make it again on a new channel.
+
+        A retry helps where calls succeeded on this channel before: the daemon has restarted and may be back. All calls
+        are read-only or idempotent.
+        """
+        if not is_connection_loss(failure):
+            return False
+        with self._lock:
+            if self._current is connection:
+                self._current = None
+            return connection.has_succeeded
+
+    def release(self, connection: SharedConnection[ChannelT]) -> ChannelT | None:
+        """End a call; return the channel to close if that was the last call on a failed one."""
+        with self._lock:
+            connection.calls_in_flight -= 1
+            is_done = connection is not self._current and not connection.calls_in_flight
+            return connection.channel if is_done else None
+
+    def close(self) -> ChannelT | None:
+        """Return the channel to close, if there is one."""
+        with self._lock:
+            current, self._current = self._current, None
+            return current.channel if current else None

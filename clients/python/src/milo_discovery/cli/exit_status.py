@@ -1,0 +1,116 @@
+"""Exit statuses and error messages of the command line."""
+
+from __future__ import annotations
+
+import signal
+from enum import IntEnum
+from typing import IO, Any, NoReturn
+
+import click
+
+from milo_discovery.errors import (
+    ClusterNotFound,
+    DiscoveryError,
+    InvalidAddress,
+    InvalidRequest,
+    PermissionDenied,
+    TimedOut,
+    Unauthenticated,
+    Unavailable,
+)
+
+_OPTION_OF_FIELD = {
+    "filter.label_selector": "--selector",
+    "filter.names": "--name",
+    "filter.organizations": "--organization",
+    "name": "NAME",
+}
+
+
+class ExitStatus(IntEnum):
+    """The exit statuses. click uses 2 for usage errors too."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_FOUND = 3
+    DENIED = 4
+    NO_CONNECTION = 5
+    TIMED_OUT = 6
+    NOT_SYNCED = 7
+    INTERRUPTED = 130
+
+
+_STATUSES: dict[type[DiscoveryError], ExitStatus] = {
+    InvalidAddress: ExitStatus.USAGE,
+    InvalidRequest: ExitStatus.USAGE,
+    ClusterNotFound: ExitStatus.NOT_FOUND,
+    PermissionDenied: ExitStatus.DENIED,
+    Unauthenticated: ExitStatus.DENIED,
+    TimedOut: ExitStatus.TIMED_OUT,
+}
+
+
+def exit_status(error: DiscoveryError) -> ExitStatus:
+    if isinstance(error, Unavailable):
+        # Only the daemon sets a reason: it was reached, but is not synced.
+        return ExitStatus.NOT_SYNCED if error.reason else ExitStatus.NO_CONNECTION
+    return _STATUSES.get(type(error), ExitStatus.FAILED)
+
+
+def describe(error: DiscoveryError, address: str) -> str:
+    """Return the message for a person."""
+    match error:
+        case InvalidRequest(violations=(_, *_)):
+            refused = (
+                f"{_OPTION_OF_FIELD.get(each.field, each.field)}: {each.description}" for each in error.violations
+            )
+            return "; ".join(refused)
+        case Unavailable(reason=""):
+            return (
+                f"cannot connect to the daemon at {address}: {root_cause(error)} "
+                "(is milo-discoveryd running? set its address with --address or MILO_DISCOVERY_ADDRESS)"
+            )
+        case TimedOut(code="DEADLINE_EXCEEDED", message="Deadline Exceeded"):
+            return f"no answer from {address} within --timeout"
+        case _:
+            return str(error)
+
+
+def root_cause(error: DiscoveryError) -> str:
+    """Return the last part of gRPC's "failed to connect to all addresses; last error: UNKNOWN: unix:/x: ..."."""
+    return str(error).rpartition(": ")[2]
+
+
+class CallFailure(click.ClickException):
+    """A call to the daemon failed."""
+
+    def __init__(self, error: DiscoveryError, address: str) -> None:
+        super().__init__(describe(error, address))
+        self.error = error
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]  # a class attribute in click
+        return exit_status(self.error)
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        print_message(self.message)
+
+
+class CommandFailure(click.ClickException):
+    """The command failed for a reason other than the daemon."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        print_message(self.message)
+
+
+def exit_by_sigpipe() -> NoReturn:
+    """End the process by SIGPIPE, as other tools in a pipeline do. Python ignores the signal by default."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGPIPE)
+    raise AssertionError("SIGPIPE with the default action ends the process")
+
+
+def print_message(text: str) -> None:
+    """Print a message to stderr, which is not data."""
+    click.echo(f"milo-discovery: {text}", err=True)

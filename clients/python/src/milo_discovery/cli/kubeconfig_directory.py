@@ -1,0 +1,155 @@
+"""A directory with one kubeconfig file per engaged cluster.
+
+Two files keep track. The index, `index.json`, lists for readers what is there: it is written after new files are
+created and before old ones are removed. The ledger, `.milo-discovery.json`, lists for this program which files are its
+own: it is written before a file is created and after one is removed. So after a crash at any point, the next process
+knows its own files and leaves all others alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from milo_discovery.cli import atomic_files
+from milo_discovery.cli.exit_status import CommandFailure
+from milo_discovery.model import Cluster, Kubeconfig
+
+SUFFIX = ".kubeconfig"
+INDEX = "index.json"
+_LEDGER = ".milo-discovery.json"
+# Kubernetes' rules for names, which exclude ".." and slashes.
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_MAX_NAME_LENGTH = 255 - len(SUFFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredFile:
+    """A cluster, and its kubeconfig once one has arrived."""
+
+    cluster: Cluster
+    kubeconfig: Kubeconfig | None
+
+
+class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
+    """The directory, locked by this process while entered."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = -1
+        self._own: set[str] = set()
+        self._written: dict[str, tuple[str, Kubeconfig]] = {}
+        """The UID and kubeconfig of each file that this process wrote."""
+        self._indexed: Any = None
+        self.skipped: dict[str, str] = {}
+        """Clusters without a file, and why."""
+
+    def __enter__(self) -> KubeconfigDirectory:
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._own = set(_read_ledger(self.path / _LEDGER))
+            atomic_files.remove_leftovers(self.path)
+        except BaseException as error:
+            os.close(self._lock)
+            if isinstance(error, BlockingIOError):
+                raise CommandFailure(f"{self.path} is locked by another milo-discovery sync") from None
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        os.close(self._lock)
+
+    def reconcile(self, desired: Mapping[str, DesiredFile], *, complete: bool) -> None:
+        """Write new files. Remove files of other clusters only if `desired` is the complete view."""
+        self.skipped = {}
+        to_write = {
+            name: each for name, each in desired.items() if each.kubeconfig is not None and self._may_write(name)
+        }
+        to_remove = self._own - set(desired) if complete else set()
+        # A replaced cluster whose kubeconfig has not arrived yet: the old cluster's file must not stay.
+        to_remove |= {
+            name for name, (uid, _) in self._written.items()
+            if name in desired and name not in to_write and desired[name].cluster.uid != uid
+        }  # fmt: skip
+        self._add_to_ledger(to_write)
+        for name, each in to_write.items():
+            assert each.kubeconfig is not None
+            if self._written.get(name) != (each.cluster.uid, each.kubeconfig):
+                atomic_files.replace(self._file(name), each.kubeconfig.kubeconfig)
+                self._written[name] = each.cluster.uid, each.kubeconfig
+        if complete:
+            self._write_index(desired, without=to_remove)
+        self._remove(to_remove)
+
+    def _may_write(self, name: str) -> bool:
+        if len(name) > _MAX_NAME_LENGTH or not _NAME.fullmatch(name):
+            self.skipped[name] = "the name is not a valid file name"
+        elif name not in self._own and os.path.lexists(self._file(name)):
+            self.skipped[name] = f"{self._file(name)} exists and was not written by milo-discovery sync"
+        return name not in self.skipped
+
+    def _add_to_ledger(self, names: Iterable[str]) -> None:
+        new = set(names) - self._own
+        if new:
+            self._own |= new
+            self._write_ledger()
+
+    def _remove(self, names: set[str]) -> None:
+        if names:
+            for name in names:
+                self._file(name).unlink(missing_ok=True)
+                self._written.pop(name, None)
+            self._own -= names
+            self._write_ledger()
+
+    def _write_index(self, desired: Mapping[str, DesiredFile], without: set[str]) -> None:
+        present = sorted(name for name in desired if name in self._written and name not in without)
+        index = {"clusters": [_index_entry(desired[name].cluster, self._file(name).name) for name in present]}
+        if index != self._indexed:
+            atomic_files.replace(self.path / INDEX, _json(index))
+            self._indexed = index
+
+    def _write_ledger(self) -> None:
+        atomic_files.replace(self.path / _LEDGER, _json({"files": sorted(self._own)}))
+
+    def _file(self, name: str) -> Path:
+        return self.path / f"{name}{SUFFIX}"
+
+
+def _index_entry(cluster: Cluster, file: str) -> dict[str, Any]:
+    return {
+        "name": cluster.name,
+        "uid": cluster.uid,
+        "file": file,
+        "endpoint": cluster.endpoint,
+        "organization": cluster.organization,
+        "labels": dict(sorted(cluster.labels.items())),
+    }
+
+
+def _read_ledger(path: Path) -> list[str]:
+    try:
+        ledger = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise CommandFailure(
+            f"{path} is corrupt, so it is unknown which files milo-discovery sync may replace; use an empty directory"
+        ) from error
+    return [name for name in ledger["files"] if isinstance(name, str) and _NAME.fullmatch(name)]
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()

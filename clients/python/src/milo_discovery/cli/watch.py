@@ -1,0 +1,146 @@
+"""The command `watch`, and the stream messages that `sync` prints too."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+from contextlib import aclosing
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, assert_never
+
+import click
+
+from milo_discovery.cli import text_output
+from milo_discovery.cli.exit_status import describe, exit_by_sigpipe, print_message, root_cause
+from milo_discovery.cli.options import Connection, connecting, filtering, formatted
+from milo_discovery.errors import DiscoveryError, TimedOut
+from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
+from milo_discovery.model import EventType
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from milo_discovery._convert import FilterOptions
+    from milo_discovery.client import DiscoveryClient
+
+_COLORS = {EventType.ENGAGED: "green", EventType.UPDATED: "yellow", EventType.DISENGAGED: "red"}
+
+
+@click.command("watch")
+@connecting(timeout=None, timeout_help="How long to wait for the first complete view. Default: no limit.")
+@filtering
+@formatted("table", "wide", "json", "yaml", "name")
+@click.option("--once", is_flag=True, help="Exit after the first complete view.")
+@click.option("--timestamps", is_flag=True, help="Print the time at which each event arrived.")
+def watch(
+    connection: Connection, *, only: FilterOptions, form: str, headers: bool, once: bool, timestamps: bool
+) -> None:
+    """Watch clusters: print a line for each one that is engaged, updated or disengaged."""
+    printer = EventPrinter(form, headers=headers, timestamps=timestamps)
+    connection.run(lambda client: _print_events(client, connection, only, printer, once=once))
+
+
+async def _print_events(
+    client: DiscoveryClient, connection: Connection, only: FilterOptions, printer: EventPrinter, *, once: bool
+) -> None:
+    import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
+
+    _exit_with_reader(asyncio.get_running_loop())
+    messages = StreamMessages(connection.address)
+    limit = None if connection.timeout is None else connection.timeout.total_seconds()
+    async with client.watch(**only) as watch, aclosing(watch.feed()) as feed:
+        try:
+            async with asyncio.timeout(limit) as sync_timeout:
+                async for item in feed:
+                    if isinstance(item, Event):
+                        printer.print(item)
+                        continue
+                    messages.print(item)
+                    if isinstance(item, Synced):
+                        if once:
+                            return
+                        sync_timeout.reschedule(None)
+        except TimeoutError:
+            timed_out = TimedOut(
+                f"no complete view from {connection.address} within --timeout", code="DEADLINE_EXCEEDED"
+            )
+            raise messages.last_error or timed_out from None
+
+
+def _exit_with_reader(loop: asyncio.AbstractEventLoop) -> None:
+    """In a pipe, exit as soon as its reader is closed: the next event, whose write would fail, may be hours away."""
+    if stat.S_ISFIFO(os.fstat(sys.stdout.fileno()).st_mode):
+        # The write end of a pipe polls as readable only in its error state, when no reader is left.
+        loop.add_reader(sys.stdout.fileno(), exit_by_sigpipe)
+
+
+class EventPrinter:
+    """Prints events to stdout, one by one."""
+
+    def __init__(self, form: str, *, headers: bool, timestamps: bool) -> None:
+        self._form = form
+        self._header_due = headers and form in {"table", "wide"}
+        self._timestamps = timestamps
+        self._colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+    def print(self, event: Event) -> None:
+        match self._form:
+            case "json" | "yaml":
+                from milo_discovery.cli import json_output, yaml_output  # noqa: PLC0415  (loads protobuf)
+
+                document = json_output.to_json(event)
+                if self._timestamps:
+                    document = {"receivedAt": json_output.to_json(_now()), **document}
+                is_json = self._form == "json"
+                click.echo(json_output.line(document) if is_json else f"---\n{yaml_output.document(document)}")
+            case "name":
+                self._print_line(event.cluster.name, text_output.timestamp(_now()))
+            case _:
+                wide = self._form == "wide"
+                if self._header_due:
+                    self._header_due = False
+                    columns = text_output.EVENT_COLUMNS_WIDE if wide else text_output.EVENT_COLUMNS
+                    time_header = "TIME".ljust(len(text_output.timestamp(_now())))
+                    self._print_line(text_output.event_line(columns, wide=wide), time_header)
+                line = text_output.event_line(text_output.event_row(event, wide=wide), wide=wide)
+                if self._colored:
+                    line = click.style(line, fg=_COLORS.get(event.type))
+                self._print_line(line, text_output.timestamp(_now()))
+
+    def _print_line(self, line: str, time: str) -> None:
+        click.echo(f"{time}   {line}" if self._timestamps else line)
+
+
+class StreamMessages:
+    """Prints what happens to the stream to stderr."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._was_connected = False
+        self.last_error: DiscoveryError | None = None
+        """Why the daemon is not connected, while it is not."""
+
+    def print(self, notice: StreamNotice) -> None:
+        match notice:
+            case Synced(clusters=1):
+                print_message("synced: 1 cluster")
+            case Synced(clusters=count):
+                print_message(f"synced: {count} clusters")
+            case Disconnected(error=error):
+                self.last_error = error
+                lost = f"connection lost: {root_cause(error)}"
+                print_message(f"{lost if self._was_connected else describe(error, self._address)}; retrying")
+            case Connected(resumed=resumed):
+                if self.last_error is not None:
+                    print_message("reconnected, stream resumed" if resumed else "reconnected, receiving a snapshot")
+                self.last_error = None
+                self._was_connected = True
+            case Refreshed():
+                pass  # only fields that are not printed
+            case _:
+                assert_never(notice)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

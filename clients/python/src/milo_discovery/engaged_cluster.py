@@ -1,0 +1,102 @@
+"""The object that a Fleet's handler works with: one engagement of a cluster."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from milo_discovery import _api_clients
+from milo_discovery._api_clients import RunCall
+from milo_discovery._change_signal import ChangeSignal
+from milo_discovery._session import cluster_content
+from milo_discovery.errors import ClusterNotFound
+from milo_discovery.model import Cluster, Kubeconfig
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client import ApiClient as AioApiClient
+    from kubernetes.client import ApiClient
+
+
+class EngagedCluster:
+    """One engagement of a cluster. It is the same object from ENGAGED to DISENGAGED, and follows updates."""
+
+    def __init__(self, cluster: Cluster, kubeconfig: Kubeconfig | None, run: RunCall) -> None:
+        self.name = cluster.name
+        self.uid = cluster.uid
+        self._current = cluster
+        self._kubeconfig = kubeconfig
+        self._run = run
+        self._engaged = True
+        self._signal = ChangeSignal()
+
+    def __repr__(self) -> str:
+        return f"<EngagedCluster {self.name!r} uid={self.uid!r}{'' if self._engaged else ' disengaged'}>"
+
+    @property
+    def current(self) -> Cluster:
+        """The cluster as of now, or as of its disengagement."""
+        return self._current
+
+    @property
+    def kubeconfig(self) -> Kubeconfig | None:
+        """The newest kubeconfig, with `include_kubeconfigs`."""
+        return self._kubeconfig
+
+    @property
+    def engaged(self) -> bool:
+        """Whether the cluster is still engaged."""
+        return self._engaged
+
+    async def updated(self, since: Cluster | None = None) -> Cluster:
+        """Wait until the cluster differs from `since` (by default, from now on), and return it.
+
+        Pass the Cluster that you last worked with, and no change is missed, however long the work took. Raises
+        ClusterNotFound once it is disengaged.
+        """
+        before = cluster_content(since or self._current)
+        await self._signal.wait_for(lambda: not self._engaged or cluster_content(self._current) != before)
+        self._require_engaged()
+        return self._current
+
+    async def renewed(self, since: Kubeconfig | None = None) -> Kubeconfig:
+        """Wait until the kubeconfig differs from `since` (by default, from the newest), and return it."""
+        before = since or self._kubeconfig
+        await self._signal.wait_for(lambda: not self._engaged or self._kubeconfig != before)
+        self._require_engaged()
+        assert self._kubeconfig is not None  # it is replaced, never removed
+        return self._kubeconfig
+
+    def api_client(
+        self, *, ttl: timedelta | None = None, proxy: str | None = None
+    ) -> AbstractAsyncContextManager[AioApiClient]:
+        """Return an async context manager: a `kubernetes.aio` client for the cluster, with renewed credentials.
+
+        With `include_kubeconfigs` the stream delivers them; otherwise the daemon is asked when one is due.
+        """
+        return _api_clients.aio_client(
+            self._run, lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy
+        )
+
+    def sync_api_client(
+        self, *, ttl: timedelta | None = None, proxy: str | None = None
+    ) -> AbstractAsyncContextManager[ApiClient]:
+        """Return an async context manager like `api_client`, for a blocking `kubernetes` client used in threads."""
+        return _api_clients.blocking_client_on_a_loop(
+            self._run, lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy
+        )
+
+    def refresh(self, cluster: Cluster, kubeconfig: Kubeconfig | None = None) -> None:
+        """Replace what is known. Called by the Fleet."""
+        self._current = cluster
+        self._kubeconfig = kubeconfig or self._kubeconfig
+        self._signal.notify()
+
+    def disengage(self) -> None:
+        """End the engagement. Called by the Fleet."""
+        self._engaged = False
+        self._signal.notify()
+
+    def _require_engaged(self) -> None:
+        if not self._engaged:
+            raise ClusterNotFound(f"cluster {self.name!r} is no longer engaged", code="NOT_FOUND")

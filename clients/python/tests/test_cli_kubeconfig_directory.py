@@ -1,0 +1,152 @@
+"""The directory of kubeconfigs: its files over time, and which files it leaves alone."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from milo_discovery import Cluster, Kubeconfig
+from milo_discovery.cli.exit_status import CommandFailure
+from milo_discovery.cli.kubeconfig_directory import DesiredFile, KubeconfigDirectory
+
+
+def wanted(name: str, content: str | None = "k", *, uid: str = "u", **fields: object) -> dict[str, DesiredFile]:
+    cluster = Cluster(name=name, uid=uid, **fields)  # type: ignore[arg-type]  # as given
+    return {
+        name: DesiredFile(cluster, None if content is None else Kubeconfig(cluster=name, kubeconfig=content.encode()))
+    }
+
+
+def files(path: Path) -> dict[str, str]:
+    return {each.name: each.read_text() for each in path.glob("*.kubeconfig")}
+
+
+def index(path: Path) -> list[str]:
+    return [each["file"] for each in json.loads((path / "index.json").read_text())["clusters"]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "clusters"
+
+
+def test_directory_has_a_file_per_cluster_and_an_index(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("b") | wanted("a", organization="acme", labels={"env": "prod"}), complete=True)
+    assert files(path) == {"a.kubeconfig": "k", "b.kubeconfig": "k"}
+    entry = json.loads((path / "index.json").read_text())["clusters"][0]
+    labels = {"env": "prod"}
+    assert entry == {
+        "name": "a", "uid": "u", "file": "a.kubeconfig", "endpoint": "", "organization": "acme", "labels": labels,
+    }  # fmt: skip
+
+
+def test_directory_and_files_are_private(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a"), complete=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(each.stat().st_mode) for each in path.iterdir()} == {0o600}
+
+
+def test_renewed_file_is_replaced_and_the_others_are_untouched(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a") | wanted("b"), complete=True)
+        before = {each.name: each.stat().st_ino for each in path.iterdir()}
+        held = (path / "a.kubeconfig").open()
+        directory.reconcile(wanted("a", "next") | wanted("b"), complete=True)
+    after = {each.name: each.stat().st_ino for each in path.iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} == {"a.kubeconfig"}
+    with held:
+        assert held.read() == "k"
+    assert files(path)["a.kubeconfig"] == "next"
+
+
+def test_file_of_a_disengaged_cluster_is_removed(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a") | wanted("b"), complete=True)
+        directory.reconcile(wanted("b"), complete=True)
+    assert list(files(path)) == index(path) == ["b.kubeconfig"]
+
+
+def test_incomplete_view_removes_no_file(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a"), complete=True)
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("b"), complete=False)
+        assert sorted(files(path)) == ["a.kubeconfig", "b.kubeconfig"]
+        directory.reconcile(wanted("b"), complete=True)
+    assert list(files(path)) == ["b.kubeconfig"]
+
+
+def test_cluster_without_a_kubeconfig_has_no_file(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a", None), complete=True)
+        assert files(path) == {}
+        assert index(path) == []
+        directory.reconcile(wanted("a"), complete=True)
+    assert index(path) == ["a.kubeconfig"]
+
+
+def test_replaced_cluster_does_not_inherit_the_file(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a"), complete=True)
+        directory.reconcile(wanted("a", None, uid="later"), complete=True)
+        assert files(path) == {}
+        directory.reconcile(wanted("a", "later", uid="later"), complete=True)
+    assert files(path) == {"a.kubeconfig": "later"}
+
+
+def test_foreign_file_is_neither_replaced_nor_removed(path: Path):
+    path.mkdir()
+    (path / "a.kubeconfig").write_text("mine")
+    (path / "notes.txt").write_text("mine")
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a"), complete=True)
+        assert "was not written by" in directory.skipped["a"]
+        directory.reconcile({}, complete=True)
+    assert (path / "a.kubeconfig").read_text() == "mine"
+    assert (path / "notes.txt").exists()
+
+
+def test_foreign_symlink_is_not_followed(path: Path, tmp_path: Path):
+    path.mkdir()
+    (path / "a.kubeconfig").symlink_to(tmp_path / "elsewhere")
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a"), complete=True)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("name", ["..", "../a", "a/b", "", ".a", "a\n", "A", "a" * 300, "a..b", "a\0b"])
+def test_name_that_is_a_path_gets_no_file(path: Path, name: str):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted(name) | wanted("a"), complete=True)
+        assert directory.skipped == {name: "the name is not a valid file name"}
+    assert sorted(each.name for each in path.iterdir()) == [".milo-discovery.json", "a.kubeconfig", "index.json"]
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+def test_leftovers_of_a_killed_process_are_removed(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a") | wanted("b"), complete=True)
+    (path / ".milo-discovery-x1.new").write_text("half a f")
+    (path / "index.json").unlink()
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("b"), complete=True)
+    assert sorted(each.name for each in path.iterdir()) == [".milo-discovery.json", "b.kubeconfig", "index.json"]
+
+
+def test_second_process_is_locked_out(path: Path):
+    with KubeconfigDirectory(path), pytest.raises(CommandFailure, match="locked by another"):
+        KubeconfigDirectory(path).__enter__()
+    with KubeconfigDirectory(path):
+        pass
+
+
+def test_corrupt_ledger_is_refused(path: Path):
+    path.mkdir()
+    (path / ".milo-discovery.json").write_text("{")
+    with pytest.raises(CommandFailure, match="is corrupt"):
+        KubeconfigDirectory(path).__enter__()

@@ -1,0 +1,82 @@
+"""The state of a cached credential over time, and which of two credentials is kept."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from milo_discovery._credential_cache import CredentialCache, CredentialState, usable_until
+
+from .kubeconfigs import text, value
+
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+SECOND = timedelta(seconds=1)
+FIRST = value(text(token="first"), now=NOON)
+SECOND_ONE = value(text(token="second"), now=NOON + 5 * MINUTE)
+
+
+def holding(*offered, pushed: bool = False) -> CredentialCache:
+    credentials = CredentialCache()
+    for each in offered:
+        credentials.offer(each, pushed=pushed)
+    return credentials
+
+
+@pytest.mark.parametrize(
+    ("after", "state"),
+    [
+        (0 * MINUTE, CredentialState.FRESH),
+        (5 * MINUTE - SECOND, CredentialState.FRESH),
+        (5 * MINUTE, CredentialState.REFRESH_DUE),
+        (10 * MINUTE - 6 * SECOND, CredentialState.REFRESH_DUE),
+        (10 * MINUTE - 5 * SECOND, CredentialState.EXPIRED),
+        (20 * MINUTE, CredentialState.EXPIRED),
+    ],
+)
+def test_credential_state_over_its_lifetime(after, state):
+    assert holding(FIRST).state(NOON + after) is state
+
+
+def test_empty_cache_is_expired():
+    assert CredentialCache().state(NOON) is CredentialState.EXPIRED
+
+
+def test_pushed_credential_delays_the_refresh():
+    cache = holding(FIRST, pushed=True)
+    assert cache.state(NOON + 6 * MINUTE) is CredentialState.FRESH
+    assert cache.state(NOON + 6.25 * MINUTE) is CredentialState.REFRESH_DUE
+
+
+def test_cache_keeps_the_credential_that_expires_later():
+    assert holding(FIRST, SECOND_ONE).current.access.token == "second"
+    assert holding(SECOND_ONE, FIRST).current.access.token == "second"
+
+
+def test_credential_without_expiry_never_expires():
+    without_expiry = replace(FIRST, expires_at=None, refresh_after=None)
+    assert holding(without_expiry).state(NOON + timedelta(days=999)) is CredentialState.FRESH
+
+
+def test_failed_refresh_is_delayed():
+    credentials = holding(FIRST)
+    due = NOON + 5 * MINUTE
+    credentials.refresh_failed(due)
+    assert credentials.state(due + 0.9 * SECOND) is CredentialState.FRESH
+    assert credentials.state(due + SECOND) is CredentialState.REFRESH_DUE
+
+
+def test_failed_refresh_does_not_extend_an_expired_credential():
+    credentials = holding(FIRST)
+    credentials.refresh_failed(NOON + 10 * MINUTE)
+    assert credentials.state(NOON + 10 * MINUTE) is CredentialState.EXPIRED
+
+
+@pytest.mark.parametrize(
+    ("life", "margin"),
+    [(10 * MINUTE, 5 * SECOND), (20 * SECOND, 2 * SECOND), (2 * SECOND, 0.2 * SECOND)],
+)
+def test_expiry_margin_is_a_share_of_short_lifetimes(life, margin):
+    assert usable_until(NOON + life, NOON) == NOON + life - margin
