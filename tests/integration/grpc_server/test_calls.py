@@ -18,6 +18,7 @@ from milo_discoveryd.reflect.reflector import DeletionReported
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls.service import CLUSTERS_PER_STEP, NAME
 from tests.integration.grpc_server.conftest import EPOCH, World, not_ready, ready, told
+from tests.support.eventually import eventually
 
 
 def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, error_details_pb2.BadRequest]:
@@ -198,8 +199,11 @@ async def test_calls_are_counted_by_method_and_code(world: World) -> None:
         await stub.ListClusters(pb.ListClustersRequest())
         with pytest.raises(grpc.aio.AioRpcError):
             await stub.GetCluster(pb.GetClusterRequest(name="nobody"))
-    value = world.metrics.registry.get_sample_value
     unary = {"grpc_type": "unary", "grpc_service": NAME}
-    handled = "grpc_server_handled_total"
-    assert value(handled, {**unary, "grpc_method": "ListClusters", "grpc_code": "OK"}) == 1
-    assert value(handled, {**unary, "grpc_method": "GetCluster", "grpc_code": "NotFound"}) == 1
+
+    def handled(method: str, code: str) -> float | None:
+        labels = {**unary, "grpc_method": method, "grpc_code": code}
+        return world.metrics.registry.get_sample_value("grpc_server_handled_total", labels)
+
+    # A failed call is counted after its status was sent.
+    await eventually(lambda: handled("ListClusters", "OK") == 1 and handled("GetCluster", "NotFound") == 1)

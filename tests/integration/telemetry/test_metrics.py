@@ -5,7 +5,6 @@ import pytest
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.telemetry.metrics import Metrics
 
-
 WATCH = {
     "grpc_type": "server_stream",
     "grpc_service": "milo.discovery.v1.DiscoveryService",
