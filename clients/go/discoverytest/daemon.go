@@ -29,6 +29,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -105,7 +106,7 @@ func (d *Daemon) Options() discovery.Options {
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return d.dial(ctx) }),
 		},
-		Backoff: discovery.Backoff{Initial: time.Millisecond, Max: 10 * time.Millisecond},
+		Backoff: discovery.Backoff{Initial: time.Millisecond, Max: 100 * time.Millisecond},
 	}
 }
 
@@ -147,7 +148,8 @@ func (d *Daemon) Start() {
 		}
 	}
 	d.listener = bufconn.Listen(bufferBytes)
-	d.server = grpc.NewServer()
+	// As the real daemon does, it allows keepalive pings on quiet streams.
+	d.server = grpc.NewServer(grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second}))
 	pb.RegisterDiscoveryServiceServer(d.server, service{daemon: d})
 	go func(server *grpc.Server, listener net.Listener) { _ = server.Serve(listener) }(d.server, d.listener)
 	d.notify()

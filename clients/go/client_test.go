@@ -1,0 +1,367 @@
+package discovery_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/discoverytest"
+	pb "go.miloapis.com/discovery/v1"
+)
+
+func TestList(t *testing.T) {
+	inBubble(t, "returns all pages, ordered by name", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		for i := range 1001 {
+			daemon.Engage(discovery.Cluster{Name: fmt.Sprintf("cluster-%04d", 1000-i)})
+		}
+		listing, err := daemon.Client().List(t.Context(), discovery.Filter{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(listing.Clusters) != 1001 || listing.Clusters[1000].Name != "cluster-1000" {
+			t.Errorf("%d clusters are listed, the last of which is %+v", len(listing.Clusters), listing.Clusters[1000])
+		}
+		if listing.Source.State != discovery.SourceStreaming || listing.Revision == "" {
+			t.Errorf("the source is %+v, at revision %q", listing.Source, listing.Revision)
+		}
+	})
+
+	inBubble(t, "filters", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		daemon.Engage(
+			discovery.Cluster{Name: "a", Organization: "acme", Labels: map[string]string{"env": "prod"}},
+			discovery.Cluster{Name: "b", Organization: "other", Labels: map[string]string{"env": "prod"}},
+			discovery.Cluster{Name: "c", Organization: "acme"},
+		)
+		client := daemon.Client()
+		for _, each := range []struct {
+			filter discovery.Filter
+			want   string
+		}{
+			{discovery.Filter{}, "a b c"},
+			{discovery.Filter{Names: []string{"c", "a"}}, "a c"},
+			{discovery.Filter{Organizations: []string{"acme"}}, "a c"},
+			{discovery.Filter{LabelSelector: "env=prod"}, "a b"},
+			{discovery.Filter{LabelSelector: "env"}, "a b"},
+			{discovery.Filter{LabelSelector: "!env"}, "c"},
+			{discovery.Filter{LabelSelector: "env!=prod"}, "c"},
+			{discovery.Filter{LabelSelector: "env notin (prod), !x"}, "c"},
+			{discovery.Filter{LabelSelector: "env in (dev, prod)", Organizations: []string{"other"}}, "b"},
+		} {
+			listing, err := client.List(t.Context(), each.filter)
+			if err != nil {
+				t.Fatal(err)
+			}
+			names := []string{}
+			for _, cluster := range listing.Clusters {
+				names = append(names, cluster.Name)
+			}
+			if got := strings.Join(names, " "); got != each.want {
+				t.Errorf("%+v lists %q, want %q", each.filter, got, each.want)
+			}
+		}
+		_, err := client.List(t.Context(), discovery.Filter{LabelSelector: "env in prod"})
+		if !errors.Is(err, discovery.ErrInvalidRequest) {
+			t.Errorf("a selector that cannot be parsed fails with %v", err)
+		}
+	})
+
+	inBubble(t, "is unavailable until the daemon has a complete view", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		daemon.SetSynced(false)
+		if _, err := daemon.Client().List(t.Context(), discovery.Filter{}); !errors.Is(err, discovery.ErrUnavailable) {
+			t.Errorf("it fails with %v", err)
+		}
+	})
+}
+
+func TestGet(t *testing.T) {
+	inBubble(t, "explains a cluster and its past", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		daemon.Engage(discovery.Cluster{Name: "a"})
+		daemon.Disengage("a", discovery.ReasonNotReady)
+		report, err := daemon.Client().Get(t.Context(), "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if report.Engagement.Engaged || report.Engagement.Reason != discovery.EngagementNotReady {
+			t.Errorf("the engagement is %+v", report.Engagement)
+		}
+		if report.Cluster == nil || report.Cluster.Name != "a" {
+			t.Errorf("the cluster is %+v", report.Cluster)
+		}
+		if len(report.Transitions) != 2 || report.Transitions[0].Type != discovery.EventEngaged ||
+			report.Transitions[1].Reason != discovery.ReasonNotReady {
+			t.Errorf("the transitions are %+v", report.Transitions)
+		}
+	})
+
+	inBubble(t, "has no cluster where none was engaged", func(t *testing.T) {
+		daemon := newScriptedDaemon(t)
+		daemon.get = func() (*pb.GetClusterResponse, error) {
+			engagement := &pb.Engagement{Reason: pb.Engagement_REASON_MALFORMED, Message: "no endpoint"}
+			return &pb.GetClusterResponse{Engagement: engagement}, nil
+		}
+		report, err := daemon.client(t).Get(t.Context(), "a")
+		if err != nil || report.Cluster != nil || report.Engagement.Reason != discovery.EngagementMalformed {
+			t.Errorf("the report is %+v, %v", report, err)
+		}
+	})
+
+	inBubble(t, "fails for a name that was never seen", func(t *testing.T) {
+		_, err := discoverytest.New(t).Client().Get(t.Context(), "a")
+		var failed *discovery.StatusError
+		if !errors.Is(err, discovery.ErrNotFound) || !errors.As(err, &failed) || failed.Code != codes.NotFound {
+			t.Errorf("it fails with %v", err)
+		}
+	})
+}
+
+func TestInfo(t *testing.T) {
+	inBubble(t, "describes the daemon", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		daemon.Engage(discovery.Cluster{Name: "a"}, discovery.Cluster{Name: "b"})
+		daemon.Disengage("b", discovery.ReasonNotReady)
+		info, err := daemon.Client().Info(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !info.Synced || info.Counts != (discovery.FleetCounts{Engaged: 1, NotReady: 1}) ||
+			info.Limits.DefaultHeartbeatInterval != 30*time.Second || !info.CredentialSources[0].Healthy {
+			t.Errorf("the daemon is %+v", info)
+		}
+	})
+}
+
+func TestIssue(t *testing.T) {
+	inBubble(t, "returns another kubeconfig each time", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		daemon.Engage(discovery.Cluster{Name: "a"})
+		client := daemon.Client()
+		for number := range 2 {
+			issued, err := client.Issue(t.Context(), "a", discovery.IssueOptions{
+				TTL: time.Minute, Format: discovery.FormatEmbedded, Incarnation: daemon.Cluster("a").Incarnation,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			token := fmt.Sprintf(`"token":"a-%d"`, number+1)
+			if !strings.Contains(string(issued.Content), token) || !issued.ExpiresAt.After(time.Now()) {
+				t.Errorf("%v has content %s, want %s", issued, issued.Content, token)
+			}
+		}
+		if daemon.Issued("a") != 2 || daemon.Issued("b") != 0 {
+			t.Errorf("%d and %d are issued", daemon.Issued("a"), daemon.Issued("b"))
+		}
+	})
+
+	inBubble(t, "fails for another incarnation and for a cluster that is not engaged", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		daemon.Engage(discovery.Cluster{Name: "a"})
+		client := daemon.Client()
+		_, err := client.Issue(t.Context(), "a", discovery.IssueOptions{Incarnation: "another"})
+		if !errors.Is(err, discovery.ErrPreconditionFailed) {
+			t.Errorf("another incarnation fails with %v", err)
+		}
+		if _, err := client.Issue(t.Context(), "b", discovery.IssueOptions{}); !errors.Is(err, discovery.ErrNotFound) {
+			t.Errorf("a cluster that is not engaged fails with %v", err)
+		}
+		daemon.SetSynced(false)
+		if _, err := client.Issue(t.Context(), "a", discovery.IssueOptions{}); !errors.Is(err, discovery.ErrUnavailable) {
+			t.Errorf("a daemon without a complete view fails with %v", err)
+		}
+	})
+
+	inBubble(t, "fails for a format that it does not know, and for an empty answer", func(t *testing.T) {
+		daemon := newScriptedDaemon(t)
+		daemon.issue = func() (*pb.IssueKubeconfigResponse, error) { return &pb.IssueKubeconfigResponse{}, nil }
+		_, err := daemon.client(t).Issue(t.Context(), "a", discovery.IssueOptions{Format: "PAPER"})
+		if !errors.Is(err, discovery.ErrInvalidRequest) {
+			t.Errorf("a format fails with %v", err)
+		}
+		if issued, err := daemon.client(t).Issue(t.Context(), "a", discovery.IssueOptions{}); err == nil {
+			t.Errorf("an empty answer is %v", issued)
+		}
+	})
+}
+
+func TestKubeconfigHidesItsContent(t *testing.T) {
+	kubeconfig := discovery.Kubeconfig{Cluster: "a", Content: []byte("secret"), IssuedAt: time.Unix(0, 0).UTC()}
+	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
+		for _, value := range []any{kubeconfig, &kubeconfig} {
+			want := `kubeconfig of cluster "a", issued 1970-01-01T00:00:00Z, expires never`
+			if text := fmt.Sprintf(format, value); text != want {
+				t.Errorf("%s is %q, want %q", format, text, want)
+			}
+		}
+	}
+	if value := kubeconfig.LogValue().String(); strings.Contains(value, "secret") {
+		t.Errorf("the log value is %q", value)
+	}
+}
+
+func TestCalls(t *testing.T) {
+	inBubble(t, "a daemon that restarted is found again", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		client := daemon.Client()
+		for range 3 {
+			if _, err := client.Info(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			daemon.Restart()
+		}
+	})
+
+	inBubble(t, "a call without a daemon fails at once and the next finds it", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		client := daemon.Client()
+		daemon.Stop()
+		begun := time.Now()
+		if _, err := client.Info(t.Context()); !errors.Is(err, discovery.ErrUnavailable) || discovery.IsTerminal(err) {
+			t.Errorf("it fails with %v", err)
+		}
+		if waited := time.Since(begun); waited != 0 {
+			t.Errorf("it fails after %v", waited)
+		}
+		daemon.Start()
+		if _, err := client.Info(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+
+	inBubble(t, "calls at once survive a restart", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		client := daemon.Client()
+		if _, err := client.Info(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		daemon.Restart()
+		var calls sync.WaitGroup
+		for range 50 {
+			calls.Go(func() {
+				if _, err := client.Info(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		calls.Wait()
+	})
+
+	inBubble(t, "a call that is not answered times out", func(t *testing.T) {
+		daemon := newScriptedDaemon(t)
+		released := make(chan struct{})
+		daemon.get = func() (*pb.GetClusterResponse, error) { <-released; return nil, status.Error(codes.Aborted, "") }
+		defer close(released)
+		begun := time.Now()
+		_, err := daemon.client(t).Get(t.Context(), "a")
+		if !errors.Is(err, discovery.ErrTimedOut) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("it fails with %v", err)
+		}
+		if waited := time.Since(begun); waited != 10*time.Second {
+			t.Errorf("it fails after %v", waited)
+		}
+	})
+
+	inBubble(t, "a call ends with its context", func(t *testing.T) {
+		daemon := newScriptedDaemon(t)
+		called, released := make(chan struct{}), make(chan struct{})
+		daemon.get = func() (*pb.GetClusterResponse, error) {
+			close(called)
+			<-released
+			return nil, status.Error(codes.Aborted, "")
+		}
+		defer close(released)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() { <-called; cancel() }()
+		if _, err := daemon.client(t).Get(ctx, "a"); !errors.Is(err, context.Canceled) {
+			t.Errorf("it fails with %v", err)
+		}
+	})
+
+	inBubble(t, "a closed client refuses calls and ends those that run", func(t *testing.T) {
+		daemon := newScriptedDaemon(t)
+		called, released := make(chan struct{}), make(chan struct{})
+		daemon.get = func() (*pb.GetClusterResponse, error) {
+			close(called)
+			<-released
+			return nil, status.Error(codes.Aborted, "")
+		}
+		defer close(released)
+		client := daemon.client(t)
+		go func() { <-called; _ = client.Close() }()
+		if _, err := client.Get(t.Context(), "a"); !errors.Is(err, discovery.ErrClosed) {
+			t.Errorf("a running call fails with %v", err)
+		}
+		if _, err := client.Get(t.Context(), "a"); !errors.Is(err, discovery.ErrClosed) {
+			t.Errorf("a call fails with %v", err)
+		}
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+
+	inBubble(t, "an error has what its details say", func(t *testing.T) {
+		daemon := newScriptedDaemon(t)
+		daemon.get = func() (*pb.GetClusterResponse, error) {
+			violation := &errdetails.BadRequest_FieldViolation{Field: "name", Description: "too long"}
+			detailed, err := status.New(codes.InvalidArgument, "name: too long").WithDetails(
+				&errdetails.ErrorInfo{Reason: "INVALID_REQUEST", Domain: "discovery.miloapis.com"},
+				&errdetails.BadRequest{FieldViolations: []*errdetails.BadRequest_FieldViolation{violation}},
+				&errdetails.RetryInfo{RetryDelay: durationpb.New(time.Second)},
+			)
+			if err != nil {
+				return nil, err
+			}
+			return nil, detailed.Err()
+		}
+		_, err := daemon.client(t).Get(t.Context(), "a")
+		var failed *discovery.StatusError
+		if !errors.As(err, &failed) {
+			t.Fatalf("it fails with %v", err)
+		}
+		violations := []discovery.FieldViolation{{Field: "name", Description: "too long"}}
+		if failed.Reason != "INVALID_REQUEST" || failed.RetryAfter != time.Second ||
+			!slices.Equal(failed.Violations, violations) || status.Code(err) != codes.InvalidArgument {
+			t.Errorf("the error is %+v", failed)
+		}
+		if err.Error() != "GetCluster: InvalidArgument: name: too long" {
+			t.Errorf("the error is %q", err)
+		}
+	})
+
+	inBubble(t, "a call fails as the test says", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		client := daemon.Client()
+		calls := map[string]func() error{
+			"ListClusters":    func() error { _, err := client.List(t.Context(), discovery.Filter{}); return err },
+			"GetCluster":      func() error { _, err := client.Get(t.Context(), "a"); return err },
+			"GetServerInfo":   func() error { _, err := client.Info(t.Context()); return err },
+			"IssueKubeconfig": func() error { _, err := client.Issue(t.Context(), "a", discovery.IssueOptions{}); return err },
+			"WatchClusters": func() error {
+				return client.Watch(t.Context(), discovery.WatchOptions{}, func([]discovery.Event) {})
+			},
+		}
+		for method, call := range calls {
+			daemon.Fail(method, discoverytest.Error(codes.PermissionDenied, "FORBIDDEN", "no"))
+			if err := call(); !errors.Is(err, discovery.ErrPermissionDenied) {
+				t.Errorf("%s fails with %v", method, err)
+			}
+			daemon.Fail(method, nil)
+		}
+		if _, err := client.Info(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,195 @@
+package discoverytest_test
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/discoverytest"
+)
+
+// events starts a watch and returns what it reports, one string for each batch.
+func events(t *testing.T, daemon *discoverytest.Daemon, options discovery.WatchOptions) <-chan string {
+	t.Helper()
+	reported := make(chan string, 1000)
+	ctx, stop := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	t.Cleanup(func() { stop(); watching.Wait() })
+	client := daemon.Client()
+	watching.Go(func() {
+		_ = client.Watch(ctx, options, func(events []discovery.Event) {
+			words := []string{}
+			for _, event := range events {
+				word := fmt.Sprintf("%s %s", event.Type, event.Cluster.Name)
+				if event.Reason != "" {
+					word += " " + string(event.Reason)
+				}
+				if event.Kubeconfig != nil {
+					word += " " + string(event.Kubeconfig.Content)
+				}
+				words = append(words, word)
+			}
+			reported <- strings.Join(words, ", ")
+		})
+	})
+	return reported
+}
+
+func expect(t *testing.T, reported <-chan string, wanted ...string) {
+	t.Helper()
+	for _, want := range wanted {
+		if got := <-reported; got != want {
+			t.Fatalf("the watch reports %q, want %q", got, want)
+		}
+	}
+}
+
+func named(cluster discovery.Cluster, number int) discovery.Kubeconfig {
+	return discovery.Kubeconfig{Content: fmt.Appendf(nil, "%s#%d", cluster.Name, number)}
+}
+
+func TestDaemon(t *testing.T) {
+	for name, test := range map[string]func(*testing.T, *discoverytest.Daemon){
+		"a batch is one batch": func(t *testing.T, daemon *discoverytest.Daemon) {
+			daemon.Engage(discovery.Cluster{Name: "a"}, discovery.Cluster{Name: "b"})
+			reported := events(t, daemon, discovery.WatchOptions{})
+			expect(t, reported, "ENGAGED a, ENGAGED b")
+			daemon.Batch(func(changes *discoverytest.Changes) {
+				changes.Disengage("a", discovery.ReasonUnspecified)
+				changes.Update("b", func(cluster *discovery.Cluster) {
+					cluster.Connectivity.State = discovery.ConnectivityUnreachable
+				})
+				changes.Rotate("b")
+			})
+			expect(t, reported, "DISENGAGED a, UPDATED b")
+			if state := daemon.Cluster("b").Connectivity.State; state != discovery.ConnectivityUnreachable {
+				t.Errorf("the state is %q", state)
+			}
+		},
+		"a project keeps its UID until it is deleted": func(t *testing.T, daemon *discoverytest.Daemon) {
+			uids := []string{}
+			for _, reason := range []discovery.DisengageReason{
+				discovery.ReasonNotReady, discovery.ReasonDeleted, discovery.ReasonReplaced,
+			} {
+				daemon.Engage(discovery.Cluster{Name: "a"})
+				uids = append(uids, daemon.Cluster("a").UID)
+				daemon.Disengage("a", reason)
+			}
+			daemon.Engage(discovery.Cluster{Name: "a", UID: "given"})
+			uids = append(uids, daemon.Cluster("a").UID)
+			if got := strings.Join(uids, " "); got != "uid-a-1 uid-a-1 uid-a-2 given" {
+				t.Errorf("the UIDs are %s", got)
+			}
+		},
+		"kubeconfigs are as the test makes them": func(t *testing.T, daemon *discoverytest.Daemon) {
+			daemon.SetKubeconfigs(named)
+			daemon.Engage(discovery.Cluster{Name: "a"})
+			reported := events(t, daemon, discovery.WatchOptions{IncludeKubeconfigs: true})
+			expect(t, reported, "ENGAGED a a#1")
+			daemon.Rotate("a")
+			expect(t, reported, "KUBECONFIG a a#2")
+			daemon.Engage(discovery.Cluster{Name: "b"})
+			expect(t, reported, "ENGAGED b b#1")
+			daemon.Restart()
+			expect(t, reported, "REFRESHED a, KUBECONFIG a a#3, REFRESHED b, KUBECONFIG b b#2")
+		},
+		"streams that replay an engagement of the past get no kubeconfig": func(t *testing.T, daemon *discoverytest.Daemon) {
+			reported := events(t, daemon, discovery.WatchOptions{IncludeKubeconfigs: true})
+			daemon.WaitForStreams(1)
+			daemon.SetSilent(true)
+			daemon.SetKubeconfigs(named)
+			daemon.Engage(discovery.Cluster{Name: "a"})
+			daemon.Disengage("a", discovery.ReasonDeleted)
+			daemon.SetSilent(false)
+			expect(t, reported, "ENGAGED a", "DISENGAGED a DELETED")
+		},
+		"a silent daemon sends nothing until it speaks again": func(t *testing.T, daemon *discoverytest.Daemon) {
+			reported := events(t, daemon, discovery.WatchOptions{})
+			daemon.WaitForStreams(1)
+			daemon.SetSilent(true)
+			daemon.Engage(discovery.Cluster{Name: "a"})
+			time.Sleep(time.Minute)
+			if len(reported) != 0 {
+				t.Errorf("the watch reports %q", <-reported)
+			}
+			daemon.SetSilent(false)
+			expect(t, reported, "ENGAGED a")
+		},
+		"streams and their requests are counted": func(t *testing.T, daemon *discoverytest.Daemon) {
+			for _, organization := range []string{"acme", "other"} {
+				filter := discovery.Filter{Organizations: []string{organization}}
+				events(t, daemon, discovery.WatchOptions{Filter: filter})
+				synctest.Wait()
+			}
+			daemon.WaitForStreams(2)
+			if daemon.Streams() != 2 {
+				t.Errorf("%d streams are open", daemon.Streams())
+			}
+			requests := daemon.WatchRequests()
+			if len(requests) != 2 || requests[1].GetFilter().GetOrganizations()[0] != "other" {
+				t.Errorf("the requests are %v", requests)
+			}
+		},
+		"a daemon that runs is not started again": func(t *testing.T, daemon *discoverytest.Daemon) {
+			daemon.Engage(discovery.Cluster{Name: "a"})
+			before := daemon.Cluster("a").Incarnation
+			daemon.Start()
+			if after := daemon.Cluster("a").Incarnation; after != before {
+				t.Errorf("the incarnation is %s after %s", after, before)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { test(t, discoverytest.New(t)) })
+		})
+	}
+}
+
+// recorder is a test that fails without ending the test around it.
+type recorder struct {
+	testing.TB
+	failure string
+}
+
+func (r *recorder) Helper() {}
+
+func (r *recorder) Fatalf(format string, arguments ...any) {
+	r.failure = fmt.Sprintf(format, arguments...)
+	runtime.Goexit()
+}
+
+func TestMistakesEndTheTest(t *testing.T) {
+	for want, mistake := range map[string]func(*discoverytest.Daemon){
+		"a cluster needs a Name": func(d *discoverytest.Daemon) { d.Engage(discovery.Cluster{}) },
+		`cluster "a" is engaged already`: func(d *discoverytest.Daemon) {
+			d.Engage(discovery.Cluster{Name: "a"}, discovery.Cluster{Name: "a"})
+		},
+		`cluster "b" is not engaged`: func(d *discoverytest.Daemon) { d.Rotate("b") },
+		`unknown reason "BORED"`: func(d *discoverytest.Daemon) {
+			d.Engage(discovery.Cluster{Name: "a"})
+			d.Disengage("a", "BORED")
+		},
+		`DiscoveryService has no method "Guess"`: func(d *discoverytest.Daemon) { d.Fail("Guess", nil) },
+		`no cluster "b" was ever engaged`:        func(d *discoverytest.Daemon) { d.Cluster("b") },
+		"0 streams are open after 30s, not 1":    func(d *discoverytest.Daemon) { d.WaitForStreams(1) },
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			test := &recorder{TB: t}
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				mistake(discoverytest.New(test))
+			}()
+			<-ended
+			if test.failure != "discoverytest: "+want {
+				t.Errorf("the test ends with %q, want %q", test.failure, want)
+			}
+		})
+	}
+}

@@ -1,0 +1,128 @@
+package discovery_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"os/signal"
+	"syscall"
+	"testing"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/discoverytest"
+)
+
+// A program that follows all clusters until it is terminated. The environment names the address of the daemon.
+func Example() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	client, err := discovery.Dial(discovery.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	err = client.Watch(ctx, discovery.WatchOptions{}, func(events []discovery.Event) {
+		for _, event := range events {
+			fmt.Println(event.Type, event.Cluster.Name, event.Cluster.Endpoint)
+		}
+	})
+	if !errors.Is(err, context.Canceled) {
+		log.Fatal(err)
+	}
+}
+
+// One goroutine for each engaged cluster, whose context ends when the cluster is disengaged.
+func ExampleClient_Watch() {
+	daemon, done := startDaemon()
+	defer done()
+	client := daemon.Client()
+	daemon.Engage(discovery.Cluster{Name: "alpha"})
+
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	work := func(ctx context.Context, cluster discovery.Cluster) {
+		<-ctx.Done()
+		fmt.Println("stopped working on", cluster.Name)
+		stop() // where an operator would return
+	}
+	cancels := map[string]context.CancelFunc{}
+	err := client.Watch(ctx, discovery.WatchOptions{}, func(events []discovery.Event) {
+		for _, event := range events {
+			name := event.Cluster.Name
+			switch event.Type {
+			case discovery.EventEngaged:
+				fmt.Println("working on", name)
+				var clusterContext context.Context
+				clusterContext, cancels[name] = context.WithCancel(ctx)
+				go work(clusterContext, event.Cluster)
+				daemon.Disengage("alpha", discovery.ReasonDeleted) // this example's next event
+			case discovery.EventDisengaged:
+				fmt.Println("disengaged:", event.Reason)
+				cancels[name]()
+				delete(cancels, name)
+			}
+		}
+	})
+	fmt.Println(err)
+	// Output:
+	// working on alpha
+	// disengaged: DELETED
+	// stopped working on alpha
+	// context canceled
+}
+
+// Why is a project not engaged?
+func ExampleClient_Get() {
+	daemon, done := startDaemon()
+	defer done()
+	client := daemon.Client()
+	daemon.Engage(discovery.Cluster{Name: "alpha"})
+	daemon.Disengage("alpha", discovery.ReasonNotReady)
+
+	report, err := client.Get(context.Background(), "alpha")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("engaged:", report.Engagement.Engaged, "because of", report.Engagement.Reason)
+
+	_, err = client.Get(context.Background(), "omega")
+	fmt.Println("not found:", errors.Is(err, discovery.ErrNotFound))
+	// Output:
+	// engaged: false because of NOT_READY
+	// not found: true
+}
+
+// A short-lived kubeconfig of an engaged cluster.
+func ExampleClient_Issue() {
+	daemon, done := startDaemon()
+	defer done()
+	client := daemon.Client()
+	daemon.Engage(discovery.Cluster{Name: "alpha"})
+
+	kubeconfig, err := client.Issue(context.Background(), "alpha", discovery.IssueOptions{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(kubeconfig.Cluster, kubeconfig.ExpiresAt.Sub(kubeconfig.IssuedAt))
+	// Output: alpha 1h0m0s
+}
+
+// startDaemon is for examples, which have no testing.T.
+func startDaemon() (*discoverytest.Daemon, func()) {
+	test := &exampleTest{}
+	return discoverytest.New(test), test.done
+}
+
+type exampleTest struct {
+	testing.TB
+	cleanups []func()
+}
+
+func (e *exampleTest) Helper()          {}
+func (e *exampleTest) Cleanup(f func()) { e.cleanups = append(e.cleanups, f) }
+func (e *exampleTest) done() {
+	for i := len(e.cleanups) - 1; i >= 0; i-- {
+		e.cleanups[i]()
+	}
+}
