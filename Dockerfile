@@ -1,22 +1,29 @@
 # syntax=docker/dockerfile:1
-# The daemon, its sandbox and the client's command, for linux/amd64 and linux/arm64.
+# Images for linux/amd64 and linux/arm64:
 #
-#   docker build -t milo-discoveryd:0.1.0 .
+#   docker build -t milo-discoveryd:0.1.0 .                                    the daemon and the client's command
+#   docker build --target sandbox -t milo-discoveryd-sandbox:0.1.0 .           the same with the sandbox, for the demo
 #
-# By digest, since a tag moves: both stages, both platforms and whoever builds again have the same bytes. The tag says
-# which line of images it is, and Renovate (renovate.json) proposes that line's next digest.
+# The base image is pinned by digest, since a tag moves. Renovate (renovate.json) proposes the tag's next digest.
 FROM python:3.13-slim-bookworm@sha256:a1165e272e578941b84abc79e4ab38a0305cd12803a5c4247979ac7655f4d641 AS python
 
-FROM python AS build
+FROM python AS sources
 WORKDIR /src
 COPY deploy/image deploy/image
+COPY requirements requirements
 COPY pyproject.toml README.md LICENSE ./
 COPY clients/python clients/python
 COPY proto proto
 COPY milo_discoveryd milo_discoveryd
+
+FROM sources AS install-daemon
 RUN sh deploy/image/install.sh /src /opt/venv
 
-FROM python
+FROM sources AS install-sandbox
+COPY sandbox sandbox
+RUN sh deploy/image/install.sh /src /opt/venv sandbox
+
+FROM python AS runtime
 ARG VERSION=0.1.0
 ARG GIT_COMMIT=unknown
 ARG BUILD_DATE=unknown
@@ -27,8 +34,7 @@ LABEL org.opencontainers.image.title="milo-discoveryd" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${GIT_COMMIT}" \
       org.opencontainers.image.created="${BUILD_DATE}"
-COPY --from=build /opt/venv /opt/venv
-# The root may be read-only: nothing is written but the socket, where it is told to listen.
+# The root file system may be read-only: the daemon writes its socket and nothing else.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/ \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -36,4 +42,12 @@ ENV PATH=/opt/venv/bin:$PATH \
 USER 65532:65532
 EXPOSE 9464
 ENTRYPOINT ["milo-discoveryd"]
+
+FROM runtime AS sandbox
+COPY --from=install-sandbox /opt/venv /opt/venv
+CMD ["sandbox"]
+
+# The last stage is the default target.
+FROM runtime AS daemon
+COPY --from=install-daemon /opt/venv /opt/venv
 CMD ["run"]

@@ -1,7 +1,7 @@
-"""The version: stands in milo_discoveryd/__init__.py, and is copied from there to wherever a file has to name it.
+"""Copies the version in milo_discoveryd/__init__.py to every other file that names it.
 
-./dev version 0.2.0     sets it, everywhere
-./dev version           copies it again; with --check, only says where it differs
+./dev version 0.2.0     sets it everywhere
+./dev version           copies it again; with --check, only reports differences
 """
 
 import argparse
@@ -17,10 +17,10 @@ FORM = r"\d+\.\d+\.\d+(?:(?:a|b|rc)\d+)?"
 COPIES = {
     "pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discovery-client==)([^"]+)'),
     "clients/python/pyproject.toml": (r'(?m)(^version = ")([^"]+)',),
-    "sandbox/pyproject.toml": (r'(?m)(^version = ")([^"]+)',),
-    "Dockerfile": (r"(ARG VERSION=)(\S+)", r"(build -t milo-discoveryd:)(\S+)"),
-    "docs/deploying.md": (r"(build -t milo-discoveryd:)([0-9a-z.]+)",),
-    "deploy/**/*.yaml": (r"(image: milo-discoveryd:)(\S+)", r"(newTag: )(\S+)"),
+    "sandbox/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discover(?:yd|y-client)==)([^"]+)'),
+    "Dockerfile": (r"(ARG VERSION=)(\S+)", r"(-t milo-discoveryd(?:-sandbox)?:)(\S+)"),
+    "docs/deploying.md": (r"(-t milo-discoveryd(?:-sandbox)?:)([0-9a-z.]+)",),
+    "deploy/**/*.yaml": (r"(image: milo-discoveryd(?:-sandbox)?:)(\S+)", r"(newTag: )(\S+)"),
 }
 
 
@@ -31,7 +31,7 @@ def copies() -> Iterator[tuple[Path, str]]:
                 if re.search(place, path.read_text()):
                     yield path, place
                 elif "*" not in pattern:
-                    sys.exit(f"{pattern}: holds nothing like {place}; mend COPIES in tools/version.py")
+                    sys.exit(f"{pattern}: nothing matches {place}; fix COPIES in tools/version.py")
 
 
 def put(path: Path, place: str, version: str) -> None:
@@ -45,7 +45,7 @@ def main() -> int:
     given = arguments.parse_args()
     if given.new is not None:
         if not re.fullmatch(FORM, given.new):
-            sys.exit(f"{given.new!r} is no version: it takes the form 1.2.3, or 1.2.3rc1")
+            sys.exit(f"{given.new!r} is not a version; use the form 1.2.3 or 1.2.3rc1")
         put(SOURCE, DECLARED, given.new)
     found = re.search(DECLARED, SOURCE.read_text())
     assert found is not None

@@ -1,21 +1,33 @@
 #!/bin/sh
-# Builds both packages from the source tree and installs them into a virtual environment, compiled: what is in the image,
-# and what tests install without an engine.
-#   install.sh SOURCE TARGET [WHEELS]
+# Builds the packages from the source tree and installs them, with the locked dependencies, into a virtual environment:
+# the contents of the image, which tests install without a container engine.
+#   install.sh SOURCE TARGET [daemon|sandbox] [WHEELS]
 set -eu
-source=$1 target=$2 wheels=${3:-$(mktemp -d)}
+source=$1 target=$2 what=${3:-daemon} wheels=${4:-$(mktemp -d)}
 python=${PYTHON:-python3}
+packages="$source/clients/python $source"
+[ "$what" = daemon ] || packages="$packages $source/$what"
 
-# Apart from the sources' own environment, and without build folders in the tree.
-"$python" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$wheels" \
-    "$source/clients/python" "$source"
+pip() {
+    environment=$1 command=$2
+    shift 2
+    "$environment/bin/python" -m pip "$command" --quiet --disable-pip-version-check "$@"
+}
+
+build=$(mktemp -d)
+trap 'rm -r "$build"' EXIT
+"$python" -m venv "$build"
+pip "$build" install --require-hashes --requirement "$source/requirements/build.txt"
+# shellcheck disable=SC2086 # one argument for each package
+pip "$build" wheel --no-deps --no-build-isolation --wheel-dir "$wheels" $packages
+
 "$python" -m venv "$target"
-# Wheels only: nothing is compiled from C here, so no compiler is needed.
-set -- "$wheels"/milo_discoveryd-*.whl
-"$target/bin/pip" install --quiet --disable-pip-version-check --no-compile --only-binary=:all: \
-    "$wheels"/milo_discovery_client-*.whl "$1[traces]"
-"$target/bin/pip" check --disable-pip-version-check
-"$target/bin/pip" uninstall --quiet --yes pip setuptools 2>/dev/null || true
+# Wheels only: the image has no compiler.
+pip "$target" install --no-compile --only-binary=:all: --require-hashes --requirement "$source/requirements/$what.txt"
+pip "$target" install --no-compile --no-deps "$wheels"/milo_*.whl
+pip "$target" check
+"$target/bin/python" -m pip uninstall --quiet --yes pip setuptools 2>/dev/null || true
 install -m 755 "$source/deploy/image/copy_client.py" "$target/bin/copy-client"
-# By hash, not by time: layers and copies change times. Some packages carry files for other Pythons, which don't compile.
+# Invalidated by hash, not by time: image layers change times. Some packages carry files for other Python versions, which
+# do not compile.
 "$target/bin/python" -m compileall -q --invalidation-mode unchecked-hash "$target/lib" >/dev/null || true

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from milo_discoveryd.daemon_errors import StartError
 from milo_sandbox import churn as life
+from milo_sandbox.errors import SandboxError
 from milo_sandbox.milo import PROJECT_FINALIZER
 from milo_sandbox.sandbox import Sandbox
 
@@ -48,12 +48,12 @@ async def serve(
         try:
             await stack.enter_async_context(sandbox)
         except OSError as error:
-            raise StartError(f"can't listen on {listen}: {error.strerror or error}; try another --listen") from error
+            raise SandboxError(f"can't listen on {listen}: {error.strerror or error}; try another --listen") from error
         path = kubeconfig_out or Path(stack.enter_context(TemporaryDirectory(prefix="milo-sandbox-"))) / "kubeconfig"
         try:
             sandbox.write_kubeconfig(path)
         except OSError as error:
-            raise StartError(f"can't write {path}: {error.strerror or error}; try another --kubeconfig-out") from error
+            raise SandboxError(f"can't write {path}: {error.strerror or error}; try another --kubeconfig-out") from error
         told = stack.enter_context(_told_to_stop())
         _say(sandbox, path, churn)
         async with asyncio.TaskGroup() as tasks:
@@ -81,7 +81,7 @@ def _told_to_stop() -> Iterator[asyncio.Event]:
 def _address(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise StartError(f"--listen: {listen!r} is no HOST:PORT; try 127.0.0.1:0, where 0 takes any free port")
+        raise SandboxError(f"--listen: {listen!r} is no HOST:PORT; try 127.0.0.1:0, where 0 takes any free port")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from milo_discoveryd.cli import run_reporting_errors
+from milo_sandbox.errors import run
 
 # Each command imports what it uses, so that `--help` is quick.
 # ruff: noqa: PLC0415
@@ -19,7 +19,7 @@ def sandbox(listen: str, projects: int, churn: float, kubeconfig_out: Path | Non
     """An embedded Milo API, for demos and operators' tests."""
     from milo_sandbox.command import serve
 
-    run_reporting_errors(lambda: serve(listen, projects, churn, kubeconfig_out))
+    run("milo-sandbox", serve(listen, projects, churn, kubeconfig_out))
 
 
 @click.command()
@@ -32,6 +32,7 @@ def sandbox(listen: str, projects: int, churn: float, kubeconfig_out: Path | Non
 )
 def demo(seconds: float | None, churn: float, kubeconfig: Path | None) -> None:
     """A Milo API with changing projects, the daemon and a subscriber, in this terminal."""
+    from milo_sandbox.demo.demo import EXPECTED
     from milo_sandbox.demo.demo import demo as show
 
-    run_reporting_errors(lambda: show(seconds, churn, kubeconfig))
+    run("milo-discoveryd demo", show(seconds, churn, kubeconfig), *EXPECTED)

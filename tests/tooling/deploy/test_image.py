@@ -1,4 +1,4 @@
-"""The image, without an engine: its steps are run, and what they install runs as a pod would have it."""
+"""The images, without a container engine: their installation is run, and started as in a pod."""
 
 import asyncio
 import json
@@ -11,6 +11,7 @@ import zipfile
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -29,41 +30,63 @@ NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
 
 
 class Installed:
-    def __init__(self, folder: Path) -> None:
+    """The contents of one image."""
+
+    def __init__(self, folder: Path, what: str) -> None:
         self.venv = folder / "venv"
         self.wheels = folder / "wheels"
         subprocess.run(
-            ["sh", ROOT / "deploy" / "image" / "install.sh", ROOT, self.venv, self.wheels],
+            ["sh", ROOT / "deploy" / "image" / "install.sh", ROOT, self.venv, what, self.wheels],
             env={**os.environ, "PYTHON": sys.executable}, check=True, timeout=300,
         )  # fmt: skip
+
+    @property
+    def packages(self) -> set[str]:
+        [library] = self.venv.glob("lib/python*/site-packages")
+        return {package.metadata["Name"].lower().replace("_", "-") for package in distributions(path=[str(library)])}
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
-    return Installed(tmp_path_factory.mktemp("image"))
+    return Installed(tmp_path_factory.mktemp("image"), "daemon")
 
 
-def test_the_dockerfile_is_well_made() -> None:
+@pytest.fixture(scope="module")
+def sandbox_image(tmp_path_factory: pytest.TempPathFactory) -> Installed:
+    return Installed(tmp_path_factory.mktemp("sandbox-image"), "sandbox")
+
+
+def test_dockerfile_passes_hadolint() -> None:
     done = subprocess.run(
         [validator("hadolint"), ROOT / "Dockerfile"], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stdout
 
 
-def test_the_dockerfile_installs_by_the_same_steps_and_runs_as_the_manifests_say() -> None:
+def test_dockerfile_runs_the_installation_tested_here_as_the_user_of_the_manifests() -> None:
     text = (ROOT / "Dockerfile").read_text()
-    assert re.findall(r"^RUN (.*)$", text, re.MULTILINE) == ["sh deploy/image/install.sh /src /opt/venv"]
+    assert re.findall(r"^RUN (.*)$", text, re.MULTILINE) == [
+        "sh deploy/image/install.sh /src /opt/venv",
+        "sh deploy/image/install.sh /src /opt/venv sandbox",
+    ]
     assert re.findall(r"^USER (.*)$", text, re.MULTILINE) == ["65532:65532"]
     assert re.findall(r"^ARG VERSION=(.*)$", text, re.MULTILINE) == [__version__]
 
 
-def test_the_one_image_that_it_begins_with_has_a_digest_and_a_tag_to_renew_it_by() -> None:
+def test_dockerfile_default_stage_is_the_daemon_without_the_sandbox() -> None:
+    stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
+    assert stages[-1].startswith("runtime AS daemon\n")
+    assert "--from=install-daemon" in stages[-1]
+    assert all("sandbox" not in stage for stage in stages[1:] if " AS sources" in stage or " AS install-daemon" in stage)
+
+
+def test_dockerfile_pins_its_base_image_by_digest_beside_a_tag() -> None:
     stages = re.findall(r"^FROM (\S+)(?: AS (\S+))?$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
     [image] = {base for base, _ in stages} - {name for _, name in stages}
     assert re.fullmatch(r"python:3\.\d+-slim-\w+@sha256:[0-9a-f]{64}", image)
 
 
-def test_what_renews_the_digest_is_set_up_as_its_bot_takes_it() -> None:
+def test_renovate_configuration_is_valid_and_pins_digests() -> None:
     done = subprocess.run(
         [validator("check-jsonschema"), "--builtin-schema", "vendor.renovate", ROOT / "renovate.json"],
         capture_output=True, text=True, check=False, timeout=60,
@@ -72,13 +95,13 @@ def test_what_renews_the_digest_is_set_up_as_its_bot_takes_it() -> None:
     assert "docker:pinDigests" in json.loads((ROOT / "renovate.json").read_text())["extends"]
 
 
-def test_what_the_image_copies_is_let_through_by_its_ignore_file() -> None:
+def test_dockerignore_admits_what_the_dockerfile_copies() -> None:
     copied = re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    let_through = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    assert {source for sources in copied for source in sources.split()} == let_through
+    admitted = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert {source for sources in copied for source in sources.split()} == admitted
 
 
-def test_the_wheels_hold_their_package_and_nothing_else(installed: Installed) -> None:
+def test_wheels_contain_their_package_and_nothing_else(installed: Installed) -> None:
     holds = {path.name.split("-")[0]: zipfile.ZipFile(path).namelist() for path in installed.wheels.iterdir()}
     assert set(holds) == {"milo_discovery_client", "milo_discoveryd"}
     for names in holds.values():
@@ -89,7 +112,31 @@ def test_the_wheels_hold_their_package_and_nothing_else(installed: Installed) ->
     }
 
 
-def test_both_commands_are_installed_and_know_their_version(installed: Installed) -> None:
+def test_daemon_image_has_neither_the_sandbox_nor_its_dependencies(installed: Installed) -> None:
+    assert {"milo-discoveryd", "milo-discovery-client"} <= installed.packages
+    assert not installed.packages & {"milo-sandbox", "rich", "pygments", "pip", "setuptools"}
+    done = subprocess.run(
+        [installed.venv / "bin" / "milo-discoveryd", "sandbox"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode != 0
+    assert "milo-sandbox" in done.stderr
+
+
+def test_installed_versions_are_the_locked_ones(installed: Installed) -> None:
+    locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements" / "daemon.txt").read_text(), re.MULTILINE))
+    assert installed.packages - {"milo-discoveryd", "milo-discovery-client"} <= locked
+
+
+def test_image_size_reports_the_layer_and_its_largest_packages(installed: Installed) -> None:
+    report = subprocess.check_output(
+        [sys.executable, ROOT / "tools" / "image_size.py", installed.venv], text=True, timeout=120
+    )
+    size, compressed = map(float, re.findall(r"([\d.]+) MiB", report.splitlines()[0]))
+    assert 10 < compressed < size
+    assert re.search(r"MiB  grpcio ", report)
+
+
+def test_commands_are_installed_and_print_their_version(installed: Installed) -> None:
     for command in ("milo-discoveryd", "milo-discovery"):
         done = subprocess.run(
             [installed.venv / "bin" / command, "--help"], capture_output=True, text=True, check=True, timeout=60
@@ -107,7 +154,7 @@ def copied(installed: Installed, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return target
 
 
-def test_the_client_that_is_copied_loads_nothing_from_where_it_was(copied: Path) -> None:
+def test_copied_client_loads_nothing_from_the_image(copied: Path) -> None:
     program = """if True:
         import sys, milo_discovery.cli.queries, milo_discovery.cli.credential, milo_discovery.cli.kubeconfig
         print(*(each.__file__ for each in sys.modules.values() if getattr(each, "__file__", None)), sep="\\n")
@@ -118,7 +165,7 @@ def test_the_client_that_is_copied_loads_nothing_from_where_it_was(copied: Path)
     assert [path for path in loaded.splitlines() if not path.startswith(f"{copied}/lib/")] == []
 
 
-async def test_the_client_that_is_copied_has_credentials_for_who_calls_it(copied: Path, place: Place) -> None:
+async def test_copied_client_returns_credentials(copied: Path, place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
     async with place.daemon() as daemon:
         await daemon.start()
@@ -131,7 +178,7 @@ async def test_the_client_that_is_copied_has_credentials_for_who_calls_it(copied
     assert json.loads(said)["kind"] == "ExecCredential"
 
 
-def test_nothing_of_it_is_compiled_at_its_first_start(installed: Installed) -> None:
+def test_image_contains_the_bytecode_of_every_module(installed: Installed) -> None:
     [package] = (installed.venv / "lib").glob("python*/site-packages/milo_discoveryd")
     for source in package.rglob("*.py"):
         assert list(source.parent.glob(f"__pycache__/{source.stem}.*.pyc")), source
@@ -139,12 +186,13 @@ def test_nothing_of_it_is_compiled_at_its_first_start(installed: Installed) -> N
 
 @asynccontextmanager
 async def running(installed: Installed, root: Path, folder: Path) -> AsyncIterator["Pod"]:
+    """The pod of these manifests, with every container from one installation."""
     spec: dict[str, Any] = json.loads(json.dumps(pod(folder)))
     for container in (*spec["initContainers"], *spec["containers"]):
         variables = environment(folder, container)
         container["args"] = arguments(folder, container)
         container["env"] = [{"name": name, "value": value} for name, value in variables.items()]
-    # Of the machine: the C library and tools, and the Python that the environment was made with.
+    # From this machine: the C library and tools, and the Python that the environment was made with.
     tree = [each for each in ("/usr", "/bin", "/lib", "/lib64", "/etc") if Path(each).exists()]
     tree += [str(installed.venv), sys.base_prefix]
     given = {
@@ -190,20 +238,18 @@ class Pod:
 
 @pytest.fixture
 def namespaces() -> None:
-    """Skips the test, and says why, where there are none to be had."""
+    """Skips the test where the kernel or missing tools do not allow namespaces."""
     for tool in ("unshare", "setpriv", "mount", "chroot"):
         if shutil.which(tool) is None:
-            pytest.skip(f"{tool} is not installed, and it makes the pod")
+            pytest.skip(f"{tool}, which isolates the pod, is not installed")
     tried = subprocess.run([*NAMESPACES, "mount", "--make-rprivate", "/"], capture_output=True, text=True, check=False)
     if os.geteuid() or tried.returncode:
-        pytest.skip(f"a pod of our own takes root and namespaces: {tried.stderr.strip() or 'not root'}")
+        pytest.skip(f"isolating a pod needs root and namespaces: {tried.stderr.strip() or 'not root'}")
 
 
 @pytest.mark.usefixtures("namespaces")
-async def test_the_demo_runs_as_a_pod_without_rights_and_without_a_place_to_write_to(
-    installed: Installed, tmp_path: Path
-) -> None:
-    async with running(installed, tmp_path, DEMO) as demo:
+async def test_demo_pod_runs_unprivileged_on_a_read_only_root(sandbox_image: Installed, tmp_path: Path) -> None:
+    async with running(sandbox_image, tmp_path, DEMO) as demo:
         await demo.until("pod subscriber started")
         order = [line for line in demo.said if line.startswith("pod ")]
         assert order == ["pod sandbox started", "pod milo-discoveryd started", "pod subscriber started"]

@@ -1,4 +1,4 @@
-"""Both packages as they are released: one version, and sources from which the same wheel can be built."""
+"""The packages as they are released: one version, and sdists that build the same wheels as the tree."""
 
 import os
 import subprocess
@@ -13,14 +13,19 @@ import milo_discovery
 from milo_discoveryd import __version__
 from tests.tooling.deploy.manifests import ROOT
 
-PACKAGES = {"milo_discoveryd": ROOT, "milo_discovery_client": ROOT / "clients" / "python"}
+PACKAGES = {
+    "milo_discoveryd": ROOT,
+    "milo_discovery_client": ROOT / "clients" / "python",
+    "milo_sandbox": ROOT / "sandbox",
+}
 
 
 @pytest.fixture(scope="module")
 def builder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment in which Python finds the build backend."""
+    """Environment variables with which Python finds the build backend."""
     folder = tmp_path_factory.mktemp("builder")
-    run("pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder), "hatchling>=1.27")
+    lock = str(ROOT / "requirements" / "build.txt")
+    run("pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder), "--require-hashes", "-r", lock)
     return {**os.environ, "PYTHONPATH": str(folder)}
 
 
@@ -34,7 +39,7 @@ def contents(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", PACKAGES)
-def test_the_wheel_from_the_sdist_is_the_wheel_from_the_tree(
+def test_wheel_from_the_sdist_equals_the_wheel_from_the_tree(
     name: str, builder: dict[str, str], tmp_path: Path
 ) -> None:
     def build(kind: str, source: Path, out: Path) -> None:
@@ -49,8 +54,9 @@ def test_the_wheel_from_the_sdist_is_the_wheel_from_the_tree(
     assert contents(tmp_path / "from-sdist") == contents(tmp_path / "from-tree")
 
 
-def test_there_is_one_version() -> None:
+def test_packages_have_one_version() -> None:
     projects = [tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in PACKAGES.values()]
+    assert not any("test" in project.get("optional-dependencies", ()) for project in projects)
     assert {project.get("version", __version__) for project in projects} == {__version__}
     assert f"milo-discovery-client=={__version__}" in projects[0]["dependencies"]
     assert getattr(milo_discovery, "__version__", __version__) == __version__

@@ -1,4 +1,4 @@
-"""Validators too heavy for every test environment: `./dev check` puts them into one of their own."""
+"""Validators of manifests and workflows, which `./dev check` installs into an environment of their own."""
 
 import shutil
 import sys
@@ -7,19 +7,19 @@ from pathlib import Path
 import pytest
 
 _ROOT = Path(__file__).parents[3]
-_FOLDERS = (_ROOT / ".venv-deploy" / "bin", Path(sys.executable).parent)
+_FOLDERS = (_ROOT / ".venv-manifests" / "bin", Path(sys.executable).parent)
 
 
 def validator(name: str) -> Path:
-    """Skips the test, and says why, where it isn't installed."""
+    """The path of a validator; the test is skipped if it is not installed."""
     for folder in _FOLDERS:
         if (folder / name).exists():
             return folder / name
-    pytest.skip(f"{name} is not installed: ./dev check installs it into .venv-deploy")
+    pytest.skip(f"{name} is not installed: ./dev check installs it into .venv-manifests")
 
 
 def kubectl() -> str:
     found = shutil.which("kubectl")
     if found is None:
-        pytest.skip("kubectl is not installed, and it is what builds the manifests")
+        pytest.skip("kubectl, which builds the manifests, is not installed")
     return found

@@ -14,6 +14,7 @@ from typing import Any
 from milo_discovery import DiscoveryClient, EventType, Watch
 from milo_discoveryd.app import Daemon
 from milo_discoveryd.config import load
+from milo_discoveryd.daemon_errors import DiscoveryError
 from milo_discoveryd.telemetry import logging
 from milo_sandbox import churn
 from milo_sandbox.demo.scene import Scene
@@ -23,6 +24,8 @@ from milo_sandbox.sandbox import Sandbox
 
 FRAMES_PER_S = 8
 PROJECTS = 12
+EXPECTED = (DiscoveryError,)
+"""Errors of the daemon that are reported as a line each."""
 
 
 async def demo(seconds: float | None, changes_per_s: float, existing: Path | None = None) -> None:

@@ -1,0 +1,68 @@
+"""Resolves the dependencies of each environment into requirements/, with versions and hashes: lock.py [--check] UV."""
+
+import filecmp
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "requirements"
+
+DAEMON = ("pyproject.toml", "clients/python/pyproject.toml", "--extra", "traces")
+SANDBOX = ("sandbox/pyproject.toml", *DAEMON)
+LOCKS: dict[str, tuple[str, ...]] = {
+    "daemon": DAEMON,
+    "sandbox": SANDBOX,
+    "dev": (*SANDBOX, "--extra", "kubernetes", "--group", "dev"),
+    "fuzz": (*SANDBOX, "--group", "fuzz"),
+    **{group: ("--group", group) for group in ("audit", "build", "codegen", "lock", "manifests", "release")},
+}
+"""What each file is resolved from: the published dependencies of packages, and groups of pyproject.toml."""
+
+OURS = ("milo-discoveryd", "milo-discovery-client", "milo-sandbox")
+OPTIONS = (
+    *("--universal", "--python-version", "3.11", "--generate-hashes", "--quiet"),
+    *("--no-header", "--no-annotate", "--no-emit-index-url"),
+    *(option for package in OURS for option in ("--no-emit-package", package)),
+)
+
+
+def resolve(uv: str, folder: Path) -> None:
+    """Write every file; the versions in a file that is already there are kept while they satisfy its inputs."""
+    for name, inputs in LOCKS.items():
+        subprocess.run(
+            [uv, "pip", "compile", *inputs, *OPTIONS, "--output-file", folder / f"{name}.txt"],
+            cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+
+def stale(uv: str) -> Iterator[str]:
+    with TemporaryDirectory() as name:
+        folder = Path(shutil.copytree(FOLDER, name, dirs_exist_ok=True))
+        resolve(uv, folder)
+        for lock in LOCKS:
+            file = f"{lock}.txt"
+            if not (FOLDER / file).exists() or not filecmp.cmp(FOLDER / file, folder / file, shallow=False):
+                yield file
+
+
+def main() -> None:
+    match sys.argv[1:]:
+        case ["--check", uv]:
+            if names := list(stale(uv)):
+                sys.exit(f"requirements/ is out of date: {', '.join(names)}; run ./dev lock")
+        case ["--upgrade", uv]:
+            for name in LOCKS:
+                (FOLDER / f"{name}.txt").unlink(missing_ok=True)
+            resolve(uv, FOLDER)
+        case [uv]:
+            resolve(uv, FOLDER)
+        case _:
+            sys.exit(__doc__)
+
+
+if __name__ == "__main__":
+    main()
