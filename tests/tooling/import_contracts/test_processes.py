@@ -1,9 +1,9 @@
-"""A process that speaks gRPC must not be copied by fork: nothing forks, and one module alone starts commands."""
+"""A process that uses gRPC must not fork: the daemon never forks, and only one module starts commands."""
 
 import ast
 from collections.abc import Iterator
 
-from tests.tooling.import_contracts.rooms import ROOT
+from tests.tooling.import_contracts.contracts import ROOT
 
 STARTERS = {"milo_discoveryd/credentials/authentication/external_command.py"}
 FORKS = {"fork", "forkpty", "daemon"}
@@ -22,7 +22,7 @@ def calls(tree: ast.AST) -> Iterator[str]:
                 yield name
 
 
-def test_f39_nothing_forks_and_commands_are_started_in_one_place() -> None:
+def test_daemon_never_forks_and_starts_commands_in_one_module() -> None:
     found: dict[str, set[str]] = {}
     for path in (ROOT / "milo_discoveryd").rglob("*.py"):
         module = path.relative_to(ROOT).as_posix()

@@ -1,21 +1,26 @@
-"""What .importlinter says of the rooms, for the tests that ask more of them."""
+"""The contracts of .importlinter, for the tests that use them."""
 
 from configparser import ConfigParser
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / ".importlinter"
+PACKAGES = (
+    ROOT / "milo_discoveryd",
+    ROOT / "clients/python/src/milo_discovery",
+    ROOT / "sandbox/src/milo_sandbox",
+)
 
 
 def contracts() -> dict[str, str]:
-    """The names of the contracts, by their keys."""
+    """The name of each contract, by its key."""
     config = _config()
     sections = [section for section in config.sections() if section.startswith("importlinter:contract:")]
     return {section.rpartition(":")[2]: config[section]["name"] for section in sections}
 
 
-def pure_modules() -> list[str]:
-    return _config()["importlinter:contract:pure"]["source_modules"].split()
+def modules(contract: str, option: str = "source_modules") -> list[str]:
+    return _config()[f"importlinter:contract:{contract}"][option].split()
 
 
 def _config() -> ConfigParser:

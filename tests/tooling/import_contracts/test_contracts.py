@@ -1,0 +1,79 @@
+"""The import contracts hold, cover every package, and fail on an import that they forbid."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.tooling.import_contracts.contracts import CONFIG, PACKAGES, contracts, modules
+
+FORBIDDEN = {
+    "layers": ("milo_discoveryd/reflect/backoff.py", "import milo_discoveryd.registry.events"),
+    "pure": ("milo_discoveryd/registry/log.py", "from asyncio import Event as Bell"),
+    "settings": ("milo_discoveryd/watchers/proxy.py", "import milo_discoveryd.config"),
+    "modes": ("milo_discoveryd/modes/single.py", "import milo_discoveryd.modes.project"),
+    "kubernetes": ("milo_discoveryd/check/places.py", "import kubernetes"),
+    "grpc": ("milo_discoveryd/telemetry/http.py", "import grpc.aio"),
+    "sandbox": ("milo_sandbox/names.py", "import milo_discoveryd.model.cluster"),
+    "sandbox-layers": ("milo_sandbox/resources.py", "import milo_sandbox.api"),
+    "sandbox-store": ("milo_sandbox/history.py", "import time"),
+    "production": ("milo_discoveryd/check/finding.py", "import milo_sandbox.names"),
+    "client": ("milo_discovery/model.py", "import milo_discoveryd.model"),
+    "client-layers": ("milo_discovery/watch.py", "import milo_discovery.cli.options"),
+}
+"""An import for each contract that breaks it."""
+START_UP = {"__init__", "__main__", "app", "check", "cli", "config", "wiring"}
+"""The parts of the daemon that may read settings."""
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    """The report of lint-imports on the packages in a folder."""
+    return subprocess.run(
+        [Path(sys.executable).with_name("lint-imports"), "--config", CONFIG, "--no-cache"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def copied(folder: Path) -> Path:
+    for package in PACKAGES:
+        shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def unwrapped(report: str) -> str:
+    return " ".join(report.split())
+
+
+def test_contracts_hold(tmp_path: Path) -> None:
+    report = lint(copied(tmp_path))
+    assert report.returncode == 0, report.stdout
+    assert "0 broken" in report.stdout
+
+
+def test_contracts_fail_on_a_forbidden_import_each(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    for module, line in FORBIDDEN.values():
+        path = folder / module
+        path.write_text(f"{path.read_text()}\n{line}\n")
+    report = unwrapped(lint(folder).stdout)
+    assert FORBIDDEN.keys() == contracts().keys()
+    for name in contracts().values():
+        assert f"{name} BROKEN" in report
+
+
+def test_layers_contract_fails_on_a_package_without_a_layer(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    (folder / "milo_discoveryd" / "unlisted").mkdir()
+    (folder / "milo_discoveryd" / "unlisted" / "__init__.py").touch()
+    report = unwrapped(lint(folder).stdout)
+    assert "- milo_discoveryd.unlisted" in report
+
+
+def test_settings_contract_covers_every_part_that_does_not_start_the_daemon() -> None:
+    parts = {path.stem for path in PACKAGES[0].iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert {module.partition(".")[2] for module in modules("settings")} == parts - START_UP

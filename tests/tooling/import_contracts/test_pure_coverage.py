@@ -1,0 +1,35 @@
+"""The unit tests of the pure modules execute every branch of them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.tooling.import_contracts.contracts import ROOT, modules
+
+
+def own_tests(module: str) -> list[Path]:
+    """The tests of a module: the folder of its package in tests/unit, or the files there with the module's name."""
+    place = ROOT.joinpath("tests", "unit", *module.split(".")[1:])
+    return [place] if place.is_dir() else sorted(place.parent.glob(f"test_{place.name}*.py"))
+
+
+def coverage(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "coverage", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_unit_tests_cover_every_branch_of_pure_modules(tmp_path: Path) -> None:
+    pure = modules("pure")
+    tests = sorted({str(path) for module in pure for path in own_tests(module)})
+    files = [f"{module.replace('.', '/')}{rest}" for module in pure for rest in (".py", "/*")]
+    data = f"--data-file={tmp_path / 'data'}"
+    # The whole package as the source: for single modules coverage would import their parents first, and then again.
+    run = coverage(
+        "run", data, "--branch", "--source=milo_discoveryd", "-m", "pytest", "-qp", "no:cacheprovider", *tests
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    report = coverage(
+        "report", data, f"--include={','.join(files)}", "--fail-under=100", "--show-missing", "--skip-covered"
+    )
+    assert report.returncode == 0, report.stdout + report.stderr
