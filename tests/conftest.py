@@ -18,7 +18,6 @@ TOGETHER = (
     "tests/end_to_end/scenarios/test_scenarios.py",
     "tests/tooling/deploy/test_image.py",
     "tests/tooling/deploy/test_packages.py",
-    "tests/tooling/mutants/",
     "tests/end_to_end/real/",
 )
 """Files whose tests share what takes long to make, or play ahead of themselves: each stays on one of the processes that

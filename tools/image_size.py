@@ -31,9 +31,11 @@ class _Counter(io.RawIOBase):
 
 def compressed_size(folder: Path) -> int:
     counter = _Counter()
-    with gzip.GzipFile(fileobj=counter, mode="wb", compresslevel=6, mtime=0) as packed:  # type: ignore[arg-type]
-        with tarfile.open(fileobj=packed, mode="w|") as archive:
-            archive.add(folder, arcname="opt/venv")
+    with (
+        gzip.GzipFile(fileobj=counter, mode="wb", compresslevel=6, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w|") as archive,
+    ):
+        archive.add(folder, arcname="opt/venv")
     return counter.length
 
 

@@ -19,7 +19,11 @@ COPIES = {
     "clients/python/pyproject.toml": (r'(?m)(^version = ")([^"]+)',),
     "sandbox/pyproject.toml": (r'(?m)(^version = ")([^"]+)', r'("milo-discover(?:yd|y-client)==)([^"]+)'),
     "Dockerfile": (r"(ARG VERSION=)(\S+)", r"(-t milo-discoveryd(?:-sandbox)?:)(\S+)"),
-    "docs/deploying.md": (r"(-t milo-discoveryd(?:-sandbox)?:)([0-9a-z.]+)",),
+    "docs/deploying.md": (
+        r"(milo-discoveryd(?:-sandbox)?:)(\d[0-9a-z.]+)",
+        r"(milo_discoveryd-)(\d[0-9a-z.]+)(?=-py3)",
+        r"(refs/tags/v)([0-9a-z.]+)",
+    ),
     "deploy/**/*.yaml": (r"(image: milo-discoveryd(?:-sandbox)?:)(\S+)", r"(newTag: )(\S+)"),
 }
 

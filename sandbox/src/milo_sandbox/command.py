@@ -53,7 +53,9 @@ async def serve(
         try:
             sandbox.write_kubeconfig(path)
         except OSError as error:
-            raise SandboxError(f"can't write {path}: {error.strerror or error}; try another --kubeconfig-out") from error
+            raise SandboxError(
+                f"can't write {path}: {error.strerror or error}; try another --kubeconfig-out"
+            ) from error
         told = stack.enter_context(_told_to_stop())
         _say(sandbox, path, churn)
         async with asyncio.TaskGroup() as tasks:

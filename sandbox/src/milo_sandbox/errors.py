@@ -15,10 +15,11 @@ class SandboxError(Exception):
 def run(program: str, main: Coroutine[Any, Any, None], *expected: type[Exception]) -> None:
     """Run a command; an expected error becomes a line on standard error and exit status 1."""
     status = 0
+    reported: tuple[type[Exception], ...] = (SandboxError, *expected)
     try:
         try:
             asyncio.run(main)
-        except* (SandboxError, *expected) as group:
+        except* reported as group:
             status = 1
             for error in _leaves(group):
                 for line in str(error).splitlines():

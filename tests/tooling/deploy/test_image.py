@@ -77,7 +77,9 @@ def test_dockerfile_default_stage_is_the_daemon_without_the_sandbox() -> None:
     stages = re.split(r"^FROM ", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE)
     assert stages[-1].startswith("runtime AS daemon\n")
     assert "--from=install-daemon" in stages[-1]
-    assert all("sandbox" not in stage for stage in stages[1:] if " AS sources" in stage or " AS install-daemon" in stage)
+    assert all(
+        "sandbox" not in stage for stage in stages[1:] if " AS sources" in stage or " AS install-daemon" in stage
+    )
 
 
 def test_dockerfile_pins_its_base_image_by_digest_beside_a_tag() -> None:

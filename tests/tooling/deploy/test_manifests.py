@@ -162,6 +162,29 @@ def test_every_subscriber_looks_where_the_daemon_listens(folder: Path) -> None:
 
 
 @every_pod
+def test_only_the_daemon_can_write_to_the_volume_of_its_socket(folder: Path) -> None:
+    for container in containers(folder):
+        for mount in container.get("volumeMounts", ()):
+            if mount["name"] == "milo-discovery":
+                assert mount.get("readOnly", False) is (container["name"] != "milo-discoveryd"), container["name"]
+
+
+@every_build
+def test_disruption_budgets_never_block_the_drain_of_a_node(folder: Path) -> None:
+    for budget in of_kind(folder, "PodDisruptionBudget"):
+        assert budget["spec"]["maxUnavailable"] == 1
+        assert "minAvailable" not in budget["spec"]
+        [deployment] = of_kind(folder, "Deployment")
+        assert budget["spec"]["selector"] == deployment["spec"]["selector"]
+
+
+def test_demo_pod_accepts_and_opens_no_connection() -> None:
+    [policy] = of_kind(DEPLOY / "overlays" / "demo", "NetworkPolicy")
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert not policy["spec"].keys() & {"ingress", "egress"}
+
+
+@every_pod
 def test_our_containers_are_as_restricted_as_can_be(folder: Path) -> None:
     restricted(folder)
 

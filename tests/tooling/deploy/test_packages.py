@@ -25,7 +25,17 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Environment variables with which Python finds the build backend."""
     folder = tmp_path_factory.mktemp("builder")
     lock = str(ROOT / "requirements" / "build.txt")
-    run("pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(folder), "--require-hashes", "-r", lock)
+    run(
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--target",
+        str(folder),
+        "--require-hashes",
+        "-r",
+        lock,
+    )
     return {**os.environ, "PYTHONPATH": str(folder)}
 
 

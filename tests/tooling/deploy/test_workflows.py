@@ -1,7 +1,8 @@
-"""The forge's workflows: sound, and made of commands that there are."""
+"""The workflows of the forge: valid, least privileged, pinned, and in the right order."""
 
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.tooling.deploy.manifests import ROOT
 from tests.tooling.deploy.validators import validator
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
+RELEASE = ROOT / ".github" / "workflows" / "release.yaml"
 every_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 
 
@@ -20,8 +22,18 @@ def read(path: Path) -> dict[str, Any]:
     return workflow
 
 
+def jobs(path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = read(path)["jobs"]
+    return found
+
+
+def steps(path: Path) -> Iterator[dict[str, Any]]:
+    for job in jobs(path).values():
+        yield from job.get("steps", ())
+
+
 @every_workflow
-def test_a_workflow_has_the_form_that_the_forge_takes(path: Path) -> None:
+def test_workflow_matches_the_schema(path: Path) -> None:
     done = subprocess.run(
         [validator("check-jsonschema"), "--builtin-schema", "vendor.github-workflows", path],
         capture_output=True, text=True, check=False, timeout=60,
@@ -30,19 +42,119 @@ def test_a_workflow_has_the_form_that_the_forge_takes(path: Path) -> None:
 
 
 @every_workflow
-def test_a_workflow_may_read_and_a_job_more_only_where_it_says_so(path: Path) -> None:
-    workflow = read(path)
-    assert workflow["permissions"] == {"contents": "read"}
-    for job in workflow["jobs"].values():
+def test_workflow_is_read_only_unless_a_job_needs_more(path: Path) -> None:
+    assert read(path)["permissions"] == {"contents": "read"}
+    for job in jobs(path).values():
         assert "uses" in job or job["timeout-minutes"] <= 60
 
 
 @every_workflow
-def test_a_workflow_runs_what_is_there(path: Path) -> None:
+def test_workflow_pins_actions_by_commit_beside_their_version(path: Path) -> None:
+    used = re.findall(r"^\s*(?:- )?uses: (.+)$", path.read_text(), re.MULTILINE)
+    foreign = [each for each in used if not each.startswith("./")]
+    assert [each for each in foreign if not re.fullmatch(r"[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", each)] == []
+
+
+def test_workflows_use_one_commit_of_each_action() -> None:
+    used = {
+        tuple(each.split("@")) for path in WORKFLOWS for each in re.findall(r"uses: ([\w./-]+@\w+)", path.read_text())
+    }
+    assert len({name for name, _ in used}) == len(used)
+
+
+@every_workflow
+def test_checkout_leaves_no_credentials_behind(path: Path) -> None:
+    checkouts = [step for step in steps(path) if step.get("uses", "").startswith("actions/checkout@")]
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)
+
+
+@every_workflow
+def test_workflow_expands_no_expression_inside_a_script(path: Path) -> None:
+    assert [step["run"] for step in steps(path) if "${{" in step.get("run", "")] == []
+
+
+@every_workflow
+def test_workflow_runs_commands_that_exist(path: Path) -> None:
     text = path.read_text()
-    verbs = set(re.findall(r"^(\w+)\) ", (ROOT / "dev").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\./dev (\w+)", text)) <= verbs
+    commands = set(re.findall(r"^(\w+)\) ", (ROOT / "dev").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\./dev (\w+)", text)) <= commands
     for script in re.findall(r"run: (\.ci/\w+)", text):
         assert (ROOT / script).exists()
     for argument in re.findall(r"^\s+(\w+)=\$\{\{", text, re.MULTILINE):
         assert f"ARG {argument}=" in (ROOT / "Dockerfile").read_text()
+
+
+def test_pip_installs_dependencies_only_by_locked_hashes() -> None:
+    for path in (ROOT / "dev", ROOT / "deploy" / "image" / "install.sh"):
+        script = path.read_text().replace("\\\n", " ")
+        installs = re.findall(r"^.*\bpip\b.* install .*$", script, re.MULTILINE)
+        assert installs
+        assert [line for line in installs if not re.search(r"--require-hashes|--no-deps", line)] == []
+
+
+# --- release ---
+
+
+def ancestors(name: str) -> set[str]:
+    """The jobs of the release that have to succeed before this one starts."""
+    needs = jobs(RELEASE)[name].get("needs", [])
+    direct = {needs} if isinstance(needs, str) else set(needs)
+    return direct.union(*map(ancestors, direct))
+
+
+def test_release_builds_nothing_before_all_tests_passed() -> None:
+    assert jobs(RELEASE)["test"] == {"uses": "./.github/workflows/test.yaml"}
+    assert "workflow_call" in read(ROOT / ".github" / "workflows" / "test.yaml")[True]  # YAML 1.1 reads `on` as true
+    assert [name for name in jobs(RELEASE) if name != "test" and "test" not in ancestors(name)] == []
+
+
+def scripts(job: str) -> str:
+    return "\n".join(step.get("run", "") for step in jobs(RELEASE)[job]["steps"])
+
+
+@pytest.mark.parametrize(
+    ("job", "signs"),
+    [
+        ("packages", 'cosign sign-blob --yes --bundle "$file.sigstore.json" "$file"'),
+        ("image", 'cosign sign --yes --recursive "ghcr.io/$GITHUB_REPOSITORY_OWNER/$IMAGE@$DIGEST"'),
+        ("sign-kustomize", 'cosign sign --yes "ghcr.io/$GITHUB_REPOSITORY_OWNER/milo-discoveryd-kustomize@$DIGEST"'),
+    ],
+)
+def test_release_signs_without_a_key_what_it_publishes(job: str, signs: str) -> None:
+    assert signs in scripts(job)
+    assert jobs(RELEASE)[job]["permissions"]["id-token"] == "write"
+    assert "secrets." not in str(jobs(RELEASE)[job])
+
+
+@pytest.mark.parametrize("job", ["packages", "image"])
+def test_release_attests_the_provenance_of_packages_and_images(job: str) -> None:
+    [attest] = [
+        step["with"]
+        for step in jobs(RELEASE)[job]["steps"]
+        if step.get("uses", "").startswith("actions/attest-build-provenance@")
+    ]
+    assert attest.get("subject-path") == "dist/*" or attest["subject-digest"] == "${{ steps.build.outputs.digest }}"
+    assert jobs(RELEASE)[job]["permissions"]["attestations"] == "write"
+
+
+def test_release_uploads_after_signing() -> None:
+    script = scripts("packages")
+    assert script.index("cosign sign-blob") < script.index("gh release upload")
+
+
+def test_release_builds_every_target_that_is_an_image() -> None:
+    targets = {each["target"]: each["image"] for each in jobs(RELEASE)["image"]["strategy"]["matrix"]["include"]}
+    stages = re.findall(r"^FROM runtime AS (\w+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert set(targets) == set(stages)
+    named = set(
+        re.findall(r"image: (milo-discoveryd[\w-]*):", "".join(p.read_text() for p in ROOT.glob("deploy/**/*.yaml")))
+    )
+    assert named == set(targets.values())
+
+
+def test_documented_verification_names_the_workflow_and_its_products() -> None:
+    document = (ROOT / "docs" / "deploying.md").read_text()
+    assert "/.github/workflows/release.yaml@refs/tags/v" in document
+    assert "--certificate-oidc-issuer https://token.actions.githubusercontent.com" in document
+    for product in ("milo-discoveryd:", "milo_discoveryd-", ".sigstore.json"):
+        assert product in document

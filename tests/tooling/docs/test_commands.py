@@ -39,6 +39,10 @@ class Way(Enum):
     """It takes one. That kubectl knows the command and its flags is known without."""
     LASTING = auto()
     """Minutes, or until it is ended: its arguments are read. CI runs the short ones."""
+    PUBLISHED = auto()
+    """On a published release: tests/tooling/deploy/test_workflows compares names and identities with the workflow."""
+    IMAGE = auto()
+    """By a container engine: tests/tooling/deploy/test_image runs the steps of the Dockerfile."""
     FOUND = auto()
     """In a log: the daemon's code has the event."""
     CALLED = auto()
@@ -65,6 +69,10 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.IN_A_CLUSTER
         case ["./dev", *_] | ["export" | "." | "cd", _]:
             return Way.LASTING
+        case ["cosign" | "gh", *_]:
+            return Way.PUBLISHED
+        case ["docker", "build", *_]:
+            return Way.IMAGE
         case ["grep", *_]:
             return Way.FOUND
         case ["grpcurl", *_]:
