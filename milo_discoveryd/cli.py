@@ -105,22 +105,19 @@ def run(config: Path | None, **flags: Any) -> None:
     "--as",
     "identity",
     metavar="IDENTITY",
-    help="Say instead what somebody would get, and by which rule: some of listener=, uid=, gid=, san=, user=, group=.",
+    help="Print the access of an identity instead: any of listener=, uid=, gid=, san=, user=, group=, comma-separated.",
 )
 def check(config: Path | None, identity: str | None, **flags: Any) -> None:
-    """Looks at the settings and at all they point to, and says what is wrong and how to mend it."""
-    from milo_discoveryd.check import caller, standing
-    from milo_discoveryd.check import check as look
+    """Check the settings and everything that they refer to, and suggest corrections."""
+    from milo_discoveryd.check import check as run_checks
+    from milo_discoveryd.check import parse_caller, print_effective_rights
     from milo_discoveryd.config import load
 
     async def start() -> None:
         settings = load(_given(flags), os.environ, config)
-        looking = (
-            look(settings, sys.stdout)
-            if identity is None
-            else standing(settings, caller(identity), sys.stdout, os.environ)
-        )
-        sys.exit(await looking)
+        if identity is None:
+            sys.exit(await run_checks(settings, sys.stdout))
+        sys.exit(await print_effective_rights(settings, parse_caller(identity), sys.stdout, os.environ))
 
     run_reporting_errors(start)
 

@@ -1,6 +1,6 @@
-"""`milo-discoveryd check`: looks at all that the settings point to, and says what is wrong and how to mend it."""
+"""The command `milo-discoveryd check`: tests everything that the settings refer to, and suggests corrections."""
 
-from milo_discoveryd.check.sequence import check
-from milo_discoveryd.check.standing import caller, standing
+from milo_discoveryd.check.checks import check
+from milo_discoveryd.check.effective_rights import parse_caller, print_effective_rights
 
-__all__ = ["caller", "check", "standing"]
+__all__ = ["check", "parse_caller", "print_effective_rights"]

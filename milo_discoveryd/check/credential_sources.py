@@ -19,19 +19,21 @@ async def check_sources(sources: Sequence[MintingSource], ttl_s: float, *, is_co
 
 
 async def _check(source: MintingSource, ttl_s: float, *, is_configured: bool) -> Finding:
-    what = f"kubeconfigs {source.name}"
+    subject = f"kubeconfigs {source.name}"
     if source.scope is Scope.IDENTITY:
         wanted = MintRequest(ttl_s=ttl_s)
     elif isinstance(source, ClientCertificateSource):
         wanted = MintRequest(ttl_s=ttl_s, target=_PROBE, incarnation=1)
     else:
-        return ok(what, f"{source.type} mints a credential per cluster, when one is engaged")
+        return ok(subject, f"{source.type} mints a credential per cluster, when one is engaged")
     try:
         minted = await source.mint(wanted)
     except UnfitError as error:
         if is_configured:
-            return fail(what, str(error), "fix the source, or configure another in kubeconfigs.sources")
-        return warn(what, f"none are handed out: {error}", "configure kubeconfigs.sources to hand out kubeconfigs")
+            return fail(subject, str(error), "fix the source, or configure another in kubeconfigs.sources")
+        return warn(subject, f"none are handed out: {error}", "configure kubeconfigs.sources to hand out kubeconfigs")
     except CredentialError as error:
-        return fail(what, str(error), f"fix {source.name} in kubeconfigs.sources, or its backend")
-    return ok(what, f"{source.type} mints credentials; this one is valid for {minted.expires_at - time.time():.0f} s")
+        return fail(subject, str(error), f"fix {source.name} in kubeconfigs.sources, or its backend")
+    return ok(
+        subject, f"{source.type} mints credentials; this one is valid for {minted.expires_at - time.time():.0f} s"
+    )

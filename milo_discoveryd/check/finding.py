@@ -1,4 +1,4 @@
-"""What a check found, and how it is printed."""
+"""The result of one check, and its output lines."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ Level: TypeAlias = Literal["ok", "warn", "fail"]
 @dataclass(frozen=True)
 class Finding:
     level: Level
-    what: str
-    """What was looked at, in a word or two."""
-    seen: str
-    mend: str = ""
+    subject: str
+    """What was checked, in a word or two."""
+    message: str
+    fix: str = ""
 
     def lines(self) -> Iterator[str]:
-        yield f"{self.level:<5} {self.what}: {self.seen}"
-        if self.mend:
-            yield f"      -> {self.mend}"
+        yield f"{self.level:<5} {self.subject}: {self.message}"
+        if self.fix:
+            yield f"      -> {self.fix}"
 
 
-def ok(what: str, seen: str) -> Finding:
-    return Finding("ok", what, seen)
+def ok(subject: str, message: str) -> Finding:
+    return Finding("ok", subject, message)
 
 
-def warn(what: str, seen: str, mend: str = "") -> Finding:
-    return Finding("warn", what, seen, mend)
+def warn(subject: str, message: str, fix: str = "") -> Finding:
+    return Finding("warn", subject, message, fix)
 
 
-def fail(what: str, seen: str, mend: str) -> Finding:
-    return Finding("fail", what, seen, mend)
+def fail(subject: str, message: str, fix: str) -> Finding:
+    return Finding("fail", subject, message, fix)

@@ -1,4 +1,4 @@
-"""Whether the rules can be met, and give what they seem to."""
+"""Checks that authorization rules can match, and that their credentials grant no more than their scope."""
 
 from collections.abc import Iterator
 
@@ -8,28 +8,36 @@ from milo_discoveryd.config.sources import DatumServiceAccount, Exec, TokenFile,
 from milo_discoveryd.rights.rights import Terms
 from milo_discoveryd.wiring.rules import rights
 
-_KNOWN_WITH = {"uid": "peer_credentials", "gid": "peer_credentials", "san": "tls", "user": "tokens", "group": "tokens"}
+_REQUIRED_SETTING = {
+    "uid": "peer_credentials",
+    "gid": "peer_credentials",
+    "san": "tls",
+    "user": "tokens",
+    "group": "tokens",
+}
 
 
-def rules(settings: Settings) -> Iterator[Finding]:
+def check_rules(settings: Settings) -> Iterator[Finding]:
     if not settings.rights:
         return
-    problems = [problem for rule in settings.rights for problem in _never_met(settings, rule)]
+    problems = [problem for rule in settings.rights for problem in _never_matching(settings, rule)]
     yield from problems
     for rule in rights(settings.rights).rules:
         grant = rule.grant
         if grant.terms is None or grant.scope.is_everything or grant.scope.is_empty:
             continue
-        if wide := ", ".join(opening_all(settings, grant.terms)):
-            seen = f"rule {grant.rule} covers some clusters, and what {wide} gives opens all of its identity"
-            yield warn("rights", seen, "name sources in the rule whose identity may do no more than it covers")
+        if wide := ", ".join(sources_for_all_clusters(settings, grant.terms)):
+            message = (
+                f"rule {grant.rule} covers some clusters, but credentials of {wide} are valid for all of its identity's"
+            )
+            yield warn("rights", message, "list sources in the rule whose identity has no more access than the rule")
     if not problems:
         names = ", ".join(rule.name for rule in settings.rights)
-        yield ok("rights", f"{names}; all others may do nothing; check --as tells what somebody would get")
+        yield ok("rights", f"{names}; other callers are denied; `check --as` prints the access of an identity")
 
 
-def opening_all(settings: Settings, terms: Terms) -> Iterator[str]:
-    """The sources that have one credential for every cluster, of those that there may be something from."""
+def sources_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
+    """Yield the permitted credential sources with one credential for every cluster."""
     configured = settings.kubeconfigs.sources
     if not configured:
         yield "the project kubeconfig's user"
@@ -47,13 +55,13 @@ def opening_all(settings: Settings, terms: Terms) -> Iterator[str]:
             yield each.name
 
 
-def _never_met(settings: Settings, rule: Rule) -> Iterator[Finding]:
+def _never_matching(settings: Settings, rule: Rule) -> Iterator[Finding]:
     listeners = [each for each in settings.listen if not rule.who.listener or each.title in rule.who.listener]
-    for setting, needed in _KNOWN_WITH.items():
+    for setting, needed in _REQUIRED_SETTING.items():
         if getattr(rule.who, setting) and not any(getattr(each, needed) for each in listeners):
             titles = ", ".join(each.title for each in listeners)
             yield warn(
                 "rights",
-                f"rule {rule.name} asks for a {setting}, which no caller at {titles} has: nobody ever meets it",
-                f"give one of these listeners {needed}, or go by something else",
+                f"rule {rule.name} never matches: it requires {setting}, which callers at {titles} never have",
+                f"configure {needed} on one of these listeners, or match by another field",
             )

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
 SEND_WITHIN_S = 5
+EXPORTER_PACKAGE = "opentelemetry.exporter.otlp.proto.http"
+INSTALL_HINT = "install the extra `traces` of milo-discoveryd, or unset traces.endpoint"
 
 
 @asynccontextmanager
@@ -32,9 +34,7 @@ async def exporting(endpoint: str, share: float, *, version: str, mode: str) -> 
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased  # noqa: PLC0415
     except ModuleNotFoundError as error:
-        raise StartError(
-            f"traces.endpoint: {error.name} is not installed; pip install 'milo-discoveryd[traces]', or leave it out"
-        ) from error
+        raise StartError(f"traces.endpoint: {error.name} is not installed; {INSTALL_HINT}") from error
     provider = TracerProvider(
         resource=Resource.create(
             {"service.name": "milo-discoveryd", "service.version": version, "milo.discovery.mode": mode}

@@ -35,14 +35,12 @@ async def lines(tmp_path: Path, *sources: dict[str, Any], **settings: Any) -> li
     return [line for line in out.getvalue().splitlines() if "kubeconfigs" in line or "identity" in line]
 
 
-async def test_the_project_kubeconfig_s_own_user_does_where_it_is_short_lived(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_project_kubeconfig_user_with_short_lived_token_is_a_source(sandbox: Sandbox, tmp_path: Path) -> None:
     *_, line = await lines(tmp_path)
     assert line.startswith("ok    kubeconfigs project-kubeconfig: project-kubeconfig mints credentials")
 
 
-async def test_each_source_is_asked_for_a_credential_where_that_leaves_no_trace(
-    sandbox: Sandbox, tmp_path: Path
-) -> None:
+async def test_sources_are_checked_by_a_mint_unless_it_leaves_state_behind(sandbox: Sandbox, tmp_path: Path) -> None:
     key = sandbox.write_service_account_key(tmp_path / "key.json")
     sandbox.add_service_account("milo", "operators")
     (tmp_path / "infrastructure").write_text(json.dumps(sandbox.infrastructure_kubeconfig()))
@@ -59,7 +57,7 @@ async def test_each_source_is_asked_for_a_credential_where_that_leaves_no_trace(
         {"name": "file", "type": "token-file", "path": str(tmp_path / "missing")},
         source={"credentials": "datum"},
     )
-    assert "ok    discovery identity: as sandbox-admin" in found
+    assert "ok    discovery identity: authenticated as sandbox-admin" in found
     assert [line[:30] for line in found if line.startswith(("ok    kube", "fail  kube"))] == [
         "ok    kubeconfigs datum: datum",
         "ok    kubeconfigs requested: t",
@@ -69,7 +67,7 @@ async def test_each_source_is_asked_for_a_credential_where_that_leaves_no_trace(
     assert not sandbox.infrastructure.secret_names()
 
 
-async def test_a_source_for_each_cluster_is_none_for_discovery(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_per_cluster_source_cannot_authenticate_discovery(sandbox: Sandbox, tmp_path: Path) -> None:
     source = {"name": "secret", "type": "kubeconfig-secret"}
     (line, _) = await lines(tmp_path, source, source={"credentials": "secret"})
     assert line == (
@@ -77,9 +75,7 @@ async def test_a_source_for_each_cluster_is_none_for_discovery(sandbox: Sandbox,
     )
 
 
-async def test_where_every_source_is_for_the_daemon_itself_nothing_is_handed_out(
-    sandbox: Sandbox, tmp_path: Path
-) -> None:
+async def test_no_source_with_hand_out_is_a_warning(sandbox: Sandbox, tmp_path: Path) -> None:
     key = sandbox.write_service_account_key(tmp_path / "key.json")
     source = {"name": "datum", "type": "datum-service-account", "key_file": str(key), "hand_out": "false"}
     assert "warn  kubeconfigs: none are handed out: every source sets hand_out: false" in await lines(tmp_path, source)

@@ -6,7 +6,7 @@ from typing import Any
 import yaml
 
 from milo_discoveryd.check.finding import Finding
-from milo_discoveryd.check.rules import rules
+from milo_discoveryd.check.rules import check_rules
 from milo_discoveryd.config import load
 
 API = {"address": "unix:///tmp/a.sock", "name": "api"}
@@ -16,44 +16,44 @@ PROVING = {"address": "unix:///tmp/b.sock", "name": "proving", "peer_credentials
 def found(folder: Path, *rights: dict[str, Any], **others: object) -> list[Finding]:
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump({"listen": [API, PROVING], "rights": list(rights), **others}))
-    return list(rules(load({}, {}, file)))
+    return list(check_rules(load({}, {}, file)))
 
 
 def rule(name: str, who: object, clusters: object = "all", **others: object) -> dict[str, Any]:
     return {"name": name, "who": who, "clusters": clusters, **others}
 
 
-def test_without_rules_there_is_nothing_to_tell(tmp_path: Path) -> None:
+def test_no_rules_give_no_findings(tmp_path: Path) -> None:
     assert found(tmp_path) == []
 
 
-def test_rules_that_can_be_met_are_named(tmp_path: Path) -> None:
+def test_rules_that_can_match_are_listed(tmp_path: Path) -> None:
     told = found(tmp_path, rule("one", {"uid": 1, "listener": "proving"}), rule("two", {"group": "g"}))
-    assert [(each.level, each.seen) for each in told] == [
+    assert [(each.level, each.message) for each in told] == [
         ("ok", "one, two; all others may do nothing; check --as tells what somebody would get")
     ]
 
 
-def test_a_rule_that_nobody_can_meet_is_told(tmp_path: Path) -> None:
+def test_rule_that_never_matches_is_a_warning(tmp_path: Path) -> None:
     told = found(
         tmp_path,
         rule("one", {"uid": 1, "listener": "api"}),
         rule("two", {"san": "dns:a"}),
         rule("three", {"user": "u"}),
     )
-    assert [(each.level, each.seen) for each in told] == [
+    assert [(each.level, each.message) for each in told] == [
         ("warn", "rule one asks for a uid, which no caller at api has: nobody ever meets it"),
         ("warn", "rule two asks for a san, which no caller at api, proving has: nobody ever meets it"),
     ]
-    assert told[0].mend == "give one of these listeners peer_credentials, or go by something else"
+    assert told[0].fix == "give one of these listeners peer_credentials, or go by something else"
 
 
-def test_a_rule_for_few_that_gives_what_opens_all_is_told(tmp_path: Path) -> None:
+def test_limited_rule_with_a_fleet_wide_credential_is_a_warning(tmp_path: Path) -> None:
     few = {"names": ["shop-*"]}
     wide, _ = found(tmp_path, rule("few", "everybody", few, kubeconfigs=True))
     assert wide.level == "warn"
     assert (
-        wide.seen
+        wide.message
         == "rule few covers some clusters, and what the project kubeconfig's user gives opens all of its identity"
     )
     sources = [
@@ -64,7 +64,7 @@ def test_a_rule_for_few_that_gives_what_opens_all_is_told(tmp_path: Path) -> Non
         {"name": "own", "type": "token-file", "path": "/own", "hand_out": False},
     ]
     wide, _ = found(tmp_path, rule("few", "everybody", few, kubeconfigs=True), kubeconfigs={"sources": sources})
-    assert "what file, loose gives" in wide.seen
+    assert "what file, loose gives" in wide.message
     (fine,) = found(
         tmp_path,
         rule("few", {"uid": 1}, few, kubeconfigs=True, sources=["bound", "each"]),

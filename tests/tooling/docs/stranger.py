@@ -82,7 +82,7 @@ class Stranger:
             opened(milo).until(r"kubeconfig: ")
             yield "the sandbox is there"
             running = opened(daemon)
-            running.until(r"^all well$")
+            running.until(r"^\d+ checks: .* 0 failed$")
             yield "check says that all is well"
             running.until(r'"synced"')
             yield "the daemon has the fleet"

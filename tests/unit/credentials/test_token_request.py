@@ -159,7 +159,7 @@ async def test_whatever_the_order_of_mints_and_revocations_nothing_revoked_is_go
                 sandbox.tokens.subject(token)
 
 
-async def test_a_missing_right_is_told_with_the_rule_that_gives_it(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_missing_permission_fails_and_suggests_the_rbac_rule(sandbox: Sandbox, tmp_path: Path) -> None:
     rules = [Rule(verbs=frozenset({"create", "get", "delete"}), resources=frozenset({"secrets"}))]
     path = tmp_path / "limited"
     path.write_text(json.dumps(sandbox.infrastructure_kubeconfig(token=sandbox.token("limited", rules=rules))))

@@ -47,5 +47,5 @@ def test_each_caller_is_given_what_the_first_rule_for_him_says(tmp_path: Path) -
     assert made.of(Caller(listener="api")) == Grant(rule="rest", scope=ALL_CLUSTERS, terms=Terms())
 
 
-def test_without_rules_everybody_may_everything() -> None:
+def test_check_as_without_rules_has_full_access() -> None:
     assert rights(()).of(Caller(listener="api")) == Grant()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.check import check
-from milo_discoveryd.check.reviewing import reviewing
+from milo_discoveryd.check.token_review import check_token_reviews
 from milo_discoveryd.config import load
 from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.identity.token_review import TokenReviewer
@@ -28,16 +28,16 @@ async def told(tmp_path: Path, upstream: Path, **reviews: str) -> list[str]:
     ]
 
 
-async def test_a_server_that_says_whose_tokens_are_whose_is_all_it_takes(tmp_path: Path) -> None:
+async def test_token_review_that_rejects_an_invalid_token_is_ok(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         kubeconfig = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
         line, *_ = await told(tmp_path, kubeconfig)
         assert line.startswith("ok    token reviews: ")
-        assert "says whose tokens are whose" in line
+        assert "rejects an invalid one" in line
 
         line, mend, *_ = await told(tmp_path, kubeconfig, kubeconfig=str(tmp_path / "none"))
         assert line.startswith("fail  token reviews: ")
-        assert mend.strip() == "-> mend it, or name another one: token_review.kubeconfig"
+        assert mend.strip() == "-> correct it, or name another one: token_review.kubeconfig"
 
 
 @pytest.mark.parametrize(
@@ -47,12 +47,14 @@ async def test_a_server_that_says_whose_tokens_are_whose_is_all_it_takes(tmp_pat
         (TransportError("connect", "nobody there"), "nobody there"),
         (
             answering(201, {"status": {"authenticated": True, "user": {"username": "admin"}, "audiences": ["ours"]}}),
-            "takes a token that was made up for one of admin",
+            "accepts an invalid token as admin",
         ),
     ],
     ids=["forbidden", "unreachable", "takes anything"],
 )
-async def test_what_keeps_callers_out_or_lets_everybody_in_is_told(answer: Answer | TransportError, seen: str) -> None:
-    found = await reviewing(TokenReviewer(ScriptedApi(answer), origin="the cluster", audiences=["ours"]))
+async def test_token_review_that_fails_or_accepts_an_invalid_token_fails(
+    answer: Answer | TransportError, seen: str
+) -> None:
+    found = await check_token_reviews(TokenReviewer(ScriptedApi(answer), origin="the cluster", audiences=["ours"]))
     assert found.level == "fail"
-    assert seen in found.seen
+    assert seen in found.message

@@ -1,16 +1,17 @@
 """Every check there is for some settings, in the order in which the daemon would come to need what they look at."""
 
 import os
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 from typing import TextIO
 
-from milo_discoveryd.check import places
+from milo_discoveryd.check import files, listen_addresses
 from milo_discoveryd.check.api_server import ApiServerCheck, usable
 from milo_discoveryd.check.credential_sources import check_sources
-from milo_discoveryd.check.finding import Finding, fail, ok, warn
-from milo_discoveryd.check.reviewing import reviewing
-from milo_discoveryd.check.rules import rules
+from milo_discoveryd.check.finding import Finding, Level, fail, ok, warn
+from milo_discoveryd.check.rules import check_rules
+from milo_discoveryd.check.token_review import check_token_reviews
 from milo_discoveryd.config import Settings, UnixAddress
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.daemon_errors import ConfigError
@@ -20,30 +21,40 @@ from milo_discoveryd.watchers.transport import open_transport
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.listeners import token_reviews
 
-_BOOKMARKS_EVERY_S = 60.2  # seen of kube-apiserver; Milo's is built from the same libraries
+_BOOKMARKS_EVERY_S = 60.2  # measured on kube-apiserver; Milo's is built from the same libraries
 
 
 async def check(settings: Settings, out: TextIO, environ: Mapping[str, str] = os.environ) -> int:
-    """Prints what it finds as it finds it. The exit status: 0 when nothing has failed."""
-    failures = 0
+    """Print each finding as it is made. The exit status is 0 if none is a failure."""
+    levels: Counter[Level] = Counter()
     async with aclosing(_findings(settings, environ)) as findings:
         async for finding in findings:
-            failures += finding.level == "fail"
+            levels[finding.level] += 1
             print(*finding.lines(), sep="\n", file=out, flush=True)
-    print(f"{failures} failed" if failures else "all well", file=out, flush=True)
-    return 1 if failures else 0
+    print(_summary(levels), file=out, flush=True)
+    return 1 if levels["fail"] else 0
+
+
+def _summary(levels: Mapping[Level, int]) -> str:
+    warnings = levels["warn"]
+    return (
+        f"{sum(levels.values())} checks: {levels['ok']} ok, "
+        f"{warnings} warning{'' if warnings == 1 else 's'}, {levels['fail']} failed"
+    )
 
 
 async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[Finding, None]:
     for finding in _settings(settings):
         yield finding
-    for finding in rules(settings):
+    for finding in check_rules(settings):
         yield finding
     async for finding in _upstreams(settings, environ):
         yield finding
-    async for finding in _reviewing(settings, environ):
+    async for finding in _token_reviews(settings, environ):
         yield finding
-    for finding in _places(settings):
+    for finding in _listeners(settings):
+        yield finding
+    for finding in _files(settings):
         yield finding
 
 
@@ -52,12 +63,12 @@ def _settings(settings: Settings) -> Iterator[Finding]:
     selected = f", label_selector {settings.label_selector}" if settings.label_selector else ""
     yield ok("settings", f"mode {settings.mode}{selected}")
     if resource is None and settings.label_selector:
-        yield warn("settings", f"mode {settings.mode} watches nothing", "label_selector has no effect: drop it")
+        yield warn("settings", f"mode {settings.mode} watches nothing", "label_selector has no effect: remove it")
     silence = settings.source.silence_limit.total_seconds()
     if resource is not None and silence <= _BOOKMARKS_EVERY_S + 10:
         yield warn(
             "settings",
-            f"source.silence_limit is {silence:g} s, and a healthy watch may be silent for {_BOOKMARKS_EVERY_S:g} s",
+            f"source.silence_limit is {silence:g} s, but a healthy watch can be silent for {_BOOKMARKS_EVERY_S:g} s",
             "set it to 75s or more",
         )
 
@@ -92,15 +103,15 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
             yield finding
 
 
-async def _reviewing(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
+async def _token_reviews(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     async with AsyncExitStack() as closing:
         try:
             reviews = token_reviews(settings, environ, closing)
         except ConfigError as error:
-            yield fail("token reviews", str(error), "mend it, or name another one: token_review.kubeconfig")
+            yield fail("token reviews", str(error), "correct it, or name another one: token_review.kubeconfig")
             return
         if reviews is not None:
-            yield await reviewing(reviews)
+            yield await check_token_reviews(reviews)
 
 
 def _sources(
@@ -112,15 +123,15 @@ def _sources(
         made = Sources(settings, leading, environ, closing)
         made.authenticated(leading)
     except ConfigError as error:
-        return fail("kubeconfigs", str(error), "mend kubeconfigs.sources, or source.credentials, in the configuration")
+        return fail("kubeconfigs", str(error), "correct kubeconfigs.sources or source.credentials in the configuration")
     return made
 
 
 async def _project(settings: Settings, watched: Upstream | None, leading: Upstream) -> AsyncIterator[Finding]:
     if watched is not None and leading.origin == watched.origin:
-        yield ok("project", f"the same as discovery ({leading.origin})")
+        yield ok("project", f"same as discovery ({leading.origin})")
     elif settings.mode == "project-control-plane":
-        # Its scheme, CA and identity are used, at addresses of their own; its server is never asked.
+        # Its scheme, CA and identity are used for the clusters' own addresses; its server is never contacted.
         yield await usable("project", leading)
     else:
         async for finding in _server("project", leading, settings, None):
@@ -139,40 +150,49 @@ async def _server(
 
 
 def _load(name: str, load: Callable[[], Upstream], problems: list[Finding]) -> Upstream | None:
-    """Adds to `problems` what is new in it: the two kubeconfigs may be one, and wrong in one way."""
+    """Load an upstream, adding new problems to `problems`: both kubeconfigs may be the same file."""
     try:
         return load()
     except ConfigError as error:
-        mend = f"mend it, or name another one: --{name}-kubeconfig FILE, or {name}_kubeconfig in the configuration"
-        told = {problem.seen for problem in problems}
-        problems += [fail(f"{name} kubeconfig", problem, mend) for problem in error.problems if problem not in told]
+        fix = f"correct it, or name another one: --{name}-kubeconfig FILE, or {name}_kubeconfig in the configuration"
+        known = {problem.message for problem in problems}
+        problems += [fail(f"{name} kubeconfig", problem, fix) for problem in error.problems if problem not in known]
         return None
 
 
-def _places(settings: Settings) -> Iterator[Finding]:
+def _listeners(settings: Settings) -> Iterator[Finding]:
     sockets = {
-        each.address: places.unix_socket(each.address)
+        each.address: listen_addresses.unix_socket(each.address)
         for each in settings.listen
         if isinstance(each.address, UnixAddress)
     }
-    # Where somebody looks for what is wrong with a daemon that runs, its own places are no trouble.
-    beside_a_daemon = any(finding.level == "warn" for finding in sockets.values())
+    # When the check runs beside the daemon, ports in use are probably the daemon's own.
+    daemon_is_running = any(finding.level == "warn" for finding in sockets.values())
     for each in settings.listen:
         address = each.address
         if isinstance(address, UnixAddress):
             yield sockets[address]
         else:
-            yield places.tcp_port("listen", address, beside_a_daemon=beside_a_daemon)
+            yield listen_addresses.tcp_port("listen", address, daemon_is_running=daemon_is_running)
         if each.tls is not None:
-            yield places.certificate(f"listen {address}", each.tls)
+            yield listen_addresses.certificate(f"listen {address}", each.tls)
         if each.group is not None:
-            yield places.group(f"listen {address} group", each.group)
+            yield listen_addresses.group(f"listen {address} group", each.group)
     if settings.socket.group is not None:
-        yield places.group("socket.group", settings.socket.group)
+        yield listen_addresses.group("socket.group", settings.socket.group)
     if settings.http_listen is not None:
-        yield places.tcp_port("http_listen", settings.http_listen, beside_a_daemon=beside_a_daemon)
+        yield listen_addresses.tcp_port("http_listen", settings.http_listen, daemon_is_running=daemon_is_running)
+
+
+def _files(settings: Settings) -> Iterator[Finding]:
+    if settings.state_directory is not None:
+        yield files.state_directory(settings.state_directory)
+    if settings.audit.file is not None:
+        yield files.audit_file(settings.audit.file)
+    if settings.traces.endpoint is not None:
+        yield files.trace_exporter()
 
 
 def _resource(settings: Settings) -> Resource | None:
-    """What the mode watches; None of one that watches nothing."""
+    """Return the resource that the mode watches, if any."""
     return getattr(modes.load(settings.mode), "resource", None)

@@ -1,0 +1,194 @@
+"""What the responses of an API server mean for the daemon, each failure with a correction."""
+
+from collections.abc import Collection, Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+import msgspec
+
+from milo_discoveryd.check.finding import Finding, fail, ok, warn
+from milo_discoveryd.daemon_errors import TransportError
+from milo_discoveryd.modes.mode import Resource
+
+VERBS = ("get", "list", "watch")
+_ANONYMOUS = "system:anonymous"
+_SKEW = timedelta(minutes=1)
+_BUSY = frozenset({429, 500, 503, 504})
+_BUSY_FIX = "the server is overloaded or starting; the daemon would retry: repeat the check"
+_NOT_AN_API_SERVER = "does the kubeconfig name the right server, with the path that it needs?"
+
+_TRANSPORT_FIXES = {
+    "dns": "check the host name in the kubeconfig, and the DNS configuration (in a pod: dnsPolicy)",
+    "connect": "check that the API server is running, and that firewalls and network policies allow the connection",
+    "tls": "the kubeconfig needs the CA that signed the server's certificate, and a name in that certificate",
+    "timeout": "packets are dropped (firewall, network policy, missing proxy), or the server hangs",
+    "closed": "check that this is the address of an API server, not of a load balancer without a backend",
+    "credential": "fix the credential source that the kubeconfig names, and repeat the check",
+}
+
+
+class _ListMeta(msgspec.Struct, rename="camel"):
+    resource_version: str = ""
+    remaining_item_count: int = 0
+
+
+class _Page(msgspec.Struct):
+    metadata: _ListMeta = msgspec.field(default_factory=_ListMeta)
+    items: list[msgspec.Raw] | None = None
+
+
+class _UserInfo(msgspec.Struct):
+    username: str = ""
+
+
+class _ReviewStatus(msgspec.Struct, rename="camel"):
+    allowed: bool = False
+    user_info: _UserInfo = msgspec.field(default_factory=_UserInfo)
+
+
+class _Review(msgspec.Struct):
+    status: _ReviewStatus = msgspec.field(default_factory=_ReviewStatus)
+
+
+class _StatusObject(msgspec.Struct):
+    kind: str = ""
+    code: int = 0
+    message: str = ""
+
+
+class _Event(msgspec.Struct):
+    type: str
+    object: msgspec.Raw
+
+
+def identity_review() -> bytes:
+    return msgspec.json.encode({"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"})
+
+
+def access_review(resource: Resource, verb: str) -> bytes:
+    attributes = {"group": resource.group, "version": resource.version, "resource": resource.plural, "verb": verb}
+    return msgspec.json.encode(
+        {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": attributes},
+        }
+    )
+
+
+def rule(resource: Resource) -> str:
+    return f"{{apiGroups: [{resource.group}], resources: [{resource.plural}], verbs: [{', '.join(VERBS)}]}}"
+
+
+def unreachable(subject: str, error: TransportError) -> Finding:
+    return fail(subject, str(error), "" if "plain HTTP" in str(error) else _TRANSPORT_FIXES[error.cause])
+
+
+def identity(subject: str, status: int, body: bytes, origin: str) -> Finding:
+    """Judge the response to a SelfSubjectReview."""
+    rejected = f"the token or certificate of {origin} is not valid for this server: renew it, or use another kubeconfig"
+    if status == 401:
+        return fail(subject, "the server rejects the credential (401)", rejected)
+    if status in _BUSY:
+        return fail(subject, f"the server answers {status}: {_message(body)}", _BUSY_FIX)
+    if status in (200, 201):
+        user = msgspec.json.decode(body, type=_Review).status.user_info.username
+        if user == _ANONYMOUS:
+            return fail(subject, "the API server treats this identity as system:anonymous", rejected)
+        return ok(subject, f"authenticated as {user}" if user else "the server accepts the credential")
+    if _is_status(body):
+        # API servers before 1.28 do not serve this review; the requests that follow test the credential.
+        return warn(subject, f"unknown: the server does not answer a SelfSubjectReview ({status}: {_message(body)})")
+    return fail(subject, f"the server answers {status}, and not as a Kubernetes API server does", _NOT_AN_API_SERVER)
+
+
+def allowed(status: int, body: bytes) -> bool | None:
+    """Return the decision of an access review, or None if the server does not serve these reviews."""
+    return msgspec.json.decode(body, type=_Review).status.allowed if status in (200, 201) else None
+
+
+def permissions(subject: str, resource: Resource, answers: Mapping[str, bool | None]) -> Finding:
+    missing = [verb for verb, answer in answers.items() if answer is False]
+    if missing:
+        return fail(subject, f"{_joined(missing)} of {resource.plural} denied", _grant(resource))
+    if None in answers.values():
+        return warn(subject, "unknown: the server does not answer a SelfSubjectAccessReview")
+    return ok(subject, f"{_joined(answers)} of {resource.plural}.{resource.group} allowed")
+
+
+def listing(subject: str, resource: Resource, status: int, body: bytes) -> Finding:
+    if status != 200:
+        return _rejected(subject, resource, status, body)
+    page = msgspec.json.decode(body, type=_Page)
+    count = len(page.items or ()) + page.metadata.remaining_item_count
+    if not count:
+        return warn(subject, f"no {resource.plural} match", "if some should match, check label_selector")
+    return ok(subject, f"{count} {resource.plural}")
+
+
+def version_of(body: bytes) -> str:
+    return msgspec.json.decode(body, type=_Page).metadata.resource_version
+
+
+def watching(subject: str, resource: Resource, status: int, body: bytes) -> Finding:
+    """Judge a watch by its status and its lines: some errors arrive as an event after status 200."""
+    if status == 200:
+        lines = (msgspec.json.decode(line, type=_Event) for line in body.splitlines() if line.endswith(b"}"))
+        error = next((event.object for event in lines if event.type == "ERROR"), None)
+        if error is None:
+            return ok(subject, f"watching {resource.plural}")
+        status, body = msgspec.json.decode(error, type=_StatusObject).code, bytes(error)
+    return _rejected(subject, resource, status, body)
+
+
+def clock(date: str | None, now: datetime) -> Finding | None:
+    """Compare the clocks: a wrong one makes credentials and certificates expire early on either side."""
+    try:
+        theirs = parsedate_to_datetime(date or "")
+    except ValueError:
+        return None
+    apart = abs(now - theirs.replace(tzinfo=theirs.tzinfo or UTC))
+    if apart <= _SKEW:
+        return None
+    return warn("clock", f"{round(apart.total_seconds())} s apart from the server's clock", "set this machine's clock")
+
+
+def _rejected(subject: str, resource: Resource, status: int, body: bytes) -> Finding:
+    message = f"{status}: {_message(body)}"
+    if status in (401, 403):
+        return fail(subject, message, _grant(resource))
+    if status == 404:
+        return fail(
+            subject,
+            f"the server has no {resource.plural}.{resource.group} ({resource.version})",
+            "check the API server for the mode: project watches the core Milo API, "
+            "project-control-plane the infrastructure cluster, where Milo's CRDs must be installed",
+        )
+    if status in _BUSY:
+        return fail(subject, message, _BUSY_FIX)
+    return fail(subject, message, "the server does not behave like a Kubernetes API server")
+
+
+def _grant(resource: Resource) -> str:
+    return f"add this rule to a ClusterRole bound to the daemon's identity: {rule(resource)}"
+
+
+def _is_status(body: bytes) -> bool:
+    try:
+        return msgspec.json.decode(body, type=_StatusObject).kind == "Status"
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
+
+
+def _message(body: bytes) -> str:
+    try:
+        text = msgspec.json.decode(body, type=_StatusObject).message
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        text = body.decode(errors="replace")
+    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return text[:300] or "no reason given"
+
+
+def _joined(verbs: Collection[str]) -> str:
+    *first, last = verbs
+    return f"{', '.join(first)} and {last}" if first else last

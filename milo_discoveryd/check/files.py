@@ -1,0 +1,53 @@
+"""Checks the files and packages that the daemon needs at startup, without changing anything."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from milo_discoveryd.check.finding import Finding, fail, ok
+from milo_discoveryd.telemetry.traces import EXPORTER_PACKAGE, INSTALL_HINT
+
+
+def state_directory(directory: Path) -> Finding:
+    subject = f"state_directory {directory}"
+    existing = next(path for path in (directory, *directory.parents) if path.exists())
+    if not existing.is_dir():
+        return fail(subject, f"{existing} is not a directory", "remove it, or set another state_directory")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return fail(
+            subject,
+            f"{existing} is not writable for user {os.geteuid()}",
+            "mount a writable volume there (in a pod: with securityContext.fsGroup), or set another state_directory",
+        )
+    return ok(subject, "writable" if existing == directory else f"will be created in {existing}")
+
+
+def audit_file(path: Path) -> Finding:
+    subject = f"audit.file {path}"
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        kind = "a symbolic link" if path.is_symlink() else "not a regular file"
+        return fail(subject, f"{path} is {kind}", "remove it, or set another audit.file")
+    needed = path if path.exists() else path.parent
+    if not needed.exists():
+        return fail(subject, f"the directory {needed} does not exist", "create it, or set another audit.file")
+    if not os.access(needed, os.W_OK):
+        return fail(
+            subject,
+            f"{needed} is not writable for user {os.geteuid()}",
+            "change its owner or mode, or set another audit.file",
+        )
+    return ok(subject, "writable")
+
+
+def trace_exporter() -> Finding:
+    subject = "traces.endpoint"
+    if _is_installed(EXPORTER_PACKAGE):
+        return ok(subject, f"{EXPORTER_PACKAGE} is installed")
+    return fail(subject, f"{EXPORTER_PACKAGE} is not installed", INSTALL_HINT)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:
+        return False

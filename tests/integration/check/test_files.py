@@ -1,0 +1,49 @@
+"""Checks of the state directory, the audit file and the trace exporter."""
+
+from pathlib import Path
+
+import pytest
+
+from milo_discoveryd.check import files
+
+
+def test_state_directory_that_is_missing_will_be_created(tmp_path: Path) -> None:
+    assert files.state_directory(tmp_path).level == "ok"
+    assert files.state_directory(tmp_path / "new" / "state").level == "ok"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_state_directory_that_is_a_file_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert files.state_directory(tmp_path / "file").level == "fail"
+    assert files.state_directory(tmp_path / "file" / "state").level == "fail"
+
+
+def test_state_directory_that_is_read_only_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
+    assert files.state_directory(tmp_path / "state").level == "fail"
+
+
+@pytest.mark.parametrize(
+    ("path", "level"),
+    [("new.log", "ok"), ("file", "ok"), ("missing/audit.log", "fail"), ("folder", "fail"), ("link", "fail")],
+)
+def test_audit_file_must_be_a_regular_file_that_can_be_created(path: str, level: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    finding = files.audit_file(tmp_path / path)
+    assert finding.level == level
+    assert bool(finding.fix) == (level == "fail")
+
+
+def test_audit_file_in_a_read_only_directory_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert files.audit_file(tmp_path / "audit.log").level == "fail"
+
+
+def test_trace_exporter_without_its_package_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert files.trace_exporter().level == "ok"
+    for missing in ("no_such_package", "no_such_package.exporter"):
+        monkeypatch.setattr(files, "EXPORTER_PACKAGE", missing)
+        assert files.trace_exporter().level == "fail"

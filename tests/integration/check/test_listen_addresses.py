@@ -1,0 +1,124 @@
+"""Whether the daemon could listen where it is told to; looking changes nothing."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from milo_discoveryd.check import listen_addresses
+from milo_discoveryd.check.finding import Finding
+from milo_discoveryd.config import TcpAddress, UnixAddress
+from milo_discoveryd.config.listeners import Tls
+from tests.support.certificates import Authority
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "d.sock"
+
+
+def look(path: Path) -> Finding:
+    return listen_addresses.unix_socket(UnixAddress(path))
+
+
+def test_unused_socket_path_is_free_and_not_created(path: Path) -> None:
+    assert look(path).level == "ok"
+    assert list(path.parent.iterdir()) == []
+
+
+def test_missing_socket_directory_is_not_created(path: Path) -> None:
+    finding = look(path.parent / "a" / "b" / "d.sock")
+    assert (finding.level, finding.message) == ("ok", f"free; {path.parent}/a/b will be created")
+    assert list(path.parent.iterdir()) == []
+
+
+def test_stale_socket_file_is_free(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    path.with_name("d.sock.lock").write_text("12345\n")
+    assert look(path).level == "ok"
+
+
+def test_socket_in_use_is_a_warning_with_the_process(path: Path) -> None:
+    with path.with_name("d.sock.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("12345\n")
+        lock.flush()
+        finding = look(path)
+    assert (finding.level, finding.message) == ("warn", "in use by a daemon (process 12345)")
+    assert look(path).level == "ok"
+
+
+def test_socket_path_that_is_no_socket_fails(path: Path) -> None:
+    path.write_text("a file")
+    assert look(path).message == f"{path} exists and is not a socket"
+    path.unlink()
+    path.symlink_to("/nowhere")
+    assert look(path).message == f"{path} exists and is a symbolic link"
+
+
+def test_lock_file_that_is_a_symlink_fails(path: Path) -> None:
+    path.with_name("d.sock.lock").symlink_to("/etc/passwd")
+    assert look(path).message.startswith("the lock file cannot be opened")
+
+
+def test_world_writable_socket_directory_fails(path: Path) -> None:
+    path.parent.chmod(0o777)
+    finding = look(path)
+    assert finding.message.endswith("so anybody could put another socket in its place")
+    assert finding.fix == f"chmod o-w {path.parent}, or listen in a folder in it"
+
+
+def test_socket_directory_that_is_a_file_fails(path: Path) -> None:
+    path.write_text("")
+    assert look(path / "d.sock").message == f"{path} is not a directory"
+
+
+def test_unwritable_socket_directory_suggests_fs_group(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)  # for root, every folder is writable
+    finding = look(path)
+    assert "is not writable for us" in finding.message
+    assert "emptyDir" in finding.fix
+
+
+def test_tcp_port_is_free_or_in_use() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        finding = listen_addresses.tcp_port("http_listen", TcpAddress("127.0.0.1", port))
+        assert (finding.level, finding.subject) == ("fail", f"http_listen 127.0.0.1:{port}")
+        assert "in use" in finding.message
+    assert listen_addresses.tcp_port("http_listen", TcpAddress("127.0.0.1", port)).level == "ok"
+    assert listen_addresses.tcp_port("http_listen", TcpAddress("", 0)).level == "ok"
+
+
+def test_tcp_address_of_another_machine_fails() -> None:
+    assert listen_addresses.tcp_port("http_listen", TcpAddress("192.0.2.1", 0)).level == "fail"
+
+
+def test_socket_group_must_exist_and_be_a_group_of_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (
+        listen_addresses.group("socket.group", "no-such-group").message == "this machine has no group 'no-such-group'"
+    )
+    assert listen_addresses.group("socket.group", "root").message == "group 0 can connect" or os.geteuid() != 0
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    finding = listen_addresses.group("socket.group", "65499")
+    assert finding.level == "fail"
+    assert "fsGroup or supplementalGroups: [65499]" in finding.fix
+    assert listen_addresses.group("socket.group", str(os.getegid())).level == "ok"
+
+
+def test_server_certificate_and_key_must_match(tmp_path: Path) -> None:
+    authority = Authority()
+    (certificate, key), (_, other) = (authority.server().write(tmp_path, name) for name in ("ours", "other"))
+    ca = tmp_path / "ca.crt"
+    ca.write_bytes(authority.pem)
+    assert listen_addresses.certificate("listen", Tls(certificate=certificate, key=key, client_ca=ca)).level == "ok"
+    for wrong in (
+        Tls(certificate=certificate, key=other, client_ca=ca),
+        Tls(certificate=certificate, key=key, client_ca=key),
+        Tls(certificate=certificate, key=key, client_ca=tmp_path / "none"),
+    ):
+        finding = listen_addresses.certificate("listen", wrong)
+        assert (finding.level, "can't be used" in finding.message) == ("fail", True)
