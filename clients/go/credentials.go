@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"strings"
 
@@ -68,11 +69,39 @@ func (c Credentials) check(target string) error {
 	return nil
 }
 
-// transport returns the transport credentials of a new connection.
+// transport returns the transport credentials of a gRPC connection, which connects more than once.
 func (c Credentials) transport() (credentials.TransportCredentials, error) {
 	if c.CAFile == "" {
 		return insecure.NewCredentials(), nil
 	}
+	current, err := c.tls()
+	if err != nil {
+		return nil, err
+	}
+	return rereading{TransportCredentials: current, files: c}, nil
+}
+
+// rereading are TLS credentials whose files are read for each handshake.
+type rereading struct {
+	credentials.TransportCredentials
+	files Credentials
+}
+
+func (r rereading) ClientHandshake(
+	ctx context.Context, authority string, conn net.Conn,
+) (net.Conn, credentials.AuthInfo, error) {
+	current, err := r.files.tls()
+	if err != nil {
+		return nil, nil, err
+	}
+	return current.ClientHandshake(ctx, authority, conn)
+}
+
+func (r rereading) Clone() credentials.TransportCredentials {
+	return rereading{TransportCredentials: r.TransportCredentials.Clone(), files: r.files}
+}
+
+func (c Credentials) tls() (credentials.TransportCredentials, error) {
 	ca, err := read(c.CAFile)
 	if err != nil {
 		return nil, err

@@ -2,20 +2,16 @@ module example.com/milo-discovery-subscriber
 
 go 1.25.0
 
-require (
-	google.golang.org/grpc v1.83.0
-	google.golang.org/protobuf v1.36.12
-)
+require go.miloapis.com/discovery v0.0.0
+
+// The client of this repository. Outside of it, leave this line out and run: go get go.miloapis.com/discovery
+replace go.miloapis.com/discovery => ../../clients/go
 
 require (
 	golang.org/x/net v0.55.0 // indirect
 	golang.org/x/sys v0.45.0 // indirect
 	golang.org/x/text v0.37.0 // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20260526163538-3dc84a4a5aaa // indirect
-	google.golang.org/grpc/cmd/protoc-gen-go-grpc v1.6.1 // indirect
-)
-
-tool (
-	google.golang.org/grpc/cmd/protoc-gen-go-grpc
-	google.golang.org/protobuf/cmd/protoc-gen-go
+	google.golang.org/grpc v1.83.0 // indirect
+	google.golang.org/protobuf v1.36.12 // indirect
 )

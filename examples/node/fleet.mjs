@@ -42,9 +42,10 @@ export class Fleet {
   }
 
   *#differences(snapshot) {
+    const message = "it was gone when the connection to the daemon came back";
     for (const [name, cluster] of this.clusters) {
       const now = snapshot.get(name);
-      if (!now) yield { type: "TYPE_DISENGAGED", cluster, message: "it was gone when the connection came back" };
+      if (!now) yield { type: "TYPE_DISENGAGED", cluster, message };
       else if (now.uid !== cluster.uid) yield { type: "TYPE_DISENGAGED", cluster, reason: "DISENGAGE_REASON_REPLACED" };
     }
     for (const [name, cluster] of snapshot) {

@@ -51,7 +51,7 @@ async function follow(client, fleet, onBatch) {
     }
     throw new Error("the daemon ended the stream");
   } catch (error) {
-    throw silent ? new Error(`nothing was heard for ${3 * HEARTBEAT_S} s`) : error;
+    throw silent ? new Error(`no heartbeat for ${3 * HEARTBEAT_S} s`) : error;
   } finally {
     clearTimeout(watchdog);
     stream.cancel();

@@ -6,11 +6,11 @@ import re
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from milo_discovery._gen import discovery_pb2
-from tests.end_to_end.examples.building import EXAMPLES
+from tests.end_to_end.examples.building import ROOT
 
 
 def descriptor_in_go() -> FileDescriptorProto:
-    source = (EXAMPLES / "go" / "discoveryv1" / "discovery.pb.go").read_text()
+    source = (ROOT / "clients" / "go" / "v1" / "discovery.pb.go").read_text()
     found = re.search(r'_rawDesc = "" \+\n((?:\t".*"(?: \+)?\n)+)', source)
     assert found is not None
     literals = re.findall(r'"(?:[^"\\]|\\.)*"', found[1])
@@ -30,4 +30,4 @@ def without_json_names(descriptor: FileDescriptorProto) -> FileDescriptorProto:
 def test_the_go_code_is_made_from_this_proto_file() -> None:
     python = FileDescriptorProto.FromString(discovery_pb2.DESCRIPTOR.serialized_pb)
 
-    assert without_json_names(descriptor_in_go()) == without_json_names(python), "run go generate in examples/go"
+    assert without_json_names(descriptor_in_go()) == without_json_names(python), "run ./dev gen where Go is installed"

@@ -60,13 +60,16 @@ async def test_after_a_restart_of_the_daemon_only_the_differences_are_printed(
         await daemon.start()
 
         lines = await printed.until("UPDATED")
-        assert [line for line in lines if "the stream broke" not in line] == [
-            "DISENGAGED goes it was gone when the connection came back",
-            "DISENGAGED is-replaced REPLACED",
-            engaged(sandbox, "comes"),
-            engaged(sandbox, "is-replaced"),
-            engaged(sandbox, "is-updated", "UPDATED"),
-        ]
+        by_cluster: dict[str, list[str]] = {}  # between clusters, there is no order
+        for line in lines:
+            if "the stream broke" not in line:
+                by_cluster.setdefault(line.split()[1], []).append(line)
+        assert by_cluster == {
+            "goes": ["DISENGAGED goes it was gone when the connection to the daemon came back"],
+            "is-replaced": ["DISENGAGED is-replaced REPLACED", engaged(sandbox, "is-replaced")],
+            "comes": [engaged(sandbox, "comes")],
+            "is-updated": [engaged(sandbox, "is-updated", "UPDATED")],
+        }
 
 
 async def test_a_cut_connection_is_resumed_where_it_was_cut(
@@ -91,7 +94,7 @@ async def test_three_missed_heartbeats_are_a_dead_connection(
         assert await printed.line() == engaged(sandbox, "first")
 
         relay.hush()
-        assert "nothing was heard for 3" in await printed.line()
+        assert "no heartbeat for 3" in await printed.line()
 
 
 async def test_a_server_that_refuses_for_good_ends_the_subscriber(subscriber: Subscriber, directory: Path) -> None:
