@@ -45,8 +45,6 @@ class GoProgram(msgspec.Struct, frozen=True, kw_only=True):
     package: str
     definition: Path  # the folder of its go.mod
     link: str = "-s -w"
-    # Where the module is published under another name than the one it declares.
-    mirror: str = ""
 
     @property
     def title(self) -> str:
@@ -96,7 +94,6 @@ MILO = GoProgram(
     module="go.miloapis.com/milo",
     package=".",
     definition=_DEFINITIONS / "milo",
-    mirror="github.com/milo-os/milo",
 )
 
 # Ours, with Milo's provider in it, and so of its version.
@@ -106,7 +103,6 @@ PEER = GoProgram(
     module=MILO.module,
     package=".",
     definition=_PEER,
-    mirror=MILO.mirror,
 )
 
 
@@ -136,20 +132,18 @@ def obtain(program: GoProgram, say: Say) -> Path:
 
 
 def source_folder(program: GoProgram) -> Path:
-    """Where the go command keeps the sources of a program's module, brought first where they are not there yet."""
-    answer = ""
-    for module in filter(None, (program.module, program.mirror)):
-        download = subprocess.run(
-            [go_command(), "mod", "download", "-json", f"{module}@{program.version}"],
-            cwd=program.definition.parent,  # outside of any module
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if download.returncode == 0:
-            return Path(json.loads(download.stdout)["Dir"])
-        answer = answer or json.loads(download.stdout or "{}").get("Error", download.stderr)
-    raise UnobtainableError(f"{program.title}: {_complaint(answer.splitlines())}")
+    """Return the folder of a module's sources in the module cache, downloading them if they are missing."""
+    download = subprocess.run(
+        [go_command(), "mod", "download", "-json", f"{program.module}@{program.version}"],
+        cwd=program.definition.parent,  # outside of any module
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if download.returncode != 0:
+        answer = json.loads(download.stdout or "{}").get("Error", download.stderr)
+        raise UnobtainableError(f"{program.title}: {_complaint(answer.splitlines())}")
+    return Path(json.loads(download.stdout)["Dir"])
 
 
 def module_version(binary: Path, module: str) -> str | None:
@@ -165,15 +159,7 @@ def _build(go: str, program: GoProgram, say: Say) -> None:
     shutil.copytree(program.definition, module, dirs_exist_ok=True)
     begun = time.monotonic()
     say(f"{program.title}: building from {program.module} (cold: minutes)")
-    try:
-        _compile(go, program, module, say)
-    except UnobtainableError:
-        if not program.mirror:
-            raise
-        say(f"{program.title}: not to be had as {program.module}; trying {program.mirror}")
-        replacement = f"-replace={program.module}={program.mirror}@{program.version}"
-        subprocess.run([go, "mod", "edit", replacement], cwd=module, check=True)
-        _compile(go, program, module, say)
+    _compile(go, program, module, say)
     say(f"{program.title}: built in {_spell(time.monotonic() - begun)}")
 
 

@@ -83,18 +83,6 @@ def test_a_module_that_cannot_be_had_is_named_and_so_is_the_reason(hello: GoProg
     assert not hello.binary().exists()
 
 
-@pytest.mark.usefixtures("_with_go")
-def test_a_second_name_of_the_module_is_tried_before_giving_up(hello: GoProgram) -> None:
-    (hello.definition / "main.go").write_text(WANTS_MORE)
-    two_names = msgspec.structs.replace(hello, module="example.com/nowhere", mirror="example.com/mirror")
-    said: list[str] = []
-
-    with pytest.raises(UnobtainableError):
-        obtain(two_names, said.append)
-
-    assert said[-1] == "hello v1.0.0: not to be had as example.com/nowhere; trying example.com/mirror"
-
-
 def test_another_definition_is_built_in_another_folder(hello: GoProgram) -> None:
     before = hello.folder()
 
