@@ -265,8 +265,10 @@ func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
 			p.disengage(e, &Disengaged{Message: "its endpoint changed"})
 			e = nil
 		}
-		if e == nil {
-			e = p.add(ctx, event.Cluster)
+		known := e != nil
+		if !known {
+			e = newEntry(ctx, event.Cluster, p.configs.credential(event.Cluster))
+			p.entries[name] = e
 		}
 		e.update(event.Cluster)
 		if event.Kubeconfig != nil && e.credential != nil {
@@ -274,15 +276,15 @@ func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
 				p.options.Logger.Error(err, "kubeconfig not used", "cluster", name)
 			}
 		}
+		if !known {
+			p.begin(e)
+		}
 	}
 }
 
-// add is called with the lock held.
-func (p *Provider) add(ctx context.Context, info discovery.Cluster) *entry {
-	name := multicluster.ClusterName(info.Name)
-	e := newEntry(ctx, info, p.configs.credential(info))
-	before := p.leaving[name]
-	p.entries[name] = e
+// begin starts the worker of an entry. It is called with the lock held.
+func (p *Provider) begin(e *entry) {
+	before := p.leaving[e.name]
 	p.workers.Add(1)
 	go func() {
 		defer p.workers.Done()
@@ -292,7 +294,6 @@ func (p *Provider) add(ctx context.Context, info discovery.Cluster) *entry {
 		}
 		p.work(e)
 	}()
-	return e
 }
 
 // disengage is called with the lock held; e may be nil.

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/go-logr/logr/testr"
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -90,7 +89,7 @@ func (w *world) provider(change func(*multicluster.Options)) *multicluster.Provi
 	w.t.Helper()
 	options := multicluster.Options{
 		Client: w.daemon.Client(), ProjectRestConfig: w.config(), Registerer: prometheus.NewRegistry(),
-		Logger: testr.NewWithOptions(w.t, testr.Options{}).V(1),
+		Logger: logger(),
 	}
 	if change != nil {
 		change(&options)

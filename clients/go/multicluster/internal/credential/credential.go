@@ -23,10 +23,8 @@ const (
 
 const (
 	issueWithin = 15 * time.Second
-	// A credential that the cluster refuses is asked for again at most this often.
-	refusedEvery = 5 * time.Second
-	// After a failure to renew ahead of time.
-	retryEvery = 10 * time.Second
+	// The daemon is asked again at most this often, also where its kubeconfigs are refused or need another soon.
+	renewEvery = 5 * time.Second
 )
 
 // Options is what a Credential is made of.
@@ -49,7 +47,7 @@ type Credential struct {
 	mu      sync.Mutex
 	held    *held
 	renewal *renewal
-	notYet  time.Time // no attempt before
+	notYet  time.Time // no attempt before; a kubeconfig that the daemon sends by itself ends that
 	closed  bool
 }
 
@@ -75,7 +73,12 @@ func New(options Options) *Credential {
 
 // Offer replaces the credential by a newer one. One that was issued before the one that is held is ignored.
 func (c *Credential) Offer(k Kubeconfig) error {
-	_, err := c.offer(k)
+	outcome, err := c.offer(k)
+	if outcome == Renewed {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.notYet = time.Time{}
+	}
 	return err
 }
 
@@ -110,7 +113,6 @@ func (c *Credential) offer(k Kubeconfig) (Outcome, error) {
 		c.held.release()
 	}
 	c.held = &held{from: k, transport: transport, release: release}
-	c.notYet = time.Time{}
 	return Renewed, nil
 }
 
@@ -164,7 +166,7 @@ func (c *Credential) RoundTrip(request *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if due := used.from.RefreshAfter; !due.IsZero() && c.options.Now().After(due) {
-		c.renewBeside(retryEvery)
+		c.renewBeside(renewEvery)
 	}
 	response, err := used.transport.RoundTrip(request)
 	if err != nil || response.StatusCode != http.StatusUnauthorized {
@@ -203,7 +205,7 @@ func (c *Credential) newerThan(ctx context.Context, refused *held) *held {
 	if found := c.heldOtherThan(refused); found != nil {
 		return found
 	}
-	attempt := c.renewBeside(refusedEvery)
+	attempt := c.renewBeside(renewEvery)
 	if attempt == nil {
 		return nil
 	}

@@ -1,0 +1,237 @@
+package multicluster_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"google.golang.org/grpc/codes"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/discoverytest"
+	"go.miloapis.com/discovery/multicluster"
+)
+
+func TestAPushedKubeconfigIsUsedWithoutReopeningWatches(t *testing.T) {
+	w := newWorld(t)
+	w.engage("alpha")
+	project := w.api.Project("alpha")
+	project.SetTokens(token("alpha", 1), token("alpha", 2))
+	provider := w.provider(withKubeconfigs)
+	mgr, noted := w.manager(provider, nil), &engagements{}
+	w.feeder(mgr)
+	if err := mgr.Add(noted); err != nil {
+		t.Fatal(err)
+	}
+	w.start(mgr)
+	w.animal("alpha", "dog")
+	w.untilFed("alpha", "dog")
+	watches := project.Count("watch configmaps")
+	w.daemon.Rotate("alpha")
+	within(t, "the new token to be used", func() error {
+		live := client.NewNamespacedClient(w.untilGot(provider, "alpha").GetClient(), "default")
+		if err := live.Create(context.Background(), &corev1.ConfigMap{}); err == nil {
+			return errors.New("a ConfigMap without a name was created")
+		}
+		if got := project.LastToken(); got != token("alpha", 2) {
+			return fmt.Errorf("the token is %s", got)
+		}
+		return nil
+	})
+	project.SetTokens(token("alpha", 2)) // the old one expires while the watch is open
+	w.animal("alpha", "cat")
+	w.untilFed("alpha", "cat")
+	if got := project.Count("watch configmaps"); got != watches || project.Watches() != 1 || project.Count("refused") != 0 || noted.count() != 1 {
+		t.Errorf("%d watches opened, %d open, %d requests refused, %d Engage calls; want %d, 1, 0, 1",
+			got, project.Watches(), project.Count("refused"), noted.count(), watches)
+	}
+}
+
+func TestARevokedTokenIsRenewedAndTheRequestRepeatedOnce(t *testing.T) {
+	w := newWorld(t)
+	w.engage("alpha")
+	project := w.api.Project("alpha")
+	registry := prometheus.NewRegistry()
+	provider := w.provider(func(o *multicluster.Options) {
+		withKubeconfigs(o)
+		o.Registerer = registry
+	})
+	w.start(w.manager(provider, nil))
+	cl := w.untilGot(provider, "alpha")
+	issued := w.daemon.Issued("alpha")
+	project.SetTokens(token("alpha", issued+1))
+	ctx := context.Background()
+	made := &corev1.ConfigMap{}
+	made.Namespace, made.Name = "default", "made"
+	if err := cl.GetClient().Create(ctx, made); err != nil {
+		t.Fatalf("the caller saw the revocation: %v", err)
+	}
+	if refused, now := project.Count("refused"), w.daemon.Issued("alpha"); refused != 1 || now != issued+1 {
+		t.Errorf("%d requests refused, %d kubeconfigs issued; want 1 and 1", refused, now-issued)
+	}
+	want := "# HELP milo_discovery_client_credential_renewals_total Kubeconfigs that were asked for, by result; those that " +
+		"milo-discoveryd sends by itself are not counted.\n# TYPE milo_discovery_client_credential_renewals_total counter\n" +
+		"milo_discovery_client_credential_renewals_total{result=\"failed\"} 0\n" +
+		"milo_discovery_client_credential_renewals_total{result=\"renewed\"} 1\n" +
+		"milo_discovery_client_credential_renewals_total{result=\"unchanged\"} 0\n"
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "milo_discovery_client_credential_renewals_total"); err != nil {
+		t.Error(err)
+	}
+	// Where the daemon has no better one either, the refusal is passed on, and the daemon isn't asked at each request.
+	project.SetTokens("nobody has this one")
+	for range 10 {
+		if err := cl.GetAPIReader().Get(ctx, client.ObjectKeyFromObject(made), made); err == nil {
+			t.Fatal("a refused request succeeded")
+		}
+	}
+	if again := w.daemon.Issued("alpha") - issued; again > 3 {
+		t.Errorf("the daemon was asked %d times", again)
+	}
+}
+
+func TestAClusterWaitsForItsFirstKubeconfig(t *testing.T) {
+	w := newWorld(t)
+	w.daemon.Fail("IssueKubeconfig", discoverytest.Error(codes.Unavailable, "CREDENTIALS_UNAVAILABLE", "the backend is down"))
+	w.daemon.SetKubeconfigs(func(discovery.Cluster, int) discovery.Kubeconfig { return discovery.Kubeconfig{Content: []byte("{}")} })
+	w.engage("alpha")
+	provider := w.provider(withKubeconfigs)
+	w.start(w.manager(provider, nil))
+	within(t, "the failure to be shown", func() error { return failure(provider, "alpha", "get a kubeconfig") })
+	w.untilGone(provider, "alpha")
+	w.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
+		return discovery.Kubeconfig{Content: w.kubeconfig(cluster.Name, token(cluster.Name, number))}
+	})
+	w.daemon.Fail("IssueKubeconfig", nil)
+	w.untilGot(provider, "alpha")
+}
+
+// hostile kubeconfigs would run a program or read a file in the operator's process.
+var hostile = map[string]string{
+	"exec":          `"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "/bin/sh", "args": ["-c", "touch PLACE"], "interactiveMode": "Never"}`,
+	"auth provider": `"auth-provider": {"name": "oidc", "config": {"idp-issuer-url": "https://127.0.0.1"}}`,
+	"token file":    `"tokenFile": "PLACE"`,
+	"certificate":   `"client-certificate": "PLACE", "client-key": "PLACE"`,
+	"impersonation": `"token": "x", "as": "system:admin"`,
+	"nothing":       ``,
+}
+
+func TestHostileKubeconfigsAreRefused(t *testing.T) {
+	for name, user := range hostile {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			place := t.TempDir() + "/touched"
+			user := strings.ReplaceAll(user, "PLACE", place)
+			w.daemon.SetKubeconfigs(func(cluster discovery.Cluster, number int) discovery.Kubeconfig {
+				good := string(w.kubeconfig(cluster.Name, "x"))
+				if cluster.Name == "good" {
+					return discovery.Kubeconfig{Content: []byte(good)}
+				}
+				return discovery.Kubeconfig{Content: []byte(strings.Replace(good, `"token": "x"`, user, 1))}
+			})
+			w.engage("alpha", "good")
+			provider := w.provider(withKubeconfigs)
+			w.start(w.manager(provider, nil))
+			w.untilGot(provider, "good")
+			within(t, "the refusal", func() error { return failure(provider, "alpha", "kubeconfig refused") })
+			w.untilGone(provider, "alpha")
+			if _, err := os.Stat(place); err == nil {
+				t.Fatal("its command was run")
+			}
+		})
+	}
+}
+
+// failure is nil if the debug handler shows that failure of a cluster.
+func failure(provider *multicluster.Provider, name, want string) error {
+	response := httptest.NewRecorder()
+	provider.DebugHandler().ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/", nil))
+	var shown []struct{ Name, State, Failure string }
+	if err := json.Unmarshal(response.Body.Bytes(), &shown); err != nil {
+		return err
+	}
+	for _, each := range shown {
+		if each.Name == name && each.State == "failed" && strings.Contains(each.Failure, want) {
+			return nil
+		}
+	}
+	return fmt.Errorf("shown is %v", shown)
+}
+
+func TestTheDebugHandlerListsEngagedNames(t *testing.T) {
+	w := newWorld(t)
+	w.engage("beta", "alpha")
+	provider := w.provider(nil)
+	w.start(w.manager(provider, nil))
+	w.untilGot(provider, "alpha")
+	w.untilGot(provider, "beta")
+	response := httptest.NewRecorder()
+	provider.DebugHandler().ServeHTTP(response, httptest.NewRequest(http.MethodGet, "/?format=names", nil))
+	if got := response.Body.String(); got != "alpha\nbeta\n" {
+		t.Errorf("it lists %q", got)
+	}
+}
+
+func TestClustersShareConnections(t *testing.T) {
+	for name, test := range map[string]struct {
+		change      func(*multicluster.Options)
+		least, most int
+	}{
+		"from a rest config": {nil, 1, 2},
+		"from a rest config with a proxy function, which client-go does not share": {
+			func(o *multicluster.Options) { o.ProjectRestConfig.Proxy = http.ProxyFromEnvironment }, 1, 2,
+		},
+		"from kubeconfigs":              {withKubeconfigs, 1, 2},
+		"with connections of their own": {func(o *multicluster.Options) { o.OwnTransports = true }, 20, 30},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			names := make([]string, 20)
+			for i := range names {
+				names[i] = fmt.Sprintf("project-%d", i)
+				w.animal(names[i], "dog")
+			}
+			w.engage(names...)
+			provider := w.provider(test.change)
+			mgr := w.manager(provider, nil)
+			w.feeder(mgr)
+			// The manager's own client has a connection too.
+			before := w.api.Connections()
+			w.start(mgr)
+			for _, each := range names {
+				w.untilFed(each, "dog")
+			}
+			if got := w.api.Connections() - before; got < test.least || got > test.most {
+				t.Errorf("%d connections, want %d to %d", got, test.least, test.most)
+			}
+		})
+	}
+}
+
+func TestOptionsNameExactlyOneIdentity(t *testing.T) {
+	daemon := discoverytest.New(t)
+	for name, options := range map[string]multicluster.Options{
+		"none": {},
+		"two":  {ProjectRestConfig: &rest.Config{}, Kubeconfigs: true},
+	} {
+		options.Client = daemon.Client()
+		if _, err := multicluster.New(options); err == nil {
+			t.Errorf("%s: it is accepted", name)
+		}
+	}
+	_, err := multicluster.New(multicluster.Options{Kubeconfigs: true, Client: daemon.Client(), SyncTimeout: -time.Second})
+	if err == nil {
+		t.Error("a negative timeout is accepted")
+	}
+}

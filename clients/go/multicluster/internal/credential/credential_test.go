@@ -1,0 +1,234 @@
+package credential
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// issuer is a daemon that issues what it is told.
+type issuer struct {
+	mu     sync.Mutex
+	token  string
+	number int
+	err    error
+	calls  atomic.Int64
+	gate   chan struct{} // held while it is not nil
+}
+
+func (i *issuer) issue(ctx context.Context) (Kubeconfig, error) {
+	i.calls.Add(1)
+	if i.gate != nil {
+		<-i.gate
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return kubeconfig(i.token, i.number), i.err
+}
+
+func kubeconfig(token string, number int) Kubeconfig {
+	return Kubeconfig{IssuedAt: time.Unix(int64(number), 0), Content: []byte(`{"apiVersion": "v1", "kind": "Config", "current-context": "c",
+		"contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+		"clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1"}}],
+		"users": [{"name": "u", "user": {"token": "` + token + `"}}]}`)}
+}
+
+func newCredential(of *issuer, now func() time.Time) (*Credential, *[]Outcome) {
+	outcomes := &[]Outcome{}
+	return New(Options{
+		Issue: of.issue, Pool: &Pool{}, Now: now,
+		Attempted: func(outcome Outcome, _ error) { *outcomes = append(*outcomes, outcome) },
+	}), outcomes
+}
+
+// accepting is a server that accepts one token.
+func accepting(t *testing.T, token string) (*httptest.Server, *[]string) {
+	bodies := &[]string{}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if r.Header.Get("Authorization") != "Bearer "+token {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		*bodies = append(*bodies, string(body))
+	}))
+	t.Cleanup(server.Close)
+	return server, bodies
+}
+
+func post(t *testing.T, c *Credential, url string, body io.Reader) int {
+	t.Helper()
+	request, err := http.NewRequest(http.MethodPost, url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	response, err := c.RoundTrip(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = response.Body.Close()
+	return response.StatusCode
+}
+
+func TestRefusedRequestIsRepeatedWithItsBody(t *testing.T) {
+	server, bodies := accepting(t, "new")
+	c, outcomes := newCredential(&issuer{token: "new", number: 2}, time.Now)
+	if err := c.Offer(kubeconfig("old", 1)); err != nil {
+		t.Fatal(err)
+	}
+	if code := post(t, c, server.URL, strings.NewReader("content")); code != http.StatusOK {
+		t.Fatalf("status %d", code)
+	}
+	if len(*bodies) != 1 || (*bodies)[0] != "content" || len(*outcomes) != 1 || (*outcomes)[0] != Renewed {
+		t.Errorf("the server has %q; outcomes %v", *bodies, *outcomes)
+	}
+}
+
+func TestRefusedRequestWhoseBodyCannotBeSentAgainIsPassedOn(t *testing.T) {
+	server, _ := accepting(t, "new")
+	c, _ := newCredential(&issuer{token: "new", number: 2}, time.Now)
+	if err := c.Offer(kubeconfig("old", 1)); err != nil {
+		t.Fatal(err)
+	}
+	if code := post(t, c, server.URL, io.MultiReader(strings.NewReader("once"))); code != http.StatusUnauthorized {
+		t.Fatalf("status %d", code)
+	}
+	// It is renewed all the same, for the next request.
+	if code := post(t, c, server.URL, strings.NewReader("again")); code != http.StatusOK {
+		t.Fatalf("status %d", code)
+	}
+}
+
+func TestRefusedRequestIsPassedOnWhereTheDaemonHasNothingNewer(t *testing.T) {
+	server, _ := accepting(t, "new")
+	of := &issuer{token: "old", number: 1}
+	now := time.Unix(1000, 0)
+	c, outcomes := newCredential(of, func() time.Time { return now })
+	if err := c.Offer(kubeconfig("old", 1)); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if code := post(t, c, server.URL, nil); code != http.StatusUnauthorized {
+			t.Fatalf("status %d", code)
+		}
+	}
+	if of.calls.Load() != 1 || (*outcomes)[0] != Unchanged {
+		t.Errorf("%d calls, outcomes %v", of.calls.Load(), *outcomes)
+	}
+	now = now.Add(renewEvery)
+	post(t, c, server.URL, nil)
+	if of.calls.Load() != 2 {
+		t.Errorf("%d calls after the pause", of.calls.Load())
+	}
+}
+
+func TestRenewalsAreSingleFlightAndShared(t *testing.T) {
+	server, _ := accepting(t, "new")
+	of := &issuer{token: "new", number: 2, gate: make(chan struct{})}
+	c, _ := newCredential(of, time.Now)
+	if err := c.Offer(kubeconfig("old", 1)); err != nil {
+		t.Fatal(err)
+	}
+	var callers sync.WaitGroup
+	var served atomic.Int64
+	for range 20 {
+		callers.Add(1)
+		go func() {
+			defer callers.Done()
+			request, _ := http.NewRequest(http.MethodGet, server.URL, nil)
+			if response, err := c.RoundTrip(request); err == nil && response.StatusCode == http.StatusOK {
+				_ = response.Body.Close()
+				served.Add(1)
+			}
+		}()
+	}
+	for of.calls.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	close(of.gate)
+	callers.Wait()
+	if served.Load() != 20 || of.calls.Load() != 1 {
+		t.Errorf("%d served, %d calls", served.Load(), of.calls.Load())
+	}
+}
+
+func TestKubeconfigIsRenewedBesideRequestsWhenItIsDue(t *testing.T) {
+	server, _ := accepting(t, "held")
+	of := &issuer{token: "held", number: 2}
+	now := time.Unix(1000, 0)
+	c, _ := newCredential(of, func() time.Time { return now })
+	due := kubeconfig("held", 1)
+	due.RefreshAfter = now.Add(time.Minute)
+	if err := c.Offer(due); err != nil {
+		t.Fatal(err)
+	}
+	post(t, c, server.URL, nil)
+	if of.calls.Load() != 0 {
+		t.Fatal("it was renewed before it was due")
+	}
+	now = now.Add(2 * time.Minute)
+	post(t, c, server.URL, nil)
+	for of.calls.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestTheNewestByIssueTimeIsHeld(t *testing.T) {
+	server, _ := accepting(t, "second")
+	c, _ := newCredential(&issuer{err: errors.New("down")}, time.Now)
+	for _, each := range []Kubeconfig{kubeconfig("second", 2), kubeconfig("first", 1)} {
+		if err := c.Offer(each); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if code := post(t, c, server.URL, nil); code != http.StatusOK {
+		t.Errorf("status %d", code)
+	}
+}
+
+func TestAClosedCredentialGivesItsTransportBack(t *testing.T) {
+	pool := &Pool{}
+	c := New(Options{Pool: pool, Now: time.Now, Attempted: func(Outcome, error) {}})
+	if err := c.Offer(kubeconfig("token", 1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Offer(kubeconfig("another", 2)); err != nil || len(pool.shared) != 1 {
+		t.Fatalf("%v; %d transports for the same TLS settings", err, len(pool.shared))
+	}
+	c.Close()
+	request, _ := http.NewRequest(http.MethodGet, "http://127.0.0.1", nil)
+	if _, err := c.RoundTrip(request); !errors.Is(err, errClosed) || len(pool.shared) != 0 {
+		t.Errorf("RoundTrip: %v; %d transports left", err, len(pool.shared))
+	}
+}
+
+func TestParseRefusesWhatReachesOutOfTheKubeconfig(t *testing.T) {
+	good := string(kubeconfig("x", 1).Content)
+	for name, content := range map[string]string{
+		"no YAML":                    "\x00{",
+		"no context":                 `{"kind": "Config"}`,
+		"another context":            strings.Replace(good, `"current-context": "c"`, `"current-context": "d"`, 1),
+		"another cluster":            strings.Replace(good, `"cluster": "c"`, `"cluster": "d"`, 1),
+		"another user":               strings.Replace(good, `"user": "u"`, `"user": "v"`, 1),
+		"a file for the CA":          strings.Replace(good, `"server"`, `"certificate-authority": "/etc/passwd", "server"`, 1),
+		"no verification":            strings.Replace(good, `"server"`, `"insecure-skip-tls-verify": true, "server"`, 1),
+		"a proxy":                    strings.Replace(good, `"server"`, `"proxy-url": "http://elsewhere", "server"`, 1),
+		"a file for the key":         strings.Replace(good, `"token"`, `"client-key": "/etc/passwd", "token"`, 1),
+		"a file for the certificate": strings.Replace(good, `"token"`, `"client-certificate": "/etc/passwd", "token"`, 1),
+		"more than anybody needs":    good + strings.Repeat(" ", maxContent),
+	} {
+		if _, err := Parse([]byte(content)); err == nil || !strings.HasPrefix(err.Error(), "kubeconfig refused") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if config, err := Parse([]byte(good)); err != nil || config.BearerToken != "x" {
+		t.Errorf("%v, %v", config, err)
+	}
+}

@@ -1,0 +1,26 @@
+package multicluster_test
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+)
+
+// logVariable has the tests log what controller-runtime and the provider say, if it is set.
+const logVariable = "TEST_LOG"
+
+func logger() logr.Logger {
+	if os.Getenv(logVariable) == "" {
+		return logr.Discard()
+	}
+	return funcr.New(func(prefix, args string) { fmt.Fprintln(os.Stderr, prefix, args) }, funcr.Options{LogTimestamp: true})
+}
+
+func TestMain(m *testing.M) {
+	log.SetLogger(logger())
+	os.Exit(m.Run())
+}
