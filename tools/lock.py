@@ -1,5 +1,6 @@
-"""Resolves the dependencies of each environment into requirements/, with versions and hashes: lock.py [--check] UV."""
+"""Resolves the dependencies of each environment into requirements/, with versions and hashes."""
 
+import argparse
 import filecmp
 import shutil
 import subprocess
@@ -50,18 +51,19 @@ def stale(uv: str) -> Iterator[str]:
 
 
 def main() -> None:
-    match sys.argv[1:]:
-        case ["--check", uv]:
-            if names := list(stale(uv)):
-                sys.exit(f"requirements/ is out of date: {', '.join(names)}; run ./dev lock")
-        case ["--upgrade", uv]:
-            for name in LOCKS:
-                (FOLDER / f"{name}.txt").unlink(missing_ok=True)
-            resolve(uv, FOLDER)
-        case [uv]:
-            resolve(uv, FOLDER)
-        case _:
-            sys.exit(__doc__)
+    parser = argparse.ArgumentParser(prog="./dev lock", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="only report whether the files are up to date")
+    parser.add_argument("--upgrade", action="store_true", help="resolve the newest versions")
+    given = parser.parse_args()
+    uv = str(ROOT / ".venv-lock" / "bin" / "uv")
+    if given.check:
+        if names := list(stale(uv)):
+            sys.exit(f"requirements/ is out of date: {', '.join(names)}; run ./dev lock")
+        return
+    if given.upgrade:
+        for name in LOCKS:
+            (FOLDER / f"{name}.txt").unlink(missing_ok=True)
+    resolve(uv, FOLDER)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.authentication import kubeconfig, kubeconfig_schema
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand, read_answer
 from milo_discoveryd.credentials.credential import Credential, token_of
-from milo_discoveryd.credentials.issued_credential import IssuedCredential, judge
+from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.credentials.sources.source import MintRequest
 from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
@@ -175,13 +175,13 @@ def selectors(data: bytes) -> None:
 def resume_tokens(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     position = revision.parse(text)
-    seal = revision.Seal(b"key")
-    assert seal.holds(text, "holder") is None
+    signer = revision.TokenSigner(b"key")
+    assert signer.holds(text, "holder") is None
     if position is not None:
-        sealed = seal.put(str(position), "holder")
+        sealed = signer.put(str(position), "holder")
         assert revision.parse(sealed) == position
-        assert seal.holds(sealed, "holder") == str(position)
-        assert seal.holds(sealed, "another") is None
+        assert signer.holds(sealed, "holder") == str(position)
+        assert signer.holds(sealed, "another") is None
 
 
 @target
@@ -212,7 +212,7 @@ def tokens(data: bytes) -> None:
     """Whatever a backend gives, who is handed it is handed one that is good, and nobody reads of its content."""
     try:
         token = token_of(data.decode("utf-8", "replace"), "the token")
-        minted = judge(Credential(token=token), NOW, origin="a backend", expires_at=NOW + 600, audiences=("milo",))
+        minted = validate(Credential(token=token), NOW, origin="a backend", expires_at=NOW + 600, audiences=("milo",))
     except CredentialError as error:
         said = str(error)
     else:
