@@ -9,8 +9,8 @@ from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.modes.mode import Setting as ModeSetting
 from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted
 from milo_discoveryd.reflect.pending_deletions import PendingDeletions
-from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted
 from milo_discoveryd.reflect.wire import Decoder, ObjectSeen
 from milo_discoveryd.registry.events import Encode
 from milo_discoveryd.registry.fleet import Fleet

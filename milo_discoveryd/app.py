@@ -208,7 +208,7 @@ class Daemon:
 
     async def _discover(self, mode: WatchedMode | FixedMode, sources: Sources) -> None:
         if isinstance(mode, FixedMode):
-            self._fleet.hold(mode.targets(), asyncio.get_running_loop().time())
+            self._fleet.set_targets(mode.targets(), asyncio.get_running_loop().time())
             return
         source = self._settings.source
         kubeconfig, plugins = self._settings.discovery_kubeconfig, self._settings.exec_plugins
@@ -229,7 +229,7 @@ class Daemon:
             self._fleet,
             self._keeper(upstream),
             policy=policy,
-            draw=random.random,
+            jitter=random.random,
             connect_timeout_s=source.connect_timeout.total_seconds(),
             request_timeout_s=source.request_timeout.total_seconds(),
         )
@@ -262,9 +262,9 @@ class Daemon:
             prober = Prober(
                 ProbeSchedule(policy, random.random),
                 asker.ask,
-                self._fleet.probed,
+                self._fleet.connectivity_changed,
                 self._metrics,
-                is_wanted=self._fleet.registry.is_probed,
+                is_wanted=self._fleet.registry.needs_probe,
             )
             self._fleet.on(EventType.ENGAGED, prober.engaged)
             self._fleet.on(EventType.UPDATED, prober.updated)
@@ -296,10 +296,10 @@ class Daemon:
         )
 
     async def _tell_health(self, server: Server) -> None:
-        with self._fleet.signal.waiter() as bell:
+        with self._fleet.notifier.waiter() as waiter:
             await server.ready(False)
             while not self._fleet.synced:
-                await bell.wait(60.0)
+                await waiter.wait(60.0)
             await server.ready(True)
 
     def _ready(self) -> Mapping[str, str | None]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from bench import in_process
 from bench.setting import Samples, Setting
-from milo_discoveryd.reflect.reflector import ObjectChanged
+from milo_discoveryd.reflect.messages import ObjectChanged
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING

@@ -16,8 +16,7 @@ from pathlib import Path
 import aiohttp
 import yaml
 
-from milo_discovery import Cluster, DiscoveryClient
-from milo_discovery import EngagedCluster, Fleet
+from milo_discovery import Cluster, DiscoveryClient, EngagedCluster, Fleet
 
 log = logging.getLogger("greeter")
 

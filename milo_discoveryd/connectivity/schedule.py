@@ -79,7 +79,7 @@ class ConnectivityChange(msgspec.Struct, frozen=True):
     name: str
     incarnation: int
     connectivity: Connectivity
-    is_given_up: bool = False
+    disengages: bool = False
 
 
 class _Host(msgspec.Struct):
@@ -219,12 +219,12 @@ class ProbeSchedule:
         watched.state, watched.said = state, said
         if by_host and len(self._hosts[watched.host].names) > 1:
             watched.away_since = now.steady
-        is_given_up = state is ConnectivityState.UNREACHABLE and self._is_given_up(watched, now.steady)
-        if not is_news and not is_given_up:
+        disengages = state is ConnectivityState.UNREACHABLE and self._disengages(watched, now.steady)
+        if not is_news and not disengages:
             return None
-        return ConnectivityChange(name, watched.incarnation, Connectivity(state, watched.since, message), is_given_up)
+        return ConnectivityChange(name, watched.incarnation, Connectivity(state, watched.since, message), disengages)
 
-    def _is_given_up(self, watched: _ProbedCluster, now: float) -> bool:
+    def _disengages(self, watched: _ProbedCluster, now: float) -> bool:
         policy = self._policy
         if policy.give_up_after_s is None or now - watched.away_since < policy.give_up_after_s:
             return False

@@ -1,10 +1,12 @@
 """Plain requests to a Kubernetes API server, and its error responses as BackendErrors."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import NoReturn, Protocol, TypeVar
 
 import msgspec
 
+from milo_discoveryd import retry_after
 from milo_discoveryd.daemon_errors import BackendError
 
 TIMEOUT_S = 15.0
@@ -42,10 +44,9 @@ def refuse(origin: str, answer: Answer, what: str, rule: str) -> NoReturn:
         raise BackendError(f"{origin} denied the request to {what} ({status}): grant the daemon's role {rule}")
     if status == 404:
         raise BackendError(f"{origin} found no object to {what} (404)")
-    wait = answer.headers.get("Retry-After", "")
     raise BackendError(
         f"{origin} answered {status} to the request to {what}",
-        retry_after_s=float(wait) if wait.isascii() and wait.isdigit() and len(wait) < 6 else None,
+        retry_after_s=retry_after.seconds(answer.headers.get("Retry-After", ""), datetime.now(UTC)),
     )
 
 

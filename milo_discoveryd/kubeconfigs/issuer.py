@@ -8,7 +8,6 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Protocol
 
 import msgspec
@@ -25,6 +24,7 @@ from milo_discoveryd.kubeconfigs.rendering import ServerTrust
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.selector import Selector
+from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 
 FIRST_CREDENTIAL_TIMEOUT_S = 10.0
@@ -237,7 +237,7 @@ class LeaseHandle:
             uid=target.uid,
             incarnation=incarnation,
             source=self._minter.source.name,
-            expires_at=_rfc3339(issued.expires_at),
+            expires_at=rfc3339(issued.expires_at),
             fingerprint=issued.fingerprint,
         )
         return IssuedKubeconfig(
@@ -283,7 +283,3 @@ def _unfit_for_all(minter: Minter) -> UnfitError | None:
     """Return why a source whose one credential serves all clusters can serve none."""
     is_shared = minter.source.scope is Scope.IDENTITY
     return minter.failure if is_shared and isinstance(minter.failure, UnfitError) else None
-
-
-def _rfc3339(wall: float) -> str:
-    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

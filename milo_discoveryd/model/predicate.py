@@ -1,4 +1,4 @@
-"""Questions that are asked of very many: put together once, so that what isn't asked costs nothing each time."""
+"""Predicates that are evaluated very often: composed once, so that an absent condition costs nothing per evaluation."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
@@ -7,21 +7,21 @@ T = TypeVar("T")
 Predicate: TypeAlias = Callable[[T], bool]
 
 
-def every(predicates: Sequence[Predicate[T]]) -> Predicate[T]:
-    """Holds where all of them do."""
+def all_of(predicates: Sequence[Predicate[T]]) -> Predicate[T]:
+    """Return a predicate that holds where all of them do."""
     if not predicates:
         return lambda _: True
     if len(predicates) == 1:
         return predicates[0]
     first, second, *others = predicates
     if not others:
-        return lambda asked: first(asked) and second(asked)
+        return lambda value: first(value) and second(value)
 
-    def hold(asked: T) -> bool:
-        # A loop: twice as quick as all().
+    def holds(value: T) -> bool:
+        # A loop is twice as fast as all().
         for predicate in predicates:  # noqa: SIM110
-            if not predicate(asked):
+            if not predicate(value):
                 return False
         return True
 
-    return hold
+    return holds

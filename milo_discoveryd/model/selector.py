@@ -6,7 +6,7 @@ from functools import cached_property
 
 import msgspec
 
-from milo_discoveryd.model.predicate import Predicate, every
+from milo_discoveryd.model.predicate import Predicate, all_of
 
 _BLANK = " \t\r\n"  # no other counts as blank to the API server
 _TOKEN = re.compile(rf"[{_BLANK}]*(?:(?P<op>==|!=|=|!|>|<|\(|\)|,)|(?P<word>[^{_BLANK}=!<>(),]+))")
@@ -67,7 +67,7 @@ class Selector(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def matches(self) -> Predicate[Labels]:
-        return every([requirement.test() for requirement in self.requirements])
+        return all_of([requirement.test() for requirement in self.requirements])
 
     def __bool__(self) -> bool:
         return bool(self.requirements)

@@ -1,4 +1,4 @@
-"""List + watch as an explicit machine: bytes, answers, failures and the time in; requests and findings out.
+"""List and watch as a state machine: bytes, results, failures and the time in; requests and source events out.
 
-Nothing here does I/O, waits, or knows the time: the driver in `watchers` does all three.
+Nothing here does I/O, waits or reads a clock: the driver in `watchers` does all three.
 """

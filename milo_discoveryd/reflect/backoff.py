@@ -1,4 +1,4 @@
-"""How long to wait before trying again."""
+"""Retry delays with exponential backoff and jitter."""
 
 from collections.abc import Callable
 
@@ -6,15 +6,15 @@ import msgspec
 
 
 class Backoff(msgspec.Struct, frozen=True):
-    """Doubles from `first_s` to `cap_s`; the wait itself is drawn between that and twice that.
+    """Doubles from `first_s` to `cap_s`; the delay is drawn between that and twice that.
 
-    Many daemons lose the same API server at the same moment: without the draw they would all come back at once.
+    Many daemons lose the same API server at the same moment. Without jitter they would all come back at once.
     """
 
     first_s: float = 0.4
     cap_s: float = 15.0
 
     def delay(self, attempt: int, jitter: Callable[[], float]) -> float:
-        """The wait before the attempt after the `attempt`-th failure in a row; `jitter` draws from [0, 1)."""
+        """Return the delay after the `attempt`-th failure in a row; `jitter` draws from [0, 1)."""
         base = min(self.cap_s, self.first_s * 2.0 ** min(attempt - 1, 30))
         return base * (1.0 + jitter())

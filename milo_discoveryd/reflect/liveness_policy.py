@@ -1,9 +1,9 @@
-"""Whether a server that says nothing is still there.
+"""When to check whether a silent server is alive, and when to give up on it.
 
-A process that is stopped, or hangs, keeps its connections: its kernel acknowledges whatever is sent, and no keepalive
-notices. Silence proves nothing either, for a quiet watch is a healthy one. So while something is waited for, the server
-is asked for a sign of life now and then, on another connection; and when several of these come to nothing, one after
-another and with nothing heard in between, nobody is waited for any more.
+A process that is stopped or hangs keeps its connections: its kernel acknowledges whatever is sent, so no keepalive
+notices. Silence proves nothing either, because a quiet watch is healthy. So while a response or a watch event is
+awaited, the server is sent a liveness check now and then on another connection. When several checks in a row fail, with
+nothing heard in between, the wait is given up.
 """
 
 import msgspec
@@ -11,54 +11,51 @@ import msgspec
 
 class LivenessPolicy(msgspec.Struct, frozen=True, kw_only=True):
     every_s: float = 15.0
-    """Between two looks, and before the first. Each has a third of it for its answer."""
+    """Between two checks, and before the first. Each has a third of this to be answered."""
     misses: int = 3
-    """In a row: with the time above, 50 s pass at most."""
+    """Unanswered checks in a row. With the interval above, a hung server is noticed within 50 s."""
 
     @property
-    def patience_s(self) -> float:
+    def timeout_s(self) -> float:
         return self.every_s / 3
 
 
 class LivenessCheck(msgspec.Struct, frozen=True):
-    """To be made now; what comes of it is to be told."""
+    """A check to be made now."""
 
     wait: int
 
 
 class LivenessTracker:
-    """Over one wait after another."""
+    """Counts unanswered checks over one wait after another."""
 
-    def __init__(self, liveness: LivenessPolicy) -> None:
-        self._every_s = liveness.every_s
-        self._enough = liveness.misses
+    def __init__(self, policy: LivenessPolicy) -> None:
+        self._policy = policy
         self._waits = 0
-        self._look_at: float | None = None
+        self._check_at: float | None = None
         self._misses = 0
 
-    def begin(self, now: float) -> None:
-        """Something is waited for from now on."""
+    def start_wait(self, now: float) -> None:
         self._waits += 1
         self._misses = 0
-        self._look_at = now + self._every_s
+        self._check_at = now + self._policy.every_s
 
-    def end(self) -> None:
-        """It came, or is given up."""
-        self._look_at = None
+    def end_wait(self) -> None:
+        self._check_at = None
 
     def next_at(self, now: float) -> float:
-        """When to see whether there is something to do: nothing that happens by then makes it earlier."""
-        return now + self._every_s if self._look_at is None else self._look_at
+        """Return when to call `take_due`: nothing that happens by then makes it earlier."""
+        return now + self._policy.every_s if self._check_at is None else self._check_at
 
-    def look(self, now: float) -> LivenessCheck | None:
-        if self._look_at is None or now < self._look_at:
+    def take_due(self, now: float) -> LivenessCheck | None:
+        if self._check_at is None or now < self._check_at:
             return None
-        self._look_at = now + self._every_s
+        self._check_at = now + self._policy.every_s
         return LivenessCheck(self._waits)
 
-    def told(self, look: LivenessCheck, *, is_silent: bool) -> bool:
-        """Whether nobody is there any more: it is no use to wait on."""
-        if self._look_at is None or look.wait != self._waits:
-            return False  # what it was made for is over
+    def result(self, check: LivenessCheck, *, is_silent: bool) -> bool:
+        """Record the result of a check. Return whether to give up the wait."""
+        if self._check_at is None or check.wait != self._waits:
+            return False  # the wait that it was made for is over
         self._misses = self._misses + 1 if is_silent else 0
-        return self._misses >= self._enough
+        return self._misses >= self._policy.misses

@@ -1,8 +1,8 @@
-"""A deletion is asked about before it is told.
+"""Deletions that await confirmation by a read of the object.
 
-On the wire, an object that was deleted and one that left the selector look alike, and a real API server has been
-seen to report live objects as deleted. Operators delete data when a cluster goes. So each name that seems to be gone is
-asked for: only "not found", or another UID under the name, is evidence.
+On the wire, an object that was deleted and one that left the selector look alike, and a real API server has been seen
+to report live objects as deleted. Operators delete data when a cluster is disengaged. So each reported deletion is
+confirmed: only "not found", or another UID under the name, is evidence.
 """
 
 import heapq
@@ -15,7 +15,7 @@ from milo_discoveryd.reflect.backoff import Backoff
 
 
 class ConfirmationRequest(msgspec.Struct, frozen=True):
-    """To be answered by a consistent read of the object."""
+    """A consistent read of one object, to be made now."""
 
     name: str
     ticket: int
@@ -37,7 +37,7 @@ ConfirmationResult = Found | NotFound | Inconclusive
 
 
 class ConfirmedDeletion(msgspec.Struct, frozen=True):
-    """The object of this UID is not there any more: that is certain."""
+    """The object of this UID does not exist any more."""
 
     name: str
     uid: str
@@ -47,105 +47,106 @@ class _PendingDeletion(msgspec.Struct):
     uid: str
     since: float
     ticket: int
-    asked_at: float = 0.0
+    requested_at: float = 0.0
     failures: int = 0
     problem: str = ""
     is_held: bool = False
 
 
 class PendingDeletions:
-    """Names that seem to be gone, each asked about until there is an answer, at most `at_once` at a time."""
+    """Each is confirmed until there is a result, with at most `concurrency` reads in flight."""
 
-    def __init__(self, jitter: Callable[[], float], at_once: int = 20, backoff: Backoff | None = None) -> None:
+    def __init__(self, jitter: Callable[[], float], concurrency: int = 20, backoff: Backoff | None = None) -> None:
         self._jitter = jitter
-        self._at_once = at_once
+        self._concurrency = concurrency
         self._backoff = backoff or Backoff()
-        self._open: dict[str, _PendingDeletion] = {}
+        self._pending: dict[str, _PendingDeletion] = {}
         self._due: list[tuple[float, int, str]] = []
-        """A heap of when to ask which ticket; what was settled meanwhile is passed over."""
-        self._asked: set[int] = set()
+        """A heap of when to confirm which ticket. Tickets that were settled meanwhile are skipped."""
+        self._in_flight: set[int] = set()
         self._tickets = 0
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._pending)
 
     @property
     def held(self) -> int:
-        if not self._open:
-            return 0  # as nearly always, and this is asked with every change
-        return sum(suspicion.is_held for suspicion in self._open.values())
+        if not self._pending:
+            return 0  # the common case, and this is read with every change
+        return sum(pending.is_held for pending in self._pending.values())
 
-    def suspect(self, name: str, uid: str, now: float, *, ask_at: float | None = None) -> None:
-        """To be asked about at once, or at that time."""
-        known = self._open.get(name)
+    def add(self, name: str, uid: str, now: float, *, confirm_at: float | None = None) -> None:
+        """Have a deletion confirmed, now or at `confirm_at`."""
+        known = self._pending.get(name)
         if known is not None and known.uid == uid and not known.is_held:
             return
-        suspicion = self._opened(name, uid, now)
-        heapq.heappush(self._due, (now if ask_at is None else ask_at, suspicion.ticket, name))
+        pending = self._new(name, uid, now)
+        heapq.heappush(self._due, (now if confirm_at is None else confirm_at, pending.ticket, name))
 
-    def hold(self, name: str, uid: str, now: float, why: str) -> None:
-        """Not to be asked about until it is suspected again; an answer that is under way counts for nothing."""
-        suspicion = self._opened(name, uid, now)
-        suspicion.is_held, suspicion.problem = True, why
+    def hold(self, name: str, uid: str, now: float, message: str) -> None:
+        """Keep a deletion unconfirmed until it is added again. The result of a read in flight is ignored."""
+        pending = self._new(name, uid, now)
+        pending.is_held, pending.problem = True, message
 
-    def _opened(self, name: str, uid: str, now: float) -> _PendingDeletion:
-        known = self._open.get(name)
+    def _new(self, name: str, uid: str, now: float) -> _PendingDeletion:
+        known = self._pending.get(name)
         self._tickets += 1
         since = known.since if known is not None and known.uid == uid else now
-        self._open[name] = suspicion = _PendingDeletion(uid, since, self._tickets)
-        return suspicion
+        self._pending[name] = pending = _PendingDeletion(uid, since, self._tickets)
+        return pending
 
-    def clear(self, name: str) -> None:
-        """The name was seen again, so whatever is asked about it is beside the point."""
-        self._open.pop(name, None)
+    def discard(self, name: str) -> None:
+        """Drop a pending deletion: the object was seen again."""
+        self._pending.pop(name, None)
 
-    def clear_all(self, names: Set[str]) -> None:
-        """These were seen again: far more than are under suspicion, as a rule."""
-        for name in self._open.keys() & names:
-            self.clear(name)
+    def discard_all(self, names: Set[str]) -> None:
+        """Drop the pending deletions among `names`, which are usually far more."""
+        for name in self._pending.keys() & names:
+            self.discard(name)
 
-    def why(self, name: str) -> tuple[float, str] | None:
-        """Since when the name is under suspicion, and what keeps it from being settled."""
-        suspicion = self._open.get(name)
-        return None if suspicion is None else (suspicion.since, suspicion.problem)
+    def explain(self, name: str) -> tuple[float, str] | None:
+        """Return since when the deletion is pending, and what keeps it from being confirmed."""
+        pending = self._pending.get(name)
+        return None if pending is None else (pending.since, pending.problem)
 
-    def questions(self, now: float) -> list[ConfirmationRequest]:
-        """Those to ask now. Each is to be answered."""
+    def take_due(self, now: float) -> list[ConfirmationRequest]:
+        """Return the requests to make now. Each must be given a result."""
         due: list[ConfirmationRequest] = []
-        while self._due and self._due[0][0] <= now and len(self._asked) < self._at_once:
+        while self._due and self._due[0][0] <= now and len(self._in_flight) < self._concurrency:
             _, ticket, name = heapq.heappop(self._due)
-            suspicion = self._open.get(name)
-            if suspicion is not None and suspicion.ticket == ticket:
-                self._asked.add(ticket)
-                suspicion.asked_at = now
+            pending = self._pending.get(name)
+            if pending is not None and pending.ticket == ticket:
+                self._in_flight.add(ticket)
+                pending.requested_at = now
                 due.append(ConfirmationRequest(name, ticket))
         return due
 
     @property
     def next_at(self) -> float | None:
-        """When there will be something to ask, if nothing else happens."""
-        return self._due[0][0] if self._due and len(self._asked) < self._at_once else None
+        """When there will be a request to make, if nothing else happens."""
+        return self._due[0][0] if self._due and len(self._in_flight) < self._concurrency else None
 
-    def answered(
-        self, question: ConfirmationRequest, answer: ConfirmationResult, now: float
+    def resolve(
+        self, request: ConfirmationRequest, result: ConfirmationResult, now: float
     ) -> ConfirmedDeletion | Observation | None:
-        self._asked.discard(question.ticket)
-        suspicion = self._open.get(question.name)
-        if suspicion is None or suspicion.ticket != question.ticket:
-            return None  # settled meanwhile by the stream itself
-        if isinstance(answer, Found) and _is_unreadable(answer.observation, suspicion.uid):
-            # Neither gone nor known to be what it was: perhaps outside the selector, where no watch would tell of it.
-            answer = Inconclusive("what is there can't be read")
-        if isinstance(answer, Inconclusive):
-            suspicion.failures += 1
-            suspicion.problem = answer.problem
-            # The time that an answer was waited for counts as waited.
-            wait = self._backoff.delay(suspicion.failures, self._jitter) - (now - suspicion.asked_at)
-            ask_at = now + max(wait, self._backoff.delay(1, self._jitter))
-            heapq.heappush(self._due, (ask_at, suspicion.ticket, question.name))
+        """Return what the result proves, or None if it proves nothing."""
+        self._in_flight.discard(request.ticket)
+        pending = self._pending.get(request.name)
+        if pending is None or pending.ticket != request.ticket:
+            return None  # settled meanwhile by the watch or a list
+        if isinstance(result, Found) and _is_unreadable(result.observation, pending.uid):
+            # Neither deleted nor known to be unchanged: it may be outside the selector, where no watch reports it.
+            result = Inconclusive("the object can't be decoded")
+        if isinstance(result, Inconclusive):
+            pending.failures += 1
+            pending.problem = result.problem
+            # The time that the request took counts towards the wait.
+            wait = self._backoff.delay(pending.failures, self._jitter) - (now - pending.requested_at)
+            confirm_at = now + max(wait, self._backoff.delay(1, self._jitter))
+            heapq.heappush(self._due, (confirm_at, pending.ticket, request.name))
             return None
-        self.clear(question.name)
-        return ConfirmedDeletion(question.name, suspicion.uid) if isinstance(answer, NotFound) else answer.observation
+        self.discard(request.name)
+        return ConfirmedDeletion(request.name, pending.uid) if isinstance(result, NotFound) else result.observation
 
 
 def _is_unreadable(found: Observation, uid: str) -> bool:

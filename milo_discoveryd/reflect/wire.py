@@ -1,6 +1,6 @@
-"""Bytes of lists and watches to what they tell, with whatever can be wrong with them told as a value.
+"""Decodes lists and watch events from bytes. Everything that can be wrong with them is a value, not an exception.
 
-One bad object is set aside and the others go on. A line that isn't an event at all ends its watch.
+One malformed object does not affect the others. A line that is not an event at all ends its watch.
 """
 
 import re
@@ -26,7 +26,7 @@ class ObjectSeen(msgspec.Struct, frozen=True):
 
 
 class ObjectRemoved(msgspec.Struct, frozen=True):
-    """An object was deleted, or left the selector: on the wire the two look alike."""
+    """An object was deleted or left the selector: on the wire the two look alike."""
 
     name: str
     uid: str
@@ -39,23 +39,23 @@ class Bookmark(msgspec.Struct, frozen=True):
 
 
 class ErrorStatus(msgspec.Struct, frozen=True):
-    """The server's own word for why something can't be had."""
+    """A Status object: why the server refused a request or ended a watch."""
 
     code: int
     reason: str
     message: str
     name: str = ""
-    """Of the object it is about, where it is about one."""
+    """The object that it is about, if any."""
 
 
 class Undecodable(msgspec.Struct, frozen=True):
-    """Not an event. Whatever else comes on this connection can't be trusted."""
+    """A line that is not an event. Nothing further from this connection can be trusted."""
 
     problem: str
 
 
 class UnknownEvent(msgspec.Struct, frozen=True):
-    """An event of a type that isn't known, or one that names nothing."""
+    """An event of an unknown type, or one without an object's name."""
 
     problem: str
 
@@ -64,14 +64,14 @@ WatchEvent = ObjectSeen | ObjectRemoved | Bookmark | ErrorStatus | Undecodable |
 
 
 class ListPage(msgspec.Struct, frozen=True):
-    """What a page says of the list it belongs to."""
+    """The metadata of one page of a list."""
 
     version: str
     continue_token: str
 
 
 class _Names(msgspec.Struct):
-    """The least that makes a bad object nameable."""
+    """The least that is needed to report a malformed object."""
 
     name: str = ""
     uid: str = ""
@@ -115,7 +115,7 @@ class _ListMeta(msgspec.Struct):
 class _List(msgspec.Struct):
     metadata: _ListMeta
     items: list[msgspec.Raw] | None
-    """Null where it is empty, and never left out: what has none isn't a list, and so no proof of anything's absence."""
+    """Null in an empty list, but never absent: a response without it is not a list and proves no absence."""
 
 
 _LINE = msgspec.json.Decoder(_Line[msgspec.Raw])
@@ -126,25 +126,25 @@ _LIST = msgspec.json.Decoder(_List)
 
 _OF_OBJECTS = frozenset({"ADDED", "MODIFIED"})
 
-# msgspec decodes invalid text to a value error or a lookup error of its own, and deep nesting to a recursion error.
+# msgspec raises UnicodeError for invalid text and RecursionError for deep nesting.
 _UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError)
 
 
 class ListPageError(ValueError):
-    """A list that can't be read at all."""
+    """A list that cannot be decoded at all."""
 
 
 class Decoder(Generic[Object]):
-    """Decodes one kind of object, and lets a mode judge it."""
+    """Decodes one kind of object and passes it to a mode, which returns an observation."""
 
     def __init__(self, kind: type[Object], observe: Callable[[Object], Observation]) -> None:
         self._objects = msgspec.json.Decoder(kind)
-        # At run time a parameter is a type like any other.
+        # mypy does not accept a variable as a type parameter; at run time it is fine.
         self._lines: msgspec.json.Decoder[_Line[Object]] = msgspec.json.Decoder(_Line[kind])  # type: ignore[valid-type]
         self._observe = observe
 
     def object(self, raw: bytes | msgspec.Raw) -> Observation | None:
-        """None for one that can't even be named."""
+        """Return None for an object without a name."""
         try:
             found = self._observe(self._objects.decode(raw))
         except _UNDECODABLE as error:
@@ -153,26 +153,26 @@ class Decoder(Generic[Object]):
         return found if found.name else None
 
     def page(self, body: bytes) -> tuple[ListPage, Iterator[Observation]]:
-        """A page without its observations, and these one by one: there may be thousands, and others want to run."""
+        """Return the page's metadata, and its observations lazily: there may be thousands."""
         try:
             listed = _LIST.decode(body)
         except _UNDECODABLE as error:
-            raise ListPageError(f"the list is not one: {_problem(error)}") from error
+            raise ListPageError(f"the response is not a list: {_problem(error)}") from error
         items = listed.items or []
         page = ListPage(listed.metadata.resourceVersion, listed.metadata.continue_)
         return page, (found for found in map(self.object, items) if found is not None)
 
     def line(self, line: bytes | bytearray) -> WatchEvent:
         try:
-            event = self._lines.decode(line)  # nearly all are read by this alone
+            event = self._lines.decode(line)  # nearly all lines take only this path
             if event.type in _OF_OBJECTS:
                 return _seen(event.type, self._observe(event.object))
         except _UNDECODABLE:
-            pass  # what is wrong with it, or other about it, is told below
-        return self._odd_line(line)
+            pass  # decoded step by step below
+        return self._other_line(line)
 
-    def _odd_line(self, line: bytes | bytearray) -> WatchEvent:
-        """One of a bad object, or of something else than an object."""
+    def _other_line(self, line: bytes | bytearray) -> WatchEvent:
+        """Decode a line with a malformed object, or with something other than an object."""
         try:
             event = _LINE.decode(line)
         except _UNDECODABLE as error:
@@ -185,13 +185,13 @@ class Decoder(Generic[Object]):
             case "BOOKMARK":
                 return _bookmark(event.object)
             case "ERROR":
-                return refusal(bytes(event.object))
+                return error_status(bytes(event.object))
             case other:
                 return UnknownEvent(f"a watch event of unknown type {other[:40]!r}")
 
 
-def refusal(body: bytes, code: int = 0) -> ErrorStatus:
-    """A Status object; a body that isn't one (a proxy's page, say) is never quoted whole."""
+def error_status(body: bytes, code: int = 0) -> ErrorStatus:
+    """Decode a Status object. Another body (the page of a proxy, for example) is shortened and stripped of tags."""
     try:
         status = _STATUS.decode(body)
     except _UNDECODABLE:
@@ -203,7 +203,7 @@ def refusal(body: bytes, code: int = 0) -> ErrorStatus:
 
 
 class Lines:
-    """Cuts a stream of bytes into lines, of any length up to a limit."""
+    """Splits a stream of bytes into lines of limited length."""
 
     def __init__(self, limit: int = MAX_LINE) -> None:
         self._limit = limit
@@ -214,7 +214,7 @@ class Lines:
         return bool(self._rest)
 
     def feed(self, data: bytes) -> list[bytes | bytearray]:
-        """The lines that `data` completes. Raises LineTooLongError."""
+        """Return the lines that `data` completes. Raises LineTooLongError."""
         first, *others = data.split(b"\n")
         self._rest += first
         lines: list[bytes | bytearray] = [self._rest, *others]
@@ -227,7 +227,7 @@ class Lines:
 
 
 class LineTooLongError(ValueError):
-    """An endless line, or an object that no API server would have stored."""
+    """A line without end, or an object larger than any API server stores."""
 
 
 def _seen(kind: str, found: Observation | None) -> WatchEvent:
@@ -260,5 +260,5 @@ def _names(raw: bytes | msgspec.Raw) -> _Names:
 
 def _problem(error: Exception) -> str:
     if isinstance(error, RecursionError):
-        return "it is nested too deeply"
+        return "nested too deeply"
     return str(error)[:300]

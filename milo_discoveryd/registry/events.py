@@ -1,4 +1,4 @@
-"""What a subscriber is told, before it is turned into bytes."""
+"""What a subscriber is sent, before it becomes bytes."""
 
 import enum
 from collections.abc import Callable
@@ -16,6 +16,8 @@ class EventType(enum.Enum):
 
 
 class Event(msgspec.Struct, frozen=True):
+    """One engagement, update or disengagement."""
+
     type: EventType
     cluster: Cluster
     reason: DisengageReason | None = None
@@ -23,27 +25,39 @@ class Event(msgspec.Struct, frozen=True):
 
 
 SHARED_BYTES = 16 * 1024
-"""Of a join: less is sooner copied than found."""
+"""The smallest join worth sharing: a shorter one is copied faster than it is found."""
 
 Encode = Callable[[Event], bytes]
-"""Turns an event into a frame: bytes that make a batch when they are joined."""
+"""Turns an event into a frame: bytes that form a batch when they are joined."""
 
 
 class Frames(tuple[bytes, ...]):
-    """Some frames in their order. All who send the same share the join of them."""
+    """Frames in order. Subscribers that are sent the same frames share one join of them."""
 
     @cached_property
     def joined(self) -> bytes:
         return b"".join(self)
 
     _message = (b"", b"")
-    """The last that was long, and what follows the join in it."""
+    """The last long message, and what follows the join in it."""
 
     def followed_by(self, rest: bytes) -> bytes:
-        """The join, and the rest of a message: shared, too, by those for whom that is the same."""
+        """Return the join and the rest of a message; shared by subscribers for which the rest is the same."""
         joined = self.joined
         if not rest or len(joined) < SHARED_BYTES:
             return joined + rest
         if self._message[1] != rest:
             self._message = (joined + rest, rest)
         return self._message[0]
+
+
+ReadAhead = frozenset[tuple[str, int]]
+"""Clusters that a reader was sent in a state newer than the end of its slice, with the revision of that state."""
+
+
+class LogSlice(msgspec.Struct, frozen=True):
+    """The changes after one revision, up to and including another."""
+
+    frames: Frames
+    revision: int
+    ahead: ReadAhead = frozenset()

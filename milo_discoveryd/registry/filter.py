@@ -1,4 +1,4 @@
-"""Which clusters a subscriber wants to see."""
+"""Which clusters a reader of the log sees."""
 
 import hashlib
 from functools import cached_property
@@ -7,30 +7,30 @@ from typing import Protocol
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.model.predicate import Predicate, every
+from milo_discoveryd.model.predicate import Predicate, all_of
 from milo_discoveryd.model.selector import Selector
 
 
 class ClusterView(Protocol):
-    """What a reader of the log is shown."""
+    """What one reader of the log is sent: its filter, within what it may see."""
 
     @property
     def fingerprint(self) -> str:
-        """The same for two that show the same."""
+        """Equal for two views that show the same clusters."""
 
     @property
     def is_everything(self) -> bool:
-        """It matches and shows whatever there is."""
+        """True if every cluster matches and is shown."""
 
     @property
     def matches(self) -> Predicate[Cluster]: ...
 
     def shows(self, cluster: Cluster | None) -> bool:
-        """Whether the reader may be told what a cluster was when it didn't match. None: nothing is known of it."""
+        """Return whether the reader may learn the state of a cluster that does not match. None: nothing is known."""
 
 
 class Filter(msgspec.Struct, frozen=True, dict=True):
-    """All that is set must match."""
+    """What a subscriber asks for. All that is set must match."""
 
     selector: Selector = Selector()
     names: frozenset[str] = frozenset()
@@ -38,18 +38,18 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def matches(self) -> Predicate[Cluster]:
-        names, organizations, labelled = self.names, self.organizations, self.selector.matches
+        names, organizations, labels_match = self.names, self.organizations, self.selector.matches
         tests: list[Predicate[Cluster]] = []
         if names:
             tests.append(lambda cluster: cluster.target.name in names)
         if organizations:
             tests.append(lambda cluster: cluster.target.organization in organizations)
         if self.selector:
-            tests.append(lambda cluster: labelled(cluster.target.labels))
-        return every(tests)
+            tests.append(lambda cluster: labels_match(cluster.target.labels))
+        return all_of(tests)
 
     def shows(self, cluster: Cluster | None) -> bool:
-        """A filter is what its reader asks for, and keeps nothing from it."""
+        """Return True: a filter is a preference and hides nothing."""
         return True
 
     @property
@@ -58,11 +58,11 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same for two filters that say the same, in this and any other run of the daemon."""
+        """Equal for two filters with the same meaning, in every run of the daemon."""
         if self.is_everything:
             return "all"
-        said = repr((str(self.selector), sorted(self.names), sorted(self.organizations)))
-        return hashlib.sha256(said.encode()).hexdigest()[:16]
+        canonical = repr((str(self.selector), sorted(self.names), sorted(self.organizations)))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 EVERYTHING = Filter()

@@ -1,69 +1,71 @@
-"""A reader is shown something else from now on: what that takes away and adds, as of the revision it has read up to.
+"""The change of a reader's view: what the new view takes away and adds, as of the revision the reader is at.
 
-It goes through all that the reader may have been told of, in parts. What changes meanwhile follows, as after a
-snapshot.
+It goes through everything that the reader may know, in steps. Changes made meanwhile follow, as after a snapshot.
 """
 
 import msgspec
 
-from milo_discoveryd.registry.events import Frames
+from milo_discoveryd.registry.events import Frames, ReadAhead
 from milo_discoveryd.registry.filter import ClusterView
-from milo_discoveryd.registry.log import RECORDS_PER_STEP, ChangeLog, LogIndex, ReadAhead
+from milo_discoveryd.registry.log import RECORDS_PER_STEP, ChangeLog, LogIndex
 
 
 class FilterTransition(msgspec.Struct, frozen=True):
-    roll: LogIndex
+    index: LogIndex
     revision: int
-    """What the reader has read up to."""
-    wanted: ClusterView
-    """What it is shown now."""
-    knew: tuple[tuple[int, ClusterView], ...]
-    """Up to each of these places in the roll, what the reader was shown before: more than one thing, if what it is
-    shown changes again before it is through."""
-    place: int = 0
+    """The revision that the reader has read up to."""
+    view: ClusterView
+    """The new view."""
+    earlier: tuple[tuple[int, ClusterView], ...]
+    """The reader's view before, up to each of these positions in the index. More than one if the view changes again
+    before the transition is done."""
+    position: int = 0
     ahead: ReadAhead = frozenset()
 
     @property
-    def is_over(self) -> bool:
-        return self.place == len(self.roll.entries)
+    def is_done(self) -> bool:
+        return self.position == len(self.index.entries)
 
     @property
-    def left(self) -> int:
-        return len(self.roll.entries) - self.place
+    def remaining(self) -> int:
+        return len(self.index.entries) - self.position
 
-    def again(self, wanted: ClusterView) -> "FilterTransition":
-        knew = ((self.place, self.wanted), *(each for each in self.knew if each[0] > self.place))
-        return msgspec.structs.replace(self, wanted=wanted, knew=knew, place=0)
+    def restart(self, view: ClusterView) -> "FilterTransition":
+        """Return the transition to yet another view, from wherever this one is."""
+        earlier = ((self.position, self.view), *(each for each in self.earlier if each[0] > self.position))
+        return msgspec.structs.replace(self, view=view, earlier=earlier, position=0)
 
     def step(self, log: ChangeLog) -> tuple[Frames, "FilterTransition"]:
-        """A part of the way: what is to be told, and where the reader is then."""
+        """Return the next frames to send, and the transition after them."""
         frames: list[bytes] = []
         ahead: set[tuple[str, int]] = set()
         size = 0
-        place, end = self.place, min(len(self.roll.entries), self.place + RECORDS_PER_STEP)
-        while place < end and size < log.batch_bytes:
-            entry, before = self.roll.entries[place], self._knew_at(place)
-            place += 1
+        position, end = self.position, min(len(self.index.entries), self.position + RECORDS_PER_STEP)
+        while position < end and size < log.batch_bytes:
+            entry, before = self.index.entries[position], self._view_before(position)
+            position += 1
             cluster = entry.known_at(self.revision)
             if cluster is None:
                 continue
-            was, now = before.matches(cluster), self.wanted.matches(cluster)
-            if was and not now:
-                frames.append(log.revoked(cluster))
-            elif now and not was:
+            matched, matches = before.matches(cluster), self.view.matches(cluster)
+            if matched and not matches:
+                frames.append(log.revoked_frame(cluster))
+            elif matches and not matched:
                 frames.append(log.frame(entry, cluster))
                 if cluster is entry.cluster and entry.revision > self.revision:
                     ahead.add((cluster.target.name, entry.revision))
             else:
                 continue
             size += len(frames[-1])
-        return Frames(frames), msgspec.structs.replace(self, place=place, ahead=self.ahead | ahead)
+        return Frames(frames), msgspec.structs.replace(self, position=position, ahead=self.ahead | ahead)
 
-    def _knew_at(self, place: int) -> ClusterView:
-        return next(wanted for upto, wanted in self.knew if place < upto)
+    def _view_before(self, position: int) -> ClusterView:
+        return next(view for upto, view in self.earlier if position < upto)
 
 
-def turn(log: ChangeLog, revision: int, ahead: ReadAhead, before: ClusterView, wanted: ClusterView) -> FilterTransition:
-    """The begin of one, for a reader that has read up to `revision`."""
-    roll = log.roll(revision)
-    return FilterTransition(roll, revision, wanted, ((len(roll.entries), before),), ahead=ahead)
+def start_transition(
+    log: ChangeLog, revision: int, ahead: ReadAhead, before: ClusterView, view: ClusterView
+) -> FilterTransition:
+    """Return the transition of a reader at `revision` from one view to another."""
+    index = log.index(revision)
+    return FilterTransition(index, revision, view, ((len(index.entries), before),), ahead=ahead)

@@ -1,7 +1,7 @@
-"""The fleet as the daemon knows it: where findings come in, and where readers look.
+"""The fleet as the daemon knows it: source events and probe results come in here, and readers look here.
 
-It gives the pure parts of this room the time of day, and rings the bells when something changed. The steady time comes
-from its callers: it is their loop's.
+It gives the pure parts of this package the wall-clock time and notifies subscribers of changes. The monotonic time
+comes from its callers: it is the time of their event loop.
 """
 
 import time
@@ -13,8 +13,7 @@ from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
-from milo_discoveryd.reflect.reflector import (
+from milo_discoveryd.reflect.messages import (
     EventIgnored,
     Listed,
     ListEnded,
@@ -23,6 +22,7 @@ from milo_discoveryd.reflect.reflector import (
     Relisting,
     SourceEvent,
 )
+from milo_discoveryd.reflect.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
 from milo_discoveryd.registry.change_notifier import LOW_PRIORITY_DELAY_S, ChangeNotifier
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.intake import Intake
@@ -31,14 +31,14 @@ from milo_discoveryd.registry.registry import ObjectState, Registry
 from milo_discoveryd.registry.removal_guard import RemovalGuard
 
 REMOVALS_HELD = "RemovalsHeld"
-"""Why a source that is followed is not all believed."""
+"""The reason of a source that is followed but not believed in everything."""
 
 
 class Observer(Protocol):
-    """Who keeps count, and tells people."""
+    """Receives what belongs into metrics and the log."""
 
-    def changed(self, done: Event, *, is_live: bool) -> None:
-        """`is_live`: after the first complete list."""
+    def changed(self, event: Event, *, is_live: bool) -> None:
+        """`is_live` is False for the changes of the first complete list."""
 
     def synced(self, engaged: int) -> None: ...
 
@@ -47,13 +47,12 @@ class Observer(Protocol):
     def event_ignored(self, problem: str) -> None: ...
 
     def malformed(self, seen: Malformed) -> None:
-        """An object can't be used as it is, and could be before, or is new."""
+        """An object became malformed, or is new and malformed."""
 
     def source(self, status: SourceStatus) -> None:
-        """Its state, or the reason for it, changed."""
+        """The source's state, or the reason for it, changed."""
 
-    def liveness_checked(self, result: str) -> None:
-        """It was silent, and asked whether it is there."""
+    def liveness_checked(self, result: str) -> None: ...
 
 
 class Fleet:
@@ -68,15 +67,15 @@ class Fleet:
     ) -> None:
         self.registry = Registry(log, not_ready_grace_s)
         self.pending_deletions = pending_deletions
-        self.signal = ChangeNotifier()
+        self.notifier = ChangeNotifier()
         self.status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self._intake = Intake(self.registry, pending_deletions, guard)
         self._observer = observer
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
 
-    def on(self, kind: EventType, tell: Callable[[Cluster], None]) -> None:
-        """`tell` hears of each change of that kind within the step that makes it, before any subscriber can."""
-        self._listeners.append((kind, tell))
+    def on(self, kind: EventType, call: Callable[[Cluster], None]) -> None:
+        """Call `call` for each change of that type, before any subscriber can see the change."""
+        self._listeners.append((kind, call))
 
     @property
     def log(self) -> ChangeLog:
@@ -84,50 +83,53 @@ class Fleet:
 
     @property
     def synced(self) -> bool:
-        """One complete list was seen, by this run of the daemon or an earlier one."""
+        """True after one complete list, in this run or in the run that wrote the state file."""
         return self._intake.synced
 
     @property
     def is_restored(self) -> bool:
-        """That list was an earlier run's. Some may have come since that it doesn't name."""
+        """True while the fleet is that of the state file. It may lack clusters that were engaged since."""
         return self._intake.is_restored
 
-    def restore(self, kept: Iterable[tuple[Ready, float]], status: SourceStatus) -> None:
-        """What an earlier run knew is served at once, under a status that says how old it is."""
-        self._publish(self._intake.restore(kept, _now(status.since)), status.since)
+    def restore(self, stored: Iterable[tuple[Ready, float]], status: SourceStatus) -> None:
+        """Serve the clusters of an earlier run at once, under a status that says how old they are."""
+        self._publish(self._intake.restore(stored, _now(status.since)), status.since)
         self.source(status)
         self._observer.synced(self.registry.engaged)
-        self.signal.ring()
+        self.notifier.notify()
 
-    def take(self, findings: Iterable[SourceEvent], read_at: float) -> Iterator[None]:
-        synced, remembered = self.synced, self.is_restored
-        for done in self._intake.take(self._noted(findings), _now(read_at)):
-            self._publish(done, read_at)
+    def take(self, source_events: Iterable[SourceEvent], read_at: float) -> Iterator[None]:
+        """Apply source events in portions; the caller may let other tasks run between them."""
+        synced, restored = self.synced, self.is_restored
+        for events in self._intake.take(self._observed(source_events), _now(read_at)):
+            self._publish(events, read_at)
             yield
         if self.synced and not synced:
             self._observer.synced(self.registry.engaged)
-            self.signal.ring()
-        elif remembered and not self.is_restored:
-            self.signal.ring()
+            self.notifier.notify()
+        elif restored and not self.is_restored:
+            self.notifier.notify()
 
     @property
-    def witnesses(self) -> tuple[tuple[str, str], ...]:
-        return self._intake.witnesses
+    def reference_objects(self) -> tuple[tuple[str, str], ...]:
+        return self._intake.reference_objects
 
-    def answer(self, question: ConfirmationRequest, answer: ConfirmationResult, read_at: float) -> None:
-        self._publish(self._intake.answer(question, answer, _now(read_at)), read_at)
+    def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, read_at: float) -> None:
+        """Apply the result of a confirmation read."""
+        self._publish(self._intake.resolve(request, result, _now(read_at)), read_at)
 
-    def probed(self, verdict: ConnectivityChange) -> None:
+    def connectivity_changed(self, change: ConnectivityChange) -> None:
         now = _now(time.monotonic())
-        name, incarnation, found = verdict.name, verdict.incarnation, verdict.connectivity
-        done = list(self.registry.probed(name, incarnation, found, now))
-        if verdict.is_given_up:
-            done += self.registry.give_up(name, incarnation, f"not reached for too long; {found.message}", now)
-        if all(change.type is EventType.UPDATED for change in done):
-            self._tell(done)
-            self.signal.ring(LOW_PRIORITY_DELAY_S)
+        name, incarnation, found = change.name, change.incarnation, change.connectivity
+        events = list(self.registry.set_connectivity(name, incarnation, found, now))
+        if change.disengages:
+            message = f"not reached for too long; {found.message}"
+            events += self.registry.disengage_unreachable(name, incarnation, message, now)
+        if all(event.type is EventType.UPDATED for event in events):
+            self._tell(events)
+            self.notifier.notify(LOW_PRIORITY_DELAY_S)
         else:
-            self._publish(done, now.steady)
+            self._publish(events, now.steady)
 
     @property
     def due_at(self) -> float | None:
@@ -135,12 +137,12 @@ class Fleet:
         return self.registry.due_at
 
     def tick(self, now: float) -> None:
-        """Ends what was held in the hope that it would be ready again."""
-        self._publish(self.registry.due(_now(now)), now)
+        """Disengage the clusters whose grace is over."""
+        self._publish(self.registry.end_overdue(_now(now)), now)
 
     @property
     def relist_at(self) -> float | None:
-        """When a second list is wanted, to hold against one that was not believed."""
+        """When a second list is needed, to compare with one that was not believed."""
         return None if self._intake.held is None else self._intake.held.verify_at
 
     def source(self, status: SourceStatus) -> None:
@@ -150,44 +152,44 @@ class Fleet:
         self.status = status
         if changed:
             self._observer.source(status)
-            self.signal.ring()
+            self.notifier.notify()
 
     def liveness_checked(self, result: str) -> None:
         self._observer.liveness_checked(result)
 
-    def hold(self, targets: Iterable[Target], now: float) -> None:
-        """For a source that knows its clusters from the start."""
+    def set_targets(self, targets: Iterable[Target], now: float) -> None:
+        """Engage the clusters of a mode that knows them from the start."""
         ready = [Listed(Ready(target.uid, "", target)) for target in targets]
         for _ in self.take([ListStarted(), *ready, ListEnded()], now):
             pass
         self.source(SourceStatus(SourceState.STREAMING, now, last_contact=now))
 
-    def _noted(self, findings: Iterable[SourceEvent]) -> Iterator[SourceEvent]:
-        for finding in findings:
-            match finding:
+    def _observed(self, source_events: Iterable[SourceEvent]) -> Iterator[SourceEvent]:
+        for event in source_events:
+            match event:
                 case Relisting(reason):
                     self._observer.relisting(reason)
                 case EventIgnored(problem):
                     self._observer.event_ignored(problem)
-                case ObjectChanged(Malformed() as seen) | Listed(Malformed() as seen) if self._is_new_to_be_so(seen):
+                case ObjectChanged(Malformed() as seen) | Listed(Malformed() as seen) if self._is_newly_malformed(seen):
                     self._observer.malformed(seen)
-            yield finding
+            yield event
 
-    def _is_new_to_be_so(self, seen: Malformed) -> bool:
+    def _is_newly_malformed(self, seen: Malformed) -> bool:
         record = self.registry[seen.name]
         return record is None or record.state is not ObjectState.MALFORMED
 
-    def _publish(self, done: list[Event], read_at: float) -> None:
-        self._tell(done)
-        if done and self.synced:
-            self.signal.published(self.log.head, read_at)
+    def _publish(self, events: list[Event], read_at: float) -> None:
+        self._tell(events)
+        if events and self.synced:
+            self.notifier.published(self.log.head, read_at)
 
-    def _tell(self, done: list[Event]) -> None:
-        for change in done:
-            self._observer.changed(change, is_live=self.synced)
-            for kind, tell in self._listeners:
-                if change.type is kind:
-                    tell(change.cluster)
+    def _tell(self, events: list[Event]) -> None:
+        for event in events:
+            self._observer.changed(event, is_live=self.synced)
+            for kind, call in self._listeners:
+                if event.type is kind:
+                    call(event.cluster)
 
 
 def _now(steady: float) -> Moment:

@@ -1,4 +1,4 @@
-"""What the change log keeps of one name: what stands under it now, and what did until lately."""
+"""The change log's part of a cluster record: its present state and the states that it recently had."""
 
 import msgspec
 
@@ -7,57 +7,57 @@ from milo_discoveryd.registry.events import EventType
 
 
 class PastState(msgspec.Struct, frozen=True, gc=False):
-    """What a cluster was for filters, from revision `since` up to, not including, `until`."""
+    """How filters saw a cluster from revision `since` up to, but not including, `until`."""
 
     cluster: Cluster
     since: int
     until: int
     reason: DisengageReason | None
-    """Why it was disengaged at `until`; None where only its labels or its organization changed."""
+    """Why it was disengaged at `until`; None if only its labels or its organization changed."""
     message: str
 
 
 class LogEntry(msgspec.Struct, gc=False):
-    """The log's part of a record, and only the log changes it: an object of its own would cost each cluster more."""
+    """One name in the change log. Records inherit it because a separate object per cluster would cost more memory."""
 
     cluster: Cluster | None = None
-    """None unless it is engaged."""
+    """None unless the cluster is engaged."""
     revision: int = 0
-    """When it last changed."""
+    """The revision of the last change."""
     same_view_since: int = 0
-    """The revision since which the cluster means the same to filters."""
-    was: tuple[PastState, ...] = ()
-    kind: EventType | None = None
+    """The revision since which every filter gives the same result for the cluster."""
+    history: tuple[PastState, ...] = ()
+    frame_type: EventType | None = None
     frame: bytes = b""
-    """Of the cluster as it stands, and of the kind that was last asked for. Live readers all ask for the one kind,
-    snapshots for the other: neither encodes it twice, and none keeps two."""
+    """The serialized event for the cluster as it is now, of the type that was last asked for. Live readers all need
+    UPDATED and snapshots all need ENGAGED, so one slot is enough."""
 
     def known_at(self, revision: int) -> Cluster | None:
-        """What the cluster was, as far as a filter or an incarnation goes, to who had read up to `revision`."""
+        """Return the cluster as a reader at `revision` knows it, as far as filters and incarnations are concerned."""
         if self.cluster is not None and self.same_view_since <= revision:
             return self.cluster
-        for past in reversed(self.was):  # mostly it is what was before the last change
+        for past in reversed(self.history):  # the latest is the most likely match
             if past.since <= revision < past.until:
                 return past.cluster
         return None
 
-    def needs_place(self, revision: int) -> bool:
-        """Whoever reads a part of the log that ends soon after `revision` has to come by it.
+    def needs_slot(self, revision: int) -> bool:
+        """Return whether a reader whose batch ends soon after `revision` must find the entry in that slot.
 
-        What changed there for filters is to be told even if the entry has moved on, beyond the end of that part.
+        A change of the view has to be reported even if the entry changed again beyond the end of that batch.
         """
-        if not self.was:  # nearly always, and asked of all places in a row
+        if not self.history:  # the common case; this runs for thousands of slots in a row
             return self.cluster is not None and revision in (self.revision, self.same_view_since)
         return revision in (self.revision, self.same_view_since) or any(
-            revision in (past.since, past.until) for past in self.was
+            revision in (past.since, past.until) for past in self.history
         )
 
-    def ended(self, cluster: Cluster, revision: int) -> PastState | None:
-        """How the cluster's incarnation had ended by `revision`; None where it was still engaged."""
+    def end_of(self, cluster: Cluster, revision: int) -> PastState | None:
+        """Return how the cluster's incarnation had ended by `revision`, or None if it was still engaged."""
         return next(
             (
                 past
-                for past in self.was
+                for past in self.history
                 if past.reason and past.until <= revision and past.cluster.incarnation == cluster.incarnation
             ),
             None,

@@ -1,6 +1,8 @@
-"""What is wanted against what is engaged. `commit` is the one place where anything is engaged or disengaged.
+"""The desired state of each cluster against what is engaged.
 
-With a grace for clusters that stop being ready, `due` is the other: it ends those that nothing brought back in time.
+Only the registry writes to the change log. `commit` applies what the source reported, `end_overdue` ends clusters whose
+grace is over, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `restore` starts with
+the state of an earlier run.
 """
 
 import enum
@@ -18,21 +20,21 @@ from milo_discoveryd.registry.log_entry import LogEntry
 
 
 class ObjectState(enum.Enum):
-    """Why a name is engaged or not, as far as its object goes."""
+    """Why a cluster is engaged or not, as far as its object goes."""
 
     READY = "ready"
     NOT_READY = "not_ready"
     OUTSIDE = "outside_selector"
     MALFORMED = "malformed"
     UNREACHABLE = "unreachable"
-    """It is ready, and was given up for as long as it can't be reached."""
-    GONE = "gone"
+    """The object is ready; the cluster was disengaged because it could not be reached for long."""
+    DELETED = "deleted"
 
 
-_ABSENT = (ObjectState.GONE, ObjectState.OUTSIDE)
-"""No list within the selector holds these. Two are found sooner without a set: members of an Enum are slow to hash."""
+# Tuples of two: faster than a set, because members of an Enum are slow to hash.
+_ABSENT = (ObjectState.DELETED, ObjectState.OUTSIDE)
+"""No list within the selector holds these."""
 _OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE)
-"""Its object is ready."""
 
 
 class Transition(msgspec.Struct, frozen=True):
@@ -44,20 +46,20 @@ class Transition(msgspec.Struct, frozen=True):
 
 
 class ClusterRecord(LogEntry, kw_only=True, gc=False):
-    """All that is known of a name."""
+    """Everything that is known of a name."""
 
     uid: str
     version: str
     state: ObjectState
     since: float
-    """When the state became what it is."""
+    """When the state was entered."""
     message: str = ""
     former: Cluster | None = None
-    """As last engaged, where it no longer is."""
+    """The cluster as it was last engaged, if it no longer is."""
     grace_until: float | None = None
-    """It isn't ready, and stays engaged until then all the same, in case it is again by then."""
+    """The object is not ready; the cluster stays engaged until then in case it becomes ready again."""
     past: tuple[Transition, ...] = ()
-    """Earlier transitions, oldest first; that to the present engagement can be told from the cluster itself."""
+    """Earlier transitions, oldest first. That to the present engagement is derived from the cluster."""
 
     @property
     def engaged(self) -> bool:
@@ -65,7 +67,7 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
 
     @property
     def latest(self) -> Cluster | None:
-        """As engaged, or as last engaged."""
+        """The cluster as engaged, or as last engaged."""
         return self.cluster or self.former
 
     @property
@@ -84,14 +86,14 @@ class Registry:
         self.log = log
         self._grace_s = not_ready_grace_s
         self._records: dict[str, ClusterRecord] = {}
-        self._elsewhere: dict[str, None] = {}
-        """In the order they went, so that explanations are kept for the last of them."""
-        self._held: dict[str, float] = {}
-        """When to give up those that are held, soonest first: all are held for the same time."""
+        self._absent: dict[str, None] = {}
+        """Names of absent objects, oldest first. The latest are kept for explanations."""
+        self._grace_ends: dict[str, float] = {}
+        """When to disengage clusters in their grace, soonest first: the grace is the same for all."""
         self._counts = dict.fromkeys(ObjectState, 0)
         self._engaged = 0
         self.outdated = 0
-        """Observations passed over because a later one under the same name had come before them."""
+        """Observations that were dropped because a later one of the same name had come before."""
 
     def __getitem__(self, name: str) -> ClusterRecord | None:
         return self._records.get(name)
@@ -101,7 +103,6 @@ class Registry:
         return self._engaged
 
     def items(self) -> Iterator[tuple[str, ClusterRecord]]:
-        """All that is known, by name."""
         return iter(self._records.items())
 
     def count(self, state: ObjectState) -> int:
@@ -114,7 +115,7 @@ class Registry:
         return iter(self._records.values())
 
     def present(self) -> Iterator[tuple[str, str]]:
-        """Names, and the UIDs under them, that a complete list within the selector should hold."""
+        """Yield the names and UIDs that a complete list within the selector should hold."""
         return ((name, record.uid) for name, record in self._records.items() if record.state not in _ABSENT)
 
     def is_present(self, name: str, uid: str) -> bool:
@@ -127,66 +128,66 @@ class Registry:
             return True
         if (record.uid, record.version) != (listed.uid, listed.version):
             return True
-        # After a restore upstream, a version may be used again, for something else.
+        # After a restore from a backup, a version may be used again for something else.
         if isinstance(listed, Ready):
             return record.state not in _OBJECT_READY or record.latest is None or record.latest.target != listed.target
         return record.state is not _STATES[type(listed)]
 
     def is_news(self, seen: Observation) -> bool:
-        """Neither a repetition of what is known nor something from before it."""
+        """Return whether an observation neither repeats what is known nor is older."""
         return self.would_change(seen) and not self._is_outdated(seen)
 
     def commit(
-        self, told: Iterable[Observation | ConfirmedDeletion], now: Moment, *, consistent: bool = False
+        self, observed: Iterable[Observation | ConfirmedDeletion], now: Moment, *, consistent: bool = False
     ) -> list[Event]:
-        """Applies what was told, in order. Each change it makes has a revision of its own.
+        """Apply observations in order. Each resulting change has a revision of its own.
 
-        What a `consistent` read showed (a list, a look at one object) stands, whatever version was seen before: after
-        a restore upstream, versions go back.
+        The result of a `consistent` read (a list, or a read of one object) is applied whatever version was seen
+        before: after a restore from a backup, versions go back.
         """
-        done: list[Event] = []
-        for item in told:
+        events: list[Event] = []
+        for item in observed:
             if isinstance(item, ConfirmedDeletion):
-                done += self._delete(item, now)
+                events += self._delete(item, now)
             elif not consistent and self._is_outdated(item):
                 self.outdated += 1
             elif isinstance(item, Ready):
-                done += self._ready(item, now)
+                events += self._ready(item, now)
             else:
-                done += self._not_wanted(item, now)
+                events += self._not_wanted(item, now)
         self.log.forget(now.steady)
-        return done
+        return events
 
     def list_ended(self, missing: Iterable[str] = ()) -> None:
-        """A list was committed whole. Versions of what is elsewhere prove nothing any more: see `commit`.
+        """Note that a complete list was committed. Versions of absent objects prove nothing any more: see `commit`.
 
-        Nor do those of what is `missing` from a list of an earlier version: what takes such a name next comes with a
-        version before the one that is known.
+        Nor do those of objects `missing` from a list of an earlier version: the next object of such a name comes with
+        a version below the known one.
         """
-        for name in (*self._elsewhere, *missing):
+        for name in (*self._absent, *missing):
             self._records[name].version = ""
 
     @property
     def due_at(self) -> float | None:
-        """When `due` will have something to end, on the steady clock."""
-        return next(iter(self._held.values()), None)
+        """When `end_overdue` will have something to end, on the monotonic clock."""
+        return next(iter(self._grace_ends.values()), None)
 
-    def due(self, now: Moment) -> list[Event]:
-        """Ends what was held for long enough."""
-        done: list[Event] = []
-        for name in [name for name, until in self._held.items() if until <= now.steady]:
+    def end_overdue(self, now: Moment) -> list[Event]:
+        """Disengage the clusters whose grace is over."""
+        events: list[Event] = []
+        for name in [name for name, until in self._grace_ends.items() if until <= now.steady]:
             record = self._records[name]
-            done += self._end(record, DisengageReason.NOT_READY, record.message, now)
-        return done
+            events += self._end(record, DisengageReason.NOT_READY, record.message, now)
+        return events
 
     def restore(self, seen: Ready, engaged_at: float, now: Moment) -> Event:
-        """Engages what an earlier run of the daemon had engaged. Only before anything was published."""
-        (done,) = self._ready(seen, Moment(engaged_at, now.steady))
-        assert done.type is EventType.ENGAGED, "nothing else is known yet"
-        return done
+        """Engage a cluster of an earlier run. Only allowed before anything was published."""
+        (event,) = self._ready(seen, Moment(engaged_at, now.steady))
+        assert event.type is EventType.ENGAGED, "nothing else is known yet"
+        return event
 
-    def is_probed(self, name: str, incarnation: int) -> bool:
-        """Whether it matters what probes find of that cluster."""
+    def needs_probe(self, name: str, incarnation: int) -> bool:
+        """Return whether the result of a probe of that cluster is of use."""
         record = self._records.get(name)
         return (
             record is not None
@@ -195,15 +196,15 @@ class Registry:
             and record.latest.incarnation == incarnation
         )
 
-    def probed(self, name: str, incarnation: int, connectivity: Connectivity, now: Moment) -> list[Event]:
-        """What probes found of a cluster; of one that has been disengaged meanwhile it says nothing."""
-        if not self.is_probed(name, incarnation):
+    def set_connectivity(self, name: str, incarnation: int, connectivity: Connectivity, now: Moment) -> list[Event]:
+        """Apply the result of probes. It is ignored for a cluster that was disengaged meanwhile."""
+        if not self.needs_probe(name, incarnation):
             return []
         record = self._records[name]
-        assert record.latest is not None, "it is probed"
+        assert record.latest is not None, "it needs a probe"
         found = msgspec.structs.replace(record.latest, connectivity=connectivity)
         if found == record.latest:
-            return []  # said again for what else the verdict says
+            return []
         if record.engaged:
             self.log.update(record, found, now.steady)
             return [Event(EventType.UPDATED, found)]
@@ -217,20 +218,20 @@ class Registry:
         record.message = ""
         return [self._engage(record, make)]
 
-    def give_up(self, name: str, incarnation: int, message: str, now: Moment) -> Iterable[Event]:
-        """It has been unreachable for long: it is disengaged until it is reached again, or is another."""
+    def disengage_unreachable(self, name: str, incarnation: int, message: str, now: Moment) -> Iterable[Event]:
+        """Disengage a cluster until it is reachable again or its endpoint changes."""
         record = self._records.get(name)
-        if record is None or record.state is not ObjectState.READY or not self.is_probed(name, incarnation):
+        if record is None or record.state is not ObjectState.READY or not self.needs_probe(name, incarnation):
             return ()
         self._move(name, record, ObjectState.UNREACHABLE, now)
         record.message = message
         return self._end(record, DisengageReason.UNREACHABLE, message, now)
 
     def clear(self) -> None:
-        """Forgets all. Only before anything was published."""
+        """Forget everything. Only allowed before anything was published."""
         self._records.clear()
-        self._elsewhere.clear()
-        self._held.clear()
+        self._absent.clear()
+        self._grace_ends.clear()
         self._counts = dict.fromkeys(ObjectState, 0)
         self._engaged = 0
         self.log.clear()
@@ -239,10 +240,10 @@ class Registry:
         def make(revision: int) -> Cluster:
             return Cluster(target=seen.target, source_version=seen.version, engaged_at=now.wall, incarnation=revision)
 
-        if self._stays_given_up(seen):
+        if self._stays_unreachable(seen):
             return ()
         replaced = self._replaced_by(seen)
-        record = self._stand(seen, ObjectState.READY, now)
+        record = self._record(seen, ObjectState.READY, now)
         before = record.cluster
         if before is None:
             return (self._engage(record, make),)
@@ -255,8 +256,8 @@ class Registry:
         self.log.update(record, cluster, now.steady)
         return (Event(EventType.UPDATED, cluster),)
 
-    def _stays_given_up(self, seen: Ready) -> bool:
-        """It is what it was, and where it was: as unreachable as before."""
+    def _stays_unreachable(self, seen: Ready) -> bool:
+        """Update a cluster disengaged as unreachable; return False if it is another object or has another endpoint."""
         record = self._records.get(seen.name)
         if record is None or record.state is not ObjectState.UNREACHABLE or seen.uid not in ("", record.uid):
             return False
@@ -269,59 +270,60 @@ class Registry:
 
     def _not_wanted(self, seen: NotReady | Outside | Malformed, now: Moment) -> Iterable[Event]:
         replaced = self._replaced_by(seen)
-        record = self._stand(seen, _STATES[type(seen)], now)
+        record = self._record(seen, _STATES[type(seen)], now)
         if replaced:
             return self._end(record, DisengageReason.REPLACED, replaced, now)
         if isinstance(seen, Malformed):
-            return ()  # the cluster is kept as it last was
+            return ()  # the cluster stays as it last was
         if isinstance(seen, Outside):
             return self._end(record, DisengageReason.LABELS_CHANGED, seen.message, now)
         if record.engaged and self._grace_s:
-            self._hold(seen.name, record, now)
+            self._start_grace(seen.name, record, now)
             return ()
         return self._end(record, DisengageReason.NOT_READY, seen.message, now)
 
-    def _delete(self, gone: ConfirmedDeletion, now: Moment) -> Iterable[Event]:
-        record = self._records.get(gone.name)
-        if record is None or record.uid != gone.uid or record.state is ObjectState.GONE:
+    def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> Iterable[Event]:
+        record = self._records.get(deleted.name)
+        if record is None or record.uid != deleted.uid or record.state is ObjectState.DELETED:
             return ()
-        self._move(gone.name, record, ObjectState.GONE, now)
-        record.message = "the object is gone"
+        self._move(deleted.name, record, ObjectState.DELETED, now)
+        record.message = "the object was deleted"
         return self._end(record, DisengageReason.DELETED, record.message, now)
-
-    def _end(self, record: ClusterRecord, reason: DisengageReason, message: str, now: Moment) -> Iterable[Event]:
-        cluster = record.cluster
-        if cluster is None:
-            return ()
-        self._release(cluster.target.name, record)
-        ended = _ended(record, cluster, reason, message, now)
-        record.former = cluster
-        self.log.disengage(record, reason, message, now.steady)
-        self._engaged -= 1
-        return (ended,)
 
     def _engage(self, record: ClusterRecord, make: Callable[[int], Cluster]) -> Event:
         record.former = None
         self._engaged += 1
         return Event(EventType.ENGAGED, self.log.engage(record, make))
 
-    def _hold(self, name: str, record: ClusterRecord, now: Moment) -> None:
-        if name not in self._held:
-            self._held[name] = now.steady + self._grace_s
+    def _end(self, record: ClusterRecord, reason: DisengageReason, message: str, now: Moment) -> Iterable[Event]:
+        cluster = record.cluster
+        if cluster is None:
+            return ()
+        self._end_grace(cluster.target.name, record)
+        ended = _ended(record, cluster, reason, message, now)
+        record.former = cluster
+        self.log.disengage(record, reason, message, now.steady)
+        self._engaged -= 1
+        return (ended,)
+
+    def _start_grace(self, name: str, record: ClusterRecord, now: Moment) -> None:
+        if name not in self._grace_ends:
+            self._grace_ends[name] = now.steady + self._grace_s
             record.grace_until = now.wall + self._grace_s
 
-    def _release(self, name: str, record: ClusterRecord) -> None:
-        self._held.pop(name, None)
+    def _end_grace(self, name: str, record: ClusterRecord) -> None:
+        self._grace_ends.pop(name, None)
         record.grace_until = None
 
-    def _stand(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
+    def _record(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
+        """Return the record of the observed object, in that state."""
         message = "" if isinstance(seen, Ready) else seen.message
         record = self._records.get(seen.name)
         if record is None:
             record = ClusterRecord(uid=seen.uid, version=seen.version, state=state, since=now.wall)
             self._records[seen.name] = record
             self._counts[state] += 1
-            self._note_elsewhere(seen.name, state)
+            self._note_absent(seen.name, state)
         elif record.state is not state or self._replaced_by(seen):
             self._move(seen.name, record, state, now)
         record.uid, record.version, record.message = seen.uid or record.uid, seen.version, message
@@ -332,20 +334,20 @@ class Registry:
         self._counts[state] += 1
         record.state, record.since = state, now.wall
         if state is not ObjectState.NOT_READY:
-            self._release(name, record)
-        self._note_elsewhere(name, state)
+            self._end_grace(name, record)
+        self._note_absent(name, state)
 
-    def _note_elsewhere(self, name: str, state: ObjectState) -> None:
-        self._elsewhere.pop(name, None)
+    def _note_absent(self, name: str, state: ObjectState) -> None:
+        self._absent.pop(name, None)
         if state in _ABSENT:
-            self._elsewhere[name] = None
-            if len(self._elsewhere) > ABSENT_RECORDS_KEPT:
-                oldest = next(iter(self._elsewhere))
-                del self._elsewhere[oldest]
+            self._absent[name] = None
+            if len(self._absent) > ABSENT_RECORDS_KEPT:
+                oldest = next(iter(self._absent))
+                del self._absent[oldest]
                 self._counts[self._records.pop(oldest).state] -= 1
 
     def _replaced_by(self, seen: Observation) -> str:
-        """What to say of another object under the same name; nothing where it is, or may be, the one that is known."""
+        """Return the message for another object under the same name, or "" if it is, or may be, the known one."""
         record = self._records.get(seen.name)
         if record is None or seen.uid in ("", record.uid):
             return ""
@@ -356,12 +358,12 @@ class Registry:
         if record is None:
             return False
         if seen.version == record.version and seen.uid == record.uid:
-            return record.state is ObjectState.GONE  # said again after it was certain
-        return _is_before(seen.version, record.version)
+            return record.state is ObjectState.DELETED  # repeated after the deletion was confirmed
+        return is_older(seen.version, record.version)
 
 
 def _ended(record: ClusterRecord, cluster: Cluster, reason: DisengageReason, message: str, now: Moment) -> Event:
-    """Notes it as well: before the log does, while the record still says when it was engaged."""
+    """Add the transition to the record, while it still says when the cluster was engaged, and return the event."""
     ended = Transition(EventType.DISENGAGED, now.wall, cluster.incarnation, reason, message)
     record.past = (*record.transitions, ended)[-TRANSITIONS_KEPT:]
     return Event(EventType.DISENGAGED, cluster, reason, message)
@@ -370,11 +372,11 @@ def _ended(record: ClusterRecord, cluster: Cluster, reason: DisengageReason, mes
 _STATES = {NotReady: ObjectState.NOT_READY, Outside: ObjectState.OUTSIDE, Malformed: ObjectState.MALFORMED}
 
 
-def _is_before(one: str, other: str) -> bool:
-    """Versions are opaque by the old rules and comparable by the new.
+def is_older(one: str, other: str) -> bool:
+    """Compare two resource versions: opaque before Kubernetes 1.35, comparable numbers since.
 
-    Where they aren't numbers, the order in which they come is all there is. They may be longer than Python likes
-    numbers to be, and have no leading zeros.
+    Where they are not numbers, they cannot be compared and the order of arrival decides. They have no leading zeros
+    and may be longer than Python converts to int.
     """
     comparable = one.isdecimal() and other.isdecimal() and one.isascii() and other.isascii()
     return comparable and (len(one), one) < (len(other), other)

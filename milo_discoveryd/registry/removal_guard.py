@@ -1,9 +1,9 @@
-"""A list that lacks most of the fleet is not believed at once.
+"""The guard against mass removal: a list that lacks most of the fleet is not believed at once.
 
-An API server that was restored from a backup, that came up on an empty store, or that is another one behind the same
-address answers lists and looks at single objects truthfully, and all wrong. Whoever believed it would tell every
-operator to let go of everything. So such a list is held: nobody is disengaged for it until a second list, some time
-later, lacks the same; and never, short of a restart, where the server's versions went back.
+An API server that was restored from a backup, that started on an empty store, or that is another one behind the same
+address answers lists and single reads consistently, and all wrong. Believing it would make every operator stop work on
+every cluster. So such a list is held: nothing is disengaged for it until a second list, some time later, lacks the same
+clusters; and never, short of a restart, if the server's resource versions went back.
 """
 
 from collections.abc import Sized
@@ -13,31 +13,31 @@ import msgspec
 
 class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
     count: int = 10
-    """So many engaged clusters may be missing from a list..."""
+    """A list may lack this many engaged clusters..."""
     share: float = 0.2
-    """...or such a part of them, if that is more. More than half, or all, of two or more are always too many."""
+    """...or this share of them, if that is more. Over half, or all, of two or more are always too many."""
     verify_after_s: float = 30.0
     per_second: float = 50.0
-    """Once verified, missing clusters are asked about at this pace."""
+    """The rate at which verified removals are confirmed one by one."""
 
 
 class HeldRemovals(msgspec.Struct, frozen=True):
-    """Removals that wait."""
+    """Removals that wait: the clusters stay engaged."""
 
     since: float
     verify_at: float | None
-    """When to list again; None: the present server's word is not taken for it."""
+    """When to list again; None if the present server's lists are not accepted as evidence."""
     message: str
     is_foreign: bool = False
-    """The list is another server's: nothing in it is for us."""
+    """The list is another server's: nothing in it is used."""
 
 
 class ConfirmEach(msgspec.Struct, frozen=True):
-    """About each that is missing, as always."""
+    """Confirm each missing cluster by a read of the object, as usual."""
 
 
 class ConfirmAtRate(msgspec.Struct, frozen=True):
-    """ConfirmEach about them, no more than so many a second."""
+    """Confirm each missing cluster, at a limited rate."""
 
     per_second: float
 
@@ -53,9 +53,9 @@ class RemovalGuard:
     def judge(
         self, missing: Sized, engaged: int, *, versions_went_back: bool, now: float, is_foreign: bool = False
     ) -> GuardDecision:
-        """A complete list lacks `missing` of the `engaged` clusters. What is to be done about these?
+        """Decide about the clusters that a complete list lacks, out of `engaged` ones.
 
-        One `is_foreign` where it names others, and not one of them.
+        The list `is_foreign` if it names objects but none of those that are known.
         """
         held, self.held = self.held, None
         since = now if held is None else held.since
@@ -65,20 +65,20 @@ class RemovalGuard:
             self.held = HeldRemovals(
                 since,
                 now + self._limits.verify_after_s,
-                f"the API server lists clusters, and none of the {engaged} that are engaged, as another one would: "
-                "nothing it says is believed until it knows some of them",
+                f"the API server's list names none of the {engaged} engaged clusters, as another server's would: "
+                "its lists are ignored until one names a known object",
                 is_foreign=True,
             )
             return self.held
         if held is not None and held.is_foreign:
-            held = None  # what another server said proves nothing of this one
+            held = None  # another server's list is no evidence about this server
         lacks = f"its list lacks {len(missing)} of {engaged} engaged clusters"
         if versions_went_back or (held is not None and held.verify_at is None):
             self.held = HeldRemovals(
                 since,
                 None,
-                f"the API server's versions went back, as after a restore from a backup, and {lacks}: these stay "
-                "engaged until they are seen again or the daemon is started anew",
+                f"the API server's resource versions went back, as after a restore from a backup, and {lacks}: these "
+                "stay engaged until they are seen again or the daemon restarts",
             )
             return self.held
         if not self._is_mass(len(missing), engaged):
@@ -86,17 +86,15 @@ class RemovalGuard:
         verify_at = now + self._limits.verify_after_s if held is None or held.verify_at is None else held.verify_at
         if held is not None and now >= verify_at:
             return ConfirmAtRate(self._limits.per_second)
-        self.held = HeldRemovals(
-            since, verify_at, f"{lacks}: these stay engaged until a second list, later, lacks them as well"
-        )
+        self.held = HeldRemovals(since, verify_at, f"{lacks}: these stay engaged until a second list lacks them too")
         return self.held
 
     def contradicted(self, now: float) -> HeldRemovals:
-        """One that both lists lack is there: neither is to be believed."""
+        """Hold again: a cluster that both lists lacked was found, so neither list is evidence."""
         self.held = HeldRemovals(
             now,
             now + self._limits.verify_after_s,
-            "the API server has clusters that its lists lack: all that are missing stay engaged until lists are whole",
+            "the API server has clusters that its lists lack: all missing clusters stay engaged until lists are whole",
         )
         return self.held
 

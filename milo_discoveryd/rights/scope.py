@@ -6,7 +6,7 @@ from functools import cached_property
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, Target
-from milo_discoveryd.model.predicate import Predicate, every
+from milo_discoveryd.model.predicate import Predicate, all_of
 from milo_discoveryd.model.selector import Selector
 from milo_discoveryd.registry.filter import ClusterView, Filter
 from milo_discoveryd.rights.name_patterns import NamePatterns
@@ -38,7 +38,7 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
             tests.append(lambda target: named(target.name))
         if self.selector:
             tests.append(lambda target: labelled(target.labels))
-        return every(tests)
+        return all_of(tests)
 
     def covers_by_name(self, name: str) -> bool:
         """Whether it covers whatever has that name."""
@@ -77,7 +77,7 @@ class ScopedFilter(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def matches(self) -> Predicate[Cluster]:
-        return self.scope.matches if self.asked.is_everything else every([self.scope.matches, self.asked.matches])
+        return self.scope.matches if self.asked.is_everything else all_of([self.scope.matches, self.asked.matches])
 
     def shows(self, cluster: Cluster | None) -> bool:
         return cluster is not None and self.scope.matches(cluster)

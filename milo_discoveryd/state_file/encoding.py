@@ -1,4 +1,4 @@
-"""The fleet as bytes and back. What was torn, changed, or written by others or for another source is refused whole."""
+"""The encoding of the state file. A file that was truncated, changed, or written for another source is refused."""
 
 import hashlib
 import math
@@ -12,16 +12,16 @@ _MAGIC = b"milo-discoveryd state "
 
 
 class StoredCluster(msgspec.Struct, frozen=True, gc=False):
-    """An engaged cluster, as far as it is worth remembering."""
+    """The part of an engaged cluster that is kept over restarts."""
 
     uid: str
-    """Of the object; `target.uid` is the project's."""
+    """The object's UID; `target.uid` is the project's."""
     target: Target
     engaged_at: float
 
 
 class StateOrigin(msgspec.Struct, frozen=True):
-    """Whose clusters these are. Another origin's would be another's clusters under our names."""
+    """The source of the clusters. Under another source's names they would be other clusters."""
 
     server: str
     mode: str
@@ -37,14 +37,14 @@ class StoredFleet(msgspec.Struct, frozen=True):
 
 
 class StateFileError(ValueError):
-    """These bytes can't be relied on; the message says why."""
+    """The content cannot be used; the message says why."""
 
 
 _DECODER = msgspec.msgpack.Decoder(StoredFleet)
 
 
-def encode(image: StoredFleet) -> bytes:
-    body = msgspec.msgpack.encode(image)
+def encode(fleet: StoredFleet) -> bytes:
+    body = msgspec.msgpack.encode(fleet)
     return b"%s%d %s\n%s" % (_MAGIC, FORMAT, _checksum(body), body)
 
 
@@ -52,20 +52,20 @@ def decode(data: bytes, origin: StateOrigin) -> StoredFleet:
     head, newline, body = data.partition(b"\n")
     words = head.removeprefix(_MAGIC).split(b" ")
     if not newline or not head.startswith(_MAGIC) or len(words) != 2 or not words[0].isdigit():
-        raise StateFileError("it is not a state file of milo-discoveryd")
+        raise StateFileError("not a state file of milo-discoveryd")
     if words[0] != b"%d" % FORMAT:
-        raise StateFileError(f"it has format {words[0][:20].decode()}, and this version reads format {FORMAT}")
+        raise StateFileError(f"written in format {words[0][:20].decode()}; this version reads format {FORMAT}")
     if words[1] != _checksum(body):
-        raise StateFileError("its checksum is wrong: it was torn or changed")
+        raise StateFileError("wrong checksum: the file was truncated or changed")
     try:
-        image = _DECODER.decode(body)
+        fleet = _DECODER.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise StateFileError(f"its content is not what it should be: {error}") from error
-    if not all(map(math.isfinite, (image.written_at, *(each.engaged_at for each in image.clusters)))):
-        raise StateFileError("its content is not what it should be: it has times that are none")
-    if image.origin != origin:
-        raise StateFileError(f"it is of another source ({image.origin}; this daemon's is {origin})")
-    return image
+        raise StateFileError(f"invalid content: {error}") from error
+    if not all(map(math.isfinite, (fleet.written_at, *(each.engaged_at for each in fleet.clusters)))):
+        raise StateFileError("invalid content: a time is not finite")
+    if fleet.origin != origin:
+        raise StateFileError(f"written for another source ({fleet.origin}; this daemon's is {origin})")
+    return fleet
 
 
 def _checksum(body: bytes) -> bytes:

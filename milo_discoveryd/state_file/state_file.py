@@ -1,6 +1,6 @@
-"""Keeps an image of the fleet in a file: whole or not at all, and never more often than the disk can take.
+"""Keeps the fleet in a file that is replaced atomically, at a rate that the disk can take.
 
-Nothing here is worth the daemon's life: where the disk is full or read-only, it says so and runs on.
+A failure to write is logged and never ends the daemon.
 """
 
 import asyncio
@@ -12,27 +12,34 @@ from pathlib import Path
 
 import structlog
 
-from milo_discoveryd.state_file.encoding import StateFileError, StateOrigin, StoredCluster, StoredFleet, decode, encode
+from milo_discoveryd.state_file.encoding import (
+    StateFileError,
+    StateOrigin,
+    StoredCluster,
+    StoredFleet,
+    decode,
+    encode,
+)
 
 log = structlog.get_logger()
 
 FILE = "fleet.state"
-EVERY_S = 5.0
-SHARE = 20
-"""An image that took a second to write is not written again for so many."""
+WRITE_INTERVAL_S = 5.0
+WRITE_TIME_FACTOR = 20
+"""After a write that took one second, the next one waits for this many."""
 
 WaitForChange = Callable[[], Awaitable[None]]
-"""Waits until there is something new to keep."""
+"""Waits until there is something new to save."""
 
 
 class StateFile:
     def __init__(self, directory: Path, origin: StateOrigin) -> None:
         self._path = directory / FILE
         self._origin = origin
-        self._writing = threading.Lock()
+        self._write_lock = threading.Lock()
 
-    def recall(self) -> StoredFleet | None:
-        """What was kept before; None where there is nothing that can be relied on, which is said."""
+    def load(self) -> StoredFleet | None:
+        """Return the stored fleet, or None (with a warning in the log) if there is none that can be used."""
         try:
             data = self._path.read_bytes()
         except FileNotFoundError:
@@ -46,43 +53,43 @@ class StateFile:
             log.warning("state refused", path=str(self._path), problem=str(error))
             return None
 
-    async def keep(self, fleet: Callable[[], Iterable[StoredCluster]], changed: WaitForChange) -> None:
-        """Writes what `fleet` gives after each change, until it is cancelled; then once more.
+    async def save_changes(self, fleet: Callable[[], Iterable[StoredCluster]], changed: WaitForChange) -> None:
+        """Save what `fleet` returns after each change, and once more when cancelled.
 
-        Before the first there is nothing to keep, and what an earlier run kept stays.
+        Before the first change there is nothing to save, and an earlier run's file stays.
         """
-        well = True
+        succeeded = True
         await changed()
         try:
             while True:
                 started = time.monotonic()
-                well = await asyncio.to_thread(self._write, self._image(fleet), well)
-                await asyncio.sleep(max(EVERY_S, SHARE * (time.monotonic() - started)))
+                succeeded = await asyncio.to_thread(self._write, self._stored(fleet), succeeded)
+                await asyncio.sleep(max(WRITE_INTERVAL_S, WRITE_TIME_FACTOR * (time.monotonic() - started)))
                 await changed()
         finally:
-            self._write(self._image(fleet), well)
+            self._write(self._stored(fleet), succeeded)
 
-    def _image(self, fleet: Callable[[], Iterable[StoredCluster]]) -> StoredFleet:
+    def _stored(self, fleet: Callable[[], Iterable[StoredCluster]]) -> StoredFleet:
         return StoredFleet(self._origin, time.time(), tuple(fleet()))
 
-    def _write(self, image: StoredFleet, was_well: bool) -> bool:
-        """Beside it, to the disk, and then into its place: whoever reads it finds one image or the other."""
-        beside = self._path.with_name(f"{FILE}.new")
+    def _write(self, fleet: StoredFleet, last_succeeded: bool) -> bool:
+        """Write and sync a temporary file and rename it, so that a reader finds either the old or the new state."""
+        temporary = self._path.with_name(f"{FILE}.new")
         try:
-            with self._writing:  # the last image may come while the one before is still being written
-                self._replace(beside, encode(image))
+            with self._write_lock:  # the last write may begin while the one before is still in progress
+                self._replace(temporary, encode(fleet))
         except OSError as error:
-            if was_well:
+            if last_succeeded:
                 log.warning("state not written", path=str(self._path), problem=error.strerror)
             return False
-        if not was_well:
+        if not last_succeeded:
             log.info("state written again", path=str(self._path))
         return True
 
-    def _replace(self, beside: Path, data: bytes) -> None:
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    def _replace(self, temporary: Path, data: bytes) -> None:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(self._path)
+        temporary.replace(self._path)

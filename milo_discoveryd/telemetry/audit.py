@@ -6,8 +6,8 @@ log's level.
 
 import json
 import os
+import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
@@ -15,6 +15,7 @@ import structlog
 
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.rights.rights import Recipient
 
@@ -88,7 +89,7 @@ class Audit:
         log.info(event, logger="audit", **said)
         if self._write is None:
             return
-        at = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        at = rfc3339(time.time(), "milliseconds")
         try:
             self._write(json.dumps({"timestamp": at, "event": event, **said}).encode() + b"\n")
         except OSError as error:

@@ -34,7 +34,7 @@ _ORDER = (
     ObjectState.NOT_READY,
     ObjectState.READY,
     ObjectState.OUTSIDE,
-    ObjectState.GONE,
+    ObjectState.DELETED,
 )
 
 
@@ -103,7 +103,7 @@ class Board:
             counts={state.value: registry.count(state) for state in _ORDER},
             deletions_unconfirmed=len(self._fleet.pending_deletions),
             revision=self._fleet.log.head,
-            clusters=tuple(_row(name, record, self._fleet.pending_deletions.why(name)) for name, record in shown),
+            clusters=tuple(_row(name, record, self._fleet.pending_deletions.explain(name)) for name, record in shown),
             matching=len(matching),
             happenings=tuple(self._recent) if self._names else (),
             subscribers=tuple(

@@ -1,1 +1,1 @@
-"""The connection to a Kubernetes-style API server, and the driver that runs a reflector against it."""
+"""The HTTP connection to a Kubernetes-style API server, and the driver that runs a reflector against it."""

@@ -1,4 +1,4 @@
-"""Runs a reflector against an API server: makes the requests it asks for, and tells it what came of them."""
+"""Runs a reflector against an API server: makes the requests it asks for and gives it the results."""
 
 import asyncio
 import math
@@ -9,9 +9,10 @@ from typing import Any, Protocol
 
 import msgspec
 
+from milo_discoveryd import retry_after
 from milo_discoveryd.model.source import SourceStatus
-from milo_discoveryd.reflect import retry_after
 from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
+from milo_discoveryd.reflect.messages import MALFORMED_RESPONSE, Failure, FetchPage, OpenWatch, SourceEvent, Wait
 from milo_discoveryd.reflect.pending_deletions import (
     ConfirmationRequest,
     ConfirmationResult,
@@ -20,13 +21,13 @@ from milo_discoveryd.reflect.pending_deletions import (
     NotFound,
     PendingDeletions,
 )
-from milo_discoveryd.reflect.reflector import Failure, FetchPage, OpenWatch, Reflector, SourceEvent, Wait
-from milo_discoveryd.reflect.wire import Decoder, Lines, LineTooLongError, ListPageError, refusal
+from milo_discoveryd.reflect.reflector import Reflector
+from milo_discoveryd.reflect.wire import Decoder, Lines, LineTooLongError, ListPageError, error_status
 from milo_discoveryd.watchers.liveness_probe import LivenessProbe, UnresponsiveError
 from milo_discoveryd.watchers.transport import Answer, Stream, TransportError
 
-BEGINS_WITHIN_S = 300.0
-"""An API server answers a watch at once. What stands before one may keep that back until there is something to tell."""
+WATCH_RESPONSE_TIMEOUT_S = 300.0
+"""An API server answers a watch at once, but a proxy may withhold the response until there is an event."""
 _REASONS = {
     "dns": "DnsFailed",
     "connect": "ConnectFailed",
@@ -59,35 +60,34 @@ class SourceApi(Protocol):
 
 
 class Sink(Protocol):
-    """Where findings go."""
+    """Receives source events and confirmation results."""
 
-    def take(self, findings: Iterable[SourceEvent], read_at: float) -> Iterator[None]:
-        """Applies findings in portions, so that the caller can let others run between them."""
+    def take(self, source_events: Iterable[SourceEvent], read_at: float) -> Iterator[None]:
+        """Apply source events in portions, so that the caller can let other tasks run between them."""
 
     @property
-    def witnesses(self) -> tuple[tuple[str, str], ...]:
-        """Names and UIDs of some objects that are there, for all that is known."""
+    def reference_objects(self) -> tuple[tuple[str, str], ...]:
+        """Names and UIDs of a few objects that should exist."""
 
-    def answer(self, question: ConfirmationRequest, answer: ConfirmationResult, read_at: float) -> None: ...
+    def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, read_at: float) -> None: ...
 
     def source(self, status: SourceStatus) -> None: ...
 
-    def liveness_checked(self, result: str) -> None:
-        """What came of a question whether the source is there."""
+    def liveness_checked(self, result: str) -> None: ...
 
     @property
     def due_at(self) -> float | None:
-        """When it wants to be ticked, if nothing else happens."""
+        """When to call `tick`, if nothing else happens."""
 
     def tick(self, now: float) -> None: ...
 
     @property
     def relist_at(self) -> float | None:
-        """When it wants a list again, whatever the watch tells."""
+        """When another list is needed, whatever the watch reports."""
 
 
 class WatchedCollection(msgspec.Struct, frozen=True):
-    """What is followed: a collection, as far as the selector goes."""
+    """A collection, restricted by a label selector."""
 
     path: str
     label_selector: str = ""
@@ -119,17 +119,19 @@ class Driver:
         self._sink = sink
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
-        self._lifeline = LivenessProbe(api, liveness, sink.liveness_checked)
-        self._pending = asyncio.Event()
+        self._liveness_probe = LivenessProbe(api, liveness, sink.liveness_checked)
+        self._has_timers = asyncio.Event()
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Follow the source until cancelled."""
         self._sink.source(self._reflector.status)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._follow(), name="follow the source")
-            tasks.create_task(self._keep_time(tasks), name="keep time")
-            tasks.create_task(self._lifeline.run(), name="look after the source")
+            tasks.create_task(self._run_timers(tasks), name="confirm deletions and end graces")
+            tasks.create_task(self._liveness_probe.run(), name="check the source's liveness")
+
+    # --- list and watch ---
 
     async def _follow(self) -> None:
         while True:
@@ -151,8 +153,8 @@ class Driver:
         if request.continue_token:
             query.append(("continue", request.continue_token))
         try:
-            asked = self._api.get(self._watched.path, query, timeout_s=self._request_timeout_s)
-            answer = await self._lifeline.waited(asked)
+            response = self._api.get(self._watched.path, query, timeout_s=self._request_timeout_s)
+            answer = await self._liveness_probe.wait_for(response)
             if answer.status != 200:
                 await self._failed(_refused(answer.status, answer.headers, answer.body))
                 return
@@ -162,9 +164,9 @@ class Driver:
         except UnresponsiveError as error:
             await self._failed(error.failure)
         except ListPageError as error:
-            await self._failed(Failure("MalformedResponse", str(error)))
+            await self._failed(Failure(MALFORMED_RESPONSE, str(error)))
         else:
-            await self._hand_on(self._reflector.listed(page, observations, self._clock()))
+            await self._apply(self._reflector.listed(page, observations, self._clock()))
 
     async def _watch(self, request: OpenWatch) -> None:
         query = [
@@ -185,12 +187,12 @@ class Driver:
         )
         try:
             async with AsyncExitStack() as exchange:
-                stream = await self._begun(exchange.enter_async_context(opened))
+                stream = await self._response(exchange.enter_async_context(opened))
                 if stream.status != 200:
                     body = await stream.read_error(64 * 1024)
                     await self._failed(_refused(stream.status, stream.headers, body))
                     return
-                await self._hand_on(self._reflector.opened(self._clock()))
+                await self._apply(self._reflector.opened(self._clock()))
                 self._sink.source(self._reflector.status)
                 async with aclosing(stream.chunks()) as chunks:
                     await self._read(chunks)
@@ -199,30 +201,31 @@ class Driver:
         except UnresponsiveError as error:
             await self._failed(error.failure)
         except LineTooLongError as error:
-            await self._failed(Failure("MalformedResponse", str(error)))
+            await self._failed(Failure(MALFORMED_RESPONSE, str(error)))
 
-    async def _begun(self, answer: Awaitable[Stream]) -> Stream:
+    async def _response(self, response: Awaitable[Stream]) -> Stream:
         try:
-            return await self._lifeline.waited(answer, self._clock() + BEGINS_WITHIN_S)
+            return await self._liveness_probe.wait_for(response, self._clock() + WATCH_RESPONSE_TIMEOUT_S)
         except TimeoutError:
-            raise TransportError("timeout", f"the watch did not begin within {BEGINS_WITHIN_S:g} s") from None
+            message = f"no response to the watch request within {WATCH_RESPONSE_TIMEOUT_S:g} s"
+            raise TransportError("timeout", message) from None
 
     async def _read(self, chunks: AsyncIterator[bytes]) -> None:
         lines = Lines()
         try:
-            async with self._lifeline.waiting():
+            async with self._liveness_probe.waiting():
                 while self._reflector.is_reading:
                     deadline = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
-                    chunk = await self._lifeline.wait(anext(chunks, None), deadline)
+                    chunk = await self._liveness_probe.wait(anext(chunks, None), deadline)
                     now = self._clock()
                     if chunk is None:
-                        await self._hand_on(self._ended(now, partial=lines.partial))
+                        await self._apply(self._ended(now, partial=lines.partial))
                         return
                     events = [self._decoder.line(line) for line in lines.feed(chunk)]
-                    await self._hand_on(self._reflector.events(events, now, partial=lines.partial))
+                    await self._apply(self._reflector.events(events, now, partial=lines.partial))
                     self._sink.source(self._reflector.status)
         except TimeoutError:
-            await self._hand_on(self._reflector.silent(self._clock()))
+            await self._apply(self._reflector.silent(self._clock()))
 
     def _ended(self, now: float, *, partial: bool) -> Iterable[SourceEvent]:
         if partial:
@@ -231,74 +234,76 @@ class Driver:
         return self._reflector.ended(now)
 
     async def _failed(self, failure: Failure) -> None:
-        await self._hand_on(self._reflector.failed(failure, self._clock()))
+        await self._apply(self._reflector.failed(failure, self._clock()))
 
-    async def _hand_on(self, findings: Iterable[SourceEvent]) -> None:
+    async def _apply(self, source_events: Iterable[SourceEvent]) -> None:
         read_at = self._clock()
-        portions = self._sink.take(findings, read_at)
-        next(portions, None)  # mostly there is but one, and whatever is waited for next gives others their turn
+        portions = self._sink.take(source_events, read_at)
+        next(portions, None)  # mostly the only one, and the next await lets other tasks run
         for _ in portions:
             await asyncio.sleep(0)
         self._reflector.relist_by(self._sink.relist_at)
         if len(self._pending_deletions) or self._sink.due_at is not None:
-            self._pending.set()
+            self._has_timers.set()
 
-    async def _keep_time(self, tasks: asyncio.TaskGroup) -> None:
-        """Asks about what seems to be gone, and ticks the sink, each when it is due."""
+    # --- timers ---
+
+    async def _run_timers(self, tasks: asyncio.TaskGroup) -> None:
+        """Make confirmation requests and tick the sink, each when it is due."""
         while True:
             self._sink.tick(self._clock())
-            if self._is_believed:
-                for question in self._pending_deletions.questions(self._clock()):
-                    tasks.create_task(self._ask(question), name=f"confirm the deletion of {question.name}")
-            asks_at, ticks_at = self._pending_deletions.next_at, self._sink.due_at
+            if self._is_trusted:
+                for request in self._pending_deletions.take_due(self._clock()):
+                    tasks.create_task(self._confirm(request), name=f"confirm the deletion of {request.name}")
+            confirm_at, tick_at = self._pending_deletions.next_at, self._sink.due_at
             due = min(
-                math.inf if asks_at is None else max(asks_at, self._reflector.trusted_from),
-                math.inf if ticks_at is None else ticks_at,
+                math.inf if confirm_at is None else max(confirm_at, self._reflector.trusted_from),
+                math.inf if tick_at is None else tick_at,
             )
             try:
                 async with asyncio.timeout_at(None if due == math.inf else due):
-                    await self._pending.wait()
+                    await self._has_timers.wait()
             except TimeoutError:
                 pass  # something is due
-            self._pending.clear()
+            self._has_timers.clear()
 
-    async def _ask(self, question: ConfirmationRequest) -> None:
-        verdict = await self._verdict(question.name)
-        if not self._is_believed:
-            verdict = Inconclusive("the source was lost before the answer came")
-        self._sink.answer(question, verdict, self._clock())
-        self._pending.set()
+    async def _confirm(self, request: ConfirmationRequest) -> None:
+        result = await self._confirmed(request.name)
+        if not self._is_trusted:
+            result = Inconclusive("the source was lost before the response came")
+        self._sink.resolve(request, result, self._clock())
+        self._has_timers.set()
 
     @property
-    def _is_believed(self) -> bool:
+    def _is_trusted(self) -> bool:
         return self._clock() >= self._reflector.trusted_from
 
-    async def _verdict(self, name: str) -> ConfirmationResult:
-        verdict = await self._look(name)
-        witnesses = self._sink.witnesses
-        if not isinstance(verdict, NotFound) or not witnesses:
-            return verdict
-        # Whoever says so may be another server, which never had it. Then it has none of the others either.
-        doubt = "who answers has none of the others either, and may be another server"
-        for known, uid in witnesses:
-            there = await self._look(known)
-            if isinstance(there, Found) and there.observation.uid == uid:
-                return verdict
-            if isinstance(there, Inconclusive):
-                doubt = f"who answers may be another server, and can't be asked whether it has {known}: {there.problem}"
-        return Inconclusive(doubt)
+    async def _confirmed(self, name: str) -> ConfirmationResult:
+        result = await self._read_object(name)
+        reference_objects = self._sink.reference_objects
+        if not isinstance(result, NotFound) or not reference_objects:
+            return result
+        # Another server, which never had the object, says so too. But it has none of the others either.
+        problem = "the server has none of the other objects either, and may be another server"
+        for known, uid in reference_objects:
+            found = await self._read_object(known)
+            if isinstance(found, Found) and found.observation.uid == uid:
+                return result
+            if isinstance(found, Inconclusive):
+                problem = f"the server may be another one, and reading {known} from it failed: {found.problem}"
+        return Inconclusive(problem)
 
-    async def _look(self, name: str) -> ConfirmationResult:
+    async def _read_object(self, name: str) -> ConfirmationResult:
         try:
-            # Without a resource version the read is consistent: it shows what is there now, or later.
+            # Without a resource version the read is consistent: it shows the present state or a later one.
             answer = await self._api.get(f"{self._watched.path}/{name}", timeout_s=self._request_timeout_s)
         except TransportError as error:
             return Inconclusive(str(error))
         if answer.status == 200:
             observation = self._decoder.object(answer.body)
-            return Inconclusive("the answer names no object") if observation is None else Found(observation)
-        refused = refusal(answer.body, answer.status)
-        # Only the API server's own word counts: a proxy says 404 as well, and so does a server without the resource.
+            return Inconclusive("the response names no object") if observation is None else Found(observation)
+        refused = error_status(answer.body, answer.status)
+        # Only a Status object is evidence: a proxy says 404 as well, and so does a server without the resource.
         if answer.status == 404 and refused.reason == "NotFound" and refused.name == name:
             return NotFound()
         return Inconclusive(f"{answer.status}: {refused.message}")
@@ -309,11 +314,11 @@ def _lost(error: TransportError) -> Failure:
 
 
 def _refused(status: int, headers: Any, body: bytes) -> Failure:
-    refused = refusal(body, status)
+    refused = error_status(body, status)
     message = f"{status}: {refused.message}" if refused.message else str(status)
     if status in (404, 503) and not refused.reason:
-        # Plain text: an API server that has just started and doesn't serve the resource yet (some say 404 to that), or
-        # what stands before it. The five seconds that one asks for are a hundred times what it needs.
+        # Plain text: an API server that has just started and does not serve the resource yet (some answer 404 then), or
+        # a proxy before it. The Retry-After of five seconds that some send is a hundred times what it needs.
         return Failure("NotServing", message, 503)
     reason = refused.reason or _STATUS_REASONS.get(status, "ServerError" if status >= 500 else "Refused")
     return Failure(reason, message, status, retry_after.seconds(headers.get("Retry-After", ""), datetime.now(UTC)))

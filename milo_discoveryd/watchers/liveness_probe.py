@@ -1,4 +1,4 @@
-"""Waits for an API server, and asks it for a sign of life while nothing comes."""
+"""Waits for an API server's responses, and checks that it is alive while nothing comes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -7,53 +7,56 @@ from typing import Any, Protocol, TypeVar
 
 from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.reflect.liveness_policy import LivenessCheck, LivenessPolicy, LivenessTracker
-from milo_discoveryd.reflect.reflector import UNRESPONSIVE, Failure
+from milo_discoveryd.reflect.messages import UNRESPONSIVE, Failure
 from milo_discoveryd.reusable_timeout import Deadline, deadline
 from milo_discoveryd.watchers.transport import Answer
 
 T = TypeVar("T")
 PATH = "/livez"
 _SILENCE = frozenset({"timeout", "closed"})
-"""A refusal is none: a server that ends takes nobody new, and goes on serving whom it has."""
+"""A refused connection is an answer: a server that shuts down accepts no more, and continues to serve its watches."""
 
 
 class LivenessApi(Protocol):
     async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer: ...
 
     async def drop(self) -> None:
-        """Every connection that there is; the next request makes its own."""
+        """Close every connection; the next request opens a new one."""
 
 
 class UnresponsiveError(Exception):
-    """It is connected, and answers nobody."""
+    """The server accepts connections and answers nothing."""
 
-    def __init__(self, liveness: LivenessPolicy) -> None:
-        asked = f"{liveness.misses} times in a row, {liveness.every_s:g} s apart"
-        self.failure = Failure(UNRESPONSIVE, f"it was asked for {PATH} {asked}, and did not answer")
+    def __init__(self, policy: LivenessPolicy) -> None:
+        checks = f"{policy.misses} requests for {PATH} in a row, {policy.every_s:g} s apart"
+        self.failure = Failure(UNRESPONSIVE, f"the server did not answer {checks}")
         super().__init__(self.failure.message)
 
 
 class LivenessProbe:
-    def __init__(self, api: LivenessApi, liveness: LivenessPolicy, tell: Callable[[str], None]) -> None:
+    def __init__(self, api: LivenessApi, policy: LivenessPolicy, report: Callable[[str], None]) -> None:
         self._api = api
-        self._liveness = liveness
-        self._tell = tell
-        self._vigil = LivenessTracker(liveness)
+        self._policy = policy
+        self._report = report
+        self._tracker = LivenessTracker(policy)
         self._deadline: Deadline | None = None
         self._is_lost = False
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Make the checks that are due, until cancelled."""
         while True:
-            if (look := self._vigil.look(self._clock())) is not None:
-                await self._look(look)
-            await asyncio.sleep(self._vigil.next_at(self._clock()) - self._clock())
+            if (check := self._tracker.take_due(self._clock())) is not None:
+                await self._check(check)
+            await asyncio.sleep(self._tracker.next_at(self._clock()) - self._clock())
 
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
-        """For one wait after another. Raises UnresponsiveError once nobody is there any more, with every connection
-        dropped; TimeoutError where a wait is over."""
+        """Enclose one wait after another.
+
+        Raises TimeoutError at the deadline of a wait, and UnresponsiveError, with every connection closed, when the
+        server does not answer checks.
+        """
         try:
             async with deadline() as self._deadline:
                 yield
@@ -61,37 +64,37 @@ class LivenessProbe:
             if not self._is_lost:
                 raise
             await self._api.drop()
-            raise UnresponsiveError(self._liveness) from None
+            raise UnresponsiveError(self._policy) from None
         finally:
             self._deadline = None
-            self._vigil.end()
+            self._tracker.end_wait()
 
-    async def wait(self, answer: Awaitable[T], until: float | None = None) -> T:
-        """Within `waiting`."""
+    async def wait(self, response: Awaitable[T], until: float | None = None) -> T:
+        """Wait for one response; only within `waiting`."""
         assert self._deadline is not None, "waits are made within `waiting`"
         self._is_lost = False
-        self._vigil.begin(self._clock())
+        self._tracker.start_wait(self._clock())
         if until is not None:
             self._deadline.set(until)
-        found = await answer
+        found = await response
         self._deadline.lift()
-        self._vigil.end()
+        self._tracker.end_wait()
         return found
 
-    async def waited(self, answer: Awaitable[T], until: float | None = None) -> T:
-        """For this one alone."""
+    async def wait_for(self, response: Awaitable[T], until: float | None = None) -> T:
+        """Wait for this response alone."""
         async with self.waiting():
-            return await self.wait(answer, until)
+            return await self.wait(response, until)
 
-    async def _look(self, look: LivenessCheck) -> None:
+    async def _check(self, check: LivenessCheck) -> None:
         result = "answered"
         try:
-            # Whatever is said of the path, and of who asks: somebody is there to say it.
-            await self._api.get(PATH, timeout_s=self._liveness.patience_s)
+            # Any answer will do, whatever its status: somebody is there to give it.
+            await self._api.get(PATH, timeout_s=self._policy.timeout_s)
         except TransportError as error:
             result = error.cause
-        self._tell(result)
-        if self._vigil.told(look, is_silent=result in _SILENCE):
-            assert self._deadline is not None, "only what is waited for can be given up"
+        self._report(result)
+        if self._tracker.result(check, is_silent=result in _SILENCE):
+            assert self._deadline is not None, "only a wait can be given up"
             self._is_lost = True
             self._deadline.give_up()

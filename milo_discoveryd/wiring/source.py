@@ -1,4 +1,4 @@
-"""One source, followed: a driver feeds the fleet, and the fleet is remembered over restarts."""
+"""The source: a driver feeds the fleet, and the state file keeps the fleet over restarts."""
 
 import asyncio
 import time
@@ -15,44 +15,46 @@ from milo_discoveryd.watchers.driver import Driver, SourceApi, WatchedCollection
 
 
 class FleetStore(Protocol):
-    """What outlives the daemon."""
+    """Keeps the fleet over restarts of the daemon."""
 
-    def recall(self) -> StoredFleet | None: ...
+    def load(self) -> StoredFleet | None: ...
 
-    async def keep(self, fleet: Callable[[], Iterable[StoredCluster]], changed: Callable[[], Awaitable[None]]) -> None:
-        """What `fleet` gives, each time that `changed` returns; until it is cancelled."""
+    async def save_changes(
+        self, fleet: Callable[[], Iterable[StoredCluster]], changed: Callable[[], Awaitable[None]]
+    ) -> None:
+        """Save what `fleet` returns each time that `changed` returns, until cancelled."""
 
 
 class Discovery:
-    """`draw` gives random numbers in [0, 1)."""
+    """`jitter` gives random numbers in [0, 1)."""
 
     def __init__(
         self,
         fleet: Fleet,
-        memory: FleetStore | None,
+        store: FleetStore | None,
         *,
         policy: ReflectorPolicy,
-        draw: Callable[[], float],
+        jitter: Callable[[], float],
         connect_timeout_s: float,
         request_timeout_s: float,
     ) -> None:
         self._fleet = fleet
-        self._memory = memory
+        self._store = store
         self._policy = policy
-        self._draw = draw
+        self._jitter = jitter
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self, api: SourceApi, watched: WatchedCollection, decoder: Decoder[Any]) -> None:
-        """Until it is cancelled."""
-        image = None if self._memory is None else self._memory.recall()
-        status = None if image is None else self._restored(image)
+        """Follow the source until cancelled."""
+        stored = None if self._store is None else self._store.load()
+        status = None if stored is None else self._restored(stored)
         driver = Driver(
             api,
             watched,
             decoder=decoder,
-            reflector=Reflector(self._policy, self._draw, self._clock(), status),
+            reflector=Reflector(self._policy, self._jitter, self._clock(), status),
             pending_deletions=self._fleet.pending_deletions,
             sink=self._fleet,
             connect_timeout_s=self._connect_timeout_s,
@@ -60,26 +62,26 @@ class Discovery:
             liveness=self._policy.liveness,
         )
         async with asyncio.TaskGroup() as tasks:
-            if self._memory is not None:
-                tasks.create_task(self._remember(self._memory), name="remember the fleet")
+            if self._store is not None:
+                tasks.create_task(self._save(self._store), name="save the fleet")
             await driver.run()
 
-    def _restored(self, image: StoredFleet) -> SourceStatus:
-        age_s = max(0.0, time.time() - image.written_at)
+    def _restored(self, stored: StoredFleet) -> SourceStatus:
+        age_s = max(0.0, time.time() - stored.written_at)
         status = SourceStatus(
             SourceState.STALE,
             self._clock() - age_s,
             "Restored",
-            "the clusters are as they were when the daemon last ran; the source has not answered since",
+            "the clusters are those of the daemon's last run; the source has not answered since",
         )
         # Without a version, whatever the first list says of an object counts as news.
-        kept = ((Ready(each.uid, "", each.target), each.engaged_at) for each in image.clusters)
-        self._fleet.restore(kept, status)
+        clusters = ((Ready(each.uid, "", each.target), each.engaged_at) for each in stored.clusters)
+        self._fleet.restore(clusters, status)
         return status
 
-    async def _remember(self, memory: FleetStore) -> None:
-        """From the first complete list on: a part of the fleet is not worth remembering."""
-        kept_at = -1
+    async def _save(self, store: FleetStore) -> None:
+        """Save from the first complete list on: a part of the fleet is not worth keeping."""
+        saved_at = -1
 
         def engaged() -> Iterator[StoredCluster]:
             return (
@@ -88,12 +90,12 @@ class Discovery:
                 if (cluster := record.cluster) is not None
             )
 
-        with self._fleet.signal.waiter() as bell:
+        with self._fleet.notifier.waiter() as waiter:
 
             async def changed() -> None:
-                nonlocal kept_at
-                while not self._fleet.synced or self._fleet.log.head == kept_at:
-                    await bell.wait(3600.0)
-                kept_at = self._fleet.log.head
+                nonlocal saved_at
+                while not self._fleet.synced or self._fleet.log.head == saved_at:
+                    await waiter.wait(3600.0)
+                saved_at = self._fleet.log.head
 
-            await memory.keep(engaged, changed)
+            await store.save_changes(engaged, changed)

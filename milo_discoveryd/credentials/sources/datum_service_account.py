@@ -5,10 +5,12 @@ One token is valid for every project of the account, so one mint serves the whol
 
 import time
 from collections.abc import Callable, Collection
+from datetime import UTC, datetime
 
 import aiohttp
 import msgspec
 
+from milo_discoveryd import retry_after
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.files import FileContent
@@ -140,11 +142,9 @@ def _refused(key: ServiceAccountKey, response: aiohttp.ClientResponse, body: byt
         message = f"{key.token_uri} answered with a redirect ({response.status}): correct token_uri"
     else:
         message = f"{key.token_uri} answered {response.status} for {about}"
-    return BackendError(message, retry_after_s=_retry_after(response.headers.get("Retry-After", "")))
-
-
-def _retry_after(value: str) -> float | None:
-    return float(value) if value.isascii() and value.isdigit() and len(value) < 6 else None
+    return BackendError(
+        message, retry_after_s=retry_after.seconds(response.headers.get("Retry-After", ""), datetime.now(UTC))
+    )
 
 
 def _reason(error: Exception) -> str:

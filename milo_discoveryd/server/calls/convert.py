@@ -1,7 +1,5 @@
 """Our values to messages."""
 
-from datetime import UTC, datetime
-
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery._gen import discovery_pb2 as pb
@@ -12,6 +10,7 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.source import SourceStatus
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
+from milo_discoveryd.rfc3339 import rfc3339
 
 _TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in EventType}
 _REASONS = {
@@ -19,7 +18,7 @@ _REASONS = {
     ObjectState.OUTSIDE: pb.Engagement.REASON_OUTSIDE_SELECTOR,
     ObjectState.MALFORMED: pb.Engagement.REASON_MALFORMED,
     ObjectState.UNREACHABLE: pb.Engagement.REASON_UNREACHABLE,
-    ObjectState.GONE: pb.Engagement.REASON_DELETED,
+    ObjectState.DELETED: pb.Engagement.REASON_DELETED,
     ObjectState.READY: pb.Engagement.REASON_ENGAGED,
 }
 
@@ -66,7 +65,7 @@ def engagement(record: ClusterRecord, confirming: str | None) -> pb.Engagement:
         reason = pb.Engagement.REASON_CONFIRMING_DELETION
         message = f"reported as gone, which is being confirmed{': ' + confirming if confirming else ''}"
     elif record.grace_until is not None:
-        message += f"; it stays engaged, in case it is ready again by {_told(record.grace_until)}"
+        message += f"; it stays engaged, in case it is ready again by {rfc3339(record.grace_until)}"
     elif record.state is ObjectState.READY and record.latest is not None:
         message = "its condition is True"
         since = record.latest.engaged_at
@@ -110,10 +109,6 @@ def timestamp(seconds: float) -> Timestamp:
 
 def micros(seconds: float) -> int:
     return round(seconds * 1e6)
-
-
-def _told(wall: float) -> str:
-    return datetime.fromtimestamp(wall, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _reason(of: DisengageReason | None) -> pb.DisengageReason.ValueType:

@@ -89,12 +89,12 @@ class Service:
     def drain(self) -> None:
         """Ends the streams, each after what it is still owed."""
         self._draining.set()
-        self._fleet.signal.ring_now()
+        self._fleet.notifier.notify_now()
 
     def change_rights(self, rights: Rights) -> None:
         """From here on; streams tell at once what that takes away and adds."""
         self._access.rights = rights
-        self._fleet.signal.ring_now()
+        self._fleet.notifier.notify_now()
 
     async def watch_clusters(self, request: pb.WatchClustersRequest, caller: Caller, send: Send) -> None:
         async with self._access.authorize(caller, "WatchClusters") as call:
@@ -152,7 +152,7 @@ class Service:
             if record is None:
                 perhaps = "" if self._fleet.synced else "; no complete list of the source was seen yet"
                 raise NotFoundError("NEVER_SEEN", f"{name} was never seen{perhaps}")
-        suspicion = self._fleet.pending_deletions.why(name)
+        suspicion = self._fleet.pending_deletions.explain(name)
         engagement = convert.engagement(record, None if suspicion is None else suspicion[1])
         if (trouble := self._trouble(record, call)) is not None:
             engagement.message += f"; no new credential for it can be had: {trouble}"

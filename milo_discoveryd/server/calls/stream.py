@@ -1,4 +1,4 @@
-"""One subscriber's stream: waits for its bell, takes what its cursor gives, and sends it."""
+"""One subscriber's stream: waits for its waiter, takes what its cursor gives, and sends it."""
 
 import asyncio
 import math
@@ -98,17 +98,17 @@ class Stream:
         """Ends by an error only: the caller's leaving, a reader that doesn't read, or the daemon's end."""
         try:
             async with deadline() as self._patience:
-                with self._fleet.signal.waiter() as bell, self._rotating(bell):
-                    await self._follow(bell)
+                with self._fleet.notifier.waiter() as waiter, self._rotating(waiter):
+                    await self._follow(waiter)
         except TimeoutError:
             raise StalledError(
                 "STALLED", f"nothing was read from the stream for {self._stalled_s:g} s; resume when ready"
             ) from None
 
-    async def _follow(self, bell: Waiter) -> None:
+    async def _follow(self, waiter: Waiter) -> None:
         while self._must_wait():
             await self._tell(Batch(Frames(), 0, synced=False))
-            await self._wait(bell)
+            await self._wait(waiter)
         self._follow_rights()
         resume = await self._resume_from()
         overhead = KUBECONFIG_BYTES if self._rotation else 0
@@ -121,7 +121,7 @@ class Stream:
         while True:
             self._follow_rights()
             batch = cursor.take()
-            if batch is not None and batch.is_news:
+            if batch is not None and batch.is_sendable:
                 await self._tell_changes(batch)
             elif batch is not None:
                 await asyncio.sleep(0)
@@ -130,7 +130,7 @@ class Stream:
             elif self._source_changed() or self._clock() >= self._sent_at + self._asked.heartbeat_s:
                 await self._tell(Batch(Frames(), cursor.revision))
             else:
-                await self._wait(bell)
+                await self._wait(waiter)
 
     def _follow_rights(self) -> None:
         """Before anything is taken, so that nothing is told by rights that are over."""
@@ -141,7 +141,7 @@ class Stream:
         if shown.fingerprint != self._shown.fingerprint:
             self._shown = shown
             if self.cursor is not None:
-                self.cursor.turn(shown)
+                self.cursor.change_view(shown)
         if self._rotation is not None:
             self._rotation.turn(shown)
 
@@ -150,10 +150,10 @@ class Stream:
         then, and they would seem gone."""
         return not self._fleet.synced or (self._fleet.is_restored and self._knew_another_run)
 
-    def _rotating(self, bell: Waiter) -> AbstractContextManager[None]:
-        return self._rotation.following(bell.ring) if self._rotation else nullcontext()
+    def _rotating(self, waiter: Waiter) -> AbstractContextManager[None]:
+        return self._rotation.following(waiter.wake) if self._rotation else nullcontext()
 
-    async def _wait(self, bell: Waiter) -> None:
+    async def _wait(self, waiter: Waiter) -> None:
         """With nothing left to send: until a heartbeat or a kubeconfig is due, or there is something.
 
         Who has no rights any more is told first what that took away.
@@ -166,7 +166,7 @@ class Stream:
                 "SHUTTING_DOWN", "the daemon is shutting down; keep every cluster and resume", retry_after_s=RETRY_S
             )
         heartbeat_in_s = self._sent_at + self._asked.heartbeat_s - self._clock()
-        await bell.wait(max(0.0, min(heartbeat_in_s, self._rotation.due_in_s if self._rotation else math.inf)))
+        await waiter.wait(max(0.0, min(heartbeat_in_s, self._rotation.due_in_s if self._rotation else math.inf)))
 
     async def _tell_changes(self, batch: Batch) -> None:
         is_live = self._source is not None and not batch.reset and batch.synced
@@ -175,7 +175,7 @@ class Stream:
         else:
             await self._tell(batch)
         if batch.frames:
-            read_at = self._fleet.signal.read_at(batch.revision) if is_live else None
+            read_at = self._fleet.notifier.read_at(batch.revision) if is_live else None
             self._tally.batch_sent(None if read_at is None else self._sent_at - read_at)
 
     async def _tell(self, batch: Batch) -> None:

@@ -18,8 +18,8 @@ from milo_discoveryd.kubeconfigs.rendering import ServerTrust
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import NotReady, Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
+from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_discoveryd.reflect.pending_deletions import PendingDeletions
-from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention

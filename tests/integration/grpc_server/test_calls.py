@@ -13,8 +13,8 @@ from grpc_status import rpc_status
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.reflect.messages import DeletionReported
 from milo_discoveryd.reflect.pending_deletions import NotFound
-from milo_discoveryd.reflect.reflector import DeletionReported
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls.service import CLUSTERS_PER_STEP, NAME
 from tests.integration.grpc_server.conftest import EPOCH, World, not_ready, ready, told
@@ -132,8 +132,8 @@ async def test_get_tells_of_a_deletion_that_is_not_certain_yet(world: World) -> 
     world.found(DeletionReported("alpha", "uid-alpha"))
     async with world.client() as stub:
         doubtful = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
-        (question,) = world.fleet.pending_deletions.questions(float("inf"))
-        world.fleet.answer(question, NotFound(), 0.0)
+        (question,) = world.fleet.pending_deletions.take_due(float("inf"))
+        world.fleet.resolve(question, NotFound(), 0.0)
         certain = await stub.GetCluster(pb.GetClusterRequest(name="alpha"))
     assert doubtful.engagement.engaged
     assert doubtful.engagement.reason == pb.Engagement.REASON_CONFIRMING_DELETION

@@ -222,8 +222,8 @@ async def test_a_subscriber_that_leaves_leaves_nothing_behind(world: World) -> N
     world.listed(ready("alpha"))
     async with world.subscriber() as subscriber:
         await subscriber.until_synced()
-        assert len(world.service.streams) == len(world.fleet.signal) == 1
-    await eventually(lambda: not world.service.streams and not len(world.fleet.signal))
+        assert len(world.service.streams) == len(world.fleet.notifier) == 1
+    await eventually(lambda: not world.service.streams and not len(world.fleet.notifier))
 
 
 async def test_kubeconfigs_are_refused_while_no_source_of_them_is_configured(world: World) -> None:

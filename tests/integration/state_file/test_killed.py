@@ -52,12 +52,12 @@ def test_at_whatever_line_it_dies_there_is_one_image_or_the_other_and_the_next_c
     def start_over() -> None:
         (tmp_path / FILE).unlink(missing_ok=True)
         if before:
-            assert keeper._write(StoredFleet(ORIGIN, 0.0, tuple(map(kept, before))), was_well=True)
+            assert keeper._write(StoredFleet(ORIGIN, 0.0, tuple(map(kept, before))), last_succeeded=True)
 
     found: list[list[str]] = []
     start_over()
     for _ in deaths(DYING, tmp_path):
-        image = keeper.recall()
+        image = keeper.load()
         found.append([] if image is None else [each.target.name for each in image.clusters])
         start_over()
     assert found == sorted(found, key=lambda names: names == ["another"])
@@ -75,7 +75,7 @@ def test_a_file_that_was_being_written_is_one_image_or_the_other(tmp_path: Path,
     writer.kill()
     writer.wait()
     writer.stdout.close()
-    image = StateFile(tmp_path, ORIGIN).recall()
+    image = StateFile(tmp_path, ORIGIN).load()
     assert image is not None
     assert len({kept.target.name.split("-")[0] for kept in image.clusters}) == 1
     assert len(image.clusters) == 500

@@ -33,7 +33,7 @@ class Fleet:
 
 @asynccontextmanager
 async def running(keeper: StateFile, fleet: Fleet) -> AsyncIterator[None]:
-    task = asyncio.create_task(keeper.keep(lambda: fleet.clusters, fleet.changed))
+    task = asyncio.create_task(keeper.save_changes(lambda: fleet.clusters, fleet.changed))
     try:
         yield
     finally:
@@ -44,7 +44,7 @@ async def running(keeper: StateFile, fleet: Fleet) -> AsyncIterator[None]:
 
 def recalled(directory: Path) -> Callable[[], list[str]]:
     def names() -> list[str]:
-        image = StateFile(directory, ORIGIN).recall()
+        image = StateFile(directory, ORIGIN).load()
         return [] if image is None else [each.target.name for each in image.clusters]
 
     return names
@@ -52,7 +52,7 @@ def recalled(directory: Path) -> Callable[[], list[str]]:
 
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(state_file, "EVERY_S", 0.001)
+    monkeypatch.setattr(state_file, "WRITE_INTERVAL_S", 0.001)
 
 
 async def test_what_changed_is_written_and_found_by_the_next_daemon(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ async def test_what_changed_is_written_and_found_by_the_next_daemon(tmp_path: Pa
 async def test_the_last_state_is_written_at_the_end_however_recent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state_file, "EVERY_S", 3600.0)
+    monkeypatch.setattr(state_file, "WRITE_INTERVAL_S", 3600.0)
     fleet, names = Fleet(), recalled(tmp_path)
     async with running(StateFile(tmp_path, ORIGIN), fleet):
         fleet.now_holds(kept("alpha"))
@@ -96,13 +96,13 @@ async def test_the_file_is_nobody_elses_and_nothing_lies_beside_it(tmp_path: Pat
 
 
 def test_nothing_kept_is_nothing_recalled(tmp_path: Path) -> None:
-    assert StateFile(tmp_path, ORIGIN).recall() is None
+    assert StateFile(tmp_path, ORIGIN).load() is None
 
 
 @pytest.mark.parametrize("content", [b"", b"junk"])
 def test_what_cannot_be_relied_on_is_not_recalled(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE).write_bytes(content)
-    assert StateFile(tmp_path, ORIGIN).recall() is None
+    assert StateFile(tmp_path, ORIGIN).load() is None
 
 
 async def test_another_source_s_state_is_not_recalled_and_is_replaced(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ async def test_another_source_s_state_is_not_recalled_and_is_replaced(tmp_path: 
     async with running(StateFile(tmp_path, StateOrigin("https://other.test", "project")), fleet):
         fleet.now_holds(kept("alpha"))
         await eventually((tmp_path / FILE).exists)
-    assert StateFile(tmp_path, ORIGIN).recall() is None
+    assert StateFile(tmp_path, ORIGIN).load() is None
 
 
 async def test_a_directory_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:

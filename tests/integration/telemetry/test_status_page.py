@@ -100,7 +100,9 @@ def test_a_cluster_has_its_state_and_where_it_is_or_what_is_wrong() -> None:
 
 
 def test_changes_have_their_reasons() -> None:
-    gone = Happening(at=NOW - 60, type="DISENGAGED", cluster="alpha", reason="DELETED", message="the object is gone")
+    gone = Happening(
+        at=NOW - 60, type="DISENGAGED", cluster="alpha", reason="DELETED", message="the object was deleted"
+    )
     assert "1 min ago DISENGAGED alpha DELETED: the object is gone" in read(status(happenings=(gone,))).words
 
 

@@ -55,7 +55,7 @@ def expired() -> bytes:
     return line("ERROR", {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"})
 
 
-def refusal(status: int, reason: str, name: str = "") -> web.Response:
+def error_status(status: int, reason: str, name: str = "") -> web.Response:
     body = {"kind": "Status", "code": status, "reason": reason, "message": reason, "details": {"name": name}}
     return web.json_response(body, status=status)
 
@@ -128,7 +128,7 @@ def answering(make: Callable[[], web.Response]) -> Answer:
 
 
 def gone(name: str) -> Answer:
-    return answering(lambda: refusal(404, "NotFound", name=name))
+    return answering(lambda: error_status(404, "NotFound", name=name))
 
 
 def listing(version: int, *objects: dict[str, object], more: str = "") -> Answer:
@@ -228,7 +228,7 @@ async def test_a_streaming_list_engages_what_is_ready_and_goes_on_as_a_watch() -
 
 async def test_a_server_without_streaming_lists_is_read_in_pages() -> None:
     played = Played()
-    played.watches = [answering(lambda: refusal(422, "Invalid")), Said()]
+    played.watches = [answering(lambda: error_status(422, "Invalid")), Said()]
     played.lists = [listing(7, project("alpha", 1), more="page-2"), listing(7, project("beta", 2))]
     async with running(played) as run:
         await run.synced()
@@ -296,7 +296,7 @@ async def test_a_deletion_is_told_once_the_server_says_that_the_object_is_not_th
     played = Played()
     watch = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
     played.watches = [watch]
-    played.looks = [answering(lambda: refusal(404, "NotFound", name="alpha"))]
+    played.looks = [answering(lambda: error_status(404, "NotFound", name="alpha"))]
     async with running(played) as run:
         await run.synced()
         watch.say(line("DELETED", project("alpha", 6)))
@@ -307,8 +307,8 @@ async def test_a_deletion_is_told_once_the_server_says_that_the_object_is_not_th
     "unsure",
     [
         lambda: web.Response(status=404, text="nginx: not found"),
-        lambda: refusal(404, "NotFound"),
-        lambda: refusal(403, "Forbidden"),
+        lambda: error_status(404, "NotFound"),
+        lambda: error_status(403, "Forbidden"),
         lambda: web.Response(status=502, text="bad gateway"),
     ],
     ids=["a proxy's 404", "no such resource", "no rights", "a broken gateway"],
@@ -326,7 +326,7 @@ async def test_an_answer_that_proves_nothing_is_asked_again_and_the_cluster_stay
         watch.say(line("DELETED", project("alpha", 6)))
         await asked.asked.wait()
         assert run.told == ["ENGAGED alpha"]
-        assert run.fleet.pending_deletions.why("alpha") is not None
+        assert run.fleet.pending_deletions.explain("alpha") is not None
 
 
 async def test_a_server_that_has_none_of_the_others_either_is_not_believed_that_one_is_gone() -> None:
@@ -340,7 +340,7 @@ async def test_a_server_that_has_none_of_the_others_either_is_not_believed_that_
         watch.say(line("DELETED", project("alpha", 6)))
         await eventually(lambda: again.asked.is_set() or len(run.told) > 3)
         assert run.told == ["ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma"]
-        why = run.fleet.pending_deletions.why("alpha")
+        why = run.fleet.pending_deletions.explain("alpha")
         assert why is not None
         assert why[1] == "who answers has none of the others either, and may be another server"
 
@@ -350,12 +350,12 @@ async def test_where_the_others_can_not_be_asked_about_that_is_what_is_said() ->
     watch = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True))
     again = Said()
     played.watches = [watch]
-    played.looks = [gone("alpha"), answering(lambda: refusal(403, "Forbidden")), gone("gamma"), again]
+    played.looks = [gone("alpha"), answering(lambda: error_status(403, "Forbidden")), gone("gamma"), again]
     async with running(played) as run:
         await run.synced()
         watch.say(line("DELETED", project("alpha", 6)))
         await again.asked.wait()
-        why = run.fleet.pending_deletions.why("alpha")
+        why = run.fleet.pending_deletions.explain("alpha")
         assert why is not None
         assert why[1].startswith("who answers may be another server, and can't be asked whether it has beta: 403: ")
 
@@ -393,7 +393,7 @@ async def test_an_answer_that_comes_after_the_source_was_lost_is_not_believed() 
     async def late(request: web.Request) -> web.StreamResponse:
         asked.set()
         await may_answer.wait()
-        return refusal(404, "NotFound", name="alpha")
+        return error_status(404, "NotFound", name="alpha")
 
     played.watches, played.looks = [first, second], [late]
     async with running(played) as run:
@@ -403,7 +403,7 @@ async def test_an_answer_that_comes_after_the_source_was_lost_is_not_believed() 
         first.say(expired())
         await second.asked.wait()
         may_answer.set()
-        await eventually(lambda: (run.fleet.pending_deletions.why("alpha") or (0, ""))[1] == LOST)
+        await eventually(lambda: (run.fleet.pending_deletions.explain("alpha") or (0, ""))[1] == LOST)
         second.say(line("ADDED", project("alpha", 1)) + bookmark(9, ends_list=True))
         await eventually(lambda: not len(run.fleet.pending_deletions))
         assert run.told == ["ENGAGED alpha"]
@@ -461,14 +461,14 @@ async def test_wherever_it_is_cancelled_it_ends_at_once_and_leaves_nothing_open(
         case "head of the list":
             played.watches = [silent]
         case "list":
-            played.watches, played.lists = [answering(lambda: refusal(422, "Invalid"))], [silent]
+            played.watches, played.lists = [answering(lambda: error_status(422, "Invalid"))], [silent]
         case "watch":
             played.watches = [watch]
         case "look":
             played.watches, played.looks = [watch], [silent]
             watch.say(line("DELETED", project("alpha", 6)))
         case "back-off":
-            played.watches = [answering(lambda: refusal(500, "InternalError"))]
+            played.watches = [answering(lambda: error_status(500, "InternalError"))]
     async with running(played, ReflectorPolicy(backoff=Backoff(first_s=3600, cap_s=3600))) as run:
         match where:
             case "watch":

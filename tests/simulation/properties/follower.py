@@ -4,21 +4,18 @@ from collections.abc import Callable, Iterable
 
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.pending_deletions import Found, Inconclusive, NotFound, PendingDeletions
-from milo_discoveryd.reflect.reflector import (
+from milo_discoveryd.reflect.messages import (
     Failure,
     FetchPage,
     ListEnded,
     ListStarted,
-    Opening,
     OpenWatch,
     ReadWatch,
-    Reflector,
-    ReflectorPolicy,
     SourceEvent,
     Wait,
-    Watching,
 )
+from milo_discoveryd.reflect.pending_deletions import Found, Inconclusive, NotFound, PendingDeletions
+from milo_discoveryd.reflect.reflector import Opening, Reflector, ReflectorPolicy, Watching
 from milo_discoveryd.reflect.wire import Decoder, Lines
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import Intake
@@ -38,7 +35,7 @@ class Follower:
         policy = ReflectorPolicy(streaming_lists=streaming, page_size=page_size, backoff=Backoff(1.0, 4.0))
         self.reflector = Reflector(policy, lambda: 0.0, self.now)
         self.registry = Registry(readable_log(), grace_s)
-        self.pending_deletions = PendingDeletions(lambda: 0.0, at_once=2, backoff=Backoff(1.0, 4.0))
+        self.pending_deletions = PendingDeletions(lambda: 0.0, concurrency=2, backoff=Backoff(1.0, 4.0))
         self.intake = Intake(self.registry, self.pending_deletions)
         self.done: list[Event] = []
         """All that was told, once the first list was complete."""
@@ -77,15 +74,15 @@ class Follower:
         self._found(self.reflector.silent(self.now))
 
     def asks(self, *, answered: bool = True) -> None:
-        for question in self.pending_deletions.questions(self.now):
+        for question in self.pending_deletions.take_due(self.now):
             body = self.server.look(question.name)
             found = None if body is None else self.decoder.object(body)
             answer = NotFound() if found is None else Found(found)
             told = answer if answered else Inconclusive("503")
-            self.done += self.intake.answer(question, told, at(self.now))
+            self.done += self.intake.resolve(question, told, at(self.now))
 
     def ticks(self) -> None:
-        self.done += self.registry.due(at(self.now))
+        self.done += self.registry.end_overdue(at(self.now))
 
     def settle(self, enough: Callable[[], bool]) -> None:
         """Goes on, with nothing going wrong any more, until it is enough."""

@@ -105,12 +105,12 @@ class Fleet(Pictured):
 
     @initialize(
         batch_bytes=st.sampled_from([900, 1, 1 << 20]),
-        left_places=st.sampled_from([1, 3, 1000]),
+        stale_slots=st.sampled_from([1, 3, 1000]),
         remembered=st.sampled_from([0, 3, 1000, 1000]),
         filters=st.lists(FILTERS, min_size=2, max_size=4),
     )
-    def begin(self, batch_bytes: int, left_places: int, remembered: int, filters: list[Filter]) -> None:
-        self.log = readable_log(Retention(remembered, 60.0), batch_bytes, left_places)
+    def begin(self, batch_bytes: int, stale_slots: int, remembered: int, filters: list[Filter]) -> None:
+        self.log = readable_log(Retention(remembered, 60.0), batch_bytes, stale_slots)
         self.in_one_piece = batch_bytes == 1 << 20
         self.readers = [Reader(self, wanted, None, {}) for wanted in filters]
 

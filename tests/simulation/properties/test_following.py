@@ -5,7 +5,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from milo_discoveryd.reflect.reflector import Failure, Watching
+from milo_discoveryd.reflect.messages import Failure
+from milo_discoveryd.reflect.reflector import Watching
 from milo_discoveryd.registry.events import EventType
 from tests.simulation.properties.api_server import Server, Thing, line
 from tests.simulation.properties.follower import EXPIRED, UNAVAILABLE, Follower
@@ -212,7 +213,7 @@ class Life(RuleBasedStateMachine):
     @property
     def has_met_bookmarks(self) -> bool:
         """Without them nobody can tell a version of the future from a quiet server."""
-        return self.follower.reflector._bookmarks_seen
+        return self.follower.reflector.trust.sends_bookmarks
 
     @property
     def goes_on_from_the_last_it_was_told(self) -> bool:

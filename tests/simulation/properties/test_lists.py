@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from milo_discoveryd.reflect.pending_deletions import PendingDeletions
-from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted, SourceEvent
 from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.registry import ClusterRecord, Registry
 from tests.unit.registry.fleets import at, malformed, not_ready, ready, registry
@@ -53,10 +53,10 @@ def test_the_same_list_again_changes_nothing(before: list[Observation], listed: 
     source.take(findings(before))
     source.take(findings(listed))
     head = source.registry.log.head
-    asked = source.pending_deletions.questions(0.0)
+    asked = source.pending_deletions.take_due(0.0)
     assert source.take(findings(listed)) == 0
     assert source.registry.log.head == head
-    assert source.pending_deletions.questions(0.0) == []
+    assert source.pending_deletions.take_due(0.0) == []
     assert {question.name for question in asked} == {each.name for each in before} - {each.name for each in listed}
 
 
@@ -86,4 +86,4 @@ def test_a_list_that_is_given_up_changes_nothing(before: list[Observation], list
     assert source.records() == untouched.records()
     source.take(findings(before))
     assert source.registry.log.head == untouched.registry.log.head
-    assert source.pending_deletions.questions(0.0) == []
+    assert source.pending_deletions.take_due(0.0) == []

@@ -62,7 +62,7 @@ class Reader:
     def may_see(self, scope: ClusterScope) -> None:
         self.scopes.append(scope)
         self.wanted = scoped(self.asked, scope)
-        self.cursor.turn(self.wanted)
+        self.cursor.change_view(self.wanted)
 
     def take(self) -> bool:
         batch = self.cursor.take()

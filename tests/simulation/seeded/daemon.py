@@ -55,7 +55,7 @@ class Traits(msgspec.Struct, frozen=True):
     page_size: int
     grace_s: float
     batch_bytes: int
-    left_places: int
+    stale_slots: int
     """The change log is swept after so many."""
     tombstones: int
     """Revisions are remembered for so many ends, and no longer than a minute where these are few."""
@@ -74,7 +74,7 @@ class Traits(msgspec.Struct, frozen=True):
             page_size=random.choice((1, 2, 500)),
             grace_s=random.choice((0.0, 0.0, 20.0)),
             batch_bytes=random.choice((200, 1000, 1 << 20)),
-            left_places=random.choice((1, 5, 1000)),
+            stale_slots=random.choice((1, 5, 1000)),
             tombstones=random.choice((3, 10_000)),
             has_memory=random.random() < 0.5,
             token_life_s=random.choice((60.0, 300.0, 1000.0)),
@@ -89,7 +89,7 @@ class Disk:
         self.is_killed = False
         self._note = note
 
-    def recall(self) -> StoredFleet | None:
+    def load(self) -> StoredFleet | None:
         if self.data is None:
             return None
         try:
@@ -100,7 +100,9 @@ class Disk:
         self._note("restored:", *sorted(kept.target.name for kept in image.clusters))
         return image
 
-    async def keep(self, fleet: Callable[[], Iterable[StoredCluster]], changed: Callable[[], Awaitable[None]]) -> None:
+    async def save_changes(
+        self, fleet: Callable[[], Iterable[StoredCluster]], changed: Callable[[], Awaitable[None]]
+    ) -> None:
         self.is_killed = False
         await changed()
         try:
@@ -198,7 +200,7 @@ class Daemon:
         self.ledger = Ledger(note, epoch)
         retention = Retention(traits.tombstones, 60.0 if traits.forgets else 3600.0)
         self.fleet = Fleet(
-            ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.left_places),
+            ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots),
             PendingDeletions(random.random),
             self.ledger,
             not_ready_grace_s=traits.grace_s,
@@ -223,11 +225,11 @@ class Daemon:
             issuer,
             access=access,
             seal=TokenSigner(b"the same for all"),
-            draw=random.random,
+            jitter=random.random,
         )
         policy = ReflectorPolicy(streaming_lists=traits.streaming, page_size=traits.page_size)
         discovery = Discovery(
-            self.fleet, disk, policy=policy, draw=random.random, connect_timeout_s=10.0, request_timeout_s=30.0
+            self.fleet, disk, policy=policy, jitter=random.random, connect_timeout_s=10.0, request_timeout_s=30.0
         )
         watched = WatchedCollection(PATH, "in=yes")
         self._discovering = asyncio.create_task(discovery.run(api, watched, Decoder(KubeObject, observe)), name=epoch)
@@ -246,7 +248,7 @@ class Daemon:
             max_ttl_s=CAP_S,
             default_ttl_s=600.0,
             concurrency=3,
-            draw=random.random,
+            jitter=random.random,
             wall=_wall,
         )
 

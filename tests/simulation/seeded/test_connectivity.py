@@ -19,8 +19,8 @@ from milo_discoveryd.connectivity.schedule import (
     ProbeSchedule,
 )
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted
 from milo_discoveryd.reflect.pending_deletions import PendingDeletions
-from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
@@ -60,7 +60,7 @@ class World:
         self._clock = asyncio.get_running_loop().time
         self.fleet = Fleet(ChangeLog(encoder("0" * 16), Retention()), PendingDeletions(lambda: 0.0), self.told)
         schedule = ProbeSchedule(policy, lambda: 0.5)
-        prober = Prober(schedule, self._ask, self._tell, self.told, self.fleet.registry.is_probed)
+        prober = Prober(schedule, self._ask, self._tell, self.told, self.fleet.registry.needs_probe)
         self.fleet.on(EventType.ENGAGED, prober.engaged)
         self.fleet.on(EventType.UPDATED, prober.updated)
         self.fleet.on(EventType.DISENGAGED, prober.disengaged)
@@ -81,7 +81,7 @@ class World:
 
     def _tell(self, verdict: ConnectivityChange) -> None:
         self.reached.setdefault(verdict.name, self._clock())
-        self.fleet.probed(verdict)
+        self.fleet.connectivity_changed(verdict)
 
 
 def play(scene: Callable[[World], Awaitable[None]], policy: ProbePolicy) -> None:

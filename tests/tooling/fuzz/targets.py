@@ -11,7 +11,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd import yaml_document
+from milo_discoveryd import retry_after, yaml_document
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.authentication import kubeconfig, kubeconfig_schema
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand, read_answer
@@ -28,7 +28,6 @@ from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.modes.mode import Setting, WatchedMode
 from milo_discoveryd.modes.project import ProjectMode
 from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
-from milo_discoveryd.reflect import retry_after
 from milo_discoveryd.reflect.wire import (
     Bookmark,
     Decoder,
@@ -40,7 +39,7 @@ from milo_discoveryd.reflect.wire import (
     ObjectSeen,
     Undecodable,
     UnknownEvent,
-    refusal,
+    error_status,
 )
 from milo_discoveryd.server.calls import requests, revision
 from milo_discoveryd.server.calls.grpc_errors import CallError
@@ -125,7 +124,7 @@ def pages(data: bytes) -> None:
 
 @target
 def refusals(data: bytes) -> None:
-    refused = refusal(data, 503)
+    refused = error_status(data, 503)
     assert len(refused.message) <= 600
     refused.message.encode()
 

@@ -141,7 +141,7 @@ async def test_a_cluster_that_goes_just_before_it_is_asked_ends_nothing(world: W
     await eventually(lambda: world.states == {"beta": ConnectivityState.REACHABLE})
 
 
-async def test_one_that_is_given_up_is_asked_until_nobody_wants_to_know(world: World) -> None:
+async def test_one_that_disengages_is_asked_until_nobody_wants_to_know(world: World) -> None:
     world.answer = ProbeFailed("dns", "no such host")
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: len(world.asked) > 1)

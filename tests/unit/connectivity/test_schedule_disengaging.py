@@ -31,7 +31,7 @@ class World:
             for probe in self.schedule.due(self.now):
                 outcome = self.away.get(probe.name, ProbeReached())
                 for verdict in self.schedule.told(probe, outcome, Moment(1000.0 + self.now, self.now)):
-                    if verdict.is_given_up:
+                    if verdict.disengages:
                         self.given_up.setdefault(verdict.name, self.now)
             after = self.schedule.next_at
             if after is None or after > until:
@@ -40,7 +40,7 @@ class World:
             self.now = max(self.now, after)
 
 
-def test_one_that_stays_unreachable_is_given_up_after_the_time_that_is_set() -> None:
+def test_one_that_stays_unreachable_disengages_after_the_time_that_is_set() -> None:
     world = World(well=9)
     world.engage("alpha", away=SICK)
     world.run(1200.0)
@@ -108,7 +108,7 @@ def test_a_host_of_its_own_that_is_gone_is_the_cluster_that_is_gone() -> None:
         (100, 0, False),
     ],
 )
-def test_nobody_is_given_up_while_too_many_are_away(away: int, well: int, given_up: bool) -> None:
+def test_nobody_disengages_while_too_many_are_away(away: int, well: int, given_up: bool) -> None:
     world = World(well=well)
     for number in range(away):
         world.engage(f"away-{number}", away=SICK)

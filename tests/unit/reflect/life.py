@@ -3,15 +3,8 @@
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.reflector import (
-    Failure,
-    FetchPage,
-    OpenWatch,
-    Reflector,
-    ReflectorPolicy,
-    Request,
-    SourceEvent,
-)
+from milo_discoveryd.reflect.messages import Failure, FetchPage, OpenWatch, Request, SourceEvent
+from milo_discoveryd.reflect.reflector import Reflector, ReflectorPolicy
 from milo_discoveryd.reflect.wire import Bookmark, ErrorStatus, ListPage, ObjectSeen, WatchEvent
 from tests.unit.reflect.lines import seen
 

@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.reflector import (
+from milo_discoveryd.reflect.messages import (
     EventIgnored,
     Failure,
     FetchPage,
@@ -13,12 +13,11 @@ from milo_discoveryd.reflect.reflector import (
     ObjectChanged,
     OpenWatch,
     ReadWatch,
-    Reflector,
-    ReflectorPolicy,
     Relisting,
     Unlisted,
     Wait,
 )
+from milo_discoveryd.reflect.reflector import Reflector, ReflectorPolicy
 from milo_discoveryd.reflect.wire import Bookmark, ListPage, ObjectRemoved, Undecodable, UnknownEvent
 from tests.unit.reflect.life import (
     CUT,
@@ -236,7 +235,7 @@ def test_a_streaming_list_that_is_cut_is_begun_again_after_a_wait() -> None:
     assert life.request == STREAMED_LIST
 
 
-@pytest.mark.parametrize("failure", [CUT, Failure("Undecodable", "not an event")])
+@pytest.mark.parametrize("failure", [CUT, Failure("MalformedResponse", "not an event")])
 def test_a_streaming_list_that_breaks_twice_gives_way_to_pages(failure: Failure) -> None:
     life = Life(STREAMING)
     life.opened()

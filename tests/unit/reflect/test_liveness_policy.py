@@ -5,30 +5,30 @@ from milo_discoveryd.reflect.liveness_policy import LivenessCheck, LivenessPolic
 
 def silent_from(began: float = 0.0) -> LivenessTracker:
     vigil = LivenessTracker(LivenessPolicy())
-    vigil.begin(began)
+    vigil.start_wait(began)
     return vigil
 
 
 def looked(vigil: LivenessTracker, now: float) -> LivenessCheck:
-    look = vigil.look(now)
+    look = vigil.take_due(now)
     assert look is not None, f"nothing to do at {now}"
     return look
 
 
 def test_nothing_is_asked_while_nothing_is_waited_for() -> None:
     vigil = LivenessTracker(LivenessPolicy())
-    assert vigil.look(1000.0) is None
+    assert vigil.take_due(1000.0) is None
     assert vigil.next_at(1000.0) == 1015.0
 
 
 def test_it_is_asked_after_fifteen_seconds_of_silence_and_then_every_fifteen() -> None:
     vigil = silent_from(100.0)
     assert vigil.next_at(107.0) == 115.0
-    assert vigil.look(114.9) is None
-    assert vigil.look(115.0) == LivenessCheck(1)
-    assert vigil.look(115.0) is None
+    assert vigil.take_due(114.9) is None
+    assert vigil.take_due(115.0) == LivenessCheck(1)
+    assert vigil.take_due(115.0) is None
     assert vigil.next_at(120.0) == 130.0
-    assert vigil.look(130.0) == LivenessCheck(1)
+    assert vigil.take_due(130.0) == LivenessCheck(1)
 
 
 def test_a_server_that_stops_is_given_up_within_a_minute_whenever_it_stops() -> None:
@@ -38,34 +38,34 @@ def test_a_server_that_stops_is_given_up_within_a_minute_whenever_it_stops() -> 
         while given_up_at is None:
             now = vigil.next_at(now)
             is_silent = now >= stopped_at
-            answered_at = now + liveness.patience_s if is_silent else now
-            if vigil.told(looked(vigil, now), is_silent=is_silent):
+            answered_at = now + liveness.timeout_s if is_silent else now
+            if vigil.result(looked(vigil, now), is_silent=is_silent):
                 given_up_at = answered_at
         assert 35.0 <= given_up_at - stopped_at <= 50.0
 
 
 def test_whatever_is_heard_in_between_makes_it_begin_again() -> None:
     vigil = silent_from()
-    assert not vigil.told(looked(vigil, 15.0), is_silent=True)
-    assert not vigil.told(looked(vigil, 30.0), is_silent=True)
-    vigil.end()
-    vigil.begin(31.0)
-    assert vigil.look(45.0) is None
-    assert not vigil.told(looked(vigil, 46.0), is_silent=True)
+    assert not vigil.result(looked(vigil, 15.0), is_silent=True)
+    assert not vigil.result(looked(vigil, 30.0), is_silent=True)
+    vigil.end_wait()
+    vigil.start_wait(31.0)
+    assert vigil.take_due(45.0) is None
+    assert not vigil.result(looked(vigil, 46.0), is_silent=True)
 
 
 def test_an_answer_in_between_makes_it_begin_again() -> None:
     vigil = silent_from()
     for now, is_silent in ((15.0, True), (30.0, True), (45.0, False), (60.0, True), (75.0, True)):
-        assert not vigil.told(looked(vigil, now), is_silent=is_silent)
-    assert vigil.told(looked(vigil, 90.0), is_silent=True)
+        assert not vigil.result(looked(vigil, now), is_silent=is_silent)
+    assert vigil.result(looked(vigil, 90.0), is_silent=True)
 
 
 def test_what_comes_of_a_look_after_the_wait_that_it_was_made_for_says_nothing_of_the_next() -> None:
     vigil = LivenessTracker(LivenessPolicy(misses=1))
-    vigil.begin(0.0)
+    vigil.start_wait(0.0)
     look = looked(vigil, 15.0)
-    vigil.end()
-    assert not vigil.told(look, is_silent=True)
-    vigil.begin(16.0)
-    assert not vigil.told(look, is_silent=True)
+    vigil.end_wait()
+    assert not vigil.result(look, is_silent=True)
+    vigil.start_wait(16.0)
+    assert not vigil.result(look, is_silent=True)

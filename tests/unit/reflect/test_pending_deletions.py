@@ -19,71 +19,71 @@ def pending_deletions(at_once: int = 20) -> PendingDeletions:
 
 
 def asked(of: PendingDeletions, now: float = 0.0) -> ConfirmationRequest:
-    (question,) = of.questions(now)
+    (question,) = of.take_due(now)
     return question
 
 
 def test_not_found_is_evidence() -> None:
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0)
-    assert pending.answered(asked(pending), NotFound(), 1.0) == ConfirmedDeletion("a", "u1")
+    pending.add("a", "u1", 0.0)
+    assert pending.resolve(asked(pending), NotFound(), 1.0) == ConfirmedDeletion("a", "u1")
     assert len(pending) == 0
 
 
 def test_what_is_found_is_told_as_it_is() -> None:
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0)
-    assert pending.answered(asked(pending), Found(STILL_THERE), 1.0) == STILL_THERE
+    pending.add("a", "u1", 0.0)
+    assert pending.resolve(asked(pending), Found(STILL_THERE), 1.0) == STILL_THERE
     assert len(pending) == 0
 
 
 def test_what_is_found_and_cannot_be_read_settles_nothing() -> None:
     """It may be outside the selector, and then no watch will ever tell of it."""
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0)
-    assert pending.answered(asked(pending), Found(Malformed("a", "u1", "5", "nonsense")), 0.0) is None
-    assert pending.why("a") == (0.0, "what is there can't be read")
-    assert pending.answered(asked(pending, 1.0), Found(STILL_THERE), 1.0) == STILL_THERE
+    pending.add("a", "u1", 0.0)
+    assert pending.resolve(asked(pending), Found(Malformed("a", "u1", "5", "nonsense")), 0.0) is None
+    assert pending.explain("a") == (0.0, "the object can't be decoded")
+    assert pending.resolve(asked(pending, 1.0), Found(STILL_THERE), 1.0) == STILL_THERE
 
 
 def test_what_cannot_be_read_and_is_another_object_is_told() -> None:
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0)
+    pending.add("a", "u1", 0.0)
     another = Malformed("a", "u2", "5", "nonsense")
-    assert pending.answered(asked(pending), Found(another), 0.0) == another
+    assert pending.resolve(asked(pending), Found(another), 0.0) == another
 
 
 def test_a_name_is_asked_about_once() -> None:
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0)
+    pending.add("a", "u1", 0.0)
     question = asked(pending)
-    pending.suspect("a", "u1", 1.0)
-    assert pending.questions(5.0) == []
-    assert pending.why("a") == (0.0, "")
-    assert pending.answered(question, NotFound(), 6.0) == ConfirmedDeletion("a", "u1")
+    pending.add("a", "u1", 1.0)
+    assert pending.take_due(5.0) == []
+    assert pending.explain("a") == (0.0, "")
+    assert pending.resolve(question, NotFound(), 6.0) == ConfirmedDeletion("a", "u1")
 
 
 def test_without_an_answer_it_is_asked_again_and_again_later_each_time() -> None:
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0)
+    pending.add("a", "u1", 0.0)
     now = 0.0
     for delay in (1.0, 2.0, 4.0, 4.0):
-        assert pending.answered(asked(pending, now), Inconclusive("503: not now"), now) is None
-        assert pending.why("a") == (0.0, "503: not now")
+        assert pending.resolve(asked(pending, now), Inconclusive("503: not now"), now) is None
+        assert pending.explain("a") == (0.0, "503: not now")
         assert pending.next_at == now + delay
-        assert pending.questions(now + delay - 0.1) == []
+        assert pending.take_due(now + delay - 0.1) == []
         now += delay
-    assert pending.answered(asked(pending, now), NotFound(), now) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(asked(pending, now), NotFound(), now) == ConfirmedDeletion("a", "u1")
 
 
 def test_the_time_that_an_answer_was_waited_for_counts_as_waited() -> None:
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0)
+    pending.add("a", "u1", 0.0)
     now = 0.0
     for delay in (1.0, 2.0, 4.0, 4.0):
         question = asked(pending, now)
         now += 1.5
-        pending.answered(question, Inconclusive("no answer"), now)
+        pending.resolve(question, Inconclusive("no answer"), now)
         assert pending.next_at == now + max(delay - 1.5, 1.0)
         now = pending.next_at
 
@@ -91,101 +91,101 @@ def test_the_time_that_an_answer_was_waited_for_counts_as_waited() -> None:
 def test_at_most_so_many_are_asked_about_at_a_time() -> None:
     pending = pending_deletions(at_once=2)
     for name in "abc":
-        pending.suspect(name, "u", 0.0)
-    first, second = pending.questions(0.0)
+        pending.add(name, "u", 0.0)
+    first, second = pending.take_due(0.0)
     assert pending.next_at is None
-    assert pending.questions(0.0) == []
-    pending.answered(first, NotFound(), 1.0)
+    assert pending.take_due(0.0) == []
+    pending.resolve(first, NotFound(), 1.0)
     assert pending.next_at == 0.0
-    assert [question.name for question in pending.questions(1.0)] == ["c"]
-    pending.answered(second, Inconclusive("no"), 2.0)
+    assert [question.name for question in pending.take_due(1.0)] == ["c"]
+    pending.resolve(second, Inconclusive("no"), 2.0)
     assert pending.next_at == 3.0
 
 
 def test_being_seen_again_settles_it_and_a_late_answer_is_beside_the_point() -> None:
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0)
+    pending.add("a", "u1", 0.0)
     question = asked(pending)
-    pending.clear("a")
-    assert pending.why("a") is None
-    assert pending.answered(question, NotFound(), 1.0) is None
+    pending.discard("a")
+    assert pending.explain("a") is None
+    assert pending.resolve(question, NotFound(), 1.0) is None
 
 
 def test_a_list_settles_all_that_it_names() -> None:
     pending = pending_deletions()
     for name in "abc":
-        pending.suspect(name, "u1", 0.0)
-    pending.clear_all({"a", "c", "never suspected"})
-    assert [pending.why(name) for name in "abc"] == [None, (0.0, ""), None]
+        pending.add(name, "u1", 0.0)
+    pending.discard_all({"a", "c", "never suspected"})
+    assert [pending.explain(name) for name in "abc"] == [None, (0.0, ""), None]
 
 
 def test_an_answer_to_an_earlier_question_settles_no_later_one() -> None:
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0)
+    pending.add("a", "u1", 0.0)
     early = asked(pending)
-    pending.clear("a")
-    pending.suspect("a", "u1", 1.0)
+    pending.discard("a")
+    pending.add("a", "u1", 1.0)
     late = asked(pending, 1.0)
-    assert pending.answered(early, NotFound(), 2.0) is None
-    assert pending.answered(late, NotFound(), 2.0) == ConfirmedDeletion("a", "u1")
+    assert pending.resolve(early, NotFound(), 2.0) is None
+    assert pending.resolve(late, NotFound(), 2.0) == ConfirmedDeletion("a", "u1")
 
 
 def test_another_uid_under_the_name_is_another_question() -> None:
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0)
+    pending.add("a", "u1", 0.0)
     early = asked(pending)
-    pending.suspect("a", "u2", 1.0)
-    assert pending.why("a") == (1.0, "")
-    assert pending.answered(early, NotFound(), 2.0) is None
-    assert pending.answered(asked(pending, 1.0), NotFound(), 2.0) == ConfirmedDeletion("a", "u2")
+    pending.add("a", "u2", 1.0)
+    assert pending.explain("a") == (1.0, "")
+    assert pending.resolve(early, NotFound(), 2.0) is None
+    assert pending.resolve(asked(pending, 1.0), NotFound(), 2.0) == ConfirmedDeletion("a", "u2")
 
 
 def test_what_was_settled_before_it_was_asked_about_is_never_asked_about() -> None:
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0)
-    pending.clear("a")
-    assert pending.questions(0.0) == []
+    pending.add("a", "u1", 0.0)
+    pending.discard("a")
+    assert pending.take_due(0.0) == []
     assert pending.next_at is None
 
 
 def test_by_default_twenty_are_asked_about_at_a_time() -> None:
     pending = PendingDeletions(lambda: 0.0)
     for index in range(30):
-        pending.suspect(f"a{index}", "u", 0.0)
-    assert len(pending.questions(0.0)) == 20
+        pending.add(f"a{index}", "u", 0.0)
+    assert len(pending.take_due(0.0)) == 20
 
 
 def test_what_is_held_is_not_asked_about_until_it_is_suspected_again() -> None:
     pending = pending_deletions()
     pending.hold("a", "u1", 0.0, "too many at once")
     assert (len(pending), pending.held, pending.next_at) == (1, 1, None)
-    assert pending.questions(1000.0) == []
-    assert pending.why("a") == (0.0, "too many at once")
-    pending.suspect("a", "u1", 1000.0)
+    assert pending.take_due(1000.0) == []
+    assert pending.explain("a") == (0.0, "too many at once")
+    pending.add("a", "u1", 1000.0)
     assert pending.held == 0
-    assert pending.why("a") == (0.0, "")
-    assert pending.answered(asked(pending, 1000.0), NotFound(), 1000.0) == ConfirmedDeletion("a", "u1")
+    assert pending.explain("a") == (0.0, "")
+    assert pending.resolve(asked(pending, 1000.0), NotFound(), 1000.0) == ConfirmedDeletion("a", "u1")
 
 
 def test_an_answer_that_was_under_way_when_its_name_was_held_counts_for_nothing() -> None:
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0)
+    pending.add("a", "u1", 0.0)
     question = asked(pending)
     pending.hold("a", "u1", 1.0, "too many at once")
-    assert pending.answered(question, NotFound(), 2.0) is None
+    assert pending.resolve(question, NotFound(), 2.0) is None
     assert pending.held == 1
 
 
 def test_what_was_held_and_is_another_by_now_is_suspected_since_then() -> None:
     pending = pending_deletions()
     pending.hold("a", "u1", 0.0, "too many at once")
-    pending.suspect("a", "u2", 5.0)
-    assert pending.why("a") == (5.0, "")
+    pending.add("a", "u2", 5.0)
+    assert pending.explain("a") == (5.0, "")
 
 
 def test_a_name_may_be_asked_about_later() -> None:
     pending = pending_deletions()
-    pending.suspect("a", "u1", 0.0, ask_at=3.0)
+    pending.add("a", "u1", 0.0, confirm_at=3.0)
     assert pending.next_at == 3.0
-    assert pending.questions(2.9) == []
+    assert pending.take_due(2.9) == []
     assert asked(pending, 3.0).name == "a"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.reflect.reflector import (
+from milo_discoveryd.reflect.messages import (
     FetchPage,
     Listed,
     ListEnded,

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.reflector import (
+from milo_discoveryd.reflect.messages import (
     UNRESPONSIVE,
     DeletionReported,
     EventIgnored,
@@ -14,11 +14,11 @@ from milo_discoveryd.reflect.reflector import (
     ObjectChanged,
     OpenWatch,
     ReadWatch,
-    ReflectorPolicy,
     Relisting,
     SourceEvent,
     Wait,
 )
+from milo_discoveryd.reflect.reflector import ReflectorPolicy
 from milo_discoveryd.reflect.wire import Bookmark, ErrorStatus, ObjectRemoved, Undecodable, UnknownEvent
 from tests.unit.reflect.life import (
     CUT,
@@ -359,7 +359,7 @@ def test_junk_twice_at_the_same_version_leads_to_a_new_list() -> None:
     life.events(changed("a", "11"))
     life.events(Undecodable("?"))
     life.opened()
-    assert life.events(Undecodable("?")) == [Relisting("Undecodable")]
+    assert life.events(Undecodable("?")) == [Relisting("MalformedResponse")]
     assert life.request == FIRST_PAGE
 
 
@@ -472,7 +472,7 @@ def test_a_view_that_is_being_caught_up_with_is_so_since_it_began() -> None:
 def test_nothing_can_fail_while_nothing_is_asked_for() -> None:
     life = Life()
     life.failed()
-    with pytest.raises(AssertionError, match="nothing was asked for"):
+    with pytest.raises(AssertionError, match="no request was made"):
         life.failed()
 
 

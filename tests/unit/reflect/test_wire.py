@@ -15,7 +15,7 @@ from milo_discoveryd.reflect.wire import (
     ObjectSeen,
     Undecodable,
     UnknownEvent,
-    refusal,
+    error_status,
 )
 from tests.unit.reflect.lines import DECODER, line, seen, thing
 
@@ -179,30 +179,30 @@ def test_a_bad_object_in_a_page_leaves_the_others_alone() -> None:
     ids=lambda body: repr(body[:40]),
 )
 def test_a_body_that_is_no_list_is_never_an_empty_one(body: bytes) -> None:
-    with pytest.raises(ListPageError, match="the list is not one: "):
+    with pytest.raises(ListPageError, match="the response is not a list: "):
         DECODER.page(body)
 
 
 def test_a_refusal_names_its_object() -> None:
     status = {"reason": "NotFound", "code": 404, "message": 'projects "a" not found', "details": {"name": "a"}}
-    assert refusal(json.dumps(status).encode(), 404) == ErrorStatus(404, "NotFound", 'projects "a" not found', "a")
+    assert error_status(json.dumps(status).encode(), 404) == ErrorStatus(404, "NotFound", 'projects "a" not found', "a")
 
 
 def test_a_refusal_without_a_code_has_that_of_http() -> None:
-    assert refusal(b'{"message":"no"}', 503) == ErrorStatus(503, "", "no")
+    assert error_status(b'{"message":"no"}', 503) == ErrorStatus(503, "", "no")
 
 
 def test_a_proxys_page_is_quoted_without_its_tags_and_not_at_length() -> None:
     body = b"<html><h1>502 Bad\n Gateway</h1>" + b"<p>x</p> " * 1000
-    refused = refusal(body, 502)
+    refused = error_status(body, 502)
     assert refused.message.startswith("502 Bad Gateway x x")
     assert len(refused.message) <= 160
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff\xfe\x00", b'{"code":"x"}', DEEP.encode(), b"9" * 5000], ids=range(5))
 def test_no_body_is_too_odd_for_a_refusal(body: bytes) -> None:
-    assert refusal(body, 500).code == 500
+    assert error_status(body, 500).code == 500
 
 
 def test_a_servers_words_are_not_repeated_at_length() -> None:
-    assert len(refusal(json.dumps({"message": "x" * 5000}).encode()).message) == 600
+    assert len(error_status(json.dumps({"message": "x" * 5000}).encode()).message) == 600

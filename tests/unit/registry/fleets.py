@@ -11,7 +11,7 @@ from milo_discoveryd.model.cluster import Cluster, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Ready
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.log import LEFT_PLACES, ChangeLog, Retention
+from milo_discoveryd.registry.log import STALE_SLOTS, ChangeLog, Retention
 from milo_discoveryd.registry.log_entry import LogEntry
 from milo_discoveryd.registry.registry import Registry
 
@@ -72,9 +72,9 @@ class NamedLog(ChangeLog):
 
 
 def readable_log(
-    retention: Retention | None = None, batch_bytes: int = 1 << 20, left_places: int = LEFT_PLACES
+    retention: Retention | None = None, batch_bytes: int = 1 << 20, stale_slots: int = STALE_SLOTS
 ) -> NamedLog:
-    return NamedLog(msgspec.json.encode, retention or Retention(), batch_bytes, left_places)
+    return NamedLog(msgspec.json.encode, retention or Retention(), batch_bytes, stale_slots)
 
 
 def registry(grace_s: float = 0.0) -> Registry:

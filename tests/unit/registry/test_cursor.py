@@ -107,7 +107,7 @@ def test_few_of_many_are_looked_for_in_parts_and_only_where_some_are_found_there
     assert second == Batch((), count, synced=False, is_whole=False)
     assert third is not None
     assert (len(third.frames), third.reset, third.synced) == (1, False, True)
-    assert (first.is_news, second.is_news, third.is_news) == (True, False, True)
+    assert (first.is_sendable, second.is_sendable, third.is_sendable) == (True, False, True)
 
 
 def test_what_changes_while_a_snapshot_is_read_follows_it() -> None:
@@ -238,7 +238,7 @@ def test_what_enters_the_filter_is_engaged_and_what_leaves_it_disengaged() -> No
     a = update(log, a, labels={"env": "prod"})
     assert told(cursor) == [engaged(a)]
     a = update(log, a, labels={"env": "dev"})
-    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "it left the filter")]
+    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
     update(log, a, labels={"env": "test"})
     assert told(cursor) == []
 
@@ -284,7 +284,7 @@ def test_a_change_of_organization_moves_it_between_filters_too() -> None:
     a = engage(log, organization="nasa")
     cursor = following(log, Filter(organizations=frozenset({"nasa"})))
     a = update(log, a, organization="esa")
-    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "it left the filter")]
+    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
 
 
 # --- coming back ---
@@ -313,7 +313,7 @@ def test_what_left_the_filter_while_the_reader_was_away_is_told() -> None:
     log = readable_log()
     a = engage(log, labels={"env": "prod"})
     a = update(log, a, labels={"env": "dev"})
-    assert told(reader(log, PROD, resume=1)) == [disengaged(a, LABELS_CHANGED, "it left the filter")]
+    assert told(reader(log, PROD, resume=1)) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
     assert told(reader(log, PROD, resume=2)) == []
 
 
@@ -420,7 +420,7 @@ def test_what_left_the_filter_within_a_part_and_came_back_beyond_it_is_told_as_b
     b = engage(log, "b", labels={"env": "prod"})  # 3
     back = update(log, away, labels={"env": "prod"})  # 4
     assert parts(cursor) == [
-        (2, [disengaged(away, LABELS_CHANGED, "it left the filter")]),
+        (2, [disengaged(away, LABELS_CHANGED, "the cluster left the filter")]),
         (3, [engaged(b)]),
         (4, [engaged(back)]),
     ]
@@ -501,7 +501,7 @@ def test_who_is_being_turned_looks_for_nothing_ahead() -> None:
     log = readable_log()
     engage(log)
     cursor = following(log)
-    cursor.turn(Filter(names=frozenset("b")))
+    cursor.change_view(Filter(names=frozenset("b")))
     cursor.prefetch()
     assert [event.type for event in told(cursor)] == [EventType.DISENGAGED]
 

@@ -10,7 +10,7 @@ from tests.unit.registry.fleets import NamedLog, cluster, disengaged, engaged, r
 
 REVOKED, DELETED = DisengageReason.REVOKED, DisengageReason.DELETED
 PROD, DEV = Filter(parse("env=prod")), Filter(parse("env=dev"))
-NO_LONGER = "the subscriber's rights no longer cover it"
+NO_LONGER = "the subscriber's authorization rule no longer covers this cluster"
 
 
 def engage(log: NamedLog, name: str, env: str = "prod") -> Cluster:
@@ -43,7 +43,7 @@ def test_what_is_lost_is_revoked_and_what_is_gained_is_engaged() -> None:
     log = readable_log()
     a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
     cursor = following(log, PROD)
-    cursor.turn(DEV)
+    cursor.change_view(DEV)
     assert cursor.lag == 2
     assert parts(cursor) == [([disengaged(a, REVOKED, NO_LONGER), engaged(b)], True)]
     assert (cursor.revision, cursor.lag) == (2, 0)
@@ -53,7 +53,7 @@ def test_what_stays_is_not_mentioned() -> None:
     log = readable_log()
     engage(log, "a", "prod")
     cursor = following(log, PROD)
-    cursor.turn(EVERYTHING)
+    cursor.change_view(EVERYTHING)
     assert cursor.take() is None
 
 
@@ -61,7 +61,7 @@ def test_what_follows_is_told_by_the_new_measure() -> None:
     log = readable_log()
     a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
     cursor = following(log, EVERYTHING)
-    cursor.turn(PROD)
+    cursor.change_view(PROD)
     b = update(log, b, "dev", suspended=True)
     a = update(log, a, "prod", suspended=True)
     assert told(cursor) == [disengaged(b, REVOKED, NO_LONGER), updated(a)]
@@ -73,7 +73,7 @@ def test_what_had_ended_unread_is_told_as_it_was_known() -> None:
     cursor = following(log, PROD)
     log.disengage(log.entry("a"), DELETED, "gone", 0.0)
     log.disengage(log.entry("b"), DELETED, "gone", 0.0)
-    cursor.turn(DEV)
+    cursor.change_view(DEV)
     assert told(cursor) == [
         disengaged(a, REVOKED, NO_LONGER),
         engaged(b),
@@ -86,7 +86,7 @@ def test_what_had_changed_unread_is_told_once() -> None:
     b = engage(log, "b", "dev")
     cursor = following(log, PROD)
     b = update(log, b, "dev", suspended=True)
-    cursor.turn(DEV)
+    cursor.change_view(DEV)
     assert told(cursor) == [engaged(b)]
 
 
@@ -94,7 +94,7 @@ def test_what_came_unread_is_told_after_it() -> None:
     log = readable_log()
     cursor = following(log, PROD)
     b = engage(log, "b", "dev")
-    cursor.turn(DEV)
+    cursor.change_view(DEV)
     assert told(cursor) == [engaged(b)]
 
 
@@ -102,7 +102,7 @@ def test_much_comes_in_parts_that_nobody_can_come_back_to_but_for_the_last() -> 
     log = readable_log(batch_bytes=1)
     a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
     cursor = following(log, PROD)
-    cursor.turn(DEV)
+    cursor.change_view(DEV)
     assert parts(cursor) == [([disengaged(a, REVOKED, NO_LONGER)], False), ([engaged(b)], True)]
 
 
@@ -111,7 +111,7 @@ def test_few_of_many_are_looked_for_in_parts() -> None:
     for index in range(RECORDS_PER_STEP + 1):
         last = engage(log, f"a{index}", "dev" if index == RECORDS_PER_STEP else "prod")
     cursor = following(log, Filter(names=frozenset({"none"})))
-    cursor.turn(DEV)
+    cursor.change_view(DEV)
     assert parts(cursor) == [([], False), ([engaged(last)], True)]
 
 
@@ -119,13 +119,13 @@ def test_a_second_change_in_the_middle_undoes_only_what_was_told() -> None:
     log = readable_log(batch_bytes=1)
     a, b = engage(log, "a", "prod"), engage(log, "b", "prod")
     cursor = following(log, PROD)
-    cursor.turn(DEV)
+    cursor.change_view(DEV)
     batch = cursor.take()
     assert batch is not None
     assert read(batch.frames) == [disengaged(a, REVOKED, NO_LONGER)]
-    cursor.turn(PROD)
+    cursor.change_view(PROD)
     assert told(cursor) == [engaged(a)]
-    cursor.turn(DEV)
+    cursor.change_view(DEV)
     assert told(cursor) == [disengaged(a, REVOKED, NO_LONGER), disengaged(b, REVOKED, NO_LONGER)]
 
 
@@ -134,12 +134,12 @@ def test_a_third_change_in_the_middle_knows_the_two_before_it() -> None:
     for name, env in (("a", "prod"), ("b", "dev"), ("c", "prod")):
         engage(log, name, env)
     cursor = following(log, PROD)
-    cursor.turn(DEV)
+    cursor.change_view(DEV)
     cursor.take()  # a is lost
     cursor.take()  # b is gained
-    cursor.turn(EVERYTHING)
+    cursor.change_view(EVERYTHING)
     cursor.take()  # a is back
-    cursor.turn(Filter(names=frozenset({"none"})))
+    cursor.change_view(Filter(names=frozenset({"none"})))
     names = [event.cluster.target.name for event in told(cursor)]
     assert names == ["a", "b", "c"]
 
@@ -150,7 +150,7 @@ def test_in_the_middle_of_a_snapshot_it_begins_anew() -> None:
     b = engage(log, "b", "dev")
     cursor = Cursor(log, EVERYTHING, None)
     cursor.take()
-    cursor.turn(DEV)
+    cursor.change_view(DEV)
     batch = cursor.take()
     assert batch is not None
     assert batch.reset
@@ -160,11 +160,11 @@ def test_in_the_middle_of_a_snapshot_it_begins_anew() -> None:
 def test_readers_that_turn_at_one_revision_share_what_they_go_through() -> None:
     log = readable_log()
     engage(log, "a")
-    first = log.roll(1)
-    assert log.roll(1) is first
+    first = log.index(1)
+    assert log.index(1) is first
     engage(log, "b")
-    assert log.roll(1) is first
-    assert log.roll(2) is not first
+    assert log.index(1) is first
+    assert log.index(2) is not first
 
 
 def test_who_turns_later_than_the_log_remembers_begins_anew() -> None:
@@ -172,7 +172,7 @@ def test_who_turns_later_than_the_log_remembers_begins_anew() -> None:
     engage(log, "a", "prod")
     b = engage(log, "b", "dev")
     cursor = following(log, PROD)
-    cursor.turn(DEV)
+    cursor.change_view(DEV)
     log.disengage(log.entry("a"), DELETED, "", 0.0)
     batch = cursor.take()
     assert batch is not None

@@ -4,8 +4,8 @@ import pytest
 
 from milo_discoveryd.connectivity.schedule import ConnectivityChange
 from milo_discoveryd.model.cluster import Connectivity, ConnectivityState
+from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged
 from milo_discoveryd.reflect.pending_deletions import PendingDeletions
-from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted, ObjectChanged
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry.audit import Audit
@@ -25,24 +25,24 @@ async def fleet() -> Fleet:
     return made
 
 
-async def test_one_that_is_given_up_is_told_as_disengaged_with_why_and_as_engaged_when_it_is_back(fleet: Fleet) -> None:
+async def test_one_that_disengages_is_told_as_disengaged_with_why_and_as_engaged_when_it_is_back(fleet: Fleet) -> None:
     heard: list[str] = []
     for kind in EventType:
         fleet.on(kind, lambda cluster, kind=kind: heard.append(f"{kind.value} {cluster.target.name}"))  # type: ignore[misc]
     (cluster,) = fleet.registry.clusters()
     incarnation = cluster.incarnation
-    with fleet.signal.waiter() as bell:
-        fleet.probed(ConnectivityChange("a", incarnation, AWAY))
-        fleet.probed(ConnectivityChange("a", incarnation, AWAY, is_given_up=True))
+    with fleet.notifier.waiter() as waiter:
+        fleet.connectivity_changed(ConnectivityChange("a", incarnation, AWAY))
+        fleet.connectivity_changed(ConnectivityChange("a", incarnation, AWAY, disengages=True))
         assert heard == ["UPDATED a", "DISENGAGED a"]
-        await bell.wait(1.0)
+        await waiter.wait(1.0)
     record = fleet.registry["a"]
     assert record is not None
     assert record.message == "not reached for too long; timeout: it did not answer in time"
-    assert fleet.registry.is_probed("a", incarnation)
+    assert fleet.registry.needs_probe("a", incarnation)
     for _ in fleet.take([ObjectChanged(ready(version="2"))], 1.0):
         pass
     assert fleet.registry.engaged == 0
-    fleet.probed(ConnectivityChange("a", incarnation, BACK))
+    fleet.connectivity_changed(ConnectivityChange("a", incarnation, BACK))
     assert heard[2:] == ["ENGAGED a"]
     assert fleet.registry.engaged == 1

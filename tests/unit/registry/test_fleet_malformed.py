@@ -1,8 +1,8 @@
 """Objects that can't be used: whoever keeps watch hears of each once, however often it is written."""
 
 from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_discoveryd.reflect.pending_deletions import PendingDeletions
-from milo_discoveryd.reflect.reflector import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal

@@ -6,15 +6,7 @@ import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.pending_deletions import (
-    ConfirmationRequest,
-    ConfirmationResult,
-    Found,
-    Inconclusive,
-    NotFound,
-    PendingDeletions,
-)
-from milo_discoveryd.reflect.reflector import (
+from milo_discoveryd.reflect.messages import (
     DeletionReported,
     EventIgnored,
     Listed,
@@ -24,6 +16,14 @@ from milo_discoveryd.reflect.reflector import (
     Relisting,
     SourceEvent,
     Unlisted,
+)
+from milo_discoveryd.reflect.pending_deletions import (
+    ConfirmationRequest,
+    ConfirmationResult,
+    Found,
+    Inconclusive,
+    NotFound,
+    PendingDeletions,
 )
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import PORTION, Intake
@@ -72,11 +72,11 @@ class Source:
         return [question.name for question in self.questions()]
 
     def questions(self) -> list[ConfirmationRequest]:
-        return self.pending_deletions.questions(self.now)
+        return self.pending_deletions.take_due(self.now)
 
     def answer(self, answer: ConfirmationResult) -> list[Event]:
         (question,) = self.questions()
-        return self.intake.answer(question, answer, at(self.now))
+        return self.intake.resolve(question, answer, at(self.now))
 
     def state(self, name: str = "a") -> ObjectState:
         record = self.registry[name]
@@ -191,23 +191,23 @@ def test_what_a_list_does_not_name_is_asked_about_and_stays_meanwhile() -> None:
 
 def test_witnesses_are_three_that_are_there_and_beyond_suspicion() -> None:
     source = Source(*(ready(name, uid=f"uid-{name}") for name in "abcd"), not_ready("e", uid="uid-e"))
-    first = source.intake.witnesses
+    first = source.intake.reference_objects
     assert first == (("a", "uid-a"), ("b", "uid-b"), ("c", "uid-c"))
-    assert source.intake.witnesses is first
+    assert source.intake.reference_objects is first
     source.take(DeletionReported("b", "uid-b"))
-    assert source.intake.witnesses == (("a", "uid-a"), ("c", "uid-c"), ("d", "uid-d"))
+    assert source.intake.reference_objects == (("a", "uid-a"), ("c", "uid-c"), ("d", "uid-d"))
     source.take(ObjectChanged(ready("a", "7", uid="another")))
-    assert source.intake.witnesses == (("a", "another"), ("c", "uid-c"), ("d", "uid-d"))
+    assert source.intake.reference_objects == (("a", "another"), ("c", "uid-c"), ("d", "uid-d"))
     source.take(
         DeletionReported("c", "uid-c"), DeletionReported("d", "uid-d"), ObjectChanged(outside("a", "8", uid="another"))
     )
-    assert source.intake.witnesses == (("e", "uid-e"),)
+    assert source.intake.reference_objects == (("e", "uid-e"),)
 
 
 def test_there_is_no_witness_where_all_seem_gone() -> None:
     source = Source(ready("a"), ready("b"))
     source.take(DeletionReported("a", "u1"), DeletionReported("b", "u1"))
-    assert source.intake.witnesses == ()
+    assert source.intake.reference_objects == ()
 
 
 def test_an_empty_list_alone_ends_nothing() -> None:
@@ -221,7 +221,7 @@ def test_what_a_list_names_is_no_longer_asked_about() -> None:
     source.take(DeletionReported("a", "u1"))
     (question,) = source.questions()
     source.lists(ready())
-    assert source.intake.answer(question, NotFound(), at(0)) == []
+    assert source.intake.resolve(question, NotFound(), at(0)) == []
     assert source.registry.engaged == 1
 
 
@@ -277,7 +277,7 @@ def test_what_is_reported_as_deleted_is_asked_about_and_stays_meanwhile() -> Non
     source = Source(ready())
     assert source.take(DeletionReported("a", "u1")) == []
     assert source.registry.engaged == 1
-    assert source.answer(NotFound()) == [done(disengaged(cluster(incarnation=2), DELETED, "the object is gone"))]
+    assert source.answer(NotFound()) == [done(disengaged(cluster(incarnation=2), DELETED, "the object was deleted"))]
 
 
 def test_without_an_answer_it_stays() -> None:
@@ -285,7 +285,7 @@ def test_without_an_answer_it_stays() -> None:
     source.take(DeletionReported("a", "u1"))
     assert source.answer(Inconclusive("503")) == []
     assert source.registry.engaged == 1
-    assert source.pending_deletions.why("a") == (0.0, "503")
+    assert source.pending_deletions.explain("a") == (0.0, "503")
     source.now = 1.0
     assert source.answer(NotFound())[0].reason is DELETED
 
@@ -318,7 +318,7 @@ def test_being_seen_again_settles_it() -> None:
     source.take(DeletionReported("a", "u1"))
     (question,) = source.questions()
     source.take(ObjectChanged(ready(version="5")))
-    assert source.intake.answer(question, NotFound(), at(0)) == []
+    assert source.intake.resolve(question, NotFound(), at(0)) == []
     assert source.registry.engaged == 1
 
 

@@ -2,8 +2,7 @@
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.pending_deletions import ConfirmationResult, Found, NotFound, PendingDeletions
-from milo_discoveryd.reflect.reflector import (
+from milo_discoveryd.reflect.messages import (
     DeletionReported,
     Listed,
     ListEnded,
@@ -11,6 +10,7 @@ from milo_discoveryd.reflect.reflector import (
     ObjectChanged,
     SourceEvent,
 )
+from milo_discoveryd.reflect.pending_deletions import ConfirmationResult, Found, NotFound, PendingDeletions
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
@@ -37,12 +37,12 @@ class Source:
         return self.take(ListStarted(), *map(Listed, observations), ListEnded(versions_went_back))
 
     def asked(self) -> list[str]:
-        return [question.name for question in self.pending_deletions.questions(self.now)]
+        return [question.name for question in self.pending_deletions.take_due(self.now)]
 
     def answers(self, answer: ConfirmationResult) -> list[Event]:
         """To all that is asked now."""
-        questions = self.pending_deletions.questions(self.now)
-        return [done for each in questions for done in self.intake.answer(each, answer, at(self.now))]
+        questions = self.pending_deletions.take_due(self.now)
+        return [done for each in questions for done in self.intake.resolve(each, answer, at(self.now))]
 
     @property
     def engaged(self) -> int:
@@ -55,7 +55,7 @@ def test_an_empty_list_is_held_and_says_why() -> None:
     assert source.asked() == []
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
     assert source.intake.held is not None
-    why = source.pending_deletions.why("a")
+    why = source.pending_deletions.explain("a")
     assert why is not None
     assert "lacks 6 of 6 engaged clusters" in why[1]
 
@@ -146,14 +146,14 @@ def test_what_a_watch_tells_of_is_asked_about_though_it_is_held() -> None:
 def test_what_an_answer_settles_while_the_list_is_applied_is_not_held() -> None:
     source = Source()
     source.take(DeletionReported("a", "u1"))
-    [asked] = source.pending_deletions.questions(source.now)
+    [asked] = source.pending_deletions.take_due(source.now)
     portions = source.intake.take((ListStarted(), Listed(ready("b", "2")), ListEnded()), at(source.now))
     next(portions)  # from here on others have their turn
-    [left] = source.intake.answer(asked, Found(outside("a")), at(source.now))
+    [left] = source.intake.resolve(asked, Found(outside("a")), at(source.now))
     assert left.reason is DisengageReason.LABELS_CHANGED
     for _ in portions:
         pass
-    assert source.pending_deletions.why("a") is None
+    assert source.pending_deletions.explain("a") is None
     assert source.pending_deletions.held == 4
 
 
@@ -199,7 +199,7 @@ def test_f21_nothing_of_another_server_s_list_is_for_us() -> None:
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
     assert source.registry["x"] is None
     assert source.intake.held is not None
-    assert "none of the 6 that are engaged" in source.intake.held.message
+    assert "none of the 6 engaged clusters" in source.intake.held.message
 
 
 def test_f21_nor_is_what_its_watch_tells() -> None:

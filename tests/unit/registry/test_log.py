@@ -197,11 +197,11 @@ def test_a_snapshot_lives_as_long_as_somebody_reads_it() -> None:
 
 
 def _places(log: NamedLog) -> int:
-    return len(log._order)
+    return len(log._entries)
 
 
 def _remembered(log: NamedLog) -> int:
-    return len(log.roll(log.head).entries)
+    return len(log.index(log.head).entries)
 
 
 def test_what_was_looked_for_ahead_is_ready_when_it_is_taken() -> None:

@@ -44,7 +44,7 @@ def test_what_leaves_is_shown_as_it_was_before_it_left() -> None:
     a = engage(log)
     cursor = following(log)
     update(log, a, "secret")
-    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "it left the filter")]
+    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
 
 
 def test_how_it_ended_after_it_had_left_is_not_told() -> None:
@@ -53,7 +53,7 @@ def test_how_it_ended_after_it_had_left_is_not_told() -> None:
     cursor = following(log)
     update(log, a, "secret")
     log.disengage(log.entry("a"), DELETED, "because of what others may not know", 0.0)
-    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "it left the filter")]
+    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
 
 
 def test_nor_is_who_had_its_name_meanwhile() -> None:
@@ -62,7 +62,7 @@ def test_nor_is_who_had_its_name_meanwhile() -> None:
     cursor = following(log)
     update(log, a, "secret")
     again = replace(log, "prod")
-    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "it left the filter"), engaged(again)]
+    assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter"), engaged(again)]
 
 
 def test_a_name_that_goes_to_what_cannot_be_seen_is_gone() -> None:
@@ -70,7 +70,7 @@ def test_a_name_that_goes_to_what_cannot_be_seen_is_gone() -> None:
     a = engage(log)
     cursor = following(log)
     replace(log, "secret")
-    assert told(cursor) == [disengaged(a, DELETED, "the object is gone")]
+    assert told(cursor) == [disengaged(a, DELETED, "the object was deleted")]
 
 
 def test_so_is_one_that_goes_to_something_that_nothing_is_known_of() -> None:
@@ -78,7 +78,7 @@ def test_so_is_one_that_goes_to_something_that_nothing_is_known_of() -> None:
     a = engage(log)
     cursor = following(log)
     log.disengage(log.entry("a"), REPLACED, "UID u2, before u1", 0.0)
-    assert told(cursor) == [disengaged(a, DELETED, "the object is gone")]
+    assert told(cursor) == [disengaged(a, DELETED, "the object was deleted")]
 
 
 def test_a_name_that_goes_to_what_can_be_seen_is_replaced() -> None:

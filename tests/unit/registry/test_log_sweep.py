@@ -24,7 +24,7 @@ def words(event: Event) -> bytes:
 @pytest.fixture
 def log() -> NamedLog:
     """One that sweeps at almost every step, and gives out parts of a frame or two."""
-    return NamedLog(words, Retention(), batch_bytes=1, left_places=1)
+    return NamedLog(words, Retention(), batch_bytes=1, stale_slots=1)
 
 
 def read_on(log: NamedLog, revision: int) -> list[str]:
@@ -78,7 +78,7 @@ def test_what_is_swept_does_not_grow_with_history(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     for step in range(1000):
         log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
-    assert len(log._order) <= 5
+    assert len(log._entries) <= 5
 
 
 def test_it_is_swept_in_stretches_and_all_of_it_in_the_end(log: NamedLog) -> None:
@@ -89,17 +89,17 @@ def test_it_is_swept_in_stretches_and_all_of_it_in_the_end(log: NamedLog) -> Non
         name = names[step * step % len(names)]
         incarnation = names.index(name) + 1
         log.update(log.entry(name), cluster(name, incarnation, step), 0.0)
-        assert len(log._order) <= 2 * len(names)
+        assert len(log._entries) <= 2 * len(names)
         assert {each.target.name for each in log.clusters()} == set(names)
     told = read_on(log, 0)
     assert [event for event in told if "ENGAGED" in event] == [f"ENGAGED {name}" for name in names]
 
 
-def test_a_fleet_that_only_grows_has_nothing_to_sweep(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(log, "_sweep", None)
+def test_a_fleet_that_only_grows_has_nothing_to_compact(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(log, "_compact", None)
     for name in ("alpha", "beta", "gamma"):
         log.engage(log.entry(name), partial(cluster, name))
-    assert len(log._order) == 3
+    assert len(log._entries) == 3
 
 
 def test_what_was_told_as_it_stands_now_is_not_told_again_on_the_way(log: NamedLog) -> None:

@@ -104,7 +104,7 @@ def test_what_left_the_selector_is_disengaged() -> None:
 
 def test_what_is_gone_is_disengaged() -> None:
     assert after(ready()).commit([ConfirmedDeletion("a", "u1")], at(1)) == [
-        done(disengaged(cluster(), DELETED, "the object is gone"))
+        done(disengaged(cluster(), DELETED, "the object was deleted"))
     ]
 
 
@@ -125,7 +125,7 @@ def test_what_is_malformed_down_to_its_uid_is_taken_for_the_one_that_is_known() 
 def test_what_is_gone_without_having_been_engaged_is_told_to_nobody() -> None:
     fleet = after(not_ready())
     assert fleet.commit([ConfirmedDeletion("a", "u1")], at(1)) == []
-    assert known(fleet).state is ObjectState.GONE
+    assert known(fleet).state is ObjectState.DELETED
 
 
 @pytest.mark.parametrize("gone", [ConfirmedDeletion("b", "u1"), ConfirmedDeletion("a", "u2")])
@@ -265,14 +265,14 @@ REFUSED = Connectivity(ConnectivityState.UNREACHABLE, wall(1), "connection refus
 def test_what_probes_find_is_an_update() -> None:
     fleet = after(ready())
     told = msgspec.structs.replace(cluster(), connectivity=REFUSED)
-    assert fleet.probed("a", 1, REFUSED, at(1)) == [done(updated(told))]
+    assert fleet.set_connectivity("a", 1, REFUSED, at(1)) == [done(updated(told))]
     assert list(fleet.clusters()) == [told]
     assert fleet.log.head == 2
 
 
 def test_what_probes_found_outlives_an_update_and_ends_with_the_incarnation() -> None:
     fleet = after(ready())
-    fleet.probed("a", 1, REFUSED, at(1))
+    fleet.set_connectivity("a", 1, REFUSED, at(1))
     (change,) = fleet.commit([ready(version="2", suspended=True)], at(2))
     assert change.cluster.connectivity == REFUSED
     _, change = fleet.commit([ready(version="3", uid="u2")], at(3))
@@ -282,7 +282,7 @@ def test_what_probes_found_outlives_an_update_and_ends_with_the_incarnation() ->
 @pytest.mark.parametrize(("name", "incarnation"), [("b", 1), ("a", 2), ("gone", 2)])
 def test_what_probes_find_of_what_is_no_longer_engaged_is_nothing(name: str, incarnation: int) -> None:
     fleet = after(ready(), ready("gone"), ConfirmedDeletion("gone", "u1"))
-    assert fleet.probed(name, incarnation, REFUSED, at(3)) == []
+    assert fleet.set_connectivity(name, incarnation, REFUSED, at(3)) == []
 
 
 # --- explanations ---
@@ -329,7 +329,7 @@ def test_standings_are_counted() -> None:
         ObjectState.MALFORMED: 1,
         ObjectState.OUTSIDE: 1,
         ObjectState.UNREACHABLE: 0,
-        ObjectState.GONE: 1,
+        ObjectState.DELETED: 1,
     }
 
 
@@ -339,8 +339,8 @@ def test_the_last_to_go_are_kept_and_earlier_ones_forgotten(monkeypatch: pytest.
     assert fleet["b"] is not None
     fleet.commit([ready("c"), ConfirmedDeletion("c", "u1")], at(9))
     assert fleet["b"] is None
-    assert known(fleet, "a").state is ObjectState.GONE
-    assert (fleet.count(ObjectState.GONE), fleet.count(ObjectState.OUTSIDE)) == (2, 0)
+    assert known(fleet, "a").state is ObjectState.DELETED
+    assert (fleet.count(ObjectState.DELETED), fleet.count(ObjectState.OUTSIDE)) == (2, 0)
     fleet.commit([outside("d", "9")], at(10))
     assert fleet["a"] is None
 
@@ -366,7 +366,7 @@ def test_what_comes_back_is_no_longer_among_those_that_went(monkeypatch: pytest.
         ready("a"), ConfirmedDeletion("a", "u1"), ready("a", "5", "u2"), ready("b"), ConfirmedDeletion("b", "u1")
     )
     assert known(fleet, "a").engaged
-    assert known(fleet, "b").state is ObjectState.GONE
+    assert known(fleet, "b").state is ObjectState.DELETED
 
 
 def test_a_name_that_was_never_seen_is_not_known() -> None:

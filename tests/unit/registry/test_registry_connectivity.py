@@ -10,14 +10,14 @@ FOUND = Connectivity(ConnectivityState.REACHABLE, 5.0)
 def test_it_is_an_update_of_the_cluster() -> None:
     known = registry()
     (engaged,) = known.commit((ready("alpha"),), at(0.0))
-    (updated,) = known.probed("alpha", engaged.cluster.incarnation, FOUND, at(1.0))
+    (updated,) = known.set_connectivity("alpha", engaged.cluster.incarnation, FOUND, at(1.0))
     assert (updated.type, updated.cluster.connectivity) == (EventType.UPDATED, FOUND)
 
 
 def test_it_survives_other_changes_and_ends_with_the_engagement() -> None:
     known = registry()
     (engaged,) = known.commit((ready("alpha"),), at(0.0))
-    known.probed("alpha", engaged.cluster.incarnation, FOUND, at(1.0))
+    known.set_connectivity("alpha", engaged.cluster.incarnation, FOUND, at(1.0))
     (updated,) = known.commit((ready("alpha", version="2", labels={"env": "prod"}),), at(2.0))
     assert updated.cluster.connectivity == FOUND
     known.commit((not_ready("alpha", version="3"),), at(3.0))
@@ -28,7 +28,7 @@ def test_it_survives_other_changes_and_ends_with_the_engagement() -> None:
 def test_what_comes_too_late_changes_nothing() -> None:
     known = registry()
     (engaged,) = known.commit((ready("alpha"),), at(0.0))
-    assert known.probed("nobody", 1, FOUND, at(1.0)) == []
-    assert known.probed("alpha", engaged.cluster.incarnation + 1, FOUND, at(1.0)) == []
+    assert known.set_connectivity("nobody", 1, FOUND, at(1.0)) == []
+    assert known.set_connectivity("alpha", engaged.cluster.incarnation + 1, FOUND, at(1.0)) == []
     known.commit((not_ready("alpha"),), at(2.0))
-    assert known.probed("alpha", engaged.cluster.incarnation, FOUND, at(3.0)) == []
+    assert known.set_connectivity("alpha", engaged.cluster.incarnation, FOUND, at(3.0)) == []

@@ -48,12 +48,12 @@ def test_it_is_held_and_explained() -> None:
 
 def test_it_is_disengaged_when_the_grace_is_over_and_not_before() -> None:
     fleet = held()
-    assert fleet.due(at(69.9)) == []
-    assert fleet.due(at(70)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
+    assert fleet.end_overdue(at(69.9)) == []
+    assert fleet.end_overdue(at(70)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
     assert fleet.due_at is None
     assert known(fleet).grace_until is None
     assert known(fleet).past[-1].at == wall(70)
-    assert fleet.due(at(200)) == []
+    assert fleet.end_overdue(at(200)) == []
 
 
 def test_ready_again_in_time_it_was_never_away() -> None:
@@ -61,7 +61,7 @@ def test_ready_again_in_time_it_was_never_away() -> None:
     assert fleet.commit([ready(version="3")], at(30)) == []
     assert fleet.due_at is None
     assert known(fleet).grace_until is None
-    assert fleet.due(at(200)) == []
+    assert fleet.end_overdue(at(200)) == []
     assert len(known(fleet).transitions) == 1
 
 
@@ -76,7 +76,7 @@ def test_saying_it_again_prolongs_nothing_and_the_latest_message_is_told() -> No
     fleet.commit([not_ready(version="3", message="still degraded")], at(60))
     assert fleet.due_at == 70.0
     assert known(fleet).grace_until == wall(70)
-    assert fleet.due(at(70)) == [done(disengaged(cluster(), NOT_READY, "still degraded"))]
+    assert fleet.end_overdue(at(70)) == [done(disengaged(cluster(), NOT_READY, "still degraded"))]
 
 
 def test_the_next_time_it_is_held_anew() -> None:
@@ -106,7 +106,7 @@ def test_what_can_not_be_read_is_not_known_to_be_unready() -> None:
     fleet = held()
     fleet.commit([malformed(version="3")], at(20))
     assert fleet.due_at is None
-    assert fleet.due(at(200)) == []
+    assert fleet.end_overdue(at(200)) == []
     assert known(fleet).engaged
 
 
@@ -115,7 +115,7 @@ def test_those_that_were_unready_first_are_due_first() -> None:
     fleet.commit([ready("a"), ready("b"), ready("c")], at(0))
     for second, name in ((1, "b"), (2, "a"), (3, "c")):
         fleet.commit([not_ready(name)], at(second))
-    assert [each.cluster.target.name for each in fleet.due(at(62))] == ["b", "a"]
+    assert [each.cluster.target.name for each in fleet.end_overdue(at(62))] == ["b", "a"]
     assert fleet.due_at == 63.0
 
 

@@ -18,8 +18,8 @@ UNREACHABLE = DisengageReason.UNREACHABLE
 def given_up() -> Registry:
     fleet = registry()
     fleet.commit([ready()], at(0))
-    fleet.probed("a", 1, AWAY, at(1))
-    assert list(fleet.give_up("a", 1, "not reached", at(2))) == [
+    fleet.set_connectivity("a", 1, AWAY, at(1))
+    assert list(fleet.disengage_unreachable("a", 1, "not reached", at(2))) == [
         Event(EventType.DISENGAGED, told(connectivity=AWAY), UNREACHABLE, "not reached")
     ]
     return fleet
@@ -45,20 +45,20 @@ def test_it_is_disengaged_and_explained() -> None:
 
 
 def test_it_is_given_up_once() -> None:
-    assert list(given_up().give_up("a", 1, "not reached", at(3))) == []
+    assert list(given_up().disengage_unreachable("a", 1, "not reached", at(3))) == []
 
 
 def test_it_stays_probed_and_another_is_not() -> None:
     fleet = given_up()
-    assert fleet.is_probed("a", 1)
-    assert not fleet.is_probed("a", 2)
-    assert not fleet.is_probed("b", 1)
+    assert fleet.needs_probe("a", 1)
+    assert not fleet.needs_probe("a", 2)
+    assert not fleet.needs_probe("b", 1)
 
 
 def test_while_it_is_away_probes_and_changes_of_its_object_bring_nothing() -> None:
     fleet = given_up()
     for found in (AWAY, Connectivity(ConnectivityState.UNREACHABLE, wall(1), "dns: no such host")):
-        assert fleet.probed("a", 1, found, at(3)) == []
+        assert fleet.set_connectivity("a", 1, found, at(3)) == []
     assert fleet.commit([ready(version="3", labels={"env": "prod"})], at(4)) == []
     assert not fleet.would_change(ready(version="3", labels={"env": "prod"}))
 
@@ -69,18 +69,18 @@ def test_when_it_is_reached_it_is_engaged_as_it_is_by_then() -> None:
     wanted = msgspec.structs.replace(
         cluster(incarnation=fleet.log.head + 1, engaged_at=9, version="3", labels={"env": "prod"}), connectivity=BACK
     )
-    assert fleet.probed("a", 1, BACK, at(9)) == [Event(EventType.ENGAGED, wanted)]
+    assert fleet.set_connectivity("a", 1, BACK, at(9)) == [Event(EventType.ENGAGED, wanted)]
     assert fleet.engaged == 1
     assert fleet.count(ObjectState.UNREACHABLE) == 0
-    assert fleet.probed("a", 1, AWAY, at(10)) == []
+    assert fleet.set_connectivity("a", 1, AWAY, at(10)) == []
 
 
 @pytest.mark.parametrize("item", [not_ready(), outside(), malformed(), ConfirmedDeletion("a", "u1")])
 def test_what_else_becomes_of_its_object_is_no_second_disengagement(item: Observation | ConfirmedDeletion) -> None:
     fleet = given_up()
     assert fleet.commit([item], at(3)) == []
-    assert not fleet.is_probed("a", 1)
-    assert fleet.probed("a", 1, BACK, at(4)) == []
+    assert not fleet.needs_probe("a", 1)
+    assert fleet.set_connectivity("a", 1, BACK, at(4)) == []
 
 
 def test_one_that_was_not_ready_meanwhile_is_engaged_when_it_is_ready() -> None:
@@ -106,12 +106,12 @@ def test_one_that_moved_is_looked_for_where_it_is_now() -> None:
 def test_who_is_not_engaged_as_that_is_not_given_up(name: str, incarnation: int) -> None:
     fleet = registry()
     fleet.commit([ready()], at(0))
-    assert list(fleet.give_up(name, incarnation, "", at(1))) == []
+    assert list(fleet.disengage_unreachable(name, incarnation, "", at(1))) == []
 
 
 def test_one_that_waits_to_be_ready_again_is_not_given_up_besides() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([ready()], at(0))
     fleet.commit([not_ready()], at(1))
-    assert list(fleet.give_up("a", 1, "", at(2))) == []
+    assert list(fleet.disengage_unreachable("a", 1, "", at(2))) == []
     assert fleet.engaged == 1

@@ -37,6 +37,6 @@ def test_a_first_list_is_compared_with_it_and_what_it_lacks_is_asked_about() -> 
     source = restored("alpha", "beta")
     listed = source.lists(ready("beta", labels={"env": "prod"}), ready("gamma"))
     assert told(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]
-    (question,) = source.pending_deletions.questions(source.now)
-    answered = source.intake.answer(question, NotFound(), at(source.now))
+    (question,) = source.pending_deletions.take_due(source.now)
+    answered = source.intake.resolve(question, NotFound(), at(source.now))
     assert told(answered) == [(EventType.DISENGAGED, "alpha", DisengageReason.DELETED)]

@@ -69,7 +69,7 @@ def test_the_file_of_a_newer_daemon_is_refused_and_named(monkeypatch: pytest.Mon
     data = encode(IMAGE)
     monkeypatch.undo()
     with pytest.raises(
-        StateFileError, match=f"format {encoding.FORMAT + 1}, and this version reads format {encoding.FORMAT}"
+        StateFileError, match=f"format {encoding.FORMAT + 1}; this version reads format {encoding.FORMAT}"
     ):
         decode(data, ORIGIN)
 
@@ -94,7 +94,7 @@ def test_content_that_makes_no_sense_is_refused_even_with_a_right_checksum(body:
 
 
 def test_a_format_of_any_length_is_no_number_to_reckon_with() -> None:
-    with pytest.raises(StateFileError, match="format 99999999999999999999,"):
+    with pytest.raises(StateFileError, match="format 99999999999999999999;"):
         decode(b"milo-discoveryd state " + b"9" * 5000 + b" x\n", ORIGIN)
 
 

@@ -126,7 +126,7 @@ def engagement(of: ClusterRecord, confirming: str | None = None) -> tuple[bool, 
         (ObjectState.OUTSIDE, "REASON_OUTSIDE_SELECTOR"),
         (ObjectState.MALFORMED, "REASON_MALFORMED"),
         (ObjectState.UNREACHABLE, "REASON_UNREACHABLE"),
-        (ObjectState.GONE, "REASON_DELETED"),
+        (ObjectState.DELETED, "REASON_DELETED"),
     ],
 )
 def test_what_is_not_engaged_is_explained(state: ObjectState, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""When a server says it is to be asked again: `Retry-After`, as seconds or as a date."""
+"""The Retry-After header: seconds, or a date."""
 
 import re
 from datetime import datetime
@@ -6,10 +6,10 @@ from email.utils import parsedate_to_datetime
 
 
 def seconds(text: str, now: datetime) -> float | None:
-    """None where it says neither, as if it weren't there. A date may be in the past."""
+    """Return None if the header is neither, as if it were absent. The result of a past date is negative."""
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
     try:
         return (parsedate_to_datetime(text) - now).total_seconds()
-    except (ValueError, TypeError):  # the latter for a date without a zone
+    except (ValueError, TypeError):  # TypeError: a date without a time zone
         return None

@@ -1,0 +1,98 @@
+"""What the reflector and its driver exchange: requests to make, failures of them, and source events that result."""
+
+import msgspec
+
+from milo_discoveryd.model.observation import Observation
+
+# --- requests to the driver ---
+
+
+class Wait(msgspec.Struct, frozen=True):
+    until: float
+
+
+class FetchPage(msgspec.Struct, frozen=True):
+    continue_token: str
+    limit: int
+    """0 for the whole list in one response."""
+
+
+class OpenWatch(msgspec.Struct, frozen=True):
+    version: str
+    """Empty for a streaming list: the watch begins with the list."""
+    timeout_s: int
+
+
+class ReadWatch(msgspec.Struct, frozen=True):
+    until: float
+    """When to call `Reflector.silent` if nothing arrives."""
+
+
+Request = Wait | FetchPage | OpenWatch | ReadWatch
+
+
+# --- failures from the driver ---
+
+MALFORMED_RESPONSE = "MalformedResponse"
+UNRESPONSIVE = "Unresponsive"
+"""The server did not answer liveness checks."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why a request, or an open watch, failed."""
+
+    reason: str
+    """One CamelCase word."""
+    message: str
+    status: int = 0
+    """The HTTP status, or that of the Status object in the stream."""
+    retry_after_s: float | None = None
+
+
+# --- source events to the registry ---
+
+
+class ListStarted(msgspec.Struct, frozen=True):
+    """A list began. An earlier list that did not end is void."""
+
+
+class Listed(msgspec.Struct, frozen=True):
+    observation: Observation
+
+
+class Unlisted(msgspec.Struct, frozen=True):
+    """An object was removed again before the list that named it ended."""
+
+    name: str
+
+
+class ListEnded(msgspec.Struct, frozen=True):
+    """The list is complete: objects that it does not name do not exist within the selector."""
+
+    versions_went_back: bool = False
+    """The list is of an older version than one seen before: the server was restored, or is another one."""
+
+
+class ObjectChanged(msgspec.Struct, frozen=True):
+    observation: Observation
+
+
+class DeletionReported(msgspec.Struct, frozen=True):
+    """The watch reported a deletion. The object may also have left the selector, or the server may be wrong."""
+
+    name: str
+    uid: str
+
+
+class Relisting(msgspec.Struct, frozen=True):
+    reason: str
+    """For the metric."""
+
+
+class EventIgnored(msgspec.Struct, frozen=True):
+    """A watch event that could not be used."""
+
+    problem: str
+
+
+SourceEvent = ListStarted | Listed | Unlisted | ListEnded | ObjectChanged | DeletionReported | Relisting | EventIgnored

@@ -1,0 +1,9 @@
+"""Timestamps as text, as RFC 3339 and Kubernetes have them."""
+
+from datetime import UTC, datetime
+from typing import Literal
+
+
+def rfc3339(wall: float, timespec: Literal["seconds", "milliseconds"] = "seconds") -> str:
+    """Format a Unix time in UTC."""
+    return datetime.fromtimestamp(wall, UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
