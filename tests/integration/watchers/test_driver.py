@@ -30,7 +30,7 @@ from tests.support.eventually import eventually
 
 PATH = ProjectMode.resource.path
 QUICK = Backoff(first_s=0.001, cap_s=0.01)
-LOST = "the source was lost before the answer came"
+LOST = "the source was lost before the response came"
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -342,7 +342,7 @@ async def test_a_server_that_has_none_of_the_others_either_is_not_believed_that_
         assert run.told == ["ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma"]
         why = run.fleet.pending_deletions.explain("alpha")
         assert why is not None
-        assert why[1] == "who answers has none of the others either, and may be another server"
+        assert why[1] == "the server has none of the other objects either, and may be another server"
 
 
 async def test_where_the_others_can_not_be_asked_about_that_is_what_is_said() -> None:
@@ -357,7 +357,7 @@ async def test_where_the_others_can_not_be_asked_about_that_is_what_is_said() ->
         await again.asked.wait()
         why = run.fleet.pending_deletions.explain("alpha")
         assert why is not None
-        assert why[1].startswith("who answers may be another server, and can't be asked whether it has beta: 403: ")
+        assert why[1].startswith("the server may be another one, and reading beta from it failed: 403: ")
 
 
 async def test_one_that_has_any_of_them_is_believed() -> None:

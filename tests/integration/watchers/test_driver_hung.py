@@ -50,7 +50,7 @@ async def test_it_is_told_as_unresponsive() -> None:
         await run.synced()
         await eventually(lambda: run.fleet.status.state is SourceState.STALE)
         assert run.fleet.status.reason == "Unresponsive"
-        assert run.fleet.status.message == "it was asked for /livez 3 times in a row, 0.06 s apart, and did not answer"
+        assert run.fleet.status.message == "the server did not answer 3 requests for /livez in a row, 0.06 s apart"
 
 
 async def test_one_that_never_begins_to_answer_is_given_up_as_well() -> None:
@@ -68,13 +68,13 @@ async def test_so_is_one_that_answers_everything_but_the_watch(monkeypatch: pyte
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()
 
-    monkeypatch.setattr(driver, "BEGINS_WITHIN_S", 0.1)
+    monkeypatch.setattr(driver, "WATCH_RESPONSE_TIMEOUT_S", 0.1)
     played = Played()
     played.alive = answering(web.Response)
     played.watches = [never]
     async with running(played, ReflectorPolicy(backoff=Backoff(first_s=60.0))) as run:
         await eventually(lambda: run.fleet.status.reason == "Timeout")
-        assert run.fleet.status.message == "the watch did not begin within 0.1 s"
+        assert run.fleet.status.message == "no response to the watch request within 0.1 s"
 
 
 async def test_so_is_one_that_does_not_answer_a_list() -> None:

@@ -32,7 +32,7 @@ from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.service import DaemonInfo, Service
 from milo_discoveryd.state_file.encoding import StateFileError, StateOrigin, StoredCluster, StoredFleet, decode, encode
-from milo_discoveryd.state_file.state_file import EVERY_S
+from milo_discoveryd.state_file.state_file import WRITE_INTERVAL_S
 from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.wiring.source import Discovery
 from tests.end_to_end.process.handing_out import CAP_S, HandedOut, token_in
@@ -108,7 +108,7 @@ class Disk:
         try:
             while True:
                 self._write(fleet)
-                await asyncio.sleep(EVERY_S)
+                await asyncio.sleep(WRITE_INTERVAL_S)
                 await changed()
         finally:
             if not self.is_killed:
@@ -225,7 +225,7 @@ class Daemon:
             issuer,
             access=access,
             seal=TokenSigner(b"the same for all"),
-            jitter=random.random,
+            draw=random.random,
         )
         policy = ReflectorPolicy(streaming_lists=traits.streaming, page_size=traits.page_size)
         discovery = Discovery(
@@ -248,7 +248,7 @@ class Daemon:
             max_ttl_s=CAP_S,
             default_ttl_s=600.0,
             concurrency=3,
-            jitter=random.random,
+            draw=random.random,
             wall=_wall,
         )
 

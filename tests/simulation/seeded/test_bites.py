@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from milo_discoveryd.kubeconfigs.lease import Held
+from milo_discoveryd.kubeconfigs.lease import HeldCredential
 from milo_discoveryd.kubeconfigs.minter import LeaseKey, Minter
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.reflect.pending_deletions import NotFound
@@ -49,7 +49,7 @@ BUGS: list[tuple[str, type, str, Any]] = [
     ("older-replaces-newer", Registry, "_is_outdated", _no),
     ("every-revision-can-be-read-from", ChangeLog, "reads_from", _yes),
     ("a-reader-that-resumes-gets-a-snapshot", Cursor, "resumed", property(_no)),
-    ("what-has-ended-is-handed-out", Held, "left_s", _for_ever),
+    ("what-has-ended-is-handed-out", HeldCredential, "left_s", _for_ever),
     ("one-lease-serves-all-clusters-of-a-name", Minter, "key", _of_the_name),
     ("what-a-cluster-had-outlives-it", Minter, "drop", _no),
 ]
