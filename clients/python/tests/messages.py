@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from milo_discovery._gen import discovery_pb2 as pb
 
+from .kubeconfigs import text
+
 _TYPE = pb.ClusterEvent.Type
 
 
@@ -11,8 +13,8 @@ def cluster(name: str, *, uid: str | None = None, **fields: object) -> pb.Cluste
     return pb.Cluster(name=name, uid=uid or f"uid-of-{name}", **fields)
 
 
-def engaged(what: str | pb.Cluster, *, kubeconfig: bytes | None = None) -> pb.ClusterEvent:
-    return _event(_TYPE.TYPE_ENGAGED, what, kubeconfig=kubeconfig)
+def engaged(what: str | pb.Cluster, *, token: str | None = None) -> pb.ClusterEvent:
+    return _event(_TYPE.TYPE_ENGAGED, what, token=token)
 
 
 def updated(what: str | pb.Cluster) -> pb.ClusterEvent:
@@ -27,15 +29,15 @@ def disengaged(
     return _event(_TYPE.TYPE_DISENGAGED, what, reason=reason, message=message)
 
 
-def renewed(what: str | pb.Cluster, kubeconfig: bytes) -> pb.ClusterEvent:
-    return _event(_TYPE.TYPE_KUBECONFIG, what, kubeconfig=kubeconfig)
+def renewed(what: str | pb.Cluster, token: str) -> pb.ClusterEvent:
+    return _event(_TYPE.TYPE_KUBECONFIG, what, token=token)
 
 
 def _event(
     kind: pb.ClusterEvent.Type.ValueType,
     what: str | pb.Cluster,
     *,
-    kubeconfig: bytes | None = None,
+    token: str | None = None,
     reason: pb.DisengageReason.ValueType = pb.DISENGAGE_REASON_UNSPECIFIED,
     message: str = "",
 ) -> pb.ClusterEvent:
@@ -45,7 +47,7 @@ def _event(
         cluster=subject,
         reason=reason,
         message=message,
-        kubeconfig=None if kubeconfig is None else pb.Kubeconfig(cluster=subject.name, kubeconfig=kubeconfig),
+        kubeconfig=None if token is None else pb.Kubeconfig(cluster=subject.name, kubeconfig=text(token=token)),
     )
 
 

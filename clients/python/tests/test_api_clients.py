@@ -207,7 +207,7 @@ class TestOfAnEngagedCluster:
             alpha = fleet.get("alpha")
             async with alpha.api_client() as api, alpha.sync_api_client() as blocking:
                 await AioCoreV1Api(api).list_namespace()
-                second = renewed("alpha", b"")
+                second = renewed("alpha", "")
                 second.kubeconfig.CopyFrom(message(plane.kubeconfig(token="t-2")))
                 stream.send(following("1", "2", second))
                 await alpha.renewed(since=_convert.kubeconfig(first.kubeconfig))

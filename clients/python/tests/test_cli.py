@@ -96,7 +96,7 @@ class TestList:
         daemon.answers["ListClusters"] = [FLEET]
         outcome = await command("list", "-l", "env=prod", "--organization", "acme", "--organization", "initech")
         assert outcome.lines == [
-            ["NAME", "ORGANIZATION", "STATE", "AGE"],
+            ["NAME", "ORGANIZATION", "STATE", "ENGAGED", "FOR"],
             ["alpha", "acme", "Ready", "2d5h"],
             ["beta", "-", "Terminating,Suspended,Unreachable", "-"],
         ]
@@ -125,12 +125,20 @@ class TestList:
         assert (outcome.out, outcome.err) == ("", "milo-discovery: no clusters are engaged\n")
         assert (await command("list", "-o", "name")).err == ""
 
+    async def test_list_without_a_match_names_the_filter(self, command, daemon):
+        daemon.answers["ListClusters"] = [pb.ListClustersResponse()]
+        outcome = await command("list", "-l", "env=dev", "--organization", "acme")
+        assert outcome.err == (
+            "milo-discovery: no engaged cluster matches selector 'env=dev' and organization 'acme'\n"
+        )
+        assert outcome.status == 0
+
     async def test_list_warns_of_a_stale_source(self, command, daemon):
         state = pb.SourceStatus.STATE_STALE
         stale = pb.SourceStatus(state=state, since=ago(), reason="Unauthorized", last_contact=ago())
         daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[ALPHA], source=stale)]
         outcome = await command("list")
-        assert outcome.status == 0
+        assert outcome.status == 7
         assert "may be out of date: the source is STALE since 20" in outcome.err
         assert "Milo last answered 2d5h ago (Unauthorized)" in outcome.err
 
@@ -139,6 +147,33 @@ class TestList:
         daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[evil])]
         outcome = await command("list", "--no-headers")
         assert outcome.out.startswith(r"a   \x1b[31mred\r\n   Ready")
+
+    @pytest.mark.parametrize("form", ["table", "wide", "name", "json", "yaml"])
+    async def test_output_has_no_c1_or_bidi_control_characters(self, command, daemon, form):
+        evil = cluster("a\x9b31m", labels={"\u202e": "\U000e0001\x85"}, organization="\u2066")
+        daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[evil])]
+        out = (await command("list", "-o", form)).out
+        assert all(each.isprintable() or each == "\n" for each in out)
+        if form == "json":
+            assert json.loads(out)["clusters"][0]["labels"] == {"\u202e": "\U000e0001\x85"}
+
+    async def test_message_has_no_control_characters(self, command, daemon):
+        daemon.answers["ListClusters"] = [Refusal(grpc.StatusCode.INTERNAL, "\x9b31m")]
+        assert (await command("list")).err == "milo-discovery: \\x9b31m\n"
+
+    async def test_json_labels_are_sorted(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+        assert list(json.loads((await command("list", "-o", "json")).out)["clusters"][0]["labels"]) == ["b", "env"]
+
+    async def test_full_stdout_is_one_line(self, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+        process = await asyncio.create_subprocess_shell(
+            f"{COMMAND} list --address {daemon.address} > /dev/full", stderr=asyncio.subprocess.PIPE
+        )
+        _, err = await process.communicate()
+        assert (process.returncode, err.decode()) == (
+            1, "milo-discovery: cannot write to stdout: No space left on device\n"
+        )  # fmt: skip
 
 
 class TestGetAndExplain:
@@ -186,6 +221,20 @@ class TestGetAndExplain:
             "  1970-01-01T00:01:00Z   DISENGAGED   NOT_READY: condition Ready is False",
         ]
 
+    async def test_explain_prints_json_and_yaml(self, command, daemon):
+        daemon.answers["GetCluster"] = [self.REPORT] * 2
+        as_json = json.loads((await command("explain", "beta", "-o", "json")).out)
+        assert as_json == yaml.safe_load((await command("explain", "beta", "-o", "yaml")).out)
+        assert [each["type"] for each in as_json["transitions"]] == ["TYPE_ENGAGED", "TYPE_DISENGAGED"]
+
+    async def test_unknown_name_is_answered_with_similar_names(self, command, daemon):
+        daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "alpa was never seen")]
+        daemon.answers["ListClusters"] = [FLEET]
+        outcome = await command("get", "alpa")
+        assert (outcome.status, outcome.err) == (
+            3, "milo-discovery: alpa was never seen; did you mean alpha?\n"
+        )  # fmt: skip
+
     async def test_explain_of_an_engaged_cluster(self, command, daemon):
         engagement = pb.Engagement(engaged=True, reason=pb.Engagement.REASON_ENGAGED, since=ago())
         daemon.answers["GetCluster"] = [pb.GetClusterResponse(cluster=ALPHA, engagement=engagement)]
@@ -207,6 +256,7 @@ class TestGetAndExplain:
     @pytest.mark.parametrize("verb", ["get", "explain"])
     async def test_unknown_name_exits_with_not_found(self, command, daemon, verb):
         daemon.answers["GetCluster"] = [Refusal(grpc.StatusCode.NOT_FOUND, "x was never seen")]
+        daemon.answers["ListClusters"] = [FLEET]
         outcome = await command(verb, "x")
         assert (outcome.status, outcome.out, outcome.err) == (3, "", "milo-discovery: x was never seen\n")
 
@@ -251,15 +301,49 @@ class TestStatus:
         assert json.loads((await command("status", "-o", "json")).out)["mode"] == "single"
 
 
+class TestVersionAndCompletion:
+    async def test_version_prints_client_and_daemon(self, command, daemon):
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(version="1.2")] * 2
+        assert [line[0] for line in (await command("version")).lines] == ["client:", "daemon:"]
+        assert json.loads((await command("version", "-o", "json")).out)["daemon"] == "1.2"
+
+    async def test_version_without_a_daemon_prints_the_clients(self, command, daemon):
+        await daemon.stop()
+        outcome = await command("version")
+        assert (outcome.status, [line[0] for line in outcome.lines]) == (5, ["client:"])
+        assert (await command("version", "--client")).status == 0
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    async def test_completion_script_names_its_variable(self, command, shell):
+        assert "_MILO_DISCOVERY_COMPLETE" in (await command("completion", shell)).out
+
+    async def test_completion_completes_commands_and_cluster_names(self, command, daemon):
+        daemon.answers["ListClusters"] = [FLEET]
+
+        async def complete(line: str) -> list[str]:
+            words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split()) - 1)}
+            outcome = await command(_MILO_DISCOVERY_COMPLETE="bash_complete", **words)
+            return [each.partition(",")[2] for each in outcome.out.split()]
+
+        assert await complete("milo-discovery ex") == ["explain"]
+        assert await complete("milo-discovery get al") == ["alpha"]
+
+    async def test_completion_without_a_daemon_is_silent(self, command, daemon):
+        await daemon.stop()
+        words = {"COMP_WORDS": "milo-discovery get al", "COMP_CWORD": "2"}
+        outcome = await command(_MILO_DISCOVERY_COMPLETE="bash_complete", **words)
+        assert (outcome.out.strip(), outcome.err) == ("", "")
+
+
 class TestWatch:
     async def test_watch_prints_events_to_stdout_and_messages_to_stderr(self, command, daemon):
         watching = asyncio.create_task(command("watch", "--once"))
         (await daemon.stream()).send(snapshot("1", engaged(ALPHA), engaged("beta")))
         outcome = await watching
         assert outcome.lines == [
-            ["EVENT", "NAME", "ORGANIZATION", "ABOUT"],
-            ["ENGAGED", "alpha", "acme", "https://a"],
-            ["ENGAGED", "beta", "-"],
+            ["EVENT", "NAME", "ORGANIZATION", "DETAILS"],
+            ["ENGAGED", "alpha", "acme", "Ready"],
+            ["ENGAGED", "beta", "-", "Ready"],
         ]
         assert (outcome.status, outcome.err) == (0, "milo-discovery: synced: 2 clusters\n")
 
@@ -271,15 +355,17 @@ class TestWatch:
                 following(
                     "1",
                     "2",
-                    updated(cluster("alpha", deletion_requested_at=ago(), deletion_message="waiting for x")),
-                    renewed("alpha", b"secret"),
+                    updated(cluster("alpha", uid="u-1", labels={"b": "3", "new": ""}, suspended=True)),
+                    updated(cluster("alpha", uid="u-1", labels={"b": "3", "new": ""}, deletion_requested_at=ago())),
+                    renewed("alpha", "secret"),
                     disengaged("alpha", pb.DISENGAGE_REASON_DELETED, "gone"),
                 ),
             )
-            lines = [(await process.stdout.readline()).decode().split() for _ in range(4)]
+            lines = [(await process.stdout.readline()).decode().split() for _ in range(5)]
             assert lines == [
-                ["ENGAGED", "alpha", "acme", "https://a"],
-                ["UPDATED", "alpha", "-", "Terminating:", "waiting", "for", "x"],
+                ["ENGAGED", "alpha", "acme", "Ready"],
+                ["UPDATED", "alpha", "-", "endpoint", "-,", "organization", "-,", "suspended,", "label", "b=3,", "…"],
+                ["UPDATED", "alpha", "-", "deletion", "requested,", "resumed"],
                 ["KUBECONFIG", "alpha", "-", "until", "-"],
                 ["DISENGAGED", "alpha", "-", "DELETED:", "gone"],
             ]
@@ -318,9 +404,18 @@ class TestWatch:
         watching = asyncio.create_task(command("watch", "--once", "-o", "wide", "--timestamps"))
         (await daemon.stream()).send(snapshot("1", engaged(ALPHA)))
         headers, line = (await watching).lines
-        assert headers == ["TIME", "EVENT", "NAME", "ORGANIZATION", "UID", "ENDPOINT", "LABELS", "ABOUT"]
+        assert headers == ["TIME", "EVENT", "NAME", "ORGANIZATION", "UID", "ENDPOINT", "LABELS", "DETAILS"]
         assert line[1:7] == ["ENGAGED", "alpha", "acme", "u-1", "https://a", "b=2,env=prod"]
         assert datetime.fromisoformat(line[0]).tzinfo is UTC
+
+    async def test_watch_lines_fit_into_120_columns(self, daemon):
+        async with running("watch", "--timestamps", address=daemon.address) as process:
+            stream = await daemon.stream()
+            long = cluster("n" * 30, organization="o" * 20, deletion_message="m" * 200, endpoint="https://" + "e" * 90)
+            stream.send(snapshot("1", engaged(long)), following("1", "2", disengaged(long, message="d" * 200)))
+            lines = [(await process.stdout.readline()).decode().rstrip("\n") for _ in range(3)]
+        assert [len(line) for line in lines[1:]] == [120, 120]
+        assert "…" in lines[1]
 
     async def test_watch_interrupt_prints_nothing(self, daemon):
         async with running("watch", "-o", "name", address=daemon.address) as process:
@@ -415,7 +510,10 @@ class TestEndings:
             (["list", "--timeout", "0s"], "'0s' is not a duration above zero"),
             (["list", "-o", "xml"], "'xml' is not one of 'table', 'wide', 'json', 'yaml', 'name'"),
             (["get"], "Missing argument 'NAME'"),
-            (["wacht"], "No such command 'wacht'"),
+            (["wacht"], "No such command 'wacht'; did you mean watch?"),
+            (["credential"], "Missing argument 'NAME'"),
+            (["credential", "alpha", "--cluster", "alpha"], "are the same"),
+            (["kubeconfig", "alpha", "--force"], "--force needs -w"),
         ],
     )
     async def test_usage_error_names_the_problem(self, command, arguments, complaint):
@@ -427,7 +525,18 @@ class TestEndings:
     async def test_help_needs_no_daemon(self, command):
         outcome = await command("--help")
         assert outcome.status == 0
-        commands = ["credential", "explain", "get", "kubeconfig", "list", "status", "sync", "watch"]
+        commands = [
+            "completion",
+            "credential",
+            "explain",
+            "get",
+            "kubeconfig",
+            "list",
+            "status",
+            "sync",
+            "version",
+            "watch",
+        ]
         assert [line[0] for line in outcome.lines[-len(commands) :]] == commands
         assert (await command("--version")).out.startswith("milo-discovery, version 0.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import stat
 from pathlib import Path
@@ -9,19 +10,25 @@ from pathlib import Path
 import pytest
 
 from milo_discovery import Cluster, Kubeconfig
+from milo_discovery._kubeconfig_access import read_access
+from milo_discovery.cli import atomic_files
 from milo_discovery.cli.exit_status import CommandFailure
 from milo_discovery.cli.kubeconfig_directory import DesiredFile, KubeconfigDirectory
+
+from .kubeconfigs import text
 
 
 def wanted(name: str, content: str | None = "k", *, uid: str = "u", **fields: object) -> dict[str, DesiredFile]:
     cluster = Cluster(name=name, uid=uid, **fields)  # type: ignore[arg-type]  # as given
     return {
-        name: DesiredFile(cluster, None if content is None else Kubeconfig(cluster=name, kubeconfig=content.encode()))
+        name: DesiredFile(
+            cluster, None if content is None else Kubeconfig(cluster=name, kubeconfig=text(token=content))
+        )
     }
 
 
-def files(path: Path) -> dict[str, str]:
-    return {each.name: each.read_text() for each in path.glob("*.kubeconfig")}
+def files(path: Path) -> dict[str, str | None]:
+    return {each.name: read_access(each.read_bytes()).token for each in path.glob("*.kubeconfig")}
 
 
 def index(path: Path) -> list[str]:
@@ -55,12 +62,12 @@ def test_renewed_file_is_replaced_and_the_others_are_untouched(path: Path):
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a") | wanted("b"), complete=True)
         before = {each.name: each.stat().st_ino for each in path.iterdir()}
-        held = (path / "a.kubeconfig").open()
+        held = (path / "a.kubeconfig").open("rb")
         directory.reconcile(wanted("a", "next") | wanted("b"), complete=True)
     after = {each.name: each.stat().st_ino for each in path.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} == {"a.kubeconfig"}
     with held:
-        assert held.read() == "k"
+        assert read_access(held.read()).token == "k"
     assert files(path)["a.kubeconfig"] == "next"
 
 
@@ -101,13 +108,14 @@ def test_replaced_cluster_does_not_inherit_the_file(path: Path):
 
 def test_foreign_file_is_neither_replaced_nor_removed(path: Path):
     path.mkdir()
-    (path / "a.kubeconfig").write_text("mine")
+    mine = text(token="mine")
+    (path / "a.kubeconfig").write_bytes(mine)
     (path / "notes.txt").write_text("mine")
     with KubeconfigDirectory(path) as directory:
         directory.reconcile(wanted("a"), complete=True)
         assert "was not written by" in directory.skipped["a"]
         directory.reconcile({}, complete=True)
-    assert (path / "a.kubeconfig").read_text() == "mine"
+    assert (path / "a.kubeconfig").read_bytes() == mine
     assert (path / "notes.txt").exists()
 
 
@@ -150,3 +158,42 @@ def test_corrupt_ledger_is_refused(path: Path):
     (path / ".milo-discovery.json").write_text("{")
     with pytest.raises(CommandFailure, match="is corrupt"):
         KubeconfigDirectory(path).__enter__()
+
+
+@pytest.mark.parametrize("ledger", ["[]", "{}", '{"files": 1}'])
+def test_malformed_ledger_is_refused(path: Path, ledger: str):
+    path.mkdir()
+    (path / ".milo-discovery.json").write_text(ledger)
+    with pytest.raises(CommandFailure, match="is corrupt"):
+        KubeconfigDirectory(path).__enter__()
+
+
+def test_foreign_index_is_neither_replaced_nor_removed(path: Path):
+    path.mkdir()
+    (path / "index.json").write_text("mine")
+    with pytest.raises(CommandFailure, match="was not written by milo-discovery sync"):
+        KubeconfigDirectory(path).__enter__()
+    assert [each.name for each in path.iterdir()] == ["index.json"]
+    assert (path / "index.json").read_text() == "mine"
+
+
+def test_kubeconfig_is_rebuilt_from_the_fields_that_are_known(path: Path):
+    with KubeconfigDirectory(path) as directory:
+        directory.reconcile(wanted("a"), complete=True)
+    document = json.loads((path / "a.kubeconfig").read_bytes())
+    assert document["users"] == [{"name": "a", "user": {"token": "k"}}]
+
+
+def test_failed_ledger_write_is_repeated(path: Path, monkeypatch):
+    with KubeconfigDirectory(path) as directory:
+        with monkeypatch.context() as full:
+            full.setattr(atomic_files, "replace", _disk_full)
+            with pytest.raises(OSError, match="No space"):
+                directory.reconcile(wanted("a"), complete=True)
+        directory.reconcile(wanted("a"), complete=True)
+    assert json.loads((path / ".milo-discovery.json").read_text())["files"] == ["a"]
+    assert list(files(path)) == index(path) == ["a.kubeconfig"]
+
+
+def _disk_full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

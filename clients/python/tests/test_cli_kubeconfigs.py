@@ -155,7 +155,7 @@ class TestKubeconfig:
     async def test_written_kubeconfig_is_private_and_replaced_atomically(self, command, daemon, tmp_path):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
         path = tmp_path / "alpha"
-        path.write_text("something longer than what comes")
+        path.write_bytes(text(token="an older and longer token " * 9))
         path.chmod(0o644)
         before = path.stat().st_ino
         outcome = await command("kubeconfig", "alpha", "--token", "-w", str(path))
@@ -166,11 +166,66 @@ class TestKubeconfig:
         assert (outcome.status, outcome.out) == (0, "")
         assert CANARY not in outcome.err
 
+    @pytest.mark.parametrize("content", ["a: b", "{}", "[", text(exec={"command": "x"}).decode()])  # type: ignore[arg-type]
+    async def test_write_refuses_a_file_of_others_without_force(self, command, daemon, tmp_path, content):
+        daemon.answers["IssueKubeconfig"] = [exec_form()] * 2
+        (path := tmp_path / "config").write_text(content)
+        refused = await command("kubeconfig", "alpha", "-w", str(path))
+        assert (refused.status, path.read_text()) == (1, content)
+        assert "--merge" in refused.err
+        assert "--force" in refused.err
+        assert (await command("kubeconfig", "alpha", "-w", str(path), "--force")).status == 0
+        assert "milo-discovery" in path.read_text()
+
+    async def test_write_replaces_its_own_exec_kubeconfig(self, command, daemon, tmp_path):
+        daemon.answers["IssueKubeconfig"] = [exec_form()] * 2
+        path = tmp_path / "alpha"
+        for _ in range(2):
+            assert (await command("kubeconfig", "alpha", "-w", str(path), PATH="/nothing/here")).status == 0
+
+    async def test_token_lifetime_is_printed_beside_the_requested_one(self, command, daemon):
+        daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED, life=timedelta(minutes=10, seconds=30))]
+        outcome = await command("kubeconfig", "alpha", "--token", "--ttl", "1s")
+        assert outcome.err.startswith("milo-discovery: the credential is valid for 10m")
+        assert outcome.err.endswith(" (1s requested)\n")
+
+    async def test_exec_entry_is_built_by_the_client(self, command, daemon, tmp_path):
+        daemon.answers["IssueKubeconfig"] = [exec_form()]
+        (token := tmp_path / "token").write_text("t")
+        outcome = await command("kubeconfig", "alpha", "--token-file", str(token), "--server-uid", str(os.geteuid()))
+        [user] = json.loads(outcome.out)["users"]
+        assert {each["name"]: each["value"] for each in user["user"]["exec"]["env"]} == {
+            "MILO_DISCOVERY_ADDRESS": daemon.address,
+            "MILO_DISCOVERY_TOKEN_FILE": str(token),
+            "MILO_DISCOVERY_SERVER_UID": str(os.geteuid()),
+        }
+
+    @pytest.mark.parametrize("arguments", [[], ["--token"]])
+    @pytest.mark.parametrize(
+        "user",
+        [
+            {"exec": {"command": "/bin/sh", "args": ["credential", "--cluster", "alpha"]}},
+            {"exec": {"command": "milo-discovery", "args": ["sync", "--dir", "/"]}},
+            {"exec": {"command": "milo-discovery", "args": ["credential", "--cluster", "alpha"], "extra": 1}},
+            {"token": CANARY, "exec": {"command": "/bin/sh"}},
+            {"token": CANARY, "auth-provider": {"name": "x"}},
+            {"tokenFile": "/etc/passwd"},
+        ],
+    )
+    async def test_received_credential_plugins_and_unknown_fields_are_refused(self, command, daemon, arguments, user):
+        content = text(**{key.replace("-", "_"): value for key, value in user.items()})
+        daemon.answers["IssueKubeconfig"] = [issued(content)]
+        outcome = await command("kubeconfig", "alpha", *arguments)
+        assert (outcome.status, outcome.out) == (1, "")
+        assert "the kubeconfig " in outcome.err
+        assert CANARY not in outcome.err
+
     async def test_unwritable_kubeconfig_path_is_reported(self, command, daemon, tmp_path):
         daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
         outcome = await command("kubeconfig", "alpha", "--token", "-w", str(tmp_path / "no" / "alpha"))
         assert outcome.status == 1
-        assert outcome.err.startswith("milo-discovery: cannot write ")
+        path = tmp_path / "no" / "alpha"
+        assert outcome.err.splitlines()[-1] == f"milo-discovery: cannot write {path}: No such file or directory"
         assert CANARY not in outcome.err
 
     async def test_kubeconfig_of_a_cluster_not_engaged_fails(self, command, daemon, tmp_path):

@@ -17,6 +17,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._session import Session
 from milo_discovery.cli import json_output, yaml_output
 
+from .kubeconfigs import text
 from .messages import disengaged, engaged, following, snapshot
 
 STAMP = Timestamp(seconds=1_767_225_600, nanos=120_000_000)
@@ -64,9 +65,9 @@ def test_json_of_a_response_equals_protobufs(answer):
 def test_json_of_an_event_equals_protobufs():
     session = Session()
     session.open()
-    session.receive(snapshot("1", engaged(CLUSTER, kubeconfig=b"\x00k")))
+    session.receive(snapshot("1", engaged(CLUSTER, token="t")))
     sent = disengaged(CLUSTER, pb.DISENGAGE_REASON_LABELS_CHANGED, "left")
-    sent.kubeconfig.CopyFrom(pb.Kubeconfig(cluster="a", kubeconfig=b"\x00k", expires_at=STAMP))
+    sent.kubeconfig.CopyFrom(pb.Kubeconfig(cluster="a", kubeconfig=text(token="t"), expires_at=STAMP))
     (event,) = session.receive(following("1", "2", sent))
     assert json.loads(json_output.line(json_output.to_json(event))) == MessageToDict(
         sent, always_print_fields_with_no_presence=True

@@ -33,11 +33,13 @@ from milo_discovery import (
 )
 from milo_discovery._gen import discovery_pb2 as pb
 
+from .kubeconfigs import text
 from .messages import cluster
 from .scripted_daemon import SILENCE, Refusal
 
 MOMENT = datetime(2026, 3, 1, 12, 30, 15, 250000, tzinfo=UTC)
 STAMP = Timestamp(seconds=int(MOMENT.timestamp()), nanos=250_000_000)
+CONTENT = text(token="s3cret")
 
 
 async def test_list_reads_all_pages(client, daemon):
@@ -137,17 +139,17 @@ async def test_server_info_has_all_fields(client, daemon):
 async def test_issued_kubeconfig_is_omitted_from_repr(client, daemon):
     daemon.answers["IssueKubeconfig"] = [
         pb.IssueKubeconfigResponse(
-            kubeconfig=pb.Kubeconfig(cluster="a", kubeconfig=b"token: s3cret", expires_at=STAMP, issued_at=STAMP)
+            kubeconfig=pb.Kubeconfig(cluster="a", kubeconfig=CONTENT, expires_at=STAMP, issued_at=STAMP)
         )
     ]
     issued = await client.issue_kubeconfig(
-        "a", ttl=timedelta(minutes=10), kubeconfig_format=KubeconfigFormat.EXEC, incarnation="i"
+        "a", ttl=timedelta(minutes=10), kubeconfig_format=KubeconfigFormat.EMBEDDED, incarnation="i"
     )
-    assert issued == Kubeconfig(cluster="a", kubeconfig=b"token: s3cret", expires_at=MOMENT, issued_at=MOMENT)
+    assert issued == Kubeconfig(cluster="a", kubeconfig=CONTENT, expires_at=MOMENT, issued_at=MOMENT)
     assert "s3cret" not in repr(issued)
     assert daemon.requests == [
         pb.IssueKubeconfigRequest(
-            cluster="a", ttl=Duration(seconds=600), format=pb.KUBECONFIG_FORMAT_EXEC, incarnation="i"
+            cluster="a", ttl=Duration(seconds=600), format=pb.KUBECONFIG_FORMAT_EMBEDDED, incarnation="i"
         )
     ]
 
@@ -214,3 +216,48 @@ async def test_call_timeout(daemon):
 def test_malformed_address_is_refused_by_the_constructor():
     with pytest.raises(InvalidAddress):
         DiscoveryClient("nowhere")
+
+
+@pytest.mark.parametrize("seconds", [-(10**15), 253402300800, 2**62])
+async def test_timestamp_out_of_range_is_unknown(client, daemon, seconds):
+    at = Timestamp(seconds=seconds)
+    alpha = pb.Cluster(name="alpha", deletion_requested_at=at, engaged_at=Timestamp(seconds=1, nanos=-5))
+    daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[alpha])]
+    [listed] = await client.list()
+    assert (listed.deletion_requested_at, listed.engaged_at) == (None, None)
+    daemon.answers["GetServerInfo"] = [
+        pb.GetServerInfoResponse(limits=pb.Limits(stalled_timeout=Duration(seconds=seconds)))
+    ]
+    await client.server_info()
+
+
+async def test_page_larger_than_grpcs_default_limit_is_received(client, daemon):
+    annotations = {f"a{n}": "x" * 10_000 for n in range(600)}
+    daemon.answers["ListClusters"] = [pb.ListClustersResponse(clusters=[pb.Cluster(name="a", annotations=annotations)])]
+    assert len((await client.list()).clusters) == 1
+
+
+def test_client_of_another_event_loop_is_refused():
+    async def make() -> DiscoveryClient:
+        client = DiscoveryClient("unix:///nowhere.sock")
+        with pytest.raises(Unavailable):
+            await client.list()
+        return client
+
+    async def use(client: DiscoveryClient) -> None:
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await client.list()
+        async with client.watch() as watch:
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await anext(watch)
+        await client.close()
+
+    client = asyncio.run(make())
+    asyncio.run(use(client))
+
+
+async def test_client_made_outside_of_an_event_loop_works(daemon):
+    daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="single")]
+    client = await asyncio.to_thread(DiscoveryClient, daemon.address)
+    async with client:
+        assert (await client.server_info()).mode == "single"

@@ -1,4 +1,4 @@
-"""A task for each engaged cluster, as long as it is engaged, and not a moment longer."""
+"""Fleet: one handler task per engaged cluster, cancelled at disengagement."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from milo_discovery._gen import discovery_pb2 as pb
 
 from .conftest import AT_ONCE
 from .eventually import eventually
+from .kubeconfigs import text
 from .messages import cluster, disengaged, engaged, following, renewed, snapshot, updated
 from .scripted_daemon import Refusal, ScriptedDaemon, Stream
 
 
 class Diary:
-    """What handlers did, in order, for tests to wait on."""
+    """What handlers did, in order. Tests wait for entries."""
 
     def __init__(self) -> None:
         self._entries: asyncio.Queue[str] = asyncio.Queue()
@@ -51,7 +52,7 @@ def diary() -> Diary:
 
 @pytest.fixture
 def fleet(client: DiscoveryClient, diary: Diary) -> Fleet:
-    """Its handlers stay until they are cancelled."""
+    """A Fleet whose handlers run until they are cancelled."""
     fleet = Fleet(client, backoff=AT_ONCE)
 
     @fleet.on_engage
@@ -175,16 +176,16 @@ async def test_updated_since_misses_no_change(client, begin):
 async def test_renewed_kubeconfig_reaches_the_running_handler(client, begin):
     fleet = Fleet(client, include_kubeconfigs=True)
     async with fleet:
-        stream = await begin(snapshot("1", engaged("a", kubeconfig=b"first")))
+        stream = await begin(snapshot("1", engaged("a", token="first")))
         await fleet.synced()
         member = fleet.get("a")
         assert member.kubeconfig is not None
-        assert member.kubeconfig.kubeconfig == b"first"
-        stream.send(following("1", "2", renewed("a", b"second")))
-        assert (await member.renewed()).kubeconfig == b"second"
+        assert member.kubeconfig.kubeconfig == text(token="first")
+        stream.send(following("1", "2", renewed("a", "second")))
+        assert (await member.renewed()).kubeconfig == text(token="second")
         stream.send(following("2", "3", updated(cluster("a", suspended=True))))
         await member.updated()
-        assert member.kubeconfig.kubeconfig == b"second"
+        assert member.kubeconfig.kubeconfig == text(token="second")
         stream.send(following("3", "4", disengaged("a")))
         with pytest.raises(ClusterNotFound):
             await member.renewed()
@@ -205,10 +206,25 @@ class TestFailures:
         async with fleet:
             await begin(snapshot("1", engaged("a")))
             assert await diary.read(1) == ["worked"]
-        failures = [record for record in caplog.records if record.name == "milo_discovery.fleet"]
-        assert [str(record.exc_info[1]) for record in failures] == ["first", "second"]
-        assert failures[0].levelno == logging.ERROR
-        assert failures[0].getMessage().startswith("handler of cluster a failed; restarting it in ")
+        first, second = (record for record in caplog.records if record.name == "milo_discovery.fleet")
+        assert (first.levelno, str(first.exc_info[1])) == (logging.ERROR, "first")
+        assert first.getMessage().startswith("handler of cluster a failed; restarting it in ")
+        assert second.exc_info is None
+        assert second.getMessage() == "handlers failed 1 more times, for 1 clusters, as logged before"
+
+    async def test_failures_of_many_clusters_log_one_traceback(self, client, begin, diary, caplog):
+        fleet = Fleet(client, backoff=AT_ONCE)
+
+        @fleet.on_engage
+        async def fail(member: EngagedCluster) -> None:
+            diary.note("failed")
+            raise ValueError("the API server is down")
+
+        async with fleet:
+            await begin(snapshot("1", *(engaged(f"c{n}") for n in range(18))))
+            await diary.read(100)
+        assert [record.exc_info is not None for record in caplog.records] == [True, False]
+        assert "for 18 clusters" in caplog.messages[1]
 
     async def test_failed_handler_does_not_affect_the_others(self, client, begin, diary):
         fleet = Fleet(client, backoff=AT_ONCE)

@@ -1,4 +1,4 @@
-"""Reading what the daemon writes."""
+"""Strict reading of the kubeconfigs that the daemon issues."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import pytest
 
 from milo_discovery import UnusableKubeconfig
-from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
+from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access, render_kubeconfig
 
 from .kubeconfigs import text
 
@@ -56,3 +56,41 @@ def test_malformed_kubeconfig_is_refused_without_quoting_it(content: bytes):
 
 def test_repr_omits_secrets():
     assert CANARY not in repr(read_access(text(token=CANARY)))
+
+
+def changed(content: bytes, part: str, **fields: object) -> bytes:
+    document = json.loads(content)
+    target = document if part == "config" else document[f"{part}s"][0][part]
+    target.update({key.replace("_", "-"): value for key, value in fields.items()})
+    return json.dumps(document).encode()
+
+
+@pytest.mark.parametrize(
+    ("part", "fields"),
+    [
+        ("config", {"extensions": []}),
+        ("cluster", {"proxy_url": "http://elsewhere"}),
+        ("cluster", {"insecure_skip_tls_verify": True}),
+        ("cluster", {"certificate_authority": "/etc/passwd"}),
+        ("user", {"exec": {"command": "/bin/sh"}}),
+        ("user", {"auth_provider": {"name": "oidc"}}),
+        ("user", {"tokenFile": "/etc/passwd"}),
+        ("user", {"as": "system:masters"}),
+        ("context", {"namespace": "kube-system"}),
+    ],
+)
+def test_unknown_field_is_refused(part: str, fields: dict[str, object]):
+    with pytest.raises(UnusableKubeconfig, match="does not write"):
+        read_access(changed(text(token=CANARY), part, **fields))
+
+
+def test_second_cluster_or_user_is_refused():
+    document = json.loads(text(token=CANARY))
+    for kind in ("clusters", "users", "contexts"):
+        with pytest.raises(UnusableKubeconfig):
+            read_access(json.dumps({**document, kind: document[kind] * 2}).encode())
+
+
+def test_rendered_kubeconfig_reads_back():
+    access = read_access(text("https://a", authorities=b"PEM", tls_server_name="name.test", token="t"))
+    assert read_access(json.dumps(render_kubeconfig("alpha", access)).encode()) == access

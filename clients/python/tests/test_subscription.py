@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from milo_discovery import BackoffPolicy, StreamBroken
+from milo_discovery import BackoffPolicy, Event, StreamBroken
 from milo_discovery._subscription import Subscription
 
+from .kubeconfigs import text
 from .messages import engaged, following, snapshot
 from .summaries import summary
 
@@ -66,3 +67,18 @@ def test_connected_notice_tells_whether_the_stream_resumed():
     watched.next_request()
     watched.received(following("1", "2"), 1)
     assert taken(watched) == ["connected", "synced 0", "resumed"]
+
+
+def test_kubeconfig_with_a_credential_plugin_is_removed_from_its_event(caplog):
+    watched = subscription()
+    watched.next_request()
+    refused = engaged("a")
+    refused.kubeconfig.kubeconfig = text(exec={"command": "/bin/sh"})  # type: ignore[arg-type]  # not a string
+    watched.received(snapshot("1", refused, engaged("b", token="t")), 0)
+    _, first, second, _ = watched.pending
+    assert isinstance(first, Event)
+    assert isinstance(second, Event)
+    assert (first.kubeconfig, caplog.messages) == (
+        None, ["kubeconfig of cluster 'a' refused: the kubeconfig has fields that the daemon does not write: ['exec']"]
+    )  # fmt: skip
+    assert second.kubeconfig is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
@@ -30,10 +31,12 @@ from milo_discovery._channel import open_channel
 from milo_discovery._client_credentials import ClientCredentials
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._subscription import Subscription
-from milo_discovery.sync import SyncWatch
+from milo_discovery.errors import DiscoveryError, StreamBroken
+from milo_discovery.sync import SyncWatch, _StreamReader
 
 from .conftest import AT_ONCE
 from .eventually import eventually
+from .kubeconfigs import text
 from .messages import cluster, disengaged, engaged, following, snapshot, waiting
 from .scripted_daemon import SILENCE, Refusal, ScriptedDaemon, Stream
 from .summaries import summary
@@ -102,13 +105,13 @@ class TestCalls:
             wire.client.issue_kubeconfig,
             "a",
             ttl=timedelta(minutes=1),
-            kubeconfig_format=KubeconfigFormat.EXEC,
+            kubeconfig_format=KubeconfigFormat.EMBEDDED,
             incarnation="i",
         )
-        kubeconfig = pb.Kubeconfig(cluster="a", kubeconfig=b"k")
+        kubeconfig = pb.Kubeconfig(cluster="a", kubeconfig=text(token="t"))
         request = wire.answer("IssueKubeconfig", pb.IssueKubeconfigResponse(kubeconfig=kubeconfig))
-        assert issued.result().kubeconfig == b"k"
-        assert (request.ttl.seconds, request.format, request.incarnation) == (60, pb.KUBECONFIG_FORMAT_EXEC, "i")
+        assert issued.result().kubeconfig == text(token="t")
+        assert (request.ttl.seconds, request.format, request.incarnation) == (60, pb.KUBECONFIG_FORMAT_EMBEDDED, "i")
 
     def test_invalid_request_names_the_field(self, wire):
         violation = BadRequest.FieldViolation(field="filter.names", description="too many")
@@ -294,3 +297,50 @@ class TestConnections:
             await streams[1].ended.wait()
         await streams[0].ended.wait()
         assert (await following_one, await backing_off) == ([], [])
+
+
+class ClosingCall:
+    """A call whose second batch arrives when it is cancelled."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+
+    def __iter__(self) -> Iterator[pb.WatchClustersResponse]:
+        yield snapshot("1")
+        self.cancelled.wait()
+        yield following("1", "2")
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+class ClosingChannel:
+    def __init__(self) -> None:
+        self.call = ClosingCall()
+
+    def unary_unary(self, *_: object, **__: object) -> None:
+        pass
+
+    def unary_stream(self, *_: object, **__: object) -> Callable[..., ClosingCall]:
+        return lambda *_, **__: self.call
+
+    def close(self) -> None:
+        pass
+
+
+def test_close_during_a_batch_ends_the_waiting_thread():
+    stream = _StreamReader(ClosingChannel(), pb.WatchClustersRequest(), ())  # type: ignore[arg-type]  # what is used of it
+    stream.next_batch(timedelta(minutes=5))
+    ended: list[DiscoveryError] = []
+
+    def wait() -> None:
+        try:
+            stream.next_batch(timedelta(minutes=5))
+        except DiscoveryError as error:
+            ended.append(error)
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    stream.close()
+    waiting.join(60)
+    assert [type(each) for each in ended] == [StreamBroken]

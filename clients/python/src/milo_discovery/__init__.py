@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Unauthenticated,
         Unavailable,
         Unimplemented,
+        UntrustedServer,
         UnusableKubeconfig,
     )
     from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
@@ -106,6 +107,7 @@ _MODULE_OF = {
     "Unauthenticated": "milo_discovery.errors",
     "Unavailable": "milo_discovery.errors",
     "Unimplemented": "milo_discovery.errors",
+    "UntrustedServer": "milo_discovery.errors",
     "UnusableKubeconfig": "milo_discovery.errors",
     "Watch": "milo_discovery.watch",
 }
@@ -161,6 +163,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "UntrustedServer",
     "UnusableKubeconfig",
     "Watch",
 ]

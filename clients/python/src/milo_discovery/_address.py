@@ -25,6 +25,8 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_timeout_ms", 10_000),
     # Without it gRPC waits a minute for a ping's answer, regardless of keepalive_timeout_ms.
     ("grpc.http2.ping_timeout_ms", 10_000),
+    # gRPC's default of 4 MiB is less than one object with many labels, or a page of objects with long annotations.
+    ("grpc.max_receive_message_length", 64 << 20),
 )
 
 

@@ -16,6 +16,7 @@ from google.protobuf.message import Message
 from milo_discovery import _convert
 from milo_discovery._convert import FilterOptions
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._kubeconfig_access import read_access, read_exec_access
 from milo_discovery.errors import ClusterNotFound, PreconditionFailed
 from milo_discovery.model import Cluster, ClusterReport, Kubeconfig, KubeconfigFormat, Listing, ServerInfo
 
@@ -58,13 +59,19 @@ def issue_kubeconfig(
     kubeconfig_format: KubeconfigFormat = KubeconfigFormat.EMBEDDED,
     incarnation: str = "",
 ) -> UnaryCall[Kubeconfig]:
+    """Issue a kubeconfig. Raises UnusableKubeconfig if it is not of the requested format."""
     request = pb.IssueKubeconfigRequest(
         cluster=name,
         ttl=None if ttl is None else _convert.duration_message(ttl),
         format=pb.KubeconfigFormat.ValueType(kubeconfig_format.value),
         incarnation=incarnation,
     )
-    return _convert.kubeconfig((yield UnaryRequest("IssueKubeconfig", request)).kubeconfig)
+    kubeconfig = _convert.kubeconfig((yield UnaryRequest("IssueKubeconfig", request)).kubeconfig)
+    if kubeconfig_format is KubeconfigFormat.EXEC:
+        read_exec_access(kubeconfig.kubeconfig, name)
+    else:
+        read_access(kubeconfig.kubeconfig)
+    return kubeconfig
 
 
 class ClusterReference:

@@ -1,24 +1,97 @@
-"""Opens gRPC channels to the daemon."""
+"""Opens gRPC channels to the daemon, and verifies which user runs the server of a Unix socket."""
 
 from __future__ import annotations
+
+import os
+import socket
+import stat
+import struct
+import weakref
+from pathlib import Path
 
 import grpc
 
 from milo_discovery._address import CHANNEL_OPTIONS
 from milo_discovery._client_credentials import ClientCredentials
+from milo_discovery.errors import Unavailable, UntrustedServer
+
+_PEER_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_CONNECT_LIMIT_S = 5.0
 
 
 def open_channel(target: str, credentials: ClientCredentials) -> grpc.Channel:
-    """Open a blocking channel."""
+    """Open a blocking channel. Raises UntrustedServer where another user runs the server."""
+    verified, directory = _verified_target(target, credentials.server_uid)
     channel_credentials = credentials.channel_credentials()
     if channel_credentials is None:
-        return grpc.insecure_channel(target, options=CHANNEL_OPTIONS)
-    return grpc.secure_channel(target, channel_credentials, options=CHANNEL_OPTIONS)
+        channel = grpc.insecure_channel(verified, options=CHANNEL_OPTIONS)
+    else:
+        channel = grpc.secure_channel(verified, channel_credentials, options=CHANNEL_OPTIONS)
+    _close_with(channel, directory)
+    return channel
 
 
 def open_aio_channel(target: str, credentials: ClientCredentials) -> grpc.aio.Channel:
-    """Open a channel on the running event loop."""
+    """Open a channel on the running event loop. Raises UntrustedServer where another user runs the server."""
+    verified, directory = _verified_target(target, credentials.server_uid)
     channel_credentials = credentials.channel_credentials()
     if channel_credentials is None:
-        return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(target, channel_credentials, options=CHANNEL_OPTIONS)
+        channel = grpc.aio.insecure_channel(verified, options=CHANNEL_OPTIONS)
+    else:
+        channel = grpc.aio.secure_channel(verified, channel_credentials, options=CHANNEL_OPTIONS)
+    _close_with(channel, directory)
+    return channel
+
+
+def _verified_target(target: str, server_uid: int | None) -> tuple[str, int | None]:
+    """Return a target below a file descriptor of the socket's directory, and that descriptor.
+
+    gRPC makes its own connections, so checking one connection says nothing about the next. Instead, the directory is
+    opened once, and it must be one in which only the expected user (or root) can create or rename files. The descriptor
+    keeps pointing to it if another directory takes its path.
+    """
+    if server_uid is None:
+        return target, None
+    path = Path(target.removeprefix("unix://"))
+    try:
+        directory = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            pinned = f"/proc/self/fd/{directory}/{path.name}"
+            problem = _directory_problem(directory, server_uid) or _server_problem(pinned, server_uid)
+        except BaseException:
+            os.close(directory)
+            raise
+    except OSError as error:
+        raise Unavailable(f"cannot connect to {path}: {error.strerror or error}", code="UNAVAILABLE") from error
+    if problem is not None:
+        os.close(directory)
+        raise UntrustedServer(f"{path}: {problem}")
+    return f"unix://{pinned}", directory
+
+
+def _directory_problem(directory: int, server_uid: int) -> str | None:
+    status = os.fstat(directory)
+    if status.st_uid not in {0, server_uid}:
+        return f"its directory is owned by uid {status.st_uid}, expected {server_uid} or 0"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"its directory is writable by other users than uid {server_uid}"
+    return None
+
+
+def _server_problem(path: str, server_uid: int) -> str | None:
+    found = _peer_uid(path)
+    return None if found == server_uid else f"the server runs as uid {found}, expected {server_uid}"
+
+
+def _peer_uid(path: str) -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_CONNECT_LIMIT_S)
+        connection.connect(path)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER_CREDENTIALS.size)
+    _, uid, _ = _PEER_CREDENTIALS.unpack(credentials)
+    return int(uid)
+
+
+def _close_with(channel: object, directory: int | None) -> None:
+    if directory is not None:
+        weakref.finalize(channel, os.close, directory)

@@ -1,4 +1,4 @@
-"""What the client authenticates with to the daemon: files that are read again as they are renewed."""
+"""How the client and the daemon authenticate to each other."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ TOKEN_VARIABLE = "MILO_DISCOVERY_TOKEN_FILE"  # noqa: S105  (the name of a varia
 CA_VARIABLE = "MILO_DISCOVERY_CA_FILE"
 CERTIFICATE_VARIABLE = "MILO_DISCOVERY_CERTIFICATE_FILE"
 KEY_VARIABLE = "MILO_DISCOVERY_KEY_FILE"
+SERVER_UID_VARIABLE = "MILO_DISCOVERY_SERVER_UID"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,8 @@ class ClientCredentials:
     """Private key of the client certificate."""
     token_file: Path | str | None = None
     """Bearer token, such as a projected Kubernetes service account token."""
+    server_uid: int | None = None
+    """The uid that the server of a Unix socket must run as. Its directory must not be writable by other users."""
 
     def __post_init__(self) -> None:
         if (self.certificate_file is None) != (self.key_file is None):
@@ -42,12 +45,14 @@ class ClientCredentials:
 
     @classmethod
     def from_environment(cls) -> ClientCredentials:
-        """Read the file names from MILO_DISCOVERY_TOKEN_FILE, _CA_FILE, _CERTIFICATE_FILE and _KEY_FILE."""
+        """Read MILO_DISCOVERY_TOKEN_FILE, _CA_FILE, _CERTIFICATE_FILE, _KEY_FILE and _SERVER_UID."""
+        server_uid = os.environ.get(SERVER_UID_VARIABLE) or None
         return cls(
             ca_file=os.environ.get(CA_VARIABLE) or None,
             certificate_file=os.environ.get(CERTIFICATE_VARIABLE) or None,
             key_file=os.environ.get(KEY_VARIABLE) or None,
             token_file=os.environ.get(TOKEN_VARIABLE) or None,
+            server_uid=None if server_uid is None else _parse_uid(server_uid),
         )
 
     def check(self, target: str) -> None:
@@ -55,6 +60,8 @@ class ClientCredentials:
         if target.startswith("unix:"):
             if self.ca_file is not None:
                 raise InvalidCredentials(f"{target} is a Unix socket, which has no TLS: remove ca_file")
+        elif self.server_uid is not None:
+            raise InvalidCredentials(f"server_uid is for Unix sockets, but {target} is not one: remove it")
         elif self.token_file is not None and self.ca_file is None:
             raise InvalidCredentials(f"the token would be sent to {target} unencrypted: set ca_file to use TLS")
 
@@ -76,6 +83,12 @@ class ClientCredentials:
         if not token.isascii() or b"\n" in token or b"\r" in token:
             raise InvalidCredentials(f"{self.token_file} does not contain a token")
         return (("authorization", f"Bearer {token.decode()}"),)
+
+
+def _parse_uid(value: str) -> int:
+    if not (value.isascii() and value.isdigit()):
+        raise InvalidCredentials(f"{SERVER_UID_VARIABLE} must be a number, not {value!r}")
+    return int(value)
 
 
 def _read(path: Path | str) -> bytes:

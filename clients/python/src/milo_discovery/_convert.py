@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TypedDict
 
@@ -178,9 +179,9 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
             for each in message.credential_sources
         ),
         limits=model.Limits(
-            default_heartbeat_interval=_span(limits, "default_heartbeat_interval"),
-            stalled_timeout=_span(limits, "stalled_timeout"),
-            max_kubeconfig_ttl=_span(limits, "max_kubeconfig_ttl"),
+            default_heartbeat_interval=_duration(limits, "default_heartbeat_interval"),
+            stalled_timeout=_duration(limits, "stalled_timeout"),
+            max_kubeconfig_ttl=_duration(limits, "max_kubeconfig_ttl"),
             max_page_size=limits.max_page_size,
             max_filter_bytes=limits.max_filter_bytes,
         ),
@@ -191,11 +192,15 @@ def _time(message: Message, name: str) -> datetime | None:
     if not message.HasField(name):
         return None
     stamp: Timestamp = getattr(message, name)
-    return stamp.ToDatetime(tzinfo=UTC)
+    with suppress(ValueError, OverflowError):  # out of range: unknown, rather than an error that stops a watch
+        return stamp.ToDatetime(tzinfo=UTC)
+    return None
 
 
-def _span(message: Message, name: str) -> timedelta | None:
+def _duration(message: Message, name: str) -> timedelta | None:
     if not message.HasField(name):
         return None
-    span: Duration = getattr(message, name)
-    return span.ToTimedelta()
+    duration: Duration = getattr(message, name)
+    with suppress(ValueError, OverflowError):
+        return duration.ToTimedelta()
+    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import cast
 
@@ -56,7 +57,8 @@ def status_error(
             bad = error_details_pb2.BadRequest.FromString(detail.value)
             violations = tuple(FieldViolation(each.field, each.description) for each in bad.field_violations)
         elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            retry_after = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay.ToTimedelta()
+            with suppress(ValueError, OverflowError):  # out of range: as if there were none
+                retry_after = error_details_pb2.RetryInfo.FromString(detail.value).retry_delay.ToTimedelta()
     return _BY_CODE.get(code, CallFailed)(
         message or code.name, code=code.name, reason=reason, violations=violations, retry_after=retry_after
     )

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 from milo_discovery import _convert
 from milo_discovery._backoff import Backoff, BackoffPolicy
 from milo_discovery._convert import WatchOptions
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._kubeconfig_access import read_access
 from milo_discovery._session import KnownCluster, Session
-from milo_discovery.errors import DiscoveryError, StatusError
+from milo_discovery.errors import DiscoveryError, StatusError, UnusableKubeconfig
 from milo_discovery.events import Connected, Disconnected, Event, StreamNotice
 from milo_discovery.model import Cluster, SourceStatus
+
+log = logging.getLogger("milo_discovery.watch")
 
 
 class Subscription:
@@ -49,7 +54,7 @@ class Subscription:
             self._connected_at = now
             self._disconnect_reported = False
             self.pending.append(Connected(resumed=batch.synced and not batch.reset))
-        self.pending.extend(changes)
+        self.pending.extend(map(_without_unusable_kubeconfig, changes))
 
     def stream_lost(self, error: DiscoveryError, now: float) -> timedelta:
         """Record that the stream broke; return how long to wait before the next one."""
@@ -64,6 +69,17 @@ class Subscription:
     def stream_closed(self) -> None:
         """Record that this side closed the stream."""
         self._connected_at = None
+
+
+def _without_unusable_kubeconfig(item: Event | StreamNotice) -> Event | StreamNotice:
+    """Remove a kubeconfig that could run a program. Refusing the event instead would stop the watch."""
+    if isinstance(item, Event) and item.kubeconfig is not None:
+        try:
+            read_access(item.kubeconfig.kubeconfig)
+        except UnusableKubeconfig as error:
+            log.error("kubeconfig of cluster %r refused: %s", item.cluster.name, error)  # noqa: TRY400  (no secrets)
+            return replace(item, kubeconfig=None)
+    return item
 
 
 class WatchState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
@@ -34,8 +35,8 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
 
     The default address is MILO_DISCOVERY_ADDRESS, or unix:///run/milo-discovery/discovery.sock. `timeout` applies to
     unary calls, which fail with Unavailable where the daemon is not reached. Watches reconnect, with delays by
-    `backoff`. `credentials` default to the files that the environment names. `connect` opens a channel to a gRPC
-    target, for example to add interceptors.
+    `backoff`. `credentials` default to what the environment names. `connect` opens a channel to a gRPC target, for
+    example to add interceptors. A client belongs to the event loop that first uses it.
     """
 
     def __init__(
@@ -55,8 +56,10 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
             connect=connect,
             open_channel=open_aio_channel,
         )
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
+        self._require_own_loop()
         return self
 
     async def __aexit__(
@@ -66,6 +69,8 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
 
     async def close(self) -> None:
         """Close all watches and connections."""
+        if self._loop not in {None, asyncio.get_running_loop()}:
+            return  # they ended with their event loop
         for watch in tuple(self._watches):
             await watch.close()
         channel = self._shared_channel.close()
@@ -135,7 +140,20 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
             result: ResultT = returned.value
             return result
 
+    def _connect(self) -> grpc.aio.Channel:
+        self._require_own_loop()
+        return super()._connect()
+
+    def _require_own_loop(self) -> None:
+        """Bind the client to the running event loop. gRPC's asyncio channels cannot move to another one."""
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise RuntimeError("this DiscoveryClient belongs to another event loop: create one per asyncio.run()")
+
     async def _send(self, request: UnaryRequest) -> Any:
+        self._require_own_loop()
         metadata, deadline = self._credentials.metadata(), self._deadline()
         while True:
             connection = self._shared_channel.acquire()

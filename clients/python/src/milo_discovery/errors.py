@@ -3,6 +3,7 @@
 DiscoveryError
 ├── InvalidAddress            the address is malformed
 ├── InvalidCredentials        the client's credentials cannot be read, or cannot be used with this address
+├── UntrustedServer           another user than expected runs the server of the Unix socket
 ├── StatusError               a call ended with a gRPC status other than OK
 │   ├── ClusterNotFound           the cluster is unknown, or not engaged
 │   ├── InvalidRequest            the daemon refused an argument: `violations` name the fields
@@ -45,6 +46,10 @@ class InvalidAddress(DiscoveryError, ValueError):
 
 class InvalidCredentials(DiscoveryError, ValueError):
     """The client's credentials cannot be read, or cannot be used with this address."""
+
+
+class UntrustedServer(DiscoveryError):
+    """The server of the Unix socket does not run as `ClientCredentials.server_uid`, or others could replace it."""
 
 
 class StatusError(DiscoveryError):

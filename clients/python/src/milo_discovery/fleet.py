@@ -18,6 +18,7 @@ from typing import Literal, Self, TypeVar, Unpack
 from milo_discovery._backoff import Backoff, BackoffPolicy
 from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._convert import WatchOptions
+from milo_discovery._failure_log import INTERVAL_S, FailureLog
 from milo_discovery._task_groups import unwrap_single_error
 from milo_discovery.client import DiscoveryClient
 from milo_discovery.engaged_cluster import EngagedCluster
@@ -67,6 +68,8 @@ class Fleet:
         self._unfinished: dict[str, set[asyncio.Task[None]]] = {}
         self._state: Literal["new", "running", "synced", "ended"] = "new"
         self._signal = ChangeSignal()
+        self._failures = FailureLog()
+        self._summary_timer: asyncio.TimerHandle | None = None
         self._background: tuple[asyncio.TaskGroup, asyncio.Task[None]] | None = None
 
     def on_engage(self, handler: HandlerT) -> HandlerT:
@@ -113,6 +116,7 @@ class Fleet:
                         self._disengage(name)
         finally:
             self._state = "ended"
+            self._log_failure_summaries(final=True)
             for member in self._members.values():
                 member.cluster.disengage()
             self._members.clear()
@@ -199,12 +203,32 @@ class Fleet:
             raise HandlerFailed(cluster.name) from error
         if self._on_error != "restart":
             return self._on_error(cluster, error)
+        self._log_failure(cluster.name, error, delay)
+        return True
+
+    def _log_failure(self, name: str, error: Exception, delay: timedelta | None) -> None:
+        """Log the first failure of a kind with its traceback; count repeated ones, and log the counts periodically."""
+        loop = asyncio.get_running_loop()
+        if not self._failures.is_new(name, error, loop.time()):
+            return
         if delay is None:
-            log.error("handler of cluster %s failed during its cleanup", cluster.name, exc_info=error)
+            log.error("handler of cluster %s failed during its cleanup", name, exc_info=error)
         else:
             seconds = delay.total_seconds()
-            log.error("handler of cluster %s failed; restarting it in %.1f s", cluster.name, seconds, exc_info=error)
-        return True
+            log.error("handler of cluster %s failed; restarting it in %.1f s", name, seconds, exc_info=error)
+        if self._summary_timer is None:
+            self._summary_timer = loop.call_later(INTERVAL_S, self._log_failure_summaries)
+
+    def _log_failure_summaries(self, *, final: bool = False) -> None:
+        loop = asyncio.get_running_loop()
+        summaries = self._failures.summaries(loop.time(), final=final)
+        for failures, clusters in summaries:
+            log.error("handlers failed %d more times, for %d clusters, as logged before", failures, clusters)
+        if self._summary_timer is not None:
+            self._summary_timer.cancel()
+            self._summary_timer = None
+        if not final and self._failures:
+            self._summary_timer = loop.call_later(INTERVAL_S, self._log_failure_summaries)
 
 
 async def _attempt(handler: Callable[[EngagedCluster], Awaitable[None]], cluster: EngagedCluster) -> Exception | None:

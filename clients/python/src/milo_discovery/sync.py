@@ -281,14 +281,15 @@ class _StreamReader:
         self._channel.close()
 
     def _read(self) -> None:
-        ended: DiscoveryError = StreamBroken("the daemon ended the stream")
+        ended: DiscoveryError = StreamBroken("the stream has ended")
         try:
             for batch in self._call:
                 # One batch is read ahead. Beyond that the daemon coalesces what it would have sent.
                 self._read_ahead.acquire()
                 if self._closing:
-                    return
+                    break
                 self._arrived.put(batch)
         except grpc.RpcError as error:
             ended = status_error_of_call(error)
+        # Always, also after close(): another thread may be waiting in next_batch().
         self._arrived.put(ended)

@@ -5,15 +5,18 @@ Data goes to stdout, messages to stderr. Help and usage errors load neither gRPC
 
 from __future__ import annotations
 
+import errno
 import sys
 from importlib import import_module
 
 import click
 
-from milo_discovery.cli.exit_status import ExitStatus, exit_by_sigpipe
+from milo_discovery.cli.exit_status import ExitStatus, exit_by_full_output, exit_by_sigpipe
+from milo_discovery.cli.names import did_you_mean
 from milo_discovery.cli.options import address_option, credential_options, timeout_option
 
 _MODULE_OF = {
+    "completion": "completion",
     "credential": "credential",
     "explain": "queries",
     "get": "queries",
@@ -21,6 +24,7 @@ _MODULE_OF = {
     "list": "queries",
     "status": "queries",
     "sync": "sync",
+    "version": "version",
     "watch": "watch",
 }
 """The module of each command, imported when the command runs: `credential` has to start fast."""
@@ -38,11 +42,22 @@ class LazyGroup(click.Group):
         module = import_module(f"milo_discovery.cli.{_MODULE_OF[cmd_name]}")
         return next(each for each in vars(module).values() if isinstance(each, click.Command) and each.name == cmd_name)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in _MODULE_OF and not args[0].startswith("-"):
+            ctx.fail(f"No such command {args[0]!r}{did_you_mean(args[0], _MODULE_OF)}")
+        return super().resolve_command(ctx, args)
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
             exit_by_sigpipe()
+        except OSError as error:
+            if error.filename is None and error.errno == errno.ENOSPC:
+                exit_by_full_output(error)
+            raise
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

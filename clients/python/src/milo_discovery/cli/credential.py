@@ -17,6 +17,7 @@ from milo_discovery._address import grpc_target
 from milo_discovery._credential_cache import usable_until
 from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access
 from milo_discovery.cli.exit_status import CallFailure, CommandFailure
+from milo_discovery.cli.names import NAME
 from milo_discovery.cli.options import Connection, unary
 from milo_discovery.errors import DiscoveryError
 
@@ -30,10 +31,17 @@ _VERSIONS = (_VERSION, "client.authentication.k8s.io/v1beta1")
 
 
 @click.command("credential")
-@click.option("--cluster", metavar="NAME", required=True, help="The cluster that the credential is for.")
+@click.argument("name", type=NAME, required=False)
+@click.option("--cluster", metavar="NAME", hidden=True)  # how kubeconfigs call this command
 @unary
-def credential(connection: Connection, *, cluster: str) -> None:
+def credential(connection: Connection, *, name: str | None, cluster: str | None) -> None:
     """Print a short-lived credential as an ExecCredential, for kubectl and client libraries."""
+    if (name is None) == (cluster is None):
+        raise click.UsageError("Missing argument 'NAME'." if name is None else "--cluster and NAME are the same.")
+    _print_credential(connection, name or cluster or "")
+
+
+def _print_credential(connection: Connection, cluster: str) -> None:
     exec_info = _parse_exec_info(os.environ.get(EXEC_INFO_VARIABLE))
     try:
         kubeconfig = _issue(connection, cluster)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from enum import IntEnum
 from typing import IO, Any, NoReturn
@@ -111,6 +112,17 @@ def exit_by_sigpipe() -> NoReturn:
     raise AssertionError("SIGPIPE with the default action ends the process")
 
 
+def exit_by_full_output(error: OSError) -> NoReturn:
+    """End the process where stdout cannot take the data, without a second attempt by the interpreter's shutdown."""
+    print_message(f"cannot write to stdout: {error.strerror}")
+    os._exit(ExitStatus.FAILED)
+
+
 def print_message(text: str) -> None:
     """Print a message to stderr, which is not data."""
-    click.echo(f"milo-discovery: {text}", err=True)
+    click.echo(f"milo-discovery: {printable(text)}", err=True)
+
+
+def printable(text: str) -> str:
+    """Escape control characters and bidirectional overrides: labels and messages come from other parties."""
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

@@ -66,7 +66,7 @@ def _duration(value: timedelta) -> str:
 
 @to_json.register(Mapping)
 def _object(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: to_json(each) for key, each in value.items()}
+    return {key: to_json(each) for key, each in sorted(value.items())}
 
 
 @to_json.register(tuple)
@@ -76,12 +76,17 @@ def _array(value: tuple[Any, ...]) -> list[Any]:
 
 def line(value: Any) -> str:
     """Format as one line, for streams."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _escaped(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def document(value: Any) -> str:
     """Format with indentation."""
-    return json.dumps(value, ensure_ascii=False, indent=2)
+    return _escaped(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _escaped(text: str) -> str:
+    """Escape what a terminal would obey. Outside of strings, only the line breaks of the layout are not printable."""
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 
 def _camel(name: str) -> str:

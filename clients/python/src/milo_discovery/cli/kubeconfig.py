@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from milo_discovery._address import ADDRESS_VARIABLE
+from milo_discovery._kubeconfig_access import EXEC_COMMAND, exec_arguments, read_exec_access, render_kubeconfig
+from milo_discovery._kubeconfig_access import read_access as read_token_access
 from milo_discovery.cli import atomic_files, kubeconfig_merge
 from milo_discovery.cli.exit_status import CommandFailure, print_message
+from milo_discovery.cli.names import NAME
 from milo_discovery.cli.options import Connection, Duration, unary
+from milo_discovery.cli.text_output import format_duration
+from milo_discovery.errors import UnusableKubeconfig
 from milo_discovery.model import KubeconfigFormat
 
-_COMMAND = "milo-discovery"
+if TYPE_CHECKING:
+    from milo_discovery.model import Kubeconfig
 
 
 @click.command("kubeconfig")
-@click.argument("name")
+@click.argument("name", type=NAME)
 @click.option(
     "--exec/--token",
     "use_exec",
@@ -31,21 +36,31 @@ _COMMAND = "milo-discovery"
 @click.option("--ttl", type=Duration(), help="Requested lifetime of the token. The daemon may shorten it.")
 @click.option("-w", "--write", "path", type=click.Path(path_type=Path), help="Write to this file, with mode 0600.")
 @click.option("--merge", is_flag=True, help="Add context milo-NAME to the -w file, by default kubectl's own.")
+@click.option("--force", is_flag=True, help="With -w: replace the file, whatever it contains.")
 @unary
 def kubeconfig(
-    connection: Connection, *, name: str, use_exec: bool, ttl: timedelta | None, path: Path | None, merge: bool
+    connection: Connection,
+    *,
+    name: str,
+    use_exec: bool,
+    ttl: timedelta | None,
+    path: Path | None,
+    merge: bool,
+    force: bool,
 ) -> None:
     """Create a kubeconfig for a cluster."""
     if use_exec and ttl is not None:
         raise click.UsageError("--ttl needs --token: an exec kubeconfig does not expire")
+    if force and (merge or path is None):
+        raise click.UsageError("--force needs -w, and excludes --merge")
+    if path is not None and not merge and not force:
+        _require_replaceable(path)
     kubeconfig_format = KubeconfigFormat.EXEC if use_exec else KubeconfigFormat.EMBEDDED
     issued = connection.run(lambda client: client.issue_kubeconfig(name, ttl=ttl, kubeconfig_format=kubeconfig_format))
-    document = json.loads(issued.kubeconfig)
-    if use_exec:
-        _set_exec_address(document["users"][0]["user"]["exec"], connection.address)
+    document = _exec_document(name, issued, connection) if use_exec else _token_document(name, issued, ttl)
+    file, context = path or kubeconfig_merge.default_file(), f"milo-{name}"
     try:
         if merge:
-            file, context = path or kubeconfig_merge.default_file(), f"milo-{name}"
             kubeconfig_merge.merge_into(file, document, context)
             print_message(f"added context {context}: kubectl --kubeconfig {file} --context {context} get namespaces")
         elif path is not None:
@@ -54,15 +69,64 @@ def kubeconfig(
         else:
             click.echo(_text(document), nl=False)
     except OSError as error:
-        raise CommandFailure(f"cannot write {error.filename or path}: {error.strerror}") from error
+        raise CommandFailure(f"cannot write {file}: {error.strerror}") from error
 
 
-def _set_exec_address(call: dict[str, Any], address: str) -> None:
-    """Make the plugin call this daemon, by the command's full path if it is not on PATH."""
-    others = [each for each in call.get("env") or [] if each["name"] != ADDRESS_VARIABLE]
-    call["env"] = [*others, {"name": ADDRESS_VARIABLE, "value": address}]
-    if call["command"] == _COMMAND and shutil.which(_COMMAND) is None:
-        call["command"] = str(Path(sys.argv[0]).absolute())
+def _exec_document(name: str, issued: Kubeconfig, connection: Connection) -> dict[str, Any]:
+    """Return a kubeconfig that calls this program as its exec plugin, with the options that reached the daemon.
+
+    The exec entry is built here. Taking the daemon's would run whatever program its address names.
+    """
+    # Its full path where PATH does not lead to it.
+    command = EXEC_COMMAND if shutil.which(EXEC_COMMAND) else str(Path(sys.argv[0]).absolute())
+    plugin = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": command,
+        "args": exec_arguments(name),
+        "env": [{"name": variable, "value": value} for variable, value in connection.environment().items()],
+        "installHint": f"{EXEC_COMMAND} is not on PATH. It is part of the Python package milo-discovery-client.",
+        "interactiveMode": "Never",
+        "provideClusterInfo": False,
+    }
+    return render_kubeconfig(name, read_exec_access(issued.kubeconfig, name), {"exec": plugin})
+
+
+def _token_document(name: str, issued: Kubeconfig, requested: timedelta | None) -> dict[str, Any]:
+    if issued.expires_at is not None:
+        lifetime = format_duration(issued.expires_at - datetime.now(UTC))
+        note = "" if requested is None else f" ({format_duration(requested)} requested)"
+        print_message(f"the credential is valid for {lifetime}{note}")
+    return render_kubeconfig(name, read_token_access(issued.kubeconfig))
+
+
+def _require_replaceable(path: Path) -> None:
+    """Refuse to replace a file unless it is empty or a kubeconfig that this command wrote."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CommandFailure(f"cannot read {path}: {error.strerror}") from error
+    if content.strip() and not _is_own(content):
+        raise CommandFailure(
+            f"{path} was not written by this command; add to it with --merge, or replace it with --force"
+        )
+
+
+def _is_own(content: bytes) -> bool:
+    try:
+        document = json.loads(content)
+        name = document["current-context"]
+        if "exec" not in document["users"][0]["user"]:
+            read_token_access(content)
+            return True
+        # The plugin may have been written with its full path.
+        plugin = document["users"][0]["user"]["exec"]
+        plugin["command"] = Path(plugin["command"]).name
+        read_exec_access(json.dumps(document).encode(), name)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, UnusableKubeconfig):
+        return False
+    return True
 
 
 def _text(document: dict[str, Any]) -> str:

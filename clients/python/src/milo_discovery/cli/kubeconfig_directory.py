@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from milo_discovery._kubeconfig_access import read_access, render_kubeconfig
 from milo_discovery.cli import atomic_files
 from milo_discovery.cli.exit_status import CommandFailure
 from milo_discovery.model import Cluster, Kubeconfig
@@ -57,7 +58,9 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._own = set(_read_ledger(self.path / _LEDGER))
+            self._own, owns_index = _read_ledger(self.path / _LEDGER)
+            if not owns_index:
+                self._claim_index()
             atomic_files.remove_leftovers(self.path)
         except BaseException as error:
             os.close(self._lock)
@@ -87,11 +90,20 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         for name, each in to_write.items():
             assert each.kubeconfig is not None
             if self._written.get(name) != (each.cluster.uid, each.kubeconfig):
-                atomic_files.replace(self._file(name), each.kubeconfig.kubeconfig)
+                document = render_kubeconfig(name, read_access(each.kubeconfig.kubeconfig))
+                atomic_files.replace(self._file(name), _json(document))
                 self._written[name] = each.cluster.uid, each.kubeconfig
         if complete:
             self._write_index(desired, without=to_remove)
         self._remove(to_remove)
+
+    def _claim_index(self) -> None:
+        index = self.path / INDEX
+        if os.path.lexists(index):
+            raise CommandFailure(
+                f"{index} exists and was not written by milo-discovery sync; use another directory, or remove the file"
+            )
+        self._write_ledger(self._own)
 
     def _may_write(self, name: str) -> bool:
         if len(name) > _MAX_NAME_LENGTH or not _NAME.fullmatch(name):
@@ -101,18 +113,15 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
         return name not in self.skipped
 
     def _add_to_ledger(self, names: Iterable[str]) -> None:
-        new = set(names) - self._own
-        if new:
-            self._own |= new
-            self._write_ledger()
+        if not self._own.issuperset(names):
+            self._write_ledger(self._own | set(names))
 
     def _remove(self, names: set[str]) -> None:
         if names:
             for name in names:
                 self._file(name).unlink(missing_ok=True)
                 self._written.pop(name, None)
-            self._own -= names
-            self._write_ledger()
+            self._write_ledger(self._own - names)
 
     def _write_index(self, desired: Mapping[str, DesiredFile], without: set[str]) -> None:
         present = sorted(name for name in desired if name in self._written and name not in without)
@@ -121,8 +130,10 @@ class KubeconfigDirectory(AbstractContextManager["KubeconfigDirectory"]):
             atomic_files.replace(self.path / INDEX, _json(index))
             self._indexed = index
 
-    def _write_ledger(self) -> None:
-        atomic_files.replace(self.path / _LEDGER, _json({"files": sorted(self._own)}))
+    def _write_ledger(self, own: set[str]) -> None:
+        # The set in memory changes with the file: after a failed write, the next one is attempted again.
+        atomic_files.replace(self.path / _LEDGER, _json({"files": sorted(own), "index": True}))
+        self._own = own
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}{SUFFIX}"
@@ -139,16 +150,18 @@ def _index_entry(cluster: Cluster, file: str) -> dict[str, Any]:
     }
 
 
-def _read_ledger(path: Path) -> list[str]:
+def _read_ledger(path: Path) -> tuple[set[str], bool]:
+    """Return the names of the own files, and whether the index is an own file."""
     try:
         ledger = json.loads(path.read_bytes())
+        names = {name for name in ledger["files"] if isinstance(name, str) and _NAME.fullmatch(name)}
+        return names, ledger.get("index") is True
     except FileNotFoundError:
-        return []
-    except ValueError as error:
+        return set(), False
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise CommandFailure(
             f"{path} is corrupt, so it is unknown which files milo-discovery sync may replace; use an empty directory"
         ) from error
-    return [name for name in ledger["files"] if isinstance(name, str) and _NAME.fullmatch(name)]
 
 
 def _json(value: Any) -> bytes:

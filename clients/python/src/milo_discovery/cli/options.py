@@ -8,6 +8,7 @@ import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import click
@@ -18,6 +19,7 @@ from milo_discovery._client_credentials import (
     CA_VARIABLE,
     CERTIFICATE_VARIABLE,
     KEY_VARIABLE,
+    SERVER_UID_VARIABLE,
     TOKEN_VARIABLE,
     ClientCredentials,
 )
@@ -62,6 +64,19 @@ class Connection:
     timeout: timedelta | None
     credentials: ClientCredentials
 
+    def environment(self) -> dict[str, str]:
+        """Return the variables that lead another call of this command to the same daemon."""
+        files = {
+            variable: getattr(self.credentials, name.replace("-", "_")) for name, variable, *_ in _CREDENTIAL_FILES
+        }
+        variables = {
+            ADDRESS_VARIABLE: self.address,
+            **{variable: os.fspath(Path(file).absolute()) for variable, file in files.items() if file is not None},
+        }
+        if self.credentials.server_uid is not None:
+            variables[SERVER_UID_VARIABLE] = str(self.credentials.server_uid)
+        return variables
+
     def run(self, use: Callable[[DiscoveryClient], Awaitable[R]]) -> R:
         """Run a coroutine with a client; errors end the command."""
         # gRPC would log connection problems to stderr.
@@ -97,13 +112,20 @@ _CREDENTIAL_FILES = (
     ("key-file", KEY_VARIABLE, "Private key of the client certificate."),
     ("token-file", TOKEN_VARIABLE, "Bearer token."),
 )
+_CREDENTIAL_NAMES = (*(name.replace("-", "_") for name, *_ in _CREDENTIAL_FILES), "server_uid")
 
 
 def credential_options(command: Callable[..., R]) -> Callable[..., R]:
     for name, variable, description in reversed(_CREDENTIAL_FILES):
         option = click.option(f"--{name}", metavar="FILE", envvar=variable, show_envvar=True, help=description)
         command = option(command)
-    return command
+    return click.option(
+        "--server-uid",
+        type=click.IntRange(min=0),
+        envvar=SERVER_UID_VARIABLE,
+        show_envvar=True,
+        help="The uid that the daemon must run as, for a Unix socket.",
+    )(command)
 
 
 def timeout_option(default: str | None, description: str) -> Callable[[Callable[..., R]], Callable[..., R]]:
@@ -122,18 +144,31 @@ def connecting(*, timeout: str | None, timeout_help: str) -> Callable[[Callable[
         @functools.wraps(command)
         def with_connection(*, address: str, timeout: timedelta | None, **rest: Any) -> R:
             address, timeout = _or_group_option("address", address), _or_group_option("timeout", timeout)
-            names = [name.replace("-", "_") for name, *_ in _CREDENTIAL_FILES]
-            files = {name: _or_group_option(name, rest.pop(name)) or None for name in names}
-            try:
-                credentials = ClientCredentials(**files)
-                credentials.check(grpc_target(address))
-            except DiscoveryError as error:
-                raise CallFailure(error, address) from error
-            return command(Connection(address=address, timeout=timeout, credentials=credentials), **rest)
+            given = {name: _or_group_option(name, rest.pop(name)) for name in _CREDENTIAL_NAMES}
+            return command(_connection(address, timeout, given), **rest)
 
         return with_connection
 
     return decorate
+
+
+def _connection(address: str, timeout: timedelta | None, credentials: dict[str, Any]) -> Connection:
+    try:
+        checked = ClientCredentials(**{name: None if value == "" else value for name, value in credentials.items()})
+        checked.check(grpc_target(address))
+    except DiscoveryError as error:
+        raise CallFailure(error, address) from error
+    return Connection(address=address, timeout=timeout, credentials=checked)
+
+
+def completion_connection(context: click.Context, timeout: timedelta) -> Connection:
+    """Return the connection that an incomplete command line describes."""
+    options: dict[str, Any] = {}
+    for each in (context.parent, context):
+        if each is not None:
+            options |= {name: value for name, value in each.params.items() if value is not None}
+    credentials = {name: options.get(name) for name in _CREDENTIAL_NAMES}
+    return _connection(options.get("address", DEFAULT_ADDRESS), timeout, credentials)
 
 
 def _or_group_option(name: str, value: T) -> T:

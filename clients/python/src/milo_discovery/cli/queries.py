@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from milo_discovery.cli import text_output
-from milo_discovery.cli.exit_status import ExitStatus, print_message
+from milo_discovery.cli.exit_status import ExitStatus, print_message, printable
+from milo_discovery.cli.names import NAME, did_you_mean
 from milo_discovery.cli.options import Connection, filtering, formatted, unary
+from milo_discovery.errors import ClusterNotFound, DiscoveryError
 from milo_discovery.model import SourceState
 
 if TYPE_CHECKING:
     from milo_discovery._convert import FilterOptions
+    from milo_discovery.client import DiscoveryClient
+    from milo_discovery.model import ClusterReport
 
 
 @click.command("list")
 @unary
 @filtering
 @formatted("table", "wide", "json", "yaml", "name")
-def list_clusters(connection: Connection, *, only: FilterOptions, form: str, headers: bool) -> None:
-    """List the engaged clusters."""
+@click.pass_context
+def list_clusters(ctx: click.Context, connection: Connection, *, only: FilterOptions, form: str, headers: bool) -> None:
+    """List the engaged clusters. Exits with 7 if the source is stale."""
     listing = connection.run(lambda client: client.list(**only))
     if form in {"table", "wide"}:
         if not listing.clusters:
-            print_message("no clusters are engaged")
+            print_message(_no_clusters(only))
         wide = form == "wide"
         columns = text_output.CLUSTER_COLUMNS_WIDE if wide else text_output.CLUSTER_COLUMNS
         _print_table(columns, [text_output.cluster_row(each, _now(), wide=wide) for each in listing], headers=headers)
@@ -34,15 +40,23 @@ def list_clusters(connection: Connection, *, only: FilterOptions, form: str, hea
         _print(form, listing, names=(each.name for each in listing))
     if listing.source.state is SourceState.STALE:
         print_message(f"the list may be out of date: the source is {text_output.source(listing.source, _now())}")
+        ctx.exit(ExitStatus.NOT_SYNCED)
+
+
+def _no_clusters(only: FilterOptions) -> str:
+    conditions = [f"selector {only['label_selector']!r}"] if only["label_selector"] else []
+    if only["organizations"]:
+        conditions.append(f"organization {' or '.join(map(repr, only['organizations']))}")
+    return f"no engaged cluster matches {' and '.join(conditions)}" if conditions else "no clusters are engaged"
 
 
 @click.command("get")
-@click.argument("name")
+@click.argument("name", type=NAME)
 @unary
 @formatted("table", "wide", "json", "yaml", "name")
 def get_cluster(connection: Connection, *, name: str, form: str, headers: bool) -> None:
     """Show what the daemon knows of a project, engaged or not."""
-    report = connection.run(lambda client: client.get(name))
+    report = _report(connection, name)
     if form in {"table", "wide"}:
         wide = form == "wide"
         columns = text_output.REPORT_COLUMNS_WIDE if wide else text_output.REPORT_COLUMNS
@@ -52,13 +66,31 @@ def get_cluster(connection: Connection, *, name: str, form: str, headers: bool) 
 
 
 @click.command("explain")
-@click.argument("name")
+@click.argument("name", type=NAME)
 @unary
-def explain(connection: Connection, *, name: str) -> None:
+@formatted("text", "json", "yaml")
+def explain(connection: Connection, *, name: str, form: str, headers: bool) -> None:
     """Explain why a project is or is not engaged."""
-    report = connection.run(lambda client: client.get(name))
-    for line in text_output.explanation(name, report, _now()):
-        click.echo(line)
+    report = _report(connection, name)
+    if form == "text":
+        for line in text_output.explanation(name, report, _now()):
+            click.echo(line)
+    else:
+        _print(form, report, names=())
+
+
+def _report(connection: Connection, name: str) -> ClusterReport:
+    """Get a cluster; for an unknown name, suggest names of engaged clusters."""
+
+    async def get(client: DiscoveryClient) -> ClusterReport:
+        try:
+            return await client.get(name)
+        except ClusterNotFound as error:
+            with suppress(DiscoveryError):
+                error.args = (f"{error}{did_you_mean(name, [each.name for each in await client.list()])}",)
+            raise
+
+    return connection.run(get)
 
 
 @click.command("status")
@@ -93,7 +125,7 @@ def _print(form: str, value: Any, *, names: Iterable[str]) -> None:
             click.echo(yaml_output.document(json_output.to_json(value)))
         case _:
             for name in names:
-                click.echo(name)
+                click.echo(printable(name))
 
 
 def _now() -> datetime:

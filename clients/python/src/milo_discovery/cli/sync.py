@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from contextlib import aclosing
 from datetime import timedelta
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from milo_discovery._convert import FilterOptions, WatchOptions
     from milo_discovery.client import DiscoveryClient
 
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DISK_FULL_RETRY_S = 1.0
+
 
 @click.command("sync")
 @click.option(
@@ -47,7 +51,7 @@ def sync(connection: Connection, *, only: FilterOptions, directory: Path, ttl: t
         with KubeconfigDirectory(directory) as kubeconfigs:
             connection.run(lambda client: _Synchronizer(kubeconfigs, connection, once=once).run(client, options))
     except OSError as error:
-        raise CommandFailure(f"cannot write {error.filename or directory}: {error.strerror}") from error
+        raise CommandFailure(f"cannot write to {directory}: {error.strerror}") from error
 
 
 class _Synchronizer:
@@ -110,11 +114,25 @@ class _Synchronizer:
     async def _write(self, changed: asyncio.Event, done: asyncio.Event) -> None:
         import asyncio  # noqa: PLC0415
 
+        disk_full = False
         while True:
             await changed.wait()
             changed.clear()
             desired, complete = dict(self._desired), self._complete
-            await asyncio.to_thread(self._directory.reconcile, desired, complete=complete)
+            try:
+                await asyncio.to_thread(self._directory.reconcile, desired, complete=complete)
+            except OSError as error:
+                if error.errno not in _DISK_FULL:
+                    raise
+                if not disk_full:
+                    print_message(f"cannot write to {self._directory.path}: {error.strerror}; retrying")
+                disk_full = True
+                await asyncio.sleep(_DISK_FULL_RETRY_S)
+                changed.set()
+                continue
+            if disk_full:
+                print_message(f"writing to {self._directory.path} again")
+                disk_full = False
             self._report_skipped()
             missing = [name for name, each in desired.items() if each.kubeconfig is None]
             if self._once and complete and not missing:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
+from milo_discovery.cli.exit_status import printable
 from milo_discovery.events import Event
 from milo_discovery.model import (
     Cluster,
@@ -31,12 +32,7 @@ def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield _GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
-def printable(text: str) -> str:
-    """Escape control characters: labels and messages come from other parties."""
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
-
-
-def duration(value: timedelta) -> str:
+def format_duration(value: timedelta) -> str:
     """Format with at most the two largest units: 3d4h, 5m10s, 42s."""
     seconds = max(0, int(value.total_seconds()))
     minutes, seconds = divmod(seconds, 60)
@@ -48,7 +44,7 @@ def duration(value: timedelta) -> str:
 
 
 def age(moment: datetime | None, now: datetime) -> str:
-    return NONE if moment is None else duration(now - moment)
+    return NONE if moment is None else format_duration(now - moment)
 
 
 def timestamp(moment: datetime | None) -> str:
@@ -73,7 +69,7 @@ def labels(cluster: Cluster) -> str:
     return ",".join(f"{key}={value}" for key, value in sorted(cluster.labels.items())) or NONE
 
 
-CLUSTER_COLUMNS = ("NAME", "ORGANIZATION", "STATE", "AGE")
+CLUSTER_COLUMNS = ("NAME", "ORGANIZATION", "STATE", "ENGAGED FOR")
 CLUSTER_COLUMNS_WIDE = (*CLUSTER_COLUMNS, "UID", "ENDPOINT", "LABELS")
 
 
@@ -100,38 +96,76 @@ def report_row(name: str, report: ClusterReport, now: datetime, *, wide: bool) -
     return (*row, *cluster_row(report.cluster or Cluster(name=name), now, wide=True)[1:])
 
 
-EVENT_COLUMNS = ("EVENT", "NAME", "ORGANIZATION", "ABOUT")
+EVENT_COLUMNS = ("EVENT", "NAME", "ORGANIZATION", "DETAILS")
 EVENT_COLUMNS_WIDE = (*EVENT_COLUMNS[:-1], "UID", "ENDPOINT", "LABELS", EVENT_COLUMNS[-1])
-# Lines are printed one by one, so column widths are fixed.
+# Lines are printed one by one, so column widths are fixed. Without -o wide, a line fits into 120 columns unless name or
+# organization are longer than their columns.
+_LINE_WIDTH = 120
+_MIN_DETAILS_WIDTH = 20
 _EVENT_WIDTHS = {"EVENT": 10, "NAME": 30, "ORGANIZATION": 20, "UID": 36, "ENDPOINT": 60, "LABELS": 30}
 
 
-def event_line(cells: Sequence[str], *, wide: bool) -> str:
+def event_line(cells: Sequence[str], *, wide: bool, indent: int = 0) -> str:
+    """Format one line; `indent` columns precede it."""
     columns = EVENT_COLUMNS_WIDE if wide else EVENT_COLUMNS
-    padded = (printable(cell).ljust(_EVENT_WIDTHS.get(column, 0)) for cell, column in zip(cells, columns, strict=True))
-    return _GAP.join(padded).rstrip()
+    *leading, details = (
+        printable(cell).ljust(_EVENT_WIDTHS.get(column, 0)) for cell, column in zip(cells, columns, strict=True)
+    )
+    head = _GAP.join([*leading, ""])
+    room = max(_LINE_WIDTH - indent - len(head), _MIN_DETAILS_WIDTH)
+    if not wide and len(details) > room:
+        details = f"{details[: room - 1]}…"
+    return (head + details).rstrip()
 
 
-def event_row(event: Event, *, wide: bool) -> tuple[str, ...]:
+def event_row(event: Event, before: Cluster | None, *, wide: bool) -> tuple[str, ...]:
+    """Return the cells of an event; `before` is the cluster as previously received."""
     cluster = event.cluster
     head = (event.type.name, cluster.name, cluster.organization or NONE)
     if wide:
-        return (*head, cluster.uid, cluster.endpoint, labels(cluster), _about(event))
-    return (*head, _about(event))
+        return (*head, cluster.uid, cluster.endpoint, labels(cluster), _details(event, before))
+    return (*head, _details(event, before))
 
 
-def _about(event: Event) -> str:
+def _details(event: Event, before: Cluster | None) -> str:
     match event.type:
         case EventType.DISENGAGED:
             reason = event.reason.name if event.reason.value else ""
             return ": ".join(part for part in (reason, event.message) if part)
         case EventType.KUBECONFIG if event.kubeconfig is not None:
             return f"until {timestamp(event.kubeconfig.expires_at)}"
-        case EventType.ENGAGED:
-            return event.cluster.endpoint
+        case EventType.UPDATED if before is not None:
+            return ", ".join(changes(before, event.cluster))
         case _:
             about = state(event.cluster)
             return f"{about}: {event.cluster.deletion_message}" if event.cluster.deletion_message else about
+
+
+def changes(before: Cluster, after: Cluster) -> Iterator[str]:
+    """Yield what an update changed."""
+    for name in ("endpoint", "organization"):
+        if (value := getattr(after, name)) != getattr(before, name):
+            yield f"{name} {value or NONE}"
+    if after.deletion_requested_at != before.deletion_requested_at:
+        yield "deletion requested" if after.deletion_requested_at else "deletion withdrawn"
+    if after.deletion_message != before.deletion_message:
+        yield f"waiting for: {after.deletion_message or NONE}"
+    if after.suspended != before.suspended:
+        yield "suspended" if after.suspended else "resumed"
+    if after.connectivity.state is not before.connectivity.state:
+        yield after.connectivity.state.name.lower()
+    elif after.connectivity.message != before.connectivity.message:
+        yield f"connectivity: {after.connectivity.message or NONE}"
+    yield from _mapping_changes("label", before.labels, after.labels)
+    yield from _mapping_changes("annotation", before.annotations, after.annotations)
+
+
+def _mapping_changes(kind: str, before: Mapping[str, str], after: Mapping[str, str]) -> Iterator[str]:
+    for key in sorted(before.keys() | after.keys()):
+        if key not in after:
+            yield f"{kind} {key} removed"
+        elif before.get(key) != after[key]:
+            yield f"{kind} {key}={after[key]}"
 
 
 def explanation(name: str, report: ClusterReport, now: datetime) -> Iterator[str]:
@@ -212,7 +246,7 @@ def source(status: SourceStatus, now: datetime) -> str:
 
 def _credential_source(each: CredentialSource, now: datetime) -> str:
     health = "healthy" if each.healthy else f"unhealthy: {each.message}"
-    ends = f", its credential expires in {duration(each.expires_at - now)}" if each.expires_at else ""
+    ends = f", its credential expires in {format_duration(each.expires_at - now)}" if each.expires_at else ""
     return f"{each.name} ({each.type}), {health}{ends}"
 
 

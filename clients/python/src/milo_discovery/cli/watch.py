@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, assert_never
 import click
 
 from milo_discovery.cli import text_output
-from milo_discovery.cli.exit_status import describe, exit_by_sigpipe, print_message, root_cause
+from milo_discovery.cli.exit_status import describe, exit_by_sigpipe, print_message, printable, root_cause
 from milo_discovery.cli.options import Connection, connecting, filtering, formatted
 from milo_discovery.errors import DiscoveryError, TimedOut
 from milo_discovery.events import Connected, Disconnected, Event, Refreshed, StreamNotice, Synced
-from milo_discovery.model import EventType
+from milo_discovery.model import Cluster, EventType
 
 if TYPE_CHECKING:
     import asyncio
@@ -82,9 +82,15 @@ class EventPrinter:
         self._form = form
         self._header_due = headers and form in {"table", "wide"}
         self._timestamps = timestamps
+        self._latest: dict[str, Cluster] = {}
         self._colored = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
     def print(self, event: Event) -> None:
+        before = self._latest.get(event.cluster.name)
+        if event.type is EventType.DISENGAGED:
+            self._latest.pop(event.cluster.name, None)
+        else:
+            self._latest[event.cluster.name] = event.cluster
         match self._form:
             case "json" | "yaml":
                 from milo_discovery.cli import json_output, yaml_output  # noqa: PLC0415  (loads protobuf)
@@ -95,7 +101,7 @@ class EventPrinter:
                 is_json = self._form == "json"
                 click.echo(json_output.line(document) if is_json else f"---\n{yaml_output.document(document)}")
             case "name":
-                self._print_line(event.cluster.name, text_output.timestamp(_now()))
+                self._print_line(printable(event.cluster.name), text_output.timestamp(_now()))
             case _:
                 wide = self._form == "wide"
                 if self._header_due:
@@ -103,7 +109,9 @@ class EventPrinter:
                     columns = text_output.EVENT_COLUMNS_WIDE if wide else text_output.EVENT_COLUMNS
                     time_header = "TIME".ljust(len(text_output.timestamp(_now())))
                     self._print_line(text_output.event_line(columns, wide=wide), time_header)
-                line = text_output.event_line(text_output.event_row(event, wide=wide), wide=wide)
+                row = text_output.event_row(event, before, wide=wide)
+                indent = len(text_output.timestamp(_now())) + 3 if self._timestamps else 0
+                line = text_output.event_line(row, wide=wide, indent=indent)
                 if self._colored:
                     line = click.style(line, fg=_COLORS.get(event.type))
                 self._print_line(line, text_output.timestamp(_now()))

@@ -1,0 +1,27 @@
+"""The command `completion`."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import get_completion_class
+
+_COMMAND = "milo-discovery"
+COMPLETE_VARIABLE = "_MILO_DISCOVERY_COMPLETE"
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print a completion script for a shell.
+
+    \b
+    bash: source <(milo-discovery completion bash)
+    zsh:  source <(milo-discovery completion zsh)
+    fish: milo-discovery completion fish | source
+
+    Names of clusters are completed by asking the daemon.
+    """
+    script_class = get_completion_class(shell)
+    assert script_class is not None, "click supports these shells"
+    group = click.get_current_context().find_root().command
+    click.echo(script_class(group, {}, _COMMAND, COMPLETE_VARIABLE).source())

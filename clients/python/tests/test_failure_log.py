@@ -1,0 +1,47 @@
+"""Rate limiting of repeated handler failures."""
+
+from __future__ import annotations
+
+from milo_discovery._failure_log import FailureLog
+
+
+def failure(kind: type[Exception] = ValueError) -> Exception:
+    return kind()
+
+
+def test_repeated_failures_are_counted_and_summarized_once_per_interval():
+    failures = FailureLog(interval=10)
+    assert failures.is_new("a", failure(), 0)
+    assert not any(failures.is_new(name, failure(), 1) for name in "aabc")
+    assert failures.summaries(9) == []
+    assert failures.summaries(10) == [(4, 3)]
+    assert not failures.is_new("a", failure(), 11)
+    assert failures.summaries(20) == [(1, 1)]
+
+
+def test_kind_that_did_not_occur_for_an_interval_is_new_again():
+    failures = FailureLog(interval=10)
+    failures.is_new("a", failure(), 0)
+    assert failures.summaries(10) == []
+    assert not failures
+    assert failures.is_new("a", failure(), 11)
+
+
+def test_other_exception_type_is_another_kind():
+    failures = FailureLog(interval=10)
+    assert failures.is_new("a", failure(ValueError), 0)
+    assert failures.is_new("a", failure(KeyError), 0)
+    assert not failures.is_new("a", failure(KeyError), 0)
+
+
+def test_number_of_kinds_is_bounded():
+    failures = FailureLog(interval=10)
+    new = [failures.is_new("a", failure(type(f"E{n}", (Exception,), {})), 0) for n in range(100)]
+    assert new.count(True) == 65
+
+
+def test_final_summary_does_not_wait_for_the_interval():
+    failures = FailureLog(interval=10)
+    failures.is_new("a", failure(), 0)
+    failures.is_new("a", failure(), 0)
+    assert failures.summaries(1, final=True) == [(1, 1)]

@@ -1,0 +1,89 @@
+"""The check of the user that runs the server of a Unix socket."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from milo_discovery import ClientCredentials, DiscoveryClient, SyncDiscoveryClient, Unavailable, UntrustedServer
+from milo_discovery._channel import open_channel
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
+from milo_discovery.errors import InvalidCredentials
+
+from .messages import engaged, snapshot
+from .scripted_daemon import ScriptedDaemon
+
+OWN = ClientCredentials(server_uid=os.geteuid())
+OTHER = ClientCredentials(server_uid=os.geteuid() + 1)
+
+
+async def test_server_of_the_expected_uid_is_used(daemon):
+    daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="single")]
+    async with DiscoveryClient(daemon.address, credentials=OWN) as client:
+        assert (await client.server_info()).mode == "single"
+        async with client.watch() as watch:
+            (await daemon.stream()).send(snapshot("1", engaged("a")))
+            assert (await anext(watch)).cluster.name == "a"
+
+
+async def test_server_of_another_uid_is_refused(daemon):
+    async with DiscoveryClient(daemon.address, credentials=OTHER) as client:
+        with pytest.raises(UntrustedServer):
+            await client.server_info()
+    with SyncDiscoveryClient(daemon.address, credentials=OTHER) as client, pytest.raises(UntrustedServer):
+        client.server_info()
+    assert daemon.requests == []
+
+
+async def test_directory_that_others_can_write_to_is_refused(daemon):
+    daemon.socket.parent.chmod(0o777)
+    async with DiscoveryClient(daemon.address, credentials=OWN) as client:
+        with pytest.raises(UntrustedServer, match="writable by other users"):
+            await client.server_info()
+
+
+async def test_channel_stays_with_the_verified_directory(daemon):
+    """Another server under the same path, put there after the check, receives nothing."""
+    folder = daemon.socket.parent
+    with tempfile.TemporaryDirectory(prefix="milo-") as elsewhere:
+        other = ScriptedDaemon(Path(elsewhere) / "d.sock")
+        await other.start()
+        daemon.answers["GetServerInfo"] = [pb.GetServerInfoResponse(mode="real")]
+        with_channel = DiscoveryClient(daemon.address, credentials=OWN)
+        with_channel._shared_channel.acquire()  # opened, but gRPC has not connected yet
+        moved = folder.rename(folder.with_name(folder.name + "-moved"))
+        try:
+            folder.symlink_to(elsewhere)
+            assert (await with_channel.server_info()).mode == "real"
+            assert other.requests == []
+        finally:
+            await with_channel.close()
+            folder.unlink()
+            moved.rename(folder)
+            await other.stop()
+
+
+def test_missing_socket_is_unavailable(tmp_path):
+    with SyncDiscoveryClient(f"unix://{tmp_path}/none.sock", credentials=OWN) as client, pytest.raises(Unavailable):
+        client.server_info()
+
+
+async def test_directory_descriptor_is_closed_with_the_channel(daemon):
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208  (its entries vanish while pathlib reads them)
+    channel = open_channel(daemon.address, OWN)
+    DiscoveryServiceStub(channel)
+    channel.close()
+    del channel
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # noqa: PTH208
+
+
+def test_server_uid_comes_from_the_environment(monkeypatch):
+    monkeypatch.setenv("MILO_DISCOVERY_SERVER_UID", "65532")
+    assert ClientCredentials.from_environment().server_uid == 65532
+    monkeypatch.setenv("MILO_DISCOVERY_SERVER_UID", "root")
+    with pytest.raises(InvalidCredentials, match="must be a number"):
+        ClientCredentials.from_environment()
