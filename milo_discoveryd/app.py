@@ -53,6 +53,7 @@ from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.listeners import listeners, token_reviews
 from milo_discoveryd.wiring.mode import decoder, mode_of
 from milo_discoveryd.wiring.rules import rights
+from milo_discoveryd.wiring.run_identity import run_identity
 from milo_discoveryd.wiring.source import Discovery
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ class Daemon:
         mode = mode_of(settings, project)
         async with AsyncExitStack() as stack:
             traces = await stack.enter_async_context(self._traces())
-            sources = Sources(settings, project, self._environ, stack)
+            run = run_identity(settings.state_directory)
+            sources = Sources(settings, project, self._environ, stack, run=run)
             issuer = self._issuer(sources, project)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
             self._metrics.follow_credentials(issuer.health)

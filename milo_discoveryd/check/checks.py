@@ -120,7 +120,7 @@ def _sources(
     if leading is None:
         return None
     try:
-        made = Sources(settings, leading, environ, closing)
+        made = Sources(settings, leading, environ, closing, run="check")
         made.authenticated(leading)
     except ConfigError as error:
         return fail("kubeconfigs", str(error), "correct kubeconfigs.sources or source.credentials in the configuration")

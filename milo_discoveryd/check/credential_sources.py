@@ -7,9 +7,14 @@ from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.credentials.sources.client_certificate import ClientCertificateSource
 from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest, Scope
 from milo_discoveryd.daemon_errors import CredentialError, UnfitError
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import Cluster, Target
 
-_PROBE = Target(name="check", uid="00000000-0000-0000-0000-000000000000", place=("https://check.invalid",))
+_PROBE = Cluster(
+    target=Target(name="check", uid="00000000-0000-0000-0000-000000000000", place=("https://check.invalid",)),
+    source_version="",
+    engaged_at=0.0,
+    incarnation=1,
+)
 
 
 async def check_sources(sources: Sequence[MintingSource], ttl_s: float, *, is_configured: bool) -> list[Finding]:
@@ -23,7 +28,7 @@ async def _check(source: MintingSource, ttl_s: float, *, is_configured: bool) ->
     if source.scope is Scope.IDENTITY:
         wanted = MintRequest(ttl_s=ttl_s)
     elif isinstance(source, ClientCertificateSource):
-        wanted = MintRequest(ttl_s=ttl_s, target=_PROBE, incarnation=1)
+        wanted = MintRequest(ttl_s=ttl_s, cluster=_PROBE)
     else:
         return ok(subject, f"{source.type} mints a credential per cluster, when one is engaged")
     try:

@@ -1,6 +1,6 @@
 """Plain requests to a Kubernetes API server, and its error responses as BackendErrors."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import NoReturn, Protocol, TypeVar
 
@@ -27,11 +27,11 @@ class Answer(Protocol):
 class KubernetesApi(Protocol):
     """Raises TransportError if there is no response."""
 
-    async def get(self, path: str, *, timeout_s: float) -> Answer: ...
+    async def get(self, path: str, query: Sequence[tuple[str, str]] = (), *, timeout_s: float) -> Answer: ...
 
     async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer: ...
 
-    async def delete(self, path: str, *, timeout_s: float) -> Answer: ...
+    async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer: ...
 
 
 def refuse(origin: str, answer: Answer, what: str, rule: str) -> NoReturn:

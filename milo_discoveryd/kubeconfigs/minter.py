@@ -20,7 +20,7 @@ from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest, RevokingSource, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs.lease import Draw, Lease
-from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.rate_limit import Rate, TokenBucket
 
@@ -51,9 +51,9 @@ class MintMetrics(Protocol):
 class LeaseEntry:
     """A lease in the minter's table, with what the minter needs to know to schedule it."""
 
-    def __init__(self, key: LeaseKey, target: Target | None, lease: Lease) -> None:
+    def __init__(self, key: LeaseKey, cluster: Cluster | None, lease: Lease) -> None:
         self.key = key
-        self.target = target
+        self.cluster = cluster
         self.lease = lease
         self._is_dropped = False
         self.is_wanted = True
@@ -109,7 +109,7 @@ class Minter:
         self._numbers = itertools.count()
         self._due: list[tuple[float, int, LeaseEntry]] = []
         self._due_sooner = asyncio.Event()
-        self._revocations: OrderedDict[tuple[str, int], Target] = OrderedDict()
+        self._revocations: OrderedDict[int, Cluster] = OrderedDict()
         self._revocation_added = asyncio.Event()
         self.failure: CredentialError | None = None
         """Why the last attempt failed; None if it succeeded."""
@@ -135,13 +135,13 @@ class Minter:
 
     def request(self, key: LeaseKey, cluster: Cluster) -> LeaseEntry:
         """Return the lease of an engaged cluster, and mint for it soon if it holds nothing useful."""
-        return self._requested(key, cluster.target if self.source.scope is Scope.CLUSTER else None)
+        return self._requested(key, cluster if self.source.scope is Scope.CLUSTER else None)
 
-    def _requested(self, key: LeaseKey, target: Target | None) -> LeaseEntry:
+    def _requested(self, key: LeaseKey, cluster: Cluster | None) -> LeaseEntry:
         entry = self._entries.get(key)
         if entry is None:
-            self._entries[key] = entry = LeaseEntry(key, target, Lease(self._draw))
-            if target is not None:
+            self._entries[key] = entry = LeaseEntry(key, cluster, Lease(self._draw))
+            if cluster is not None:
                 self._of_cluster[key.incarnation][key] = None
         now = self.now()
         useful = entry.lease.useful(now)
@@ -175,7 +175,7 @@ class Minter:
         # Even without a lease: an earlier run of the daemon may have minted for this cluster.
         is_revoked = isinstance(self.source, RevokingSource) and self.source.scope is Scope.CLUSTER
         if is_revoked and len(self._revocations) < MAX_REVOCATIONS:
-            self._revocations[(cluster.target.name, cluster.incarnation)] = cluster.target
+            self._revocations[cluster.incarnation] = cluster
             self._revocation_added.set()
 
     def held(self) -> Iterable[IssuedCredential]:
@@ -290,8 +290,7 @@ class Minter:
     async def _minted(self, entry: LeaseEntry, held: IssuedCredential | None) -> IssuedCredential:
         request = MintRequest(
             ttl_s=entry.key.ttl_s,
-            target=entry.target,
-            incarnation=entry.key.incarnation,
+            cluster=entry.cluster,
             held=None if held is None else held.credential,
         )
         try:
@@ -310,19 +309,22 @@ class Minter:
         wait = REVOKE_BACKOFF_S[0]
         while True:
             await self._revocation_added.wait()
-            (name, incarnation), target = next(iter(self._revocations.items()))
+            incarnation, cluster = next(iter(self._revocations.items()))
+            target = cluster.target
             try:
                 async with asyncio.timeout(MINT_TIMEOUT_S):
-                    await source.revoke(target, incarnation)
+                    await source.revoke(cluster)
             except (CredentialError, TimeoutError) as error:
-                log.warning("credential revocation failed", source=self.source.name, cluster=name, problem=str(error))
-                self._revocations.move_to_end((name, incarnation))
+                log.warning(
+                    "credential revocation failed", source=self.source.name, cluster=target.name, problem=str(error)
+                )
+                self._revocations.move_to_end(incarnation)
                 await asyncio.sleep(wait)
                 wait = min(REVOKE_BACKOFF_S[1], wait * 2)
             else:
                 wait = REVOKE_BACKOFF_S[0]
-                del self._revocations[(name, incarnation)]
-                log.info("credentials revoked", source=self.source.name, cluster=name, uid=target.uid)
+                del self._revocations[incarnation]
+                log.info("credentials revoked", source=self.source.name, cluster=target.name, uid=target.uid)
                 if not self._revocations:
                     self._revocation_added.clear()
 

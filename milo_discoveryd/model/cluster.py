@@ -66,4 +66,6 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     engaged_at: float
     incarnation: int
     """The revision that engaged it: unique within a run of the daemon."""
+    object_uid: str = ""
+    """Of the object itself, while `target.uid` may come from a label. Credentials are kept by this one."""
     connectivity: Connectivity = UNPROBED

@@ -238,7 +238,13 @@ class Registry:
 
     def _ready(self, seen: Ready, now: Moment) -> Iterable[Event]:
         def make(revision: int) -> Cluster:
-            return Cluster(target=seen.target, source_version=seen.version, engaged_at=now.wall, incarnation=revision)
+            return Cluster(
+                target=seen.target,
+                source_version=seen.version,
+                engaged_at=now.wall,
+                incarnation=revision,
+                object_uid=seen.uid,
+            )
 
         if self._stays_unreachable(seen):
             return ()

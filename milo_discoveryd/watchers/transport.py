@@ -85,8 +85,8 @@ class Transport:
         # Decoded since the client beneath encodes; what is posted is rare and small.
         return await self._whole(_Request("POST", path, body=json.loads(body)), timeout_s)
 
-    async def delete(self, path: str, *, timeout_s: float) -> Answer:
-        return await self._whole(_Request("DELETE", path), timeout_s)
+    async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        return await self._whole(_Request("DELETE", path, body=json.loads(body)), timeout_s)
 
     def stream(
         self, path: str, query: Query = (), *, connect_timeout_s: float, silence_s: float | None

@@ -33,12 +33,14 @@ class Sources:
     """The configured sources. Their connections are closed with `closing`."""
 
     def __init__(
-        self, settings: Settings, project: Upstream, environ: Mapping[str, str], closing: AsyncExitStack
+        self, settings: Settings, project: Upstream, environ: Mapping[str, str], closing: AsyncExitStack, *, run: str
     ) -> None:
+        """`run`: see `run_identity`."""
         self._settings = settings
         self._project = project
         self._environ = environ
         self._closing = closing
+        self._run = run
         self._made: dict[str, MintingSource] = {each.name: self._make(each) for each in settings.kubeconfigs.sources}
 
     def assignments(self) -> list[SourceAssignment]:
@@ -83,6 +85,7 @@ class Sources:
                     origin=origin,
                     namespace=of.namespace,
                     service_account=of.service_account,
+                    run=self._run,
                     audiences=of.audiences,
                     bound=of.bound,
                 )

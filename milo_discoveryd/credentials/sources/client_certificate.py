@@ -94,7 +94,7 @@ class ClientCertificateSource:
         return x509.Name([x509.NameAttribute(kind, value) for kind, value in filled])
 
     def _filled(self, template: str, request: MintRequest) -> str:
-        target = request.target
+        target = None if request.cluster is None else request.cluster.target
         if target is not None:
             template = template.replace("{name}", target.name).replace("{uid}", target.uid)
         if not 0 < len(template) <= MAX_NAME:

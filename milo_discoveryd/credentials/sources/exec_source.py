@@ -35,7 +35,7 @@ class ExecSource:
         self._clock = clock
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
-        server = self._project.server if request.target is None else request.target.endpoint
+        server = self._project.server if request.cluster is None else request.cluster.target.endpoint
         command = replace(self._command, cluster=lambda: self._cluster_info(server))
         # A new plugin each time: the lease caches the result.
         plugin = ExecPlugin(command, timeout_s=self._timeout_s, clock=self._clock)

@@ -57,8 +57,8 @@ class KubeconfigSecretSource:
         self._clock = clock
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
-        assert request.target is not None
-        namespace = self._namespace(request.target)
+        assert request.cluster is not None
+        namespace = self._namespace(request.cluster.target)
         what = f"Secret {namespace}/{self._secret}"
         try:
             answer = await self._api.get(f"/api/v1/namespaces/{namespace}/secrets/{self._secret}", timeout_s=TIMEOUT_S)

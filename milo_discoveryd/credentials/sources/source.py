@@ -7,7 +7,7 @@ import msgspec
 
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import Cluster
 
 
 class Scope(enum.Enum):
@@ -21,9 +21,8 @@ class MintRequest(msgspec.Struct, frozen=True, kw_only=True):
     """A request for one credential."""
 
     ttl_s: float
-    target: Target | None = None
+    cluster: Cluster | None = None
     """None if one credential serves all clusters."""
-    incarnation: int = 0
     held: Credential | None = None
     """The credential that is to be replaced."""
 
@@ -50,7 +49,7 @@ class MintingSource(Protocol):
 class RevokingSource(Protocol):
     """A source that can revoke what it minted."""
 
-    async def revoke(self, target: Target, incarnation: int) -> None:
+    async def revoke(self, cluster: Cluster) -> None:
         """Revoke everything that was minted for the incarnation, and mint no more for it.
 
         Raises CredentialError if that is not possible at present; the caller tries again.

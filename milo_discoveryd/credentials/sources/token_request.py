@@ -1,18 +1,18 @@
-"""Tokens for a service account of the infrastructure cluster, by TokenRequestSource.
+"""Tokens of a service account of the infrastructure cluster, by TokenRequest.
 
-Where tokens are bound, each project has a Secret beside the service account, and its tokens are good for as long as
-that Secret is there: it is deleted at disengage. It is named after the project's UID, so that a restarted daemon, or a
-second one, finds it instead of leaving it behind.
+Bound tokens belong to a Secret per engagement. Deleting the Secret at disengagement revokes them. A Secret is
+identified by the daemon's run and the object's UID, so that two daemons with one service account do not interfere.
 """
 
 import asyncio
 import hashlib
+import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import msgspec
 
@@ -22,13 +22,21 @@ from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCrede
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, Answer, KubernetesApi
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, TransportError
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import Cluster
 
-LEAST_S = 600
-"""API servers refuse to give less."""
+MIN_TTL_S = 600
+"""The shortest lifetime that API servers accept."""
+ROTATE_AFTER_S = LONGEST_S
+"""After this time, the next token is bound to a new Secret."""
+EXPIRED_AFTER_S = ROTATE_AFTER_S + LONGEST_S + 3600.0
+"""No token of a Secret that is older than this can be valid, whichever run created it."""
+CLEAN_UP_EVERY_S = 6 * 3600.0
+PAGE = 250
 ENDED_KEPT = 10_000
-UID_LABEL = "discovery.miloapis.com/project-uid"
 MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGER = "milo-discoveryd"
+RUN_LABEL = "discovery.miloapis.com/run"
+OBJECT_LABEL = "discovery.miloapis.com/object-uid"
 
 
 class _Status(msgspec.Struct, frozen=True, rename="camel"):
@@ -40,17 +48,30 @@ class _TokenRequest(msgspec.Struct, frozen=True):
     status: _Status
 
 
-class _Metadata(msgspec.Struct, frozen=True):
+class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
+    name: str
     uid: str
+    creation_timestamp: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-class _Object(msgspec.Struct, frozen=True):
+class _Secret(msgspec.Struct, frozen=True):
     metadata: _Metadata
 
 
-class _Bound(msgspec.Struct, frozen=True):
+class _ListMetadata(msgspec.Struct, frozen=True):
+    continue_: str = msgspec.field(name="continue", default="")
+
+
+class _SecretList(msgspec.Struct, frozen=True):
+    items: list[_Secret]
+    metadata: _ListMetadata = _ListMetadata()
+
+
+class _BoundSecret(msgspec.Struct, frozen=True):
     incarnation: int
-    secret_uid: str
+    name: str
+    uid: str
+    rotate_at: float
 
 
 class TokenRequestSource:
@@ -65,57 +86,63 @@ class TokenRequestSource:
         origin: str,
         namespace: str,
         service_account: str,
+        run: str,
         audiences: Sequence[str] = (),
         bound: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        """`run` identifies the daemon: the same after a restart with a state directory, different for each replica."""
         self.name = name
         self.scope = Scope.CLUSTER if bound else Scope.IDENTITY
         self._api = api
         self._origin = f"the infrastructure cluster ({origin})"
         self._namespace = namespace
         self._account = service_account
+        self._run = _digest(f"{service_account}/{run}")
         self._audiences = tuple(audiences)
         self._clock = clock
-        self._bound: dict[str, _Bound] = {}
+        self._bound: dict[str, _BoundSecret] = {}
         self._ended: OrderedDict[str, int] = OrderedDict()
-        """The last incarnation of each UID that was revoked: a late mint must not bring its Secret back."""
+        """The last revoked incarnation of each object: a late mint must not create its Secret again."""
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        self._clean_up_at = float("-inf")
 
     async def mint(self, request: MintRequest) -> IssuedCredential:
-        if request.target is None:
+        cluster = request.cluster
+        if cluster is None:
             return await self._request(request.ttl_s, None)
-        uid = request.target.uid
-        async with self._alone(uid):
-            if self._ended.get(uid, 0) >= request.incarnation:
-                raise BackendError(f"{request.target.name} was disengaged meanwhile")
+        await self._clean_up()
+        uid = cluster.object_uid
+        async with self._exclusive(uid):
+            if self._ended.get(uid, 0) >= cluster.incarnation:
+                raise BackendError(f"{cluster.target.name} was disengaged meanwhile")
             bound = self._bound.get(uid)
-            if bound is not None and bound.incarnation != request.incarnation:
-                await self._delete_secret(uid)  # what another incarnation had ends here
+            if bound is not None and bound.incarnation != cluster.incarnation:
+                await self._delete_secrets(uid)
                 bound = None
-            if bound is None:
-                bound = _Bound(request.incarnation, await self._secret(request.target))
-                self._bound[uid] = bound
+            if bound is None or self._clock() >= bound.rotate_at:
+                self._bound[uid] = bound = await self._create_secret(cluster)
             try:
-                return await self._request(request.ttl_s, (self._secret_name(uid), bound.secret_uid))
+                return await self._request(request.ttl_s, bound)
             except _GoneError:
-                del self._bound[uid]  # somebody has deleted the Secret: the next attempt makes it again
+                del self._bound[uid]  # the Secret was deleted by others: the next attempt creates another
                 raise
 
-    async def revoke(self, target: Target, incarnation: int) -> None:
-        async with self._alone(target.uid):
-            bound = self._bound.get(target.uid)
-            if bound is not None and bound.incarnation > incarnation:
-                return  # it is another's by now, and was made anew for it
-            self._ended[target.uid] = incarnation
-            self._ended.move_to_end(target.uid)
+    async def revoke(self, cluster: Cluster) -> None:
+        uid = cluster.object_uid
+        async with self._exclusive(uid):
+            bound = self._bound.get(uid)
+            if bound is not None and bound.incarnation > cluster.incarnation:
+                return  # a later incarnation deleted the Secrets of this one
+            self._ended[uid] = cluster.incarnation
+            self._ended.move_to_end(uid)
             if len(self._ended) > ENDED_KEPT:
                 self._ended.popitem(last=False)
-            await self._delete_secret(target.uid)
+            await self._delete_secrets(uid)
 
     @asynccontextmanager
-    async def _alone(self, uid: str) -> AsyncIterator[None]:
-        """One at a time for each project; nothing is kept of those that nobody works on."""
+    async def _exclusive(self, uid: str) -> AsyncIterator[None]:
+        """Serialize the requests about one object; locks without users are dropped."""
         lock, users = self._locks.get(uid, (asyncio.Lock(), 0))
         self._locks[uid] = (lock, users + 1)
         try:
@@ -126,17 +153,16 @@ class TokenRequestSource:
             if users > 1:
                 self._locks[uid] = (lock, users - 1)
 
-    async def _request(self, ttl_s: float, secret: tuple[str, str] | None) -> IssuedCredential:
-        spec: dict[str, object] = {"audiences": self._audiences, "expirationSeconds": max(LEAST_S, int(ttl_s))}
-        if secret is not None:
-            name, uid = secret
-            spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Secret", "name": name, "uid": uid}
+    async def _request(self, ttl_s: float, bound: _BoundSecret | None) -> IssuedCredential:
+        spec: dict[str, object] = {"audiences": self._audiences, "expirationSeconds": max(MIN_TTL_S, int(ttl_s))}
+        if bound is not None:
+            spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Secret", "name": bound.name, "uid": bound.uid}
         answer = await self._post(
             f"{self._in_namespace}/serviceaccounts/{self._account}/token",
             {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec},
         )
         what = f"issue a token for the service account {self._namespace}/{self._account}"
-        if secret is not None and answer.status in (404, 409):
+        if bound is not None and answer.status in (404, 409):
             raise _GoneError(f"{self._origin} has no such Secret or service account any more to {what}")
         if answer.status not in (200, 201):
             rule = f"create serviceaccounts/token, resourceNames [{self._account}], in namespace {self._namespace}"
@@ -152,39 +178,78 @@ class TokenRequestSource:
             longest_s=LONGEST_S,
         )
 
-    async def _secret(self, target: Target) -> str:
-        """The UID of the project's Secret, which is made if there is none."""
-        name = self._secret_name(target.uid)
-        labels = {MANAGED_BY: "milo-discoveryd", UID_LABEL: hashlib.sha256(target.uid.encode()).hexdigest()[:32]}
-        annotations = {"discovery.miloapis.com/project": target.name}
+    async def _create_secret(self, cluster: Cluster) -> _BoundSecret:
+        # The suffix is random, so that two daemons never use one Secret, and neither do two runs of one daemon.
+        name = f"milo-discovery-{_digest(f'{self._run}/{cluster.incarnation}')}-{secrets.token_hex(4)}"
+        now = self._clock()
         answer = await self._post(
-            f"{self._in_namespace}/secrets",
+            self._secrets,
             {
                 "apiVersion": "v1",
                 "kind": "Secret",
-                "metadata": {"name": name, "labels": labels, "annotations": annotations},
+                "metadata": {
+                    "name": name,
+                    "labels": {
+                        MANAGED_BY: MANAGER,
+                        RUN_LABEL: self._run,
+                        OBJECT_LABEL: _digest(cluster.object_uid),
+                    },
+                    "annotations": {"discovery.miloapis.com/project": cluster.target.name},
+                },
                 "type": "Opaque",
             },
         )
-        if answer.status == 409:
-            answer = await self._call(self._api.get(f"{self._in_namespace}/secrets/{name}", timeout_s=TIMEOUT_S))
-        if answer.status not in (200, 201):
-            rule = f"create, get and delete secrets in namespace {self._namespace}"
-            kubernetes_api.refuse(self._origin, answer, "make the Secret that tokens are bound to", rule)
-        return kubernetes_api.read(self._origin, answer, _Object).metadata.uid
+        if answer.status != 201:
+            self._refuse(answer, "create the Secret that tokens are bound to")
+        created = kubernetes_api.read(self._origin, answer, _Secret).metadata
+        return _BoundSecret(cluster.incarnation, name, created.uid, now + ROTATE_AFTER_S)
 
-    async def _delete_secret(self, uid: str) -> None:
-        path = f"{self._in_namespace}/secrets/{self._secret_name(uid)}"
-        answer = await self._call(self._api.delete(path, timeout_s=TIMEOUT_S))
-        if answer.status not in (200, 202, 404):
-            rule = f"delete secrets in namespace {self._namespace}"
-            kubernetes_api.refuse(self._origin, answer, "delete the Secret that tokens are bound to", rule)
+    async def _delete_secrets(self, uid: str) -> None:
+        """Delete all Secrets of this run for the object, including those whose creation got no response."""
+        await self._delete(await self._list(f"{RUN_LABEL}={self._run},{OBJECT_LABEL}={_digest(uid)}"))
         self._bound.pop(uid, None)
 
-    def _secret_name(self, uid: str) -> str:
-        # Hashed: a UID comes from an object upstream, and this becomes a part of a URL.
-        told = hashlib.sha256(f"{self._account}/{uid}".encode()).hexdigest()[:32]
-        return f"milo-discovery-{told}"
+    async def _clean_up(self) -> None:
+        """Now and then, delete Secrets that earlier runs left behind, once no token of theirs can be valid."""
+        now = self._clock()
+        if now < self._clean_up_at:
+            return
+        self._clean_up_at = now + CLEAN_UP_EVERY_S
+        # A failure has no consequence: the same request is repeated for a later mint.
+        with suppress(BackendError):
+            found = await self._list(f"{MANAGED_BY}={MANAGER},{RUN_LABEL}")
+            await self._delete(each for each in found if now - each.creation_timestamp.timestamp() > EXPIRED_AFTER_S)
+
+    async def _list(self, selector: str) -> list[_Metadata]:
+        found: list[_Metadata] = []
+        query = [("labelSelector", selector), ("limit", str(PAGE))]
+        continued = ""
+        while True:
+            more = [("continue", continued)] if continued else []
+            answer = await self._call(self._api.get(self._secrets, [*query, *more], timeout_s=TIMEOUT_S))
+            if answer.status != 200:
+                self._refuse(answer, "list the Secrets that tokens are bound to")
+            page = kubernetes_api.read(self._origin, answer, _SecretList)
+            found += [each.metadata for each in page.items]
+            continued = page.metadata.continue_
+            if not continued:
+                return found
+
+    async def _delete(self, found: Iterable[_Metadata]) -> None:
+        for each in found:
+            body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": each.uid}}
+            path = f"{self._secrets}/{each.name}"
+            answer = await self._call(self._api.delete(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S))
+            if answer.status not in (200, 202, 404, 409):  # 409: another Secret has the name by now
+                self._refuse(answer, "delete the Secret that tokens are bound to")
+
+    def _refuse(self, answer: Answer, what: str) -> NoReturn:
+        rule = f"create, list and delete secrets in namespace {self._namespace}"
+        kubernetes_api.refuse(self._origin, answer, what, rule)
+
+    @property
+    def _secrets(self) -> str:
+        return f"{self._in_namespace}/secrets"
 
     @property
     def _in_namespace(self) -> str:
@@ -201,4 +266,9 @@ class TokenRequestSource:
 
 
 class _GoneError(BackendError):
-    """What the token was to be bound to is not there."""
+    """The Secret that the token was to be bound to does not exist."""
+
+
+def _digest(text: str) -> str:
+    """Return a label value, and a part of a URL, for text that comes from objects upstream."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

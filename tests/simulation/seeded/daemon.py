@@ -238,7 +238,13 @@ class Daemon:
 
     def _issuer(self, tokens: TokenApi, random: Random) -> Issuer:
         source = TokenRequestSource(
-            "tokens", tokens, origin="tokens.test", namespace="milo", service_account="operator", clock=_wall
+            "tokens",
+            tokens,
+            origin="tokens.test",
+            namespace="milo",
+            service_account="operator",
+            run="one disk",
+            clock=_wall,
         )
         return Issuer(
             [SourceAssignment(source)],

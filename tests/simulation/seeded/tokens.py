@@ -6,7 +6,7 @@ handed out to be held to.
 
 import asyncio
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from random import Random
@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from milo_discoveryd.credentials.sources.token_request import UID_LABEL
+from milo_discoveryd.credentials.sources.token_request import OBJECT_LABEL
 from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.watchers.transport import Answer
 from tests.end_to_end.process.handing_out import Token
@@ -82,6 +82,14 @@ class _Asked(msgspec.Struct, frozen=True):
     spec: _Spec
 
 
+class _Preconditions(msgspec.Struct, frozen=True):
+    uid: str
+
+
+class _DeleteOptions(msgspec.Struct, frozen=True):
+    preconditions: _Preconditions
+
+
 class _Metadata(msgspec.Struct, frozen=True):
     name: str
     labels: dict[str, str]
@@ -96,8 +104,13 @@ class Bound:
     """A Secret, with the tokens that end with it."""
 
     uid: str
-    of: str
+    labels: dict[str, str]
+    created_at: float
     tokens: list[Token]
+
+    @property
+    def of(self) -> str:
+        return self.labels[OBJECT_LABEL]
 
 
 class TokenApi:
@@ -134,11 +147,13 @@ class TokenApi:
 
     # --- what the daemon asks ---
 
-    async def get(self, path: str, *, timeout_s: float) -> Answer:
-        return await self._asked(lambda _: self._found(path), timeout_s)
+    async def get(self, path: str, query: Iterable[tuple[str, str]] = (), *, timeout_s: float) -> Answer:
+        assert path == SECRETS, path
+        return await self._asked(lambda _: self._listed(dict(query)["labelSelector"]), timeout_s)
 
-    async def delete(self, path: str, *, timeout_s: float) -> Answer:
-        return await self._asked(lambda _: self._deleted(path), timeout_s)
+    async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        uid = msgspec.json.decode(body, type=_DeleteOptions).preconditions.uid
+        return await self._asked(lambda _: self._deleted(path, uid), timeout_s)
 
     async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
         if path == SECRETS:
@@ -174,14 +189,27 @@ class TokenApi:
 
     # --- what it answers ---
 
-    def _found(self, path: str) -> Answer:
-        bound = self._bound.get(path.removeprefix(f"{SECRETS}/"))
-        return _not_found(self._random) if bound is None else _told(200, {"metadata": {"uid": bound.uid}})
+    def _listed(self, selector: str) -> Answer:
+        wanted = [part.partition("=") for part in selector.split(",")]
+        items = [
+            {"metadata": self._metadata(name)}
+            for name, bound in self._bound.items()
+            if all(key in bound.labels and (not equals or bound.labels[key] == value) for key, equals, value in wanted)
+        ]
+        return _told(200, {"items": items})
 
-    def _deleted(self, path: str) -> Answer:
-        bound = self._bound.pop(path.removeprefix(f"{SECRETS}/"), None)
+    def _metadata(self, name: str) -> dict[str, object]:
+        bound = self._bound[name]
+        return {"name": name, "uid": bound.uid, "creationTimestamp": datetime.fromtimestamp(bound.created_at, UTC)}
+
+    def _deleted(self, path: str, uid: str) -> Answer:
+        name = path.removeprefix(f"{SECRETS}/")
+        bound = self._bound.get(name)
         if bound is None:
             return _not_found(self._random)
+        if bound.uid != uid:
+            return status(409, "Conflict")(self._random)
+        del self._bound[name]
         for token in bound.tokens:
             token.is_revoked = True
         return _told(200, {})
@@ -191,8 +219,8 @@ class TokenApi:
         if metadata.name in self._bound:
             return status(409, "AlreadyExists")(self._random)
         self._secrets += 1
-        self._bound[metadata.name] = bound = Bound(f"secret-{self._secrets}", metadata.labels[UID_LABEL], [])
-        return _told(201, {"metadata": {"uid": bound.uid}})
+        self._bound[metadata.name] = Bound(f"secret-{self._secrets}", metadata.labels, self.wall(), [])
+        return _told(201, {"metadata": self._metadata(metadata.name)})
 
     def _made_token(self, body: bytes, life: Life) -> Answer:
         spec = msgspec.json.decode(body, type=_Asked).spec

@@ -233,7 +233,7 @@ def token_requests(data: bytes) -> None:
         "requested", api, origin="test", namespace="milo", service_account="operators", bound=False, clock=lambda: NOW
     )
     with suppress(CredentialError):
-        minted = _finished(source.mint(MintRequest(ttl_s=900, target=None, incarnation=1)))
+        minted = _finished(source.mint(MintRequest(ttl_s=900, cluster=None)))
         assert minted.expires_at > NOW
 
 

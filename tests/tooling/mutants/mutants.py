@@ -628,7 +628,7 @@ MUTANTS = (
     Mutant(
         "what a cluster had outlives it",
         "kubeconfigs/minter.py",
-        "            self._revocations[(cluster.target.name, cluster.incarnation)] = cluster.target\n",
+        "            self._revocations[cluster.incarnation] = cluster\n",
         "",
         ("tests/unit/kubeconfigs/test_issuer.py",),
         is_async=True,

@@ -2,13 +2,23 @@
 
 import json
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from milo_discoveryd.daemon_errors import TransportError
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import Cluster, Target
 
 ALPHA = Target(name="alpha", uid="uid-alpha", place=("https://milo.test/alpha",))
+
+
+def engaged(target: Target = ALPHA, incarnation: int = 1, *, object_uid: str = "") -> Cluster:
+    return Cluster(
+        target=target,
+        source_version="1",
+        engaged_at=0.0,
+        incarnation=incarnation,
+        object_uid=object_uid or f"object-of-{target.uid}",
+    )
 
 
 @dataclass(frozen=True)
@@ -30,14 +40,15 @@ class ScriptedApi:
         self.asked: list[tuple[str, str]] = []
         self.bodies: list[bytes] = []
 
-    async def get(self, path: str, *, timeout_s: float) -> Answer:
+    async def get(self, path: str, query: Iterable[tuple[str, str]] = (), *, timeout_s: float) -> Answer:
         return self._next("GET", path)
 
     async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
         self.bodies.append(body)
         return self._next("POST", path)
 
-    async def delete(self, path: str, *, timeout_s: float) -> Answer:
+    async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
+        self.bodies.append(body)
         return self._next("DELETE", path)
 
     def _next(self, method: str, path: str) -> Answer:

@@ -17,9 +17,9 @@ from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
 from tests.integration.watchers.api_server import ApiServer, answering
-from tests.unit.credentials.backend import ALPHA
+from tests.unit.credentials.backend import engaged
 
-WANTED = MintRequest(ttl_s=300, target=ALPHA, incarnation=1)
+WANTED = MintRequest(ttl_s=300, cluster=engaged())
 
 
 def mounted(folder: Path, ca: trustme.CA, **differing: object) -> ClientCertificateSource:
@@ -96,7 +96,7 @@ async def test_a_ca_that_was_replaced_signs_from_then_on(tmp_path: Path) -> None
 async def test_a_name_that_is_too_long_for_a_certificate_is_named(tmp_path: Path) -> None:
     long = Target(name="a" * 63, uid="u", place=("https://a",))
     with pytest.raises(UnfitError, match="has 72 characters"):
-        await mounted(tmp_path, trustme.CA()).mint(MintRequest(ttl_s=60, target=long, incarnation=1))
+        await mounted(tmp_path, trustme.CA()).mint(MintRequest(ttl_s=60, cluster=engaged(long)))
 
 
 async def test_what_is_not_a_ca_and_its_key_is_named(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecr
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, TransportError, UnfitError
 from milo_discoveryd.model.cluster import Target
-from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering
+from tests.unit.credentials.backend import Answer, ScriptedApi, answering, engaged
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
 
-WANTED = MintRequest(ttl_s=600, target=ALPHA, incarnation=1)
+WANTED = MintRequest(ttl_s=600, cluster=engaged())
 NOW = time.time()
 
 
@@ -117,5 +117,5 @@ async def test_a_project_does_not_choose_which_secret_is_read(uid: str) -> None:
     api = ScriptedApi()
     target = Target(name="alpha", uid=uid, place=("https://a",))
     with pytest.raises(BackendError, match="no valid namespace name"):
-        await a_source(api, namespace_template="{uid}").mint(MintRequest(ttl_s=600, target=target, incarnation=1))
+        await a_source(api, namespace_template="{uid}").mint(MintRequest(ttl_s=600, cluster=engaged(target)))
     assert not api.asked

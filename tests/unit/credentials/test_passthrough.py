@@ -21,7 +21,7 @@ from milo_discoveryd.credentials.sources.passthrough import PassthroughSource
 from milo_discoveryd.credentials.sources.renewing_credential import RETRY_AFTER_S, RenewingCredential
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
-from tests.unit.credentials.backend import ALPHA
+from tests.unit.credentials.backend import ALPHA, engaged
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
 
 WANTED = MintRequest(ttl_s=600)
@@ -144,7 +144,7 @@ async def test_a_command_is_told_which_cluster_it_is_for(tmp_path: Path, per_clu
     command = ExecCommand(api_version=V1, argv=(str(script),), environment={})
     source = ExecSource("exec", command, project=PROJECT, per_cluster=per_cluster)
     assert source.scope is (Scope.CLUSTER if per_cluster else Scope.IDENTITY)
-    await source.mint(MintRequest(ttl_s=600, target=ALPHA if per_cluster else None))
+    await source.mint(MintRequest(ttl_s=600, cluster=engaged() if per_cluster else None))
     assert json.loads((tmp_path / "info").read_text())["spec"] == {
         "interactive": False,
         "cluster": {

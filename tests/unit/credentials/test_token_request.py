@@ -5,23 +5,23 @@ import json
 import random
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 
 import pytest
 
 from milo_discoveryd.credentials import load_kubeconfig
 from milo_discoveryd.credentials.sources.source import MintRequest, RevokingSource, Scope
-from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
+from milo_discoveryd.credentials.sources.token_request import EXPIRED_AFTER_S, ROTATE_AFTER_S, TokenRequestSource
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, TransportError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.watchers.transport import Transport, open_transport
 from milo_sandbox import Rule, Sandbox
 from milo_sandbox.refusals import RefusedError
-from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering
+from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering, engaged
 from tests.unit.credentials.tokens import CANARY, jwt
 
-WANTED = MintRequest(ttl_s=900, target=ALPHA, incarnation=1)
+WANTED = MintRequest(ttl_s=900, cluster=engaged())
 SUBJECT = "system:serviceaccount:milo:operators"
 
 
@@ -41,7 +41,7 @@ async def api(sandbox: Sandbox, tmp_path: Path) -> AsyncIterator[Transport]:
 
 
 def a_source(api: object, **differing: object) -> TokenRequestSource:
-    given = {"origin": "test", "namespace": "milo", "service_account": "operators", "audiences": ["milo"]} | differing
+    given = {"origin": "test", "namespace": "milo", "service_account": "operators", "run": "r"} | differing
     return TokenRequestSource("requested", api, **given)  # type: ignore[arg-type]
 
 
@@ -58,14 +58,14 @@ async def test_a_token_is_for_the_account_and_bound_to_a_secret_of_the_project(
 
 
 async def test_it_lives_for_ten_minutes_at_least_since_api_servers_give_no_less(api: Transport) -> None:
-    minted = await a_source(api).mint(MintRequest(ttl_s=10, target=ALPHA, incarnation=1))
+    minted = await a_source(api).mint(MintRequest(ttl_s=10, cluster=engaged()))
     assert 590 < minted.expires_at - time.time() <= 600
 
 
 async def test_revoking_ends_every_token_of_the_project_at_once(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     tokens = [(await source.mint(WANTED)).credential.token for _ in range(2)]
-    await source.revoke(ALPHA, 1)
+    await source.revoke(engaged())
     assert not sandbox.infrastructure.secret_names()
     for token in tokens:
         assert token is not None
@@ -75,13 +75,13 @@ async def test_revoking_ends_every_token_of_the_project_at_once(sandbox: Sandbox
 
 async def test_revoking_twice_or_what_never_was_is_well(api: Transport) -> None:
     source = a_source(api)
-    await source.revoke(ALPHA, 1)
-    await source.revoke(ALPHA, 1)
+    await source.revoke(engaged())
+    await source.revoke(engaged())
 
 
 async def test_a_late_mint_does_not_bring_back_what_was_revoked(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
-    await source.revoke(ALPHA, 1)
+    await source.revoke(engaged())
     with pytest.raises(BackendError, match="was disengaged meanwhile"):
         await source.mint(WANTED)
     assert not sandbox.infrastructure.secret_names()
@@ -90,8 +90,8 @@ async def test_a_late_mint_does_not_bring_back_what_was_revoked(sandbox: Sandbox
 async def test_the_next_incarnation_has_a_secret_of_its_own(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     old = (await source.mint(WANTED)).credential.token
-    new = (await source.mint(MintRequest(ttl_s=900, target=ALPHA, incarnation=2))).credential.token
-    await source.revoke(ALPHA, 1)  # late: it must not end what the next one has
+    new = (await source.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 2)))).credential.token
+    await source.revoke(engaged())  # late: it must not end what the next one has
     assert old is not None
     assert new is not None
     assert sandbox.tokens.subject(new.reveal()) == SUBJECT
@@ -99,20 +99,81 @@ async def test_the_next_incarnation_has_a_secret_of_its_own(sandbox: Sandbox, ap
         sandbox.tokens.subject(old.reveal())
 
 
-async def test_a_restarted_daemon_finds_the_secret_instead_of_making_another(sandbox: Sandbox, api: Transport) -> None:
-    await a_source(api).mint(WANTED)
+async def test_restarted_daemon_revokes_what_the_same_run_identity_minted_before(
+    sandbox: Sandbox, api: Transport
+) -> None:
+    before = (await a_source(api).mint(WANTED)).credential.token
     after = a_source(api)
-    await after.mint(MintRequest(ttl_s=900, target=ALPHA, incarnation=7))
-    assert len(sandbox.infrastructure.secret_names()) == 1
-    await after.revoke(ALPHA, 7)
+    await after.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 7)))
+    assert before is not None
+    assert sandbox.tokens.subject(before.reveal()) == SUBJECT, "a restart revokes nothing"
+    await after.revoke(engaged(ALPHA, 7))
     assert not sandbox.infrastructure.secret_names()
+
+
+async def test_two_daemons_with_one_service_account_do_not_revoke_each_others_tokens(
+    sandbox: Sandbox, api: Transport
+) -> None:
+    one, other = a_source(api, run="one"), a_source(api, run="other")
+    await one.mint(WANTED)
+    theirs = (await other.mint(WANTED)).credential.token
+    assert theirs is not None
+    for incarnation in (1, 2, 3):
+        await one.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, incarnation)))
+        await one.revoke(engaged(ALPHA, incarnation))
+    assert sandbox.tokens.subject(theirs.reveal()) == SUBJECT
+    await other.revoke(engaged())
+    assert not sandbox.infrastructure.secret_names()
+
+
+async def test_two_objects_that_claim_one_project_do_not_share_a_secret(sandbox: Sandbox, api: Transport) -> None:
+    source = a_source(api)
+    ours = (await source.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 1, object_uid="bank")))).credential.token
+    await source.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 2, object_uid="shop")))
+    await source.revoke(engaged(ALPHA, 2, object_uid="shop"))
+    assert ours is not None
+    assert sandbox.tokens.subject(ours.reveal()) == SUBJECT
+
+
+async def test_secret_is_deleted_with_its_uid_as_precondition() -> None:
+    kept = {"metadata": {"name": "s", "uid": "s1", "creationTimestamp": "2020-01-01T00:00:00Z"}}
+    api = ScriptedApi(answering(200, {"items": [kept]}), answering(409, {}))
+    await a_source(api).revoke(engaged())  # a conflict means that the name belongs to another Secret by now
+    assert api.asked[-1] == ("DELETE", "/api/v1/namespaces/milo/secrets/s")
+    assert json.loads(api.bodies[-1])["preconditions"] == {"uid": "s1"}
+
+
+async def test_secret_is_replaced_after_a_day_and_old_secrets_of_any_run_are_deleted_after_two(
+    sandbox: Sandbox, api: Transport
+) -> None:
+    now = time.time()
+    await a_source(api, run="gone").mint(WANTED)
+    source = a_source(api, clock=lambda: now)
+    await source.mint(WANTED)
+    assert len(sandbox.infrastructure.secret_names()) == 2
+    now += ROTATE_AFTER_S
+    with suppress(CredentialError):  # by this clock, what the server mints has expired
+        await source.mint(WANTED)
+    assert len(sandbox.infrastructure.secret_names()) == 3
+    now += EXPIRED_AFTER_S
+    with suppress(CredentialError):
+        await source.mint(WANTED)
+    assert len(sandbox.infrastructure.secret_names()) == 1, "only that of the latest mint is left"
+
+
+async def test_lists_of_secrets_are_read_page_by_page() -> None:
+    kept = [{"metadata": {"name": name, "uid": name, "creationTimestamp": "2020-01-01T00:00:00Z"}} for name in "ab"]
+    first = answering(200, {"metadata": {"continue": "more"}, "items": kept[:1]})
+    api = ScriptedApi(first, answering(200, {"items": kept[1:]}), answering(200, {}), answering(200, {}))
+    await a_source(api).revoke(engaged())
+    assert [path.rpartition("/")[2] for method, path in api.asked if method == "DELETE"] == ["a", "b"]
 
 
 async def test_a_secret_that_somebody_deleted_is_made_again(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     await source.mint(WANTED)
     (name,) = sandbox.infrastructure.secret_names()
-    await api.delete(f"/api/v1/namespaces/milo/secrets/{name}", timeout_s=5)
+    await api.delete(f"/api/v1/namespaces/milo/secrets/{name}", b"{}", timeout_s=5)
     with pytest.raises(BackendError, match="has no such Secret"):
         await source.mint(WANTED)
     minted = await source.mint(WANTED)
@@ -138,7 +199,7 @@ async def test_whatever_the_order_of_mints_and_revocations_nothing_revoked_is_go
         for _ in range(chance.randrange(4)):
             await asyncio.sleep(0)
         try:
-            minted = await source.mint(MintRequest(ttl_s=600, target=ALPHA, incarnation=incarnation))
+            minted = await source.mint(MintRequest(ttl_s=600, cluster=engaged(ALPHA, incarnation)))
         except CredentialError:
             return
         assert minted.credential.token is not None
@@ -150,7 +211,7 @@ async def test_whatever_the_order_of_mints_and_revocations_nothing_revoked_is_go
             tasks.create_task(mint(incarnation))
             for _ in range(chance.randrange(6)):
                 await asyncio.sleep(0.0005)
-            await source.revoke(ALPHA, incarnation)
+            await source.revoke(engaged(ALPHA, incarnation))
     assert given
     assert not sandbox.infrastructure.secret_names()
     for tokens in given.values():
@@ -160,7 +221,7 @@ async def test_whatever_the_order_of_mints_and_revocations_nothing_revoked_is_go
 
 
 async def test_missing_permission_fails_and_suggests_the_rbac_rule(sandbox: Sandbox, tmp_path: Path) -> None:
-    rules = [Rule(verbs=frozenset({"create", "get", "delete"}), resources=frozenset({"secrets"}))]
+    rules = [Rule(verbs=frozenset({"create", "list", "delete"}), resources=frozenset({"secrets"}))]
     path = tmp_path / "limited"
     path.write_text(json.dumps(sandbox.infrastructure_kubeconfig(token=sandbox.token("limited", rules=rules))))
     async with aclosing(open_transport(load_kubeconfig(path), environ={})) as transport:
@@ -172,7 +233,8 @@ def given(status: dict[str, object]) -> Answer:
     return answering(201, {"kind": "TokenRequest", "status": status})
 
 
-SECRET = answering(201, {"metadata": {"uid": "s1"}})
+LISTED = answering(200, {"items": []})
+SECRET = answering(201, {"metadata": {"name": "s", "uid": "s1", "creationTimestamp": "2020-01-01T00:00:00Z"}})
 ENDS = "2100-01-01T00:00:00Z"
 
 
@@ -180,7 +242,7 @@ ENDS = "2100-01-01T00:00:00Z"
     ("answers", "expected"),
     [
         ([TransportError("connect", "milo cannot be reached")], "cannot be reached"),
-        ([answering(403, {"message": CANARY})], "create, get and delete secrets in namespace milo"),
+        ([answering(403, {"message": CANARY})], "create, list and delete secrets in namespace milo"),
         ([answering(500, {"message": CANARY})], "answered 500"),
         ([Answer(201, CANARY.encode())], "is not a Kubernetes object"),
         ([SECRET, answering(404, {})], "no such Secret or service account"),
@@ -204,22 +266,22 @@ async def test_an_answer_that_is_no_good_is_refused_and_nothing_of_it_repeated(
     answers: list[Answer | TransportError], expected: str
 ) -> None:
     with pytest.raises(CredentialError) as raised:
-        await a_source(ScriptedApi(*answers)).mint(WANTED)
+        await a_source(ScriptedApi(LISTED, *answers), audiences=["milo"]).mint(WANTED)
     assert expected in str(raised.value)
     assert CANARY not in str(raised.value)
 
 
 async def test_a_revocation_that_fails_says_so_and_can_be_tried_again() -> None:
-    api = ScriptedApi(answering(500, {}), answering(200, {}))
+    api = ScriptedApi(answering(500, {}), LISTED)
     source = a_source(api)
     with pytest.raises(BackendError, match="answered 500"):
-        await source.revoke(ALPHA, 1)
-    await source.revoke(ALPHA, 1)
+        await source.revoke(engaged())
+    await source.revoke(engaged())
 
 
 async def test_a_uid_does_not_choose_where_we_write() -> None:
-    api = ScriptedApi(SECRET, answering(500, {}))
+    api = ScriptedApi(LISTED, SECRET, answering(500, {}))
     strange = Target(name="alpha", uid="../../../x?y#z", place=("https://a",))
     with pytest.raises(BackendError):
-        await a_source(api).mint(MintRequest(ttl_s=600, target=strange, incarnation=1))
-    assert json.loads(api.bodies[0])["metadata"]["name"].removeprefix("milo-discovery-").isalnum()
+        await a_source(api).mint(MintRequest(ttl_s=600, cluster=engaged(strange)))
+    assert json.loads(api.bodies[0])["metadata"]["name"].replace("-", "").isalnum()

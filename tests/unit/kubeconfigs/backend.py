@@ -41,7 +41,7 @@ class Backend:
             self.at_once -= 1
         if self.failure is not None:
             raise self.failure
-        token = f"{CANARY}-{request.target.name if request.target else 'all'}-{len(self.asked)}"
+        token = f"{CANARY}-{request.cluster.target.name if request.cluster else 'all'}-{len(self.asked)}"
         self.given.append(token)
         life_s = min(self.life_s, request.ttl_s) if self.takes_ttl else self.life_s
         now = time.time()
@@ -54,11 +54,11 @@ class RevokingBackend(Backend):
         self.revoked: list[tuple[str, int]] = []
         self.revocation_failures = 0
 
-    async def revoke(self, target: Target, incarnation: int) -> None:
+    async def revoke(self, cluster: Cluster) -> None:
         if self.revocation_failures:
             self.revocation_failures -= 1
             raise CredentialError("not now")
-        self.revoked.append((target.name, incarnation))
+        self.revoked.append((cluster.target.name, cluster.incarnation))
 
 
 def a_cluster(name: str = "alpha", incarnation: int = 1, **labels: str) -> Cluster:

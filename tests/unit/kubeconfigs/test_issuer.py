@@ -95,7 +95,7 @@ async def test_where_each_cluster_has_its_own_nobody_is_given_another_s() -> Non
     async with issuing(backend) as issuer:
         for name, incarnation in (("alpha", 1), ("beta", 2), ("alpha", 3)):
             assert f"{CANARY}-{name}-" in await got(issuer, a_cluster(name, incarnation))
-    assert [wanted.incarnation for wanted in backend.asked] == [1, 2, 3]
+    assert [each.cluster and each.cluster.incarnation for each in backend.asked] == [1, 2, 3]
 
 
 async def test_however_many_ask_there_is_one_mint_in_flight_for_a_lease() -> None:
