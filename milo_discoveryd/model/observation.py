@@ -25,6 +25,8 @@ class NotReady(msgspec.Struct, frozen=True, gc=False):
     uid: str
     version: str
     message: str
+    project_uid: str = ""
+    """The project's, if the object claims one besides its own."""
 
 
 class Outside(msgspec.Struct, frozen=True, gc=False):

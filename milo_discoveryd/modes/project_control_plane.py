@@ -4,6 +4,8 @@ cluster-internal addresses of the control planes."""
 from typing import ClassVar
 from urllib.parse import urlsplit
 
+from msgspec.structs import replace
+
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation, Ready
@@ -41,10 +43,11 @@ class ProjectControlPlaneMode:
         metadata = obj.metadata
         try:
             name = checked(metadata.name, DNS_LABEL, 63, "the name")
+            claimed_uid = (metadata.labels or {}).get(PROJECT_UID_LABEL, "")
             condition = obj.condition(CONDITION)
             if condition is None or condition.status != "True":
-                return not_ready(obj, CONDITION, condition)
-            project_uid = (metadata.labels or {}).get(PROJECT_UID_LABEL) or metadata.uid
+                return replace(not_ready(obj, CONDITION, condition), project_uid=claimed_uid)
+            project_uid = claimed_uid or metadata.uid
             target = Target(
                 name=name,
                 uid=project_uid,

@@ -65,7 +65,7 @@ class Fleet:
         not_ready_grace_s: float = 0.0,
         guard: RemovalGuard | None = None,
     ) -> None:
-        self.registry = Registry(log, not_ready_grace_s)
+        self.registry = Registry(log, not_ready_grace_s, self._refused)
         self.pending_deletions = pending_deletions
         self.notifier = ChangeNotifier()
         self.status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
@@ -174,6 +174,9 @@ class Fleet:
                 case ObjectChanged(Malformed() as seen) | Listed(Malformed() as seen) if self._is_newly_malformed(seen):
                     self._observer.malformed(seen)
             yield event
+
+    def _refused(self, seen: Malformed) -> None:
+        self._observer.malformed(seen)
 
     def _is_newly_malformed(self, seen: Malformed) -> bool:
         record = self.registry[seen.name]

@@ -71,7 +71,7 @@ class Intake:
         The first list is then compared with them, like any later one.
         """
         self.synced = self.is_restored = True
-        return [self._registry.restore(seen, engaged_at, now) for seen, engaged_at in stored]
+        return [event for seen, engaged_at in stored for event in self._registry.restore(seen, engaged_at, now)]
 
     @property
     def held(self) -> HeldRemovals | None:
@@ -127,7 +127,7 @@ class Intake:
         if not self.synced:
             changed, self._staged = list(self._staged.values()), {}
         if changed:
-            yield self._registry.commit(changed, now, consistent=not self.synced)
+            yield self._registry.commit(changed, now, consistent=not self.synced, listed=not self.synced)
 
     def _stage(self, event: ListStarted | Listed | Unlisted) -> None:
         match event:
@@ -167,7 +167,7 @@ class Intake:
                 self._staged.pop(name, None)
         staged = iter(self._staged.values())
         while portion := list(islice(staged, PORTION)):
-            yield self._registry.commit(portion, now, consistent=True)
+            yield self._registry.commit(portion, now, consistent=True, listed=True)
         # Other tasks ran between portions: a confirmation may have settled some of these.
         missing, engaged = (
             [(name, uid) for name, uid in each if self._registry.is_present(name, uid)] for each in (missing, engaged)

@@ -17,6 +17,7 @@ from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.log_entry import LogEntry
+from milo_discoveryd.registry.uid_claims import UidClaims
 
 
 class ObjectState(enum.Enum):
@@ -82,8 +83,13 @@ ABSENT_RECORDS_KEPT = 10_000
 
 
 class Registry:
-    def __init__(self, log: ChangeLog, not_ready_grace_s: float = 0.0) -> None:
+    def __init__(
+        self, log: ChangeLog, not_ready_grace_s: float = 0.0, refused: Callable[[Malformed], None] = lambda _: None
+    ) -> None:
+        """`refused` is called with each object whose claim of a project's UID begins to be refused."""
         self.log = log
+        self._refused = refused
+        self._claims = UidClaims()
         self._grace_s = not_ready_grace_s
         self._records: dict[str, ClusterRecord] = {}
         self._absent: dict[str, None] = {}
@@ -138,12 +144,17 @@ class Registry:
         return self.would_change(seen) and not self._is_outdated(seen)
 
     def commit(
-        self, observed: Iterable[Observation | ConfirmedDeletion], now: Moment, *, consistent: bool = False
+        self,
+        observed: Iterable[Observation | ConfirmedDeletion],
+        now: Moment,
+        *,
+        consistent: bool = False,
+        listed: bool = False,
     ) -> list[Event]:
         """Apply observations in order. Each resulting change has a revision of its own.
 
         The result of a `consistent` read (a list, or a read of one object) is applied whatever version was seen
-        before: after a restore from a backup, versions go back.
+        before: after a restore from a backup, versions go back. `listed` objects are of the list that is being read.
         """
         events: list[Event] = []
         for item in observed:
@@ -151,10 +162,8 @@ class Registry:
                 events += self._delete(item, now)
             elif not consistent and self._is_outdated(item):
                 self.outdated += 1
-            elif isinstance(item, Ready):
-                events += self._ready(item, now)
             else:
-                events += self._not_wanted(item, now)
+                events += self._observed(item, now, listed=listed)
         self.log.forget(now.steady)
         return events
 
@@ -166,6 +175,7 @@ class Registry:
         """
         for name in (*self._absent, *missing):
             self._records[name].version = ""
+        self._claims.list_ended()
 
     @property
     def due_at(self) -> float | None:
@@ -180,11 +190,9 @@ class Registry:
             events += self._end(record, DisengageReason.NOT_READY, record.message, now)
         return events
 
-    def restore(self, seen: Ready, engaged_at: float, now: Moment) -> Event:
+    def restore(self, seen: Ready, engaged_at: float, now: Moment) -> list[Event]:
         """Engage a cluster of an earlier run. Only allowed before anything was published."""
-        (event,) = self._ready(seen, Moment(engaged_at, now.steady))
-        assert event.type is EventType.ENGAGED, "nothing else is known yet"
-        return event
+        return self._observed(seen, Moment(engaged_at, now.steady), listed=False)
 
     def needs_probe(self, name: str, incarnation: int) -> bool:
         """Return whether the result of a probe of that cluster is of use."""
@@ -232,9 +240,53 @@ class Registry:
         self._records.clear()
         self._absent.clear()
         self._grace_ends.clear()
+        self._claims.clear()
         self._counts = dict.fromkeys(ObjectState, 0)
         self._engaged = 0
         self.log.clear()
+
+    def _observed(self, seen: Observation, now: Moment, *, listed: bool) -> list[Event]:
+        events: list[Event] = []
+        if isinstance(seen, Ready | NotReady) and not self._claim(seen, now, events, listed=listed):
+            assert isinstance(seen, Ready)
+            message = f"project UID {seen.target.uid} is claimed by another object too"
+            events += self._refuse(Malformed(seen.name, seen.uid, seen.version, message), now)
+        elif isinstance(seen, Ready):
+            events += self._ready(seen, now)
+        else:
+            events += self._not_wanted(seen, now)
+        return events
+
+    def _claim(self, seen: Ready | NotReady, now: Moment, events: list[Event], *, listed: bool) -> bool:
+        """Return whether the object may stand for the project whose UID it claims."""
+        uid = (seen.target.uid if isinstance(seen, Ready) else seen.project_uid) or seen.uid
+        if not self._claims:
+            if uid == seen.uid:
+                return True  # as in all modes but one: no UID is chosen by a label
+            self._claims.begin((name, record.uid) for name, record in self._records.items())
+        if self._claims.claimed_by(seen.name) not in (None, uid):
+            self._release_claim(seen.name, now, events)
+        ready = seen if isinstance(seen, Ready) else None
+        ousted = self._claims.claim(seen.name, uid, ready, listed=listed)
+        record = self._records.get(ousted or "")
+        if ousted and record is not None and record.cluster is not None:
+            was = Ready(record.uid, record.version, record.cluster.target)
+            self._claims.refuse(uid, was)
+            message = f"project UID {uid} is claimed by another object too"
+            events += self._refuse(Malformed(ousted, was.uid, was.version, message), now)
+            events += self._end(record, DisengageReason.NOT_READY, message, now)
+        return ousted is None or ready is None
+
+    def _release_claim(self, name: str, now: Moment, events: list[Event]) -> None:
+        other = self._claims.release(name)
+        if other is not None:
+            events += self._ready(other, now)
+
+    def _refuse(self, seen: Malformed, now: Moment) -> Iterable[Event]:
+        record = self._records.get(seen.name)
+        if record is None or record.state is not ObjectState.MALFORMED:
+            self._refused(seen)
+        return self._not_wanted(seen, now)
 
     def _ready(self, seen: Ready, now: Moment) -> Iterable[Event]:
         def make(revision: int) -> Cluster:
@@ -294,7 +346,9 @@ class Registry:
             return ()
         self._move(deleted.name, record, ObjectState.DELETED, now)
         record.message = "the object was deleted"
-        return self._end(record, DisengageReason.DELETED, record.message, now)
+        events = [*self._end(record, DisengageReason.DELETED, record.message, now)]
+        self._release_claim(deleted.name, now, events)
+        return events
 
     def _engage(self, record: ClusterRecord, make: Callable[[int], Cluster]) -> Event:
         record.former = None
@@ -351,6 +405,7 @@ class Registry:
                 oldest = next(iter(self._absent))
                 del self._absent[oldest]
                 self._counts[self._records.pop(oldest).state] -= 1
+                self._claims.release(oldest)
 
     def _replaced_by(self, seen: Observation) -> str:
         """Return the message for another object under the same name, or "" if it is, or may be, the known one."""

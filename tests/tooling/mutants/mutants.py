@@ -671,6 +671,21 @@ MUTANTS = (
         NAMES,
     ),
     Mutant(
+        "a label chooses whose credential is handed out",
+        "registry/registry.py",
+        "return ousted is None or ready is None",
+        "return True",
+        ("tests/unit/registry/test_uid_claims.py",),
+    ),
+    Mutant(
+        "two daemons with one service account share a Secret",
+        "credentials/sources/token_request.py",
+        'self._run = _digest(f"{service_account}/{run}")',
+        "self._run = _digest(service_account)",
+        ("tests/unit/credentials/test_token_request.py",),
+        is_async=True,
+    ),
+    Mutant(
         "any exec plugin is run",
         "credentials/authentication/kubeconfig.py",
         'if spec.command not in self.plugins and "*" not in self.plugins:',

@@ -57,6 +57,7 @@ def cluster(
         source_version=version,
         engaged_at=wall(engaged_at),
         incarnation=incarnation,
+        object_uid=uid,
     )
 
 
