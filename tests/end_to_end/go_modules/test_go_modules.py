@@ -1,0 +1,32 @@
+"""The tests of the Go modules, run by the go command with the race detector where a C compiler is."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from tests.end_to_end.examples.building import ROOT, run, tool
+
+CLIENT = "clients/go"
+NEEDS_KUBERNETES = ("clients/go/multicluster", "examples/go-operator")
+"""Modules that compile Kubernetes libraries, which takes minutes while nothing is cached."""
+
+pytestmark = pytest.mark.timeout(1200)  # the first build compiles gRPC, or Kubernetes
+
+
+def run_tests(module: str) -> None:
+    go = tool("go")
+    has_cgo = subprocess.run([go, "env", "CGO_ENABLED"], capture_output=True, text=True, check=True).stdout.strip()
+    race = ["-race"] if has_cgo == "1" and shutil.which("cc") else []
+    run([go, "test", *race, "./..."], ROOT / module)
+
+
+def test_go_client_tests_pass() -> None:
+    run_tests(CLIENT)
+
+
+@pytest.mark.parametrize("module", [module for module in NEEDS_KUBERNETES if (ROOT / module / "go.mod").exists()])
+def test_go_module_on_kubernetes_libraries_passes(module: str, pytestconfig: pytest.Config) -> None:
+    if not pytestconfig.getoption("--real"):
+        pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
+    run_tests(module)
