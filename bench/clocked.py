@@ -43,7 +43,7 @@ _LEGS = (
     (Journal, "changed", "count"),
     (ChangeNotifier, "published", "commit"),
     (Cursor, "take", "frame"),
-    (TokenSigner, "put", "batch"),
+    (TokenSigner, "sign", "batch"),
     (frames, "batch", "batch"),
 )
 

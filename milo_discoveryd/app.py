@@ -50,7 +50,7 @@ from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.watchers.transport import open_transport
 from milo_discoveryd.wiring.config_reload import Load, Reloading
 from milo_discoveryd.wiring.credential_sources import Sources
-from milo_discoveryd.wiring.listeners import listeners, token_reviews
+from milo_discoveryd.wiring.listeners import listeners, token_reviewer
 from milo_discoveryd.wiring.mode import decoder, mode_of
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
@@ -153,8 +153,8 @@ class Daemon:
             access = AccessControl(
                 rights(settings.rights), _quotas(settings), self._audit, asyncio.get_running_loop().time
             )
-            seal = TokenSigner(secrets.token_bytes(32))
-            service = Service(self._fleet, self._about(), self._metrics, issuer, access=access, seal=seal)
+            signer = TokenSigner(secrets.token_bytes(32))
+            service = Service(self._fleet, self._info(), self._metrics, issuer, access=access, signer=signer)
             self._reloading = reloading = Reloading(
                 settings,
                 self._load,
@@ -166,10 +166,8 @@ class Daemon:
             self._metrics.tell_build(__version__, settings.mode)
             self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
             self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
-            reviews = token_reviews(settings, self._environ, stack)
-            server = Server(
-                service, listeners(settings), self._metrics, traces=traces, reviews=reviews, audit=self._audit
-            )
+            reviewer = token_reviewer(settings, self._environ, stack)
+            server = Server(service, listeners(settings), self._metrics, traces=traces, reviewer=reviewer)
             await server.start()
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses
@@ -190,7 +188,7 @@ class Daemon:
             log.info("started", version=__version__, mode=settings.mode, listen=self.addresses, http=self.http_address)
             self.started.set()
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(server.guard(), name="guard the sockets")
+                tasks.create_task(server.watch(), name="check sockets")
                 tasks.create_task(self._tell_health(server), name="tell health")
                 tasks.create_task(issuer.run(), name="keep credentials")
                 tasks.create_task(self._evict_frames(), name="let go of frames")
@@ -299,15 +297,15 @@ class Daemon:
 
     async def _tell_health(self, server: Server) -> None:
         with self._fleet.notifier.waiter() as waiter:
-            await server.ready(False)
+            await server.set_ready(False)
             while not self._fleet.synced:
                 await waiter.wait(60.0)
-            await server.ready(True)
+            await server.set_ready(True)
 
     def _ready(self) -> Mapping[str, str | None]:
         return {"synced": None if self._fleet.synced else "no complete list of the source was seen yet"}
 
-    def _about(self) -> DaemonInfo:
+    def _info(self) -> DaemonInfo:
         return DaemonInfo(
             version=__version__,
             mode=self._settings.mode,

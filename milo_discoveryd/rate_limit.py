@@ -25,13 +25,17 @@ class TokenBucket:
         self._level = rate.burst
         self._refilled_at = now
 
+    def wait_s(self, now: float, cost: float = 1.0) -> float:
+        """Return the seconds until `cost` tokens are available; 0 if they are."""
+        self._refill(now)
+        return max(0.0, (cost - self._level) / self._rate.per_second)
+
     def take(self, now: float, cost: float = 1.0) -> float:
         """Take `cost` tokens and return 0, or take nothing and return the seconds until they are available."""
-        self._refill(now)
-        if self._level < cost:
-            return (cost - self._level) / self._rate.per_second
-        self._level -= cost
-        return 0.0
+        wait_s = self.wait_s(now, cost)
+        if not wait_s:
+            self._level -= cost
+        return wait_s
 
     def charge(self, now: float, cost: float = 1.0, *, max_debt: float = math.inf) -> float:
         """Take `cost` tokens even if that leaves a debt, and return the seconds until the debt is paid off."""

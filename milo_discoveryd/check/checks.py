@@ -19,7 +19,7 @@ from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.modes.mode import Resource
 from milo_discoveryd.watchers.transport import open_transport
 from milo_discoveryd.wiring.credential_sources import Sources
-from milo_discoveryd.wiring.listeners import token_reviews
+from milo_discoveryd.wiring.listeners import token_reviewer
 
 _BOOKMARKS_EVERY_S = 60.2  # measured on kube-apiserver; Milo's is built from the same libraries
 
@@ -106,12 +106,12 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
 async def _token_reviews(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     async with AsyncExitStack() as closing:
         try:
-            reviews = token_reviews(settings, environ, closing)
+            reviewer = token_reviewer(settings, environ, closing)
         except ConfigError as error:
             yield fail("token reviews", str(error), "correct it, or name another one: token_review.kubeconfig")
             return
-        if reviews is not None:
-            yield await check_token_reviews(reviews)
+        if reviewer is not None:
+            yield await check_token_reviews(reviewer)
 
 
 def _sources(

@@ -7,11 +7,11 @@ _INVALID_TOKEN = "milo-discoveryd-check"  # noqa: S105 - a token of nobody, to b
 _SUBJECT = "token reviews"
 
 
-async def check_token_reviews(reviews: TokenReviewer) -> Finding:
+async def check_token_reviews(reviewer: TokenReviewer) -> Finding:
     try:
-        user = await reviews.user(_INVALID_TOKEN)
+        user = await reviewer.authenticate(_INVALID_TOKEN)
     except TokenRejectedError:
-        return ok(_SUBJECT, f"{reviews.origin} reviews tokens and rejects an invalid one")
+        return ok(_SUBJECT, f"{reviewer.origin} reviews tokens and rejects an invalid one")
     except TokenReviewUnavailableError as error:
         return fail(
             _SUBJECT,
@@ -20,6 +20,6 @@ async def check_token_reviews(reviews: TokenReviewer) -> Finding:
         )
     return fail(
         _SUBJECT,
-        f"{reviews.origin} accepts an invalid token as {user.name}",
+        f"{reviewer.origin} accepts an invalid token as {user.name}",
         "point token_review.kubeconfig to an API server that authenticates tokens",
     )

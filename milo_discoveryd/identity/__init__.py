@@ -1,1 +1,1 @@
-"""Who calls, as far as it was proved to us."""
+"""Authentication of callers: peer credentials, certificate names, and bearer tokens."""

@@ -1,23 +1,23 @@
-"""Who calls: what the listener, the kernel, a certificate or an API server vouches for."""
+"""A caller's identity, as verified by the listener, the kernel, a certificate or an API server."""
 
 import msgspec
 
 
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
     listener: str
-    """The name of the listener that the call came in at."""
+    """The name of the listener that received the call."""
     peer: str = ""
-    """gRPC's word for the connection. Good for the audit, proves nothing."""
+    """The peer address as gRPC formats it. For the audit only: it proves nothing."""
     uid: int | None = None
-    """Of the process that connected, by the kernel's word, as are the next three."""
+    """The user of the process that connected, from the kernel. So are `gid`, `gids` and `pid`."""
     gid: int | None = None
     gids: tuple[int, ...] = ()
-    """Of the groups that it is a member of besides."""
+    """Its supplementary groups."""
     pid: int | None = None
     sans: tuple[str, ...] = ()
-    """Of a verified client certificate: "dns:…", "uri:…", "email:…", "ip:…"."""
+    """Subject alternative names of a verified client certificate: "dns:…", "uri:…", "email:…", "ip:…"."""
     user: str = ""
-    """Whose bearer token it was, by the API server's word: "system:serviceaccount:<namespace>:<name>"."""
+    """The user of a reviewed bearer token: "system:serviceaccount:<namespace>:<name>"."""
     groups: tuple[str, ...] = ()
-    until: float | None = None
-    """When what proves it ends, as Unix time."""
+    expires_at: float | None = None
+    """When the certificate or the token expires, in Unix time."""

@@ -1,4 +1,4 @@
-"""The names in a certificate that its CA vouches for: its subject alternative names, and never its common name."""
+"""Subject alternative names of client certificates. The common name is ignored: CAs don't verify it."""
 
 from datetime import datetime
 
@@ -8,12 +8,11 @@ from cryptography import x509
 
 class CertificateNames(msgspec.Struct, frozen=True, kw_only=True):
     sans: tuple[str, ...]
-    until: datetime
-    """When the certificate ends."""
+    expires_at: datetime
 
 
 def certificate_names(der: bytes) -> CertificateNames:
-    """Raises ValueError for what can't be read."""
+    """Read a DER certificate. Raises ValueError if it can't be parsed."""
     certificate = x509.load_der_x509_certificate(der)
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -21,12 +20,12 @@ def certificate_names(der: bytes) -> CertificateNames:
         names = x509.SubjectAlternativeName([])
     return CertificateNames(
         sans=tuple(text for name in names if (text := _text(name)) is not None),
-        until=certificate.not_valid_after_utc,
+        expires_at=certificate.not_valid_after_utc,
     )
 
 
 def _text(name: x509.GeneralName) -> str | None:
-    """With its kind in front: a DNS name must not pass for a URI."""
+    """Return the name prefixed with its kind, so that a DNS name can't pass for a URI."""
     match name:
         case x509.DNSName():
             return f"dns:{name.value.lower()}"

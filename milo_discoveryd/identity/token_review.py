@@ -1,6 +1,6 @@
-"""Bearer tokens, shown to an API server, which says whose they are.
+"""Authentication of bearer tokens: an API server reviews them.
 
-A token that nobody could review is nobody's: who shows it is told to come again, and never let through.
+A token that can't be reviewed is never accepted; its caller is told to retry.
 """
 
 import asyncio
@@ -14,45 +14,52 @@ import structlog
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi, read, refuse
 from milo_discoveryd.daemon_errors import BackendError, TransportError
-from milo_discoveryd.identity.token_review_cache import ReviewResult, TokenRejected, TokenReviewCache, TokenUser
+from milo_discoveryd.identity.review_budget import NO_ORIGIN, Origin, ReviewBudget
+from milo_discoveryd.identity.token_review_cache import (
+    ACCEPTED_S,
+    ReviewResult,
+    TokenRejected,
+    TokenReviewCache,
+    TokenUser,
+)
 
 log = structlog.get_logger()
 
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 TIMEOUT_S = 5.0
-AGAIN_AFTER_S = 1.0
-"""Where the API server could not be asked, nobody asks it again sooner: callers are told at once."""
-_AT_ONCE = 8
-_RULE = "create on tokenreviews.authentication.k8s.io"
+RETRY_AFTER_S = 1.0
+"""After the API server could not be asked, no review is sent for this long: callers fail at once."""
+_MAX_IN_FLIGHT = 8
+_REQUIRED_RULE = "create on tokenreviews.authentication.k8s.io"
 
 
 class TokenRejectedError(Exception):
-    """The token is nobody's. The message says why, and holds nothing of it."""
+    """The token is not valid. The message says why, and holds nothing of the token."""
 
 
 class TokenReviewUnavailableError(Exception):
-    """Whose the token is could not be found out. The message says no more than who is not known yet may know."""
+    """The token could not be reviewed. The message is for the caller, which is not authenticated yet."""
 
     def __init__(self, message: str, *, retry_after_s: float, why: str = "") -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.why = why or message
-        """For who runs the daemon."""
+        """The cause, for the operator of the daemon."""
 
 
-class _User(msgspec.Struct, frozen=True):
+class _ReviewedUser(msgspec.Struct, frozen=True):
     username: str = ""
     groups: tuple[str, ...] = ()
 
 
-class _Status(msgspec.Struct, frozen=True):
+class _TokenReviewStatus(msgspec.Struct, frozen=True):
     authenticated: bool = False
-    user: _User = _User()
+    user: _ReviewedUser = _ReviewedUser()
     audiences: tuple[str, ...] = ()
 
 
-class _Review(msgspec.Struct, frozen=True):
-    status: _Status = _Status()
+class _TokenReview(msgspec.Struct, frozen=True):
+    status: _TokenReviewStatus = _TokenReviewStatus()
 
 
 class TokenReviewer:
@@ -64,107 +71,122 @@ class TokenReviewer:
         audiences: Sequence[str],
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
-        verdicts: TokenReviewCache | None = None,
+        budget: ReviewBudget | None = None,
     ) -> None:
-        """A token has to be for one of `audiences`; with none of them, for the API server itself."""
+        """`audiences`: a token must be for one of them; if there are none, for the API server itself."""
         self.origin = origin
-        """Who is asked."""
+        """The API server's address."""
         self._api = api
         self._audiences = tuple(audiences)
         self._clock = clock
         self._wall = wall
-        self._verdicts = TokenReviewCache(clock()) if verdicts is None else verdicts
-        self._asking: dict[bytes, asyncio.Lock] = {}
-        self._places = asyncio.Semaphore(_AT_ONCE)
+        self._cache = TokenReviewCache()
+        self._budget = ReviewBudget(clock()) if budget is None else budget
+        self._in_flight: dict[bytes, asyncio.Lock] = {}
+        self._slots = asyncio.Semaphore(_MAX_IN_FLIGHT)
         self._failure: tuple[TokenReviewUnavailableError, float] | None = None
-        self._problem = ""
-        """What was said last of why tokens can't be reviewed."""
+        self._logged_problem = ""
 
-    async def user(self, token: str) -> TokenUser:
-        """Raises TokenRejectedError and TokenReviewUnavailableError."""
-        ends = self._ends(token)
+    async def authenticate(
+        self,
+        token: str,
+        origin: Origin = NO_ORIGIN,
+        *,
+        max_age_s: float = ACCEPTED_S,
+    ) -> TokenUser:
+        """Return the token's user, by a review that is no older than `max_age_s`.
+
+        Raises TokenRejectedError and TokenReviewUnavailableError.
+        """
+        expires_at = self._precheck(token)
         digest = sha256(token.encode()).digest()
-        verdict = self._verdicts.of(digest, self._clock())
-        if verdict is None:
-            verdict = await self._only_once(digest, token, ends)
-        if isinstance(verdict, TokenRejected):
-            raise TokenRejectedError(verdict.why)
-        return verdict
+        result = self._cache.get(digest, self._clock(), max_age_s)
+        if result is None:
+            result = await self._review_once(digest, token, expires_at, origin, max_age_s)
+        if isinstance(result, TokenRejected):
+            raise TokenRejectedError(result.why)
+        return result
 
-    def _ends(self, token: str) -> float | None:
-        """What need not be asked, since the token itself says that it is no good."""
+    def _precheck(self, token: str) -> float | None:
+        """Reject tokens whose own claims show that they can't be valid; return when the token expires, if it says."""
         try:
             claims = jwt.claims(token)
         except ValueError as error:
-            raise TokenRejectedError(f"it is no token of use: {error}") from None
+            raise TokenRejectedError(f"malformed token: {error}") from None
         if not token.isascii() or len(token) > jwt.MAX_LENGTH:
-            raise TokenRejectedError("it is no token of use: it has characters or a length that none has")
+            raise TokenRejectedError(f"malformed token: not ASCII, or longer than {jwt.MAX_LENGTH} characters")
         if claims is None:
             return None
         if claims.exp is not None and claims.exp <= self._wall():
-            raise TokenRejectedError("it has ended")
+            raise TokenRejectedError("the token has expired")
         if self._audiences and not claims.audiences & set(self._audiences):
             raise TokenRejectedError(self._wrong_audience)
         return claims.exp
 
-    async def _only_once(self, digest: bytes, token: str, ends: float | None) -> ReviewResult:
-        """However many show it at once."""
-        lock = self._asking.setdefault(digest, asyncio.Lock())
+    async def _review_once(
+        self, digest: bytes, token: str, expires_at: float | None, origin: Origin, max_age_s: float
+    ) -> ReviewResult:
+        """Review the token; concurrent calls with the same token share one review."""
+        lock = self._in_flight.setdefault(digest, asyncio.Lock())
         try:
             async with lock:
-                verdict = self._verdicts.of(digest, self._clock())
-                if verdict is None:
-                    verdict = await self._ask(token, ends)
-                    left_s = float("inf") if ends is None else ends - self._wall()
-                    self._verdicts.keep(digest, verdict, self._clock(), left_s)
-                return verdict
+                result = self._cache.get(digest, self._clock(), max_age_s)
+                if result is None:
+                    self._raise_recent_failure()
+                    was_accepted = self._cache.was_accepted(digest)
+                    wait_s = self._budget.take(origin, self._clock(), was_accepted=was_accepted)
+                    if wait_s:
+                        raise TokenReviewUnavailableError("token review rate limit reached", retry_after_s=wait_s)
+                    result = await self._review(token, expires_at)
+                    left_s = float("inf") if expires_at is None else expires_at - self._wall()
+                    self._cache.put(digest, result, self._clock(), left_s)
+                    if isinstance(result, TokenRejected):
+                        self._budget.rejected(origin, self._clock())
+                return result
         finally:
             if not lock.locked():
-                self._asking.pop(digest, None)
+                self._in_flight.pop(digest, None)
 
-    async def _ask(self, token: str, ends: float | None) -> ReviewResult:
-        now = self._clock()
-        if self._failure is not None and now < self._failure[1]:
+    def _raise_recent_failure(self) -> None:
+        if self._failure is not None and self._clock() < self._failure[1]:
             raise self._failure[0]
-        if (wait_s := self._verdicts.wait_s(now)) > 0:
-            raise TokenReviewUnavailableError(
-                "too many tokens are shown to have all of them reviewed", retry_after_s=wait_s
-            )
+
+    async def _review(self, token: str, expires_at: float | None) -> ReviewResult:
         spec = {"token": token, **({"audiences": self._audiences} if self._audiences else {})}
-        question = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
+        request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": spec}
         try:
-            async with self._places:
-                answer = await self._api.post(PATH, msgspec.json.encode(question), timeout_s=TIMEOUT_S)
+            async with self._slots:
+                answer = await self._api.post(PATH, msgspec.json.encode(request), timeout_s=TIMEOUT_S)
             if answer.status != 201:
-                refuse(self.origin, answer, "review a token", _RULE)
-            verdict = self._verdict(read(self.origin, answer, _Review).status, ends)
+                refuse(self.origin, answer, "review a token", _REQUIRED_RULE)
+            result = self._result(read(self.origin, answer, _TokenReview).status, expires_at)
         except (TransportError, BackendError) as error:
-            again_s = max(AGAIN_AFTER_S, getattr(error, "retry_after_s", None) or 0.0)
+            retry_after_s = max(RETRY_AFTER_S, getattr(error, "retry_after_s", None) or 0.0)
             failure = TokenReviewUnavailableError(
-                "whose your token is can't be found out at present", retry_after_s=again_s, why=str(error)
+                "tokens can't be reviewed at present; retry", retry_after_s=retry_after_s, why=str(error)
             )
-            self._failure = failure, self._clock() + AGAIN_AFTER_S
-            self._tell(failure.why)
+            self._failure = failure, self._clock() + RETRY_AFTER_S
+            self._log_problem(failure.why)
             raise failure from None
-        self._tell("")
-        return verdict
+        self._log_problem("")
+        return result
 
-    def _tell(self, problem: str) -> None:
-        """Once, however many tokens are shown while it lasts."""
-        if problem and problem != self._problem:
-            log.warning("tokens not reviewed", problem=problem)
-        elif self._problem and not problem:
-            log.info("tokens reviewed again")
-        self._problem = problem
+    def _log_problem(self, problem: str) -> None:
+        """Log each problem once, however many tokens it affects."""
+        if problem and problem != self._logged_problem:
+            log.warning("token reviews failing", problem=problem)
+        elif self._logged_problem and not problem:
+            log.info("token reviews recovered")
+        self._logged_problem = problem
 
-    def _verdict(self, status: _Status, ends: float | None) -> ReviewResult:
+    def _result(self, status: _TokenReviewStatus, expires_at: float | None) -> ReviewResult:
         if not status.authenticated or not status.user.username:
-            return TokenRejected("the API server does not know it")
+            return TokenRejected("the API server rejected the token")
         if self._audiences and not set(status.audiences) & set(self._audiences):
-            # A server that names none has not looked at them: the token is for that server, and not to be shown us.
+            # A server that returns no audiences did not check them: the token may be meant for that server alone.
             return TokenRejected(self._wrong_audience)
-        return TokenUser(name=status.user.username, groups=status.user.groups, until=ends)
+        return TokenUser(name=status.user.username, groups=status.user.groups, expires_at=expires_at)
 
     @property
     def _wrong_audience(self) -> str:
-        return f"it is not for this daemon: its audience has to be {' or '.join(self._audiences)}"
+        return f"wrong audience: the token must be for {' or '.join(self._audiences)}"

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import Pairs, Target
 
 
 class Ready(msgspec.Struct, frozen=True, gc=False):
@@ -18,6 +18,14 @@ class Ready(msgspec.Struct, frozen=True, gc=False):
         return self.target.name
 
 
+class ObjectFields(msgspec.Struct, frozen=True, gc=False):
+    """What scopes go by, of an object that is not to be engaged."""
+
+    name: str
+    organization: str
+    labels: Pairs
+
+
 class NotReady(msgspec.Struct, frozen=True, gc=False):
     """The condition that engages it isn't True."""
 
@@ -27,6 +35,7 @@ class NotReady(msgspec.Struct, frozen=True, gc=False):
     message: str
     project_uid: str = ""
     """The project's, if the object claims one besides its own."""
+    fields: ObjectFields | Target | None = None
 
 
 class Outside(msgspec.Struct, frozen=True, gc=False):
@@ -36,6 +45,7 @@ class Outside(msgspec.Struct, frozen=True, gc=False):
     uid: str
     version: str
     message: str
+    fields: ObjectFields | Target | None = None
 
 
 class Malformed(msgspec.Struct, frozen=True, gc=False):
@@ -49,3 +59,14 @@ class Malformed(msgspec.Struct, frozen=True, gc=False):
 
 
 Observation = Ready | NotReady | Outside | Malformed
+
+
+def fields(seen: Observation) -> ObjectFields | Target | None:
+    """Return what scopes go by; None where only the object's name is known."""
+    match seen:
+        case Ready():
+            return seen.target
+        case Malformed():
+            return None
+        case _:
+            return seen.fields

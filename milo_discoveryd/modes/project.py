@@ -35,7 +35,7 @@ class ProjectMode:
             name = checked(metadata.name, DNS_SUBDOMAIN, 253, "the name")
             condition = obj.condition(CONDITION)
             if condition is None or condition.status != "True":
-                return not_ready(obj, CONDITION, condition)
+                return not_ready(obj, CONDITION, condition, _organization(obj))
             suspended = obj.condition("Suspended")
             cleanup = obj.condition("ResourceCleanup")
             deletion = deletion_requested_at(metadata)

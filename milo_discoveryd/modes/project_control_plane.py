@@ -44,15 +44,16 @@ class ProjectControlPlaneMode:
         try:
             name = checked(metadata.name, DNS_LABEL, 63, "the name")
             claimed_uid = (metadata.labels or {}).get(PROJECT_UID_LABEL, "")
+            organization = _organization(metadata.labels or {}, metadata.annotations or {})
             condition = obj.condition(CONDITION)
             if condition is None or condition.status != "True":
-                return replace(not_ready(obj, CONDITION, condition), project_uid=claimed_uid)
+                return replace(not_ready(obj, CONDITION, condition, organization), project_uid=claimed_uid)
             project_uid = claimed_uid or metadata.uid
             target = Target(
                 name=name,
                 uid=project_uid,
                 place=self._place or self._place_of(name, project_uid),
-                organization=shared(_organization(metadata.labels or {}, metadata.annotations or {})),
+                organization=shared(organization),
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
                 deletion_requested_at=deletion_requested_at(metadata),

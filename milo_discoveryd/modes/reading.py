@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from milo_discoveryd.model.cluster import Pairs
 from milo_discoveryd.model.objects import Condition, KubeObject, Metadata
-from milo_discoveryd.model.observation import Malformed, NotReady
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields
 
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 # With fullmatch, never `$`: that would let a trailing newline through.
@@ -25,13 +25,15 @@ def malformed(metadata: Metadata, error: MalformedError) -> Malformed:
     return Malformed(metadata.name, metadata.uid, metadata.resourceVersion, str(error))
 
 
-def not_ready(obj: KubeObject, kind: str, condition: Condition | None) -> NotReady:
+def not_ready(obj: KubeObject, kind: str, condition: Condition | None, organization: str) -> NotReady:
     if condition is None:
         message = f"condition {kind} is not set"
     else:
         words = [f"condition {kind} is {condition.status}", condition.reason or "", condition.message or ""]
         message = ": ".join(word for word in words if word)
-    return NotReady(obj.metadata.name, obj.metadata.uid, obj.metadata.resourceVersion, message)
+    metadata = obj.metadata
+    fields = ObjectFields(metadata.name, shared(organization), labels(metadata))
+    return NotReady(metadata.name, metadata.uid, metadata.resourceVersion, message, fields=fields)
 
 
 def labels(metadata: Metadata) -> Pairs:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason
+from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Outside, Ready
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Outside, Ready
 from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog
@@ -55,6 +55,8 @@ class ClusterRecord(LogEntry, kw_only=True, gc=False):
     since: float
     """When the state was entered."""
     message: str = ""
+    present: ObjectFields | Target | None = None
+    """What scopes go by, where the object was last seen in a state in which it is not to be engaged."""
     former: Cluster | None = None
     """The cluster as it was last engaged, if it no longer is."""
     grace_until: float | None = None
@@ -387,6 +389,7 @@ class Registry:
         elif record.state is not state or self._replaced_by(seen):
             self._move(seen.name, record, state, now)
         record.uid, record.version, record.message = seen.uid or record.uid, seen.version, message
+        record.present = seen.fields if isinstance(seen, NotReady | Outside) else None
         return record
 
     def _move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> None:

@@ -1,1 +1,1 @@
-"""Who may see and have what: the rules, and what follows from them for one caller. Pure."""
+"""Authorization rules: which clusters a caller may see, and which kubeconfigs it may have. Pure."""

@@ -1,4 +1,4 @@
-"""Whom a rule is for."""
+"""Which callers a rule is for, and by which keys callers are told apart."""
 
 from collections.abc import Iterator
 
@@ -8,13 +8,13 @@ from milo_discoveryd.identity.caller import Caller
 
 
 class CallerSelector(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is set must match; of several values for one thing, any."""
+    """The callers that a rule is for. Every field that is set must match, by any of its values."""
 
     listeners: frozenset[str] = frozenset()
     uids: frozenset[int] = frozenset()
     gids: frozenset[int] = frozenset()
     sans: tuple[str, ...] = ()
-    """Each as a caller has it ("uri:spiffe://…"), or its beginning up to a "*"."""
+    """Subject alternative names as `Caller.sans` has them ("uri:spiffe://…"), or a prefix that ends with "*"."""
     users: frozenset[str] = frozenset()
     groups: frozenset[str] = frozenset()
 
@@ -28,14 +28,10 @@ class CallerSelector(msgspec.Struct, frozen=True, kw_only=True):
             and (not self.groups or not self.groups.isdisjoint(caller.groups))
         )
 
-    @property
-    def is_everybody(self) -> bool:
-        return not (self.listeners or self.uids or self.gids or self.sans or self.users or self.groups)
-
     def __str__(self) -> str:
-        return ", ".join(self._said()) or "everybody"
+        return ", ".join(self._conditions()) or "everybody"
 
-    def _said(self) -> Iterator[str]:
+    def _conditions(self) -> Iterator[str]:
         for word, values in (
             ("listener", self.listeners),
             ("uid", self.uids),
@@ -51,11 +47,19 @@ class CallerSelector(msgspec.Struct, frozen=True, kw_only=True):
 def _is_san(wanted: str, san: str) -> bool:
     if wanted.startswith("dns:"):
         wanted, san = wanted.lower(), san.lower()
-    return san.startswith(wanted[:-1]) if wanted.endswith("*") else san == wanted
+    if not wanted.endswith("*"):
+        return san == wanted
+    return san.startswith(wanted[:-1]) and _is_plain_uri(san)
+
+
+def _is_plain_uri(uri: str) -> bool:
+    """Whether every reader resolves the URI to the same path: no "..", "." or "%2e" in it."""
+    path = uri.partition("://")[2]
+    return "%" not in path and "\\" not in path and not {"", ".", ".."} & set(path.split("/"))
 
 
 def verified_fields(caller: Caller) -> Iterator[tuple[str, object]]:
-    """What is known of a caller, as far as anything is."""
+    """Yield the fields of a caller that are known."""
     for field in ("listener", "uid", "gid", "gids", "pid", "sans", "user", "groups", "peer"):
         value = getattr(caller, field)
         if value not in (None, "", ()):
@@ -63,5 +67,17 @@ def verified_fields(caller: Caller) -> Iterator[tuple[str, object]]:
 
 
 def caller_key(caller: Caller) -> str:
-    """The same for all calls of one caller, on whatever connection, and for nobody else's."""
+    """Return a key that is equal for all calls of one caller, on any connection, and differs between callers."""
     return repr((caller.listener, caller.uid, caller.gid, sorted(caller.sans), caller.user))
+
+
+def quota_keys(caller: Caller) -> tuple[str, ...]:
+    """Return the keys that a caller's quotas are counted under: one verified name, or each of a certificate's names.
+
+    A process can choose among its groups, and a certificate can hold extra names. Neither gives another quota.
+    """
+    if caller.user:
+        return (f"user {caller.user}",)
+    if caller.uid is not None:
+        return (f"uid {caller.uid}",)
+    return tuple(sorted(set(caller.sans))) or (f"listener {caller.listener}",)

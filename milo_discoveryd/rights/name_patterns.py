@@ -1,4 +1,7 @@
-"""Names with `*` in them. No regular expressions: what a pattern costs is plain to see, and so is what it covers."""
+"""Patterns for cluster names, in which `*` stands for any characters.
+
+Not regular expressions: matching takes linear time, and a pattern's reach is obvious to its reader.
+"""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -9,7 +12,7 @@ from milo_discoveryd.model.predicate import Predicate
 
 
 class NamePattern(msgspec.Struct, frozen=True, dict=True):
-    """`*` stands for any number of characters, none included; all else for itself."""
+    """A name in which `*` matches any number of characters, including none."""
 
     text: str
 
@@ -25,7 +28,7 @@ class NamePattern(msgspec.Struct, frozen=True, dict=True):
         def covers(name: str) -> bool:
             if not (len(name) >= len(first) + len(last) and name.startswith(first) and name.endswith(last)):
                 return False
-            # Each piece at its first place leaves the most room for those after it, so nothing is ever tried twice.
+            # The earliest match of each piece leaves the most characters for the next, so there is no backtracking.
             at, end = len(first), len(name) - len(last)
             for piece in between:
                 found = name.find(piece, at, end)
@@ -38,7 +41,7 @@ class NamePattern(msgspec.Struct, frozen=True, dict=True):
 
 
 class NamePatterns(msgspec.Struct, frozen=True, dict=True):
-    """Some of them by themselves, some by pattern. Without any: all names."""
+    """A set of names and patterns. An empty set matches every name."""
 
     exact: frozenset[str] = frozenset()
     patterns: tuple[NamePattern, ...] = ()

@@ -1,86 +1,99 @@
-"""How much each caller has of what there is a limited amount of: open streams, and kubeconfigs a minute."""
+"""Quotas per caller: open streams and their filters, kubeconfigs per minute, and requests that miss. Pure.
 
-from collections import Counter, OrderedDict
+A caller may be counted under several keys (see `quota_keys`); it is denied when one of them has reached a limit.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
 
 import msgspec
 
-REMEMBERED = 10_000
+from milo_discoveryd.rate_limit import KeyedBuckets, Rate
+
+MAX_KEYS = 10_000
+"""Keys whose buckets are kept. One that was evicted starts with full buckets."""
 MISS_BURST = 100
 MISSES_PER_S = 10.0
 MAX_MISS_DELAY_S = 5.0
+FILTER_BYTES_EACH = 2 << 20
+"""Of one caller's open streams. Filters in memory take about twenty times their size in a request."""
+FILTER_BYTES = 8 << 20
+"""Of all open streams."""
 
 
 class QuotaLimits(msgspec.Struct, frozen=True, kw_only=True):
-    """For each caller where its rule doesn't say, and for all together."""
+    """The limits for all callers together, and for each caller whose rule sets no other."""
 
     streams: int
     streams_each: int
     per_minute_each: int
 
 
-class _Bucket(msgspec.Struct):
-    level: float
-    at: float
+class StreamDenial(msgspec.Struct, frozen=True):
+    """Why a stream can't be opened."""
+
+    reason: str
+    subject: str
+    message: str
 
 
 class Quotas:
     def __init__(self, limits: QuotaLimits) -> None:
         self.limits = limits
         self._streams: Counter[str] = Counter()
-        self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
-        self._misses: OrderedDict[str, _Bucket] = OrderedDict()
+        self._open = 0
+        self._filter_bytes: Counter[str] = Counter()
+        self._all_filter_bytes = 0
+        self._kubeconfigs: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
+        self._misses: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
 
-    # Streams
-
-    def open(self, identity: str, limit: int | None) -> str:
-        """One more stream. Why not, if it can't be; then nothing has changed."""
+    def open_stream(self, keys: Sequence[str], limit: int | None, filter_bytes: int = 0) -> StreamDenial | None:
+        """Count one more stream, or return why it can't be and count nothing."""
         each = self.limits.streams_each if limit is None else limit
-        if self._streams[identity] >= each:
-            return f"{each} streams are open already, and you may have no more at once"
-        if self._streams.total() >= self.limits.streams:
-            return f"{self.limits.streams} streams are open, and the daemon has no more at once"
-        self._streams[identity] += 1
-        return ""
+        if self.open_streams(keys) >= each:
+            message = f"stream limit ({each}) reached for this caller; close a stream or raise rights[].streams"
+            return StreamDenial("TOO_MANY_STREAMS", "streams", message)
+        if self._open >= self.limits.streams:
+            message = f"stream limit ({self.limits.streams}) of the daemon reached; retry or raise limits.streams"
+            return StreamDenial("TOO_MANY_STREAMS", "streams", message)
+        own = max(self._filter_bytes[key] for key in keys)
+        if own + filter_bytes > FILTER_BYTES_EACH or self._all_filter_bytes + filter_bytes > FILTER_BYTES:
+            message = "the filters of open streams are too large; use a label selector, or close a stream"
+            return StreamDenial("TOO_MANY_FILTER_BYTES", "filter bytes", message)
+        self._count(keys, 1, filter_bytes)
+        return None
 
-    def close(self, identity: str) -> None:
-        self._streams[identity] -= 1
-        if not self._streams[identity]:
-            del self._streams[identity]
+    def close_stream(self, keys: Sequence[str], filter_bytes: int = 0) -> None:
+        self._count(keys, -1, -filter_bytes)
 
-    def streams(self, identity: str) -> int:
-        return self._streams.get(identity, 0)
+    def _count(self, keys: Sequence[str], streams: int, filter_bytes: int) -> None:
+        self._open += streams
+        self._all_filter_bytes += filter_bytes
+        for counter, number in ((self._streams, streams), (self._filter_bytes, filter_bytes)):
+            for key in keys:
+                counter[key] += number
+                if not counter[key]:
+                    del counter[key]
 
-    # Kubeconfigs: a bucket for each caller, that holds those of a minute
+    def open_streams(self, keys: Sequence[str]) -> int:
+        return max(self._streams[key] for key in keys)
 
-    def take(self, identity: str, limit: int | None, now: float) -> float:
-        """One more kubeconfig: 0 if it may be had, else how many seconds from now it may; then nothing is taken."""
+    def take_kubeconfig(self, keys: Sequence[str], limit: int | None, now: float) -> float:
+        """Count one more kubeconfig and return 0, or return the seconds until the next one and count nothing."""
         per_minute = self.limits.per_minute_each if limit is None else limit
-        bucket = _filled(self._buckets, identity, now, per_minute / 60, per_minute)
-        if bucket.level < 1:
-            return max(0.001, (1 - bucket.level) * 60 / per_minute)
-        bucket.level -= 1
+        rate = Rate(per_minute / 60, per_minute)
+        buckets = [self._kubeconfigs.bucket(key, rate, now) for key in keys]
+        wait_s = max(bucket.wait_s(now) for bucket in buckets)
+        if wait_s:
+            return max(0.001, wait_s)
+        for bucket in buckets:
+            bucket.take(now)
         return 0.0
 
-    # What is asked for in vain: names that are not there, revisions of others, calls that no rule allows
+    def count_miss(self, keys: Sequence[str], now: float) -> float:
+        """Count a request that was denied or found nothing, and return the seconds to delay its answer.
 
-    def miss(self, identity: str, now: float) -> float:
-        """One more of those: how many seconds its answer is to wait.
-
-        Who asks for what is his seldom misses, and never waits. Who guesses is slowed down to a pace that is no
-        burden to others, and at which guessing leads nowhere.
+        Ordinary callers miss rarely and never wait. Enumeration of names becomes slow, without effect on other callers.
         """
-        bucket = _filled(self._misses, identity, now, MISSES_PER_S, MISS_BURST)
-        bucket.level = max(bucket.level - 1, -MAX_MISS_DELAY_S * MISSES_PER_S)
-        return max(0.0, -bucket.level / MISSES_PER_S)
-
-
-def _filled(buckets: OrderedDict[str, _Bucket], identity: str, now: float, per_s: float, most: float) -> _Bucket:
-    """The caller's, with what has come into it since."""
-    bucket = buckets.pop(identity, None) or _Bucket(most, now)
-    # At the end: who asked last is the last to be forgotten.
-    buckets[identity] = bucket
-    if len(buckets) > REMEMBERED:
-        buckets.popitem(last=False)
-    bucket.level = min(most, bucket.level + (now - bucket.at) * per_s)
-    bucket.at = now
-    return bucket
+        rate, max_debt = Rate(MISSES_PER_S, MISS_BURST), MAX_MISS_DELAY_S * MISSES_PER_S
+        return max(self._misses.bucket(key, rate, now).charge(now, max_debt=max_debt) for key in keys)

@@ -1,7 +1,7 @@
-"""The rules, and what they give to whom.
+"""Authorization rules, and what they grant a caller.
 
-The first rule that a caller meets is the one that counts, alone. So a rule further down can't widen what one above it
-gives, an exception stands above what it is an exception from, and limits never have to be added up.
+The first rule that matches a caller applies, alone. So a later rule can't widen what an earlier one grants, exceptions
+go before the rule that they are exceptions from, and limits never have to be added up.
 """
 
 import msgspec
@@ -12,13 +12,12 @@ from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
-    """On which somebody is given kubeconfigs."""
+    """The terms on which a caller is given kubeconfigs."""
 
     sources: frozenset[str] | None = None
-    """Of credentials, by name; None: any."""
+    """Names of the credential sources that may serve it. None: all of them."""
     max_ttl_s: float | None = None
     per_minute: int | None = None
-    """How many."""
 
     def allow(self, source: str) -> bool:
         return self.sources is None or source in self.sources
@@ -31,7 +30,7 @@ UNLIMITED = Terms()
 
 
 class Recipient(msgspec.Struct, frozen=True):
-    """Who is given kubeconfigs, and why."""
+    """A caller that may have kubeconfigs, with the rule and the terms that say so."""
 
     caller: Caller
     rule: str = ""
@@ -39,15 +38,15 @@ class Recipient(msgspec.Struct, frozen=True):
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody may do."""
+    """What one caller may do."""
 
     rule: str = ""
-    """By which; empty while there are none."""
+    """The name of the rule that grants it; empty when no rules are configured."""
     scope: ClusterScope = ALL_CLUSTERS
     terms: Terms | None = UNLIMITED
     """None: no kubeconfigs."""
     streams: int | None = None
-    """How many at once."""
+    """How many the caller may have open. None: the daemon's default."""
 
 
 class Rule(msgspec.Struct, frozen=True):
@@ -56,13 +55,15 @@ class Rule(msgspec.Struct, frozen=True):
 
 
 class Rights(msgspec.Struct, frozen=True):
+    """The authorization rules in force, in order."""
+
     rules: tuple[Rule, ...] = ()
 
     def of(self, caller: Caller) -> Grant | None:
-        """None: there are rules, and none is for this caller."""
+        """Return what the caller is granted, or None if there are rules and none matches it."""
         if not self.rules:
-            return _BEFORE_ANY_RULE
+            return _WITHOUT_RULES
         return next((rule.grant for rule in self.rules if rule.who.matches(caller)), None)
 
 
-_BEFORE_ANY_RULE = Grant()
+_WITHOUT_RULES = Grant()

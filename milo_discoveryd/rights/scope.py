@@ -1,4 +1,4 @@
-"""Which clusters somebody may see, and what they see of those they ask for."""
+"""Scopes: the clusters that a caller may see, and how they limit what it asks for."""
 
 import hashlib
 from functools import cached_property
@@ -6,6 +6,7 @@ from functools import cached_property
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.observation import ObjectFields
 from milo_discoveryd.model.predicate import Predicate, all_of
 from milo_discoveryd.model.selector import Selector
 from milo_discoveryd.registry.filter import ClusterView, Filter
@@ -13,13 +14,13 @@ from milo_discoveryd.rights.name_patterns import NamePatterns
 
 
 class ClusterScope(msgspec.Struct, frozen=True, dict=True):
-    """All that is set must match."""
+    """The clusters that a rule covers. A cluster must match everything that is set."""
 
     selector: Selector = Selector()
     organizations: frozenset[str] = frozenset()
     names: NamePatterns = NamePatterns()
     is_empty: bool = False
-    """It covers nothing, whatever else it says."""
+    """It covers nothing, whatever the other fields say."""
 
     @cached_property
     def matches(self) -> Predicate[Cluster]:
@@ -27,11 +28,11 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
         return lambda cluster: covers(cluster.target)
 
     @cached_property
-    def covers(self) -> Predicate[Target]:
+    def covers(self) -> Predicate[Target | ObjectFields]:
         if self.is_empty:
             return lambda _: False
         named, organizations, labelled = self.names.matches, self.organizations, self.selector.matches
-        tests: list[Predicate[Target]] = []
+        tests: list[Predicate[Target | ObjectFields]] = []
         if organizations:
             tests.append(lambda target: target.organization in organizations)
         if self.names:
@@ -41,7 +42,7 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
         return all_of(tests)
 
     def covers_by_name(self, name: str) -> bool:
-        """Whether it covers whatever has that name."""
+        """Whether it covers any object of that name, whatever its labels and organization."""
         return not (self.is_empty or self.selector or self.organizations) and self.names.matches(name)
 
     @property
@@ -50,7 +51,7 @@ class ClusterScope(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def fingerprint(self) -> str:
-        """The same for two scopes that say the same."""
+        """A digest that is equal for equal scopes."""
         said = repr((self.is_empty, str(self.selector), sorted(self.organizations), str(self.names)))
         return hashlib.sha256(said.encode()).hexdigest()[:16]
 
@@ -70,7 +71,7 @@ NO_CLUSTERS = ClusterScope(is_empty=True)
 
 
 class ScopedFilter(msgspec.Struct, frozen=True, dict=True):
-    """What somebody asks for, as far as they may see it."""
+    """A caller's filter, limited to the caller's scope."""
 
     asked: Filter
     scope: ClusterScope

@@ -1,1 +1,1 @@
-"""The gRPC side: a short method for each call, conversion, errors, and the listeners."""
+"""The gRPC server: `connections` accepts and authenticates connections, `calls` answers what arrives on them."""

@@ -1,4 +1,4 @@
-"""The gRPC servers of the daemon: one for each listener, all with the same service, health and reflection."""
+"""The gRPC servers of the daemon: one for each listener, all with the same service, health checks and reflection."""
 
 import asyncio
 import socket
@@ -11,17 +11,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.server.calls.access import DenialAudit
-from milo_discoveryd.server.calls.interceptor import CallInterceptor, CallMetrics
+from milo_discoveryd.server.calls.in_flight import MAX_PER_LISTENER, InFlightCalls
+from milo_discoveryd.server.calls.interceptor import AccessInterceptor, CallInterceptor, CallMetrics
+from milo_discoveryd.server.calls.rpc_context import Authenticator
 from milo_discoveryd.server.calls.service import NAME, Service, handlers
 from milo_discoveryd.server.connections.acceptor import Acceptor
-from milo_discoveryd.server.connections.authentication import (
-    TokenAuthenticator,
-    identify_by_listener,
-    identify_by_token,
-)
+from milo_discoveryd.server.connections.authentication import BearerAuthentication, ListenerAuthentication, Reviewer
 from milo_discoveryd.server.connections.listener import Listener, TcpAddress, UnixAddress
-from milo_discoveryd.server.connections.rejection_log import RejectionLog
 from milo_discoveryd.server.connections.socket_file import SocketFile
 
 if TYPE_CHECKING:
@@ -36,11 +32,13 @@ OPTIONS = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    # Idle connections would keep other clients out. A client that calls again reconnects by itself.
+    ("grpc.max_connection_idle_ms", 60_000),
     ("grpc.max_concurrent_streams", 100),
     ("grpc.max_receive_message_length", 256 * 1024),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
-    # By then, whoever has connected has sent its settings.
+    # The handshake includes the client's HTTP/2 settings.
     ("grpc.server_handshake_timeout_ms", 10_000),
 )
 GRACE_S = 5.0
@@ -53,28 +51,27 @@ class Server:
         self,
         service: Service,
         listeners: Sequence[Listener],
-        tally: CallMetrics,
+        metrics: CallMetrics,
         *,
-        audit: DenialAudit,
         traces: "TracerProvider | None" = None,
-        reviews: TokenAuthenticator | None = None,
+        reviewer: Reviewer | None = None,
     ) -> None:
-        """`reviews` is needed where a listener takes tokens."""
+        """`reviewer`: required if a listener takes tokens."""
         self._service = service
         self._traces = traces
         self._listeners = listeners
-        self._tally = tally
-        self._reviews = reviews
-        self._audit = audit
+        self._metrics = metrics
+        self._reviewer = reviewer
+        self._audit = service.access.audit
         self._health = health.aio.HealthServicer()
         self._servers: list[grpc.aio.Server] = []
         self._files: list[SocketFile] = []
-        self._fronts: list[Acceptor] = []
+        self._acceptors: list[Acceptor] = []
         self.addresses: list[str] = []
-        """Where it listens, once it has started."""
+        """The addresses in use, once it has started."""
 
     async def start(self) -> None:
-        """Raises StartError, with nothing left behind."""
+        """Raises StartError, and then leaves nothing behind."""
         try:
             for listener in self._listeners:
                 await self._serve(listener)
@@ -82,80 +79,84 @@ class Server:
             await self.stop()
             raise
 
-    async def ready(self, is_ready: bool) -> None:
+    async def set_ready(self, is_ready: bool) -> None:
         status = health_pb2.HealthCheckResponse.SERVING if is_ready else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in ("", NAME):
             await self._health.set(name, status)
 
-    async def guard(self) -> None:
-        """Returns only by StartError: when a socket is no longer ours, clients reach somebody else, or nobody."""
+    async def watch(self) -> None:
+        """Check sockets and connections periodically. Raises StartError when clients can't reach a socket any more."""
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
+            self._audit.flush()
             for file in self._files:
                 if (problem := file.lost()) is not None:
                     raise StartError(f"{problem}: clients can't reach this daemon any more")
-            for front in self._fronts:
-                front.check()
+            for acceptor in self._acceptors:
+                acceptor.check()
 
     async def stop(self) -> None:
-        """Streams are sent what they are owed, then ended; nobody is disengaged."""
+        """Shut down gracefully: streams are sent their pending changes, and no cluster is disengaged."""
         await self._health.enter_graceful_shutdown()
         self._service.drain()
         await asyncio.gather(*(server.stop(GRACE_S) for server in self._servers))
-        for front in self._fronts:
-            await front.stop()
+        for acceptor in self._acceptors:
+            await acceptor.stop()
         for file in self._files:
             file.close()
+        self._audit.flush()
 
     async def _serve(self, listener: Listener) -> None:
-        rejections = RejectionLog(self._audit)
-        front = self._front(listener, rejections)
-        limits = () if front is not None else (("grpc.max_allowed_incoming_connections", listener.connections),)
-        server = grpc.aio.server(interceptors=self._interceptors(), options=(*OPTIONS, *limits))
-        self._servers.append(server)
-        identify = identify_by_listener(listener.name) if front is None else front.identify
+        acceptor = Acceptor(listener, self._audit) if listener.has_acceptor else None
+        authenticator: Authenticator = ListenerAuthentication(listener.name) if acceptor is None else acceptor
         if listener.tokens:
-            assert self._reviews is not None
-            identify = identify_by_token(identify, self._reviews, rejections)
-        server.add_generic_rpc_handlers((handlers(self._service, identify),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        if isinstance(listener.address, UnixAddress):
-            # Reflection tells whoever may connect what there is to call. On a Unix socket they may read the proto file
-            # anyway; what can be reached from elsewhere should say no more than it must.
-            reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-        if front is None:
+            assert self._reviewer is not None
+            authenticator = BearerAuthentication(authenticator, self._reviewer, self._audit)
+        server = self._server(listener, authenticator)
+        if acceptor is None:
             self.addresses.append(self._bind(server, listener.address))
             await server.start()
         else:
-            front.bind(server)
+            self._acceptors.append(acceptor)
+            acceptor.bind(server)
             await server.start()
             listening = self._listen(listener.address)
-            self.addresses.append(_name(listener.address, listening))
-            front.start(listening)
+            self.addresses.append(_address(listener.address, listening))
+            acceptor.start(listening)
 
-    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:
-        interceptors: list[grpc.aio.ServerInterceptor] = [CallInterceptor(self._tally)]
+    def _server(self, listener: Listener, authenticator: Authenticator) -> grpc.aio.Server:
+        access, in_flight = self._service.access, InFlightCalls()
+        interceptors: list[grpc.aio.ServerInterceptor] = [
+            CallInterceptor(self._metrics),
+            AccessInterceptor(NAME, access, authenticator, in_flight),
+        ]
         if self._traces is not None:
-            from milo_discoveryd.server.calls.tracing import Tracing  # noqa: PLC0415 - it imports what is an extra
+            from milo_discoveryd.server.calls.tracing import TracingInterceptor  # noqa: PLC0415 - needs an extra
 
-            interceptors.insert(0, Tracing(self._traces))
-        return interceptors
-
-    def _front(self, listener: Listener, rejections: RejectionLog) -> Acceptor | None:
-        if not listener.has_acceptor:
-            return None
-        front = Acceptor(listener.name, rejections, tls=listener.tls, connections=listener.connections)
-        self._fronts.append(front)
-        return front
+            interceptors.insert(0, TracingInterceptor(self._traces))
+        limit = () if listener.has_acceptor else (("grpc.max_allowed_incoming_connections", listener.connections),)
+        server = grpc.aio.server(
+            interceptors=interceptors,
+            options=(*OPTIONS, *limit),
+            # Calls beyond it are rejected before they take memory.
+            maximum_concurrent_rpcs=access.quotas.limits.streams + MAX_PER_LISTENER,
+        )
+        self._servers.append(server)
+        server.add_generic_rpc_handlers((handlers(self._service, authenticator, in_flight),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        if isinstance(listener.address, UnixAddress):
+            # Local users can read the proto file anyway; remote ones learn no more than they need.
+            reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        return server
 
     def _bind(self, server: grpc.aio.Server, address: UnixAddress | TcpAddress) -> str:
         if isinstance(address, UnixAddress):
-            self._claim(address).claim(lambda path: _bind(server, f"unix:{path}"))
+            self._socket_file(address).claim(lambda path: _bind(server, f"unix:{path}"))
             return str(address)
         try:
             return str(TcpAddress(address.host, _bind(server, str(address))))
         except RuntimeError as error:
-            raise _not_free(address) from error
+            raise _unavailable(address) from error
 
     def _listen(self, address: UnixAddress | TcpAddress) -> socket.socket:
         if isinstance(address, TcpAddress):
@@ -167,13 +168,13 @@ class Server:
             listening.listen(_BACKLOG)
 
         try:
-            self._claim(address).claim(bind)
+            self._socket_file(address).claim(bind)
         except StartError:
             listening.close()
             raise
         return listening
 
-    def _claim(self, address: UnixAddress) -> SocketFile:
+    def _socket_file(self, address: UnixAddress) -> SocketFile:
         file = SocketFile(address)
         self._files.append(file)
         return file
@@ -193,18 +194,18 @@ def _listen(address: TcpAddress) -> socket.socket:
             host = str(place[0])
         listening = socket.create_server((host, address.port), family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        raise _not_free(address) from error
-    # Connections have it from here. asyncio sets it only for sockets that were made with the number of TCP, as this
-    # was not: one event in twenty would wait 30 ms and more for an acknowledgement.
+        raise _unavailable(address) from error
+    # Accepted connections inherit it. asyncio sets it only on sockets that were created with IPPROTO_TCP, and this one
+    # was not; without it, one event in twenty waits 30 ms or more for an acknowledgment.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 
-def _not_free(address: TcpAddress) -> StartError:
+def _unavailable(address: TcpAddress) -> StartError:
     return StartError(f"can't listen on {address}: is the port in use, or the address not this machine's?")
 
 
-def _name(address: UnixAddress | TcpAddress, listening: socket.socket) -> str:
+def _address(address: UnixAddress | TcpAddress, listening: socket.socket) -> str:
     if isinstance(address, UnixAddress):
         return str(address)
     return str(TcpAddress(address.host, listening.getsockname()[1]))

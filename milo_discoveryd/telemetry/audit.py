@@ -73,6 +73,10 @@ class Audit:
         self._tally.refused(reason.lower())
         self._note("refused", reason=reason, rule=rule, **about, caller=dict(verified_fields(caller)))
 
+    def suppressed(self, reason: str) -> None:
+        """Count a denial that has no line of its own: see `server.paced_audit`."""
+        self._tally.refused(reason.lower())
+
     def object_refused(self, name: str, uid: str, problem: str) -> None:
         """Who writes objects upstream is nobody who calls, and may be a tenant who tries what a name can do."""
         self._note("object refused", cluster=name[:_LONGEST_NAME], uid=uid, problem=problem)

@@ -77,7 +77,7 @@ def _owner(name: str | None, where: str) -> int | None:
         raise StartError(f"{where}: there is no user {name!r} on this machine; give its number") from None
 
 
-def token_reviews(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> TokenReviewer | None:
+def token_reviewer(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> TokenReviewer | None:
     """None where no listener takes tokens. What it holds open is closed with `closing`."""
     if not any(each.tokens for each in settings.listen):
         return None

@@ -8,7 +8,7 @@ from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.observation import Observation, Outside
+from milo_discoveryd.model.observation import Observation, Outside, fields
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.modes.mode import FixedMode, Setting, WatchedMode
@@ -46,6 +46,6 @@ def decoder(settings: Settings, mode: WatchedMode) -> Decoder[Any]:
         if selector.matches((metadata.labels or {}).items()):
             return mode.observe(obj)
         message = f"its labels don't match the daemon's selector {selector}"
-        return Outside(metadata.name, metadata.uid, metadata.resourceVersion, message)
+        return Outside(metadata.name, metadata.uid, metadata.resourceVersion, message, fields(mode.observe(obj)))
 
     return Decoder(mode.object_type, observe if selector else mode.observe)

@@ -1,13 +1,12 @@
-"""What callers may do at present: by the rules as they are now, and by how much is left of what is limited."""
+"""Authorization and quotas: what a caller may do now, by the current rules and by what is left of its quotas."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Protocol
 
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.registry.filter import ClusterView
-from milo_discoveryd.rights.caller_selector import caller_key, verified_fields
+from milo_discoveryd.rights.caller_selector import caller_key, quota_keys, verified_fields
 from milo_discoveryd.rights.quota import QuotaLimits, Quotas
 from milo_discoveryd.rights.rights import Grant, Recipient, Rights
 from milo_discoveryd.rights.scope import NO_CLUSTERS, ClusterScope
@@ -17,31 +16,34 @@ from milo_discoveryd.server.calls.grpc_errors import (
     NotFoundError,
     PermissionDeniedError,
 )
+from milo_discoveryd.server.calls.verification import AlwaysFresh, Freshness
+from milo_discoveryd.server.paced_audit import DenialAudit, PacedAudit
 
 RETRY_STREAM_S = 5.0
-"""A stream may end at any time, and no other way of knowing when there is room again is better than asking."""
-
-
-class DenialAudit(Protocol):
-    """Who writes down what is refused."""
-
-    def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None: ...
+"""Streams end at any time, so there is no better estimate."""
 
 
 class AccessControl:
+    """The rules and quotas that all calls go through."""
+
     def __init__(self, rights: Rights, limits: QuotaLimits, audit: DenialAudit, clock: Callable[[], float]) -> None:
         self.rights = rights
-        """As of now. Visits notice when they are others."""
+        """The current rules; calls that are under way notice when they are replaced."""
         self.quotas = Quotas(limits)
-        self.audit = audit
+        self.audit = PacedAudit(audit, clock)
         self.clock = clock
 
     @asynccontextmanager
-    async def authorize(self, caller: Caller, method: str, **about: object) -> AsyncIterator["CallContext"]:
-        """Raises PermissionDeniedError for whom no rule is for. What is refused on the way is written down."""
-        call = CallContext(self, caller)
+    async def authorize(
+        self, caller: Caller, method: str, freshness: Freshness | None = None, **about: object
+    ) -> AsyncIterator["CallContext"]:
+        """Authorize one call, and audit its denials.
+
+        Raises PermissionDeniedError if no rule matches the caller.
+        """
+        call = CallContext(self, caller, freshness)
         try:
-            call.admitted()
+            call.require_rule()
             yield call
         except PermissionDeniedError as error:
             call.refused(error.reason, call=method, **about)
@@ -54,7 +56,7 @@ class AccessControl:
             call.refused("PAGE_TOKEN_OF_ANOTHER", call=method, **about)
             raise
         except NotFoundError as error:
-            # There or not, so that it takes as long: who guesses names is to be noticed, and to learn nothing.
+            # Whether or not the name exists, so that both take equally long: enumeration is audited and learns nothing.
             if not call.scope.is_everything:
                 call.refused(error.reason, call=method, **about)
                 await call.penalize_miss()
@@ -62,18 +64,20 @@ class AccessControl:
 
 
 class CallContext:
-    """One caller, for the time of one call."""
+    """One authorized call: its caller, what the rules grant it, and its quotas."""
 
-    def __init__(self, access: AccessControl, caller: Caller) -> None:
+    def __init__(self, access: AccessControl, caller: Caller, freshness: Freshness | None = None) -> None:
         self.caller = caller
         self.identity = caller_key(caller)
+        self.freshness = freshness or AlwaysFresh()
+        self._quota_keys = quota_keys(caller)
         self._access = access
         self._rights = access.rights
         self._grant = access.rights.of(caller)
 
     @property
     def grant(self) -> Grant | None:
-        """By the rules as they are now; None where none is for the caller any more."""
+        """What the current rules grant; None if no rule matches the caller any more."""
         if self._rights is not self._access.rights:
             self._rights = self._access.rights
             self._grant = self._rights.of(self.caller)
@@ -84,7 +88,7 @@ class CallContext:
         return "" if self.grant is None else self.grant.rule
 
     def holder(self, shown: ClusterView) -> str:
-        """To whom revisions and page tokens are given: this caller, for what it is shown."""
+        """Return what revisions and page tokens are bound to: this caller and what it is shown."""
         return f"{shown.fingerprint} {self.identity}"
 
     @property
@@ -93,62 +97,62 @@ class CallContext:
 
     @property
     def recipient(self) -> Recipient | None:
-        """None: of no kubeconfigs."""
+        """None if the caller may not have kubeconfigs."""
         grant = self.grant
         return None if grant is None or grant.terms is None else Recipient(self.caller, grant.rule, grant.terms)
 
-    def admitted(self) -> None:
+    def require_rule(self) -> None:
         """Raises PermissionDeniedError."""
         if self.grant is None:
             known = ", ".join(
-                f"{word} {value}" for word, value in verified_fields(self.caller) if word not in ("peer", "pid")
+                f"{field} {value}" for field, value in verified_fields(self.caller) if field not in ("peer", "pid")
             )
             raise PermissionDeniedError(
-                "NO_RULE", f"no rule of this daemon is for you ({known}): ask who runs it for one"
+                "NO_RULE", f"no authorization rule matches this caller ({known}); ask the daemon's operator for one"
             )
 
     def require_kubeconfigs(self) -> Recipient:
         """Raises PermissionDeniedError."""
-        self.admitted()
+        self.require_rule()
         recipient = self.recipient
         if recipient is None:
-            raise PermissionDeniedError("KUBECONFIGS_DENIED", f"rule {self.rule!r} gives you no kubeconfigs")
+            raise PermissionDeniedError("KUBECONFIGS_DENIED", f"rule {self.rule!r} does not grant kubeconfigs")
         return recipient
 
     @contextmanager
-    def streaming(self) -> Iterator[None]:
-        """Raises ExhaustedError."""
+    def stream_slot(self, filter_bytes: int = 0) -> Iterator[None]:
+        """Count an open stream, and the size of its filter. Raises ExhaustedError."""
         quotas = self._access.quotas
-        refusal = quotas.open(self.identity, None if self.grant is None else self.grant.streams)
-        if refusal:
-            raise ExhaustedError("TOO_MANY_STREAMS", "streams", refusal, retry_after_s=RETRY_STREAM_S)
+        limit = None if self.grant is None else self.grant.streams
+        denial = quotas.open_stream(self._quota_keys, limit, filter_bytes)
+        if denial is not None:
+            raise ExhaustedError(denial.reason, denial.subject, denial.message, retry_after_s=RETRY_STREAM_S)
         try:
             yield
         finally:
-            quotas.close(self.identity)
+            quotas.close_stream(self._quota_keys, filter_bytes)
 
     @property
-    def streams(self) -> int:
-        """That the caller has open."""
-        return self._access.quotas.streams(self.identity)
+    def open_streams(self) -> int:
+        return self._access.quotas.open_streams(self._quota_keys)
 
     def take_kubeconfig(self) -> float:
-        """One of those that may be had in a minute: 0 if there is one, else how many seconds to wait for it."""
+        """Count one kubeconfig against the quota and return 0, or return the seconds until the next is available."""
         recipient = self.recipient
         limit = None if recipient is None else recipient.terms.per_minute
-        return self._access.quotas.take(self.identity, limit, self._access.clock())
+        return self._access.quotas.take_kubeconfig(self._quota_keys, limit, self._access.clock())
 
     def charge_kubeconfig(self) -> None:
-        """The same, for who can't wait. Raises ExhaustedError."""
+        """Count one kubeconfig against the quota. Raises ExhaustedError."""
         wait_s = self.take_kubeconfig()
         if wait_s:
-            message = f"all kubeconfigs that you may have in a minute were handed out; the next is in {wait_s:.1f} s"
+            message = f"kubeconfig quota reached for this caller; the next is available in {wait_s:.1f} s"
             raise ExhaustedError("TOO_MANY_KUBECONFIGS", "kubeconfigs per minute", message, retry_after_s=wait_s)
 
     async def penalize_miss(self) -> None:
-        """Returns when the caller may know. One who seldom does waits for nothing."""
-        await asyncio.sleep(self._access.quotas.miss(self.identity, self._access.clock()))
+        """Delay the answer of a denied or failed request, by how often this caller has had such."""
+        await asyncio.sleep(self._access.quotas.count_miss(self._quota_keys, self._access.clock()))
 
     def refused(self, reason: str, **about: object) -> None:
-        """For the audit."""
+        """Record a denial in the audit."""
         self._access.audit.refused(self.caller, self.rule, reason, **about)

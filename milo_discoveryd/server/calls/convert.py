@@ -1,4 +1,4 @@
-"""Our values to messages."""
+"""Conversion of model values to protobuf messages. Pure."""
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -47,7 +47,7 @@ def incarnation(epoch: str, number: int) -> str:
 
 
 def source(status: SourceStatus, now: Moment) -> pb.SourceStatus:
-    """The status' times are of the steady clock, and told in wall time."""
+    """Convert the status, whose times are of the steady clock, to wall time."""
     ahead = now.wall - now.steady
     return pb.SourceStatus(
         state=pb.SourceStatus.State.Value(f"STATE_{status.state.value}"),
@@ -59,13 +59,13 @@ def source(status: SourceStatus, now: Moment) -> pb.SourceStatus:
 
 
 def engagement(record: ClusterRecord, confirming: str | None) -> pb.Engagement:
-    """`confirming`: its deletion was reported, and what keeps that from being settled."""
+    """`confirming`: why a reported deletion is not confirmed yet; None if none was reported."""
     reason, message, since = _REASONS[record.state], record.message, record.since
     if record.engaged and confirming is not None:
         reason = pb.Engagement.REASON_CONFIRMING_DELETION
-        message = f"reported as gone, which is being confirmed{': ' + confirming if confirming else ''}"
+        message = f"reported as deleted; being confirmed{': ' + confirming if confirming else ''}"
     elif record.grace_until is not None:
-        message += f"; it stays engaged, in case it is ready again by {rfc3339(record.grace_until)}"
+        message += f"; it stays engaged until {rfc3339(record.grace_until)} in case it becomes ready again"
     elif record.state is ObjectState.READY and record.latest is not None:
         message = "its condition is True"
         since = record.latest.engaged_at
@@ -82,12 +82,13 @@ def kubeconfig(of: IssuedKubeconfig) -> pb.Kubeconfig:
     )
 
 
-def credential_source(of: SourceHealth) -> pb.CredentialSource:
+def credential_source(of: SourceHealth, problem: str | None = None) -> pb.CredentialSource:
+    """`problem`: what to report in the place of the source's own message."""
     return pb.CredentialSource(
         name=of.name,
         type=of.type,
         healthy=not of.problem,
-        message=of.problem,
+        message=of.problem and (problem or of.problem),
         expires_at=None if of.expires_at is None else timestamp(of.expires_at),
     )
 

@@ -1,7 +1,8 @@
-"""Events to frames, which are made once, and frames to batches: each a join of some, and a few bytes of its own.
+"""Encoding of events as frames, and of frames as batches. Pure.
 
-In protobuf's wire format a repeated field concatenates, so an event is the same bytes in every batch. They are written
-here by hand: making messages of the generated code first takes twice as long. Maps are in the order of their keys.
+A repeated field in protobuf's wire format is a concatenation, so an event has the same bytes in every batch: it is
+encoded once and shared by all subscribers. Encoding is written by hand because the generated code takes twice as long.
+Map entries are sorted by key.
 """
 
 from functools import lru_cache
@@ -11,29 +12,29 @@ from milo_discoveryd.model.cluster import UNPROBED, Cluster, Connectivity, Conne
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
 from milo_discoveryd.server.calls.convert import incarnation, micros
 
-_VARINT, _LENGTHED = 0, 2
+_VARINT, _LENGTH_DELIMITED = 0, 2
 _SHORT = tuple(bytes([size]) for size in range(0x80))
 _SECONDS, _NANOS = (bytes([number << 3 | _VARINT]) for number in (1, 2))
 
 
 Tag = tuple[bytes, ...]
-"""Of a text, bytes or a message: with each size that is one byte, and at last without any."""
+"""The tag of a length-delimited field, followed by each length that fits a byte; the last item is the tag alone."""
 
 
-def _lengthed(number: int) -> Tag:
-    tag = bytes([number << 3 | _LENGTHED])
+def _length_delimited(number: int) -> Tag:
+    tag = bytes([number << 3 | _LENGTH_DELIMITED])
     return (*(tag + size for size in _SHORT), tag)
 
 
 def _number(number: int, value: int) -> bytes:
-    """The whole field, left out where it is zero."""
+    """Encode a varint field; empty if the value is zero."""
     return bytes([number << 3 | _VARINT]) + _varint(value) if value else b""
 
 
 def _varint(value: int) -> bytes:
     if 0 <= value < 0x80:
         return _SHORT[value]
-    if 1 << 28 <= value < 1 << 35:  # the seconds of these decades, and most nanoseconds
+    if 1 << 28 <= value < 1 << 35:  # seconds since the epoch, and most nanoseconds
         return bytes(
             (
                 value & 0x7F | 0x80,
@@ -52,13 +53,13 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-_KEY, _VALUE = _lengthed(1), _lengthed(2)
-_EVENTS = _lengthed(pb.WatchClustersResponse.EVENTS_FIELD_NUMBER)
-_REVISION = _lengthed(pb.WatchClustersResponse.REVISION_FIELD_NUMBER)
-_PREVIOUS_REVISION = _lengthed(pb.WatchClustersResponse.PREVIOUS_REVISION_FIELD_NUMBER)
+_KEY, _VALUE = _length_delimited(1), _length_delimited(2)
+_EVENTS = _length_delimited(pb.WatchClustersResponse.EVENTS_FIELD_NUMBER)
+_REVISION = _length_delimited(pb.WatchClustersResponse.REVISION_FIELD_NUMBER)
+_PREVIOUS_REVISION = _length_delimited(pb.WatchClustersResponse.PREVIOUS_REVISION_FIELD_NUMBER)
 _SYNCED = _number(pb.WatchClustersResponse.SYNCED_FIELD_NUMBER, 1)
 _RESET = _number(pb.WatchClustersResponse.RESET_FIELD_NUMBER, 1)
-_SOURCE = _lengthed(pb.WatchClustersResponse.SOURCE_FIELD_NUMBER)
+_SOURCE = _length_delimited(pb.WatchClustersResponse.SOURCE_FIELD_NUMBER)
 _TYPES = {
     kind: _number(pb.ClusterEvent.TYPE_FIELD_NUMBER, pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}"))
     for kind in EventType
@@ -76,27 +77,27 @@ _STATES = {
     state: _number(pb.Connectivity.STATE_FIELD_NUMBER, pb.Connectivity.State.Value(f"STATE_{state.value}"))
     for state in ConnectivityState
 }
-_CLUSTER = _lengthed(pb.ClusterEvent.CLUSTER_FIELD_NUMBER)
-_MESSAGE = _lengthed(pb.ClusterEvent.MESSAGE_FIELD_NUMBER)
-_NAME = _lengthed(pb.Cluster.NAME_FIELD_NUMBER)
-_UID = _lengthed(pb.Cluster.UID_FIELD_NUMBER)
-_ENDPOINT = _lengthed(pb.Cluster.ENDPOINT_FIELD_NUMBER)
-_ORGANIZATION = _lengthed(pb.Cluster.ORGANIZATION_FIELD_NUMBER)
-_LABELS = _lengthed(pb.Cluster.LABELS_FIELD_NUMBER)
-_ANNOTATIONS = _lengthed(pb.Cluster.ANNOTATIONS_FIELD_NUMBER)
-_ENGAGED_AT = _lengthed(pb.Cluster.ENGAGED_AT_FIELD_NUMBER)
-_DELETION_REQUESTED_AT = _lengthed(pb.Cluster.DELETION_REQUESTED_AT_FIELD_NUMBER)
-_DELETION_MESSAGE = _lengthed(pb.Cluster.DELETION_MESSAGE_FIELD_NUMBER)
+_CLUSTER = _length_delimited(pb.ClusterEvent.CLUSTER_FIELD_NUMBER)
+_MESSAGE = _length_delimited(pb.ClusterEvent.MESSAGE_FIELD_NUMBER)
+_NAME = _length_delimited(pb.Cluster.NAME_FIELD_NUMBER)
+_UID = _length_delimited(pb.Cluster.UID_FIELD_NUMBER)
+_ENDPOINT = _length_delimited(pb.Cluster.ENDPOINT_FIELD_NUMBER)
+_ORGANIZATION = _length_delimited(pb.Cluster.ORGANIZATION_FIELD_NUMBER)
+_LABELS = _length_delimited(pb.Cluster.LABELS_FIELD_NUMBER)
+_ANNOTATIONS = _length_delimited(pb.Cluster.ANNOTATIONS_FIELD_NUMBER)
+_ENGAGED_AT = _length_delimited(pb.Cluster.ENGAGED_AT_FIELD_NUMBER)
+_DELETION_REQUESTED_AT = _length_delimited(pb.Cluster.DELETION_REQUESTED_AT_FIELD_NUMBER)
+_DELETION_MESSAGE = _length_delimited(pb.Cluster.DELETION_MESSAGE_FIELD_NUMBER)
 _SUSPENDED = _number(pb.Cluster.SUSPENDED_FIELD_NUMBER, 1)
-_CONNECTIVITY = _lengthed(pb.Cluster.CONNECTIVITY_FIELD_NUMBER)
-_SOURCE_RESOURCE_VERSION = _lengthed(pb.Cluster.SOURCE_RESOURCE_VERSION_FIELD_NUMBER)
-_INCARNATION = _lengthed(pb.Cluster.INCARNATION_FIELD_NUMBER)
-_SINCE = _lengthed(pb.Connectivity.SINCE_FIELD_NUMBER)
-_CONNECTIVITY_MESSAGE = _lengthed(pb.Connectivity.MESSAGE_FIELD_NUMBER)
+_CONNECTIVITY = _length_delimited(pb.Cluster.CONNECTIVITY_FIELD_NUMBER)
+_SOURCE_RESOURCE_VERSION = _length_delimited(pb.Cluster.SOURCE_RESOURCE_VERSION_FIELD_NUMBER)
+_INCARNATION = _length_delimited(pb.Cluster.INCARNATION_FIELD_NUMBER)
+_SINCE = _length_delimited(pb.Connectivity.SINCE_FIELD_NUMBER)
+_CONNECTIVITY_MESSAGE = _length_delimited(pb.Connectivity.MESSAGE_FIELD_NUMBER)
 
 
 def encoder(epoch: str) -> Encode:
-    """Frames of one run of the daemon."""
+    """Return the encoder for one run of the daemon."""
 
     def encode(event: Event) -> bytes:
         return _field(
@@ -133,7 +134,7 @@ def encode_frame(event: pb.ClusterEvent) -> bytes:
 
 
 def decode_frame(frame: bytes) -> pb.ClusterEvent:
-    """The event that a frame holds."""
+    """Return the event in a frame."""
     (event,) = pb.WatchClustersResponse.FromString(frame).events
     return event
 
@@ -174,7 +175,7 @@ def _text(tag: Tag, text: str) -> bytes:
 
 @lru_cache(maxsize=4096)
 def _label(pair: tuple[str, str]) -> bytes:
-    """Kept, since many clusters share most of their labels."""
+    """Cached, because many clusters share most of their labels."""
     return _field(_LABELS, _pair(pair))
 
 

@@ -1,4 +1,4 @@
-"""What callers are told when a call fails: the one table from our errors to gRPC's, with details for programs."""
+"""Errors of calls: gRPC status codes, reasons for programs, and messages for people. Pure."""
 
 import secrets
 
@@ -11,13 +11,13 @@ DOMAIN = "discovery.miloapis.com"
 
 
 class CallError(Exception):
-    """A call can't be answered as asked."""
+    """A call fails with a gRPC status."""
 
     code: int = code_pb2.UNKNOWN
-    """One of google.rpc.Code, which are gRPC's."""
+    """One of google.rpc.Code."""
 
     def __init__(self, reason: str, message: str, *, retry_after_s: float | None = None) -> None:
-        """`reason` is a stable word in UPPER_SNAKE_CASE for programs, `message` for people."""
+        """`reason`: a stable word in UPPER_SNAKE_CASE for programs. `message`: for people."""
         super().__init__(message)
         self.reason = reason
         self.message = message
@@ -33,7 +33,7 @@ class CallError(Exception):
 
 
 class InvalidRequestError(CallError):
-    """Names the field, what is wrong with it, and what would be right."""
+    """A field of the request is invalid."""
 
     code = code_pb2.INVALID_ARGUMENT
 
@@ -46,7 +46,7 @@ class InvalidRequestError(CallError):
 
 
 class ForeignPageTokenError(InvalidRequestError):
-    """A page token that this caller was not given, or not for what it is shown now."""
+    """A page token of another caller or another view."""
 
 
 class NotFoundError(CallError):
@@ -62,7 +62,7 @@ class UnavailableError(CallError):
 
 
 class UnauthenticatedError(CallError):
-    """Who calls has not proved who they are, and must for this."""
+    """Authentication failed."""
 
     code = code_pb2.UNAUTHENTICATED
 
@@ -72,12 +72,12 @@ class PermissionDeniedError(CallError):
 
 
 class ExhaustedError(CallError):
-    """The caller, or all callers together, have as much as they may have."""
+    """A quota or rate limit is reached, of the caller or of all callers."""
 
     code = code_pb2.RESOURCE_EXHAUSTED
 
     def __init__(self, reason: str, subject: str, message: str, *, retry_after_s: float) -> None:
-        """`subject` is what there is a limit to."""
+        """`subject`: what is limited."""
         super().__init__(reason, message, retry_after_s=retry_after_s)
         self._violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=message)
 
@@ -89,14 +89,14 @@ class StalledError(CallError):
     code = code_pb2.ABORTED
 
 
-def status(error: CallError) -> status_pb2.Status:
+def error_status(error: CallError) -> status_pb2.Status:
     return status_pb2.Status(code=error.code, message=error.message, details=error.details())
 
 
-def unexpected() -> tuple[str, status_pb2.Status]:
-    """For an error of ours: the caller gets a number to quote, since what went wrong may hold a secret."""
+def internal_error() -> tuple[str, status_pb2.Status]:
+    """Return an incident number and the status that quotes it: the text of an unexpected error may hold a secret."""
     incident = secrets.token_hex(4)
-    message = f"internal error; the daemon's log has it as incident {incident}"
+    message = f"internal error; see incident {incident} in the daemon's log"
     return incident, status_pb2.Status(code=code_pb2.INTERNAL, message=message)
 
 

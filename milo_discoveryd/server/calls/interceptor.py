@@ -1,11 +1,9 @@
-"""Around every call: counts it, times it, and sees to it that no error reaches a caller unmapped.
-
-gRPC sends the text of an unhandled exception to the caller, whatever secret it quotes; so this stands outermost.
-"""
+"""Interceptors around every call: metrics, the mapping of errors to gRPC status codes, and access to health checks."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -14,13 +12,17 @@ import structlog
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
-from milo_discoveryd.server.calls.grpc_errors import CallError, status, unexpected
+from milo_discoveryd.server.calls.access import AccessControl
+from milo_discoveryd.server.calls.grpc_errors import CallError, error_status, internal_error
+from milo_discoveryd.server.calls.in_flight import InFlightCalls
+from milo_discoveryd.server.calls.rpc_context import Authenticator
 
 log = structlog.get_logger()
 
 ABORT_S = 5.0
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in its type stubs only
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]"
 
 
 class Rpc(NamedTuple):
@@ -38,13 +40,16 @@ class CallMetrics(Protocol):
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):
-    def __init__(self, tally: CallMetrics) -> None:
-        self._tally = tally
+    """Counts and times calls, and maps their errors.
+
+    Only tracing may be outside of it: gRPC sends the text of an unhandled exception, secrets included, to the caller.
+    """
+
+    def __init__(self, metrics: CallMetrics) -> None:
+        self._metrics = metrics
 
     async def intercept_service(
-        self,
-        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]]",
-        handler_call_details: grpc.HandlerCallDetails,
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> "Handler | None":
         handler = await continuation(handler_call_details)
         if handler is None:
@@ -57,36 +62,95 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def guarded(request: Any, context: Any) -> Any:
             started = time.perf_counter()
             code = "CANCELLED"
-            self._tally.call_started(rpc)
+            self._metrics.call_started(rpc)
             try:
                 answer = await call(request, context)
             except CallError as error:
                 code = code_pb2.Code.Name(error.code)
-                await _abort(context, status(error))
+                await abort(context, error_status(error))
             except grpc.aio.AbortError:
                 code = context.code().name if context.code() else "UNKNOWN"
                 raise
             except grpc.aio.InternalError:
-                # So ends a write that waited for a caller who is gone by now. gRPC is about to cancel the call for it,
-                # and would take this error for one of ours until then.
-                log.debug("caller gone", method=rpc.method)
+                # A pending write fails like this when the client has disconnected. gRPC is about to cancel the call,
+                # and would report an internal error until then.
+                log.debug("client disconnected", method=rpc.method)
                 raise asyncio.CancelledError from None
             except Exception:
                 code = "INTERNAL"
-                incident, told = unexpected()
+                incident, status = internal_error()
                 log.exception("call failed", method=rpc.method, incident=incident)
-                await _abort(context, told)
+                await abort(context, status)
             else:
                 code = "OK"
                 return answer
             finally:
-                self._tally.call_handled(rpc, code, time.perf_counter() - started)
+                self._metrics.call_handled(rpc, code, time.perf_counter() - started)
 
         return guarded
 
 
+class AccessInterceptor(grpc.aio.ServerInterceptor):
+    """Puts health checks and reflection behind the same rules and limits as the service's own calls."""
+
+    def __init__(
+        self, service: str, access: AccessControl, authenticator: Authenticator, in_flight: InFlightCalls
+    ) -> None:
+        """`service`: the one that checks access itself."""
+        self._prefix = f"/{service}/"
+        self._access = access
+        self._authenticator = authenticator
+        self._in_flight = in_flight
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> "Handler | None":
+        handler = await continuation(handler_call_details)
+        if handler is None or handler_call_details.method.startswith(self._prefix):
+            return handler
+        method = handler_call_details.method.rpartition("/")[2]
+        if handler.request_streaming:
+            return grpc.stream_stream_rpc_method_handler(
+                self._streaming_both_ways(method, handler.stream_stream),
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
+        return wrap_handler(handler, partial(self._guarded, method, is_stream=handler.response_streaming))
+
+    def _guarded(self, method: str, call: Any, *, is_stream: bool) -> Any:
+        async def guarded(request: Any, context: Any) -> Any:
+            async with self._admitted(method, context, is_stream=is_stream):
+                return await call(request, context)
+
+        return guarded
+
+    def _streaming_both_ways(self, method: str, call: Any) -> Any:
+        async def guarded(requests: Any, context: Any) -> Any:
+            try:
+                async with self._admitted(method, context, is_stream=True):
+                    async for answer in call(requests, context):
+                        yield answer
+            except CallError as error:
+                await abort(context, error_status(error))
+
+        return guarded
+
+    @asynccontextmanager
+    async def _admitted(self, method: str, context: Any, *, is_stream: bool) -> AsyncIterator[None]:
+        with self._in_flight.slot(self._authenticator.origin(context).owner) as slot:
+            caller = await self._authenticator.identify(context)
+            async with self._access.authorize(caller, method) as call:
+                if not is_stream:
+                    yield
+                    return
+                with call.stream_slot():
+                    slot.release()
+                    yield
+
+
 def wrap_handler(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Handler | None":
-    """The same handler, with its calls wrapped. What we don't have, calls that stream requests, is left alone."""
+    """Return the handler with its calls wrapped. Handlers of request streams, of which only reflection has one, are
+    returned unchanged."""
     if handler is None or handler.request_streaming:
         return handler
     if handler.response_streaming:
@@ -102,10 +166,10 @@ def wrap_handler(handler: "Handler | None", wrap: Callable[[Any], Any]) -> "Hand
     )
 
 
-async def _abort(context: Any, told: status_pb2.Status) -> None:
-    """Ends the call. A caller that reads nothing holds up even its end: that is left to gRPC, which has it by then."""
+async def abort(context: Any, status: status_pb2.Status) -> None:
+    """End the call. A client that reads nothing delays even that; gRPC completes it after the timeout."""
     try:
         async with asyncio.timeout(ABORT_S):
-            await context.abort_with_status(rpc_status.to_status(told))
+            await context.abort_with_status(rpc_status.to_status(status))
     except TimeoutError:
         return

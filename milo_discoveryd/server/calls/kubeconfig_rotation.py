@@ -1,7 +1,7 @@
-"""The kubeconfigs of one stream: one with each ENGAGED, and the next in a KUBECONFIG event before it runs out.
+"""Rotation of one stream's kubeconfigs: one with each ENGAGED event, and a KUBECONFIG event before it expires.
 
-The log's frames are shared by all subscribers and stay as they are. What is one subscriber's own is put beside them
-here. No event waits for a credential: where none is at hand, the event goes without, and a KUBECONFIG event follows.
+Frames of the log are shared by all subscribers; kubeconfigs are added to copies of them here. No event waits for a
+credential: without one the event is sent as it is, and a KUBECONFIG event follows.
 """
 
 import heapq
@@ -28,20 +28,21 @@ from milo_discoveryd.server.calls.frames import decode_frame, encode_frame
 
 BATCH_BYTES = 1 << 20
 KUBECONFIG_BYTES = 6 * 1024
-"""About what a kubeconfig takes: so many fewer clusters are put into a batch of a snapshot."""
-SPREAD = 0.2
-"""Within this part of what is left of their old credential, clusters that waited for a new one are given it."""
+"""About the size of a kubeconfig. Batches of a snapshot hold fewer clusters, to leave space for them."""
+JITTER = 0.2
+"""Clusters that waited for a new credential get it spread over this part of the old one's remaining lifetime."""
 
 
-class _Given(msgspec.Struct):
-    """What the subscriber has of a cluster that it was told of."""
+class _Delivery(msgspec.Struct):
+    """What the subscriber has for one of its clusters, and when the next kubeconfig is due."""
 
     incarnation: int
-    minted: IssuedCredential | None
+    credential: IssuedCredential | None
     due_at: float
-    """When to look for the next."""
-    is_paid: bool = False
-    """The next is counted already, among those that the subscriber may have in a minute."""
+    is_charged: bool = False
+    """The next kubeconfig is already counted against the quota."""
+    waits_for: LeaseKey | None = None
+    """The lease whose next credential it waits for."""
 
 
 class KubeconfigRotation:
@@ -69,74 +70,75 @@ class KubeconfigRotation:
         self._wall = wall
         self._draw = draw
         self._ahead = wall() - clock()
-        """By so much the wall clock is before the steady one."""
-        self._given: dict[str, _Given] = {}
+        """The difference between the wall clock and the steady clock."""
+        self._deliveries: dict[str, _Delivery] = {}
         self._paused_until = 0.0
-        """By when there is another one among those that the subscriber may have in a minute."""
+        """When the quota allows the next kubeconfig."""
         self._due: list[tuple[float, str]] = []
-        """Soonest first. What was planned otherwise since is passed over when its time comes."""
+        """A heap. Entries whose time is not their delivery's `due_at` are stale, and skipped."""
         self._waiting: defaultdict[LeaseKey, set[str]] = defaultdict(set)
-        """Whose time has come, and who wait for something new on a lease."""
+        """Names of the deliveries that wait for a lease's next credential."""
 
     @contextmanager
-    def following(self, ring: Callable[[], None]) -> Iterator[None]:
-        """Rings when a credential came that somebody here waits for."""
+    def subscribed(self, wake: Callable[[], None]) -> Iterator[None]:
+        """Call `wake` when a credential arrived that a delivery waits for, or the caller's token was reviewed."""
 
-        def told(key: LeaseKey) -> None:
+        def lease_changed(key: LeaseKey) -> None:
             for name in self._waiting.pop(key, ()):
-                self._look_again(name)
-            ring()
+                self._reschedule(name)
+            wake()
 
-        unfollow = self._issuer.subscribe(told)
+        unsubscribe = self._issuer.subscribe(lease_changed)
+        self._call.freshness.wake = wake
         try:
             yield
         finally:
-            unfollow()
+            unsubscribe()
 
-    def turn(self, shown: ClusterView) -> None:
-        """The subscriber's rights are others from here on. What no longer comes as it did comes anew."""
+    def change_view(self, shown: ClusterView) -> None:
+        """Follow a change of the caller's rights. On other terms, every cluster gets a new kubeconfig."""
         self._shown = shown
         before, self._to = self._to, self._call.recipient
         if self._to is None or (before is not None and before.terms == self._to.terms):
             return
-        for name in [*self._given]:
+        for name in [*self._deliveries]:
             if (cluster := self._engaged(name)) is not None:
-                self._owe(cluster)
+                self._schedule_now(cluster)
 
     def attach_kubeconfigs(self, frames: Iterable[bytes]) -> Frames:
-        """The frames, those of ENGAGED events with a kubeconfig, as far as there is one and it fits in."""
-        dressed = list(frames)
-        size = sum(map(len, dressed))
-        for place, frame in enumerate(dressed):
+        """Return the frames, with a kubeconfig in each ENGAGED event if one is held and fits."""
+        attached = list(frames)
+        size = sum(map(len, attached))
+        for place, frame in enumerate(attached):
             event = decode_frame(frame)
             if event.type == pb.ClusterEvent.TYPE_DISENGAGED:
-                self._given.pop(event.cluster.name, None)
+                self._forget(event.cluster.name)
             elif event.type == pb.ClusterEvent.TYPE_ENGAGED:
                 cluster = self._engaged(event.cluster.name)
                 if (
                     cluster is None
                     or convert.incarnation(self._epoch, cluster.incarnation) != event.cluster.incarnation
                 ):
-                    continue  # it has ended since, which is told in its turn
-                self._owe(cluster)
-                if size >= BATCH_BYTES - KUBECONFIG_BYTES:
+                    continue  # its end is in a later frame
+                self._schedule_now(cluster)
+                if size >= BATCH_BYTES - KUBECONFIG_BYTES or not self._call.freshness.is_fresh():
                     continue
                 lease = self._lease(cluster)
-                kubeconfig = None if lease is None else self._give(cluster, lease)
+                kubeconfig = None if lease is None else self._issue(cluster, lease)
                 if kubeconfig is not None:
                     event.kubeconfig.CopyFrom(kubeconfig)
-                    dressed[place] = encode_frame(event)
-                    size += len(dressed[place]) - len(frame)
-        return Frames(dressed)
+                    attached[place] = encode_frame(event)
+                    size += len(attached[place]) - len(frame)
+        return Frames(attached)
 
     def catch_up(self) -> None:
-        """The subscriber has come back, and knows the clusters; what it has of credentials may be over."""
+        """Schedule kubeconfigs for a subscriber that resumed: it knows its clusters, with old credentials."""
         for cluster in self._fleet.registry.clusters():
-            if cluster.target.name not in self._given and self._shown.matches(cluster):
-                self._owe(cluster)
+            if cluster.target.name not in self._deliveries and self._shown.matches(cluster):
+                self._schedule_now(cluster)
 
-    def take(self) -> Frames:
-        """KUBECONFIG events that are due. To be called when the subscriber was told all else."""
+    def take_due(self) -> Frames:
+        """Return the KUBECONFIG events that are due. To be called when the subscriber has been sent everything else."""
         self._follow_wall_clock()
         frames: list[bytes] = []
         size = 0
@@ -150,20 +152,28 @@ class KubeconfigRotation:
 
     @property
     def due_in_s(self) -> float:
-        return max(self._due[0][0], self._paused_until) - self._clock() if self._due else math.inf
+        """Seconds until `take_due` has something; infinite while it waits for a wake-up."""
+        if not self._due:
+            return math.inf
+        due_in_s = max(self._due[0][0], self._paused_until) - self._clock()
+        return due_in_s if due_in_s > 0 or self._call.freshness.is_fresh() else math.inf
 
     def _renewed(self, name: str, planned_at: float) -> bytes | None:
-        given, cluster = self._given.get(name), self._engaged(name)
-        if given is None or cluster is None or given.due_at != planned_at or given.incarnation != cluster.incarnation:
+        delivery, cluster = self._deliveries.get(name), self._engaged(name)
+        if delivery is None or cluster is None or delivery.due_at != planned_at:
+            return None
+        if delivery.incarnation != cluster.incarnation:
             return None
         lease = self._lease(cluster)
-        if lease is None or not self._pay(name):
+        if lease is None or not self._charge(name):
             return None
-        minted = lease.credential()
-        if minted is None or (given.minted is not None and minted.credential == given.minted.credential):
+        held, had = lease.credential(), delivery.credential
+        if held is None or (had is not None and held.credential == had.credential):
+            self._stop_waiting(name)
+            delivery.waits_for = lease.key
             self._waiting[lease.key].add(name)
             return None
-        kubeconfig = self._give(cluster, lease)
+        kubeconfig = self._issue(cluster, lease)
         if kubeconfig is None:
             return None
         return encode_frame(
@@ -175,56 +185,72 @@ class KubeconfigRotation:
         )
 
     def _engaged(self, name: str) -> Cluster | None:
-        """As the subscriber may see it."""
         record = self._fleet.registry[name]
         cluster = None if record is None else record.cluster
         return cluster if cluster is not None and self._shown.matches(cluster) else None
 
-    def _owe(self, cluster: Cluster) -> None:
-        self._plan(cluster, None, self._clock())
+    def _schedule_now(self, cluster: Cluster) -> None:
+        self._schedule(cluster, None, self._clock())
 
     def _follow_wall_clock(self) -> None:
-        """Where it was set, or the machine has slept, what was planned by the steady clock may come too late."""
+        """After the wall clock was set, or the machine was suspended, times on the steady clock are too late."""
         ahead = self._wall() - self._clock()
         if abs(ahead - self._ahead) > JUMP_S:
             self._ahead = ahead
-            for name in [*self._given]:
-                self._look_again(name)
+            for name in [*self._deliveries]:
+                self._reschedule(name)
 
-    def _pay(self, name: str) -> bool:
-        """Counted before it is asked for, so that asking costs the source no more than handing out does."""
-        given = self._given[name]
-        if not given.is_paid:
+    def _charge(self, name: str) -> bool:
+        """Count a kubeconfig against the quota before the source is asked, so that the quota limits requests too."""
+        delivery = self._deliveries[name]
+        if not delivery.is_charged:
             wait_s = self._call.take_kubeconfig()
-            given.is_paid = not wait_s
+            delivery.is_charged = not wait_s
             if wait_s:
-                self._paused_until = given.due_at = self._clock() + wait_s
-                heapq.heappush(self._due, (given.due_at, name))
-        return given.is_paid
+                self._paused_until = delivery.due_at = self._clock() + wait_s
+                heapq.heappush(self._due, (delivery.due_at, name))
+        return delivery.is_charged
 
     def _lease(self, cluster: Cluster) -> LeaseHandle | None:
         return None if self._to is None else self._issuer.find(cluster, self._ttl_s, self._to.terms)
 
-    def _give(self, cluster: Cluster, lease: LeaseHandle) -> pb.Kubeconfig | None:
+    def _issue(self, cluster: Cluster, lease: LeaseHandle) -> pb.Kubeconfig | None:
         incarnation = convert.incarnation(self._epoch, cluster.incarnation)
-        if self._to is None or not self._pay(cluster.target.name):
+        if self._to is None or not self._charge(cluster.target.name):
             return None
         try:
             made = lease.issue(incarnation, self._to)
         except CredentialError:
-            return None  # the issuer has told of it, and the subscriber is given one when there is one
+            return None  # the delivery stays due, and the minter has logged the failure
         assert made.refresh_at is not None
-        self._plan(cluster, made.credential, self._clock() + made.refresh_at - made.issued_at)
+        self._schedule(cluster, made.credential, self._clock() + made.refresh_at - made.issued_at)
         return convert.kubeconfig(made)
 
-    def _look_again(self, name: str) -> None:
-        given = self._given.get(name)
-        if given is None:
+    def _reschedule(self, name: str) -> None:
+        delivery = self._deliveries.get(name)
+        if delivery is None:
             return
-        left = 0.0 if given.minted is None else max(0.0, given.minted.expires_at - self._wall())
-        given.due_at = self._clock() + self._draw() * SPREAD * left
-        heapq.heappush(self._due, (given.due_at, name))
+        left_s = 0.0 if delivery.credential is None else max(0.0, delivery.credential.expires_at - self._wall())
+        delivery.due_at = self._clock() + self._draw() * JITTER * left_s
+        heapq.heappush(self._due, (delivery.due_at, name))
 
-    def _plan(self, cluster: Cluster, minted: IssuedCredential | None, at: float) -> None:
-        self._given[cluster.target.name] = _Given(cluster.incarnation, minted, at)
-        heapq.heappush(self._due, (at, cluster.target.name))
+    def _schedule(self, cluster: Cluster, credential: IssuedCredential | None, at: float) -> None:
+        name = cluster.target.name
+        self._stop_waiting(name)
+        self._deliveries[name] = _Delivery(cluster.incarnation, credential, at)
+        heapq.heappush(self._due, (at, name))
+
+    def _forget(self, name: str) -> None:
+        self._stop_waiting(name)
+        self._deliveries.pop(name, None)
+
+    def _stop_waiting(self, name: str) -> None:
+        delivery = self._deliveries.get(name)
+        if delivery is None or delivery.waits_for is None:
+            return
+        names = self._waiting.get(delivery.waits_for)
+        if names is not None:
+            names.discard(name)
+            if not names:
+                del self._waiting[delivery.waits_for]
+        delivery.waits_for = None

@@ -1,8 +1,8 @@
-"""Listings under way: all pages of one show the fleet at one revision."""
+"""Listings in progress: all pages of one listing show the fleet at one revision. Pure, but for random keys."""
 
 import secrets
 from collections import Counter, OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 
 import msgspec
@@ -13,78 +13,105 @@ from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.server.calls.grpc_errors import ForeignPageTokenError, InvalidRequestError
 from milo_discoveryd.server.calls.revision import TokenSigner
 
-_AGAIN = "not known, too old, or not of a listing with this filter: list again from the first page"
-"""The same for all of these: which of them it is tells whether somebody else has such a listing."""
-AT_ONCE = 64
-MAX_PER_CALLER = 16
-"""Of those, at most so many are one caller's: nobody is to lose theirs because somebody else begins many."""
+_INVALID_TOKEN = "expired, or not of a listing of this caller with this filter; list again from the first page"  # noqa: S105
+"""One text for all causes: which of them it is would tell whether another caller has such a listing."""
+MAX_ENTRIES = 2_000_000
+"""Clusters that all listings in progress may refer to. Beyond it, the caller with most of them loses its oldest."""
+MAX_ENTRIES_EACH = 1_000_000
+OVERHEAD = 64
+"""What a listing counts in addition to its clusters."""
 LIFE_S = 300.0
 
 
-class Page(msgspec.Struct, frozen=True):
-    clusters: tuple[Cluster, ...]
-    revision: int
-    total: int
-    next_token: str
-
-
 class ListingOwner(msgspec.Struct, frozen=True):
-    """Whom a listing is for."""
-
     caller: str
-    text: str
-    """The caller, and what it is shown: see `revision.Seal`."""
+    holder: str
+    """The caller and its view, which page tokens are bound to: see `CallContext.holder`."""
 
 
-class _Listing(msgspec.Struct, frozen=True):
+class Listing(msgspec.Struct, frozen=True):
+    """The clusters of one caller's listing, at one revision."""
+
     clusters: tuple[Cluster, ...]
     revision: int
-    caller: str
+    owner: ListingOwner
     ends_at: float
+
+    @property
+    def entries(self) -> int:
+        return len(self.clusters) + OVERHEAD
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A page, before it is known how much of it fits into a message."""
+
+    listing: Listing
+    key: str
+    """Of the listing, once a page token was given out for it."""
+    start: int
+    clusters: Sequence[Cluster | None]
+    """None in the place of a cluster that the caller may no longer see."""
 
 
 class Listings:
-    """Keeps the last few; an older one has to be begun again."""
+    """The listings in progress. Beyond a bound in memory the oldest are dropped, and have to start again."""
 
-    def __init__(self, log: ChangeLog, seal: TokenSigner) -> None:
+    def __init__(self, log: ChangeLog, signer: TokenSigner) -> None:
         self._log = log
-        self._seal = seal
-        self._kept: OrderedDict[str, _Listing] = OrderedDict()
+        self._signer = signer
+        self._listings: OrderedDict[str, Listing] = OrderedDict()
+        self._entries: Counter[str] = Counter()
 
-    def first(self, wanted: ClusterView, size: int, now: float, holder: ListingOwner) -> Page:
-        clusters = sorted(
-            filter(wanted.matches, self._log.clusters()),
-            key=attrgetter("target.name"),
-        )
-        listing = _Listing(tuple(clusters), self._log.head, holder.caller, now + LIFE_S)
-        key = ""
-        if len(clusters) > size:
-            key = secrets.token_hex(8)
-            self._keep(key, listing)
-        return self._page(listing, key, 0, size, holder)
+    def first(self, view: ClusterView, size: int, now: float, owner: ListingOwner) -> Page:
+        clusters = tuple(sorted(filter(view.matches, self._log.clusters()), key=attrgetter("target.name")))
+        listing = Listing(clusters, self._log.head, owner, now + LIFE_S)
+        return Page(listing, "", 0, clusters[:size])
 
-    def next(self, token: str, size: int, now: float, holder: ListingOwner, still: Callable[[Cluster], bool]) -> Page:
-        """Of the clusters of then, those that may be seen `still`."""
-        held = self._seal.holds(token, holder.text)
-        if held is None:
-            raise ForeignPageTokenError("page_token", _AGAIN)
-        key, _, start = held.partition(".")
-        listing = self._kept.get(key)
+    def next(
+        self, token: str, size: int, now: float, owner: ListingOwner, is_visible: Callable[[Cluster], bool]
+    ) -> Page:
+        """Return a later page, without the clusters that are no longer visible."""
+        text = self._signer.verify(token, owner.holder)
+        if text is None:
+            raise ForeignPageTokenError("page_token", _INVALID_TOKEN)
+        key, _, start = text.partition(".")
+        listing = self._listings.get(key)
         if listing is None or listing.ends_at < now:
-            raise InvalidRequestError("page_token", _AGAIN)
-        page = self._page(listing, key, int(start), size, holder)
-        return msgspec.structs.replace(page, clusters=tuple(filter(still, page.clusters)))
+            raise InvalidRequestError("page_token", _INVALID_TOKEN)
+        place = int(start)
+        found = listing.clusters[place : place + size]
+        return Page(listing, key, place, [each if is_visible(each) else None for each in found])
 
-    def _keep(self, key: str, listing: _Listing) -> None:
-        self._kept[key] = listing
-        own = [key for key, each in self._kept.items() if each.caller == listing.caller]
-        if len(own) > MAX_PER_CALLER:
-            del self._kept[own[0]]
-        elif len(self._kept) > AT_ONCE:
-            (most, _), *_ = Counter(each.caller for each in self._kept.values()).most_common(1)
-            del self._kept[next(key for key, each in self._kept.items() if each.caller == most)]
+    def next_token(self, page: Page, taken: int, now: float) -> str:
+        """Return the token of the page that follows if this one takes so many of its places; empty after the last."""
+        listing, end = page.listing, page.start + taken
+        if end >= len(listing.clusters):
+            return ""
+        return self._signer.sign(f"{page.key or self._add(listing, now)}.{end}", listing.owner.holder)
 
-    def _page(self, listing: _Listing, key: str, start: int, size: int, holder: ListingOwner) -> Page:
-        end = start + size
-        token = self._seal.put(f"{key}.{end}", holder.text) if end < len(listing.clusters) else ""
-        return Page(listing.clusters[start:end], listing.revision, len(listing.clusters), token)
+    def _add(self, listing: Listing, now: float) -> str:
+        while self._listings and next(iter(self._listings.values())).ends_at < now:
+            self._remove(next(iter(self._listings)))
+        key, caller = secrets.token_hex(8), listing.owner.caller
+        self._listings[key] = listing
+        self._entries[caller] += listing.entries
+        while self._entries[caller] > MAX_ENTRIES_EACH and self._remove_oldest(caller, unless=key):
+            pass
+        while self._entries.total() > MAX_ENTRIES:
+            if not any(self._remove_oldest(each, unless=key) for each, _ in self._entries.most_common()):
+                break  # it is the only one
+        return key
+
+    def _remove_oldest(self, caller: str, *, unless: str) -> bool:
+        own = (key for key, each in self._listings.items() if each.owner.caller == caller and key != unless)
+        oldest = next(own, None)
+        if oldest is None:
+            return False
+        self._remove(oldest)
+        return True
+
+    def _remove(self, key: str) -> None:
+        listing = self._listings.pop(key)
+        self._entries[listing.owner.caller] -= listing.entries
+        if not self._entries[listing.owner.caller]:
+            del self._entries[listing.owner.caller]

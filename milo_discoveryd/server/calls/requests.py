@@ -1,4 +1,4 @@
-"""Requests, checked: each becomes a value that can be acted on, or an error that names the field."""
+"""Validation of requests: each becomes a value, or an error that names the field. Pure."""
 
 from functools import lru_cache
 
@@ -12,11 +12,11 @@ from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
 
 MAX_FILTER_BYTES = 64 * 1024
 MAX_SELECTOR_LENGTH = 8 * 1024
-"""About what API servers take of one in a URL. Whatever is longer would take long to read."""
+"""About what API servers accept in a URL. Longer ones take long to parse."""
 MAX_REQUIREMENTS = 64
-"""Of a filter's label selector: each is looked at for each cluster, at each change."""
+"""Requirements of a label selector. Each is evaluated for each cluster at each change."""
 MAX_VALUES = 5000
-"""Names, and organizations, of a filter."""
+"""Names in a filter, and as many organizations."""
 MAX_PAGE_SIZE = 5000
 DEFAULT_PAGE_SIZE = 500
 HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
@@ -37,7 +37,7 @@ class IssueRequest(msgspec.Struct, frozen=True):
     ttl_s: float | None
     incarnation: str
     as_command: bool
-    """Without a secret in it."""
+    """The EXEC form, which embeds no secret."""
 
 
 class ListRequest(msgspec.Struct, frozen=True):
@@ -70,20 +70,20 @@ def listing(request: pb.ListClustersRequest) -> ListRequest:
     if request.page_size < 0:
         raise InvalidRequestError("page_size", f"{request.page_size} is negative; leave it out for {DEFAULT_PAGE_SIZE}")
     if len(request.page_token) > MAX_TOKEN_LENGTH:
-        raise InvalidRequestError("page_token", "not one that this daemon gave out")
+        raise InvalidRequestError("page_token", f"longer than any page token ({MAX_TOKEN_LENGTH} characters)")
     return ListRequest(_filter(request), min(request.page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE), request.page_token)
 
 
 def name(text: str, field: str) -> str:
     if not text:
-        raise InvalidRequestError(field, "empty; it takes the name of a project")
+        raise InvalidRequestError(field, "empty; give the name of a project")
     if len(text) > _LONGEST_NAME:
         raise InvalidRequestError(field, f"longer than any project's name ({_LONGEST_NAME} characters)")
     return text
 
 
-def cut(text: str) -> str:
-    """What was asked for, before anybody has looked at it: as much of it as a name may have."""
+def truncated_name(text: str) -> str:
+    """Return a name from a request that was not validated, cut to the length of a valid one."""
     return text[:_LONGEST_NAME]
 
 
@@ -92,40 +92,36 @@ def _filter(request: pb.WatchClustersRequest | pb.ListClustersRequest) -> Filter
         return EVERYTHING
     size = request.filter.ByteSize()
     if size > MAX_FILTER_BYTES:
-        raise InvalidRequestError("filter", f"{size} bytes; at most {MAX_FILTER_BYTES} are taken")
+        raise InvalidRequestError("filter", f"{size} bytes; the limit is {MAX_FILTER_BYTES}")
     data = request.filter.SerializeToString(deterministic=True)
-    # What is large is not kept, or a few callers would fill the memory with what they ask once.
-    return _kept(data) if size <= _KEPT_BYTES else _compiled(data)
+    # Large filters are not cached: a few callers could fill the memory with filters that are used once.
+    return _cached(data) if size <= _CACHED_BYTES else _compiled(data)
 
 
-_KEPT_BYTES = 4096
+_CACHED_BYTES = 4096
 
 
 @lru_cache(maxsize=256)
-def _kept(data: bytes) -> Filter:
-    """One object for all who ask the same."""
+def _cached(data: bytes) -> Filter:
+    """Return one shared object for equal filters."""
     return _compiled(data)
 
 
 def _compiled(data: bytes) -> Filter:
     asked = pb.ClusterFilter.FromString(data)
     if (length := len(asked.label_selector)) > MAX_SELECTOR_LENGTH:
-        raise InvalidRequestError(
-            "filter.label_selector", f"{length} characters; at most {MAX_SELECTOR_LENGTH} are taken"
-        )
+        raise InvalidRequestError("filter.label_selector", f"{length} characters; the limit is {MAX_SELECTOR_LENGTH}")
     try:
         selector = parse(asked.label_selector)
     except SelectorError as error:
         raise InvalidRequestError("filter.label_selector", str(error)) from error
     if (count := len(selector.requirements)) > MAX_REQUIREMENTS:
-        raise InvalidRequestError(
-            "filter.label_selector", f"{count} requirements; at most {MAX_REQUIREMENTS} are taken"
-        )
+        raise InvalidRequestError("filter.label_selector", f"{count} requirements; the limit is {MAX_REQUIREMENTS}")
     for field, values in (("names", asked.names), ("organizations", asked.organizations)):
         if "" in values:
-            raise InvalidRequestError(f"filter.{field}", "holds an empty string, which matches nothing")
+            raise InvalidRequestError(f"filter.{field}", "contains an empty string, which matches nothing")
         if len(values) > MAX_VALUES:
-            raise InvalidRequestError(f"filter.{field}", f"{len(values)} of them; at most {MAX_VALUES} are taken")
+            raise InvalidRequestError(f"filter.{field}", f"{len(values)} values; the limit is {MAX_VALUES}")
     return Filter(selector, frozenset(asked.names), frozenset(asked.organizations))
 
 

@@ -1,7 +1,6 @@
-"""Revisions as subscribers see them: opaque to them, and proof to us of what they had read.
+"""Revisions as subscribers see them: opaque, and signed for one holder.
 
-Each is sealed for one holder: a caller, and what it is shown. To anybody else, and after any change, it is worth
-nothing.
+The holder is a caller together with its view. For any other caller or view a revision is invalid.
 """
 
 import hmac
@@ -12,45 +11,48 @@ from hashlib import blake2b
 import msgspec
 
 _FORM = re.compile(r"([0-9a-f]{16})\.([0-9]{1,18})(?:\.part([0-9]{1,9}))?\.([A-Za-z0-9_-]{22})")
-_SEAL_BYTES = 16
+_SIGNATURE_BYTES = 16
 _URL_SAFE = bytes.maketrans(b"+/", b"-_")
 
 
 class Position(msgspec.Struct, frozen=True):
-    """How far a reader came, in which run of the daemon."""
+    """A subscriber's position in the log of one run of the daemon."""
 
     epoch: str
     revision: int
     part: int | None = None
-    """It had read so many parts of a snapshot, which are worth nothing to anybody who comes back."""
+    """The parts of a snapshot that were read. A stream can't be resumed within a snapshot."""
 
     def __str__(self) -> str:
         return f"{self.epoch}.{self.revision}{'' if self.part is None else f'.part{self.part}'}"
 
 
 class TokenSigner:
-    """By keyed BLAKE2: there is one in each message, and HMAC by way of OpenSSL costs far more than what it seals."""
+    """Signs revisions and page tokens for their holders.
+
+    With keyed BLAKE2: every message carries a signature, and HMAC through OpenSSL takes several times as long.
+    """
 
     def __init__(self, key: bytes) -> None:
         self._key = key
 
-    def put(self, text: str, holder: str) -> str:
-        return f"{text}.{self._mark(text, holder)}"
+    def sign(self, text: str, holder: str) -> str:
+        return f"{text}.{self._signature(text, holder)}"
 
-    def holds(self, sealed: str, holder: str) -> str | None:
-        """The text, if it was sealed by us and for this holder."""
-        text, _, mark = sealed.rpartition(".")
-        whole = hmac.compare_digest(mark.encode(), self._mark(text, holder).encode())
-        return text if whole else None
+    def verify(self, signed: str, holder: str) -> str | None:
+        """Return the text if it was signed for this holder."""
+        text, _, signature = signed.rpartition(".")
+        is_valid = hmac.compare_digest(signature.encode(), self._signature(text, holder).encode())
+        return text if is_valid else None
 
-    def _mark(self, text: str, holder: str) -> str:
-        # Neither has a NUL in it, as we write them, so no part of the one passes for a part of the other.
-        mark = blake2b(f"{text}\0{holder}".encode(), key=self._key, digest_size=_SEAL_BYTES).digest()
-        return b2a_base64(mark, newline=False).translate(_URL_SAFE, b"=").decode()
+    def _signature(self, text: str, holder: str) -> str:
+        # Neither contains NUL, so the boundary between them is unambiguous.
+        digest = blake2b(f"{text}\0{holder}".encode(), key=self._key, digest_size=_SIGNATURE_BYTES).digest()
+        return b2a_base64(digest, newline=False).translate(_URL_SAFE, b"=").decode()
 
 
 def parse(text: str) -> Position | None:
-    """None for anything that this program can't have written: to be answered by a snapshot, never by an error."""
+    """Return None for any text that the daemon didn't write. The answer to it is a snapshot and never an error."""
     form = _FORM.fullmatch(text)
     if form is None:
         return None

@@ -3,10 +3,10 @@
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from itertools import islice
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import msgspec
@@ -27,32 +27,25 @@ from milo_discoveryd.rights.scope import ClusterScope, scoped
 from milo_discoveryd.server.calls import convert, requests, visibility
 from milo_discoveryd.server.calls.access import AccessControl, CallContext
 from milo_discoveryd.server.calls.grpc_errors import CallError, NotFoundError, PreconditionError, UnavailableError
+from milo_discoveryd.server.calls.in_flight import CallSlot, InFlightCalls
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
-from milo_discoveryd.server.calls.listings import ListingOwner, Listings
+from milo_discoveryd.server.calls.listings import ListingOwner, Listings, Page
 from milo_discoveryd.server.calls.revision import Position, TokenSigner
+from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
 from milo_discoveryd.server.calls.stream import RETRY_S, Send, Stream, StreamMetrics
+from milo_discoveryd.server.calls.verification import HANDOUT_MAX_AGE_S, Freshness, StreamVerification
 
 NAME = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
 CLUSTERS_PER_STEP = 250
-"""Clusters of a page that are written while nobody else is served: two milliseconds."""
-
-
-class RpcContext(Protocol):
-    """What is needed of grpc.aio's context."""
-
-    async def write(self, message: bytes) -> None: ...
-
-    def peer(self) -> str: ...
-
-    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]: ...
-
-
-Identify: TypeAlias = Callable[[RpcContext], Awaitable[Caller]]
-"""Who makes a call, as the listener that it came in at has it proved. Raises CallError where the proof fails."""
+"""Clusters that are converted or counted in one step of the event loop: about two milliseconds."""
+PAGE_BYTES = 2 << 20
+"""Size limit of a page. Many clients accept messages of up to 4 MiB only."""
+CREDENTIALS_FAILING = "CREDENTIALS_UNAVAILABLE"
+"""What a caller with a limited scope learns of a failing credential source: messages may name other clusters."""
 
 
 class DaemonInfo(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon, to itself."""
+    """What the daemon tells about itself."""
 
     version: str
     mode: str
@@ -66,109 +59,131 @@ class Service:
     def __init__(
         self,
         fleet: Fleet,
-        about: DaemonInfo,
-        tally: StreamMetrics,
+        info: DaemonInfo,
+        metrics: StreamMetrics,
         issuer: Issuer,
         *,
         access: AccessControl,
-        seal: TokenSigner,
+        signer: TokenSigner,
         draw: Draw = random.random,
     ) -> None:
         self._fleet = fleet
         self._issuer = issuer
-        self._about = about
-        self._tally = tally
-        self._access = access
-        self._seal = seal
+        self._info = info
+        self._metrics = metrics
+        self.access = access
+        self._signer = signer
         self._draw = draw
-        self._listings = Listings(fleet.log, seal)
+        self._listings = Listings(fleet.log, signer)
         self._draining = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self.streams: set[Stream] = set()
 
     def drain(self) -> None:
-        """Ends the streams, each after what it is still owed."""
+        """End the streams, each after its pending changes."""
         self._draining.set()
         self._fleet.notifier.notify_now()
 
     def change_rights(self, rights: Rights) -> None:
-        """From here on; streams tell at once what that takes away and adds."""
-        self._access.rights = rights
+        """Replace the rules. Running streams send the resulting changes at once."""
+        self.access.rights = rights
         self._fleet.notifier.notify_now()
 
-    async def watch_clusters(self, request: pb.WatchClustersRequest, caller: Caller, send: Send) -> None:
-        async with self._access.authorize(caller, "WatchClusters") as call:
-            with call.streaming():
-                await self._stream(requests.watch(request, self._about.heartbeat_s), call, send)
+    async def watch_clusters(
+        self,
+        request: pb.WatchClustersRequest,
+        caller: Caller,
+        send: Send,
+        *,
+        freshness: Freshness | None = None,
+        slot: CallSlot | None = None,
+    ) -> None:
+        """`slot`: released once the stream quota has admitted the stream."""
+        async with self.access.authorize(caller, "WatchClusters", freshness) as call:
+            with call.stream_slot(request.filter.ByteSize()):
+                if slot is not None:
+                    slot.release()
+                await self._stream(requests.watch(request, self._info.heartbeat_s), call, send)
 
     async def list_clusters(self, request: pb.ListClustersRequest, caller: Caller) -> pb.ListClustersResponse:
-        async with self._access.authorize(caller, "ListClusters") as call:
+        async with self.access.authorize(caller, "ListClusters") as call:
             asked = requests.listing(request)
             self._require_synced(call)
-            source = visibility.source(self._fleet.status, call.scope)
+            source = visibility.visible_source(self._fleet.status, call.scope)
             now = self._clock()
             shown = scoped(asked.wanted, call.scope)
-            holder = ListingOwner(call.identity, call.holder(shown))
+            owner = ListingOwner(call.identity, call.holder(shown))
 
-            def still(cluster: Cluster) -> bool:
-                return call.scope.is_everything or self._seen(cluster.target.name, call) is not None
+            def is_visible(cluster: Cluster) -> bool:
+                return call.scope.is_everything or self._visible(cluster.target.name, call) is not None
 
             page = (
-                self._listings.next(asked.page_token, asked.page_size, now, holder, still)
+                self._listings.next(asked.page_token, asked.page_size, now, owner, is_visible)
                 if asked.page_token
-                else self._listings.first(shown, asked.page_size, now, holder)
+                else self._listings.first(shown, asked.page_size, now, owner)
             )
+        clusters, taken = await self._converted(page)
         return pb.ListClustersResponse(
-            clusters=await self._written(page.clusters),
-            next_page_token=page.next_token,
-            revision=self._seal.put(str(Position(self._about.epoch, page.revision)), holder.text),
-            total_size=page.total,
+            clusters=clusters,
+            next_page_token=self._listings.next_token(page, taken, now),
+            revision=self._signer.sign(str(Position(self._info.epoch, page.listing.revision)), owner.holder),
+            total_size=len(page.listing.clusters),
             source=convert.source(source, Moment(time.time(), now)),
         )
 
-    async def _counts(self, scope: ClusterScope) -> visibility.Counts:
-        """By and by, too, where each cluster is looked at."""
+    async def _counts(self, scope: ClusterScope) -> visibility.VisibleCounts:
         registry = self._fleet.registry
         if scope.is_everything:
-            return visibility.counts(registry)
-        found, records = visibility.Counts(), iter([*registry.items()])
+            return visibility.total_counts(registry)
+        found, records = visibility.VisibleCounts(), iter([*registry.items()])
         while portion := [*islice(records, CLUSTERS_PER_STEP)]:
             found += visibility.visible_counts(portion, scope)
             await asyncio.sleep(0)
         return found
 
-    async def _written(self, clusters: Sequence[Cluster]) -> list[pb.Cluster]:
-        """By and by: at one go, thousands of them would hold up everybody's events for as long as that takes."""
+    async def _converted(self, page: Page) -> tuple[list[pb.Cluster], int]:
+        """Return the page's clusters up to the size limit, and how many of its places they take."""
         found: list[pb.Cluster] = []
-        for first in range(0, len(clusters), CLUSTERS_PER_STEP):
-            found += [convert.cluster(each, self._about.epoch) for each in clusters[first : first + CLUSTERS_PER_STEP]]
-            await asyncio.sleep(0)
-        return found
+        size = 0
+        for place, cluster in enumerate(page.clusters):
+            if place % CLUSTERS_PER_STEP == 0:
+                await asyncio.sleep(0)
+            if cluster is None:
+                continue
+            message = convert.cluster(cluster, self._info.epoch)
+            size += message.ByteSize() + _FIELD_OVERHEAD
+            if size > PAGE_BYTES and found:
+                return found, place
+            found.append(message)
+        return found, len(page.clusters)
 
     async def get_cluster(self, request: pb.GetClusterRequest, caller: Caller) -> pb.GetClusterResponse:
-        async with self._access.authorize(caller, "GetCluster", cluster=requests.cut(request.name)) as call:
+        async with self.access.authorize(caller, "GetCluster", cluster=requests.truncated_name(request.name)) as call:
             name = requests.name(request.name, "name")
-            record = self._seen(name, call)
+            record = self._visible(name, call)
             if record is None:
-                perhaps = "" if self._fleet.synced else "; no complete list of the source was seen yet"
-                raise NotFoundError("NEVER_SEEN", f"{name} was never seen{perhaps}")
-        suspicion = self._fleet.pending_deletions.explain(name)
-        engagement = convert.engagement(record, None if suspicion is None else suspicion[1])
-        if (trouble := self._trouble(record, call)) is not None:
-            engagement.message += f"; no new credential for it can be had: {trouble}"
+                hint = "" if self._fleet.synced else "; no complete list of the source was read yet"
+                raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
+        pending = self._fleet.pending_deletions.explain(name)
+        engagement = convert.engagement(record, None if pending is None else pending[1])
+        if (problem := self._credential_problem(record, call)) is not None:
+            engagement.message += f"; no new credential can be obtained for it: {problem}"
         return pb.GetClusterResponse(
-            cluster=None if record.latest is None else convert.cluster(record.latest, self._about.epoch),
+            cluster=None if record.latest is None else convert.cluster(record.latest, self._info.epoch),
             engagement=engagement,
             transitions=[
-                convert.transition(each, self._about.epoch) for each in visibility.transitions(record, call.scope)
+                convert.transition(each, self._info.epoch)
+                for each in visibility.visible_transitions(record, call.scope)
             ],
         )
 
     async def issue_kubeconfig(self, request: pb.IssueKubeconfigRequest, caller: Caller) -> pb.IssueKubeconfigResponse:
         try:
-            async with self._access.authorize(caller, "IssueKubeconfig", cluster=requests.cut(request.cluster)) as call:
+            async with self.access.authorize(
+                caller, "IssueKubeconfig", cluster=requests.truncated_name(request.cluster)
+            ) as call:
                 asked = requests.issue(request)
-                with _credential_errors():
+                with _credential_errors(call):
                     made = await self._issued(asked, call)
         except CallError as error:
             self._issuer.refused(error.reason.lower())
@@ -176,30 +191,33 @@ class Service:
         return pb.IssueKubeconfigResponse(kubeconfig=convert.kubeconfig(made))
 
     async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
-        async with self._access.authorize(caller, "GetServerInfo") as call:
+        async with self.access.authorize(caller, "GetServerInfo") as call:
             scope, to = call.scope, call.recipient
         counts = await self._counts(scope)
         sources = [each for each in self._issuer.health() if to is not None and to.terms.allow(each.name)]
+        problem = None if scope.is_everything else CREDENTIALS_FAILING
         max_ttl_s = self._issuer.max_ttl_s
         return pb.GetServerInfoResponse(
-            version=self._about.version,
-            mode=self._about.mode,
-            incarnation=self._about.epoch,
-            started_at=convert.timestamp(self._about.started_at),
-            source=convert.source(visibility.source(self._fleet.status, scope), Moment(time.time(), self._clock())),
+            version=self._info.version,
+            mode=self._info.mode,
+            incarnation=self._info.epoch,
+            started_at=convert.timestamp(self._info.started_at),
+            source=convert.source(
+                visibility.visible_source(self._fleet.status, scope), Moment(time.time(), self._clock())
+            ),
             synced=self._fleet.synced,
             counts=pb.FleetCounts(
                 engaged=counts.engaged,
                 not_ready=counts.not_ready,
                 outside_selector=counts.outside,
                 malformed=counts.malformed,
-                subscribers=len(self.streams) if scope.is_everything else call.streams,
+                subscribers=len(self.streams) if scope.is_everything else call.open_streams,
             ),
-            credential_sources=[convert.credential_source(each) for each in sources],
+            credential_sources=[convert.credential_source(each, problem) for each in sources],
             limits=pb.Limits(
                 max_kubeconfig_ttl=_duration(max_ttl_s if to is None else to.terms.ttl_s(max_ttl_s)),
-                default_heartbeat_interval=_duration(self._about.heartbeat_s),
-                stalled_timeout=_duration(self._about.stalled_s),
+                default_heartbeat_interval=_duration(self._info.heartbeat_s),
+                stalled_timeout=_duration(self._info.stalled_s),
                 max_page_size=requests.MAX_PAGE_SIZE,
                 max_filter_bytes=requests.MAX_FILTER_BYTES,
             ),
@@ -208,13 +226,13 @@ class Service:
     async def _stream(self, asked: requests.WatchRequest, call: CallContext, send: Send) -> None:
         stream = Stream(
             self._fleet,
-            self._about.epoch,
+            self._info.epoch,
             asked,
             call=call,
-            seal=self._seal,
+            signer=self._signer,
             send=send,
-            tally=self._tally,
-            stalled_s=self._about.stalled_s,
+            metrics=self._metrics,
+            stalled_s=self._info.stalled_s,
             draining=self._draining,
             rotation=await self._rotation(asked, call) if asked.with_kubeconfigs else None,
         )
@@ -226,47 +244,48 @@ class Service:
 
     async def _issued(self, asked: requests.IssueRequest, call: CallContext) -> IssuedKubeconfig:
         terms = call.require_kubeconfigs().terms
-        self._require_synced(call)  # a list that breaks off is begun anew, and all in it are other incarnations
-        cluster = self._asked_for(asked, call)
+        self._require_synced(call)  # a list that is not complete may be started again, with other incarnations
+        cluster = self._requested_cluster(asked, call)
         call.charge_kubeconfig()
         lease = self._issuer.lease(cluster, asked.ttl_s, terms)
         await (lease.wait_for_source() if asked.as_command else lease.wait())
         # Checked again, because the cluster and the rules may have changed during the wait. No `await` from here on.
-        to, now = call.require_kubeconfigs(), self._asked_for(asked, call)
+        to, now = call.require_kubeconfigs(), self._requested_cluster(asked, call)
         if (now, to.terms) != (cluster, terms):
             lease = self._issuer.lease(now, asked.ttl_s, to.terms)
-        incarnation = convert.incarnation(self._about.epoch, now.incarnation)
+        incarnation = convert.incarnation(self._info.epoch, now.incarnation)
         return lease.issue_exec(incarnation, to) if asked.as_command else lease.issue(incarnation, to)
 
-    def _seen(self, name: str, call: CallContext) -> ClusterRecord | None:
-        return visibility.seen(name, self._fleet.registry[name], call.scope)
+    def _visible(self, name: str, call: CallContext) -> ClusterRecord | None:
+        return visibility.visible_record(name, self._fleet.registry[name], call.scope)
 
-    def _asked_for(self, asked: requests.IssueRequest, call: CallContext) -> Cluster:
-        record = self._seen(asked.cluster, call)
+    def _requested_cluster(self, asked: requests.IssueRequest, call: CallContext) -> Cluster:
+        record = self._visible(asked.cluster, call)
         cluster = None if record is None else record.cluster
         if cluster is None:
-            raise NotFoundError("NOT_ENGAGED", f"{asked.cluster} is not engaged")
-        incarnation = convert.incarnation(self._about.epoch, cluster.incarnation)
+            raise NotFoundError("NOT_ENGAGED", f"cluster {asked.cluster!r} is not engaged")
+        incarnation = convert.incarnation(self._info.epoch, cluster.incarnation)
         if asked.incarnation not in ("", incarnation):
             raise PreconditionError(
                 "OTHER_INCARNATION",
-                f"{asked.cluster} is engaged as incarnation {incarnation}, not as the one that was asked for",
+                f"cluster {asked.cluster!r} is engaged as incarnation {incarnation}, not {asked.incarnation!r}",
             )
         return cluster
 
-    def _trouble(self, record: ClusterRecord, call: CallContext) -> str | None:
+    def _credential_problem(self, record: ClusterRecord, call: CallContext) -> str | None:
         to = call.recipient
-        return None if record.cluster is None or to is None else self._issuer.problem(record.cluster, to.terms)
+        problem = None if record.cluster is None or to is None else self._issuer.problem(record.cluster, to.terms)
+        return problem if problem is None or call.scope.is_everything else CREDENTIALS_FAILING
 
     async def _rotation(self, asked: requests.WatchRequest, call: CallContext) -> KubeconfigRotation:
-        with _credential_errors():
+        with _credential_errors(call):
             refusal = await self._issuer.refusal(call.require_kubeconfigs().terms)
             if refusal is not None:
                 raise refusal
         return KubeconfigRotation(
             self._fleet,
             self._issuer,
-            self._about.epoch,
+            self._info.epoch,
             shown=scoped(asked.wanted, call.scope),
             ttl_s=asked.kubeconfig_ttl_s,
             call=call,
@@ -277,24 +296,27 @@ class Service:
 
     def _require_synced(self, call: CallContext) -> None:
         if not self._fleet.synced:
-            source = visibility.source(self._fleet.status, call.scope)
+            source = visibility.visible_source(self._fleet.status, call.scope)
             raise UnavailableError(
                 "NOT_SYNCED",
-                f"no complete list of the source was seen yet ({source.message or source.reason})",
+                f"no complete list of the source was read yet ({source.message or source.reason}); retry",
                 retry_after_s=RETRY_S,
             )
 
 
 @contextmanager
-def _credential_errors() -> Iterator[None]:
-    """Why no kubeconfig can be had, as callers are told it."""
+def _credential_errors(call: CallContext) -> Iterator[None]:
+    """Map credential errors to call errors. Callers with a limited scope don't get messages that may name others."""
+    is_limited = not call.scope.is_everything
     try:
         yield
     except UnfitError as error:
+        problem = "no credential source can serve it" if is_limited else str(error)
         advice = "configure one of kubeconfigs.sources, or ask without kubeconfigs"
-        raise PreconditionError("NO_CREDENTIAL_SOURCE", f"{error}: {advice}") from error
+        raise PreconditionError("NO_CREDENTIAL_SOURCE", f"{problem}: {advice}") from error
     except CredentialUnavailableError as error:
-        raise UnavailableError("CREDENTIALS_UNAVAILABLE", str(error), retry_after_s=error.retry_after_s) from error
+        message = "no credential can be obtained at present; retry" if is_limited else str(error)
+        raise UnavailableError(CREDENTIALS_FAILING, message, retry_after_s=error.retry_after_s) from error
 
 
 def _duration(seconds: float) -> Duration:
@@ -303,16 +325,19 @@ def _duration(seconds: float) -> Duration:
     return duration
 
 
+_FIELD_OVERHEAD = 5
+"""Tag and length of one cluster within a page."""
+
 Unary: TypeAlias = Callable[[Any, Caller], Awaitable[Any]]
 
 
-def handlers(service: Service, identify: Identify) -> grpc.GenericRpcHandler:
-    """Of the calls at a listener that knows who calls. Batches of a stream are bytes already; all else is serialised
-    here."""
+def handlers(service: Service, authenticator: Authenticator, in_flight: InFlightCalls) -> grpc.GenericRpcHandler:
+    """Return the service's handlers for one listener. Batches of a stream are serialized already."""
 
-    def unary(call: Unary, request_type: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+    def unary(call: Unary, request_type: Any, *, max_age_s: float | None = None) -> "grpc.RpcMethodHandler[Any, Any]":
         async def answer(request: Any, context: RpcContext) -> Any:
-            return await call(request, await identify(context))
+            with in_flight.slot(authenticator.origin(context).owner):
+                return await call(request, await authenticator.identify(context, max_age_s=max_age_s))
 
         return grpc.unary_unary_rpc_method_handler(
             answer,
@@ -321,15 +346,45 @@ def handlers(service: Service, identify: Identify) -> grpc.GenericRpcHandler:
         )
 
     async def watch(request: pb.WatchClustersRequest, context: RpcContext) -> None:
-        caller = await identify(context)
+        with in_flight.slot(authenticator.origin(context).owner) as slot:
+            caller = await authenticator.identify(context)
+            async with _verified(caller, context) as freshness:
+                await service.watch_clusters(request, caller, context.write, freshness=freshness, slot=slot)
+
+    @asynccontextmanager
+    async def _verified(caller: Caller, context: RpcContext) -> AsyncIterator[Freshness | None]:
+        """End the stream when the caller's authentication expires, or its token is rejected."""
+        loop = asyncio.get_running_loop()
+        rejected: CallError | None = None
+        expires_at = caller.expires_at
+
+        async def verify(verification: StreamVerification) -> None:
+            nonlocal rejected
+            try:
+                await verification.run()
+            except CallError as error:
+                rejected = error
+                expiry.reschedule(loop.time())
+
+        def authenticate(max_age_s: float) -> Awaitable[Caller]:
+            return authenticator.identify(context, max_age_s=max_age_s)
+
+        verification = StreamVerification(caller, authenticate, loop.time) if caller.user else None
+        reviewing = None
         try:
-            async with asyncio.timeout(None if caller.until is None else caller.until - time.time()) as proved:
-                await service.watch_clusters(request, caller, context.write)
+            async with asyncio.timeout(None if expires_at is None else expires_at - time.time()) as expiry:
+                reviewing = None if verification is None else loop.create_task(verify(verification))
+                yield verification
         except TimeoutError:
-            if not proved.expired():
+            if not expiry.expired():
                 raise
-            message = "what proved who you are is at its end: call again, and prove it anew"
+            if rejected is not None:
+                raise rejected from None
+            message = "the caller's certificate or token expired; authenticate again and retry"
             raise UnavailableError("IDENTITY_ENDED", message, retry_after_s=0) from None
+        finally:
+            if reviewing is not None:
+                reviewing.cancel()
 
     return grpc.method_handlers_generic_handler(
         NAME,
@@ -339,7 +394,7 @@ def handlers(service: Service, identify: Identify) -> grpc.GenericRpcHandler:
             ),
             "ListClusters": unary(service.list_clusters, pb.ListClustersRequest),
             "GetCluster": unary(service.get_cluster, pb.GetClusterRequest),
-            "IssueKubeconfig": unary(service.issue_kubeconfig, pb.IssueKubeconfigRequest),
+            "IssueKubeconfig": unary(service.issue_kubeconfig, pb.IssueKubeconfigRequest, max_age_s=HANDOUT_MAX_AGE_S),
             "GetServerInfo": unary(service.get_server_info, pb.GetServerInfoRequest),
         },
     )

@@ -1,4 +1,4 @@
-"""A span around each call, in the caller's trace. Imported only where traces are on: see `telemetry.traces`."""
+"""Tracing: a span around each call, in the caller's trace. Imported only if traces are enabled."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -9,7 +9,7 @@ from opentelemetry.trace import SpanKind, StatusCode, TracerProvider
 
 from milo_discoveryd.server.calls.interceptor import Handler, wrap_handler
 
-_OURS = frozenset(
+_SERVER_ERRORS = frozenset(
     {
         grpc.StatusCode.UNKNOWN,
         grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -19,11 +19,11 @@ _OURS = frozenset(
         grpc.StatusCode.DATA_LOSS,
     }
 )
-"""Statuses that are a server's failure; by the others, a caller is told of their own."""
+"""Statuses that count as failures of the server, as OpenTelemetry defines them."""
 
 
-class Tracing(grpc.aio.ServerInterceptor):
-    """Stands outside of what maps errors, so that it never sees the text of an unforeseen one."""
+class TracingInterceptor(grpc.aio.ServerInterceptor):
+    """Opens the spans. It is outside of the error mapping, so that it never sees the text of an unexpected error."""
 
     def __init__(self, provider: TracerProvider) -> None:
         self._tracer = provider.get_tracer("milo_discoveryd.server")
@@ -37,7 +37,7 @@ class Tracing(grpc.aio.ServerInterceptor):
         metadata = {key: value for key, value in handler_call_details.invocation_metadata if isinstance(value, str)}
 
         def traced(call: Any) -> Any:
-            async def within_a_span(request: Any, context: Any) -> Any:
+            async def in_span(request: Any, context: Any) -> Any:
                 with self._tracer.start_as_current_span(
                     f"{service}/{method}",
                     context=extract(metadata),
@@ -57,9 +57,9 @@ class Tracing(grpc.aio.ServerInterceptor):
                         return answer
                     finally:
                         span.set_attribute("rpc.grpc.status_code", code.value[0])
-                        if code in _OURS:
+                        if code in _SERVER_ERRORS:
                             span.set_status(StatusCode.ERROR)
 
-            return within_a_span
+            return in_span
 
         return wrap_handler(await continuation(handler_call_details), traced)

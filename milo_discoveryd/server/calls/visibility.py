@@ -1,4 +1,4 @@
-"""What a caller may be told of names and numbers, beyond the clusters that are streamed and listed to them."""
+"""What a caller may learn about names and numbers, beyond the clusters that it is streamed and listed. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -6,71 +6,79 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.observation import ObjectFields
 from milo_discoveryd.model.source import SourceStatus
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Registry, Transition
 from milo_discoveryd.rights.scope import ClusterScope
 
-_NOBODY = Cluster(target=Target(name="", uid="", place=()), source_version="", engaged_at=0.0, incarnation=0)
+_PLACEHOLDER = Target(name="", uid="", place=())
 
 
-def seen(name: str, record: ClusterRecord | None, scope: ClusterScope) -> ClusterRecord | None:
-    """The record, as far as it is there for who may see this scope.
+def visible_record(name: str, record: ClusterRecord | None, scope: ClusterScope) -> ClusterRecord | None:
+    """Return the record if the scope covers its object, judged by what the object is now.
 
-    What was last engaged under the name speaks for it; of an object that never was, only its name is known.
+    Where only its name is known, as of a malformed object, the scope has to cover the name alone.
     """
-    cluster = _of(record)
-    # A name that nobody has is judged like any other, so that it takes as long.
-    is_covered = scope.matches(cluster or _NOBODY)
+    fields = _fields(record)
+    # An unknown name is judged as well, so that it takes as long.
+    is_covered = scope.covers(fields or _PLACEHOLDER)
     if record is None or scope.is_everything:
         return record
-    return record if (is_covered if cluster is not None else scope.covers_by_name(name)) else None
+    return record if (is_covered if fields is not None else scope.covers_by_name(name)) else None
 
 
-def transitions(record: ClusterRecord, scope: ClusterScope) -> Iterable[Transition]:
-    """Those of the incarnation that is seen: to whom the name belonged before may not be theirs to know."""
+def visible_transitions(record: ClusterRecord, scope: ClusterScope) -> Iterable[Transition]:
+    """Return the transitions of the current object's last incarnation: earlier ones may be another tenant's."""
     if scope.is_everything:
         return record.transitions
-    cluster = _of(record)
+    cluster = _current(record)
     return [each for each in record.transitions if cluster is not None and each.incarnation == cluster.incarnation]
 
 
-class Counts(msgspec.Struct, frozen=True, kw_only=True):
+class VisibleCounts(msgspec.Struct, frozen=True, kw_only=True):
     engaged: int = 0
     not_ready: int = 0
     outside: int = 0
     malformed: int = 0
 
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
+    def __add__(self, other: "VisibleCounts") -> "VisibleCounts":
+        return VisibleCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
 
 
-def counts(registry: Registry) -> Counts:
-    """Of all there is."""
+def total_counts(registry: Registry) -> VisibleCounts:
     return _counts({state: registry.count(state) for state in ObjectState}, registry.engaged)
 
 
-def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterScope) -> Counts:
-    """Of what is there for who may see this scope, among some that are given by their names."""
-    visible = [record for name, record in records if seen(name, record, scope)]
+def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterScope) -> VisibleCounts:
+    """Count those of some records that the scope covers."""
+    visible = [record for name, record in records if visible_record(name, record, scope)]
     return _counts(Counter(record.state for record in visible), sum(record.engaged for record in visible))
 
 
-def _counts(standings: Mapping[ObjectState, int], engaged: int) -> Counts:
-    return Counts(
+def _counts(states: Mapping[ObjectState, int], engaged: int) -> VisibleCounts:
+    return VisibleCounts(
         engaged=engaged,
-        not_ready=standings[ObjectState.NOT_READY],
-        outside=standings[ObjectState.OUTSIDE],
-        malformed=standings[ObjectState.MALFORMED],
+        not_ready=states[ObjectState.NOT_READY],
+        outside=states[ObjectState.OUTSIDE],
+        malformed=states[ObjectState.MALFORMED],
     )
 
 
-def source(status: SourceStatus, scope: ClusterScope) -> SourceStatus:
-    """Its words for people may count clusters, or name servers."""
+def visible_source(status: SourceStatus, scope: ClusterScope) -> SourceStatus:
+    """Return the status, without its message for a limited scope: messages count clusters and name servers."""
     return status if scope.is_everything else msgspec.structs.replace(status, message="")
 
 
-def _of(record: ClusterRecord | None) -> Cluster | None:
-    """The cluster, unless the name belongs to another object by now, of which less is known."""
-    if record is None or record.latest is None or record.latest.target.uid != record.uid:
+def _fields(record: ClusterRecord | None) -> Target | ObjectFields | None:
+    """Return what the object under the name is now; None if nothing but its name is known."""
+    if record is None or (record.state is ObjectState.MALFORMED and not record.engaged):
         return None
-    return record.latest
+    if record.present is not None:
+        return record.present
+    cluster = _current(record)
+    return None if cluster is None else cluster.target
+
+
+def _current(record: ClusterRecord) -> Cluster | None:
+    """Return the cluster as it is or was last engaged, unless another object has taken the name since."""
+    return record.latest if record.latest and record.latest.object_uid == record.uid else None

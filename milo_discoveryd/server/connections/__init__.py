@@ -1,1 +1,1 @@
-"""Accepting connections: addresses, TLS, peer credentials, and connection budgets."""
+"""Accepting connections: addresses, TLS, peer credentials, bearer tokens, and connection budgets."""

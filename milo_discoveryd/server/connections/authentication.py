@@ -1,50 +1,62 @@
-"""How a listener finds out who calls."""
+"""Authentication of callers: by listener, and by bearer token."""
 
 from typing import Protocol
 
 import msgspec
 
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.identity.review_budget import Origin
 from milo_discoveryd.identity.token_review import TokenRejectedError, TokenReviewUnavailableError
-from milo_discoveryd.identity.token_review_cache import TokenUser
+from milo_discoveryd.identity.token_review_cache import ACCEPTED_S, TokenUser
 from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError, UnavailableError
-from milo_discoveryd.server.calls.service import Identify, RpcContext
-from milo_discoveryd.server.connections.rejection_log import RejectionLog
+from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
+from milo_discoveryd.server.paced_audit import PacedAudit
 
 
-class TokenAuthenticator(Protocol):
-    async def user(self, token: str) -> TokenUser:
+class Reviewer(Protocol):
+    async def authenticate(self, token: str, origin: Origin, *, max_age_s: float) -> TokenUser:
         """Raises TokenRejectedError and TokenReviewUnavailableError."""
 
 
-def identify_by_listener(listener: str) -> Identify:
-    """Whoever may connect there; that is all that is known."""
+class ListenerAuthentication:
+    """Knows no more of a caller than the listener that it called."""
 
-    async def identify(context: RpcContext) -> Caller:
-        return Caller(listener=listener, peer=context.peer())
+    def __init__(self, listener: str) -> None:
+        self._listener = listener
 
-    return identify
+    async def identify(self, context: RpcContext, *, max_age_s: float | None = None) -> Caller:
+        return Caller(listener=self._listener, peer=context.peer())
+
+    def origin(self, context: RpcContext) -> Origin:
+        return Origin(context.peer())
 
 
-def identify_by_token(connected: Identify, reviews: TokenAuthenticator, rejections: RejectionLog) -> Identify:
-    """Besides what the connection proves: who shows a token is whom it is of, and who shows none proves no more."""
+class BearerAuthentication:
+    """Adds the user of a call's bearer token to what the connection proves. Calls without a token are let through."""
 
-    async def identify(context: RpcContext) -> Caller:
-        caller = await connected(context)
+    def __init__(self, connection: Authenticator, reviewer: Reviewer, audit: PacedAudit) -> None:
+        self._connection = connection
+        self._reviewer = reviewer
+        self._audit = audit
+
+    async def identify(self, context: RpcContext, *, max_age_s: float | None = None) -> Caller:
+        caller = await self._connection.identify(context)
         try:
             token = _bearer(context)
             if token is None:
                 return caller
-            user = await reviews.user(token)
+            max_age_s = ACCEPTED_S if max_age_s is None else max_age_s
+            user = await self._reviewer.authenticate(token, self.origin(context), max_age_s=max_age_s)
         except TokenRejectedError as error:
-            rejections.tell(caller, "TOKEN_REJECTED", str(error))
-            raise UnauthenticatedError("TOKEN_REJECTED", f"your bearer token was turned down: {error}") from None
+            self._audit.refused(caller, "", "TOKEN_REJECTED", problem=str(error))
+            raise UnauthenticatedError("TOKEN_REJECTED", f"bearer token rejected: {error}") from None
         except TokenReviewUnavailableError as error:
             raise UnavailableError("TOKEN_NOT_REVIEWED", str(error), retry_after_s=error.retry_after_s) from None
-        ends = [each for each in (caller.until, user.until) if each is not None]
-        return msgspec.structs.replace(caller, user=user.name, groups=user.groups, until=min(ends, default=None))
+        ends = [each for each in (caller.expires_at, user.expires_at) if each is not None]
+        return msgspec.structs.replace(caller, user=user.name, groups=user.groups, expires_at=min(ends, default=None))
 
-    return identify
+    def origin(self, context: RpcContext) -> Origin:
+        return self._connection.origin(context)
 
 
 def _bearer(context: RpcContext) -> str | None:
@@ -54,5 +66,5 @@ def _bearer(context: RpcContext) -> str | None:
         return None
     scheme, _, token = str(shown[0]).partition(" ")
     if len(shown) > 1 or scheme.lower() != "bearer" or not token.strip():
-        raise TokenRejectedError('the call\'s metadata has to have one "authorization: Bearer TOKEN"')
+        raise TokenRejectedError('the metadata must hold exactly one "authorization: Bearer TOKEN"')
     return token.strip()

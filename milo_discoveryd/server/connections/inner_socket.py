@@ -1,7 +1,7 @@
-"""A gRPC server's socket that nobody but we can reach, and connections to it by which their calls are known again.
+"""The socket on which gRPC serves connections that the acceptor proxies.
 
-gRPC tells a handler no more of who calls than the address of the connection's other end. So each connection that we
-make to it has an address that nobody can guess or take; and its socket has no name: a descriptor of ours leads there.
+gRPC tells handlers nothing of a caller but the peer address. So each proxied connection is bound to an address that can
+be neither guessed nor taken, and the socket has no path: only a file descriptor of this process leads to it.
 """
 
 import asyncio
@@ -15,8 +15,8 @@ import grpc
 
 from milo_discoveryd.daemon_errors import StartError
 
-_MEMORY = Path("/dev/shm")  # noqa: S108 - for a folder that only we can enter; writable even where the root file system is not
-_FULL_AGAIN_S = 0.01
+_MEMORY = Path("/dev/shm")  # noqa: S108 - a private folder is made there; writable even with a read-only root
+_BACKLOG_RETRY_S = 0.01
 
 
 class InnerSocket:
@@ -25,7 +25,7 @@ class InnerSocket:
 
     def bind(self, server: grpc.aio.Server) -> None:
         """Raises StartError."""
-        folder = _folder()
+        folder = _private_folder()
         path = folder / "s"
         try:
             server.add_insecure_port(f"unix:{path}")
@@ -37,21 +37,21 @@ class InnerSocket:
             folder.rmdir()
 
     async def connect(self) -> tuple[str, socket.socket]:
-        """The connection, and what gRPC's handlers will be told its other end is. Raises OSError."""
+        """Return the peer address that gRPC's handlers will see, and the connection. Raises OSError."""
         assert self._descriptor is not None
         name = secrets.token_hex(16)
         connected = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             connected.bind(f"\0{name}")
-            while not self._has_room_for(connected):  # noqa: ASYNC110 - nothing would tell us when it has
-                await asyncio.sleep(_FULL_AGAIN_S)
+            while not self._try_connect(connected):  # noqa: ASYNC110 - the kernel has no event for a free backlog slot
+                await asyncio.sleep(_BACKLOG_RETRY_S)
         except BaseException:
             connected.close()
             raise
         return f"unix-abstract:{name}", connected
 
-    def _has_room_for(self, connected: socket.socket) -> bool:
-        """Connects it, unless as many wait as may: gRPC has not come to accept them yet."""
+    def _try_connect(self, connected: socket.socket) -> bool:
+        """Connect, or return False if gRPC's backlog is full."""
         try:
             connected.connect(f"/proc/self/fd/{self._descriptor}")
         except BlockingIOError:
@@ -64,8 +64,7 @@ class InnerSocket:
             self._descriptor = None
 
 
-def _folder() -> Path:
-    """Ours alone, and for a moment only."""
+def _private_folder() -> Path:
     try:
         return Path(tempfile.mkdtemp(prefix="milo-discoveryd-", dir=_MEMORY))
     except OSError:

@@ -1,4 +1,4 @@
-"""What to listen on, and what whoever calls there has proved."""
+"""Listeners: an address, and how callers are authenticated there."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ class UnixAddress(msgspec.Struct, frozen=True):
     path: Path
     mode: int = 0o660
     group: int | None = None
-    """A group id that the socket is given to; None: the process' own."""
+    """The gid that the socket is given. None: the group of the process."""
     owner: int | None = None
 
     def __str__(self) -> str:
@@ -30,25 +30,28 @@ class TcpAddress(msgspec.Struct, frozen=True):
 
 
 class Listener(msgspec.Struct, frozen=True, kw_only=True):
-    """One place to call at. Each has a gRPC server of its own."""
+    """One address, served by a gRPC server of its own."""
 
     name: str
     address: UnixAddress | TcpAddress
     tls: ServerTls | None = None
-    """Of TCP. Without one everybody who gets there may call: the settings see to it that it is loopback."""
+    """For TCP. Without TLS any local process may call; the settings then allow loopback addresses only."""
     peer_credentials: bool = False
-    """Of Unix sockets: ask the kernel whose process connects."""
+    """For Unix sockets: identify callers by the process that connected."""
     tokens: bool = False
-    """Have the bearer tokens of calls reviewed."""
+    """Review the bearer tokens of calls."""
     connections: int = CONNECTIONS
-    """At once."""
+    """The connection limit."""
 
     @property
     def has_acceptor(self) -> bool:
-        """Whether we accept connections ourselves, and pass them on to gRPC."""
-        return self.tls is not None or self.peer_credentials
+        """Whether the daemon accepts connections itself and proxies them to gRPC.
+
+        Bearer tokens on a Unix socket need it too: their review budget is per owner of the connection.
+        """
+        return self.tls is not None or self.peer_credentials or (self.tokens and isinstance(self.address, UnixAddress))
 
     @property
     def descriptors(self) -> int:
-        """What a connection takes: its own, and two of the one behind it."""
+        """File descriptors per connection: its own, and the two ends of the proxied one."""
         return 3 if self.has_acceptor else 1

@@ -1,4 +1,4 @@
-"""Two connections made one: what comes in at either goes out at the other, as fast as that takes it."""
+"""A proxy between two connections, with backpressure in both directions."""
 
 import asyncio
 import socket
@@ -6,11 +6,11 @@ import ssl
 from typing import cast
 
 FLUSH_S = 5.0
-"""For what is still to be sent on one side when the other has ended."""
+"""How long buffered data may take to reach one side after the other has ended."""
 
 
 class ProxySide(asyncio.Protocol):
-    """One of the two. Nothing is read before they are joined, and no more than the other side takes."""
+    """One of two proxied connections. It reads only while the other side can be written to."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -31,7 +31,7 @@ class ProxySide(asyncio.Protocol):
         return self._transport
 
     def certificate(self) -> bytes:
-        """That of the other end, verified, as DER."""
+        """Return the verified certificate of the peer, as DER."""
         found = self.transport.get_extra_info("ssl_object").getpeercert(binary_form=True)
         assert isinstance(found, bytes)
         return found
@@ -39,7 +39,7 @@ class ProxySide(asyncio.Protocol):
     async def take(
         self, connected: socket.socket, context: ssl.SSLContext | None = None, *, handshake_s: float | None = None
     ) -> None:
-        """A connection that was made to us; from here on, it is this one's to close. Raises OSError."""
+        """Take over an accepted connection, after the TLS handshake if there is a context. Raises OSError."""
         self._took = True
         await asyncio.get_running_loop().connect_accepted_socket(
             lambda: self,
@@ -50,7 +50,7 @@ class ProxySide(asyncio.Protocol):
         )
 
     def close(self) -> None:
-        """When what was written is sent. Once only: closed twice, a TLS transport can't be aborted (in Python 3.11)."""
+        """Close after buffered data was sent. Only once: Python 3.11 can't abort a TLS transport closed twice."""
         if not self.transport.is_closing():
             self.transport.close()
 
@@ -59,8 +59,8 @@ class ProxySide(asyncio.Protocol):
             self._transport.abort()
 
     def drop(self, connected: socket.socket) -> None:
-        """At once. A socket that a transport has is left to it: closed beneath it, its number would soon be that of
-        another connection, which would then end with this one."""
+        """Close at once. A socket that a transport owns is left to it: its descriptor could be reused by another
+        connection before the transport closes it."""
         if not self._took:
             connected.close()
         self.abort()
@@ -74,13 +74,13 @@ class ProxySide(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._other is None:
-            # Asked to pause, a transport may have read once more already.
+            # A paused transport may deliver one more read.
             self._early.append(data)
         elif not self._other.transport.is_closing():
             self._other.transport.write(data)
 
     def eof_received(self) -> bool:
-        """Whether the connection stays open in the other direction. With TLS on either side there is no such thing."""
+        """Keep the other direction open, unless TLS is involved: it has no half-close."""
         self.has_sent_eof = True
         if self._other is None or self._other.has_sent_eof:
             return False
@@ -103,19 +103,19 @@ class ProxySide(asyncio.Protocol):
 
 
 async def proxy(one: ProxySide, other: ProxySide) -> bool:
-    """Until either is lost; then both are, and what the one still had to say has reached the other, if that reads.
+    """Proxy until one side is lost, flush the other, and close both.
 
-    Whether the other hung up on the one, which had not said all yet.
+    Return whether `other` closed the connection before `one` had sent all.
     """
     one.join(other)
     other.join(one)
     try:
         await asyncio.wait((one.lost, other.lost), return_when=asyncio.FIRST_COMPLETED)
-        hung_up = other.lost.done() and not (one.lost.done() or one.has_sent_eof)
-        for leg in (one, other):
-            leg.close()
+        closed_by_other = other.lost.done() and not (one.lost.done() or one.has_sent_eof)
+        for side in (one, other):
+            side.close()
         await asyncio.wait((one.lost, other.lost), timeout=FLUSH_S)
-        return hung_up
+        return closed_by_other
     finally:
-        for leg in (one, other):
-            leg.abort()
+        for side in (one, other):
+            side.abort()

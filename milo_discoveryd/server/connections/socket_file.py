@@ -1,11 +1,11 @@
-"""A Unix socket's file, ours alone.
+"""The file of a Unix socket, which must belong to this daemon alone.
 
-Binding a Unix socket that another daemon serves succeeds, and takes its clients away without a word; and when the thief
-stops, gRPC removes the path that by then belongs to somebody else. Hence the lock, held for life; the look every few
-seconds whether the path is still ours; and a name that gRPC doesn't know: another one is bound, and then renamed.
+Binding the path of a socket that another daemon serves would silently take over its clients. And gRPC removes the path
+that it bound when it stops, even if it belongs to another daemon by then. So the daemon holds a lock while it runs,
+checks the path every few seconds, and binds a temporary name that is then renamed.
 
-Whoever may write in the folder could put another socket in its place, and be taken for this daemon: so nobody may but
-its owner, who is us or root.
+A process that can write to the folder could replace the socket and impersonate the daemon, so only the folder's owner
+may be able to, and the owner must be the daemon's user or root.
 """
 
 import fcntl
@@ -22,8 +22,8 @@ from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.server.connections.listener import UnixAddress
 
 
-class _Looks(msgspec.Struct, frozen=True):
-    """All of a file that somebody else could have changed."""
+class _FileState(msgspec.Struct, frozen=True):
+    """What could be changed about the file."""
 
     device: int
     inode: int
@@ -37,12 +37,12 @@ class SocketFile:
     def __init__(self, address: UnixAddress) -> None:
         self._address = address
         self._lock: IO[str] | None = None
-        self._looks: _Looks | None = None
+        self._state: _FileState | None = None
 
     def claim(self, bind: Callable[[Path], object]) -> None:
-        """`bind` makes a socket at the path that it is given; then it is at ours, whole, with its mode and owners.
+        """Create the socket atomically, with its mode and owner. `bind` creates one at the path that it is given.
 
-        Raises StartError. What `bind` raises as OSError or RuntimeError is why it can't listen.
+        Raises StartError. `bind` may raise OSError or RuntimeError.
         """
         path = self._address.path
         self._prepare_folder(path.parent)
@@ -50,7 +50,7 @@ class SocketFile:
         self._refuse_foreign(path)
         made = _unused(path)
         try:
-            # With the process' umask at 0o077, the file is nobody else's from its first moment.
+            # The process' umask is 0o077, so the file is never accessible to others.
             bind(made)
             self._hand_over(made)
             made.rename(path)
@@ -58,27 +58,29 @@ class SocketFile:
             raise StartError(f"can't listen on {self._address}: {error}") from error
         finally:
             made.unlink(missing_ok=True)
-        self._looks = _looks(path)
-        if (problem := self._unlike_asked()) is not None:
-            raise StartError(f"{path} {problem}: its file system does not keep what it is told, so listen elsewhere")
+        self._state = _file_state(path)
+        if (problem := self._unlike_address()) is not None:
+            raise StartError(
+                f"{path} {problem}: its file system does not store modes and owners; listen on another one"
+            )
 
     def lost(self) -> str | None:
-        """What is wrong with the path, if it is no longer ours."""
-        path, found = self._address.path, _looks(self._address.path)
-        if found == self._looks:
+        """Return what is wrong with the path, or None."""
+        path, found = self._address.path, _file_state(self._address.path)
+        if found == self._state:
             return None
         if found is None:
             return f"{path} was removed"
-        before = self._looks
+        before = self._state
         if before is None or (found.device, found.inode) != (before.device, before.inode):
             return f"{path} was replaced by another file"
         return f"{path} was given another mode, owner or name"
 
     def close(self) -> None:
-        """Removes the socket, if it is still ours, and gives the lock back."""
-        if self._looks is not None and self.lost() is None:
+        """Remove the socket unless it was replaced, and release the lock."""
+        if self._state is not None and self.lost() is None:
             self._address.path.unlink()
-        self._looks = None
+        self._state = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -96,32 +98,32 @@ class SocketFile:
                 raise StartError(f"can't give {self._address.path} to {to}: {error.strerror}; {help_}") from error
         path.chmod(self._address.mode)
 
-    def _unlike_asked(self) -> str | None:
-        asked, found = self._address, self._looks
+    def _unlike_address(self) -> str | None:
+        asked, found = self._address, self._state
         if found is None:
-            return "is gone as soon as it was made"
+            return "disappeared as soon as it was created"
         if stat.S_IMODE(found.mode) != asked.mode:
-            return f"has mode {stat.S_IMODE(found.mode):#o} where {asked.mode:#o} was asked for"
+            return f"has mode {stat.S_IMODE(found.mode):#o} instead of {asked.mode:#o}"
         if asked.owner not in (None, found.owner) or asked.group not in (None, found.group):
-            return f"belongs to user {found.owner} and group {found.group}, which was not asked for"
-        return None if found.links == 1 else f"has {found.links} names"
+            return f"belongs to user {found.owner} and group {found.group}, which is not what was configured"
+        return None if found.links == 1 else f"has {found.links} hard links"
 
     def _prepare_folder(self, folder: Path) -> None:
         try:
             if not folder.exists():
                 folder.mkdir(parents=True)
-                # Whoever may open the socket by its group has to get there, whatever the process' umask leaves.
+                # The umask would keep the socket's group out of the folder.
                 os.chown(folder, -1, -1 if self._address.group is None else self._address.group)
                 folder.chmod(0o750)
         except OSError as error:
-            raise StartError(f"can't make the folder {folder} for the socket: {error.strerror}") from error
+            raise StartError(f"can't create the socket's folder {folder}: {error.strerror}") from error
         if (problem := folder_problem(folder)) is not None:
             raise StartError(": ".join(problem))
 
     def _take_lock(self, path: Path) -> None:
         lock_path = path.with_name(path.name + ".lock")
         try:
-            # O_NOFOLLOW: a link here would have us open, and create, a file of somebody else's choice.
+            # O_NOFOLLOW: through a link here, another user could make the daemon create a file elsewhere.
             descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise StartError(f"can't open the lock file {lock_path}: {error.strerror}") from error
@@ -133,7 +135,7 @@ class SocketFile:
             lock.close()
             raise StartError(
                 f"{path} is in use by another daemon{f' (process {holder})' if holder else ''}: "
-                "stop that one, or listen elsewhere"
+                "stop it, or listen on another path"
             ) from None
         lock.seek(0)
         lock.truncate()
@@ -148,37 +150,37 @@ class SocketFile:
             return
         if not stat.S_ISSOCK(mode):
             kind = "a symbolic link" if stat.S_ISLNK(mode) else "not a socket"
-            raise StartError(f"{path} exists and is {kind}: remove it, or listen elsewhere")
+            raise StartError(f"{path} exists and is {kind}: remove it, or listen on another path")
 
 
 def folder_problem(folder: Path) -> tuple[str, str] | None:
-    """Why a socket in this folder would not be safely ours, and the mend."""
+    """Return why a socket in this folder could be replaced, and the fix; None if it can't."""
     found = folder.lstat()
-    who = None
+    how = None
     if stat.S_ISLNK(found.st_mode):
         return f"the socket's folder {folder} is a symbolic link", f"listen in {folder.resolve()} itself"
     if not stat.S_ISDIR(found.st_mode):
-        return f"the socket's folder {folder} is not a folder", "remove it, or listen elsewhere"
+        return f"the socket's folder {folder} is not a folder", "remove it, or listen on another path"
     if found.st_uid not in (0, os.geteuid()):
-        who, mend = f"belongs to user {found.st_uid}, who", "listen in a folder of ours, or of root's"
+        how, fix = f"belongs to user {found.st_uid}, which", "listen in a folder of the daemon's user or of root"
     elif found.st_mode & stat.S_IWOTH:
-        who, mend = "is writable for everybody, so anybody", f"chmod o-w {folder}, or listen in a folder in it"
+        how, fix = "is world-writable, so any user", f"chmod o-w {folder}, or listen in a subfolder"
     elif found.st_mode & stat.S_IWGRP and not found.st_mode & stat.S_ISVTX:
-        group = f"is writable for group {found.st_gid}, so any of it"
-        who, mend = group, f"chmod g-w {folder}, or listen in a folder in it"
-    return None if who is None else (f"the socket's folder {folder} {who} could put another socket in its place", mend)
+        how = f"is writable for group {found.st_gid}, so its members"
+        fix = f"chmod g-w {folder}, or listen in a subfolder"
+    return None if how is None else (f"the socket's folder {folder} {how} could replace the socket", fix)
 
 
 def _unused(path: Path) -> Path:
-    """A name beside it, seldom longer: a socket's path has 107 characters at most."""
+    """Return a free name in the same folder. It is short, because a socket's path may have 107 characters at most."""
     while (other := path.with_name(f".{secrets.token_hex(2)[1:]}")).exists():
         pass
     return other
 
 
-def _looks(path: Path) -> _Looks | None:
+def _file_state(path: Path) -> _FileState | None:
     try:
         found = path.lstat()
     except FileNotFoundError:
         return None
-    return _Looks(found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_nlink)
+    return _FileState(found.st_dev, found.st_ino, found.st_mode, found.st_uid, found.st_gid, found.st_nlink)

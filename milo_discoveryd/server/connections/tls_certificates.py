@@ -1,4 +1,4 @@
-"""TLS as a server: 1.3, and nobody without a certificate. Its files may be renewed while it runs."""
+"""Server TLS: version 1.3, with client certificates. Its files may be renewed at any time."""
 
 import ssl
 from pathlib import Path
@@ -15,33 +15,31 @@ log = structlog.get_logger()
 class ServerTls:
     def __init__(self, *, certificate: Path, key: Path, client_ca: Path) -> None:
         self._files = tuple(FileContent(path) for path in (certificate, key, client_ca))
-        self._made_of: tuple[bytes, ...] = ()
-        self._refused: tuple[bytes, ...] = ()
+        self._content: tuple[bytes, ...] = ()
+        self._rejected: tuple[bytes, ...] = ()
         self._context: ssl.SSLContext | None = None
 
     @property
     def client_ca(self) -> bytes:
-        """By which clients are verified now."""
-        return self._made_of[2]
+        """The CA file that clients are verified with now."""
+        return self._content[2]
 
     def context(self) -> ssl.SSLContext:
-        """Of what is in the files; while that doesn't fit together, as in the middle of a renewal, what there was.
+        """Return a context for the current files, or the last good one while they don't match, as during a renewal.
 
-        Raises StartError where there never was anything.
+        Raises StartError if they never were good.
         """
         try:
             content = tuple(file.read() for file in self._files)
-            if self._context is not None and content in (self._made_of, self._refused):
+            if self._context is not None and content in (self._content, self._rejected):
                 return self._context
-            self._context, self._made_of = _context(*content), content
+            self._context, self._content = _context(*content), content
         except (CredentialError, ssl.SSLError, ValueError) as error:
             where = ", ".join(str(file.path) for file in self._files)
             if self._context is None:
-                raise StartError(
-                    f"the certificate, its key and the CA of clients ({where}) can't be used: {error}"
-                ) from error
-            self._refused = content
-            log.warning("renewed certificate refused", files=where, problem=str(error))
+                raise StartError(f"can't use the certificate, its key and the client CA ({where}): {error}") from error
+            self._rejected = content
+            log.warning("renewed certificate rejected", files=where, problem=str(error))
         return self._context
 
 
@@ -49,11 +47,11 @@ def _context(certificate: bytes, key: bytes, client_ca: bytes) -> ssl.SSLContext
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
-    # A resumed session would bring back a certificate that was verified long ago, perhaps by another CA.
+    # A resumed session would keep a certificate that was verified earlier, perhaps with another CA.
     context.num_tickets = 0
     context.set_alpn_protocols(["h2"])
     context.load_verify_locations(cadata=client_ca.decode("ascii", "ignore"))
     with as_file(certificate.rstrip() + b"\n" + key) as path:
-        # A password callback that gives none, so that an encrypted key is an error rather than a prompt.
+        # An empty password, so that an encrypted key is an error and not a prompt.
         context.load_cert_chain(path, password=lambda: b"")
     return context

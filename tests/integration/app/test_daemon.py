@@ -95,7 +95,7 @@ async def test_o10_a_part_that_dies_ends_the_daemon(place: Place, part: type, mo
     async def die(*_: object) -> None:
         raise RuntimeError("a part died")
 
-    monkeypatch.setattr(part, "guard" if part is Server else "run", die)
+    monkeypatch.setattr(part, "watch" if part is Server else "run", die)
     async with asyncio.timeout(20):
         with pytest.raises(ExceptionGroup) as raised:
             await place.daemon().serve()

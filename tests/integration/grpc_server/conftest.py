@@ -29,7 +29,7 @@ from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.service import DaemonInfo, Service
-from milo_discoveryd.server.connections.authentication import TokenAuthenticator
+from milo_discoveryd.server.connections.authentication import Reviewer
 from milo_discoveryd.server.connections.listener import Listener, UnixAddress
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.telemetry.audit import Audit
@@ -68,7 +68,7 @@ class World:
         rights: Rights,
         limits: QuotaLimits,
         listeners: Sequence[Listener] = (),
-        reviews: TokenAuthenticator | None = None,
+        reviewer: Reviewer | None = None,
     ) -> None:
         self.metrics = Metrics()
         self.audited: list[dict[str, Any]] = []
@@ -97,15 +97,14 @@ class World:
         )
         self.access = AccessControl(rights, limits, self.audit, asyncio.get_running_loop().time)
         self.service = Service(
-            self.fleet, about, self.metrics, self.issuer, access=self.access, seal=TokenSigner(b"key")
+            self.fleet, about, self.metrics, self.issuer, access=self.access, signer=TokenSigner(b"key")
         )
         self.fleet.on(EventType.DISENGAGED, self.issuer.disengaged)
         self.server = Server(
             self.service,
             listeners or [Listener(name="here", address=UnixAddress(socket))],
             self.metrics,
-            reviews=reviews,
-            audit=self.audit,
+            reviewer=reviewer,
         )
         self.address = f"unix:{socket}"
 
@@ -202,7 +201,7 @@ async def a_world(
     rights: Rights = NO_RULES,
     limits: QuotaLimits = PLENTY,
     listeners: Sequence[Listener] = (),
-    reviews: TokenAuthenticator | None = None,
+    reviewer: Reviewer | None = None,
 ) -> AsyncIterator[World]:
     made = World(
         folder / "d.sock",
@@ -215,7 +214,7 @@ async def a_world(
         rights=rights,
         limits=limits,
         listeners=listeners,
-        reviews=reviews,
+        reviewer=reviewer,
     )
     await made.server.start()
     issuing = asyncio.create_task(made.issuer.run())

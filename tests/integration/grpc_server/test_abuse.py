@@ -156,7 +156,7 @@ ABUSES: list[Abuse] = [
 
 
 @pytest.mark.parametrize("abuse", ABUSES, ids=lambda abuse: abuse.__name__)
-async def test_others_notice_nothing_of_abuse_and_nothing_is_left_of_it(target: Target, abuse: Abuse) -> None:
+async def test_hostile_clients_do_not_affect_others_and_leave_nothing_behind(target: Target, abuse: Abuse) -> None:
     world = target.world
     world.listed(ready("alpha"))
     async with target.channel() as channel:
@@ -179,7 +179,7 @@ async def test_others_notice_nothing_of_abuse_and_nothing_is_left_of_it(target: 
         call.cancel()
 
 
-async def test_a_connection_has_no_more_streams_than_it_may(target: Target) -> None:
+async def test_connection_stream_limit(target: Target) -> None:
     world = target.world
     world.listed(ready("alpha"))
     with closing(await target.raw()) as raw:
@@ -193,7 +193,7 @@ async def test_a_connection_has_no_more_streams_than_it_may(target: Target) -> N
         assert len(world.service.streams) == STREAMS
 
 
-async def test_messages_and_metadata_are_as_large_as_they_may_be_and_no_larger(target: Target) -> None:
+async def test_message_and_metadata_size_limits(target: Target) -> None:
     target.world.listed(ready("alpha"))
     async with target.channel() as channel:
         listing = DiscoveryServiceStub(channel).ListClusters

@@ -30,7 +30,7 @@ def details(error: grpc.aio.AioRpcError) -> tuple[error_details_pb2.ErrorInfo, e
     return info, bad
 
 
-async def test_a_list_holds_the_engaged_clusters_by_name(world: World) -> None:
+async def test_list_clusters_returns_engaged_clusters_by_name(world: World) -> None:
     world.listed(ready("gamma"), ready("alpha"), ready("beta"))
     world.seen(not_ready("beta"))
     async with world.client() as stub:
@@ -39,7 +39,7 @@ async def test_a_list_holds_the_engaged_clusters_by_name(world: World) -> None:
     assert (answer.total_size, answer.next_page_token) == (2, "")
 
 
-async def test_all_pages_of_a_listing_show_one_revision(world: World) -> None:
+async def test_list_clusters_pages_show_one_revision(world: World) -> None:
     world.listed(*(ready(f"p-{number}") for number in range(5)))
     async with world.client() as stub:
         first = await stub.ListClusters(pb.ListClustersRequest(page_size=2))
@@ -52,7 +52,7 @@ async def test_all_pages_of_a_listing_show_one_revision(world: World) -> None:
     assert third.next_page_token == ""
 
 
-async def test_while_a_large_page_is_written_others_are_served(world: World) -> None:
+async def test_large_page_does_not_block_other_calls(world: World) -> None:
     world.listed(*(ready(f"p-{number}") for number in range(4 * CLUSTERS_PER_STEP)))
     page = asyncio.create_task(
         world.service.list_clusters(pb.ListClustersRequest(page_size=5000), Caller(listener="here"))
@@ -65,7 +65,7 @@ async def test_while_a_large_page_is_written_others_are_served(world: World) -> 
     assert turns >= 4
 
 
-async def test_a_stream_goes_on_from_the_revision_of_a_list(world: World) -> None:
+async def test_watch_resumes_from_list_revision(world: World) -> None:
     world.listed(ready("alpha"))
     async with world.client() as stub:
         listed = await stub.ListClusters(pb.ListClustersRequest())
@@ -97,13 +97,13 @@ async def test_bad_input_is_named(world: World, request_: pb.ListClustersRequest
     assert [violation.field for violation in bad.field_violations] == [field]
 
 
-async def test_a_negative_interval_is_named(world: World) -> None:
+async def test_negative_heartbeat_interval_is_rejected(world: World) -> None:
     async with world.subscriber(heartbeat_interval=Duration(seconds=-1)) as subscriber:
         error = await subscriber.error()
     assert [violation.field for violation in details(error)[1].field_violations] == ["heartbeat_interval"]
 
 
-async def test_nothing_is_listed_before_the_first_complete_list(world: World) -> None:
+async def test_list_clusters_is_unavailable_before_sync(world: World) -> None:
     async with world.client() as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ListClusters(pb.ListClustersRequest())
@@ -111,7 +111,7 @@ async def test_nothing_is_listed_before_the_first_complete_list(world: World) ->
     assert details(caught.value)[0].reason == "NOT_SYNCED"
 
 
-async def test_get_tells_why_a_project_is_not_engaged(world: World) -> None:
+async def test_get_cluster_explains_why_not_engaged(world: World) -> None:
     world.listed(ready("alpha"))
     world.seen(not_ready("alpha"), Malformed("beta", "uid-beta", "1", "its status is a number"))
     async with world.client() as stub:
@@ -127,7 +127,7 @@ async def test_get_tells_why_a_project_is_not_engaged(world: World) -> None:
     assert not beta.HasField("cluster")
 
 
-async def test_get_tells_of_a_deletion_that_is_not_certain_yet(world: World) -> None:
+async def test_get_cluster_reports_unconfirmed_deletion(world: World) -> None:
     world.listed(ready("alpha"))
     world.found(DeletionReported("alpha", "uid-alpha"))
     async with world.client() as stub:
@@ -143,7 +143,7 @@ async def test_get_tells_of_a_deletion_that_is_not_certain_yet(world: World) -> 
 @pytest.mark.parametrize(
     ("name", "code"), [("nobody", "NOT_FOUND"), ("", "INVALID_ARGUMENT"), ("x" * 300, "INVALID_ARGUMENT")]
 )
-async def test_get_of_a_name_that_was_never_seen(world: World, name: str, code: str) -> None:
+async def test_get_cluster_of_unknown_name_is_not_found(world: World, name: str, code: str) -> None:
     world.listed()
     async with world.client() as stub:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -151,7 +151,7 @@ async def test_get_of_a_name_that_was_never_seen(world: World, name: str, code: 
     assert caught.value.code().name == code
 
 
-async def test_server_info_counts(world: World) -> None:
+async def test_server_info_has_counts(world: World) -> None:
     world.listed(ready("alpha"), ready("beta"))
     world.seen(not_ready("beta"))
     async with world.subscriber() as subscriber, world.client() as stub:
@@ -162,7 +162,7 @@ async def test_server_info_counts(world: World) -> None:
     assert info.limits.max_page_size == 5000
 
 
-async def test_an_error_of_ours_is_told_by_its_number_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_internal_error_is_reported_as_incident_number(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(registry: Registry, name: str) -> None:
         raise ValueError("token=SECRET123")
 
@@ -175,16 +175,16 @@ async def test_an_error_of_ours_is_told_by_its_number_only(world: World, monkeyp
     assert "incident" in (caught.value.details() or "")
 
 
-async def test_health_turns_to_serving_when_told_and_to_not_serving_at_the_end(world: World) -> None:
+async def test_health_follows_readiness_and_shutdown(world: World) -> None:
     async with grpc.aio.insecure_channel(world.address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for is_ready, expected in ((False, "NOT_SERVING"), (True, "SERVING")):
-            await world.server.ready(is_ready)
+            await world.server.set_ready(is_ready)
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=NAME))
             assert health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) == expected
 
 
-async def test_reflection_names_the_service_on_a_unix_socket(world: World) -> None:
+async def test_reflection_is_available_on_unix_sockets(world: World) -> None:
     async with grpc.aio.insecure_channel(world.address) as channel:
         stub = reflection_pb2_grpc.ServerReflectionStub(channel)
         call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))

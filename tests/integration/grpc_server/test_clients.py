@@ -34,7 +34,7 @@ async def command(*arguments: str) -> str:
     return output.decode()
 
 
-async def test_a_client_shows_its_certificate(callers: list[Caller], place: Place) -> None:
+async def test_client_authenticates_with_certificate(callers: list[Caller], place: Place) -> None:
     async with tcp(place) as world, DiscoveryClient(world.address, credentials=credentials(place)) as client:
         assert len(await client.list()) == 1
         async with client.watch() as watch:
@@ -51,7 +51,7 @@ async def test_a_client_shows_its_certificate(callers: list[Caller], place: Plac
     assert {caller.sans for caller in callers} == {("uri:spiffe://example.com/ns/milo/sa/operator",)}
 
 
-async def test_a_client_shows_its_token_and_its_next_one(callers: list[Caller], tmp_path: Path) -> None:
+async def test_client_authenticates_with_token_and_its_successor(callers: list[Caller], tmp_path: Path) -> None:
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
         file = tmp_path / "token"
         file.write_text(sandbox.token(OPERATOR, audiences=["milo-discovery"], life=1.5))
@@ -65,12 +65,12 @@ async def test_a_client_shows_its_token_and_its_next_one(callers: list[Caller], 
                 world.seen(ready("beta"))
                 assert [(await anext(watch)).cluster.name for _ in range(2)] == ["alpha", "beta"]
             file.write_text("made up")
-            with pytest.raises(Unauthenticated, match="turned down"):
+            with pytest.raises(Unauthenticated, match="rejected"):
                 await client.list()
     assert [caller.user for caller in callers] == ["another"]
 
 
-async def test_the_command_shows_what_its_options_name(callers: list[Caller], tmp_path: Path) -> None:
+async def test_cli_authenticates_with_its_options(callers: list[Caller], tmp_path: Path) -> None:
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
         file = tmp_path / "token"
         file.write_text(sandbox.token(OPERATOR, audiences=["milo-discovery"]))

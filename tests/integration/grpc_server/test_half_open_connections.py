@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from milo_discovery import DiscoveryClient
-from milo_discovery import client as client_library
+from milo_discovery import _channel as client_library
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.server import server
@@ -30,9 +30,7 @@ def hundredth(options: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ..
     )
 
 
-async def test_the_daemon_ends_the_stream_of_a_subscriber_that_went_without_a_word(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_half_open_stream_is_ended_by_daemon(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(server, "OPTIONS", hundredth(server.OPTIONS))
     async with a_world(tmp_path, heartbeat_s=0.2) as world, Line(world.address.removeprefix("unix:")) as line:
         world.listed(ready("alpha"))
@@ -45,7 +43,7 @@ async def test_the_daemon_ends_the_stream_of_a_subscriber_that_went_without_a_wo
 
 
 @pytest.mark.parametrize("peer_credentials", [False, True], ids=["plain", "guarded"])
-async def test_f44_while_changes_flow_it_is_ended_alone_and_no_more_was_sent_than_fits_between(
+async def test_f44_half_open_stream_is_ended_alone_under_load(
     peer_credentials: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Told by what came before what: everybody else hears of each change while it is still waited for."""
@@ -72,9 +70,7 @@ async def test_f44_while_changes_flow_it_is_ended_alone_and_no_more_was_sent_tha
         assert line.swallowed < MOST_BETWEEN
 
 
-async def test_the_client_leaves_a_daemon_that_went_without_a_word_and_resumes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+async def test_client_leaves_half_open_daemon_and_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(client_library, "CHANNEL_OPTIONS", hundredth(client_library.CHANNEL_OPTIONS))
     async with a_world(tmp_path) as world, Line(world.address.removeprefix("unix:")) as line:
         world.listed(ready("alpha"))

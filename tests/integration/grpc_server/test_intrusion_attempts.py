@@ -101,7 +101,7 @@ async def intruder(world: World, place: Place, pair: Pair) -> AsyncIterator[Intr
 
 
 @pytest.mark.parametrize("wrong", ["another CA", "expired"])
-async def test_who_has_no_certificate_that_holds_is_told_nothing_at_all(tmp_path: Path, wrong: str) -> None:
+async def test_invalid_client_certificate_learns_nothing(tmp_path: Path, wrong: str) -> None:
     async with at_the_network(tmp_path, for_san("friends", f"uri:{FRIEND}")) as (world, place):
         san = x509.UniformResourceIdentifier(FRIEND)
         pair, why = {
@@ -142,7 +142,7 @@ WRONG_SANS = {
 
 
 @pytest.mark.parametrize("wrong", WRONG_SANS)
-async def test_whose_certificate_names_somebody_else_is_nobody_here(tmp_path: Path, wrong: str) -> None:
+async def test_certificate_with_other_name_is_denied(tmp_path: Path, wrong: str) -> None:
     friends = for_san("friends", f"uri:{FRIEND}", "uri:spiffe://example.com/ns/shop/*", "dns:operator.example.com")
     async with at_the_network(tmp_path, friends) as (world, place):
         pair = place.ca.issue(WRONG_SANS[wrong], common_name="operator.example.com")
@@ -180,7 +180,7 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-async def test_another_user_of_the_machine_is_nobody_here(open_folder: Path) -> None:
+async def test_other_uid_is_denied(open_folder: Path) -> None:
     us = Rule(CallerSelector(uids=frozenset({os.getuid()})), Grant(rule="us", scope=ALL_CLUSTERS))
     listener = Listener(name="local", address=UnixAddress(open_folder / "d.sock", 0o666), peer_credentials=True)
     async with a_world(open_folder, listeners=[listener], rights=Rights((us,))) as world:
@@ -224,7 +224,7 @@ async def shop(tmp_path: Path) -> AsyncIterator[House]:
         yield made
 
 
-async def test_labels_that_a_tenant_writes_put_his_project_into_nobody_else_s_view(shop: House) -> None:
+async def test_tenant_labels_do_not_change_organization_scope(shop: House) -> None:
     async with shop.guest("shop") as guest, guest.watching() as mine:
         assert told(await mine.until_synced()) == ["ENGAGED ours"]
         forged = of_organization("zz-organization", "theirs", **{ORGANIZATION_LABEL: "shop", "organization": "shop"})
@@ -238,7 +238,7 @@ async def test_labels_that_a_tenant_writes_put_his_project_into_nobody_else_s_vi
 @pytest.mark.parametrize(
     "name", ["..%2e", "bank-..%2e", "bank-/../ours", "bank-%2e%2e", "bank-\r\nX-Evil: 1", "bank-*"]
 )
-async def test_a_hostile_name_is_never_a_cluster_s_whoever_looks_for_it(shop: House, name: str) -> None:
+async def test_hostile_project_name_is_never_served(shop: House, name: str) -> None:
     async with shop.guest("bank") as guest, guest.watching() as mine, shop.guest("root") as root:
         assert told(await mine.until_synced()) == []
         shop.world.seen(of_organization("zz-organization", name))

@@ -39,7 +39,7 @@ async def refused(world: World, **request: object) -> tuple[grpc.StatusCode, str
     return caught.value.code(), info.reason, caught.value.details() or ""
 
 
-async def test_an_embedded_kubeconfig_has_its_times(tmp_path: Path) -> None:
+async def test_issue_embedded_kubeconfig_has_times(tmp_path: Path) -> None:
     async with a_world(tmp_path, sources=[SourceAssignment(Backend(life_s=600))]) as world:
         world.listed(ready("alpha"))
         made = await issued(world, cluster="alpha")
@@ -55,7 +55,7 @@ async def test_an_embedded_kubeconfig_has_its_times(tmp_path: Path) -> None:
     assert 590 < expires_at - issued_at <= 600
 
 
-async def test_the_exec_form_needs_no_credential_and_has_no_end(tmp_path: Path) -> None:
+async def test_issue_exec_kubeconfig_needs_no_credential(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = BackendError("down")
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
@@ -68,7 +68,7 @@ async def test_the_exec_form_needs_no_credential_and_has_no_end(tmp_path: Path) 
     assert command["env"] == [{"name": "MILO_DISCOVERY_ADDRESS", "value": "unix:///d.sock"}]
 
 
-async def test_a_cluster_that_is_not_engaged_has_none(tmp_path: Path) -> None:
+async def test_issue_kubeconfig_for_unengaged_cluster_is_not_found(tmp_path: Path) -> None:
     async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
         world.listed(ready("alpha"))
         world.seen(not_ready("alpha"))
@@ -77,7 +77,7 @@ async def test_a_cluster_that_is_not_engaged_has_none(tmp_path: Path) -> None:
             assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "NOT_ENGAGED")
 
 
-async def test_nothing_is_handed_out_of_a_list_that_may_be_begun_anew(tmp_path: Path) -> None:
+async def test_issue_kubeconfig_is_unavailable_before_sync(tmp_path: Path) -> None:
     """And nobody is told that a cluster is not engaged which may just not have come yet."""
     backend = Backend(Scope.CLUSTER)
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
@@ -90,7 +90,7 @@ async def test_nothing_is_handed_out_of_a_list_that_may_be_begun_anew(tmp_path: 
         assert (await issued(world, cluster="alpha")).cluster == "alpha"
 
 
-async def test_only_for_the_incarnation_that_was_asked_for(tmp_path: Path) -> None:
+async def test_issue_kubeconfig_checks_incarnation(tmp_path: Path) -> None:
     async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
         world.listed(ready("alpha"))
         async with world.client() as stub:
@@ -102,7 +102,7 @@ async def test_only_for_the_incarnation_that_was_asked_for(tmp_path: Path) -> No
     assert f"is engaged as incarnation {EPOCH}." in message
 
 
-async def test_without_a_source_it_says_what_to_configure(world: World) -> None:
+async def test_issue_kubeconfig_without_source_fails_precondition(world: World) -> None:
     world.listed(ready("alpha"))
     for form in (pb.KUBECONFIG_FORMAT_EMBEDDED, pb.KUBECONFIG_FORMAT_EXEC):
         code, reason, message = await refused(world, cluster="alpha", format=form)
@@ -110,7 +110,7 @@ async def test_without_a_source_it_says_what_to_configure(world: World) -> None:
         assert "kubeconfigs.sources" in message
 
 
-async def test_a_credential_that_is_not_to_be_handed_on_is_told_as_what_to_configure(tmp_path: Path) -> None:
+async def test_issue_kubeconfig_with_unfit_credential_fails_precondition(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = UnfitError("it stands in the kubeconfig")
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
@@ -122,7 +122,7 @@ async def test_a_credential_that_is_not_to_be_handed_on_is_told_as_what_to_confi
     assert "it stands in the kubeconfig" in message
 
 
-async def test_while_the_backend_is_down_it_says_when_to_try_again_and_nobody_is_disengaged(tmp_path: Path) -> None:
+async def test_issue_kubeconfig_while_source_is_down_is_unavailable(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("the backend is down")
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
@@ -139,7 +139,7 @@ async def test_while_the_backend_is_down_it_says_when_to_try_again_and_nobody_is
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
         assert retry.retry_delay.ToMilliseconds() >= 1000
         assert got.engagement.engaged
-        assert "no new credential for it can be had: the backend is down" in got.engagement.message
+        assert "the backend is down" in got.engagement.message
         (source,) = info.credential_sources
         assert (source.name, source.type, source.healthy) == ("backend", "test", False)
         assert source.message == "the backend is down"
@@ -148,7 +148,7 @@ async def test_while_the_backend_is_down_it_says_when_to_try_again_and_nobody_is
         assert (await issued(world, cluster="alpha")).cluster == "alpha"
 
 
-async def test_server_info_tells_of_the_sources_and_the_longest_ttl(tmp_path: Path) -> None:
+async def test_server_info_has_credential_sources_and_max_ttl(tmp_path: Path) -> None:
     async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
         world.listed(ready("alpha"))
         await issued(world, cluster="alpha")
@@ -175,5 +175,5 @@ async def test_bad_input_is_named(world: World, request_: dict[str, object], fie
     assert message.startswith(f"{field}: ")
 
 
-async def test_whatever_the_order_nothing_is_handed_out_for_what_is_no_longer_engaged(tmp_path: Path) -> None:
+async def test_issue_kubeconfig_never_races_with_disengagement(tmp_path: Path) -> None:
     assert await race(tmp_path, rounds=1500, seed=1) > 300

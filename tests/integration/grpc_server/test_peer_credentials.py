@@ -95,7 +95,7 @@ async def guarded(
 
 
 def front(world: World) -> Acceptor:
-    [found] = world.server._fronts
+    [found] = world.server._acceptors
     return found
 
 
@@ -108,7 +108,7 @@ async def as_another(address: str, uid: int, *groups: int) -> tuple[int, str]:
     return pid, told
 
 
-async def test_a_call_is_of_the_process_that_connected(callers: list[Caller], tmp_path: Path) -> None:
+async def test_peer_credentials_identify_connecting_process(callers: list[Caller], tmp_path: Path) -> None:
     async with guarded(tmp_path) as world, world.client() as stub:
         await stub.ListClusters(pb.ListClustersRequest())
     [caller] = callers
@@ -117,7 +117,7 @@ async def test_a_call_is_of_the_process_that_connected(callers: list[Caller], tm
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-async def test_users_are_told_apart(callers: list[Caller], folder: Path) -> None:
+async def test_peer_credentials_tell_users_apart(callers: list[Caller], folder: Path) -> None:
     async with guarded(folder) as world:
         clients = await asyncio.gather(*(as_another(world.address, uid) for uid in (1001, 1002)))
     assert [told for _, told in clients] == ["OK", "OK"]
@@ -126,7 +126,7 @@ async def test_users_are_told_apart(callers: list[Caller], folder: Path) -> None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-async def test_a_rule_for_a_group_is_for_its_members_as_far_as_the_kernel_tells_them(folder: Path) -> None:
+async def test_group_rule_matches_supplementary_groups(folder: Path) -> None:
     rule = Rule(CallerSelector(gids=frozenset({4242})), Grant(rule="members", scope=ALL_CLUSTERS))
     async with guarded(folder, rights=Rights((rule,))) as world:
         (_, member), (_, stranger), (_, in_too_many) = await asyncio.gather(
@@ -135,20 +135,20 @@ async def test_a_rule_for_a_group_is_for_its_members_as_far_as_the_kernel_tells_
             as_another(world.address, 1003, *range(4000, 4257)),
         )
     assert member == "OK"
-    assert "no rule of this daemon is for you (listener guarded, uid 1002, gid 1002, gids (27,))" in stranger
-    assert "no rule of this daemon is for you (listener guarded, uid 1003, gid 1003)" in in_too_many
+    assert "(listener guarded, uid 1002, gid 1002, gids (27,))" in stranger
+    assert "(listener guarded, uid 1003, gid 1003)" in in_too_many
     assert {line["caller"]["uid"] for line in world.audited} == {1002, 1003}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-async def test_a_user_whom_the_mode_keeps_out_is_kept_out(callers: list[Caller], folder: Path) -> None:
+async def test_socket_mode_keeps_other_users_out(callers: list[Caller], folder: Path) -> None:
     async with guarded(folder, mode=0o660) as world:
         _, told = await as_another(world.address, 1001)
     assert "Permission denied" in told
     assert callers == []
 
 
-async def test_a_connection_handed_on_is_still_of_who_made_it(callers: list[Caller], tmp_path: Path) -> None:
+async def test_peer_credentials_stay_with_inherited_connection(callers: list[Caller], tmp_path: Path) -> None:
     """The process that made it has ended, and its number may be another's by now: so it is not told."""
     async with guarded(tmp_path) as world:
         ours, theirs = socket.socketpair()
@@ -162,16 +162,16 @@ async def test_a_connection_handed_on_is_still_of_who_made_it(callers: list[Call
             )
             await maker.wait()
             _, [descriptor], *_ = socket.recv_fds(ours, 1, 1)
-        await eventually(lambda: len(front(world)._known) == 1)
-        [proved] = front(world)._known.values()
+        await eventually(lambda: len(front(world)._peers) == 1)
+        [proved] = front(world)._peers.values()
         os.close(descriptor)
     assert (proved.caller.uid, proved.caller.pid) in {(os.getuid(), maker.pid), (os.getuid(), None)}
 
 
-async def test_nobody_gets_behind_it_unannounced(tmp_path: Path) -> None:
+async def test_inner_socket_is_unreachable_for_others(tmp_path: Path) -> None:
     """Where gRPC itself listens there is no path to; who has a descriptor of it all the same is nobody."""
     async with guarded(tmp_path) as world:
-        place = f"unix:/proc/self/fd/{front(world)._backstage._descriptor}"
+        place = f"unix:/proc/self/fd/{front(world)._inner_socket._descriptor}"
         async with grpc.aio.insecure_channel(place) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await channel.unary_unary("/milo.discovery.v1.DiscoveryService/ListClusters")(b"")
@@ -180,7 +180,7 @@ async def test_nobody_gets_behind_it_unannounced(tmp_path: Path) -> None:
     assert [line["reason"] for line in world.audited] == ["UNKNOWN_CONNECTION"]
 
 
-async def test_streams_flow_and_end_through_it_with_what_they_are_owed(tmp_path: Path) -> None:
+async def test_acceptor_proxies_streams_until_drained(tmp_path: Path) -> None:
     async with guarded(tmp_path) as world, world.subscriber() as subscriber:
         await subscriber.until_synced()
         world.seen(ready("beta"))
@@ -191,9 +191,7 @@ async def test_streams_flow_and_end_through_it_with_what_they_are_owed(tmp_path:
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_for_a_subscriber_that_reads_nothing_no_more_is_held_than_fits_between(
-    tmp_path: Path, legs: list[ProxySide]
-) -> None:
+async def test_acceptor_buffers_are_bounded_for_stalled_reader(tmp_path: Path, legs: list[ProxySide]) -> None:
     """A window that never closes would have gRPC send all there is: what passes it on has to say stop."""
     async with guarded(tmp_path) as world:
         world.listed(*(ready(f"p-{number}", note="x" * 2000) for number in range(2_000)))
@@ -209,7 +207,7 @@ async def test_for_a_subscriber_that_reads_nothing_no_more_is_held_than_fits_bet
         await eventually(lambda: legs[0].lost.done() and legs[1].lost.done())
 
 
-async def test_connections_that_end_leave_nothing(tmp_path: Path) -> None:
+async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
     async with guarded(tmp_path) as world:
         before, tasks = len(descriptors()), len(asyncio.all_tasks())
         for half_open in (False, True) * 10:
@@ -224,30 +222,30 @@ async def test_connections_that_end_leave_nothing(tmp_path: Path) -> None:
             writer.close()
         await eventually(lambda: len(descriptors()) <= before)
         assert len(asyncio.all_tasks()) <= tasks
-        assert not front(world)._known
+        assert not front(world)._peers
 
 
-async def test_nobody_takes_more_than_half_of_the_connections(tmp_path: Path) -> None:
+async def test_one_owner_gets_at_most_half_of_the_connections(tmp_path: Path) -> None:
     async with guarded(tmp_path, connections=6) as world:
         with ExitStack() as stack:
             for _ in range(3):
                 stack.enter_context(connected(tmp_path))
-            await eventually(lambda: len(front(world)._known) == 3)
+            await eventually(lambda: len(front(world)._peers) == 3)
             with connected(tmp_path) as fourth:
                 assert await asyncio.to_thread(fourth.recv, 1) == b""
         await eventually(lambda: not len(front(world)))
         with connected(tmp_path):
-            await eventually(lambda: len(front(world)._known) == 1)
+            await eventually(lambda: len(front(world)._peers) == 1)
 
 
-async def test_a_daemon_without_a_descriptor_left_serves_on_when_there_are_some(tmp_path: Path) -> None:
+async def test_acceptor_recovers_from_descriptor_exhaustion(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with guarded(tmp_path) as world:
         async with world.subscriber() as subscriber:
             await subscriber.until_synced()
             with connected(tmp_path) as waiting:
-                await eventually(lambda: len(front(world)._known) == 2)
-            await eventually(lambda: len(front(world)._known) == 1)
+                await eventually(lambda: len(front(world)._peers) == 2)
+            await eventually(lambda: len(front(world)._peers) == 1)
             waiting = socket.socket(socket.AF_UNIX)
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()), hard))
             try:

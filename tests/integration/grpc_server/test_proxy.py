@@ -22,7 +22,7 @@ async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"
     return client, server, asyncio.create_task(proxy(one, other))
 
 
-async def test_what_comes_in_at_one_goes_out_at_the_other() -> None:
+async def test_proxy_forwards_both_directions() -> None:
     loop = asyncio.get_running_loop()
     client, server, passing = await two_ends()
     await loop.sock_sendall(client, b"then")
@@ -37,7 +37,7 @@ async def test_what_comes_in_at_one_goes_out_at_the_other() -> None:
     await passing
 
 
-async def test_one_side_may_have_said_all_while_the_other_goes_on() -> None:
+async def test_proxy_forwards_half_close() -> None:
     loop = asyncio.get_running_loop()
     client, server, passing = await two_ends()
     client.shutdown(socket.SHUT_WR)
@@ -51,7 +51,7 @@ async def test_one_side_may_have_said_all_while_the_other_goes_on() -> None:
     client.close()
 
 
-async def test_what_was_said_before_the_end_still_arrives() -> None:
+async def test_proxy_flushes_before_close() -> None:
     loop = asyncio.get_running_loop()
     client, server, passing = await two_ends()
     sending = asyncio.create_task(loop.sock_sendall(server, b"x" * 1_000_000))
@@ -65,7 +65,7 @@ async def test_what_was_said_before_the_end_still_arrives() -> None:
     client.close()
 
 
-async def test_it_is_known_who_hung_up_on_whom() -> None:
+async def test_proxy_reports_which_side_closed_first() -> None:
     loop = asyncio.get_running_loop()
     client, server, passing = await two_ends()
     server.close()
@@ -81,7 +81,7 @@ async def test_it_is_known_who_hung_up_on_whom() -> None:
     client.close()
 
 
-async def test_who_ends_it_waiting_for_nothing_leaves_no_connection() -> None:
+async def test_cancelled_proxy_closes_both_sides() -> None:
     client, server, passing = await two_ends()
     await asyncio.sleep(0)
     passing.cancel()

@@ -48,7 +48,7 @@ async def error(call: Any) -> grpc.aio.AioRpcError:
 # --- seeing ---
 
 
-async def test_a_stream_shows_what_its_rule_covers_and_a_filter_widens_nothing(house: House) -> None:
+async def test_stream_is_limited_to_scope_whatever_the_filter(house: House) -> None:
     async with house.guest("shop") as shop, house.guest("root") as root:
         async with shop.watching() as mine, root.watching() as all_of_it:
             assert told(await mine.until_synced()) == ["ENGAGED alpha", "ENGAGED beta"]
@@ -64,7 +64,7 @@ async def test_a_stream_shows_what_its_rule_covers_and_a_filter_widens_nothing(h
             assert told(await some.until_synced()) == ["ENGAGED alpha"]
 
 
-async def test_labels_that_change_bring_clusters_in_and_take_them_out(house: House) -> None:
+async def test_label_changes_engage_and_disengage_by_scope(house: House) -> None:
     async with house.guest("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
         house.world.seen(
@@ -79,7 +79,7 @@ async def test_labels_that_change_bring_clusters_in_and_take_them_out(house: Hou
         assert await mine.events() == ["UPDATED beta"]
 
 
-async def test_whom_a_name_goes_to_is_not_told_to_who_may_not_see_it(house: House) -> None:
+async def test_replaced_object_outside_scope_is_not_revealed(house: House) -> None:
     async with house.guest("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
         house.world.seen(ready("alpha", uid="zz-uid", version="2", env="dev"))
@@ -88,7 +88,7 @@ async def test_whom_a_name_goes_to_is_not_told_to_who_may_not_see_it(house: Hous
     assert "zz-uid" not in str(batch)
 
 
-async def test_lists_counts_and_single_clusters_are_of_what_is_covered(house: House) -> None:
+async def test_list_counts_and_get_are_limited_to_scope(house: House) -> None:
     house.world.seen(not_ready("gamma"), ready("delta", env="dev"))
     async with house.guest("shop") as shop, house.guest("root") as root:
         listed = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
@@ -99,7 +99,7 @@ async def test_lists_counts_and_single_clusters_are_of_what_is_covered(house: Ho
         assert (await shop.stub.GetCluster(pb.GetClusterRequest(name="alpha"))).engagement.engaged
 
 
-async def test_the_source_is_explained_in_words_only_to_who_sees_everything(house: House) -> None:
+async def test_source_message_is_hidden_from_limited_callers(house: House) -> None:
     house.world.fleet.source(house.world.fleet.status)
     house.world.source(SourceState.STALE, "ConnectFailed")
     async with house.guest("shop") as shop:
@@ -107,7 +107,7 @@ async def test_the_source_is_explained_in_words_only_to_who_sees_everything(hous
     assert (listed.source.reason, listed.source.message) == ("ConnectFailed", "")
 
 
-async def test_what_left_between_two_pages_is_not_on_the_second(house: House) -> None:
+async def test_page_omits_clusters_that_left_the_scope(house: House) -> None:
     async with house.guest("shop") as shop:
         first = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
         house.world.seen(ready("beta", version="2", env="dev"))
@@ -118,7 +118,7 @@ async def test_what_left_between_two_pages_is_not_on_the_second(house: House) ->
 # --- guessing ---
 
 
-async def test_what_may_not_be_seen_is_answered_like_what_is_not_there(house: House) -> None:
+async def test_invisible_cluster_is_answered_like_unknown_name(house: House) -> None:
     def calls(guest: Guest, name: str) -> list[Any]:
         return [
             guest.stub.GetCluster(pb.GetClusterRequest(name=name)),
@@ -141,13 +141,13 @@ async def test_what_may_not_be_seen_is_answered_like_what_is_not_there(house: Ho
     assert set(house.denials()) == {("shop", "NEVER_SEEN"), ("shop", "NOT_ENGAGED")}
 
 
-async def test_nor_does_it_take_longer(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invisible_cluster_takes_as_long_as_unknown_name(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the same handler, without a network around it: what is left is what the judging itself takes."""
     service, caller = house.world.service, Caller(listener="shop")
 
     async def once(name: str) -> float:
         began = time.perf_counter()
-        with pytest.raises(Exception, match="never seen"):
+        with pytest.raises(Exception, match="not known"):
             await service.get_cluster(pb.GetClusterRequest(name=name), caller)
         return time.perf_counter() - began
 
@@ -160,7 +160,9 @@ async def test_nor_does_it_take_longer(house: House, monkeypatch: pytest.MonkeyP
     assert max(fastest, other) < 1.5 * min(fastest, other)
 
 
-async def test_guessing_takes_long_and_holds_up_nobody_else(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_name_enumeration_is_slowed_down_without_effect_on_others(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(quota, "MISS_BURST", 5)
     async with house.guest("shop") as shop, house.guest("bank") as bank:
         began = time.monotonic()
@@ -174,7 +176,7 @@ async def test_guessing_takes_long_and_holds_up_nobody_else(house: House, monkey
         assert time.monotonic() - began > 0.4
 
 
-async def test_so_do_revisions_that_are_not_his_and_calls_that_no_rule_allows(
+async def test_foreign_revisions_and_denied_calls_are_slowed_down(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quota, "MISS_BURST", 0)  # the first must wait already, for a tenth of a second
@@ -192,7 +194,7 @@ async def test_so_do_revisions_that_are_not_his_and_calls_that_no_rule_allows(
 # --- nobody ---
 
 
-async def test_whom_no_rule_is_for_is_told_so_by_every_call_and_nothing_else(house: House) -> None:
+async def test_unmatched_caller_is_denied_by_every_call(house: House) -> None:
     async with house.guest("nobody") as nobody:
         errors = [
             await error(nobody.stub.ListClusters(pb.ListClustersRequest())),
@@ -205,8 +207,8 @@ async def test_whom_no_rule_is_for_is_told_so_by_every_call_and_nothing_else(hou
         ]
         async with nobody.watching() as watching:
             errors.append(await watching.error())
-    words = "no rule of this daemon is for you (listener nobody): ask who runs it for one"
-    assert {told_of(each) for each in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE", words, None)}
+    assert {told_of(each)[:2] for each in errors} == {(grpc.StatusCode.PERMISSION_DENIED, "NO_RULE")}
+    assert {"(listener nobody)" in told_of(each)[2] for each in errors} == {True}
     assert house.denials() == [("nobody", "NO_RULE")] * 8
     assert max(len(line.get("cluster", "")) for line in house.world.audited) == 253
 
@@ -214,7 +216,7 @@ async def test_whom_no_rule_is_for_is_told_so_by_every_call_and_nothing_else(hou
 # --- rights that change ---
 
 
-async def test_rights_that_change_are_told_on_running_streams_at_once_and_reset_nobody(house: House) -> None:
+async def test_rights_change_applies_to_running_streams_without_reset(house: House) -> None:
     async with house.guest("shop") as shop, shop.watching() as mine, house.guest("root") as root:
         before = (await mine.until_synced())[-1]
         async with root.watching() as other:
@@ -234,7 +236,7 @@ async def test_rights_that_change_are_told_on_running_streams_at_once_and_reset_
             assert await other.events() == ["UPDATED alpha", f"UPDATED {SECRET}"], "whose rights stay hears nothing"
 
 
-async def test_who_loses_all_rights_is_told_what_that_takes_and_then_why(house: House) -> None:
+async def test_revoked_caller_gets_disengagements_then_permission_denied(house: House) -> None:
     async with house.guest("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
         house.world.service.change_rights(Rights((ROOT,)))
@@ -244,7 +246,7 @@ async def test_who_loses_all_rights_is_told_what_that_takes_and_then_why(house: 
     assert house.denials() == [("shop", "NO_RULE")]
 
 
-async def test_rights_that_come_back_while_a_stream_runs_engage_again(house: House) -> None:
+async def test_restored_rights_engage_again_on_running_stream(house: House) -> None:
     async with house.guest("shop") as shop, shop.watching() as mine:
         await mine.until_synced()
         house.world.service.change_rights(Rights((rule("shop", ClusterScope(is_empty=True)), ROOT)))
@@ -253,7 +255,7 @@ async def test_rights_that_come_back_while_a_stream_runs_engage_again(house: Hou
         assert await mine.events() == ["ENGAGED alpha", "ENGAGED beta"]
 
 
-async def test_a_stream_that_waits_for_the_first_list_goes_by_the_rights_of_then(tmp_path: Path) -> None:
+async def test_stream_waiting_for_sync_uses_current_rights(tmp_path: Path) -> None:
     async with a_house(tmp_path, SHOP) as house, house.guest("shop") as shop, shop.watching() as mine:
         await mine.batch()
         house.world.service.change_rights(Rights((BANK, rule("shop", ClusterScope(names=name_patterns(["beta"]))))))
@@ -261,7 +263,7 @@ async def test_a_stream_that_waits_for_the_first_list_goes_by_the_rights_of_then
         assert told(await mine.until_synced()) == ["ENGAGED beta"]
 
 
-async def test_a_listing_ends_with_the_rights_it_was_begun_by(house: House) -> None:
+async def test_listing_ends_when_rights_change(house: House) -> None:
     async with house.guest("shop") as shop:
         first = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1))
         house.world.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
@@ -280,7 +282,7 @@ async def revision(guest: Guest, **request: object) -> str:
         return str((await watching.until_synced())[-1].revision)
 
 
-async def test_who_comes_back_as_himself_goes_on(house: House) -> None:
+async def test_watch_resumes_for_same_caller(house: House) -> None:
     async with house.guest("shop") as shop:
         left_at = await revision(shop)
         listed = (await shop.stub.ListClusters(pb.ListClustersRequest())).revision
@@ -292,7 +294,7 @@ async def test_who_comes_back_as_himself_goes_on(house: House) -> None:
     assert house.denials() == []
 
 
-async def test_a_revision_of_somebody_else_or_of_another_filter_is_worth_nothing(house: House) -> None:
+async def test_revision_of_other_caller_or_filter_gets_snapshot(house: House) -> None:
     only_alpha = pb.ClusterFilter(names=["alpha"])
     async with house.guest("shop") as shop, house.guest("root") as root, house.guest("bank") as bank:
         of_root, of_shop, filtered = await revision(root), await revision(shop), await revision(shop, filter=only_alpha)
@@ -307,7 +309,7 @@ async def test_a_revision_of_somebody_else_or_of_another_filter_is_worth_nothing
     assert house.denials() == [(name, "REVISION_OF_ANOTHER") for name in ("shop", "bank", "shop")]
 
 
-async def test_a_revision_of_other_rights_is_answered_by_a_snapshot(house: House) -> None:
+async def test_revision_under_other_rights_gets_snapshot(house: House) -> None:
     async with house.guest("shop") as shop:
         known = await revision(shop)
         house.world.service.change_rights(Rights((rule("shop", ALL_CLUSTERS),)))
@@ -315,7 +317,7 @@ async def test_a_revision_of_other_rights_is_answered_by_a_snapshot(house: House
             assert (await again.batch()).reset
 
 
-async def test_a_bent_revision_is_answered_by_a_snapshot_and_never_by_an_error(house: House) -> None:
+async def test_tampered_revision_gets_snapshot(house: House) -> None:
     async with house.guest("shop") as shop:
         known = await revision(shop)
         epoch, at, mark = known.split(".")
@@ -332,7 +334,7 @@ async def test_a_bent_revision_is_answered_by_a_snapshot_and_never_by_an_error(h
     assert house.denials() == [("shop", "REVISION_OF_ANOTHER")] * 6
 
 
-async def test_a_page_token_of_somebody_else_is_worth_nothing(house: House) -> None:
+async def test_page_token_of_other_caller_is_rejected(house: House) -> None:
     async with house.guest("shop") as shop, house.guest("root") as root:
         token = (await root.stub.ListClusters(pb.ListClustersRequest(page_size=1))).next_page_token
         code, _, _, _ = told_of(
@@ -349,15 +351,14 @@ async def test_a_page_token_of_somebody_else_is_worth_nothing(house: House) -> N
 # --- streams at once ---
 
 
-async def test_a_caller_has_as_many_streams_as_his_rule_says(tmp_path: Path) -> None:
+async def test_stream_limit_follows_rule(tmp_path: Path) -> None:
     async with a_house(tmp_path, rule("shop", ALL_CLUSTERS, streams=1), ROOT) as house, house.guest("shop") as shop:
         house.world.listed(ready("alpha"))
         async with shop.watching() as first:
             await first.until_synced()
             async with shop.watching() as second:
-                code, reason, words, retry_s = told_of(await second.error())
+                code, reason, _, retry_s = told_of(await second.error())
             assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
-            assert words == "1 streams are open already, and you may have no more at once"
             assert retry_s
             assert retry_s > 0
             async with house.guest("root") as root, root.watching() as other:
@@ -367,7 +368,7 @@ async def test_a_caller_has_as_many_streams_as_his_rule_says(tmp_path: Path) -> 
             assert told(await third.until_synced()) == ["ENGAGED alpha"]
 
 
-async def test_an_idle_stream_notices_a_change_of_rights_before_its_heartbeat(house: House) -> None:
+async def test_idle_stream_applies_rights_change_at_once(house: House) -> None:
     async with house.guest("shop") as shop, shop.watching(heartbeat_interval=Duration(seconds=3600)) as mine:
         await mine.until_synced()
         house.world.service.change_rights(Rights((rule("shop", ClusterScope(names=name_patterns(["beta"]))),)))

@@ -37,13 +37,12 @@ def names(batch: pb.WatchClustersResponse) -> dict[str, bool]:
     return {event.cluster.name: event.HasField("kubeconfig") for event in batch.events}
 
 
-async def test_who_may_see_clusters_may_not_therefore_have_kubeconfigs(tmp_path: Path) -> None:
+async def test_rule_without_kubeconfigs_denies_them(tmp_path: Path) -> None:
     async with a_house(tmp_path, READER, sources=[SourceAssignment(Backend())]) as house, house.guest("bank") as reader:
         house.world.listed(ready("alpha"))
         for name in ("alpha", "zz-absent"):
-            code, reason, words, _ = await refused(issue(reader, name))
+            code, reason, _, _ = await refused(issue(reader, name))
             assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "KUBECONFIGS_DENIED")
-            assert words == "rule 'bank' gives you no kubeconfigs"
         async with reader.watching(include_kubeconfigs=True) as watching:
             assert told_of(await watching.error())[1] == "KUBECONFIGS_DENIED"
         async with reader.watching() as watching:
@@ -53,7 +52,7 @@ async def test_who_may_see_clusters_may_not_therefore_have_kubeconfigs(tmp_path:
     assert house.denials() == [("bank", "KUBECONFIGS_DENIED")] * 3
 
 
-async def test_a_rule_may_name_the_sources(tmp_path: Path) -> None:
+async def test_rule_limits_credential_sources(tmp_path: Path) -> None:
     admin, viewer = Backend(), Backend()
     admin.name, viewer.name = "admin", "viewer"
     shop = rule("shop", ALL_CLUSTERS, terms=Terms(sources=frozenset({"viewer"}), max_ttl_s=60.0))
@@ -70,7 +69,7 @@ async def test_a_rule_may_name_the_sources(tmp_path: Path) -> None:
             assert info.limits.max_kubeconfig_ttl.ToTimedelta().total_seconds() == 60
 
 
-async def test_what_is_handed_out_is_audited_with_who_why_and_what(tmp_path: Path) -> None:
+async def test_kubeconfig_handout_is_audited(tmp_path: Path) -> None:
     async with a_house(tmp_path, SHOP, sources=[SourceAssignment(Backend())]) as house, house.guest("shop") as shop:
         house.world.listed(ready("alpha", env="prod"))
         token = json.loads((await issue(shop)).kubeconfig.kubeconfig)["users"][0]["user"]["token"]
@@ -83,7 +82,7 @@ async def test_what_is_handed_out_is_audited_with_who_why_and_what(tmp_path: Pat
     assert token not in json.dumps(house.world.audited)
 
 
-async def test_a_minutes_kubeconfigs_and_no_more_are_handed_out_and_counted_before_they_are_minted(
+async def test_kubeconfig_quota_is_charged_before_minting(
     tmp_path: Path,
 ) -> None:
     backend = Backend(scope=Kind.CLUSTER)
@@ -93,16 +92,15 @@ async def test_a_minutes_kubeconfigs_and_no_more_are_handed_out_and_counted_befo
         async with house.guest("shop") as guest, house.guest("root") as other:
             for number in range(2):
                 await issue(guest, f"p-{number}")
-            code, reason, words, retry_s = await refused(issue(guest, "p-2"))
+            code, reason, _, retry_s = await refused(issue(guest, "p-2"))
             assert (code, reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_KUBECONFIGS")
-            assert "all kubeconfigs that you may have in a minute were handed out" in words
             assert retry_s == pytest.approx(30.0, abs=5)
             assert len(backend.given) == 2
             assert (await issue(other, "p-2")).kubeconfig.cluster == "p-2"
     assert house.denials() == [("shop", "TOO_MANY_KUBECONFIGS")]
 
 
-async def test_a_stream_is_given_the_rest_as_they_may_be_had(tmp_path: Path) -> None:
+async def test_stream_gets_remaining_kubeconfigs_as_quota_refills(tmp_path: Path) -> None:
     count = 303
     each = QuotaLimits(streams=9, streams_each=9, per_minute_each=300)
     async with (
@@ -125,7 +123,7 @@ async def test_a_stream_is_given_the_rest_as_they_may_be_had(tmp_path: Path) -> 
     assert house.denials() == [], "waiting is no refusal"
 
 
-async def test_who_loses_the_right_to_kubeconfigs_is_told_so(tmp_path: Path) -> None:
+async def test_stream_ends_when_kubeconfigs_are_revoked(tmp_path: Path) -> None:
     async with a_house(tmp_path, SHOP, sources=[SourceAssignment(Backend())]) as house, house.guest("shop") as shop:
         house.world.listed(ready("alpha", env="prod"))
         async with shop.watching(include_kubeconfigs=True) as watching, shop.watching() as other:
@@ -147,7 +145,7 @@ async def kubeconfig_of(watching: Subscriber, name: str) -> str:
                 return token
 
 
-async def test_other_sources_are_noticed_on_running_streams(tmp_path: Path) -> None:
+async def test_stream_follows_change_of_credential_sources(tmp_path: Path) -> None:
     admin, viewer = Backend(), Backend()
     admin.name, viewer.name = "admin", "viewer"
     async with (
@@ -162,7 +160,7 @@ async def test_other_sources_are_noticed_on_running_streams(tmp_path: Path) -> N
         assert await kubeconfig_of(watching, "alpha") in viewer.given
 
 
-async def test_none_is_renewed_for_a_cluster_that_was_taken_away(tmp_path: Path) -> None:
+async def test_kubeconfig_is_not_renewed_after_scope_change(tmp_path: Path) -> None:
     backend = Backend(life_s=1.5, scope=Kind.CLUSTER)
     async with (
         a_house(tmp_path, SHOP, sources=[SourceAssignment(backend)]) as house,

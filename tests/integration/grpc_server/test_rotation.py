@@ -37,7 +37,7 @@ async def snapshot(subscriber: Subscriber) -> list[pb.ClusterEvent]:
     return [event for batch in await subscriber.until_synced() for event in batch.events]
 
 
-async def test_each_engaged_carries_one_and_who_does_not_ask_gets_none(tmp_path: Path) -> None:
+async def test_engaged_events_carry_kubeconfigs_on_request(tmp_path: Path) -> None:
     async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
         world.listed(ready("alpha"), ready("beta"))
         async with world.subscriber(include_kubeconfigs=True) as subscriber, world.subscriber() as other:
@@ -50,7 +50,7 @@ async def test_each_engaged_carries_one_and_who_does_not_ask_gets_none(tmp_path:
             assert not bare.HasField("kubeconfig")
 
 
-async def test_the_next_comes_while_the_last_is_good_and_nothing_else_changes(tmp_path: Path) -> None:
+async def test_kubeconfig_is_renewed_before_expiry(tmp_path: Path) -> None:
     backend = Backend(life_s=1.5)
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"))
@@ -66,7 +66,7 @@ async def test_the_next_comes_while_the_last_is_good_and_nothing_else_changes(tm
                 last = renewed
 
 
-async def test_revisions_are_those_of_the_fleet_and_a_kubeconfig_makes_none(tmp_path: Path) -> None:
+async def test_kubeconfig_events_do_not_change_revision(tmp_path: Path) -> None:
     async with a_world(tmp_path, sources=[SourceAssignment(Backend(life_s=1.5))]) as world:
         world.listed(ready("alpha"))
         async with world.subscriber(include_kubeconfigs=True) as subscriber:
@@ -77,7 +77,7 @@ async def test_revisions_are_those_of_the_fleet_and_a_kubeconfig_makes_none(tmp_
             assert (renewed.synced, renewed.reset) == (True, False)
 
 
-async def test_a_backend_that_is_down_delays_no_event_and_what_is_owed_follows_when_it_is_back(tmp_path: Path) -> None:
+async def test_failing_credential_source_delays_no_event(tmp_path: Path) -> None:
     backend = Backend()
     backend.failure = BackendError("down")
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
@@ -94,7 +94,7 @@ async def test_a_backend_that_is_down_delays_no_event_and_what_is_owed_follows_w
     assert all(token(event) for event in owed)
 
 
-async def test_a_backend_that_hangs_delays_the_first_event_by_little_and_the_others_not_at_all(tmp_path: Path) -> None:
+async def test_hanging_credential_source_delays_first_event_only(tmp_path: Path) -> None:
     backend = Backend()
     backend.gate.clear()
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
@@ -107,7 +107,7 @@ async def test_a_backend_that_hangs_delays_the_first_event_by_little_and_the_oth
             assert [event.type for event in await events(subscriber, 1)] == [pb.ClusterEvent.TYPE_KUBECONFIG]
 
 
-async def test_where_each_cluster_has_its_own_they_follow_as_they_are_made(tmp_path: Path) -> None:
+async def test_per_cluster_kubeconfigs_follow_as_they_are_minted(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(*(ready(f"p-{number}") for number in range(50)))
@@ -119,7 +119,7 @@ async def test_where_each_cluster_has_its_own_they_follow_as_they_are_made(tmp_p
     assert len(backend.asked) == 50
 
 
-async def test_a_resumed_stream_first_brings_fresh_ones_for_all_its_clusters(tmp_path: Path) -> None:
+async def test_resumed_stream_reissues_kubeconfigs(tmp_path: Path) -> None:
     async with a_world(tmp_path, sources=[SourceAssignment(Backend())]) as world:
         world.listed(ready("alpha"), ready("beta"), ready("other", env="dev"))
         wanted = pb.ClusterFilter(label_selector="!env")
@@ -136,7 +136,7 @@ async def test_a_resumed_stream_first_brings_fresh_ones_for_all_its_clusters(tmp
             assert await subscriber.events() == ["ENGAGED delta"]
 
 
-async def test_after_a_disengagement_nothing_more_comes_for_it_and_what_it_had_is_revoked(tmp_path: Path) -> None:
+async def test_disengaged_cluster_gets_no_kubeconfig_and_is_revoked(tmp_path: Path) -> None:
     backend = RevokingBackend(life_s=1.5)
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"), ready("beta"))
@@ -152,7 +152,7 @@ async def test_after_a_disengagement_nothing_more_comes_for_it_and_what_it_had_i
     assert [name for name, _ in backend.revoked] == ["alpha"]
 
 
-async def test_one_that_was_replaced_or_left_the_filter_and_came_back_is_given_another(tmp_path: Path) -> None:
+async def test_replaced_or_returned_cluster_gets_new_kubeconfig(tmp_path: Path) -> None:
     backend = Backend(Scope.CLUSTER)
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"))
@@ -180,7 +180,7 @@ async def test_one_that_was_replaced_or_left_the_filter_and_came_back_is_given_a
     assert first < second
 
 
-async def test_ten_thousand_are_sent_in_batches_of_less_than_a_mebibyte_from_one_mint(tmp_path: Path) -> None:
+async def test_ten_thousand_kubeconfigs_fit_batches_from_one_mint(tmp_path: Path) -> None:
     backend = Backend()
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(*(ready(f"p-{number}") for number in range(10_000)))
@@ -193,7 +193,7 @@ async def test_ten_thousand_are_sent_in_batches_of_less_than_a_mebibyte_from_one
     assert len(backend.asked) == 1
 
 
-async def test_many_engaged_at_once_are_all_told_in_batches_that_fit_and_the_rest_of_the_kubeconfigs_follow(
+async def test_mass_engagement_fits_batches_and_kubeconfigs_follow(
     tmp_path: Path,
 ) -> None:
     async with a_world(tmp_path, sources=[SourceAssignment(Backend())], authorities=b"C" * 4096) as world:
@@ -211,13 +211,13 @@ async def test_many_engaged_at_once_are_all_told_in_batches_that_fit_and_the_res
     assert max(batch.ByteSize() for batch in batches) <= 1024 * 1024 + 8 * 1024
 
 
-async def test_a_negative_ttl_is_named(world: World) -> None:
+async def test_negative_kubeconfig_ttl_is_rejected(world: World) -> None:
     async with world.subscriber(include_kubeconfigs=True, kubeconfig_ttl=Duration(seconds=-1)) as subscriber:
         assert (await subscriber.error()).code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("ttl_s", [60, 600])
-async def test_a_subscriber_s_own_ttl_is_what_is_asked_for(tmp_path: Path, ttl_s: int) -> None:
+async def test_subscriber_ttl_is_passed_to_source(tmp_path: Path, ttl_s: int) -> None:
     backend = Backend(Scope.CLUSTER, takes_ttl=True)
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.listed(ready("alpha"))

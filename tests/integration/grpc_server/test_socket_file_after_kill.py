@@ -24,7 +24,7 @@ die_at_every_line(socket_file.__file__, serve)
 """
 
 
-def test_at_whatever_line_it_dies_the_next_one_listens(tmp_path: Path) -> None:
+def test_socket_file_is_usable_after_kill_at_any_line(tmp_path: Path) -> None:
     path = tmp_path / "d.sock"
     died = left = 0
     for died in deaths(DYING, path):  # noqa: B007 - how often is told below

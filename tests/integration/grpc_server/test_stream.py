@@ -17,7 +17,7 @@ from tests.integration.grpc_server.conftest import World, a_world, not_ready, re
 from tests.support.eventually import eventually
 
 
-async def test_an_empty_fleet_is_one_batch_that_resets_and_is_synced(world: World) -> None:
+async def test_empty_fleet_is_one_synced_reset_batch(world: World) -> None:
     world.listed()
     async with world.subscriber() as subscriber:
         batch = await subscriber.batch()
@@ -25,7 +25,7 @@ async def test_an_empty_fleet_is_one_batch_that_resets_and_is_synced(world: Worl
     assert batch.source.state == pb.SourceStatus.STATE_CATCHING_UP
 
 
-async def test_before_the_first_complete_list_there_are_only_unsynced_heartbeats(world: World) -> None:
+async def test_unsynced_stream_has_only_heartbeats(world: World) -> None:
     async with world.subscriber() as subscriber:
         first = await subscriber.batch()
         assert (list(first.events), first.synced, first.reset, first.revision) == ([], False, False, "")
@@ -34,7 +34,7 @@ async def test_before_the_first_complete_list_there_are_only_unsynced_heartbeats
     assert (told([second]), second.synced, second.reset) == (["ENGAGED alpha"], True, True)
 
 
-async def test_the_snapshot_comes_first_and_then_each_change(world: World) -> None:
+async def test_stream_sends_snapshot_then_changes(world: World) -> None:
     world.listed(ready("alpha"), ready("beta"))
     async with world.subscriber() as subscriber:
         assert told(await subscriber.until_synced()) == ["ENGAGED alpha", "ENGAGED beta"]
@@ -44,7 +44,7 @@ async def test_the_snapshot_comes_first_and_then_each_change(world: World) -> No
         assert await subscriber.events() == ["DISENGAGED alpha NOT_READY"]
 
 
-async def test_a_fleet_larger_than_a_batch_comes_in_parts_and_only_the_last_is_synced(world: World) -> None:
+async def test_large_snapshot_is_split_and_last_part_is_synced(world: World) -> None:
     world.listed(*(ready(f"p-{number}", note="x" * 60) for number in range(3000)))
     async with world.subscriber() as subscriber:
         batches = await subscriber.until_synced()
@@ -54,7 +54,7 @@ async def test_a_fleet_larger_than_a_batch_comes_in_parts_and_only_the_last_is_s
     assert max(batch.ByteSize() for batch in batches) < 1024 * 1024
 
 
-async def test_each_batch_names_the_revision_of_the_one_before(world: World) -> None:
+async def test_batch_names_previous_revision(world: World) -> None:
     world.listed(*(ready(f"p-{number}", note="x" * 60) for number in range(3000)))
     async with world.subscriber() as subscriber:
         batches = await subscriber.until_synced()
@@ -63,7 +63,7 @@ async def test_each_batch_names_the_revision_of_the_one_before(world: World) -> 
     assert [batch.previous_revision for batch in batches] == ["", *(batch.revision for batch in batches[:-1])]
 
 
-async def test_a_stream_resumed_from_the_last_revision_repeats_nothing_and_misses_nothing(world: World) -> None:
+async def test_resumed_stream_neither_repeats_nor_misses(world: World) -> None:
     world.listed(ready("alpha"), ready("beta"))
     async with world.subscriber() as subscriber:
         seen = (await subscriber.until_synced())[-1].revision
@@ -75,7 +75,7 @@ async def test_a_stream_resumed_from_the_last_revision_repeats_nothing_and_misse
     assert batch.HasField("source")
 
 
-async def test_a_resume_with_nothing_new_is_answered_at_once(world: World) -> None:
+async def test_resume_without_changes_is_answered_at_once(world: World) -> None:
     world.listed(ready("alpha"))
     async with world.subscriber() as subscriber:
         seen = (await subscriber.until_synced())[-1].revision
@@ -96,14 +96,14 @@ async def test_a_resume_with_nothing_new_is_answered_at_once(world: World) -> No
         "0123456789abcdef.99999999999999999999999999.all",
     ],
 )
-async def test_a_revision_that_cannot_be_served_is_answered_by_a_snapshot(world: World, revision: str) -> None:
+async def test_unknown_revision_gets_snapshot(world: World, revision: str) -> None:
     world.listed(ready("alpha"))
     async with world.subscriber(resume_revision=revision) as subscriber:
         batch = await subscriber.batch()
     assert (told([batch]), batch.reset, batch.previous_revision) == (["ENGAGED alpha"], True, "")
 
 
-async def test_a_revision_older_than_what_is_remembered_is_answered_by_a_snapshot(tmp_path: Path) -> None:
+async def test_compacted_revision_gets_snapshot(tmp_path: Path) -> None:
     async with a_world(tmp_path, retention=Retention(count=1)) as world:
         world.listed(ready("alpha"), ready("beta"), ready("gamma"))
         async with world.subscriber() as subscriber:
@@ -114,7 +114,7 @@ async def test_a_revision_older_than_what_is_remembered_is_answered_by_a_snapsho
     assert (told([batch]), batch.reset) == (["ENGAGED gamma"], True)
 
 
-async def test_what_one_read_of_the_watch_changed_comes_in_one_batch(world: World) -> None:
+async def test_changes_of_one_read_are_one_batch(world: World) -> None:
     world.listed(ready("alpha"))
     async with world.subscriber() as subscriber:
         await subscriber.until_synced()
@@ -122,7 +122,7 @@ async def test_what_one_read_of_the_watch_changed_comes_in_one_batch(world: Worl
         assert await subscriber.events() == ["DISENGAGED alpha REPLACED", "ENGAGED alpha", "ENGAGED beta"]
 
 
-async def test_leaving_the_filter_disengages_and_entering_it_engages(world: World) -> None:
+async def test_filter_transitions_engage_and_disengage(world: World) -> None:
     world.listed(ready("alpha", env="prod"), ready("beta", env="dev"))
     async with world.subscriber(filter=pb.ClusterFilter(label_selector="env=prod")) as subscriber:
         assert told(await subscriber.until_synced()) == ["ENGAGED alpha"]
@@ -130,7 +130,7 @@ async def test_leaving_the_filter_disengages_and_entering_it_engages(world: Worl
         assert await subscriber.events() == ["DISENGAGED alpha LABELS_CHANGED", "ENGAGED beta"]
 
 
-async def test_a_change_that_only_others_can_see_says_nothing(world: World) -> None:
+async def test_invisible_change_sends_nothing(world: World) -> None:
     world.listed(ready("alpha", env="prod"))
     async with world.subscriber(filter=pb.ClusterFilter(names=["alpha"])) as subscriber:
         await subscriber.until_synced()
@@ -139,7 +139,7 @@ async def test_a_change_that_only_others_can_see_says_nothing(world: World) -> N
         assert await subscriber.events() == ["UPDATED alpha"]
 
 
-async def test_silence_is_broken_by_heartbeats_with_the_state_of_the_source(world: World) -> None:
+async def test_heartbeats_carry_source_status(world: World) -> None:
     world.listed(ready("alpha"))
     async with world.subscriber(heartbeat_interval=Duration(seconds=1)) as subscriber:
         seen = (await subscriber.until_synced())[-1]
@@ -149,7 +149,7 @@ async def test_silence_is_broken_by_heartbeats_with_the_state_of_the_source(worl
     assert beat.HasField("source")
 
 
-async def test_news_of_the_source_does_not_wait_for_a_heartbeat(world: World) -> None:
+async def test_source_status_change_is_sent_at_once(world: World) -> None:
     world.listed(ready("alpha"))
     world.source(SourceState.STREAMING)
     async with world.subscriber() as subscriber:
@@ -159,14 +159,14 @@ async def test_news_of_the_source_does_not_wait_for_a_heartbeat(world: World) ->
     assert (batch.source.state, batch.source.reason) == (pb.SourceStatus.STATE_STALE, "ConnectFailed")
 
 
-async def test_losing_the_source_disengages_nobody(world: World) -> None:
+async def test_lost_source_disengages_nothing(world: World) -> None:
     world.listed(ready("alpha"))
     world.source(SourceState.STALE, "ConnectFailed")
     async with world.subscriber() as subscriber:
         assert told(await subscriber.until_synced()) == ["ENGAGED alpha"]
 
 
-async def test_a_slow_reader_is_told_where_things_stand_and_not_how_they_got_there(world: World) -> None:
+async def test_slow_reader_gets_coalesced_state(world: World) -> None:
     world.listed(ready("alpha"), ready("beta"))
     async with world.subscriber() as subscriber:
         seen = (await subscriber.until_synced())[-1].revision
@@ -180,7 +180,7 @@ async def test_a_slow_reader_is_told_where_things_stand_and_not_how_they_got_the
     assert batch.events[0].cluster.labels == {"step": "99"}
 
 
-async def test_at_the_end_a_stream_gets_what_it_is_owed_then_unavailable_with_a_delay(world: World) -> None:
+async def test_draining_stream_ends_with_unavailable_and_retry_info(world: World) -> None:
     world.listed(ready("alpha"))
     async with world.subscriber() as subscriber:
         await subscriber.until_synced()
@@ -199,7 +199,7 @@ async def test_at_the_end_a_stream_gets_what_it_is_owed_then_unavailable_with_a_
     assert retry.retry_delay.ToTimedelta().total_seconds() > 0
 
 
-async def test_a_reader_that_does_not_read_is_ended_with_aborted_and_nobody_else_notices(tmp_path: Path) -> None:
+async def test_stalled_reader_is_aborted_without_effect_on_others(tmp_path: Path) -> None:
     async with a_world(tmp_path, stalled_s=1.0) as world:
         world.listed(ready("alpha"))
         async with world.subscriber() as stuck, world.subscriber() as other:
@@ -218,7 +218,7 @@ async def test_a_reader_that_does_not_read_is_ended_with_aborted_and_nobody_else
                     pass
 
 
-async def test_a_subscriber_that_leaves_leaves_nothing_behind(world: World) -> None:
+async def test_closed_stream_leaves_nothing_behind(world: World) -> None:
     world.listed(ready("alpha"))
     async with world.subscriber() as subscriber:
         await subscriber.until_synced()
@@ -226,7 +226,7 @@ async def test_a_subscriber_that_leaves_leaves_nothing_behind(world: World) -> N
     await eventually(lambda: not world.service.streams and not len(world.fleet.notifier))
 
 
-async def test_kubeconfigs_are_refused_while_no_source_of_them_is_configured(world: World) -> None:
+async def test_stream_with_kubeconfigs_needs_a_source(world: World) -> None:
     world.listed(ready("alpha"))
     async with world.subscriber(include_kubeconfigs=True) as subscriber:
         assert (await subscriber.error()).code() is grpc.StatusCode.FAILED_PRECONDITION

@@ -17,6 +17,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.rate_limit import Rate
 from milo_discoveryd.server.connections.connect_rate import ConnectRateLimiter
 from milo_discoveryd.server.connections.listener import Listener, TcpAddress
 from milo_discoveryd.server.connections.proxy import ProxySide
@@ -90,7 +91,7 @@ async def refusal(world: World, credentials: grpc.ChannelCredentials) -> grpc.ai
     return caught.value
 
 
-async def test_a_call_is_of_whom_the_certificate_names(callers: list[Caller], place: Place) -> None:
+async def test_certificate_names_identify_caller(callers: list[Caller], place: Place) -> None:
     pair = place.ca.issue(SPIFFE, x509.DNSName("operator.example.com"))
     async with tcp(place) as world, client(world, place.credentials(pair)) as stub:
         assert len((await stub.ListClusters(pb.ListClustersRequest())).clusters) == 1
@@ -101,7 +102,7 @@ async def test_a_call_is_of_whom_the_certificate_names(callers: list[Caller], pl
 
 
 @pytest.mark.parametrize("wrong", ["none", "another CA", "expired", "for servers"])
-async def test_nobody_gets_in_without_a_certificate_that_holds(callers: list[Caller], place: Place, wrong: str) -> None:
+async def test_connection_without_valid_certificate_is_refused(callers: list[Caller], place: Place, wrong: str) -> None:
     pair = {
         "none": None,
         "another CA": Authority("clients").issue(SPIFFE),
@@ -111,15 +112,13 @@ async def test_nobody_gets_in_without_a_certificate_that_holds(callers: list[Cal
     async with tcp(place) as world:
         error = await refusal(world, place.credentials(pair))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert not front(world)._known
+        assert not front(world)._peers
     assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
     assert {line["caller"]["listener"] for line in world.audited} == {"net"}
     assert callers == []
 
 
-async def test_a_certificate_without_a_name_is_nobodys_whatever_its_common_name(
-    callers: list[Caller], place: Place
-) -> None:
+async def test_certificate_without_san_is_unauthenticated(callers: list[Caller], place: Place) -> None:
     async with tcp(place) as world:
         error = await refusal(world, place.credentials(place.ca.issue(common_name="operator.example.com")))
     assert (error.code(), reason(error)) == (grpc.StatusCode.UNAUTHENTICATED, "NO_NAME")
@@ -127,7 +126,7 @@ async def test_a_certificate_without_a_name_is_nobodys_whatever_its_common_name(
     assert callers == []
 
 
-async def test_what_is_sent_waits_for_no_acknowledgement(place: Place, legs: list[ProxySide]) -> None:
+async def test_accepted_connections_have_tcp_nodelay(place: Place, legs: list[ProxySide]) -> None:
     async with tcp(place) as world, client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
         await stub.ListClusters(pb.ListClustersRequest())
         connected = legs[0].transport.get_extra_info("socket")
@@ -143,7 +142,7 @@ def client_context(place: Place, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_
     return context
 
 
-async def test_no_tls_before_1_3_is_spoken(place: Place) -> None:
+async def test_tls_before_1_3_is_refused(place: Place) -> None:
     async with tcp(place) as world:
         host, _, port = world.address.partition(":")
         with pytest.raises((ssl.SSLError, ConnectionError)):
@@ -155,7 +154,7 @@ async def test_no_tls_before_1_3_is_spoken(place: Place) -> None:
         writer.close()
 
 
-async def test_who_speaks_in_the_clear_is_not_heard(callers: list[Caller], place: Place) -> None:
+async def test_plaintext_connection_is_refused(callers: list[Caller], place: Place) -> None:
     async with tcp(place) as world:
         async with grpc.aio.insecure_channel(world.address) as channel:
             with pytest.raises(grpc.aio.AioRpcError):
@@ -165,7 +164,7 @@ async def test_who_speaks_in_the_clear_is_not_heard(callers: list[Caller], place
     assert callers == []
 
 
-async def test_a_certificate_is_renewed_while_clients_come_and_stay(place: Place) -> None:
+async def test_server_certificate_is_renewed_without_interruption(place: Place) -> None:
     pair = place.ca.issue(SPIFFE)
     async with tcp(place) as world, client(world, place.credentials(pair)) as staying:
         call = staying.WatchClusters(pb.WatchClustersRequest())
@@ -183,7 +182,7 @@ async def test_a_certificate_is_renewed_while_clients_come_and_stay(place: Place
         call.cancel()
 
 
-async def test_half_a_renewal_is_waited_out(place: Place) -> None:
+async def test_partial_certificate_renewal_is_ignored(place: Place) -> None:
     pair = place.ca.issue(SPIFFE)
     async with tcp(place) as world:
         certificate, key = place.serving.server().write(place.folder, "half")
@@ -195,7 +194,7 @@ async def test_half_a_renewal_is_waited_out(place: Place) -> None:
             await stub.ListClusters(pb.ListClustersRequest())
 
 
-async def test_with_another_ca_those_of_the_old_one_are_out_at_once(place: Place) -> None:
+async def test_client_ca_change_closes_connections_of_the_old_ca(place: Place) -> None:
     old, new = place.ca.issue(SPIFFE), Authority("clients, later")
     async with tcp(place) as world, client(world, place.credentials(old)) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
@@ -209,7 +208,7 @@ async def test_with_another_ca_those_of_the_old_one_are_out_at_once(place: Place
             await another.ListClusters(pb.ListClustersRequest())
 
 
-async def test_a_connection_ends_with_its_certificate(place: Place) -> None:
+async def test_connection_ends_when_certificate_expires(place: Place) -> None:
     brief = place.ca.issue(SPIFFE, life=dt.timedelta(seconds=2))
     async with tcp(place) as world, client(world, place.credentials(brief)) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
@@ -219,7 +218,7 @@ async def test_a_connection_ends_with_its_certificate(place: Place) -> None:
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_who_connects_and_says_nothing_takes_no_more_than_half(place: Place) -> None:
+async def test_silent_connections_take_at_most_half(place: Place) -> None:
     async with tcp(place, connections=4) as world:
         host, _, port = world.address.partition(":")
         silent = [socket.create_connection((host, int(port))) for _ in range(3)]
@@ -230,12 +229,12 @@ async def test_who_connects_and_says_nothing_takes_no_more_than_half(place: Plac
                 each.close()
 
 
-async def test_who_connects_over_and_over_is_slowed_down_and_those_who_are_there_are_not(place: Place) -> None:
+async def test_connect_rate_limit_spares_established_connections(place: Place) -> None:
     async with tcp(place) as world, client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced
-        front(world)._arrivals = ConnectRateLimiter(burst=2, per_second=0.01)
-        for expected in ("", "", "too often"):
+        front(world)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.01, burst=2))
+        for expected in ("", "", "rate limit"):
             with socket.create_connection(("127.0.0.1", port(world))) as bad:
                 bad.sendall(b"no TLS at all")
                 bad.settimeout(20)
@@ -249,10 +248,10 @@ async def test_who_connects_over_and_over_is_slowed_down_and_those_who_are_there
         call.cancel()
 
 
-async def test_who_says_what_is_no_grpc_is_hung_up_on_and_slowed_down_like_who_is_refused(place: Place) -> None:
+async def test_non_grpc_connection_counts_as_failed(place: Place) -> None:
     async with tcp(place) as world:
-        front(world)._arrivals = ConnectRateLimiter(burst=2, per_second=0.01)
-        for expected in ("gRPC hung up", "too often"):
+        front(world)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.01, burst=2))
+        for expected in ("gRPC closed", "rate limit"):
             with suppress(ConnectionError):
                 reader, writer = await asyncio.open_connection(
                     "127.0.0.1", port(world), ssl=client_context(place), server_hostname="localhost"
@@ -264,7 +263,7 @@ async def test_who_says_what_is_no_grpc_is_hung_up_on_and_slowed_down_like_who_i
             await eventually(lambda wanted=expected: wanted in str(world.audited[-1:]))
 
 
-async def test_there_is_no_reflection(place: Place) -> None:
+async def test_tls_listener_has_no_reflection(place: Place) -> None:
     async with (
         tcp(place) as world,
         grpc.aio.secure_channel(world.address, place.credentials(place.ca.issue(SPIFFE))) as channel,
@@ -275,7 +274,7 @@ async def test_there_is_no_reflection(place: Place) -> None:
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
-async def test_a_port_in_use_is_refused(place: Place) -> None:
+async def test_port_in_use_is_refused(place: Place) -> None:
     async with tcp(place) as world:
         taken = Place(place.folder)
         listener = Listener(name="net", address=TcpAddress("127.0.0.1", port(world)), tls=taken.tls)
@@ -285,7 +284,7 @@ async def test_a_port_in_use_is_refused(place: Place) -> None:
 
 
 @pytest.mark.parametrize("missing", ["tls.crt", "tls.key", "ca.crt"])
-async def test_without_its_files_it_does_not_start(place: Place, missing: str) -> None:
+async def test_tls_listener_needs_its_files(place: Place, missing: str) -> None:
     (place.folder / missing).unlink()
     with pytest.raises(StartError, match=rf"{missing} cannot be read"):
         place.tls.context()

@@ -224,7 +224,7 @@ class Daemon:
             self.ledger,
             issuer,
             access=access,
-            seal=TokenSigner(b"the same for all"),
+            signer=TokenSigner(b"the same for all"),
             draw=random.random,
         )
         policy = ReflectorPolicy(streaming_lists=traits.streaming, page_size=traits.page_size)

@@ -71,7 +71,7 @@ SEEDS: dict[str, list[bytes]] = {
     "retry-after-headers": [b"30", b"Thu, 01 Jan 2026 12:00:30 GMT", b"Thu, 01 Jan 2026 12:00:30 +0100"],
     "names": [b"alpha", b"a.b-c", b"..", b"%2e%2e", b"a\n", b"\xd0\xb0"],
     "selectors": [b"env=prod,tier in (a, b),!gone,n>5", b"a.b/c notin (x)", b"env!=prod , there"],
-    "resume-tokens": [TokenSigner(b"key").put(str(Position("0123456789abcdef", 7, 3)), "me").encode(), b"0.1"],
+    "resume-tokens": [TokenSigner(b"key").sign(str(Position("0123456789abcdef", 7, 3)), "me").encode(), b"0.1"],
     "watch-requests": [
         pb.WatchClustersRequest(
             filter=pb.ClusterFilter(label_selector="env=prod", names=["a"], organizations=["b"]),

@@ -10,7 +10,7 @@ from milo_discoveryd.identity.certificate_names import certificate_names
 from tests.support.certificates import Authority
 
 
-def test_each_name_comes_with_its_kind() -> None:
+def test_certificate_names_are_prefixed_with_their_kind() -> None:
     names = (
         x509.DNSName("Operator.Example"),
         x509.UniformResourceIdentifier("spiffe://example.com/ns/milo/sa/operator"),
@@ -25,20 +25,20 @@ def test_each_name_comes_with_its_kind() -> None:
     )
 
 
-def test_names_of_other_kinds_are_nobodys() -> None:
+def test_certificate_names_of_other_kinds_are_ignored() -> None:
     other = x509.DirectoryName(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "operator")]))
     assert certificate_names(Authority().issue(other, x509.DNSName("a")).der).sans == ("dns:a",)
 
 
-def test_a_common_name_is_no_name() -> None:
+def test_certificate_common_name_is_ignored() -> None:
     assert certificate_names(Authority().issue(common_name="operator").der).sans == ()
 
 
-def test_it_tells_when_the_certificate_ends() -> None:
+def test_certificate_names_include_expiry() -> None:
     pair = Authority().issue()
-    assert certificate_names(pair.der).until == x509.load_der_x509_certificate(pair.der).not_valid_after_utc
+    assert certificate_names(pair.der).expires_at == x509.load_der_x509_certificate(pair.der).not_valid_after_utc
 
 
-def test_what_is_no_certificate_is_refused() -> None:
+def test_malformed_certificate_raises_value_error() -> None:
     with pytest.raises(ValueError, match="asn1"):
         certificate_names(b"junk")

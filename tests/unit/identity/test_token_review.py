@@ -9,8 +9,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from milo_discoveryd.daemon_errors import TransportError
+from milo_discoveryd.identity.review_budget import ReviewBudget
 from milo_discoveryd.identity.token_review import PATH, TokenRejectedError, TokenReviewer, TokenReviewUnavailableError
-from milo_discoveryd.identity.token_review_cache import TokenReviewCache, TokenUser
+from milo_discoveryd.identity.token_review_cache import TokenUser
+from milo_discoveryd.rate_limit import Rate
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering
 from tests.unit.credentials.tokens import CANARY, jwt
 
@@ -39,46 +41,46 @@ class Reviewing:
             audiences=audiences,
             clock=lambda: self.passed,
             wall=lambda: NOW + self.passed,
-            verdicts=TokenReviewCache(0, burst=3),
+            budget=ReviewBudget(0, total=Rate(20, 3)),
         )
 
     async def why_not(self, shown: str) -> str:
         with pytest.raises(TokenRejectedError) as caught:
-            await self.reviews.user(shown)
+            await self.reviews.authenticate(shown)
         return str(caught.value)
 
     async def trouble(self, shown: str) -> TokenReviewUnavailableError:
         with pytest.raises(TokenReviewUnavailableError) as caught:
-            await self.reviews.user(shown)
+            await self.reviews.authenticate(shown)
         return caught.value
 
 
-async def test_a_token_is_of_whom_the_api_server_says() -> None:
+async def test_token_review_returns_user_of_token() -> None:
     there = Reviewing(reviewed())
-    user = await there.reviews.user(token())
-    assert user == TokenUser(name=OPERATOR, groups=("system:authenticated",), until=NOW + 3600)
+    user = await there.reviews.authenticate(token())
+    assert user == TokenUser(name=OPERATOR, groups=("system:authenticated",), expires_at=NOW + 3600)
     assert there.api.asked == [("POST", PATH)]
     assert json.loads(there.api.bodies[0])["spec"] == {"token": token(), "audiences": ["milo-discovery"]}
 
 
-async def test_it_is_asked_once_for_all_who_show_one_token_and_for_a_while() -> None:
+async def test_token_review_is_shared_and_cached() -> None:
     there = Reviewing(reviewed(), reviewed())
-    users = await asyncio.gather(*(there.reviews.user(token()) for _ in range(20)))
+    users = await asyncio.gather(*(there.reviews.authenticate(token()) for _ in range(20)))
     assert len(set(users)) == len(there.api.asked) == 1
     there.passed = 59
-    await there.reviews.user(token())
+    await there.reviews.authenticate(token())
     assert len(there.api.asked) == 1
     there.passed = 61
-    await there.reviews.user(token())
+    await there.reviews.authenticate(token())
     assert len(there.api.asked) == 2
-    assert not there.reviews._asking
+    assert not there.reviews._in_flight
 
 
-async def test_what_was_said_of_a_token_ends_with_it() -> None:
+async def test_token_review_result_ends_with_the_token() -> None:
     there = Reviewing(reviewed())
-    await there.reviews.user(token(exp=NOW + 10))
+    await there.reviews.authenticate(token(exp=NOW + 10))
     there.passed = 10
-    assert await there.why_not(token(exp=NOW + 10)) == "it has ended"
+    assert await there.why_not(token(exp=NOW + 10)) == "the token has expired"
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ async def test_what_was_said_of_a_token_ends_with_it() -> None:
     ],
     ids=["not known", "without a name", "audiences not looked at", "another audience"],
 )
-async def test_a_token_that_the_api_server_does_not_take_for_us_is_nobodys(status: dict[str, Any]) -> None:
+async def test_token_rejected_by_api_server_is_rejected(status: dict[str, Any]) -> None:
     there = Reviewing(reviewed(**status))
     why = await there.why_not(token())
     assert CANARY not in why
@@ -104,20 +106,20 @@ async def test_a_token_that_the_api_server_does_not_take_for_us_is_nobodys(statu
     [token(aud=["https://kubernetes.default.svc"]), token(aud=[]), token(exp=NOW), token(exp="x"), "ä", "x" * 40_000],
     ids=["another audience", "no audience", "ended", "nonsense", "not ASCII", "long"],
 )
-async def test_what_a_token_says_against_itself_needs_no_asking(shown: str) -> None:
+async def test_token_with_invalid_claims_is_rejected_without_review(shown: str) -> None:
     there = Reviewing()
     await there.why_not(shown)
     assert there.api.asked == []
 
 
-async def test_a_token_that_is_no_jwt_is_asked_for_and_has_no_end_of_its_own() -> None:
+async def test_opaque_token_is_reviewed_and_has_no_expiry() -> None:
     there = Reviewing(reviewed())
-    assert (await there.reviews.user("opaque")).until is None
+    assert (await there.reviews.authenticate("opaque")).expires_at is None
 
 
-async def test_without_audiences_tokens_of_the_api_server_itself_are_taken() -> None:
+async def test_token_for_api_server_is_accepted_without_audiences() -> None:
     there = Reviewing(reviewed(audiences=[]), audiences=())
-    assert (await there.reviews.user(token(aud=[]))).name == OPERATOR
+    assert (await there.reviews.authenticate(token(aud=[]))).name == OPERATOR
     assert "audiences" not in json.loads(there.api.bodies[0])["spec"]
 
 
@@ -133,7 +135,7 @@ async def test_without_audiences_tokens_of_the_api_server_itself_are_taken() -> 
     ],
     ids=["unreachable", "forbidden", "unauthorized", "failing", "no JSON", "another status"],
 )
-async def test_a_token_that_could_not_be_reviewed_is_never_let_through(answer: Answer | TransportError) -> None:
+async def test_unreviewed_token_is_never_accepted(answer: Answer | TransportError) -> None:
     there = Reviewing(answer, reviewed())
     error = await there.trouble(token())
     assert error.retry_after_s == 1.0
@@ -141,15 +143,15 @@ async def test_a_token_that_could_not_be_reviewed_is_never_let_through(answer: A
     await there.trouble(token(sub="another"))
     assert len(there.api.asked) == 1, "nobody waits for what has just failed"
     there.passed = 1.1
-    assert (await there.reviews.user(token())).name == OPERATOR
+    assert (await there.reviews.authenticate(token())).name == OPERATOR
 
 
-async def test_when_to_come_again_is_as_the_api_server_says() -> None:
+async def test_token_review_error_carries_retry_after() -> None:
     there = Reviewing(answering(429, {}, **{"Retry-After": "7"}))
     assert (await there.trouble(token())).retry_after_s == 7.0
 
 
-async def test_a_flood_of_tokens_is_not_handed_on() -> None:
+async def test_token_reviews_are_rate_limited() -> None:
     there = Reviewing(*[reviewed(authenticated=False)] * 3)
     for number in range(3):
         await there.why_not(token(sub=str(number)))
@@ -158,7 +160,7 @@ async def test_a_flood_of_tokens_is_not_handed_on() -> None:
     assert len(there.api.asked) == 3
 
 
-async def test_who_stops_waiting_stops_nobody_else() -> None:
+async def test_cancelled_caller_does_not_cancel_shared_review() -> None:
     there = Reviewing(reviewed())
     going_on = asyncio.Event()
     post = there.api.post
@@ -168,7 +170,7 @@ async def test_who_stops_waiting_stops_nobody_else() -> None:
         return await post(path, body, timeout_s=timeout_s)
 
     there.api.post = slowly  # type: ignore[method-assign]
-    first, second = (asyncio.create_task(there.reviews.user(token())) for _ in range(2))
+    first, second = (asyncio.create_task(there.reviews.authenticate(token())) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
     going_on.set()
@@ -176,19 +178,19 @@ async def test_who_stops_waiting_stops_nobody_else() -> None:
     assert first.cancelled()
 
 
-async def test_why_tokens_cannot_be_reviewed_is_for_the_log_alone_and_said_once() -> None:
+async def test_token_review_failure_is_logged_once_and_not_told_to_callers() -> None:
     there = Reviewing(answering(403, {}), answering(403, {}), reviewed(), answering(403, {}))
     with capture_logs() as logs:
         for number in range(4):
             with suppress(TokenReviewUnavailableError):
-                await there.reviews.user(token(sub=str(number)))
+                await there.reviews.authenticate(token(sub=str(number)))
             there.passed += 2
     refused = (
         "the cluster denied the request to review a token (403): grant the daemon's role "
         "create on tokenreviews.authentication.k8s.io"
     )
     assert [(line["event"], line.get("problem")) for line in logs] == [
-        ("tokens not reviewed", refused),
-        ("tokens reviewed again", None),
-        ("tokens not reviewed", refused),
+        ("token reviews failing", refused),
+        ("token reviews recovered", None),
+        ("token reviews failing", refused),
     ]

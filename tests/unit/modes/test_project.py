@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import Malformed, NotReady, Ready
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Ready
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project import ProjectMode
 from tests.unit.modes.objects import condition, project
@@ -46,7 +46,9 @@ def test_it_watches_projects() -> None:
 def test_a_project_whose_condition_is_not_true_is_not_ready_and_says_why(
     conditions: list[dict[str, str]], message: str
 ) -> None:
-    assert MODE.observe(project("apollo", *conditions)) == NotReady("apollo", "uid-apollo", "7", message)
+    assert MODE.observe(project("apollo", *conditions)) == NotReady(
+        "apollo", "uid-apollo", "7", message, fields=ObjectFields("apollo", "", ())
+    )
 
 
 def test_the_organization_is_the_owners_or_else_the_labels() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import Malformed, NotReady, Ready
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Ready
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
 from tests.unit.modes.objects import condition, control_plane
@@ -91,7 +91,9 @@ def test_it_says_since_when_it_is_being_deleted() -> None:
     ],
 )
 def test_one_whose_condition_is_not_true_is_not_ready(conditions: list[dict[str, str]], message: str) -> None:
-    assert mode().observe(control_plane("apollo", *conditions)) == NotReady("apollo", "uid-apollo", "7", message)
+    assert mode().observe(control_plane("apollo", *conditions)) == NotReady(
+        "apollo", "uid-apollo", "7", message, fields=ObjectFields("apollo", "", ())
+    )
 
 
 @pytest.mark.parametrize("uid", ["..", "a.b", "A", "a/b", "a\n", "a" * 64, "a@evil.example.com"])

@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.rights.caller_selector import CallerSelector, caller_key, verified_fields
+from milo_discoveryd.rights.caller_selector import CallerSelector, caller_key, quota_keys, verified_fields
 
 CALLER = Caller(
     listener="api",
@@ -34,7 +34,7 @@ CALLER = Caller(
         CallerSelector(listeners=frozenset({"api"}), uids=frozenset({1000})),
     ],
 )
-def test_a_rule_is_for_who_has_all_that_it_names(who: CallerSelector) -> None:
+def test_caller_selector_matches_caller_with_all_its_fields(who: CallerSelector) -> None:
     assert who.matches(CALLER)
 
 
@@ -51,11 +51,11 @@ def test_a_rule_is_for_who_has_all_that_it_names(who: CallerSelector) -> None:
         CallerSelector(listeners=frozenset({"api"}), uids=frozenset({0})),
     ],
 )
-def test_and_for_nobody_who_lacks_one_of_them(who: CallerSelector) -> None:
+def test_caller_selector_rejects_caller_that_lacks_one_field(who: CallerSelector) -> None:
     assert not who.matches(CALLER)
 
 
-def test_who_proved_nothing_meets_no_rule_that_asks_for_something() -> None:
+def test_unverified_caller_matches_no_selector_with_conditions() -> None:
     nobody = Caller(listener="api")
     asking = (
         CallerSelector(uids=frozenset({0})),
@@ -67,17 +67,12 @@ def test_who_proved_nothing_meets_no_rule_that_asks_for_something() -> None:
     assert not any(who.matches(nobody) for who in asking)
 
 
-def test_only_who_asks_for_nothing_is_everybody() -> None:
-    assert CallerSelector().is_everybody
-    assert not CallerSelector(uids=frozenset({0})).is_everybody
-
-
-def test_it_says_whom_it_means() -> None:
+def test_caller_selector_as_text() -> None:
     assert str(CallerSelector()) == "everybody"
     assert str(CallerSelector(listeners=frozenset({"api"}), uids=frozenset({2, 1}))) == "listener api, uid 1 or 2"
 
 
-def test_what_was_proved_of_a_caller_is_told_and_nothing_else() -> None:
+def test_verified_fields_are_those_that_are_known() -> None:
     assert dict(verified_fields(Caller(listener="api", uid=0))) == {"listener": "api", "uid": 0}
     assert list(dict(verified_fields(CALLER))) == [
         "listener",
@@ -92,10 +87,38 @@ def test_what_was_proved_of_a_caller_is_told_and_nothing_else() -> None:
     ]
 
 
-def test_a_caller_is_the_same_on_another_connection_and_nobody_else_is() -> None:
+def test_caller_key_is_per_caller_and_not_per_connection() -> None:
     def called(**fields: object) -> Caller:
         return Caller(**{"listener": "api", "uid": 1, "peer": "a", "pid": 1, **fields})  # type: ignore[arg-type]
 
     assert caller_key(called()) == caller_key(called(peer="b", pid=2))
     others = [called(uid=2), called(listener="b"), called(gid=1), called(user="u"), called(sans=("dns:a",))]
     assert len({caller_key(called()), *map(caller_key, others)}) == 6
+
+
+@pytest.mark.parametrize(
+    "san",
+    [
+        "uri:spiffe://prod/ns/shop/../bank",
+        "uri:spiffe://prod/ns/shop/a/..",
+        "uri:spiffe://prod/ns/shop/./a",
+        "uri:spiffe://prod/ns/shop//a",
+        "uri:spiffe://prod/ns/shop/%2e%2e/bank",
+        "uri:spiffe://prod/ns/shop/%2E./bank",
+        "uri:spiffe://prod/ns/shop/..%2fbank",
+        "uri:spiffe://prod/ns/shop/..\\bank",
+        "uri:spiffe://prod/ns/shop/",
+    ],
+)
+def test_san_pattern_rejects_ambiguous_path(san: str) -> None:
+    who = CallerSelector(sans=("uri:spiffe://prod/ns/shop/*",))
+    assert not who.matches(Caller(listener="net", sans=(san,)))
+    assert CallerSelector(sans=(san,)).matches(Caller(listener="net", sans=(san,))), "an exact name is no pattern"
+
+
+def test_quota_keys_are_independent_of_gid_listener_and_extra_sans() -> None:
+    assert quota_keys(Caller(listener="a", uid=1, gid=1)) == quota_keys(Caller(listener="b", uid=1, gid=2))
+    one, more = Caller(listener="a", sans=("dns:a",)), Caller(listener="a", sans=("dns:b", "dns:a", "dns:a"))
+    assert set(quota_keys(one)) < set(quota_keys(more)) == {"dns:a", "dns:b"}
+    assert quota_keys(Caller(listener="a", uid=1, user="u")) == quota_keys(Caller(listener="a", uid=2, user="u"))
+    assert quota_keys(Caller(listener="a")) != quota_keys(Caller(listener="b"))

@@ -28,25 +28,25 @@ from milo_discoveryd.rights.name_patterns import NamePattern, NamePatterns, name
         ("[ab]", "a", False),
     ],
 )
-def test_a_star_is_any_number_of_characters_and_all_else_itself(pattern: str, name: str, covered: bool) -> None:
+def test_name_pattern_star_matches_any_characters(pattern: str, name: str, covered: bool) -> None:
     assert NamePattern(pattern).matches(name) is covered
 
 
 @given(st.text("ab*", max_size=8), st.text("ab", max_size=12))
-def test_a_pattern_covers_what_a_shell_would_have_it_cover(pattern: str, name: str) -> None:
+def test_name_pattern_matches_as_fnmatch_does(pattern: str, name: str) -> None:
     assert NamePattern(pattern).matches(name) is fnmatchcase(name, pattern)
 
 
-def test_many_stars_cost_no_more_than_few() -> None:
+def test_name_pattern_with_many_stars_takes_linear_time() -> None:
     assert not NamePattern("*a" * 120 + "*b").matches("a" * 253)
 
 
-def test_names_are_any_of_those_that_are_given() -> None:
+def test_name_patterns_match_any_of_their_names() -> None:
     some = name_patterns(["a", "b-*"])
     assert [some.matches(name) for name in ("a", "b-1", "b", "c")] == [True, True, False, False]
     assert str(some) == "a, b-*"
 
 
-def test_without_any_all_are_meant() -> None:
+def test_empty_name_patterns_match_everything() -> None:
     assert NamePatterns().matches("whatever")
     assert not NamePatterns()

@@ -3,86 +3,120 @@
 import pytest
 
 from milo_discoveryd.rights import quota
-from milo_discoveryd.rights.quota import MAX_MISS_DELAY_S, MISS_BURST, QuotaLimits, Quotas
+from milo_discoveryd.rights.quota import (
+    FILTER_BYTES_EACH,
+    MAX_MISS_DELAY_S,
+    MISS_BURST,
+    QuotaLimits,
+    Quotas,
+    StreamDenial,
+)
+
+
+def reason(denial: StreamDenial | None) -> str:
+    return "" if denial is None else denial.reason
 
 
 def quotas(streams: int = 3, each: int = 2, per_minute: int = 60) -> Quotas:
     return Quotas(QuotaLimits(streams=streams, streams_each=each, per_minute_each=per_minute))
 
 
-def test_a_caller_has_so_many_streams_and_no_more() -> None:
+def test_stream_quota_limits_each_caller() -> None:
     asked = quotas()
-    assert [asked.open("a", None) for _ in range(2)] == ["", ""]
-    assert asked.open("a", None) == "2 streams are open already, and you may have no more at once"
-    assert asked.streams("a") == 2
-    assert asked.open("b", None) == ""
+    assert [asked.open_stream(["a"], None) for _ in range(2)] == [None, None]
+    assert reason(asked.open_stream(["a"], None)) == "TOO_MANY_STREAMS"
+    assert asked.open_streams(["a"]) == 2
+    assert asked.open_stream(["b"], None) is None
 
 
-def test_a_rule_may_say_another_number() -> None:
+def test_stream_quota_follows_rule() -> None:
     asked = quotas()
-    assert asked.open("a", 1) == ""
-    assert asked.open("a", 1) != ""
+    assert asked.open_stream(["a"], 1) is None
+    assert asked.open_stream(["a"], 1) is not None
 
 
-def test_all_together_have_no_more_than_the_daemon_can_bear() -> None:
+def test_stream_quota_limits_all_callers_together() -> None:
     asked = quotas(streams=2)
-    assert (asked.open("a", None), asked.open("b", None)) == ("", "")
-    assert asked.open("c", None) == "2 streams are open, and the daemon has no more at once"
-    asked.close("a")
-    assert asked.open("c", None) == ""
+    assert (asked.open_stream(["a"], None), asked.open_stream(["b"], None)) == (None, None)
+    assert reason(asked.open_stream(["c"], None)) == "TOO_MANY_STREAMS"
+    asked.close_stream(["a"])
+    assert asked.open_stream(["c"], None) is None
 
 
-def test_a_stream_that_ended_makes_room_for_another() -> None:
+def test_closed_stream_frees_quota() -> None:
     asked = quotas()
-    asked.open("a", None)
-    asked.open("a", None)
-    asked.close("a")
-    assert asked.open("a", None) == ""
-    asked.close("a")
-    asked.close("a")
-    assert asked.streams("a") == 0
+    asked.open_stream(["a"], None)
+    asked.open_stream(["a"], None)
+    asked.close_stream(["a"])
+    assert asked.open_stream(["a"], None) is None
+    asked.close_stream(["a"])
+    asked.close_stream(["a"])
+    assert asked.open_streams(["a"]) == 0
 
 
-def test_a_minutes_kubeconfigs_may_be_had_at_once_and_then_as_they_come() -> None:
+def test_kubeconfig_quota_allows_burst_of_one_minute() -> None:
     asked = quotas(per_minute=2)
-    assert [asked.take("a", None, 0.0) for _ in range(3)] == [0.0, 0.0, 30.0]
-    assert asked.take("a", None, 15.0) == pytest.approx(15.0)
-    assert asked.take("a", None, 30.0) == 0.0
-    assert asked.take("a", None, 30.0) == pytest.approx(30.0)
+    assert [asked.take_kubeconfig(["a"], None, 0.0) for _ in range(3)] == [0.0, 0.0, 30.0]
+    assert asked.take_kubeconfig(["a"], None, 15.0) == pytest.approx(15.0)
+    assert asked.take_kubeconfig(["a"], None, 30.0) == 0.0
+    assert asked.take_kubeconfig(["a"], None, 30.0) == pytest.approx(30.0)
 
 
-def test_nobody_saves_up_more_than_a_minutes() -> None:
+def test_kubeconfig_quota_never_exceeds_one_minute() -> None:
     asked = quotas(per_minute=2)
-    asked.take("a", None, 0.0)
-    assert [asked.take("a", None, 1000.0) for _ in range(3)] == [0.0, 0.0, 30.0]
+    asked.take_kubeconfig(["a"], None, 0.0)
+    assert [asked.take_kubeconfig(["a"], None, 1000.0) for _ in range(3)] == [0.0, 0.0, 30.0]
 
 
-def test_what_one_takes_is_nobody_elses_loss_and_a_rule_may_say_how_much() -> None:
+def test_kubeconfig_quota_is_per_caller_and_follows_rule() -> None:
     asked = quotas(per_minute=1)
-    assert asked.take("a", None, 0.0) == 0.0
-    assert asked.take("b", None, 0.0) == 0.0
-    assert [asked.take("c", 2, 0.0) for _ in range(3)] == [0.0, 0.0, 30.0]
+    assert asked.take_kubeconfig(["a"], None, 0.0) == 0.0
+    assert asked.take_kubeconfig(["b"], None, 0.0) == 0.0
+    assert [asked.take_kubeconfig(["c"], 2, 0.0) for _ in range(3)] == [0.0, 0.0, 30.0]
 
 
-def test_only_so_many_callers_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quota, "REMEMBERED", 2)
+def test_quota_evicts_least_recent_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quota, "MAX_KEYS", 2)
     asked = quotas(per_minute=1)
     for name in "abac":
-        asked.take(name, None, 0.0)
-    assert asked.take("a", None, 0.0) > 0, "who asked last is remembered"
-    assert asked.take("b", None, 0.0) == 0.0
+        asked.take_kubeconfig([name], None, 0.0)
+    assert asked.take_kubeconfig(["a"], None, 0.0) > 0, "who asked last is remembered"
+    assert asked.take_kubeconfig(["b"], None, 0.0) == 0.0
 
 
-def test_who_misses_seldom_never_waits() -> None:
+def test_rare_misses_are_never_delayed() -> None:
     asked = quotas()
-    assert [asked.miss("a", 0.0) for _ in range(MISS_BURST)] == [0.0] * MISS_BURST
-    assert all(asked.miss("b", 0.2 * number) == 0 for number in range(1000))
+    assert [asked.count_miss(["a"], 0.0) for _ in range(MISS_BURST)] == [0.0] * MISS_BURST
+    assert all(asked.count_miss(["b"], 0.2 * number) == 0 for number in range(1000))
 
 
-def test_who_guesses_waits_longer_and_longer_up_to_a_point() -> None:
+def test_frequent_misses_are_delayed_up_to_a_maximum() -> None:
     asked = quotas()
-    waits = [asked.miss("a", 0.0) for _ in range(MISS_BURST + 1000)]
+    waits = [asked.count_miss(["a"], 0.0) for _ in range(MISS_BURST + 1000)]
     assert waits[MISS_BURST : MISS_BURST + 3] == pytest.approx([0.1, 0.2, 0.3])
     assert waits[-1] == MAX_MISS_DELAY_S
-    assert asked.miss("a", 10.0) == 0, "and no more once it has stopped for a while"
-    assert asked.miss("b", 0.0) == 0
+    assert asked.count_miss(["a"], 10.0) == 0, "and no more once it has stopped for a while"
+    assert asked.count_miss(["b"], 0.0) == 0
+
+
+def test_quota_counts_every_key_of_a_caller() -> None:
+    asked = quotas(per_minute=1)
+    assert asked.open_stream(["dns:a", "dns:b"], 1) is None
+    assert reason(asked.open_stream(["dns:a", "dns:c"], 1)) == "TOO_MANY_STREAMS"
+    assert asked.open_stream(["dns:c"], 1) is None
+    asked.close_stream(["dns:a", "dns:b"])
+    assert asked.open_stream(["dns:a"], 1) is None
+    assert asked.take_kubeconfig(["dns:a", "dns:b"], None, 0.0) == 0.0
+    assert asked.take_kubeconfig(["dns:b", "dns:c"], None, 0.0) > 0
+    assert asked.take_kubeconfig(["dns:c"], None, 0.0) == 0.0, "a denied request costs nothing"
+
+
+def test_filter_bytes_are_limited_per_caller_and_in_total() -> None:
+    asked = quotas(streams=1000, each=1000)
+    assert asked.open_stream(["a"], None, FILTER_BYTES_EACH) is None
+    assert reason(asked.open_stream(["a"], None, 1)) == "TOO_MANY_FILTER_BYTES"
+    assert asked.open_stream(["a"], None) is None, "streams without a filter are not affected"
+    others = [asked.open_stream([str(number)], None, FILTER_BYTES_EACH) for number in range(4)]
+    assert [reason(each) for each in others] == ["", "", "", "TOO_MANY_FILTER_BYTES"]
+    asked.close_stream(["a"], FILTER_BYTES_EACH)
+    assert asked.open_stream(["b"], None, FILTER_BYTES_EACH) is None

@@ -13,17 +13,17 @@ def rule(name: str, who: CallerSelector, scope: ClusterScope = ALL_CLUSTERS) -> 
     return Rule(who, Grant(rule=name, scope=scope))
 
 
-def test_without_rules_everybody_may_do_everything() -> None:
+def test_rights_without_rules_grant_everything() -> None:
     assert Rights().of(Caller(listener="api")) == Grant(rule="", scope=ALL_CLUSTERS, terms=UNLIMITED, streams=None)
 
 
-def test_with_one_rule_nobody_may_do_anything_but_who_meets_it() -> None:
+def test_rights_with_rules_deny_unmatched_callers() -> None:
     rights = Rights((rule("root", CallerSelector(uids=frozenset({0}))),))
     assert rights.of(Caller(listener="api", uid=0)) == Grant(rule="root")
     assert rights.of(Caller(listener="api", uid=1)) is None
 
 
-def test_the_first_rule_that_is_met_counts_alone() -> None:
+def test_first_matching_rule_applies_alone() -> None:
     rights = Rights(
         (
             rule("not them", CallerSelector(uids=frozenset({7})), NO_CLUSTERS),
@@ -41,7 +41,7 @@ def test_the_first_rule_that_is_met_counts_alone() -> None:
     ]
 
 
-def test_terms_say_from_which_sources_and_for_how_long() -> None:
+def test_terms_limit_sources_and_ttl() -> None:
     assert UNLIMITED.allow("any")
     assert UNLIMITED.ttl_s(600.0) == 600.0
     terms = Terms(sources=frozenset({"viewer"}), max_ttl_s=300.0)

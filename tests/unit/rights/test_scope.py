@@ -13,7 +13,7 @@ A_PROD = cluster("shop-1", labels={"env": "prod"}, organization="acme")
 A_DEV = cluster("a", labels={"env": "dev"}, organization="nasa")
 
 
-def test_all_that_is_set_must_match() -> None:
+def test_scope_matches_when_all_conditions_do() -> None:
     everything = ClusterScope(parse("env=prod"), frozenset({"acme"}), name_patterns(["shop-*"]))
     assert everything.matches(A_PROD)
     for scope in (PROD, ACME, SHOPS):
@@ -21,7 +21,7 @@ def test_all_that_is_set_must_match() -> None:
         assert not scope.matches(A_DEV)
 
 
-def test_all_covers_everything_and_none_nothing() -> None:
+def test_scope_all_and_none() -> None:
     assert ALL_CLUSTERS.matches(A_DEV)
     assert ALL_CLUSTERS.is_everything
     assert not NO_CLUSTERS.matches(A_DEV)
@@ -29,35 +29,35 @@ def test_all_covers_everything_and_none_nothing() -> None:
     assert not any(scope.is_everything for scope in (PROD, ACME, SHOPS))
 
 
-def test_of_what_has_only_a_name_it_covers_what_it_would_cover_whatever_else_it_has() -> None:
+def test_scope_covers_by_name_only_without_other_conditions() -> None:
     assert SHOPS.covers_by_name("shop-2")
     assert not SHOPS.covers_by_name("a")
     assert ALL_CLUSTERS.covers_by_name("a")
     assert not any(scope.covers_by_name("shop-2") for scope in (PROD, ACME, NO_CLUSTERS))
 
 
-def test_who_may_see_everything_is_shown_what_he_asks_for() -> None:
+def test_scoped_filter_with_full_scope_is_the_filter() -> None:
     asked = Filter(names=frozenset({"a"}))
     assert scoped(asked, ALL_CLUSTERS) is asked
     assert scoped(EVERYTHING, ALL_CLUSTERS).is_everything
     assert not scoped(EVERYTHING, PROD).is_everything
 
 
-def test_somebody_is_shown_what_he_asks_for_as_far_as_he_may_see_it() -> None:
+def test_scoped_filter_is_filter_and_scope() -> None:
     shown = scoped(Filter(names=frozenset({"shop-1", "a"})), PROD)
     assert shown.matches(A_PROD)
     assert not shown.matches(A_DEV)
     assert not scoped(Filter(names=frozenset({"b"})), PROD).matches(A_PROD)
 
 
-def test_what_he_did_not_ask_for_may_be_shown_and_what_he_may_not_see_is_not() -> None:
+def test_scoped_filter_shows_within_scope_only() -> None:
     shown = ScopedFilter(Filter(names=frozenset({"b"})), PROD)
     assert shown.shows(A_PROD)
     assert not shown.shows(A_DEV)
     assert not shown.shows(None)
 
 
-def test_the_fingerprint_tells_scopes_and_what_is_asked_apart() -> None:
+def test_fingerprint_differs_by_scope_and_filter() -> None:
     shown = [
         scoped(asked, scope).fingerprint
         for asked in (EVERYTHING, Filter(parse("env=prod")))
@@ -67,7 +67,7 @@ def test_the_fingerprint_tells_scopes_and_what_is_asked_apart() -> None:
     assert ClusterScope(parse("a,b")).fingerprint == ClusterScope(parse("b,a")).fingerprint
 
 
-def test_it_says_what_it_covers() -> None:
+def test_scope_as_text() -> None:
     assert str(ALL_CLUSTERS) == "all"
     assert str(NO_CLUSTERS) == "none"
     scope = ClusterScope(parse("env=prod"), frozenset({"nasa", "acme"}), name_patterns(["shop-*", "a"]))

@@ -39,7 +39,7 @@ FULL = Cluster(
 )
 
 
-def test_a_cluster_is_told_whole() -> None:
+def test_cluster_message_has_all_fields() -> None:
     assert convert.cluster(FULL, EPOCH) == pb.Cluster(
         name="apollo",
         uid="u1",
@@ -59,7 +59,7 @@ def test_a_cluster_is_told_whole() -> None:
     )
 
 
-def test_what_is_not_known_of_a_cluster_is_left_out() -> None:
+def test_cluster_message_omits_unknown_fields() -> None:
     told = convert.cluster(SMALL, EPOCH)
     assert not told.HasField("deletion_requested_at")
     assert told.connectivity == pb.Connectivity(state=pb.Connectivity.STATE_UNKNOWN)
@@ -74,14 +74,14 @@ def test_what_is_not_known_of_a_cluster_is_left_out() -> None:
         (-0.25, Timestamp(seconds=-1, nanos=750_000_000)),
     ],
 )
-def test_times_are_told_to_the_microsecond(seconds: float, told: Timestamp) -> None:
+def test_timestamps_have_microseconds(seconds: float, told: Timestamp) -> None:
     assert convert.timestamp(seconds) == told
 
 
 # --- the source ---
 
 
-def test_the_sources_times_are_told_in_wall_time() -> None:
+def test_source_status_times_are_wall_time() -> None:
     status = SourceStatus(SourceState.STALE, 90.0, "ConnectionLost", "the connection was lost", 80.0)
     assert convert.source(status, Moment(wall=1_000_100.0, steady=100.0)) == pb.SourceStatus(
         state=pb.SourceStatus.STATE_STALE,
@@ -93,7 +93,7 @@ def test_the_sources_times_are_told_in_wall_time() -> None:
 
 
 @pytest.mark.parametrize("state", SourceState)
-def test_every_state_of_the_source_has_its_own(state: SourceState) -> None:
+def test_every_source_state_has_an_enum_value(state: SourceState) -> None:
     told = convert.source(SourceStatus(state, 0.0), Moment(0.0, 0.0))
     assert pb.SourceStatus.State.Name(told.state) == f"STATE_{state.value}"
     assert not told.HasField("last_contact")
@@ -129,44 +129,44 @@ def engagement(of: ClusterRecord, confirming: str | None = None) -> tuple[bool, 
         (ObjectState.DELETED, "REASON_DELETED"),
     ],
 )
-def test_what_is_not_engaged_is_explained(state: ObjectState, reason: str) -> None:
+def test_engagement_explains_why_not_engaged(state: ObjectState, reason: str) -> None:
     assert engagement(record(state)) == (False, reason, "its message", 100)
 
 
-def test_what_is_engaged_is_so_since_it_was() -> None:
+def test_engagement_of_engaged_cluster() -> None:
     assert engagement(record(ObjectState.READY, engaged=True)) == (True, "REASON_ENGAGED", "its condition is True", 1)
 
 
-def test_what_is_engaged_and_malformed_is_explained() -> None:
+def test_engagement_of_engaged_malformed_object() -> None:
     assert engagement(record(ObjectState.MALFORMED, engaged=True)) == (True, "REASON_MALFORMED", "its message", 100)
 
 
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
-        ("", "reported as gone, which is being confirmed"),
-        ("503: not now", "reported as gone, which is being confirmed: 503: not now"),
+        ("", "reported as deleted; being confirmed"),
+        ("503: not now", "reported as deleted; being confirmed: 503: not now"),
     ],
 )
-def test_what_is_reported_as_gone_is_being_confirmed(problem: str, message: str) -> None:
+def test_engagement_while_deletion_is_confirmed(problem: str, message: str) -> None:
     told = engagement(record(ObjectState.READY, engaged=True), problem)
     assert told == (True, "REASON_CONFIRMING_DELETION", message, 100)
 
 
-def test_what_was_not_engaged_is_not_being_confirmed() -> None:
+def test_engagement_of_unengaged_cluster_is_never_confirming() -> None:
     assert engagement(record(ObjectState.NOT_READY), "")[1] == "REASON_NOT_READY"
 
 
-def test_what_is_held_says_so_and_until_when() -> None:
+def test_engagement_within_not_ready_grace_says_until_when() -> None:
     assert engagement(record(ObjectState.NOT_READY, engaged=True, grace_until=1_700_000_000.9)) == (
         True,
         "REASON_NOT_READY",
-        "its message; it stays engaged, in case it is ready again by 2023-11-14T22:13:20Z",
+        "its message; it stays engaged until 2023-11-14T22:13:20Z in case it becomes ready again",
         100,
     )
 
 
-def test_a_transition_is_told_with_the_incarnation_it_was_of() -> None:
+def test_transition_message_has_incarnation() -> None:
     ended = Transition(EventType.DISENGAGED, 5.0, 3, DisengageReason.DELETED, "gone")
     assert convert.transition(ended, EPOCH) == pb.Transition(
         type=pb.ClusterEvent.TYPE_DISENGAGED,
@@ -180,7 +180,7 @@ def test_a_transition_is_told_with_the_incarnation_it_was_of() -> None:
 # --- kubeconfigs ---
 
 
-def test_a_kubeconfig_is_told_with_its_times() -> None:
+def test_kubeconfig_message_has_times() -> None:
     handed = IssuedKubeconfig("a", b"{}", issued_at=1.0, expires_at=3.0, refresh_at=2.0)
     assert convert.kubeconfig(handed) == pb.Kubeconfig(
         cluster="a",
@@ -191,7 +191,7 @@ def test_a_kubeconfig_is_told_with_its_times() -> None:
     )
 
 
-def test_a_kubeconfig_that_does_not_run_out_says_so_by_leaving_it_out() -> None:
+def test_kubeconfig_message_without_expiry_omits_times() -> None:
     told = convert.kubeconfig(IssuedKubeconfig("a", b"{}", issued_at=1.0))
     assert not told.HasField("expires_at")
     assert not told.HasField("refresh_after")
@@ -210,5 +210,5 @@ def test_a_kubeconfig_that_does_not_run_out_says_so_by_leaving_it_out() -> None:
         ),
     ],
 )
-def test_a_source_of_credentials_is_well_unless_it_has_trouble(health: SourceHealth, told: pb.CredentialSource) -> None:
+def test_credential_source_is_healthy_unless_it_fails(health: SourceHealth, told: pb.CredentialSource) -> None:
     assert convert.credential_source(health) == told

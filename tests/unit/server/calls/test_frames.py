@@ -49,7 +49,7 @@ events = st.builds(
 
 
 @given(events)
-def test_a_frame_is_what_the_generated_code_makes(event: Event) -> None:
+def test_frame_equals_generated_encoding(event: Event) -> None:
     message = pb.ClusterEvent(
         type=pb.ClusterEvent.Type.Value(f"TYPE_{event.type.value}"),
         cluster=convert.cluster(event.cluster, EPOCH),
@@ -61,7 +61,7 @@ def test_a_frame_is_what_the_generated_code_makes(event: Event) -> None:
     assert len(frame) == len(encode_frame(message)), "nothing in it is superfluous"
 
 
-def test_no_field_of_a_cluster_or_an_event_is_forgotten() -> None:
+def test_frame_has_every_field_of_cluster_and_event() -> None:
     event = decode_frame(encode(Event(EventType.DISENGAGED, FULL, DisengageReason.NOT_READY, "degraded")))
     assert {field.name for field, _ in event.cluster.ListFields()} == set(pb.Cluster.DESCRIPTOR.fields_by_name)
     own = {field.name for field, _ in event.ListFields()}
@@ -73,7 +73,7 @@ def test_no_field_of_a_cluster_or_an_event_is_forgotten() -> None:
 # --- and these are what anybody can check by hand ---
 
 
-def test_a_frame_is_an_event_of_a_batch() -> None:
+def test_frame_decodes_as_event_of_batch() -> None:
     frame = encode(Event(EventType.DISENGAGED, FULL, DisengageReason.NOT_READY, "degraded"))
     assert pb.WatchClustersResponse.FromString(frame) == pb.WatchClustersResponse(
         events=[
@@ -87,7 +87,7 @@ def test_a_frame_is_an_event_of_a_batch() -> None:
     )
 
 
-def test_the_bytes_of_a_frame_are_these() -> None:
+def test_frame_golden_bytes() -> None:
     assert encode(Event(EventType.ENGAGED, SMALL)) == bytes.fromhex(
         "0a3a"  # events, 58 bytes
         "0801"  # type: ENGAGED
@@ -103,19 +103,19 @@ def test_the_bytes_of_a_frame_are_these() -> None:
 
 
 @pytest.mark.parametrize("kind", EventType)
-def test_every_type_of_event_has_its_own(kind: EventType) -> None:
+def test_every_event_type_has_an_enum_value(kind: EventType) -> None:
     (told,) = pb.WatchClustersResponse.FromString(encode(Event(kind, SMALL))).events
     assert pb.ClusterEvent.Type.Name(told.type) == f"TYPE_{kind.value}"
     assert told.reason == pb.DISENGAGE_REASON_UNSPECIFIED
 
 
 @pytest.mark.parametrize("reason", DisengageReason)
-def test_every_reason_has_its_own(reason: DisengageReason) -> None:
+def test_every_disengage_reason_has_an_enum_value(reason: DisengageReason) -> None:
     (told,) = pb.WatchClustersResponse.FromString(encode(Event(EventType.DISENGAGED, SMALL, reason))).events
     assert pb.DisengageReason.Name(told.reason) == f"DISENGAGE_REASON_{reason.value}"
 
 
-def test_the_same_event_is_the_same_bytes() -> None:
+def test_frame_encoding_is_deterministic() -> None:
     shuffled = Cluster(
         target=Target(name="a", uid="u", place=("e",), labels=tuple((f"k{index}", "v") for index in range(50))),
         source_version="7",
@@ -126,12 +126,12 @@ def test_the_same_event_is_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 10, 127, 128, 20_000, 3_000_000])
-def test_a_frame_may_be_of_any_length(length: int) -> None:
+def test_frame_of_any_length(length: int) -> None:
     event = Event(EventType.ENGAGED, SMALL, message="x" * length)
     assert len(pb.WatchClustersResponse.FromString(encode(event)).events[0].message) == length
 
 
-def test_who_adds_to_an_event_that_was_read_back_changes_nothing_else_of_it() -> None:
+def test_decoded_frame_can_be_extended_without_loss() -> None:
     event = decode_frame(encode(Event(EventType.ENGAGED, SMALL)))
     assert encode_frame(event) == encode(Event(EventType.ENGAGED, SMALL))
     event.kubeconfig.cluster = "a"
@@ -141,7 +141,7 @@ def test_who_adds_to_an_event_that_was_read_back_changes_nothing_else_of_it() ->
 # --- batches ---
 
 
-def test_a_batch_is_a_join_of_frames_and_a_few_bytes() -> None:
+def test_batch_is_frames_followed_by_its_own_fields() -> None:
     events = [Event(EventType.ENGAGED, SMALL), Event(EventType.UPDATED, FULL)]
     source = pb.SourceStatus(state=pb.SourceStatus.STATE_STREAMING)
     data = batch(
@@ -158,7 +158,7 @@ def test_a_batch_is_a_join_of_frames_and_a_few_bytes() -> None:
     assert told.source == source
 
 
-def test_a_batch_may_hold_nothing_but_news_of_the_source() -> None:
+def test_batch_may_hold_source_status_only() -> None:
     told = pb.WatchClustersResponse.FromString(batch(Frames(), revision="r", previous_revision="r", synced=False))
     assert not told.events
     assert not told.HasField("source")
@@ -166,7 +166,7 @@ def test_a_batch_may_hold_nothing_but_news_of_the_source() -> None:
 
 
 @given(revision=texts, previous=texts, synced=st.booleans(), reset=st.booleans(), source=st.none() | texts)
-def test_a_batch_is_what_protobuf_makes_of_it(
+def test_batch_equals_generated_encoding(
     revision: str, previous: str, synced: bool, reset: bool, source: str | None
 ) -> None:
     status = None if source is None else pb.SourceStatus(message=source)

@@ -1,5 +1,6 @@
 """Kubeconfigs of one stream, by hand: to whom they go while rights change. Time is what the test says."""
 
+import math
 from random import Random
 from typing import Any
 
@@ -9,6 +10,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.secret import Secret
+from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.minter import LeaseKey
@@ -22,8 +24,9 @@ from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped
-from milo_discoveryd.server.calls.frames import decode_frame, encoder
+from milo_discoveryd.server.calls.frames import decode_frame, encode_frame, encoder
 from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
+from milo_discoveryd.server.calls.verification import AlwaysFresh
 from tests.unit.registry.fleets import ready
 
 EPOCH = "0123456789abcdef"
@@ -65,7 +68,9 @@ class World:
         self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()), PendingDeletions(lambda: 0.0), None)  # type: ignore[arg-type]
         self.fleet.registry.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0))
 
-    # A visit
+    # The call
+
+    freshness: AlwaysFresh = AlwaysFresh()
 
     def take_kubeconfig(self) -> float:
         self.taken += not self.wait_s
@@ -108,54 +113,54 @@ def given(frames: tuple[bytes, ...]) -> list[str]:
     return [event.cluster.name for event in events if event.HasField("kubeconfig")]
 
 
-def test_each_is_given_one_and_the_next_in_time(world: World) -> None:
+def test_rotation_renews_each_kubeconfig_in_time(world: World) -> None:
     rotation = world.rotation()
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == ["alpha", "beta"]
-    assert rotation.take() == ()
+    assert rotation.take_due() == ()
     world.now += LIFE_S / 2
-    assert sorted(given(rotation.take())) == ["alpha", "beta"]
+    assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
 
 
-def test_after_a_sleep_that_the_steady_clock_missed_all_come_at_once(world: World) -> None:
+def test_rotation_renews_everything_after_wall_clock_jump(world: World) -> None:
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     world.ahead = 2 * LIFE_S
-    assert sorted(given(rotation.take())) == ["alpha", "beta"]
-    assert rotation.take() == ()
+    assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
+    assert rotation.take_due() == ()
 
 
-def test_what_may_not_be_seen_any_more_is_not_asked_for_any_more(world: World) -> None:
+def test_rotation_stops_for_clusters_outside_the_scope(world: World) -> None:
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
-    rotation.turn(scoped(EVERYTHING, ClusterScope(names=name_patterns(["beta"]))))
+    rotation.change_view(scoped(EVERYTHING, ClusterScope(names=name_patterns(["beta"]))))
     world.asked.clear()
     world.now += LIFE_S / 2
-    assert given(rotation.take()) == ["beta"]
+    assert given(rotation.take_due()) == ["beta"]
     assert set(world.asked) == {"beta"}
 
 
-def test_whoever_may_have_none_any_more_is_given_none(world: World) -> None:
+def test_rotation_stops_when_kubeconfigs_are_revoked(world: World) -> None:
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     world.recipient = None
-    rotation.turn(EVERYTHING)
+    rotation.change_view(EVERYTHING)
     world.asked.clear()
     world.now += LIFE_S / 2
-    assert given(rotation.take()) == given(rotation.attach_kubeconfigs(world.snapshot())) == world.asked == []
+    assert given(rotation.take_due()) == given(rotation.attach_kubeconfigs(world.snapshot())) == world.asked == []
 
 
-def test_on_other_terms_all_come_anew_and_on_the_same_none_does(world: World) -> None:
+def test_rotation_reissues_when_terms_change(world: World) -> None:
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     world.recipient = Recipient(Caller(listener="api"), "another name of the rule")
-    rotation.turn(EVERYTHING)
-    assert rotation.take() == ()
+    rotation.change_view(EVERYTHING)
+    assert rotation.take_due() == ()
     world.recipient = Recipient(Caller(listener="api"), "shop", Terms(sources=frozenset({"source"})))
-    rotation.turn(EVERYTHING)
-    assert sorted(given(rotation.take())) == ["alpha", "beta"]
+    rotation.change_view(EVERYTHING)
+    assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
 
 
-def test_nothing_is_asked_for_that_is_not_counted_before(world: World) -> None:
+def test_rotation_counts_quota_before_it_asks_the_source(world: World) -> None:
     rotation = world.rotation()
     world.wait_s = 7.0
     assert given(rotation.attach_kubeconfigs(world.snapshot())) == []
@@ -163,11 +168,11 @@ def test_nothing_is_asked_for_that_is_not_counted_before(world: World) -> None:
     assert rotation.due_in_s == 7.0
     world.now += 7.0
     world.wait_s = 0.0
-    assert sorted(given(rotation.take())) == ["alpha", "beta"]
+    assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
     assert world.taken == 2
 
 
-def test_while_there_is_none_left_nobody_is_looked_at(world: World) -> None:
+def test_rotation_pauses_while_quota_is_exhausted(world: World) -> None:
     rotation = world.rotation()
     world.wait_s = 7.0
     rotation.attach_kubeconfigs(world.snapshot())
@@ -180,14 +185,55 @@ def test_while_there_is_none_left_nobody_is_looked_at(world: World) -> None:
 
     world.take_kubeconfig = counted  # type: ignore[method-assign]
     world.now += 7.0
-    assert rotation.take() == ()
+    assert rotation.take_due() == ()
     assert looked == 1, "the first tells of all"
     assert rotation.due_in_s == 7.0
 
 
-def test_the_kind_of_event_is_that_of_a_renewal(world: World) -> None:
+def test_rotation_renewals_are_kubeconfig_events(world: World) -> None:
     rotation = world.rotation()
     rotation.attach_kubeconfigs(world.snapshot())
     world.now += LIFE_S / 2
-    kinds = {decode_frame(frame).type for frame in rotation.take()}
+    kinds = {decode_frame(frame).type for frame in rotation.take_due()}
     assert kinds == {pb.ClusterEvent.TYPE_KUBECONFIG}
+
+
+def test_rotation_forgets_names_whose_clusters_went_while_the_source_failed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lease, "credential", lambda self: None)
+    monkeypatch.setattr(Lease, "issue", refuse)
+    rotation = world.rotation()
+    rotation.attach_kubeconfigs(world.snapshot())
+    assert rotation.take_due() == ()
+    assert {name for names in rotation._waiting.values() for name in names} == {"alpha", "beta"}
+    for name in ("alpha", "beta"):
+        rotation.attach_kubeconfigs([ended(name)])
+    assert not rotation._waiting
+    assert not rotation._deliveries
+
+
+def test_rotation_hands_out_nothing_until_the_token_was_reviewed(world: World) -> None:
+    rotation = world.rotation()
+    stale = Stale()
+    world.freshness = stale
+    assert given(rotation.attach_kubeconfigs(world.snapshot())) == []
+    assert rotation.take_due() == ()
+    assert (rotation.due_in_s, world.taken) == (math.inf, 0)
+    stale.is_reviewed = True
+    assert sorted(given(rotation.take_due())) == ["alpha", "beta"]
+
+
+class Stale(AlwaysFresh):
+    is_reviewed = False
+
+    def is_fresh(self) -> bool:
+        return self.is_reviewed
+
+
+def refuse(*_: object) -> IssuedKubeconfig:
+    raise BackendError("down")
+
+
+def ended(name: str) -> bytes:
+    return encode_frame(pb.ClusterEvent(type=pb.ClusterEvent.TYPE_DISENGAGED, cluster=pb.Cluster(name=name)))

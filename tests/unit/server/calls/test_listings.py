@@ -2,10 +2,11 @@
 
 import pytest
 
-from milo_discoveryd.model.cluster import Cluster, DisengageReason
-from milo_discoveryd.registry.filter import EVERYTHING, Filter
-from milo_discoveryd.server.calls.grpc_errors import InvalidRequestError
-from milo_discoveryd.server.calls.listings import AT_ONCE, LIFE_S, MAX_PER_CALLER, ListingOwner, Listings, Page
+from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.registry.filter import EVERYTHING, ClusterView, Filter
+from milo_discoveryd.server.calls import listings as listings_module
+from milo_discoveryd.server.calls.grpc_errors import ForeignPageTokenError, InvalidRequestError
+from milo_discoveryd.server.calls.listings import LIFE_S, OVERHEAD, ListingOwner, Listings, Page
 from milo_discoveryd.server.calls.revision import TokenSigner
 from tests.unit.registry.fleets import NamedLog, cluster, readable_log
 
@@ -23,104 +24,156 @@ def a_listing(log: NamedLog) -> Listings:
     return Listings(log, TokenSigner(b"key"))
 
 
-def first(listings: Listings, size: int, holder: ListingOwner = ME) -> Page:
-    return listings.first(EVERYTHING, size, 0.0, holder)
+class Listing:
+    """One caller's way through a listing."""
 
+    def __init__(self, listings: Listings, owner: ListingOwner = ME) -> None:
+        self.listings = listings
+        self.owner = owner
+        self.token = ""
 
-def following(listings: Listings, token: str, size: int, now: float = 0.0, holder: ListingOwner = ME) -> Page:
-    return listings.next(token, size, now, holder, lambda cluster: True)
+    def first(self, size: int, view: ClusterView = EVERYTHING) -> Page:
+        return self._turned(self.listings.first(view, size, 0.0, self.owner), size)
+
+    def next(self, size: int, now: float = 0.0, token: str | None = None) -> Page:
+        page = self.listings.next(self.token if token is None else token, size, now, self.owner, lambda cluster: True)
+        return self._turned(page, size)
+
+    def _turned(self, page: Page, size: int) -> Page:
+        self.token = self.listings.next_token(page, min(size, len(page.clusters)), 0.0)
+        return page
 
 
 def names(page: Page) -> list[str]:
-    return [each.target.name for each in page.clusters]
+    return [each.target.name for each in page.clusters if each is not None]
 
 
-def test_what_fits_into_a_page_is_all_of_it_by_name() -> None:
-    page = first(a_listing(fleet("b", "a")), 2)
-    assert (names(page), page.revision, page.total, page.next_token) == (["a", "b"], 2, 2, "")
+def test_listing_of_one_page_is_sorted_by_name() -> None:
+    listing = Listing(a_listing(fleet("b", "a")))
+    page = listing.first(2)
+    assert (names(page), page.listing.revision, listing.token) == (["a", "b"], 2, "")
+    assert not listing.listings._listings, "a listing of one page is not kept"
 
 
-def test_an_empty_fleet_is_an_empty_page() -> None:
-    assert first(a_listing(fleet()), 10) == Page((), 0, 0, "")
+def test_listing_of_empty_fleet_is_empty_page() -> None:
+    listing = Listing(a_listing(fleet()))
+    assert (names(listing.first(10)), listing.token) == ([], "")
 
 
-def test_all_pages_show_one_revision_whatever_happens_meanwhile() -> None:
+def test_listing_pages_show_one_revision() -> None:
     log = fleet(*"abcde")
-    listings = a_listing(log)
-    page = first(listings, 2)
-    seen = [names(page)]
+    listing = Listing(a_listing(log))
+    seen = [names(listing.first(2))]
     log.disengage(log.entry("c"), DisengageReason.DELETED, "", 0.0)
     log.engage(log.entry("f"), lambda revision: cluster("f", revision))
-    while page.next_token:
-        page = following(listings, page.next_token, 2, 1.0)
+    while listing.token:
+        page = listing.next(2, 1.0)
         seen.append(names(page))
-        assert (page.revision, page.total) == (5, 5)
+        assert (page.listing.revision, len(page.listing.clusters)) == (5, 5)
     assert seen == [["a", "b"], ["c", "d"], ["e"]]
 
 
-def test_pages_may_differ_in_size_and_be_read_again() -> None:
+def test_listing_pages_may_differ_in_size_and_be_repeated() -> None:
+    listing = Listing(a_listing(fleet(*"abcde")))
+    listing.first(2)
+    token = listing.token
+    assert names(listing.next(1, token=token)) == ["c"]
+    assert names(listing.next(10, token=token)) == ["c", "d", "e"]
+
+
+def test_listing_continues_after_a_page_that_was_cut_short() -> None:
     listings = a_listing(fleet(*"abcde"))
-    token = first(listings, 2).next_token
-    assert names(following(listings, token, 1)) == ["c"]
-    assert names(following(listings, token, 10)) == ["c", "d", "e"]
+    page = listings.first(EVERYTHING, 5, 0.0, ME)
+    token = listings.next_token(page, 2, 0.0)
+    assert names(listings.next(token, 5, 0.0, ME, lambda cluster: True)) == ["c", "d", "e"]
 
 
-def test_a_listing_shows_what_the_filter_covers() -> None:
+def test_listing_applies_filter() -> None:
     wanted = Filter(names=frozenset({"b", "z"}))
-    assert names(a_listing(fleet("a", "b")).first(wanted, 10, 0.0, ME)) == ["b"]
+    assert names(Listing(a_listing(fleet("a", "b"))).first(10, wanted)) == ["b"]
 
 
-def test_what_may_not_be_seen_any_more_is_left_out_of_the_pages_that_follow() -> None:
-    listings = a_listing(fleet(*"abcd"))
-    token = first(listings, 1).next_token
-
-    def still(cluster: Cluster) -> bool:
-        return cluster.target.name != "c"
-
-    assert names(listings.next(token, 10, 0.0, ME, still)) == ["b", "d"]
+def test_listing_pages_omit_clusters_that_became_invisible() -> None:
+    listing = Listing(a_listing(fleet(*"abcd")))
+    listing.first(1)
+    page = listing.listings.next(listing.token, 10, 0.0, ME, lambda cluster: cluster.target.name != "c")
+    assert names(page) == ["b", "d"]
+    assert len(page.clusters) == 3, "places are counted all the same"
 
 
 @pytest.mark.parametrize(
     "other", [ListingOwner("me", "me, for less"), ListingOwner("another", "another, for everything")]
 )
-def test_a_token_is_good_for_whom_and_for_what_it_was_given(other: ListingOwner) -> None:
+def test_page_token_is_bound_to_caller_and_view(other: ListingOwner) -> None:
+    listing = Listing(a_listing(fleet(*"abc")))
+    listing.first(1)
+    with pytest.raises(ForeignPageTokenError, match="page_token"):
+        Listing(listing.listings, other).next(1, token=listing.token)
+
+
+def test_page_token_expires_after_five_minutes() -> None:
+    listing = Listing(a_listing(fleet(*"abc")))
+    listing.first(1)
+    token = listing.token
+    assert names(listing.next(1, LIFE_S)) == ["b"]
+    with pytest.raises(InvalidRequestError, match="page_token"):
+        listing.next(1, LIFE_S + 0.1, token)
+
+
+def test_forty_listings_of_one_caller_are_kept() -> None:
+    listings = a_listing(fleet(*(f"c-{number:04}" for number in range(1000))))
+    each = [Listing(listings) for _ in range(40)]
+    for listing in each:
+        listing.first(10)
+    assert all(names(listing.next(1)) == ["c-0010"] for listing in each)
+
+
+def test_listings_of_one_caller_evict_its_oldest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listings_module, "MAX_ENTRIES_EACH", 3 * (3 + OVERHEAD))
     listings = a_listing(fleet(*"abc"))
-    token = first(listings, 1).next_token
-    with pytest.raises(InvalidRequestError, match="page_token: not known, too old, or not of a listing with this"):
-        following(listings, token, 1, holder=other)
-
-
-def test_a_token_is_good_for_five_minutes() -> None:
-    listings = a_listing(fleet(*"abc"))
-    token = first(listings, 1).next_token
-    assert names(following(listings, token, 1, LIFE_S)) == ["b"]
-    with pytest.raises(InvalidRequestError, match="page_token: not known, too old"):
-        following(listings, token, 1, LIFE_S + 0.1)
-
-
-def test_so_many_of_one_caller_are_under_way_at_once_and_his_oldest_gives_way() -> None:
-    listings = a_listing(fleet(*"abc"))
-    tokens = [first(listings, 1).next_token for _ in range(MAX_PER_CALLER + 1)]
+    each = [Listing(listings) for _ in range(4)]
+    for listing in each:
+        listing.first(1)
     with pytest.raises(InvalidRequestError):
-        following(listings, tokens[0], 1)
-    assert names(following(listings, tokens[1], 1)) == ["b"]
+        each[0].next(1)
+    assert [names(listing.next(1)) for listing in each[1:]] == [["b"]] * 3
 
 
-def test_so_many_of_all_are_under_way_at_once_and_who_has_most_gives_way() -> None:
+def test_listings_of_all_callers_evict_from_the_largest_holder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listings_module, "MAX_ENTRIES", 6 * (3 + OVERHEAD))
     listings = a_listing(fleet(*"abc"))
-    greedy = [first(listings, 1).next_token for _ in range(MAX_PER_CALLER)]
-    holders = [ListingOwner(f"caller {number}", "") for number in range(AT_ONCE - MAX_PER_CALLER + 1)]
-    tokens = [first(listings, 1, holder).next_token for holder in holders]
+    greedy = [Listing(listings) for _ in range(4)]
+    others = [Listing(listings, ListingOwner(f"caller {number}", "")) for number in range(3)]
+    for listing in (*greedy, *others):
+        listing.first(1)
     with pytest.raises(InvalidRequestError):
-        following(listings, greedy[0], 1)
-    for holder, token in zip(holders, tokens, strict=True):
-        assert names(following(listings, token, 1, holder=holder)) == ["b"]
+        greedy[0].next(1)
+    assert [names(listing.next(1)) for listing in others] == [["b"]] * 3
 
 
-def test_a_token_that_was_never_given_out_is_refused() -> None:
+def test_listing_larger_than_the_limit_is_kept_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listings_module, "MAX_ENTRIES", 1)
     listings = a_listing(fleet(*"abc"))
-    token = first(listings, 1).next_token
+    listing, later = Listing(listings), Listing(listings, ListingOwner("another", ""))
+    listing.first(1)
+    later.first(1)
+    assert names(later.next(1)) == ["b"]
+    with pytest.raises(InvalidRequestError):
+        listing.next(1)
+
+
+def test_expired_listings_are_removed() -> None:
+    listings = a_listing(fleet(*"abc"))
+    for now in (0.0, LIFE_S + 1):
+        listings.next_token(listings.first(EVERYTHING, 1, now, ME), 1, now)
+    assert len(listings._listings) == 1
+
+
+def test_forged_page_token_is_rejected() -> None:
+    listing = Listing(a_listing(fleet(*"abc")))
+    listing.first(1)
+    token = listing.token
     key, start, mark = token.split(".")
     for bent in ("", ".", "x", key, f"{key}.2.{mark}", f"{key}.{start}.", f"{key}.{start}", f"{token}.1", f"x{token}"):
-        with pytest.raises(InvalidRequestError, match="page_token: not known"):
-            following(listings, bent, 1)
+        with pytest.raises(ForeignPageTokenError):
+            listing.next(1, token=bent)

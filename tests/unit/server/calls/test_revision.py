@@ -8,7 +8,7 @@ from milo_discoveryd.server.calls.revision import Position, TokenSigner, parse
 
 EPOCH = "0123456789abcdef"
 MARK = "AbCdEfGhIjKlMnOpQrSt-_"
-SEAL = TokenSigner(b"key")
+SIGNER = TokenSigner(b"key")
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ SEAL = TokenSigner(b"key")
         (Position(EPOCH, 42, part=3), f"{EPOCH}.42.part3"),
     ],
 )
-def test_a_position_is_written_and_read_back(position: Position, text: str) -> None:
+def test_position_round_trips(position: Position, text: str) -> None:
     assert str(position) == text
     assert parse(f"{text}.{MARK}") == position
 
@@ -45,35 +45,35 @@ def test_a_position_is_written_and_read_back(position: Position, text: str) -> N
     ],
     ids=lambda text: repr(text[:40]),
 )
-def test_what_this_program_did_not_write_is_no_position(text: str) -> None:
+def test_foreign_text_is_no_position(text: str) -> None:
     assert parse(text) is None
 
 
 @given(st.text())
-def test_no_text_is_too_odd(text: str) -> None:
+def test_position_parser_accepts_any_text(text: str) -> None:
     position = parse(text)
     assert position is None or text.startswith(str(position))
-    assert SEAL.holds(text, "identify_by_listener") is None
+    assert SIGNER.verify(text, "anybody") is None
 
 
 @given(st.integers(0, 10**18 - 1), st.none() | st.integers(0, 10**9 - 1), st.text())
-def test_every_position_comes_back_to_its_holder(revision: int, part: int | None, holder: str) -> None:
+def test_signed_token_verifies_for_its_holder(revision: int, part: int | None, holder: str) -> None:
     position = Position(EPOCH, revision, part)
-    sealed = SEAL.put(str(position), holder)
+    sealed = SIGNER.sign(str(position), holder)
     assert parse(sealed) == position
-    assert SEAL.holds(sealed, holder) == str(position)
+    assert SIGNER.verify(sealed, holder) == str(position)
 
 
-def test_to_anybody_else_it_is_worth_nothing() -> None:
-    sealed = SEAL.put("text", "one")
-    assert SEAL.holds(sealed, "other") is None
-    assert SEAL.holds(sealed, "") is None
-    assert TokenSigner(b"another key").holds(sealed, "one") is None
+def test_signed_token_fails_for_other_holders() -> None:
+    sealed = SIGNER.sign("text", "one")
+    assert SIGNER.verify(sealed, "other") is None
+    assert SIGNER.verify(sealed, "") is None
+    assert TokenSigner(b"another key").verify(sealed, "one") is None
 
 
 @given(st.data())
-def test_nothing_in_it_can_be_bent(data: st.DataObject) -> None:
-    sealed = SEAL.put(str(Position(EPOCH, 1234, 5)), "one")
+def test_tampered_token_fails(data: st.DataObject) -> None:
+    sealed = SIGNER.sign(str(Position(EPOCH, 1234, 5)), "one")
     place = data.draw(st.integers(0, len(sealed) - 1))
     other = data.draw(st.characters(codec="utf-8").filter(lambda each: each != sealed[place]))
-    assert SEAL.holds(sealed[:place] + other + sealed[place + 1 :], "one") is None
+    assert SIGNER.verify(sealed[:place] + other + sealed[place + 1 :], "one") is None

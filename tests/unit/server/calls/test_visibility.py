@@ -1,7 +1,9 @@
 """What a caller is told of names and numbers."""
 
+import msgspec
 import pytest
 
+from milo_discoveryd.model.observation import NotReady, ObjectFields, Outside
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
@@ -9,7 +11,7 @@ from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope
 from milo_discoveryd.server.calls import visibility
-from milo_discoveryd.server.calls.visibility import Counts
+from milo_discoveryd.server.calls.visibility import VisibleCounts
 from tests.unit.registry.fleets import at, malformed, not_ready, outside, readable_log, ready
 
 PROD = ClusterScope(parse("env=prod"))
@@ -35,63 +37,107 @@ def registry() -> Registry:
 
 
 def visible(registry: Registry, scope: ClusterScope) -> set[str]:
-    return {name for name, record in registry.items() if visibility.seen(name, record, scope) is not None}
+    return {name for name, record in registry.items() if visibility.visible_record(name, record, scope) is not None}
 
 
-def test_who_may_see_everything_sees_every_name(registry: Registry) -> None:
+def test_full_scope_sees_every_record(registry: Registry) -> None:
     assert visible(registry, ALL_CLUSTERS) == {name for name, _ in registry.items()}
     assert visible(registry, NO_CLUSTERS) == set()
 
 
-def test_by_labels_is_seen_what_has_or_had_them(registry: Registry) -> None:
+def test_label_scope_sees_records_by_labels(registry: Registry) -> None:
     assert visible(registry, PROD) == {"shop-1", "shop-gone", "other"}
 
 
-def test_by_name_is_seen_whatever_has_it(registry: Registry) -> None:
+def test_name_scope_sees_records_by_name(registry: Registry) -> None:
     assert visible(registry, SHOPS) == {"shop-1", "shop-2", "shop-gone", "shop-never"}
 
 
-def test_a_name_that_nobody_has_is_not_seen(registry: Registry) -> None:
+def test_unknown_name_is_not_visible(registry: Registry) -> None:
     for scope in (ALL_CLUSTERS, PROD, SHOPS, NO_CLUSTERS):
-        assert visibility.seen("shop-99", registry["shop-99"], scope) is None
+        assert visibility.visible_record("shop-99", registry["shop-99"], scope) is None
 
 
-def test_of_another_object_under_the_name_nothing_is_known(registry: Registry) -> None:
+def test_replaced_object_is_not_visible_by_former_labels(registry: Registry) -> None:
     registry.commit([not_ready("shop-1", "5", uid="u2")], at(2))
     assert "shop-1" not in visible(registry, PROD)
     assert "shop-1" in visible(registry, SHOPS)
 
 
-def test_what_happened_before_its_incarnation_is_not_told(registry: Registry) -> None:
+def test_transitions_of_earlier_incarnations_are_hidden(registry: Registry) -> None:
     registry.commit([ready("shop-1", "5", uid="u2", labels={"env": "prod"})], at(2))
     record = registry["shop-1"]
     assert record is not None
-    assert len(list(visibility.transitions(record, ALL_CLUSTERS))) == 3
-    assert len(list(visibility.transitions(record, PROD))) == 1
+    assert len(list(visibility.visible_transitions(record, ALL_CLUSTERS))) == 3
+    assert len(list(visibility.visible_transitions(record, PROD))) == 1
 
 
-def test_of_what_only_its_name_is_known_no_history_is_told(registry: Registry) -> None:
+def test_transitions_are_hidden_for_names_without_cluster(registry: Registry) -> None:
     record = registry["shop-never"]
     assert record is not None
-    assert list(visibility.transitions(record, SHOPS)) == []
+    assert list(visibility.visible_transitions(record, SHOPS)) == []
 
 
-def test_numbers_are_of_what_is_seen(registry: Registry) -> None:
+def test_counts_are_of_visible_records(registry: Registry) -> None:
     registry.commit([outside("shop-2", "5")], at(2))
-    assert visibility.counts(registry) == Counts(engaged=2, not_ready=1, outside=1, malformed=1)
-    assert visibility.visible_counts(registry.items(), ALL_CLUSTERS) == visibility.counts(registry)
-    assert visibility.visible_counts(registry.items(), PROD) == Counts(engaged=2, not_ready=0, outside=0, malformed=0)
-    assert visibility.visible_counts(registry.items(), SHOPS) == Counts(engaged=1, not_ready=1, outside=1, malformed=0)
-    assert visibility.visible_counts(registry.items(), NO_CLUSTERS) == Counts(
+    assert visibility.total_counts(registry) == VisibleCounts(engaged=2, not_ready=1, outside=1, malformed=1)
+    assert visibility.visible_counts(registry.items(), ALL_CLUSTERS) == visibility.total_counts(registry)
+    assert visibility.visible_counts(registry.items(), PROD) == VisibleCounts(
+        engaged=2, not_ready=0, outside=0, malformed=0
+    )
+    assert visibility.visible_counts(registry.items(), SHOPS) == VisibleCounts(
+        engaged=1, not_ready=1, outside=1, malformed=0
+    )
+    assert visibility.visible_counts(registry.items(), NO_CLUSTERS) == VisibleCounts(
         engaged=0, not_ready=0, outside=0, malformed=0
     )
 
 
-def test_numbers_of_parts_add_up() -> None:
-    assert Counts(engaged=1, malformed=2) + Counts(engaged=3, outside=4) == Counts(engaged=4, outside=4, malformed=2)
+def test_counts_of_portions_add_up() -> None:
+    assert VisibleCounts(engaged=1, malformed=2) + VisibleCounts(engaged=3, outside=4) == VisibleCounts(
+        engaged=4, outside=4, malformed=2
+    )
 
 
-def test_of_the_source_only_who_sees_everything_is_told_in_words() -> None:
+def test_source_message_is_for_full_scope_only() -> None:
     status = SourceStatus(SourceState.STALE, 1.0, "RemovalsHeld", "its list lacks 3 of 9", 0.5)
-    assert visibility.source(status, ALL_CLUSTERS) is status
-    assert visibility.source(status, PROD) == SourceStatus(SourceState.STALE, 1.0, "RemovalsHeld", "", 0.5)
+    assert visibility.visible_source(status, ALL_CLUSTERS) is status
+    assert visibility.visible_source(status, PROD) == SourceStatus(SourceState.STALE, 1.0, "RemovalsHeld", "", 0.5)
+
+
+def test_not_ready_object_is_visible_by_its_present_labels(registry: Registry) -> None:
+    """And not by those that it had when it was last engaged, nor with each new condition message."""
+    dev = ClusterScope(parse("env=dev"))
+    for version in ("5", "6"):
+        fields = ObjectFields("shop-1", "", (("env", "dev"),))
+        registry.commit([NotReady("shop-1", "u1", version, f"message {version}", fields=fields)], at(2))
+        assert "shop-1" not in visible(registry, PROD)
+        assert "shop-1" in visible(registry, dev)
+    registry.commit([ready("shop-1", "7", labels={"env": "prod"})], at(3))
+    assert "shop-1" in visible(registry, PROD)
+    assert "shop-1" not in visible(registry, dev)
+
+
+def test_object_outside_the_selector_is_visible_by_its_present_labels(registry: Registry) -> None:
+    fields = ObjectFields("shop-1", "", (("env", "dev"),))
+    registry.commit([Outside("shop-1", "u1", "5", "not selected", fields)], at(2))
+    assert "shop-1" not in visible(registry, PROD)
+
+
+def test_malformed_object_that_is_not_engaged_is_visible_by_name_only(registry: Registry) -> None:
+    registry.commit([not_ready("shop-1", "5"), malformed("shop-1", "6")], at(2))
+    assert "shop-1" not in visible(registry, PROD)
+    assert "shop-1" in visible(registry, SHOPS)
+
+
+def test_cluster_with_a_project_uid_of_its_own_is_visible_by_its_labels() -> None:
+    """In mode `project-control-plane`, the UID of the project is not that of the watched object."""
+    registry = Registry(readable_log())
+    seen = ready("shop-1", uid="project-uid", labels={"env": "prod"})
+    registry.commit([msgspec.structs.replace(seen, uid="object-uid")], at(0))
+    assert visible(registry, PROD) == {"shop-1"}
+    record = registry["shop-1"]
+    assert record is not None
+    assert len(list(visibility.visible_transitions(record, PROD))) == 1
+    registry.commit([malformed("shop-1", "5", uid="another object")], at(1))
+    assert visible(registry, PROD) == set()

@@ -2,10 +2,16 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.server.connections.connection_budget import RESERVED, fit_connections
+from milo_discoveryd.server.connections.connection_budget import (
+    RESERVED,
+    ConnectionLimitError,
+    ConnectionSlots,
+    fit_connections,
+)
 from milo_discoveryd.server.connections.listener import Listener, UnixAddress
 
 
@@ -18,23 +24,23 @@ def connections(*listeners: Listener, descriptors: int) -> list[int]:
     return [each.connections for each in fit_connections(listeners, descriptors)]
 
 
-def test_where_there_are_descriptors_for_all_that_is_set_it_stays_as_it_is() -> None:
+def test_connection_budget_unchanged_with_enough_descriptors() -> None:
     assert connections(listener(1000), listener(500), descriptors=2 * RESERVED + 1500) == [1000, 500]
 
 
-def test_some_are_kept_for_what_is_no_connection() -> None:
+def test_connection_budget_reserves_descriptors() -> None:
     assert connections(listener(100_000), descriptors=10_000) == [10_000 - RESERVED]
 
 
-def test_where_there_are_few_half_of_them_are_kept() -> None:
+def test_connection_budget_reserves_half_of_few_descriptors() -> None:
     assert connections(listener(1000), descriptors=64) == [32]
 
 
-def test_a_connection_that_we_pass_on_takes_three() -> None:
+def test_connection_budget_counts_three_descriptors_per_proxied_connection() -> None:
     assert connections(listener(1000, peer_credentials=True), descriptors=2 * 300) == [100]
 
 
-def test_listeners_share_what_there_is_by_what_they_ask_for() -> None:
+def test_connection_budget_is_shared_in_proportion() -> None:
     assert connections(listener(300), listener(100), descriptors=400) == [150, 50]
 
 
@@ -42,10 +48,45 @@ def test_listeners_share_what_there_is_by_what_they_ask_for() -> None:
     st.lists(st.builds(listener, st.integers(1, 100_000), peer_credentials=st.booleans()), min_size=1, max_size=5),
     st.integers(64, 1 << 20),
 )
-def test_never_more_than_set_and_never_none(listeners: list[Listener], descriptors: int) -> None:
+def test_connection_budget_is_at_least_one_and_at_most_the_setting(listeners: list[Listener], descriptors: int) -> None:
     found = fit_connections(listeners, descriptors)
     assert all(1 <= each.connections <= asked.connections for each, asked in zip(found, listeners, strict=True))
     taken = sum(each.connections * each.descriptors for each in found)
     one_each = sum(each.descriptors for each in listeners)
     assert taken <= max(descriptors - RESERVED, (descriptors + 1) // 2) + one_each
     assert [each.address for each in found] == [each.address for each in listeners]
+
+
+def test_unauthenticated_connections_get_at_most_half_and_the_oldest_is_evicted() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(6)
+    assert [slots.admit(number) for number in range(5)] == [None, None, None, 0, 1]
+    assert len(slots) == 3
+    for number in (2, 3, 4):
+        slots.authenticate(number, [str(number)])
+    assert [slots.admit(number) for number in range(5, 9)] == [None, None, None, 5]
+
+
+def test_connection_is_refused_when_all_slots_are_authenticated() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(2)
+    for number in range(2):
+        slots.admit(number)
+        slots.authenticate(number, [str(number)])
+    with pytest.raises(ConnectionLimitError):
+        slots.admit(2)
+    slots.remove(0)
+    assert slots.admit(2) is None
+
+
+def test_owner_gets_at_most_half_of_the_slots_however_many_names_it_has() -> None:
+    slots: ConnectionSlots[int] = ConnectionSlots(4)
+    for number, names in enumerate((["dns:a"], ["dns:a", "dns:b"])):
+        slots.admit(number)
+        slots.authenticate(number, names)
+    slots.admit(2)
+    with pytest.raises(ConnectionLimitError, match="dns:a"):
+        slots.authenticate(2, ["dns:c", "dns:a"])
+    slots.remove(2)
+    slots.remove(1)
+    slots.admit(3)
+    slots.authenticate(3, ["dns:a"])
+    assert len(slots) == 2

@@ -1,0 +1,56 @@
+"""Rate limits for TokenReviews: per connection, per owner of connections, and in total. Pure.
+
+Tokens that were accepted before have a budget of their own, so that made-up tokens can't keep them from being reviewed.
+"""
+
+import msgspec
+
+from milo_discoveryd.rate_limit import KeyedBuckets, Rate, TokenBucket
+
+PER_CONNECTION = Rate(per_second=5.0, burst=20.0)
+PER_OWNER = Rate(per_second=10.0, burst=50.0)
+TOTAL = Rate(per_second=20.0, burst=100.0)
+RESERVED = Rate(per_second=20.0, burst=100.0)
+"""For tokens that were accepted before."""
+REJECTION_COST = 4.0
+"""What a rejected token costs its connection and owner on top. Callers in good faith show few of them."""
+MAX_KEYS = 10_000
+
+
+class Origin(msgspec.Struct, frozen=True):
+    """Where a token was shown: on which connection, and whose connection that is."""
+
+    connection: str = ""
+    owner: str = ""
+
+
+NO_ORIGIN = Origin()
+
+
+class ReviewBudget:
+    def __init__(self, now: float, *, total: Rate = TOTAL, reserved: Rate = RESERVED) -> None:
+        self._total = TokenBucket(total, now)
+        self._reserved = TokenBucket(reserved, now)
+        self._connections: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
+        self._owners: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
+
+    def take(self, origin: Origin, now: float, *, was_accepted: bool) -> float:
+        """Count one review and return 0, or return the seconds until it is allowed and count nothing."""
+        if was_accepted and self._reserved.take(now) == 0:
+            return 0.0
+        buckets = (*self._own(origin, now), self._total)
+        wait_s = max(bucket.wait_s(now) for bucket in buckets)
+        if not wait_s:
+            for bucket in buckets:
+                bucket.take(now)
+        return wait_s
+
+    def rejected(self, origin: Origin, now: float) -> None:
+        for bucket in self._own(origin, now):
+            bucket.charge(now, REJECTION_COST)
+
+    def _own(self, origin: Origin, now: float) -> tuple[TokenBucket, TokenBucket]:
+        return (
+            self._connections.bucket(origin.connection, PER_CONNECTION, now),
+            self._owners.bucket(origin.owner, PER_OWNER, now),
+        )

@@ -1,0 +1,30 @@
+"""What calls need to know of gRPC's context, and of how their listener authenticates callers."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.identity.review_budget import Origin
+
+
+class RpcContext(Protocol):
+    """The part of grpc.aio's context that is used."""
+
+    async def write(self, message: bytes) -> None: ...
+
+    def peer(self) -> str: ...
+
+    def invocation_metadata(self) -> Sequence[tuple[str, str | bytes]]: ...
+
+
+class Authenticator(Protocol):
+    """How a listener authenticates callers."""
+
+    async def identify(self, context: RpcContext, *, max_age_s: float | None = None) -> Caller:
+        """Return the caller; a bearer token's review must not be older than `max_age_s`.
+
+        Raises CallError if authentication fails.
+        """
+
+    def origin(self, context: RpcContext) -> Origin:
+        """Return the connection of a call and its owner, without authenticating the call."""

@@ -1,0 +1,90 @@
+"""Repeated review of the bearer token of a running stream."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Protocol
+
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.server.calls.grpc_errors import UnavailableError
+
+HANDOUT_MAX_AGE_S = 10.0
+"""A kubeconfig is handed out only after a review that is no older."""
+STREAM_MAX_AGE_S = 60.0
+"""The token of a running stream is reviewed again after this time."""
+GRACE_S = 300.0
+"""How long after the last review a stream still gets kubeconfigs while the API server can't be asked."""
+RETRY_S = 5.0
+
+
+class Freshness(Protocol):
+    """Whether a caller's authentication is recent enough to hand out kubeconfigs."""
+
+    wake: Callable[[], None]
+    """Called after a review."""
+
+    def is_fresh(self) -> bool:
+        """If not, a review is requested."""
+
+
+class AlwaysFresh:
+    """For callers without a bearer token: what their connection proves does not change."""
+
+    def __init__(self) -> None:
+        self.wake: Callable[[], None] = _ignore
+
+    def is_fresh(self) -> bool:
+        return True
+
+
+class StreamVerification:
+    """Reviews a stream's token again every minute, and before kubeconfigs are handed out."""
+
+    def __init__(
+        self, caller: Caller, authenticate: Callable[[float], Awaitable[Caller]], clock: Callable[[], float]
+    ) -> None:
+        """`authenticate`: again, by a review that is no older than its argument. It raises CallError."""
+        self.wake: Callable[[], None] = _ignore
+        self._caller = caller
+        self._authenticate = authenticate
+        self._clock = clock
+        self._reviewed_at = clock()
+        self._is_failing = False
+        self._requested = asyncio.Event()
+
+    def is_fresh(self) -> bool:
+        age_s = self._clock() - self._reviewed_at
+        if age_s <= HANDOUT_MAX_AGE_S or (self._is_failing and age_s <= GRACE_S):
+            return True
+        if not self._is_failing:
+            self._requested.set()
+        return False
+
+    async def run(self) -> None:
+        """Raises CallError when the token is rejected, or is another user's by now."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._next_review_in_s):
+                    await self._requested.wait()
+            self._requested.clear()
+            await self._review()
+            self.wake()
+
+    @property
+    def _next_review_in_s(self) -> float:
+        return RETRY_S if self._is_failing else max(0.0, self._reviewed_at + STREAM_MAX_AGE_S - self._clock())
+
+    async def _review(self) -> None:
+        try:
+            found = await self._authenticate(HANDOUT_MAX_AGE_S)
+        except UnavailableError:
+            self._is_failing = True
+            return
+        if (found.user, found.groups) != (self._caller.user, self._caller.groups):
+            message = "the token's user or groups have changed; call again"
+            raise UnavailableError("IDENTITY_CHANGED", message, retry_after_s=0)
+        self._reviewed_at, self._is_failing = self._clock(), False
+
+
+def _ignore() -> None:
+    return

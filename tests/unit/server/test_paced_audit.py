@@ -1,0 +1,63 @@
+"""The rate limit for audit lines about denials."""
+
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.server.paced_audit import RATE, PacedAudit
+
+BURST = int(RATE.burst)
+JUNK, TOKEN = "CONNECTION_REFUSED", "TOKEN_REJECTED"
+
+
+class Audit:
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, object]] = []
+        self.counted: list[str] = []
+
+    def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
+        self.lines.append((reason, about.get("suppressed")))
+
+    def suppressed(self, reason: str) -> None:
+        self.counted.append(reason)
+
+
+class Pacing:
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.audit = Audit()
+        self.paced = PacedAudit(self.audit, lambda: self.now)
+
+    def deny(self, reason: str, times: int = 1, *, uid: int = 0, port: int = 1) -> None:
+        for _ in range(times):
+            self.paced.refused(Caller(listener="net", uid=uid, peer=f"ipv4:192.0.2.1:{port}"), "", reason)
+
+
+def test_paced_audit_suppresses_flood_and_counts_it() -> None:
+    there = Pacing()
+    there.deny(JUNK, 1000)
+    assert there.audit.lines == [(JUNK, None)] * BURST
+    assert there.audit.counted == [JUNK] * (1000 - BURST)
+    there.now = 1.0
+    there.deny(JUNK)
+    assert there.audit.lines[BURST:] == [(JUNK, 1000 - BURST)]
+
+
+def test_paced_audit_reports_suppressed_denials_without_another_one() -> None:
+    there = Pacing()
+    there.deny(JUNK, BURST + 5)
+    there.paced.flush()
+    there.paced.flush()
+    assert there.audit.lines[BURST:] == [(JUNK, 5)]
+
+
+def test_paced_audit_has_a_budget_per_reason_and_caller() -> None:
+    there = Pacing()
+    there.deny(JUNK, 60)
+    there.deny(TOKEN, BURST)
+    there.deny(JUNK, 1, uid=1)
+    assert there.audit.lines[BURST:] == [(TOKEN, None)] * BURST + [(JUNK, None)]
+
+
+def test_paced_audit_budget_is_not_per_port() -> None:
+    there = Pacing()
+    for port in range(100):
+        there.deny(JUNK, port=port)
+    assert len(there.audit.lines) == BURST
