@@ -67,8 +67,8 @@ def test_lock_file_that_is_a_symlink_fails(path: Path) -> None:
 def test_world_writable_socket_directory_fails(path: Path) -> None:
     path.parent.chmod(0o777)
     finding = look(path)
-    assert finding.message.endswith("so anybody could put another socket in its place")
-    assert finding.fix == f"chmod o-w {path.parent}, or listen in a folder in it"
+    assert finding.message.endswith("could replace the socket")
+    assert finding.fix == f"chmod o-w {path.parent}, or listen in a subfolder"
 
 
 def test_socket_directory_that_is_a_file_fails(path: Path) -> None:
@@ -121,4 +121,4 @@ def test_server_certificate_and_key_must_match(tmp_path: Path) -> None:
         Tls(certificate=certificate, key=key, client_ca=tmp_path / "none"),
     ):
         finding = listen_addresses.certificate("listen", wrong)
-        assert (finding.level, "can't be used" in finding.message) == ("fail", True)
+        assert (finding.level, "can't use" in finding.message) == ("fail", True)

@@ -58,7 +58,8 @@ class Race:
         assert record.cluster is not None
         token = json.loads(answer.kubeconfig.kubeconfig)["users"][0]["user"]["token"]
         minted_for = self._backend.asked[int(token.rpartition("-")[2]) - 1]
-        assert minted_for.incarnation == record.cluster.incarnation
+        assert minted_for.cluster is not None
+        assert minted_for.cluster.incarnation == record.cluster.incarnation
         self.handed += 1
 
     async def _some_steps(self, fewer_than: int) -> None:
