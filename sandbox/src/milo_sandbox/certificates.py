@@ -1,4 +1,4 @@
-"""A certificate authority and a server's certificate, made on the spot for as long as the sandbox lives."""
+"""The sandbox's certificate authority and server certificate."""
 
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -18,15 +18,16 @@ _SKEW = timedelta(minutes=5)
 
 
 class ServerIdentity(msgspec.Struct, frozen=True, kw_only=True):
-    """What a server shows, and what its clients check it against."""
+    """A server's certificate with its key, and the CA certificate for its clients."""
 
     ca_pem: bytes
     certificate_pem: bytes
     key_pem: bytes
+    expires_at: datetime
 
     def ssl_context(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        # The ssl module takes a chain from files only.
+        # The ssl module loads a chain only from files.
         with TemporaryDirectory(prefix="milo-sandbox-") as directory:
             chain = Path(directory) / "chain.pem"
             chain.touch(mode=0o600)
@@ -36,7 +37,7 @@ class ServerIdentity(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def issue_identity(host: str, *, now: datetime | None = None) -> ServerIdentity:
-    """For a server at that host, and at this machine's own names."""
+    """Issue certificates for a host and for the names of loopback."""
     now = now or datetime.now(UTC)
     ca_key = ec.generate_private_key(ec.SECP256R1())
     ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "milo sandbox CA")])
@@ -62,6 +63,7 @@ def issue_identity(host: str, *, now: datetime | None = None) -> ServerIdentity:
         ca_pem=ca.public_bytes(Encoding.PEM),
         certificate_pem=certificate.public_bytes(Encoding.PEM),
         key_pem=key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+        expires_at=now + _LIFE,
     )
 
 

@@ -1,80 +1,94 @@
-"""`milo-discoveryd sandbox`: the embedded Milo API as a process of its own."""
+"""`milo-discoveryd sandbox`: the fake Milo API as a process of its own."""
 
 import asyncio
+import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from milo_sandbox import churn as life
+import msgspec
+
+from milo_sandbox import churn as changes
+from milo_sandbox import saved_server
 from milo_sandbox.errors import SandboxError
 from milo_sandbox.milo import PROJECT_FINALIZER
 from milo_sandbox.sandbox import Sandbox
 
-_KUBECTL = """
-Try, in another terminal:
+# Not indented, so that it can be pasted as it is; the watch, which does not end, comes last.
+_COMMANDS = """\
+Commands to try in another terminal:
 
-  export KUBECONFIG={kubeconfig}
-  kubectl get projects -w
-  kubectl create -f - <<'YAML'
-  apiVersion: resourcemanager.miloapis.com/v1alpha1
-  kind: Project
-  metadata: {{name: hello, labels: {{env: dev}}}}
-  spec: {{ownerRef: {{kind: Organization, name: acme}}}}
-  YAML
-  kubectl patch project hello --subresource=status --type=merge -p '{{"status":{{"conditions":[{{"type":"Ready",
-    "status":"True","reason":"ByHand","message":"","lastTransitionTime":"2026-01-01T00:00:00Z"}}]}}}}'
-  kubectl delete project hello
+export KUBECONFIG={kubeconfig}
+kubectl get projects
+kubectl create -f - <<'YAML'
+apiVersion: resourcemanager.miloapis.com/v1alpha1
+kind: Project
+metadata: {{name: hello, labels: {{env: dev}}}}
+spec: {{ownerRef: {{kind: Organization, name: acme}}}}
+YAML
+kubectl patch project hello --subresource=status --type=merge -p '{{"status":{{"conditions":[{{"type":"Ready",
+"status":"True","reason":"Manual","message":"","lastTransitionTime":"2026-01-01T00:00:00Z"}}]}}}}'
+kubectl delete project hello
+kubectl get projects --watch
 """
 
 
 async def serve(
-    listen: str,
-    projects: int,
-    churn: float,
-    kubeconfig_out: Path | None,
-    *,
-    seed: int | None = None,
-    token_life: float = 600.0,
+    listen: str, projects: int, churn: float, kubeconfig_out: Path | None, *, token_life: float = 600.0
 ) -> None:
     """Serve until SIGINT or SIGTERM."""
     host, port = _address(listen)
     async with AsyncExitStack() as stack:
-        sandbox = Sandbox(host=host, port=port, seed=seed, token_life=token_life)
-        # Without churn nobody is there to take a finalizer off again.
+        kubeconfig = kubeconfig_out or (
+            Path(stack.enter_context(TemporaryDirectory(prefix="milo-sandbox-"))) / "kubeconfig"
+        )
+        server = saved_server.load_or_issue(kubeconfig, host, port, datetime.now(UTC))
+        sandbox = Sandbox(
+            host=host,
+            port=server.port,
+            seed=server.seed,
+            token_life=token_life,
+            identity=server.identity,
+            # Later than all versions of an earlier run, in which there were fewer than a thousand writes a second.
+            first_version=time.time_ns() // 1_000_000,
+        )
+        # Without churn nothing would remove a finalizer.
         sandbox.populate(projects, finalizers=[PROJECT_FINALIZER] if churn else [])
+        sandbox.compact()
         try:
             await stack.enter_async_context(sandbox)
         except OSError as error:
-            raise SandboxError(f"can't listen on {listen}: {error.strerror or error}; try another --listen") from error
-        path = kubeconfig_out or Path(stack.enter_context(TemporaryDirectory(prefix="milo-sandbox-"))) / "kubeconfig"
+            raise SandboxError(_not_listening(listen, port, server.port, error)) from error
         try:
-            sandbox.write_kubeconfig(path)
+            sandbox.write_kubeconfig(kubeconfig)
+            saved_server.save(kubeconfig, msgspec.structs.replace(server, port=sandbox.port))
         except OSError as error:
-            raise SandboxError(
-                f"can't write {path}: {error.strerror or error}; try another --kubeconfig-out"
-            ) from error
-        told = stack.enter_context(_told_to_stop())
-        _say(sandbox, path, churn)
+            why = error.strerror or error
+            raise SandboxError(f"can't write {kubeconfig}: {why}; try another --kubeconfig-out") from error
+        stopping = stack.enter_context(_stop_signals())
+        _print_introduction(sandbox, kubeconfig, churn)
         async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(life.run(sandbox.churn(), churn), name="churn") if churn else None
-            await told.wait()
+            running = tasks.create_task(changes.run(sandbox.churn(), churn), name="churn") if churn else None
+            await stopping.wait()
             if running is not None:
                 running.cancel()
     sys.stdout.write("milo sandbox stopped\n")
 
 
 @contextmanager
-def _told_to_stop() -> Iterator[asyncio.Event]:
-    """Set by SIGINT or SIGTERM, from here on."""
+def _stop_signals() -> Iterator[asyncio.Event]:
+    """An event that SIGINT and SIGTERM set."""
     loop = asyncio.get_running_loop()
-    told = asyncio.Event()
+    stopping = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, told.set)
+        loop.add_signal_handler(number, stopping.set)
     try:
-        yield told
+        yield stopping
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
@@ -83,14 +97,24 @@ def _told_to_stop() -> Iterator[asyncio.Event]:
 def _address(listen: str) -> tuple[str, int]:
     host, _, port = listen.rpartition(":")
     if not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise SandboxError(f"--listen: {listen!r} is no HOST:PORT; try 127.0.0.1:0, where 0 takes any free port")
+        raise SandboxError(f"--listen: {listen!r} is not HOST:PORT; try 127.0.0.1:0, where 0 is any free port")
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _say(sandbox: Sandbox, kubeconfig: Path, churn: float) -> None:
+def _not_listening(listen: str, port: int, saved_port: int, error: OSError) -> str:
+    why = error.strerror or error
+    if port == saved_port:
+        return f"can't listen on {listen}: {why}; try another --listen"
+    return (
+        f"can't listen on port {saved_port}, as the earlier run with this --kubeconfig-out did: {why}; "
+        "stop the sandbox that uses it, or try another --kubeconfig-out"
+    )
+
+
+def _print_introduction(sandbox: Sandbox, kubeconfig: Path, churn: float) -> None:
     changing = f", about {churn:g} changes a second" if churn else ""
     sys.stdout.write(
         f"milo sandbox at {sandbox.url}: {len(sandbox.projects)} projects{changing}\n"
-        f"kubeconfig: {kubeconfig.absolute()}\n" + _KUBECTL.format(kubeconfig=kubeconfig.absolute())
+        f"kubeconfig: {kubeconfig.absolute()}\n" + _COMMANDS.format(kubeconfig=shlex.quote(str(kubeconfig.absolute())))
     )
     sys.stdout.flush()

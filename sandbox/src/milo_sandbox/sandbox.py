@@ -11,7 +11,7 @@ from typing import Self
 
 from milo_sandbox import kubeconfigs
 from milo_sandbox.api import Api, Features
-from milo_sandbox.certificates import issue_identity
+from milo_sandbox.certificates import ServerIdentity, issue_identity
 from milo_sandbox.churn import Churn
 from milo_sandbox.control_planes import ControlPlanes
 from milo_sandbox.faults import Faults
@@ -50,9 +50,11 @@ class Sandbox:
         token_life: float = 600.0,
         features: Features = Features(),  # noqa: B008 - immutable
         history_limit: int = 20_000,
+        identity: ServerIdentity | None = None,
+        first_version: int = 1,
     ) -> None:
         self._random = Random(seed)  # noqa: S311 - names and UIDs need not be secret
-        self.store = Store(MILO, random=self._random, history_limit=history_limit)
+        self.store = Store(MILO, random=self._random, history_limit=history_limit, first_version=first_version)
         self.names = Names(self._random)
         self.milo = Milo(self.store)
         self.projects = self.milo.projects
@@ -60,7 +62,7 @@ class Sandbox:
         self.rights = Rights()
         self.tokens = Tokens(life=token_life, clock=time.time)
         self.faults = Faults(time.monotonic)
-        self._identity = issue_identity(host)
+        self._identity = identity or issue_identity(host)
 
         def new_api(store: Store) -> Api:
             return Api(store, features=features, rights=self.rights, tokens=self.tokens, faults=self.faults)
@@ -102,6 +104,10 @@ class Sandbox:
     def url(self) -> str:
         host = f"[{self._server.host}]" if ":" in self._server.host else self._server.host
         return f"https://{host}:{self._server.port}"
+
+    @property
+    def port(self) -> int:
+        return self._server.port
 
     @property
     def open_watches(self) -> int:

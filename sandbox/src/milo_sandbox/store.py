@@ -31,7 +31,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """Objects of the given resources. Versions start at 1 and grow by one with each write to any of them."""
+    """Objects of the given resources. Every write to any of them increments the version."""
 
     def __init__(
         self,
@@ -40,13 +40,14 @@ class Store:
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
         random: Random | None = None,
         history_limit: int = 20_000,
+        first_version: int = 1,
     ) -> None:
         self._history_limit = history_limit
         self._clock = clock
         self._random = random or Random()  # noqa: S311 - UIDs need not be secret
         self._collections = {resource: Collection(resource, history_limit) for resource in resources}
         self._listeners: list[Callable[[], None]] = []
-        self.version = 1
+        self.version = first_version
 
     @property
     def resources(self) -> tuple[Resource, ...]:

@@ -1,7 +1,8 @@
-"""The sandbox as a process: what it says, what it writes, how it ends."""
+"""The sandbox as a process: its output, its files, and its end."""
 
 import asyncio
 import json
+import shutil
 import signal
 import ssl
 import sys
@@ -38,7 +39,7 @@ async def line(process: asyncio.subprocess.Process) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_it_says_where_it_listens_and_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
+async def test_sandbox_prints_its_address_and_stops_on_a_signal(tmp_path: Path, number: signal.Signals) -> None:
     kubeconfig = tmp_path / "kubeconfig"
     async with running("--listen", "127.0.0.1:0", "--projects", "3", "--kubeconfig-out", str(kubeconfig)) as process:
         assert (await line(process)).startswith("milo sandbox at https://127.0.0.1:")
@@ -49,7 +50,7 @@ async def test_it_says_where_it_listens_and_ends_cleanly(tmp_path: Path, number:
     assert out.endswith(b"milo sandbox stopped\n")
 
 
-async def test_churn_makes_life(tmp_path: Path) -> None:
+async def test_sandbox_churn_adds_modifies_and_deletes_projects(tmp_path: Path) -> None:
     kubeconfig = tmp_path / "kubeconfig"
     async with running("--projects", "5", "--churn", "100", "--kubeconfig-out", str(kubeconfig)) as process:
         assert "5 projects, about 100 changes a second" in await line(process)
@@ -76,7 +77,7 @@ async def test_churn_makes_life(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
-async def test_an_address_that_is_none_or_is_taken_is_said_in_a_line(tmp_path: Path) -> None:
+async def test_sandbox_reports_a_bad_or_busy_address_in_one_line(tmp_path: Path) -> None:
     for address in ("nowhere", "127.0.0.1:99999", ":x"):
         async with running("--listen", address) as process:
             out, err = await process.communicate()
@@ -93,9 +94,68 @@ async def test_an_address_that_is_none_or_is_taken_is_said_in_a_line(tmp_path: P
     assert b"Traceback" not in err
 
 
-async def test_a_kubeconfig_that_cannot_be_written_is_said_in_a_line(tmp_path: Path) -> None:
+async def test_sandbox_reports_an_unwritable_kubeconfig_in_one_line(tmp_path: Path) -> None:
     async with running("--kubeconfig-out", str(tmp_path / "missing" / "kubeconfig")) as process:
         _, err = await process.communicate()
     assert process.returncode == 1
     assert b"can't write" in err
     assert b"Traceback" not in err
+
+
+async def introduction(process: asyncio.subprocess.Process) -> str:
+    """The commands that the sandbox prints, up to the watch that never ends."""
+    lines = []
+    while not (text := await line(process)).startswith("kubectl get projects --watch"):
+        assert text
+        lines.append(text)
+    return "".join(lines).partition("in another terminal:\n")[2]
+
+
+async def test_sandbox_prints_commands_that_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl, which the commands call, is not installed")
+    async with running("--projects", "1", "--kubeconfig-out", str(tmp_path / "kube config")) as process:
+        commands = await introduction(process)
+        shell = await asyncio.create_subprocess_exec(
+            "sh", "-e", stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+        )
+        out, _ = await shell.communicate(commands.encode())
+    assert shell.returncode == 0, out.decode()
+    for words in (b"project.resourcemanager.miloapis.com/hello created", b"hello patched", b'"hello" deleted'):
+        assert words in out
+
+
+async def started(kubeconfig: Path, *arguments: str) -> tuple[str, dict[str, object], str]:
+    """The address, the cluster of the kubeconfig and the projects of a sandbox that is stopped again."""
+    async with running("--kubeconfig-out", str(kubeconfig), *arguments) as process:
+        address = (await line(process)).split()[3].rstrip(":")
+        assert str(kubeconfig) in await line(process)
+        config = yaml.safe_load(kubeconfig.read_text())
+        [cluster] = (each["cluster"] for each in config["clusters"])
+        token = Path(config["users"][0]["user"]["tokenFile"]).read_text()
+        ca = b64decode(cluster["certificate-authority-data"]).decode()
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(
+                f"{cluster['server']}{PROJECTS}",
+                headers={"Authorization": f"Bearer {token}"},
+                ssl=ssl.create_default_context(cadata=ca),
+            ) as response,
+        ):
+            items = (await response.json())["items"]
+        process.terminate()
+        await process.communicate()
+    return address, cluster, json.dumps([(each["metadata"]["name"], each["metadata"]["uid"]) for each in items])
+
+
+async def test_sandbox_restarted_with_its_kubeconfig_keeps_port_ca_and_projects(tmp_path: Path) -> None:
+    kubeconfig = tmp_path / "kubeconfig"
+    first = await started(kubeconfig, "--projects", "3")
+    assert await started(kubeconfig, "--projects", "3") == first
+    assert (tmp_path / "kubeconfig.sandbox").stat().st_mode & 0o777 == 0o600
+
+
+async def test_sandbox_ignores_a_damaged_saved_identity(tmp_path: Path) -> None:
+    (tmp_path / "kubeconfig.sandbox").write_text("{")
+    address, *_ = await started(tmp_path / "kubeconfig")
+    assert address.startswith("https://127.0.0.1:")
