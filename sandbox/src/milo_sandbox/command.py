@@ -2,11 +2,8 @@
 
 import asyncio
 import shlex
-import signal
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +12,10 @@ import msgspec
 
 from milo_sandbox import churn as changes
 from milo_sandbox import saved_server
-from milo_sandbox.errors import SandboxError
+from milo_sandbox.errors import SandboxError, write
 from milo_sandbox.milo import PROJECT_FINALIZER
 from milo_sandbox.sandbox import Sandbox
+from milo_sandbox.signals import stop_signals
 
 # Not indented, so that it can be pasted as it is; the watch, which does not end, comes last.
 _COMMANDS = """\
@@ -70,28 +68,14 @@ async def serve(
         except OSError as error:
             why = error.strerror or error
             raise SandboxError(f"can't write {kubeconfig}: {why}; try another --kubeconfig-out") from error
-        stopping = stack.enter_context(_stop_signals())
+        stopping = stack.enter_context(stop_signals())
         _print_introduction(sandbox, kubeconfig, churn)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(changes.run(sandbox.churn(), churn), name="churn") if churn else None
             await stopping.wait()
             if running is not None:
                 running.cancel()
-    sys.stdout.write("milo sandbox stopped\n")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[asyncio.Event]:
-    """An event that SIGINT and SIGTERM set."""
-    loop = asyncio.get_running_loop()
-    stopping = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
-    try:
-        yield stopping
-    finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+    write("milo sandbox stopped\n")
 
 
 def _address(listen: str) -> tuple[str, int]:
@@ -113,8 +97,7 @@ def _not_listening(listen: str, port: int, saved_port: int, error: OSError) -> s
 
 def _print_introduction(sandbox: Sandbox, kubeconfig: Path, churn: float) -> None:
     changing = f", about {churn:g} changes a second" if churn else ""
-    sys.stdout.write(
+    write(
         f"milo sandbox at {sandbox.url}: {len(sandbox.projects)} projects{changing}\n"
         f"kubeconfig: {kubeconfig.absolute()}\n" + _COMMANDS.format(kubeconfig=shlex.quote(str(kubeconfig.absolute())))
     )
-    sys.stdout.flush()

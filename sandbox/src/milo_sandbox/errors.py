@@ -1,15 +1,40 @@
-"""The errors that the commands of this package foresee, and their report on standard error."""
+"""Expected errors of this package's commands, and their report on standard error."""
 
 import asyncio
+import os
 import sys
 from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 
 class SandboxError(Exception):
-    """A sandbox cannot start; the message says on what it failed and what to change."""
+    """A command cannot go on; the message says what failed and what to change."""
+
+
+class OutputError(SandboxError):
+    """Standard output cannot be written; the message is empty if its reader went away."""
+
+    def __init__(self, error: OSError) -> None:
+        went_away = isinstance(error, BrokenPipeError)
+        super().__init__("" if went_away else f"can't write to standard output: {error.strerror or error}")
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Turn errors of standard output into OutputError."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(error) from error
+
+
+def write(text: str) -> None:
+    with writing():
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def run(program: str, main: Coroutine[Any, Any, None], *expected: type[Exception]) -> None:
@@ -22,11 +47,20 @@ def run(program: str, main: Coroutine[Any, Any, None], *expected: type[Exception
         except* reported as group:
             status = 1
             for error in _leaves(group):
+                if isinstance(error, OutputError):
+                    _discard_output()
                 for line in str(error).splitlines():
                     click.echo(f"{program}: {line}", err=True)
     except* KeyboardInterrupt:
         status = 130
     sys.exit(status)
+
+
+def _discard_output() -> None:
+    """Point standard output to nowhere: what is still buffered would fail again at exit."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

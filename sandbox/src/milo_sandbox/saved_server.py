@@ -1,7 +1,7 @@
 """The address and the identity of a sandbox, saved beside its kubeconfig.
 
-A sandbox that is started again with the same kubeconfig file has the same port, certificates and projects, so clients of
-the earlier one recover as from a restart of an API server.
+A sandbox that is started again with the same kubeconfig file has the same port, certificates and projects, so clients
+of the earlier one recover as from a restart of an API server.
 """
 
 from datetime import datetime, timedelta

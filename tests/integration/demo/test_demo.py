@@ -1,6 +1,8 @@
-"""The demo as a person runs it, but for the terminal."""
+"""The demo as a process."""
 
 import asyncio
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -12,29 +14,29 @@ from milo_sandbox import Sandbox
 DEMO = (sys.executable, "-m", "milo_discoveryd", "demo")
 
 
-def test_the_demo_shows_clusters_come_and_go_and_says_what_to_try_next() -> None:
+def test_demo_prints_events_and_what_to_try_next() -> None:
     with subprocess.Popen([*DEMO, "--churn", "50"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as demo:
         assert demo.stdout is not None
-        assert demo.stderr is not None
         shown = []
         for line in demo.stdout:
             shown.append(line)
             if "DISENGAGED" in line:
                 break
         demo.send_signal(signal.SIGINT)
-        _, complaints = demo.communicate(timeout=30)
-    assert (demo.returncode, complaints) == (0, "")
-    assert shown[0] == "In a second terminal:\n"
+        _, errors = demo.communicate(timeout=30)
+    assert (demo.returncode, errors) == (0, "")
+    assert shown[0].startswith("Status page: http://127.0.0.1:")
+    assert "In a second terminal:\n" in shown
     assert any("  ENGAGED" in line for line in shown)
 
 
-def test_the_demo_ends_by_itself_when_its_time_is_up() -> None:
+def test_demo_stops_when_its_time_is_up() -> None:
     done = subprocess.run([*DEMO, "--seconds", "1"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith("The subscriber was told: ")
+    assert done.stdout.splitlines()[-1].startswith("Events received: ")
 
 
-async def test_the_demo_watches_an_api_that_there_is(tmp_path: Path) -> None:
+async def test_demo_watches_an_existing_api(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         sandbox.projects.create("alpha", ready=True)
         kubeconfig = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
@@ -46,3 +48,60 @@ async def test_the_demo_watches_an_api_that_there_is(tmp_path: Path) -> None:
         demo.send_signal(signal.SIGINT)
         await demo.communicate()
     assert demo.returncode == 0
+
+
+async def test_demo_says_why_its_source_fails(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        kubeconfig = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
+    demo = await asyncio.create_subprocess_exec(*DEMO, "--kubeconfig", str(kubeconfig), stdout=PIPE)
+    assert demo.stdout is not None
+    async with asyncio.timeout(60):
+        while "source STALE: ConnectFailed: " not in (line := (await demo.stdout.readline()).decode()):
+            assert line
+    demo.send_signal(signal.SIGINT)
+    await demo.communicate()
+
+
+def test_demo_prints_lines_on_a_dumb_terminal() -> None:
+    controller, terminal = pty.openpty()
+    environ = {**os.environ, "TERM": "dumb"}
+    with subprocess.Popen([*DEMO], stdout=terminal, stderr=terminal, stdin=terminal, env=environ) as demo:
+        os.close(terminal)
+        shown = b""
+        while b"ENGAGED" not in shown:
+            shown += os.read(controller, 4096)
+        demo.terminate()
+        assert demo.wait(30) == 0
+    os.close(controller)
+    assert b"\x1b" not in shown
+
+
+def test_demo_ends_without_a_traceback_when_its_reader_goes_away(tmp_path: Path) -> None:
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [*DEMO, "--churn", "50"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ) as demo:
+        assert demo.stdout is not None
+        assert demo.stderr is not None
+        demo.stdout.readline()
+        demo.stdout.close()
+        assert demo.wait(60) == 1
+        assert demo.stderr.read() == b""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_reports_a_full_disk_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*DEMO], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "milo-discoveryd demo: can't write to standard output: No space left on device\n"
+
+
+def test_demo_removes_its_folder_when_its_terminal_closes(tmp_path: Path) -> None:
+    environ = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen([*DEMO], stdout=subprocess.PIPE, env=environ) as demo:
+        assert demo.stdout is not None
+        demo.stdout.readline()
+        assert list(tmp_path.iterdir()) != []
+        demo.send_signal(signal.SIGHUP)
+        demo.communicate(timeout=30)
+    assert list(tmp_path.iterdir()) == []

@@ -1,1 +1,1 @@
-"""`milo-discoveryd demo`: a Milo API with life in it, the daemon, and a subscriber, in one terminal."""
+"""`milo-discoveryd demo`: a sandbox with changing projects, the daemon and a subscriber, in one terminal."""

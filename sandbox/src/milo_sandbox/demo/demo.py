@@ -1,8 +1,7 @@
-"""Starts the sandbox, unless there is an API, the daemon and a subscriber, and shows what the subscriber is told."""
+"""Runs the demo: a sandbox or an existing API, the daemon, and a subscriber whose events are shown."""
 
 import asyncio
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Coroutine, Iterator
@@ -18,9 +17,11 @@ from milo_discoveryd.daemon_errors import DiscoveryError
 from milo_discoveryd.telemetry import logging
 from milo_sandbox import churn
 from milo_sandbox.demo.scene import Scene
-from milo_sandbox.demo.screen import Screen, opened
+from milo_sandbox.demo.screen import Screen, open_screen
+from milo_sandbox.errors import write
 from milo_sandbox.milo import PROJECT_FINALIZER
 from milo_sandbox.sandbox import Sandbox
+from milo_sandbox.signals import stop_signals
 
 FRAMES_PER_S = 8
 PROJECTS = 12
@@ -29,10 +30,10 @@ EXPECTED = (DiscoveryError,)
 
 
 async def demo(seconds: float | None, changes_per_s: float, existing: Path | None = None) -> None:
-    """Until the time is up, or a signal comes. `existing` is the kubeconfig of an API that has a life of its own."""
+    """Run until the time is up or a signal arrives. `existing` is the kubeconfig of an API to watch instead."""
     with TemporaryDirectory(prefix="milo-demo-") as name:
         folder = Path(name)
-        # What the daemon says goes where it doesn't disturb the picture, and can be read.
+        # To a file, since log lines would disturb the screen.
         with (folder / "daemon.log").open("w") as log:
             logging.configure("info", "json", log)
             if existing is not None:
@@ -45,7 +46,7 @@ async def demo(seconds: float | None, changes_per_s: float, existing: Path | Non
 
 
 async def _show(
-    folder: Path, seconds: float | None, kubeconfig: Path, life: Coroutine[Any, Any, None] | None = None
+    folder: Path, seconds: float | None, kubeconfig: Path, changes: Coroutine[Any, Any, None] | None = None
 ) -> None:
     scene = Scene()
     async with AsyncExitStack() as stack:
@@ -53,30 +54,30 @@ async def _show(
         flags = {"discovery_kubeconfig": str(kubeconfig), "listen": (socket,), "http_listen": "127.0.0.1:0"}
         daemon = Daemon(load(flags, {}, None))
         client = await stack.enter_async_context(DiscoveryClient(socket))
-        ending = stack.enter_context(_ending(seconds))
+        stopping = stack.enter_context(_stop_after(seconds))
         async with asyncio.TaskGroup() as tasks:
-            playing = [tasks.create_task(daemon.serve(), name="daemon")]
-            if life is not None:
-                playing.append(tasks.create_task(life, name="life"))
+            running = [tasks.create_task(daemon.serve(), name="daemon")]
+            if changes is not None:
+                running.append(tasks.create_task(changes, name="changes"))
             await daemon.started.wait()
             watch = client.watch()
             introduction = _introduction(folder, socket, kubeconfig, str(daemon.http_address))
-            with opened(scene, introduction) as screen:
-                playing.append(tasks.create_task(_follow(watch, scene, screen), name="subscriber"))
-                playing.append(tasks.create_task(_draw(watch, screen), name="screen"))
-                await ending.wait()
-                for task in playing:
+            with open_screen(scene, introduction) as screen:
+                running.append(tasks.create_task(_follow(watch, scene, screen), name="subscriber"))
+                running.append(tasks.create_task(_draw(watch, screen), name="screen"))
+                await stopping.wait()
+                for task in running:
                     task.cancel()
     counts = ", ".join(
         f"{scene.counts[kind]} {kind.name}" for kind in (EventType.ENGAGED, EventType.UPDATED, EventType.DISENGAGED)
     )
-    sys.stdout.write(f"The subscriber was told: {counts}. {scene.engaged} clusters were engaged at the end.\n")
+    write(f"Events received: {counts}. Clusters engaged at the end: {scene.engaged}.\n")
 
 
 async def _follow(watch: Watch, scene: Scene, screen: Screen) -> None:
     async for event in watch:
-        scene.happened(event, time.monotonic())
-        screen.happened(event)
+        scene.add(event, time.monotonic())
+        screen.show(event)
 
 
 async def _draw(watch: Watch, screen: Screen) -> None:
@@ -86,32 +87,28 @@ async def _draw(watch: Watch, screen: Screen) -> None:
 
 
 @contextmanager
-def _ending(seconds: float | None) -> Iterator[asyncio.Event]:
-    """Set when the time is up, or a signal comes."""
-    loop = asyncio.get_running_loop()
-    ending = asyncio.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    for number in signals:
-        loop.add_signal_handler(number, ending.set)
-    timer = None if seconds is None else loop.call_later(seconds, ending.set)
-    try:
-        yield ending
-    finally:
-        for number in signals:
-            loop.remove_signal_handler(number)
-        if timer is not None:
-            timer.cancel()
+def _stop_after(seconds: float | None) -> Iterator[asyncio.Event]:
+    """An event that is set by a signal, or when the time is up."""
+    with stop_signals() as stopping:
+        timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, stopping.set)
+        try:
+            yield stopping
+        finally:
+            if timer is not None:
+                timer.cancel()
 
 
 def _introduction(folder: Path, socket: str, kubeconfig: Path, http: str) -> str:
     client = shlex.quote(str(Path(sys.executable).with_name("milo-discovery")))
-    return f"""In a second terminal:
-  export MILO_DISCOVERY_ADDRESS={socket}
-  {client} watch
-  {client} explain NAME
-  kubectl --kubeconfig {kubeconfig} get projects -w
-  kubectl --kubeconfig {kubeconfig} delete project NAME
-  curl {http}/metrics
-  tail -f {folder}/daemon.log
+    kubectl = f"kubectl --kubeconfig {shlex.quote(str(kubeconfig))}"
+    return f"""\
+Status page: {http}/
+In a second terminal:
+export MILO_DISCOVERY_ADDRESS={socket}
+{client} watch
+{client} explain NAME
+{kubectl} get projects -w
+{kubectl} delete project NAME
+tail -f {folder}/daemon.log
 Ctrl-C ends the demo.
 """

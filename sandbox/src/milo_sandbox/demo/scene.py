@@ -1,15 +1,15 @@
-"""What there is to look at: the clusters, what just happened to them, and how much happened in all."""
+"""The state that the demo shows: clusters, recent events, and counts."""
 
 from collections import Counter, deque
 from dataclasses import dataclass
 
-from milo_discovery import Cluster, ConnectivityState, Event, EventType
+from milo_discovery import Cluster, ConnectivityState, Event, EventType, SourceState, SourceStatus
 
-FADES_AFTER_S = 4.0
-FEED_LENGTH = 200
+HIGHLIGHTED_S = 4.0
+RECENT_EVENTS = 200
 
-# Probes find out a moment after an engagement: an update that says nothing else.
-_REACHED = {ConnectivityState.REACHABLE: ", reachable", ConnectivityState.UNREACHABLE: ", unreachable"}
+# The first probe of a cluster is an UPDATED event that says nothing else.
+_PROBED = {ConnectivityState.REACHABLE: ", reachable", ConnectivityState.UNREACHABLE: ", unreachable"}
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,15 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Happening:
+class RecentEvent:
     event: Event
     at: float
 
 
 class Scene:
-    """Takes what a subscriber is told, and the time."""
-
     def __init__(self) -> None:
         self._rows: dict[str, Row] = {}
-        self.feed: deque[Happening] = deque(maxlen=FEED_LENGTH)
+        self.recent: deque[RecentEvent] = deque(maxlen=RECENT_EVENTS)
         """The latest first."""
         self.counts: Counter[EventType] = Counter()
 
@@ -38,20 +36,20 @@ class Scene:
     def engaged(self) -> int:
         return sum(row.last is not EventType.DISENGAGED for row in self._rows.values())
 
-    def happened(self, event: Event, now: float) -> None:
+    def add(self, event: Event, now: float) -> None:
         self.counts[event.type] += 1
-        self.feed.appendleft(Happening(event, now))
+        self.recent.appendleft(RecentEvent(event, now))
         self._rows.pop(event.cluster.name, None)
         self._rows[event.cluster.name] = Row(event.cluster, event.type, now)
 
     def rows(self, now: float) -> list[Row]:
-        """By name; one that was disengaged stays for a moment, so that it is seen going."""
-        gone = [
+        """The clusters by name; a disengaged one remains for a few seconds."""
+        expired = [
             name
             for name, row in self._rows.items()
-            if row.last is EventType.DISENGAGED and now - row.at > FADES_AFTER_S
+            if row.last is EventType.DISENGAGED and now - row.at > HIGHLIGHTED_S
         ]
-        for name in gone:
+        for name in expired:
             del self._rows[name]
         return sorted(self._rows.values(), key=lambda row: row.cluster.name)
 
@@ -62,11 +60,20 @@ def state(cluster: Cluster) -> str:
     return "suspended" if cluster.suspended else "ready"
 
 
-def about(event: Event) -> str:
-    """What a person wants to know beside the name."""
+def describe(event: Event) -> str:
+    """What an event says beside the name of its cluster."""
     cluster = event.cluster
     if event.type is EventType.DISENGAGED:
         return ": ".join(filter(None, (event.reason.name, event.message)))
     labels = ",".join(f"{key}={value}" for key, value in cluster.labels.items() if "/" not in key)
     note = cluster.deletion_message if cluster.deletion_requested_at else ""
-    return "  ".join(filter(None, (f"{state(cluster)}{_REACHED.get(cluster.connectivity.state, '')}", note, labels)))
+    return "  ".join(filter(None, (f"{state(cluster)}{_PROBED.get(cluster.connectivity.state, '')}", note, labels)))
+
+
+def describe_source(source: SourceStatus | None) -> str:
+    """The state of the daemon's source, and why it is not followed."""
+    if source is None:
+        return "connecting"
+    if source.state is SourceState.STREAMING:
+        return source.state.name
+    return ": ".join(filter(None, (source.state.name, source.reason, source.message)))

@@ -1,11 +1,10 @@
-"""The scene, drawn: a live table on a terminal, a line for each event elsewhere."""
+"""Draws the demo: a live table on a terminal, and a line per event elsewhere."""
 
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.layout import Layout
@@ -14,127 +13,202 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from milo_discovery import Event, EventType, SourceStatus
-from milo_sandbox.demo.scene import FADES_AFTER_S, Row, Scene, about, state
+from milo_discovery import Event, EventType, SourceState, SourceStatus
+from milo_sandbox.demo.scene import HIGHLIGHTED_S, Row, Scene, describe, describe_source, state
+from milo_sandbox.errors import write, writing
 
 _STYLES = {EventType.ENGAGED: "bold green", EventType.UPDATED: "cyan", EventType.DISENGAGED: "bold red"}
 _SIGNS = {EventType.ENGAGED: "+", EventType.UPDATED: "~", EventType.DISENGAGED: "-"}
-_STATES = {"ready": "green", "suspended": "yellow", "terminating": "magenta"}
+_STATE_STYLES = {"ready": "green", "suspended": "yellow", "terminating": "magenta"}
+_PANEL_FRAME = 4
+_MAX_NAME = 30
+_MIN_TEXT = 12
+"""Columns of free text are left out below this width."""
 
 
 class Screen(Protocol):
-    def happened(self, event: Event) -> None: ...
+    def show(self, event: Event) -> None: ...
 
     def draw(self, source: SourceStatus | None) -> None: ...
 
 
 @contextmanager
-def opened(scene: Scene, introduction: str) -> Iterator[Screen]:
+def open_screen(scene: Scene, introduction: str) -> Iterator[Screen]:
     console = Console(highlight=False)
-    if not console.is_terminal:
-        sys.stdout.write(introduction)
-        sys.stdout.flush()
+    if not console.is_terminal or console.is_dumb_terminal:
+        write(introduction)
         yield _Lines()
         return
-    with Live(console=console, screen=True, auto_refresh=False) as live:
-        yield _Table(scene, introduction, live, console)
+    live = Live(console=console, screen=True, auto_refresh=False)
+    with writing():
+        live.start()
+    try:
+        yield LiveTable(scene, introduction, live, console)
+    finally:
+        with writing():
+            live.stop()
 
 
 class _Lines:
-    def happened(self, event: Event) -> None:
-        clock = datetime.now().astimezone().strftime("%H:%M:%S")
-        sys.stdout.write(f"{clock}  {event.type.name:<10}  {event.cluster.name:<24}  {about(event)}".rstrip() + "\n")
-        sys.stdout.flush()
+    def __init__(self) -> None:
+        self._source = ""
+
+    def show(self, event: Event) -> None:
+        write(f"{_clock()}  {event.type.name:<10}  {event.cluster.name:<24}  {describe(event)}".rstrip() + "\n")
 
     def draw(self, source: SourceStatus | None) -> None:
-        pass
+        described = describe_source(source)
+        if source is not None and described != self._source:
+            self._source = described
+            write(f"{_clock()}  source {described}\n")
 
 
-class _Table:
+def _clock() -> str:
+    return datetime.now().astimezone().strftime("%H:%M:%S")
+
+
+class _Column(NamedTuple):
+    heading: str
+    cells: list[Text]
+
+    @property
+    def width(self) -> int:
+        return max(len(self.heading), *(cell.cell_len for cell in self.cells)) if self.cells else len(self.heading)
+
+
+class LiveTable:
     def __init__(self, scene: Scene, introduction: str, live: Live, console: Console) -> None:
         self._scene = scene
-        self._introduction = introduction
+        self._introduction = introduction.strip()
         self._live = live
         self._console = console
-        self._shows_all = True
 
-    def happened(self, event: Event) -> None:
-        pass  # drawn with the rest
+    def show(self, event: Event) -> None:
+        pass  # drawn with the next frame
 
     def draw(self, source: SourceStatus | None) -> None:
-        now = time.monotonic()
-        footer = Text(self._introduction.strip(), style="dim")
-        footer_height = self._introduction.strip().count("\n") + 1
-        height = self._console.height - footer_height - 5
-        layout = Layout()
+        with writing():
+            self._live.update(self.frame(source, time.monotonic()), refresh=True)
+
+    def frame(self, source: SourceStatus | None, now: float) -> RenderableType:
+        width = self._console.width
+        footer = Text(self._introduction, style="dim", overflow="fold")
+        footer_height = len(footer.wrap(self._console, width))
+        height = max(1, self._console.height - footer_height - 5)
+        left, right = _split(width, [row.cluster.name for row in self._scene.rows(now)])
         body = Layout(name="body")
-        body.split_row(
-            Layout(Panel(self._clusters(now, height), title=self._headline(source), border_style="dim"), ratio=3),
-            Layout(Panel(self._feed(now, height), title="what happened", border_style="dim"), ratio=2),
-        )
+        panels = [Layout(Panel(self._clusters(now, left, height), title=self._headline(source)), size=left)]
+        if right:
+            panels.append(Layout(Panel(self._recent(now, right, height), title="recent events"), size=right))
+        body.split_row(*panels)
+        layout = Layout()
         layout.split_column(body, Layout(footer, size=footer_height + 1))
-        self._live.update(layout, refresh=True)
+        return layout
 
     def _headline(self, source: SourceStatus | None) -> Text:
-        words = Text(f"{self._scene.engaged} clusters engaged", style="bold")
-        if source is not None:
-            words.append("  ")
-            name = source.state.name
-            words.append(f"source {name}", style="green" if name == "STREAMING" else "yellow")
-        return words
+        is_streaming = source is not None and source.state is SourceState.STREAMING
+        words = Text(f"{self._scene.engaged} clusters engaged  ", style="bold")
+        return words.append(f"source {describe_source(source)}", style="green" if is_streaming else "yellow")
 
-    def _clusters(self, now: float, height: int) -> RenderableType:
-        table = Table(box=None, expand=True, show_edge=False, pad_edge=False)
-        for heading, width in (("NAME", 18), ("ORGANIZATION", 13), ("STATE", 11), ("LABELS", None), ("AGE", 6)):
-            table.add_column(
-                heading,
-                no_wrap=True,
-                overflow="ellipsis",
-                header_style="dim",
-                min_width=width,
-                ratio=1 if width is None else None,
-            )
+    def _clusters(self, now: float, width: int, height: int) -> RenderableType:
         rows = self._scene.rows(now)
-        shown = _that_fit(rows, height - 2)
-        for row in shown:
-            table.add_row(*_cells(row, now))
+        shown = _latest(rows, height - 2)
+        columns = fitting(_columns(shown, now), width - _PANEL_FRAME)
+        table = Table(box=None, expand=True, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for column in columns:
+            free = column.heading == "LABELS"
+            table.add_column(
+                column.heading,
+                no_wrap=True,
+                header_style="dim",
+                overflow="ellipsis",
+                min_width=None if free else column.width,
+                ratio=1 if free else None,
+            )
+        for cells in zip(*(column.cells for column in columns), strict=True):
+            table.add_row(*cells)
         if len(shown) < len(rows):
             return Group(table, Text(f"and {len(rows) - len(shown)} more", style="dim"))
         return table
 
-    def _feed(self, now: float, height: int) -> RenderableType:
-        table = Table(box=None, expand=True, show_header=False, pad_edge=False)
-        for ratio in (None, 2, 3):
-            table.add_column(no_wrap=True, overflow="ellipsis", ratio=ratio)
-        for happening in list(self._scene.feed)[:height]:
-            event = happening.event
-            style = _STYLES[event.type] if now - happening.at < FADES_AFTER_S else "dim"
-            words = Text(f"{_SIGNS[event.type]} {event.cluster.name}", style=style)
-            table.add_row(Text(f"{int(now - happening.at)}s", style="dim"), words, Text(about(event), style="dim"))
+    def _recent(self, now: float, width: int, height: int) -> RenderableType:
+        recent = list(self._scene.recent)[:height]
+        ages = [Text(f"{int(now - each.at)}s", style="dim") for each in recent]
+        names = [
+            Text(
+                f"{_SIGNS[each.event.type]} {each.event.cluster.name}",
+                style=_STYLES[each.event.type] if now - each.at < HIGHLIGHTED_S else "dim",
+            )
+            for each in recent
+        ]
+        described = [Text(describe(each.event), style="dim") for each in recent]
+        table = Table(box=None, expand=True, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
+        columns = [_Column("", ages), _Column("", names)]
+        if width - _PANEL_FRAME - sum(column.width + 1 for column in columns) >= _MIN_TEXT:
+            columns.append(_Column("", described))
+        for position, column in enumerate(columns):
+            free = position == 2
+            table.add_column(
+                no_wrap=True, overflow="ellipsis", min_width=None if free else column.width, ratio=1 if free else None
+            )
+        for cells in zip(*(column.cells for column in columns), strict=True):
+            table.add_row(*cells)
         return table
 
 
-def _that_fit(rows: list[Row], height: int) -> list[Row]:
-    """All, or else those that changed last: where there is no room for everything, life is what to look at."""
+def _split(width: int, names: Sequence[str]) -> tuple[int, int]:
+    """The widths of the panel of clusters and of that of recent events, which is 0 if names would be cut."""
+    longest = min(_MAX_NAME, max((len(name) for name in names), default=0))
+    clusters = _PANEL_FRAME + longest + 2 + 1 + len("terminating") + 1 + len("59m59s")
+    recent = _PANEL_FRAME + len("999s") + 1 + longest + 2
+    if clusters + recent > width:
+        return width, 0
+    left = min(max(clusters, width * 3 // 5), width - recent)
+    return left, width - left
+
+
+def fitting(columns: Sequence[_Column], width: int) -> list[_Column]:
+    """The columns that fit, in their order; the least important are left out first, and the name never."""
+    kept: list[_Column] = []
+    left = width
+    for heading in ("NAME", "STATE", "AGE", "ORGANIZATION", "LABELS"):
+        [column] = (each for each in columns if each.heading == heading)
+        needed = _MIN_TEXT if heading == "LABELS" else column.width
+        if kept and needed + 1 > left:
+            break
+        kept.append(column)
+        left -= needed + 1
+    return [each for each in columns if each in kept]
+
+
+def _latest(rows: list[Row], height: int) -> list[Row]:
+    """All rows, or as many as fit: those that changed last."""
     if len(rows) <= height:
         return rows
     latest = sorted(rows, key=lambda row: row.at, reverse=True)[: max(0, height)]
     return sorted(latest, key=lambda row: row.cluster.name)
 
 
-def _cells(row: Row, now: float) -> list[Text]:
-    cluster = row.cluster
-    is_fresh = now - row.at < FADES_AFTER_S
-    style = _STYLES[row.last] if is_fresh else ""
-    if row.last is EventType.DISENGAGED:
-        style = "red strike"
-    labels = " ".join(f"{key}={value}" for key, value in cluster.labels.items() if "/" not in key)
-    age_s = 0 if cluster.engaged_at is None else max(0, int(time.time() - cluster.engaged_at.timestamp()))
-    standing = "gone" if row.last is EventType.DISENGAGED else state(cluster)
+def _columns(rows: Sequence[Row], now: float) -> list[_Column]:
+    names, organizations, states, labels, ages = [], [], [], [], []
+    for row in rows:
+        cluster = row.cluster
+        is_fresh = now - row.at < HIGHLIGHTED_S
+        style = _STYLES[row.last] if is_fresh else ""
+        if row.last is EventType.DISENGAGED:
+            style = "red strike"
+        names.append(Text(f"{_SIGNS[row.last] if is_fresh else ' '} {cluster.name}", style=style))
+        organizations.append(Text(cluster.organization, style="dim"))
+        shown = "removed" if row.last is EventType.DISENGAGED else state(cluster)
+        states.append(Text(shown, style=_STATE_STYLES.get(shown, "red")))
+        text = " ".join(f"{key}={value}" for key, value in cluster.labels.items() if "/" not in key)
+        labels.append(Text(text, style="dim"))
+        age_s = 0 if cluster.engaged_at is None else max(0, int(time.time() - cluster.engaged_at.timestamp()))
+        ages.append(Text(f"{age_s // 60}m{age_s % 60:02}s" if age_s >= 60 else f"{age_s}s", style="dim"))
     return [
-        Text(f"{_SIGNS[row.last] if is_fresh else ' '} {cluster.name}", style=style),
-        Text(cluster.organization, style="dim"),
-        Text(standing, style=_STATES.get(standing, "red")),
-        Text(labels, style="dim"),
-        Text(f"{age_s // 60}m{age_s % 60:02}s" if age_s >= 60 else f"{age_s}s", style="dim"),
+        _Column("NAME", names),
+        _Column("ORGANIZATION", organizations),
+        _Column("STATE", states),
+        _Column("LABELS", labels),
+        _Column("AGE", ages),
     ]
