@@ -16,8 +16,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from aiohttp.client_proto import ResponseHandler
-
+from milo_discoveryd.http.connection import Connection
 from milo_discoveryd.reflect.reflector import Reflector
 from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
@@ -35,7 +34,7 @@ _HTTP, _GRPC = "http", "grpc"
 _LEGS = (
     (selectors.EpollSelector, "select", "wait"),
     (sslproto.SSLProtocol, "buffer_updated", "tls"),
-    (ResponseHandler, "data_received", _HTTP),
+    (Connection, "data_received", _HTTP),
     (Decoder, "line", "decode"),
     (Reflector, "events", "commit"),
     (Registry, "is_news", "commit"),

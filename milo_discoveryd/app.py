@@ -47,7 +47,7 @@ from milo_discoveryd.telemetry.status import Identity
 from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.watchers.probing import Asker
-from milo_discoveryd.watchers.transport import open_transport
+from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.config_reload import Load, Reloading
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
@@ -182,7 +182,7 @@ class Daemon:
                     credentials=issuer.health,
                     names=settings.metrics.cluster_info_cap > 0,
                 )
-                endpoint = Endpoint(self._metrics, board, ready=self._ready, live=lambda: {"process": None})
+                endpoint = Endpoint(self._metrics, board, ready=self._ready)
                 self.http_address = await endpoint.start(settings.http_listen.host, settings.http_listen.port)
                 stack.push_async_callback(endpoint.stop)
             log.info("started", version=__version__, mode=settings.mode, listen=self.addresses, http=self.http_address)
@@ -213,7 +213,7 @@ class Daemon:
         source = self._settings.source
         kubeconfig, plugins = self._settings.discovery_kubeconfig, self._settings.exec_plugins
         upstream = sources.authenticated(load_discovery_upstream(kubeconfig, self._environ, plugins))
-        transport = open_transport(
+        transport = Transport(
             upstream,
             response_limit=source.response_limit,
             connect_timeout_s=source.connect_timeout.total_seconds(),
@@ -256,7 +256,6 @@ class Daemon:
             held=issuer.held,
             path=settings.path,
             timeout_s=settings.timeout.total_seconds(),
-            at_once=policy.at_once,
         )
         async with aclosing(asker):
             prober = Prober(

@@ -17,7 +17,7 @@ from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.modes.mode import Resource
-from milo_discoveryd.watchers.transport import open_transport
+from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.listeners import token_reviewer
 
@@ -142,7 +142,7 @@ async def _server(
     name: str, upstream: Upstream, settings: Settings, resource: Resource | None
 ) -> AsyncIterator[Finding]:
     timeout_s = settings.source.connect_timeout.total_seconds()
-    async with aclosing(open_transport(upstream, connect_timeout_s=timeout_s)) as transport:
+    async with aclosing(Transport(upstream, connect_timeout_s=timeout_s)) as transport:
         checked = ApiServerCheck(name, upstream, transport)
         steps = checked.reachable() if resource is None else checked.watchable(resource, settings.label_selector)
         async for finding in steps:

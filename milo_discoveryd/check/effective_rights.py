@@ -14,7 +14,7 @@ from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.modes.mode import FixedMode, WatchedMode
 from milo_discoveryd.reflect.wire import ListPageError
 from milo_discoveryd.rights.rights import Grant
-from milo_discoveryd.watchers.transport import open_transport
+from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.mode import decoder, mode_of
 from milo_discoveryd.wiring.rules import rights
 
@@ -116,7 +116,7 @@ async def _engaged(
     source, read = settings.source, decoder(settings, mode)
     selected = [("labelSelector", settings.label_selector)] if settings.label_selector else []
     timeout_s = source.request_timeout.total_seconds()
-    transport = open_transport(upstream, response_limit=source.response_limit, environ=environ)
+    transport = Transport(upstream, response_limit=source.response_limit, environ=environ)
     async with aclosing(transport):
         token = ""
         while True:

@@ -1,7 +1,7 @@
-"""Traces, by OpenTelemetry: an extra, and off until somebody says where spans are to go.
+"""Traces by OpenTelemetry, which is an extra. They are off until the settings name a receiver.
 
-A span for each call that a subscriber makes, a child of the caller's own where it sent one along, and for each request
-to an API server or token endpoint. Spans hold methods, addresses and statuses: no message, no header, no error's text.
+There is a span for each gRPC call, in the caller's trace if it sent one, and for each request to an API server or token
+endpoint. Spans hold methods, addresses and statuses: no message, no header, no error text.
 """
 
 import asyncio
@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from milo_discoveryd.daemon_errors import StartError
+from milo_discoveryd.http.client import tracer
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import TracerProvider
+    from opentelemetry.trace import Span, TracerProvider
 
 SEND_WITHIN_S = 5
 EXPORTER_PACKAGE = "opentelemetry.exporter.otlp.proto.http"
@@ -21,14 +22,13 @@ INSTALL_HINT = "install the extra `traces` of milo-discoveryd, or unset traces.e
 
 @asynccontextmanager
 async def exporting(endpoint: str, share: float, *, version: str, mode: str) -> "AsyncIterator[TracerProvider]":
-    """To an OTLP receiver, over HTTP; one that is away costs spans, and nothing else.
+    """Export spans to an OTLP receiver over HTTP. A receiver that is down costs spans, and nothing else.
 
-    What is asked of an API server is traced from the sessions that are opened from here on.
+    Requests are traced in the tasks that begin within this context.
     """
     try:
         # Heavy, and seldom wanted.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-        from opentelemetry.instrumentation.aiohttp_client import AioHttpClientInstrumentor  # noqa: PLC0415
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
@@ -43,11 +43,40 @@ async def exporting(endpoint: str, share: float, *, version: str, mode: str) -> 
     )
     exporter = OTLPSpanExporter(f"{endpoint.rstrip('/')}/v1/traces", timeout=SEND_WITHIN_S)
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    upstream = AioHttpClientInstrumentor()
-    upstream.instrument(tracer_provider=provider)
+    tracing = tracer.set(_RequestTracer(provider))
     try:
         yield provider
     finally:
-        upstream.uninstrument()
+        tracer.reset(tracing)
         # It sends what is left, and waits for that.
         await asyncio.to_thread(provider.shutdown)
+
+
+class _RequestTracer:
+    """Makes a client span for each HTTP request."""
+
+    def __init__(self, provider: "TracerProvider") -> None:
+        self._tracer = provider.get_tracer("milo_discoveryd.http")
+
+    def begin(self, method: str, url: str, headers: dict[str, str]) -> "_RequestSpan":
+        from opentelemetry.propagate import inject  # noqa: PLC0415
+        from opentelemetry.trace import SpanKind, set_span_in_context  # noqa: PLC0415
+
+        attributes = {"http.request.method": method, "url.full": url}
+        span = self._tracer.start_span(method, kind=SpanKind.CLIENT, attributes=attributes)
+        inject(headers, set_span_in_context(span))
+        return _RequestSpan(span)
+
+
+class _RequestSpan:
+    def __init__(self, span: "Span") -> None:
+        self._span = span
+
+    def end(self, status: int | None) -> None:
+        from opentelemetry.trace import StatusCode  # noqa: PLC0415
+
+        if status is not None:
+            self._span.set_attribute("http.response.status_code", status)
+        if status is None or status >= 400:
+            self._span.set_status(StatusCode.ERROR)
+        self._span.end()

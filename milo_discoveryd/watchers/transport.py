@@ -1,39 +1,36 @@
 """Requests to one API server: bytes in, bytes out, and every failure one `TransportError`.
 
-It knows nothing of lists and watches. What it takes care of is the credential (fetched anew once when the server
-answers 401), the TLS identity (a new connection when a CA or certificate was renewed; what runs on the old one is left
-to end) and the bounds: every wait has a deadline, every body a size.
+Renews the credential once when the server answers 401, uses new connections when a CA or certificate was renewed (what
+runs on the old ones may end), and bounds every wait and every body. It knows nothing of lists and watches.
 """
 
-import json
+import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
-
-import aiohttp
+from typing import Protocol, TypeAlias
+from urllib.parse import quote, urlencode
 
 from milo_discoveryd.credentials import Credential, Upstream
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
-from milo_discoveryd.daemon_errors import TransportError
-from milo_discoveryd.watchers.connection import REDIRECTS, Connection
-from milo_discoveryd.watchers.faults import FOREIGN, translate
+from milo_discoveryd.daemon_errors import CredentialError, TransportError
+from milo_discoveryd.http.client import Client
+from milo_discoveryd.http.connection import Response
 from milo_discoveryd.watchers.proxy import environment_proxy
 
-if TYPE_CHECKING:
-    from aiohttp.client_reqrep import ClientResponse
-
-__all__ = ["Answer", "Query", "Stream", "Transport", "TransportError", "open_transport"]
+__all__ = ["Answer", "Query", "Stream", "Transport", "TransportError"]
 
 Query: TypeAlias = Sequence[tuple[str, str]]
 
 RESPONSE_LIMIT = 256 << 20
 CONNECT_TIMEOUT_S = 10.0
+CONCURRENT_REQUESTS = 32
+"""Short ones. Watches are not counted, so that they cannot keep requests waiting."""
 
-# Segments of letters, digits and a little more. Names come from objects that tenants write, and a URL library that
-# normalises "..", "%2e%2e", "?" or "#" would take the request, and its credential, to another place.
+# Segments of letters, digits and a little more. Names come from objects that tenants write, and a server or proxy that
+# normalizes "..", "%2e%2e", "?" or "#" would take the request, and its credential, to another path.
 _PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~:@-]+)+/?|/")
 
 
@@ -45,17 +42,17 @@ class Answer:
 
 
 class Stream(Protocol):
-    """An answer whose body is read as it comes."""
+    """A response whose body is read while it arrives."""
 
     @property
     def status(self) -> int: ...
     @property
     def headers(self) -> Mapping[str, str]: ...
     def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body in pieces of any size, ending when the server ends it. A cut raises TransportError."""
+        """The body in pieces of any size, until the server ends it. Raises TransportError if the connection breaks."""
 
     async def read_error(self, limit: int) -> bytes:
-        """The beginning of the body, for an answer that is not the one asked for."""
+        """The beginning of the body, for a response that is not the one asked for."""
 
 
 class Transport:
@@ -65,25 +62,27 @@ class Transport:
         self,
         upstream: Upstream,
         *,
-        environ: Mapping[str, str],
+        environ: Mapping[str, str] = os.environ,
         response_limit: int = RESPONSE_LIMIT,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
+        """Opens nothing yet: the first request does."""
         self.host = upstream.server
         self._upstream = upstream
         self._response_limit = response_limit
         self._connect_timeout_s = connect_timeout_s
         named = upstream.proxy.reveal() if upstream.proxy else None
         self._proxy = named or environment_proxy(upstream.server, environ)
-        self._connection: Connection | None = None
-        self._replaced: set[Connection] = set()
+        self._slots = asyncio.Semaphore(CONCURRENT_REQUESTS)
+        self._connections: _Connections | None = None
+        self._replaced: set[_Connections] = set()
 
     async def get(self, path: str, query: Query = (), *, timeout_s: float) -> Answer:
         return await self._whole(_Request("GET", path, tuple(query)), timeout_s)
 
     async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
-        # Decoded since the client beneath encodes; what is posted is rare and small.
-        return await self._whole(_Request("POST", path, body=json.loads(body)), timeout_s)
+        """`body` is JSON."""
+        return await self._whole(_Request("POST", path, body=body), timeout_s)
 
     async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
         return await self._whole(_Request("DELETE", path, body=json.loads(body)), timeout_s)
@@ -91,87 +90,117 @@ class Transport:
     def stream(
         self, path: str, query: Query = (), *, connect_timeout_s: float, silence_s: float | None
     ) -> AbstractAsyncContextManager[Stream]:
-        """`connect_timeout_s` is for the connection, `silence_s` for the answer's head and between any two bytes.
+        """`connect_timeout_s` is for the connection, `silence_s` for the response's head and between any two bytes.
 
-        None for a reader that has deadlines of its own: a timer for each chunk is a part of what a chunk costs.
+        None is for a reader with deadlines of its own: a timer for each chunk is a part of what a chunk costs.
         """
-        timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout_s, sock_read=silence_s)
-        return self._exchange(_Request("GET", path, tuple(query), encoding="identity", is_watch=True), timeout)
+        request = _Request("GET", path, tuple(query), encoding="identity")
+        return self._streamed(request, connect_timeout_s, silence_s)
 
     async def drop(self) -> None:
-        """Whatever is under way on any connection is lost; the next request makes its own."""
+        """Close every connection. Requests under way fail; the next one makes its own."""
         await self.aclose()
 
     async def aclose(self) -> None:
-        connections = [*self._replaced, *([self._connection] if self._connection else [])]
-        self._connection = None
+        connections = [*self._replaced, *([self._connections] if self._connections else [])]
+        self._connections = None
         self._replaced.clear()
-        for connection in connections:
-            await connection.aclose()
+        for each in connections:
+            await each.client.aclose()
 
     async def _whole(self, request: "_Request", timeout_s: float) -> Answer:
-        timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(timeout_s, self._connect_timeout_s))
-        async with self._exchange(request, timeout) as response:
-            return Answer(response.status, response.headers, await response.read(self._response_limit))
+        credential = await self._credential()
+        answer = await self._answered(request, credential, timeout_s)
+        if answer.status == 401:
+            renewed = await self._credential(refused=credential)
+            if renewed != credential:
+                answer = await self._answered(request, renewed, timeout_s)
+        return answer
+
+    async def _answered(self, request: "_Request", credential: Credential, timeout_s: float) -> Answer:
+        connect_timeout_s = min(timeout_s, self._connect_timeout_s)
+        try:
+            async with (
+                asyncio.timeout(timeout_s),
+                self._slots,
+                self._sent(request, credential, connect_timeout_s, None) as response,
+            ):
+                return Answer(response.status, response.headers, await response.read(self._response_limit))
+        except TimeoutError:
+            raise TransportError("timeout", f"{self.host} did not answer in time") from None
 
     @asynccontextmanager
-    async def _exchange(self, request: "_Request", timeout: aiohttp.ClientTimeout) -> AsyncIterator["_Response"]:
-        async with AsyncExitStack() as sent:
-            credential = await self._credential()
-            response = await sent.enter_async_context(self._sent(request, credential, timeout))
-            if response.status == 401:
-                renewed = await self._credential(refused=credential)
-                if renewed != credential:
-                    await sent.aclose()
-                    response = await sent.enter_async_context(self._sent(request, renewed, timeout))
+    async def _streamed(
+        self, request: "_Request", connect_timeout_s: float, silence_s: float | None
+    ) -> AsyncIterator["_Response"]:
+        credential = await self._credential()
+        async with self._sent(request, credential, connect_timeout_s, silence_s) as response:
+            renewed = await self._credential(refused=credential) if response.status == 401 else credential
+            if renewed == credential:
+                yield response
+                return
+        async with self._sent(request, renewed, connect_timeout_s, silence_s) as response:
             yield response
 
     async def _credential(self, refused: Credential | None = None) -> Credential:
-        with translated(self.host):
+        try:
             return await self._upstream.credentials.credential(refused=refused)
+        except CredentialError as error:
+            raise no_credential(error, self.host) from error
 
     @asynccontextmanager
     async def _sent(
-        self, request: "_Request", credential: Credential, timeout: aiohttp.ClientTimeout
+        self, request: "_Request", credential: Credential, connect_timeout_s: float, silence_s: float | None
     ) -> AsyncIterator["_Response"]:
-        connection = self._connected(credential)
-        connection.users += 1
+        connections = self._current(credential)
+        connections.users += 1
         try:
-            with translated(self.host):
-                pool = connection.watches if request.is_watch else connection.requests
-                response = await pool.send(
-                    request.method,
-                    request.path,
-                    query=request.query,
-                    headers=request.headers(credential),
-                    body=request.body,
-                    timeout=timeout,
-                )
-            try:
-                yield _Response(response, self.host)
-            finally:
-                response.close()  # back to the pool where the body was read, dropped otherwise
+            async with connections.client.request(
+                request.method,
+                request.url(self.host),
+                headers=request.headers(credential),
+                body=request.body,
+                proxy=self._proxy,
+                connect_timeout_s=connect_timeout_s,
+                silence_s=silence_s,
+            ) as response:
+                yield _Response(response, self.host, silence_s)
         finally:
-            connection.users -= 1
+            connections.users -= 1
             await self._close_replaced()
 
-    def _connected(self, credential: Credential) -> Connection:
-        """Awaits nothing, so that the connection cannot be replaced and closed before its user is counted."""
-        with translated(self.host):
+    def _current(self, credential: Credential) -> "_Connections":
+        """Awaits nothing, so that the connections cannot be replaced and closed before their user is counted."""
+        try:
             identity = TlsIdentity(authorities=self._upstream.trusted(), certificate=credential.certificate)
-            current = self._connection
+            current = self._connections
             if current is not None and current.identity == identity:
                 return current
-            made = Connection(self.host, identity, tls_server_name=self._upstream.tls_server_name, proxy=self._proxy)
-        self._connection = made
+            client = Client(identity.context(), tls_server_name=self._upstream.tls_server_name)
+        except CredentialError as error:
+            raise no_credential(error, self.host) from error
+        self._connections = made = _Connections(identity, client)
         if current is not None:
-            self._replaced.add(current)  # closed at the end of the exchange that this one is for, or of its own last
+            self._replaced.add(current)  # closed when the last exchange on it ends, or this one does
         return made
 
     async def _close_replaced(self) -> None:
-        for connection in [connection for connection in self._replaced if not connection.users]:
-            self._replaced.discard(connection)
-            await connection.aclose()
+        for connections in [each for each in self._replaced if not each.users]:
+            self._replaced.discard(connections)
+            await connections.client.aclose()
+
+
+def no_credential(error: CredentialError, host: str) -> TransportError:
+    return TransportError("credential", f"no credential for {host}: {error}")
+
+
+@dataclass(eq=False)
+class _Connections:
+    """The connections under one TLS identity, and how many exchanges run on them."""
+
+    identity: TlsIdentity
+    client: Client
+    users: int = 0
 
 
 @dataclass(frozen=True)
@@ -179,25 +208,30 @@ class _Request:
     method: str
     path: str
     query: tuple[tuple[str, str], ...] = ()
-    body: object = None
+    body: bytes | None = None
     encoding: str = "gzip"
-    is_watch: bool = False
 
     def __post_init__(self) -> None:
         if not _PATH.fullmatch(self.path):
             raise ValueError(f"not a path to send a credential to: {self.path!r}")
 
+    def url(self, server: str) -> str:
+        return f"{server}{self.path}{f'?{urlencode(self.query, quote_via=quote)}' if self.query else ''}"
+
     def headers(self, credential: Credential) -> dict[str, str]:
         headers = {"Accept": "application/json", "Accept-Encoding": self.encoding}
+        if self.body is not None:
+            headers["Content-Type"] = "application/json"
         if credential.token is not None:
             headers["Authorization"] = f"Bearer {credential.token.reveal()}"
         return headers
 
 
 class _Response:
-    def __init__(self, response: "ClientResponse", host: str) -> None:
+    def __init__(self, response: Response, host: str, silence_s: float | None) -> None:
         self._response = response
         self._host = host
+        self._silence_s = silence_s
 
     @property
     def status(self) -> int:
@@ -208,11 +242,8 @@ class _Response:
         return self._response.headers
 
     async def chunks(self) -> AsyncGenerator[bytes, None]:
-        if self.status in REDIRECTS:
-            return  # not followed, and dropped by then
-        with translated(self._host):
-            while chunk := await self._response.content.readany():
-                yield chunk
+        while chunk := await self._response.read(self._silence_s):
+            yield chunk
 
     async def read_error(self, limit: int) -> bytes:
         body = bytearray()
@@ -226,30 +257,10 @@ class _Response:
     async def read(self, limit: int) -> bytes:
         chunks: list[bytes] = []
         size = 0
-        async with aclosing(self.chunks()) as rest:
-            async for chunk in rest:
-                chunks.append(chunk)
-                size += len(chunk)
-                if size > limit:
-                    message = f"{self._host} answered with more than {limit} bytes; no more are read"
-                    raise TransportError("closed", message)
+        while chunk := await self._response.read(self._silence_s):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                message = f"{self._host} answered with more than {limit} bytes; no more are read"
+                raise TransportError("closed", message)
         return b"".join(chunks)
-
-
-@contextmanager
-def translated(host: str) -> Iterator[None]:
-    try:
-        yield
-    except FOREIGN as error:
-        raise translate(error, host) from error
-
-
-def open_transport(
-    upstream: Upstream,
-    *,
-    response_limit: int = RESPONSE_LIMIT,
-    connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    environ: Mapping[str, str] = os.environ,
-) -> Transport:
-    """Opens nothing yet: the first request does, and imports the kubernetes package, which takes most of a second."""
-    return Transport(upstream, environ=environ, response_limit=response_limit, connect_timeout_s=connect_timeout_s)

@@ -21,7 +21,7 @@ from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.watchers.proxy import environment_proxy
-from milo_discoveryd.watchers.transport import open_transport
+from milo_discoveryd.watchers.transport import Transport
 
 PROJECT_USER = "project-kubeconfig"
 
@@ -128,7 +128,7 @@ class Sources:
         kubeconfig = of.kubeconfig or self._settings.discovery_kubeconfig
         upstream = load_discovery_upstream(kubeconfig, self._environ, self._settings.exec_plugins)
         timeout_s = self._settings.source.connect_timeout.total_seconds()
-        transport = open_transport(upstream, response_limit=1 << 20, connect_timeout_s=timeout_s, environ=self._environ)
+        transport = Transport(upstream, response_limit=1 << 20, connect_timeout_s=timeout_s, environ=self._environ)
         self._closing.push_async_exit(aclosing(transport))
         return transport, upstream.origin
 

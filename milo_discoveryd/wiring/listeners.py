@@ -16,7 +16,7 @@ from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_discoveryd.server.connections import listener
 from milo_discoveryd.server.connections.connection_budget import fit_connections
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
-from milo_discoveryd.watchers.transport import open_transport
+from milo_discoveryd.watchers.transport import Transport
 
 log = structlog.get_logger()
 
@@ -85,6 +85,6 @@ def token_reviewer(settings: Settings, environ: Mapping[str, str], closing: Asyn
     kubeconfig = wanted.kubeconfig or settings.discovery_kubeconfig
     upstream = load_discovery_upstream(kubeconfig, environ, settings.exec_plugins)
     timeout_s = settings.source.connect_timeout.total_seconds()
-    transport = open_transport(upstream, response_limit=1 << 20, connect_timeout_s=timeout_s, environ=environ)
+    transport = Transport(upstream, response_limit=1 << 20, connect_timeout_s=timeout_s, environ=environ)
     closing.push_async_exit(aclosing(transport))
     return TokenReviewer(transport, origin=upstream.origin, audiences=wanted.audiences)

@@ -3,11 +3,14 @@
 One token is valid for every project of the account, so one mint serves the whole fleet.
 """
 
+import asyncio
+import ssl
 import time
 from collections.abc import Callable, Collection
+from contextlib import aclosing
 from datetime import UTC, datetime
+from urllib.parse import urlencode
 
-import aiohttp
 import msgspec
 
 from milo_discoveryd import retry_after
@@ -18,7 +21,9 @@ from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCrede
 from milo_discoveryd.credentials.sources import service_account_key
 from milo_discoveryd.credentials.sources.service_account_key import ServiceAccountKey
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
-from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, TransportError, UnfitError
+from milo_discoveryd.http.client import Client
+from milo_discoveryd.http.connection import Response
 
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 MAX_ANSWER = 64 * 1024
@@ -94,24 +99,21 @@ class DatumServiceAccountSource:
         form = {"grant_type": GRANT, "assertion": assertion} | ({"scope": key.scope} if key.scope else {})
         try:
             async with (
-                aiohttp.ClientSession(
-                    connector=aiohttp.TCPConnector(ssl=context),
-                    timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
-                    cookie_jar=aiohttp.DummyCookieJar(),
-                    trust_env=False,
-                ) as session,
-                session.post(
+                asyncio.timeout(TIMEOUT_S),
+                aclosing(Client(context)) as client,
+                client.request(
+                    "POST",
                     key.token_uri,
-                    data=form,
-                    headers={"Accept": "application/json"},
-                    allow_redirects=False,  # a redirect would receive the assertion
+                    headers={"Accept": "application/json", "Content-Type": "application/x-www-form-urlencoded"},
+                    body=urlencode(form).encode(),
                     proxy=self._proxy(key.token_uri),
+                    connect_timeout_s=TIMEOUT_S,
                 ) as response,
             ):
                 body = await _read(response, key.token_uri)
         except TimeoutError:
             raise BackendError(f"{key.token_uri} did not answer within {TIMEOUT_S:g} s") from None
-        except (aiohttp.ClientError, OSError) as error:
+        except TransportError as error:
             raise BackendError(f"the request to {key.token_uri} failed: {_reason(error)}") from None
         if response.status != 200:
             raise _refused(key, response, body)
@@ -121,16 +123,16 @@ class DatumServiceAccountSource:
             raise BackendError(f"{key.token_uri} answered 200 without an OAuth 2 token response") from None
 
 
-async def _read(response: aiohttp.ClientResponse, url: str) -> bytes:
+async def _read(response: Response, url: str) -> bytes:
     body = bytearray()
-    async for chunk in response.content.iter_any():
+    while chunk := await response.read():
         body += chunk
         if len(body) > MAX_ANSWER:
             raise BackendError(f"{url} answered with more than {MAX_ANSWER} bytes")
     return bytes(body)
 
 
-def _refused(key: ServiceAccountKey, response: aiohttp.ClientResponse, body: bytes) -> BackendError:
+def _refused(key: ServiceAccountKey, response: Response, body: bytes) -> BackendError:
     try:
         word = msgspec.json.decode(body, type=_Refusal).error
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -147,10 +149,8 @@ def _refused(key: ServiceAccountKey, response: aiohttp.ClientResponse, body: byt
     )
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: TransportError) -> str:
     """Return what went wrong below HTTP, without anything that was received."""
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+    if isinstance(error.__cause__, ssl.SSLCertVerificationError):
         return "its certificate is not trusted; set ca_file to its CA"
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return error.os_error.strerror or "connection failed"
-    return "the response is not HTTP" if isinstance(error, aiohttp.ClientResponseError) else "connection lost"
+    return str(error)

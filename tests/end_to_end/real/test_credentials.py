@@ -18,7 +18,7 @@ from milo_discoveryd.credentials.sources.source import MintRequest
 from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.watchers.transport import open_transport
+from milo_discoveryd.watchers.transport import Transport
 from tests.end_to_end.real.bearers import bearer_of, until_bearer_is
 from tests.end_to_end.real.handing_out import handing_out, kubeconfig_of
 from tests.end_to_end.real.inside import ADDRESSES, Inside
@@ -114,7 +114,7 @@ async def a_life_of_tokens(server: RealApi) -> None:
     """One project's, by two daemons in turn: the second finds the Secret of the first, and revokes."""
     target = Target(name="alpha", uid="uid-of-alpha", place=("https://alpha.test",))
     upstream = load_discovery_upstream(server.kubeconfig_as("discovery"), {})
-    async with aclosing(open_transport(upstream, response_limit=1 << 20, connect_timeout_s=10, environ={})) as api:
+    async with aclosing(Transport(upstream, response_limit=1 << 20, connect_timeout_s=10, environ={})) as api:
         first, second = (
             TokenRequestSource("tested", api, origin=upstream.origin, namespace="default", service_account="operators")
             for _ in range(2)

@@ -16,7 +16,7 @@ from milo_discoveryd.credentials import load_kubeconfig
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_discoveryd.server.connections.listener import Listener, UnixAddress
-from milo_discoveryd.watchers.transport import open_transport
+from milo_discoveryd.watchers.transport import Transport
 from milo_sandbox import Sandbox
 from tests.integration.grpc_server.conftest import World, a_world, ready
 from tests.integration.grpc_server.test_peer_credentials import callers, reason
@@ -28,7 +28,7 @@ OPERATOR = "system:serviceaccount:milo:operator"
 
 @asynccontextmanager
 async def taking_tokens(folder: Path, sandbox: Sandbox) -> AsyncIterator[World]:
-    api = open_transport(load_kubeconfig(sandbox.write_kubeconfig(folder / "kubeconfig")), environ={})
+    api = Transport(load_kubeconfig(sandbox.write_kubeconfig(folder / "kubeconfig")), environ={})
     reviewer = TokenReviewer(api, origin="the sandbox", audiences=["milo-discovery"])
     listener = Listener(name="tokens", address=UnixAddress(folder / "d.sock"), peer_credentials=True, tokens=True)
     try:

@@ -15,7 +15,7 @@ from milo_discoveryd.telemetry.metrics import Metrics
 
 @pytest.fixture
 async def address() -> AsyncIterator[str]:
-    endpoint = Endpoint(Metrics(), cast(Board, None), ready=dict, live=dict)
+    endpoint = Endpoint(Metrics(), cast(Board, None), ready=dict)
     try:
         yield await endpoint.start("127.0.0.1", 0)
     finally:

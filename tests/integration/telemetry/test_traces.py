@@ -82,7 +82,7 @@ async def test_calls_and_what_the_daemon_asks_are_spans_without_a_secret_in_them
     assert not missed.events
     assert f"{SERVICE}/WatchClusters" in spans
     asked_upstream = [attributes(span) for name, span in spans.items() if re.match("GET|POST", name)]
-    assert any("/apis/resourcemanager.miloapis.com/" in str(each.get("http.url")) for each in asked_upstream)
+    assert any("/apis/resourcemanager.miloapis.com/" in str(each.get("url.full")) for each in asked_upstream)
     assert not [body for body in receiver.bodies if token.encode() in body]
 
 

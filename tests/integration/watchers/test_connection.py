@@ -9,13 +9,14 @@ import pytest
 import trustme
 
 from milo_discoveryd.credentials import Secret
-from milo_discoveryd.watchers.connection import watchful_socket
-from milo_discoveryd.watchers.transport import TransportError, open_transport
+from milo_discoveryd.http.dialing import keep_alive
+from milo_discoveryd.watchers.transport import Transport, TransportError
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 
 
 def test_a_socket_notices_a_peer_that_has_vanished() -> None:
-    with watchful_socket((socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", 1))) as made:
+    with socket.socket() as made:
+        keep_alive(made)
         assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         idle, interval, count = (
             made.getsockopt(socket.IPPROTO_TCP, option)
@@ -61,7 +62,7 @@ async def proxy(leads_to: int) -> AsyncIterator[Tunnels]:
 
 async def test_the_kubeconfigs_proxy_is_used_even_for_loopback() -> None:
     async with ApiServer(answering()) as server, proxy(server.port) as tunnels:
-        transport = open_transport(upstream(server, proxy=Secret(f"http://127.0.0.1:{tunnels.port}")))
+        transport = Transport(upstream(server, proxy=Secret(f"http://127.0.0.1:{tunnels.port}")))
         answer = await transport.get("/version", timeout_s=10)
         await transport.aclose()
     assert answer.status == 200
@@ -76,10 +77,10 @@ async def test_the_environments_proxy_is_used_where_no_proxy_does_not_except() -
     ):
         at = upstream(server, server="https://api.invalid")
         environ = {"HTTPS_PROXY": f"http://127.0.0.1:{tunnels.port}", "NO_PROXY": "10.0.0.0/8"}
-        transport = open_transport(at, environ=environ)
+        transport = Transport(at, environ=environ)
         answer = await transport.get("/version", timeout_s=10)
         await transport.aclose()
-        excepted = open_transport(at, environ=environ | {"NO_PROXY": ".invalid"})
+        excepted = Transport(at, environ=environ | {"NO_PROXY": ".invalid"})
         with pytest.raises(TransportError, match="cannot be found"):
             await excepted.get("/version", timeout_s=10)
         await excepted.aclose()

@@ -24,7 +24,7 @@ from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.watchers.driver import Driver, WatchedCollection
-from milo_discoveryd.watchers.transport import open_transport
+from milo_discoveryd.watchers.transport import Transport
 from tests.integration.watchers.api_server import ApiServer, upstream
 from tests.support.eventually import eventually
 
@@ -186,7 +186,7 @@ async def running(
     fleet = Fleet(ChangeLog(encode, Retention()), pending_deletions, ledger)
     mode = ProjectMode(Setting(project_endpoint="https://milo.test"))
     async with ApiServer(played) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         driver = Driver(
             transport,
             WatchedCollection(PATH),

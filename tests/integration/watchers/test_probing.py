@@ -39,7 +39,6 @@ async def asker(
         held=(held or Held()).of,
         path="/readyz",
         timeout_s=timeout_s,
-        at_once=4,
     )
     try:
         yield made

@@ -20,7 +20,7 @@ from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.watchers.driver import WatchedCollection
-from milo_discoveryd.watchers.transport import open_transport
+from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.source import Discovery
 from milo_sandbox import Sandbox
 from milo_sandbox.api import Features
@@ -55,7 +55,7 @@ class Follower:
         discovery = Discovery(
             self.fleet, None, policy=POLICY, jitter=lambda: 0.0, connect_timeout_s=5.0, request_timeout_s=5.0
         )
-        async with aclosing(open_transport(load_kubeconfig(kubeconfig), environ={})) as transport:
+        async with aclosing(Transport(load_kubeconfig(kubeconfig), environ={})) as transport:
             await discovery.run(
                 transport, WatchedCollection(mode.resource.path), Decoder(mode.object_type, mode.observe)
             )

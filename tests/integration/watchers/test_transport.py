@@ -12,7 +12,7 @@ from aiohttp import web
 from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
 from milo_discoveryd.credentials.authentication.credential_provider import FileCredential, StaticCredential
 from milo_discoveryd.credentials.files import FileContent
-from milo_discoveryd.watchers.transport import Answer, Transport, TransportError, open_transport
+from milo_discoveryd.watchers.transport import Answer, Transport, TransportError
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 
 PATH = "/apis/resourcemanager.miloapis.com/v1alpha1/projects"
@@ -24,7 +24,7 @@ async def get(transport: Transport, path: str = PATH) -> Answer:
 
 async def test_a_get_sends_the_token_the_query_and_our_name_and_returns_status_headers_and_body() -> None:
     async with ApiServer(answering(b'{"kind":"List"}', headers={"X-Seen": "yes"})) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         answer = await transport.get(PATH, [("labelSelector", "a in (b,c),d!=e+f"), ("limit", "2")], timeout_s=10)
         await transport.aclose()
     (request,) = server.requests
@@ -38,7 +38,7 @@ async def test_a_get_sends_the_token_the_query_and_our_name_and_returns_status_h
 @pytest.mark.parametrize("status", [400, 403, 404, 410, 422, 429, 500, 503])
 async def test_every_status_is_an_answer(status: int) -> None:
     async with ApiServer(answering(b"why", status, {"Retry-After": "3"})) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         answer = await get(transport)
         await transport.aclose()
     assert (answer.status, answer.headers["Retry-After"], answer.body) == (status, "3", b"why")
@@ -46,7 +46,7 @@ async def test_every_status_is_an_answer(status: int) -> None:
 
 async def test_a_prefix_of_the_server_stays_in_front_of_the_path() -> None:
     async with ApiServer(answering()) as server:
-        transport = open_transport(upstream(server, server=f"{server.url}/apis/x/projects/p1/control-plane"))
+        transport = Transport(upstream(server, server=f"{server.url}/apis/x/projects/p1/control-plane"))
         await get(transport, "/version")
         await transport.aclose()
     assert server.requests[0].path == "/apis/x/projects/p1/control-plane/version"
@@ -55,7 +55,7 @@ async def test_a_prefix_of_the_server_stays_in_front_of_the_path() -> None:
 async def test_a_compressed_answer_is_asked_for_and_undone() -> None:
     body = b'{"items":[]}' * 1000
     async with ApiServer(answering(gzip.compress(body), headers={"Content-Encoding": "gzip"})) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         answer = await get(transport)
         await transport.aclose()
     assert server.headers("Accept-Encoding") == ["gzip"]
@@ -65,7 +65,7 @@ async def test_a_compressed_answer_is_asked_for_and_undone() -> None:
 async def test_an_answer_that_is_larger_than_the_limit_once_uncompressed_is_not_read_to_its_end() -> None:
     bomb = gzip.compress(b"0" * (8 << 20))
     async with ApiServer(answering(bomb, headers={"Content-Encoding": "gzip"})) as server:
-        transport = open_transport(upstream(server), response_limit=1 << 20)
+        transport = Transport(upstream(server), response_limit=1 << 20)
         with pytest.raises(TransportError, match="more than 1048576 bytes") as raised:
             await get(transport)
         await transport.aclose()
@@ -77,7 +77,7 @@ async def test_a_post_sends_json_and_returns_what_came_back() -> None:
         return web.Response(body=await request.read(), status=201)
 
     async with ApiServer(echo) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         answer = await transport.post("/apis/authorization.k8s.io/v1/reviews", b'{"spec":{"a":1}}', timeout_s=10)
         await transport.aclose()
     assert (answer.status, json.loads(answer.body)) == (201, {"spec": {"a": 1}})
@@ -87,13 +87,13 @@ async def test_a_post_sends_json_and_returns_what_came_back() -> None:
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 async def test_a_redirect_is_an_answer_and_is_not_followed(status: int) -> None:
     async with ApiServer(answering(b"over there", status, {"Location": "/elsewhere"})) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         answer = await get(transport)
         async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:
             streamed = (stream.status, await stream.read_error(100))
         await transport.aclose()
-    assert (answer.status, answer.headers["Location"], answer.body) == (status, "/elsewhere", b"")
-    assert streamed == (status, b"")
+    assert (answer.status, answer.headers["Location"], answer.body) == (status, "/elsewhere", b"over there")
+    assert streamed == (status, b"over there")
     assert [request.path for request in server.requests] == [PATH, PATH]
 
 
@@ -102,7 +102,7 @@ async def test_a_redirect_is_an_answer_and_is_not_followed(status: int) -> None:
 )
 async def test_a_path_that_a_url_library_could_read_as_another_is_never_sent(path: str) -> None:
     async with ApiServer(answering()) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         with pytest.raises(ValueError, match="not a path"):
             await get(transport, path)
         await transport.aclose()
@@ -117,7 +117,7 @@ async def test_a_netrc_and_proxies_of_the_environment_that_are_not_for_this_serv
     monkeypatch.setenv("NETRC", str(netrc))
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
     async with ApiServer(answering()) as server:
-        transport = open_transport(upstream(server, credentials=StaticCredential(Credential())))
+        transport = Transport(upstream(server, credentials=StaticCredential(Credential())))
         answer = await get(transport)
         await transport.aclose()
     assert answer.status == 200
@@ -145,7 +145,7 @@ def accepting(token: str) -> ApiServer:
 
 async def test_a_refused_token_is_renewed_and_the_request_repeated_once() -> None:
     async with accepting("t1") as server:
-        transport = open_transport(upstream(server, credentials=Renewing()))
+        transport = Transport(upstream(server, credentials=Renewing()))
         assert (await get(transport)).status == 200
         async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:
             assert stream.status == 200
@@ -155,7 +155,7 @@ async def test_a_refused_token_is_renewed_and_the_request_repeated_once() -> Non
 
 async def test_a_token_refused_again_is_an_answer_and_not_a_loop() -> None:
     async with accepting("none") as server:
-        transport = open_transport(upstream(server, credentials=Renewing()))
+        transport = Transport(upstream(server, credentials=Renewing()))
         assert (await get(transport)).status == 401
         await transport.aclose()
     assert server.headers("Authorization") == ["Bearer t0", "Bearer t1"]
@@ -163,7 +163,7 @@ async def test_a_token_refused_again_is_an_answer_and_not_a_loop() -> None:
 
 async def test_a_refused_token_that_cannot_be_renewed_is_not_sent_again() -> None:
     async with accepting("none") as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         assert (await get(transport)).status == 401
         await transport.aclose()
     assert server.headers("Authorization") == ["Bearer t0"]
@@ -178,7 +178,7 @@ async def test_a_client_certificate_is_shown_to_the_server() -> None:
     chain, key = files_of(clients.issue_cert(common_name="milo-discoveryd"))
     pair = ClientCertificate(chain=chain, key=Secret(key.decode()))
     async with ApiServer(answering(), wants_client_certificate_of=clients) as server:
-        transport = open_transport(upstream(server, credentials=StaticCredential(Credential(certificate=pair))))
+        transport = Transport(upstream(server, credentials=StaticCredential(Credential(certificate=pair))))
         assert (await get(transport)).status == 200
         await transport.aclose()
 
@@ -210,7 +210,7 @@ async def test_renewed_files_of_a_client_certificate_are_used_and_an_open_stream
     issue()
     source = FileCredential(chain=FileContent(chain), key=FileContent(key))
     async with ApiServer(answer, wants_client_certificate_of=clients) as server:
-        transport = open_transport(upstream(server, credentials=source))
+        transport = Transport(upstream(server, credentials=source))
         async with transport.stream("/watch", connect_timeout_s=10, silence_s=10) as stream:
             chunks = stream.chunks()
             received = [await anext(chunks)]
@@ -227,7 +227,7 @@ async def test_a_renewed_authority_is_trusted_from_the_next_request(tmp_path: Pa
     pem = tmp_path / "ca.crt"
     pem.write_bytes(trustme.CA().cert_pem.bytes())
     async with ApiServer(answering()) as server:
-        transport = open_transport(upstream(server, authorities=FileContent(pem)))
+        transport = Transport(upstream(server, authorities=FileContent(pem)))
         with pytest.raises(TransportError):
             await get(transport)
         pem.unlink()
@@ -238,7 +238,7 @@ async def test_a_renewed_authority_is_trusted_from_the_next_request(tmp_path: Pa
 
 async def test_f8_another_certificate_of_the_same_authority_is_as_good() -> None:
     async with ApiServer(answering()) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         assert (await get(transport)).status == 200
     async with ApiServer(answering(), server.authority, port=server.port) as renewed:
         assert renewed.url == server.url
@@ -250,7 +250,7 @@ async def test_an_intermediate_certificate_is_enough_to_trust() -> None:
     root = trustme.CA()
     middle = root.create_child_ca()
     async with ApiServer(answering(), leaf=middle.issue_cert("127.0.0.1")) as server:
-        transport = open_transport(upstream(server, authorities=middle.cert_pem.bytes()))
+        transport = Transport(upstream(server, authorities=middle.cert_pem.bytes()))
         assert (await get(transport)).status == 200
         await transport.aclose()
 
@@ -258,6 +258,6 @@ async def test_an_intermediate_certificate_is_enough_to_trust() -> None:
 async def test_the_tls_server_name_is_the_one_that_is_asked_for_and_verified() -> None:
     authority = trustme.CA()
     async with ApiServer(answering(), authority, leaf=authority.issue_cert("api.example.com")) as server:
-        transport = open_transport(upstream(server, tls_server_name="api.example.com"))
+        transport = Transport(upstream(server, tls_server_name="api.example.com"))
         assert (await get(transport)).status == 200
         await transport.aclose()

@@ -15,14 +15,14 @@ from aiohttp import web
 from milo_discoveryd.credentials import Credential, Secret, Upstream
 from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
 from milo_discoveryd.daemon_errors import CredentialError
-from milo_discoveryd.watchers.transport import TransportError, open_transport
+from milo_discoveryd.watchers.transport import Transport, TransportError
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 async def failure(at: Upstream, timeout_s: float = 10) -> TransportError:
-    transport = open_transport(at)
+    transport = Transport(at)
     try:
         with pytest.raises(TransportError) as raised:
             await transport.get("/version", timeout_s=timeout_s)
@@ -42,9 +42,20 @@ def nobody(url: str, **differing: object) -> Upstream:
 
 @asynccontextmanager
 async def peer(behaviour: Peer) -> AsyncIterator[int]:
-    server = await asyncio.start_server(behaviour, "127.0.0.1", 0)
+    served: list[asyncio.Task[None]] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await behaviour(reader, writer)
+        with suppress(OSError):
+            await writer.wait_closed()
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.append(asyncio.create_task(serve(reader, writer)))
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
+        await asyncio.gather(*served)
 
 
 def closed_port() -> int:
@@ -100,15 +111,14 @@ async def test_a_server_that_wants_a_client_certificate_and_gets_none() -> None:
 
     def refuse(listener: socket.socket) -> None:
         # A blocking server: asyncio's hangs up without the alert that others send.
-        for _ in range(2):  # aiohttp tries an idempotent request once more
-            accepted, _ = listener.accept()
-            with context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False) as wrapped:
-                with pytest.raises(ssl.SSLError):
-                    wrapped.do_handshake()
-                # Closing with something left unread would be a reset, which can overtake the alert.
-                with suppress(ConnectionError):
-                    while os.read(wrapped.fileno(), 1 << 16):
-                        pass
+        accepted, _ = listener.accept()
+        with context.wrap_socket(accepted, server_side=True, do_handshake_on_connect=False) as wrapped:
+            with pytest.raises(ssl.SSLError):
+                wrapped.do_handshake()
+            # Closing with something left unread would be a reset, which can overtake the alert.
+            with suppress(ConnectionError):
+                while os.read(wrapped.fileno(), 1 << 16):
+                    pass
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = asyncio.create_task(asyncio.to_thread(refuse, listener))
@@ -179,7 +189,7 @@ async def test_a_peer_that_does_not_accept_a_connection_in_time() -> None:
         writer.close()
 
     async with peer(sit) as port:
-        transport = open_transport(nobody(f"https://127.0.0.1:{port}"))
+        transport = Transport(nobody(f"https://127.0.0.1:{port}"))
         with pytest.raises(TransportError, match="did not accept a connection in time") as raised:
             async with transport.stream("/watch", connect_timeout_s=0.1, silence_s=10):
                 pass

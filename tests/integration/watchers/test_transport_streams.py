@@ -6,7 +6,7 @@ from contextlib import aclosing
 import pytest
 from aiohttp import web
 
-from milo_discoveryd.watchers.transport import TransportError, open_transport
+from milo_discoveryd.watchers.transport import Transport, TransportError
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 
 PATH = "/watch"
@@ -46,7 +46,7 @@ class Script:
 async def test_bytes_arrive_as_they_are_sent_and_the_stream_ends_when_the_server_ends_it() -> None:
     script = Script()
     async with ApiServer(script) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         async with (
             transport.stream(PATH, [("watch", "1")], connect_timeout_s=10, silence_s=10) as stream,
             aclosing(stream.chunks()) as chunks,
@@ -65,7 +65,7 @@ async def test_bytes_arrive_as_they_are_sent_and_the_stream_ends_when_the_server
 async def test_a_line_of_many_mebibytes_comes_through_in_pieces() -> None:
     line = b"x" * (6 << 20)
     async with ApiServer(answering(line)) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:
             received = [chunk async for chunk in stream.chunks()]
         await transport.aclose()
@@ -78,7 +78,7 @@ async def test_a_connection_cut_in_the_middle_is_not_mistaken_for_the_end() -> N
     script.say(b'{"type":"ADD')
     script.cut()
     async with ApiServer(script) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:
             with pytest.raises(TransportError) as raised:
                 async for _ in stream.chunks():
@@ -91,7 +91,7 @@ async def test_silence_past_its_limit_ends_the_stream() -> None:
     script = Script()
     script.say(b"then nothing")
     async with ApiServer(script) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         async with transport.stream(PATH, connect_timeout_s=10, silence_s=0.05) as stream:
             chunks = stream.chunks()
             assert await anext(chunks) == b"then nothing"
@@ -105,7 +105,7 @@ async def test_leaving_a_stream_closes_its_connection() -> None:
     script = Script()
     script.say(b"on and on")
     async with ApiServer(script) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:
             await anext(stream.chunks())
         await asyncio.wait_for(script.gone.wait(), 10)
@@ -123,7 +123,7 @@ async def test_cancelling_the_reader_closes_its_connection() -> None:
                 reading.set()
 
     async with ApiServer(script) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         task = asyncio.create_task(read())
         await asyncio.wait_for(reading.wait(), 10)
         task.cancel()
@@ -135,7 +135,7 @@ async def test_cancelling_the_reader_closes_its_connection() -> None:
 
 async def test_an_error_answer_is_read_up_to_a_limit() -> None:
     async with ApiServer(answering(b"<html>" * 100, 503)) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:
             assert (stream.status, await stream.read_error(12)) == (503, b"<html><html>")
         await transport.aclose()
@@ -152,7 +152,7 @@ async def test_open_watches_never_keep_a_request_waiting() -> None:
 
     never = asyncio.Event()
     async with ApiServer(answer) as server:
-        transport = open_transport(upstream(server))
+        transport = Transport(upstream(server))
         async with asyncio.TaskGroup() as tasks:
             everyone_reads = asyncio.Barrier(101)
 

@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 import tomllib
 from functools import cache
 from itertools import takewhile
@@ -72,21 +70,3 @@ def test_every_dependency_is_reviewed_and_nothing_else_is() -> None:
     first = LINES.index("| package | for | what it has to do with | licence | kept by |") + 2
     rows = list(takewhile(lambda line: line.startswith("|"), LINES[first:]))
     assert {name for row in rows for name in re.findall(r"`([\w.-]+)`", row.split(" | ")[0])} == dependencies()
-
-
-def test_of_what_kubernetes_brings_a_connection_leaves_be_what_is_said() -> None:
-    [said] = re.findall(r"leaves be what its other clients need: (.*?)\. ", " ".join(LINES))
-    left = {name.replace("-", "_").removesuffix("_client") for name in re.findall(r"`([\w-]+)`", said)}
-    program = (
-        "import asyncio, ssl, sys, milo_discoveryd.app\n"
-        "from milo_discoveryd.watchers.connection import _Pool\n"
-        "async def connect():\n"
-        "    context = ssl.create_default_context()\n"
-        "    await _Pool('https://a.test', context, None, tls_server_name=None, proxy=None, limit=1).aclose()\n"
-        "asyncio.run(connect())\n"
-        "print(*{name.partition('.')[0] for name in sys.modules})\n"
-    )
-    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
-    assert "kubernetes" in loaded
-    assert len(left) == 7
-    assert not left & set(loaded)

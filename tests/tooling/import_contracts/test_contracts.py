@@ -14,6 +14,7 @@ FORBIDDEN = {
     "settings": ("milo_discoveryd/watchers/proxy.py", "import milo_discoveryd.config"),
     "modes": ("milo_discoveryd/modes/single.py", "import milo_discoveryd.modes.project"),
     "kubernetes": ("milo_discoveryd/check/places.py", "import kubernetes"),
+    "http": ("milo_discoveryd/check/places.py", "import httptools"),
     "grpc": ("milo_discoveryd/telemetry/http.py", "import grpc.aio"),
     "sandbox": ("milo_sandbox/names.py", "import milo_discoveryd.model.cluster"),
     "sandbox-layers": ("milo_sandbox/resources.py", "import milo_sandbox.api"),

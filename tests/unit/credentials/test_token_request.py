@@ -15,7 +15,7 @@ from milo_discoveryd.credentials.sources.source import MintRequest, RevokingSour
 from milo_discoveryd.credentials.sources.token_request import EXPIRED_AFTER_S, ROTATE_AFTER_S, TokenRequestSource
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, TransportError
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.watchers.transport import Transport, open_transport
+from milo_discoveryd.watchers.transport import Transport
 from milo_sandbox import Rule, Sandbox
 from milo_sandbox.refusals import RefusedError
 from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering, engaged
@@ -36,7 +36,7 @@ async def sandbox() -> AsyncIterator[Sandbox]:
 async def api(sandbox: Sandbox, tmp_path: Path) -> AsyncIterator[Transport]:
     path = tmp_path / "infrastructure"
     path.write_text(json.dumps(sandbox.infrastructure_kubeconfig()))
-    async with aclosing(open_transport(load_kubeconfig(path), environ={})) as transport:
+    async with aclosing(Transport(load_kubeconfig(path), environ={})) as transport:
         yield transport
 
 
@@ -224,7 +224,7 @@ async def test_missing_permission_fails_and_suggests_the_rbac_rule(sandbox: Sand
     rules = [Rule(verbs=frozenset({"create", "list", "delete"}), resources=frozenset({"secrets"}))]
     path = tmp_path / "limited"
     path.write_text(json.dumps(sandbox.infrastructure_kubeconfig(token=sandbox.token("limited", rules=rules))))
-    async with aclosing(open_transport(load_kubeconfig(path), environ={})) as transport:
+    async with aclosing(Transport(load_kubeconfig(path), environ={})) as transport:
         with pytest.raises(BackendError, match=r"create serviceaccounts/token, resourceNames \[operators\]"):
             await a_source(transport).mint(WANTED)
 

@@ -1,0 +1,174 @@
+"""Opens connections: TCP with keepalive, through a proxy where one is named, and TLS."""
+
+import asyncio
+import base64
+import socket
+import ssl
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+from urllib.parse import unquote, urlsplit
+
+from milo_discoveryd.daemon_errors import TransportError
+from milo_discoveryd.http import errors
+from milo_discoveryd.http.connection import Connection
+
+DEFAULT_PORTS = {"http": 80, "https": 443}
+_ADDRESS_TIMEOUT_S = 2.0
+"""After so long the next address of a host is tried; the last one has all the time that is left."""
+_PROXY_ANSWERS_WITHIN_S = 30.0
+
+# A peer that vanishes silently is noticed after 15 + 3 * 5 s; unacknowledged data after 30 s.
+_SOCKET_OPTIONS = tuple(
+    (level, getattr(socket, name), value)
+    for level, name, value in (
+        (socket.SOL_SOCKET, "SO_KEEPALIVE", 1),
+        (socket.IPPROTO_TCP, "TCP_KEEPIDLE", 15),
+        (socket.IPPROTO_TCP, "TCP_KEEPINTVL", 5),
+        (socket.IPPROTO_TCP, "TCP_KEEPCNT", 3),
+        (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", 30_000),
+    )
+    if hasattr(socket, name)
+)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Scheme, host and port of a URL: what a connection is made to."""
+
+    scheme: str
+    host: str
+    port: int
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        parts = urlsplit(url)
+        return cls(parts.scheme, parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme])
+
+    @property
+    def authority(self) -> str:
+        """Host and port, as CONNECT takes them."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def host_header(self) -> str:
+        bracketed = f"[{self.host}]" if ":" in self.host else self.host
+        return bracketed if self.port == DEFAULT_PORTS[self.scheme] else self.authority
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.host_header}"
+
+
+@dataclass(frozen=True)
+class Proxy:
+    origin: Origin
+    authorization: str | None
+
+    @classmethod
+    def of(cls, url: str) -> Self:
+        parts = urlsplit(url)
+        authorization = None
+        if parts.username is not None:
+            user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            authorization = "Basic " + base64.b64encode(user.encode()).decode()
+        return cls(Origin.of(url), authorization)
+
+
+async def dial(origin: Origin, context: ssl.SSLContext, *, server_name: str | None, proxy: Proxy | None) -> Connection:
+    """Connect to `origin`. Raises TransportError."""
+    name = server_name or origin.host
+    if proxy is None:
+        return await _connected(origin, context, name)
+    through = await _proxied(origin, context, proxy)
+    if origin.scheme != "https":
+        return through
+    try:
+        await _ask_for_tunnel(through, origin, proxy)
+        connection = Connection(str(origin))
+        transport = await asyncio.get_running_loop().start_tls(
+            through.transport, connection, context, server_hostname=name
+        )
+    except OSError as error:
+        raise errors.from_connecting(error, str(origin)) from error
+    except BaseException:
+        through.abort()
+        raise
+    assert transport is not None
+    connection.connection_made(transport)
+    return connection
+
+
+async def _connected(origin: Origin, context: ssl.SSLContext, server_name: str) -> Connection:
+    try:
+        return await _opened(origin, str(origin), context, server_name)
+    except OSError as error:
+        raise errors.from_connecting(error, str(origin)) from error
+
+
+async def _proxied(origin: Origin, context: ssl.SSLContext, proxy: Proxy) -> Connection:
+    try:
+        return await _opened(proxy.origin, str(origin), context, proxy.origin.host)
+    except OSError as error:
+        raise errors.from_proxy(error, str(origin)) from error
+
+
+async def _opened(to: Origin, named: str, context: ssl.SSLContext, server_name: str) -> Connection:
+    is_tls = to.scheme == "https"
+    _, connection = await asyncio.get_running_loop().create_connection(
+        partial(Connection, named),
+        sock=await _open_socket(to.host, to.port),
+        ssl=context if is_tls else None,
+        server_hostname=server_name if is_tls else None,
+    )
+    return connection
+
+
+async def _open_socket(host: str, port: int) -> socket.socket:
+    """A socket that is connected to the first address of the host that answers. Raises OSError."""
+    *addresses, last = await _addresses(host, port)
+    for address in addresses:
+        try:
+            async with asyncio.timeout(_ADDRESS_TIMEOUT_S):
+                return await _connected_socket(address)
+        except OSError:  # TimeoutError is one
+            pass
+    return await _connected_socket(last)
+
+
+async def _addresses(host: str, port: int) -> list[Any]:
+    try:
+        # Without a thread where there is nothing to resolve.
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+
+
+async def _connected_socket(address: Any) -> socket.socket:
+    family, kind, protocol, _, at = address
+    made = socket.socket(family, kind, protocol)
+    try:
+        made.setblocking(False)
+        keep_alive(made)
+        await asyncio.get_running_loop().sock_connect(made, at)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+async def _ask_for_tunnel(through: Connection, origin: Origin, proxy: Proxy) -> None:
+    headers = {"Host": origin.authority}
+    if proxy.authorization is not None:
+        headers["Proxy-Authorization"] = proxy.authorization
+    response = through.send("CONNECT", origin.authority, headers)
+    await response.head(_PROXY_ANSWERS_WITHIN_S)
+    if response.status != 200:
+        raise TransportError(
+            "connect", f"the proxy on the way to {origin} answered {response.status} {response.phrase}".rstrip()
+        )
+
+
+def keep_alive(made: socket.socket) -> None:
+    """Have the kernel notice a peer that vanished silently."""
+    for level, option, value in _SOCKET_OPTIONS:
+        made.setsockopt(level, option, value)

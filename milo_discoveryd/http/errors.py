@@ -1,0 +1,60 @@
+"""Translates what sockets and the ssl module raise into a TransportError with a cause, a reason and a fix."""
+
+import socket
+import ssl
+
+from milo_discoveryd.daemon_errors import TransportError
+
+
+def from_connecting(error: OSError, origin: str) -> TransportError:
+    """`origin` is the server that the connection was for."""
+    match error:
+        case socket.gaierror():
+            return TransportError("dns", f"the host of {origin} cannot be found: {reason(error)}")
+        case ssl.SSLError():
+            return TransportError("tls", f"no TLS with {origin}: {_tls(error)}")
+        case _:
+            return TransportError("connect", f"{origin} cannot be reached: {reason(error)}")
+
+
+def from_proxy(error: OSError, origin: str) -> TransportError:
+    return TransportError("connect", f"the proxy on the way to {origin} cannot be reached: {reason(error)}")
+
+
+def from_exchange(error: Exception | None, origin: str) -> TransportError:
+    """A connection that was lost after it had been made. None is a peer that closed it."""
+    if isinstance(error, ssl.SSLError):
+        return TransportError("tls", f"no TLS with {origin}: {_tls(error)}")
+    return TransportError("closed", f"{origin} closed the connection{f': {reason(error)}' if error else ''}")
+
+
+def reason(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    return str(error) or type(error).__name__
+
+
+def _tls(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not valid: {error.verify_message.rstrip('.')}{_FIXES.get(error.verify_code, '')}"
+    if not error.reason:
+        return str(error)
+    words = error.reason.replace("_", " ").lower()
+    if "wrong version number" in words or "http request" in words:
+        return f"{words} (does the port speak plain HTTP?)"
+    if "alert" in words and ("certificate" in words or "unknown ca" in words):
+        return f"{words}: it does not accept our client certificate, or wants one"
+    return words
+
+
+_UNTRUSTED = " (certificate-authority-data must hold the CA that signed it)"
+_ANOTHER_NAME = " (set tls-server-name to a name that it does have)"
+# By the codes of OpenSSL's X509_V_ERR_*.
+_FIXES = {
+    10: " (renew it, or set this machine's clock right)",  # CERT_HAS_EXPIRED
+    18: _UNTRUSTED,  # DEPTH_ZERO_SELF_SIGNED_CERT
+    19: _UNTRUSTED,  # SELF_SIGNED_CERT_IN_CHAIN
+    20: _UNTRUSTED,  # UNABLE_TO_GET_ISSUER_CERT_LOCALLY
+    62: _ANOTHER_NAME,  # HOSTNAME_MISMATCH
+    64: _ANOTHER_NAME,  # IP_ADDRESS_MISMATCH
+}

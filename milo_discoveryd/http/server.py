@@ -1,0 +1,187 @@
+"""A small HTTP/1.1 server for GET and HEAD: bounded connections, bounded requests, a deadline for each."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import cast
+from urllib.parse import parse_qsl, unquote
+
+import httptools
+
+from milo_discoveryd.http.headers import Headers
+
+REQUEST_LIMIT = 64 << 10
+"""Bytes of one request, whatever they are."""
+IDLE_S = 60.0
+"""From the beginning of a connection, or its last response, to the end of the next request."""
+_METHODS = ("GET", "HEAD")
+
+
+@dataclass(frozen=True)
+class Request:
+    path: str
+    query: Mapping[str, str]
+    headers: Headers
+    peer: str
+    """The address of the client."""
+
+
+@dataclass(frozen=True)
+class Response:
+    body: bytes
+    content_type: str = "text/plain; charset=utf-8"
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Server:
+    def __init__(self, handler: Handler, *, connections: int) -> None:
+        """With more than `connections`, the oldest is closed: idle clients cannot keep a scrape or a probe out."""
+        self._handler = handler
+        self._limit = connections
+        self._connections: dict[_Connection, None] = {}
+        self._listening: asyncio.Server | None = None
+
+    async def start(self, host: str | None, port: int) -> str:
+        """Return the URL. Raises OSError."""
+        self._listening = await asyncio.get_running_loop().create_server(self._accepted, host, port)
+        address, bound = self._listening.sockets[0].getsockname()[:2]
+        return f"http://[{address}]:{bound}" if ":" in address else f"http://{address}:{bound}"
+
+    async def stop(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+        handling = [task for each in list(self._connections) if (task := each.end()) is not None]
+        await asyncio.gather(*handling, return_exceptions=True)
+
+    def _accepted(self) -> asyncio.Protocol:
+        for oldest in list(self._connections)[: max(0, len(self._connections) + 1 - self._limit)]:
+            oldest.end()
+        made = _Connection(self._handler, lambda: self._connections.pop(made, None))
+        self._connections[made] = None
+        return made
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, handler: Handler, closed: Callable[[], object]) -> None:
+        self._handler = handler
+        self._closed = closed
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._parser = httptools.HttpRequestParser(self)
+        self._target = b""
+        self._headers = Headers()
+        self._size = 0
+        self._is_complete = False
+
+    def end(self) -> asyncio.Task[None] | None:
+        """Close at once; returns what has to end, too."""
+        self._closed()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        if self._task is not None:
+            self._task.cancel()
+        return self._task
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.end()
+
+    def data_received(self, data: bytes) -> None:
+        self._size += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # an offer of another protocol, which is not taken
+        except httptools.HttpParserError:
+            if not self._is_complete:
+                self._refuse(HTTPStatus.BAD_REQUEST)
+            return
+        if self._size > REQUEST_LIMIT:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def on_url(self, url: bytes) -> None:
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.add(name, value)
+
+    def on_message_complete(self) -> None:
+        if self._is_complete:
+            return  # pipelined behind a request that is being answered: nobody's client here does so
+        self._is_complete = True
+        assert self._transport is not None
+        self._transport.pause_reading()
+        method = self._parser.get_method().decode("latin-1")
+        if method not in _METHODS:
+            self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": ", ".join(_METHODS)})
+            return
+        path, _, query = self._target.decode("latin-1").partition("?")
+        request = Request(
+            path=unquote(path),
+            query=dict(parse_qsl(query, keep_blank_values=True)),
+            headers=self._headers,
+            peer=str((self._transport.get_extra_info("peername") or ("",))[0]),
+        )
+        keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
+        answering = self._answer(request, with_body=method == "GET", keep_alive=keep_alive)
+        self._task = asyncio.get_running_loop().create_task(answering, name="answer an HTTP request")
+
+    async def _answer(self, request: Request, *, with_body: bool, keep_alive: bool) -> None:
+        try:
+            response = await self._handler(request)
+        except BaseException:
+            self._task = None
+            self.end()
+            raise
+        assert self._transport is not None
+        self._write(response, with_body=with_body, keep_alive=keep_alive)
+        self._task = None
+        if not keep_alive:
+            self._transport.close()
+            return
+        self._begin()
+        self._wait()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _refuse(self, status: HTTPStatus, headers: Mapping[str, str] | None = None) -> None:
+        assert self._transport is not None
+        if self._transport.is_closing():
+            return
+        self._is_complete = True
+        response = Response(f"{status.value} {status.phrase}\n".encode(), status=status, headers=headers or {})
+        self._write(response, with_body=True, keep_alive=False)
+        self._transport.close()
+
+    def _write(self, response: Response, *, with_body: bool, keep_alive: bool) -> None:
+        assert self._transport is not None
+        fields = {
+            **response.headers,
+            "Content-Type": response.content_type,
+            "Content-Length": str(len(response.body)),
+            "Connection": "keep-alive" if keep_alive else "close",
+        }
+        lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in fields.items()]
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        self._transport.write(head + response.body if with_body else head)
+
+    def _wait(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(IDLE_S, self.end)
