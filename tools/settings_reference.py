@@ -10,17 +10,13 @@ import inspect
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
-
-import annotated_types
-from pydantic import BaseModel, BeforeValidator
-from pydantic.fields import FieldInfo
+from typing import Any, NamedTuple, get_origin
 
 from milo_discoveryd.config import ListenAddress, Settings, TcpAddress, values
+from milo_discoveryd.config.fields import ByType, Field, Group, ListOf, Nested, Number, Text, Whole, fields, flag
 from milo_discoveryd.config.listeners import Listener
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -46,36 +42,45 @@ class Entry(NamedTuple):
         return self.name == selected or (inside != self.name and "[" not in inside)
 
 
-def entries(group: type[BaseModel] = Settings, around: str = "") -> Iterator[Entry]:
-    for name, field in group.model_fields.items():
-        place, value = around + name, Value.of(field)
-        if value.tells_the_type:
+def entries(group: type[Group] = Settings, around: str = "") -> Iterator[Entry]:
+    for name, field in fields(group).items():
+        place = around + name
+        if name == "type":  # the tables of the types tell it
             continue
         if said := _docstrings(group).get(name):
-            yield _entry(place, field, value, said)
-        elif not value.is_group:
+            yield _entry(place, field, said)
+        elif not field.is_group:
             sys.exit(f"{place} has no docstring, which is what the documents would say of it")
-        yield from value.within(place)
+        yield from _within(place, field)
 
 
-def _entry(name: str, field: FieldInfo, value: "Value", said: str) -> Entry:
+def _entry(name: str, field: Field, said: str) -> Entry:
     in_words = _DEFAULT_IN_WORDS.search(said)
-    default = field.get_default(call_default_factory=True)
-    if field.is_required():
+    if field.is_required:
         shown = "required"
-    elif default in _NOTHING:
+    elif field.default in _NOTHING:
         shown = in_words[1] if in_words else "none"
     else:
-        shown = f"`{value.write(default)}`"
-    return Entry(name, value.takes, shown, _DEFAULT_IN_WORDS.sub("", said))
+        shown = f"`{_written(field)}`"
+    return Entry(name, _takes(field), shown, _DEFAULT_IN_WORDS.sub("", said))
+
+
+def _within(place: str, field: Field) -> Iterator[Entry]:
+    match field.parse:
+        case Nested(group=group):
+            yield from entries(group, f"{place}.")
+        case ListOf(item=Nested(group=group)):
+            yield from entries(group, f"{place}[].")
+        case ListOf(item=ByType(groups=groups)):
+            yield from _by_type(groups, place)
 
 
 @cache
-def _docstrings(group: type[BaseModel]) -> dict[str, str]:
+def _docstrings(group: type[Group]) -> dict[str, str]:
     """Of its fields: strings that stand behind them, which Python itself throws away."""
     found: dict[str, str] = {}
     for each in reversed(group.__mro__):
-        if not issubclass(each, BaseModel) or each is BaseModel:
+        if not issubclass(each, Group) or each is Group:
             continue
         [definition] = ast.parse(textwrap.dedent(inspect.getsource(each))).body
         assert isinstance(definition, ast.ClassDef)
@@ -86,125 +91,68 @@ def _docstrings(group: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-class Value(NamedTuple):
-    """What a setting holds: its type without what is said about it, and what that was."""
-
-    type: Any
-    said: tuple[object, ...]
-
-    @classmethod
-    def of(cls, field: FieldInfo) -> "Value":
-        return cls._of(field.annotation, tuple(field.metadata))
-
-    @classmethod
-    def _of(cls, annotation: Any, said: tuple[object, ...]) -> "Value":
-        if isinstance(annotation, UnionType) or get_origin(annotation) is Union:
-            [*others] = (each for each in get_args(annotation) if each is not NoneType)
-            return cls._of(others[0], said) if len(others) == 1 else cls(annotation, said)
-        if get_origin(annotation) is Annotated:
-            inner, *more = get_args(annotation)
-            flat = (part for each in more for part in (each.metadata if isinstance(each, FieldInfo) else (each,)))
-            return cls._of(inner, (*said, *flat))
-        return cls(annotation, said)
-
-    @property
-    def tells_the_type(self) -> bool:
-        return get_origin(self.type) is Literal and len(get_args(self.type)) == 1
-
-    @property
-    def is_group(self) -> bool:
-        return isinstance(self.type, type) and issubclass(self.type, BaseModel)
-
-    def within(self, place: str) -> Iterator[Entry]:
-        if self.is_group:
-            yield from entries(self.type, f"{place}.")
-        elif get_origin(self.type) is tuple:
-            item = Value._of(get_args(self.type)[0], ())
-            if item.is_group:
-                yield from entries(item.type, f"{place}[].")
-            elif get_origin(item.type) is UnionType:
-                yield from _by_type(get_args(item.type), place)
-
-    @property
-    def _parser(self) -> Any:
-        return next((each.func for each in self.said if isinstance(each, BeforeValidator)), None)
-
-    @property
-    def takes(self) -> str:
-        match self._parser:
-            case partial(func=values.one_of, keywords={"choices": choices}):
-                return ", ".join(f"`{choice}`" for choice in choices)
-            case partial(func=values.duration | values.duration_or_off as parser, keywords=limits):
-                least, most = (values.duration_text(limits[end]) for end in ("least", "most"))
-                return f"{least} to {most}{', or `off`' * (parser is values.duration_or_off)}"
-            case partial(func=values.size, keywords={"least": least, "most": most}):
-                return f"{values.size_text(least)} to {values.size_text(most)}"
-            case values.permissions:
-                return "permissions"
-        if get_origin(self.type) is Literal:
-            return ", ".join(f"`{choice}`" for choice in get_args(self.type))
-        return self._takes_by_type()
-
-    def _takes_by_type(self) -> str:
-        if self.is_group:
+def _takes(field: Field) -> str:  # noqa: PLR0911 - one for each kind
+    match field.parse:
+        case partial(func=values.one_of, keywords={"choices": choices}):
+            return ", ".join(f"`{choice}`" for choice in choices)
+        case partial(func=values.duration | values.duration_or_off as parser, keywords=limits):
+            least, most = (values.duration_text(limits[end]) for end in ("least", "most"))
+            return f"{least} to {most}{', or `off`' * (parser is values.duration_or_off)}"
+        case partial(func=values.size, keywords={"least": least, "most": most}):
+            return f"{values.size_text(least)} to {values.size_text(most)}"
+        case values.permissions:
+            return "permissions"
+        case Whole(least=least, most=most):
+            return f"{least} to {most}"
+        case Number(least=least, most=most, is_above=is_above):
+            return f"{'above ' * is_above}{least} to {most}"
+        case Nested():
             return "mapping"
-        if self.type in (int, float):
-            return _range(self.said)
-        longest = next((each.max_length for each in self.said if isinstance(each, annotated_types.MaxLen)), None)
-        names: dict[Any, str] = {
-            bool: "`true`, `false`",
-            str: f"up to {longest} characters" if longest else "text",
-            Path: "path",
-            tuple: "list",
-            dict: "mapping",
-            TcpAddress: "address",
-            ListenAddress: "address",
-        }
-        return names[get_origin(self.type) if get_origin(self.type) in names else self.type]
-
-    def write(self, value: object) -> str:
-        """As it would be given."""
-        writers: dict[Any, Callable[[Any], str]] = {
-            values.permissions: "{:04o}".format,
-            values.size: values.size_text,
-            values.duration: values.duration_text,
-            values.duration_or_off: values.duration_text,
-        }
-        parser = self._parser.func if isinstance(self._parser, partial) else self._parser
-        match value:
-            case _ if parser in writers:
-                return writers[parser](value)
-            case bool():
-                return str(value).lower()
-            case float():
-                return f"{value:g}"
-            case tuple():
-                return ",".join(each.title if isinstance(each, Listener) else str(each) for each in value)
-        return str(value)
+        case Text(most=int(most)):
+            return f"up to {most} characters"
+        case parse if parse is flag:
+            return "`true`, `false`"
+    names: dict[Any, str] = {
+        str: "text",
+        Path: "path",
+        tuple: "list",
+        dict: "mapping",
+        TcpAddress: "address",
+        ListenAddress: "address",
+    }
+    return names[get_origin(field.type) if get_origin(field.type) in names else field.type]
 
 
-def _by_type(types: tuple[type[BaseModel], ...], place: str) -> Iterator[Entry]:
-    """What they have from the class that all are made of, then what each has besides."""
-    [base] = {one.__base__ for one in types}
+def _written(field: Field) -> str:
+    """The default, as it would be given."""
+    writers: dict[Any, Callable[[Any], str]] = {
+        values.permissions: "{:04o}".format,
+        values.size: values.size_text,
+        values.duration: values.duration_text,
+        values.duration_or_off: values.duration_text,
+    }
+    parser = field.parse.func if isinstance(field.parse, partial) else field.parse
+    match field.default:
+        case value if parser in writers:
+            return writers[parser](value)
+        case bool() as value:
+            return str(value).lower()
+        case float() as value:
+            return f"{value:g}"
+        case tuple() as value:
+            return ",".join(each.title if isinstance(each, Listener) else str(each) for each in value)
+        case value:
+            return str(value)
+
+
+def _by_type(groups: Mapping[str, type[Group]], place: str) -> Iterator[Entry]:
+    """What all types have, then what each has besides."""
+    [base] = {group.__base__ for group in groups.values()}
     assert base is not None
     yield from entries(base, f"{place}[].")
-    for one in types:
-        [kind] = get_args(one.model_fields["type"].annotation)
-        own = (each for each in entries(one, f"{place}[{kind}].") if each.shown not in base.model_fields)
+    for kind, group in groups.items():
+        own = (each for each in entries(group, f"{place}[{kind}].") if each.shown not in fields(base))
         yield from own
-
-
-def _range(said: tuple[object, ...]) -> str:
-    least = most = ""
-    for each in said:
-        match each:
-            case annotated_types.Ge(ge=bound):
-                least = f"{bound}"
-            case annotated_types.Gt(gt=bound):
-                least = f"above {bound}"
-            case annotated_types.Le(le=bound):
-                most = f"{bound}"
-    return f"{least} to {most}"
 
 
 def table(selected: list[Entry]) -> str:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from pydantic import BaseModel
-
 from milo_discoveryd import yaml_document
+from milo_discoveryd.config.fields import Group, fields
 from milo_discoveryd.config.settings import Settings
 
 Key: TypeAlias = tuple[str, ...]
@@ -55,13 +54,12 @@ class Layer:
     problems: tuple[Problem, ...] = ()
 
 
-def _walk(model: type[BaseModel], around: Key = ()) -> Iterator[tuple[Key, bool]]:
+def _walk(group: type[Group], around: Key = ()) -> Iterator[tuple[Key, bool]]:
     """Every key of the tree, and whether it is a group of others."""
-    for name, field in model.model_fields.items():
-        group: object = field.annotation
-        if isinstance(group, type) and issubclass(group, BaseModel):
+    for name, field in fields(group).items():
+        if field.is_group:
             yield (*around, name), True
-            yield from _walk(group, (*around, name))
+            yield from _walk(field.type, (*around, name))
         else:
             yield (*around, name), False
 

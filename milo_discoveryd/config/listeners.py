@@ -2,17 +2,15 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Self
-
-from pydantic import BeforeValidator, Field, model_validator
+from typing import Annotated
 
 from milo_discoveryd.config import values
-from milo_discoveryd.config.fields import Group
+from milo_discoveryd.config.fields import Group, Text, Whole
 
-_RequiredFile = Annotated[Path, BeforeValidator(values.required_file)]
+_RequiredFile = Annotated[Path, values.required_file]
 
 
-class Tls(Group):
+class Tls(Group, frozen=True, kw_only=True):
     """1.3, and only for clients with a certificate."""
 
     certificate: _RequiredFile
@@ -23,15 +21,15 @@ class Tls(Group):
     """Which verifies callers."""
 
 
-_Account = Annotated[str, BeforeValidator(str), Field(max_length=32)]
+_Account = Annotated[str, Text(most=32)]
 
 
-class Listener(Group):
-    address: Annotated[values.ListenAddress, BeforeValidator(values.listen_address)]
+class Listener(Group, frozen=True, kw_only=True):
+    address: Annotated[values.ListenAddress, values.listen_address]
     """`unix:///path`, `HOST:PORT` (an empty host is all interfaces) or `insecure://HOST:PORT` on loopback."""
-    name: Annotated[str, BeforeValidator(values.cluster_name)] | None = None
+    name: Annotated[str, values.cluster_name] | None = None
     """What rights, the audit and the log call it. None is its address."""
-    mode: Annotated[int, BeforeValidator(values.permissions)] | None = None
+    mode: Annotated[int, values.permissions] | None = None
     """Permissions of a Unix socket. None is `socket.mode`."""
     group: _Account | None = None
     """Of a Unix socket: name or number of the group that may connect. None is `socket.group`."""
@@ -43,15 +41,14 @@ class Listener(Group):
     """Of TCP, and needed there."""
     tokens: bool = False
     """Take `authorization: Bearer` from callers, and have the cluster of `token_review` say whose it is."""
-    connections: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    connections: Annotated[int, Whole(1, 100_000)] = 1000
     """At once, or as many as there are descriptors for. With `tls` or `peer_credentials`, nobody has more than half."""
 
-    @model_validator(mode="after")
-    def _fits_its_address(self) -> Self:
+    def __post_init__(self) -> None:
         if isinstance(self.address, values.UnixAddress):
             if self.tls is not None:
                 raise ValueError("has tls, which is for TCP: on a Unix socket, peer_credentials tell who calls")
-            return self
+            return
         for setting in ("mode", "owner", "group", "peer_credentials"):
             if getattr(self, setting):
                 raise ValueError(f"has {setting}, which is for Unix sockets")
@@ -65,7 +62,6 @@ class Listener(Group):
                 "is TCP, and needs tls with certificate, key and client_ca, which only the configuration file can "
                 f'have; or use a Unix socket; or, for everybody on this machine, "{local}"'
             )
-        return self
 
     @property
     def title(self) -> str:
@@ -77,11 +73,10 @@ def listener(value: object) -> object:
     return value if isinstance(value, Mapping | Listener) else {"address": value}
 
 
-def distinct(listeners: tuple[Listener, ...]) -> tuple[Listener, ...]:
+def distinct(listeners: tuple[Listener, ...]) -> None:
     if not listeners:
         raise ValueError("must name at least one address")
     if len({str(each.address) for each in listeners}) < len(listeners):
         raise ValueError("must name each address once")
     if len({each.title for each in listeners}) < len(listeners):
         raise ValueError("must give each of its listeners another name")
-    return listeners

@@ -4,10 +4,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
-
 from milo_discoveryd.config import layers, values
+from milo_discoveryd.config.fields import Complaint, InvalidError, parse_group
 from milo_discoveryd.config.layers import Given, Key, Problem
 from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.daemon_errors import ConfigError
@@ -26,9 +24,9 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
 
     settings: Settings | None = None
     try:
-        settings = Settings.model_validate(_tree(given))
-    except ValidationError as error:
-        problems += [_explain(detail, given) for detail in error.errors(include_url=False)]
+        settings = parse_group(Settings, _tree(given))
+    except InvalidError as error:
+        problems += [_explain(complaint, given) for complaint in error.complaints]
     if settings is not None:
         problems += _disagreements(settings, given)
     if settings is None or problems:
@@ -52,50 +50,23 @@ def _tree(given: Mapping[Key, Given]) -> dict[str, Any]:
     return tree
 
 
-def _explain(detail: ErrorDetails, given: Mapping[Key, Given]) -> Problem:
-    location = detail["loc"]
-    key = next(key for key in given if location[: len(key)] == key)
-    requirement = _requirement(detail)
-    shown = f"{layers.quoted(detail['input'])} " if isinstance(detail["input"], str) else ""
-    if key in _ITEMS and len(location) > len(key):
-        number, *inside = location[len(key) :]
+def _explain(complaint: Complaint, given: Mapping[Key, Given]) -> Problem:
+    key = next(key for key in given if complaint.path[: len(key)] == key)
+    value = complaint.value
+    if key in _ITEMS and len(complaint.path) > len(key):
+        number, *inside = complaint.path[len(key) :]
         item = values.words(given[key].value)[int(number)]
         if isinstance(item, Mapping):
-            where = ".".join([f"item {int(number) + 1}", *(str(step) for step in inside[_ITEMS[key] :])])
-            return Problem(given[key].place, f"{where}: {shown}{requirement}")
-        return Problem(given[key].place, f"{layers.quoted(item)} {requirement}")
-    value = detail["input"] if isinstance(detail["input"], str | int) else given[key].value
-    return Problem(given[key].place, f"{layers.quoted(value)} {requirement}")
+            where = ".".join([f"item {int(number) + 1}", *map(str, inside)])
+            shown = f"{layers.quoted(value)} " if isinstance(value, str) else ""
+            return Problem(given[key].place, f"{where}: {shown}{complaint.text}")
+        return Problem(given[key].place, f"{layers.quoted(item)} {complaint.text}")
+    shown = layers.quoted(value if isinstance(value, str | int) else given[key].value)
+    return Problem(given[key].place, f"{shown} {complaint.text}")
 
 
-_ITEMS = {("listen",): 0, ("kubeconfigs", "sources"): 1, ("rights",): 0}
-"""Lists of mappings, each with how many steps come before a setting of one: pydantic names the type that it chose."""
-_REQUIREMENTS = {
-    "int_parsing": "must be a whole number",
-    "int_type": "must be a whole number",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "string_too_long": "must have at most {max_length} characters",
-    "too_long": "must have at most {max_length} values",
-    "string_too_short": "must not be empty",
-    "string_type": "must be text",
-    "bool_parsing": "must be true or false",
-    "bool_type": "must be true or false",
-    "float_parsing": "must be a number",
-    "float_type": "must be a number",
-    "missing": "is missing",
-    "extra_forbidden": "is not a setting of it",
-    "literal_error": "must be {expected}",
-    "union_tag_not_found": "needs a type",
-    "union_tag_invalid": "has a type that is not one of {expected_tags}",
-}
-
-
-def _requirement(detail: ErrorDetails) -> str:
-    context = detail.get("ctx", {})
-    if detail["type"] == "value_error":
-        return str(context["error"])
-    return _REQUIREMENTS[detail["type"]].format_map(context)
+_ITEMS = frozenset({("listen",), ("kubeconfigs", "sources"), ("rights",)})
+"""Lists of mappings."""
 
 
 def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:

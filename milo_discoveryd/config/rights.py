@@ -3,12 +3,10 @@
 import re
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Annotated, Self
-
-from pydantic import BeforeValidator, Field, model_validator
+from typing import Annotated
 
 from milo_discoveryd.config import values
-from milo_discoveryd.config.fields import Group, selector_text, span
+from milo_discoveryd.config.fields import Group, ListOf, Nested, Parser, Text, Whole, selector_text, span
 
 EVERYBODY = "everybody"
 ALL, NONE = "all", "none"
@@ -54,43 +52,45 @@ def _cluster(value: object) -> str:
     return text
 
 
-_Several = BeforeValidator(_several)
-_Most = Field(max_length=_MOST_VALUES)
-_Id = Annotated[int, Field(ge=0, le=2**32 - 2)]
-_Text = Annotated[str, Field(min_length=1, max_length=253)]
-_Account = Annotated[str, BeforeValidator(_account), Field(max_length=1024)]
+def _some(item: Parser) -> ListOf:
+    return ListOf(item, split=_several, most=_MOST_VALUES)
 
 
-class Who(Group):
+_Ids = Annotated[tuple[int, ...], _some(Whole(0, 2**32 - 2))]
+_Texts = Annotated[tuple[str, ...], _some(Text(least=1, most=253))]
+_Accounts = Annotated[tuple[str, ...], _some(Text(most=1024, form=_account))]
+
+
+class Who(Group, frozen=True, kw_only=True):
     """All that is set must be true of a caller; of several values for one thing, any."""
 
-    listener: Annotated[tuple[_Text, ...], _Several, _Most] = ()
+    listener: _Texts = ()
     """Names of listeners. None is any."""
-    uid: Annotated[tuple[_Id, ...], _Several, _Most] = ()
+    uid: _Ids = ()
     """Of the process that connected, at listeners with `peer_credentials`. None is any."""
-    gid: Annotated[tuple[_Id, ...], _Several, _Most] = ()
+    gid: _Ids = ()
     """A group of this process: its own, or one that it is a member of besides. None is any."""
-    san: Annotated[tuple[Annotated[str, BeforeValidator(_san), Field(max_length=2048)], ...], _Several, _Most] = ()
+    san: Annotated[tuple[str, ...], _some(Text(most=2048, form=_san))] = ()
     """Of the client's certificate, at listeners with `tls`: `uri:spiffe://prod/ns/shop/sa/operator`,
     `dns:shop.example.com`. A URI may end with `/*`, for all below it. None is any."""
-    user: Annotated[tuple[_Account, ...], _Several, _Most] = ()
+    user: _Accounts = ()
     """Whose bearer token it is, at listeners with `tokens`: `system:serviceaccount:shop:operator`. None is any."""
-    group: Annotated[tuple[_Account, ...], _Several, _Most] = ()
+    group: _Accounts = ()
     """Of that user: `system:serviceaccounts:shop`. None is any."""
 
     @property
     def is_everybody(self) -> bool:
-        return not any(getattr(self, field) for field in Who.model_fields)
+        return not any(getattr(self, field) for field in Who.__struct_fields__)
 
 
-class Clusters(Group):
+class Clusters(Group, frozen=True, kw_only=True):
     """All that is set must be true of a cluster."""
 
-    label_selector: Annotated[str, BeforeValidator(selector_text)] = ""
+    label_selector: Annotated[str, selector_text] = ""
     """Its labels, as `kubectl -l` takes it. None is any."""
-    organizations: Annotated[tuple[_Text, ...], _Several, _Most] = ()
+    organizations: _Texts = ()
     """Its organization: one of these. None is any."""
-    names: Annotated[tuple[Annotated[str, BeforeValidator(_cluster)], ...], _Several, _Most] = ()
+    names: Annotated[tuple[str, ...], _some(_cluster)] = ()
     """Its name: one of these, in which `*` stands for any characters. None is any."""
 
 
@@ -99,7 +99,7 @@ def _who(value: object) -> object:
         return Who()
     if isinstance(value, Mapping | Who) and value != {}:
         return value
-    raise ValueError(f'must be "{EVERYBODY}", or say who, by some of {", ".join(Who.model_fields)}')
+    raise ValueError(f'must be "{EVERYBODY}", or say who, by some of {", ".join(Who.__struct_fields__)}')
 
 
 def _clusters(value: object) -> object:
@@ -113,41 +113,39 @@ def _clusters(value: object) -> object:
         )
     if isinstance(value, Mapping | Clusters) and value != {}:
         return value
-    raise ValueError(f'must be "{ALL}", "{NONE}", or say which, by some of {", ".join(Clusters.model_fields)}')
+    raise ValueError(f'must be "{ALL}", "{NONE}", or say which, by some of {", ".join(Clusters.__struct_fields__)}')
 
 
-class Rule(Group):
-    name: Annotated[str, BeforeValidator(values.cluster_name)]
+class Rule(Group, frozen=True, kw_only=True):
+    name: Annotated[str, values.cluster_name]
     """What the audit and `check --as` call it."""
-    who: Annotated[Who, BeforeValidator(_who)]
+    who: Annotated[Who, Nested(Who, _who)]
     """`everybody`, or some of what follows. All that is said must be true of a caller, and of several values any."""
-    clusters: Annotated[Clusters | None, BeforeValidator(_clusters)]
+    clusters: Annotated[Clusters | None, Nested(Clusters, _clusters)]
     """`all`, `none`, which takes them away from whom it is for, or some of what follows. All that is said must be true
     of a cluster."""
     kubeconfigs: bool = False
     """`true` to give any. The next three are about these."""
-    sources: Annotated[tuple[_Text, ...], _Several, _Most] = ()
+    sources: _Texts = ()
     """Of `kubeconfigs.sources`, those that there may be credentials from; the first of them that is for a cluster
     serves it. None is all."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] | None = None
     """The longest life that a source is asked for. One that can't be told gives what it gives. None is
     `kubeconfigs.max_ttl`."""
-    kubeconfigs_per_minute: Annotated[int | None, Field(ge=1, le=1_000_000)] = None
+    kubeconfigs_per_minute: Annotated[int | None, Whole(1, 1_000_000)] = None
     """Handed out to one caller, on streams and by calls. As many may be had at once. None is
     `limits.kubeconfigs_per_minute`."""
-    streams: Annotated[int | None, Field(ge=1, le=100_000)] = None
+    streams: Annotated[int | None, Whole(1, 100_000)] = None
     """That one caller has open at once. None is `limits.streams_per_caller`."""
 
-    @model_validator(mode="after")
-    def _speaks_of_what_it_gives(self) -> Self:
+    def __post_init__(self) -> None:
         if not self.kubeconfigs:
             for setting in ("sources", "max_ttl", "kubeconfigs_per_minute"):
                 if getattr(self, setting):
                     raise ValueError(f'has {setting}, and gives no kubeconfigs: write "kubeconfigs: true", or drop it')
-        return self
 
 
-def ordered(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+def ordered(rules: tuple[Rule, ...]) -> None:
     """The first that a caller meets counts, so none may stand behind one that everybody meets."""
     names = [rule.name for rule in rules]
     if len(set(names)) < len(names):
@@ -158,4 +156,3 @@ def ordered(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
             f"has rules behind {names[everybody]!r}, which is for everybody, so that they never count: move it to the "
             f"end, behind {', '.join(behind)}"
         )
-    return rules

@@ -4,30 +4,30 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+import msgspec
 
 from milo_discoveryd.config import values
-from milo_discoveryd.config.fields import Group, selector_text, span
+from milo_discoveryd.config.fields import ByType, Group, ListOf, Text, one_of, selector_text, span
 
-_RequiredFile = Annotated[Path, BeforeValidator(values.required_file)]
-_File = Annotated[Path | None, BeforeValidator(values.file_path)]
-_Text = Annotated[str, Field(min_length=1, max_length=1024)]
-_Words = Annotated[tuple[_Text, ...], BeforeValidator(values.words)]
-_Label = Annotated[str, BeforeValidator(values.cluster_name)]
-_ObjectName = Annotated[str, BeforeValidator(values.object_name)]
+_RequiredFile = Annotated[Path, values.required_file]
+_File = Annotated[Path | None, values.file_path]
+_Text = Annotated[str, Text(least=1, most=1024)]
+_Words = Annotated[tuple[str, ...], ListOf(Text(least=1, most=1024))]
+_Label = Annotated[str, values.cluster_name]
+_ObjectName = Annotated[str, values.object_name]
 
 
-class _Source(Group):
+class _Source(Group, frozen=True, kw_only=True):
     name: _Label
     """What rules, metrics and the log call it."""
-    label_selector: Annotated[str, BeforeValidator(selector_text)] = ""
+    label_selector: Annotated[str, selector_text] = ""
     """Which clusters it is for. None is all."""
     hand_out: bool = True
     """`false` for one that only the daemon itself authenticates with."""
 
 
-class DatumServiceAccount(_Source):
-    type: Literal["datum-service-account"]
+class DatumServiceAccount(_Source, frozen=True, kw_only=True):
+    type: Annotated[Literal["datum-service-account"], one_of("datum-service-account")] = "datum-service-account"
     key_file: _RequiredFile
     """The JSON key file, read again when it changes."""
     ca_file: _File = None
@@ -36,8 +36,8 @@ class DatumServiceAccount(_Source):
     """A token that is a JWT must be for one of these. None is any."""
 
 
-class TokenRequest(_Source):
-    type: Literal["token-request"]
+class TokenRequest(_Source, frozen=True, kw_only=True):
+    type: Annotated[Literal["token-request"], one_of("token-request")] = "token-request"
     kubeconfig: _File = None
     """Of the infrastructure cluster. None is that of discovery."""
     namespace: _Label
@@ -50,29 +50,27 @@ class TokenRequest(_Source):
     """To a Secret for each project. `false` has one token for all projects, and no Secrets."""
 
 
-class ClientCertificate(_Source):
-    type: Literal["client-certificate"]
+class ClientCertificate(_Source, frozen=True, kw_only=True):
+    type: Annotated[Literal["client-certificate"], one_of("client-certificate")] = "client-certificate"
     ca_certificate: _RequiredFile
     """The CA, read again when it changes."""
     ca_key: _RequiredFile
     """Its key, as well."""
-    common_name: Annotated[str, BeforeValidator(values.subject_template)]
+    common_name: Annotated[str, values.subject_template]
     """The user; `{name}` and `{uid}` are the project's."""
-    organizations: Annotated[
-        tuple[Annotated[str, BeforeValidator(values.subject_template)], ...], BeforeValidator(values.words)
-    ] = ()
+    organizations: Annotated[tuple[str, ...], ListOf(values.subject_template)] = ()
     """The groups, with the same placeholders."""
 
 
-class Exec(_Source):
-    type: Literal["exec"]
-    command: Annotated[str, BeforeValidator(values.absolute_command)]
+class Exec(_Source, frozen=True, kw_only=True):
+    type: Annotated[Literal["exec"], one_of("exec")] = "exec"
+    command: Annotated[str, values.absolute_command]
     """An absolute path."""
-    args: Annotated[tuple[str, ...], BeforeValidator(values.words)] = ()
+    args: Annotated[tuple[str, ...], ListOf(str)] = ()
     """What it is started with."""
-    env: Annotated[dict[str, str], BeforeValidator(values.pairs)] = Field(default_factory=dict)
+    env: Annotated[dict[str, str], values.pairs] = msgspec.field(default_factory=dict)
     """And in which environment, beside the daemon's own."""
-    api_version: Literal["client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1"] = (
+    api_version: Annotated[str, one_of("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")] = (
         "client.authentication.k8s.io/v1"
     )
     """Of the credential that it prints."""
@@ -82,19 +80,19 @@ class Exec(_Source):
     """Then it is killed, with all that it started."""
 
 
-class TokenFile(_Source):
-    type: Literal["token-file"]
+class TokenFile(_Source, frozen=True, kw_only=True):
+    type: Annotated[Literal["token-file"], one_of("token-file")] = "token-file"
     path: _RequiredFile
     """Of the file with the token, read again as it changes."""
     audiences: _Words = ()
     """The token must be for one of these. None is any."""
 
 
-class KubeconfigSecret(_Source):
-    type: Literal["kubeconfig-secret"]
+class KubeconfigSecret(_Source, frozen=True, kw_only=True):
+    type: Annotated[Literal["kubeconfig-secret"], one_of("kubeconfig-secret")] = "kubeconfig-secret"
     kubeconfig: _File = None
     """Of the infrastructure cluster. None is that of discovery."""
-    namespace_template: Annotated[str, BeforeValidator(values.namespace_template)] = "project-{uid}"
+    namespace_template: Annotated[str, values.namespace_template] = "project-{uid}"
     """Where a project's Secret is; or with `{name}`."""
     secret: _ObjectName = "kubeconfig"  # noqa: S105 - the name of one
     """The Secret's name."""
@@ -104,7 +102,5 @@ class KubeconfigSecret(_Source):
     """`true` hands on a certificate that lives for more than 24 hours."""
 
 
-CredentialSource = Annotated[
-    DatumServiceAccount | TokenRequest | ClientCertificate | Exec | TokenFile | KubeconfigSecret,
-    Field(discriminator="type"),
-]
+CredentialSource = DatumServiceAccount | TokenRequest | ClientCertificate | Exec | TokenFile | KubeconfigSecret
+SOURCES = ByType(DatumServiceAccount, TokenRequest, ClientCertificate, Exec, TokenFile, KubeconfigSecret)

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import structlog
 
 from milo_discoveryd.config import Rule, Settings
@@ -83,12 +84,12 @@ class Reloading:
             # Of everything that a file could lose by a slip, this would be the worst.
             problem = "rights: all rules are gone, and without any everybody may everything: for that, start anew"
             return self._refused((problem,))
-        unread = [name for name in Settings.model_fields if _differ(name, self._settings, settings)]
+        unread = [name for name in Settings.__struct_fields__ if _differ(name, self._settings, settings)]
         if unread:
             log.warning("settings that hold from the next start on", settings=unread)
         if settings.rights == before:
             return "unchanged"
-        self._settings = self._settings.model_copy(update={"rights": settings.rights})
+        self._settings = msgspec.structs.replace(self._settings, rights=settings.rights)
         self._apply(settings.rights)
         self._tally.rules_stand(len(settings.rights))
         self._audit.rights_changed(**_changes(before, settings.rights))

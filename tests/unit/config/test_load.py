@@ -224,8 +224,8 @@ def test_an_address_template_that_is_the_same_for_all_projects_is_refused(file: 
 
 
 def test_settings_cannot_be_changed() -> None:
-    with pytest.raises(ValueError, match="frozen"):
-        load({}, {}, None).mode = "single"
+    with pytest.raises(AttributeError, match="immutable"):
+        load({}, {}, None).mode = "single"  # type: ignore[misc]
 
 
 def test_a_selector_that_is_none_is_told_where_it_goes_wrong() -> None:

@@ -51,7 +51,7 @@ def test_each_type_of_source_is_read(tmp_path: Path) -> None:
         ({"name": "a", "type": "exec", "command": "/x", "timeout": "1h"}, 'item 1.timeout: "1h" must be between'),
         (
             {"name": "a", "type": "exec", "command": "/x", "api_version": "v0"},
-            'item 1.api_version: "v0" must be \'client.auth',
+            'item 1.api_version: "v0" must be one of client.auth',
         ),
         ({"name": "a", "type": "kubeconfig-secret", "secret": "A_B"}, 'item 1.secret: "A_B" must be the name of an'),
         (
