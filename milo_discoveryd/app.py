@@ -12,8 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import structlog
-
 from milo_discoveryd import __version__
 from milo_discoveryd.config import Settings
 from milo_discoveryd.connectivity.prober import Prober
@@ -22,6 +20,7 @@ from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import ServerTrust
+from milo_discoveryd.log import log
 from milo_discoveryd.modes.mode import FixedMode, WatchedMode
 from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
 from milo_discoveryd.reflect.pending_deletions import PendingDeletions
@@ -41,7 +40,7 @@ from milo_discoveryd.state_file.state_file import StateFile
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import Board
 from milo_discoveryd.telemetry.journal import Journal
-from milo_discoveryd.telemetry.logging import Level
+from milo_discoveryd.telemetry.logging import Logging
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
 from milo_discoveryd.telemetry.traces import exporting
@@ -58,8 +57,6 @@ from milo_discoveryd.wiring.source import Discovery
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
-
-log = structlog.get_logger()
 
 
 class Daemon:
@@ -103,7 +100,7 @@ class Daemon:
         self.http_address: str | None = None
         self.started = asyncio.Event()
 
-    async def run(self, level: Level | None = None) -> None:
+    async def run(self, logging: Logging | None = None) -> None:
         """Until a signal tells it to end; a second one ends it without waiting for subscribers.
 
         SIGUSR1 has it log everything, and the next one as before. SIGHUP has it read its rules again, and open the file
@@ -116,8 +113,9 @@ class Daemon:
         signals = (signal.SIGTERM, signal.SIGINT)
         for number in signals:
             loop.add_signal_handler(number, serving.cancel)
-        if level is not None:
-            loop.add_signal_handler(signal.SIGUSR1, level.toggle)
+        if logging is not None:
+            self._metrics.follow_log(lambda: logging.dropped)
+            loop.add_signal_handler(signal.SIGUSR1, logging.toggle)
         loop.add_signal_handler(signal.SIGHUP, self._hung_up)
         try:
             await asyncio.wait((serving,))

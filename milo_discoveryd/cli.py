@@ -1,13 +1,14 @@
 """Arguments to a command; what went wrong to a line that a person can act on."""
 
 import asyncio
+import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -24,12 +25,16 @@ class _Commands(click.Group):
     """The commands of this module, and those that other packages add by an entry point."""
 
     def list_commands(self, context: click.Context) -> list[str]:
+        from importlib.metadata import entry_points
+
         return sorted({*super().list_commands(context), *entry_points(group=COMMANDS_GROUP).names})
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         own = super().get_command(context, name)
         if own is not None:
             return own
+        from importlib.metadata import entry_points
+
         for found in entry_points(group=COMMANDS_GROUP, name=name):
             command: click.Command = found.load()
             return command
@@ -71,30 +76,34 @@ def run(config: Path | None, **flags: Any) -> None:
 
     Settings come from flags, then MILO_DISCOVERYD_... variables, then the file, then defaults.
     """
-    from milo_discoveryd import process_hardening
-    from milo_discoveryd.imports import for_good, without
+    # The kernel drops signals to process 1 of a container that it has no handler for. Until the event loop has its own:
+    signal.signal(signal.SIGTERM, _ended_before_it_ran)
+    gc.disable()  # imports make thousands of objects, and no garbage
 
+    from milo_discoveryd import process_hardening
+
+    process_hardening.open_standard_streams()
     ignored = process_hardening.clean(os.environ)
-    # gRPC would print what it fails at in words of its own, beside ours; it reads this as it is loaded.
+    # gRPC would write its own messages to standard error, between ours. It reads this when it is loaded.
     os.environ["GRPC_VERBOSITY"] = "NONE"
 
-    # What logs would use rich to draw pictures of errors, which ours are not to be: they may show secrets.
-    with for_good(), without("rich"):
-        import structlog
+    from milo_discoveryd.app import Daemon
+    from milo_discoveryd.config import load, named_file
+    from milo_discoveryd.log import log
+    from milo_discoveryd.telemetry.logging import configure
 
-        from milo_discoveryd.app import Daemon
-        from milo_discoveryd.config import load, named_file
-        from milo_discoveryd.telemetry.logging import configure
+    gc.freeze()  # what was imported stays: no later collection looks through it
+    gc.enable()
 
     def start() -> Coroutine[Any, Any, None]:
         process_hardening.close_off()
         process_hardening.take_descriptors()
         read = partial(load, _given(flags), dict(os.environ), config)
         settings = read()
-        level = configure(settings.log.level, settings.log.format)
+        logging = configure(settings.log.level, settings.log.format)
         if ignored:
-            structlog.get_logger().warning("environment ignored", variables=ignored)
-        return Daemon(settings, load=read, file=named_file(os.environ, config)).run(level)
+            log.warning("environment ignored", variables=ignored)
+        return Daemon(settings, load=read, file=named_file(os.environ, config)).run(logging)
 
     run_reporting_errors(start)
 
@@ -120,6 +129,10 @@ def check(config: Path | None, identity: str | None, **flags: Any) -> None:
         sys.exit(await print_effective_rights(settings, parse_caller(identity), sys.stdout, os.environ))
 
     run_reporting_errors(start)
+
+
+def _ended_before_it_ran(number: int, frame: object) -> NoReturn:
+    sys.exit(0)
 
 
 def _given(flags: dict[str, Any]) -> dict[str, object]:

@@ -33,6 +33,15 @@ def close_off() -> None:
         raise StartError(f"the process can't be closed to others of its user: {os.strerror(ctypes.get_errno())}")
 
 
+def open_standard_streams() -> None:
+    """Have 0, 1 and 2 open: a socket that got one of these numbers would receive what is meant for a terminal."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+
+
 def take_descriptors() -> None:
     """As many as the system lets it have: connections take up to three each."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -4,7 +4,6 @@ A layer maps the path of a setting, such as ("socket", "mode"), to what was give
 over another, and whoever finds a value wrong can name the place it came from.
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -196,6 +195,8 @@ def quoted(value: object) -> str:
 
 
 def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
+    import difflib  # noqa: PLC0415 - for a mistake alone
+
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     if not near:
         # Somebody else's style of the same words: labelSelector, label-selector.

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from hashlib import sha256
 
 import msgspec
-import structlog
 
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi, read, refuse
@@ -22,8 +21,7 @@ from milo_discoveryd.identity.token_review_cache import (
     TokenReviewCache,
     TokenUser,
 )
-
-log = structlog.get_logger()
+from milo_discoveryd.log import log
 
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 TIMEOUT_S = 5.0

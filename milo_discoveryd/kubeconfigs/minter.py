@@ -14,17 +14,15 @@ from contextlib import suppress
 from typing import Protocol, TypeAlias
 
 import msgspec
-import structlog
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest, RevokingSource, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs.lease import Draw, Lease
+from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.rate_limit import Rate, TokenBucket
-
-log = structlog.get_logger()
 
 MINT_TIMEOUT_S = 30.0
 CHECK_EVERY_S = 5.0

@@ -10,8 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
-import structlog
-
+from milo_discoveryd.log import log
 from milo_discoveryd.state_file.encoding import (
     StateFileError,
     StateOrigin,
@@ -20,8 +19,6 @@ from milo_discoveryd.state_file.encoding import (
     decode,
     encode,
 )
-
-log = structlog.get_logger()
 
 FILE = "fleet.state"
 WRITE_INTERVAL_S = 5.0

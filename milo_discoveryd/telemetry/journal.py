@@ -1,7 +1,6 @@
 """What is told of what happens to the fleet: a count, and a log line where a person would ask."""
 
-import structlog
-
+from milo_discoveryd.log import log
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.registry.events import Event, EventType
@@ -9,8 +8,6 @@ from milo_discoveryd.registry.fleet import REMOVALS_HELD
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import Recent
 from milo_discoveryd.telemetry.metrics import Metrics
-
-log = structlog.get_logger()
 
 
 class Journal:

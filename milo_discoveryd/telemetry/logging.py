@@ -1,91 +1,101 @@
-"""Log lines: one event each, a constant message and fields; JSON in a pod, readable on a terminal."""
+"""How log lines look and where they go: one event each, a constant message and fields; JSON in a pod."""
 
+import json
 import logging
+import os
 import sys
-from typing import TextIO
+import traceback
+from datetime import UTC, datetime
+from typing import Any, TextIO
 
-import structlog
-
-log = structlog.get_logger()
+from milo_discoveryd.log import FIELDS, NAME, log
+from milo_discoveryd.telemetry.log_writer import LogWriter
 
 _NUMBERS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_EVENT_WIDTH = 30
 
 
-class Level:
-    """What is logged, from the configured level on; or everything, for as long as somebody looks for something.
+class Logging:
+    """The log while the daemon runs: its level, and what was dropped.
 
-    Changed by a signal, which only who may end the daemon can send: a request over HTTP could come from anybody.
+    A signal changes the level, which only a user who may end the daemon can send. A request over HTTP could come from
+    anybody.
     """
 
-    def __init__(self, configured: str) -> None:
-        self.configured = configured
-        self.current = configured
+    def __init__(self, level: str, writer: LogWriter) -> None:
+        self.configured = level
+        self.current = level
+        self._writer = writer
+
+    @property
+    def dropped(self) -> int:
+        """Lines, since the process began."""
+        return self._writer.dropped
+
+    def flush(self) -> None:
+        """Wait for what was logged to be written, though not for long."""
+        self._writer.flush()
 
     def toggle(self) -> None:
+        """Log everything, or again from the configured level on."""
         self.current = self.configured if self.current == "debug" else "debug"
-        log.error("log level", is_now=self.current)  # at the highest level, to be seen at each
-
-    def __call__(
-        self, logger: structlog.typing.WrappedLogger, method: str, event: structlog.typing.EventDict
-    ) -> structlog.typing.EventDict:
-        """As the first of the processors."""
-        if _NUMBERS.get(method, logging.ERROR) < _NUMBERS[self.current]:
-            raise structlog.DropEvent
-        return event
+        logging.getLogger(NAME).setLevel(_NUMBERS[self.current])
+        log.error("log level", is_now=self.current)  # at the highest level, so that it is seen at each
 
 
-def configure(level: str, form: str, to: TextIO | None = None) -> Level:
-    """`form` is `json`, `console`, or `auto`: readable where `to` (standard error, if not given) is a terminal."""
+def configure(level: str, form: str, to: TextIO | None = None) -> Logging:
+    """`form` is `json`, `console`, or `auto`: `console` where `to` (standard error, if not given) is a terminal."""
     stream = to or sys.stderr
-    threshold = Level(level)
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
     as_console = form == "console" or (form == "auto" and stream.isatty())
-    render: list[structlog.typing.Processor] = (
-        # Without locals: they may hold secrets.
-        [_printable, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if as_console
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    )
-    structlog.configure(
-        processors=[threshold, *shared, *render],
-        wrapper_class=_logger(threshold),
-        logger_factory=structlog.PrintLoggerFactory(stream),
-        cache_logger_on_first_use=True,
-    )
-    # Libraries log through the standard library: in the same form, and only what somebody should act on.
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
-        )
-    )
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    return threshold
+    writer = LogWriter(os.dup(stream.fileno()))
+    writer.setFormatter(_Console() if as_console else _Json())
+    # Of libraries, only what somebody should act on.
+    logging.basicConfig(level=logging.WARNING, handlers=[writer], force=True)
+    logging.getLogger(NAME).setLevel(_NUMBERS[level])
+    return Logging(level, writer)
 
 
-def _logger(threshold: Level) -> type[structlog.typing.FilteringBoundLogger]:
-    """Whose lines for debugging cost next to nothing while nobody debugs: there is one for each change."""
-
-    class Logger(structlog.make_filtering_bound_logger("debug")):  # type: ignore[misc]
-        def debug(self, event: str, *words: object, **fields: object) -> object:
-            return super().debug(event, *words, **fields) if threshold.current == "debug" else None
-
-    return Logger
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        said = {"timestamp": _time(record), "level": _level(record), "event": record.getMessage(), **_fields(record)}
+        if record.exc_info:
+            said["exception"] = _traceback(record)
+        return json.dumps(said, default=repr)
 
 
-def _printable(
-    logger: structlog.typing.WrappedLogger, method: str, event: structlog.typing.EventDict
-) -> structlog.typing.EventDict:
-    """What callers and tenants have chosen is shown by a terminal, and not obeyed. JSON escapes it anyway."""
-    return {key: _escaped(value) if isinstance(value, str) else value for key, value in event.items()}
+class _Console(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        fields = " ".join(f"{name}={_printable(_shown(value))}" for name, value in _fields(record).items())
+        event = _printable(record.getMessage())
+        line = f"{_time(record)} {_level(record):<7} {event:<{_EVENT_WIDTH}} {fields}".rstrip()
+        return f"{line}\n{_traceback(record)}" if record.exc_info else line
 
 
-def _escaped(text: str) -> str:
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat().replace("+00:00", "Z")
+
+
+def _level(record: logging.LogRecord) -> str:
+    return record.levelname.lower()
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    found: dict[str, Any] = getattr(record, FIELDS, {})
+    return found
+
+
+def _traceback(record: logging.LogRecord) -> str:
+    """Without local variables: they may hold secrets."""
+    assert record.exc_info is not None
+    return "".join(traceback.format_exception(*record.exc_info)).rstrip()
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) and value and " " not in value else repr(value)
+
+
+def _printable(text: str) -> str:
+    """Callers and tenants choose some of these values: a terminal shows them, and does not obey them."""
     if text.isprintable():
         return text
     return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)

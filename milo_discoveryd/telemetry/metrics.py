@@ -199,6 +199,9 @@ class Metrics:
         tasks = Gauge("milo_discoveryd_asyncio_tasks", "asyncio tasks that are not done.", registry=self.registry)
         tasks.set_function(count)
 
+    def follow_log(self, dropped: Callable[[], int]) -> None:
+        self.registry.register(_LogCollector(dropped))
+
     def follow_streams(self, lags: Callable[[], Iterable[int]]) -> None:
         """`lags` returns, for each open stream, the number of revisions it has not received yet."""
         self.registry.register(_StreamCollector(lags))
@@ -359,6 +362,21 @@ class _StreamCollector(Collector):
             "milo_discoveryd_subscriber_lag_max_revisions",
             "Revisions that the slowest subscriber has not received yet.",
             max(lags, default=0),
+        )
+
+
+class _LogCollector(Collector):
+    def __init__(self, dropped: Callable[[], int]) -> None:
+        self._dropped = dropped
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "milo_discoveryd_log_lines_dropped",
+            "Log lines that could not be written, or that were more than the queue of the log holds.",
+            value=self._dropped(),
         )
 
 

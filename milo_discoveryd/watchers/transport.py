@@ -85,7 +85,7 @@ class Transport:
         return await self._whole(_Request("POST", path, body=body), timeout_s)
 
     async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
-        return await self._whole(_Request("DELETE", path, body=json.loads(body)), timeout_s)
+        return await self._whole(_Request("DELETE", path, body=body), timeout_s)
 
     def stream(
         self, path: str, query: Query = (), *, connect_timeout_s: float, silence_s: float | None

@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 import msgspec
-import structlog
 
 from milo_discoveryd.config import Rule, Settings
 from milo_discoveryd.daemon_errors import ConfigError
-
-log = structlog.get_logger()
+from milo_discoveryd.log import log
 
 LOOK_EVERY_S = 0.25
 

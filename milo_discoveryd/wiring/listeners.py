@@ -5,20 +5,17 @@ import pwd
 from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing
 
-import structlog
-
 from milo_discoveryd import process_hardening
 from milo_discoveryd.config import Listener as Wanted
 from milo_discoveryd.config import Settings, UnixAddress
 from milo_discoveryd.credentials import load_discovery_upstream
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.token_review import TokenReviewer
+from milo_discoveryd.log import log
 from milo_discoveryd.server.connections import listener
 from milo_discoveryd.server.connections.connection_budget import fit_connections
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
 from milo_discoveryd.watchers.transport import Transport
-
-log = structlog.get_logger()
 
 
 def listeners(settings: Settings) -> list[listener.Listener]:

@@ -6,10 +6,6 @@ import secrets
 import stat
 from pathlib import Path
 
-import structlog
-
-log = structlog.get_logger()
-
 FILE = "run"
 _IDENTITY = re.compile(rb"[0-9a-f]{16}\n")
 

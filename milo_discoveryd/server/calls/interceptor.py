@@ -8,16 +8,14 @@ from functools import partial
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import grpc
-import structlog
 from google.rpc import code_pb2, status_pb2
 from grpc_status import rpc_status
 
+from milo_discoveryd.log import log
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.grpc_errors import CallError, error_status, internal_error
 from milo_discoveryd.server.calls.in_flight import InFlightCalls
 from milo_discoveryd.server.calls.rpc_context import Authenticator
-
-log = structlog.get_logger()
 
 ABORT_S = 5.0
 

@@ -11,11 +11,11 @@ from contextlib import suppress
 
 import grpc
 import msgspec
-import structlog
 
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.peer_credentials import peer_credentials
 from milo_discoveryd.identity.review_budget import Origin
+from milo_discoveryd.log import log
 from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError
 from milo_discoveryd.server.calls.rpc_context import RpcContext
 from milo_discoveryd.server.connections.connect_rate import ConnectRateLimiter
@@ -25,8 +25,6 @@ from milo_discoveryd.server.connections.listener import Listener
 from milo_discoveryd.server.connections.peer_address import network, peer_address
 from milo_discoveryd.server.connections.proxy import ProxySide, proxy
 from milo_discoveryd.server.paced_audit import PacedAudit
-
-log = structlog.get_logger()
 
 HANDSHAKE_S = 10.0
 HTTP2_FAILURE_S = 1.0

@@ -3,13 +3,10 @@
 import ssl
 from pathlib import Path
 
-import structlog
-
 from milo_discoveryd.credentials.authentication.tls import as_file
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.daemon_errors import CredentialError, StartError
-
-log = structlog.get_logger()
+from milo_discoveryd.log import log
 
 
 class ServerTls:

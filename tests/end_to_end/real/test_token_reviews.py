@@ -17,7 +17,6 @@ import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
-from structlog.testing import capture_logs
 
 from milo_discovery import ClientCredentials, DiscoveryClient, Unauthenticated, Unavailable
 from tests.end_to_end.real.rights import Rights, shipped_role_of_reviews, user, withheld
@@ -25,6 +24,7 @@ from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.watching import create_ready
 from tests.end_to_end.scenarios.steps import Mode
 from tests.integration.kubeconfigs.daemon import a_daemon
+from tests.support.logs import capture_logs
 
 INFRASTRUCTURE: list[Mode] = ["project-control-plane"]
 pytestmark = [

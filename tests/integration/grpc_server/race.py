@@ -13,12 +13,12 @@ from pathlib import Path
 from random import Random
 
 import click
-import structlog
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.sources.source import Scope
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
+from milo_discoveryd.log import NAME
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from tests.integration.grpc_server.conftest import World, a_world, not_ready, ready
 from tests.unit.kubeconfigs.backend import Backend
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=100_000, metavar="N")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
     asked = parser.parse_args(argv)
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))  # each hand-out is a line
+    logging.getLogger(NAME).setLevel(logging.WARNING)  # each hand-out is a line
     with tempfile.TemporaryDirectory(prefix="milo-") as folder:
         handed = asyncio.run(race(Path(folder), rounds=asked.rounds, seed=asked.seed))
     click.echo(

@@ -9,7 +9,6 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from structlog.testing import capture_logs
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials import load_kubeconfig
@@ -20,6 +19,7 @@ from milo_discoveryd.watchers.transport import Transport
 from milo_sandbox import Sandbox
 from tests.integration.grpc_server.conftest import World, a_world, ready
 from tests.integration.grpc_server.test_peer_credentials import callers, reason
+from tests.support.logs import capture_logs
 
 __all__ = ["callers"]
 

@@ -5,13 +5,13 @@ import stat
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.rights.rights import Recipient
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.metrics import Metrics
+from tests.support.logs import capture_logs
 
 CALLER = Caller(listener="api", peer="unix:", uid=0, sans=("uri:spiffe://a/b",))
 

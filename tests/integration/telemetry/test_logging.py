@@ -1,16 +1,20 @@
-"""Log lines: their form, and which of them there are."""
+"""Log lines: their form, their level, and what becomes of them where they cannot be written."""
 
-import io
 import json
 import logging
+import os
 import re
 import signal
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
-import structlog
 
-from milo_discoveryd.telemetry.logging import Level, configure
+from milo_discoveryd.log import NAME, log
+from milo_discoveryd.telemetry.log_writer import QUEUE_LIMIT, LogWriter
+from milo_discoveryd.telemetry.logging import Logging, configure
 from tests.end_to_end.process.conftest import Place, folder, place
 
 __all__ = ["folder", "place"]
@@ -18,43 +22,88 @@ __all__ = ["folder", "place"]
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    root, ours = logging.getLogger(), logging.getLogger(NAME)
+    handlers, levels = root.handlers[:], (root.level, ours.level)
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
-def test_in_a_pod_a_line_is_one_json_object_with_its_event_level_and_time() -> None:
-    stream = io.StringIO()
-    configure("info", "auto", stream)
-    structlog.get_logger().info("engaged", cluster="alpha\nbeta")
-    [line] = stream.getvalue().splitlines()
+class Output:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.logging: Logging | None = None
+
+    def configure(self, level: str = "info", form: str = "auto") -> Logging:
+        with self._path.open("w") as stream:
+            self.logging = configure(level, form, stream)
+        return self.logging
+
+    def text(self) -> str:
+        assert self.logging is not None
+        self.logging.flush()
+        return self._path.read_text()
+
+    def events(self) -> list[str]:
+        return [json.loads(line)["event"] for line in self.text().splitlines()]
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Output:
+    return Output(tmp_path / "log")
+
+
+def test_json_line_has_timestamp_level_event_and_fields(output: Output) -> None:
+    output.configure()
+    log.info("engaged", cluster="alpha\nbeta")
+    [line] = output.text().splitlines()
     found = json.loads(line)
     assert (found["event"], found["level"], found["cluster"]) == ("engaged", "info", "alpha\nbeta")
     assert found["timestamp"].endswith("Z")
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_a_name_that_somebody_chose_is_shown_and_not_obeyed(form: str) -> None:
-    stream = io.StringIO()
-    configure("info", form, stream)
+def test_control_characters_in_values_are_escaped(output: Output, form: str) -> None:
+    output.configure(form=form)
     chosen = "a\x1b[2J\u202e\x9b\u2028é"
-    structlog.get_logger().info("refused", cluster=chosen, caller={"user": chosen})
+    log.info("refused", cluster=chosen, caller={"user": chosen})
     logging.getLogger("library").warning(chosen)
-    said = stream.getvalue()
-    shown = re.sub(r"\x1b\[[0-9]*m", "", said)  # the colours are ours
-    assert len(shown.split("\n")) == 3
-    assert all(each.isprintable() for each in shown.split("\n"))
+    lines = output.text().split("\n")
+    assert len(lines) == 3
+    assert all(each.isprintable() for each in lines)
 
 
-def test_libraries_log_in_the_same_form() -> None:
-    stream = io.StringIO()
-    configure("info", "json", stream)
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_exception_is_logged_with_its_traceback_and_without_local_variables(output: Output, form: str) -> None:
+    output.configure(form=form)
+    canary = "s3cret"
+    try:
+        _raise(canary)
+    except RuntimeError:
+        log.exception("call failed")
+    said = output.text()
+    assert re.search(r"RuntimeError: \w+ is broken", said)
+    assert canary not in said
+
+
+def _raise(token: str) -> None:
+    raise RuntimeError(f"something of {len(token)} characters is broken".replace(" ", "_").replace("_is_", " is "))
+
+
+def test_library_records_have_the_same_form(output: Output) -> None:
+    output.configure(form="json")
     logging.getLogger("library").warning("%s is odd", "this")
-    found = json.loads(stream.getvalue())
+    found = json.loads(output.text())
     assert (found["event"], found["level"]) == ("this is odd", "warning")
+
+
+def test_library_record_whose_arguments_do_not_fit_is_dropped_and_counted(output: Output) -> None:
+    logging_ = output.configure(form="json")
+    logging.getLogger("library").warning("%d", "this")
+    log.info("next")
+    assert output.events() == ["next", "log lines dropped"]
+    assert logging_.dropped == 1
 
 
 @pytest.mark.parametrize(
@@ -66,38 +115,30 @@ def test_libraries_log_in_the_same_form() -> None:
         ("error", ["error"]),
     ],
 )
-def test_what_is_below_the_level_is_left_out(level: str, said: list[str]) -> None:
-    stream = io.StringIO()
-    configure(level, "json", stream)
-    log = structlog.get_logger()
+def test_lines_below_the_level_are_left_out(output: Output, level: str, said: list[str]) -> None:
+    output.configure(level)
     for each in ("debug", "info", "warning", "error"):
         getattr(log, each)(each)
-    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == said
+    assert output.events() == said
 
 
-def test_the_level_can_be_changed_to_everything_and_back_for_loggers_in_use() -> None:
-    stream = io.StringIO()
-    level = configure("warning", "json", stream)
-    log = structlog.get_logger()
+def test_level_toggles_to_debug_and_back(output: Output) -> None:
+    logging_ = output.configure("warning")
     log.debug("before")
-    level.toggle()
+    logging_.toggle()
     log.debug("meanwhile")
-    level.toggle()
+    logging_.toggle()
     log.debug("after")
-    assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == [
-        "log level",
-        "meanwhile",
-        "log level",
-    ]
+    assert output.events() == ["log level", "meanwhile", "log level"]
 
 
-def test_from_debug_it_changes_nowhere() -> None:
-    level = Level("debug")
-    level.toggle()
-    assert level.current == "debug"
+def test_level_debug_toggles_to_itself(output: Output) -> None:
+    logging_ = output.configure("debug")
+    logging_.toggle()
+    assert logging_.current == "debug"
 
 
-async def test_a_signal_has_a_running_daemon_log_everything_and_the_next_one_as_before(place: Place) -> None:
+async def test_sigusr1_toggles_the_level_of_a_running_daemon(place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
     async with place.daemon(connectivity={"interval": "off"}) as daemon:
         await daemon.start()
@@ -109,3 +150,91 @@ async def test_a_signal_has_a_running_daemon_log_everything_and_the_next_one_as_
         daemon.signal(signal.SIGUSR1)
         await daemon.until_said('"is_now": "info"')
         assert await daemon.terminate() == 0
+
+
+# --- where lines cannot be written ---
+
+
+@pytest.fixture
+def writer() -> Iterator[tuple[LogWriter, int]]:
+    """On a pipe, whose other end the test reads or does not read."""
+    reading, writing = os.pipe()
+    made = LogWriter(writing)
+    made.setFormatter(logging.Formatter("%(message)s"))
+    yield made, reading
+    with suppress(OSError):  # the test may have closed it
+        os.close(reading)
+    made.flush()
+    os.close(writing)
+
+
+def record(message: str) -> logging.LogRecord:
+    return logging.LogRecord("x", logging.INFO, "", 0, message, None, None)
+
+
+def test_full_disk_drops_lines_and_reports_their_number_afterwards(tmp_path: Path) -> None:
+    target = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    full = os.open("/dev/full", os.O_WRONLY)
+    descriptor = os.dup(full)
+    writer = LogWriter(descriptor)
+    writer.setFormatter(logging.Formatter("%(message)s"))
+    for number in range(3):
+        writer.handle(record(str(number)))
+    writer.flush()
+    assert writer.dropped == 3
+    os.dup2(target, descriptor)  # there is space again
+    writer.handle(record("next"))
+    writer.flush()
+    assert (tmp_path / "log").read_text().splitlines() == ["next", "log lines dropped"]
+    for each in (target, full, descriptor):
+        os.close(each)
+
+
+def test_closed_pipe_drops_lines(writer: tuple[LogWriter, int]) -> None:
+    made, reading = writer
+    os.close(reading)
+    made.handle(record("nobody reads this"))
+    made.flush()
+    assert made.dropped == 1
+
+
+def test_stalled_pipe_blocks_no_caller_and_bounds_the_queue(writer: tuple[LogWriter, int]) -> None:
+    made, reading = writer
+    line = "x" * 65_535
+    logged = threading.Event()
+
+    def flood() -> None:
+        for _ in range(3 * QUEUE_LIMIT // len(line)):
+            made.handle(record(line))
+        logged.set()
+
+    threading.Thread(target=flood, daemon=True).start()
+    assert logged.wait(60), "logging waited for the reader"
+    dropped = made.dropped
+    assert dropped >= 2 * QUEUE_LIMIT // (len(line) + 1) - 2
+    seen = b""
+    while not seen.endswith(b"log lines dropped\n"):
+        seen += os.read(reading, 1 << 20)
+    assert seen.count(line.encode()) == 3 * QUEUE_LIMIT // len(line) - dropped
+
+
+def test_line_written_in_part_does_not_swallow_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)
+    writer = LogWriter(target)
+    writer.setFormatter(logging.Formatter("%(message)s"))
+    write, space = os.write, [4, 0]
+
+    def short_write(descriptor: int, data: bytes) -> int:
+        if not space:
+            return write(descriptor, data)
+        if (room := space.pop(0)) == 0:
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data[:room])
+
+    monkeypatch.setattr(os, "write", short_write)
+    writer.handle(record("first line"))
+    writer.flush()
+    writer.handle(record("second line"))
+    writer.flush()
+    assert (tmp_path / "log").read_text().splitlines() == ["firs", "second line", "log lines dropped"]
+    os.close(target)

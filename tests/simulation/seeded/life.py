@@ -7,8 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
-from structlog.testing import capture_logs
-
 from tests.end_to_end.process.handing_out import HandedOut, handed_rightly, mark
 from tests.end_to_end.process.validators import alternating, breaches
 from tests.simulation.properties.api_server import Server, Thing
@@ -19,6 +17,7 @@ from tests.simulation.seeded.subscriber import Subscriber
 from tests.simulation.seeded.sufferings import Hardship
 from tests.simulation.seeded.tokens import TokenApi
 from tests.simulation.seeded.world import NAMES, World
+from tests.support.logs import capture_logs
 
 STEPS = (6, 13)
 PAUSES_S = (0.0, 0.0, 0.01, 0.3, 2.0, 10.0, 45.0)

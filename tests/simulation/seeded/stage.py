@@ -5,8 +5,6 @@ from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
 
-from structlog.testing import capture_logs
-
 from tests.end_to_end.process.handing_out import HandedOut, handed_rightly
 from tests.end_to_end.process.validators import alternating, breaches
 from tests.simulation.properties.api_server import Server, Thing
@@ -16,6 +14,7 @@ from tests.simulation.seeded.loop import VirtualLoop, clocks_of
 from tests.simulation.seeded.subscriber import Subscriber
 from tests.simulation.seeded.tokens import TokenApi
 from tests.simulation.seeded.world import World
+from tests.support.logs import capture_logs
 
 TRAITS = Traits(
     streaming=True,

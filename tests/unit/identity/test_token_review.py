@@ -6,7 +6,6 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
 
 from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.identity.review_budget import ReviewBudget

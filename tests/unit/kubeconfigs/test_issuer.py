@@ -8,7 +8,6 @@ from itertools import groupby
 from random import Random
 
 import pytest
-from structlog.testing import capture_logs
 
 from milo_discoveryd.credentials.sources.source import MintingSource, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
@@ -23,6 +22,7 @@ from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.metrics import Metrics
 from tests.support.eventually import eventually
+from tests.support.logs import capture_logs
 from tests.unit.kubeconfigs.backend import CANARY, Backend, RevokingBackend, a_cluster
 
 ME = Recipient(Caller(peer="unix:", listener="unix:///d.sock", uid=1000), "operators")

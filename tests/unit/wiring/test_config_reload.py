@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from structlog.testing import capture_logs
 
 from milo_discoveryd.config import Rule, load
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.wiring import config_reload
 from milo_discoveryd.wiring.config_reload import Reloading
 from tests.support.eventually import eventually
+from tests.support.logs import capture_logs
 
 
 class Place:

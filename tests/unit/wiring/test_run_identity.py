@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
 
 from milo_discoveryd.wiring.run_identity import FILE, run_identity
+from tests.support.logs import capture_logs
 
 
 def test_run_identity_is_new_each_time_without_a_state_directory() -> None:
