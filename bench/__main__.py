@@ -28,6 +28,7 @@ from bench.measures import (
     rights,
     rotation,
     slow_reader,
+    small,
     sync,
 )
 from bench.milo import real_milo, sandbox_milo
@@ -41,6 +42,7 @@ MEASURES: dict[str, Measure] = {
     "cli": commands.listing,
     "parts": parts.measure,
     "kept": kept.measure,
+    "small": small.measure,
     "sync_1k": sync.small,
     "sync_10k": sync.usual,
     "sync_100k": sync.large,

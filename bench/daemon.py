@@ -21,6 +21,7 @@ class Daemon(Process):
         config: Path | None = None,
         listens: bool = True,
         program: str = "milo_discoveryd",
+        serves_http: bool = False,
     ) -> None:
         """Without probes of the clusters' own API servers, unless they are what is measured.
 
@@ -29,7 +30,8 @@ class Daemon(Process):
         """
         self._socket = directory / "daemon.sock"
         self.address = f"unix://{self._socket}"
-        arguments = ["--discovery-kubeconfig", str(kubeconfig), "--http-listen", "off"]
+        arguments = ["--discovery-kubeconfig", str(kubeconfig)]
+        arguments += ["--http-listen", "127.0.0.1:0" if serves_http else "off"]
         if listens:
             arguments += ["--listen", self.address]
         if config is not None:

@@ -100,9 +100,9 @@ class Bursts:
 
 
 async def bare_s(batches: list[bytes], count: int, directory: Path) -> float:
-    async with bare(batches, directory) as address:
+    async with bare(batches, directory) as server:
         began = time.perf_counter()
-        async with opened(address, count) as subscribers:
+        async with opened(server.address, count) as subscribers:
             await together([_all(each, len(batches)) for each in subscribers])
             return time.perf_counter() - began
 

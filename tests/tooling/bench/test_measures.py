@@ -12,7 +12,7 @@ from bench.setting import Setting
 
 SLOPES = {f"{key}_per_cluster{few}" for key in ("bytes", "cpu_us") for few in ("", ".to_10k")}
 CHURNED = ("p50_ms", "p99_ms", "resets", "gaps", "differences", "changes", "cpu_percent", "rss_mib", "growth_percent")
-WITH_GO = {"sync_100k.ratio_to_client_go", "latency.cpu_ratio_to_client_go"}
+WITH_GO = {"small.over_client_go_mib", "sync_100k.ratio_to_client_go", "latency.cpu_ratio_to_client_go"}
 EXACTLY = {
     "rotation.mints": 1,
     "rotation.clusters": TINY.clusters,
@@ -24,6 +24,7 @@ KEYS = {
     "parts": {f"parts.{name}" for name in ("decode_us", "commit_us", "encode_us", "slice_us", "frame_bytes")},
     "kept": {f"kept.{kind}_bytes" for kind in ("record", "cluster", "target", "text", "places", "other")}
     | {"kept.bytes", "kept.objects", "kept.characters"},
+    "small": {f"small.{name}" for name in ("rss_mib", "rss_ratio", "start_s", "start_ratio", "rss_1k_mib")},
     "sync_1k": {"sync_1k.seconds", "sync_1k.ratio_to_curl", "sync_1k.ratio_to_kubernetes_aio", "sync_1k.rss_mib"},
     "sync_10k": {"sync_10k.seconds", "sync_10k.ratio_to_curl", "sync_10k.rss_mib"},
     "sync_100k": {"sync_100k.seconds", "sync_100k.ratio_to_curl", "sync_100k.rss_mib", *SLOPES},
@@ -59,6 +60,7 @@ async def test_it_gives_the_figures_that_it_promises(name: str, setting: Setting
     assert KEYS[name] <= figures.keys()
     without_curl = {key for key in figures if "curl" in key} if shutil.which("curl") is None else set()
     without_go = {key for key in figures if key.startswith("provider.") and "ours" not in key}
+    without_go |= {key for key in figures if key.startswith("small.") and "client_go" in key}
     assert {key for key, value in figures.items() if value is None} == without_curl | without_go
     assert {key: value for key, value in figures.items() if key in EXACTLY} == {
         key: value for key, value in EXACTLY.items() if key in figures

@@ -1,0 +1,91 @@
+"""A small fleet, which most installations have: what the daemon costs there beside a bare grpc.aio server."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+from bench import daemon as daemons
+from bench import peers
+from bench.bare import bare
+from bench.milo import Milo
+from bench.process import Process
+from bench.setting import Samples, Setting
+from bench.subscribers import Subscriber
+
+_PROJECTS = 100
+
+
+class Started(NamedTuple):
+    seconds: float
+    """From the start of the process until a subscriber has everything."""
+    rss_mib: float
+
+
+async def measure(setting: Setting) -> Samples:
+    scale = setting.scale
+    rounds = 2 * scale.rounds + 1
+    ours, bares, larger, informers = [], [], [], []
+    async with setting.milo(_PROJECTS) as milo:
+        batches = await _batches(setting, milo)
+        for _ in range(rounds):  # in turn, so that what else the machine does is the same for both
+            ours.append(await _daemon(setting, milo))
+            bares.append(await _bare(setting, batches))
+    async with setting.milo(scale.small) as milo:
+        for _ in range(scale.rounds):
+            larger.append(await _daemon(setting, milo))
+            if scale.with_go:
+                async with peers.client_go(milo.access.kubeconfig, setting.directory) as informer:
+                    if informer is not None:
+                        await informer.synced()
+                        informers.append(informer.rss_mib)
+    return {
+        "small.rss_mib": [each.rss_mib for each in ours],
+        "small.bare_rss_mib": [each.rss_mib for each in bares],
+        "small.rss_ratio": [mine.rss_mib / theirs.rss_mib for mine, theirs in zip(ours, bares, strict=True)],
+        "small.start_s": [each.seconds for each in ours],
+        "small.bare_start_s": [each.seconds for each in bares],
+        "small.start_ratio": [mine.seconds / theirs.seconds for mine, theirs in zip(ours, bares, strict=True)],
+        "small.rss_1k_mib": [each.rss_mib for each in larger],
+        "small.client_go_rss_1k_mib": informers,
+        "small.over_client_go_mib": [mine.rss_mib - theirs for mine, theirs in zip(larger, informers, strict=False)],
+    }
+
+
+async def _batches(setting: Setting, milo: Milo) -> list[bytes]:
+    """What a subscriber is sent."""
+    batches: list[bytes] = []
+    async with (
+        daemons.daemon(milo.access.kubeconfig, setting.directory) as daemon,
+        _subscribed(daemon.address) as first,
+    ):
+        first.on_batch = batches.append
+        await first.until_synced()
+    return batches
+
+
+async def _daemon(setting: Setting, milo: Milo) -> Started:
+    began = time.perf_counter()
+    async with daemons.daemon(milo.access.kubeconfig, setting.directory, serves_http=True) as daemon:
+        return await _synced(daemon, daemon.address, began)
+
+
+async def _bare(setting: Setting, batches: list[bytes]) -> Started:
+    began = time.perf_counter()
+    async with bare(batches, setting.directory) as server:
+        return await _synced(server, server.address, began)
+
+
+async def _synced(process: Process, address: str, began: float) -> Started:
+    async with _subscribed(address) as subscriber:
+        await subscriber.until_synced()
+        return Started(time.perf_counter() - began, process.rss_mib)
+
+
+@asynccontextmanager
+async def _subscribed(address: str) -> AsyncIterator[Subscriber]:
+    subscriber = Subscriber(address)
+    try:
+        yield subscriber
+    finally:
+        await subscriber.close()
