@@ -1,7 +1,7 @@
 """What a mode is."""
 
 from collections.abc import Iterable
-from importlib.metadata import entry_points
+from importlib import import_module
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import msgspec
@@ -10,6 +10,12 @@ from milo_discoveryd.model.cluster import Pairs, Target
 from milo_discoveryd.model.observation import Observation
 
 GROUP = "milo_discoveryd.modes"
+"""The entry points of modes from other packages."""
+_OWN = {
+    "project": ("milo_discoveryd.modes.project", "ProjectMode"),
+    "project-control-plane": ("milo_discoveryd.modes.project_control_plane", "ProjectControlPlaneMode"),
+    "single": ("milo_discoveryd.modes.single", "SingleMode"),
+}
 
 
 class Resource(msgspec.Struct, frozen=True):
@@ -59,15 +65,28 @@ class FixedMode(Protocol):
 
 
 def names() -> list[str]:
-    return sorted(entry.name for entry in entry_points(group=GROUP))
+    return sorted({*_OWN, *(entry.name for entry in _others())})
 
 
 def load(name: str) -> type[WatchedMode] | type[FixedMode]:
     """The mode of that name. Raises LookupError with the names there are."""
-    for entry in entry_points(group=GROUP, name=name):
-        mode: type[WatchedMode] | type[FixedMode] = entry.load()
+    mode: type[WatchedMode] | type[FixedMode]
+    if name in _OWN:
+        module, attribute = _OWN[name]
+        mode = getattr(import_module(module), attribute)
         return mode
+    for entry in _others():
+        if entry.name == name:
+            mode = entry.load()
+            return mode
     raise LookupError(f"there is no mode {name!r}; installed are {', '.join(names())}")
+
+
+def _others() -> Iterable[Any]:
+    # A daemon in a mode of its own package does without the metadata of all that is installed.
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
+    return entry_points(group=GROUP)
 
 
 def passed_on(annotations: dict[str, str] | None, prefixes: tuple[str, ...]) -> Pairs:

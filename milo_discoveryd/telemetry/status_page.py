@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from html import escape
-from importlib.resources import files
+from pathlib import Path
 from string import Template
 from urllib.parse import urlencode
 
@@ -17,7 +17,7 @@ import msgspec
 
 from milo_discoveryd.telemetry.status import ClusterRow, Question, Status
 
-_TEMPLATE = files(__package__).joinpath("status_page.html").read_text(encoding="utf-8")
+_TEMPLATE = Path(__file__).with_name("status_page.html").read_text(encoding="utf-8")
 _STYLE = _TEMPLATE.partition("<style>")[2].partition("</style>")[0]
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
 

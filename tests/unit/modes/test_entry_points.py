@@ -29,8 +29,9 @@ def test_a_mode_that_is_not_there_is_named_together_with_those_that_are() -> Non
 
 def test_another_package_may_bring_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = EntryPoint("theirs", f"{__name__}:Theirs", mode.GROUP)
-    monkeypatch.setattr(mode, "entry_points", lambda **wanted: EntryPoints([theirs]).select(**wanted))
-    assert mode.names() == ["theirs"]
+    found = EntryPoints([theirs])
+    monkeypatch.setattr("importlib.metadata.entry_points", found.select)
+    assert mode.names() == ["project", "project-control-plane", "single", "theirs"]
     assert mode.load("theirs").__name__ == "Theirs"
 
 
