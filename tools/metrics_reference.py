@@ -62,6 +62,7 @@ def families() -> list[Family]:
     metrics.follow(fleet, 0)
     metrics.follow_streams(lambda: ())
     metrics.follow_tasks(lambda: 0)
+    metrics.follow_log(lambda: 0)
     metrics.follow_credentials(lambda: ())
     return sorted(_families(metrics.registry))
 

@@ -214,6 +214,10 @@ class Response:
 
     # What the parser tells.
 
+    def on_message_begin(self) -> None:
+        if self._is_complete:
+            raise ValueError("a second response, to nothing that was asked")
+
     def on_status(self, status: bytes) -> None:
         self.phrase = status.decode("latin-1")
 

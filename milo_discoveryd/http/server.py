@@ -82,6 +82,7 @@ class _Connection(asyncio.Protocol):
         self._headers = Headers()
         self._size = 0
         self._is_complete = False
+        self._keep_alive = False
 
     def end(self) -> asyncio.Task[None] | None:
         """Close at once; returns what has to end, too."""
@@ -103,6 +104,9 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._size += len(data)
+        if self._is_complete:
+            self._keep_alive = False  # the next request came too early; its client may ask again
+            return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -114,6 +118,11 @@ class _Connection(asyncio.Protocol):
         if self._size > REQUEST_LIMIT:
             self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
 
+    def on_message_begin(self) -> None:
+        if self._is_complete:
+            self._keep_alive = False
+            raise ValueError("a second request, before the first was answered")
+
     def on_url(self, url: bytes) -> None:
         self._target += url
 
@@ -121,11 +130,8 @@ class _Connection(asyncio.Protocol):
         self._headers.add(name, value)
 
     def on_message_complete(self) -> None:
-        if self._is_complete:
-            return  # pipelined behind a request that is being answered: nobody's client here does so
         self._is_complete = True
         assert self._transport is not None
-        self._transport.pause_reading()
         method = self._parser.get_method().decode("latin-1")
         if method not in _METHODS:
             self._refuse(HTTPStatus.METHOD_NOT_ALLOWED, {"Allow": ", ".join(_METHODS)})
@@ -137,11 +143,11 @@ class _Connection(asyncio.Protocol):
             headers=self._headers,
             peer=str((self._transport.get_extra_info("peername") or ("",))[0]),
         )
-        keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
-        answering = self._answer(request, with_body=method == "GET", keep_alive=keep_alive)
+        self._keep_alive = self._parser.should_keep_alive() and not self._parser.should_upgrade()
+        answering = self._answer(request, with_body=method == "GET")
         self._task = asyncio.get_running_loop().create_task(answering, name="answer an HTTP request")
 
-    async def _answer(self, request: Request, *, with_body: bool, keep_alive: bool) -> None:
+    async def _answer(self, request: Request, *, with_body: bool) -> None:
         try:
             response = await self._handler(request)
         except BaseException:
@@ -149,15 +155,13 @@ class _Connection(asyncio.Protocol):
             self.end()
             raise
         assert self._transport is not None
-        self._write(response, with_body=with_body, keep_alive=keep_alive)
+        self._write(response, with_body=with_body, keep_alive=self._keep_alive)
         self._task = None
-        if not keep_alive:
+        if not self._keep_alive:
             self._transport.close()
             return
         self._begin()
         self._wait()
-        if not self._transport.is_closing():
-            self._transport.resume_reading()
 
     def _refuse(self, status: HTTPStatus, headers: Mapping[str, str] | None = None) -> None:
         assert self._transport is not None

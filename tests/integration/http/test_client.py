@@ -1,0 +1,301 @@
+"""The HTTP client against servers whose bytes a test writes."""
+
+import asyncio
+import gzip
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+
+import pytest
+import trustme
+
+from milo_discoveryd.daemon_errors import TransportError
+from milo_discoveryd.http.client import Client
+from milo_discoveryd.http.connection import OVERHEAD_LIMIT
+from tests.support.eventually import eventually
+
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+Answers = Callable[[int, int], bytes | None]
+"""By the number of the connection, and of the request on it. None closes the connection without an answer."""
+
+
+class Peer:
+    def __init__(self, answers: Answers, *, ends: bool) -> None:
+        self._answers = answers
+        self._ends = ends
+        self._connections = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self.heads: list[str] = []
+        self.bodies: list[bytes] = []
+        self.url = ""
+
+    def accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        self._tasks.append(asyncio.create_task(self._serve(self._connections, reader, writer)))
+
+    async def _serve(self, connection: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            for number in range(1, 100):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                self.heads.append(head)
+                lengths = [line for line in head.split("\r\n") if line.lower().startswith("content-length:")]
+                self.bodies.append(await reader.readexactly(int(lengths[0].split(":")[1])) if lengths else b"")
+                answer = self._answers(connection, number)
+                if answer is None:
+                    break
+                writer.write(answer)
+                await writer.drain()
+                if self._ends:
+                    break
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+    async def ended(self) -> None:
+        await asyncio.gather(*self._tasks)
+
+
+@asynccontextmanager
+async def serving(
+    answers: Answers | bytes, *, ends: bool = False, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Peer]:
+    given = answers if callable(answers) else (lambda connection, number: answers)
+    peer = Peer(given, ends=ends)
+    server = await asyncio.start_server(peer.accept, "127.0.0.1", 0, ssl=tls)
+    peer.url = f"http{'s' if tls else ''}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with server:
+        yield peer
+        await peer.ended()
+
+
+def client(idle_s: float = 15.0) -> Client:
+    return Client(ssl.create_default_context(), idle_s=idle_s)
+
+
+async def got(
+    using: Client, url: str, method: str = "GET", *, body: bytes | None = None, proxy: str | None = None
+) -> tuple[int, bytes]:
+    async with using.request(
+        method, url, headers={}, body=body, proxy=proxy, connect_timeout_s=10, silence_s=10
+    ) as response:
+        read = b""
+        while chunk := await response.read(10):
+            read += chunk
+        return response.status, read
+
+
+async def failure(answer: bytes, *, ends: bool = False) -> TransportError:
+    async with serving(answer, ends=ends) as peer, aclosing(client()) as using:
+        with pytest.raises(TransportError) as raised:
+            await got(using, peer.url)
+        await using.aclose()
+    return raised.value
+
+
+def connections_of(peer: Peer) -> int:
+    return peer._connections
+
+
+async def test_connection_is_kept_for_the_next_request() -> None:
+    async with serving(OK) as peer, aclosing(client()) as using:
+        assert [await got(using, f"{peer.url}/a?b=c") for _ in range(3)] == [(200, b"ok")] * 3
+        await using.aclose()
+    assert connections_of(peer) == 1
+    assert peer.heads[0].startswith("GET /a?b=c HTTP/1.1\r\nHost: 127.0.0.1:")
+
+
+async def test_idle_connection_is_closed_after_a_while() -> None:
+    async with serving(OK) as peer, aclosing(client(idle_s=0.0)) as using:
+        await got(using, peer.url)
+        await peer.ended()
+
+
+async def test_get_is_repeated_when_the_kept_connection_was_closed_by_the_server() -> None:
+    async with (
+        serving(lambda connection, number: OK if number == 1 else None) as peer,
+        aclosing(client()) as using,
+    ):
+        assert [await got(using, peer.url) for _ in range(2)] == [(200, b"ok")] * 2
+        await using.aclose()
+    assert connections_of(peer) == 2
+
+
+async def test_post_is_not_repeated() -> None:
+    async with (
+        serving(lambda connection, number: OK if number == 1 else None) as peer,
+        aclosing(client()) as using,
+    ):
+        await got(using, peer.url, "POST", body=b"one")
+        with pytest.raises(TransportError) as raised:
+            await got(using, peer.url, "POST", body=b"two")
+    assert raised.value.cause == "closed"
+    assert peer.bodies == [b"one", b"two"]
+
+
+async def test_request_on_a_fresh_connection_is_not_repeated() -> None:
+    async with serving(lambda connection, number: None) as peer, aclosing(client()) as using:
+        with pytest.raises(TransportError):
+            await got(using, peer.url)
+    assert len(peer.heads) == 1
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 100 Continue\r\n\r\n" + OK,
+        b"HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\nLink: </x>\r\n\r\n" + OK,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1;name=value\r\nk\r\n0\r\nTrailer: x\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Encoding: gzip\r\n\r\n"
+        + b"%x\r\n%b\r\n0\r\n\r\n" % (len(gzip.compress(b"ok")), gzip.compress(b"ok")),
+    ],
+    ids=["continue", "early hints", "chunks with extension and trailer", "gzip in chunks"],
+)
+async def test_response_is_understood(answer: bytes) -> None:
+    async with serving(answer) as peer, aclosing(client()) as using:
+        assert [await got(using, peer.url) for _ in range(2)] == [(200, b"ok")] * 2
+        await using.aclose()
+    assert connections_of(peer) == 1
+
+
+async def test_body_without_length_ends_with_the_connection() -> None:
+    async with serving(b"HTTP/1.1 200 OK\r\n\r\nok", ends=True) as peer, aclosing(client()) as using:
+        assert await got(using, peer.url) == (200, b"ok")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Le",
+    ],
+    ids=["length", "chunks", "head"],
+)
+async def test_response_that_is_cut_off_is_an_error(answer: bytes) -> None:
+    assert (await failure(answer, ends=True)).cause == "closed"
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nok", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\n folded: x\r\n\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * (OVERHEAD_LIMIT + 300_000), "bytes of headers"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000, "bytes of headers"),
+        (
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX: " + b"x" * 600_000,
+            "bytes of headers",
+        ),
+        (b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n", "another protocol"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 2\r\n\r\nok", "encoding"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok", "not valid gzip"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 12\r\n\r\n" + gzip.compress(b"ok")[:12],
+            "cut off",
+        ),
+    ],
+)
+async def test_response_that_is_not_http_is_an_error(answer: bytes, told: str) -> None:
+    error = await failure(answer)
+    assert error.cause == "closed"
+    assert told in str(error)
+
+
+async def test_bytes_that_were_not_asked_for_close_the_connection() -> None:
+    async with serving(OK + b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil") as peer, aclosing(client()) as using:
+        assert [await got(using, peer.url) for _ in range(2)] == [(200, b"ok")] * 2
+        await using.aclose()
+    assert connections_of(peer) == 2
+
+
+async def test_connection_is_closed_when_the_body_is_not_read() -> None:
+    async with serving(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok") as peer, aclosing(client()) as using:
+        async with using.request("GET", peer.url, headers={}, connect_timeout_s=10):
+            pass
+        await peer.ended()
+
+
+async def test_reader_that_stops_makes_the_server_wait() -> None:
+    body = b"x" * (32 << 20)
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with serving(head + body) as peer, aclosing(client()) as using:
+        async with using.request("GET", peer.url, headers={}, connect_timeout_s=10) as response:
+            await eventually(lambda: response._is_paused)
+            held = response._buffered
+            read = 0
+            while chunk := await response.read(10):
+                read += len(chunk)
+        await using.aclose()
+    assert held < 2 << 20
+    assert read == len(body)
+
+
+async def test_closed_client_ends_requests_under_way() -> None:
+    async with serving(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok") as peer, aclosing(client()) as using:
+        async with using.request("GET", peer.url, headers={}, connect_timeout_s=10) as response:
+            assert await response.read(10) == b"ok"
+            await using.aclose()
+            with pytest.raises(TransportError):
+                await response.read(10)
+        await peer.ended()
+
+
+async def test_line_break_in_a_header_is_refused() -> None:
+    async with serving(OK) as peer, aclosing(client()) as using:
+        with pytest.raises(ValueError, match="line break"):
+            async with using.request("GET", peer.url, headers={"X": "a\r\nB: c"}, connect_timeout_s=10):
+                pass
+        await using.aclose()
+    assert not peer.heads
+
+
+# --- proxies ---
+
+
+async def test_plain_http_goes_through_a_proxy_by_its_whole_url() -> None:
+    async with serving(OK) as peer, aclosing(client()) as using:
+        proxy = peer.url.replace("http://", "http://user:p%40ss@")
+        assert await got(using, "http://api.test/version", proxy=proxy) == (200, b"ok")
+        await using.aclose()
+    assert peer.heads[0].startswith("GET http://api.test/version HTTP/1.1\r\nHost: api.test\r\n")
+    assert "Proxy-Authorization: Basic dXNlcjpwQHNz" in peer.heads[0]
+
+
+async def test_https_goes_through_a_tunnel_of_an_https_proxy() -> None:
+    authority = trustme.CA()
+    server, trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1", "api.test").configure_cert(server)
+    authority.configure_trust(trusting)
+    async with serving(OK, tls=server) as target:
+        port = int(target.url.rpartition(":")[2])
+        asked: list[bytes] = []
+        tasks: list[asyncio.Task[None]] = []
+
+        async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.append(await reader.readuntil(b"\r\n\r\n"))
+            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+
+        def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tasks.append(asyncio.create_task(tunnel(reader, writer)))
+
+        proxy = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=server)
+        async with proxy, aclosing(Client(trusting)) as using:
+            at = f"https://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
+            assert [await got(using, f"https://api.test:{port}/", proxy=at) for _ in range(2)] == [(200, b"ok")] * 2
+            await using.aclose()
+            await asyncio.gather(*tasks)
+    assert [each.split(b"\r\n")[0] for each in asked] == [b"CONNECT api.test:%d HTTP/1.1" % port]
+
+
+async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while chunk := await reader.read(1 << 16):
+            writer.write(chunk)
+            await writer.drain()
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()

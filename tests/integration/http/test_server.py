@@ -1,0 +1,129 @@
+"""The HTTP server, on a real socket."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from milo_discoveryd.http.server import REQUEST_LIMIT, Request, Response, Server
+from tests.support.eventually import eventually
+
+
+@asynccontextmanager
+async def serving(connections: int = 8) -> AsyncIterator[tuple[str, int, list[Request]]]:
+    seen: list[Request] = []
+    never = asyncio.Event()
+
+    async def answer(request: Request) -> Response:
+        seen.append(request)
+        if request.path == "/never":
+            await never.wait()
+        return Response(f"{request.path} {dict(request.query)}".encode())
+
+    server = Server(answer, connections=connections)
+    url = await server.start("127.0.0.1", 0)
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    try:
+        yield host, int(port), seen
+    finally:
+        await server.stop()
+
+
+async def said(host: str, port: int, sent: bytes) -> bytes:
+    """Everything that comes back until the server closes the connection."""
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(sent)
+    async with asyncio.timeout(10):
+        answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    return answer
+
+
+async def test_request_is_answered_and_the_connection_kept_until_the_client_ends_it() -> None:
+    async with serving() as (host, port, seen):
+        reader, writer = await asyncio.open_connection(host, port)
+        for _ in range(2):
+            writer.write(b"GET /a%20b?c=d&e HTTP/1.1\r\nHost: x\r\n\r\n")
+            head = await reader.readuntil(b"\r\n\r\n")
+            answer = await reader.readexactly(len(b"/a b {'c': 'd', 'e': ''}"))
+        writer.close()
+        await writer.wait_closed()
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"Connection: keep-alive" in head
+    assert answer == b"/a b {'c': 'd', 'e': ''}"
+    assert (seen[0].peer, seen[0].headers["HOST"]) == ("127.0.0.1", "x")
+
+
+async def test_head_has_no_body() -> None:
+    async with serving() as (host, port, _):
+        answer = await said(host, port, b"HEAD / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert b"Content-Length: 4\r\n" in answer
+    assert answer.endswith(b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_second_request_that_does_not_wait_for_its_answer_is_left_unanswered(together: bool) -> None:
+    request = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
+    async with serving() as (host, port, seen):
+        answer = await said(host, port, request * 2 if together else request + b"GET")
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+    assert b"Connection: close" in answer
+    assert len(seen) == 1
+
+
+async def test_offer_of_another_protocol_is_not_taken() -> None:
+    async with serving() as (host, port, _):
+        offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAM\r\n\r\n"
+        answer = await said(host, port, b"GET / HTTP/1.1\r\nHost: x\r\n" + offer)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", b"405"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"400"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", b"400"),
+        (b"GET /" + b"x" * REQUEST_LIMIT, b"431"),
+        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * (REQUEST_LIMIT // 6), b"431"),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 999999\r\n\r\n" + b"x" * REQUEST_LIMIT, b"431"),
+    ],
+    ids=["method", "TLS", "smuggling", "target", "headers", "body"],
+)
+async def test_request_that_is_no_good_is_refused_and_the_connection_closed(sent: bytes, status: bytes) -> None:
+    async with serving() as (host, port, seen):
+        answer = await said(host, port, sent)
+    assert answer.split(b" ")[1] == status
+    assert not seen
+
+
+async def test_request_whose_client_went_away_is_not_worked_on() -> None:
+    async with serving() as (host, port, seen):
+        before = asyncio.all_tasks()
+        _, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+        await eventually(lambda: bool(seen))
+        [answering] = [task for task in asyncio.all_tasks() - before if task.get_name() == "answer an HTTP request"]
+        writer.transport.abort()
+        with pytest.raises(asyncio.CancelledError):
+            await answering
+
+
+async def test_stopped_server_ends_what_it_is_asked() -> None:
+    async with serving() as (host, port, seen):
+        reader, writer = await asyncio.open_connection(host, port)
+        writer.write(b"GET /never HTTP/1.1\r\nHost: x\r\n\r\n")
+        await eventually(lambda: bool(seen))
+    assert await reader.read() == b""
+    writer.close()
+
+
+async def test_port_that_is_taken_is_an_error() -> None:
+    async def answer(request: Request) -> Response:
+        return Response(b"")
+
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        await Server(answer, connections=1).start("127.0.0.1", taken.getsockname()[1])
