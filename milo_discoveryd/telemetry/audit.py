@@ -6,6 +6,7 @@ log's level.
 
 import json
 import os
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,33 +29,45 @@ class Tally(Protocol):
 
 
 class AuditFile:
-    """A line of JSON for each event, only ever appended to."""
+    """A file with a line of JSON for each event, which is only ever appended to."""
 
     def __init__(self, path: Path) -> None:
         """Raises StartError."""
         self._path = path
         self._descriptor = self._open()
+        self._is_torn = _ends_within_a_line(self._descriptor)
 
     def write(self, line: bytes) -> None:
         """Raises OSError."""
-        written = os.write(self._descriptor, line)
-        if written < len(line):
-            raise OSError(f"only {written} of {len(line)} bytes were written")
+        # What a full disk left of an earlier line must not swallow this one.
+        content = b"\n" + line if self._is_torn else line
+        written = os.write(self._descriptor, content)
+        if written < len(content):
+            self._is_torn = True
+            raise OSError(f"only {written} of {len(content)} bytes were written")
+        self._is_torn = False
 
     def reopen(self) -> None:
-        """What has the name now: somebody may have moved the file away. Raises StartError; the old one is kept then."""
+        """Open the file that has the path now, after a log rotation. Raises StartError; the old one is kept then."""
         before, self._descriptor = self._descriptor, self._open()
+        self._is_torn = _ends_within_a_line(self._descriptor)
         os.close(before)
 
     def close(self) -> None:
         os.close(self._descriptor)
 
     def _open(self) -> int:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             return os.open(self._path, flags, 0o600)
         except OSError as error:
             raise StartError(f"audit.file: {self._path} can't be appended to: {error.strerror}") from error
+
+
+def _ends_within_a_line(descriptor: int) -> bool:
+    """Whether the process that wrote the file last could not finish its line."""
+    found = os.fstat(descriptor)
+    return stat.S_ISREG(found.st_mode) and found.st_size > 0 and os.pread(descriptor, 1, found.st_size - 1) != b"\n"
 
 
 class Audit:

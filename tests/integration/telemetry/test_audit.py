@@ -1,6 +1,7 @@
 """What the audit has, where, and what it never has."""
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -64,6 +65,29 @@ def test_a_file_that_was_moved_away_is_made_anew_when_asked(tmp_path: Path) -> N
     file.write(b"three\n")
     file.close()
     assert (moved.read_bytes(), path.read_bytes()) == (b"one\ntwo\n", b"three\n")
+
+
+def test_line_cut_by_a_full_disk_does_not_swallow_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "audit"
+    file = AuditFile(path)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:4]))
+    with pytest.raises(OSError, match="only 4 of 10 bytes"):
+        file.write(b"first line\n"[:10])
+    monkeypatch.undo()
+    file.write(b"second\n")
+    file.write(b"third\n")
+    file.close()
+    assert path.read_bytes() == b"firs\nsecond\nthird\n"
+
+
+def test_line_cut_by_the_end_of_an_earlier_process_does_not_swallow_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    path.write_bytes(b"one\ntw")
+    file = AuditFile(path)
+    file.write(b"three\n")
+    file.close()
+    assert path.read_bytes() == b"one\ntw\nthree\n"
 
 
 def test_a_link_is_not_followed_and_a_folder_is_no_file(tmp_path: Path) -> None:
