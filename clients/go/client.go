@@ -14,7 +14,11 @@ import (
 	pb "go.miloapis.com/discovery/v1"
 )
 
-const defaultTimeout = 10 * time.Second
+const (
+	defaultTimeout = 10 * time.Second
+	// The default of gRPC, 4 MiB, is less than a page of clusters with long annotations.
+	maxMessageBytes = 64 << 20
+)
 
 // Options configure a [Client]. The zero value takes the address and the credentials from the environment.
 type Options struct {
@@ -208,6 +212,7 @@ func (c *Client) dial() (*grpc.ClientConn, error) {
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 			MinConnectTimeout: 5 * time.Second,
 		}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 	}
 	return grpc.NewClient(c.target, append(options, c.dialOptions...)...)

@@ -31,7 +31,7 @@ func fromSpan(span time.Duration) *durationpb.Duration {
 }
 
 func toTime(at *timestamppb.Timestamp) time.Time {
-	if at == nil {
+	if !at.IsValid() { // not set, or out of range
 		return time.Time{}
 	}
 	return at.AsTime()
