@@ -5,10 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
 
 	pb "go.miloapis.com/discovery/v1"
@@ -43,6 +47,7 @@ type Client struct {
 	backoff     Backoff
 	dialOptions []grpc.DialOption
 	calls       sharedConn
+	untrusted   atomic.Pointer[error] // why the last connection was refused; nil after one that was not
 
 	// closed is cancelled by Close and ends the watches.
 	closed context.Context
@@ -56,9 +61,11 @@ func Dial(options Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	credentials := CredentialsFromEnvironment()
+	var credentials Credentials
 	if options.Credentials != nil {
 		credentials = *options.Credentials
+	} else if credentials, err = CredentialsFromEnvironment(); err != nil {
+		return nil, err
 	}
 	if err := credentials.check(target); err != nil {
 		return nil, err
@@ -135,7 +142,8 @@ type IssueOptions struct {
 
 // Issue returns a short-lived kubeconfig for an engaged cluster. It fails with [ErrNotFound] if the cluster is not
 // engaged, with [ErrPreconditionFailed] if the daemon has no credential source, and with [ErrUnavailable] while that
-// source does not answer and nothing valid is cached.
+// source does not answer and nothing valid is cached. A kubeconfig that the daemon would not write, such as one that
+// runs another program or reads a file, is refused with [ErrUnusableKubeconfig].
 func (c *Client) Issue(ctx context.Context, cluster string, options IssueOptions) (*Kubeconfig, error) {
 	request := &pb.IssueKubeconfigRequest{
 		Cluster:     cluster,
@@ -155,6 +163,9 @@ func (c *Client) Issue(ctx context.Context, cluster string, options IssueOptions
 	}
 	if response.GetKubeconfig() == nil {
 		return nil, errors.New("IssueKubeconfig: the daemon returned no kubeconfig")
+	}
+	if err := checkKubeconfig(response.GetKubeconfig().GetKubeconfig(), options.Format, cluster); err != nil {
+		return nil, fmt.Errorf("IssueKubeconfig: cluster %q: %w", cluster, err)
 	}
 	return toKubeconfig(response.GetKubeconfig()), nil
 }
@@ -184,7 +195,7 @@ func call[Request, Response any](
 		}
 		response, err := method(pb.NewDiscoveryServiceClient(lane.conn), authorized, request)
 		if err != nil {
-			err = statusError(ctx, name, err)
+			err = client.statusError(ctx, name, err)
 		}
 		retry := client.calls.leave(lane, err)
 		switch {
@@ -215,5 +226,26 @@ func (c *Client) dial() (*grpc.ClientConn, error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 	}
+	if c.credentials.ServerUID != nil {
+		path := strings.TrimPrefix(c.target, socketScheme)
+		options = append(options, grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			conn, err := c.credentials.dialSocket(ctx, path)
+			c.untrusted.Store(nil)
+			if errors.Is(err, ErrUntrustedServer) {
+				c.untrusted.Store(&err)
+			}
+			return conn, err
+		}))
+	}
 	return grpc.NewClient(c.target, append(options, c.dialOptions...)...)
+}
+
+// statusError converts the error of a gRPC call. gRPC reports why it has no connection as text alone.
+func (c *Client) statusError(ctx context.Context, call string, err error) error {
+	converted := statusError(ctx, call, err)
+	var failed *StatusError
+	if untrusted := c.untrusted.Load(); untrusted != nil && errors.As(converted, &failed) && failed.Code == codes.Unavailable {
+		failed.causes = append(failed.causes, *untrusted)
+	}
+	return converted
 }

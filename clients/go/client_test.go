@@ -195,6 +195,76 @@ func TestIssue(t *testing.T) {
 			t.Errorf("an empty answer is %v", issued)
 		}
 	})
+
+	inBubble(t, "returns a kubeconfig without a secret", func(t *testing.T) {
+		daemon := discoverytest.New(t)
+		daemon.Engage(discovery.Cluster{Name: "a"})
+		issued, err := daemon.Client().Issue(t.Context(), "a", discovery.IssueOptions{Format: discovery.FormatExec})
+		if err != nil || !strings.Contains(string(issued.Content), `"command":"milo-discovery"`) || !issued.ExpiresAt.IsZero() {
+			t.Errorf("it is %v, %v", issued, err)
+		}
+	})
+}
+
+func TestKubeconfigsThatTheDaemonWouldNotWriteAreRefused(t *testing.T) {
+	const (
+		frame = `{"apiVersion": "v1", "kind": "Config", "current-context": "a", "users": [{"name": "a", "user": USER}],
+			"clusters": [{"name": "a", "cluster": {"server": "https://a", "tls-server-name": "a"}}],
+			"contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}]}`
+		token  = `{"token": "secret"}`
+		plugin = `{"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "milo-discovery",
+			"args": ["credential", "--cluster", "a"], "env": [{"name": "MILO_DISCOVERY_ADDRESS", "value": "unix:///d"}],
+			"installHint": "install it", "interactiveMode": "Never", "provideClusterInfo": false}}`
+	)
+	with := func(user string) string { return strings.Replace(frame, "USER", user, 1) }
+	for name, each := range map[string]struct {
+		format  discovery.KubeconfigFormat
+		content string
+		problem string // empty: accepted
+	}{
+		"a token":                   {"", with(token), ""},
+		"a certificate":             {"", with(`{"client-certificate-data": "eA==", "client-key-data": "eA=="}`), ""},
+		"our plugin":                {"EXEC", with(plugin), ""},
+		"our plugin, not asked":     {"", with(plugin), "fields"},
+		"a token, not asked":        {"EXEC", with(token), "fields"},
+		"no credential":             {"", with(`{}`), "neither a token"},
+		"a certificate alone":       {"", with(`{"client-certificate-data": "eA=="}`), "neither a token"},
+		"another program":           {"EXEC", with(strings.Replace(plugin, "milo-discovery", "/bin/sh", 1)), "another program"},
+		"other arguments":           {"EXEC", with(strings.Replace(plugin, `"a"]`, `"b"]`, 1)), "another program"},
+		"another variable":          {"EXEC", with(strings.Replace(plugin, "MILO_DISCOVERY_ADDRESS", "LD_PRELOAD", 1)), "variable"},
+		"an auth provider":          {"", with(`{"token": "secret", "auth-provider": {"name": "oidc"}}`), "fields"},
+		"a token file":              {"", with(`{"tokenFile": "/etc/secret"}`), "fields"},
+		"impersonation":             {"", with(`{"token": "secret", "as": "admin"}`), "fields"},
+		"a proxy":                   {"", strings.Replace(with(token), `"server"`, `"proxy-url": "http://p", "server"`, 1), "fields"},
+		"a file of an authority":    {"", strings.Replace(with(token), `"tls-server-name"`, `"certificate-authority"`, 1), "fields"},
+		"an unverified server":      {"", strings.Replace(with(token), `"server"`, `"insecure-skip-tls-verify": true, "server"`, 1), "fields"},
+		"no server":                 {"", strings.Replace(with(token), "https://a", "", 1), "no server"},
+		"another context":           {"", strings.Replace(with(token), `"current-context": "a"`, `"current-context": "b"`, 1), "current context"},
+		"two users":                 {"", strings.Replace(with(token), `"users": [`, `"users": [{"name": "b", "user": {}}, `, 1), "not one"},
+		"YAML":                      {"", "apiVersion: v1\nkind: Config\n", "not JSON"},
+		"nothing":                   {"", "", "not JSON"},
+		"something that follows":    {"", with(token) + "{}", "data follows"},
+		"the wrong type of a value": {"", with(`{"token": ["secret"]}`), "not JSON"},
+	} {
+		inBubble(t, name, func(t *testing.T) {
+			daemon := newScriptedDaemon(t)
+			kubeconfig := &pb.Kubeconfig{Cluster: "a", Kubeconfig: []byte(each.content)}
+			daemon.issue = func() (*pb.IssueKubeconfigResponse, error) {
+				return &pb.IssueKubeconfigResponse{Kubeconfig: kubeconfig}, nil
+			}
+			_, err := daemon.client(t).Issue(t.Context(), "a", discovery.IssueOptions{Format: each.format})
+			if each.problem == "" {
+				if err != nil {
+					t.Errorf("it is refused with %v", err)
+				}
+				return
+			}
+			if !errors.Is(err, discovery.ErrUnusableKubeconfig) || !strings.Contains(err.Error(), each.problem) ||
+				strings.Contains(err.Error(), "secret") {
+				t.Errorf("it is refused with %v, want %q", err, each.problem)
+			}
+		})
+	}
 }
 
 func TestKubeconfigHidesItsContent(t *testing.T) {

@@ -72,6 +72,8 @@ func TestDialRefusesCredentials(t *testing.T) {
 		{port, Credentials{CertificateFile: "certificate", KeyFile: "key"}, "needs TLS"},
 		{port, Credentials{TokenFile: "token"}, "unencrypted"},
 		{socket, Credentials{CAFile: "ca"}, "is a Unix socket"},
+		{socket, Credentials{ServerUID: new(int)}, ""},
+		{port, Credentials{ServerUID: new(int)}, "is no Unix socket"},
 	} {
 		client, err := Dial(Options{Address: each.address, Credentials: &each.credentials})
 		if each.problem == "" {
@@ -94,14 +96,67 @@ func TestCredentialsFromEnvironment(t *testing.T) {
 	t.Setenv(CAVariable, "ca")
 	t.Setenv(CertificateVariable, "certificate")
 	t.Setenv(KeyVariable, "key")
-	want := Credentials{TokenFile: "token", CAFile: "ca", CertificateFile: "certificate", KeyFile: "key"}
 	client, err := Dial(Options{Address: "localhost:443"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = client.Close() }()
+	want := Credentials{TokenFile: "token", CAFile: "ca", CertificateFile: "certificate", KeyFile: "key"}
 	if client.credentials != want {
 		t.Errorf("the credentials are %+v", client.credentials)
+	}
+	t.Setenv(ServerUIDVariable, "65532")
+	if credentials, err := CredentialsFromEnvironment(); err != nil || *credentials.ServerUID != 65532 {
+		t.Errorf("the credentials are %+v, %v", credentials, err)
+	}
+	for _, wrong := range []string{"root", "-1", "4294967296"} {
+		t.Setenv(ServerUIDVariable, wrong)
+		if _, err := Dial(Options{}); !errors.Is(err, ErrInvalidCredentials) {
+			t.Errorf("the user %q is refused with %v", wrong, err)
+		}
+	}
+}
+
+func TestServerUID(t *testing.T) {
+	directory, err := os.MkdirTemp("", "milo-") // a short one: the path of a socket has 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = os.RemoveAll(directory) }()
+	path := filepath.Join(directory, "d.sock")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := grpc.NewServer()
+	pb.RegisterDiscoveryServiceServer(server, identifiedDaemon{})
+	go func() { _ = server.Serve(listener) }()
+	defer server.Stop()
+	own, other := os.Getuid(), os.Getuid()+1
+	for uid, trusted := range map[int]bool{own: true, other: false} {
+		client, err := Dial(Options{Address: "unix://" + path, Credentials: &Credentials{ServerUID: &uid}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = client.Info(t.Context())
+		if trusted && err != nil {
+			t.Errorf("a trusted server is refused with %v", err)
+		}
+		if !trusted && (!errors.Is(err, ErrUntrustedServer) || !errors.Is(err, ErrUnavailable)) {
+			t.Errorf("another user's server is refused with %v", err)
+		}
+		if err := client.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	uid := own
+	client, err := Dial(Options{Address: "unix://" + path + "x", Credentials: &Credentials{ServerUID: &uid}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	if _, err := client.Info(t.Context()); !errors.Is(err, ErrUnavailable) || errors.Is(err, ErrUntrustedServer) {
+		t.Errorf("a socket that is missing fails with %v", err)
 	}
 }
 

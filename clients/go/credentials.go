@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 
 	"google.golang.org/grpc/credentials"
@@ -17,16 +18,21 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// Environment variables that name the files of [Credentials].
+// Environment variables of [Credentials].
 const (
 	TokenVariable       = "MILO_DISCOVERY_TOKEN_FILE"
 	CAVariable          = "MILO_DISCOVERY_CA_FILE"
 	CertificateVariable = "MILO_DISCOVERY_CERTIFICATE_FILE"
 	KeyVariable         = "MILO_DISCOVERY_KEY_FILE"
+	ServerUIDVariable   = "MILO_DISCOVERY_SERVER_UID"
 )
 
 // ErrInvalidCredentials is the error of credentials that cannot be read or must not be sent to the address.
 var ErrInvalidCredentials = errors.New("invalid credentials")
+
+// ErrUntrustedServer is the error of a Unix socket whose server is not run by [Credentials].ServerUID. It is an
+// [ErrUnavailable]: watches retry.
+var ErrUntrustedServer = errors.New("untrusted server")
 
 // Credentials identify the client to the daemon, and the daemon to the client. The zero value has none: on a Unix
 // socket the kernel tells the daemon which process connects.
@@ -41,16 +47,27 @@ type Credentials struct {
 	// TokenFile has a bearer token, such as a projected service account token. At HOST:PORT it needs CAFile, since a
 	// token is never sent unencrypted.
 	TokenFile string
+	// ServerUID is the user that must run the server of a Unix socket. It is verified for each connection, on Linux.
+	ServerUID *int
 }
 
-// CredentialsFromEnvironment returns the credentials whose files the environment names.
-func CredentialsFromEnvironment() Credentials {
-	return Credentials{
+// CredentialsFromEnvironment returns the credentials that the environment names.
+func CredentialsFromEnvironment() (Credentials, error) {
+	credentials := Credentials{
 		CAFile:          os.Getenv(CAVariable),
 		CertificateFile: os.Getenv(CertificateVariable),
 		KeyFile:         os.Getenv(KeyVariable),
 		TokenFile:       os.Getenv(TokenVariable),
 	}
+	if value := os.Getenv(ServerUIDVariable); value != "" {
+		uid, err := strconv.ParseUint(value, 10, 31)
+		if err != nil {
+			return Credentials{}, fmt.Errorf("%w: %s must be a user ID, not %q", ErrInvalidCredentials, ServerUIDVariable, value)
+		}
+		number := int(uid)
+		credentials.ServerUID = &number
+	}
+	return credentials, nil
 }
 
 // check reports whether the credentials may be used at a gRPC target.
@@ -63,6 +80,8 @@ func (c Credentials) check(target string) error {
 		return fmt.Errorf("%w: a client certificate needs TLS: set the CA file of the daemon as well", ErrInvalidCredentials)
 	case isSocket && c.CAFile != "":
 		return fmt.Errorf("%w: %s is a Unix socket and TLS is for HOST:PORT: remove the CA file", ErrInvalidCredentials, target)
+	case !isSocket && c.ServerUID != nil:
+		return fmt.Errorf("%w: %s is no Unix socket, whose server has a user: remove ServerUID", ErrInvalidCredentials, target)
 	case !isSocket && c.TokenFile != "" && c.CAFile == "":
 		return fmt.Errorf("%w: a token is not sent to %s unencrypted: set the CA file as well", ErrInvalidCredentials, target)
 	}
@@ -118,6 +137,23 @@ func (c Credentials) tls() (credentials.TransportCredentials, error) {
 		config.Certificates = []tls.Certificate{certificate}
 	}
 	return credentials.NewTLS(config), nil
+}
+
+// dialSocket connects to the daemon's Unix socket and verifies the user that serves it.
+func (c Credentials) dialSocket(ctx context.Context, path string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	uid, err := peerUID(conn.(*net.UnixConn))
+	if err == nil && uid == *c.ServerUID {
+		return conn, nil
+	}
+	_ = conn.Close() // nothing was sent
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", ErrUntrustedServer, path, err)
+	}
+	return nil, fmt.Errorf("%w: user %d serves %s, and not user %d", ErrUntrustedServer, uid, path, *c.ServerUID)
 }
 
 func (c Credentials) certificate() (tls.Certificate, error) {

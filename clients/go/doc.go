@@ -37,6 +37,7 @@
 //	MILO_DISCOVERY_CA_FILE           the CA of the daemon's certificate; enables TLS
 //	MILO_DISCOVERY_CERTIFICATE_FILE  a client certificate, read again for each connection
 //	MILO_DISCOVERY_KEY_FILE          its private key
+//	MILO_DISCOVERY_SERVER_UID        the user that must run the server of the Unix socket
 //
 // Package discoverytest has a daemon for tests. For operators on multicluster-runtime there is a provider on top of this
 // package, in the module go.miloapis.com/discovery/multicluster.

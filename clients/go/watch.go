@@ -50,6 +50,9 @@ type Hooks struct {
 	// Source: the daemon reported the state of its own view of Milo. It does so in the first batch of a stream, with
 	// each heartbeat, and on changes.
 	Source func(SourceStatus)
+	// KubeconfigRefused: a kubeconfig arrived that the daemon would not write (an [ErrUnusableKubeconfig]). Its event is
+	// reported without it, or not at all if it had nothing else.
+	KubeconfigRefused func(err error)
 	// Received: a batch arrived, with or without events.
 	Received func()
 }
@@ -159,7 +162,7 @@ func (w *watch) broken(ctx context.Context, err, silent error) error {
 	case errors.Is(err, io.EOF):
 		return fmt.Errorf("%w: the daemon ended the stream", ErrStreamBroken)
 	}
-	return statusError(ctx, "WatchClusters", err)
+	return w.client.statusError(ctx, "WatchClusters", err)
 }
 
 // take applies a batch and reports what it means.
@@ -178,17 +181,31 @@ func (w *watch) take(batch *pb.WatchClustersResponse) error {
 	if batch.GetSource() != nil {
 		notify(w.hooks.Source, toSource(batch.GetSource()))
 	}
-	if len(result.Changes) > 0 {
-		events := make([]Event, len(result.Changes))
-		for i, change := range result.Changes {
-			events[i] = toEvent(change)
-		}
+	if events := w.events(result.Changes); len(events) > 0 {
 		w.handle(events)
 	}
 	if result.Completed {
 		notify(w.hooks.Synced, w.session.Len())
 	}
 	return nil
+}
+
+// events converts changes, without the kubeconfigs that the daemon would not write.
+func (w *watch) events(changes []session.Change) []Event {
+	events := make([]Event, 0, len(changes))
+	for _, change := range changes {
+		event := toEvent(change)
+		if event.Kubeconfig != nil {
+			if err := checkKubeconfig(event.Kubeconfig.Content, FormatEmbedded, event.Cluster.Name); err != nil {
+				notify(w.hooks.KubeconfigRefused, fmt.Errorf("cluster %q: %w", event.Cluster.Name, err))
+				event.Kubeconfig = nil
+			}
+		}
+		if event.Type != EventKubeconfig || event.Kubeconfig != nil {
+			events = append(events, event)
+		}
+	}
+	return events
 }
 
 // lost reports a broken stream and returns how long to wait before the next.

@@ -145,6 +145,30 @@ func TestWatchStreams(t *testing.T) {
 		}
 	})
 
+	inBubble(t, "an event is reported without a kubeconfig that the daemon would not write", func(t *testing.T) {
+		daemon := newScriptedDaemon(t)
+		lines := make(chan string, 10)
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		hooks := discovery.Hooks{KubeconfigRefused: func(err error) { lines <- err.Error() }}
+		go func() {
+			_ = daemon.client(t).Watch(ctx, discovery.WatchOptions{Hooks: hooks}, func(events []discovery.Event) {
+				lines <- fmt.Sprintf("%d events, the first of which is %s %v", len(events), events[0].Type, events[0].Kubeconfig)
+			})
+		}()
+		event := engaged("a")
+		event.Kubeconfig = &pb.Kubeconfig{Kubeconfig: []byte(`{"users": [{"user": {"exec": {"command": "/bin/sh"}}}]}`)}
+		renewed := proto.CloneOf(event)
+		renewed.Type = pb.ClusterEvent_TYPE_KUBECONFIG
+		daemon.begin(snapshot("1", event), following("1", "2", renewed))
+		refusal := `cluster "a": kubeconfig refused: it is not JSON with the fields that the daemon writes`
+		for _, want := range []string{refusal, "1 events, the first of which is ENGAGED <nil>", refusal} {
+			if line := <-lines; line != want {
+				t.Errorf("the watch reports %q, want %q", line, want)
+			}
+		}
+	})
+
 	inBubble(t, "the source is reported apart from the connection", func(t *testing.T) {
 		daemon := discoverytest.New(t)
 		states := make(chan discovery.SourceState, 10)

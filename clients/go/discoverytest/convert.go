@@ -121,17 +121,32 @@ func (d *Daemon) issue(known *record) *pb.Kubeconfig {
 
 // defaultKubeconfig has the token "NAME-NUMBER".
 func defaultKubeconfig(cluster discovery.Cluster, number int) discovery.Kubeconfig {
-	type object = map[string]any
+	return discovery.Kubeconfig{Content: kubeconfig(cluster, object{"token": fmt.Sprintf("%s-%d", cluster.Name, number)})}
+}
+
+// execKubeconfig calls the exec credential plugin of the daemon, as kubeconfigs of the format EXEC do.
+func execKubeconfig(cluster discovery.Cluster) []byte {
+	return kubeconfig(cluster, object{"exec": object{
+		"apiVersion":      "client.authentication.k8s.io/v1",
+		"command":         "milo-discovery",
+		"args":            []string{"credential", "--cluster", cluster.Name},
+		"interactiveMode": "Never",
+	}})
+}
+
+type object map[string]any
+
+func kubeconfig(cluster discovery.Cluster, user object) []byte {
 	content, err := json.Marshal(object{
 		"apiVersion":      "v1",
 		"kind":            "Config",
 		"current-context": cluster.Name,
 		"contexts":        []object{{"name": cluster.Name, "context": object{"cluster": cluster.Name, "user": cluster.Name}}},
 		"clusters":        []object{{"name": cluster.Name, "cluster": object{"server": cluster.Endpoint}}},
-		"users":           []object{{"name": cluster.Name, "user": object{"token": fmt.Sprintf("%s-%d", cluster.Name, number)}}},
+		"users":           []object{{"name": cluster.Name, "user": user}},
 	})
 	if err != nil {
 		panic(err) // maps and strings always marshal
 	}
-	return discovery.Kubeconfig{Content: content}
+	return content
 }

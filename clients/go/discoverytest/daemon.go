@@ -221,7 +221,8 @@ func (d *Daemon) Batch(collect func(*Changes)) {
 }
 
 // SetKubeconfigs sets how kubeconfigs are made, for those issued from now on. The number counts those of the cluster,
-// from 1. What is not set of Cluster, IssuedAt, RefreshAfter and ExpiresAt gets a value; they live for an hour.
+// from 1. The content has to be JSON of the form that the real daemon writes, or clients refuse it. What is not set of
+// Cluster, IssuedAt, RefreshAfter and ExpiresAt gets a value; they live for an hour.
 func (d *Daemon) SetKubeconfigs(make func(cluster discovery.Cluster, number int) discovery.Kubeconfig) {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()

@@ -3,6 +3,7 @@ package discoverytest_test
 import (
 	"context"
 	"fmt"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -31,7 +32,7 @@ func events(t *testing.T, daemon *discoverytest.Daemon, options discovery.WatchO
 					word += " " + string(event.Reason)
 				}
 				if event.Kubeconfig != nil {
-					word += " " + string(event.Kubeconfig.Content)
+					word += " " + string(token.FindSubmatch(event.Kubeconfig.Content)[1])
 				}
 				words = append(words, word)
 			}
@@ -51,8 +52,14 @@ func expect(t *testing.T, reported <-chan string, wanted ...string) {
 }
 
 func named(cluster discovery.Cluster, number int) discovery.Kubeconfig {
-	return discovery.Kubeconfig{Content: fmt.Appendf(nil, "%s#%d", cluster.Name, number)}
+	return discovery.Kubeconfig{Content: fmt.Appendf(nil, `{
+		"apiVersion": "v1", "kind": "Config", "current-context": "c",
+		"contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+		"clusters": [{"name": "c", "cluster": {"server": %q}}],
+		"users": [{"name": "u", "user": {"token": "%s#%d"}}]}`, cluster.Endpoint, cluster.Name, number)}
 }
+
+var token = regexp.MustCompile(`"token": "(.*)"`)
 
 func TestDaemon(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *discoverytest.Daemon){

@@ -105,8 +105,13 @@ func (s service) IssueKubeconfig(
 		return nil, Error(codes.FailedPrecondition, "OTHER_INCARNATION",
 			fmt.Sprintf("cluster %q has incarnation %q now", request.GetCluster(), known.cluster.GetIncarnation()))
 	}
+	if request.GetFormat() == pb.KubeconfigFormat_KUBECONFIG_FORMAT_EXEC {
+		content := execKubeconfig(toCluster(known.cluster))
+		return &pb.IssueKubeconfigResponse{Kubeconfig: &pb.Kubeconfig{
+			Cluster: request.GetCluster(), Kubeconfig: content, IssuedAt: now(),
+		}}, nil
+	}
 	issued := d.issue(known)
-	d.notify()
 	return &pb.IssueKubeconfigResponse{Kubeconfig: issued}, nil
 }
 

@@ -1,0 +1,115 @@
+package discovery
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+)
+
+// ErrUnusableKubeconfig is the error of a kubeconfig that the daemon would not write. It never quotes the content.
+var ErrUnusableKubeconfig = errors.New("kubeconfig refused")
+
+const execCommand = "milo-discovery"
+
+// kubeconfigFile has the fields that the daemon writes, as JSON with all data inline. All others are refused: whatever
+// answers at the address of the daemon could name a program to run, a file to read, or a proxy.
+type kubeconfigFile[User any] struct {
+	APIVersion     string `json:"apiVersion"`
+	Kind           string `json:"kind"`
+	CurrentContext string `json:"current-context"`
+	Contexts       []struct {
+		Name    string `json:"name"`
+		Context struct {
+			Cluster string `json:"cluster"`
+			User    string `json:"user"`
+		} `json:"context"`
+	} `json:"contexts"`
+	Clusters []struct {
+		Name    string `json:"name"`
+		Cluster struct {
+			Server        string `json:"server"`
+			CAData        []byte `json:"certificate-authority-data"`
+			TLSServerName string `json:"tls-server-name"`
+		} `json:"cluster"`
+	} `json:"clusters"`
+	Users []struct {
+		Name string `json:"name"`
+		User User   `json:"user"`
+	} `json:"users"`
+}
+
+type embeddedUser struct {
+	Token           string `json:"token"`
+	CertificateData []byte `json:"client-certificate-data"`
+	KeyData         []byte `json:"client-key-data"`
+}
+
+type execUser struct {
+	Exec struct {
+		APIVersion string   `json:"apiVersion"`
+		Command    string   `json:"command"`
+		Args       []string `json:"args"`
+		Env        []struct {
+			Name  string `json:"name"`
+			Value string `json:"value"`
+		} `json:"env"`
+		InstallHint        string `json:"installHint"`
+		InteractiveMode    string `json:"interactiveMode"`
+		ProvideClusterInfo bool   `json:"provideClusterInfo"`
+	} `json:"exec"`
+}
+
+// checkKubeconfig reports whether the daemon would write a kubeconfig of that format for a cluster.
+func checkKubeconfig(content []byte, format KubeconfigFormat, cluster string) error {
+	if format == FormatExec {
+		user, err := readKubeconfig[execUser](content)
+		if err != nil {
+			return err
+		}
+		if user.Exec.Command != execCommand || !slices.Equal(user.Exec.Args, []string{"credential", "--cluster", cluster}) {
+			return fmt.Errorf("%w: it runs another program than %s credential", ErrUnusableKubeconfig, execCommand)
+		}
+		for _, variable := range user.Exec.Env {
+			if variable.Name != AddressVariable { // another could make the loader run a library
+				return fmt.Errorf("%w: it sets an environment variable other than %s", ErrUnusableKubeconfig, AddressVariable)
+			}
+		}
+		return nil
+	}
+	user, err := readKubeconfig[embeddedUser](content)
+	if err != nil {
+		return err
+	}
+	if user.Token == "" && (len(user.CertificateData) == 0 || len(user.KeyData) == 0) {
+		return fmt.Errorf("%w: it has neither a token nor a client certificate with its key", ErrUnusableKubeconfig)
+	}
+	return nil
+}
+
+func readKubeconfig[User any](content []byte) (*User, error) {
+	decoder := json.NewDecoder(bytes.NewReader(content))
+	decoder.DisallowUnknownFields()
+	var file kubeconfigFile[User]
+	// The error of the decoder is left out, since it could quote a secret.
+	if decoder.Decode(&file) != nil {
+		return nil, fmt.Errorf("%w: it is not JSON with the fields that the daemon writes", ErrUnusableKubeconfig)
+	}
+	if _, err := decoder.Token(); !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("%w: data follows it", ErrUnusableKubeconfig)
+	}
+	if len(file.Contexts) != 1 || len(file.Clusters) != 1 || len(file.Users) != 1 {
+		return nil, fmt.Errorf("%w: it has not one cluster, one user and one context", ErrUnusableKubeconfig)
+	}
+	context := file.Contexts[0]
+	if file.CurrentContext != context.Name || context.Context.Cluster != file.Clusters[0].Name ||
+		context.Context.User != file.Users[0].Name {
+		return nil, fmt.Errorf("%w: its current context does not name its cluster and its user", ErrUnusableKubeconfig)
+	}
+	if file.Clusters[0].Cluster.Server == "" {
+		return nil, fmt.Errorf("%w: it has no server", ErrUnusableKubeconfig)
+	}
+	return &file.Users[0].User, nil
+}

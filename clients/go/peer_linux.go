@@ -1,0 +1,26 @@
+package discovery
+
+import (
+	"net"
+	"syscall"
+)
+
+// peerUID returns the user that runs the server of a connection to a Unix socket.
+func peerUID(conn *net.UnixConn) (int, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var peer *syscall.Ucred
+	var failure error
+	err = raw.Control(func(socket uintptr) {
+		peer, failure = syscall.GetsockoptUcred(int(socket), syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+	})
+	if err != nil {
+		return 0, err
+	}
+	if failure != nil {
+		return 0, failure
+	}
+	return int(peer.Uid), nil
+}
