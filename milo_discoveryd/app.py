@@ -178,9 +178,14 @@ class Daemon:
                     self._journal.recent,
                     subscribers=lambda: service.streams,
                     credentials=issuer.health,
-                    names=settings.metrics.cluster_info_cap > 0,
                 )
-                endpoint = Endpoint(self._metrics, board, ready=self._ready)
+                endpoint = Endpoint(
+                    self._metrics,
+                    board,
+                    ready=self._ready,
+                    names_for=settings.http_names,
+                    hosts=settings.http_hosts,
+                )
                 self.http_address = await endpoint.start(settings.http_listen.host, settings.http_listen.port)
                 stack.push_async_callback(endpoint.stop)
             log.info("started", version=__version__, mode=settings.mode, listen=self.addresses, http=self.http_address)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
+from milo_discoveryd import addresses
 from milo_discoveryd.config import values
 from milo_discoveryd.config.fields import Group, Text, Whole
 
@@ -57,7 +58,7 @@ class Listener(Group, frozen=True, kw_only=True):
                 raise ValueError(f"has tls, and says insecure: write {self.address.host}:{self.address.port}")
         elif self.tls is None:
             host, port = self.address.host, self.address.port
-            local = values.InsecureAddress(host if values.is_loopback(host) else "127.0.0.1", port)
+            local = values.InsecureAddress(host if addresses.is_loopback(host) else "127.0.0.1", port)
             raise ValueError(
                 "is TCP, and needs tls with certificate, key and client_ca, which only the configuration file can "
                 f'have; or use a Unix socket; or, for everybody on this machine, "{local}"'

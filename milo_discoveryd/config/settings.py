@@ -95,7 +95,7 @@ class Removals(Group, frozen=True, kw_only=True):
 class Metrics(Group, frozen=True, kw_only=True):
     # A scrape of 50,000 takes a third of a second of the daemon's time.
     cluster_info_cap: Annotated[int, Whole(0, 100_000)] = 1_000
-    """Series with a cluster's name in them. With 0 there are no names on the status page either."""
+    """Clusters with time series of their own, where `http_names` allows any."""
 
 
 def _named_once(sources: tuple[CredentialSource, ...]) -> None:
@@ -249,9 +249,16 @@ class Settings(Group, frozen=True, kw_only=True):
     kubeconfigs: Kubeconfigs = Kubeconfigs()
     connectivity: Connectivity = Connectivity()
     http_listen: Annotated[values.TcpAddress | None, _http_listen] = values.TcpAddress("", 9464)
-    """Metrics, health and the status page, on all interfaces, since Prometheus and the kubelet come to the pod's
-    address, never to its loopback; `off` for none. It tells names of clusters (up to `metrics.cluster_info_cap`) to who
-    can reach it, and no more."""
+    """Metrics, health and the status page; `off` for none. On all interfaces, since Prometheus and the kubelet connect
+    to the pod's address. There is no authentication: `http_names` decides who sees names."""
+    http_names: Annotated[str, one_of("loopback", "everyone", "nobody")] = "loopback"
+    """Who sees names of clusters and organizations, and messages that may contain some, on the status page and in
+    `/metrics`: clients on loopback, such as those of `kubectl port-forward`; everyone, where a NetworkPolicy restricts
+    the port; or nobody, where a proxy in the pod makes every client one on loopback."""
+    http_hosts: Annotated[tuple[str, ...], ListOf(Text(least=1, most=253))] = ()
+    """Further DNS names of the HTTP port, for Prometheus or a browser. IP addresses, names without a dot, and names
+    below `.svc`, `.cluster.local` and `.localhost` need not be listed. Other Host headers are refused, because DNS
+    rebinding would let any web page read the port through a browser."""
     metrics: Metrics = Metrics()
     log: Log = Log()
     traces: Traces = Traces()

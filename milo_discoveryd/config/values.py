@@ -13,6 +13,8 @@ from pathlib import Path
 from string import Formatter
 from urllib.parse import urlsplit
 
+from milo_discoveryd import addresses
+
 MAX_UNIX_PATH = 107  # sun_path holds 108 bytes, the last of them NUL
 
 _DURATION = re.compile(r"(?:(?P<d>\d+)d)?(?:(?P<h>\d+)h)?(?:(?P<m>\d+)m)?(?:(?P<s>\d+(?:\.\d+)?)s)?(?:(?P<ms>\d+)ms)?")
@@ -38,7 +40,7 @@ class TcpAddress:
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return addresses.host_port(self.host, self.port)
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def listen_address(value: object) -> ListenAddress:
     text = str(value)
     if text.startswith(_INSECURE):
         address = tcp_address(text.removeprefix(_INSECURE))
-        if not is_loopback(address.host):
+        if not addresses.is_loopback(address.host):
             raise ValueError("is not on loopback, so other machines could read everything: give it tls")
         return InsecureAddress(address.host, address.port)
     return client_address(text)
@@ -178,15 +180,6 @@ def _require_ip(host: str) -> None:
         ipaddress.ip_address(host)
     except ValueError:
         raise ValueError("must have an IPv6 address between the brackets") from None
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def address_template(value: object) -> str:

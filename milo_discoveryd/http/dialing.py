@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
+from milo_discoveryd import addresses
 from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.http import errors
 from milo_discoveryd.http.connection import Connection
@@ -48,12 +49,11 @@ class Origin:
     @property
     def authority(self) -> str:
         """Host and port, as CONNECT takes them."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return addresses.host_port(self.host, self.port)
 
     @property
     def host_header(self) -> str:
-        bracketed = f"[{self.host}]" if ":" in self.host else self.host
-        return bracketed if self.port == DEFAULT_PORTS[self.scheme] else self.authority
+        return addresses.bracketed(self.host) if self.port == DEFAULT_PORTS[self.scheme] else self.authority
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.host_header}"

@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl, unquote
 
 import httptools
 
+from milo_discoveryd import addresses
 from milo_discoveryd.http.headers import Headers
 
 REQUEST_LIMIT = 64 << 10
@@ -50,7 +51,7 @@ class Server:
         """Return the URL. Raises OSError."""
         self._listening = await asyncio.get_running_loop().create_server(self._accepted, host, port)
         address, bound = self._listening.sockets[0].getsockname()[:2]
-        return f"http://[{address}]:{bound}" if ":" in address else f"http://{address}:{bound}"
+        return f"http://{addresses.host_port(address, bound)}"
 
     async def stop(self) -> None:
         if self._listening is not None:

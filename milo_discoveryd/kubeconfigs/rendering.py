@@ -5,12 +5,12 @@ no file, no proxy, no impersonation, no disabled verification.
 """
 
 import base64
-import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import msgspec
 
+from milo_discoveryd import addresses
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.daemon_errors import UnfitError
 
@@ -81,9 +81,4 @@ def _base64(data: bytes) -> str:
 
 def _keeps_secrets(server: str) -> bool:
     parts = urlsplit(server)
-    if parts.scheme == "https":
-        return True
-    try:
-        return parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
-    except ValueError:
-        return False
+    return parts.scheme == "https" or addresses.is_loopback(parts.hostname or "")

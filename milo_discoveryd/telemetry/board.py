@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
+import msgspec
+
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState
 from milo_discoveryd.model.moment import Moment
@@ -71,7 +73,7 @@ class Recent:
 
 
 class Board:
-    """Where the status is gathered from. With `names` off, it tells no names, nor what is subscribed to."""
+    """Gathers the status. Without names, it has nothing in it that could contain one: no filters, no messages."""
 
     def __init__(
         self,
@@ -81,41 +83,42 @@ class Board:
         *,
         subscribers: Callable[[], Iterable[Subscriber]],
         credentials: Callable[[], Iterable[SourceHealth]],
-        names: bool,
     ) -> None:
         self._identity = identity
         self._fleet = fleet
         self._recent = recent
         self._subscribers = subscribers
         self._credentials = credentials
-        self._names = names
 
-    def status(self, question: Question) -> Status:
+    def status(self, question: Question, *, with_names: bool) -> Status:
         now = Moment(time.time(), time.monotonic())
         registry = self._fleet.registry
-        matching = self._matching(question) if self._names else []
+        matching = self._matching(question) if with_names else []
         shown = heapq.nsmallest(SHOWN_AT_ONCE, matching, key=lambda pair: (_RANK[pair[1].state], pair[0]))
         return Status(
             at=now.wall,
             identity=self._identity,
-            source=self._source(now),
+            source=self._source(now, with_message=with_names),
             engaged=registry.engaged,
             counts={state.value: registry.count(state) for state in _ORDER},
             deletions_unconfirmed=len(self._fleet.pending_deletions),
             revision=self._fleet.log.head,
             clusters=tuple(_row(name, record, self._fleet.pending_deletions.explain(name)) for name, record in shown),
             matching=len(matching),
-            happenings=tuple(self._recent) if self._names else (),
+            happenings=tuple(self._recent) if with_names else (),
             subscribers=tuple(
-                sorted((self._subscriber(each) for each in self._subscribers()), key=lambda row: (-row.lag, row.since))
+                sorted(
+                    (_subscriber(each, with_filter=with_names) for each in self._subscribers()),
+                    key=lambda row: (-row.lag, row.since),
+                )
             ),
-            credentials=tuple(self._credentials()),
+            credentials=tuple(each if with_names else _without_message(each) for each in self._credentials()),
         )
 
     def _matching(self, question: Question) -> list[tuple[str, ClusterRecord]]:
         return [(name, record) for name, record in self._fleet.registry.items() if question.asks_for(name, record)]
 
-    def _source(self, now: Moment) -> Source:
+    def _source(self, now: Moment, *, with_message: bool) -> Source:
         status = self._fleet.status
 
         def wall(steady: float) -> float:
@@ -125,14 +128,20 @@ class Board:
             state=status.state.value,
             since=wall(status.since),
             reason=status.reason if status.state is not SourceState.STREAMING else "",
-            message=status.message if status.state is not SourceState.STREAMING else "",
+            message=status.message if with_message and status.state is not SourceState.STREAMING else "",
             last_contact=None if status.last_contact is None else wall(status.last_contact),
             synced=self._fleet.synced,
         )
 
-    def _subscriber(self, subscriber: Subscriber) -> SubscriberRow:
-        wants = _in_words(subscriber.wanted) if self._names else ""
-        return SubscriberRow(since=subscriber.opened_at, lag=subscriber.lag, wants=wants)
+
+def _subscriber(subscriber: Subscriber, *, with_filter: bool) -> SubscriberRow:
+    wants = _in_words(subscriber.wanted) if with_filter else ""
+    return SubscriberRow(since=subscriber.opened_at, lag=subscriber.lag, wants=wants)
+
+
+def _without_message(health: SourceHealth) -> SourceHealth:
+    """A failure may be about one cluster, and name it."""
+    return msgspec.structs.replace(health, problem="failing" if health.problem else "")
 
 
 _RANK = {state: rank for rank, state in enumerate(_ORDER)}
@@ -155,9 +164,9 @@ def _notes(record: ClusterRecord, suspicion: tuple[float, str] | None) -> Iterat
     if record.message:
         yield record.message
     if suspicion is not None:
-        yield f"reported as gone; engaged until that is certain{suspicion[1] and f' ({suspicion[1]})'}"
+        yield f"reported as deleted; engaged until the deletion is confirmed{suspicion[1] and f' ({suspicion[1]})'}"
     if record.grace_until is not None:
-        yield "engaged for the time of not_ready_grace"
+        yield "not ready; engaged during not_ready_grace"
     cluster = record.cluster
     if cluster is None:
         return

@@ -5,12 +5,14 @@ a daemon with stale data serves better than none.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping, Sequence
 
 from prometheus_client import exposition
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from milo_discoveryd import addresses
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.http.server import Request, Response, Server
 from milo_discoveryd.telemetry import status_page
@@ -20,15 +22,28 @@ from milo_discoveryd.telemetry.status import Question
 
 CONNECTIONS = 64
 
+NAMES_FOR = ("loopback", "everyone", "nobody")
+"""Who sees names of clusters and organizations. A client of `kubectl port-forward` is one on loopback."""
+_NAMED = frozenset({"milo_discoveryd_cluster_info", "milo_discoveryd_cluster_reachable"})
+"""Metrics whose labels are names."""
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::\d+)?")
+_PRIVATE_DOMAINS = (".localhost", ".svc", ".cluster.local")
+"""What nobody can register and point to this port, to have a browser take its pages for theirs."""
+
 Checks = Callable[[], Mapping[str, str | None]]
 """By name, what is wrong; None where nothing is."""
 
 
 class Endpoint:
-    def __init__(self, metrics: Metrics, board: Board, *, ready: Checks) -> None:
+    def __init__(
+        self, metrics: Metrics, board: Board, *, ready: Checks, names_for: str = "loopback", hosts: Sequence[str] = ()
+    ) -> None:
+        """`hosts`: further names in the Host header of requests to this port."""
         self._metrics = metrics
         self._board = board
         self._ready = ready
+        self._names_for = names_for
+        self._hosts = frozenset(each.lower() for each in hosts)
         self._server = Server(self._answer, connections=CONNECTIONS)
 
     async def start(self, host: str, port: int) -> str:
@@ -47,22 +62,48 @@ class Endpoint:
                 return Response(b"ok\n")
             case "/readyz":
                 return _checked(self._ready(), is_verbose="verbose" in request.query)
+            case "/metrics" | "/" if not self._is_ours(request.headers.get("Host", "")):
+                return Response(b"the Host header is not this daemon's; http_hosts can name more\n", status=421)
             case "/metrics":
-                return await self._scraped(request.headers.get("Accept", ""))
+                return await self._scraped(request)
             case "/":
-                return self._status(request.query)
+                return self._status(request)
             case _:
                 return Response(b"not found; there are /, /metrics, /livez and /readyz\n", status=404)
 
-    async def _scraped(self, accept: str) -> Response:
-        encode, content_type = exposition.choose_encoder(accept)
+    def _is_ours(self, host_header: str) -> bool:
+        """Whether the request is meant for this port. A page elsewhere that is rebound to it says its own name."""
+        match = _HOST.fullmatch(host_header.lower())
+        if match is None:
+            return False
+        host = match["v6"] or match["name"]
+        return (
+            "." not in host  # a Service in the same namespace; HTTP/1.0 without a name
+            or host in self._hosts
+            or host.endswith(_PRIVATE_DOMAINS)
+            or addresses.ip_address(host) is not None
+        )
+
+    def _shows_names(self, request: Request) -> bool:
+        match self._names_for:
+            case "everyone":
+                return True
+            case "loopback":
+                return addresses.is_loopback(request.peer)
+            case _:
+                return False
+
+    async def _scraped(self, request: Request) -> Response:
+        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
         # Collected here, where nothing changes meanwhile, and encoded in a thread: that takes most of the time.
-        families = list(self._metrics.registry.collect())
+        shows_names = self._shows_names(request)
+        families = [each for each in self._metrics.registry.collect() if shows_names or each.name not in _NAMED]
         return Response(await asyncio.to_thread(encode, _Collected(families)), content_type)
 
-    def _status(self, query: Mapping[str, str]) -> Response:
+    def _status(self, request: Request) -> Response:
+        query = request.query
         question = Question(search=query.get("q", ""), state=query.get("state", ""))
-        status = self._board.status(question)
+        status = self._board.status(question, with_names=self._shows_names(request))
         if "json" in query:
             return Response(status_page.to_json(status), "application/json", headers=status_page.HEADERS)
         page = status_page.render(status, question).encode()

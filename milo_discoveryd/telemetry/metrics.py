@@ -318,6 +318,11 @@ class _FleetCollector(Collector):
             "Time of the last answer from the discovery source; 0 if there was none.",
             0.0 if status.last_contact is None else time.time() - (time.monotonic() - status.last_contact),
         )
+        yield _gauge(
+            "milo_discoveryd_unreachable_clusters",
+            "Engaged clusters whose API server does not answer connectivity probes.",
+            sum(each.connectivity.state is ConnectivityState.UNREACHABLE for each in fleet.registry.clusters()),
+        )
         yield from self._clusters()
 
     def _clusters(self) -> Iterator[Metric]:

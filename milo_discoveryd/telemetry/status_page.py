@@ -38,7 +38,7 @@ _STATE_WORDS = {
     "not_ready": "not ready",
     "outside_selector": "outside the selector",
     "malformed": "malformed",
-    "gone": "gone",
+    "deleted": "deleted",
 }
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 _ROWS_ABOVE = 15

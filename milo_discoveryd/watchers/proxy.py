@@ -8,6 +8,8 @@ import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from milo_discoveryd import addresses
+
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -16,7 +18,7 @@ def environment_proxy(server: str, environ: Mapping[str, str]) -> str | None:
     parts = urlsplit(server)
     host = (parts.hostname or "").rstrip(".")
     proxy = _either(environ, f"{parts.scheme}_proxy")
-    if not proxy or _is_loopback(host) or _excepted(host, parts.port or _DEFAULT_PORTS[parts.scheme], environ):
+    if not proxy or addresses.is_loopback(host) or _excepted(host, parts.port or _DEFAULT_PORTS[parts.scheme], environ):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
 
@@ -30,7 +32,7 @@ def _excepted(host: str, port: int, environ: Mapping[str, str]) -> bool:
 def _matches(exception: str, host: str, port: int) -> bool:
     if exception == "*":
         return True
-    address = _address(host)
+    address = addresses.ip_address(host)
     if "/" in exception:
         try:
             return address is not None and address in ipaddress.ip_network(exception, strict=False)
@@ -40,7 +42,7 @@ def _matches(exception: str, host: str, port: int) -> bool:
     if wanted_port is not None and wanted_port != port:
         return False
     if address is not None:
-        return address == _address(name)
+        return address == addresses.ip_address(name)
     if name.startswith("*."):
         name = name[1:]
     # A name stands for itself and all below it; with a dot before it, only for what is below.
@@ -48,24 +50,12 @@ def _matches(exception: str, host: str, port: int) -> bool:
 
 
 def _split_port(exception: str) -> tuple[str, int | None]:
-    if _address(exception) is not None:
+    if addresses.ip_address(exception) is not None:
         return exception, None
     name, colon, port = exception.rpartition(":")
     if colon and port.isdigit():
         return name.strip("[]"), int(port)
     return exception.strip("[]"), None
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(text)
-    except ValueError:
-        return None
-
-
-def _is_loopback(host: str) -> bool:
-    address = _address(host)
-    return host == "localhost" or (address is not None and address.is_loopback)
 
 
 def _either(environ: Mapping[str, str], name: str) -> str:

@@ -1,9 +1,9 @@
 """The API server of the cluster that the daemon runs in, with the pod's service account."""
 
-import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 
+from milo_discoveryd import addresses
 from milo_discoveryd.credentials.authentication.credential_provider import FileCredential
 from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.files import FileContent
@@ -31,15 +31,8 @@ def load_in_cluster(environ: Mapping[str, str], service_account: Path = SERVICE_
     if problems:
         raise ConfigError(problems)
     return Upstream(
-        server=f"https://{_in_url(host)}:{port}",
+        server=f"https://{addresses.bracketed(host)}:{port}",
         origin="in-cluster",
         credentials=FileCredential(token=token),
         authorities=authorities,
     )
-
-
-def _in_url(host: str) -> str:
-    try:
-        return f"[{host}]" if ipaddress.ip_address(host).version == 6 else host
-    except ValueError:
-        return host

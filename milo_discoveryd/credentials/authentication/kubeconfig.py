@@ -5,13 +5,13 @@ Each rejected field is named with an alternative: ignoring a proxy, CA or creden
 
 import base64
 import binascii
-import ipaddress
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
+from milo_discoveryd import addresses
 from milo_discoveryd.credentials.authentication.credential_provider import (
     CredentialProvider,
     FileCredential,
@@ -129,7 +129,11 @@ class _Reader:
         proxy = self._proxy(cluster.proxy_url, about)
         if server is None or credentials is None:
             return None
-        if server.startswith("http://") and user != User() and not _is_loopback(server):
+        if (
+            server.startswith("http://")
+            and user != User()
+            and not addresses.is_loopback(urlsplit(server).hostname or "")
+        ):
             self._wrong(f"{about} has a server without TLS, where the credential would be sent unencrypted: use https")
         return Upstream(
             server=server,
@@ -300,14 +304,6 @@ def server_problem(server: str) -> str | None:
     if any(segment in {".", ".."} for segment in parts.path.split("/")) or "%" in parts.path:
         return "has an ambiguous path: dot segments and percent signs are not allowed"
     return None
-
-
-def _is_loopback(server: str) -> bool:
-    host = urlsplit(server).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _cluster_info(cluster: Cluster, authorities: FileContent | bytes | None) -> Mapping[str, object]:

@@ -1,7 +1,6 @@
 """The JSON key file of a Datum service account, and the assertion signed with it."""
 
 import base64
-import ipaddress
 import secrets
 from urllib.parse import urlsplit
 
@@ -11,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from milo_discoveryd import addresses
 from milo_discoveryd.daemon_errors import CredentialError
 
 TYPE = "datum_service_account"
@@ -46,11 +46,7 @@ class ServiceAccountKey:
     @property
     def is_local(self) -> bool:
         """Whether its token endpoint is on this machine."""
-        host = urlsplit(self.token_uri).hostname or ""
-        try:
-            return host == "localhost" or ipaddress.ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return addresses.is_loopback(urlsplit(self.token_uri).hostname or "")
 
     def assertion(self, now: float) -> str:
         """Return a JWT that proves the account to the token endpoint, for a minute."""

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from milo_discoveryd import addresses
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
 
 CONNECTIONS = 1000
@@ -26,7 +27,7 @@ class TcpAddress(msgspec.Struct, frozen=True):
     port: int
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return addresses.host_port(self.host, self.port)
 
 
 class Listener(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,16 +1,26 @@
-"""The HTTP endpoint, and who keeps it busy. What it answers is in the tests of the metrics and of the status page."""
+"""The HTTP port: whom it answers, and with which names. The answers are in the tests of metrics and status page."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from typing import cast
 
 import aiohttp
 import pytest
 
-from milo_discoveryd.telemetry.board import Board
+from milo_discoveryd.http.headers import Headers
+from milo_discoveryd.http.server import Request
+from milo_discoveryd.kubeconfigs.source_health import SourceHealth
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.telemetry.audit import Audit
+from milo_discoveryd.telemetry.board import Board, Recent
 from milo_discoveryd.telemetry.http import CONNECTIONS, Endpoint
+from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_discoveryd.telemetry.status import Identity
 
 
 @pytest.fixture
@@ -37,3 +47,73 @@ async def test_a_crowd_that_says_nothing_keeps_nobody_out(address: str) -> None:
                 async with session.get(address + path) as answer:
                     assert answer.status == 200
         assert not crowd[-1].at_eof()
+
+
+def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9") -> Request:
+    headers = Headers()
+    headers.add(b"Host", host.encode())
+    return Request(path=path, query={"json": ""}, headers=headers, peer=peer)
+
+
+def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> Endpoint:
+    """Of a daemon with one cluster, `shop`, whose failures name it."""
+    fleet = Fleet(
+        ChangeLog(lambda event: b"", Retention()),
+        PendingDeletions(lambda: 0.0),
+        Journal(Metrics(), Audit(Metrics())),
+    )
+    fleet.set_targets([Target(name="shop", uid="u", place=("https://shop.test",), organization="acme")], 0.0)
+    metrics = Metrics()
+    metrics.follow(fleet, 10)
+    health = SourceHealth(name="exec", type="exec", problem="the plugin failed for shop", expires_at=None, leases=0)
+    identity = Identity(version="1", mode="single", epoch="e", started_at=0.0)
+    board = Board(identity, fleet, Recent(), subscribers=lambda: (), credentials=lambda: [health])
+    return Endpoint(metrics, board, ready=dict, names_for=names_for, hosts=hosts)
+
+
+@pytest.mark.parametrize(
+    ("names_for", "peer", "shown"),
+    [
+        ("loopback", "127.0.0.1", True),
+        ("loopback", "::1", True),
+        ("loopback", "::ffff:127.0.0.1", True),
+        ("loopback", "10.0.0.9", False),
+        ("everyone", "10.0.0.9", True),
+        ("nobody", "127.0.0.1", False),
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/metrics"])
+async def test_names_are_shown_to_those_that_http_names_allows(
+    path: str, names_for: str, peer: str, shown: bool
+) -> None:
+    response = await a_port(names_for)._answer(request(path, peer=peer))
+    assert response.status == 200
+    assert (b"shop" in response.body) == shown
+    assert b"engaged" in response.body
+
+
+@pytest.mark.parametrize(
+    ("host", "is_ours"),
+    [
+        ("127.0.0.1:9464", True),
+        ("10.1.2.3", True),
+        ("[fd00::1]:9464", True),
+        ("localhost:9464", True),
+        ("milo-discoveryd:9464", True),
+        ("milo-discoveryd.operators.svc:9464", True),
+        ("Metrics.Example.com:9464", True),
+        ("", True),
+        ("attacker.test:9464", False),
+        ("metrics.example.com.attacker.test", False),
+        ("svc.attacker.test", False),
+        ("[::1].attacker.test", False),
+        ("127.0.0.1.attacker.test", False),
+        ("attacker.test.", False),
+    ],
+)
+async def test_host_header_of_another_site_is_refused(host: str, is_ours: bool) -> None:
+    port = a_port(hosts=["metrics.example.com"])
+    for path in ("/", "/metrics"):
+        assert (await port._answer(request(path, host=host))).status == (200 if is_ours else 421)
+    for path in ("/livez", "/readyz"):  # a kubelet may be told to send any host, and there are no names in these
+        assert (await port._answer(request(path, host=host))).status == 200

@@ -80,7 +80,7 @@ async def test_search_and_state_choose_among_the_clusters(place: Place) -> None:
         assert await shown("q=alpha&state=ready") == ["alpha"]
 
 
-async def test_what_happened_is_told_newest_first_and_of_a_cluster_that_is_gone(place: Place) -> None:
+async def test_recent_changes_are_listed_newest_first_with_deleted_clusters(place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
     async with place.daemon(http_listen="127.0.0.1:0") as daemon:
         url = await page_of(daemon)
@@ -89,12 +89,12 @@ async def test_what_happened_is_told_newest_first_and_of_a_cluster_that_is_gone(
         status = json.loads(await get(f"{url}/?json"))
     [happened] = status["happenings"]
     assert (happened["type"], happened["cluster"], happened["reason"]) == ("DISENGAGED", "alpha", "DELETED")
-    assert [(row["name"], row["state"], row["endpoint"]) for row in status["clusters"]] == [("alpha", "gone", "")]
+    assert [(row["name"], row["state"], row["endpoint"]) for row in status["clusters"]] == [("alpha", "deleted", "")]
 
 
-async def test_without_series_of_clusters_there_are_no_names_on_the_page_either(place: Place) -> None:
+async def test_status_page_and_metrics_without_names_have_none(place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
-    async with place.daemon(http_listen="127.0.0.1:0", metrics={"cluster_info_cap": 0}) as daemon:
+    async with place.daemon(http_listen="127.0.0.1:0", http_names="nobody") as daemon:
         url = await page_of(daemon)
         async with DiscoveryClient(place.address) as client:
             watch = client.watch(names=["alpha"])

@@ -23,7 +23,7 @@ def status(**changes: Any) -> Status:
         identity=Identity(version="1.2.3", mode="project", epoch="abc", started_at=NOW - 3 * 86_400 - 4 * 3600),
         source=Source(state="STREAMING", since=NOW - 90, reason="", message="", last_contact=NOW - 12, synced=True),
         engaged=1,
-        counts={"malformed": 0, "not_ready": 0, "ready": 1, "outside_selector": 0, "gone": 0},
+        counts={"malformed": 0, "not_ready": 0, "ready": 1, "outside_selector": 0, "deleted": 0},
         deletions_unconfirmed=0,
         revision=1,
         clusters=(),
@@ -69,7 +69,7 @@ def read(shown: Status, question: Question = EVERYTHING) -> Reader:
 
 def test_how_many_are_engaged_is_told_before_what_else_there_is() -> None:
     words = Reader(status_page.render(status(), EVERYTHING)).words
-    assert "1 engaged 0 malformed 0 not ready 0 outside the selector 0 gone" in words
+    assert "1 engaged 0 malformed 0 not ready 0 outside the selector 0 deleted" in words
 
 
 def test_it_says_at_the_top_how_the_source_is_and_since_when() -> None:
@@ -103,7 +103,7 @@ def test_changes_have_their_reasons() -> None:
     gone = Happening(
         at=NOW - 60, type="DISENGAGED", cluster="alpha", reason="DELETED", message="the object was deleted"
     )
-    assert "1 min ago DISENGAGED alpha DELETED: the object is gone" in read(status(happenings=(gone,))).words
+    assert "1 min ago DISENGAGED alpha DELETED: the object was deleted" in read(status(happenings=(gone,))).words
 
 
 def test_subscribers_have_their_lag_and_what_they_want() -> None:
@@ -146,11 +146,11 @@ def test_of_many_clusters_it_says_that_it_shows_the_first() -> None:
 
 
 def test_a_search_stays_in_its_field_and_its_links() -> None:
-    page = read(status(), Question(search="a&b", state="gone"))
+    page = read(status(), Question(search="a&b", state="deleted"))
     fields = {attributes.get("name"): attributes.get("value") for tag, attributes in page.tags if tag == "input"}
-    assert fields == {"q": "a&b", "state": "gone"}
+    assert fields == {"q": "a&b", "state": "deleted"}
     links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
-    assert {"/?q=a%26b&state=ready", "/?q=a%26b", "/?json=&q=a%26b&state=gone"} <= links
+    assert {"/?q=a%26b&state=ready", "/?q=a%26b", "/?json=&q=a%26b&state=deleted"} <= links
 
 
 def test_no_value_whatever_it_is_becomes_markup() -> None:

@@ -1,0 +1,26 @@
+"""Host names and IP addresses, as they occur in URLs, settings and connections."""
+
+import ipaddress
+
+
+def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that `host` spells, or None for a name. An IPv4 address mapped into IPv6 is one of IPv4."""
+    try:
+        found = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return getattr(found, "ipv4_mapped", None) or found
+
+
+def is_loopback(host: str) -> bool:
+    address = ip_address(host)
+    return host == "localhost" if address is None else address.is_loopback
+
+
+def bracketed(host: str) -> str:
+    """`host` as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
+
+
+def host_port(host: str, port: int) -> str:
+    return f"{bracketed(host)}:{port}"
