@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
@@ -62,6 +63,14 @@ class House:
         return [
             (line["caller"]["listener"], line["reason"]) for line in self.world.audited if line["event"] == "refused"
         ]
+
+
+@pytest.fixture(params=["project", "project-control-plane"], autouse=True)
+def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The modes that watch objects. In the second, the project's UID is not that of the watched object."""
+    if request.param == "project-control-plane":
+        monkeypatch.setattr(World, "object_uid", staticmethod("object of {}".format))
+    return str(request.param)
 
 
 @asynccontextmanager

@@ -3,12 +3,13 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
+import msgspec
 import pytest
 
 from milo_discovery._gen import discovery_pb2 as pb
@@ -16,7 +17,7 @@ from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.kubeconfigs.issuer import Issuer, SourceAssignment
 from milo_discoveryd.kubeconfigs.rendering import ServerTrust
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import NotReady, Ready
+from milo_discoveryd.model.observation import NotReady, ObjectFields, Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_discoveryd.reflect.pending_deletions import PendingDeletions
@@ -48,12 +49,16 @@ def ready(name: str, *, uid: str = "", version: str = "1", **labels: str) -> Rea
     return Ready(target.uid, version, target)
 
 
-def not_ready(name: str, *, uid: str = "", version: str = "2") -> NotReady:
-    return NotReady(name, uid or f"uid-{name}", version, "condition Ready is False")
+def not_ready(name: str, *, uid: str = "", version: str = "2", **labels: str) -> NotReady:
+    fields = ObjectFields(name, "", tuple(sorted(labels.items()))) if labels else None
+    return NotReady(name, uid or f"uid-{name}", version, "condition Ready is False", fields=fields)
 
 
 class World:
     """The daemon's right half, with the test in the place of the source."""
+
+    object_uid: Callable[[str], str] = staticmethod(str)
+    """The UID of the watched object, by that of the project."""
 
     def __init__(
         self,
@@ -110,11 +115,14 @@ class World:
 
     def listed(self, *observations: Ready) -> None:
         """A complete list with these."""
-        self.found(ListStarted(), *map(Listed, observations), ListEnded())
+        self.found(ListStarted(), *(Listed(self._observed(each)) for each in observations), ListEnded())
 
     def seen(self, *observations: Ready | NotReady) -> None:
         """These changed, in one read of the watch."""
-        self.found(*map(ObjectChanged, observations))
+        self.found(*(ObjectChanged(self._observed(each)) for each in observations))
+
+    def _observed(self, seen: Ready | NotReady) -> Ready | NotReady:
+        return msgspec.structs.replace(seen, uid=self.object_uid(seen.uid))
 
     def found(self, *findings: SourceEvent) -> None:
         for _ in self.fleet.take(findings, asyncio.get_running_loop().time()):

@@ -20,9 +20,11 @@ from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
-from tests.integration.grpc_server.callers import PROD, Guest, House, a_house, rule, told_of
+from tests.integration.grpc_server.callers import PROD, Guest, House, a_house, mode, rule, told_of
 from tests.integration.grpc_server.conftest import not_ready, ready, told
 from tests.support.eventually import eventually
+
+__all__ = ["mode"]
 
 SECRET = "zz-secret"
 SHOP, BANK, ROOT = rule("shop", PROD), rule("bank", ClusterScope(parse("env=dev"))), rule("root", ALL_CLUSTERS)
@@ -113,6 +115,20 @@ async def test_page_omits_clusters_that_left_the_scope(house: House) -> None:
         house.world.seen(ready("beta", version="2", env="dev"))
         second = await shop.stub.ListClusters(pb.ListClustersRequest(page_size=1, page_token=first.next_page_token))
     assert ([each.name for each in first.clusters], list(second.clusters)) == (["alpha"], [])
+
+
+async def test_get_cluster_of_not_ready_cluster_follows_its_present_labels(house: House) -> None:
+    """A cluster that leaves a scope while it is not ready is hidden from the old scope, and shown to the new one."""
+    house.world.seen(not_ready("alpha", version="2", env="prod"))
+    get = pb.GetClusterRequest(name="alpha")
+    async with house.guest("shop") as shop, house.guest("bank") as bank:
+        assert not (await shop.stub.GetCluster(get)).engagement.engaged
+        for version in ("3", "4"):
+            house.world.seen(not_ready("alpha", version=version, env="dev"))
+            assert told_of(await error(shop.stub.GetCluster(get)))[1] == "NEVER_SEEN"
+            assert not (await bank.stub.GetCluster(get)).engagement.engaged
+        info, other = [await each.stub.GetServerInfo(pb.GetServerInfoRequest()) for each in (shop, bank)]
+    assert (info.counts.not_ready, other.counts.not_ready) == (0, 1)
 
 
 # --- guessing ---

@@ -9,14 +9,17 @@ import pytest
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.sources.source import Scope as Kind
+from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.rights.name_patterns import name_patterns as some
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights, Terms
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
-from tests.integration.grpc_server.callers import PROD, Guest, a_house, rule, told_of
+from tests.integration.grpc_server.callers import PROD, Guest, a_house, mode, rule, told_of
 from tests.integration.grpc_server.conftest import Subscriber, ready, told
 from tests.unit.kubeconfigs.backend import Backend
+
+__all__ = ["mode"]
 
 READER = rule("bank", ALL_CLUSTERS, terms=None)
 SHOP = rule("shop", PROD)
@@ -177,3 +180,24 @@ async def test_kubeconfig_is_not_renewed_after_scope_change(tmp_path: Path) -> N
         assert set(after) == {"KUBECONFIG beta"}
         handed = [line["cluster"] for line in house.world.audited if line["event"] == "kubeconfig handed out"]
         assert handed.count("alpha") <= 1
+
+
+async def test_limited_caller_gets_reason_codes_of_failing_credential_sources(tmp_path: Path) -> None:
+    """Messages of a source may name clusters of others."""
+    backend = Backend(scope=Kind.CLUSTER)
+    backend.failure = BackendError("the source failed for zz-secret")
+    root = rule("root", ALL_CLUSTERS)
+    async with a_house(tmp_path, SHOP, root, sources=[SourceAssignment(backend)]) as house:
+        house.world.listed(ready("alpha", env="prod"))
+        async with house.guest("shop") as shop, house.guest("root") as other:
+            errors = [await refused(issue(guest, "alpha")) for guest in (shop, other)]
+            clusters = [await guest.stub.GetCluster(pb.GetClusterRequest(name="alpha")) for guest in (shop, other)]
+            infos = [await guest.stub.GetServerInfo(pb.GetServerInfoRequest()) for guest in (shop, other)]
+    assert {reason for _, reason, *_ in errors} == {"CREDENTIALS_UNAVAILABLE"}
+    (source,), _ = (info.credential_sources for info in infos)
+    assert (source.healthy, source.message) == (False, "CREDENTIALS_UNAVAILABLE")
+    for limited, whole in ((errors[0][2], errors[1][2]), map(str, clusters)):
+        assert "zz-secret" not in limited
+        assert "zz-secret" in whole
+    assert "zz-secret" in str(infos[1])
+    assert "zz-secret" not in str(infos[0])

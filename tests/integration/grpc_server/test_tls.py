@@ -5,7 +5,7 @@ import datetime as dt
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -218,15 +218,18 @@ async def test_connection_ends_when_certificate_expires(place: Place) -> None:
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_silent_connections_take_at_most_half(place: Place) -> None:
+async def test_silent_connections_take_at_most_half_and_the_oldest_is_evicted(place: Place) -> None:
     async with tcp(place, connections=4) as world:
-        host, _, port = world.address.partition(":")
-        silent = [socket.create_connection((host, int(port))) for _ in range(3)]
-        try:
-            assert await asyncio.to_thread(silent[2].recv, 1) == b""
-        finally:
-            for each in silent:
-                each.close()
+        with ExitStack() as stack:
+            silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port(world)))) for _ in range(3)]
+            silent[0].settimeout(20)
+            assert await asyncio.to_thread(silent[0].recv, 1) == b""
+            for _ in range(20):
+                stack.enter_context(socket.create_connection(("127.0.0.1", port(world))))
+            async with client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
+                await stub.ListClusters(pb.ListClustersRequest())
+            assert len(front(world)) <= 3
+        assert "evicted" in str(world.audited[0]["problem"])
 
 
 async def test_connect_rate_limit_spares_established_connections(place: Place) -> None:

@@ -13,13 +13,17 @@ from grpc_status import rpc_status
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials import load_kubeconfig
 from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.identity.review_budget import PER_CONNECTION
 from milo_discoveryd.identity.token_review import TokenReviewer
+from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
+from milo_discoveryd.server.calls import service, verification
 from milo_discoveryd.server.connections.listener import Listener, UnixAddress
 from milo_discoveryd.watchers.transport import Transport
 from milo_sandbox import Sandbox
 from tests.integration.grpc_server.conftest import World, a_world, ready
 from tests.integration.grpc_server.test_peer_credentials import callers, reason
 from tests.support.logs import capture_logs
+from tests.unit.kubeconfigs.backend import Backend
 
 __all__ = ["callers"]
 
@@ -27,12 +31,14 @@ OPERATOR = "system:serviceaccount:milo:operator"
 
 
 @asynccontextmanager
-async def taking_tokens(folder: Path, sandbox: Sandbox) -> AsyncIterator[World]:
+async def taking_tokens(folder: Path, sandbox: Sandbox, *sources: Backend) -> AsyncIterator[World]:
     api = Transport(load_kubeconfig(sandbox.write_kubeconfig(folder / "kubeconfig")), environ={})
     reviewer = TokenReviewer(api, origin="the sandbox", audiences=["milo-discovery"])
     listener = Listener(name="tokens", address=UnixAddress(folder / "d.sock"), peer_credentials=True, tokens=True)
     try:
-        async with a_world(folder, listeners=[listener], reviewer=reviewer) as world:
+        async with a_world(
+            folder, listeners=[listener], reviewer=reviewer, sources=[SourceAssignment(each) for each in sources]
+        ) as world:
             world.listed(ready("alpha"))
             yield world
     finally:
@@ -104,3 +110,71 @@ async def test_stream_ends_when_token_expires(tmp_path: Path) -> None:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call.read()
     assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.UNAVAILABLE, "IDENTITY_ENDED")
+
+
+async def test_revoked_token_ends_its_stream(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(verification, "STREAM_MAX_AGE_S", 0.1)
+    monkeypatch.setattr(verification, "HANDOUT_MAX_AGE_S", 0.0)
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world, world.client() as stub:
+        token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
+        call = stub.WatchClusters(pb.WatchClustersRequest(), metadata=(("authorization", f"Bearer {token}"),))
+        async with asyncio.timeout(20):
+            assert (await call.read()).synced
+            sandbox.revoke_tokens()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+    assert (caught.value.code(), reason(caught.value)) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_REJECTED")
+
+
+async def test_revoked_token_gets_no_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Though other calls accept it for a minute."""
+    monkeypatch.setattr(service, "HANDOUT_MAX_AGE_S", 0.0)
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world, world.client() as stub:
+        token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
+        await listed(world, f"Bearer {token}")
+        sandbox.revoke_tokens()
+        await listed(world, f"Bearer {token}")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.IssueKubeconfig(
+                pb.IssueKubeconfigRequest(cluster="alpha"), metadata=(("authorization", f"Bearer {token}"),)
+            )
+    assert reason(caught.value) == "TOKEN_REJECTED"
+
+
+async def test_stream_outlives_review_outage_without_kubeconfigs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(verification, "STREAM_MAX_AGE_S", 0.1)
+    monkeypatch.setattr(verification, "HANDOUT_MAX_AGE_S", 0.0)
+    monkeypatch.setattr(verification, "GRACE_S", 0.0)
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox, Backend()) as world, world.client() as stub:
+        token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
+        request = pb.WatchClustersRequest(include_kubeconfigs=True)
+        call = stub.WatchClusters(request, metadata=(("authorization", f"Bearer {token}"),))
+        async with asyncio.timeout(20):
+            while not (await call.read()).synced:
+                pass
+            await sandbox.stop()
+            world.seen(ready("beta"))
+            events = []
+            while not any(event.cluster.name == "beta" for event in events):
+                events = (await call.read()).events
+        assert not any(event.HasField("kubeconfig") for event in events)
+        call.cancel()
+
+
+async def test_flood_of_invalid_tokens_does_not_lock_out_accepted_ones(tmp_path: Path) -> None:
+    """One connection without a valid token uses up its own budget, and not that of all."""
+    async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world:
+        token = sandbox.token(OPERATOR, audiences=["milo-discovery"])
+        await listed(world, f"Bearer {token}")
+        reasons = []
+        async with world.client() as stub:
+            for number in range(30):
+                metadata = (("authorization", f"Bearer made-up-{number}"),)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await stub.ListClusters(pb.ListClustersRequest(), metadata=metadata)
+                reasons.append(reason(caught.value))
+        assert set(reasons) == {"TOKEN_REJECTED", "TOKEN_NOT_REVIEWED"}
+        assert reasons.count("TOKEN_REJECTED") <= PER_CONNECTION.burst / 2
+        await listed(world, f"Bearer {token}")

@@ -1,0 +1,166 @@
+"""Limits on calls, connections, filters and pages, on a real server."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import msgspec
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.model.observation import Ready
+from milo_discoveryd.rights import quota
+from milo_discoveryd.rights.quota import FILTER_BYTES_EACH
+from milo_discoveryd.rights.scope import ALL_CLUSTERS
+from milo_discoveryd.server import server
+from milo_discoveryd.server.calls import in_flight
+from milo_discoveryd.server.calls.service import PAGE_BYTES
+from tests.integration.grpc_server.callers import a_house, rule, told_of
+from tests.integration.grpc_server.conftest import World, a_world, ready
+from tests.integration.grpc_server.test_peer_credentials import reason
+from tests.support.eventually import eventually
+
+CHANNEL = (("grpc.use_local_subchannel_pool", 1),)
+
+
+async def error(call: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+def annotated(name: str, size: int) -> Ready:
+    seen = ready(name)
+    target = msgspec.structs.replace(seen.target, annotations=(("note", "x" * size),))
+    return msgspec.structs.replace(seen, target=target)
+
+
+async def test_health_and_reflection_need_a_rule(tmp_path: Path) -> None:
+    async with a_house(tmp_path, rule("root", ALL_CLUSTERS)) as house:
+        await house.world.server.set_ready(True)
+        found = []
+        for name in ("root", "nobody"):
+            async with grpc.aio.insecure_channel(f"unix:{tmp_path}/{name}.sock", options=CHANNEL) as channel:
+                health = health_pb2_grpc.HealthStub(channel)
+                reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
+                request = reflection_pb2.ServerReflectionRequest(list_services="")
+                for call in (
+                    health.Check(health_pb2.HealthCheckRequest()),
+                    health.Watch(health_pb2.HealthCheckRequest()).read(),
+                    reflection.ServerReflectionInfo(iter([request])).read(),
+                ):
+                    try:
+                        await call
+                        found.append((name, "OK"))
+                    except grpc.aio.AioRpcError as refused:
+                        found.append((name, told_of(refused)[1]))
+    assert found == [("root", "OK")] * 3 + [("nobody", "NO_RULE")] * 3
+
+
+async def test_health_watches_count_against_the_stream_quota(tmp_path: Path) -> None:
+    async with (
+        a_house(tmp_path, rule("root", ALL_CLUSTERS, streams=2)),
+        grpc.aio.insecure_channel(f"unix:{tmp_path}/root.sock", options=CHANNEL) as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+        watches = [health.Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        for watch in watches:
+            await watch.read()
+        refused = await error(health.Watch(health_pb2.HealthCheckRequest()).read())
+    assert reason(refused) == "TOO_MANY_STREAMS"
+
+
+async def test_denied_calls_in_flight_are_limited(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(in_flight, "MAX_PER_LISTENER", 5)
+    monkeypatch.setattr(quota, "MISS_BURST", 0)
+    async with a_house(tmp_path, rule("root", ALL_CLUSTERS)) as house, house.guest("nobody") as nobody:
+        calls = [error(nobody.stub.ListClusters(pb.ListClustersRequest())) for _ in range(50)]
+        reasons = [reason(each) for each in await asyncio.gather(*calls)]
+        assert set(reasons) == {"NO_RULE", "TOO_MANY_CALLS"}
+        assert reasons.count("NO_RULE") < 25
+        async with house.guest("root") as root:
+            await root.stub.GetServerInfo(pb.GetServerInfoRequest())
+
+
+async def test_open_streams_do_not_count_as_calls_in_flight(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    monkeypatch.setattr(in_flight, "MAX_PER_LISTENER", 1)
+    world.listed(ready("alpha"))
+    async with world.subscriber() as one, world.subscriber() as other, world.client() as stub:
+        await one.until_synced()
+        await other.until_synced()
+        await stub.ListClusters(pb.ListClustersRequest())
+
+
+async def test_filters_of_open_streams_are_limited(monkeypatch: pytest.MonkeyPatch, world: World) -> None:
+    asked = pb.ClusterFilter(names=[f"name-{number:04}" for number in range(4000)])
+    monkeypatch.setattr(quota, "FILTER_BYTES_EACH", asked.ByteSize() * 2)
+    assert asked.ByteSize() * 2 < FILTER_BYTES_EACH
+    world.listed(ready("alpha"))
+    async with world.subscriber(filter=asked) as one, world.subscriber(filter=asked) as two:
+        await one.until_synced()
+        await two.until_synced()
+        async with world.subscriber(filter=asked) as three:
+            assert reason(await three.error()) == "TOO_MANY_FILTER_BYTES"
+        async with world.subscriber() as unfiltered:
+            await unfiltered.until_synced()
+
+
+async def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    options = tuple((name, 200 if name == "grpc.max_connection_idle_ms" else value) for name, value in server.OPTIONS)
+    monkeypatch.setattr(server, "OPTIONS", options)
+    async with a_world(tmp_path) as world:
+        world.listed(ready("alpha"))
+        async with grpc.aio.insecure_channel(world.address, options=CHANNEL) as channel:
+            await channel.unary_unary("/milo.discovery.v1.DiscoveryService/GetServerInfo")(b"")
+            await eventually(lambda: channel.get_state() is grpc.ChannelConnectivity.IDLE)
+            await channel.unary_unary("/milo.discovery.v1.DiscoveryService/GetServerInfo")(b"")
+
+
+async def test_pages_are_limited_in_bytes(world: World) -> None:
+    """Clients with gRPC's default limit of 4 MiB read every page, whatever the size of annotations."""
+    count = 600
+    world.listed(*(annotated(f"p-{number:03}", 10 * 1024) for number in range(count)))
+    names: list[str] = []
+    async with world.client() as stub:
+        answer = await stub.ListClusters(pb.ListClustersRequest(page_size=5000))
+        names += [cluster.name for cluster in answer.clusters]
+        while answer.next_page_token:
+            assert answer.ByteSize() < PAGE_BYTES + 64 * 1024
+            request = pb.ListClustersRequest(page_size=5000, page_token=answer.next_page_token)
+            answer = await stub.ListClusters(request)
+            names += [cluster.name for cluster in answer.clusters]
+            assert answer.total_size == count
+    assert names == [f"p-{number:03}" for number in range(count)]
+
+
+async def test_cluster_larger_than_a_page_is_a_page_of_its_own(world: World) -> None:
+    world.listed(annotated("a", 3 << 20), annotated("b", 10), annotated("c", 3 << 20))
+    async with world.client() as stub:
+        pages = []
+        token = ""
+        while True:
+            answer = await stub.ListClusters(pb.ListClustersRequest(page_token=token))
+            pages.append([cluster.name for cluster in answer.clusters])
+            token = answer.next_page_token
+            if not token:
+                break
+    assert pages == [["a"], ["b"], ["c"]]
+
+
+async def test_forty_concurrent_listings_of_one_caller_complete(world: World) -> None:
+    world.listed(*(ready(f"p-{number:03}") for number in range(100)))
+
+    async def listing() -> int:
+        async with world.client() as stub:
+            found, token = 0, ""
+            while True:
+                answer = await stub.ListClusters(pb.ListClustersRequest(page_size=10, page_token=token))
+                found += len(answer.clusters)
+                token = answer.next_page_token
+                if not token:
+                    return found
+
+    assert await asyncio.gather(*(listing() for _ in range(40))) == [100] * 40
