@@ -1,0 +1,31 @@
+"""The Go client's calls, answered by the real daemon."""
+
+import asyncio
+import os
+import tempfile
+from asyncio.subprocess import PIPE, STDOUT
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.examples.building import ROOT, tool
+from tests.end_to_end.kubeconfigs.place import a_place
+
+TEST = "TestAgainstDaemon"
+
+
+@pytest.mark.timeout(600)  # the first build compiles gRPC
+async def test_go_client_calls_are_answered_by_the_daemon() -> None:
+    go = tool("go")
+    with tempfile.TemporaryDirectory(prefix="milo-") as folder:  # short: the path of a socket has 107 bytes
+        async with a_place(Path(folder)) as place:
+            process = await asyncio.create_subprocess_exec(
+                *(go, "test", "-count=1", "-v", "-run", f"^{TEST}$", "."),
+                cwd=ROOT / "clients" / "go",
+                env={**os.environ, "MILO_DISCOVERY_TEST_ADDRESS": place.address},
+                stdout=PIPE,
+                stderr=STDOUT,
+            )
+            out, _ = await process.communicate()
+    assert process.returncode == 0, out.decode()
+    assert f"--- PASS: {TEST}" in out.decode(), out.decode()  # not skipped
