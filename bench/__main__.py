@@ -16,6 +16,7 @@ from bench.measures import (
     churn,
     commands,
     fanout,
+    go,
     held,
     herd,
     idle,
@@ -24,7 +25,6 @@ from bench.measures import (
     listeners,
     lone,
     parts,
-    provider,
     rights,
     rotation,
     slow_reader,
@@ -59,9 +59,9 @@ MEASURES: dict[str, Measure] = {
     "abuse": abuse.measure,
     "churn": churn.steady,
     "fleet_50k": churn.crowded,
-    "provider": provider.measure,
+    "go": go.measure,
 }
-NOT_UNLESS_NAMED = {"abuse", "churn", "fleet_50k", "provider"}
+NOT_UNLESS_NAMED = {"abuse", "churn", "fleet_50k", "go"}
 """They take minutes."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "held"}
 """So does making the projects."""

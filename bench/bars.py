@@ -58,8 +58,18 @@ FULL: Bars = {
     "startup.import_ms": Bar(120),
     "cli.list_ms": Bar(200),
     "cli.credential_ms": Bar(150),
-    "provider.*.ratio": Bar(0.1),
-    "provider.memory_ratio": Bar(0.01),
+    "go.0_informers.kib_ratio": Bar(1.1),
+    "go.1_informers.kib_ratio": Bar(0.4),
+    "go.5_informers.kib_ratio": Bar(0.65),
+    "go.1_informers.ratio": Bar(0.05),
+    "go.5_informers.ratio": Bar(0.02),
+    "go.latency_50ms.seconds": Bar(15),
+    "go.extra_sockets": Bar(2),
+    "go.hanging.ratio": Bar(1.2),
+    "go.restart.*": Bar(0),
+    "go.rotation.watches_reopened": Bar(0),
+    "go.churn.goroutines": Bar(0),
+    "go.large.*_ratio": Bar(1.2),
 }
 
 REAL: Bars = {**FULL, "sync_100k.ratio_to_curl": Bar(1.5)}

@@ -1,6 +1,8 @@
 """Other readers of the same API server, as processes: what an operator in Go or Python has who has no daemon."""
 
 import os
+import shutil
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -71,13 +73,19 @@ def informer() -> Path | None:
 
 
 @cache
-def provider() -> Path | None:
-    """Milo's own, in a manager of multicluster-runtime."""
-    from tests.end_to_end.real.builds import PEER  # noqa: PLC0415 - see `_obtained`
-    from tests.end_to_end.real.programs import PEER_BINARY  # noqa: PLC0415
+def operator() -> Path | None:
+    """Build the operator on multicluster-runtime and its API server; None where that can't be done."""
+    # It is built where it is, since it is made of the modules of this repository.
+    go = shutil.which("go")
+    if go is None:
+        sys.stderr.write("bench: bench/operator does not run: there is no go command on PATH\n")
+        return None
+    from tests.end_to_end.real.builds import cache_folder  # noqa: PLC0415 - see `_obtained`
 
-    given = os.environ.get(PEER_BINARY)
-    return Path(given) if given else _obtained(PEER)
+    binary = cache_folder() / "bench-operator" / "operator"
+    binary.parent.mkdir(parents=True, exist_ok=True)
+    built = subprocess.run([go, "build", "-o", binary, "."], cwd=_HERE / "operator", check=False)
+    return None if built.returncode else binary
 
 
 def _obtained(program: "GoProgram") -> Path | None:

@@ -2,14 +2,10 @@
 
 import msgspec
 
-from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S
-
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     small: int = 1_000
-    settles_s: float = 2 * FRAME_EVICTION_INTERVAL_S + 5
-    """From the last newcomer on, until a daemon has let go of what it had for more of them."""
     clusters: int = 10_000
     large: int = 100_000
     rounds: int = 3
@@ -34,7 +30,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     churn_subscribers: int = 20
     changes_per_s: float = 200.0
     churn_s: float = 60.0
-    provider: tuple[int, int] = (200, 1_000)
+    operators: tuple[int, int, int] = (100, 1_000, 5_000)
+    operator_rounds: int = 100
 
 
 FULL = Scale(name="full")
@@ -55,8 +52,8 @@ QUICK = Scale(
     fleet=2_000,
     fleet_subscribers=50,
     churn_s=10.0,
-    provider=(10, 50),
-    settles_s=0.0,
+    operators=(5, 20, 40),
+    operator_rounds=5,
 )
 TINY = Scale(
     name="tiny",
@@ -81,6 +78,6 @@ TINY = Scale(
     fleet_subscribers=3,
     churn_subscribers=2,
     churn_s=0.5,
-    provider=(2, 5),
-    settles_s=0.0,
+    operators=(2, 5, 8),
+    operator_rounds=1,
 )

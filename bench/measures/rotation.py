@@ -36,7 +36,7 @@ async def measure(setting: Setting) -> Samples:
         setting.daemon(scale.clusters, config=config) as (_, daemon),
         synced(daemon.address, 1, with_kubeconfigs=True) as (subscriber,),
     ):
-        renewed = _Renewed()
+        renewed = Renewed()
         subscriber.on_batch = renewed.note
         async with asyncio.timeout(scale.token_life_s * _WITHIN_LIVES):
             while len(renewed.names) < scale.clusters:
@@ -51,7 +51,7 @@ async def measure(setting: Setting) -> Samples:
     }
 
 
-class _Renewed:
+class Renewed:
     """Which clusters have been given a kubeconfig that lives long."""
 
     def __init__(self) -> None:

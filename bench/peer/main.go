@@ -18,6 +18,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/cluster"
 	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
 	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
@@ -69,7 +70,12 @@ func run(ctx context.Context, opts options) error {
 	ctrl.SetLogger(logger(opts.verbose))
 	go countWhenAsked()
 
-	local, err := ctrl.NewManager(config, ctrl.Options{Metrics: server.Options{BindAddress: "0"}})
+	// As operators configure it: without the cache, each project is read at client-go's 5 requests a second.
+	config.QPS, config.Burst = 50, 100
+	local, err := ctrl.NewManager(config, ctrl.Options{
+		Metrics: server.Options{BindAddress: "0"},
+		Client:  client.Options{Cache: &client.CacheOptions{Unstructured: true}},
+	})
 	if err != nil {
 		return fmt.Errorf("create the manager: %w", err)
 	}

@@ -66,7 +66,7 @@ const (
 	defaultTimeout       = 30 * time.Second
 	// A cluster whose informers have not synced after moveAfter is no reason for others to wait, and one that has not
 	// after endAfter isn't counted any more.
-	moveAfter = time.Second
+	moveAfter = 250 * time.Millisecond
 	endAfter  = 10 * time.Second
 )
 

@@ -74,8 +74,10 @@ func listHumans(ctx context.Context, w *world, provider mc.Provider, project mc.
 		if err != nil {
 			return err
 		}
+		within, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
 		found := &corev1.ConfigMapList{}
-		if err := cl.GetCache().List(ctx, found, client.MatchingFields{"type": "human"}); err != nil {
+		if err := cl.GetCache().List(within, found, client.MatchingFields{"type": "human"}); err != nil {
 			return err
 		}
 		if len(found.Items) != want {
@@ -129,24 +131,28 @@ func TestProviderIndexesClustersThatRun(t *testing.T) {
 	}
 }
 
-func TestProviderMakesAClusterAgainThatCannotBeIndexed(t *testing.T) {
+// With controller-runtime 0.23 the cluster is made again; with 0.24 the index is added to an informer that syncs later.
+func TestProviderIndexesAClusterThatDoesNotAnswerAtFirst(t *testing.T) {
 	w := newWorld(t)
 	w.engage("alpha", "beta")
 	provider := w.provider(func(o *multicluster.Options) { o.SyncTimeout = 500 * time.Millisecond })
 	w.start(w.manager(provider, nil))
-	before := w.untilGot(provider, "alpha")
+	w.untilGot(provider, "alpha")
+	w.untilGot(provider, "beta")
 	w.api.Project("alpha").SetHanging(true)
 	ctx := context.Background()
+	began := time.Now()
 	if err := provider.IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
 		t.Fatalf("one cluster that does not answer failed the index: %v", err)
 	}
-	w.untilGone(provider, "alpha")
+	if took := time.Since(began); took > patience/3 {
+		t.Errorf("one cluster that does not answer held the index up for %v", took)
+	}
+	w.put("beta", "ben", map[string]string{"type": "human"})
+	listHumans(ctx, w, provider, "beta", 1)
 	w.api.Project("alpha").SetHanging(false)
 	w.put("alpha", "anna", map[string]string{"type": "human"})
 	listHumans(ctx, w, provider, "alpha", 1)
-	if w.untilGot(provider, "alpha") == before {
-		t.Error("the instance without the index is offered")
-	}
 }
 
 func TestProviderFollowsAMovedEndpoint(t *testing.T) {

@@ -6,6 +6,7 @@ import pytest
 
 from bench import bars
 from bench.__main__ import MEASURES, QUICK_ONES
+from bench.measures import go
 from bench.report import medians
 from bench.scale import TINY
 from bench.setting import Setting
@@ -49,7 +50,7 @@ KEYS = {
     },
     "churn": {f"churn.{key}" for key in CHURNED},
     "fleet_50k": {f"fleet_50k.{key}" for key in CHURNED},
-    "provider": {"provider.2.ratio", "provider.kib_per_project", "provider.memory_ratio"},
+    "go": set(go.KEYS),
 }
 
 
@@ -59,7 +60,7 @@ async def test_it_gives_the_figures_that_it_promises(name: str, setting: Setting
 
     assert KEYS[name] <= figures.keys()
     without_curl = {key for key in figures if "curl" in key} if shutil.which("curl") is None else set()
-    without_go = {key for key in figures if key.startswith("provider.") and "ours" not in key}
+    without_go = {key for key in figures if key.startswith("go.")}
     without_go |= {key for key in figures if key.startswith("small.") and "client_go" in key}
     assert {key for key, value in figures.items() if value is None} == without_curl | without_go
     assert {key: value for key, value in figures.items() if key in EXACTLY} == {

@@ -15,7 +15,7 @@ import (
 
 const (
 	// hedgeAfter is how long one member may take before another is asked as well.
-	hedgeAfter = 500 * time.Millisecond
+	hedgeAfter = 100 * time.Millisecond
 	// answerWithin is how long all of them may take. The mapper holds its lock in that time.
 	answerWithin = 15 * time.Second
 	// maxAsked is how many members are asked at most.

@@ -1,0 +1,279 @@
+"""Operators in Go on multicluster-runtime: with the provider for the daemon, beside one that makes Milo's calls.
+
+Each is a process that works in all projects of one API server (`bench/operator`). Milo's own provider can't be had
+where its module isn't published, so a program that makes the same calls in the same order stands in for it.
+"""
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import yaml
+
+from bench import peers, projects
+from bench.access import PROJECTS, call
+from bench.daemon import Daemon
+from bench.measures.rotation import SOURCE, Renewed
+from bench.milo import Milo
+from bench.process import Process
+from bench.setting import Samples, Setting
+from bench.subscribers import synced
+
+_WITHIN_S = 1800.0
+_STREAMS_PER_CONNECTION = 250
+"""Of the API server, as of any in Go."""
+KEYS = (
+    *(f"go.{informers}_informers.{key}" for informers in (0, 1, 5) for key in ("kib_ratio", "kib", "peer_kib")),
+    *(f"go.{informers}_informers.{key}" for informers in (0, 1, 5) for key in ("seconds", "peer_seconds", "ratio")),
+    "go.latency_50ms.seconds",
+    "go.extra_sockets",
+    "go.hanging.ratio",
+    "go.restart.engage_calls",
+    "go.restart.requests",
+    "go.rotation.watches_reopened",
+    "go.churn.goroutines",
+    "go.large.seconds_ratio",
+    "go.large.kib_ratio",
+)
+
+
+async def measure(setting: Setting) -> Samples:
+    binary = peers.operator() if setting.scale.with_go else None
+    if binary is None:
+        return {key: [] for key in KEYS}
+    bench = _Bench(setting, binary)
+    found: dict[str, float] = {}
+    few, many, large = setting.scale.operators
+    for informers in (0, 1, 5):
+        found |= await bench.beside(few, many, informers)
+    async with bench.place(many, latency_ms=50) as place, place.ours(5) as operator:
+        found["go.latency_50ms.seconds"] = await operator.working()
+    found |= await bench.hanging(many, found["go.1_informers.seconds"])
+    found |= await bench.troubled(few)
+    found |= await bench.rotated(few)
+    found |= await bench.large(few, many, large, found["go.1_informers.seconds"], found["go.1_informers.kib"])
+    return {key: [found[key]] for key in KEYS}
+
+
+class _Operator(Process):
+    def __init__(self, command: list[str], log: Path) -> None:
+        self._began = time.perf_counter()
+        self._answers = 0
+        super().__init__(command, log)
+
+    async def working(self) -> float:
+        """Seconds from its start until it works everywhere."""
+        await self.until_said(1, within_s=_WITHIN_S, beginning="WORKING")
+        return time.perf_counter() - self._began
+
+    async def status(self) -> dict[str, int]:
+        self._answers += 1
+        self.tell("status")
+        lines = await self.until_said(self._answers, beginning="STATUS")
+        answer: dict[str, int] = json.loads(lines[self._answers - 1].removeprefix("STATUS"))
+        return answer
+
+    async def settled_kib(self) -> float:
+        """Of memory, once what is free was given back."""
+        await self.status()
+        return self.rss_mib * 1024
+
+
+class _Place:
+    """An API server with projects, and a Milo that has them."""
+
+    def __init__(self, binary: Path, directory: Path, milo: Milo, server: _Operator, url: str, count: int) -> None:
+        self._binary, self._directory, self._count, self._url = binary, directory, count, url
+        self.milo, self.server = milo, server
+        self.address = f"unix://{directory / 'daemon.sock'}"
+        self._ca = directory / "projects.ca"
+        self._config = directory / "daemon.yaml"
+        kubeconfig = directory / "projects.kubeconfig"
+        cluster = {"server": url, "certificate-authority": str(self._ca)}
+        kubeconfig.write_text(
+            yaml.safe_dump(
+                {
+                    "apiVersion": "v1",
+                    "kind": "Config",
+                    "current-context": "c",
+                    "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+                    "clusters": [{"name": "c", "cluster": cluster}],
+                    "users": [{"name": "u", "user": {"token": "bench"}}],
+                }
+            )
+        )
+        self._settings = f"project_kubeconfig: {kubeconfig}\n"
+
+    def daemon(self, kubeconfigs: str = "") -> Daemon:
+        self._config.write_text(self._settings + kubeconfigs)
+        return Daemon(self.milo.access.kubeconfig, self._directory, config=self._config)
+
+    @asynccontextmanager
+    async def ours(self, informers: int, *, missing: int = 0, kubeconfigs: str = "") -> AsyncIterator[_Operator]:
+        """With a daemon that starts at the same time. `missing`: projects that it isn't to wait for."""
+        daemon = self.daemon(kubeconfigs)
+        try:
+            arguments = ["--kubeconfigs"] if kubeconfigs else []
+            arguments += [f"--address={daemon.address}", f"--clusters={self._count - missing}"]
+            async with self.operator(informers, *arguments) as operator:
+                yield operator
+        finally:
+            await daemon.end()
+
+    def peer(self, informers: int) -> "_Running":
+        discovery = f"--discovery-kubeconfig={self.milo.access.kubeconfig}"
+        return self.operator(informers, discovery, f"--clusters={self._count}")
+
+    def operator(self, informers: int, *arguments: str) -> "_Running":
+        command = [str(self._binary), "work", f"--url={self._url}", f"--ca={self._ca}", f"--informers={informers}"]
+        return _Running(_Operator([*command, *arguments], self._directory / "operator.log"))
+
+
+class _Running:
+    def __init__(self, operator: _Operator) -> None:
+        self._operator = operator
+
+    async def __aenter__(self) -> _Operator:
+        return self._operator
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._operator.end()
+
+
+class _Bench:
+    def __init__(self, setting: Setting, binary: Path) -> None:
+        self._setting, self._binary = setting, binary
+
+    @asynccontextmanager
+    async def place(self, count: int, *, latency_ms: int = 0, hanging: int = 0) -> AsyncIterator[_Place]:
+        directory = self._setting.directory
+        command = [str(self._binary), "serve", f"--projects={count}", f"--ca={directory / 'projects.ca'}"]
+        command += [f"--latency={latency_ms}ms", f"--hanging={hanging}"]
+        async with (
+            self._setting.milo(count) as milo,
+            _Running(_Operator(command, directory / "projects.log")) as server,
+        ):
+            (line,) = await server.until_said(1, beginning="URL")
+            yield _Place(self._binary, directory, milo, server, line.split()[1], count)
+
+    async def beside(self, few: int, many: int, informers: int) -> dict[str, float]:
+        """Both on the same projects: how soon they work, and what each project takes."""
+        ours: dict[int, float] = {}
+        theirs: dict[int, float] = {}
+        found: dict[str, float] = {}
+        key = f"go.{informers}_informers"
+        for count in (few, many):
+            async with self.place(count) as place:
+                async with place.ours(informers) as operator:
+                    found[f"{key}.seconds"] = await operator.working()
+                    ours[count] = await operator.settled_kib()
+                    if (informers, count) == (1, many):
+                        state = await place.server.status()
+                        shared = state["watches"] / _STREAMS_PER_CONNECTION
+                        found["go.extra_sockets"] = state["connections"] - shared
+                async with place.peer(informers) as operator:
+                    found[f"{key}.peer_seconds"] = await operator.working()
+                    theirs[count] = await operator.settled_kib()
+        found[f"{key}.kib"] = (ours[many] - ours[few]) / (many - few)
+        found[f"{key}.peer_kib"] = (theirs[many] - theirs[few]) / (many - few)
+        found[f"{key}.kib_ratio"] = found[f"{key}.kib"] / found[f"{key}.peer_kib"]
+        found[f"{key}.ratio"] = found[f"{key}.seconds"] / found[f"{key}.peer_seconds"]
+        return found
+
+    async def hanging(self, count: int, without_s: float) -> dict[str, float]:
+        """One of a hundred projects never answers: how soon it works in the others."""
+        hanging = max(1, count // 100)
+        async with self.place(count, hanging=hanging) as place, place.ours(1, missing=hanging) as operator:
+            return {"go.hanging.ratio": await operator.working() / without_s}
+
+    async def troubled(self, count: int) -> dict[str, float]:
+        """A daemon that is killed and started again, and then a project that comes and goes a hundred times."""
+        async with self.place(count) as place:
+            daemon = place.daemon()
+            arguments = [f"--address={daemon.address}", f"--clusters={count}"]
+            async with place.operator(1, *arguments) as operator:
+                await operator.working()
+                before, requests = await operator.status(), (await place.server.status())["requests"]
+                daemon.signal(signal.SIGKILL)
+                await daemon.end()
+                daemon = place.daemon()
+                try:
+                    await _until(operator, "snapshots", 2)
+                    after, now = await operator.status(), (await place.server.status())["requests"]
+                    churned = await _churned(place.milo, operator, count, self._setting.scale.operator_rounds)
+                finally:
+                    await daemon.end()
+        return {
+            "go.restart.engage_calls": after["engage_calls"] - before["engage_calls"],
+            "go.restart.requests": now - requests,
+            "go.churn.goroutines": churned,
+        }
+
+    async def rotated(self, count: int) -> dict[str, float]:
+        """Each cluster's credential is replaced while its watch is open."""
+        minted = self._setting.directory / "operator-minted"
+        minted.write_text("")
+        source = SOURCE.format(python=sys.executable, minted=minted, life_s=self._setting.scale.token_life_s)
+        async with self.place(count) as place, place.ours(1, kubeconfigs=source) as operator:
+            await operator.working()
+            before = (await place.server.status())["watches_opened"]
+            async with synced(place.address, 1, with_kubeconfigs=True) as (subscriber,):
+                renewed = Renewed()
+                subscriber.on_batch = renewed.note
+                async with asyncio.timeout(_WITHIN_S):
+                    while len(renewed.names) < count:
+                        await subscriber.read()
+            # It takes its batches in order: after one round trip to each of them, it has its own.
+            await operator.status()
+            return {"go.rotation.watches_reopened": (await place.server.status())["watches_opened"] - before}
+
+    async def large(self, few: int, many: int, large: int, many_s: float, many_kib: float) -> dict[str, float]:
+        """As it is with so many more projects, by what it would be if it grew as they do."""
+        kib: dict[int, float] = {}
+        for count in (few, large):
+            async with self.place(count) as place, place.ours(1) as operator:
+                seconds = await operator.working()
+                kib[count] = await operator.settled_kib()
+        return {
+            "go.large.seconds_ratio": seconds / (many_s * large / many),
+            "go.large.kib_ratio": (kib[large] - kib[few]) / (large - few) / many_kib,
+        }
+
+
+async def _churned(milo: Milo, operator: _Operator, count: int, rounds: int) -> float:
+    """How many goroutines are left, but for those that multicluster-runtime leaves for each source."""
+    before = await operator.status()
+    path = f"{PROJECTS}/{projects.name(0)}/status"
+    async with milo.access.session() as session:
+        for _ in range(rounds):
+            for ready, live in ("False", count - 1), ("True", count):
+                condition = {
+                    "type": "Ready",
+                    "status": ready,
+                    "reason": "Bench",
+                    "message": "bench",
+                    "lastTransitionTime": "2026-01-01T00:00:00Z",
+                }
+                await call(session, "PATCH", path, {"status": {"conditions": [condition]}}, patch=True)
+                await _until(operator, "live", live)
+    left = [0.0]
+    for _ in range(50):
+        after = await operator.status()
+        of_others = after["mcr_goroutines"] - before["mcr_goroutines"]
+        left.append(after["goroutines"] - before["goroutines"] - of_others)
+        if left[-1] <= 0:
+            break
+        await asyncio.sleep(0.2)
+    return max(0.0, left[-1])
+
+
+async def _until(operator: _Operator, key: str, value: int) -> None:
+    async with asyncio.timeout(_WITHIN_S):
+        while (await operator.status())[key] != value:
+            operator.check()
+            await asyncio.sleep(0.02)

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"go.miloapis.com/discovery/multicluster/internal/apitest"
+)
+
+// kind is one that the operator watches, with the name of its resource.
+type kind struct {
+	schema.GroupVersionKind
+	resource string
+}
+
+var kinds = []kind{
+	{schema.GroupVersionKind{Version: "v1", Kind: "ConfigMap"}, "configmaps"},
+	{schema.GroupVersionKind{Version: "v1", Kind: "Secret"}, "secrets"},
+	{schema.GroupVersionKind{Version: "v1", Kind: "ServiceAccount"}, "serviceaccounts"},
+	{schema.GroupVersionKind{Version: "v1", Kind: "Service"}, "services"},
+	{schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"}, "deployments"},
+}
+
+// serve serves projects with an object of each kind. Project names are those of the benchmark's Milo.
+func serve(ctx context.Context, arguments []string) error {
+	flags := flag.NewFlagSet("serve", flag.ExitOnError)
+	projects := flags.Int("projects", 0, "how many have objects")
+	hanging := flags.Int("hanging", 0, "how many of them never answer, the first ones")
+	latency := flags.Duration("latency", 0, "what each request takes at least")
+	ca := flags.String("ca", "", "the file for the CA's certificate")
+	_ = flags.Parse(arguments) // ExitOnError
+	server := apitest.Start(*latency)
+	defer server.Close()
+	names := make([]string, *projects)
+	for i := range names {
+		names[i] = fmt.Sprintf("project-%06d", i)
+		project := server.Project(names[i])
+		project.SetHanging(i < *hanging)
+		for _, each := range kinds {
+			object := &unstructured.Unstructured{Object: map[string]any{}}
+			object.SetGroupVersionKind(each.GroupVersionKind)
+			object.SetNamespace(metav1.NamespaceDefault)
+			object.SetName("work")
+			project.Apply(each.GroupVersion().WithResource(each.resource), object)
+		}
+	}
+	if err := os.WriteFile(*ca, server.CA(), 0o600); err != nil {
+		return err
+	}
+	fmt.Println("URL", server.URL())
+	go answer(func() any {
+		open, opened := 0, 0
+		for _, name := range names {
+			open += server.Project(name).Watches()
+			for _, each := range kinds {
+				opened += server.Project(name).Count("watch " + each.resource)
+			}
+		}
+		return map[string]int{
+			"requests": server.Requests(), "connections": server.Connections(), "watches": open, "watches_opened": opened,
+		}
+	})
+	<-ctx.Done()
+	return nil
+}

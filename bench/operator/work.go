@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"runtime/pprof"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/go-logr/logr"
+	"github.com/go-logr/logr/funcr"
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	mcbuilder "sigs.k8s.io/multicluster-runtime/pkg/builder"
+	mccontroller "sigs.k8s.io/multicluster-runtime/pkg/controller"
+	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
+	"sigs.k8s.io/multicluster-runtime/pkg/multicluster"
+	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
+
+	discoverymc "go.miloapis.com/discovery/multicluster"
+)
+
+// usualQPS is what operators set for clients of project control planes.
+const usualQPS = 50
+
+type settings struct {
+	address, discovery, url, ca string
+	informers, clusters         int
+	kubeconfigs, verbose        bool
+	registry                    *prometheus.Registry
+}
+
+// work engages clusters, and prints WORKING once it has reconciled an object of each kind in each of them.
+func work(ctx context.Context, arguments []string) error {
+	flags := flag.NewFlagSet("work", flag.ExitOnError)
+	s := settings{registry: prometheus.NewRegistry()}
+	flags.StringVar(&s.address, "address", "", "milo-discoveryd; without it, the provider makes the calls of Milo's")
+	flags.StringVar(&s.discovery, "discovery-kubeconfig", "", "the API server with the projects, for those calls")
+	flags.StringVar(&s.url, "url", "", "the API server of the projects' control planes")
+	flags.StringVar(&s.ca, "ca", "", "its CA's certificate")
+	flags.IntVar(&s.informers, "informers", 0, "how many kinds to watch in each cluster")
+	flags.IntVar(&s.clusters, "clusters", 0, "in how many it is to work")
+	flags.BoolVar(&s.kubeconfigs, "kubeconfigs", false, "with credentials from milo-discoveryd")
+	flags.BoolVar(&s.verbose, "verbose", false, "log to the standard error")
+	_ = flags.Parse(arguments) // ExitOnError
+	ca, err := os.ReadFile(s.ca)
+	if err != nil {
+		return err
+	}
+	ctrl.SetLogger(logger(s.verbose))
+	projects := &rest.Config{
+		Host: s.url, TLSClientConfig: rest.TLSClientConfig{CAData: ca}, BearerToken: "bench", QPS: usualQPS, Burst: 2 * usualQPS,
+	}
+	provider, start, err := s.provider(projects)
+	if err != nil {
+		return err
+	}
+	// Its own cluster is never asked for anything.
+	mgr, err := mcmanager.New(projects, provider, manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}})
+	if err != nil {
+		return err
+	}
+	done := &progress{registry: s.registry, missing: s.clusters * max(s.informers, 1), seen: map[string]struct{}{}}
+	if err := mgr.Add(done); err != nil {
+		return err
+	}
+	for _, each := range kinds[:s.informers] {
+		if err := done.watch(mgr, each); err != nil {
+			return err
+		}
+	}
+	if s.informers == 0 {
+		done.engaged = true
+	}
+	if start != nil {
+		if err := start(mgr); err != nil {
+			return err
+		}
+	}
+	go answer(done.status)
+	return mgr.Start(ctx)
+}
+
+// provider returns a provider, and what has to be started with the manager, if anything.
+func (s settings) provider(projects *rest.Config) (multicluster.Provider, func(mcmanager.Manager) error, error) {
+	if s.address == "" {
+		config, err := clientcmd.BuildConfigFromFlags("", s.discovery)
+		if err != nil {
+			return nil, nil, err
+		}
+		calls, err := newCalls(config, projects)
+		return calls, calls.start, err
+	}
+	options := discoverymc.Options{Address: s.address, Registerer: s.registry}
+	if s.kubeconfigs {
+		options.Kubeconfigs = true
+	} else {
+		options.ProjectRestConfig = projects
+	}
+	provider, err := discoverymc.New(options)
+	return provider, nil, err
+}
+
+// progress counts in how many clusters the operator works.
+type progress struct {
+	engaged  bool // that a cluster is engaged is all that is waited for
+	registry *prometheus.Registry
+	calls    atomic.Int64
+	live     atomic.Int64
+
+	mu      sync.Mutex
+	seen    map[string]struct{}
+	missing int
+}
+
+func (p *progress) Start(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+func (p *progress) Engage(ctx context.Context, name multicluster.ClusterName, _ cluster.Cluster) error {
+	p.calls.Add(1)
+	p.live.Add(1)
+	context.AfterFunc(ctx, func() { p.live.Add(-1) })
+	if p.engaged {
+		p.note(name.String())
+	}
+	return nil
+}
+
+func (p *progress) note(what string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, ok := p.seen[what]; ok {
+		return
+	}
+	p.seen[what] = struct{}{}
+	if p.missing--; p.missing == 0 {
+		fmt.Println("WORKING")
+	}
+}
+
+func (p *progress) watch(mgr mcmanager.Manager, each kind) error {
+	made, err := scheme.Scheme.New(each.GroupVersionKind)
+	if err != nil {
+		return err
+	}
+	object, ok := made.(client.Object)
+	if !ok {
+		return errors.New("not an object")
+	}
+	skip := true
+	return mcbuilder.ControllerManagedBy(mgr).Named(each.resource).For(object).
+		WithOptions(mccontroller.Options{SkipNameValidation: &skip}).
+		Complete(mcreconcile.Func(func(_ context.Context, request mcreconcile.Request) (reconcile.Result, error) {
+			p.note(request.ClusterName.String() + " " + each.resource)
+			return reconcile.Result{}, nil
+		}))
+}
+
+// status is taken after what is free was given back to the system, so that the memory can be compared.
+func (p *progress) status() any {
+	debug.FreeOSMemory()
+	var text strings.Builder
+	_ = pprof.Lookup("goroutine").WriteTo(&text, 2)
+	left := 0
+	for _, stack := range strings.Split(text.String(), "\n\n") {
+		if strings.Contains(stack, "created by sigs.k8s.io/multicluster-runtime/pkg/controller.(*mcController[...].func") ||
+			strings.Contains(stack, "startWithinContext") {
+			left++
+		}
+	}
+	return map[string]int{
+		"goroutines": runtime.NumGoroutine(), "mcr_goroutines": left, "engage_calls": int(p.calls.Load()), "live": int(p.live.Load()),
+		"snapshots": p.snapshots(),
+	}
+}
+
+// snapshots is how often the provider began with a snapshot.
+func (p *progress) snapshots() int {
+	families, err := p.registry.Gather()
+	if err != nil {
+		panic(err) // of metrics that this process made
+	}
+	for _, family := range families {
+		if family.GetName() == "milo_discovery_client_snapshots_total" {
+			return int(family.GetMetric()[0].GetCounter().GetValue())
+		}
+	}
+	return 0
+}
+
+func logger(verbose bool) logr.Logger {
+	if !verbose {
+		return logr.Discard()
+	}
+	return funcr.New(func(prefix, args string) { fmt.Fprintln(os.Stderr, prefix, args) }, funcr.Options{LogTimestamp: true})
+}

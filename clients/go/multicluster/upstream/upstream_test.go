@@ -1,0 +1,266 @@
+// Package upstream has reproductions of defects in multicluster-runtime. Its tests pass as long as the defects exist: see
+// docs/upstream.md.
+package upstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/pprof"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/leaderelection/resourcelock"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	"sigs.k8s.io/controller-runtime/pkg/log"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	mcbuilder "sigs.k8s.io/multicluster-runtime/pkg/builder"
+	"sigs.k8s.io/multicluster-runtime/pkg/clusters"
+	mccontroller "sigs.k8s.io/multicluster-runtime/pkg/controller"
+	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
+	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
+	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
+	nop "sigs.k8s.io/multicluster-runtime/providers/nop"
+
+	"go.miloapis.com/discovery/multicluster/internal/apitest"
+)
+
+const syncPoll = 100 * time.Millisecond // of client-go
+
+func config(api *apitest.Server, project string) *rest.Config {
+	return &rest.Config{Host: api.Endpoint(project), TLSClientConfig: rest.TLSClientConfig{CAData: api.CA()}}
+}
+
+// started returns a manager whose provider has no clusters of its own, which watches ConfigMaps, and what its Start returns.
+func started(t *testing.T, api *apitest.Server, change func(*manager.Options)) (mcmanager.Manager, <-chan error) {
+	t.Helper()
+	log.SetLogger(logr.Discard())
+	options := manager.Options{Metrics: metricsserver.Options{BindAddress: "0"}}
+	if change != nil {
+		change(&options)
+	}
+	mgr, err := mcmanager.New(config(api, "local"), nop.New(), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	skip := true
+	err = mcbuilder.ControllerManagedBy(mgr).Named("upstream").For(&corev1.ConfigMap{}).
+		WithOptions(mccontroller.Options{SkipNameValidation: &skip}).
+		Complete(mcreconcile.Func(func(context.Context, mcreconcile.Request) (reconcile.Result, error) {
+			return reconcile.Result{}, nil
+		}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- mgr.Start(ctx) }()
+	t.Cleanup(cancel)
+	return mgr, ended
+}
+
+// running returns a cluster that is started until ctx ends.
+func running(ctx context.Context, t *testing.T, api *apitest.Server, project string) cluster.Cluster {
+	t.Helper()
+	cl, err := cluster.New(config(api, project))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = cl.Start(ctx) }()
+	if !cl.GetCache().WaitForCacheSync(ctx) {
+		t.Fatal("the cache did not start")
+	}
+	return cl
+}
+
+func TestEngageWaitsForEachInformer(t *testing.T) {
+	api := apitest.Start(0)
+	t.Cleanup(api.Close)
+	mgr, _ := started(t, api, nil)
+	<-mgr.Elected()
+	const count = 5
+	var engaging sync.WaitGroup
+	ctx := t.Context()
+	of := make([]cluster.Cluster, count)
+	for i := range of {
+		of[i] = running(ctx, t, api, fmt.Sprintf("project-%d", i))
+	}
+	began := time.Now()
+	for i, cl := range of {
+		engaging.Add(1)
+		go func() {
+			defer engaging.Done()
+			if err := mgr.Engage(ctx, mc.ClusterName(fmt.Sprint(i)), cl); err != nil {
+				t.Error(err)
+			}
+		}()
+	}
+	engaging.Wait()
+	took := time.Since(began)
+	t.Logf("%d clusters with one informer each, engaged concurrently: %v", count, took)
+	if took < count*syncPoll {
+		t.Errorf("it took %v: the defect is gone", took)
+	}
+}
+
+func TestEngageOfASilentClusterBlocksOthers(t *testing.T) {
+	api := apitest.Start(0)
+	t.Cleanup(api.Close)
+	api.Project("silent").Forbid("configmaps")
+	mgr, _ := started(t, api, nil)
+	<-mgr.Elected()
+	silent, giveUp := context.WithCancel(t.Context())
+	stuck, other := running(silent, t, api, "silent"), running(t.Context(), t, api, "other")
+	go func() { _ = mgr.Engage(silent, "silent", stuck) }()
+	for api.Project("silent").Count("forbidden configmaps") == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	engaged := make(chan error, 1)
+	go func() { engaged <- mgr.Engage(t.Context(), "other", other) }()
+	select {
+	case <-engaged:
+		t.Fatal("the other one is engaged: the defect is gone")
+	case <-time.After(10 * syncPoll):
+	}
+	giveUp()
+	if err := <-engaged; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestEachEngagementLeavesAGoroutine(t *testing.T) {
+	api := apitest.Start(0)
+	t.Cleanup(api.Close)
+	mgr, _ := started(t, api, nil)
+	<-mgr.Elected()
+	const rounds = 10
+	before := left()
+	for range rounds {
+		ctx, cancel := context.WithCancel(t.Context())
+		if err := mgr.Engage(ctx, "project", running(ctx, t, api, "project")); err != nil {
+			t.Fatal(err)
+		}
+		cancel()
+	}
+	if got := left() - before; got < rounds {
+		t.Errorf("%d are left of %d engagements: the defect is gone", got, rounds)
+	}
+}
+
+// left counts goroutines that startWithinContext started.
+func left() (count int) {
+	var text strings.Builder
+	_ = pprof.Lookup("goroutine").WriteTo(&text, 2)
+	for _, stack := range strings.Split(text.String(), "\n\n") {
+		if strings.Contains(stack, "created by sigs.k8s.io/multicluster-runtime/pkg/controller.(*mcController[...].func") ||
+			strings.Contains(stack, "startWithinContext") {
+			count++
+		}
+	}
+	return count
+}
+
+// heldLock is a lock of somebody else until it is freed.
+type heldLock struct {
+	resourcelock.Interface
+	mu     sync.Mutex
+	holder string
+}
+
+func (l *heldLock) Get(context.Context) (*resourcelock.LeaderElectionRecord, []byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return &resourcelock.LeaderElectionRecord{HolderIdentity: l.holder, LeaseDurationSeconds: 3600}, []byte(l.holder), nil
+}
+
+func (l *heldLock) Update(_ context.Context, record resourcelock.LeaderElectionRecord) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.holder = record.HolderIdentity
+	return nil
+}
+
+func (l *heldLock) RecordEvent(string) {}
+func (l *heldLock) Identity() string   { return "us" }
+func (l *heldLock) Describe() string   { return "in memory" }
+
+func TestElectionAfterADisengagementEndsTheManager(t *testing.T) {
+	api := apitest.Start(0)
+	t.Cleanup(api.Close)
+	held := &heldLock{holder: "somebody else"}
+	lease, renew, retry := 3*time.Second, 2*time.Second, 20*time.Millisecond
+	mgr, ended := started(t, api, func(o *manager.Options) {
+		o.LeaderElection, o.LeaderElectionResourceLockInterface = true, held
+		o.LeaseDuration, o.RenewDeadline, o.RetryPeriod = &lease, &renew, &retry
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	if err := mgr.Engage(ctx, "project", running(ctx, t, api, "project")); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	held.mu.Lock()
+	held.holder = ""
+	held.mu.Unlock()
+	select {
+	case err := <-ended:
+		t.Logf("the manager ended: %v", err)
+		if err == nil {
+			t.Error("without an error: the defect is another one")
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the manager runs: the defect is gone")
+	}
+}
+
+// duringAdd calls hook while clusters.Clusters waits for the cache, after it has registered the cluster.
+type duringAdd struct {
+	cluster.Cluster
+	hook func()
+}
+
+type hookedCache struct {
+	cache.Cache
+	hook func()
+}
+
+func (d duringAdd) GetCache() cache.Cache { return hookedCache{d.Cluster.GetCache(), d.hook} }
+
+func (c hookedCache) WaitForCacheSync(ctx context.Context) bool {
+	synced := c.Cache.WaitForCacheSync(ctx)
+	c.hook()
+	return synced
+}
+
+func TestAnIndexDuringAddLosesTheCluster(t *testing.T) {
+	log.SetLogger(logr.Discard())
+	api := apitest.Start(0)
+	t.Cleanup(api.Close)
+	cl, err := cluster.New(config(api, "project"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := clusters.New[cluster.Cluster]()
+	index := func() {
+		err := all.IndexField(t.Context(), &corev1.ConfigMap{}, "type", func(client.Object) []string { return nil })
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	err = all.Add(t.Context(), "project", duringAdd{cl, index}, nil)
+	t.Logf("Add: %v", err)
+	if err == nil {
+		t.Fatal("it was added: the defect is gone")
+	}
+	if _, err := all.Get(t.Context(), "project"); !errors.Is(err, mc.ErrClusterNotFound) {
+		t.Errorf("Get: %v", err)
+	}
+}
