@@ -13,6 +13,7 @@ from rich.console import Console
 from bench import bars, report
 from bench.measures import (
     abuse,
+    api_clients,
     churn,
     commands,
     fanout,
@@ -40,6 +41,7 @@ Measure = Callable[[Setting], Awaitable[Samples]]
 MEASURES: dict[str, Measure] = {
     "startup": commands.startup,
     "cli": commands.listing,
+    "api_clients": api_clients.measure,
     "parts": parts.measure,
     "kept": kept.measure,
     "small": small.measure,

@@ -1,4 +1,4 @@
-"""Kubeconfigs as the daemon writes them, and an API server that they open."""
+"""Kubeconfigs as the daemon writes them, and an API server that accepts them."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def issued(
 
 
 class ControlPlane:
-    """Lists no namespaces, over TLS, and remembers with which credentials it was asked to."""
+    """An API server over TLS without namespaces. It records the credentials of each request."""
 
     def __init__(self, authority: trustme.CA) -> None:
         self.authority = authority
@@ -87,6 +87,9 @@ class ControlPlane:
         self.certificates: list[str] = []
         self.refused: set[str] = set()
         """Values of the header that are answered by 401."""
+        self.connections = 0
+        self.barrier: threading.Barrier | None = None
+        """Requests are answered when this many have arrived."""
 
     def kubeconfig(self, **user: str) -> bytes:
         return text(self.url, authorities=self.authority.cert_pem.bytes(), tls_server_name="alpha.test", **user)
@@ -110,8 +113,14 @@ def control_plane() -> Iterator[ControlPlane]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
+        def setup(self) -> None:
+            super().setup()
+            plane.connections += 1
+
         def do_GET(self) -> None:
             assert isinstance(self.connection, ssl.SSLSocket)
+            if plane.barrier is not None:
+                plane.barrier.wait()
             status, body = plane.answer(self.headers["Authorization"], self.connection.getpeercert())
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
@@ -122,11 +131,14 @@ def control_plane() -> Iterator[ControlPlane]:
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002  (so the base class has it)
             pass
 
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 256
+
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     plane.authority.issue_cert("alpha.test").configure_cert(context)
     plane.authority.configure_trust(context)
     context.verify_mode = ssl.CERT_OPTIONAL
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with Server(("127.0.0.1", 0), Handler) as server:
         server.socket = context.wrap_socket(server.socket, server_side=True)
         serving = threading.Thread(target=lambda: server.serve_forever(0.01))
         serving.start()

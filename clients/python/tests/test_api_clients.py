@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
+import ssl
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import aiohttp
@@ -32,6 +35,7 @@ from milo_discovery._credential_cache import CachedCredential
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery._kubernetes_aio import request_timeout
+from milo_discovery._shared_transports import SharedTransports, transport_key
 
 from .kubeconfigs import ControlPlane, control_plane, issued, message
 from .messages import cluster, engaged, following, renewed, snapshot
@@ -280,3 +284,54 @@ def certificate(plane: ControlPlane, name: str) -> dict[str, str]:
         "client_certificate_data": base64.b64encode(chain).decode(),
         "client_key_data": base64.b64encode(made.private_key_pem.bytes()).decode(),
     }
+
+
+class TestSharedTransports:
+    async def test_clients_of_one_host_share_connections_and_one_ssl_context(self, client, daemon, plane, monkeypatch):
+        contexts: list[ssl.SSLContext] = []
+        create = ssl.create_default_context
+        monkeypatch.setattr(ssl, "create_default_context", lambda *a, **k: contexts.append(c := create(*a, **k)) or c)
+        daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token=f"t-{n}")) for n in range(6)]
+        async with AsyncExitStack() as stack:
+            apis = [await stack.enter_async_context(client.api_client(f"c{n}")) for n in range(3)]
+            for api in apis:
+                await AioCoreV1Api(api).list_namespace()
+            blocking = [await stack.enter_async_context(client.sync_api_client(f"c{n}")) for n in range(3)]
+            for each in blocking:
+                await asyncio.to_thread(CoreV1Api(each).list_namespace)
+        assert len(contexts) == 2, "one for each kind of client"
+        assert plane.connections == 2
+        assert plane.asked_with == [f"Bearer t-{n}" for n in range(6)]
+
+    async def test_closed_client_leaves_the_others_connected(self, client, daemon, plane):
+        daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token=f"t-{n}")) for n in range(4)]
+        async with client.api_client("a") as first, client.sync_api_client("a") as first_blocking:
+            async with client.api_client("b") as second, client.sync_api_client("b") as second_blocking:
+                await AioCoreV1Api(second).list_namespace()
+                await asyncio.to_thread(CoreV1Api(second_blocking).list_namespace)
+            await AioCoreV1Api(first).list_namespace()
+            await asyncio.to_thread(CoreV1Api(first_blocking).list_namespace)
+        assert plane.connections == 2
+
+    async def test_many_requests_at_once_do_not_wait_for_connections(self, client, daemon, plane):
+        daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t"))]
+        plane.barrier = threading.Barrier(120)  # answered only when all of them have arrived
+        async with client.api_client("a") as api:
+            await asyncio.gather(*(AioCoreV1Api(api).list_namespace() for _ in range(120)))
+
+    def test_transport_is_shared_by_trust_root_certificate_and_proxy(self):
+        token = KubeconfigAccess(server="https://a", authorities="A", token="1")
+        certificate = replace(token, token=None, certificate="c", key="k")
+        same = [token, replace(token, token="2"), replace(token, server="https://b")]
+        assert len({transport_key(each, None) for each in same}) == 1
+        others = [replace(token, authorities=None), replace(token, tls_server_name="n"), certificate]
+        keys = {*(transport_key(each, None) for each in [token, *others]), transport_key(token, "http://proxy")}
+        assert len(keys) == 5
+
+    def test_transport_is_returned_for_closing_by_its_last_user(self):
+        transports: SharedTransports[object] = SharedTransports()
+        first, second = transports.acquire("k", object), transports.acquire("k", object)
+        assert first is second
+        assert transports.release("k") is None
+        assert transports.release("k") is first
+        assert transports.acquire("k", object) is not first

@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import Any
 
+import urllib3
 from kubernetes.client import ApiClient, Configuration
+from kubernetes.client.rest import RESTClientObject
 
 from milo_discovery._connection_credential import BEARER, ConnectionCredential
 from milo_discovery._credential_renewal import BlockingAccess
+from milo_discovery._kubeconfig_access import KubeconfigAccess
 
 _UNAUTHORIZED = 401
+_MAX_IDLE_CONNECTIONS = 256
+
+
+def create_pool(access: KubeconfigAccess, certificate: str | None, proxy: str | None) -> urllib3.PoolManager:
+    """Create the connection pools for the API clients of one trust root, with one SSL context.
+
+    urllib3 by itself makes a context for each connection.
+    """
+    context = ssl.create_default_context(cadata=access.authorities)
+    if certificate is not None:
+        context.load_cert_chain(certificate)
+    configuration = Configuration(host=access.server, tls_server_name=access.tls_server_name)
+    configuration.proxy = proxy
+    pool: urllib3.PoolManager = RESTClientObject(configuration).pool_manager
+    for name in ("ca_certs", "ca_cert_data", "cert_file", "key_file"):
+        pool.connection_pool_kw.pop(name, None)
+    # Idle connections kept per host. urllib3 warns of each one that it discards.
+    pool.connection_pool_kw |= {"ssl_context": context, "maxsize": _MAX_IDLE_CONNECTIONS}
+    return pool
+
+
+class _SharedRestClient(RESTClientObject):
+    """Sends requests through a shared pool, which stays open when the client is closed."""
+
+    def __init__(self, configuration: Configuration, pool: urllib3.PoolManager) -> None:
+        super().__init__(configuration)
+        self.pool_manager = pool
+
+    def close(self) -> None:
+        pass
 
 
 class RenewingApiClient(ApiClient):
     """Uses the newest credential for each request, and retries once with a newer one after a 401."""
 
     def __init__(
-        self, renewer: BlockingAccess, credential: ConnectionCredential, certificate: str | None, proxy: str | None
+        self,
+        renewer: BlockingAccess,
+        credential: ConnectionCredential,
+        pool: urllib3.PoolManager,
+        certificate: str | None,
+        proxy: str | None,
     ) -> None:
         access = credential.made_with.access
         configuration = Configuration(
@@ -40,6 +79,7 @@ class RenewingApiClient(ApiClient):
         configuration.api_key = {} if header is None else {BEARER: header}
         configuration.refresh_api_key_hook = refresh  # type: ignore[assignment]  # typed by its default value
         super().__init__(configuration)
+        self.rest_client = _SharedRestClient(configuration, pool)
         self.user_agent = "milo-discovery-client"
         self._renewer = renewer
         self._credential = credential

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import grpc
 
-from milo_discovery import _api_clients, _calls
+from milo_discovery import _calls
+from milo_discovery._api_clients import AsyncApiClients
 from milo_discovery._backoff import BackoffPolicy
 from milo_discovery._calls import ResultT, UnaryCall, UnaryRequest
 from milo_discovery._channel import open_aio_channel
@@ -56,6 +57,8 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
             connect=connect,
             open_channel=open_aio_channel,
         )
+        self.api_clients = AsyncApiClients(self._run)
+        """Opens API clients. For this package."""
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
@@ -87,15 +90,15 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
 
     async def list(self, **options: Unpack[FilterOptions]) -> Listing:
         """Return the engaged clusters, ordered by name. Unavailable until the daemon is synced."""
-        return await self.run_call(_calls.list_clusters(options))
+        return await self._run(_calls.list_clusters(options))
 
     async def get(self, name: str) -> ClusterReport:
         """Return what the daemon knows of a name, engaged or not. ClusterNotFound if it has never seen the name."""
-        return await self.run_call(_calls.get_cluster(name))
+        return await self._run(_calls.get_cluster(name))
 
     async def server_info(self) -> ServerInfo:
         """Return the daemon's version, state and limits."""
-        return await self.run_call(_calls.get_server_info())
+        return await self._run(_calls.get_server_info())
 
     async def issue_kubeconfig(
         self,
@@ -106,7 +109,7 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
         incarnation: str = "",
     ) -> Kubeconfig:
         """Issue a short-lived kubeconfig for an engaged cluster; with `incarnation`, only for that incarnation."""
-        return await self.run_call(
+        return await self._run(
             _calls.issue_kubeconfig(name, ttl=ttl, kubeconfig_format=kubeconfig_format, incarnation=incarnation)
         )
 
@@ -117,16 +120,15 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
 
         Given a Cluster rather than a name, it never works in a later cluster of the same name.
         """
-        return _api_clients.aio_client(self.run_call, lambda: cluster, ttl=ttl, proxy=proxy)
+        return self.api_clients.open_aio(lambda: cluster, ttl=ttl, proxy=proxy)
 
     def sync_api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
     ) -> AbstractAsyncContextManager[ApiClient]:
         """Return an async context manager like `api_client`, for a blocking `kubernetes` client used in threads."""
-        return _api_clients.blocking_client_on_a_loop(self.run_call, lambda: cluster, ttl=ttl, proxy=proxy)
+        return self.api_clients.open_blocking(lambda: cluster, ttl=ttl, proxy=proxy)
 
-    async def run_call(self, call: UnaryCall[ResultT]) -> ResultT:
-        """Run a call of `_calls`. For this package."""
+    async def _run(self, call: UnaryCall[ResultT]) -> ResultT:
         try:
             request = next(call)
             while True:

@@ -6,8 +6,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from milo_discovery import _api_clients
-from milo_discovery._api_clients import RunCall
+from milo_discovery._api_clients import AsyncApiClients
 from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._session import cluster_content
 from milo_discovery.errors import ClusterNotFound
@@ -21,12 +20,12 @@ if TYPE_CHECKING:
 class EngagedCluster:
     """One engagement of a cluster. It is the same object from ENGAGED to DISENGAGED, and follows updates."""
 
-    def __init__(self, cluster: Cluster, kubeconfig: Kubeconfig | None, run: RunCall) -> None:
+    def __init__(self, cluster: Cluster, kubeconfig: Kubeconfig | None, api_clients: AsyncApiClients) -> None:
         self.name = cluster.name
         self.uid = cluster.uid
         self._current = cluster
         self._kubeconfig = kubeconfig
-        self._run = run
+        self._api_clients = api_clients
         self._engaged = True
         self._signal = ChangeSignal()
 
@@ -74,16 +73,14 @@ class EngagedCluster:
 
         With `include_kubeconfigs` the stream delivers them; otherwise the daemon is asked when one is due.
         """
-        return _api_clients.aio_client(
-            self._run, lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy
-        )
+        return self._api_clients.open_aio(lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy)
 
     def sync_api_client(
         self, *, ttl: timedelta | None = None, proxy: str | None = None
     ) -> AbstractAsyncContextManager[ApiClient]:
         """Return an async context manager like `api_client`, for a blocking `kubernetes` client used in threads."""
-        return _api_clients.blocking_client_on_a_loop(
-            self._run, lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy
+        return self._api_clients.open_blocking(
+            lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy
         )
 
     def refresh(self, cluster: Cluster, kubeconfig: Kubeconfig | None = None) -> None:

@@ -140,7 +140,7 @@ class Fleet:
     def _apply(self, item: Event | StreamNotice, tasks: asyncio.TaskGroup) -> None:
         match item:
             case Event(type=EventType.ENGAGED):
-                self._engage(EngagedCluster(item.cluster, item.kubeconfig, self._client.run_call), tasks)
+                self._engage(EngagedCluster(item.cluster, item.kubeconfig, self._client.api_clients), tasks)
             case Event(type=EventType.DISENGAGED):
                 self._disengage(item.cluster.name)
             case Event():

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 
 import grpc
 
-from milo_discovery import _api_clients, _calls
+from milo_discovery import _calls
+from milo_discovery._api_clients import ThreadApiClients
 from milo_discovery._backoff import BackoffPolicy
 from milo_discovery._calls import ResultT, UnaryCall, UnaryRequest
 from milo_discovery._channel import open_channel
@@ -52,6 +53,7 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
             connect=connect,
             open_channel=open_channel,
         )
+        self._api_clients = ThreadApiClients(self._run)
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +111,7 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
 
         Given a Cluster rather than a name, it never works in a later cluster of the same name.
         """
-        return _api_clients.blocking_client(self._run, cluster, ttl=ttl, proxy=proxy)
+        return self._api_clients.open(cluster, ttl=ttl, proxy=proxy)
 
     def _run(self, call: UnaryCall[ResultT]) -> ResultT:
         try:
