@@ -1,9 +1,9 @@
-// The fleet as this process knows it. Batches go in, and what is news comes out: no matter how often the connection or the
-// daemon was lost on the way, a cluster is ENGAGED once and DISENGAGED once.
+// The view of the fleet. It turns batches into events: across broken connections and daemon restarts, each cluster is
+// ENGAGED once and DISENGAGED once.
 import { isDeepStrictEqual } from "node:util";
 
-// What a restarted daemon tells anew about a cluster that is the same as ever.
-const seen = ({ engaged_at, incarnation, source_resource_version, connectivity, ...cluster }) => ({
+// The cluster without the fields that a restarted daemon assigns again.
+const content = ({ engaged_at, incarnation, source_resource_version, connectivity, ...cluster }) => ({
   ...cluster,
   connectivity: connectivity && { state: connectivity.state, message: connectivity.message },
 });
@@ -11,9 +11,9 @@ const seen = ({ engaged_at, incarnation, source_resource_version, connectivity, 
 export class Fleet {
   clusters = new Map();
   revision = ""; // where to resume
-  #snapshot = null; // a complete view that is still coming in
+  #snapshot = null; // a snapshot that is still arriving
 
-  // A stream begins: what an earlier one left half-told does not count.
+  // Begin a stream, dropping an incomplete snapshot. Returns the revision to resume from.
   open() {
     this.#snapshot = null;
     return this.revision;
@@ -37,7 +37,7 @@ export class Fleet {
         yield event;
       }
     }
-    // The point to come back to is behind a whole batch, and never inside a snapshot.
+    // Resume after complete batches only, and never within a snapshot.
     if (batch.synced) this.revision = batch.revision;
   }
 
@@ -51,7 +51,7 @@ export class Fleet {
     for (const [name, cluster] of snapshot) {
       const before = this.clusters.get(name);
       if (before?.uid !== cluster.uid) yield { type: "TYPE_ENGAGED", cluster };
-      else if (!isDeepStrictEqual(seen(before), seen(cluster))) yield { type: "TYPE_UPDATED", cluster };
+      else if (!isDeepStrictEqual(content(before), content(cluster))) yield { type: "TYPE_UPDATED", cluster };
     }
   }
 }

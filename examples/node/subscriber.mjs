@@ -11,7 +11,7 @@ const ADDRESS = process.env.MILO_DISCOVERY_ADDRESS || "unix:///run/milo-discover
 const HEARTBEAT_S = Number(process.env.HEARTBEAT_S || 10);
 const BACKOFF_MS = { first: 200, longest: 10_000 };
 const { INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED, FAILED_PRECONDITION } = grpc.status;
-const HOPELESS = new Set([INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED, FAILED_PRECONDITION]);
+const PERMANENT = new Set([INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED, FAILED_PRECONDITION]);
 
 // A copy of this folder needs a copy of the proto file, and its path here.
 const PROTO = fileURLToPath(new URL("../../proto", import.meta.url));
@@ -31,13 +31,13 @@ function print({ type, cluster, reason, message }) {
   console.log([short(type).padEnd(10), cluster.name, ...why].filter(Boolean).join("  "));
 }
 
-// One stream, until it breaks: it always ends by throwing.
-async function follow(client, fleet, onBatch) {
+// Read one stream until it breaks, which always throws.
+async function readStream(client, fleet, onBatch) {
   const stream = client.WatchClusters({
     resume_revision: fleet.open(),
     heartbeat_interval: { seconds: HEARTBEAT_S },
   });
-  // A quiet daemon says so in every interval. When three went by, nobody is there.
+  // The daemon sends a heartbeat in every interval. After three missed ones the connection is dead.
   let silent = false;
   const watchdog = setTimeout(() => {
     silent = true;
@@ -60,16 +60,16 @@ async function follow(client, fleet, onBatch) {
 
 const client = new DiscoveryService(ADDRESS, grpc.credentials.createInsecure(), {
   "grpc.initial_reconnect_backoff_ms": 100,
-  "grpc.max_reconnect_backoff_ms": 1000, // the daemon is next door: be there soon after it is
+  "grpc.max_reconnect_backoff_ms": 1000, // the daemon is local: reconnect soon after it is back
   "grpc.enable_http_proxy": 0,
 });
 const fleet = new Fleet();
 let pause = BACKOFF_MS.first;
 for (;;) {
   try {
-    await follow(client, fleet, () => (pause = BACKOFF_MS.first));
+    await readStream(client, fleet, () => (pause = BACKOFF_MS.first));
   } catch (error) {
-    if (HOPELESS.has(error.code)) {
+    if (PERMANENT.has(error.code)) {
       console.error(`refused: ${error.message}`);
       process.exit(1);
     }

@@ -1,9 +1,9 @@
-"""A small operator: keeps a ConfigMap named `welcome` in every engaged project.
+"""A small operator that keeps a ConfigMap named `welcome` in every engaged project.
 
     KUBECONFIG=... MILO_DISCOVERY_ADDRESS=unix:///... python operator_greeter.py
 
-The daemon says which projects there are and where their API servers answer. Who the operator is there, it knows itself:
-one identity opens every project, here the one in KUBECONFIG.
+The daemon reports the projects and the endpoints of their API servers. The operator authenticates with an identity of
+its own that is valid in every project, here the one in KUBECONFIG.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import base64
 import logging
 import os
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -25,7 +26,7 @@ NAME = "welcome"
 
 
 class Identity:
-    """Who the operator is to every API server, and whose word for theirs it takes."""
+    """The operator's credential, and the CA that verifies the API servers."""
 
     def __init__(self, kubeconfig: Path) -> None:
         config = yaml.safe_load(kubeconfig.read_text())
@@ -35,13 +36,13 @@ class Identity:
 
     @property
     def headers(self) -> dict[str, str]:
-        # Read each time: whoever renews the token replaces the file.
+        # Read for each request, because the file is replaced when the token is renewed.
         token = self._user.get("token") or Path(self._user["tokenFile"]).read_text().strip()
         return {"Authorization": f"Bearer {token}"}
 
 
 class Greeter:
-    """What there is to do in one project. Doing it twice changes nothing."""
+    """The work in one project. It is idempotent."""
 
     def __init__(self, http: aiohttp.ClientSession, identity: Identity) -> None:
         self._http = http
@@ -49,7 +50,7 @@ class Greeter:
 
     async def reconcile(self, project: Cluster) -> None:
         if project.suspended:
-            return  # it answers reads and refuses writes, until it is an update that it isn't suspended any more
+            return  # it refuses writes; an update follows when it is resumed
         if project.deletion_requested_at is not None:
             await self._delete(project)
             log.info("%s: farewell", project.name)
@@ -83,8 +84,7 @@ async def main() -> None:
         greeter = Greeter(http, identity)
         fleet = Fleet(client)
 
-        # Called once for each engaged project, and cancelled when it is disengaged. What it raises is logged, and it is
-        # called again after a while.
+        # Called for each engaged project, cancelled at disengagement, and restarted after a backoff if it raises.
         @fleet.on_engage
         async def greet(cluster: EngagedCluster) -> None:
             project = cluster.current
@@ -96,4 +96,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with suppress(KeyboardInterrupt):
+        asyncio.run(main())

@@ -1,9 +1,10 @@
-"""The README's examples are programs that work."""
+"""The README's samples run as printed."""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,15 +30,20 @@ FOLLOW, FLEET, OPERATOR, BLOCKING, TEST = re.findall(r"```python\n(.*?)```", REA
 def test_readme_example_prints_what_happens(milo_sandbox: MiloSandbox, program: str, first_line: str):
     milo_sandbox.create_project("alpha", labels={"env": "prod"})
     environment = {**os.environ, "MILO_DISCOVERY_ADDRESS": milo_sandbox.address}
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe, env=environment) as process:
         try:
             assert process.stdout is not None
             assert process.stdout.readline().decode().startswith(first_line)
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=60)
+            assert (process.returncode, err.decode()) == (0, "")
         finally:
             process.kill()
 
 
-async def test_readme_pytest_sample_passes(milo_sandbox: MiloSandbox):
-    names: dict[str, object] = {}
-    exec(compile(TEST, str(README), "exec"), names)
-    await names["test_my_operator"](milo_sandbox)
+def test_readme_pytest_sample_passes(tmp_path: Path):
+    (tmp_path / "test_sample.py").write_text(TEST)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    outcome = subprocess.run([*command, "test_sample.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "1 passed" in outcome.stdout, outcome.stdout

@@ -5,14 +5,14 @@ Discovery of Milo project control planes, for operators in any language.
 
 Read this file alone and you can write a client. In short:
 
- 1. Open WatchClusters. The first batches are the whole current fleet, every cluster as one
+ 1. Open WatchClusters. The first batches are a snapshot of the fleet, every cluster as one
     ENGAGED event. `synced` turns true with the batch that completes it.
  2. Go on reading: each further batch holds what changed since.
  3. When the stream breaks, for whatever reason, open it again with the last `revision` you
     received. It goes on from there, or starts over and says so (`reset`).
 
 The daemon never reports a cluster as gone because something failed. A lost Milo API, a restarted
-daemon, a broken connection: none of them disengages anybody. See SourceStatus.
+daemon, a broken connection: none of them disengages a cluster. See SourceStatus.
 """
 
 from collections import abc as _abc
@@ -50,7 +50,7 @@ class _DisengageReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Disen
     DISENGAGE_REASON_LABELS_CHANGED: _DisengageReason.ValueType  # 4
     """It left the daemon's selector, or the subscriber's filter."""
     DISENGAGE_REASON_UNREACHABLE: _DisengageReason.ValueType  # 5
-    """Its control plane could not be reached for as long as the daemon's configuration tolerates."""
+    """Its control plane was unreachable for longer than the daemon's configuration allows."""
     DISENGAGE_REASON_REVOKED: _DisengageReason.ValueType  # 6
     """The subscriber's rights no longer cover it."""
     DISENGAGE_REASON_MOVED: _DisengageReason.ValueType  # 7
@@ -72,7 +72,7 @@ DISENGAGE_REASON_REPLACED: DisengageReason.ValueType  # 3
 DISENGAGE_REASON_LABELS_CHANGED: DisengageReason.ValueType  # 4
 """It left the daemon's selector, or the subscriber's filter."""
 DISENGAGE_REASON_UNREACHABLE: DisengageReason.ValueType  # 5
-"""Its control plane could not be reached for as long as the daemon's configuration tolerates."""
+"""Its control plane was unreachable for longer than the daemon's configuration allows."""
 DISENGAGE_REASON_REVOKED: DisengageReason.ValueType  # 6
 """The subscriber's rights no longer cover it."""
 DISENGAGE_REASON_MOVED: DisengageReason.ValueType  # 7
@@ -122,7 +122,7 @@ class WatchClustersRequest(_message.Message):
     snapshot that was cut) is answered by a snapshot with `reset = true`, never by an error.
     """
     include_kubeconfigs: _builtins.bool
-    """Send a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it runs out."""
+    """Send a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it expires."""
     @_builtins.property
     def filter(self) -> Global___ClusterFilter:
         """Which clusters to stream. Empty: all of them. A cluster that leaves the filter is DISENGAGED
@@ -131,8 +131,8 @@ class WatchClustersRequest(_message.Message):
 
     @_builtins.property
     def kubeconfig_ttl(self) -> _duration_pb2.Duration:
-        """How long those kubeconfigs should live. The daemon may give less, and more only where its source can't be told,
-        since one credential serves many: `expires_at` says what was given. Unset: its own default.
+        """Requested lifetime of these kubeconfigs. The daemon may shorten it. It is longer only where the credential source
+        has a fixed lifetime: `expires_at` says when a kubeconfig expires. Unset: the daemon's default.
         """
 
     @_builtins.property
@@ -227,7 +227,7 @@ class ClusterEvent(_message.Message):
         TYPE_DISENGAGED: ClusterEvent._Type.ValueType  # 3
         """Stop working on it. `reason` says why."""
         TYPE_KUBECONFIG: ClusterEvent._Type.ValueType  # 4
-        """A new kubeconfig replaces the one before, which still lives for a while. Nothing else changed."""
+        """A new kubeconfig replaces the one before, which is still valid for a while. Nothing else changed."""
 
     class Type(_Type, metaclass=_TypeEnumTypeWrapper):
         """What happened."""
@@ -241,7 +241,7 @@ class ClusterEvent(_message.Message):
     TYPE_DISENGAGED: ClusterEvent.Type.ValueType  # 3
     """Stop working on it. `reason` says why."""
     TYPE_KUBECONFIG: ClusterEvent.Type.ValueType  # 4
-    """A new kubeconfig replaces the one before, which still lives for a while. Nothing else changed."""
+    """A new kubeconfig replaces the one before, which is still valid for a while. Nothing else changed."""
 
     TYPE_FIELD_NUMBER: _builtins.int
     CLUSTER_FIELD_NUMBER: _builtins.int
@@ -252,15 +252,15 @@ class ClusterEvent(_message.Message):
     reason: Global___DisengageReason.ValueType
     """Only for DISENGAGED."""
     message: _builtins.str
-    """For people."""
+    """Human-readable."""
     @_builtins.property
     def cluster(self) -> Global___Cluster:
         """The cluster, complete in every type of event; as last known for DISENGAGED."""
 
     @_builtins.property
     def kubeconfig(self) -> Global___Kubeconfig:
-        """Where the subscriber asked for kubeconfigs: with ENGAGED if one is at hand, for no event waits for a credential,
-        and with KUBECONFIG, which follows as soon as there is one.
+        """Where the subscriber asked for kubeconfigs: with ENGAGED if one is available (events do not wait for
+        credentials), and with KUBECONFIG, which follows as soon as there is one.
         """
 
     def __init__(
@@ -356,8 +356,10 @@ class Cluster(_message.Message):
     isn't sent, so the object may be at a later version.
     """
     incarnation: _builtins.str
-    """New each time the daemon engages the cluster, and the same for all subscribers. What belongs to one
-    incarnation (caches, kubeconfigs) doesn't outlive it.
+    """Identifies one engagement by one daemon process: new each time the daemon engages the cluster, and after a
+    restart of the daemon; the same for all subscribers. The same name and UID are the same cluster whatever its
+    incarnation: keep caches and connections, and treat it as engaged throughout. IssueKubeconfig can be limited to
+    an incarnation.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
@@ -369,7 +371,7 @@ class Cluster(_message.Message):
     def engaged_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def deletion_requested_at(self) -> _timestamp_pb2.Timestamp:
-        """Set once somebody asked for the project's deletion. Its control plane goes on answering until the
+        """Set once the project's deletion was requested. Its control plane goes on answering until the
         finalizers are done: finish your clean-up, the cluster is disengaged afterwards.
         """
 
@@ -404,7 +406,7 @@ Global___Cluster: _TypeAlias = Cluster  # noqa: Y015
 
 @_typing.final
 class Connectivity(_message.Message):
-    """Connectivity is what the daemon's own probes of a cluster found."""
+    """Connectivity is the result of the daemon's probes of a cluster's API server."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -451,7 +453,7 @@ Global___Connectivity: _TypeAlias = Connectivity  # noqa: Y015
 
 @_typing.final
 class SourceStatus(_message.Message):
-    """SourceStatus is the state of the daemon's view of Milo, which is not that of the connection to the daemon."""
+    """SourceStatus is the freshness of the daemon's view of Milo. The connection to the daemon is a separate matter."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -463,20 +465,20 @@ class SourceStatus(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         STATE_UNSPECIFIED: SourceStatus._State.ValueType  # 0
         STATE_STREAMING: SourceStatus._State.ValueType  # 1
-        """The view follows Milo as it changes."""
+        """The view is up to date with Milo."""
         STATE_CATCHING_UP: SourceStatus._State.ValueType  # 2
-        """A complete list is being read. What was known before still stands."""
+        """A complete list is being read. What was known before remains valid."""
         STATE_STALE: SourceStatus._State.ValueType  # 3
-        """Milo can't be followed at present. What was known still stands, and may be out of date."""
+        """Milo can't be watched at present. What was known remains valid, and may be out of date."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: SourceStatus.State.ValueType  # 0
     STATE_STREAMING: SourceStatus.State.ValueType  # 1
-    """The view follows Milo as it changes."""
+    """The view is up to date with Milo."""
     STATE_CATCHING_UP: SourceStatus.State.ValueType  # 2
-    """A complete list is being read. What was known before still stands."""
+    """A complete list is being read. What was known before remains valid."""
     STATE_STALE: SourceStatus.State.ValueType  # 3
-    """Milo can't be followed at present. What was known still stands, and may be out of date."""
+    """Milo can't be watched at present. What was known remains valid, and may be out of date."""
 
     STATE_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
@@ -485,9 +487,9 @@ class SourceStatus(_message.Message):
     LAST_CONTACT_FIELD_NUMBER: _builtins.int
     state: Global___SourceStatus.State.ValueType
     reason: _builtins.str
-    """Why, for programs: one CamelCase word, such as "Unauthorized" or "ConnectFailed". Empty while streaming."""
+    """Why, machine-readable: one CamelCase word, such as "Unauthorized" or "ConnectFailed". Empty while streaming."""
     message: _builtins.str
-    """Why, for people."""
+    """Why, human-readable."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """Since when this state holds."""
@@ -640,7 +642,7 @@ Global___GetClusterRequest: _TypeAlias = GetClusterRequest  # noqa: Y015
 
 @_typing.final
 class GetClusterResponse(_message.Message):
-    """GetClusterResponse tells what is known of one name."""
+    """GetClusterResponse is what is known of one name."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -690,7 +692,7 @@ class Engagement(_message.Message):
         REASON_NOT_READY: Engagement._Reason.ValueType  # 2
         """The condition that engages it isn't True."""
         REASON_OUTSIDE_SELECTOR: Engagement._Reason.ValueType  # 3
-        """The object exists, and the daemon's selector doesn't cover it."""
+        """The object exists, and does not match the daemon's selector."""
         REASON_MALFORMED: Engagement._Reason.ValueType  # 4
         """The object can't be used as it is; `message` says what is wrong with it."""
         REASON_DELETED: Engagement._Reason.ValueType  # 5
@@ -698,7 +700,7 @@ class Engagement(_message.Message):
         REASON_CONFIRMING_DELETION: Engagement._Reason.ValueType  # 6
         """It is engaged, though upstream reported it gone: that is being confirmed."""
         REASON_UNREACHABLE: Engagement._Reason.ValueType  # 7
-        """Its API server couldn't be reached for longer than the configuration tolerates."""
+        """Its API server was unreachable for longer than the configuration allows."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     REASON_UNSPECIFIED: Engagement.Reason.ValueType  # 0
@@ -707,7 +709,7 @@ class Engagement(_message.Message):
     REASON_NOT_READY: Engagement.Reason.ValueType  # 2
     """The condition that engages it isn't True."""
     REASON_OUTSIDE_SELECTOR: Engagement.Reason.ValueType  # 3
-    """The object exists, and the daemon's selector doesn't cover it."""
+    """The object exists, and does not match the daemon's selector."""
     REASON_MALFORMED: Engagement.Reason.ValueType  # 4
     """The object can't be used as it is; `message` says what is wrong with it."""
     REASON_DELETED: Engagement.Reason.ValueType  # 5
@@ -715,7 +717,7 @@ class Engagement(_message.Message):
     REASON_CONFIRMING_DELETION: Engagement.Reason.ValueType  # 6
     """It is engaged, though upstream reported it gone: that is being confirmed."""
     REASON_UNREACHABLE: Engagement.Reason.ValueType  # 7
-    """Its API server couldn't be reached for longer than the configuration tolerates."""
+    """Its API server was unreachable for longer than the configuration allows."""
 
     ENGAGED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
@@ -744,7 +746,7 @@ Global___Engagement: _TypeAlias = Engagement  # noqa: Y015
 
 @_typing.final
 class Transition(_message.Message):
-    """Transition is an engagement or disengagement that happened."""
+    """Transition is a past engagement or disengagement."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -795,8 +797,8 @@ class IssueKubeconfigRequest(_message.Message):
     """
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """How long it should live. The daemon may give less, and more only where its source can't be told, since one
-        credential serves many: `expires_at` says what was given. Unset: its own default.
+        """Requested lifetime. The daemon may shorten it. It is longer only where the credential source has a fixed
+        lifetime: `expires_at` says when the kubeconfig expires. Unset: the daemon's default.
         """
 
     def __init__(
@@ -817,7 +819,7 @@ Global___IssueKubeconfigRequest: _TypeAlias = IssueKubeconfigRequest  # noqa: Y0
 
 @_typing.final
 class IssueKubeconfigResponse(_message.Message):
-    """IssueKubeconfigResponse hands out a kubeconfig."""
+    """IssueKubeconfigResponse holds a kubeconfig."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -839,7 +841,7 @@ Global___IssueKubeconfigResponse: _TypeAlias = IssueKubeconfigResponse  # noqa: 
 
 @_typing.final
 class Kubeconfig(_message.Message):
-    """Kubeconfig is a credential with all that is needed to use it. Keep it in memory."""
+    """Kubeconfig is a credential with the server that it is for. Keep it in memory."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -854,11 +856,11 @@ class Kubeconfig(_message.Message):
     """A kubeconfig file."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When its credential ends. Unset for the EXEC format, which holds none."""
+        """When its credential expires. Unset for the EXEC format, which holds none."""
 
     @_builtins.property
     def refresh_after(self) -> _timestamp_pb2.Timestamp:
-        """When to ask for another."""
+        """When to request another."""
 
     @_builtins.property
     def issued_at(self) -> _timestamp_pb2.Timestamp: ...
@@ -912,7 +914,7 @@ class GetServerInfoResponse(_message.Message):
     CREDENTIAL_SOURCES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
-    """Of the program."""
+    """The program's version."""
     mode: _builtins.str
     """"project", "project-control-plane", "single", or that of an added package."""
     incarnation: _builtins.str
@@ -927,7 +929,7 @@ class GetServerInfoResponse(_message.Message):
     def counts(self) -> Global___FleetCounts: ...
     @_builtins.property
     def credential_sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___CredentialSource]:
-        """Where the kubeconfigs that the daemon hands out come from; empty where it hands out none."""
+        """The sources of the kubeconfigs that the daemon issues; empty where it issues none."""
 
     @_builtins.property
     def limits(self) -> Global___Limits: ...
@@ -988,7 +990,7 @@ Global___FleetCounts: _TypeAlias = FleetCounts  # noqa: Y015
 
 @_typing.final
 class CredentialSource(_message.Message):
-    """CredentialSource is a configured source of the kubeconfigs that are handed out."""
+    """CredentialSource is a configured source of the kubeconfigs that the daemon issues."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1005,7 +1007,7 @@ class CredentialSource(_message.Message):
     """What is wrong with it."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
-        """When the credential it holds ends, where it holds one."""
+        """When the credential that it holds expires, if it holds one."""
 
     def __init__(
         self,
@@ -1026,7 +1028,7 @@ Global___CredentialSource: _TypeAlias = CredentialSource  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
-    """Limits are the bounds within which the daemon answers."""
+    """Limits are the daemon's limits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class DiscoveryServiceStub(object):
-    """Errors carry google.rpc details, so that no client has to parse prose: BadRequest with the field at
+    """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
     fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
     RetryInfo wherever trying again later is the right answer.
     """
@@ -65,7 +65,7 @@ class DiscoveryServiceStub(object):
 
 
 class DiscoveryServiceServicer(object):
-    """Errors carry google.rpc details, so that no client has to parse prose: BadRequest with the field at
+    """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
     fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
     RetryInfo wherever trying again later is the right answer.
     """
@@ -78,7 +78,7 @@ class DiscoveryServiceServicer(object):
         them. An empty fleet is one batch without events, `reset = true`, `synced = true`. A stream that
         resumes has no `reset`, and its first batch is already synced. Until the daemon has seen the first
         complete list of its source, it holds the stream open and sends only heartbeats with `synced = false`:
-        a part is never passed off as the whole.
+        an incomplete view is never sent as a complete one.
 
         Order. For one cluster: ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.
         Never ENGAGED twice without a DISENGAGED between. A project that was deleted and created again under
@@ -86,15 +86,15 @@ class DiscoveryServiceServicer(object):
         there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
         resume.
 
-        Slow readers. What a reader missed is merged for each cluster, and the latest state wins; the rules
-        above hold all the same. A cluster that came and went unread is never mentioned. A reader that takes
-        nothing for the daemon's stalled timeout (5 minutes by default) is ended with ABORTED, and can resume.
+        Slow readers. Unread changes are coalesced per cluster, and the latest state wins; the rules above still
+        hold. A cluster that was engaged and disengaged unread is not sent. A stream from which nothing is read
+        for the daemon's stalled timeout (5 minutes by default) is ended with ABORTED, and can be resumed.
 
-        Silence. After each `heartbeat_interval` without an event there is a batch without events. A client
-        that has seen none for three intervals should take the connection for dead, and open another.
+        Heartbeats. After each `heartbeat_interval` without an event the daemon sends a batch without events. A
+        client that receives nothing for three intervals should treat the connection as dead, and open another.
 
-        The end. A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo. Keep every
-        cluster and resume; whichever daemon answers will say what changed.
+        Shutdown. A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo. Keep every
+        cluster and resume; the daemon that answers sends what changed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,7 +109,7 @@ class DiscoveryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetCluster(self, request, context):
-        """GetCluster tells what the daemon knows of one name, engaged or not: it answers "why is this project not
+        """GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
         engaged?". NOT_FOUND only for a name that the daemon has never seen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -117,7 +117,7 @@ class DiscoveryServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def IssueKubeconfig(self, request, context):
-        """IssueKubeconfig hands out a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
+        """IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
         is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
         UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
         credential backend is down and nothing still valid is cached.
@@ -170,7 +170,7 @@ def add_DiscoveryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DiscoveryService(object):
-    """Errors carry google.rpc details, so that no client has to parse prose: BadRequest with the field at
+    """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
     fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
     RetryInfo wherever trying again later is the right answer.
     """

@@ -5,14 +5,14 @@ Discovery of Milo project control planes, for operators in any language.
 
 Read this file alone and you can write a client. In short:
 
- 1. Open WatchClusters. The first batches are the whole current fleet, every cluster as one
+ 1. Open WatchClusters. The first batches are a snapshot of the fleet, every cluster as one
     ENGAGED event. `synced` turns true with the batch that completes it.
  2. Go on reading: each further batch holds what changed since.
  3. When the stream breaks, for whatever reason, open it again with the last `revision` you
     received. It goes on from there, or starts over and says so (`reset`).
 
 The daemon never reports a cluster as gone because something failed. A lost Milo API, a restarted
-daemon, a broken connection: none of them disengages anybody. See SourceStatus.
+daemon, a broken connection: none of them disengages a cluster. See SourceStatus.
 """
 
 from collections import abc as _abc
@@ -39,7 +39,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class DiscoveryServiceStub:
-    """Errors carry google.rpc details, so that no client has to parse prose: BadRequest with the field at
+    """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
     fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
     RetryInfo wherever trying again later is the right answer.
     """
@@ -56,7 +56,7 @@ class DiscoveryServiceStub:
     them. An empty fleet is one batch without events, `reset = true`, `synced = true`. A stream that
     resumes has no `reset`, and its first batch is already synced. Until the daemon has seen the first
     complete list of its source, it holds the stream open and sends only heartbeats with `synced = false`:
-    a part is never passed off as the whole.
+    an incomplete view is never sent as a complete one.
 
     Order. For one cluster: ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.
     Never ENGAGED twice without a DISENGAGED between. A project that was deleted and created again under
@@ -64,26 +64,26 @@ class DiscoveryServiceStub:
     there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
     resume.
 
-    Slow readers. What a reader missed is merged for each cluster, and the latest state wins; the rules
-    above hold all the same. A cluster that came and went unread is never mentioned. A reader that takes
-    nothing for the daemon's stalled timeout (5 minutes by default) is ended with ABORTED, and can resume.
+    Slow readers. Unread changes are coalesced per cluster, and the latest state wins; the rules above still
+    hold. A cluster that was engaged and disengaged unread is not sent. A stream from which nothing is read
+    for the daemon's stalled timeout (5 minutes by default) is ended with ABORTED, and can be resumed.
 
-    Silence. After each `heartbeat_interval` without an event there is a batch without events. A client
-    that has seen none for three intervals should take the connection for dead, and open another.
+    Heartbeats. After each `heartbeat_interval` without an event the daemon sends a batch without events. A
+    client that receives nothing for three intervals should treat the connection as dead, and open another.
 
-    The end. A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo. Keep every
-    cluster and resume; whichever daemon answers will say what changed.
+    Shutdown. A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo. Keep every
+    cluster and resume; the daemon that answers sends what changed.
     """
     ListClusters: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.ListClustersRequest, _discovery_pb2.ListClustersResponse]
     """ListClusters returns the engaged clusters, ordered by name. All pages of one listing show the fleet at
     one revision. UNAVAILABLE until the daemon has seen a complete list of its source.
     """
     GetCluster: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.GetClusterRequest, _discovery_pb2.GetClusterResponse]
-    """GetCluster tells what the daemon knows of one name, engaged or not: it answers "why is this project not
+    """GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
     engaged?". NOT_FOUND only for a name that the daemon has never seen.
     """
     IssueKubeconfig: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.IssueKubeconfigRequest, _discovery_pb2.IssueKubeconfigResponse]
-    """IssueKubeconfig hands out a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
+    """IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
     is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
     UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
     credential backend is down and nothing still valid is cached.
@@ -93,7 +93,7 @@ class DiscoveryServiceStub:
 
 @_typing.type_check_only
 class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
-    """Errors carry google.rpc details, so that no client has to parse prose: BadRequest with the field at
+    """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
     fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
     RetryInfo wherever trying again later is the right answer.
     """
@@ -107,7 +107,7 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     them. An empty fleet is one batch without events, `reset = true`, `synced = true`. A stream that
     resumes has no `reset`, and its first batch is already synced. Until the daemon has seen the first
     complete list of its source, it holds the stream open and sends only heartbeats with `synced = false`:
-    a part is never passed off as the whole.
+    an incomplete view is never sent as a complete one.
 
     Order. For one cluster: ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.
     Never ENGAGED twice without a DISENGAGED between. A project that was deleted and created again under
@@ -115,26 +115,26 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
     resume.
 
-    Slow readers. What a reader missed is merged for each cluster, and the latest state wins; the rules
-    above hold all the same. A cluster that came and went unread is never mentioned. A reader that takes
-    nothing for the daemon's stalled timeout (5 minutes by default) is ended with ABORTED, and can resume.
+    Slow readers. Unread changes are coalesced per cluster, and the latest state wins; the rules above still
+    hold. A cluster that was engaged and disengaged unread is not sent. A stream from which nothing is read
+    for the daemon's stalled timeout (5 minutes by default) is ended with ABORTED, and can be resumed.
 
-    Silence. After each `heartbeat_interval` without an event there is a batch without events. A client
-    that has seen none for three intervals should take the connection for dead, and open another.
+    Heartbeats. After each `heartbeat_interval` without an event the daemon sends a batch without events. A
+    client that receives nothing for three intervals should treat the connection as dead, and open another.
 
-    The end. A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo. Keep every
-    cluster and resume; whichever daemon answers will say what changed.
+    Shutdown. A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo. Keep every
+    cluster and resume; the daemon that answers sends what changed.
     """
     ListClusters: _aio.UnaryUnaryMultiCallable[_discovery_pb2.ListClustersRequest, _discovery_pb2.ListClustersResponse]  # type: ignore[assignment]
     """ListClusters returns the engaged clusters, ordered by name. All pages of one listing show the fleet at
     one revision. UNAVAILABLE until the daemon has seen a complete list of its source.
     """
     GetCluster: _aio.UnaryUnaryMultiCallable[_discovery_pb2.GetClusterRequest, _discovery_pb2.GetClusterResponse]  # type: ignore[assignment]
-    """GetCluster tells what the daemon knows of one name, engaged or not: it answers "why is this project not
+    """GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
     engaged?". NOT_FOUND only for a name that the daemon has never seen.
     """
     IssueKubeconfig: _aio.UnaryUnaryMultiCallable[_discovery_pb2.IssueKubeconfigRequest, _discovery_pb2.IssueKubeconfigResponse]  # type: ignore[assignment]
-    """IssueKubeconfig hands out a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
+    """IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
     is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
     UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
     credential backend is down and nothing still valid is cached.
@@ -143,7 +143,7 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     """GetServerInfo describes the daemon itself."""
 
 class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Errors carry google.rpc details, so that no client has to parse prose: BadRequest with the field at
+    """Errors carry google.rpc details, so that no client has to parse messages: BadRequest with the field at
     fault for INVALID_ARGUMENT, ErrorInfo (domain "discovery.miloapis.com") with a stable reason, and
     RetryInfo wherever trying again later is the right answer.
     """
@@ -161,7 +161,7 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         them. An empty fleet is one batch without events, `reset = true`, `synced = true`. A stream that
         resumes has no `reset`, and its first batch is already synced. Until the daemon has seen the first
         complete list of its source, it holds the stream open and sends only heartbeats with `synced = false`:
-        a part is never passed off as the whole.
+        an incomplete view is never sent as a complete one.
 
         Order. For one cluster: ENGAGED first, then any number of UPDATED and KUBECONFIG, then DISENGAGED.
         Never ENGAGED twice without a DISENGAGED between. A project that was deleted and created again under
@@ -169,15 +169,15 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         there is no promise other than that of time. Nothing is delivered twice on a stream, nor across a
         resume.
 
-        Slow readers. What a reader missed is merged for each cluster, and the latest state wins; the rules
-        above hold all the same. A cluster that came and went unread is never mentioned. A reader that takes
-        nothing for the daemon's stalled timeout (5 minutes by default) is ended with ABORTED, and can resume.
+        Slow readers. Unread changes are coalesced per cluster, and the latest state wins; the rules above still
+        hold. A cluster that was engaged and disengaged unread is not sent. A stream from which nothing is read
+        for the daemon's stalled timeout (5 minutes by default) is ended with ABORTED, and can be resumed.
 
-        Silence. After each `heartbeat_interval` without an event there is a batch without events. A client
-        that has seen none for three intervals should take the connection for dead, and open another.
+        Heartbeats. After each `heartbeat_interval` without an event the daemon sends a batch without events. A
+        client that receives nothing for three intervals should treat the connection as dead, and open another.
 
-        The end. A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo. Keep every
-        cluster and resume; whichever daemon answers will say what changed.
+        Shutdown. A daemon that shuts down ends the stream with UNAVAILABLE and a RetryInfo. Keep every
+        cluster and resume; the daemon that answers sends what changed.
         """
 
     @_abc_1.abstractmethod
@@ -196,7 +196,7 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _discovery_pb2.GetClusterRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_discovery_pb2.GetClusterResponse, _abc.Awaitable[_discovery_pb2.GetClusterResponse]]:
-        """GetCluster tells what the daemon knows of one name, engaged or not: it answers "why is this project not
+        """GetCluster returns what the daemon knows of one name, engaged or not: it answers "why is this project not
         engaged?". NOT_FOUND only for a name that the daemon has never seen.
         """
 
@@ -206,7 +206,7 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _discovery_pb2.IssueKubeconfigRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_discovery_pb2.IssueKubeconfigResponse, _abc.Awaitable[_discovery_pb2.IssueKubeconfigResponse]]:
-        """IssueKubeconfig hands out a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
+        """IssueKubeconfig issues a short-lived kubeconfig for an engaged cluster. NOT_FOUND for a cluster that
         is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
         UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
         credential backend is down and nothing still valid is cached.
