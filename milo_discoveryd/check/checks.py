@@ -99,7 +99,7 @@ async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIte
             yield finding
         assigned = [each.source for each in sources.assignments()]
         ttl_s = settings.kubeconfigs.default_ttl.total_seconds()
-        for finding in await check_sources(assigned, ttl_s, is_configured=bool(settings.kubeconfigs.sources)):
+        for finding in await check_sources(assigned, ttl_s):
             yield finding
 
 

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from milo_discoveryd.check.finding import Finding, fail, ok, warn
+from milo_discoveryd.check.finding import Finding, fail, ok
 from milo_discoveryd.credentials.sources.client_certificate import ClientCertificateSource
 from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest, Scope
 from milo_discoveryd.daemon_errors import CredentialError, UnfitError
@@ -17,13 +17,13 @@ _PROBE = Cluster(
 )
 
 
-async def check_sources(sources: Sequence[MintingSource], ttl_s: float, *, is_configured: bool) -> list[Finding]:
+async def check_sources(sources: Sequence[MintingSource], ttl_s: float) -> list[Finding]:
     if not sources:
-        return [warn("kubeconfigs", "none are handed out: every source sets hand_out: false")]
-    return [await _check(source, ttl_s, is_configured=is_configured) for source in sources]
+        return [ok("kubeconfigs", "none are handed out: kubeconfigs.sources has no source that hands out")]
+    return [await _check(source, ttl_s) for source in sources]
 
 
-async def _check(source: MintingSource, ttl_s: float, *, is_configured: bool) -> Finding:
+async def _check(source: MintingSource, ttl_s: float) -> Finding:
     subject = f"kubeconfigs {source.name}"
     if source.scope is Scope.IDENTITY:
         wanted = MintRequest(ttl_s=ttl_s)
@@ -34,9 +34,7 @@ async def _check(source: MintingSource, ttl_s: float, *, is_configured: bool) ->
     try:
         minted = await source.mint(wanted)
     except UnfitError as error:
-        if is_configured:
-            return fail(subject, str(error), "fix the source, or configure another in kubeconfigs.sources")
-        return warn(subject, f"none are handed out: {error}", "configure kubeconfigs.sources to hand out kubeconfigs")
+        return fail(subject, str(error), "fix the source, or configure another in kubeconfigs.sources")
     except CredentialError as error:
         return fail(subject, str(error), f"fix {source.name} in kubeconfigs.sources, or its backend")
     return ok(

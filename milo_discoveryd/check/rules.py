@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from milo_discoveryd.check.finding import Finding, ok, warn
 from milo_discoveryd.config import Rule, Settings
-from milo_discoveryd.config.sources import DatumServiceAccount, Exec, TokenFile, TokenRequest
+from milo_discoveryd.config.sources import DatumServiceAccount, Exec, ProjectKubeconfig, TokenFile, TokenRequest
 from milo_discoveryd.rights.rights import Terms
 from milo_discoveryd.wiring.rules import rights
 
@@ -38,12 +38,9 @@ def check_rules(settings: Settings) -> Iterator[Finding]:
 
 def sources_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
     """Yield the permitted credential sources with one credential for every cluster."""
-    configured = settings.kubeconfigs.sources
-    if not configured:
-        yield "the project kubeconfig's user"
-    for each in configured:
+    for each in settings.kubeconfigs.sources:
         match each:
-            case DatumServiceAccount() | TokenFile():
+            case DatumServiceAccount() | TokenFile() | ProjectKubeconfig():
                 is_wide = True
             case Exec():
                 is_wide = not each.per_cluster

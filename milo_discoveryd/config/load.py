@@ -8,6 +8,7 @@ from milo_discoveryd.config import layers, values
 from milo_discoveryd.config.fields import Complaint, InvalidError, parse_group
 from milo_discoveryd.config.layers import Given, Key, Problem
 from milo_discoveryd.config.settings import Settings
+from milo_discoveryd.config.sources import MIN_TOKEN_TTL_S, ProjectKubeconfig, TokenRequest
 from milo_discoveryd.daemon_errors import ConfigError
 
 
@@ -74,6 +75,8 @@ def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Probl
     return [
         *_one_address_for_all(settings, given),
         *_no_such_source(settings, given),
+        *_shared_identity(settings, given),
+        *_too_short_for_tokens(settings, given),
         *_rules_about_nothing(settings, given),
     ]
 
@@ -90,6 +93,32 @@ def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iter
                 if name not in there_are:
                     complaint = f"{layers.quoted(name)} is not {what}; there are: {', '.join(there_are) or 'none'}"
                     yield Problem(given[("rights",)].place, f"item {number}.{setting}: {complaint}")
+
+
+def _shared_identity(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+    """The daemon's own credential is handed out only if that is stated."""
+    discovery, project = settings.discovery_kubeconfig, settings.project_kubeconfig
+    if settings.mode == "single" or (project is not None and project != discovery):
+        return
+    for source in settings.kubeconfigs.sources:
+        if isinstance(source, ProjectKubeconfig) and source.hand_out and not source.share_discovery_identity:
+            yield Problem(
+                given[("kubeconfigs", "sources")].place,
+                f"{source.name} would hand out the credential that discovery uses: set project_kubeconfig to another "
+                "kubeconfig, or share_discovery_identity: true",
+            )
+
+
+def _too_short_for_tokens(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+    names = [each.name for each in settings.kubeconfigs.sources if isinstance(each, TokenRequest) and each.hand_out]
+    for name in names:
+        complaint = f"is shorter than {MIN_TOKEN_TTL_S} s, the shortest that {name} (token-request) can mint"
+        if settings.kubeconfigs.max_ttl.total_seconds() < MIN_TOKEN_TTL_S:
+            yield Problem(given[("kubeconfigs", "max_ttl")].place, f"kubeconfigs.max_ttl {complaint}")
+        for number, rule in enumerate(settings.rights, 1):
+            is_allowed = rule.kubeconfigs and (not rule.sources or name in rule.sources)
+            if is_allowed and rule.max_ttl is not None and rule.max_ttl.total_seconds() < MIN_TOKEN_TTL_S:
+                yield Problem(given[("rights",)].place, f"item {number}.max_ttl: {complaint}")
 
 
 def _no_such_source(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:

@@ -108,8 +108,8 @@ class Kubeconfigs(Group, frozen=True, kw_only=True):
     """What is handed out."""
 
     sources: Annotated[tuple[CredentialSource, ...], ListOf(SOURCES, split=values.items, check=_named_once)] = ()
-    """Where the credentials come from that are handed out; the first that covers a cluster serves it. None is what the
-    project kubeconfig's user has, if that is short-lived."""
+    """The sources of the credentials that are handed out; the first that covers a cluster serves it. None hands out
+    none."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=15)
     """The longest life that a credential source is asked for, whatever a subscriber asks for."""
     # Ten minutes is also the least that a Kubernetes API server gives.

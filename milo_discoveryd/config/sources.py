@@ -17,6 +17,10 @@ _Label = Annotated[str, values.cluster_name]
 _ObjectName = Annotated[str, values.object_name]
 
 
+MIN_TOKEN_TTL_S = 600
+"""API servers mint no tokens with a shorter lifetime."""
+
+
 class _Source(Group, frozen=True, kw_only=True):
     name: _Label
     """What rules, metrics and the log call it."""
@@ -69,7 +73,7 @@ class Exec(_Source, frozen=True, kw_only=True):
     args: Annotated[tuple[str, ...], ListOf(str)] = ()
     """What it is started with."""
     env: Annotated[dict[str, str], values.pairs] = msgspec.field(default_factory=dict)
-    """And in which environment, beside the daemon's own."""
+    """Environment variables besides the inherited ones."""
     api_version: Annotated[str, one_of("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")] = (
         "client.authentication.k8s.io/v1"
     )
@@ -102,5 +106,15 @@ class KubeconfigSecret(_Source, frozen=True, kw_only=True):
     """`true` hands on a certificate that lives for more than 24 hours."""
 
 
-CredentialSource = DatumServiceAccount | TokenRequest | ClientCertificate | Exec | TokenFile | KubeconfigSecret
-SOURCES = ByType(DatumServiceAccount, TokenRequest, ClientCertificate, Exec, TokenFile, KubeconfigSecret)
+class ProjectKubeconfig(_Source, frozen=True, kw_only=True):
+    type: Annotated[Literal["project-kubeconfig"], one_of("project-kubeconfig")] = "project-kubeconfig"
+    share_discovery_identity: bool = False
+    """Allow this if discovery uses the same user, so that operators can do all that the daemon can."""
+
+
+CredentialSource = (
+    ProjectKubeconfig | DatumServiceAccount | TokenRequest | ClientCertificate | Exec | TokenFile | KubeconfigSecret
+)
+SOURCES = ByType(
+    ProjectKubeconfig, DatumServiceAccount, TokenRequest, ClientCertificate, Exec, TokenFile, KubeconfigSecret
+)

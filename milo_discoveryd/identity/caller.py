@@ -8,6 +8,7 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """The name of the listener that received the call."""
     peer: str = ""
     """The peer address as gRPC formats it. For the audit only: it proves nothing."""
+    over_tcp: bool = False
     uid: int | None = None
     """The user of the process that connected, from the kernel. So are `gid`, `gids` and `pid`."""
     gid: int | None = None

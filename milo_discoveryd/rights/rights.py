@@ -62,8 +62,10 @@ class Rights(msgspec.Struct, frozen=True):
     def of(self, caller: Caller) -> Grant | None:
         """Return what the caller is granted, or None if there are rules and none matches it."""
         if not self.rules:
-            return _WITHOUT_RULES
+            return _TCP_WITHOUT_RULES if caller.over_tcp else _WITHOUT_RULES
         return next((rule.grant for rule in self.rules if rule.who.matches(caller)), None)
 
 
 _WITHOUT_RULES = Grant()
+_TCP_WITHOUT_RULES = Grant(terms=None)
+"""On a TCP listener, kubeconfigs are issued only to callers that a rule allows to have them."""

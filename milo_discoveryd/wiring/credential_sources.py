@@ -23,8 +23,6 @@ from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.watchers.proxy import environment_proxy
 from milo_discoveryd.watchers.transport import Transport
 
-PROJECT_USER = "project-kubeconfig"
-
 # The sources that sign import the cryptography package: 8 MB, which only daemons with such a source need.
 # ruff: noqa: PLC0415
 
@@ -44,13 +42,10 @@ class Sources:
         self._made: dict[str, MintingSource] = {each.name: self._make(each) for each in settings.kubeconfigs.sources}
 
     def assignments(self) -> list[SourceAssignment]:
-        """Return the sources in their order; if none is configured, the project kubeconfig's user."""
-        configured = self._settings.kubeconfigs.sources
-        if not configured:
-            return [SourceAssignment(project_user(self._project))]
+        """Return the sources that hand out, in their order."""
         return [
             SourceAssignment(self._made[each.name], parse_selector(each.label_selector))
-            for each in configured
+            for each in self._settings.kubeconfigs.sources
             if each.hand_out
         ]
 
@@ -65,8 +60,11 @@ class Sources:
         ttl_s = self._settings.kubeconfigs.default_ttl.total_seconds()
         return replace(discovery, credentials=RenewingCredential(source, ttl_s=ttl_s))
 
-    def _make(self, of: sources.CredentialSource) -> MintingSource:
+    def _make(self, of: sources.CredentialSource) -> MintingSource:  # noqa: PLR0911 - one for each type
         match of:
+            case sources.ProjectKubeconfig():
+                origin = f"the user of {self._project.origin}"
+                return PassthroughSource(self._project.credentials, name=of.name, type=of.type, origin=origin)
             case sources.DatumServiceAccount():
                 from milo_discoveryd.credentials.sources.datum_service_account import DatumServiceAccountSource
 
@@ -135,9 +133,3 @@ class Sources:
     @property
     def _proxy(self) -> Callable[[str], str | None]:
         return lambda url: environment_proxy(url, self._environ)
-
-
-def project_user(project: Upstream) -> MintingSource:
-    return PassthroughSource(
-        project.credentials, name=PROJECT_USER, type=PROJECT_USER, origin=f"the user of {project.origin}"
-    )

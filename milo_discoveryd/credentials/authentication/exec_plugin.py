@@ -27,6 +27,12 @@ MAX_STDERR = 500  # characters of a plugin's stderr in an error
 # identity provider.
 REPEAT_AFTER_S = 5.0
 
+_INHERITED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|SHELL|LANG|LANGUAGE|LC_\w+|TZ|TMPDIR|XDG_\w+|SSL_CERT_(?:FILE|DIR)"
+    r"|(?i:HTTPS?_PROXY|NO_PROXY)|KUBERNETES_\w+|(?:AWS|AZURE|GOOGLE|CLOUDSDK|DATUM)_\w+"
+)
+"""What plugins need of the environment: where programs, files, CAs and proxies are, and how cloud tools log in."""
+
 _TOKEN_LIKE = re.compile(
     r"""(?ix)
     eyJ[\w-]+(\.[\w-]+)*                                            # a JWT
@@ -128,7 +134,7 @@ class ExecPlugin:
 
     async def _run(self) -> bytes:
         command = self._command
-        environment = {**os.environ, **command.environment, "KUBERNETES_EXEC_INFO": _exec_info(command)}
+        environment = {**inherited(os.environ), **command.environment, "KUBERNETES_EXEC_INFO": _exec_info(command)}
         try:
             outcome = await external_command.run(
                 command.argv, environment, timeout_s=self._timeout_s, output_limit=MAX_OUTPUT
@@ -146,6 +152,11 @@ class ExecPlugin:
 
     def _problem(self, what: str) -> str:
         return _problem(self._command, what)
+
+
+def inherited(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the part of the daemon's environment that a plugin receives: no settings or secrets of other programs."""
+    return {name: value for name, value in environ.items() if _INHERITED.fullmatch(name)}
 
 
 def _exec_info(command: ExecCommand) -> str:

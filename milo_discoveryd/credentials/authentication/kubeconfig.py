@@ -266,6 +266,9 @@ class _Reader:
         if "\0" in file:
             self._wrong("names a file whose name contains a NUL")
             self._give_up()
+        if ".." in Path(file).parts:
+            self._wrong(f"names {file}: relative paths must not leave the kubeconfig's folder; use an absolute path")
+            self._give_up()
         return self.path.absolute().parent / file
 
     def _named(self, entries: list[Entry] | None, name: str, kind: str) -> Entry | None:

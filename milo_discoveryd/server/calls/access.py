@@ -116,7 +116,8 @@ class CallContext:
         self.require_rule()
         recipient = self.recipient
         if recipient is None:
-            raise PermissionDeniedError("KUBECONFIGS_DENIED", f"rule {self.rule!r} does not grant kubeconfigs")
+            why = f"rule {self.rule!r} does" if self.rule else "TCP listeners without rights do"
+            raise PermissionDeniedError("KUBECONFIGS_DENIED", f"{why} not grant kubeconfigs")
         return recipient
 
     @contextmanager

@@ -201,7 +201,9 @@ class Acceptor:
         await side.take(connected, context, handshake_s=HANDSHAKE_S)
         names = certificate_names(side.certificate())
         expires_at = names.expires_at.timestamp()
-        caller = Caller(listener=self._listener.name, peer=address, sans=names.sans, expires_at=expires_at)
+        caller = Caller(
+            listener=self._listener.name, peer=address, over_tcp=True, sans=names.sans, expires_at=expires_at
+        )
         return _Peer(caller, names.sans or (network(address),), client_ca)
 
     async def _proxy(self, side: ProxySide, peer: _Peer) -> None:

@@ -25,7 +25,8 @@ class ListenerAuthentication:
         self._listener = listener
 
     async def identify(self, context: RpcContext, *, max_age_s: float | None = None) -> Caller:
-        return Caller(listener=self._listener, peer=context.peer())
+        peer = context.peer()
+        return Caller(listener=self._listener, peer=peer, over_tcp=not peer.startswith("unix:"))
 
     def origin(self, context: RpcContext) -> Origin:
         return Origin(context.peer())

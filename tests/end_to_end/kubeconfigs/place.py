@@ -1,6 +1,7 @@
 """A sandbox with short-lived tokens, the real daemon on it, and the client's command beside them."""
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -87,7 +88,19 @@ async def a_place(folder: Path, *, token_life: float = 600.0) -> AsyncIterator[P
         refused = _watched(sandbox)
         sandbox.projects.create("alpha", ready=True)
         address, upstream = f"unix://{folder}/d.sock", sandbox.write_kubeconfig(folder / "upstream")
-        arguments = ("--discovery-kubeconfig", str(upstream), "--listen", address, "--http-listen", "off")
+        source = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
+        config = folder / "config.yaml"
+        config.write_text(json.dumps({"kubeconfigs": {"sources": [source]}}))
+        arguments = (
+            "--config",
+            str(config),
+            "--discovery-kubeconfig",
+            str(upstream),
+            "--listen",
+            address,
+            "--http-listen",
+            "off",
+        )
         async with DaemonProcess(address, *arguments) as daemon:
             await daemon.start()
             async with DiscoveryClient(address) as client, client.watch() as watch:

@@ -73,12 +73,10 @@ async def test_check_reports_each_step_in_order_and_a_summary(
         "ok    discovery list: 3 projects",
         "ok    discovery watch: watching projects",
         f"ok    project: same as discovery ({kubeconfig})",
-        f"warn  kubeconfigs project-kubeconfig: none are handed out: the user of {kubeconfig} has no "
-        "credential that is renewed: a token or certificate written in the kubeconfig is not handed out",
-        "      -> configure kubeconfigs.sources to hand out kubeconfigs",
+        "ok    kubeconfigs: none are handed out: kubeconfigs.sources has no source that hands out",
         f"ok    listen unix://{tmp_path}/d.sock: free",
         "ok    http_listen 127.0.0.1:0: free",
-        "10 checks: 9 ok, 1 warning, 0 failed",
+        "10 checks: 10 ok, 0 warnings, 0 failed",
     ]
     assert told.status == 0
 
@@ -240,7 +238,7 @@ async def test_mode_single_checks_only_its_cluster(kubeconfig: Path, tmp_path: P
         "settings",
         "project reach",
         "project identity",
-        "kubeconfigs project-kubeconfig",
+        "kubeconfigs",
         f"listen unix://{tmp_path}/d.sock",
         "http_listen 127.0.0.1:0",
     ]

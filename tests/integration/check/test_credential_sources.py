@@ -36,8 +36,8 @@ async def lines(tmp_path: Path, *sources: dict[str, Any], **settings: Any) -> li
 
 
 async def test_project_kubeconfig_user_with_short_lived_token_is_a_source(sandbox: Sandbox, tmp_path: Path) -> None:
-    *_, line = await lines(tmp_path)
-    assert line.startswith("ok    kubeconfigs project-kubeconfig: project-kubeconfig mints credentials")
+    *_, line = await lines(tmp_path, {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True})
+    assert line.startswith("ok    kubeconfigs own: project-kubeconfig mints credentials")
 
 
 async def test_sources_are_checked_by_a_mint_unless_it_leaves_state_behind(sandbox: Sandbox, tmp_path: Path) -> None:
@@ -75,7 +75,9 @@ async def test_per_cluster_source_cannot_authenticate_discovery(sandbox: Sandbox
     )
 
 
-async def test_no_source_with_hand_out_is_a_warning(sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_check_says_that_no_kubeconfigs_are_handed_out(sandbox: Sandbox, tmp_path: Path) -> None:
     key = sandbox.write_service_account_key(tmp_path / "key.json")
     source = {"name": "datum", "type": "datum-service-account", "key_file": str(key), "hand_out": "false"}
-    assert "warn  kubeconfigs: none are handed out: every source sets hand_out: false" in await lines(tmp_path, source)
+    none = "ok    kubeconfigs: none are handed out: kubeconfigs.sources has no source that hands out"
+    assert none in await lines(tmp_path, source)
+    assert none in await lines(tmp_path)

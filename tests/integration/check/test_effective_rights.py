@@ -51,6 +51,7 @@ async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path) -
             "listener=api,group=system:serviceaccounts:shop",
             few,
             discovery_kubeconfig=str(kubeconfig),
+            kubeconfigs={"sources": [{"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}]},
         )
         _, everything = await said(
             tmp_path, "san=uri:spiffe://prod/a", few, discovery_kubeconfig=str(kubeconfig), source={"page_size": 5}
@@ -59,9 +60,7 @@ async def test_check_as_prints_rule_terms_and_visible_clusters(tmp_path: Path) -
     assert told["rule"] == "few (item 1 of 2), the first that matches"
     assert told["sees"] == f"names {names[0]}, *none*"
     assert told["kubeconfigs"] == "from any source, for at most 300 s, 60000 per minute"
-    assert told["credentials"] == (
-        "of the project kubeconfig's user are valid for all clusters of its identity, visible or not"
-    )
+    assert told["credentials"] == ("of own are valid for all clusters of its identity, visible or not")
     assert told["streams"] == "2 concurrent"
     assert told["clusters"] == f"1 of 12 ready clusters: {names[0]}"
     assert everything["kubeconfigs"] == "none"

@@ -16,7 +16,8 @@ from tests.support.eventually import eventually
 
 @asynccontextmanager
 async def a_daemon(tmp_path: Path, file: Path | None = None, **flags: object) -> AsyncIterator[DiscoveryServiceStub]:
-    given = {"listen": (f"unix://{tmp_path}/d.sock",), "http_listen": "off"} | flags
+    listen = {} if file is not None and '"listen"' in file.read_text() else {"listen": (f"unix://{tmp_path}/d.sock",)}
+    given: dict[str, object] = {**listen, "http_listen": "off", **flags}
     daemon = Daemon(load(given, {}, file), {})
     running = asyncio.create_task(daemon.serve())
     try:

@@ -1,6 +1,7 @@
 """From a source to a project's control plane: the whole daemon, configured by file, against the sandbox."""
 
 import json
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import grpc
 import pytest
 
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_sandbox import Sandbox
 from tests.integration.kubeconfigs.daemon import a_daemon
 from tests.support.eventually import eventually
@@ -95,6 +98,40 @@ async def test_a_bound_token_opens_its_project_until_it_is_disengaged(tmp_path: 
 async def test_a_static_token_is_not_handed_on_in_any_form(tmp_path: Path, form: pb.KubeconfigFormat.ValueType) -> None:
     async with a_sandbox(tmp_path) as sandbox:
         (tmp_path / "static").write_text(json.dumps(sandbox.kubeconfig()))
-        async with a_daemon(tmp_path, discovery_kubeconfig=str(tmp_path / "static")) as stub:
-            with pytest.raises(Exception, match=r"nobody renews.*configure one of kubeconfigs\.sources"):
+        config = sources(tmp_path, {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True})
+        async with a_daemon(tmp_path, file=config, discovery_kubeconfig=str(tmp_path / "static")) as stub:
+            with pytest.raises(Exception, match=r"no credential that is renewed.*configure one"):
                 await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha", format=form))
+
+
+async def test_daemon_without_credential_sources_hands_out_nothing(tmp_path: Path) -> None:
+    async with a_sandbox(tmp_path), a_daemon(tmp_path, discovery_kubeconfig=str(tmp_path / "upstream")) as stub:
+        for form in (pb.KUBECONFIG_FORMAT_EXEC, pb.KUBECONFIG_FORMAT_EMBEDDED):
+            with pytest.raises(Exception, match="no credential source is configured"):
+                await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha", format=form))
+
+
+async def test_tcp_listener_issues_no_kubeconfigs_without_a_rule(tmp_path: Path) -> None:
+    rule = {"name": "local", "who": "everybody", "clusters": "all", "kubeconfigs": True}
+    async with a_sandbox(tmp_path):
+        for rights, is_issued in (([], False), ([rule], True)):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = free.getsockname()[1]
+            config = sources(
+                tmp_path,
+                {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True},
+                rights=rights,
+                listen=[f"unix://{tmp_path}/d.sock", f"insecure://127.0.0.1:{port}"],
+            )
+            async with (
+                a_daemon(tmp_path, file=config, discovery_kubeconfig=str(tmp_path / "upstream")) as local,
+                grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+            ):
+                request = pb.IssueKubeconfigRequest(cluster="alpha")
+                assert (await local.IssueKubeconfig(request)).kubeconfig.kubeconfig
+                calling = DiscoveryServiceStub(channel).IssueKubeconfig(request)
+                if is_issued:
+                    assert (await calling).kubeconfig.kubeconfig
+                else:
+                    with pytest.raises(Exception, match="TCP listeners without rights do not grant"):
+                        await calling

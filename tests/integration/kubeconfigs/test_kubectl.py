@@ -30,7 +30,10 @@ async def test_an_embedded_kubeconfig_opens_the_control_plane_of_its_project(tmp
     async with Sandbox(seed=1) as sandbox:
         sandbox.projects.create("alpha", ready=True)
         upstream = sandbox.write_kubeconfig(tmp_path / "upstream")
-        async with a_daemon(tmp_path, discovery_kubeconfig=str(upstream)) as stub:
+        config = tmp_path / "config.yaml"
+        source = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
+        config.write_text(json.dumps({"kubeconfigs": {"sources": [source]}}))
+        async with a_daemon(tmp_path, file=config, discovery_kubeconfig=str(upstream)) as stub:
             answer = await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
         path = tmp_path / "alpha.yaml"
         path.write_bytes(answer.kubeconfig.kubeconfig)

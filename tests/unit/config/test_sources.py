@@ -16,6 +16,7 @@ GOOD: list[dict[str, Any]] = [
     {"name": "ex", "type": "exec", "command": "/bin/datumctl", "args": ["auth", "token"], "env": {"A": "b"}},
     {"name": "tf", "type": "token-file", "path": "/token", "label_selector": "env=prod"},
     {"name": "ks", "type": "kubeconfig-secret", "key": "value", "allow_long_lived": "true", "hand_out": "no"},
+    {"name": "pk", "type": "project-kubeconfig", "share_discovery_identity": True},
 ]
 
 
@@ -28,7 +29,7 @@ def loaded(tmp_path: Path, *given: object, **settings: object) -> tuple[sources.
 def test_each_type_of_source_is_read(tmp_path: Path) -> None:
     found = loaded(tmp_path, *GOOD)
     assert [each.type for each in found] == [each["type"] for each in GOOD]
-    datum, _, _, exec_, token_file, secret = found
+    datum, _, _, exec_, token_file, secret, _ = found
     assert isinstance(datum, sources.DatumServiceAccount)
     assert datum.audiences == ("a", "b")
     assert isinstance(exec_, sources.Exec)
@@ -42,7 +43,7 @@ def test_each_type_of_source_is_read(tmp_path: Path) -> None:
     ("source", "complaint"),
     [
         ({"name": "a"}, "item 1: needs a type"),
-        ({"name": "a", "type": "magic"}, "item 1: has a type that is not one of 'datum-service-account', "),
+        ({"name": "a", "type": "magic"}, "item 1: has a type that is not one of 'project-kubeconfig', "),
         ({"name": "a", "type": "token-file"}, "item 1.path: is missing"),
         ({"name": "a", "type": "token-file", "path": ""}, 'item 1.path: "" must be the path of a file'),
         ({"name": "a", "type": "token-file", "path": "/t", "pth": "/t"}, 'item 1.pth: "/t" is not a setting of it'),
@@ -88,3 +89,50 @@ def test_two_of_one_name_and_a_name_that_is_nobody_s_are_told(tmp_path: Path) ->
         loaded(tmp_path, GOOD[4], source={"credentials": "nobody"})
     with pytest.raises(ConfigError, match="there are: none"):
         loaded(tmp_path, source={"credentials": "nobody"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_refused"),
+    [
+        ({}, True),
+        ({"discovery_kubeconfig": "/d"}, True),
+        ({"discovery_kubeconfig": "/d", "project_kubeconfig": "/d"}, True),
+        ({"discovery_kubeconfig": "/d", "project_kubeconfig": "/p"}, False),
+        ({"mode": "single"}, False),
+    ],
+)
+def test_identity_of_discovery_is_handed_out_only_if_that_is_stated(
+    tmp_path: Path, settings: dict[str, str], is_refused: bool
+) -> None:
+    source = {"name": "own", "type": "project-kubeconfig"}
+    loaded(tmp_path, source | {"share_discovery_identity": True}, **settings)
+    loaded(tmp_path, source | {"hand_out": False}, **settings)
+    if is_refused:
+        with pytest.raises(ConfigError, match="share_discovery_identity: true"):
+            loaded(tmp_path, source, **settings)
+    else:
+        loaded(tmp_path, source, **settings)
+
+
+@pytest.mark.parametrize("where", ["max_ttl", "rule"])
+def test_max_ttl_that_token_requests_cannot_keep_is_refused(tmp_path: Path, where: str) -> None:
+    source = {"name": "tr", "type": "token-request", "namespace": "milo", "service_account": "operators"}
+
+    def load_with(ttl: str, **rule: Any) -> None:
+        file = tmp_path / "config.yaml"
+        kubeconfigs: dict[str, Any] = {"sources": [source, {"name": "tf", "type": "token-file", "path": "/t"}]}
+        settings: dict[str, Any] = {"kubeconfigs": kubeconfigs}
+        if where == "max_ttl":
+            kubeconfigs |= {"max_ttl": ttl, "default_ttl": "10s"}
+        else:
+            settings["rights"] = [
+                {"name": "few", "who": "everybody", "clusters": "all", "kubeconfigs": True, "max_ttl": ttl, **rule}
+            ]
+        file.write_text(json.dumps(settings))
+        load({}, {}, file)
+
+    load_with("600s")
+    with pytest.raises(ConfigError, match="shorter than 600 s, the shortest that tr"):
+        load_with("30s")
+    if where == "rule":
+        load_with("30s", sources=["tf"])

@@ -121,6 +121,20 @@ users: [{{name: x, user: {{exec: {{apiVersion: {V1}, command: ./login, provideCl
     }
 
 
+async def test_plugin_inherits_no_settings_or_secrets_of_other_programs(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MILO_DISCOVERYD_LOG__LEVEL", "OTEL_EXPORTER_OTLP_HEADERS", "DATABASE_PASSWORD", "XPATH"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.setenv("AWS_PROFILE", "milo")
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    script.does(f"env >'{script.log}.env'")
+    await failure(script.plugin(environment={"GIVEN": "1"}))
+    names = {line.partition("=")[0] for line in Path(f"{script.log}.env").read_text().splitlines()}
+    assert {"PATH", "AWS_PROFILE", "https_proxy", "GIVEN", "KUBERNETES_EXEC_INFO"} <= names
+    assert not names & {"MILO_DISCOVERYD_LOG__LEVEL", "OTEL_EXPORTER_OTLP_HEADERS", "DATABASE_PASSWORD", "XPATH"}
+
+
 async def test_a_credential_without_an_end_is_kept(script: Script) -> None:
     script.prints({"token": "t1"})
     plugin = script.plugin()

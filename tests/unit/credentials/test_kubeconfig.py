@@ -224,6 +224,20 @@ def test_what_is_wrong_or_not_supported_is_told_with_what_to_do(
     assert complaint in problem
 
 
+@pytest.mark.parametrize(
+    ("user", "file"),
+    [
+        ({"tokenFile": "../token"}, "../token"),
+        ({"client-certificate": "a/../../c", "client-key": "k"}, "a/../../c"),
+        ({"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "../login"}}, "../login"),
+    ],
+)
+def test_relative_path_out_of_the_kubeconfigs_folder_is_rejected(write: Write, user: dict[str, Any], file: str) -> None:
+    with pytest.raises(ConfigError, match="must not leave the kubeconfig's folder") as raised:
+        load_kubeconfig(write(user=user), plugins=["*"])
+    assert file in str(raised.value)
+
+
 def test_everything_that_is_wrong_is_told_at_once(write: Write) -> None:
     told = problems(write(cluster={"server": "milo", "insecure-skip-tls-verify": True}, user={"username": "u"}))
     assert len(told) == 3
