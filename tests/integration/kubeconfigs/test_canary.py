@@ -108,7 +108,7 @@ async def test_no_secret_shows_in_logs_metrics_errors_arguments_environments_or_
             said += [(process / name).read_bytes().decode(errors="replace") for name in ("cmdline", "environ")]
             limits = (process / "limits").read_text()
             await sandbox.stop()
-            await daemon.until_said("cannot be asked")
+            await daemon.until_said("the request to")
             await daemon.terminate()
         said.append(daemon.said)
         said += [path.read_text(errors="replace") for path in state.rglob("*") if path.is_file()]
