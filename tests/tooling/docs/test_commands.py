@@ -164,7 +164,8 @@ async def test_what_is_typed_beside_a_daemon_does_what_is_shown(place: Place) ->
     place.sandbox.projects.create("gentle-geyser", ready=True, organization="acme")
     place.sandbox.projects.create("swift-dune", ready=True, organization="fernweh")
     desk = Desk(place, MILO_DISCOVERYD_LISTEN=place.address, MILO_DISCOVERYD_HTTP_LISTEN="127.0.0.1:0")
-    async with place.daemon() as daemon:
+    own = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
+    async with place.daemon(kubeconfigs={"sources": [own]}) as daemon:
         await daemon.start()
         wrong = [each for block in TYPED if block != RULES for each in [_ async for _ in desk.type(block)]]
     assert wrong == [], "\n\n".join(wrong)
