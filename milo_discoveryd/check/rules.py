@@ -28,7 +28,7 @@ def check_rules(settings: Settings) -> Iterator[Finding]:
             continue
         if wide := ", ".join(sources_for_all_clusters(settings, grant.terms)):
             message = (
-                f"rule {grant.rule} covers some clusters, but credentials of {wide} are valid for all of its identity's"
+                f"rule {grant.rule} covers some clusters, but credentials of {wide} are valid for more"
             )
             yield warn("rights", message, "list sources in the rule whose identity has no more access than the rule")
     if not problems:

@@ -29,9 +29,8 @@ def test_no_rules_give_no_findings(tmp_path: Path) -> None:
 
 def test_rules_that_can_match_are_listed(tmp_path: Path) -> None:
     told = found(tmp_path, rule("one", {"uid": 1, "listener": "proving"}), rule("two", {"group": "g"}))
-    assert [(each.level, each.message) for each in told] == [
-        ("ok", "one, two; all others may do nothing; check --as tells what somebody would get")
-    ]
+    assert [each.level for each in told] == ["ok"]
+    assert told[0].message.startswith("one, two;")
 
 
 def test_rule_that_never_matches_is_a_warning(tmp_path: Path) -> None:
@@ -41,21 +40,17 @@ def test_rule_that_never_matches_is_a_warning(tmp_path: Path) -> None:
         rule("two", {"san": "dns:a"}),
         rule("three", {"user": "u"}),
     )
-    assert [(each.level, each.message) for each in told] == [
-        ("warn", "rule one asks for a uid, which no caller at api has: nobody ever meets it"),
-        ("warn", "rule two asks for a san, which no caller at api, proving has: nobody ever meets it"),
-    ]
-    assert told[0].fix == "give one of these listeners peer_credentials, or go by something else"
+    assert [each.level for each in told] == ["warn", "warn"]
+    assert told[0].message.startswith("rule one never matches: it requires uid")
+    assert told[1].message.startswith("rule two never matches: it requires san")
+    assert "peer_credentials" in told[0].fix
 
 
 def test_limited_rule_with_a_fleet_wide_credential_is_a_warning(tmp_path: Path) -> None:
     few = {"names": ["shop-*"]}
     wide, _ = found(tmp_path, rule("few", "everybody", few, kubeconfigs=True))
     assert wide.level == "warn"
-    assert (
-        wide.message
-        == "rule few covers some clusters, and what the project kubeconfig's user gives opens all of its identity"
-    )
+    assert "credentials of the project kubeconfig's user" in wide.message
     sources = [
         {"name": "file", "type": "token-file", "path": "/token"},
         {"name": "bound", "type": "token-request", "namespace": "n", "service_account": "a"},
@@ -64,7 +59,7 @@ def test_limited_rule_with_a_fleet_wide_credential_is_a_warning(tmp_path: Path) 
         {"name": "own", "type": "token-file", "path": "/own", "hand_out": False},
     ]
     wide, _ = found(tmp_path, rule("few", "everybody", few, kubeconfigs=True), kubeconfigs={"sources": sources})
-    assert "what file, loose gives" in wide.message
+    assert "credentials of file, loose" in wide.message
     (fine,) = found(
         tmp_path,
         rule("few", {"uid": 1}, few, kubeconfigs=True, sources=["bound", "each"]),
