@@ -1,4 +1,4 @@
-"""An embedded Milo API: a real HTTPS server with honest list and watch semantics, for demos and tests."""
+"""A fake Milo API over HTTPS, with the list, watch and authentication semantics of a Kubernetes API server."""
 
 from milo_sandbox.api import Features
 from milo_sandbox.rights import Rule

@@ -1,4 +1,4 @@
-"""Whether a write may happen, and what of it: everything that is decided before the store changes."""
+"""Admission of writes: validation, defaults and preconditions, before the store changes."""
 
 from enum import Enum, auto
 
@@ -11,21 +11,21 @@ from milo_sandbox.resources import Document, Resource
 
 
 class Part(Enum):
-    """Which half of an object a write may touch: the status subresource sees nothing but status, the rest all else."""
+    """The part of an object that a write changes: the status subresource only the status, other writes all else."""
 
     MAIN = auto()
     STATUS = auto()
 
 
 class Preconditions(msgspec.Struct, frozen=True):
-    """What must still hold of an object for its deletion to go ahead."""
+    """Preconditions of a deletion."""
 
     uid: str = ""
     version: str = ""
 
 
 def enveloped(resource: Resource, document: Document, namespace: str) -> Document:
-    """A copy with apiVersion, kind and metadata that belong to this resource, or a refusal."""
+    """Return a copy with the apiVersion, kind and metadata of this resource, or raise a refusal."""
     given = document.get("metadata", {})
     if not isinstance(given, dict):
         raise refusals.bad_request("metadata must be a JSON object")
@@ -45,7 +45,7 @@ def enveloped(resource: Resource, document: Document, namespace: str) -> Documen
             f"the namespace of the provided object does not match the namespace sent on the request: {namespace!r}"
         )
     rest = {key: value for key, value in document.items() if key not in {"apiVersion", "kind", "metadata"}}
-    # Null stands for absent, wherever a client writes it.
+    # A null is the same as an absent field.
     kept = {key: value for key, value in given.items() if value is not None}
     return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": kept, **rest}
 
@@ -91,7 +91,7 @@ def check_preconditions(preconditions: Preconditions, resource: Resource, before
 
 
 def combined(current: Document, wanted: Document, part: Part) -> Document:
-    """The current object with the part that this write may touch taken from the wanted one."""
+    """Return the current object with the part that the write may change taken from the new one."""
     if part is Part.STATUS:
         after = {key: value for key, value in current.items() if key != "status"}
         return after | {"status": wanted["status"]} if wanted.get("status") is not None else after

@@ -1,4 +1,4 @@
-"""HTTP answers: JSON, refusals, and lists that are joined from what is kept and sent as they are joined."""
+"""HTTP responses: JSON, errors, and lists that are streamed from serialized objects."""
 
 import asyncio
 import zlib
@@ -12,7 +12,7 @@ from milo_sandbox.records import encode
 from milo_sandbox.refusals import PlainError, RefusedError
 
 HEADERS = {"Cache-Control": "no-cache, private"}
-_GZIP_FROM = 128 * 1024  # bytes; below that a real server doesn't bother either
+_GZIP_FROM = 128 * 1024  # bytes; a real server does not compress smaller responses either
 _PIECE = 256 * 1024
 
 
@@ -36,7 +36,7 @@ def refused(error: RefusedError | PlainError) -> web.Response:
 
 
 async def parts(request: web.BaseRequest, data: Iterable[bytes], *, compressible: bool = True) -> web.StreamResponse:
-    """Send what may be too much to hold twice, compressed where the client can take it."""
+    """Stream a large body in pieces, compressed if the client accepts it."""
     pieces = _pieces(data)
     first = b"".join(islice(pieces, 1))
     if len(first) < _GZIP_FROM:
@@ -47,7 +47,7 @@ async def parts(request: web.BaseRequest, data: Iterable[bytes], *, compressible
         compressor = zlib.compressobj(level=1, wbits=31)
         await response.prepare(request)
         for piece in _chain(first, pieces):
-            # Beside the loop: it is most of the work, and zlib lets go of the interpreter for it.
+            # In a thread: compression is most of the work, and zlib releases the GIL.
             if squeezed := await asyncio.to_thread(compressor.compress, piece):
                 await response.write(squeezed)
         await response.write_eof(compressor.flush())
@@ -65,7 +65,7 @@ def _chain(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _pieces(data: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in pieces of a size worth sending."""
+    """Join small parts into pieces of about the size of a write."""
     gathered: list[bytes] = []
     size = 0
     for part in data:

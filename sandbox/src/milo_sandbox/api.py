@@ -1,4 +1,4 @@
-"""One API: the resources of one store, over HTTP. The Milo API is one, and so is each project's control plane."""
+"""The HTTP API of one store: the Milo API, or a project's control plane."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
@@ -44,14 +44,14 @@ _PATCHES: dict[str, Callable[[Any, Any], Any]] = {
 
 
 class Features(msgspec.Struct, frozen=True, kw_only=True):
-    """What kind of server this is."""
+    """Optional behavior of the server."""
 
     pace: Pace = Pace()
     streaming_lists: bool = True
 
 
 class Api:
-    """Reads a request, has the store do it, writes the answer. Everything that it decides, others decide for it."""
+    """Parses requests, calls the store, and writes responses."""
 
     def __init__(self, store: Store, *, features: Features, rights: Rights, tokens: Tokens, faults: Faults) -> None:
         self.store = store
@@ -73,7 +73,7 @@ class Api:
         store.listen(self.streams.wake)
 
     async def answer(self, request: web.BaseRequest, segments: list[str], subject: str) -> web.StreamResponse:
-        """Answer a request to this API; the segments are those of the path below its root."""
+        """Answer a request to this API, given the path segments below its root."""
         match segments:
             case ("version",):
                 return answers.document(discovery.VERSION)
@@ -206,7 +206,7 @@ def _is_dry_run(query: Mapping[str, str]) -> bool:
 
 
 def _manners(query: Mapping[str, str]) -> dict[str, bool]:
-    """How a write is to be done: for show only, and how hard on fields that nobody knows."""
+    """The options of a write: dry run, and strictness about unknown fields."""
     return {"dry_run": _is_dry_run(query), "strict": query.get("fieldValidation") == "Strict"}
 
 

@@ -1,10 +1,10 @@
-"""Waking every stream that waits, at each write or when somebody wants them to look up."""
+"""Wakes every waiting stream, at each write or on request."""
 
 import asyncio
 
 
 class Bell:
-    """Rung from the event loop. Whoever waits has looked before, so a ring that nobody hears is a ring nobody needs."""
+    """Rung on the event loop. Streams check their state before they wait, so a ring without a waiter loses nothing."""
 
     def __init__(self) -> None:
         self._waiters: set[asyncio.Future[None]] = set()
@@ -16,7 +16,7 @@ class Bell:
         self._waiters.clear()
 
     async def wait_until(self, deadline: float) -> None:
-        """Until the next ring, or that time of the loop's clock, whichever comes first."""
+        """Wait until the next ring, or until a time of the loop's clock."""
         loop = asyncio.get_running_loop()
         waiter = loop.create_future()
         self._waiters.add(waiter)

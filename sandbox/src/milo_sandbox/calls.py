@@ -1,4 +1,4 @@
-"""What a request asks of which object: method and path, read as the API server reads them."""
+"""Method and path of a request, parsed into a verb on an object as the API server does it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -32,7 +32,7 @@ class Call(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(method: str, segments: Sequence[str], query: Mapping[str, str], resources: Sequence[Resource]) -> Call:
-    """The call, or a refusal: no such path, or not by this method."""
+    """Parse a request, or raise a refusal: unknown path, or method not allowed."""
     match segments:
         case ("api", "v1", *rest):
             group, version = "", "v1"
@@ -64,7 +64,7 @@ def read(method: str, segments: Sequence[str], query: Mapping[str, str], resourc
 
 
 def _on_a_custom_resource(method: str, subresource: str) -> str | None:
-    """Methods that other resources don't know there."""
+    """Methods that only some resources support on this path."""
     if method in {"PUT", "PATCH"}:
         raise refusals.bad_request("name must be provided")
     return "create" if method == "POST" and not subresource else None

@@ -1,7 +1,7 @@
-"""Life in the sandbox: projects are founded, get ready, change, are suspended, deleted and made again.
+"""Churn: projects are created, become ready, change, are suspended, deleted and created again.
 
-Each project that something is happening to is in a story: a generator that does one thing, yields, and does the next
-when its turn comes again. Which story is next, and which begin, is drawn from a seed, so that a run can be had again.
+Each project that is changing has a story: a generator that makes one change per step. Which story is next, and which
+starts, is drawn from a seeded generator, so that a run is reproducible.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ _LEFT_OVER = ("networks.networking.example.com", "workloads.compute.example.com"
 
 
 class Churn:
-    """Pure: `step` makes one change, more or less. The number of projects stays near what it is at the start."""
+    """Pure: `step` makes about one change. The number of projects stays near the initial one."""
 
     def __init__(self, store: Store, names: Names, random: Random) -> None:
         self._store = store
@@ -35,7 +35,7 @@ class Churn:
         self._cursor = store.version
 
     def step(self) -> None:
-        """One thing happens: in a story under way, or a new one begins."""
+        """Make one change, in a running story or a new one."""
         self._take_notice()
         under_way = len(self._stories)
         if under_way and self._random.random() < under_way / (under_way + 3):
@@ -44,7 +44,7 @@ class Churn:
             self._begin()
 
     def _take_notice(self) -> None:
-        """What others did here since the last step: Milo provisions whatever project it finds, and cleans up any."""
+        """Provision projects that clients created since the last step, and clean up those that they deleted."""
         try:
             events = self._store[PROJECTS].history.following(self._cursor)
         except CompactedError:
@@ -82,7 +82,7 @@ class Churn:
         except StopIteration:
             del self._stories[name]
         except RefusedError:
-            # Others write here too: the project of this story may be gone in the middle of it.
+            # Clients write as well: the project of this story may be deleted in the middle of it.
             del self._stories[name]
             self._milo.sweep(name)
 
@@ -145,7 +145,7 @@ class Churn:
 
 
 async def run(churn: Churn, per_second: float) -> None:
-    """Steps for ever, at that rate on the average however long each takes."""
+    """Make steps forever, at an average rate that does not depend on how long a step takes."""
     loop = asyncio.get_running_loop()
     due = loop.time()
     while True:

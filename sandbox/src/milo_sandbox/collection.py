@@ -1,4 +1,4 @@
-"""The objects of one resource: what is there now, in order, and what was there at an earlier version."""
+"""The objects of one resource, in order, at the current and at earlier versions."""
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from milo_sandbox.selectors import Selector
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of a listing; `last_key` is where the next one goes on, or nothing where this was the end."""
+    """A page of a list; `last_key` is where the next page starts, or empty on the last page."""
 
     records: list[Record]
     version: int
@@ -23,10 +23,7 @@ class Page(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Collection:
-    """Begins with some records, knowing nothing of the time before; changed by `apply` and `extend` alone.
-
-    Reading at an old version undoes, on the way, what happened since.
-    """
+    """Changed only by `apply` and `extend`. A read at an old version reverts later events on the fly."""
 
     def __init__(
         self, resource: Resource, history_limit: int, records: Iterable[Record] = (), version: int = 0
@@ -45,7 +42,7 @@ class Collection:
 
     @property
     def keys(self) -> Sequence[str]:
-        """In order; not to be changed."""
+        """The records in order; not to be changed."""
         return self._order
 
     def get(self, name: str, namespace: str = "") -> Record | None:
@@ -63,7 +60,7 @@ class Collection:
         self.history.append(event)
 
     def extend(self, events: Iterable[Event]) -> None:
-        """Apply many at once, each of an object that is not there yet."""
+        """Apply the creation of many new objects."""
         for event in events:
             self._records[event.record.key] = event.record
             self._order.append(event.record.key)
@@ -71,7 +68,7 @@ class Collection:
         self._order.sort()
 
     def page(self, *, version: int, current: int, selector: Selector, limit: int = 0, after: str = "") -> Page:
-        """The objects as they were at `version`, from behind the key `after`. Raises `CompactedError`."""
+        """Return the objects as of `version`, after the key `after`. Raises `CompactedError`."""
         undone = self._undone_since(version) if version < current else {}
         found: list[Record] = []
         scanned = self._scan(after, undone)

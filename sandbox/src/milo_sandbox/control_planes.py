@@ -1,4 +1,4 @@
-"""The small API behind each project: namespaces and config maps, made when somebody first asks."""
+"""The API of each project's control plane, with namespaces and config maps, created on the first request."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class ControlPlanes:
-    """One API per project and UID: a project made again under an old name finds nothing of the old one's."""
+    """One API per project UID: a recreated project has nothing of its predecessor."""
 
     def __init__(self, milo: Store, new_api: Callable[[Store], Api]) -> None:
         self._milo = milo
@@ -24,7 +24,7 @@ class ControlPlanes:
         return [api for _, api in self._apis.values()]
 
     def of(self, project: str, *, method: str) -> Api:
-        """The API behind that project, for that method; refused if there is none, or it is suspended."""
+        """Return the API of a project, or raise a refusal if there is none, or the project is suspended."""
         record = self._milo[PROJECTS].get(project)
         if record is None:
             self._apis.pop(project, None)

@@ -1,4 +1,4 @@
-"""The documents by which kubectl and client libraries find out what a server has."""
+"""Discovery documents for kubectl and client libraries."""
 
 from collections.abc import Sequence
 
@@ -21,7 +21,7 @@ VERSION = {
 
 
 class Review(msgspec.Struct, frozen=True, kw_only=True):
-    """A question a client asks by creating it: nothing is kept."""
+    """A review resource: it is answered on creation and not stored."""
 
     group: str
     plural: str
@@ -41,11 +41,11 @@ _STATUS_VERBS = ["get", "patch", "update"]
 
 
 def document(segments: Sequence[str], resources: Sequence[Resource]) -> Document:
-    """What stands at /api or /apis and right below, or a refusal."""
+    """Return the document of /api, /apis and the paths right below, or raise a refusal."""
     groups = _groups(resources)
     match segments:
         case ("api",):
-            # No core resources, no core version: clients take the empty list as that.
+            # Without core resources there is no core version; clients accept the empty list.
             versions = sorted({each.version for each in resources if not each.group})
             return {"kind": "APIVersions", "apiVersion": "v1", "versions": versions}
         case ("api", version) if any(not each.group and each.version == version for each in resources):
@@ -60,7 +60,7 @@ def document(segments: Sequence[str], resources: Sequence[Resource]) -> Document
 
 
 def _groups(resources: Sequence[Resource]) -> dict[str, str]:
-    """Each group with its one version."""
+    """Return each group with its single version."""
     served = {each.group: each.version for each in resources if each.group}
     return served | {review.group: review.version for review in REVIEWS}
 

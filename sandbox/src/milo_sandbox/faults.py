@@ -1,8 +1,4 @@
-"""What goes wrong with an API server, to order: each fault is one that a real server was seen to show.
-
-Faults answer in place of the API. What goes wrong with the data itself is done to the store, and what goes wrong with
-connections to the server; the sandbox has a word for each.
-"""
+"""Injected faults of responses, each of which was observed on real API servers."""
 
 from collections.abc import Callable, Mapping
 from math import inf
@@ -17,7 +13,7 @@ from milo_sandbox.resources import Resource
 
 
 class Approach(msgspec.Struct, frozen=True, kw_only=True):
-    """A request as far as it is known: at the door its path, and whose control plane it is for; then the call."""
+    """A request as far as it is parsed: first its path and project, later its call."""
 
     segments: tuple[str, ...]
     query: Mapping[str, str]
@@ -26,10 +22,10 @@ class Approach(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Fault(msgspec.Struct, kw_only=True):
-    """Whom it answers, with what, how often and until when."""
+    """The requests that a fault applies to, its response, and how often and how long it applies."""
 
     concerns: Callable[[Approach], bool]
-    answer: Callable[[Approach, float], RefusedError | PlainError]  # the seconds are those since it began
+    answer: Callable[[Approach, float], RefusedError | PlainError]  # given the seconds since the fault began
     since: float
     until: float
     times: float
@@ -39,7 +35,7 @@ _HEALTH = frozenset({"livez", "readyz", "healthz"})
 
 
 class Faults:
-    """Those in force, until they are cleared, or for as many seconds or times as they are given."""
+    """The active faults, until they are cleared or their time or count is used up."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -51,7 +47,7 @@ class Faults:
         self._lists_are_empty = False
 
     def check(self, approach: Approach) -> None:
-        """Raise what the first fault that concerns the request answers."""
+        """Raise the response of the first fault that applies to a request."""
         now = self._clock()
         self._faults = [fault for fault in self._faults if now < fault.until and fault.times > 0]
         for fault in self._faults:
@@ -60,13 +56,13 @@ class Faults:
                 raise fault.answer(approach, now - fault.since)
 
     def seen(self, page: Page) -> Page:
-        """What a list shows of what is there."""
+        """Return the page as a fault shows it."""
         return Page(records=[], version=page.version) if self._lists_are_empty else page
 
     # The faults
 
     def initializing(self, *, seconds: float = inf, resource: Resource | None = None) -> None:
-        """The watch cache is being built: no watches, and no lists but by pages. Health checks notice nothing."""
+        """The watch cache is being built: no watches, and lists only by pages. Health checks succeed."""
 
         def concerns(approach: Approach) -> bool:
             call = approach.call
@@ -81,21 +77,21 @@ class Faults:
         self._add(concerns, answer, seconds=seconds)
 
     def installing(self, *, seconds: float = inf) -> None:
-        """The server has only just started, and knows no paths yet."""
+        """The server has just started, and serves no paths yet."""
         text = "the request has been made before all known HTTP paths have been installed, please try again"
         self._add(_at_the_door, lambda *_: PlainError(503, text, retry_after=5), seconds=seconds)
 
     def overloaded(self, *, seconds: float = inf, times: float = inf) -> None:
-        """Priority and fairness turns requests away, in plain text."""
+        """API priority and fairness rejects requests, in plain text."""
         text = "Too many requests, please try again later.\n"
         self._add(_is_call, lambda *_: PlainError(429, text, retry_after=1), seconds=seconds, times=times)
 
     def failing(self, code: int = 500, *, seconds: float = inf, times: float = inf) -> None:
-        """Something behind the server is broken, or a proxy before it."""
+        """The server's backend, or a proxy before it, is broken."""
         self._add(_is_call, lambda *_: PlainError(code, "<html>upstream failed</html>"), seconds=seconds, times=times)
 
     def unauthorized(self, *, seconds: float = inf, times: float = inf) -> None:
-        """No credential is good."""
+        """No credential is valid."""
 
         def concerns(approach: Approach) -> bool:
             return approach.call is None and not _HEALTH.issuperset(approach.segments)
@@ -103,7 +99,7 @@ class Faults:
         self._add(concerns, lambda *_: refusals.unauthorized(), seconds=seconds, times=times)
 
     def forbidden(self, *, seconds: float = inf, times: float = inf) -> None:
-        """Nobody has any rights."""
+        """No request is authorized."""
 
         def answer(approach: Approach, _: float) -> RefusedError:
             assert approach.call is not None
@@ -113,7 +109,7 @@ class Faults:
         self._add(_is_call, answer, seconds=seconds, times=times)
 
     def unserved(self, resource: Resource, *, seconds: float = inf) -> None:
-        """The resource's definition was deleted."""
+        """The resource's CRD was deleted."""
 
         def concerns(approach: Approach) -> bool:
             return approach.call is not None and approach.call.resource is resource
@@ -121,7 +117,7 @@ class Faults:
         self._add(concerns, lambda *_: refusals.no_such_path(), seconds=seconds)
 
     def second_pages_gone(self, *, times: float = inf) -> None:
-        """Each list that is read by pages expires after its first."""
+        """Each paged list expires after its first page."""
 
         def concerns(approach: Approach) -> bool:
             return approach.call is not None and approach.call.verb == "list" and "continue" in approach.query
@@ -130,7 +126,7 @@ class Faults:
         self._add(concerns, lambda *_: refusals.gone(message), times=times)
 
     def unreachable(self, project: str, *, seconds: float = inf) -> None:
-        """One project's control plane answers nothing but that it is not there."""
+        """One project's control plane answers 404 to everything."""
 
         def concerns(approach: Approach) -> bool:
             return approach.call is None and approach.project == project
@@ -139,7 +135,7 @@ class Faults:
         self._add(concerns, lambda *_: PlainError(503, text), seconds=seconds)
 
     def empty_lists(self, *, on: bool = True) -> None:
-        """Lists show nothing, whatever is there."""
+        """Lists are empty, whatever exists."""
         self._lists_are_empty = on
 
     def _add(

@@ -1,4 +1,4 @@
-"""The front of the server: who is calling, and which API they mean. Errors become answers here, and nowhere else."""
+"""Authenticates requests and routes them to an API. Errors become responses here and nowhere else."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ from milo_sandbox.token_endpoint import TokenEndpoint
 from milo_sandbox.tokens import Tokens
 
 INFRASTRUCTURE = "infrastructure"
-"""What the paths of the infrastructure cluster begin with."""
+"""The path prefix of the infrastructure cluster."""
 _OPEN_TO_ALL = frozenset({"livez", "readyz", "healthz", "version"})
 
 
@@ -31,7 +31,7 @@ class Gateway:
         tokens: Tokens,
         faults: Faults,
     ) -> None:
-        """`url` is that of the whole server."""
+        """`url` returns the URL of the server."""
         self._milo = milo
         self._control_planes = control_planes
         self._infrastructure = infrastructure
@@ -68,7 +68,7 @@ class Gateway:
 
 
 def _split(segments: list[str]) -> tuple[str, list[str]]:
-    """The project whose control plane is meant, if any, and the path below the root of the API that is meant."""
+    """Return the project of a control plane's path, if any, and the path below the API's root."""
     match segments:
         case ("apis", PROJECTS.group, PROJECTS.version, PROJECTS.plural, project, "control-plane", *below):
             return project, below

@@ -1,4 +1,4 @@
-"""What happened to the objects of one resource, as far back as it is remembered."""
+"""The event history of one resource, up to a limit."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ _version = attrgetter("version")
 
 
 class CompactedError(Exception):
-    """The changes since that version are no longer all known."""
+    """The events since a version are no longer complete."""
 
     def __init__(self, wanted: int, compacted: int) -> None:
         super().__init__(f"too old resource version: {wanted} ({compacted})")
@@ -19,7 +19,7 @@ class CompactedError(Exception):
 
 
 class History:
-    """Events in the order of their versions; the oldest are forgotten beyond a limit, or when told to."""
+    """Events in the order of their versions; the oldest are dropped beyond a limit, or by `compact`."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -29,18 +29,18 @@ class History:
 
     def append(self, event: Event) -> None:
         self._events.append(event)
-        # Twice the limit, so that the cost of moving what stays is paid once in `limit` events.
+        # At twice the limit, so that the cost of moving the rest is paid once per `limit` events.
         if len(self._events) > 2 * self._limit:
             self.compact(self._events[-self._limit - 1].version)
 
     def since(self, version: int) -> Sequence[Event]:
-        """Everything after that version, which may lie in the future: where a watch may start from."""
+        """Return the events after a version, which may be in the future, for a new watch."""
         if version < self._compacted:
             raise CompactedError(version, self._compacted)
         return self.following(version)
 
     def following(self, version: int) -> Sequence[Event]:
-        """Everything after that version for one who has kept up so far: compaction harms only if an event is lost."""
+        """Return the events after a version for a running watch: compaction matters only if it lost an event."""
         if version < self._lost:
             raise CompactedError(version, self._compacted)
         if not self._events or self._events[-1].version <= version:

@@ -1,4 +1,4 @@
-"""The infrastructure cluster, as far as credentials go: Secrets, and tokens for service accounts by TokenRequest."""
+"""The infrastructure cluster: Secrets, and TokenRequest for service accounts."""
 
 from datetime import UTC, datetime
 
@@ -20,7 +20,7 @@ class Infrastructure:
         self._tokens = tokens
         self._rights = rights
         self.requested = 0
-        """How many tokens were given out."""
+        """The number of tokens issued."""
 
     def secret_names(self) -> list[str]:
         return [record.name for record in self.api.store[SECRETS]]
@@ -43,7 +43,7 @@ class Infrastructure:
         return await self.api.answer(request, segments, subject)
 
     def holds(self, bound: BoundTo) -> bool:
-        """Whether what a token was bound to is still there."""
+        """Return whether the Secret that a token is bound to exists."""
         record = self.api.store[SECRETS].get(bound.name, bound.namespace)
         return record is not None and record.uid == bound.uid
 

@@ -1,4 +1,4 @@
-"""Kubeconfigs for the sandbox, and the token file beside one that is kept fresh."""
+"""Kubeconfigs for the sandbox, and token files that are renewed."""
 
 import asyncio
 from base64 import b64encode
@@ -32,14 +32,14 @@ def write(path: Path, config: Document) -> None:
 
 
 def write_secret(path: Path, text: str) -> None:
-    """Replace the file in one step: whoever reads it finds the old text or the new, and nobody else finds either."""
+    """Replace a file atomically, readable for its owner only."""
     with NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(text)
     Path(file.name).replace(path)
 
 
 class TokenFile:
-    """Holds a token that is replaced when half its life is over."""
+    """A file with a token, which is replaced after half its lifetime."""
 
     def __init__(self, path: Path, issue: Callable[[], str], *, life: float) -> None:
         self.path = path

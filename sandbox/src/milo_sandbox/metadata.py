@@ -1,4 +1,4 @@
-"""What stands in an object's metadata: who may write what, and what is a legal name, label, annotation, finalizer."""
+"""Object metadata: fields that clients may write, and valid names, labels, annotations and finalizers."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from milo_sandbox.refusals import Cause
 from milo_sandbox.resources import Document, Resource
 
 WRITABLE = ("labels", "annotations", "finalizers", "ownerReferences")
-"""What a client may change; the server owns the rest."""
+"""Fields that a client may change; the server owns the others."""
 
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
 _SUBDOMAIN = rf"{_LABEL}(?:\.{_LABEL})*"

@@ -1,4 +1,4 @@
-"""What Milo's own controllers do to projects and their control planes, one step at a time."""
+"""The steps of Milo's controllers on projects and their control planes."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -16,7 +16,7 @@ PROJECT_FINALIZER = "resourcemanager.miloapis.com/project-controller"
 
 
 class Milo:
-    """Keeps a project and the control plane behind it as Milo would: same name, labels that point back, conditions."""
+    """Maintains a project and its control plane as Milo does: same name, back-referencing labels, conditions."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -24,7 +24,7 @@ class Milo:
         self.control_planes = Objects(store, PROJECT_CONTROL_PLANES)
 
     def found(self, name: str, organization: str, labels: Mapping[str, str]) -> None:
-        """A project somebody has asked for, and the control plane begun for it: neither is ready."""
+        """Create a project and its control plane, neither of them ready."""
         self.projects.create(
             name,
             labels={ORGANIZATION_LABEL: organization, **labels},
@@ -34,7 +34,7 @@ class Milo:
         self.begin(name)
 
     def begin(self, name: str) -> None:
-        """Make the control plane behind a project, if it has none."""
+        """Create a project's control plane if it has none."""
         if name not in self.control_planes:
             labels, annotations = _pointing_back(self.projects.read(name))
             self.control_planes.create(name, labels=labels, annotations=annotations)
@@ -52,7 +52,7 @@ class Milo:
         self.control_planes.label(name, dict(labels))
 
     def suspend(self, name: str, reason: str) -> None:
-        """Its API goes on answering reads: a suspended project stays ready."""
+        """Suspend a project, which stays ready, since its API still answers reads."""
         suspension = {
             "reason": reason,
             "suspendedAt": self._store.timestamp(),
@@ -71,21 +71,21 @@ class Milo:
         self.projects.set_condition(name, type_="ResourceCleanup", reason=reason, message=message)
 
     def finish(self, name: str) -> None:
-        """Nothing is left in a deleted project: its control plane goes, then the project."""
+        """Complete the deletion of a project: delete its control plane, then remove its finalizers."""
         if name in self.control_planes:
             self.control_planes.delete(name)
         self.projects.unfinalize(name)
 
     def sweep(self, name: str) -> None:
-        """Take away the control plane of a project that went without being asked to wait for it."""
+        """Delete the control plane of a project that was deleted without finalizers."""
         if name not in self.projects and name in self.control_planes:
             self.control_planes.delete(name)
 
     def populate(self, count: int, names: Names, *, ready: bool = True, finalizers: Iterable[str] = ()) -> list[str]:
-        """Many projects at once, each with its control plane, as they would be after a while."""
+        """Create many projects with their control planes, in their final state."""
         held = list(finalizers)
         fresh = iter(names.project, "")
-        # Somebody may have made a project of such a name by hand.
+        # A client may have created a project of such a name.
         free = islice((name for name in fresh if name not in self.projects and name not in self.control_planes), count)
         wanted = [self._project(name, names, ready=ready, finalizers=held) for name in free]
         projects = self._store.load(PROJECTS, wanted)
@@ -128,7 +128,7 @@ class Milo:
 
 
 def _pointing_back(project: Document) -> tuple[dict[str, str], dict[str, str]]:
-    """The labels and annotations of the control plane behind that project."""
+    """Return the labels and annotations of a project's control plane."""
     metadata = project["metadata"]
     names = {PROJECT_NAME_LABEL: metadata["name"], PROJECT_UID_LABEL: metadata["uid"]}
     return {**metadata.get("labels", {}), **names}, {OWNER_ANNOTATION: project["spec"]["ownerRef"]["name"]}

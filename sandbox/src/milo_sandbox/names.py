@@ -1,4 +1,4 @@
-"""Names that a person can tell apart at a glance, and the organizations and labels that go with them."""
+"""Readable names of projects, with organizations and labels."""
 
 from collections.abc import Iterator
 from itertools import count
@@ -38,14 +38,14 @@ _LABELS = {
 
 
 class Names:
-    """Draws from one source of chance: the same seed gives the same names."""
+    """Draws names from a random generator: the same seed gives the same names."""
 
     def __init__(self, random: Random) -> None:
         self._random = random
         self._fresh = self._all()
 
     def project(self) -> str:
-        """A name not given before."""
+        """Return a new project name."""
         return next(self._fresh)
 
     def organization(self) -> str:
@@ -55,7 +55,7 @@ class Names:
         return {key: self._random.choice(values) for key, values in _LABELS.items()}
 
     def label(self) -> tuple[str, str]:
-        """One label to change."""
+        """Return a label to set."""
         key = self._random.choice(tuple(_LABELS))
         return key, self._random.choice(_LABELS[key])
 

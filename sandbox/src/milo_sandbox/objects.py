@@ -1,4 +1,4 @@
-"""Writing to one resource by hand: what a test or a demo does to the world, without HTTP."""
+"""Direct writes to one resource, without HTTP, for tests and the demo."""
 
 from collections.abc import Iterable, Mapping
 from random import Random
@@ -12,7 +12,7 @@ DEFAULT_ORGANIZATION = "acme"
 
 
 class Objects:
-    """The projects, or the control planes, by name. Every write goes through the store, as everybody's do."""
+    """The projects or the control planes, by name. Every write goes through the store."""
 
     def __init__(self, store: Store, resource: Resource) -> None:
         self._store = store
@@ -28,7 +28,7 @@ class Objects:
         return [record.name for record in self._store[self.resource]]
 
     def pick(self, random: Random) -> str:
-        """Any one of them."""
+        """Return an arbitrary object's name."""
         return random.choice(self._store[self.resource].keys)
 
     def read(self, name: str) -> Document:
@@ -59,7 +59,7 @@ class Objects:
     def condition(
         self, status: str = "True", *, type_: str = "", reason: str = "Sandbox", message: str = ""
     ) -> Document:
-        """A condition as it would be set now."""
+        """Return a condition with the current time."""
         return {
             "type": type_ or self.resource.ready_condition,
             "status": status,
@@ -71,7 +71,7 @@ class Objects:
     def set_condition(
         self, name: str, status: str = "True", *, type_: str = "", reason: str = "Sandbox", message: str = ""
     ) -> Document:
-        """Set a condition in the status; the one that makes it ready, if no other is named."""
+        """Set a condition in the status; the readiness condition by default."""
         condition = self.condition(status, type_=type_, reason=reason, message=message)
 
         def change(document: Document) -> Document:
@@ -83,25 +83,25 @@ class Objects:
         return self._store.modify(self.resource, name, change, part=Part.STATUS).document()
 
     def set_status(self, name: str, changes: Document) -> Document:
-        """Merge these fields into the status; None takes one away."""
+        """Merge fields into the status; None removes a field."""
         patch = {"status": changes}
         return self._store.modify(
             self.resource, name, lambda document: patches.merge(document, patch), part=Part.STATUS
         ).document()
 
     def label(self, name: str, changes: Mapping[str, str | None]) -> Document:
-        """Set labels; None takes one away."""
+        """Set labels; None removes a label."""
         return self._patch_metadata(name, {"labels": dict(changes)})
 
     def annotate(self, name: str, changes: Mapping[str, str | None]) -> Document:
         return self._patch_metadata(name, {"annotations": dict(changes)})
 
     def unfinalize(self, name: str) -> Document:
-        """Drop all finalizers; what was only held by them is gone then."""
+        """Remove all finalizers, which completes a pending deletion."""
         return self._patch_metadata(name, {"finalizers": None})
 
     def delete(self, name: str) -> bool:
-        """Whether it is gone at once; finalizers keep it."""
+        """Delete an object; return whether it is removed at once, which finalizers prevent."""
         return self._store.delete(self.resource, name)[1]
 
     def _patch_metadata(self, name: str, change: Document) -> Document:

@@ -1,4 +1,4 @@
-"""The schemas as OpenAPI: enough for kubectl to validate, to explain, and to know what it may ask of the server."""
+"""The schemas as OpenAPI documents, as far as kubectl needs them to validate and explain."""
 
 from collections.abc import Sequence
 from hashlib import sha256
@@ -16,7 +16,7 @@ _METADATA = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"
 
 
 def document(segments: Sequence[str], resources: Sequence[Resource]) -> Document:
-    """What stands below /openapi, or a refusal."""
+    """Return the document of a path below /openapi, or raise a refusal."""
     by_group_version = {
         _path(each): [other for other in resources if _path(other) == _path(each)] for each in resources
     }
@@ -40,7 +40,7 @@ def _path(resource: Resource) -> str:
 
 
 def _url(path: str, resources: Sequence[Resource]) -> str:
-    # Clients keep a document for as long as its hash stays the same.
+    # Clients cache a document by its hash.
     return f"/openapi/v3/{path}?hash={sha256(encode(_v3(resources))).hexdigest()[:32].upper()}"
 
 
@@ -78,7 +78,7 @@ def _operations(resource: Resource, which: str) -> Document:
 
 
 def _parameters(action: str) -> tuple[str, ...]:
-    # kubectl looks for these two before it relies on the server to validate.
+    # kubectl requires these two for server-side validation.
     return ("dryRun", "fieldValidation") if action in {"post", "put", "patch"} else ()
 
 

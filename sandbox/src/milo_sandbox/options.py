@@ -1,4 +1,4 @@
-"""What a list or a watch is asked for: the query of the request, judged as the API server judges it."""
+"""The options of lists and watches, parsed from the query with the API server's validation."""
 
 import binascii
 from base64 import urlsafe_b64decode, urlsafe_b64encode
@@ -13,11 +13,11 @@ from milo_sandbox.selectors import Selector
 NOT_OLDER_THAN = "NotOlderThan"
 EXACT = "Exact"
 INCONSISTENT = -1
-"""The version in a continue token that goes on at whatever is newest."""
+"""The version in a continue token that continues at the newest version."""
 
 
 class Continue(msgspec.Struct, frozen=True):
-    """Where a paged list goes on: behind a key, at a version."""
+    """A continue token: the key and the version where a paged list continues."""
 
     rv: int
     start: str
@@ -36,11 +36,11 @@ class ListOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 class WatchOptions(msgspec.Struct, frozen=True, kw_only=True):
     selector: Selector
-    version: int  # 0: from whatever is there
+    version: int  # 0: from the current state
     bookmarks: bool
     initial_events: bool
     streaming_list: bool
-    timeout: float | None  # seconds; None: as long as the server likes
+    timeout: float | None  # seconds; None: chosen by the server
 
 
 def wants_watch(query: Mapping[str, str]) -> bool:
@@ -74,7 +74,7 @@ def list_options(query: Mapping[str, str], *, namespace: str) -> ListOptions:
     return ListOptions(
         selector=_selector(query, namespace),
         version=version or None,
-        # A page at a given version is of just that version, unless the caller says otherwise.
+        # With a limit, a version is exact unless the caller says otherwise.
         match=match or (EXACT if limit and version else NOT_OLDER_THAN),
         limit=limit,
         continued=_continued(token) if token else None,
@@ -108,7 +108,7 @@ def watch_options(query: Mapping[str, str], *, namespace: str, streaming_lists: 
         selector=_selector(query, namespace),
         version=version,
         bookmarks=_flag(query, "allowWatchBookmarks"),
-        # Without a version a watch opens with what is there, unless told not to.
+        # Without a version, a watch begins with the current objects.
         initial_events=streaming_list or (version == 0 and not asked),
         streaming_list=streaming_list,
         timeout=timeout or None,

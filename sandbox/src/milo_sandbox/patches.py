@@ -1,4 +1,4 @@
-"""The ways a client may describe a change: JSON merge patch (RFC 7396) and JSON patch (RFC 6902)."""
+"""JSON merge patches (RFC 7396), JSON patches (RFC 6902), and strategic merge patches."""
 
 from copy import deepcopy
 from typing import Any
@@ -14,7 +14,7 @@ _ORDER_HINTS = ("$setElementOrder/", "$retainKeys")
 
 
 def merge(target: Any, patch: Any) -> Any:
-    """What the target becomes; the target itself is left as it is."""
+    """Return the patched target; the target itself is not changed."""
     if not isinstance(patch, dict):
         return deepcopy(patch)
     result = dict(target) if isinstance(target, dict) else {}
@@ -27,7 +27,7 @@ def merge(target: Any, patch: Any) -> Any:
 
 
 def strategic(target: Any, patch: Any) -> Any:
-    """A strategic merge patch of an object whose lists have no merge keys: a merge patch, but for its directives."""
+    """Apply a strategic merge patch without merge keys: a merge patch without its directives."""
     return merge(target, _without_hints(patch))
 
 
@@ -45,7 +45,7 @@ def _without_hints(patch: Any) -> Any:
 
 
 def apply_operations(target: Document, operations: Any) -> Any:
-    """What the target becomes after every operation, in order; if one fails, none has happened."""
+    """Return the target after all operations, or raise if one fails."""
     if not isinstance(operations, list):
         raise refusals.bad_request("a JSON patch is a list of operations")
     result: Any = deepcopy(target)

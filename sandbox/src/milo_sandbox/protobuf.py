@@ -1,8 +1,4 @@
-"""Request bodies in Kubernetes' protobuf form, read into what their JSON would have said.
-
-kubectl writes core objects and reviews so, whatever the server would rather have. Only what it writes there is known
-here; other fields are left out, as an older server leaves out a newer client's.
-"""
+"""Request bodies in Kubernetes' protobuf encoding, decoded to their JSON form."""
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -19,7 +15,7 @@ _MAGIC = b"k8s\x00"
 
 Wire = int | bytes
 Reader = Callable[[Wire], Any]
-"""From what stands on the wire to what stands in JSON."""
+"""A conversion from a wire value to its JSON form."""
 
 
 class _Field(msgspec.Struct, frozen=True):
@@ -29,7 +25,7 @@ class _Field(msgspec.Struct, frozen=True):
 
 
 class _Message:
-    """A message type: for each JSON name the field's number, how it is read, and whether it is one, a list or a map."""
+    """A message type: number, conversion and cardinality of each field, by JSON name."""
 
     def __init__(self, **fields: tuple[int, Reader] | tuple[int, Reader, str]) -> None:
         self._fields = {number: _Field(name, *how) for name, (number, *how) in fields.items()}
@@ -52,7 +48,7 @@ class _Message:
 
 
 def read(body: bytes) -> Document:
-    """The object in the body. Refuses what is no protobuf, or a kind that nobody sends here."""
+    """Decode a body, or raise a refusal if it is not protobuf or has an unexpected kind."""
     if not body.startswith(_MAGIC):
         raise refusals.bad_request("the body doesn't begin as a Kubernetes protobuf message does")
     try:

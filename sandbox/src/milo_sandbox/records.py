@@ -1,4 +1,4 @@
-"""What is kept of an object: its JSON, once, beside the little that selecting and ordering need."""
+"""Stored objects: the serialized JSON, with the fields that selectors and ordering need."""
 
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """One version of one object. Never changed: whoever holds it may go on reading it."""
+    """One version of an object. Immutable."""
 
     key: str  # "name", or "namespace/name"
     uid: str
@@ -47,7 +47,7 @@ def key_of(name: str, namespace: str = "") -> str:
 
 
 def record_of(document: Document, version: int) -> Record:
-    """Stamp the document with its version and take it down; the document is the record's from here on."""
+    """Set the document's version and serialize it; the caller must not use the document afterwards."""
     metadata = document["metadata"]
     metadata["resourceVersion"] = str(version)
     return Record(
@@ -72,26 +72,26 @@ def decode(body: bytes) -> Any:
 
 
 class Event(msgspec.Struct, kw_only=True):
-    """One change of one object: from nothing, or from another record, to a record that is there or just gone."""
+    """One change of an object: created, changed or deleted."""
 
     version: int
     before: Record | None
-    record: Record  # of a deletion: the last state, with the deletion's version
+    record: Record  # for a deletion: the last state, with the deletion's version
     deleted: bool = False
     _frames: dict[str, bytes] | None = None
 
     def seen_through(self, selector: Selector) -> tuple[str, Record] | None:
-        """What a watch with this selector is told: nothing, or a type and an object."""
+        """Return the type and the object that a watch with this selector reports, or None."""
         was = self.before is not None and self.before.selected_by(selector)
         if not self.deleted and self.record.selected_by(selector):
             return (MODIFIED if was else ADDED), self.record
         if not was or self.before is None:
             return None
-        # Who leaves a selector is told with its old labels and the new version, just as who is deleted.
+        # An object that leaves a selector is reported as deleted, with its old labels and the new version.
         return DELETED, self.record if self.deleted else restamped(self.before, self.version)
 
     def frame(self, selector: Selector) -> bytes | None:
-        """The watch line, made once for however many watches want it."""
+        """The serialized watch line, shared by all watches."""
         seen = self.seen_through(selector)
         if seen is None:
             return None

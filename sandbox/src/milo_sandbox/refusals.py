@@ -1,4 +1,4 @@
-"""What the API answers instead of a result: a Kubernetes Status, raised where the reason is found."""
+"""Errors of the API, as Kubernetes Status objects."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from milo_sandbox.resources import Resource
 
 
 class Cause(msgspec.Struct, frozen=True, kw_only=True):
-    """One reason among several why a request was refused, and the field it is about."""
+    """One of several causes of an error, with its field."""
 
     reason: str
     message: str
@@ -21,7 +21,7 @@ class Cause(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RefusedError(Exception):
-    """A request that the API turns down; `document()` is the body that says so."""
+    """A refused request; `document()` is the Status in the response."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class RefusedError(Exception):
 
 
 def _about(resource: Resource, name: str) -> dict[str, Any]:
-    # Kubernetes puts the plural, not the kind, in details.kind wherever it answers about a resource.
+    # Kubernetes puts the plural into details.kind.
     return {"name": name, "group": resource.group, "kind": resource.plural}
 
 
@@ -91,7 +91,7 @@ def no_such_subresource(resource: Resource, name: str) -> RefusedError:
 
 
 def own_failure(message: str) -> RefusedError:
-    """What a server takes for its own fault, though it isn't: a watch's version that is no number."""
+    """Return the 500 that a server sends for an invalid version of a watch."""
     return RefusedError(500, "", message)
 
 
@@ -128,7 +128,7 @@ def unsupported_media_type(given: str, supported: Sequence[str]) -> RefusedError
 
 
 def invalid(resource: Resource, name: str, causes: Sequence[Cause], *, kind: str = "") -> RefusedError:
-    """The kind is the one that the client named, where it is told of by another word than the resource's own."""
+    """Return a 422; `kind` is the client's, where it differs from the resource's."""
     kind = kind or resource.kind
     details = {"name": name, "group": resource.group, "kind": kind}
     what = f"{kind}.{resource.group}" if resource.group else kind
@@ -163,7 +163,7 @@ def _sentence(causes: Sequence[Cause]) -> str:
 
 
 class PlainError(Exception):
-    """An answer in plain text, from a part of the server that comes before the API and knows no Status."""
+    """A plain-text response of a part of the server that comes before the API."""
 
     def __init__(self, code: int, text: str, *, retry_after: int | None = None) -> None:
         super().__init__(text)

@@ -1,4 +1,4 @@
-"""The kinds of object that the sandbox serves, as data: names, scope, schema, columns."""
+"""The resources that the sandbox serves: names, scope, schema, columns."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Resource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """What Kubernetes knows about a kind of object. Two are equal only if they are the same one."""
+    """A resource definition. Compared by identity."""
 
     group: str
     version: str
@@ -44,18 +44,18 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     @property
     def is_custom(self) -> bool:
-        """Of a CustomResourceDefinition, as all of Milo's are; other parts of an API server answer for these."""
+        """Whether it is defined by a CRD, as Milo's are, which the API server handles differently."""
         return not self.takes_strategic_patches
 
     @property
     def qualified(self) -> str:
-        """The name that Kubernetes uses in messages."""
+        """The resource's name in messages of Kubernetes."""
         return f"{self.plural}.{self.group}" if self.group else self.plural
 
 
 _CONDITIONS: Document = {
     "type": "array",
-    "description": "What is currently true of this object.",
+    "description": "The conditions of this object.",
     "items": {
         "type": "object",
         "required": ["lastTransitionTime", "message", "reason", "status", "type"],
@@ -129,9 +129,9 @@ PROJECTS = Resource(
             "status": {
                 "type": "object",
                 "properties": {
-                    # The default stands inside status: a project whose status nobody has written has none at all.
+                    # The default is inside status: a project without a status has no conditions.
                     "conditions": _conditions(
-                        _never("Ready", "Unknown", "Unknown", "Nobody has looked at this project yet")
+                        _never("Ready", "Unknown", "Unknown", "The project was not reconciled yet")
                     ),
                     "suspensions": {
                         "type": "array",
@@ -202,7 +202,7 @@ NAMESPACES = Resource(
     name_is_label=True,
     schema={
         "type": "object",
-        "description": "A place for names.",
+        "description": "A scope of names.",
         "properties": {
             "spec": {
                 "type": "object",
@@ -252,7 +252,7 @@ SECRETS = Resource(
     takes_strategic_patches=True,
     schema={
         "type": "object",
-        "description": "What is not for everybody's eyes.",
+        "description": "Sensitive data, as keys and values.",
         "properties": {
             "type": {"type": "string", "default": "Opaque"},
             "data": {"type": "object", "additionalProperties": {"type": "string", "format": "byte"}},
@@ -272,7 +272,7 @@ SERVICE_ACCOUNTS = Resource(
     namespaced=True,
     allows_blind_update=True,
     takes_strategic_patches=True,
-    schema={"type": "object", "description": "Somebody who is a program.", "properties": {}},
+    schema={"type": "object", "description": "An identity of a program.", "properties": {}},
     columns=(_NAME, _AGE),
 )
 

@@ -1,4 +1,4 @@
-"""What a client asks about itself: may I, what may I, who am I; and of a token, whose it is."""
+"""Access reviews, rules reviews, subject reviews and token reviews."""
 
 from milo_sandbox import refusals
 from milo_sandbox.discovery import Review
@@ -31,7 +31,7 @@ def answer(review: Review, question: Document, subject: str, rights: Rights, tok
 
 
 def _whose(spec: Document, tokens: Tokens) -> Document:
-    """As kube-apiserver has it: without audiences in the question, a token has to be for the server itself."""
+    """Review a token; as in kube-apiserver, without audiences it must be for the server itself."""
     token, asked = spec.get("token"), spec.get("audiences") or []
     if not isinstance(token, str):
         raise refusals.bad_request("spec needs a token")

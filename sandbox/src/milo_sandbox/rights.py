@@ -1,4 +1,4 @@
-"""Who may do what: a subject's rules, as Kubernetes' RBAC knows them."""
+"""Authorization by rules per subject, as in Kubernetes' RBAC."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ ADMIN = "sandbox-admin"
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):
-    """Verbs on resources ("projects", "projects/status"); "*" stands for all, no names stands for every name."""
+    """Verbs on resources ("projects", "projects/status"); "*" matches all, and an empty list of names every name."""
 
     verbs: frozenset[str]
     resources: frozenset[str] = frozenset({"*"})
@@ -22,7 +22,7 @@ EVERYTHING = Rule(verbs=frozenset({"*"}))
 
 
 class Action(msgspec.Struct, frozen=True, kw_only=True):
-    """What somebody is about to do."""
+    """An action to authorize."""
 
     verb: str
     group: str
@@ -37,13 +37,13 @@ class Action(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rights:
-    """The rules of every subject. The administrator has them all; a subject without rules may do nothing."""
+    """The rules of all subjects. The administrator may do everything, a subject without rules nothing."""
 
     def __init__(self) -> None:
         self._rules: dict[str, tuple[Rule, ...]] = {ADMIN: (EVERYTHING,)}
 
     def grant(self, subject: str, rules: Iterable[Rule]) -> None:
-        """Give a subject these rules and no others."""
+        """Replace the rules of a subject."""
         self._rules[subject] = tuple(rules)
 
     def rules(self, subject: str) -> tuple[Rule, ...]:

@@ -1,4 +1,4 @@
-"""The sandbox as those see it who start one: the demo, the bench, tests of ours and of operators."""
+"""The sandbox as an object, for the demo, the benchmark, and tests of this project and of operators."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ from milo_sandbox.tokens import Tokens
 
 
 class Sandbox:
-    """A Milo API on an address of this machine, for as long as it is entered."""
+    """A fake Milo API on a local address; it serves while its context is entered."""
 
     def __init__(
         self,
@@ -130,19 +130,19 @@ class Sandbox:
         life: float | None = None,
         audiences: Sequence[str] = (),
     ) -> str:
-        """A token for that subject, who is given these rules and no others if any are named."""
+        """Issue a token for a subject, and replace the subject's rules if any are given."""
         if rules is not None:
             self.rights.grant(subject, rules)
         return self.tokens.issue(subject, life=life, audiences=audiences)
 
     def revoke_tokens(self) -> None:
-        """Every token issued so far is bad from now on; the token files hold good ones again at once."""
+        """Revoke every issued token, and renew the token files."""
         self.tokens.revoke_all()
         for file in self._token_files:
             file.renew()
 
     def kubeconfig(self, *, token: str | None = None, project: str = "") -> Document:
-        """A kubeconfig for Milo, or a project's control plane, with the token in it: good for as long as that is."""
+        """Return a kubeconfig for Milo or a project's control plane, with an embedded token."""
         return kubeconfigs.kubeconfig(
             server=self.control_plane_url(project) if project else self.url,
             ca_pem=self.ca_pem,
@@ -150,7 +150,7 @@ class Sandbox:
         )
 
     def write_kubeconfig(self, path: Path, *, subject: str = ADMIN) -> Path:
-        """A kubeconfig whose token is in a file beside it, which is renewed for as long as the sandbox is entered."""
+        """Write a kubeconfig with a token file beside it, which is renewed while the sandbox runs."""
         path = path.absolute()
         file = TokenFile(path.with_name(f"{path.name}.token"), lambda: self.token(subject), life=self.tokens.life)
         file.start()
@@ -160,12 +160,12 @@ class Sandbox:
         return path
 
     def write_service_account_key(self, path: Path, *, subject: str = ADMIN) -> Path:
-        """The key file of a service account that gets tokens for that subject from the token endpoint."""
+        """Write the key file of a service account, for tokens of that subject from the token endpoint."""
         kubeconfigs.write_secret(path, json.dumps(self.token_endpoint.register(subject, self.url)))
         return path.absolute()
 
     def add_service_account(self, namespace: str, name: str, *, rules: Iterable[Rule] = (EVERYTHING,)) -> str:
-        """Of the infrastructure cluster, where TokenRequest gives tokens for it; who its tokens are for."""
+        """Create a service account in the infrastructure cluster; return the subject of its tokens."""
         store = self.infrastructure.api.store
         if store[NAMESPACES].get(namespace) is None:
             store.create(NAMESPACES, {"metadata": {"name": namespace}})
@@ -175,7 +175,7 @@ class Sandbox:
         return subject
 
     def infrastructure_kubeconfig(self, *, token: str | None = None) -> Document:
-        """For the infrastructure cluster, with the token in it."""
+        """Return a kubeconfig for the infrastructure cluster, with an embedded token."""
         return kubeconfigs.kubeconfig(
             server=f"{self.url}/{INFRASTRUCTURE_PATH}", ca_pem=self.ca_pem, user={"token": token or self.token()}
         )
@@ -183,11 +183,11 @@ class Sandbox:
     # The server
 
     async def start(self) -> None:
-        """Listen; after a stop, on the same address with the same data."""
+        """Listen; after a stop, on the same address and with the same data."""
         await self._server.start()
 
     async def stop(self) -> None:
-        """Die as by kill -9: connections break, new ones are refused."""
+        """Stop as by kill -9: connections break, new ones are refused."""
         await self._server.kill()
 
     async def restart(self) -> None:
@@ -195,51 +195,51 @@ class Sandbox:
         await self.start()
 
     async def terminate(self, *, grace: float = 60.0) -> None:
-        """End as by SIGTERM: the listener closes at once, open watches live on for a while and end cleanly."""
+        """Stop as by SIGTERM: the listener closes at once, and open watches end cleanly after the grace."""
         self._server.refuse_new()
         await asyncio.sleep(grace)
         for api in self._apis:
             api.streams.end()
         await self._server.finish()
 
-    # What goes wrong with watches, and with the data; `faults` has what goes wrong with answers
+    # Faults of watches and of the data; `faults` has those of responses
 
     def drop_watches(self) -> None:
-        """Cut every open watch in mid-stream."""
+        """Cut the connections of all open watches."""
         for api in self._apis:
             api.streams.drop()
 
     def end_watches(self) -> None:
-        """End every open watch cleanly, long before its time."""
+        """End all open watches cleanly, before their timeout."""
         for api in self._apis:
             api.streams.end()
 
     def silence_watches(self, *, silent: bool = True) -> None:
-        """Have every watch, open or to come, say nothing more, bookmarks included; or catch up."""
+        """Silence all current and future watches, bookmarks included, or let them catch up."""
         self._api.streams.hush(silent=silent)
 
     def compact(self) -> None:
-        """Forget the history: a watch can't be resumed from any version seen so far."""
+        """Compact the history: watches cannot resume from any version seen so far."""
         self.store.compact()
 
     def change_schema(self, *, initializing: float = 0.0) -> None:
-        """As after a change of the resources' definitions: watches end, nothing is served for a while, then 410."""
+        """Act as after a change of a CRD: watches end, nothing is served for a while, then versions are compacted."""
         self._api.streams.end(last_bookmark=False)
         self.store.compact()
         if initializing:
             self.faults.initializing(seconds=initializing)
 
     def delete_definition(self, resource: Resource) -> None:
-        """The resource's watches end, and it is served no more until the faults are cleared."""
+        """End the resource's watches, and stop serving it until the faults are cleared."""
         self._api.streams.end(resource)
         self.faults.unserved(resource)
 
     def plant(self, name: str, body: bytes, *, resource: Resource = PROJECTS) -> None:
-        """Have lists and watches show this in the place of the object of that name, be it an object or not."""
+        """Serve arbitrary bytes in lists and watches instead of an object."""
         self.store.plant(resource, name, body)
 
     def blink(self, *names: str, resource: Resource = PROJECTS) -> None:
-        """Tell the watches that these were deleted and added again, though they live on: same UID, same everything."""
+        """Report objects as deleted and added again, although they still exist with the same UID."""
         for name in names:
             self.store.blink(resource, name)
 
@@ -247,17 +247,17 @@ class Sandbox:
         return self.store.snapshot()
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a backup, versions and all; resumed watches then wait for a future that may never come."""
+        """Restore a backup, including its versions; resumed watches wait for their future version."""
         self.store.restore(snapshot)
 
-    # The world
+    # Data
 
     def populate(self, count: int, *, ready: bool = True, finalizers: Iterable[str] = ()) -> list[str]:
-        """So many projects more, each with its control plane; their names."""
+        """Create projects with their control planes; return their names."""
         return self.milo.populate(count, self.names, ready=ready, finalizers=finalizers)
 
     def churn(self) -> Churn:
-        """Life, to be stepped by hand or run: `churn.run(sandbox.churn(), per_second)`."""
+        """Return a churn to step by hand or to run: `churn.run(sandbox.churn(), per_second)`."""
         return Churn(self.store, self.names, self._random)
 
     @property

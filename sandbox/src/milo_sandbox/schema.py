@@ -1,4 +1,4 @@
-"""Structural schemas: drop what they don't name, fill in what they default, say what they forbid."""
+"""Structural schemas: pruning, defaulting and validation."""
 
 import re
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
     "number": (int, float),
     "boolean": bool,
 }
-# Every object has these, and metadata.py judges them.
+# Validated by metadata.py.
 _ENVELOPE = frozenset({"apiVersion", "kind", "metadata"})
 
 
 def prune(value: Any, schema: Document, path: str = "") -> list[str]:
-    """Take out, in place, each field that the schema doesn't name; their paths, for those who asked for strictness."""
+    """Remove unknown fields in place; return their paths, for strict validation."""
     if isinstance(value, list):
         items = schema.get("items", {})
         return [gone for i, item in enumerate(value) for gone in prune(item, items, f"{path}[{i}]")]
@@ -40,7 +40,7 @@ def prune(value: Any, schema: Document, path: str = "") -> list[str]:
 
 
 def fill(value: Any, schema: Document) -> None:
-    """Put in, in place, the defaults of what is missing; inside what is there or was just put in, and nowhere else."""
+    """Set missing defaults in place, inside existing or defaulted values only."""
     if isinstance(value, list):
         for item in value:
             fill(item, schema.get("items", {}))
@@ -53,10 +53,10 @@ def fill(value: Any, schema: Document) -> None:
 
 
 def violations(value: Any, schema: Document, path: str = "") -> Iterator[Cause]:
-    """What in the value the schema forbids."""
+    """Return the violations of a value."""
     kind = schema.get("type")
     if kind is not None:
-        # To Python a bool is an int; to a schema it is not.
+        # In Python a bool is an int, in a schema it is not.
         fits = isinstance(value, _PYTHON_TYPES[kind]) and (kind == "boolean" or not isinstance(value, bool))
         if not fits:
             yield _invalid(path, value, f"must be of type {kind}", reason="FieldValueTypeInvalid")

@@ -1,4 +1,4 @@
-"""Label and field selectors, as the API server reads them."""
+"""Label and field selectors, in the API server's syntax."""
 
 import re
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ _VALUE = re.compile(r"(?:[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 
 class Requirement(msgspec.Struct, frozen=True):
-    """One clause: a key, what to do with it, and the values it is compared with."""
+    """One requirement of a selector: key, operator and values."""
 
     key: str
     operator: str
@@ -43,7 +43,7 @@ class Requirement(msgspec.Struct, frozen=True):
 
 
 class Selector(msgspec.Struct, frozen=True):
-    """Which objects a caller wants: all clauses on labels, and a name or a namespace, must hold."""
+    """A selector: requirements on labels, and a name or a namespace, all of which must match."""
 
     labels: tuple[Requirement, ...] = ()
     fields: tuple[Requirement, ...] = ()
@@ -64,7 +64,7 @@ EVERYTHING = Selector()
 
 
 def parse(label_selector: str = "", field_selector: str = "", *, namespace: str = "") -> Selector:
-    """The selector of a request, which may be for one namespace only."""
+    """Parse the selectors of a request, which may be limited to a namespace."""
     if not label_selector and not field_selector and not namespace:
         return EVERYTHING
     fields = _parse_fields(field_selector)
@@ -87,7 +87,7 @@ def _parse_fields(text: str) -> tuple[Requirement, ...]:
 
 
 class _Clauses:
-    """A recursive-descent reader of label selectors: `a=b, c!=d, e in (f, g), h notin (i), j, !k, l>1`."""
+    """A recursive-descent parser of label selectors: `a=b, c!=d, e in (f, g), h notin (i), j, !k, l>1`."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -137,7 +137,7 @@ class _Clauses:
         return key
 
     def _value(self) -> str:
-        # An empty value is allowed: `a=` selects what has the label with nothing in it.
+        # An empty value is allowed: `a=` selects objects with an empty label.
         if self._peek() in {"", ",", ")"}:
             return ""
         value = self._next()

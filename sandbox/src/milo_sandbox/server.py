@@ -1,4 +1,4 @@
-"""The listener: HTTPS on one address, that can be killed and come back as a process would."""
+"""The HTTPS listener, which can be killed and started again like a process."""
 
 import asyncio
 import ssl
@@ -8,14 +8,14 @@ from aiohttp import web
 
 from milo_sandbox.gateway import Gateway
 
-_BODY_LIMIT = 3 * 1024 * 1024  # what a real API server takes
+_BODY_LIMIT = 3 * 1024 * 1024  # the limit of a real API server
 
 _FINISHING_S = 5.0
 _DYING_S = 1.0
 
 
 class Server:
-    """Binds at the first start; each later start is on the same port."""
+    """Binds at the first start; later starts use the same port."""
 
     def __init__(self, gateway: Gateway, tls: ssl.SSLContext, host: str, port: int) -> None:
         self._gateway = gateway
@@ -32,7 +32,7 @@ class Server:
         self._http = web.Server(
             self._gateway.handle,
             request_factory=partial(web.BaseRequest, loop=loop, client_max_size=_BODY_LIMIT),
-            # A watch that nobody reads any more would wait for ever otherwise.
+            # Otherwise a watch whose client went away would wait forever.
             handler_cancellation=True,
             access_log=None,
         )
@@ -42,7 +42,7 @@ class Server:
         self.port = self._listener.sockets[0].getsockname()[1]
 
     def refuse_new(self) -> None:
-        """Close the listener, and the connections that nothing is going on in."""
+        """Close the listener and idle connections."""
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -50,11 +50,11 @@ class Server:
             self._http.pre_shutdown()
 
     async def finish(self) -> None:
-        """Let each request that is being answered come to its end."""
+        """Let requests in flight finish."""
         await self._shut_down(_FINISHING_S)
 
     async def kill(self) -> None:
-        """Stop as a killed process does: refused connections, and broken ones."""
+        """Stop as a killed process does: break connections, and refuse new ones."""
         self.refuse_new()
         for connection in self._http.connections if self._http is not None else ():
             if connection.transport is not None:

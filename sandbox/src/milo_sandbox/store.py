@@ -1,7 +1,4 @@
-"""The sandbox's state: every object, one version counter for all of them, and the rules for changing them.
-
-Pure and synchronous: a write is complete, or refused, when its call returns. Whoever must know of writes listens.
-"""
+"""The sandbox's store: all objects, one version counter, and the rules for writes."""
 
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
@@ -20,11 +17,11 @@ from milo_sandbox.refusals import Cause
 from milo_sandbox.resources import NAMESPACES, Document, Resource
 
 Change = Callable[[Document], Any]
-"""From an object as it is to the object somebody wants."""
+"""A function from the current object to the wanted one."""
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """A backup: the version, and all objects by resource."""
+    """A backup: the version and all objects."""
 
     version: int
     records: dict[Resource, list[Record]]
@@ -57,7 +54,7 @@ class Store:
         return self._collections[resource]
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Have it called after each write. It must not write."""
+        """Call a listener after each write. It must not write."""
         self._listeners.append(listener)
 
     # Reading
@@ -109,7 +106,7 @@ class Store:
         strict: bool = False,
         dry_run: bool = False,
     ) -> Record:
-        """Write what `change` makes of the object. A change that changes nothing writes nothing."""
+        """Write the result of `change`, unless it changes nothing."""
         before = self.get(resource, name, namespace)
         current = before.document()
         asked = change(deepcopy(current))
@@ -126,7 +123,7 @@ class Store:
         if part is Part.MAIN and resource.counts_generations and admission.intent(after) != admission.intent(current):
             after["metadata"]["generation"] += 1
         if after["metadata"].get("deletionTimestamp") and not after["metadata"].get("finalizers"):
-            # What is told of the end is the object as it last was kept; what is answered is the one that never will be.
+            # Watches report the last stored object; the response has the one with this write's changes.
             self._commit(resource, before, current, deleted=True, dry_run=dry_run)
             return record_of(after, before.version)
         return self._commit(resource, before, after, dry_run=dry_run)
@@ -142,7 +139,7 @@ class Store:
         strict: bool = False,
         dry_run: bool = False,
     ) -> Record:
-        """Write the object whole, as PUT does."""
+        """Replace an object, as PUT does."""
         given = document.get("metadata")
         if not resource.allows_blind_update and not (isinstance(given, dict) and given.get("resourceVersion")):
             cause = Cause(
@@ -164,7 +161,7 @@ class Store:
         preconditions: Preconditions | None = None,
         dry_run: bool = False,
     ) -> tuple[Record, bool]:
-        """The object as this leaves it, and whether it is gone: finalizers keep it, marked, until they are dropped."""
+        """Delete an object; return it and whether it is removed. Finalizers keep it, marked, until they are removed."""
         before = self.get(resource, name, namespace)
         if preconditions:
             admission.check_preconditions(preconditions, resource, before)
@@ -183,7 +180,7 @@ class Store:
         return self._commit(resource, before, document, dry_run=dry_run), False
 
     def load(self, resource: Resource, documents: Iterable[Document]) -> list[Record]:
-        """Create many objects of different names, unjudged and with their status, as restoring a backup would."""
+        """Create many objects with their status, without validation."""
         events = []
         for document in documents:
             if self._collections[resource].get(document["metadata"]["name"]) is not None:
@@ -195,11 +192,11 @@ class Store:
         self._announce()
         return [event.record for event in events]
 
-    # What happens to a store from below, rather than by a client's write
+    # Faults of the store
 
     def compact(self) -> None:
-        """Forget all history. A watch can't be resumed from any version that anybody has seen so far."""
-        self.version += 1  # etcd counts everybody's writes; compacting at the last version seen would lose nothing
+        """Drop the history, so that no watch can resume from a version seen so far."""
+        self.version += 1  # etcd counts all writes; compacting at the last version would lose nothing
         for collection in self._collections.values():
             collection.history.compact(self.version)
         self._announce()
@@ -208,14 +205,14 @@ class Store:
         return Snapshot(self.version, {resource: list(kept) for resource, kept in self._collections.items()})
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a backup, versions and all: what was written since never happened."""
+        """Restore a backup, including its version."""
         self.version = snapshot.version
         for resource, records in snapshot.records.items():
             self._collections[resource] = Collection(resource, self._history_limit, records, snapshot.version)
         self._announce()
 
     def plant(self, resource: Resource, name: str, body: bytes) -> None:
-        """Put in an object as it is, whatever it is, as a corrupt or hostile server would serve it."""
+        """Store arbitrary bytes as an object, as a corrupt or hostile server would serve it."""
         self.version += 1
         before = self._collections[resource].get(name)
         uid, labels = (before.uid, before.labels) if before else ("", {})
@@ -224,7 +221,7 @@ class Store:
         self._announce()
 
     def blink(self, resource: Resource, name: str, namespace: str = "") -> None:
-        """Tell the watches that a live object was deleted and added again, which it was not."""
+        """Report a live object to watches as deleted and added again."""
         live = self.get(resource, name, namespace)
         self.version += 1
         gone = Event(version=self.version, before=live, record=restamped(live, self.version), deleted=True)
@@ -234,7 +231,7 @@ class Store:
         self._collections[resource].apply(back)
         self._announce()
 
-    # How a write is judged and done
+    # Admission and commit
 
     def _born(self, resource: Resource, document: Document, namespace: str) -> Document:
         given = document["metadata"]
@@ -251,7 +248,7 @@ class Store:
     def _commit(
         self, resource: Resource, before: Record | None, after: Document, *, deleted: bool = False, dry_run: bool
     ) -> Record:
-        """The one place where a write becomes a version."""
+        """Commit a write: the only code that increments the version."""
         if dry_run:
             return record_of(after, before.version if before else 0)
         self.version += 1

@@ -1,4 +1,4 @@
-"""The watches of one store that are open now: they are sent on here, and ended, dropped or silenced from here."""
+"""The open watches of one store, and the operations that end, cut or silence them."""
 
 import asyncio
 from math import inf
@@ -12,7 +12,7 @@ from milo_sandbox.watch import Watch
 
 
 class Streams:
-    """A thin shell: each watch decides, this waits and writes."""
+    """Waits and writes for the watches, which decide what to send."""
 
     def __init__(self) -> None:
         self._bell = Bell()
@@ -26,23 +26,23 @@ class Streams:
         self._bell.ring()
 
     async def wait(self) -> None:
-        """Until the next write."""
+        """Wait until the next write."""
         await self._bell.wait_until(inf)
 
     def end(self, resource: Resource | None = None, *, last_bookmark: bool = True) -> None:
-        """Let each, or each of that resource, send what it has, and end cleanly."""
+        """End all watches, or those of a resource, cleanly after what they have to send."""
         for watch in self._open:
             if resource in {None, watch.resource}:
                 watch.end(last_bookmark=last_bookmark)
         self._bell.ring()
 
     def drop(self) -> None:
-        """Cut the connections in mid-stream."""
+        """Cut the connections."""
         for transport in self._open.values():
             transport.abort()
 
     def hush(self, *, silent: bool) -> None:
-        """Have all of them, and those to come, hang; or catch up and go on."""
+        """Silence all current and future watches, or let them catch up."""
         self._silent = silent
         for watch in self._open:
             watch.hush(silent=silent)
@@ -65,7 +65,7 @@ class Streams:
                     await self._bell.wait_until(watch.wakes_at)
             await response.write_eof()
         except ConnectionResetError:
-            return response  # cut off, or left by its client: in the middle of a write that is no more than that
+            return response  # the connection was cut, or closed by the client
         finally:
             del self._open[watch]
         return response

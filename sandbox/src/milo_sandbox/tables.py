@@ -1,4 +1,4 @@
-"""Objects as rows of a table, the form that `kubectl get` prints, in lists and in watches."""
+"""Objects as table rows, as `kubectl get` requests them for lists and watches."""
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -12,13 +12,13 @@ _META = "meta.k8s.io/v1"
 
 
 def is_wanted(accept: str) -> bool:
-    """Whether a table is what the client would rather have, by its Accept header."""
+    """Return whether the Accept header prefers a table."""
     first = accept.partition(",")[0].replace(" ", "")
     return "as=Table" in first and "g=meta.k8s.io" in first
 
 
 class Table:
-    """One resource's objects as rows. The columns are told once, in the first table of a watch."""
+    """A resource's objects as rows. In a watch, only the first table has the columns."""
 
     def __init__(self, resource: Resource, *, clock: Callable[[], datetime], include: str = "") -> None:
         self._resource = resource
@@ -96,7 +96,7 @@ def _condition(document: Document, wanted: str) -> Any:
 
 
 def _age(since: str, now: datetime) -> str:
-    """How long ago, the way Kubernetes says it: ever coarser with time."""
+    """Format an age as kubectl does."""
     try:
         seconds = int((now - datetime.fromisoformat(since)).total_seconds())
     except ValueError:

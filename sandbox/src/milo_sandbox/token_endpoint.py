@@ -1,4 +1,4 @@
-"""Where service accounts get their access tokens: an assertion, signed with a key that was registered, for a token."""
+"""The token endpoint of service accounts: exchanges an assertion, signed with a registered key, for an access token."""
 
 import secrets
 from base64 import urlsafe_b64decode
@@ -42,12 +42,12 @@ class _Account(msgspec.Struct, frozen=True):
     key: rsa.RSAPublicKey
 
 
-class _Refused(Exception):  # noqa: N818 - it says what is answered
-    """By a word of RFC 6749."""
+class _Refused(Exception):  # noqa: N818 - named after the response
+    """An error code of RFC 6749."""
 
 
 class TokenEndpoint:
-    """`answered` counts what was asked for, by what was answered: a word of RFC 6749, or "ok"."""
+    """`answered` counts requests by result: an error code of RFC 6749, or "ok"."""
 
     def __init__(self, tokens: Tokens, clock: Callable[[], float]) -> None:
         self._tokens = tokens
@@ -57,7 +57,7 @@ class TokenEndpoint:
         self.answered: list[str] = []
 
     def register(self, subject: str, url: str) -> Document:
-        """An account for that subject, at the server of that URL: what stands in its key file."""
+        """Register an account for a subject; return the contents of its key file."""
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         client_id, key_id = secrets.token_hex(9), secrets.token_hex(9)
         self._accounts[(client_id, key_id)] = _Account(subject, key.public_key())
@@ -74,11 +74,11 @@ class TokenEndpoint:
         }
 
     def revoke_keys(self) -> None:
-        """No key registered so far is good any more, as if all had expired."""
+        """Revoke all registered keys."""
         self._accounts.clear()
 
     async def answer(self, request: web.BaseRequest, url: str) -> web.StreamResponse:
-        """`url` is that of the server, which an assertion has to be meant for."""
+        """Answer a request; the audience of its assertion must be the server's `url`."""
         form = dict(parse_qsl((await request.read()).decode("ascii", "replace")))
         try:
             subject = self._subject(form, url)

@@ -1,4 +1,4 @@
-"""Bearer tokens: JWTs that the sandbox signs for itself and that run out."""
+"""Bearer tokens: JWTs that the sandbox signs and verifies."""
 
 import hmac
 import math
@@ -16,7 +16,7 @@ _HEADER = {"alg": "HS256", "typ": "JWT"}
 
 
 class BoundTo(msgspec.Struct, frozen=True, kw_only=True):
-    """A Secret that a token is good for no longer than."""
+    """The Secret that a token is bound to."""
 
     namespace: str
     name: str
@@ -34,14 +34,14 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Tokens:
-    """Issues and verifies, with a secret of its own. Times are seconds since the epoch."""
+    """Issues and verifies tokens. Times are seconds since the epoch."""
 
     def __init__(self, *, life: float, clock: Callable[[], float]) -> None:
         self.life = life
         self._clock = clock
         self._secret = secrets.token_bytes(32)
         self.holds: Callable[[BoundTo], bool] = lambda bound: False
-        """Whether what a token is bound to is still there."""
+        """Whether the Secret that a token is bound to exists."""
 
     def issue(
         self,
@@ -65,7 +65,7 @@ class Tokens:
         return f"{signed}.{self._signature(signed)}"
 
     def subject(self, token: str) -> str:
-        """Who holds it. Refuses what is not ours or has run out."""
+        """Verify a token and return its subject, or raise a refusal."""
         signed, _, signature = token.rpartition(".")
         if not token.isascii() or not hmac.compare_digest(signature, self._signature(signed)):
             raise refusals.unauthorized()
@@ -75,11 +75,11 @@ class Tokens:
         return claims.sub
 
     def claims(self, token: str) -> Claims:
-        """Of a token of ours: what it says is what `issue` wrote."""
+        """Return the claims of a token that `issue` made."""
         return msgspec.json.decode(_decoded(token.split(".")[1]), type=Claims)
 
     def revoke_all(self) -> None:
-        """No token issued so far is good any more."""
+        """Revoke every issued token."""
         self._secret = secrets.token_bytes(32)
 
     def _signature(self, signed: str) -> str:
@@ -95,5 +95,5 @@ def _decoded(text: str) -> bytes:
 
 
 def _milliseconds(moment: float) -> float:
-    """Rounded down: what was asked for is never exceeded, and nothing begins in the future."""
+    """Round down to milliseconds, so that no lifetime exceeds its request and no token begins in the future."""
     return math.floor(moment * 1000) / 1000

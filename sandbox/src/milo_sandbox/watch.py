@@ -1,4 +1,4 @@
-"""One watch as a machine: handed the time, it answers with the bytes to send and when to look again."""
+"""A watch as a pure state machine: given the time, it returns the bytes to send and its next deadline."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -15,7 +15,7 @@ from milo_sandbox.resources import Document, Resource
 from milo_sandbox.selectors import Selector
 from milo_sandbox.store import Store
 
-_CHUNK = 128  # objects at a step: enough for a full TLS record or ten, too few to keep the other streams waiting
+_CHUNK = 128  # objects per step: several TLS records, without delaying other streams
 _LAST_BOOKMARK_S = 2.0  # before the end of a watch
 
 
@@ -23,12 +23,12 @@ class Pace(msgspec.Struct, frozen=True, kw_only=True):
     """How a server times its watches, in seconds."""
 
     bookmark_interval: float = 60.0
-    lifetime: float = 2700.0  # of a watch that names no timeout; real servers draw from 30 to 60 minutes
-    patience: float = 3.0  # with somebody who asks for a version that isn't there yet
+    lifetime: float = 2700.0  # without a timeout in the request; real servers draw 30 to 60 minutes
+    patience: float = 3.0  # for a watch from a future version
 
 
 class Rendering(Protocol):
-    """How what happened becomes lines."""
+    """The format of a watch's lines."""
 
     def event(self, event: Event, selector: Selector) -> bytes | None: ...
     def initial(self, record: Record) -> bytes: ...
@@ -36,7 +36,7 @@ class Rendering(Protocol):
 
 
 class Plain:
-    """The objects as they are kept; an event's line is shared by all who watch."""
+    """Objects as they are stored; an event's line is shared by all watches."""
 
     def event(self, event: Event, selector: Selector) -> bytes | None:
         return event.frame(selector)
@@ -49,10 +49,7 @@ class Plain:
 
 
 class Watch:
-    """Follows one resource's history with a cursor of its own; nothing is queued for it.
-
-    What goes wrong once it runs is a line of type ERROR, as the protocol has it, and never an exception.
-    """
+    """Follows one resource's history with a cursor, without a queue. Errors after its start are lines of type ERROR."""
 
     def __init__(
         self, store: Store, resource: Resource, options: WatchOptions, *, rendering: Rendering, pace: Pace, now: float
@@ -75,7 +72,7 @@ class Watch:
 
     @property
     def wakes_at(self) -> float:
-        """When it has something to do even if nothing happens."""
+        """The next deadline without further writes."""
         if self._silent:
             return inf
         if not self._opened:
@@ -83,16 +80,16 @@ class Watch:
         return min(self._ends_at, self._bookmark_at)
 
     def hush(self, *, silent: bool) -> None:
-        """Say nothing at all, as a watch that hangs, not even that its time is up; or catch up."""
+        """Silence the watch, its timeout included, or let it catch up."""
         self._silent = silent
 
     def end(self, *, last_bookmark: bool = True) -> None:
-        """Finish at the next step as a server that shuts down does: what is known, a bookmark, a clean end."""
+        """Finish at the next step as a server that shuts down does: pending events, a bookmark, a clean end."""
         self._ending = True
         self._last_bookmark = last_bookmark
 
     def step(self, now: float) -> bytes:
-        """The next bytes; with none there is nothing to do before `wakes_at` or the next write, or it is `done`."""
+        """Return the next bytes; none if the watch is `done`, or idle until `wakes_at` or the next write."""
         if self._silent or self.done:
             return b""
         if not self._opened and (failure := self._open(now)) is not None:
@@ -111,11 +108,11 @@ class Watch:
         return self._on_time(now)
 
     def _open(self, now: float) -> bytes | None:
-        """Find the place to start from; bytes (or none) to answer with while that can't be done."""
+        """Find the start position; return bytes to send while that is not possible, and None afterwards."""
         version, current = self._options.version, self._store.version
         if not self._options.initial_events:
             try:
-                # From the future is no error: such a watch is silent until the future has come.
+                # A future version is not an error: the watch is silent until then.
                 self._store[self.resource].history.since(version or current)
             except CompactedError as error:
                 return self._fail(refusals.gone(str(error)))
@@ -139,7 +136,7 @@ class Watch:
         if chunk:
             return chunk
         self._initial = None
-        # Without bookmarks nothing can say that the list is complete, and a real server says nothing.
+        # Without bookmarks a real server does not mark the end of the list either.
         if self._options.streaming_list and self._options.bookmarks:
             return self._bookmark({"annotations": {"k8s.io/initial-events-end": "true"}})
         return b""
