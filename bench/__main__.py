@@ -12,19 +12,19 @@ from rich.console import Console
 
 from bench import bars, report
 from bench.measures import (
-    abuse,
+    hostile_clients,
     api_clients,
     churn,
     commands,
     fanout,
     go,
-    held,
+    loop_blocking,
     herd,
     idle,
-    kept,
+    cluster_memory,
     latency,
     listeners,
-    lone,
+    single_change,
     parts,
     rights,
     rotation,
@@ -43,29 +43,29 @@ MEASURES: dict[str, Measure] = {
     "cli": commands.listing,
     "api_clients": api_clients.measure,
     "parts": parts.measure,
-    "kept": kept.measure,
+    "cluster_memory": cluster_memory.measure,
     "small": small.measure,
     "sync_1k": sync.small,
     "sync_10k": sync.usual,
     "sync_100k": sync.large,
     "latency": latency.measure,
-    "lone": lone.measure,
+    "single_change": single_change.measure,
     "fanout": fanout.measure,
     "slow_reader": slow_reader.measure,
     "herd": herd.measure,
-    "held": held.measure,
+    "loop_blocking": loop_blocking.measure,
     "idle": idle.measure,
     "rotation": rotation.measure,
     "rights": rights.measure,
     "listeners": listeners.measure,
-    "abuse": abuse.measure,
+    "hostile_clients": hostile_clients.measure,
     "churn": churn.steady,
     "fleet_50k": churn.crowded,
     "go": go.measure,
 }
-NOT_UNLESS_NAMED = {"abuse", "churn", "fleet_50k", "go"}
+NOT_UNLESS_NAMED = {"hostile_clients", "churn", "fleet_50k", "go"}
 """They take minutes."""
-ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "held"}
+ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}
 """So does making the projects."""
 QUICK_ONES = ("startup", "cli", "sync_1k", "latency", "fanout", "slow_reader")
 

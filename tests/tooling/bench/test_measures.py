@@ -24,18 +24,24 @@ KEYS = {
     "cli": {"cli.list_ms", "cli.credential_ms"},
     "api_clients": {f"api_clients.{kind}_{unit}" for kind in ("shared", "separate") for unit in ("kib", "ms")},
     "parts": {f"parts.{name}" for name in ("decode_us", "commit_us", "encode_us", "slice_us", "frame_bytes")},
-    "kept": {f"kept.{kind}_bytes" for kind in ("record", "cluster", "target", "text", "places", "other")}
-    | {"kept.bytes", "kept.objects", "kept.characters"},
+    "cluster_memory": {
+        f"cluster_memory.{kind}_bytes" for kind in ("record", "cluster", "target", "text", "places", "other")
+    }
+    | {"cluster_memory.bytes", "cluster_memory.objects", "cluster_memory.characters"},
     "small": {f"small.{name}" for name in ("rss_mib", "rss_ratio", "start_s", "start_ratio", "rss_1k_mib")},
     "sync_1k": {"sync_1k.seconds", "sync_1k.ratio_to_curl", "sync_1k.ratio_to_kubernetes_aio", "sync_1k.rss_mib"},
     "sync_10k": {"sync_10k.seconds", "sync_10k.ratio_to_curl", "sync_10k.rss_mib"},
     "sync_100k": {"sync_100k.seconds", "sync_100k.ratio_to_curl", "sync_100k.rss_mib", *SLOPES},
-    "lone": {f"lone.{leg}us" for leg in ("", "grpc_", "threads_", "tls_", "http_", "decode_", "commit_", "frame_")},
+    "single_change": {
+        f"single_change.{leg}us" for leg in ("", "grpc_", "threads_", "tls_", "http_", "decode_", "commit_", "frame_")
+    },
     "latency": {"latency.p50_ms", "latency.p99_ms", "latency.over_raw_watch_ms", "latency.cpu_s_per_1000"},
     "fanout": {f"fanout.{count}.{key}" for count in TINY.subscribers for key in ("events_per_s", "ratio_to_bare")},
     "slow_reader": {"fanout.slow_reader_effect"},
     "herd": {"herd_500.seconds"},
-    "held": {f"held.{doing}_ms" for doing in ("sync", "snapshot", "changes", "resume", "relist", "answer")},
+    "loop_blocking": {
+        f"loop_blocking.{doing}_ms" for doing in ("sync", "snapshot", "changes", "resume", "relist", "answer")
+    },
     "idle": {"idle.cpu_percent", "idle.probed.cpu_percent"},
     "rotation": {"rotation.mints", "issue.p99_ms"},
     "listeners": {
@@ -44,8 +50,8 @@ KEYS = {
         for figure in ("call_p50_ms", "call_p99_ms", "snapshot_clusters_per_s")
     },
     "rights": {"rights.events_per_s", "rights.fanout_ratio", "rights.caught_up_ratio"},
-    "abuse": {
-        f"abuse.{name}.{figure}"
+    "hostile_clients": {
+        f"hostile_clients.{name}.{figure}"
         for name in ("guessing", "revisions", "wrong_ca", "expired", "nobody", "junk", "refused", "all")
         for figure in ("p99_ms", "elsewhere_p99_ms", "p99_ratio", "turned_away_per_s", "daemon_cpu_percent")
     },

@@ -1,4 +1,4 @@
-"""The daemon, with a clock on its event loop. `python -m bench.held run …` is `milo-discoveryd run …`.
+"""The daemon, with a clock on its event loop. `python -m bench.loop_blocking run …` is `milo-discoveryd run …`.
 
 On SIGUSR2 it says how long a single turn took at most since it last did: in seconds of the loop's own processor time,
 so that what else the machine does is not in it.

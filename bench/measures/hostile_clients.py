@@ -22,7 +22,7 @@ from statistics import median
 import trustme
 
 from bench import daemon as daemons
-from bench.abusers import ABUSES, Abusers, abusers
+from bench.hostile_clients import ATTACKS, HostileClients, hostile_clients
 from bench.daemon import Daemon
 from bench.milo import Milo
 from bench.setting import Samples, Setting
@@ -38,8 +38,8 @@ _CUTS = (("p50", 50), ("p99", 99))
 
 async def measure(setting: Setting) -> Samples:
     scale, folder = setting.scale, setting.directory
-    refused = tuple(kind for kind in ABUSES if kind != "junk")
-    company = {**{kind: (kind,) for kind in ABUSES}, REFUSED: refused, ALL: tuple(ABUSES)}
+    refused = tuple(kind for kind in ATTACKS if kind != "junk")
+    company = {**{kind: (kind,) for kind in ATTACKS}, REFUSED: refused, ALL: tuple(ATTACKS)}
     samples: dict[str, list[float]] = defaultdict(list)
     _papers(folder)
     async with AsyncExitStack() as stack:
@@ -53,21 +53,23 @@ async def measure(setting: Setting) -> Samples:
         await stack.enter_async_context(daemons.daemon(milo.access.kubeconfig, elsewhere, config=config, listens=False))
         told = Told(milo, daemon, setting, here)
         await told.steal_a_revision()
-        bad = await stack.enter_async_context(abusers(here, folder))
-        bad_elsewhere = await stack.enter_async_context(abusers(another, folder))
+        bad = await stack.enter_async_context(hostile_clients(here, folder))
+        bad_elsewhere = await stack.enter_async_context(hostile_clients(another, folder))
         for _ in range(scale.rounds):
             for figure, value in (await told.beside(bad, ())).items():
-                samples[f"abuse.{ALONE}.{figure}"].append(value)
+                samples[f"hostile_clients.{ALONE}.{figure}"].append(value)
             for name, kinds in company.items():
                 control = await told.beside(bad_elsewhere, kinds)
                 for percentile, _ in _CUTS:
-                    samples[f"abuse.{name}.elsewhere_{percentile}_ms"].append(control[f"{percentile}_ms"])
+                    samples[f"hostile_clients.{name}.elsewhere_{percentile}_ms"].append(control[f"{percentile}_ms"])
                 for figure, value in (await told.beside(bad, kinds)).items():
-                    samples[f"abuse.{name}.{figure}"].append(value)
+                    samples[f"hostile_clients.{name}.{figure}"].append(value)
     for name in company:
         for percentile, _ in _CUTS:
-            ours, others = (median(samples[f"abuse.{name}.{each}{percentile}_ms"]) for each in ("", "elsewhere_"))
-            samples[f"abuse.{name}.{percentile}_ratio"] = [ours / others]
+            ours, others = (
+                median(samples[f"hostile_clients.{name}.{each}{percentile}_ms"]) for each in ("", "elsewhere_")
+            )
+            samples[f"hostile_clients.{name}.{percentile}_ratio"] = [ours / others]
     return dict(sorted(samples.items()))
 
 
@@ -92,7 +94,7 @@ class Told:
         async with synced(self._daemon.address, 1) as [each]:
             (self._folder / "stolen-revision").write_text(each.revision)
 
-    async def beside(self, bad: Abusers, kinds: tuple[str, ...]) -> dict[str, float]:
+    async def beside(self, bad: HostileClients, kinds: tuple[str, ...]) -> dict[str, float]:
         async with bad.beside(kinds) as turned_away:
             began = time.perf_counter()
             figures = await self._figures()
@@ -153,7 +155,7 @@ def _config(papers: Path, directory: Path, address: str) -> Path:
         ],
         "audit": {"file": str(directory / "audit.jsonl")},
     }
-    path = directory / "abuse.yaml"
+    path = directory / "hostile_clients.yaml"
     path.write_text(json.dumps(config))
     return path
 

@@ -25,6 +25,6 @@ async def measure(setting: Setting) -> Samples:
                 *_, line = await daemon.until_said(said)
             legs = {leg: seconds / scale.latency_writes * 1e6 for leg, seconds in json.loads(line).items()}
             for leg, took_us in legs.items():
-                samples.setdefault(f"lone.{leg}_us", []).append(took_us)
-            samples.setdefault("lone.us", []).append(sum(legs.values()))
+                samples.setdefault(f"single_change.{leg}_us", []).append(took_us)
+            samples.setdefault("single_change.us", []).append(sum(legs.values()))
     return samples

@@ -36,8 +36,8 @@ async def measure(setting: Setting) -> Samples:
     few, many = setting.scale.clusters, setting.scale.large
     before, after = _weighed(few), _weighed(many)
     kept = {kind: (after[kind] - before[kind]) / (many - few) for kind in sorted({*after, *before})}
-    samples = {f"kept.{kind}": [figure] for kind, figure in kept.items()}
-    samples["kept.bytes"] = [sum(figure for kind, figure in kept.items() if kind.endswith("_bytes"))]
+    samples = {f"cluster_memory.{kind}": [figure] for kind, figure in kept.items()}
+    samples["cluster_memory.bytes"] = [sum(figure for kind, figure in kept.items() if kind.endswith("_bytes"))]
     return samples
 
 

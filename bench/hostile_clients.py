@@ -1,4 +1,4 @@
-"""`python -m bench.abusers ADDRESS FOLDER`: bad company, at a pace that somebody might keep up.
+"""`python -m bench.hostile_clients ADDRESS FOLDER`: bad company, at a pace that somebody might keep up.
 
 The folder holds what they show: certificates of a caller whose rule shows him little, of one whom no rule is for, of a
 CA that the daemon does not trust, and one that is over. At a line on its standard input with the kinds that are wanted
@@ -148,7 +148,7 @@ async def junk(target: Target, turned_away: Callable[[], None]) -> None:
     await at_pace(once, JUNK_PER_S)
 
 
-ABUSES: dict[str, Abuse] = {
+ATTACKS: dict[str, Abuse] = {
     "guessing": guessing,
     "revisions": revisions,
     "wrong_ca": handshakes("stranger"),
@@ -190,7 +190,7 @@ def _pair(folder: Path, who: str) -> tuple[Path, Path]:
     return folder / f"{who}.crt", folder / f"{who}.key"
 
 
-class Abusers:
+class HostileClients:
     """In a process of their own, which is told who of them comes and when they go."""
 
     def __init__(self, process: Process) -> None:
@@ -215,12 +215,12 @@ class Abusers:
 
 
 @asynccontextmanager
-async def abusers(address: str, folder: Path) -> AsyncIterator[Abusers]:
+async def hostile_clients(address: str, folder: Path) -> AsyncIterator[HostileClients]:
     async with AsyncExitStack() as stack:
-        command = [sys.executable, "-m", "bench.abusers", address, str(folder)]
-        process = Process(command, folder / f"abusers-of-{address}.log")
+        command = [sys.executable, "-m", "bench.hostile_clients", address, str(folder)]
+        process = Process(command, folder / f"hostile-clients-of-{address}.log")
         stack.push_async_callback(process.end)
-        yield Abusers(process)
+        yield HostileClients(process)
 
 
 async def obey(target: Target) -> None:
@@ -231,7 +231,7 @@ async def obey(target: Target) -> None:
         turned_away = Counter[str]()
         begun = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(ABUSES[kind](target, _noting(turned_away, kind, begun))) for kind in kinds]
+            running = [tasks.create_task(ATTACKS[kind](target, _noting(turned_away, kind, begun))) for kind in kinds]
             while len(turned_away) < len(kinds):
                 begun.clear()
                 await begun.wait()

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 from itertools import count
 
 from bench.daemon import Daemon
-from bench.held import SAYS
+from bench.loop_blocking import SAYS
 from bench.milo import SandboxMilo
 from bench.setting import Samples, Setting
 from bench.subscribers import opened, synced, together
@@ -17,7 +17,7 @@ async def measure(setting: Setting) -> Samples:
     scale = setting.scale
     clusters, subscribers = scale.large, scale.churn_subscribers
     marks = map(str, count(1))
-    async with setting.daemon(clusters, program="bench.held") as (milo, daemon):
+    async with setting.daemon(clusters, program="bench.loop_blocking") as (milo, daemon):
         if not isinstance(milo, SandboxMilo):
             return {}  # so many changes take a real server minutes
         loop = _Loop(daemon)
@@ -51,7 +51,7 @@ class _Loop:
         if self._asked:  # the start is part of what comes first
             await self._longest_s()
         yield
-        self.samples.setdefault(f"held.{key}_ms", []).append(1000 * await self._longest_s())
+        self.samples.setdefault(f"loop_blocking.{key}_ms", []).append(1000 * await self._longest_s())
 
     async def _longest_s(self) -> float:
         """Since it was last asked."""
