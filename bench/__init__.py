@@ -1,1 +1,1 @@
-"""Measures the daemon from outside: as a process, on an API server that is another process, next to its peers."""
+"""Benchmarks of the daemon as a process, on an API server in another process, beside other clients and servers."""

@@ -1,4 +1,4 @@
-"""`./dev bench [NAME…] [--json FILE] [--real] [--quick]`: runs what is named, or all, and prints what came of it."""
+"""`./dev bench [NAME…] [--json FILE] [--real] [--quick]`: runs the named measurements, or all, and prints the figures."""
 
 import argparse
 import asyncio
@@ -12,22 +12,22 @@ from rich.console import Console
 
 from bench import bars, report
 from bench.measures import (
-    hostile_clients,
     api_clients,
     churn,
+    cluster_memory,
     commands,
     fanout,
     go,
-    loop_blocking,
     herd,
+    hostile_clients,
     idle,
-    cluster_memory,
     latency,
     listeners,
-    single_change,
+    loop_blocking,
     parts,
     rights,
     rotation,
+    single_change,
     slow_reader,
     small,
     sync,
@@ -64,9 +64,9 @@ MEASURES: dict[str, Measure] = {
     "go": go.measure,
 }
 NOT_UNLESS_NAMED = {"hostile_clients", "churn", "fleet_50k", "go"}
-"""They take minutes."""
+"""These take minutes."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}
-"""So does making the projects."""
+"""On a real server, so does creating the projects."""
 QUICK_ONES = ("startup", "cli", "sync_1k", "latency", "fanout", "slow_reader")
 
 _MISSED = 1
@@ -105,7 +105,7 @@ def main(argv: Sequence[str]) -> int:
             console.print(report.table(found, held_to))
             samples |= found
             if asked.json is not None:
-                # After each, so that one that fails takes none of the others with it.
+                # After each, so that a failure loses none of the earlier figures.
                 results = report.results(samples, held_to, scale.name, "real" if asked.real else "sandbox")
                 asked.json.write_bytes(report.written(results))
     missed = report.missed(report.medians(samples), held_to)

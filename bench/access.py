@@ -1,4 +1,4 @@
-"""How to reach an API server, as its kubeconfig says."""
+"""Address and credentials of an API server, from its kubeconfig."""
 
 import base64
 import ssl

@@ -1,20 +1,20 @@
-"""Whether two runs of the same say the same, within the noise that they state."""
+"""Compares two runs, within the noise of their rounds."""
 
 from collections.abc import Iterator
 
 from bench.report import Results
 
 NOISE = 0.1
-"""Of a figure, at either end of what its rounds gave."""
+"""The least and the greatest round of a figure."""
 
 
 def shared(one: Results, other: Results) -> list[str]:
-    """The keys of which both have a figure."""
+    """The keys that both runs have."""
     return [key for key, value in one.figures.items() if value is not None and other.figures.get(key) is not None]
 
 
 def apart(one: Results, other: Results) -> Iterator[str]:
-    """The keys whose figures don't agree: their ranges don't meet."""
+    """The keys whose ranges do not overlap."""
     for key in shared(one, other):
         (least, most), (other_least, other_most) = _range(one, key), _range(other, key)
         if most < other_least or other_most < least:

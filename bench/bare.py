@@ -1,4 +1,4 @@
-"""The peer of the fan-out: a grpc.aio server that sends ready-made bytes, and does nothing else."""
+"""The baseline of the fan-out: a grpc.aio server that only sends prepared bytes."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""The bars that the figures are held against."""
+"""Limits for the figures."""
 
 import enum
 from fnmatch import fnmatchcase
@@ -25,7 +25,7 @@ class Bar(msgspec.Struct, frozen=True):
 
 
 Bars = dict[str, Bar]
-"""By key; a `*` stands for anything."""
+"""By key; `*` is a wildcard."""
 
 FULL: Bars = {
     "small.rss_ratio": Bar(1.5),
@@ -73,11 +73,11 @@ FULL: Bars = {
 }
 
 REAL: Bars = {**FULL, "sync_100k.ratio_to_curl": Bar(1.5)}
-"""The sandbox has its bytes ready: beside it, curl is quicker than it could be beside any API server."""
+"""The sandbox has its bytes prepared, so curl is faster on it than on any real API server."""
 
 QUICK: Bars = {
-    # A machine that others use as well can be held to ratios only: to such as a tenfold regression would miss, and a
-    # busy neighbour hardly.
+    # On a shared machine only ratios are meaningful: with limits that a tenfold regression misses, and a busy
+    # neighbor hardly ever.
     "sync_1k.ratio_to_kubernetes_aio": Bar(4),
     "latency.over_raw_watch_ms": Bar(12),
     "fanout.*.ratio_to_bare": Bar(0.1, is_floor=True),

@@ -1,7 +1,7 @@
-"""The daemon, with clocks along the way of a change. `python -m bench.clocked run …` is `milo-discoveryd run …`.
+"""The daemon with timers on the path of a change. `python -m bench.clocked run …` is `milo-discoveryd run …`.
 
-On SIGUSR2 it begins to count; on the next it says, as a line of JSON, what each leg took since then: in seconds of
-processor time, without the legs within it.
+The first SIGUSR2 starts the count; the next prints, as a line of JSON, the processor time of each part since then,
+without the parts nested in it.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.telemetry.journal import Journal
 
 THREADS, LOOP = "threads", "loop"
-"""What others than the main thread took, all of which are gRPC's; and of the main thread, what is in no other leg."""
+"""The time of gRPC's threads, and the time of the main thread that no other part covers."""
 _SOURCE = "follow the source"
-# The rest of what the tasks do is the client's of HTTP, or gRPC's: its writes, and waking up from them.
+# The rest is the HTTP client's, or gRPC's: its writes, and wake-ups from them.
 _HTTP, _GRPC = "http", "grpc"
 _LEGS = (
     (selectors.EpollSelector, "select", "wait"),
@@ -51,7 +51,7 @@ class Clocks:
     def __init__(self) -> None:
         self._took: dict[str, float] = {}
         self._within: list[float] = []
-        """Of each call that is under way, what calls within it took."""
+        """For each running call, the time of nested calls."""
         self._since: tuple[float, float] | None = None
 
     def timed(self, leg: str, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,6 @@
-"""`python -m bench.crowd ADDRESS COUNT`: subscribers in a process of their own, which note how late they are told.
+"""`python -m bench.crowd ADDRESS COUNT`: subscribers in a process of their own, which record the latency of events.
 
-It says `synced` when each of them has the whole fleet, and at a line on its standard input what they heard since.
+It prints `synced` when each has the whole fleet, and at a line on standard input the figures since the last one.
 """
 
 import asyncio
@@ -21,17 +21,17 @@ from milo_discovery._gen import discovery_pb2 as pb
 _MOMENT = re.compile(rb"%s\x12.([0-9]+\.[0-9]+)" % MARK.encode(), re.DOTALL)
 _DISENGAGED = bytes([pb.ClusterEvent.TYPE_FIELD_NUMBER << 3, pb.ClusterEvent.TYPE_DISENGAGED])
 _IN_A_PROCESS = 250
-"""More would keep one core busy, and be late by that."""
+"""More subscribers in one process would saturate a core and be late for that reason."""
 
 
 class Heard(msgspec.Struct):
-    """By some subscribers together."""
+    """The events of several subscribers."""
 
     late_ms: list[float] = []
-    """From the change to the subscriber, of the oldest change in each batch; as whole microseconds."""
+    """Latency of the oldest change in each batch, in whole microseconds."""
     resets: int = 0
     gaps: int = 0
-    """Batches that were missing, by the revisions of those that were not."""
+    """Missing batches, by the revisions of the received ones."""
 
     async def listen(self, subscriber: Subscriber) -> None:
         while True:
@@ -41,7 +41,7 @@ class Heard(msgspec.Struct):
             self.gaps += subscriber.batch.previous_revision != before
             self.resets += subscriber.batch.reset
             for event in subscriber.batch.events:
-                # As last known, where it was disengaged: the mark is then that of an earlier change.
+                # A disengaged cluster is as last known: its mark is that of an earlier change.
                 if not event.startswith(_DISENGAGED) and (moment := _MOMENT.search(event)):
                     self.late_ms.append(round(1000 * (now - float(moment[1])), 3))
                     break
@@ -65,7 +65,7 @@ class Crowd:
 
 @asynccontextmanager
 async def crowd(address: str, count: int, directory: Path) -> AsyncIterator[Crowd]:
-    """So many, each of which has the whole fleet."""
+    """Open subscribers, each of which has the whole fleet."""
     async with AsyncExitStack() as stack:
         processes = []
         for first in range(0, count, _IN_A_PROCESS):

@@ -23,7 +23,7 @@ class Daemon(Process):
         program: str = "milo_discoveryd",
         serves_http: bool = False,
     ) -> None:
-        """Without probes of the clusters' own API servers, unless they are what is measured.
+        """Without connectivity probes, unless these are measured.
 
         `listens`: at its address; otherwise where the configuration says, that address among others. `program`: a
         module that runs it.
@@ -37,7 +37,7 @@ class Daemon(Process):
         if config is not None:
             arguments += ["--config", str(config)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
-        # One line for each cluster that comes or goes is for a terminal or a log collector, not for this.
+        # Without a log line for each cluster.
         clean["MILO_DISCOVERYD_LOG__LEVEL"] = "warning"
         if not probed:
             clean["MILO_DISCOVERYD_CONNECTIVITY__INTERVAL"] = "off"
@@ -45,7 +45,7 @@ class Daemon(Process):
         super().__init__(command, directory / "daemon.log", environ=clean)
 
     async def listens(self) -> None:
-        """Returns as soon as its socket is there."""
+        """Start the process; return when its socket exists."""
         while not self._socket.exists():
             self.check()
             await asyncio.sleep(0.001)

@@ -1,8 +1,8 @@
-"""`python -m bench.hostile_clients ADDRESS FOLDER`: bad company, at a pace that somebody might keep up.
+"""`python -m bench.hostile_clients ADDRESS FOLDER`: hostile clients, at a sustainable rate.
 
-The folder holds what they show: certificates of a caller whose rule shows him little, of one whom no rule is for, of a
-CA that the daemon does not trust, and one that is over. At a line on its standard input with the kinds that are wanted
-it says `begun` when each of them has been turned away once, and at the next line how often each was since.
+The folder has their certificates: of a caller with a narrow rule, of one without a rule, of an untrusted CA, and an
+expired one. A line on standard input names the kinds to run; the program prints `begun` once each was refused once,
+and at the next line how often each was refused since.
 """
 
 import asyncio
@@ -27,14 +27,14 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 
 CALLS_AT_ONCE = 50
-"""All of them at all times: how many there are a second is for the daemon to say."""
+"""All kinds at the same time; the daemon decides how many a second."""
 STREAMS_PER_S = 20.0
 HANDSHAKES_PER_S = 40.0
-"""Of each kind on its own below what the daemon lets one address try; together above it."""
+"""Per kind, below the daemon's limit for one address; together above it."""
 JUNK_PER_S = 20.0
 _RESETS = 100
 _ELSEWHERE = "127.0.0.2"
-"""Where bad company comes from: another address than those who mean well."""
+"""The address of the hostile clients, which differs from that of the others."""
 _GIVES_UP_AFTER_S = 5.0
 _METHOD = "/milo.discovery.v1.DiscoveryService/"
 
@@ -54,7 +54,7 @@ class Target(NamedTuple):
 
     @asynccontextmanager
     async def connected(self, who: str) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """By TLS, with the certificate of that name."""
+        """Open a TLS connection with the certificate of that name."""
         context = ssl.create_default_context(cafile=self.folder / "ca.pem")
         context.set_alpn_protocols(["h2"])
         context.load_cert_chain(*_pair(self.folder, who))
@@ -66,11 +66,11 @@ class Target(NamedTuple):
 
 
 Abuse = Callable[[Target, Callable[[], None]], Coroutine[Any, Any, None]]
-"""Goes on until it is cancelled, and tells each time that it was turned away."""
+"""An attack, which runs until it is cancelled and reports each refusal."""
 
 
 async def guessing(target: Target, turned_away: Callable[[], None]) -> None:
-    """Names that may be somebody else's."""
+    """Ask for names of clusters of others."""
     numbers = count()
 
     async def guess(client: DiscoveryClient) -> None:
@@ -84,7 +84,7 @@ async def guessing(target: Target, turned_away: Callable[[], None]) -> None:
 
 
 async def revisions(target: Target, turned_away: Callable[[], None]) -> None:
-    """Streams from revisions that are bent, and from one that another was given."""
+    """Open streams from forged revisions, and from one issued to another caller."""
     stolen = (target.folder / "stolen-revision").read_text()
     certificate, key = _pair(target.folder, "guest")
     shown = grpc.ssl_channel_credentials(
@@ -106,11 +106,11 @@ async def revisions(target: Target, turned_away: Callable[[], None]) -> None:
 
 
 def handshakes(who: str) -> Abuse:
-    """With the certificate of that name, which nobody should take."""
+    """Connect with a certificate that must be rejected."""
 
     async def shake(target: Target, turned_away: Callable[[], None]) -> None:
         async def once() -> None:
-            # In TLS 1.3 a client finds out what the server thinks of him when he reads.
+            # In TLS 1.3 a client learns of its rejection when it reads.
             with suppress(ssl.SSLError, ConnectionError, TimeoutError):
                 async with asyncio.timeout(_GIVES_UP_AFTER_S), target.connected(who) as (reader, _):
                     assert not await reader.read(1), f"the daemon talks to {who}"
@@ -122,7 +122,7 @@ def handshakes(who: str) -> Abuse:
 
 
 async def nobody(target: Target, turned_away: Callable[[], None]) -> None:
-    """With a certificate that is good, and a name in it that no rule is for."""
+    """Call with a valid certificate whose name matches no rule."""
 
     async def call(client: DiscoveryClient) -> None:
         while True:
@@ -135,7 +135,7 @@ async def nobody(target: Target, turned_away: Callable[[], None]) -> None:
 
 
 async def junk(target: Target, turned_away: Callable[[], None]) -> None:
-    """HTTP/2 as no library speaks it, by turns: streams that are taken back at once, and frames of no kind."""
+    """Send malformed HTTP/2: streams that are reset at once, and frames of unknown types."""
     numbers = count()
 
     async def once() -> None:
@@ -159,7 +159,7 @@ ATTACKS: dict[str, Abuse] = {
 
 
 async def at_pace(once: Callable[[], Coroutine[Any, Any, None]], per_s: float) -> None:
-    """Whether or not the last has come to its end."""
+    """Start an attempt at a fixed rate, whether or not the last one ended."""
     async with asyncio.TaskGroup() as tasks:
         while True:
             tasks.create_task(once())
@@ -191,7 +191,7 @@ def _pair(folder: Path, who: str) -> tuple[Path, Path]:
 
 
 class HostileClients:
-    """In a process of their own, which is told who of them comes and when they go."""
+    """A process of hostile clients, which is told the kinds to start and when to stop."""
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -199,7 +199,7 @@ class HostileClients:
 
     @asynccontextmanager
     async def beside(self, kinds: Sequence[str]) -> AsyncIterator[Counter[str]]:
-        """Each has begun, and goes on until the block is left; then it is there how often each was turned away."""
+        """Run attacks until the block ends; the value then has the number of refusals per kind."""
         turned_away = Counter[str]()
         if not kinds:
             yield turned_away
@@ -224,7 +224,7 @@ async def hostile_clients(address: str, folder: Path) -> AsyncIterator[HostileCl
 
 
 async def obey(target: Target) -> None:
-    # What they do to the daemon is what is measured, not what they take of the machine.
+    # Only their effect on the daemon is measured, not their own use of the machine.
     os.nice(19)
     reader = await standard_input()
     while kinds := (await reader.readline()).decode().split():

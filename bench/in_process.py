@@ -1,4 +1,4 @@
-"""A fleet in this process, read from the bytes of projects as the daemon reads them."""
+"""A fleet in this process, decoded from the bytes of projects as in the daemon."""
 
 import random
 import time
@@ -24,7 +24,7 @@ _EPOCH = "0123456789abcdef"
 
 
 def lines(kind: str, count: int, first_version: int, mark: str) -> list[bytes]:
-    """Of a watch."""
+    """The lines of a watch."""
     return [
         b'{"type":"%s","object":%s}'
         % (
@@ -58,7 +58,7 @@ def encode() -> Encode:
 
 
 def fleet(listed: list[Observation]) -> Fleet:
-    """That has seen a complete list of these."""
+    """A fleet after a complete list."""
     made = Fleet(
         ChangeLog(encode(), Retention()), PendingDeletions(random.random), Journal(Metrics(), Audit(Metrics()))
     )

@@ -1,6 +1,6 @@
-"""`python -m bench.kubernetes_aio KUBECONFIG`: lists and watches projects as the kubernetes package's users do.
+"""`python -m bench.kubernetes_aio KUBECONFIG`: lists and watches projects with the kubernetes package.
 
-It says how many there are once it has them all, and from then on the mark of each change that it sees, with the moment.
+It prints the number of projects after the list, and then the mark and the time of each change.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""The daemon, with a clock on its event loop. `python -m bench.loop_blocking run …` is `milo-discoveryd run …`.
+"""The daemon with a timer on its event loop. `python -m bench.loop_blocking run …` is `milo-discoveryd run …`.
 
-On SIGUSR2 it says how long a single turn took at most since it last did: in seconds of the loop's own processor time,
-so that what else the machine does is not in it.
+SIGUSR2 prints the longest time that a single callback took since the last one, in processor time of the loop's
+thread, which other processes do not affect.
 """
 
 import runpy
@@ -10,8 +10,8 @@ import sys
 import time
 from asyncio import events
 
-SAYS = "held for "
-"""What else the daemon says is for its log."""
+SAYS = "loop blocked for "
+"""The prefix of the printed line."""
 
 
 class Longest:

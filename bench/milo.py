@@ -17,19 +17,19 @@ from bench.access import PROJECTS, Access, call
 from bench.process import Process
 
 _WRITERS = 32
-"""How many writes are under way at once: about what a real server takes on two cores before it answers 429."""
+"""Concurrent writes: about the maximum of a real server on two cores before it answers 429."""
 _SOON_S = 120.0
 
 Write = Callable[[aiohttp.ClientSession, int], Awaitable[None]]
 
 
 class Milo(Protocol):
-    """With some projects in it, `projects.name(0)` and following."""
+    """An API server with the projects `projects.name(0)` and following."""
 
     access: Access
 
     async def burst(self, first: int, count: int, size: int, mark: str) -> None:
-        """Change `count` projects from the one numbered `first` on, in bursts of `size`; each has the mark then."""
+        """Change `count` projects from the one numbered `first` on, in bursts of `size`, and set their mark."""
 
 
 class SandboxMilo:
@@ -42,11 +42,11 @@ class SandboxMilo:
         await self._done(f"burst {first} {count} {size} {mark}", _SOON_S)
 
     async def churn(self, per_s: float, seconds: float) -> None:
-        """Changes all over the fleet, at an even pace; the mark of each is its moment."""
+        """Change projects at an even rate; the mark of each is the time of its change."""
         await self._done(f"churn {per_s} {seconds}", seconds + _SOON_S)
 
     async def relist(self, mark: str) -> None:
-        """Have every reader list anew; one project has the mark then."""
+        """Make every reader list again; one project has the mark then."""
         await self._done(f"relist {mark}", _SOON_S)
 
     async def _done(self, request: str, within_s: float) -> None:
@@ -68,7 +68,7 @@ async def sandbox_milo(count: int, directory: Path) -> AsyncIterator[Milo]:
 
 
 class RealMilo:
-    """Its bursts are as large as the server can take writes."""
+    """The size of bursts is limited by the server's concurrent writes."""
 
     def __init__(self, access: Access) -> None:
         self.access = access

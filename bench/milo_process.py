@@ -1,11 +1,11 @@
-"""`python -m bench.milo_process KUBECONFIG PROJECTS`: the sandbox as a process, with many changes at once on request.
+"""`python -m bench.milo_process KUBECONFIG PROJECTS`: the sandbox as a process that makes many changes on request.
 
-Over HTTP it takes writes one by one, as any API server does. A line on its standard input has it make many changes, and
-say when it has:
+Over HTTP it takes single writes like any API server. A line on standard input makes it apply many changes, and print
+when it is done:
 
-- `burst FIRST COUNT SIZE MARK`: from which project on, how many, how many to a burst, and which mark each has then;
-- `churn PER_S SECONDS`: at an even pace, all over the fleet; each project's mark is then the moment of its change;
-- `relist MARK`: of one project, in a history that no watch can be resumed in.
+- `burst FIRST COUNT SIZE MARK`: first project, number of projects, size of a burst, and the mark that is set;
+- `churn PER_S SECONDS`: changes at an even rate; each project's mark is the time of its change;
+- `relist MARK`: changes one project, after the history was compacted.
 """
 
 import asyncio
@@ -21,11 +21,11 @@ from milo_sandbox.resources import PROJECTS
 _DAY_S = 86_400.0
 _TICK_S = 0.01
 _STRIDE = 7919
-"""A prime: steps of it visit every project before any a second time."""
+"""A prime, so that steps of it visit every project once before any twice."""
 
 
 async def serve(kubeconfig: Path, count: int) -> None:
-    # Nothing that the bench does takes the history back further than its own bursts.
+    # The history is only needed for the bench's own bursts.
     async with Sandbox(token_life=_DAY_S, history_limit=50_000) as sandbox:
         sandbox.store.load(PROJECTS, [{"metadata": {"name": projects.name(index)}} for index in range(count)])
         plant(sandbox, range(count), "")
@@ -54,7 +54,7 @@ async def burst(sandbox: Sandbox, first: int, total: int, size: int, mark: str) 
 
 
 async def churn(sandbox: Sandbox, count: int, per_s: float, seconds: float) -> None:
-    """Of ten changes eight are of a label, one has a project lose or regain its readiness, and one replaces it."""
+    """Eight of ten changes set a label, one changes readiness, and one recreates the project."""
     began = time.perf_counter()
     made = 0
     not_ready: set[int] = set()
@@ -80,7 +80,7 @@ async def churn(sandbox: Sandbox, count: int, per_s: float, seconds: float) -> N
 def plant(
     sandbox: Sandbox, indices: "range | list[int]", mark: str, *, uid: str | None = None, is_ready: bool = True
 ) -> None:
-    """Make them what they would be on a real server, which writes more into an object than the sandbox does."""
+    """Add the fields that a real server writes into an object and the sandbox does not."""
     store = sandbox.store
     for index in indices:
         name = projects.name(index)

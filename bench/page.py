@@ -1,8 +1,8 @@
-"""`python -m bench.page [--check]`: puts the figures of bench/results into docs/performance.md, and draws its plots.
+"""`python -m bench.page [--check]`: writes the figures of bench/results into docs/performance.md, and draws its plots.
 
-The page's words are written by hand. From `<!-- figures: NAME KEY... -->` to `<!-- end -->` is a table: the figures of
-bench/results/NAME.json whose keys match. From `<!-- run: NAME -->` on it is what was run, where and when, and from
-`<!-- twice: NAME OTHER -->` on how far two runs agree.
+The text is written by hand. From `<!-- figures: NAME KEY... -->` to `<!-- end -->` is a table: the figures of
+bench/results/NAME.json whose keys match. `<!-- run: NAME -->` is followed by the environment of a run, and
+`<!-- twice: NAME OTHER -->` by how far two runs agree.
 """
 
 import argparse
@@ -25,10 +25,10 @@ IMAGES = ROOT / "docs" / "images"
 
 _BLOCK = re.compile(r"(<!-- (figures|run|twice): (\S+)([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MUCH = 2.5
-"""Of load for a core: the bench itself keeps all cores busy for much of its time."""
+"""Load per core: the bench itself keeps all cores busy for much of its time."""
 _BUSY = " The machine had much else to do: what is said of time here says little."
 _AGAIN = "again"
-"""The same a second time, to see how much of it is noise: no plot is drawn of that."""
+"""A second run, which shows the noise; it has no plots."""
 _READERS = {
     "": "milo-discoveryd",
     "client_go_": "client-go informer",
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def made() -> dict[Path, str]:
-    """Each file that is made of the results, and what is to be in it."""
+    """Each generated file with its contents."""
     results = {path.stem: msgspec.json.decode(path.read_bytes(), type=Results) for path in RESULTS.glob("*.json")}
     found = {PAGE: filled(PAGE.read_text(), results)}
     figures: Figures = {}

@@ -1,4 +1,4 @@
-"""Other readers of the same API server, as processes: what an operator in Go or Python has who has no daemon."""
+"""Other clients of the same API server, as processes: the alternatives to the daemon in Go and Python."""
 
 import os
 import shutil
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _HERE = Path(__file__).parent
 INFORMER_BINARY = "MILO_INFORMER"
-"""Names one that somebody has built already."""
+"""The environment variable with the path of an existing binary."""
 
 
 class Peer(Process):
-    """It says `synced COUNT` when it has read all there is."""
+    """A client that prints `synced COUNT` when it has read all projects."""
 
     def __init__(self, name: str, command: list[str], directory: Path) -> None:
         super().__init__(command, directory / f"{name}.log")
@@ -43,7 +43,7 @@ async def kubernetes_aio(kubeconfig: Path, directory: Path) -> AsyncIterator[Pee
 
 @asynccontextmanager
 async def client_go(kubeconfig: Path, directory: Path) -> AsyncIterator[Peer | None]:
-    """The dynamic informer of client-go; None where it can't be built."""
+    """The dynamic informer of client-go; None if it cannot be built."""
     binary = informer()
     if binary is None:
         yield None
@@ -57,7 +57,7 @@ Start = Callable[[Path, Path], AbstractAsyncContextManager[Peer | None]]
 
 
 def readers(scale: Scale) -> dict[str, Start]:
-    """By the names that they have in keys."""
+    """The peers by their names in keys."""
     return {"kubernetes_aio": kubernetes_aio, **({"client_go": client_go} if scale.with_go else {})}
 
 
@@ -89,7 +89,7 @@ def operator() -> Path | None:
 
 
 def _obtained(program: "GoProgram") -> Path | None:
-    # Building them takes Go, and nothing else here does.
+    # Only these need Go.
     from tests.end_to_end.real.builds import GoMissingError, UnobtainableError, obtain, say_to_stderr  # noqa: PLC0415
 
     try:

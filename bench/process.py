@@ -1,4 +1,4 @@
-"""A process that the bench starts, looks at and ends."""
+"""A process that the bench starts, observes and ends."""
 
 import asyncio
 import signal
@@ -12,24 +12,24 @@ _ENDS_WITHIN_S = 15.0
 
 
 def _cpu_clock(pid: int) -> int:
-    """As clock_getcpuclockid gives it on Linux, which Python has for threads alone."""
+    """The CPU clock of a process, as clock_getcpuclockid returns it on Linux."""
     scheduled = 2
     return (~pid << 3) | scheduled
 
 
 async def standard_input() -> asyncio.StreamReader:
-    """Of a process that is one of these."""
+    """Attach to a running process."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     return reader
 
 
 class ProcessError(Exception):
-    """It ended when it was to run."""
+    """A process ended too early."""
 
 
 class Process:
-    """What it says goes to a file: a pipe that nobody empties would stop it."""
+    """Its output goes to a file, since an unread pipe would block it."""
 
     def __init__(self, command: Sequence[str], log: Path, *, environ: dict[str, str] | None = None) -> None:
         self._log = log
@@ -48,7 +48,7 @@ class Process:
 
     @property
     def cpu_s(self) -> float:
-        """Spent since it began, in user and kernel mode; by its own clock, since /proc counts hundredths of seconds."""
+        """User and kernel time since its start, by its CPU clock, since /proc counts hundredths of a second."""
         return time.clock_gettime(_cpu_clock(self.pid))
 
     @property
@@ -73,7 +73,7 @@ class Process:
             raise ProcessError(f"{self._process.args} ended with status {self._process.returncode}:\n{last_words}")
 
     async def until_said(self, count: int, within_s: float = 120.0, *, beginning: str = "") -> list[str]:
-        """Its lines that begin so, once there are so many."""
+        """Wait for a number of lines with a prefix."""
         async with asyncio.timeout(within_s):
             while True:
                 lines = [line for line in self.said.splitlines(keepends=True) if line.startswith(beginning)]

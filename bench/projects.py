@@ -1,7 +1,7 @@
-"""Projects as they are on the wire of a real server: 1.8 kB, more than half of it fields that nobody reads."""
+"""Projects as a real server sends them: 1.8 kB, more than half of it in fields that the daemon ignores."""
 
 MARK = "bench-mark"
-"""The label by which a write is known again."""
+"""The label that identifies a write."""
 
 _MANAGED = (
     '{"manager":"milo-controller-manager","operation":"Update","apiVersion":"resourcemanager.miloapis.com/v1alpha1",'

@@ -1,4 +1,4 @@
-"""The figures for people, and for programs."""
+"""Reports of the figures, as tables and as JSON."""
 
 import os
 import platform
@@ -15,16 +15,16 @@ from bench.bars import Bars, Verdict, bar_of, verdict
 from bench.setting import Samples
 
 Figures = dict[str, float | None]
-"""By key; None where it could not be had."""
+"""Figures by key; None if one could not be measured."""
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run found, and what says what it is worth."""
+    """The figures of a run, with its environment."""
 
     figures: Figures
     """The median of the rounds."""
     spread: dict[str, tuple[float, float]]
-    """The least and the most of them, where there were several."""
+    """The least and the greatest round, if there were several."""
     missed: list[str]
     scale: str
     upstream: str
@@ -83,7 +83,7 @@ def written(content: Results) -> bytes:
 
 
 def _cpu() -> str:
-    """As Linux calls it."""
+    """The name of the processor on Linux."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

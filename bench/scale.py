@@ -1,4 +1,4 @@
-"""How much of everything: enough for figures to keep, or just enough to see that all of it works."""
+"""The size of measurements: for figures to publish, or for a check that they work."""
 
 import msgspec
 
@@ -10,10 +10,10 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     large: int = 100_000
     rounds: int = 3
     with_go: bool = True
-    """Peers that take Go, and minutes to build for the first time."""
+    """Whether to run peers that need Go, and minutes for their first build."""
     latency_writes: int = 300
     latency_rounds: int = 7
-    """Many short ones: what a lone change costs hangs on what else the machine does meanwhile."""
+    """Many short rounds, since other load on the machine affects single changes most."""
     writes_per_s: float = 50.0
     fanout_changes: int = 10_000
     fanout_burst: int = 100

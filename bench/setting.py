@@ -1,4 +1,4 @@
-"""What a measurement is given: how much of everything, a place for files, and API servers to run daemons on."""
+"""The context of a measurement: its size, a folder, and API servers."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,7 +12,7 @@ from bench.scale import Scale
 
 Open = Callable[[int, Path], AbstractAsyncContextManager[Milo]]
 Samples = dict[str, list[float]]
-"""By key, what each round gave; nothing where it could not be had here."""
+"""The value of each round by key; empty if it could not be measured."""
 
 
 class Setting:
@@ -26,7 +26,7 @@ class Setting:
 
     @asynccontextmanager
     async def daemon(self, count: int, **options: Any) -> AsyncIterator[tuple[Milo, Daemon]]:
-        """One that runs on an API server with so many projects; `options` as for `Daemon`."""
+        """Run a daemon on an API server with that many projects; `options` as for `Daemon`."""
         async with (
             self.milo(count) as milo,
             daemons.daemon(milo.access.kubeconfig, self.directory, **options) as daemon,

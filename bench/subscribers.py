@@ -1,4 +1,4 @@
-"""Subscribers that do as little as can be done with what they are sent: they count it."""
+"""Subscribers that only count what they receive."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -13,7 +13,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 
 
 class Subscriber:
-    """On a connection of its own, as another process would be."""
+    """A subscriber on its own connection, like one in another process."""
 
     def __init__(
         self, address: str, *, names: tuple[str, ...] = (), resume: str = "", with_kubeconfigs: bool = False
@@ -25,11 +25,11 @@ class Subscriber:
         self._call: Any = self._channel.unary_stream(METHOD, request_serializer=_serialised)(request)
         self.on_batch: Callable[[bytes], object] | None = None
         self.batch: Any = Batch()
-        """The last."""
+        """The last revision."""
         self.revision = ""
         self.synced = False
         self.events = 0
-        """Since the last `reset`."""
+        """Events since the last `reset`."""
 
     async def until_synced(self) -> Self:
         while not self.synced:
@@ -37,7 +37,7 @@ class Subscriber:
         return self
 
     async def until(self, events: int) -> None:
-        """Read until it has had so many."""
+        """Read until a number of events was received."""
         while self.events < events:
             await self.read()
 
@@ -60,7 +60,7 @@ class Subscriber:
 
 @asynccontextmanager
 async def meanwhile(endless: list[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Runs what has no end of its own until the block is left. What failed before is raised then."""
+    """Run endless coroutines until the block ends, and raise their failures then."""
     running = [asyncio.create_task(each) for each in endless]
     try:
         yield
@@ -70,7 +70,7 @@ async def meanwhile(endless: list[Coroutine[Any, Any, None]]) -> AsyncIterator[N
     finally:
         for each in running:
             each.cancel()
-        # A call that is cancelled while it reads ends with an error of gRPC's.
+        # A call that is cancelled while it reads ends with a gRPC error.
         await asyncio.gather(*running, return_exceptions=True)
 
 
@@ -80,7 +80,7 @@ async def together(working: list[Awaitable[Any]]) -> None:
 
 @asynccontextmanager
 async def synced(address: str, count: int, **options: Any) -> AsyncIterator[list[Subscriber]]:
-    """So many, each of which has the whole fleet."""
+    """Open subscribers, each of which has the whole fleet."""
     async with opened(address, count, **options) as subscribers:
         await together([each.until_synced() for each in subscribers])
         for each in subscribers:

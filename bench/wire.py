@@ -1,4 +1,4 @@
-"""Batches as far as a subscriber has to look into them to count: the events in them are left as bytes."""
+"""Batches, decoded only as far as counting needs: their events stay bytes."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Writes to the API server, and how late a reader sees them."""
+"""Writes to the API server, and the latency with which a reader sees them."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ _LAST_WITHIN_S = 10.0
 
 
 class Writes:
-    """Writes at an even pace, each with a mark of its own, and when each was begun and seen."""
+    """Writes at an even rate, with the times at which each was started and seen."""
 
     def __init__(self, milo: Milo, count: int, per_s: float, clusters: int, first_mark: int) -> None:
         self._milo = milo
@@ -28,7 +28,7 @@ class Writes:
         self._all_seen = asyncio.Event()
 
     def seen(self, mark: int, at: float | None = None) -> None:
-        """`at`: now, if not given."""
+        """Record that a mark was seen; `at` defaults to now."""
         begun = self._begun.pop(mark, None)
         if begun is not None:
             self.latencies_ms.append(((time.perf_counter() if at is None else at) - begun) * 1000)
@@ -36,11 +36,11 @@ class Writes:
                 self._all_seen.set()
 
     def at(self, percent: int) -> float:
-        """So many of the latencies are below."""
+        """A percentile of the latencies."""
         return quantiles(self.latencies_ms, n=100)[percent - 1]
 
     async def run(self) -> None:
-        """Until all of them were seen."""
+        """Wait until all writes were seen."""
         loop = asyncio.get_running_loop()
         async with self._milo.access.session() as session:
             start = loop.time() + 0.2
@@ -59,7 +59,7 @@ class Writes:
 
 
 Reader = Callable[[Writes, asyncio.Event], Coroutine[Any, Any, None]]
-"""Tells the writes what it sees, until it is cancelled; the event is for when it is ready."""
+"""A reader that reports marks until it is cancelled, and sets the event when it is ready."""
 
 
 async def read_by(reader: Reader, writes: Writes) -> Writes:

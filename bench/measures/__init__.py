@@ -1,1 +1,1 @@
-"""One file for each thing that is measured: a coroutine that is given a setting, and returns figures by key."""
+"""Measurements: one module each, with a coroutine from a setting to figures by key."""

@@ -1,7 +1,7 @@
-"""Changes all over the fleet, hundreds a second, for minutes: how late subscribers hear of them, and what stays behind.
+"""Hundreds of changes a second for minutes: latency, completeness and memory growth.
 
-One subscriber keeps the whole fleet as it is told of it. At the end that is held against a list; and each stream's
-revisions must be a chain, in which no batch is missing and nothing begins anew.
+One subscriber maintains the whole fleet, which is compared with a list at the end. The revisions of each stream must
+be a chain without missing batches and resets.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 _WEIGHED_EVERY_S = 1.0
 _END, _END_WITHIN_S = "end", 60.0
 _WARM_UP = 0.25
-"""Of the time: by then the daemon remembers as much of the past as it ever will, or nearly."""
+"""The share of the time after which the daemon's log has reached its final size."""
 
 
 async def steady(setting: Setting) -> Samples:
@@ -42,7 +42,7 @@ async def _measure(key: str, setting: Setting, clusters: int, count: int) -> Sam
         crowd(daemon.address, count, setting.directory) as subscribers,
     ):
         if not isinstance(milo, SandboxMilo):
-            return {}  # no real server takes so many writes on a machine that has to measure as well
+            return {}  # too many writes for a real server on the machine that measures
         keeper = _Keeper(Subscriber(daemon.address))
         await keeper.subscriber.until_synced()
         kept, weights = Heard(), list[float]()
@@ -72,7 +72,7 @@ async def _measure(key: str, setting: Setting, clusters: int, count: int) -> Sam
 
 
 class _Keeper:
-    """Has the fleet as it is told of it: of each cluster, its incarnation and its mark."""
+    """Maintains the fleet from events: incarnation and mark of each cluster."""
 
     def __init__(self, subscriber: Subscriber) -> None:
         self.subscriber = subscriber

@@ -1,6 +1,6 @@
-"""What is kept of each cluster once its frame is let go of, in this process, by what keeps it.
+"""Memory per cluster after its frame was evicted, by kind of object, in this process.
 
-Python's allocator gives out multiples of sixteen bytes. What it and the kernel lose between them is not in it.
+Python's allocator rounds up to 16 bytes. Its overhead and the kernel's are not included.
 """
 
 import enum
@@ -24,7 +24,7 @@ _KINDS: dict[type, str] = {
     Cluster: "cluster",
     Target: "target",
     str: "text",
-    # Where a cluster stands: by its name, and by its revision, which is a number of its own.
+    # The positions of a cluster by name and by revision, which is an int object of its own.
     dict: "places",
     list: "places",
     int: "places",

@@ -1,4 +1,4 @@
-"""How quick the commands are: what a person, a probe or a script waits for."""
+"""The time of commands, from the shell and back."""
 
 import asyncio
 import os
@@ -47,7 +47,7 @@ async def _ms(command: Sequence[str], times: int) -> list[float]:
 
 
 def _timed_ms(command: Sequence[str]) -> float:
-    # Those of this environment, whether it is activated or not.
+    # The commands of this environment, whether it is activated or not.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     began = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env={**os.environ, "PATH": path})

@@ -1,10 +1,10 @@
 """Changes committed in bursts, to many subscribers.
 
-Caught up: the changes are in the daemon's log, where one subscriber that was there all the time has them from; then so
-many others resume from before them, all at once. A bare gRPC server that has the same batches as bytes is the peer.
+Caught up: the changes are in the daemon's log, and many subscribers resume from before them at once. The baseline is
+a bare gRPC server with the same batches as bytes.
 
-Live: the same changes, to subscribers that are there when they are made. The API server's part is in it then, and the
-daemon's reading and judging of each change; `intake` is that without subscribers.
+Live: the same changes, to connected subscribers, including the API server's time and the daemon's processing of each
+change; `intake` is that without subscribers.
 """
 
 import time
@@ -22,7 +22,7 @@ from bench.subscribers import Subscriber, opened, synced, together
 class Caught(NamedTuple):
     seconds: float
     batches: list[bytes]
-    """Those that one of the subscribers got."""
+    """The batches that one subscriber received."""
 
 
 class Live(NamedTuple):
@@ -58,7 +58,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 class Bursts:
-    """Each run changes each of the first so many clusters once, so that nothing can be merged."""
+    """Each run changes each cluster once, so that nothing is coalesced."""
 
     def __init__(self, milo: Milo, daemon: Daemon, changes: int, size: int) -> None:
         self._milo = milo
@@ -83,7 +83,7 @@ class Bursts:
             return await self._timed(subscribers, self._changes)
 
     async def intake(self) -> Live:
-        """Until one that only wants the last of them has it."""
+        """Wait until a subscriber of the last change has it."""
         last = projects.name(self._changes - 1)
         async with synced(self._daemon.address, 1, names=(last,)) as subscribers:
             return await self._timed(subscribers, 1)

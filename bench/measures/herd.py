@@ -1,4 +1,4 @@
-"""Many subscribers at once, each of which wants the whole fleet: what follows a restart of the daemon."""
+"""Many subscribers that request the whole fleet at once, as after a restart of the daemon."""
 
 import time
 

@@ -1,12 +1,11 @@
-"""What bad company costs those who mean well: how late a subscriber is told beside it.
+"""The effect of hostile clients: the latency of a well-behaved subscriber beside them.
 
-They come to the same listener: who guesses names, with a certificate of his own and a rule that shows him little; who
-goes on from revisions that he has bent, or that were given to somebody else; who shakes hands with certificates that
-are not to be taken; whom no rule is for; and who speaks no HTTP/2 worth the name. Each kind by itself, all at once who
-are to be refused, and all of them.
+All use the same listener: a client with a narrow rule that guesses names; one with forged or foreign revisions;
+handshakes with untrusted certificates; a client without a rule; and malformed HTTP/2. Measured are each kind, all
+that must be refused, and all together.
 
-They take their part of the machine, whomever they trouble. So it is held against how late the same subscriber is told
-while they do the same to another daemon beside his.
+Hostile clients use part of the machine in any case. The figures are therefore compared with the latency of the same
+subscriber while the clients attack another daemon on the machine.
 """
 
 import datetime as dt
@@ -22,8 +21,8 @@ from statistics import median
 import trustme
 
 from bench import daemon as daemons
-from bench.hostile_clients import ATTACKS, HostileClients, hostile_clients
 from bench.daemon import Daemon
+from bench.hostile_clients import ATTACKS, HostileClients, hostile_clients
 from bench.milo import Milo
 from bench.setting import Samples, Setting
 from bench.subscribers import synced
@@ -74,7 +73,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 class Told:
-    """Somebody who means well, and how late he is told."""
+    """A well-behaved subscriber and its latency."""
 
     def __init__(self, milo: Milo, daemon: Daemon, setting: Setting, address: str) -> None:
         self._milo = milo
@@ -90,7 +89,7 @@ class Told:
         )
 
     async def steal_a_revision(self) -> None:
-        """One that is good, for who was given it."""
+        """A valid revision of another caller."""
         async with synced(self._daemon.address, 1) as [each]:
             (self._folder / "stolen-revision").write_text(each.revision)
 
@@ -117,7 +116,7 @@ class Told:
 
 
 def _papers(directory: Path) -> None:
-    """The daemons' certificate, and those of everybody who comes."""
+    """The certificates of the daemons and of all clients."""
     authority = trustme.CA()
     server = authority.issue_cert("127.0.0.1")
     an_hour_ago = dt.datetime.now(dt.UTC) - dt.timedelta(hours=1)
@@ -145,7 +144,7 @@ def _config(papers: Path, directory: Path, address: str) -> Path:
     config = {
         "listen": [
             {"name": "network", "address": address, "tls": tls},
-            # The one whose socket is waited for stands last: the other is there then.
+            # The start waits for the last socket; the other exists then.
             {"name": "local", "address": f"unix://{directory}/daemon.sock"},
         ],
         "rights": [

@@ -1,4 +1,4 @@
-"""What the daemon spends when nothing happens."""
+"""CPU and memory of the idle daemon."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ _SUBSCRIBERS = 20
 
 
 async def measure(setting: Setting) -> Samples:
-    """Without probes of the clusters' own API servers, and with as many as the daemon makes by default."""
+    """Without connectivity probes, and with the default number of them."""
     samples = await _of("idle", setting, probed=False)
     return samples | await _of("idle.probed", setting, probed=True)
 

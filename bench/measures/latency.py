@@ -1,6 +1,6 @@
-"""From a write to the subscriber's callback, and beside it to the reader of a raw watch: what lies between is ours.
+"""Latency from a write to the subscriber's callback, beside that of a raw watch, whose difference is the daemon's.
 
-Other readers of the API server, client-go's informer and the kubernetes package's watch, take their turn.
+client-go's informer and the kubernetes package's watch are measured in alternating rounds.
 """
 
 import asyncio
@@ -71,7 +71,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 async def _peer(peer: Peer, writes: Writes, ready: asyncio.Event) -> None:
-    """It says the mark of each change, and the moment by the wall clock."""
+    """It prints the mark of each change with the wall-clock time."""
     ahead_s = time.time() - time.perf_counter()
     said = len(peer.said.splitlines())
     ready.set()
@@ -86,7 +86,7 @@ async def _peer(peer: Peer, writes: Writes, ready: asyncio.Event) -> None:
 
 
 async def _raw_watch(milo: Milo, writes: Writes, ready: asyncio.Event) -> None:
-    """The lines as they come off the wire; looking for the mark stands for decoding them."""
+    """Reads raw lines and searches for the mark instead of decoding them."""
     query = {"watch": "1", "resourceVersion": "0", "allowWatchBookmarks": "true", "timeoutSeconds": "600"}
     async with milo.access.session() as session:
         async with session.get(PROJECTS, params={"limit": "1"}) as answer:

@@ -1,4 +1,4 @@
-"""What it costs to know who calls: calls and snapshots at a plain socket, and at listeners that prove who connects.
+"""The cost of authentication: calls and snapshots on a plain socket, and on listeners that authenticate callers.
 
 With peer credentials or TLS the daemon accepts connections itself and passes their bytes on to gRPC: each is copied
 once more, and with TLS encrypted by Python's ssl rather than by gRPC.
@@ -58,7 +58,7 @@ def _places(directory: Path, certificates: Mapping[str, Path]) -> dict[str, dict
         port = free.getsockname()[1]
     tls = {name: str(certificates[name]) for name in ("certificate", "key", "client_ca")}
     return {
-        # The one whose socket is waited for stands last: the others are there then.
+        # The start waits for the last socket; the others exist then.
         "peers": {"address": f"unix://{directory}/peers.sock", "peer_credentials": True},
         "tls": {"address": f"127.0.0.1:{port}", "tls": tls},
         "plain": {"address": f"unix://{directory}/daemon.sock"},

@@ -1,4 +1,4 @@
-"""For how long the daemon's loop is held at once, and everybody else waits, where a fleet is large."""
+"""The longest time that the daemon's event loop is blocked, with a large fleet."""
 
 import signal
 from collections.abc import AsyncIterator
@@ -48,13 +48,13 @@ class _Loop:
 
     @asynccontextmanager
     async def holds(self, key: str) -> AsyncIterator[None]:
-        if self._asked:  # the start is part of what comes first
+        if self._asked:  # the first value includes the start
             await self._longest_s()
         yield
         self.samples.setdefault(f"loop_blocking.{key}_ms", []).append(1000 * await self._longest_s())
 
     async def _longest_s(self) -> float:
-        """Since it was last asked."""
+        """The longest blocking since the last call."""
         self._asked += 1
         self._daemon.signal(signal.SIGUSR2)
         *_, line = await self._daemon.until_said(self._asked, beginning=SAYS)

@@ -1,4 +1,4 @@
-"""The daemon's own part of a change, by steps, in this process: all else is the kernel's, gRPC's and asyncio's."""
+"""The daemon's own steps for a change, in this process, without the kernel, gRPC and asyncio."""
 
 import time
 from collections.abc import Callable
@@ -42,10 +42,10 @@ def _round(count: int) -> dict[str, float]:
     took = {"decode": _timed(lambda: in_process.observed(decoder, changed)), "commit": _timed(commit)}
     clusters = list(fleet.registry.clusters())
     took["encode"] = _timed(lambda: [encode(Event(EventType.UPDATED, cluster)) for cluster in clusters])
-    read(read_up_to)  # which makes the frames
+    read(read_up_to)  # makes the frames
     took["slice"] = _timed(lambda: read(read_up_to + 1))
     snapshot = log.snapshot()
-    # What subscribers are sent of a cluster.
+    # The events that subscribers receive.
     frame_bytes = sum(map(len, map(log.frame, snapshot.entries, snapshot.clusters))) / count
     return {**{f"{name}_us": seconds / count * 1e6 for name, seconds in took.items()}, "frame_bytes": frame_bytes}
 

@@ -1,10 +1,10 @@
-"""What rules cost: the fan-out to subscribers under ten of them, beside the same without any.
+"""The cost of rules: the fan-out to subscribers under ten rules, beside the same without rules.
 
-Each subscriber comes in at one of ten listeners. With rules, each listener has its own, which covers all clusters by
-another selector: so the same is sent, and nothing that is found out for one rule is known for another.
+Each subscriber uses one of ten listeners. With rules, each listener has a rule that covers all clusters by a different
+selector, so the same events are sent, and no result can be shared between rules.
 
-Live: the changes are made while all are there. Caught up: they were made before, and all come back at once; what is
-done once for everybody without rules is done ten times with them then, and nothing else takes any time.
+Live: the changes are made while all are connected. Caught up: they were made before, and all resume at once, so that
+what is shared without rules is done ten times with them.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from bench.subscribers import Subscriber, opened, synced, together
 
 RULES = 10
 _LIVES = 3
-"""For each daemon: one takes half a second, which whatever else the machine does may double."""
+"""Rounds per daemon; one takes half a second, which other load may double."""
 _MARKS = itertools.count(1)
 """So that each change is one."""
 
@@ -51,7 +51,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 class Fans:
-    """So many at each of the addresses."""
+    """Open subscribers at each address."""
 
     def __init__(self, milo: Milo, addresses: list[str], each: int, changes: int) -> None:
         self._milo = milo
@@ -60,7 +60,7 @@ class Fans:
         self._changes = changes
 
     async def live(self, burst: int) -> float:
-        """How long it takes until all that are there have had all that is changed."""
+        """The time until all connected subscribers have all changes."""
         async with AsyncExitStack() as stack:
             present: list[Subscriber] = []
             for address in self._addresses:
@@ -70,7 +70,7 @@ class Fans:
             return time.perf_counter() - began
 
     async def caught_up(self, burst: int) -> float:
-        """How long it takes until all that come back have had all that changed while they were away."""
+        """The time until all resuming subscribers have all changes."""
         async with AsyncExitStack() as stack:
             present: list[Subscriber] = []
             for address in self._addresses:

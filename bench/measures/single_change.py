@@ -1,4 +1,4 @@
-"""Where the processor time of a change goes that comes alone: the daemon with clocks in it, and one subscriber."""
+"""Processor time of a single change, by part of the daemon, with one subscriber."""
 
 import json
 import signal

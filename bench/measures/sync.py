@@ -1,4 +1,4 @@
-"""From the start of the process to a subscriber that has the whole fleet; and what the fleet weighs."""
+"""Time from the start of the process until a subscriber has the whole fleet, and memory of the fleet."""
 
 import asyncio
 import shutil
@@ -31,7 +31,7 @@ async def usual(setting: Setting) -> Samples:
 
 
 async def large(setting: Setting) -> Samples:
-    """The same at a hundred thousand; with the other sizes beside it, what each cluster adds."""
+    """The same with a hundred thousand clusters, and the cost of each cluster from the difference to other sizes."""
     scale = setting.scale
     samples = await _of_size(setting, scale.large, "sync_100k")
     small, base = [await _alone(setting, count) for count in (scale.small, scale.clusters)]
@@ -54,7 +54,7 @@ async def _alone(setting: Setting, count: int) -> dict[str, float]:
 async def _of_size(setting: Setting, count: int, key: str) -> Samples:
     async with setting.milo(count) as milo:
         readers = peers.readers(setting.scale)
-        # In turn, so that what else the machine does is the same for both.
+        # In alternating rounds, so that other load affects both.
         runs, curls, beside = [], [], defaultdict(list)
         for _ in range(setting.scale.rounds):
             curls.append(await _curl(milo.access, setting.directory))
@@ -70,7 +70,7 @@ async def _of_size(setting: Setting, count: int, key: str) -> Samples:
     samples[f"{key}.curl_seconds"] = [seconds for seconds in curls if seconds is not None]
     for name in (*readers, "curl"):
         theirs = samples[f"{key}.{name}_seconds"]
-        # Round by round, where there were peers in it.
+        # Per round, if there were peers.
         samples[f"{key}.ratio_to_{name}"] = [run["seconds"] / took for run, took in zip(runs, theirs, strict=False)]
     return samples
 
@@ -102,7 +102,7 @@ async def _daemon(milo: Milo, directory: Path, count: int) -> dict[str, float]:
 
 
 async def _curl(access: Access, directory: Path) -> float | None:
-    """The same bytes, as fast as the server gives them; None where there is no curl."""
+    """The same bytes with curl; None if it is not installed."""
     curl = shutil.which("curl")
     if curl is None:
         return None

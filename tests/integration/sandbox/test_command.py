@@ -15,7 +15,9 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.integration.sandbox.client import DEADLINE_S, PROJECTS
+from tests.integration.sandbox.client import PROJECTS
+
+START_WITHIN_S = 60.0
 
 
 @asynccontextmanager
@@ -25,7 +27,7 @@ async def running(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         sys.executable, "-m", "milo_sandbox", *arguments, stdout=pipe, stderr=pipe
     )
     try:
-        async with asyncio.timeout(3 * DEADLINE_S):
+        async with asyncio.timeout(START_WITHIN_S):
             yield process
     finally:
         if process.returncode is None:
