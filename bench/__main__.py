@@ -1,4 +1,4 @@
-"""`./dev bench [NAME…] [--json FILE] [--real] [--quick]`: runs the named measurements, or all, and prints the figures."""
+"""`./dev bench [NAME…] [--json FILE] [--real] [--quick]`: runs the named measurements, or all, and prints figures."""
 
 import argparse
 import asyncio

@@ -32,7 +32,7 @@ def test_a_name_that_it_does_not_know_is_told_with_those_that_it_knows(capsys: p
         main(["snyc_10k"])
 
     assert ended.value.code == 2
-    assert "no such measurement: snyc_10k; there are startup, cli, parts, " in capsys.readouterr().err
+    assert "no such measurement: snyc_10k; there are startup, cli, " in capsys.readouterr().err
 
 
 def test_a_figure_is_held_against_its_bar() -> None:
