@@ -182,7 +182,7 @@ class Limits(Group, frozen=True, kw_only=True):
 
     streams: Annotated[int, Whole(1, 100_000)] = 2_000
     """Open at once, of all callers together."""
-    streams_per_caller: Annotated[int, Whole(1, 100_000)] = 1_000
+    streams_per_caller: Annotated[int, Whole(1, 100_000)] = 600
     """Of one caller, where no rule says otherwise. Callers whom a listener can't tell apart are one."""
     kubeconfigs_per_minute: Annotated[int, Whole(1, 1_000_000)] = 60_000
     """Handed out to one caller, where no rule says otherwise. As many may be had at once."""
