@@ -8,7 +8,7 @@ import json
 import pytest
 
 from milo_discovery import UnusableKubeconfig
-from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access, render_kubeconfig
+from milo_discovery._kubeconfig_access import KubeconfigAccess, read_access, read_exec_access, render_kubeconfig
 
 from .kubeconfigs import text
 
@@ -94,3 +94,26 @@ def test_second_cluster_or_user_is_refused():
 def test_rendered_kubeconfig_reads_back():
     access = read_access(text("https://a", authorities=b"PEM", tls_server_name="name.test", token="t"))
     assert read_access(json.dumps(render_kubeconfig("alpha", access)).encode()) == access
+
+
+def exec_kubeconfig(**fields: object) -> bytes:
+    call = {"apiVersion": "client.authentication.k8s.io/v1", "command": "milo-discovery"}
+    return text(exec={**call, "args": ["credential", "--cluster", "alpha"], **fields})  # type: ignore[arg-type]
+
+
+def test_exec_kubeconfig_is_read_without_its_plugin():
+    assert read_exec_access(exec_kubeconfig(), "alpha") == KubeconfigAccess(server="https://alpha.test")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"command": "/bin/sh"}, {"command": "./milo-discovery"}, {"args": ["sync", "--dir", "/"]}, {"stdin": "x"}],
+)
+def test_exec_kubeconfig_of_another_plugin_is_refused(fields: dict[str, object]):
+    with pytest.raises(UnusableKubeconfig):
+        read_exec_access(exec_kubeconfig(**fields), "alpha")
+
+
+def test_exec_kubeconfig_for_another_cluster_is_refused():
+    with pytest.raises(UnusableKubeconfig):
+        read_exec_access(exec_kubeconfig(), "beta")

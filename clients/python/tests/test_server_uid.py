@@ -14,6 +14,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discovery.errors import InvalidCredentials
 
+from .conftest import daemon as daemon  # noqa: PLC0414  (the mutants run without conftest)
 from .messages import engaged, snapshot
 from .scripted_daemon import ScriptedDaemon
 

@@ -19,7 +19,7 @@ def changed_since(reference: str) -> set[str]:
 
 def affected(mutant: Mutant, changed: set[str]) -> bool:
     """Whether a change touches the mutant's module, its tests, or a file in the same folder as the module."""
-    module = f"milo_discoveryd/{mutant.module}"
+    module = f"{mutant.source}/{mutant.module}"
     package = module.rpartition("/")[0]
     return any(
         path.rpartition("/")[0] == package or any(path.startswith(test) for test in mutant.caught_by)

@@ -24,6 +24,8 @@ PLUGINS = ("tests/unit/credentials/test_kubeconfig.py",)
 
 GONE = "from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion"
 
+CLIENT = "clients/python/src/milo_discovery"
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -36,6 +38,8 @@ class Mutant:
     imports: str = ""
     is_async: bool = False
     """So are the tests that catch it."""
+    source: str = "milo_discoveryd"
+    """The folder of the package that the module is in."""
 
 
 MUTANTS = (
@@ -784,5 +788,47 @@ MUTANTS = (
         "if True or",
         ("tests/unit/server/calls/test_verification.py",),
         is_async=True,
+    ),
+    Mutant(
+        "a client accepts a kubeconfig with unknown fields",
+        "_kubeconfig_access.py",
+        "    if unknown:\n",
+        "    if False:\n",
+        ("clients/python/tests/test_kubeconfig_access.py",),
+        source=CLIENT,
+    ),
+    Mutant(
+        "a client accepts another program as credential plugin",
+        "_kubeconfig_access.py",
+        'if call.get("command") != EXEC_COMMAND or call',
+        "if call",
+        ("clients/python/tests/test_kubeconfig_access.py",),
+        source=CLIENT,
+    ),
+    Mutant(
+        "a client connects to a server of another uid",
+        "_channel.py",
+        "return None if found == server_uid else",
+        "return None if True else",
+        ("clients/python/tests/test_server_uid.py",),
+        is_async=True,
+        source=CLIENT,
+    ),
+    Mutant(
+        "a client connects in a directory that others can write to",
+        "_channel.py",
+        "if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):",
+        "if False:",
+        ("clients/python/tests/test_server_uid.py",),
+        is_async=True,
+        source=CLIENT,
+    ),
+    Mutant(
+        "sync replaces an index of another program",
+        "cli/kubeconfig_directory.py",
+        "        if os.path.lexists(index):\n",
+        "        if False:\n",
+        ("clients/python/tests/test_cli_kubeconfig_directory.py",),
+        source=CLIENT,
     ),
 )

@@ -36,12 +36,11 @@ class Result(NamedTuple):
 
 
 def run(tests: Iterable[str], mutant: Mutant | None, *, is_async: bool = False) -> Result:
-    """Run tests against a copy of the daemon with the bug in it, or against an unchanged copy."""
+    """Run tests against a copy of the package with the bug in it, or against an unchanged copy."""
     with TemporaryDirectory(prefix="mutant-") as name:
         folder = Path(name)
-        package = shutil.copytree(
-            ROOT / "milo_discoveryd", folder / "milo_discoveryd", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        source = ROOT / ("milo_discoveryd" if mutant is None else mutant.source)
+        package = shutil.copytree(source, folder / source.name, ignore=shutil.ignore_patterns("__pycache__"))
         if mutant is not None:
             path = package / mutant.module
             path.write_text(f"{path.read_text().replace(mutant.was, mutant.becomes)}\n{mutant.imports}\n")

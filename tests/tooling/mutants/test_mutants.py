@@ -16,7 +16,7 @@ def test_mutant_names_are_unique() -> None:
 @pytest.mark.parametrize("name", BY_NAME)
 def test_mutant_applies_to_the_source_once_and_names_tests_that_exist(name: str) -> None:
     mutant = BY_NAME[name]
-    source = (ROOT / "milo_discoveryd" / mutant.module).read_text()
+    source = (ROOT / mutant.source / mutant.module).read_text()
     assert source.count(mutant.was) == 1, f"{mutant.module} has changed: update the mutant {name!r}"
     compile(source.replace(mutant.was, mutant.becomes), mutant.module, "exec")
     assert [test for test in mutant.caught_by if not (ROOT / test).exists()] == []
