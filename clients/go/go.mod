@@ -2,8 +2,8 @@ module go.miloapis.com/discovery
 
 go 1.25.0
 
-// The lowest versions that work, so that operators are not forced to upgrade: grpc 1.65 has generic streams and no
-// known defect that reaches a client.
+// The lowest versions that work, so that operators are not forced to upgrade. The generated code needs the generic
+// streams of grpc 1.64.0, which itself requires a golang.org/x/net with CVE-2023-45288; 1.65 does not.
 require (
 	google.golang.org/grpc v1.65.0
 	google.golang.org/protobuf v1.36.6
