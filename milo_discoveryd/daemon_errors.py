@@ -38,10 +38,12 @@ class CredentialError(DiscoveryError):
 class BackendError(CredentialError):
     """What should give the credential did not."""
 
-    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, message: str, *, retry_after_s: float | None = None, of_cluster: bool = False) -> None:
         """`retry_after_s`: when to ask again, where the backend said so."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.of_cluster = of_cluster
+        """Whether it concerns one cluster only, and says nothing about the backend."""
 
 
 class UnfitError(CredentialError):

@@ -177,7 +177,8 @@ class Issuer:
     def problem(self, cluster: Cluster, terms: Terms) -> str | None:
         """Return why no kubeconfig can be issued for the cluster at present, or None."""
         minter = self._minter(cluster, terms)
-        return None if minter is None or minter.failure is None else str(minter.failure)
+        problem = None if minter is None else minter.problem(cluster)
+        return None if problem is None else str(problem)
 
     def _lease_changed(self, key: LeaseKey) -> None:
         for listener in [*self._listeners]:

@@ -12,6 +12,7 @@ from typing import TypeAlias
 import msgspec
 
 from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.model.moment import Moment
 
 RENEWAL = (0.36, 0.42)
@@ -58,7 +59,7 @@ class Renewing(msgspec.Struct, frozen=True):
 
     held: HeldCredential | None
     attempts: int = 0
-    failure: Exception | None = None
+    failure: CredentialError | None = None
 
 
 class Retrying(msgspec.Struct, frozen=True):
@@ -67,7 +68,7 @@ class Retrying(msgspec.Struct, frozen=True):
     held: HeldCredential
     retry_at: float
     attempts: int
-    failure: Exception
+    failure: CredentialError
 
 
 class Expired(msgspec.Struct, frozen=True):
@@ -75,7 +76,7 @@ class Expired(msgspec.Struct, frozen=True):
 
     retry_at: float
     attempts: int
-    failure: Exception
+    failure: CredentialError
 
 
 LeaseState: TypeAlias = Empty | Fresh | Renewing | Retrying | Expired
@@ -87,7 +88,7 @@ class Lease:
         self.state: LeaseState = Empty()
 
     @property
-    def failure(self) -> Exception | None:
+    def failure(self) -> CredentialError | None:
         """Why the last attempt failed; None if it succeeded."""
         return self.state.failure if isinstance(self.state, Renewing | Retrying | Expired) else None
 
@@ -144,11 +145,18 @@ class Lease:
         renew_in = min(issued.issued_at + part * issued.life_s - now.wall, MAX_RENEWAL_S * 2 * part)
         self.state = Fresh(HeldCredential(issued, until), now.steady + max(UNCHANGED_RETRY_S[0], renew_in))
 
-    def failed(self, failure: Exception, now: Moment, retry_after_s: float | None = None) -> None:
+    def failed(
+        self,
+        failure: CredentialError,
+        now: Moment,
+        retry_after_s: float | None = None,
+        *,
+        longest_s: float = BACKOFF_S[1],
+    ) -> None:
         """Record a failed attempt. `retry_after_s` is the backend's, and is capped at the longest backoff."""
         assert isinstance(self.state, Renewing)
         held, attempts = self.state.held, min(self.state.attempts + 1, 16)
-        least, most = BACKOFF_S
+        least, most = BACKOFF_S[0], longest_s
         longest = most if held is None else min(most, max(least, BACKOFF_SHARE * held.issued.life_s))
         wait = min(longest, least * 2.0**self.state.attempts)
         wait = max(self._between((0.5, 1.0)) * wait, min(retry_after_s or 0.0, most))

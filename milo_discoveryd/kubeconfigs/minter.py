@@ -10,7 +10,7 @@ import itertools
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Protocol, TypeAlias
 
 import msgspec
@@ -19,6 +19,7 @@ from milo_discoveryd.credentials.issued_credential import IssuedCredential
 from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest, RevokingSource, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.kubeconfigs.lease import Draw, Lease
+from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
 from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
@@ -31,6 +32,8 @@ JUMP_S = 5.0
 TTL_STEPS_S = (10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 """A requested ttl is rounded down to one of these, so that few leases serve all requests."""
 REVOKE_BACKOFF_S = (1.0, 60.0)
+CLUSTER_BACKOFF_S = 300.0
+"""The longest backoff after a failure that concerns one cluster."""
 MAX_REVOCATIONS = 50_000
 """Pending revocations. Credentials beyond this number are left to expire."""
 
@@ -57,6 +60,8 @@ class LeaseEntry:
         self.is_wanted = True
         """The credential was used, or a newer one was requested. A lease that nobody wants is not renewed."""
         self.queued = False
+        self.failures = 0
+        """Consecutive failures that concern this cluster, and not the source."""
         self._attempted = asyncio.Event()
 
     @property
@@ -103,7 +108,8 @@ class Minter:
         self._rate_limit = TokenBucket(Rate(per_second, concurrency), self._loop.time())
         self._entries: dict[LeaseKey, LeaseEntry] = {}
         self._of_cluster: defaultdict[int, dict[LeaseKey, None]] = defaultdict(dict)
-        self._queue: asyncio.PriorityQueue[tuple[float, int, LeaseEntry]] = asyncio.PriorityQueue()
+        self._queue: MintQueue[LeaseEntry] = MintQueue(self._workers)
+        self._work_available = asyncio.Event()
         self._numbers = itertools.count()
         self._due: list[tuple[float, int, LeaseEntry]] = []
         self._due_sooner = asyncio.Event()
@@ -197,10 +203,10 @@ class Minter:
                 tasks.create_task(self._revoke(self.source), name=f"revoke at {self.source.name}")
 
     def _enqueue(self, entry: LeaseEntry) -> None:
-        """Queue by expiry: leases that hold nothing come first."""
         if not entry.queued and not entry.lease.is_renewing:
             entry.queued = True
-            self._queue.put_nowait((entry.lease.ends_at, next(self._numbers), entry))
+            self._queue.add(entry, ends_at=entry.lease.ends_at, failures=entry.failures)
+            self._work_available.set()
 
     def _plan(self, entry: LeaseEntry) -> None:
         due_at = entry.lease.due_at
@@ -242,12 +248,16 @@ class Minter:
 
     async def _work(self) -> None:
         while True:
-            _, _, entry = await self._queue.get()
-            if self.failure is None:
-                await self._attempt(entry)
-                continue
-            async with self._probing:  # the source is down, or was a moment ago: one attempt at a time
-                await self._attempt(entry)
+            while (entry := self._queue.take()) is None:
+                self._work_available.clear()
+                await self._work_available.wait()
+            try:
+                # While the source is down, one attempt at a time probes it.
+                async with nullcontext() if self.failure is None else self._probing:
+                    await self._attempt(entry)
+            finally:
+                self._queue.done(entry)
+                self._work_available.set()
 
     async def _attempt(self, entry: LeaseEntry) -> None:
         await asyncio.sleep(self._rate_limit.charge(self._loop.time()))
@@ -266,9 +276,8 @@ class Minter:
             self._failed(entry, error)
         else:
             result = "dropped" if entry.is_dropped else "ok"
-            if self.failure is not None:
-                log.info("credential source recovered", source=self.source.name)
-            self.failure = None
+            self._recovered()
+            entry.failures = 0
             entry.lease.succeeded(issued, self.now())
             is_new = held is None or held.credential != issued.credential
             entry.is_wanted = entry.is_wanted and not is_new
@@ -295,13 +304,33 @@ class Minter:
             async with asyncio.timeout(MINT_TIMEOUT_S):
                 return await self.source.mint(request)
         except TimeoutError:
-            raise BackendError(f"{self.source.name} did not answer within {MINT_TIMEOUT_S:g} s") from None
+            message = f"{self.source.name} did not answer within {MINT_TIMEOUT_S:g} s"
+            raise BackendError(message, of_cluster=entry.cluster is not None) from None
 
     def _failed(self, entry: LeaseEntry, error: CredentialError) -> None:
+        retry_after_s = error.retry_after_s if isinstance(error, BackendError) else None
+        if entry.cluster is not None and (isinstance(error, UnfitError) or _is_of_cluster(error)):
+            if not entry.failures:
+                name = entry.cluster.target.name
+                log.warning("credential of a cluster failed", source=self.source.name, cluster=name, problem=str(error))
+            self._recovered()
+            entry.failures += 1
+            entry.lease.failed(error, self.now(), retry_after_s, longest_s=CLUSTER_BACKOFF_S)
+            return
         if self.failure is None or str(self.failure) != str(error):
             log.warning("credential source failed", source=self.source.name, type=self.source.type, problem=str(error))
         self.failure = error
-        entry.lease.failed(error, self.now(), error.retry_after_s if isinstance(error, BackendError) else None)
+        entry.lease.failed(error, self.now(), retry_after_s)
+
+    def _recovered(self) -> None:
+        if self.failure is not None:
+            log.info("credential source recovered", source=self.source.name)
+        self.failure = None
+
+    def problem(self, cluster: Cluster) -> CredentialError | None:
+        """Return why the cluster gets no new credential: its own failure, or that of the source."""
+        own = (self._entries[key].lease.failure for key in self._of_cluster.get(cluster.incarnation, ()))
+        return next((each for each in own if each is not None), self.failure)
 
     async def _revoke(self, source: RevokingSource) -> None:
         wait = REVOKE_BACKOFF_S[0]
@@ -325,6 +354,10 @@ class Minter:
                 log.info("credentials revoked", source=self.source.name, cluster=target.name, uid=target.uid)
                 if not self._revocations:
                     self._revocation_added.clear()
+
+
+def _is_of_cluster(error: CredentialError) -> bool:
+    return isinstance(error, BackendError) and error.of_cluster
 
 
 def ttl_step(ttl_s: float) -> float:

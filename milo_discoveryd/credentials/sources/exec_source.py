@@ -10,6 +10,7 @@ from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
+from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 
 
 class ExecSource:
@@ -39,13 +40,22 @@ class ExecSource:
         command = replace(self._command, cluster=lambda: self._cluster_info(server))
         # A new plugin each time: the lease caches the result.
         plugin = ExecPlugin(command, timeout_s=self._timeout_s, clock=self._clock)
+        try:
+            return await self._minted(plugin)
+        except UnfitError:
+            raise
+        except CredentialError as error:
+            # What one cluster's endpoint makes of the plugin says nothing about the others.
+            raise BackendError(str(error), of_cluster=self.scope is Scope.CLUSTER) from None
+
+    async def _minted(self, plugin: ExecPlugin) -> IssuedCredential:
         credential = await plugin.credential()
         if credential.token is not None:
             credential = Credential(token=credential.token, expires_at=credential.expires_at)
         return validate(
             credential,
             self._clock(),
-            origin=f"exec plugin {command.argv[0]}",
+            origin=f"exec plugin {self._command.argv[0]}",
             expires_at=credential.expires_at,
             longest_s=LONGEST_S,
         )

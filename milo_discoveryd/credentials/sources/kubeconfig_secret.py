@@ -20,7 +20,7 @@ from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCrede
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
-from milo_discoveryd.daemon_errors import BackendError, ConfigError, TransportError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, ConfigError, CredentialError, TransportError, UnfitError
 from milo_discoveryd.model.cluster import Target
 
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
@@ -66,20 +66,29 @@ class KubeconfigSecretSource:
             raise BackendError(str(error)) from error
         if answer.status != 200:
             rule = f"get secrets, resourceNames [{self._secret}], in every project's namespace"
-            kubernetes_api.refuse(self._origin, answer, f"read {what}", rule)
+            if answer.status == 404:
+                raise BackendError(f"{what} does not exist (404)", of_cluster=True)
+            # Without the name: a failure of the source is shown to callers that may not know this project.
+            kubernetes_api.refuse(self._origin, answer, "read the kubeconfig Secret of a project", rule)
         data = kubernetes_api.read(self._origin, answer, _Secret).data or {}
         if self._key not in data:
-            raise BackendError(f"{what} has no key {self._key!r}, which kubeconfigs.sources sets as `key`")
-        credential = _credential(data[self._key], what)
+            raise BackendError(
+                f"{what} has no key {self._key!r}, which kubeconfigs.sources sets as `key`", of_cluster=True
+            )
         try:
+            credential = _credential(data[self._key], what)
             return validate(credential, self._clock(), origin=what, longest_s=self._longest_s)
         except UnfitError as error:
             raise UnfitError(f"{error}; set allow_long_lived to hand it out nevertheless") from None
+        except CredentialError as error:
+            raise BackendError(str(error), of_cluster=True) from None
 
     def _namespace(self, target: Target) -> str:
         name = self._namespace_template.replace("{name}", target.name).replace("{uid}", target.uid)
         if not _LABEL.fullmatch(name):
-            raise BackendError(f"{self._namespace_template} gives no valid namespace name for {target.name}")
+            raise BackendError(
+                f"{self._namespace_template} gives no valid namespace name for {target.name}", of_cluster=True
+            )
         return name
 
 

@@ -115,7 +115,7 @@ class TokenRequestSource:
         uid = cluster.object_uid
         async with self._exclusive(uid):
             if self._ended.get(uid, 0) >= cluster.incarnation:
-                raise BackendError(f"{cluster.target.name} was disengaged meanwhile")
+                raise BackendError(f"{cluster.target.name} was disengaged meanwhile", of_cluster=True)
             bound = self._bound.get(uid)
             if bound is not None and bound.incarnation != cluster.incarnation:
                 await self._delete_secrets(uid)
@@ -163,7 +163,9 @@ class TokenRequestSource:
         )
         what = f"issue a token for the service account {self._namespace}/{self._account}"
         if bound is not None and answer.status in (404, 409):
-            raise _GoneError(f"{self._origin} has no such Secret or service account any more to {what}")
+            raise _GoneError(
+                f"{self._origin} has no such Secret or service account any more to {what}", of_cluster=True
+            )
         if answer.status not in (200, 201):
             rule = f"create serviceaccounts/token, resourceNames [{self._account}], in namespace {self._namespace}"
             kubernetes_api.refuse(self._origin, answer, what, rule)

@@ -675,6 +675,13 @@ MUTANTS = (
         NAMES,
     ),
     Mutant(
+        "one organization takes all mints in flight",
+        "kubeconfigs/mint_queue.py",
+        "if not organization or self._organizations[organization] < self._for_organization",
+        "if True",
+        ("tests/unit/kubeconfigs/test_mint_queue.py",),
+    ),
+    Mutant(
         "a label chooses whose credential is handed out",
         "registry/registry.py",
         "return ousted is None or ready is None",

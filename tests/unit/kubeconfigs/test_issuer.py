@@ -8,8 +8,10 @@ from itertools import groupby
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
-from milo_discoveryd.credentials.sources.source import MintingSource, Scope
+from milo_discoveryd.credentials.issued_credential import IssuedCredential
+from milo_discoveryd.credentials.sources.source import MintingSource, MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs import minter
@@ -261,10 +263,10 @@ async def test_at_most_so_many_mints_are_under_way_and_the_rest_wait_their_turn(
     async with issuing(backend, concurrency=5, per_second=10_000) as issuer:
         for number in range(100):
             issuer.lease(a_cluster(f"p-{number}", number + 1), None, UNLIMITED).credential()
-        await eventually(lambda: backend.at_once == 5)
+        await eventually(lambda: backend.at_once == 4)
         backend.gate.set()
         await eventually(lambda: len(backend.given) == 100)
-    assert backend.most_at_once == 5
+    assert backend.most_at_once == 4
 
 
 async def test_a_backend_that_is_down_is_tried_by_one_lease_at_a_time() -> None:
@@ -404,3 +406,58 @@ async def test_what_operators_have_can_be_looked_at_and_nothing_is_got_for_that(
 async def test_where_no_source_is_for_a_cluster_its_operators_have_nothing() -> None:
     async with issuing() as issuer:
         assert issuer.held(ALPHA) is None
+
+
+class Hanging(Backend):
+    """Does not answer for some clusters."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(Scope.CLUSTER)
+        self.hanging = set(names)
+
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        assert request.cluster is not None
+        if request.cluster.target.name in self.hanging:
+            await asyncio.Event().wait()
+        return await super().mint(request)
+
+
+def of_shop(number: int) -> Cluster:
+    cluster = a_cluster(f"shop-{number}", 100 + number)
+    return replace(cluster, target=replace(cluster.target, organization="shop"))
+
+
+async def test_clusters_that_hang_do_not_delay_the_first_credential_nor_the_next_of_others() -> None:
+    backend = Hanging(*(f"shop-{number}" for number in range(30)))
+    backend.life_s = 0.8
+    async with issuing(backend, per_second=10_000) as issuer:
+        for number in range(30):
+            issuer.lease(of_shop(number), None, UNLIMITED).credential()
+        async with asyncio.timeout(5):
+            first = await got(issuer)
+            await eventually(lambda: token(issuer) != first)
+
+
+async def test_failure_of_one_cluster_is_not_the_failure_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.05)
+    backend = Hanging("alpha")
+    async with issuing(backend) as issuer:
+        with pytest.raises(CredentialUnavailableError, match="did not answer"):
+            await got(issuer)
+        beta = a_cluster("beta", 2)
+        assert issuer.health()[0].problem == ""
+        assert issuer.problem(ALPHA, UNLIMITED) == "backend did not answer within 0.05 s"
+        assert issuer.problem(beta, UNLIMITED) is None
+        assert await got(issuer, beta) in backend.given
+        backend.hanging.clear()
+        await eventually(lambda: issuer.problem(ALPHA, UNLIMITED) is None)
+
+
+async def test_cluster_that_fails_is_retried_with_a_backoff_of_its_own() -> None:
+    backend = Backend(Scope.CLUSTER)
+    backend.failure = BackendError("its Secret is missing", of_cluster=True)
+    async with issuing(backend) as issuer:
+        with pytest.raises(CredentialUnavailableError, match="its Secret is missing"):
+            await got(issuer)
+        await eventually(lambda: len(backend.asked) >= 2)
+        assert issuer.health()[0].problem == ""

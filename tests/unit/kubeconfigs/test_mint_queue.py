@@ -1,0 +1,95 @@
+"""Which lease is minted next: clusters that fail or hang do not delay the others."""
+
+from math import inf
+
+import pytest
+from msgspec.structs import replace
+
+from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
+from milo_discoveryd.model.cluster import Cluster
+from tests.unit.kubeconfigs.backend import a_cluster
+
+
+class Entry:
+    def __init__(self, cluster: Cluster | None) -> None:
+        self.cluster = cluster
+
+    @property
+    def name(self) -> str:
+        return "all" if self.cluster is None else self.cluster.target.name
+
+
+def entry(number: int, organization: str = "") -> Entry:
+    cluster = a_cluster(f"p{number}", number)
+    return Entry(replace(cluster, target=replace(cluster.target, organization=organization)))
+
+
+def first(queue: MintQueue[Entry], *entries: Entry) -> None:
+    for each in entries:
+        queue.add(each, ends_at=-inf, failures=0)
+
+
+def taken(queue: MintQueue[Entry]) -> list[str]:
+    """Everything that may run at once."""
+    found = []
+    while (each := queue.take()) is not None:
+        found.append(each.name)
+    return found
+
+
+def test_leases_that_hold_nothing_come_first_and_then_those_that_expire_sooner() -> None:
+    queue = MintQueue[Entry](10)
+    queue.add(entry(1), ends_at=20.0, failures=0)
+    queue.add(entry(2), ends_at=10.0, failures=0)
+    first(queue, entry(3), entry(4))
+    assert taken(queue) == ["p3", "p4", "p2", "p1"]
+
+
+def test_retries_use_a_quarter_of_the_places() -> None:
+    queue = MintQueue[Entry](8)
+    for number in range(1, 20):
+        queue.add(entry(number), ends_at=-inf, failures=1)
+    assert len(taken(queue)) == 2
+    first(queue, *(entry(number) for number in range(20, 40)))
+    assert len(taken(queue)) == 4, "first credentials, beside the retries"
+    for number in range(40, 50):
+        queue.add(entry(number), ends_at=5.0, failures=0)
+    assert len(taken(queue)) == 2, "renewals"
+
+
+def test_one_organization_uses_half_of_the_places() -> None:
+    queue = MintQueue[Entry](8)
+    first(queue, *(entry(number, "shop") for number in range(1, 20)), entry(20, "bank"))
+    assert taken(queue) == ["p1", "p2", "p3", "p4", "p20"]
+
+
+def test_cluster_has_one_mint_in_flight() -> None:
+    queue = MintQueue[Entry](8)
+    one, again, other = entry(1), entry(1), entry(2)
+    first(queue, one, again, other)
+    assert taken(queue) == ["p1", "p2"]
+    queue.done(one)
+    assert queue.take() is again
+
+
+def test_place_that_is_freed_is_used_by_the_next() -> None:
+    queue = MintQueue[Entry](4)
+    entries = [entry(number, "shop") for number in range(1, 5)]
+    first(queue, *entries)
+    assert taken(queue) == ["p1", "p2"]
+    queue.done(entries[0])
+    assert taken(queue) == ["p3"]
+    for each in entries[1:3]:
+        queue.done(each)
+    assert taken(queue) == ["p4"]
+
+
+@pytest.mark.parametrize("failures", [0, 3])
+def test_source_with_one_place_serves_everything(failures: int) -> None:
+    queue = MintQueue[Entry](1)
+    shared = Entry(None)
+    queue.add(shared, ends_at=-inf, failures=failures)
+    assert taken(queue) == ["all"]
+    queue.done(shared)
+    queue.add(shared, ends_at=7.0, failures=0)
+    assert taken(queue) == ["all"]
