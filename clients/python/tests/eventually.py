@@ -1,4 +1,4 @@
-"""Waiting for a state that nothing announces."""
+"""Waits for a state without a notification."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 
-async def eventually(holds: Callable[[], bool]) -> None:
-    """Let everybody else go on until it holds; the test's own timeout is the limit."""
-    while not holds():  # noqa: ASYNC110  (there is no event to wait for, that is the point)
+async def eventually(predicate: Callable[[], bool]) -> None:
+    """Yield to the event loop until the predicate is true. The test's timeout is the limit."""
+    while not predicate():  # noqa: ASYNC110  (there is no event to wait for)
         await asyncio.sleep(0)

@@ -28,7 +28,7 @@ def text(
     tls_server_name: str | None = None,
     **user: str,
 ) -> bytes:
-    """`user` is its user entry, with underscores for dashes: token="t"."""
+    """Return a kubeconfig. `user` is its user entry, with underscores for dashes: token="t"."""
     cluster: dict[str, Any] = {"server": server}
     if authorities is not None:
         cluster["certificate-authority-data"] = base64.b64encode(authorities).decode()
@@ -47,7 +47,7 @@ def text(
 
 
 def value(content: bytes, *, now: datetime, age: timedelta = timedelta(), life: timedelta = 10 * MINUTE) -> Kubeconfig:
-    """As the client holds it: issued so long ago, with half its life until it is to be renewed."""
+    """Return the client's value: issued `age` ago, due for renewal after half its lifetime."""
     issued = now - age
     return Kubeconfig(
         cluster="alpha",
@@ -59,7 +59,7 @@ def value(content: bytes, *, now: datetime, age: timedelta = timedelta(), life: 
 
 
 def message(content: bytes, *, age: timedelta = timedelta(), life: timedelta = 10 * MINUTE) -> pb.Kubeconfig:
-    """As the daemon sends it."""
+    """Return the daemon's message."""
     given = value(content, now=datetime.now(UTC), age=age, life=life)
     made = pb.Kubeconfig(cluster="alpha", kubeconfig=content)
     assert given.issued_at is not None
@@ -86,7 +86,7 @@ class ControlPlane:
         self.asked_with: list[str | None] = []
         self.certificates: list[str] = []
         self.refused: set[str] = set()
-        """Values of the header that are answered by 401."""
+        """Authorization headers that are answered by 401."""
         self.connections = 0
         self.barrier: threading.Barrier | None = None
         """Requests are answered when this many have arrived."""
@@ -95,7 +95,7 @@ class ControlPlane:
         return text(self.url, authorities=self.authority.cert_pem.bytes(), tls_server_name="alpha.test", **user)
 
     def answer(self, header: str | None, certificate: dict[str, Any] | None) -> tuple[int, bytes]:
-        """The status and the body, for these credentials."""
+        """Return status and body for a request with these credentials."""
         self.asked_with.append(header)
         self.certificates += [
             value for ((key, value),) in (certificate or {}).get("subject", ()) if key == "commonName"
@@ -107,7 +107,7 @@ class ControlPlane:
 
 @contextmanager
 def control_plane() -> Iterator[ControlPlane]:
-    """It has a certificate for alpha.test, and is reached by an address that isn't in it."""
+    """Run a server whose certificate is for alpha.test, on an address that the certificate does not contain."""
     plane = ControlPlane(trustme.CA())
 
     class Handler(BaseHTTPRequestHandler):

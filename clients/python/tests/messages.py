@@ -1,4 +1,4 @@
-"""Small builders of what the daemon sends."""
+"""Builders for messages of the daemon."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def _event(
 
 
 def snapshot(revision: str, *events: pb.ClusterEvent, synced: bool = True) -> pb.WatchClustersResponse:
-    """The batch that starts over; the whole snapshot unless `synced` says that more follows."""
+    """Return a reset batch: a complete snapshot, or its first part with `synced=False`."""
     return pb.WatchClustersResponse(events=events, revision=revision, synced=synced, reset=True)
 
 
 def following(
     previous: str, revision: str, *events: pb.ClusterEvent, synced: bool = True, source: pb.SourceStatus | None = None
 ) -> pb.WatchClustersResponse:
-    """A batch after another one; a heartbeat if it has no events."""
+    """Return a batch that follows another one; without events it is a heartbeat."""
     return pb.WatchClustersResponse(
         events=events, revision=revision, previous_revision=previous, synced=synced, source=source
     )
 
 
 def waiting(previous: str = "", revision: str = "") -> pb.WatchClustersResponse:
-    """A heartbeat of a daemon that has no complete view yet."""
+    """Return a heartbeat of a daemon that is not synced."""
     return following(previous, revision, synced=False)

@@ -1,4 +1,4 @@
-"""A real gRPC server on a Unix socket that says what a test tells it to."""
+"""A real gRPC server on a Unix socket with scripted answers."""
 
 # ruff: noqa: N802  (gRPC names its methods so)
 
@@ -38,12 +38,12 @@ class Refusal:
 
 
 SILENCE = object()
-"""In place of an answer: there is none."""
+"""Instead of an answer: the call is never answered."""
 
 
 @dataclass
 class Stream:
-    """One WatchClusters call, as the server sees it."""
+    """The server's side of one WatchClusters call."""
 
     request: pb.WatchClustersRequest
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -72,7 +72,7 @@ class Stream:
 
 
 class ScriptedDaemon(DiscoveryServiceServicer):
-    """Answers unary calls with `answers`, by method name, and hands each stream to the test."""
+    """Answers unary calls from `answers`, by method name, and passes each stream to the test."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
@@ -94,7 +94,7 @@ class ScriptedDaemon(DiscoveryServiceServicer):
             await server.stop(None)
 
     async def stream(self) -> Stream:
-        """The next stream that a client opens."""
+        """Wait for the next stream that a client opens."""
         return await self._streams.get()
 
     async def WatchClusters(self, request, context):

@@ -1,4 +1,4 @@
-"""Addresses: two spellings, and every other one refused with what would be right."""
+"""Valid and malformed addresses of the daemon."""
 
 from __future__ import annotations
 

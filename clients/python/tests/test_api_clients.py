@@ -1,4 +1,4 @@
-"""API clients against an API server: which credential goes with which request, and what must not stand in its way."""
+"""Kubernetes API clients against an API server: credentials per request, renewals, and shared connections."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def by_threads(daemon: ScriptedDaemon, whom: Cluster | str = "alpha") -> A
 
 @pytest.fixture(params=[by_aio, by_threads_beside_a_loop, by_threads])
 def opened(request: pytest.FixtureRequest):
-    """Each kind of API client, opened."""
+    """Open each kind of API client."""
     return request.param
 
 
@@ -95,9 +95,9 @@ def issues(daemon: ScriptedDaemon) -> list[pb.IssueKubeconfigRequest]:
     return [each for each in daemon.requests if isinstance(each, pb.IssueKubeconfigRequest)]
 
 
-class TestEachKind:
+class TestRequests:
     async def test_api_client_sends_its_token_to_the_server_of_the_kubeconfig(self, opened, daemon, plane):
-        # Which is trusted by the kubeconfig's authority, under the name that the kubeconfig gives it.
+        # Verified with the kubeconfig's CA and tls-server-name.
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]
         async with opened(daemon) as listing:
             await listing()
@@ -170,8 +170,8 @@ class TestEachKind:
                 pass
 
 
-class TestWhichCluster:
-    """Given a Cluster, a later one of the same name is another one."""
+class TestClusterIdentity:
+    """An API client for a Cluster never works in a later cluster of the same name."""
 
     async def test_kubeconfig_is_requested_for_the_incarnation(self, opened, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t-1"))]
@@ -200,7 +200,7 @@ class TestWhichCluster:
                 pass
 
 
-class TestOfAnEngagedCluster:
+class TestEngagedCluster:
     async def test_pushed_kubeconfigs_are_used_without_calls(self, client, daemon, plane):
         async with Fleet(client, include_kubeconfigs=True) as fleet:
             stream = await daemon.stream()
@@ -232,7 +232,7 @@ class TestOfAnEngagedCluster:
 
 
 async def test_copied_configuration_is_renewed_too(client, daemon, plane):
-    """What opens web sockets, for one, wants a client of its own."""
+    """The package's WebSocket client, for example, copies the configuration."""
     daemon.answers["IssueKubeconfig"] = [
         issued(plane.kubeconfig(token="t-1"), age=OVER),
         issued(plane.kubeconfig(token="t-2")),

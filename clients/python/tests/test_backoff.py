@@ -1,4 +1,4 @@
-"""How long to wait after failures."""
+"""Delays of the exponential backoff."""
 
 from __future__ import annotations
 

@@ -464,7 +464,7 @@ class TestWatch:
         assert last.startswith("milo-discovery: cannot connect to the daemon at unix:")
 
 
-class TestEndings:
+class TestErrors:
     async def test_invalid_selector_error_names_the_option(self, command, daemon):
         violation = BadRequest.FieldViolation(field="filter.label_selector", description="unexpected ','")
         refusal = Refusal(grpc.StatusCode.INVALID_ARGUMENT, "bad", (BadRequest(field_violations=[violation]),))

@@ -1,4 +1,4 @@
-"""The commands that hand on credentials, as processes: what is printed and written, and what never is."""
+"""The commands `credential` and `kubeconfig` as processes: their output and files, and which secrets stay out."""
 
 from __future__ import annotations
 

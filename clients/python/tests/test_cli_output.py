@@ -1,4 +1,4 @@
-"""JSON and YAML as the command prints them: the names of the proto file, and what any YAML library reads back."""
+"""JSON and YAML output: the names of the proto file, and values that any YAML library reads back."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_json_of_a_response_equals_protobufs(answer):
         pb.GetServerInfoResponse: _convert.server_info,
     }[type(answer)]
     expected = MessageToDict(answer, always_print_fields_with_no_presence=True)
-    expected.pop("nextPageToken", None)  # all pages are one listing
+    expected.pop("nextPageToken", None)  # a listing joins all pages
     assert json_output.to_json(convert(answer)) == expected
 
 

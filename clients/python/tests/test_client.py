@@ -1,4 +1,4 @@
-"""Single calls: what they ask, what they answer, and how they fail."""
+"""Unary calls of the async client: requests, results and errors."""
 
 from __future__ import annotations
 

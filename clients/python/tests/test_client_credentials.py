@@ -1,4 +1,4 @@
-"""What a client shows: from files, read again each time, and never where it must not be shown."""
+"""Client credentials: files that are read again, and combinations that are refused."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ async def renewal(daemon):
     await renewal.close()
 
 
-class TestOnALoop:
+class TestAsyncRenewer:
     async def test_fresh_credential_is_used_without_a_call(self, renewal, daemon):
         renewal.cache.offer(kubeconfig("held"))
         assert (await renewal.access()).token == "held"
@@ -115,7 +115,7 @@ class TestOnALoop:
         assert (await renewal.access_after_401("revoked")).token == "revoked"
 
 
-class TestThroughALoop:
+class TestLoopBridge:
     async def test_bridge_thread_waits_for_the_loops_renewal(self, renewal, daemon):
         daemon.answer.set_result(kubeconfig("next"))
         assert (await asyncio.to_thread(LoopBridge(renewal).access)).token == "next"
@@ -134,7 +134,7 @@ class TestThroughALoop:
         assert LoopBridge(renewal).access().token == "held"
 
 
-class TestInThreads:
+class TestThreadRenewer:
     def test_callers_without_a_credential_share_one_renewal(self):
         asked, go = threading.Semaphore(0), threading.Event()
 

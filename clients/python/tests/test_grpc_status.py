@@ -1,4 +1,4 @@
-"""From a status on the wire to a typed error."""
+"""Translation of gRPC statuses into errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a session reports for batches: the cases that all clients share, and what is particular to this one."""
+"""The session: the cases shared by all clients, and those specific to Python."""
 
 from __future__ import annotations
 

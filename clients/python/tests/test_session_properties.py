@@ -1,4 +1,4 @@
-"""Whatever the sequence of batches, cuts, restarts and resets: the user's view equals the server's in the end."""
+"""Property test of the session: after any batches, disconnects, restarts and resets, client and daemon agree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMES = st.sampled_from("abcd")
 
 
 class Daemon:
-    """A model of the daemon: a fleet, a log of batches, and what it sends on one stream."""
+    """A model of the daemon: its fleet, its log of batches, and the batches of one stream."""
 
     def __init__(self) -> None:
         self.fleet: dict[str, pb.Cluster] = {}
@@ -27,7 +27,7 @@ class Daemon:
         self.restart()
 
     def restart(self) -> None:
-        """Another incarnation: no revision of before can be resumed from."""
+        """Start a new incarnation, which cannot resume from earlier revisions."""
         self.starts += 1
         self.log: list[list[pb.ClusterEvent]] = []
         self.compacted = 0
@@ -50,7 +50,7 @@ class Daemon:
         return engaged(self.fleet[name])
 
     def stream(self, resume: str) -> deque[pb.WatchClustersResponse]:
-        """All that a stream opened now would bring, cut into single batches."""
+        """Return the batches of a stream that is opened now."""
         now = len(self.log)
         resumable = {self.revision(position): position for position in range(self.compacted, now + 1)}
         if resume in resumable:
@@ -76,18 +76,18 @@ class Subscriptions(RuleBasedStateMachine):
         super().__init__()
         self.daemon = Daemon()
         self.session = Session()
-        self.on_the_way: deque[pb.WatchClustersResponse] = deque()
-        self.told: dict[str, str] = {}
+        self.in_flight: deque[pb.WatchClustersResponse] = deque()
+        self.user_view: dict[str, str] = {}
         self.suspended: dict[str, bool] = {}
 
     @initialize()
     def connect(self) -> None:
-        self.on_the_way = self.daemon.stream(self.session.open())
+        self.in_flight = self.daemon.stream(self.session.open())
 
     def live(self, *events: pb.ClusterEvent) -> None:
         at = len(self.daemon.log)
         self.daemon.commit(*events)
-        self.on_the_way.append(following(self.daemon.revision(at), self.daemon.revision(at + 1), *events))
+        self.in_flight.append(following(self.daemon.revision(at), self.daemon.revision(at + 1), *events))
 
     @rule(name=NAMES)
     def engage_or_replace(self, name: str) -> None:
@@ -110,7 +110,7 @@ class Subscriptions(RuleBasedStateMachine):
     @rule()
     def heartbeat(self) -> None:
         now = self.daemon.revision(len(self.daemon.log))
-        self.on_the_way.append(following(now, now))
+        self.in_flight.append(following(now, now))
 
     @rule()
     def the_connection_breaks(self) -> None:
@@ -125,54 +125,54 @@ class Subscriptions(RuleBasedStateMachine):
         self.daemon.restart()
         self.connect()
 
-    @precondition(lambda self: len(self.on_the_way) > 1)
+    @precondition(lambda self: len(self.in_flight) > 1)
     @rule()
     def a_batch_is_lost(self) -> None:
-        lost = self.on_the_way.popleft()
+        lost = self.in_flight.popleft()
         try:
-            for batch in tuple(self.on_the_way):
-                self.hear(batch)
+            for batch in tuple(self.in_flight):
+                self.receive(batch)
         except StreamBroken:
             pass
         else:
             assert not lost.events, "nothing was missing but a heartbeat"
         self.connect()
 
-    @precondition(lambda self: self.on_the_way)
+    @precondition(lambda self: self.in_flight)
     @rule()
-    def a_batch_arrives(self) -> None:
-        self.hear(self.on_the_way.popleft())
+    def receive_a_batch(self) -> None:
+        self.receive(self.in_flight.popleft())
 
     @rule()
-    def everything_arrives(self) -> None:
-        while self.on_the_way:
-            self.hear(self.on_the_way.popleft())
-        assert self.told == {name: each.uid for name, each in self.daemon.fleet.items()}
+    def receive_everything(self) -> None:
+        while self.in_flight:
+            self.receive(self.in_flight.popleft())
+        assert self.user_view == {name: each.uid for name, each in self.daemon.fleet.items()}
         assert self.suspended == {name: each.suspended for name, each in self.daemon.fleet.items()}
         assert {name: known.cluster.incarnation for name, known in self.session.view.items()} == {
             name: each.incarnation for name, each in self.daemon.fleet.items()
         }
 
-    def hear(self, batch: pb.WatchClustersResponse) -> None:
+    def receive(self, batch: pb.WatchClustersResponse) -> None:
         for item in self.session.receive(batch):
             if isinstance(item, Event):
-                self.user_hears(item)
+                self.update_user_view(item)
 
-    def user_hears(self, event: Event) -> None:
-        """The user's own book-keeping, which trusts the order: ENGAGED, then others, then DISENGAGED."""
+    def update_user_view(self, event: Event) -> None:
+        """The user's view, which relies on the order ENGAGED, other events, DISENGAGED."""
         name = event.cluster.name
         if event.type is EventType.ENGAGED:
-            assert name not in self.told, "engaged twice"
-            self.told[name] = event.cluster.uid
+            assert name not in self.user_view, "engaged twice"
+            self.user_view[name] = event.cluster.uid
         else:
-            assert self.told[name] == event.cluster.uid, "about a cluster that isn't engaged"
+            assert self.user_view[name] == event.cluster.uid, "about a cluster that isn't engaged"
         self.suspended[name] = event.cluster.suspended
         if event.type is EventType.DISENGAGED:
-            del self.told[name], self.suspended[name]
+            del self.user_view[name], self.suspended[name]
 
     @invariant()
     def the_view_is_what_the_user_was_told(self) -> None:
-        assert {name: known.cluster.uid for name, known in self.session.view.items()} == self.told
+        assert {name: known.cluster.uid for name, known in self.session.view.items()} == self.user_view
 
 
 TestSubscriptions = Subscriptions.TestCase

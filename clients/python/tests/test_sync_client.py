@@ -1,4 +1,4 @@
-"""The blocking client: single calls and streams on gRPC's own testing channel, connections on a real server."""
+"""The blocking client: calls and streams on gRPC's testing channel, connections to a real server."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SERVICE = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
 
 
 class Wire:
-    """The other end of a testing channel, with a thread for the client to block in."""
+    """The server's end of a testing channel, with a thread for the blocking client."""
 
     def __init__(self, pool: ThreadPoolExecutor) -> None:
         self.channel = grpc_testing.channel([SERVICE], grpc_testing.strict_fake_time(0))
@@ -56,7 +56,7 @@ class Wire:
         return self._pool.submit(work, *arguments, **options)
 
     def answer(self, method: str, response: Any) -> Any:
-        """Answer the next call of the method; gives its request."""
+        """Answer the next call of the method, and return its request."""
         _, request, rpc = self.channel.take_unary_unary(SERVICE.methods_by_name[method])
         rpc.terminate(response, (), grpc.StatusCode.OK, "")
         return request
@@ -66,7 +66,7 @@ class Wire:
         rpc.terminate(None, trailers, code, message)
 
     def stream(self, *batches: pb.WatchClustersResponse) -> tuple[pb.WatchClustersRequest, Any]:
-        """The next stream that is opened, with its first batches."""
+        """Wait for the next stream, and send its first batches."""
         _, request, rpc = self.channel.take_unary_stream(SERVICE.methods_by_name["WatchClusters"])
         for batch in batches:
             rpc.send_response(batch)
@@ -219,7 +219,7 @@ class TestWatch:
 
 
 class TestConnections:
-    """Against a real server on a Unix socket."""
+    """Connections to a real server on a Unix socket."""
 
     @pytest.fixture
     def client(self, daemon: ScriptedDaemon) -> Iterator[SyncDiscoveryClient]:

@@ -1,4 +1,4 @@
-"""What an operator's author gets for their own tests: the fixture, and the sandbox behind it."""
+"""The pytest fixture for operators' tests, and the sandbox behind it."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_pytest_plugin_loads_no_grpc_and_warns_of_nothing(pytester_like):
 
 @pytest.fixture
 def pytester_like(tmp_path):
-    """Runs a test file in a pytest of its own, with warnings as errors."""
+    """Run a test file in a separate pytest process, with warnings as errors."""
 
     def run(source: str, *, hide: str = "") -> subprocess.CompletedProcess[str]:
         lines = source.splitlines()[1:]

@@ -1,4 +1,4 @@
-"""What the user of a watch sees, whatever becomes of the connection and the daemon."""
+"""The async watch: events, reconnects, errors and cancellation."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def take(watch: Watch, count: int) -> list[str]:
 
 
 async def begin(daemon: ScriptedDaemon, *batches: pb.WatchClustersResponse) -> Stream:
-    """The next stream of a watch that is looked at, with its first batches."""
+    """Wait for the next stream of a watch that is iterated over, and send its first batches."""
     stream = await daemon.stream()
     stream.send(*batches)
     return stream
@@ -137,7 +137,7 @@ class TestStreams:
             while len(watch.clusters) < 250:
                 await client.list()
             for _ in range(10):
-                await client.list()  # time enough for all of them, were anybody reading
+                await client.list()  # enough time to read all of them
             assert len(watch.clusters) < 260
             assert (await take(watch, 2000))[-1] == "ENGAGED c1999"
 
@@ -261,7 +261,7 @@ class TestReconnecting:
             assert await reader == ["ENGAGED b"]
 
 
-class TestEndings:
+class TestErrors:
     @pytest.mark.parametrize(
         ("code", "error"),
         [
@@ -342,8 +342,8 @@ class TestEndings:
             assert str(lost.error) == "the daemon ended the stream"
 
 
-class TestCancelling:
-    """A cancelled wait costs nothing but the wait; a closed watch leaves nothing behind, wherever it was."""
+class TestCancellation:
+    """Cancellation of waits, and closing at any point."""
 
     async def test_cancelled_iteration_keeps_the_stream(self, client, daemon):
         async with client.watch() as watch:
@@ -381,7 +381,7 @@ class TestCancelling:
 
 
 async def _serve(daemon: ScriptedDaemon) -> None:
-    """Streams that break after a few batches, for ever."""
+    """Break each stream after a few batches."""
     revision = 0
     while True:
         stream = await begin(daemon, snapshot("0"))
