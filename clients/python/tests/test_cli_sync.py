@@ -15,6 +15,7 @@ from google.rpc.error_details_pb2 import ErrorInfo
 
 from milo_discovery._kubeconfig_access import read_access
 
+from .kubeconfigs import message, text
 from .messages import disengaged, engaged, following, renewed, snapshot
 from .scripted_daemon import Refusal
 from .test_cli import running
@@ -107,6 +108,16 @@ async def test_sync_once_timeout(daemon, path):
         _, err = await process.communicate()
     assert process.returncode == 6
     assert "not complete within --timeout" in err.decode()
+
+
+async def test_sync_reports_a_longer_lifetime_than_requested_once(daemon, path):
+    async with sync(daemon, path, "--once", "--ttl", "1s") as process:
+        clusters = [engaged(name) for name in "ab"]
+        for each in clusters:
+            each.kubeconfig.CopyFrom(message(text(token="t")))
+        (await daemon.stream()).send(snapshot("1", *clusters))
+        _, err = await process.communicate()
+    assert err.decode().count("credentials are valid for 10m (1s requested)") == 1
 
 
 async def test_sync_fails_if_the_daemon_issues_no_kubeconfigs(daemon, path):

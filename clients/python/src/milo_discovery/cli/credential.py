@@ -31,11 +31,14 @@ _VERSIONS = (_VERSION, "client.authentication.k8s.io/v1beta1")
 
 
 @click.command("credential")
-@click.argument("name", type=NAME, required=False)
+@click.argument("name", type=NAME, required=False, metavar="NAME")
 @click.option("--cluster", metavar="NAME", hidden=True)  # how kubeconfigs call this command
 @unary
 def credential(connection: Connection, *, name: str | None, cluster: str | None) -> None:
-    """Print a short-lived credential as an ExecCredential, for kubectl and client libraries."""
+    """Print a credential as an exec credential plugin does.
+
+    kubectl and client libraries call this command, through the kubeconfigs that `milo-discovery kubeconfig` creates.
+    """
     if (name is None) == (cluster is None):
         raise click.UsageError("Missing argument 'NAME'." if name is None else "--cluster and NAME are the same.")
     _print_credential(connection, name or cluster or "")

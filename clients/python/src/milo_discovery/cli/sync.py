@@ -15,6 +15,7 @@ from milo_discovery._task_groups import unwrap_single_error
 from milo_discovery.cli.exit_status import CommandFailure, print_message
 from milo_discovery.cli.kubeconfig_directory import DesiredFile, KubeconfigDirectory
 from milo_discovery.cli.options import Connection, Duration, connecting, filtering
+from milo_discovery.cli.text_output import format_duration
 from milo_discovery.cli.watch import StreamMessages
 from milo_discovery.errors import TimedOut
 from milo_discovery.events import Event, Refreshed, Synced
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from milo_discovery._convert import FilterOptions, WatchOptions
     from milo_discovery.client import DiscoveryClient
+    from milo_discovery.model import Kubeconfig
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 _DISK_FULL_RETRY_S = 1.0
@@ -39,17 +41,18 @@ _DISK_FULL_RETRY_S = 1.0
 @connecting(timeout=None, timeout_help="With --once: how long that may take. Default: no limit.")
 @filtering
 def sync(connection: Connection, *, only: FilterOptions, directory: Path, ttl: timedelta | None, once: bool) -> None:
-    """Keep a kubeconfig file per engaged cluster, NAME.kubeconfig, and an index.json that lists them.
+    """Keep a directory of kubeconfigs up to date.
 
-    Files are replaced atomically before their credentials expire, and removed when their clusters are disengaged. Files
-    that this command did not write are left alone. All files stay when it exits.
+    It has a file NAME.kubeconfig for each engaged cluster, and an index.json that lists them. Files are replaced
+    atomically before their credentials expire, and removed when their clusters are disengaged. Files that this command
+    did not write are left alone. All files stay when it exits.
     """
     options = cast("WatchOptions", {**only, "include_kubeconfigs": True})
     if ttl is not None:
         options["kubeconfig_ttl"] = ttl
     try:
         with KubeconfigDirectory(directory) as kubeconfigs:
-            connection.run(lambda client: _Synchronizer(kubeconfigs, connection, once=once).run(client, options))
+            connection.run(lambda client: _Synchronizer(kubeconfigs, connection, ttl, once=once).run(client, options))
     except OSError as error:
         raise CommandFailure(f"cannot write to {directory}: {error.strerror}") from error
 
@@ -60,12 +63,15 @@ class _Synchronizer:
     Changes that arrive during a write are written together in the next one.
     """
 
-    def __init__(self, directory: KubeconfigDirectory, connection: Connection, *, once: bool) -> None:
+    def __init__(
+        self, directory: KubeconfigDirectory, connection: Connection, ttl: timedelta | None, *, once: bool
+    ) -> None:
         self._directory = directory
         self._connection = connection
         self._once = once
         self._desired: dict[str, DesiredFile] = {}
         self._complete = False
+        self._unreported_ttl = ttl
         self._reported_skipped: dict[str, str] = {}
 
     async def run(self, client: DiscoveryClient, options: WatchOptions) -> None:
@@ -98,6 +104,7 @@ class _Synchronizer:
                     case Event(type=EventType.DISENGAGED):
                         self._desired.pop(item.cluster.name, None)
                     case Event():
+                        self._report_longer_lifetime(item.kubeconfig)
                         before = self._desired.get(item.cluster.name)
                         previous = None if before is None else before.kubeconfig
                         self._desired[item.cluster.name] = DesiredFile(item.cluster, item.kubeconfig or previous)
@@ -137,6 +144,17 @@ class _Synchronizer:
             missing = [name for name, each in desired.items() if each.kubeconfig is None]
             if self._once and complete and not missing:
                 done.set()
+
+    def _report_longer_lifetime(self, kubeconfig: Kubeconfig | None) -> None:
+        """Report once if credentials live longer than requested."""
+        requested = self._unreported_ttl
+        if requested is None or kubeconfig is None or kubeconfig.expires_at is None or kubeconfig.issued_at is None:
+            return
+        self._unreported_ttl = None
+        if (lifetime := kubeconfig.expires_at - kubeconfig.issued_at) > requested:
+            print_message(
+                f"credentials are valid for {format_duration(lifetime)} ({format_duration(requested)} requested)"
+            )
 
     def _report_skipped(self) -> None:
         for name, reason in self._directory.skipped.items():

@@ -36,7 +36,10 @@ _COLORS = {EventType.ENGAGED: "green", EventType.UPDATED: "yellow", EventType.DI
 def watch(
     connection: Connection, *, only: FilterOptions, form: str, headers: bool, once: bool, timestamps: bool
 ) -> None:
-    """Watch clusters: print a line for each one that is engaged, updated or disengaged."""
+    """Watch clusters and print their events.
+
+    An event is printed for each cluster that is engaged, updated or disengaged.
+    """
     printer = EventPrinter(form, headers=headers, timestamps=timestamps)
     connection.run(lambda client: _print_events(client, connection, only, printer, once=once))
 
