@@ -13,7 +13,8 @@ from tests.tooling.deploy.validators import kubectl
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
-BUILT = tuple(sorted((*DEPLOY.glob("overlays/*"), *DEPLOY.glob("examples/*"))))
+OPERATOR = ROOT / "examples" / "go-operator" / "config"
+BUILT = (*sorted((*DEPLOY.glob("overlays/*"), *DEPLOY.glob("examples/*"))), OPERATOR)
 WITH_DAEMON = tuple(folder for folder in BUILT if "control-plane" not in folder.name)
 
 Manifest = Mapping[str, Any]

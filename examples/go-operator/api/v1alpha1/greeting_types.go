@@ -1,0 +1,42 @@
+package v1alpha1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// ConditionReady says whether the greeting is in place.
+const ConditionReady = "Ready"
+
+// GreetingSpec is what a user asks for.
+type GreetingSpec struct {
+	// Text of the greeting.
+	// +kubebuilder:validation:MinLength=1
+	Text string `json:"text"`
+}
+
+// GreetingStatus is what the operator found.
+type GreetingStatus struct {
+	// Conditions of the greeting; Ready is one of them.
+	// +listType=map
+	// +listMapKey=type
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Greeting asks for a ConfigMap with a greeting.
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+type Greeting struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec   GreetingSpec   `json:"spec"`
+	Status GreetingStatus `json:"status,omitempty"`
+}
+
+// GreetingList is a list of greetings.
+// +kubebuilder:object:root=true
+type GreetingList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []Greeting `json:"items"`
+}

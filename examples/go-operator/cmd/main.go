@@ -1,0 +1,88 @@
+// Operator reconciles Greetings in all Milo projects that milo-discoveryd reports.
+package main
+
+import (
+	"context"
+	"flag"
+	"net/http"
+	"os"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	clientgoscheme "k8s.io/client-go/kubernetes/scheme"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cluster"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/log/zap"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	mccontroller "sigs.k8s.io/multicluster-runtime/pkg/controller"
+	mcmanager "sigs.k8s.io/multicluster-runtime/pkg/manager"
+
+	discoverymc "go.miloapis.com/discovery/multicluster"
+	"go.miloapis.com/discovery/multicluster/example/api/v1alpha1"
+	"go.miloapis.com/discovery/multicluster/example/internal/controller"
+)
+
+func main() {
+	var metricsAddress, probeAddress string
+	var leaderElection bool
+	flag.StringVar(&metricsAddress, "metrics-bind-address", ":8080", "where /metrics and /debug/clusters are served")
+	flag.StringVar(&probeAddress, "health-probe-bind-address", ":8081", "where /healthz and /readyz are served")
+	flag.BoolVar(&leaderElection, "leader-elect", false, "work on one replica at a time")
+	flag.Parse()
+	ctrl.SetLogger(zap.New())
+	if err := run(ctrl.SetupSignalHandler(), metricsAddress, probeAddress, leaderElection); err != nil {
+		ctrl.Log.Error(err, "the operator ended")
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, metricsAddress, probeAddress string, leaderElection bool) error {
+	scheme := runtime.NewScheme()
+	for _, add := range []func(*runtime.Scheme) error{clientgoscheme.AddToScheme, v1alpha1.AddToScheme} {
+		if err := add(scheme); err != nil {
+			return err
+		}
+	}
+	// The daemon's address comes from MILO_DISCOVERY_ADDRESS, and the credentials of each project from the daemon.
+	provider, err := discoverymc.New(discoverymc.Options{
+		Kubeconfigs:    true,
+		ClusterOptions: []cluster.Option{func(o *cluster.Options) { o.Scheme = scheme }},
+	})
+	if err != nil {
+		return err
+	}
+	config, err := ctrl.GetConfig()
+	if err != nil {
+		return err
+	}
+	mgr, err := mcmanager.New(config, provider, ctrl.Options{
+		Scheme:                 scheme,
+		HealthProbeBindAddress: probeAddress,
+		LeaderElection:         leaderElection,
+		LeaderElectionID:       "greeting.example.miloapis.com",
+		Metrics: metricsserver.Options{
+			BindAddress:   metricsAddress,
+			ExtraHandlers: map[string]http.Handler{"/debug/clusters": provider.DebugHandler()},
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if err := mgr.AddHealthzCheck("healthz", healthz.Ping); err != nil {
+		return err
+	}
+	if err := mgr.AddReadyzCheck("discovery", provider.ReadyCheck()); err != nil {
+		return err
+	}
+	greetings := &controller.GreetingReconciler{
+		Manager: mgr, Projects: provider,
+		CleanUp: func(context.Context, string, string) error { return nil },
+	}
+	// A project that does not answer must not hold a worker.
+	options := mccontroller.Options{MaxConcurrentReconciles: 4, ReconciliationTimeout: time.Minute}
+	if err := greetings.SetupWithManager(options); err != nil {
+		return err
+	}
+	return mgr.Start(ctx)
+}
