@@ -29,7 +29,7 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def test_a_wait_is_given_up_at_its_deadline() -> None:
+def test_timeout_fires_at_deadline() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(5.0)
         await asyncio.sleep(60.0)
@@ -37,7 +37,7 @@ def test_a_wait_is_given_up_at_its_deadline() -> None:
     assert given_up_at(waits) == 5.0
 
 
-def test_a_wait_that_ends_in_time_leaves_the_next_its_own_deadline() -> None:
+def test_timeout_of_next_wait_is_independent() -> None:
     async def waits(kept: Deadline) -> None:
         for _ in range(10):
             kept.set(now() + 5.0)
@@ -49,7 +49,7 @@ def test_a_wait_that_ends_in_time_leaves_the_next_its_own_deadline() -> None:
     assert given_up_at(waits) == 45.0
 
 
-def test_the_next_may_have_an_earlier_one() -> None:
+def test_timeout_of_next_wait_may_be_earlier() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(100.0)
         await asyncio.sleep(1.0)
@@ -70,7 +70,7 @@ def test_between_waits_there_is_none() -> None:
     assert given_up_at(waits) is None
 
 
-def test_a_wait_can_be_given_up_before_its_time() -> None:
+def test_timeout_can_be_expired_early() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(60.0)
         asyncio.get_running_loop().call_later(1.0, kept.give_up)
@@ -79,7 +79,7 @@ def test_a_wait_can_be_given_up_before_its_time() -> None:
     assert given_up_at(waits) == 1.0
 
 
-def test_what_comes_in_the_turn_in_which_it_is_given_up_has_come() -> None:
+def test_result_in_the_same_loop_iteration_wins_over_timeout() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(60.0)
         kept.give_up()
@@ -90,7 +90,7 @@ def test_what_comes_in_the_turn_in_which_it_is_given_up_has_come() -> None:
     assert given_up_at(waits) is None
 
 
-def test_whoever_is_cancelled_is_not_told_of_a_deadline() -> None:
+def test_cancellation_is_not_reported_as_timeout() -> None:
     async def cancelled(kept: Deadline) -> None:
         kept.set(5.0)
         asyncio.get_running_loop().call_later(1.0, asyncio.current_task().cancel)  # type: ignore[union-attr]

@@ -65,7 +65,7 @@ def test_loopback_without_tls_is_to_be_asked_for_by_name(file: Path) -> None:
         ('{address: "unix:///a", modus: "0600"}', "item 1.modus: "),
     ],
 )
-def test_what_does_not_go_together_is_told_with_its_place(file: Path, item: str, told: str) -> None:
+def test_conflicting_listener_settings_are_reported_with_place(file: Path, item: str, told: str) -> None:
     file.write_text(f"listen: [{item}]")
     with pytest.raises(ConfigError) as caught:
         load({}, {}, file)

@@ -24,7 +24,7 @@ def problems(
     return raised.value.problems
 
 
-def test_without_anything_said_the_defaults_hold() -> None:
+def test_defaults_apply_without_settings() -> None:
     settings = load({}, {}, None)
     assert settings == Settings()
     assert settings.mode == "project"
@@ -46,7 +46,7 @@ def test_flags_win_over_the_environment_which_wins_over_the_file_which_wins_over
     assert settings.tombstones == Settings().tombstones
 
 
-def test_the_file_can_be_named_by_a_variable_and_a_given_one_wins(file: Path, tmp_path: Path) -> None:
+def test_config_flag_wins_over_config_variable(file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.yaml"
     other.write_text("mode: single\n")
     file.write_text("mode: project-control-plane\n")
@@ -59,14 +59,14 @@ def test_flags_and_variables_that_are_not_given_decide_nothing() -> None:
     assert load(flags, {"MILO_DISCOVERYD_MODE": ""}, None) == Settings()
 
 
-def test_an_empty_flag_is_said_and_an_empty_kubeconfig_is_the_cluster_we_run_in(file: Path) -> None:
+def test_empty_flag_is_set_and_empty_kubeconfig_means_in_cluster(file: Path) -> None:
     file.write_text("label_selector: a=b\ndiscovery_kubeconfig: /etc/kubeconfig\n")
     settings = load({"label_selector": "", "discovery_kubeconfig": ""}, {}, file)
     assert settings.label_selector == ""
     assert settings.discovery_kubeconfig is None
 
 
-def test_an_empty_file_says_nothing(file: Path) -> None:
+def test_empty_file_has_no_settings(file: Path) -> None:
     file.write_text("# nothing yet\n")
     assert load({}, {}, file) == Settings()
     file.write_text("mode:\nsocket:\n")
@@ -100,7 +100,7 @@ def test_lists_and_mappings_of_a_variable_are_separated_by_commas() -> None:
 
 @pytest.mark.parametrize("around", ["", "discovery:\n"])
 @pytest.mark.parametrize(("said", "mode"), [("true", "project-control-plane"), ("false", "project")])
-def test_the_spellings_of_todays_operators_are_accepted(file: Path, around: str, said: str, mode: str) -> None:
+def test_legacy_operator_spellings_are_accepted(file: Path, around: str, said: str, mode: str) -> None:
     indent = "  " if around else ""
     file.write_text(
         f"{around}{indent}internalServiceDiscovery: {said}\n"
@@ -112,26 +112,26 @@ def test_the_spellings_of_todays_operators_are_accepted(file: Path, around: str,
     assert settings.project_kubeconfig is None
 
 
-def test_the_operators_spelling_and_ours_in_one_file_are_a_conflict(file: Path) -> None:
+def test_legacy_and_native_spelling_conflict(file: Path) -> None:
     file.write_text("mode: project\ninternalServiceDiscovery: true\n")
     assert problems(file=file) == (
         f"file {file} line 2 key internalServiceDiscovery: says again what file {file} line 1 key mode says; drop one",
     )
 
 
-def test_the_operators_spelling_must_be_a_boolean(file: Path) -> None:
+def test_legacy_spelling_must_be_boolean(file: Path) -> None:
     file.write_text("discovery:\n  internalServiceDiscovery: maybe\n")
     assert problems(file=file) == (
         f'file {file} line 2 key discovery.internalServiceDiscovery: "maybe" must be true or false',
     )
 
 
-def test_a_flag_overrides_the_operators_spelling(file: Path) -> None:
+def test_flag_overrides_legacy_spelling(file: Path) -> None:
     file.write_text("internalServiceDiscovery: true\n")
     assert load({"mode": "single"}, {}, file).mode == "single"
 
 
-def test_each_wrong_value_is_told_with_its_place_and_what_it_may_be_and_all_at_once(file: Path) -> None:
+def test_invalid_values_are_reported_together_with_place(file: Path) -> None:
     file.write_text("tombstones:\n  count: many\nsource:\n  page_size: 0\nhearbeat_interval: 5s\n")
     told = problems(
         {"mode": "projct", "http_listen": "9464"},
@@ -159,19 +159,19 @@ def test_each_wrong_value_is_told_with_its_place_and_what_it_may_be_and_all_at_o
         ("zzz: 1", "there are mode"),
     ],
 )
-def test_an_unknown_key_is_told_with_the_nearest_one(file: Path, written: str, meant: str) -> None:
+def test_unknown_key_suggests_nearest(file: Path, written: str, meant: str) -> None:
     file.write_text(written)
     (problem,) = problems(file=file)
     assert "is not a setting" in problem
     assert meant in problem
 
 
-def test_the_value_of_an_unknown_key_is_not_shown(file: Path) -> None:
+def test_unknown_key_value_is_not_printed(file: Path) -> None:
     file.write_text("token: hunter2\n")
     assert "hunter2" not in "".join(problems({}, {"MILO_DISCOVERYD_TOKEN": "hunter2"}, file))
 
 
-def test_the_variables_of_a_service_called_like_us_are_not_settings() -> None:
+def test_kubernetes_service_variables_are_ignored() -> None:
     environ = {
         "MILO_DISCOVERYD_SERVICE_HOST": "10.0.0.1",
         "MILO_DISCOVERYD_SERVICE_PORT_METRICS": "9464",
@@ -192,18 +192,18 @@ def test_the_variables_of_a_service_called_like_us_are_not_settings() -> None:
         ("\xff", "is not UTF-8 text"),
     ],
 )
-def test_a_file_that_is_no_settings_file_is_told(file: Path, content: str, complaint: str) -> None:
+def test_file_that_is_no_mapping_is_reported(file: Path, content: str, complaint: str) -> None:
     file.write_bytes(content.encode("latin-1"))
     (problem,) = problems(file=file)
     assert problem.startswith(f"file {file}")
     assert complaint in problem
 
 
-def test_a_file_that_is_not_there_is_told(file: Path) -> None:
+def test_missing_file_is_reported(file: Path) -> None:
     assert problems(file=file) == (f"file {file}: cannot be read: No such file or directory",)
 
 
-def test_each_wrong_item_of_a_list_is_told() -> None:
+def test_invalid_list_items_are_reported() -> None:
     told = problems({"listen": ("unix:relative", "0.0.0.0:80", "insecure://127.0.0.1:80")})
     assert len(told) == 2
     assert told[0].startswith('flag --listen: "unix:relative" must be')
@@ -215,7 +215,7 @@ def test_addresses_are_told_apart_and_one_is_needed() -> None:
     assert "at least one address" in problems({}, {"MILO_DISCOVERYD_LISTEN": ","}, None)[0]
 
 
-def test_an_address_template_that_is_the_same_for_all_projects_is_refused(file: Path) -> None:
+def test_address_template_without_project_is_rejected(file: Path) -> None:
     file.write_text("internal_address_template: '{namespace}.svc'\ninternal_namespace_template: milo\n")
     (problem,) = problems(file=file)
     assert "makes one address of all projects: use {name} or {uid}" in problem
@@ -228,16 +228,16 @@ def test_settings_cannot_be_changed() -> None:
         load({}, {}, None).mode = "single"  # type: ignore[misc]
 
 
-def test_a_selector_that_is_none_is_told_where_it_goes_wrong() -> None:
+def test_invalid_selector_is_reported_with_position() -> None:
     (problem,) = problems({"label_selector": "env in prod"})
     assert problem.startswith('flag --label-selector: "env in prod" must be a Kubernetes label selector: expected')
 
 
-def test_a_long_value_is_shown_in_part() -> None:
+def test_long_value_is_truncated() -> None:
     (problem,) = problems({"mode": "x" * 1000})
     assert f'"{"x" * 77}..." must be one of' in problem
 
 
-def test_an_unknown_flag_is_a_mistake_of_ours() -> None:
+def test_unknown_flag_is_a_programming_error() -> None:
     with pytest.raises(KeyError):
         load({"no_such_flag": "x"}, {}, None)

@@ -24,11 +24,11 @@ def refusal(folder: Path, *rules: object, **others: object) -> list[str]:
     return [problem.partition("key rights: ")[2] for problem in raised.value.problems]
 
 
-def test_without_rules_there_are_none(tmp_path: Path) -> None:
+def test_rights_default_to_no_rules(tmp_path: Path) -> None:
     assert loaded(tmp_path).rights == ()
 
 
-def test_a_rule_says_who_and_what_and_how_much(tmp_path: Path) -> None:
+def test_rule_is_parsed(tmp_path: Path) -> None:
     (rule,) = loaded(
         tmp_path,
         {
@@ -103,7 +103,7 @@ def test_everybody_all_and_none_are_words_of_their_own(tmp_path: Path) -> None:
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_what_is_wrong_is_named_with_its_place(tmp_path: Path, said: dict[str, object], complaint: str) -> None:
+def test_invalid_rule_is_reported_with_place(tmp_path: Path, said: dict[str, object], complaint: str) -> None:
     (problem,) = refusal(tmp_path, {**BASE, **said})
     assert complaint in problem
 
@@ -113,7 +113,7 @@ def test_names_are_given_once(tmp_path: Path) -> None:
     assert "must give each of its rules another name" in problem
 
 
-def test_no_rule_stands_behind_one_that_everybody_meets(tmp_path: Path) -> None:
+def test_rule_after_a_catch_all_is_rejected(tmp_path: Path) -> None:
     (problem,) = refusal(tmp_path, {"name": "rest", "who": "everybody", "clusters": "none"}, BASE)
     assert "has rules behind 'rest', which is for everybody, so that they never count" in problem
     assert "behind shop" in problem

@@ -26,7 +26,7 @@ def loaded(tmp_path: Path, *given: object, **settings: object) -> tuple[sources.
     return load({}, {}, file).kubeconfigs.sources
 
 
-def test_each_type_of_source_is_read(tmp_path: Path) -> None:
+def test_source_types_are_parsed(tmp_path: Path) -> None:
     found = loaded(tmp_path, *GOOD)
     assert [each.type for each in found] == [each["type"] for each in GOOD]
     datum, _, _, exec_, token_file, secret, _ = found
@@ -74,7 +74,7 @@ def test_each_type_of_source_is_read(tmp_path: Path) -> None:
         ("text", "must be a list of mappings"),
     ],
 )
-def test_what_is_wrong_is_named_by_its_item_and_setting(tmp_path: Path, source: object, complaint: str) -> None:
+def test_invalid_source_is_reported_with_place(tmp_path: Path, source: object, complaint: str) -> None:
     with pytest.raises(ConfigError) as raised:
         loaded(tmp_path, source)
     (problem,) = raised.value.problems
@@ -82,7 +82,7 @@ def test_what_is_wrong_is_named_by_its_item_and_setting(tmp_path: Path, source: 
     assert problem.startswith(f"file {tmp_path}/config.yaml line 1 ")
 
 
-def test_two_of_one_name_and_a_name_that_is_nobody_s_are_told(tmp_path: Path) -> None:
+def test_duplicate_and_unknown_source_names_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="must give each of its sources another name"):
         loaded(tmp_path, GOOD[0], GOOD[0])
     with pytest.raises(ConfigError, match=r'"nobody" is not the name of one of kubeconfigs.sources; there are: tf'):

@@ -17,34 +17,34 @@ ANY = {"least": timedelta(), "most": timedelta.max}
     ("text", "seconds"),
     [("30s", 30), ("5m", 300), ("1h30m", 5400), ("1d", 86400), ("500ms", 0.5), ("1.5s", 1.5), ("0", 0), (" 2s ", 2)],
 )
-def test_a_duration_is_numbers_with_units(text: str, seconds: float) -> None:
+def test_duration_is_parsed(text: str, seconds: float) -> None:
     assert values.duration(text, **ANY) == timedelta(seconds=seconds)
 
 
 @pytest.mark.parametrize("text", ["", "30", "s", "-5s", "5 s", "1m1h", "five", "1e3s", "²s"])
-def test_a_duration_without_sense_is_refused(text: str) -> None:
+def test_invalid_duration_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match='such as "30s", "5m" or "1h30m"'):
         values.duration(text, **ANY)
 
 
 @pytest.mark.parametrize("text", ["0s", "500ms", "2h", "999999999999d", "9" * 400 + "s"])
-def test_a_duration_outside_its_limits_is_told_them(text: str) -> None:
+def test_duration_out_of_range_reports_limits(text: str) -> None:
     with pytest.raises(ValueError, match=r"must be between 1s and 1h$"):
         values.duration(text, least=timedelta(seconds=1), most=timedelta(hours=1))
 
 
 @given(st.integers(0, 10**10))
-def test_a_duration_reads_what_it_writes(milliseconds: int) -> None:
+def test_duration_round_trips(milliseconds: int) -> None:
     span = timedelta(milliseconds=milliseconds)
     assert values.duration(values.duration_text(span), **ANY) == span
 
 
 @pytest.mark.parametrize(("text", "size"), [("1MiB", 1 << 20), ("64 KiB", 1 << 16), ("4096B", 4096), (4096, 4096)])
-def test_a_size_is_a_number_with_a_unit(text: object, size: int) -> None:
+def test_size_is_parsed(text: object, size: int) -> None:
     assert values.size(text, least=0, most=1 << 30) == size
 
 
-def test_a_size_without_a_unit_or_outside_its_limits_is_refused() -> None:
+def test_invalid_size_is_rejected() -> None:
     with pytest.raises(ValueError, match="with its unit"):
         values.size("1000", least=0, most=1 << 30)
     with pytest.raises(ValueError, match="must be between 1MiB and 1GiB"):
@@ -77,27 +77,25 @@ def test_permissions_that_lock_us_out_or_everybody_in_are_refused(text: str, com
         ("insecure://[::1]:80", InsecureAddress("::1", 80)),
     ],
 )
-def test_a_listen_address_is_a_unix_path_or_a_port_and_says_when_it_is_insecure(
-    text: str, address: values.ListenAddress
-) -> None:
+def test_listen_address_is_unix_path_or_port(text: str, address: values.ListenAddress) -> None:
     assert values.listen_address(text) == address
     assert values.listen_address(str(address)) == address
     assert values.listen_address(address) is address
 
 
 @pytest.mark.parametrize("text", ["0.0.0.0:80", ":80", "10.0.0.1:80", "[::]:80", "milo.example.com:80"])
-def test_nothing_is_insecure_that_others_can_reach(text: str) -> None:
+def test_insecure_address_must_be_loopback(text: str) -> None:
     with pytest.raises(ValueError, match="is not on loopback, so other machines could read everything: give it tls"):
         values.listen_address(f"insecure://{text}")
 
 
 @pytest.mark.parametrize("text", ["unix:", "unix://", "unix://relative", "unix:///dir/", "unix:///a\0b"])
-def test_a_unix_address_needs_the_absolute_path_of_a_file(text: str) -> None:
+def test_unix_address_requires_absolute_path(text: str) -> None:
     with pytest.raises(ValueError, match="absolute path"):
         values.listen_address(text)
 
 
-def test_a_unix_path_may_have_as_many_bytes_as_the_system_takes() -> None:
+def test_unix_path_length_is_limited_by_the_system() -> None:
     longest = "/" + "ä" * 53
     assert values.listen_address(f"unix://{longest}") == UnixAddress(Path(longest))
     with pytest.raises(ValueError, match="a path of 108 bytes; a Unix socket's may have 107"):
@@ -119,12 +117,12 @@ def test_a_unix_path_may_have_as_many_bytes_as_the_system_takes() -> None:
         ("127.0.0.1:80\n", "HOST:PORT"),
     ],
 )
-def test_an_address_that_cannot_be_listened_on_is_refused(text: str, complaint: str) -> None:
+def test_invalid_listen_address_is_rejected(text: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         values.tcp_address(text)
 
 
-def test_an_http_address_may_be_all_interfaces() -> None:
+def test_http_address_may_be_all_interfaces() -> None:
     assert values.tcp_address(":9464") == TcpAddress("", 9464)
     assert values.tcp_address("[::]:9464") == TcpAddress("::", 9464)
 
@@ -133,7 +131,7 @@ def test_an_http_address_may_be_all_interfaces() -> None:
     "template",
     ["milo-apiserver.{namespace}.svc.cluster.local:6443", "{name}.example.com", "api-{uid}:443", "{name}:6443"],
 )
-def test_an_address_template_is_a_host_with_an_optional_port(template: str) -> None:
+def test_address_template_is_host_with_optional_port(template: str) -> None:
     assert values.address_template(template) == template
 
 
@@ -154,19 +152,19 @@ def test_an_address_template_is_a_host_with_an_optional_port(template: str) -> N
         ("{name.svc", "brace"),
     ],
 )
-def test_an_address_template_that_is_no_host_is_refused(template: str, complaint: str) -> None:
+def test_invalid_address_template_is_rejected(template: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         values.address_template(template)
 
 
-def test_a_namespace_template_is_the_name_of_a_namespace() -> None:
+def test_namespace_template_is_a_namespace_name() -> None:
     assert values.namespace_template("project-{uid}") == "project-{uid}"
     for wrong in ("Project-{name}", "a.{name}", "{namespace}", "-{name}"):
         with pytest.raises(ValueError, match=r"must be the name|there are only"):
             values.namespace_template(wrong)
 
 
-def test_a_mapping_is_key_value_pairs() -> None:
+def test_mapping_is_parsed_from_key_value_pairs() -> None:
     assert values.pairs("a=b, c=d=e") == {"a": "b", "c": "d=e"}
     assert values.pairs({"a": "b"}) == {"a": "b"}
     for wrong in ("a", 5):
@@ -174,14 +172,14 @@ def test_a_mapping_is_key_value_pairs() -> None:
             values.pairs(wrong)
 
 
-def test_a_list_is_words() -> None:
+def test_list_is_parsed_from_words() -> None:
     assert values.words("a, b,,") == ("a", "b")
     assert values.words(["a", "b"]) == ("a", "b")
     with pytest.raises(ValueError, match="a list"):
         values.words({"a": "b"})
 
 
-def test_a_path_may_be_left_out_and_knows_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_path_is_optional_and_expands_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert values.file_path("") is None
     assert values.file_path(None) is None
@@ -190,7 +188,7 @@ def test_a_path_may_be_left_out_and_knows_the_home_directory(monkeypatch: pytest
         values.file_path("a\0b")
 
 
-def test_the_single_clusters_name_is_a_dns_label() -> None:
+def test_single_cluster_name_is_a_dns_label() -> None:
     assert values.cluster_name("edge-1") == "edge-1"
     for wrong in ("Edge", "a" * 64, "a\n", "../x", ""):
         with pytest.raises(ValueError, match="lowercase letters"):

@@ -77,21 +77,21 @@ def moved(to: Cluster) -> Cluster:
     return cluster("alpha", incarnation=to.incarnation, uid="u1", labels={"moved": "yes"})
 
 
-async def test_an_engaged_cluster_is_asked_and_what_it_says_is_told_and_counted(world: World) -> None:
+async def test_prober_reports_and_counts_result(world: World) -> None:
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: world.states == {"alpha": ConnectivityState.REACHABLE})
     assert world.asked[0] == "https://alpha.example.com"
     assert set(world.results) == {"reached"}
 
 
-async def test_a_failure_is_counted_by_its_cause(world: World) -> None:
+async def test_prober_counts_failure_by_cause(world: World) -> None:
     world.answer = ProbeFailed("dns", "no such host", is_of_host=True)
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: world.states == {"alpha": ConnectivityState.UNREACHABLE})
     assert set(world.results) == {"dns"}
 
 
-async def test_one_that_never_answers_does_not_hold_up_the_next(world: World) -> None:
+async def test_hanging_probe_does_not_delay_next(world: World) -> None:
     world.answer = None
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: world.waiting == 1)
@@ -100,7 +100,7 @@ async def test_one_that_never_answers_does_not_hold_up_the_next(world: World) ->
     await eventually(lambda: world.states == {"beta": ConnectivityState.REACHABLE})
 
 
-async def test_a_cluster_that_goes_while_it_is_asked_is_not_spoken_of(world: World) -> None:
+async def test_probe_of_disengaged_cluster_is_not_reported(world: World) -> None:
     world.answer = None
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: world.waiting == 1)
@@ -111,7 +111,7 @@ async def test_a_cluster_that_goes_while_it_is_asked_is_not_spoken_of(world: Wor
     assert "alpha" not in world.states
 
 
-async def test_an_update_that_leaves_the_endpoint_alone_is_no_reason_to_ask(world: World) -> None:
+async def test_update_with_same_endpoint_causes_no_probe(world: World) -> None:
     known = cluster("alpha")
     world.answer = None
     world.prober.engaged(known)
@@ -122,7 +122,7 @@ async def test_an_update_that_leaves_the_endpoint_alone_is_no_reason_to_ask(worl
     assert world.asked == ["https://alpha.example.com", "https://beta.example.com"]
 
 
-async def test_a_cluster_that_moved_is_asked_where_it_is_now(world: World) -> None:
+async def test_moved_cluster_is_probed_at_new_endpoint(world: World) -> None:
     world.answer = None
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: world.waiting == 1)
@@ -131,7 +131,7 @@ async def test_a_cluster_that_moved_is_asked_where_it_is_now(world: World) -> No
     await eventually(lambda: world.asked[-1] == elsewhere.target.endpoint)
 
 
-async def test_a_cluster_that_goes_just_before_it_is_asked_ends_nothing(world: World) -> None:
+async def test_cluster_disengaged_before_its_probe_is_skipped(world: World) -> None:
     await asyncio.sleep(0)  # the prober waits for something to do
     world.prober.engaged(cluster("alpha"))
     # After the prober has made the task, and before the task begins.
@@ -141,7 +141,7 @@ async def test_a_cluster_that_goes_just_before_it_is_asked_ends_nothing(world: W
     await eventually(lambda: world.states == {"beta": ConnectivityState.REACHABLE})
 
 
-async def test_one_that_disengages_is_asked_until_nobody_wants_to_know(world: World) -> None:
+async def test_cluster_disengaged_as_unreachable_is_probed_until_forgotten(world: World) -> None:
     world.answer = ProbeFailed("dns", "no such host")
     world.prober.engaged(cluster("alpha"))
     await eventually(lambda: len(world.asked) > 1)

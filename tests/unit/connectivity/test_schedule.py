@@ -77,7 +77,7 @@ class World:
             self.now = max(self.now, after)
 
 
-def test_a_cluster_is_probed_when_it_is_engaged_and_told_reachable() -> None:
+def test_engaged_cluster_is_probed_and_reachable() -> None:
     world = World()
     world.engage("alpha")
     (probe,) = world.due()
@@ -91,7 +91,7 @@ def test_then_once_each_interval_and_no_news_is_told() -> None:
     assert [at for at, _ in world.probed] == [100.0, 160.0, 220.0, 280.0, 340.0]
 
 
-def test_a_refusal_is_an_answer_and_is_said() -> None:
+def test_http_error_counts_as_reachable() -> None:
     world = World()
     world.engage("alpha")
     (probe,) = world.due()
@@ -115,7 +115,7 @@ def test_failing_for_long_is_told_once_with_its_cause() -> None:
     assert world.run(60.0, ProbeReached()) == ["alpha REACHABLE"]
 
 
-def test_many_behind_one_host_are_spread_over_its_budget() -> None:
+def test_probes_of_one_host_are_spread_over_its_budget() -> None:
     world = World()
     world.engage(*(f"p-{number}" for number in range(1000)))
     world.run(100.0, ProbeReached())
@@ -127,7 +127,7 @@ def test_many_behind_one_host_are_spread_over_its_budget() -> None:
     assert len(world.probed) == pytest.approx(2000, rel=0.1)
 
 
-def test_all_hosts_together_have_a_budget_too() -> None:
+def test_probes_of_all_hosts_share_a_budget() -> None:
     world = World()
     for number in range(1000):
         world.engage(f"p-{number}", host=f"h-{number}")
@@ -135,7 +135,7 @@ def test_all_hosts_together_have_a_budget_too() -> None:
     assert 450 <= len(world.probed) <= 560
 
 
-def test_no_more_are_under_way_than_allowed() -> None:
+def test_probes_in_flight_are_limited() -> None:
     world = World()
     for number in range(100):
         world.engage(f"p-{number}", host=f"h-{number}")
@@ -146,7 +146,7 @@ def test_no_more_are_under_way_than_allowed() -> None:
     assert len(world.due()) == 1
 
 
-def test_a_host_that_is_down_is_probed_once_and_not_a_thousand_times() -> None:
+def test_unreachable_host_is_probed_once() -> None:
     world = World()
     world.engage(*(f"p-{number}" for number in range(1000)))
     world.run(200.0, ProbeReached())
@@ -156,7 +156,7 @@ def test_a_host_that_is_down_is_probed_once_and_not_a_thousand_times() -> None:
     assert sorted(told) == sorted(f"p-{number} UNREACHABLE" for number in range(1000))
 
 
-def test_with_the_host_all_that_failed_with_it_come_back() -> None:
+def test_recovered_host_restores_its_clusters() -> None:
     world = World()
     world.engage("alpha", "beta", "gamma")
     world.run(200.0, ProbeReached())
@@ -166,7 +166,7 @@ def test_with_the_host_all_that_failed_with_it_come_back() -> None:
     assert sorted(told) == ["alpha REACHABLE", "beta REACHABLE", "gamma REACHABLE"]
 
 
-def test_one_that_had_failed_by_itself_has_to_be_seen_well_by_itself() -> None:
+def test_cluster_that_failed_alone_must_recover_alone() -> None:
     world = World()
     world.engage("sick", "well")
     world.run_each(200.0, sick=SICK, well=ProbeReached())
@@ -177,7 +177,7 @@ def test_one_that_had_failed_by_itself_has_to_be_seen_well_by_itself() -> None:
     assert world.state == {"sick": UNREACHABLE, "well": REACHABLE}
 
 
-def test_a_cluster_that_is_gone_is_not_probed_and_a_late_answer_says_nothing() -> None:
+def test_late_result_of_disengaged_cluster_is_ignored() -> None:
     world = World()
     world.engage("alpha", "beta")
     alpha, beta = world.due()
@@ -189,7 +189,7 @@ def test_a_cluster_that_is_gone_is_not_probed_and_a_late_answer_says_nothing() -
     assert {name for _, name in world.probed[2:]} == {"beta"}
 
 
-def test_one_that_is_gone_before_its_turn_leaves_the_turn_to_the_next() -> None:
+def test_disengaged_cluster_yields_its_slot() -> None:
     world = World()
     world.engage("alpha", "beta", "gamma")
     world.schedule.forget("alpha")
@@ -197,7 +197,7 @@ def test_one_that_is_gone_before_its_turn_leaves_the_turn_to_the_next() -> None:
     assert [name for _, name in world.probed] == ["beta", "gamma"]
 
 
-def test_a_host_that_is_down_is_asked_again_even_if_the_one_that_was_asked_for_all_is_gone() -> None:
+def test_unreachable_host_is_probed_after_its_representative_is_gone() -> None:
     world = World()
     world.engage("alpha", "beta", "gamma")
     world.run(2.0, GONE)
@@ -211,7 +211,7 @@ def test_a_host_that_is_down_is_asked_again_even_if_the_one_that_was_asked_for_a
     assert {name for _, name in world.probed} == {"alpha", "beta", "gamma"} - {scout.name}
 
 
-def test_an_answer_about_an_earlier_incarnation_says_nothing() -> None:
+def test_result_of_earlier_incarnation_is_ignored() -> None:
     world = World()
     world.engage("alpha")
     (before,) = world.due()
@@ -227,7 +227,7 @@ def test_an_answer_about_an_earlier_incarnation_says_nothing() -> None:
         max_size=60,
     )
 )
-def test_whatever_happens_every_cluster_is_probed_again(steps: list[tuple[str, str]]) -> None:
+def test_every_cluster_is_probed_again(steps: list[tuple[str, str]]) -> None:
     world = World()
     watched: set[str] = set()
     for name, step in steps:
@@ -249,7 +249,7 @@ def test_whatever_happens_every_cluster_is_probed_again(steps: list[tuple[str, s
     assert {name for _, name in world.probed} == watched
 
 
-def test_a_late_answer_from_a_host_that_nobody_watches_any_more_says_nothing() -> None:
+def test_late_result_of_forgotten_host_is_ignored() -> None:
     world = World()
     world.engage("alpha")
     (alpha,) = world.due()

@@ -42,7 +42,7 @@ def first_news(clusters: int, black_holes: int, *, minutes: float = 5.0) -> dict
     return {name: at for name, at in known.items() if name.startswith("well")}
 
 
-def test_the_others_are_known_in_the_same_time() -> None:
+def test_black_hole_does_not_delay_other_results() -> None:
     without, beside = first_news(500, 0), first_news(500, 50)
     assert len(beside) == 450
     assert max(beside.values()) <= max(without.values()) + 0.1

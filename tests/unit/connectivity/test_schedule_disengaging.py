@@ -40,21 +40,21 @@ class World:
             self.now = max(self.now, after)
 
 
-def test_one_that_stays_unreachable_disengages_after_the_time_that_is_set() -> None:
+def test_unreachable_cluster_disengages_after_configured_time() -> None:
     world = World(well=9)
     world.engage("alpha", away=SICK)
     world.run(1200.0)
     assert world.given_up == {"alpha": pytest.approx(60.0 + 600.0, abs=60.0)}
 
 
-def test_without_the_setting_nobody_ever_is() -> None:
+def test_unreachable_cluster_never_disengages_by_default() -> None:
     world = World(POLICY, well=9)
     world.engage("alpha", away=SICK)
     world.run(100_000.0)
     assert world.given_up == {}
 
 
-def test_one_that_answers_in_between_has_all_of_the_time_again() -> None:
+def test_reachable_result_restarts_disengage_timer() -> None:
     world = World(well=9)
     world.engage("alpha", away=SICK)
     world.run(600.0)
@@ -67,7 +67,7 @@ def test_one_that_answers_in_between_has_all_of_the_time_again() -> None:
     assert set(world.given_up) == {"alpha"}
 
 
-def test_a_host_that_many_share_is_never_an_end_to_any_of_them() -> None:
+def test_shared_host_outage_disengages_nothing() -> None:
     world = World(well=40)
     for name in ("alpha", "beta", "gamma"):
         world.engage(name, host="shared", away=GONE)
@@ -75,7 +75,7 @@ def test_a_host_that_many_share_is_never_an_end_to_any_of_them() -> None:
     assert world.given_up == {}
 
 
-def test_one_that_stays_away_when_its_host_is_back_has_the_time_from_then_on() -> None:
+def test_cluster_unreachable_after_host_recovery_restarts_timer() -> None:
     world = World(well=40)
     for name in ("alpha", "beta", "gamma"):
         world.engage(name, host="shared", away=GONE)
@@ -88,7 +88,7 @@ def test_one_that_stays_away_when_its_host_is_back_has_the_time_from_then_on() -
     assert world.given_up["alpha"] >= 3600.0
 
 
-def test_a_host_of_its_own_that_is_gone_is_the_cluster_that_is_gone() -> None:
+def test_cluster_with_own_host_disengages() -> None:
     world = World(well=9)
     world.engage("alpha", away=GONE)
     world.run(1200.0)
@@ -108,7 +108,7 @@ def test_a_host_of_its_own_that_is_gone_is_the_cluster_that_is_gone() -> None:
         (100, 0, False),
     ],
 )
-def test_nobody_disengages_while_too_many_are_away(away: int, well: int, given_up: bool) -> None:
+def test_no_cluster_disengages_while_too_many_are_unreachable(away: int, well: int, given_up: bool) -> None:
     world = World(well=well)
     for number in range(away):
         world.engage(f"away-{number}", away=SICK)
@@ -128,7 +128,7 @@ def test_once_enough_are_back_or_gone_the_rest_are_given_up() -> None:
     assert set(world.given_up) == {"alpha"}
 
 
-def test_a_probe_that_nobody_wants_any_more_is_the_last() -> None:
+def test_unneeded_probe_is_the_last() -> None:
     world = World()
     world.engage("alpha")
     (probe,) = world.schedule.due(0.0)

@@ -98,7 +98,7 @@ def test_ten_thousand_that_came_at_once_are_minted_for_at_no_more_than_twice_the
     assert peak <= 2 * mean
 
 
-def test_those_that_were_born_together_drift_apart() -> None:
+def test_renewals_of_simultaneous_leases_spread_out() -> None:
     """Where the rate of minting is no limit: one that was drawn once would leave them a herd for ever."""
     backend = Slow()
 
@@ -110,7 +110,7 @@ def test_those_that_were_born_together_drift_apart() -> None:
     assert peak <= 2 * mean
 
 
-def test_an_outage_of_half_a_lifetime_is_noticed_by_nobody() -> None:
+def test_outage_of_half_a_lifetime_affects_no_holder() -> None:
     """All of them fall due meanwhile, and are minted for in the order in which they end."""
     backend = Slow()
 

@@ -85,14 +85,14 @@ async def got(issuer: Issuer, cluster: Cluster = ALPHA, ttl_s: float | None = No
     return token_in(lease.issue("epoch.1", ME))
 
 
-async def test_one_mint_serves_ten_thousand_clusters_of_one_identity() -> None:
+async def test_one_mint_serves_all_clusters_of_an_identity() -> None:
     backend = Backend()
     async with issuing(backend) as issuer:
         given = {await got(issuer, a_cluster(f"p-{number}", number + 1)) for number in range(10_000)}
     assert (len(given), len(backend.asked)) == (1, 1)
 
 
-async def test_where_each_cluster_has_its_own_nobody_is_given_another_s() -> None:
+async def test_per_cluster_credentials_are_never_mixed() -> None:
     backend = Backend(Scope.CLUSTER)
     async with issuing(backend) as issuer:
         for name, incarnation in (("alpha", 1), ("beta", 2), ("alpha", 3)):
@@ -111,7 +111,7 @@ async def test_however_many_ask_there_is_one_mint_in_flight_for_a_lease() -> Non
     assert len(backend.asked) == 1
 
 
-async def test_a_backend_that_hangs_delays_nobody_who_has_a_valid_one() -> None:
+async def test_hanging_backend_does_not_delay_valid_credentials() -> None:
     backend = Backend(life_s=4)
     async with issuing(backend) as issuer:
         first = await got(issuer)
@@ -122,7 +122,7 @@ async def test_a_backend_that_hangs_delays_nobody_who_has_a_valid_one() -> None:
                 assert await got(issuer) == first
 
 
-async def test_it_is_renewed_before_it_ends_again_and_again_and_nobody_is_given_one_that_ended() -> None:
+async def test_credential_is_renewed_before_expiry() -> None:
     backend = Backend(life_s=0.8)
     async with issuing(backend) as issuer:
         seen: list[str] = []
@@ -153,7 +153,7 @@ async def test_while_the_backend_is_down_the_last_good_one_is_handed_out_and_the
         assert issuer.problem(ALPHA, UNLIMITED) is None
 
 
-async def test_who_has_nothing_waits_for_the_first_and_is_told_at_once_when_there_is_none() -> None:
+async def test_first_request_waits_for_credential_or_fails_at_once() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     async with issuing(backend) as issuer:
@@ -166,7 +166,7 @@ async def test_who_has_nothing_waits_for_the_first_and_is_told_at_once_when_ther
             await asking
 
 
-async def test_a_backend_that_hangs_for_too_long_is_given_up_for_now(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hanging_backend_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minter, "MINT_TIMEOUT_S", 0.05)
     backend = Backend()
     backend.gate.clear()
@@ -175,7 +175,7 @@ async def test_a_backend_that_hangs_for_too_long_is_given_up_for_now(monkeypatch
             await got(issuer)
 
 
-async def test_from_a_source_that_the_terms_leave_out_nothing_is_had() -> None:
+async def test_source_excluded_by_terms_is_not_used() -> None:
     one, other = Backend(), Backend()
     one.name, other.name = "one", "other"
     to = Recipient(ME.caller, "some", Terms(sources=frozenset({"other"}), max_ttl_s=60.0))
@@ -192,7 +192,7 @@ async def test_from_a_source_that_the_terms_leave_out_nothing_is_had() -> None:
             issuer.lease(ALPHA, None, none)
 
 
-async def test_what_is_not_to_be_handed_out_is_refused_for_good() -> None:
+async def test_unfit_credential_is_refused_permanently() -> None:
     backend = Backend()
     backend.failure = UnfitError("it lives for ever")
     async with issuing(backend) as issuer:
@@ -202,7 +202,7 @@ async def test_what_is_not_to_be_handed_out_is_refused_for_good() -> None:
         assert str(refusal) == "it lives for ever"
 
 
-async def test_without_a_source_nothing_is_handed_out() -> None:
+async def test_no_source_issues_nothing() -> None:
     async with issuing() as issuer:
         with pytest.raises(NoSourceError, match="no credential source is configured"):
             await got(issuer)
@@ -211,7 +211,7 @@ async def test_without_a_source_nothing_is_handed_out() -> None:
             issuer.lease(ALPHA, None, UNLIMITED).issue_exec("epoch.1", ME)
 
 
-async def test_the_first_source_that_covers_a_cluster_serves_it() -> None:
+async def test_first_matching_source_serves_cluster() -> None:
     one, other = Backend(), Backend()
     one.name, other.name = "one", "other"
     async with issuing(SourceAssignment(one, parse("env=prod")), SourceAssignment(other, parse("env=dev"))) as issuer:
@@ -229,14 +229,14 @@ async def test_the_first_source_that_covers_a_cluster_serves_it() -> None:
 @pytest.mark.parametrize(
     ("asked_s", "minted_s"), [(None, 600), (60, 60), (89, 60), (899, 600), (900, 900), (86400, 900), (3, 3)]
 )
-async def test_a_ttl_is_capped_and_counts_as_the_next_shorter_step(asked_s: float | None, minted_s: float) -> None:
+async def test_ttl_is_capped_and_rounded_down(asked_s: float | None, minted_s: float) -> None:
     backend = Backend(Scope.CLUSTER, life_s=1e6, takes_ttl=True)
     async with issuing(backend) as issuer:
         await got(issuer, ALPHA, asked_s)
     assert [wanted.ttl_s for wanted in backend.asked] == [minted_s]
 
 
-async def test_the_end_that_is_told_is_the_backend_s_and_the_time_to_come_again_lies_before_it() -> None:
+async def test_expiry_is_that_of_backend_and_refresh_precedes_it() -> None:
     backend = Backend(life_s=100)
     async with issuing(backend) as issuer:
         lease = issuer.lease(ALPHA, 10, UNLIMITED)
@@ -248,7 +248,7 @@ async def test_the_end_that_is_told_is_the_backend_s_and_the_time_to_come_again_
     assert made.issued_at + 49 < made.refresh_at < made.issued_at + 61
 
 
-async def test_what_nobody_takes_is_not_renewed_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unused_lease_is_not_renewed_indefinitely(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(minter, "CHECK_EVERY_S", 0.02)
     backend = Backend(Scope.CLUSTER, life_s=0.8)
     async with issuing(backend) as issuer:
@@ -269,7 +269,7 @@ async def test_at_most_so_many_mints_are_under_way_and_the_rest_wait_their_turn(
     assert backend.most_at_once == 4
 
 
-async def test_a_backend_that_is_down_is_tried_by_one_lease_at_a_time() -> None:
+async def test_failing_backend_is_retried_by_one_lease_at_a_time() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("down")
     async with issuing(backend, concurrency=5, per_second=10_000) as issuer:
@@ -285,7 +285,7 @@ async def test_a_backend_that_is_down_is_tried_by_one_lease_at_a_time() -> None:
     assert backend.most_at_once <= 5
 
 
-async def test_a_clock_that_is_set_forward_is_noticed_and_nothing_that_ended_by_it_is_handed_out(
+async def test_clock_set_forward_prevents_expired_credentials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(minter, "CHECK_EVERY_S", 0.02)
@@ -299,7 +299,7 @@ async def test_a_clock_that_is_set_forward_is_noticed_and_nothing_that_ended_by_
         assert first in backend.given
 
 
-async def test_a_mint_that_comes_back_after_its_cluster_was_disengaged_is_dropped() -> None:
+async def test_credential_minted_after_disengagement_is_dropped() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     metrics = Metrics()
@@ -314,14 +314,14 @@ async def test_a_mint_that_comes_back_after_its_cluster_was_disengaged_is_droppe
         assert issuer.health()[0].leases == 0
 
 
-async def test_what_an_earlier_run_of_the_daemon_minted_for_it_is_revoked_as_well() -> None:
+async def test_credential_of_earlier_run_is_revoked() -> None:
     backend = RevokingBackend()
     async with issuing(backend) as issuer:
         issuer.disengaged(ALPHA)
         await eventually(lambda: backend.revoked == [("alpha", 1)])
 
 
-async def test_what_is_unfit_for_one_cluster_refuses_no_other() -> None:
+async def test_unfit_credential_of_one_cluster_affects_no_other() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = UnfitError("it lives for ever")
     async with issuing(backend) as issuer:
@@ -334,7 +334,7 @@ async def test_what_is_unfit_for_one_cluster_refuses_no_other() -> None:
         assert await got(issuer, a_cluster("beta", 2)) == f"{CANARY}-beta-{len(backend.asked)}"
 
 
-async def test_what_a_cluster_had_is_revoked_when_it_is_disengaged_however_often_that_takes(
+async def test_credential_of_disengaged_cluster_is_revoked_with_retries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(minter, "REVOKE_BACKOFF_S", (0.001, 0.002))
@@ -349,7 +349,7 @@ async def test_what_a_cluster_had_is_revoked_when_it_is_disengaged_however_often
     assert sorted(backend.revoked) == [("alpha", 1), ("beta", 2)]
 
 
-async def test_every_hand_out_is_audited_with_who_what_until_when_and_no_secret() -> None:
+async def test_issue_is_audited_without_secret() -> None:
     async with issuing(Backend()) as issuer:
         with capture_logs() as lines:
             await got(issuer)
@@ -386,7 +386,7 @@ async def test_hand_outs_mints_and_ends_are_counted() -> None:
 
 
 @pytest.mark.parametrize("scope", [Scope.IDENTITY, Scope.CLUSTER])
-async def test_what_operators_have_can_be_looked_at_and_nothing_is_got_for_that(scope: Scope) -> None:
+async def test_held_credentials_are_inspectable_without_a_mint(scope: Scope) -> None:
     backend = Backend(scope)
     beta = a_cluster("beta", 2)
     async with issuing(backend) as issuer:
@@ -403,7 +403,7 @@ async def test_what_operators_have_can_be_looked_at_and_nothing_is_got_for_that(
         assert len(backend.asked) == asked
 
 
-async def test_where_no_source_is_for_a_cluster_its_operators_have_nothing() -> None:
+async def test_cluster_without_source_has_no_credentials() -> None:
     async with issuing() as issuer:
         assert issuer.held(ALPHA) is None
 

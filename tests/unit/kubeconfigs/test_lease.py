@@ -53,14 +53,14 @@ def token(found: IssuedCredential | None) -> str | None:
     return None if found is None or found.credential.token is None else found.credential.token.reveal()
 
 
-def test_nothing_is_held_nor_planned_before_somebody_asks() -> None:
+def test_lease_is_idle_before_first_request() -> None:
     empty = lease()
     assert empty.state == Empty()
     assert (empty.valid(at(0)), empty.useful(at(0)), empty.due_at, empty.failure) == (None, None, None, None)
     assert not empty.check(at(0))
 
 
-def test_the_first_is_renewed_anywhere_in_two_fifths_of_its_life_and_each_other_at_their_end() -> None:
+def test_lease_renewal_time_has_jitter() -> None:
     for draw, (first, later) in {0.0: (10, 36), 0.5: (26, 39), 1.0: (42, 42)}.items():
         made = lease(lambda draw=draw: draw)  # type: ignore[misc]
         made.begin()
@@ -72,7 +72,7 @@ def test_the_first_is_renewed_anywhere_in_two_fifths_of_its_life_and_each_other_
     assert FIRST_RENEWAL[0] < RENEWAL[0] < RENEWAL[1] == FIRST_RENEWAL[1] < REFRESH[0]
 
 
-def test_one_that_is_well_into_its_life_when_it_comes_is_renewed_at_once() -> None:
+def test_lease_renews_aged_credential_at_once() -> None:
     made = lease()
     made.begin()
     made.succeeded(minted("t1", 920), at(0))
@@ -85,7 +85,7 @@ def test_however_long_one_lives_a_newer_one_is_looked_for_within_the_hour() -> N
     assert made.due_at <= MAX_RENEWAL_S * 1.1
 
 
-def test_it_is_handed_out_while_the_next_is_got() -> None:
+def test_lease_issues_current_credential_during_renewal() -> None:
     made = fresh()
     assert made.check(at(50))
     assert token(made.begin()) == "t1"
@@ -97,7 +97,7 @@ def test_it_is_handed_out_while_the_next_is_got() -> None:
     assert token(made.useful(at(60))) == "t2"
 
 
-def test_it_is_worth_handing_out_while_a_good_part_of_its_life_is_left_and_valid_to_just_before_its_end() -> None:
+def test_lease_issues_credential_with_enough_lifetime_left() -> None:
     made = fresh(life_s=600)
     assert token(made.useful(at(419))) == "t1"
     assert made.useful(at(421)) is None
@@ -106,7 +106,7 @@ def test_it_is_worth_handing_out_while_a_good_part_of_its_life_is_left_and_valid
 
 
 @pytest.mark.parametrize(("life_s", "useful", "margin"), [(3600, 1080, 10), (600, 180, 10), (160, 60, 8), (20, 8, 1)])
-def test_how_much_must_be_left_depends_on_the_life(life_s: float, useful: float, margin: float) -> None:
+def test_lease_minimum_remaining_time_depends_on_lifetime(life_s: float, useful: float, margin: float) -> None:
     assert (useful_s(life_s), margin_s(life_s)) == (useful, margin)
     assert useful < (1 - RENEWAL[1]) * life_s
 
@@ -131,7 +131,7 @@ def test_failures_are_retried_after_waits_that_double_up_to_a_bound() -> None:
     assert made.failure is None
 
 
-def test_the_shorter_the_life_of_what_is_held_the_sooner_it_is_tried_again() -> None:
+def test_lease_retry_interval_depends_on_lifetime() -> None:
     for life_s, waited_s in ((4000, 11.25), (200, 3.75), (10, 0.375)):
         made = fresh(life_s=life_s)
         for _ in range(8):
@@ -141,7 +141,7 @@ def test_the_shorter_the_life_of_what_is_held_the_sooner_it_is_tried_again() -> 
 
 
 @pytest.mark.parametrize("life_s", [10, 20, 60, 200, 600, 3600])
-def test_what_can_not_be_had_for_half_a_lifetime_is_missed_by_nobody(life_s: float) -> None:
+def test_lease_survives_outage_of_half_a_lifetime(life_s: float) -> None:
     """However late in its life the outage begins before the next would have been asked for."""
     made = fresh(life_s=life_s)
     now = RENEWAL[1] * life_s
@@ -154,7 +154,7 @@ def test_what_can_not_be_had_for_half_a_lifetime_is_missed_by_nobody(life_s: flo
     assert made.valid(at(now)) is not None
 
 
-def test_a_backend_that_says_when_to_come_again_is_obeyed_within_reason() -> None:
+def test_lease_respects_retry_after_within_limits() -> None:
     for asked, waited in ((5.0, 5.0), (1e9, BACKOFF_S[1]), (None, 0.375)):
         made = fresh()
         made.begin()
@@ -162,7 +162,7 @@ def test_a_backend_that_says_when_to_come_again_is_obeyed_within_reason() -> Non
         assert made.due_at == pytest.approx(50 + waited)
 
 
-def test_the_last_good_one_is_handed_out_to_its_end_and_then_nothing_is() -> None:
+def test_lease_issues_last_credential_until_expiry() -> None:
     made = fresh()
     made.begin()
     made.failed(DOWN, at(80))
@@ -176,7 +176,7 @@ def test_the_last_good_one_is_handed_out_to_its_end_and_then_nothing_is() -> Non
     assert not made.check(at(101))
 
 
-def test_it_may_end_while_the_next_is_got() -> None:
+def test_lease_credential_may_expire_during_renewal() -> None:
     made = fresh()
     made.begin()
     assert made.valid(at(100)) is None
@@ -185,24 +185,24 @@ def test_it_may_end_while_the_next_is_got() -> None:
     assert isinstance(made.state, Expired)
 
 
-def test_what_ends_first_is_seen_to_first_and_what_has_nothing_before_it() -> None:
+def test_lease_priority_is_earliest_expiry_first() -> None:
     sooner, later = fresh(life_s=50), fresh(life_s=60)
     assert sorted([later, sooner, lease()], key=lambda made: made.ends_at)[1:] == [sooner, later]
 
 
-def test_one_whose_end_nobody_saw_coming_is_replaced_at_once() -> None:
+def test_lease_replaces_unexpectedly_expired_credential_at_once() -> None:
     made = fresh()
     assert made.check(at(1, wall=5000))  # the machine slept, or the clock was set
     assert made.state == Empty()
 
 
-def test_a_clock_that_is_set_back_makes_no_credential_live_longer() -> None:
+def test_clock_set_back_does_not_extend_lease() -> None:
     made = fresh()
     assert made.valid(at(99, wall=200)) is None
     assert made.valid(at(94, wall=200)) is not None
 
 
-def test_a_source_that_gives_the_same_again_is_asked_again_soon_and_not_in_a_tight_loop() -> None:
+def test_lease_retries_identical_credential_with_backoff() -> None:
     made = fresh()
     for now, due_in in ((50, 5), (90, 1), (99.9, 0.2)):
         made.begin()
@@ -212,7 +212,7 @@ def test_a_source_that_gives_the_same_again_is_asked_again_soon_and_not_in_a_tig
     assert made.valid(at(96)) is None
 
 
-def test_two_attempts_at_once_are_a_mistake_of_ours() -> None:
+def test_lease_rejects_concurrent_renewals() -> None:
     made = lease()
     made.begin()
     with pytest.raises(AssertionError):

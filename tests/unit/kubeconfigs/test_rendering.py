@@ -33,7 +33,7 @@ def parts(text: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     return cluster["cluster"], user["user"]
 
 
-def test_an_embedded_one_holds_the_server_its_authority_and_the_credential_and_nothing_else() -> None:
+def test_embedded_kubeconfig_has_server_ca_and_credential_only() -> None:
     cluster, user = parts(embedded("alpha", "https://milo/alpha", PLACE, TOKEN))
     assert cluster == {
         "server": "https://milo/alpha",
@@ -43,7 +43,7 @@ def test_an_embedded_one_holds_the_server_its_authority_and_the_credential_and_n
     assert user == {"token": "t1"}
 
 
-def test_a_client_certificate_is_embedded_as_data() -> None:
+def test_embedded_client_certificate_is_inline_data() -> None:
     pair = ClientCertificate(chain=b"CHAIN", key=Secret("KEY"))
     _, user = parts(embedded("alpha", "https://milo", PLACE, Credential(certificate=pair)))
     assert {key: base64.b64decode(value) for key, value in user.items()} == {
@@ -52,11 +52,11 @@ def test_a_client_certificate_is_embedded_as_data() -> None:
     }
 
 
-def test_without_an_authority_the_system_s_are_used() -> None:
+def test_kubeconfig_without_ca_uses_system_trust() -> None:
     assert parts(embedded("alpha", "https://milo", ServerTrust(None), TOKEN))[0] == {"server": "https://milo"}
 
 
-def test_the_exec_form_holds_no_secret_and_calls_the_client_s_command() -> None:
+def test_exec_kubeconfig_has_no_secret_and_calls_client_command() -> None:
     cluster, user = parts(exec_form("alpha", "https://milo/alpha", PLACE, "unix:///d.sock"))
     assert cluster["server"] == "https://milo/alpha"
     hint = user["exec"].pop("installHint")
@@ -73,16 +73,16 @@ def test_the_exec_form_holds_no_secret_and_calls_the_client_s_command() -> None:
     }
 
 
-def test_without_an_address_the_command_finds_the_daemon_by_itself() -> None:
+def test_exec_kubeconfig_without_address_uses_default() -> None:
     assert parts(exec_form("alpha", "https://milo", PLACE, None))[1]["exec"]["env"] == []
 
 
-def test_the_same_makes_the_same_bytes() -> None:
+def test_rendering_is_deterministic() -> None:
     assert embedded("a", "https://m", PLACE, TOKEN) == embedded("a", "https://m", PLACE, TOKEN)
 
 
 @pytest.mark.parametrize("server", ["http://milo", "http://10.0.0.1:8080", "http:///", "ftp://milo"])
-def test_a_credential_is_not_sent_in_the_clear(server: str) -> None:
+def test_credential_over_plain_http_is_refused(server: str) -> None:
     with pytest.raises(UnfitError, match="has no TLS"):
         embedded("alpha", server, PLACE, TOKEN)
 
@@ -119,7 +119,7 @@ async def test_kubectl_reads_what_we_wrote(tmp_path: Path) -> None:
         assert (viewed["current-context"], viewed["users"][0]["user"]["token"]) == (name, name)
 
 
-def test_the_kubernetes_package_reads_what_we_wrote() -> None:
+def test_kubernetes_package_reads_rendered_kubeconfig() -> None:
     from kubernetes import config  # noqa: PLC0415 - importing it takes most of a second
 
     for name in TREACHEROUS:

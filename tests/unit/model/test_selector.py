@@ -8,7 +8,7 @@ A_LONG_NAME = "a" * 63
 
 
 @pytest.mark.parametrize("nothing", ["", " ", "\t\r\n"])
-def test_nothing_asked_for_matches_everything(nothing: str) -> None:
+def test_empty_selector_matches_everything(nothing: str) -> None:
     assert parse(nothing) == Selector()
     assert not parse(nothing)
     assert parse(nothing).matches(())
@@ -47,7 +47,7 @@ def test_nothing_asked_for_matches_everything(nothing: str) -> None:
         (f"a={A_LONG_NAME}", {"a": A_LONG_NAME}, {}),
     ],
 )
-def test_a_selector_matches_as_it_does_for_an_api_server(
+def test_selector_matches_like_api_server(
     selector: str, matching: dict[str, str], not_matching: dict[str, str]
 ) -> None:
     assert parse(selector).matches(matching.items())
@@ -91,7 +91,7 @@ def test_a_selector_matches_as_it_does_for_an_api_server(
         ("x=a||y=b", "label value 'a||y' must be"),
     ],
 )
-def test_a_wrong_selector_is_refused_with_what_is_wrong_and_where(selector: str, problem: str) -> None:
+def test_invalid_selector_names_problem_and_position(selector: str, problem: str) -> None:
     with pytest.raises(SelectorError) as refused:
         parse(selector)
     assert problem in str(refused.value)
@@ -114,5 +114,5 @@ def test_selectors_that_say_the_same_read_the_same(selector: str, canonical: str
     assert str(parse(canonical)) == canonical
 
 
-def test_a_requirement_says_what_it_asks_for() -> None:
+def test_requirement_prints_itself() -> None:
     assert parse("a notin (b)").requirements == (Requirement("a", "notin", frozenset({"b"})),)

@@ -15,14 +15,14 @@ from milo_discoveryd.modes.single import SingleMode
 SETTING = Setting(project_endpoint="https://api.example.com")
 
 
-def test_the_three_modes_of_this_package_are_found() -> None:
+def test_built_in_modes_are_found() -> None:
     assert {"project", "project-control-plane", "single"} <= set(mode.names())
     assert mode.load("project") is ProjectMode
     assert mode.load("project-control-plane") is ProjectControlPlaneMode
     assert mode.load("single") is SingleMode
 
 
-def test_a_mode_that_is_not_there_is_named_together_with_those_that_are() -> None:
+def test_unknown_mode_lists_available_modes() -> None:
     with pytest.raises(LookupError, match=r"there is no mode 'projects'; installed are .*project, .*single"):
         mode.load("projects")
 
@@ -42,7 +42,7 @@ class Theirs:
         return ()
 
 
-def test_a_mode_either_watches_or_knows_its_clusters() -> None:
+def test_mode_either_watches_or_has_fixed_clusters() -> None:
     assert isinstance(ProjectMode(SETTING), WatchedMode)
     assert not isinstance(ProjectMode(SETTING), FixedMode)
     assert isinstance(SingleMode(SETTING), FixedMode)

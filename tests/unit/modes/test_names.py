@@ -56,14 +56,14 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=lambda name: repr(name[:20]))
-def test_a_hostile_name_makes_the_object_malformed(name: str) -> None:
+def test_hostile_name_is_malformed(name: str) -> None:
     for observed in (PROJECTS.observe(project(name)), CONTROL_PLANES.observe(control_plane(name))):
         assert isinstance(observed, Malformed)
         assert observed.name == name
         assert observed.message.startswith(f"the name {name[:80]!r} is not a DNS ")
 
 
-def test_what_a_name_may_be_depends_on_where_it_goes() -> None:
+def test_name_rules_depend_on_use() -> None:
     assert isinstance(PROJECTS.observe(project("a.b")), Ready)
     assert isinstance(PROJECTS.observe(project(f"{'a' * 63}.{'b' * 63}")), Ready)
     assert isinstance(PROJECTS.observe(project("a" * 64)), Malformed)
@@ -80,7 +80,7 @@ NAMES = st.one_of(
 
 
 @given(NAMES)
-def test_an_endpoint_is_where_the_name_says_and_nowhere_else(name: str) -> None:
+def test_endpoint_is_derived_from_name_only(name: str) -> None:
     observed = PROJECTS.observe(project(name))
     if isinstance(observed, Ready):
         parts = URL(observed.target.endpoint)

@@ -18,7 +18,7 @@ def target(**metadata: object) -> Target:
     return observed.target
 
 
-def test_a_ready_project_stands_for_a_path_of_the_same_api() -> None:
+def test_ready_project_has_path_endpoint() -> None:
     assert MODE.observe(project("apollo")) == Ready(
         "uid-apollo",
         "7",
@@ -30,7 +30,7 @@ def test_a_ready_project_stands_for_a_path_of_the_same_api() -> None:
     )
 
 
-def test_it_watches_projects() -> None:
+def test_project_mode_watches_projects() -> None:
     assert ProjectMode.resource.path == "/apis/resourcemanager.miloapis.com/v1alpha1/projects"
 
 
@@ -43,15 +43,13 @@ def test_it_watches_projects() -> None:
         ([condition("Other")], "condition Ready is not set"),
     ],
 )
-def test_a_project_whose_condition_is_not_true_is_not_ready_and_says_why(
-    conditions: list[dict[str, str]], message: str
-) -> None:
+def test_not_ready_project_has_reason(conditions: list[dict[str, str]], message: str) -> None:
     assert MODE.observe(project("apollo", *conditions)) == NotReady(
         "apollo", "uid-apollo", "7", message, fields=ObjectFields("apollo", "", ())
     )
 
 
-def test_the_organization_is_the_owners_or_else_the_labels() -> None:
+def test_organization_is_owner_or_label() -> None:
     label = {"resourcemanager.miloapis.com/organization-name": "labelled"}
     owned = {"ownerRef": {"kind": "Organization", "name": "owner"}}
     assert target(spec=owned, labels=label).organization == "owner"
@@ -76,7 +74,7 @@ def test_annotations_are_passed_on_only_where_the_settings_allow() -> None:
     assert observed.target.annotations == ()
 
 
-def test_a_project_that_is_being_deleted_is_still_there_and_says_what_it_waits_for() -> None:
+def test_terminating_project_stays_engaged_with_message() -> None:
     cleanup = condition("ResourceCleanup", "False", "CleanupAwaitingCompletion", "2 networks are left")
     observed = MODE.observe(project("apollo", condition("Ready"), cleanup, deletionTimestamp="2026-11-20T08:00:00Z"))
     assert isinstance(observed, Ready)
@@ -84,25 +82,25 @@ def test_a_project_that_is_being_deleted_is_still_there_and_says_what_it_waits_f
     assert observed.target.deletion_message == "2 networks are left"
 
 
-def test_the_message_of_a_cleanup_counts_only_while_there_is_a_deletion() -> None:
+def test_deletion_message_requires_deletion() -> None:
     observed = MODE.observe(project("apollo", condition("Ready"), condition("ResourceCleanup", message="old")))
     assert isinstance(observed, Ready)
     assert observed.target.deletion_message == ""
     assert target(deletionTimestamp="1970-01-01T00:00:00Z").deletion_message == ""
 
 
-def test_a_time_may_be_of_any_zone() -> None:
+def test_time_in_any_zone_is_accepted() -> None:
     assert target(deletionTimestamp="1970-01-01T02:00:01+02:00").deletion_requested_at == 1.0
 
 
 @pytest.mark.parametrize("time", ["yesterday", "", "2026-11-20T08:00:00", "2026-13-01T00:00:00Z"])
-def test_a_time_that_is_none_makes_the_object_malformed(time: str) -> None:
+def test_invalid_time_is_malformed(time: str) -> None:
     assert MODE.observe(project("apollo", deletionTimestamp=time)) == Malformed(
         "apollo", "uid-apollo", "7", f"deletionTimestamp {time!r} is not a time with a time zone"
     )
 
 
-def test_a_suspended_project_is_still_there_and_says_so() -> None:
+def test_suspended_project_stays_engaged() -> None:
     observed = MODE.observe(project("apollo", condition("Ready"), condition("Suspended")))
     assert isinstance(observed, Ready)
     assert observed.target.suspended
@@ -111,7 +109,7 @@ def test_a_suspended_project_is_still_there_and_says_so() -> None:
     assert not observed.target.suspended
 
 
-def test_what_nobody_is_told_of_makes_no_difference() -> None:
+def test_invisible_fields_do_not_change_target() -> None:
     one = MODE.observe(project("apollo", condition("Ready", message="checked at 8"), condition("Quota")))
     other = MODE.observe(project("apollo", condition("Ready", message="checked at 9"), resourceVersion="8"))
     assert isinstance(one, Ready)

@@ -23,7 +23,7 @@ def endpoint(of: ProjectControlPlaneMode, **metadata: object) -> str:
     return observed.target.endpoint
 
 
-def test_a_ready_control_plane_stands_for_its_address_in_the_cluster() -> None:
+def test_ready_control_plane_has_cluster_internal_endpoint() -> None:
     assert mode().observe(control_plane("apollo")) == Ready(
         "uid-apollo",
         "7",
@@ -35,7 +35,7 @@ def test_a_ready_control_plane_stands_for_its_address_in_the_cluster() -> None:
     )
 
 
-def test_it_watches_control_planes() -> None:
+def test_project_control_plane_mode_watches_control_planes() -> None:
     assert ProjectControlPlaneMode.resource.path == "/apis/infrastructure.miloapis.com/v1alpha1/projectcontrolplanes"
 
 
@@ -53,18 +53,18 @@ def test_addresses_follow_the_templates(address: str, namespace: str, expected: 
     assert endpoint(following, labels=PROJECT_UID) == f"https://{expected}"
 
 
-def test_the_scheme_is_that_of_the_project_api() -> None:
+def test_endpoint_scheme_is_that_of_project_api() -> None:
     plain = ProjectControlPlaneMode(Setting(project_endpoint="http://127.0.0.1:8080"))
     assert endpoint(plain).startswith("http://milo-apiserver.")
 
 
-def test_the_uid_is_the_projects_where_it_is_known_and_the_incarnation_the_objects() -> None:
+def test_uid_is_that_of_project_and_incarnation_that_of_object() -> None:
     observed = mode().observe(control_plane("apollo", labels=PROJECT_UID))
     assert isinstance(observed, Ready)
     assert (observed.uid, observed.target.uid) == ("uid-apollo", UID)
 
 
-def test_the_organization_is_the_owner_annotations_or_else_the_labels() -> None:
+def test_organization_is_owner_annotation_or_label() -> None:
     owner = {"resourcemanager.miloapis.com/owner-name": "owner"}
     label = {"resourcemanager.miloapis.com/organization-name": "labelled"}
     for metadata, expected in (
@@ -77,7 +77,7 @@ def test_the_organization_is_the_owner_annotations_or_else_the_labels() -> None:
         assert observed.target.organization == expected
 
 
-def test_it_says_since_when_it_is_being_deleted() -> None:
+def test_terminating_control_plane_has_deletion_time() -> None:
     observed = mode().observe(control_plane(deletionTimestamp="1970-01-01T00:00:05Z"))
     assert isinstance(observed, Ready)
     assert observed.target.deletion_requested_at == 5.0
@@ -90,14 +90,14 @@ def test_it_says_since_when_it_is_being_deleted() -> None:
         ([condition("Ready")], "condition ControlPlaneReady is not set"),
     ],
 )
-def test_one_whose_condition_is_not_true_is_not_ready(conditions: list[dict[str, str]], message: str) -> None:
+def test_not_ready_control_plane_has_reason(conditions: list[dict[str, str]], message: str) -> None:
     assert mode().observe(control_plane("apollo", *conditions)) == NotReady(
         "apollo", "uid-apollo", "7", message, fields=ObjectFields("apollo", "", ())
     )
 
 
 @pytest.mark.parametrize("uid", ["..", "a.b", "A", "a/b", "a\n", "a" * 64, "a@evil.example.com"])
-def test_a_uid_that_may_not_be_put_into_an_address_makes_the_object_malformed(uid: str) -> None:
+def test_uid_unsafe_for_an_address_is_malformed(uid: str) -> None:
     labels = {"resourcemanager.miloapis.com/project-uid": uid}
     for templates in (
         {"internal_address_template": "{uid}.example.com"},
@@ -107,6 +107,6 @@ def test_a_uid_that_may_not_be_put_into_an_address_makes_the_object_malformed(ui
         assert observed == Malformed("apollo", "uid-apollo", "7", f"the project's UID {uid!r} is not a DNS label")
 
 
-def test_a_uid_that_no_template_uses_may_be_anything() -> None:
+def test_uid_unused_by_template_is_not_validated() -> None:
     labels = {"resourcemanager.miloapis.com/project-uid": "../.."}
     assert endpoint(mode(), labels=labels) == "https://milo-apiserver.project-apollo.svc.cluster.local:6443"

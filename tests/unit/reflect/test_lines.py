@@ -17,7 +17,7 @@ def test_lines_come_out_whole_and_empty_ones_are_left_out() -> None:
 
 
 @pytest.mark.parametrize("cut", range(len(STREAM) + 1))
-def test_where_the_stream_is_cut_makes_no_difference(cut: int) -> None:
+def test_line_splitter_is_independent_of_chunk_boundaries(cut: int) -> None:
     assert fed(STREAM[:cut], STREAM[cut:]) == fed(STREAM)
 
 
@@ -25,7 +25,7 @@ def test_bytes_one_by_one_make_the_same_lines() -> None:
     assert fed(*(STREAM[index : index + 1] for index in range(len(STREAM)))) == fed(STREAM)
 
 
-def test_an_unfinished_line_is_known_of() -> None:
+def test_line_splitter_reports_unfinished_line() -> None:
     lines = Lines()
     lines.feed(b"half")
     assert lines.partial
@@ -37,10 +37,10 @@ def test_an_unfinished_line_is_known_of() -> None:
     "chunks",
     [(b"123456",), (b"123", b"456"), (b"1\n123456\n1\n",), (b"1\n123456",), (b"123", b"456\n"), (b"1\n\n123", b"456")],
 )
-def test_a_line_over_the_limit_is_refused_however_it_comes(chunks: tuple[bytes, ...]) -> None:
+def test_line_splitter_rejects_line_over_limit(chunks: tuple[bytes, ...]) -> None:
     with pytest.raises(LineTooLongError, match="longer than 5 bytes"):
         fed(*chunks, limit=5)
 
 
-def test_a_line_of_just_the_limit_is_taken() -> None:
+def test_line_splitter_accepts_line_of_exact_limit() -> None:
     assert fed(b"12345\n123", b"45\n", limit=5) == [b"12345", b"12345"]

@@ -47,7 +47,7 @@ def test_before_anything_was_read_the_source_is_being_caught_up_with() -> None:
     assert not Life().reflector.synced
 
 
-def test_a_list_is_read_page_by_page() -> None:
+def test_list_is_read_page_by_page() -> None:
     life = Life(ReflectorPolicy(streaming_lists=False, page_size=2))
     assert life.request == FetchPage("", 2)
     assert life.page(seen("a"), seen("b"), then="t1") == [ListStarted(), Listed(seen("a")), Listed(seen("b"))]
@@ -58,7 +58,7 @@ def test_a_list_is_read_page_by_page() -> None:
     assert life.reflector.synced
 
 
-def test_a_page_counts_as_read_when_its_last_finding_was_taken() -> None:
+def test_page_is_read_when_its_last_object_was_consumed() -> None:
     life = Life()
     findings = life.reflector.listed(ListPage("10", ""), [seen("a")], life.now)
     assert next(findings) == ListStarted()
@@ -67,14 +67,14 @@ def test_a_page_counts_as_read_when_its_last_finding_was_taken() -> None:
     assert life.request == OpenWatch("10", TIMEOUT_S)
 
 
-def test_a_complete_list_makes_the_view_current() -> None:
+def test_complete_list_makes_source_current() -> None:
     life = Life()
     life.now = 105.0
     life.page()
     assert life.reflector.status == SourceStatus(SourceState.STREAMING, 105.0, last_contact=105.0)
 
 
-def test_a_list_without_a_version_is_read_again_after_a_while() -> None:
+def test_list_without_version_is_repeated_after_interval() -> None:
     life = Life()
     assert life.page(seen("a"), version="") == [ListStarted(), Listed(seen("a")), ListEnded()]
     assert life.request == Wait(START + 8.0)
@@ -82,7 +82,7 @@ def test_a_list_without_a_version_is_read_again_after_a_while() -> None:
     assert life.request == FIRST_PAGE
 
 
-def test_a_page_that_fails_begins_the_list_again_after_a_wait() -> None:
+def test_failed_page_restarts_list_after_backoff() -> None:
     life = Life()
     life.page(then="t1")
     assert life.failed() == []
@@ -93,7 +93,7 @@ def test_a_page_that_fails_begins_the_list_again_after_a_wait() -> None:
     assert life.page(seen("a"))[0] == ListStarted()
 
 
-def test_the_time_that_an_answer_was_waited_for_counts_as_waited() -> None:
+def test_response_time_counts_toward_backoff() -> None:
     life = Life()
     for delay in (1.0, 2.0, 4.0, 8.0):
         assert life.request == FIRST_PAGE
@@ -103,14 +103,14 @@ def test_the_time_that_an_answer_was_waited_for_counts_as_waited() -> None:
         life.now += delay
 
 
-def test_a_list_that_outlives_its_version_is_begun_again_at_once() -> None:
+def test_expired_list_restarts_at_once() -> None:
     life = Life()
     life.page(then="t1")
     assert life.failed(EXPIRED) == [Relisting("Expired")]
     assert life.request == FIRST_PAGE
 
 
-def test_a_list_that_outlives_its_version_twice_is_read_in_one_piece() -> None:
+def test_list_that_expires_twice_is_requested_in_one_page() -> None:
     life = Life()
     for _ in range(2):
         life.page(then="t1")
@@ -126,13 +126,13 @@ def test_a_list_that_outlives_its_version_twice_is_read_in_one_piece() -> None:
     assert life.request == FIRST_PAGE
 
 
-def test_a_first_page_that_is_expired_waits_like_any_failure() -> None:
+def test_expired_first_page_waits_for_backoff() -> None:
     life = Life()
     life.failed(EXPIRED)
     assert life.request == Wait(START + 1.0)
 
 
-def test_a_list_may_come_as_the_beginning_of_a_watch() -> None:
+def test_streaming_list_starts_as_a_watch() -> None:
     life = Life(STREAMING)
     assert life.request == STREAMED_LIST
     assert life.opened() == [ListStarted()]
@@ -149,20 +149,20 @@ def test_a_list_may_come_as_the_beginning_of_a_watch() -> None:
     assert life.status == (SourceState.STREAMING, START + 10.0, "")
 
 
-def test_a_streaming_list_goes_on_as_a_watch_from_its_version() -> None:
+def test_streaming_list_continues_as_watch_from_its_version() -> None:
     life = listed(STREAMING)
     life.now += 60
     assert life.ended() == []
     assert life.request == OpenWatch("10", TIMEOUT_S)
 
 
-def test_an_object_that_goes_while_it_is_being_listed_is_not_on_the_list() -> None:
+def test_object_deleted_during_streaming_list_is_not_listed() -> None:
     life = Life(STREAMING)
     life.opened()
     assert life.events(changed("a", "3"), ObjectRemoved("a", "uid-a", "4")) == [Listed(seen("a", "3")), Unlisted("a")]
 
 
-def test_a_streaming_list_without_a_version_is_read_again_after_a_while() -> None:
+def test_streaming_list_without_version_is_repeated_after_interval() -> None:
     life = Life(STREAMING)
     life.opened()
     assert life.events(Bookmark("", True), changed("a", "3")) == [ListEnded()]
@@ -172,21 +172,21 @@ def test_a_streaming_list_without_a_version_is_read_again_after_a_while() -> Non
     assert life.request == STREAMED_LIST
 
 
-def test_an_odd_event_within_a_list_is_passed_over() -> None:
+def test_invalid_event_in_streaming_list_is_ignored() -> None:
     life = Life(STREAMING)
     life.opened()
     assert life.events(UnknownEvent("what?"), changed("a", "3")) == [EventIgnored("what?"), Listed(seen("a", "3"))]
 
 
 @pytest.mark.parametrize("status", [400, 403, 422])
-def test_a_server_that_refuses_streaming_lists_is_asked_for_pages(status: int) -> None:
+def test_server_without_streaming_lists_is_listed_in_pages(status: int) -> None:
     life = Life(STREAMING)
     assert life.failed(Failure("Invalid", "sendInitialEvents is forbidden", status)) == []
     assert life.request == FIRST_PAGE
     assert life.status[0] is SourceState.CATCHING_UP
 
 
-def test_the_next_list_is_asked_for_as_a_stream_again() -> None:
+def test_streaming_list_is_requested_again_for_next_list() -> None:
     life = Life(STREAMING)
     life.failed(Failure("Forbidden", "no", 403))
     life.page()
@@ -195,7 +195,7 @@ def test_the_next_list_is_asked_for_as_a_stream_again() -> None:
     assert life.request == STREAMED_LIST
 
 
-def test_a_server_that_is_still_building_its_cache_gives_pages_meanwhile() -> None:
+def test_server_building_its_cache_is_listed_in_pages_meanwhile() -> None:
     life = Life(STREAMING)
     life.failed(Failure("TooManyRequests", "storage is (re)initializing", 429, 1.0))
     assert life.request == FIRST_PAGE
@@ -212,7 +212,7 @@ def test_once_there_is_a_view_a_busy_server_is_given_the_time_it_asks_for() -> N
     assert life.request == STREAMED_LIST
 
 
-def test_a_streaming_list_that_stops_is_a_server_that_does_not_know_them() -> None:
+def test_stalled_streaming_list_falls_back_to_pages() -> None:
     life = Life(STREAMING)
     life.opened()
     life.events(changed("a", "3"))
@@ -225,7 +225,7 @@ def test_a_streaming_list_that_stops_is_a_server_that_does_not_know_them() -> No
     assert life.request == FIRST_PAGE, "it is not asked again"
 
 
-def test_a_streaming_list_that_is_cut_is_begun_again_after_a_wait() -> None:
+def test_interrupted_streaming_list_restarts_after_backoff() -> None:
     life = Life(STREAMING)
     life.opened()
     assert life.ended() == []
@@ -236,7 +236,7 @@ def test_a_streaming_list_that_is_cut_is_begun_again_after_a_wait() -> None:
 
 
 @pytest.mark.parametrize("failure", [CUT, Failure("MalformedResponse", "not an event")])
-def test_a_streaming_list_that_breaks_twice_gives_way_to_pages(failure: Failure) -> None:
+def test_streaming_list_that_fails_twice_falls_back_to_pages(failure: Failure) -> None:
     life = Life(STREAMING)
     life.opened()
     life.failed(failure)
@@ -246,7 +246,7 @@ def test_a_streaming_list_that_breaks_twice_gives_way_to_pages(failure: Failure)
     assert life.request == FIRST_PAGE
 
 
-def test_a_server_that_is_not_there_is_not_asked_for_pages_instead() -> None:
+def test_unreachable_server_is_not_asked_for_pages() -> None:
     life = Life(STREAMING)
     for delay in (1.0, 2.0, 4.0):
         assert life.request == STREAMED_LIST
@@ -263,7 +263,7 @@ def test_junk_within_a_streaming_list_ends_it() -> None:
     assert not life.reflector.synced
 
 
-def test_a_refusal_within_a_streaming_list_ends_it() -> None:
+def test_error_event_ends_streaming_list() -> None:
     life = Life(STREAMING)
     life.opened()
     life.events(refused(504))
@@ -279,13 +279,13 @@ def test_streaming_lists_can_be_switched_off() -> None:
 @pytest.mark.parametrize(
     ("asked_s", "waited_s"), [(3.0, 3.0), (0.0, 0.1), (-5.0, 0.1), (1e9, 300.0), (None, 1.0), (0.5, 0.5)]
 )
-def test_the_wait_that_a_server_asks_for_is_obeyed_within_reason(asked_s: float | None, waited_s: float) -> None:
+def test_retry_after_is_respected_within_limits(asked_s: float | None, waited_s: float) -> None:
     life = Life()
     life.failed(Failure("TooManyRequests", "429", 429, asked_s))
     assert life.request == Wait(START + waited_s)
 
 
-def test_a_wait_that_was_asked_for_time_and_again_is_not_believed_for_ever() -> None:
+def test_repeated_retry_after_is_limited() -> None:
     life = Life()
     waits = []
     for _ in range(32):
@@ -312,7 +312,7 @@ def test_watches_are_asked_for_with_different_ends() -> None:
     assert reflector.next(START) == OpenWatch("", 360)
 
 
-def test_with_something_to_begin_with_the_source_is_stale_until_it_answers() -> None:
+def test_source_with_restored_state_is_stale_until_first_answer() -> None:
     restored = SourceStatus(SourceState.STALE, START - 60.0, "Restored", "as last known")
     reflector = Reflector(PAGES, lambda: 0.0, START, restored)
     assert reflector.status == restored

@@ -15,13 +15,13 @@ def looked(vigil: LivenessTracker, now: float) -> LivenessCheck:
     return look
 
 
-def test_nothing_is_asked_while_nothing_is_waited_for() -> None:
+def test_liveness_is_not_probed_without_pending_wait() -> None:
     vigil = LivenessTracker(LivenessPolicy())
     assert vigil.take_due(1000.0) is None
     assert vigil.next_at(1000.0) == 1015.0
 
 
-def test_it_is_asked_after_fifteen_seconds_of_silence_and_then_every_fifteen() -> None:
+def test_liveness_is_probed_after_fifteen_seconds_of_silence_and_every_fifteen() -> None:
     vigil = silent_from(100.0)
     assert vigil.next_at(107.0) == 115.0
     assert vigil.take_due(114.9) is None
@@ -31,7 +31,7 @@ def test_it_is_asked_after_fifteen_seconds_of_silence_and_then_every_fifteen() -
     assert vigil.take_due(130.0) == LivenessCheck(1)
 
 
-def test_a_server_that_stops_is_given_up_within_a_minute_whenever_it_stops() -> None:
+def test_liveness_detects_stopped_server_within_a_minute() -> None:
     liveness = LivenessPolicy()
     for stopped_at in (0.0, 0.1, 7.0, 14.9, 15.1, 29.0):
         vigil, now, given_up_at = silent_from(), 0.0, None
@@ -44,7 +44,7 @@ def test_a_server_that_stops_is_given_up_within_a_minute_whenever_it_stops() -> 
         assert 35.0 <= given_up_at - stopped_at <= 50.0
 
 
-def test_whatever_is_heard_in_between_makes_it_begin_again() -> None:
+def test_data_restarts_liveness_period() -> None:
     vigil = silent_from()
     assert not vigil.result(looked(vigil, 15.0), is_silent=True)
     assert not vigil.result(looked(vigil, 30.0), is_silent=True)
@@ -54,14 +54,14 @@ def test_whatever_is_heard_in_between_makes_it_begin_again() -> None:
     assert not vigil.result(looked(vigil, 46.0), is_silent=True)
 
 
-def test_an_answer_in_between_makes_it_begin_again() -> None:
+def test_probe_answer_restarts_liveness_period() -> None:
     vigil = silent_from()
     for now, is_silent in ((15.0, True), (30.0, True), (45.0, False), (60.0, True), (75.0, True)):
         assert not vigil.result(looked(vigil, now), is_silent=is_silent)
     assert vigil.result(looked(vigil, 90.0), is_silent=True)
 
 
-def test_what_comes_of_a_look_after_the_wait_that_it_was_made_for_says_nothing_of_the_next() -> None:
+def test_late_probe_result_does_not_affect_next_wait() -> None:
     vigil = LivenessTracker(LivenessPolicy(misses=1))
     vigil.start_wait(0.0)
     look = looked(vigil, 15.0)

@@ -23,21 +23,21 @@ def asked(of: PendingDeletions, now: float = 0.0) -> ConfirmationRequest:
     return question
 
 
-def test_not_found_is_evidence() -> None:
+def test_not_found_confirms_deletion() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     assert pending.resolve(asked(pending), NotFound(), 1.0) == ConfirmedDeletion("a", "u1")
     assert len(pending) == 0
 
 
-def test_what_is_found_is_told_as_it_is() -> None:
+def test_found_object_is_returned_as_observation() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     assert pending.resolve(asked(pending), Found(STILL_THERE), 1.0) == STILL_THERE
     assert len(pending) == 0
 
 
-def test_what_is_found_and_cannot_be_read_settles_nothing() -> None:
+def test_unreadable_object_resolves_nothing() -> None:
     """It may be outside the selector, and then no watch will ever tell of it."""
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
@@ -46,14 +46,14 @@ def test_what_is_found_and_cannot_be_read_settles_nothing() -> None:
     assert pending.resolve(asked(pending, 1.0), Found(STILL_THERE), 1.0) == STILL_THERE
 
 
-def test_what_cannot_be_read_and_is_another_object_is_told() -> None:
+def test_unreadable_object_with_another_uid_is_returned() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     another = Malformed("a", "u2", "5", "nonsense")
     assert pending.resolve(asked(pending), Found(another), 0.0) == another
 
 
-def test_a_name_is_asked_about_once() -> None:
+def test_deletion_is_confirmed_once_per_name() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     question = asked(pending)
@@ -63,7 +63,7 @@ def test_a_name_is_asked_about_once() -> None:
     assert pending.resolve(question, NotFound(), 6.0) == ConfirmedDeletion("a", "u1")
 
 
-def test_without_an_answer_it_is_asked_again_and_again_later_each_time() -> None:
+def test_unanswered_confirmation_is_retried_with_backoff() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     now = 0.0
@@ -76,7 +76,7 @@ def test_without_an_answer_it_is_asked_again_and_again_later_each_time() -> None
     assert pending.resolve(asked(pending, now), NotFound(), now) == ConfirmedDeletion("a", "u1")
 
 
-def test_the_time_that_an_answer_was_waited_for_counts_as_waited() -> None:
+def test_response_time_counts_toward_confirmation_backoff() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     now = 0.0
@@ -111,7 +111,7 @@ def test_being_seen_again_settles_it_and_a_late_answer_is_beside_the_point() -> 
     assert pending.resolve(question, NotFound(), 1.0) is None
 
 
-def test_a_list_settles_all_that_it_names() -> None:
+def test_list_resolves_deletions_of_listed_names() -> None:
     pending = pending_deletions()
     for name in "abc":
         pending.add(name, "u1", 0.0)
@@ -119,7 +119,7 @@ def test_a_list_settles_all_that_it_names() -> None:
     assert [pending.explain(name) for name in "abc"] == [None, (0.0, ""), None]
 
 
-def test_an_answer_to_an_earlier_question_settles_no_later_one() -> None:
+def test_late_answer_does_not_resolve_later_deletion() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     early = asked(pending)
@@ -140,7 +140,7 @@ def test_another_uid_under_the_name_is_another_question() -> None:
     assert pending.resolve(asked(pending, 1.0), NotFound(), 2.0) == ConfirmedDeletion("a", "u2")
 
 
-def test_what_was_settled_before_it_was_asked_about_is_never_asked_about() -> None:
+def test_deletion_resolved_before_confirmation_sends_no_request() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     pending.discard("a")
@@ -148,14 +148,14 @@ def test_what_was_settled_before_it_was_asked_about_is_never_asked_about() -> No
     assert pending.next_at is None
 
 
-def test_by_default_twenty_are_asked_about_at_a_time() -> None:
+def test_twenty_confirmations_are_in_flight_by_default() -> None:
     pending = PendingDeletions(lambda: 0.0)
     for index in range(30):
         pending.add(f"a{index}", "u", 0.0)
     assert len(pending.take_due(0.0)) == 20
 
 
-def test_what_is_held_is_not_asked_about_until_it_is_suspected_again() -> None:
+def test_held_deletion_is_not_confirmed_until_reported_again() -> None:
     pending = pending_deletions()
     pending.hold("a", "u1", 0.0, "too many at once")
     assert (len(pending), pending.held, pending.next_at) == (1, 1, None)
@@ -167,7 +167,7 @@ def test_what_is_held_is_not_asked_about_until_it_is_suspected_again() -> None:
     assert pending.resolve(asked(pending, 1000.0), NotFound(), 1000.0) == ConfirmedDeletion("a", "u1")
 
 
-def test_an_answer_that_was_under_way_when_its_name_was_held_counts_for_nothing() -> None:
+def test_in_flight_answer_of_held_deletion_is_ignored() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     question = asked(pending)
@@ -176,14 +176,14 @@ def test_an_answer_that_was_under_way_when_its_name_was_held_counts_for_nothing(
     assert pending.held == 1
 
 
-def test_what_was_held_and_is_another_by_now_is_suspected_since_then() -> None:
+def test_held_deletion_with_another_uid_counts_from_then() -> None:
     pending = pending_deletions()
     pending.hold("a", "u1", 0.0, "too many at once")
     pending.add("a", "u2", 5.0)
     assert pending.explain("a") == (5.0, "")
 
 
-def test_a_name_may_be_asked_about_later() -> None:
+def test_confirmation_can_be_scheduled_later() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0, confirm_at=3.0)
     assert pending.next_at == 3.0

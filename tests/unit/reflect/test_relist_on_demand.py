@@ -15,7 +15,7 @@ from tests.unit.reflect.life import START, Life, changed, listed, watching
 from tests.unit.reflect.lines import seen
 
 
-def test_a_list_is_read_again_when_it_is_wanted_however_well_the_watch_does() -> None:
+def test_relist_is_performed_on_request_despite_healthy_watch() -> None:
     life = watching()
     life.reflector.relist_by(START + 30.0)
     assert life.request == ReadWatch(START + 30.0)
@@ -27,7 +27,7 @@ def test_a_list_is_read_again_when_it_is_wanted_however_well_the_watch_does() ->
     assert isinstance(life.request, FetchPage)
 
 
-def test_the_watch_goes_on_where_no_list_is_wanted_any_more() -> None:
+def test_watch_continues_if_relist_request_is_withdrawn() -> None:
     life = watching()
     before = life.request
     life.reflector.relist_by(START + 30.0)
@@ -48,14 +48,14 @@ def relisted(life: Life, version: str) -> list[object]:
     return list(life.page(version=version))
 
 
-def test_a_list_of_a_later_version_is_of_the_same_server() -> None:
+def test_relist_with_later_version_is_of_same_server() -> None:
     life = watching()
     assert relisted(life, "10") == [ListStarted(), ListEnded()]
     life.opened()
     assert relisted(life, "11") == [ListStarted(), ListEnded()]
 
 
-def test_a_list_of_an_earlier_version_says_so() -> None:
+def test_relist_with_earlier_version_is_reported() -> None:
     life = watching()
     assert relisted(life, "9") == [ListStarted(), ListEnded(versions_went_back=True)]
 
@@ -66,7 +66,7 @@ def test_versions_of_events_count_as_those_of_lists() -> None:
     assert relisted(life, "14") == [ListStarted(), ListEnded(versions_went_back=True)]
 
 
-def test_from_an_earlier_version_on_that_one_counts() -> None:
+def test_later_comparisons_use_the_earlier_version() -> None:
     life = watching()
     relisted(life, "5")
     life.opened()
@@ -74,7 +74,7 @@ def test_from_an_earlier_version_on_that_one_counts() -> None:
 
 
 @pytest.mark.parametrize("version", ["", "opaque", "\u0665"])
-def test_a_version_that_is_no_number_is_neither_before_nor_after(version: str) -> None:
+def test_opaque_version_is_not_compared(version: str) -> None:
     life = listed()
     life.opened()
     life.reflector.relist_by(life.now)

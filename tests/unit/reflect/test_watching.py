@@ -53,7 +53,7 @@ def test_changes_are_told_and_move_the_version() -> None:
     assert life.request == resumes_from("12")
 
 
-def test_a_bookmark_tells_nothing_and_moves_the_version() -> None:
+def test_bookmark_advances_version_only() -> None:
     life = watching()
     life.now += 5.0
     assert life.events(Bookmark("15", False)) == []
@@ -61,7 +61,7 @@ def test_a_bookmark_tells_nothing_and_moves_the_version() -> None:
     assert life.request == resumes_from("15")
 
 
-def test_an_event_without_a_version_leaves_the_version_where_it_was() -> None:
+def test_event_without_version_keeps_version() -> None:
     life = watching()
     life.now += 5.0
     life.events(changed("a", ""), Bookmark("", False), ObjectRemoved("b", "", ""))
@@ -69,7 +69,7 @@ def test_an_event_without_a_version_leaves_the_version_where_it_was() -> None:
     assert life.request == resumes_from("10")
 
 
-def test_an_event_of_an_unknown_type_is_passed_over() -> None:
+def test_event_of_unknown_type_is_ignored() -> None:
     life = watching()
     assert life.events(UnknownEvent("a watch event of unknown type 'X'"), changed("a", "11")) == [
         EventIgnored("a watch event of unknown type 'X'"),
@@ -77,7 +77,7 @@ def test_an_event_of_an_unknown_type_is_passed_over() -> None:
     ]
 
 
-def test_every_chunk_is_a_sign_of_life() -> None:
+def test_chunk_counts_as_contact() -> None:
     life = watching()
     life.now += 50.0
     life.events()
@@ -87,18 +87,18 @@ def test_every_chunk_is_a_sign_of_life() -> None:
 # --- whose word counts ---
 
 
-def test_who_tells_changes_is_believed_of_single_objects() -> None:
+def test_server_with_a_watch_is_trusted_for_single_objects() -> None:
     assert watching().reflector.trusted_from == -math.inf
 
 
 @pytest.mark.parametrize("failure", [EXPIRED, UNAVAILABLE, CUT])
-def test_who_is_out_of_reach_or_lists_anew_is_not(failure: Failure) -> None:
+def test_unreachable_or_relisting_server_is_not_trusted(failure: Failure) -> None:
     life = watching()
     life.failed(failure)
     assert life.reflector.trusted_from == math.inf
 
 
-def test_who_takes_up_a_watch_that_broke_is_believed_once_it_has_told_anything_or_refused_nothing_for_a_while() -> None:
+def test_resumed_watch_is_trusted_after_an_event_or_a_while() -> None:
     life = watching()
     life.now += 5.0
     life.failed(CUT)
@@ -121,7 +121,7 @@ def test_after_a_clean_end_it_goes_on_at_once_and_nothing_is_said_of_it() -> Non
     assert life.status == (SourceState.STREAMING, 100.0, "")
 
 
-def test_a_cut_is_followed_by_a_look_at_once_before_anything_is_said() -> None:
+def test_interrupted_watch_is_resumed_before_source_is_stale() -> None:
     life = watching()
     life.events(changed("a", "11"))
     assert life.failed(CUT) == []
@@ -131,14 +131,14 @@ def test_a_cut_is_followed_by_a_look_at_once_before_anything_is_said() -> None:
     assert life.status == (SourceState.STREAMING, 100.0, "")
 
 
-def test_a_cut_of_a_quiet_watch_that_had_lasted_is_followed_by_a_look_at_once() -> None:
+def test_interrupted_quiet_watch_is_resumed_at_once() -> None:
     life = watching()
     life.now += 1.0
     life.failed(CUT)
     assert life.request == resumes_from("10")
 
 
-def test_a_server_that_does_not_answer_makes_the_view_stale_without_another_look() -> None:
+def test_failed_resume_makes_source_stale() -> None:
     life = watching()
     life.now += 60.0
     life.failed(Failure(UNRESPONSIVE, "it did not answer"))
@@ -146,14 +146,14 @@ def test_a_server_that_does_not_answer_makes_the_view_stale_without_another_look
     assert life.status == (SourceState.STALE, 160.0, "Unresponsive")
 
 
-def test_a_watch_that_is_cut_before_it_said_anything_waits() -> None:
+def test_watch_interrupted_before_first_byte_waits_for_backoff() -> None:
     life = watching()
     life.failed(CUT)
     assert life.request == Wait(101.0)
     assert life.status == (SourceState.STALE, 100.0, "ConnectionLost")
 
 
-def test_a_server_that_does_not_come_back_makes_the_view_stale() -> None:
+def test_server_that_stays_down_makes_source_stale() -> None:
     life = watching()
     life.events(changed("a", "11"))
     life.failed(CUT)
@@ -201,7 +201,7 @@ def test_waits_grow_on_where_each_watch_is_cut_within_seconds() -> None:
         life.now += 9.9
 
 
-def test_a_quiet_watch_that_lasted_ends_a_row_of_failures_too() -> None:
+def test_quiet_watch_that_lasted_resets_failures() -> None:
     life = watching()
     life.failed(CUT)
     life.now += 1.0
@@ -239,7 +239,7 @@ def test_watches_that_are_ended_at_once_after_a_word_are_failures_from_the_secon
 
 
 @pytest.mark.parametrize("code", [410, 504])
-def test_a_version_that_is_refused_within_the_stream_leads_to_a_new_list(code: int) -> None:
+def test_expired_version_in_stream_leads_to_relist(code: int) -> None:
     life = watching()
     assert life.events(refused(code, "Expired"), changed("a", "11")) == [Relisting("Expired")]
     assert not life.reflector.is_reading
@@ -248,7 +248,7 @@ def test_a_version_that_is_refused_within_the_stream_leads_to_a_new_list(code: i
 
 
 @pytest.mark.parametrize("status", [410, 504])
-def test_a_version_that_is_refused_at_once_leads_to_a_new_list(status: int) -> None:
+def test_expired_version_in_status_leads_to_relist(status: int) -> None:
     life = watching()
     life.now += 60.0
     life.ended()
@@ -257,7 +257,7 @@ def test_a_version_that_is_refused_at_once_leads_to_a_new_list(status: int) -> N
     assert life.request == FIRST_PAGE
 
 
-def test_a_new_list_ends_the_catching_up() -> None:
+def test_relist_ends_catching_up() -> None:
     life = watching()
     life.failed(EXPIRED)
     life.now += 2.0
@@ -266,7 +266,7 @@ def test_a_new_list_ends_the_catching_up() -> None:
     assert life.request == resumes_from("20")
 
 
-def test_one_list_after_another_is_waited_for() -> None:
+def test_consecutive_relists_are_delayed() -> None:
     life = watching()
     life.failed(EXPIRED)
     for delay in (2.0, 4.0, 8.0):
@@ -318,7 +318,7 @@ def test_after_a_watch_that_lived_a_row_of_lists_is_over() -> None:
 
 
 @pytest.mark.parametrize("status", [404, 500])
-def test_a_watch_that_meets_no_collection_or_breaks_the_server_is_begun_with_a_list(status: int) -> None:
+def test_watch_rejected_with_404_or_500_leads_to_relist(status: int) -> None:
     life = watching()
     life.now += 60.0
     life.ended()
@@ -329,7 +329,7 @@ def test_a_watch_that_meets_no_collection_or_breaks_the_server_is_begun_with_a_l
 
 
 @pytest.mark.parametrize("status", [401, 403, 429, 503])
-def test_a_watch_that_is_refused_for_now_is_asked_for_again_from_the_same_version(status: int) -> None:
+def test_watch_rejected_temporarily_is_resumed_from_same_version(status: int) -> None:
     life = watching()
     life.now += 60.0
     life.ended()
@@ -338,7 +338,7 @@ def test_a_watch_that_is_refused_for_now_is_asked_for_again_from_the_same_versio
     assert life.request == resumes_from("10")
 
 
-def test_an_error_event_that_says_nothing_of_the_version_is_a_cut() -> None:
+def test_error_event_without_version_is_an_interruption() -> None:
     life = watching()
     life.events(changed("a", "11"))
     assert life.events(ErrorStatus(500, "InternalError", "etcdserver: leader changed")) == []
@@ -378,7 +378,7 @@ def test_junk_at_another_version_is_met_anew() -> None:
 # --- silence ---
 
 
-def test_without_bookmarks_silence_is_borne_until_after_the_watchs_own_end() -> None:
+def test_silence_without_bookmarks_is_tolerated_until_server_timeout() -> None:
     life = watching()
     assert life.request == ReadWatch(100.0 + TIMEOUT_S + 10.0)
     life.now += 100.0
@@ -389,7 +389,7 @@ def test_without_bookmarks_silence_is_borne_until_after_the_watchs_own_end() -> 
     assert life.request == resumes_from("11")
 
 
-def test_with_bookmarks_ninety_seconds_of_silence_are_too_many() -> None:
+def test_silence_of_ninety_seconds_with_bookmarks_ends_watch() -> None:
     life = watching()
     life.now += 60.0
     life.events(Bookmark("15", False))
@@ -400,7 +400,7 @@ def test_with_bookmarks_ninety_seconds_of_silence_are_too_many() -> None:
     assert life.status[0] is SourceState.STREAMING
 
 
-def test_a_watch_that_is_silent_from_the_start_where_there_were_bookmarks_is_from_a_version_of_the_future() -> None:
+def test_watch_silent_from_start_with_future_version_leads_to_relist() -> None:
     life = watching()
     life.events(Bookmark("15", False))
     life.now += 60.0
@@ -423,7 +423,7 @@ def cut() -> Life:
     return life
 
 
-def test_a_server_that_may_be_another_is_asked_anew_where_there_never_were_bookmarks() -> None:
+def test_server_of_unknown_identity_without_bookmarks_is_relisted() -> None:
     life = cut()
     life.opened()
     assert life.request == ReadWatch(life.now + 90.0)
@@ -432,18 +432,18 @@ def test_a_server_that_may_be_another_is_asked_anew_where_there_never_were_bookm
     assert life.request == FIRST_PAGE
 
 
-def test_a_server_without_bookmarks_that_told_of_a_change_is_the_one_it_was() -> None:
+def test_server_without_bookmarks_that_sent_a_change_is_trusted() -> None:
     life = cut()
     life.opened()
     life.events(changed("a", "11"))
     assert life.request == ReadWatch(life.now + TIMEOUT_S + 10.0)
 
 
-def test_a_streaming_list_shows_by_its_end_mark_that_the_server_sends_bookmarks() -> None:
+def test_initial_events_end_bookmark_implies_bookmarks() -> None:
     assert watching(STREAMING).request == ReadWatch(190.0)
 
 
-def test_a_list_that_fails_while_catching_up_makes_the_view_stale_and_another_reason_does_not_begin_it_anew() -> None:
+def test_failed_list_while_catching_up_makes_source_stale_since_first_failure() -> None:
     life = watching()
     life.failed(EXPIRED)
     life.now += 5.0
@@ -455,7 +455,7 @@ def test_a_list_that_fails_while_catching_up_makes_the_view_stale_and_another_re
     assert life.status == (SourceState.STALE, 105.0, "ServerError")
 
 
-def test_a_view_that_is_being_caught_up_with_is_so_since_it_began() -> None:
+def test_catching_up_keeps_its_start() -> None:
     life = watching()
     life.failed(EXPIRED)
     life.now += 5.0
@@ -469,7 +469,7 @@ def test_a_view_that_is_being_caught_up_with_is_so_since_it_began() -> None:
 # --- what a driver must not do ---
 
 
-def test_nothing_can_fail_while_nothing_is_asked_for() -> None:
+def test_failure_without_request_in_flight_is_an_error() -> None:
     life = Life()
     life.failed()
     with pytest.raises(AssertionError, match="no request was made"):
@@ -477,7 +477,7 @@ def test_nothing_can_fail_while_nothing_is_asked_for() -> None:
 
 
 @pytest.mark.parametrize("policy", [PAGES, STREAMING])
-def test_f5_an_event_that_drips_is_given_up_though_bytes_still_come(policy: ReflectorPolicy) -> None:
+def test_f5_dripping_event_is_abandoned(policy: ReflectorPolicy) -> None:
     life = watching(policy)
     life.reflector.events([END_OF_LIST], life.now)
     life.reflector.events([changed("a", "11")], life.now, partial=True)
@@ -490,7 +490,7 @@ def test_f5_an_event_that_drips_is_given_up_though_bytes_still_come(policy: Refl
     assert life.request == resumes_from("11")
 
 
-def test_f5_each_event_has_its_own_time() -> None:
+def test_f5_each_event_has_its_own_deadline() -> None:
     life = watching()
     for version in range(11, 20):
         life.now += 20.0
@@ -500,7 +500,7 @@ def test_f5_each_event_has_its_own_time() -> None:
     assert life.request == ReadWatch(100.0 + 240.0 + 10.0)
 
 
-def test_f5_a_list_that_drips_is_given_up_too() -> None:
+def test_f5_dripping_list_is_abandoned() -> None:
     life = Life(STREAMING)
     life.opened()
     life.reflector.events([], life.now, partial=True)

@@ -24,7 +24,7 @@ NAMED = '"name":"a","uid":"u","resourceVersion":"7"'
 
 
 @pytest.mark.parametrize("kind", ["ADDED", "MODIFIED"])
-def test_an_object_is_seen_as_the_mode_judges_it(kind: str) -> None:
+def test_object_is_decoded_and_judged_by_mode(kind: str) -> None:
     assert DECODER.line(line(kind, thing("a", "7"))) == ObjectSeen(seen("a", "7"))
 
 
@@ -34,27 +34,27 @@ def test_fields_that_nobody_reads_are_skipped() -> None:
     ) == ObjectSeen(seen("a", "7"))
 
 
-def test_a_deletion_names_the_object_its_uid_and_version() -> None:
+def test_deletion_has_name_uid_and_version() -> None:
     assert DECODER.line(line("DELETED", thing("a", "8"))) == ObjectRemoved("a", "uid-a", "8")
 
 
-def test_a_deletion_is_understood_whatever_else_is_wrong_with_the_object() -> None:
+def test_deletion_of_malformed_object_is_decoded() -> None:
     gone = {"metadata": {"name": "a", "uid": "u", "resourceVersion": "8", "labels": 5}}
     assert DECODER.line(line("DELETED", gone)) == ObjectRemoved("a", "u", "8")
 
 
-def test_a_bookmark_moves_the_version() -> None:
+def test_bookmark_has_version() -> None:
     assert DECODER.line(line("BOOKMARK", {"metadata": {"resourceVersion": "9"}})) == Bookmark("9", False)
 
 
-def test_a_bookmark_may_end_the_initial_list() -> None:
+def test_bookmark_may_end_initial_list() -> None:
     marks = {"resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "true"}}
     assert DECODER.line(line("BOOKMARK", {"metadata": marks})) == Bookmark("9", True)
     marks = {"resourceVersion": "9", "annotations": {"k8s.io/initial-events-end": "false"}}
     assert DECODER.line(line("BOOKMARK", {"metadata": marks})) == Bookmark("9", False)
 
 
-def test_an_error_event_is_the_servers_refusal() -> None:
+def test_error_event_has_status() -> None:
     status = {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old resource version: 1 (5)"}
     assert DECODER.line(line("ERROR", status)) == ErrorStatus(410, "Expired", "too old resource version: 1 (5)")
 
@@ -78,7 +78,7 @@ def test_an_error_event_is_the_servers_refusal() -> None:
     ],
     ids=lambda text: text[:40],
 )
-def test_a_line_that_is_no_event_is_junk(content: str, problem: str) -> None:
+def test_invalid_line_is_malformed_response(content: str, problem: str) -> None:
     found = DECODER.line(content.encode())
     assert isinstance(found, Undecodable)
     assert found.problem.startswith("a line of the watch is not an event: ")
@@ -103,7 +103,7 @@ def test_text_that_is_not_unicode_is_junk_or_skipped() -> None:
     ],
     ids=lambda text: text[-40:],
 )
-def test_a_bad_object_is_set_aside_by_name_with_what_is_wrong(content: str, problem: str) -> None:
+def test_malformed_object_has_name_and_problem(content: str, problem: str) -> None:
     found = DECODER.line(f'{{"type":"MODIFIED","object":{content}}}'.encode())
     assert isinstance(found, ObjectSeen)
     assert isinstance(found.observation, Malformed)
@@ -111,7 +111,7 @@ def test_a_bad_object_is_set_aside_by_name_with_what_is_wrong(content: str, prob
     assert problem in found.observation.message
 
 
-def test_a_bad_object_without_uid_or_version_still_has_a_name() -> None:
+def test_malformed_object_without_uid_or_version_has_name() -> None:
     assert DECODER.object(b'{"metadata":{"name":"a"}}') == Malformed(
         "a", "", "", "Object missing required field `uid` - at `$.metadata`"
     )
@@ -124,18 +124,18 @@ def test_labels_that_are_not_unicode_are_a_fault_of_that_object() -> None:
 
 
 @pytest.mark.parametrize("content", [None, [], {}, {"metadata": None}, {"metadata": {"name": 5}}, thing("")])
-def test_an_object_that_names_nothing_is_passed_over(content: Any) -> None:
+def test_object_without_name_is_ignored(content: Any) -> None:
     assert DECODER.line(line("DELETED", content)) == UnknownEvent("a DELETED event names no object")
     assert DECODER.line(line("ADDED", content)) == UnknownEvent("an ADDED event names no object")
 
 
-def test_an_unknown_type_is_passed_over_and_not_quoted_at_length() -> None:
+def test_unknown_event_type_is_truncated() -> None:
     assert DECODER.line(line("RENAMED", {})) == UnknownEvent("a watch event of unknown type 'RENAMED'")
     assert DECODER.line(line("X" * 1000, {})) == UnknownEvent(f"a watch event of unknown type {'X' * 40!r}")
 
 
 @pytest.mark.parametrize("content", [{}, None, {"metadata": {"resourceVersion": 5}}])
-def test_a_bookmark_that_makes_no_sense_is_passed_over(content: Any) -> None:
+def test_invalid_bookmark_is_ignored(content: Any) -> None:
     found = DECODER.line(line("BOOKMARK", content))
     assert isinstance(found, UnknownEvent)
     assert found.problem.startswith("a bookmark without a version: ")
@@ -145,19 +145,19 @@ def page(items: Any, **metadata: str) -> bytes:
     return json.dumps({"metadata": metadata, "items": items}).encode()
 
 
-def test_a_page_tells_its_objects_and_where_the_list_goes_on() -> None:
+def test_page_has_objects_and_continue_token() -> None:
     told, observations = DECODER.page(page([thing("a"), thing("b")], resourceVersion="5", **{"continue": "on"}))
     assert told == ListPage("5", "on")
     assert list(observations) == [seen("a"), seen("b")]
 
 
 @pytest.mark.parametrize("items", [None, []])
-def test_an_empty_page_is_a_list_of_nothing(items: Any) -> None:
+def test_empty_page_is_an_empty_list(items: Any) -> None:
     told, observations = DECODER.page(page(items, resourceVersion="5"))
     assert (told, list(observations)) == (ListPage("5", ""), [])
 
 
-def test_a_bad_object_in_a_page_leaves_the_others_alone() -> None:
+def test_malformed_object_in_page_leaves_others_valid() -> None:
     bad = {"metadata": {"name": "bad", "uid": "u", "resourceVersion": "2", "labels": "none"}}
     _, observations = DECODER.page(page([thing("a"), bad, {}, thing("b")], resourceVersion="5"))
     assert [observation.name for observation in observations] == ["a", "bad", "b"]
@@ -178,21 +178,21 @@ def test_a_bad_object_in_a_page_leaves_the_others_alone() -> None:
     ],
     ids=lambda body: repr(body[:40]),
 )
-def test_a_body_that_is_no_list_is_never_an_empty_one(body: bytes) -> None:
+def test_body_that_is_no_list_is_an_error(body: bytes) -> None:
     with pytest.raises(ListPageError, match="the response is not a list: "):
         DECODER.page(body)
 
 
-def test_a_refusal_names_its_object() -> None:
+def test_rejection_names_its_object() -> None:
     status = {"reason": "NotFound", "code": 404, "message": 'projects "a" not found', "details": {"name": "a"}}
     assert error_status(json.dumps(status).encode(), 404) == ErrorStatus(404, "NotFound", 'projects "a" not found', "a")
 
 
-def test_a_refusal_without_a_code_has_that_of_http() -> None:
+def test_rejection_without_code_has_http_status() -> None:
     assert error_status(b'{"message":"no"}', 503) == ErrorStatus(503, "", "no")
 
 
-def test_a_proxys_page_is_quoted_without_its_tags_and_not_at_length() -> None:
+def test_html_error_page_is_stripped_and_truncated() -> None:
     body = b"<html><h1>502 Bad\n Gateway</h1>" + b"<p>x</p> " * 1000
     refused = error_status(body, 502)
     assert refused.message.startswith("502 Bad Gateway x x")
@@ -200,9 +200,9 @@ def test_a_proxys_page_is_quoted_without_its_tags_and_not_at_length() -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff\xfe\x00", b'{"code":"x"}', DEEP.encode(), b"9" * 5000], ids=range(5))
-def test_no_body_is_too_odd_for_a_refusal(body: bytes) -> None:
+def test_any_body_is_a_valid_rejection(body: bytes) -> None:
     assert error_status(body, 500).code == 500
 
 
-def test_a_servers_words_are_not_repeated_at_length() -> None:
+def test_status_message_is_truncated() -> None:
     assert len(error_status(json.dumps({"message": "x" * 5000}).encode()).message) == 600

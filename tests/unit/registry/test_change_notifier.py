@@ -13,7 +13,7 @@ async def asleep(waiter: Waiter) -> "asyncio.Task[None]":
     return waiting
 
 
-async def test_a_change_after_a_while_without_any_is_told_at_once() -> None:
+async def test_notifier_wakes_at_once_after_a_quiet_period() -> None:
     notifier = ChangeNotifier()
     with notifier.waiter() as waiter:
         waiting = await asleep(waiter)
@@ -33,7 +33,7 @@ async def test_changes_close_together_are_told_together() -> None:
         await waiting
 
 
-async def test_what_nobody_is_in_a_hurry_for_waits() -> None:
+async def test_notifier_delays_non_urgent_changes() -> None:
     notifier = ChangeNotifier()
     with notifier.waiter() as waiter:
         waiting = await asleep(waiter)
@@ -43,7 +43,7 @@ async def test_what_nobody_is_in_a_hurry_for_waits() -> None:
         await waiting
 
 
-async def test_what_nobody_is_in_a_hurry_for_goes_along_with_what_somebody_is() -> None:
+async def test_notifier_sends_non_urgent_changes_along_with_urgent_ones() -> None:
     notifier = ChangeNotifier()
     with notifier.waiter() as waiter:
         waiting = await asleep(waiter)
@@ -56,7 +56,7 @@ async def test_what_nobody_is_in_a_hurry_for_goes_along_with_what_somebody_is() 
         await waiting
 
 
-async def test_where_nobody_waits_nobody_is_rung_later() -> None:
+async def test_notifier_without_waiters_schedules_nothing() -> None:
     notifier = ChangeNotifier()
     notifier.notify(after_s=0.0)
     with notifier.waiter() as waiter:

@@ -57,7 +57,7 @@ def parts(cursor: Cursor) -> list[tuple[int, list[Event]]]:
 # --- snapshots ---
 
 
-def test_it_begins_with_everything_that_is_engaged() -> None:
+def test_cursor_starts_with_all_engaged_clusters() -> None:
     log = readable_log()
     a, b = engage(log, "a"), engage(log, "b")
     cursor = reader(log)
@@ -71,11 +71,11 @@ def test_it_begins_with_everything_that_is_engaged() -> None:
     assert (cursor.revision, cursor.lag) == (2, 0)
 
 
-def test_an_empty_fleet_is_an_empty_snapshot() -> None:
+def test_cursor_of_empty_fleet_returns_empty_snapshot() -> None:
     assert reader(readable_log()).take() == Batch((), 0, reset=True, synced=True)
 
 
-def test_a_snapshot_comes_in_as_many_batches_as_it_needs() -> None:
+def test_snapshot_is_split_into_batches() -> None:
     log = readable_log(batch_bytes=1)
     clusters = [engage(log, name) for name in "abc"]
     cursor = reader(log)
@@ -85,7 +85,7 @@ def test_a_snapshot_comes_in_as_many_batches_as_it_needs() -> None:
     assert cursor.take() is None
 
 
-def test_a_snapshot_holds_what_the_filter_covers() -> None:
+def test_snapshot_contains_only_clusters_in_filter() -> None:
     log = readable_log()
     engage(log, "a", labels={"env": "dev"})
     b = engage(log, "b", labels={"env": "prod"})
@@ -110,7 +110,7 @@ def test_few_of_many_are_looked_for_in_parts_and_only_where_some_are_found_there
     assert (first.is_sendable, second.is_sendable, third.is_sendable) == (True, False, True)
 
 
-def test_what_changes_while_a_snapshot_is_read_follows_it() -> None:
+def test_snapshot_is_followed_by_changes_made_while_it_is_read() -> None:
     log = readable_log(batch_bytes=1)
     a, b = engage(log, "a"), engage(log, "b")
     cursor = reader(log)
@@ -142,7 +142,7 @@ def test_readers_at_about_the_same_time_share_a_snapshot() -> None:
     assert reader(log).revision == 103, "an earlier one that is too far behind is not as good"
 
 
-def test_a_snapshot_that_the_log_no_longer_follows_is_shared_with_nobody() -> None:
+def test_snapshot_behind_compaction_is_not_shared() -> None:
     log = readable_log(Retention(count=0))
     for index in range(200):
         engage(log, f"a{index}")
@@ -166,12 +166,12 @@ def test_changes_come_in_order() -> None:
     assert cursor.take() is None
 
 
-def test_with_nothing_new_there_is_no_batch() -> None:
+def test_cursor_without_changes_returns_no_batch() -> None:
     log = readable_log()
     assert following(log).take() is None
 
 
-def test_what_changed_more_than_once_is_told_once_as_it_is_now() -> None:
+def test_repeated_changes_are_coalesced_to_the_latest() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)
@@ -180,7 +180,7 @@ def test_what_changed_more_than_once_is_told_once_as_it_is_now() -> None:
     assert told(cursor) == [updated(a)]
 
 
-def test_what_came_and_went_between_two_looks_was_never_there() -> None:
+def test_cluster_engaged_and_disengaged_between_reads_is_omitted() -> None:
     log = readable_log()
     cursor = following(log)
     engage(log)
@@ -189,7 +189,7 @@ def test_what_came_and_went_between_two_looks_was_never_there() -> None:
     assert cursor.revision == 2
 
 
-def test_what_went_and_came_back_is_told_as_both() -> None:
+def test_cluster_disengaged_and_engaged_again_is_sent_as_both() -> None:
     log = readable_log()
     first = engage(log)
     cursor = following(log)
@@ -198,7 +198,7 @@ def test_what_went_and_came_back_is_told_as_both() -> None:
     assert told(cursor) == [disengaged(first, NOT_READY, "degraded"), engaged(second)]
 
 
-def test_of_many_comings_and_goings_the_first_end_and_the_last_beginning_are_told() -> None:
+def test_repeated_reengagements_are_coalesced_to_first_end_and_last_start() -> None:
     log = readable_log()
     first = engage(log)
     cursor = following(log)
@@ -208,7 +208,7 @@ def test_of_many_comings_and_goings_the_first_end_and_the_last_beginning_are_tol
     assert told(cursor) == [disengaged(first, NOT_READY, "one"), engaged(last)]
 
 
-def test_a_disengagement_shows_the_cluster_as_it_last_was() -> None:
+def test_disengagement_carries_last_known_cluster() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)
@@ -217,7 +217,7 @@ def test_a_disengagement_shows_the_cluster_as_it_last_was() -> None:
     assert told(cursor) == [disengaged(a, DELETED, "gone")]
 
 
-def test_a_replacement_is_one_step_for_every_reader() -> None:
+def test_replacement_is_atomic_for_every_reader() -> None:
     log = readable_log()
     first = engage(log)
     cursor = following(log)
@@ -231,7 +231,7 @@ def test_a_replacement_is_one_step_for_every_reader() -> None:
 # --- filters ---
 
 
-def test_what_enters_the_filter_is_engaged_and_what_leaves_it_disengaged() -> None:
+def test_label_change_engages_and_disengages_by_filter() -> None:
     log = readable_log()
     a = engage(log, labels={"env": "dev"})
     cursor = following(log, PROD)
@@ -243,7 +243,7 @@ def test_what_enters_the_filter_is_engaged_and_what_leaves_it_disengaged() -> No
     assert told(cursor) == []
 
 
-def test_what_left_the_filter_and_came_back_between_two_looks_was_never_away() -> None:
+def test_cluster_that_left_and_reentered_filter_between_reads_is_unchanged() -> None:
     log = readable_log()
     a = engage(log, labels={"env": "prod"})
     cursor = following(log, PROD)
@@ -252,7 +252,7 @@ def test_what_left_the_filter_and_came_back_between_two_looks_was_never_away() -
     assert told(cursor) == [updated(a)]
 
 
-def test_what_left_the_filter_and_ended_is_told_to_have_ended() -> None:
+def test_cluster_that_left_filter_and_was_deleted_is_disengaged() -> None:
     log = readable_log()
     a = engage(log, labels={"env": "prod"})
     cursor = following(log, PROD)
@@ -261,7 +261,7 @@ def test_what_left_the_filter_and_ended_is_told_to_have_ended() -> None:
     assert told(cursor) == [disengaged(a, DELETED, "gone")]
 
 
-def test_the_end_of_what_the_filter_did_not_cover_is_not_told() -> None:
+def test_disengagement_outside_filter_is_not_sent() -> None:
     log = readable_log()
     engage(log, labels={"env": "dev"})
     cursor = following(log, PROD)
@@ -269,7 +269,7 @@ def test_the_end_of_what_the_filter_did_not_cover_is_not_told() -> None:
     assert told(cursor) == []
 
 
-def test_a_new_incarnation_outside_the_filter_ends_the_old_one_within() -> None:
+def test_replacement_outside_filter_disengages_previous_incarnation() -> None:
     log = readable_log()
     first = engage(log, labels={"env": "prod"})
     cursor = following(log, PROD)
@@ -279,7 +279,7 @@ def test_a_new_incarnation_outside_the_filter_ends_the_old_one_within() -> None:
     assert told(cursor) == [disengaged(first, REPLACED, "another UID")]
 
 
-def test_a_change_of_organization_moves_it_between_filters_too() -> None:
+def test_organization_change_moves_cluster_between_filters() -> None:
     log = readable_log()
     a = engage(log, organization="nasa")
     cursor = following(log, Filter(organizations=frozenset({"nasa"})))
@@ -290,7 +290,7 @@ def test_a_change_of_organization_moves_it_between_filters_too() -> None:
 # --- coming back ---
 
 
-def test_who_comes_back_is_told_what_came_since() -> None:
+def test_resume_returns_changes_since_revision() -> None:
     log = readable_log()
     a, b = engage(log, "a"), engage(log, "b")
     b = update(log, b, suspended=True)
@@ -301,7 +301,7 @@ def test_who_comes_back_is_told_what_came_since() -> None:
     assert told(cursor) == [updated(b), disengaged(a, DELETED, "gone")]
 
 
-def test_who_comes_back_to_where_it_was_is_told_nothing() -> None:
+def test_resume_at_head_returns_nothing() -> None:
     log = readable_log()
     engage(log)
     cursor = reader(log, resume=1)
@@ -309,7 +309,7 @@ def test_who_comes_back_to_where_it_was_is_told_nothing() -> None:
     assert cursor.take() is None
 
 
-def test_what_left_the_filter_while_the_reader_was_away_is_told() -> None:
+def test_resume_reports_cluster_that_left_filter() -> None:
     log = readable_log()
     a = engage(log, labels={"env": "prod"})
     a = update(log, a, labels={"env": "dev"})
@@ -317,7 +317,7 @@ def test_what_left_the_filter_while_the_reader_was_away_is_told() -> None:
     assert told(reader(log, PROD, resume=2)) == []
 
 
-def test_a_revision_of_the_future_is_answered_by_a_snapshot() -> None:
+def test_resume_at_future_revision_returns_snapshot() -> None:
     log = readable_log()
     a = engage(log)
     cursor = reader(log, resume=2)
@@ -325,7 +325,7 @@ def test_a_revision_of_the_future_is_answered_by_a_snapshot() -> None:
     assert told(cursor) == [engaged(a)]
 
 
-def test_a_revision_from_before_the_oldest_memory_is_answered_by_a_snapshot() -> None:
+def test_resume_before_compaction_returns_snapshot() -> None:
     log = readable_log(Retention(count=1))
     engage(log, "a")
     b = engage(log, "b")
@@ -338,7 +338,7 @@ def test_a_revision_from_before_the_oldest_memory_is_answered_by_a_snapshot() ->
     assert told(reader(log, resume=3)) == [engaged(b)]
 
 
-def test_a_change_of_labels_is_remembered_like_an_end() -> None:
+def test_label_change_is_retained_like_a_tombstone() -> None:
     log = readable_log(Retention(count=0))
     a = engage(log, labels={"env": "prod"})
     update(log, a, suspended=True, labels={"env": "prod"})
@@ -363,7 +363,7 @@ def test_memory_ends_with_age() -> None:
     assert reader(log, resume=4).resumed
 
 
-def test_who_sleeps_longer_than_the_log_remembers_begins_anew() -> None:
+def test_idle_reader_beyond_retention_receives_snapshot() -> None:
     log = readable_log(Retention(count=0))
     engage(log, "a")
     b = engage(log, "b")
@@ -375,7 +375,7 @@ def test_who_sleeps_longer_than_the_log_remembers_begins_anew() -> None:
     assert (batch.reset, batch.synced, batch.revision) == (True, True, 3)
 
 
-def test_nothing_given_out_before_the_log_was_cleared_can_be_come_back_to() -> None:
+def test_resume_from_before_log_was_cleared_returns_snapshot() -> None:
     log = readable_log()
     engage(log)
     log.clear()
@@ -386,7 +386,7 @@ def test_nothing_given_out_before_the_log_was_cleared_can_be_come_back_to() -> N
 # --- far behind ---
 
 
-def test_much_comes_in_parts_and_each_part_is_true_of_the_revision_it_ends_with() -> None:
+def test_long_changes_are_split_into_consistent_parts() -> None:
     log = readable_log(batch_bytes=1)
     cursor = following(log)
     clusters = [engage(log, name) for name in "abc"]
@@ -397,7 +397,7 @@ def test_much_comes_in_parts_and_each_part_is_true_of_the_revision_it_ends_with(
     assert cursor.take() is None
 
 
-def test_what_moved_on_beyond_a_part_is_told_as_it_stood_and_then_as_it_moved() -> None:
+def test_change_beyond_a_part_is_sent_after_its_earlier_state() -> None:
     log = readable_log(batch_bytes=1)
     cursor = following(log)
     first = engage(log, "a", labels={"env": "dev"})  # 1
@@ -412,7 +412,7 @@ def test_what_moved_on_beyond_a_part_is_told_as_it_stood_and_then_as_it_moved() 
     ]
 
 
-def test_what_left_the_filter_within_a_part_and_came_back_beyond_it_is_told_as_both() -> None:
+def test_filter_exit_and_reentry_across_parts_is_sent_as_both() -> None:
     log = readable_log(batch_bytes=1)
     before = engage(log, "a", labels={"env": "prod"})  # 1
     cursor = following(log, PROD)
@@ -426,7 +426,7 @@ def test_what_left_the_filter_within_a_part_and_came_back_beyond_it_is_told_as_b
     ]
 
 
-def test_who_comes_back_in_the_middle_of_it_misses_nothing() -> None:
+def test_resume_between_parts_misses_nothing() -> None:
     log = readable_log(batch_bytes=1)
     a = engage(log, "a")  # 1
     b = engage(log, "b")  # 2
@@ -435,7 +435,7 @@ def test_who_comes_back_in_the_middle_of_it_misses_nothing() -> None:
     assert parts(reader(log, resume=1)) == [(2, [engaged(b)]), (3, [updated(a)])]
 
 
-def test_a_reader_of_little_passes_over_much() -> None:
+def test_narrow_filter_skips_many_changes() -> None:
     log = readable_log(batch_bytes=1)
     cursor = following(log, Filter(names=frozenset({"z"})))
     for index in range(100):
@@ -474,7 +474,7 @@ def test_frames_are_kept_for_who_begins_soon_and_made_again_for_who_begins_later
     assert first() == b"2"
 
 
-def test_what_changes_is_told_as_before_when_frames_were_let_go_of() -> None:
+def test_evicted_frames_do_not_change_what_is_sent() -> None:
     log = readable_log()
     a, b = engage(log, "a"), engage(log, "b")
     cursor = following(log)
@@ -486,7 +486,7 @@ def test_what_changes_is_told_as_before_when_frames_were_let_go_of() -> None:
     assert told(reader(log)) == [engaged(b), engaged(a)]
 
 
-def test_what_changed_since_it_was_looked_for_is_told_as_it_is() -> None:
+def test_prefetched_batch_reflects_later_changes() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)
@@ -497,7 +497,7 @@ def test_what_changed_since_it_was_looked_for_is_told_as_it_is() -> None:
     assert event.cluster.source_version == "3"
 
 
-def test_who_is_being_turned_looks_for_nothing_ahead() -> None:
+def test_cursor_in_filter_transition_does_not_prefetch() -> None:
     log = readable_log()
     engage(log)
     cursor = following(log)
@@ -506,7 +506,7 @@ def test_who_is_being_turned_looks_for_nothing_ahead() -> None:
     assert [event.type for event in told(cursor)] == [EventType.DISENGAGED]
 
 
-def test_who_slept_for_too_long_looks_for_nothing_ahead() -> None:
+def test_cursor_beyond_retention_does_not_prefetch() -> None:
     log = readable_log(Retention(count=0))
     a = engage(log)
     cursor = following(log)

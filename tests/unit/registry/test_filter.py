@@ -23,11 +23,11 @@ APOLLO = cluster("apollo", organization="nasa", labels={"env": "prod"})
         (Filter(parse("env=prod"), frozenset({"apollo"}), frozenset({"esa"})), False),
     ],
 )
-def test_all_that_is_asked_for_must_hold(wanted: Filter, matches: bool) -> None:
+def test_filter_requires_all_conditions(wanted: Filter, matches: bool) -> None:
     assert wanted.matches(APOLLO) is matches
 
 
-def test_only_a_filter_that_asks_for_nothing_is_everything() -> None:
+def test_empty_filter_matches_everything() -> None:
     assert EVERYTHING.is_everything
     assert Filter(parse("")).fingerprint == EVERYTHING.fingerprint == "all"
     assert not Filter(names=frozenset({"a"})).is_everything

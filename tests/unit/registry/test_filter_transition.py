@@ -39,7 +39,7 @@ def told(cursor: Cursor) -> list[Event]:
     return [event for batch in iter(cursor.take, None) for event in read(batch.frames)]
 
 
-def test_what_is_lost_is_revoked_and_what_is_gained_is_engaged() -> None:
+def test_filter_transition_revokes_lost_and_engages_gained_clusters() -> None:
     log = readable_log()
     a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
     cursor = following(log, PROD)
@@ -49,7 +49,7 @@ def test_what_is_lost_is_revoked_and_what_is_gained_is_engaged() -> None:
     assert (cursor.revision, cursor.lag) == (2, 0)
 
 
-def test_what_stays_is_not_mentioned() -> None:
+def test_filter_transition_omits_unaffected_clusters() -> None:
     log = readable_log()
     engage(log, "a", "prod")
     cursor = following(log, PROD)
@@ -57,7 +57,7 @@ def test_what_stays_is_not_mentioned() -> None:
     assert cursor.take() is None
 
 
-def test_what_follows_is_told_by_the_new_measure() -> None:
+def test_changes_after_filter_transition_use_new_filter() -> None:
     log = readable_log()
     a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
     cursor = following(log, EVERYTHING)
@@ -67,7 +67,7 @@ def test_what_follows_is_told_by_the_new_measure() -> None:
     assert told(cursor) == [disengaged(b, REVOKED, NO_LONGER), updated(a)]
 
 
-def test_what_had_ended_unread_is_told_as_it_was_known() -> None:
+def test_filter_transition_reports_unread_disengagement_as_last_known() -> None:
     log = readable_log()
     a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
     cursor = following(log, PROD)
@@ -81,7 +81,7 @@ def test_what_had_ended_unread_is_told_as_it_was_known() -> None:
     ]
 
 
-def test_what_had_changed_unread_is_told_once() -> None:
+def test_filter_transition_coalesces_unread_changes() -> None:
     log = readable_log()
     b = engage(log, "b", "dev")
     cursor = following(log, PROD)
@@ -90,7 +90,7 @@ def test_what_had_changed_unread_is_told_once() -> None:
     assert told(cursor) == [engaged(b)]
 
 
-def test_what_came_unread_is_told_after_it() -> None:
+def test_unread_engagement_follows_filter_transition() -> None:
     log = readable_log()
     cursor = following(log, PROD)
     b = engage(log, "b", "dev")
@@ -98,7 +98,7 @@ def test_what_came_unread_is_told_after_it() -> None:
     assert told(cursor) == [engaged(b)]
 
 
-def test_much_comes_in_parts_that_nobody_can_come_back_to_but_for_the_last() -> None:
+def test_filter_transition_in_parts_is_resumable_only_after_the_last() -> None:
     log = readable_log(batch_bytes=1)
     a, b = engage(log, "a", "prod"), engage(log, "b", "dev")
     cursor = following(log, PROD)
@@ -115,7 +115,7 @@ def test_few_of_many_are_looked_for_in_parts() -> None:
     assert parts(cursor) == [([], False), ([engaged(last)], True)]
 
 
-def test_a_second_change_in_the_middle_undoes_only_what_was_told() -> None:
+def test_second_filter_transition_reverts_only_what_was_sent() -> None:
     log = readable_log(batch_bytes=1)
     a, b = engage(log, "a", "prod"), engage(log, "b", "prod")
     cursor = following(log, PROD)
@@ -129,7 +129,7 @@ def test_a_second_change_in_the_middle_undoes_only_what_was_told() -> None:
     assert told(cursor) == [disengaged(a, REVOKED, NO_LONGER), disengaged(b, REVOKED, NO_LONGER)]
 
 
-def test_a_third_change_in_the_middle_knows_the_two_before_it() -> None:
+def test_third_filter_transition_accounts_for_both_before_it() -> None:
     log = readable_log(batch_bytes=1)
     for name, env in (("a", "prod"), ("b", "dev"), ("c", "prod")):
         engage(log, name, env)
@@ -144,7 +144,7 @@ def test_a_third_change_in_the_middle_knows_the_two_before_it() -> None:
     assert names == ["a", "b", "c"]
 
 
-def test_in_the_middle_of_a_snapshot_it_begins_anew() -> None:
+def test_filter_transition_during_snapshot_restarts_it() -> None:
     log = readable_log(batch_bytes=1)
     engage(log, "a", "prod")
     b = engage(log, "b", "dev")
@@ -167,7 +167,7 @@ def test_readers_that_turn_at_one_revision_share_what_they_go_through() -> None:
     assert log.index(2) is not first
 
 
-def test_who_turns_later_than_the_log_remembers_begins_anew() -> None:
+def test_filter_transition_beyond_retention_restarts_with_snapshot() -> None:
     log = readable_log(Retention(count=0))
     engage(log, "a", "prod")
     b = engage(log, "b", "dev")

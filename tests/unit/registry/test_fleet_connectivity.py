@@ -25,7 +25,7 @@ async def fleet() -> Fleet:
     return made
 
 
-async def test_one_that_disengages_is_told_as_disengaged_with_why_and_as_engaged_when_it_is_back(fleet: Fleet) -> None:
+async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_when_reachable(fleet: Fleet) -> None:
     heard: list[str] = []
     for kind in EventType:
         fleet.on(kind, lambda cluster, kind=kind: heard.append(f"{kind.value} {cluster.target.name}"))  # type: ignore[misc]

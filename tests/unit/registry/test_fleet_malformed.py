@@ -28,18 +28,18 @@ def told_of(*findings: SourceEvent) -> list[tuple[str, str]]:
     return ledger.refused
 
 
-def test_one_that_is_listed_and_one_that_comes_later_are_told() -> None:
+def test_malformed_objects_are_reported_from_lists_and_watches() -> None:
     listed, later = malformed("..", "1"), malformed("..%2e", "2")
     assert told_of(ListStarted(), Listed(listed), ListEnded(), ObjectChanged(later)) == [("..", "1"), ("..%2e", "2")]
 
 
-def test_one_that_stays_so_is_told_once() -> None:
+def test_malformed_object_is_reported_once() -> None:
     first = [ListStarted(), Listed(malformed("a", "1")), ListEnded()]
     again = [ListStarted(), Listed(malformed("a", "2")), ListEnded()]
     assert told_of(*first, ObjectChanged(malformed("a", "2")), *again) == [("a", "1")]
 
 
-def test_one_that_was_well_meanwhile_is_told_again() -> None:
+def test_malformed_object_is_reported_again_after_recovery() -> None:
     first = [ListStarted(), Listed(malformed("a", "1")), ListEnded()]
     assert told_of(*first, ObjectChanged(ready("a", "2")), ObjectChanged(malformed("a", "3"))) == [
         ("a", "1"),

@@ -87,7 +87,7 @@ class Source:
 # --- the first list ---
 
 
-def test_the_first_list_is_applied_as_it_comes() -> None:
+def test_first_list_is_applied_page_by_page() -> None:
     source = Source()
     assert source.take(ListStarted(), Listed(ready("a"))) == [done(engaged(cluster("a", 2)))]
     assert not source.intake.synced
@@ -95,7 +95,7 @@ def test_the_first_list_is_applied_as_it_comes() -> None:
     assert source.intake.synced
 
 
-def test_a_first_list_that_is_begun_again_begins_with_nothing() -> None:
+def test_restarted_first_list_starts_empty() -> None:
     source = Source()
     source.take(ListStarted(), Listed(ready("a")), Listed(ready("b")))
     source.lists(ready("b"))
@@ -104,7 +104,7 @@ def test_a_first_list_that_is_begun_again_begins_with_nothing() -> None:
     assert source.asked() == []
 
 
-def test_what_goes_while_the_first_list_comes_is_asked_about_when_it_ended() -> None:
+def test_deletion_during_first_list_is_confirmed_after_it() -> None:
     source = Source()
     source.take(ListStarted(), Listed(ready("a")))
     source.take(Unlisted("a"), ListEnded())
@@ -112,13 +112,13 @@ def test_what_goes_while_the_first_list_comes_is_asked_about_when_it_ended() -> 
     assert source.answer(NotFound())[0].reason is DELETED
 
 
-def test_what_goes_in_the_same_breath_was_never_there() -> None:
+def test_object_added_and_deleted_in_one_batch_is_ignored() -> None:
     source = Source()
     assert source.take(ListStarted(), Listed(ready("a")), Unlisted("a"), ListEnded()) == []
     assert source.registry["a"] is None
 
 
-def test_a_first_list_may_show_versions_in_any_order() -> None:
+def test_first_list_may_contain_versions_in_any_order() -> None:
     source = Source()
     source.take(ListStarted(), Listed(ready("a", "9")), Listed(ready("a", "5", suspended=True)), ListEnded())
     assert source.registry.outdated == 0
@@ -127,13 +127,13 @@ def test_a_first_list_may_show_versions_in_any_order() -> None:
 # --- later lists ---
 
 
-def test_a_later_list_is_held_back_until_it_is_complete() -> None:
+def test_relist_is_buffered_until_complete() -> None:
     source = Source(ready("a"))
     assert source.take(ListStarted(), Listed(ready("b")), Listed(not_ready("a"))) == []
     assert [each.type.name for each in source.take(ListEnded())] == ["ENGAGED", "DISENGAGED"]
 
 
-def test_a_list_that_is_given_up_changes_nothing() -> None:
+def test_abandoned_relist_changes_nothing() -> None:
     source = Source(ready("a"))
     source.take(ListStarted(), Listed(ready("b")), Listed(not_ready("a")))
     source.take(Relisting("Expired"))
@@ -142,7 +142,7 @@ def test_a_list_that_is_given_up_changes_nothing() -> None:
     assert source.asked() == []
 
 
-def test_the_same_list_again_changes_nothing() -> None:
+def test_identical_relist_changes_nothing() -> None:
     everything = (ready("a"), not_ready("b"), malformed("c"))
     source = Source(*everything)
     head = source.registry.log.head
@@ -151,7 +151,7 @@ def test_the_same_list_again_changes_nothing() -> None:
     assert source.asked() == []
 
 
-def test_what_is_made_after_a_restore_is_news_though_its_name_was_known_at_a_later_version() -> None:
+def test_object_created_after_restore_is_applied_despite_lower_version() -> None:
     source = Source(ready("a", "9"), not_ready("b", "12", uid="before"))
     source.take(ListStarted(), Listed(ready("a", "5")), ListEnded(versions_went_back=True))
     source.answer(NotFound())
@@ -169,20 +169,20 @@ def test_what_is_made_after_a_restore_is_news_though_its_name_was_known_at_a_lat
         (not_ready("a", "5"), not_ready("a", "5"), []),
     ],
 )
-def test_a_version_that_a_restored_server_uses_again_is_looked_behind(
+def test_version_reused_by_restored_server_is_compared_by_uid(
     known: Observation, listed: Observation, told: list[str]
 ) -> None:
     assert [each.type.name for each in Source(known).lists(listed)] == told
 
 
-def test_a_list_stands_though_versions_went_back() -> None:
+def test_relist_is_applied_although_versions_went_back() -> None:
     source = Source(ready("a", "100"))
     assert source.lists(ready("a", "50", suspended=True)) == [
         done(updated(cluster(incarnation=2, version="50", suspended=True)))
     ]
 
 
-def test_what_a_list_does_not_name_is_asked_about_and_stays_meanwhile() -> None:
+def test_object_missing_from_relist_is_confirmed_and_stays_engaged_meanwhile() -> None:
     source = Source(ready("a"), ready("b"), ready("c"))
     assert source.lists(ready("b")) == []
     assert sorted(source.asked()) == ["a", "c"]
@@ -204,19 +204,19 @@ def test_witnesses_are_three_that_are_there_and_beyond_suspicion() -> None:
     assert source.intake.reference_objects == (("e", "uid-e"),)
 
 
-def test_there_is_no_witness_where_all_seem_gone() -> None:
+def test_no_witness_is_available_if_all_objects_are_missing() -> None:
     source = Source(ready("a"), ready("b"))
     source.take(DeletionReported("a", "u1"), DeletionReported("b", "u1"))
     assert source.intake.reference_objects == ()
 
 
-def test_an_empty_list_alone_ends_nothing() -> None:
+def test_empty_relist_disengages_nothing_by_itself() -> None:
     source = Source(*(ready(f"a{index}") for index in range(50)))
     assert source.lists() == []
     assert source.registry.engaged == 50
 
 
-def test_what_a_list_names_is_no_longer_asked_about() -> None:
+def test_relist_cancels_pending_deletion_of_listed_object() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
     (question,) = source.questions()
@@ -225,7 +225,7 @@ def test_what_a_list_names_is_no_longer_asked_about() -> None:
     assert source.registry.engaged == 1
 
 
-def test_what_is_known_to_be_elsewhere_is_not_asked_about_for_each_list() -> None:
+def test_object_known_outside_selector_is_not_confirmed_for_each_list() -> None:
     source = Source(ready())
     source.lists()
     source.answer(Found(outside()))
@@ -233,7 +233,7 @@ def test_what_is_known_to_be_elsewhere_is_not_asked_about_for_each_list() -> Non
     assert source.asked() == []
 
 
-def test_what_was_not_in_the_last_list_and_is_in_this_is_engaged_again_whatever_its_version() -> None:
+def test_object_back_in_list_is_engaged_regardless_of_version() -> None:
     source = Source(ready(version="10"))
     source.lists()
     source.answer(NotFound())
@@ -250,21 +250,21 @@ def restored() -> Source:
     return source
 
 
-def test_what_an_earlier_run_knew_is_engaged_at_once_and_since_then() -> None:
+def test_restored_clusters_are_engaged_at_once_with_their_times() -> None:
     source = restored()
     assert source.intake.synced
     assert list(source.registry.clusters()) == [cluster("a", 1, engaged_at=5), cluster("b", 2, engaged_at=5)]
     assert [record.uid for record in source.registry.records()] == ["u1", "u1"]
 
 
-def test_the_first_list_is_then_compared_with_it() -> None:
+def test_first_list_is_compared_with_restored_clusters() -> None:
     source = restored()
     assert source.lists(ready("a"), ready("c", "9")) == [done(engaged(cluster("c", 3, version="9")))]
     assert source.asked() == ["b"]
     assert source.registry.engaged == 3
 
 
-def test_a_first_list_that_is_given_up_then_changes_nothing() -> None:
+def test_abandoned_first_list_after_restore_changes_nothing() -> None:
     source = restored()
     source.take(ListStarted(), Listed(ready("c")), ListStarted())
     assert source.registry.engaged == 2
@@ -273,14 +273,14 @@ def test_a_first_list_that_is_given_up_then_changes_nothing() -> None:
 # --- what is reported as deleted ---
 
 
-def test_what_is_reported_as_deleted_is_asked_about_and_stays_meanwhile() -> None:
+def test_watch_deletion_is_confirmed_and_cluster_stays_engaged_meanwhile() -> None:
     source = Source(ready())
     assert source.take(DeletionReported("a", "u1")) == []
     assert source.registry.engaged == 1
     assert source.answer(NotFound()) == [done(disengaged(cluster(incarnation=2), DELETED, "the object was deleted"))]
 
 
-def test_without_an_answer_it_stays() -> None:
+def test_unconfirmed_deletion_keeps_cluster_engaged() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
     assert source.answer(Inconclusive("503")) == []
@@ -290,7 +290,7 @@ def test_without_an_answer_it_stays() -> None:
     assert source.answer(NotFound())[0].reason is DELETED
 
 
-def test_what_is_still_there_stays() -> None:
+def test_refuted_deletion_keeps_cluster_engaged() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
     assert source.answer(Found(ready())) == []
@@ -301,13 +301,13 @@ def test_what_is_still_there_stays() -> None:
     ("found", "reason"),
     [(outside(), LABELS_CHANGED), (not_ready(), NOT_READY), (ready(uid="u2"), DisengageReason.REPLACED)],
 )
-def test_what_is_found_in_another_state_is_told_as_that(found: Observation, reason: DisengageReason) -> None:
+def test_confirmation_applies_state_that_was_found(found: Observation, reason: DisengageReason) -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
     assert source.answer(Found(found))[0].reason is reason
 
 
-def test_what_is_found_stands_though_versions_went_back() -> None:
+def test_confirmation_is_applied_although_versions_went_back() -> None:
     source = Source(ready(version="100"))
     source.lists()
     assert source.answer(Found(outside(version="50")))[0].reason is LABELS_CHANGED
@@ -323,32 +323,32 @@ def test_being_seen_again_settles_it() -> None:
 
 
 @pytest.mark.parametrize("version", ["9", "10"])
-def test_a_repetition_of_something_old_settles_nothing(version: str) -> None:
+def test_replayed_event_does_not_resolve_pending_deletion(version: str) -> None:
     source = Source(ready(version="10"))
     source.take(DeletionReported("a", "u1"), ObjectChanged(ready(version=version)))
     assert source.answer(NotFound())[0].reason is DELETED
 
 
-def test_what_came_before_the_report_in_the_same_bytes_counts() -> None:
+def test_event_before_deletion_in_one_batch_is_applied() -> None:
     source = Source(ready("b"))
     assert source.take(ObjectChanged(ready("a")), DeletionReported("a", "u1")) == [done(engaged(cluster("a", 3)))]
     assert source.asked() == ["a"]
 
 
-def test_a_report_without_a_uid_is_about_whatever_has_the_name() -> None:
+def test_deletion_without_uid_applies_to_current_object() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", ""))
     assert source.asked() == ["a"]
 
 
 @pytest.mark.parametrize("report", [DeletionReported("b", "u1"), DeletionReported("a", "u0")])
-def test_a_report_about_what_is_not_known_asks_nothing(report: DeletionReported) -> None:
+def test_deletion_of_unknown_object_is_not_confirmed(report: DeletionReported) -> None:
     source = Source(ready())
     source.take(report)
     assert source.asked() == []
 
 
-def test_a_report_about_what_is_known_to_be_gone_asks_nothing() -> None:
+def test_deletion_of_deleted_object_is_not_confirmed() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
     source.answer(NotFound())
@@ -356,7 +356,7 @@ def test_a_report_about_what_is_known_to_be_gone_asks_nothing() -> None:
     assert source.asked() == []
 
 
-def test_what_is_not_engaged_is_asked_about_too_so_that_the_explanation_is_true() -> None:
+def test_deletion_of_object_that_is_not_engaged_is_confirmed() -> None:
     source = Source(not_ready("a"))
     source.take(DeletionReported("a", "u1"))
     assert source.answer(Found(outside(version="3"))) == []
@@ -374,14 +374,14 @@ def test_changes_are_committed_together() -> None:
     assert [len(portion) for portion in portions] == [2]
 
 
-def test_a_list_and_what_follows_it_may_come_in_the_same_bytes() -> None:
+def test_list_and_subsequent_events_may_share_a_chunk() -> None:
     source = Source()
     told = source.take(ListStarted(), Listed(ready("a")), ListEnded(), ObjectChanged(not_ready("a")))
     assert [each.type.name for each in told] == ["ENGAGED", "DISENGAGED"]
 
 
 @pytest.mark.parametrize("count", [PORTION - 1, PORTION, 3 * PORTION + 1])
-def test_much_is_applied_in_portions_so_that_others_get_their_turn(count: int) -> None:
+def test_large_list_is_applied_in_portions(count: int) -> None:
     def findings() -> Iterable[SourceEvent]:
         yield ListStarted()
         yield from (Listed(ready(f"a{index}")) for index in range(count))

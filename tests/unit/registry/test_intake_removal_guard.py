@@ -49,7 +49,7 @@ class Source:
         return self.registry.engaged
 
 
-def test_an_empty_list_is_held_and_says_why() -> None:
+def test_empty_relist_is_held_with_reason() -> None:
     source = Source()
     source.lists()
     assert source.asked() == []
@@ -60,7 +60,7 @@ def test_an_empty_list_is_held_and_says_why() -> None:
     assert "lacks 6 of 6 engaged clusters" in why[1]
 
 
-def test_what_a_second_list_lacks_as_well_is_asked_about_at_a_pace_and_goes() -> None:
+def test_removals_confirmed_by_second_list_are_released_at_limited_rate() -> None:
     source = Source()
     source.lists()
     source.now = 30.0
@@ -75,7 +75,7 @@ def test_what_a_second_list_lacks_as_well_is_asked_about_at_a_pace_and_goes() ->
     assert source.engaged == 0
 
 
-def test_what_comes_back_in_a_second_list_was_never_away() -> None:
+def test_objects_back_in_second_list_are_kept() -> None:
     source = Source()
     source.lists()
     source.now = 30.0
@@ -83,7 +83,7 @@ def test_what_comes_back_in_a_second_list_was_never_away() -> None:
     assert (source.engaged, len(source.pending_deletions), source.intake.held) == (6, 0, None)
 
 
-def test_what_an_event_shows_in_between_is_held_no_more() -> None:
+def test_held_removal_is_cancelled_by_watch_event() -> None:
     source = Source()
     source.lists()
     source.take(*(ObjectChanged(ready(name, "2")) for name in "abcdef"))
@@ -91,7 +91,7 @@ def test_what_an_event_shows_in_between_is_held_no_more() -> None:
     assert source.intake.held is None
 
 
-def test_one_that_is_there_after_all_stops_the_release() -> None:
+def test_contradicting_confirmation_stops_release() -> None:
     source = Source()
     source.lists()
     source.now = 30.0
@@ -103,7 +103,7 @@ def test_one_that_is_there_after_all_stops_the_release() -> None:
     assert source.intake.held is not None
 
 
-def test_those_that_were_let_go_before_a_contradiction_are_not_held() -> None:
+def test_removals_released_before_contradiction_are_not_held() -> None:
     source = Source()
     source.lists()
     source.now = 30.0
@@ -114,7 +114,7 @@ def test_those_that_were_let_go_before_a_contradiction_are_not_held() -> None:
     assert (source.engaged, source.pending_deletions.held) == (5, 4)
 
 
-def test_one_that_has_left_the_selector_contradicts_nothing() -> None:
+def test_object_outside_selector_is_no_contradiction() -> None:
     source = Source()
     source.lists()
     source.now = 30.0
@@ -125,7 +125,7 @@ def test_one_that_has_left_the_selector_contradicts_nothing() -> None:
     assert source.asked() == ["b"]
 
 
-def test_where_versions_went_back_one_that_is_missing_stays() -> None:
+def test_missing_object_is_kept_after_versions_went_back() -> None:
     source = Source()
     source.lists(*FLEET[1:], versions_went_back=True)
     source.now = 1000.0
@@ -134,7 +134,7 @@ def test_where_versions_went_back_one_that_is_missing_stays() -> None:
     assert source.engaged == 6
 
 
-def test_what_a_watch_tells_of_is_asked_about_though_it_is_held() -> None:
+def test_watch_deletion_is_confirmed_although_it_is_held() -> None:
     source = Source()
     source.lists()
     source.take(DeletionReported("a", "u1"))
@@ -143,7 +143,7 @@ def test_what_a_watch_tells_of_is_asked_about_though_it_is_held() -> None:
     assert source.pending_deletions.held == 5
 
 
-def test_what_an_answer_settles_while_the_list_is_applied_is_not_held() -> None:
+def test_confirmation_during_list_is_not_held() -> None:
     source = Source()
     source.take(DeletionReported("a", "u1"))
     [asked] = source.pending_deletions.take_due(source.now)
@@ -157,14 +157,14 @@ def test_what_an_answer_settles_while_the_list_is_applied_is_not_held() -> None:
     assert source.pending_deletions.held == 4
 
 
-def test_those_that_nobody_is_engaged_with_are_asked_about_at_once() -> None:
+def test_removals_of_objects_that_are_not_engaged_are_not_held() -> None:
     source = Source(not_ready("x"), not_ready("y"), not_ready("z"))
     source.lists(*FLEET)
     assert sorted(source.asked()) == ["x", "y", "z"]
     assert source.intake.held is None
 
 
-def test_what_is_remembered_stays_all_that_is_known_while_lists_are_not_believed() -> None:
+def test_restored_clusters_remain_known_while_lists_are_held() -> None:
     source = Source()
     source.intake.restore([], at(0.0))
     source.lists()
@@ -173,7 +173,7 @@ def test_what_is_remembered_stays_all_that_is_known_while_lists_are_not_believed
     assert not source.intake.is_restored
 
 
-def test_f35_another_list_is_wanted_even_if_all_that_were_held_are_seen_again_meanwhile() -> None:
+def test_f35_second_list_is_requested_even_if_all_held_objects_reappear() -> None:
     """Whoever came while the daemon was away is known to no watch."""
     source = Source()
     source.intake.restore([], at(0.0))
@@ -193,7 +193,7 @@ def anew(names: str) -> tuple[Observation, ...]:
     return tuple(ready(name, "9", uid="u9") for name in names)
 
 
-def test_f21_nothing_of_another_server_s_list_is_for_us() -> None:
+def test_f21_list_of_another_server_is_ignored() -> None:
     source = Source()
     assert source.lists(*OTHERS) == []
     assert (source.engaged, source.pending_deletions.held) == (6, 6)
@@ -202,7 +202,7 @@ def test_f21_nothing_of_another_server_s_list_is_for_us() -> None:
     assert "none of the 6 engaged clusters" in source.intake.held.message
 
 
-def test_f21_nor_is_what_its_watch_tells() -> None:
+def test_f21_watch_of_another_server_is_ignored() -> None:
     source = Source()
     source.lists(*OTHERS)
     assert (
@@ -212,7 +212,7 @@ def test_f21_nor_is_what_its_watch_tells() -> None:
     assert source.asked() == []
 
 
-def test_f21_however_often_it_says_so_nobody_is_let_go() -> None:
+def test_f21_repeated_lists_of_another_server_disengage_nothing() -> None:
     source = Source()
     for second in range(0, 1000, 30):
         source.now = float(second)
@@ -221,7 +221,7 @@ def test_f21_however_often_it_says_so_nobody_is_let_go() -> None:
     assert source.engaged == 6
 
 
-def test_f21_once_our_own_is_back_all_goes_on() -> None:
+def test_f21_list_of_own_server_ends_the_hold() -> None:
     source = Source()
     source.lists(*OTHERS)
     source.now = 30.0
@@ -232,7 +232,7 @@ def test_f21_once_our_own_is_back_all_goes_on() -> None:
     assert [done.cluster.target.name for done in source.take(ObjectChanged(ready("h")))] == ["h"]
 
 
-def test_f21_an_empty_list_after_it_is_the_first_of_two() -> None:
+def test_f21_empty_list_after_another_server_requires_a_second() -> None:
     source = Source()
     source.lists(*OTHERS)
     source.now = 30.0
@@ -243,7 +243,7 @@ def test_f21_an_empty_list_after_it_is_the_first_of_two() -> None:
     assert source.asked() == ["a"]
 
 
-def test_f19_most_of_the_fleet_made_anew_is_held_and_then_told_one_by_one() -> None:
+def test_f19_replacement_of_most_objects_is_held_then_applied_one_by_one() -> None:
     source = Source()
     (engaged,) = source.lists(FLEET[0], *anew("bcdef"), ready("g"))
     assert engaged.cluster.target.name == "g"
@@ -258,13 +258,13 @@ def test_f19_most_of_the_fleet_made_anew_is_held_and_then_told_one_by_one() -> N
     assert len(source.pending_deletions) == 0
 
 
-def test_f19_few_made_anew_are_told_at_once() -> None:
+def test_f19_replacement_of_few_objects_is_applied_at_once() -> None:
     source = Source()
     done = source.lists(*FLEET[1:], *anew("a"))
     assert [each.reason for each in done] == [DisengageReason.REPLACED, None]
 
 
-def test_f35_what_was_remembered_and_is_another_object_by_now_is_told_at_once() -> None:
+def test_f35_restored_cluster_with_another_uid_is_replaced_at_once() -> None:
     source = Source()
     source.intake.restore([], at(0.0))
     done = source.lists(*anew("abcdef"))

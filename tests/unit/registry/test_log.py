@@ -33,7 +33,7 @@ class Counting:
         return msgspec.json.encode(event)
 
 
-def test_an_engaged_cluster_is_turned_to_bytes_once_for_all_readers() -> None:
+def test_engaged_frame_is_encoded_once_for_all_readers() -> None:
     encode = Counting()
     log = NamedLog(encode, Retention())
     for name in "abc":
@@ -66,7 +66,7 @@ def test_readers_of_one_snapshot_share_its_parts_and_each_part_is_joined_once() 
         assert one.frames.joined is other.frames.joined
 
 
-def test_of_a_long_snapshot_only_the_last_parts_are_kept() -> None:
+def test_snapshot_part_cache_is_bounded() -> None:
     log = NamedLog(Counting(), Retention(), batch_bytes=1)
     for number in range(100):
         engage(log, f"a{number}")
@@ -120,7 +120,7 @@ def test_wherever_so_many_readers_stand_each_is_told_what_comes_next(wanted: Fil
         assert [len(batch.frames) for batch in told if batch] == [*range(100, 0, -1)]
 
 
-def test_an_update_is_turned_to_bytes_once_for_readers_wherever_they_stand() -> None:
+def test_update_frame_is_encoded_once_for_all_readers() -> None:
     encode = Counting()
     log = NamedLog(encode, Retention())
     a = engage(log, "a")
@@ -131,7 +131,7 @@ def test_an_update_is_turned_to_bytes_once_for_readers_wherever_they_stand() -> 
     assert encode.encoded == 2  # b, and the update of a
 
 
-def test_the_steps_that_are_kept_are_bounded() -> None:
+def test_slice_cache_is_bounded() -> None:
     encode = Counting()
     log = NamedLog(encode, Retention())
     engage(log, "a")
@@ -145,7 +145,7 @@ def test_the_steps_that_are_kept_are_bounded() -> None:
     assert encode.encoded == 1, "the oldest gave way"
 
 
-def test_a_change_makes_the_kept_steps_void() -> None:
+def test_change_invalidates_slice_cache() -> None:
     log = readable_log()
     engage(log, "a")
     Cursor(log, EVERYTHING, 0).take()
@@ -164,7 +164,7 @@ def test_however_often_a_cluster_changes_it_takes_few_places() -> None:
     assert len(log.since(0, EVERYTHING).frames) == 1
 
 
-def test_of_clusters_that_are_gone_nothing_stays_once_they_are_forgotten() -> None:
+def test_disengaged_clusters_leave_no_trace_after_retention() -> None:
     for retention in (Retention(count=0), Retention(count=7)):
         log = readable_log(retention)
         for index in range(3000):
@@ -175,7 +175,7 @@ def test_of_clusters_that_are_gone_nothing_stays_once_they_are_forgotten() -> No
         assert _places(log) < 1100
 
 
-def test_a_name_that_comes_back_keeps_the_memory_of_before() -> None:
+def test_reengaged_name_keeps_its_history() -> None:
     log = readable_log(Retention(count=2))
     engage(log, "a")
     log.disengage(log.entry("a"), DELETED, "", 0.0)
@@ -186,7 +186,7 @@ def test_a_name_that_comes_back_keeps_the_memory_of_before() -> None:
     assert log.since(2, EVERYTHING).frames == ()
 
 
-def test_a_snapshot_lives_as_long_as_somebody_reads_it() -> None:
+def test_snapshot_is_released_with_its_last_reader() -> None:
     log = readable_log()
     engage(log, "a")
     kept = log.snapshot()
@@ -204,7 +204,7 @@ def _remembered(log: NamedLog) -> int:
     return len(log.index(log.head).entries)
 
 
-def test_what_was_looked_for_ahead_is_ready_when_it_is_taken() -> None:
+def test_prefetched_slice_is_returned_by_next_read() -> None:
     encode = Counting()
     log = NamedLog(encode, Retention(), batch_bytes=1)
     for name in "ab":

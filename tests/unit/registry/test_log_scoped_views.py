@@ -39,7 +39,7 @@ def told(cursor: Cursor) -> list[Event]:
     return [event for batch in iter(cursor.take, None) for event in read(batch.frames)]
 
 
-def test_what_leaves_is_shown_as_it_was_before_it_left() -> None:
+def test_cluster_leaving_scope_is_sent_as_last_visible() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)
@@ -47,7 +47,7 @@ def test_what_leaves_is_shown_as_it_was_before_it_left() -> None:
     assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
 
 
-def test_how_it_ended_after_it_had_left_is_not_told() -> None:
+def test_reason_of_end_outside_scope_is_not_sent() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)
@@ -65,7 +65,7 @@ def test_nor_is_who_had_its_name_meanwhile() -> None:
     assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter"), engaged(again)]
 
 
-def test_a_name_that_goes_to_what_cannot_be_seen_is_gone() -> None:
+def test_replacement_outside_scope_is_sent_as_deletion() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)
@@ -73,7 +73,7 @@ def test_a_name_that_goes_to_what_cannot_be_seen_is_gone() -> None:
     assert told(cursor) == [disengaged(a, DELETED, "the object was deleted")]
 
 
-def test_so_is_one_that_goes_to_something_that_nothing_is_known_of() -> None:
+def test_replacement_by_malformed_object_is_sent_as_deletion() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)
@@ -81,7 +81,7 @@ def test_so_is_one_that_goes_to_something_that_nothing_is_known_of() -> None:
     assert told(cursor) == [disengaged(a, DELETED, "the object was deleted")]
 
 
-def test_a_name_that_goes_to_what_can_be_seen_is_replaced() -> None:
+def test_replacement_inside_scope_is_sent_as_replaced() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)

@@ -36,7 +36,7 @@ def read_on(log: NamedLog, revision: int) -> list[str]:
     return told
 
 
-def test_a_cluster_that_was_engaged_and_then_updated_often_is_engaged_first(log: NamedLog) -> None:
+def test_swept_updates_keep_engagement_first(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     for step in range(1, 10):
@@ -46,7 +46,7 @@ def test_a_cluster_that_was_engaged_and_then_updated_often_is_engaged_first(log:
     assert set(told[1:]) <= {"UPDATED alpha"}
 
 
-def test_a_cluster_that_went_and_came_back_is_disengaged_first(log: NamedLog) -> None:
+def test_swept_reengagement_keeps_disengagement_first(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     seen = log.head
@@ -60,7 +60,7 @@ def test_a_cluster_that_went_and_came_back_is_disengaged_first(log: NamedLog) ->
     assert told == ["DISENGAGED alpha", "ENGAGED alpha"]
 
 
-def test_what_came_while_a_reader_was_away_and_was_replaced_since_is_engaged_first(log: NamedLog) -> None:
+def test_replaced_cluster_engaged_while_reader_was_behind_is_engaged_first(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     seen = log.head
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
@@ -74,14 +74,14 @@ def test_what_came_while_a_reader_was_away_and_was_replaced_since_is_engaged_fir
     assert (b"".join(first.frames), first.revision) == (b"ENGAGED beta;", 2)
 
 
-def test_what_is_swept_does_not_grow_with_history(log: NamedLog) -> None:
+def test_sweep_bounds_log_size_independently_of_history(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     for step in range(1000):
         log.update(log.entry("alpha"), cluster("alpha", 1, step), 0.0)
     assert len(log._entries) <= 5
 
 
-def test_it_is_swept_in_stretches_and_all_of_it_in_the_end(log: NamedLog) -> None:
+def test_sweep_runs_in_stretches_until_complete(log: NamedLog) -> None:
     names = [f"cluster-{number}" for number in range(10)]
     for name in names:
         log.engage(log.entry(name), partial(cluster, name))
@@ -95,14 +95,14 @@ def test_it_is_swept_in_stretches_and_all_of_it_in_the_end(log: NamedLog) -> Non
     assert [event for event in told if "ENGAGED" in event] == [f"ENGAGED {name}" for name in names]
 
 
-def test_a_fleet_that_only_grows_has_nothing_to_compact(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growing_fleet_requires_no_sweep(log: NamedLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(log, "_compact", None)
     for name in ("alpha", "beta", "gamma"):
         log.engage(log.entry(name), partial(cluster, name))
     assert len(log._entries) == 3
 
 
-def test_what_was_told_as_it_stands_now_is_not_told_again_on_the_way(log: NamedLog) -> None:
+def test_sweep_does_not_repeat_clusters_sent_ahead(log: NamedLog) -> None:
     log.engage(log.entry("alpha"), lambda revision: cluster("alpha", revision))
     log.engage(log.entry("beta"), lambda revision: cluster("beta", revision))
     log.engage(log.entry("gamma"), lambda revision: cluster("gamma", revision))
@@ -112,7 +112,7 @@ def test_what_was_told_as_it_stands_now_is_not_told_again_on_the_way(log: NamedL
     assert "".join(told) == "ENGAGED alpha;ENGAGED beta;ENGAGED gamma;"
 
 
-def test_what_changes_while_a_reader_is_on_the_way_is_told(log: NamedLog) -> None:
+def test_change_during_partial_read_is_sent_after_sweep(log: NamedLog) -> None:
     for name in ("alpha", "beta", "gamma"):
         log.engage(log.entry(name), partial(cluster, name))
     log.update(log.entry("alpha"), cluster("alpha", 1, 1), 0.0)

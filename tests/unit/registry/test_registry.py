@@ -54,7 +54,7 @@ def known(fleet: Registry, name: str = "a") -> ClusterRecord:
 # --- engaging ---
 
 
-def test_a_ready_object_is_engaged() -> None:
+def test_ready_object_is_engaged() -> None:
     fleet = registry()
     assert fleet.commit([ready("a", "7")], at(0)) == [done(engaged(cluster("a", 1, version="7")))]
     assert fleet.engaged == 1
@@ -62,11 +62,11 @@ def test_a_ready_object_is_engaged() -> None:
     assert known(fleet).state is ObjectState.READY
 
 
-def test_what_is_ready_already_is_not_engaged_again() -> None:
+def test_ready_object_is_not_engaged_twice() -> None:
     assert after(ready(version="1")).commit([ready(version="2")], at(1)) == []
 
 
-def test_what_a_subscriber_can_see_is_an_update() -> None:
+def test_visible_change_is_an_update() -> None:
     fleet = after(ready())
     assert fleet.commit([ready(version="2", suspended=True)], at(1)) == [
         done(updated(cluster(version="2", suspended=True)))
@@ -76,14 +76,14 @@ def test_what_a_subscriber_can_see_is_an_update() -> None:
 
 
 @pytest.mark.parametrize("observation", [not_ready(version="1"), outside(version="1"), malformed(version="1")])
-def test_what_is_not_ready_outside_or_malformed_is_not_engaged(observation: Observation) -> None:
+def test_not_ready_outside_or_malformed_object_is_not_engaged(observation: Observation) -> None:
     fleet = registry()
     assert fleet.commit([observation], at(0)) == []
     assert fleet.engaged == 0
     assert known(fleet).transitions == ()
 
 
-def test_it_is_engaged_once_it_is_ready() -> None:
+def test_object_is_engaged_when_it_becomes_ready() -> None:
     fleet = after(not_ready(version="1"))
     assert fleet.commit([ready(version="2")], at(1)) == [done(engaged(cluster(engaged_at=1, version="2")))]
 
@@ -91,24 +91,24 @@ def test_it_is_engaged_once_it_is_ready() -> None:
 # --- disengaging ---
 
 
-def test_what_is_no_longer_ready_is_disengaged_at_once() -> None:
+def test_object_no_longer_ready_is_disengaged() -> None:
     fleet = after(ready())
     assert fleet.commit([not_ready(message="degraded")], at(1)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
     assert fleet.engaged == 0
     assert known(fleet).latest == cluster(), "it is kept as last engaged"
 
 
-def test_what_left_the_selector_is_disengaged() -> None:
+def test_object_outside_selector_is_disengaged() -> None:
     assert after(ready()).commit([outside()], at(1)) == [done(disengaged(cluster(), LABELS_CHANGED, "not selected"))]
 
 
-def test_what_is_gone_is_disengaged() -> None:
+def test_deleted_object_is_disengaged() -> None:
     assert after(ready()).commit([ConfirmedDeletion("a", "u1")], at(1)) == [
         done(disengaged(cluster(), DELETED, "the object was deleted"))
     ]
 
 
-def test_what_is_malformed_stays_as_it_last_was() -> None:
+def test_malformed_object_keeps_its_last_state() -> None:
     fleet = after(ready())
     assert fleet.commit([malformed()], at(1)) == []
     record = known(fleet)
@@ -116,13 +116,13 @@ def test_what_is_malformed_stays_as_it_last_was() -> None:
     assert fleet.commit([ready(version="3")], at(2)) == []
 
 
-def test_what_is_malformed_down_to_its_uid_is_taken_for_the_one_that_is_known() -> None:
+def test_malformed_object_without_uid_is_matched_by_name() -> None:
     fleet = after(ready())
     assert fleet.commit([malformed(uid="")], at(1)) == []
     assert known(fleet).uid == "u1"
 
 
-def test_what_is_gone_without_having_been_engaged_is_told_to_nobody() -> None:
+def test_deletion_of_object_never_engaged_is_silent() -> None:
     fleet = after(not_ready())
     assert fleet.commit([ConfirmedDeletion("a", "u1")], at(1)) == []
     assert known(fleet).state is ObjectState.DELETED
@@ -135,7 +135,7 @@ def test_another_names_or_another_incarnations_end_changes_nothing(gone: Confirm
     assert known(fleet).engaged
 
 
-def test_what_is_gone_is_not_gone_twice() -> None:
+def test_repeated_deletion_is_ignored() -> None:
     fleet = after(ready(), ConfirmedDeletion("a", "u1"))
     assert fleet.commit([ConfirmedDeletion("a", "u1")], at(2)) == []
     assert known(fleet).since == wall(1)
@@ -164,14 +164,14 @@ def test_another_uid_ends_the_engagement_whatever_the_new_one_is_like(observatio
     assert (known(fleet).uid, known(fleet).since) == ("u2", wall(1))
 
 
-def test_a_new_object_under_a_name_that_was_not_engaged_is_just_engaged() -> None:
+def test_new_object_under_name_never_engaged_is_engaged() -> None:
     fleet = after(not_ready())
     assert fleet.commit([ready(version="5", uid="u2")], at(1)) == [
         done(engaged(cluster(uid="u2", engaged_at=1, version="5")))
     ]
 
 
-def test_a_new_object_that_is_as_unready_as_the_old_one_is_so_since_it_came() -> None:
+def test_new_object_not_ready_counts_from_its_creation() -> None:
     fleet = after(not_ready(), not_ready(uid="u2", version="5"))
     assert known(fleet).since == wall(1)
 
@@ -182,21 +182,21 @@ def test_a_new_object_that_is_as_unready_as_the_old_one_is_so_since_it_came() ->
 @pytest.mark.parametrize(
     "late", [ready(version="9"), not_ready(version="9"), malformed(version="9"), ready(version="9", uid="u0")]
 )
-def test_what_is_older_than_what_is_known_is_passed_over(late: Observation) -> None:
+def test_stale_observation_is_discarded(late: Observation) -> None:
     fleet = after(ready(version="10"))
     assert fleet.commit([late], at(1)) == []
     assert fleet.outdated == 1
     assert known(fleet) == known(after(ready(version="10")))
 
 
-def test_what_is_said_again_after_it_was_certain_to_be_gone_is_passed_over() -> None:
+def test_observation_after_confirmed_deletion_is_discarded() -> None:
     fleet = after(ready(version="10"), ConfirmedDeletion("a", "u1"))
     assert fleet.commit([ready(version="10")], at(2)) == []
     assert fleet.outdated == 1
     assert fleet.commit([ready(version="11", uid="u2")], at(3)) != []
 
 
-def test_a_repetition_of_what_is_known_changes_nothing() -> None:
+def test_repeated_observation_changes_nothing() -> None:
     fleet = after(ready(version="10"))
     assert fleet.commit([ready(version="10")], at(1)) == []
     assert fleet.outdated == 0
@@ -217,7 +217,7 @@ def test_versions_may_be_longer_than_any_number() -> None:
     assert fleet.commit([not_ready(version=long + "0")], at(1)) != []
 
 
-def test_what_a_consistent_read_shows_stands_though_versions_went_back() -> None:
+def test_consistent_read_is_applied_although_versions_went_back() -> None:
     fleet = after(ready(version="100"))
     assert fleet.commit([not_ready(version="50")], at(1), consistent=True) != []
 
@@ -225,7 +225,7 @@ def test_what_a_consistent_read_shows_stands_though_versions_went_back() -> None
 # --- lists ---
 
 
-def test_a_complete_list_should_hold_what_is_within_the_selector_and_not_gone() -> None:
+def test_expected_names_of_a_complete_list_exclude_deleted_and_outside() -> None:
     fleet = after(
         ready("a"),
         not_ready("b"),
@@ -237,7 +237,7 @@ def test_a_complete_list_should_hold_what_is_within_the_selector_and_not_gone() 
     assert list(fleet.present()) == [("a", "u1"), ("b", "u1"), ("c", "u1")]
 
 
-def test_what_a_list_shows_is_news_where_uid_or_version_differ() -> None:
+def test_listed_object_with_other_uid_or_version_is_new() -> None:
     fleet = after(ready(version="10"))
     assert not fleet.would_change(ready(version="10"))
     assert fleet.would_change(ready(version="9"))
@@ -246,7 +246,7 @@ def test_what_a_list_shows_is_news_where_uid_or_version_differ() -> None:
 
 
 @pytest.mark.parametrize("left", [ConfirmedDeletion("a", "u1"), outside(version="10")])
-def test_what_a_list_shows_is_news_where_it_was_elsewhere(left: Observation | ConfirmedDeletion) -> None:
+def test_listed_object_that_was_outside_is_new(left: Observation | ConfirmedDeletion) -> None:
     assert after(ready(version="10"), left).would_change(ready(version="10"))
 
 
@@ -262,7 +262,7 @@ def test_after_a_list_old_versions_of_what_it_did_not_name_prove_nothing(left: O
 REFUSED = Connectivity(ConnectivityState.UNREACHABLE, wall(1), "connection refused")
 
 
-def test_what_probes_find_is_an_update() -> None:
+def test_connectivity_result_is_an_update() -> None:
     fleet = after(ready())
     told = msgspec.structs.replace(cluster(), connectivity=REFUSED)
     assert fleet.set_connectivity("a", 1, REFUSED, at(1)) == [done(updated(told))]
@@ -270,7 +270,7 @@ def test_what_probes_find_is_an_update() -> None:
     assert fleet.log.head == 2
 
 
-def test_what_probes_found_outlives_an_update_and_ends_with_the_incarnation() -> None:
+def test_connectivity_survives_updates_and_ends_with_incarnation() -> None:
     fleet = after(ready())
     fleet.set_connectivity("a", 1, REFUSED, at(1))
     (change,) = fleet.commit([ready(version="2", suspended=True)], at(2))
@@ -280,7 +280,7 @@ def test_what_probes_found_outlives_an_update_and_ends_with_the_incarnation() ->
 
 
 @pytest.mark.parametrize(("name", "incarnation"), [("b", 1), ("a", 2), ("gone", 2)])
-def test_what_probes_find_of_what_is_no_longer_engaged_is_nothing(name: str, incarnation: int) -> None:
+def test_connectivity_result_for_disengaged_cluster_is_ignored(name: str, incarnation: int) -> None:
     fleet = after(ready(), ready("gone"), ConfirmedDeletion("gone", "u1"))
     assert fleet.set_connectivity(name, incarnation, REFUSED, at(3)) == []
 
@@ -297,7 +297,7 @@ def test_transitions_are_kept_with_their_reasons() -> None:
     )
 
 
-def test_the_last_eight_transitions_are_kept_and_the_present_engagement() -> None:
+def test_last_eight_transitions_are_kept() -> None:
     fleet = registry()
     for second in range(40):
         fleet.commit(
@@ -308,7 +308,7 @@ def test_the_last_eight_transitions_are_kept_and_the_present_engagement() -> Non
     assert [transition.at for transition in known(fleet).transitions] == [wall(second) for second in range(32, 41)]
 
 
-def test_a_standing_lasts_since_it_began_and_its_message_is_the_latest() -> None:
+def test_object_state_keeps_start_and_latest_message() -> None:
     record = known(after(not_ready(version="1", message="starting"), not_ready(version="2", message="almost")))
     assert (record.since, record.message, record.version) == (wall(0), "almost", "2")
 
@@ -333,7 +333,7 @@ def test_standings_are_counted() -> None:
     }
 
 
-def test_the_last_to_go_are_kept_and_earlier_ones_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recent_deletions_are_kept_and_older_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 2)
     fleet = after(ready("a"), outside("b"), ConfirmedDeletion("a", "u1"))
     assert fleet["b"] is not None
@@ -345,7 +345,7 @@ def test_the_last_to_go_are_kept_and_earlier_ones_forgotten(monkeypatch: pytest.
     assert fleet["a"] is None
 
 
-def test_who_resumes_is_told_of_an_end_that_is_explained_to_nobody_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_reports_disengagement_forgotten_by_explain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 0)
     fleet = after(ready("a"))
     reader = Cursor(fleet.log, EVERYTHING, fleet.log.head)
@@ -360,7 +360,7 @@ def test_who_resumes_is_told_of_an_end_that_is_explained_to_nobody_any_more(monk
     ]
 
 
-def test_what_comes_back_is_no_longer_among_those_that_went(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recreated_object_is_no_longer_among_recent_deletions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ABSENT_RECORDS_KEPT", 1)
     fleet = after(
         ready("a"), ConfirmedDeletion("a", "u1"), ready("a", "5", "u2"), ready("b"), ConfirmedDeletion("b", "u1")
@@ -369,11 +369,11 @@ def test_what_comes_back_is_no_longer_among_those_that_went(monkeypatch: pytest.
     assert known(fleet, "b").state is ObjectState.DELETED
 
 
-def test_a_name_that_was_never_seen_is_not_known() -> None:
+def test_name_never_seen_is_unknown() -> None:
     assert registry()["a"] is None
 
 
-def test_all_is_forgotten_when_a_first_list_is_begun_again() -> None:
+def test_restarted_first_list_clears_registry() -> None:
     fleet = after(ready("a"), outside("b"))
     fleet.clear()
     assert fleet["a"] is None
@@ -382,13 +382,13 @@ def test_all_is_forgotten_when_a_first_list_is_begun_again() -> None:
     assert list(fleet.log.clusters()) == []
 
 
-def test_each_change_has_a_revision_of_its_own() -> None:
+def test_every_change_has_its_own_revision() -> None:
     fleet = registry()
     fleet.commit([ready("a"), ready("b"), ready("b", "2", suspended=True), ConfirmedDeletion("a", "u1")], at(0))
     assert fleet.log.head == 4
 
 
-def test_the_same_again_makes_no_revision() -> None:
+def test_identical_change_has_no_revision() -> None:
     everything = [ready("a"), not_ready("b"), malformed("c"), outside("d")]
     fleet = registry()
     fleet.commit(everything, at(0))
@@ -397,11 +397,11 @@ def test_the_same_again_makes_no_revision() -> None:
     assert fleet.log.head == head
 
 
-def test_a_target_is_what_a_subscriber_can_see() -> None:
+def test_target_contains_only_fields_visible_to_subscribers() -> None:
     assert ready().name == target().name
 
 
-def test_all_that_is_known_can_be_gone_through_by_name_engaged_or_not() -> None:
+def test_items_returns_all_known_names() -> None:
     fleet = after(ready("a"), not_ready("b"))
     assert {name: record.state for name, record in fleet.items()} == {
         "a": ObjectState.READY,

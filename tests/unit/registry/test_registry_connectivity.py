@@ -7,14 +7,14 @@ from tests.unit.registry.fleets import at, not_ready, ready, registry
 FOUND = Connectivity(ConnectivityState.REACHABLE, 5.0)
 
 
-def test_it_is_an_update_of_the_cluster() -> None:
+def test_connectivity_change_is_an_update() -> None:
     known = registry()
     (engaged,) = known.commit((ready("alpha"),), at(0.0))
     (updated,) = known.set_connectivity("alpha", engaged.cluster.incarnation, FOUND, at(1.0))
     assert (updated.type, updated.cluster.connectivity) == (EventType.UPDATED, FOUND)
 
 
-def test_it_survives_other_changes_and_ends_with_the_engagement() -> None:
+def test_connectivity_survives_other_changes_and_ends_with_engagement() -> None:
     known = registry()
     (engaged,) = known.commit((ready("alpha"),), at(0.0))
     known.set_connectivity("alpha", engaged.cluster.incarnation, FOUND, at(1.0))
@@ -25,7 +25,7 @@ def test_it_survives_other_changes_and_ends_with_the_engagement() -> None:
     assert again.cluster.connectivity.state is ConnectivityState.UNKNOWN
 
 
-def test_what_comes_too_late_changes_nothing() -> None:
+def test_late_connectivity_result_is_ignored() -> None:
     known = registry()
     (engaged,) = known.commit((ready("alpha"),), at(0.0))
     assert known.set_connectivity("nobody", 1, FOUND, at(1.0)) == []

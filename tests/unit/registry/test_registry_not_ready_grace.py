@@ -37,7 +37,7 @@ def known(fleet: Registry) -> ClusterRecord:
     return record
 
 
-def test_it_is_held_and_explained() -> None:
+def test_not_ready_cluster_is_held_and_explained() -> None:
     fleet = held()
     record = known(fleet)
     assert (record.engaged, record.state, record.message) == (True, ObjectState.NOT_READY, "degraded")
@@ -46,7 +46,7 @@ def test_it_is_held_and_explained() -> None:
     assert fleet.engaged == 1
 
 
-def test_it_is_disengaged_when_the_grace_is_over_and_not_before() -> None:
+def test_not_ready_cluster_is_disengaged_when_grace_ends() -> None:
     fleet = held()
     assert fleet.end_overdue(at(69.9)) == []
     assert fleet.end_overdue(at(70)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
@@ -79,7 +79,7 @@ def test_saying_it_again_prolongs_nothing_and_the_latest_message_is_told() -> No
     assert fleet.end_overdue(at(70)) == [done(disengaged(cluster(), NOT_READY, "still degraded"))]
 
 
-def test_the_next_time_it_is_held_anew() -> None:
+def test_not_ready_grace_starts_over_each_time() -> None:
     fleet = held()
     fleet.commit([ready(version="3")], at(30))
     fleet.commit([not_ready(version="4")], at(40))
@@ -95,14 +95,16 @@ def test_the_next_time_it_is_held_anew() -> None:
         (ready(version="3", uid="u2"), DisengageReason.REPLACED),
     ],
 )
-def test_nothing_else_that_ends_it_waits(told: Observation | ConfirmedDeletion, reason: DisengageReason) -> None:
+def test_other_disengagements_do_not_wait_for_grace(
+    told: Observation | ConfirmedDeletion, reason: DisengageReason
+) -> None:
     fleet = held()
     assert fleet.commit([told], at(20))[0].reason is reason
     assert fleet.due_at is None
     assert known(fleet).grace_until is None
 
 
-def test_what_can_not_be_read_is_not_known_to_be_unready() -> None:
+def test_malformed_object_does_not_count_as_not_ready() -> None:
     fleet = held()
     fleet.commit([malformed(version="3")], at(20))
     assert fleet.due_at is None
@@ -110,7 +112,7 @@ def test_what_can_not_be_read_is_not_known_to_be_unready() -> None:
     assert known(fleet).engaged
 
 
-def test_those_that_were_unready_first_are_due_first() -> None:
+def test_overdue_clusters_are_ordered_by_start() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([ready("a"), ready("b"), ready("c")], at(0))
     for second, name in ((1, "b"), (2, "a"), (3, "c")):
@@ -119,21 +121,21 @@ def test_those_that_were_unready_first_are_due_first() -> None:
     assert fleet.due_at == 63.0
 
 
-def test_what_is_not_engaged_is_not_held() -> None:
+def test_not_engaged_object_has_no_grace() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([not_ready()], at(0))
     assert fleet.due_at is None
     assert known(fleet).grace_until is None
 
 
-def test_without_a_grace_nothing_is_held() -> None:
+def test_zero_grace_disengages_at_once() -> None:
     fleet = registry()
     fleet.commit([ready()], at(0))
     assert fleet.commit([not_ready(message="degraded")], at(1)) == [done(disengaged(cluster(), NOT_READY, "degraded"))]
     assert fleet.due_at is None
 
 
-def test_a_first_list_that_begins_again_holds_nothing() -> None:
+def test_restarted_first_list_clears_grace() -> None:
     fleet = held()
     fleet.clear()
     assert fleet.due_at is None

@@ -34,7 +34,7 @@ def moved() -> Ready:
     return Ready("u1", "5", target)
 
 
-def test_it_is_disengaged_and_explained() -> None:
+def test_unreachable_cluster_is_disengaged_with_explanation() -> None:
     fleet = given_up()
     record = fleet["a"]
     assert record is not None
@@ -44,11 +44,11 @@ def test_it_is_disengaged_and_explained() -> None:
     assert fleet.count(ObjectState.UNREACHABLE) == 1
 
 
-def test_it_is_given_up_once() -> None:
+def test_unreachable_cluster_is_disengaged_once() -> None:
     assert list(given_up().disengage_unreachable("a", 1, "not reached", at(3))) == []
 
 
-def test_it_stays_probed_and_another_is_not() -> None:
+def test_unreachable_cluster_is_still_probed() -> None:
     fleet = given_up()
     assert fleet.needs_probe("a", 1)
     assert not fleet.needs_probe("a", 2)
@@ -76,14 +76,14 @@ def test_when_it_is_reached_it_is_engaged_as_it_is_by_then() -> None:
 
 
 @pytest.mark.parametrize("item", [not_ready(), outside(), malformed(), ConfirmedDeletion("a", "u1")])
-def test_what_else_becomes_of_its_object_is_no_second_disengagement(item: Observation | ConfirmedDeletion) -> None:
+def test_change_of_unreachable_object_is_no_second_disengagement(item: Observation | ConfirmedDeletion) -> None:
     fleet = given_up()
     assert fleet.commit([item], at(3)) == []
     assert not fleet.needs_probe("a", 1)
     assert fleet.set_connectivity("a", 1, BACK, at(4)) == []
 
 
-def test_one_that_was_not_ready_meanwhile_is_engaged_when_it_is_ready() -> None:
+def test_unreachable_cluster_not_ready_meanwhile_is_engaged_when_ready() -> None:
     fleet = given_up()
     fleet.commit([not_ready(version="3")], at(3))
     (change,) = fleet.commit([ready(version="4")], at(4))
@@ -96,20 +96,20 @@ def test_another_object_under_its_name_is_another_cluster() -> None:
     assert (change.type, change.cluster.target.uid) == (EventType.ENGAGED, "u2")
 
 
-def test_one_that_moved_is_looked_for_where_it_is_now() -> None:
+def test_unreachable_cluster_that_moved_is_probed_at_new_endpoint() -> None:
     fleet = given_up()
     (change,) = fleet.commit([moved()], at(3))
     assert (change.type, change.cluster.target.endpoint) == (EventType.ENGAGED, "https://elsewhere.example.com")
 
 
 @pytest.mark.parametrize(("name", "incarnation"), [("b", 1), ("a", 2)])
-def test_who_is_not_engaged_as_that_is_not_given_up(name: str, incarnation: int) -> None:
+def test_unreachable_result_for_other_incarnation_is_ignored(name: str, incarnation: int) -> None:
     fleet = registry()
     fleet.commit([ready()], at(0))
     assert list(fleet.disengage_unreachable(name, incarnation, "", at(1))) == []
 
 
-def test_one_that_waits_to_be_ready_again_is_not_given_up_besides() -> None:
+def test_cluster_in_not_ready_grace_is_not_disengaged_as_unreachable() -> None:
     fleet = registry(grace_s=60.0)
     fleet.commit([ready()], at(0))
     fleet.commit([not_ready()], at(1))

@@ -31,7 +31,7 @@ def test_few_are_asked_about_as_always(missing: int, engaged: int) -> None:
 
 
 @pytest.mark.parametrize(("missing", "engaged"), [(2, 2), (2, 3), (6, 11), (11, 21), (21, 100), (201, 1000)])
-def test_many_at_once_are_held(missing: int, engaged: int) -> None:
+def test_mass_removal_is_held(missing: int, engaged: int) -> None:
     guard = RemovalGuard(LIMITS)
     ruling = judge(guard, missing, engaged, now=5.0)
     assert isinstance(ruling, HeldRemovals)
@@ -40,7 +40,7 @@ def test_many_at_once_are_held(missing: int, engaged: int) -> None:
     assert f"lacks {missing} of {engaged} engaged clusters" in ruling.message
 
 
-def test_a_second_list_that_comes_too_soon_proves_nothing() -> None:
+def test_second_list_before_verify_after_confirms_nothing() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     ruling = judge(guard, 100, 100, now=29.0)
@@ -48,14 +48,14 @@ def test_a_second_list_that_comes_too_soon_proves_nothing() -> None:
     assert (ruling.since, ruling.verify_at) == (0.0, 30.0)
 
 
-def test_a_second_list_later_on_that_lacks_as_much_releases_them_at_a_pace() -> None:
+def test_second_list_releases_removals_at_limited_rate() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     assert judge(guard, 90, 100, now=30.0) == ConfirmAtRate(50.0)
     assert guard.held is None
 
 
-def test_a_second_list_that_lacks_few_is_believed_like_any_other() -> None:
+def test_second_list_with_few_removals_is_applied() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     assert judge(guard, 3, 100, now=1.0) == ConfirmEach()
@@ -63,7 +63,7 @@ def test_a_second_list_that_lacks_few_is_believed_like_any_other() -> None:
 
 
 @pytest.mark.parametrize("missing", [1, 100])
-def test_where_versions_went_back_not_even_one_is_let_go_by_any_number_of_lists(missing: int) -> None:
+def test_removal_after_versions_went_back_is_never_released(missing: int) -> None:
     guard = RemovalGuard(LIMITS)
     first = judge(guard, missing, 100, went_back=True)
     assert isinstance(first, HeldRemovals)
@@ -89,7 +89,7 @@ def test_versions_that_go_back_between_two_lists_keep_all_that_was_held() -> Non
     assert ruling.verify_at is None
 
 
-def test_a_contradiction_begins_it_all_again() -> None:
+def test_contradiction_restarts_verification() -> None:
     guard = RemovalGuard(LIMITS)
     judge(guard, 100, 100)
     judge(guard, 100, 100, now=30.0)
@@ -100,7 +100,7 @@ def test_a_contradiction_begins_it_all_again() -> None:
     assert judge(guard, 99, 100, now=61.0) == ConfirmAtRate(50.0)
 
 
-def test_f21_another_server_is_listened_to_again_and_never_believed() -> None:
+def test_f21_another_server_is_verified_again_and_never_accepted() -> None:
     guard = RemovalGuard(LIMITS)
     for now in (0.0, 30.0, 60.0):
         ruling = guard.judge(range(5), 5, versions_went_back=True, now=now, is_foreign=True)
@@ -108,5 +108,5 @@ def test_f21_another_server_is_listened_to_again_and_never_believed() -> None:
         assert (ruling.since, ruling.verify_at, ruling.is_foreign) == (0.0, now + 30.0, True)
 
 
-def test_f21_of_one_cluster_nobody_can_tell_whose_it_is() -> None:
+def test_f21_server_identity_is_undecidable_with_one_cluster() -> None:
     assert RemovalGuard(LIMITS).judge(range(1), 1, versions_went_back=False, now=0.0, is_foreign=True) == ConfirmEach()

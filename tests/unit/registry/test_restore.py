@@ -18,7 +18,7 @@ def told(done: list[Event]) -> list[tuple[EventType, str, DisengageReason | None
     return [(each.type, each.cluster.target.name, each.reason) for each in done]
 
 
-def test_it_is_served_at_once_with_the_times_it_had() -> None:
+def test_restored_fleet_is_served_at_once_with_its_times() -> None:
     source = restored("alpha", "beta")
     record = source.registry["alpha"]
     assert source.intake.synced
@@ -28,12 +28,12 @@ def test_it_is_served_at_once_with_the_times_it_had() -> None:
     assert (record.state, record.cluster.engaged_at) == (ObjectState.READY, 7.0)
 
 
-def test_a_first_list_that_says_the_same_changes_nothing() -> None:
+def test_first_list_identical_to_restored_fleet_changes_nothing() -> None:
     source = restored("alpha")
     assert source.lists(ready("alpha")) == []
 
 
-def test_a_first_list_is_compared_with_it_and_what_it_lacks_is_asked_about() -> None:
+def test_restored_cluster_missing_from_first_list_is_confirmed() -> None:
     source = restored("alpha", "beta")
     listed = source.lists(ready("beta", labels={"env": "prod"}), ready("gamma"))
     assert told(listed) == [(EventType.UPDATED, "beta", None), (EventType.ENGAGED, "gamma", None)]

@@ -88,7 +88,7 @@ def test_object_without_a_label_holds_its_own_uid() -> None:
 
 
 @pytest.mark.parametrize("names", [("bank", "shop-x"), ("shop-x", "bank")])
-def test_no_claim_stands_if_one_list_contains_both(names: Iterable[str]) -> None:
+def test_uid_claims_in_one_list_are_all_rejected(names: Iterable[str]) -> None:
     fleet = Told()
     fleet.see(*(claims(name) for name in names), listed=True)
     fleet.list_ended()

@@ -32,23 +32,23 @@ def kept(name: str) -> StoredCluster:
 IMAGE = StoredFleet(ORIGIN, 2000.0, (kept("alpha"), kept("beta")))
 
 
-def test_what_was_kept_comes_back_as_it_was() -> None:
+def test_state_round_trips() -> None:
     assert decode(encode(IMAGE), ORIGIN) == IMAGE
 
 
-def test_an_empty_fleet_is_kept_too() -> None:
+def test_empty_fleet_round_trips() -> None:
     empty = StoredFleet(ORIGIN, 2000.0, ())
     assert decode(encode(empty), ORIGIN) == empty
 
 
-def test_a_file_that_was_torn_anywhere_is_refused() -> None:
+def test_truncated_file_is_rejected() -> None:
     data = encode(IMAGE)
     for end in range(len(data)):
         with pytest.raises(StateFileError):
             decode(data[:end], ORIGIN)
 
 
-def test_a_file_with_any_byte_changed_is_refused() -> None:
+def test_corrupted_byte_is_rejected() -> None:
     data = bytearray(encode(IMAGE))
     for place in range(len(data)):
         data[place] ^= 0x01
@@ -57,14 +57,14 @@ def test_a_file_with_any_byte_changed_is_refused() -> None:
         data[place] ^= 0x01
 
 
-def test_the_file_of_another_source_is_refused_and_named() -> None:
+def test_file_of_another_source_is_rejected() -> None:
     with pytest.raises(
         StateFileError, match=r"another source \(mode project at https://milo.test; .* https://other.test"
     ):
         decode(encode(IMAGE), StateOrigin("https://other.test", "project"))
 
 
-def test_the_file_of_a_newer_daemon_is_refused_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_of_newer_format_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "FORMAT", encoding.FORMAT + 1)
     data = encode(IMAGE)
     monkeypatch.undo()
@@ -93,12 +93,12 @@ def test_content_that_makes_no_sense_is_refused_even_with_a_right_checksum(body:
         decode(data, ORIGIN)
 
 
-def test_a_format_of_any_length_is_no_number_to_reckon_with() -> None:
+def test_format_number_of_any_length_is_rejected() -> None:
     with pytest.raises(StateFileError, match="format 99999999999999999999;"):
         decode(b"milo-discoveryd state " + b"9" * 5000 + b" x\n", ORIGIN)
 
 
 @given(st.binary(max_size=200))
-def test_any_other_bytes_are_refused(data: bytes) -> None:
+def test_arbitrary_bytes_are_rejected(data: bytes) -> None:
     with pytest.raises(StateFileError):
         decode(data, ORIGIN)

@@ -77,13 +77,13 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     return made
 
 
-async def test_the_rules_of_the_start_are_counted(place: Place) -> None:
+async def test_rules_at_startup_are_counted(place: Place) -> None:
     async with place.followed():
         assert place.applied == []
     assert place.metrics.registry.get_sample_value("milo_discoveryd_authorization_rules") == 2
 
 
-async def test_a_file_that_changes_is_read(place: Place) -> None:
+async def test_changed_file_is_reloaded(place: Place) -> None:
     async with place.followed():
         place.says("two", "three")
         await eventually(lambda: place.count("applied") == 1)
@@ -93,7 +93,7 @@ async def test_a_file_that_changes_is_read(place: Place) -> None:
     ]
 
 
-async def test_a_mounted_file_that_is_swapped_by_its_link_is_read(place: Place) -> None:
+async def test_swapped_symlink_of_mounted_file_is_reloaded(place: Place) -> None:
     folder = place.file.parent
     one, other = folder / "one.yaml", folder / "other.yaml"
     place.file.rename(one)
@@ -106,7 +106,7 @@ async def test_a_mounted_file_that_is_swapped_by_its_link_is_read(place: Place) 
     assert place.applied[-1] == ("one", "three")
 
 
-async def test_one_wrong_rule_and_none_is_taken(place: Place) -> None:
+async def test_invalid_rule_rejects_whole_file(place: Place) -> None:
     async with place.followed():
         with capture_logs() as lines:
             place.writes("rights:\n- {name: three, who: everybody, clusters: all}\n- {name: Four}\n")
@@ -121,7 +121,7 @@ async def test_one_wrong_rule_and_none_is_taken(place: Place) -> None:
     assert [what for what, _ in place.audited] == ["kept", "changed"]
 
 
-async def test_a_file_that_is_gone_takes_no_rights_with_it(place: Place) -> None:
+async def test_missing_file_keeps_rules(place: Place) -> None:
     async with place.followed() as followed:
         place.file.unlink()
         followed.ask()
@@ -148,7 +148,7 @@ async def test_asked_to_it_reads_what_looks_the_same(place: Place) -> None:
     assert place.audited == []
 
 
-async def test_what_takes_a_start_is_named_and_left(place: Place) -> None:
+async def test_settings_that_need_a_restart_are_named(place: Place) -> None:
     async with place.followed():
         with capture_logs() as lines:
             place.says("one", mode="project-control-plane")
@@ -157,7 +157,7 @@ async def test_what_takes_a_start_is_named_and_left(place: Place) -> None:
     assert line["settings"] == ["mode"]
 
 
-async def test_what_is_still_being_written_is_waited_for(place: Place) -> None:
+async def test_partially_written_file_is_awaited(place: Place) -> None:
     async with place.followed() as followed:
         state = place.file.stat()
         text = place.file.read_text()
@@ -176,7 +176,7 @@ async def test_what_is_still_being_written_is_waited_for(place: Place) -> None:
         assert looked >= 20
 
 
-async def test_without_a_file_it_waits_to_be_asked() -> None:
+async def test_reload_without_file_waits_for_signal() -> None:
     metrics, applied = Metrics(), 0
 
     def apply(rules: tuple[Rule, ...]) -> None:

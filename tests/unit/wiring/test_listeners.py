@@ -21,7 +21,7 @@ def settings(file: Path, text: str) -> Settings:
     return load({}, {}, file)
 
 
-def test_what_a_listener_does_not_say_is_as_for_all_sockets(file: Path) -> None:
+def test_listener_inherits_socket_settings(file: Path) -> None:
     text = """
 socket: {mode: "0600", group: "65499"}
 listen:
@@ -44,7 +44,7 @@ listen:
         ("listen: [{name: a, address: 'unix:///a', owner: no-such}]", "a: there is no user 'no-such' on this machine"),
     ],
 )
-def test_whom_there_is_not_is_told_with_the_place(file: Path, text: str, told: str) -> None:
+def test_unknown_group_is_reported_with_its_place(file: Path, text: str, told: str) -> None:
     with pytest.raises(StartError, match=told):
         list(listeners(settings(file, text)))
 

@@ -33,7 +33,7 @@ rights:
 """
 
 
-def test_each_caller_is_given_what_the_first_rule_for_him_says(tmp_path: Path) -> None:
+def test_caller_gets_grant_of_first_matching_rule(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(CONFIG)))
     made = rights(load({}, {}, file).rights)
