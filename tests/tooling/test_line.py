@@ -50,7 +50,7 @@ async def test_bytes_pass_both_ways(echo: int) -> None:
         caller.close()
 
 
-async def test_it_leads_to_a_unix_socket_as_well(tmp_path: Path) -> None:
+async def test_line_connects_to_unix_sockets(tmp_path: Path) -> None:
     async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"welcome\n")
         writer.close()
@@ -75,7 +75,7 @@ async def test_a_cut_resets_what_is_open_and_serves_what_comes_next(echo: int) -
         caller.close()
 
 
-async def test_while_it_refuses_nobody_gets_through_and_then_at_the_same_port(echo: int) -> None:
+async def test_line_refuses_connections_and_resumes_on_the_same_port(echo: int) -> None:
     async with Line(echo) as line:
         async with line.refusing():
             with pytest.raises(ConnectionRefusedError):
@@ -86,7 +86,7 @@ async def test_while_it_refuses_nobody_gets_through_and_then_at_the_same_port(ec
         caller.close()
 
 
-async def test_what_drips_arrives_whole(echo: int) -> None:
+async def test_line_delivers_slow_bytes_completely(echo: int) -> None:
     async with Line(echo) as line, line.dripping():
         caller = await Caller.at(line)
         caller.says("x" * 700)
@@ -94,7 +94,7 @@ async def test_what_drips_arrives_whole(echo: int) -> None:
         caller.close()
 
 
-async def test_a_connection_of_which_something_was_swallowed_never_carries_anything_again(echo: int) -> None:
+async def test_line_never_reuses_a_connection_that_lost_bytes(echo: int) -> None:
     async with Line(echo) as line:
         caller = await Caller.at(line)
         async with line.swallowing():
@@ -109,7 +109,7 @@ async def test_a_connection_of_which_something_was_swallowed_never_carries_anyth
         another.close()
 
 
-async def test_where_nobody_is_the_caller_is_hung_up_on() -> None:
+async def test_line_hangs_up_if_its_target_is_down() -> None:
     async with Line("/nowhere") as line:
         caller = await Caller.at(line)
         assert await caller.hears() == ""

@@ -23,14 +23,14 @@ def run(sandbox: Sandbox, steps: int = 2000) -> None:
         churn.step()
 
 
-def test_the_same_seed_lives_the_same_life() -> None:
+def test_churn_is_reproducible_by_seed() -> None:
     first, second, other = lively(), lively(), lively(seed=8)
     for each in (first, second, other):
         run(each, 500)
     assert history(first) == history(second) != history(other)
 
 
-def test_everything_that_can_happen_happens() -> None:
+def test_churn_makes_every_kind_of_change() -> None:
     sandbox = lively()
     run(sandbox)
     bodies = [event.record.body for event in sandbox.store[PROJECTS].history.since(0)]
@@ -49,13 +49,13 @@ def test_everything_that_can_happen_happens() -> None:
     assert any(added.count(name) > 1 for name in gone), "none was made again under its old name"
 
 
-def test_the_number_of_projects_stays_about_what_it_was() -> None:
+def test_churn_keeps_the_number_of_projects() -> None:
     sandbox = lively(projects=50)
     run(sandbox, 5000)
     assert 40 <= len(sandbox.projects) <= 65
 
 
-def test_each_project_has_its_control_plane_and_each_points_back() -> None:
+def test_churn_keeps_projects_and_control_planes_consistent() -> None:
     sandbox = lively()
     churn = sandbox.churn()
     for _ in range(2000):
@@ -69,7 +69,7 @@ def test_each_project_has_its_control_plane_and_each_points_back() -> None:
         assert project["metadata"]["labels"].items() <= plane["metadata"]["labels"].items()
 
 
-def test_projects_that_others_make_are_provisioned_and_those_they_delete_are_cleaned_up() -> None:
+def test_churn_provisions_and_cleans_up_projects_of_clients() -> None:
     sandbox = lively(projects=5)
     churn = sandbox.churn()
     sandbox.projects.create("by-hand", finalizers=[PROJECT_FINALIZER])
@@ -89,7 +89,7 @@ def body(sandbox: Sandbox, name: str) -> bytes:
     return sandbox.store.get(PROJECTS, name).body
 
 
-def test_it_goes_on_when_others_delete_what_it_was_busy_with() -> None:
+def test_churn_survives_deletions_by_clients() -> None:
     sandbox = Sandbox(seed=3)
     sandbox.populate(5)
     churn = sandbox.churn()
@@ -102,7 +102,7 @@ def test_it_goes_on_when_others_delete_what_it_was_busy_with() -> None:
     assert set(sandbox.control_planes.names()) == set(sandbox.projects.names())
 
 
-def test_it_survives_the_loss_of_the_history() -> None:
+def test_churn_survives_compaction() -> None:
     sandbox = lively()
     churn = sandbox.churn()
     for _ in range(100):
@@ -111,13 +111,13 @@ def test_it_survives_the_loss_of_the_history() -> None:
     assert len(sandbox.projects) > 10
 
 
-def test_names_are_never_given_twice() -> None:
+def test_names_are_unique() -> None:
     names = Sandbox(seed=1).names
     given = [names.project() for _ in range(12_000)]
     assert len(set(given)) == len(given)
 
 
-def test_a_populated_sandbox_leaves_alone_what_is_there() -> None:
+def test_populate_skips_existing_names() -> None:
     taken = Sandbox(seed=1).names.project()
     sandbox = Sandbox(seed=1)
     before = sandbox.projects.create(taken)

@@ -11,7 +11,7 @@ def behind(project: str, path: str = "") -> str:
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"
 
 
-async def test_it_is_alive_and_says_what_it_has(client: Client, sandbox: Sandbox) -> None:
+async def test_control_plane_serves_health_and_discovery(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     for path in ("/livez", "/readyz"):
         assert (await client.get(behind("alpha", path))).body == b"ok"
@@ -22,7 +22,7 @@ async def test_it_is_alive_and_says_what_it_has(client: Client, sandbox: Sandbox
     assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == ["default", "kube-system"]
 
 
-async def test_config_maps_live_in_it(client: Client, sandbox: Sandbox) -> None:
+async def test_control_plane_stores_config_maps(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     maps = behind("alpha", CONFIG_MAPS)
     async with client.watch(maps) as stream:
@@ -34,7 +34,7 @@ async def test_config_maps_live_in_it(client: Client, sandbox: Sandbox) -> None:
     assert (await client.get(behind("alpha", "/api/v1/configmaps"))).names == []
 
 
-async def test_config_maps_of_one_namespace_are_not_those_of_another(client: Client, sandbox: Sandbox) -> None:
+async def test_control_plane_separates_namespaces(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     for namespace in ("default", "kube-system"):
         path = behind("alpha", f"/api/v1/namespaces/{namespace}/configmaps")
@@ -45,14 +45,14 @@ async def test_config_maps_of_one_namespace_are_not_those_of_another(client: Cli
     assert (await client.call("POST", behind("alpha", "/api/v1/configmaps"), {})).status == 405
 
 
-async def test_each_project_has_its_own(client: Client, sandbox: Sandbox) -> None:
+async def test_control_plane_is_separate_per_project(client: Client, sandbox: Sandbox) -> None:
     for name in ("alpha", "beta"):
         sandbox.projects.create(name)
     await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "one"}})
     assert (await client.get(behind("beta", CONFIG_MAPS))).names == []
 
 
-async def test_a_project_made_again_finds_nothing_of_the_old_one(client: Client, sandbox: Sandbox) -> None:
+async def test_control_plane_of_a_recreated_project_is_empty(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "one"}})
     sandbox.projects.delete("alpha")
@@ -61,12 +61,12 @@ async def test_a_project_made_again_finds_nothing_of_the_old_one(client: Client,
     assert (await client.get(behind("alpha", CONFIG_MAPS))).names == []
 
 
-async def test_a_project_that_is_not_there_has_none(client: Client) -> None:
+async def test_control_plane_of_an_unknown_project_is_not_found(client: Client) -> None:
     missing = await client.get(behind("alpha", "/version"))
     assert (missing.status, missing.json["details"]["name"]) == (404, "alpha")
 
 
-async def test_a_suspended_project_answers_reads_and_refuses_writes(client: Client, sandbox: Sandbox) -> None:
+async def test_control_plane_of_a_suspended_project_is_read_only(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "one"}})
     sandbox.milo.suspend("alpha", "Billing")
@@ -78,13 +78,13 @@ async def test_a_suspended_project_answers_reads_and_refuses_writes(client: Clie
     assert (await client.call("POST", behind("alpha", CONFIG_MAPS), {"metadata": {"name": "two"}})).status == 201
 
 
-async def test_a_project_being_deleted_still_answers(client: Client, sandbox: Sandbox) -> None:
+async def test_control_plane_of_a_terminating_project_still_answers(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha", finalizers=["example.com/hold"])
     sandbox.projects.delete("alpha")
     assert (await client.get(behind("alpha", "/readyz"))).status == 200
 
 
-async def test_one_can_be_out_of_reach_while_the_others_are_not(client: Client, sandbox: Sandbox) -> None:
+async def test_control_plane_fault_affects_one_project(client: Client, sandbox: Sandbox) -> None:
     for name in ("alpha", "beta"):
         sandbox.projects.create(name)
     sandbox.faults.unreachable("alpha")
@@ -93,7 +93,7 @@ async def test_one_can_be_out_of_reach_while_the_others_are_not(client: Client, 
     assert (await client.get(f"{PROJECTS}/alpha")).status == 200
 
 
-async def test_it_wants_a_token_too(client: Client, sandbox: Sandbox) -> None:
+async def test_control_plane_requires_a_token(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     client.token = None
     assert (await client.get(behind("alpha", CONFIG_MAPS))).status == 401

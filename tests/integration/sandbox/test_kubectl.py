@@ -88,7 +88,7 @@ async def kubectl(sandbox: Sandbox, tmp_path: Path) -> Kubectl:
     return Kubectl(program, tmp_path, sandbox.write_kubeconfig(tmp_path / "kubeconfig"))
 
 
-async def test_a_project_lives_and_dies_by_kubectl(kubectl: Kubectl, sandbox: Sandbox) -> None:
+async def test_kubectl_creates_watches_and_deletes_a_project(kubectl: Kubectl, sandbox: Sandbox) -> None:
     async with kubectl.printing("get", "projects", "-w") as printed:
         sandbox.projects.create("first", ready=True)
         assert (await printed("first")).startswith("first acme True")
@@ -120,7 +120,7 @@ async def test_labels_annotations_and_selectors(kubectl: Kubectl, sandbox: Sandb
     )
 
 
-async def test_yaml_out_is_yaml_in(kubectl: Kubectl, sandbox: Sandbox) -> None:
+async def test_kubectl_output_can_be_applied_again(kubectl: Kubectl, sandbox: Sandbox) -> None:
     assert "created" in await kubectl("apply", "-f", "-", stdin=PROJECT)
     shown = await kubectl("get", "project", "hello", "-o", "yaml")
     assert "resourceVersion:" in shown
@@ -131,7 +131,7 @@ async def test_yaml_out_is_yaml_in(kubectl: Kubectl, sandbox: Sandbox) -> None:
     assert "the object has been modified" in stale.err
 
 
-async def test_what_kubectl_gets_wrong_is_said(kubectl: Kubectl) -> None:
+async def test_kubectl_reports_errors(kubectl: Kubectl) -> None:
     unknown = await kubectl.run("create", "-f", "-", stdin=PROJECT + "bogus: 1\n")
     assert (unknown.status, 'unknown field "bogus"' in unknown.err) == (1, True)
     invalid = await kubectl.run("create", "-f", "-", stdin=PROJECT.replace("Organization", "Person"))
@@ -145,7 +145,7 @@ async def test_explain_and_api_resources(kubectl: Kubectl) -> None:
     assert "projectcontrolplanes" in await kubectl("api-resources")
 
 
-async def test_rights_can_be_asked_for(kubectl: Kubectl, sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_kubectl_auth_can_i(kubectl: Kubectl, sandbox: Sandbox, tmp_path: Path) -> None:
     assert await kubectl("auth", "can-i", "list", "projects.resourcemanager.miloapis.com") == "yes\n"
     rule = Rule(verbs=frozenset({"list"}), resources=frozenset({"projects"}))
     limited = tmp_path / "limited"
@@ -157,7 +157,7 @@ async def test_rights_can_be_asked_for(kubectl: Kubectl, sandbox: Sandbox, tmp_p
     assert 'User "reader" cannot delete resource "projects"' in forbidden.err
 
 
-async def test_a_project_s_own_control_plane(kubectl: Kubectl, sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_kubectl_in_a_project_control_plane(kubectl: Kubectl, sandbox: Sandbox, tmp_path: Path) -> None:
     sandbox.projects.create("alpha", ready=True)
     inside = kubectl.on(tmp_path / "inside")
     kubeconfigs.write(tmp_path / "inside", sandbox.kubeconfig(project="alpha"))

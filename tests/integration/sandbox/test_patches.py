@@ -25,13 +25,13 @@ def test_merge_patches(target: Any, patch: Any, result: Any) -> None:
     assert patches.merge(target, patch) == result
 
 
-def test_a_merge_leaves_the_target_as_it_is() -> None:
+def test_merge_patch_does_not_change_its_input() -> None:
     target = {"a": {"b": 1}}
     patches.merge(target, {"a": {"b": 2}})
     assert target == {"a": {"b": 1}}
 
 
-def test_strategic_patches_are_merges_without_their_ordering_hints() -> None:
+def test_strategic_patch_ignores_ordering_directives() -> None:
     patch = {"data": {"a": None, "b": "2"}, "$setElementOrder/finalizers": ["x"], "$retainKeys": ["y"]}
     assert patches.strategic({"data": {"a": "1"}}, patch) == {"data": {"b": "2"}}
     with pytest.raises(RefusedError, match=r"\$patch"):
@@ -75,7 +75,7 @@ def test_json_patches(operation: dict[str, Any], result: Any) -> None:
         ([{"op": "test", "path": "/a/0", "value": 2}], 422),
     ],
 )
-def test_what_cannot_be_done_is_refused(operations: Any, code: int) -> None:
+def test_invalid_json_patch_is_refused(operations: Any, code: int) -> None:
     with pytest.raises(RefusedError) as error:
         patches.apply_operations({"a": [1]}, operations)
     assert error.value.code == code

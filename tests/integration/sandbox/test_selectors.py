@@ -50,7 +50,7 @@ def test_labels(text: str, selected: bool) -> None:
     ["=prod", "env=prod,", ",", "env in", "env in prod", "env in (prod", "env prod", "env=a=b", "!", "a/b/c=d",
      "env=sp@ce", "env>many", "env in (a b)"],
 )  # fmt: skip
-def test_what_cannot_be_read_is_refused_with_the_selector_in_the_message(text: str) -> None:
+def test_invalid_selector_is_refused_with_its_text(text: str) -> None:
     with pytest.raises(RefusedError) as error:
         selectors.parse(text)
     assert error.value.code == 400

@@ -16,7 +16,7 @@ STREAMING = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"
 
 
 class TestTooManyRequests:
-    async def test_while_storage_is_initializing_only_paged_lists_and_health_are_answered(
+    async def test_initializing_server_answers_only_paged_lists_and_health(
         self, client: Client, sandbox: Sandbox
     ) -> None:
         sandbox.projects.create("alpha")
@@ -33,12 +33,12 @@ class TestTooManyRequests:
         sandbox.faults.clear()
         assert (await client.get(PROJECTS)).names == ["alpha"]
 
-    async def test_it_can_be_one_resource_alone(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_initializing_fault_can_cover_one_resource(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.initializing(resource=PROJECT_CONTROL_PLANES)
         assert (await client.get(CONTROL_PLANES)).status == 429
         assert (await client.get(PROJECTS)).status == 200
 
-    async def test_a_server_just_started_answers_in_text(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_started_server_answers_in_text(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.installing()
         for path in (PROJECTS, "/readyz", "/apis"):
             refused = await client.get(path)
@@ -54,7 +54,7 @@ class TestTooManyRequests:
 
 
 class TestGone:
-    async def test_a_watch_from_a_compacted_version_is_200_with_one_error_line(
+    async def test_watch_from_a_compacted_version_is_200_with_one_error_line(
         self, client: Client, sandbox: Sandbox
     ) -> None:
         sandbox.projects.create("alpha")
@@ -65,15 +65,13 @@ class TestGone:
             (error,) = await stream.rest()
         assert (error["type"], error["object"]["kind"], error["object"]["code"]) == ("ERROR", "Status", 410)
 
-    async def test_a_list_at_a_compacted_version_is_410(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_list_at_a_compacted_version_is_410(self, client: Client, sandbox: Sandbox) -> None:
         version = str(sandbox.store.version)
         sandbox.compact()
         gone = await client.get(PROJECTS, resourceVersion=version, resourceVersionMatch="Exact")
         assert (gone.status, gone.json["reason"]) == (410, "Expired")
 
-    async def test_an_expired_continue_is_410_with_a_token_to_go_on_with_all_the_same(
-        self, client: Client, sandbox: Sandbox
-    ) -> None:
+    async def test_expired_continue_is_410_with_a_new_token(self, client: Client, sandbox: Sandbox) -> None:
         for name in ("a", "b", "c"):
             sandbox.projects.create(name)
         first = await client.get(PROJECTS, limit="1")
@@ -85,7 +83,7 @@ class TestGone:
         assert rest.names == ["c"]
         assert rest.version == str(sandbox.store.version)
 
-    async def test_second_pages_can_be_made_to_expire(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_expiring_pages_fault_expires_the_second_page(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.populate(3)
         sandbox.faults.second_pages_gone(times=1)
         first = await client.get(PROJECTS, limit="1")
@@ -93,13 +91,13 @@ class TestGone:
         assert (await client.get(PROJECTS, **token)).status == 410
         assert (await client.get(PROJECTS, **token)).status == 200
 
-    async def test_junk_is_400_in_continue_and_500_in_a_version(self, client: Client) -> None:
+    async def test_invalid_continue_is_400_and_invalid_version_is_500(self, client: Client) -> None:
         assert (await client.get(PROJECTS, limit="1", **{"continue": "junk"})).status == 400
         assert (await client.get(PROJECTS, watch="1", resourceVersion="abc")).status == 500
 
 
 class TestAVersionFromTheFuture:
-    async def test_a_watch_is_silent(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_watch_from_a_future_version_is_silent(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.projects.create("alpha")
         backup = sandbox.snapshot()
         sandbox.projects.create("beta")
@@ -112,9 +110,7 @@ class TestAVersionFromTheFuture:
             sandbox.projects.delete("alpha")
             assert await stream.rest() == []
 
-    async def test_a_list_is_504_and_so_is_a_streaming_list_in_its_own_way(
-        self, client: Client, sandbox: Sandbox
-    ) -> None:
+    async def test_list_from_a_future_version_is_504(self, client: Client, sandbox: Sandbox) -> None:
         refused = await client.get(PROJECTS, resourceVersion="999")
         assert (refused.status, refused.json["reason"]) == (504, "Timeout")
         assert refused.json["details"]["causes"][0]["reason"] == "ResourceVersionTooLarge"
@@ -125,9 +121,7 @@ class TestAVersionFromTheFuture:
 
 
 class TestRestarts:
-    async def test_a_killed_server_breaks_its_streams_and_refuses_connections_until_it_is_back(
-        self, client: Client, sandbox: Sandbox
-    ) -> None:
+    async def test_killed_server_breaks_streams_and_refuses_connections(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.projects.create("alpha")
         version, url = str(sandbox.store.version), sandbox.url
         async with client.watch(PROJECTS) as stream:
@@ -143,7 +137,7 @@ class TestRestarts:
         async with client.watch(PROJECTS, resourceVersion=version) as stream:
             assert await stream.take(1) == [("ADDED", "beta")]
 
-    async def test_a_terminated_server_closes_its_door_and_lets_open_watches_finish(
+    async def test_terminated_server_refuses_connections_and_finishes_watches(
         self, client: Client, sandbox: Sandbox
     ) -> None:
         async with client.watch(PROJECTS, allowWatchBookmarks="true", resourceVersion="1") as stream:
@@ -155,9 +149,7 @@ class TestRestarts:
         assert last["type"] == "BOOKMARK"
         await end
 
-    async def test_a_started_server_can_be_stopped_and_started_at_any_time(
-        self, sandbox: Sandbox, client: Client
-    ) -> None:
+    async def test_server_can_be_stopped_and_started_repeatedly(self, sandbox: Sandbox, client: Client) -> None:
         await sandbox.start()
         await sandbox.restart()
         await sandbox.stop()
@@ -176,9 +168,7 @@ async def refusing(client: Client) -> None:
 
 
 class TestTheDefinitions:
-    async def test_a_change_of_schema_ends_watches_cleanly_then_429_then_410(
-        self, client: Client, sandbox: Sandbox
-    ) -> None:
+    async def test_schema_change_ends_watches_then_answers_429_then_410(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.projects.create("alpha")
         version = str(sandbox.store.version)
         async with client.watch(PROJECTS, resourceVersion=version) as stream:
@@ -189,7 +179,7 @@ class TestTheDefinitions:
         async with client.watch(PROJECTS, resourceVersion=version) as stream:
             assert (await stream.next())["object"]["code"] == 410
 
-    async def test_a_deleted_definition_is_404_in_text(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_deleted_crd_is_404_in_text(self, client: Client, sandbox: Sandbox) -> None:
         async with client.watch(PROJECTS) as stream, client.watch(CONTROL_PLANES) as other:
             sandbox.delete_definition(PROJECT)
             assert await stream.rest() == []
@@ -201,7 +191,7 @@ class TestTheDefinitions:
 
 
 class TestBookmarksAndTime:
-    async def test_bookmarks_come_to_who_asks(self, connect: Callable[[Sandbox], Client]) -> None:
+    async def test_bookmarks_are_sent_on_request(self, connect: Callable[[Sandbox], Client]) -> None:
         async with Sandbox(features=Features(pace=Pace(bookmark_interval=0.01))) as sandbox:
             client = connect(sandbox)
             async with client.watch(PROJECTS, resourceVersion="1", allowWatchBookmarks="true") as stream:
@@ -212,20 +202,20 @@ class TestBookmarksAndTime:
         assert first["type"] == later["type"] == "BOOKMARK"
         assert later["object"]["metadata"]["resourceVersion"] == "2"
 
-    async def test_a_watch_ends_cleanly_when_its_time_is_over(self, client: Client) -> None:
+    async def test_watch_ends_cleanly_at_its_timeout(self, client: Client) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
         async with client.watch(PROJECTS, timeoutSeconds="1") as stream:
             assert await stream.rest() == []
         assert 1.0 <= loop.time() - start < 2.0
 
-    async def test_a_negative_time_ends_at_once(self, client: Client) -> None:
+    async def test_watch_with_a_negative_timeout_ends_at_once(self, client: Client) -> None:
         async with client.watch(PROJECTS, timeoutSeconds="-1") as stream:
             assert await stream.rest() == []
 
 
 class TestStreamingLists:
-    async def test_they_open_with_all_there_is_and_the_mark_of_their_end(
+    async def test_streaming_list_sends_all_objects_and_the_end_bookmark(
         self, client: Client, sandbox: Sandbox
     ) -> None:
         names = sorted(sandbox.populate(700))
@@ -236,10 +226,10 @@ class TestStreamingLists:
             sandbox.projects.create("later")
             assert await stream.take(1) == [("ADDED", "later")]
 
-    async def test_they_want_to_be_asked_for_rightly(self, client: Client) -> None:
+    async def test_streaming_list_validates_its_options(self, client: Client) -> None:
         assert (await client.get(PROJECTS, watch="1", sendInitialEvents="true")).status == 422
 
-    async def test_a_server_without_them_says_so(self, connect: Callable[[Sandbox], Client]) -> None:
+    async def test_streaming_list_is_refused_if_disabled(self, connect: Callable[[Sandbox], Client]) -> None:
         async with Sandbox(features=Features(streaming_lists=False)) as sandbox:
             refused = await connect(sandbox).get(PROJECTS, watch="1", **STREAMING)
         assert (refused.status, refused.json["reason"]) == (422, "Invalid")
@@ -247,7 +237,7 @@ class TestStreamingLists:
 
 
 class TestSelectors:
-    async def test_an_object_that_leaves_is_deleted_with_its_old_labels_and_comes_back_as_itself(
+    async def test_object_leaving_a_selector_is_deleted_with_its_old_labels(
         self, client: Client, sandbox: Sandbox
     ) -> None:
         created = sandbox.projects.create("alpha", labels={"env": "prod"})
@@ -263,7 +253,7 @@ class TestSelectors:
         assert back["type"] == "ADDED"
         assert back["object"]["metadata"]["uid"] == created["metadata"]["uid"]
 
-    async def test_a_patch_that_changes_nothing_sends_nothing(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_noop_patch_sends_no_event(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.projects.create("alpha", labels={"env": "prod"})
         async with client.watch(PROJECTS) as stream:
             assert await stream.take(1) == [("ADDED", "alpha")]
@@ -274,7 +264,7 @@ class TestSelectors:
 
 
 class TestDeletedAndAddedAgain:
-    async def test_live_objects_can_blink(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_blink_reports_live_objects_as_deleted_and_added(self, client: Client, sandbox: Sandbox) -> None:
         created = sandbox.projects.create("alpha", ready=True)
         async with client.watch(PROJECTS) as stream:
             assert await stream.take(1) == [("ADDED", "alpha")]
@@ -288,12 +278,12 @@ class TestDeletedAndAddedAgain:
 
 
 class TestOtherFaults:
-    async def test_a_watch_whose_reader_left_is_over(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_watch_ends_when_its_client_disconnects(self, client: Client, sandbox: Sandbox) -> None:
         async with client.watch(PROJECTS):
             assert sandbox.open_watches == 1
         await eventually(lambda: sandbox.open_watches == 0)
 
-    async def test_a_watch_that_is_dropped_with_something_to_say_is_no_error(
+    async def test_dropped_watch_with_pending_events_is_no_error(
         self, client: Client, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
     ) -> None:
         async with client.watch(PROJECTS) as stream:
@@ -323,7 +313,7 @@ class TestOtherFaults:
             sandbox.silence_watches(silent=False)
             assert await stream.take(1) == [("ADDED", "alpha")]
 
-    async def test_nobody_is_authenticated_or_nobody_may_do_anything(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_unauthorized_and_forbidden_faults_cover_all_requests(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.unauthorized(times=1)
         assert (await client.get("/livez")).status == 200
         assert (await client.get(PROJECTS)).status == 401
@@ -332,12 +322,12 @@ class TestOtherFaults:
         assert (refused.status, refused.json["reason"]) == (403, "Forbidden")
         assert (await client.get(PROJECTS)).status == 200
 
-    async def test_something_behind_the_server_is_broken(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_broken_backend_fault_answers_5xx(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.failing(502, times=1)
         assert (await client.get(PROJECTS)).status == 502
         assert (await client.get(PROJECTS)).status == 200
 
-    async def test_lists_can_be_empty_though_nothing_is_gone(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_empty_lists_fault_hides_existing_objects(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.projects.create("alpha")
         sandbox.faults.empty_lists()
         assert (await client.get(PROJECTS)).names == []
@@ -345,6 +335,6 @@ class TestOtherFaults:
         sandbox.faults.clear()
         assert (await client.get(PROJECTS)).names == ["alpha"]
 
-    async def test_a_fault_is_over_after_its_time(self, client: Client, sandbox: Sandbox) -> None:
+    async def test_fault_ends_after_its_time(self, client: Client, sandbox: Sandbox) -> None:
         sandbox.faults.overloaded(seconds=0)
         assert (await client.get(PROJECTS)).status == 200

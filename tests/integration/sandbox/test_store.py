@@ -35,7 +35,7 @@ def refused(error: pytest.ExceptionInfo[RefusedError]) -> tuple[int, str]:
     return error.value.code, error.value.reason
 
 
-def test_a_created_project_has_what_the_server_gives_and_no_status(store: Store) -> None:
+def test_created_project_has_server_fields_and_no_status(store: Store) -> None:
     store.create(PROJECTS, project() | {"status": {"conditions": [ready()]}})
     found = store.read(PROJECTS, "alpha")
     uid = found["metadata"].pop("uid")
@@ -53,19 +53,19 @@ def test_a_created_project_has_what_the_server_gives_and_no_status(store: Store)
     }
 
 
-def test_a_created_control_plane_is_being_created(store: Store) -> None:
+def test_created_control_plane_has_its_default_condition(store: Store) -> None:
     store.create(PROJECT_CONTROL_PLANES, {"metadata": {"name": "alpha"}, "spec": {}})
     (condition,) = store.read(PROJECT_CONTROL_PLANES, "alpha")["status"]["conditions"]
     assert (condition["type"], condition["status"], condition["reason"]) == ("ControlPlaneReady", "False", "Creating")
 
 
-def test_a_status_written_without_conditions_gets_the_unknown_one(store: Store) -> None:
+def test_status_without_conditions_is_defaulted(store: Store) -> None:
     store.create(PROJECTS, project())
     (condition,) = merge(store, {"status": {"suspensions": []}}, part=Part.STATUS)["status"]["conditions"]
     assert (condition["type"], condition["status"], condition["reason"]) == ("Ready", "Unknown", "Unknown")
 
 
-def test_the_status_subresource_changes_status_and_nothing_else(store: Store) -> None:
+def test_status_subresource_changes_only_status(store: Store) -> None:
     store.create(PROJECTS, project(labels={"env": "prod"}))
     patch = {"metadata": {"labels": {"env": "dev"}}, "spec": None, "status": {"conditions": [ready()]}}
     found = merge(store, patch, part=Part.STATUS)
@@ -75,7 +75,7 @@ def test_the_status_subresource_changes_status_and_nothing_else(store: Store) ->
     assert found["spec"]["ownerRef"]["name"] == "acme"
 
 
-def test_the_main_resource_changes_all_but_status(store: Store) -> None:
+def test_main_resource_does_not_change_status(store: Store) -> None:
     store.create(PROJECTS, project())
     merge(store, {"status": {"conditions": [ready()]}}, part=Part.STATUS)
     found = merge(store, {"metadata": {"labels": {"a": "b"}}, "status": None})
@@ -83,13 +83,13 @@ def test_the_main_resource_changes_all_but_status(store: Store) -> None:
     assert found["status"]["conditions"] == [ready()]
 
 
-def test_the_generation_counts_changes_of_intent_alone(store: Store) -> None:
+def test_generation_counts_spec_changes_only(store: Store) -> None:
     store.create(PROJECTS, project())
     assert merge(store, {"metadata": {"labels": {"a": "b"}}})["metadata"]["generation"] == 1
     assert merge(store, {"spec": {"ownerRef": {"name": "other"}}})["metadata"]["generation"] == 2
 
 
-def test_a_write_that_changes_nothing_keeps_the_version_and_tells_nobody(store: Store) -> None:
+def test_noop_write_keeps_the_version(store: Store) -> None:
     store.create(PROJECTS, project(labels={"a": "b"}))
     before = store.version
     told: list[int] = []
@@ -99,13 +99,13 @@ def test_a_write_that_changes_nothing_keeps_the_version_and_tells_nobody(store: 
     assert (store.version, told) == (before, [])
 
 
-def test_versions_are_one_sequence_over_all_resources(store: Store) -> None:
+def test_store_has_one_version_sequence(store: Store) -> None:
     first = store.create(PROJECTS, project())
     second = store.create(PROJECT_CONTROL_PLANES, {"metadata": {"name": "alpha"}, "spec": {}})
     assert second.version == first.version + 1 == store.version
 
 
-def test_a_finalizer_keeps_a_deleted_object_until_it_is_dropped(store: Store) -> None:
+def test_finalizer_keeps_a_deleted_object(store: Store) -> None:
     store.create(PROJECTS, project(finalizers=["example.com/hold"]))
     record, gone = store.delete(PROJECTS, "alpha")
     assert not gone
@@ -116,7 +116,7 @@ def test_a_finalizer_keeps_a_deleted_object_until_it_is_dropped(store: Store) ->
     assert store[PROJECTS].get("alpha") is None
 
 
-def test_no_finalizer_can_be_added_to_an_object_that_is_being_deleted(store: Store) -> None:
+def test_finalizer_cannot_be_added_during_deletion(store: Store) -> None:
     store.create(PROJECTS, project(finalizers=["example.com/hold"]))
     store.delete(PROJECTS, "alpha")
     with pytest.raises(RefusedError, match="no new finalizers") as error:
@@ -124,13 +124,13 @@ def test_no_finalizer_can_be_added_to_an_object_that_is_being_deleted(store: Sto
     assert refused(error) == (422, "Invalid")
 
 
-def test_a_recreated_object_has_another_uid(store: Store) -> None:
+def test_recreated_object_has_another_uid(store: Store) -> None:
     first = store.create(PROJECTS, project())
     store.delete(PROJECTS, "alpha")
     assert store.create(PROJECTS, project()).uid != first.uid
 
 
-def test_what_exists_cannot_be_created_and_what_does_not_cannot_be_changed(store: Store) -> None:
+def test_store_refuses_duplicates_and_unknown_names(store: Store) -> None:
     store.create(PROJECTS, project())
     with pytest.raises(RefusedError, match=r'projects.resourcemanager.miloapis.com "alpha" already exists') as error:
         store.create(PROJECTS, project())
@@ -140,7 +140,7 @@ def test_what_exists_cannot_be_created_and_what_does_not_cannot_be_changed(store
     assert refused(error) == (404, "NotFound")
 
 
-def test_a_write_based_on_an_old_version_is_a_conflict(store: Store) -> None:
+def test_write_with_an_old_version_is_a_conflict(store: Store) -> None:
     store.create(PROJECTS, project())
     old = store.read(PROJECTS, "alpha")
     merge(store, {"metadata": {"labels": {"a": "b"}}})
@@ -149,7 +149,7 @@ def test_a_write_based_on_an_old_version_is_a_conflict(store: Store) -> None:
     assert refused(error) == (409, "Conflict")
 
 
-def test_a_project_is_not_replaced_without_a_version_but_a_config_map_is(store: Store) -> None:
+def test_custom_resource_update_requires_a_version(store: Store) -> None:
     store.create(PROJECTS, project())
     with pytest.raises(RefusedError, match="must be specified for an update") as error:
         store.replace(PROJECTS, "alpha", project())
@@ -160,7 +160,7 @@ def test_a_project_is_not_replaced_without_a_version_but_a_config_map_is(store: 
     assert replaced.document()["data"] == {"b": "2"}
 
 
-def test_deletion_holds_to_its_preconditions(store: Store) -> None:
+def test_deletion_checks_preconditions(store: Store) -> None:
     record = store.create(PROJECTS, project())
     for wrong in (Preconditions(uid="another"), Preconditions(version="1")):
         with pytest.raises(RefusedError, match="Precondition failed") as error:
@@ -169,7 +169,7 @@ def test_deletion_holds_to_its_preconditions(store: Store) -> None:
     assert store.delete(PROJECTS, "alpha", preconditions=Preconditions(record.uid, str(record.version)))[1]
 
 
-def test_a_dry_run_answers_as_the_write_would_and_writes_nothing(store: Store) -> None:
+def test_dry_run_writes_nothing(store: Store) -> None:
     before = store.version
     assert store.create(PROJECTS, project(), dry_run=True).name == "alpha"
     assert store.version == before
@@ -195,16 +195,14 @@ def test_a_dry_run_answers_as_the_write_would_and_writes_nothing(store: Store) -
         ({"metadata": {"name": "alpha"}, "spec": {"ownerRef": {"kind": "Person", "name": "x"}}}, "spec.ownerRef.kind"),
     ],
 )
-def test_what_is_wrong_with_an_object_is_named_with_its_field(
-    store: Store, document: dict[str, Any], field: str
-) -> None:
+def test_validation_errors_name_the_field(store: Store, document: dict[str, Any], field: str) -> None:
     with pytest.raises(RefusedError) as error:
         store.create(PROJECTS, document)
     assert refused(error) == (422, "Invalid")
     assert field in [cause.field for cause in error.value.causes]
 
 
-def test_a_condition_is_judged_as_the_definition_says(store: Store) -> None:
+def test_conditions_are_validated_by_the_schema(store: Store) -> None:
     store.create(PROJECTS, project())
     with pytest.raises(RefusedError) as error:
         merge(store, {"status": {"conditions": [{"type": "Ready", "status": "Maybe"}]}}, part=Part.STATUS)
@@ -216,7 +214,7 @@ def test_a_condition_is_judged_as_the_definition_says(store: Store) -> None:
     }
 
 
-def test_unknown_fields_are_dropped_or_refused_where_that_is_asked_for(store: Store) -> None:
+def test_unknown_fields_are_pruned_or_refused(store: Store) -> None:
     document = project() | {"bogus": 1}
     with pytest.raises(RefusedError, match='unknown field "bogus"') as error:
         store.create(PROJECTS, document, strict=True)
@@ -225,12 +223,12 @@ def test_unknown_fields_are_dropped_or_refused_where_that_is_asked_for(store: St
     assert "bogus" not in store.read(PROJECTS, "alpha")
 
 
-def test_a_name_can_be_made_up_by_the_server(store: Store) -> None:
+def test_generate_name_creates_a_name(store: Store) -> None:
     document = project() | {"metadata": {"generateName": "p-"}}
     assert store.create(PROJECTS, document).name != store.create(PROJECTS, document).name
 
 
-def test_an_object_of_another_kind_or_name_or_namespace_is_refused(store: Store) -> None:
+def test_object_with_mismatched_identity_is_refused(store: Store) -> None:
     with pytest.raises(RefusedError, match="must be Project") as error:
         store.create(PROJECTS, project() | {"kind": "Pod"})
     assert refused(error) == (422, "Invalid")
@@ -243,7 +241,7 @@ def test_an_object_of_another_kind_or_name_or_namespace_is_refused(store: Store)
         merge(store, {"metadata": {"name": "beta"}})
 
 
-def test_a_namespace_must_exist_and_takes_what_is_in_it_along(store: Store) -> None:
+def test_namespace_must_exist_and_deletes_its_contents(store: Store) -> None:
     with pytest.raises(RefusedError, match='namespaces "work" not found'):
         store.create(CONFIG_MAPS, {"metadata": {"name": "one"}}, namespace="work")
     store.create(NAMESPACES, {"metadata": {"name": "work"}})
@@ -269,7 +267,7 @@ _nearly = st.recursive(
 
 
 @given(created=_nearly, patch=_nearly, part=st.sampled_from(Part))
-def test_whatever_is_written_is_taken_or_refused(created: Any, patch: Any, part: Part) -> None:
+def test_store_accepts_or_refuses_arbitrary_writes(created: Any, patch: Any, part: Part) -> None:
     store = Store([PROJECTS])
     store.create(PROJECTS, project())
     for write in (

@@ -44,7 +44,9 @@ async def asked(client: Client, assertion: str, grant: str = GRANT) -> Answer:
     return await client.call("POST", TOKEN, form, headers={"Content-Type": "application/x-www-form-urlencoded"})
 
 
-async def test_an_assertion_is_good_for_one_token(client: Client, sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_token_endpoint_exchanges_an_assertion_for_a_token(
+    client: Client, sandbox: Sandbox, tmp_path: Path
+) -> None:
     account = Account(sandbox, tmp_path)
     client.token = None
     assertion = account.assertion()
@@ -68,7 +70,7 @@ async def test_an_assertion_is_good_for_one_token(client: Client, sandbox: Sandb
         {"jti": 5},
     ],
 )
-async def test_one_that_says_something_else_than_it_should_is_refused(
+async def test_token_endpoint_refuses_wrong_claims(
     client: Client, sandbox: Sandbox, tmp_path: Path, differing: dict[str, Any]
 ) -> None:
     answer = await asked(client, Account(sandbox, tmp_path).assertion(**differing))
@@ -76,20 +78,20 @@ async def test_one_that_says_something_else_than_it_should_is_refused(
 
 
 @pytest.mark.parametrize("assertion", ["", "a.b.c", "e30.e30.", "ü"])
-async def test_what_is_no_assertion_is_refused(client: Client, assertion: str) -> None:
+async def test_token_endpoint_refuses_malformed_assertions(client: Client, assertion: str) -> None:
     assert (await asked(client, assertion)).json["error"] == "invalid_grant"
 
 
-async def test_another_grant_and_a_revoked_key_are_refused(client: Client, sandbox: Sandbox, tmp_path: Path) -> None:
+async def test_token_endpoint_refuses_other_grants_and_revoked_keys(
+    client: Client, sandbox: Sandbox, tmp_path: Path
+) -> None:
     account = Account(sandbox, tmp_path)
     assert (await asked(client, account.assertion(), "password")).json["error"] == "unsupported_grant_type"
     sandbox.token_endpoint.revoke_keys()
     assert (await asked(client, account.assertion())).json["error"] == "invalid_grant"
 
 
-async def test_the_infrastructure_cluster_gives_tokens_for_service_accounts_it_has(
-    client: Client, sandbox: Sandbox
-) -> None:
+async def test_token_request_serves_existing_service_accounts(client: Client, sandbox: Sandbox) -> None:
     sandbox.add_service_account("milo", "operators")
     sandbox.add_service_account("milo", "others")
     path = "/infrastructure/api/v1/namespaces/milo/serviceaccounts/{}/token"

@@ -14,7 +14,7 @@ from bench.bars import Bar, Verdict
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_it_prints_a_table_and_writes_the_figures(tmp_path: Path) -> None:
+def test_bench_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     command = [sys.executable, "-m", "bench", "startup", "--quick", "--json", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -27,7 +27,7 @@ def test_it_prints_a_table_and_writes_the_figures(tmp_path: Path) -> None:
     assert (written["scale"], written["upstream"]) == ("quick", "sandbox")
 
 
-def test_a_name_that_it_does_not_know_is_told_with_those_that_it_knows(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_reports_an_unknown_name_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["snyc_10k"])
 
@@ -35,7 +35,7 @@ def test_a_name_that_it_does_not_know_is_told_with_those_that_it_knows(capsys: p
     assert "no such measurement: snyc_10k; there are startup, cli, " in capsys.readouterr().err
 
 
-def test_a_figure_is_held_against_its_bar() -> None:
+def test_bench_compares_figures_with_bars() -> None:
     limits = {"a.seconds": Bar(1.5), "fanout.*.ratio": Bar(0.8, is_floor=True)}
 
     assert bars.verdict("a.seconds", 1.5, limits) is Verdict.MET
@@ -46,10 +46,10 @@ def test_a_figure_is_held_against_its_bar() -> None:
     assert bars.verdict("a.seconds", None, limits) is Verdict.NO_BAR
 
 
-def test_only_missed_figures_are_named() -> None:
+def test_bench_lists_missed_figures() -> None:
     assert report.missed({"a": 1.0, "b": 3.0, "c": None}, {"a": Bar(2), "b": Bar(2), "c": Bar(2)}) == ["b"]
 
 
 @pytest.mark.parametrize(("value", "shown"), [(None, "n/a"), (0.04987, "0.0499"), (101.4, "101"), (12_345.6, "12,346")])
-def test_figures_are_shown_to_three_digits(value: float | None, shown: str) -> None:
+def test_bench_rounds_figures_to_three_digits(value: float | None, shown: str) -> None:
     assert report.rounded(value) == shown

@@ -62,7 +62,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("name", sorted(MEASURES))
-async def test_it_gives_the_figures_that_it_promises(name: str, setting: Setting) -> None:
+async def test_measurement_returns_its_figures(name: str, setting: Setting) -> None:
     figures = medians(await MEASURES[name](setting))
 
     assert KEYS[name] <= figures.keys()
@@ -75,11 +75,11 @@ async def test_it_gives_the_figures_that_it_promises(name: str, setting: Setting
     }
 
 
-def test_every_bar_is_for_a_figure() -> None:
+def test_bench_bars_match_figures() -> None:
     keys = {key for keys in KEYS.values() for key in keys} | WITH_GO | {"latency.p99_over_raw_watch_ms"}
     for patterns in (bars.FULL, bars.REAL, bars.QUICK):
         assert all(any(bars.bar_of(key, {pattern: bar}) for key in keys) for pattern, bar in patterns.items())
 
 
-def test_the_quick_form_runs_measurements_that_there_are() -> None:
+def test_bench_quick_measurements_exist() -> None:
     assert set(QUICK_ONES) <= MEASURES.keys()

@@ -9,16 +9,16 @@ from bench import page, plots
 from bench.report import Results
 
 
-def test_the_page_and_its_plots_are_made_of_the_results() -> None:
+def test_performance_page_is_generated_from_the_results() -> None:
     assert page.main(["--check"]) == 0
 
 
-def test_every_table_of_the_page_has_rows() -> None:
+def test_performance_page_tables_have_rows() -> None:
     for block in re.findall(r"<!-- figures: .*?<!-- end -->", page.PAGE.read_text(), re.DOTALL):
         assert block.count("\n| `") > 0, block
 
 
-def test_a_table_holds_the_figures_that_were_asked_for_beside_their_bars() -> None:
+def test_performance_table_has_selected_figures_and_bars() -> None:
     results = Results(
         figures={"idle.cpu_percent": 0.2, "idle.rss_mib": 80.0, "fanout.1.ratio_to_bare": None},
         spread={"idle.cpu_percent": (0.1, 0.3)},
@@ -43,7 +43,7 @@ def _results(figures: dict[str, float | None], spread: dict[str, tuple[float, fl
     return Results(figures=figures, spread=spread, missed=[], scale="full", upstream="sandbox", at="", machine={})
 
 
-def test_two_runs_agree_where_what_their_rounds_gave_meets_within_a_tenth() -> None:
+def test_runs_agree_if_their_widened_ranges_overlap() -> None:
     one = _results({"met": 1.0, "near": 1.0, "far": 1.0, "unknown": None}, {"met": (0.5, 2.0), "far": (0.9, 1.1)})
     other = _results({"met": 1.9, "near": 1.15, "far": 1.6, "unknown": 1.0}, {"far": (1.5, 1.7)})
     text = "<!-- twice: one other -->\n<!-- end -->\n"
@@ -58,12 +58,12 @@ def test_two_runs_agree_where_what_their_rounds_gave_meets_within_a_tenth() -> N
     )
 
 
-def test_what_was_not_run_is_missed_by_name() -> None:
+def test_performance_page_reports_missing_figures() -> None:
     with pytest.raises(SystemExit, match=r"there is no bench/results/other\.json"):
         page.filled("<!-- run: other -->\n<!-- end -->", {})
 
 
-def test_plots_are_drawings_with_their_names_and_values() -> None:
+def test_plots_have_names_and_values() -> None:
     for drawn in (
         plots.lines("Memory", {"ours & theirs": [(1_000, 70.0), (100_000, 210.0)]}, x="projects", y="MiB"),
         plots.bars("Seconds", {"1k": {"ours & theirs": 70.0}, "10k": {"ours & theirs": 210.0}}, y="s"),
@@ -73,7 +73,7 @@ def test_plots_are_drawings_with_their_names_and_values() -> None:
         assert {"100", "200"} <= set(texts)
 
 
-def test_more_is_drawn_higher() -> None:
+def test_plots_draw_higher_values_higher() -> None:
     drawn = plots.bars("Seconds", {"1k": {"a": 1.0, "b": 10.0}}, y="s")
     rects = ElementTree.fromstring(drawn).findall("{http://www.w3.org/2000/svg}rect")
     _, low, high = (float(each.get("height", "0")) for each in rects)

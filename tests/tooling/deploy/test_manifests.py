@@ -42,7 +42,7 @@ every_pod = pytest.mark.parametrize("folder", WITH_DAEMON, ids=lambda folder: fo
 
 @every_build
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
-def test_every_manifest_is_strictly_valid(folder: Path, version: str, tmp_path: Path) -> None:
+def test_manifests_are_strictly_valid(folder: Path, version: str, tmp_path: Path) -> None:
     judged = strictly_valid(build(folder), version, tmp_path / "built.yaml")
     assert judged == sum(each["kind"] not in FOREIGN_KINDS for each in read(folder))
 
@@ -60,7 +60,7 @@ def strictly_valid(manifests: str, version: str, path: Path) -> int:
     return sum(line.startswith("INFO") for line in said)
 
 
-def test_what_the_prometheus_operator_reads_has_no_field_that_it_does_not_know() -> None:
+def test_prometheus_operator_resources_have_only_known_fields() -> None:
     judge = go_program(Path(__file__).parent / "operator_kinds", "operator-kinds")
     manifests = "\n---\n".join(build(folder) for folder in BUILT)
     done = subprocess.run(judge, input=manifests, capture_output=True, text=True, check=False, timeout=60)
@@ -77,7 +77,7 @@ def test_what_the_prometheus_operator_reads_has_no_field_that_it_does_not_know()
         ("project-control-plane", "infrastructure.miloapis.com", "projectcontrolplanes"),
     ],
 )
-def test_a_mode_may_read_the_one_resource_that_it_watches(mode: str, group: str, resource: str) -> None:
+def test_rbac_of_a_mode_allows_reading_its_resource_only(mode: str, group: str, resource: str) -> None:
     role = yaml.safe_load((DEPLOY / "base" / "rbac" / mode / "cluster-role.yaml").read_text())
     assert role["rules"] == [{"apiGroups": [group], "resources": [resource], "verbs": ["get", "list", "watch"]}]
 
@@ -85,7 +85,7 @@ def test_a_mode_may_read_the_one_resource_that_it_watches(mode: str, group: str,
 @pytest.mark.parametrize(
     ("source", "file"), [("token-request", "role.yaml"), ("kubeconfig-secret", "cluster-role.yaml")]
 )
-def test_a_source_of_kubeconfigs_may_do_what_its_document_says(source: str, file: str) -> None:
+def test_rbac_of_a_credential_source_matches_its_documentation(source: str, file: str) -> None:
     document = (ROOT / "docs" / "kubeconfigs.md").read_text()
     _, _, about = document.partition(f"### `{source}`")
     said = re.search(r"^```yaml\n(rules:\n.*?)^```", about, re.MULTILINE | re.DOTALL)
@@ -94,7 +94,7 @@ def test_a_source_of_kubeconfigs_may_do_what_its_document_says(source: str, file
     assert role["rules"] == yaml.safe_load(said[1])["rules"]
 
 
-def test_who_reviews_tokens_may_do_that_and_nothing_else() -> None:
+def test_rbac_of_token_review_allows_creating_reviews_only() -> None:
     role = yaml.safe_load((DEPLOY / "base" / "rbac" / "token-review" / "cluster-role.yaml").read_text())
     assert role["rules"] == [
         {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
@@ -102,7 +102,7 @@ def test_who_reviews_tokens_may_do_that_and_nothing_else() -> None:
 
 
 @every_build
-def test_a_binding_is_to_a_role_and_an_account_that_are_there(folder: Path) -> None:
+def test_bindings_refer_to_existing_roles_and_accounts(folder: Path) -> None:
     accounts = {
         (each["metadata"].get("namespace"), each["metadata"]["name"]) for each in of_kind(folder, "ServiceAccount")
     }
@@ -114,7 +114,9 @@ def test_a_binding_is_to_a_role_and_an_account_that_are_there(folder: Path) -> N
 
 
 @every_pod
-def test_the_daemon_takes_its_arguments_and_its_environment(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_daemon_accepts_the_arguments_and_environment_of_the_manifests(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     taken: dict[str, Any] = {}
     container = daemon(folder)
 
@@ -136,7 +138,7 @@ def test_the_daemon_takes_its_arguments_and_its_environment(folder: Path, monkey
 
 
 @every_pod
-def test_a_native_sidecar_holds_the_operator_back_until_the_first_list(folder: Path) -> None:
+def test_sidecar_starts_before_the_operator_and_has_probes(folder: Path) -> None:
     container = daemon(folder)
     assert container in pod(folder)["initContainers"]
     assert container["restartPolicy"] == "Always"
@@ -146,7 +148,7 @@ def test_a_native_sidecar_holds_the_operator_back_until_the_first_list(folder: P
 
 
 @every_pod
-def test_every_subscriber_looks_where_the_daemon_listens(folder: Path) -> None:
+def test_subscribers_use_the_address_that_the_daemon_listens_on(folder: Path) -> None:
     volumes = {each["name"]: each for each in pod(folder)["volumes"]}
     assert volumes["milo-discovery"]["emptyDir"]["medium"] == "Memory"
     told = {environment(folder, each).get("MILO_DISCOVERY_ADDRESS") for each in containers(folder)} - {None}
@@ -162,7 +164,7 @@ def test_every_subscriber_looks_where_the_daemon_listens(folder: Path) -> None:
 
 
 @every_pod
-def test_only_the_daemon_can_write_to_the_volume_of_its_socket(folder: Path) -> None:
+def test_socket_volume_is_writable_for_the_daemon_only(folder: Path) -> None:
     for container in containers(folder):
         for mount in container.get("volumeMounts", ()):
             if mount["name"] == "milo-discovery":
@@ -170,7 +172,7 @@ def test_only_the_daemon_can_write_to_the_volume_of_its_socket(folder: Path) -> 
 
 
 @every_build
-def test_disruption_budgets_never_block_the_drain_of_a_node(folder: Path) -> None:
+def test_disruption_budget_never_blocks_a_node_drain(folder: Path) -> None:
     for budget in of_kind(folder, "PodDisruptionBudget"):
         assert budget["spec"]["maxUnavailable"] == 1
         assert "minAvailable" not in budget["spec"]
@@ -185,7 +187,7 @@ def test_demo_pod_accepts_and_opens_no_connection() -> None:
 
 
 @every_pod
-def test_our_containers_are_as_restricted_as_can_be(folder: Path) -> None:
+def test_containers_have_a_restricted_security_context(folder: Path) -> None:
     restricted(folder)
 
 
@@ -208,7 +210,7 @@ def restricted(folder: Path) -> None:
 
 
 @every_pod
-def test_the_daemon_is_given_what_it_was_measured_to_take(folder: Path) -> None:
+def test_daemon_resources_exceed_the_measured_usage(folder: Path) -> None:
     usual = {**measured("sandbox"), **measured("churn")}
     given = daemon(folder)["resources"]
     assert quantity(given["requests"]["memory"]) > max(usual["churn.rss_mib"], usual["idle.probed.rss_mib"])
@@ -228,13 +230,13 @@ def quantity(text: str) -> float:
 
 
 @every_pod
-def test_images_have_the_version_of_the_package(folder: Path) -> None:
+def test_images_have_the_package_version(folder: Path) -> None:
     ours = {each["image"] for each in containers(folder) if "milo-discoveryd" in each["image"]}
     assert {image.rpartition(":")[2] for image in ours} == {__version__}
 
 
 @every_pod
-def test_what_selects_the_daemons_pods_finds_them(folder: Path) -> None:
+def test_selectors_match_the_daemon_pods(folder: Path) -> None:
     [deployment] = of_kind(folder, "Deployment")
     labels = deployment["spec"]["template"]["metadata"]["labels"].items()
     for monitor in of_kind(folder, "PodMonitor"):
@@ -262,7 +264,7 @@ def overlay(tmp_path: Path) -> Callable[..., Path]:
     return made
 
 
-def test_with_the_kubeconfig_of_the_core_api_the_daemon_watches_projects(overlay: Callable[..., Path]) -> None:
+def test_core_kubeconfig_component_selects_mode_project(overlay: Callable[..., Path]) -> None:
     folder = overlay("sidecar", "core-kubeconfig")
     variables = environment(folder, daemon(folder))
     assert variables["MILO_DISCOVERYD_MODE"] == "project"
@@ -271,7 +273,7 @@ def test_with_the_kubeconfig_of_the_core_api_the_daemon_watches_projects(overlay
     assert Path(variables["MILO_DISCOVERYD_DISCOVERY_KUBECONFIG"]).parent == Path(mounts["milo-kubeconfig"])
 
 
-def test_the_client_is_copied_into_a_volume_before_the_operator_starts(
+def test_client_component_copies_the_client_before_the_operator_starts(
     overlay: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = overlay("sidecar", "client")

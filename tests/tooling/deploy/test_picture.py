@@ -32,7 +32,7 @@ def heights(line: ElementTree.Element) -> list[float]:
     return [float(point.partition(",")[2]) for point in line.get("points", "").split()]
 
 
-def test_more_is_drawn_higher_and_the_grid_says_how_much() -> None:
+def test_picture_draws_higher_values_higher_with_a_labeled_grid() -> None:
     drawing = picture(panel(unit="s"), Series("a & b", [(0, 0.1), (1, 0.4)]))
     [line] = drawing.iter(f"{SVG}polyline")
     low, high = heights(line)
@@ -40,18 +40,18 @@ def test_more_is_drawn_higher_and_the_grid_says_how_much() -> None:
     assert {"■ a & b", "0 s", "100 ms", "400 ms"} <= set(texts(drawing))
 
 
-def test_what_is_missing_breaks_the_line_and_a_value_alone_is_a_dot() -> None:
+def test_picture_breaks_lines_at_missing_values() -> None:
     drawing = picture(panel(), Series("a", [(0, 1), (1, 1), (20, 2), (21, 3), (40, 1)]))
     assert len(list(drawing.iter(f"{SVG}polyline"))) == 2
     assert len(list(drawing.iter(f"{SVG}circle"))) == 1
 
 
-def test_what_stays_the_same_is_drawn_by_its_ends() -> None:
+def test_picture_draws_constant_values_by_their_ends() -> None:
     [line] = picture(panel(), Series("a", [(at, 1) for at in range(50)])).iter(f"{SVG}polyline")
     assert len(heights(line)) == 2
 
 
-def test_names_that_there_is_no_room_for_are_counted_the_highest_first() -> None:
+def test_picture_counts_series_without_room() -> None:
     drawing = picture(panel(), *(Series(f"WatchClusters CODE_NUMBER_{each}", [(0, each)]) for each in range(9)))
     names = [text for text in texts(drawing) if text.startswith(("■", "and"))]
     assert names[0] == "■ WatchClusters CODE_NUMBER_8"
@@ -68,7 +68,7 @@ def test_names_that_there_is_no_room_for_are_counted_the_highest_first() -> None
     ],
     ids=["mapped", "mapped from nought", "below the threshold", "on the threshold"],
 )
-def test_a_tile_has_the_text_and_the_colour_of_the_last_value(
+def test_picture_tile_shows_the_last_value_in_its_color(
     field: dict[str, Any], value: float, said: str, colour: str
 ) -> None:
     drawing = picture(panel("stat", **field), Series("operator", [(0, 5), (1, value)]))
@@ -76,18 +76,18 @@ def test_a_tile_has_the_text_and_the_colour_of_the_last_value(
     assert colour in [each.get("fill") for each in drawing.iter(f"{SVG}rect")]
 
 
-def test_a_panel_without_values_says_so() -> None:
+def test_picture_panel_without_values_says_so() -> None:
     assert texts(picture(panel(), Series("a", []))) == ["Panel", "No data"]
 
 
-def test_a_text_without_room_is_cut() -> None:
+def test_picture_cuts_long_text() -> None:
     drawing = picture({**panel(), "gridPos": {"x": 0, "y": 0, "w": 1, "h": 7}})
     assert texts(drawing)[0] == "Pa…"
     [name] = [text for text in texts(picture(panel(), Series("x" * 99, [(0, 1)]))) if "xx" in text]
     assert name.endswith("x…")
 
 
-def test_nothing_that_is_written_sticks_out_of_its_panel() -> None:
+def test_picture_text_stays_inside_its_panel() -> None:
     names = ("operator", "DISENGAGED NOT_READY", "WatchClusters INVALID_ARGUMENT", "x" * 99)
     drawing = picture({**panel(unit="ops"), "title": "A title " * 9}, *(Series(each, [(0, 987)]) for each in names))
     [_, frame] = drawing.iter(f"{SVG}rect")
@@ -100,16 +100,16 @@ def test_nothing_that_is_written_sticks_out_of_its_panel() -> None:
         assert begin + width <= left + wide, text.text
 
 
-def test_moments_are_marked_and_named() -> None:
+def test_picture_marks_and_names_events() -> None:
     drawing = picture(panel(), Series("a", [(0, 1)]), moments=[(20.3, "the source stops")])
     assert "20 s: the source stops" in texts(drawing)
     assert len([each for each in drawing.iter(f"{SVG}path") if each.get("stroke-dasharray")]) == 1
 
 
-def test_a_legend_has_the_labels_that_there_are() -> None:
+def test_picture_legend_has_the_labels_of_series() -> None:
     assert legend("{{pod}} {{reason}}", {"pod": "operator"}) == "operator"
     assert legend("{{pod}} {{reason}}", {"pod": "operator", "reason": "Expired"}) == "operator Expired"
 
 
-def test_the_picture_in_the_documents_is_of_the_dashboard_that_is_shipped() -> None:
+def test_picture_in_the_docs_shows_the_shipped_dashboard() -> None:
     assert {each["title"] for each in monitoring.dashboard()} <= set(texts(ElementTree.parse(PICTURE).getroot()))

@@ -8,7 +8,7 @@ from tests.tooling.deploy import monitoring
 from tests.tooling.deploy.prometheus import Prometheus, prometheus, until
 
 
-async def test_a_stopped_source_fires_the_alert_and_its_return_ends_it(place: Place, tmp_path: Path) -> None:
+async def test_prometheus_alert_fires_for_a_stale_source_and_resolves(place: Place, tmp_path: Path) -> None:
     place.sandbox.populate(3)
     async with place.daemon(http_listen="127.0.0.1:0") as daemon:
         await daemon.start()
@@ -54,7 +54,7 @@ async def eventually_answers(server: Prometheus, name: str, folder: Path) -> Non
     await until(answers, folder)
 
 
-async def test_a_dead_daemon_fires_the_alert_of_its_absence(place: Place, tmp_path: Path) -> None:
+async def test_prometheus_alert_fires_for_an_absent_daemon(place: Place, tmp_path: Path) -> None:
     async with place.daemon(http_listen="127.0.0.1:0") as daemon:
         await daemon.start()
         await daemon.until_said('"started"')

@@ -159,7 +159,7 @@ class Desk:
         return process.returncode, said.decode()
 
 
-async def test_what_is_typed_beside_a_daemon_does_what_is_shown(place: Place) -> None:
+async def test_documented_commands_print_what_is_shown(place: Place) -> None:
     kubectl()  # some of it is for kubectl
     place.sandbox.projects.create("gentle-geyser", ready=True, organization="acme")
     place.sandbox.projects.create("swift-dune", ready=True, organization="fernweh")
@@ -171,7 +171,7 @@ async def test_what_is_typed_beside_a_daemon_does_what_is_shown(place: Place) ->
     assert wrong == [], "\n\n".join(wrong)
 
 
-async def test_what_somebody_would_get_by_the_rules_that_are_shown_is_what_is_shown(place: Place) -> None:
+async def test_documented_rules_give_what_check_as_shows(place: Place) -> None:
     for name in ("shop-blog", "shop-search", "shop-web"):
         place.sandbox.projects.create(name, ready=True, organization="shop", labels={"env": "prod"})
     for number in range(9):
@@ -186,7 +186,7 @@ async def test_what_somebody_would_get_by_the_rules_that_are_shown_is_what_is_sh
 
 
 @pytest.mark.parametrize("words", of(Way.BUILT), ids=joined)
-def test_what_is_to_be_applied_is_built(words: Sequence[str]) -> None:
+def test_documented_kustomizations_are_built_by_tests(words: Sequence[str]) -> None:
     assert ROOT / words[-1] in BUILT
 
 
@@ -206,7 +206,7 @@ class Read(Exception):  # noqa: N818 - it is what was wanted
 
 
 @pytest.mark.parametrize("words", [words for words in of(Way.LASTING) if words[0] == "./dev"], ids=joined)
-def test_what_lasts_takes_its_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_long_commands_parse_their_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
     _, verb, *given = words
     [does] = re.findall(rf"^{verb}\) (.*) ;;$", (ROOT / "dev").read_text(), re.MULTILINE)
     if verb == "test":
@@ -238,13 +238,13 @@ def test_what_lasts_takes_its_arguments(words: Sequence[str], monkeypatch: pytes
 
 
 @pytest.mark.parametrize("words", of(Way.FOUND), ids=joined)
-def test_what_is_looked_for_in_a_log_is_an_event(words: Sequence[str]) -> None:
+def test_documented_log_events_exist(words: Sequence[str]) -> None:
     event = re.compile(rf"log\.\w+\(\s*\"[^\"]*{words[-1].strip(chr(34))}")
     assert any(event.search(path.read_text()) for path in (ROOT / "milo_discoveryd").rglob("*.py"))
 
 
 @pytest.mark.parametrize("words", of(Way.CALLED), ids=joined)
-def test_what_is_called_is_a_call_of_the_service(words: Sequence[str]) -> None:
+def test_documented_calls_exist(words: Sequence[str]) -> None:
     service, _, method = words[-1].rpartition("/")
     described = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
     assert words[-1] == "list" or (service == described.full_name and method in described.methods_by_name)
@@ -262,9 +262,7 @@ PYTHON = [
 @pytest.mark.parametrize(
     ("document", "number"), PYTHON, ids=lambda case: case.name if isinstance(case, Path) else str(case)
 )
-async def test_programs_in_the_documents_tell_of_a_cluster_that_is_engaged(
-    document: Path, number: int, place: Place
-) -> None:
+async def test_documented_programs_report_an_engaged_cluster(document: Path, number: int, place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True, labels={"env": "prod"})
     async with place.daemon() as daemon:
         await daemon.start()

@@ -9,7 +9,7 @@ from tests.tooling.docs.stranger import ROOT, Stranger
 __all__ = ["folder"]
 
 
-def test_its_commands_lead_to_an_operator_that_works_in_a_cluster(folder: Path) -> None:
+def test_readme_commands_lead_to_a_working_operator(folder: Path) -> None:
     clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
     *_, last = Stranger(ROOT, folder, clean).uses()
     assert last == "the operator of the page works in one"

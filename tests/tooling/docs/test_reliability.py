@@ -19,15 +19,15 @@ def names(path: str) -> frozenset[str]:
 
 
 @pytest.mark.parametrize(("letter", "last"), [("F", 64), ("S", 19), ("O", 10), ("A", 14)])
-def test_every_row_is_there(letter: str, last: int) -> None:
+def test_reliability_rows_are_numbered_in_order(letter: str, last: int) -> None:
     assert [row for row in ROWS if row[0] == letter] == [f"{letter}{number}" for number in range(1, last + 1)]
 
 
-def test_every_row_has_tests_or_says_why_not() -> None:
+def test_reliability_rows_have_tests_or_an_explanation() -> None:
     assert [row.number for row in ROWS.values() if bool(row.tests) == row.is_explained] == []
 
 
-def test_every_test_that_is_named_is_there() -> None:
+def test_reliability_rows_name_existing_tests() -> None:
     missing = [
         f"{row.number}: {node}"
         for row in ROWS.values()

@@ -32,14 +32,14 @@ def collected(path: str) -> frozenset[str]:
     return frozenset(name for name in names if name.lower().startswith("test"))
 
 
-def test_every_control_is_there_once_and_in_order() -> None:
+def test_security_controls_are_numbered_in_order() -> None:
     assert [number for number, *_ in CONTROLS if number] == [f"K{number}" for number in range(1, 20)]
 
 
 @pytest.mark.parametrize(
     "row", [*(" | ".join(filter(None, row)) for row in CONTROLS), *TRIED], ids=lambda row: row[:40]
 )
-def test_what_a_row_names_is_there(row: str) -> None:
+def test_security_rows_name_existing_tests(row: str) -> None:
     named = _LINK.findall(row)
     missing = [
         (name, path) for name, path in named if not collected(path) or (name != path and name not in collected(path))
@@ -48,7 +48,7 @@ def test_what_a_row_names_is_there(row: str) -> None:
     assert missing == []
 
 
-def test_all_that_is_tried_is_told() -> None:
+def test_security_attack_table_is_complete() -> None:
     assert len(TRIED) == 21
 
 
@@ -66,7 +66,7 @@ def dependencies() -> set[str]:
     return found - {"milo-discovery-client"}
 
 
-def test_every_dependency_is_reviewed_and_nothing_else_is() -> None:
+def test_security_reviews_exactly_the_dependencies() -> None:
     first = LINES.index("| package | for | what it has to do with | licence | kept by |") + 2
     rows = list(takewhile(lambda line: line.startswith("|"), LINES[first:]))
     assert {name for row in rows for name in re.findall(r"`([\w.-]+)`", row.split(" | ")[0])} == dependencies()

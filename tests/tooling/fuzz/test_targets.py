@@ -8,19 +8,19 @@ from tests.tooling.fuzz.seeds import CORPUS, SEEDS, begun_with
 from tests.tooling.fuzz.targets import TARGETS
 
 
-def test_each_target_has_something_to_begin_with_and_nothing_is_kept_for_another() -> None:
+def test_fuzz_corpus_matches_the_targets() -> None:
     assert set(SEEDS) == set(TARGETS)
     assert {path.name for path in CORPUS.glob("*")} <= set(TARGETS)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_what_was_found_is_mended(name: str) -> None:
+def test_fuzz_findings_are_fixed(name: str) -> None:
     for data in begun_with(name):
         TARGETS[name](data)
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_bytes_that_are_changed_a_little_are_taken(name: str) -> None:
+def test_fuzz_targets_accept_mutated_seeds(name: str) -> None:
     seeds = st.sampled_from(SEEDS[name])
     changes = st.lists(st.tuples(st.integers(0, 2000), st.binary(max_size=4), st.integers(0, 4)), max_size=5)
 

@@ -50,7 +50,7 @@ def all_messages() -> dict[str, Descriptor]:
     return found
 
 
-def test_kubeconfigs_come_by_the_calls_that_are_for_them_and_reading_clusters_has_none() -> None:
+def test_only_two_calls_return_kubeconfigs() -> None:
     name = pb.Kubeconfig.DESCRIPTOR.full_name
     carrying = {method.name for method in SERVICE.methods if name in messages(method.output_type)}
     assert carrying == {"IssueKubeconfig", "WatchClusters"}
@@ -58,7 +58,7 @@ def test_kubeconfigs_come_by_the_calls_that_are_for_them_and_reading_clusters_ha
     assert pb.WatchClustersRequest().include_kubeconfigs is False, "who watches has none without asking for them"
 
 
-def test_no_other_message_has_a_field_for_a_secret() -> None:
+def test_messages_have_no_other_field_for_a_secret() -> None:
     named = {
         f"{message.name}.{field.name}"
         for message in all_messages().values()
@@ -110,12 +110,12 @@ def parts(root: object) -> set[object]:
 SECRETS = {Secret, Credential, ClientCertificate, IssuedCredential, IssuedKubeconfig}
 
 
-def test_the_walk_finds_a_secret_where_there_is_one() -> None:
+def test_type_walk_finds_secrets() -> None:
     assert parts(IssuedKubeconfig) & SECRETS == SECRETS
 
 
 @pytest.mark.parametrize("kind", [Cluster, Event, ClusterRecord, StoredFleet, Status], ids=lambda kind: kind.__name__)
-def test_what_is_known_of_the_fleet_what_is_kept_on_disk_and_what_is_shown_is_made_of_no_secret(kind: type) -> None:
+def test_fleet_state_file_and_status_types_contain_no_secret(kind: type) -> None:
     made_of = parts(kind)
     assert made_of & SECRETS == set()
     named = {f"{each.__name__}.{name}" for each in made_of if isinstance(each, type) for name in hints(each)}
@@ -129,7 +129,7 @@ def hints(kind: type) -> Iterator[str]:
         yield from typing.get_type_hints(kind)
 
 
-def test_no_metric_has_a_label_for_a_secret() -> None:
+def test_metrics_have_no_label_for_a_secret() -> None:
     assert {label for family in families() for label in family.labels} == {
         "cluster", "grpc_code", "grpc_method", "mode", "organization", "reason", "result", "source", "state", "type",
         "uid", "version",
