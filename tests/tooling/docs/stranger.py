@@ -1,7 +1,4 @@
-"""Somebody who knows nothing but the README: what it says to type is typed, as it stands there, with a clock running.
-
-`./dev readme` begins with a fresh clone, and nothing in any cache.
-"""
+"""`./dev readme`: runs the commands of the README as they are, in a fresh clone with empty caches, and reports times."""
 
 import os
 import re
@@ -24,7 +21,7 @@ def blocks(document: Path, *languages: str) -> list[str]:
 
 
 class Terminal:
-    """Types a block of commands into a shell, in a clone, and reads what comes of it."""
+    """A shell in the clone that runs a block of commands."""
 
     def __init__(self, clone: Path, environ: dict[str, str], typed: str) -> None:
         self._typed = typed
@@ -35,7 +32,7 @@ class Terminal:
         )  # fmt: skip
 
     def until(self, words: str) -> str:
-        """The line that has these words in it."""
+        """Read up to the line that matches, and return it."""
         assert self._shell.stdout is not None
         for line in self._shell.stdout:
             self._said.append(line)
@@ -45,7 +42,7 @@ class Terminal:
         raise AssertionError(f"{self._typed}\nended with {self._shell.wait()}, and not with {words!r}:\n{said}")
 
     def close(self) -> None:
-        """With Ctrl-C, as a person does."""
+        """End the commands with Ctrl-C."""
         with self._shell:
             if self._shell.poll() is None:
                 os.killpg(self._shell.pid, signal.SIGINT)
@@ -57,12 +54,12 @@ class Terminal:
 
 
 class Stranger:
-    """`folder` stands for /tmp, so that two of them are not in each other's way."""
+    """Follows the README. `folder` replaces /tmp, so that several can run at the same time."""
 
     def __init__(self, clone: Path, folder: Path, environ: dict[str, str]) -> None:
         self._clone = clone
         self._folder = folder
-        # Of the ports it is the one that everybody has, and somebody else may have already.
+        # The default port may be in use.
         self._environ = environ | {"MILO_DISCOVERYD_HTTP_LISTEN": "127.0.0.1:0"}
         self._see, *self._use = blocks(clone / "README.md", "sh")
         [self._operator] = blocks(clone / "README.md", "python")
@@ -108,13 +105,15 @@ class Stranger:
 
 
 def main() -> None:
+    # A shell starts background commands with SIGINT ignored, which its children would inherit.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
 
     def told(what: str) -> None:
         sys.stdout.write(f"{time.monotonic() - began:6.1f} s  {what}\n")
         sys.stdout.flush()
 
-    # Short: the path of a socket has 107 characters at most.
+    # Short, since socket paths are limited to 107 characters.
     with TemporaryDirectory(prefix="readme-") as name:
         folder = Path(name)
         clone, home = folder / "clone", folder / "home"
