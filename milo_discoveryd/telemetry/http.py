@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from milo_discoveryd import addresses
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.http.server import Request, Response, Server
-from milo_discoveryd.telemetry import exposition, status_page
+from milo_discoveryd.telemetry import exposition
 from milo_discoveryd.telemetry.board import Board
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Question
@@ -96,6 +96,8 @@ class Endpoint:
         return Response(await asyncio.to_thread(exposition.encode, families), exposition.CONTENT_TYPE)
 
     def _status(self, request: Request) -> Response:
+        from milo_discoveryd.telemetry import status_page  # noqa: PLC0415 - its template and HTML, which few daemons show
+
         query = request.query
         question = Question(search=query.get("q", ""), state=query.get("state", ""))
         status = self._board.status(question, with_names=self._shows_names(request))
