@@ -1,0 +1,88 @@
+"""A daemon whose standard error cannot be written to, and one that is told to end before it runs."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from milo_discovery import EventType
+from tests.end_to_end.process.conftest import Place
+from tests.end_to_end.process.daemon import ENDED_WITHIN_S, STARTED_WITHIN_S
+from tests.support.eventually import eventually
+
+CHANGES = 1_500
+"""Each is a line of more than 100 bytes at level debug: together more than twice what a pipe holds."""
+
+
+@asynccontextmanager
+async def running(place: Place, stderr: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    place.daemon(log={"level": "debug", "format": "json"})  # writes the configuration
+    command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(place.folder / "config.yaml"))
+    process = await asyncio.create_subprocess_exec(*command, stdout=stderr, stderr=stderr)
+    try:
+        async with asyncio.timeout(STARTED_WITHIN_S):
+            await eventually(place.socket.exists, within_s=STARTED_WITHIN_S)
+        yield process
+        assert process.returncode is None, "the daemon ended"
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(ENDED_WITHIN_S):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.mark.parametrize("output", ["full disk", "closed pipe", "stalled pipe"])
+async def test_subscribers_are_served_while_the_log_cannot_be_written(place: Place, output: str) -> None:
+    place.sandbox.projects.create("alpha", ready=True)
+    reading, writing = os.pipe()
+    if output == "full disk":
+        os.close(writing)
+        writing = os.open("/dev/full", os.O_WRONLY)
+    if output == "closed pipe":
+        os.close(reading)
+    try:
+        async with running(place, writing), place.client() as client, client.watch() as watch:
+            await watch.synced()
+            for number in range(CHANGES):
+                place.sandbox.projects.label("alpha", {"number": str(number)})
+                if number % 50 == 0:
+                    await asyncio.sleep(0)  # the sandbox answers in this loop
+            async with asyncio.timeout(60):
+                async for event in watch:
+                    assert event.type in (EventType.ENGAGED, EventType.UPDATED)
+                    if event.cluster.labels.get("number") == str(CHANGES - 1):
+                        break
+    finally:
+        os.close(writing)
+        if output != "closed pipe":
+            os.close(reading)
+
+
+def catches_sigterm(pid: int) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    [caught] = [line.split()[1] for line in lines if line.startswith("SigCgt:")]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+async def test_sigterm_ends_a_daemon_that_has_only_begun_to_start(place: Place) -> None:
+    """As process 1 of a container it would not be ended by a signal that it has no handler for."""
+    place.daemon()
+    command = (sys.executable, "-m", "milo_discoveryd", "run", "--config", str(place.folder / "config.yaml"))
+    process = await asyncio.create_subprocess_exec(*command)
+    try:
+        await eventually(lambda: catches_sigterm(process.pid), within_s=STARTED_WITHIN_S)
+        assert not place.socket.exists(), "it has started already"
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(ENDED_WITHIN_S):
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
