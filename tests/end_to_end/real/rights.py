@@ -46,6 +46,13 @@ def shipped_role_of_tokens() -> dict[str, Any]:
     return _shipped("token-request", "role.yaml")
 
 
+def shipped_bound_tokens() -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The namespace of bound tokens, and the policy for it with its binding."""
+    folder = _ROLES_SHIPPED / "token-request"
+    policy, binding = yaml.safe_load_all((folder / "admission-policy.yaml").read_text())
+    return yaml.safe_load((folder / "namespace.yaml").read_text()), policy, binding
+
+
 def shipped_role_of_secrets() -> dict[str, Any]:
     """What one of type `kubeconfig-secret` needs."""
     return _shipped("kubeconfig-secret", "cluster-role.yaml")
@@ -67,6 +74,7 @@ def withheld(role: Mapping[str, Any], resource: str, verb: str) -> dict[str, Any
 
 def _shipped(folder: str, file: str) -> dict[str, Any]:
     role: dict[str, Any] = yaml.safe_load((_ROLES_SHIPPED / folder / file).read_text())
+    role["metadata"].pop("namespace", None)  # the tests' namespace is another
     return role
 
 

@@ -17,14 +17,22 @@ from milo_discoveryd.credentials import load_discovery_upstream
 from milo_discoveryd.credentials.sources.source import MintRequest
 from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.daemon_errors import BackendError
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.watchers.transport import Transport
+from tests.end_to_end.real.api import RefusedError
 from tests.end_to_end.real.bearers import bearer_of, until_bearer_is
 from tests.end_to_end.real.handing_out import handing_out, kubeconfig_of
 from tests.end_to_end.real.inside import ADDRESSES, Inside
 from tests.end_to_end.real.issuer import AUDIENCE, Issuer
 from tests.end_to_end.real.kubectl import user_of
-from tests.end_to_end.real.rights import Rights, shipped_role, shipped_role_of_tokens, user, withheld
+from tests.end_to_end.real.rights import (
+    Rights,
+    shipped_bound_tokens,
+    shipped_role,
+    shipped_role_of_tokens,
+    user,
+    withheld,
+)
 from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.watching import create_ready, set_ready
 from tests.end_to_end.scenarios.servers import RealServers
@@ -36,6 +44,13 @@ INFRASTRUCTURE: list[Mode] = ["project-control-plane"]
 on_the_infrastructure = pytest.mark.parametrize("mode", INFRASTRUCTURE)
 NAMESPACE = "/api/v1/namespaces/default"
 TOKENS = {"type": "token-request", "namespace": "default", "service_account": "operators"}
+ALPHA = Cluster(
+    target=Target(name="alpha", uid="uid-of-alpha", place=("https://alpha.test",)),
+    source_version="1",
+    engaged_at=0.0,
+    incarnation=1,
+    object_uid="object-of-alpha",
+)
 LIFE_S = 10
 """The shortest that a certificate is signed for."""
 
@@ -92,9 +107,9 @@ async def test_with_the_shipped_rights_a_bound_token_is_good_until_its_project_i
     ("resource", "verb", "missed"),
     [
         ("serviceaccounts/token", "create", "create serviceaccounts/token, resourceNames [operators], in namespace"),
-        ("secrets", "create", "create, get and delete secrets in namespace default"),
-        ("secrets", "get", "create, get and delete secrets in namespace default"),
-        ("secrets", "delete", "delete secrets in namespace default"),
+        ("secrets", "create", "create, list and delete secrets in namespace default"),
+        ("secrets", "list", "create, list and delete secrets in namespace default"),
+        ("secrets", "delete", "create, list and delete secrets in namespace default"),
     ],
 )
 async def test_each_right_that_a_source_of_tokens_lacks_is_missed_by_its_name(
@@ -102,7 +117,7 @@ async def test_each_right_that_a_source_of_tokens_lacks_is_missed_by_its_name(
 ) -> None:
     rights = Rights(server, user("discovery"))
     await rights.give(withheld(shipped_role_of_tokens(), resource, verb))
-    with pytest.raises(BackendError, match=r"\(403\): its role needs") as refusal:
+    with pytest.raises(BackendError, match=r"\(403\): grant the daemon's role") as refusal:
         await a_life_of_tokens(server)
     assert missed in str(refusal.value)
 
@@ -111,17 +126,73 @@ async def test_each_right_that_a_source_of_tokens_lacks_is_missed_by_its_name(
 
 
 async def a_life_of_tokens(server: RealApi) -> None:
-    """One project's, by two daemons in turn: the second finds the Secret of the first, and revokes."""
-    target = Target(name="alpha", uid="uid-of-alpha", place=("https://alpha.test",))
+    """Tokens of one project, from two runs of a daemon: the second revokes those of the first as well."""
     upstream = load_discovery_upstream(server.kubeconfig_as("discovery"), {})
     async with aclosing(Transport(upstream, response_limit=1 << 20, connect_timeout_s=10, environ={})) as api:
-        first, second = (
-            TokenRequestSource("tested", api, origin=upstream.origin, namespace="default", service_account="operators")
-            for _ in range(2)
-        )
+        first, second = (tokens_of(api, run="one", origin=upstream.origin, namespace="default") for _ in range(2))
         for source in (first, second):
-            await source.mint(MintRequest(ttl_s=600, target=target, incarnation=1))
-        await second.revoke(target, 1)
+            await source.mint(MintRequest(ttl_s=600, cluster=ALPHA))
+        await second.revoke(ALPHA)
+
+
+def tokens_of(api: Transport, *, run: str, origin: str, namespace: str) -> TokenRequestSource:
+    return TokenRequestSource("tested", api, origin=origin, namespace=namespace, service_account="operators", run=run)
+
+
+@on_the_infrastructure
+@pytest.mark.usefixtures("operators")
+async def test_two_daemons_with_one_service_account_do_not_revoke_each_others_tokens(server: RealApi) -> None:
+    await Rights(server, user("discovery")).give(shipped_role_of_tokens())
+    upstream = load_discovery_upstream(server.kubeconfig_as("discovery"), {})
+    async with aclosing(Transport(upstream, response_limit=1 << 20, connect_timeout_s=10, environ={})) as api:
+        one, other = (tokens_of(api, run=run, origin=upstream.origin, namespace="default") for run in ("one", "other"))
+        ours, theirs = [
+            (await source.mint(MintRequest(ttl_s=600, cluster=ALPHA))).credential.token for source in (one, other)
+        ]
+        assert ours is not None
+        assert theirs is not None
+        await one.revoke(ALPHA)
+        await until_bearer_is(server, ours.reveal(), None)
+        assert await bearer_of(server, theirs.reveal()) == "system:serviceaccount:default:operators"
+        assert len(await secrets_in(server)) == 1
+        await other.revoke(ALPHA)
+        assert await secrets_in(server) == []
+
+
+@on_the_infrastructure
+async def test_shipped_admission_policy_refuses_permanent_tokens_and_admits_bound_ones(server: RealApi) -> None:
+    namespace, policy, binding = shipped_bound_tokens()
+    name = namespace["metadata"]["name"]
+    secrets, registration = f"/api/v1/namespaces/{name}/secrets", "/apis/admissionregistration.k8s.io/v1"
+    permanent = {
+        "metadata": {"name": "permanent", "annotations": {"kubernetes.io/service-account.name": "operators"}},
+        "type": "kubernetes.io/service-account-token",
+    }
+    async with server.api() as api:
+        for path, each in (("validatingadmissionpolicies", policy), ("validatingadmissionpolicybindings", binding)):
+            await api.forget(f"{registration}/{path}/{each['metadata']['name']}")
+            await api.call("POST", f"{registration}/{path}", each)
+        with suppress(RefusedError):  # an earlier run made it
+            await api.call("POST", "/api/v1/namespaces", namespace)
+        with suppress(RefusedError):
+            await api.call("POST", f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "operators"}})
+        async with asyncio.timeout(60):
+            while True:  # a policy takes effect some moments after it was created
+                try:
+                    await api.call("POST", secrets, permanent)
+                except RefusedError as error:
+                    refusal = str(error)
+                    break
+                await api.forget(f"{secrets}/permanent")
+                await asyncio.sleep(0.2)
+        assert "only empty Secrets of type Opaque" in refusal
+        with pytest.raises(RefusedError, match="only empty Secrets of type Opaque"):
+            await api.call("POST", secrets, {"metadata": {"name": "full"}, "type": "Opaque", "data": {"a": "Yg=="}})
+    upstream = load_discovery_upstream(server.kubeconfig, {})
+    async with aclosing(Transport(upstream, response_limit=1 << 20, connect_timeout_s=10, environ={})) as transport:
+        source = tokens_of(transport, run="one", origin=upstream.origin, namespace=name)
+        assert (await source.mint(MintRequest(ttl_s=600, cluster=ALPHA))).credential.token is not None
+        await source.revoke(ALPHA)
 
 
 @on_the_infrastructure
