@@ -1,0 +1,98 @@
+"""Property test: whatever fields a message has, it is converted, printed, or refused as StreamBroken."""
+
+from __future__ import annotations
+
+import json
+
+import hypothesis.strategies as st
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from hypothesis import example, given
+
+from milo_discovery import BackoffPolicy, StreamBroken, _convert
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._subscription import Subscription
+from milo_discovery.cli import json_output, text_output, yaml_output
+from milo_discovery.events import Event
+
+INT64 = st.integers(-(2**63), 2**63 - 1)
+INT32 = st.integers(-(2**31), 2**31 - 1)
+STAMPS = st.builds(Timestamp, seconds=INT64, nanos=INT32) | st.none()
+TEXT = st.text(max_size=10)
+LABELS = st.dictionaries(TEXT, TEXT, max_size=3)
+CLUSTERS = st.builds(
+    pb.Cluster,
+    name=TEXT,
+    uid=TEXT,
+    endpoint=TEXT,
+    organization=TEXT,
+    labels=LABELS,
+    annotations=LABELS,
+    engaged_at=STAMPS,
+    deletion_requested_at=STAMPS,
+    deletion_message=TEXT,
+    suspended=st.booleans(),
+    connectivity=st.builds(pb.Connectivity, state=INT32, since=STAMPS, message=TEXT),
+    incarnation=TEXT,
+)
+KUBECONFIGS = st.builds(
+    pb.Kubeconfig, cluster=TEXT, kubeconfig=st.binary(max_size=30), expires_at=STAMPS, refresh_after=STAMPS
+)
+EVENTS = st.builds(
+    pb.ClusterEvent,
+    type=INT32 | st.integers(0, 5),
+    cluster=CLUSTERS,
+    reason=INT32,
+    message=TEXT,
+    kubeconfig=KUBECONFIGS,
+)
+SOURCES = st.builds(pb.SourceStatus, state=INT32, since=STAMPS, reason=TEXT, message=TEXT, last_contact=STAMPS)
+BATCHES = st.builds(
+    pb.WatchClustersResponse,
+    events=st.lists(EVENTS, max_size=4),
+    revision=TEXT,
+    synced=st.booleans(),
+    reset=st.just(True),
+    source=SOURCES,
+)
+
+
+@given(BATCHES)
+@example(pb.WatchClustersResponse(reset=True, synced=True, source=pb.SourceStatus(since=Timestamp(seconds=2**62))))
+def test_any_batch_is_applied_or_refused(batch: pb.WatchClustersResponse):
+    subscription = Subscription({}, BackoffPolicy())
+    subscription.next_request()
+    try:
+        subscription.received(batch, 0)
+    except StreamBroken:
+        return
+    for item in subscription.pending:
+        if isinstance(item, Event):
+            document = json_output.to_json(item)
+            assert json.loads(json_output.line(document)) == document
+            yaml_output.document(document)
+            lines = "".join(text_output.event_line(text_output.event_row(item, None, wide=True), wide=True))
+            assert lines.isprintable()
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_that_parse_are_applied_or_refused(content: bytes):
+    batch = pb.WatchClustersResponse()
+    try:
+        batch.ParseFromString(content)
+    except Exception:  # noqa: BLE001  (protobuf's own error, whose type depends on its implementation)
+        return
+    test_any_batch_is_applied_or_refused.hypothesis.inner_test(batch)
+
+
+@given(st.builds(Duration, seconds=INT64, nanos=INT32), STAMPS, INT32)
+def test_any_server_info_is_converted(duration: Duration, stamp: Timestamp | None, count: int):
+    info = _convert.server_info(
+        pb.GetServerInfoResponse(
+            started_at=stamp,
+            counts=pb.FleetCounts(engaged=count),
+            credential_sources=[pb.CredentialSource(expires_at=stamp)],
+            limits=pb.Limits(stalled_timeout=duration, max_kubeconfig_ttl=duration),
+        )
+    )
+    json_output.to_json(info)
