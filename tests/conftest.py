@@ -1,4 +1,4 @@
-"""What holds for all tests."""
+"""Options and scheduling of all tests."""
 
 import signal
 
@@ -8,27 +8,26 @@ from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.reliability_matrix import of_row
 
-# What a shell starts in the background is deaf to interrupts, and so would be all that the tests start and interrupt.
+# A shell starts background commands with SIGINT ignored, which the processes of tests would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ON_REAL_SERVERS = "built"
-"""The fixture that whoever needs real API servers asks for, by whatever way (tests/end_to_end/real)."""
+"""The fixture of every test that needs real API servers (tests/end_to_end/real)."""
 TOGETHER = (
     "tests/end_to_end/scenarios/test_scenarios.py",
     "tests/tooling/deploy/test_image.py",
     "tests/tooling/deploy/test_packages.py",
     "tests/end_to_end/real/",
 )
-"""Files whose tests share what takes long to make, or play ahead of themselves: each stays on one of the processes that
-share the tests."""
+"""Files whose tests share slow fixtures: each runs in one worker."""
 
 LONGEST = "tests/end_to_end/real/test_faults.py"
-"""Nothing runs for as long as this one, so each of its modes is a part of its own."""
+"""The slowest file: its modes run in different workers."""
 
 
 class Sharing(LoadScopeScheduling):
-    """How tests are shared among processes: one by one, but for the files that stay together. Those begin first."""
+    """Distributes single tests over workers, and files of TOGETHER as a whole, which start first."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]

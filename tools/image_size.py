@@ -16,7 +16,7 @@ LARGEST = 12
 
 
 class _Counter(io.RawIOBase):
-    """A file that keeps nothing but its length."""
+    """A file that only counts its bytes."""
 
     def __init__(self) -> None:
         self.length = 0

@@ -1,4 +1,4 @@
-"""A certificate authority whose certificates are as wrong as a test wants them."""
+"""A certificate authority for tests, which also issues invalid certificates."""
 
 import datetime as dt
 from ipaddress import IPv4Address
@@ -45,7 +45,7 @@ class Authority:
         life: dt.timedelta = dt.timedelta(hours=1),
         use: x509.ObjectIdentifier | None = None,
     ) -> Pair:
-        """Since an hour ago. With a negative life it has ended already; `use` is all that it may be used for."""
+        """Issue a certificate that is valid since an hour ago; a negative `life` makes it expired."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = dt.datetime.now(dt.UTC)
         made = _builder(self._name, _name(common_name), key, min(now, now + life) - dt.timedelta(hours=1), now + life)

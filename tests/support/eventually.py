@@ -1,4 +1,4 @@
-"""Waiting for a state: the one place where tests let time pass."""
+"""Waits for a state: the only place where tests let time pass."""
 
 import asyncio
 from collections.abc import Callable

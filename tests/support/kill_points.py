@@ -1,7 +1,7 @@
-"""Death at every line: failpoints that stand nowhere in the code, so that they cost it nothing.
+"""Kills a process at every line of a file, without failpoints in the code.
 
-A process of its own has something done by one child after another, and each is killed one line later than the one
-before, up to one that isn't. In between, whoever iterates looks at what is left.
+A process runs a function in one child after another; each is killed one line later than the one before, until one
+completes. After each, the test checks the state that is left.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def deaths(script: str, *arguments: object) -> Iterator[int]:
-    """Runs a script that calls `die_at_every_line`, and lets it go on whenever the next is asked for."""
+    """Run a script that calls `die_at_every_line`; each iteration is one child."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
@@ -27,7 +27,7 @@ def deaths(script: str, *arguments: object) -> Iterator[int]:
 
 
 def die_at_every_line(path: str | None, act: Callable[[], object]) -> None:
-    """In the script: dies within the file at `path`."""
+    """For the script: run `work` in children that die within the file at `path`."""
     line = 1
     while _dies(path, act, line):
         os.write(sys.stdout.fileno(), b"died\n")

@@ -1,7 +1,7 @@
-"""The way between two that talk by TCP, and what can happen on it.
+"""A TCP proxy for tests, which injects network faults.
 
-What goes through is copied as it comes; it can be cut, reduced to a drip, or swallowed: then everything is
-acknowledged, and nothing arrives. A connection of which something was swallowed never carries anything again.
+Bytes are forwarded as they arrive. Connections can be cut, slowed to a drip, or silenced: then bytes are acknowledged
+and dropped, and a connection that lost bytes never forwards any again.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _DRIP_EVERY_S = 0.05
 
 class Line:
     def __init__(self, target: int | str) -> None:
-        """A port of this host, or a Unix socket's path."""
+        """The target: a port of this host, or the path of a Unix socket."""
         self._target = target
         self._server: asyncio.Server | None = None
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
@@ -27,7 +27,7 @@ class Line:
         self._swallows = False
         self.port = 0
         self.swallowed = 0
-        """Bytes of any direction."""
+        """The bytes forwarded in both directions."""
 
     async def __aenter__(self) -> Self:
         await self._listen()
@@ -38,7 +38,7 @@ class Line:
         await self.cut()
 
     async def cut(self) -> None:
-        """Resets whatever is open; new connections are served."""
+        """Reset all open connections; new ones are accepted."""
         tasks = list(self._open)
         for task, writer in self._open.items():
             writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
@@ -49,7 +49,7 @@ class Line:
 
     @asynccontextmanager
     async def refusing(self) -> AsyncIterator[None]:
-        """Cut, and nobody gets through anew."""
+        """Reset all connections, and refuse new ones."""
         self._refuse()
         await self.cut()
         try:
@@ -100,7 +100,7 @@ class Line:
                     pump.cancel()
                 await asyncio.wait(pumps)
         except (OSError, asyncio.CancelledError):
-            pass  # the other end is not there, or this one was cut: either way it is over
+            pass  # the target is down, or the connection was cut
         finally:
             del self._open[task]
             for each in (writer, beyond):

@@ -1,4 +1,4 @@
-"""The tables of docs/reliability.md: which tests make good what they promise."""
+"""The tables of docs/reliability.md, with the tests of each row."""
 
 import re
 from collections.abc import Iterable
@@ -18,9 +18,9 @@ _TEST = re.compile(r"`((?:\w+/)+\w+\.py(?:::\w+)?)`|\*(\w+)\*")
 class Row:
     number: str
     tests: tuple[str, ...]
-    """Node ids, from the folder of tests on."""
+    """Node ids, relative to tests/."""
     is_explained: bool
-    """It says why there are none."""
+    """Whether the row explains why it has no tests."""
 
 
 def rows() -> dict[str, Row]:
@@ -37,7 +37,7 @@ def _row(number: str, rest: str, words: dict[str, str]) -> Row:
 
 
 def of_row(number: str, items: Iterable[pytest.Item]) -> list[pytest.Item]:
-    """Those that make the row good. Where a test plays many rows, by its name, only this one's."""
+    """Select the tests of a row; of a test with parameters for several rows, only this row's."""
     wanted = rows()[number].tests
     own = re.compile(rf"\[(?:{number}|[^FSOA].*)[-\]]|^[^\[]*$")
 

@@ -1,4 +1,4 @@
-"""What can happen on the way between two."""
+"""The TCP line that tests put between two processes."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -42,7 +42,7 @@ class Caller:
         self._writer.close()
 
 
-async def test_bytes_pass_both_ways(echo: int) -> None:
+async def test_line_forwards_bytes_both_ways(echo: int) -> None:
     async with Line(echo) as line:
         caller = await Caller.at(line)
         caller.says("hello")
@@ -61,7 +61,7 @@ async def test_line_connects_to_unix_sockets(tmp_path: Path) -> None:
         caller.close()
 
 
-async def test_a_cut_resets_what_is_open_and_serves_what_comes_next(echo: int) -> None:
+async def test_line_cut_resets_open_connections_and_accepts_new_ones(echo: int) -> None:
     async with Line(echo) as line:
         caller = await Caller.at(line)
         caller.says("hello")

@@ -11,6 +11,6 @@ from bench.setting import Setting
 
 @pytest.fixture
 def setting() -> Iterator[Setting]:
-    """Just enough of everything to see that all of it works."""
+    """A small scale for tests of the benchmark."""
     with tempfile.TemporaryDirectory(prefix="milo-") as directory:
         yield Setting(TINY, Path(directory), sandbox_milo)

@@ -1,4 +1,4 @@
-"""The command: what it is asked, prints and writes."""
+"""The command `./dev bench`."""
 
 import json
 import subprocess

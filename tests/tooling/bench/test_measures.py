@@ -1,4 +1,4 @@
-"""Each measurement, at a size at which it takes a second or two: that it works, not what comes of it."""
+"""Each measurement runs at a small size; its figures are not compared."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""The page on performance: what is generated of it is what bench/results says."""
+"""docs/performance.md is generated from bench/results."""
 
 import re
 from xml.etree import ElementTree

@@ -1,1 +1,1 @@
-"""What is deployed, held against what the daemon is: manifests, rules, dashboards, the image's steps."""
+"""Tests of manifests, rules, dashboards, images, packages and workflows."""

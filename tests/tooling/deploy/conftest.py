@@ -1,4 +1,4 @@
-"""Daemons as the manifests start them: processes."""
+"""Fixtures of daemon processes."""
 
 from tests.end_to_end.process.conftest import folder, place
 

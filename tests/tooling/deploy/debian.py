@@ -1,4 +1,4 @@
-"""Programs of Debian packages, unpacked into the user's cache folder: nothing is installed."""
+"""Programs of Debian packages, unpacked into the user's cache folder without an installation."""
 
 import fcntl
 import os
@@ -12,7 +12,7 @@ _DOWNLOAD_WITHIN_S = 100
 
 
 def program(name: str, package: str) -> Path:
-    """Skips the test, and says why, where the program is neither here nor to be had."""
+    """The path of a program; the test is skipped if it cannot be downloaded."""
     if found := shutil.which(name):
         return Path(found)
     folder = _cache() / package
@@ -28,7 +28,7 @@ def program(name: str, package: str) -> Path:
 def _unpack(package: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be at it
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may do the same
         if (folder / "usr").exists():
             return
         got = subprocess.run(

@@ -51,7 +51,7 @@ def daemon(folder: Path) -> Manifest:
 
 
 def environment(folder: Path, container: Manifest) -> dict[str, str]:
-    """As the kubelet makes it, of what is named and of whole ConfigMaps."""
+    """The environment of a container, from `env` and `envFrom`, as the kubelet expands it."""
     maps = {each["metadata"]["name"]: each["data"] for each in of_kind(folder, "ConfigMap")}
     found: dict[str, str] = {}
     for source in container.get("envFrom", ()):
@@ -64,11 +64,11 @@ def environment(folder: Path, container: Manifest) -> dict[str, str]:
 
 
 def arguments(folder: Path, container: Manifest) -> list[str]:
-    """As the kubelet makes them: $(NAME) stands for a variable."""
+    """The arguments of a container, with $(NAME) expanded as the kubelet does."""
     variables = environment(folder, container)
     return [_expanded(each, variables) for each in container.get("args", ())]
 
 
 def _expanded(text: str, variables: Mapping[str, str]) -> str:
-    """Of those that come before, as the kubelet has it."""
+    """Expand variables that are defined earlier, as the kubelet does."""
     return re.sub(r"\$\((\w+)\)", lambda found: variables[found[1]], text)

@@ -1,4 +1,4 @@
-"""The rules and the dashboard as they are shipped, read apart."""
+"""The shipped rules and dashboard, parsed."""
 
 import json
 from collections.abc import Iterator, Mapping

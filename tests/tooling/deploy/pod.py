@@ -1,12 +1,12 @@
-"""Runs a pod as a kubelet does, as far as a daemon can tell, in namespaces of its own.
+"""Runs a pod in namespaces of its own, as a kubelet does.
 
     unshare --mount --net --pid --fork --kill-child python pod.py < POD
 
-POD is JSON: `spec` is the pod's, with variables filled in; `tree` lists what of this machine is in the image; `root` is
-an empty folder. Each container is chrooted into a tree that can't be written to, as its user and without capabilities,
-with its volumes alone to write to, made as the kubelet makes them: writable for everybody, of the pod's group. Sidecars
-start one after the other, each when the startup probe of the one before succeeded. What they say is printed, each line
-after its container's name; when standard input ends, so does the pod.
+POD is JSON: `spec` is the pod's, with variables expanded; `tree` lists paths of this machine that are in the image;
+`root` is an empty folder. Each container is chrooted into a read-only tree, as its user and without capabilities;
+only its volumes are writable, for everybody and with the pod's group. Sidecars start one after the other, each after
+the startup probe of the one before. Output is printed with the container's name before each line; the pod ends when
+standard input does.
 """
 
 import fcntl
@@ -53,7 +53,7 @@ def make_image(root: Path, tree: list[str]) -> None:
 
 
 def mount_volumes(root: Path, spec: dict[str, Any]) -> None:
-    """The same places for all containers: nobody here mounts a volume in two."""
+    """Mount the volumes at the same paths for all containers."""
     group = spec["securityContext"]["fsGroup"]
     made: set[str] = set()
     for container in (*spec["initContainers"], *spec["containers"]):

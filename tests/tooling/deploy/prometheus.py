@@ -1,4 +1,4 @@
-"""A real Prometheus with our rules, beside a daemon; only the waiting times are shorter than shipped."""
+"""A real Prometheus with the shipped rules, at shorter intervals."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ class Prometheus:
         return result
 
     async def firing(self) -> dict[str, dict[str, str]]:
-        """The labels of each alert that fires, by its name."""
+        """The labels of firing alerts, by name."""
         found = (await self._get("alerts"))["alerts"]
         return {alert["labels"]["alertname"]: alert["labels"] for alert in found if alert["state"] == "firing"}
 
@@ -51,7 +51,7 @@ class Prometheus:
 
 
 def _hurried(groups: list[dict[str, Any]], every: str) -> list[dict[str, Any]]:
-    """The same rules, asked often, and with nothing to wait for."""
+    """The rules with short intervals and without waiting times."""
     return [
         {
             **group,

@@ -1,4 +1,4 @@
-"""What is deployed: valid for every Kubernetes that we name, and fit for the daemon as it is."""
+"""The manifests: valid for the supported Kubernetes versions, and consistent with the daemon."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_manifests_are_strictly_valid(folder: Path, version: str, tmp_path: Path
 
 
 def strictly_valid(manifests: str, version: str, path: Path) -> int:
-    """How many of them there are."""
+    """Validate manifests; return their number."""
     path.write_text(manifests)
     done = subprocess.run(
         [validator("kubernetes-validate"), "--strict", "-k", version, path],
@@ -159,7 +159,7 @@ def test_subscribers_use_the_address_that_the_daemon_listens_on(folder: Path) ->
     for container in containers(folder):
         mounts = {each["name"]: each["mountPath"] for each in container.get("volumeMounts", ())}
         if "milo-discovery" in mounts:
-            # Not in the volume's own folder: everybody may write there, and the daemon refuses such a place.
+            # Not in the volume's root, which is writable for everybody and which the daemon refuses.
             assert listen.path.parent.parent == Path(mounts["milo-discovery"])
 
 
@@ -219,13 +219,13 @@ def test_daemon_resources_exceed_the_measured_usage(folder: Path) -> None:
 
 
 def measured(run: str) -> dict[str, float]:
-    """The figures that docs/performance.md shows."""
+    """The figures of docs/performance.md."""
     figures: dict[str, float] = json.loads((ROOT / "bench" / "results" / f"{run}.json").read_text())["figures"]
     return figures
 
 
 def quantity(text: str) -> float:
-    """In MiB, or cores."""
+    """Parse a quantity as MiB or cores."""
     return float(text.removesuffix("Mi")) if text.endswith("Mi") else float(text.removesuffix("m")) / 1000
 
 
@@ -249,7 +249,7 @@ def test_selectors_match_the_daemon_pods(folder: Path) -> None:
 
 @pytest.fixture
 def overlay(tmp_path: Path) -> Callable[..., Path]:
-    """A kustomization of somebody's operator, with these components."""
+    """A factory of kustomizations of an operator with given components."""
 
     def made(*components: str) -> Path:
         folder = tmp_path / "overlay"

@@ -1,1 +1,1 @@
-"""What the documents say, held against what is."""
+"""Tests of the documents against the code."""

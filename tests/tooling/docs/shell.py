@@ -1,4 +1,4 @@
-"""What the documents have people type into a shell, and what they say that comes of it."""
+"""The shell commands in the documents, with the output that is shown."""
 
 import re
 import shlex
@@ -15,10 +15,10 @@ _FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 class Command:
     text: str
     shown: str = ""
-    """Below it, where it stands behind a prompt."""
+    """The output below a command with a prompt."""
 
     def parts(self) -> Iterator[tuple[str, ...]]:
-        """By words; what is behind a pipe is a command of its own, and so is what is handed to a container."""
+        """The words of each command in a pipeline, and of a command that runs in a container."""
         words = shlex.split(self.text, comments=True)
         begins = 0
         for at, word in enumerate(words):
@@ -30,7 +30,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Block:
-    """Typed one after the other, in one place."""
+    """Commands that are run in sequence, in one folder."""
 
     document: Path
     commands: tuple[Command, ...]

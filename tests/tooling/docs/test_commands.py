@@ -1,4 +1,4 @@
-"""Every command in the documents is run, or it is said here what is known of it without."""
+"""Every command in the documents is run, or checked as far as possible without what it needs."""
 
 import argparse
 import asyncio
@@ -30,25 +30,25 @@ __all__ = ["folder", "place"]
 
 class Way(Enum):
     TYPED = auto()
-    """Beside a daemon; what is shown has to come."""
+    """Run beside a daemon; the output must be as shown."""
     README = auto()
-    """In its order, by test_readme."""
+    """Run by test_readme."""
     BUILT = auto()
-    """Held to the schemas of Kubernetes, by tests/tooling/deploy."""
+    """Built and validated by tests/tooling/deploy."""
     IN_A_CLUSTER = auto()
-    """It takes one. That kubectl knows the command and its flags is known without."""
+    """Needs a cluster; kubectl must accept the command and its flags."""
     LASTING = auto()
-    """Minutes, or until it is ended: its arguments are read. CI runs the short ones."""
+    """Takes minutes; its arguments are parsed, and CI runs the short ones."""
     PUBLISHED = auto()
     """On a published release: tests/tooling/deploy/test_workflows compares names and identities with the workflow."""
     IMAGE = auto()
     """By a container engine: tests/tooling/deploy/test_image runs the steps of the Dockerfile."""
     FOUND = auto()
-    """In a log: the daemon's code has the event."""
+    """Searches a log; the event must exist in the code."""
     CALLED = auto()
-    """By a tool that isn't here: the service has the call."""
+    """Uses a foreign gRPC tool; the call must exist."""
     INSTALLED = auto()
-    """By tests/tooling/deploy/test_packages."""
+    """Installed by tests/tooling/deploy/test_packages."""
     EXAMPLE = auto()
     """Built and run by tests/end_to_end/examples."""
     SIGNALLED = auto()
@@ -122,7 +122,7 @@ def alike(text: str) -> list[str]:
 
 
 class Desk:
-    """A shell in a folder that has what the documents speak of."""
+    """A shell in a folder with the files that the documents mention."""
 
     def __init__(self, place: Place, **environ: str) -> None:
         self.folder = place.folder / "desk"
@@ -139,7 +139,7 @@ class Desk:
         }
 
     async def type(self, block: Block) -> AsyncIterator[str]:
-        """Tells of what did not come as it is shown, or failed."""
+        """Run a block; yield commands that failed or printed something else than shown."""
         for command in block.commands:
             ours = {shlex.join(part) for part in command.parts() if way(block, part) is Way.TYPED}
             for text in [command.text] if command.shown else sorted(ours - self._done):

@@ -1,4 +1,4 @@
-"""Every link in a document leads somewhere, and to a heading that is there."""
+"""Links in the documents lead to existing files and headings."""
 
 import re
 from pathlib import Path

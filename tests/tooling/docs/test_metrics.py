@@ -1,4 +1,4 @@
-"""docs/metrics.md is what the metrics are."""
+"""docs/metrics.md is up to date."""
 
 from tools import metrics_reference
 

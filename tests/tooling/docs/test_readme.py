@@ -1,4 +1,4 @@
-"""The README leads a stranger to an engaged cluster. From a fresh clone, and with a clock: `./dev readme`."""
+"""The commands of the README lead to an engaged cluster; `./dev readme` runs them in a fresh clone."""
 
 import os
 from pathlib import Path

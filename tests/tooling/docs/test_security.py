@@ -1,4 +1,4 @@
-"""docs/security.md names tests that are there, for every control and for everything that is said to be tried."""
+"""docs/security.md names existing tests for every control and every attack."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The documents say of settings what is."""
+"""The tables of settings are up to date."""
 
 from functools import reduce
 

@@ -1,6 +1,6 @@
-"""`./dev fuzz [TARGET...] [--executions N]`: so many executions in all, shared among the targets.
+"""`./dev fuzz [TARGET...] [--executions N]`: runs the targets with a total number of executions.
 
-What breaks a target is kept in tests/tooling/fuzz/corpus and run by `./dev test`. Ends with 1 if anything was found.
+Findings are stored in tests/tooling/fuzz/corpus, which `./dev test` runs. The exit status is 1 if anything was found.
 """
 
 import argparse

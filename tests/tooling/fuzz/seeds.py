@@ -1,4 +1,4 @@
-"""What a target is begun with: something that gets deep into it. What fuzzing finds is kept in files besides."""
+"""Seeds of the targets: valid inputs. Findings are files in the corpus."""
 
 import base64
 import json

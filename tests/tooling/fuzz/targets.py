@@ -1,4 +1,4 @@
-"""What is fuzzed: each target takes any bytes, and raises only where something is wrong with us."""
+"""Fuzz targets: each accepts arbitrary bytes, and raises only for a bug."""
 
 import hashlib
 from collections.abc import Callable, Coroutine
@@ -68,7 +68,7 @@ def target(fuzzed: Fuzzed) -> Fuzzed:
 
 @target
 def lines(data: bytes) -> None:
-    """Cut anywhere, the bytes are the same lines."""
+    """Splitting the bytes anywhere gives the same lines."""
     sizes, content = data[:8], data[8:]
 
     def cut(chunks: list[bytes]) -> list[bytes] | None:
@@ -137,7 +137,7 @@ def retry_after_headers(data: bytes) -> None:
 
 @target
 def names(data: bytes) -> None:
-    """A name leads to one host and one path, or to none."""
+    """A name leads to exactly one host and path, or to none."""
     name = data.decode("utf-8", "replace")
     conditions = [{"type": kind, "status": "True"} for kind in ("Ready", "ControlPlaneReady")]
     metadata = {"name": name, "uid": "u", "resourceVersion": "1"}
@@ -208,7 +208,7 @@ def other_requests(data: bytes) -> None:
 
 @target
 def tokens(data: bytes) -> None:
-    """Whatever a backend gives, who is handed it is handed one that is good, and nobody reads of its content."""
+    """A backend's response becomes a valid credential or an error without its content."""
     try:
         token = token_of(data.decode("utf-8", "replace"), "the token")
         minted = validate(Credential(token=token), NOW, origin="a backend", expires_at=NOW + 600, audiences=("milo",))
@@ -245,7 +245,7 @@ def token_requests(data: bytes) -> None:
 
 
 def _finished(work: Coroutine[Any, Any, T]) -> T:
-    """What comes of it, without a loop: nothing in it has to wait."""
+    """Run a coroutine that never waits, without a loop."""
     try:
         work.send(None)
     except StopIteration as done:

@@ -1,4 +1,4 @@
-"""Every target takes what it is begun with, what fuzzing ever found, and a little of what hypothesis thinks of."""
+"""Every target accepts its seeds, earlier findings, and examples of hypothesis."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,7 +1,6 @@
-"""There is no place in what is read, kept or shown that a credential could travel in: it takes a call of its own.
+"""Types of responses, stored state and status have no place for a credential, except in the calls that return one.
 
-What is read by many is cached, logged and shown to more people than it was meant for, and a field that is there for a
-credential gets filled one day. So this goes by types and descriptors, and not by what happens to be in them.
+Data that many read is cached, logged and shown. The tests therefore check types and descriptors rather than values.
 """
 
 import re
@@ -28,7 +27,7 @@ OF_A_SECRET = re.compile(r"token|secret|password|credential|certificate|kubeconf
 
 
 def messages(root: Descriptor) -> dict[str, Descriptor]:
-    """All that such a message may have in it."""
+    """All messages that a message may contain."""
     found: dict[str, Descriptor] = {}
 
     def walk(message: Descriptor) -> None:
@@ -69,7 +68,7 @@ def test_messages_have_no_other_field_for_a_secret() -> None:
         "ClusterEvent.kubeconfig",
         "IssueKubeconfigResponse.kubeconfig",
         "Kubeconfig.kubeconfig",
-        # About them, and none of them opens anything.
+        # Settings and states of credentials, not credentials.
         "WatchClustersRequest.include_kubeconfigs",
         "WatchClustersRequest.kubeconfig_ttl",
         "GetServerInfoResponse.credential_sources",
@@ -90,7 +89,7 @@ def test_messages_have_no_other_field_for_a_secret() -> None:
 
 
 def parts(root: object) -> set[object]:
-    """All types that a value of this type may be made of."""
+    """All types that a value of a type may contain."""
     found: set[object] = set()
 
     def walk(kind: object) -> None:
@@ -131,6 +130,6 @@ def hints(kind: type) -> Iterator[str]:
 
 def test_metrics_have_no_label_for_a_secret() -> None:
     assert {label for family in families() for label in family.labels} == {
-        "cluster", "grpc_code", "grpc_method", "mode", "organization", "reason", "result", "source", "state", "type",
-        "uid", "version",
+        "cluster", "credential_source", "grpc_code", "grpc_method", "grpc_service", "grpc_type", "mode", "organization",
+        "reason", "result", "state", "type", "uid", "version",
     }  # fmt: skip
