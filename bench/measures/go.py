@@ -121,6 +121,7 @@ class _Place:
             arguments = ["--kubeconfigs"] if kubeconfigs else []
             arguments += [f"--address={daemon.address}", f"--clusters={self._count - missing}"]
             async with self.operator(informers, *arguments) as operator:
+                await daemon.listens()  # or it has ended
                 yield operator
         finally:
             await daemon.end()

@@ -1,4 +1,4 @@
-"""The Go client's calls, answered by the real daemon."""
+"""The Go client's calls, and the provider for multicluster-runtime, against the real daemon and the sandbox."""
 
 import asyncio
 import os
@@ -14,14 +14,17 @@ from tests.end_to_end.kubeconfigs.place import a_place
 TEST = "TestAgainstDaemon"
 
 
-@pytest.mark.timeout(600)  # the first build compiles gRPC
-async def test_go_client_calls_are_answered_by_the_daemon() -> None:
+@pytest.mark.timeout(1200)  # the first build compiles gRPC, or Kubernetes
+@pytest.mark.parametrize("module", ["clients/go", "clients/go/multicluster"])
+async def test_go_module_works_with_the_daemon(module: str, pytestconfig: pytest.Config) -> None:
+    if "multicluster" in module and not pytestconfig.getoption("--real"):
+        pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     go = tool("go")
     with tempfile.TemporaryDirectory(prefix="milo-") as folder:  # short: the path of a socket has 107 bytes
         async with a_place(Path(folder)) as place:
             process = await asyncio.create_subprocess_exec(
                 *(go, "test", "-count=1", "-v", "-run", f"^{TEST}$", "."),
-                cwd=ROOT / "clients" / "go",
+                cwd=ROOT / module,
                 env={**os.environ, "MILO_DISCOVERY_TEST_ADDRESS": place.address},
                 stdout=PIPE,
                 stderr=STDOUT,

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +15,15 @@ NEEDS_KUBERNETES = ("clients/go/multicluster", "examples/go-operator")
 pytestmark = pytest.mark.timeout(1200)  # the first build compiles gRPC, or Kubernetes
 
 
-def run_tests(module: str) -> None:
+MATRIX = sorted((ROOT / "clients/go/multicluster/matrix").glob("*.mod"))
+"""The provider's other supported versions of multicluster-runtime and controller-runtime."""
+
+
+def run_tests(module: str, *flags: str) -> None:
     go = tool("go")
     has_cgo = subprocess.run([go, "env", "CGO_ENABLED"], capture_output=True, text=True, check=True).stdout.strip()
     race = ["-race"] if has_cgo == "1" and shutil.which("cc") else []
-    run([go, "test", *race, "./..."], ROOT / module)
+    run([go, "test", *race, *flags, "./..."], ROOT / module)
 
 
 def test_go_client_tests_pass() -> None:
@@ -30,3 +35,10 @@ def test_go_module_on_kubernetes_libraries_passes(module: str, pytestconfig: pyt
     if not pytestconfig.getoption("--real"):
         pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
     run_tests(module)
+
+
+@pytest.mark.parametrize("versions", MATRIX, ids=lambda path: path.stem)
+def test_go_provider_passes_with_other_versions(versions: Path, pytestconfig: pytest.Config) -> None:
+    if not pytestconfig.getoption("--real"):
+        pytest.skip("compiling Kubernetes libraries takes minutes: run with --real")
+    run_tests("clients/go/multicluster", f"-modfile={versions}")

@@ -1,0 +1,149 @@
+package prompt
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	toolscache "k8s.io/client-go/tools/cache"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// slow is a cache whose informers come when the test says so.
+type slow struct {
+	cache.Cache
+	mu       sync.Mutex
+	failures int
+	asked    int
+	gate     chan struct{}
+	informer toolscache.SharedIndexInformer
+}
+
+func newSlow() *slow {
+	return &slow{
+		gate:     make(chan struct{}),
+		informer: toolscache.NewSharedIndexInformer(&toolscache.ListWatch{}, &corev1.ConfigMap{}, 0, toolscache.Indexers{}),
+	}
+}
+
+func (s *slow) GetInformer(ctx context.Context, _ client.Object, _ ...cache.InformerGetOption) (cache.Informer, error) {
+	s.mu.Lock()
+	s.asked++
+	s.failures--
+	failed := s.failures >= 0
+	s.mu.Unlock()
+	if failed {
+		return nil, errors.New("not served yet")
+	}
+	select {
+	case <-s.gate:
+		return s.informer, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (s *slow) WaitForCacheSync(ctx context.Context) bool {
+	<-ctx.Done()
+	return false
+}
+
+func engaged(t *testing.T, s *slow) (*Cache, cache.Informer, context.CancelFunc) {
+	t.Helper()
+	c := New(s, logr.Discard())
+	ctx, cancel := context.WithCancel(Engaging(context.Background()))
+	t.Cleanup(cancel)
+	informer, err := c.GetInformer(ctx, &corev1.ConfigMap{})
+	if err != nil || !c.WaitForCacheSync(ctx) {
+		t.Fatalf("it waits, or failed: %v", err)
+	}
+	return c, informer, cancel
+}
+
+func TestHandlersAreAttachedWhenTheInformerExists(t *testing.T) {
+	s := newSlow()
+	_, informer, _ := engaged(t, s)
+	early, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{})
+	removed, errRemoved := informer.AddEventHandlerWithResyncPeriod(toolscache.ResourceEventHandlerFuncs{}, time.Hour)
+	indexed := informer.AddIndexers(toolscache.Indexers{"field": func(any) ([]string, error) { return nil, nil }})
+	if err := errors.Join(err, errRemoved, indexed, informer.RemoveEventHandler(removed)); err != nil {
+		t.Fatal(err)
+	}
+	if early.HasSynced() || informer.HasSynced() || informer.IsStopped() {
+		t.Error("it has synced, or stopped, before it exists")
+	}
+	close(s.gate)
+	for {
+		if _, ok := s.informer.GetIndexer().GetIndexers()["field"]; ok {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	late, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(informer.RemoveEventHandler(early), informer.RemoveEventHandler(late)); err != nil {
+		t.Error(err)
+	}
+	if err := informer.RemoveEventHandler(neverRegistered); err == nil {
+		t.Error("a handler of another informer was removed")
+	}
+}
+
+func TestAnInformerThatCannotBeMadeIsTriedAgain(t *testing.T) {
+	s := newSlow()
+	s.failures = 1
+	engaged(t, s)
+	for {
+		s.mu.Lock()
+		asked := s.asked
+		s.mu.Unlock()
+		if asked == 2 {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+func TestSettledWaitsForInformersUntilTheClusterIsDisengaged(t *testing.T) {
+	s := newSlow()
+	c, _, disengage := engaged(t, s)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	if err := c.Settled(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("Settled: %v", err)
+	}
+	disengage()
+	if err := c.Settled(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestASourceThatIsStartedAfterItsDisengagementDoesNotFail(t *testing.T) {
+	s := newSlow()
+	c := New(s, logr.Discard())
+	ctx, cancel := context.WithCancel(Engaging(context.Background()))
+	cancel()
+	informer, err := c.GetInformer(ctx, &corev1.ConfigMap{})
+	if err != nil || !c.WaitForCacheSync(ctx) || s.asked != 0 {
+		t.Fatalf("GetInformer: %v; asked %d times", err, s.asked)
+	}
+	if registered, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{}); err != nil || registered.HasSynced() {
+		t.Errorf("AddEventHandler: %v", err)
+	}
+}
+
+func TestOtherCallersWait(t *testing.T) {
+	c := New(newSlow(), logr.Discard())
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	if _, err := c.GetInformer(ctx, &corev1.ConfigMap{}); err == nil || c.WaitForCacheSync(ctx) {
+		t.Errorf("GetInformer: %v", err)
+	}
+}

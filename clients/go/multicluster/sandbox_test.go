@@ -1,0 +1,79 @@
+package multicluster_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/multicluster"
+)
+
+// addressVariable is where a daemon is that has engaged the project alpha, and issues kubeconfigs for it.
+const addressVariable = "MILO_DISCOVERY_TEST_ADDRESS"
+
+func TestAgainstDaemon(t *testing.T) {
+	address := os.Getenv(addressVariable)
+	if address == "" {
+		t.Skip(addressVariable + " is not set: tests/end_to_end/go_modules sets it")
+	}
+	w := newWorld(t) // its API server has the manager's own cluster alone
+	daemon, err := discovery.Dial(discovery.Options{Address: address})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = daemon.Close() })
+	provider, err := multicluster.New(multicluster.Options{
+		Client: daemon, Kubeconfigs: true, Registerer: prometheus.NewRegistry(), Logger: logger(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mgr := w.manager(provider, nil)
+	w.feeder(mgr)
+	ctx := context.Background()
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &corev1.ConfigMap{}, "type", typeOf); err != nil {
+		t.Fatal(err)
+	}
+	w.start(mgr)
+	project := w.untilGot(provider, "alpha").GetClient()
+	dog := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "dog"}, Data: map[string]string{"type": "animal"}}
+	if err := project.Create(ctx, dog); err != nil {
+		t.Fatal(err)
+	}
+	fed := func() error {
+		found := &corev1.ConfigMap{}
+		if err := project.Get(ctx, client.ObjectKeyFromObject(dog), found); err != nil {
+			return err
+		}
+		if found.Data["stomach"] != "food" {
+			return errors.New("it is hungry")
+		}
+		return nil
+	}
+	within(t, "the dog to be fed", fed)
+	hungry := dog.DeepCopy()
+	within(t, "the dog to be changed", func() error {
+		if err := project.Get(ctx, client.ObjectKeyFromObject(dog), hungry); err != nil {
+			return err
+		}
+		hungry.Data["stomach"] = ""
+		return project.Update(ctx, hungry)
+	})
+	within(t, "the dog to be fed again", fed)
+	anna := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "anna"}, Data: map[string]string{"type": "human"}}
+	if err := project.Create(ctx, anna); err != nil {
+		t.Fatal(err)
+	}
+	listHumans(ctx, w, provider, "alpha", 1)
+	if err := errors.Join(project.Delete(ctx, anna), project.Delete(ctx, dog)); err != nil {
+		t.Fatal(err)
+	}
+	listHumans(ctx, w, provider, "alpha", 0)
+}
