@@ -53,7 +53,7 @@ def test_json_is_yaml() -> None:
         (b'a: b\nc: "\\ud83d"\n', 2, "half of a character"),
     ],
 )
-def test_what_is_refused_is_told_with_its_line(content: bytes, line: int, complaint: str) -> None:
+def test_rejection_has_line_number(content: bytes, line: int, complaint: str) -> None:
     with pytest.raises(DocumentError) as raised:
         read(content, scalars="typed")
     assert complaint in str(raised.value)
@@ -71,7 +71,7 @@ def test_aliases_that_multiply_are_refused() -> None:
         read("\n".join(laughs).encode(), scalars="typed")
 
 
-def test_an_alias_of_itself_is_refused() -> None:
+def test_recursive_alias_is_rejected() -> None:
     with pytest.raises(DocumentError, match="too large or too deeply nested"):
         read(b"a: &a [*a]\n", scalars="typed")
 
@@ -88,6 +88,6 @@ def test_size_and_brackets_are_limited() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+def test_any_bytes_are_parsed_or_rejected(content: bytes) -> None:
     with suppress(DocumentError):
         read(content, scalars="typed")

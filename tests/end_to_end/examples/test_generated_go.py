@@ -27,7 +27,7 @@ def without_json_names(descriptor: FileDescriptorProto) -> FileDescriptorProto:
     return descriptor
 
 
-def test_the_go_code_is_made_from_this_proto_file() -> None:
+def test_generated_go_code_is_current() -> None:
     python = FileDescriptorProto.FromString(discovery_pb2.DESCRIPTOR.serialized_pb)
 
     assert without_json_names(descriptor_in_go()) == without_json_names(python), "run ./dev gen where Go is installed"

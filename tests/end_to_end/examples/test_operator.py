@@ -23,7 +23,7 @@ async def welcome_in(sandbox: Sandbox, project: str) -> dict[str, Any] | None:
         return await answer.json() if answer.status == 200 else None
 
 
-async def test_each_project_gets_a_welcome_and_loses_it_before_it_is_deleted(
+async def test_operator_creates_greeting_and_removes_it_before_deletion(
     sandbox: Sandbox, daemon: DaemonProcess, kubeconfig: Path, socket: Path
 ) -> None:
     command = [sys.executable, str(EXAMPLES / "python" / "operator_greeter.py")]

@@ -21,7 +21,7 @@ def engaged(sandbox: Sandbox, name: str, kind: str = "ENGAGED") -> str:
     return f"{kind} {name} {sandbox.url}{path}"
 
 
-async def test_what_is_there_is_printed_and_then_what_happens_to_it(
+async def test_subscriber_prints_snapshot_and_changes(
     sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber
 ) -> None:
     sandbox.projects.create("first", ready=True)
@@ -72,7 +72,7 @@ async def test_after_a_restart_of_the_daemon_only_the_differences_are_printed(
         }
 
 
-async def test_a_cut_connection_is_resumed_where_it_was_cut(
+async def test_subscriber_resumes_after_cut_connection(
     sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber, socket: Path, directory: Path
 ) -> None:
     sandbox.projects.create("first", ready=True)
@@ -97,7 +97,7 @@ async def test_three_missed_heartbeats_are_a_dead_connection(
         assert "no heartbeat for 3" in await printed.line()
 
 
-async def test_a_server_that_refuses_for_good_ends_the_subscriber(subscriber: Subscriber, directory: Path) -> None:
+async def test_subscriber_ends_on_permanent_rejection(subscriber: Subscriber, directory: Path) -> None:
     address = f"unix://{directory}/other.sock"
     server = grpc.aio.server()
     server.add_insecure_port(address)
@@ -107,9 +107,7 @@ async def test_a_server_that_refuses_for_good_ends_the_subscriber(subscriber: Su
     await server.stop(None)
 
 
-async def test_without_a_daemon_it_waits_for_one(
-    sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber
-) -> None:
+async def test_subscriber_waits_for_daemon(sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber) -> None:
     await daemon.terminate()
     sandbox.projects.create("first", ready=True)
     async with subscriber() as printed:

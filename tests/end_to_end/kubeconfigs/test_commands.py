@@ -13,7 +13,7 @@ from tests.support.eventually import eventually
 AT_ONCE = 20
 
 
-async def test_a_credential_takes_little_more_than_the_import_of_grpc(start: Start) -> None:
+async def test_credential_command_adds_little_to_grpc_import_time(start: Start) -> None:
     """By the time of a processor, in turns: other tests have the processors too."""
     async with start() as place:
         took, least = [], []
@@ -33,7 +33,7 @@ def of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-async def test_many_at_once_are_all_answered_alike(start: Start) -> None:
+async def test_concurrent_credential_commands_return_the_same(start: Start) -> None:
     async with start() as place:
         asked = (place.discovery("credential", "--cluster", "alpha") for _ in range(AT_ONCE))
         outcomes = await asyncio.gather(*asked)
@@ -41,7 +41,7 @@ async def test_many_at_once_are_all_answered_alike(start: Start) -> None:
     assert len({json.loads(each.out)["status"]["token"] for each in outcomes}) == 1
 
 
-async def test_the_files_of_sync_are_renewed_before_they_end_and_go_with_their_clusters(start: Start) -> None:
+async def test_synced_files_are_renewed_and_removed_with_their_clusters(start: Start) -> None:
     async with start(token_life=8) as place:
         place.sandbox.projects.create("beta", ready=True)
         path = place.folder / "clusters"
@@ -62,7 +62,7 @@ async def test_the_files_of_sync_are_renewed_before_they_end_and_go_with_their_c
             assert alpha.exists()
 
 
-async def test_no_token_is_ever_said_but_where_it_is_asked_for(start: Start) -> None:
+async def test_tokens_are_printed_only_on_request(start: Start) -> None:
     async with start() as place:
         path = place.folder / "clusters"
         told: list[str] = []

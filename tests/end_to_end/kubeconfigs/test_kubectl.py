@@ -18,9 +18,7 @@ async def test_kubectl_reads_and_writes_in_the_control_plane(start: Start, kubec
         assert (created.out, created.err) == ("configmap/made created\n", "")
 
 
-async def test_the_exec_form_outlives_the_first_credential_and_the_embedded_one_does_not(
-    start: Start, kubectl: str
-) -> None:
+async def test_exec_kubeconfig_outlives_first_credential_and_embedded_one_does_not(start: Start, kubectl: str) -> None:
     async with start(token_life=8) as place:
         lasting, embedded = await place.kubeconfig("--exec"), await place.kubeconfig("--token")
         get = ("get", "namespaces", "-o", "name")
@@ -34,7 +32,7 @@ async def test_the_exec_form_outlives_the_first_credential_and_the_embedded_one_
         assert "Unauthorized" in (await place.run(kubectl, f"--kubeconfig={embedded}", *get)).err
 
 
-async def test_a_merged_context_works_beside_others(start: Start, kubectl: str) -> None:
+async def test_merged_context_works_beside_others(start: Start, kubectl: str) -> None:
     async with start() as place:
         path = place.folder / "config"
         path.write_text("apiVersion: v1\nkind: Config\nclusters:\n- {name: other, cluster: {server: 'https://o'}}\n")
@@ -43,7 +41,7 @@ async def test_a_merged_context_works_beside_others(start: Start, kubectl: str) 
         assert "namespace/default" in (await place.run(kubectl, *flags, "get", "namespaces", "-o", "name")).out
 
 
-async def test_a_file_that_sync_keeps_opens_its_control_plane(start: Start, kubectl: str) -> None:
+async def test_synced_file_opens_its_control_plane(start: Start, kubectl: str) -> None:
     async with start() as place:
         await place.discovery("sync", "--dir", str(place.folder / "clusters"), "--once")
         path = place.folder / "clusters" / "alpha.kubeconfig"

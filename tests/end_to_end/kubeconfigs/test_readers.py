@@ -33,7 +33,7 @@ async def aio(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("read", [blocking, aio])
 @pytest.mark.parametrize("form", ["--token", "--exec"])
-async def test_the_kubernetes_package_reads_both_forms(
+async def test_kubernetes_package_reads_embedded_and_exec_kubeconfigs(
     start: Start, monkeypatch: pytest.MonkeyPatch, read: object, form: str
 ) -> None:
     monkeypatch.setenv("PATH", str(COMMANDS), prepend=":")
@@ -50,7 +50,9 @@ def reader(request: pytest.FixtureRequest) -> Command:
 
 @pytest.mark.timeout(600)  # the first time its packages are fetched, and compiled
 @pytest.mark.parametrize("form", ["--token", "--exec"])
-async def test_the_clients_of_other_languages_read_both_forms(start: Start, reader: Command, form: str) -> None:
+async def test_clients_of_other_languages_read_embedded_and_exec_kubeconfigs(
+    start: Start, reader: Command, form: str
+) -> None:
     async with start() as place:
         program, *arguments = reader
         async with place.running(program, *arguments, str(await place.kubeconfig(form))) as process:
@@ -59,7 +61,7 @@ async def test_the_clients_of_other_languages_read_both_forms(start: Start, read
 
 
 @pytest.mark.timeout(600)
-async def test_a_client_that_runs_on_gets_the_next_credential_by_the_exec_form(start: Start, reader: Command) -> None:
+async def test_long_running_client_gets_next_credential_by_exec(start: Start, reader: Command) -> None:
     async with start(token_life=12) as place:
         program, *arguments = reader
         async with place.running(program, *arguments, str(await place.kubeconfig("--exec"))) as process:

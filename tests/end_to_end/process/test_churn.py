@@ -122,7 +122,7 @@ class Faults:
             self._world.write()
 
 
-async def test_whatever_happens_every_subscriber_is_told_the_truth_and_nothing_else(place: Place) -> None:
+async def test_subscribers_match_truth_under_churn_and_faults(place: Place) -> None:
     random = Random(1)
     world = World(place, random)
     fast = Recorder("fast", place.address)

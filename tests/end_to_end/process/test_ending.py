@@ -12,7 +12,7 @@ from tests.end_to_end.process.daemon import DaemonEndedError
 from tests.support.eventually import eventually
 
 
-async def test_on_sigterm_streams_are_ended_as_unavailable_and_nobody_is_disengaged(place: Place) -> None:
+async def test_sigterm_ends_streams_as_unavailable_and_disengages_nothing(place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
     async with place.daemon() as daemon:
         await daemon.start()
@@ -27,7 +27,7 @@ async def test_on_sigterm_streams_are_ended_as_unavailable_and_nobody_is_disenga
             assert not place.socket.exists()
 
 
-async def test_on_sigterm_what_is_still_owed_is_sent_first(place: Place) -> None:
+async def test_sigterm_flushes_pending_events_first(place: Place) -> None:
     for number in range(2000):
         place.sandbox.projects.create(f"p-{number}", ready=True)
     async with place.daemon() as daemon:
@@ -53,7 +53,7 @@ async def test_sigint_ends_it_as_sigterm_does(place: Place) -> None:
         assert "Traceback" not in daemon.said
 
 
-async def test_a_subscriber_that_takes_nothing_does_not_hold_up_the_end(place: Place) -> None:
+async def test_sigterm_is_not_delayed_by_stalled_subscriber(place: Place) -> None:
     for number in range(300):
         place.sandbox.projects.create(f"p-{number}", ready=True, annotations={"example.com/big": "x" * 30_000})
     async with place.daemon(annotation_prefixes=["example.com/"]) as daemon:
@@ -72,7 +72,7 @@ async def test_while_it_waits_for_its_first_list_it_can_be_ended(place: Place) -
         assert await daemon.terminate() == 0
 
 
-async def test_a_second_daemon_on_the_same_socket_is_refused_and_the_first_goes_on(place: Place) -> None:
+async def test_second_daemon_on_same_socket_is_rejected(place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
     async with place.daemon() as first, place.daemon() as second, place.client() as client:
         await first.start()
@@ -100,7 +100,7 @@ async def test_after_sigkill_it_starts_again_on_the_socket_that_is_left(place: P
         assert [cluster.name for cluster in await client.list()] == ["alpha"]
 
 
-async def test_what_changed_while_it_was_away_is_told_when_it_is_back(place: Place) -> None:
+async def test_changes_during_restart_are_sent_afterwards(place: Place) -> None:
     projects = place.sandbox.projects
     for name in ("kept", "deleted", "replaced", "blocked"):
         projects.create(name, ready=True)
@@ -133,7 +133,7 @@ async def test_what_changed_while_it_was_away_is_told_when_it_is_back(place: Pla
 
 
 @pytest.mark.parametrize(("harm", "words"), [("remove", "was removed"), ("replace", "was replaced by another file")])
-async def test_a_daemon_that_lost_its_socket_ends_rather_than_serve_nobody(place: Place, harm: str, words: str) -> None:
+async def test_daemon_exits_if_its_socket_is_removed(place: Place, harm: str, words: str) -> None:
     async with place.daemon() as daemon:
         await daemon.start()
         place.socket.unlink()
@@ -146,7 +146,7 @@ async def test_a_daemon_that_lost_its_socket_ends_rather_than_serve_nobody(place
         assert "Traceback" not in daemon.said
 
 
-async def test_a_daemon_that_can_not_start_says_so_to_who_waits_for_it(place: Place) -> None:
+async def test_daemon_that_cannot_start_exits_with_an_error(place: Place) -> None:
     async with place.daemon(mode="projects") as daemon:
         with pytest.raises(DaemonEndedError, match='mode: "projects" must be one of'):
             await daemon.start()

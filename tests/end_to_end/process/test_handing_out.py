@@ -22,7 +22,7 @@ WELL = HandedOut(
 
 
 @pytest.mark.parametrize("said", [{}, {"uid": "", "incarnation": ""}, {"uid": ""}])
-def test_what_was_handed_out_rightly_passes(said: dict[str, Any]) -> None:
+def test_valid_issue_history_passes(said: dict[str, Any]) -> None:
     assert [*handed_rightly([replace(WELL, **said)])] == []
 
 
@@ -42,7 +42,7 @@ def test_what_was_handed_out_rightly_passes(said: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_what_was_not_is_found(wrong: dict[str, Any], found: str) -> None:
+def test_invalid_issue_history_is_detected(wrong: dict[str, Any], found: str) -> None:
     (breach,) = handed_rightly([replace(WELL, **wrong)])
     assert breach.endswith(found)
     assert breach.startswith("token-1 for a, to operator, ")

@@ -53,7 +53,7 @@ print("closed")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
-def test_others_of_its_user_read_nothing_of_it_and_it_works_all_the_same() -> None:
+def test_process_memory_is_unreadable_for_other_processes_of_its_user() -> None:
     """A key still gets into a TLS context, which takes files only, without having been on a disk."""
     pair = Authority().server()
     run = subprocess.run(
@@ -62,7 +62,7 @@ def test_others_of_its_user_read_nothing_of_it_and_it_works_all_the_same() -> No
     assert (run.stdout, run.stderr) == (b"closed\n", b"")
 
 
-async def test_a_daemon_that_is_killed_leaves_no_core_and_ignores_what_would_write_its_secrets(place: Place) -> None:
+async def test_killed_daemon_leaves_no_core_and_ignores_secret_dumping_variables(place: Place) -> None:
     keys = place.folder / "keys"
     misleading = {"SSLKEYLOGFILE": str(keys), "GRPC_TRACE": "all", "GRPC_VERBOSITY": "debug", "PYTHONINSPECT": "1"}
     async with place.daemon(environ=misleading) as daemon:
@@ -79,7 +79,7 @@ async def test_a_daemon_that_is_killed_leaves_no_core_and_ignores_what_would_wri
     assert [path.name for path in place.folder.iterdir() if path.name.startswith("core")] == []
 
 
-def test_nothing_is_said_of_what_an_image_sets() -> None:
+def test_expected_image_variables_are_not_reported() -> None:
     environ = {
         "PYTHONUNBUFFERED": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -91,7 +91,7 @@ def test_nothing_is_said_of_what_an_image_sets() -> None:
     assert environ == {"A": "b"}
 
 
-def test_it_takes_the_descriptors_that_it_may_have() -> None:
+def test_file_descriptor_limit_is_raised() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:

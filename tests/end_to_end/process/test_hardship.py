@@ -25,7 +25,7 @@ async def next_event(stream: Stream) -> str:
     return " ".join(event.cluster.name for event in batch.events)
 
 
-async def test_f38_a_crowd_never_takes_the_descriptors_of_the_way_upstream(place: Place) -> None:
+async def test_f38_connection_flood_leaves_descriptors_for_the_api_server(place: Place) -> None:
     """O9: who is there is served on, who comes is refused by a code, and is served when there is room."""
     place.sandbox.projects.create("alpha", ready=True)
     async with place.daemon(descriptors=DESCRIPTORS) as daemon:
@@ -71,7 +71,7 @@ def crowd(place: Place) -> Iterator[None]:
         yield
 
 
-async def test_f43_a_daemon_that_is_stopped_for_a_while_goes_on_where_it_was(place: Place) -> None:
+async def test_f43_stopped_daemon_continues_where_it_was(place: Place) -> None:
     """F41 as well: from outside, one that is busy for as long looks no different."""
     place.sandbox.projects.create("alpha", ready=True)
     async with place.daemon() as daemon:

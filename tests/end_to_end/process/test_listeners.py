@@ -17,7 +17,7 @@ RULES = [
 ]
 
 
-async def test_each_listener_knows_its_callers_and_each_caller_gets_what_is_his(place: Place) -> None:
+async def test_listeners_identify_their_callers_and_apply_their_rules(place: Place) -> None:
     authority = Authority()
     certificate, key = authority.server().write(place.folder, "server")
     ours, our_key = authority.issue(SPIFFE).write(place.folder, "operator")

@@ -37,36 +37,36 @@ async def refusal(daemon: DaemonProcess) -> list[str]:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-async def test_a_wrong_setting_is_named(place: Place, settings: dict[str, Any], words: str) -> None:
+async def test_invalid_setting_is_named(place: Place, settings: dict[str, Any], words: str) -> None:
     [line] = await refusal(place.daemon(**settings))
     assert words in line
 
 
-async def test_all_wrong_settings_are_named_at_once(place: Place) -> None:
+async def test_invalid_settings_are_named_together(place: Place) -> None:
     lines = await refusal(place.daemon("--mode", "other", label_selector="a in", heartbeat_interval="-1s"))
     assert len(lines) == 3
     assert [next(word for word in ("mode", "label_selector", "heartbeat_interval") if word in line) for line in lines]
 
 
-async def test_a_wrong_variable_of_the_environment_is_named(place: Place) -> None:
+async def test_invalid_environment_variable_is_named(place: Place) -> None:
     [line] = await refusal(place.daemon(environ={"MILO_DISCOVERYD_MODES": "project"}))
     assert "MILO_DISCOVERYD_MODES: is not a setting" in line
 
 
-async def test_a_missing_file_of_settings_is_named(folder: Path) -> None:
+async def test_missing_settings_file_is_named(folder: Path) -> None:
     [line] = await refusal(DaemonProcess("", "--config", str(folder / "none.yaml")))
     assert f"{folder / 'none.yaml'}" in line
     assert "No such file" in line
 
 
-async def test_a_path_too_long_for_a_socket_is_refused(place: Place) -> None:
+async def test_too_long_socket_path_is_rejected(place: Place) -> None:
     long = place.folder / ("s" * 120)
     [line] = await refusal(place.daemon(listen=[f"unix://{long}"]))
     assert "107" in line
     assert "key listen" in line
 
 
-async def test_a_folder_that_everybody_can_write_is_refused(place: Place) -> None:
+async def test_world_writable_socket_directory_is_rejected(place: Place) -> None:
     folder = place.folder / "open"
     folder.mkdir()
     folder.chmod(0o777)
@@ -74,7 +74,7 @@ async def test_a_folder_that_everybody_can_write_is_refused(place: Place) -> Non
     assert f"chmod o-w {folder}" in line
 
 
-async def test_a_file_in_the_place_of_the_socket_is_refused_and_left_alone(place: Place) -> None:
+async def test_regular_file_at_socket_path_is_rejected_and_kept(place: Place) -> None:
     place.socket.write_text("precious")
     [line] = await refusal(place.daemon())
     assert line == f"{place.socket} exists and is not a socket: remove it, or listen elsewhere"
@@ -91,7 +91,7 @@ async def test_a_file_in_the_place_of_the_socket_is_refused_and_left_alone(place
     ],
     ids=["missing", "not-yaml", "text", "no-context"],
 )
-async def test_a_kubeconfig_that_can_not_be_used_is_named(place: Place, content: str | None, words: str) -> None:
+async def test_unusable_kubeconfig_is_named(place: Place, content: str | None, words: str) -> None:
     path = place.folder / "other"
     if content is not None:
         path.write_text(content)
@@ -100,7 +100,7 @@ async def test_a_kubeconfig_that_can_not_be_used_is_named(place: Place, content:
     assert words in line
 
 
-async def test_a_folder_in_the_place_of_a_kubeconfig_is_named(place: Place) -> None:
+async def test_directory_as_kubeconfig_is_named(place: Place) -> None:
     [line] = await refusal(place.daemon(discovery_kubeconfig=str(place.folder)))
     assert str(place.folder) in line
 
@@ -110,7 +110,7 @@ async def test_outside_a_cluster_a_kubeconfig_is_asked_for(place: Place) -> None
     assert "kubeconfig" in line
 
 
-async def test_a_port_of_metrics_that_is_in_use_is_named(place: Place) -> None:
+async def test_metrics_port_in_use_is_named(place: Place) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
@@ -120,7 +120,7 @@ async def test_a_port_of_metrics_that_is_in_use_is_named(place: Place) -> None:
     assert not place.socket.exists()
 
 
-async def test_a_port_to_listen_on_that_is_in_use_is_named(place: Place) -> None:
+async def test_listen_port_in_use_is_named(place: Place) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

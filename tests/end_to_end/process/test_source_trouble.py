@@ -32,7 +32,7 @@ def written(place: Place, document: dict[str, Any]) -> str:
     return str(path)
 
 
-async def test_a_wrong_ca_is_told_as_tls_failed(place: Place) -> None:
+async def test_untrusted_ca_is_reported_as_tls_failed(place: Place) -> None:
     (place.folder / "ca.pem").write_bytes(issue_identity("127.0.0.1").ca_pem)
     document = place.sandbox.kubeconfig()
     del document["clusters"][0]["cluster"]["certificate-authority-data"]
@@ -77,7 +77,7 @@ async def test_rights_that_are_taken_away_disengage_nobody(place: Place) -> None
             await told(stream, STREAMING)
 
 
-async def test_a_deletion_that_may_not_be_asked_about_disengages_nobody(place: Place) -> None:
+async def test_unconfirmable_deletion_disengages_nothing(place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
     rules = [Rule(verbs=frozenset({"list", "watch"}))]
     path = written(place, place.sandbox.kubeconfig(token=place.sandbox.token("poor", rules=rules)))
@@ -100,7 +100,7 @@ async def test_a_deletion_that_may_not_be_asked_about_disengages_nobody(place: P
             assert gone.type == pb.ClusterEvent.TYPE_DISENGAGED
 
 
-async def test_an_unknown_token_is_told_as_unauthorized(place: Place) -> None:
+async def test_unknown_token_is_reported_as_unauthorized(place: Place) -> None:
     path = written(place, place.sandbox.kubeconfig(token=SECRET))
     async with place.daemon(discovery_kubeconfig=path) as daemon:
         await daemon.start()
@@ -109,7 +109,7 @@ async def test_an_unknown_token_is_told_as_unauthorized(place: Place) -> None:
         assert SECRET not in daemon.said
 
 
-async def test_an_api_that_is_not_there_yet_is_waited_for(place: Place) -> None:
+async def test_unavailable_api_is_awaited_at_startup(place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
     await place.sandbox.stop()
     async with place.daemon() as daemon:

@@ -50,7 +50,7 @@ async def until_subscribers(place: Place, count: int) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_one_that_takes_nothing_is_ended_as_aborted_and_can_resume(place: Place) -> None:
+async def test_stalled_subscriber_is_ended_as_aborted_and_can_resume(place: Place) -> None:
     populate(place)
     async with place.daemon(annotation_prefixes=["example.com/"], stalled_timeout="1s") as daemon:
         await started(daemon)
@@ -72,7 +72,7 @@ async def test_one_that_takes_nothing_is_ended_as_aborted_and_can_resume(place: 
             assert "late" in names
 
 
-async def test_one_that_never_reads_again_keeps_no_task_of_the_daemon(place: Place) -> None:
+async def test_stalled_subscriber_leaves_no_task_behind(place: Place) -> None:
     populate(place)
     settings: dict[str, Any] = {"annotation_prefixes": ["example.com/"], "stalled_timeout": "1s"}
     async with place.daemon(http_listen="127.0.0.1:0", **settings) as daemon:
@@ -101,7 +101,7 @@ async def until_metric(url: str, line: str) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_one_that_is_killed_while_the_daemon_waits_for_it_is_no_error(place: Place) -> None:
+async def test_killed_subscriber_is_no_error(place: Place) -> None:
     populate(place)
     async with place.daemon(annotation_prefixes=["example.com/"]) as daemon:
         await started(daemon)
@@ -144,7 +144,7 @@ async def readers(place: Place, count: int) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("crowd", [readers, idle_readers], ids=["closed", "killed"])
-async def test_a_crowd_that_comes_and_goes_leaves_nothing_behind(
+async def test_connecting_and_disconnecting_crowd_leaves_nothing_behind(
     place: Place, crowd: Callable[[Place, int], AbstractAsyncContextManager[None]]
 ) -> None:
     for number in range(50):

@@ -14,7 +14,7 @@ async def told(stream: Stream, kind: "pb.ClusterEvent.Type.ValueType") -> pb.Clu
                 return event
 
 
-async def test_one_that_stays_unreachable_is_disengaged_and_engaged_again_when_it_answers(place: Place) -> None:
+async def test_unreachable_cluster_is_disengaged_and_engaged_again(place: Place) -> None:
     for name in ("alpha", "beta", "gamma"):
         place.sandbox.projects.create(name, ready=True)
     probing = {"interval": "1s", "unreachable_after": "0s", "disengage_unreachable_after": "1s"}

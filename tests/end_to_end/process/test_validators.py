@@ -129,11 +129,11 @@ def snapshot(*those: Told, revision: str) -> Harm:
     return harm
 
 
-def test_a_history_with_nothing_wrong_passes() -> None:
+def test_valid_history_passes() -> None:
     assert breaches([history("one"), history("other")], upstream()) == []
 
 
-def test_a_snapshot_of_another_daemon_passes() -> None:
+def test_snapshot_of_another_daemon_passes() -> None:
     restarted = history()
     now = (replace(each, incarnation=f"another {each.name}") for each in (DELTA, BETA_AGAIN, ALPHA_ANEW))
     snapshot(*now, revision=at(2, epoch="b" * 16))(restarted)
@@ -190,7 +190,7 @@ def test_a_snapshot_of_another_daemon_passes() -> None:
         ),
     ],
 )
-def test_each_breach_is_found_by_the_validator_for_it(validator: str, harm: Harm) -> None:
+def test_violation_is_found_by_its_validator(validator: str, harm: Harm) -> None:
     harmed = history("harmed")
     harm(harmed)
     assert validator in {breach.partition(":")[0] for breach in breaches([history("well"), harmed], upstream())}

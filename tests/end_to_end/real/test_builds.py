@@ -45,7 +45,7 @@ def _with_go() -> None:
 
 
 @pytest.mark.usefixtures("_with_go")
-def test_a_binary_tells_what_it_was_built_of(hello: GoProgram) -> None:
+def test_binary_reports_its_build(hello: GoProgram) -> None:
     binary = obtain(hello, lambda line: None)
 
     assert module_version(binary, "hello") == "(devel)"
@@ -53,7 +53,7 @@ def test_a_binary_tells_what_it_was_built_of(hello: GoProgram) -> None:
 
 
 @pytest.mark.usefixtures("_with_go")
-def test_a_program_is_built_once(hello: GoProgram) -> None:
+def test_program_is_built_once(hello: GoProgram) -> None:
     said: list[str] = []
 
     first = obtain(hello, said.append)
@@ -66,7 +66,7 @@ def test_a_program_is_built_once(hello: GoProgram) -> None:
 
 
 @pytest.mark.usefixtures("_with_go")
-def test_what_the_go_command_adds_stays_out_of_the_definition(hello: GoProgram) -> None:
+def test_definition_stays_unchanged_by_the_go_command(hello: GoProgram) -> None:
     before = sorted(hello.definition.iterdir())
 
     obtain(hello, lambda _: None)
@@ -75,7 +75,7 @@ def test_what_the_go_command_adds_stays_out_of_the_definition(hello: GoProgram) 
 
 
 @pytest.mark.usefixtures("_with_go")
-def test_a_module_that_cannot_be_had_is_named_and_so_is_the_reason(hello: GoProgram) -> None:
+def test_unavailable_module_is_named_with_the_reason(hello: GoProgram) -> None:
     (hello.definition / "main.go").write_text(WANTS_MORE)
 
     with pytest.raises(UnobtainableError, match=r"hello v1\.0\.0: .*example\.com/nowhere.*GOPROXY=off"):
@@ -95,14 +95,14 @@ def test_another_version_is_built_in_another_folder(hello: GoProgram) -> None:
     assert msgspec.structs.replace(hello, version="v1.0.1").folder() != hello.folder()
 
 
-def test_without_go_it_is_said_what_to_install(hello: GoProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_go_suggests_its_installation(hello: GoProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
 
     with pytest.raises(GoMissingError, match=r"install Go 1\.25 or newer"):
         obtain(hello, lambda _: None)
 
 
-def test_what_is_built_already_needs_no_go(hello: GoProgram, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_build_needs_no_go(hello: GoProgram, monkeypatch: pytest.MonkeyPatch) -> None:
     hello.folder().mkdir(parents=True)
     hello.binary().touch()
     monkeypatch.setenv("PATH", "/nowhere")
@@ -110,13 +110,13 @@ def test_what_is_built_already_needs_no_go(hello: GoProgram, monkeypatch: pytest
     assert obtain(hello, lambda _: None) == hello.binary()
 
 
-def test_a_minor_that_cannot_be_built_is_refused_with_those_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_minor_version_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBERNETES", "1.2")
     with pytest.raises(UnobtainableError, match=r"KUBERNETES is '1\.2'.*give one of 1\.35, 1\.33"):
         kubernetes_asked_for()
 
 
-def test_each_minor_is_built_from_a_definition_that_names_it() -> None:
+def test_minor_version_is_built_from_its_definition() -> None:
     for minor, program in KUBE_APISERVERS.items():
         assert f"k8s.io/kubernetes {program.version}" in (program.definition / "go.mod").read_text()
         assert program.version.startswith(f"v{minor}.")

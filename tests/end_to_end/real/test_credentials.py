@@ -82,7 +82,7 @@ def token_in(kubeconfig: Path) -> str:
 
 @on_the_infrastructure
 @pytest.mark.usefixtures("operators")
-async def test_with_the_shipped_rights_a_bound_token_is_good_until_its_project_is_disengaged(
+async def test_bound_token_with_shipped_rights_is_valid_until_disengagement(
     server: RealApi, folder: Path, inside: Inside
 ) -> None:
     await Rights(server, user("discovery")).give(shipped_role(server.mode), shipped_role_of_tokens())
@@ -112,9 +112,7 @@ async def test_with_the_shipped_rights_a_bound_token_is_good_until_its_project_i
         ("secrets", "delete", "create, list and delete secrets in namespace default"),
     ],
 )
-async def test_each_right_that_a_source_of_tokens_lacks_is_missed_by_its_name(
-    server: RealApi, resource: str, verb: str, missed: str
-) -> None:
+async def test_missing_right_of_token_source_is_named(server: RealApi, resource: str, verb: str, missed: str) -> None:
     rights = Rights(server, user("discovery"))
     await rights.give(withheld(shipped_role_of_tokens(), resource, verb))
     with pytest.raises(BackendError, match=r"\(403\): grant the daemon's role") as refusal:
@@ -196,7 +194,7 @@ async def test_shipped_admission_policy_refuses_permanent_tokens_and_admits_boun
 
 
 @on_the_infrastructure
-async def test_a_certificate_is_followed_by_the_next_before_its_end_and_no_request_fails(
+async def test_certificate_is_renewed_before_expiry_without_failed_requests(
     server: RealApi, folder: Path, inside: Inside
 ) -> None:
     source = {
@@ -229,7 +227,7 @@ async def holders(client: DiscoveryClient, proxy: str) -> AsyncIterator[dict[str
                     await asyncio.sleep(0.1)
 
 
-async def test_a_service_account_s_tokens_are_taken_by_structured_authentication(servers: RealServers) -> None:
+async def test_service_account_tokens_are_accepted_by_structured_authentication(servers: RealServers) -> None:
     """A server takes ten seconds to trust an issuer, so both modes have it at the same time."""
 
     async def in_mode(mode: Mode, folder: Path) -> None:

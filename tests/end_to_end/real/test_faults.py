@@ -28,7 +28,7 @@ ACCOUNTS = "/api/v1/namespaces/default/serviceaccounts"
 SECRETS = "/api/v1/namespaces/default/secrets"
 
 
-async def test_f1_a_server_that_is_killed_and_started_again_disengages_nobody(server: RealApi, folder: Path) -> None:
+async def test_f1_killed_server_disengages_nothing(server: RealApi, folder: Path) -> None:
     await create_ready(server, *NAMES)
     async with Witness(server, folder) as witness:
         await witness.told(*map(engaged, NAMES))
@@ -42,7 +42,7 @@ async def test_f1_a_server_that_is_killed_and_started_again_disengages_nobody(se
         await witness.told_in_the_end(disengaged("beta", "DELETED"))
 
 
-async def test_f1_a_server_that_ends_in_order_disengages_nobody(servers: RealServers) -> None:
+async def test_f1_terminated_server_disengages_nothing(servers: RealServers) -> None:
     """It lets open watches live for a minute, so both modes have it at the same time."""
 
     async def in_mode(mode: Mode, folder: Path) -> None:
@@ -65,7 +65,7 @@ async def test_f1_a_server_that_ends_in_order_disengages_nobody(servers: RealSer
                 both.create_task(in_mode(mode, Path(folder)))
 
 
-async def test_f11_what_a_compaction_forgot_is_told_from_a_list(server: RealApi, folder: Path) -> None:
+async def test_f11_changes_lost_by_compaction_are_found_by_list(server: RealApi, folder: Path) -> None:
     await create_ready(server, *NAMES)
     async with Witness(server, folder) as witness:
         await witness.told(*map(engaged, NAMES))
@@ -88,7 +88,7 @@ async def test_f11_what_a_compaction_forgot_is_told_from_a_list(server: RealApi,
 
 
 @pytest.mark.parametrize("mode", ["project-control-plane"])
-async def test_f17_a_token_that_died_is_staleness_until_its_file_has_another(server: RealApi, folder: Path) -> None:
+async def test_f17_revoked_token_is_stale_until_renewed(server: RealApi, folder: Path) -> None:
     """The token is bound to a Secret, as TokenRequest has it, and dies with it."""
     async with server.api() as api:
         for path in (f"{ACCOUNTS}/discovery", f"{SECRETS}/first", f"{SECRETS}/second"):
@@ -116,7 +116,7 @@ async def test_f17_a_token_that_died_is_staleness_until_its_file_has_another(ser
         assert token not in witness.daemon.said
 
 
-async def test_f18_rights_withdrawn_are_staleness_until_they_are_given_back(server: RealApi, folder: Path) -> None:
+async def test_f18_withdrawn_rights_are_stale_until_restored(server: RealApi, folder: Path) -> None:
     rights = Rights(server, user("discovery"))
     await rights.give(shipped_role(server.mode))
     await create_ready(server, *NAMES)
@@ -135,9 +135,7 @@ async def test_f18_rights_withdrawn_are_staleness_until_they_are_given_back(serv
         await witness.told_in_the_end(disengaged("alpha", "DELETED"))
 
 
-async def test_f19_a_definition_that_is_gone_is_staleness_and_new_objects_are_new_clusters(
-    server: RealApi, folder: Path
-) -> None:
+async def test_f19_deleted_crd_is_stale_and_new_objects_are_new_clusters(server: RealApi, folder: Path) -> None:
     await create_ready(server, *NAMES)
     async with Witness(server, folder, removals={"verify_after": "2s"}) as witness:
         await witness.told(*map(engaged, NAMES))
@@ -160,7 +158,7 @@ async def test_f19_a_definition_that_is_gone_is_staleness_and_new_objects_are_ne
 
 
 @pytest.mark.parametrize("backup", ["none", "from-before"])
-async def test_f20_f22_nobody_is_let_go_for_a_server_whose_versions_went_back(
+async def test_f20_f22_server_whose_versions_went_back_disengages_nothing(
     server: RealApi, folder: Path, backup: str
 ) -> None:
     """An empty etcd, or one from a backup, behind the same address: it answers truthfully, and all wrong."""
@@ -183,7 +181,7 @@ async def test_f20_f22_nobody_is_let_go_for_a_server_whose_versions_went_back(
         assert await witness.engaged_names() == [*NAMES, "the-last"]
 
 
-async def test_f20_a_fleet_that_is_really_gone_goes_after_a_second_look(server: RealApi, folder: Path) -> None:
+async def test_f20_deleted_fleet_is_disengaged_after_second_list(server: RealApi, folder: Path) -> None:
     """All deleted while the daemon was cut off, on the same server: its versions went on."""
     await create_ready(server, *NAMES)
     removals = {"verify_after": "2s"}

@@ -24,7 +24,9 @@ DIFFERENT_ON_PURPOSE = next(iter(ON_PURPOSE))
         (DIFFERENT_ON_PURPOSE, [ENGAGED], [ENGAGED], "agree"),
     ],
 )
-def test_a_verdict_is_of_what_each_told(scenario: str, daemon: list[str], provider: list[str], verdict: str) -> None:
+def test_parity_verdict_compares_both_results(
+    scenario: str, daemon: list[str], provider: list[str], verdict: str
+) -> None:
     stories = [{"alpha": told} if told else {} for told in (daemon, provider)]
     compared = Comparison(scenario, "project", *stories)
     assert compared.verdict == verdict
@@ -39,7 +41,7 @@ def test_a_verdict_is_of_what_each_told(scenario: str, daemon: list[str], provid
         {"steps": [{"subscribe": {"as": "another"}}]},
     ],
 )
-def test_what_the_provider_does_not_have_is_not_compared(more: dict[str, Any]) -> None:
+def test_parity_skips_what_provider_lacks(more: dict[str, Any]) -> None:
     plain = {"name": "one", "steps": [{"create": {"name": "alpha"}}], "settings": {"label_selector": "a=b"}}
     ours, theirs = reading.scenario({**plain, **more}), reading.scenario(plain)
     assert isinstance(ours, Scenario)

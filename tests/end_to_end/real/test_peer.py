@@ -48,7 +48,7 @@ async def told(lines: asyncio.StreamReader) -> tuple[str, str]:
     return what, name
 
 
-async def test_it_tells_of_a_cluster_s_coming_and_going(binary: Path, server: RealApi) -> None:
+async def test_peer_reports_engaged_and_disengaged_clusters(binary: Path, server: RealApi) -> None:
     await create(server, "alpha")
     async with telling(binary, server) as lines:
         await set_ready(server, "alpha", True)
@@ -58,7 +58,7 @@ async def test_it_tells_of_a_cluster_s_coming_and_going(binary: Path, server: Re
         assert await told(lines) == ("DISENGAGED", "alpha")
 
 
-async def test_it_watches_only_what_the_selector_takes(binary: Path, server: RealApi) -> None:
+async def test_peer_applies_selector(binary: Path, server: RealApi) -> None:
     for name, environment in (("alpha", "dev"), ("beta", "prod")):
         await create(server, name, labels={"env": environment})
         await set_ready(server, name, True)

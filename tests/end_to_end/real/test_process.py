@@ -17,7 +17,7 @@ def started(tmp_path: Path, argv: list[str] = SLEEP) -> Process:
     return process.start("sleeper", argv, log=tmp_path / "log", tied=True)
 
 
-async def test_a_started_process_runs_until_it_is_ended(tmp_path: Path) -> None:
+async def test_process_runs_until_it_is_stopped(tmp_path: Path) -> None:
     sleeper = started(tmp_path)
     assert sleeper.running()
 
@@ -43,7 +43,7 @@ async def test_another_process_under_the_same_id_is_left_alone(tmp_path: Path) -
     await sleeper.end(signal.SIGKILL)
 
 
-async def test_one_that_ignores_the_signal_is_named(tmp_path: Path) -> None:
+async def test_process_that_ignores_sigterm_is_named(tmp_path: Path) -> None:
     deaf = started(tmp_path, ["/bin/sh", "-c", "trap '' TERM; echo deaf; while :; do read -r _ </dev/zero; done"])
     while "deaf" not in deaf.last_words():
         os.sched_yield()
@@ -64,6 +64,6 @@ async def test_its_output_is_kept_for_its_last_words(tmp_path: Path) -> None:
     await talker.end(signal.SIGKILL)
 
 
-def test_a_command_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+def test_missing_command_fails_at_once(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         process.start("nothing", [str(tmp_path / "nothing")], log=tmp_path / "log", tied=False)

@@ -24,7 +24,7 @@ def _of_milo(built: Programs) -> None:
 
 @pytest.mark.usefixtures("_of_milo")
 @pytest.mark.parametrize("mode", CORE)
-async def test_what_is_made_in_one_project_is_seen_in_it_alone(server: RealApi, folder: Path) -> None:
+async def test_project_path_isolates_objects(server: RealApi, folder: Path) -> None:
     source = {
         "type": "client-certificate",
         "ca_certificate": str(server.authority.file),

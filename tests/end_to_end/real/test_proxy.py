@@ -44,7 +44,7 @@ async def test_bytes_pass_both_ways(proxy: Proxy, echo: int) -> None:
     writer.close()
 
 
-async def test_a_cut_resets_what_is_open_and_serves_what_comes_next(proxy: Proxy, echo: int) -> None:
+async def test_proxy_cut_resets_connections_and_serves_new_ones(proxy: Proxy, echo: int) -> None:
     await proxy.open(echo)
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     await say(reader, writer, b"hello\n")
@@ -60,7 +60,7 @@ async def test_a_cut_resets_what_is_open_and_serves_what_comes_next(proxy: Proxy
 
 
 @pytest.mark.parametrize("steps", range(12))
-async def test_a_cut_at_any_step_of_a_connection_s_own_end_is_harmless(proxy: Proxy, echo: int, steps: int) -> None:
+async def test_proxy_cut_during_connection_end_is_harmless(proxy: Proxy, echo: int, steps: int) -> None:
     await proxy.open(echo)
     reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
     await say(reader, writer, b"hello\n")
@@ -76,7 +76,7 @@ async def test_a_cut_at_any_step_of_a_connection_s_own_end_is_harmless(proxy: Pr
 
 
 @pytest.mark.parametrize("steps", range(6))
-async def test_what_is_being_taken_while_it_is_shut_is_ended_too(proxy: Proxy, echo: int, steps: int) -> None:
+async def test_proxy_shut_ends_connections_being_accepted(proxy: Proxy, echo: int, steps: int) -> None:
     await proxy.open(echo)
     client = socket.create_connection(("127.0.0.1", proxy.port))
     for _ in range(steps):
@@ -89,12 +89,12 @@ async def test_what_is_being_taken_while_it_is_shut_is_ended_too(proxy: Proxy, e
         assert client.recv(1) == b""
 
 
-async def test_a_proxy_that_was_never_opened_refuses(proxy: Proxy) -> None:
+async def test_proxy_never_opened_refuses_connections(proxy: Proxy) -> None:
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection("127.0.0.1", proxy.port)
 
 
-async def test_a_shut_proxy_refuses_and_opens_again_at_the_same_port(proxy: Proxy, echo: int) -> None:
+async def test_proxy_reopens_at_same_port(proxy: Proxy, echo: int) -> None:
     port = proxy.port
     await proxy.open(echo)
     await proxy.shut()
@@ -122,7 +122,7 @@ async def test_refusing_new_connections_leaves_the_open_ones(proxy: Proxy, echo:
     writer.close()
 
 
-async def test_the_end_of_the_server_s_connection_is_the_end_of_the_client_s(proxy: Proxy) -> None:
+async def test_proxy_forwards_end_of_connection(proxy: Proxy) -> None:
     async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
@@ -134,7 +134,7 @@ async def test_the_end_of_the_server_s_connection_is_the_end_of_the_client_s(pro
         writer.close()
 
 
-async def test_what_passes_before_goes_before_and_a_client_that_leaves_meanwhile_is_let_go(echo: int) -> None:
+async def test_proxy_flushes_data_and_drops_disconnected_client(echo: int) -> None:
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"hello, " + await reader.readline())
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CONVERSATIONS)
-async def test_a_recorded_conversation_still_goes_like_that(
+async def test_recorded_conversation_matches_real_server(
     name: str, mode: Mode, servers: RealServers, tmp_path: Path
 ) -> None:
     newest = next(iter(KUBE_APISERVERS.values()))

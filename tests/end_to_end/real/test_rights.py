@@ -24,7 +24,7 @@ def rights(server: RealApi) -> Rights:
 
 
 @pytest.mark.parametrize("streaming_lists", ["auto", "off"])
-async def test_the_shipped_role_is_enough(
+async def test_shipped_role_is_sufficient(
     server: RealApi, folder: Path, kubeconfig: Path, rights: Rights, streaming_lists: str
 ) -> None:
     await rights.give(shipped_role(server.mode))
@@ -40,7 +40,7 @@ async def test_the_shipped_role_is_enough(
         await witness.told_in_the_end(disengaged("alpha", "DELETED"))
 
 
-async def test_without_watch_the_source_is_stale(
+async def test_missing_watch_right_makes_source_stale(
     server: RealApi, folder: Path, kubeconfig: Path, rights: Rights
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["watch"])
@@ -53,7 +53,7 @@ async def test_without_watch_the_source_is_stale(
         assert "cannot watch resource" in status.message
 
 
-async def test_without_list_nothing_is_seen_where_lists_don_t_stream(
+async def test_missing_list_right_prevents_paged_lists(
     server: RealApi, folder: Path, kubeconfig: Path, rights: Rights
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["list"])
@@ -64,7 +64,7 @@ async def test_without_list_nothing_is_seen_where_lists_don_t_stream(
         assert "cannot list resource" in status.message
 
 
-async def test_without_get_a_deletion_is_never_confirmed_and_that_is_explained(
+async def test_missing_get_right_leaves_deletions_unconfirmed(
     server: RealApi, folder: Path, kubeconfig: Path, rights: Rights
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["get"])
@@ -81,7 +81,7 @@ async def test_without_get_a_deletion_is_never_confirmed_and_that_is_explained(
         await witness.told(disengaged("alpha", "DELETED"))
 
 
-async def test_the_shipped_role_allows_no_writes_and_nothing_else(server: RealApi, rights: Rights) -> None:
+async def test_shipped_role_allows_nothing_else(server: RealApi, rights: Rights) -> None:
     await rights.give(shipped_role(server.mode))
     await create(server, "alpha")
     async with server.client_as("operator") as api:

@@ -19,7 +19,7 @@ async def names_in(server: RealApi) -> list[str]:
     return [item["metadata"]["name"] for item in answer["items"]]
 
 
-async def test_a_stopped_server_refuses_connections_and_comes_back_with_the_same_data(server: RealApi) -> None:
+async def test_stopped_server_refuses_connections_and_keeps_data(server: RealApi) -> None:
     await create(server, "alpha")
     address = server.url
 
@@ -34,7 +34,7 @@ async def test_a_stopped_server_refuses_connections_and_comes_back_with_the_same
     assert await names_in(server) == ["alpha"]
 
 
-async def test_a_terminated_server_ends_by_itself_and_comes_back_with_the_same_data(server: RealApi) -> None:
+async def test_terminated_server_exits_and_keeps_data(server: RealApi) -> None:
     await create(server, "alpha")
     before = server.process
 
@@ -50,7 +50,7 @@ async def test_a_terminated_server_ends_by_itself_and_comes_back_with_the_same_d
     assert await names_in(server) == ["alpha"]
 
 
-async def test_a_server_that_is_cut_off_is_reached_again_from_the_next_start_on(server: RealApi) -> None:
+async def test_server_that_was_cut_off_is_reachable_after_restart(server: RealApi) -> None:
     await create(server, "alpha")
     before = server.process
 
@@ -65,7 +65,7 @@ async def test_a_server_that_is_cut_off_is_reached_again_from_the_next_start_on(
     assert server.process is before
 
 
-async def test_a_watch_is_cut_by_a_dying_server(server: RealApi) -> None:
+async def test_dying_server_cuts_watch(server: RealApi) -> None:
     async with watch(server, f"resourceVersion={await version_of(server)}") as open_watch:
         await create(server, "alpha")
         assert await open_watch.until("ADDED")
@@ -116,7 +116,7 @@ async def test_even_the_newest_version_that_a_client_can_have_seen_is_forgotten(
     assert gone["object"]["code"] == 410
 
 
-async def test_a_compaction_ends_a_paged_list_half_way(server: RealApi) -> None:
+async def test_compaction_expires_paged_list(server: RealApi) -> None:
     for name in ("alpha", "beta"):
         await create(server, name)
     async with server.client() as api:
@@ -131,7 +131,7 @@ async def test_a_compaction_ends_a_paged_list_half_way(server: RealApi) -> None:
     assert refusal.value.status == 410
 
 
-async def test_a_server_that_stands_is_compacted_too(server: RealApi) -> None:
+async def test_idle_server_is_compacted(server: RealApi) -> None:
     before = await version_of(server)
 
     await server.stop()
@@ -144,7 +144,7 @@ async def test_a_server_that_stands_is_compacted_too(server: RealApi) -> None:
     assert gone["object"]["code"] == 410
 
 
-async def test_a_restored_backup_brings_back_old_data_and_old_versions(server: RealApi) -> None:
+async def test_restored_backup_has_old_data_and_versions(server: RealApi) -> None:
     await create(server, "alpha")
     backup = await server.snapshot("with-alpha-only")
     for _ in range(500):  # more than a starting server writes of its own accord
@@ -158,7 +158,7 @@ async def test_a_restored_backup_brings_back_old_data_and_old_versions(server: R
     assert int(await version_of(server)) < after
 
 
-async def test_an_empty_etcd_behind_the_same_address_serves_an_empty_list(server: RealApi) -> None:
+async def test_empty_etcd_serves_empty_list(server: RealApi) -> None:
     await create(server, "alpha")
 
     await server.restore(None)
@@ -166,7 +166,7 @@ async def test_an_empty_etcd_behind_the_same_address_serves_an_empty_list(server
     assert await names_in(server) == []
 
 
-async def test_a_user_by_certificate_is_judged_by_rbac(server: RealApi) -> None:
+async def test_certificate_user_is_authorized_by_rbac(server: RealApi) -> None:
     async with server.client_as("somebody", "system:masters") as administrator:
         assert (await administrator.call("GET", server.collection))["items"] == []
 

@@ -26,7 +26,7 @@ def dev_real(state: Path, verb: str, **environment: str) -> subprocess.Completed
     )
 
 
-def test_with_nothing_up_status_says_so_and_down_ends_nothing(tmp_path: Path) -> None:
+def test_status_without_servers_reports_none(tmp_path: Path) -> None:
     status = dev_real(tmp_path, "status")
     down = dev_real(tmp_path, "down")
 
@@ -34,7 +34,7 @@ def test_with_nothing_up_status_says_so_and_down_ends_nothing(tmp_path: Path) ->
     assert (down.returncode, down.stderr) == (0, "dev real: nothing to end\n")
 
 
-def test_without_go_up_ends_with_a_status_of_its_own(tmp_path: Path) -> None:
+def test_up_without_go_has_its_own_exit_status(tmp_path: Path) -> None:
     up = dev_real(tmp_path, "up", PATH="/nowhere", XDG_CACHE_HOME=str(tmp_path))
 
     assert up.returncode == 3
@@ -62,7 +62,7 @@ def test_up_outlives_its_command_and_down_ends_every_process_of_it(built: Progra
     assert dev_real(tmp_path, "status").returncode == 1
 
 
-async def test_a_process_that_took_over_an_id_is_not_ended(tmp_path: Path) -> None:
+async def test_process_that_reused_a_pid_is_not_killed(tmp_path: Path) -> None:
     session = Session(tmp_path)
     innocent = await asyncio.create_subprocess_exec("/bin/sleep", "600")
     record = {

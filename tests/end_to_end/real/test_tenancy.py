@@ -60,7 +60,7 @@ async def milo(servers: RealServers) -> AsyncIterator[Installation]:
         yield Installation(core, infrastructure, outside, inside)
 
 
-async def test_a_project_is_engaged_when_its_control_plane_is_ready_and_not_before(milo: Installation) -> None:
+async def test_project_is_engaged_when_control_plane_is_ready(milo: Installation) -> None:
     project = milo.project("alpha")
     for step in (project.ask_for_it, project.begin_control_plane, project.make_namespace, project.deploy):
         await step()
@@ -77,7 +77,7 @@ async def test_a_project_is_engaged_when_its_control_plane_is_ready_and_not_befo
     await milo.outside.told(engaged("alpha"))
 
 
-async def test_the_kubeconfig_that_its_deployment_left_opens_its_control_plane(milo: Installation) -> None:
+async def test_kubeconfig_secret_of_project_opens_its_control_plane(milo: Installation) -> None:
     project = await ready(milo, "delta")
 
     kubeconfig = await milo.inside.kubeconfig_of("delta")
@@ -87,7 +87,7 @@ async def test_the_kubeconfig_that_its_deployment_left_opens_its_control_plane(m
         assert set(network.asked) == {ADDRESSES.format(uid=project.uid)}
 
 
-async def test_a_kubeconfig_that_lives_for_a_week_is_not_handed_on(milo: Installation) -> None:
+async def test_kubeconfig_secret_valid_for_a_week_is_not_handed_out(milo: Installation) -> None:
     project = milo.project("epsilon")
     for step in (project.ask_for_it, project.begin_control_plane, project.make_namespace):
         await step()
@@ -99,7 +99,7 @@ async def test_a_kubeconfig_that_lives_for_a_week_is_not_handed_on(milo: Install
         await milo.inside.kubeconfig_of("epsilon")
 
 
-async def test_a_deleted_project_stays_engaged_until_operators_are_done_with_it(milo: Installation) -> None:
+async def test_deleted_project_stays_engaged_until_finalizers_are_removed(milo: Installation) -> None:
     project = await ready(milo, "beta")
     await project.keep("record", "example.com/operator")
 
@@ -118,7 +118,7 @@ async def test_a_deleted_project_stays_engaged_until_operators_are_done_with_it(
     await milo.outside.told(disengaged("beta", "DELETED"))
 
 
-async def test_a_project_that_comes_again_under_its_name_is_another_cluster_elsewhere(milo: Installation) -> None:
+async def test_recreated_project_is_another_cluster(milo: Installation) -> None:
     first = await ready(milo, "gamma")
     await first.ask_to_delete()
     assert await first.drain() == "CleanupComplete"

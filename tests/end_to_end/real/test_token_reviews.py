@@ -135,9 +135,7 @@ async def is_good(server: RealApi, token: str) -> bool:
     return bool(told["status"].get("authenticated"))
 
 
-async def test_with_the_shipped_right_alone_a_service_account_has_the_rights_of_its_name_or_its_group(
-    server: RealApi, folder: Path
-) -> None:
+async def test_service_account_is_identified_with_shipped_right(server: RealApi, folder: Path) -> None:
     async with taking_tokens(server, folder) as callers:
         assert await callers.sees(await token_of(server, "operators")) == ["alpha"]
         assert await callers.sees(await token_of(server, "others")) == ["beta"]
@@ -189,7 +187,7 @@ async def test_tokens_of_a_service_account_end_with_it(server: RealApi, folder: 
         assert callers.refused() == ["TOKEN_REJECTED"]
 
 
-async def test_without_the_right_nobody_is_let_through_and_what_is_missing_is_named(
+async def test_missing_token_review_right_denies_callers_and_is_named(
     server: RealApi, folder: Path, rights: Rights
 ) -> None:
     await rights.give(withheld(shipped_role_of_reviews(), "tokenreviews", "create"))

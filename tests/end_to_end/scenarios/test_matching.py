@@ -27,7 +27,7 @@ IN = Expected("ENGAGED", "a")
 OUT = Expected("DISENGAGED", "a")
 
 
-def test_nothing_is_expected_and_nothing_came() -> None:
+def test_matching_nothing_expected_succeeds() -> None:
     assert judge([], []) == Fulfilled()
 
 
@@ -39,7 +39,7 @@ def test_between_clusters_there_is_no_order() -> None:
     assert judge([IN, Expected("ENGAGED", "b")], [engaged("b"), engaged("a")]) == Fulfilled()
 
 
-def test_what_did_not_come_yet_is_awaited() -> None:
+def test_matching_awaits_missing_events() -> None:
     assert judge([IN, OUT], [engaged("a")]) == Awaiting("DISENGAGED a")
 
 
@@ -48,11 +48,11 @@ def test_for_one_cluster_the_order_counts() -> None:
 
 
 @pytest.mark.parametrize("seen", [[engaged("a"), disengaged("a")], [engaged("a"), engaged("b")]])
-def test_whatever_comes_besides_is_one_too_many(seen: list[Event]) -> None:
+def test_matching_rejects_unexpected_event(seen: list[Event]) -> None:
     assert isinstance(judge([IN], seen), Contradicted)
 
 
-def test_a_reason_counts_where_it_is_given() -> None:
+def test_matching_compares_reason_if_given() -> None:
     left = [disengaged("a", DisengageReason.NOT_READY)]
     assert judge([OUT], left) == Fulfilled()
     assert judge([Expected("DISENGAGED", "a", "DELETED")], left) == Contradicted(
@@ -60,7 +60,7 @@ def test_a_reason_counts_where_it_is_given() -> None:
     )
 
 
-def test_an_endpoint_counts_where_it_is_given() -> None:
+def test_matching_compares_endpoint_if_given() -> None:
     there = Expected("ENGAGED", "a", endpoint="https://there")
     assert judge([there], [engaged("a", "https://there")]) == Fulfilled()
     assert judge([there], [engaged("a", "https://elsewhere")]) == Contradicted(
@@ -68,14 +68,14 @@ def test_an_endpoint_counts_where_it_is_given() -> None:
     )
 
 
-def test_the_uid_in_an_endpoint_is_that_of_the_present_object() -> None:
+def test_matching_resolves_uid_of_current_object_in_endpoint() -> None:
     there = Expected("ENGAGED", "a", endpoint="https://{uid}")
     assert judge([there], [engaged("a", "https://new")], "old", "new") == Fulfilled()
     assert isinstance(judge([there], [engaged("a", "https://old")], "old", "new"), Contradicted)
     assert isinstance(judge([there], [engaged("a", "https://{uid}")], "old", "new"), Contradicted)
 
 
-def test_of_an_event_before_the_last_it_is_that_of_any_object_so_far() -> None:
+def test_matching_accepts_any_previous_uid_for_earlier_events() -> None:
     there = Expected("ENGAGED", "a", endpoint="https://{uid}")
     seen = [engaged("a", "https://old"), disengaged("a"), engaged("a", "https://new")]
     assert judge([there, OUT, there], seen, "old", "new") == Fulfilled()

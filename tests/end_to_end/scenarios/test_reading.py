@@ -27,13 +27,13 @@ def problem(*told: dict[str, Any], **fields: Any) -> str:
     return scenario.problem
 
 
-def test_the_trees_own_scenarios_are_well_formed_and_named_once() -> None:
+def test_scenarios_of_this_repository_are_valid_with_unique_names() -> None:
     scenarios = [scenario for file in OWN for scenario in reading.load(file)]
     assert [scenario for scenario in scenarios if isinstance(scenario, Malformed)] == []
     assert len({scenario.name for scenario in scenarios}) == len(scenarios) > 50
 
 
-def test_a_scenario_is_played_in_both_modes_where_it_names_none() -> None:
+def test_scenario_without_modes_runs_in_both() -> None:
     assert read({"expect": []}).modes == MODES
     assert read({"expect": []}, modes=["project"]).modes == ("project",)
 
@@ -94,7 +94,7 @@ def test_a_scenario_is_played_in_both_modes_where_it_names_none() -> None:
     # By what was told: the order in a set is another in each process, and all of them have to agree on the names.
     ids=lambda each: str(each) if isinstance(each, dict) else "",
 )
-def test_each_word_is_understood(told: dict[str, Any], meant: object) -> None:
+def test_scenario_steps_are_parsed(told: dict[str, Any], meant: object) -> None:
     assert step(told) == meant
 
 
@@ -130,11 +130,11 @@ def test_each_word_is_understood(told: dict[str, Any], meant: object) -> None:
     ],
     ids=str,
 )
-def test_what_is_not_known_is_named_with_its_step(told: dict[str, Any], complaint: str) -> None:
+def test_unknown_step_is_named(told: dict[str, Any], complaint: str) -> None:
     assert complaint in problem(told)
 
 
-def test_the_number_of_the_step_is_that_of_the_wrong_one() -> None:
+def test_error_names_number_of_invalid_step() -> None:
     assert problem({"expect": []}, {"expect": []}, {"wait": 1}).startswith("step 3: unknown step 'wait'")
 
 
@@ -148,16 +148,16 @@ def test_the_number_of_the_step_is_that_of_the_wrong_one() -> None:
         ({"settings": ["a"]}, "Expected `object`, got `array`"),
     ],
 )
-def test_a_wrong_field_of_the_scenario_is_named(fields: dict[str, Any], complaint: str) -> None:
+def test_invalid_scenario_field_is_named(fields: dict[str, Any], complaint: str) -> None:
     assert complaint in problem({"expect": []}, **fields)
 
 
-def test_a_malformed_scenario_fails_in_the_modes_it_was_for() -> None:
+def test_invalid_scenario_fails_in_its_modes() -> None:
     assert read({"wait": 1}, modes=["project"]).modes == ("project",)
     assert read({"wait": 1}, modes="project").modes == MODES
 
 
-def test_one_malformed_scenario_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_invalid_scenario_does_not_stop_others(tmp_path: Path) -> None:
     path = tmp_path / "scenarios.yaml"
     path.write_text("- {name: good, steps: [{expect: []}]}\n- {name: bad, steps: [{wait: 1}]}\n- 7\n")
     good, bad, nameless = reading.load(path)
@@ -176,13 +176,13 @@ def test_one_malformed_scenario_does_not_stop_the_others(tmp_path: Path) -> None
         ("- {name: a, name: b}", 'has the key "name" twice'),
     ],
 )
-def test_a_file_that_is_none_is_named(tmp_path: Path, content: str, complaint: str) -> None:
+def test_file_without_scenarios_is_named(tmp_path: Path, content: str, complaint: str) -> None:
     path = tmp_path / "scenarios.yaml"
     path.write_text(content)
     with pytest.raises(reading.FileError, match=complaint):
         reading.load(path)
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_missing_scenario_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(reading.FileError, match=r"none\.yaml: cannot be read: No such file"):
         reading.load(tmp_path / "none.yaml")

@@ -78,13 +78,11 @@ async def failure(*steps: dict[str, Any], **fields: Any) -> str:
     ],
     ids=lambda value: "" if isinstance(value, str) else next(iter(value[-1])),
 )
-async def test_a_wrong_expectation_is_reported_with_what_came_instead(
-    steps: Sequence[dict[str, Any]], complaint: str
-) -> None:
+async def test_failed_expectation_reports_actual_events(steps: Sequence[dict[str, Any]], complaint: str) -> None:
     assert complaint in await failure(*steps)
 
 
-async def test_a_setting_that_the_daemon_does_not_know_fails_by_name() -> None:
+async def test_unknown_daemon_setting_fails_by_name() -> None:
     why = await failure({"expect": []}, settings={"stalled_timeuot": "5s"})
     assert why.startswith("at the start: the daemon ended with status 1: milo-discoveryd: ")
     assert "key stalled_timeuot: is not a setting" in why
@@ -116,7 +114,7 @@ def test_scenarios_are_chosen_by_letters_of_their_name_and_by_mode() -> None:
     assert chosen(scenarios, name="owl", mode="project-control-plane") == []
 
 
-def test_a_line_for_each_and_a_sum(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_result_line_per_scenario_and_summary(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "scenarios.yaml"
     file.write_text(
         """
@@ -146,8 +144,6 @@ def test_a_line_for_each_and_a_sum(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("arguments", [["none.yaml"], ["-k", "no-such-name"]])
-def test_where_there_is_nothing_to_play_that_is_no_success(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_empty_selection_is_no_success(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert capsys.readouterr().err.startswith("scenarios: ")

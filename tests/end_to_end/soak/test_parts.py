@@ -39,7 +39,7 @@ def growing(mib_an_hour: float, minutes: int = 60) -> Gauges:
     return gauges
 
 
-def test_a_page_of_metrics_is_a_sample() -> None:
+def test_metrics_page_is_parsed_into_a_sample() -> None:
     gauges = Gauges()
     gauges.take(PAGE, STATUS, 7.0)
     assert gauges.samples == [Sample(7.0, 61.0, 100.0, 22, 31)]
@@ -47,16 +47,16 @@ def test_a_page_of_metrics_is_a_sample() -> None:
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0, -3.5])
-def test_the_slope_is_that_of_the_time_after_it_is_warm(slope: float) -> None:
+def test_growth_is_measured_after_warm_up(slope: float) -> None:
     assert growing(slope).slope("memory_mib") == pytest.approx(slope, abs=1e-6)
 
 
-def test_what_it_came_from_and_to() -> None:
+def test_sample_reports_start_and_end() -> None:
     first, last, most = growing(6.0).ends("memory_mib")
     assert (round(first), round(last), round(most)) == (83, 86, 86)
 
 
-def test_a_report_counts_and_says_what_failed() -> None:
+def test_report_counts_and_lists_failures() -> None:
     report = Report(
         server="the sandbox",
         seed=1,

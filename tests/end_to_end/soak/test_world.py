@@ -84,15 +84,13 @@ def noted(world: World) -> dict[str, State]:
     return {name: world.upstream[name] for name in world.upstream.names()}
 
 
-async def test_what_is_there_at_the_beginning_is_noted(server: Lossy, world: World) -> None:
+async def test_initial_objects_are_recorded(server: Lossy, world: World) -> None:
     assert noted(world) == truth(server)
     assert world.upstream[MARK].ready
 
 
 @pytest.mark.parametrize("loses", ["before", "after"])
-async def test_whatever_came_of_writes_without_an_answer_is_looked_at_before_the_next(
-    server: Lossy, world: World, loses: str
-) -> None:
+async def test_write_with_unknown_outcome_is_resolved_before_the_next(server: Lossy, world: World, loses: str) -> None:
     for turn in range(200):
         server.loses = loses if turn % 3 == 0 else ""
         async with world.quiet():
@@ -102,7 +100,7 @@ async def test_whatever_came_of_writes_without_an_answer_is_looked_at_before_the
     assert world.lost > 30
 
 
-async def test_a_mark_is_written_until_it_is_there(server: Lossy, world: World) -> None:
+async def test_mark_is_written_until_it_is_visible(server: Lossy, world: World) -> None:
     server.loses = "after"
     mark = await world.mark()
     assert server.objects[MARK]["metadata"]["labels"]["mark"] == mark

@@ -65,7 +65,7 @@ async def serving(daemon: Daemon) -> AsyncIterator[Look]:
             await task
 
 
-async def test_o4_it_is_alive_before_it_is_ready_and_stays_ready_while_it_is_stale(place: Place) -> None:
+async def test_o4_daemon_is_live_before_ready_and_ready_while_stale(place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
     await place.sandbox.stop()
     daemon = place.daemon()
@@ -79,7 +79,7 @@ async def test_o4_it_is_alive_before_it_is_ready_and_stays_ready_while_it_is_sta
         assert [(await look(path))[0] for path in ("/livez", "/readyz")] == [200, 200]
 
 
-async def test_o8_series_of_clusters_are_capped(place: Place) -> None:
+async def test_o8_cluster_series_are_capped(place: Place) -> None:
     for number in range(5):
         place.sandbox.projects.create(f"p-{number}", ready=True)
     daemon = place.daemon(metrics={"cluster_info_cap": 2})
@@ -91,7 +91,7 @@ async def test_o8_series_of_clusters_are_capped(place: Place) -> None:
 
 
 @pytest.mark.parametrize("part", [Discovery, Issuer, Server])
-async def test_o10_a_part_that_dies_ends_the_daemon(place: Place, part: type, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_o10_failed_task_ends_daemon(place: Place, part: type, monkeypatch: pytest.MonkeyPatch) -> None:
     async def die(*_: object) -> None:
         raise RuntimeError("a part died")
 

@@ -59,7 +59,7 @@ async def calls(address: str, said: list[str]) -> list[str]:
     return handed
 
 
-async def test_no_secret_shows_in_logs_metrics_errors_arguments_environments_or_files(
+async def test_secrets_never_appear_in_logs_metrics_errors_arguments_environments_or_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state, config = tmp_path / "daemon", tmp_path / "config.yaml"

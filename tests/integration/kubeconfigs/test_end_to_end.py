@@ -41,7 +41,7 @@ def sources(tmp_path: Path, *given: dict[str, Any], **more: Any) -> Path:
     return path
 
 
-async def test_a_service_account_s_key_authenticates_the_daemon_and_what_it_hands_out(tmp_path: Path) -> None:
+async def test_service_account_key_authenticates_daemon_and_issued_kubeconfigs(tmp_path: Path) -> None:
     async with a_sandbox(tmp_path) as sandbox:
         key = sandbox.write_service_account_key(tmp_path / "key.json")
         source = {
@@ -63,7 +63,7 @@ async def test_a_service_account_s_key_authenticates_the_daemon_and_what_it_hand
         assert sandbox.token_endpoint.answered == ["ok", "ok"]  # one for the daemon itself
 
 
-async def test_a_bound_token_opens_its_project_until_it_is_disengaged(tmp_path: Path) -> None:
+async def test_bound_token_is_valid_until_disengagement(tmp_path: Path) -> None:
     async with a_sandbox(tmp_path) as sandbox:
         sandbox.add_service_account("milo", "operators")
         (tmp_path / "infrastructure").write_text(json.dumps(sandbox.infrastructure_kubeconfig()))
@@ -95,7 +95,7 @@ async def test_a_bound_token_opens_its_project_until_it_is_disengaged(tmp_path: 
 
 
 @pytest.mark.parametrize("form", [pb.KUBECONFIG_FORMAT_EXEC, pb.KUBECONFIG_FORMAT_EMBEDDED])
-async def test_a_static_token_is_not_handed_on_in_any_form(tmp_path: Path, form: pb.KubeconfigFormat.ValueType) -> None:
+async def test_static_token_is_never_handed_out(tmp_path: Path, form: pb.KubeconfigFormat.ValueType) -> None:
     async with a_sandbox(tmp_path) as sandbox:
         (tmp_path / "static").write_text(json.dumps(sandbox.kubeconfig()))
         config = sources(tmp_path, {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True})

@@ -26,7 +26,7 @@ async def kubectl(kubeconfig: Path, *arguments: str) -> str:
     return out.decode()
 
 
-async def test_an_embedded_kubeconfig_opens_the_control_plane_of_its_project(tmp_path: Path) -> None:
+async def test_embedded_kubeconfig_opens_control_plane_of_its_project(tmp_path: Path) -> None:
     async with Sandbox(seed=1) as sandbox:
         sandbox.projects.create("alpha", ready=True)
         upstream = sandbox.write_kubeconfig(tmp_path / "upstream")

@@ -17,7 +17,7 @@ class Clock:
         return self.now
 
 
-def test_a_token_names_its_holder_until_it_runs_out() -> None:
+def test_token_identifies_user_until_expiry() -> None:
     clock = Clock()
     tokens = Tokens(life=600, clock=clock)
     token = tokens.issue("somebody")
@@ -28,7 +28,7 @@ def test_a_token_names_its_holder_until_it_runs_out() -> None:
         tokens.subject(token)
 
 
-def test_no_two_tokens_are_alike() -> None:
+def test_token_is_unique() -> None:
     tokens = Tokens(life=600, clock=Clock())
     assert tokens.issue("somebody") != tokens.issue("somebody")
 
@@ -36,7 +36,7 @@ def test_no_two_tokens_are_alike() -> None:
 @pytest.mark.parametrize(
     "spoil", [lambda t: t[:-1], lambda t: "x" + t, lambda t: "", lambda t: "ü.ü.ü", lambda t: ".."]
 )
-def test_a_spoilt_token_is_no_token(spoil: object) -> None:
+def test_modified_token_is_rejected(spoil: object) -> None:
     tokens = Tokens(life=600, clock=Clock())
     assert callable(spoil)
     with pytest.raises(RefusedError):
@@ -53,7 +53,7 @@ def test_anothers_token_and_a_revoked_one_are_no_tokens() -> None:
         tokens.subject(token)
 
 
-def test_the_administrator_may_do_everything_and_a_stranger_nothing() -> None:
+def test_admin_is_allowed_everything_and_unknown_user_nothing() -> None:
     rights = Rights()
     rights.demand(ADMIN, LIST)
     with pytest.raises(RefusedError) as error:
@@ -76,20 +76,20 @@ def test_the_administrator_may_do_everything_and_a_stranger_nothing() -> None:
         (Rule(verbs=frozenset({"*"}), names=frozenset({"alpha"})), False),
     ],
 )
-def test_a_rule_covers_what_it_names(rule: Rule, allowed: bool) -> None:
+def test_rule_covers_named_resources(rule: Rule, allowed: bool) -> None:
     rights = Rights()
     rights.grant("reader", [rule])
     assert rights.allows("reader", LIST) is allowed
 
 
-def test_a_new_grant_takes_the_place_of_the_old() -> None:
+def test_grant_replaces_previous_grant() -> None:
     rights = Rights()
     rights.grant("reader", [Rule(verbs=frozenset({"list"}))])
     rights.grant("reader", [])
     assert not rights.allows("reader", LIST)
 
 
-def test_a_refusal_names_the_subresource_the_name_and_the_namespace() -> None:
+def test_forbidden_response_names_subresource_name_and_namespace() -> None:
     action = Action(verb="patch", group="", resource="configmaps", subresource="status", name="one", namespace="work")
     with pytest.raises(RefusedError) as error:
         Rights().demand("reader", action)

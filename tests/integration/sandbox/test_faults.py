@@ -42,11 +42,11 @@ def answer(faults: Faults, approach: Approach) -> tuple[int, Any]:
     return 0, None
 
 
-def test_without_faults_the_api_answers(faults: Faults) -> None:
+def test_api_answers_without_faults(faults: Faults) -> None:
     assert {answer(faults, each) for each in (WATCH, LIST, PAGE, GET, AT_THE_DOOR)} == {(0, None)}
 
 
-def test_a_server_that_initializes_asks_for_ever_more_patience(faults: Faults, clock: Clock) -> None:
+def test_initializing_server_answers_429_to_streaming_lists(faults: Faults, clock: Clock) -> None:
     faults.initializing(seconds=20)
     waits = []
     for now in (100, 104, 110, 119, 120):
@@ -55,23 +55,23 @@ def test_a_server_that_initializes_asks_for_ever_more_patience(faults: Faults, c
     assert waits == [(429, 1), (429, 2), (429, 3), (429, 3), (0, None)]
 
 
-def test_a_server_that_initializes_serves_pages_and_single_objects(faults: Faults) -> None:
+def test_initializing_server_serves_pages_and_objects(faults: Faults) -> None:
     faults.initializing()
     assert [answer(faults, each)[0] for each in (WATCH, LIST, PAGE, GET, AT_THE_DOOR)] == [429, 429, 0, 0, 0]
 
 
-def test_one_resource_can_initialize_while_the_other_serves(faults: Faults) -> None:
+def test_initializing_fault_can_be_limited_to_a_resource(faults: Faults) -> None:
     faults.initializing(resource=PROJECT_CONTROL_PLANES)
     assert answer(faults, LIST) == (0, None)
 
 
-def test_a_fault_counts_only_those_whom_it_concerns(faults: Faults) -> None:
+def test_fault_counts_matching_requests_only(faults: Faults) -> None:
     faults.overloaded(times=2)
     answers = [answer(faults, each)[0] for each in (AT_THE_DOOR, LIST, AT_THE_DOOR, GET, WATCH)]
     assert answers == [0, 429, 0, 429, 0]
 
 
-def test_the_first_of_several_answers(faults: Faults) -> None:
+def test_first_matching_fault_answers(faults: Faults) -> None:
     faults.failing(502, times=1)
     faults.forbidden()
     assert [answer(faults, LIST)[0] for _ in range(3)] == [502, 403, 403]

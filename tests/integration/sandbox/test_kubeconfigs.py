@@ -12,9 +12,7 @@ from milo_sandbox.kubeconfigs import TokenFile, write_secret
 from tests.integration.sandbox.client import PROJECTS, Client
 
 
-async def test_a_written_kubeconfig_has_all_that_a_client_needs(
-    sandbox: Sandbox, client: Client, tmp_path: Path
-) -> None:
+async def test_written_kubeconfig_is_complete(sandbox: Sandbox, client: Client, tmp_path: Path) -> None:
     path = sandbox.write_kubeconfig(tmp_path / "kubeconfig")
     config = yaml.safe_load(path.read_text())
     (cluster,) = (each["cluster"] for each in config["clusters"])
@@ -27,7 +25,7 @@ async def test_a_written_kubeconfig_has_all_that_a_client_needs(
     assert (await client.get(PROJECTS)).status == 200
 
 
-async def test_a_token_file_is_replaced_at_half_its_life(tmp_path: Path) -> None:
+async def test_token_file_is_replaced_at_half_its_lifetime(tmp_path: Path) -> None:
     renewed = asyncio.Event()
     issued: list[str] = []
 
@@ -57,7 +55,7 @@ async def test_revoked_tokens_are_bad_and_the_file_has_a_good_one(
     assert (await client.get(PROJECTS)).status == 200
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_kubeconfig_is_replaced_atomically(tmp_path: Path) -> None:
     path = tmp_path / "secret"
     write_secret(path, "old")
     with path.open() as reader:
@@ -68,7 +66,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         write_secret(tmp_path / "missing" / "secret", "new")
 
 
-async def test_a_kubeconfig_can_hold_its_token_and_lead_to_one_project(sandbox: Sandbox) -> None:
+async def test_kubeconfig_may_embed_token_and_select_a_project(sandbox: Sandbox) -> None:
     config = sandbox.kubeconfig(token="given", project="alpha")
     assert config["users"][0]["user"] == {"token": "given"}
     assert config["clusters"][0]["cluster"]["server"] == f"{sandbox.url}{PROJECTS}/alpha/control-plane"

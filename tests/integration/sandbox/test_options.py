@@ -22,13 +22,13 @@ def code_of_watch(*, streaming_lists: bool = True, **query: str) -> int:
     return 200
 
 
-def test_a_plain_list_wants_the_newest() -> None:
+def test_plain_list_reads_latest_version() -> None:
     wanted = options.list_options({"limit": "5"}, namespace="")
     assert (wanted.version, wanted.limit, wanted.continued) == (None, 5, None)
     assert options.list_options({"resourceVersion": "0"}, namespace="").version is None
 
 
-def test_a_page_of_a_version_is_of_just_that_version() -> None:
+def test_page_at_version_is_of_exactly_that_version() -> None:
     assert options.list_options({"resourceVersion": "7"}, namespace="").match == options.NOT_OLDER_THAN
     assert options.list_options({"resourceVersion": "7", "limit": "5"}, namespace="").match == options.EXACT
 
@@ -71,17 +71,17 @@ def test_watches(query: dict[str, str], code: int) -> None:
     assert code_of_watch(**query) == code
 
 
-def test_a_server_without_streaming_lists_refuses_them() -> None:
+def test_server_without_streaming_lists_rejects_them() -> None:
     query = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
     assert code_of_watch(**query) == 200
     assert code_of_watch(**query, streaming_lists=False) == 422
 
 
-def test_a_continue_token_can_be_read_back() -> None:
+def test_continue_token_round_trips() -> None:
     token = options.Continue(7, "alpha").token()
     assert options.list_options({"continue": token}, namespace="").continued == options.Continue(7, "alpha")
 
 
-def test_a_list_goes_on_without_a_version_of_its_own() -> None:
+def test_list_continuation_rejects_a_version() -> None:
     token = options.Continue(7, "alpha").token()
     assert code_of_list(**{"continue": token, "resourceVersion": "7"}) == 400

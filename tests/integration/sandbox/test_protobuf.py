@@ -14,7 +14,7 @@ def message(kind: str, raw: bytes) -> bytes:
     return b"k8s\x00" + field(1, field(1, b"v1") + field(2, kind.encode())) + field(2, raw)
 
 
-def test_a_config_map() -> None:
+def test_protobuf_config_map_is_decoded() -> None:
     metadata = field(1, b"one") + field(3, b"") + field(11, field(1, b"a") + field(2, b"b"))
     raw = field(1, metadata) + field(2, field(1, b"k") + field(2, b"v")) + field(3, field(1, b"x") + field(2, b"\xff"))
     assert protobuf.read(message("ConfigMap", raw + b"\x20\x01")) == {

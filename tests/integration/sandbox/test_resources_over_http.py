@@ -19,7 +19,7 @@ def reason(answer: Any) -> tuple[int, str]:
     return answer.status, answer.json["reason"]
 
 
-async def test_an_object_is_created_read_patched_replaced_and_deleted(client: Client) -> None:
+async def test_object_is_created_read_patched_replaced_and_deleted(client: Client) -> None:
     created = await client.call("POST", PROJECTS, ALPHA)
     assert created.status == 201
     assert (await client.get(f"{PROJECTS}/alpha")).json == created.json
@@ -36,7 +36,7 @@ async def test_an_object_is_created_read_patched_replaced_and_deleted(client: Cl
     assert reason(await client.get(f"{PROJECTS}/alpha")) == (404, "NotFound")
 
 
-async def test_the_status_subresource_is_read_patched_and_replaced(client: Client, sandbox: Sandbox) -> None:
+async def test_status_subresource_is_read_patched_and_replaced(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     condition = sandbox.projects.condition()
     status = f"{PROJECTS}/alpha/status"
@@ -48,7 +48,7 @@ async def test_the_status_subresource_is_read_patched_and_replaced(client: Clien
     assert reason(await client.call("DELETE", status)) == (405, "MethodNotAllowed")
 
 
-async def test_a_deletion_held_by_a_finalizer_answers_with_the_object(client: Client, sandbox: Sandbox) -> None:
+async def test_deletion_with_finalizer_returns_object(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha", finalizers=["example.com/hold"])
     held = await client.call("DELETE", f"{PROJECTS}/alpha")
     assert held.json["metadata"]["deletionTimestamp"]
@@ -56,7 +56,7 @@ async def test_a_deletion_held_by_a_finalizer_answers_with_the_object(client: Cl
     assert "alpha" not in sandbox.projects
 
 
-async def test_a_deletion_takes_its_preconditions_from_the_body(client: Client, sandbox: Sandbox) -> None:
+async def test_deletion_preconditions_are_read_from_body(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     wrong = {"kind": "DeleteOptions", "preconditions": {"uid": "another"}, "propagationPolicy": "Background"}
     assert reason(await client.call("DELETE", f"{PROJECTS}/alpha", wrong)) == (409, "Conflict")
@@ -64,7 +64,7 @@ async def test_a_deletion_takes_its_preconditions_from_the_body(client: Client, 
     assert "alpha" in sandbox.projects
 
 
-async def test_a_body_of_the_wrong_shape_is_a_bad_request_wherever_it_is_sent(client: Client, sandbox: Sandbox) -> None:
+async def test_body_of_wrong_shape_is_bad_request(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     assert reason(await client.call("DELETE", f"{PROJECTS}/alpha", {"preconditions": []})) == (400, "BadRequest")
     reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -72,14 +72,14 @@ async def test_a_body_of_the_wrong_shape_is_a_bad_request_wherever_it_is_sent(cl
         assert reason(await client.call("POST", reviews, {"spec": spec})) == (400, "BadRequest")
 
 
-async def test_a_collection_is_deleted_by_selector(client: Client, sandbox: Sandbox) -> None:
+async def test_collection_is_deleted_by_selector(client: Client, sandbox: Sandbox) -> None:
     for name, env in (("a", "prod"), ("b", "dev"), ("c", "dev")):
         sandbox.projects.create(name, labels={"env": env})
     assert (await client.call("DELETE", PROJECTS, labelSelector="env=dev")).names == ["b", "c"]
     assert sandbox.projects.names() == ["a"]
 
 
-async def test_other_kinds_of_patch(client: Client, sandbox: Sandbox) -> None:
+async def test_patch_types_are_supported(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     operations = [{"op": "add", "path": "/metadata/labels", "value": {"a": "b"}}]
     patched = await client.call(
@@ -93,11 +93,11 @@ async def test_other_kinds_of_patch(client: Client, sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"[" * 100_000])
-async def test_a_body_that_is_no_object_is_a_bad_request(client: Client, body: bytes) -> None:
+async def test_body_that_is_no_object_is_bad_request(client: Client, body: bytes) -> None:
     assert reason(await client.call("POST", PROJECTS, body)) == (400, "BadRequest")
 
 
-async def test_an_unknown_media_type_is_named(client: Client) -> None:
+async def test_unknown_media_type_is_rejected(client: Client) -> None:
     refused = await client.call("POST", PROJECTS, b"a: b", headers={"Content-Type": "application/yaml"})
     assert reason(refused) == (415, "UnsupportedMediaType")
 
@@ -110,7 +110,7 @@ async def test_paths_that_are_not_there_and_methods_that_do_not_fit(client: Clie
     assert reason(await client.call("POST", f"{PROJECTS}/a/status", {})) == (405, "MethodNotAllowed")
 
 
-async def test_a_list_is_in_order_with_a_version_and_by_selector(client: Client, sandbox: Sandbox) -> None:
+async def test_list_is_ordered_and_filtered_by_selector(client: Client, sandbox: Sandbox) -> None:
     for name, env in (("b", "prod"), ("c", "dev"), ("a", "prod")):
         sandbox.projects.create(name, labels={"env": env})
     listed = await client.get(PROJECTS)
@@ -120,7 +120,7 @@ async def test_a_list_is_in_order_with_a_version_and_by_selector(client: Client,
     assert reason(await client.get(PROJECTS, labelSelector="env in")) == (400, "BadRequest")
 
 
-async def test_an_empty_list_is_a_list(client: Client) -> None:
+async def test_empty_list_is_a_list(client: Client) -> None:
     assert (await client.get(CONTROL_PLANES)).names == []
 
 
@@ -138,7 +138,7 @@ async def test_pages_hang_together(client: Client, sandbox: Sandbox) -> None:
     assert third.json["metadata"]["continue"] == ""
 
 
-async def test_an_exact_list_shows_an_old_version(client: Client, sandbox: Sandbox) -> None:
+async def test_exact_version_list_returns_old_state(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("a")
     version = str(sandbox.store.version)
     sandbox.projects.create("b")
@@ -147,7 +147,7 @@ async def test_an_exact_list_shows_an_old_version(client: Client, sandbox: Sandb
     assert (await client.get(PROJECTS, resourceVersion=version)).names == ["a", "b"]
 
 
-async def test_a_list_of_a_version_that_comes_in_time_is_answered(connect: Callable[[Sandbox], Client]) -> None:
+async def test_list_at_future_version_waits(connect: Callable[[Sandbox], Client]) -> None:
     async with Sandbox(features=Features(pace=Pace(patience=60))) as sandbox:
         client = connect(sandbox)
         await client.get(PROJECTS)
@@ -157,7 +157,7 @@ async def test_a_list_of_a_version_that_comes_in_time_is_answered(connect: Calla
         assert len((await asked).names) >= 2
 
 
-async def test_a_table_has_the_columns_that_a_person_wants(client: Client, sandbox: Sandbox) -> None:
+async def test_table_has_printer_columns(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha", ready=True)
     sandbox.projects.create("beta")
     table = (await client.get(PROJECTS, headers=TABLE)).json
@@ -176,7 +176,7 @@ async def test_a_table_has_the_columns_that_a_person_wants(client: Client, sandb
     assert "object" not in none["rows"][0]
 
 
-async def test_a_watch_of_tables_tells_the_columns_once(client: Client, sandbox: Sandbox) -> None:
+async def test_table_watch_sends_columns_once(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     async with client.watch(PROJECTS, headers=TABLE) as stream:
         first = await stream.next()
@@ -208,7 +208,7 @@ async def test_large_lists_are_compressed_for_who_can_take_it_and_watches_never(
 
 
 @pytest.mark.parametrize("token", [None, "", "junk", "a.b.c"])
-async def test_without_a_good_token_there_is_nothing_but_health(client: Client, token: str | None) -> None:
+async def test_unauthenticated_client_may_read_health_only(client: Client, token: str | None) -> None:
     client.token = token
     assert reason(await client.get(PROJECTS)) == (401, "Unauthorized")
     assert reason(await client.get("/apis")) == (401, "Unauthorized")
@@ -218,12 +218,12 @@ async def test_without_a_good_token_there_is_nothing_but_health(client: Client, 
     assert (await client.get("/version")).json["major"] == "1"
 
 
-async def test_an_expired_token_is_refused(client: Client, sandbox: Sandbox) -> None:
+async def test_expired_token_is_unauthorized(client: Client, sandbox: Sandbox) -> None:
     client.token = sandbox.token(life=-1)
     assert reason(await client.get(PROJECTS)) == (401, "Unauthorized")
 
 
-async def test_a_token_with_fewer_rights(client: Client, sandbox: Sandbox) -> None:
+async def test_token_with_limited_rights_is_forbidden(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     rule = Rule(verbs=frozenset({"get", "list"}), resources=frozenset({"projects"}))
     client.token = sandbox.token("reader", rules=[rule])
@@ -238,7 +238,7 @@ async def test_a_token_with_fewer_rights(client: Client, sandbox: Sandbox) -> No
         assert 'User "reader" cannot' in refused.json["message"]
 
 
-async def test_a_client_can_ask_what_it_may_do(client: Client, sandbox: Sandbox) -> None:
+async def test_access_reviews_are_answered(client: Client, sandbox: Sandbox) -> None:
     rule = Rule(verbs=frozenset({"list"}), resources=frozenset({"projects"}))
     client.token = sandbox.token("reader", rules=[rule])
     reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
@@ -256,7 +256,7 @@ async def test_a_client_can_ask_what_it_may_do(client: Client, sandbox: Sandbox)
     assert who.json["status"]["userInfo"]["username"] == "reader"
 
 
-async def test_the_discovery_documents_lead_to_every_resource(client: Client) -> None:
+async def test_discovery_documents_list_every_resource(client: Client) -> None:
     assert (await client.get("/api")).json["versions"] == []
     groups = {
         group["name"]: group["preferredVersion"]["groupVersion"] for group in (await client.get("/apis")).json["groups"]
@@ -269,7 +269,7 @@ async def test_the_discovery_documents_lead_to_every_resource(client: Client) ->
     assert (await client.get("/apis/nothing")).status == 404
 
 
-async def test_the_openapi_documents_name_every_kind(client: Client) -> None:
+async def test_openapi_documents_describe_every_kind(client: Client) -> None:
     index = (await client.get("/openapi/v3")).json["paths"]
     kinds = set()
     for entry in index.values():
@@ -282,7 +282,7 @@ async def test_the_openapi_documents_name_every_kind(client: Client) -> None:
     assert (await client.get("/openapi/v3/apis/nothing/v1")).status == 404
 
 
-async def test_a_hostile_object_is_shown_as_it_is(client: Client, sandbox: Sandbox) -> None:
+async def test_planted_object_is_served_unchanged(client: Client, sandbox: Sandbox) -> None:
     sandbox.projects.create("alpha")
     sandbox.plant("alpha", b'{"metadata":{"name":"alpha"},"spec":[1e999]}')
     assert b"[1e999]" in (await client.get(PROJECTS)).body

@@ -28,7 +28,7 @@ SCHEMA = {
 }
 
 
-def test_what_is_not_named_is_dropped_and_said() -> None:
+def test_schema_prunes_unknown_fields_with_warning() -> None:
     value = {
         "apiVersion": "v1",
         "metadata": {"anything": 1},
@@ -74,11 +74,11 @@ def test_defaults_are_filled_in_inside_of_what_is_there() -> None:
         ({"name": "ab", "parts": {}}, "spec.parts"),
     ],
 )
-def test_what_is_forbidden_is_named_with_its_place(spec: Any, path: str) -> None:
+def test_schema_rejects_invalid_field_by_path(spec: Any, path: str) -> None:
     (cause,) = schema.violations({"spec": spec}, SCHEMA)
     assert cause.field == path
 
 
-def test_what_fits_is_let_through() -> None:
+def test_schema_accepts_valid_object() -> None:
     spec = {"name": "ab", "size": 1, "at": "2026-01-01T00:00:00Z", "color": "red", "parts": [{"on": True}]}
     assert list(schema.violations({"metadata": 7, "spec": spec}, SCHEMA)) == []

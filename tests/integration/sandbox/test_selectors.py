@@ -72,13 +72,13 @@ def test_fields(text: str, selected: bool) -> None:
     assert selectors.parse("", text).matches("alpha", "work", {}) is selected
 
 
-def test_a_request_for_one_namespace_selects_what_is_in_it() -> None:
+def test_namespaced_request_selects_namespace() -> None:
     selector = selectors.parse("env=prod", namespace="work")
     assert selector.matches("alpha", "work", LABELS)
     assert not selector.matches("alpha", "other", LABELS)
 
 
 @pytest.mark.parametrize("text", ["spec.name=x", "metadata.name", "name=x"])
-def test_other_fields_are_refused(text: str) -> None:
+def test_unknown_field_selector_is_rejected(text: str) -> None:
     with pytest.raises(RefusedError):
         selectors.parse("", text)

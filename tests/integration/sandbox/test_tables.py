@@ -47,26 +47,26 @@ def aged(**ago: float) -> str:
         (lambda: str(cells({})[-1]), "<unknown>"),
     ],
 )
-def test_an_age_gets_coarser_with_time(age: Callable[[], str], said: str) -> None:
+def test_age_column_gets_coarser(age: Callable[[], str], said: str) -> None:
     assert age() == said
 
 
 @pytest.mark.parametrize("status", [None, 1, {}, {"conditions": 1}, {"conditions": [1, {"type": "Other"}]}])
-def test_a_status_of_any_shape_has_a_cell(status: Any) -> None:
+def test_status_column_accepts_any_shape(status: Any) -> None:
     assert cells({"metadata": {"name": "alpha"}, "status": status})[2] is None
 
 
-def test_a_config_map_shows_how_much_it_holds() -> None:
+def test_config_map_table_counts_entries() -> None:
     assert cells({"metadata": {"name": "one"}, "data": {"a": "1", "b": "2"}}, CONFIG_MAPS)[1] == 2
     assert cells({"metadata": {"name": "one"}}, CONFIG_MAPS)[1] == 0
 
 
-def test_an_event_that_a_selector_hides_has_no_line() -> None:
+def test_table_watch_omits_events_outside_selector() -> None:
     event = Event(version=7, before=None, record=record({}))
     assert Table(PROJECTS, clock=lambda: NOW).event(event, selectors.parse("env=prod")) is None
 
 
-def test_a_bookmark_is_a_table_without_rows() -> None:
+def test_table_bookmark_has_no_rows() -> None:
     line = json.loads(Table(PROJECTS, clock=lambda: NOW).bookmark({"metadata": {"resourceVersion": "7"}}))
     assert (line["type"], line["object"]["kind"], line["object"]["rows"]) == ("BOOKMARK", "Table", [])
     assert line["object"]["metadata"] == {"resourceVersion": "7"}
@@ -82,5 +82,5 @@ def test_a_bookmark_is_a_table_without_rows() -> None:
         ("application/json,application/json;as=Table;v=v1;g=meta.k8s.io", False),
     ],
 )
-def test_a_table_is_for_who_would_rather_have_it(accept: str, wanted: bool) -> None:
+def test_table_is_returned_if_preferred(accept: str, wanted: bool) -> None:
     assert tables.is_wanted(accept) is wanted

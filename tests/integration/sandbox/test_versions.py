@@ -50,9 +50,7 @@ writes = st.lists(st.tuples(st.sampled_from(NAMES), st.sampled_from(("prod", "de
 
 
 @given(writes=writes, selector=st.sampled_from((selectors.EVERYTHING, PROD)))
-def test_a_list_and_the_events_since_it_give_the_list_of_any_later_version(
-    writes: list[tuple[str, str]], selector: Selector
-) -> None:
+def test_list_and_events_reproduce_any_later_list(writes: list[tuple[str, str]], selector: Selector) -> None:
     store = Store([PROJECTS])
     seen = {store.version: listed(store, store.version, selector)}
     for name, what in writes:
@@ -91,7 +89,7 @@ def test_pages_show_one_version_whatever_is_written_between_them(writes: list[tu
     assert list(found) == sorted(found)
 
 
-def test_what_was_compacted_cannot_be_read_and_what_was_not_can(store: Store) -> None:
+def test_compacted_versions_cannot_be_read(store: Store) -> None:
     put(store, "a", "prod")
     old = store.version
     store.compact()
@@ -112,7 +110,7 @@ def test_compaction_harms_nobody_who_has_kept_up(store: Store) -> None:
     assert [event.record.name for event in store[PROJECTS].history.following(kept_up)] == ["b"]
 
 
-def test_who_falls_behind_the_limit_of_the_history_is_told(store: Store) -> None:
+def test_reader_behind_history_limit_gets_410(store: Store) -> None:
     short = Store([PROJECTS], history_limit=3)
     start = short.version
     for number in range(7):
@@ -122,7 +120,7 @@ def test_who_falls_behind_the_limit_of_the_history_is_told(store: Store) -> None
         short[PROJECTS].history.following(start)
 
 
-def test_an_object_leaves_a_selector_with_its_old_labels_and_a_new_version(store: Store) -> None:
+def test_object_leaving_selector_has_old_labels_and_new_version(store: Store) -> None:
     put(store, "a", "prod")
     put(store, "a", "dev")
     (event,) = store[PROJECTS].history.since(store.version - 1)
@@ -138,7 +136,7 @@ def test_an_object_leaves_a_selector_with_its_old_labels_and_a_new_version(store
     assert (back[0], back[1].uid) == ("ADDED", record.uid)
 
 
-def test_a_restored_backup_is_as_it_was_and_knows_nothing_older(store: Store) -> None:
+def test_restored_backup_has_old_state_and_no_history(store: Store) -> None:
     put(store, "a", "prod")
     backup = store.snapshot()
     put(store, "b", "prod")

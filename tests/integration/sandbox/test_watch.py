@@ -39,7 +39,7 @@ def told(watch: Watch, now: float = START) -> list[tuple[str, str]]:
     return [(line["type"], line["object"]["metadata"].get("name", "")) for line in lines(watch, now)]
 
 
-def test_without_a_version_it_opens_with_what_is_there(store: Store) -> None:
+def test_watch_without_version_starts_with_current_objects(store: Store) -> None:
     put(store, "a")
     for query in ({}, {"resourceVersion": "0"}):
         opened = watch(store, **query)
@@ -48,14 +48,14 @@ def test_without_a_version_it_opens_with_what_is_there(store: Store) -> None:
     assert told(opened) == [("ADDED", "b")]
 
 
-def test_from_a_version_it_goes_on_behind_it(store: Store) -> None:
+def test_watch_resumes_after_version(store: Store) -> None:
     put(store, "a")
     version = str(store.version)
     put(store, "b")
     assert told(watch(store, resourceVersion=version)) == [("ADDED", "b")]
 
 
-def test_what_is_written_during_a_long_opening_comes_after_it(store: Store) -> None:
+def test_write_during_initial_events_follows_them(store: Store) -> None:
     for number in range(300):
         put(store, f"p-{number:03}")
     opened = watch(store, **STREAMING)
@@ -67,7 +67,7 @@ def test_what_is_written_during_a_long_opening_comes_after_it(store: Store) -> N
     assert len(first) + len(rest) == 302
 
 
-def test_a_streaming_list_ends_with_the_mark_that_it_is_complete(store: Store) -> None:
+def test_streaming_list_ends_with_initial_events_end_bookmark(store: Store) -> None:
     put(store, "a")
     added, mark = lines(watch(store, **STREAMING))
     assert added["type"] == "ADDED"
@@ -84,7 +84,7 @@ def test_a_streaming_list_ends_with_the_mark_that_it_is_complete(store: Store) -
     }
 
 
-def test_a_streaming_list_without_bookmarks_never_says_that_it_is_complete(store: Store) -> None:
+def test_streaming_list_without_bookmarks_never_reports_completion(store: Store) -> None:
     put(store, "a")
     opened = watch(store, **(STREAMING | {"allowWatchBookmarks": "false"}))
     assert told(opened) == [("ADDED", "a")]
@@ -107,7 +107,7 @@ def test_bookmarks_come_each_minute_and_shortly_before_the_end(store: Store) -> 
     assert opened.done
 
 
-def test_a_very_short_watch_has_no_bookmarks(store: Store) -> None:
+def test_short_watch_has_no_bookmarks(store: Store) -> None:
     opened = watch(store, allowWatchBookmarks="true", timeoutSeconds="2")
     assert opened.step(START) == b""
     assert opened.wakes_at == START + 2
@@ -115,7 +115,7 @@ def test_a_very_short_watch_has_no_bookmarks(store: Store) -> None:
     assert opened.done
 
 
-def test_nobody_who_did_not_ask_gets_bookmarks(store: Store) -> None:
+def test_watch_without_bookmarks_requested_gets_none(store: Store) -> None:
     opened = watch(store)
     assert told(opened, START + 600) == []
     assert not opened.done
@@ -130,13 +130,13 @@ def test_its_time_is_what_it_asks_for_or_what_the_server_likes(store: Store) -> 
         assert opened.done
 
 
-def test_a_negative_time_is_over_at_once(store: Store) -> None:
+def test_negative_watch_timeout_ends_immediately(store: Store) -> None:
     opened = watch(store, timeoutSeconds="-1")
     assert told(opened) == []
     assert opened.done
 
 
-def test_a_version_from_the_future_is_met_with_silence_until_it_has_come(store: Store) -> None:
+def test_future_version_watch_is_silent_until_it_exists(store: Store) -> None:
     future = store.version + 2
     opened = watch(store, resourceVersion=str(future), allowWatchBookmarks="true")
     put(store, "a")
@@ -146,7 +146,7 @@ def test_a_version_from_the_future_is_met_with_silence_until_it_has_come(store: 
     assert told(opened, START + 501) == [("ADDED", "c")]
 
 
-def test_a_streaming_list_from_the_future_is_an_error_after_a_while(store: Store) -> None:
+def test_future_version_streaming_list_fails_after_timeout(store: Store) -> None:
     opened = watch(store, **STREAMING, resourceVersion="99")
     assert told(opened) == []
     assert opened.wakes_at == START + 3
@@ -156,14 +156,14 @@ def test_a_streaming_list_from_the_future_is_an_error_after_a_while(store: Store
     assert opened.done
 
 
-def test_a_streaming_list_from_a_future_that_comes_is_answered(store: Store) -> None:
+def test_future_version_streaming_list_is_answered_when_it_exists(store: Store) -> None:
     opened = watch(store, **STREAMING, resourceVersion=str(store.version + 1))
     assert told(opened) == []
     put(store, "a")
     assert told(opened, START + 1) == [("ADDED", "a"), ("BOOKMARK", "")]
 
 
-def test_a_version_too_old_is_one_error_line_and_the_end(store: Store) -> None:
+def test_expired_version_watch_is_one_error_event(store: Store) -> None:
     put(store, "a")
     old = str(store.version)
     store.compact()
@@ -173,7 +173,7 @@ def test_a_version_too_old_is_one_error_line_and_the_end(store: Store) -> None:
     assert opened.done
 
 
-def test_an_open_watch_survives_compaction_and_is_ended_only_by_a_loss() -> None:
+def test_open_watch_survives_compaction() -> None:
     store = Store([PROJECTS], history_limit=2)
     opened = watch(store)
     assert told(opened) == []
@@ -187,7 +187,7 @@ def test_an_open_watch_survives_compaction_and_is_ended_only_by_a_loss() -> None
     assert opened.done
 
 
-def test_a_silenced_watch_says_nothing_and_then_everything(store: Store) -> None:
+def test_silenced_watch_sends_everything_afterwards(store: Store) -> None:
     opened = watch(store, allowWatchBookmarks="true", timeoutSeconds="90")
     opened.hush(silent=True)
     put(store, "a")
@@ -198,7 +198,7 @@ def test_a_silenced_watch_says_nothing_and_then_everything(store: Store) -> None
     assert opened.done
 
 
-def test_a_watch_that_is_told_to_end_says_what_it_knows_then_a_bookmark(store: Store) -> None:
+def test_ended_watch_flushes_events_and_a_bookmark(store: Store) -> None:
     opened = watch(store, resourceVersion=str(store.version), allowWatchBookmarks="true")
     put(store, "a")
     opened.end()

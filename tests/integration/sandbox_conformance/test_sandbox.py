@@ -13,5 +13,5 @@ from tests.integration.sandbox_conformance.recording import hold
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CONVERSATIONS)
-async def test_a_conversation_goes_as_with_a_real_server(name: str, mode: Mode, tmp_path: Path) -> None:
+async def test_sandbox_matches_recorded_conversation(name: str, mode: Mode, tmp_path: Path) -> None:
     assert await hold(name, mode, Sandboxes(), tmp_path) == transcripts.read(mode)[name]

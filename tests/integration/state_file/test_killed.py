@@ -66,7 +66,7 @@ def test_at_whatever_line_it_dies_there_is_one_image_or_the_other_and_the_next_c
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_file_that_was_being_written_is_one_image_or_the_other(tmp_path: Path, seed: int) -> None:
+def test_state_file_survives_kill_during_write(tmp_path: Path, seed: int) -> None:
     writer = subprocess.Popen([sys.executable, "-c", WRITING, str(tmp_path)], stdout=subprocess.PIPE)
     assert writer.stdout is not None
     assert writer.stdout.readline() == b"well\n"

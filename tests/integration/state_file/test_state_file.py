@@ -55,7 +55,7 @@ def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_file, "WRITE_INTERVAL_S", 0.001)
 
 
-async def test_what_changed_is_written_and_found_by_the_next_daemon(tmp_path: Path) -> None:
+async def test_changed_state_is_written_and_read_by_next_daemon(tmp_path: Path) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
     async with running(StateFile(tmp_path, ORIGIN), fleet):
         fleet.now_holds(kept("alpha"))
@@ -64,9 +64,7 @@ async def test_what_changed_is_written_and_found_by_the_next_daemon(tmp_path: Pa
         await eventually(lambda: names() == ["alpha", "beta"])
 
 
-async def test_the_last_state_is_written_at_the_end_however_recent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_final_state_is_written_at_shutdown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(state_file, "WRITE_INTERVAL_S", 3600.0)
     fleet, names = Fleet(), recalled(tmp_path)
     async with running(StateFile(tmp_path, ORIGIN), fleet):
@@ -76,7 +74,7 @@ async def test_the_last_state_is_written_at_the_end_however_recent(
     assert names() == ["beta"]
 
 
-async def test_a_run_that_never_knew_the_fleet_leaves_what_was_kept_before(tmp_path: Path) -> None:
+async def test_run_without_complete_list_keeps_previous_state(tmp_path: Path) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
     async with running(StateFile(tmp_path, ORIGIN), fleet):
         fleet.now_holds(kept("alpha"))
@@ -86,7 +84,7 @@ async def test_a_run_that_never_knew_the_fleet_leaves_what_was_kept_before(tmp_p
     assert names() == ["alpha"]
 
 
-async def test_the_file_is_nobody_elses_and_nothing_lies_beside_it(tmp_path: Path) -> None:
+async def test_state_file_is_private_without_leftovers(tmp_path: Path) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
     async with running(StateFile(tmp_path, ORIGIN), fleet):
         fleet.now_holds(kept("alpha"))
@@ -95,12 +93,12 @@ async def test_the_file_is_nobody_elses_and_nothing_lies_beside_it(tmp_path: Pat
     assert stat.S_IMODE((tmp_path / FILE).stat().st_mode) == 0o600
 
 
-def test_nothing_kept_is_nothing_recalled(tmp_path: Path) -> None:
+def test_missing_state_file_restores_nothing(tmp_path: Path) -> None:
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
 @pytest.mark.parametrize("content", [b"", b"junk"])
-def test_what_cannot_be_relied_on_is_not_recalled(tmp_path: Path, content: bytes) -> None:
+def test_untrusted_state_file_is_ignored(tmp_path: Path, content: bytes) -> None:
     (tmp_path / FILE).write_bytes(content)
     assert StateFile(tmp_path, ORIGIN).load() is None
 
@@ -113,7 +111,7 @@ async def test_another_source_s_state_is_not_recalled_and_is_replaced(tmp_path: 
     assert StateFile(tmp_path, ORIGIN).load() is None
 
 
-async def test_a_directory_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+async def test_unwritable_state_directory_stops_nothing(tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     fleet, names = Fleet(), recalled(missing)
     async with running(StateFile(missing, ORIGIN), fleet):
@@ -124,9 +122,7 @@ async def test_a_directory_that_cannot_be_written_stops_nothing(tmp_path: Path) 
         await eventually(lambda: names() == ["beta"])
 
 
-async def test_f37_a_full_disk_stops_nothing_and_leaves_the_last_image(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_f37_full_disk_keeps_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fleet, names = Fleet(), recalled(tmp_path)
 
     def full(descriptor: int) -> None:

@@ -51,7 +51,7 @@ async def setting(tmp_path: Path) -> AsyncIterator[Setting]:
         yield Setting(tmp_path, sandbox)
 
 
-async def test_the_clusters_are_served_as_stale_and_then_compared(setting: Setting) -> None:
+async def test_restored_clusters_are_served_as_stale_and_compared(setting: Setting) -> None:
     async with setting.daemon() as client, client.watch() as watch:
         await watch.synced()
         before = {name: cluster.engaged_at for name, cluster in watch.clusters.items()}
@@ -73,7 +73,7 @@ async def test_the_clusters_are_served_as_stale_and_then_compared(setting: Setti
         assert (ended.cluster.name, ended.reason.name) == ("beta", "DELETED")
 
 
-async def test_what_the_file_lacks_seems_gone_to_nobody_who_was_told_of_it(setting: Setting) -> None:
+async def test_cluster_missing_from_state_file_stays_engaged_for_resuming_subscribers(setting: Setting) -> None:
     """F35: the daemon was killed before its last image was written."""
     told: list[EventType] = []
     async with DiscoveryClient(setting.address) as client, client.watch() as watch, asyncio.TaskGroup() as tasks:
@@ -104,7 +104,7 @@ async def test_what_the_file_lacks_seems_gone_to_nobody_who_was_told_of_it(setti
     assert told == [EventType.ENGAGED, EventType.ENGAGED]
 
 
-async def test_a_torn_file_is_as_good_as_none(setting: Setting) -> None:
+async def test_truncated_state_file_is_ignored(setting: Setting) -> None:
     (setting.state / FILE).write_bytes(b"milo-discoveryd state 1 0000")
     async with setting.daemon() as client, client.watch() as watch:
         await watch.synced()

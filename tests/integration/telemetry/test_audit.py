@@ -21,7 +21,7 @@ def lines(file: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_each_event_goes_to_the_log_and_to_the_file(tmp_path: Path) -> None:
+def test_audit_event_is_logged_and_written_to_file(tmp_path: Path) -> None:
     file = AuditFile(tmp_path / "audit")
     audit = Audit(Metrics(), file.write)
     with capture_logs() as logged:
@@ -45,7 +45,7 @@ def test_each_event_goes_to_the_log_and_to_the_file(tmp_path: Path) -> None:
     assert {line["logger"] for line in logged} == {"audit"}
 
 
-def test_it_is_only_ever_appended_to_and_nobody_elses(tmp_path: Path) -> None:
+def test_audit_file_is_append_only_and_private(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     for text in (b"one\n", b"two\n"):
         file = AuditFile(path)
@@ -55,7 +55,7 @@ def test_it_is_only_ever_appended_to_and_nobody_elses(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_file_that_was_moved_away_is_made_anew_when_asked(tmp_path: Path) -> None:
+def test_moved_audit_file_is_created_again_on_reopen(tmp_path: Path) -> None:
     path, moved = tmp_path / "audit", tmp_path / "audit.1"
     file = AuditFile(path)
     file.write(b"one\n")
@@ -90,7 +90,7 @@ def test_line_cut_by_the_end_of_an_earlier_process_does_not_swallow_the_next(tmp
     assert path.read_bytes() == b"one\ntw\nthree\n"
 
 
-def test_a_link_is_not_followed_and_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_audit_file_must_not_be_a_symlink_or_directory(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     for path in (tmp_path / "link", tmp_path, tmp_path / "none" / "audit"):
         with pytest.raises(StartError, match=r"audit.file: .* can't be appended to"):
@@ -98,7 +98,7 @@ def test_a_link_is_not_followed_and_a_folder_is_no_file(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_one_that_cannot_be_opened_anew_leaves_the_old_one(tmp_path: Path) -> None:
+def test_audit_file_that_cannot_be_reopened_keeps_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "audit"
     file = AuditFile(path)
     path.rename(tmp_path / "audit.1")
@@ -110,7 +110,7 @@ def test_one_that_cannot_be_opened_anew_leaves_the_old_one(tmp_path: Path) -> No
     assert (tmp_path / "audit.1").read_bytes() == b"one\n"
 
 
-def test_a_full_disk_keeps_nobody_from_anything_and_is_counted() -> None:
+def test_full_disk_is_counted_and_does_not_block_callers() -> None:
     metrics = Metrics()
     with Path("/dev/full").open("wb", buffering=0) as full, capture_logs() as logged:
 

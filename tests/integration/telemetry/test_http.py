@@ -32,7 +32,7 @@ async def address() -> AsyncIterator[str]:
         await endpoint.stop()
 
 
-async def test_a_crowd_that_says_nothing_keeps_nobody_out(address: str) -> None:
+async def test_idle_connections_do_not_block_new_ones(address: str) -> None:
     host, _, port = address.removeprefix("http://").rpartition(":")
     async with AsyncExitStack() as closing, asyncio.timeout(30):
         crowd = []

@@ -42,7 +42,7 @@ async def page_of(daemon: DaemonProcess) -> str:
     return str(daemon.events("started")[-1]["http"])
 
 
-async def test_a_browser_shows_it_and_complains_of_nothing(place: Place, tmp_path: Path) -> None:
+async def test_status_page_renders_in_browser_without_errors(place: Place, tmp_path: Path) -> None:
     place.sandbox.projects.create("alpha", ready=True, organization="acme")
     place.sandbox.projects.create("waiting", ready=False)
     async with place.daemon(http_listen="127.0.0.1:0") as daemon, place.client() as client:
@@ -55,7 +55,7 @@ async def test_a_browser_shows_it_and_complains_of_nothing(place: Place, tmp_pat
         assert words in document
 
 
-async def test_a_picture_can_be_taken_of_it(place: Place, tmp_path: Path) -> None:
+async def test_status_page_screenshot_can_be_taken(place: Place, tmp_path: Path) -> None:
     place.sandbox.populate(12)
     picture = tmp_path / "page.png"
     async with place.daemon(http_listen="127.0.0.1:0") as daemon:

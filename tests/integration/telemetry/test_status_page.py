@@ -67,18 +67,18 @@ def read(shown: Status, question: Question = EVERYTHING) -> Reader:
     return Reader(status_page.render(shown, question))
 
 
-def test_how_many_are_engaged_is_told_before_what_else_there_is() -> None:
+def test_status_page_starts_with_number_of_engaged_clusters() -> None:
     words = Reader(status_page.render(status(), EVERYTHING)).words
     assert "1 engaged 0 malformed 0 not ready 0 outside the selector 0 deleted" in words
 
 
-def test_it_says_at_the_top_how_the_source_is_and_since_when() -> None:
+def test_status_page_shows_source_state_and_time() -> None:
     words = read(status()).words
     assert "STREAMING since 2027-01-15 07:58:30 UTC (1 min 30 s ago); the source last answered 12 s ago" in words
     assert "1.2.3 · mode project · up 3 d 4 h · run abc" in words
 
 
-def test_it_says_why_the_source_is_stale() -> None:
+def test_status_page_shows_why_source_is_stale() -> None:
     source = Source(
         state="STALE", since=NOW - 7200, reason="Forbidden", message="may not list", last_contact=None, synced=False
     )
@@ -87,7 +87,7 @@ def test_it_says_why_the_source_is_stale() -> None:
     assert "(2 h ago); the source has never answered Forbidden: may not list" in words
 
 
-def test_a_cluster_has_its_state_and_where_it_is_or_what_is_wrong() -> None:
+def test_status_page_shows_cluster_state_with_endpoint_or_problem() -> None:
     rows = (
         cluster(endpoint="https://alpha.test", organization="acme"),
         cluster(name="beta", state="malformed", engaged=False, notes=("metadata.uid: expected str",)),
@@ -113,7 +113,7 @@ def test_subscribers_have_their_lag_and_what_they_want() -> None:
     assert ("span", {"class": "tag bad"}) in page.tags
 
 
-def test_of_many_subscribers_the_slowest_are_shown() -> None:
+def test_status_page_shows_slowest_subscribers() -> None:
     rows = tuple(SubscriberRow(since=NOW, lag=100 - number, wants=f"name {number:02}") for number in range(20))
     words = read(status(subscribers=rows)).words
     assert "name 14" in words
@@ -135,17 +135,17 @@ def test_credentials_have_their_age_and_their_trouble(ends: float | None, troubl
     assert words in read(status(credentials=(health,))).words
 
 
-def test_what_there_is_none_of_is_said_to_be_none() -> None:
+def test_status_page_shows_empty_sections() -> None:
     words = read(status()).words
     for nothing in ("None since the first complete list.", "Nobody subscribes.", "None are handed out."):
         assert nothing in words
 
 
-def test_of_many_clusters_it_says_that_it_shows_the_first() -> None:
+def test_status_page_limits_number_of_clusters() -> None:
     assert "The first 1 of 700: search for the others." in read(status(clusters=(cluster(),), matching=700)).words
 
 
-def test_a_search_stays_in_its_field_and_its_links() -> None:
+def test_status_page_keeps_search_in_field_and_links() -> None:
     page = read(status(), Question(search="a&b", state="deleted"))
     fields = {attributes.get("name"): attributes.get("value") for tag, attributes in page.tags if tag == "input"}
     assert fields == {"q": "a&b", "state": "deleted"}
@@ -153,7 +153,7 @@ def test_a_search_stays_in_its_field_and_its_links() -> None:
     assert {"/?q=a%26b&state=ready", "/?q=a%26b", "/?json=&q=a%26b&state=deleted"} <= links
 
 
-def test_no_value_whatever_it_is_becomes_markup() -> None:
+def test_status_page_escapes_every_value() -> None:
     hostile = status(
         identity=Identity(version=HOSTILE, mode=HOSTILE, epoch=HOSTILE, started_at=0),
         source=Source(state=HOSTILE, since=0, reason=HOSTILE, message=HOSTILE, last_contact=0, synced=True),
@@ -174,7 +174,7 @@ def test_no_value_whatever_it_is_becomes_markup() -> None:
     assert page.words.count("<script>alert(1)</script>") == 21, "each value is shown, as text"
 
 
-def test_a_browser_is_told_to_use_nothing_but_the_style_sheet_on_the_page() -> None:
+def test_status_page_has_strict_content_security_policy() -> None:
     policy = status_page.HEADERS["Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; style-src 'sha256-")
     page = status_page.render(status(), EVERYTHING)

@@ -94,14 +94,14 @@ async def asked(stub: DiscoveryServiceStub) -> str:
     return credential(answer.kubeconfig.kubeconfig)[1]
 
 
-async def test_a_receiver_that_is_away_costs_spans_and_nothing_else(tmp_path: Path) -> None:
+async def test_unreachable_trace_receiver_loses_spans_only(tmp_path: Path) -> None:
     async with a_sandbox(tmp_path):
         settings = {"discovery_kubeconfig": str(tmp_path / "upstream"), "traces.endpoint": "http://127.0.0.1:9"}
         async with a_daemon(tmp_path, **settings) as stub:
             assert await asked(stub)
 
 
-async def test_without_the_extra_it_is_said_what_to_install() -> None:
+async def test_missing_trace_extra_is_reported_with_install_hint() -> None:
     with (
         mock.patch.dict("sys.modules", {"opentelemetry.sdk.trace": None}),
         pytest.raises(StartError, match=r"opentelemetry\.sdk\.trace is not installed; install the extra `traces`"),

@@ -14,7 +14,7 @@ from milo_discoveryd.watchers.transport import Transport, TransportError
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 
 
-def test_a_socket_notices_a_peer_that_has_vanished() -> None:
+def test_socket_detects_vanished_peer() -> None:
     with socket.socket() as made:
         keep_alive(made)
         assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -60,7 +60,7 @@ async def proxy(leads_to: int) -> AsyncIterator[Tunnels]:
         yield tunnels
 
 
-async def test_the_kubeconfigs_proxy_is_used_even_for_loopback() -> None:
+async def test_kubeconfig_proxy_applies_to_loopback() -> None:
     async with ApiServer(answering()) as server, proxy(server.port) as tunnels:
         transport = Transport(upstream(server, proxy=Secret(f"http://127.0.0.1:{tunnels.port}")))
         answer = await transport.get("/version", timeout_s=10)
@@ -69,7 +69,7 @@ async def test_the_kubeconfigs_proxy_is_used_even_for_loopback() -> None:
     assert tunnels.asked == [f"CONNECT 127.0.0.1:{server.port} HTTP/1.1"]
 
 
-async def test_the_environments_proxy_is_used_where_no_proxy_does_not_except() -> None:
+async def test_environment_proxy_applies_unless_no_proxy() -> None:
     authority = trustme.CA()
     async with (
         ApiServer(answering(), authority, leaf=authority.issue_cert("api.invalid")) as server,

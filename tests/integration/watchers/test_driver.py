@@ -210,7 +210,7 @@ async def running(
             await transport.aclose()
 
 
-async def test_a_streaming_list_engages_what_is_ready_and_goes_on_as_a_watch() -> None:
+async def test_streaming_list_engages_ready_objects_and_continues_as_watch() -> None:
     played = Played()
     watch = Said(
         line("ADDED", project("alpha", 1)),
@@ -226,7 +226,7 @@ async def test_a_streaming_list_engages_what_is_ready_and_goes_on_as_a_watch() -
     assert {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}.items() <= played.queries[0].items()
 
 
-async def test_a_server_without_streaming_lists_is_read_in_pages() -> None:
+async def test_server_without_streaming_lists_is_read_in_pages() -> None:
     played = Played()
     played.watches = [answering(lambda: error_status(422, "Invalid")), Said()]
     played.lists = [listing(7, project("alpha", 1), more="page-2"), listing(7, project("beta", 2))]
@@ -239,7 +239,7 @@ async def test_a_server_without_streaming_lists_is_read_in_pages() -> None:
     assert watch["resourceVersion"] == "7"
 
 
-async def test_a_watch_that_is_cut_in_the_middle_of_an_event_resumes_before_it() -> None:
+async def test_watch_cut_within_an_event_resumes_before_it() -> None:
     played = Played()
     half = line("ADDED", project("beta", 9))[:40]
     first = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
@@ -255,7 +255,7 @@ async def test_a_watch_that_is_cut_in_the_middle_of_an_event_resumes_before_it()
         await run.tells("ENGAGED alpha", "ENGAGED beta")
 
 
-async def test_a_version_that_grew_too_old_leads_to_a_list_and_only_the_differences() -> None:
+async def test_expired_version_leads_to_relist_with_differences_only() -> None:
     played = Played()
     first = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
     second = Said(line("ADDED", project("alpha", 1)), line("ADDED", project("beta", 8)), bookmark(9, ends_list=True))
@@ -280,7 +280,7 @@ async def test_losing_the_server_is_told_and_disengages_nobody() -> None:
 
 
 @pytest.mark.parametrize("status", [404, 503])
-async def test_a_server_that_does_not_serve_the_resource_yet_is_resumed_where_it_was(status: int) -> None:
+async def test_resource_not_served_yet_is_resumed_at_same_version(status: int) -> None:
     played = Played()
     first = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
     second = Said()
@@ -292,7 +292,7 @@ async def test_a_server_that_does_not_serve_the_resource_yet_is_resumed_where_it
     assert played.queries[-1]["resourceVersion"] == "5"
 
 
-async def test_a_deletion_is_told_once_the_server_says_that_the_object_is_not_there() -> None:
+async def test_deletion_is_reported_after_not_found() -> None:
     played = Played()
     watch = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
     played.watches = [watch]
@@ -313,7 +313,7 @@ async def test_a_deletion_is_told_once_the_server_says_that_the_object_is_not_th
     ],
     ids=["a proxy's 404", "no such resource", "no rights", "a broken gateway"],
 )
-async def test_an_answer_that_proves_nothing_is_asked_again_and_the_cluster_stays(
+async def test_inconclusive_confirmation_is_retried_and_cluster_stays_engaged(
     unsure: Callable[[], web.Response],
 ) -> None:
     played = Played()
@@ -329,7 +329,7 @@ async def test_an_answer_that_proves_nothing_is_asked_again_and_the_cluster_stay
         assert run.fleet.pending_deletions.explain("alpha") is not None
 
 
-async def test_a_server_that_has_none_of_the_others_either_is_not_believed_that_one_is_gone() -> None:
+async def test_deletion_is_not_confirmed_by_server_without_other_objects() -> None:
     played = Played()
     watch = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True))
     again = Said()
@@ -345,7 +345,7 @@ async def test_a_server_that_has_none_of_the_others_either_is_not_believed_that_
         assert why[1] == "the server has none of the other objects either, and may be another server"
 
 
-async def test_where_the_others_can_not_be_asked_about_that_is_what_is_said() -> None:
+async def test_failed_witness_check_is_reported() -> None:
     played = Played()
     watch = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True))
     again = Said()
@@ -360,7 +360,7 @@ async def test_where_the_others_can_not_be_asked_about_that_is_what_is_said() ->
         assert why[1].startswith("the server may be another one, and reading beta from it failed: 403: ")
 
 
-async def test_one_that_has_any_of_them_is_believed() -> None:
+async def test_deletion_is_confirmed_by_server_with_other_objects() -> None:
     played = Played()
     watch = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta", "gamma")), bookmark(5, ends_list=True))
     played.watches = [watch]
@@ -371,7 +371,7 @@ async def test_one_that_has_any_of_them_is_believed() -> None:
         await run.tells("ENGAGED alpha", "ENGAGED beta", "ENGAGED gamma", "DISENGAGED alpha DELETED")
 
 
-async def test_what_seems_gone_is_not_asked_of_a_server_that_is_not_known_yet() -> None:
+async def test_deletion_is_not_confirmed_by_unknown_server() -> None:
     played = Played()
     first, second, look = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)), Said(), Said()
     played.watches, played.looks = [first, second], [look]
@@ -385,7 +385,7 @@ async def test_what_seems_gone_is_not_asked_of_a_server_that_is_not_known_yet() 
         assert (run.told, look.asked.is_set()) == (["ENGAGED alpha"], False)
 
 
-async def test_an_answer_that_comes_after_the_source_was_lost_is_not_believed() -> None:
+async def test_confirmation_after_source_was_lost_is_ignored() -> None:
     played = Played()
     first, second = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)), Said()
     asked, may_answer = asyncio.Event(), asyncio.Event()
@@ -409,7 +409,7 @@ async def test_an_answer_that_comes_after_the_source_was_lost_is_not_believed() 
         assert run.told == ["ENGAGED alpha"]
 
 
-async def test_a_live_object_that_was_reported_as_deleted_stays_engaged() -> None:
+async def test_live_object_reported_as_deleted_stays_engaged() -> None:
     played = Played()
     watch = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
     played.watches = [watch]
@@ -421,7 +421,7 @@ async def test_a_live_object_that_was_reported_as_deleted_stays_engaged() -> Non
         assert run.told == ["ENGAGED alpha"]
 
 
-async def test_an_object_made_again_under_the_name_while_it_was_asked_about_is_another_cluster() -> None:
+async def test_object_recreated_during_confirmation_is_replaced() -> None:
     played = Played()
     watch = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
     played.watches = [watch]
@@ -432,7 +432,7 @@ async def test_an_object_made_again_under_the_name_while_it_was_asked_about_is_a
         await run.tells("ENGAGED alpha", "DISENGAGED alpha REPLACED", "ENGAGED alpha")
 
 
-async def test_one_bad_object_does_not_stop_the_others() -> None:
+async def test_malformed_object_does_not_affect_others() -> None:
     played = Played()
     bad = {"metadata": {"name": "bad", "uid": "uid-bad", "resourceVersion": "2"}, "status": {"conditions": 7}}
     played.watches = [Said(line("ADDED", bad), line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))]

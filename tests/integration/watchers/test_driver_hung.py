@@ -29,7 +29,7 @@ SELDOM = LivenessPolicy(every_s=0.15)
 PAGES = ReflectorPolicy(streaming_lists=False, backoff=QUICK)
 
 
-async def test_a_watch_of_a_server_that_answers_nobody_is_given_up_and_resumed() -> None:
+async def test_watch_of_hung_server_is_abandoned_and_resumed() -> None:
     played = Played()
     hung, resumed = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True)), Said()
     played.watches = [hung, resumed]
@@ -42,7 +42,7 @@ async def test_a_watch_of_a_server_that_answers_nobody_is_given_up_and_resumed()
         await run.tells("ENGAGED alpha", "ENGAGED beta")
 
 
-async def test_it_is_told_as_unresponsive() -> None:
+async def test_hung_server_is_reported_as_unresponsive() -> None:
     played = Played()
     played.watches = [Said(bookmark(5, ends_list=True))]
     patient = ReflectorPolicy(backoff=Backoff(first_s=60.0))
@@ -53,7 +53,7 @@ async def test_it_is_told_as_unresponsive() -> None:
         assert run.fleet.status.message == "the server did not answer 3 requests for /livez in a row, 0.06 s apart"
 
 
-async def test_one_that_never_begins_to_answer_is_given_up_as_well() -> None:
+async def test_hung_server_before_first_answer_is_abandoned() -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()
 
@@ -64,7 +64,7 @@ async def test_one_that_never_begins_to_answer_is_given_up_as_well() -> None:
         await run.synced()
 
 
-async def test_so_is_one_that_answers_everything_but_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hung_watch_of_otherwise_live_server_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()
 
@@ -77,7 +77,7 @@ async def test_so_is_one_that_answers_everything_but_the_watch(monkeypatch: pyte
         assert run.fleet.status.message == "no response to the watch request within 0.1 s"
 
 
-async def test_so_is_one_that_does_not_answer_a_list() -> None:
+async def test_hung_list_is_abandoned() -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()
 
@@ -88,7 +88,7 @@ async def test_so_is_one_that_does_not_answer_a_list() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 403, 500])
-async def test_any_answer_proves_that_the_server_is_there(status: int) -> None:
+async def test_any_answer_proves_liveness(status: int) -> None:
     played = Played()
     played.alive = answering(lambda: web.Response(status=status))
     watch = Said(bookmark(5, ends_list=True))
@@ -101,7 +101,7 @@ async def test_any_answer_proves_that_the_server_is_there(status: int) -> None:
         assert not watch.gone.is_set()
 
 
-async def test_a_watch_outlives_the_listener_of_its_server() -> None:
+async def test_watch_survives_closed_listener_of_terminating_server() -> None:
     # As after SIGTERM: whoever comes anew is refused, and who is there is served for a minute more.
     played = Played()
     watch = Said(bookmark(5, ends_list=True))

@@ -57,7 +57,7 @@ async def asker(
         (503, lambda outcome: outcome == ProbeFailed("5xx", "it answers 503")),
     ],
 )
-async def test_what_an_answer_says(status: int, holds: Callable[[ProbeOutcome], bool]) -> None:
+async def test_probe_result_depends_on_response(status: int, holds: Callable[[ProbeOutcome], bool]) -> None:
     async with ApiServer(answering(status=status)) as server, asker(server) as asking:
         outcome = await asking.ask(at(f"{server.url}/projects/alpha/control-plane"))
     assert holds(outcome), outcome
@@ -66,7 +66,7 @@ async def test_what_an_answer_says(status: int, holds: Callable[[ProbeOutcome], 
     assert request.headers["Authorization"] == "Bearer t0"
 
 
-async def test_a_redirect_is_not_followed() -> None:
+async def test_probe_does_not_follow_redirect() -> None:
     async def away(_: web.Request) -> web.Response:
         raise web.HTTPFound("https://attacker.test/")
 
@@ -77,7 +77,7 @@ async def test_a_redirect_is_not_followed() -> None:
     assert len(server.requests) == 1
 
 
-async def test_nobody_there_is_of_the_host() -> None:
+async def test_probe_of_closed_port_blames_host() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -87,7 +87,7 @@ async def test_nobody_there_is_of_the_host() -> None:
     assert (outcome.cause, outcome.is_of_host) == ("connect", True)
 
 
-async def test_a_server_that_does_not_answer_in_time_is_told_so() -> None:
+async def test_probe_timeout_is_reported() -> None:
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()
 
@@ -105,14 +105,14 @@ async def test_another_certificate_authority_is_told_as_tls() -> None:
     assert (outcome.cause, outcome.is_of_host) == ("tls", True)
 
 
-async def test_a_host_that_has_no_address_is_told_as_dns() -> None:
+async def test_probe_of_unresolvable_host_is_dns_error() -> None:
     async with ApiServer(answering()) as server, asker(server) as asking:
         outcome = await asking.ask(at("https://no-such-host.invalid"))
     assert isinstance(outcome, ProbeFailed)
     assert (outcome.cause, outcome.is_of_host) == ("dns", True)
 
 
-async def test_one_that_hangs_up_is_told_as_closed() -> None:
+async def test_probe_of_closing_peer_is_closed_error() -> None:
     async def hang_up(request: web.Request) -> web.StreamResponse:
         assert request.transport is not None
         request.transport.abort()
@@ -124,7 +124,7 @@ async def test_one_that_hangs_up_is_told_as_closed() -> None:
     assert (outcome.cause, outcome.is_of_host) == ("closed", True)
 
 
-async def test_a_credential_that_can_not_be_had_is_nothing_against_the_host() -> None:
+async def test_probe_credential_failure_does_not_blame_host() -> None:
     class Broken:
         async def credential(self, *, refused: Credential | None = None) -> Credential:
             raise BackendError("the plugin failed")
@@ -136,7 +136,7 @@ async def test_a_credential_that_can_not_be_had_is_nothing_against_the_host() ->
     assert server.requests == []
 
 
-async def test_it_asks_with_what_the_clusters_operators_have() -> None:
+async def test_probe_uses_credential_handed_out_for_cluster() -> None:
     async with ApiServer(answering()) as server:
         held = Held({f"{server.url}/alpha": Credential(token=Secret("theirs"))})
         async with asker(server, held=held) as asking:
@@ -145,7 +145,7 @@ async def test_it_asks_with_what_the_clusters_operators_have() -> None:
     assert server.headers("Authorization") == ["Bearer theirs", "Bearer t0"]
 
 
-async def test_each_client_certificate_has_connections_of_its_own_and_few_are_kept() -> None:
+async def test_probe_connections_are_per_certificate_and_bounded() -> None:
     callers: list[object] = []
 
     async def note(request: web.Request) -> web.Response:

@@ -8,12 +8,12 @@ PROXY = "http://proxy.example.com:3128"
 
 
 @pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy"])
-def test_the_proxy_of_the_servers_scheme_is_used(name: str) -> None:
+def test_proxy_is_selected_by_scheme(name: str) -> None:
     assert environment_proxy("https://milo.example.com", {name: PROXY}) == PROXY
     assert environment_proxy("http://milo.example.com", {name: PROXY}) is None
 
 
-def test_a_proxy_without_a_scheme_is_an_http_proxy() -> None:
+def test_proxy_without_scheme_is_http() -> None:
     assert environment_proxy("https://milo.example.com", {"HTTPS_PROXY": "proxy:3128"}) == "http://proxy:3128"
 
 
@@ -42,7 +42,7 @@ def test_loopback_never_goes_through_a_proxy(server: str) -> None:
         ("https://milo.example.com", "*"),
     ],
 )
-def test_no_proxy_excepts(server: str, no_proxy: str) -> None:
+def test_no_proxy_matches(server: str, no_proxy: str) -> None:
     assert environment_proxy(server, {"HTTPS_PROXY": PROXY, "NO_PROXY": no_proxy}) is None
 
 
@@ -58,5 +58,5 @@ def test_no_proxy_excepts(server: str, no_proxy: str) -> None:
         ("https://milo.example.com", " , "),
     ],
 )
-def test_no_proxy_does_not_except(server: str, no_proxy: str) -> None:
+def test_no_proxy_does_not_match(server: str, no_proxy: str) -> None:
     assert environment_proxy(server, {"HTTPS_PROXY": PROXY, "NO_PROXY": no_proxy}) == PROXY

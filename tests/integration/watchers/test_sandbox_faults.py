@@ -119,18 +119,14 @@ async def test_while_the_watch_cache_is_built_pages_give_a_first_view(sandbox: S
     await follower.tells_of("gamma")
 
 
-async def test_a_server_whose_paths_are_not_installed_yet_is_not_waited_for_as_long_as_it_asks(
-    sandbox: Sandbox, follower: Follower
-) -> None:
+async def test_starting_server_is_retried_before_its_retry_after(sandbox: Sandbox, follower: Follower) -> None:
     sandbox.faults.installing(seconds=0.3)
     async with asyncio.timeout(4.0):  # it asks for five seconds
         await follower.is_streaming()
     assert sorted(follower.told) == ["ENGAGED alpha", "ENGAGED beta"]
 
 
-async def test_a_version_from_the_future_is_left_for_a_list_and_nobody_is_let_go_of(
-    sandbox: Sandbox, streaming: Follower
-) -> None:
+async def test_future_version_leads_to_relist_and_disengages_nothing(sandbox: Sandbox, streaming: Follower) -> None:
     backup = sandbox.snapshot()
     await streaming.tells_of("gamma")
     with streaming.untold():
@@ -142,9 +138,7 @@ async def test_a_version_from_the_future_is_left_for_a_list_and_nobody_is_let_go
     await streaming.tells_of("delta")
 
 
-async def test_a_watch_that_outlives_its_servers_listener_is_followed_to_its_end(
-    sandbox: Sandbox, streaming: Follower
-) -> None:
+async def test_watch_survives_its_servers_listener(sandbox: Sandbox, streaming: Follower) -> None:
     ending = asyncio.create_task(sandbox.terminate(grace=1.0))
     # By then it was asked whether it is there more often than it takes to give it up, and refused every time.
     await eventually(lambda: streaming.ledger.looks.count("connect") > POLICY.liveness.misses)
@@ -158,9 +152,7 @@ async def test_a_watch_that_outlives_its_servers_listener_is_followed_to_its_end
     assert streaming.ledger.relistings == []
 
 
-async def test_a_change_of_the_schema_leads_to_a_list_once_and_tells_of_nothing(
-    sandbox: Sandbox, streaming: Follower
-) -> None:
+async def test_schema_change_leads_to_one_relist_without_events(sandbox: Sandbox, streaming: Follower) -> None:
     with streaming.untold():
         sandbox.change_schema(initializing=0.5)
         await eventually(lambda: streaming.ledger.relistings == ["Expired"])
@@ -169,7 +161,7 @@ async def test_a_change_of_the_schema_leads_to_a_list_once_and_tells_of_nothing(
     assert streaming.ledger.relistings == ["Expired"]
 
 
-async def test_a_definition_that_goes_and_comes_back_lets_nobody_go(sandbox: Sandbox, streaming: Follower) -> None:
+async def test_deleted_and_recreated_crd_disengages_nothing(sandbox: Sandbox, streaming: Follower) -> None:
     with streaming.untold():
         sandbox.delete_definition(PROJECTS)
         await eventually(lambda: streaming.fleet.status.state is SourceState.STALE)
@@ -192,7 +184,7 @@ async def test_live_objects_that_are_told_as_deleted_are_asked_about_and_stay(
 
 
 @pytest.mark.parametrize("fault", ["overloaded", "failing", "unauthorized", "forbidden"])
-async def test_whatever_it_is_refused_for_the_view_stands(sandbox: Sandbox, streaming: Follower, fault: str) -> None:
+async def test_rejected_requests_keep_the_view(sandbox: Sandbox, streaming: Follower, fault: str) -> None:
     with streaming.untold():
         getattr(sandbox.faults, fault)()
         sandbox.drop_watches()

@@ -22,7 +22,7 @@ async def get(transport: Transport, path: str = PATH) -> Answer:
     return await transport.get(path, timeout_s=10)
 
 
-async def test_a_get_sends_the_token_the_query_and_our_name_and_returns_status_headers_and_body() -> None:
+async def test_get_sends_token_query_and_user_agent() -> None:
     async with ApiServer(answering(b'{"kind":"List"}', headers={"X-Seen": "yes"})) as server:
         transport = Transport(upstream(server))
         answer = await transport.get(PATH, [("labelSelector", "a in (b,c),d!=e+f"), ("limit", "2")], timeout_s=10)
@@ -36,7 +36,7 @@ async def test_a_get_sends_the_token_the_query_and_our_name_and_returns_status_h
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 410, 422, 429, 500, 503])
-async def test_every_status_is_an_answer(status: int) -> None:
+async def test_http_error_status_is_a_response(status: int) -> None:
     async with ApiServer(answering(b"why", status, {"Retry-After": "3"})) as server:
         transport = Transport(upstream(server))
         answer = await get(transport)
@@ -44,7 +44,7 @@ async def test_every_status_is_an_answer(status: int) -> None:
     assert (answer.status, answer.headers["Retry-After"], answer.body) == (status, "3", b"why")
 
 
-async def test_a_prefix_of_the_server_stays_in_front_of_the_path() -> None:
+async def test_server_path_prefix_is_kept() -> None:
     async with ApiServer(answering()) as server:
         transport = Transport(upstream(server, server=f"{server.url}/apis/x/projects/p1/control-plane"))
         await get(transport, "/version")
@@ -52,7 +52,7 @@ async def test_a_prefix_of_the_server_stays_in_front_of_the_path() -> None:
     assert server.requests[0].path == "/apis/x/projects/p1/control-plane/version"
 
 
-async def test_a_compressed_answer_is_asked_for_and_undone() -> None:
+async def test_gzip_response_is_requested_and_decompressed() -> None:
     body = b'{"items":[]}' * 1000
     async with ApiServer(answering(gzip.compress(body), headers={"Content-Encoding": "gzip"})) as server:
         transport = Transport(upstream(server))
@@ -62,7 +62,7 @@ async def test_a_compressed_answer_is_asked_for_and_undone() -> None:
     assert answer.body == body
 
 
-async def test_an_answer_that_is_larger_than_the_limit_once_uncompressed_is_not_read_to_its_end() -> None:
+async def test_decompressed_response_over_limit_is_aborted() -> None:
     bomb = gzip.compress(b"0" * (8 << 20))
     async with ApiServer(answering(bomb, headers={"Content-Encoding": "gzip"})) as server:
         transport = Transport(upstream(server), response_limit=1 << 20)
@@ -72,7 +72,7 @@ async def test_an_answer_that_is_larger_than_the_limit_once_uncompressed_is_not_
     assert raised.value.cause == "closed"
 
 
-async def test_a_post_sends_json_and_returns_what_came_back() -> None:
+async def test_post_sends_json_and_returns_body() -> None:
     async def echo(request: web.Request) -> web.Response:
         return web.Response(body=await request.read(), status=201)
 
@@ -85,7 +85,7 @@ async def test_a_post_sends_json_and_returns_what_came_back() -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_a_redirect_is_an_answer_and_is_not_followed(status: int) -> None:
+async def test_redirect_is_a_response_and_not_followed(status: int) -> None:
     async with ApiServer(answering(b"over there", status, {"Location": "/elsewhere"})) as server:
         transport = Transport(upstream(server))
         answer = await get(transport)
@@ -100,7 +100,7 @@ async def test_a_redirect_is_an_answer_and_is_not_followed(status: int) -> None:
 @pytest.mark.parametrize(
     "path", ["/a/../secrets", "/a/..", "/a/%2e%2e/b", "/a?b", "/a#b", "//evil", "a", "", "/a b", "/a\n", "/a/./b", "/ä"]
 )
-async def test_a_path_that_a_url_library_could_read_as_another_is_never_sent(path: str) -> None:
+async def test_ambiguous_path_is_never_sent(path: str) -> None:
     async with ApiServer(answering()) as server:
         transport = Transport(upstream(server))
         with pytest.raises(ValueError, match="not a path"):
@@ -109,7 +109,7 @@ async def test_a_path_that_a_url_library_could_read_as_another_is_never_sent(pat
     assert server.requests == []
 
 
-async def test_a_netrc_and_proxies_of_the_environment_that_are_not_for_this_server_are_not_used(
+async def test_netrc_and_foreign_environment_proxies_are_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     netrc = tmp_path / "netrc"
@@ -143,7 +143,7 @@ def accepting(token: str) -> ApiServer:
     return ApiServer(answer)
 
 
-async def test_a_refused_token_is_renewed_and_the_request_repeated_once() -> None:
+async def test_rejected_token_is_renewed_and_request_repeated_once() -> None:
     async with accepting("t1") as server:
         transport = Transport(upstream(server, credentials=Renewing()))
         assert (await get(transport)).status == 200
@@ -153,7 +153,7 @@ async def test_a_refused_token_is_renewed_and_the_request_repeated_once() -> Non
     assert server.headers("Authorization") == ["Bearer t0", "Bearer t1", "Bearer t1"]
 
 
-async def test_a_token_refused_again_is_an_answer_and_not_a_loop() -> None:
+async def test_token_rejected_twice_is_a_response() -> None:
     async with accepting("none") as server:
         transport = Transport(upstream(server, credentials=Renewing()))
         assert (await get(transport)).status == 401
@@ -161,7 +161,7 @@ async def test_a_token_refused_again_is_an_answer_and_not_a_loop() -> None:
     assert server.headers("Authorization") == ["Bearer t0", "Bearer t1"]
 
 
-async def test_a_refused_token_that_cannot_be_renewed_is_not_sent_again() -> None:
+async def test_rejected_token_that_cannot_be_renewed_is_not_resent() -> None:
     async with accepting("none") as server:
         transport = Transport(upstream(server))
         assert (await get(transport)).status == 401
@@ -173,7 +173,7 @@ def files_of(leaf: trustme.LeafCert) -> tuple[bytes, bytes]:
     return leaf.cert_chain_pems[0].bytes(), leaf.private_key_pem.bytes()
 
 
-async def test_a_client_certificate_is_shown_to_the_server() -> None:
+async def test_client_certificate_is_presented() -> None:
     clients = trustme.CA()
     chain, key = files_of(clients.issue_cert(common_name="milo-discoveryd"))
     pair = ClientCertificate(chain=chain, key=Secret(key.decode()))
@@ -223,7 +223,7 @@ async def test_renewed_files_of_a_client_certificate_are_used_and_an_open_stream
     assert len(set(serials)) == 2
 
 
-async def test_a_renewed_authority_is_trusted_from_the_next_request(tmp_path: Path) -> None:
+async def test_renewed_ca_is_trusted_from_next_request(tmp_path: Path) -> None:
     pem = tmp_path / "ca.crt"
     pem.write_bytes(trustme.CA().cert_pem.bytes())
     async with ApiServer(answering()) as server:
@@ -236,7 +236,7 @@ async def test_a_renewed_authority_is_trusted_from_the_next_request(tmp_path: Pa
         await transport.aclose()
 
 
-async def test_f8_another_certificate_of_the_same_authority_is_as_good() -> None:
+async def test_f8_renewed_certificate_of_same_ca_is_trusted() -> None:
     async with ApiServer(answering()) as server:
         transport = Transport(upstream(server))
         assert (await get(transport)).status == 200
@@ -246,7 +246,7 @@ async def test_f8_another_certificate_of_the_same_authority_is_as_good() -> None
     await transport.aclose()
 
 
-async def test_an_intermediate_certificate_is_enough_to_trust() -> None:
+async def test_intermediate_certificate_is_a_trust_anchor() -> None:
     root = trustme.CA()
     middle = root.create_child_ca()
     async with ApiServer(answering(), leaf=middle.issue_cert("127.0.0.1")) as server:
@@ -255,7 +255,7 @@ async def test_an_intermediate_certificate_is_enough_to_trust() -> None:
         await transport.aclose()
 
 
-async def test_the_tls_server_name_is_the_one_that_is_asked_for_and_verified() -> None:
+async def test_tls_server_name_is_requested_and_verified() -> None:
     authority = trustme.CA()
     async with ApiServer(answering(), authority, leaf=authority.issue_cert("api.example.com")) as server:
         transport = Transport(upstream(server, tls_server_name="api.example.com"))

@@ -65,26 +65,26 @@ def closed_port() -> int:
         return port
 
 
-async def test_a_host_that_has_no_address() -> None:
+async def test_unresolvable_host_is_dns_error() -> None:
     error = await failure(nobody("https://milo.invalid"))
     assert error.cause == "dns"
     assert "milo.invalid cannot be found" in str(error)
 
 
-async def test_a_port_on_which_nobody_listens() -> None:
+async def test_closed_port_is_connect_error() -> None:
     error = await failure(nobody(f"https://127.0.0.1:{closed_port()}"))
     assert error.cause == "connect"
     assert "cannot be reached" in str(error)
 
 
-async def test_an_authority_that_did_not_sign_the_servers_certificate() -> None:
+async def test_untrusted_certificate_is_tls_error() -> None:
     async with ApiServer(answering()) as server:
         error = await failure(upstream(server, authorities=trustme.CA().cert_pem.bytes()))
     assert error.cause == "tls"
     assert "certificate-authority-data must hold the CA that signed it" in str(error)
 
 
-async def test_a_certificate_that_has_expired() -> None:
+async def test_expired_certificate_is_tls_error() -> None:
     authority = trustme.CA()
     past = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
     leaf = authority.issue_cert("127.0.0.1", not_before=past, not_after=past + datetime.timedelta(days=1))
@@ -94,7 +94,7 @@ async def test_a_certificate_that_has_expired() -> None:
     assert "expired (renew it, or set this machine's clock right)" in str(error)
 
 
-async def test_a_certificate_for_another_name() -> None:
+async def test_certificate_for_another_name_is_tls_error() -> None:
     authority = trustme.CA()
     async with ApiServer(answering(), authority, leaf=authority.issue_cert("api.example.com")) as server:
         error = await failure(upstream(server))
@@ -102,7 +102,7 @@ async def test_a_certificate_for_another_name() -> None:
     assert "set tls-server-name to a name that it does have" in str(error)
 
 
-async def test_a_server_that_wants_a_client_certificate_and_gets_none() -> None:
+async def test_missing_client_certificate_is_tls_error() -> None:
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(context)
@@ -129,13 +129,13 @@ async def test_a_server_that_wants_a_client_certificate_and_gets_none() -> None:
     assert "it does not accept our client certificate, or wants one" in str(error)
 
 
-async def test_an_authority_that_is_not_pem() -> None:
+async def test_invalid_ca_is_tls_error() -> None:
     error = await failure(nobody("https://127.0.0.1:1", authorities=b"not a certificate"))
     assert error.cause == "credential"
     assert "PEM" in str(error)
 
 
-async def test_a_port_that_speaks_plain_http() -> None:
+async def test_plain_http_port_is_tls_error() -> None:
     async def plain(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await writer.drain()
@@ -147,7 +147,7 @@ async def test_a_port_that_speaks_plain_http() -> None:
     assert "does the port speak plain HTTP?" in str(error)
 
 
-async def test_a_peer_that_does_not_speak_http() -> None:
+async def test_peer_that_speaks_no_http_is_closed_error() -> None:
     async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 smtp.example.com\r\n")
         await writer.drain()
@@ -159,7 +159,7 @@ async def test_a_peer_that_does_not_speak_http() -> None:
     assert "does not speak HTTP" in str(error)
 
 
-async def test_a_peer_that_closes_without_an_answer() -> None:
+async def test_peer_that_closes_without_response_is_closed_error() -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.close()
@@ -169,7 +169,7 @@ async def test_a_peer_that_closes_without_an_answer() -> None:
     assert error.cause == "closed"
 
 
-async def test_a_server_that_does_not_answer_in_time() -> None:
+async def test_server_without_response_is_timeout_error() -> None:
     never = asyncio.Event()
 
     async def wait(_: web.Request) -> web.Response:
@@ -183,7 +183,7 @@ async def test_a_server_that_does_not_answer_in_time() -> None:
     assert "did not answer in time" in str(error)
 
 
-async def test_a_peer_that_does_not_accept_a_connection_in_time() -> None:
+async def test_unaccepted_connection_is_timeout_error() -> None:
     async def sit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()  # the TLS handshake's first message, which is never answered
         writer.close()
@@ -197,7 +197,7 @@ async def test_a_peer_that_does_not_accept_a_connection_in_time() -> None:
     assert raised.value.cause == "timeout"
 
 
-async def test_a_credential_that_cannot_be_had() -> None:
+async def test_unavailable_credential_is_credential_error() -> None:
     class Broken:
         async def credential(self, *, refused: Credential | None = None) -> Credential:
             raise CredentialError("exec plugin login ended with status 1")
@@ -207,14 +207,14 @@ async def test_a_credential_that_cannot_be_had() -> None:
     assert "exec plugin login ended with status 1" in str(error)
 
 
-async def test_a_proxy_that_cannot_be_reached() -> None:
+async def test_unreachable_proxy_is_connect_error() -> None:
     proxy = Secret(f"http://user:hunter2@127.0.0.1:{closed_port()}")
     error = await failure(nobody("https://milo.example.com", proxy=proxy))
     assert error.cause == "connect"
     assert "the proxy on the way to https://milo.example.com" in str(error)
 
 
-async def test_a_proxy_is_told_its_user_and_refuses() -> None:
+async def test_proxy_authentication_is_sent_and_rejection_reported() -> None:
     seen: list[bytes] = []
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -231,7 +231,7 @@ async def test_a_proxy_is_told_its_user_and_refuses() -> None:
     assert b"Proxy-Authorization: Basic dTpodW50ZXIy" in seen[0]
 
 
-async def test_no_message_holds_the_token_or_the_proxys_password() -> None:
+async def test_error_messages_contain_no_token_or_proxy_password() -> None:
     errors = [
         await failure(nobody(f"https://127.0.0.1:{closed_port()}")),
         await failure(nobody("https://milo.invalid", proxy=Secret(f"http://u:hunter2@127.0.0.1:{closed_port()}"))),

@@ -62,7 +62,7 @@ async def test_bytes_arrive_as_they_are_sent_and_the_stream_ends_when_the_server
     assert server.headers("Accept-Encoding") == ["identity"]
 
 
-async def test_a_line_of_many_mebibytes_comes_through_in_pieces() -> None:
+async def test_stream_line_of_many_mebibytes_is_read_in_chunks() -> None:
     line = b"x" * (6 << 20)
     async with ApiServer(answering(line)) as server:
         transport = Transport(upstream(server))
@@ -73,7 +73,7 @@ async def test_a_line_of_many_mebibytes_comes_through_in_pieces() -> None:
     assert b"".join(received) == line
 
 
-async def test_a_connection_cut_in_the_middle_is_not_mistaken_for_the_end() -> None:
+async def test_stream_cut_is_not_mistaken_for_end() -> None:
     script = Script()
     script.say(b'{"type":"ADD')
     script.cut()
@@ -133,7 +133,7 @@ async def test_cancelling_the_reader_closes_its_connection() -> None:
         await transport.aclose()
 
 
-async def test_an_error_answer_is_read_up_to_a_limit() -> None:
+async def test_stream_error_body_is_read_up_to_limit() -> None:
     async with ApiServer(answering(b"<html>" * 100, 503)) as server:
         transport = Transport(upstream(server))
         async with transport.stream(PATH, connect_timeout_s=10, silence_s=10) as stream:

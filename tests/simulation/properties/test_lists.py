@@ -48,7 +48,7 @@ def findings(of: list[Observation]) -> list[SourceEvent]:
 
 
 @given(before=lists(), listed=lists())
-def test_the_same_list_again_changes_nothing(before: list[Observation], listed: list[Observation]) -> None:
+def test_identical_relist_has_no_effect(before: list[Observation], listed: list[Observation]) -> None:
     source = Source()
     source.take(findings(before))
     source.take(findings(listed))
@@ -61,9 +61,7 @@ def test_the_same_list_again_changes_nothing(before: list[Observation], listed: 
 
 
 @given(before=lists(), listed=lists(), data=st.data())
-def test_the_portions_in_which_a_list_comes_make_no_difference(
-    before: list[Observation], listed: list[Observation], data: st.DataObject
-) -> None:
+def test_list_chunking_has_no_effect(before: list[Observation], listed: list[Observation], data: st.DataObject) -> None:
     whole, cut = Source(), Source()
     for source in (whole, cut):
         source.take(findings(before))
@@ -78,7 +76,7 @@ def test_the_portions_in_which_a_list_comes_make_no_difference(
 
 
 @given(before=lists(), listed=lists())
-def test_a_list_that_is_given_up_changes_nothing(before: list[Observation], listed: list[Observation]) -> None:
+def test_abandoned_list_has_no_effect(before: list[Observation], listed: list[Observation]) -> None:
     source, untouched = Source(), Source()
     for each in (source, untouched):
         each.take(findings(before))

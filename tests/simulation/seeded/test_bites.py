@@ -56,7 +56,9 @@ BUGS: list[tuple[str, type, str, Any]] = [
 
 
 @pytest.mark.parametrize(("of", "name", "becomes"), [pytest.param(*bug, id=name) for name, *bug in BUGS])
-def test_a_bug_is_noticed(of: type, name: str, becomes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeded_bug_is_detected(
+    of: type, name: str, becomes: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(of, name, becomes, raising=False)
     assert any(_ends_badly(seed) for seed in range(SEEDS))
 

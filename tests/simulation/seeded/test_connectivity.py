@@ -96,7 +96,7 @@ def play(scene: Callable[[World], Awaitable[None]], policy: ProbePolicy) -> None
         runner.run(main())
 
 
-def test_f58_black_holes_delay_nobody_else() -> None:
+def test_f58_black_holes_delay_no_other_cluster() -> None:
     async def scene(world: World) -> None:
         world.holes = set(CLUSTERS[::10])
         assert (world.fleet.registry.engaged, len(world.reached)) == (500, 0), "engaged before anything was probed"
@@ -107,7 +107,7 @@ def test_f58_black_holes_delay_nobody_else() -> None:
     play(scene, ProbePolicy())
 
 
-def test_f58_where_it_is_wanted_a_minority_is_disengaged_after_the_time_and_engaged_again_when_it_answers() -> None:
+def test_f58_unreachable_minority_is_disengaged_and_engaged_again() -> None:
     async def scene(world: World) -> None:
         await asyncio.sleep(60.0)
         world.holes = set(CLUSTERS[::10])
@@ -125,7 +125,7 @@ def test_f58_where_it_is_wanted_a_minority_is_disengaged_after_the_time_and_enga
 
 
 @pytest.mark.parametrize("every", [1, 2, 4], ids=["all", "half", "a-quarter"])
-def test_f58_while_many_are_away_nobody_is_disengaged_however_long_it_takes(every: int) -> None:
+def test_f58_unreachable_majority_is_never_disengaged(every: int) -> None:
     async def scene(world: World) -> None:
         await asyncio.sleep(60.0)
         world.holes = set(CLUSTERS[::every])

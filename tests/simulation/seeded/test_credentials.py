@@ -21,7 +21,7 @@ async def holds_all(stage: Stage) -> None:
     await stage.until(lambda: stage.subscriber.session.view and stage.subscriber.can_work)
 
 
-def test_whoever_asks_for_them_has_a_good_one_for_each_cluster_all_the_time() -> None:
+def test_subscriber_always_has_valid_kubeconfigs() -> None:
     async def scene(stage: Stage) -> None:
         await holds_all(stage)
         for _ in range(300):
@@ -32,7 +32,7 @@ def test_whoever_asks_for_them_has_a_good_one_for_each_cluster_all_the_time() ->
     play(scene, SHORT, with_kubeconfigs=True)
 
 
-def test_f50_an_outage_of_a_third_of_their_lives_is_noticed_by_nobody() -> None:
+def test_f50_outage_of_a_third_of_a_lifetime_is_unnoticed() -> None:
     async def scene(stage: Stage) -> None:
         await holds_all(stage)
         stage.tokens.down_until = stage.loop.time() + 20.0
@@ -43,7 +43,7 @@ def test_f50_an_outage_of_a_third_of_their_lives_is_noticed_by_nobody() -> None:
     play(scene, SHORT, with_kubeconfigs=True)
 
 
-def test_f50_what_has_ended_is_handed_out_to_nobody_and_soon_after_an_outage_there_is_another() -> None:
+def test_f50_expired_credential_is_never_issued_and_soon_replaced() -> None:
     async def scene(stage: Stage) -> None:
         await holds_all(stage)
         ends_at = stage.loop.time() + 200.0
@@ -57,7 +57,7 @@ def test_f50_what_has_ended_is_handed_out_to_nobody_and_soon_after_an_outage_the
     play(scene, SHORT, with_kubeconfigs=True)
 
 
-def test_f57_what_was_asked_for_is_not_handed_out_once_its_cluster_is_disengaged() -> None:
+def test_f57_credential_is_not_issued_after_disengagement() -> None:
     async def scene(stage: Stage) -> None:
         stage.tokens.pause_s = 3.0
         stage.subscriber.ask("b", None)
@@ -71,7 +71,7 @@ def test_f57_what_was_asked_for_is_not_handed_out_once_its_cluster_is_disengaged
     play(scene)
 
 
-def test_f57_another_cluster_of_that_name_is_given_its_own() -> None:
+def test_f57_recreated_cluster_gets_its_own_credential() -> None:
     async def scene(stage: Stage) -> None:
         stage.tokens.pause_s = 3.0
         stage.subscriber.ask("b", None)
@@ -87,7 +87,7 @@ def test_f57_another_cluster_of_that_name_is_given_its_own() -> None:
     play(scene)
 
 
-def test_f35_what_a_run_that_was_killed_had_minted_is_revoked_by_the_next() -> None:
+def test_f35_credentials_of_killed_run_are_revoked_by_next() -> None:
     async def scene(stage: Stage) -> None:
         stage.subscriber.ask("b", None)
         await stage.until(lambda: tokens_of(stage, "b"))
@@ -100,7 +100,7 @@ def test_f35_what_a_run_that_was_killed_had_minted_is_revoked_by_the_next() -> N
     play(scene)
 
 
-def test_f54_what_tokens_are_bound_to_is_made_again_when_somebody_has_deleted_it() -> None:
+def test_f54_deleted_bound_secret_is_created_again() -> None:
     async def scene(stage: Stage) -> None:
         await holds_all(stage)
         for _ in range(3):
@@ -111,7 +111,7 @@ def test_f54_what_tokens_are_bound_to_is_made_again_when_somebody_has_deleted_it
     play(scene, SHORT, with_kubeconfigs=True)
 
 
-def test_f51_a_source_that_was_unfit_for_clusters_that_are_gone_is_tried_again_for_others() -> None:
+def test_f51_unfit_source_is_retried_for_other_clusters() -> None:
     """Nobody asks for what is gone, so nothing else would find out that it is fit by now."""
 
     async def scene(stage: Stage) -> None:
@@ -134,7 +134,7 @@ HOURS_S = 8 * 3600.0
 YEARS_S = 10 * 365 * 86400.0
 
 
-def test_f40_after_a_machine_has_slept_nothing_is_handed_out_that_ended_meanwhile() -> None:
+def test_f40_expired_credential_is_not_issued_after_suspend() -> None:
     async def scene(stage: Stage) -> None:
         await holds_all(stage)
         given = len(stage.handed)
@@ -149,7 +149,7 @@ def test_f40_after_a_machine_has_slept_nothing_is_handed_out_that_ended_meanwhil
 
 
 @pytest.mark.parametrize("ahead_s", [3600.0, -3600.0, YEARS_S, -YEARS_S])
-def test_f40_while_a_clock_is_set_wrong_nothing_ended_is_handed_out_and_nobody_is_asked_in_a_loop(
+def test_f40_wrong_clock_issues_nothing_expired_and_causes_no_request_storm(
     ahead_s: float,
 ) -> None:
     async def scene(stage: Stage) -> None:

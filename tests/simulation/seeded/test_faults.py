@@ -15,7 +15,7 @@ ANSWERED = [each for each in TROUBLES if set(each.kinds) == {"list", "open", "lo
 
 
 @pytest.mark.parametrize("trouble", ANSWERED, ids=lambda each: f"{each.row}-{each.name.replace(' ', '-')}")
-def test_a_request_that_comes_to_nothing_is_made_again_and_nobody_is_disengaged(trouble: Trouble) -> None:
+def test_failed_request_is_repeated_and_disengages_nothing(trouble: Trouble) -> None:
     async def scene(stage: Stage) -> None:
         stage.api.only = trouble
         stage.api.cut()
@@ -49,9 +49,7 @@ RESET = TransportError("closed", "reset")
         pytest.param((b"<html>\n",), 0, id="F28-junk"),
     ],
 )
-def test_whatever_a_watch_says_the_next_one_goes_on(
-    said: tuple[bytes | TransportError | None, ...], lists: int
-) -> None:
+def test_faulty_watch_is_followed_by_next(said: tuple[bytes | TransportError | None, ...], lists: int) -> None:
     async def scene(stage: Stage) -> None:
         stage.api.requests.clear()
         stage.watch.say(*said)
@@ -63,7 +61,7 @@ def test_whatever_a_watch_says_the_next_one_goes_on(
     play(scene)
 
 
-def test_f4_a_watch_that_says_nothing_on_a_live_server_is_given_up_by_its_missing_bookmarks() -> None:
+def test_f4_silent_watch_is_abandoned_by_missing_bookmarks() -> None:
     async def scene(stage: Stage) -> None:
         stage.watch.mute = True
         stage.happens("d")
@@ -72,7 +70,7 @@ def test_f4_a_watch_that_says_nothing_on_a_live_server_is_given_up_by_its_missin
     play(scene)
 
 
-def test_f10_a_server_that_lags_behind_is_asked_for_what_it_has_and_nothing_goes_back() -> None:
+def test_f10_lagging_server_never_takes_the_view_back() -> None:
     """Behind a load balancer another server does not know the version yet."""
 
     async def scene(stage: Stage) -> None:
@@ -87,7 +85,7 @@ def test_f10_a_server_that_lags_behind_is_asked_for_what_it_has_and_nothing_goes
     play(scene)
 
 
-def test_f11_an_expired_version_leads_to_one_list_and_only_the_differences() -> None:
+def test_f11_expired_version_leads_to_one_list_with_differences_only() -> None:
     async def scene(stage: Stage) -> None:
         stage.api.requests.clear()
         stage.put("a", content=2)
@@ -101,7 +99,7 @@ def test_f11_an_expired_version_leads_to_one_list_and_only_the_differences() -> 
     play(scene)
 
 
-def test_f14_a_list_that_expires_between_its_pages_is_begun_again() -> None:
+def test_f14_list_expired_between_pages_restarts() -> None:
     pages = replace(TRAITS, streaming=False, page_size=1)
 
     async def scene(stage: Stage) -> None:
@@ -120,7 +118,7 @@ def test_f14_a_list_that_expires_between_its_pages_is_begun_again() -> None:
 
 
 @pytest.mark.parametrize("seconds", [5, 30])
-def test_f15_a_server_that_is_busy_for_a_while_is_followed_again_soon_after(seconds: int) -> None:
+def test_f15_overloaded_server_is_followed_again_soon(seconds: int) -> None:
     """So it answers while it builds its watch cache."""
 
     async def scene(stage: Stage) -> None:
@@ -133,7 +131,7 @@ def test_f15_a_server_that_is_busy_for_a_while_is_followed_again_soon_after(seco
     play(scene)
 
 
-def test_f20_an_empty_list_that_is_a_mistake_disengages_nobody() -> None:
+def test_f20_empty_list_by_mistake_disengages_nothing() -> None:
     async def scene(stage: Stage) -> None:
         (stage.api.only,) = (each for each in TROUBLES if each.name == "an empty list")
         stage.server.version += 1
@@ -147,7 +145,7 @@ def test_f20_an_empty_list_that_is_a_mistake_disengages_nobody() -> None:
     play(scene)
 
 
-def test_f20_an_empty_list_that_is_the_truth_is_told_after_a_second_look() -> None:
+def test_f20_true_empty_list_is_applied_after_second_list() -> None:
     async def scene(stage: Stage) -> None:
         for name in "abc":
             stage.world.delete(name)
@@ -159,7 +157,7 @@ def test_f20_an_empty_list_that_is_the_truth_is_told_after_a_second_look() -> No
     play(scene)
 
 
-def test_f22_nobody_is_let_go_for_a_server_that_was_restored_from_a_backup() -> None:
+def test_f22_restored_server_disengages_nothing() -> None:
     async def scene(stage: Stage) -> None:
         stage.server.back_up()
         stage.happens("d")
@@ -176,7 +174,7 @@ def test_f22_nobody_is_let_go_for_a_server_that_was_restored_from_a_backup() -> 
     play(scene)
 
 
-def test_f24_what_was_said_before_is_not_news() -> None:
+def test_f24_stale_events_are_ignored() -> None:
     async def scene(stage: Stage) -> None:
         stage.happens("a", content=2)
         stage.happens("a", ready=False)
@@ -190,7 +188,7 @@ def test_f24_what_was_said_before_is_not_news() -> None:
     play(scene)
 
 
-def test_f25_a_deletion_that_was_none_is_asked_about() -> None:
+def test_f25_false_deletion_is_refuted() -> None:
     async def scene(stage: Stage) -> None:
         stage.watch.say(line("DELETED", stage.server.things["a"].encoded("a")))
         await stage.until(lambda: stage.api.requests["look"])
@@ -200,7 +198,7 @@ def test_f25_a_deletion_that_was_none_is_asked_about() -> None:
     play(scene)
 
 
-def test_f25_a_deletion_that_no_watch_told_of_is_found_by_the_next_list() -> None:
+def test_f25_missed_deletion_is_found_by_next_list() -> None:
     async def scene(stage: Stage) -> None:
         stage.world.delete("a")
         assert stage.watch.watch is not None
@@ -216,7 +214,7 @@ def test_f25_a_deletion_that_no_watch_told_of_is_found_by_the_next_list() -> Non
     play(scene)
 
 
-def test_f31_a_streaming_list_that_never_ends_gives_way_to_pages() -> None:
+def test_f31_endless_streaming_list_falls_back_to_pages() -> None:
     async def scene(stage: Stage) -> None:
         (stage.api.only,) = (each for each in TROUBLES if each.name == "a list without an end")
         stage.put("a", content=2)
@@ -229,7 +227,7 @@ def test_f31_a_streaming_list_that_never_ends_gives_way_to_pages() -> None:
     play(scene)
 
 
-def test_f32_watches_that_end_at_once_are_not_opened_in_a_loop() -> None:
+def test_f32_short_watches_are_not_reopened_in_a_loop() -> None:
     async def scene(stage: Stage) -> None:
         (stage.api.only,) = (each for each in TROUBLES if each.row == "F32")
         stage.api.cut()
@@ -243,7 +241,7 @@ def test_f32_watches_that_end_at_once_are_not_opened_in_a_loop() -> None:
     play(scene)
 
 
-def test_f60_a_condition_that_flaps_ten_times_a_second_is_told_to_nobody_within_its_grace() -> None:
+def test_f60_flapping_condition_is_hidden_by_grace() -> None:
     patient = replace(TRAITS, grace_s=10.0)
 
     async def scene(stage: Stage) -> None:
@@ -258,7 +256,7 @@ def test_f60_a_condition_that_flaps_ten_times_a_second_is_told_to_nobody_within_
     play(scene, patient)
 
 
-def test_f60_without_a_grace_each_turn_is_told_and_no_more() -> None:
+def test_f60_flapping_condition_without_grace_is_sent_once_per_change() -> None:
     async def scene(stage: Stage) -> None:
         for turn in range(200):
             stage.happens("a", ready=turn % 2 == 1)
@@ -270,7 +268,7 @@ def test_f60_without_a_grace_each_turn_is_told_and_no_more() -> None:
     play(scene)
 
 
-def test_f61_a_burst_arrives_whole_and_in_order() -> None:
+def test_f61_burst_is_complete_and_ordered() -> None:
     many = [f"p-{number}" for number in range(1000)]
 
     async def scene(stage: Stage) -> None:
@@ -285,7 +283,7 @@ def test_f61_a_burst_arrives_whole_and_in_order() -> None:
     play(scene)
 
 
-def test_f5_an_event_that_drips_is_given_up() -> None:
+def test_f5_dripping_event_is_abandoned() -> None:
     async def scene(stage: Stage) -> None:
         opened = stage.watch
         whole = line("MODIFIED", stage.server.things["a"].encoded("a"))
@@ -301,7 +299,7 @@ def test_f5_an_event_that_drips_is_given_up() -> None:
     play(scene)
 
 
-def test_f30_a_list_may_take_minutes_as_long_as_it_comes() -> None:
+def test_f30_list_may_take_minutes() -> None:
     async def scene(stage: Stage) -> None:
         for number in range(30):
             stage.put(f"p-{number}")

@@ -21,7 +21,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("first", range(0, metafunc.config.getoption("lives"), AT_ONCE))
 
 
-def test_nothing_is_lost_and_nobody_is_disengaged_by_mistake(first: int) -> None:
+def test_simulation_loses_nothing_and_disengages_nothing_by_mistake(first: int) -> None:
     report = Report(first, first + AT_ONCE - 1)
     for seed in range(report.first, report.last + 1):
         outcome = live(seed)
@@ -34,6 +34,6 @@ def test_nothing_is_lost_and_nobody_is_disengaged_by_mistake(first: int) -> None
     assert report.recovery_s(1.0) <= 45.0
 
 
-def test_a_seed_is_a_history() -> None:
+def test_simulation_is_reproducible_by_seed() -> None:
     assert live(7).history == live(7).history
     assert live(7).history != live(8).history

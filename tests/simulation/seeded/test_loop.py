@@ -26,7 +26,7 @@ async def order_of_five() -> list[int]:
     return ran
 
 
-def test_an_hour_passes_in_no_time() -> None:
+def test_virtual_hour_takes_no_time() -> None:
     async def main() -> float:
         await asyncio.sleep(3600)
         return asyncio.get_running_loop().time()
@@ -47,7 +47,7 @@ def test_deadlines_come_in_their_order() -> None:
     assert run(main()) == ["first", "second"]
 
 
-def test_who_goes_first_is_drawn_and_the_same_for_the_same_seed() -> None:
+def test_ready_task_order_is_drawn_from_seed() -> None:
     assert run(order_of_five(), 1) == run(order_of_five(), 1)
     assert len({tuple(run(order_of_five(), seed)) for seed in range(20)}) > 10
 

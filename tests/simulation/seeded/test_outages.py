@@ -14,7 +14,7 @@ ALSO = [each for each in TROUBLES if each.name in ("a watch that ends at once", 
 
 
 @pytest.mark.parametrize("trouble", [*LASTING, *ALSO], ids=lambda each: f"{each.row}-{each.name.replace(' ', '-')}")
-def test_an_hour_of_it_costs_few_requests_and_no_cluster(trouble: Trouble) -> None:
+def test_outage_of_an_hour_costs_few_requests_and_no_cluster(trouble: Trouble) -> None:
     async def outage(stage: Stage) -> None:
         stage.api.only = trouble
         stage.api.cut()

@@ -27,7 +27,7 @@ def test_expressions_name_only_what_is_exported_or_recorded(name: str, expressio
     assert monitoring.grouped(expression) <= allowed
 
 
-async def test_a_running_daemon_exports_just_what_the_reference_has(place: Place) -> None:
+async def test_exported_metrics_match_reference(place: Place) -> None:
     async with place.daemon(http_listen="127.0.0.1:0") as daemon:
         await daemon.start()
         await daemon.until_said('"started"')
@@ -49,7 +49,7 @@ def test_alert_has_severity_summary_and_a_runbook(alert: dict[str, dict[str, str
     assert f"`{alert['alert']}`" in runbook
 
 
-def test_every_runbook_belongs_to_an_alert() -> None:
+def test_runbook_has_an_alert() -> None:
     named = {alert["annotations"]["runbook_url"].rpartition("/")[2] for alert in monitoring.alerts()}
     assert {path.name for path in (monitoring.ROOT / "docs" / "runbooks").glob("*.md")} == named
 

@@ -24,17 +24,17 @@ def run(*command: Path | str, cwd: Path) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_rules_are_valid(promtool: Path, tmp_path: Path) -> None:
+def test_rules_pass_promtool_check(promtool: Path, tmp_path: Path) -> None:
     run(promtool, "check", "rules", "rules.yaml", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("case", sorted(CASES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_the_rules_fire_as_their_cases_say(promtool: Path, tmp_path: Path, case: Path) -> None:
+def test_rules_pass_their_unit_tests(promtool: Path, tmp_path: Path, case: Path) -> None:
     (tmp_path / "case.yaml").write_text(case.read_text())
     run(promtool, "test", "rules", "case.yaml", cwd=tmp_path)
 
 
-def test_every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_does_not() -> None:
+def test_alert_has_a_firing_and_a_quiet_case() -> None:
     fires: set[str] = set()
     silent: set[str] = set()
     for path in CASES.glob("*.yaml"):

@@ -22,7 +22,7 @@ def test_packages_table_names_every_package_of_the_daemon() -> None:
     assert [name for name in named if not (ROOT / name).is_dir()] == []
 
 
-def test_where_is_it_decided_names_files_that_exist() -> None:
+def test_decision_table_names_existing_files() -> None:
     files = re.findall(r"`(\w+/[\w/]+\.py)`", section("Where is it decided?"))
     assert len(files) > 20
     assert [file for file in files if not (ROOT / file).is_file()] == []

@@ -49,7 +49,7 @@ def all_messages() -> dict[str, Descriptor]:
     return found
 
 
-def test_only_two_calls_return_kubeconfigs() -> None:
+def test_kubeconfigs_are_returned_by_two_rpcs_only() -> None:
     name = pb.Kubeconfig.DESCRIPTOR.full_name
     carrying = {method.name for method in SERVICE.methods if name in messages(method.output_type)}
     assert carrying == {"IssueKubeconfig", "WatchClusters"}

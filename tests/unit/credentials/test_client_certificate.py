@@ -34,7 +34,7 @@ def mounted(folder: Path, ca: trustme.CA, **differing: object) -> ClientCertific
     )
 
 
-async def test_a_certificate_names_its_holder_and_lives_for_as_long_as_was_asked(tmp_path: Path) -> None:
+async def test_certificate_has_name_and_requested_lifetime(tmp_path: Path) -> None:
     minted = await mounted(tmp_path, trustme.CA()).mint(WANTED)
     assert minted.credential.certificate is not None
     made = x509.load_pem_x509_certificate(minted.credential.certificate.chain)
@@ -48,7 +48,7 @@ async def test_a_certificate_names_its_holder_and_lives_for_as_long_as_was_asked
     assert made.not_valid_before_utc.timestamp() <= time.time() - SKEW_S + 1
 
 
-async def test_a_server_that_trusts_the_ca_takes_it(tmp_path: Path) -> None:
+async def test_certificate_is_accepted_by_server_that_trusts_ca(tmp_path: Path) -> None:
     ca = trustme.CA()
     minted = await mounted(tmp_path, ca).mint(WANTED)
     async with ApiServer(answering(b"hello"), wants_client_certificate_of=ca) as server:
@@ -65,7 +65,7 @@ async def test_a_server_that_trusts_the_ca_takes_it(tmp_path: Path) -> None:
         ({"common_name": "operator", "organizations": ["{uid}"]}, Scope.CLUSTER),
     ],
 )
-async def test_one_without_the_project_s_name_in_it_is_for_every_project(
+async def test_certificate_without_project_name_is_for_every_project(
     tmp_path: Path, names: dict[str, object], scope: Scope
 ) -> None:
     source = mounted(tmp_path, trustme.CA(), **names)
@@ -74,7 +74,7 @@ async def test_one_without_the_project_s_name_in_it_is_for_every_project(
     assert (await source.mint(wanted)).credential.certificate is not None
 
 
-async def test_no_certificate_outlives_the_ca(tmp_path: Path) -> None:
+async def test_certificate_does_not_outlive_ca(tmp_path: Path) -> None:
     authority = trustme.CA()
     ends = authority._certificate.not_valid_after_utc.timestamp()
     source = mounted(tmp_path, authority, clock=lambda: ends - 20)
@@ -83,7 +83,7 @@ async def test_no_certificate_outlives_the_ca(tmp_path: Path) -> None:
         await mounted(tmp_path, authority, clock=lambda: ends + 1).mint(WANTED)
 
 
-async def test_a_ca_that_was_replaced_signs_from_then_on(tmp_path: Path) -> None:
+async def test_replaced_ca_signs_from_then_on(tmp_path: Path) -> None:
     source = mounted(tmp_path, trustme.CA(organization_name="old"))
     await source.mint(WANTED)
     mounted(tmp_path, trustme.CA(organization_name="the new one"))
@@ -93,13 +93,13 @@ async def test_a_ca_that_was_replaced_signs_from_then_on(tmp_path: Path) -> None
     assert "the new one" in issuer
 
 
-async def test_a_name_that_is_too_long_for_a_certificate_is_named(tmp_path: Path) -> None:
+async def test_name_too_long_for_certificate_is_rejected(tmp_path: Path) -> None:
     long = Target(name="a" * 63, uid="u", place=("https://a",))
     with pytest.raises(UnfitError, match="has 72 characters"):
         await mounted(tmp_path, trustme.CA()).mint(MintRequest(ttl_s=60, cluster=engaged(long)))
 
 
-async def test_what_is_not_a_ca_and_its_key_is_named(tmp_path: Path) -> None:
+async def test_invalid_ca_or_key_is_reported(tmp_path: Path) -> None:
     source = mounted(tmp_path, trustme.CA())
     (tmp_path / "ca.key").write_bytes(trustme.CA().private_key_pem.bytes())
     with pytest.raises(CredentialError, match="does not match the certificate"):

@@ -12,11 +12,11 @@ def test_blanks_around_a_token_are_not_a_part_of_it() -> None:
 
 
 @pytest.mark.parametrize("text", ["", " \n", "t1\nt2", "t\0", "t t", "tökén"])
-def test_what_may_not_go_into_a_header_is_no_token_and_is_not_shown(text: str) -> None:
+def test_token_unsafe_for_header_is_rejected_and_not_shown(text: str) -> None:
     with pytest.raises(CredentialError, match=r"^the file ") as raised:
         token_of(text, "the file")
     assert not text.strip() or text not in str(raised.value)
 
 
-def test_two_credentials_are_one_whatever_their_source_says_of_their_end() -> None:
+def test_credential_equality_ignores_expiry() -> None:
     assert Credential(token=Secret("t"), expires_at=1.0) == Credential(token=Secret("t"), expires_at=2.0)

@@ -48,11 +48,11 @@ async def complaint(source: DatumServiceAccountSource) -> CredentialError:
     return raised.value
 
 
-def test_one_token_is_for_every_cluster() -> None:
+def test_access_token_serves_every_cluster() -> None:
     assert (DatumServiceAccountSource.scope, DatumServiceAccountSource.takes_ttl) == (Scope.IDENTITY, False)
 
 
-async def test_a_key_file_is_turned_into_a_token_that_opens_the_api(tmp_path: Path) -> None:
+async def test_key_file_is_exchanged_for_a_token(tmp_path: Path) -> None:
     async with Sandbox(token_life=300) as sandbox:
         source = a_source(tmp_path, sandbox.write_service_account_key(tmp_path / "key.json"), sandbox.ca_pem)
         minted = await source.mint(WANTED)
@@ -63,7 +63,7 @@ async def test_a_key_file_is_turned_into_a_token_that_opens_the_api(tmp_path: Pa
         assert sandbox.token_endpoint.answered == ["ok", "ok"]
 
 
-async def test_a_key_that_was_replaced_is_used_from_then_on_and_one_that_ended_is_named(tmp_path: Path) -> None:
+async def test_replaced_key_file_is_used_and_revoked_key_is_named(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         path = sandbox.write_service_account_key(tmp_path / "key.json")
         source = a_source(tmp_path, path, sandbox.ca_pem)
@@ -77,7 +77,7 @@ async def test_a_key_that_was_replaced_is_used_from_then_on_and_one_that_ended_i
         assert isinstance(await source.mint(WANTED), IssuedCredential)
 
 
-async def test_an_assertion_is_good_once_only_for_one_endpoint_and_for_a_minute(tmp_path: Path) -> None:
+async def test_assertion_is_single_use_for_one_endpoint_and_a_minute(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         path = sandbox.write_service_account_key(tmp_path / "key.json")
         for now in (time.time() - 120, time.time() + 120):
@@ -85,20 +85,20 @@ async def test_an_assertion_is_good_once_only_for_one_endpoint_and_for_a_minute(
             assert "the clock is wrong" in str(await complaint(source))
 
 
-async def test_a_redirect_is_not_followed_and_the_assertion_not_sent_on(tmp_path: Path) -> None:
+async def test_redirect_of_token_endpoint_is_not_followed(tmp_path: Path) -> None:
     async with ApiServer(answering()) as elsewhere:
         async with an_endpoint(tmp_path, answering(status=307, headers={"Location": elsewhere.url})) as (_, source):
             assert "answered with a redirect" in str(await complaint(source))
         assert not elsewhere.requests
 
 
-async def test_an_endpoint_on_this_machine_needs_a_ca_of_its_own(tmp_path: Path) -> None:
+async def test_loopback_token_endpoint_requires_ca(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         source = a_source(tmp_path, sandbox.write_service_account_key(tmp_path / "key.json"), None)
         assert isinstance(await complaint(source), UnfitError)
 
 
-async def test_an_endpoint_that_another_ca_vouches_for_is_not_told_anything(tmp_path: Path) -> None:
+async def test_token_endpoint_with_untrusted_ca_receives_nothing(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         source = a_source(
             tmp_path, sandbox.write_service_account_key(tmp_path / "key.json"), trustme.CA().cert_pem.bytes()
@@ -107,7 +107,7 @@ async def test_an_endpoint_that_another_ca_vouches_for_is_not_told_anything(tmp_
         assert not sandbox.token_endpoint.answered
 
 
-async def test_an_endpoint_that_is_gone_is_named(tmp_path: Path) -> None:
+async def test_unreachable_token_endpoint_is_named(tmp_path: Path) -> None:
     async with Sandbox() as sandbox:
         source = a_source(tmp_path, sandbox.write_service_account_key(tmp_path / "key.json"), sandbox.ca_pem)
         await sandbox.stop()
@@ -142,28 +142,28 @@ def told(value: object, status: int = 200, **headers: str) -> Handler:
         (answering(CANARY.encode(), 500), "answered 500"),
     ],
 )
-async def test_an_answer_that_is_no_good_is_refused_and_nothing_of_it_repeated(
+async def test_invalid_token_response_is_rejected_and_not_quoted(
     tmp_path: Path, answer: Handler, expected: str
 ) -> None:
     async with an_endpoint(tmp_path, answer) as (_, source):
         assert expected in str(await complaint(source))
 
 
-async def test_an_endpoint_that_is_busy_says_when_to_come_again(tmp_path: Path) -> None:
+async def test_overloaded_token_endpoint_sets_retry_after(tmp_path: Path) -> None:
     async with an_endpoint(tmp_path, told({}, 503, **{"Retry-After": "7"})) as (_, source):
         error = await complaint(source)
     assert isinstance(error, BackendError)
     assert error.retry_after_s == 7
 
 
-async def test_a_token_for_another_audience_is_refused(tmp_path: Path) -> None:
+async def test_token_for_other_audience_is_rejected(tmp_path: Path) -> None:
     given = {"access_token": jwt(exp=time.time() + 600, aud="theirs"), "expires_in": 600}
     async with an_endpoint(tmp_path, told(given)) as (server, _):
         source = a_source(tmp_path, tmp_path / "key.json", server.pem, audiences=["ours"])
         assert "an audience other than ours" in str(await complaint(source))
 
 
-async def test_what_is_sent_is_a_form_with_the_grant_the_assertion_and_the_scope(tmp_path: Path) -> None:
+async def test_token_request_is_a_form_with_grant_assertion_and_scope(tmp_path: Path) -> None:
     async def answer(request: web.Request) -> web.Response:
         form.update(dict(await request.post()))
         return web.json_response({"access_token": "t", "expires_in": 60})
@@ -187,7 +187,7 @@ async def test_what_is_sent_is_a_form_with_the_grant_the_assertion_and_the_scope
         ({"client_id": None}, "Expected `str`, got `null`"),
     ],
 )
-async def test_a_key_file_that_is_no_good_is_refused_by_what_is_wrong_with_it(
+async def test_invalid_key_file_is_rejected_with_problem(
     tmp_path: Path, change: dict[str, object], expected: str
 ) -> None:
     async with Sandbox() as sandbox:
@@ -200,6 +200,6 @@ async def test_a_key_file_that_is_no_good_is_refused_by_what_is_wrong_with_it(
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b"{", CANARY.encode()])
-def test_a_file_that_is_no_key_file_is_refused(content: bytes) -> None:
+def test_file_that_is_no_key_file_is_rejected(content: bytes) -> None:
     with pytest.raises(CredentialError, match="not the key file of a Datum service account"):
         service_account_key.parse(content, "key.json")

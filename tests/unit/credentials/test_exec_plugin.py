@@ -63,19 +63,19 @@ async def failure(plugin: ExecPlugin) -> str:
     return str(raised.value)
 
 
-async def test_a_token_is_taken_from_what_the_command_prints(script: Script) -> None:
+async def test_exec_plugin_token_is_read(script: Script) -> None:
     script.prints({"token": "t1"})
     assert await script.plugin().credential() == Credential(token=Secret("t1"))
 
 
-async def test_a_client_certificate_is_taken_as_well(script: Script) -> None:
+async def test_exec_plugin_client_certificate_is_read(script: Script) -> None:
     script.prints({"clientCertificateData": "CHAIN", "clientKeyData": "KEY"})
     certificate = (await script.plugin().credential()).certificate
     assert certificate is not None
     assert (certificate.chain, certificate.key) == (b"CHAIN", Secret("KEY"))
 
 
-async def test_the_command_is_given_its_arguments_environment_and_what_it_is_run_for(script: Script) -> None:
+async def test_exec_plugin_gets_arguments_environment_and_cluster_info(script: Script) -> None:
     script.does(
         'printf \'{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s"}}\' '
         '"$(printf "%s" "$1 $COLOUR $KUBERNETES_EXEC_INFO" | base64 | tr -d "\\n")"'
@@ -93,7 +93,7 @@ async def test_the_command_is_given_its_arguments_environment_and_what_it_is_run
     }
 
 
-async def test_a_kubeconfigs_command_next_to_it_is_run_with_its_cluster(script: Script, tmp_path: Path) -> None:
+async def test_exec_plugin_relative_to_kubeconfig_gets_its_cluster(script: Script, tmp_path: Path) -> None:
     script.does(
         'printf \'{"apiVersion":"client.authentication.k8s.io/v1","kind":"ExecCredential","status":{"token":"%s"}}\' '
         '"$(printf "%s" "$KUBERNETES_EXEC_INFO" | base64 | tr -d "\\n")"'
@@ -135,7 +135,7 @@ async def test_plugin_inherits_no_settings_or_secrets_of_other_programs(
     assert not names & {"MILO_DISCOVERYD_LOG__LEVEL", "OTEL_EXPORTER_OTLP_HEADERS", "DATABASE_PASSWORD", "XPATH"}
 
 
-async def test_a_credential_without_an_end_is_kept(script: Script) -> None:
+async def test_exec_credential_without_expiry_is_kept(script: Script) -> None:
     script.prints({"token": "t1"})
     plugin = script.plugin()
     await plugin.credential()
@@ -152,7 +152,7 @@ async def test_a_credential_without_an_end_is_kept(script: Script) -> None:
         ("2027-01-15T08:00:20.5Z", 10.5),  # a moment: ten seconds
     ],
 )
-async def test_a_credential_is_renewed_ahead_of_its_end(script: Script, end: str, kept_s: float) -> None:
+async def test_exec_credential_is_renewed_before_expiry(script: Script, end: str, kept_s: float) -> None:
     script.prints({"token": "t1", "expirationTimestamp": end})
     plugin = script.plugin()
     await plugin.credential()
@@ -178,7 +178,7 @@ async def test_while_a_renewal_fails_the_credential_is_used_to_its_end(script: S
     assert "down" in await failure(plugin)
 
 
-async def test_a_refused_credential_is_got_anew_but_not_in_a_storm(script: Script) -> None:
+async def test_rejected_exec_credential_is_renewed_at_limited_rate(script: Script) -> None:
     script.prints({"token": "t1"})
     plugin = script.plugin()
     refused = await plugin.credential()
@@ -191,7 +191,7 @@ async def test_a_refused_credential_is_got_anew_but_not_in_a_storm(script: Scrip
     assert script.runs == 2
 
 
-async def test_a_failing_command_is_not_run_in_a_storm(script: Script) -> None:
+async def test_failing_exec_plugin_is_run_at_limited_rate(script: Script) -> None:
     script.does("echo 'not logged in' >&2; exit 3")
     plugin = script.plugin()
     first = await failure(plugin)
@@ -235,7 +235,7 @@ async def test_however_many_ask_the_command_runs_once(script: Script) -> None:
         ),
     ],
 )
-async def test_what_is_no_credential_is_told_and_not_shown(
+async def test_invalid_exec_credential_is_reported_and_not_shown(
     script: Script, prints: Callable[[Script], None], complaint: str
 ) -> None:
     prints(script)
@@ -244,13 +244,13 @@ async def test_what_is_no_credential_is_told_and_not_shown(
     assert "s3cret" not in told
 
 
-async def test_a_missing_command_is_told_with_the_hint_for_its_installation(script: Script) -> None:
+async def test_missing_exec_plugin_is_reported_with_install_hint(script: Script) -> None:
     plugin = script.plugin(argv=("/no/such/login",), install_hint="brew install login")
     told = await failure(plugin)
     assert told == "exec plugin /no/such/login cannot be started: No such file or directory (brew install login)"
 
 
-async def test_a_command_that_hangs_is_ended_with_its_children(script: Script, tmp_path: Path) -> None:
+async def test_hanging_exec_plugin_is_killed_with_its_children(script: Script, tmp_path: Path) -> None:
     held = tmp_path / "held"
     os.mkfifo(held)
     reader = os.open(held, os.O_RDONLY | os.O_NONBLOCK)
@@ -261,7 +261,7 @@ async def test_a_command_that_hangs_is_ended_with_its_children(script: Script, t
     os.close(reader)
 
 
-async def test_a_child_that_made_itself_a_daemon_keeps_nobody_waiting(script: Script, tmp_path: Path) -> None:
+async def test_daemonized_child_of_exec_plugin_does_not_block(script: Script, tmp_path: Path) -> None:
     pid = tmp_path / "pid"
     os.mkfifo(pid)
     script.prints({"token": "t1"})
@@ -275,7 +275,7 @@ async def test_a_child_that_made_itself_a_daemon_keeps_nobody_waiting(script: Sc
     os.kill(daemon, signal.SIGKILL)
 
 
-async def test_a_cancelled_caller_ends_the_command_and_the_next_runs_it_again(script: Script, tmp_path: Path) -> None:
+async def test_cancelled_exec_plugin_is_killed_and_run_again(script: Script, tmp_path: Path) -> None:
     started = tmp_path / "started"
     script.does(f"echo >{started}; sleep 1000")
     os.mkfifo(started)
@@ -290,21 +290,21 @@ async def test_a_cancelled_caller_ends_the_command_and_the_next_runs_it_again(sc
     assert await plugin.credential() == Credential(token=Secret("t1"))
 
 
-async def test_a_command_that_floods_its_output_is_ended(script: Script) -> None:
+async def test_exec_plugin_with_excessive_output_is_killed(script: Script) -> None:
     script.does(
         "while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done"
     )
     assert "printed more than 1048576 bytes" in await failure(script.plugin())
 
 
-async def test_a_command_that_writes_megabytes_of_errors_does_not_block(script: Script) -> None:
+async def test_exec_plugin_with_much_stderr_does_not_block(script: Script) -> None:
     script.does("head -c 3000000 /dev/zero | tr '\\0' x >&2; echo ' at last' >&2; exit 1")
     told = await failure(script.plugin())
     assert told.endswith("at last")
     assert len(told) < 1000
 
 
-async def test_a_command_has_nothing_to_read_from(script: Script) -> None:
+async def test_exec_plugin_has_no_stdin(script: Script) -> None:
     script.does('read answer || { echo "no terminal" >&2; exit 1; }')
     assert "no terminal" in await failure(script.plugin())
 
@@ -326,9 +326,9 @@ async def test_a_command_has_nothing_to_read_from(script: Script) -> None:
         ("\xff".encode("latin-1"), "\N{REPLACEMENT CHARACTER}"),
     ],
 )
-def test_what_looks_like_a_secret_is_masked_in_what_a_command_says(said: str | bytes, shown: str) -> None:
+def test_exec_plugin_error_masks_secrets(said: str | bytes, shown: str) -> None:
     assert redacted(said.encode() if isinstance(said, str) else said) == shown
 
 
-def test_only_the_end_of_a_long_complaint_is_shown() -> None:
+def test_exec_plugin_error_is_truncated_to_its_end() -> None:
     assert redacted(b"word " * 1000 + b"last") == "..." + ("word " * 1000 + "last")[-500:]

@@ -19,7 +19,7 @@ async def test_output_the_end_of_errors_and_the_status_come_back() -> None:
     assert await sh("echo out; echo err >&2; exit 7") == Outcome("exited", 7, b"out\n", b"err\n")
 
 
-async def test_a_command_that_is_killed_has_its_signal_for_a_status() -> None:
+async def test_killed_command_reports_its_signal() -> None:
     assert (await sh("kill -TERM $$")).status == -15
 
 
@@ -32,7 +32,7 @@ async def test_time_past_the_limit_ends_the_command() -> None:
     assert (await sh("echo begun; sleep 1000", timeout_s=0.2)).end == "timeout"
 
 
-async def test_a_command_that_is_not_there_is_an_os_error() -> None:
+async def test_missing_command_is_an_os_error() -> None:
     with pytest.raises(FileNotFoundError):
         await run(("/no/such/command",), {}, timeout_s=20, output_limit=1000)
 

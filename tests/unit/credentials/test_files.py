@@ -31,12 +31,12 @@ def replace(path: Path, content: str) -> None:
     new.replace(path)
 
 
-async def test_a_tokens_trailing_newline_is_not_part_of_it(path: Path) -> None:
+async def test_token_file_trailing_newline_is_stripped(path: Path) -> None:
     path.write_text("abc\n")
     assert await FileCredential(token=FileContent(path)).credential() == Credential(token=Secret("abc"))
 
 
-async def test_a_replaced_token_is_seen_at_the_next_request(path: Path) -> None:
+async def test_replaced_token_file_is_read_at_next_request(path: Path) -> None:
     path.write_text("one")
     source = FileCredential(token=FileContent(path))
     await source.credential()
@@ -44,7 +44,7 @@ async def test_a_replaced_token_is_seen_at_the_next_request(path: Path) -> None:
     assert await source.credential() == Credential(token=Secret("two"))
 
 
-async def test_a_token_behind_a_replaced_link_is_seen(tmp_path: Path) -> None:
+async def test_token_file_behind_replaced_symlink_is_read(tmp_path: Path) -> None:
     for version in ("one", "two"):
         (tmp_path / version).mkdir()
         (tmp_path / version / "token").write_text(version)
@@ -63,7 +63,7 @@ def rewrite_unnoticed(path: Path, content: str) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_a_change_that_the_files_status_hides_is_seen_within_a_minute(path: Path) -> None:
+def test_change_hidden_by_file_status_is_read_within_a_minute(path: Path) -> None:
     clock = Clock()
     path.write_text("one")
     content = FileContent(path, clock)
@@ -75,7 +75,7 @@ def test_a_change_that_the_files_status_hides_is_seen_within_a_minute(path: Path
     assert content.read() == b"two"
 
 
-async def test_a_refused_token_is_read_again_at_once(path: Path) -> None:
+async def test_rejected_token_is_read_again_at_once(path: Path) -> None:
     path.write_text("one")
     source = FileCredential(token=FileContent(path))
     refused = await source.credential()
@@ -83,7 +83,7 @@ async def test_a_refused_token_is_read_again_at_once(path: Path) -> None:
     assert await source.credential(refused=refused) == Credential(token=Secret("two"))
 
 
-def test_the_last_good_content_is_kept_while_the_file_is_empty_too_large_or_gone(path: Path) -> None:
+def test_last_valid_content_is_kept_while_file_is_invalid(path: Path) -> None:
     path.write_text("good")
     content = FileContent(path)
     content.read()
@@ -96,7 +96,7 @@ def test_the_last_good_content_is_kept_while_the_file_is_empty_too_large_or_gone
     assert content.read() == b"better"
 
 
-def test_a_file_without_any_good_content_yet_is_an_error_that_names_it(path: Path) -> None:
+def test_file_without_valid_content_is_an_error_with_its_name(path: Path) -> None:
     content = FileContent(path)
     with pytest.raises(CredentialError, match=f"{path} cannot be read: No such file"):
         content.read()
@@ -120,19 +120,19 @@ async def test_certificate_and_key_are_read_from_their_files(tmp_path: Path) -> 
     assert (credential.certificate.chain, credential.certificate.key) == (b"CHAIN", Secret("KEY"))
 
 
-async def test_what_is_fixed_stays_the_same_when_it_is_refused() -> None:
+async def test_fixed_credential_is_unchanged_when_rejected() -> None:
     credential = Credential(token=Secret("t"))
     source = StaticCredential(credential)
     assert await source.credential(refused=credential) is credential
 
 
 @pytest.mark.parametrize("text", ["a b", "a\nb", "a\0b", "\x7f", "tök"])
-def test_what_cannot_go_into_a_header_is_refused_without_being_shown(text: str) -> None:
+def test_token_file_unsafe_for_header_is_rejected_and_not_shown(text: str) -> None:
     with pytest.raises(CredentialError, match="the token is not a bearer token") as raised:
         token_of(f"hunter2{text}", "the token")
     assert "hunter2" not in str(raised.value)
 
 
-def test_an_empty_token_is_refused() -> None:
+def test_empty_token_file_is_rejected() -> None:
     with pytest.raises(CredentialError, match="the token is empty"):
         token_of(" \n", "the token")

@@ -23,20 +23,20 @@ def service_account(tmp_path: Path) -> Path:
     return tmp_path
 
 
-async def test_a_pod_has_server_authority_and_token(service_account: Path) -> None:
+async def test_pod_has_server_ca_and_token(service_account: Path) -> None:
     upstream = load_in_cluster(POD, service_account)
     assert (upstream.server, upstream.origin) == ("https://10.96.0.1:443", "in-cluster")
     assert upstream.trusted() == b"PEM"
     assert await upstream.credentials.credential() == Credential(token=Secret("t"))
 
 
-def test_an_ipv6_service_is_put_in_brackets(service_account: Path) -> None:
+def test_ipv6_service_is_bracketed(service_account: Path) -> None:
     assert (
         load_in_cluster(POD | {"KUBERNETES_SERVICE_HOST": "fd00::1"}, service_account).server == "https://[fd00::1]:443"
     )
 
 
-def test_a_service_may_be_named(service_account: Path) -> None:
+def test_service_host_may_be_a_name(service_account: Path) -> None:
     named = load_in_cluster(POD | {"KUBERNETES_SERVICE_HOST": "api.milo"}, service_account)
     assert named.server == "https://api.milo:443"
 
@@ -46,7 +46,7 @@ def test_outside_a_pod_a_kubeconfig_is_asked_for() -> None:
         load_in_cluster({})
 
 
-def test_a_pod_without_a_service_account_is_told_why(tmp_path: Path) -> None:
+def test_pod_without_service_account_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as raised:
         load_in_cluster(POD, tmp_path)
     assert len(raised.value.problems) == 2
@@ -61,19 +61,19 @@ def kubeconfig(path: Path, server: str) -> Path:
     return path
 
 
-def test_each_of_two_kubeconfigs_leads_to_its_own_server(tmp_path: Path) -> None:
+def test_separate_kubeconfigs_have_their_own_servers(tmp_path: Path) -> None:
     discovery = kubeconfig(tmp_path / "discovery", "https://infra")
     project = kubeconfig(tmp_path / "project", "https://milo")
     assert load_discovery_upstream(discovery, {}).server == "https://infra"
     assert load_project_upstream(project, discovery, POD).server == "https://milo"
 
 
-def test_without_a_project_kubeconfig_and_outside_a_cluster_the_discovery_one_is_meant(tmp_path: Path) -> None:
+def test_project_kubeconfig_defaults_to_discovery_kubeconfig_outside_a_cluster(tmp_path: Path) -> None:
     discovery = kubeconfig(tmp_path / "discovery", "https://milo")
     assert load_project_upstream(None, discovery, {}).server == "https://milo"
 
 
-def test_without_a_project_kubeconfig_inside_a_cluster_that_cluster_is_meant(tmp_path: Path) -> None:
+def test_project_kubeconfig_defaults_to_cluster_inside_a_cluster(tmp_path: Path) -> None:
     discovery = kubeconfig(tmp_path / "discovery", "https://milo")
     with pytest.raises(ConfigError, match="serviceaccount"):
         load_project_upstream(None, discovery, POD)

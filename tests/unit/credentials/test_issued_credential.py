@@ -28,22 +28,22 @@ def of(chain: bytes) -> Credential:
     return Credential(certificate=ClientCertificate(chain=chain, key=Secret(CANARY)))
 
 
-def test_an_opaque_token_lives_for_as_long_as_its_backend_says() -> None:
+def test_opaque_token_expires_as_backend_states() -> None:
     minted = validate(token("opaque"), NOW, origin="it", expires_at=NOW + 600)
     assert (minted.issued_at, minted.expires_at, minted.life_s) == (NOW, NOW + 600, 600)
 
 
-def test_a_jwt_tells_its_life_itself_from_when_it_was_issued() -> None:
+def test_jwt_lifetime_counts_from_its_issue_time() -> None:
     minted = validate(token(jwt(iat=NOW - 100, exp=NOW + 500)), NOW, origin="it")
     assert (minted.issued_at, minted.expires_at) == (NOW - 100, NOW + 500)
 
 
 @pytest.mark.parametrize("iat", [None, 0, -5, NOW + 10])
-def test_where_it_does_not_tell_when_it_was_issued_it_is_as_old_as_we_have_it(iat: float | None) -> None:
+def test_jwt_without_issue_time_counts_from_receipt(iat: float | None) -> None:
     assert validate(token(jwt(iat=iat, exp=NOW + 500)), NOW, origin="it").issued_at == NOW
 
 
-def test_the_earliest_of_all_ends_holds() -> None:
+def test_earliest_expiry_applies() -> None:
     both = Credential(
         token=Secret(jwt(exp=NOW + 900)),
         certificate=ClientCertificate(chain=certificate(NOW - 10, NOW + 700), key=Secret("k")),
@@ -51,7 +51,7 @@ def test_the_earliest_of_all_ends_holds() -> None:
     assert validate(both, NOW, origin="it", expires_at=NOW + 800).expires_at == NOW + 700
 
 
-def test_a_certificate_tells_its_life_itself() -> None:
+def test_certificate_lifetime_is_its_validity() -> None:
     assert validate(of(certificate(NOW - 60, NOW + 600)), NOW, origin="it").expires_at == NOW + 600
 
 
@@ -81,7 +81,7 @@ def test_a_certificate_tells_its_life_itself() -> None:
         (of(b"junk"), None, BackendError, "not PEM"),
     ],
 )
-def test_what_is_no_good_is_refused_by_what_is_wrong_with_it(
+def test_unfit_credential_is_rejected_with_problem(
     credential: Credential, expires_at: float | None, error: type[CredentialError], complaint: str
 ) -> None:
     with pytest.raises(error, match=complaint) as raised:
@@ -91,20 +91,20 @@ def test_what_is_no_good_is_refused_by_what_is_wrong_with_it(
 
 
 @pytest.mark.parametrize("spread", [json.dumps, msgspec.json.encode, pickle.dumps, copy.deepcopy])
-def test_it_cannot_be_spread_by_accident(spread: Callable[[object], object]) -> None:
+def test_issued_credential_is_masked_and_not_copied(spread: Callable[[object], object]) -> None:
     minted = validate(token(CANARY), NOW, origin="it", expires_at=NOW + 600)
     with pytest.raises(TypeError) as raised:
         spread(minted)
     assert CANARY not in f"{raised.value}{minted}{minted!r}"
 
 
-def test_the_longest_life_is_for_the_source_to_say() -> None:
+def test_maximum_lifetime_is_set_by_source() -> None:
     with pytest.raises(UnfitError, match="is valid for 11 minutes; only credentials valid for up to 10 minutes"):
         validate(token("opaque"), NOW, origin="it", expires_at=NOW + 660, longest_s=600)
     assert validate(of(certificate(NOW, NOW + 9e6)), NOW, origin="it", longest_s=math.inf).life_s == 9e6
 
 
-def test_a_token_for_somebody_else_is_refused() -> None:
+def test_token_for_other_audience_is_unfit() -> None:
     mine = token(jwt(exp=NOW + 600, aud=["milo", "other"], sub="me"))
     assert validate(mine, NOW, origin="it", audiences=["milo"], subject="me").life_s == 600
     with pytest.raises(BackendError, match="for an audience other than milo"):
@@ -113,7 +113,7 @@ def test_a_token_for_somebody_else_is_refused() -> None:
         validate(token(jwt(exp=NOW + 600, sub="you")), NOW, origin="it", subject="me")
 
 
-def test_a_fingerprint_tells_two_apart_and_nothing_of_either() -> None:
+def test_fingerprint_distinguishes_credentials_and_reveals_nothing() -> None:
     one, other, third = (
         validate(each, NOW, origin="it", expires_at=NOW + 600)
         for each in (token("one"), token("two"), of(certificate(NOW, NOW + 600)))
@@ -131,7 +131,7 @@ def test_a_fingerprint_tells_two_apart_and_nothing_of_either() -> None:
     ),
     st.one_of(st.none(), st.floats()),
 )
-def test_whatever_a_backend_answers_is_short_lived_and_valid_or_refused(
+def test_backend_answer_is_short_lived_and_valid_or_rejected(
     claims: dict[str, object], expires_at: float | None
 ) -> None:
     minted: IssuedCredential | None = None

@@ -18,7 +18,7 @@ def test_its_claims_are_read() -> None:
     assert found.audiences == {"milo", "other"}
 
 
-def test_one_audience_may_stand_alone_and_none_is_none() -> None:
+def test_jwt_audience_may_be_a_string_or_missing() -> None:
     one, none = jwt.claims(made(aud="milo")), jwt.claims(made())
     assert one is not None
     assert none is not None
@@ -26,7 +26,7 @@ def test_one_audience_may_stand_alone_and_none_is_none() -> None:
 
 
 @pytest.mark.parametrize("token", ["", "opaque", "a.b", "a.b.c", "e30.e30.c", "....", "a" * 40_000 + ".b.c", DEEP])
-def test_a_token_of_another_kind_has_none(token: str) -> None:
+def test_opaque_token_has_no_claims(token: str) -> None:
     assert jwt.claims(token) is None
 
 

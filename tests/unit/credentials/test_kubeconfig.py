@@ -57,7 +57,7 @@ def problems(path: Path) -> tuple[str, ...]:
     return tuple(problem.removeprefix(f"kubeconfig {path}: ") for problem in told)
 
 
-async def test_the_current_context_names_server_authority_and_token(write: Write) -> None:
+async def test_kubeconfig_current_context_has_server_ca_and_token(write: Write) -> None:
     cluster = {"certificate-authority-data": encoded("PEM"), "tls-server-name": "milo", "server": f"{SERVER}/prefix/"}
     path = write(cluster=cluster)
     upstream = load_kubeconfig(path)
@@ -88,7 +88,7 @@ async def test_files_are_found_next_to_the_kubeconfig_and_followed(write: Write,
     assert upstream.trusted() == b"another"
 
 
-async def test_a_client_certificate_may_stand_in_the_kubeconfig(write: Write) -> None:
+async def test_kubeconfig_may_embed_client_certificate(write: Write) -> None:
     user = {"client-certificate-data": encoded("CHAIN"), "client-key-data": encoded("KEY")}
     credential = await load_kubeconfig(write(user=user)).credentials.credential()
     assert credential.token is None
@@ -96,7 +96,7 @@ async def test_a_client_certificate_may_stand_in_the_kubeconfig(write: Write) ->
     assert (credential.certificate.chain, credential.certificate.key) == (b"CHAIN", Secret("KEY"))
 
 
-async def test_a_context_without_a_user_is_nobody(write: Write) -> None:
+async def test_kubeconfig_context_without_user_is_anonymous(write: Write) -> None:
     path = write(contexts=[{"name": "here", "context": {"cluster": "c"}}])
     assert await load_kubeconfig(path).credentials.credential() == Credential()
 
@@ -107,13 +107,13 @@ def test_json_is_a_kubeconfig_as_well(write: Write, tmp_path: Path) -> None:
     assert load_kubeconfig(path).server == SERVER
 
 
-def test_the_proxy_is_kept_and_not_shown(write: Write) -> None:
+def test_kubeconfig_proxy_is_kept_and_masked(write: Write) -> None:
     upstream = load_kubeconfig(write(cluster={"proxy-url": "http://user:s3cret@proxy:3128"}))
     assert upstream.proxy == Secret("http://user:s3cret@proxy:3128")
     assert "s3cret" not in repr(upstream)
 
 
-def test_an_exec_plugin_is_a_source(write: Write, tmp_path: Path) -> None:
+def test_kubeconfig_exec_plugin_is_a_source(write: Write, tmp_path: Path) -> None:
     for version in ("v1", "v1beta1"):
         spec = {
             "apiVersion": f"client.authentication.k8s.io/{version}",
@@ -126,7 +126,7 @@ def test_an_exec_plugin_is_a_source(write: Write, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("allowed", [(), ("login",), ("/bin/login",), ("./login -x",)])
-def test_an_exec_plugin_that_nobody_named_is_not_run(write: Write, allowed: tuple[str, ...]) -> None:
+def test_kubeconfig_exec_plugin_not_allowed_is_not_run(write: Write, allowed: tuple[str, ...]) -> None:
     spec = {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login", "args": ["-x"]}
     with pytest.raises(ConfigError, match=r"exec_plugins does not allow: \./login"):
         load_kubeconfig(write(user={"exec": spec}), plugins=allowed)
@@ -146,7 +146,7 @@ def test_http_is_for_loopback_unless_there_is_nothing_to_steal(write: Write) -> 
     assert "sent unencrypted: use https" in problem
 
 
-async def test_a_kubeconfig_may_come_through_a_pipe(write: Write, tmp_path: Path) -> None:
+async def test_kubeconfig_may_be_read_from_a_pipe(write: Write, tmp_path: Path) -> None:
     content = write().read_bytes()
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
@@ -156,14 +156,14 @@ async def test_a_kubeconfig_may_come_through_a_pipe(write: Write, tmp_path: Path
     assert await upstream.credentials.credential() == Credential(token=Secret("s3cret"))
 
 
-async def test_a_kubeconfig_that_is_replaced_by_one_with_another_credential_is_followed(write: Write) -> None:
+async def test_replaced_kubeconfig_with_new_credential_is_followed(write: Write) -> None:
     source = load_kubeconfig(write()).credentials
     assert await source.credential() == Credential(token=Secret("s3cret"))
     write(user={"token": "renewed"})
     assert await source.credential() == Credential(token=Secret("renewed"))
 
 
-async def test_a_kubeconfig_that_is_replaced_by_one_for_another_server_is_not_followed(write: Write) -> None:
+async def test_replaced_kubeconfig_with_new_server_is_not_followed(write: Write) -> None:
     source = load_kubeconfig(write()).credentials
     write(cluster={"server": "https://elsewhere"})
     for _ in range(2):
@@ -173,7 +173,7 @@ async def test_a_kubeconfig_that_is_replaced_by_one_for_another_server_is_not_fo
     assert await source.credential() == Credential(token=Secret("renewed"))
 
 
-async def test_a_kubeconfig_that_is_replaced_by_nonsense_is_told_and_by_nothing_is_kept(write: Write) -> None:
+async def test_invalid_replacement_kubeconfig_is_reported_and_old_one_kept(write: Write) -> None:
     path = write()
     source = load_kubeconfig(path).credentials
     path.write_text("")
@@ -217,7 +217,7 @@ async def test_a_kubeconfig_that_is_replaced_by_nonsense_is_told_and_by_nothing_
         ),
     ],
 )
-def test_what_is_wrong_or_not_supported_is_told_with_what_to_do(
+def test_unsupported_kubeconfig_is_rejected_with_a_correction(
     write: Write, cluster: dict[str, Any], user: dict[str, Any] | None, complaint: str
 ) -> None:
     (problem,) = problems(write(cluster=cluster, user=user))
@@ -254,7 +254,7 @@ def test_everything_that_is_wrong_is_told_at_once(write: Write) -> None:
         ({"clusters": {"c": {}}}, "Expected `array | null`, got `object`"),
     ],
 )
-def test_a_kubeconfig_that_does_not_hang_together_is_told(write: Write, top: dict[str, Any], complaint: str) -> None:
+def test_inconsistent_kubeconfig_is_rejected(write: Write, top: dict[str, Any], complaint: str) -> None:
     (problem,) = problems(write(**top))
     assert complaint in problem
 
@@ -268,14 +268,14 @@ documents = st.recursive(
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(documents)
-def test_any_document_is_a_kubeconfig_or_told_why_not(tmp_path: Path, document: object) -> None:
+def test_kubeconfig_parser_accepts_or_rejects_any_document(tmp_path: Path, document: object) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(json.dumps(document))
     with suppress(ConfigError):
         load_kubeconfig(path)
 
 
-def test_a_file_that_is_no_kubeconfig_is_told(tmp_path: Path) -> None:
+def test_file_that_is_no_kubeconfig_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "kubeconfig"
     assert problems(path) == ("cannot be read: No such file or directory",)
     path.write_text("")

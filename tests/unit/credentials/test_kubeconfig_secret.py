@@ -48,7 +48,7 @@ def a_source(api: ScriptedApi, **differing: Any) -> KubeconfigSecretSource:
     return KubeconfigSecretSource("secret", api, origin="test", **given)
 
 
-async def test_the_user_of_its_current_context_is_handed_on_for_as_long_as_its_certificate_lives() -> None:
+async def test_secret_certificate_is_handed_out_until_its_expiry() -> None:
     api = ScriptedApi(secret(kubeconfig(pair(NOW + 3600))))
     minted = await a_source(api).mint(WANTED)
     assert api.asked == [("GET", "/api/v1/namespaces/project-uid-alpha/secrets/kubeconfig")]
@@ -58,7 +58,7 @@ async def test_the_user_of_its_current_context_is_handed_on_for_as_long_as_its_c
     assert KubeconfigSecretSource.scope is Scope.CLUSTER
 
 
-async def test_a_token_in_it_is_preferred_and_tells_its_end_itself() -> None:
+async def test_secret_token_is_preferred_with_its_own_expiry() -> None:
     token = jwt(exp=NOW + 600)
     minted = await a_source(ScriptedApi(secret(kubeconfig({"token": token} | pair(NOW + 1e8))))).mint(WANTED)
     assert minted.credential == Credential(token=Secret(token))
@@ -70,7 +70,7 @@ async def test_namespace_secret_and_key_are_settings() -> None:
     assert api.asked == [("GET", "/api/v1/namespaces/p-alpha/secrets/access")]
 
 
-async def test_a_long_lived_certificate_takes_a_setting_to_be_handed_on() -> None:
+async def test_secret_with_long_lived_certificate_requires_setting() -> None:
     answer = secret(kubeconfig(pair(NOW + 90 * 86400)))
     with pytest.raises(UnfitError, match=r"is valid for 90 days.*allow_long_lived"):
         await a_source(ScriptedApi(answer)).mint(WANTED)
@@ -103,9 +103,7 @@ async def test_a_long_lived_certificate_takes_a_setting_to_be_handed_on() -> Non
         (secret(kubeconfig(pair(NOW - 1))), "an expired credential"),
     ],
 )
-async def test_what_is_no_good_is_refused_and_nothing_of_it_repeated(
-    answer: Answer | TransportError, expected: str
-) -> None:
+async def test_invalid_secret_is_rejected_and_not_quoted(answer: Answer | TransportError, expected: str) -> None:
     with pytest.raises(CredentialError) as raised:
         await a_source(ScriptedApi(answer)).mint(WANTED)
     assert expected in str(raised.value)
@@ -113,7 +111,7 @@ async def test_what_is_no_good_is_refused_and_nothing_of_it_repeated(
 
 
 @pytest.mark.parametrize("uid", ["../../x", "A", "a/b", "", "u" * 80])
-async def test_a_project_does_not_choose_which_secret_is_read(uid: str) -> None:
+async def test_project_cannot_choose_the_secret(uid: str) -> None:
     api = ScriptedApi()
     target = Target(name="alpha", uid=uid, place=("https://a",))
     with pytest.raises(BackendError, match="no valid namespace name"):

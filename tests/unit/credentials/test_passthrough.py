@@ -56,7 +56,7 @@ def plugin(folder: Path, status: dict[str, Any]) -> str:
     return str(path)
 
 
-async def test_a_token_file_is_handed_on_and_followed_as_it_is_renewed(tmp_path: Path) -> None:
+async def test_token_file_is_passed_through_and_followed(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text(jwt(exp=time.time() + 600))
     source = own_user(saved(tmp_path, {"tokenFile": str(file)}))
@@ -70,7 +70,7 @@ async def test_a_token_file_is_handed_on_and_followed_as_it_is_renewed(tmp_path:
     assert second.expires_at > first.expires_at
 
 
-async def test_what_an_exec_plugin_gives_is_handed_on_with_the_end_that_it_tells(tmp_path: Path) -> None:
+async def test_exec_credential_is_passed_through_with_its_expiry(tmp_path: Path) -> None:
     command = plugin(tmp_path, {"token": "opaque", "expirationTimestamp": "2999-01-01T00:00:00Z"})
     source = own_user(saved(tmp_path, {"exec": {"apiVersion": V1, "command": command}}))
     with pytest.raises(UnfitError, match="are handed out"):
@@ -88,9 +88,7 @@ async def test_what_an_exec_plugin_gives_is_handed_on_with_the_end_that_it_tells
         ({}, "no credential that is renewed"),
     ],
 )
-async def test_what_stands_in_a_kubeconfig_is_not_handed_on(
-    tmp_path: Path, user: dict[str, Any], expected: str
-) -> None:
+async def test_inline_credential_is_not_passed_through(tmp_path: Path, user: dict[str, Any], expected: str) -> None:
     with pytest.raises(UnfitError, match=f"^its user has {expected}") as raised:
         await own_user(saved(tmp_path, user)).mint(WANTED)
     assert CANARY not in str(raised.value)
@@ -107,14 +105,14 @@ async def test_nor_is_a_certificate_in_a_file_nor_a_token_file_without_an_end(tm
         await own_user(saved(tmp_path, {"tokenFile": str(tmp_path / "token")})).mint(WANTED)
 
 
-async def test_the_token_of_a_pod_that_lives_for_a_year_is_not_handed_on(tmp_path: Path) -> None:
+async def test_pod_token_valid_for_a_year_is_not_passed_through(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(jwt(exp=time.time() + 365 * 86400))
     source = FileCredential(token=FileContent(tmp_path / "token"))
     with pytest.raises(UnfitError, match="is valid for 365 days"):
         await PassthroughSource(source, name="n", type="token-file", origin="it").mint(WANTED)
 
 
-async def test_a_kubeconfig_that_gets_a_plugin_while_we_run_is_fit_from_then_on(tmp_path: Path) -> None:
+async def test_kubeconfig_that_gains_a_plugin_becomes_fit(tmp_path: Path) -> None:
     path = saved(tmp_path, {"token": "static"})
     source = own_user(path)
     with pytest.raises(UnfitError):
@@ -135,7 +133,7 @@ PROJECT = Upstream(
 
 
 @pytest.mark.parametrize("per_cluster", [False, True])
-async def test_a_command_is_told_which_cluster_it_is_for(tmp_path: Path, per_cluster: bool) -> None:
+async def test_exec_source_receives_its_cluster(tmp_path: Path, per_cluster: bool) -> None:
     script = tmp_path / "login"
     token = jwt(exp=time.time() + 600)
     answer = json.dumps({"apiVersion": V1, "kind": "ExecCredential", "status": {"token": token}})
@@ -155,7 +153,7 @@ async def test_a_command_is_told_which_cluster_it_is_for(tmp_path: Path, per_clu
     }
 
 
-async def test_a_command_that_gives_no_end_is_refused(tmp_path: Path) -> None:
+async def test_exec_source_without_expiry_is_rejected(tmp_path: Path) -> None:
     command = ExecCommand(api_version=V1, argv=(plugin(tmp_path, {"token": "opaque"}),), environment={})
     with pytest.raises(UnfitError, match="without an expiry"):
         await ExecSource("exec", command, project=PROJECT).mint(WANTED)
@@ -182,7 +180,7 @@ def token_number(number: int) -> Credential:
     return Credential(token=Secret(f"t{number}"))
 
 
-async def test_the_daemon_authenticates_by_the_same_sources_renewed_at_half_life() -> None:
+async def test_daemon_authenticates_by_source_renewed_at_half_life() -> None:
     script = Script()
     mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
     assert await mine.credential() == token_number(1)
@@ -192,7 +190,7 @@ async def test_the_daemon_authenticates_by_the_same_sources_renewed_at_half_life
     assert await mine.credential() == token_number(2)
 
 
-async def test_a_credential_that_was_refused_is_replaced_once() -> None:
+async def test_rejected_credential_of_source_is_replaced_once() -> None:
     script = Script()
     mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
     first = await mine.credential()

@@ -8,14 +8,14 @@ import pytest
 from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
 
 
-def test_a_secret_shows_only_to_who_asks() -> None:
+def test_secret_is_revealed_only_explicitly() -> None:
     assert Secret("hunter2").reveal() == "hunter2"
 
 
 @pytest.mark.parametrize(
     "render", [str, repr, "{}".format, "{:>30}".format, "%s".__mod__, lambda secret: f"{secret!r}"]
 )
-def test_a_secret_is_masked_however_it_is_printed(render) -> None:  # type: ignore[no-untyped-def]
+def test_secret_is_masked_in_every_output(render) -> None:  # type: ignore[no-untyped-def]
     assert "hunter2" not in render(Secret("hunter2"))
     credential = Credential(token=Secret("hunter2"), certificate=ClientCertificate(chain=b"", key=Secret("hunter2")))
     assert "hunter2" not in str(render(str(credential)))
@@ -27,7 +27,7 @@ def test_secrets_are_equal_by_what_they_hold() -> None:
     assert len({Secret("a"), Secret("a")}) == 1
 
 
-def test_a_secret_cannot_be_pickled_or_copied() -> None:
+def test_secret_cannot_be_pickled_or_copied() -> None:
     for attempt in (pickle.dumps, copy.copy):
         with pytest.raises(TypeError, match="cannot be pickled"):
             attempt(Secret("hunter2"))

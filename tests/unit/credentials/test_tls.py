@@ -18,19 +18,19 @@ def pair(chain: bytes, key: bytes) -> TlsIdentity:
     return TlsIdentity(authorities=None, certificate=ClientCertificate(chain=chain, key=Secret(key.decode())))
 
 
-def test_the_same_authorities_and_certificate_are_one_identity() -> None:
+def test_tls_identity_is_equal_for_same_ca_and_certificate() -> None:
     assert TlsIdentity(authorities=b"A", certificate=None) == TlsIdentity(authorities=b"A", certificate=None)
     assert pair(b"C", b"K") == pair(b"C", b"K")
     assert pair(b"C", b"K") != pair(b"C", b"L")
 
 
-def test_a_context_trusts_just_the_given_authorities() -> None:
+def test_tls_context_trusts_only_given_ca() -> None:
     context = TlsIdentity(authorities=trustme.CA().cert_pem.bytes(), certificate=None).context()
     assert context.cert_store_stats()["x509_ca"] == 1
     assert context.check_hostname
 
 
-def test_without_authorities_the_systems_are_trusted() -> None:
+def test_tls_context_without_ca_trusts_system() -> None:
     assert TlsIdentity(authorities=None, certificate=None).context().check_hostname is not False
 
 
@@ -42,7 +42,7 @@ def test_authorities_that_are_no_certificates_are_told(authorities: bytes) -> No
         TlsIdentity(authorities=authorities, certificate=None).context()
 
 
-def test_a_key_that_does_not_fit_is_not_pem_or_is_encrypted_is_told() -> None:
+def test_mismatched_or_encrypted_key_is_rejected() -> None:
     authority = trustme.CA()
     ours, other = authority.issue_cert(common_name="a"), authority.issue_cert(common_name="b")
     chain, key = ours.cert_chain_pems[0].bytes(), ours.private_key_pem.bytes()
@@ -55,7 +55,7 @@ def test_a_key_that_does_not_fit_is_not_pem_or_is_encrypted_is_told() -> None:
             pair(chain, wrong).context()
 
 
-def test_the_comments_of_a_bundle_may_be_in_any_language() -> None:
+def test_ca_bundle_comments_may_be_in_any_language() -> None:
     bundle = "# Prüfstelle\n".encode() + trustme.CA().cert_pem.bytes()
     context = TlsIdentity(authorities=bundle, certificate=None).context()
     assert context.cert_store_stats()["x509_ca"] == 1

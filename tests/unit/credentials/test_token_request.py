@@ -45,9 +45,7 @@ def a_source(api: object, **differing: object) -> TokenRequestSource:
     return TokenRequestSource("requested", api, **given)  # type: ignore[arg-type]
 
 
-async def test_a_token_is_for_the_account_and_bound_to_a_secret_of_the_project(
-    sandbox: Sandbox, api: Transport
-) -> None:
+async def test_token_is_for_service_account_and_bound_to_secret(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     assert (source.scope, isinstance(source, RevokingSource)) == (Scope.CLUSTER, True)
     minted = await source.mint(WANTED)
@@ -57,7 +55,7 @@ async def test_a_token_is_for_the_account_and_bound_to_a_secret_of_the_project(
     assert len(sandbox.infrastructure.secret_names()) == 1
 
 
-async def test_it_lives_for_ten_minutes_at_least_since_api_servers_give_no_less(api: Transport) -> None:
+async def test_token_lifetime_is_at_least_ten_minutes(api: Transport) -> None:
     minted = await a_source(api).mint(MintRequest(ttl_s=10, cluster=engaged()))
     assert 590 < minted.expires_at - time.time() <= 600
 
@@ -79,7 +77,7 @@ async def test_revoking_twice_or_what_never_was_is_well(api: Transport) -> None:
     await source.revoke(engaged())
 
 
-async def test_a_late_mint_does_not_bring_back_what_was_revoked(sandbox: Sandbox, api: Transport) -> None:
+async def test_late_mint_does_not_recreate_revoked_secret(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     await source.revoke(engaged())
     with pytest.raises(BackendError, match="was disengaged meanwhile"):
@@ -87,7 +85,7 @@ async def test_a_late_mint_does_not_bring_back_what_was_revoked(sandbox: Sandbox
     assert not sandbox.infrastructure.secret_names()
 
 
-async def test_the_next_incarnation_has_a_secret_of_its_own(sandbox: Sandbox, api: Transport) -> None:
+async def test_incarnation_has_its_own_secret(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     old = (await source.mint(WANTED)).credential.token
     new = (await source.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 2)))).credential.token
@@ -111,7 +109,7 @@ async def test_restarted_daemon_revokes_what_the_same_run_identity_minted_before
     assert not sandbox.infrastructure.secret_names()
 
 
-async def test_two_daemons_with_one_service_account_do_not_revoke_each_others_tokens(
+async def test_daemons_with_one_service_account_do_not_revoke_each_others_tokens(
     sandbox: Sandbox, api: Transport
 ) -> None:
     one, other = a_source(api, run="one"), a_source(api, run="other")
@@ -126,7 +124,7 @@ async def test_two_daemons_with_one_service_account_do_not_revoke_each_others_to
     assert not sandbox.infrastructure.secret_names()
 
 
-async def test_two_objects_that_claim_one_project_do_not_share_a_secret(sandbox: Sandbox, api: Transport) -> None:
+async def test_objects_that_claim_one_project_do_not_share_a_secret(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     ours = (await source.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 1, object_uid="bank")))).credential.token
     await source.mint(MintRequest(ttl_s=900, cluster=engaged(ALPHA, 2, object_uid="shop")))
@@ -169,7 +167,7 @@ async def test_lists_of_secrets_are_read_page_by_page() -> None:
     assert [path.rpartition("/")[2] for method, path in api.asked if method == "DELETE"] == ["a", "b"]
 
 
-async def test_a_secret_that_somebody_deleted_is_made_again(sandbox: Sandbox, api: Transport) -> None:
+async def test_deleted_secret_is_created_again(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     await source.mint(WANTED)
     (name,) = sandbox.infrastructure.secret_names()
@@ -188,7 +186,7 @@ async def test_unbound_one_token_is_for_all_projects(sandbox: Sandbox, api: Tran
     assert not sandbox.infrastructure.secret_names()
 
 
-async def test_whatever_the_order_of_mints_and_revocations_nothing_revoked_is_good(
+async def test_revoked_tokens_are_invalid_in_any_order_of_mints_and_revocations(
     sandbox: Sandbox, api: Transport
 ) -> None:
     """The incarnations of one project come and go while mints for them are under way."""
@@ -262,7 +260,7 @@ ENDS = "2100-01-01T00:00:00Z"
         ([SECRET, given({"token": jwt(aud=["milo"], sub="you"), "expirationTimestamp": ENDS})], "whose subject is not"),
     ],
 )
-async def test_an_answer_that_is_no_good_is_refused_and_nothing_of_it_repeated(
+async def test_invalid_token_response_is_rejected_and_not_quoted(
     answers: list[Answer | TransportError], expected: str
 ) -> None:
     with pytest.raises(CredentialError) as raised:
@@ -271,7 +269,7 @@ async def test_an_answer_that_is_no_good_is_refused_and_nothing_of_it_repeated(
     assert CANARY not in str(raised.value)
 
 
-async def test_a_revocation_that_fails_says_so_and_can_be_tried_again() -> None:
+async def test_failed_revocation_is_reported_and_retried() -> None:
     api = ScriptedApi(answering(500, {}), LISTED)
     source = a_source(api)
     with pytest.raises(BackendError, match="answered 500"):
@@ -279,7 +277,7 @@ async def test_a_revocation_that_fails_says_so_and_can_be_tried_again() -> None:
     await source.revoke(engaged())
 
 
-async def test_a_uid_does_not_choose_where_we_write() -> None:
+async def test_uid_does_not_choose_the_path_written() -> None:
     api = ScriptedApi(LISTED, SECRET, answering(500, {}))
     strange = Target(name="alpha", uid="../../../x?y#z", place=("https://a",))
     with pytest.raises(BackendError):
