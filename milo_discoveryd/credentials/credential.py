@@ -1,7 +1,9 @@
 """Credentials for API servers: a bearer token, a client certificate, or both."""
 
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
+from milo_discoveryd import addresses
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import CredentialError
 
@@ -20,6 +22,19 @@ class Credential:
     certificate: ClientCertificate | None = None
     expires_at: float | None = field(default=None, compare=False)
     """The expiry that its source stated (wall time); None if it stated none."""
+
+
+def is_confidential(url: str) -> bool:
+    """Return whether a credential may be sent there: by TLS, or within this machine."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or addresses.is_loopback(parts.hostname or "")
+
+
+def for_url(credential: Credential, url: str) -> Credential:
+    """Return the credential if it may be sent there. Raises CredentialError."""
+    if credential != Credential() and not is_confidential(url):
+        raise CredentialError(f"{url} has no TLS, so that the credential would be sent unencrypted")
+    return credential
 
 
 def token_of(text: str, origin: str) -> Secret:

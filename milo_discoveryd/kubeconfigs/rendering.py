@@ -6,12 +6,10 @@ no file, no proxy, no impersonation, no disabled verification.
 
 import base64
 from collections.abc import Mapping
-from urllib.parse import urlsplit
 
 import msgspec
 
-from milo_discoveryd import addresses
-from milo_discoveryd.credentials.credential import Credential
+from milo_discoveryd.credentials.credential import Credential, is_confidential
 from milo_discoveryd.daemon_errors import UnfitError
 
 COMMAND = "milo-discovery"
@@ -30,7 +28,7 @@ class ServerTrust(msgspec.Struct, frozen=True):
 
 def embedded(name: str, server: str, trust: ServerTrust, credential: Credential) -> bytes:
     """Render a kubeconfig that contains the credential. Raises UnfitError if it would be sent without TLS."""
-    if not _keeps_secrets(server):
+    if not is_confidential(server):
         raise UnfitError(f"the endpoint of {name}, {server}, has no TLS: a credential would be sent unencrypted")
     user: dict[str, object] = {}
     if credential.token is not None:
@@ -77,8 +75,3 @@ def _config(name: str, server: str, trust: ServerTrust, user: Mapping[str, objec
 
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
-
-
-def _keeps_secrets(server: str) -> bool:
-    parts = urlsplit(server)
-    return parts.scheme == "https" or addresses.is_loopback(parts.hostname or "")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from milo_discoveryd.connectivity.schedule import ProbeFailed, ProbeOutcome, ProbeReached
 from milo_discoveryd.credentials import Credential, Upstream
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
+from milo_discoveryd.credentials.credential import for_url
 from milo_discoveryd.daemon_errors import CredentialError, TransportError
 from milo_discoveryd.http.client import Client
 from milo_discoveryd.model.cluster import Cluster
@@ -64,7 +65,7 @@ class Asker:
             await pool.client.aclose()
 
     async def _ask(self, endpoint: str, held: Credential | None) -> ProbeOutcome:
-        credential = held or await self._upstream.credentials.credential()
+        credential = for_url(held or await self._upstream.credentials.credential(), endpoint)
         headers = {"Authorization": f"Bearer {credential.token.reveal()}"} if credential.token else {}
         named = self._upstream.proxy.reveal() if self._upstream.proxy else None
         identity = TlsIdentity(authorities=self._upstream.trusted(), certificate=credential.certificate)

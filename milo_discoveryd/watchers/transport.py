@@ -15,6 +15,7 @@ from urllib.parse import quote, urlencode
 
 from milo_discoveryd.credentials import Credential, Upstream
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
+from milo_discoveryd.credentials.credential import for_url
 from milo_discoveryd.daemon_errors import CredentialError, TransportError
 from milo_discoveryd.http.client import Client
 from milo_discoveryd.http.connection import Response
@@ -144,7 +145,7 @@ class Transport:
 
     async def _credential(self, refused: Credential | None = None) -> Credential:
         try:
-            return await self._upstream.credentials.credential(refused=refused)
+            return for_url(await self._upstream.credentials.credential(refused=refused), self.host)
         except CredentialError as error:
             raise no_credential(error, self.host) from error
 

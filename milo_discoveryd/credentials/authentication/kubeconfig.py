@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from urllib.parse import urlsplit
 
-from milo_discoveryd import addresses
 from milo_discoveryd.credentials.authentication.credential_provider import (
     CredentialProvider,
     FileCredential,
@@ -28,7 +27,7 @@ from milo_discoveryd.credentials.authentication.kubeconfig_schema import (
     parse,
 )
 from milo_discoveryd.credentials.authentication.upstream import Upstream
-from milo_discoveryd.credentials.credential import ClientCertificate, Credential, token_of
+from milo_discoveryd.credentials.credential import ClientCertificate, Credential, is_confidential, token_of
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import ConfigError, CredentialError
@@ -129,11 +128,7 @@ class _Reader:
         proxy = self._proxy(cluster.proxy_url, about)
         if server is None or credentials is None:
             return None
-        if (
-            server.startswith("http://")
-            and user != User()
-            and not addresses.is_loopback(urlsplit(server).hostname or "")
-        ):
+        if user != User() and not is_confidential(server):
             self._wrong(f"{about} has a server without TLS, where the credential would be sent unencrypted: use https")
         return Upstream(
             server=server,

@@ -46,6 +46,16 @@ async def asker(
         await made.aclose()
 
 
+async def test_probe_sends_no_credential_without_tls() -> None:
+    held = Held({"http://10.0.0.1:1": Credential(token=Secret("t"))})
+    async with ApiServer(answering()) as server, asker(server, held=held) as made:
+        for endpoint in ("http://10.0.0.1:1", "http://elsewhere.test"):
+            outcome = await made.ask(at(endpoint))
+            assert isinstance(outcome, ProbeFailed)
+            assert outcome.cause == "credential"
+            assert "no TLS" in outcome.message
+
+
 @pytest.mark.parametrize(
     ("status", "holds"),
     [

@@ -721,6 +721,13 @@ MUTANTS = (
         NAMES,
     ),
     Mutant(
+        "a credential is sent without TLS",
+        "credentials/credential.py",
+        "if credential != Credential() and not is_confidential(url):",
+        "if False:",
+        ("tests/unit/credentials/test_credential.py",),
+    ),
+    Mutant(
         "one organization takes all mints in flight",
         "kubeconfigs/mint_queue.py",
         "if not organization or self._organizations[organization] < self._for_organization",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.credentials.credential import Credential, token_of
+from milo_discoveryd.credentials.credential import Credential, for_url, token_of
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import CredentialError
 
@@ -20,3 +20,17 @@ def test_token_unsafe_for_header_is_rejected_and_not_shown(text: str) -> None:
 
 def test_credential_equality_ignores_expiry() -> None:
     assert Credential(token=Secret("t"), expires_at=1.0) == Credential(token=Secret("t"), expires_at=2.0)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://milo", "http://10.0.0.1:8080", "http:///", "ftp://milo", "http://127.0.0.1.test"]
+)
+def test_credential_is_not_sent_without_tls(url: str) -> None:
+    with pytest.raises(CredentialError, match="no TLS"):
+        for_url(Credential(token=Secret("t")), url)
+    assert for_url(Credential(), url) == Credential()
+
+
+@pytest.mark.parametrize("url", ["https://milo", "http://127.0.0.1:1", "http://[::1]:1", "http://localhost"])
+def test_credential_is_sent_with_tls_or_within_this_machine(url: str) -> None:
+    assert for_url(Credential(token=Secret("t")), url) == Credential(token=Secret("t"))
