@@ -238,7 +238,7 @@ class Daemon:
         )
         watched = WatchedCollection(mode.resource.path, self._settings.label_selector)
         async with aclosing(transport):
-            await discovery.run(transport, watched, decoder(self._settings, mode))
+            await discovery.run(transport, watched, decoder(self._settings, mode), mode.place_of)
 
     async def _probe(self, project: Upstream, issuer: Issuer, interval: timedelta) -> None:
         settings = self._settings.connectivity

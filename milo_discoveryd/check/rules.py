@@ -27,9 +27,7 @@ def check_rules(settings: Settings) -> Iterator[Finding]:
         if grant.terms is None or grant.scope.is_everything or grant.scope.is_empty:
             continue
         if wide := ", ".join(sources_for_all_clusters(settings, grant.terms)):
-            message = (
-                f"rule {grant.rule} covers some clusters, but credentials of {wide} are valid for more"
-            )
+            message = f"rule {grant.rule} covers some clusters, but credentials of {wide} are valid for more"
             yield warn("rights", message, "list sources in the rule whose identity has no more access than the rule")
     if not problems:
         names = ", ".join(rule.name for rule in settings.rights)

@@ -226,10 +226,15 @@ class ProbeSchedule:
 
     def _disengages(self, watched: _ProbedCluster, now: float) -> bool:
         policy = self._policy
-        if policy.give_up_after_s is None or now - watched.away_since < policy.give_up_after_s:
+        if policy.give_up_after_s is None:
             return False
-        everybody = len(self._watched)
-        return 2 * self._away <= everybody and self._away <= max(policy.give_up_count, policy.give_up_share * everybody)
+        all_clusters = len(self._watched)
+        limit = max(policy.give_up_count, policy.give_up_share * all_clusters)
+        if 2 * self._away > all_clusters or self._away > limit:
+            # The daemon itself may be cut off: time in which so many are unreachable does not count.
+            watched.away_since = now
+            return False
+        return now - watched.away_since >= policy.give_up_after_s
 
     def _plan(self, name: str, at: float) -> None:
         watched = self._watched[name]

@@ -54,6 +54,9 @@ class WatchedMode(Protocol):
 
     def observe(self, obj: Any) -> Observation: ...
 
+    def place_of(self, name: str, project_uid: str) -> tuple[str, ...]:
+        """Return `Target.place` of a cluster. Raises MalformedError for a name that must not be in a URL."""
+
 
 @runtime_checkable
 class FixedMode(Protocol):

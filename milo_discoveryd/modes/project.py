@@ -29,6 +29,10 @@ class ProjectMode:
         self._setting = setting
         self._place = (f"{setting.project_endpoint}{self.resource.path}/", "/control-plane")
 
+    def place_of(self, name: str, project_uid: str) -> tuple[str, ...]:
+        checked(name, DNS_SUBDOMAIN, 253, "the name")
+        return self._place
+
     def observe(self, obj: KubeObject) -> Observation:
         metadata = obj.metadata
         try:

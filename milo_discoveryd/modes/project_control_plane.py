@@ -42,7 +42,8 @@ class ProjectControlPlaneMode:
     def observe(self, obj: KubeObject) -> Observation:
         metadata = obj.metadata
         try:
-            name = checked(metadata.name, DNS_LABEL, 63, "the name")
+            name = metadata.name
+            checked(name, DNS_LABEL, 63, "the name")
             claimed_uid = (metadata.labels or {}).get(PROJECT_UID_LABEL, "")
             organization = _organization(metadata.labels or {}, metadata.annotations or {})
             condition = obj.condition(CONDITION)
@@ -52,7 +53,7 @@ class ProjectControlPlaneMode:
             target = Target(
                 name=name,
                 uid=project_uid,
-                place=self._place or self._place_of(name, project_uid),
+                place=self.place_of(name, project_uid),
                 organization=shared(organization),
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
@@ -62,8 +63,9 @@ class ProjectControlPlaneMode:
             return malformed(metadata, error)
         return Ready(metadata.uid, metadata.resourceVersion, target)
 
-    def _place_of(self, name: str, uid: str) -> tuple[str, ...]:
-        return (self._endpoint(name, checked(uid, DNS_LABEL, 63, "the project's UID")),)
+    def place_of(self, name: str, project_uid: str) -> tuple[str, ...]:
+        checked(name, DNS_LABEL, 63, "the name")
+        return self._place or (self._endpoint(name, checked(project_uid, DNS_LABEL, 63, "the project's UID")),)
 
     def _endpoint(self, name: str, uid: str) -> str:
         namespace = self._setting.internal_namespace_template.format(name=name, uid=uid)

@@ -17,6 +17,12 @@ DNS_SUBDOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 ORGANIZATION_LABEL = "resourcemanager.miloapis.com/organization-name"
 
 
+_EARLIEST, _LATEST = -62_135_596_800, 253_402_300_800
+"""The years 1 to 9999: the range of a protobuf Timestamp."""
+METADATA_BYTES = 512 * 1024
+"""Kubernetes allows 256 KiB of annotations; labels are far smaller. More would not fit into a gRPC message."""
+
+
 class MalformedError(ValueError):
     """The object can't be used; the message says what is wrong with it."""
 
@@ -39,6 +45,11 @@ def not_ready(obj: KubeObject, kind: str, condition: Condition | None, organizat
 def labels(metadata: Metadata) -> Pairs:
     """Sorted, and shared: thousands of objects have the same keys and few values, and many have all of them alike."""
     found = metadata.labels
+    size = sum(len(key) + len(value) for each in (found, metadata.annotations) if each for key, value in each.items())
+    if size > METADATA_BYTES:
+        raise MalformedError(
+            f"its labels and annotations have {size} characters; at most {METADATA_BYTES} are accepted"
+        )
     return _pairs(tuple(_pair(key, value) for key, value in sorted(found.items()))) if found else ()
 
 
@@ -67,6 +78,10 @@ def deletion_requested_at(metadata: Metadata) -> float | None:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise MalformedError(f"deletionTimestamp {metadata.deletionTimestamp[:40]!r} is not a time with a time zone")
+    if not _EARLIEST <= moment.timestamp() < _LATEST:
+        raise MalformedError(
+            f"deletionTimestamp {metadata.deletionTimestamp[:40]!r} is not a time that protobuf can hold"
+        )
     return moment.timestamp()
 
 

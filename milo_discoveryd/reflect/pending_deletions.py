@@ -3,15 +3,22 @@
 On the wire, an object that was deleted and one that left the selector look alike, and a real API server has been seen
 to report live objects as deleted. Operators delete data when a cluster is disengaged. So each reported deletion is
 confirmed: only "not found", or another UID under the name, is evidence.
+
+A read that finds the object refutes the report, but a cache that lags behind the watch does so too. So a refuted report
+is checked again, at growing intervals, until the watch or a list shows the object.
 """
 
 import heapq
+import math
+import re
 from collections.abc import Callable, Set
 
 import msgspec
 
-from milo_discoveryd.model.observation import Malformed, Observation
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_discoveryd.reflect.backoff import Backoff
+
+_SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]+")
 
 
 class ConfirmationRequest(msgspec.Struct, frozen=True):
@@ -31,6 +38,9 @@ class NotFound(msgspec.Struct, frozen=True):
 
 class Inconclusive(msgspec.Struct, frozen=True):
     problem: str
+    is_refusal: bool = False
+    """The server refused the read. It would refuse the others too, so all of them wait."""
+    retry_after_s: float | None = None
 
 
 ConfirmationResult = Found | NotFound | Inconclusive
@@ -53,8 +63,17 @@ class _PendingDeletion(msgspec.Struct):
     is_held: bool = False
 
 
+_RETRY_AFTER_BOUNDS_S = (0.1, 300.0)
+_RECHECK = Backoff(first_s=1.0, cap_s=300.0)
+"""Between two reads of an object whose reported deletion was refuted."""
+
+
 class PendingDeletions:
-    """Each is confirmed until there is a result, with at most `concurrency` reads in flight."""
+    """Each is confirmed until there is a result, with at most `concurrency` reads in flight.
+
+    Reads that failed before use half of them at most, so that objects whose reads hang do not delay the others. After
+    a refusal all reads wait, and then a single one is made until the server answers again.
+    """
 
     def __init__(self, jitter: Callable[[], float], concurrency: int = 20, backoff: Backoff | None = None) -> None:
         self._jitter = jitter
@@ -63,7 +82,15 @@ class PendingDeletions:
         self._pending: dict[str, _PendingDeletion] = {}
         self._due: list[tuple[float, int, str]] = []
         """A heap of when to confirm which ticket. Tickets that were settled meanwhile are skipped."""
-        self._in_flight: set[int] = set()
+        self._retries_due: list[tuple[float, int, str]] = []
+        """The same for those whose reads failed before."""
+        self._refuted: dict[str, _PendingDeletion] = {}
+        self._in_flight: dict[int, bool] = {}
+        """Tickets, and whether each is a retry."""
+        self._refusals = 0
+        """In a row."""
+        self._refusal = ""
+        self._paused_until = -math.inf
         self._tickets = 0
 
     def __len__(self) -> int:
@@ -91,6 +118,7 @@ class PendingDeletions:
     def _new(self, name: str, uid: str, now: float) -> _PendingDeletion:
         known = self._pending.get(name)
         self._tickets += 1
+        self._refuted.pop(name, None)
         since = known.since if known is not None and known.uid == uid else now
         self._pending[name] = pending = _PendingDeletion(uid, since, self._tickets)
         return pending
@@ -98,11 +126,21 @@ class PendingDeletions:
     def discard(self, name: str) -> None:
         """Drop a pending deletion: the object was seen again."""
         self._pending.pop(name, None)
+        self._refuted.pop(name, None)
 
     def discard_all(self, names: Set[str]) -> None:
         """Drop the pending deletions among `names`, which are usually far more."""
-        for name in self._pending.keys() & names:
+        for name in (self._pending.keys() | self._refuted.keys()) & names:
             self.discard(name)
+
+    def is_held(self, name: str) -> bool:
+        pending = self._pending.get(name)
+        return pending is not None and pending.is_held
+
+    @property
+    def refused(self) -> str | None:
+        """Why confirmations wait, if the server refuses them."""
+        return self._refusal if self._refusals else None
 
     def explain(self, name: str) -> tuple[float, str] | None:
         """Return since when the deletion is pending, and what keeps it from being confirmed."""
@@ -112,41 +150,84 @@ class PendingDeletions:
     def take_due(self, now: float) -> list[ConfirmationRequest]:
         """Return the requests to make now. Each must be given a result."""
         due: list[ConfirmationRequest] = []
-        while self._due and self._due[0][0] <= now and len(self._in_flight) < self._concurrency:
-            _, ticket, name = heapq.heappop(self._due)
-            pending = self._pending.get(name)
-            if pending is not None and pending.ticket == ticket:
-                self._in_flight.add(ticket)
-                pending.requested_at = now
-                due.append(ConfirmationRequest(name, ticket))
+        for queue, is_retry in ((self._due, False), (self._retries_due, True)):
+            while queue and queue[0][0] <= now and self._has_slot(now, is_retry=is_retry):
+                _, ticket, name = heapq.heappop(queue)
+                pending = self._pending.get(name) or self._refuted.get(name)
+                if pending is not None and pending.ticket == ticket:
+                    self._in_flight[ticket] = is_retry
+                    pending.requested_at = now
+                    due.append(ConfirmationRequest(name, ticket))
         return due
+
+    def _has_slot(self, now: float, *, is_retry: bool) -> bool:
+        if now < self._paused_until:
+            return False
+        if self._refusals:
+            return not self._in_flight
+        if is_retry and sum(self._in_flight.values()) >= max(1, self._concurrency // 2):
+            return False
+        return len(self._in_flight) < self._concurrency
 
     @property
     def next_at(self) -> float | None:
         """When there will be a request to make, if nothing else happens."""
-        return self._due[0][0] if self._due and len(self._in_flight) < self._concurrency else None
+        due = [
+            max(queue[0][0], self._paused_until)
+            for queue, is_retry in ((self._due, False), (self._retries_due, True))
+            if queue and self._has_slot(math.inf, is_retry=is_retry)
+        ]
+        return min(due, default=None)
 
     def resolve(
         self, request: ConfirmationRequest, result: ConfirmationResult, now: float
     ) -> ConfirmedDeletion | Observation | None:
         """Return what the result proves, or None if it proves nothing."""
-        self._in_flight.discard(request.ticket)
-        pending = self._pending.get(request.name)
+        self._in_flight.pop(request.ticket, None)
+        self._note_refusal(result, now)
+        pending = self._pending.get(request.name) or self._refuted.get(request.name)
         if pending is None or pending.ticket != request.ticket:
             return None  # settled meanwhile by the watch or a list
         if isinstance(result, Found) and _is_unreadable(result.observation, pending.uid):
             # Neither deleted nor known to be unchanged: it may be outside the selector, where no watch reports it.
             result = Inconclusive("the object can't be decoded")
         if isinstance(result, Inconclusive):
-            pending.failures += 1
             pending.problem = result.problem
-            # The time that the request took counts towards the wait.
-            wait = self._backoff.delay(pending.failures, self._jitter) - (now - pending.requested_at)
-            confirm_at = now + max(wait, self._backoff.delay(1, self._jitter))
-            heapq.heappush(self._due, (confirm_at, pending.ticket, request.name))
+            self._try_again(request.name, pending, self._backoff, now)
             return None
         self.discard(request.name)
-        return ConfirmedDeletion(request.name, pending.uid) if isinstance(result, NotFound) else result.observation
+        if isinstance(result, NotFound):
+            return ConfirmedDeletion(request.name, pending.uid)
+        found = result.observation
+        if isinstance(found, Ready | NotReady) and found.uid == pending.uid:
+            self._refuted[request.name] = pending
+            self._try_again(request.name, pending, _RECHECK, now)
+        return found
+
+    def _try_again(self, name: str, pending: _PendingDeletion, backoff: Backoff, now: float) -> None:
+        pending.failures += 1
+        # The time that the request took counts towards the wait.
+        wait = backoff.delay(pending.failures, self._jitter) - (now - pending.requested_at)
+        confirm_at = now + max(wait, backoff.delay(1, self._jitter))
+        heapq.heappush(self._retries_due, (confirm_at, pending.ticket, name))
+
+    def _note_refusal(self, result: ConfirmationResult, now: float) -> None:
+        if not isinstance(result, Inconclusive):
+            self._refusals, self._paused_until = 0, -math.inf
+        elif result.is_refusal:
+            if now >= self._paused_until:  # not one of several that were in flight together
+                self._refusals += 1
+            delay = self._backoff.delay(self._refusals, self._jitter)
+            if result.retry_after_s is not None:
+                low, high = _RETRY_AFTER_BOUNDS_S
+                delay = max(delay, min(high, max(low, result.retry_after_s)))
+            self._paused_until = max(self._paused_until, now + delay)
+            self._refusal = result.problem
+
+
+def can_be_read(name: str) -> bool:
+    """Return whether the name can be a segment of a path. No mode engages an object with another name."""
+    return _SEGMENT.fullmatch(name) is not None
 
 
 def _is_unreadable(found: Observation, uid: str) -> bool:

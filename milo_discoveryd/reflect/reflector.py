@@ -17,6 +17,7 @@ import msgspec
 
 from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.model.source import SourceState, SourceStatus
+from milo_discoveryd.model.versions import is_number, is_older
 from milo_discoveryd.reflect.backoff import Backoff
 from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
 from milo_discoveryd.reflect.messages import (
@@ -111,6 +112,8 @@ _RETRY_AFTER_OBEYED = 30
 _VERSION_REFUSED = frozenset({410, 504})
 """410: the version is too old; 504: it is from the future."""
 _STREAMING_LIST_REFUSED = frozenset({400, 403, 422})
+_RESUME_REFUSED = frozenset({*range(400, 500), 500, 501}) - {401, 403, 407, 408, 425, 429}
+"""All but refusals of the caller, which a list meets as well, and requests to come back later."""
 
 
 class ListMethod(msgspec.Struct):
@@ -146,7 +149,8 @@ class ServerTrust(msgspec.Struct):
     sends_bookmarks: bool = False
     is_known: bool = False
     """It has listed, or has shown that it knows our version, since the last disconnect."""
-    highest_version: int = 0
+    highest_version: str = ""
+    """The highest version seen, in this run or in the one that wrote the state file."""
 
     @property
     def expects_bookmarks(self) -> bool:
@@ -159,17 +163,13 @@ class ServerTrust(msgspec.Struct):
 
     def seen(self, version: str) -> None:
         self.is_known = True
-        self.highest_version = max(self.highest_version, _number(version))
+        if is_number(version) and not is_older(version, self.highest_version):
+            self.highest_version = version
 
     def listed(self, version: str) -> bool:
-        """Note a complete list. Return whether versions went back.
-
-        Versions of one resource can be compared, as Kubernetes guarantees from 1.35 on.
-        """
-        self.is_known = True
-        listed, highest = _number(version), self.highest_version
-        self.highest_version = listed or highest
-        return 0 < listed < highest
+        """Note a complete list. Return whether it is older than what was seen before."""
+        self.seen(version)
+        return version != "0" and is_older(version, self.highest_version)
 
 
 class Attempts(msgspec.Struct):
@@ -189,13 +189,19 @@ class Reflector:
     """Draws random numbers from `jitter` (in [0, 1)), and takes the time as an argument."""
 
     def __init__(
-        self, policy: ReflectorPolicy, jitter: Callable[[], float], now: float, status: SourceStatus | None = None
+        self,
+        policy: ReflectorPolicy,
+        jitter: Callable[[], float],
+        now: float,
+        status: SourceStatus | None = None,
+        *,
+        highest_version: str = "",
     ) -> None:
-        """`status` is that of a restored fleet, if there is one."""
+        """`status` and `highest_version` are those of a restored fleet, if there is one."""
         self._policy = policy
         self._jitter = jitter
         self.list_method = ListMethod(policy.streaming_lists, policy.page_size)
-        self.trust = ServerTrust()
+        self.trust = ServerTrust(highest_version=highest_version)
         self._attempts = Attempts(requested_at=now, listed_at=now)
         self._relist_at: float | None = None
         self.synced = False
@@ -238,7 +244,7 @@ class Reflector:
 
         Until then, "not found" from it is no evidence: another server may never have had the object.
         """
-        if self.status.state is not SourceState.STREAMING:
+        if self.status.state is SourceState.STALE:
             return math.inf
         if self.trust.is_known:
             return -math.inf
@@ -334,7 +340,9 @@ class Reflector:
 
     def failed(self, failure: Failure, now: float) -> list[SourceEvent]:
         assert not isinstance(self.state, Waiting), "no request was made, so none can have failed"
-        self.trust.is_known = False
+        # A server that lists and then refuses each version that it listed is still the one that listed.
+        refuses_own_list = self._attempts.list_is_unproven and failure.status in _VERSION_REFUSED
+        self.trust.is_known = self.trust.is_known and refuses_own_list
         if isinstance(self.state, Watching):
             self._note_health(self.state, now)
         self._attempts.failures += 1
@@ -372,8 +380,9 @@ class Reflector:
     def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
         if failure.status in _VERSION_REFUSED:
             return self._relist(failure, now, delay)
-        # Without the collection, or on a server that the request breaks, the version is worth nothing either.
-        return self._stale("" if failure.status in (404, 500) else version, failure, now, delay)
+        # The server does not take the request as it is: without the collection, without watches, or because the
+        # version means nothing to it. Lists may work.
+        return self._stale("" if failure.status in _RESUME_REFUSED else version, failure, now, delay)
 
     def _watch_failed(self, watching: Watching, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
         version = watching.version
@@ -507,8 +516,3 @@ class Reflector:
 
     def _timeout_s(self) -> int:
         return int(240 + 240 * self._jitter())
-
-
-def _number(version: str) -> int:
-    """Return 0 if the version is not a number."""
-    return int(version) if version.isascii() and version.isdigit() else 0

@@ -14,6 +14,7 @@ from milo_discoveryd.model.observation import Malformed, Observation
 
 INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 MAX_LINE: Final = 8 * 1024 * 1024
+_LONGEST_ID = 128
 
 Object = TypeVar("Object", bound=KubeObject)
 Content = TypeVar("Content")
@@ -146,10 +147,10 @@ class Decoder(Generic[Object]):
     def object(self, raw: bytes | msgspec.Raw) -> Observation | None:
         """Return None for an object without a name."""
         try:
-            found = self._observe(self._objects.decode(raw))
+            found = _bounded(self._observe(self._objects.decode(raw)))
         except _UNDECODABLE as error:
             names = _names(raw)
-            found = Malformed(names.name, names.uid, names.resourceVersion, _problem(error))
+            found = _bounded(Malformed(names.name, names.uid, names.resourceVersion, _problem(error)))
         return found if found.name else None
 
     def page(self, body: bytes) -> tuple[ListPage, Iterator[Observation]]:
@@ -166,7 +167,7 @@ class Decoder(Generic[Object]):
         try:
             event = self._lines.decode(line)  # nearly all lines take only this path
             if event.type in _OF_OBJECTS:
-                return _seen(event.type, self._observe(event.object))
+                return _seen(event.type, _bounded(self._observe(event.object)))
         except _UNDECODABLE:
             pass  # decoded step by step below
         return self._other_line(line)
@@ -228,6 +229,14 @@ class Lines:
 
 class LineTooLongError(ValueError):
     """A line without end, or an object larger than any API server stores."""
+
+
+def _bounded(found: Observation) -> Observation:
+    """Return a Malformed for an object whose identity no API server would have given it."""
+    if len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:
+        return found
+    problem = f"its UID or its resourceVersion is longer than {_LONGEST_ID} characters"
+    return Malformed(found.name, found.uid[:_LONGEST_ID], found.version[:_LONGEST_ID], problem)
 
 
 def _seen(kind: str, found: Observation | None) -> WatchEvent:

@@ -71,6 +71,8 @@ class Fleet:
         self.status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self._intake = Intake(self.registry, pending_deletions, guard)
         self._observer = observer
+        self._lost_at: float | None = None
+        """Since when nothing has been heard of the source."""
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
 
     def on(self, kind: EventType, call: Callable[[Cluster], None]) -> None:
@@ -134,10 +136,12 @@ class Fleet:
     @property
     def due_at(self) -> float | None:
         """When `tick` will have something to do, if nothing else happens."""
-        return self.registry.due_at
+        return self.registry.due_at if self._lost_at is None else None
 
     def tick(self, now: float) -> None:
-        """Disengage the clusters whose grace is over."""
+        """Disengage the clusters whose grace is over. While the source is lost, no grace ends."""
+        if self._lost_at is not None:
+            return
         self._publish(self.registry.end_overdue(_now(now)), now)
 
     @property
@@ -146,6 +150,7 @@ class Fleet:
         return None if self._intake.held is None else self._intake.held.verify_at
 
     def source(self, status: SourceStatus) -> None:
+        self._pause_graces(status)
         if (held := self._intake.held) is not None and status.state is SourceState.STREAMING:
             status = SourceStatus(SourceState.CATCHING_UP, held.since, REMOVALS_HELD, held.message, status.last_contact)
         changed = status.state is not self.status.state or status.reason != self.status.reason
@@ -153,6 +158,14 @@ class Fleet:
         if changed:
             self._observer.source(status)
             self.notifier.notify()
+
+    def _pause_graces(self, status: SourceStatus) -> None:
+        if status.state is not SourceState.STREAMING:
+            if self._lost_at is None:
+                self._lost_at = status.since if status.last_contact is None else status.last_contact
+        elif self._lost_at is not None:
+            self.registry.extend_graces(self._lost_at, status.since)
+            self._lost_at = None
 
     def liveness_checked(self, result: str) -> None:
         self._observer.liveness_checked(result)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Observation, Outside, Ready
+from milo_discoveryd.model.observation import Malformed, Observation, Outside, Ready
 from milo_discoveryd.reflect.messages import (
     DeletionReported,
     Listed,
@@ -18,7 +18,10 @@ from milo_discoveryd.reflect.pending_deletions import (
     ConfirmationRequest,
     ConfirmationResult,
     ConfirmedDeletion,
+    Found,
+    Inconclusive,
     PendingDeletions,
+    can_be_read,
 )
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.registry import ObjectState, Registry
@@ -33,6 +36,7 @@ from milo_discoveryd.registry.removal_guard import (
 PORTION = 250
 """How many source events are applied before the event loop runs others: a few milliseconds' worth."""
 REFERENCE_OBJECTS = 3
+OLDER_READ = "the read returned an older version than the watch or a list"
 
 
 class Intake:
@@ -53,7 +57,8 @@ class Intake:
         self._reference_objects: tuple[tuple[str, str], ...] = ()
         self._is_foreign = False
         """The last list was another server's, so its watch is ignored too."""
-        self._listed: set[str] = set()
+        self._listed: dict[str, str] = {}
+        """Names, and the UIDs under them."""
         self._staged: dict[str, Observation] = {}
         self.synced = False
         self.is_restored = False
@@ -76,9 +81,10 @@ class Intake:
     @property
     def held(self) -> HeldRemovals | None:
         """Why clusters that a list lacks stay engaged, or why the list is not believed."""
-        if self._guard is None or not (self._pending_deletions.held or self.is_restored):
+        if self._guard is None or self._guard.held is None:
             return None
-        return self._guard.held
+        is_current = self._guard.held.is_stale or self._pending_deletions.held or self.is_restored
+        return self._guard.held if is_current else None
 
     @property
     def reference_objects(self) -> tuple[tuple[str, str], ...]:
@@ -98,16 +104,30 @@ class Intake:
         return self._pending_deletions.explain(name) is None and self._registry.is_present(name, uid)
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, now: Moment) -> list[Event]:
+        if self._guard and isinstance(result, Found) and self._registry.is_older_than_known(result.observation):
+            pending = self._pending_deletions.explain(request.name)
+            self._pending_deletions.resolve(request, Inconclusive(OLDER_READ), now.steady)
+            if pending is not None and (held := self._guard.older_read(pending[0], now.steady)) is not None:
+                self._hold(result.observation, held, now.steady)
+            return []
         settled = self._pending_deletions.resolve(request, result, now.steady)
         if request.name in self._released and self._still_exists(settled):
             self._hold_again(now.steady)
         return [] if settled is None else self._registry.commit((settled,), now, consistent=True)
+
+    def _hold(self, seen: Observation, held: HeldRemovals, now: float) -> None:
+        record = self._registry[seen.name]
+        assert record is not None, "its deletion is pending"
+        self._registry.set_version(seen.name, seen.version)
+        self._pending_deletions.hold(seen.name, record.uid, now, held.message)
 
     def _portion(self, portion: list[SourceEvent], now: Moment) -> Iterator[list[Event]]:
         changed: list[Observation] = []
         for event in portion:
             match event:
                 case ObjectChanged() | DeletionReported() if self._is_foreign:
+                    pass
+                case ObjectChanged(observation) if self._is_held_back(observation):
                     pass
                 case ObjectChanged(observation):
                     if self._registry.is_news(observation):
@@ -132,25 +152,39 @@ class Intake:
     def _stage(self, event: ListStarted | Listed | Unlisted) -> None:
         match event:
             case ListStarted():
-                self._listed, self._staged = set(), {}
+                self._listed, self._staged = {}, {}
                 if not self.synced:
                     self._registry.clear()
             case Listed(observation):
-                self._listed.add(observation.name)
+                self._listed[observation.name] = observation.uid
                 if not self.synced or self._registry.would_change(observation):
                     self._staged[observation.name] = observation
             case unlisted:
-                self._listed.discard(unlisted.name)
+                self._listed.pop(unlisted.name, None)
                 self._staged.pop(unlisted.name, None)
 
     def _apply_list(self, now: Moment, *, versions_went_back: bool) -> Iterator[list[Event]]:
+        if (
+            (guard := self._guard)
+            and self.synced
+            and guard.ignores(versions_went_back=versions_went_back, now=now.steady)
+        ):
+            self._listed, self._staged = {}, {}
+            return
+        regressed = list(self._regressed(versions_went_back=versions_went_back))
+        for seen in regressed:
+            del self._staged[seen.name], self._listed[seen.name]
+            self._registry.set_version(seen.name, seen.version)
+        versions_went_back = versions_went_back or bool(regressed)
         missing = [(name, uid) for name, uid in self._registry.present() if name not in self._listed]
         engaged = [(name, uid) for name, uid in missing if self._is_engaged(name)]
         # Stored clusters may be long out of date: a subscriber that knows the successor must not see them again.
         replaced = [] if self.is_restored else list(self._replaced())
         decision: GuardDecision = ConfirmEach()
         if self._guard is not None:
-            is_foreign = bool(self._listed) and not self.is_restored and not any(map(self._is_engaged, self._listed))
+            is_foreign = (
+                bool(self._listed) and not self.is_restored and not any(map(self._proves, self._listed.items()))
+            )
             decision = self._guard.judge(
                 engaged + replaced,
                 self._registry.engaged,
@@ -160,7 +194,7 @@ class Intake:
             )
         self._is_foreign = isinstance(decision, HeldRemovals) and decision.is_foreign
         if self._is_foreign:
-            self._listed, self._staged = set(), {}
+            self._listed, self._staged = {}, {}
         if not isinstance(decision, ConfirmEach):
             engaged += replaced
             for name, _ in replaced:
@@ -172,15 +206,16 @@ class Intake:
         missing, engaged = (
             [(name, uid) for name, uid in each if self._registry.is_present(name, uid)] for each in (missing, engaged)
         )
-        self._pending_deletions.discard_all(self._listed)
+        self._pending_deletions.discard_all(self._listed.keys())
         if not self._is_foreign:
             # Objects that are not engaged are confirmed at once: no subscriber knows them.
             for name, uid in missing:
                 if not self._is_engaged(name):
-                    self._pending_deletions.add(name, uid, now.steady)
-            self._registry.list_ended((name for name, _ in missing) if versions_went_back else ())
+                    self._confirm(name, uid, now)
+            older = {seen.name for seen in regressed}
+            self._registry.list_ended((name for name, _ in missing if name not in older) if versions_went_back else ())
         self._apply_decision(engaged, decision, now.steady)
-        self._listed, self._staged = set(), {}
+        self._listed, self._staged = {}, {}
         self.synced, self.is_restored = True, self.is_restored and self.held is not None
 
     def _apply_decision(self, engaged: list[tuple[str, str]], decision: GuardDecision, now: float) -> None:
@@ -195,6 +230,33 @@ class Intake:
             case at_rate:
                 for position, (name, uid) in enumerate(engaged):
                     self._pending_deletions.add(name, uid, now, confirm_at=now + position / at_rate.per_second)
+
+    def _regressed(self, *, versions_went_back: bool) -> Iterator[Observation]:
+        """Yield what a list shows of engaged clusters in an older state than the known one, where it differs.
+
+        A server that was restored from a backup shows the state that they had at the time of the backup.
+        """
+        if self._guard is None or not self.synced:
+            return
+        for seen in self._staged.values():
+            record = self._registry[seen.name]
+            if record is None or record.cluster is None or isinstance(seen, Malformed):
+                continue
+            is_older = self._registry.is_older_than_known(seen) or (versions_went_back and not record.version)
+            differs = not isinstance(seen, Ready) or seen.uid != record.uid or seen.target != record.cluster.target
+            if differs and (is_older or self._is_held_back(seen)):
+                yield seen
+
+    def _is_held_back(self, seen: Observation) -> bool:
+        """Return whether it is the older state in which a restored server has a cluster: see `_regressed`."""
+        if not self._pending_deletions.is_held(seen.name):
+            return False
+        record = self._registry[seen.name]
+        return record is not None and record.version != "" and seen.version == record.version
+
+    def _proves(self, listed: tuple[str, str]) -> bool:
+        """Return whether a listed object is a known one: then the list is not another server's."""
+        return self._is_engaged(listed[0]) or self._registry.is_present(*listed)
 
     def _is_engaged(self, name: str) -> bool:
         record = self._registry[name]
@@ -226,4 +288,11 @@ class Intake:
     def _deletion_reported(self, name: str, uid: str, now: Moment) -> None:
         record = self._registry[name]
         if record is not None and record.state is not ObjectState.DELETED and uid in ("", record.uid):
-            self._pending_deletions.add(name, record.uid, now.steady)
+            self._confirm(name, record.uid, now)
+
+    def _confirm(self, name: str, uid: str, now: Moment) -> None:
+        if can_be_read(name):
+            self._pending_deletions.add(name, uid, now.steady)
+        else:
+            # It cannot be read, and with such a name it was never engaged: no subscriber knows it.
+            self._registry.commit((ConfirmedDeletion(name, uid),), now)

@@ -13,6 +13,7 @@ import msgspec
 from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Outside, Ready
+from milo_discoveryd.model.versions import is_older
 from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog
@@ -145,6 +146,14 @@ class Registry:
         """Return whether an observation neither repeats what is known nor is older."""
         return self.would_change(seen) and not self._is_outdated(seen)
 
+    def is_older_than_known(self, seen: Observation) -> bool:
+        record = self._records.get(seen.name)
+        return record is not None and is_older(seen.version, record.version)
+
+    def set_version(self, name: str, version: str) -> None:
+        """Note that the source now has the object at that version, without applying what it shows."""
+        self._records[name].version = version
+
     def commit(
         self,
         observed: Iterable[Observation | ConfirmedDeletion],
@@ -183,6 +192,15 @@ class Registry:
     def due_at(self) -> float | None:
         """When `end_overdue` will have something to end, on the monotonic clock."""
         return next(iter(self._grace_ends.values()), None)
+
+    def extend_graces(self, lost_at: float, now: float) -> None:
+        """Do not count the time since `lost_at`, in which nothing was heard, towards the graces that ran then."""
+        for name, until in self._grace_ends.items():
+            if until - self._grace_s <= lost_at:
+                self._grace_ends[name] = until + now - lost_at
+                record = self._records[name]
+                if record.grace_until is not None:
+                    record.grace_until += now - lost_at
 
     def end_overdue(self, now: Moment) -> list[Event]:
         """Disengage the clusters whose grace is over."""
@@ -434,13 +452,3 @@ def _ended(record: ClusterRecord, cluster: Cluster, reason: DisengageReason, mes
 
 
 _STATES = {NotReady: ObjectState.NOT_READY, Outside: ObjectState.OUTSIDE, Malformed: ObjectState.MALFORMED}
-
-
-def is_older(one: str, other: str) -> bool:
-    """Compare two resource versions: opaque before Kubernetes 1.35, comparable numbers since.
-
-    Where they are not numbers, they cannot be compared and the order of arrival decides. They have no leading zeros
-    and may be longer than Python converts to int.
-    """
-    comparable = one.isdecimal() and other.isdecimal() and one.isascii() and other.isascii()
-    return comparable and (len(one), one) < (len(other), other)

@@ -21,6 +21,10 @@ class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The rate at which verified removals are confirmed one by one."""
 
 
+_LISTS_WHILE_BEHIND = 6
+"""How many lists are requested until a server whose versions went back counts as restored."""
+
+
 class HeldRemovals(msgspec.Struct, frozen=True):
     """Removals that wait: the clusters stay engaged."""
 
@@ -30,6 +34,8 @@ class HeldRemovals(msgspec.Struct, frozen=True):
     message: str
     is_foreign: bool = False
     """The list is another server's: nothing in it is used."""
+    is_stale: bool = False
+    """The list is older than what was seen: nothing in it is used."""
 
 
 class ConfirmEach(msgspec.Struct, frozen=True):
@@ -48,7 +54,29 @@ GuardDecision = ConfirmEach | HeldRemovals | ConfirmAtRate
 class RemovalGuard:
     def __init__(self, limits: RemovalLimits) -> None:
         self._limits = limits
+        self._behind_since: float | None = None
         self.held: HeldRemovals | None = None
+
+    def ignores(self, *, versions_went_back: bool, now: float) -> bool:
+        """Return whether to ignore a list because it is older than what was seen before.
+
+        A replica that lags behind catches up. After `verify_after_s` the server counts as restored from a backup.
+        """
+        if not versions_went_back:
+            self._behind_since = None
+            return False
+        if self._behind_since is None:
+            self._behind_since = now
+        if now >= self._behind_since + self._limits.verify_after_s:
+            return False
+        self.held = HeldRemovals(
+            self._behind_since,
+            now + self._limits.verify_after_s / _LISTS_WHILE_BEHIND,
+            "the API server's list is older than what it showed before: it is ignored until the server has caught up, "
+            f"or for {self._limits.verify_after_s:g} s",
+            is_stale=True,
+        )
+        return True
 
     def judge(
         self, missing: Sized, engaged: int, *, versions_went_back: bool, now: float, is_foreign: bool = False
@@ -58,6 +86,8 @@ class RemovalGuard:
         The list `is_foreign` if it names objects but none of those that are known.
         """
         held, self.held = self.held, None
+        if held is not None and held.is_stale:
+            held = None
         since = now if held is None else held.since
         if not missing:
             return ConfirmEach()
@@ -77,8 +107,9 @@ class RemovalGuard:
             self.held = HeldRemovals(
                 since,
                 None,
-                f"the API server's resource versions went back, as after a restore from a backup, and {lacks}: these "
-                "stay engaged until they are seen again or the daemon restarts",
+                f"the API server's resource versions went back, as after a restore from a backup, and {lacks} or shows "
+                "them in an older state: these stay as they are until they are seen again, or the daemon starts "
+                "without its state file",
             )
             return self.held
         if not self._is_mass(len(missing), engaged):
@@ -87,6 +118,21 @@ class RemovalGuard:
         if held is not None and now >= verify_at:
             return ConfirmAtRate(self._limits.per_second)
         self.held = HeldRemovals(since, verify_at, f"{lacks}: these stay engaged until a second list lacks them too")
+        return self.held
+
+    def older_read(self, since: float, now: float) -> HeldRemovals | None:
+        """Hold a cluster whose reads have returned an older version than the known one since `since`.
+
+        Returns None while a replica may still be catching up.
+        """
+        if now < since + self._limits.verify_after_s:
+            return None
+        self.held = HeldRemovals(
+            since if self.held is None else self.held.since,
+            None,
+            "the API server has a cluster in an older version than it showed before, as after a restore from a backup: "
+            "it stays as it is until it is seen again, or the daemon starts without its state file",
+        )
         return self.held
 
     def contradicted(self, now: float) -> HeldRemovals:

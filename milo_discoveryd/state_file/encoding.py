@@ -34,6 +34,8 @@ class StoredFleet(msgspec.Struct, frozen=True):
     origin: StateOrigin
     written_at: float
     clusters: tuple[StoredCluster, ...]
+    highest_version: str = ""
+    """The highest resource version seen, by which a restore of the API server from a backup is noticed."""
 
 
 class StateFileError(ValueError):

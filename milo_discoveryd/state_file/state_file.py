@@ -5,6 +5,7 @@ A failure to write is logged and never ends the daemon.
 
 import asyncio
 import os
+import stat
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -38,11 +39,14 @@ class StateFile:
     def load(self) -> StoredFleet | None:
         """Return the stored fleet, or None (with a warning in the log) if there is none that can be used."""
         try:
-            data = self._path.read_bytes()
+            data = self._read()
         except FileNotFoundError:
             return None
         except OSError as error:
             log.warning("state not read", path=str(self._path), problem=error.strerror)
+            return None
+        except StateFileError as error:
+            log.warning("state refused", path=str(self._path), problem=str(error))
             return None
         try:
             return decode(data, self._origin)
@@ -50,7 +54,23 @@ class StateFile:
             log.warning("state refused", path=str(self._path), problem=str(error))
             return None
 
-    async def save_changes(self, fleet: Callable[[], Iterable[StoredCluster]], changed: WaitForChange) -> None:
+    def _read(self) -> bytes:
+        """Read the file if nobody else can have written it. Raises StateFileError."""
+        _check_writers(self._path.parent.stat(), "the directory", allow_sticky=True)
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise StateFileError("not a regular file")
+            _check_writers(found, "the file", allow_sticky=False)
+            return file.read()
+
+    async def save_changes(
+        self,
+        fleet: Callable[[], Iterable[StoredCluster]],
+        changed: WaitForChange,
+        highest_version: Callable[[], str] = lambda: "",
+    ) -> None:
         """Save what `fleet` returns after each change, and once more when cancelled.
 
         Before the first change there is nothing to save, and an earlier run's file stays.
@@ -60,14 +80,14 @@ class StateFile:
         try:
             while True:
                 started = time.monotonic()
-                succeeded = await asyncio.to_thread(self._write, self._stored(fleet), succeeded)
+                succeeded = await asyncio.to_thread(self._write, self._stored(fleet, highest_version), succeeded)
                 await asyncio.sleep(max(WRITE_INTERVAL_S, WRITE_TIME_FACTOR * (time.monotonic() - started)))
                 await changed()
         finally:
-            self._write(self._stored(fleet), succeeded)
+            self._write(self._stored(fleet, highest_version), succeeded)
 
-    def _stored(self, fleet: Callable[[], Iterable[StoredCluster]]) -> StoredFleet:
-        return StoredFleet(self._origin, time.time(), tuple(fleet()))
+    def _stored(self, fleet: Callable[[], Iterable[StoredCluster]], highest_version: Callable[[], str]) -> StoredFleet:
+        return StoredFleet(self._origin, time.time(), tuple(fleet()), highest_version())
 
     def _write(self, fleet: StoredFleet, last_succeeded: bool) -> bool:
         """Write and sync a temporary file and rename it, so that a reader finds either the old or the new state."""
@@ -90,3 +110,14 @@ class StateFile:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
+
+
+def _check_writers(found: os.stat_result, what: str, *, allow_sticky: bool) -> None:
+    """Refuse what another user owns or may write to: the daemon would connect where that user says."""
+    if found.st_uid not in (os.geteuid(), 0):
+        raise StateFileError(f"{what} belongs to user {found.st_uid}, not to the daemon's user {os.geteuid()}")
+    is_sticky = allow_sticky and bool(found.st_mode & stat.S_ISVTX)
+    if found.st_mode & stat.S_IWOTH and not is_sticky:
+        raise StateFileError(
+            f"every user may write to {what}: remove that permission (mode {found.st_mode & 0o7777:o})"
+        )

@@ -26,6 +26,8 @@ from milo_discoveryd.reflect.wire import Decoder, Lines, LineTooLongError, ListP
 from milo_discoveryd.watchers.liveness_probe import LivenessProbe, UnresponsiveError
 from milo_discoveryd.watchers.transport import Answer, Stream, TransportError
 
+CONFIRMATION_TIMEOUT_S = 5.0
+"""A read of one object is quick. One that hangs must not keep its slot for as long as a list may take."""
 WATCH_RESPONSE_TIMEOUT_S = 300.0
 """An API server answers a watch at once, but a proxy may withhold the response until there is an event."""
 _REASONS = {
@@ -285,28 +287,36 @@ class Driver:
             return result
         # Another server, which never had the object, says so too. But it has none of the others either.
         problem = "the server has none of the other objects either, and may be another server"
+        refusal: Inconclusive | None = None
         for known, uid in reference_objects:
             found = await self._read_object(known)
             if isinstance(found, Found) and found.observation.uid == uid:
                 return result
             if isinstance(found, Inconclusive):
                 problem = f"the server may be another one, and reading {known} from it failed: {found.problem}"
+                refusal = found if found.is_refusal else refusal
+        if refusal is not None:
+            return msgspec.structs.replace(refusal, problem=problem)
         return Inconclusive(problem)
 
     async def _read_object(self, name: str) -> ConfirmationResult:
+        timeout_s = min(CONFIRMATION_TIMEOUT_S, self._request_timeout_s)
         try:
             # Without a resource version the read is consistent: it shows the present state or a later one.
-            answer = await self._api.get(f"{self._watched.path}/{name}", timeout_s=self._request_timeout_s)
+            answer = await self._api.get(f"{self._watched.path}/{name}", timeout_s=timeout_s)
         except TransportError as error:
             return Inconclusive(str(error))
         if answer.status == 200:
             observation = self._decoder.object(answer.body)
-            return Inconclusive("the response names no object") if observation is None else Found(observation)
+            if observation is None or observation.name != name:
+                return Inconclusive(f"the response is not the object: it names {observation and observation.name!r}")
+            return Found(observation)
         refused = error_status(answer.body, answer.status)
         # Only a Status object is evidence: a proxy says 404 as well, and so does a server without the resource.
         if answer.status == 404 and refused.reason == "NotFound" and refused.name == name:
             return NotFound()
-        return Inconclusive(f"{answer.status}: {refused.message}")
+        wait = retry_after.seconds(answer.headers.get("Retry-After", ""), datetime.now(UTC))
+        return Inconclusive(f"{answer.status}: {refused.message}", is_refusal=True, retry_after_s=wait)
 
 
 def _lost(error: TransportError) -> Failure:

@@ -5,6 +5,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Protocol
 
+import msgspec
+
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.reflector import Reflector, ReflectorPolicy
@@ -20,9 +22,16 @@ class FleetStore(Protocol):
     def load(self) -> StoredFleet | None: ...
 
     async def save_changes(
-        self, fleet: Callable[[], Iterable[StoredCluster]], changed: Callable[[], Awaitable[None]]
+        self,
+        fleet: Callable[[], Iterable[StoredCluster]],
+        changed: Callable[[], Awaitable[None]],
+        highest_version: Callable[[], str],
     ) -> None:
-        """Save what `fleet` returns each time that `changed` returns, until cancelled."""
+        """Save what `fleet` and `highest_version` return each time that `changed` returns, until cancelled."""
+
+
+PlaceOf = Callable[[str, str], tuple[str, ...]]
+"""Returns the mode's address of a cluster with that name and project UID. Raises ValueError for invalid names."""
 
 
 class Discovery:
@@ -46,15 +55,17 @@ class Discovery:
         self._request_timeout_s = request_timeout_s
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
-    async def run(self, api: SourceApi, watched: WatchedCollection, decoder: Decoder[Any]) -> None:
+    async def run(self, api: SourceApi, watched: WatchedCollection, decoder: Decoder[Any], place_of: PlaceOf) -> None:
         """Follow the source until cancelled."""
         stored = None if self._store is None else self._store.load()
-        status = None if stored is None else self._restored(stored)
+        status = None if stored is None else self._restored(stored, place_of)
+        highest_version = "" if stored is None else stored.highest_version
+        reflector = Reflector(self._policy, self._jitter, self._clock(), status, highest_version=highest_version)
         driver = Driver(
             api,
             watched,
             decoder=decoder,
-            reflector=Reflector(self._policy, self._jitter, self._clock(), status),
+            reflector=reflector,
             pending_deletions=self._fleet.pending_deletions,
             sink=self._fleet,
             connect_timeout_s=self._connect_timeout_s,
@@ -63,10 +74,10 @@ class Discovery:
         )
         async with asyncio.TaskGroup() as tasks:
             if self._store is not None:
-                tasks.create_task(self._save(self._store), name="save the fleet")
+                tasks.create_task(self._save(self._store, reflector), name="save the fleet")
             await driver.run()
 
-    def _restored(self, stored: StoredFleet) -> SourceStatus:
+    def _restored(self, stored: StoredFleet, place_of: PlaceOf) -> SourceStatus:
         age_s = max(0.0, time.time() - stored.written_at)
         status = SourceStatus(
             SourceState.STALE,
@@ -74,12 +85,10 @@ class Discovery:
             "Restored",
             "the clusters are those of the daemon's last run; the source has not answered since",
         )
-        # Without a version, whatever the first list says of an object counts as news.
-        clusters = ((Ready(each.uid, "", each.target), each.engaged_at) for each in stored.clusters)
-        self._fleet.restore(clusters, status)
+        self._fleet.restore(_restorable(stored.clusters, place_of), status)
         return status
 
-    async def _save(self, store: FleetStore) -> None:
+    async def _save(self, store: FleetStore, reflector: Reflector) -> None:
         """Save from the first complete list on: a part of the fleet is not worth keeping."""
         saved_at = -1
 
@@ -98,4 +107,15 @@ class Discovery:
                     await waiter.wait(3600.0)
                 saved_at = self._fleet.log.head
 
-            await store.save_changes(engaged, changed)
+            await store.save_changes(engaged, changed, lambda: reflector.trust.highest_version)
+
+
+def _restorable(clusters: Iterable[StoredCluster], place_of: PlaceOf) -> Iterator[tuple[Ready, float]]:
+    """Yield the stored clusters with the addresses that the mode gives them: those in the file are not used."""
+    for each in clusters:
+        try:
+            place = place_of(each.target.name, each.target.uid)
+        except ValueError:
+            continue  # not a name that the mode would have engaged
+        # Without a version, whatever the first list says of an object counts as news.
+        yield Ready(each.uid, "", msgspec.structs.replace(each.target, place=place)), each.engaged_at

@@ -140,3 +140,58 @@ async def test_f37_full_disk_keeps_last_state(tmp_path: Path, monkeypatch: pytes
             assert names() == ["alpha"]
         fleet.now_holds(kept("delta"))
         await eventually(lambda: names() == ["delta"])
+
+
+async def written(directory: Path) -> Path:
+    fleet, names = Fleet(), recalled(directory)
+    async with running(StateFile(directory, ORIGIN), fleet):
+        fleet.now_holds(kept("alpha"))
+        await eventually(lambda: names() == ["alpha"])
+    return directory / FILE
+
+
+async def test_state_file_that_everyone_may_write_is_refused(tmp_path: Path) -> None:
+    (await written(tmp_path)).chmod(0o646)
+    assert StateFile(tmp_path, ORIGIN).load() is None
+
+
+async def test_state_file_in_a_folder_that_everyone_may_write_is_refused(tmp_path: Path) -> None:
+    await written(tmp_path)
+    tmp_path.chmod(0o777)
+    assert StateFile(tmp_path, ORIGIN).load() is None
+    tmp_path.chmod(0o1777)
+    assert StateFile(tmp_path, ORIGIN).load() is not None
+
+
+async def test_state_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = await written(tmp_path)
+    owner = file.stat().st_uid
+    if owner == 0:
+        os.chown(file, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    assert StateFile(tmp_path, ORIGIN).load() is None
+
+
+async def test_state_file_that_is_a_link_or_a_pipe_is_refused(tmp_path: Path) -> None:
+    file = await written(tmp_path)
+    file.rename(tmp_path / "elsewhere")
+    file.symlink_to(tmp_path / "elsewhere")
+    assert StateFile(tmp_path, ORIGIN).load() is None
+    file.unlink()
+    os.mkfifo(file)
+    assert StateFile(tmp_path, ORIGIN).load() is None
+
+
+async def test_highest_version_is_kept_in_the_state_file(tmp_path: Path) -> None:
+    fleet = Fleet()
+    fleet.now_holds(kept("alpha"))
+    saving = StateFile(tmp_path, ORIGIN).save_changes(lambda: fleet.clusters, fleet.changed, lambda: "120")
+    task = asyncio.create_task(saving)
+    await eventually((tmp_path / FILE).exists)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    stored = StateFile(tmp_path, ORIGIN).load()
+    assert stored is not None
+    assert stored.highest_version == "120"

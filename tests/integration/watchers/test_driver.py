@@ -486,3 +486,48 @@ async def test_wherever_it_is_cancelled_it_ends_at_once_and_leaves_nothing_open(
             await gone.wait()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         assert not [task for task in others if "confirm" in task.get_name() or "follow" in task.get_name()]
+
+
+@pytest.mark.parametrize("answer", [project("beta", 1), {"metadata": {}}], ids=["another object", "no name"])
+async def test_confirmation_read_that_returns_another_object_is_inconclusive(answer: dict[str, object]) -> None:
+    played = Played()
+    watch = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta")), bookmark(5, ends_list=True))
+    played.watches = [watch]
+    again = Said()
+    played.looks = [answering(lambda: web.json_response(answer)), again]
+    async with running(played) as run:
+        await run.synced()
+        watch.say(line("DELETED", project("alpha", 6)))
+        await again.asked.wait()
+        assert run.told == ["ENGAGED alpha", "ENGAGED beta"]
+        why = run.fleet.pending_deletions.explain("alpha")
+        assert why is not None
+        assert why[1].startswith("the response is not the object")
+
+
+async def test_confirmation_reads_that_are_refused_back_off_together() -> None:
+    played = Played()
+    names = [f"a{number}" for number in range(100)]
+    watch = Said(*(line("ADDED", project(name, 1)) for name in names), bookmark(5, ends_list=True))
+    played.watches = [watch]
+    again = Said()
+    played.looks = [*[answering(lambda: error_status(403, "Forbidden"))] * 20, again]
+    async with running(played) as run:
+        await run.synced()
+        watch.say(b"".join(line("DELETED", project(name, 6)) for name in names))
+        await again.asked.wait()
+        assert run.fleet.pending_deletions.refused == "403: Forbidden"
+        assert run.fleet.pending_deletions.take_due(float("inf")) == []
+
+
+async def test_watch_that_is_always_expired_lets_deletions_be_confirmed() -> None:
+    played = Played()
+    first = Said(*(line("ADDED", project(name, 1)) for name in ("alpha", "beta")), bookmark(5, ends_list=True))
+    played.watches = [first, *[answering(lambda: error_status(410, "Expired"))] * 8]
+    played.lists = [listing(6 + number, project("beta", 1)) for number in range(4)]
+    found = answering(lambda: web.json_response(project("beta", 1)))
+    played.looks = [gone("alpha"), found]
+    async with running(played, ReflectorPolicy(backoff=QUICK, streaming_lists=True)) as run:
+        await run.synced()
+        first.end()
+        await run.tells("ENGAGED alpha", "ENGAGED beta", "DISENGAGED alpha DELETED")

@@ -57,7 +57,7 @@ class Follower:
         )
         async with aclosing(Transport(load_kubeconfig(kubeconfig), environ={})) as transport:
             await discovery.run(
-                transport, WatchedCollection(mode.resource.path), Decoder(mode.object_type, mode.observe)
+                transport, WatchedCollection(mode.resource.path), Decoder(mode.object_type, mode.observe), mode.place_of
             )
 
     async def is_streaming(self) -> None:

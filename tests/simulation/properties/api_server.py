@@ -25,6 +25,9 @@ def observe(obj: KubeObject) -> Observation:
     return Outside(metadata.name, metadata.uid, metadata.resourceVersion, "not selected")
 
 
+place_of = _MODE.place_of
+
+
 @dataclass(frozen=True)
 class Thing:
     uid: str

@@ -36,7 +36,7 @@ from milo_discoveryd.state_file.state_file import WRITE_INTERVAL_S
 from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.wiring.source import Discovery
 from tests.end_to_end.process.handing_out import CAP_S, HandedOut, token_in
-from tests.simulation.properties.api_server import observe
+from tests.simulation.properties.api_server import observe, place_of
 from tests.simulation.seeded.api import PATH, Api
 from tests.simulation.seeded.loop import WALL_AT_ZERO
 from tests.simulation.seeded.tokens import TokenApi
@@ -101,21 +101,24 @@ class Disk:
         return image
 
     async def save_changes(
-        self, fleet: Callable[[], Iterable[StoredCluster]], changed: Callable[[], Awaitable[None]]
+        self,
+        fleet: Callable[[], Iterable[StoredCluster]],
+        changed: Callable[[], Awaitable[None]],
+        highest_version: Callable[[], str],
     ) -> None:
         self.is_killed = False
         await changed()
         try:
             while True:
-                self._write(fleet)
+                self._write(fleet, highest_version)
                 await asyncio.sleep(WRITE_INTERVAL_S)
                 await changed()
         finally:
             if not self.is_killed:
-                self._write(fleet)
+                self._write(fleet, highest_version)
 
-    def _write(self, fleet: Callable[[], Iterable[StoredCluster]]) -> None:
-        self.data = encode(StoredFleet(ORIGIN, _wall(), tuple(fleet())))
+    def _write(self, fleet: Callable[[], Iterable[StoredCluster]], highest_version: Callable[[], str]) -> None:
+        self.data = encode(StoredFleet(ORIGIN, _wall(), tuple(fleet()), highest_version()))
 
 
 class Ledger:
@@ -232,7 +235,9 @@ class Daemon:
             self.fleet, disk, policy=policy, jitter=random.random, connect_timeout_s=10.0, request_timeout_s=30.0
         )
         watched = WatchedCollection(PATH, "in=yes")
-        self._discovering = asyncio.create_task(discovery.run(api, watched, Decoder(KubeObject, observe)), name=epoch)
+        self._discovering = asyncio.create_task(
+            discovery.run(api, watched, Decoder(KubeObject, observe), place_of), name=epoch
+        )
         self._keeping = asyncio.create_task(issuer.run(), name=f"credentials of {epoch}")
         self._letting_go = asyncio.create_task(self._evict_frames(), name=f"frames of {epoch}")
 

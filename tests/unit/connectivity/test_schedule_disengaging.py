@@ -116,7 +116,7 @@ def test_no_cluster_disengages_while_too_many_are_unreachable(away: int, well: i
     assert len(world.given_up) == (away if given_up else 0)
 
 
-def test_once_enough_are_back_or_gone_the_rest_are_given_up() -> None:
+def test_time_starts_anew_when_few_enough_are_unreachable() -> None:
     world = World(well=2)
     for name in ("alpha", "beta", "gamma"):
         world.engage(name, away=SICK)
@@ -124,7 +124,9 @@ def test_once_enough_are_back_or_gone_the_rest_are_given_up() -> None:
     assert world.given_up == {}
     world.schedule.forget("gamma")
     del world.away["beta"]
-    world.run(3200.0)
+    world.run(3500.0)
+    assert world.given_up == {}
+    world.run(3800.0)
     assert set(world.given_up) == {"alpha"}
 
 
@@ -134,3 +136,17 @@ def test_unneeded_probe_is_the_last() -> None:
     (probe,) = world.schedule.due(0.0)
     world.schedule.drop(probe)
     assert world.schedule.next_at is None
+
+
+def test_time_in_which_many_are_unreachable_does_not_count() -> None:
+    world = World(well=8)
+    for number in range(12):
+        world.engage(f"away-{number}", away=SICK)
+    world.run(2000.0)
+    assert world.given_up == {}
+    for number in range(3):
+        del world.away[f"away-{number}"]
+    world.run(2500.0)
+    assert world.given_up == {}
+    world.run(3000.0)
+    assert len(world.given_up) == 9

@@ -1,5 +1,7 @@
 """What seems to be gone is asked about until there is an answer."""
 
+import pytest
+
 from milo_discoveryd.model.observation import Malformed, NotReady
 from milo_discoveryd.reflect.backoff import Backoff
 from milo_discoveryd.reflect.pending_deletions import (
@@ -9,13 +11,14 @@ from milo_discoveryd.reflect.pending_deletions import (
     Inconclusive,
     NotFound,
     PendingDeletions,
+    can_be_read,
 )
 
 STILL_THERE = NotReady("a", "u1", "5", "")
 
 
-def pending_deletions(at_once: int = 20) -> PendingDeletions:
-    return PendingDeletions(lambda: 0.0, at_once, Backoff(first_s=1.0, cap_s=4.0))
+def pending_deletions(concurrency: int = 20) -> PendingDeletions:
+    return PendingDeletions(lambda: 0.0, concurrency, Backoff(first_s=1.0, cap_s=4.0))
 
 
 def asked(of: PendingDeletions, now: float = 0.0) -> ConfirmationRequest:
@@ -89,7 +92,7 @@ def test_response_time_counts_toward_confirmation_backoff() -> None:
 
 
 def test_at_most_so_many_are_asked_about_at_a_time() -> None:
-    pending = pending_deletions(at_once=2)
+    pending = pending_deletions(concurrency=2)
     for name in "abc":
         pending.add(name, "u", 0.0)
     first, second = pending.take_due(0.0)
@@ -189,3 +192,97 @@ def test_confirmation_can_be_scheduled_later() -> None:
     assert pending.next_at == 3.0
     assert pending.take_due(2.9) == []
     assert asked(pending, 3.0).name == "a"
+
+
+REFUSED = Inconclusive("403: forbidden", is_refusal=True)
+
+
+def test_refused_read_pauses_all_others() -> None:
+    pending = pending_deletions(concurrency=20)
+    for number in range(5000):
+        pending.add(f"a{number}", "u", 0.0)
+    for request in pending.take_due(0.0):
+        pending.resolve(request, REFUSED, 0.0)
+    made = 0
+    now = 0.0
+    while now < 60.0:
+        now = max(now, pending.next_at or now)
+        requests = pending.take_due(now)
+        made += len(requests)
+        for request in requests:
+            pending.resolve(request, REFUSED, now)
+    assert pending.refused == "403: forbidden"
+    assert made <= 20
+
+
+def test_refused_reads_obey_retry_after() -> None:
+    pending = pending_deletions()
+    pending.add("a", "u", 0.0)
+    pending.resolve(asked(pending), Inconclusive("429", is_refusal=True, retry_after_s=42.0), 0.0)
+    assert pending.next_at == 42.0
+    assert pending.take_due(41.9) == []
+
+
+def test_reads_continue_at_full_rate_after_the_first_answer() -> None:
+    pending = pending_deletions(concurrency=20)
+    for number in range(100):
+        pending.add(f"a{number}", "u", 0.0)
+    first, *_ = pending.take_due(0.0)
+    pending.resolve(first, REFUSED, 0.0)
+    for request in list(pending._in_flight):
+        pending._in_flight.pop(request)
+    (probe,) = pending.take_due(10.0)
+    pending.resolve(probe, NotFound(), 10.0)
+    assert pending.refused is None
+    assert len(pending.take_due(10.0)) == 20
+
+
+def test_retries_leave_half_of_the_reads_to_first_attempts() -> None:
+    pending = pending_deletions(concurrency=4)
+    for number in range(8):
+        pending.add(f"hangs{number}", "u", 0.0)
+    for _ in range(2):
+        for request in pending.take_due(0.0):
+            pending.resolve(request, Inconclusive("no answer"), 0.0)
+    assert len(pending.take_due(100.0)) == 2
+    pending.add("quick", "u", 100.0)
+    assert [request.name for request in pending.take_due(100.0)] == ["quick"]
+
+
+def test_refuted_deletion_is_checked_again_at_growing_intervals() -> None:
+    pending = pending_deletions()
+    pending.add("a", "u1", 0.0)
+    now, waits = 0.0, []
+    for _ in range(12):
+        pending.resolve(asked(pending, now), Found(STILL_THERE), now)
+        assert len(pending) == 0
+        assert pending.next_at is not None
+        waits.append(pending.next_at - now)
+        now = pending.next_at
+    assert waits[:4] == [1.0, 2.0, 4.0, 8.0]
+    assert waits[-1] == 300.0
+    assert pending.resolve(asked(pending, now), NotFound(), now) == ConfirmedDeletion("a", "u1")
+
+
+def test_refuted_deletion_ends_when_the_object_is_seen() -> None:
+    pending = pending_deletions()
+    for seen in (pending.discard, lambda name: pending.discard_all({name})):
+        pending.add("a", "u1", 0.0)
+        pending.resolve(asked(pending), Found(STILL_THERE), 0.0)
+        seen("a")
+        assert pending.take_due(1000.0) == []
+
+
+def test_refuted_deletion_that_is_reported_again_is_pending_again() -> None:
+    pending = pending_deletions()
+    pending.add("a", "u1", 0.0)
+    pending.resolve(asked(pending), Found(STILL_THERE), 0.0)
+    pending.add("a", "u1", 5.0)
+    assert pending.explain("a") == (5.0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "readable"), [("a-b.c", True), ("a?b", False), ("..", False), ("a/b", False), ("", False)]
+)
+def test_only_names_that_fit_into_a_path_can_be_read(name: str, readable: bool) -> None:
+    assert can_be_read(name) is readable

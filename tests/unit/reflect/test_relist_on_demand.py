@@ -66,11 +66,13 @@ def test_versions_of_events_count_as_those_of_lists() -> None:
     assert relisted(life, "14") == [ListStarted(), ListEnded(versions_went_back=True)]
 
 
-def test_later_comparisons_use_the_earlier_version() -> None:
+def test_lists_are_older_until_the_server_has_caught_up() -> None:
     life = watching()
     relisted(life, "5")
     life.opened()
-    assert relisted(life, "6") == [ListStarted(), ListEnded()]
+    assert relisted(life, "6") == [ListStarted(), ListEnded(versions_went_back=True)]
+    life.opened()
+    assert relisted(life, "10") == [ListStarted(), ListEnded()]
 
 
 @pytest.mark.parametrize("version", ["", "opaque", "\u0665"])

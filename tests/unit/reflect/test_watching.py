@@ -317,8 +317,8 @@ def test_after_a_watch_that_lived_a_row_of_lists_is_over() -> None:
     assert life.request == Wait(life.now + 2.0)
 
 
-@pytest.mark.parametrize("status", [404, 500])
-def test_watch_rejected_with_404_or_500_leads_to_relist(status: int) -> None:
+@pytest.mark.parametrize("status", [400, 404, 406, 422, 500, 501])
+def test_watch_whose_version_is_refused_leads_to_relist(status: int) -> None:
     life = watching()
     life.now += 60.0
     life.ended()
@@ -511,3 +511,22 @@ def test_f5_dripping_list_is_abandoned() -> None:
     life.now += 10.0
     life.silent()
     assert life.status == (SourceState.STALE, life.now, "SlowLine")
+
+
+def test_server_that_refuses_the_version_it_listed_is_still_trusted_for_reads() -> None:
+    life = watching()
+    life.now += 60.0
+    life.ended()
+    life.failed(EXPIRED)
+    life.page(version="20")
+    life.failed(EXPIRED)
+    assert life.status[0] is SourceState.CATCHING_UP
+    assert life.reflector.trusted_from == -math.inf
+
+
+def test_server_that_refuses_a_version_is_not_trusted_before_it_lists() -> None:
+    life = watching()
+    life.now += 60.0
+    life.ended()
+    life.failed(EXPIRED)
+    assert life.reflector.trusted_from == math.inf

@@ -206,3 +206,12 @@ def test_any_body_is_a_valid_rejection(body: bytes) -> None:
 
 def test_status_message_is_truncated() -> None:
     assert len(error_status(json.dumps({"message": "x" * 5000}).encode()).message) == 600
+
+
+@pytest.mark.parametrize("field", ["uid", "resourceVersion"])
+def test_object_with_an_endless_identity_is_malformed(field: str) -> None:
+    event = DECODER.line(line("ADDED", thing("a", "7", **{field: "9" * 5000})))
+    assert isinstance(event, ObjectSeen)
+    assert isinstance(event.observation, Malformed)
+    assert len(event.observation.uid) <= 128
+    assert len(event.observation.version) <= 128

@@ -307,7 +307,7 @@ def test_confirmation_applies_state_that_was_found(found: Observation, reason: D
     assert source.answer(Found(found))[0].reason is reason
 
 
-def test_confirmation_is_applied_although_versions_went_back() -> None:
+def test_confirmation_read_of_an_older_version_is_applied_without_a_guard() -> None:
     source = Source(ready(version="100"))
     source.lists()
     assert source.answer(Found(outside(version="50")))[0].reason is LABELS_CHANGED

@@ -98,7 +98,7 @@ def test_contradicting_confirmation_stops_release() -> None:
     source.lists()
     source.answers(Found(ready("a")))
     source.now = 40.0
-    assert source.asked() == []
+    assert source.asked() == ["a"]  # a refuted deletion is checked again
     assert (source.engaged, source.pending_deletions.held) == (6, 5)
     assert source.intake.held is not None
 
@@ -127,6 +127,8 @@ def test_object_outside_selector_is_no_contradiction() -> None:
 
 def test_missing_object_is_kept_after_versions_went_back() -> None:
     source = Source()
+    source.lists(*FLEET[1:], versions_went_back=True)
+    source.now = 30.0
     source.lists(*FLEET[1:], versions_went_back=True)
     source.now = 1000.0
     source.lists(*FLEET[1:])

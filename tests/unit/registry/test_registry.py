@@ -210,11 +210,10 @@ def test_versions_that_are_no_numbers_count_in_the_order_they_come(known_version
     assert after(ready(version=known_version)).commit([not_ready(version=seen)], at(1)) != []
 
 
-def test_versions_may_be_longer_than_any_number() -> None:
+def test_version_of_thousands_of_digits_is_opaque() -> None:
     long = "9" * 5000
     fleet = after(ready(version=long))
-    assert fleet.commit([not_ready(version=long[1:])], at(1)) == []
-    assert fleet.commit([not_ready(version=long + "0")], at(1)) != []
+    assert fleet.commit([not_ready(version=long[1:])], at(1)) != []
 
 
 def test_consistent_read_is_applied_although_versions_went_back() -> None:

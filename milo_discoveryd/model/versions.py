@@ -1,0 +1,13 @@
+"""Resource versions: opaque before Kubernetes 1.35, numbers that can be compared since."""
+
+_LONGEST = 39
+"""Digits of a 128-bit number. A longer version is treated as opaque."""
+
+
+def is_number(version: str) -> bool:
+    return version.isascii() and version.isdecimal() and len(version) <= _LONGEST
+
+
+def is_older(one: str, other: str) -> bool:
+    """Return False where the versions cannot be compared: then the order of arrival decides."""
+    return is_number(one) and is_number(other) and int(one) < int(other)

@@ -1,0 +1,75 @@
+"""The grace of a cluster that is not ready does not run while the source is lost."""
+
+import msgspec
+import pytest
+
+from milo_discoveryd.model.source import SourceState, SourceStatus
+from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
+from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from tests.unit.registry.fleets import not_ready, ready
+from tests.unit.registry.test_fleet_malformed import Ledger
+
+GRACE_S = 10.0
+
+
+def streaming(since: float) -> SourceStatus:
+    return SourceStatus(SourceState.STREAMING, since, last_contact=since)
+
+
+def lost(since: float, last_contact: float) -> SourceStatus:
+    return SourceStatus(SourceState.STALE, since, "ConnectionLost", "", last_contact)
+
+
+def take(fleet: Fleet, now: float, *events: SourceEvent) -> None:
+    for _ in fleet.take(events, now):
+        pass
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    """One cluster, not ready since second 100."""
+    log = ChangeLog(msgspec.json.encode, Retention())
+    made = Fleet(log, PendingDeletions(lambda: 0.0), Ledger(), not_ready_grace_s=GRACE_S)
+    take(made, 0.0, ListStarted(), Listed(ready("a", "1")), ListEnded())
+    made.source(streaming(0.0))
+    take(made, 100.0, ObjectChanged(not_ready("a", "2")))
+    return made
+
+
+def test_grace_ends_while_the_source_is_followed(fleet: Fleet) -> None:
+    assert fleet.due_at == 110.0
+    fleet.tick(110.0)
+    assert fleet.registry.engaged == 0
+
+
+def test_grace_does_not_end_while_the_source_is_lost(fleet: Fleet) -> None:
+    fleet.source(lost(100.5, 100.5))
+    assert fleet.due_at is None
+    fleet.tick(1000.0)
+    assert fleet.registry.engaged == 1
+
+
+def test_grace_goes_on_with_what_was_left_of_it(fleet: Fleet) -> None:
+    fleet.source(lost(104.0, 103.0))
+    fleet.source(lost(110.0, 103.0))
+    fleet.source(streaming(203.0))
+    assert fleet.due_at == 210.0
+    take(fleet, 204.0, ObjectChanged(ready("a", "3")))
+    fleet.tick(300.0)
+    assert fleet.registry.engaged == 1
+
+
+def test_grace_that_began_after_the_loss_is_not_extended(fleet: Fleet) -> None:
+    fleet.source(lost(104.0, 104.0))
+    take(fleet, 200.0, ObjectChanged(ready("a", "3")), ObjectChanged(not_ready("a", "4")))
+    fleet.source(streaming(200.0))
+    assert fleet.due_at == 210.0
+
+
+def test_grace_is_not_paused_before_anything_was_heard() -> None:
+    fleet = Fleet(ChangeLog(msgspec.json.encode, Retention()), PendingDeletions(lambda: 0.0), Ledger())
+    fleet.source(SourceStatus(SourceState.STALE, 5.0, "Timeout", ""))
+    fleet.source(streaming(6.0))
+    assert fleet.due_at is None

@@ -1,0 +1,168 @@
+"""Lists and reads that are older than what was seen: a replica that lags behind, or a server restored from a backup."""
+
+import pytest
+
+from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.reflect.messages import ObjectChanged
+from milo_discoveryd.reflect.pending_deletions import Found, NotFound
+from milo_discoveryd.registry.registry import ObjectState
+from tests.unit.registry.fleets import not_ready, ready
+from tests.unit.registry.test_intake_removal_guard import FLEET, Source
+
+NEW = tuple(ready(name, "120") for name in "abcdef")
+OLD = tuple(not_ready(name, "50") for name in "abcdef")
+
+
+def at_version_120() -> Source:
+    source = Source()
+    source.take(*map(ObjectChanged, NEW))
+    return source
+
+
+def restored(source: Source, *listed: Observation) -> None:
+    """Let the server show the same old list until it counts as restored."""
+    for source.now in (0.0, 10.0, 30.0):
+        assert source.lists(*listed, versions_went_back=True) == []
+
+
+def test_list_of_a_lagging_replica_is_ignored() -> None:
+    source = at_version_120()
+    assert source.lists(*OLD, versions_went_back=True) == []
+    assert source.intake.held is not None
+    assert source.intake.held.verify_at == 5.0
+    source.now = 5.0
+    assert source.lists(*NEW) == []
+    assert (source.engaged, source.intake.held, source.pending_deletions.held) == (6, None, 0)
+
+
+def test_list_of_a_lagging_replica_reports_no_deletion() -> None:
+    source = at_version_120()
+    source.lists(versions_went_back=True)
+    assert (source.engaged, source.asked()) == (6, [])
+
+
+def test_restored_server_disengages_no_cluster_that_it_has_in_an_older_state() -> None:
+    source = at_version_120()
+    restored(source, *OLD)
+    assert (source.engaged, source.pending_deletions.held) == (6, 6)
+    assert source.intake.held is not None
+    assert "went back" in source.intake.held.message
+
+
+@pytest.mark.parametrize(
+    "older", [not_ready("a", "50"), ready("a", "50", labels={"env": "old"}), ready("a", "50", "u0")]
+)
+def test_restored_server_changes_no_engaged_cluster(older: Observation) -> None:
+    source = at_version_120()
+    restored(source, older, *(ready(name, "50") for name in "bcdef"))
+    assert (source.engaged, source.pending_deletions.held) == (6, 1)
+
+
+def test_restored_server_engages_what_is_new() -> None:
+    source = at_version_120()
+    source.lists(*(ready(name, "50") for name in "abcdef"), ready("g", "50"), versions_went_back=True)
+    source.now = 30.0
+    source.lists(*(ready(name, "50") for name in "abcdef"), ready("g", "50"), versions_went_back=True)
+    assert source.engaged == 7
+
+
+def test_cluster_held_after_a_restore_follows_its_next_change() -> None:
+    source = at_version_120()
+    restored(source, *OLD)
+    assert [each.cluster.target.name for each in source.take(ObjectChanged(not_ready("a", "60")))] == ["a"]
+    assert (source.engaged, source.pending_deletions.held) == (5, 5)
+
+
+def test_cluster_held_after_a_restore_stays_when_the_same_state_is_repeated() -> None:
+    source = at_version_120()
+    restored(source, *OLD)
+    assert source.take(ObjectChanged(not_ready("a", "50"))) == []
+    source.now = 60.0
+    assert source.lists(*OLD) == []  # the server's versions have passed those seen before
+    assert (source.engaged, source.pending_deletions.held) == (6, 6)
+
+
+def test_object_that_a_list_shows_at_an_older_version_is_held_though_the_list_is_newer() -> None:
+    source = at_version_120()
+    assert source.lists(*NEW[1:], not_ready("a", "50")) == []
+    assert (source.engaged, source.pending_deletions.held) == (6, 1)
+
+
+def test_hold_after_a_restore_outlives_a_restart() -> None:
+    source = Source.__new__(Source)
+    Source.__init__(source)
+    source.intake.is_restored = True
+    for ready_one in FLEET:
+        source.registry.set_version(ready_one.name, "")
+    restored(source, *OLD[:3])
+    assert (source.engaged, source.pending_deletions.held) == (6, 6)
+
+
+def test_known_objects_that_are_not_engaged_prove_the_server() -> None:
+    others = tuple(not_ready(name) for name in "uvwxyz")
+    source = Source(*others)
+    source.lists(*others)
+    assert source.intake.held is not None
+    assert not source.intake.held.is_foreign
+    source.now = 30.0
+    source.lists(*others)
+    gone = []
+    for source.now in range(30, 40):
+        gone += source.answers(NotFound())
+    assert (len(gone), source.engaged) == (6, 0)
+
+
+def test_list_of_unknown_uids_under_names_that_are_not_engaged_is_foreign() -> None:
+    source = Source(not_ready("u"))
+    source.lists(not_ready("u", uid="another"))
+    assert source.intake.held is not None
+    assert source.intake.held.is_foreign
+
+
+def test_read_of_an_older_version_neither_refutes_nor_applies() -> None:
+    source = at_version_120()
+    source.lists(*NEW[1:])
+    assert source.answers(Found(not_ready("a", "100"))) == []
+    assert source.pending_deletions.explain("a") == (0.0, "the read returned an older version than the watch or a list")
+    assert source.engaged == 6
+
+
+def test_reads_that_stay_older_count_as_a_restore() -> None:
+    source = at_version_120()
+    source.lists(*NEW[1:])
+    source.answers(Found(not_ready("a", "100")))
+    source.now = 30.0
+    assert source.answers(Found(not_ready("a", "100"))) == []
+    assert source.intake.held is not None
+    assert source.intake.held.verify_at is None
+    assert (source.engaged, source.pending_deletions.held) == (6, 1)
+
+
+def test_object_whose_name_cannot_be_in_a_path_is_forgotten_without_a_read() -> None:
+    hostile = not_ready("a?b#c")
+    source = Source(hostile)
+    source.lists(*FLEET)
+    assert source.asked() == []
+    record = source.registry["a?b#c"]
+    assert record is not None
+    assert record.state is ObjectState.DELETED
+
+
+def test_refuted_deletion_is_confirmed_by_a_later_read() -> None:
+    source = Source()
+    source.lists(*FLEET[1:])
+    assert source.answers(Found(FLEET[0])) == []
+    assert source.pending_deletions.explain("a") is None
+    source.now = 1.0
+    assert [each.cluster.target.name for each in source.answers(NotFound())] == ["a"]
+
+
+def test_refuted_deletion_is_dropped_when_the_watch_shows_the_object() -> None:
+    source = Source()
+    source.lists(*FLEET[1:])
+    source.answers(Found(FLEET[0]))
+    seen = ready("a", "2")
+    assert isinstance(seen, Ready)
+    source.take(ObjectChanged(seen))
+    source.now = 1000.0
+    assert source.asked() == []
