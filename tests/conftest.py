@@ -41,9 +41,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadSco
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--real", action="store_true", help="also what is tested on real API servers (needs Go)")
-    parser.addoption("--lives", type=int, default=1_000, help="of the daemon on virtual time, by seeds (CI: 10000)")
-    parser.addoption("--row", metavar="ROW", help="just the tests of that row of docs/reliability.md: F17, S9, O2, A14")
+    parser.addoption("--real", action="store_true", help="run tests on real API servers as well (needs Go)")
+    parser.addoption("--simulations", type=int, default=1_000, help="number of seeded simulations (CI: 10000)")
+    parser.addoption("--row", metavar="ROW", help="only tests of a row of docs/reliability.md: F17, S9, O2, A14")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,8 +1,8 @@
-"""Writes the tables of settings into the documents, from the settings themselves.
+"""Writes the tables of settings into the documents, from the settings of the code.
 
-A document says where a table goes, and of what, by `<!-- settings: mode, source -->` and `<!-- end -->`
-around it. A group stands for all that it holds; `listen[]` for what an item of that list has,
-`kubeconfigs.sources[exec]` for what one of that type has besides. Every setting has its place in one table.
+`<!-- settings: mode, source -->` and `<!-- end -->` in a document enclose the table of the named settings. A group
+includes all its settings; `listen[]` stands for the fields of a list item, `kubeconfigs.sources[exec]` for the
+additional fields of that type. Every setting is in one table.
 """
 
 import ast
@@ -27,14 +27,14 @@ _NOTHING: tuple[object, ...] = (None, "", (), {})
 
 class Entry(NamedTuple):
     name: str
-    """As the tables are told which: `source.page_size`, `listen[].tls.key`, `kubeconfigs.sources[exec].command`."""
+    """The name in markers: `source.page_size`, `listen[].tls.key`, `kubeconfigs.sources[exec].command`."""
     takes: str
     default: str
     help: str
 
     @property
     def shown(self) -> str:
-        """Beside its list, as it stands in an item of it."""
+        """The name inside a list item."""
         return self.name.rpartition("].")[2]
 
     def is_of(self, selected: str) -> bool:
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
 def entries(group: type[Group] = Settings, around: str = "") -> Iterator[Entry]:
     for name, field in fields(group).items():
         place = around + name
-        if name == "type":  # the tables of the types tell it
+        if name == "type":  # the tables of the types have it
             continue
         if said := _docstrings(group).get(name):
             yield _entry(place, field, said)
@@ -77,7 +77,7 @@ def _within(place: str, field: Field) -> Iterator[Entry]:
 
 @cache
 def _docstrings(group: type[Group]) -> dict[str, str]:
-    """Of its fields: strings that stand behind them, which Python itself throws away."""
+    """The docstrings of a class's fields, which Python does not keep."""
     found: dict[str, str] = {}
     for each in reversed(group.__mro__):
         if not issubclass(each, Group) or each is Group:
@@ -124,7 +124,7 @@ def _takes(field: Field) -> str:  # noqa: PLR0911 - one for each kind
 
 
 def _written(field: Field) -> str:
-    """The default, as it would be given."""
+    """The default in the syntax of the setting."""
     writers: dict[Any, Callable[[Any], str]] = {
         values.permissions: "{:04o}".format,
         values.size: values.size_text,
@@ -146,7 +146,7 @@ def _written(field: Field) -> str:
 
 
 def _by_type(groups: Mapping[str, type[Group]], place: str) -> Iterator[Entry]:
-    """What all types have, then what each has besides."""
+    """The fields of all types, then the additional fields of each."""
     [base] = {group.__base__ for group in groups.values()}
     assert base is not None
     yield from entries(base, f"{place}[].")
@@ -161,7 +161,7 @@ def table(selected: list[Entry]) -> str:
 
 
 def rendered() -> dict[Path, str]:
-    """The documents with tables in them, as they should be."""
+    """The documents with tables, with their expected contents."""
     known = list(entries())
     left = {each.name for each in known}
 

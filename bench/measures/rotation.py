@@ -52,7 +52,7 @@ async def measure(setting: Setting) -> Samples:
 
 
 class Renewed:
-    """Which clusters have been given a kubeconfig that lives long."""
+    """The clusters with the second kubeconfig."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()

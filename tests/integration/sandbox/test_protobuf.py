@@ -1,4 +1,4 @@
-"""Bodies as kubectl writes them, taken from its wire."""
+"""Protobuf bodies as kubectl sends them."""
 
 import pytest
 

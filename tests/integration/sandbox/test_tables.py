@@ -1,4 +1,4 @@
-"""Rows as a person reads them."""
+"""Tables as kubectl prints them."""
 
 import json
 from collections.abc import Callable

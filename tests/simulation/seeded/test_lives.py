@@ -18,7 +18,7 @@ EVERY_FAULT = {
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "first" in metafunc.fixturenames:
-        metafunc.parametrize("first", range(0, metafunc.config.getoption("lives"), AT_ONCE))
+        metafunc.parametrize("first", range(0, metafunc.config.getoption("simulations"), AT_ONCE))
 
 
 def test_simulation_loses_nothing_and_disengages_nothing_by_mistake(first: int) -> None:

@@ -1,7 +1,7 @@
 """`./dev python -m tests.tooling.deploy.dashboard [FILE]`: draws docs/images/dashboard.svg.
 
-A daemon runs beside a sandbox for two minutes and a bit: subscribers come and go, the source stops and is back, and
-forgets its history. Ends with 3 where Prometheus is neither installed nor to be had.
+A daemon runs beside a sandbox for two minutes: subscribers connect and disconnect, and the source stops, returns and is
+compacted. The exit status is 3 if Prometheus is not available.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
 
 
 async def _recorded() -> Recorded:
-    # So short that two minutes show what they are about: probes, and the lives of tokens.
+    # Short, so that two minutes show probes and renewals of tokens.
     probes = {"interval": "5s", "unreachable_after": "5s"}
     async with contextlib.AsyncExitStack() as stack:
         folder, records = (Path(stack.enter_context(TemporaryDirectory(prefix="milo-"))) for _ in range(2))
@@ -63,7 +63,7 @@ async def _recorded() -> Recorded:
 
 
 class _Play:
-    """What the daemon goes through."""
+    """Run the daemon through the faults."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -71,7 +71,7 @@ class _Play:
         self._moments: list[tuple[float, str]] = []
 
     async def play(self) -> list[tuple[float, str]]:
-        """Returns what was done, and when."""
+        """Record, and return the events with their times."""
         sandbox = self._place.sandbox
         async with asyncio.TaskGroup() as tasks:
             lasting = [

@@ -17,7 +17,7 @@ Labels = frozenset[str]
 
 
 def groups() -> list[dict[str, Any]]:
-    """As Prometheus itself takes them, without Kubernetes around them."""
+    """The rules in Prometheus' own format, without the Kubernetes resource."""
     return [
         group for file in RULES for group in yaml.safe_load((COMPONENT / file).read_text())["spec"]["groups"]
     ]  # fmt: skip
@@ -41,33 +41,33 @@ def panels() -> list[dict[str, Any]]:
 
 
 def dashboard() -> list[dict[str, Any]]:
-    """Its panels, and the rows that they are in."""
+    """The panels of the dashboard, with their rows."""
     found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
     return found
 
 
 def dashboard_expressions() -> Iterator[tuple[str, str]]:
-    """By the title of the panel, with Grafana's variables filled in."""
+    """The expressions by panel title, with Grafana's variables expanded."""
     for panel in panels():
         for target in panel["targets"]:
             yield panel["title"], filled(target["expr"])
 
 
 def filled(expression: str, *, rate_interval: str = "5m") -> str:
-    """With a value for each of Grafana's variables: all namespaces, all pods."""
+    """Expand Grafana's variables to all namespaces and pods."""
     for variable, value in {"$__rate_interval": rate_interval, "$namespace": ".*", "$pod": ".*"}.items():
         expression = expression.replace(variable, value)
     return expression
 
 
 def selected(expression: str) -> Iterator[tuple[str, Labels]]:
-    """Each metric that the expression reads, with the labels it is selected by."""
+    """The metrics of an expression, with the labels of their selectors."""
     for selector in _selectors(promql.parse(expression)):
         yield selector.name, frozenset(matcher.name for matcher in selector.matchers.matchers)
 
 
 def grouped(expression: str) -> Labels:
-    """All labels that it aggregates or joins by."""
+    """The labels of aggregations and joins in an expression."""
     return frozenset(_grouped(promql.parse(expression)))
 
 

@@ -1,4 +1,4 @@
-"""A dashboard as a picture, as SVG: its panels where they lie, with what was recorded in them. Pure."""
+"""Renders a dashboard with recorded data as SVG. Pure."""
 
 import math
 import re
@@ -10,23 +10,23 @@ from typing import Any
 
 Points = Sequence[tuple[float, float]]
 Panel = Mapping[str, Any]
-"""As Grafana writes it."""
+"""A panel in Grafana's format."""
 
 
 @dataclass(frozen=True)
 class Series:
     name: str
     points: Points
-    """Seconds from the beginning, and the value."""
+    """Seconds from the start, and the value."""
 
 
 @dataclass(frozen=True)
 class Recorded:
     lasted_s: float
     series: Mapping[str, Sequence[Series]]
-    """By the title of the panel."""
+    """Series by panel title."""
     moments: Sequence[tuple[float, str]]
-    """What was done to the daemon, and when."""
+    """Faults and other events during the recording, with their times."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,16 @@ _COLUMN, _ROW, _COLUMNS = 58, 30, 24
 _GAP, _PADDING, _LINE = 3, 10, 14
 _LEGEND_LINES = 3
 _NO_GAP_S = 2.5
-"""Between two values of a line: where more than one is missing, it breaks."""
+"""Seconds between two values of a line, which breaks if more than one is missing."""
 _WIDE, _WIDER = 0.58, 0.72
-"""Of a character, and of a capital, as a part of their height: whatever sans-serif there is, it is hardly wider."""
+"""Widths of a character and of a capital relative to their height, for any sans-serif font."""
 _COLOURS = ("#3274d9", "#e0752d", "#56a64b", "#a352cc", "#c4162a", "#0f8a8a", "#8f6b00", "#7a7a7a")
 _NAMED = {"red": "#d44a3a", "green": "#56a64b", "blue": "#3274d9"}
 _MISSING = re.compile(r"\{\{\w+\}\}")
 
 
 def legend(form: str, labels: Mapping[str, str]) -> str:
-    """The name of a series, of its labels, as Grafana's legendFormat says."""
+    """The name of a series, from its labels by Grafana's legendFormat."""
     for label, value in labels.items():
         form = form.replace(f"{{{{{label}}}}}", value)
     return _MISSING.sub("", form).strip()
@@ -97,7 +97,7 @@ def _panel(panel: Panel, recorded: Recorded) -> Iterator[str]:
 
 
 def _tiles(field: Mapping[str, Any], series: Sequence[Series], box: _Box) -> Iterator[str]:
-    """One above the other, each with its last value."""
+    """A legend with one line per series and its last value."""
     tall = box.height / len(series)
     for place, each in enumerate(series):
         top = box.top + place * tall
@@ -111,7 +111,7 @@ def _tiles(field: Mapping[str, Any], series: Sequence[Series], box: _Box) -> Ite
 
 
 def _said(field: Mapping[str, Any], value: float) -> tuple[str, str]:
-    """The text for a value, and its colour: a mapping's, or else that of the highest threshold below it."""
+    """The text and the color of a value, from a mapping or from the highest threshold below it."""
     mapped = {key: to for mapping in field.get("mappings", ()) for key, to in mapping["options"].items()}
     if to := mapped.get(f"{value:g}"):
         return to["text"], _NAMED[to["color"]]
@@ -143,7 +143,7 @@ def _graph(unit: str, series: Sequence[Series], box: _Box, recorded: Recorded) -
         yield _text(across(second), plot.bottom + 13, f"{second} s", 40, size=10, anchor="middle", colour="#666")
     for moment, _ in recorded.moments:
         yield f'<path d="M{across(moment):.1f} {plot.top:.1f}V{plot.bottom:.1f}" stroke="#aaa" stroke-dasharray="2 3"/>'
-    for each, colour in reversed(coloured):  # the highest last, above the others
+    for each, colour in reversed(coloured):  # the highest last, drawn above the others
         for run in _runs(each.points):
             if len(run) == 1:
                 yield f'<circle cx="{across(run[0][0]):.1f}" cy="{up(run[0][1]):.1f}" r="1.5" fill="{colour}"/>'
@@ -155,7 +155,7 @@ def _graph(unit: str, series: Sequence[Series], box: _Box, recorded: Recorded) -
 
 
 def _legend(coloured: Sequence[tuple[Series, str]], box: _Box) -> Iterator[tuple[int, float, str, str]]:
-    """The line of each name, where it begins, and its colour; of those that there is no room for, how many."""
+    """The position and the color of each name, and the number of names without room."""
     line, at = 0, box.left
     for place, (each, colour) in enumerate(coloured):
         name, more = f"■ {each.name}", f"and {len(coloured) - place} more"
@@ -171,7 +171,7 @@ def _legend(coloured: Sequence[tuple[Series, str]], box: _Box) -> Iterator[tuple
 
 
 def _runs(points: Points) -> Iterator[Points]:
-    """What is one line: a missing value ends it."""
+    """Split values into lines at missing ones."""
     begin = 0
     for place, (before, after) in enumerate(pairwise(points), 1):
         if after[0] - before[0] > _NO_GAP_S:
@@ -181,14 +181,14 @@ def _runs(points: Points) -> Iterator[Points]:
 
 
 def _corners(run: Points) -> Iterator[tuple[float, float]]:
-    """Without the points between two of their own height, which draw nothing."""
+    """Drop points between two of the same height."""
     for place, point in enumerate(run):
         if not 0 < place < len(run) - 1 or {run[place - 1][1], run[place + 1][1]} != {point[1]}:
             yield point
 
 
 def _step(most: float) -> float:
-    """Between two lines of a grid of five at most."""
+    """The distance between grid lines, of which there are at most five."""
     if most <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(most / 5))
@@ -227,7 +227,7 @@ def _text(
     colour: str = "#222",
     is_bold: bool = False,
 ) -> str:
-    """Cut where there is no room for all of it."""
+    """Cut a text to a width."""
     while len(text) > 1 and _width(text, size, is_bold=is_bold) > room:
         text = f"{text.removesuffix('…')[:-1]}…"
     weight = ' font-weight="bold"' if is_bold else ""

@@ -70,7 +70,7 @@ async def prometheus(folder: Path, target: str, *, every: str = _OFTEN) -> Async
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{unused.getsockname()[1]}"
-    # As the PodMonitor has it: a job by that name, and the labels that Kubernetes' own discovery puts on a pod's.
+    # As with the PodMonitor: the job name, and the labels of a pod.
     labels = {"namespace": "ns", "pod": "operator", "container": "milo-discoveryd"}
     config = {
         "global": {"scrape_interval": every, "scrape_timeout": every},

@@ -1,4 +1,4 @@
-"""The rules and the dashboard: every expression can be read, and names only what there is."""
+"""The rules and the dashboard: every expression parses, and names only existing metrics and labels."""
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -8,7 +8,7 @@ from tests.tooling.deploy import monitoring
 from tests.tooling.deploy.web import get
 from tools import metrics_reference
 
-# Of Prometheus itself, or put by the PodMonitor on everything it scrapes.
+# Of Prometheus itself, or set by the PodMonitor.
 SCRAPE_LABELS = frozenset({"namespace", "pod", "container", "job", "instance"})
 EXPORTED = {name: labels for family in metrics_reference.families() for name, labels in family.series}
 KNOWN = EXPORTED | {"up": frozenset()} | dict.fromkeys(monitoring.recorded(), frozenset({"type", "reason"}))

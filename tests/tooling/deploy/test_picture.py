@@ -1,4 +1,4 @@
-"""The dashboard as a picture: what was recorded is in it, and nothing sticks out."""
+"""The rendering of the dashboard as SVG."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -30,7 +30,7 @@ async def test_prometheus_alert_fires_for_a_stale_source_and_resolves(place: Pla
             for name in monitoring.recorded():
                 await eventually_answers(server, name, tmp_path)
             for _, expression in monitoring.dashboard_expressions():
-                await server.query(expression)  # what it can't evaluate, it refuses
+                await server.query(expression)  # Prometheus rejects rules that it cannot evaluate
 
             await place.sandbox.stop()
             await until(is_stale, tmp_path)
@@ -41,7 +41,7 @@ async def test_prometheus_alert_fires_for_a_stale_source_and_resolves(place: Pla
 
 
 async def eventually_answers(server: Prometheus, name: str, folder: Path) -> None:
-    # Of what has not happened to this daemon, there is nothing to record.
+    # Metrics of events that did not happen have no samples.
     if name in {
         "namespace_pod_type_reason:milo_discoveryd_transitions:rate5m",
         "namespace_pod:milo_discoveryd_source_restarts:increase15m",

@@ -1,4 +1,4 @@
-"""What Prometheus makes of the rules, as its own tool has it: each alert fires when it should, and not before."""
+"""The rules in promtool: each alert fires when it should, and not before."""
 
 import subprocess
 from pathlib import Path

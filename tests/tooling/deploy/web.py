@@ -1,11 +1,11 @@
-"""One GET, without a client's opinions."""
+"""A plain HTTP GET."""
 
 import asyncio
 import urllib.request
 
 
 async def get(url: str) -> bytes:
-    """Raises OSError, also for a status that isn't well."""
+    """Raise OSError also for error statuses."""
 
     def read() -> bytes:
         with urllib.request.urlopen(url, timeout=10) as answer:

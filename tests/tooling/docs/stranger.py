@@ -1,4 +1,4 @@
-"""`./dev readme`: runs the commands of the README as they are, in a fresh clone with empty caches, and reports times."""
+"""`./dev readme`: runs the commands of the README in a fresh clone with empty caches, and reports times."""
 
 import os
 import re
