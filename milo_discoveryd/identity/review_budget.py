@@ -17,14 +17,14 @@ REJECTION_COST = 4.0
 MAX_KEYS = 10_000
 
 
-class Origin(msgspec.Struct, frozen=True):
+class TokenOrigin(msgspec.Struct, frozen=True):
     """Where a token was shown: on which connection, and whose connection that is."""
 
     connection: str = ""
     owner: str = ""
 
 
-NO_ORIGIN = Origin()
+UNKNOWN_ORIGIN = TokenOrigin()
 
 
 class ReviewBudget:
@@ -34,7 +34,7 @@ class ReviewBudget:
         self._connections: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
         self._owners: KeyedBuckets[str] = KeyedBuckets(MAX_KEYS)
 
-    def take(self, origin: Origin, now: float, *, was_accepted: bool) -> float:
+    def take(self, origin: TokenOrigin, now: float, *, was_accepted: bool) -> float:
         """Count one review and return 0, or return the seconds until it is allowed and count nothing."""
         if was_accepted and self._reserved.take(now) == 0:
             return 0.0
@@ -45,11 +45,11 @@ class ReviewBudget:
                 bucket.take(now)
         return wait_s
 
-    def rejected(self, origin: Origin, now: float) -> None:
+    def rejected(self, origin: TokenOrigin, now: float) -> None:
         for bucket in self._own(origin, now):
             bucket.charge(now, REJECTION_COST)
 
-    def _own(self, origin: Origin, now: float) -> tuple[TokenBucket, TokenBucket]:
+    def _own(self, origin: TokenOrigin, now: float) -> tuple[TokenBucket, TokenBucket]:
         return (
             self._connections.bucket(origin.connection, PER_CONNECTION, now),
             self._owners.bucket(origin.owner, PER_OWNER, now),

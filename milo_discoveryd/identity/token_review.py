@@ -13,7 +13,7 @@ import msgspec
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi, read, refuse
 from milo_discoveryd.daemon_errors import BackendError, TransportError
-from milo_discoveryd.identity.review_budget import NO_ORIGIN, Origin, ReviewBudget
+from milo_discoveryd.identity.review_budget import UNKNOWN_ORIGIN, ReviewBudget, TokenOrigin
 from milo_discoveryd.identity.token_review_cache import (
     ACCEPTED_S,
     ReviewResult,
@@ -88,7 +88,7 @@ class TokenReviewer:
     async def authenticate(
         self,
         token: str,
-        origin: Origin = NO_ORIGIN,
+        origin: TokenOrigin = UNKNOWN_ORIGIN,
         *,
         max_age_s: float = ACCEPTED_S,
     ) -> TokenUser:
@@ -122,7 +122,7 @@ class TokenReviewer:
         return claims.exp
 
     async def _review_once(
-        self, digest: bytes, token: str, expires_at: float | None, origin: Origin, max_age_s: float
+        self, digest: bytes, token: str, expires_at: float | None, origin: TokenOrigin, max_age_s: float
     ) -> ReviewResult:
         """Review the token; concurrent calls with the same token share one review."""
         lock = self._in_flight.setdefault(digest, asyncio.Lock())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.identity.review_budget import Origin
+from milo_discoveryd.identity.review_budget import TokenOrigin
 
 
 class RpcContext(Protocol):
@@ -26,5 +26,5 @@ class Authenticator(Protocol):
         Raises CallError if authentication fails.
         """
 
-    def origin(self, context: RpcContext) -> Origin:
+    def origin(self, context: RpcContext) -> TokenOrigin:
         """Return the connection of a call and its owner, without authenticating the call."""

@@ -14,7 +14,7 @@ import msgspec
 
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.identity.peer_credentials import peer_credentials
-from milo_discoveryd.identity.review_budget import Origin
+from milo_discoveryd.identity.review_budget import TokenOrigin
 from milo_discoveryd.log import log
 from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError
 from milo_discoveryd.server.calls.rpc_context import RpcContext
@@ -103,9 +103,9 @@ class Acceptor:
             raise self._unauthenticated(peer.caller, "NO_NAME", f"{problem}; its common name is ignored")
         return peer.caller
 
-    def origin(self, context: RpcContext) -> Origin:
+    def origin(self, context: RpcContext) -> TokenOrigin:
         peer = self._peers.get(context.peer())
-        return Origin(context.peer(), "" if peer is None else peer.owners[0])
+        return TokenOrigin(context.peer(), "" if peer is None else peer.owners[0])
 
     def _unauthenticated(self, caller: Caller, reason: str, problem: str) -> UnauthenticatedError:
         self._audit.refused(caller, "", reason, problem=problem)

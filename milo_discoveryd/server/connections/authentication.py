@@ -5,7 +5,7 @@ from typing import Protocol
 import msgspec
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.identity.review_budget import Origin
+from milo_discoveryd.identity.review_budget import TokenOrigin
 from milo_discoveryd.identity.token_review import TokenRejectedError, TokenReviewUnavailableError
 from milo_discoveryd.identity.token_review_cache import ACCEPTED_S, TokenUser
 from milo_discoveryd.server.calls.grpc_errors import UnauthenticatedError, UnavailableError
@@ -14,7 +14,7 @@ from milo_discoveryd.server.paced_audit import PacedAudit
 
 
 class Reviewer(Protocol):
-    async def authenticate(self, token: str, origin: Origin, *, max_age_s: float) -> TokenUser:
+    async def authenticate(self, token: str, origin: TokenOrigin, *, max_age_s: float) -> TokenUser:
         """Raises TokenRejectedError and TokenReviewUnavailableError."""
 
 
@@ -28,8 +28,8 @@ class ListenerAuthentication:
         peer = context.peer()
         return Caller(listener=self._listener, peer=peer, over_tcp=not peer.startswith("unix:"))
 
-    def origin(self, context: RpcContext) -> Origin:
-        return Origin(context.peer())
+    def origin(self, context: RpcContext) -> TokenOrigin:
+        return TokenOrigin(context.peer())
 
 
 class BearerAuthentication:
@@ -56,7 +56,7 @@ class BearerAuthentication:
         ends = [each for each in (caller.expires_at, user.expires_at) if each is not None]
         return msgspec.structs.replace(caller, user=user.name, groups=user.groups, expires_at=min(ends, default=None))
 
-    def origin(self, context: RpcContext) -> Origin:
+    def origin(self, context: RpcContext) -> TokenOrigin:
         return self._connection.origin(context)
 
 

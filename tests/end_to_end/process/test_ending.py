@@ -82,7 +82,7 @@ async def test_second_daemon_on_same_socket_is_rejected(place: Place) -> None:
         assert await second.ended() == 1
         assert second.said == (
             f"milo-discoveryd: {place.socket} is in use by another daemon (process {first.pid}): "
-            "stop that one, or listen elsewhere"
+            "stop it, or listen on another path"
         )
         assert [cluster.name for cluster in await client.list()] == ["alpha"]
         assert place.socket.exists()

@@ -77,7 +77,7 @@ async def test_world_writable_socket_directory_is_rejected(place: Place) -> None
 async def test_regular_file_at_socket_path_is_rejected_and_kept(place: Place) -> None:
     place.socket.write_text("precious")
     [line] = await refusal(place.daemon())
-    assert line == f"{place.socket} exists and is not a socket: remove it, or listen elsewhere"
+    assert line == f"{place.socket} exists and is not a socket: remove it, or listen on another path"
     assert place.socket.read_text() == "precious"
 
 

@@ -1,4 +1,4 @@
-"""Callers who are told apart: each has a listener of his own, and the rules go by that."""
+"""Several callers: each has a listener of its own, and the rules match by listener."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -24,7 +24,7 @@ PROD = ClusterScope(parse("env=prod"))
 
 
 def rule(name: str, scope: ClusterScope, terms: Terms | None = UNLIMITED, streams: int | None = None) -> Rule:
-    """For the caller of that name."""
+    """Return a rule for the caller of that name."""
     return Rule(
         CallerSelector(listeners=frozenset({name})), Grant(rule=name, scope=scope, terms=terms, streams=streams)
     )
@@ -34,7 +34,7 @@ def rules(*those: Rule) -> Rights:
     return Rights(those)
 
 
-class Guest:
+class CallerStub:
     def __init__(self, world: World, stub: DiscoveryServiceStub) -> None:
         self.world = world
         self.stub: Any = stub
@@ -48,16 +48,16 @@ class Guest:
             call.cancel()
 
 
-class House:
+class RulesWorld:
     def __init__(self, world: World, folder: Path) -> None:
         self.world = world
         self._folder = folder
 
     @asynccontextmanager
-    async def guest(self, name: str) -> AsyncIterator[Guest]:
+    async def caller(self, name: str) -> AsyncIterator[CallerStub]:
         address = f"unix:{self._folder / name}.sock"
         async with grpc.aio.insecure_channel(address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
-            yield Guest(self.world, DiscoveryServiceStub(channel))
+            yield CallerStub(self.world, DiscoveryServiceStub(channel))
 
     def denials(self) -> list[tuple[str, str]]:
         return [
@@ -74,14 +74,14 @@ def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 @asynccontextmanager
-async def a_house(folder: Path, *those: Rule, **others: Any) -> AsyncIterator[House]:
+async def a_world_with_rules(folder: Path, *those: Rule, **others: Any) -> AsyncIterator[RulesWorld]:
     listeners = [Listener(name=name, address=UnixAddress(folder / f"{name}.sock")) for name in NAMES]
     async with a_world(folder, rights=rules(*those), listeners=listeners, **others) as world:
-        yield House(world, folder)
+        yield RulesWorld(world, folder)
 
 
 def told_of(error: grpc.aio.AioRpcError) -> tuple[grpc.StatusCode, str, str, float | None]:
-    """Code, reason, words, and when to try again."""
+    """Return the status code, the reason, the message and the retry delay."""
     status = rpc_status.from_call(error)
     assert status is not None
     info, retry, after = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), None

@@ -1,4 +1,4 @@
-"""A real server over a real fleet, on a Unix socket: only Kubernetes is missing."""
+"""Fixtures: a real gRPC server and fleet, fed by the test instead of an API server."""
 
 import asyncio
 import json
@@ -55,10 +55,10 @@ def not_ready(name: str, *, uid: str = "", version: str = "2", **labels: str) ->
 
 
 class World:
-    """The daemon's right half, with the test in the place of the source."""
+    """The fleet, the issuer and the gRPC server, with the test as their source."""
 
     object_uid: Callable[[str], str] = staticmethod(str)
-    """The UID of the watched object, by that of the project."""
+    """Return the UID of the watched object for the UID of its project."""
 
     def __init__(
         self,
@@ -114,11 +114,11 @@ class World:
         self.address = f"unix:{socket}"
 
     def listed(self, *observations: Ready) -> None:
-        """A complete list with these."""
+        """Report a complete list of these objects."""
         self.found(ListStarted(), *(Listed(self._observed(each)) for each in observations), ListEnded())
 
     def seen(self, *observations: Ready | NotReady) -> None:
-        """These changed, in one read of the watch."""
+        """Report changes of these objects, in one read of the watch."""
         self.found(*(ObjectChanged(self._observed(each)) for each in observations))
 
     def _observed(self, seen: Ready | NotReady) -> Ready | NotReady:
@@ -133,7 +133,7 @@ class World:
 
     @asynccontextmanager
     async def client(self) -> AsyncIterator[DiscoveryServiceStub]:
-        # A connection of its own for each client, as different processes have.
+        # Each client has a connection of its own, as separate processes do.
         async with grpc.aio.insecure_channel(self.address, options=(("grpc.use_local_subchannel_pool", 1),)) as channel:
             yield DiscoveryServiceStub(channel)
 
@@ -164,13 +164,13 @@ class Subscriber:
         return batches
 
     async def events(self) -> list[str]:
-        """Of the next batch that has any."""
+        """Return the events of the next batch that has any."""
         while not (batch := await self.batch()).events:
             pass
         return told([batch])
 
     async def error(self) -> grpc.aio.AioRpcError:
-        """Why the stream ended; what was still under way is read, and dropped."""
+        """Read the stream to its end and return the error."""
         async with asyncio.timeout(20):
             try:
                 while await self.call.read() is not grpc.aio.EOF:
@@ -181,7 +181,7 @@ class Subscriber:
 
 
 def told(batches: Iterable[pb.WatchClustersResponse]) -> list[str]:
-    """Events as a person would note them: `ENGAGED alpha`, `DISENGAGED alpha DELETED`."""
+    """Format events as `ENGAGED alpha` or `DISENGAGED alpha DELETED`."""
     words = []
     for event in (event for batch in batches for event in batch.events):
         kind = pb.ClusterEvent.Type.Name(event.type).removeprefix("TYPE_")

@@ -1,6 +1,6 @@
 """`./dev python -m tests.integration.grpc_server.race [--rounds N] [--seed N]`
 
-Disengagements race with mints, in schedules of chance: nothing may be handed out for what is no longer engaged.
+Disengagements race with mints in random schedules: no kubeconfig may be issued after a disengagement.
 """
 
 import argparse
@@ -27,7 +27,7 @@ _ASKING = 3
 
 
 class Race:
-    """In each round a cluster is engaged, asked for, and disengaged. The same seed is the same schedule."""
+    """Rounds in which a cluster is engaged, requested and disengaged. Equal seeds give equal schedules."""
 
     def __init__(self, world: World, backend: Backend, chance: Random) -> None:
         self._world = world
@@ -38,7 +38,7 @@ class Race:
     async def run(self, rounds: int) -> None:
         self._world.listed()
         for number in range(rounds):
-            uid = f"u{number // 2}"  # it comes again as itself, and then as another
+            uid = f"u{number // 2}"  # first the same object again, then another one
             self._world.seen(ready("alpha", uid=uid, version=str(2 * number + 1)))
             asking = [asyncio.create_task(self._ask()) for _ in range(_ASKING)]
             await self._some_steps(12)
@@ -52,7 +52,7 @@ class Race:
             answer = await self._world.service.issue_kubeconfig(request, Caller(listener="test"))
         except CallError:
             return
-        # Still within the step that answered: nothing has been waited for since.
+        # Still in the step of the event loop that answered.
         record = self._world.fleet.registry["alpha"]
         assert record is not None
         assert record.cluster is not None
@@ -68,7 +68,7 @@ class Race:
 
 
 async def race(folder: Path, *, rounds: int, seed: int) -> int:
-    """How many were handed out, each rightly."""
+    """Run the rounds and return the number of kubeconfigs that were issued."""
     backend = Backend(Scope.CLUSTER)
     async with a_world(folder, sources=[SourceAssignment(backend)], per_second=1e6) as world:
         made = Race(world, backend, Random(seed))
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=100_000, metavar="N")
     parser.add_argument("--seed", type=int, default=1, metavar="N")
     asked = parser.parse_args(argv)
-    logging.getLogger(NAME).setLevel(logging.WARNING)  # each hand-out is a line
+    logging.getLogger(NAME).setLevel(logging.WARNING)  # each kubeconfig is logged
     with tempfile.TemporaryDirectory(prefix="milo-") as folder:
         handed = asyncio.run(race(Path(folder), rounds=asked.rounds, seed=asked.seed))
     click.echo(

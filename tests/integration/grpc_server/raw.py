@@ -1,4 +1,4 @@
-"""A client that speaks HTTP/2 by hand, and so can say what no gRPC library says."""
+"""A raw HTTP/2 client, which can send what no gRPC library sends."""
 
 import asyncio
 import socket
@@ -21,7 +21,7 @@ def headers(method: str) -> list[tuple[str, str]]:
 
 
 class Raw:
-    """Nothing is read unless it is asked to."""
+    """A raw connection. It reads only on request."""
 
     def __init__(self, connected: socket.socket | ssl.SSLSocket) -> None:
         self.socket = connected
@@ -56,7 +56,7 @@ class Raw:
         await self.flush()
 
     def call(self, method: str, message: bytes = b"", *more: tuple[str, str], end: bool = True) -> int:
-        """Begun, and not yet sent."""
+        """Queue a call; `flush` sends it."""
         stream = self.connection.get_next_available_stream_id()
         self.connection.send_headers(stream, [*headers(method), *more])
         self.connection.send_data(stream, b"\0" + len(message).to_bytes(4, "big") + message, end_stream=end)
@@ -66,16 +66,16 @@ class Raw:
         await self.send(self.connection.data_to_send())
 
     async def send(self, data: bytes) -> None:
-        """Raises OSError when the other side has had enough."""
+        """Raises OSError when the server has closed the connection."""
         await asyncio.to_thread(self.socket.sendall, data)
 
     async def read(self) -> list[Event] | None:
-        """What comes next; None is the end."""
+        """Return the next events; None at the end."""
         data = await asyncio.to_thread(self.socket.recv, 65_536)
         return self.connection.receive_data(data) if data else None
 
     async def until_closed(self) -> bytes:
-        """All that was still said; raises TimeoutError where the other side does not end it."""
+        """Read until the server closes the connection. Raises TimeoutError if it does not."""
         said = b""
         try:
             while data := await asyncio.to_thread(self.socket.recv, 65_536):

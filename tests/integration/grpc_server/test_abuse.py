@@ -1,4 +1,4 @@
-"""What no gRPC library would send: who is at the other end of another connection notices nothing of it."""
+"""Hostile HTTP/2 clients have no effect on other connections."""
 
 import asyncio
 import os
@@ -19,12 +19,12 @@ from tests.integration.grpc_server.raw import Raw, headers
 from tests.integration.grpc_server.test_tls import SPIFFE, Place, client_context
 from tests.support.eventually import eventually
 
-STREAMS = 100  # at once on a connection, as the server has it
+STREAMS = 100  # the server's limit per connection
 Abuse = Callable[[Raw], Awaitable[None]]
 
 
 class Target:
-    """A listener, with a way for those who mean well and one for the others."""
+    """A listener, with a well-behaved client and a hostile one."""
 
     def __init__(
         self, world: World, channel: Callable[[], grpc.aio.Channel], raw: Callable[[], Awaitable[Raw]]
@@ -73,7 +73,7 @@ async def target(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
 
 async def rapid_reset(raw: Raw) -> None:
-    """CVE-2023-44487: begun and taken back, so that they never count as many at once."""
+    """CVE-2023-44487, rapid reset: streams are cancelled at once, so that they never reach the limit."""
     await raw.greet()
     for _ in range(40):
         for _ in range(100):
@@ -83,7 +83,7 @@ async def rapid_reset(raw: Raw) -> None:
 
 
 async def streams_without_end(raw: Raw) -> None:
-    """Ten thousand of them, as quickly as they can be sent."""
+    """Send ten thousand frames as fast as possible."""
     await raw.greet()
     block = Encoder().encode([NeverIndexedHeaderTuple(*each) for each in headers("WatchClusters")])
     for first in range(1, 20_000, 200):
@@ -95,7 +95,7 @@ async def streams_without_end(raw: Raw) -> None:
 
 
 async def headers_without_end(raw: Raw) -> None:
-    """CVE-2024-27316 and its like: CONTINUATION after CONTINUATION."""
+    """CVE-2024-27316 and its like: endless CONTINUATION frames."""
     await raw.greet()
     await raw.send(HeadersFrame(1, b"\x00\x01a\x01b" * 1000).serialize())
     for _ in range(300):
@@ -166,7 +166,7 @@ async def test_hostile_clients_do_not_affect_others_and_leave_nothing_behind(tar
         before = usage()
         with closing(await target.raw()) as raw:
             raw.socket.settimeout(2)
-            # Being cut off, or not being read any more, is what it deserves.
+            # The server may close the connection, or stop reading it.
             with suppress(OSError):
                 await abuse(raw)
             assert len(world.service.streams) <= 1 + STREAMS
@@ -198,7 +198,7 @@ async def test_message_and_metadata_size_limits(target: Target) -> None:
     async with target.channel() as channel:
         listing = DiscoveryServiceStub(channel).ListClusters
         for message_kib, metadata_kib, expected in (
-            (250, 0, "INVALID_ARGUMENT"),  # it is read, and then its filter is too large
+            (250, 0, "INVALID_ARGUMENT"),  # the message is accepted, and then its filter is too large
             (260, 0, "RESOURCE_EXHAUSTED"),
             (0, 7, "OK"),
             (0, 17, "RESOURCE_EXHAUSTED"),

@@ -1,4 +1,4 @@
-"""The calls that are answered once, and what callers are told when they can't be."""
+"""Unary calls: their answers and their errors."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Our own client and command, showing what they have to listeners that ask for it."""
+"""The Python client and CLI authenticate at TLS and token listeners."""
 
 import asyncio
 import sys
@@ -60,7 +60,7 @@ async def test_client_authenticates_with_token_and_its_successor(callers: list[C
                 await watch.synced()
                 file.write_text(sandbox.token("another", audiences=["milo-discovery"]))
                 await client.list()
-                # The first token ends, and its stream; the client goes on with the second.
+                # The first token expires and its stream ends; the client continues with the second.
                 await eventually(lambda: not watch.connected)
                 world.seen(ready("beta"))
                 assert [(await anext(watch)).cluster.name for _ in range(2)] == ["alpha", "beta"]

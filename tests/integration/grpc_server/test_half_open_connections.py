@@ -1,4 +1,4 @@
-"""A way that swallows everything, though both ends stand: each end notices by itself. Times are a hundredth of ours."""
+"""Half-open connections: each end detects that the network drops everything. Timeouts are divided by a hundred."""
 
 import asyncio
 from pathlib import Path
@@ -19,9 +19,9 @@ from tests.support.line import Line
 BIG = 200_000
 NARROW = (("grpc.http2.bdp_probe", 0),)
 MOST_BETWEEN = 500_000
-"""Bytes: what is between a server and such a client that takes nothing."""
+"""Bytes that fit between the server and a client that reads nothing."""
 OLD_PATIENCE_S = 60.0
-"""What gRPC has of it by itself."""
+"""gRPC's own share of it."""
 
 
 def hundredth(options: tuple[tuple[str, int], ...]) -> tuple[tuple[str, int], ...]:
@@ -46,7 +46,7 @@ async def test_half_open_stream_is_ended_by_daemon(monkeypatch: pytest.MonkeyPat
 async def test_f44_half_open_stream_is_ended_alone_under_load(
     peer_credentials: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Told by what came before what: everybody else hears of each change while it is still waited for."""
+    """Other subscribers receive each change while the half-open stream is still waiting."""
     monkeypatch.setattr(server, "OPTIONS", hundredth(server.OPTIONS))
     listener = Listener(name="here", address=UnixAddress(tmp_path / "d.sock"), peer_credentials=peer_credentials)
     async with a_world(tmp_path, listeners=[listener]) as world, Line(str(tmp_path / "d.sock")) as line:

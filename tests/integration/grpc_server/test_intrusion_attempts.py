@@ -1,4 +1,4 @@
-"""Those who come for what is not theirs: each is refused and written down, and learns nothing of what there is."""
+"""Intrusion attempts: each is denied and audited, and learns nothing."""
 
 import asyncio
 import datetime as dt
@@ -28,7 +28,7 @@ from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Grant, Rights, Rule
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
 from milo_discoveryd.server.connections.listener import Listener, TcpAddress, UnixAddress
-from tests.integration.grpc_server.callers import House, a_house, rule, told_of
+from tests.integration.grpc_server.callers import RulesWorld, a_world_with_rules, rule, told_of
 from tests.integration.grpc_server.conftest import World, a_world, ready, told
 from tests.integration.grpc_server.test_tls import Place
 from tests.support.certificates import Authority, Pair
@@ -36,7 +36,7 @@ from tests.unit.modes.objects import project
 
 FRIEND = "spiffe://example.com/ns/milo/sa/operator"
 THEIRS = ("zz-name", "zz-label", "zz-uid", "zz-organization")
-"""Of a cluster that intruders are not to learn of, and beside it `ours`, which some of them may see."""
+"""What intruders must not learn: a cluster beside `ours`, which some of them may see."""
 
 
 def ours_and_theirs(world: World) -> None:
@@ -44,14 +44,14 @@ def ours_and_theirs(world: World) -> None:
 
 
 class Intruder:
-    """Tries every call, and keeps all that comes back."""
+    """Tries every call, and records all answers."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub: Any = DiscoveryServiceStub(channel)
         self.heard: list[str] = []
 
     async def denials(self) -> set[tuple[grpc.StatusCode, str]]:
-        """With which everything is answered."""
+        """Return the distinct status codes and reasons of all answers."""
         name = THEIRS[0]
         requests = [
             self._stub.ListClusters(pb.ListClustersRequest()),
@@ -117,7 +117,7 @@ async def test_invalid_client_certificate_learns_nothing(tmp_path: Path, wrong: 
 
 
 def heard_by_hand(world: World, place: Place, pair: Pair) -> bytes:
-    """All that is said to whoever shows this."""
+    """Return all answers to a client with this certificate."""
     context = ssl.create_default_context(cadata=place.serving.pem.decode())
     context.load_cert_chain(*pair.write(place.folder, "intruder"))
     host, _, port = world.address.partition(":")
@@ -173,7 +173,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """One that every user can enter; those of pytest are ours alone."""
+    """A folder that every user can enter, unlike pytest's."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o711)
         yield Path(made)
@@ -198,7 +198,7 @@ async def test_other_uid_is_denied(open_folder: Path) -> None:
 
 
 async def never_seen(stub: Any, name: str) -> str:
-    """In which words."""
+    """Return the message of the error."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.GetCluster(pb.GetClusterRequest(name=name))
     code, reason, words, _ = told_of(caught.value)
@@ -215,17 +215,17 @@ def of_organization(owner: str | None, name: str, **labels: str) -> Any:
 
 
 @pytest.fixture
-async def shop(tmp_path: Path) -> AsyncIterator[House]:
-    """Who sees what is of the organization `shop`, or is called so."""
+async def shop(tmp_path: Path) -> AsyncIterator[RulesWorld]:
+    """A caller whose scope is the organization `shop`, and one whose scope is names."""
     by_organization = rule("shop", ClusterScope(organizations=frozenset({"shop"})))
     by_name = rule("bank", ClusterScope(names=name_patterns(["bank-*"])))
-    async with a_house(tmp_path, by_organization, by_name, rule("root", ALL_CLUSTERS)) as made:
+    async with a_world_with_rules(tmp_path, by_organization, by_name, rule("root", ALL_CLUSTERS)) as made:
         made.world.listed(of_organization("shop", "ours"), of_organization("zz-organization", "theirs"))
         yield made
 
 
-async def test_tenant_labels_do_not_change_organization_scope(shop: House) -> None:
-    async with shop.guest("shop") as guest, guest.watching() as mine:
+async def test_tenant_labels_do_not_change_organization_scope(shop: RulesWorld) -> None:
+    async with shop.caller("shop") as guest, guest.watching() as mine:
         assert told(await mine.until_synced()) == ["ENGAGED ours"]
         forged = of_organization("zz-organization", "theirs", **{ORGANIZATION_LABEL: "shop", "organization": "shop"})
         shop.world.seen(forged)
@@ -238,8 +238,8 @@ async def test_tenant_labels_do_not_change_organization_scope(shop: House) -> No
 @pytest.mark.parametrize(
     "name", ["..%2e", "bank-..%2e", "bank-/../ours", "bank-%2e%2e", "bank-\r\nX-Evil: 1", "bank-*"]
 )
-async def test_hostile_project_name_is_never_served(shop: House, name: str) -> None:
-    async with shop.guest("bank") as guest, guest.watching() as mine, shop.guest("root") as root:
+async def test_hostile_project_name_is_never_served(shop: RulesWorld, name: str) -> None:
+    async with shop.caller("bank") as guest, guest.watching() as mine, shop.caller("root") as root:
         assert told(await mine.until_synced()) == []
         shop.world.seen(of_organization("zz-organization", name))
         shop.world.seen(of_organization("zz-organization", "bank-well"))

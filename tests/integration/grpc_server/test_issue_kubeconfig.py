@@ -1,4 +1,4 @@
-"""IssueKubeconfig: what is answered, and what callers are told when they can't have one."""
+"""IssueKubeconfig: answers and errors."""
 
 import json
 import time
@@ -28,7 +28,7 @@ async def issued(world: World, **request: object) -> pb.Kubeconfig:
 
 
 async def refused(world: World, **request: object) -> tuple[grpc.StatusCode, str, str]:
-    """The code, the reason for programs, the message."""
+    """Return the status code, the reason and the message."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await issued(world, **request)
     info = error_details_pb2.ErrorInfo()
@@ -78,7 +78,7 @@ async def test_issue_kubeconfig_for_unengaged_cluster_is_not_found(tmp_path: Pat
 
 
 async def test_issue_kubeconfig_is_unavailable_before_sync(tmp_path: Path) -> None:
-    """And nobody is told that a cluster is not engaged which may just not have come yet."""
+    """A cluster that was not listed yet must not be reported as not engaged."""
     backend = Backend(Scope.CLUSTER)
     async with a_world(tmp_path, sources=[SourceAssignment(backend)]) as world:
         world.found(ListStarted(), Listed(ready("alpha")))

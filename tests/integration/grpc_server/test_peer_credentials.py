@@ -1,4 +1,4 @@
-"""Unix sockets at which the kernel says who connects: whose calls are whose, and what becomes of bad company."""
+"""Unix sockets with peer credentials: identification, connection limits and hostile clients."""
 
 import asyncio
 import json
@@ -49,7 +49,7 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
 
 @pytest.fixture
 def callers(monkeypatch: pytest.MonkeyPatch) -> list[Caller]:
-    """Who listed clusters, as the service was told it."""
+    """The callers of ListClusters, as the service saw them."""
     seen: list[Caller] = []
     answer = Service.list_clusters
 
@@ -62,8 +62,8 @@ def callers(monkeypatch: pytest.MonkeyPatch) -> list[Caller]:
 
 
 @pytest.fixture
-def legs(monkeypatch: pytest.MonkeyPatch) -> list[ProxySide]:
-    """Of all connections, each followed by the one behind it."""
+def proxy_sides(monkeypatch: pytest.MonkeyPatch) -> list[ProxySide]:
+    """The proxy sides of all connections, each followed by its inner one."""
     made: list[ProxySide] = []
     begin = ProxySide.__init__
 
@@ -77,7 +77,7 @@ def legs(monkeypatch: pytest.MonkeyPatch) -> list[ProxySide]:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """One that every user can enter; those of pytest are ours alone."""
+    """A folder that every user can enter, unlike pytest's."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o711)
         yield Path(made)
@@ -94,13 +94,13 @@ async def guarded(
         yield world
 
 
-def front(world: World) -> Acceptor:
+def acceptor(world: World) -> Acceptor:
     [found] = world.server._acceptors
     return found
 
 
 async def as_another(address: str, uid: int, *groups: int) -> tuple[int, str]:
-    """What a client of that user got, and its process. It is a member of these groups besides its own."""
+    """Call as another user with these supplementary groups; return its pid and the result."""
     given = [str(each) for each in (uid, *groups)]
     client = await asyncio.create_subprocess_exec(sys.executable, "-c", AS_ANOTHER, address, *given, stdout=PIPE)
     output, _ = await client.communicate()
@@ -149,7 +149,7 @@ async def test_socket_mode_keeps_other_users_out(callers: list[Caller], folder: 
 
 
 async def test_peer_credentials_stay_with_inherited_connection(callers: list[Caller], tmp_path: Path) -> None:
-    """The process that made it has ended, and its number may be another's by now: so it is not told."""
+    """The process has exited and its pid may be reused, so it is not reported."""
     async with guarded(tmp_path) as world:
         ours, theirs = socket.socketpair()
         code = (
@@ -162,16 +162,16 @@ async def test_peer_credentials_stay_with_inherited_connection(callers: list[Cal
             )
             await maker.wait()
             _, [descriptor], *_ = socket.recv_fds(ours, 1, 1)
-        await eventually(lambda: len(front(world)._peers) == 1)
-        [proved] = front(world)._peers.values()
+        await eventually(lambda: len(acceptor(world)._peers) == 1)
+        [proved] = acceptor(world)._peers.values()
         os.close(descriptor)
     assert (proved.caller.uid, proved.caller.pid) in {(os.getuid(), maker.pid), (os.getuid(), None)}
 
 
 async def test_inner_socket_is_unreachable_for_others(tmp_path: Path) -> None:
-    """Where gRPC itself listens there is no path to; who has a descriptor of it all the same is nobody."""
+    """The inner socket has no path; a connection through its descriptor is unauthenticated."""
     async with guarded(tmp_path) as world:
-        place = f"unix:/proc/self/fd/{front(world)._inner_socket._descriptor}"
+        place = f"unix:/proc/self/fd/{acceptor(world)._inner_socket._descriptor}"
         async with grpc.aio.insecure_channel(place) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await channel.unary_unary("/milo.discovery.v1.DiscoveryService/ListClusters")(b"")
@@ -191,20 +191,26 @@ async def test_acceptor_proxies_streams_until_drained(tmp_path: Path) -> None:
     assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
-async def test_acceptor_buffers_are_bounded_for_stalled_reader(tmp_path: Path, legs: list[ProxySide]) -> None:
-    """A window that never closes would have gRPC send all there is: what passes it on has to say stop."""
+async def test_acceptor_buffers_are_bounded_for_stalled_reader(tmp_path: Path, proxy_sides: list[ProxySide]) -> None:
+    """With an unlimited HTTP/2 window, only backpressure of the proxy stops gRPC from sending everything."""
     async with guarded(tmp_path) as world:
         world.listed(*(ready(f"p-{number}", note="x" * 2000) for number in range(2_000)))
         with closing(await Raw.unix(tmp_path / "d.sock")) as deaf:
             await deaf.greet(window=2**31 - 1)
             deaf.call("WatchClusters", pb.WatchClustersRequest().SerializeToString())
             await deaf.flush()
-            await eventually(lambda: legs and legs[0]._transport and legs[0].transport.get_write_buffer_size() > 65_536)
-            assert not legs[1].transport.is_reading()
-            assert legs[0].transport.get_write_buffer_size() < 1 << 20
+            await eventually(
+                lambda: (
+                    proxy_sides
+                    and proxy_sides[0]._transport
+                    and proxy_sides[0].transport.get_write_buffer_size() > 65_536
+                )
+            )
+            assert not proxy_sides[1].transport.is_reading()
+            assert proxy_sides[0].transport.get_write_buffer_size() < 1 << 20
             async with world.subscriber() as another:
                 await another.until_synced()
-        await eventually(lambda: legs[0].lost.done() and legs[1].lost.done())
+        await eventually(lambda: proxy_sides[0].lost.done() and proxy_sides[1].lost.done())
 
 
 async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
@@ -218,11 +224,11 @@ async def test_closed_connections_leave_nothing_behind(tmp_path: Path) -> None:
             else:
                 writer.close()
                 await writer.wait_closed()
-            await eventually(lambda: not len(front(world)))
+            await eventually(lambda: not len(acceptor(world)))
             writer.close()
         await eventually(lambda: len(descriptors()) <= before)
         assert len(asyncio.all_tasks()) <= tasks
-        assert not front(world)._peers
+        assert not acceptor(world)._peers
 
 
 async def test_one_owner_gets_at_most_half_of_the_connections(tmp_path: Path) -> None:
@@ -230,12 +236,12 @@ async def test_one_owner_gets_at_most_half_of_the_connections(tmp_path: Path) ->
         with ExitStack() as stack:
             for _ in range(3):
                 stack.enter_context(connected(tmp_path))
-            await eventually(lambda: len(front(world)._peers) == 3)
+            await eventually(lambda: len(acceptor(world)._peers) == 3)
             with connected(tmp_path) as fourth:
                 assert await asyncio.to_thread(fourth.recv, 1) == b""
-        await eventually(lambda: not len(front(world)))
+        await eventually(lambda: not len(acceptor(world)))
         with connected(tmp_path):
-            await eventually(lambda: len(front(world)._peers) == 1)
+            await eventually(lambda: len(acceptor(world)._peers) == 1)
 
 
 async def test_acceptor_recovers_from_descriptor_exhaustion(tmp_path: Path) -> None:
@@ -244,8 +250,8 @@ async def test_acceptor_recovers_from_descriptor_exhaustion(tmp_path: Path) -> N
         async with world.subscriber() as subscriber:
             await subscriber.until_synced()
             with connected(tmp_path) as waiting:
-                await eventually(lambda: len(front(world)._peers) == 2)
-            await eventually(lambda: len(front(world)._peers) == 1)
+                await eventually(lambda: len(acceptor(world)._peers) == 2)
+            await eventually(lambda: len(acceptor(world)._peers) == 1)
             waiting = socket.socket(socket.AF_UNIX)
             resource.setrlimit(resource.RLIMIT_NOFILE, (max(descriptors()), hard))
             try:

@@ -1,4 +1,4 @@
-"""Two connections made one."""
+"""The proxy between two connections."""
 
 import asyncio
 import socket
@@ -8,14 +8,14 @@ from milo_discoveryd.server.connections.proxy import ProxySide, proxy
 
 
 async def two_ends() -> tuple[socket.socket, socket.socket, "asyncio.Task[bool]"]:
-    """The far ends of two connections that are passed on to one another."""
+    """The outer ends of two proxied connections."""
     loop = asyncio.get_running_loop()
     (client, ours), (server, theirs) = socket.socketpair(), socket.socketpair()
     for each in (client, ours, server, theirs):
         each.setblocking(False)
     one, other = ProxySide(), ProxySide()
     await loop.create_connection(lambda: one, sock=ours)
-    # What comes before they are joined is kept.
+    # Data that arrives before they are joined is buffered.
     await loop.sock_sendall(client, b"early, ")
     await asyncio.sleep(0)
     await loop.create_connection(lambda: other, sock=theirs)

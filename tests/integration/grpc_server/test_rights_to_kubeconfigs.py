@@ -1,4 +1,4 @@
-"""Who is given kubeconfigs, from where, and how many."""
+"""Authorization of kubeconfigs: sources, terms and quotas."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ from milo_discoveryd.rights.name_patterns import name_patterns as some
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights, Terms
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
-from tests.integration.grpc_server.callers import PROD, Guest, a_house, mode, rule, told_of
+from tests.integration.grpc_server.callers import PROD, CallerStub, a_world_with_rules, mode, rule, told_of
 from tests.integration.grpc_server.conftest import Subscriber, ready, told
 from tests.unit.kubeconfigs.backend import Backend
 
@@ -25,7 +25,7 @@ READER = rule("bank", ALL_CLUSTERS, terms=None)
 SHOP = rule("shop", PROD)
 
 
-def issue(guest: Guest, cluster: str = "alpha") -> Any:
+def issue(guest: CallerStub, cluster: str = "alpha") -> Any:
     return guest.stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster=cluster))
 
 
@@ -36,13 +36,16 @@ async def refused(call: Any) -> tuple[grpc.StatusCode, str, str, float | None]:
 
 
 def names(batch: pb.WatchClustersResponse) -> dict[str, bool]:
-    """Of the clusters in it, and whether there is a kubeconfig with each."""
+    """Return which clusters of the batch have a kubeconfig."""
     return {event.cluster.name: event.HasField("kubeconfig") for event in batch.events}
 
 
 async def test_rule_without_kubeconfigs_denies_them(tmp_path: Path) -> None:
-    async with a_house(tmp_path, READER, sources=[SourceAssignment(Backend())]) as house, house.guest("bank") as reader:
-        house.world.listed(ready("alpha"))
+    async with (
+        a_world_with_rules(tmp_path, READER, sources=[SourceAssignment(Backend())]) as place,
+        place.caller("bank") as reader,
+    ):
+        place.world.listed(ready("alpha"))
         for name in ("alpha", "zz-absent"):
             code, reason, _, _ = await refused(issue(reader, name))
             assert (code, reason) == (grpc.StatusCode.PERMISSION_DENIED, "KUBECONFIGS_DENIED")
@@ -52,18 +55,18 @@ async def test_rule_without_kubeconfigs_denies_them(tmp_path: Path) -> None:
             assert names((await watching.until_synced())[-1]) == {"alpha": False}
         info = await reader.stub.GetServerInfo(pb.GetServerInfoRequest())
         assert list(info.credential_sources) == []
-    assert house.denials() == [("bank", "KUBECONFIGS_DENIED")] * 3
+    assert place.denials() == [("bank", "KUBECONFIGS_DENIED")] * 3
 
 
 async def test_rule_limits_credential_sources(tmp_path: Path) -> None:
     admin, viewer = Backend(), Backend()
     admin.name, viewer.name = "admin", "viewer"
     shop = rule("shop", ALL_CLUSTERS, terms=Terms(sources=frozenset({"viewer"}), max_ttl_s=60.0))
-    async with a_house(
+    async with a_world_with_rules(
         tmp_path, shop, rule("root", ALL_CLUSTERS), sources=[SourceAssignment(admin), SourceAssignment(viewer)]
-    ) as house:
-        house.world.listed(ready("alpha"))
-        async with house.guest("shop") as less, house.guest("root") as more:
+    ) as place:
+        place.world.listed(ready("alpha"))
+        async with place.caller("shop") as less, place.caller("root") as more:
             for guest, backend in ((less, viewer), (more, admin)):
                 kubeconfig = json.loads((await issue(guest)).kubeconfig.kubeconfig)
                 assert kubeconfig["users"][0]["user"]["token"] in backend.given
@@ -73,16 +76,19 @@ async def test_rule_limits_credential_sources(tmp_path: Path) -> None:
 
 
 async def test_kubeconfig_handout_is_audited(tmp_path: Path) -> None:
-    async with a_house(tmp_path, SHOP, sources=[SourceAssignment(Backend())]) as house, house.guest("shop") as shop:
-        house.world.listed(ready("alpha", env="prod"))
+    async with (
+        a_world_with_rules(tmp_path, SHOP, sources=[SourceAssignment(Backend())]) as place,
+        place.caller("shop") as shop,
+    ):
+        place.world.listed(ready("alpha", env="prod"))
         token = json.loads((await issue(shop)).kubeconfig.kubeconfig)["users"][0]["user"]["token"]
-    (line,) = house.world.audited
+    (line,) = place.world.audited
     assert line["caller"]["listener"] == "shop"
     assert (line["event"], line["rule"], line["cluster"]) == ("kubeconfig handed out", "shop", "alpha")
     assert line["incarnation"]
     assert line["expires_at"]
     assert line["fingerprint"]
-    assert token not in json.dumps(house.world.audited)
+    assert token not in json.dumps(place.world.audited)
 
 
 async def test_kubeconfig_quota_is_charged_before_minting(
@@ -90,9 +96,11 @@ async def test_kubeconfig_quota_is_charged_before_minting(
 ) -> None:
     backend = Backend(scope=Kind.CLUSTER)
     shop = rule("shop", ALL_CLUSTERS, terms=Terms(per_minute=2))
-    async with a_house(tmp_path, shop, rule("root", ALL_CLUSTERS), sources=[SourceAssignment(backend)]) as house:
-        house.world.listed(*(ready(f"p-{number}") for number in range(4)))
-        async with house.guest("shop") as guest, house.guest("root") as other:
+    async with a_world_with_rules(
+        tmp_path, shop, rule("root", ALL_CLUSTERS), sources=[SourceAssignment(backend)]
+    ) as place:
+        place.world.listed(*(ready(f"p-{number}") for number in range(4)))
+        async with place.caller("shop") as guest, place.caller("root") as other:
             for number in range(2):
                 await issue(guest, f"p-{number}")
             code, reason, _, retry_s = await refused(issue(guest, "p-2"))
@@ -100,46 +108,49 @@ async def test_kubeconfig_quota_is_charged_before_minting(
             assert retry_s == pytest.approx(30.0, abs=5)
             assert len(backend.given) == 2
             assert (await issue(other, "p-2")).kubeconfig.cluster == "p-2"
-    assert house.denials() == [("shop", "TOO_MANY_KUBECONFIGS")]
+    assert place.denials() == [("shop", "TOO_MANY_KUBECONFIGS")]
 
 
 async def test_stream_gets_remaining_kubeconfigs_as_quota_refills(tmp_path: Path) -> None:
     count = 303
     each = QuotaLimits(streams=9, streams_each=9, per_minute_each=300)
     async with (
-        a_house(tmp_path, SHOP, sources=[SourceAssignment(Backend())], limits=each) as house,
-        house.guest("shop") as shop,
+        a_world_with_rules(tmp_path, SHOP, sources=[SourceAssignment(Backend())], limits=each) as place,
+        place.caller("shop") as shop,
         shop.watching(include_kubeconfigs=True) as watching,
     ):
-        clock = house.world.access.clock
+        clock = place.world.access.clock
         now = clock()
-        house.world.access.clock = lambda: now  # however long the snapshot takes, no more may be had meanwhile
-        house.world.listed(*(ready(f"p-{number}", env="prod") for number in range(count)))
+        place.world.access.clock = lambda: now  # the quota refills while the snapshot is sent
+        place.world.listed(*(ready(f"p-{number}", env="prod") for number in range(count)))
         at_first = {name: has for batch in await watching.until_synced() for name, has in names(batch).items()}
         assert (len(at_first), sum(at_first.values())) == (count, 300)
-        house.world.access.clock = clock
+        place.world.access.clock = clock
         later: list[str] = []
         while len(later) < count - 300:
             later += told([await watching.batch()])
         assert {line.split()[0] for line in later} == {"KUBECONFIG"}
         assert {line.split()[1] for line in later} == {name for name, has in at_first.items() if not has}
-    assert house.denials() == [], "waiting is no refusal"
+    assert place.denials() == [], "waiting is no refusal"
 
 
 async def test_stream_ends_when_kubeconfigs_are_revoked(tmp_path: Path) -> None:
-    async with a_house(tmp_path, SHOP, sources=[SourceAssignment(Backend())]) as house, house.guest("shop") as shop:
-        house.world.listed(ready("alpha", env="prod"))
+    async with (
+        a_world_with_rules(tmp_path, SHOP, sources=[SourceAssignment(Backend())]) as place,
+        place.caller("shop") as shop,
+    ):
+        place.world.listed(ready("alpha", env="prod"))
         async with shop.watching(include_kubeconfigs=True) as watching, shop.watching() as other:
             assert names((await watching.until_synced())[-1]) == {"alpha": True}
             await other.until_synced()
-            house.world.service.change_rights(Rights((rule("shop", PROD, terms=None),)))
+            place.world.service.change_rights(Rights((rule("shop", PROD, terms=None),)))
             assert told_of(await watching.error())[1] == "KUBECONFIGS_DENIED"
-            house.world.seen(ready("beta", env="prod"))
+            place.world.seen(ready("beta", env="prod"))
             assert await other.events() == ["ENGAGED beta"], "who asked for none goes on"
 
 
 async def kubeconfig_of(watching: Subscriber, name: str) -> str:
-    """The next that comes for that cluster."""
+    """Return the next kubeconfig for that cluster."""
     while True:
         for event in (await watching.batch()).events:
             if event.cluster.name == name and event.HasField("kubeconfig"):
@@ -152,44 +163,44 @@ async def test_stream_follows_change_of_credential_sources(tmp_path: Path) -> No
     admin, viewer = Backend(), Backend()
     admin.name, viewer.name = "admin", "viewer"
     async with (
-        a_house(tmp_path, SHOP, sources=[SourceAssignment(admin), SourceAssignment(viewer)]) as house,
-        house.guest("shop") as shop,
+        a_world_with_rules(tmp_path, SHOP, sources=[SourceAssignment(admin), SourceAssignment(viewer)]) as place,
+        place.caller("shop") as shop,
         shop.watching(include_kubeconfigs=True) as watching,
     ):
-        house.world.listed(ready("alpha", env="prod"))
+        place.world.listed(ready("alpha", env="prod"))
         assert await kubeconfig_of(watching, "alpha") in admin.given
         terms = Terms(sources=frozenset({"viewer"}))
-        house.world.service.change_rights(Rights((rule("shop", PROD, terms=terms),)))
+        place.world.service.change_rights(Rights((rule("shop", PROD, terms=terms),)))
         assert await kubeconfig_of(watching, "alpha") in viewer.given
 
 
 async def test_kubeconfig_is_not_renewed_after_scope_change(tmp_path: Path) -> None:
     backend = Backend(life_s=1.5, scope=Kind.CLUSTER)
     async with (
-        a_house(tmp_path, SHOP, sources=[SourceAssignment(backend)]) as house,
-        house.guest("shop") as shop,
+        a_world_with_rules(tmp_path, SHOP, sources=[SourceAssignment(backend)]) as place,
+        place.caller("shop") as shop,
         shop.watching(include_kubeconfigs=True) as watching,
     ):
-        house.world.listed(ready("alpha", env="prod"), ready("beta", env="prod"))
+        place.world.listed(ready("alpha", env="prod"), ready("beta", env="prod"))
         await watching.until_synced()
-        house.world.service.change_rights(Rights((rule("shop", ClusterScope(names=some(["beta"]))),)))
+        place.world.service.change_rights(Rights((rule("shop", ClusterScope(names=some(["beta"]))),)))
         seen: list[str] = []
         while seen.count("KUBECONFIG beta") < 3:
             seen += told([await watching.batch()])
         after = seen[seen.index("DISENGAGED alpha REVOKED") + 1 :]
         assert set(after) == {"KUBECONFIG beta"}
-        handed = [line["cluster"] for line in house.world.audited if line["event"] == "kubeconfig handed out"]
+        handed = [line["cluster"] for line in place.world.audited if line["event"] == "kubeconfig handed out"]
         assert handed.count("alpha") <= 1
 
 
 async def test_limited_caller_gets_reason_codes_of_failing_credential_sources(tmp_path: Path) -> None:
-    """Messages of a source may name clusters of others."""
+    """Messages of a source may name other clusters."""
     backend = Backend(scope=Kind.CLUSTER)
     backend.failure = BackendError("the source failed for zz-secret")
     root = rule("root", ALL_CLUSTERS)
-    async with a_house(tmp_path, SHOP, root, sources=[SourceAssignment(backend)]) as house:
-        house.world.listed(ready("alpha", env="prod"))
-        async with house.guest("shop") as shop, house.guest("root") as other:
+    async with a_world_with_rules(tmp_path, SHOP, root, sources=[SourceAssignment(backend)]) as place:
+        place.world.listed(ready("alpha", env="prod"))
+        async with place.caller("shop") as shop, place.caller("root") as other:
             errors = [await refused(issue(guest, "alpha")) for guest in (shop, other)]
             clusters = [await guest.stub.GetCluster(pb.GetClusterRequest(name="alpha")) for guest in (shop, other)]
             infos = [await guest.stub.GetServerInfo(pb.GetServerInfoRequest()) for guest in (shop, other)]

@@ -1,4 +1,4 @@
-"""Kubeconfigs on a stream: one with each ENGAGED, and the next in time."""
+"""Kubeconfigs on a stream: with each ENGAGED event, and renewed before expiry."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ def token(event: pb.ClusterEvent) -> str:
 
 
 async def events(subscriber: Subscriber, count: int) -> list[pb.ClusterEvent]:
-    """At least so many of the next."""
+    """Return the next events, at least so many."""
     found: list[pb.ClusterEvent] = []
     while len(found) < count:
         found += (await subscriber.batch()).events

@@ -1,4 +1,4 @@
-"""Sockets that are ours alone, and said to be lost when they are not."""
+"""Socket files: exclusive to the daemon, and detected when replaced."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ Bind = Callable[..., SocketFile]
 
 @pytest.fixture
 def bound() -> Iterator[Bind]:
-    """Binds a server to a path; what it locked is given back in the end."""
+    """Bind a server to a path; locks are released at the end."""
     made: list[SocketFile] = []
 
     def bind(server: grpc.aio.Server, path: Path, **address: int) -> SocketFile:
@@ -52,7 +52,7 @@ async def test_socket_has_configured_group(bound: Bind, server: grpc.aio.Server,
 async def test_socket_folder_is_created_for_owner_and_group(
     bound: Bind, server: grpc.aio.Server, tmp_path: Path
 ) -> None:
-    umask = os.umask(0o077)  # as the command sets it
+    umask = os.umask(0o077)  # as the daemon sets it
     try:
         bound(server, tmp_path / "run" / "d.sock", group=os.getgid())
     finally:
@@ -157,7 +157,7 @@ async def test_replaced_socket_is_detected(
 ) -> None:
     path = tmp_path / "d.sock"
     mine = bound(server, path)
-    kept = path.rename(tmp_path / "kept")  # kept, so that the new file can't be given the same inode
+    kept = path.rename(tmp_path / "kept")  # kept, so that the new file has another inode
     if replaced:
         path.write_text("")
     assert str(mine.lost()).endswith("was replaced by another file" if replaced else "was removed")

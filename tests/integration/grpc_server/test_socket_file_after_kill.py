@@ -1,4 +1,4 @@
-"""Killed while it takes its socket's place, or gives it back, a daemon leaves nothing in the way of the next."""
+"""A daemon that is killed at any line of claiming or removing its socket does not block the next one."""
 
 import socket
 import stat

@@ -184,7 +184,7 @@ async def test_draining_stream_ends_with_unavailable_and_retry_info(world: World
     world.listed(ready("alpha"))
     async with world.subscriber() as subscriber:
         await subscriber.until_synced()
-        # Read from before the end: gRPC's client drops what it has not handed out when the stream ends.
+        # Reading starts before the end: gRPC's client drops unread messages when the stream ends.
         reading = asyncio.create_task(subscriber.events())
         world.seen(ready("beta"))
         stopping = asyncio.create_task(world.server.stop())
@@ -206,7 +206,7 @@ async def test_stalled_reader_is_aborted_without_effect_on_others(tmp_path: Path
             await stuck.until_synced()
             await other.until_synced()
             step = 0
-            # Until the stuck one's window is full and its time is up, the other goes on reading.
+            # The other stream continues to read until the stalled one has timed out.
             while len(world.service.streams) == 2:
                 step += 1
                 world.seen(*(ready(f"p-{n}", version=str(step), step=str(step), fill="x" * 60) for n in range(2000)))

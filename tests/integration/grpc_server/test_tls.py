@@ -1,4 +1,4 @@
-"""TCP: TLS 1.3 with a certificate on either side, or nothing."""
+"""TCP listeners: TLS 1.3 with certificates on both sides."""
 
 import asyncio
 import datetime as dt
@@ -23,11 +23,11 @@ from milo_discoveryd.server.connections.listener import Listener, TcpAddress
 from milo_discoveryd.server.connections.proxy import ProxySide
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
 from tests.integration.grpc_server.conftest import World, a_world, ready
-from tests.integration.grpc_server.test_peer_credentials import callers, front, legs, reason
+from tests.integration.grpc_server.test_peer_credentials import acceptor, callers, proxy_sides, reason
 from tests.support.certificates import Authority, Pair
 from tests.support.eventually import eventually
 
-__all__ = ["callers", "legs"]
+__all__ = ["callers", "proxy_sides"]
 
 SPIFFE = x509.UniformResourceIdentifier("spiffe://example.com/ns/milo/sa/operator")
 
@@ -42,7 +42,7 @@ class Place:
         self.renew()
 
     def renew(self) -> None:
-        """As a file system with renames does it, once each: the pair does not fit in between."""
+        """Replace the files one by one: in between, certificate and key do not match."""
         certificate, key = self.serving.server().write(self.folder, "new")
         certificate.rename(self.folder / "tls.crt")
         key.rename(self.folder / "tls.key")
@@ -112,7 +112,7 @@ async def test_connection_without_valid_certificate_is_refused(callers: list[Cal
     async with tcp(place) as world:
         error = await refusal(world, place.credentials(pair))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
-        assert not front(world)._peers
+        assert not acceptor(world)._peers
     assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
     assert {line["caller"]["listener"] for line in world.audited} == {"net"}
     assert callers == []
@@ -126,10 +126,10 @@ async def test_certificate_without_san_is_unauthenticated(callers: list[Caller],
     assert callers == []
 
 
-async def test_accepted_connections_have_tcp_nodelay(place: Place, legs: list[ProxySide]) -> None:
+async def test_accepted_connections_have_tcp_nodelay(place: Place, proxy_sides: list[ProxySide]) -> None:
     async with tcp(place) as world, client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
         await stub.ListClusters(pb.ListClustersRequest())
-        connected = legs[0].transport.get_extra_info("socket")
+        connected = proxy_sides[0].transport.get_extra_info("socket")
         assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
@@ -159,7 +159,7 @@ async def test_plaintext_connection_is_refused(callers: list[Caller], place: Pla
         async with grpc.aio.insecure_channel(world.address) as channel:
             with pytest.raises(grpc.aio.AioRpcError):
                 await DiscoveryServiceStub(channel).ListClusters(pb.ListClustersRequest())
-        await eventually(lambda: not len(front(world)))
+        await eventually(lambda: not len(acceptor(world)))
     assert {line["reason"] for line in world.audited} == {"CONNECTION_REFUSED"}
     assert callers == []
 
@@ -176,7 +176,7 @@ async def test_server_certificate_is_renewed_without_interruption(place: Place) 
             async with client(world, place.credentials(pair)) as stub:
                 await stub.ListClusters(pb.ListClustersRequest())
         assert await shown(world) != before
-        front(world).check()
+        acceptor(world).check()
         world.seen(ready("beta"))
         assert [event.cluster.name for event in (await call.read()).events] == ["beta"]
         call.cancel()
@@ -200,7 +200,7 @@ async def test_client_ca_change_closes_connections_of_the_old_ca(place: Place) -
         call = stub.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced
         place.trust(new)
-        front(world).check()
+        acceptor(world).check()
         with pytest.raises(grpc.aio.AioRpcError):
             await call.read()
         assert (await refusal(world, place.credentials(old))).code() is grpc.StatusCode.UNAVAILABLE
@@ -228,7 +228,7 @@ async def test_silent_connections_take_at_most_half_and_the_oldest_is_evicted(pl
                 stack.enter_context(socket.create_connection(("127.0.0.1", port(world))))
             async with client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
                 await stub.ListClusters(pb.ListClustersRequest())
-            assert len(front(world)) <= 3
+            assert len(acceptor(world)) <= 3
         assert "evicted" in str(world.audited[0]["problem"])
 
 
@@ -236,7 +236,7 @@ async def test_connect_rate_limit_spares_established_connections(place: Place) -
     async with tcp(place) as world, client(world, place.credentials(place.ca.issue(SPIFFE))) as stub:
         call = stub.WatchClusters(pb.WatchClustersRequest())
         assert (await call.read()).synced
-        front(world)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.01, burst=2))
+        acceptor(world)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.01, burst=2))
         for expected in ("", "", "rate limit"):
             with socket.create_connection(("127.0.0.1", port(world))) as bad:
                 bad.sendall(b"no TLS at all")
@@ -253,7 +253,7 @@ async def test_connect_rate_limit_spares_established_connections(place: Place) -
 
 async def test_non_grpc_connection_counts_as_failed(place: Place) -> None:
     async with tcp(place) as world:
-        front(world)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.01, burst=2))
+        acceptor(world)._rate_limiter = ConnectRateLimiter(Rate(per_second=0.01, burst=2))
         for expected in ("gRPC closed", "rate limit"):
             with suppress(ConnectionError):
                 reader, writer = await asyncio.open_connection(
@@ -298,5 +298,5 @@ def port(world: World) -> int:
 
 
 async def shown(world: World) -> str:
-    """The certificate that whoever comes is shown now."""
+    """Return the certificate that the server presents now."""
     return await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port(world)))

@@ -1,4 +1,4 @@
-"""Listeners that take bearer tokens, with an API server that knows whose they are."""
+"""Listeners with bearer tokens, which the sandbox reviews."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -127,7 +127,7 @@ async def test_revoked_token_ends_its_stream(monkeypatch: pytest.MonkeyPatch, tm
 
 
 async def test_revoked_token_gets_no_kubeconfig(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Though other calls accept it for a minute."""
+    """Other calls accept it for up to a minute."""
     monkeypatch.setattr(service, "HANDOUT_MAX_AGE_S", 0.0)
     async with Sandbox() as sandbox, taking_tokens(tmp_path, sandbox) as world, world.client() as stub:
         token = sandbox.token(OPERATOR, audiences=["milo-discovery"])

@@ -1,4 +1,4 @@
-"""Who a certificate says it is for."""
+"""Subject alternative names of certificates."""
 
 from ipaddress import IPv4Address
 

@@ -1,9 +1,9 @@
 """Rate limits for TokenReviews."""
 
-from milo_discoveryd.identity.review_budget import PER_CONNECTION, PER_OWNER, RESERVED, TOTAL, Origin, ReviewBudget
+from milo_discoveryd.identity.review_budget import PER_CONNECTION, PER_OWNER, RESERVED, TOTAL, ReviewBudget, TokenOrigin
 
 
-def flood(budget: ReviewBudget, origin: Origin, now: float = 0.0) -> int:
+def flood(budget: ReviewBudget, origin: TokenOrigin, now: float = 0.0) -> int:
     """Show rejected tokens until the budget refuses; return how many it allowed."""
     allowed = 0
     while not budget.take(origin, now, was_accepted=False):
@@ -13,7 +13,7 @@ def flood(budget: ReviewBudget, origin: Origin, now: float = 0.0) -> int:
 
 
 def test_review_budget_limits_connection() -> None:
-    budget, origin = ReviewBudget(0), Origin("c", "o")
+    budget, origin = ReviewBudget(0), TokenOrigin("c", "o")
     allowed = sum(budget.take(origin, 0, was_accepted=False) == 0 for _ in range(1000))
     assert allowed == PER_CONNECTION.burst
     assert budget.take(origin, 0, was_accepted=False) == 1 / PER_CONNECTION.per_second
@@ -21,26 +21,26 @@ def test_review_budget_limits_connection() -> None:
 
 
 def test_review_budget_charges_rejected_tokens_more() -> None:
-    assert flood(ReviewBudget(0), Origin("c", "o")) == PER_CONNECTION.burst / 5
+    assert flood(ReviewBudget(0), TokenOrigin("c", "o")) == PER_CONNECTION.burst / 5
 
 
 def test_review_budget_of_one_connection_spares_other_owners() -> None:
     budget = ReviewBudget(0)
-    flood(budget, Origin("bad", "mallory"))
-    assert budget.take(Origin("good", "alice"), 0, was_accepted=False) == 0
+    flood(budget, TokenOrigin("bad", "mallory"))
+    assert budget.take(TokenOrigin("good", "alice"), 0, was_accepted=False) == 0
 
 
 def test_review_budget_limits_owner_of_many_connections() -> None:
     budget = ReviewBudget(0)
-    allowed = sum(flood(budget, Origin(str(number), "mallory")) for number in range(1000))
+    allowed = sum(flood(budget, TokenOrigin(str(number), "mallory")) for number in range(1000))
     assert allowed == PER_OWNER.burst / 5
-    assert budget.take(Origin("good", "alice"), 0, was_accepted=False) == 0
+    assert budget.take(TokenOrigin("good", "alice"), 0, was_accepted=False) == 0
 
 
 def test_review_budget_reserves_share_for_accepted_tokens() -> None:
     budget = ReviewBudget(0)
     for number in range(1000):
-        flood(budget, Origin(str(number), str(number)))
-    assert budget.take(Origin("new", "new"), 0, was_accepted=False) > 0, f"all {TOTAL.burst} are used up"
-    known = [budget.take(Origin("good", "alice"), 0, was_accepted=True) for _ in range(int(RESERVED.burst) + 1)]
+        flood(budget, TokenOrigin(str(number), str(number)))
+    assert budget.take(TokenOrigin("new", "new"), 0, was_accepted=False) > 0, f"all {TOTAL.burst} are used up"
+    known = [budget.take(TokenOrigin("good", "alice"), 0, was_accepted=True) for _ in range(int(RESERVED.burst) + 1)]
     assert [wait == 0 for wait in known] == [True] * int(RESERVED.burst) + [False]

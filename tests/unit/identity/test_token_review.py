@@ -1,4 +1,4 @@
-"""Tokens shown to an API server: whose they are, and what becomes of those that nobody could look at."""
+"""Token reviews: results, failures and rate limits."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ def token(**claims: object) -> str:
 
 
 class Reviewing:
-    """With time standing still until it is moved."""
+    """A reviewer with a scripted API server and a clock that the test moves."""
 
     def __init__(self, *answers: Answer | TransportError, audiences: tuple[str, ...] = ("milo-discovery",)) -> None:
         self.api = ScriptedApi(*answers)

@@ -1,4 +1,4 @@
-"""Whom a rule is for, by what was proved of a caller."""
+"""Which callers a rule matches, and the keys of callers."""
 
 import pytest
 

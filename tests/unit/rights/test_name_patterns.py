@@ -1,4 +1,4 @@
-"""Names with stars in them."""
+"""Patterns for cluster names."""
 
 from fnmatch import fnmatchcase
 

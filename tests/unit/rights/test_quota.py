@@ -1,4 +1,4 @@
-"""How much each caller is given of what is limited."""
+"""Quotas per caller."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the rules give to whom."""
+"""What the rules grant to callers."""
 
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.selector import parse

@@ -1,4 +1,4 @@
-"""Which clusters a scope covers, and what is seen through it."""
+"""Scopes, and filters limited to a scope."""
 
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.filter import EVERYTHING, Filter

@@ -1,4 +1,4 @@
-"""Our values as subscribers get them, and the bytes they travel as."""
+"""Conversion of model values to messages."""
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -99,7 +99,7 @@ def test_every_source_state_has_an_enum_value(state: SourceState) -> None:
     assert not told.HasField("last_contact")
 
 
-# --- explanations ---
+# --- engagement ---
 
 
 def record(state: ObjectState, *, engaged: bool = False, grace_until: float | None = None) -> ClusterRecord:

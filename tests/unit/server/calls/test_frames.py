@@ -1,4 +1,4 @@
-"""Events, and the bytes they travel as."""
+"""Encoding of events and batches."""
 
 import pytest
 from hypothesis import given
@@ -13,7 +13,7 @@ from tests.unit.server.calls.test_convert import EPOCH, FULL, SMALL
 
 encode = encoder(EPOCH)
 
-# --- what protobuf's own code makes of an event is the measure ---
+# --- compared with protobuf's generated code ---
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=200)
 times = st.floats(-1e9, 1e11)
@@ -67,10 +67,10 @@ def test_frame_has_every_field_of_cluster_and_event() -> None:
     own = {field.name for field, _ in event.ListFields()}
     assert set(pb.ClusterEvent.DESCRIPTOR.fields_by_name) - own == {
         "kubeconfig"
-    }  # a subscriber's own: see the rotation
+    }  # added for each subscriber: see the rotation
 
 
-# --- and these are what anybody can check by hand ---
+# --- golden bytes ---
 
 
 def test_frame_decodes_as_event_of_batch() -> None:

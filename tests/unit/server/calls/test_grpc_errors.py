@@ -1,4 +1,4 @@
-"""Errors as callers get them: a code, a sentence, and details for programs."""
+"""Errors of calls: status code, message and details."""
 
 from typing import Any
 

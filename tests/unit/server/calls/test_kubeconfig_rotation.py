@@ -1,4 +1,4 @@
-"""Kubeconfigs of one stream, by hand: to whom they go while rights change. Time is what the test says."""
+"""Rotation of one stream's kubeconfigs, with a clock that the test moves."""
 
 import math
 from random import Random
@@ -54,7 +54,7 @@ class Lease:
 
 
 class World:
-    """In the place of all that a rotation stands between."""
+    """Stands in for the call, the issuer and the clock of a rotation."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -76,7 +76,7 @@ class World:
         self.taken += not self.wait_s
         return self.wait_s
 
-    # An issuer, whose credentials are for a cluster each and are always at hand
+    # The issuer: it always has a credential for each cluster
 
     def find(self, cluster: Cluster, ttl_s: float | None, terms: Terms) -> "Lease":
         return Lease(self, cluster)
@@ -108,7 +108,7 @@ def world() -> World:
 
 
 def given(frames: tuple[bytes, ...]) -> list[str]:
-    """The clusters that have a kubeconfig with them."""
+    """Return the clusters whose events carry a kubeconfig."""
     events = [decode_frame(frame) for frame in frames]
     return [event.cluster.name for event in events if event.HasField("kubeconfig")]
 

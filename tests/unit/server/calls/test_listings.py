@@ -1,4 +1,4 @@
-"""All pages of one listing show the fleet at one revision, to whom it is for."""
+"""Listings: all pages show one revision, to one caller."""
 
 import pytest
 
@@ -25,7 +25,7 @@ def a_listing(log: NamedLog) -> Listings:
 
 
 class Listing:
-    """One caller's way through a listing."""
+    """One caller reading a listing page by page."""
 
     def __init__(self, listings: Listings, owner: ListingOwner = ME) -> None:
         self.listings = listings

@@ -1,4 +1,4 @@
-"""A request becomes a value to act on, or an error that names the field, what is wrong and what would be right."""
+"""Validation of requests."""
 
 from datetime import timedelta
 from typing import Any

@@ -1,4 +1,4 @@
-"""Revisions as subscribers carry them: opaque to them, worth something to their holder only, never a reason to fail."""
+"""Revisions: parsing, and signatures for one holder."""
 
 import pytest
 from hypothesis import given

@@ -1,9 +1,9 @@
-"""What a caller is told of names and numbers."""
+"""What a caller may learn about names and counts."""
 
 import msgspec
 import pytest
 
-from milo_discoveryd.model.observation import NotReady, ObjectFields, Outside
+from milo_discoveryd.model.observation import NotReady, ObjectFields, Outside, Ready
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
@@ -12,7 +12,7 @@ from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope
 from milo_discoveryd.server.calls import visibility
 from milo_discoveryd.server.calls.visibility import VisibleCounts
-from tests.unit.registry.fleets import at, malformed, not_ready, outside, readable_log, ready
+from tests.unit.registry.fleets import at, malformed, not_ready, outside, readable_log, ready, target
 
 PROD = ClusterScope(parse("env=prod"))
 SHOPS = ClusterScope(names=name_patterns(["shop-*"]))
@@ -106,7 +106,7 @@ def test_source_message_is_for_full_scope_only() -> None:
 
 
 def test_not_ready_object_is_visible_by_its_present_labels(registry: Registry) -> None:
-    """And not by those that it had when it was last engaged, nor with each new condition message."""
+    """And not by the labels that it had when it was last engaged."""
     dev = ClusterScope(parse("env=dev"))
     for version in ("5", "6"):
         fields = ObjectFields("shop-1", "", (("env", "dev"),))
@@ -141,3 +141,11 @@ def test_cluster_with_a_project_uid_of_its_own_is_visible_by_its_labels() -> Non
     assert len(list(visibility.visible_transitions(record, PROD))) == 1
     registry.commit([malformed("shop-1", "5", uid="another object")], at(1))
     assert visible(registry, PROD) == set()
+
+
+def test_configured_clusters_are_visible_by_their_labels() -> None:
+    """In mode `single`, clusters have no watched object at all."""
+    registry = Registry(readable_log())
+    targets = [target("shop-1", "", labels={"env": "prod"}), target("other", "", labels={"env": "dev"})]
+    registry.commit([Ready(each.uid, "", each) for each in targets], at(0))
+    assert visible(registry, PROD) == visible(registry, SHOPS) == {"shop-1"}

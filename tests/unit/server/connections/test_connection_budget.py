@@ -1,4 +1,4 @@
-"""How many connections there is room for."""
+"""Connection limits by file descriptors, and connection slots."""
 
 from pathlib import Path
 
