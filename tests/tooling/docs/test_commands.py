@@ -159,13 +159,15 @@ class Desk:
         return process.returncode, said.decode()
 
 
+OWN_IDENTITY = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
+
+
 async def test_documented_commands_print_what_is_shown(place: Place) -> None:
     kubectl()  # some of it is for kubectl
     place.sandbox.projects.create("gentle-geyser", ready=True, organization="acme")
     place.sandbox.projects.create("swift-dune", ready=True, organization="fernweh")
     desk = Desk(place, MILO_DISCOVERYD_LISTEN=place.address, MILO_DISCOVERYD_HTTP_LISTEN="127.0.0.1:0")
-    own = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
-    async with place.daemon(kubeconfigs={"sources": [own]}) as daemon:
+    async with place.daemon(kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
         await daemon.start()
         wrong = [each for block in TYPED if block != RULES for each in [_ async for _ in desk.type(block)]]
     assert wrong == [], "\n\n".join(wrong)
@@ -264,7 +266,7 @@ PYTHON = [
 )
 async def test_documented_programs_report_an_engaged_cluster(document: Path, number: int, place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True, labels={"env": "prod"})
-    async with place.daemon() as daemon:
+    async with place.daemon(kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
         await daemon.start()
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-u", "-c", blocks(document, "python")[number],

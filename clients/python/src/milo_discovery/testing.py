@@ -67,6 +67,14 @@ _RESOURCES: dict[Mode, _Resource] = {
 }
 
 
+# The sandbox has one user: the daemon issues kubeconfigs with the identity that it uses itself.
+_DAEMON_CONFIG = """\
+kubeconfigs:
+  sources:
+    - {name: sandbox, type: project-kubeconfig, share_discovery_identity: true}
+"""
+
+
 class MiloSandbox:
     """A running sandbox and daemon. Both end with the `with` block."""
 
@@ -106,7 +114,10 @@ class MiloSandbox:
         """Start the daemon again after `stop_daemon`, and wait until it is synced."""
         if self._daemon is not None:
             raise SandboxError("the daemon is already running")
-        command = ["run", "--mode", self.mode, "--listen", self.address, "--http-listen", "127.0.0.1:0"]
+        config = self._folder / "daemon.yaml"
+        config.write_text(_DAEMON_CONFIG)
+        command = ["run", "--config", str(config), "--mode", self.mode]
+        command += ["--listen", self.address, "--http-listen", "127.0.0.1:0"]
         command += ["--discovery-kubeconfig", str(self.kubeconfig), "--project-kubeconfig", str(self.kubeconfig)]
         self._daemon = _Process(command, self._folder / "daemon.log")
         self._daemon.wait_for(self._is_synced, "was synced")
