@@ -51,12 +51,15 @@ func newCredential(of *issuer, now func() time.Time) (*Credential, *[]Outcome) {
 // accepting is a server that accepts one token.
 func accepting(t *testing.T, token string) (*httptest.Server, *[]string) {
 	bodies := &[]string{}
+	var mu sync.Mutex
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
 		if r.Header.Get("Authorization") != "Bearer "+token {
 			w.WriteHeader(http.StatusUnauthorized)
 			return
 		}
+		mu.Lock()
+		defer mu.Unlock()
 		*bodies = append(*bodies, string(body))
 	}))
 	t.Cleanup(server.Close)

@@ -65,6 +65,13 @@ func engaged(t *testing.T, s *slow) (*Cache, cache.Informer, context.CancelFunc)
 	return c, informer, cancel
 }
 
+func attached(of cache.Informer) bool {
+	i := of.(*informer)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.real != nil
+}
+
 func TestHandlersAreAttachedWhenTheInformerExists(t *testing.T) {
 	s := newSlow()
 	_, informer, _ := engaged(t, s)
@@ -78,11 +85,11 @@ func TestHandlersAreAttachedWhenTheInformerExists(t *testing.T) {
 		t.Error("it has synced, or stopped, before it exists")
 	}
 	close(s.gate)
-	for {
-		if _, ok := s.informer.GetIndexer().GetIndexers()["field"]; ok {
-			break
-		}
+	for !attached(informer) {
 		time.Sleep(time.Millisecond)
+	}
+	if _, ok := s.informer.GetIndexer().GetIndexers()["field"]; !ok {
+		t.Error("the indexers were not added")
 	}
 	late, err := informer.AddEventHandler(toolscache.ResourceEventHandlerFuncs{})
 	if err != nil {
