@@ -47,7 +47,8 @@ class Terminal:
             if self._shell.poll() is None:
                 os.killpg(self._shell.pid, signal.SIGINT)
             try:
-                self._shell.communicate(timeout=ENDS_WITHIN_S)
+                rest, _ = self._shell.communicate(timeout=ENDS_WITHIN_S)
+                assert "Traceback" not in rest, rest
             except subprocess.TimeoutExpired:
                 os.killpg(self._shell.pid, signal.SIGKILL)
                 raise
