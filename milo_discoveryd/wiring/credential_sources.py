@@ -1,12 +1,12 @@
 """Builds the credential sources of the settings."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from typing import assert_never
 
 from milo_discoveryd.config import Settings, sources
-from milo_discoveryd.credentials import Upstream, load_discovery_upstream
+from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.credentials.authentication.credential_provider import FileCredential
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand
 from milo_discoveryd.credentials.files import FileContent
@@ -21,7 +21,7 @@ from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.watchers.proxy import environment_proxy
-from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.wiring.open_upstream import open_upstream
 
 # The sources that sign import the cryptography package: 8 MB, which only daemons with such a source need.
 # ruff: noqa: PLC0415
@@ -123,12 +123,7 @@ class Sources:
                 assert_never(of)
 
     def _infrastructure(self, of: sources.TokenRequest | sources.KubeconfigSecret) -> tuple[KubernetesApi, str]:
-        kubeconfig = of.kubeconfig or self._settings.discovery_kubeconfig
-        upstream = load_discovery_upstream(kubeconfig, self._environ, self._settings.exec_plugins)
-        timeout_s = self._settings.source.connect_timeout.total_seconds()
-        transport = Transport(upstream, response_limit=1 << 20, connect_timeout_s=timeout_s, environ=self._environ)
-        self._closing.push_async_exit(aclosing(transport))
-        return transport, upstream.origin
+        return open_upstream(of.kubeconfig, self._settings, self._environ, self._closing)
 
     @property
     def _proxy(self) -> Callable[[str], str | None]:

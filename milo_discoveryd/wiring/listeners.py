@@ -3,19 +3,18 @@
 import grp
 import pwd
 from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack
 
 from milo_discoveryd import process_hardening
 from milo_discoveryd.config import Listener as Wanted
 from milo_discoveryd.config import Settings, UnixAddress
-from milo_discoveryd.credentials import load_discovery_upstream
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_discoveryd.log import log
 from milo_discoveryd.server.connections import listener
 from milo_discoveryd.server.connections.connection_budget import fit_connections
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
-from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.wiring.open_upstream import open_upstream
 
 
 def listeners(settings: Settings) -> list[listener.Listener]:
@@ -79,9 +78,5 @@ def token_reviewer(settings: Settings, environ: Mapping[str, str], closing: Asyn
     if not any(each.tokens for each in settings.listen):
         return None
     wanted = settings.token_review
-    kubeconfig = wanted.kubeconfig or settings.discovery_kubeconfig
-    upstream = load_discovery_upstream(kubeconfig, environ, settings.exec_plugins)
-    timeout_s = settings.source.connect_timeout.total_seconds()
-    transport = Transport(upstream, response_limit=1 << 20, connect_timeout_s=timeout_s, environ=environ)
-    closing.push_async_exit(aclosing(transport))
-    return TokenReviewer(transport, origin=upstream.origin, audiences=wanted.audiences)
+    transport, origin = open_upstream(wanted.kubeconfig, settings, environ, closing)
+    return TokenReviewer(transport, origin=origin, audiences=wanted.audiences)

@@ -1,10 +1,11 @@
 """From a source to a project's control plane: the whole daemon, configured by file, against the sandbox."""
 
+import asyncio
 import json
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_sandbox import Sandbox
+from milo_sandbox.refusals import RefusedError
 from tests.integration.kubeconfigs.daemon import a_daemon
 from tests.support.eventually import eventually
 
@@ -92,6 +94,51 @@ async def test_bound_token_is_valid_until_disengagement(tmp_path: Path) -> None:
             sandbox.projects.set_condition("alpha", "False", reason="Broken")
             await eventually(lambda: not sandbox.infrastructure.secret_names())
             assert await status() == 401
+
+
+async def test_two_replicas_with_one_service_account_do_not_interfere(tmp_path: Path) -> None:
+    """One disengages a cluster several times; what the other handed out stays valid, until it disengages as well."""
+    async with a_sandbox(tmp_path) as sandbox, AsyncExitStack() as replicas:
+        sandbox.add_service_account("milo", "operators")
+        (tmp_path / "infrastructure").write_text(json.dumps(sandbox.infrastructure_kubeconfig()))
+        source = {
+            "name": "requested",
+            "type": "token-request",
+            "kubeconfig": str(tmp_path / "infrastructure"),
+            "namespace": "milo",
+            "service_account": "operators",
+        }
+        sandbox.projects.label("alpha", {"seen": "yes"})
+
+        async def replica(name: str, **settings: str) -> DiscoveryServiceStub:
+            (tmp_path / name).mkdir(mode=0o700)
+            config = sources(tmp_path / name, source, **settings)
+            daemon = a_daemon(tmp_path / name, file=config, discovery_kubeconfig=str(tmp_path / "upstream"))
+            return await replicas.enter_async_context(daemon)
+
+        async def token(stub: DiscoveryServiceStub) -> str:
+            answer = await stub.IssueKubeconfig(pb.IssueKubeconfigRequest(cluster="alpha"))
+            return credential(answer.kubeconfig.kubeconfig)[1]
+
+        flapping, steady = await replica("one", label_selector="seen=yes"), await replica("other")
+        subject = "system:serviceaccount:milo:operators"
+        held = await token(steady)
+        for _ in range(3):
+            ours = await token(flapping)
+            assert len(sandbox.infrastructure.secret_names()) == 2
+            sandbox.projects.label("alpha", {"seen": "no"})
+            await eventually(lambda: len(sandbox.infrastructure.secret_names()) == 1)
+            with pytest.raises(RefusedError, match="Unauthorized"):
+                sandbox.tokens.subject(ours)
+            assert sandbox.tokens.subject(held) == subject
+            stream = flapping.WatchClusters(pb.WatchClustersRequest())
+            sandbox.projects.label("alpha", {"seen": "yes"})
+            async with asyncio.timeout(20):
+                async for batch in stream:
+                    if any(event.cluster.name == "alpha" for event in batch.events):
+                        break
+        sandbox.projects.set_condition("alpha", "False", reason="Broken")
+        await eventually(lambda: not sandbox.infrastructure.secret_names())
 
 
 @pytest.mark.parametrize("form", [pb.KUBECONFIG_FORMAT_EXEC, pb.KUBECONFIG_FORMAT_EMBEDDED])

@@ -7,7 +7,7 @@ from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import CredentialError
 
 
-def test_blanks_around_a_token_are_not_a_part_of_it() -> None:
+def test_token_is_stripped() -> None:
     assert token_of(" t1\n", "the file") == Secret("t1")
 
 

@@ -164,7 +164,7 @@ async def test_exec_credential_is_renewed_before_expiry(script: Script, end: str
     assert await plugin.credential() == Credential(token=Secret("t2"))
 
 
-async def test_while_a_renewal_fails_the_credential_is_used_to_its_end(script: Script) -> None:
+async def test_exec_credential_is_used_until_expiry_while_renewal_fails(script: Script) -> None:
     script.prints({"token": "t1", "expirationTimestamp": "2027-01-15T09:00:00Z"})
     plugin = script.plugin()
     good = await plugin.credential()
@@ -203,7 +203,7 @@ async def test_failing_exec_plugin_is_run_at_limited_rate(script: Script) -> Non
     assert script.runs == 2
 
 
-async def test_however_many_ask_the_command_runs_once(script: Script) -> None:
+async def test_exec_plugin_runs_once_for_concurrent_callers(script: Script) -> None:
     script.prints({"token": "t1"})
     plugin = script.plugin()
     async with asyncio.TaskGroup() as tasks:

@@ -41,7 +41,7 @@ def test_service_host_may_be_a_name(service_account: Path) -> None:
     assert named.server == "https://api.milo:443"
 
 
-def test_outside_a_pod_a_kubeconfig_is_asked_for() -> None:
+def test_outside_a_pod_an_error_requests_a_kubeconfig() -> None:
     with pytest.raises(ConfigError, match=r"not running in a pod .* --discovery-kubeconfig"):
         load_in_cluster({})
 

@@ -12,7 +12,7 @@ from tests.unit.credentials.tokens import jwt as made
 DEEP = urlsafe_b64encode(b'{"x":' + b"[" * 20_000).decode().rstrip("=") + ".e30.c"
 
 
-def test_its_claims_are_read() -> None:
+def test_jwt_claims_are_read() -> None:
     found = jwt.claims(made(exp=200, nbf=100, iat=100.5, sub="somebody", aud=["milo", "other"]))
     assert found == jwt.Claims(exp=200, nbf=100, iat=100.5, sub="somebody", aud=["milo", "other"])
     assert found.audiences == {"milo", "other"}
@@ -31,14 +31,14 @@ def test_opaque_token_has_no_claims(token: str) -> None:
 
 
 @pytest.mark.parametrize("claims", [{"exp": "soon"}, {"exp": 10**400}, {"sub": 5}, {"aud": {"a": 1}}, {"iat": True}])
-def test_claims_that_say_nonsense_are_refused_and_not_repeated(claims: dict[str, object]) -> None:
+def test_malformed_jwt_claims_are_rejected_and_not_quoted(claims: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="malformed claims") as raised:
         jwt.claims(made(**claims))
     assert "soon" not in str(raised.value)
 
 
 @given(st.text())
-def test_anything_at_all_is_a_jwt_or_not_or_refused(text: str) -> None:
+def test_jwt_parser_accepts_or_rejects_any_text(text: str) -> None:
     try:
         found = jwt.claims(text)
     except ValueError:

@@ -69,7 +69,7 @@ async def test_kubeconfig_current_context_has_server_ca_and_token(write: Write) 
     assert await upstream.credentials.credential() == Credential(token=Secret("s3cret"))
 
 
-async def test_files_are_found_next_to_the_kubeconfig_and_followed(write: Write, tmp_path: Path) -> None:
+async def test_kubeconfig_files_are_relative_to_it_and_reloaded(write: Write, tmp_path: Path) -> None:
     for name in ("token", "ca.crt", "tls.crt", "tls.key"):
         (tmp_path / name).write_text(name)
     path = write(
@@ -101,7 +101,7 @@ async def test_kubeconfig_context_without_user_is_anonymous(write: Write) -> Non
     assert await load_kubeconfig(path).credentials.credential() == Credential()
 
 
-def test_json_is_a_kubeconfig_as_well(write: Write, tmp_path: Path) -> None:
+def test_kubeconfig_may_be_json(write: Write, tmp_path: Path) -> None:
     path = tmp_path / "kubeconfig.json"
     path.write_text(json.dumps(yaml.safe_load(write().read_text())))
     assert load_kubeconfig(path).server == SERVER
@@ -132,14 +132,14 @@ def test_kubeconfig_exec_plugin_not_allowed_is_not_run(write: Write, allowed: tu
         load_kubeconfig(write(user={"exec": spec}), plugins=allowed)
 
 
-async def test_nor_is_one_that_a_kubeconfig_has_when_it_is_replaced(write: Write) -> None:
+async def test_replaced_kubeconfig_exec_plugin_not_allowed_is_not_run(write: Write) -> None:
     source = load_kubeconfig(write()).credentials
     write(user={"exec": {"apiVersion": "client.authentication.k8s.io/v1", "command": "./login"}})
     with pytest.raises(CredentialError, match="exec_plugins does not allow"):
         await source.credential()
 
 
-def test_http_is_for_loopback_unless_there_is_nothing_to_steal(write: Write) -> None:
+def test_kubeconfig_with_plain_http_server_needs_loopback_or_no_credential(write: Write) -> None:
     assert load_kubeconfig(write(cluster={"server": "http://127.0.0.1:8001"})).server == "http://127.0.0.1:8001"
     assert load_kubeconfig(write(cluster={"server": "http://milo.example.com"}, user={})).server
     (problem,) = problems(write(cluster={"server": "http://milo.example.com"}))
@@ -238,7 +238,7 @@ def test_relative_path_out_of_the_kubeconfigs_folder_is_rejected(write: Write, u
     assert file in str(raised.value)
 
 
-def test_everything_that_is_wrong_is_told_at_once(write: Write) -> None:
+def test_kubeconfig_problems_are_reported_together(write: Write) -> None:
     told = problems(write(cluster={"server": "milo", "insecure-skip-tls-verify": True}, user={"username": "u"}))
     assert len(told) == 3
 

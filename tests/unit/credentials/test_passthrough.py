@@ -94,7 +94,7 @@ async def test_inline_credential_is_not_passed_through(tmp_path: Path, user: dic
     assert CANARY not in str(raised.value)
 
 
-async def test_nor_is_a_certificate_in_a_file_nor_a_token_file_without_an_end(tmp_path: Path) -> None:
+async def test_certificate_file_and_token_without_expiry_are_not_passed_through(tmp_path: Path) -> None:
     (tmp_path / "chain").write_bytes(certificate(0, time.time() + 600))
     (tmp_path / "key").write_text("KEY")
     user = {"client-certificate": str(tmp_path / "chain"), "client-key": str(tmp_path / "key")}
@@ -200,7 +200,7 @@ async def test_rejected_credential_of_source_is_replaced_once() -> None:
     assert await mine.credential(refused=second) == second
 
 
-async def test_while_the_source_is_down_the_old_one_is_used_to_its_end() -> None:
+async def test_credential_of_source_is_used_until_expiry_while_source_is_down() -> None:
     script = Script()
     mine = RenewingCredential(script, ttl_s=600, clock=lambda: script.now)
     first = await mine.credential()

@@ -21,7 +21,7 @@ def test_secret_is_masked_in_every_output(render) -> None:  # type: ignore[no-un
     assert "hunter2" not in str(render(str(credential)))
 
 
-def test_secrets_are_equal_by_what_they_hold() -> None:
+def test_secrets_compare_by_value() -> None:
     assert Secret("a") == Secret("a") != Secret("b")
     assert Secret("a") != "a"
     assert len({Secret("a"), Secret("a")}) == 1

@@ -37,7 +37,7 @@ def test_tls_context_without_ca_trusts_system() -> None:
 @pytest.mark.parametrize(
     "authorities", [b"", b"PEM", b"\xff", b"-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n"]
 )
-def test_authorities_that_are_no_certificates_are_told(authorities: bytes) -> None:
+def test_invalid_ca_is_rejected(authorities: bytes) -> None:
     with pytest.raises(CredentialError, match="the certificate authority is not a list of PEM certificates"):
         TlsIdentity(authorities=authorities, certificate=None).context()
 

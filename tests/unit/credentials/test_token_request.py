@@ -60,7 +60,7 @@ async def test_token_lifetime_is_at_least_ten_minutes(api: Transport) -> None:
     assert 590 < minted.expires_at - time.time() <= 600
 
 
-async def test_revoking_ends_every_token_of_the_project_at_once(sandbox: Sandbox, api: Transport) -> None:
+async def test_revocation_ends_every_token_of_the_project(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api)
     tokens = [(await source.mint(WANTED)).credential.token for _ in range(2)]
     await source.revoke(engaged())
@@ -71,7 +71,7 @@ async def test_revoking_ends_every_token_of_the_project_at_once(sandbox: Sandbox
             sandbox.tokens.subject(token.reveal())
 
 
-async def test_revoking_twice_or_what_never_was_is_well(api: Transport) -> None:
+async def test_revocation_is_idempotent(api: Transport) -> None:
     source = a_source(api)
     await source.revoke(engaged())
     await source.revoke(engaged())
@@ -179,7 +179,7 @@ async def test_deleted_secret_is_created_again(sandbox: Sandbox, api: Transport)
     assert sandbox.tokens.subject(minted.credential.token.reveal()) == SUBJECT
 
 
-async def test_unbound_one_token_is_for_all_projects(sandbox: Sandbox, api: Transport) -> None:
+async def test_unbound_token_serves_all_projects(sandbox: Sandbox, api: Transport) -> None:
     source = a_source(api, bound=False)
     assert source.scope is Scope.IDENTITY
     await source.mint(MintRequest(ttl_s=600))

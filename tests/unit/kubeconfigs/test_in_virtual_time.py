@@ -86,7 +86,7 @@ def in_virtual_time(fleet: Callable[[], Fleet], play: Callable[[Fleet], Coroutin
         runner.run(main())
 
 
-def test_ten_thousand_that_came_at_once_are_minted_for_at_no_more_than_twice_the_mean_rate() -> None:
+def test_simultaneous_requests_are_minted_at_no_more_than_twice_the_mean_rate() -> None:
     backend = Slow()
 
     async def play(fleet: Fleet) -> None:
@@ -128,7 +128,7 @@ def test_outage_of_half_a_lifetime_affects_no_holder() -> None:
     in_virtual_time(lambda: Fleet(1000, backend, per_second=PER_SECOND / 10), play)
 
 
-def test_after_an_outage_of_two_lifetimes_all_is_well_within_seconds_and_without_a_herd() -> None:
+def test_leases_recover_within_seconds_of_a_long_outage_without_a_burst() -> None:
     backend = Slow()
     size = 500
 

@@ -100,7 +100,7 @@ async def test_per_cluster_credentials_are_never_mixed() -> None:
     assert [each.cluster and each.cluster.incarnation for each in backend.asked] == [1, 2, 3]
 
 
-async def test_however_many_ask_there_is_one_mint_in_flight_for_a_lease() -> None:
+async def test_lease_has_one_mint_in_flight() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     async with issuing(backend) as issuer:
@@ -132,7 +132,7 @@ async def test_credential_is_renewed_before_expiry() -> None:
     assert list(dict.fromkeys(seen)) == [each for each, _ in groupby(seen)], "an old one came back"
 
 
-async def test_while_the_backend_is_down_the_last_good_one_is_handed_out_and_then_none_with_a_delay_to_retry() -> None:
+async def test_credential_is_handed_out_until_expiry_while_backend_is_down() -> None:
     backend = Backend(life_s=1.0)
     async with issuing(backend) as issuer:
         first = await got(issuer)
@@ -257,7 +257,7 @@ async def test_unused_lease_is_not_renewed_indefinitely(monkeypatch: pytest.Monk
     assert len(backend.asked) == 2
 
 
-async def test_at_most_so_many_mints_are_under_way_and_the_rest_wait_their_turn() -> None:
+async def test_mints_in_flight_are_limited() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.gate.clear()
     async with issuing(backend, concurrency=5, per_second=10_000) as issuer:
@@ -366,7 +366,7 @@ async def test_issue_is_audited_without_secret() -> None:
     assert CANARY not in str(lines)
 
 
-async def test_hand_outs_mints_and_ends_are_counted() -> None:
+async def test_metrics_count_kubeconfigs_mints_and_expiry() -> None:
     metrics, backend = Metrics(), Backend()
     async with issuing(backend, metrics=metrics) as issuer:
         metrics.follow_credentials(issuer.health)
@@ -427,7 +427,7 @@ def of_shop(number: int) -> Cluster:
     return replace(cluster, target=replace(cluster.target, organization="shop"))
 
 
-async def test_clusters_that_hang_do_not_delay_the_first_credential_nor_the_next_of_others() -> None:
+async def test_hanging_clusters_do_not_delay_credentials_of_others() -> None:
     backend = Hanging(*(f"shop-{number}" for number in range(30)))
     backend.life_s = 0.8
     async with issuing(backend, per_second=10_000) as issuer:

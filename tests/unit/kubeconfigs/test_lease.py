@@ -79,7 +79,7 @@ def test_lease_renews_aged_credential_at_once() -> None:
     assert made.due_at == pytest.approx(0.2)
 
 
-def test_however_long_one_lives_a_newer_one_is_looked_for_within_the_hour() -> None:
+def test_long_lived_credential_is_renewed_within_an_hour() -> None:
     made = fresh(life_s=1e7)
     assert made.due_at is not None
     assert made.due_at <= MAX_RENEWAL_S * 1.1
@@ -111,7 +111,7 @@ def test_lease_minimum_remaining_time_depends_on_lifetime(life_s: float, useful:
     assert useful < (1 - RENEWAL[1]) * life_s
 
 
-def test_failures_are_retried_after_waits_that_double_up_to_a_bound() -> None:
+def test_lease_retries_with_exponential_backoff() -> None:
     made = fresh(life_s=1000)
     waits = []
     now = 500.0
@@ -220,14 +220,14 @@ def test_lease_rejects_concurrent_renewals() -> None:
 
 
 @given(st.floats(0, 1, exclude_max=True), st.floats(1, 1e8), st.floats(0, 0.999))
-def test_holders_come_for_the_next_while_theirs_is_good(draw: float, life_s: float, part: float) -> None:
+def test_refresh_time_is_before_expiry(draw: float, life_s: float, part: float) -> None:
     given = minted("t1", 1000, life_s)
     now = 1000 + part * life_s
     asked = refresh_at(given, now, lambda: draw)
     assert now <= asked < given.expires_at
 
 
-def test_ten_thousand_who_share_a_credential_come_for_the_next_over_a_tenth_of_its_life() -> None:
+def test_refresh_times_of_a_shared_credential_spread_over_a_tenth_of_its_lifetime() -> None:
     random = Random(1)
     given = minted("t1", 0, 600)
     times = [refresh_at(given, 10, random.random) for _ in range(10_000)]

@@ -88,12 +88,12 @@ def test_credential_over_plain_http_is_refused(server: str) -> None:
 
 
 @pytest.mark.parametrize("server", ["http://127.0.0.1:8080", "http://localhost", "http://[::1]:1"])
-def test_but_within_this_machine_it_may_be(server: str) -> None:
+def test_credential_over_plain_http_is_allowed_on_loopback(server: str) -> None:
     assert parts(embedded("alpha", server, PLACE, TOKEN))[0]["server"] == server
 
 
 @given(st.text(min_size=1), st.text(), st.text(alphabet=st.characters(codec="utf-8")))
-def test_names_and_tokens_come_back_as_they_were(name: str, server: str, token: str) -> None:
+def test_rendered_names_and_tokens_are_parsed_unchanged(name: str, server: str, token: str) -> None:
     try:
         (name + server + token).encode()
     except UnicodeEncodeError:
@@ -103,7 +103,7 @@ def test_names_and_tokens_come_back_as_they_were(name: str, server: str, token: 
     assert (config["current-context"], config["users"][0]["user"]["token"]) == (name, token)
 
 
-async def test_kubectl_reads_what_we_wrote(tmp_path: Path) -> None:
+async def test_kubectl_reads_rendered_kubeconfig(tmp_path: Path) -> None:
     program = shutil.which("kubectl")
     if program is None:
         pytest.skip("kubectl is not on PATH: nothing here was tried")

@@ -1,0 +1,25 @@
+"""Opens the API server that a setting names, for requests with small responses."""
+
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, aclosing
+from pathlib import Path
+
+from milo_discoveryd.config import Settings
+from milo_discoveryd.credentials import load_discovery_upstream
+from milo_discoveryd.watchers.transport import Transport
+
+RESPONSE_LIMIT = 1 << 20
+
+
+def open_upstream(
+    kubeconfig: Path | None, settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack
+) -> tuple[Transport, str]:
+    """Return the transport, which is closed with `closing`, and its origin for messages.
+
+    Without a kubeconfig, it is that of discovery.
+    """
+    upstream = load_discovery_upstream(kubeconfig or settings.discovery_kubeconfig, environ, settings.exec_plugins)
+    timeout_s = settings.source.connect_timeout.total_seconds()
+    transport = Transport(upstream, response_limit=RESPONSE_LIMIT, connect_timeout_s=timeout_s, environ=environ)
+    closing.push_async_exit(aclosing(transport))
+    return transport, upstream.origin
