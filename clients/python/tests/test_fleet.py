@@ -210,7 +210,7 @@ class TestFailures:
         assert (first.levelno, str(first.exc_info[1])) == (logging.ERROR, "first")
         assert first.getMessage().startswith("handler of cluster a failed; restarting it in ")
         assert second.exc_info is None
-        assert second.getMessage() == "handlers failed 1 more times, for 1 clusters, as logged before"
+        assert second.getMessage() == "handler failures repeated: 1 in 1 clusters"
 
     async def test_failures_of_many_clusters_log_one_traceback(self, client, begin, diary, caplog):
         fleet = Fleet(client, backoff=AT_ONCE)
@@ -224,7 +224,7 @@ class TestFailures:
             await begin(snapshot("1", *(engaged(f"c{n}") for n in range(18))))
             await diary.read(100)
         assert [record.exc_info is not None for record in caplog.records] == [True, False]
-        assert "for 18 clusters" in caplog.messages[1]
+        assert "in 18 clusters" in caplog.messages[1]
 
     async def test_failed_handler_does_not_affect_the_others(self, client, begin, diary):
         fleet = Fleet(client, backoff=AT_ONCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -80,6 +81,14 @@ async def test_directory_descriptor_is_closed_with_the_channel(daemon):
     channel.close()
     del channel
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # noqa: PTH208
+
+
+def test_server_uid_is_refused_where_it_cannot_be_checked(monkeypatch):
+    with pytest.raises(InvalidCredentials, match="Unix sockets"):
+        DiscoveryClient("localhost:1", credentials=OWN)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(InvalidCredentials, match="needs Linux"):
+        DiscoveryClient("unix:///d.sock", credentials=OWN)
 
 
 def test_server_uid_comes_from_the_environment(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,8 @@ class ClientCredentials:
 
     def check(self, target: str) -> None:
         """Raise InvalidCredentials if they cannot be used with this gRPC target."""
+        if self.server_uid is not None and sys.platform != "linux":
+            raise InvalidCredentials("server_uid needs Linux, where the kernel reports the server's uid")
         if target.startswith("unix:"):
             if self.ca_file is not None:
                 raise InvalidCredentials(f"{target} is a Unix socket, which has no TLS: remove ca_file")

@@ -223,7 +223,7 @@ class Fleet:
         loop = asyncio.get_running_loop()
         summaries = self._failures.summaries(loop.time(), final=final)
         for failures, clusters in summaries:
-            log.error("handlers failed %d more times, for %d clusters, as logged before", failures, clusters)
+            log.error("handler failures repeated: %d in %d clusters", failures, clusters)
         if self._summary_timer is not None:
             self._summary_timer.cancel()
             self._summary_timer = None
