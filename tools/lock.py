@@ -2,6 +2,7 @@
 
 import argparse
 import filecmp
+import os
 import shutil
 import subprocess
 import sys
@@ -31,12 +32,27 @@ OPTIONS = (
 )
 
 
+def pip_environment() -> dict[str, str]:
+    """The environment of uv with the index and the CA of pip's configuration, which uv does not read."""
+    found = dict(os.environ)
+    for variable, setting in (("UV_DEFAULT_INDEX", "index-url"), ("SSL_CERT_FILE", "cert")):
+        for section in ("global", "install", ":env:"):
+            asked = subprocess.run(
+                [sys.executable, "-m", "pip", "config", "get", f"{section}.{setting}"],
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+            if asked.returncode == 0:
+                found.setdefault(variable, asked.stdout.strip())
+    return found
+
+
 def resolve(uv: str, folder: Path) -> None:
     """Write every file; the versions in a file that is already there are kept while they satisfy its inputs."""
+    environment = pip_environment()
     for name, inputs in LOCKS.items():
         subprocess.run(
             [uv, "pip", "compile", *inputs, *OPTIONS, "--output-file", folder / f"{name}.txt"],
-            cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+            cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
 
 
