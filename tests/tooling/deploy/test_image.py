@@ -172,7 +172,8 @@ def test_copied_client_loads_nothing_from_the_image(copied: Path) -> None:
 
 async def test_copied_client_returns_credentials(copied: Path, place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
-    async with place.daemon() as daemon:
+    own = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
+    async with place.daemon(kubeconfigs={"sources": [own]}) as daemon:
         await daemon.start()
         await daemon.until_said('"synced"')
         process = await asyncio.create_subprocess_exec(
