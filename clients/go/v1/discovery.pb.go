@@ -1787,7 +1787,9 @@ type FleetCounts struct {
 	OutsideSelector int32                  `protobuf:"varint,3,opt,name=outside_selector,json=outsideSelector,proto3" json:"outside_selector,omitempty"`
 	Malformed       int32                  `protobuf:"varint,4,opt,name=malformed,proto3" json:"malformed,omitempty"`
 	// Open WatchClusters streams.
-	Subscribers   int32 `protobuf:"varint,5,opt,name=subscribers,proto3" json:"subscribers,omitempty"`
+	Subscribers int32 `protobuf:"varint,5,opt,name=subscribers,proto3" json:"subscribers,omitempty"`
+	// Ready, and disengaged because they could not be reached for long.
+	Unreachable   int32 `protobuf:"varint,6,opt,name=unreachable,proto3" json:"unreachable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1853,6 +1855,13 @@ func (x *FleetCounts) GetMalformed() int32 {
 func (x *FleetCounts) GetSubscribers() int32 {
 	if x != nil {
 		return x.Subscribers
+	}
+	return 0
+}
+
+func (x *FleetCounts) GetUnreachable() int32 {
+	if x != nil {
+		return x.Unreachable
 	}
 	return 0
 }
@@ -2164,13 +2173,14 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x06synced\x18\x06 \x01(\bR\x06synced\x126\n" +
 	"\x06counts\x18\a \x01(\v2\x1e.milo.discovery.v1.FleetCountsR\x06counts\x12R\n" +
 	"\x12credential_sources\x18\b \x03(\v2#.milo.discovery.v1.CredentialSourceR\x11credentialSources\x121\n" +
-	"\x06limits\x18\t \x01(\v2\x19.milo.discovery.v1.LimitsR\x06limits\"\xaf\x01\n" +
+	"\x06limits\x18\t \x01(\v2\x19.milo.discovery.v1.LimitsR\x06limits\"\xd1\x01\n" +
 	"\vFleetCounts\x12\x18\n" +
 	"\aengaged\x18\x01 \x01(\x05R\aengaged\x12\x1b\n" +
 	"\tnot_ready\x18\x02 \x01(\x05R\bnotReady\x12)\n" +
 	"\x10outside_selector\x18\x03 \x01(\x05R\x0foutsideSelector\x12\x1c\n" +
 	"\tmalformed\x18\x04 \x01(\x05R\tmalformed\x12 \n" +
-	"\vsubscribers\x18\x05 \x01(\x05R\vsubscribers\"\xa9\x01\n" +
+	"\vsubscribers\x18\x05 \x01(\x05R\vsubscribers\x12 \n" +
+	"\vunreachable\x18\x06 \x01(\x05R\vunreachable\"\xa9\x01\n" +
 	"\x10CredentialSource\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +

@@ -279,7 +279,7 @@ class TestStatus:
                 synced=synced,
                 started_at=ago(),
                 source=pb.SourceStatus(state=state, since=ago()),
-                counts=pb.FleetCounts(engaged=3, not_ready=2, subscribers=4),
+                counts=pb.FleetCounts(engaged=3, not_ready=2, unreachable=1, subscribers=4),
                 credential_sources=[
                     pb.CredentialSource(name="main", type="exec", healthy=True, expires_at=ago(-AGO)),
                     pb.CredentialSource(name="spare", type="file", message="no such file"),
@@ -291,7 +291,7 @@ class TestStatus:
         summary = {line[0]: " ".join(line[1:]) for line in outcome.lines}
         assert summary["daemon"] == "milo-discoveryd 1.2, mode project, up 2d5h"
         assert summary["source"].startswith(pb.SourceStatus.State.Name(state).removeprefix("STATE_"))
-        assert summary["clusters"] == "3 engaged, 2 not ready, 0 outside the selector, 0 malformed"
+        assert summary["clusters"] == "3 engaged, 2 not ready, 0 outside the selector, 0 malformed, 1 unreachable"
         assert summary["subscribers"] == "4"
         assert "main (exec), healthy, its credential expires in 2d5h" in outcome.out
         assert "spare (file), unhealthy: no such file" in outcome.out

@@ -211,6 +211,7 @@ class Service:
                 not_ready=counts.not_ready,
                 outside_selector=counts.outside,
                 malformed=counts.malformed,
+                unreachable=counts.unreachable,
                 subscribers=len(self.streams) if scope.is_everything else call.open_streams,
             ),
             credential_sources=[convert.credential_source(each, problem) for each in sources],

@@ -40,6 +40,7 @@ class VisibleCounts(msgspec.Struct, frozen=True, kw_only=True):
     not_ready: int = 0
     outside: int = 0
     malformed: int = 0
+    unreachable: int = 0
 
     def __add__(self, other: "VisibleCounts") -> "VisibleCounts":
         return VisibleCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
@@ -61,6 +62,7 @@ def _counts(states: Mapping[ObjectState, int], engaged: int) -> VisibleCounts:
         not_ready=states[ObjectState.NOT_READY],
         outside=states[ObjectState.OUTSIDE],
         malformed=states[ObjectState.MALFORMED],
+        unreachable=states[ObjectState.UNREACHABLE],
     )
 
 

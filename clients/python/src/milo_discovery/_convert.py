@@ -166,6 +166,7 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
             not_ready=counts.not_ready,
             outside_selector=counts.outside_selector,
             malformed=counts.malformed,
+            unreachable=counts.unreachable,
             subscribers=counts.subscribers,
         ),
         credential_sources=tuple(

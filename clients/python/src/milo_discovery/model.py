@@ -186,6 +186,7 @@ class FleetCounts:
     not_ready: int = 0
     outside_selector: int = 0
     malformed: int = 0
+    unreachable: int = 0
     subscribers: int = 0
 
 

@@ -149,3 +149,10 @@ def test_configured_clusters_are_visible_by_their_labels() -> None:
     targets = [target("shop-1", "", labels={"env": "prod"}), target("other", "", labels={"env": "dev"})]
     registry.commit([Ready(each.uid, "", each) for each in targets], at(0))
     assert visible(registry, PROD) == visible(registry, SHOPS) == {"shop-1"}
+
+
+def test_counts_include_clusters_disengaged_as_unreachable() -> None:
+    registry = Registry(readable_log())
+    (engaged,) = registry.commit([ready("a")], at(0))
+    registry.disengage_unreachable("a", engaged.cluster.incarnation, "not reached", at(1))
+    assert visibility.total_counts(registry) == VisibleCounts(unreachable=1)

@@ -965,12 +965,15 @@ class FleetCounts(_message.Message):
     OUTSIDE_SELECTOR_FIELD_NUMBER: _builtins.int
     MALFORMED_FIELD_NUMBER: _builtins.int
     SUBSCRIBERS_FIELD_NUMBER: _builtins.int
+    UNREACHABLE_FIELD_NUMBER: _builtins.int
     engaged: _builtins.int
     not_ready: _builtins.int
     outside_selector: _builtins.int
     malformed: _builtins.int
     subscribers: _builtins.int
     """Open WatchClusters streams."""
+    unreachable: _builtins.int
+    """Ready, and disengaged because they could not be reached for long."""
     def __init__(
         self,
         *,
@@ -979,10 +982,11 @@ class FleetCounts(_message.Message):
         outside_selector: _builtins.int = ...,
         malformed: _builtins.int = ...,
         subscribers: _builtins.int = ...,
+        unreachable: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engaged", b"engaged", "malformed", b"malformed", "not_ready", b"not_ready", "outside_selector", b"outside_selector", "subscribers", b"subscribers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engaged", b"engaged", "malformed", b"malformed", "not_ready", b"not_ready", "outside_selector", b"outside_selector", "subscribers", b"subscribers", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -227,7 +227,8 @@ def status(info: ServerInfo, now: datetime) -> Iterator[str]:
         (
             "clusters",
             f"{counts.engaged} engaged, {counts.not_ready} not ready, "
-            f"{counts.outside_selector} outside the selector, {counts.malformed} malformed",
+            f"{counts.outside_selector} outside the selector, {counts.malformed} malformed, "
+            f"{counts.unreachable} unreachable",
         ),
         ("subscribers", str(counts.subscribers)),
     ]
