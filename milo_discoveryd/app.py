@@ -38,7 +38,7 @@ from milo_discoveryd.server.server import Server
 from milo_discoveryd.state_file.encoding import StateOrigin
 from milo_discoveryd.state_file.state_file import StateFile
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
-from milo_discoveryd.telemetry.board import Board
+from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.logging import Logging
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -47,7 +47,7 @@ from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.watchers.transport import Transport
-from milo_discoveryd.wiring.config_reload import Load, Reloading
+from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
 from milo_discoveryd.wiring.mode import decoder, mode_of
@@ -78,7 +78,7 @@ class Daemon:
         self._audit_file = AuditFile(settings.audit.file) if settings.audit.file else None
         self._audit = Audit(self._metrics, self._audit_file.write if self._audit_file else None)
         self._journal = Journal(self._metrics, self._audit)
-        self._reloading: Reloading | None = None
+        self._reloading: ConfigReloader | None = None
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
         changes = ChangeLog(encoder(self._epoch), retention)
         self._fleet = Fleet(
@@ -127,7 +127,7 @@ class Daemon:
 
     def _hung_up(self) -> None:
         if self._reloading is not None:
-            self._reloading.ask()
+            self._reloading.reload_now()
         if self._audit_file is not None:
             try:
                 self._audit_file.reopen()
@@ -153,13 +153,13 @@ class Daemon:
             )
             signer = TokenSigner(secrets.token_bytes(32))
             service = Service(self._fleet, self._info(), self._metrics, issuer, access=access, signer=signer)
-            self._reloading = reloading = Reloading(
+            self._reloading = reloading = ConfigReloader(
                 settings,
                 self._load,
                 self._file,
                 apply=lambda rules: service.change_rights(rights(rules)),
                 audit=self._audit,
-                tally=self._metrics,
+                metrics=self._metrics,
             )
             self._metrics.tell_build(__version__, settings.mode)
             self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
@@ -172,7 +172,7 @@ class Daemon:
             if settings.http_listen is not None:
                 from milo_discoveryd.telemetry.http import Endpoint  # noqa: PLC0415 - it brings a web server
 
-                board = Board(
+                board = StatusBoard(
                     Identity(version=__version__, mode=settings.mode, epoch=self._epoch, started_at=time.time()),
                     self._fleet,
                     self._journal.recent,

@@ -1,7 +1,6 @@
-"""What was handed out, what was refused, and whose rights changed: an event each, never a secret.
+"""The audit log: issued credentials, denied requests and changed authorization rules, without secrets.
 
-It goes to the log like all else, under the name "audit", and to a file of its own where one is wanted, whatever the
-log's level.
+Events go to the log with `logger: audit`, and, whatever the log level, to a file of their own if one is configured.
 """
 
 import json
@@ -22,7 +21,7 @@ from milo_discoveryd.rights.rights import Recipient
 _LONGEST_NAME = 253
 
 
-class Tally(Protocol):
+class AuditMetrics(Protocol):
     def refused(self, reason: str) -> None: ...
 
     def audit_lost(self) -> None: ...
@@ -71,21 +70,21 @@ def _ends_within_a_line(descriptor: int) -> bool:
 
 
 class Audit:
-    def __init__(self, tally: Tally, write: Callable[[bytes], None] | None = None) -> None:
-        """`write` appends a line to what the audit has of its own. It may raise OSError."""
-        self._tally = tally
+    def __init__(self, metrics: AuditMetrics, write: Callable[[bytes], None] | None = None) -> None:
+        """`write` appends a line to the audit file. It may raise OSError."""
+        self._metrics = metrics
         self._write = write
 
     def handed_out(self, to: Recipient, what: str, **about: object) -> None:
         self._note(what, rule=to.rule, **about, caller=dict(verified_fields(to.caller)))
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
-        self._tally.refused(reason.lower())
+        self._metrics.refused(reason.lower())
         self._note("refused", reason=reason, rule=rule, **about, caller=dict(verified_fields(caller)))
 
     def suppressed(self, reason: str) -> None:
         """Count a denial that has no line of its own: see `server.paced_audit`."""
-        self._tally.refused(reason.lower())
+        self._metrics.refused(reason.lower())
 
     def object_refused(self, name: str, uid: str, problem: str) -> None:
         """Who writes objects upstream is nobody who calls, and may be a tenant who tries what a name can do."""
@@ -94,7 +93,7 @@ class Audit:
     def rights_changed(self, **about: object) -> None:
         self._note("rights changed", **about)
 
-    def rights_kept(self, **about: object) -> None:
+    def reload_rejected(self, **about: object) -> None:
         """Others were to be read, and are not to be had."""
         self._note("rights kept", **about)
 
@@ -107,6 +106,6 @@ class Audit:
         try:
             self._write(json.dumps({"timestamp": at, "event": event, **said}).encode() + b"\n")
         except OSError as error:
-            # The log has it. Nobody is kept from their cluster because a disk is full; that is what the metric is for.
-            self._tally.audit_lost()
+            # The log has the event. A full disk does not fail requests; the metric counts the loss.
+            self._metrics.audit_lost()
             log.warning("audit not written", problem=str(error))

@@ -1,4 +1,4 @@
-"""Where the status of the daemon is gathered from the parts that know."""
+"""Collects the status of the daemon from its parts."""
 
 import heapq
 import time
@@ -17,19 +17,19 @@ from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState
 from milo_discoveryd.telemetry.status import (
+    ClusterQuery,
     ClusterRow,
-    Happening,
     Identity,
-    Question,
+    RecentChange,
     Source,
     Status,
     SubscriberRow,
 )
 
-HAPPENINGS_KEPT = 50
+RECENT_CHANGES_KEPT = 50
 SHOWN_AT_ONCE = 500
 _NAMES_SHOWN = 3
-# What somebody should look at comes first.
+# States that need attention come first.
 _ORDER = (
     ObjectState.MALFORMED,
     ObjectState.UNREACHABLE,
@@ -50,16 +50,15 @@ class Subscriber(Protocol):
     def wanted(self) -> Filter: ...
 
 
-class Recent:
-    """The last engagements and disengagements. Updates aren't noted, and would crowd them out: a cluster that is probed
-    has many."""
+class RecentChanges:
+    """The last engagements and disengagements. Updates are left out: connectivity probes alone make too many."""
 
     def __init__(self) -> None:
-        self._kept: deque[Happening] = deque(maxlen=HAPPENINGS_KEPT)
+        self._kept: deque[RecentChange] = deque(maxlen=RECENT_CHANGES_KEPT)
 
     def note(self, done: Event) -> None:
         self._kept.appendleft(
-            Happening(
+            RecentChange(
                 at=time.time(),
                 type=done.type.value,
                 cluster=done.cluster.target.name,
@@ -68,18 +67,18 @@ class Recent:
             )
         )
 
-    def __iter__(self) -> Iterator[Happening]:
+    def __iter__(self) -> Iterator[RecentChange]:
         return iter(self._kept)
 
 
-class Board:
+class StatusBoard:
     """Gathers the status. Without names, it has nothing in it that could contain one: no filters, no messages."""
 
     def __init__(
         self,
         identity: Identity,
         fleet: Fleet,
-        recent: Recent,
+        recent: RecentChanges,
         *,
         subscribers: Callable[[], Iterable[Subscriber]],
         credentials: Callable[[], Iterable[SourceHealth]],
@@ -90,7 +89,7 @@ class Board:
         self._subscribers = subscribers
         self._credentials = credentials
 
-    def status(self, question: Question, *, with_names: bool) -> Status:
+    def status(self, question: ClusterQuery, *, with_names: bool) -> Status:
         now = Moment(time.time(), time.monotonic())
         registry = self._fleet.registry
         matching = self._matching(question) if with_names else []
@@ -105,7 +104,7 @@ class Board:
             revision=self._fleet.log.head,
             clusters=tuple(_row(name, record, self._fleet.pending_deletions.explain(name)) for name, record in shown),
             matching=len(matching),
-            happenings=tuple(self._recent) if with_names else (),
+            recent_changes=tuple(self._recent) if with_names else (),
             subscribers=tuple(
                 sorted(
                     (_subscriber(each, with_filter=with_names) for each in self._subscribers()),
@@ -115,8 +114,8 @@ class Board:
             credentials=tuple(each if with_names else _without_message(each) for each in self._credentials()),
         )
 
-    def _matching(self, question: Question) -> list[tuple[str, ClusterRecord]]:
-        return [(name, record) for name, record in self._fleet.registry.items() if question.asks_for(name, record)]
+    def _matching(self, question: ClusterQuery) -> list[tuple[str, ClusterRecord]]:
+        return [(name, record) for name, record in self._fleet.registry.items() if question.matches(name, record)]
 
     def _source(self, now: Moment, *, with_message: bool) -> Source:
         status = self._fleet.status

@@ -12,9 +12,9 @@ from milo_discoveryd import addresses
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.http.server import Request, Response, Server
 from milo_discoveryd.telemetry import exposition
-from milo_discoveryd.telemetry.board import Board
+from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.metrics import Metrics
-from milo_discoveryd.telemetry.status import Question
+from milo_discoveryd.telemetry.status import ClusterQuery
 
 CONNECTIONS = 64
 
@@ -27,12 +27,18 @@ _PRIVATE_DOMAINS = (".localhost", ".svc", ".cluster.local")
 """What nobody can register and point to this port, to have a browser take its pages for theirs."""
 
 Checks = Callable[[], Mapping[str, str | None]]
-"""By name, what is wrong; None where nothing is."""
+"""By name: the problem, or None."""
 
 
 class Endpoint:
     def __init__(
-        self, metrics: Metrics, board: Board, *, ready: Checks, names_for: str = "loopback", hosts: Sequence[str] = ()
+        self,
+        metrics: Metrics,
+        board: StatusBoard,
+        *,
+        ready: Checks,
+        names_for: str = "loopback",
+        hosts: Sequence[str] = (),
     ) -> None:
         """`hosts`: further names in the Host header of requests to this port."""
         self._metrics = metrics
@@ -99,7 +105,7 @@ class Endpoint:
         from milo_discoveryd.telemetry import status_page  # noqa: PLC0415 - its template and HTML, which few daemons show
 
         query = request.query
-        question = Question(search=query.get("q", ""), state=query.get("state", ""))
+        question = ClusterQuery(search=query.get("q", ""), state=query.get("state", ""))
         status = self._board.status(question, with_names=self._shows_names(request))
         if "json" in query:
             return Response(status_page.to_json(status), "application/json", headers=status_page.HEADERS)

@@ -1,4 +1,4 @@
-"""What is told of what happens to the fleet: a count, and a log line where a person would ask."""
+"""Counts and logs the changes of the fleet and of its source."""
 
 from milo_discoveryd.log import log
 from milo_discoveryd.model.observation import Malformed
@@ -6,20 +6,22 @@ from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import REMOVALS_HELD
 from milo_discoveryd.telemetry.audit import Audit
-from milo_discoveryd.telemetry.board import Recent
+from milo_discoveryd.telemetry.board import RecentChanges
 from milo_discoveryd.telemetry.metrics import Metrics
 
 
 class Journal:
+    """Receives the fleet's notifications."""
+
     def __init__(self, metrics: Metrics, audit: Audit) -> None:
         self._metrics = metrics
         self._audit = audit
-        self.recent = Recent()
+        self.recent = RecentChanges()
 
     def changed(self, done: Event, *, is_live: bool) -> None:
         self._metrics.transition(done)
         if not is_live:
-            return  # the first list is told as a whole
+            return  # the first list is logged as a whole
         target = done.cluster.target
         if done.type is EventType.UPDATED:
             log.debug("updated", cluster=target.name, uid=target.uid)

@@ -225,7 +225,7 @@ class Metrics:
         self._reloads.labels(result).inc()
         self._rights_current.labels().set(result != "refused")
 
-    def rules_stand(self, count: int) -> None:
+    def rules_loaded(self, count: int) -> None:
         self._rules.labels().set(count)
 
     def mint_ended(self, source: str, result: str, seconds: float) -> None:

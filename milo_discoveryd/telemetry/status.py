@@ -1,4 +1,4 @@
-"""The daemon at one moment, as a person on call asks for it: plain values."""
+"""The status of the daemon at one moment, as plain values."""
 
 import msgspec
 
@@ -20,7 +20,7 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     message: str
     last_contact: float | None
     synced: bool
-    """One complete list was seen."""
+    """Whether one complete list was received."""
 
 
 class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -33,7 +33,7 @@ class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
-class Happening(msgspec.Struct, frozen=True, kw_only=True):
+class RecentChange(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     type: str
     cluster: str
@@ -47,14 +47,14 @@ class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True):
     wants: str
 
 
-class Question(msgspec.Struct, frozen=True, kw_only=True):
-    """Which clusters to show."""
+class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True):
+    """Selects the clusters to show."""
 
     search: str = ""
-    """In a name, an organization, or what is wrong with it; whatever its case."""
+    """A part of the name, the organization or the message, in any case."""
     state: str = ""
 
-    def asks_for(self, name: str, record: ClusterRecord) -> bool:
+    def matches(self, name: str, record: ClusterRecord) -> bool:
         if self.state and record.state.value != self.state:
             return False
         wanted = self.search.casefold()
@@ -68,13 +68,13 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     source: Source
     engaged: int
     counts: dict[str, int]
-    """Of objects known, by state."""
+    """Known objects, by state."""
     deletions_unconfirmed: int
     revision: int
     clusters: tuple[ClusterRow, ...]
     matching: int
-    """Clusters that were asked for, of which `clusters` are the first."""
-    happenings: tuple[Happening, ...]
-    """The last ones, newest first."""
+    """The number of clusters that match the query; `clusters` has the first of them."""
+    recent_changes: tuple[RecentChange, ...]
+    """Engagements and disengagements, newest first."""
     subscribers: tuple[SubscriberRow, ...]
     credentials: tuple[SourceHealth, ...]

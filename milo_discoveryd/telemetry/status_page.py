@@ -1,7 +1,7 @@
-"""The status as one page that a person on call reads in ten seconds.
+"""The status as an HTML page.
 
-It holds no script, and its one style sheet is the only thing its policy lets a browser use. Names, messages and labels
-come from tenants: each is escaped where it is put in, and nowhere else is anything put in.
+The page has no script, and its Content-Security-Policy allows its one style sheet only. Names, messages and labels come
+from tenants: each is escaped where it is inserted.
 """
 
 import base64
@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from milo_discoveryd.telemetry.status import ClusterRow, Question, Status
+from milo_discoveryd.telemetry.status import ClusterQuery, ClusterRow, Status
 
 _TEMPLATE = Path(__file__).with_name("status_page.html").read_text(encoding="utf-8")
 _STYLE = _TEMPLATE.partition("<style>")[2].partition("</style>")[0]
@@ -42,7 +42,7 @@ _STATE_WORDS = {
 }
 _UNITS = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 _ROWS_ABOVE = 15
-"""Of what stands above the clusters, so that all of it is seen at once."""
+"""Of the tables above the clusters, so that they fit on a screen."""
 _LAG_TO_NOTICE = 1_000
 _LIFE_TO_NOTICE_S = 120
 
@@ -51,7 +51,7 @@ def to_json(status: Status) -> bytes:
     return msgspec.json.encode(status)
 
 
-def render(status: Status, question: Question) -> str:
+def render(status: Status, question: ClusterQuery) -> str:
     source, identity, now = status.source, status.identity, status.at
     return Template(_TEMPLATE.replace(_STYLE, _STYLE.replace("$", "$$"))).substitute(
         title=escape(f"{source.state} · {status.engaged} engaged · milo-discoveryd"),
@@ -67,7 +67,7 @@ def render(status: Status, question: Question) -> str:
         trouble=_trouble(source.reason, source.message),
         facts=_facts(status, question),
         clusters=_clusters(status, question),
-        happenings=_happenings(status),
+        recent_changes=_recent_changes(status),
         subscribers=_subscribers(status),
         credentials=_credentials(status),
         machines=escape("/?" + urlencode({"json": "", **_query(question)})),
@@ -82,13 +82,13 @@ def _trouble(reason: str, message: str) -> str:
     return f"<p>{escape(': '.join(filter(None, (reason, message))))}</p>" if reason or message else ""
 
 
-def _facts(status: Status, question: Question) -> str:
+def _facts(status: Status, question: ClusterQuery) -> str:
     def state(name: str, count: int) -> str:
         chosen = name == question.state
-        query = _query(Question(search=question.search, state="" if chosen else name))
+        query = _query(ClusterQuery(search=question.search, state="" if chosen else name))
         classes = " ".join(filter(None, ("chosen" if chosen else "", "warn" if name == "malformed" and count else "")))
         words = escape(_STATE_WORDS.get(name, name))
-        # All that are ready are engaged; some that aren't ready may be, for a while, or because a deletion is in doubt.
+        # A cluster that is not ready can be engaged as well: in its grace period, or while its deletion is unconfirmed.
         return f'<li><a class="{classes}" href="{escape("/?" + urlencode(query))}"><b>{count}</b> {words}</a></li>'
 
     def plain(count: int, words: str, *, warn: bool = False) -> str:
@@ -104,14 +104,14 @@ def _facts(status: Status, question: Question) -> str:
     )
 
 
-def _clusters(status: Status, question: Question) -> str:
+def _clusters(status: Status, question: ClusterQuery) -> str:
     form = (
         '<form method="get" action="/">'
         f'<input type="search" name="q" value="{escape(question.search)}" placeholder="name, organization or note" '
         f'aria-label="Search clusters">{_hidden("state", question.state)}<button>Search</button></form>'
     )
     shown = len(status.clusters)
-    more = f'<p class="quiet">The first {shown} of {status.matching}: search for the others.</p>'
+    more = f'<p class="quiet">The first {shown} of {status.matching}; search to see others.</p>'
     table = _table(
         ("name", "state", "since", "organization", "where, or why not"),
         (_cluster(row, status.at) for row in status.clusters),
@@ -132,14 +132,14 @@ def _cluster(row: ClusterRow, now: float) -> str:
     )
 
 
-def _happenings(status: Status) -> str:
+def _recent_changes(status: Status) -> str:
     return _table(
         ("when", "what", "cluster", "why"),
         (
             f'<td class="t">{_ago(each.at, status.at)}</td><td class="t">{escape(each.type)}</td>'
             f'<td class="t">{escape(each.cluster)}</td>'
             f"<td>{escape(': '.join(filter(None, (each.reason, each.message))))}</td>"
-            for each in status.happenings[:_ROWS_ABOVE]
+            for each in status.recent_changes[:_ROWS_ABOVE]
         ),
         "None since the first complete list.",
     )
@@ -148,16 +148,16 @@ def _happenings(status: Status) -> str:
 def _subscribers(status: Status) -> str:
     more = len(status.subscribers) - _ROWS_ABOVE
     table = _table(
-        ("since", "not taken yet", "wants"),
+        ("since", "lag", "filter"),
         (
             f'<td class="t">{_ago(each.since, status.at)}</td>'
             f'<td><span class="tag {"bad" if each.lag > _LAG_TO_NOTICE else ""}">{each.lag}</span></td>'
             f"<td>{escape(each.wants)}</td>"
             for each in status.subscribers[:_ROWS_ABOVE]
         ),
-        "Nobody subscribes.",
+        "No subscribers.",
     )
-    return table + (f'<p class="quiet">And {more} more, who are no further behind.</p>' if more > 0 else "")
+    return table + (f'<p class="quiet">And {more} more, none of them further behind.</p>' if more > 0 else "")
 
 
 def _credentials(status: Status) -> str:
@@ -168,13 +168,13 @@ def _credentials(status: Status) -> str:
         return (
             f"<td>{escape(name)}</td><td>{escape(kind)}</td><td>{held}</td>"
             f'<td class="t"><span class="tag {"bad" if ending else ""}">{until}</span></td>'
-            f'<td><span class="tag {tone}">{"in trouble" if trouble else "well"}</span> {escape(trouble)}</td>'
+            f'<td><span class="tag {tone}">{"failing" if trouble else "ok"}</span> {escape(trouble)}</td>'
         )
 
     return _table(
         ("source", "type", "held", "until", "state"),
         (row(each.name, each.type, each.leases, each.expires_at, each.problem) for each in status.credentials),
-        "None are handed out.",
+        "No credential sources.",
     )
 
 
@@ -189,7 +189,7 @@ def _hidden(name: str, value: str) -> str:
     return f'<input type="hidden" name="{name}" value="{escape(value)}">' if value else ""
 
 
-def _query(question: Question) -> dict[str, str]:
+def _query(question: ClusterQuery) -> dict[str, str]:
     return {name: value for name, value in (("q", question.search), ("state", question.state)) if value}
 
 
@@ -206,7 +206,7 @@ def _ahead(at: float, now: float) -> str:
 
 
 def _span(seconds: float) -> str:
-    """By its two largest units at most: 3 d 4 h, 12 s."""
+    """A duration in its two largest units: 3 d 4 h, 12 s."""
     left, parts = max(0, int(seconds)), list[str]()
     for size, unit in _UNITS:
         count, left = divmod(left, size)

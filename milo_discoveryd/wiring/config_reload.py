@@ -1,6 +1,6 @@
-"""Follows the configuration file: its rules hold as soon as they are read, all else from the next start on.
+"""Reloads authorization rules when the configuration file changes. Other settings take effect at the next start.
 
-What can't be read, or has anything wrong in it, changes nothing: the rules that were read last go on to hold.
+A file that cannot be read or has any error changes nothing: the rules that were loaded last stay in force.
 """
 
 import asyncio
@@ -15,25 +15,27 @@ from milo_discoveryd.config import Rule, Settings
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.log import log
 
-LOOK_EVERY_S = 0.25
+POLL_INTERVAL_S = 0.25
 
 Load = Callable[[], Settings]
 State = tuple[int, int, int]
 
 
-class Tally(Protocol):
+class ReloadMetrics(Protocol):
     def rights_reloaded(self, result: str) -> None: ...
 
-    def rules_stand(self, count: int) -> None: ...
+    def rules_loaded(self, count: int) -> None: ...
 
 
-class Audit(Protocol):
+class ReloadAudit(Protocol):
     def rights_changed(self, **about: object) -> None: ...
 
-    def rights_kept(self, **about: object) -> None: ...
+    def reload_rejected(self, **about: object) -> None: ...
 
 
-class Reloading:
+class ConfigReloader:
+    """Polls the configuration file and applies its rules."""
+
     def __init__(
         self,
         settings: Settings,
@@ -41,36 +43,36 @@ class Reloading:
         file: Path | None,
         *,
         apply: Callable[[tuple[Rule, ...]], None],
-        audit: Audit,
-        tally: Tally,
+        audit: ReloadAudit,
+        metrics: ReloadMetrics,
     ) -> None:
-        """`apply` is given the rules whenever they are others than those of `settings`, or of the last time."""
+        """`apply` receives the rules when they differ from those in force, at first those of `settings`."""
         self._settings = settings
         self._load = load
         self._file = file
         self._apply = apply
         self._audit = audit
-        self._tally = tally
+        self._metrics = metrics
         self._begun = self._state()
-        self._asked = asyncio.Event()
-        tally.rules_stand(len(settings.rights))
+        self._requested = asyncio.Event()
+        metrics.rules_loaded(len(settings.rights))
 
-    def ask(self) -> None:
-        """Has it read at once, whether or not the file looks as if it had changed."""
-        self._asked.set()
+    def reload_now(self) -> None:
+        """Reload at once, whether or not the file seems to have changed."""
+        self._requested.set()
 
     async def run(self) -> None:
         read = seen = self._begun
         while True:
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_EVERY_S if self._file is not None else None):
-                    await self._asked.wait()
+                async with asyncio.timeout(POLL_INTERVAL_S if self._file is not None else None):
+                    await self._requested.wait()
             before, seen = seen, self._state()
-            # Seen twice as it is: whoever is still writing it is not interrupted.
-            if self._asked.is_set() or (seen is not None and read != seen == before):
-                self._asked.clear()
+            # Unchanged between two polls: the writer has finished.
+            if self._requested.is_set() or (seen is not None and read != seen == before):
+                self._requested.clear()
                 read = seen
-                self._tally.rights_reloaded(self._reload())
+                self._metrics.rights_reloaded(self._reload())
 
     def _reload(self) -> str:
         before = self._settings.rights
@@ -79,27 +81,27 @@ class Reloading:
         except ConfigError as error:
             return self._refused(error.problems)
         if before and not settings.rights:
-            # Of everything that a file could lose by a slip, this would be the worst.
-            problem = "rights: all rules are gone, and without any everybody may everything: for that, start anew"
+            # Without rules everyone is allowed everything, and a file can lose them by accident.
+            problem = "rights: all rules were removed, which would allow everything to everyone; restart to apply that"
             return self._refused((problem,))
         unread = [name for name in Settings.__struct_fields__ if _differ(name, self._settings, settings)]
         if unread:
-            log.warning("settings that hold from the next start on", settings=unread)
+            log.warning("changed settings take effect at the next start", settings=unread)
         if settings.rights == before:
             return "unchanged"
         self._settings = msgspec.structs.replace(self._settings, rights=settings.rights)
         self._apply(settings.rights)
-        self._tally.rules_stand(len(settings.rights))
+        self._metrics.rules_loaded(len(settings.rights))
         self._audit.rights_changed(**_changes(before, settings.rights))
         return "applied"
 
     def _refused(self, problems: tuple[str, ...]) -> str:
-        log.error("configuration refused", problems=problems)
-        self._audit.rights_kept(problems=problems)
+        log.error("configuration rejected", problems=problems)
+        self._audit.reload_rejected(problems=problems)
         return "refused"
 
     def _state(self) -> State | None:
-        """Of what has the file's name now; None while nothing has."""
+        """What tells versions of the file apart; None if there is no file."""
         try:
             found = None if self._file is None else self._file.stat()
         except OSError:
@@ -112,7 +114,7 @@ def _differ(name: str, one: Settings, other: Settings) -> bool:
 
 
 def _changes(before: tuple[Rule, ...], now: tuple[Rule, ...]) -> dict[str, object]:
-    """By name; and the order of all, since the first that is met counts."""
+    """The names of changed rules, and the order of all, because the first rule that matches a caller applies."""
     old, new = ({rule.name: rule for rule in rules} for rules in (before, now))
     return {
         "rules": [rule.name for rule in now],

@@ -1,4 +1,4 @@
-"""From settings to what the server listens on, and who it asks about callers."""
+"""Builds listeners and the token reviewer from settings."""
 
 import grp
 import pwd
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 
 from milo_discoveryd import process_hardening
-from milo_discoveryd.config import Listener as Wanted
+from milo_discoveryd.config import Listener as ListenerSettings
 from milo_discoveryd.config import Settings, UnixAddress
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.token_review import TokenReviewer
@@ -18,13 +18,13 @@ from milo_discoveryd.wiring.open_upstream import open_upstream
 
 
 def listeners(settings: Settings) -> list[listener.Listener]:
-    """Raises StartError for users and groups that there aren't."""
+    """Raises StartError for users and groups that do not exist."""
     wanted = list(_wanted(settings))
     found = fit_connections(wanted, process_hardening.descriptors())
     for each, asked in zip(found, wanted, strict=True):
         if each.connections < asked.connections:
             log.warning(
-                "fewer connections than set: raise the limit of open files (RLIMIT_NOFILE)",
+                "connection limit lowered: raise the limit of open files (RLIMIT_NOFILE)",
                 listener=each.name,
                 connections=each.connections,
                 set=asked.connections,
@@ -46,7 +46,7 @@ def _wanted(settings: Settings) -> Iterator[listener.Listener]:
         )
 
 
-def _address(wanted: Wanted, settings: Settings) -> listener.UnixAddress | listener.TcpAddress:
+def _address(wanted: ListenerSettings, settings: Settings) -> listener.UnixAddress | listener.TcpAddress:
     address = wanted.address
     if not isinstance(address, UnixAddress):
         return listener.TcpAddress(address.host, address.port)
@@ -74,7 +74,7 @@ def _owner(name: str | None, where: str) -> int | None:
 
 
 def token_reviewer(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> TokenReviewer | None:
-    """None where no listener takes tokens. What it holds open is closed with `closing`."""
+    """None if no listener accepts tokens. `closing` closes its connections."""
     if not any(each.tokens for each in settings.listen):
         return None
     wanted = settings.token_review

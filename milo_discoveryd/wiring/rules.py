@@ -1,8 +1,8 @@
-"""From settings to the rules that callers meet."""
+"""Builds authorization rules from settings."""
 
 from collections.abc import Iterable
 
-from milo_discoveryd.config import Rule as Setting
+from milo_discoveryd.config import Rule as RuleSettings
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.name_patterns import name_patterns
@@ -10,11 +10,11 @@ from milo_discoveryd.rights.rights import Grant, Rights, Rule, Terms
 from milo_discoveryd.rights.scope import NO_CLUSTERS, ClusterScope
 
 
-def rights(rules: Iterable[Setting]) -> Rights:
+def rights(rules: Iterable[RuleSettings]) -> Rights:
     return Rights(tuple(Rule(_who(rule), _grant(rule)) for rule in rules))
 
 
-def _who(rule: Setting) -> CallerSelector:
+def _who(rule: RuleSettings) -> CallerSelector:
     who = rule.who
     return CallerSelector(
         listeners=frozenset(who.listener),
@@ -26,7 +26,7 @@ def _who(rule: Setting) -> CallerSelector:
     )
 
 
-def _grant(rule: Setting) -> Grant:
+def _grant(rule: RuleSettings) -> Grant:
     return Grant(
         rule=rule.name,
         scope=_scope(rule),
@@ -35,7 +35,7 @@ def _grant(rule: Setting) -> Grant:
     )
 
 
-def _scope(rule: Setting) -> ClusterScope:
+def _scope(rule: RuleSettings) -> ClusterScope:
     clusters = rule.clusters
     if clusters is None:
         return NO_CLUSTERS
@@ -44,7 +44,7 @@ def _scope(rule: Setting) -> ClusterScope:
     )
 
 
-def _terms(rule: Setting) -> Terms:
+def _terms(rule: RuleSettings) -> Terms:
     return Terms(
         sources=frozenset(rule.sources) or None,
         max_ttl_s=None if rule.max_ttl is None else rule.max_ttl.total_seconds(),

@@ -43,7 +43,7 @@ async def test_f38_connection_flood_leaves_descriptors_for_the_api_server(place:
                     assert await daemon.during(next_event(first)) == name
         assert len(await daemon.during(clusters_once_there_is_room(place))) == 4
         assert await daemon.terminate() == 0
-    [told] = daemon.events("fewer connections than set: raise the limit of open files (RLIMIT_NOFILE)")
+    [told] = daemon.events("connection limit lowered: raise the limit of open files (RLIMIT_NOFILE)")
     assert (told["connections"], told["set"], told["limit"]) == (DESCRIPTORS // 2, 1000, DESCRIPTORS)
 
 

@@ -48,7 +48,7 @@ async def test_rules_go_by_the_users_of_processes_and_change_while_streams_run(p
             assert sorted(await events(stream)) == [f"DISENGAGED {first}", f"ENGAGED {third}"]
 
             says({**ours, "clusters": "som"})
-            await daemon.until_said("configuration refused")
+            await daemon.until_said("configuration rejected")
             moved = audit.rename(place.folder / "audit.1")
             says({**ours, "clusters": {"names": [first]}})
             daemon.signal(signal.SIGHUP)

@@ -28,7 +28,7 @@ def test_audit_event_is_logged_and_written_to_file(tmp_path: Path) -> None:
         audit.handed_out(Recipient(CALLER, "ops"), "kubeconfig handed out", cluster="alpha", uid="u1")
         audit.refused(CALLER, "", "NO_RULE", call="ListClusters")
         audit.rights_changed(rules=["ops"])
-        audit.rights_kept(problems=["bad"])
+        audit.reload_rejected(problems=["bad"])
         audit.object_refused("x" * 300, "u2", "its name is not a DNS name")
     file.close()
     found = lines(tmp_path / "audit")

@@ -16,7 +16,7 @@ from milo_discoveryd.reflect.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.telemetry.audit import Audit
-from milo_discoveryd.telemetry.board import Board, Recent
+from milo_discoveryd.telemetry.board import RecentChanges, StatusBoard
 from milo_discoveryd.telemetry.http import CONNECTIONS, Endpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -25,7 +25,7 @@ from milo_discoveryd.telemetry.status import Identity
 
 @pytest.fixture
 async def address() -> AsyncIterator[str]:
-    endpoint = Endpoint(Metrics(), cast(Board, None), ready=dict)
+    endpoint = Endpoint(Metrics(), cast(StatusBoard, None), ready=dict)
     try:
         yield await endpoint.start("127.0.0.1", 0)
     finally:
@@ -67,7 +67,7 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> Endpoint:
     metrics.follow(fleet, 10)
     health = SourceHealth(name="exec", type="exec", problem="the plugin failed for shop", expires_at=None, leases=0)
     identity = Identity(version="1", mode="single", epoch="e", started_at=0.0)
-    board = Board(identity, fleet, Recent(), subscribers=lambda: (), credentials=lambda: [health])
+    board = StatusBoard(identity, fleet, RecentChanges(), subscribers=lambda: (), credentials=lambda: [health])
     return Endpoint(metrics, board, ready=dict, names_for=names_for, hosts=hosts)
 
 

@@ -87,7 +87,7 @@ async def test_recent_changes_are_listed_newest_first_with_deleted_clusters(plac
         place.sandbox.projects.delete("alpha")
         await daemon.until_said('"disengaged"')
         status = json.loads(await get(f"{url}/?json"))
-    [happened] = status["happenings"]
+    [happened] = status["recent_changes"]
     assert (happened["type"], happened["cluster"], happened["reason"]) == ("DISENGAGED", "alpha", "DELETED")
     assert [(row["name"], row["state"], row["endpoint"]) for row in status["clusters"]] == [("alpha", "deleted", "")]
 

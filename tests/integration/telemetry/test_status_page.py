@@ -10,11 +10,19 @@ import pytest
 
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.telemetry import status_page
-from milo_discoveryd.telemetry.status import ClusterRow, Happening, Identity, Question, Source, Status, SubscriberRow
+from milo_discoveryd.telemetry.status import (
+    ClusterQuery,
+    ClusterRow,
+    Identity,
+    RecentChange,
+    Source,
+    Status,
+    SubscriberRow,
+)
 
 NOW = 1_800_000_000.0
 HOSTILE = "\"><script>alert(1)</script>'&<img src=x onerror=alert(2)>$at"
-EVERYTHING = Question()
+EVERYTHING = ClusterQuery()
 
 
 def status(**changes: Any) -> Status:
@@ -28,7 +36,7 @@ def status(**changes: Any) -> Status:
         revision=1,
         clusters=(),
         matching=0,
-        happenings=(),
+        recent_changes=(),
         subscribers=(),
         credentials=(),
     )
@@ -63,7 +71,7 @@ class Reader(HTMLParser):
             self._words.append(data)
 
 
-def read(shown: Status, question: Question = EVERYTHING) -> Reader:
+def read(shown: Status, question: ClusterQuery = EVERYTHING) -> Reader:
     return Reader(status_page.render(shown, question))
 
 
@@ -100,10 +108,10 @@ def test_status_page_shows_cluster_state_with_endpoint_or_problem() -> None:
 
 
 def test_changes_have_their_reasons() -> None:
-    gone = Happening(
+    gone = RecentChange(
         at=NOW - 60, type="DISENGAGED", cluster="alpha", reason="DELETED", message="the object was deleted"
     )
-    assert "1 min ago DISENGAGED alpha DELETED: the object was deleted" in read(status(happenings=(gone,))).words
+    assert "1 min ago DISENGAGED alpha DELETED: the object was deleted" in read(status(recent_changes=(gone,))).words
 
 
 def test_subscribers_have_their_lag_and_what_they_want() -> None:
@@ -118,16 +126,16 @@ def test_status_page_shows_slowest_subscribers() -> None:
     words = read(status(subscribers=rows)).words
     assert "name 14" in words
     assert "name 15" not in words
-    assert "And 5 more, who are no further behind." in words
+    assert "And 5 more, none of them further behind." in words
 
 
 @pytest.mark.parametrize(
     ("ends", "trouble", "words"),
     [
-        (NOW + 600, "", "minted token 3 first ends in 10 min well"),
-        (NOW + 60, "", "minted token 3 first ends in 1 min well"),
-        (NOW - 60, "no answer", "minted token 3 first ends 1 min ago in trouble no answer"),
-        (None, "", "minted token 3 well"),
+        (NOW + 600, "", "minted token 3 first ends in 10 min ok"),
+        (NOW + 60, "", "minted token 3 first ends in 1 min ok"),
+        (NOW - 60, "no answer", "minted token 3 first ends 1 min ago failing no answer"),
+        (None, "", "minted token 3 ok"),
     ],
 )
 def test_credentials_have_their_age_and_their_trouble(ends: float | None, trouble: str, words: str) -> None:
@@ -137,16 +145,16 @@ def test_credentials_have_their_age_and_their_trouble(ends: float | None, troubl
 
 def test_status_page_shows_empty_sections() -> None:
     words = read(status()).words
-    for nothing in ("None since the first complete list.", "Nobody subscribes.", "None are handed out."):
+    for nothing in ("None since the first complete list.", "No subscribers.", "No credential sources."):
         assert nothing in words
 
 
 def test_status_page_limits_number_of_clusters() -> None:
-    assert "The first 1 of 700: search for the others." in read(status(clusters=(cluster(),), matching=700)).words
+    assert "The first 1 of 700; search to see others." in read(status(clusters=(cluster(),), matching=700)).words
 
 
 def test_status_page_keeps_search_in_field_and_links() -> None:
-    page = read(status(), Question(search="a&b", state="deleted"))
+    page = read(status(), ClusterQuery(search="a&b", state="deleted"))
     fields = {attributes.get("name"): attributes.get("value") for tag, attributes in page.tags if tag == "input"}
     assert fields == {"q": "a&b", "state": "deleted"}
     links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
@@ -164,11 +172,11 @@ def test_status_page_escapes_every_value() -> None:
                 notes=(HOSTILE,),
             ),
         ),
-        happenings=(Happening(at=0, type=HOSTILE, cluster=HOSTILE, reason=HOSTILE, message=HOSTILE),),
+        recent_changes=(RecentChange(at=0, type=HOSTILE, cluster=HOSTILE, reason=HOSTILE, message=HOSTILE),),
         subscribers=(SubscriberRow(since=0, lag=0, wants=HOSTILE),),
         credentials=(SourceHealth(name=HOSTILE, type=HOSTILE, problem=HOSTILE, expires_at=0, leases=0),),
     )  # fmt: skip
-    page = read(hostile, Question(search=HOSTILE, state=HOSTILE))
+    page = read(hostile, ClusterQuery(search=HOSTILE, state=HOSTILE))
     assert not {tag for tag, _ in page.tags} & {"script", "img"}
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
     assert page.words.count("<script>alert(1)</script>") == 21, "each value is shown, as text"

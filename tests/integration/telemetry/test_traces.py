@@ -16,7 +16,7 @@ from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.telemetry.traces import exporting
 from tests.integration.kubeconfigs.daemon import a_daemon
-from tests.integration.kubeconfigs.test_end_to_end import a_sandbox, credential
+from tests.integration.kubeconfigs.test_end_to_end import a_sandbox, credential, sources
 
 SERVICE = "milo.discovery.v1.DiscoveryService"
 CALLERS_TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -59,6 +59,11 @@ async def receiver() -> AsyncIterator[Receiver]:
     await runner.cleanup()
 
 
+def own_identity(folder: Path) -> Path:
+    """A configuration in which the daemon's own credential is handed out."""
+    return sources(folder, {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True})
+
+
 def attributes(span: Span) -> dict[str, str | int]:
     return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
 
@@ -68,7 +73,7 @@ async def test_calls_and_what_the_daemon_asks_are_spans_without_a_secret_in_them
 ) -> None:
     async with a_sandbox(tmp_path):
         settings = {"discovery_kubeconfig": str(tmp_path / "upstream"), "traces.endpoint": receiver.endpoint}
-        async with a_daemon(tmp_path, **settings) as stub:
+        async with a_daemon(tmp_path, own_identity(tmp_path), **settings) as stub:
             token = await asked(stub)
             with pytest.raises(grpc.RpcError):
                 await stub.GetCluster(pb.GetClusterRequest(name="nobody"))
@@ -97,7 +102,7 @@ async def asked(stub: DiscoveryServiceStub) -> str:
 async def test_unreachable_trace_receiver_loses_spans_only(tmp_path: Path) -> None:
     async with a_sandbox(tmp_path):
         settings = {"discovery_kubeconfig": str(tmp_path / "upstream"), "traces.endpoint": "http://127.0.0.1:9"}
-        async with a_daemon(tmp_path, **settings) as stub:
+        async with a_daemon(tmp_path, own_identity(tmp_path), **settings) as stub:
             assert await asked(stub)
 
 

@@ -12,7 +12,7 @@ import yaml
 from milo_discoveryd.config import Rule, load
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.wiring import config_reload
-from milo_discoveryd.wiring.config_reload import Reloading
+from milo_discoveryd.wiring.config_reload import ConfigReloader
 from tests.support.eventually import eventually
 from tests.support.logs import capture_logs
 
@@ -23,7 +23,7 @@ class Place:
         self.applied: list[tuple[str, ...]] = []
         self.audited: list[tuple[str, dict[str, object]]] = []
         self.metrics = Metrics()
-        self.reloading: Reloading | None = None
+        self.reloading: ConfigReloader | None = None
 
     def says(self, *names: str, **others: object) -> None:
         """In place of what the file said before, from one moment to the next."""
@@ -41,7 +41,7 @@ class Place:
     def rights_changed(self, **about: object) -> None:
         self.audited.append(("changed", about))
 
-    def rights_kept(self, **about: object) -> None:
+    def reload_rejected(self, **about: object) -> None:
         self.audited.append(("kept", about))
 
     def count(self, result: str) -> float:
@@ -51,14 +51,14 @@ class Place:
         return self.metrics.registry.get_sample_value("milo_discoveryd_config_last_reload_successful") == 1
 
     @asynccontextmanager
-    async def followed(self) -> AsyncIterator[Reloading]:
-        made = Reloading(
+    async def followed(self) -> AsyncIterator[ConfigReloader]:
+        made = ConfigReloader(
             load({}, {}, self.file),
             lambda: load({}, {}, self.file),
             self.file,
             apply=self.apply,
             audit=self,
-            tally=self.metrics,
+            metrics=self.metrics,
         )
         following = asyncio.create_task(made.run())
         try:
@@ -115,7 +115,7 @@ async def test_invalid_rule_rejects_whole_file(place: Place) -> None:
         place.says("four")
         await eventually(lambda: place.count("applied") == 1)
         assert place.is_current()
-    (line,) = [line for line in lines if line["event"] == "configuration refused"]
+    (line,) = [line for line in lines if line["event"] == "configuration rejected"]
     assert line["log_level"] == "error"
     assert 'item 2.name: "Four" must be' in str(line["problems"])
     assert [what for what, _ in place.audited] == ["kept", "changed"]
@@ -124,7 +124,7 @@ async def test_invalid_rule_rejects_whole_file(place: Place) -> None:
 async def test_missing_file_keeps_rules(place: Place) -> None:
     async with place.followed() as followed:
         place.file.unlink()
-        followed.ask()
+        followed.reload_now()
         await eventually(lambda: place.count("refused") == 1)
         place.says("three")
         await eventually(lambda: place.count("applied") == 1)
@@ -137,12 +137,12 @@ async def test_rules_do_not_all_go_while_it_runs(place: Place, text: str) -> Non
         place.writes(text)
         await eventually(lambda: place.count("refused") == 1)
     assert place.applied == []
-    assert "all rules are gone" in str(place.audited)
+    assert "all rules were removed" in str(place.audited)
 
 
 async def test_asked_to_it_reads_what_looks_the_same(place: Place) -> None:
     async with place.followed() as followed:
-        followed.ask()
+        followed.reload_now()
         await eventually(lambda: place.count("unchanged") == 1)
     assert place.applied == []
     assert place.audited == []
@@ -153,7 +153,7 @@ async def test_settings_that_need_a_restart_are_named(place: Place) -> None:
         with capture_logs() as lines:
             place.says("one", mode="project-control-plane")
             await eventually(lambda: place.count("applied") == 1)
-    (line,) = [line for line in lines if line["event"].startswith("settings that hold")]
+    (line,) = [line for line in lines if line["event"].startswith("changed settings")]
     assert line["settings"] == ["mode"]
 
 
@@ -184,9 +184,9 @@ async def test_reload_without_file_waits_for_signal() -> None:
         applied += 1
 
     settings = load({}, {}, None)
-    made = Reloading(settings, lambda: settings, None, apply=apply, audit=Place(Path()), tally=metrics)
+    made = ConfigReloader(settings, lambda: settings, None, apply=apply, audit=Place(Path()), metrics=metrics)
     following = asyncio.create_task(made.run())
-    made.ask()
+    made.reload_now()
     await eventually(
         lambda: metrics.registry.get_sample_value("milo_discoveryd_config_reloads_total", {"result": "unchanged"}) == 1
     )
