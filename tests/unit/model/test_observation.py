@@ -1,0 +1,23 @@
+"""What scopes go by, for each kind of observation."""
+
+import pytest
+
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Outside, Ready, fields
+
+FIELDS = ObjectFields("a", "acme", (("env", "prod"),))
+TARGET = Target(name="a", uid="u", place=("https://a.test",))
+
+
+@pytest.mark.parametrize(
+    ("seen", "expected"),
+    [
+        (Ready("u", "1", TARGET), TARGET),
+        (NotReady("a", "u", "1", "not yet", fields=FIELDS), FIELDS),
+        (Outside("a", "u", "1", "not selected", fields=FIELDS), FIELDS),
+        (Malformed("a", "u", "1", "nonsense"), None),
+    ],
+    ids=["ready", "not ready", "outside", "malformed"],
+)
+def test_fields_of_observation_are_the_present_ones(seen: Observation, expected: object) -> None:
+    assert fields(seen) == expected
