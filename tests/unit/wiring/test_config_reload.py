@@ -71,7 +71,7 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    monkeypatch.setattr(config_reload, "LOOK_EVERY_S", 0.005)
+    monkeypatch.setattr(config_reload, "POLL_INTERVAL_S", 0.005)
     made = Place(tmp_path / "config.yaml")
     made.says("one", "two")
     return made
