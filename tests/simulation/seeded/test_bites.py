@@ -44,7 +44,7 @@ def _of_the_name(minter: Minter, cluster: Cluster, ttl_s: float) -> LeaseKey:
 
 
 BUGS: list[tuple[str, type, str, Any]] = [
-    ("any-answer-is-not-found", Driver, "_verdict", _not_there),
+    ("any-answer-is-not-found", Driver, "_confirmed", _not_there),
     ("no-list-is-held", RemovalGuard, "judge", _nothing_held),
     ("older-replaces-newer", Registry, "_is_outdated", _no),
     ("every-revision-can-be-read-from", ChangeLog, "reads_from", _yes),
