@@ -26,6 +26,10 @@ __all__ = ["folder", "place"]
 
 DEMO = DEPLOY / "overlays" / "demo"
 
+# An installation takes about a minute, and several on a machine that runs other tests.
+INSTALLED_WITHIN_S = 800
+pytestmark = pytest.mark.timeout(900)
+
 NAMESPACES = ("unshare", "--mount", "--net", "--pid", "--fork", "--kill-child")
 
 
@@ -37,7 +41,7 @@ class Installed:
         self.wheels = folder / "wheels"
         subprocess.run(
             ["sh", ROOT / "deploy" / "image" / "install.sh", ROOT, self.venv, what, self.wheels],
-            env={**os.environ, "PYTHON": sys.executable}, check=True, timeout=300,
+            env={**os.environ, "PYTHON": sys.executable}, check=True, timeout=INSTALLED_WITHIN_S,
         )  # fmt: skip
 
     @property
