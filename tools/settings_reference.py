@@ -21,7 +21,7 @@ from milo_discoveryd.config.listeners import Listener
 
 DOCS = Path(__file__).parents[1] / "docs"
 _TABLE = re.compile(r"<!-- settings: (?P<names>[^>]+) -->\n.*?<!-- end -->\n", re.DOTALL)
-_DEFAULT_IN_WORDS = re.compile(r" *None is ([^.]+(?:\.\w[^.]*)*)\.$")
+_DEFAULT_IN_WORDS = re.compile(r" *Default: ([^.]+(?:\.\w[^.]*)*)\.$")
 _NOTHING: tuple[object, ...] = (None, "", (), {})
 
 

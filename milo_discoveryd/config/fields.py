@@ -18,14 +18,14 @@ from milo_discoveryd.model import selector
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings that belong together. `__post_init__` checks how they fit, and raises ValueError."""
+    """A group of settings. `__post_init__` checks them together and raises ValueError."""
 
 
 G = TypeVar("G", bound=Group)
 
 
 class Complaint(NamedTuple):
-    """What is wrong with one value, and where it is within what was parsed."""
+    """What is wrong with a value, and where it is in the parsed input."""
 
     path: tuple[str | int, ...]
     value: object
@@ -33,7 +33,7 @@ class Complaint(NamedTuple):
 
 
 class InvalidError(ValueError):
-    """Everything that is wrong with a value and what is inside it."""
+    """All problems of a value and of the values inside it."""
 
     def __init__(self, complaints: Collection[Complaint]) -> None:
         self.complaints = tuple(complaints)
@@ -41,7 +41,7 @@ class InvalidError(ValueError):
 
 
 class Parser(Protocol):
-    """Makes a setting's value from text, or from what YAML has. Raises ValueError."""
+    """Parses the value of a setting from text or from a YAML value. Raises ValueError."""
 
     def __call__(self, value: object, /) -> Any: ...
 
@@ -49,7 +49,7 @@ class Parser(Protocol):
 class Field(NamedTuple):
     name: str
     type: Any
-    """Without None and annotations."""
+    """Return the type without None and annotations."""
     parse: Parser
     default: Any
     is_required: bool
@@ -91,7 +91,7 @@ def _parser(annotation: Any) -> Parser:
 
 
 def parse_group(group: type[G], given: Mapping[str, object]) -> G:
-    """Raises InvalidError. A key without a value is one that was not given."""
+    """Parse a mapping; a key without a value counts as not set. Raises InvalidError."""
     known = fields(group)
     parsed: dict[str, Any] = {}
     complaints = [
@@ -119,7 +119,7 @@ def _within(step: str | int, value: object, error: ValueError) -> Iterator[Compl
 
 
 class Nested:
-    """A mapping of settings. `prepare` replaces other ways of writing the group: by a mapping, or by what it means."""
+    """A mapping of settings. `prepare` converts other notations of the group to a mapping or its value."""
 
     def __init__(self, group: type[Group], prepare: Callable[[object], object] | None = None) -> None:
         self.group = group
@@ -135,7 +135,7 @@ class Nested:
 
 
 class ByType:
-    """A mapping of settings, whose `type` says which group it is."""
+    """A mapping of settings whose `type` selects the group."""
 
     def __init__(self, *groups: type[Group]) -> None:
         self.groups = {str(fields(group)["type"].default): group for group in groups}
@@ -151,7 +151,7 @@ class ByType:
 
 
 class ListOf:
-    """A list, which `split` takes from what was given; `check` sees it whole."""
+    """A list that `split` extracts from the input; `check` validates it as a whole."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class Whole:
 
 
 class Number:
-    """A number within bounds. With `is_above` it has to be more than the least."""
+    """A number within bounds; with `is_above`, greater than the lower one."""
 
     def __init__(self, least: float, most: float, *, is_above: bool = False) -> None:
         self.least, self.most, self.is_above = least, most, is_above
@@ -223,7 +223,7 @@ def _bounded(number: float, least: float, most: float) -> float:
 
 
 class Text:
-    """Text with a length within bounds, of which `form` may require more."""
+    """Text with a bounded length; `form` may validate it further."""
 
     def __init__(self, *, least: int = 0, most: int | None = None, form: Callable[[object], str] = str) -> None:
         self.least, self.most = least, most

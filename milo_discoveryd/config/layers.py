@@ -1,4 +1,4 @@
-"""Where each setting was said: flags, environment and file as layers of leaves, each leaf with its place.
+"""Flags, environment and file as layers of settings, each with its place.
 
 A layer maps the path of a setting, such as ("socket", "mode"), to what was given for it. Merging is then one dictionary
 over another, and whoever finds a value wrong can name the place it came from.
@@ -19,10 +19,10 @@ Key: TypeAlias = tuple[str, ...]
 ENVIRONMENT_PREFIX = "MILO_DISCOVERYD_"
 FILE_VARIABLE = "MILO_DISCOVERYD_CONFIG"
 
-# A Service called milo-discoveryd puts these into the environment of its namespace's pods; no setting is called so.
+# Kubernetes sets these variables for a Service named milo-discoveryd; they are no settings.
 _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)")
 
-# As today's operators spell them in their own configuration, at the top or under `discovery`.
+# Spellings of existing operators' configuration, at the top level or under `discovery`.
 _OPERATORS_SPELLINGS: Mapping[str, Key] = {
     "internalServiceDiscovery": ("mode",),
     "discoveryKubeconfigPath": ("discovery_kubeconfig",),
@@ -54,7 +54,7 @@ class Layer:
 
 
 def _walk(group: type[Group], around: Key = ()) -> Iterator[tuple[Key, bool]]:
-    """Every key of the tree, and whether it is a group of others."""
+    """Return every key of the tree, and whether it is a group."""
     for name, field in fields(group).items():
         if field.is_group:
             yield (*around, name), True
@@ -81,7 +81,7 @@ def variable_of(key: Key) -> str:
 
 
 def from_flags(flags: Mapping[str, object]) -> Layer:
-    """`flags` is keyed by setting ("mode", "log.level"); None and an empty list stand for a flag that was not given."""
+    """Return the layer of flags, keyed by setting ("mode", "log.level"); None and an empty list mean not given."""
     known = {dotted(key): key for key in LEAVES}
     return Layer(
         {
@@ -99,7 +99,7 @@ def from_environment(environ: Mapping[str, str]) -> Layer:
     for name in sorted(environ):
         key = known.get(name)
         if key is not None:
-            if environ[name]:  # an empty variable is how a pod's manifest leaves one out
+            if environ[name]:  # manifests leave unset variables empty
                 given[key] = Given(environ[name], f"environment {name}")
         elif name.startswith(ENVIRONMENT_PREFIX) and not _is_elses(name):
             problems.append(Problem(f"environment {name}", f"is not a setting{_nearest(name, known)}"))
@@ -163,9 +163,9 @@ class _FileReader:
 
     def _leaf(self, key: Key, value: object, place: str) -> None:
         if value is None:
-            return  # `key:` with nothing behind it
+            return  # `key:` without a value
         if key in self.given:
-            self.problems.append(Problem(place, f"says again what {self.given[key].place} says; drop one"))
+            self.problems.append(Problem(place, f"repeats {self.given[key].place}; remove one"))
         else:
             self.given[key] = Given(value, place)
 
@@ -199,8 +199,8 @@ def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
 
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     if not near:
-        # Somebody else's style of the same words: labelSelector, label-selector.
+        # Other spellings of the same words: labelSelector, label-selector.
         plain = {re.sub(r"[-_]", "", word).lower(): word for word in known}
         same = plain.get(re.sub(r"[-_]", "", name).lower())
         near = [same] if same else []
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+    return f"; did you mean {near[0]}?" if near else f"; valid names are {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""The settings of one place to listen at: an address, or a mapping that says more about it."""
+"""Settings of a listener: an address, or a mapping with further settings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,14 +12,14 @@ _RequiredFile = Annotated[Path, values.required_file]
 
 
 class Tls(Group, frozen=True, kw_only=True):
-    """1.3, and only for clients with a certificate."""
+    """TLS 1.3 with client certificates."""
 
     certificate: _RequiredFile
-    """The daemon's, for this address."""
+    """Certificate of the daemon for this address."""
     key: _RequiredFile
-    """Of that certificate."""
+    """Key of that certificate."""
     client_ca: _RequiredFile
-    """Which verifies callers."""
+    """CA that verifies client certificates."""
 
 
 _Account = Annotated[str, Text(most=32)]
@@ -29,39 +29,42 @@ class Listener(Group, frozen=True, kw_only=True):
     address: Annotated[values.ListenAddress, values.listen_address]
     """`unix:///path`, `HOST:PORT` (an empty host is all interfaces) or `insecure://HOST:PORT` on loopback."""
     name: Annotated[str, values.cluster_name] | None = None
-    """What rights, the audit and the log call it. None is its address."""
+    """Name in rights, the audit and the log. Default: its address."""
     mode: Annotated[int, values.permissions] | None = None
-    """Permissions of a Unix socket. None is `socket.mode`."""
+    """Permissions of a Unix socket. Default: `socket.mode`."""
     group: _Account | None = None
-    """Of a Unix socket: name or number of the group that may connect. None is `socket.group`."""
+    """Name or number of the group that may connect to a Unix socket. Default: `socket.group`."""
     owner: _Account | None = None
-    """Of a Unix socket: name or number of a user; only root gives sockets away. None is the daemon's own."""
+    """Name or number of the owner of a Unix socket; only root can change it. Default: the daemon's own user."""
     peer_credentials: bool = False
-    """On a Unix socket, have the kernel say which user's process connects. It costs a copy of each byte."""
+    """Identify callers of a Unix socket by the kernel (SO_PEERCRED). Costs a copy of each byte."""
     tls: Tls | None = None
-    """Of TCP, and needed there."""
+    """Required for TCP."""
     tokens: bool = False
-    """Take `authorization: Bearer` from callers, and have the cluster of `token_review` say whose it is."""
+    """Accept `authorization: Bearer` from callers, reviewed by the cluster of `token_review`."""
     connections: Annotated[int, Whole(1, 100_000)] = 1000
-    """At once, or as many as there are descriptors for. With `tls` or `peer_credentials`, nobody has more than half."""
+    """Maximum open connections, fewer if the limit of open files requires it. With `tls` or `peer_credentials`, one
+    address or process gets at most half of them."""
 
     def __post_init__(self) -> None:
         if isinstance(self.address, values.UnixAddress):
             if self.tls is not None:
-                raise ValueError("has tls, which is for TCP: on a Unix socket, peer_credentials tell who calls")
+                raise ValueError("has tls, which is for TCP: use peer_credentials on a Unix socket")
             return
         for setting in ("mode", "owner", "group", "peer_credentials"):
             if getattr(self, setting):
-                raise ValueError(f"has {setting}, which is for Unix sockets")
+                raise ValueError(f"has {setting}, which is only for Unix sockets")
         if isinstance(self.address, values.InsecureAddress):
             if self.tls is not None:
-                raise ValueError(f"has tls, and says insecure: write {self.address.host}:{self.address.port}")
+                raise ValueError(
+                    f"has tls, but its address is insecure://: use {self.address.host}:{self.address.port}"
+                )
         elif self.tls is None:
             host, port = self.address.host, self.address.port
             local = values.InsecureAddress(host if addresses.is_loopback(host) else "127.0.0.1", port)
             raise ValueError(
-                "is TCP, and needs tls with certificate, key and client_ca, which only the configuration file can "
-                f'have; or use a Unix socket; or, for everybody on this machine, "{local}"'
+                "is TCP, and requires tls with certificate, key and client_ca, which only the configuration file can "
+                f'set; or use a Unix socket; or, for every process on this machine, "{local}"'
             )
 
     @property
@@ -70,14 +73,14 @@ class Listener(Group, frozen=True, kw_only=True):
 
 
 def listener(value: object) -> object:
-    """An address stands for a listener with nothing else said about it."""
+    """Return the mapping for a listener that is given as an address."""
     return value if isinstance(value, Mapping | Listener) else {"address": value}
 
 
 def distinct(listeners: tuple[Listener, ...]) -> None:
     if not listeners:
-        raise ValueError("must name at least one address")
+        raise ValueError("must have at least one address")
     if len({str(each.address) for each in listeners}) < len(listeners):
-        raise ValueError("must name each address once")
+        raise ValueError("has an address twice")
     if len({each.title for each in listeners}) < len(listeners):
-        raise ValueError("must give each of its listeners another name")
+        raise ValueError("has listeners with the same name")

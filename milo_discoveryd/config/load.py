@@ -1,4 +1,4 @@
-"""Settings from flags, environment and file: everything that is wrong with them at once, before anything starts."""
+"""Loads settings from flags, environment and file, and reports all their problems together."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ from milo_discoveryd.daemon_errors import ConfigError
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Settings:
-    """Flags over environment over file over defaults. Without a `file`, the one that MILO_DISCOVERYD_CONFIG names."""
+    """Merge flags over environment over file over defaults. `file` defaults to MILO_DISCOVERYD_CONFIG."""
     file = named_file(environ, file)
     weakest_first = [layers.from_environment(environ), layers.from_flags(flags)]
     if file is not None:
@@ -36,7 +36,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
 
 
 def named_file(environ: Mapping[str, str], file: Path | None) -> Path | None:
-    """Which file is read, where any is."""
+    """Return the configuration file, if any."""
     named = environ.get(layers.FILE_VARIABLE)
     return Path(named) if file is None and named else file
 
@@ -67,11 +67,11 @@ def _explain(complaint: Complaint, given: Mapping[Key, Given]) -> Problem:
 
 
 _ITEMS = frozenset({("listen",), ("kubeconfigs", "sources"), ("rights",)})
-"""Lists of mappings."""
+"""Settings that are lists of mappings."""
 
 
 def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:
-    """What no setting gets wrong alone."""
+    """Yield the problems of settings that contradict each other."""
     return [
         *_one_address_for_all(settings, given),
         *_no_such_source(settings, given),
@@ -91,7 +91,7 @@ def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iter
         ):
             for name in named:
                 if name not in there_are:
-                    complaint = f"{layers.quoted(name)} is not {what}; there are: {', '.join(there_are) or 'none'}"
+                    complaint = f"{layers.quoted(name)} is not {what}; configured: {', '.join(there_are) or 'none'}"
                     yield Problem(given[("rights",)].place, f"item {number}.{setting}: {complaint}")
 
 
@@ -126,7 +126,7 @@ def _no_such_source(settings: Settings, given: Mapping[Key, Given]) -> list[Prob
     if wanted is None or wanted in names:
         return []
     there_are = ", ".join(names) or "none"
-    complaint = f"{layers.quoted(wanted)} is not the name of one of kubeconfigs.sources; there are: {there_are}"
+    complaint = f"{layers.quoted(wanted)} is not the name of one of kubeconfigs.sources; configured: {there_are}"
     return [Problem(given[("source", "credentials")].place, complaint)]
 
 
@@ -136,5 +136,5 @@ def _one_address_for_all(settings: Settings, given: Mapping[Key, Given]) -> list
         return []
     said = [key for key in (("internal_address_template",), ("internal_namespace_template",)) if key in given]
     where = given[said[0]]
-    complaint = f"{layers.quoted(where.value)} makes one address of all projects: use {{name}} or {{uid}}"
+    complaint = f"{layers.quoted(where.value)} gives all projects the same address: use {{name}} or {{uid}}"
     return [Problem(where.place, complaint)]

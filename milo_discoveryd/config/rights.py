@@ -1,4 +1,4 @@
-"""The settings of one rule: whom it is for, and what it gives."""
+"""Settings of an authorization rule: the callers that it matches, and the access that it grants."""
 
 import re
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ _NAME = re.compile(r"[a-z0-9.*-]{1,253}")
 
 
 def _several(value: object) -> tuple[object, ...]:
-    """One, or a list of them."""
+    """Return the values of a list, or of a single value."""
     several = (value,) if isinstance(value, str | int) else values.words(value)
     if not several:
-        raise ValueError("names none: leave it out where it doesn't matter")
+        raise ValueError("is empty: omit it to match any")
     return several
 
 
@@ -39,7 +39,7 @@ def _account(value: object) -> str:
     text = str(value)
     if "*" in text or not text.isprintable() or not text.strip():
         raise ValueError(
-            "must be a whole name: there are no patterns here; all service accounts of a namespace are the group "
+            "must be a complete name, not a pattern; all service accounts of a namespace are in the group "
             '"system:serviceaccounts:<namespace>"'
         )
     return text
@@ -48,7 +48,7 @@ def _account(value: object) -> str:
 def _cluster(value: object) -> str:
     text = str(value)
     if not _NAME.fullmatch(text):
-        raise ValueError('must be the name of a project, or some of it with "*" for the rest, such as "shop-*"')
+        raise ValueError('must be the name of a project, or a pattern with "*" such as "shop-*"')
     return text
 
 
@@ -62,21 +62,21 @@ _Accounts = Annotated[tuple[str, ...], _some(Text(most=1024, form=_account))]
 
 
 class Who(Group, frozen=True, kw_only=True):
-    """All that is set must be true of a caller; of several values for one thing, any."""
+    """Conditions for a caller: all fields that are set must match, by any of their values."""
 
     listener: _Texts = ()
-    """Names of listeners. None is any."""
+    """Names of listeners. Default: any."""
     uid: _Ids = ()
-    """Of the process that connected, at listeners with `peer_credentials`. None is any."""
+    """UID of the connecting process, at listeners with `peer_credentials`. Default: any."""
     gid: _Ids = ()
-    """A group of this process: its own, or one that it is a member of besides. None is any."""
+    """Primary or supplementary group of this process. Default: any."""
     san: Annotated[tuple[str, ...], _some(Text(most=2048, form=_san))] = ()
-    """Of the client's certificate, at listeners with `tls`: `uri:spiffe://prod/ns/shop/sa/operator`,
-    `dns:shop.example.com`. A URI may end with `/*`, for all below it. None is any."""
+    """Subject alternative name of the client certificate, at listeners with `tls`:
+    `uri:spiffe://prod/ns/shop/sa/operator`, `dns:shop.example.com`. A URI may end with `/*`. Default: any."""
     user: _Accounts = ()
-    """Whose bearer token it is, at listeners with `tokens`: `system:serviceaccount:shop:operator`. None is any."""
+    """User of the bearer token, at listeners with `tokens`: `system:serviceaccount:shop:operator`. Default: any."""
     group: _Accounts = ()
-    """Of that user: `system:serviceaccounts:shop`. None is any."""
+    """Group of that user: `system:serviceaccounts:shop`. Default: any."""
 
     @property
     def is_everybody(self) -> bool:
@@ -84,14 +84,14 @@ class Who(Group, frozen=True, kw_only=True):
 
 
 class Clusters(Group, frozen=True, kw_only=True):
-    """All that is set must be true of a cluster."""
+    """Conditions for a cluster: all fields that are set must match."""
 
     label_selector: Annotated[str, selector_text] = ""
-    """Its labels, as `kubectl -l` takes it. None is any."""
+    """Label selector, in the syntax of `kubectl -l`. Default: any."""
     organizations: _Texts = ()
-    """Its organization: one of these. None is any."""
+    """Organizations. Default: any."""
     names: Annotated[tuple[str, ...], _some(_cluster)] = ()
-    """Its name: one of these, in which `*` stands for any characters. None is any."""
+    """Names or patterns with `*`. Default: any."""
 
 
 def _who(value: object) -> object:
@@ -99,7 +99,7 @@ def _who(value: object) -> object:
         return Who()
     if isinstance(value, Mapping | Who) and value != {}:
         return value
-    raise ValueError(f'must be "{EVERYBODY}", or say who, by some of {", ".join(Who.__struct_fields__)}')
+    raise ValueError(f'must be "{EVERYBODY}", or set some of {", ".join(Who.__struct_fields__)}')
 
 
 def _clusters(value: object) -> object:
@@ -109,50 +109,47 @@ def _clusters(value: object) -> object:
         return None
     if isinstance(value, Mapping) and not str(value.get("label_selector", ALL) or "").strip():
         raise ValueError(
-            f'has an empty label_selector, which every cluster matches: drop it, or write "clusters: {ALL}"'
+            f'has an empty label_selector, which matches every cluster: remove it, or write "clusters: {ALL}"'
         )
     if isinstance(value, Mapping | Clusters) and value != {}:
         return value
-    raise ValueError(f'must be "{ALL}", "{NONE}", or say which, by some of {", ".join(Clusters.__struct_fields__)}')
+    raise ValueError(f'must be "{ALL}", "{NONE}", or set some of {", ".join(Clusters.__struct_fields__)}')
 
 
 class Rule(Group, frozen=True, kw_only=True):
     name: Annotated[str, values.cluster_name]
-    """What the audit and `check --as` call it."""
+    """Name in the audit and in `check --as`."""
     who: Annotated[Who, Nested(Who, _who)]
-    """`everybody`, or some of what follows. All that is said must be true of a caller, and of several values any."""
+    """`everybody`, or conditions that a caller must meet: all of them, each by any of its values."""
     clusters: Annotated[Clusters | None, Nested(Clusters, _clusters)]
-    """`all`, `none`, which takes them away from whom it is for, or some of what follows. All that is said must be true
-    of a cluster."""
+    """`all`, `none` (the caller is denied), or conditions that a cluster must meet: all of them."""
     kubeconfigs: bool = False
-    """`true` to give any. The next three are about these."""
+    """`true` to issue kubeconfigs, under the following three settings."""
     sources: _Texts = ()
-    """Of `kubeconfigs.sources`, those that there may be credentials from; the first of them that is for a cluster
-    serves it. None is all."""
+    """Names of the permitted `kubeconfigs.sources`; the first that matches a cluster serves it. Default: all."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] | None = None
-    """The longest life that a source is asked for. One that can't be told gives what it gives. None is
+    """Maximum lifetime requested from a source; sources with a fixed lifetime ignore it. Default:
     `kubeconfigs.max_ttl`."""
     kubeconfigs_per_minute: Annotated[int | None, Whole(1, 1_000_000)] = None
-    """Handed out to one caller, on streams and by calls. As many may be had at once. None is
-    `limits.kubeconfigs_per_minute`."""
+    """Maximum kubeconfigs per minute and caller, and maximum burst. Default: `limits.kubeconfigs_per_minute`."""
     streams: Annotated[int | None, Whole(1, 100_000)] = None
-    """That one caller has open at once. None is `limits.streams_per_caller`."""
+    """Maximum open streams of a caller. Default: `limits.streams_per_caller`."""
 
     def __post_init__(self) -> None:
         if not self.kubeconfigs:
             for setting in ("sources", "max_ttl", "kubeconfigs_per_minute"):
                 if getattr(self, setting):
-                    raise ValueError(f'has {setting}, and gives no kubeconfigs: write "kubeconfigs: true", or drop it')
+                    raise ValueError(f'has {setting} but issues no kubeconfigs: set "kubeconfigs: true", or remove it')
 
 
 def ordered(rules: tuple[Rule, ...]) -> None:
-    """The first that a caller meets counts, so none may stand behind one that everybody meets."""
+    """Check that no rule follows one that matches every caller: only the first match applies."""
     names = [rule.name for rule in rules]
     if len(set(names)) < len(names):
-        raise ValueError("must give each of its rules another name")
+        raise ValueError("has rules with the same name")
     everybody = next((place for place, rule in enumerate(rules) if rule.who.is_everybody), len(rules))
     if behind := names[everybody + 1 :]:
         raise ValueError(
-            f"has rules behind {names[everybody]!r}, which is for everybody, so that they never count: move it to the "
-            f"end, behind {', '.join(behind)}"
+            f"has rules after {names[everybody]!r}, which matches every caller, so they never apply: move it to the "
+            f"end, after {', '.join(behind)}"
         )

@@ -1,4 +1,4 @@
-"""Every setting, with its default and its limits. One frozen tree; `load` makes it, the composition root reads it."""
+"""All settings with their defaults and limits, as one frozen tree. `load` builds it, the composition root reads it."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -35,222 +35,225 @@ def _http_listen(value: object) -> values.TcpAddress | None:
 
 
 class Socket(Group, frozen=True, kw_only=True):
-    """How the Unix sockets that the daemon makes look to others on the machine."""
+    """Permissions and group of the Unix sockets."""
 
     mode: Annotated[int, values.permissions] = 0o660
     """Permissions of the Unix sockets."""
     group: Annotated[str, Text(most=32)] | None = None
-    """Name or number of the group that may connect. None is the daemon's own."""
+    """Name or number of the group that may connect. Default: the daemon's own group."""
 
 
 class Source(Group, frozen=True, kw_only=True):
-    """How the API server is read."""
+    """How the API server is listed and watched."""
 
-    # Pages of 500, the usual size, cost the server minutes at a hundred thousand objects.
+    # With pages of 500, the usual size, a list of 100,000 objects takes the server minutes.
     page_size: Annotated[int, Whole(1, 100_000)] = 5_000
-    """Objects a page of a list, where streaming lists are not served."""
+    """Objects per page of a list, on servers without streaming lists."""
     streaming_lists: Annotated[str, one_of("auto", "off")] = "auto"
-    """`off` where a server serves them badly."""
+    """`off` for servers whose streaming lists are faulty."""
     silence_limit: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=90)
-    """A watch that says nothing for so long is taken for dead. Above 70 s, since API servers are silent for a
-    minute."""
+    """A watch that is silent for longer is considered broken. Use more than 70 s, because API servers send bookmarks
+    once a minute."""
     look_interval: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=15)
-    """While the API server says nothing, it is asked for `/livez` this often, on another connection. After three
-    questions without any answer all connections are made anew."""
+    """Interval of liveness probes (`/livez`, on another connection) while the API server is silent. After three
+    unanswered probes all connections are reopened."""
     connect_timeout: Annotated[timedelta, span("100ms", "5m")] = timedelta(seconds=10)
-    """For a connection to the API server."""
+    """Timeout for connecting to the API server."""
     request_timeout: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=60)
-    """For a whole answer of it: a page of a list, a look at one object."""
+    """Timeout for a complete response: a page of a list, a single object."""
     response_limit: Annotated[int, size(1 << 20, 4 << 30)] = 256 << 20
-    """The largest answer that is read."""
+    """Maximum size of a response."""
     credentials: Annotated[str | None, Text(most=63)] = None
-    """The name of one of `kubeconfigs.sources`, to authenticate with where projects are watched. None is the discovery
-    kubeconfig's user."""
+    """Name of the credential source in `kubeconfigs.sources` that authenticates discovery. Default: the user of the
+    discovery kubeconfig."""
 
 
 class Tombstones(Group, frozen=True, kw_only=True):
-    """How long the change log remembers clusters that are gone. Who was away for longer gets a snapshot."""
+    """How long the change log keeps tombstones. A subscriber that was disconnected for longer gets a snapshot."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10_000
-    """Disengaged clusters that the change log remembers, for subscribers that come back. Who was away for longer is
-    given a snapshot."""
+    """Disengaged clusters that the change log keeps, so that subscribers can resume. A subscriber that missed more gets
+    a snapshot."""
     age: Annotated[timedelta, span("0s", "720h")] = timedelta(hours=1)
-    """And for how long."""
+    """How long the change log keeps a disengaged cluster."""
 
 
 class Removals(Group, frozen=True, kw_only=True):
-    """When a list that lacks engaged clusters is not believed at once. See `registry.guard`."""
+    """The mass-removal limit: when removals found by a list are held. See `registry.removal_guard`."""
 
     count: Annotated[int, Whole(0, 1_000_000)] = 10
-    """A list that lacks more engaged clusters than this, and more than their share below, is not believed at once; nor
-    is one that lacks more than half, or all."""
+    """Removals are held if a list lacks more engaged clusters than this number and than `removals.share`, or more than
+    half of them, or all."""
     share: Annotated[float, Number(0, 1)] = 0.2
-    """Of the engaged clusters."""
+    """Share of the engaged clusters, see `removals.count`."""
     verify_after: Annotated[timedelta, span("1s", "24h")] = timedelta(seconds=30)
-    """When a second list is read, to be held against the first."""
+    """Delay before the second list that must confirm held removals."""
     per_second: Annotated[float, Number(0, 10_000, is_above=True)] = 50.0
-    """At which pace the missing are then asked about, each by itself."""
+    """Rate at which confirmed removals are released; each deletion is confirmed by a GET."""
 
 
 class Metrics(Group, frozen=True, kw_only=True):
-    # A scrape of 50,000 takes a third of a second of the daemon's time.
+    # A scrape of 50,000 clusters takes a third of a second of CPU time.
     cluster_info_cap: Annotated[int, Whole(0, 100_000)] = 1_000
-    """Clusters with time series of their own, where `http_names` allows any."""
+    """Maximum number of clusters with time series of their own, if `http_names` allows any."""
 
 
 def _named_once(sources: tuple[CredentialSource, ...]) -> None:
     names = [source.name for source in sources]
     if len(set(names)) < len(names):
-        raise ValueError("must give each of its sources another name")
+        raise ValueError("has sources with the same name")
 
 
 class Kubeconfigs(Group, frozen=True, kw_only=True):
-    """What is handed out."""
+    """The kubeconfigs that the daemon issues."""
 
     sources: Annotated[tuple[CredentialSource, ...], ListOf(SOURCES, split=values.items, check=_named_once)] = ()
-    """The sources of the credentials that are handed out; the first that covers a cluster serves it. None hands out
-    none."""
+    """Credential sources for issued kubeconfigs; the first that matches a cluster serves it. Without sources none are
+    issued."""
     max_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=15)
-    """The longest life that a credential source is asked for, whatever a subscriber asks for."""
-    # Ten minutes is also the least that a Kubernetes API server gives.
+    """Maximum lifetime requested from a credential source."""
+    # Ten minutes is also the minimum of the Kubernetes TokenRequest API.
     default_ttl: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=10)
-    """Where a subscriber does not say. No more than `kubeconfigs.max_ttl` counts."""
+    """Lifetime if a subscriber requests none, at most `kubeconfigs.max_ttl`."""
     concurrent_mints: Annotated[int, Whole(1, 1_000)] = 10
-    """How many credentials are asked for at once, of a source that has one for each cluster."""
-    # Ten thousand clusters with ten minutes each take 43 in the long run.
+    """Maximum concurrent requests to a source with one credential per cluster."""
+    # Ten thousand clusters with a lifetime of ten minutes need 43 per second.
     mints_per_second: Annotated[float, Number(0.1, 10_000)] = 50.0
-    """And how many are begun a second."""
+    """Maximum rate of requests to such a source."""
     address: Annotated[values.ListenAddress, values.client_address] | None = None
-    """Where holders of a kubeconfig in the EXEC form, which has no secret in it, find this daemon. None is the first of
+    """Address of this daemon in kubeconfigs of the EXEC form, which contain no secret. Default: the first of
     `listen`."""
 
 
 class TokenReview(Group, frozen=True, kw_only=True):
-    """Whose the bearer tokens of callers are, at listeners that take tokens."""
+    """The API server that reviews callers' bearer tokens, for listeners that accept tokens."""
 
     kubeconfig: Annotated[Path | None, values.file_path] = None
-    """Of the cluster that is asked whose the bearer tokens of callers are, at listeners that take tokens. None is where
-    projects are watched."""
+    """Kubeconfig of the cluster that reviews callers' bearer tokens. Default: where projects are watched."""
     audiences: Annotated[tuple[str, ...], ListOf(Text(least=1, most=253))] = ("milo-discovery",)
-    """What a token has to be for: one of these. Empty takes those for the API server itself, which nobody should hand
-    around."""
+    """Audiences, one of which a token must have. Empty accepts tokens for the API server itself, which should not be
+    shared."""
 
 
 class Connectivity(Group, frozen=True, kw_only=True):
-    """How the clusters' own API servers are probed."""
+    """Connectivity probes of the clusters' API servers."""
 
     interval: Annotated[timedelta | None, span_or_off("1s", "24h")] = timedelta(minutes=1)
-    """Between two probes of a cluster's API server, where the rates allow it."""
+    """Interval between probes of a cluster's API server, if the rates allow it."""
     path: Annotated[str, values.url_path] = "/readyz"
-    """What is asked for, with the credential that the cluster's operators hold, or else the project kubeconfig's."""
+    """Path of the probe, sent with the credential issued for the cluster, or else with that of the project
+    kubeconfig."""
     timeout: Annotated[timedelta, span("100ms", "1m")] = timedelta(seconds=5)
-    """For the answer."""
+    """Timeout of a probe."""
     rate: Annotated[float, Number(0.1, 1_000)] = 50.0
-    """Probes a second, of all clusters."""
+    """Maximum probes per second for all clusters."""
     host_rate: Annotated[float, Number(0.1, 1_000)] = 20.0
-    """And of all clusters behind one host."""
-    # An API server that restarts is nobody's news.
+    """Maximum probes per second for the clusters behind one host."""
+    # Long enough for a restart of the API server.
     unreachable_after: Annotated[timedelta, span("0s", "1h")] = timedelta(seconds=30)
-    """How long a cluster fails before it is called unreachable."""
-    # Off: operators see for themselves whom they can't reach, and nothing of theirs is torn down for a network.
+    """How long probes must fail before a cluster is unreachable."""
+    # Off by default, so that a network failure tears down nothing in operators.
     disengage_unreachable_after: Annotated[timedelta | None, span_or_off("1s", "24h")] = None
-    """How long a cluster is unreachable before it is disengaged for it, until it is reached again. None is `off`."""
+    """How long a cluster must be unreachable before it is disengaged, until it is reachable again; or `off`."""
 
 
 class Traces(Group, frozen=True, kw_only=True):
-    """Spans, where the extra `traces` is installed."""
+    """OpenTelemetry traces; they require the extra `traces`."""
 
     endpoint: Annotated[str | None, values.receiver] = None
-    """An OTLP receiver for traces, over HTTP: `http://localhost:4318`. It takes the extra `traces`."""
+    """OTLP/HTTP receiver: `http://localhost:4318`. Requires the extra `traces`."""
     share: Annotated[float, Number(0, 1)] = 1.0
-    """Of the calls and requests that are traced, where the caller has not decided it."""
+    """Share of calls and requests that are traced, unless the caller has sampled them."""
 
 
 class SingleCluster(Group, frozen=True, kw_only=True):
     """The one cluster of mode `single`."""
 
     name: Annotated[str, values.cluster_name] = "single"
-    """What the one cluster of mode `single` is called."""
+    """Name of the cluster of mode `single`."""
     labels: Annotated[dict[str, str], values.pairs] = msgspec.field(default_factory=dict)
-    """The labels that it is shown with."""
+    """Its labels."""
     organization: Annotated[str, Text(most=253)] = ""
-    """The organization that it is shown as of."""
+    """Its organization."""
 
 
 class Limits(Group, frozen=True, kw_only=True):
-    """How much callers have of what there is a limited amount of."""
+    """Quotas of callers."""
 
     streams: Annotated[int, Whole(1, 100_000)] = 2_000
-    """Open at once, of all callers together."""
+    """Maximum open streams of all callers."""
     streams_per_caller: Annotated[int, Whole(1, 100_000)] = 600
-    """Of one caller, where no rule says otherwise. Callers whom a listener can't tell apart are one."""
+    """Maximum open streams of a caller, unless its rule sets another. Callers that a listener cannot distinguish count
+    as one."""
     kubeconfigs_per_minute: Annotated[int, Whole(1, 1_000_000)] = 60_000
-    """Handed out to one caller, where no rule says otherwise. As many may be had at once."""
+    """Maximum kubeconfigs per minute and caller, and maximum burst, unless its rule sets another."""
 
 
 class Audit(Group, frozen=True, kw_only=True):
     file: Annotated[Path | None, values.file_path] = None
-    """A file that all that is handed out and refused is appended to, a line of JSON each. None is the log alone."""
+    """File to which audit events are appended, a line of JSON each. Default: events are only logged."""
 
 
 class Log(Group, frozen=True, kw_only=True):
     level: Annotated[str, one_of("debug", "info", "warning", "error")] = "info"
-    """What is logged: this, and what is graver."""
+    """Minimum level of log messages."""
     format: Annotated[str, one_of("auto", "console", "json")] = "auto"
     """`auto`: `console` on a terminal, `json` elsewhere."""
 
 
 class Settings(Group, frozen=True, kw_only=True):
     mode: Annotated[str, _mode] = "project"
-    """`project`, `project-control-plane`, `single`, or a mode that another package brings."""
+    """`project`, `project-control-plane`, `single`, or a mode of an installed package."""
     discovery_kubeconfig: Annotated[Path | None, values.file_path] = None
-    """Where projects are watched. None is the cluster that the daemon runs in."""
+    """Kubeconfig of the API server where projects are watched. Default: the cluster that the daemon runs in."""
     project_kubeconfig: Annotated[Path | None, values.file_path] = None
-    """Whose address, CA and identity lead to the projects. None is the cluster that the daemon runs in; outside of one,
-    `discovery_kubeconfig`."""
+    """Kubeconfig whose address, CA and identity are used for projects. Default: the cluster that the daemon runs in, or
+    `discovery_kubeconfig` outside of a cluster."""
     exec_plugins: Annotated[tuple[str, ...], ListOf(Text(least=1, most=4096))] = ()
-    """Commands that a kubeconfig may have run as exec credential plugins, as it writes them, such as `datumctl`; `*` is
-    any. Where any may, whoever writes a kubeconfig runs what they like, as the daemon."""
+    """Commands that kubeconfigs may run as exec credential plugins, spelled as in the kubeconfig, such as `datumctl`;
+    `*` allows any, so that anyone who can write a kubeconfig runs code as the daemon."""
     label_selector: Annotated[str, selector_text] = ""
-    """Which projects, as `kubectl -l` takes it. None is all."""
+    """Label selector for projects, in the syntax of `kubectl -l`. Default: all."""
     not_ready_grace: Annotated[timedelta, span("0s", "1h")] = timedelta()
     """How long a project may be not ready before it is disengaged."""
-    # Annotations hold anything, and what leaves the API server should be somebody's decision.
+    # None by default: annotations can contain anything, so sharing them has to be a decision.
     annotation_prefixes: Annotated[tuple[str, ...], ListOf(Text(least=1, most=317))] = ()
-    """Annotations handed on to subscribers: those that begin with one of these."""
+    """Prefixes of annotations that are sent to subscribers."""
     internal_address_template: Annotated[str, values.address_template] = (
         "milo-apiserver.{namespace}.svc.cluster.local:6443"
     )
-    """Where mode `project-control-plane` finds a project's API server; `{name}`, `{uid}`, `{namespace}`."""
+    """Address of a project's API server in mode `project-control-plane`; variables: `{name}`, `{uid}`,
+    `{namespace}`."""
     internal_namespace_template: Annotated[str, values.namespace_template] = "project-{name}"
-    """What `{namespace}` stands for. Some installations of Milo have `project-{uid}`."""
+    """Value of `{namespace}`. Some installations of Milo use `project-{uid}`."""
     cluster: SingleCluster = SingleCluster()
     source: Source = Source()
     removals: Removals = Removals()
     state_directory: Annotated[Path | None, values.file_path] = None
-    """Where the clusters as last known are kept (no credentials), so that a daemon that restarts while Milo is away
-    serves them at once, as stale. None is nowhere."""
+    """Directory for the last known clusters (without credentials): a daemon that restarts while Milo is unreachable
+    serves them as stale. Default: not stored."""
     tombstones: Tombstones = Tombstones()
     listen: Annotated[tuple[Listener, ...], ListOf(Nested(Listener, listener), check=distinct)] = (
         Listener(address=values.UnixAddress(Path("/run/milo-discovery/discovery.sock"))),
     )
-    """Where callers find the daemon: a list of listeners."""
+    """The listeners of the gRPC service."""
     socket: Socket = Socket()
     token_review: TokenReview = TokenReview()
     rights: Annotated[tuple[Rule, ...], ListOf(Nested(Rule), split=values.items, check=ordered)] = ()
-    """Rules: who may see which clusters, and have kubeconfigs. The first that a caller meets counts. None is everything
-    for everybody."""
+    """Authorization rules: which callers see which clusters and get kubeconfigs. The first that matches a caller
+    applies. Without rules every caller has full access."""
     limits: Limits = Limits()
     audit: Audit = Audit()
     heartbeat_interval: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
-    """Between two signs of life on a stream, where a subscriber does not ask for another."""
+    """Interval of heartbeats on a quiet stream, unless a subscriber requests another."""
     stalled_timeout: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=5)
-    """A subscriber that reads nothing for so long is ended."""
+    """A stream is ended if its subscriber reads nothing for this time."""
     kubeconfigs: Kubeconfigs = Kubeconfigs()
     connectivity: Connectivity = Connectivity()
     http_listen: Annotated[values.TcpAddress | None, _http_listen] = values.TcpAddress("", 9464)
-    """Metrics, health and the status page; `off` for none. On all interfaces, since Prometheus and the kubelet connect
-    to the pod's address. There is no authentication: `http_names` decides who sees names."""
+    """Address of metrics, health checks and the status page, or `off`. All interfaces by default, because Prometheus
+    and the kubelet connect to the pod's address. The port has no authentication; `http_names` restricts who sees
+    names."""
     http_names: Annotated[str, one_of("loopback", "everyone", "nobody")] = "loopback"
     """Who sees names of clusters and organizations, and messages that may contain some, on the status page and in
     `/metrics`: clients on loopback, such as those of `kubectl port-forward`; everyone, where a NetworkPolicy restricts

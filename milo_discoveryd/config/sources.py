@@ -1,4 +1,4 @@
-"""The settings of credential sources: a name, a type, and what that type needs."""
+"""Settings of credential sources: a name, a type, and the settings of the type."""
 
 from datetime import timedelta
 from pathlib import Path
@@ -23,93 +23,93 @@ MIN_TOKEN_TTL_S = 600
 
 class _Source(Group, frozen=True, kw_only=True):
     name: _Label
-    """What rules, metrics and the log call it."""
+    """Name in rules, metrics and the log."""
     label_selector: Annotated[str, selector_text] = ""
-    """Which clusters it is for. None is all."""
+    """Label selector of the clusters that it serves. Default: all."""
     hand_out: bool = True
-    """`false` for one that only the daemon itself authenticates with."""
+    """`false` if only the daemon itself authenticates with it."""
 
 
 class DatumServiceAccount(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["datum-service-account"], one_of("datum-service-account")] = "datum-service-account"
     key_file: _RequiredFile
-    """The JSON key file, read again when it changes."""
+    """The JSON key file, reloaded when it changes."""
     ca_file: _File = None
-    """The CA of the token endpoint; required for one on this machine. None is the system's."""
+    """CA of the token endpoint; required for a loopback address. Default: the system's CAs."""
     audiences: _Words = ()
-    """A token that is a JWT must be for one of these. None is any."""
+    """Audiences, one of which a JWT must have. Default: any."""
 
 
 class TokenRequest(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["token-request"], one_of("token-request")] = "token-request"
     kubeconfig: _File = None
-    """Of the infrastructure cluster. None is that of discovery."""
+    """Kubeconfig of the infrastructure cluster. Default: that of discovery."""
     namespace: _Label
-    """Of the service account."""
+    """Namespace of the service account."""
     service_account: _ObjectName
-    """Whose tokens they are."""
+    """Name of the service account."""
     audiences: _Words = ()
-    """Who they are for. None is the API server's own."""
+    """Audiences of the tokens. Default: the API server's own."""
     bound: bool = True
-    """To a Secret for each project. `false` has one token for all projects, and no Secrets."""
+    """Bind each project's tokens to a Secret, so that they can be revoked. `false` uses one token for all projects."""
 
 
 class ClientCertificate(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["client-certificate"], one_of("client-certificate")] = "client-certificate"
     ca_certificate: _RequiredFile
-    """The CA, read again when it changes."""
+    """CA certificate, reloaded when it changes."""
     ca_key: _RequiredFile
-    """Its key, as well."""
+    """Key of the CA, reloaded when it changes."""
     common_name: Annotated[str, values.subject_template]
-    """The user; `{name}` and `{uid}` are the project's."""
+    """User name; `{name}` and `{uid}` are the project's."""
     organizations: Annotated[tuple[str, ...], ListOf(values.subject_template)] = ()
-    """The groups, with the same placeholders."""
+    """Groups, with the same placeholders."""
 
 
 class Exec(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["exec"], one_of("exec")] = "exec"
     command: Annotated[str, values.absolute_command]
-    """An absolute path."""
+    """Absolute path of the command."""
     args: Annotated[tuple[str, ...], ListOf(str)] = ()
-    """What it is started with."""
+    """Its arguments."""
     env: Annotated[dict[str, str], values.pairs] = msgspec.field(default_factory=dict)
-    """Environment variables besides the inherited ones."""
+    """Additional environment variables."""
     api_version: Annotated[str, one_of("client.authentication.k8s.io/v1", "client.authentication.k8s.io/v1beta1")] = (
         "client.authentication.k8s.io/v1"
     )
-    """Of the credential that it prints."""
+    """API version of the ExecCredential that it prints."""
     per_cluster: bool = False
-    """`true` runs it for each cluster, with that cluster's server."""
+    """`true` runs it per cluster, with the cluster's server."""
     timeout: Annotated[timedelta, span("1s", "5m")] = timedelta(seconds=25)
-    """Then it is killed, with all that it started."""
+    """Time after which it is killed with its child processes."""
 
 
 class TokenFile(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["token-file"], one_of("token-file")] = "token-file"
     path: _RequiredFile
-    """Of the file with the token, read again as it changes."""
+    """Path of the token file, reloaded when it changes."""
     audiences: _Words = ()
-    """The token must be for one of these. None is any."""
+    """Audiences, one of which the token must have. Default: any."""
 
 
 class KubeconfigSecret(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["kubeconfig-secret"], one_of("kubeconfig-secret")] = "kubeconfig-secret"
     kubeconfig: _File = None
-    """Of the infrastructure cluster. None is that of discovery."""
+    """Kubeconfig of the infrastructure cluster. Default: that of discovery."""
     namespace_template: Annotated[str, values.namespace_template] = "project-{uid}"
-    """Where a project's Secret is; or with `{name}`."""
+    """Namespace of a project's Secret; variables: `{uid}`, `{name}`."""
     secret: _ObjectName = "kubeconfig"  # noqa: S105 - the name of one
-    """The Secret's name."""
+    """Name of the Secret."""
     key: _Text = "kubeconfig"
-    """Of its data."""
+    """Key in its data."""
     allow_long_lived: bool = False
-    """`true` hands on a certificate that lives for more than 24 hours."""
+    """`true` allows certificates that are valid for more than 24 hours."""
 
 
 class ProjectKubeconfig(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["project-kubeconfig"], one_of("project-kubeconfig")] = "project-kubeconfig"
     share_discovery_identity: bool = False
-    """Allow this if discovery uses the same user, so that operators can do all that the daemon can."""
+    """`true` allows it although discovery uses the same user, so that operators get the daemon's own permissions."""
 
 
 CredentialSource = (

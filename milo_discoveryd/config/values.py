@@ -1,6 +1,6 @@
-"""The kinds of value a setting can have: each parsed from the text that a flag, a variable or a file gave.
+"""Parsers for the values of settings, from the text of a flag, a variable or a file.
 
-A parser raises ValueError saying what would be right; the place and what was written are added by who reports it.
+A parser raises ValueError with what would be valid; the caller adds the place and the value.
 """
 
 import ipaddress
@@ -36,7 +36,7 @@ class UnixAddress:
 
 @dataclass(frozen=True)
 class TcpAddress:
-    host: str  # empty: every interface
+    host: str  # empty: all interfaces
     port: int
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class TcpAddress:
 
 @dataclass(frozen=True)
 class InsecureAddress(TcpAddress):
-    """On loopback, for everybody who gets there: there is no TLS."""
+    """A loopback address without TLS, open to every local process."""
 
     def __str__(self) -> str:
         return f"{_INSECURE}{super().__str__()}"
@@ -80,7 +80,7 @@ def duration_or_off(value: object, *, least: timedelta, most: timedelta) -> time
 
 
 def duration_text(span: timedelta) -> str:
-    """As a person would write it, and `duration` reads it: 1h30m, 500ms, 0s."""
+    """Return the duration in the syntax that `duration` parses: 1h30m, 500ms, 0s."""
     left = round(span / timedelta(milliseconds=1))
     parts: list[str] = []
     for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
@@ -109,7 +109,7 @@ def size_text(count: int) -> str:
 
 
 def file_path(value: object) -> Path | None:
-    """Empty stands for none: deployments pass `--flag=$(VARIABLE)`, and a variable left empty is one not set."""
+    """Parse a path; empty means None, because deployments pass `--flag=$(VARIABLE)` with empty variables."""
     text = str(value) if value is not None else ""
     if "\0" in text:
         raise ValueError("must be the path of a file")
@@ -122,9 +122,11 @@ def permissions(value: object) -> int:
         raise ValueError('must be file permissions in octal, such as "0660"')
     mode = int(text, 8)
     if mode & 0o600 != 0o600:
-        raise ValueError("must let the owner, which is this daemon, read and write: 06xx")
+        raise ValueError("must allow the owner, which is this daemon, to read and write: 06xx")
     if mode & 0o002:
-        raise ValueError('must not let everybody write, for that is the right to connect: use a group and "0660"')
+        raise ValueError(
+            'must not be world-writable, because write permission allows connecting: use a group and "0660"'
+        )
     return mode
 
 
@@ -135,13 +137,13 @@ def listen_address(value: object) -> ListenAddress:
     if text.startswith(_INSECURE):
         address = tcp_address(text.removeprefix(_INSECURE))
         if not addresses.is_loopback(address.host):
-            raise ValueError("is not on loopback, so other machines could read everything: give it tls")
+            raise ValueError("is not on loopback, so other machines could read everything: configure tls")
         return InsecureAddress(address.host, address.port)
     return client_address(text)
 
 
 def client_address(value: object) -> ListenAddress:
-    """Where somebody else finds us."""
+    """Parse the address at which clients reach the daemon."""
     if isinstance(value, UnixAddress | TcpAddress):
         return value
     text = str(value)
@@ -171,7 +173,9 @@ def _unix_address(text: str) -> UnixAddress:
         raise ValueError('must be "unix://" and an absolute path, such as "unix:///run/milo-discovery/discovery.sock"')
     length = len(os.fsencode(path))
     if length > MAX_UNIX_PATH:
-        raise ValueError(f"has a path of {length} bytes; a Unix socket's may have {MAX_UNIX_PATH}: use a shorter one")
+        raise ValueError(
+            f"has a path of {length} bytes; the maximum for a Unix socket is {MAX_UNIX_PATH}: use a shorter one"
+        )
     return UnixAddress(Path(path))
 
 
@@ -183,7 +187,7 @@ def _require_ip(host: str) -> None:
 
 
 def address_template(value: object) -> str:
-    """`host[:port]` with placeholders. Whether it tells two projects apart depends on another setting as well."""
+    """Parse `host[:port]` with placeholders. Whether it is unique per project also depends on another setting."""
     text = str(value)
     filled = _filled(text, _PLACEHOLDERS)
     try:
@@ -203,20 +207,20 @@ def namespace_template(value: object) -> str:
 
 
 def _filled(template: str, allowed: tuple[str, ...]) -> str:
-    """The template with a stand-in for each placeholder, to judge the rest of it by."""
+    """Return the template with sample values, to validate the rest of it."""
     known = ", ".join(f"{{{name}}}" for name in allowed)
     try:
         parts = list(Formatter().parse(template))
     except ValueError:
-        raise ValueError(f"has a brace too many or too few; placeholders are {known}") from None
+        raise ValueError(f"has an unbalanced brace; placeholders are {known}") from None
     for _, field, spec, conversion in parts:
         if field is not None and (field not in allowed or spec or conversion):
-            raise ValueError(f'has the placeholder "{{{field}}}"; there are only {known}')
+            raise ValueError(f'has the unknown placeholder "{{{field}}}"; placeholders are {known}')
     return template.format_map(dict.fromkeys(allowed, "x"))
 
 
 def words(value: object) -> tuple[object, ...]:
-    """A list as YAML has it, or comma-separated as a flag or variable has it."""
+    """Parse a YAML list, or the comma-separated list of a flag or variable."""
     if isinstance(value, str):
         return tuple(word.strip() for word in value.split(",") if word.strip())
     if isinstance(value, Iterable) and not isinstance(value, Mapping):
@@ -225,7 +229,7 @@ def words(value: object) -> tuple[object, ...]:
 
 
 def pairs(value: object) -> object:
-    """A mapping as YAML has it, or `key=value,key=value` as a flag or variable has it."""
+    """Parse a YAML mapping, or `key=value,key=value` of a flag or variable."""
     if isinstance(value, str):
         entries = [word.partition("=") for word in value.split(",") if word.strip()]
         if any(not equals for _, equals, _ in entries):
@@ -254,7 +258,7 @@ def receiver(value: object) -> str | None:
         return None
     parts = urlsplit(str(value))
     if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.query:
-        raise ValueError('must be an address such as "http://localhost:4318", with no user or query in it')
+        raise ValueError('must be an address such as "http://localhost:4318", without user or query')
     return str(value)
 
 
@@ -266,7 +270,7 @@ def cluster_name(value: object) -> str:
 
 
 def items(value: object) -> tuple[object, ...]:
-    """A list of mappings, as only a file has it."""
+    """Parse a list of mappings, which only a file can have."""
     if isinstance(value, list | tuple) and all(isinstance(item, Mapping) for item in value):
         return tuple(value)
     raise ValueError("must be a list of mappings, which only the configuration file can have")
@@ -282,12 +286,12 @@ def required_file(value: object) -> Path:
 def object_name(value: object) -> str:
     text = str(value)
     if len(text) > 253 or not _DNS_NAME.fullmatch(text):
-        raise ValueError("must be the name of an object in Kubernetes: lowercase letters, digits, hyphens and dots")
+        raise ValueError("must be a Kubernetes object name: lowercase letters, digits, hyphens and dots")
     return text
 
 
 def subject_template(value: object) -> str:
-    """A name in a certificate, with placeholders."""
+    """Parse a name in a certificate, with placeholders."""
     text = str(value)
     if not _filled(text, ("name", "uid")).isprintable() or not text.strip():
         raise ValueError('must be a name, such as "milo-operator:{name}"')
@@ -297,5 +301,5 @@ def subject_template(value: object) -> str:
 def absolute_command(value: object) -> str:
     text = str(value)
     if not text.startswith("/") or "\0" in text:
-        raise ValueError("must be the absolute path of a program: what a search path finds is not ours to decide")
+        raise ValueError("must be the absolute path of a program: PATH is not searched")
     return text

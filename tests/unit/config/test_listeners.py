@@ -46,22 +46,22 @@ def test_loopback_without_tls_is_to_be_asked_for_by_name(file: Path) -> None:
     [local] = listeners(file, '"insecure://127.0.0.1:7070"')
     assert local.address == InsecureAddress("127.0.0.1", 7070)
     assert str(local.address) == "insecure://127.0.0.1:7070"
-    assert problem(file, '"127.0.0.1:7070"').endswith('or, for everybody on this machine, "insecure://127.0.0.1:7070"')
+    assert problem(file, '"127.0.0.1:7070"').endswith('or, for every process on this machine, "insecure://127.0.0.1:7070"')
 
 
 @pytest.mark.parametrize(
     ("item", "told"),
     [
-        ('"10.0.0.1:80"', '"10.0.0.1:80" is TCP, and needs tls with certificate, key and client_ca'),
+        ('"10.0.0.1:80"', '"10.0.0.1:80" is TCP, and requires tls with certificate, key and client_ca'),
         ('"insecure://10.0.0.1:80"', "is not on loopback, so other machines could read everything"),
         ("{name: a}", "item 1.address: is missing"),
         (f'{{address: "unix:///a", {TLS}}}', "item 1: has tls, which is for TCP"),
-        (f'{{address: "insecure://[::1]:80", {TLS}}}', "item 1: has tls, and says insecure"),
-        (f'{{address: "h:80", {TLS}, peer_credentials: true}}', "item 1: has peer_credentials, which is for Unix"),
-        (f'{{address: "h:80", {TLS}, mode: "0600"}}', "item 1: has mode, which is for Unix"),
+        (f'{{address: "insecure://[::1]:80", {TLS}}}', "item 1: has tls, but its address is insecure"),
+        (f'{{address: "h:80", {TLS}, peer_credentials: true}}', "item 1: has peer_credentials, which is only for Unix"),
+        (f'{{address: "h:80", {TLS}, mode: "0600"}}', "item 1: has mode, which is only for Unix"),
         ('{address: "h:80", tls: {certificate: /a, key: /b}}', "item 1.tls.client_ca: is missing"),
         ('{address: "h:80", tls: {certificate: /a, key: /b, ca: /c}}', "item 1.tls.c"),
-        ('{address: "unix:///a", mode: "0666"}', 'item 1.mode: "0666" must not let everybody write'),
+        ('{address: "unix:///a", mode: "0666"}', 'item 1.mode: "0666" must not be world-writable'),
         ('{address: "unix:///a", modus: "0600"}', "item 1.modus: "),
     ],
 )
@@ -73,5 +73,5 @@ def test_conflicting_listener_settings_are_reported_with_place(file: Path, item:
 
 
 def test_names_are_told_apart(file: Path) -> None:
-    assert "another name" in problem(file, "{name: a, address: unix:///a}", "{name: a, address: unix:///b}")
-    assert "each address once" in problem(file, "{name: a, address: unix:///a}", "unix:///a")
+    assert "the same name" in problem(file, "{name: a, address: unix:///a}", "{name: a, address: unix:///b}")
+    assert "an address twice" in problem(file, "{name: a, address: unix:///a}", "unix:///a")

@@ -115,7 +115,7 @@ def test_legacy_operator_spellings_are_accepted(file: Path, around: str, said: s
 def test_legacy_and_native_spelling_conflict(file: Path) -> None:
     file.write_text("mode: project\ninternalServiceDiscovery: true\n")
     assert problems(file=file) == (
-        f"file {file} line 2 key internalServiceDiscovery: says again what file {file} line 1 key mode says; drop one",
+        f"file {file} line 2 key internalServiceDiscovery: says again what file {file} line 1 key mode; remove one",
     )
 
 
@@ -156,7 +156,7 @@ def test_invalid_values_are_reported_together_with_place(file: Path) -> None:
         ("label-selector: a=b", "label_selector"),
         ("socket: {gruop: x}", "group"),
         ("discovery: {mode: milo}", "internalServiceDiscovery"),
-        ("zzz: 1", "there are mode"),
+        ("zzz: 1", "valid names are mode"),
     ],
 )
 def test_unknown_key_suggests_nearest(file: Path, written: str, meant: str) -> None:
@@ -207,18 +207,18 @@ def test_invalid_list_items_are_reported() -> None:
     told = problems({"listen": ("unix:relative", "0.0.0.0:80", "insecure://127.0.0.1:80")})
     assert len(told) == 2
     assert told[0].startswith('flag --listen: "unix:relative" must be')
-    assert told[1].startswith('flag --listen: "0.0.0.0:80" is TCP, and needs tls with certificate, key and client_ca')
+    assert told[1].startswith('flag --listen: "0.0.0.0:80" is TCP, and requires tls with certificate, key and client_ca')
 
 
 def test_addresses_are_told_apart_and_one_is_needed() -> None:
-    assert "each address once" in problems({"listen": ("unix:///a", "unix:///a")})[0]
+    assert "an address twice" in problems({"listen": ("unix:///a", "unix:///a")})[0]
     assert "at least one address" in problems({}, {"MILO_DISCOVERYD_LISTEN": ","}, None)[0]
 
 
 def test_address_template_without_project_is_rejected(file: Path) -> None:
     file.write_text("internal_address_template: '{namespace}.svc'\ninternal_namespace_template: milo\n")
     (problem,) = problems(file=file)
-    assert "makes one address of all projects: use {name} or {uid}" in problem
+    assert "gives all projects the same address: use {name} or {uid}" in problem
     file.write_text("internal_namespace_template: milo-{uid}\n")
     assert load({}, {}, file).internal_namespace_template == "milo-{uid}"
 

@@ -73,9 +73,9 @@ def test_everybody_all_and_none_are_words_of_their_own(tmp_path: Path) -> None:
     ("said", "complaint"),
     [
         ({"name": "Shop"}, 'item 1.name: "Shop" must be up to 63 lowercase letters'),
-        ({"who": {}}, 'item 1.who: must be "everybody", or say who, by some of listener, uid, gid, san, user, group'),
-        ({"who": "nobody"}, 'item 1.who: "nobody" must be "everybody", or say who'),
-        ({"who": {"uid": []}}, "item 1.who.uid: names none: leave it out where it doesn't matter"),
+        ({"who": {}}, 'item 1.who: must be "everybody", or set some of listener, uid, gid, san, user, group'),
+        ({"who": "nobody"}, 'item 1.who: "nobody" must be "everybody", or set some of'),
+        ({"who": {"uid": []}}, "item 1.who.uid: is empty: omit it to match any"),
         ({"who": {"uid": "root"}}, 'item 1.who.uid.0: "root" must be a whole number'),
         ({"who": {"uid": -1}}, 'item 1.who.uid.0: "-1" must be at least 0'),
         ({"who": {"uid": list(range(1001))}}, "item 1.who.uid: must have at most 1000 values"),
@@ -85,16 +85,16 @@ def test_everybody_all_and_none_are_words_of_their_own(tmp_path: Path) -> None:
         ({"who": {"san": "uri:spiffe://prod*"}}, "where it can't stand"),
         ({"who": {"san": "uri:spiffe://a/*/b"}}, "where it can't stand"),
         ({"who": {"san": "dns:*.example.com"}}, "where it can't stand"),
-        ({"who": {"user": "system:*"}}, 'item 1.who.user.0: "system:*" must be a whole name: there are no patterns'),
-        ({"who": {"listener": "web"}}, 'item 1.who.listener: "web" is not the name of one of listen; there are: unix:'),
-        ({"clusters": {}}, 'item 1.clusters: must be "all", "none", or say which, by some of label_selector'),
+        ({"who": {"user": "system:*"}}, 'item 1.who.user.0: "system:*" must be a complete name'),
+        ({"who": {"listener": "web"}}, 'item 1.who.listener: "web" is not the name of one of listen; configured: unix:'),
+        ({"clusters": {}}, 'item 1.clusters: must be "all", "none", or set some of label_selector'),
         ({"clusters": "some"}, 'item 1.clusters: "some" must be "all", "none"'),
-        ({"clusters": {"names": []}}, "item 1.clusters.names: names none"),
+        ({"clusters": {"names": []}}, "item 1.clusters.names: is empty"),
         ({"clusters": {"names": "Shop_1"}}, 'item 1.clusters.names.0: "Shop_1" must be the name of a project'),
-        ({"clusters": {"label_selector": " "}}, "item 1.clusters: has an empty label_selector, which every cluster"),
+        ({"clusters": {"label_selector": " "}}, "item 1.clusters: has an empty label_selector, which matches every cluster"),
         ({"clusters": {"label_selector": "a b"}}, 'item 1.clusters.label_selector: "a b" must be a Kubernetes label'),
-        ({"sources": "viewer"}, 'item 1: has sources, and gives no kubeconfigs: write "kubeconfigs: true", or drop it'),
-        ({"max_ttl": "5m"}, "item 1: has max_ttl, and gives no kubeconfigs"),
+        ({"sources": "viewer"}, 'item 1: has sources but issues no kubeconfigs'),
+        ({"max_ttl": "5m"}, "item 1: has max_ttl but issues no kubeconfigs"),
         ({"kubeconfigs": True, "max_ttl": "5"}, 'item 1.max_ttl: "5" must be a time with its unit'),
         ({"kubeconfigs": True, "sources": "v"}, 'item 1.sources: "v" is not the name of one of kubeconfigs.sources'),
         ({"kubeconfigs": "maybe"}, 'item 1.kubeconfigs: "maybe" must be true or false'),
@@ -110,10 +110,10 @@ def test_invalid_rule_is_reported_with_place(tmp_path: Path, said: dict[str, obj
 
 def test_names_are_given_once(tmp_path: Path) -> None:
     (problem,) = refusal(tmp_path, BASE, BASE)
-    assert "must give each of its rules another name" in problem
+    assert "has rules with the same name" in problem
 
 
 def test_rule_after_a_catch_all_is_rejected(tmp_path: Path) -> None:
     (problem,) = refusal(tmp_path, {"name": "rest", "who": "everybody", "clusters": "none"}, BASE)
-    assert "has rules behind 'rest', which is for everybody, so that they never count" in problem
-    assert "behind shop" in problem
+    assert "has rules after 'rest', which matches every caller" in problem
+    assert "after shop" in problem

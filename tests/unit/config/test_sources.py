@@ -54,10 +54,10 @@ def test_source_types_are_parsed(tmp_path: Path) -> None:
             {"name": "a", "type": "exec", "command": "/x", "api_version": "v0"},
             'item 1.api_version: "v0" must be one of client.auth',
         ),
-        ({"name": "a", "type": "kubeconfig-secret", "secret": "A_B"}, 'item 1.secret: "A_B" must be the name of an'),
+        ({"name": "a", "type": "kubeconfig-secret", "secret": "A_B"}, 'item 1.secret: "A_B" must be a Kubernetes object name'),
         (
             {"name": "a", "type": "kubeconfig-secret", "namespace_template": "{other}"},
-            'item 1.namespace_template: "{other}" has the placeholder',
+            'item 1.namespace_template: "{other}" has the unknown placeholder',
         ),
         (
             {"name": "a", "type": "kubeconfig-secret", "allow_long_lived": "maybe"},
@@ -65,7 +65,7 @@ def test_source_types_are_parsed(tmp_path: Path) -> None:
         ),
         (
             {"name": "a", "type": "client-certificate", "ca_certificate": "/c", "ca_key": "/k", "common_name": "{x}"},
-            'item 1.common_name: "{x}" has the placeholder',
+            'item 1.common_name: "{x}" has the unknown placeholder',
         ),
         (
             {"name": "a", "type": "token-file", "path": "/t", "label_selector": "a in (b"},
@@ -83,11 +83,11 @@ def test_invalid_source_is_reported_with_place(tmp_path: Path, source: object, c
 
 
 def test_duplicate_and_unknown_source_names_are_reported(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="must give each of its sources another name"):
+    with pytest.raises(ConfigError, match="has sources with the same name"):
         loaded(tmp_path, GOOD[0], GOOD[0])
-    with pytest.raises(ConfigError, match=r'"nobody" is not the name of one of kubeconfigs.sources; there are: tf'):
+    with pytest.raises(ConfigError, match=r'"nobody" is not the name of one of kubeconfigs.sources; configured: tf'):
         loaded(tmp_path, GOOD[4], source={"credentials": "nobody"})
-    with pytest.raises(ConfigError, match="there are: none"):
+    with pytest.raises(ConfigError, match="configured: none"):
         loaded(tmp_path, source={"credentials": "nobody"})
 
 
