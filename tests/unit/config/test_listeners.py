@@ -46,7 +46,9 @@ def test_loopback_without_tls_is_to_be_asked_for_by_name(file: Path) -> None:
     [local] = listeners(file, '"insecure://127.0.0.1:7070"')
     assert local.address == InsecureAddress("127.0.0.1", 7070)
     assert str(local.address) == "insecure://127.0.0.1:7070"
-    assert problem(file, '"127.0.0.1:7070"').endswith('or, for every process on this machine, "insecure://127.0.0.1:7070"')
+    assert problem(file, '"127.0.0.1:7070"').endswith(
+        'or, for every process on this machine, "insecure://127.0.0.1:7070"'
+    )
 
 
 @pytest.mark.parametrize(

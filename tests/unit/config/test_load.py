@@ -207,7 +207,9 @@ def test_invalid_list_items_are_reported() -> None:
     told = problems({"listen": ("unix:relative", "0.0.0.0:80", "insecure://127.0.0.1:80")})
     assert len(told) == 2
     assert told[0].startswith('flag --listen: "unix:relative" must be')
-    assert told[1].startswith('flag --listen: "0.0.0.0:80" is TCP, and requires tls with certificate, key and client_ca')
+    assert told[1].startswith(
+        'flag --listen: "0.0.0.0:80" is TCP, and requires tls with certificate, key and client_ca'
+    )
 
 
 def test_addresses_are_told_apart_and_one_is_needed() -> None:

@@ -54,7 +54,10 @@ def test_source_types_are_parsed(tmp_path: Path) -> None:
             {"name": "a", "type": "exec", "command": "/x", "api_version": "v0"},
             'item 1.api_version: "v0" must be one of client.auth',
         ),
-        ({"name": "a", "type": "kubeconfig-secret", "secret": "A_B"}, 'item 1.secret: "A_B" must be a Kubernetes object name'),
+        (
+            {"name": "a", "type": "kubeconfig-secret", "secret": "A_B"},
+            'item 1.secret: "A_B" must be a Kubernetes object name',
+        ),
         (
             {"name": "a", "type": "kubeconfig-secret", "namespace_template": "{other}"},
             'item 1.namespace_template: "{other}" has the unknown placeholder',
