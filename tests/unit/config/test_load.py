@@ -115,7 +115,7 @@ def test_legacy_operator_spellings_are_accepted(file: Path, around: str, said: s
 def test_legacy_and_native_spelling_conflict(file: Path) -> None:
     file.write_text("mode: project\ninternalServiceDiscovery: true\n")
     assert problems(file=file) == (
-        f"file {file} line 2 key internalServiceDiscovery: says again what file {file} line 1 key mode; remove one",
+        f"file {file} line 2 key internalServiceDiscovery: repeats file {file} line 1 key mode; remove one",
     )
 
 
