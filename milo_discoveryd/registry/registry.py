@@ -199,8 +199,8 @@ class Registry:
             if until - self._grace_s <= lost_at:
                 self._grace_ends[name] = until + now - lost_at
                 record = self._records[name]
-                if record.grace_until is not None:
-                    record.grace_until += now - lost_at
+                assert record.grace_until is not None
+                record.grace_until += now - lost_at
 
     def end_overdue(self, now: Moment) -> list[Event]:
         """Disengage the clusters whose grace is over."""

@@ -27,11 +27,11 @@ def test_unknown_mode_lists_available_modes() -> None:
         mode.load("projects")
 
 
-def test_another_package_may_bring_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mode_of_another_package_is_found_by_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
     theirs = EntryPoint("theirs", f"{__name__}:Theirs", mode.GROUP)
-    found = EntryPoints([theirs])
+    found = EntryPoints([EntryPoint("other", f"{__name__}:Other", mode.GROUP), theirs])
     monkeypatch.setattr("importlib.metadata.entry_points", found.select)
-    assert mode.names() == ["project", "project-control-plane", "single", "theirs"]
+    assert mode.names() == ["other", "project", "project-control-plane", "single", "theirs"]
     assert mode.load("theirs").__name__ == "Theirs"
 
 

@@ -6,6 +6,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Ready
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.modes.reading import MalformedError
 from tests.unit.modes.objects import condition, project
 
 API = "https://api.example.com:6443"
@@ -28,6 +29,12 @@ def test_ready_project_has_path_endpoint() -> None:
             place=(f"{API}/apis/resourcemanager.miloapis.com/v1alpha1/projects/", "/control-plane"),
         ),
     )
+
+
+def test_place_is_derived_from_name() -> None:
+    assert MODE.place_of("apollo", "uid-apollo") == target().place
+    with pytest.raises(MalformedError):
+        MODE.place_of("../apollo", "uid-apollo")
 
 
 def test_project_mode_watches_projects() -> None:

@@ -1,0 +1,24 @@
+"""A bounded cache that drops its oldest entry first."""
+
+from milo_discoveryd.registry.recent import Recent
+
+
+def test_cache_returns_what_was_put() -> None:
+    cache: Recent[str, int] = Recent(2)
+    assert cache.get("a") is None
+    assert cache.put("a", 1) == 1
+    assert cache.get("a") == 1
+
+
+def test_cache_drops_its_oldest_entry_at_the_limit() -> None:
+    cache: Recent[str, int] = Recent(2)
+    for key, value in (("a", 1), ("b", 2), ("c", 3)):
+        cache.put(key, value)
+    assert (len(cache), cache.get("a"), cache.get("c")) == (2, None, 3)
+
+
+def test_cleared_cache_is_empty() -> None:
+    cache: Recent[str, int] = Recent(2)
+    cache.put("a", 1)
+    cache.clear()
+    assert len(cache) == 0
