@@ -5,6 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import CollectorRegistry
+
 from milo_discoveryd.reflect.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
@@ -61,7 +65,19 @@ def families() -> list[Family]:
     metrics.follow_tasks(lambda: 0)
     metrics.follow_log(lambda: 0)
     metrics.follow_credentials(lambda: ())
-    return sorted(Family(each.name, each.type, each.labels, each.help) for each in metrics.registry.collect())
+    return sorted(_families(metrics.registry))
+
+
+def _families(registry: CollectorRegistry) -> Iterator[Family]:
+    for collector in list(registry._collector_to_names):  # a registry lists samples, and unused metrics have none
+        wrapped = collector._labelnames if isinstance(collector, MetricWrapperBase) else None
+        for metric in collector.collect():
+            yield _family(metric, metric._labelnames if wrapped is None else wrapped)  # type: ignore[attr-defined]
+
+
+def _family(metric: Metric, labels: tuple[str, ...]) -> Family:
+    name = f"{metric.name}_total" if metric.type == "counter" else metric.name
+    return Family(name, metric.type, tuple(labels), metric.documentation)
 
 
 def render() -> str:

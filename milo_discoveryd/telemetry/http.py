@@ -8,10 +8,13 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from prometheus_client import exposition
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
 from milo_discoveryd import addresses
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.http.server import Request, Response, Server
-from milo_discoveryd.telemetry import exposition
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import ClusterQuery
@@ -96,10 +99,11 @@ class Endpoint:
                 return False
 
     async def _scraped(self, request: Request) -> Response:
+        encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
         # Collected here, where nothing changes meanwhile, and encoded in a thread: that takes most of the time.
         shows_names = self._shows_names(request)
         families = [each for each in self._metrics.registry.collect() if shows_names or each.name not in _NAMED]
-        return Response(await asyncio.to_thread(exposition.encode, families), exposition.CONTENT_TYPE)
+        return Response(await asyncio.to_thread(encode, _Collected(families)), content_type)
 
     def _status(self, request: Request) -> Response:
         from milo_discoveryd.telemetry import status_page  # noqa: PLC0415 - its template and HTML, which few daemons show
@@ -120,3 +124,11 @@ def _checked(found: Mapping[str, str | None], *, is_verbose: bool) -> Response:
     lines = [f"[{'+' if problem is None else '-'}]{name} {problem or 'ok'}" for name, problem in found.items()]
     lines.append("ok" if is_well else "failed")
     return Response(("\n".join(lines) + "\n").encode(), status=200 if is_well else 503)
+
+
+class _Collected(Collector):
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Sequence[Metric]:
+        return self._families

@@ -6,21 +6,27 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TypeAlias
 
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState, DisengageReason
 from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import ObjectState
-from milo_discoveryd.telemetry.exposition import (
-    CounterSeries,
-    Family,
-    ProcessCollector,
-    Registry,
-    counter,
-    gauge,
-    histogram,
-)
+
+# Without this, each counter has a second series with its creation time.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 RpcLabels: TypeAlias = tuple[str, str, str]
 """Type, service and method."""
@@ -66,107 +72,107 @@ class Metrics:
     """The metrics of one daemon, in a registry of their own: tests run several daemons in one process."""
 
     def __init__(self) -> None:
-        self.registry = Registry()
-        self._transitions = counter(
+        self.registry = CollectorRegistry()
+        self._transitions = Counter(
             "milo_discoveryd_transitions",
             "Engagements, updates and disengagements of clusters, by type and reason.",
             ("type", "reason"),
             registry=self.registry,
         )
         self._transitioned = functools.cache(self._labelled)  # looking a child up costs more than counting
-        self._latency = histogram(
+        self._latency = Histogram(
             "milo_discoveryd_event_latency_seconds",
             "Time from reading a change from the API server to handing it to gRPC, observed per batch and subscriber.",
             buckets=_LATENCIES_S,
             registry=self.registry,
         )
-        self._resets = counter(
+        self._resets = Counter(
             "milo_discoveryd_subscriber_resets",
             "Watch streams that started with a full snapshot.",
             registry=self.registry,
         )
-        self._restarts = counter(
+        self._restarts = Counter(
             "milo_discoveryd_source_restarts",
             "Relists of the discovery source after the first list, by reason.",
             ("reason",),
             registry=self.registry,
         )
-        self._oddities = counter(
+        self._oddities = Counter(
             "milo_discoveryd_source_events_ignored",
             "Watch events of the discovery source that were ignored as invalid.",
             registry=self.registry,
         )
-        self._source_looks = counter(
+        self._source_looks = Counter(
             "milo_discoveryd_source_liveness_probes",
             "Liveness probes of a silent API server, by result.",
             ("result",),
             registry=self.registry,
         )
-        self._probes = counter(
+        self._probes = Counter(
             "milo_discoveryd_probes",
             "Connectivity probes of engaged clusters' API servers, by result.",
             ("result",),
             registry=self.registry,
         )
-        self._calls_started = counter(
+        self._calls_started = Counter(
             "grpc_server_started", "RPCs started on the server.", _RPC_LABELS, registry=self.registry
         )
-        self._calls_handled = counter(
+        self._calls_handled = Counter(
             "grpc_server_handled",
             "RPCs completed on the server, by status code.",
             (*_RPC_LABELS, "grpc_code"),
             registry=self.registry,
         )
-        self._call_seconds = histogram(
+        self._call_seconds = Histogram(
             "grpc_server_handling_seconds",
             "Duration of unary RPCs on the server.",
             _RPC_LABELS,
             buckets=_LATENCIES_S,
             registry=self.registry,
         )
-        self._issued = counter(
+        self._issued = Counter(
             "milo_discoveryd_kubeconfigs_issued",
             "Kubeconfigs issued and requests for one that failed, by result.",
             ("result",),
             registry=self.registry,
         )
-        self._mints = counter(
+        self._mints = Counter(
             "milo_discoveryd_credential_requests",
             "Requests for a credential to a credential source, by result.",
             ("credential_source", "result"),
             registry=self.registry,
         )
-        self._mint_seconds = histogram(
+        self._mint_seconds = Histogram(
             "milo_discoveryd_credential_request_duration_seconds",
             "Duration of requests to a credential source.",
             ("credential_source",),
             buckets=_MINT_S,
             registry=self.registry,
         )
-        self._refusals = counter(
+        self._refusals = Counter(
             "milo_discoveryd_requests_denied",
             "Requests denied by authorization rules, quotas or visibility, by reason.",
             ("reason",),
             registry=self.registry,
         )
-        self._audit_losses = counter(
+        self._audit_losses = Counter(
             "milo_discoveryd_audit_events_lost",
             "Audit events that could not be written to the audit file.",
             registry=self.registry,
         )
-        self._reloads = counter(
+        self._reloads = Counter(
             "milo_discoveryd_config_reloads",
             "Reloads of the configuration file, by result.",
             ("result",),
             registry=self.registry,
         )
-        self._rights_current = gauge(
+        self._rights_current = Gauge(
             "milo_discoveryd_config_last_reload_successful",
             "1 if the last reload of the configuration file succeeded, 0 if it was rejected.",
             registry=self.registry,
         )
-        self._rights_current.labels().set(1)
-        self._rules = gauge(
+        self._rights_current.set(1)
+        self._rules = Gauge(
             "milo_discoveryd_authorization_rules", "Authorization rules in force.", registry=self.registry
         )
         # increase() misses the first event of a series that did not exist before it.
@@ -184,14 +190,14 @@ class Metrics:
             self._transitioned(kind, None)
         for cause in DisengageReason:
             self._transitioned(EventType.DISENGAGED, cause)
-        self.registry.register(ProcessCollector())
+        ProcessCollector(registry=self.registry)
 
     def follow(self, fleet: Fleet, cluster_cap: int) -> None:
         self.registry.register(_FleetCollector(fleet, cluster_cap))
 
     def follow_tasks(self, count: Callable[[], int]) -> None:
-        tasks = gauge("milo_discoveryd_asyncio_tasks", "asyncio tasks that are not done.", registry=self.registry)
-        tasks.labels().set_function(count)
+        tasks = Gauge("milo_discoveryd_asyncio_tasks", "asyncio tasks that are not done.", registry=self.registry)
+        tasks.set_function(count)
 
     def follow_log(self, dropped: Callable[[], int]) -> None:
         self.registry.register(_LogCollector(dropped))
@@ -201,7 +207,7 @@ class Metrics:
         self.registry.register(_StreamCollector(lags))
 
     def tell_build(self, version: str, mode: str) -> None:
-        build = gauge(
+        build = Gauge(
             "milo_discoveryd_build_info",
             "Constant 1, labeled by version and mode.",
             ("version", "mode"),
@@ -219,14 +225,14 @@ class Metrics:
         self._refusals.labels(reason).inc()
 
     def audit_lost(self) -> None:
-        self._audit_losses.labels().inc()
+        self._audit_losses.inc()
 
     def rights_reloaded(self, result: str) -> None:
         self._reloads.labels(result).inc()
-        self._rights_current.labels().set(result != "refused")
+        self._rights_current.set(result != "refused")
 
     def rules_loaded(self, count: int) -> None:
-        self._rules.labels().set(count)
+        self._rules.set(count)
 
     def mint_ended(self, source: str, result: str, seconds: float) -> None:
         self._mints.labels(source, result).inc()
@@ -235,14 +241,14 @@ class Metrics:
     def transition(self, done: Event) -> None:
         self._transitioned(done.type, done.reason).inc()
 
-    def _labelled(self, kind: EventType, reason: DisengageReason | None) -> CounterSeries:
+    def _labelled(self, kind: EventType, reason: DisengageReason | None) -> Counter:
         return self._transitions.labels(kind.value, "" if reason is None else reason.value)
 
     def relisting(self, reason: str) -> None:
         self._restarts.labels(reason).inc()
 
     def event_ignored(self) -> None:
-        self._oddities.labels().inc()
+        self._oddities.inc()
 
     def liveness_checked(self, result: str) -> None:
         self._source_looks.labels(result).inc()
@@ -252,10 +258,10 @@ class Metrics:
 
     def batch_sent(self, latency_s: float | None) -> None:
         if latency_s is not None:
-            self._latency.labels().observe(latency_s)
+            self._latency.observe(latency_s)
 
     def reset_sent(self) -> None:
-        self._resets.labels().inc()
+        self._resets.inc()
 
     def call_started(self, rpc: RpcLabels) -> None:
         self._calls_started.labels(*rpc).inc()
@@ -267,21 +273,24 @@ class Metrics:
             self._call_seconds.labels(*rpc).observe(seconds)
 
 
-class _FleetCollector:
+class _FleetCollector(Collector):
     """Reads the fleet at each scrape, so that no count is kept twice."""
 
     def __init__(self, fleet: Fleet, cluster_cap: int) -> None:
         self._fleet = fleet
         self._cluster_cap = cluster_cap
 
-    def collect(self) -> Iterator[Family]:
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
         fleet, status = self._fleet, self._fleet.status
         yield _gauge("milo_discoveryd_engaged_clusters", "Engaged clusters.", fleet.registry.engaged)
-        known = Family(
-            "gauge", "milo_discoveryd_known_clusters", "Objects of the discovery source, by state.", labels=("state",)
+        known = GaugeMetricFamily(
+            "milo_discoveryd_known_clusters", "Objects of the discovery source, by state.", labels=("state",)
         )
         for state in ObjectState:
-            known.add((state.value,), fleet.registry.count(state))
+            known.add_metric((state.value,), fleet.registry.count(state))
         yield known
         yield _gauge(
             "milo_discoveryd_unconfirmed_deletions",
@@ -293,9 +302,8 @@ class _FleetCollector:
             "Clusters that are missing from a list and stay engaged because the list exceeds the mass-removal limit.",
             fleet.pending_deletions.held,
         )
-        yield Family(
-            "counter",
-            "milo_discoveryd_stale_observations_total",
+        yield CounterMetricFamily(
+            "milo_discoveryd_stale_observations",
             "Observations discarded because a newer version of the object was already known.",
             value=fleet.registry.outdated,
         )
@@ -317,24 +325,22 @@ class _FleetCollector:
         )
         yield from self._clusters()
 
-    def _clusters(self) -> Iterator[Family]:
-        info = Family(
-            "gauge",
+    def _clusters(self) -> Iterator[Metric]:
+        info = GaugeMetricFamily(
             "milo_discoveryd_cluster_info",
             "Constant 1 for each engaged cluster, up to metrics.cluster_info_cap.",
             labels=("cluster", "uid", "organization"),
         )
-        reachable = Family(
-            "gauge",
+        reachable = GaugeMetricFamily(
             "milo_discoveryd_cluster_reachable",
             "1 if the cluster's API server answers connectivity probes, 0 if not; absent before the first result.",
             labels=("cluster",),
         )
         for cluster in islice(self._fleet.registry.clusters(), self._cluster_cap):
             target = cluster.target
-            info.add((target.name, target.uid, target.organization), 1)
+            info.add_metric((target.name, target.uid, target.organization), 1)
             if cluster.connectivity.state is not ConnectivityState.UNKNOWN:
-                reachable.add((target.name,), cluster.connectivity.state is ConnectivityState.REACHABLE)
+                reachable.add_metric((target.name,), cluster.connectivity.state is ConnectivityState.REACHABLE)
         yield info
         yield reachable
         left_out = max(0, self._fleet.registry.engaged - self._cluster_cap)
@@ -345,13 +351,16 @@ class _FleetCollector:
         )
 
 
-class _StreamCollector:
+class _StreamCollector(Collector):
     """Aggregates over all streams: a series per subscriber would leave one behind with each reconnect."""
 
     def __init__(self, lags: Callable[[], Iterable[int]]) -> None:
         self._lags = lags
 
-    def collect(self) -> Iterator[Family]:
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
         lags = list(self._lags())
         yield _gauge("milo_discoveryd_subscribers", "Open watch streams.", len(lags))
         yield _gauge(
@@ -361,46 +370,46 @@ class _StreamCollector:
         )
 
 
-class _LogCollector:
+class _LogCollector(Collector):
     def __init__(self, dropped: Callable[[], int]) -> None:
         self._dropped = dropped
 
-    def collect(self) -> Iterator[Family]:
-        yield Family(
-            "counter",
-            "milo_discoveryd_log_lines_dropped_total",
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "milo_discoveryd_log_lines_dropped",
             "Log lines that could not be written, or that were more than the queue of the log holds.",
             value=self._dropped(),
         )
 
 
-class _CredentialCollector:
+class _CredentialCollector(Collector):
     def __init__(self, health: Callable[[], Iterable[SourceHealth]]) -> None:
         self._health = health
 
-    def collect(self) -> Iterator[Family]:
-        expiry = Family(
-            "gauge",
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        expiry = GaugeMetricFamily(
             "milo_discoveryd_credential_expiry_timestamp_seconds",
             "Earliest expiry of the credentials that a source holds; 0 if it holds none.",
             labels=("credential_source",),
         )
-        healthy = Family(
-            "gauge",
+        healthy = GaugeMetricFamily(
             "milo_discoveryd_credential_source_up",
             "1 if the last request to the credential source succeeded.",
             labels=("credential_source",),
         )
-        leases = Family(
-            "gauge",
-            "milo_discoveryd_credential_leases",
-            "Credentials kept fresh, by source.",
-            labels=("credential_source",),
+        leases = GaugeMetricFamily(
+            "milo_discoveryd_credential_leases", "Credentials kept fresh, by source.", labels=("credential_source",)
         )
         for each in self._health():
-            expiry.add((each.name,), each.expires_at or 0.0)
-            healthy.add((each.name,), not each.problem)
-            leases.add((each.name,), each.leases)
+            expiry.add_metric((each.name,), each.expires_at or 0.0)
+            healthy.add_metric((each.name,), not each.problem)
+            leases.add_metric((each.name,), each.leases)
         yield from (expiry, healthy, leases)
 
 
@@ -411,5 +420,5 @@ def _code_label(code: str) -> str:
     return "Canceled" if code == "CANCELLED" else code.title().replace("_", "")
 
 
-def _gauge(name: str, help_text: str, value: float) -> Family:
-    return Family("gauge", name, help_text, value=value)
+def _gauge(name: str, help_text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, help_text, value=value)
