@@ -1,1 +1,1 @@
-"""Whether the engaged clusters' API servers are reached: when to probe which (pure), and the probing."""
+"""Connectivity probes of the engaged clusters' API servers: the schedule (pure) and the task that runs it."""

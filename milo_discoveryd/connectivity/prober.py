@@ -1,4 +1,4 @@
-"""Runs the schedule: makes the probes that are due, and tells what they found."""
+"""Runs the probe schedule: sends the probes that are due and reports changes of connectivity."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 
 SendProbe = Callable[[Cluster], Awaitable[ProbeOutcome]]
-"""Asks the cluster's API server. Has a deadline, and raises nothing that was foreseen."""
+"""Probes the cluster's API server within a deadline. Returns expected failures instead of raising them."""
 
 
 class ProbeMetrics(Protocol):
@@ -19,6 +19,8 @@ class ProbeMetrics(Protocol):
 
 
 class Prober:
+    """The task that probes engaged clusters as the schedule says."""
+
     def __init__(
         self,
         schedule: ProbeSchedule,
@@ -27,7 +29,7 @@ class Prober:
         tally: ProbeMetrics,
         is_wanted: Callable[[str, int], bool],
     ) -> None:
-        """`is_wanted`: whether what is found of a cluster, of that incarnation, matters to anybody."""
+        """`is_wanted` returns whether a cluster, of this incarnation, still needs probes."""
         self._schedule = schedule
         self._is_wanted = is_wanted
         self._ask = ask
@@ -57,22 +59,22 @@ class Prober:
             self._schedule.forget(name)
 
     async def run(self) -> None:
-        """Until it is cancelled."""
+        """Send probes until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 for probe in self._schedule.due(self._clock()):
                     if not self._is_wanted(probe.name, probe.incarnation):
-                        # It had been given up, and then went for another reason, of which nobody was told.
+                        # It was already disengaged as unreachable, so its removal sent no further DISENGAGED event.
                         del self._clusters[probe.name]
                         self._schedule.drop(probe)
                         continue
-                    # As it is now: by the time the task begins, the cluster may be gone.
+                    # Looked up here, because the cluster may be removed before the task starts.
                     tasks.create_task(self._probe(probe, self._clusters[probe.name]), name=f"probe {probe.name}")
                 try:
                     async with asyncio.timeout_at(self._schedule.next_at):
                         await self._changed.wait()
                 except TimeoutError:
-                    pass  # the next one is due
+                    pass  # the next probe is due
                 self._changed.clear()
 
     async def _probe(self, probe: Probe, cluster: Cluster) -> None:

@@ -1,12 +1,11 @@
-"""When to probe which cluster, and what the answers say of it.
+"""The schedule of connectivity probes, and the connectivity that follows from their outcomes. Pure.
 
-Probes have a budget, one for all and one for each host, and spread themselves over it: a thousand clusters behind one
-host are asked about in turn, each less often. A host that can't be reached at all is probed once and not a thousand
-times, and what that finds holds for all behind it. And a cluster is called unreachable only after it failed for a
-while: an API server that restarts is nobody's news.
+Probes are rate limited in total and per host: the more clusters share a host, the less often each is probed. While a
+host is down, one probe at a time stands for all clusters behind it. A cluster becomes unreachable only after its probes
+failed for `unreachable_after_s`, so that the restart of an API server is not reported.
 
-Where the settings want it, one that stays unreachable for long is given up; but never for an outage of a host that it
-shares, and nobody is while many are away: then it is rather we who are.
+With `give_up_after_s`, a cluster that stays unreachable is disengaged. An outage of a host that several clusters share
+disengages none of them, and neither does an outage of many clusters: then the daemon itself may be cut off.
 """
 
 import heapq
@@ -21,78 +20,85 @@ from milo_discoveryd.reflect.backoff import Backoff
 
 
 class ProbePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    """Intervals, rate limits and thresholds of probes."""
+
     interval_s: float = 60.0
-    """Between two probes of a cluster, where the budget allows it."""
+    """Interval between probes of a cluster, if the rate limits allow it."""
     rate_per_s: float = 50.0
     host_rate_per_s: float = 20.0
     at_once: int = 250
-    """See the function of that name."""
+    """Maximum probes in flight; see the function `at_once`."""
     unreachable_after_s: float = 30.0
-    """For how long a cluster has to fail before it is called unreachable."""
+    """How long probes must fail before a cluster is unreachable."""
     host_down_after: int = 3
-    """So many probes of a host in a row that found nobody there, and it is the host."""
+    """Consecutive probes of a host without a response after which the host counts as down."""
     host_backoff: Backoff = Backoff(first_s=1.0, cap_s=15.0)
     give_up_after_s: float | None = None
-    """For how long a cluster has to be unreachable to be given up; None: it never is."""
+    """How long a cluster must be unreachable before it is disengaged; None: never."""
     give_up_count: int = 10
-    """Nobody is given up while more are unreachable than this..."""
+    """No cluster is disengaged while more than this number are unreachable, and more than `give_up_share`."""
     give_up_share: float = 0.2
-    """...or than this part of all, if that is more. More than half are always too many."""
+    """Share of all clusters, see `give_up_count`. While more than half are unreachable, none is disengaged."""
 
 
 AT_ONCE = 512
-"""Each takes a file of the process while it is under way."""
+"""Limit of probes in flight: each uses a file descriptor."""
 
 
 def at_once(rate_per_s: float, timeout_s: float) -> int:
-    """As many as can be under way if nobody answers: fewer, and those who do would wait for those who don't."""
+    """Return how many probes are in flight if none is answered: a lower limit would delay probes of live servers."""
     return min(AT_ONCE, math.ceil(rate_per_s * timeout_s))
 
 
 class ProbeReached(msgspec.Struct, frozen=True):
-    """An API server answered: with a refusal, perhaps, but it is there."""
+    """An outcome for an API server that answered, be it with a denial, which `note` then states."""
 
     note: str = ""
 
 
 class ProbeFailed(msgspec.Struct, frozen=True):
+    """An outcome for an API server that did not answer, or not usably."""
+
     cause: str
     """One word: dns, connect, tls, timeout, closed, credential, 429, 404, 5xx."""
     message: str
     is_of_host: bool = False
-    """Nobody answered there: it would be the same for whoever else is behind that host."""
+    """Nothing answered at the host, so that the outcome applies to every cluster behind it."""
 
 
 ProbeOutcome = ProbeReached | ProbeFailed
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """To be made now; its outcome is to be told."""
+    """A probe to send now. Its outcome goes to `ProbeSchedule.told`, unless it is dropped."""
 
     name: str
     incarnation: int
 
 
 class ConnectivityChange(msgspec.Struct, frozen=True):
-    """What a cluster's connectivity is from now on."""
+    """A change of a cluster's connectivity."""
 
     name: str
     incarnation: int
     connectivity: Connectivity
     disengages: bool = False
+    """The cluster was unreachable for `give_up_after_s`."""
 
 
 class _Host(msgspec.Struct):
+    """The clusters behind one host, and its rate limit."""
+
     due: list[tuple[float, int, str]] = msgspec.field(default_factory=list)
-    """A heap: when to probe which. What was forgotten or planned again is passed over."""
+    """A heap of probe times by cluster. Entries of clusters that were removed or rescheduled are skipped."""
     turn: int = 0
-    """Of its place in the line of hosts."""
+    """Identifies its valid entry in the heap of hosts."""
     free_at: float = 0.0
-    """When its budget, or its being down, allows the next probe."""
+    """When the rate limit, or the backoff while it is down, allows the next probe."""
     failures: int = 0
-    """Probes in a row, of any cluster, that found nobody there."""
+    """Consecutive probes, of any of its clusters, without a response."""
     is_probed_for_all: bool = False
-    """While it is down: one is being probed for all."""
+    """Whether a probe is in flight while the host is down: no other is sent until then."""
     names: set[str] = msgspec.field(default_factory=set)
 
 
@@ -100,34 +106,37 @@ class _ProbedCluster(msgspec.Struct):
     host: str
     incarnation: int
     turn: int = 0
+    """Identifies its valid entry in the host's heap."""
     state: ConnectivityState = ConnectivityState.UNKNOWN
     said: str = ""
-    """The note of an answer, or the cause of a failure: another wording of the same is no news."""
+    """The note or cause that was last reported. A different message with the same cause is not reported."""
     since: float = 0.0
     failing_since: float | None = None
     by_host: bool = False
-    """It failed with its host, and comes back with it."""
+    """Whether it became unreachable with its host, and so becomes reachable with it."""
     away_since: float = 0.0
-    """On the steady clock: since when it has been unreachable, by itself."""
+    """When it became unreachable (steady clock), apart from outages of its host or of many clusters."""
 
 
 class ProbeSchedule:
+    """Decides when to probe each cluster, and when its connectivity changed."""
+
     def __init__(self, policy: ProbePolicy, jitter: Callable[[], float]) -> None:
         self._policy = policy
         self._jitter = jitter
         self._hosts: dict[str, _Host] = {}
         self._watched: dict[str, _ProbedCluster] = {}
         self._line: list[tuple[float, int, str]] = []
-        """A heap: which host may be probed when."""
+        """A heap of hosts by the time at which each may be probed."""
         self._free_at = 0.0
         self._under_way: dict[Probe, str] = {}
-        """With the host that each is made of."""
+        """Probes in flight, with the host of each."""
         self._turns = 0
         self._away = 0
-        """Clusters that are unreachable."""
+        """Number of unreachable clusters."""
 
     def watch(self, name: str, host: str, incarnation: int, now: float) -> None:
-        """A cluster was engaged. It is looked at as soon as the budget allows."""
+        """Add an engaged cluster. It is probed as soon as the rate limits allow."""
         self.forget(name)
         self._watched[name] = _ProbedCluster(host, incarnation)
         self._hosts.setdefault(host, _Host()).names.add(name)
@@ -146,7 +155,7 @@ class ProbeSchedule:
             del self._hosts[watched.host]
 
     def due(self, now: float) -> list[Probe]:
-        """Those to make now. The outcome of each is to be told."""
+        """Return the probes to send now. Each must be passed to `told` or `drop`."""
         found: list[Probe] = []
         while self._line and self._may(now):
             _, turn, key = heapq.heappop(self._line)
@@ -158,25 +167,26 @@ class ProbeSchedule:
             self._under_way[probe] = key
             found.append(probe)
             host.is_probed_for_all = self._is_down(host)
-            # A budget not used for a moment may be used up at once, but not one of an hour.
+            # Token bucket: at most one second's worth of unused probes accumulates.
             host.free_at = max(host.free_at, now - 1.0) + 1.0 / self._policy.host_rate_per_s
             self._free_at = max(self._free_at, now - 1.0) + 1.0 / self._policy.rate_per_s
             self._line_up(key)
         return found
 
     def drop(self, probe: Probe) -> None:
-        """It is not to be made after all: nobody wants to know."""
+        """Withdraw a probe that was not sent, and remove its cluster."""
         del self._under_way[probe]
         self.forget(probe.name)
 
     @property
     def next_at(self) -> float | None:
-        """When there will be something to do, if no outcome comes before."""
+        """When `due` will have a probe, unless an outcome comes before; None if only an outcome can change that."""
         if not self._line or len(self._under_way) >= self._policy.at_once:
             return None
         return max(self._line[0][0], self._free_at)
 
     def told(self, probe: Probe, outcome: ProbeOutcome, now: Moment) -> list[ConnectivityChange]:
+        """Record the outcome of a probe, and return the changes that follow from it."""
         key = self._under_way.pop(probe)
         watched = self._watched.get(probe.name)
         if watched is None or watched.incarnation != probe.incarnation:
@@ -210,7 +220,7 @@ class ProbeSchedule:
             if now.steady - watched.failing_since < self._policy.unreachable_after_s:
                 return None
             state, said, message = ConnectivityState.UNREACHABLE, outcome.cause, f"{outcome.cause}: {outcome.message}"
-            # One that failed by itself before has to be seen well by itself.
+            # A cluster that failed before its host did needs a successful probe of its own.
             watched.by_host = by_host and (watched.by_host or watched.state is not ConnectivityState.UNREACHABLE)
         is_news = (state, said) != (watched.state, watched.said)
         if state is not watched.state:
@@ -231,7 +241,7 @@ class ProbeSchedule:
         all_clusters = len(self._watched)
         limit = max(policy.give_up_count, policy.give_up_share * all_clusters)
         if 2 * self._away > all_clusters or self._away > limit:
-            # The daemon itself may be cut off: time in which so many are unreachable does not count.
+            # The daemon itself may be cut off: time during which so many are unreachable does not count.
             watched.away_since = now
             return False
         return now - watched.away_since >= policy.give_up_after_s
@@ -244,7 +254,7 @@ class ProbeSchedule:
         self._line_up(watched.host)
 
     def _line_up(self, key: str) -> None:
-        """Gives a host its place in the line, by the first in its own queue that still counts."""
+        """Put a host into the heap of hosts, at the time of its next valid probe."""
         host = self._hosts[key]
         self._turns += 1
         host.turn = self._turns

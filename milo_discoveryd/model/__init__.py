@@ -1,1 +1,1 @@
-"""The values that everybody speaks: frozen, without behaviour beyond reading themselves, and without I/O."""
+"""Value types that all packages share: frozen, and without I/O."""

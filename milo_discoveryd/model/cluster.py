@@ -1,4 +1,4 @@
-"""What a project control plane is, to the daemon and to its subscribers."""
+"""Project control planes, as the daemon tracks them and subscribers see them."""
 
 import enum
 
@@ -19,18 +19,17 @@ class DisengageReason(enum.Enum):
     REMOVED = "REMOVED"
 
 
-# There are as many of these as there are clusters, and none is ever part of a cycle: the garbage collector need not
-# look at them.
+# One instance per cluster, never part of a reference cycle: gc=False keeps the garbage collector from traversing them.
 class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """The cluster that an object stands for: all of it that a subscriber can see and that comes from upstream.
+    """A cluster as an upstream object describes it, limited to what subscribers see.
 
-    Two equal targets mean that nothing changed, so what a subscriber can't see has no place here.
+    Equal targets mean that there is nothing to send, so fields that subscribers do not see are not part of it.
     """
 
     name: str
     uid: str
     place: tuple[str, ...]
-    """What its endpoint is made of, with the name between. All clusters that a mode finds by their names share one."""
+    """Endpoint without the name, split where the name belongs. Clusters whose endpoints differ only by it share it."""
     organization: str = ""
     labels: Pairs = ()
     annotations: Pairs = ()
@@ -59,7 +58,7 @@ UNPROBED = Connectivity(ConnectivityState.UNKNOWN)
 
 
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A target while it is engaged."""
+    """An engaged target."""
 
     target: Target
     source_version: str
@@ -67,5 +66,5 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     incarnation: int
     """The revision that engaged it: unique within a run of the daemon."""
     object_uid: str = ""
-    """Of the object itself, while `target.uid` may come from a label. Credentials are kept by this one."""
+    """UID of the upstream object; `target.uid` may come from a label. Credentials are cached by this one."""
     connectivity: Connectivity = UNPROBED

@@ -1,4 +1,4 @@
-"""Time, as the pure rooms are handed it."""
+"""Time, as callers pass it to packages that read no clock."""
 
 import msgspec
 
@@ -7,6 +7,6 @@ class Moment(msgspec.Struct, frozen=True, gc=False):
     """One point in time, on two clocks."""
 
     wall: float
-    """What people are told. It may jump."""
+    """Unix time, for display. It may jump."""
     steady: float
-    """What waiting is measured by. Its zero means nothing."""
+    """Monotonic time, for durations and deadlines. Its zero is arbitrary."""

@@ -1,6 +1,6 @@
-"""Upstream objects, as far as a mode reads them; msgspec skips all else without building it.
+"""The fields of upstream objects that modes read; msgspec skips all others when it decodes.
 
-The names are those of the wire.
+Names are as in the JSON.
 """
 
 import msgspec
@@ -44,7 +44,7 @@ class Status(msgspec.Struct, gc=False):
 
 
 class KubeObject(msgspec.Struct, gc=False):
-    """A mode that reads more derives its own type from this one."""
+    """An upstream object. A mode that reads more fields derives its own type from this one."""
 
     metadata: Metadata
     spec: Spec | None = None

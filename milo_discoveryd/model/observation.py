@@ -1,4 +1,4 @@
-"""What a look at an upstream object told: one of four things, by a mode's judgement."""
+"""The states of an upstream object that a mode distinguishes."""
 
 import msgspec
 
@@ -6,10 +6,10 @@ from milo_discoveryd.model.cluster import Pairs, Target
 
 
 class Ready(msgspec.Struct, frozen=True, gc=False):
-    """The object stands for a cluster that is to be engaged."""
+    """An object whose cluster is to be engaged."""
 
     uid: str
-    """The object's own, by which a re-created one is told from its predecessor; `target.uid` is the project's."""
+    """The object's own UID, which distinguishes a re-created object; `target.uid` is the project's."""
     version: str
     target: Target
 
@@ -19,7 +19,7 @@ class Ready(msgspec.Struct, frozen=True, gc=False):
 
 
 class ObjectFields(msgspec.Struct, frozen=True, gc=False):
-    """What scopes go by, of an object that is not to be engaged."""
+    """The fields of an object that is not engaged which scopes filter by."""
 
     name: str
     organization: str
@@ -27,19 +27,19 @@ class ObjectFields(msgspec.Struct, frozen=True, gc=False):
 
 
 class NotReady(msgspec.Struct, frozen=True, gc=False):
-    """The condition that engages it isn't True."""
+    """An object whose readiness condition is not True."""
 
     name: str
     uid: str
     version: str
     message: str
     project_uid: str = ""
-    """The project's, if the object claims one besides its own."""
+    """UID of the project, if the object states one besides its own."""
     fields: ObjectFields | Target | None = None
 
 
 class Outside(msgspec.Struct, frozen=True, gc=False):
-    """The daemon's selector doesn't cover it."""
+    """An object that the daemon's label selector does not match."""
 
     name: str
     uid: str
@@ -49,11 +49,11 @@ class Outside(msgspec.Struct, frozen=True, gc=False):
 
 
 class Malformed(msgspec.Struct, frozen=True, gc=False):
-    """It can't be used as it is. Its last good state stays."""
+    """An object that cannot be used. Its last good state is kept."""
 
     name: str
     uid: str
-    """Empty where even that couldn't be read."""
+    """Empty if it could not be read."""
     version: str
     message: str
 
@@ -62,7 +62,7 @@ Observation = Ready | NotReady | Outside | Malformed
 
 
 def fields(seen: Observation) -> ObjectFields | Target | None:
-    """Return what scopes go by; None where only the object's name is known."""
+    """Return the fields that scopes filter by; None if only the object's name is known."""
     match seen:
         case Ready():
             return seen.target

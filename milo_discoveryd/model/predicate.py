@@ -1,4 +1,4 @@
-"""Predicates that are evaluated very often: composed once, so that an absent condition costs nothing per evaluation."""
+"""Predicates composed once for many evaluations, so that absent conditions cost nothing per evaluation."""
 
 from collections.abc import Callable, Sequence
 from typing import TypeAlias, TypeVar
@@ -8,7 +8,7 @@ Predicate: TypeAlias = Callable[[T], bool]
 
 
 def all_of(predicates: Sequence[Predicate[T]]) -> Predicate[T]:
-    """Return a predicate that holds where all of them do."""
+    """Return a predicate that is true if all of them are."""
     if not predicates:
         return lambda _: True
     if len(predicates) == 1:

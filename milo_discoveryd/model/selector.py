@@ -8,7 +8,7 @@ import msgspec
 
 from milo_discoveryd.model.predicate import Predicate, all_of
 
-_BLANK = " \t\r\n"  # no other counts as blank to the API server
+_BLANK = " \t\r\n"  # the only whitespace that the API server's parser accepts
 _TOKEN = re.compile(rf"[{_BLANK}]*(?:(?P<op>==|!=|=|!|>|<|\(|\)|,)|(?P<word>[^{_BLANK}=!<>(),]+))")
 _NAME = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _NUMBER = re.compile(r"[0-9]+")
@@ -17,21 +17,23 @@ _SUBDOMAIN = re.compile(r"[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-
 
 
 class SelectorError(ValueError):
-    """The text isn't a selector; the message says where and why."""
+    """A syntax error in a selector; the message states the position."""
 
 
 Labels = Collection[tuple[str, str]]
-"""The pairs of them, each key once."""
+"""Pairs of key and value, each key once."""
 
 
 class Requirement(msgspec.Struct, frozen=True):
+    """One condition of a selector, on one key."""
+
     key: str
     operator: str
     """One of in, notin, exists, !, >, <."""
     values: frozenset[str] = frozenset()
 
     def test(self) -> Predicate[Labels]:
-        """Made once and asked of each cluster for each reader: a loop over the few pairs is quicker than a mapping."""
+        """Return a predicate on labels. It loops over the few pairs, which is faster than building a mapping."""
         key, values = self.key, self.values
         match self.operator:
             case "in" if len(values) == 1:
@@ -61,7 +63,7 @@ class Requirement(msgspec.Struct, frozen=True):
 
 
 class Selector(msgspec.Struct, frozen=True, dict=True):
-    """All requirements must hold; without any, everything matches."""
+    """A label selector: all requirements must hold; without any, everything matches."""
 
     requirements: tuple[Requirement, ...] = ()
 
@@ -73,7 +75,7 @@ class Selector(msgspec.Struct, frozen=True, dict=True):
         return bool(self.requirements)
 
     def __str__(self) -> str:
-        """The canonical form: two selectors that say the same in another order read the same."""
+        """Return the canonical form, in which the order of requirements and values makes no difference."""
         return ",".join(sorted(str(requirement) for requirement in self.requirements))
 
 
@@ -145,7 +147,7 @@ class _Parser:
 
     def _value(self) -> str:
         if self._peek() in ("", ",", ")"):
-            return ""  # "key=" asks for the empty value
+            return ""  # "key=" selects the empty value
         value = self._word("a label value")
         if not (len(value) <= 63 and _NAME.fullmatch(value)):
             raise self._error(
@@ -212,6 +214,6 @@ def _compared(operator: str, bound: int) -> Predicate[str]:
 
 
 def _whole(text: str) -> int | None:
-    """As a label's value it has no sign, and at most 63 digits."""
+    """Parse a label value as a number: no sign, and at most 63 digits. None if it is not one."""
     number = int(text) if len(text) <= 63 and _NUMBER.fullmatch(text) else None
     return number if number is not None and number <= _GREATEST else None

@@ -1,4 +1,4 @@
-"""The state of the daemon's view of its source."""
+"""How current the daemon's view of its source is."""
 
 import enum
 
@@ -15,7 +15,7 @@ class SourceStatus(msgspec.Struct, frozen=True):
     state: SourceState
     since: float
     reason: str = ""
-    """One CamelCase word for programs."""
+    """Machine-readable, in CamelCase."""
     message: str = ""
     last_contact: float | None = None
-    """When the source last answered anything."""
+    """When the source last answered."""

@@ -1,4 +1,4 @@
-"""Resource versions: opaque before Kubernetes 1.35, numbers that can be compared since."""
+"""Resource versions: opaque before Kubernetes 1.35, comparable as numbers since then."""
 
 _LONGEST = 39
 """Digits of a 128-bit number. A longer version is treated as opaque."""
@@ -9,5 +9,5 @@ def is_number(version: str) -> bool:
 
 
 def is_older(one: str, other: str) -> bool:
-    """Return False where the versions cannot be compared: then the order of arrival decides."""
+    """Return whether `one` is older; False if they cannot be compared, so that the order of arrival decides."""
     return is_number(one) and is_number(other) and int(one) < int(other)

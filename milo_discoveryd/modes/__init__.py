@@ -1,5 +1,5 @@
-"""Discovery modes: from an upstream object to the cluster it stands for, or why it stands for none.
+"""Discovery modes: each maps an upstream object to a cluster, or to the reason why it is not engaged.
 
-Another platform's package can add its own through the entry point group `milo_discoveryd.modes`. A mode is built once
-from a `Setting`, and judges objects without I/O and without knowing the time.
+Other packages can add modes through the entry point group `milo_discoveryd.modes`. A mode is built once from a
+`Setting`, and maps objects without I/O and without reading a clock.
 """

@@ -1,4 +1,4 @@
-"""What a mode is."""
+"""The interfaces of modes, and the lookup of a mode by name."""
 
 from collections.abc import Iterable
 from importlib import import_module
@@ -10,7 +10,7 @@ from milo_discoveryd.model.cluster import Pairs, Target
 from milo_discoveryd.model.observation import Observation
 
 GROUP = "milo_discoveryd.modes"
-"""The entry points of modes from other packages."""
+"""Entry point group of modes from other packages."""
 _OWN = {
     "project": ("milo_discoveryd.modes.project", "ProjectMode"),
     "project-control-plane": ("milo_discoveryd.modes.project_control_plane", "ProjectControlPlaneMode"),
@@ -25,42 +25,42 @@ class Resource(msgspec.Struct, frozen=True):
 
     @property
     def path(self) -> str:
-        """Of the collection; all resources that modes watch are cluster-scoped."""
+        """Path of the collection. Modes watch only cluster-scoped resources."""
         return f"/apis/{self.group}/{self.version}/{self.plural}"
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
-    """What a mode may depend on, besides the object it looks at."""
+    """The settings that a mode may depend on."""
 
     project_endpoint: str
     """Scheme, host and port of the project API server: `https://api.example.com`."""
     internal_address_template: str = "milo-apiserver.project-{name}.svc.cluster.local:6443"
     internal_namespace_template: str = "project-{name}"
     annotation_prefixes: tuple[str, ...] = ()
-    """Annotations that are passed on to subscribers."""
+    """Prefixes of the annotations that are sent to subscribers."""
     clusters: tuple[Target, ...] = ()
-    """For a mode that watches nothing."""
+    """The clusters of a `FixedMode`."""
 
 
 @runtime_checkable
 class WatchedMode(Protocol):
-    """Follows a resource of an API server."""
+    """A mode that watches a resource of an API server."""
 
     resource: ClassVar[Resource]
     object_type: ClassVar[Any]
-    """A `KubeObject`, or a type derived from it."""
+    """`KubeObject`, or a type derived from it."""
 
     def __init__(self, setting: Setting) -> None: ...
 
     def observe(self, obj: Any) -> Observation: ...
 
     def place_of(self, name: str, project_uid: str) -> tuple[str, ...]:
-        """Return `Target.place` of a cluster. Raises MalformedError for a name that must not be in a URL."""
+        """Return `Target.place` of a cluster. Raises MalformedError for a name that is unsafe in a URL."""
 
 
 @runtime_checkable
 class FixedMode(Protocol):
-    """Knows its clusters from the start."""
+    """A mode with a fixed set of clusters."""
 
     def __init__(self, setting: Setting) -> None: ...
 
@@ -72,7 +72,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> type[WatchedMode] | type[FixedMode]:
-    """The mode of that name. Raises LookupError with the names there are."""
+    """Import the mode of this name. Raises LookupError, which lists the installed modes."""
     mode: type[WatchedMode] | type[FixedMode]
     if name in _OWN:
         module, attribute = _OWN[name]
@@ -86,13 +86,14 @@ def load(name: str) -> type[WatchedMode] | type[FixedMode]:
 
 
 def _others() -> Iterable[Any]:
-    # A daemon in a mode of its own package does without the metadata of all that is installed.
+    # Imported here: reading the metadata of all installed packages is slow, and built-in modes do not need it.
     from importlib.metadata import entry_points  # noqa: PLC0415
 
     return entry_points(group=GROUP)
 
 
 def passed_on(annotations: dict[str, str] | None, prefixes: tuple[str, ...]) -> Pairs:
+    """Return the annotations that are sent to subscribers."""
     if not prefixes or not annotations:
         return ()
     return tuple(sorted((key, value) for key, value in annotations.items() if key.startswith(prefixes)))

@@ -1,4 +1,4 @@
-"""Mode `project`: watches Project in the core Milo API; each control plane is a path of that same API."""
+"""Mode `project`: watches Project in the core Milo API, which serves each control plane under a path."""
 
 from typing import ClassVar
 

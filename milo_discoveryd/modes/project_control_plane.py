@@ -1,5 +1,5 @@
-"""Mode `project-control-plane`: watches ProjectControlPlane in the infrastructure cluster, and hands out the
-cluster-internal addresses of the control planes."""
+"""Mode `project-control-plane`: watches ProjectControlPlane in the infrastructure cluster, and gives the control planes
+their cluster-internal addresses."""
 
 from typing import ClassVar
 from urllib.parse import urlsplit
@@ -26,7 +26,7 @@ CONDITION = "ControlPlaneReady"
 PROJECT_UID_LABEL = "resourcemanager.miloapis.com/project-uid"
 OWNER_ANNOTATION = "resourcemanager.miloapis.com/owner-name"
 _NAME = "\0"
-"""Stands for the name of a cluster, where that is still open: in no template, since it is in no URL."""
+"""Placeholder for a cluster's name. No template contains NUL, because no URL does."""
 
 
 class ProjectControlPlaneMode:

@@ -1,4 +1,4 @@
-"""What the modes of Milo read in the same way."""
+"""Validation and parsing that the modes of Milo share."""
 
 import re
 import sys
@@ -10,7 +10,7 @@ from milo_discoveryd.model.objects import Condition, KubeObject, Metadata
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields
 
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
-# With fullmatch, never `$`: that would let a trailing newline through.
+# Used with fullmatch: `$` would accept a trailing newline.
 DNS_LABEL = re.compile(_LABEL)
 DNS_SUBDOMAIN = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
 
@@ -24,7 +24,7 @@ METADATA_BYTES = 512 * 1024
 
 
 class MalformedError(ValueError):
-    """The object can't be used; the message says what is wrong with it."""
+    """An object that cannot be used; the message says what is wrong with it."""
 
 
 def malformed(metadata: Metadata, error: MalformedError) -> Malformed:
@@ -43,7 +43,7 @@ def not_ready(obj: KubeObject, kind: str, condition: Condition | None, organizat
 
 
 def labels(metadata: Metadata) -> Pairs:
-    """Sorted, and shared: thousands of objects have the same keys and few values, and many have all of them alike."""
+    """Return the labels, sorted. Equal pairs and equal sets of labels share one instance, which saves memory."""
     found = metadata.labels
     size = sum(len(key) + len(value) for each in (found, metadata.annotations) if each for key, value in each.items())
     if size > METADATA_BYTES:
@@ -65,7 +65,7 @@ def _pair(key: str, value: str) -> tuple[str, str]:
 
 @lru_cache(maxsize=4096)
 def shared(text: str) -> str:
-    """One for all who have the same."""
+    """Return one instance for equal strings, which saves memory."""
     return text
 
 
@@ -86,7 +86,7 @@ def deletion_requested_at(metadata: Metadata) -> float | None:
 
 
 def checked(name: str, pattern: re.Pattern[str], limit: int, what: str) -> str:
-    """The name, if it may be put into a URL. Whoever writes objects upstream must not choose where we connect."""
+    """Return the name if it is safe in a URL: authors of upstream objects must not choose where the daemon connects."""
     if len(name) > limit or not pattern.fullmatch(name):
         raise MalformedError(f"{what} {name[:80]!r} is not {'a DNS label' if pattern is DNS_LABEL else 'a DNS name'}")
     return name

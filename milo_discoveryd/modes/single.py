@@ -1,4 +1,4 @@
-"""Mode `single`: given clusters, so that an operator runs unchanged against one that nobody discovers."""
+"""Mode `single`: a cluster from the settings, so that an operator runs unchanged without discovery."""
 
 from collections.abc import Iterable
 
