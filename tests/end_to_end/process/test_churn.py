@@ -3,12 +3,14 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from hashlib import sha256
 from random import Random
 from typing import Any
 
 from milo_discovery import Event
+from milo_discoveryd.credentials.sources.token_request import OBJECT_LABEL
+from milo_sandbox.resources import SECRETS
 from tests.end_to_end.process.conftest import Place
 from tests.end_to_end.process.daemon import DaemonProcess
 from tests.end_to_end.process.handing_out import HandedOut, Token, handed_rightly, mark
@@ -135,6 +137,7 @@ async def test_subscribers_match_truth_under_churn_and_faults(place: Place) -> N
         "connectivity": {"interval": "1s"},
         "kubeconfigs": {"sources": [token_source(place)]},
     }
+    digests = object_digests(place)
     async with place.daemon(**settings) as daemon, place.client() as client:
         await daemon.start()
         faults = Faults(place, daemon, world, random)
@@ -173,7 +176,7 @@ async def test_subscribers_match_truth_under_churn_and_faults(place: Place) -> N
 
     histories = [recorder.history for recorder in recorders]
     assert breaches(histories, world.upstream) == []
-    assert [*handed_rightly(handed_to(restless, place))] == []
+    assert [*handed_rightly(handed_to(restless, place, digests))] == []
     assert len(restless.given) >= 100
     assert list(alternating(given)) == []
     assert len(given) >= 100
@@ -197,16 +200,24 @@ def token_source(place: Place) -> dict[str, Any]:
     return source | {"namespace": "milo", "service_account": ACCOUNT, "audiences": ["milo"]}
 
 
-def handed_to(recorder: Recorder, place: Place) -> Iterator[HandedOut]:
+def object_digests(place: Place) -> dict[str, str]:
+    """By the name of each Secret that tokens are bound to, the label of its object; also of Secrets deleted since."""
+    store, found = place.sandbox.infrastructure.api.store, dict[str, str]()
+
+    def note() -> None:
+        found.update((record.name, record.labels.get(OBJECT_LABEL, "")) for record in store[SECRETS])
+
+    store.listen(note)
+    return found
+
+
+def handed_to(recorder: Recorder, place: Place, digests: Mapping[str, str]) -> Iterator[HandedOut]:
     for given in recorder.given:
         claims = place.sandbox.tokens.claims(given.token)
         assert claims.bound is not None
-        of = mark(given.uid) if claims.bound.name == secret_name(given.uid) else claims.bound.name
+        digest = sha256(given.uid.encode()).hexdigest()[:32]
+        of = mark(given.uid) if digests[claims.bound.name] == digest else claims.bound.name
         yield given.handed_out(recorder.history.who, Token(given.token, of, claims.exp))
-
-
-def secret_name(uid: str) -> str:
-    return f"milo-discovery-{sha256(f'{ACCOUNT}/{uid}'.encode()).hexdigest()[:32]}"
 
 
 def has_good_ones(recorder: Recorder, place: Place) -> bool:
