@@ -1,6 +1,6 @@
-"""Credentials: what the daemon authenticates with (`authentication`), and what it hands out (`sources`).
+"""Credentials: those that the daemon authenticates with (`authentication`), and those that it issues (`sources`).
 
-Secrets are kept in `Secret`, which masks itself. No error or log message made here contains one.
+Secrets are kept in `Secret`, which masks itself. No error or log message of this package contains one.
 """
 
 from milo_discoveryd.credentials.authentication.credential_provider import CredentialProvider

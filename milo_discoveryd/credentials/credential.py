@@ -16,7 +16,7 @@ class ClientCertificate:
 
 @dataclass(frozen=True, kw_only=True)
 class Credential:
-    """A token, a client certificate, both or neither; a server may require both."""
+    """A token, a client certificate, both, or neither (anonymous)."""
 
     token: Secret | None = None
     certificate: ClientCertificate | None = None
@@ -25,15 +25,15 @@ class Credential:
 
 
 def is_confidential(url: str) -> bool:
-    """Return whether a credential may be sent there: by TLS, or within this machine."""
+    """Return whether a credential may be sent to the URL: over TLS, or to loopback."""
     parts = urlsplit(url)
     return parts.scheme == "https" or addresses.is_loopback(parts.hostname or "")
 
 
 def for_url(credential: Credential, url: str) -> Credential:
-    """Return the credential if it may be sent there. Raises CredentialError."""
+    """Return the credential if it may be sent to the URL. Raises CredentialError."""
     if credential != Credential() and not is_confidential(url):
-        raise CredentialError(f"{url} has no TLS, so that the credential would be sent unencrypted")
+        raise CredentialError(f"{url} has no TLS, so the credential would be sent unencrypted; use https")
     return credential
 
 

@@ -1,6 +1,6 @@
-"""Requests over connections that are kept alive.
+"""An HTTP client with keep-alive connections.
 
-It follows no redirect, keeps no cookie, and reads neither ~/.netrc nor the environment.
+It follows no redirects, stores no cookies, and reads neither ~/.netrc nor the environment.
 """
 
 import asyncio
@@ -22,23 +22,23 @@ _Key = tuple[Origin, Proxy | None]
 
 class Span(Protocol):
     def end(self, status: int | None) -> None:
-        """`status` is None for a request without a response."""
+        """End the span; `status` is None if there was no response."""
 
 
 class Tracer(Protocol):
     def begin(self, method: str, url: str, headers: dict[str, str]) -> Span:
-        """Begin a span, and add the headers that propagate it."""
+        """Begin a span, and add its propagation headers to `headers`."""
 
 
 tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
-"""Traces the requests of the tasks that inherit it."""
+"""The tracer for requests of the current task and the tasks that it starts."""
 
 
 class Client:
-    """Connections under one TLS identity, to any number of servers."""
+    """A pool of connections with one TLS identity, to any number of servers."""
 
     def __init__(self, context: ssl.SSLContext, *, tls_server_name: str | None = None, idle_s: float = 15.0) -> None:
-        """`idle_s`: how long a connection is kept for the next request."""
+        """`idle_s`: how long an idle connection is kept open."""
         self._context = context
         self._tls_server_name = tls_server_name
         self._idle_s = idle_s
@@ -58,9 +58,9 @@ class Client:
         connect_timeout_s: float,
         silence_s: float | None = None,
     ) -> AsyncIterator[Response]:
-        """Send a request and yield its response once status and headers are there. Raises TransportError.
+        """Send a request and yield its response when status and headers have arrived. Raises TransportError.
 
-        `url` has no user and no fragment. `silence_s` is for the head of the response.
+        `url` has no user and no fragment. `silence_s` bounds the wait for the head of the response.
         """
         parts = urlsplit(url)
         key = Origin.of(url), Proxy.of(proxy) if proxy else None
@@ -83,7 +83,7 @@ class Client:
                 try:
                     await sending.head(silence_s)
                 except TransportError as error:
-                    # Servers close idle connections. A request that met that is sent again on another one.
+                    # The server may close an idle connection while the request is sent: retry on another one.
                     is_stale = is_kept and error.cause == "closed" and not sending.has_begun
                     if not is_stale or self._is_closed or method not in _REPEATABLE:
                         raise
@@ -102,7 +102,7 @@ class Client:
                 self._release(key, connection, response)
 
     async def aclose(self) -> None:
-        """Close every connection. Requests under way fail."""
+        """Close every connection. Requests in flight fail."""
         self._is_closed = True
         idle, self._idle = self._idle, {}
         for kept in idle.values():

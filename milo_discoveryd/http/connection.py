@@ -1,4 +1,4 @@
-"""One client connection: a request out, a response in, and again while both sides keep it alive."""
+"""A client connection, and the response to the request that was sent over it."""
 
 import asyncio
 import re
@@ -13,15 +13,15 @@ from milo_discoveryd.http import errors
 from milo_discoveryd.http.headers import Headers
 
 OVERHEAD_LIMIT = 64 << 10
-"""Bytes of headers, chunk sizes and trailers between two pieces of body. More of them would only fill memory."""
+"""Maximum bytes of headers, chunk sizes and trailers between two pieces of body: bounds the memory they use."""
 _BUFFER_LIMIT = 512 << 10
-"""Body that nobody has read yet. The connection is not read from while there is more."""
+"""Backpressure: with more unread bytes of body, reading from the socket is paused."""
 _UNZIP_AT_ONCE = 1 << 20
 _HEADER_VALUE = re.compile(r"[^\r\n\0]*")
 
 
 class Connection(asyncio.Protocol):
-    """Speaks HTTP/1.1 to `origin` (which error messages name) over one transport. One exchange at a time."""
+    """An HTTP/1.1 connection with one exchange at a time. Error messages name `origin`."""
 
     def __init__(self, origin: str) -> None:
         self._origin = origin
@@ -45,7 +45,7 @@ class Connection(asyncio.Protocol):
         lines = [f"{method} {target} HTTP/1.1"]
         for name, value in headers.items():
             if not _HEADER_VALUE.fullmatch(value):
-                raise ValueError(f"the header {name} has a line break in it")
+                raise ValueError(f"the header {name} contains a line break or NUL")
             lines.append(f"{name}: {value}")
         self.requests += 1
         self._response = response = Response(self._origin, self)
@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
         return response
 
     def finished(self, response: "Response") -> None:
-        """The response is complete, or nobody wants the rest of it."""
+        """End the exchange; the connection is closed unless the response was read completely."""
         if response is not self._response:
             return
         self._response = None
@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
             self.abort()
 
     def abort(self) -> None:
-        """Close at once: TLS says goodbye, and does not wait for the peer to do so."""
+        """Close at once: sends the TLS close_notify, and does not wait for the peer's."""
         if self._transport is not None:
             self._transport.close()
             self._transport.abort()
@@ -74,7 +74,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._response is None:
-            self.abort()  # nothing was asked
+            self.abort()  # data without a request
         else:
             self._response.feed(data)
 
@@ -85,16 +85,16 @@ class Connection(asyncio.Protocol):
 
 
 class Response:
-    """A response, whose body is read while it arrives."""
+    """A response whose body is read while it arrives."""
 
     def __init__(self, origin: str, connection: Connection) -> None:
         self.headers = Headers()
         self.status = 0
         self.phrase = ""
         self.has_begun = False
-        """At least one byte of it was received."""
+        """Whether at least one byte was received."""
         self.is_reusable = False
-        """All of it was received, and the connection can carry the next exchange."""
+        """Whether it was received completely, so that the connection can be reused."""
         self._origin = origin
         self._connection = connection
         self._parser = httptools.HttpResponseParser(self)
@@ -117,7 +117,7 @@ class Response:
             await self._more(silence_s)
 
     async def read(self, silence_s: float | None = None) -> bytes:
-        """Some of the body, of any size; nothing at its end. Raises TransportError."""
+        """Return the next piece of the body, of any size; empty at its end. Raises TransportError."""
         while True:
             if self._unzip is not None and self._unzip.unconsumed_tail:
                 return self._unzipped(self._unzip.unconsumed_tail)
@@ -146,13 +146,13 @@ class Response:
     async def _more(self, silence_s: float | None) -> None:
         self._waiter = waiter = asyncio.get_running_loop().create_future()
         try:
-            if silence_s is None:  # without the cost of a timer
+            if silence_s is None:  # saves the cost of a timer
                 await waiter
             else:
                 async with asyncio.timeout(silence_s):
                     await waiter
         except TimeoutError:
-            raise TransportError("timeout", f"{self._origin} fell silent") from None
+            raise TransportError("timeout", f"{self._origin} sent nothing within the timeout") from None
         finally:
             self._waiter = None
 
@@ -168,23 +168,23 @@ class Response:
             raise self._fail(TransportError("closed", f"{self._origin} sent a gzip body that is cut off"))
         return b""
 
-    # What the connection tells.
+    # Called by the connection.
 
     def feed(self, data: bytes) -> None:
         self.has_begun = True
         if self._is_complete:
-            self._connection.abort()  # more than was announced
+            self._connection.abort()  # more data than the response declared
             return
         self._overhead += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             if not self._is_complete:
-                self._fail(TransportError("closed", f"{self._origin} does not speak HTTP as it should: {error}"))
+                self._fail(TransportError("closed", f"{self._origin} sent an invalid HTTP response: {error}"))
             self.is_reusable = False
             self._connection.abort()
         except httptools.HttpParserUpgrade:
-            self._fail(TransportError("closed", f"{self._origin} switched to another protocol, unasked"))
+            self._fail(TransportError("closed", f"{self._origin} switched to another protocol without a request"))
             self._connection.abort()
         if self._overhead > OVERHEAD_LIMIT:
             self._fail(TransportError("closed", f"{self._origin} sent more than {OVERHEAD_LIMIT} bytes of headers"))
@@ -212,17 +212,17 @@ class Response:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # What the parser tells.
+    # Called by the parser.
 
     def on_message_begin(self) -> None:
         if self._is_complete:
-            raise ValueError("a second response, to nothing that was asked")
+            raise ValueError("a second response without a request")
 
     def on_status(self, status: bytes) -> None:
         self.phrase = status.decode("latin-1")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._has_head:  # trailers say nothing that anybody asked for
+        if not self._has_head:  # trailers are ignored
             self.headers.add(name, value)
 
     def on_headers_complete(self) -> None:
@@ -235,7 +235,7 @@ class Response:
         if encoding in ("gzip", "x-gzip"):
             self._unzip = zlib.decompressobj(16 + zlib.MAX_WBITS)
         elif encoding != "identity":
-            self._fail(TransportError("closed", f"{self._origin} answered in an encoding that was not asked for"))
+            self._fail(TransportError("closed", f"{self._origin} used a content encoding that was not requested"))
 
     def on_body(self, body: bytes) -> None:
         self._overhead = 0

@@ -1,4 +1,4 @@
-"""Opens connections: TCP with keepalive, through a proxy where one is named, and TLS."""
+"""Opens connections: TCP with keepalive, optionally through a proxy, and TLS."""
 
 import asyncio
 import base64
@@ -16,10 +16,10 @@ from milo_discoveryd.http.connection import Connection
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _ADDRESS_TIMEOUT_S = 2.0
-"""After so long the next address of a host is tried; the last one has all the time that is left."""
+"""Timeout of each address of a host but the last, which may use all the remaining time."""
 _PROXY_ANSWERS_WITHIN_S = 30.0
 
-# A peer that vanishes silently is noticed after 15 + 3 * 5 s; unacknowledged data after 30 s.
+# An idle connection to a dead peer breaks after 15 + 3 * 5 s, and one with unacknowledged data after 30 s.
 _SOCKET_OPTIONS = tuple(
     (level, getattr(socket, name), value)
     for level, name, value in (
@@ -35,7 +35,7 @@ _SOCKET_OPTIONS = tuple(
 
 @dataclass(frozen=True)
 class Origin:
-    """Scheme, host and port of a URL: what a connection is made to."""
+    """Scheme, host and port of a URL."""
 
     scheme: str
     host: str
@@ -48,7 +48,7 @@ class Origin:
 
     @property
     def authority(self) -> str:
-        """Host and port, as CONNECT takes them."""
+        """Host and port, as in a CONNECT request."""
         return addresses.host_port(self.host, self.port)
 
     @property
@@ -124,7 +124,7 @@ async def _opened(to: Origin, named: str, context: ssl.SSLContext, server_name: 
 
 
 async def _open_socket(host: str, port: int) -> socket.socket:
-    """A socket that is connected to the first address of the host that answers. Raises OSError."""
+    """Return a socket that is connected to the first address of the host that accepts. Raises OSError."""
     *addresses, last = await _addresses(host, port)
     for address in addresses:
         try:
@@ -137,7 +137,7 @@ async def _open_socket(host: str, port: int) -> socket.socket:
 
 async def _addresses(host: str, port: int) -> list[Any]:
     try:
-        # Without a thread where there is nothing to resolve.
+        # An IP address needs no resolver, and so no thread.
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:
         return await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -169,6 +169,6 @@ async def _ask_for_tunnel(through: Connection, origin: Origin, proxy: Proxy) -> 
 
 
 def keep_alive(made: socket.socket) -> None:
-    """Have the kernel notice a peer that vanished silently."""
+    """Enable TCP keepalive, so that the kernel detects a dead peer."""
     for level, option, value in _SOCKET_OPTIONS:
         made.setsockopt(level, option, value)

@@ -1,4 +1,4 @@
-"""Translates what sockets and the ssl module raise into a TransportError with a cause, a reason and a fix."""
+"""Translates errors of sockets and TLS into a TransportError with a cause, a reason and a fix."""
 
 import socket
 import ssl
@@ -7,7 +7,7 @@ from milo_discoveryd.daemon_errors import TransportError
 
 
 def from_connecting(error: OSError, origin: str) -> TransportError:
-    """`origin` is the server that the connection was for."""
+    """Translate a failure to connect to the server `origin`."""
     match error:
         case socket.gaierror():
             return TransportError("dns", f"the host of {origin} cannot be found: {reason(error)}")
@@ -22,7 +22,7 @@ def from_proxy(error: OSError, origin: str) -> TransportError:
 
 
 def from_exchange(error: Exception | None, origin: str) -> TransportError:
-    """A connection that was lost after it had been made. None is a peer that closed it."""
+    """Translate the loss of an established connection. None means that the peer closed it."""
     if isinstance(error, ssl.SSLError):
         return TransportError("tls", f"no TLS with {origin}: {_tls(error)}")
     return TransportError("closed", f"{origin} closed the connection{f': {reason(error)}' if error else ''}")
@@ -43,7 +43,7 @@ def _tls(error: ssl.SSLError) -> str:
     if "wrong version number" in words or "http request" in words:
         return f"{words} (does the port speak plain HTTP?)"
     if "alert" in words and ("certificate" in words or "unknown ca" in words):
-        return f"{words}: it does not accept our client certificate, or wants one"
+        return f"{words}: the server requires a client certificate, or rejected the one that was sent"
     return words
 
 

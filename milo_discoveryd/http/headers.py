@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 
 
 class Headers(Mapping[str, str]):
-    """Header fields by name, in any case. Fields that were sent more than once are joined with commas."""
+    """Header fields by case-insensitive name. Repeated fields are joined with commas."""
 
     def __init__(self) -> None:
         self._fields: dict[str, str] = {}

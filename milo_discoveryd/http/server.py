@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server for GET and HEAD: bounded connections, bounded requests, a deadline for each."""
+"""A small HTTP/1.1 server for GET and HEAD, with limits on connections, request size and idle time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,9 +13,9 @@ from milo_discoveryd import addresses
 from milo_discoveryd.http.headers import Headers
 
 REQUEST_LIMIT = 64 << 10
-"""Bytes of one request, whatever they are."""
+"""Maximum bytes of a request, with its headers and body."""
 IDLE_S = 60.0
-"""From the beginning of a connection, or its last response, to the end of the next request."""
+"""Maximum time from the start of a connection, or its last response, to the end of the next request."""
 _METHODS = ("GET", "HEAD")
 
 
@@ -41,14 +41,14 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 class Server:
     def __init__(self, handler: Handler, *, connections: int) -> None:
-        """With more than `connections`, the oldest is closed: idle clients cannot keep a scrape or a probe out."""
+        """Beyond `connections`, the oldest is closed, so that idle clients cannot block a scrape or a probe."""
         self._handler = handler
         self._limit = connections
         self._connections: dict[_Connection, None] = {}
         self._listening: asyncio.Server | None = None
 
     async def start(self, host: str | None, port: int) -> str:
-        """Return the URL. Raises OSError."""
+        """Listen, and return the URL. Raises OSError."""
         self._listening = await asyncio.get_running_loop().create_server(self._accepted, host, port)
         address, bound = self._listening.sockets[0].getsockname()[:2]
         return f"http://{addresses.host_port(address, bound)}"
@@ -86,7 +86,7 @@ class _Connection(asyncio.Protocol):
         self._keep_alive = False
 
     def end(self) -> asyncio.Task[None] | None:
-        """Close at once; returns what has to end, too."""
+        """Close at once, and return the cancelled task of the handler, if any."""
         self._closed()
         if self._timer is not None:
             self._timer.cancel()
@@ -106,12 +106,12 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._size += len(data)
         if self._is_complete:
-            self._keep_alive = False  # the next request came too early; its client may ask again
+            self._keep_alive = False  # pipelining is not supported; the client may retry the next request
             return
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # an offer of another protocol, which is not taken
+            pass  # an offer to switch protocols, which is ignored
         except httptools.HttpParserError:
             if not self._is_complete:
                 self._refuse(HTTPStatus.BAD_REQUEST)
@@ -122,7 +122,7 @@ class _Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._is_complete:
             self._keep_alive = False
-            raise ValueError("a second request, before the first was answered")
+            raise ValueError("a second request before the response to the first")
 
     def on_url(self, url: bytes) -> None:
         self._target += url

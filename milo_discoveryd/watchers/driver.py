@@ -50,7 +50,7 @@ _STATUS_REASONS = {
 
 
 class SourceApi(Protocol):
-    """What the driver needs of a transport."""
+    """The requests that the driver makes."""
 
     async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer: ...
 
@@ -65,7 +65,7 @@ class Sink(Protocol):
     """Receives source events and confirmation results."""
 
     def take(self, source_events: Iterable[SourceEvent], read_at: float) -> Iterator[None]:
-        """Apply source events in portions, so that the caller can let other tasks run between them."""
+        """Apply source events in batches, so that the caller can yield to the event loop between them."""
 
     @property
     def reference_objects(self) -> tuple[tuple[str, str], ...]:
@@ -100,6 +100,8 @@ class WatchedCollection(msgspec.Struct, frozen=True):
 
 
 class Driver:
+    """The tasks that follow one collection: list and watch, confirmation of deletions, liveness probes."""
+
     def __init__(
         self,
         api: SourceApi,
@@ -241,7 +243,7 @@ class Driver:
     async def _apply(self, source_events: Iterable[SourceEvent]) -> None:
         read_at = self._clock()
         portions = self._sink.take(source_events, read_at)
-        next(portions, None)  # mostly the only one, and the next await lets other tasks run
+        next(portions, None)  # usually the only batch, and the next await yields to the event loop
         for _ in portions:
             await asyncio.sleep(0)
         self._reflector.relist_by(self._sink.relist_at)
@@ -285,7 +287,7 @@ class Driver:
         reference_objects = self._sink.reference_objects
         if not isinstance(result, NotFound) or not reference_objects:
             return result
-        # Another server, which never had the object, says so too. But it has none of the others either.
+        # Another server, such as a wrong backend behind the same address, responds NotFound too, but for all objects.
         problem = "the server has none of the other objects either, and may be another server"
         refusal: Inconclusive | None = None
         for known, uid in reference_objects:
@@ -302,7 +304,7 @@ class Driver:
     async def _read_object(self, name: str) -> ConfirmationResult:
         timeout_s = min(CONFIRMATION_TIMEOUT_S, self._request_timeout_s)
         try:
-            # Without a resource version the read is consistent: it shows the present state or a later one.
+            # Without a resource version the read is consistent: never older than the request.
             answer = await self._api.get(f"{self._watched.path}/{name}", timeout_s=timeout_s)
         except TransportError as error:
             return Inconclusive(str(error))
@@ -312,7 +314,7 @@ class Driver:
                 return Inconclusive(f"the response is not the object: it names {observation and observation.name!r}")
             return Found(observation)
         refused = error_status(answer.body, answer.status)
-        # Only a Status object is evidence: a proxy says 404 as well, and so does a server without the resource.
+        # Only a Status that names the object is evidence: proxies and servers without the resource send 404 too.
         if answer.status == 404 and refused.reason == "NotFound" and refused.name == name:
             return NotFound()
         wait = retry_after.seconds(answer.headers.get("Retry-After", ""), datetime.now(UTC))
@@ -327,8 +329,8 @@ def _refused(status: int, headers: Any, body: bytes) -> Failure:
     refused = error_status(body, status)
     message = f"{status}: {refused.message}" if refused.message else str(status)
     if status in (404, 503) and not refused.reason:
-        # Plain text: an API server that has just started and does not serve the resource yet (some answer 404 then), or
-        # a proxy before it. The Retry-After of five seconds that some send is a hundred times what it needs.
+        # Plain text: an API server that has just started and does not serve the resource yet (some send 404 then), or
+        # a proxy. The Retry-After of five seconds that some send is ignored: it is far longer than they need.
         return Failure("NotServing", message, 503)
     reason = refused.reason or _STATUS_REASONS.get(status, "ServerError" if status >= 500 else "Refused")
     return Failure(reason, message, status, retry_after.seconds(headers.get("Retry-After", ""), datetime.now(UTC)))

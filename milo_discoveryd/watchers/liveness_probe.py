@@ -1,4 +1,4 @@
-"""Waits for an API server's responses, and checks that it is alive while nothing comes."""
+"""Waits for an API server's responses, and probes its liveness while it is silent."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,7 +14,7 @@ from milo_discoveryd.watchers.transport import Answer
 T = TypeVar("T")
 PATH = "/livez"
 _SILENCE = frozenset({"timeout", "closed"})
-"""A refused connection is an answer: a server that shuts down accepts no more, and continues to serve its watches."""
+"""Results that count as no answer. A refused connection does not: a server that shuts down still serves its watches."""
 
 
 class LivenessApi(Protocol):
@@ -25,7 +25,7 @@ class LivenessApi(Protocol):
 
 
 class UnresponsiveError(Exception):
-    """The server accepts connections and answers nothing."""
+    """A server that accepts connections, but does not answer."""
 
     def __init__(self, policy: LivenessPolicy) -> None:
         checks = f"{policy.misses} requests for {PATH} in a row, {policy.every_s:g} s apart"
@@ -34,6 +34,8 @@ class UnresponsiveError(Exception):
 
 
 class LivenessProbe:
+    """Ends a wait for a server that does not answer liveness checks."""
+
     def __init__(self, api: LivenessApi, policy: LivenessPolicy, report: Callable[[str], None]) -> None:
         self._api = api
         self._policy = policy
@@ -52,7 +54,7 @@ class LivenessProbe:
 
     @asynccontextmanager
     async def waiting(self) -> AsyncIterator[None]:
-        """Enclose one wait after another.
+        """Enclose consecutive calls of `wait`.
 
         Raises TimeoutError at the deadline of a wait, and UnresponsiveError, with every connection closed, when the
         server does not answer checks.
@@ -89,12 +91,12 @@ class LivenessProbe:
     async def _check(self, check: LivenessCheck) -> None:
         result = "answered"
         try:
-            # Any answer will do, whatever its status: somebody is there to give it.
+            # A response of any status shows that the server is alive.
             await self._api.get(PATH, timeout_s=self._policy.timeout_s)
         except TransportError as error:
             result = error.cause
         self._report(result)
         if self._tracker.result(check, is_silent=result in _SILENCE):
-            assert self._deadline is not None, "only a wait can be given up"
+            assert self._deadline is not None, "only a wait can be ended early"
             self._is_lost = True
             self._deadline.give_up()

@@ -1,4 +1,4 @@
-"""Probes a cluster's API server."""
+"""Sends connectivity probes to clusters' API servers."""
 
 import asyncio
 from collections import OrderedDict
@@ -17,20 +17,20 @@ from milo_discoveryd.watchers.proxy import environment_proxy
 from milo_discoveryd.watchers.transport import no_credential
 
 POOLS = 8
-"""Of connections, each with a client certificate of its own. Tokens need none."""
+"""Maximum connection pools that are kept, one per client certificate. Clusters with tokens share one."""
 IDLE_S = 120.0
-"""Longer than the usual interval between two probes of a host, so that a probe costs no handshake."""
+"""Longer than the usual interval between probes of a host, so that probes reuse connections."""
 BODY_LIMIT = 64 << 10
 
 _REFUSALS = {
-    401: "Unauthorized: it answers, and does not know our credential",
-    403: "Forbidden: it answers, and we may not ask for this",
-    429: "TooManyRequests: it answers, and has too much to do",
+    401: "Unauthorized: the API server answered, but rejected the credential",
+    403: "Forbidden: the API server answered, but denied the request",
+    429: "TooManyRequests: the API server answered, but throttled the request",
 }
 
 
 class Asker:
-    """Probes with the credential that the cluster's operators hold; where they hold none, with the daemon's own."""
+    """Probes with the credential that was issued for the cluster, or else with the daemon's own."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Asker:
                 connect_timeout_s=self._timeout_s,
             ) as response,
         ):
-            # Read, so that the connection can be used again.
+            # The connection can be reused only if the body was read.
             read = 0
             while read < BODY_LIMIT and (chunk := await response.read()):
                 read += len(chunk)
@@ -88,7 +88,7 @@ class Asker:
 
     @asynccontextmanager
     async def _client(self, identity: TlsIdentity) -> AsyncIterator[Client]:
-        """Another CA or client certificate means other connections."""
+        """Yield the client for this TLS identity: those with another CA or certificate cannot be reused."""
         pool = self._pools.get(identity)
         if pool is None:
             made = Client(identity.context(), tls_server_name=self._upstream.tls_server_name, idle_s=IDLE_S)
@@ -114,10 +114,11 @@ class _Pool:
 
 
 def judged(status: int) -> ProbeOutcome:
+    """Return the outcome of a probe that was answered with this status."""
     if status in _REFUSALS:
         return ProbeReached(_REFUSALS[status])
     if status >= 500:
-        return ProbeFailed("5xx", f"it answers {status}")
+        return ProbeFailed("5xx", f"the API server answered {status}")
     if status >= 300:
-        return ProbeFailed(str(status), f"it answers {status}: nobody is ready there")
+        return ProbeFailed(str(status), f"the API server answered {status}; check the probe's path")
     return ProbeReached()

@@ -1,7 +1,7 @@
-"""Which proxy a request to an API server goes through, from the kubeconfig or the environment.
+"""Selects the proxy for a request from the environment.
 
-HTTP libraries differ in what they make of NO_PROXY; ours ignores the CIDR blocks that every cluster's manifests have in
-it, and so would send in-cluster traffic to the proxy. The rules here are those of Go, and so those of kubectl.
+NO_PROXY is read as by Go, and therefore by kubectl. Python's own reading ignores CIDR blocks, which are common in the
+manifests of clusters, and so would send in-cluster traffic to the proxy.
 """
 
 import ipaddress
@@ -14,7 +14,7 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def environment_proxy(server: str, environ: Mapping[str, str]) -> str | None:
-    """The proxy's URL, or none."""
+    """Return the proxy's URL, or None to connect directly."""
     parts = urlsplit(server)
     host = (parts.hostname or "").rstrip(".")
     proxy = _either(environ, f"{parts.scheme}_proxy")
@@ -45,7 +45,7 @@ def _matches(exception: str, host: str, port: int) -> bool:
         return address == addresses.ip_address(name)
     if name.startswith("*."):
         name = name[1:]
-    # A name stands for itself and all below it; with a dot before it, only for what is below.
+    # A name matches itself and its subdomains; with a leading dot, only its subdomains.
     return host.endswith(name if name.startswith(".") else f".{name}") or host == name
 
 

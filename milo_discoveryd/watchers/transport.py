@@ -1,7 +1,7 @@
-"""Requests to one API server: bytes in, bytes out, and every failure one `TransportError`.
+"""Authenticated requests to one API server; every failure is a `TransportError`.
 
-Renews the credential once when the server answers 401, uses new connections when a CA or certificate was renewed (what
-runs on the old ones may end), and bounds every wait and every body. It knows nothing of lists and watches.
+Renews the credential once when the server responds 401, opens new connections when a CA or certificate was renewed
+(exchanges on the old ones may finish), and bounds every wait and every body.
 """
 
 import asyncio
@@ -28,10 +28,10 @@ Query: TypeAlias = Sequence[tuple[str, str]]
 RESPONSE_LIMIT = 256 << 20
 CONNECT_TIMEOUT_S = 10.0
 CONCURRENT_REQUESTS = 32
-"""Short ones. Watches are not counted, so that they cannot keep requests waiting."""
+"""Maximum requests in flight. Watches are not counted, so that they cannot delay requests."""
 
-# Segments of letters, digits and a little more. Names come from objects that tenants write, and a server or proxy that
-# normalizes "..", "%2e%2e", "?" or "#" would take the request, and its credential, to another path.
+# Names come from objects that tenants write. A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would apply
+# the request, and its credential, to another path.
 _PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~:@-]+)+/?|/")
 
 
@@ -50,10 +50,10 @@ class Stream(Protocol):
     @property
     def headers(self) -> Mapping[str, str]: ...
     def chunks(self) -> AsyncGenerator[bytes, None]:
-        """The body in pieces of any size, until the server ends it. Raises TransportError if the connection breaks."""
+        """Yield the body in pieces of any size until its end. Raises TransportError if the connection breaks."""
 
     async def read_error(self, limit: int) -> bytes:
-        """The beginning of the body, for a response that is not the one asked for."""
+        """Return the beginning of the body of an error response."""
 
 
 class Transport:
@@ -67,7 +67,7 @@ class Transport:
         response_limit: int = RESPONSE_LIMIT,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
     ) -> None:
-        """Opens nothing yet: the first request does."""
+        """Does not connect: the first request does."""
         self.host = upstream.server
         self._upstream = upstream
         self._response_limit = response_limit
@@ -82,7 +82,7 @@ class Transport:
         return await self._whole(_Request("GET", path, tuple(query)), timeout_s)
 
     async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
-        """`body` is JSON."""
+        """Send `body`, which is JSON."""
         return await self._whole(_Request("POST", path, body=body), timeout_s)
 
     async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer:
@@ -91,15 +91,16 @@ class Transport:
     def stream(
         self, path: str, query: Query = (), *, connect_timeout_s: float, silence_s: float | None
     ) -> AbstractAsyncContextManager[Stream]:
-        """`connect_timeout_s` is for the connection, `silence_s` for the response's head and between any two bytes.
+        """Open a response that is read while it arrives.
 
-        None is for a reader with deadlines of its own: a timer for each chunk is a part of what a chunk costs.
+        `silence_s` bounds the wait for its head and for each chunk. None is for readers with deadlines of their own,
+        and saves the cost of a timer per chunk.
         """
         request = _Request("GET", path, tuple(query), encoding="identity")
         return self._streamed(request, connect_timeout_s, silence_s)
 
     async def drop(self) -> None:
-        """Close every connection. Requests under way fail; the next one makes its own."""
+        """Close every connection. Requests in flight fail; the next request opens a connection."""
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -171,7 +172,10 @@ class Transport:
             await self._close_replaced()
 
     def _current(self, credential: Credential) -> "_Connections":
-        """Awaits nothing, so that the connections cannot be replaced and closed before their user is counted."""
+        """Return the connections for this credential.
+
+        Not a coroutine, so that they cannot be replaced and closed before the caller is counted as a user.
+        """
         try:
             identity = TlsIdentity(authorities=self._upstream.trusted(), certificate=credential.certificate)
             current = self._connections
@@ -182,7 +186,7 @@ class Transport:
             raise no_credential(error, self.host) from error
         self._connections = made = _Connections(identity, client)
         if current is not None:
-            self._replaced.add(current)  # closed when the last exchange on it ends, or this one does
+            self._replaced.add(current)  # closed when no exchange uses it any more
         return made
 
     async def _close_replaced(self) -> None:
@@ -214,7 +218,7 @@ class _Request:
 
     def __post_init__(self) -> None:
         if not _PATH.fullmatch(self.path):
-            raise ValueError(f"not a path to send a credential to: {self.path!r}")
+            raise ValueError(f"refused to send a request to the unsafe path {self.path!r}")
 
     def url(self, server: str) -> str:
         return f"{server}{self.path}{f'?{urlencode(self.query, quote_via=quote)}' if self.query else ''}"
@@ -262,6 +266,6 @@ class _Response:
             chunks.append(chunk)
             size += len(chunk)
             if size > limit:
-                message = f"{self._host} answered with more than {limit} bytes; no more are read"
+                message = f"{self._host} answered with more than {limit} bytes, the limit for a response"
                 raise TransportError("closed", message)
         return b"".join(chunks)

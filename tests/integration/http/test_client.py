@@ -178,10 +178,13 @@ async def test_response_that_is_cut_off_is_an_error(answer: bytes) -> None:
 @pytest.mark.parametrize(
     ("answer", "told"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nok", "does not speak HTTP"),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok", "does not speak HTTP"),
-        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "does not speak HTTP"),
-        (b"HTTP/1.1 200 OK\r\n folded: x\r\n\r\n", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nok", "sent an invalid HTTP response"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\nok",
+            "sent an invalid HTTP response",
+        ),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "sent an invalid HTTP response"),
+        (b"HTTP/1.1 200 OK\r\n folded: x\r\n\r\n", "sent an invalid HTTP response"),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * (OVERHEAD_LIMIT + 300_000), "bytes of headers"),
         (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000, "bytes of headers"),
         (

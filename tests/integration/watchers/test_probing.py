@@ -63,8 +63,8 @@ async def test_probe_sends_no_credential_without_tls() -> None:
         (401, lambda outcome: isinstance(outcome, ProbeReached) and outcome.note.startswith("Unauthorized")),
         (403, lambda outcome: isinstance(outcome, ProbeReached) and outcome.note.startswith("Forbidden")),
         (429, lambda outcome: isinstance(outcome, ProbeReached) and outcome.note.startswith("TooManyRequests")),
-        (404, lambda outcome: outcome == ProbeFailed("404", "it answers 404: nobody is ready there")),
-        (503, lambda outcome: outcome == ProbeFailed("5xx", "it answers 503")),
+        (404, lambda outcome: outcome == ProbeFailed("404", "the API server answered 404; check the probe's path")),
+        (503, lambda outcome: outcome == ProbeFailed("5xx", "the API server answered 503")),
     ],
 )
 async def test_probe_result_depends_on_response(status: int, holds: Callable[[ProbeOutcome], bool]) -> None:

@@ -126,7 +126,7 @@ async def test_missing_client_certificate_is_tls_error() -> None:
         error = await failure(nobody(url, authorities=authority.cert_pem.bytes()))
         await server
     assert error.cause == "tls"
-    assert "it does not accept our client certificate, or wants one" in str(error)
+    assert "the server requires a client certificate, or rejected the one" in str(error)
 
 
 async def test_invalid_ca_is_tls_error() -> None:
@@ -156,7 +156,7 @@ async def test_peer_that_speaks_no_http_is_closed_error() -> None:
     async with peer(babble) as port:
         error = await failure(nobody(f"http://127.0.0.1:{port}"))
     assert error.cause == "closed"
-    assert "does not speak HTTP" in str(error)
+    assert "sent an invalid HTTP response" in str(error)
 
 
 async def test_peer_that_closes_without_response_is_closed_error() -> None:
