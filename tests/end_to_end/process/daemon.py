@@ -1,4 +1,4 @@
-"""The daemon as whoever starts it has it: a process with arguments and files, signals, and what it says."""
+"""A daemon process with its arguments, files, signals and log output."""
 
 import asyncio
 import json

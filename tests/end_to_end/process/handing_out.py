@@ -1,4 +1,4 @@
-"""What was handed out, as whoever was given it could tell, and what must hold of it: V9, beside those of streams."""
+"""A record of issued credentials and the validator V9, which checks it."""
 
 import hashlib
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What a subscriber was told, batch by batch, as plain values: kept so that it can be judged afterwards."""
+"""The history of a subscriber's batches as plain values, for the validators."""
 
 import hashlib
 from collections.abc import Iterator

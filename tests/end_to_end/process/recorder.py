@@ -1,4 +1,4 @@
-"""A subscriber by the proto file alone, that keeps its history. It can be slow, and it can be cut."""
+"""A subscriber on the generated gRPC stubs that records its history. It can read slowly and be cut."""
 
 import asyncio
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A stream as the proto file has it, without the client library between."""
+"""A WatchClusters stream on the generated gRPC stubs, without the client library."""
 
 import asyncio
 from types import TracebackType

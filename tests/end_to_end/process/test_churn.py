@@ -1,4 +1,4 @@
-"""Random lives under all kinds of faults, the same ones for the same seed; afterwards every history is judged."""
+"""Random changes under faults of all kinds, reproducible by seed; validators check every history afterwards."""
 
 import asyncio
 import json

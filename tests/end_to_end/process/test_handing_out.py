@@ -1,4 +1,4 @@
-"""V9 bites: what was handed out rightly passes, and whatever can be wrong with it is found."""
+"""Tests of validator V9: a valid record of issued credentials passes, and each kind of violation is found."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the daemon's process lets out, and what it takes from its environment."""
+"""What other processes can read of the daemon process, and which environment variables it uses."""
 
 import os
 import resource

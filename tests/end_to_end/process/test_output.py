@@ -1,4 +1,4 @@
-"""A daemon whose standard error cannot be written to, and one that is told to end before it runs."""
+"""A daemon whose standard error cannot be written to, and one terminated during its start."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""Rules of a running daemon: by whom they go, how they are changed, and what the audit has of it."""
+"""Authorization rules of a running daemon: caller identification, reload and the audit log."""
 
 import json
 import os

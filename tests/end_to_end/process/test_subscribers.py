@@ -1,4 +1,4 @@
-"""Subscribers that stall, die or come in crowds cost nobody else anything, and leave nothing behind."""
+"""Subscribers that stall, die or come in large numbers do not affect others, and leak nothing."""
 
 import asyncio
 import sys

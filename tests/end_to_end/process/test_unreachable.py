@@ -1,4 +1,4 @@
-"""A cluster that can't be reached is let go of where the settings say so, and taken back when it can be."""
+"""An unreachable cluster is disengaged if configured, and engaged again once it is reachable."""
 
 from milo_discovery import EngagementReason
 from milo_discovery._gen import discovery_pb2 as pb

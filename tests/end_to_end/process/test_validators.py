@@ -1,4 +1,4 @@
-"""The validators bite: a history with nothing wrong passes, and whatever can be wrong is found by the one for it."""
+"""Tests of the validators: a valid history passes, and each kind of violation is found by its validator."""
 
 from collections.abc import Callable
 from dataclasses import replace

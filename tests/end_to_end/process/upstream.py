@@ -1,4 +1,4 @@
-"""What happened upstream, as whoever made it happen wrote it down: the truth that subscribers are to be told."""
+"""The record of upstream changes, which subscribers' histories are compared with."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

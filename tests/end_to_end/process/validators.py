@@ -1,6 +1,6 @@
-"""What must hold of any history, however it came about. Each validator names every breach it finds.
+"""Validators of subscriber histories. Each yields every violation it finds.
 
-The idea is etcd's: record what clients were told under all kinds of faults, and judge it afterwards.
+The idea is etcd's: record what clients receive under faults of all kinds, and check it afterwards.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

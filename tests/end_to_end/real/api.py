@@ -1,4 +1,4 @@
-"""The few requests to an API server that its own starting and its tests need."""
+"""Requests to a real API server that its start and its tests need."""
 
 import ssl
 from collections.abc import AsyncIterator

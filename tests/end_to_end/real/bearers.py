@@ -1,4 +1,4 @@
-"""Who a server takes the bearer of a token for, if anybody."""
+"""The identity that an API server sees behind a bearer token."""
 
 import asyncio
 

@@ -16,7 +16,7 @@ from tests.conftest import ON_REAL_SERVERS
 from tests.end_to_end.real.builds import UnobtainableError, say_to_stderr
 from tests.end_to_end.real.programs import Programs, programs
 from tests.end_to_end.real.servers import RealApi
-from tests.end_to_end.scenarios.ahead import Plays, selected
+from tests.end_to_end.scenarios.concurrent_runs import ScenarioRuns, selected
 from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import MODES, Mode
 
@@ -81,11 +81,11 @@ async def servers(built: Programs, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def plays_on_real_servers(
+async def runs_on_real_servers(
     request: pytest.FixtureRequest, built: Programs, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[Plays]:
+) -> AsyncIterator[ScenarioRuns]:
     """On servers of their own, of which those of one mode can't stream a list: the daemon pages there."""
-    folder = tmp_path_factory.mktemp("servers-of-plays")
+    folder = tmp_path_factory.mktemp("servers-of-scenario-runs")
     async with RealServers(built, folder, of_each=_SERVERS_OF_A_MODE, streaming_lists=["project"]) as servers:
         made = selected(request, servers, at_once=_SERVERS_OF_A_MODE * len(MODES))
         yield made

@@ -1,4 +1,4 @@
-"""`./dev demo --real`: the demo on a real API server, with a life that is played over HTTP."""
+"""`./dev demo --real`: the demo on a real API server, with scripted changes over HTTP."""
 
 import asyncio
 import sys

@@ -1,4 +1,4 @@
-"""The daemon in this process, following a real server and handing out kubeconfigs for it."""
+"""A daemon in this process that follows a real server and issues kubeconfigs for it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager

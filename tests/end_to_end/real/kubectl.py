@@ -1,4 +1,4 @@
-"""Real kubectl, with a kubeconfig as it was handed out."""
+"""Real kubectl with an issued kubeconfig."""
 
 import asyncio
 import json

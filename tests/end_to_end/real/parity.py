@@ -1,4 +1,4 @@
-"""`./dev real parity`: where the daemon and Milo's own provider agree, and where they don't, by their runs."""
+"""`./dev real parity`: a comparison of the events of the daemon and of Milo's own provider."""
 
 import asyncio
 from collections import Counter
@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.end_to_end.real.beside import Beside, Stories
 from tests.end_to_end.real.programs import Programs, peer_title
-from tests.end_to_end.scenarios.play import play
+from tests.end_to_end.real.side_by_side import EventsByCluster, SideBySide
+from tests.end_to_end.scenarios.scenario_run import run_scenario
 from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import Mode, OnDaemon, Reconnect, Scenario, Subscribe, Unsubscribe
 
@@ -39,8 +39,8 @@ ON_PURPOSE = {
 class Comparison:
     scenario: str
     mode: Mode
-    daemon: Stories
-    provider: Stories
+    daemon: EventsByCluster
+    provider: EventsByCluster
 
     @property
     def agree(self) -> bool:
@@ -75,16 +75,16 @@ async def compare(scenarios: Sequence[Scenario], found: Programs, peer: Path) ->
     with TemporaryDirectory(prefix="milo-parity-") as name:
         async with RealServers(found, Path(name)) as servers:
             for scenario in comparable(scenarios):
-                besides = {mode: Beside(servers, peer, scenario) for mode in scenario.modes}
-                async with asyncio.TaskGroup() as plays:
-                    for mode, beside in besides.items():
-                        plays.create_task(play(scenario, mode, beside))
-                for mode, beside in besides.items():
-                    yield Comparison(scenario.name, mode, beside.daemon.stories(), beside.provider.stories())
+                runs = {mode: SideBySide(servers, peer, scenario) for mode in scenario.modes}
+                async with asyncio.TaskGroup() as tasks:
+                    for mode, run in runs.items():
+                        tasks.create_task(run_scenario(scenario, mode, run))
+                for mode, run in runs.items():
+                    yield Comparison(scenario.name, mode, run.daemon.events(), run.provider.events())
 
 
-def _engaged(stories: Stories) -> dict[str, str]:
-    return {name: story[-1] for name, story in stories.items() if story[-1].startswith("ENGAGED")}
+def _engaged(events_by_cluster: EventsByCluster) -> dict[str, str]:
+    return {name: events[-1] for name, events in events_by_cluster.items() if events[-1].startswith("ENGAGED")}
 
 
 def table(comparisons: Sequence[Comparison], found: Programs) -> str:
@@ -96,22 +96,22 @@ def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
     yield from (
         "# Parity with Milo's provider",
         "",
-        "Written by `./dev real parity`: each scenario is played once, with the daemon and a Go program that embeds",
+        "Written by `./dev real parity`: each scenario is run once, with the daemon and a Go program that embeds",
         "Milo's own provider (`bench/peer`) side by side on one API server, and what each tells of every cluster is",
         "compared, endpoints included. Scenarios that are about the daemon's process, its subscribers or settings that",
         "the provider doesn't have are left out.",
         "",
-        "It builds what it plays on. Where the Go module proxy refuses Milo's module, that is final, and",
+        "It builds the servers that it runs on. Where the Go module proxy refuses Milo's module, that is final, and",
         "`MILO_APISERVER` and `MILO_PEER` name binaries of its API server and of `bench/peer` that were built",
         "elsewhere: `MILO_APISERVER=.../milo MILO_PEER=.../peer ./dev real parity`.",
         "",
-        f"Played on {datetime.now(UTC):%Y-%m-%d}, on",
+        f"Run on {datetime.now(UTC):%Y-%m-%d}, on",
         "",
         f"- `project`: {found.milo.title}",
         f"- `project-control-plane`: {found.infrastructure.title}",
         f"- the provider: {peer_title()}",
         "",
-        f"Of {len(comparisons)} plays: {', '.join(f'{verdict} {count[verdict]}' for verdict in sorted(count))}.",
+        f"Of {len(comparisons)} runs: {', '.join(f'{verdict} {count[verdict]}' for verdict in sorted(count))}.",
         "",
         "*Agree in the end*: the same clusters are engaged at the same endpoints, and one of the two told of a moment",
         "between that was over when the other looked.",
@@ -134,5 +134,5 @@ def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
         yield ""
 
 
-def _told(story: Sequence[str]) -> str:
-    return ", ".join(told.partition(" at ")[0] for told in story) or "nothing"
+def _told(events: Sequence[str]) -> str:
+    return ", ".join(told.partition(" at ")[0] for told in events) or "nothing"

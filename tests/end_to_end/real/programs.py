@@ -1,4 +1,4 @@
-"""Which programs stand for the two API servers on this machine, and what is missing for the full set."""
+"""The programs used as the two API servers on this machine, and what is missing for the full set."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What the daemon may do on a real server: the shipped role, whole or with a verb less, bound to somebody or not."""
+"""RBAC of the daemon on a real server: the shipped role, whole or without one verb, bound or not."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A program is built once for each definition; what can't be built is named with the go command's own words."""
+"""Tests of the builds: a program is built once per definition, and a failure quotes the go command."""
 
 import shutil
 import subprocess

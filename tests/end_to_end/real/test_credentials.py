@@ -1,4 +1,4 @@
-"""What the daemon hands out, used on real servers: by real kubectl, and by our client's own API clients."""
+"""Issued credentials on real servers, used by real kubectl and by the client library's API clients."""
 
 import asyncio
 import json

@@ -1,6 +1,6 @@
-"""Faults of real servers, by their rows in the fault matrix: nobody is disengaged by mistake, and what is true is told.
+"""Faults of real servers, by row of the fault matrix: subscribers receive all changes and no false disengagement.
 
-Each is judged by what a subscriber is given from the first cluster to one that is made when all is over.
+Each test checks the events of a subscriber up to a cluster that is created after the fault.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ import pytest
 
 from milo_discovery import EngagementReason
 from tests.end_to_end.real.bearers import until_bearer_is
+from tests.end_to_end.real.daemon_observer import DaemonObserver, disengaged, engaged
 from tests.end_to_end.real.rights import Rights, service_account, shipped_role, user
 from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.watching import create_ready, delete, set_ready
-from tests.end_to_end.real.witness import Witness, disengaged, engaged
 from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import MODES, Mode
 
@@ -30,16 +30,16 @@ SECRETS = "/api/v1/namespaces/default/secrets"
 
 async def test_f1_killed_server_disengages_nothing(server: RealApi, folder: Path) -> None:
     await create_ready(server, *NAMES)
-    async with Witness(server, folder) as witness:
-        await witness.told(*map(engaged, NAMES))
+    async with DaemonObserver(server, folder) as observer:
+        await observer.told(*map(engaged, NAMES))
 
         await server.stop()
-        await witness.source("STALE")
+        await observer.source("STALE")
         await server.start()
-        await witness.source("STREAMING")
+        await observer.source("STREAMING")
 
         await delete(server, "beta")
-        await witness.told_in_the_end(disengaged("beta", "DELETED"))
+        await observer.told_in_the_end(disengaged("beta", "DELETED"))
 
 
 async def test_f1_terminated_server_disengages_nothing(servers: RealServers) -> None:
@@ -49,15 +49,15 @@ async def test_f1_terminated_server_disengages_nothing(servers: RealServers) -> 
         async with AsyncExitStack() as stack:
             server = await stack.enter_async_context(servers.lend(mode, folder))
             await create_ready(server, *NAMES)
-            witness = await stack.enter_async_context(Witness(server, folder))
-            await witness.told(*map(engaged, NAMES))
+            observer = await stack.enter_async_context(DaemonObserver(server, folder))
+            await observer.told(*map(engaged, NAMES))
 
             await server.terminate()
-            await witness.source("STALE")
+            await observer.source("STALE")
             await server.start()
-            await witness.source("STREAMING")
+            await observer.source("STREAMING")
 
-            await witness.told_in_the_end()
+            await observer.told_in_the_end()
 
     with TemporaryDirectory(prefix="milo-") as one, TemporaryDirectory(prefix="milo-") as other:
         async with asyncio.TaskGroup() as both:
@@ -67,24 +67,24 @@ async def test_f1_terminated_server_disengages_nothing(servers: RealServers) -> 
 
 async def test_f11_changes_lost_by_compaction_are_found_by_list(server: RealApi, folder: Path) -> None:
     await create_ready(server, *NAMES)
-    async with Witness(server, folder) as witness:
-        await witness.told(*map(engaged, NAMES))
+    async with DaemonObserver(server, folder) as observer:
+        await observer.told(*map(engaged, NAMES))
 
         await server.cut_off()
         await delete(server, "alpha")
         await create_ready(server, "delta")
         await delete(server, "beta")
         await create_ready(server, "beta")
-        await witness.source("STALE")
+        await observer.source("STALE")
         await server.compact()
 
-        await witness.told_in_the_end(
+        await observer.told_in_the_end(
             disengaged("alpha", "DELETED"),
             disengaged("beta", "REPLACED"),
             engaged("beta"),
             engaged("delta"),
         )
-        assert '"Expired"' in witness.daemon.said
+        assert '"Expired"' in observer.daemon.said
 
 
 @pytest.mark.parametrize("mode", ["project-control-plane"])
@@ -99,60 +99,60 @@ async def test_f17_revoked_token_is_stale_until_renewed(server: RealApi, folder:
     file.write_text(token := await bound_token(server, "first"))
     kubeconfig = server.kubeconfig_with({"tokenFile": str(file)}, "by-token-file")
     await create_ready(server, *NAMES)
-    async with Witness(server, folder, kubeconfig=kubeconfig) as witness:
-        await witness.told(*map(engaged, NAMES))
+    async with DaemonObserver(server, folder, kubeconfig=kubeconfig) as observer:
+        await observer.told(*map(engaged, NAMES))
 
         async with server.api() as api:
             await api.forget(f"{SECRETS}/first")
         await until_bearer_is(server, token, None)
         await server.drop_watches()
-        await witness.source("STALE", "Unauthorized")
+        await observer.source("STALE", "Unauthorized")
         await delete(server, "gamma")
-        assert await witness.engaged_names() == list(NAMES)
+        assert await observer.engaged_names() == list(NAMES)
 
         file.write_text(await bound_token(server, "second"))
-        await witness.source("STREAMING")
-        await witness.told_in_the_end(disengaged("gamma", "DELETED"))
-        assert token not in witness.daemon.said
+        await observer.source("STREAMING")
+        await observer.told_in_the_end(disengaged("gamma", "DELETED"))
+        assert token not in observer.daemon.said
 
 
 async def test_f18_withdrawn_rights_are_stale_until_restored(server: RealApi, folder: Path) -> None:
     rights = Rights(server, user("discovery"))
     await rights.give(shipped_role(server.mode))
     await create_ready(server, *NAMES)
-    async with Witness(server, folder, kubeconfig=server.kubeconfig_as("discovery")) as witness:
-        await witness.told(*map(engaged, NAMES))
+    async with DaemonObserver(server, folder, kubeconfig=server.kubeconfig_as("discovery")) as observer:
+        await observer.told(*map(engaged, NAMES))
 
         await rights.withdraw()
         await server.drop_watches()
-        told = await witness.source("STALE", "Forbidden")
+        told = await observer.source("STALE", "Forbidden")
         assert "discovery" in told.message
         await delete(server, "alpha")
-        assert await witness.engaged_names() == list(NAMES)
+        assert await observer.engaged_names() == list(NAMES)
 
         await rights.give(shipped_role(server.mode))
-        await witness.source("STREAMING")
-        await witness.told_in_the_end(disengaged("alpha", "DELETED"))
+        await observer.source("STREAMING")
+        await observer.told_in_the_end(disengaged("alpha", "DELETED"))
 
 
 async def test_f19_deleted_crd_is_stale_and_new_objects_are_new_clusters(server: RealApi, folder: Path) -> None:
     await create_ready(server, *NAMES)
-    async with Witness(server, folder, removals={"verify_after": "2s"}) as witness:
-        await witness.told(*map(engaged, NAMES))
+    async with DaemonObserver(server, folder, removals={"verify_after": "2s"}) as observer:
+        await observer.told(*map(engaged, NAMES))
 
         await server.cut_off()  # else it would see each object deleted, as each then is
         definition = await server.undefine()
         await server.reconnect()
-        await witness.source("STALE", "NotServing")
-        assert await witness.engaged_names() == list(NAMES)
+        await observer.source("STALE", "NotServing")
+        assert await observer.engaged_names() == list(NAMES)
 
         await server.cut_off()
         await server.define_again(definition)
         await create_ready(server, *NAMES)
         await server.reconnect()
-        await witness.source("CATCHING_UP", "RemovalsHeld")
-        await witness.source("STREAMING")
-        await witness.told_in_the_end(
+        await observer.source("CATCHING_UP", "RemovalsHeld")
+        await observer.source("STREAMING")
+        await observer.told_in_the_end(
             *(event for name in NAMES for event in (disengaged(name, "REPLACED"), engaged(name)))
         )
 
@@ -169,33 +169,33 @@ async def test_f20_f22_server_whose_versions_went_back_disengages_nothing(
         await server.etcd.tick()
     await set_ready(server, "gamma", False)
     await set_ready(server, "gamma", True)
-    async with Witness(server, folder, source={"silence_limit": "5s"}) as witness:
-        await witness.told(*map(engaged, NAMES))
+    async with DaemonObserver(server, folder, source={"silence_limit": "5s"}) as observer:
+        await observer.told(*map(engaged, NAMES))
 
         await server.restore(saved if backup == "from-before" else None)
 
-        status = await witness.source("CATCHING_UP", "RemovalsHeld", within_s=90)
+        status = await observer.source("CATCHING_UP", "RemovalsHeld", within_s=90)
         assert "versions went back" in status.message
-        await witness.explains("beta", EngagementReason.CONFIRMING_DELETION, "versions went back")
-        await witness.told_in_the_end()
-        assert await witness.engaged_names() == [*NAMES, "the-last"]
+        await observer.explains("beta", EngagementReason.CONFIRMING_DELETION, "versions went back")
+        await observer.told_in_the_end()
+        assert await observer.engaged_names() == [*NAMES, "the-last"]
 
 
 async def test_f20_deleted_fleet_is_disengaged_after_second_list(server: RealApi, folder: Path) -> None:
     """All deleted while the daemon was cut off, on the same server: its versions went on."""
     await create_ready(server, *NAMES)
     removals = {"verify_after": "2s"}
-    async with Witness(server, folder, removals=removals) as witness:
-        await witness.told(*map(engaged, NAMES))
+    async with DaemonObserver(server, folder, removals=removals) as observer:
+        await observer.told(*map(engaged, NAMES))
 
         await server.cut_off()
         for name in NAMES:
             await delete(server, name)
         await server.compact()  # so that a list is all there is to tell of it
 
-        await witness.source("CATCHING_UP", "RemovalsHeld")
-        await witness.told(*(disengaged(name, "DELETED") for name in NAMES))
-        await witness.source("STREAMING")
+        await observer.source("CATCHING_UP", "RemovalsHeld")
+        await observer.told(*(disengaged(name, "DELETED") for name in NAMES))
+        await observer.source("STREAMING")
 
 
 async def bound_token(server: RealApi, secret: str) -> str:

@@ -1,4 +1,4 @@
-"""What two runs side by side are found to be."""
+"""Tests of the comparison of two event histories."""
 
 from typing import Any
 
@@ -27,8 +27,8 @@ DIFFERENT_ON_PURPOSE = next(iter(ON_PURPOSE))
 def test_parity_verdict_compares_both_results(
     scenario: str, daemon: list[str], provider: list[str], verdict: str
 ) -> None:
-    stories = [{"alpha": told} if told else {} for told in (daemon, provider)]
-    compared = Comparison(scenario, "project", *stories)
+    events_by_cluster = [{"alpha": told} if told else {} for told in (daemon, provider)]
+    compared = Comparison(scenario, "project", *events_by_cluster)
     assert compared.verdict == verdict
     assert compared.is_explained == (verdict != "DIFFER")
 

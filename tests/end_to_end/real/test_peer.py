@@ -1,4 +1,4 @@
-"""The peer says what Milo's own provider engages and disengages."""
+"""Tests of the peer program, which prints what Milo's own provider engages and disengages."""
 
 import asyncio
 import signal

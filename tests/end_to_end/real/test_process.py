@@ -1,4 +1,4 @@
-"""A process is ended exactly when it is the one that was started."""
+"""Tests of server processes: only the process that was started is ever signalled."""
 
 import os
 import signal

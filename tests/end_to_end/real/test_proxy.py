@@ -1,4 +1,4 @@
-"""The proxy passes bytes through, cuts what is open, and is as dead as the server behind it."""
+"""Tests of the proxy: it forwards bytes, cuts connections, and refuses them when its server is down."""
 
 import asyncio
 import socket

@@ -1,4 +1,4 @@
-"""What was recorded of real servers is what they answer."""
+"""Recorded conversations match the responses of real servers."""
 
 from pathlib import Path
 

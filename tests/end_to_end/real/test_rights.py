@@ -1,14 +1,14 @@
-"""The shipped roles are enough, and no more: each verb that is left out is missed, and by its name."""
+"""The shipped roles suffice and allow no more: each missing verb is reported by name."""
 
 from pathlib import Path
 
 import pytest
 
 from milo_discovery import EngagementReason
+from tests.end_to_end.real.daemon_observer import DaemonObserver, disengaged, engaged
 from tests.end_to_end.real.rights import Rights, shipped_role, user
 from tests.end_to_end.real.servers import RealApi
 from tests.end_to_end.real.watching import create, create_ready, delete
-from tests.end_to_end.real.witness import Witness, disengaged, engaged
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -30,14 +30,14 @@ async def test_shipped_role_is_sufficient(
     await rights.give(shipped_role(server.mode))
     await create_ready(server, "alpha", "beta")
     source = {"streaming_lists": streaming_lists, "page_size": 1}
-    async with Witness(server, folder, kubeconfig=kubeconfig, source=source) as witness:
-        await witness.told(engaged("alpha"), engaged("beta"))
+    async with DaemonObserver(server, folder, kubeconfig=kubeconfig, source=source) as observer:
+        await observer.told(engaged("alpha"), engaged("beta"))
 
         await server.cut_off()
         await delete(server, "alpha")
         await server.compact()  # so the daemon must list again, and ask about what is missing
 
-        await witness.told_in_the_end(disengaged("alpha", "DELETED"))
+        await observer.told_in_the_end(disengaged("alpha", "DELETED"))
 
 
 async def test_missing_watch_right_makes_source_stale(
@@ -45,10 +45,10 @@ async def test_missing_watch_right_makes_source_stale(
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["watch"])
     await create_ready(server, "alpha")
-    async with Witness(server, folder, kubeconfig=kubeconfig) as witness:
-        await witness.told(engaged("alpha"))  # a list by pages is allowed
+    async with DaemonObserver(server, folder, kubeconfig=kubeconfig) as observer:
+        await observer.told(engaged("alpha"))  # a list by pages is allowed
 
-        status = await witness.source("STALE", "Forbidden")
+        status = await observer.source("STALE", "Forbidden")
 
         assert "cannot watch resource" in status.message
 
@@ -58,8 +58,8 @@ async def test_missing_list_right_prevents_paged_lists(
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["list"])
     await create_ready(server, "alpha")
-    async with Witness(server, folder, kubeconfig=kubeconfig, source={"streaming_lists": "off"}) as witness:
-        status = await witness.source("STALE", "Forbidden")
+    async with DaemonObserver(server, folder, kubeconfig=kubeconfig, source={"streaming_lists": "off"}) as observer:
+        status = await observer.source("STALE", "Forbidden")
 
         assert "cannot list resource" in status.message
 
@@ -69,16 +69,16 @@ async def test_missing_get_right_leaves_deletions_unconfirmed(
 ) -> None:
     await rights.give(shipped_role(server.mode), without=["get"])
     await create_ready(server, "alpha", "beta")
-    async with Witness(server, folder, kubeconfig=kubeconfig) as witness:
-        await witness.told(engaged("alpha"), engaged("beta"))
+    async with DaemonObserver(server, folder, kubeconfig=kubeconfig) as observer:
+        await observer.told(engaged("alpha"), engaged("beta"))
 
         await delete(server, "alpha")
 
-        await witness.explains("alpha", EngagementReason.CONFIRMING_DELETION, "cannot get resource")
-        await witness.told_in_the_end()
+        await observer.explains("alpha", EngagementReason.CONFIRMING_DELETION, "cannot get resource")
+        await observer.told_in_the_end()
 
         await rights.give(shipped_role(server.mode))
-        await witness.told(disengaged("alpha", "DELETED"))
+        await observer.told(disengaged("alpha", "DELETED"))
 
 
 async def test_shipped_role_allows_nothing_else(server: RealApi, rights: Rights) -> None:

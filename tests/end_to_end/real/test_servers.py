@@ -1,4 +1,4 @@
-"""The real servers do what the scenarios' steps ask of a server."""
+"""Tests of the real servers' controls, which the scenarios' steps use."""
 
 from pathlib import Path
 

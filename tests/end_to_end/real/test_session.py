@@ -1,4 +1,4 @@
-"""`./dev real`: up starts the servers for good, status tells, down ends just these."""
+"""`./dev real`: `up` starts the servers, `status` reports them, `down` ends only these."""
 
 import asyncio
 import os

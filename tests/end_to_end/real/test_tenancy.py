@@ -1,4 +1,4 @@
-"""A tenant's project from its first day to its last, as operators of either mode are told of it."""
+"""A tenant's project from creation to deletion, as operators of either mode receive it."""
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -10,12 +10,12 @@ import pytest
 import pytest_asyncio
 
 from milo_discovery import PreconditionFailed
+from tests.end_to_end.real.daemon_observer import DaemonObserver, disengaged, engaged
 from tests.end_to_end.real.inside import ADDRESSES, Inside
 from tests.end_to_end.real.installation import SECRET_KEY, Project
 from tests.end_to_end.real.kubectl import user_of
 from tests.end_to_end.real.rights import Rights, shipped_role, shipped_role_of_secrets, user
 from tests.end_to_end.real.servers import RealApi
-from tests.end_to_end.real.witness import Witness, disengaged, engaged
 from tests.end_to_end.scenarios.servers import RealServers
 from tests.end_to_end.scenarios.steps import MODES
 
@@ -27,7 +27,7 @@ SECRETS = {"name": "deployed", "type": "kubeconfig-secret", "key": SECRET_KEY}
 class Installation:
     """Both servers, and of each a daemon with the shipped rights and a subscriber."""
 
-    def __init__(self, core: RealApi, infrastructure: RealApi, outside: Witness, inside: Witness) -> None:
+    def __init__(self, core: RealApi, infrastructure: RealApi, outside: DaemonObserver, inside: DaemonObserver) -> None:
         self._core = core
         self.infrastructure = infrastructure
         self.outside = outside
@@ -42,21 +42,21 @@ class Installation:
 @pytest_asyncio.fixture(loop_scope="session")
 async def milo(servers: RealServers) -> AsyncIterator[Installation]:
     async with AsyncExitStack() as stack:
-        lent, witnesses = [], []
+        lent, observers = [], []
         for mode in MODES:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="milo-")))
             server = await stack.enter_async_context(servers.lend(mode, folder))
             await Rights(server, user("operator")).give(shipped_role(mode), shipped_role_of_secrets())
-            witness = Witness(
+            observer = DaemonObserver(
                 server,
                 folder,
                 kubeconfig=server.kubeconfig_as("operator"),
                 internal_address_template=ADDRESSES,
                 kubeconfigs={"sources": [SECRETS]},
             )
-            witnesses.append(await stack.enter_async_context(witness))
+            observers.append(await stack.enter_async_context(observer))
             lent.append(server)
-        (core, infrastructure), (outside, inside) = lent, witnesses
+        (core, infrastructure), (outside, inside) = lent, observers
         yield Installation(core, infrastructure, outside, inside)
 
 

@@ -1,4 +1,4 @@
-"""Service accounts that call the daemon, known by what a real server says of their tokens."""
+"""Service accounts that call the daemon, identified by a real server's TokenReview."""
 
 import asyncio
 import base64

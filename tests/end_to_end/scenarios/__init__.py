@@ -1,1 +1,1 @@
-"""The behaviour, as data: scenarios, and the runner that plays them against a daemon process and an API server."""
+"""Public scenarios as data, and the runner that executes them against a daemon process and an API server."""

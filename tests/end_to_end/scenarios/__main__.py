@@ -1,7 +1,6 @@
 """`./dev scenarios [FILE...] [-k NAME] [--mode MODE] [--real [--no-streaming-lists]]`
 
-Ends with 0 when all plays passed, 1 when one failed, 2 when there is nothing to play, 3 when the real servers can't
-be had.
+Exit status: 0 if all scenarios passed, 1 if one failed, 2 if none was selected, 3 without real servers.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from tests.end_to_end.scenarios.servers import RealServers, Sandboxes, Servers
 from tests.end_to_end.scenarios.steps import MODES, Malformed, Mode, Scenario
 
 _FAILED = 1
-_NOTHING_TO_PLAY = 2
+_NOTHING_TO_RUN = 2
 _NO_SERVERS = 3
 
 OWN = tuple(sorted(Path(__file__).parent.glob("*.yaml")))
@@ -43,13 +42,13 @@ def main(argv: list[str]) -> int:
         scenarios = [scenario for file in asked.files or OWN for scenario in reading.load(file)]
     except reading.FileError as error:
         click.echo(f"scenarios: {error}", err=True)
-        return _NOTHING_TO_PLAY
-    plays = chosen(scenarios, name=asked.name, mode=asked.mode)
-    if not plays:
+        return _NOTHING_TO_RUN
+    runs = chosen(scenarios, name=asked.name, mode=asked.mode)
+    if not runs:
         click.echo("scenarios: none has that name and mode", err=True)
-        return _NOTHING_TO_PLAY
+        return _NOTHING_TO_RUN
     try:
-        return asyncio.run(_play(plays, real=asked.real, streaming_lists=() if asked.no_streaming_lists else MODES))
+        return asyncio.run(_run(runs, real=asked.real, streaming_lists=() if asked.no_streaming_lists else MODES))
     except KeyboardInterrupt:
         return 130
     except (GoMissingError, UnobtainableError, ProcessError) as error:
@@ -57,9 +56,7 @@ def main(argv: list[str]) -> int:
         return _NO_SERVERS
 
 
-async def _play(
-    plays: list[tuple[Scenario | Malformed, Mode]], *, real: bool, streaming_lists: Collection[Mode]
-) -> int:
+async def _run(runs: list[tuple[Scenario | Malformed, Mode]], *, real: bool, streaming_lists: Collection[Mode]) -> int:
     passed = failed = 0
     async with AsyncExitStack() as stack:
         servers: Servers = Sandboxes()
@@ -69,7 +66,7 @@ async def _play(
                 say_to_stderr(f"MISSING: {missing}")
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="milo-real-")))
             servers = await stack.enter_async_context(RealServers(found, folder, streaming_lists=streaming_lists))
-        results = await stack.enter_async_context(aclosing(run(plays, servers)))
+        results = await stack.enter_async_context(aclosing(run(runs, servers)))
         async for result in results:
             click.echo(line(result))
             if result.failure is None:

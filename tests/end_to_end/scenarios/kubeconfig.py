@@ -1,4 +1,4 @@
-"""What a client needs of a kubeconfig, whichever server's it is."""
+"""The parts of a kubeconfig that a client needs, for any server."""
 
 import base64
 import ssl

@@ -1,4 +1,4 @@
-"""Are these the events that were expected? A pure judgement, made anew after each event."""
+"""Comparison of received events with expected ones: a pure function, evaluated after each event."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

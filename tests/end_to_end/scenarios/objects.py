@@ -1,4 +1,4 @@
-"""The objects that a mode watches, written by plain Kubernetes HTTP: any server will do."""
+"""The objects that a mode watches, written over plain Kubernetes HTTP to any server."""
 
 import asyncio
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""From a file to scenarios, strictly: what the format doesn't know makes its scenario malformed, and names itself."""
+"""A strict parser of scenario files: an unknown field makes its scenario malformed, with an error that names it."""
 
 import difflib
 from collections.abc import Callable, Collection, Iterator

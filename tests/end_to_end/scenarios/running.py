@@ -1,16 +1,16 @@
-"""Many plays, a few at once; their results in the order of the file."""
+"""Concurrent runs of scenarios; results are in the order of the file."""
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
 
-from tests.end_to_end.scenarios.play import PlayFailedError, play
+from tests.end_to_end.scenarios.scenario_run import ScenarioFailedError, run_scenario
 from tests.end_to_end.scenarios.servers import Servers
 from tests.end_to_end.scenarios.steps import Malformed, Mode, Scenario
 
 AT_ONCE = 3
-"""Most of a play is waiting for quiet."""
+"""A scenario run waits most of the time, so several run concurrently."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Result:
     seconds: float = 0.0
     failure: str | None = None
     daemon: str = ""
-    """What it said last, where the play failed."""
+    """The end of the daemon's log, if the run failed."""
 
 
 def chosen(
@@ -36,7 +36,7 @@ def chosen(
 
 
 async def run(
-    plays: Iterable[tuple[Scenario | Malformed, Mode]], servers: Servers, *, at_once: int = AT_ONCE
+    runs: Iterable[tuple[Scenario | Malformed, Mode]], servers: Servers, *, at_once: int = AT_ONCE
 ) -> AsyncGenerator[Result, None]:
     turns = asyncio.Semaphore(at_once)
 
@@ -46,12 +46,12 @@ async def run(
         async with turns:
             started = time.monotonic()
             try:
-                await play(scenario, mode, servers)
-            except PlayFailedError as failed:
+                await run_scenario(scenario, mode, servers)
+            except ScenarioFailedError as failed:
                 return Result(scenario.name, mode, time.monotonic() - started, str(failed), failed.daemon)
             return Result(scenario.name, mode, time.monotonic() - started)
 
-    tasks = [asyncio.create_task(one(*each), name=f"{each[0].name} [{each[1]}]") for each in plays]
+    tasks = [asyncio.create_task(one(*each), name=f"{each[0].name} [{each[1]}]") for each in runs]
     try:
         for task in tasks:
             yield await task

@@ -1,4 +1,4 @@
-"""The API servers that scenarios are played against: the sandbox, or the real ones."""
+"""The API servers of scenario runs: the sandbox, or real ones."""
 
 import asyncio
 from collections.abc import AsyncIterator, Collection
@@ -36,7 +36,7 @@ class ApiServer(Protocol):
 
 
 class Servers(Protocol):
-    """Where a play gets its server from."""
+    """A provider of API servers for scenario runs."""
 
     def lend(self, mode: Mode, folder: Path) -> AbstractAsyncContextManager[ApiServer]:
         """A running server without any object; `folder` is for its files."""
@@ -66,7 +66,7 @@ class SandboxApi:
 
 
 class Sandboxes:
-    """One for each play."""
+    """A sandbox for each run."""
 
     @asynccontextmanager
     async def lend(self, mode: Mode, folder: Path) -> AsyncIterator[ApiServer]:
@@ -75,7 +75,7 @@ class Sandboxes:
 
 
 class RealServers:
-    """Some for each mode, each started when it is first needed; plays have them in turn."""
+    """A pool of real servers for each mode, started on demand and reused by later runs."""
 
     def __init__(
         self, found: Programs, folder: Path, *, of_each: int = 1, streaming_lists: Collection[Mode] = MODES

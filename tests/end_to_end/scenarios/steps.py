@@ -1,4 +1,4 @@
-"""What a scenario may say: its steps as types. A field that is not here is not part of the format."""
+"""The steps of the scenario format as types. A field that is not here is not part of the format."""
 
 from typing import Annotated, Any, Literal, TypeAlias
 

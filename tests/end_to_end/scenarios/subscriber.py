@@ -1,4 +1,4 @@
-"""A subscriber as an operator is one: it follows through the client library, and keeps what it is given."""
+"""A subscriber that uses the client library as an operator does, and keeps the events."""
 
 import asyncio
 from collections.abc import Callable, Sequence

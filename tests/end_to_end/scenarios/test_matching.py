@@ -1,4 +1,4 @@
-"""What counts as just the expected events."""
+"""Tests of the comparison of received events with expected ones."""
 
 import pytest
 

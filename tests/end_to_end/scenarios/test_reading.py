@@ -1,4 +1,4 @@
-"""A file of scenarios is read strictly: what the format doesn't know fails its scenario, and is named."""
+"""Tests of the scenario parser: an unknown field fails its scenario and is named."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The runner tells what failed, at which step, and what came instead; and it never passes what it didn't see."""
+"""Tests of the scenario runner: it reports the failed step and the actual events, and passes nothing unseen."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 
 from tests.end_to_end.scenarios import reading
 from tests.end_to_end.scenarios.__main__ import main
-from tests.end_to_end.scenarios.play import PlayFailedError, play
 from tests.end_to_end.scenarios.running import chosen
+from tests.end_to_end.scenarios.scenario_run import ScenarioFailedError, run_scenario
 from tests.end_to_end.scenarios.servers import Sandboxes
 from tests.end_to_end.scenarios.steps import Scenario
 
@@ -22,8 +22,8 @@ async def failure(*steps: dict[str, Any], **fields: Any) -> str:
     """Of what can't come true; so that it is not waited for for long."""
     scenario = reading.scenario({"name": "it", "steps": list(steps), **fields})
     assert isinstance(scenario, Scenario)
-    with pytest.raises(PlayFailedError) as failed:
-        await play(scenario, "project", Sandboxes(), patience_s=1.0)
+    with pytest.raises(ScenarioFailedError) as failed:
+        await run_scenario(scenario, "project", Sandboxes(), patience_s=1.0)
     assert failed.value.daemon
     return str(failed.value)
 
@@ -97,7 +97,7 @@ async def test_settings_reach_the_daemon_over_its_defaults() -> None:
         }
     )
     assert isinstance(scenario, Scenario)
-    await play(scenario, "project", Sandboxes())
+    await run_scenario(scenario, "project", Sandboxes())
 
 
 def test_scenarios_are_chosen_by_letters_of_their_name_and_by_mode() -> None:

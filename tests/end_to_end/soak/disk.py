@@ -1,4 +1,4 @@
-"""A disk that can be full: a small one of its own where that may be had, else a file that can't be made."""
+"""A disk that can be full: a small file system where it can be mounted, else a file that cannot be created."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What goes wrong during a soak: each method strikes, and returns when that is healed."""
+"""The faults of a soak test. Each method injects one and returns when it is over."""
 
 import asyncio
 import signal
@@ -10,7 +10,7 @@ from random import Random
 from typing import Final
 
 from tests.end_to_end.process.streams import Stream
-from tests.end_to_end.soak.crew import Crew, Daemon
+from tests.end_to_end.soak.deployment import Daemon, Deployment
 from tests.end_to_end.soak.disk import Disk
 from tests.end_to_end.soak.servers import Server
 
@@ -37,9 +37,9 @@ class Kind:
 class Faults:
     """Each kind in its turn, in an order of chance."""
 
-    def __init__(self, server: Server, crew: Crew, disk: Disk, random: Random) -> None:
+    def __init__(self, server: Server, deployment: Deployment, disk: Disk, random: Random) -> None:
         self._server = server
-        self._crew = crew
+        self._deployment = deployment
         self._disk = disk
         self._random = random
         self._remaining: list[Kind] = []
@@ -73,7 +73,7 @@ class Faults:
             Kind("subscriber slow", SUBSCRIBERS, self._slow_subscriber),
             Kind("subscriber killed while it reads nothing", SUBSCRIBERS, self._kill_subscriber),
             Kind("way to a subscriber swallows all", SUBSCRIBERS, self._swallow_subscriber),
-            Kind("way to a subscriber reset", SUBSCRIBERS, self._crew.wired.cut),
+            Kind("way to a subscriber reset", SUBSCRIBERS, self._deployment.wired.cut),
             Kind("crowd of subscribers", SUBSCRIBERS, self._crowd),
         ]
         return [*kinds, *self._of_sandbox()] if self._server.is_sandbox else kinds
@@ -104,7 +104,7 @@ class Faults:
 
     @property
     def _daemons(self) -> list[Daemon]:
-        return [self._crew.mortal, self._crew.steady]
+        return [self._deployment.faulted, self._deployment.steady]
 
     # The ways
 
@@ -179,31 +179,31 @@ class Faults:
     # The daemon
 
     async def _kill_daemon(self) -> None:
-        await self._crew.mortal.process.kill()
-        await self._crew.mortal.process.start()
+        await self._deployment.faulted.process.kill()
+        await self._deployment.faulted.process.start()
 
     async def _terminate_daemon(self) -> None:
-        process = self._crew.mortal.process
+        process = self._deployment.faulted.process
         status = await process.terminate()
         if status != 0:
             raise AssertionError(f"on SIGTERM the daemon ended with status {status}: {process.tail()}")
         await process.start()
 
     async def _pause_daemon(self) -> None:
-        self._crew.mortal.process.signal(signal.SIGSTOP)
+        self._deployment.faulted.process.signal(signal.SIGSTOP)
         await self._some_time()
-        self._crew.mortal.process.signal(signal.SIGCONT)
+        self._deployment.faulted.process.signal(signal.SIGCONT)
 
     async def _remove_socket(self) -> None:
-        mortal = self._crew.mortal
-        mortal.socket.unlink()
-        status = await mortal.process.ended()
+        faulted = self._deployment.faulted
+        faulted.socket.unlink()
+        status = await faulted.process.ended()
         if status != 1:
-            raise AssertionError(f"without its socket the daemon ended with status {status}: {mortal.process.tail()}")
-        await mortal.process.start()
+            raise AssertionError(f"without its socket the daemon ended with status {status}: {faulted.process.tail()}")
+        await faulted.process.start()
 
     async def _second_daemon(self) -> None:
-        async with self._crew.mortal.another() as second:
+        async with self._deployment.faulted.another() as second:
             await second.spawn()
             status = await second.ended()
             if status != 1 or "in use by another daemon" not in second.said:
@@ -218,21 +218,21 @@ class Faults:
     # The subscribers
 
     async def _cut_subscriber(self) -> None:
-        await self._crew.restless.cut()
+        await self._deployment.restless.cut()
 
     async def _slow_subscriber(self) -> None:
-        self._crew.slow.pause()
+        self._deployment.slow.pause()
         await self._some_time()
-        self._crew.slow.go_on()
+        self._deployment.slow.go_on()
 
     async def _kill_subscriber(self) -> None:
-        await self._crew.end_idling()
-        await self._crew.begin_idling()
+        await self._deployment.end_idling()
+        await self._deployment.begin_idling()
 
     async def _swallow_subscriber(self) -> None:
-        async with self._crew.wired.swallowing():
+        async with self._deployment.wired.swallowing():
             await self._some_time()
-        await self._crew.wired.cut()  # else the peer would learn of it after as long as TCP has patience
+        await self._deployment.wired.cut()  # else the peer would learn of it after as long as TCP has patience
 
     async def _crowd(self) -> None:
         address = f"unix://{self._random.choice(self._daemons).socket}"

@@ -1,4 +1,4 @@
-"""What a daemon takes of the machine, over time: by its own metrics, and by what the kernel says of its memory."""
+"""A daemon's use of resources over time, from its metrics and from the kernel's memory accounting."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""What came of a soak, for programs and for people."""
+"""The report of a soak test, as JSON and as markdown."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any

@@ -1,4 +1,4 @@
-"""The API server of a soak, a process of its own whichever it is: the sandbox, or a real one."""
+"""The API server process of a soak test: the sandbox, or a real one."""
 
 import asyncio
 import json

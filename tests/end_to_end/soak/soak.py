@@ -1,4 +1,4 @@
-"""A soak: a fault every few seconds, for as long as it is told to; after each, all is to be well again soon."""
+"""A soak test: a random fault every few seconds for a given time, each followed by a check of recovery."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from random import Random
 from tests.end_to_end.process.handing_out import handed_rightly
 from tests.end_to_end.process.recorder import Recorder
 from tests.end_to_end.process.validators import alternating, breaches
-from tests.end_to_end.soak.crew import Crew, Daemon
+from tests.end_to_end.soak.deployment import Daemon, Deployment
 from tests.end_to_end.soak.disk import Disk
 from tests.end_to_end.soak.faults import Faults, Kind
 from tests.end_to_end.soak.report import Recovery, Report, Subscriber
@@ -44,13 +44,13 @@ class Soak:
             await server.start()
             self._world = world = World(server, Random(self._seed))
             await world.found()
-            (folder / "mortal.state").mkdir()
-            disk = await stack.enter_async_context(Disk(folder / "mortal.state"))
-            mortal = await stack.enter_async_context(Daemon("mortal", folder, server))
+            (folder / "faulted.state").mkdir()
+            disk = await stack.enter_async_context(Disk(folder / "faulted.state"))
+            faulted = await stack.enter_async_context(Daemon("faulted", folder, server))
             steady = await stack.enter_async_context(Daemon("steady", folder, server))
-            self._crew = crew = Crew(mortal, steady)
-            faults = Faults(server, crew, disk, self._random)
-            async with crew.at_work():
+            self._deployment = deployment = Deployment(faulted, steady)
+            faults = Faults(server, deployment, disk, self._random)
+            async with deployment.at_work():
                 churning = asyncio.create_task(world.churn(CHANGES_PER_SECOND), name="churn")
                 await self._until_well()
                 while time.monotonic() < began + minutes * 60.0 and steady.process.is_running:
@@ -58,11 +58,11 @@ class Soak:
                     await asyncio.sleep(self._random.uniform(0.5, 3.0))
                 churning.cancel()
                 await asyncio.wait((churning,))
-                await self._end(mortal, steady)
-        histories = [recorder.history for recorder in crew.recorders]
+                await self._end(faulted, steady)
+        histories = [recorder.history for recorder in deployment.recorders]
         self._failures += breaches(histories, world.upstream)
-        self._failures += [f"client: {breach}" for breach in alternating(crew.watched)]
-        handed = crew.handed
+        self._failures += [f"client: {breach}" for breach in alternating(deployment.watched)]
+        handed = deployment.handed
         self._failures += [f"credentials: {breach}" for breach in handed_rightly(handed)]
         return Report(
             server=server.title,
@@ -75,9 +75,9 @@ class Soak:
             writes=world.writes,
             writes_lost=world.lost,
             subscribers=[Subscriber.of(history) for history in histories],
-            client_events=len(crew.watched),
+            client_events=len(deployment.watched),
             handed=len(handed),
-            gauges=crew.gauges,
+            gauges=deployment.gauges,
             failures=self._failures,
         )
 
@@ -97,7 +97,7 @@ class Soak:
             try:
                 async with asyncio.timeout(PATIENCE_S):
                     mark = await self._world.mark()
-                    while not all(self._knows(recorder, mark) for recorder in self._crew.prompt):  # noqa: ASYNC110
+                    while not all(self._knows(recorder, mark) for recorder in self._deployment.prompt):  # noqa: ASYNC110
                         await asyncio.sleep(_LOOK_EVERY_S)
             except TimeoutError:
                 return False
@@ -115,23 +115,23 @@ class Soak:
         return "; ".join(
             f"{recorder.history.who} lacks or has too much: "
             + ", ".join(sorted({name for name, _ in recorder.view.items() ^ self._truth(recorder).items()}))
-            for recorder in self._crew.prompt
+            for recorder in self._deployment.prompt
         )
 
-    async def _end(self, mortal: Daemon, steady: Daemon) -> None:
+    async def _end(self, faulted: Daemon, steady: Daemon) -> None:
         """All of them, the slow and the far as well, come to know everything; then the daemons end as they should."""
         if not await self._until_well():
             self._failures.append(f"not well in the end; {self._missing()}")
         try:
             async with asyncio.timeout(PATIENCE_S):
-                for recorder in self._crew.recorders:
+                for recorder in self._deployment.recorders:
                     while recorder.view != self._truth(recorder):  # noqa: ASYNC110 - only looking tells
                         await asyncio.sleep(_LOOK_EVERY_S)
-                while self._crew.names != set(self._truth(self._crew.fast[0])):  # noqa: ASYNC110
+                while self._deployment.names != set(self._truth(self._deployment.fast[0])):  # noqa: ASYNC110
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError:
             self._failures.append("not everybody knew everything in the end")
-        for daemon in (mortal, steady):
+        for daemon in (faulted, steady):
             if "Traceback" in daemon.process.said:
                 self._failures.append(f"the {daemon.name} daemon raised: {daemon.process.tail(60)}")
             if not daemon.process.is_running:

@@ -1,4 +1,4 @@
-"""What a soak's verdict stands on: its arithmetic, its report, and a sandbox whose objects outlive it."""
+"""Tests of what a soak test's verdict relies on: its arithmetic, its report and the restartable sandbox."""
 
 from pathlib import Path
 

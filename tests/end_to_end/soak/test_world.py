@@ -1,4 +1,4 @@
-"""What is written down as having happened: what is known to have, and nothing else."""
+"""Tests of the record of upstream changes: it contains exactly those that are known to have happened."""
 
 from random import Random
 from types import TracebackType

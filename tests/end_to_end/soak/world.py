@@ -1,6 +1,6 @@
-"""Projects that come, go and change by plain HTTP; everything that is known to have happened is noted.
+"""Random changes of projects over HTTP, with a record of those that are known to have happened.
 
-A write whose answer was lost may have happened or not: before anything else is done, its object is looked at.
+A write whose response was lost may have been applied, so its object is read before the next write.
 """
 
 import asyncio

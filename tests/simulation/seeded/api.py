@@ -1,6 +1,6 @@
-"""An API server at the seam where the daemon's transport is: everything above it is the daemon's own code.
+"""A simulated API server behind the daemon's transport interface; everything above that is production code.
 
-What it has is a model's (tests/simulation/properties); here are time, waiting, and all that goes wrong on the way.
+Objects and watches come from tests/simulation/properties/api_server.py; this module adds time, latency and faults.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ import msgspec
 from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.watchers.transport import Answer
 from tests.simulation.properties.api_server import Server, Watch, bookmark, line
-from tests.simulation.seeded.troubles import BY_KIND, Answered, Kind, Lie, Lost, Trouble, status
+from tests.simulation.seeded.request_faults import BY_KIND, Answered, Kind, Lie, Lost, RequestFault, status
 
 BOOKMARKS_S = 60.0
 PATH = "/projects"
@@ -128,12 +128,12 @@ class Refused:
 
 
 class Api:
-    """`trouble` is the part of requests that come to something else; `lies` says whether lists may be wrong now."""
+    """`fault` is the part of requests that come to something else; `lies` says whether lists may be wrong now."""
 
     def __init__(self, server: Server, random: Random, note: Callable[..., None], lies: Callable[[], bool]) -> None:
         self.server = server
-        self.trouble = 0.0
-        self.only: Trouble | None = None
+        self.fault_rate = 0.0
+        self.only: RequestFault | None = None
         """What comes of every request that it can come of."""
         self.down_until = 0.0
         self.busy_until = 0.0
@@ -160,13 +160,13 @@ class Api:
         kind: Kind = "list" if path == PATH else "look"
         self.requests["livez" if path == "/livez" else kind] += 1
         await self.takes_a_moment()
-        trouble = await self._trouble(kind, timeout_s)
+        fault = await self._drawn_fault(kind, timeout_s)
         lie: Lie | None = None
-        match trouble:
+        match fault:
             case Answered(make):
                 return make(self._random)
             case Lie():
-                lie = trouble
+                lie = fault
         if path == "/livez":
             return Answer(200, {}, b"ok")
         if kind == "look":
@@ -218,26 +218,26 @@ class Api:
         place = self._random.randrange(len(data))
         return [part for part in (data[:place], data[place:]) if part]
 
-    async def _trouble(self, kind: Kind, timeout_s: float) -> Answered | Lie | None:
+    async def _drawn_fault(self, kind: Kind, timeout_s: float) -> Answered | Lie | None:
         now = self._loop.time()
         if now < self.down_until:
             raise TransportError("connect", "the server is down")
         if now < self.busy_until and kind != "look":
             return Answered(status(429, "TooManyRequests", **{"Retry-After": "1"}))
-        trouble = self._drawn(kind)
-        if trouble is None:
+        fault = self._drawn(kind)
+        if fault is None:
             return None
-        self.inject(trouble.row, trouble.name)
-        if isinstance(trouble.comes, Lost):
-            if trouble.comes.late:
+        self.inject(fault.row, fault.name)
+        if isinstance(fault.comes, Lost):
+            if fault.comes.late:
                 await asyncio.sleep(timeout_s)
-            raise TransportError(trouble.comes.cause, trouble.name)
-        return trouble.comes
+            raise TransportError(fault.comes.cause, fault.name)
+        return fault.comes
 
-    def _drawn(self, kind: Kind) -> Trouble | None:
+    def _drawn(self, kind: Kind) -> RequestFault | None:
         if self.only is not None:
             return self.only if kind in self.only.kinds else None
-        if not self.trouble or self._random.random() >= self.trouble:
+        if not self.fault_rate or self._random.random() >= self.fault_rate:
             return None
         drawn = self._random.choice(BY_KIND[kind])
         is_lie = isinstance(drawn.comes, Lie) and drawn.comes.what in ("empty", "partial")
@@ -277,9 +277,9 @@ class Api:
         self.requests["watch"] += 1
         await self.takes_a_moment()
         version = asked.get("resourceVersion", "")
-        trouble = await self._trouble("open", timeout_s)
-        if isinstance(trouble, Answered):
-            yield Refused(trouble.make(self._random))
+        fault = await self._drawn_fault("open", timeout_s)
+        if isinstance(fault, Answered):
+            yield Refused(fault.make(self._random))
             return
         watch = self.server.watch(version)
         opened = Open(self, watch, float(asked["timeoutSeconds"]))
@@ -287,8 +287,8 @@ class Api:
             opened.say(EXPIRED, None)
         elif watch.initial:
             opened.drips_s = self.list_drips_s
-        if watch is not None and trouble is not None:
-            self._spoil(opened, watch, trouble)
+        if watch is not None and fault is not None:
+            self._spoil(opened, watch, fault)
         self.open[opened] = None
         try:
             yield opened

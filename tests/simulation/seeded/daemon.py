@@ -1,4 +1,4 @@
-"""The daemon from the seam of its transport to that of gRPC, put together as in production."""
+"""The daemon between its transport and its gRPC calls, wired as in production."""
 
 import asyncio
 import time

@@ -1,6 +1,6 @@
-"""An event loop without a world around it: time passes when nothing is left to do, and who goes first is drawn.
+"""An event loop on virtual time: the clock advances when no task is ready, and the seed determines the task order.
 
-Whatever is ready at one moment runs in an order of chance, so that each seed is one schedule, and the same one again.
+Ready callbacks run in a random order, so that each seed is one reproducible schedule.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Somebody who subscribes, by the client's own session, over a connection that holds little and may end at any time."""
+"""A subscriber that uses the client library's session over a connection with small buffers, which may be cut."""
 
 import asyncio
 import time

@@ -1,6 +1,7 @@
-"""F58: clusters that nobody reaches, among five hundred and behind one host.
+"""F58: unreachable clusters, among five hundred and behind one host.
 
-They hold up nobody, and where the settings want it they are disengaged after their time; but never while many are away.
+They delay no other cluster. If configured, they are disengaged after the grace period, unless most clusters are
+unreachable.
 """
 
 import asyncio
@@ -84,12 +85,12 @@ class World:
         self.fleet.connectivity_changed(verdict)
 
 
-def play(scene: Callable[[World], Awaitable[None]], policy: ProbePolicy) -> None:
+def run_steps(steps: Callable[[World], Awaitable[None]], policy: ProbePolicy) -> None:
     loop = VirtualLoop(Random(1))
 
     async def main() -> None:
         world = World(policy)
-        await scene(world)
+        await steps(world)
         world.probing.cancel()
 
     with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
@@ -97,18 +98,18 @@ def play(scene: Callable[[World], Awaitable[None]], policy: ProbePolicy) -> None
 
 
 def test_f58_black_holes_delay_no_other_cluster() -> None:
-    async def scene(world: World) -> None:
+    async def steps(world: World) -> None:
         world.holes = set(CLUSTERS[::10])
         assert (world.fleet.registry.engaged, len(world.reached)) == (500, 0), "engaged before anything was probed"
         await asyncio.sleep(30.0)
         assert world.reached.keys() == set(CLUSTERS) - world.holes
         assert max(world.reached.values()) <= 500 / ProbePolicy().rate_per_s + 10.0
 
-    play(scene, ProbePolicy())
+    run_steps(steps, ProbePolicy())
 
 
 def test_f58_unreachable_minority_is_disengaged_and_engaged_again() -> None:
-    async def scene(world: World) -> None:
+    async def steps(world: World) -> None:
         await asyncio.sleep(60.0)
         world.holes = set(CLUSTERS[::10])
         began = asyncio.get_running_loop().time()
@@ -121,12 +122,12 @@ def test_f58_unreachable_minority_is_disengaged_and_engaged_again() -> None:
         await asyncio.sleep(NOTICED_S)
         assert {(name, what) for _, name, what in world.told.changes} == {(name, "ENGAGED") for name in back}
 
-    play(scene, ProbePolicy(give_up_after_s=GIVE_UP_AFTER_S))
+    run_steps(steps, ProbePolicy(give_up_after_s=GIVE_UP_AFTER_S))
 
 
 @pytest.mark.parametrize("every", [1, 2, 4], ids=["all", "half", "a-quarter"])
 def test_f58_unreachable_majority_is_never_disengaged(every: int) -> None:
-    async def scene(world: World) -> None:
+    async def steps(world: World) -> None:
         await asyncio.sleep(60.0)
         world.holes = set(CLUSTERS[::every])
         await asyncio.sleep(2 * GIVE_UP_AFTER_S)
@@ -135,4 +136,4 @@ def test_f58_unreachable_majority_is_never_disengaged(every: int) -> None:
         await asyncio.sleep(GIVE_UP_AFTER_S + NOTICED_S)
         assert world.disengaged == world.holes, "the few that stay away when the others are back"
 
-    play(scene, ProbePolicy(give_up_after_s=GIVE_UP_AFTER_S))
+    run_steps(steps, ProbePolicy(give_up_after_s=GIVE_UP_AFTER_S))

@@ -1,4 +1,4 @@
-"""One fault at a time, each under its number in docs/reliability.md, and what becomes of it."""
+"""Single faults, by their row in docs/reliability.md, and the daemon's reaction to each."""
 
 import asyncio
 
@@ -8,24 +8,24 @@ from msgspec.structs import replace
 from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.model.source import SourceState
 from tests.simulation.properties.api_server import bookmark, line
-from tests.simulation.seeded.stage import TRAITS, Stage, play
-from tests.simulation.seeded.troubles import TROUBLES, Trouble
+from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
+from tests.simulation.seeded.request_faults import REQUEST_FAULTS, RequestFault
 
-ANSWERED = [each for each in TROUBLES if set(each.kinds) == {"list", "open", "look"}]
+ANSWERED = [each for each in REQUEST_FAULTS if set(each.kinds) == {"list", "open", "look"}]
 
 
-@pytest.mark.parametrize("trouble", ANSWERED, ids=lambda each: f"{each.row}-{each.name.replace(' ', '-')}")
-def test_failed_request_is_repeated_and_disengages_nothing(trouble: Trouble) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.api.only = trouble
-        stage.api.cut()
-        await stage.until(lambda: stage.daemon.fleet.status.state is SourceState.STALE)
-        stage.api.only = None
-        stage.happens("d")
-        assert await stage.settled() <= 45.0
-        assert stage.told == ["ENGAGED d"]
+@pytest.mark.parametrize("fault", ANSWERED, ids=lambda each: f"{each.row}-{each.name.replace(' ', '-')}")
+def test_failed_request_is_repeated_and_disengages_nothing(fault: RequestFault) -> None:
+    async def steps(harness: Harness) -> None:
+        harness.api.only = fault
+        harness.api.cut()
+        await harness.until(lambda: harness.daemon.fleet.status.state is SourceState.STALE)
+        harness.api.only = None
+        harness.happens("d")
+        assert await harness.settled() <= 45.0
+        assert harness.told == ["ENGAGED d"]
 
-    play(scene)
+    run_steps(steps)
 
 
 HALF = line("MODIFIED", {"metadata": {"name": "a", "uid": "uid-a", "resourceVersion": "99"}})[:40]
@@ -50,263 +50,263 @@ RESET = TransportError("closed", "reset")
     ],
 )
 def test_faulty_watch_is_followed_by_next(said: tuple[bytes | TransportError | None, ...], lists: int) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.api.requests.clear()
-        stage.watch.say(*said)
-        stage.happens("d")
-        assert await stage.settled() <= 5.0
-        assert stage.told == ["ENGAGED d"]
-        assert stage.api.requests["watch"] + stage.api.requests["list"] <= 1 + 2 * lists
+    async def steps(harness: Harness) -> None:
+        harness.api.requests.clear()
+        harness.watch.say(*said)
+        harness.happens("d")
+        assert await harness.settled() <= 5.0
+        assert harness.told == ["ENGAGED d"]
+        assert harness.api.requests["watch"] + harness.api.requests["list"] <= 1 + 2 * lists
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f4_silent_watch_is_abandoned_by_missing_bookmarks() -> None:
-    async def scene(stage: Stage) -> None:
-        stage.watch.mute = True
-        stage.happens("d")
-        assert 60.0 <= await stage.settled() <= 150.0
+    async def steps(harness: Harness) -> None:
+        harness.watch.mute = True
+        harness.happens("d")
+        assert 60.0 <= await harness.settled() <= 150.0
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f10_lagging_server_never_takes_the_view_back() -> None:
     """Behind a load balancer another server does not know the version yet."""
 
-    async def scene(stage: Stage) -> None:
-        (stage.api.only,) = (each for each in TROUBLES if each.row == "F10")
-        stage.api.cut()
-        await stage.until(lambda: stage.api.injected["F10 a version of the future"])
-        stage.api.only = None
-        stage.happens("a", content=2)
-        await stage.settled(60.0)
-        assert stage.told == ["UPDATED a"]
+    async def steps(harness: Harness) -> None:
+        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F10")
+        harness.api.cut()
+        await harness.until(lambda: harness.api.injected["F10 a version of the future"])
+        harness.api.only = None
+        harness.happens("a", content=2)
+        await harness.settled(60.0)
+        assert harness.told == ["UPDATED a"]
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f11_expired_version_leads_to_one_list_with_differences_only() -> None:
-    async def scene(stage: Stage) -> None:
-        stage.api.requests.clear()
-        stage.put("a", content=2)
-        stage.world.delete("b")
-        stage.server.compact()
-        stage.api.cut()
-        await stage.settled(60.0)
-        assert sorted(stage.told) == ["DISENGAGED b", "UPDATED a"]
-        assert stage.api.requests["watch"] == 2
+    async def steps(harness: Harness) -> None:
+        harness.api.requests.clear()
+        harness.put("a", content=2)
+        harness.world.delete("b")
+        harness.server.compact()
+        harness.api.cut()
+        await harness.settled(60.0)
+        assert sorted(harness.told) == ["DISENGAGED b", "UPDATED a"]
+        assert harness.api.requests["watch"] == 2
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f14_list_expired_between_pages_restarts() -> None:
     pages = replace(TRAITS, streaming=False, page_size=1)
 
-    async def scene(stage: Stage) -> None:
-        stage.server.version += 1
-        stage.server.compact()
-        stage.api.cut()
-        stage.api.requests.clear()
+    async def steps(harness: Harness) -> None:
+        harness.server.version += 1
+        harness.server.compact()
+        harness.api.cut()
+        harness.api.requests.clear()
         for content in range(2, 8):
-            await stage.until(lambda: stage.api.requests["list"], 60.0)
-            stage.happens("a", content=content)
+            await harness.until(lambda: harness.api.requests["list"], 60.0)
+            harness.happens("a", content=content)
             await asyncio.sleep(0.01)
-        await stage.settled(60.0)
-        assert set(stage.told) == {"UPDATED a"}
+        await harness.settled(60.0)
+        assert set(harness.told) == {"UPDATED a"}
 
-    play(scene, pages)
+    run_steps(steps, pages)
 
 
 @pytest.mark.parametrize("seconds", [5, 30])
 def test_f15_overloaded_server_is_followed_again_soon(seconds: int) -> None:
     """So it answers while it builds its watch cache."""
 
-    async def scene(stage: Stage) -> None:
-        stage.api.busy_until = stage.loop.time() + seconds
-        stage.api.cut()
-        stage.happens("d")
-        assert await stage.settled() <= seconds + 5.0
-        assert stage.api.requests["watch"] <= 2 * seconds
+    async def steps(harness: Harness) -> None:
+        harness.api.busy_until = harness.loop.time() + seconds
+        harness.api.cut()
+        harness.happens("d")
+        assert await harness.settled() <= seconds + 5.0
+        assert harness.api.requests["watch"] <= 2 * seconds
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f20_empty_list_by_mistake_disengages_nothing() -> None:
-    async def scene(stage: Stage) -> None:
-        (stage.api.only,) = (each for each in TROUBLES if each.name == "an empty list")
-        stage.server.version += 1
-        stage.server.compact()
-        stage.api.cut()
-        await stage.until(lambda: stage.daemon.holds_removals)
-        stage.api.only = None
-        await stage.settled(60.0)
-        assert stage.told == []
+    async def steps(harness: Harness) -> None:
+        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.name == "an empty list")
+        harness.server.version += 1
+        harness.server.compact()
+        harness.api.cut()
+        await harness.until(lambda: harness.daemon.holds_removals)
+        harness.api.only = None
+        await harness.settled(60.0)
+        assert harness.told == []
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f20_true_empty_list_is_applied_after_second_list() -> None:
-    async def scene(stage: Stage) -> None:
+    async def steps(harness: Harness) -> None:
         for name in "abc":
-            stage.world.delete(name)
-        stage.server.compact()
-        stage.api.cut()
-        assert 30.0 <= await stage.settled() <= 60.0
-        assert sorted(stage.told) == ["DISENGAGED a", "DISENGAGED b", "DISENGAGED c"]
+            harness.world.delete(name)
+        harness.server.compact()
+        harness.api.cut()
+        assert 30.0 <= await harness.settled() <= 60.0
+        assert sorted(harness.told) == ["DISENGAGED a", "DISENGAGED b", "DISENGAGED c"]
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f22_restored_server_disengages_nothing() -> None:
-    async def scene(stage: Stage) -> None:
-        stage.server.back_up()
-        stage.happens("d")
-        await stage.until(lambda: stage.told == ["ENGAGED d"])
-        stage.world.restore()
-        stage.api.cut()
-        await stage.until(lambda: stage.daemon.holds_for_good)
+    async def steps(harness: Harness) -> None:
+        harness.server.back_up()
+        harness.happens("d")
+        await harness.until(lambda: harness.told == ["ENGAGED d"])
+        harness.world.restore()
+        harness.api.cut()
+        await harness.until(lambda: harness.daemon.holds_for_good)
         await asyncio.sleep(1000.0)
-        assert stage.told == ["ENGAGED d"]
-        stage.happens("d", uid="uid-e")
-        await stage.settled(60.0)
-        assert stage.told == ["ENGAGED d", "DISENGAGED d", "ENGAGED d"]
+        assert harness.told == ["ENGAGED d"]
+        harness.happens("d", uid="uid-e")
+        await harness.settled(60.0)
+        assert harness.told == ["ENGAGED d", "DISENGAGED d", "ENGAGED d"]
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f24_stale_events_are_ignored() -> None:
-    async def scene(stage: Stage) -> None:
-        stage.happens("a", content=2)
-        stage.happens("a", ready=False)
-        await stage.until(lambda: len(stage.told) == 1)
-        stage.happens("b", content=2)
-        await stage.until(lambda: len(stage.told) == 2)
-        stage.watch.say(*stage.watch.sent, *stage.watch.sent[::-1])
-        await stage.settled()
-        assert stage.told == ["DISENGAGED a", "UPDATED b"]
+    async def steps(harness: Harness) -> None:
+        harness.happens("a", content=2)
+        harness.happens("a", ready=False)
+        await harness.until(lambda: len(harness.told) == 1)
+        harness.happens("b", content=2)
+        await harness.until(lambda: len(harness.told) == 2)
+        harness.watch.say(*harness.watch.sent, *harness.watch.sent[::-1])
+        await harness.settled()
+        assert harness.told == ["DISENGAGED a", "UPDATED b"]
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f25_false_deletion_is_refuted() -> None:
-    async def scene(stage: Stage) -> None:
-        stage.watch.say(line("DELETED", stage.server.things["a"].encoded("a")))
-        await stage.until(lambda: stage.api.requests["look"])
-        await stage.settled()
-        assert stage.told == []
+    async def steps(harness: Harness) -> None:
+        harness.watch.say(line("DELETED", harness.server.things["a"].encoded("a")))
+        await harness.until(lambda: harness.api.requests["look"])
+        await harness.settled()
+        assert harness.told == []
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f25_missed_deletion_is_found_by_next_list() -> None:
-    async def scene(stage: Stage) -> None:
-        stage.world.delete("a")
-        assert stage.watch.watch is not None
-        stage.watch.watch.position = stage.server.version
+    async def steps(harness: Harness) -> None:
+        harness.world.delete("a")
+        assert harness.watch.watch is not None
+        harness.watch.watch.position = harness.server.version
         await asyncio.sleep(1000.0)
-        assert stage.told == []
-        stage.server.version += 1
-        stage.server.compact()
-        stage.api.cut()
-        await stage.settled(60.0)
-        assert stage.told == ["DISENGAGED a"]
+        assert harness.told == []
+        harness.server.version += 1
+        harness.server.compact()
+        harness.api.cut()
+        await harness.settled(60.0)
+        assert harness.told == ["DISENGAGED a"]
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f31_endless_streaming_list_falls_back_to_pages() -> None:
-    async def scene(stage: Stage) -> None:
-        (stage.api.only,) = (each for each in TROUBLES if each.name == "a list without an end")
-        stage.put("a", content=2)
-        stage.server.compact()
-        stage.api.cut()
-        assert await stage.until(lambda: stage.told == ["UPDATED a"]) <= 30.0
-        stage.api.only = None
-        await stage.settled()
+    async def steps(harness: Harness) -> None:
+        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.name == "a list without an end")
+        harness.put("a", content=2)
+        harness.server.compact()
+        harness.api.cut()
+        assert await harness.until(lambda: harness.told == ["UPDATED a"]) <= 30.0
+        harness.api.only = None
+        await harness.settled()
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f32_short_watches_are_not_reopened_in_a_loop() -> None:
-    async def scene(stage: Stage) -> None:
-        (stage.api.only,) = (each for each in TROUBLES if each.row == "F32")
-        stage.api.cut()
+    async def steps(harness: Harness) -> None:
+        (harness.api.only,) = (each for each in REQUEST_FAULTS if each.row == "F32")
+        harness.api.cut()
         await asyncio.sleep(120.0)
-        stage.api.requests.clear()
+        harness.api.requests.clear()
         await asyncio.sleep(600.0)
-        assert stage.api.requests["watch"] <= 30, "three a minute"
-        stage.api.only = None
-        await stage.settled(60.0)
+        assert harness.api.requests["watch"] <= 30, "three a minute"
+        harness.api.only = None
+        await harness.settled(60.0)
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f60_flapping_condition_is_hidden_by_grace() -> None:
     patient = replace(TRAITS, grace_s=10.0)
 
-    async def scene(stage: Stage) -> None:
+    async def steps(harness: Harness) -> None:
         for turn in range(300):
             for name in "abc":
-                stage.put(name, ready=turn % 2 == 1)
-            stage.api.ring()
+                harness.put(name, ready=turn % 2 == 1)
+            harness.api.ring()
             await asyncio.sleep(0.1)
-        await stage.settled()
-        assert stage.told == []
+        await harness.settled()
+        assert harness.told == []
 
-    play(scene, patient)
+    run_steps(steps, patient)
 
 
 def test_f60_flapping_condition_without_grace_is_sent_once_per_change() -> None:
-    async def scene(stage: Stage) -> None:
+    async def steps(harness: Harness) -> None:
         for turn in range(200):
-            stage.happens("a", ready=turn % 2 == 1)
+            harness.happens("a", ready=turn % 2 == 1)
             await asyncio.sleep(0.1)
-        await stage.settled()
-        assert len(stage.told) <= 200
-        assert set(stage.told) == {"ENGAGED a", "DISENGAGED a"}
+        await harness.settled()
+        assert len(harness.told) <= 200
+        assert set(harness.told) == {"ENGAGED a", "DISENGAGED a"}
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f61_burst_is_complete_and_ordered() -> None:
     many = [f"p-{number}" for number in range(1000)]
 
-    async def scene(stage: Stage) -> None:
+    async def steps(harness: Harness) -> None:
         for place, name in enumerate(many):
-            stage.put(name)
+            harness.put(name)
             if place % 20 == 19:
-                stage.api.ring()
+                harness.api.ring()
                 await asyncio.sleep(0.1)
-        await stage.settled(15.0)
-        assert stage.told == [f"ENGAGED {name}" for name in many]
+        await harness.settled(15.0)
+        assert harness.told == [f"ENGAGED {name}" for name in many]
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f5_dripping_event_is_abandoned() -> None:
-    async def scene(stage: Stage) -> None:
-        opened = stage.watch
-        whole = line("MODIFIED", stage.server.things["a"].encoded("a"))
-        stage.happens("d")
-        await stage.settled()
-        stage.happens("e")
-        stage.watch.drips_s = 1.0
-        stage.watch.say(*(whole[place : place + 1] for place in range(len(whole))))
-        assert await stage.until(lambda: opened not in stage.api.open) <= 35.0
-        await stage.settled(60.0)
-        assert stage.told == ["ENGAGED d", "ENGAGED e"]
+    async def steps(harness: Harness) -> None:
+        opened = harness.watch
+        whole = line("MODIFIED", harness.server.things["a"].encoded("a"))
+        harness.happens("d")
+        await harness.settled()
+        harness.happens("e")
+        harness.watch.drips_s = 1.0
+        harness.watch.say(*(whole[place : place + 1] for place in range(len(whole))))
+        assert await harness.until(lambda: opened not in harness.api.open) <= 35.0
+        await harness.settled(60.0)
+        assert harness.told == ["ENGAGED d", "ENGAGED e"]
 
-    play(scene)
+    run_steps(steps)
 
 
 def test_f30_list_may_take_minutes() -> None:
-    async def scene(stage: Stage) -> None:
+    async def steps(harness: Harness) -> None:
         for number in range(30):
-            stage.put(f"p-{number}")
-        stage.server.compact()
-        stage.api.list_drips_s = 10.0
-        stage.api.cut()
-        assert 300.0 <= await stage.settled() <= 400.0
-        assert stage.api.requests["list"] == 0
+            harness.put(f"p-{number}")
+        harness.server.compact()
+        harness.api.list_drips_s = 10.0
+        harness.api.cut()
+        assert 300.0 <= await harness.settled() <= 400.0
+        assert harness.api.requests["list"] == 0
 
-    play(scene)
+    run_steps(steps)

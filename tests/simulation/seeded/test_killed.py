@@ -1,5 +1,7 @@
-"""F35, O6: killed at any turn of its event loop - between reading and committing, committing and telling, asking for a
-credential and handing it out - the daemon leaves nothing that the next one doesn't set right."""
+"""F35, O6: a daemon killed at any step of its event loop leaves no state that the next one does not repair.
+
+The steps include those between read and commit, commit and send, and the request and the issue of a credential.
+"""
 
 import asyncio
 from random import Random
@@ -9,8 +11,8 @@ from msgspec.structs import replace
 
 from tests.end_to_end.process.handing_out import mark
 from tests.simulation.seeded.daemon import Traits
+from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
 from tests.simulation.seeded.loop import VirtualLoop
-from tests.simulation.seeded.stage import TRAITS, Stage, play
 
 SCHEDULES = 4
 
@@ -50,41 +52,41 @@ def _turns_of_what_happens(seed: int, traits: Traits) -> range:
     loop = Counting(seed)
     spans: list[range] = []
 
-    async def scene(stage: Stage) -> None:
-        await _can_work(stage)
+    async def steps(harness: Harness) -> None:
+        await _can_work(harness)
         began = loop.turns
-        await _much_happens(stage)
+        await _change_several(harness)
         spans.append(range(began + 1, loop.turns + 1))
 
-    play(scene, traits, with_kubeconfigs=True, on=loop)
+    run_steps(steps, traits, with_kubeconfigs=True, on=loop)
     return spans[0]
 
 
 def _kill_at(turn: int, seed: int, traits: Traits) -> None:
     loop = Counting(seed)
 
-    async def scene(stage: Stage) -> None:
-        await _can_work(stage)
-        happening = asyncio.create_task(_much_happens(stage))
+    async def steps(harness: Harness) -> None:
+        await _can_work(harness)
+        happening = asyncio.create_task(_change_several(harness))
         await loop.turn(turn)
         happening.cancel()
-        await stage.start_anew()
-        await stage.settled()
-        await _can_work(stage)
+        await harness.restart_daemon()
+        await harness.settled()
+        await _can_work(harness)
 
-    play(scene, traits, with_kubeconfigs=True, on=loop)
-
-
-async def _can_work(stage: Stage) -> None:
-    await stage.until(lambda: stage.subscriber.session.view and stage.subscriber.can_work)
+    run_steps(steps, traits, with_kubeconfigs=True, on=loop)
 
 
-async def _much_happens(stage: Stage) -> None:
+async def _can_work(harness: Harness) -> None:
+    await harness.until(lambda: harness.subscriber.session.view and harness.subscriber.can_work)
+
+
+async def _change_several(harness: Harness) -> None:
     """Until all is done: credentials are handed out, and what is over is revoked."""
-    stage.put("a", content=2)
-    stage.world.delete("b")
-    stage.put("c", uid="uid-another")
-    stage.happens("d")
-    stage.subscriber.ask("d", None)
-    await stage.settled()
-    await stage.until(lambda: stage.subscriber.can_work and not stage.tokens.has_secret_of(mark("uid-b")))
+    harness.put("a", content=2)
+    harness.world.delete("b")
+    harness.put("c", uid="uid-another")
+    harness.happens("d")
+    harness.subscriber.ask("d", None)
+    await harness.settled()
+    await harness.until(lambda: harness.subscriber.can_work and not harness.tokens.has_secret_of(mark("uid-b")))

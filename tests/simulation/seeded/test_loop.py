@@ -1,4 +1,4 @@
-"""Virtual time, and the order of chance."""
+"""Tests of the event loop on virtual time: clocks, deadlines and the seeded task order."""
 
 import asyncio
 import time

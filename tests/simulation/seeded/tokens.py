@@ -18,11 +18,11 @@ from milo_discoveryd.credentials.sources.token_request import OBJECT_LABEL
 from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.watchers.transport import Answer
 from tests.end_to_end.process.handing_out import Token
-from tests.simulation.seeded.troubles import Answered, Lost, status, text
+from tests.simulation.seeded.request_faults import Answered, Lost, status, text
 
 SECRETS = "/api/v1/namespaces/milo/secrets"
 TOKENS = "/api/v1/namespaces/milo/serviceaccounts/operator/token"
-Life: TypeAlias = Literal["as asked", "ended", "for ever"]
+Lifetime: TypeAlias = Literal["as asked", "ended", "for ever"]
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ class Unheard:
 
 
 @dataclass(frozen=True)
-class Lives:
+class IssuedFor:
     """The token that is given does."""
 
-    life: Life
+    lifetime: Lifetime
 
 
 @dataclass(frozen=True)
 class TokenTrouble:
     row: str
     name: str
-    comes: Lost | Answered | Slow | Unheard | Lives
+    comes: Lost | Answered | Slow | Unheard | IssuedFor
 
 
-TOKEN_TROUBLES = (
+TOKEN_FAULTS = (
     TokenTrouble("F49", "slow tokens", Slow(14.0)),
     TokenTrouble("F49", "no answer for tokens", Lost("timeout", late=True)),
     TokenTrouble("F49", "an answer for tokens that is lost", Unheard()),
@@ -61,8 +61,8 @@ TOKEN_TROUBLES = (
     TokenTrouble("F50", "no tokens: forbidden", Answered(status(403, "Forbidden"))),
     TokenTrouble("F50", "no tokens: too many", Answered(status(429, "TooManyRequests", **{"Retry-After": "3"}))),
     TokenTrouble("F50", "no tokens: internal error", Answered(status(500, "InternalError"))),
-    TokenTrouble("F51", "a token that has ended", Lives("ended")),
-    TokenTrouble("F51", "a token for ever", Lives("for ever")),
+    TokenTrouble("F51", "a token that has ended", IssuedFor("ended")),
+    TokenTrouble("F51", "a token for ever", IssuedFor("for ever")),
     TokenTrouble("F52", "junk for a token", Answered(text(201, b'{"status":{"token":"'))),
 )
 WITHDRAWN = ("F54", "somebody deletes what tokens are bound to")
@@ -114,13 +114,13 @@ class Bound:
 
 
 class TokenApi:
-    """`trouble` is the part of requests that come to something else."""
+    """`fault` is the part of requests that come to something else."""
 
     def __init__(
         self, random: Random, inject: Callable[[str, str], None], longest_s: float, wall: Callable[[], float]
     ) -> None:
         """`longest_s`: for how long it lets tokens live, whatever is asked for. `wall` is its own clock."""
-        self.trouble = 0.0
+        self.fault_rate = 0.0
         self.only: TokenTrouble | None = None
         """What every request comes to."""
         self.down_until = 0.0
@@ -159,33 +159,33 @@ class TokenApi:
         if path == SECRETS:
             return await self._asked(lambda _: self._made_secret(body), timeout_s)
         assert path == TOKENS, path
-        return await self._asked(lambda life: self._made_token(body, life), timeout_s)
+        return await self._asked(lambda lifetime: self._made_token(body, lifetime), timeout_s)
 
-    async def _asked(self, do: Callable[[Life], Answer], timeout_s: float) -> Answer:
+    async def _asked(self, do: Callable[[Lifetime], Answer], timeout_s: float) -> Answer:
         self.requests += 1
         if self.pause_s or self._random.random() < 0.3:
             await asyncio.sleep(self.pause_s or 0.05 * self._random.random())
         if self._loop.time() < self.down_until:
             raise TransportError("connect", "the server is down")
-        if self.only is None and (not self.trouble or self._random.random() >= self.trouble):
+        if self.only is None and (not self.fault_rate or self._random.random() >= self.fault_rate):
             return do("as asked")
-        trouble = self.only or self._random.choice(TOKEN_TROUBLES)
-        self._inject(trouble.row, trouble.name)
-        match trouble.comes:
+        fault = self.only or self._random.choice(TOKEN_FAULTS)
+        self._inject(fault.row, fault.name)
+        match fault.comes:
             case Answered(make):
                 return make(self._random)
-            case Lives(life):
-                return do(life)
+            case IssuedFor(lifetime):
+                return do(lifetime)
             case Slow(most_s):
                 await asyncio.sleep(self._random.uniform(0.5, most_s))
                 return do("as asked")
             case Unheard():
                 do("as asked")
                 await asyncio.sleep(timeout_s)
-                raise TransportError("timeout", trouble.name)
+                raise TransportError("timeout", fault.name)
             case Lost(cause, late):
                 await asyncio.sleep(timeout_s if late else 0.0)
-                raise TransportError(cause, trouble.name)
+                raise TransportError(cause, fault.name)
 
     # --- what it answers ---
 
@@ -222,14 +222,14 @@ class TokenApi:
         self._bound[metadata.name] = Bound(f"secret-{self._secrets}", metadata.labels, self.wall(), [])
         return _told(201, {"metadata": self._metadata(metadata.name)})
 
-    def _made_token(self, body: bytes, life: Life) -> Answer:
+    def _made_token(self, body: bytes, lifetime: Lifetime) -> Answer:
         spec = msgspec.json.decode(body, type=_Asked).spec
         bound = self._bound.get(spec.bound.name)
         if bound is None:
             return _not_found(self._random)
         if bound.uid != spec.bound.uid:
             return status(409, "Conflict")(self._random)
-        life_s = {"as asked": min(spec.expiration, self._longest_s), "ended": -1.0, "for ever": 1e8}[life]
+        life_s = {"as asked": min(spec.expiration, self._longest_s), "ended": -1.0, "for ever": 1e8}[lifetime]
         now = self.wall()
         token = Token(_jwt(now, now + life_s, len(self.made)), bound.of, float(int(now + life_s)))
         self.made[token.text] = token

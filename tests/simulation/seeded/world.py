@@ -1,4 +1,4 @@
-"""Clusters that come, go and change upstream; whatever happens to one is noted, for subscribers to be held to."""
+"""Random changes of clusters upstream. Each is recorded, and the events of subscribers are compared with the record."""
 
 from random import Random
 

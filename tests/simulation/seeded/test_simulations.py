@@ -1,17 +1,17 @@
-"""Thousands of lives, each judged: whatever goes wrong, everybody is told the truth and nothing else."""
+"""Seeded simulations with random faults: subscribers receive every change, and nothing else."""
 
 import pytest
 
-from tests.simulation.seeded.life import live
 from tests.simulation.seeded.report import Report
-from tests.simulation.seeded.sufferings import SUFFERINGS
-from tests.simulation.seeded.tokens import TOKEN_TROUBLES, WITHDRAWN
-from tests.simulation.seeded.troubles import TROUBLES
+from tests.simulation.seeded.request_faults import REQUEST_FAULTS
+from tests.simulation.seeded.simulation_run import simulate
+from tests.simulation.seeded.tokens import TOKEN_FAULTS, WITHDRAWN
+from tests.simulation.seeded.watch_faults import WATCH_FAULTS
 
 AT_ONCE = 500
 EVERY_FAULT = {
-    *(f"{each.row} {each.name}" for each in (*TROUBLES, *TOKEN_TROUBLES)),
-    *(f"{row} {name}" for row, name, _ in SUFFERINGS),
+    *(f"{each.row} {each.name}" for each in (*REQUEST_FAULTS, *TOKEN_FAULTS)),
+    *(f"{row} {name}" for row, name, _ in WATCH_FAULTS),
     " ".join(WITHDRAWN),
 }
 
@@ -24,8 +24,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_simulation_loses_nothing_and_disengages_nothing_by_mistake(first: int) -> None:
     report = Report(first, first + AT_ONCE - 1)
     for seed in range(report.first, report.last + 1):
-        outcome = live(seed)
-        assert outcome.breaches == [], f"see ./dev deterministic --seed {seed}"
+        outcome = simulate(seed)
+        assert outcome.breaches == [], f"see ./dev simulate --seed {seed}"
         report.add(outcome)
     assert report.injected.keys() >= EVERY_FAULT
     assert report.events > 10 * AT_ONCE, "it was not for nothing"
@@ -35,5 +35,5 @@ def test_simulation_loses_nothing_and_disengages_nothing_by_mistake(first: int) 
 
 
 def test_simulation_is_reproducible_by_seed() -> None:
-    assert live(7).history == live(7).history
-    assert live(7).history != live(8).history
+    assert simulate(7).history == simulate(7).history
+    assert simulate(7).history != simulate(8).history

@@ -1,4 +1,4 @@
-"""The daemon's ends: asked for, sudden, and those it chooses because nobody could reach it any more."""
+"""Ends of the daemon: by signal, by SIGKILL, and its own exit once its socket is removed."""
 
 import asyncio
 import signal

@@ -1,4 +1,4 @@
-"""What keeps the daemon from its source is told to subscribers; the daemon goes on trying, and never ends for it."""
+"""Errors of the discovery source: the daemon reports them to subscribers, retries and keeps running."""
 
 from pathlib import Path
 from typing import Any

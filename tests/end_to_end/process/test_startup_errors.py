@@ -1,4 +1,4 @@
-"""What the daemon won't start with: each problem is one line that a person can act on, and the status is not 0."""
+"""Startup errors: each problem is one actionable line, and the exit status is not 0."""
 
 import socket
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A small world in which a test says what goes wrong: three clusters, a daemon and a subscriber, on virtual time."""
+"""A test harness on virtual time: three clusters, a daemon, a subscriber, and faults that the test chooses."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -28,7 +28,7 @@ TRAITS = Traits(
 )
 
 
-class Stage:
+class Harness:
     def __init__(self, loop: VirtualLoop, traits: Traits = TRAITS, *, with_kubeconfigs: bool = False) -> None:
         self._traits = traits
         self._random = random = Random(1)
@@ -53,7 +53,7 @@ class Stage:
             self.api, self.tokens, f"{run:016x}", self._traits, self._disk, self._random, self._note, self.handed.append
         )
 
-    async def start_anew(self) -> None:
+    async def restart_daemon(self) -> None:
         """Another daemon, after the first was killed."""
         await self.daemon.kill()
         self.daemon = self._started(2)
@@ -111,8 +111,8 @@ class Stage:
         self.notes.append(parts)
 
 
-def play(
-    scene: Callable[[Stage], Awaitable[None]],
+def run_steps(
+    steps: Callable[[Harness], Awaitable[None]],
     traits: Traits = TRAITS,
     *,
     with_kubeconfigs: bool = False,
@@ -122,10 +122,10 @@ def play(
     loop = on or VirtualLoop(Random(1))
 
     async def main() -> None:
-        stage = Stage(loop, traits, with_kubeconfigs=with_kubeconfigs)
-        await stage.settled()
-        await scene(stage)
-        await stage.end()
+        harness = Harness(loop, traits, with_kubeconfigs=with_kubeconfigs)
+        await harness.settled()
+        await steps(harness)
+        await harness.end()
 
     with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
         runner.run(main())

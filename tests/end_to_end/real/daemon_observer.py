@@ -1,4 +1,4 @@
-"""A daemon that follows a real server, and a subscriber of it: what it is told, and not told, is the judgement."""
+"""A daemon that follows a real server, and a subscriber whose events the tests compare with expected ones."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -29,7 +29,7 @@ def disengaged(name: str, reason: Reason) -> Expected:
     return Expected("DISENGAGED", name, reason)
 
 
-class Witness:
+class DaemonObserver:
     def __init__(self, server: RealApi, folder: Path, *, kubeconfig: Path | None = None, **settings: Any) -> None:
         self._server = server
         self._folder = folder

@@ -1,7 +1,7 @@
-"""Who is there during a soak besides the API server: two daemons, and their subscribers.
+"""The deployment of a soak test besides its API server: two daemons and their subscribers.
 
-What goes wrong with a daemon goes wrong with the mortal one. The steady one lives through all the rest, from the first
-minute to the last, so that what it takes of the machine can be told.
+Faults that hit a daemon hit the `faulted` one. The `steady` one runs from start to end, so that its use of resources
+can be measured.
 """
 
 import asyncio
@@ -109,21 +109,21 @@ class Daemon:
         return settings
 
 
-class Crew:
-    def __init__(self, mortal: Daemon, steady: Daemon) -> None:
-        self.mortal = mortal
+class Deployment:
+    def __init__(self, faulted: Daemon, steady: Daemon) -> None:
+        self.faulted = faulted
         self.steady = steady
-        self.fast = [Recorder("fast", f"unix://{mortal.socket}"), Recorder("fast beside", f"unix://{steady.socket}")]
+        self.fast = [Recorder("fast", f"unix://{faulted.socket}"), Recorder("fast beside", f"unix://{steady.socket}")]
         self.prod = Recorder("prod", f"unix://{steady.socket}", "env=prod")
         self.slow = Recorder("slow", f"unix://{steady.socket}")
         # A real API server is spoken to by certificates that live for long, which nobody is given.
-        with_kubeconfigs = mortal.server.is_sandbox
-        self.restless = Recorder("restless", f"unix://{mortal.socket}", with_kubeconfigs=with_kubeconfigs)
+        with_kubeconfigs = faulted.server.is_sandbox
+        self.restless = Recorder("restless", f"unix://{faulted.socket}", with_kubeconfigs=with_kubeconfigs)
         self.wired = Line(str(steady.socket))
         """Between the steady daemon and a subscriber that is not on its machine."""
         self.far: Recorder | None = None
         self.watched: list[Event] = []
-        """By the client library, at the mortal daemon."""
+        """By the client library, at the faulted daemon."""
         self.names: set[str] = set()
         self.gauges = Gauges()
         self.idle: Process | None = None
@@ -173,7 +173,7 @@ class Crew:
 
     async def begin_idling(self) -> None:
         """A process that reads once of each daemon, and never again."""
-        sockets = [str(daemon.socket) for daemon in (self.mortal, self.steady)]
+        sockets = [str(daemon.socket) for daemon in (self.faulted, self.steady)]
         self.idle = await asyncio.create_subprocess_exec(
             sys.executable, "-c", _IDLE, *sockets, stdin=asyncio.subprocess.DEVNULL, stdout=PIPE
         )
@@ -186,7 +186,7 @@ class Crew:
             self.idle = None
 
     async def _client(self) -> None:
-        async with DiscoveryClient(f"unix://{self.mortal.socket}") as client:
+        async with DiscoveryClient(f"unix://{self.faulted.socket}") as client:
             watch = client.watch()
             async for event in watch:
                 self.watched.append(event)

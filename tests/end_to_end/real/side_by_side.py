@@ -1,4 +1,4 @@
-"""Milo's own provider beside a daemon: the same server, the same scenario, and what each of the two told of it."""
+"""Milo's own provider and the daemon on one server and scenario, with the events of each."""
 
 import asyncio
 import contextlib
@@ -25,37 +25,37 @@ _OF_EVERY_SELECTOR = {"env": "prod"}
 """Labels that each scenario's own selector takes."""
 _PORT = re.compile(r"127\.0\.0\.1:\d+")
 
-Story: TypeAlias = Sequence[str]
-"""What was told of one cluster, in order; an engagement with its endpoint."""
-Stories: TypeAlias = Mapping[str, Story]
+ClusterEvents: TypeAlias = Sequence[str]
+"""The events of one cluster, in order; an engagement with its endpoint."""
+EventsByCluster: TypeAlias = Mapping[str, ClusterEvents]
 
 
-class Teller:
-    """Gathers what one of the two tells."""
+class EventRecorder:
+    """The recorded events of the daemon or of the provider."""
 
     def __init__(self) -> None:
-        self._stories: dict[str, list[str]] = defaultdict(list)
+        self._events_by_cluster: dict[str, list[str]] = defaultdict(list)
 
     def tell(self, what: str, name: str, endpoint: str) -> None:
         at = f" at {_PORT.sub('127.0.0.1', endpoint)}" if what == "ENGAGED" else ""
-        self._stories[name].append(what + at)
+        self._events_by_cluster[name].append(what + at)
 
     def forget(self, name: str) -> None:
-        del self._stories[name]
+        del self._events_by_cluster[name]
 
-    def stories(self) -> Stories:
-        return {name: tuple(story) for name, story in sorted(self._stories.items())}
+    def events(self) -> EventsByCluster:
+        return {name: tuple(story) for name, story in sorted(self._events_by_cluster.items())}
 
 
-class Beside:
-    """Lends real servers, each with a provider and a subscriber of the daemon to come."""
+class SideBySide:
+    """A provider of real servers, each with a running peer and a subscriber of the daemon that follows."""
 
     def __init__(self, servers: RealServers, peer: Path, scenario: Scenario) -> None:
         self._servers = servers
         self._peer = peer
         self._selector = str(scenario.settings.get("label_selector", ""))
-        self.provider = Teller()
-        self.daemon = Teller()
+        self.provider = EventRecorder()
+        self.daemon = EventRecorder()
 
     @asynccontextmanager
     async def lend(self, mode: Mode, folder: Path) -> AsyncIterator[RealApi]:
@@ -86,16 +86,19 @@ class Beside:
         """It says nothing of its start, so it is given something to tell of."""
         await create(server, _FIRST, labels=_OF_EVERY_SELECTOR)
         await set_ready(server, _FIRST, True)
-        await eventually(lambda: len(self.provider.stories().get(_FIRST, ())) == 1, within_s=_STARTED_WITHIN_S)
+        await eventually(lambda: len(self.provider.events().get(_FIRST, ())) == 1, within_s=_STARTED_WITHIN_S)
         await delete(server, _FIRST)
-        await eventually(lambda: len(self.provider.stories().get(_FIRST, ())) == 2, within_s=_STARTED_WITHIN_S)
+        await eventually(lambda: len(self.provider.events().get(_FIRST, ())) == 2, within_s=_STARTED_WITHIN_S)
         self.provider.forget(_FIRST)
 
     async def _settled(self) -> None:
         """They agree and say no more; or they don't, and have had the time to."""
         with contextlib.suppress(TimeoutError):
-            while self.daemon.stories() != self.provider.stories():
-                await eventually(lambda: self.daemon.stories() == self.provider.stories(), within_s=_AGREED_WITHIN_S)
+            while self.daemon.events() != self.provider.events():
+                await eventually(
+                    lambda: self.daemon.events() == self.provider.events(),
+                    within_s=_AGREED_WITHIN_S,
+                )
                 await asyncio.sleep(_QUIET_S)
 
     async def _listen_to_provider(self, lines: asyncio.StreamReader) -> None:

@@ -1,4 +1,4 @@
-"""What open watches suffer: cuts, and what is said that should not be, or not said that should."""
+"""Faults of open watches: cut connections, wrong, repeated and missing events."""
 
 from collections.abc import Callable
 from random import Random
@@ -9,7 +9,7 @@ from tests.simulation.seeded.api import Api, Open
 from tests.simulation.seeded.world import World
 
 
-class Hardship:
+class WatchFaultInjector:
     def __init__(self, api: Api, world: World, random: Random) -> None:
         self._api = api
         self._world = world
@@ -20,7 +20,7 @@ class Hardship:
         opened = next(iter(self._api.open), None)
         if opened is None:
             return
-        row, name, act = self._random.choice(SUFFERINGS)
+        row, name, act = self._random.choice(WATCH_FAULTS)
         self._api.inject(row, name)
         act(self, opened)
 
@@ -63,30 +63,30 @@ class Hardship:
         opened.without_bookmarks = True
 
 
-def _saying(*pieces: bytes | TransportError | None) -> Callable[[Hardship, Open], None]:
+def _saying(*pieces: bytes | TransportError | None) -> Callable[[WatchFaultInjector, Open], None]:
     return lambda _, opened: opened.say(*pieces)
 
 
-def _refusing(code: int, reason: str) -> Callable[[Hardship, Open], None]:
+def _refusing(code: int, reason: str) -> Callable[[WatchFaultInjector, Open], None]:
     return _saying(line("ERROR", {"kind": "Status", "code": code, "reason": reason, "message": reason}), None)
 
 
-Suffering = tuple[str, str, Callable[[Hardship, Open], None]]
-SUFFERINGS: tuple[Suffering, ...] = (
+WatchFault = tuple[str, str, Callable[[WatchFaultInjector, Open], None]]
+WATCH_FAULTS: tuple[WatchFault, ...] = (
     ("F1", "the watch ends", _saying(None)),
-    ("F2", "cut within a line", Hardship.cut_in_a_line),
+    ("F2", "cut within a line", WatchFaultInjector.cut_in_a_line),
     ("F2", "cut between lines", _saying(TransportError("closed", "reset"))),
-    ("F3", "the end within a line", Hardship.end_in_a_line),
-    ("F4", "mute", Hardship.be_mute),
-    ("F4", "no bookmarks", Hardship.send_no_bookmarks),
+    ("F3", "the end within a line", WatchFaultInjector.end_in_a_line),
+    ("F4", "mute", WatchFaultInjector.be_mute),
+    ("F4", "no bookmarks", WatchFaultInjector.send_no_bookmarks),
     ("F12", "expired, in the stream", _refusing(410, "Expired")),
     ("F13", "an error in the stream", _refusing(500, "InternalError")),
     ("F13", "an error that says nothing", _saying(line("ERROR", {}))),
     ("F13", "a version of the future, in the stream", _refusing(504, "Timeout")),
-    ("F24", "said again", Hardship.say_again),
-    ("F24", "said backwards", Hardship.say_backwards),
-    ("F25", "an event is lost", Hardship.lose_events),
-    ("F25", "a deletion that was none", Hardship.report_a_deletion),
+    ("F24", "said again", WatchFaultInjector.say_again),
+    ("F24", "said backwards", WatchFaultInjector.say_backwards),
+    ("F25", "an event is lost", WatchFaultInjector.lose_events),
+    ("F25", "a deletion that was none", WatchFaultInjector.report_a_deletion),
     ("F26", "an event of an unknown type", _saying(b'{"type":"RENAMED","object":{}}\n')),
     ("F26", "an object without a name", _saying(b'{"type":"ADDED","object":{"metadata":{}}}\n')),
     ("F26", "a deletion of what is unknown", _saying(b'{"type":"DELETED","object":{"metadata":{"name":"zz"}}}\n')),

@@ -1,4 +1,4 @@
-"""A machine that gives the daemon too little: descriptors, or time."""
+"""A daemon with too few file descriptors or too little CPU time."""
 
 import asyncio
 import signal

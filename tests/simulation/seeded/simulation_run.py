@@ -1,4 +1,4 @@
-"""One seed, one life: a daemon, its API server and its subscribers, in one process and on virtual time."""
+"""One simulation run of a seed: a daemon, its API server and its subscribers in one process, on virtual time."""
 
 import asyncio
 from collections import Counter
@@ -14,8 +14,8 @@ from tests.simulation.seeded.api import Api
 from tests.simulation.seeded.daemon import Daemon, Disk, Traits
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
 from tests.simulation.seeded.subscriber import Subscriber
-from tests.simulation.seeded.sufferings import Hardship
 from tests.simulation.seeded.tokens import TokenApi
+from tests.simulation.seeded.watch_faults import WatchFaultInjector
 from tests.simulation.seeded.world import NAMES, World
 from tests.support.logs import capture_logs
 
@@ -51,14 +51,14 @@ class Outcome:
         return "\n".join(f"{at:10.3f}  {' '.join(map(str, parts))}" for at, parts in self.notes)
 
 
-def live(seed: int) -> Outcome:
+def simulate(seed: int) -> Outcome:
     random = Random(seed)
     loop = VirtualLoop(random)
     with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
-        return runner.run(Life(seed, random, loop).run())
+        return runner.run(SimulationRun(seed, random, loop).run())
 
 
-class Life:
+class SimulationRun:
     def __init__(self, seed: int, random: Random, loop: VirtualLoop) -> None:
         self._seed = seed
         self._random = random
@@ -78,7 +78,7 @@ class Life:
         self._server = Server()
         self._world = World(self._server, random)
         self._api = Api(self._server, random, self._note, lies=lambda: self._knows_for_itself)
-        self._hardship = Hardship(self._api, self._world, random)
+        self._watch_faults = WatchFaultInjector(self._api, self._world, random)
         self._tokens = TokenApi(random, self._api.inject, self._traits.token_life_s, self._wall)
         self._read = asyncio.Event()
         self._subscribers = [
@@ -99,11 +99,11 @@ class Life:
         async with asyncio.TaskGroup() as tasks:
             running = [tasks.create_task(each.run(), name=each.history.who) for each in self._subscribers]
             for _ in range(random.randint(*STEPS)):
-                self._api.trouble = random.choice((0.0, 0.0, 0.3, 0.8))
+                self._api.fault_rate = random.choice((0.0, 0.0, 0.3, 0.8))
                 await self._step()
                 await asyncio.sleep(random.choice(PAUSES_S))
             recovery_s = await self._heal()
-            await self._until(lambda: self._all_is_well() and not self._unrevoked, within_s=REVOKED_WITHIN_S)
+            await self._until(lambda: self._has_recovered() and not self._unrevoked, within_s=REVOKED_WITHIN_S)
             judged = self._judged()
             for task in running:
                 task.cancel()
@@ -126,18 +126,18 @@ class Life:
 
     async def _step(self) -> None:
         steps = (
-            self._things_happen,
-            self._the_watch_suffers,
-            self._a_subscriber_acts,
-            self._somebody_asks,
-            self._the_tokens_suffer,
-            self._the_server_restarts,
+            self._change_objects,
+            self._inject_watch_fault,
+            self._disturb_subscriber,
+            self._request_credentials,
+            self._inject_token_fault,
+            self._restart_server,
         )
         weights = (8, 6, 4, 2, 2, 1)
-        rare = (self._the_daemon_restarts, self._another_server_answers, self._a_backup_is_restored)
+        rare = (self._restart_daemon, self._replace_server, self._restore_backup)
         await self._random.choices((*steps, *rare), (*weights, 1, 0.3, 0.3))[0]()
 
-    async def _things_happen(self) -> None:
+    async def _change_objects(self) -> None:
         for _ in range(self._random.choice((1, 1, 2, 4))):
             self._world.happens(may_garble=self._knows_for_itself)
             if self._random.random() < 0.5:
@@ -148,7 +148,7 @@ class Life:
             self._server.compact()
         self._api.ring()
 
-    async def _the_server_restarts(self) -> None:
+    async def _restart_server(self) -> None:
         self._api.inject("F1", "the server restarts")
         self._api.cut()
         self._api.down_until = self._clock() + self._random.choice((0.1, 1.0, 20.0))
@@ -157,7 +157,7 @@ class Life:
         if self._random.random() < 0.5:
             self._server.compact()
 
-    async def _the_daemon_restarts(self) -> None:
+    async def _restart_daemon(self) -> None:
         assert self._daemon is not None
         dying, self._daemon = self._daemon, None
         if self._random.random() < 0.5:
@@ -171,13 +171,13 @@ class Life:
             self._api.inject("F37", "the state file is torn")
             self._disk.data = self._disk.data[: self._random.randrange(len(self._disk.data))]
         if self._random.random() < 0.5:
-            await self._things_happen()
+            await self._change_objects()
         # What can't be read can't be engaged: whoever has forgotten that it was has to leave it out.
         self._world.mend()
         await asyncio.sleep(self._random.choice((0.0, 1.0, 10.0)))
         self._start()
 
-    async def _another_server_answers(self) -> None:
+    async def _replace_server(self) -> None:
         """For a while, behind the same address. Of one cluster nobody could tell whose it is."""
         if not await self._is_calm() or not self._knows_several_rightly:
             return
@@ -194,10 +194,10 @@ class Life:
         self._api.cut()
         self._api.owes_a_list = True
 
-    async def _a_backup_is_restored(self) -> None:
+    async def _restore_backup(self) -> None:
         """Of a while ago. Nothing is written until the daemon has seen a list: after that nobody can tell."""
         self._server.back_up()
-        await self._things_happen()
+        await self._change_objects()
         if not await self._is_calm() or not self._api.has_bookmarked:
             return
         self._api.inject("F22", "a backup is restored")
@@ -215,7 +215,7 @@ class Life:
 
     async def _is_calm(self) -> bool:
         """From here on, until something happens. Where calm does not come soon, it is no time for rare things."""
-        self._api.trouble = 0.0
+        self._api.fault_rate = 0.0
         return await self._until(lambda: self._knows_for_itself and self._is_followed, within_s=100.0)
 
     @property
@@ -230,7 +230,7 @@ class Life:
             await asyncio.sleep(1.0)
         return True
 
-    async def _a_subscriber_acts(self) -> None:
+    async def _disturb_subscriber(self) -> None:
         subscriber = self._random.choice(self._subscribers)
         match self._random.choice(("cut", "cut", "pause", "slow", "go on", "go on")):
             case "cut":
@@ -245,37 +245,37 @@ class Life:
             case _:
                 subscriber.go_on()
 
-    async def _the_watch_suffers(self) -> None:
-        self._hardship.strike()
+    async def _inject_watch_fault(self) -> None:
+        self._watch_faults.strike()
 
-    async def _the_tokens_suffer(self) -> None:
-        match self._random.choice(("trouble", "trouble", "down", "withdrawn")):
-            case "trouble":
-                self._tokens.trouble = self._random.choice((0.0, 0.5, 0.9))
+    async def _inject_token_fault(self) -> None:
+        match self._random.choice(("fault", "fault", "down", "withdrawn")):
+            case "fault":
+                self._tokens.fault_rate = self._random.choice((0.0, 0.5, 0.9))
             case "down":
                 self._api.inject("F50", "the token API is down")
                 outage_s = self._random.choice((1.0, 20.0, 100.0))
                 self._tokens.down_until = self._clock() + outage_s
                 if self._random.random() < 0.5:
                     await asyncio.sleep(0.9 * outage_s)
-                    await self._somebody_asks()
+                    await self._request_credentials()
             case _:
                 self._tokens.withdraw()
 
-    async def _somebody_asks(self) -> None:
+    async def _request_credentials(self) -> None:
         """While things happen."""
         for _ in range(self._random.choice((1, 3))):
             subscriber = self._random.choice(self._subscribers)
             subscriber.ask(self._random.choice(NAMES), self._random.choice((None, 10, 60, 3600)))
         await asyncio.sleep(self._random.choice((0.0, 0.0, 0.05)))
-        await self._things_happen()
+        await self._change_objects()
 
     # --- the end ---
 
     async def _heal(self) -> float:
         """Nothing goes wrong any more. Gives how long it took until all was well."""
-        self._api.trouble = self._api.down_until = self._api.busy_until = 0.0
-        self._tokens.trouble = self._tokens.down_until = 0.0
+        self._api.fault_rate = self._api.down_until = self._api.busy_until = 0.0
+        self._tokens.fault_rate = self._tokens.down_until = 0.0
         self._world.mend()
         for subscriber in self._subscribers:
             subscriber.go_on()
@@ -299,7 +299,7 @@ class Life:
             for selector in ("", "team=red")
         }
         self._patient_until = healed_at + PATIENCE_S
-        while not self._all_is_well() and self._clock() < healed_at + SETTLED_WITHIN_S:
+        while not self._has_recovered() and self._clock() < healed_at + SETTLED_WITHIN_S:
             await self._wait_for_people()
             self._read.clear()
             with suppress(TimeoutError):
@@ -324,7 +324,7 @@ class Life:
         elif self._daemon.fleet.due_at is not None:
             self._waited_for.add("a grace")
 
-    def _all_is_well(self) -> bool:
+    def _has_recovered(self) -> bool:
         assert self._daemon is not None
         return (
             self._daemon.is_quiet

@@ -1,4 +1,4 @@
-"""Lives notice: with a bug in the daemon, one of the first hundreds ends badly."""
+"""Simulations detect bugs: with a seeded bug in the daemon, one of the first few hundred fails."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +14,7 @@ from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.removal_guard import ConfirmEach, RemovalGuard
 from milo_discoveryd.watchers.driver import Driver
-from tests.simulation.seeded.life import live
+from tests.simulation.seeded.simulation_run import simulate
 
 SEEDS = 700
 
@@ -65,6 +65,6 @@ def test_seeded_bug_is_detected(
 
 def _ends_badly(seed: int) -> bool:
     try:
-        return bool(live(seed).breaches)
+        return bool(simulate(seed).breaches)
     except ExceptionGroup:
         return True

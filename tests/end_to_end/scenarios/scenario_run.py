@@ -1,4 +1,4 @@
-"""One scenario in one mode: a server, a daemon process, subscribers, and the steps in their order."""
+"""One run of a scenario in one mode: a server, a daemon process, subscribers, and the steps in order."""
 
 import asyncio
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from tests.end_to_end.scenarios.subscriber import PATIENCE_S, Subscriber, Unexpe
 _LOOK_EVERY_S = 0.02
 
 
-class PlayFailedError(Exception):
+class ScenarioFailedError(Exception):
     """The scenario failed in this mode."""
 
     def __init__(self, where: str, why: str, daemon: str) -> None:
@@ -30,8 +30,8 @@ class PlayFailedError(Exception):
         """What the daemon said last."""
 
 
-async def play(scenario: Scenario, mode: Mode, servers: Servers, *, patience_s: float = PATIENCE_S) -> None:
-    """Raises PlayFailedError."""
+async def run_scenario(scenario: Scenario, mode: Mode, servers: Servers, *, patience_s: float = PATIENCE_S) -> None:
+    """Raises ScenarioFailedError."""
     # A folder with a short path: that of a socket has 107 characters at most.
     with TemporaryDirectory(prefix="milo-") as name:
         async with AsyncExitStack() as stack:
@@ -41,9 +41,9 @@ async def play(scenario: Scenario, mode: Mode, servers: Servers, *, patience_s: 
             config.write_text(yaml.safe_dump(settings))
             daemon = await stack.enter_async_context(DaemonProcess(settings["listen"][0], "--config", str(config)))
             objects = await stack.enter_async_context(Objects(mode, kubeconfig.read(server.kubeconfig)))
-            stage = Stage(server, daemon, objects, patience_s)
-            stack.push_async_callback(stage.close)
-            await stage.play(scenario)
+            run = ScenarioRun(server, daemon, objects, patience_s)
+            stack.push_async_callback(run.close)
+            await run.execute(scenario)
 
 
 def _settings(given: Mapping[str, Any], mode: Mode, server: ApiServer, folder: Path) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _settings(given: Mapping[str, Any], mode: Mode, server: ApiServer, folder: P
         "discovery_kubeconfig": str(server.kubeconfig),
         "listen": [f"unix://{folder / 'discovery.sock'}"],
         "http_listen": "off",
-        # Nobody plays the clusters' own servers: what probes find of them is no part of the scenario.
+        # The clusters' own servers do not exist in a scenario, so reachability probes are off.
         "connectivity": {"interval": "off"},
     }
     if "internalServiceDiscovery" not in given:  # today's operators' word for it
@@ -59,8 +59,8 @@ def _settings(given: Mapping[str, Any], mode: Mode, server: ApiServer, folder: P
     return settings | dict(given)
 
 
-class Stage:
-    """What a play moves, and what it has come to."""
+class ScenarioRun:
+    """Executes the steps of one scenario and holds the subscribers it has opened."""
 
     def __init__(self, server: ApiServer, daemon: DaemonProcess, objects: Objects, patience_s: float) -> None:
         self._server = server
@@ -72,7 +72,7 @@ class Stage:
         self._present: dict[str, Subscriber] = {}
         self._gone: dict[str, Subscriber] = {}
 
-    async def play(self, scenario: Scenario) -> None:
+    async def execute(self, scenario: Scenario) -> None:
         where = "at the start"
         try:
             await self._daemon.start()
@@ -87,7 +87,7 @@ class Stage:
             where = "at the end"
             await self._end()
         except (UnexpectedError, ServerRefusedError, DaemonEndedError, ProcessError) as error:
-            raise PlayFailedError(where, str(error), self._daemon.tail()) from error
+            raise ScenarioFailedError(where, str(error), self._daemon.tail()) from error
 
     async def close(self) -> None:
         for subscriber in self._present.values():
