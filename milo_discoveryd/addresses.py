@@ -4,7 +4,7 @@ import ipaddress
 
 
 def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that `host` spells, or None for a name. An IPv4 address mapped into IPv6 is one of IPv4."""
+    """Parse an IP address; None for a name. An IPv4-mapped IPv6 address is returned as IPv4."""
     try:
         found = ipaddress.ip_address(host)
     except ValueError:
@@ -18,7 +18,7 @@ def is_loopback(host: str) -> bool:
 
 
 def bracketed(host: str) -> str:
-    """`host` as it stands in a URL."""
+    """Return `host` as in a URL: an IPv6 address in brackets."""
     return f"[{host}]" if ":" in host else host
 
 

@@ -1,4 +1,4 @@
-"""The composition root: builds the parts, runs them together, ends them in order."""
+"""The composition root: builds the daemon's parts, runs them, and stops them in order."""
 
 import asyncio
 import os
@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 
 
 class Daemon:
+    """The daemon, built from settings."""
+
     def __init__(
         self,
         settings: Settings,
@@ -68,7 +70,7 @@ class Daemon:
         load: Load | None = None,
         file: Path | None = None,
     ) -> None:
-        """`load` reads the settings again, as they are in `file` then."""
+        """`load` reads the settings again, after `file` changed."""
         self._settings = settings
         self._load = load or (lambda: settings)
         self._file = file
@@ -101,12 +103,11 @@ class Daemon:
         self.started = asyncio.Event()
 
     async def run(self, logging: Logging | None = None) -> None:
-        """Until a signal tells it to end; a second one ends it without waiting for subscribers.
+        """Run until SIGTERM or SIGINT, then drain the streams; a second signal skips that.
 
-        SIGUSR1 has it log everything, and the next one as before. SIGHUP has it read its rules again, and open the file
-        of the audit anew.
+        SIGUSR1 toggles debug logging. SIGHUP reloads the authorization rules and reopens the audit file.
 
-        Raises what was foreseen as a DiscoveryError, alone or in a group.
+        Raises expected errors as DiscoveryError, alone or in an exception group.
         """
         loop = asyncio.get_running_loop()
         serving = asyncio.create_task(self.serve(), name="daemon")
@@ -132,10 +133,10 @@ class Daemon:
             try:
                 self._audit_file.reopen()
             except StartError as error:
-                log.warning("audit not reopened", problem=str(error))
+                log.warning("audit file not reopened", problem=str(error))
 
     async def serve(self) -> None:
-        """Until it is cancelled; then subscribers are sent what they are owed."""
+        """Serve until cancelled, then drain the streams."""
         settings = self._settings
         project = load_project_upstream(
             settings.project_kubeconfig, settings.discovery_kubeconfig, self._environ, settings.exec_plugins
@@ -170,7 +171,7 @@ class Daemon:
             stack.push_async_callback(server.stop)
             self.addresses = server.addresses
             if settings.http_listen is not None:
-                from milo_discoveryd.telemetry.http import Endpoint  # noqa: PLC0415 - it brings a web server
+                from milo_discoveryd.telemetry.http import Endpoint  # noqa: PLC0415 - loads a web server
 
                 board = StatusBoard(
                     Identity(version=__version__, mode=settings.mode, epoch=self._epoch, started_at=time.time()),
@@ -192,12 +193,12 @@ class Daemon:
             self.started.set()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.watch(), name="check sockets")
-                tasks.create_task(self._tell_health(server), name="tell health")
+                tasks.create_task(self._tell_health(server), name="report health")
                 tasks.create_task(issuer.run(), name="keep credentials")
-                tasks.create_task(self._evict_frames(), name="let go of frames")
+                tasks.create_task(self._evict_frames(), name="evict frames")
                 tasks.create_task(reloading.run(), name="follow the configuration")
                 if settings.connectivity.interval is not None:
-                    # Before discovery begins, so that it hears of every engagement.
+                    # Before discovery starts, so that the prober receives every engagement.
                     tasks.create_task(
                         self._probe(project, issuer, settings.connectivity.interval), name="probe clusters"
                     )
@@ -305,7 +306,7 @@ class Daemon:
             await server.set_ready(True)
 
     def _ready(self) -> Mapping[str, str | None]:
-        return {"synced": None if self._fleet.synced else "no complete list of the source was seen yet"}
+        return {"synced": None if self._fleet.synced else "no complete list was received from the source yet"}
 
     def _info(self) -> DaemonInfo:
         return DaemonInfo(

@@ -1,12 +1,12 @@
-"""The daemon's own errors: what a person is told, never where in the code it happened.
+"""Errors that the daemon expects, with messages for its administrator.
 
 DiscoveryError
-├── ConfigError        the settings or a file they name are wrong; carries every problem found, not just the first
-├── StartError         the daemon cannot take up, or keep, the place it was told to serve at
-├── CredentialError    a credential cannot be had
-│   ├── BackendError   what should give it is down, or gave something that is no good: a later attempt may be better
-│   └── UnfitError     there is one, and it isn't to be handed out: the configuration has to change
-└── TransportError     no usable HTTP answer came back from an API server
+├── ConfigError        the settings, or a file that they name, are invalid; carries all problems
+├── StartError         the daemon cannot listen at its addresses, or set up its process
+├── CredentialError    no credential is available
+│   ├── BackendError   the backend failed or returned an invalid credential; a retry may succeed
+│   └── UnfitError     the credential must not be issued; the configuration has to change
+└── TransportError     an API server sent no usable HTTP response
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ TransportCause: TypeAlias = Literal["dns", "connect", "tls", "timeout", "closed"
 
 
 class DiscoveryError(Exception):
-    """The root: catching it catches what the daemon foresaw, and nothing else."""
+    """The base class of all expected errors."""
 
 
 class ConfigError(DiscoveryError):
-    """All that is wrong with what the daemon was given, one line for each."""
+    """All problems of a configuration, one line each."""
 
     def __init__(self, problems: Sequence[object]) -> None:
         self.problems = tuple(str(problem) for problem in problems)
@@ -28,30 +28,30 @@ class ConfigError(DiscoveryError):
 
 
 class StartError(DiscoveryError):
-    """An address can't be listened on, or is no longer ours; the message says what would help."""
+    """The daemon cannot start or continue to serve, because of its addresses or process; the message states a fix."""
 
 
 class CredentialError(DiscoveryError):
-    """No credential to authenticate with: the message says which source failed and how to mend it."""
+    """No credential is available; the message names the source that failed, and a fix."""
 
 
 class BackendError(CredentialError):
-    """What should give the credential did not."""
+    """The backend of a credential source failed."""
 
     def __init__(self, message: str, *, retry_after_s: float | None = None, of_cluster: bool = False) -> None:
-        """`retry_after_s`: when to ask again, where the backend said so."""
+        """`retry_after_s`: the delay before a retry, if the backend stated one."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.of_cluster = of_cluster
-        """Whether it concerns one cluster only, and says nothing about the backend."""
+        """Whether it concerns one cluster only, while the backend is healthy."""
 
 
 class UnfitError(CredentialError):
-    """The credential that there is must not be handed out."""
+    """The credential exists, but must not be issued."""
 
 
 class TransportError(DiscoveryError):
-    """The request got no answer. `cause` is for deciding and counting, the message for people."""
+    """A request without a usable response. `cause` is machine-readable."""
 
     def __init__(self, cause: TransportCause, message: str) -> None:
         self.cause: TransportCause = cause

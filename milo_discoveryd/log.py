@@ -1,4 +1,4 @@
-"""The daemon's logger: a constant event, and fields. `telemetry.logging` decides where lines go and how they look."""
+"""The daemon's logger: a constant event and fields. `telemetry.logging` configures the output."""
 
 import logging
 import sys
@@ -6,11 +6,11 @@ from typing import Any
 
 NAME = "milo_discoveryd"
 FIELDS = "fields"
-"""The attribute of a LogRecord that holds them."""
+"""Name of the attribute of a LogRecord that holds the fields."""
 
 
 class Logger:
-    """Makes records of the standard library's logging, which libraries use as well."""
+    """Logs through the standard library, so that records of libraries and of the daemon share one output."""
 
     def __init__(self) -> None:
         self._logger = logging.getLogger(NAME)
@@ -31,12 +31,12 @@ class Logger:
         self._log(logging.ERROR, event, fields)
 
     def exception(self, event: str, /, **fields: Any) -> None:
-        """Within `except`: with the traceback."""
+        """Log an error with the traceback of the exception being handled."""
         self._log(logging.ERROR, event, fields, is_failure=True)
 
     def _log(self, level: int, event: str, fields: dict[str, Any], *, is_failure: bool = False) -> None:
         caught = sys.exc_info() if is_failure else None
-        # Not by Logger.log(), which searches the stack for the caller's file and line.
+        # Logger.log() would search the stack for the caller's file and line, which are not used.
         record = logging.LogRecord(NAME, level, "", 0, event, None, caught)
         setattr(record, FIELDS, fields)
         self._logger.handle(record)

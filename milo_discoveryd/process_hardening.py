@@ -1,6 +1,6 @@
-"""What the daemon's process lets out of its memory, and what it takes from its environment.
+"""Protects the credentials in the process's memory from other processes, and from variables that would leak them.
 
-In that memory are credentials. Whoever is root reads them all the same, and Python can't wipe what it has copied.
+Not from root, which can read all memory; and Python cannot erase its copies of secrets.
 """
 
 import ctypes
@@ -15,35 +15,35 @@ _PR_SET_DUMPABLE = 4
 _DESCRIPTORS = 65_536
 
 _MISLEADING = (
-    "SSLKEYLOGFILE",  # has Python write the keys of its connections there
-    "GRPC_TRACE",  # has gRPC print what goes over its connections, tokens with it
+    "SSLKEYLOGFILE",  # a file to which Python would write the keys of TLS connections
+    "GRPC_TRACE",  # would make gRPC log messages and tokens
     "GRPC_VERBOSITY",
 )
 
 
 def close_off() -> None:
-    """Nobody but root reads this process' memory, environment or descriptors, and no core of it is written.
+    """Disable core dumps, and access to the process's memory and /proc entries by anyone but root.
 
-    Raises StartError. It holds for the process, and not for commands that it runs.
+    Applies to this process, not to commands that it runs. Raises StartError.
     """
-    # Sockets and files that it makes are nobody else's until it says otherwise.
+    # New sockets and files are private to the user; permissions are granted explicitly.
     os.umask(0o077)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
-        raise StartError(f"the process can't be closed to others of its user: {os.strerror(ctypes.get_errno())}")
+        raise StartError(f"the process cannot be made undumpable (prctl): {os.strerror(ctypes.get_errno())}")
 
 
 def open_standard_streams() -> None:
-    """Have 0, 1 and 2 open: a socket that got one of these numbers would receive what is meant for a terminal."""
+    """Open descriptors 0, 1 and 2 if they are closed: otherwise a socket could get one, and receive output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # uses the lowest free number
 
 
 def take_descriptors() -> None:
-    """As many as the system lets it have: connections take up to three each."""
+    """Raise the limit of open files as far as allowed: each connection takes up to three descriptors."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return
@@ -52,13 +52,13 @@ def take_descriptors() -> None:
 
 
 def descriptors() -> int:
-    """That it may have."""
+    """Return the limit of open files."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return sys.maxsize if soft == resource.RLIM_INFINITY else soft
 
 
 def clean(environ: MutableMapping[str, str]) -> list[str]:
-    """Takes out what would have it, or commands that it runs, write secrets somewhere or run other code; says what."""
+    """Remove variables that make this process or its commands leak secrets or run other code; return their names."""
     found = [name for name in sorted(environ) if name in _MISLEADING or name.startswith("PYTHON")]
     dropped = [name for name in found if environ[name] and name not in _HARMLESS]
     for name in found:
@@ -67,4 +67,4 @@ def clean(environ: MutableMapping[str, str]) -> list[str]:
 
 
 _HARMLESS = ("PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE")
-"""Told of nobody: an image has them, and they have done all that they do."""
+"""Removed without being reported: images set them, and they have taken effect by now."""

@@ -1,8 +1,7 @@
-"""A deadline for one wait after another.
+"""A deadline that is reused for consecutive waits.
 
-Nearly every wait ends long before its deadline, and the next begins. So the timer outlives the wait that it was set
-for, and looks when it fires what is waited for by then: a timer for each wait would be a good part of what the wait
-costs.
+Most waits end long before their deadlines. To save the cost of a timer per wait, a timer stays scheduled after its wait
+has ended, and when it fires, it is rescheduled for the deadline of the wait in progress.
 """
 
 import asyncio
@@ -11,31 +10,33 @@ from contextlib import asynccontextmanager
 
 
 class Deadline:
+    """The deadline of the wait in progress, within one `asyncio.timeout` block."""
+
     def __init__(self, timeout: asyncio.Timeout) -> None:
         self._timeout = timeout
         self._loop = asyncio.get_running_loop()
         self._at: float | None = None
-        """Of the wait that is under way."""
+        """Deadline of the wait in progress."""
         self._timer: asyncio.TimerHandle | None = None
         self._is_over = False
 
     def set(self, at: float) -> None:
-        """A wait begins, and is given up at that time of the loop's."""
+        """Start a wait with this deadline (time of the event loop)."""
         self._at = at
         if self._timer is None or self._timer.when() > at:
             self.close()
             self._timer = self._loop.call_at(at, self._look)
 
     def give_up(self) -> None:
-        """The wait that is under way, now."""
+        """End the wait in progress now, with TimeoutError."""
         self._is_over = True
         self._timeout.reschedule(self._loop.time())
 
     def lift(self) -> None:
-        """The wait has ended."""
+        """End the wait normally: its deadline no longer applies."""
         self._at = None
         if self._is_over and not self._timeout.expired():
-            self._timeout.reschedule(None)  # it came in the turn in which it was given up
+            self._timeout.reschedule(None)  # the result came in the same iteration of the event loop
             self._is_over = False
 
     def close(self) -> None:
@@ -57,7 +58,7 @@ class Deadline:
 
 @asynccontextmanager
 async def deadline() -> AsyncIterator[Deadline]:
-    """For the waits of a block, which is left by TimeoutError where one of them is given up."""
+    """Yield a deadline for the waits of the block. Raises TimeoutError when one of them exceeds it."""
     async with asyncio.timeout(None) as timeout:
         kept = Deadline(timeout)
         try:

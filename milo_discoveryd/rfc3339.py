@@ -1,4 +1,4 @@
-"""Timestamps as text, as RFC 3339 and Kubernetes have them."""
+"""Timestamps in the format of RFC 3339, which Kubernetes uses."""
 
 from datetime import UTC, datetime
 from typing import Literal

@@ -1,8 +1,8 @@
-"""One YAML document, read strictly, with the line of everything in it.
+"""A strict reader for one YAML document, which keeps the line of every key and item.
 
-YAML as most loaders read it is too generous for a file that decides where credentials go: the second of two equal keys
-wins in silence, a few aliases expand to gigabytes, and `no` is a boolean. Here duplicate and merge keys are refused,
-tags construct nothing, what aliases expand to is bounded, and scalars can be kept as the text that was written.
+Common loaders are too lenient for a file that decides where credentials are sent: the last of several equal keys wins
+silently, a few aliases expand to gigabytes, and `no` is a boolean. This reader rejects duplicate and merge keys, keeps
+unknown tags from constructing objects, limits the expansion of aliases, and can keep scalars as they were written.
 """
 
 from collections.abc import Mapping
@@ -15,9 +15,9 @@ Path: TypeAlias = tuple[str | int, ...]
 Scalars: TypeAlias = Literal["text", "typed"]
 
 MAX_BYTES = 1 << 20
-MAX_NODES = 50_000  # after the expansion of aliases; a kubeconfig of a thousand contexts has some 20,000
+MAX_NODES = 50_000  # after the expansion of aliases; a kubeconfig with 1,000 contexts has about 20,000
 MAX_DEPTH = 40
-MAX_NESTING_MARKS = 2_000  # flow brackets, which the parser would recurse on before any node is counted
+MAX_NESTING_MARKS = 2_000  # flow brackets: the parser recurses on them before nodes are counted
 
 # Tags a plain or quoted scalar may resolve to; anything else (!!python/..., !!binary, timestamps) is kept as text.
 _TYPED = frozenset({"tag:yaml.org,2002:bool", "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"})
@@ -26,7 +26,7 @@ _MERGE = "tag:yaml.org,2002:merge"
 
 
 class DocumentError(ValueError):
-    """The text is not a document this reader accepts. `line` counts from 1; 0 where there is none to name."""
+    """A document that is rejected. `line` counts from 1; 0 if no line is to blame."""
 
     def __init__(self, message: str, line: int = 0) -> None:
         self.line = line
@@ -40,13 +40,14 @@ class Document:
     lines: Mapping[Path, int]  # of each key (for mappings) and item (for lists)
 
     def line(self, path: Path) -> int:
-        """The line of `path`, or of the nearest thing around it."""
+        """Return the line of `path`, or of the nearest enclosing key or item."""
         while path and path not in self.lines:
             path = path[:-1]
         return self.lines.get(path, 0)
 
 
 def read(content: bytes, *, scalars: Scalars) -> Document:
+    """Parse a document. Raises DocumentError."""
     if len(content) > MAX_BYTES:
         raise DocumentError(f"is {len(content)} bytes long; at most {MAX_BYTES} are read")
     try:
@@ -58,7 +59,7 @@ def read(content: bytes, *, scalars: Scalars) -> Document:
     if text.count("[") + text.count("{") > MAX_NESTING_MARKS:
         raise DocumentError(f"has more than {MAX_NESTING_MARKS} brackets")
     try:
-        # The parser written in Python: slow, and fast enough for MAX_BYTES.
+        # The pure Python parser is slow, but fast enough for MAX_BYTES.
         loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         builder = _Builder(loader, scalars)
@@ -67,7 +68,7 @@ def read(content: bytes, *, scalars: Scalars) -> Document:
         mark = error.problem_mark or error.context_mark
         raise DocumentError(f"is not YAML: {error.problem or error.context}", mark.line + 1 if mark else 0) from None
     except yaml.YAMLError as error:
-        # A reader error, which quotes the character it stumbled over and no more of the file.
+        # An invalid character; `reason` quotes nothing else of the file.
         raise DocumentError(f"is not YAML: {getattr(error, 'reason', 'unreadable')}") from None
     except RecursionError:
         raise DocumentError("is nested too deeply") from None
@@ -75,7 +76,7 @@ def read(content: bytes, *, scalars: Scalars) -> Document:
 
 
 class _Builder:
-    """Turns nodes into values. Counts what it builds, so that aliases cannot multiply without end."""
+    """Converts nodes to values, and counts them, which bounds the expansion of aliases."""
 
     def __init__(self, loader: yaml.SafeLoader, scalars: Scalars) -> None:
         self._loader = loader
@@ -100,7 +101,7 @@ class _Builder:
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                raise DocumentError("has a key that is not a plain word", _line(key_node))
+                raise DocumentError("has a key that is not a scalar; use a string", _line(key_node))
             if key_node.tag == _MERGE:
                 raise DocumentError("uses a merge key (<<); write the keys out", _line(key_node))
             key = _text(key_node)
@@ -127,10 +128,10 @@ def _text(node: yaml.Node) -> str:
     if text.isascii():
         return text
     try:
-        # JSON writes a character beyond the first 65,536 as two escapes, which YAML's escapes leave apart.
+        # JSON escapes characters above U+FFFF as surrogate pairs, which YAML does not combine.
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
-        raise DocumentError("has half of a character (a lone surrogate)", _line(node)) from None
+        raise DocumentError("has an unpaired surrogate, which is not a valid character", _line(node)) from None
 
 
 def _line(node: yaml.Node) -> int:

@@ -1,4 +1,4 @@
-"""Settings: flags, environment and file in one frozen tree, and errors that name the place and the mend."""
+"""Settings: flags, environment and file in one frozen tree, and errors that state the place and the fix."""
 
 from milo_discoveryd.config.listeners import Listener
 from milo_discoveryd.config.load import load, named_file

@@ -1,7 +1,6 @@
-"""How settings are declared and checked: groups of fields, and the parser that each field names in its annotation.
+"""The declaration and validation of settings: groups of fields, each annotated with its parser.
 
-A setting's docstring is what the documents say about it: `./dev gen` takes it from here. For a setting without a value
-by default, a sentence that begins with "None is" says what that means. Comments say why a value is what it is.
+`./dev gen` copies a setting's docstring to the documentation.
 """
 
 import math

@@ -195,7 +195,7 @@ def quoted(value: object) -> str:
 
 
 def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
-    import difflib  # noqa: PLC0415 - for a mistake alone
+    import difflib  # noqa: PLC0415 - used only in errors
 
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     if not near:

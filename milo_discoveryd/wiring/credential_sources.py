@@ -42,7 +42,7 @@ class Sources:
         self._made: dict[str, MintingSource] = {each.name: self._make(each) for each in settings.kubeconfigs.sources}
 
     def assignments(self) -> list[SourceAssignment]:
-        """Return the sources that hand out, in their order."""
+        """Return the sources for issued kubeconfigs, in their order."""
         return [
             SourceAssignment(self._made[each.name], parse_selector(each.label_selector))
             for each in self._settings.kubeconfigs.sources

@@ -18,7 +18,7 @@ from milo_discoveryd.wiring.open_upstream import open_upstream
 
 
 def listeners(settings: Settings) -> list[listener.Listener]:
-    """Raises StartError for users and groups that do not exist."""
+    """Build the listeners. Raises StartError for users and groups that do not exist."""
     wanted = list(_wanted(settings))
     found = fit_connections(wanted, process_hardening.descriptors())
     for each, asked in zip(found, wanted, strict=True):
@@ -74,7 +74,7 @@ def _owner(name: str | None, where: str) -> int | None:
 
 
 def token_reviewer(settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack) -> TokenReviewer | None:
-    """None if no listener accepts tokens. `closing` closes its connections."""
+    """Build the token reviewer; None if no listener accepts tokens. `closing` closes its connections."""
     if not any(each.tokens for each in settings.listen):
         return None
     wanted = settings.token_review

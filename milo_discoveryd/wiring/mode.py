@@ -1,4 +1,4 @@
-"""From settings to the mode, and to what it makes of objects."""
+"""Builds the mode and the decoder of its objects from settings."""
 
 import uuid
 from typing import Any
@@ -38,14 +38,14 @@ def mode_of(settings: Settings, project: Upstream) -> WatchedMode | FixedMode:
 
 
 def decoder(settings: Settings, mode: WatchedMode) -> Decoder[Any]:
-    """With the mode's judgement, of objects that the selector covers: those asked for by name may not be."""
+    """Build a decoder that checks the label selector too: a GET by name also returns objects that do not match it."""
     selector = parse_selector(settings.label_selector)
 
     def observe(obj: KubeObject) -> Observation:
         metadata = obj.metadata
         if selector.matches((metadata.labels or {}).items()):
             return mode.observe(obj)
-        message = f"its labels don't match the daemon's selector {selector}"
+        message = f"its labels do not match the daemon's label selector {selector}"
         return Outside(metadata.name, metadata.uid, metadata.resourceVersion, message, fields(mode.observe(obj)))
 
     return Decoder(mode.object_type, observe if selector else mode.observe)

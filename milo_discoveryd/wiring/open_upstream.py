@@ -14,9 +14,9 @@ RESPONSE_LIMIT = 1 << 20
 def open_upstream(
     kubeconfig: Path | None, settings: Settings, environ: Mapping[str, str], closing: AsyncExitStack
 ) -> tuple[Transport, str]:
-    """Return the transport, which is closed with `closing`, and its origin for messages.
+    """Return a transport, which `closing` closes, and its origin for messages.
 
-    Without a kubeconfig, it is that of discovery.
+    Without a kubeconfig, that of discovery is used.
     """
     upstream = load_discovery_upstream(kubeconfig or settings.discovery_kubeconfig, environ, settings.exec_plugins)
     timeout_s = settings.source.connect_timeout.total_seconds()

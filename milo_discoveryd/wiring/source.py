@@ -31,11 +31,11 @@ class FleetStore(Protocol):
 
 
 PlaceOf = Callable[[str, str], tuple[str, ...]]
-"""Returns the mode's address of a cluster with that name and project UID. Raises ValueError for invalid names."""
+"""Returns `Target.place` of a cluster with this name and project UID. Raises ValueError for invalid names."""
 
 
 class Discovery:
-    """`jitter` gives random numbers in [0, 1)."""
+    """The tasks that follow the source and store the fleet. `jitter` returns random numbers in [0, 1)."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class Discovery:
         return status
 
     async def _save(self, store: FleetStore, reflector: Reflector) -> None:
-        """Save from the first complete list on: a part of the fleet is not worth keeping."""
+        """Save after the first complete list: a partial fleet must not replace the stored one."""
         saved_at = -1
 
         def engaged() -> Iterator[StoredCluster]:
@@ -116,6 +116,6 @@ def _restorable(clusters: Iterable[StoredCluster], place_of: PlaceOf) -> Iterato
         try:
             place = place_of(each.target.name, each.target.uid)
         except ValueError:
-            continue  # not a name that the mode would have engaged
-        # Without a version, whatever the first list says of an object counts as news.
+            continue  # a name that the mode never engages
+        # With an empty version, the first list always replaces the stored state.
         yield Ready(each.uid, "", msgspec.structs.replace(each.target, place=place)), each.engaged_at

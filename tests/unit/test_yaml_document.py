@@ -42,7 +42,7 @@ def test_json_is_yaml() -> None:
         (b"a: 1\nb: 2\na: 3\n", 3, 'has the key "a" twice (first on line 1)'),
         (b"x: {a: 1, a: 2}\n", 1, 'has the key "a" twice'),
         (b"base: &b {a: 1}\nx:\n  <<: *b\n", 3, "merge key"),
-        (b"a: 1\n? [b]\n: c\n", 2, "a key that is not a plain word"),
+        (b"a: 1\n? [b]\n: c\n", 2, "a key that is not a scalar"),
         (b"a: 1\n b: 2\n", 2, "is not YAML"),
         (b"a: 1\nb: 'open\n", 3, "is not YAML"),
         (b"a: 1\n---\nb: 2\n", 2, "another document"),
@@ -50,7 +50,7 @@ def test_json_is_yaml() -> None:
         (b"a: \x07\n", 0, "is not YAML"),
         (b"x: *nowhere\n", 1, "undefined alias"),
         (b"a: !!int word\n", 1, "a number that cannot be read"),
-        (b'a: b\nc: "\\ud83d"\n', 2, "half of a character"),
+        (b'a: b\nc: "\\ud83d"\n', 2, "unpaired surrogate"),
     ],
 )
 def test_rejection_has_line_number(content: bytes, line: int, complaint: str) -> None:
