@@ -26,7 +26,7 @@ IMAGES = ROOT / "docs" / "images"
 _BLOCK = re.compile(r"(<!-- (figures|run|twice): (\S+)([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MUCH = 2.5
 """Load per core: the bench itself keeps all cores busy for much of its time."""
-_BUSY = " The machine had much else to do: what is said of time here says little."
+_BUSY = " The machine was busy: figures of time are unreliable."
 _AGAIN = "again"
 """A second run, which shows the noise; it has no plots."""
 _READERS = {

@@ -16,23 +16,23 @@ from tests.end_to_end.scenarios.steps import Mode, OnDaemon, Reconnect, Scenario
 
 TABLE = Path(__file__).parents[3] / "docs" / "parity.md"
 
-# What a provider inside an operator doesn't have: a process between, and several subscribers to it.
+# A provider inside an operator has no separate process and no subscribers.
 _OURS_ALONE = (OnDaemon, Subscribe, Unsubscribe, Reconnect)
 _COMMON_SETTINGS = frozenset({"label_selector"})
 
-_GONE = "its object was seen gone only after another had taken its name, so the provider goes on with the old cluster"
-_LEFT = "the provider drops an object that leaves its selector before it looks at it, so the cluster stays for ever"
+_REUSED = "the provider saw the deletion only after the name was reused, so it keeps the old cluster"
+_FILTERED = "the provider ignores objects that leave its selector, so the cluster stays engaged permanently"
 ON_PURPOSE = {
-    "recreated-is-another-cluster": _GONE,
-    "recreated-after-it-was-not-ready": _GONE,
-    "recreated-across-a-compaction": _GONE,
-    "recreated-many-times": _GONE,
-    "label-selector-limits": _LEFT,
-    "selector-with-sets": _LEFT,
-    "relabelled-out-and-back-in": _LEFT,
-    "relabelled-out-while-the-watch-was-down": _LEFT,
+    "recreated-is-another-cluster": _REUSED,
+    "recreated-after-it-was-not-ready": _REUSED,
+    "recreated-across-a-compaction": _REUSED,
+    "recreated-many-times": _REUSED,
+    "label-selector-limits": _FILTERED,
+    "selector-with-sets": _FILTERED,
+    "relabelled-out-and-back-in": _FILTERED,
+    "relabelled-out-while-the-watch-was-down": _FILTERED,
 }
-"""Scenarios in which the two differ, and why we want it so."""
+"""Scenarios with intended differences, and their reasons."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Comparison:
 
     @property
     def _ends_alike(self) -> bool:
-        """What is over before one of the two looks is told by the other alone."""
+        """Compare the final states: one of the two may miss an intermediate state."""
         return _engaged(self.daemon) == _engaged(self.provider)
 
 
@@ -96,14 +96,14 @@ def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
     yield from (
         "# Parity with Milo's provider",
         "",
-        "Written by `./dev real parity`: each scenario is run once, with the daemon and a Go program that embeds",
-        "Milo's own provider (`bench/peer`) side by side on one API server, and what each tells of every cluster is",
-        "compared, endpoints included. Scenarios that are about the daemon's process, its subscribers or settings that",
-        "the provider doesn't have are left out.",
+        "Written by `./dev real parity`. Each scenario runs once, with the daemon and a Go program that embeds",
+        "Milo's own provider (`bench/peer`) on the same API server, and the events of both are compared for every",
+        "cluster, endpoints included. Scenarios about the daemon's process, its subscribers or settings that the",
+        "provider does not have are left out.",
         "",
-        "It builds the servers that it runs on. Where the Go module proxy refuses Milo's module, that is final, and",
-        "`MILO_APISERVER` and `MILO_PEER` name binaries of its API server and of `bench/peer` that were built",
-        "elsewhere: `MILO_APISERVER=.../milo MILO_PEER=.../peer ./dev real parity`.",
+        "The command builds the programs that it needs. If the Go module proxy does not serve Milo's module, set",
+        "`MILO_APISERVER` and `MILO_PEER` to existing binaries of its API server and of `bench/peer`:",
+        "`MILO_APISERVER=.../milo MILO_PEER=.../peer ./dev real parity`.",
         "",
         f"Run on {datetime.now(UTC):%Y-%m-%d}, on",
         "",
@@ -113,10 +113,10 @@ def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
         "",
         f"Of {len(comparisons)} runs: {', '.join(f'{verdict} {count[verdict]}' for verdict in sorted(count))}.",
         "",
-        "*Agree in the end*: the same clusters are engaged at the same endpoints, and one of the two told of a moment",
-        "between that was over when the other looked.",
+        "*Agree in the end*: the same clusters are engaged at the same endpoints, and one of the two did not observe",
+        "an intermediate state.",
         "",
-        "| scenario | mode | |",
+        "| scenario | mode | result |",
         "|---|---|---|",
     )
     for each in comparisons:
@@ -126,13 +126,13 @@ def _lines(comparisons: Sequence[Comparison], found: Programs) -> Iterator[str]:
         yield from ("", "## Where they differ", "")
     for each in differing:
         yield f"**{each.scenario}** (`{each.mode}`): {ON_PURPOSE.get(each.scenario, each.verdict)}."
-        yield from ("", "| cluster | the provider told | the daemon told |", "|---|---|---|")
+        yield from ("", "| cluster | events of the provider | events of the daemon |", "|---|---|---|")
         for name in sorted({*each.daemon, *each.provider}):
             theirs, ours = each.provider.get(name, ()), each.daemon.get(name, ())
             if theirs != ours:
-                yield f"| {name} | {_told(theirs)} | {_told(ours)} |"
+                yield f"| {name} | {_events_of(theirs)} | {_events_of(ours)} |"
         yield ""
 
 
-def _told(events: Sequence[str]) -> str:
-    return ", ".join(told.partition(" at ")[0] for told in events) or "nothing"
+def _events_of(events: Sequence[str]) -> str:
+    return ", ".join(told.partition(" at ")[0] for told in events) or "none"

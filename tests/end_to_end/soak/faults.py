@@ -55,10 +55,10 @@ class Faults:
 
     def kinds(self) -> list[Kind]:
         kinds = [
-            Kind("connections to the API server reset", TRANSPORT, self._cut),
+            Kind("API server connections reset", TRANSPORT, self._cut),
             Kind("API server refuses connections", TRANSPORT, self._refuse),
-            Kind("connections to the API server drip", TRANSPORT, self._drip),
-            Kind("connections to the API server swallow all", STUCK, self._swallow),
+            Kind("API server connections throttled to a trickle", TRANSPORT, self._drip),
+            Kind("API server connections blackholed", STUCK, self._swallow),
             Kind("API server killed", SERVER, self._kill_server),
             Kind("API server terminated", SERVER, self._terminate_server),
             Kind("API server stopped for a while", SERVER, self._pause_server),
@@ -69,12 +69,12 @@ class Faults:
             Kind("daemon's socket removed", DAEMON, self._remove_socket),
             Kind("second daemon on the same socket", DAEMON, self._second_daemon),
             Kind("disk full", DAEMON, self._fill_disk),
-            Kind("subscriber cut", SUBSCRIBERS, self._cut_subscriber),
+            Kind("subscriber disconnected", SUBSCRIBERS, self._cut_subscriber),
             Kind("subscriber slow", SUBSCRIBERS, self._slow_subscriber),
             Kind("subscriber killed while it reads nothing", SUBSCRIBERS, self._kill_subscriber),
-            Kind("way to a subscriber swallows all", SUBSCRIBERS, self._swallow_subscriber),
-            Kind("way to a subscriber reset", SUBSCRIBERS, self._deployment.wired.cut),
-            Kind("crowd of subscribers", SUBSCRIBERS, self._crowd),
+            Kind("subscriber connection blackholed", SUBSCRIBERS, self._swallow_subscriber),
+            Kind("subscriber connection reset", SUBSCRIBERS, self._deployment.wired.cut),
+            Kind("burst of subscribers", SUBSCRIBERS, self._crowd),
         ]
         return [*kinds, *self._of_sandbox()] if self._server.is_sandbox else kinds
 
@@ -89,10 +89,10 @@ class Faults:
             Kind("paths not yet installed (503)", ANSWERS, lambda: self._answers("installing")),
             Kind("tokens revoked", ANSWERS, self._revoke),
             Kind("lists are empty", ANSWERS, self._empty_lists),
-            Kind("definition deleted and back", ANSWERS, self._undefine),
+            Kind("definition deleted and recreated", ANSWERS, self._undefine),
             Kind("schema changed", ANSWERS, lambda: self._server.order("change_schema", initializing=self._some_s())),
-            Kind("live objects told as deleted", ANSWERS, lambda: self._server.order("blink", count=3)),
-            Kind("watches fall silent, bookmarks too", STUCK, self._silence),
+            Kind("live objects reported as deleted", ANSWERS, lambda: self._server.order("blink", count=3)),
+            Kind("watches silent, without bookmarks", STUCK, self._silence),
             Kind("watches ended early", ANSWERS, lambda: self._server.order("end_watches")),
         ]
 

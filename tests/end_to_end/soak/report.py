@@ -10,9 +10,9 @@ from tests.end_to_end.soak.gauges import Gauges
 @dataclass(frozen=True)
 class Recovery:
     lasted_s: float
-    """The fault itself."""
+    """The duration of the fault."""
     took_s: float
-    """From its end until everybody knew of a change made after it."""
+    """The time from its end until all subscribers have a change made after it."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class Report:
     subscribers: list[Subscriber]
     client_events: int
     handed: int
-    """Credentials."""
+    """The number of credentials."""
     gauges: Gauges
     failures: list[str] = field(default_factory=list)
 
     @property
     def stalled(self) -> int:
-        """Streams that the steady daemon ended since nobody read them."""
+        """Streams that the steady daemon ended because the subscriber stalled."""
         return int(
             self.gauges.last.get(
                 "grpc_server_handled_total Aborted WatchClusters milo.discovery.v1.DiscoveryService server_stream", 0.0
@@ -99,13 +99,13 @@ class Report:
             f"of {len(self.faults)} kinds, {self.writes} writes upstream.",
             f"Validated: {events} events on {streams} streams, of {len(self.subscribers)} recorded subscribers and one "
             f"of the client library, and {self.handed} credentials.",
-            f"Streams ended for reading nothing: {self.stalled}.",
-            f"**Validator failures and recoveries that took too long: {len(self.failures)}.**",
+            f"Streams ended because the subscriber stalled: {self.stalled}.",
+            f"**Validator failures and recoveries over the limit: {len(self.failures)}.**",
             *(f"- {failure}" for failure in self.failures[:50]),
         ]
 
     def _table_of_faults(self) -> list[str]:
-        rows = ["| fault | times | well again after: median | p99 | longest |", "|---|---:|---:|---:|---:|"]
+        rows = ["| fault | count | recovery: median | p99 | longest |", "|---|---:|---:|---:|---:|"]
         for group in dict.fromkeys(self.groups.values()):
             names = [name for name, of in self.groups.items() if of == group and name in self.recoveries]
             rows += [_row(name, [each.took_s for each in self.recoveries[name]]) for name in names]
@@ -116,12 +116,12 @@ class Report:
 
     def _table_of_slopes(self) -> list[str]:
         rows = [
-            "| of the daemon that lived throughout | at first | in the end | most | an hour |",
+            "| of the daemon that ran throughout | start | end | maximum | per hour |",
             "|---|---:|---:|---:|---:|",
         ]
         titles = {
-            "memory_mib": "memory of its own, MiB",
-            "resident_mib": "with files mapped, as far as they are in memory, MiB",
+            "memory_mib": "anonymous memory, MiB",
+            "resident_mib": "resident memory, MiB",
             "files": "open files",
             "tasks": "tasks",
         }

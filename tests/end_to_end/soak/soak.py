@@ -89,7 +89,7 @@ class Soak:
             self._failures.append(f"not well {PATIENCE_S:g} s after: {kind.name}; {self._missing()}")
         recovery = Recovery(lasted_s=healed - before, took_s=time.monotonic() - healed)
         self._recoveries[kind.name].append(recovery)
-        self._say(f"{kind.name}: {recovery.lasted_s:.1f} s, well again after {recovery.took_s:.1f} s")
+        self._say(f"{kind.name}: {recovery.lasted_s:.1f} s, recovered after {recovery.took_s:.1f} s")
 
     async def _until_well(self) -> bool:
         """Everybody who reads is told of a change made now, and what they know is the truth."""

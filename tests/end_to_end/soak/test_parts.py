@@ -77,9 +77,9 @@ def test_report_counts_and_lists_failures() -> None:
     assert "3 faults of 2 kinds" in text
     assert "Validated: 150 events on 3 streams" in text
     assert "and 7 credentials." in text
-    assert "too long: 1.**\n- not well 150 s after: cut" in text
+    assert "over the limit: 1.**\n- not well 150 s after: cut" in text
     assert "| **all of transport** | 2 | 3.0 s | 3.0 s | 3.0 s |" in text
-    assert "| memory of its own, MiB | 80.8 | 81.5 | 81.5 | +1.50 |" in text
+    assert "| anonymous memory, MiB | 80.8 | 81.5 | 81.5 | +1.50 |" in text
     assert "never" not in text
     assert report.json()["recoveries"]["killed"] == [{"lasted_s": 2.0, "took_s": 4.0}]
 

@@ -50,7 +50,7 @@ def main() -> int:
         click.echo(f"{target:24} {outcome.executed:>10} executions {rate:>8.0f}/s, {len(outcome.found)} found")
         if outcome.found:
             click.echo(f"{outcome.last_words}\nkept: {', '.join(outcome.found)}")
-    click.echo(f"{'in all':24} {sum(outcome.executed for outcome in outcomes):>10} executions")
+    click.echo(f"{'total':24} {sum(outcome.executed for outcome in outcomes):>10} executions")
     return 1 if any(outcome.found for outcome in outcomes) else 0
 
 
