@@ -96,7 +96,7 @@ def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iter
 
 
 def _shared_identity(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
-    """The daemon's own credential is handed out only if that is stated."""
+    """Yield sources that would issue the daemon's own credential without share_discovery_identity."""
     discovery, project = settings.discovery_kubeconfig, settings.project_kubeconfig
     if settings.mode == "single" or (project is not None and project != discovery):
         return

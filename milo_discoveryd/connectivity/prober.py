@@ -24,17 +24,17 @@ class Prober:
     def __init__(
         self,
         schedule: ProbeSchedule,
-        ask: SendProbe,
-        tell: Callable[[ConnectivityChange], None],
-        tally: ProbeMetrics,
+        send: SendProbe,
+        report: Callable[[ConnectivityChange], None],
+        metrics: ProbeMetrics,
         is_wanted: Callable[[str, int], bool],
     ) -> None:
         """`is_wanted` returns whether a cluster, of this incarnation, still needs probes."""
         self._schedule = schedule
         self._is_wanted = is_wanted
-        self._ask = ask
-        self._tell = tell
-        self._tally = tally
+        self._send = send
+        self._report = report
+        self._metrics = metrics
         self._clusters: dict[str, Cluster] = {}
         self._changed = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
@@ -78,8 +78,8 @@ class Prober:
                 self._changed.clear()
 
     async def _probe(self, probe: Probe, cluster: Cluster) -> None:
-        outcome = await self._ask(cluster)
-        self._tally.probed("reached" if isinstance(outcome, ProbeReached) else outcome.cause)
-        for verdict in self._schedule.told(probe, outcome, Moment(time.time(), self._clock())):
-            self._tell(verdict)
+        outcome = await self._send(cluster)
+        self._metrics.probed("reached" if isinstance(outcome, ProbeReached) else outcome.cause)
+        for change in self._schedule.told(probe, outcome, Moment(time.time(), self._clock())):
+            self._report(change)
         self._changed.set()

@@ -51,13 +51,13 @@ def at_once(rate_per_s: float, timeout_s: float) -> int:
 
 
 class ProbeReached(msgspec.Struct, frozen=True):
-    """An outcome for an API server that answered, be it with a denial, which `note` then states."""
+    """A probe that the API server answered; `note` describes a denial."""
 
     note: str = ""
 
 
 class ProbeFailed(msgspec.Struct, frozen=True):
-    """An outcome for an API server that did not answer, or not usably."""
+    """A probe without a usable response."""
 
     cause: str
     """One word: dns, connect, tls, timeout, closed, credential, 429, 404, 5xx."""

@@ -1,4 +1,4 @@
-"""Credentials that may be handed out, and the validation of what backends return. Pure.
+"""Credentials for issued kubeconfigs, and their validation after a backend returned them. Pure.
 
 Error messages contain nothing of the credential.
 """
@@ -15,7 +15,7 @@ from milo_discoveryd.daemon_errors import BackendError, UnfitError
 SKEW_S = 30.0
 """The clock skew that is tolerated."""
 LONGEST_S = 24 * 3600.0
-"""The longest lifetime of a credential that is handed out."""
+"""The maximum lifetime of an issued credential."""
 
 
 class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Runs a reflector against an API server: makes the requests it asks for and gives it the results."""
+"""Runs a reflector against an API server: sends the requests that it needs and passes it the responses."""
 
 import asyncio
 import math

@@ -101,7 +101,7 @@ class ConfigReloader:
         return "refused"
 
     def _state(self) -> State | None:
-        """What tells versions of the file apart; None if there is no file."""
+        """Return values that change with each version of the file; None if there is no file."""
         try:
             found = None if self._file is None else self._file.stat()
         except OSError:

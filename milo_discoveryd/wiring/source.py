@@ -111,7 +111,7 @@ class Discovery:
 
 
 def _restorable(clusters: Iterable[StoredCluster], place_of: PlaceOf) -> Iterator[tuple[Ready, float]]:
-    """Yield the stored clusters with the addresses that the mode gives them: those in the file are not used."""
+    """Yield the stored clusters with addresses from the mode; those in the file are not trusted."""
     for each in clusters:
         try:
             place = place_of(each.target.name, each.target.uid)
