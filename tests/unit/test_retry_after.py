@@ -29,7 +29,5 @@ NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
     ],
     ids=lambda value: str(value)[:40],
 )
-def test_seconds_and_dates_are_understood_and_all_else_is_as_if_it_were_not_there(
-    text: str, wanted: float | None
-) -> None:
+def test_retry_after_accepts_seconds_and_dates_and_ignores_the_rest(text: str, wanted: float | None) -> None:
     assert seconds(text, NOW) == wanted

@@ -60,7 +60,7 @@ def test_timeout_of_next_wait_may_be_earlier() -> None:
     assert given_up_at(waits) == 5.0
 
 
-def test_between_waits_there_is_none() -> None:
+def test_timeout_is_inactive_between_waits() -> None:
     async def waits(kept: Deadline) -> None:
         kept.set(5.0)
         await asyncio.sleep(1.0)

@@ -60,7 +60,7 @@ def test_rejection_has_line_number(content: bytes, line: int, complaint: str) ->
     assert raised.value.line == line
 
 
-def test_aliases_stand_for_what_they_name() -> None:
+def test_yaml_aliases_are_resolved() -> None:
     assert read(b"a: &x [1]\nb: *x\n", scalars="typed").value == {"a": [1], "b": [1]}
 
 

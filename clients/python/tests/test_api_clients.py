@@ -313,7 +313,7 @@ class TestSharedTransports:
             await asyncio.to_thread(CoreV1Api(first_blocking).list_namespace)
         assert plane.connections == 2
 
-    async def test_many_requests_at_once_do_not_wait_for_connections(self, client, daemon, plane):
+    async def test_concurrent_requests_do_not_wait_for_connections(self, client, daemon, plane):
         daemon.answers["IssueKubeconfig"] = [issued(plane.kubeconfig(token="t"))]
         plane.barrier = threading.Barrier(120)  # answered only when all of them have arrived
         async with client.api_client("a") as api:

@@ -42,7 +42,7 @@ async def test_subscriber_prints_snapshot_and_changes(
         assert (await printed.line()).startswith("DISENGAGED first DELETED")
 
 
-async def test_after_a_restart_of_the_daemon_only_the_differences_are_printed(
+async def test_subscriber_prints_only_differences_after_daemon_restart(
     sandbox: Sandbox, daemon: DaemonProcess, subscriber: Subscriber
 ) -> None:
     for name in ("goes", "is-replaced", "is-updated", "stays"):

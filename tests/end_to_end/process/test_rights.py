@@ -21,7 +21,7 @@ async def events(stream: Stream) -> list[str]:
     return [f"{pb.ClusterEvent.Type.Name(event.type)[5:]} {event.cluster.name}" for event in batch.events]
 
 
-async def test_rules_go_by_the_users_of_processes_and_change_while_streams_run(place: Place) -> None:
+async def test_rules_identify_process_users_and_are_reloaded_during_streams(place: Place) -> None:
     first, second, third = place.sandbox.populate(3)
     audit = place.folder / "audit.jsonl"
     ours: dict[str, Any] = {"name": "ours", "who": {"uid": os.getuid()}, "clusters": {"names": [first, second]}}

@@ -45,7 +45,7 @@ async def test_sigterm_flushes_pending_events_first(place: Place) -> None:
             assert await ended == 0
 
 
-async def test_sigint_ends_it_as_sigterm_does(place: Place) -> None:
+async def test_sigint_ends_the_daemon_like_sigterm(place: Place) -> None:
     async with place.daemon() as daemon:
         await daemon.start()
         daemon.signal(signal.SIGINT)
@@ -65,7 +65,7 @@ async def test_sigterm_is_not_delayed_by_stalled_subscriber(place: Place) -> Non
                 assert await daemon.terminate() == 0
 
 
-async def test_while_it_waits_for_its_first_list_it_can_be_ended(place: Place) -> None:
+async def test_daemon_waiting_for_first_list_can_be_terminated(place: Place) -> None:
     await place.sandbox.stop()
     async with place.daemon() as daemon:
         await daemon.start()
@@ -88,7 +88,7 @@ async def test_second_daemon_on_same_socket_is_rejected(place: Place) -> None:
         assert place.socket.exists()
 
 
-async def test_after_sigkill_it_starts_again_on_the_socket_that_is_left(place: Place) -> None:
+async def test_daemon_starts_on_leftover_socket_after_sigkill(place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
     async with place.daemon() as daemon, place.client() as client:
         await daemon.start()

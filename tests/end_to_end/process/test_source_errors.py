@@ -47,7 +47,7 @@ async def test_untrusted_ca_is_reported_as_tls_failed(place: Place) -> None:
         assert "Traceback" not in daemon.said
 
 
-async def test_missing_rights_are_told_as_forbidden_and_found_again_once_they_are_given(place: Place) -> None:
+async def test_missing_rights_are_reported_as_forbidden_until_granted(place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
     token = place.sandbox.token("poor", rules=[])
     path = written(place, place.sandbox.kubeconfig(token=token))
@@ -62,7 +62,7 @@ async def test_missing_rights_are_told_as_forbidden_and_found_again_once_they_ar
         assert [event.cluster.name for batch in batches for event in batch.events] == ["alpha"]
 
 
-async def test_rights_that_are_taken_away_disengage_nobody(place: Place) -> None:
+async def test_revoked_rights_disengage_nothing(place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True)
     path = written(place, place.sandbox.kubeconfig(token=place.sandbox.token("poor", rules=[EVERYTHING])))
     async with place.daemon(discovery_kubeconfig=path) as daemon, place.client() as client:

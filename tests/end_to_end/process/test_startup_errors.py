@@ -105,7 +105,7 @@ async def test_directory_as_kubeconfig_is_named(place: Place) -> None:
     assert str(place.folder) in line
 
 
-async def test_outside_a_cluster_a_kubeconfig_is_asked_for(place: Place) -> None:
+async def test_missing_kubeconfig_outside_a_cluster_is_named(place: Place) -> None:
     [line] = await refusal(place.daemon(discovery_kubeconfig=None))
     assert "kubeconfig" in line
 

@@ -144,7 +144,7 @@ async def readers(place: Place, count: int) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize("crowd", [readers, idle_readers], ids=["closed", "killed"])
-async def test_connecting_and_disconnecting_crowd_leaves_nothing_behind(
+async def test_connect_and_disconnect_flood_leaks_nothing(
     place: Place, crowd: Callable[[Place, int], AbstractAsyncContextManager[None]]
 ) -> None:
     for number in range(50):

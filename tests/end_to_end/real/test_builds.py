@@ -83,7 +83,7 @@ def test_unavailable_module_is_named_with_the_reason(hello: GoProgram) -> None:
     assert not hello.binary().exists()
 
 
-def test_another_definition_is_built_in_another_folder(hello: GoProgram) -> None:
+def test_changed_definition_is_built_in_another_folder(hello: GoProgram) -> None:
     before = hello.folder()
 
     (hello.definition / "go.mod").write_text("module hello\n\ngo 1.21\n")
@@ -91,7 +91,7 @@ def test_another_definition_is_built_in_another_folder(hello: GoProgram) -> None
     assert hello.folder() != before
 
 
-def test_another_version_is_built_in_another_folder(hello: GoProgram) -> None:
+def test_changed_version_is_built_in_another_folder(hello: GoProgram) -> None:
     assert msgspec.structs.replace(hello, version="v1.0.1").folder() != hello.folder()
 
 

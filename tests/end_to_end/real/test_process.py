@@ -32,7 +32,7 @@ async def test_ending_twice_is_no_error(tmp_path: Path) -> None:
     await sleeper.end(signal.SIGKILL)
 
 
-async def test_another_process_under_the_same_id_is_left_alone(tmp_path: Path) -> None:
+async def test_reused_process_id_is_not_signalled(tmp_path: Path) -> None:
     sleeper = started(tmp_path)
     mistaken = msgspec.structs.replace(sleeper, born=sleeper.born - 1)
 
@@ -54,7 +54,7 @@ async def test_process_that_ignores_sigterm_is_named(tmp_path: Path) -> None:
     await deaf.end(signal.SIGKILL)
 
 
-async def test_its_output_is_kept_for_its_last_words(tmp_path: Path) -> None:
+async def test_process_output_is_kept_for_its_error(tmp_path: Path) -> None:
     talker = started(tmp_path, ["/bin/sh", "-c", "echo one; echo two >&2; exec sleep 600"])
     while "two" not in talker.last_words():
         os.sched_yield()

@@ -90,7 +90,7 @@ async def test_dropped_watches_can_be_resumed_and_miss_nothing(server: RealApi) 
     assert [event["object"]["metadata"]["name"] for event in events] == ["alpha"]
 
 
-async def test_after_a_compaction_a_resumed_watch_is_told_410(server: RealApi) -> None:
+async def test_resumed_watch_gets_410_after_compaction(server: RealApi) -> None:
     before = await version_of(server)
     await create(server, "alpha")
 
@@ -104,7 +104,7 @@ async def test_after_a_compaction_a_resumed_watch_is_told_410(server: RealApi) -
     assert ended is None
 
 
-async def test_even_the_newest_version_that_a_client_can_have_seen_is_forgotten(server: RealApi) -> None:
+async def test_compaction_expires_every_version_seen_by_clients(server: RealApi) -> None:
     await create(server, "alpha")
     newest = await version_of(server)
 

@@ -151,7 +151,7 @@ async def test_service_account_is_identified_with_shipped_right(server: RealApi,
             assert await api.refusal(method, path, body) == 403
 
 
-async def test_tokens_of_another_audience_and_made_up_ones_are_turned_down(server: RealApi, folder: Path) -> None:
+async def test_tokens_of_other_audience_or_forged_are_rejected(server: RealApi, folder: Path) -> None:
     good = await token_of(server, "operators")
     key = server.signing_key()
     now = int(time.time())

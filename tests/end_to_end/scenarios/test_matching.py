@@ -31,11 +31,11 @@ def test_matching_nothing_expected_succeeds() -> None:
     assert judge([], []) == Fulfilled()
 
 
-def test_just_what_was_expected_came() -> None:
+def test_matching_accepts_exactly_the_expected_events() -> None:
     assert judge([IN, OUT], [engaged("a"), disengaged("a")]) == Fulfilled()
 
 
-def test_between_clusters_there_is_no_order() -> None:
+def test_matching_ignores_order_between_clusters() -> None:
     assert judge([IN, Expected("ENGAGED", "b")], [engaged("b"), engaged("a")]) == Fulfilled()
 
 
@@ -43,7 +43,7 @@ def test_matching_awaits_missing_events() -> None:
     assert judge([IN, OUT], [engaged("a")]) == Awaiting("DISENGAGED a")
 
 
-def test_for_one_cluster_the_order_counts() -> None:
+def test_matching_requires_order_within_a_cluster() -> None:
     assert judge([OUT, IN], [engaged("a")]) == Contradicted("ENGAGED a came where DISENGAGED a was expected")
 
 
@@ -81,5 +81,5 @@ def test_matching_accepts_any_previous_uid_for_earlier_events() -> None:
     assert judge([there, OUT, there], seen, "old", "new") == Fulfilled()
 
 
-def test_updates_are_no_matter_of_it() -> None:
+def test_matching_ignores_updates() -> None:
     assert transitions([engaged("a"), updated("a"), disengaged("a")]) == [engaged("a"), disengaged("a")]

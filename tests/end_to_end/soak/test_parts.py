@@ -84,7 +84,7 @@ def test_report_counts_and_lists_failures() -> None:
     assert report.json()["recoveries"]["killed"] == [{"lasted_s": 2.0, "took_s": 4.0}]
 
 
-def test_objects_outlive_the_sandbox_and_what_was_before_its_end_is_compacted(tmp_path: Path) -> None:
+def test_sandbox_restart_keeps_objects_and_compacts_history(tmp_path: Path) -> None:
     first = Sandbox()
     remember(first.store, tmp_path / "objects")
     made = first.projects.create("alpha", ready=True)

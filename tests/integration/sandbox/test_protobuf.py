@@ -27,7 +27,7 @@ def test_protobuf_config_map_is_decoded() -> None:
     }
 
 
-def test_fields_that_nobody_knows_are_passed_over_whatever_their_type() -> None:
+def test_unknown_fields_of_any_type_are_skipped() -> None:
     unknown = b"\xf9\x01" + bytes(8) + b"\xfd\x01" + bytes(4) + b"\xf8\x01\x96\x01"
     assert protobuf.read(message("Namespace", unknown + field(1, field(1, b"work"))))["metadata"] == {"name": "work"}
 
@@ -53,7 +53,7 @@ def test_garbage_is_a_bad_request(body: bytes) -> None:
     assert error.value.code == 400
 
 
-def test_another_kind_is_an_unsupported_type() -> None:
+def test_unsupported_kind_is_rejected_as_media_type() -> None:
     with pytest.raises(RefusedError, match="Pod") as error:
         protobuf.read(message("Pod", b""))
     assert error.value.code == 415

@@ -190,9 +190,7 @@ async def test_table_watch_sends_columns_once(client: Client, sandbox: Sandbox) 
     assert second["object"]["rows"][0]["cells"][:3] == ["alpha", "acme", "True"]
 
 
-async def test_large_lists_are_compressed_for_who_can_take_it_and_watches_never(
-    client: Client, sandbox: Sandbox
-) -> None:
+async def test_large_lists_are_compressed_if_accepted_and_watches_never(client: Client, sandbox: Sandbox) -> None:
     sandbox.populate(1500)
     plain = await client.get(PROJECTS, headers={"Accept-Encoding": "identity"})
     assert "Content-Encoding" not in plain.headers

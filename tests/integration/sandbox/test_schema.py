@@ -43,7 +43,7 @@ def test_schema_prunes_unknown_fields_with_warning() -> None:
     }
 
 
-def test_defaults_are_filled_in_inside_of_what_is_there() -> None:
+def test_defaults_are_filled_in_within_present_objects() -> None:
     value: dict[str, Any] = {"spec": {"parts": [{}, {"on": False}]}}
     schema.fill(value, SCHEMA)
     assert value == {"spec": {"size": 3, "parts": [{"on": True}, {"on": False}]}}

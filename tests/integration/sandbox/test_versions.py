@@ -102,7 +102,7 @@ def test_compacted_versions_cannot_be_read(store: Store) -> None:
     assert listed(store, now).keys() == {"a"}
 
 
-def test_compaction_harms_nobody_who_has_kept_up(store: Store) -> None:
+def test_compaction_does_not_affect_current_watches(store: Store) -> None:
     put(store, "a", "prod")
     kept_up = store.version
     store.compact()

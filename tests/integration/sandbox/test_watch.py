@@ -121,7 +121,7 @@ def test_watch_without_bookmarks_requested_gets_none(store: Store) -> None:
     assert not opened.done
 
 
-def test_its_time_is_what_it_asks_for_or_what_the_server_likes(store: Store) -> None:
+def test_watch_timeout_is_as_requested_or_chosen_by_server(store: Store) -> None:
     for timeout, end in (("3", START + 3), ("0", START + 2700)):
         opened = watch(store, timeoutSeconds=timeout)
         told(opened, end - 0.01)

@@ -107,14 +107,14 @@ def test_status_page_shows_cluster_state_with_endpoint_or_problem() -> None:
     assert "gamma engaged, not ready 5 s ago condition Ready is False" in words
 
 
-def test_changes_have_their_reasons() -> None:
+def test_status_page_shows_reasons_of_changes() -> None:
     gone = RecentChange(
         at=NOW - 60, type="DISENGAGED", cluster="alpha", reason="DELETED", message="the object was deleted"
     )
     assert "1 min ago DISENGAGED alpha DELETED: the object was deleted" in read(status(recent_changes=(gone,))).words
 
 
-def test_subscribers_have_their_lag_and_what_they_want() -> None:
+def test_status_page_shows_lag_and_filter_of_subscribers() -> None:
     rows = (SubscriberRow(since=NOW - 30, lag=2000, wants="env=prod"),)
     page = read(status(subscribers=rows))
     assert "30 s ago 2000 env=prod" in page.words
@@ -191,7 +191,7 @@ def test_status_page_has_strict_content_security_policy() -> None:
     assert "<script" not in page
 
 
-def test_for_programs_there_is_the_same_as_json() -> None:
+def test_status_page_is_available_as_json() -> None:
     found = json.loads(status_page.to_json(status(clusters=(cluster(),))))
     assert found["source"]["state"] == "STREAMING"
     assert [each["name"] for each in found["clusters"]] == ["alpha"]

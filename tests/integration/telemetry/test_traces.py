@@ -68,9 +68,7 @@ def attributes(span: Span) -> dict[str, str | int]:
     return {each.key: each.value.string_value or each.value.int_value for each in span.attributes}
 
 
-async def test_calls_and_what_the_daemon_asks_are_spans_without_a_secret_in_them(
-    tmp_path: Path, receiver: Receiver
-) -> None:
+async def test_calls_and_outgoing_requests_are_spans_without_secrets(tmp_path: Path, receiver: Receiver) -> None:
     async with a_sandbox(tmp_path):
         settings = {"discovery_kubeconfig": str(tmp_path / "upstream"), "traces.endpoint": receiver.endpoint}
         async with a_daemon(tmp_path, own_identity(tmp_path), **settings) as stub:

@@ -266,7 +266,7 @@ async def test_expired_version_leads_to_relist_with_differences_only() -> None:
         await run.tells("ENGAGED alpha", "ENGAGED beta")
 
 
-async def test_losing_the_server_is_told_and_disengages_nobody() -> None:
+async def test_lost_server_is_reported_and_disengages_nothing() -> None:
     played = Played()
     first = Said(line("ADDED", project("alpha", 1)), bookmark(5, ends_list=True))
     played.watches = [first, *[answering(lambda: web.Response(status=503, text="<html>no</html>"))] * 3, Said()]
@@ -445,7 +445,7 @@ async def test_malformed_object_does_not_affect_others() -> None:
 
 
 @pytest.mark.parametrize("where", ["head of the list", "list", "watch", "look", "back-off"])
-async def test_wherever_it_is_cancelled_it_ends_at_once_and_leaves_nothing_open(where: str) -> None:
+async def test_driver_cancelled_at_any_point_ends_at_once_and_closes_everything(where: str) -> None:
     played = Played()
     reached, gone = asyncio.Event(), asyncio.Event()
 

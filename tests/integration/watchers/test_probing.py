@@ -107,7 +107,7 @@ async def test_probe_timeout_is_reported() -> None:
     assert outcome.cause == "timeout"
 
 
-async def test_another_certificate_authority_is_told_as_tls() -> None:
+async def test_untrusted_certificate_authority_is_reported_as_tls() -> None:
     other = trustme.CA()
     async with ApiServer(answering()) as server, asker(server, authorities=other.cert_pem.bytes()) as asking:
         outcome = await asking.ask(at(server.url))

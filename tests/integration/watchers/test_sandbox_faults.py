@@ -106,7 +106,7 @@ async def streaming(follower: Follower) -> Follower:
     return follower
 
 
-async def test_while_the_watch_cache_is_built_pages_give_a_first_view(sandbox: Sandbox, follower: Follower) -> None:
+async def test_first_view_comes_from_pages_while_watch_cache_is_built(sandbox: Sandbox, follower: Follower) -> None:
     sandbox.faults.initializing(seconds=30.0)  # before the follower's first request: its task has not run yet
     await eventually(lambda: follower.fleet.synced)
     assert sorted(follower.told) == ["ENGAGED alpha", "ENGAGED beta"]
@@ -170,9 +170,7 @@ async def test_deleted_and_recreated_crd_disengages_nothing(sandbox: Sandbox, st
     await streaming.tells_of("gamma")
 
 
-async def test_live_objects_that_are_told_as_deleted_are_asked_about_and_stay(
-    sandbox: Sandbox, streaming: Follower
-) -> None:
+async def test_false_deletion_of_live_objects_is_refuted(sandbox: Sandbox, streaming: Follower) -> None:
     with streaming.untold():
         sandbox.blink("alpha", "beta")
         sandbox.compact()

@@ -37,7 +37,7 @@ class Counting(VirtualLoop):
 
 
 @pytest.mark.parametrize("has_memory", [False, True], ids=["forgetful", "remembering"])
-def test_at_whatever_turn_it_is_killed_the_next_one_tells_everybody_the_truth(has_memory: bool) -> None:
+def test_daemon_killed_at_any_step_is_replaced_without_loss(has_memory: bool) -> None:
     traits = replace(TRAITS, has_memory=has_memory, batch_bytes=200)
     deaths = 0
     for seed in range(SCHEDULES):

@@ -52,14 +52,14 @@ def test_ready_task_order_is_drawn_from_seed() -> None:
     assert len({tuple(run(order_of_five(), seed)) for seed in range(20)}) > 10
 
 
-def test_waiting_for_what_will_never_come_is_an_error() -> None:
+def test_deadlocked_virtual_loop_is_an_error() -> None:
     loop = VirtualLoop(Random(0))
     with pytest.raises(NothingLeftError):
         loop.run_until_complete(loop.create_future())
     loop.close()
 
 
-def test_clocks_are_the_loops_while_it_runs() -> None:
+def test_clocks_follow_the_running_virtual_loop() -> None:
     loop = VirtualLoop(Random(0))
     with clocks_of(loop):
         loop.run_until_complete(asyncio.sleep(5))

@@ -28,7 +28,7 @@ def problem(file: Path, *items: str) -> str:
     return told.partition("key listen: ")[2]
 
 
-def test_addresses_and_mappings_stand_beside_each_other(file: Path) -> None:
+def test_listeners_accept_addresses_and_mappings_together(file: Path) -> None:
     plain, unix, tcp = listeners(
         file,
         "unix:///run/a.sock",
@@ -42,7 +42,7 @@ def test_addresses_and_mappings_stand_beside_each_other(file: Path) -> None:
     assert tcp.tls.client_ca == Path("/tls/ca.crt")
 
 
-def test_loopback_without_tls_is_to_be_asked_for_by_name(file: Path) -> None:
+def test_loopback_without_tls_must_be_requested_explicitly(file: Path) -> None:
     [local] = listeners(file, '"insecure://127.0.0.1:7070"')
     assert local.address == InsecureAddress("127.0.0.1", 7070)
     assert str(local.address) == "insecure://127.0.0.1:7070"
@@ -74,6 +74,6 @@ def test_conflicting_listener_settings_are_reported_with_place(file: Path, item:
     assert told in str(caught.value)
 
 
-def test_names_are_told_apart(file: Path) -> None:
+def test_duplicate_listener_names_are_rejected(file: Path) -> None:
     assert "the same name" in problem(file, "{name: a, address: unix:///a}", "{name: a, address: unix:///b}")
     assert "an address twice" in problem(file, "{name: a, address: unix:///a}", "unix:///a")

@@ -54,7 +54,7 @@ def test_config_flag_wins_over_config_variable(file: Path, tmp_path: Path) -> No
     assert load({}, {"MILO_DISCOVERYD_CONFIG": str(other)}, file).mode == "project-control-plane"
 
 
-def test_flags_and_variables_that_are_not_given_decide_nothing() -> None:
+def test_absent_flags_and_variables_override_nothing() -> None:
     flags = {"mode": None, "listen": (), "label_selector": None}
     assert load(flags, {"MILO_DISCOVERYD_MODE": ""}, None) == Settings()
 
@@ -73,7 +73,7 @@ def test_empty_file_has_no_settings(file: Path) -> None:
     assert load({}, {}, file) == Settings()
 
 
-def test_words_of_a_file_are_never_taken_for_booleans_or_numbers(file: Path) -> None:
+def test_settings_file_words_are_not_converted_to_booleans_or_numbers(file: Path) -> None:
     file.write_text("mode: single\ncluster:\n  name: no\n  labels: {on: yes, version: 1.10}\n")
     settings = load({}, {}, file)
     assert settings.cluster.name == "no"
@@ -212,7 +212,7 @@ def test_invalid_list_items_are_reported() -> None:
     )
 
 
-def test_addresses_are_told_apart_and_one_is_needed() -> None:
+def test_duplicate_and_missing_addresses_are_rejected() -> None:
     assert "an address twice" in problems({"listen": ("unix:///a", "unix:///a")})[0]
     assert "at least one address" in problems({}, {"MILO_DISCOVERYD_LISTEN": ","}, None)[0]
 

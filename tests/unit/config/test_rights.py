@@ -114,7 +114,7 @@ def test_invalid_rule_is_reported_with_place(tmp_path: Path, said: dict[str, obj
     assert complaint in problem
 
 
-def test_names_are_given_once(tmp_path: Path) -> None:
+def test_duplicate_rule_names_are_rejected(tmp_path: Path) -> None:
     (problem,) = refusal(tmp_path, BASE, BASE)
     assert "has rules with the same name" in problem
 

@@ -84,7 +84,7 @@ def test_engaged_cluster_is_probed_and_reachable() -> None:
     assert world.tell(probe, ProbeReached()) == ["alpha REACHABLE"]
 
 
-def test_then_once_each_interval_and_no_news_is_told() -> None:
+def test_probe_repeats_each_interval_and_unchanged_results_are_not_reported() -> None:
     world = World()
     world.engage("alpha")
     assert world.run(250.0, ProbeReached()) == ["alpha REACHABLE"]
@@ -100,7 +100,7 @@ def test_http_error_counts_as_reachable() -> None:
     assert verdict.connectivity.since == 5.0
 
 
-def test_failing_for_a_moment_is_nobody_s_news() -> None:
+def test_short_failure_is_not_reported() -> None:
     world = World()
     world.engage("alpha")
     world.run(10.0, ProbeReached())
@@ -108,7 +108,7 @@ def test_failing_for_a_moment_is_nobody_s_news() -> None:
     assert world.run(60.0, ProbeReached()) == []
 
 
-def test_failing_for_long_is_told_once_with_its_cause() -> None:
+def test_long_failure_is_reported_once_with_its_cause() -> None:
     world = World()
     world.engage("alpha")
     assert world.run(200.0, SICK) == ["alpha UNREACHABLE"]

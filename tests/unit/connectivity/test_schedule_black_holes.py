@@ -49,7 +49,7 @@ def test_black_hole_does_not_delay_other_results() -> None:
     assert max(without.values()) < 11.0
 
 
-def test_even_if_nobody_answers_there_is_an_end_to_what_is_under_way() -> None:
+def test_probes_in_flight_are_bounded_without_any_answer() -> None:
     assert at_once(50.0, 5.0) == 250
     assert at_once(0.1, 5.0) == 1
     assert at_once(1000.0, 60.0) == 512

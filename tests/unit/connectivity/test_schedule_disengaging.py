@@ -116,7 +116,7 @@ def test_no_cluster_disengages_while_too_many_are_unreachable(away: int, well: i
     assert len(world.given_up) == (away if given_up else 0)
 
 
-def test_time_starts_anew_when_few_enough_are_unreachable() -> None:
+def test_disengagement_timer_restarts_once_few_clusters_are_unreachable() -> None:
     world = World(well=2)
     for name in ("alpha", "beta", "gamma"):
         world.engage(name, away=SICK)

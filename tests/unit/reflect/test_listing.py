@@ -40,7 +40,7 @@ ALL_AT_ONCE = FetchPage("", 0)
 STREAMED_LIST = OpenWatch("", TIMEOUT_S)
 
 
-def test_before_anything_was_read_the_source_is_being_caught_up_with() -> None:
+def test_source_is_catching_up_before_first_read() -> None:
     assert Life().reflector.status == SourceStatus(
         SourceState.CATCHING_UP, START, "Starting", "the first complete list is being read"
     )
@@ -201,7 +201,7 @@ def test_server_building_its_cache_is_listed_in_pages_meanwhile() -> None:
     assert life.request == FIRST_PAGE
 
 
-def test_once_there_is_a_view_a_busy_server_is_given_the_time_it_asks_for() -> None:
+def test_retry_after_of_busy_server_is_respected_after_first_view() -> None:
     life = listed(STREAMING)
     life.now += 60
     life.failed(EXPIRED)
@@ -246,7 +246,7 @@ def test_streaming_list_that_fails_twice_falls_back_to_pages(failure: Failure) -
     assert life.request == FIRST_PAGE
 
 
-def test_unreachable_server_is_not_asked_for_pages() -> None:
+def test_unreachable_server_gets_no_paged_list() -> None:
     life = Life(STREAMING)
     for delay in (1.0, 2.0, 4.0):
         assert life.request == STREAMED_LIST
@@ -307,7 +307,7 @@ def test_waits_are_drawn_so_that_many_daemons_do_not_come_back_at_once() -> None
     assert reflector.next(START) == Wait(START + 3.5)
 
 
-def test_watches_are_asked_for_with_different_ends() -> None:
+def test_watch_timeouts_are_randomized() -> None:
     reflector = Reflector(STREAMING, lambda: 0.5, START)
     assert reflector.next(START) == OpenWatch("", 360)
 

@@ -91,7 +91,7 @@ def test_response_time_counts_toward_confirmation_backoff() -> None:
         now = pending.next_at
 
 
-def test_at_most_so_many_are_asked_about_at_a_time() -> None:
+def test_concurrent_confirmations_are_limited() -> None:
     pending = pending_deletions(concurrency=2)
     for name in "abc":
         pending.add(name, "u", 0.0)
@@ -105,7 +105,7 @@ def test_at_most_so_many_are_asked_about_at_a_time() -> None:
     assert pending.next_at == 3.0
 
 
-def test_being_seen_again_settles_it_and_a_late_answer_is_beside_the_point() -> None:
+def test_pending_deletion_ends_when_object_is_seen_and_late_answer_is_ignored() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     question = asked(pending)
@@ -133,7 +133,7 @@ def test_late_answer_does_not_resolve_later_deletion() -> None:
     assert pending.resolve(late, NotFound(), 2.0) == ConfirmedDeletion("a", "u1")
 
 
-def test_another_uid_under_the_name_is_another_question() -> None:
+def test_pending_deletion_of_another_uid_is_separate() -> None:
     pending = pending_deletions()
     pending.add("a", "u1", 0.0)
     early = asked(pending)
@@ -284,5 +284,5 @@ def test_refuted_deletion_that_is_reported_again_is_pending_again() -> None:
 @pytest.mark.parametrize(
     ("name", "readable"), [("a-b.c", True), ("a?b", False), ("..", False), ("a/b", False), ("", False)]
 )
-def test_only_names_that_fit_into_a_path_can_be_read(name: str, readable: bool) -> None:
+def test_confirmation_requires_a_name_valid_in_a_path(name: str, readable: bool) -> None:
     assert can_be_read(name) is readable

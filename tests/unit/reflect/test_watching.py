@@ -42,7 +42,7 @@ def resumes_from(version: str) -> OpenWatch:
     return OpenWatch(version, TIMEOUT_S)
 
 
-def test_changes_are_told_and_move_the_version() -> None:
+def test_watch_events_are_reported_and_advance_the_version() -> None:
     life = watching()
     life.now += 5.0
     assert life.events(changed("a", "11"), ObjectRemoved("b", "uid-b", "12")) == [
@@ -112,7 +112,7 @@ def test_resumed_watch_is_trusted_after_an_event_or_a_while() -> None:
 # --- ends ---
 
 
-def test_after_a_clean_end_it_goes_on_at_once_and_nothing_is_said_of_it() -> None:
+def test_watch_reopens_at_once_and_silently_after_clean_end() -> None:
     life = watching()
     life.now += 300.0
     assert life.ended() == []
@@ -172,7 +172,7 @@ def test_server_that_stays_down_makes_source_stale() -> None:
     assert life.reflector.status == SourceStatus(SourceState.STREAMING, 107.0, last_contact=107.0)
 
 
-def test_waits_grow_while_a_server_is_away_and_begin_anew_after_a_healthy_watch() -> None:
+def test_backoff_grows_while_server_is_down_and_resets_after_healthy_watch() -> None:
     life = watching()
     life.events(changed("a", "11"))
     life.failed(CUT)
@@ -190,7 +190,7 @@ def test_waits_grow_while_a_server_is_away_and_begin_anew_after_a_healthy_watch(
     assert life.request == Wait(life.now + 2.0)
 
 
-def test_waits_grow_on_where_each_watch_is_cut_within_seconds() -> None:
+def test_backoff_grows_while_watches_are_cut_within_seconds() -> None:
     life = watching()
     for delay in (1.0, 2.0, 4.0, 8.0, 8.0):
         life.failed(CUT)
@@ -300,7 +300,7 @@ def test_lists_are_apart_and_one_long_after_the_last_is_begun_at_once(lasted_s: 
     assert life.request == (Wait(life.now + waits_s) if waits_s else FIRST_PAGE)
 
 
-def test_after_a_watch_that_lived_a_row_of_lists_is_over() -> None:
+def test_list_failure_count_resets_after_a_long_watch() -> None:
     life = watching()
     for lasted_s in (0.0, 0.0, 30.0):
         life.now += lasted_s
@@ -348,7 +348,7 @@ def test_error_event_without_version_is_an_interruption() -> None:
 # --- junk ---
 
 
-def test_after_junk_the_watch_is_opened_again_from_the_last_version() -> None:
+def test_watch_reopens_from_last_version_after_junk() -> None:
     life = watching()
     assert life.events(changed("a", "11"), Undecodable("?"), changed("b", "12")) == [ObjectChanged(seen("a", "11"))]
     assert life.request == resumes_from("11")
@@ -363,7 +363,7 @@ def test_junk_twice_at_the_same_version_leads_to_a_new_list() -> None:
     assert life.request == FIRST_PAGE
 
 
-def test_junk_at_another_version_is_met_anew() -> None:
+def test_junk_at_another_version_is_retried() -> None:
     life = watching()
     life.events(changed("a", "11"))
     life.events(Undecodable("?"))

@@ -96,7 +96,7 @@ def test_snapshot_contains_only_clusters_in_filter() -> None:
     assert batch.synced
 
 
-def test_few_of_many_are_looked_for_in_parts_and_only_where_some_are_found_there_is_news() -> None:
+def test_sparse_filter_search_yields_and_reports_only_matches() -> None:
     log = readable_log()
     count = 2 * RECORDS_PER_STEP + 1
     for index in range(count):
@@ -450,7 +450,7 @@ def test_narrow_filter_skips_many_changes() -> None:
 # --- frames ---
 
 
-def test_frames_are_kept_for_who_begins_soon_and_made_again_for_who_begins_later() -> None:
+def test_snapshot_frames_are_cached_briefly_and_rebuilt_later() -> None:
     made: list[Event] = []
 
     def encode(event: Event) -> bytes:

@@ -51,7 +51,7 @@ def test_grace_does_not_end_while_the_source_is_lost(fleet: Fleet) -> None:
     assert fleet.registry.engaged == 1
 
 
-def test_grace_goes_on_with_what_was_left_of_it(fleet: Fleet) -> None:
+def test_grace_resumes_with_its_remaining_time(fleet: Fleet) -> None:
     fleet.source(lost(104.0, 103.0))
     fleet.source(lost(110.0, 103.0))
     fleet.source(streaming(203.0))

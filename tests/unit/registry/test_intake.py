@@ -313,7 +313,7 @@ def test_confirmation_read_of_an_older_version_is_applied_without_a_guard() -> N
     assert source.answer(Found(outside(version="50")))[0].reason is LABELS_CHANGED
 
 
-def test_being_seen_again_settles_it() -> None:
+def test_pending_deletion_ends_when_object_is_seen() -> None:
     source = Source(ready())
     source.take(DeletionReported("a", "u1"))
     (question,) = source.questions()

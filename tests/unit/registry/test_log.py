@@ -44,7 +44,7 @@ def test_engaged_frame_is_encoded_once_for_all_readers() -> None:
     assert encode.encoded == 3
 
 
-def test_readers_who_stand_at_the_same_place_share_their_next_step() -> None:
+def test_readers_at_one_revision_share_the_next_batch() -> None:
     encode = Counting()
     log = NamedLog(encode, Retention())
     a = engage(log, "a")
@@ -77,7 +77,7 @@ def test_snapshot_part_cache_is_bounded() -> None:
     assert again[0] is not seen[0]
 
 
-def test_readers_who_want_different_things_of_one_snapshot_are_told_different_things() -> None:
+def test_readers_with_different_filters_get_different_snapshots() -> None:
     log = readable_log()
     for name in "ab":
         engage(log, name)
@@ -86,7 +86,7 @@ def test_readers_who_want_different_things_of_one_snapshot_are_told_different_th
     assert [len(batch.frames) for batch in told if batch] == [2, 1]
 
 
-def test_readers_who_are_told_the_same_share_it_whatever_they_asked_for() -> None:
+def test_readers_with_different_filters_share_identical_batches() -> None:
     log = readable_log()
     for name in "ab":
         engage(log, name)
@@ -110,7 +110,7 @@ def test_updates_come_in_batches_that_are_no_larger_than_they_may_be() -> None:
 
 
 @pytest.mark.parametrize("wanted", [EVERYTHING, Filter(organizations=frozenset([""]))], ids=["all", "some"])
-def test_wherever_so_many_readers_stand_each_is_told_what_comes_next(wanted: Filter) -> None:
+def test_readers_at_any_revision_get_the_next_batch(wanted: Filter) -> None:
     log = readable_log()
     for number in range(100):
         engage(log, f"a{number}")
@@ -155,7 +155,7 @@ def test_change_invalidates_slice_cache() -> None:
     assert len(batch.frames) == 2
 
 
-def test_however_often_a_cluster_changes_it_takes_few_places() -> None:
+def test_frequent_changes_of_one_cluster_use_few_log_entries() -> None:
     log = readable_log()
     a = engage(log, "a")
     for version in range(5000):

@@ -56,7 +56,7 @@ def test_reason_of_end_outside_scope_is_not_sent() -> None:
     assert told(cursor) == [disengaged(a, LABELS_CHANGED, "the cluster left the filter")]
 
 
-def test_nor_is_who_had_its_name_meanwhile() -> None:
+def test_cluster_that_had_the_name_meanwhile_is_not_visible() -> None:
     log = readable_log()
     a = engage(log)
     cursor = following(log)

@@ -129,7 +129,7 @@ def test_deletion_of_object_never_engaged_is_silent() -> None:
 
 
 @pytest.mark.parametrize("gone", [ConfirmedDeletion("b", "u1"), ConfirmedDeletion("a", "u2")])
-def test_another_names_or_another_incarnations_end_changes_nothing(gone: ConfirmedDeletion) -> None:
+def test_deletion_of_other_name_or_incarnation_changes_nothing(gone: ConfirmedDeletion) -> None:
     fleet = after(ready())
     assert fleet.commit([gone], at(1)) == []
     assert known(fleet).engaged
@@ -144,7 +144,7 @@ def test_repeated_deletion_is_ignored() -> None:
 # --- another object under the name ---
 
 
-def test_another_uid_is_another_cluster_in_one_step() -> None:
+def test_recreated_cluster_replaces_the_old_one_in_one_revision() -> None:
     fleet = after(ready())
     assert fleet.commit([ready(version="5", uid="u2")], at(1)) == [
         done(disengaged(cluster(), REPLACED, ANOTHER)),
@@ -158,7 +158,7 @@ def test_another_uid_is_another_cluster_in_one_step() -> None:
     "observation",
     [not_ready(uid="u2", version="5"), outside(uid="u2", version="5"), malformed(uid="u2", version="5")],
 )
-def test_another_uid_ends_the_engagement_whatever_the_new_one_is_like(observation: Observation) -> None:
+def test_recreated_cluster_ends_the_engagement_in_any_state(observation: Observation) -> None:
     fleet = after(ready())
     assert fleet.commit([observation], at(1)) == [done(disengaged(cluster(), REPLACED, ANOTHER))]
     assert (known(fleet).uid, known(fleet).since) == ("u2", wall(1))
@@ -250,7 +250,7 @@ def test_listed_object_that_was_outside_is_new(left: Observation | ConfirmedDele
 
 
 @pytest.mark.parametrize("left", [ConfirmedDeletion("a", "u1"), outside(version="11")])
-def test_after_a_list_old_versions_of_what_it_did_not_name_prove_nothing(left: Observation | ConfirmedDeletion) -> None:
+def test_old_version_of_object_missing_from_list_is_no_evidence(left: Observation | ConfirmedDeletion) -> None:
     fleet = after(ready(version="10"), left)
     fleet.list_ended()
     assert fleet.commit([ready(version="5")], at(2)) != []
@@ -312,7 +312,7 @@ def test_object_state_keeps_start_and_latest_message() -> None:
     assert (record.since, record.message, record.version) == (wall(0), "almost", "2")
 
 
-def test_standings_are_counted() -> None:
+def test_object_states_are_counted() -> None:
     fleet = after(
         ready("a"),
         not_ready("b"),

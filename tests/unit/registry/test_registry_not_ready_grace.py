@@ -69,7 +69,7 @@ def test_not_ready_cluster_is_disengaged_when_grace_ends() -> None:
     assert fleet.end_overdue(at(200)) == []
 
 
-def test_ready_again_in_time_it_was_never_away() -> None:
+def test_cluster_ready_again_within_grace_was_never_disengaged() -> None:
     fleet = held()
     assert fleet.commit([ready(version="3")], at(30)) == []
     assert fleet.due_at is None
@@ -78,13 +78,13 @@ def test_ready_again_in_time_it_was_never_away() -> None:
     assert len(known(fleet).transitions) == 1
 
 
-def test_ready_again_with_something_new_it_is_updated() -> None:
+def test_cluster_ready_again_with_changes_is_updated() -> None:
     assert held().commit([ready(version="3", suspended=True)], at(30)) == [
         done(updated(cluster(version="3", suspended=True)))
     ]
 
 
-def test_saying_it_again_prolongs_nothing_and_the_latest_message_is_told() -> None:
+def test_not_ready_again_does_not_extend_grace_and_updates_message() -> None:
     fleet = held()
     fleet.commit([not_ready(version="3", message="still degraded")], at(60))
     assert fleet.due_at == 70.0

@@ -55,7 +55,7 @@ def test_unreachable_cluster_is_still_probed() -> None:
     assert not fleet.needs_probe("b", 1)
 
 
-def test_while_it_is_away_probes_and_changes_of_its_object_bring_nothing() -> None:
+def test_unreachable_cluster_sends_no_events_on_probes_and_changes() -> None:
     fleet = given_up()
     for found in (AWAY, Connectivity(ConnectivityState.UNREACHABLE, wall(1), "dns: no such host")):
         assert fleet.set_connectivity("a", 1, found, at(3)) == []
@@ -63,7 +63,7 @@ def test_while_it_is_away_probes_and_changes_of_its_object_bring_nothing() -> No
     assert not fleet.would_change(ready(version="3", labels={"env": "prod"}))
 
 
-def test_when_it_is_reached_it_is_engaged_as_it_is_by_then() -> None:
+def test_unreachable_cluster_is_engaged_in_current_state_once_reached() -> None:
     fleet = given_up()
     fleet.commit([ready(version="3", labels={"env": "prod"})], at(4))
     wanted = msgspec.structs.replace(
@@ -90,7 +90,7 @@ def test_unreachable_cluster_not_ready_meanwhile_is_engaged_when_ready() -> None
     assert change.type is EventType.ENGAGED
 
 
-def test_another_object_under_its_name_is_another_cluster() -> None:
+def test_recreated_object_of_unreachable_cluster_is_another_cluster() -> None:
     fleet = given_up()
     (change,) = fleet.commit([ready(version="5", uid="u2")], at(3))
     assert (change.type, change.cluster.target.uid) == (EventType.ENGAGED, "u2")

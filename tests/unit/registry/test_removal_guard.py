@@ -24,7 +24,7 @@ def judge(
     ("missing", "engaged"),
     [(0, 0), (0, 100), (1, 1), (1, 2), (10, 20), (10, 100), (20, 100), (200, 1000)],
 )
-def test_few_are_asked_about_as_always(missing: int, engaged: int) -> None:
+def test_few_removals_are_confirmed_individually(missing: int, engaged: int) -> None:
     guard = RemovalGuard(LIMITS)
     assert judge(guard, missing, engaged) == ConfirmEach()
     assert guard.held is None
@@ -75,7 +75,7 @@ def test_removal_after_versions_went_back_is_never_released(missing: int) -> Non
         assert (ruling.since, ruling.verify_at) == (0.0, None)
 
 
-def test_versions_that_went_back_harm_nobody_who_is_in_the_list() -> None:
+def test_older_versions_do_not_affect_listed_clusters() -> None:
     guard = RemovalGuard(LIMITS)
     assert judge(guard, 0, 100, went_back=True) == ConfirmEach()
     assert guard.held is None

@@ -56,7 +56,7 @@ def of(*seen: Observation) -> Told:
     return fleet
 
 
-def test_earlier_claim_stands_and_the_later_object_is_malformed() -> None:
+def test_earlier_claim_wins_and_later_object_is_malformed() -> None:
     fleet = of(claims("bank"), claims("shop-x"))
     assert fleet.engaged_names() == {"bank"}
     assert fleet.state("shop-x") is ObjectState.MALFORMED
@@ -105,7 +105,7 @@ def test_list_that_contains_both_does_not_end_the_earlier_claim() -> None:
     assert fleet.engaged_names() == {"bank"}
 
 
-def test_third_claim_does_not_stand_either() -> None:
+def test_third_claim_is_malformed_too() -> None:
     fleet = Told()
     fleet.see(claims("bank"), claims("shop-x"), claims("shop-y"), listed=True)
     assert fleet.engaged_names() == set()

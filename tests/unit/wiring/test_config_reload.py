@@ -132,7 +132,7 @@ async def test_missing_file_keeps_rules(place: Place) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "rights: []\n", "mode: project\n"])
-async def test_rules_do_not_all_go_while_it_runs(place: Place, text: str) -> None:
+async def test_reload_without_any_rule_is_rejected(place: Place, text: str) -> None:
     async with place.followed():
         place.writes(text)
         await eventually(lambda: place.count("refused") == 1)
@@ -140,7 +140,7 @@ async def test_rules_do_not_all_go_while_it_runs(place: Place, text: str) -> Non
     assert "all rules were removed" in str(place.audited)
 
 
-async def test_asked_to_it_reads_what_looks_the_same(place: Place) -> None:
+async def test_forced_reload_reads_unchanged_files(place: Place) -> None:
     async with place.followed() as followed:
         followed.reload_now()
         await eventually(lambda: place.count("unchanged") == 1)

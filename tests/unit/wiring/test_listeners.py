@@ -49,6 +49,6 @@ def test_unknown_group_is_reported_with_its_place(file: Path, text: str, told: s
         list(listeners(settings(file, text)))
 
 
-def test_numbers_need_nobody_to_be_known_by_them(file: Path) -> None:
+def test_numeric_owner_needs_no_known_user(file: Path) -> None:
     [made] = listeners(settings(file, f"listen: [{{address: 'unix:///a', owner: {os.getuid()}, group: 65498}}]"))
     assert made.address == UnixAddress(Path("/a"), 0o660, 65498, os.getuid())
