@@ -40,6 +40,8 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Server:
+    """A server that passes each request to `handler`."""
+
     def __init__(self, handler: Handler, *, connections: int) -> None:
         """Beyond `connections`, the oldest is closed, so that idle clients cannot block a scrape or a probe."""
         self._handler = handler

@@ -57,6 +57,8 @@ class Stream(Protocol):
 
 
 class Transport:
+    """Connections to one API server, authenticated with the credential of its `Upstream`."""
+
     host: str
 
     def __init__(
