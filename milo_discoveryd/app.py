@@ -19,7 +19,7 @@ from milo_discoveryd.connectivity.schedule import ProbePolicy, ProbeSchedule, at
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
-from milo_discoveryd.kubeconfigs.rendering import ServerTrust
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log import log
 from milo_discoveryd.modes.mode import FixedMode, WatchedMode
 from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
@@ -288,7 +288,7 @@ class Daemon:
         settings = self._settings.kubeconfigs
         return Issuer(
             sources.assignments(),
-            trust=lambda: ServerTrust(project.trusted(), project.tls_server_name),
+            trust=lambda: ClusterTrust(project.trusted(), project.tls_server_name),
             metrics=self._metrics,
             audit=self._audit,
             max_ttl_s=settings.max_ttl.total_seconds(),

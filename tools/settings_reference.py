@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, get_origin
 
 from milo_discoveryd.config import ListenAddress, Settings, TcpAddress, values
 from milo_discoveryd.config.fields import ByType, Field, Group, ListOf, Nested, Number, Text, Whole, fields, flag
-from milo_discoveryd.config.listeners import Listener
+from milo_discoveryd.config.listeners import ListenerSettings
 
 DOCS = Path(__file__).parents[1] / "docs"
 _TABLE = re.compile(r"<!-- settings: (?P<names>[^>]+) -->\n.*?<!-- end -->\n", re.DOTALL)
@@ -140,7 +140,7 @@ def _written(field: Field) -> str:
         case float() as value:
             return f"{value:g}"
         case tuple() as value:
-            return ",".join(each.title if isinstance(each, Listener) else str(each) for each in value)
+            return ",".join(each.title if isinstance(each, ListenerSettings) else str(each) for each in value)
         case value:
             return str(value)
 

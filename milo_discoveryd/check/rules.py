@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from milo_discoveryd.check.finding import Finding, ok, warn
-from milo_discoveryd.config import Rule, Settings
-from milo_discoveryd.config.sources import DatumServiceAccount, Exec, ProjectKubeconfig, TokenFile, TokenRequest
+from milo_discoveryd.config import RuleSettings, Settings
+from milo_discoveryd.config.sources import DatumServiceAccount, ExecSettings, ProjectKubeconfig, TokenFile, TokenRequest
 from milo_discoveryd.rights.rights import Terms
 from milo_discoveryd.wiring.rules import rights
 
@@ -40,7 +40,7 @@ def sources_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
         match each:
             case DatumServiceAccount() | TokenFile() | ProjectKubeconfig():
                 is_wide = True
-            case Exec():
+            case ExecSettings():
                 is_wide = not each.per_cluster
             case TokenRequest():
                 is_wide = not each.bound
@@ -50,7 +50,7 @@ def sources_for_all_clusters(settings: Settings, terms: Terms) -> Iterator[str]:
             yield each.name
 
 
-def _never_matching(settings: Settings, rule: Rule) -> Iterator[Finding]:
+def _never_matching(settings: Settings, rule: RuleSettings) -> Iterator[Finding]:
     listeners = [each for each in settings.listen if not rule.who.listener or each.title in rule.who.listener]
     for setting, needed in _REQUIRED_SETTING.items():
         if getattr(rule.who, setting) and not any(getattr(each, needed) for each in listeners):

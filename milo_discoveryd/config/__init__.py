@@ -1,9 +1,18 @@
 """Settings: flags, environment and file in one frozen tree, and errors that state the place and the fix."""
 
-from milo_discoveryd.config.listeners import Listener
+from milo_discoveryd.config.listeners import ListenerSettings
 from milo_discoveryd.config.load import load, named_file
-from milo_discoveryd.config.rights import Rule
+from milo_discoveryd.config.rights import RuleSettings
 from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.config.values import ListenAddress, TcpAddress, UnixAddress
 
-__all__ = ["ListenAddress", "Listener", "Rule", "Settings", "TcpAddress", "UnixAddress", "load", "named_file"]
+__all__ = [
+    "ListenAddress",
+    "ListenerSettings",
+    "RuleSettings",
+    "Settings",
+    "TcpAddress",
+    "UnixAddress",
+    "load",
+    "named_file",
+]

@@ -25,7 +25,7 @@ class Tls(Group, frozen=True, kw_only=True):
 _Account = Annotated[str, Text(most=32)]
 
 
-class Listener(Group, frozen=True, kw_only=True):
+class ListenerSettings(Group, frozen=True, kw_only=True):
     address: Annotated[values.ListenAddress, values.listen_address]
     """`unix:///path`, `HOST:PORT` (an empty host is all interfaces) or `insecure://HOST:PORT` on loopback."""
     name: Annotated[str, values.cluster_name] | None = None
@@ -74,10 +74,10 @@ class Listener(Group, frozen=True, kw_only=True):
 
 def listener(value: object) -> object:
     """Return the mapping for a listener that is given as an address."""
-    return value if isinstance(value, Mapping | Listener) else {"address": value}
+    return value if isinstance(value, Mapping | ListenerSettings) else {"address": value}
 
 
-def distinct(listeners: tuple[Listener, ...]) -> None:
+def distinct(listeners: tuple[ListenerSettings, ...]) -> None:
     if not listeners:
         raise ValueError("must have at least one address")
     if len({str(each.address) for each in listeners}) < len(listeners):

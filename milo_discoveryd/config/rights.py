@@ -116,7 +116,7 @@ def _clusters(value: object) -> object:
     raise ValueError(f'must be "{ALL}", "{NONE}", or set some of {", ".join(Clusters.__struct_fields__)}')
 
 
-class Rule(Group, frozen=True, kw_only=True):
+class RuleSettings(Group, frozen=True, kw_only=True):
     name: Annotated[str, values.cluster_name]
     """Name in the audit and in `check --as`."""
     who: Annotated[Who, Nested(Who, _who)]
@@ -142,7 +142,7 @@ class Rule(Group, frozen=True, kw_only=True):
                     raise ValueError(f'has {setting} but issues no kubeconfigs: set "kubeconfigs: true", or remove it')
 
 
-def ordered(rules: tuple[Rule, ...]) -> None:
+def ordered(rules: tuple[RuleSettings, ...]) -> None:
     """Check that no rule follows one that matches every caller: only the first match applies."""
     names = [rule.name for rule in rules]
     if len(set(names)) < len(names):

@@ -20,8 +20,8 @@ from milo_discoveryd.config.fields import (
     span,
     span_or_off,
 )
-from milo_discoveryd.config.listeners import Listener, distinct, listener
-from milo_discoveryd.config.rights import Rule, ordered
+from milo_discoveryd.config.listeners import ListenerSettings, distinct, listener
+from milo_discoveryd.config.rights import RuleSettings, ordered
 from milo_discoveryd.config.sources import SOURCES, CredentialSource
 from milo_discoveryd.modes import mode
 
@@ -43,7 +43,7 @@ class Socket(Group, frozen=True, kw_only=True):
     """Name or number of the group that may connect. Default: the daemon's own group."""
 
 
-class Source(Group, frozen=True, kw_only=True):
+class SourceSettings(Group, frozen=True, kw_only=True):
     """How the API server is listed and watched."""
 
     # With pages of 500, the usual size, a list of 100,000 objects takes the server minutes.
@@ -92,7 +92,7 @@ class Removals(Group, frozen=True, kw_only=True):
     """Rate at which confirmed removals are released; each deletion is confirmed by a GET."""
 
 
-class Metrics(Group, frozen=True, kw_only=True):
+class MetricsSettings(Group, frozen=True, kw_only=True):
     # A scrape of 50,000 clusters takes a third of a second of CPU time.
     cluster_info_cap: Annotated[int, Whole(0, 100_000)] = 1_000
     """Maximum number of clusters with time series of their own, if `http_names` allows any."""
@@ -135,8 +135,8 @@ class TokenReview(Group, frozen=True, kw_only=True):
     shared."""
 
 
-class Connectivity(Group, frozen=True, kw_only=True):
-    """Connectivity probes of the clusters' API servers."""
+class ConnectivitySettings(Group, frozen=True, kw_only=True):
+    """ConnectivitySettings probes of the clusters' API servers."""
 
     interval: Annotated[timedelta | None, span_or_off("1s", "24h")] = timedelta(minutes=1)
     """Interval between probes of a cluster's API server, if the rates allow it."""
@@ -189,7 +189,7 @@ class Limits(Group, frozen=True, kw_only=True):
     """Maximum kubeconfigs per minute and caller, and maximum burst, unless its rule sets another."""
 
 
-class Audit(Group, frozen=True, kw_only=True):
+class AuditSettings(Group, frozen=True, kw_only=True):
     file: Annotated[Path | None, values.file_path] = None
     """File to which audit events are appended, a line of JSON each. Default: events are only logged."""
 
@@ -227,29 +227,29 @@ class Settings(Group, frozen=True, kw_only=True):
     internal_namespace_template: Annotated[str, values.namespace_template] = "project-{name}"
     """Value of `{namespace}`. Some installations of Milo use `project-{uid}`."""
     cluster: SingleCluster = SingleCluster()
-    source: Source = Source()
+    source: SourceSettings = SourceSettings()
     removals: Removals = Removals()
     state_directory: Annotated[Path | None, values.file_path] = None
     """Directory for the last known clusters (without credentials): a daemon that restarts while Milo is unreachable
     serves them as stale. Default: not stored."""
     tombstones: Tombstones = Tombstones()
-    listen: Annotated[tuple[Listener, ...], ListOf(Nested(Listener, listener), check=distinct)] = (
-        Listener(address=values.UnixAddress(Path("/run/milo-discovery/discovery.sock"))),
+    listen: Annotated[tuple[ListenerSettings, ...], ListOf(Nested(ListenerSettings, listener), check=distinct)] = (
+        ListenerSettings(address=values.UnixAddress(Path("/run/milo-discovery/discovery.sock"))),
     )
     """The listeners of the gRPC service."""
     socket: Socket = Socket()
     token_review: TokenReview = TokenReview()
-    rights: Annotated[tuple[Rule, ...], ListOf(Nested(Rule), split=values.items, check=ordered)] = ()
+    rights: Annotated[tuple[RuleSettings, ...], ListOf(Nested(RuleSettings), split=values.items, check=ordered)] = ()
     """Authorization rules: which callers see which clusters and get kubeconfigs. The first that matches a caller
     applies. Without rules every caller has full access."""
     limits: Limits = Limits()
-    audit: Audit = Audit()
+    audit: AuditSettings = AuditSettings()
     heartbeat_interval: Annotated[timedelta, span("1s", "1h")] = timedelta(seconds=30)
     """Interval of heartbeats on a quiet stream, unless a subscriber requests another."""
     stalled_timeout: Annotated[timedelta, span("1s", "24h")] = timedelta(minutes=5)
     """A stream is ended if its subscriber reads nothing for this time."""
     kubeconfigs: Kubeconfigs = Kubeconfigs()
-    connectivity: Connectivity = Connectivity()
+    connectivity: ConnectivitySettings = ConnectivitySettings()
     http_listen: Annotated[values.TcpAddress | None, _http_listen] = values.TcpAddress("", 9464)
     """Address of metrics, health checks and the status page, or `off`. All interfaces by default, because Prometheus
     and the kubelet connect to the pod's address. The port has no authentication; `http_names` restricts who sees
@@ -262,6 +262,6 @@ class Settings(Group, frozen=True, kw_only=True):
     """Further DNS names of the HTTP port, for Prometheus or a browser. IP addresses, names without a dot, and names
     below `.svc`, `.cluster.local` and `.localhost` need not be listed. Other Host headers are refused, because DNS
     rebinding would let any web page read the port through a browser."""
-    metrics: Metrics = Metrics()
+    metrics: MetricsSettings = MetricsSettings()
     log: Log = Log()
     traces: Traces = Traces()

@@ -54,7 +54,7 @@ class TokenRequest(_Source, frozen=True, kw_only=True):
     """Bind each project's tokens to a Secret, so that they can be revoked. `false` uses one token for all projects."""
 
 
-class ClientCertificate(_Source, frozen=True, kw_only=True):
+class ClientCertificateSettings(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["client-certificate"], one_of("client-certificate")] = "client-certificate"
     ca_certificate: _RequiredFile
     """CA certificate, reloaded when it changes."""
@@ -66,7 +66,7 @@ class ClientCertificate(_Source, frozen=True, kw_only=True):
     """Groups, with the same placeholders."""
 
 
-class Exec(_Source, frozen=True, kw_only=True):
+class ExecSettings(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["exec"], one_of("exec")] = "exec"
     command: Annotated[str, values.absolute_command]
     """Absolute path of the command."""
@@ -113,8 +113,20 @@ class ProjectKubeconfig(_Source, frozen=True, kw_only=True):
 
 
 CredentialSource = (
-    ProjectKubeconfig | DatumServiceAccount | TokenRequest | ClientCertificate | Exec | TokenFile | KubeconfigSecret
+    ProjectKubeconfig
+    | DatumServiceAccount
+    | TokenRequest
+    | ClientCertificateSettings
+    | ExecSettings
+    | TokenFile
+    | KubeconfigSecret
 )
 SOURCES = ByType(
-    ProjectKubeconfig, DatumServiceAccount, TokenRequest, ClientCertificate, Exec, TokenFile, KubeconfigSecret
+    ProjectKubeconfig,
+    DatumServiceAccount,
+    TokenRequest,
+    ClientCertificateSettings,
+    ExecSettings,
+    TokenFile,
+    KubeconfigSecret,
 )

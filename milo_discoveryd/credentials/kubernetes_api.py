@@ -13,7 +13,7 @@ TIMEOUT_S = 15.0
 T = TypeVar("T")
 
 
-class Answer(Protocol):
+class ApiAnswer(Protocol):
     @property
     def status(self) -> int: ...
 
@@ -27,14 +27,14 @@ class Answer(Protocol):
 class KubernetesApi(Protocol):
     """Raises TransportError if there is no response."""
 
-    async def get(self, path: str, query: Sequence[tuple[str, str]] = (), *, timeout_s: float) -> Answer: ...
+    async def get(self, path: str, query: Sequence[tuple[str, str]] = (), *, timeout_s: float) -> ApiAnswer: ...
 
-    async def post(self, path: str, body: bytes, *, timeout_s: float) -> Answer: ...
+    async def post(self, path: str, body: bytes, *, timeout_s: float) -> ApiAnswer: ...
 
-    async def delete(self, path: str, body: bytes, *, timeout_s: float) -> Answer: ...
+    async def delete(self, path: str, body: bytes, *, timeout_s: float) -> ApiAnswer: ...
 
 
-def refuse(origin: str, answer: Answer, what: str, rule: str) -> NoReturn:
+def refuse(origin: str, answer: ApiAnswer, what: str, rule: str) -> NoReturn:
     """Raise a BackendError for a failed request: `what` names it, `rule` is the RBAC rule that allows it.
 
     The response body is not repeated: it may contain a secret.
@@ -50,7 +50,7 @@ def refuse(origin: str, answer: Answer, what: str, rule: str) -> NoReturn:
     )
 
 
-def read(origin: str, answer: Answer, form: type[T]) -> T:
+def read(origin: str, answer: ApiAnswer, form: type[T]) -> T:
     try:
         return msgspec.json.decode(answer.body, type=form)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -20,7 +20,7 @@ from milo_discoveryd.kubeconfigs import rendering
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.lease import Draw, refresh_at
 from milo_discoveryd.kubeconfigs.minter import LeaseEntry, LeaseKey, LeaseListener, Minter, MintMetrics
-from milo_discoveryd.kubeconfigs.rendering import ServerTrust
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.selector import Selector
@@ -71,7 +71,7 @@ class Issuer:
         self,
         sources: Sequence[SourceAssignment],
         *,
-        trust: Callable[[], ServerTrust],
+        trust: Callable[[], ClusterTrust],
         metrics: IssuerMetrics,
         audit: IssuerAudit,
         max_ttl_s: float,

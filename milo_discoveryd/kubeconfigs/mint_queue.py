@@ -20,7 +20,7 @@ class Mintable(Protocol):
 M = TypeVar("M", bound="Mintable")
 
 
-class Waiting(msgspec.Struct, frozen=True, order=True):
+class QueuedMint(msgspec.Struct, frozen=True, order=True):
     ends_at: float
     number: int
 
@@ -31,7 +31,7 @@ class MintQueue(Generic[M]):
         self._for_retries = max(1, places // 4)
         self._for_new = max(1, places - self._for_retries)
         self._for_organization = max(1, (places + 1) // 2)
-        self._waiting: dict[str, dict[str, list[tuple[Waiting, M]]]] = {
+        self._waiting: dict[str, dict[str, list[tuple[QueuedMint, M]]]] = {
             "retry": defaultdict(list),
             "first": defaultdict(list),
             "renewal": defaultdict(list),
@@ -41,13 +41,13 @@ class MintQueue(Generic[M]):
         """What kind of mint each cluster has in flight, by incarnation."""
         self._kinds: Counter[str] = Counter()
         self._organizations: Counter[str] = Counter()
-        self._parked: defaultdict[int, list[tuple[str, Waiting, M]]] = defaultdict(list)
+        self._parked: defaultdict[int, list[tuple[str, QueuedMint, M]]] = defaultdict(list)
 
     def add(self, entry: M, *, ends_at: float, failures: int) -> None:
         """`ends_at` is when the lease expires; `failures` are those of the cluster itself since its last success."""
         kind = "retry" if failures else "first" if ends_at == float("-inf") else "renewal"
         self._number += 1
-        self._push(kind, Waiting(ends_at, self._number), entry)
+        self._push(kind, QueuedMint(ends_at, self._number), entry)
 
     def take(self) -> M | None:
         """Return the next lease to mint, and occupy a place until `done`; None if none may be minted now."""
@@ -99,7 +99,7 @@ class MintQueue(Generic[M]):
         _, kind, organization = min(heads)
         return kind, organization
 
-    def _push(self, kind: str, waiting: Waiting, entry: M) -> None:
+    def _push(self, kind: str, waiting: QueuedMint, entry: M) -> None:
         heapq.heappush(self._waiting[kind][_organization(entry)], (waiting, entry))
 
 

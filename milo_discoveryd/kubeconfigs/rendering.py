@@ -18,7 +18,7 @@ _EXEC_VERSION = "client.authentication.k8s.io/v1"
 _HINT = "milo-discovery is not on PATH. It comes with the Python package milo-discovery-client."
 
 
-class ServerTrust(msgspec.Struct, frozen=True):
+class ClusterTrust(msgspec.Struct, frozen=True):
     """How clients verify the API servers of all clusters."""
 
     authorities: bytes | None
@@ -26,7 +26,7 @@ class ServerTrust(msgspec.Struct, frozen=True):
     tls_server_name: str | None = None
 
 
-def embedded(name: str, server: str, trust: ServerTrust, credential: Credential) -> bytes:
+def embedded(name: str, server: str, trust: ClusterTrust, credential: Credential) -> bytes:
     """Render a kubeconfig that contains the credential. Raises UnfitError if it would be sent without TLS."""
     if not is_confidential(server):
         raise UnfitError(f"the endpoint of {name}, {server}, has no TLS: a credential would be sent unencrypted")
@@ -39,7 +39,7 @@ def embedded(name: str, server: str, trust: ServerTrust, credential: Credential)
     return _config(name, server, trust, user)
 
 
-def exec_form(name: str, server: str, trust: ServerTrust, address: str | None) -> bytes:
+def exec_form(name: str, server: str, trust: ClusterTrust, address: str | None) -> bytes:
     """Render a kubeconfig without a secret: its exec plugin asks the daemon at `address` for each credential."""
     user: dict[str, object] = {
         "exec": {
@@ -55,7 +55,7 @@ def exec_form(name: str, server: str, trust: ServerTrust, address: str | None) -
     return _config(name, server, trust, user)
 
 
-def _config(name: str, server: str, trust: ServerTrust, user: Mapping[str, object]) -> bytes:
+def _config(name: str, server: str, trust: ClusterTrust, user: Mapping[str, object]) -> bytes:
     cluster: dict[str, object] = {"server": server}
     if trust.authorities is not None:
         cluster["certificate-authority-data"] = _base64(trust.authorities)

@@ -19,10 +19,10 @@ from milo_discoveryd.registry.registry import ClusterRecord, ObjectState
 from milo_discoveryd.telemetry.status import (
     ClusterQuery,
     ClusterRow,
+    DaemonStatus,
     Identity,
     RecentChange,
-    Source,
-    Status,
+    SourceSummary,
     SubscriberRow,
 )
 
@@ -89,12 +89,12 @@ class StatusBoard:
         self._subscribers = subscribers
         self._credentials = credentials
 
-    def status(self, question: ClusterQuery, *, with_names: bool) -> Status:
+    def status(self, question: ClusterQuery, *, with_names: bool) -> DaemonStatus:
         now = Moment(time.time(), time.monotonic())
         registry = self._fleet.registry
         matching = self._matching(question) if with_names else []
         shown = heapq.nsmallest(SHOWN_AT_ONCE, matching, key=lambda pair: (_RANK[pair[1].state], pair[0]))
-        return Status(
+        return DaemonStatus(
             at=now.wall,
             identity=self._identity,
             source=self._source(now, with_message=with_names),
@@ -117,13 +117,13 @@ class StatusBoard:
     def _matching(self, question: ClusterQuery) -> list[tuple[str, ClusterRecord]]:
         return [(name, record) for name, record in self._fleet.registry.items() if question.matches(name, record)]
 
-    def _source(self, now: Moment, *, with_message: bool) -> Source:
+    def _source(self, now: Moment, *, with_message: bool) -> SourceSummary:
         status = self._fleet.status
 
         def wall(steady: float) -> float:
             return now.wall - (now.steady - steady)
 
-        return Source(
+        return SourceSummary(
             state=status.state.value,
             since=wall(status.since),
             reason=status.reason if status.state is not SourceState.STREAMING else "",

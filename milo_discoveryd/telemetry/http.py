@@ -14,7 +14,7 @@ from prometheus_client.registry import Collector
 
 from milo_discoveryd import addresses
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.http.server import Request, Response, Server
+from milo_discoveryd.http.server import HttpReply, HttpServer, Request
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import ClusterQuery
@@ -49,7 +49,7 @@ class Endpoint:
         self._ready = ready
         self._names_for = names_for
         self._hosts = frozenset(each.lower() for each in hosts)
-        self._server = Server(self._answer, connections=CONNECTIONS)
+        self._server = HttpServer(self._answer, connections=CONNECTIONS)
 
     async def start(self, host: str, port: int) -> str:
         """Return the URL. Raises StartError."""
@@ -61,20 +61,20 @@ class Endpoint:
     async def stop(self) -> None:
         await self._server.stop()
 
-    async def _answer(self, request: Request) -> Response:
+    async def _answer(self, request: Request) -> HttpReply:
         match request.path:
             case "/livez":
-                return Response(b"ok\n")
+                return HttpReply(b"ok\n")
             case "/readyz":
                 return _checked(self._ready(), is_verbose="verbose" in request.query)
             case "/metrics" | "/" if not self._is_ours(request.headers.get("Host", "")):
-                return Response(b"the Host header is not this daemon's; http_hosts can name more\n", status=421)
+                return HttpReply(b"the Host header is not this daemon's; http_hosts can name more\n", status=421)
             case "/metrics":
                 return await self._scraped(request)
             case "/":
                 return self._status(request)
             case _:
-                return Response(b"not found; there are /, /metrics, /livez and /readyz\n", status=404)
+                return HttpReply(b"not found; there are /, /metrics, /livez and /readyz\n", status=404)
 
     def _is_ours(self, host_header: str) -> bool:
         """Whether the request is meant for this port. A page elsewhere that is rebound to it says its own name."""
@@ -98,32 +98,32 @@ class Endpoint:
             case _:
                 return False
 
-    async def _scraped(self, request: Request) -> Response:
+    async def _scraped(self, request: Request) -> HttpReply:
         encode, content_type = exposition.choose_encoder(request.headers.get("Accept", ""))
         # Collected here, where nothing changes meanwhile, and encoded in a thread: that takes most of the time.
         shows_names = self._shows_names(request)
         families = [each for each in self._metrics.registry.collect() if shows_names or each.name not in _NAMED]
-        return Response(await asyncio.to_thread(encode, _Collected(families)), content_type)
+        return HttpReply(await asyncio.to_thread(encode, _Collected(families)), content_type)
 
-    def _status(self, request: Request) -> Response:
+    def _status(self, request: Request) -> HttpReply:
         from milo_discoveryd.telemetry import status_page  # noqa: PLC0415 - its template and HTML, which few daemons show
 
         query = request.query
         question = ClusterQuery(search=query.get("q", ""), state=query.get("state", ""))
         status = self._board.status(question, with_names=self._shows_names(request))
         if "json" in query:
-            return Response(status_page.to_json(status), "application/json", headers=status_page.HEADERS)
+            return HttpReply(status_page.to_json(status), "application/json", headers=status_page.HEADERS)
         page = status_page.render(status, question).encode()
-        return Response(page, "text/html; charset=utf-8", headers=status_page.HEADERS)
+        return HttpReply(page, "text/html; charset=utf-8", headers=status_page.HEADERS)
 
 
-def _checked(found: Mapping[str, str | None], *, is_verbose: bool) -> Response:
+def _checked(found: Mapping[str, str | None], *, is_verbose: bool) -> HttpReply:
     is_well = all(problem is None for problem in found.values())
     if is_well and not is_verbose:
-        return Response(b"ok\n")
+        return HttpReply(b"ok\n")
     lines = [f"[{'+' if problem is None else '-'}]{name} {problem or 'ok'}" for name, problem in found.items()]
     lines.append("ok" if is_well else "failed")
-    return Response(("\n".join(lines) + "\n").encode(), status=200 if is_well else 503)
+    return HttpReply(("\n".join(lines) + "\n").encode(), status=200 if is_well else 503)
 
 
 class _Collected(Collector):

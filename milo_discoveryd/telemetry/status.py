@@ -13,7 +13,7 @@ class Identity(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float
 
 
-class Source(msgspec.Struct, frozen=True, kw_only=True):
+class SourceSummary(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     since: float
     reason: str
@@ -62,10 +62,10 @@ class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True):
         return not wanted or any(wanted in said.casefold() for said in (name, organization, record.message))
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
+class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     identity: Identity
-    source: Source
+    source: SourceSummary
     engaged: int
     counts: dict[str, int]
     """Known objects, by state."""

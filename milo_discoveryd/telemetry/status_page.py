@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from milo_discoveryd.telemetry.status import ClusterQuery, ClusterRow, Status
+from milo_discoveryd.telemetry.status import ClusterQuery, ClusterRow, DaemonStatus
 
 _TEMPLATE = Path(__file__).with_name("status_page.html").read_text(encoding="utf-8")
 _STYLE = _TEMPLATE.partition("<style>")[2].partition("</style>")[0]
@@ -47,11 +47,11 @@ _LAG_TO_NOTICE = 1_000
 _LIFE_TO_NOTICE_S = 120
 
 
-def to_json(status: Status) -> bytes:
+def to_json(status: DaemonStatus) -> bytes:
     return msgspec.json.encode(status)
 
 
-def render(status: Status, question: ClusterQuery) -> str:
+def render(status: DaemonStatus, question: ClusterQuery) -> str:
     source, identity, now = status.source, status.identity, status.at
     return Template(_TEMPLATE.replace(_STYLE, _STYLE.replace("$", "$$"))).substitute(
         title=escape(f"{source.state} · {status.engaged} engaged · milo-discoveryd"),
@@ -82,7 +82,7 @@ def _trouble(reason: str, message: str) -> str:
     return f"<p>{escape(': '.join(filter(None, (reason, message))))}</p>" if reason or message else ""
 
 
-def _facts(status: Status, question: ClusterQuery) -> str:
+def _facts(status: DaemonStatus, question: ClusterQuery) -> str:
     def state(name: str, count: int) -> str:
         chosen = name == question.state
         query = _query(ClusterQuery(search=question.search, state="" if chosen else name))
@@ -104,7 +104,7 @@ def _facts(status: Status, question: ClusterQuery) -> str:
     )
 
 
-def _clusters(status: Status, question: ClusterQuery) -> str:
+def _clusters(status: DaemonStatus, question: ClusterQuery) -> str:
     form = (
         '<form method="get" action="/">'
         f'<input type="search" name="q" value="{escape(question.search)}" placeholder="name, organization or note" '
@@ -132,7 +132,7 @@ def _cluster(row: ClusterRow, now: float) -> str:
     )
 
 
-def _recent_changes(status: Status) -> str:
+def _recent_changes(status: DaemonStatus) -> str:
     return _table(
         ("when", "what", "cluster", "why"),
         (
@@ -145,7 +145,7 @@ def _recent_changes(status: Status) -> str:
     )
 
 
-def _subscribers(status: Status) -> str:
+def _subscribers(status: DaemonStatus) -> str:
     more = len(status.subscribers) - _ROWS_ABOVE
     table = _table(
         ("since", "lag", "filter"),
@@ -160,7 +160,7 @@ def _subscribers(status: Status) -> str:
     return table + (f'<p class="quiet">And {more} more, none of them further behind.</p>' if more > 0 else "")
 
 
-def _credentials(status: Status) -> str:
+def _credentials(status: DaemonStatus) -> str:
     def row(name: str, kind: str, held: int, ends: float | None, trouble: str) -> str:
         ending = ends is not None and ends - status.at < _LIFE_TO_NOTICE_S
         until = "" if ends is None else f"first ends {_ahead(ends, status.at)}"

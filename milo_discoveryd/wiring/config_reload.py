@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from milo_discoveryd.config import Rule, Settings
+from milo_discoveryd.config import RuleSettings, Settings
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.log import log
 
@@ -42,7 +42,7 @@ class ConfigReloader:
         load: Load,
         file: Path | None,
         *,
-        apply: Callable[[tuple[Rule, ...]], None],
+        apply: Callable[[tuple[RuleSettings, ...]], None],
         audit: ReloadAudit,
         metrics: ReloadMetrics,
     ) -> None:
@@ -113,7 +113,7 @@ def _differ(name: str, one: Settings, other: Settings) -> bool:
     return name != "rights" and getattr(one, name) != getattr(other, name)
 
 
-def _changes(before: tuple[Rule, ...], now: tuple[Rule, ...]) -> dict[str, object]:
+def _changes(before: tuple[RuleSettings, ...], now: tuple[RuleSettings, ...]) -> dict[str, object]:
     """The names of changed rules, and the order of all, because the first rule that matches a caller applies."""
     old, new = ({rule.name: rule for rule in rules} for rules in (before, now))
     return {

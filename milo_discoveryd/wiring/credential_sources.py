@@ -87,7 +87,7 @@ class Sources:
                     audiences=of.audiences,
                     bound=of.bound,
                 )
-            case sources.ClientCertificate():
+            case sources.ClientCertificateSettings():
                 from milo_discoveryd.credentials.sources.client_certificate import ClientCertificateSource
 
                 return ClientCertificateSource(
@@ -97,7 +97,7 @@ class Sources:
                     common_name=of.common_name,
                     organizations=of.organizations,
                 )
-            case sources.Exec():
+            case sources.ExecSettings():
                 return ExecSource(
                     of.name,
                     ExecCommand(api_version=of.api_version, argv=(of.command, *of.args), environment=of.env),

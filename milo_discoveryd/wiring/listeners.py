@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AsyncExitStack
 
 from milo_discoveryd import process_hardening
-from milo_discoveryd.config import Listener as ListenerSettings
-from milo_discoveryd.config import Settings, UnixAddress
+from milo_discoveryd.config import ListenerSettings, Settings, UnixAddress
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_discoveryd.log import log

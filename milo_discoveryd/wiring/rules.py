@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from milo_discoveryd.config import Rule as RuleSettings
+from milo_discoveryd.config import RuleSettings
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.name_patterns import name_patterns

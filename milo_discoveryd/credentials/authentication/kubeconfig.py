@@ -18,8 +18,8 @@ from milo_discoveryd.credentials.authentication.credential_provider import (
 )
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand, ExecPlugin
 from milo_discoveryd.credentials.authentication.kubeconfig_schema import (
-    Cluster,
-    Exec,
+    ClusterEntry,
+    ExecEntry,
     Kubeconfig,
     Named,
     NamedCluster,
@@ -211,7 +211,7 @@ class _Reader:
             self._wrong('user impersonates another user ("as"), which is not supported: give the daemon its own')
 
     def _exec(
-        self, spec: Exec, named: NamedCluster, authorities: FileContent | bytes | None
+        self, spec: ExecEntry, named: NamedCluster, authorities: FileContent | bytes | None
     ) -> CredentialProvider | None:
         if spec.api_version not in _EXEC_VERSIONS:
             self._wrong(
@@ -304,7 +304,7 @@ def server_problem(server: str) -> str | None:
     return None
 
 
-def _cluster_info(cluster: Cluster, authorities: FileContent | bytes | None) -> Mapping[str, object]:
+def _cluster_info(cluster: ClusterEntry, authorities: FileContent | bytes | None) -> Mapping[str, object]:
     """Return `spec.cluster` of the ExecCredential that the plugin receives."""
     authority = authorities.read() if isinstance(authorities, FileContent) else authorities
     info: dict[str, object] = {"server": cluster.server}

@@ -14,7 +14,7 @@ class Extension(msgspec.Struct, frozen=True):
     extension: Any = None
 
 
-class Cluster(msgspec.Struct, frozen=True, rename="kebab"):
+class ClusterEntry(msgspec.Struct, frozen=True, rename="kebab"):
     server: str = ""
     certificate_authority: str = ""
     certificate_authority_data: str = ""
@@ -29,7 +29,7 @@ class Variable(msgspec.Struct, frozen=True):
     value: str
 
 
-class Exec(msgspec.Struct, frozen=True, rename="camel"):
+class ExecEntry(msgspec.Struct, frozen=True, rename="camel"):
     api_version: str
     command: str
     args: list[str] | None = None
@@ -46,7 +46,7 @@ class User(msgspec.Struct, frozen=True, rename="kebab"):
     client_certificate_data: str = ""
     client_key: str = ""
     client_key_data: str = ""
-    exec: Exec | None = None
+    exec: ExecEntry | None = None
     # Declared so that they can be rejected with a message.
     username: str = ""
     password: str = ""
@@ -64,7 +64,7 @@ class Named(msgspec.Struct, frozen=True):
 
 
 class NamedCluster(Named, frozen=True):
-    cluster: Cluster
+    cluster: ClusterEntry
 
 
 class NamedUser(Named, frozen=True):

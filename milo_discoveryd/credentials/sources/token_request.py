@@ -19,7 +19,7 @@ import msgspec
 from milo_discoveryd.credentials import kubernetes_api
 from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
-from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, Answer, KubernetesApi
+from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, ApiAnswer, KubernetesApi
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, TransportError
 from milo_discoveryd.model.cluster import Cluster
@@ -245,7 +245,7 @@ class TokenRequestSource:
             if answer.status not in (200, 202, 404, 409):  # 409: another Secret has the name by now
                 self._refuse(answer, "delete the Secret that tokens are bound to")
 
-    def _refuse(self, answer: Answer, what: str) -> NoReturn:
+    def _refuse(self, answer: ApiAnswer, what: str) -> NoReturn:
         rule = f"create, list and delete secrets in namespace {self._namespace}"
         kubernetes_api.refuse(self._origin, answer, what, rule)
 
@@ -257,10 +257,10 @@ class TokenRequestSource:
     def _in_namespace(self) -> str:
         return f"/api/v1/namespaces/{self._namespace}"
 
-    async def _post(self, path: str, body: object) -> Answer:
+    async def _post(self, path: str, body: object) -> ApiAnswer:
         return await self._call(self._api.post(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S))
 
-    async def _call(self, answering: Awaitable[Answer]) -> Answer:
+    async def _call(self, answering: Awaitable[ApiAnswer]) -> ApiAnswer:
         try:
             return await answering
         except TransportError as error:

@@ -32,7 +32,7 @@ from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
 from milo_discoveryd.server.calls.listings import ListingOwner, Listings, Page
 from milo_discoveryd.server.calls.revision import Position, TokenSigner
 from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
-from milo_discoveryd.server.calls.stream import RETRY_S, Send, Stream, StreamMetrics
+from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamMetrics, WatchStream
 from milo_discoveryd.server.calls.verification import HANDOUT_MAX_AGE_S, Freshness, StreamVerification
 
 NAME = pb.DESCRIPTOR.services_by_name["DiscoveryService"].full_name
@@ -77,7 +77,7 @@ class Service:
         self._listings = Listings(fleet.log, signer)
         self._draining = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
-        self.streams: set[Stream] = set()
+        self.streams: set[WatchStream] = set()
 
     def drain(self) -> None:
         """End the streams, each after its pending changes."""
@@ -225,7 +225,7 @@ class Service:
         )
 
     async def _stream(self, asked: requests.WatchRequest, call: CallContext, send: Send) -> None:
-        stream = Stream(
+        stream = WatchStream(
             self._fleet,
             self._info.epoch,
             asked,

@@ -39,7 +39,7 @@ class StreamMetrics(Protocol):
     def reset_sent(self) -> None: ...
 
 
-class Stream:
+class WatchStream:
     def __init__(
         self,
         fleet: Fleet,

@@ -15,7 +15,7 @@ import pytest
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.kubeconfigs.issuer import Issuer, SourceAssignment
-from milo_discoveryd.kubeconfigs.rendering import ServerTrust
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Ready
 from milo_discoveryd.model.source import SourceState, SourceStatus
@@ -80,7 +80,7 @@ class World:
         self.audit = Audit(self.metrics, lambda line: self.audited.append(json.loads(line)))
         self.issuer = Issuer(
             sources,
-            trust=lambda: ServerTrust(authorities),
+            trust=lambda: ClusterTrust(authorities),
             metrics=self.metrics,
             audit=self.audit,
             max_ttl_s=900,

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from milo_discoveryd.http.server import REQUEST_LIMIT, Request, Response, Server
+from milo_discoveryd.http.server import REQUEST_LIMIT, HttpReply, HttpServer, Request
 from tests.support.eventually import eventually
 
 
@@ -16,13 +16,13 @@ async def serving(connections: int = 8) -> AsyncIterator[tuple[str, int, list[Re
     seen: list[Request] = []
     never = asyncio.Event()
 
-    async def answer(request: Request) -> Response:
+    async def answer(request: Request) -> HttpReply:
         seen.append(request)
         if request.path == "/never":
             await never.wait()
-        return Response(f"{request.path} {dict(request.query)}".encode())
+        return HttpReply(f"{request.path} {dict(request.query)}".encode())
 
-    server = Server(answer, connections=connections)
+    server = HttpServer(answer, connections=connections)
     url = await server.start("127.0.0.1", 0)
     host, _, port = url.removeprefix("http://").rpartition(":")
     try:
@@ -122,8 +122,8 @@ async def test_stopped_server_ends_what_it_is_asked() -> None:
 
 
 async def test_port_that_is_taken_is_an_error() -> None:
-    async def answer(request: Request) -> Response:
-        return Response(b"")
+    async def answer(request: Request) -> HttpReply:
+        return HttpReply(b"")
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
-        await Server(answer, connections=1).start("127.0.0.1", taken.getsockname()[1])
+        await HttpServer(answer, connections=1).start("127.0.0.1", taken.getsockname()[1])

@@ -13,10 +13,10 @@ from milo_discoveryd.telemetry import status_page
 from milo_discoveryd.telemetry.status import (
     ClusterQuery,
     ClusterRow,
+    DaemonStatus,
     Identity,
     RecentChange,
-    Source,
-    Status,
+    SourceSummary,
     SubscriberRow,
 )
 
@@ -25,11 +25,13 @@ HOSTILE = "\"><script>alert(1)</script>'&<img src=x onerror=alert(2)>$at"
 EVERYTHING = ClusterQuery()
 
 
-def status(**changes: Any) -> Status:
-    plain = Status(
+def status(**changes: Any) -> DaemonStatus:
+    plain = DaemonStatus(
         at=NOW,
         identity=Identity(version="1.2.3", mode="project", epoch="abc", started_at=NOW - 3 * 86_400 - 4 * 3600),
-        source=Source(state="STREAMING", since=NOW - 90, reason="", message="", last_contact=NOW - 12, synced=True),
+        source=SourceSummary(
+            state="STREAMING", since=NOW - 90, reason="", message="", last_contact=NOW - 12, synced=True
+        ),
         engaged=1,
         counts={"malformed": 0, "not_ready": 0, "ready": 1, "outside_selector": 0, "deleted": 0},
         deletions_unconfirmed=0,
@@ -71,7 +73,7 @@ class Reader(HTMLParser):
             self._words.append(data)
 
 
-def read(shown: Status, question: ClusterQuery = EVERYTHING) -> Reader:
+def read(shown: DaemonStatus, question: ClusterQuery = EVERYTHING) -> Reader:
     return Reader(status_page.render(shown, question))
 
 
@@ -87,7 +89,7 @@ def test_status_page_shows_source_state_and_time() -> None:
 
 
 def test_status_page_shows_why_source_is_stale() -> None:
-    source = Source(
+    source = SourceSummary(
         state="STALE", since=NOW - 7200, reason="Forbidden", message="may not list", last_contact=None, synced=False
     )
     words = read(status(source=source)).words
@@ -164,7 +166,7 @@ def test_status_page_keeps_search_in_field_and_links() -> None:
 def test_status_page_escapes_every_value() -> None:
     hostile = status(
         identity=Identity(version=HOSTILE, mode=HOSTILE, epoch=HOSTILE, started_at=0),
-        source=Source(state=HOSTILE, since=0, reason=HOSTILE, message=HOSTILE, last_contact=0, synced=True),
+        source=SourceSummary(state=HOSTILE, since=0, reason=HOSTILE, message=HOSTILE, last_contact=0, synced=True),
         counts={HOSTILE: 1},
         clusters=(
             ClusterRow(

@@ -13,7 +13,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer import Issuer, SourceAssignment
-from milo_discoveryd.kubeconfigs.rendering import ServerTrust
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.model.source import SourceState, SourceStatus
@@ -253,7 +253,7 @@ class Daemon:
         )
         return Issuer(
             [SourceAssignment(source)],
-            trust=lambda: ServerTrust(authorities=None),
+            trust=lambda: ClusterTrust(authorities=None),
             audit=self.ledger,
             metrics=self.ledger,
             max_ttl_s=CAP_S,

@@ -19,7 +19,7 @@ from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.registry import ClusterRecord
 from milo_discoveryd.state_file.encoding import StoredFleet
-from milo_discoveryd.telemetry.status import Status
+from milo_discoveryd.telemetry.status import DaemonStatus
 from tools.metrics_reference import families
 
 SERVICE = pb.DESCRIPTOR.services_by_name["DiscoveryService"]
@@ -113,13 +113,15 @@ def test_type_walk_finds_secrets() -> None:
     assert parts(IssuedKubeconfig) & SECRETS == SECRETS
 
 
-@pytest.mark.parametrize("kind", [Cluster, Event, ClusterRecord, StoredFleet, Status], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [Cluster, Event, ClusterRecord, StoredFleet, DaemonStatus], ids=lambda kind: kind.__name__
+)
 def test_fleet_state_file_and_status_types_contain_no_secret(kind: type) -> None:
     made_of = parts(kind)
     assert made_of & SECRETS == set()
     named = {f"{each.__name__}.{name}" for each in made_of if isinstance(each, type) for name in hints(each)}
     assert {name for name in named if OF_A_SECRET.search(name.partition(".")[2])} <= {
-        "Status.credentials",  # how their sources are: SourceHealth, whose own fields are looked at here as well
+        "DaemonStatus.credentials",  # how their sources are: SourceHealth, whose own fields are looked at here as well
     }
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from milo_discoveryd.config import Listener, load
+from milo_discoveryd.config import ListenerSettings, load
 from milo_discoveryd.config.values import InsecureAddress, TcpAddress, UnixAddress
 from milo_discoveryd.daemon_errors import ConfigError
 
@@ -16,7 +16,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "config.yaml"
 
 
-def listeners(file: Path, *items: str) -> tuple[Listener, ...]:
+def listeners(file: Path, *items: str) -> tuple[ListenerSettings, ...]:
     file.write_text("listen:\n" + "".join(f"  - {item}\n" for item in items))
     return load({}, {}, file).listen
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from milo_discoveryd.config import Listener, Settings, UnixAddress, load
+from milo_discoveryd.config import ListenerSettings, Settings, UnixAddress, load
 from milo_discoveryd.config.values import InsecureAddress
 from milo_discoveryd.daemon_errors import ConfigError
 
@@ -28,7 +28,7 @@ def test_defaults_apply_without_settings() -> None:
     settings = load({}, {}, None)
     assert settings == Settings()
     assert settings.mode == "project"
-    assert settings.listen == (Listener(address=UnixAddress(Path("/run/milo-discovery/discovery.sock"))),)
+    assert settings.listen == (ListenerSettings(address=UnixAddress(Path("/run/milo-discovery/discovery.sock"))),)
     assert settings.heartbeat_interval == timedelta(seconds=30)
     assert settings.stalled_timeout == timedelta(minutes=5)
     assert settings.source.silence_limit == timedelta(seconds=90)

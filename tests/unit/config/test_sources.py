@@ -32,7 +32,7 @@ def test_source_types_are_parsed(tmp_path: Path) -> None:
     datum, _, _, exec_, token_file, secret, _ = found
     assert isinstance(datum, sources.DatumServiceAccount)
     assert datum.audiences == ("a", "b")
-    assert isinstance(exec_, sources.Exec)
+    assert isinstance(exec_, sources.ExecSettings)
     assert (exec_.args, exec_.env) == (("auth", "token"), {"A": "b"})
     assert token_file.label_selector == "env=prod"
     assert isinstance(secret, sources.KubeconfigSecret)

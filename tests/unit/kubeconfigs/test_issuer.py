@@ -17,7 +17,7 @@ from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs import minter
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer import CredentialUnavailableError, Issuer, NoSourceError, SourceAssignment
-from milo_discoveryd.kubeconfigs.rendering import ServerTrust
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
@@ -50,7 +50,7 @@ async def issuing(
 ) -> AsyncIterator[Issuer]:
     issuer = Issuer(
         [each if isinstance(each, SourceAssignment) else SourceAssignment(each) for each in sources],
-        trust=lambda: ServerTrust(b"CA"),
+        trust=lambda: ClusterTrust(b"CA"),
         metrics=metrics or Metrics(),
         audit=Audit(Metrics()),
         max_ttl_s=900,

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from milo_discoveryd.credentials.credential import ClientCertificate, Credential
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import UnfitError
-from milo_discoveryd.kubeconfigs.rendering import ServerTrust, embedded, exec_form
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust, embedded, exec_form
 
 TOKEN = Credential(token=Secret("t1"))
-PLACE = ServerTrust(b"-----BEGIN CERTIFICATE-----\n", "milo.internal")
+PLACE = ClusterTrust(b"-----BEGIN CERTIFICATE-----\n", "milo.internal")
 # Names that a YAML reader of one kind or another takes for something else.
 TREACHEROUS = ["1e3", "no", "null", "~", "0x10", "2026-01-02", "on", "1_000", ".5"]
 
@@ -53,7 +53,7 @@ def test_embedded_client_certificate_is_inline_data() -> None:
 
 
 def test_kubeconfig_without_ca_uses_system_trust() -> None:
-    assert parts(embedded("alpha", "https://milo", ServerTrust(None), TOKEN))[0] == {"server": "https://milo"}
+    assert parts(embedded("alpha", "https://milo", ClusterTrust(None), TOKEN))[0] == {"server": "https://milo"}
 
 
 def test_exec_kubeconfig_has_no_secret_and_calls_client_command() -> None:
@@ -123,7 +123,7 @@ def test_kubernetes_package_reads_rendered_kubeconfig() -> None:
     from kubernetes import config  # noqa: PLC0415 - importing it takes most of a second
 
     for name in TREACHEROUS:
-        text = embedded(name, "https://milo/alpha", ServerTrust(None), Credential(token=Secret("t1")))
+        text = embedded(name, "https://milo/alpha", ClusterTrust(None), Credential(token=Secret("t1")))
         api = config.new_client_from_config_dict(yaml.safe_load(text))
         assert (api.configuration.host, api.configuration.api_key["BearerToken"]) == (
             "https://milo/alpha",

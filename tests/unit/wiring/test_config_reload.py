@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from milo_discoveryd.config import Rule, load
+from milo_discoveryd.config import RuleSettings, load
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.wiring import config_reload
 from milo_discoveryd.wiring.config_reload import ConfigReloader
@@ -35,7 +35,7 @@ class Place:
         beside.write_text(text)
         beside.rename(self.file)
 
-    def apply(self, rules: tuple[Rule, ...]) -> None:
+    def apply(self, rules: tuple[RuleSettings, ...]) -> None:
         self.applied.append(tuple(rule.name for rule in rules))
 
     def rights_changed(self, **about: object) -> None:
@@ -179,7 +179,7 @@ async def test_partially_written_file_is_awaited(place: Place) -> None:
 async def test_reload_without_file_waits_for_signal() -> None:
     metrics, applied = Metrics(), 0
 
-    def apply(rules: tuple[Rule, ...]) -> None:
+    def apply(rules: tuple[RuleSettings, ...]) -> None:
         nonlocal applied
         applied += 1
 
