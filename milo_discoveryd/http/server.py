@@ -29,17 +29,17 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Response:
+class HttpReply:
     body: bytes
     content_type: str = "text/plain; charset=utf-8"
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[HttpReply]]
 
 
-class Server:
+class HttpServer:
     """A server that passes each request to `handler`."""
 
     def __init__(self, handler: Handler, *, connections: int) -> None:
@@ -171,11 +171,11 @@ class _Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self._is_complete = True
-        response = Response(f"{status.value} {status.phrase}\n".encode(), status=status, headers=headers or {})
+        response = HttpReply(f"{status.value} {status.phrase}\n".encode(), status=status, headers=headers or {})
         self._write(response, with_body=True, keep_alive=False)
         self._transport.close()
 
-    def _write(self, response: Response, *, with_body: bool, keep_alive: bool) -> None:
+    def _write(self, response: HttpReply, *, with_body: bool, keep_alive: bool) -> None:
         assert self._transport is not None
         fields = {
             **response.headers,
