@@ -1,4 +1,4 @@
-"""Arguments to a command; what went wrong to a line that a person can act on."""
+"""The command line of the daemon: parses arguments, and prints expected errors as single lines."""
 
 import asyncio
 import gc
@@ -14,7 +14,7 @@ import click
 
 from milo_discoveryd import __version__
 
-# The parts of the daemon are imported by the commands that use them: `--version` and `--help` are quick without.
+# Each command imports what it uses, so that `--version` and `--help` are quick.
 # ruff: noqa: PLC0415
 
 COMMANDS_GROUP = "milo_discoveryd.commands"
@@ -54,10 +54,16 @@ def main() -> None:
 def daemon_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
-            click.option("--config", type=click.Path(path_type=Path), help="A YAML file of settings."),
-            click.option("--mode", help="project, project-control-plane, single, or that of an added package."),
-            click.option("--discovery-kubeconfig", metavar="FILE", help="Where projects are watched."),
-            click.option("--project-kubeconfig", metavar="FILE", help="Whose address leads to the control planes."),
+            click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings."),
+            click.option("--mode", help="project, project-control-plane, single, or a mode of an installed package."),
+            click.option(
+                "--discovery-kubeconfig",
+                metavar="FILE",
+                help="Kubeconfig of the API server where projects are watched.",
+            ),
+            click.option(
+                "--project-kubeconfig", metavar="FILE", help="Kubeconfig whose address leads to the control planes."
+            ),
             click.option("--label-selector", metavar="SELECTOR", help="Only projects with these labels."),
             click.option(
                 "--listen", multiple=True, metavar="ADDRESS", help="unix:///path or HOST:PORT; may be repeated."
@@ -72,13 +78,13 @@ def daemon_options(command: Callable[..., None]) -> Callable[..., None]:
 @main.command()
 @daemon_options
 def run(config: Path | None, **flags: Any) -> None:
-    """Runs the daemon.
+    """Run the daemon.
 
     Settings come from flags, then MILO_DISCOVERYD_... variables, then the file, then defaults.
     """
-    # The kernel drops signals to process 1 of a container that it has no handler for. Until the event loop has its own:
-    signal.signal(signal.SIGTERM, _ended_before_it_ran)
-    gc.disable()  # imports make thousands of objects, and no garbage
+    # The kernel ignores signals without a handler for PID 1. This handler applies until the event loop sets its own.
+    signal.signal(signal.SIGTERM, _exit_during_startup)
+    gc.disable()  # imports create many objects and no garbage
 
     from milo_discoveryd import process_hardening
 
@@ -92,7 +98,7 @@ def run(config: Path | None, **flags: Any) -> None:
     from milo_discoveryd.log import log
     from milo_discoveryd.telemetry.logging import configure
 
-    gc.freeze()  # what was imported stays: no later collection looks through it
+    gc.freeze()  # excludes imported modules from later collections
     gc.enable()
 
     def start() -> Coroutine[Any, Any, None]:
@@ -131,7 +137,7 @@ def check(config: Path | None, identity: str | None, **flags: Any) -> None:
     run_reporting_errors(start)
 
 
-def _ended_before_it_ran(number: int, frame: object) -> NoReturn:
+def _exit_during_startup(number: int, frame: object) -> NoReturn:
     sys.exit(0)
 
 
@@ -140,7 +146,7 @@ def _given(flags: dict[str, Any]) -> dict[str, object]:
 
 
 def run_reporting_errors(start: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Foreseen errors end as a line each on standard error and status 1; others are ours, and show where they are."""
+    """Run it; print expected errors as a line each and exit with 1. Other errors are bugs and print a traceback."""
     from milo_discoveryd.daemon_errors import DiscoveryError
 
     try:
@@ -148,15 +154,15 @@ def run_reporting_errors(start: Callable[[], Coroutine[Any, Any, None]]) -> None
     except KeyboardInterrupt:
         sys.exit(130)
     except DiscoveryError as error:
-        _give_up([error])
+        _exit_with([error])
     except BaseExceptionGroup as group:
-        foreseen, rest = group.split(DiscoveryError)
-        if rest is not None or foreseen is None:
+        expected, rest = group.split(DiscoveryError)
+        if rest is not None or expected is None:
             raise
-        _give_up(_leaves(foreseen))
+        _exit_with(_leaves(expected))
 
 
-def _give_up(errors: "Iterator[BaseException] | list[BaseException]") -> None:
+def _exit_with(errors: "Iterator[BaseException] | list[BaseException]") -> None:
     for error in errors:
         for line in str(error).splitlines():
             click.echo(f"milo-discoveryd: {line}", err=True)
