@@ -6,12 +6,14 @@
 package mapping
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
+	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/client-go/rest"
@@ -46,6 +48,8 @@ func ServerOf(endpoint string) (string, bool) {
 
 // Groups holds the shared mapper of each API server that has members.
 type Groups struct {
+	hedgeAfter time.Duration // of tests; 0 is defaultHedgeAfter
+
 	mu     sync.Mutex
 	groups map[string]*group
 }
@@ -71,7 +75,7 @@ func (g *Groups) Join(ctx context.Context, server, endpoint string, transport ht
 	defer g.mu.Unlock()
 	found, ok := g.groups[server]
 	if !ok {
-		asks := &members{}
+		asks := &members{hedgeAfter: cmp.Or(g.hedgeAfter, defaultHedgeAfter)}
 		mapper, err := apiutil.NewDynamicRESTMapper(&rest.Config{Host: anyMember, QPS: -1}, &http.Client{Transport: asks})
 		if err != nil {
 			return nil, nil, fmt.Errorf("make the REST mapper of %s: %w", server, err)

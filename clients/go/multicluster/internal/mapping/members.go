@@ -14,8 +14,8 @@ import (
 )
 
 const (
-	// hedgeAfter is how long one member may take before another is asked as well.
-	hedgeAfter = 100 * time.Millisecond
+	// defaultHedgeAfter is how long one member may take before another is asked as well.
+	defaultHedgeAfter = 100 * time.Millisecond
 	// answerWithin is how long all of them may take. The mapper holds its lock in that time.
 	answerWithin = 15 * time.Second
 	// maxAsked is how many members are asked at most.
@@ -34,6 +34,8 @@ type member struct {
 
 // members sends a request to one member after another until one gives a conclusive answer.
 type members struct {
+	hedgeAfter time.Duration
+
 	mu   sync.Mutex
 	list []*member // the one that answered last is at the front
 }
@@ -118,7 +120,7 @@ func (m *members) RoundTrip(request *http.Request) (*http.Response, error) {
 		open++
 	}
 	ask()
-	hedge := time.NewTicker(hedgeAfter)
+	hedge := time.NewTicker(m.hedgeAfter)
 	defer hedge.Stop()
 	best := answer{err: errNoMember}
 	for open > 0 {
