@@ -32,7 +32,7 @@ JUMP_S = 5.0
 TTL_STEPS_S = (10, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 86400)
 """A requested ttl is rounded down to one of these, so that few leases serve all requests."""
 REVOKE_BACKOFF_S = (1.0, 60.0)
-CLUSTER_BACKOFF_S = 300.0
+CLUSTER_BACKOFF_S = 20.0
 """The longest backoff after a failure that concerns one cluster."""
 MAX_REVOCATIONS = 50_000
 """Pending revocations. Credentials beyond this number are left to expire."""

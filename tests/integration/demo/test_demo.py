@@ -23,7 +23,7 @@ def test_demo_prints_events_and_what_to_try_next() -> None:
             if "DISENGAGED" in line:
                 break
         demo.send_signal(signal.SIGINT)
-        _, errors = demo.communicate(timeout=30)
+        _, errors = demo.communicate(timeout=120)
     assert (demo.returncode, errors) == (0, "")
     assert shown[0].startswith("Status page: http://127.0.0.1:")
     assert "In a second terminal:\n" in shown
@@ -103,5 +103,5 @@ def test_demo_removes_its_folder_when_its_terminal_closes(tmp_path: Path) -> Non
         demo.stdout.readline()
         assert list(tmp_path.iterdir()) != []
         demo.send_signal(signal.SIGHUP)
-        demo.communicate(timeout=30)
+        demo.communicate(timeout=120)
     assert list(tmp_path.iterdir()) == []
