@@ -71,7 +71,7 @@ def test_demo_prints_lines_on_a_dumb_terminal() -> None:
         while b"ENGAGED" not in shown:
             shown += os.read(controller, 4096)
         demo.terminate()
-        assert demo.wait(30) == 0
+        assert demo.wait(120) == 0
     os.close(controller)
     assert b"\x1b" not in shown
 
