@@ -198,7 +198,7 @@ func TestCredentialFilesThatCannotBeUsed(t *testing.T) {
 		if !errors.Is(err, ErrInvalidCredentials) || !strings.Contains(err.Error(), each.problem) {
 			t.Errorf("%+v fails with %v, want %q", each.credentials, err, each.problem)
 		}
-		// A watch retries: whoever renews the files may be in the middle of it.
+		// A watch retries, because the files may be in the middle of a renewal.
 		ctx, stop := context.WithCancel(t.Context())
 		hooks := Hooks{Disconnected: func(lost error) { err = lost; stop() }}
 		if ended := client.Watch(ctx, WatchOptions{Hooks: hooks}, nil); !errors.Is(ended, context.Canceled) {

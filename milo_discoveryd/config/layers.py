@@ -1,7 +1,7 @@
 """Flags, environment and file as layers of settings, each with its place.
 
 A layer maps the path of a setting, such as ("socket", "mode"), to what was given for it. Merging is then one dictionary
-over another, and whoever finds a value wrong can name the place it came from.
+over another, and an error can name the place that a value came from.
 """
 
 import re

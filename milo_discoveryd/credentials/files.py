@@ -20,13 +20,13 @@ class FileContent:
         self._seen: tuple[int, int, int] | None = None
         self._read_at = float("-inf")
 
-    def read(self, *, anew: bool = False) -> bytes:
+    def read(self, *, reread: bool = False) -> bytes:
         """Return the current content, or the last good one. Raises CredentialError if there never was any."""
         try:
             status = self.path.stat()
             seen = (status.st_ino, status.st_mtime_ns, status.st_size)
             now = self._clock()
-            if anew or seen != self._seen or now - self._read_at >= REREAD_EVERY_S:
+            if reread or seen != self._seen or now - self._read_at >= REREAD_EVERY_S:
                 with self.path.open("rb") as stream:
                     content = stream.read(MAX_BYTES + 1)
                 if content.strip() and len(content) <= MAX_BYTES:

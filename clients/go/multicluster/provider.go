@@ -63,7 +63,7 @@ type Provider struct {
 	entries     map[multicluster.ClusterName]*entry
 	indexes     []index
 	leaving     map[multicluster.ClusterName]<-chan struct{} // closed when the last engagement has ended
-	unconfirmed map[multicluster.ClusterName]struct{}        // not yet in the view of a watch that began anew
+	unconfirmed map[multicluster.ClusterName]struct{}        // not yet in the view of a restarted watch
 	started     bool
 	onAll       bool
 	workers     sync.WaitGroup
@@ -228,7 +228,7 @@ func (p *Provider) follow(ctx context.Context) error {
 	}
 }
 
-// confirm is called with each complete view. What a watch that began anew does not have is gone.
+// confirm is called with each complete view. Clusters missing from the view of a restarted watch are disengaged.
 func (p *Provider) confirm() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

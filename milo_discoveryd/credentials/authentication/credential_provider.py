@@ -40,11 +40,11 @@ class FileCredential:
     key: FileContent | None = None
 
     async def credential(self, *, refused: Credential | None = None) -> Credential:
-        anew = refused is not None
+        reread = refused is not None
         token, certificate = self.fixed.token, self.fixed.certificate
         if self.token is not None:
-            token = token_of(self.token.read(anew=anew).decode(errors="replace"), f"token file {self.token.path}")
+            token = token_of(self.token.read(reread=reread).decode(errors="replace"), f"token file {self.token.path}")
         if self.chain is not None and self.key is not None:
-            chain, key = self.chain.read(anew=anew), self.key.read(anew=anew)
+            chain, key = self.chain.read(reread=reread), self.key.read(reread=reread)
             certificate = ClientCertificate(chain=chain, key=Secret(key.decode(errors="replace")))
         return Credential(token=token, certificate=certificate)

@@ -72,7 +72,7 @@ class ReloadedCredential:
         return self._loaded.credentials
 
     async def credential(self, *, refused: Credential | None = None) -> Credential:
-        content = self._file.read(anew=refused is not None)
+        content = self._file.read(reread=refused is not None)
         if content != self._content:
             self._reload()
             self._content = content

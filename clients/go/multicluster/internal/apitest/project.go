@@ -254,7 +254,7 @@ func (p *Project) watch(w http.ResponseWriter, r *http.Request, resource schema.
 		bookmark.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})
 		initial = append(initial, event("BOOKMARK", bookmark))
 	} else if from, err := strconv.ParseUint(r.URL.Query().Get("resourceVersion"), 10, 64); err != nil || from < p.changed[resource] {
-		// There is no history: whoever comes back from before the last change lists again.
+		// There is no history: a watch from before the last change has to list again.
 		p.mu.Unlock()
 		refuse(w, http.StatusGone, metav1.StatusReasonExpired, "too old resource version")
 		return
