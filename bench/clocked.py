@@ -16,15 +16,15 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from milo_discoveryd.http.connection import Connection
-from milo_discoveryd.reflect.reflector import Reflector
-from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.telemetry.journal import Journal
+from milo_kube.http.connection import Connection
+from milo_kube.reflect.reflector import Reflector
+from milo_kube.reflect.wire import Decoder
 
 THREADS, LOOP = "threads", "loop"
 """The time of gRPC's threads, and the time of the main thread that no other part covers."""

@@ -6,19 +6,19 @@ import uuid
 
 from bench import projects
 from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.modes.mode import Setting as ModeSetting
 from milo_discoveryd.modes.project import ProjectMode
-from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
-from milo_discoveryd.reflect.wire import Decoder, ObjectSeen
 from milo_discoveryd.registry.events import Encode
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
+from milo_kube.reflect.wire import Decoder, ObjectSeen
 
 _EPOCH = "0123456789abcdef"
 
@@ -35,7 +35,7 @@ def lines(kind: str, count: int, first_version: int, mark: str) -> list[bytes]:
     ]
 
 
-def decoder() -> Decoder[KubeObject]:
+def decoder() -> Decoder[KubeObject, Observation]:
     mode = ProjectMode(
         ModeSetting(
             project_endpoint="https://127.0.0.1:6443",
@@ -45,10 +45,10 @@ def decoder() -> Decoder[KubeObject]:
             clusters=(),
         )
     )
-    return Decoder(ProjectMode.object_type, mode.observe)
+    return Decoder(ProjectMode.object_type, mode.observe, Malformed)
 
 
-def observed(by: Decoder[KubeObject], read: list[bytes]) -> list[Observation]:
+def observed(by: Decoder[KubeObject, Observation], read: list[bytes]) -> list[Observation]:
     events = [by.line(line) for line in read]
     return [event.observation for event in events if isinstance(event, ObjectSeen)]
 

@@ -22,12 +22,10 @@ from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log import log
 from milo_discoveryd.modes.mode import FixedMode, WatchedMode
-from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
-from milo_discoveryd.reflect.reflector import ReflectorPolicy
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.server.calls.access import AccessControl
@@ -54,6 +52,8 @@ from milo_discoveryd.wiring.mode import decoder, mode_of
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
 from milo_discoveryd.wiring.source import Discovery
+from milo_kube.reflect.liveness_policy import LivenessPolicy
+from milo_kube.reflect.reflector import ReflectorPolicy
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider

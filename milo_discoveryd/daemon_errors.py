@@ -3,16 +3,12 @@
 DiscoveryError
 ├── ConfigError        the settings, or a file that they name, are invalid; carries all problems
 ├── StartError         the daemon cannot listen at its addresses, or set up its process
-├── CredentialError    no credential is available
-│   ├── BackendError   the backend failed or returned an invalid credential; a retry may succeed
-│   └── UnfitError     the credential must not be issued; the configuration has to change
-└── TransportError     an API server sent no usable HTTP response
+└── CredentialError    no credential is available
+    ├── BackendError   the backend failed or returned an invalid credential; a retry may succeed
+    └── UnfitError     the credential must not be issued; the configuration has to change
 """
 
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
-
-TransportCause: TypeAlias = Literal["dns", "connect", "tls", "timeout", "closed", "credential"]
 
 
 class DiscoveryError(Exception):
@@ -48,11 +44,3 @@ class BackendError(CredentialError):
 
 class UnfitError(CredentialError):
     """The credential exists, but must not be issued."""
-
-
-class TransportError(DiscoveryError):
-    """A request without a usable response. `cause` is machine-readable."""
-
-    def __init__(self, cause: TransportCause, message: str) -> None:
-        self.cause: TransportCause = cause
-        super().__init__(message)

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 from bench import in_process
 from bench.setting import Samples, Setting
-from milo_discoveryd.reflect.messages import ObjectChanged
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.telemetry.logging import configure
+from milo_kube.reflect.messages import ObjectChanged
 
 
 async def measure(setting: Setting) -> Samples:

@@ -7,8 +7,8 @@ from email.utils import parsedate_to_datetime
 import msgspec
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
-from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.modes.mode import Resource
+from milo_kube.http.errors import TransportError
 
 VERBS = ("get", "list", "watch")
 _ANONYMOUS = "system:anonymous"

@@ -7,16 +7,17 @@ from typing import TextIO
 from milo_discoveryd.check.rules import sources_for_all_clusters
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
-from milo_discoveryd.daemon_errors import ConfigError, TransportError
+from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Ready
 from milo_discoveryd.modes.mode import FixedMode, WatchedMode
-from milo_discoveryd.reflect.wire import ListPageError
 from milo_discoveryd.rights.rights import Grant
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.mode import decoder, mode_of
 from milo_discoveryd.wiring.rules import rights
+from milo_kube.http.errors import TransportError
+from milo_kube.reflect.wire import ListPageError
 
 _NUMBERS = ("uid", "gid")
 _TEXTS = ("listener", "user")

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
-from milo_discoveryd import addresses
 from milo_discoveryd.config import values
 from milo_discoveryd.config.fields import Group, Text, Whole
+from milo_kube import addresses
 
 _RequiredFile = Annotated[Path, values.required_file]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Formatter
 from urllib.parse import urlsplit
 
-from milo_discoveryd import addresses
+from milo_kube import addresses
 
 MAX_UNIX_PATH = 107  # sun_path holds 108 bytes, the last of them NUL
 

@@ -16,7 +16,7 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Connectivity, ConnectivityState
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.reflect.backoff import Backoff
+from milo_kube.reflect.backoff import Backoff
 
 
 class ProbePolicy(msgspec.Struct, frozen=True, kw_only=True):

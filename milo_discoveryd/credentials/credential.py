@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from milo_discoveryd import addresses
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube import addresses
 
 
 @dataclass(frozen=True, kw_only=True)

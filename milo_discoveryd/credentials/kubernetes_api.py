@@ -6,8 +6,8 @@ from typing import NoReturn, Protocol, TypeVar
 
 import msgspec
 
-from milo_discoveryd import retry_after
 from milo_discoveryd.daemon_errors import BackendError
+from milo_kube import retry_after
 
 TIMEOUT_S = 15.0
 T = TypeVar("T")

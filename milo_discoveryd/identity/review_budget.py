@@ -5,7 +5,7 @@ Tokens that were accepted before have a budget of their own, so that made-up tok
 
 import msgspec
 
-from milo_discoveryd.rate_limit import KeyedBuckets, Rate, TokenBucket
+from milo_kube.rate_limit import KeyedBuckets, Rate, TokenBucket
 
 PER_CONNECTION = Rate(per_second=5.0, burst=20.0)
 PER_OWNER = Rate(per_second=10.0, burst=50.0)

@@ -12,7 +12,7 @@ import msgspec
 
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi, read, refuse
-from milo_discoveryd.daemon_errors import BackendError, TransportError
+from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.identity.review_budget import UNKNOWN_ORIGIN, ReviewBudget, TokenOrigin
 from milo_discoveryd.identity.token_review_cache import (
     ACCEPTED_S,
@@ -22,6 +22,7 @@ from milo_discoveryd.identity.token_review_cache import (
     TokenUser,
 )
 from milo_discoveryd.log import log
+from milo_kube.http.errors import TransportError
 
 PATH = "/apis/authentication.k8s.io/v1/tokenreviews"
 TIMEOUT_S = 5.0

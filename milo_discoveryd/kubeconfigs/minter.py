@@ -23,7 +23,7 @@ from milo_discoveryd.kubeconfigs.mint_queue import MintQueue
 from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.rate_limit import Rate, TokenBucket
+from milo_kube.rate_limit import Rate, TokenBucket
 
 MINT_TIMEOUT_S = 30.0
 CHECK_EVERY_S = 5.0

@@ -11,9 +11,15 @@ from typing import Protocol
 from milo_discoveryd.connectivity.schedule import ConnectivityChange
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Malformed, Ready
-from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.messages import (
+from milo_discoveryd.model.observation import Malformed, Observation, Ready
+from milo_discoveryd.registry.change_notifier import LOW_PRIORITY_DELAY_S, ChangeNotifier
+from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.intake import Intake
+from milo_discoveryd.registry.log import ChangeLog
+from milo_discoveryd.registry.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
+from milo_discoveryd.registry.registry import ObjectState, Registry
+from milo_discoveryd.registry.removal_guard import RemovalGuard
+from milo_kube.reflect.messages import (
     EventIgnored,
     Listed,
     ListEnded,
@@ -22,13 +28,7 @@ from milo_discoveryd.reflect.messages import (
     Relisting,
     SourceEvent,
 )
-from milo_discoveryd.reflect.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
-from milo_discoveryd.registry.change_notifier import LOW_PRIORITY_DELAY_S, ChangeNotifier
-from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.intake import Intake
-from milo_discoveryd.registry.log import ChangeLog
-from milo_discoveryd.registry.registry import ObjectState, Registry
-from milo_discoveryd.registry.removal_guard import RemovalGuard
+from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 REMOVALS_HELD = "RemovalsHeld"
 """The reason of a source that is followed but not believed in everything."""
@@ -100,7 +100,7 @@ class Fleet:
         self._observer.synced(self.registry.engaged)
         self.notifier.notify()
 
-    def take(self, source_events: Iterable[SourceEvent], read_at: float) -> Iterator[None]:
+    def take(self, source_events: Iterable[SourceEvent[Observation]], read_at: float) -> Iterator[None]:
         """Apply source events in portions; the caller may let other tasks run between them."""
         synced, restored = self.synced, self.is_restored
         for events in self._intake.take(self._observed(source_events), _now(read_at)):
@@ -172,12 +172,12 @@ class Fleet:
 
     def set_targets(self, targets: Iterable[Target], now: float) -> None:
         """Engage the clusters of a mode that knows them from the start."""
-        ready = [Listed(Ready(target.uid, "", target)) for target in targets]
+        ready: list[SourceEvent[Observation]] = [Listed(Ready(target.uid, "", target)) for target in targets]
         for _ in self.take([ListStarted(), *ready, ListEnded()], now):
             pass
         self.source(SourceStatus(SourceState.STREAMING, now, last_contact=now))
 
-    def _observed(self, source_events: Iterable[SourceEvent]) -> Iterator[SourceEvent]:
+    def _observed(self, source_events: Iterable[SourceEvent[Observation]]) -> Iterator[SourceEvent[Observation]]:
         for event in source_events:
             match event:
                 case Relisting(reason):

@@ -5,16 +5,8 @@ from itertools import islice
 
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, Observation, Outside, Ready
-from milo_discoveryd.reflect.messages import (
-    DeletionReported,
-    Listed,
-    ListEnded,
-    ListStarted,
-    ObjectChanged,
-    SourceEvent,
-    Unlisted,
-)
-from milo_discoveryd.reflect.pending_deletions import (
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.pending_deletions import (
     ConfirmationRequest,
     ConfirmationResult,
     ConfirmedDeletion,
@@ -23,7 +15,6 @@ from milo_discoveryd.reflect.pending_deletions import (
     PendingDeletions,
     can_be_read,
 )
-from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.registry import ObjectState, Registry
 from milo_discoveryd.registry.removal_guard import (
     ConfirmAtRate,
@@ -31,6 +22,15 @@ from milo_discoveryd.registry.removal_guard import (
     GuardDecision,
     HeldRemovals,
     RemovalGuard,
+)
+from milo_kube.reflect.messages import (
+    DeletionReported,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    SourceEvent,
+    Unlisted,
 )
 
 PORTION = 250
@@ -64,7 +64,7 @@ class Intake:
         self.is_restored = False
         """The state is an earlier run's: this run has not yet seen a complete list that it believes."""
 
-    def take(self, source_events: Iterable[SourceEvent], now: Moment) -> Iterator[list[Event]]:
+    def take(self, source_events: Iterable[SourceEvent[Observation]], now: Moment) -> Iterator[list[Event]]:
         """Apply source events in portions, so that thousands of them do not block the event loop."""
         rest = iter(source_events)
         while portion := list(islice(rest, PORTION)):
@@ -121,7 +121,7 @@ class Intake:
         self._registry.set_version(seen.name, seen.version)
         self._pending_deletions.hold(seen.name, record.uid, now, held.message)
 
-    def _portion(self, portion: list[SourceEvent], now: Moment) -> Iterator[list[Event]]:
+    def _portion(self, portion: list[SourceEvent[Observation]], now: Moment) -> Iterator[list[Event]]:
         changed: list[Observation] = []
         for event in portion:
             match event:
@@ -149,7 +149,7 @@ class Intake:
         if changed:
             yield self._registry.commit(changed, now, consistent=not self.synced, listed=not self.synced)
 
-    def _stage(self, event: ListStarted | Listed | Unlisted) -> None:
+    def _stage(self, event: ListStarted | Listed[Observation] | Unlisted) -> None:
         match event:
             case ListStarted():
                 self._listed, self._staged = {}, {}

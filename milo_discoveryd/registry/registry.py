@@ -13,12 +13,12 @@ import msgspec
 from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Outside, Ready
-from milo_discoveryd.model.versions import is_older
-from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.log_entry import LogEntry
+from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.uid_claims import UidClaims
+from milo_kube.reflect.versions import is_older
 
 
 class ObjectState(enum.Enum):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from milo_discoveryd.rate_limit import KeyedBuckets, Rate
+from milo_kube.rate_limit import KeyedBuckets, Rate
 
 MAX_KEYS = 10_000
 """Keys whose buckets are kept. One that was evicted starts with full buckets."""

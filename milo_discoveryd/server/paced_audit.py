@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.rate_limit import KeyedBuckets, Rate
 from milo_discoveryd.rights.caller_selector import caller_key
+from milo_kube.rate_limit import KeyedBuckets, Rate
 
 RATE = Rate(per_second=1.0, burst=20.0)
 """Lines for each caller and reason, so that one kind of denial can't hide another."""

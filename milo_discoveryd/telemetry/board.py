@@ -11,7 +11,6 @@ import msgspec
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
@@ -25,6 +24,7 @@ from milo_discoveryd.telemetry.status import (
     SourceSummary,
     SubscriberRow,
 )
+from milo_kube.reflect.source_status import SourceState
 
 RECENT_CHANGES_KEPT = 50
 SHOWN_AT_ONCE = 500

@@ -12,12 +12,12 @@ from prometheus_client import exposition
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from milo_discoveryd import addresses
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.http.server import HttpReply, HttpServer, Request
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import ClusterQuery
+from milo_kube import addresses
+from milo_kube.http.server import HttpReply, HttpServer, Request
 
 CONNECTIONS = 64
 

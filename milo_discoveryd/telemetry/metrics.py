@@ -20,10 +20,10 @@ from prometheus_client.registry import Collector
 
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState, DisengageReason
-from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import ObjectState
+from milo_kube.reflect.source_status import SourceState
 
 # Without this, each counter has a second series with its creation time.
 disable_created_metrics()  # type: ignore[no-untyped-call]

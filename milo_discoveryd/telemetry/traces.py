@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.http.client import tracer
+from milo_kube.http.client import tracer
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, TracerProvider
@@ -56,7 +56,7 @@ class _RequestTracer:
     """Makes a client span for each HTTP request."""
 
     def __init__(self, provider: "TracerProvider") -> None:
-        self._tracer = provider.get_tracer("milo_discoveryd.http")
+        self._tracer = provider.get_tracer("milo_kube.http")
 
     def begin(self, method: str, url: str, headers: dict[str, str]) -> "_RequestSpan":
         from opentelemetry.propagate import inject  # noqa: PLC0415

@@ -9,11 +9,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from milo_discoveryd import retry_after
-from milo_discoveryd.model.source import SourceStatus
-from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
-from milo_discoveryd.reflect.messages import MALFORMED_RESPONSE, Failure, FetchPage, OpenWatch, SourceEvent, Wait
-from milo_discoveryd.reflect.pending_deletions import (
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.registry.pending_deletions import (
     ConfirmationRequest,
     ConfirmationResult,
     Found,
@@ -21,10 +18,15 @@ from milo_discoveryd.reflect.pending_deletions import (
     NotFound,
     PendingDeletions,
 )
-from milo_discoveryd.reflect.reflector import Reflector
-from milo_discoveryd.reflect.wire import Decoder, Lines, LineTooLongError, ListPageError, error_status
 from milo_discoveryd.watchers.liveness_probe import LivenessProbe, UnresponsiveError
-from milo_discoveryd.watchers.transport import Answer, Stream, TransportError
+from milo_discoveryd.watchers.transport import Answer, Stream
+from milo_kube import retry_after
+from milo_kube.http.errors import TransportError
+from milo_kube.reflect.liveness_policy import LivenessPolicy
+from milo_kube.reflect.messages import MALFORMED_RESPONSE, Failure, FetchPage, OpenWatch, SourceEvent, Wait
+from milo_kube.reflect.reflector import Reflector
+from milo_kube.reflect.source_status import SourceStatus
+from milo_kube.reflect.wire import Decoder, Lines, LineTooLongError, ListPageError, error_status
 
 CONFIRMATION_TIMEOUT_S = 5.0
 """A read of one object is quick. One that hangs must not keep its slot for as long as a list may take."""
@@ -64,7 +66,7 @@ class SourceApi(Protocol):
 class Sink(Protocol):
     """Receives source events and confirmation results."""
 
-    def take(self, source_events: Iterable[SourceEvent], read_at: float) -> Iterator[None]:
+    def take(self, source_events: Iterable[SourceEvent[Observation]], read_at: float) -> Iterator[None]:
         """Apply source events in batches, so that the caller can yield to the event loop between them."""
 
     @property
@@ -107,8 +109,8 @@ class Driver:
         api: SourceApi,
         watched: WatchedCollection,
         *,
-        decoder: Decoder[Any],
-        reflector: Reflector,
+        decoder: Decoder[Any, Observation],
+        reflector: Reflector[Observation],
         pending_deletions: PendingDeletions,
         sink: Sink,
         connect_timeout_s: float,
@@ -231,7 +233,7 @@ class Driver:
         except TimeoutError:
             await self._apply(self._reflector.silent(self._clock()))
 
-    def _ended(self, now: float, *, partial: bool) -> Iterable[SourceEvent]:
+    def _ended(self, now: float, *, partial: bool) -> Iterable[SourceEvent[Observation]]:
         if partial:
             cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
             return self._reflector.failed(cut, now)
@@ -240,7 +242,7 @@ class Driver:
     async def _failed(self, failure: Failure) -> None:
         await self._apply(self._reflector.failed(failure, self._clock()))
 
-    async def _apply(self, source_events: Iterable[SourceEvent]) -> None:
+    async def _apply(self, source_events: Iterable[SourceEvent[Observation]]) -> None:
         read_at = self._clock()
         portions = self._sink.take(source_events, read_at)
         next(portions, None)  # usually the only batch, and the next await yields to the event loop

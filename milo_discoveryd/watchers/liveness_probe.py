@@ -5,11 +5,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
-from milo_discoveryd.daemon_errors import TransportError
-from milo_discoveryd.reflect.liveness_policy import LivenessCheck, LivenessPolicy, LivenessTracker
-from milo_discoveryd.reflect.messages import UNRESPONSIVE, Failure
-from milo_discoveryd.reusable_timeout import Deadline, deadline
 from milo_discoveryd.watchers.transport import Answer
+from milo_kube.http.errors import TransportError
+from milo_kube.reflect.liveness_policy import LivenessCheck, LivenessPolicy, LivenessTracker
+from milo_kube.reflect.messages import UNRESPONSIVE, Failure
+from milo_kube.reusable_timeout import Deadline, deadline
 
 T = TypeVar("T")
 PATH = "/livez"

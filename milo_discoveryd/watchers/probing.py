@@ -6,15 +6,17 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from milo_discoveryd import USER_AGENT
 from milo_discoveryd.connectivity.schedule import ProbeFailed, ProbeOutcome, ProbeReached
 from milo_discoveryd.credentials import Credential, Upstream
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import for_url
-from milo_discoveryd.daemon_errors import CredentialError, TransportError
-from milo_discoveryd.http.client import Client
+from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.watchers.proxy import environment_proxy
 from milo_discoveryd.watchers.transport import no_credential
+from milo_kube.http.client import Client
+from milo_kube.http.errors import TransportError
 
 POOLS = 8
 """Maximum connection pools that are kept, one per client certificate. Clusters with tokens share one."""
@@ -91,7 +93,12 @@ class Asker:
         """Yield the client for this TLS identity: those with another CA or certificate cannot be reused."""
         pool = self._pools.get(identity)
         if pool is None:
-            made = Client(identity.context(), tls_server_name=self._upstream.tls_server_name, idle_s=IDLE_S)
+            made = Client(
+                identity.context(),
+                user_agent=USER_AGENT,
+                tls_server_name=self._upstream.tls_server_name,
+                idle_s=IDLE_S,
+            )
             self._pools[identity] = pool = _Pool(made)
         self._pools.move_to_end(identity)
         pool.users += 1

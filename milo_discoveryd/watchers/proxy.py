@@ -8,7 +8,7 @@ import ipaddress
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from milo_discoveryd import addresses
+from milo_kube import addresses
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 

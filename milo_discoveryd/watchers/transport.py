@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 from urllib.parse import quote, urlencode
 
+from milo_discoveryd import USER_AGENT
 from milo_discoveryd.credentials import Credential, Upstream
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import for_url
-from milo_discoveryd.daemon_errors import CredentialError, TransportError
-from milo_discoveryd.http.client import Client
-from milo_discoveryd.http.connection import Response
+from milo_discoveryd.daemon_errors import CredentialError
 from milo_discoveryd.watchers.proxy import environment_proxy
-
-__all__ = ["Answer", "Query", "Stream", "Transport", "TransportError"]
+from milo_kube.http.client import Client
+from milo_kube.http.connection import Response
+from milo_kube.http.errors import TransportError
 
 Query: TypeAlias = Sequence[tuple[str, str]]
 
@@ -183,7 +183,7 @@ class Transport:
             current = self._connections
             if current is not None and current.identity == identity:
                 return current
-            client = Client(identity.context(), tls_server_name=self._upstream.tls_server_name)
+            client = Client(identity.context(), user_agent=USER_AGENT, tls_server_name=self._upstream.tls_server_name)
         except CredentialError as error:
             raise no_credential(error, self.host) from error
         self._connections = made = _Connections(identity, client)

@@ -8,11 +8,11 @@ from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.observation import Observation, Outside, fields
+from milo_discoveryd.model.observation import Malformed, Observation, Outside, fields
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.modes import mode as modes
 from milo_discoveryd.modes.mode import FixedMode, Setting, WatchedMode
-from milo_discoveryd.reflect.wire import Decoder
+from milo_kube.reflect.wire import Decoder
 
 
 def mode_of(settings: Settings, project: Upstream) -> WatchedMode | FixedMode:
@@ -37,7 +37,7 @@ def mode_of(settings: Settings, project: Upstream) -> WatchedMode | FixedMode:
     )
 
 
-def decoder(settings: Settings, mode: WatchedMode) -> Decoder[Any]:
+def decoder(settings: Settings, mode: WatchedMode) -> Decoder[Any, Observation]:
     """Build a decoder that checks the label selector too: a GET by name also returns objects that do not match it."""
     selector = parse_selector(settings.label_selector)
 
@@ -48,4 +48,4 @@ def decoder(settings: Settings, mode: WatchedMode) -> Decoder[Any]:
         message = f"its labels do not match the daemon's label selector {selector}"
         return Outside(metadata.name, metadata.uid, metadata.resourceVersion, message, fields(mode.observe(obj)))
 
-    return Decoder(mode.object_type, observe if selector else mode.observe)
+    return Decoder(mode.object_type, observe if selector else mode.observe, Malformed)

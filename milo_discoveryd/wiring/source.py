@@ -7,13 +7,13 @@ from typing import Any, Protocol
 
 import msgspec
 
-from milo_discoveryd.model.observation import Ready
-from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.reflector import Reflector, ReflectorPolicy
-from milo_discoveryd.reflect.wire import Decoder
+from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.state_file.encoding import StoredCluster, StoredFleet
 from milo_discoveryd.watchers.driver import Driver, SourceApi, WatchedCollection
+from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
+from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.wire import Decoder
 
 
 class FleetStore(Protocol):
@@ -55,12 +55,16 @@ class Discovery:
         self._request_timeout_s = request_timeout_s
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
-    async def run(self, api: SourceApi, watched: WatchedCollection, decoder: Decoder[Any], place_of: PlaceOf) -> None:
+    async def run(
+        self, api: SourceApi, watched: WatchedCollection, decoder: Decoder[Any, Observation], place_of: PlaceOf
+    ) -> None:
         """Follow the source until cancelled."""
         stored = None if self._store is None else self._store.load()
         status = None if stored is None else self._restored(stored, place_of)
         highest_version = "" if stored is None else stored.highest_version
-        reflector = Reflector(self._policy, self._jitter, self._clock(), status, highest_version=highest_version)
+        reflector: Reflector[Observation] = Reflector(
+            self._policy, self._jitter, self._clock(), status, highest_version=highest_version
+        )
         driver = Driver(
             api,
             watched,
@@ -88,7 +92,7 @@ class Discovery:
         self._fleet.restore(_restorable(stored.clusters, place_of), status)
         return status
 
-    async def _save(self, store: FleetStore, reflector: Reflector) -> None:
+    async def _save(self, store: FleetStore, reflector: Reflector[Observation]) -> None:
         """Save after the first complete list: a partial fleet must not replace the stored one."""
         saved_at = -1
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.rate_limit import KeyedBuckets, Rate, TokenBucket
+from milo_kube.rate_limit import KeyedBuckets, Rate, TokenBucket
 
 RATE = Rate(per_second=2.0, burst=3.0)
 

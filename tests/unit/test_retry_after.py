@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from milo_discoveryd.retry_after import seconds
+from milo_kube.retry_after import seconds
 
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
 

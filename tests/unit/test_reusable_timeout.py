@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from milo_discoveryd.reusable_timeout import Deadline, deadline
+from milo_kube.reusable_timeout import Deadline, deadline
 from tests.simulation.seeded.loop import VirtualLoop
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from milo_discoveryd import addresses
 from milo_discoveryd.credentials.authentication.credential_provider import FileCredential
 from milo_discoveryd.credentials.authentication.upstream import Upstream
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.daemon_errors import ConfigError, CredentialError
+from milo_kube import addresses
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 

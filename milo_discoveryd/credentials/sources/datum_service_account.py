@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from milo_discoveryd import retry_after
+from milo_discoveryd import USER_AGENT
 from milo_discoveryd.credentials.authentication.tls import TlsIdentity
 from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.files import FileContent
@@ -21,9 +21,11 @@ from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCrede
 from milo_discoveryd.credentials.sources import service_account_key
 from milo_discoveryd.credentials.sources.service_account_key import ServiceAccountKey
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
-from milo_discoveryd.daemon_errors import BackendError, TransportError, UnfitError
-from milo_discoveryd.http.client import Client
-from milo_discoveryd.http.connection import Response
+from milo_discoveryd.daemon_errors import BackendError, UnfitError
+from milo_kube import retry_after
+from milo_kube.http.client import Client
+from milo_kube.http.connection import Response
+from milo_kube.http.errors import TransportError
 
 GRANT = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 MAX_ANSWER = 64 * 1024
@@ -100,7 +102,7 @@ class DatumServiceAccountSource:
         try:
             async with (
                 asyncio.timeout(TIMEOUT_S),
-                aclosing(Client(context)) as client,
+                aclosing(Client(context, user_agent=USER_AGENT)) as client,
                 client.request(
                     "POST",
                     key.token_uri,

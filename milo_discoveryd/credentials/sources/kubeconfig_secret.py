@@ -20,8 +20,9 @@ from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCrede
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
-from milo_discoveryd.daemon_errors import BackendError, ConfigError, CredentialError, TransportError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, ConfigError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
+from milo_kube.http.errors import TransportError
 
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-from milo_discoveryd import addresses
 from milo_discoveryd.daemon_errors import CredentialError
+from milo_kube import addresses
 
 TYPE = "datum_service_account"
 ASSERTION_LIFE_S = 60

@@ -21,8 +21,9 @@ from milo_discoveryd.credentials.credential import Credential, token_of
 from milo_discoveryd.credentials.issued_credential import LONGEST_S, IssuedCredential, validate
 from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, ApiAnswer, KubernetesApi
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
-from milo_discoveryd.daemon_errors import BackendError, TransportError
+from milo_discoveryd.daemon_errors import BackendError
 from milo_discoveryd.model.cluster import Cluster
+from milo_kube.http.errors import TransportError
 
 MIN_TTL_S = 600
 """The shortest lifetime that API servers accept."""

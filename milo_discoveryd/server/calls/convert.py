@@ -7,10 +7,10 @@ from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.source import SourceStatus
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
 from milo_discoveryd.rfc3339 import rfc3339
+from milo_kube.reflect.source_status import SourceStatus
 
 _TYPES = {kind: pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}") for kind in EventType}
 _REASONS = {

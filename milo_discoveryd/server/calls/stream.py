@@ -11,13 +11,11 @@ import msgspec
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.registry.change_notifier import Waiter
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.reusable_timeout import Deadline, deadline
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import convert, frames, visibility
 from milo_discoveryd.server.calls.access import CallContext
@@ -25,6 +23,8 @@ from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableEr
 from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
 from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.revision import Position, TokenSigner, parse
+from milo_kube.reflect.source_status import SourceState
+from milo_kube.reusable_timeout import Deadline, deadline
 
 Send = Callable[[bytes], Awaitable[None]]
 RETRY_S = 1.0

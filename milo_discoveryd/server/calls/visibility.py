@@ -7,9 +7,9 @@ import msgspec
 
 from milo_discoveryd.model.cluster import Cluster, Target
 from milo_discoveryd.model.observation import ObjectFields
-from milo_discoveryd.model.source import SourceStatus
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Registry, Transition
 from milo_discoveryd.rights.scope import ClusterScope
+from milo_kube.reflect.source_status import SourceStatus
 
 _PLACEHOLDER = Target(name="", uid="", place=())
 

@@ -1,6 +1,6 @@
 """Rate limit for new connections, by network: a TLS handshake costs the server more than the client. Pure."""
 
-from milo_discoveryd.rate_limit import KeyedBuckets, Rate
+from milo_kube.rate_limit import KeyedBuckets, Rate
 
 RATE = Rate(per_second=50.0, burst=500.0)
 FAILURE_COST = 10.0

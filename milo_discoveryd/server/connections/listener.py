@@ -4,8 +4,8 @@ from pathlib import Path
 
 import msgspec
 
-from milo_discoveryd import addresses
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
+from milo_kube import addresses
 
 CONNECTIONS = 1000
 

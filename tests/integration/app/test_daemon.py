@@ -13,9 +13,9 @@ import pytest
 from milo_discoveryd.app import Daemon
 from milo_discoveryd.config import load
 from milo_discoveryd.kubeconfigs.issuer import Issuer
-from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.wiring.source import Discovery
+from milo_kube.reflect.source_status import SourceState
 from milo_sandbox import Sandbox
 from tests.support.eventually import eventually
 

@@ -9,8 +9,8 @@ import pytest
 from milo_discoveryd.check import check
 from milo_discoveryd.check.token_review import check_token_reviews
 from milo_discoveryd.config import load
-from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.identity.token_review import TokenReviewer
+from milo_kube.http.errors import TransportError
 from milo_sandbox import Sandbox
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering
 

@@ -17,13 +17,11 @@ from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.kubeconfigs.issuer import Issuer, SourceAssignment
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import NotReady, ObjectFields, Ready
-from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Ready
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.server.calls.access import AccessControl
@@ -36,6 +34,8 @@ from milo_discoveryd.server.server import Server
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
+from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 EPOCH = "0123456789abcdef"
 NO_RULES = Rights()
@@ -124,7 +124,7 @@ class World:
     def _observed(self, seen: Ready | NotReady) -> Ready | NotReady:
         return msgspec.structs.replace(seen, uid=self.object_uid(seen.uid))
 
-    def found(self, *findings: SourceEvent) -> None:
+    def found(self, *findings: SourceEvent[Observation]) -> None:
         for _ in self.fleet.take(findings, asyncio.get_running_loop().time()):
             pass
 

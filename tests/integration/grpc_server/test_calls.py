@@ -13,10 +13,10 @@ from grpc_status import rpc_status
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.observation import Malformed
-from milo_discoveryd.reflect.messages import DeletionReported
-from milo_discoveryd.reflect.pending_deletions import NotFound
+from milo_discoveryd.registry.pending_deletions import NotFound
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.server.calls.service import CLUSTERS_PER_STEP, NAME
+from milo_kube.reflect.messages import DeletionReported
 from tests.integration.grpc_server.conftest import EPOCH, World, not_ready, ready, told
 from tests.support.eventually import eventually
 

@@ -14,7 +14,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.sources.source import Scope
 from milo_discoveryd.daemon_errors import BackendError, UnfitError
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
-from milo_discoveryd.reflect.messages import Listed, ListStarted
+from milo_kube.reflect.messages import Listed, ListStarted
 from tests.integration.grpc_server.conftest import EPOCH, World, a_world, not_ready, ready
 from tests.integration.grpc_server.race import race
 from tests.support.eventually import eventually

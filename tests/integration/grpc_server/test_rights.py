@@ -15,11 +15,11 @@ from google.protobuf.duration_pb2 import Duration
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.selector import parse
-from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.rights import quota
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
+from milo_kube.reflect.source_status import SourceState
 from tests.integration.grpc_server.callers import PROD, CallerStub, RulesWorld, a_world_with_rules, mode, rule, told_of
 from tests.integration.grpc_server.conftest import not_ready, ready, told
 from tests.support.eventually import eventually

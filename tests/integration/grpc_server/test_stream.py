@@ -11,8 +11,8 @@ from grpc_status import rpc_status
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.model.observation import NotReady
-from milo_discoveryd.model.source import SourceState
 from milo_discoveryd.registry.log import Retention
+from milo_kube.reflect.source_status import SourceState
 from tests.integration.grpc_server.conftest import World, a_world, not_ready, ready, told
 from tests.support.eventually import eventually
 

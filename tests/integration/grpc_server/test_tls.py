@@ -17,11 +17,11 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
-from milo_discoveryd.rate_limit import Rate
 from milo_discoveryd.server.connections.connect_rate import ConnectRateLimiter
 from milo_discoveryd.server.connections.listener import Listener, TcpAddress
 from milo_discoveryd.server.connections.proxy import ProxySide
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
+from milo_kube.rate_limit import Rate
 from tests.integration.grpc_server.conftest import World, a_world, ready
 from tests.integration.grpc_server.test_peer_credentials import acceptor, callers, proxy_sides, reason
 from tests.support.certificates import Authority, Pair

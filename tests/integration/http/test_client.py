@@ -9,9 +9,9 @@ from contextlib import aclosing, asynccontextmanager, suppress
 import pytest
 import trustme
 
-from milo_discoveryd.daemon_errors import TransportError
-from milo_discoveryd.http.client import Client
-from milo_discoveryd.http.connection import OVERHEAD_LIMIT
+from milo_kube.http.client import Client
+from milo_kube.http.connection import OVERHEAD_LIMIT
+from milo_kube.http.errors import TransportError
 from tests.support.eventually import eventually
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -69,7 +69,7 @@ async def serving(
 
 
 def client(idle_s: float = 15.0) -> Client:
-    return Client(ssl.create_default_context(), idle_s=idle_s)
+    return Client(ssl.create_default_context(), user_agent="tests", idle_s=idle_s)
 
 
 async def got(
@@ -287,7 +287,7 @@ async def test_https_goes_through_a_tunnel_of_an_https_proxy() -> None:
             tasks.append(asyncio.create_task(tunnel(reader, writer)))
 
         proxy = await asyncio.start_server(accept, "127.0.0.1", 0, ssl=server)
-        async with proxy, aclosing(Client(trusting)) as using:
+        async with proxy, aclosing(Client(trusting, user_agent="tests")) as using:
             at = f"https://127.0.0.1:{proxy.sockets[0].getsockname()[1]}"
             assert [await got(using, f"https://api.test:{port}/", proxy=at) for _ in range(2)] == [(200, b"ok")] * 2
             await using.aclose()

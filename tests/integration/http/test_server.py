@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from milo_discoveryd.http.server import REQUEST_LIMIT, HttpReply, HttpServer, Request
+from milo_kube.http.server import REQUEST_LIMIT, HttpReply, HttpServer, Request
 from tests.support.eventually import eventually
 
 

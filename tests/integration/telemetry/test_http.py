@@ -8,19 +8,19 @@ from typing import cast
 import aiohttp
 import pytest
 
-from milo_discoveryd.http.headers import Headers
-from milo_discoveryd.http.server import Request
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import RecentChanges, StatusBoard
 from milo_discoveryd.telemetry.http import CONNECTIONS, Endpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
+from milo_kube.http.headers import Headers
+from milo_kube.http.server import Request
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import pytest
 import trustme
 
 from milo_discoveryd.credentials import Secret
-from milo_discoveryd.http.dialing import keep_alive
-from milo_discoveryd.watchers.transport import Transport, TransportError
+from milo_discoveryd.watchers.transport import Transport
+from milo_kube.http.dialing import keep_alive
+from milo_kube.http.errors import TransportError
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 
 

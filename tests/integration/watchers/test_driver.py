@@ -9,22 +9,23 @@ import pytest
 from aiohttp import web
 
 from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project import ProjectMode
-from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
-from milo_discoveryd.reflect.reflector import Reflector, ReflectorPolicy
-from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.watchers.driver import Driver, WatchedCollection
 from milo_discoveryd.watchers.transport import Transport
+from milo_kube.reflect.backoff import Backoff
+from milo_kube.reflect.liveness_policy import LivenessPolicy
+from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
+from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.wire import Decoder
 from tests.integration.watchers.api_server import ApiServer, upstream
 from tests.support.eventually import eventually
 
@@ -190,7 +191,7 @@ async def running(
         driver = Driver(
             transport,
             WatchedCollection(PATH),
-            decoder=Decoder(KubeObject, mode.observe),
+            decoder=Decoder(KubeObject, mode.observe, Malformed),
             reflector=Reflector(
                 policy or ReflectorPolicy(backoff=QUICK), lambda: 0.0, asyncio.get_running_loop().time()
             ),

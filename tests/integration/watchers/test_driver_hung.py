@@ -5,11 +5,11 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from milo_discoveryd.model.source import SourceState
-from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
-from milo_discoveryd.reflect.reflector import ReflectorPolicy
 from milo_discoveryd.watchers import driver
+from milo_kube.reflect.backoff import Backoff
+from milo_kube.reflect.liveness_policy import LivenessPolicy
+from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.reflect.source_status import SourceState
 from tests.integration.watchers.test_driver import (
     QUICK,
     Played,

@@ -8,20 +8,21 @@ from pathlib import Path
 import pytest
 
 from milo_discoveryd.credentials import load_kubeconfig
-from milo_discoveryd.model.source import SourceState
+from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project import ProjectMode
-from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
-from milo_discoveryd.reflect.reflector import ReflectorPolicy
-from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.source import Discovery
+from milo_kube.reflect.backoff import Backoff
+from milo_kube.reflect.liveness_policy import LivenessPolicy
+from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.wire import Decoder
 from milo_sandbox import Sandbox
 from milo_sandbox.api import Features
 from milo_sandbox.resources import PROJECTS
@@ -57,7 +58,10 @@ class Follower:
         )
         async with aclosing(Transport(load_kubeconfig(kubeconfig), environ={})) as transport:
             await discovery.run(
-                transport, WatchedCollection(mode.resource.path), Decoder(mode.object_type, mode.observe), mode.place_of
+                transport,
+                WatchedCollection(mode.resource.path),
+                Decoder(mode.object_type, mode.observe, Malformed),
+                mode.place_of,
             )
 
     async def is_streaming(self) -> None:

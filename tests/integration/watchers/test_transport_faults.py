@@ -15,7 +15,8 @@ from aiohttp import web
 from milo_discoveryd.credentials import Credential, Secret, Upstream
 from milo_discoveryd.credentials.authentication.credential_provider import StaticCredential
 from milo_discoveryd.daemon_errors import CredentialError
-from milo_discoveryd.watchers.transport import Transport, TransportError
+from milo_discoveryd.watchers.transport import Transport
+from milo_kube.http.errors import TransportError
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 
 Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

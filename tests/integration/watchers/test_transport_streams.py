@@ -6,7 +6,8 @@ from contextlib import aclosing
 import pytest
 from aiohttp import web
 
-from milo_discoveryd.watchers.transport import Transport, TransportError
+from milo_discoveryd.watchers.transport import Transport
+from milo_kube.http.errors import TransportError
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 
 PATH = "/watch"

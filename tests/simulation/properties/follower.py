@@ -3,8 +3,13 @@
 from collections.abc import Callable, Iterable
 
 from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.messages import (
+from milo_discoveryd.model.observation import Malformed, Observation
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.intake import Intake
+from milo_discoveryd.registry.pending_deletions import Found, Inconclusive, NotFound, PendingDeletions
+from milo_discoveryd.registry.registry import Registry
+from milo_kube.reflect.backoff import Backoff
+from milo_kube.reflect.messages import (
     Failure,
     FetchPage,
     ListEnded,
@@ -14,12 +19,8 @@ from milo_discoveryd.reflect.messages import (
     SourceEvent,
     Wait,
 )
-from milo_discoveryd.reflect.pending_deletions import Found, Inconclusive, NotFound, PendingDeletions
-from milo_discoveryd.reflect.reflector import Opening, Reflector, ReflectorPolicy, Watching
-from milo_discoveryd.reflect.wire import Decoder, Lines
-from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.intake import Intake
-from milo_discoveryd.registry.registry import Registry
+from milo_kube.reflect.reflector import Opening, Reflector, ReflectorPolicy, Watching
+from milo_kube.reflect.wire import Decoder, Lines
 from tests.simulation.properties.api_server import Server, Watch, observe
 from tests.unit.registry.fleets import at, readable_log
 
@@ -31,7 +32,7 @@ class Follower:
     def __init__(self, server: Server, *, streaming: bool, page_size: int, grace_s: float) -> None:
         self.server = server
         self.now = 0.0
-        self.decoder = Decoder(KubeObject, observe)
+        self.decoder = Decoder(KubeObject, observe, Malformed)
         policy = ReflectorPolicy(streaming_lists=streaming, page_size=page_size, backoff=Backoff(1.0, 4.0))
         self.reflector = Reflector(policy, lambda: 0.0, self.now)
         self.registry = Registry(readable_log(), grace_s)
@@ -122,8 +123,8 @@ class Follower:
         else:
             self.waits()
 
-    def _found(self, findings: Iterable[SourceEvent]) -> None:
-        def noted() -> Iterable[SourceEvent]:
+    def _found(self, findings: Iterable[SourceEvent[Observation]]) -> None:
+        def noted() -> Iterable[SourceEvent[Observation]]:
             for finding in findings:
                 if isinstance(finding, ListStarted) and not self.intake.synced:
                     self.done.clear()  # nothing was published yet

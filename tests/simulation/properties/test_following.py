@@ -5,9 +5,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from milo_discoveryd.reflect.messages import Failure
-from milo_discoveryd.reflect.reflector import Watching
 from milo_discoveryd.registry.events import EventType
+from milo_kube.reflect.messages import Failure
+from milo_kube.reflect.reflector import Watching
 from tests.simulation.properties.api_server import Server, Thing, line
 from tests.simulation.properties.follower import EXPIRED, UNAVAILABLE, Follower
 

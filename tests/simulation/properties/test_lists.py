@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.intake import Intake
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.registry import ClusterRecord, Registry
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEvent
 from tests.unit.registry.fleets import at, malformed, not_ready, ready, registry
 
 NAMES = [f"cluster-{index}" for index in range(8)]
@@ -35,7 +35,7 @@ class Source:
         self.pending_deletions = PendingDeletions(lambda: 0.0)
         self.intake = Intake(self.registry, self.pending_deletions)
 
-    def take(self, findings: Sequence[SourceEvent]) -> int:
+    def take(self, findings: Sequence[SourceEvent[Observation]]) -> int:
         """How many changes it made."""
         return sum(len(portion) for portion in self.intake.take(findings, at(0)))
 
@@ -43,7 +43,7 @@ class Source:
         return {name: self.registry[name] for name in NAMES}
 
 
-def findings(of: list[Observation]) -> list[SourceEvent]:
+def findings(of: list[Observation]) -> list[SourceEvent[Observation]]:
     return [ListStarted(), *map(Listed, of), ListEnded()]
 
 

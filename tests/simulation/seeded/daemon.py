@@ -16,13 +16,10 @@ from milo_discoveryd.kubeconfigs.issuer import Issuer, SourceAssignment
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
-from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
-from milo_discoveryd.reflect.reflector import ReflectorPolicy
-from milo_discoveryd.reflect.wire import Decoder
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import REMOVALS_HELD, Fleet
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Recipient, Rights
@@ -35,6 +32,9 @@ from milo_discoveryd.state_file.encoding import StateFileError, StateOrigin, Sto
 from milo_discoveryd.state_file.state_file import WRITE_INTERVAL_S
 from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.wiring.source import Discovery
+from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.wire import Decoder
 from tests.end_to_end.process.handing_out import CAP_S, HandedOut, token_in
 from tests.simulation.properties.api_server import observe, place_of
 from tests.simulation.seeded.api import PATH, Api
@@ -236,7 +236,7 @@ class Daemon:
         )
         watched = WatchedCollection(PATH, "in=yes")
         self._discovering = asyncio.create_task(
-            discovery.run(api, watched, Decoder(KubeObject, observe), place_of), name=epoch
+            discovery.run(api, watched, Decoder(KubeObject, observe, Malformed), place_of), name=epoch
         )
         self._keeping = asyncio.create_task(issuer.run(), name=f"credentials of {epoch}")
         self._letting_go = asyncio.create_task(self._evict_frames(), name=f"frames of {epoch}")

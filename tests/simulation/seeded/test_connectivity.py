@@ -20,12 +20,12 @@ from milo_discoveryd.connectivity.schedule import (
     ProbeSchedule,
 )
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.server.calls.frames import encoder
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
 from tests.simulation.seeded.daemon import Ledger
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
 from tests.unit.registry.fleets import ready

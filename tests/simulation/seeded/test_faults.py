@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from msgspec.structs import replace
 
-from milo_discoveryd.daemon_errors import TransportError
-from milo_discoveryd.model.source import SourceState
+from milo_kube.http.errors import TransportError
+from milo_kube.reflect.source_status import SourceState
 from tests.simulation.properties.api_server import bookmark, line
 from tests.simulation.seeded.harness import TRAITS, Harness, run_steps
 from tests.simulation.seeded.request_faults import REQUEST_FAULTS, RequestFault

@@ -8,9 +8,9 @@ import pytest
 from milo_discoveryd.kubeconfigs.lease import HeldCredential
 from milo_discoveryd.kubeconfigs.minter import LeaseKey, Minter
 from milo_discoveryd.model.cluster import Cluster
-from milo_discoveryd.reflect.pending_deletions import NotFound
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.log import ChangeLog
+from milo_discoveryd.registry.pending_deletions import NotFound
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.removal_guard import ConfirmEach, RemovalGuard
 from milo_discoveryd.watchers.driver import Driver

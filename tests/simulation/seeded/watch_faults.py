@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
-from milo_discoveryd.daemon_errors import TransportError
+from milo_kube.http.errors import TransportError
 from tests.simulation.properties.api_server import line
 from tests.simulation.seeded.api import Api, Open
 from tests.simulation.seeded.world import World

@@ -11,7 +11,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd import retry_after, yaml_document
+from milo_discoveryd import yaml_document
 from milo_discoveryd.credentials import jwt
 from milo_discoveryd.credentials.authentication import kubeconfig, kubeconfig_schema
 from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand, read_answer
@@ -28,7 +28,11 @@ from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.modes.mode import Setting, WatchedMode
 from milo_discoveryd.modes.project import ProjectMode
 from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
-from milo_discoveryd.reflect.wire import (
+from milo_discoveryd.server.calls import requests, revision
+from milo_discoveryd.server.calls.grpc_errors import CallError
+from milo_discoveryd.state_file import encoding
+from milo_kube import retry_after
+from milo_kube.reflect.wire import (
     Bookmark,
     Decoder,
     ErrorStatus,
@@ -41,9 +45,6 @@ from milo_discoveryd.reflect.wire import (
     UnknownEvent,
     error_status,
 )
-from milo_discoveryd.server.calls import requests, revision
-from milo_discoveryd.server.calls.grpc_errors import CallError
-from milo_discoveryd.state_file import encoding
 from tests.unit.credentials.backend import Answer, ScriptedApi
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ TARGETS: dict[str, Fuzzed] = {}
 NOW = 1_800_000_000.0
 _SETTING = Setting(project_endpoint="https://milo.test", annotation_prefixes=("example.com/",))
 _MODES: tuple[WatchedMode, ...] = (ProjectMode(_SETTING), ProjectControlPlaneMode(_SETTING))
-_DECODERS = tuple((mode, Decoder(mode.object_type, mode.observe)) for mode in _MODES)
+_DECODERS = tuple((mode, Decoder(mode.object_type, mode.observe, Malformed)) for mode in _MODES)
 _ORIGIN = encoding.StateOrigin("https://milo.test", "project")
 _LONGEST_LINE = 400
 

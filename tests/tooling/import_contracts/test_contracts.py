@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.tooling.import_contracts.contracts import CONFIG, PACKAGES, contracts, modules
 
 FORBIDDEN = {
-    "layers": ("milo_discoveryd/reflect/backoff.py", "import milo_discoveryd.registry.events"),
+    "layers": ("milo_discoveryd/modes/reading.py", "import milo_discoveryd.registry.events"),
     "pure": ("milo_discoveryd/registry/log.py", "from asyncio import Event as Bell"),
     "settings": ("milo_discoveryd/watchers/proxy.py", "import milo_discoveryd.config"),
     "modes": ("milo_discoveryd/modes/single.py", "import milo_discoveryd.modes.project"),
@@ -21,6 +21,8 @@ FORBIDDEN = {
     "sandbox-store": ("milo_sandbox/history.py", "import time"),
     "production": ("milo_discoveryd/check/finding.py", "import milo_sandbox.names"),
     "client": ("milo_discovery/model.py", "import milo_discoveryd.model"),
+    "shared": ("milo_kube/addresses.py", "import milo_discovery.model"),
+    "shared-layers": ("milo_kube/retry_after.py", "import milo_kube.reflect.backoff"),
     "client-layers": ("milo_discovery/watch.py", "import milo_discovery.cli.options"),
 }
 """An import for each contract that breaks it."""

@@ -22,12 +22,11 @@ def coverage(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_unit_tests_cover_every_branch_of_pure_modules(tmp_path: Path) -> None:
     pure = modules("pure")
     tests = sorted({str(path) for module in pure for path in own_tests(module)})
-    files = [f"{module.replace('.', '/')}{rest}" for module in pure for rest in (".py", "/*")]
+    files = [f"**/{module.replace('.', '/')}{rest}" for module in pure for rest in (".py", "/*")]
     data = f"--data-file={tmp_path / 'data'}"
-    # The whole package as the source: for single modules coverage would import their parents first, and then again.
-    run = coverage(
-        "run", data, "--branch", "--source=milo_discoveryd", "-m", "pytest", "-qp", "no:cacheprovider", *tests
-    )
+    # Whole packages as the source: for single modules coverage would import their parents first, and then again.
+    sources = f"--source={','.join(sorted({module.partition('.')[0] for module in pure}))}"
+    run = coverage("run", data, "--branch", sources, "-m", "pytest", "-qp", "no:cacheprovider", *tests)
     assert run.returncode == 0, run.stdout + run.stderr
     report = coverage(
         "report", data, f"--include={','.join(files)}", "--fail-under=100", "--show-missing", "--skip-covered"

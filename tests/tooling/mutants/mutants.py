@@ -22,9 +22,10 @@ NAMES = ("tests/unit/identity/test_certificate_names.py",)
 PLUGINS = ("tests/unit/credentials/test_kubeconfig.py",)
 
 
-GONE = "from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion"
+GONE = "from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion"
 
 CLIENT = "clients/python/src/milo_discovery"
+SHARED = "clients/python/src/milo_kube"
 
 
 @dataclass(frozen=True)
@@ -287,24 +288,24 @@ MUTANTS = (
     ),
     Mutant(
         "an inconclusive result confirms a deletion",
-        "reflect/pending_deletions.py",
+        "registry/pending_deletions.py",
         "        if isinstance(result, Inconclusive):\n",
         "        if isinstance(result, Inconclusive):\n            return ConfirmedDeletion(request.name, pending.uid)\n",
-        ("tests/unit/reflect/test_pending_deletions.py",),
+        ("tests/unit/registry/test_pending_deletions.py",),
     ),
     Mutant(
         "a late result settles a later request",
-        "reflect/pending_deletions.py",
+        "registry/pending_deletions.py",
         "if pending is None or pending.ticket != request.ticket:",
         "if pending is None:",
-        ("tests/unit/reflect/test_pending_deletions.py",),
+        ("tests/unit/registry/test_pending_deletions.py",),
     ),
     Mutant(
         "confirmation reads are not limited",
-        "reflect/pending_deletions.py",
+        "registry/pending_deletions.py",
         "return len(self._in_flight) < self._concurrency",
         "return True",
-        ("tests/unit/reflect/test_pending_deletions.py",),
+        ("tests/unit/registry/test_pending_deletions.py",),
     ),
     Mutant(
         "the backoff is never reset",
@@ -312,6 +313,7 @@ MUTANTS = (
         "            self._attempts.failures = 0\n        if age_s",
         "            pass\n        if age_s",
         REFLECT,
+        source=SHARED,
     ),
     Mutant(
         "truncated list counts as complete",
@@ -319,6 +321,7 @@ MUTANTS = (
         'return self.failed(Failure("ListCut", "the server ended the list before its end mark"), now)',
         'return [self._list_ended("1", now)]',
         REFLECT,
+        source=SHARED,
     ),
     Mutant(
         "bookmark does not advance the version",
@@ -326,6 +329,7 @@ MUTANTS = (
         "                self.trust.sends_bookmarks = True\n                self._seen(version)",
         "                self.trust.sends_bookmarks = True",
         REFLECT,
+        source=SHARED,
     ),
     Mutant(
         "expired version requested again",
@@ -333,6 +337,7 @@ MUTANTS = (
         "_VERSION_REFUSED = frozenset({410, 504})",
         "_VERSION_REFUSED = frozenset({504})",
         REFLECT,
+        source=SHARED,
     ),
     Mutant(
         "events read after the end of a watch",
@@ -340,6 +345,7 @@ MUTANTS = (
         "                    break  # an earlier event ended the watch",
         "                    self.state = Watching('1', now, now, 1)",
         REFLECT,
+        source=SHARED,
     ),
     Mutant(
         "silent watch from a future version never given up",
@@ -347,6 +353,7 @@ MUTANTS = (
         "if self.state.proven or not expected_bookmarks:",
         "if True:",
         REFLECT,
+        source=SHARED,
     ),
     Mutant(
         "body without items counts as an empty list",
@@ -354,6 +361,7 @@ MUTANTS = (
         "    items: list[msgspec.Raw] | None\n",
         "    items: list[msgspec.Raw] | None = None\n",
         ("tests/unit/reflect/test_wire.py",),
+        source=SHARED,
     ),
     Mutant(
         "split line decoded as two lines",
@@ -361,6 +369,7 @@ MUTANTS = (
         "        self._rest += first\n",
         "        self._rest = bytearray(first)\n",
         ("tests/unit/reflect/test_lines.py",),
+        source=SHARED,
     ),
     Mutant(
         "name with a trailing newline accepted",
@@ -448,6 +457,7 @@ MUTANTS = (
         '_REPEATABLE = frozenset({"GET", "DELETE", "POST"})',
         ("tests/integration/http/test_client.py",),
         is_async=True,
+        source=SHARED,
     ),
     Mutant(
         "a second response that nobody asked for is taken for one",
@@ -456,6 +466,7 @@ MUTANTS = (
         "        if False:\n            raise ValueError(",
         ("tests/integration/http/test_client.py",),
         is_async=True,
+        source=SHARED,
     ),
     Mutant(
         "control characters printed unescaped",
@@ -571,17 +582,17 @@ MUTANTS = (
     ),
     Mutant(
         "an undecodable object settles a confirmation",
-        "reflect/pending_deletions.py",
+        "registry/pending_deletions.py",
         "if isinstance(result, Found) and _is_unreadable(result.observation, pending.uid):",
         "if False:",
-        ("tests/unit/reflect/test_pending_deletions.py",),
+        ("tests/unit/registry/test_pending_deletions.py",),
     ),
     Mutant(
         "a held removal is confirmed all the same",
-        "reflect/pending_deletions.py",
+        "registry/pending_deletions.py",
         "pending.is_held, pending.problem = True, message",
         "heapq.heappush(self._due, (now, pending.ticket, name))",
-        ("tests/unit/reflect/test_pending_deletions.py",),
+        ("tests/unit/registry/test_pending_deletions.py",),
     ),
     Mutant(
         "an event may drip forever",
@@ -589,6 +600,7 @@ MUTANTS = (
         "return now + self._policy.line_s if completed or before == math.inf else before",
         "return now + self._policy.line_s",
         REFLECT,
+        source=SHARED,
     ),
     Mutant(
         "torn state file accepted",
@@ -914,17 +926,17 @@ MUTANTS = (
     ),
     Mutant(
         "a refuted deletion is never checked again",
-        "reflect/pending_deletions.py",
+        "registry/pending_deletions.py",
         "            self._refuted[request.name] = pending\n",
         "            return found\n",
         ("tests/unit/registry/test_intake_older_versions.py",),
     ),
     Mutant(
         "a refused read does not pause the others",
-        "reflect/pending_deletions.py",
+        "registry/pending_deletions.py",
         "        if now < self._paused_until:\n            return False\n        if self._refusals:",
         "        if False:",
-        ("tests/unit/reflect/test_pending_deletions.py",),
+        ("tests/unit/registry/test_pending_deletions.py",),
     ),
     Mutant(
         "a confirmation read of another object is believed",
@@ -947,5 +959,6 @@ MUTANTS = (
         "if len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:",
         "if True:",
         ("tests/unit/reflect/test_wire.py",),
+        source=SHARED,
     ),
 )

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.tooling.mutants.__main__ import affected
-from tests.tooling.mutants.mutants import MUTANTS, Mutant
+from tests.tooling.mutants.mutants import MUTANTS, SHARED, Mutant
 from tests.tooling.mutants.running import ROOT, Outcome, run
 
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}
@@ -30,7 +30,7 @@ def test_run_tells_a_caught_mutant_from_one_that_survives_and_from_broken_tests(
         "(1.0 +": Outcome.BROKEN,
     }
     for becomes, outcome in outcomes.items():
-        mutant = Mutant("test", "reflect/backoff.py", "(1.0 + jitter())", becomes, tests)
+        mutant = Mutant("test", "reflect/backoff.py", "(1.0 + jitter())", becomes, tests, source=SHARED)
         assert run(mutant.caught_by, mutant).outcome is outcome
 
 

@@ -16,7 +16,7 @@ from milo_discoveryd.connectivity.schedule import (
 )
 from milo_discoveryd.model.cluster import ConnectivityState
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.reflect.backoff import Backoff
+from milo_kube.reflect.backoff import Backoff
 
 POLICY = ProbePolicy(
     interval_s=60.0,

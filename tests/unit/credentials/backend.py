@@ -5,8 +5,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.model.cluster import Cluster, Target
+from milo_kube.http.errors import TransportError
 
 ALPHA = Target(name="alpha", uid="uid-alpha", place=("https://milo.test/alpha",))
 

@@ -12,8 +12,9 @@ from milo_discoveryd.credentials.credential import Credential
 from milo_discoveryd.credentials.secret import Secret
 from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecretSource
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
-from milo_discoveryd.daemon_errors import BackendError, CredentialError, TransportError, UnfitError
+from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
+from milo_kube.http.errors import TransportError
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering, engaged
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
 

@@ -13,9 +13,10 @@ import pytest
 from milo_discoveryd.credentials import load_kubeconfig
 from milo_discoveryd.credentials.sources.source import MintRequest, RevokingSource, Scope
 from milo_discoveryd.credentials.sources.token_request import EXPIRED_AFTER_S, ROTATE_AFTER_S, TokenRequestSource
-from milo_discoveryd.daemon_errors import BackendError, CredentialError, TransportError
+from milo_discoveryd.daemon_errors import BackendError, CredentialError
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.watchers.transport import Transport
+from milo_kube.http.errors import TransportError
 from milo_sandbox import Rule, Sandbox
 from milo_sandbox.refusals import RefusedError
 from tests.unit.credentials.backend import ALPHA, Answer, ScriptedApi, answering, engaged

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from milo_discoveryd.daemon_errors import TransportError
 from milo_discoveryd.identity.review_budget import ReviewBudget
 from milo_discoveryd.identity.token_review import PATH, TokenRejectedError, TokenReviewer, TokenReviewUnavailableError
 from milo_discoveryd.identity.token_review_cache import TokenUser
-from milo_discoveryd.rate_limit import Rate
+from milo_kube.http.errors import TransportError
+from milo_kube.rate_limit import Rate
 from tests.support.logs import capture_logs
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering
 from tests.unit.credentials.tokens import CANARY, jwt

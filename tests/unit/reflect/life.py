@@ -1,11 +1,11 @@
 """A reflector whose life a test tells step by step."""
 
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.model.source import SourceState
-from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.messages import Failure, FetchPage, OpenWatch, Request, SourceEvent
-from milo_discoveryd.reflect.reflector import Reflector, ReflectorPolicy
-from milo_discoveryd.reflect.wire import Bookmark, ErrorStatus, ListPage, ObjectSeen, WatchEvent
+from milo_kube.reflect.backoff import Backoff
+from milo_kube.reflect.messages import Failure, FetchPage, OpenWatch, Request, SourceEvent
+from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
+from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.wire import Bookmark, ErrorStatus, ListPage, ObjectSeen, WatchEvent
 from tests.unit.reflect.lines import seen
 
 TIMEOUT_S = 240
@@ -20,7 +20,7 @@ CUT = Failure("ConnectionLost", "the connection was lost")
 END_OF_LIST = Bookmark("10", True)
 
 
-def changed(name: str, version: str) -> ObjectSeen:
+def changed(name: str, version: str) -> ObjectSeen[Observation]:
     return ObjectSeen(seen(name, version))
 
 
@@ -40,27 +40,27 @@ class Life:
         status = self.reflector.status
         return status.state, status.since, status.reason
 
-    def page(self, *observations: Observation, version: str = "10", then: str = "") -> list[SourceEvent]:
+    def page(self, *observations: Observation, version: str = "10", then: str = "") -> list[SourceEvent[Observation]]:
         assert isinstance(self.request, FetchPage)
         return list(self.reflector.listed(ListPage(version, then), observations, self.now))
 
-    def opened(self) -> list[SourceEvent]:
+    def opened(self) -> list[SourceEvent[Observation]]:
         assert isinstance(self.request, OpenWatch)
         return self.reflector.opened(self.now)
 
-    def events(self, *events: WatchEvent) -> list[SourceEvent]:
+    def events(self, *events: WatchEvent[Observation]) -> list[SourceEvent[Observation]]:
         assert self.reflector.is_reading
         return self.reflector.events(list(events), self.now)
 
-    def ended(self) -> list[SourceEvent]:
+    def ended(self) -> list[SourceEvent[Observation]]:
         assert self.reflector.is_reading
         return self.reflector.ended(self.now)
 
-    def silent(self) -> list[SourceEvent]:
+    def silent(self) -> list[SourceEvent[Observation]]:
         assert self.reflector.is_reading
         return self.reflector.silent(self.now)
 
-    def failed(self, failure: Failure = UNAVAILABLE) -> list[SourceEvent]:
+    def failed(self, failure: Failure = UNAVAILABLE) -> list[SourceEvent[Observation]]:
         return self.reflector.failed(failure, self.now)
 
 

@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.observation import NotReady, Observation
-from milo_discoveryd.reflect.wire import Decoder
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation
+from milo_kube.reflect.wire import Decoder
 
 
 def observe(obj: KubeObject) -> Observation:
@@ -14,7 +14,7 @@ def observe(obj: KubeObject) -> Observation:
     return NotReady(metadata.name, metadata.uid, metadata.resourceVersion, repr(metadata.labels or {}))
 
 
-DECODER = Decoder(KubeObject, observe)
+DECODER = Decoder(KubeObject, observe, Malformed)
 
 
 def thing(name: str, version: str = "1", uid: str = "", **metadata: Any) -> dict[str, Any]:

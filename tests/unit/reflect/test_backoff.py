@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.reflect.backoff import Backoff
+from milo_kube.reflect.backoff import Backoff
 
 BACKOFF = Backoff(first_s=0.5, cap_s=15.0)
 

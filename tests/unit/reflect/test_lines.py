@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.reflect.wire import Lines, LineTooLongError
+from milo_kube.reflect.wire import Lines, LineTooLongError
 
 STREAM = b'{"a":1}\n\n{"b":\r\n"two"}\n{"unfinished'
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.messages import (
+from milo_kube.reflect.messages import (
     EventIgnored,
     Failure,
     FetchPage,
@@ -17,8 +16,9 @@ from milo_discoveryd.reflect.messages import (
     Unlisted,
     Wait,
 )
-from milo_discoveryd.reflect.reflector import Reflector, ReflectorPolicy
-from milo_discoveryd.reflect.wire import Bookmark, ListPage, ObjectRemoved, Undecodable, UnknownEvent
+from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
+from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.wire import Bookmark, ListPage, ObjectRemoved, Undecodable, UnknownEvent
 from tests.unit.reflect.life import (
     CUT,
     END_OF_LIST,

@@ -1,6 +1,6 @@
 """When a server that says nothing is asked whether it is there, and when it is given up."""
 
-from milo_discoveryd.reflect.liveness_policy import LivenessCheck, LivenessPolicy, LivenessTracker
+from milo_kube.reflect.liveness_policy import LivenessCheck, LivenessPolicy, LivenessTracker
 
 
 def silent_from(began: float = 0.0) -> LivenessTracker:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from milo_discoveryd.reflect.messages import (
+from milo_kube.reflect.messages import (
     FetchPage,
     Listed,
     ListEnded,

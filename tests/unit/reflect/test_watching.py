@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.messages import (
+from milo_discoveryd.model.observation import Observation
+from milo_kube.reflect.messages import (
     UNRESPONSIVE,
     DeletionReported,
     EventIgnored,
@@ -18,8 +18,9 @@ from milo_discoveryd.reflect.messages import (
     SourceEvent,
     Wait,
 )
-from milo_discoveryd.reflect.reflector import ReflectorPolicy
-from milo_discoveryd.reflect.wire import Bookmark, ErrorStatus, ObjectRemoved, Undecodable, UnknownEvent
+from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.wire import Bookmark, ErrorStatus, ObjectRemoved, Undecodable, UnknownEvent
 from tests.unit.reflect.life import (
     CUT,
     END_OF_LIST,
@@ -368,7 +369,7 @@ def test_junk_at_another_version_is_retried() -> None:
     life.events(changed("a", "11"))
     life.events(Undecodable("?"))
     life.opened()
-    findings: list[SourceEvent] = life.events(changed("a", "12"), Undecodable("?"))
+    findings: list[SourceEvent[Observation]] = life.events(changed("a", "12"), Undecodable("?"))
     assert findings == [ObjectChanged(seen("a", "12"))]
     assert life.request == Wait(102.0)
     life.now += 2.0

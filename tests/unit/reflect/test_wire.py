@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from milo_discoveryd.model.observation import Malformed
-from milo_discoveryd.reflect.wire import (
+from milo_kube.reflect.wire import (
     Bookmark,
     ErrorStatus,
     ListPage,

@@ -4,13 +4,13 @@ import pytest
 
 from milo_discoveryd.connectivity.schedule import ConnectivityChange
 from milo_discoveryd.model.cluster import Connectivity, ConnectivityState
-from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged
 from tests.unit.registry.fleets import readable_log, ready
 
 AWAY = Connectivity(ConnectivityState.UNREACHABLE, 5.0, "timeout: it did not answer in time")

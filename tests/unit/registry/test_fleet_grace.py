@@ -3,11 +3,12 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.model.observation import Observation
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
+from milo_kube.reflect.source_status import SourceState, SourceStatus
 from tests.unit.registry.fleets import not_ready, ready
 from tests.unit.registry.test_fleet_malformed import Ledger
 
@@ -22,7 +23,7 @@ def lost(since: float, last_contact: float) -> SourceStatus:
     return SourceStatus(SourceState.STALE, since, "ConnectionLost", "", last_contact)
 
 
-def take(fleet: Fleet, now: float, *events: SourceEvent) -> None:
+def take(fleet: Fleet, now: float, *events: SourceEvent[Observation]) -> None:
     for _ in fleet.take(events, now):
         pass
 

@@ -1,12 +1,12 @@
 """Objects that can't be used: whoever keeps watch hears of each once, however often it is written."""
 
-from milo_discoveryd.model.observation import Malformed
-from milo_discoveryd.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
+from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from tests.unit.registry.fleets import malformed, readable_log, ready
 
 
@@ -19,7 +19,7 @@ class Ledger(Journal):
         self.refused.append((seen.name, seen.version))
 
 
-def told_of(*findings: SourceEvent) -> list[tuple[str, str]]:
+def told_of(*findings: SourceEvent[Observation]) -> list[tuple[str, str]]:
     ledger = Ledger()
     fleet = Fleet(readable_log(), PendingDeletions(lambda: 0.0), ledger)
     for finding in findings:

@@ -6,7 +6,18 @@ import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.messages import (
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.intake import PORTION, Intake
+from milo_discoveryd.registry.pending_deletions import (
+    ConfirmationRequest,
+    ConfirmationResult,
+    Found,
+    Inconclusive,
+    NotFound,
+    PendingDeletions,
+)
+from milo_discoveryd.registry.registry import ObjectState, Registry
+from milo_kube.reflect.messages import (
     DeletionReported,
     EventIgnored,
     Listed,
@@ -17,17 +28,6 @@ from milo_discoveryd.reflect.messages import (
     SourceEvent,
     Unlisted,
 )
-from milo_discoveryd.reflect.pending_deletions import (
-    ConfirmationRequest,
-    ConfirmationResult,
-    Found,
-    Inconclusive,
-    NotFound,
-    PendingDeletions,
-)
-from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.intake import PORTION, Intake
-from milo_discoveryd.registry.registry import ObjectState, Registry
 from tests.unit.registry.fleets import (
     at,
     cluster,
@@ -62,7 +62,7 @@ class Source:
         if listed:
             self.lists(*listed)
 
-    def take(self, *findings: SourceEvent) -> list[Event]:
+    def take(self, *findings: SourceEvent[Observation]) -> list[Event]:
         return [each for portion in self.intake.take(findings, at(self.now)) for each in portion]
 
     def lists(self, *observations: Observation) -> list[Event]:
@@ -382,7 +382,7 @@ def test_list_and_subsequent_events_may_share_a_chunk() -> None:
 
 @pytest.mark.parametrize("count", [PORTION - 1, PORTION, 3 * PORTION + 1])
 def test_large_list_is_applied_in_portions(count: int) -> None:
-    def findings() -> Iterable[SourceEvent]:
+    def findings() -> Iterable[SourceEvent[Observation]]:
         yield ListStarted()
         yield from (Listed(ready(f"a{index}")) for index in range(count))
         yield ListEnded()

@@ -2,7 +2,11 @@
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.messages import (
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.intake import Intake
+from milo_discoveryd.registry.pending_deletions import ConfirmationResult, Found, NotFound, PendingDeletions
+from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_kube.reflect.messages import (
     DeletionReported,
     Listed,
     ListEnded,
@@ -10,10 +14,6 @@ from milo_discoveryd.reflect.messages import (
     ObjectChanged,
     SourceEvent,
 )
-from milo_discoveryd.reflect.pending_deletions import ConfirmationResult, Found, NotFound, PendingDeletions
-from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.intake import Intake
-from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from tests.unit.registry.fleets import at, not_ready, outside, ready, registry
 
 FLEET = tuple(ready(name) for name in "abcdef")
@@ -30,7 +30,7 @@ class Source:
         self.now = 0.0
         self.lists(*FLEET, *more)
 
-    def take(self, *findings: SourceEvent) -> list[Event]:
+    def take(self, *findings: SourceEvent[Observation]) -> list[Event]:
         return [each for portion in self.intake.take(findings, at(self.now)) for each in portion]
 
     def lists(self, *observations: Observation, versions_went_back: bool = False) -> list[Event]:

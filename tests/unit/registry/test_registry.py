@@ -5,11 +5,11 @@ import pytest
 
 from milo_discoveryd.model.cluster import UNPROBED, Connectivity, ConnectivityState, DisengageReason
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry import registry as module
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.filter import EVERYTHING
+from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Registry, Transition
 from tests.unit.registry.fleets import (
     at,

@@ -4,7 +4,7 @@ import pytest
 
 from milo_discoveryd.model.cluster import DisengageReason
 from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Registry
 from tests.unit.registry.fleets import (
     at,

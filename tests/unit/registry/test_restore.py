@@ -1,8 +1,8 @@
 """Beginning with what an earlier run of the daemon knew."""
 
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.reflect.pending_deletions import NotFound
 from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.pending_deletions import NotFound
 from milo_discoveryd.registry.registry import ObjectState
 from tests.unit.registry.fleets import at, ready
 from tests.unit.registry.test_intake import Source

@@ -8,11 +8,11 @@ from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Target
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.source import SourceState, SourceStatus
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import encoder
+from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 EPOCH = "0123456789abcdef"
 encode = encoder(EPOCH)

@@ -16,11 +16,11 @@ from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.minter import LeaseKey
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.reflect.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.cursor import Cursor
 from milo_discoveryd.registry.filter import EVERYTHING
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Recipient, Terms
 from milo_discoveryd.rights.scope import ClusterScope, scoped

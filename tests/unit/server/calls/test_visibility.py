@@ -5,13 +5,13 @@ import pytest
 
 from milo_discoveryd.model.observation import NotReady, ObjectFields, Outside, Ready
 from milo_discoveryd.model.selector import parse
-from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.reflect.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS, ClusterScope
 from milo_discoveryd.server.calls import visibility
 from milo_discoveryd.server.calls.visibility import VisibleCounts
+from milo_kube.reflect.source_status import SourceState, SourceStatus
 from tests.unit.registry.fleets import at, malformed, not_ready, outside, readable_log, ready, target
 
 PROD = ClusterScope(parse("env=prod"))

@@ -1,7 +1,7 @@
 """The rate limit for new connections, by network."""
 
-from milo_discoveryd.rate_limit import Rate
 from milo_discoveryd.server.connections.connect_rate import MAX_NETWORKS, ConnectRateLimiter
+from milo_kube.rate_limit import Rate
 
 
 def test_connect_rate_limiter_allows_burst_then_rate() -> None:

@@ -8,9 +8,9 @@ from typing import cast
 
 import httptools
 
-from milo_discoveryd.daemon_errors import TransportError
-from milo_discoveryd.http import errors
-from milo_discoveryd.http.headers import Headers
+from milo_kube.http import errors
+from milo_kube.http.errors import TransportError
+from milo_kube.http.headers import Headers
 
 OVERHEAD_LIMIT = 64 << 10
 """Maximum bytes of headers, chunk sizes and trailers between two pieces of body: bounds the memory they use."""

@@ -9,21 +9,20 @@ from typing import Final, Generic, TypeVar
 
 import msgspec
 
-from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.observation import Malformed, Observation
+from milo_kube.reflect.identified import Seen
 
 INITIAL_EVENTS_END: Final = "k8s.io/initial-events-end"
 MAX_LINE: Final = 8 * 1024 * 1024
 _LONGEST_ID = 128
 
-Object = TypeVar("Object", bound=KubeObject)
+Object = TypeVar("Object")
 Content = TypeVar("Content")
 
 
-class ObjectSeen(msgspec.Struct, frozen=True):
+class ObjectSeen(msgspec.Struct, Generic[Seen], frozen=True):
     """An object as it is now."""
 
-    observation: Observation
+    observation: Seen
 
 
 class ObjectRemoved(msgspec.Struct, frozen=True):
@@ -32,6 +31,7 @@ class ObjectRemoved(msgspec.Struct, frozen=True):
     name: str
     uid: str
     version: str
+    namespace: str = ""
 
 
 class Bookmark(msgspec.Struct, frozen=True):
@@ -61,7 +61,7 @@ class UnknownEvent(msgspec.Struct, frozen=True):
     problem: str
 
 
-WatchEvent = ObjectSeen | ObjectRemoved | Bookmark | ErrorStatus | Undecodable | UnknownEvent
+WatchEvent = ObjectSeen[Seen] | ObjectRemoved | Bookmark | ErrorStatus | Undecodable | UnknownEvent
 
 
 class ListPage(msgspec.Struct, frozen=True):
@@ -75,6 +75,7 @@ class _Names(msgspec.Struct):
     """The least that is needed to report a malformed object."""
 
     name: str = ""
+    namespace: str = ""
     uid: str = ""
     resourceVersion: str = ""  # noqa: N815
 
@@ -135,25 +136,29 @@ class ListPageError(ValueError):
     """A list that cannot be decoded at all."""
 
 
-class Decoder(Generic[Object]):
-    """Decodes one kind of object and passes it to a mode, which returns an observation."""
+class Decoder(Generic[Object, Seen]):
+    """Decodes one kind of object, and passes it to a function that returns what is to be known of it."""
 
-    def __init__(self, kind: type[Object], observe: Callable[[Object], Observation]) -> None:
+    def __init__(
+        self, kind: type[Object], observe: Callable[[Object], Seen], malformed: Callable[[str, str, str, str], Seen]
+    ) -> None:
+        """`malformed` makes the result for an invalid object from its name, its UID, its version and the problem."""
         self._objects = msgspec.json.Decoder(kind)
         # mypy does not accept a variable as a type parameter; at run time it is fine.
         self._lines: msgspec.json.Decoder[_Line[Object]] = msgspec.json.Decoder(_Line[kind])  # type: ignore[valid-type]
         self._observe = observe
+        self._malformed = malformed
 
-    def object(self, raw: bytes | msgspec.Raw) -> Observation | None:
+    def object(self, raw: bytes | msgspec.Raw) -> Seen | None:
         """Return None for an object without a name."""
         try:
-            found = _bounded(self._observe(self._objects.decode(raw)))
+            found = self._bounded(self._observe(self._objects.decode(raw)))
         except _UNDECODABLE as error:
             names = _names(raw)
-            found = _bounded(Malformed(names.name, names.uid, names.resourceVersion, _problem(error)))
+            found = self._bounded(self._malformed(names.name, names.uid, names.resourceVersion, _problem(error)))
         return found if found.name else None
 
-    def page(self, body: bytes) -> tuple[ListPage, Iterator[Observation]]:
+    def page(self, body: bytes) -> tuple[ListPage, Iterator[Seen]]:
         """Return the page's metadata, and its observations lazily: there may be thousands."""
         try:
             listed = _LIST.decode(body)
@@ -163,16 +168,16 @@ class Decoder(Generic[Object]):
         page = ListPage(listed.metadata.resourceVersion, listed.metadata.continue_)
         return page, (found for found in map(self.object, items) if found is not None)
 
-    def line(self, line: bytes | bytearray) -> WatchEvent:
+    def line(self, line: bytes | bytearray) -> WatchEvent[Seen]:
         try:
             event = self._lines.decode(line)  # nearly all lines take only this path
             if event.type in _OF_OBJECTS:
-                return _seen(event.type, _bounded(self._observe(event.object)))
+                return _seen(event.type, self._bounded(self._observe(event.object)))
         except _UNDECODABLE:
             pass  # decoded step by step below
         return self._other_line(line)
 
-    def _other_line(self, line: bytes | bytearray) -> WatchEvent:
+    def _other_line(self, line: bytes | bytearray) -> WatchEvent[Seen]:
         """Decode a line with a malformed object, or with something other than an object."""
         try:
             event = _LINE.decode(line)
@@ -189,6 +194,13 @@ class Decoder(Generic[Object]):
                 return error_status(bytes(event.object))
             case other:
                 return UnknownEvent(f"a watch event of unknown type {other[:40]!r}")
+
+    def _bounded(self, found: Seen) -> Seen:
+        """Return a malformed object for one whose identity no API server would have given it."""
+        if len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:
+            return found
+        problem = f"its UID or its resourceVersion is longer than {_LONGEST_ID} characters"
+        return self._malformed(found.name, found.uid[:_LONGEST_ID], found.version[:_LONGEST_ID], problem)
 
 
 def error_status(body: bytes, code: int = 0) -> ErrorStatus:
@@ -231,28 +243,20 @@ class LineTooLongError(ValueError):
     """A line without end, or an object larger than any API server stores."""
 
 
-def _bounded(found: Observation) -> Observation:
-    """Return a Malformed for an object whose identity no API server would have given it."""
-    if len(found.uid) <= _LONGEST_ID and len(found.version) <= _LONGEST_ID:
-        return found
-    problem = f"its UID or its resourceVersion is longer than {_LONGEST_ID} characters"
-    return Malformed(found.name, found.uid[:_LONGEST_ID], found.version[:_LONGEST_ID], problem)
-
-
-def _seen(kind: str, found: Observation | None) -> WatchEvent:
+def _seen(kind: str, found: Seen | None) -> ObjectSeen[Seen] | UnknownEvent:
     if found is None or not found.name:
         return UnknownEvent(f"an {kind} event names no object")
     return ObjectSeen(found)
 
 
-def _removed(raw: msgspec.Raw) -> WatchEvent:
+def _removed(raw: msgspec.Raw) -> ObjectRemoved | UnknownEvent:
     names = _names(raw)
     if not names.name:
         return UnknownEvent("a DELETED event names no object")
-    return ObjectRemoved(names.name, names.uid, names.resourceVersion)
+    return ObjectRemoved(names.name, names.uid, names.resourceVersion, names.namespace)
 
 
-def _bookmark(raw: msgspec.Raw) -> WatchEvent:
+def _bookmark(raw: msgspec.Raw) -> Bookmark | UnknownEvent:
     try:
         marks = _MARKED.decode(raw).metadata
     except _UNDECODABLE as error:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Set
 import msgspec
 
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
-from milo_discoveryd.reflect.backoff import Backoff
+from milo_kube.reflect.backoff import Backoff
 
 _SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]+")
 

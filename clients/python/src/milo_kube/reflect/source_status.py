@@ -1,4 +1,4 @@
-"""How current the daemon's view of its source is."""
+"""How current the view of a source is."""
 
 import enum
 

@@ -9,8 +9,8 @@ from urllib.parse import parse_qsl, unquote
 
 import httptools
 
-from milo_discoveryd import addresses
-from milo_discoveryd.http.headers import Headers
+from milo_kube import addresses
+from milo_kube.http.headers import Headers
 
 REQUEST_LIMIT = 64 << 10
 """Maximum bytes of a request, with its headers and body."""

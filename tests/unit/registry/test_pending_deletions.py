@@ -3,8 +3,7 @@
 import pytest
 
 from milo_discoveryd.model.observation import Malformed, NotReady
-from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.pending_deletions import (
+from milo_discoveryd.registry.pending_deletions import (
     ConfirmationRequest,
     ConfirmedDeletion,
     Found,
@@ -13,6 +12,7 @@ from milo_discoveryd.reflect.pending_deletions import (
     PendingDeletions,
     can_be_read,
 )
+from milo_kube.reflect.backoff import Backoff
 
 STILL_THERE = NotReady("a", "u1", "5", "")
 

@@ -1,8 +1,10 @@
 """What the reflector and its driver exchange: requests to make, failures of them, and source events that result."""
 
+from typing import Generic
+
 import msgspec
 
-from milo_discoveryd.model.observation import Observation
+from milo_kube.reflect.identified import Seen
 
 # --- requests to the driver ---
 
@@ -49,21 +51,22 @@ class Failure(msgspec.Struct, frozen=True):
     retry_after_s: float | None = None
 
 
-# --- source events to the registry ---
+# --- source events ---
 
 
 class ListStarted(msgspec.Struct, frozen=True):
     """A list began. An earlier list that did not end is void."""
 
 
-class Listed(msgspec.Struct, frozen=True):
-    observation: Observation
+class Listed(msgspec.Struct, Generic[Seen], frozen=True):
+    observation: Seen
 
 
 class Unlisted(msgspec.Struct, frozen=True):
     """An object was removed again before the list that named it ended."""
 
     name: str
+    namespace: str = ""
 
 
 class ListEnded(msgspec.Struct, frozen=True):
@@ -73,8 +76,8 @@ class ListEnded(msgspec.Struct, frozen=True):
     """The list is of an older version than one seen before: the server was restored, or is another one."""
 
 
-class ObjectChanged(msgspec.Struct, frozen=True):
-    observation: Observation
+class ObjectChanged(msgspec.Struct, Generic[Seen], frozen=True):
+    observation: Seen
 
 
 class DeletionReported(msgspec.Struct, frozen=True):
@@ -82,6 +85,7 @@ class DeletionReported(msgspec.Struct, frozen=True):
 
     name: str
     uid: str
+    namespace: str = ""
 
 
 class Relisting(msgspec.Struct, frozen=True):
@@ -95,4 +99,13 @@ class EventIgnored(msgspec.Struct, frozen=True):
     problem: str
 
 
-SourceEvent = ListStarted | Listed | Unlisted | ListEnded | ObjectChanged | DeletionReported | Relisting | EventIgnored
+SourceEvent = (
+    ListStarted
+    | Listed[Seen]
+    | Unlisted
+    | ListEnded
+    | ObjectChanged[Seen]
+    | DeletionReported
+    | Relisting
+    | EventIgnored
+)

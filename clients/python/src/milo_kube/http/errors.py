@@ -1,9 +1,18 @@
-"""Translates errors of sockets and TLS into a TransportError with a cause, a reason and a fix."""
+"""The error of a failed exchange, and the translation of errors of sockets and TLS into it."""
 
 import socket
 import ssl
+from typing import Literal, TypeAlias
 
-from milo_discoveryd.daemon_errors import TransportError
+TransportCause: TypeAlias = Literal["dns", "connect", "tls", "timeout", "closed", "credential"]
+
+
+class TransportError(Exception):
+    """A request without a usable response. `cause` is machine-readable."""
+
+    def __init__(self, cause: TransportCause, message: str) -> None:
+        self.cause: TransportCause = cause
+        super().__init__(message)
 
 
 def from_connecting(error: OSError, origin: str) -> TransportError:

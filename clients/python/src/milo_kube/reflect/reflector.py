@@ -12,15 +12,14 @@ A loss is never concluded from silence, error_status or error: these change the 
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from typing import Generic
 
 import msgspec
 
-from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.model.source import SourceState, SourceStatus
-from milo_discoveryd.model.versions import is_number, is_older
-from milo_discoveryd.reflect.backoff import Backoff
-from milo_discoveryd.reflect.liveness_policy import LivenessPolicy
-from milo_discoveryd.reflect.messages import (
+from milo_kube.reflect.backoff import Backoff
+from milo_kube.reflect.identified import Seen
+from milo_kube.reflect.liveness_policy import LivenessPolicy
+from milo_kube.reflect.messages import (
     MALFORMED_RESPONSE,
     UNRESPONSIVE,
     DeletionReported,
@@ -39,7 +38,9 @@ from milo_discoveryd.reflect.messages import (
     Unlisted,
     Wait,
 )
-from milo_discoveryd.reflect.wire import (
+from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.versions import is_number, is_older
+from milo_kube.reflect.wire import (
     Bookmark,
     ErrorStatus,
     ListPage,
@@ -185,7 +186,7 @@ class Attempts(msgspec.Struct):
     """No watch has lived long since the last list that a refused version led to."""
 
 
-class Reflector:
+class Reflector(Generic[Seen]):
     """Draws random numbers from `jitter` (in [0, 1)), and takes the time as an argument."""
 
     def __init__(
@@ -256,7 +257,7 @@ class Reflector:
         """True while the driver is to continue reading the open watch."""
         return isinstance(self.state, Filling | Watching)
 
-    def listed(self, page: ListPage, observations: Iterable[Observation], now: float) -> Iterator[SourceEvent]:
+    def listed(self, page: ListPage, observations: Iterable[Seen], now: float) -> Iterator[SourceEvent[Seen]]:
         """Return the events of a page, one by one. The page counts as read when the last of them was taken."""
         assert isinstance(self.state, ListingPages)
         self._contact(now)
@@ -269,7 +270,7 @@ class Reflector:
         self.list_method.pages_ended()
         yield self._list_ended(page.version, now)
 
-    def opened(self, now: float) -> list[SourceEvent]:
+    def opened(self, now: float) -> list[SourceEvent[Seen]]:
         assert isinstance(self.state, Opening)
         self._contact(now)
         if not self.state.version:
@@ -279,13 +280,13 @@ class Reflector:
         self._streaming(now)
         return []
 
-    def events(self, events: list[WatchEvent], now: float, *, partial: bool = False) -> list[SourceEvent]:
+    def events(self, events: list[WatchEvent[Seen]], now: float, *, partial: bool = False) -> list[SourceEvent[Seen]]:
         """Apply the watch events of one read; `partial` if the beginning of another event came after them.
 
         Afterwards `is_reading` says whether to continue.
         """
         self._contact(now)
-        found: list[SourceEvent] = []
+        found: list[SourceEvent[Seen]] = []
         for event in events:
             match self.state:
                 case Filling():
@@ -303,7 +304,7 @@ class Reflector:
                 self._note_health(watching, now)
         return found
 
-    def ended(self, now: float) -> list[SourceEvent]:
+    def ended(self, now: float) -> list[SourceEvent[Seen]]:
         """Apply a clean end of the watch."""
         self.trust.is_known = False
         if isinstance(self.state, Filling):
@@ -315,7 +316,7 @@ class Reflector:
         self.state = self._opening(self.state.version)
         return []
 
-    def silent(self, now: float) -> list[SourceEvent]:
+    def silent(self, now: float) -> list[SourceEvent[Seen]]:
         """Apply that the deadline of ReadWatch passed."""
         expected_bookmarks, self.trust.is_known = self.trust.expects_bookmarks, False
         assert isinstance(self.state, Filling | Watching)
@@ -338,7 +339,7 @@ class Reflector:
         self.state = self._list()
         return self._catching_up("Silence", "the watch has been silent since it was resumed", now)
 
-    def failed(self, failure: Failure, now: float) -> list[SourceEvent]:
+    def failed(self, failure: Failure, now: float) -> list[SourceEvent[Seen]]:
         assert not isinstance(self.state, Waiting), "no request was made, so none can have failed"
         # A server that lists and then refuses each version that it listed is still the one that listed.
         refuses_own_list = self._attempts.list_is_unproven and failure.status in _VERSION_REFUSED
@@ -359,7 +360,7 @@ class Reflector:
 
     # --- failures, by state ---
 
-    def _streaming_list_failed(self, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
+    def _streaming_list_failed(self, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         # Refused: the feature is off, or permission is missing (which pages will show). 429 before the first list: the
         # server is still building its watch cache, and pages give a first view meanwhile. And a stream that is cut or
         # garbled repeatedly may come through page by page.
@@ -370,21 +371,21 @@ class Reflector:
             return []
         return self._stale("", failure, now, delay)
 
-    def _page_failed(self, token: str, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
+    def _page_failed(self, token: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         if failure.status == 410 and token:
             self.list_method.pages_outlived_version()
             self.state = Waiting(now, "")
             return [Relisting("Expired")]
         return self._stale("", failure, now, delay)
 
-    def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
+    def _resume_failed(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         if failure.status in _VERSION_REFUSED:
             return self._relist(failure, now, delay)
         # The server does not take the request as it is: without the collection, without watches, or because the
         # version means nothing to it. Lists may work.
         return self._stale("" if failure.status in _RESUME_REFUSED else version, failure, now, delay)
 
-    def _watch_failed(self, watching: Watching, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
+    def _watch_failed(self, watching: Watching, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         version = watching.version
         if failure.status in _VERSION_REFUSED:
             return self._relist(failure, now, delay)
@@ -399,14 +400,14 @@ class Reflector:
             return []
         return self._stale(version, failure, now, delay)
 
-    def _stale(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
+    def _stale(self, version: str, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         """Keep what is known, as stale; then watch from `version`, or list."""
         since = self.status.since if self.status.state is SourceState.STALE else now
         self.status = SourceStatus(SourceState.STALE, since, failure.reason, failure.message, self.status.last_contact)
         self.state = Waiting(now + delay, version)
         return []
 
-    def _relist(self, failure: Failure, now: float, delay: float) -> list[SourceEvent]:
+    def _relist(self, failure: Failure, now: float, delay: float) -> list[SourceEvent[Seen]]:
         # A first one is routine: the version grew too old. One list after another is a fault, and expensive.
         list_at = max(now, self._attempts.listed_at + delay) if self._attempts.list_is_unproven else now
         self.state = Waiting(list_at, "")
@@ -415,26 +416,26 @@ class Reflector:
 
     # --- watch events ---
 
-    def _fill(self, event: WatchEvent, now: float) -> list[SourceEvent]:
+    def _fill(self, event: WatchEvent[Seen], now: float) -> list[SourceEvent[Seen]]:
         match event:
             case ObjectSeen(observation):
                 return [Listed(observation)]
-            case ObjectRemoved(name):
-                return [Unlisted(name)]
+            case ObjectRemoved(name, namespace=namespace):
+                return [Unlisted(name, namespace)]
             case Bookmark(version, True):
                 self.trust.sends_bookmarks = True
                 return [self._list_ended(version, now, reading=True)]
             case _:
                 return self._other_event(event, now)
 
-    def _watch(self, event: WatchEvent, now: float) -> list[SourceEvent]:
+    def _watch(self, event: WatchEvent[Seen], now: float) -> list[SourceEvent[Seen]]:
         match event:
             case ObjectSeen(observation):
                 self._seen(observation.version)
                 return [ObjectChanged(observation)]
-            case ObjectRemoved(name, uid, version):
+            case ObjectRemoved(name, uid, version, namespace):
                 self._seen(version)
-                return [DeletionReported(name, uid)]
+                return [DeletionReported(name, uid, namespace)]
             case Bookmark(version):
                 self.trust.sends_bookmarks = True
                 self._seen(version)
@@ -442,7 +443,7 @@ class Reflector:
             case _:
                 return self._other_event(event, now)
 
-    def _other_event(self, event: WatchEvent, now: float) -> list[SourceEvent]:
+    def _other_event(self, event: WatchEvent[Seen], now: float) -> list[SourceEvent[Seen]]:
         match event:
             case ErrorStatus(code, reason, message):
                 return self.failed(Failure(reason or "WatchError", message, code), now)
@@ -463,7 +464,7 @@ class Reflector:
             return math.inf
         return now + self._policy.line_s if completed or before == math.inf else before
 
-    def _list_ended(self, version: str, now: float, *, reading: bool = False) -> SourceEvent:
+    def _list_ended(self, version: str, now: float, *, reading: bool = False) -> SourceEvent[Seen]:
         self.synced = True
         self._attempts.listed_at = now
         self.list_method.pages_expired = False
@@ -486,7 +487,7 @@ class Reflector:
         if age_s >= self._policy.proven_s:
             self._attempts.list_is_unproven = False
 
-    def _catching_up(self, reason: str, message: str, now: float) -> list[SourceEvent]:
+    def _catching_up(self, reason: str, message: str, now: float) -> list[SourceEvent[Seen]]:
         self.status = SourceStatus(SourceState.CATCHING_UP, now, reason, message, self.status.last_contact)
         return [Relisting(reason)]
 

@@ -11,10 +11,9 @@ from contextvars import ContextVar
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from milo_discoveryd import __version__
-from milo_discoveryd.daemon_errors import TransportError
-from milo_discoveryd.http.connection import Connection, Response
-from milo_discoveryd.http.dialing import Origin, Proxy, dial
+from milo_kube.http.connection import Connection, Response
+from milo_kube.http.dialing import Origin, Proxy, dial
+from milo_kube.http.errors import TransportError
 
 _REPEATABLE = frozenset({"GET", "DELETE"})
 _Key = tuple[Origin, Proxy | None]
@@ -37,9 +36,12 @@ tracer: ContextVar[Tracer | None] = ContextVar("tracer", default=None)
 class Client:
     """A pool of connections with one TLS identity, to any number of servers."""
 
-    def __init__(self, context: ssl.SSLContext, *, tls_server_name: str | None = None, idle_s: float = 15.0) -> None:
+    def __init__(
+        self, context: ssl.SSLContext, *, user_agent: str, tls_server_name: str | None = None, idle_s: float = 15.0
+    ) -> None:
         """`idle_s`: how long an idle connection is kept open."""
         self._context = context
+        self._user_agent = user_agent
         self._tls_server_name = tls_server_name
         self._idle_s = idle_s
         self._idle: dict[_Key, list[tuple[Connection, asyncio.TimerHandle]]] = {}
@@ -65,7 +67,7 @@ class Client:
         parts = urlsplit(url)
         key = Origin.of(url), Proxy.of(proxy) if proxy else None
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        sent = {"Host": key[0].host_header, "User-Agent": f"milo-discoveryd/{__version__}", **headers}
+        sent = {"Host": key[0].host_header, "User-Agent": self._user_agent, **headers}
         if body is not None:
             sent["Content-Length"] = str(len(body))
         if key[1] is not None and key[0].scheme == "http":
@@ -129,7 +131,7 @@ class Client:
             raise TransportError("timeout", f"{origin} did not accept a connection in time") from None
         if self._is_closed:
             connection.abort()
-            raise TransportError("closed", f"the connection to {origin} was closed by the daemon")
+            raise TransportError("closed", f"the connection to {origin} was closed by this process")
         self._busy.add(connection)
         return connection
 

@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
-from milo_discoveryd import addresses
-from milo_discoveryd.daemon_errors import TransportError
-from milo_discoveryd.http import errors
-from milo_discoveryd.http.connection import Connection
+from milo_kube import addresses
+from milo_kube.http import errors
+from milo_kube.http.connection import Connection
+from milo_kube.http.errors import TransportError
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _ADDRESS_TIMEOUT_S = 2.0
