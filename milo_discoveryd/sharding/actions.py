@@ -1,0 +1,42 @@
+"""Requests to the Lease API that a member asks for. Writes carry the resource version that they replace."""
+
+from typing import TypeAlias
+
+import msgspec
+
+from milo_discoveryd.sharding.leases import MemberLease, View
+
+
+class Read(msgspec.Struct, frozen=True):
+    """Lists all Leases of the group, consistently."""
+
+
+class WriteLease(msgspec.Struct, frozen=True):
+    """Creates or renews the member's own Lease."""
+
+    lease: MemberLease
+
+
+class Evict(msgspec.Struct, frozen=True):
+    """Clears the Lease of another member, so that its holder's next renewal fails."""
+
+    lease: MemberLease
+
+
+class Delete(msgspec.Struct, frozen=True):
+    """Deletes the Lease of a member that left long ago."""
+
+    lease: MemberLease
+
+
+class WriteView(msgspec.Struct, frozen=True):
+    view: View
+    version: str
+
+
+class Wait(msgspec.Struct, frozen=True):
+    until: float
+
+
+Request: TypeAlias = Read | WriteLease | Evict | Delete | WriteView
+Action: TypeAlias = Request | Wait

@@ -1,0 +1,407 @@
+"""One member of a group: decides which request to the Lease API is next, and what the member owns.
+
+Pure: time is an argument, and must be CLOCK_BOOTTIME or one like it that also advances while the machine is suspended.
+No time is compared with that of another machine. Requests are made elsewhere, one at a time:
+
+    action = member.next(now)
+    ... perform it ...
+    member.was_read(...) | member.was_written(...) | member.conflicted(...) | member.failed(...)
+
+Safety rests on these rules:
+
+- A member tells of ownership only for `fence_after_s` after the start of its last successful renewal. Others evict it
+  when its Lease has not changed for `evict_after_s` of their own time, by a write that makes its next renewal fail.
+- The next view is written only when every member of this view and of the one before has acknowledged this view or is
+  gone, so a key has at most two owners in question: the present one, and the former one that has not released it.
+- A process that started, or was interrupted, engages nothing until every other member has renewed since: if the Leases
+  were restored from a backup, the others notice it, and say so by what they write.
+"""
+
+from collections.abc import Iterator, Mapping
+from math import inf
+
+import msgspec
+
+from milo_discoveryd.sharding.actions import Action, Delete, Evict, Read, Request, Wait, WriteLease, WriteView
+from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.ownership import Ownership
+from milo_discoveryd.sharding.state import TIMING, Candidates, Intent, Seen, State, Timing
+
+
+class Member:
+    def __init__(
+        self, name: str, holder: str, *, weight: float = 1.0, instance: str = "", timing: Timing = TIMING
+    ) -> None:
+        """`holder` identifies this process among all that ever use the name."""
+        self.name = name
+        self.holder = holder
+        self.weight = weight
+        self._instance = instance
+        self._timing = timing
+        self.state = State()
+
+    # What the member owns
+
+    @property
+    def fence_at(self) -> float:
+        """When ownership ends unless the Lease is renewed before."""
+        return -inf if self.state.lease is None else self.state.renewed_at + self._timing.fence_after_s
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state.intent is Intent.ENDED
+
+    def is_fenced(self, now: float) -> bool:
+        return now >= self.fence_at
+
+    def ownership(self, now: float) -> Ownership | None:
+        """Return what the member owns; None if it must not own anything, or knows of no view yet."""
+        self.check(now)
+        state, view = self.state, self._view
+        if view is None or state.lease is None or state.resumed_at is None:
+            return None
+        return Ownership(
+            view=view,
+            member=self.name,
+            term=state.lease.term,
+            unsettled=frozenset(self._unsettled(view, view.previous, now)),
+            may_engage=self.is_confirmed and now >= state.engage_at,
+        )
+
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether every other member was seen to renew since this one started or was interrupted."""
+        return self.state.unconfirmed is not None and not self.state.unconfirmed
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the view has all present members, and each has acknowledged it."""
+        view = self._view
+        return (
+            view is not None
+            and dict(view.members) == dict(self.state.candidates.members)
+            and not any(self._unsettled(view, {**view.previous, **view.members}, inf))
+        )
+
+    def check(self, now: float) -> None:
+        """Fence the member if its Lease was not renewed in time."""
+        if self.state.resumed_at is not None and self.is_fenced(now):
+            self._interrupt(now)
+
+    def drained(self, number: int) -> None:
+        """Note that everything that the view of this number took from the member is released."""
+        self._set(drained=max(number, self.state.drained))
+
+    def leave(self) -> None:
+        """Begin to leave the group."""
+        if self.state.intent is Intent.STAY:
+            self._set(intent=Intent.LEAVE)
+
+    def stop(self) -> None:
+        """End, and let a successor of the same name continue."""
+        if not self.has_ended:
+            self._set(intent=Intent.STOP)
+
+    # Requests
+
+    def next(self, now: float) -> Action:
+        self.check(now)
+        state = self.state
+        if self.has_ended:
+            return Wait(inf)
+        if now < state.retry_at:
+            return Wait(min([state.retry_at, *(at for at in (self.fence_at,) if at > now)]))
+        if state.group is None or state.is_read_due:
+            return Read()
+        if state.lease is None:
+            return self._join(state.group, now)
+        due = self._own_write(state.lease, now) or self._group_request(state.group, now)
+        return due or Wait(min(at for at in self._deadlines(state.group) if at > now))
+
+    def was_read(self, group: GroupState, started_at: float, now: float) -> None:
+        self.check(now)
+        state = self.state
+        versions = {name: lease.version for name, lease in group.members.items()}
+        for view in (group.view, state.known):
+            if view is not None:
+                versions = {**dict.fromkeys((*view.members, *view.previous), ""), **versions}
+        seen = {
+            name: was if (was := state.seen.get(name)) and was.version == version else Seen(version, now)
+            for name, version in versions.items()
+        }
+        self._set(group=group, read_at=started_at, is_read_due=False, retry_at=-inf, seen=seen)
+        self._update_candidates(now)
+        self._check_own_lease(group, now)
+        self._check_view(group, now)
+        self._confirm(group, started_at)
+
+    def was_written(self, request: Request, version: str, started_at: float, now: float) -> None:
+        """Apply a successful write, which gave the object that version."""
+        self.check(now)
+        state, group = self.state, self.state.group
+        assert group is not None, "it is read before it is written"
+        self._set(retry_at=-inf)
+        match request:
+            case WriteLease(lease):
+                self._hold(msgspec.structs.replace(lease, version=version), started_at, now)
+            case Evict(lease):
+                self._replace_lease(msgspec.structs.replace(lease, version=version), now)
+            case Delete(lease):
+                members = {name: each for name, each in group.members.items() if name != lease.member}
+                self._set(group=msgspec.structs.replace(group, members=members))
+            case WriteView(view):
+                self._set(group=msgspec.structs.replace(group, view=view, view_version=version), known=view)
+                self._set(seen={**dict.fromkeys(view.previous, Seen("", now)), **state.seen})
+            case _:
+                raise AssertionError("a read writes nothing")
+
+    def conflicted(self, now: float) -> None:
+        """Note that a write was refused, because the object has another version or does not exist."""
+        self.check(now)
+        self._set(is_read_due=True)
+
+    def failed(self, now: float) -> None:
+        """Note that a request failed. A write may have taken effect nevertheless, or may yet."""
+        self.check(now)
+        # A write of the own Lease is repeated first: if it did take effect, the version differs, and a read follows.
+        self._set(retry_at=now + self._timing.retry_interval_s)
+
+    # Joining and renewing
+
+    def _join(self, group: GroupState, now: float) -> Action:
+        state, timing = self.state, self._timing
+        if state.intent is not Intent.STAY:
+            self._set(intent=Intent.ENDED)
+            return Wait(inf)
+        if now < state.rejoin_at:
+            return Wait(state.rejoin_at)
+        lease = group.members.get(self.name)
+        joined = MemberLease(
+            member=self.name,
+            holder=self.holder,
+            term=f"{self.holder}.{state.terms + 1}",
+            weight=self.weight,
+            instance=self._instance,
+        )
+        if lease is None:
+            return WriteLease(joined)
+        rejoined = msgspec.structs.replace(joined, version=lease.version)
+        is_mine = lease.holder == self.holder
+        expires_at = state.seen[self.name].since + timing.evict_after_s
+        if not lease.is_held or (is_mine and state.has_held) or expires_at <= now:
+            return WriteLease(rejoined)
+        if (is_mine or not state.has_held) and lease.acknowledged <= _number(group.view):
+            # Continue the term of the process that held the Lease before.
+            return WriteLease(msgspec.structs.replace(rejoined, term=lease.term, acknowledged=lease.acknowledged))
+        read_at = state.read_at + timing.renew_interval_s
+        return Read() if read_at <= now else Wait(min(read_at, expires_at))
+
+    def _hold(self, lease: MemberLease, started_at: float, now: float) -> None:
+        if not lease.is_held or lease.is_stopped:
+            self._interrupt(now)
+            self._set(intent=Intent.ENDED, lease=None)
+            return
+        if self.state.lease is None:
+            self._begin_to_hold(lease, now)
+        self._set(lease=lease, renewed_at=started_at)
+        self._replace_lease(lease, now)
+        if self.state.resumed_at is None and not self.is_fenced(now):
+            self._set(resumed_at=started_at, unconfirmed=None)
+
+    def _begin_to_hold(self, lease: MemberLease, now: float) -> None:
+        state = self.state
+        assert state.group is not None
+        self._set(has_held=True, drained=0, terms=state.terms + 1)
+        if not lease.term.startswith(f"{self.holder}."):
+            # Operators may act on what the former process told until its fence.
+            former = state.group.members[self.name]
+            has_ended = former.is_stopped or (self._instance and former.instance == self._instance)
+            after = now + self._timing.evict_after_s
+            engage_at = -inf if has_ended and former.holder != self.holder else after
+            self._set(acknowledge_at=after, engage_at=engage_at)
+
+    def _own_write(self, lease: MemberLease, now: float) -> Request | None:
+        state = self.state
+        acknowledged = self._acknowledgeable(now)
+        is_leaving = state.intent is Intent.LEAVE
+        wanted = msgspec.structs.replace(lease, acknowledged=acknowledged, is_leaving=is_leaving)
+        if state.intent is Intent.STOP or (lease.is_leaving and not state.candidates.members):
+            # As the last member, too: nobody could take over before this Lease expires.
+            return WriteLease(msgspec.structs.replace(wanted, is_stopped=True))
+        if lease.is_leaving and self._has_left(acknowledged):
+            return WriteLease(msgspec.structs.replace(wanted, holder=""))
+        if wanted != lease or now >= state.renewed_at + self._timing.renew_interval_s:
+            return WriteLease(wanted)
+        return None
+
+    def _acknowledgeable(self, now: float) -> int:
+        """Return the latest view that the member can acknowledge."""
+        state, view = self.state, self._view
+        assert state.lease is not None
+        if view is None or now < state.acknowledge_at or state.drained < view.number:
+            return state.lease.acknowledged
+        return max(view.number, state.lease.acknowledged)
+
+    def _has_left(self, acknowledged: int) -> bool:
+        view = self._view
+        return view is not None and self.name not in view.members and acknowledged >= view.number
+
+    # Effects of what was read
+
+    def _check_own_lease(self, group: GroupState, now: float) -> None:
+        lease, found = self.state.lease, group.members.get(self.name)
+        if lease is None:
+            return
+        if found is None:
+            # It was deleted by hand. Another term would tell the others that this one's handlers have ended.
+            self._lose_term(now)
+            self._set(rejoin_at=now + self._timing.margin_s)
+        elif (found.holder, found.term) != (self.holder, lease.term):
+            self._lose_term(now)
+        elif found.acknowledged < lease.acknowledged:
+            self._rejoin_restored(now)
+        else:
+            self._set(lease=found)
+
+    def _check_view(self, group: GroupState, now: float) -> None:
+        known, found = self.state.known, group.view
+        if known is not None and (found is None or found.number < known.number or _differ(found, known)):
+            self._rejoin_restored(now)
+        elif self._is_authoritative(group):
+            self._set(known=found)
+
+    def _rejoin_restored(self, now: float) -> None:
+        """Leave the term: the Leases are older than what this member knows, so they were restored from a backup."""
+        self._lose_term(now)
+        # Others may have joined after the backup. They notice it too, or fence themselves, within this time.
+        after = now + self._timing.evict_after_s
+        self._set(rejoin_at=now + self._timing.margin_s, engage_at=after, acknowledge_at=after)
+
+    def _lose_term(self, now: float) -> None:
+        self._interrupt(now)
+        self._set(lease=None, known=None, renewed_at=-inf, drained=0, has_held=True)
+
+    def _interrupt(self, now: float) -> None:
+        """End ownership. Handlers need a while to end, in which nothing is acknowledged."""
+        if self.state.resumed_at is not None:
+            after = max(self.state.acknowledge_at, now + self._timing.margin_s)
+            self._set(resumed_at=None, unconfirmed=None, acknowledge_at=after)
+
+    def _confirm(self, group: GroupState, started_at: float) -> None:
+        state = self.state
+        if state.resumed_at is None or started_at < state.resumed_at or self.is_confirmed:
+            return
+        others = {name: lease.version for name, lease in group.members.items() if lease.is_held and name != self.name}
+        if state.unconfirmed is not None:
+            others = {name: version for name, version in state.unconfirmed.items() if others.get(name) == version}
+        self._set(unconfirmed=others)
+
+    def _update_candidates(self, now: float) -> None:
+        group = self.state.group
+        assert group is not None
+        members = {
+            lease.member: ViewMember(lease.term, lease.weight)
+            for lease in group.members.values()
+            if lease.is_held and not lease.is_leaving and lease.weight > 0
+        }
+        if members != self.state.candidates.members:
+            self._set(candidates=Candidates(members, now))
+
+    def _replace_lease(self, lease: MemberLease, now: float) -> None:
+        group = self.state.group
+        assert group is not None
+        self._set(
+            group=msgspec.structs.replace(group, members={**group.members, lease.member: lease}),
+            seen={**self.state.seen, lease.member: Seen(lease.version, now)},
+        )
+        self._update_candidates(now)
+
+    # The group
+
+    def _group_request(self, group: GroupState, now: float) -> Request | None:
+        if self._next_read_at <= now:
+            return Read()
+        for lease in group.members.values():
+            if lease.member != self.name and self._removable_at(group, lease) <= now:
+                return Delete(lease) if not lease.is_held else Evict(_cleared(lease))
+        return self._next_view(group, now)
+
+    def _removable_at(self, group: GroupState, lease: MemberLease) -> float:
+        since = self.state.seen[lease.member].since
+        if lease.is_held:
+            return since + self._timing.evict_after_s
+        view = group.view
+        if view is None or lease.member in view.members or lease.member in view.previous:
+            return inf
+        return since + self._timing.retention_s
+
+    def _next_view(self, group: GroupState, now: float) -> WriteView | None:
+        candidates, view = self.state.candidates, group.view
+        if not candidates.members or now < candidates.since + self._timing.debounce_s:
+            return None
+        if not self._is_authoritative(group) or (view is None and self.state.known is not None):
+            return None
+        former: Mapping[str, ViewMember] = {} if view is None else view.members
+        if view is not None and (
+            dict(former) == dict(candidates.members) or any(self._unsettled(view, {**view.previous, **former}, now))
+        ):
+            return None
+        number = _number(view) + 1
+        view = View(number=number, id=f"{self.holder}.{number}", members=candidates.members, previous=former)
+        return WriteView(view, group.view_version)
+
+    @property
+    def _view(self) -> View | None:
+        """The view that holds, if the Leases agree on it."""
+        group = self.state.group
+        return self.state.known if group is not None and self._is_authoritative(group) else None
+
+    def _is_authoritative(self, group: GroupState) -> bool:
+        """Return whether no member knows of a later view than the one that was read."""
+        return all(lease.acknowledged <= _number(group.view) for lease in group.members.values() if lease.is_held)
+
+    def _unsettled(self, view: View, members: Mapping[str, ViewMember], now: float) -> Iterator[str]:
+        """Yield the members that may still own what the view took from them."""
+        group = self.state.group
+        assert group is not None
+        for name, member in members.items():
+            lease = group.members.get(name)
+            if lease is None:
+                # It was deleted by hand: its holder may not know yet.
+                seen = self.state.seen.get(name)
+                if seen is None or now < seen.since + self._timing.evict_after_s:
+                    yield name
+            elif lease.is_held and lease.term == member.term and lease.acknowledged < view.number:
+                yield name
+
+    @property
+    def _next_read_at(self) -> float:
+        timing = self._timing
+        is_quiet = self.is_settled and self.is_confirmed
+        return self.state.read_at + (timing.read_interval_s if is_quiet else timing.unsettled_read_interval_s)
+
+    def _deadlines(self, group: GroupState) -> Iterator[float]:
+        state, timing = self.state, self._timing
+        yield from (self._next_read_at, self.fence_at, state.engage_at, state.acknowledge_at)
+        yield state.renewed_at + timing.renew_interval_s
+        yield state.candidates.since + timing.debounce_s
+        for lease in group.members.values():
+            yield self._removable_at(group, lease)
+        for seen in state.seen.values():
+            if not seen.version:
+                yield seen.since + timing.evict_after_s
+
+    def _set(self, **changes: object) -> None:
+        self.state = msgspec.structs.replace(self.state, **changes)
+
+
+def _number(view: View | None) -> int:
+    return 0 if view is None else view.number
+
+
+def _differ(found: View, known: View) -> bool:
+    return found.number == known.number and found.id != known.id
+
+
+def _cleared(lease: MemberLease) -> MemberLease:
+    return msgspec.structs.replace(lease, holder="", is_leaving=False, is_stopped=False)

@@ -1,0 +1,53 @@
+"""What a view means for one member: which keys it owns, and for which it still waits."""
+
+import enum
+from collections.abc import Mapping
+
+import msgspec
+
+from milo_discoveryd.sharding import rendezvous
+from milo_discoveryd.sharding.leases import View, ViewMember
+
+
+class Claim(enum.Enum):
+    OWNED = "owned"
+    WAITING = "waiting"
+    """The member is to own the key, once the former owner has released it."""
+    FOREIGN = "foreign"
+
+
+class Decision(msgspec.Struct, frozen=True):
+    claim: Claim
+    member: str | None = None
+    """The owner, or the former owner that has not released the key yet; None if there is neither."""
+
+
+class Ownership(msgspec.Struct, frozen=True, kw_only=True):
+    """A view from the point of view of one member. Equal values decide equally for every key."""
+
+    view: View
+    member: str
+    term: str
+    unsettled: frozenset[str] = frozenset()
+    """Members of the previous view that have neither acknowledged this view nor left or been evicted."""
+    may_engage: bool = True
+    """False after a start and after an interruption, until the Leases are known to be current."""
+
+    def decide(self, key: str) -> Decision:
+        owner = rendezvous.owner(key, _weights(self.view.members))
+        if owner != self.member or not self._is_me(self.view.members):
+            return Decision(Claim.FOREIGN, owner)
+        if not self.may_engage:
+            return Decision(Claim.WAITING, self.member)
+        former = rendezvous.owner(key, _weights(self.view.previous))
+        if former in self.unsettled and not (former == self.member and self._is_me(self.view.previous)):
+            return Decision(Claim.WAITING, former)
+        return Decision(Claim.OWNED, self.member)
+
+    def _is_me(self, members: Mapping[str, ViewMember]) -> bool:
+        found = members.get(self.member)
+        return found is not None and found.term == self.term
+
+
+def _weights(members: Mapping[str, ViewMember]) -> dict[str, float]:
+    return {name: member.weight for name, member in members.items()}

@@ -1,0 +1,29 @@
+"""Weighted rendezvous hashing: which member owns a key.
+
+A member that joins takes keys from all others in proportion to its weight, one that leaves gives its keys to all
+others, and no other key moves. Programs in other languages can compute the owner too: docs/sharding.md has the
+definition, and tests/unit/sharding/rendezvous_vectors.json test vectors.
+"""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+from math import log
+
+SINGLETON_PREFIX = "singleton/"
+"""Keys of singleton work. No cluster's name contains a slash."""
+
+
+def uniform(key: str, member: str) -> float:
+    """Return a number in (0, 1) that is determined by the key and the member."""
+    digest = blake2b(f"{key}\0{member}".encode()).digest()
+    return ((int.from_bytes(digest[:8]) >> 11) + 0.5) / (1 << 53)
+
+
+def score(key: str, member: str, weight: float) -> float:
+    return -weight / log(uniform(key, member))
+
+
+def owner(key: str, weights: Mapping[str, float]) -> str | None:
+    """Return the member with the highest score, of equal scores that whose name sorts last; None without members."""
+    best = max(((score(key, member, weight), member) for member, weight in weights.items()), default=None)
+    return None if best is None else best[1]

@@ -1,0 +1,84 @@
+"""What a member of a group remembers between two requests, and its time limits."""
+
+import enum
+from collections.abc import Mapping
+from math import inf
+
+import msgspec
+
+from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+
+
+class Timing(msgspec.Struct, frozen=True, kw_only=True):
+    renew_interval_s: float = 10.0
+    read_interval_s: float = 12.0
+    unsettled_read_interval_s: float = 1.0
+    """While a view is being changed or acknowledged."""
+    retry_interval_s: float = 1.0
+    fence_after_s: float = 20.0
+    evict_after_s: float = 33.0
+    debounce_s: float = 5.0
+    retention_s: float = 3600.0
+    """How long the Lease of a member that left is kept."""
+
+    @property
+    def margin_s(self) -> float:
+        """The time that handlers have to end between the fence and the eviction."""
+        return self.evict_after_s - self.fence_after_s
+
+
+TIMING = Timing()
+
+
+class Intent(enum.Enum):
+    STAY = "stay"
+    LEAVE = "leave"
+    """Hand over all keys, then release the Lease."""
+    STOP = "stop"
+    """Keep the term for a successor of the same name."""
+    ENDED = "ended"
+
+
+class Seen(msgspec.Struct, frozen=True):
+    version: str
+    since: float
+
+
+class Candidates(msgspec.Struct, frozen=True):
+    """The members that a view written now would have."""
+
+    members: Mapping[str, ViewMember]
+    since: float
+
+
+class State(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that a member remembers between two requests."""
+
+    group: GroupState | None = None
+    read_at: float = -inf
+    """Start of the last successful read."""
+    is_read_due: bool = True
+    retry_at: float = -inf
+    seen: Mapping[str, Seen] = {}
+    """When the present version of each Lease was first received; an empty version for one that a view names and that
+    does not exist."""
+    candidates: Candidates = Candidates({}, -inf)
+    lease: MemberLease | None = None
+    """The member's own Lease as last written, while this process holds it."""
+    renewed_at: float = -inf
+    """Start of the last successful renewal."""
+    has_held: bool = False
+    """This process has held the Lease. It does not take it from another process again."""
+    terms: int = 0
+    rejoin_at: float = -inf
+    known: View | None = None
+    """The latest view that was received."""
+    resumed_at: float | None = None
+    """Start of the renewal with which the present uninterrupted time began; None while fenced."""
+    unconfirmed: Mapping[str, str] | None = None
+    """Versions of the other members' Leases that did not change since `resumed_at`; None before the first read."""
+    engage_at: float = -inf
+    acknowledge_at: float = -inf
+    drained: int = 0
+    """The latest view whose losses are released."""
+    intent: Intent = Intent.STAY

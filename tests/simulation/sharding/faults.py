@@ -1,0 +1,129 @@
+"""The faults of a simulation, at random times."""
+
+from collections.abc import Callable
+
+from tests.simulation.sharding.pod import Pod
+from tests.simulation.sharding.simulation_run import FAULTS_UNTIL_S, Simulation
+
+
+class Faults:
+    def __init__(self, world: Simulation) -> None:
+        self._world = world
+        self._random = world.random
+        self._joined = 0
+
+    def _some(self) -> Pod | None:
+        living = self._world.living
+        return self._random.choice(living) if living else None
+
+    def _later(self, least: float, most: float, happens: Callable[[], None]) -> None:
+        self._world.timeline.after(self._random.uniform(least, most), happens)
+
+    def kill_pod(self) -> None:
+        if pod := self._some():
+            pod.kill()
+            self._later(1, 60, lambda: self._start(pod.member.name))
+
+    def kill_daemon(self) -> None:
+        """The daemon alone: its container is restarted, and its operator goes on."""
+        if pod := self._some():
+            pod.kill(with_operator=False)
+            # The former operator goes on until its deadline.
+            self._later(1, 60, lambda: self._start(pod.member.name, pod))
+
+    def restart(self) -> None:
+        if pod := self._some():
+            pod.member.stop()
+            pod.step()
+            self._later(1, 30, lambda: self._start(pod.member.name))
+
+    def pause(self) -> None:
+        if pod := self._some():
+            pod.pause()
+            self._later(1, 60, pod.resume)
+
+    def suspend(self) -> None:
+        if pod := self._some():
+            self._world.suspend(pod.host, self._random.uniform(1, 90))
+
+    def lose_requests(self) -> None:
+        if pod := self._some():
+            self._world.lost_to.add(pod.host)
+            self._later(1, 70, lambda: self._world.lost_to.discard(pod.host))
+
+    def lose_responses(self) -> None:
+        if pod := self._some():
+            self._world.lost_from.add(pod.host)
+            self._later(1, 70, lambda: self._world.lost_from.discard(pod.host))
+
+    def fail_requests(self) -> None:
+        self._world.error_share = self._random.uniform(0.1, 0.9)
+        self._later(1, 60, self._heal)
+
+    def stop_api(self) -> None:
+        self._world.is_down = True
+        self._later(1, 60, self._heal)
+
+    def _heal(self) -> None:
+        self._world.is_down, self._world.error_share = False, 0.0
+
+    def lag(self) -> None:
+        """Reads come from a replica that is behind."""
+        self._world.lag_s = self._random.uniform(1, 20)
+
+        def end() -> None:
+            self._world.lag_s = 0.0
+
+        self._later(1, 30, end)
+
+    def restore(self) -> None:
+        """The API server stops, and starts on a backup."""
+        world = self._world
+        if world.timeline.now < 45:
+            return
+        as_of = self._random.uniform(40, world.timeline.now)
+        world.is_down = True
+
+        def restored() -> None:
+            world.api.restore(as_of)
+            self._heal()
+
+        self._later(0, 40, restored)
+
+    def start_twice(self) -> None:
+        if pod := self._some():
+            twin = self._world.start(pod.member.name)
+            self._later(5, 60, twin.kill)
+
+    def join(self) -> None:
+        if len({pod.member.name for pod in self._world.living}) < 5:
+            self._joined += 1
+            self._start(f"joined-{self._joined}")
+
+    def leave(self) -> None:
+        pod = self._some()
+        if pod is not None and len({pod.member.name for pod in self._world.living}) > 2:
+            pod.member.leave()
+            pod.step()
+
+    def step_wall_clock(self) -> None:
+        if pod := self._some():
+            pod.host.wall_error += self._random.choice((-60, -30, 30, 60))
+
+    def _start(self, name: str, beside: Pod | None = None) -> None:
+        if not any(pod.member.name == name for pod in self._world.living):
+            self._world.start(name, beside.host if beside else None)
+
+
+KINDS = [name for name in vars(Faults) if not name.startswith("_")]
+
+
+def schedule(world: Simulation) -> float:
+    """Plan faults, and return when all of them are over."""
+    faults, random = Faults(world), world.random
+    for _ in range(random.randint(1, 8)):
+        kind = random.choice(KINDS)
+        at = random.uniform(0, FAULTS_UNTIL_S)
+        world.outcome.faults.append(f"{at:.0f} {kind}")
+        world.timeline.at(at, getattr(faults, kind))
+    return FAULTS_UNTIL_S + 90.0

@@ -1,0 +1,427 @@
+"""One member's decisions, among members that share a Lease API without faults."""
+
+from math import inf
+
+import msgspec
+import pytest
+
+from milo_discoveryd.sharding.actions import Delete, Evict, Read, Wait, WriteLease, WriteView
+from milo_discoveryd.sharding.leases import GroupState, MemberLease, View, ViewMember
+from milo_discoveryd.sharding.member import Member
+from milo_discoveryd.sharding.ownership import Claim
+from milo_discoveryd.sharding.state import TIMING
+from tests.unit.sharding.driver import Driver
+
+ALL = {str(number) for number in range(30)}
+
+
+def settled(*names: str) -> Driver:
+    driver = Driver(*names)
+    driver.run_until(lambda: set().union(*map(driver.owned, names)) == ALL)
+    return driver
+
+
+def is_settled(driver: Driver, *names: str) -> bool:
+    return all(driver.members[name].is_settled for name in names) and set().union(*map(driver.owned, names)) == ALL
+
+
+# Joining
+
+
+def test_first_member_owns_everything_after_the_debounce() -> None:
+    driver = settled("a")
+    assert driver.owned("a") == ALL
+    assert 1005.0 <= driver.now <= 1008.0
+    assert [type(request) for _, _, request in driver.requests[:2]] == [Read, WriteLease]
+
+
+def test_members_that_start_together_share_everything() -> None:
+    driver = settled("a", "b", "c")
+    owned = [driver.owned(name) for name in "abc"]
+    assert all(owned)
+    assert sum(map(len, owned)) == len(ALL)
+    assert [view.number for view in driver.api.views] == [1]
+
+
+def test_member_that_joins_takes_its_share_after_the_former_owners_released_it() -> None:
+    driver = settled("a", "b")
+    before = {name: driver.owned(name) for name in "ab"}
+    driver.holds_drain = {"a"}
+    driver.add("c", Member("c", "c#1"))
+    driver.run_until(lambda: len(driver.api.views) == 2)
+    driver.run(30)
+    assert driver.owned("c") < before["b"]
+    driver.holds_drain = set()
+    driver.run_until(lambda: is_settled(driver, *"abc"))
+    assert driver.owned("c") & before["a"]
+    assert driver.owned("a") < before["a"]
+
+
+def test_next_view_waits_for_acknowledgements_of_the_members_of_both_views() -> None:
+    driver = settled("a", "b")
+    driver.holds_drain = {"b"}
+    driver.members["b"].leave()
+    driver.run_until(lambda: len(driver.api.views) == 2)
+    driver.add("c", Member("c", "c#1"))
+    driver.run(30)
+    assert len(driver.api.views) == 2, "b has not acknowledged that it is no member any more"
+    driver.holds_drain = set()
+    driver.run_until(lambda: is_settled(driver, *"ac"))
+    assert len(driver.api.views) == 3
+
+
+def test_weight_of_zero_owns_nothing() -> None:
+    driver = Driver("a")
+    driver.add("b", Member("b", "b#1", weight=0.0))
+    driver.run_until(lambda: driver.owned("a") == ALL)
+    assert list(driver.api.views[-1].members) == ["a"]
+
+
+# Cost
+
+
+def test_settled_members_send_less_than_one_request_in_5_seconds() -> None:
+    driver = settled("a", "b", "c", "d", "e")
+    driver.run(30)
+    driver.requests.clear()
+    driver.run(600)
+    assert len(driver.requests) / 5 <= 600 / 5
+    assert {type(request) for _, _, request in driver.requests} == {Read, WriteLease}
+
+
+# Fence and eviction
+
+
+def test_member_is_fenced_20_seconds_after_the_start_of_its_last_renewal() -> None:
+    driver = settled("a")
+    member = driver.members["a"]
+    renewed_at = member.state.renewed_at
+    assert member.fence_at == renewed_at + 20.0
+    assert member.ownership(renewed_at + 19.9) is not None
+    assert member.ownership(renewed_at + 20.0) is None
+    assert member.is_fenced(renewed_at + 20.0)
+
+
+def test_renewal_counts_from_its_start() -> None:
+    driver = settled("a")
+    member, started_at = driver.members["a"], driver.now + 10
+    action = member.next(started_at)
+    assert isinstance(action, WriteLease)
+    _, version = driver.api.apply(action, started_at)
+    member.was_written(action, version, started_at, started_at + 7)
+    assert member.fence_at == started_at + 20.0
+
+
+def test_fenced_member_owns_again_once_it_has_renewed_and_the_others_have() -> None:
+    driver = settled("a", "b")
+    before = driver.owned("a")
+    driver.run(21, "b")
+    assert driver.owned("a") == set()
+    driver.run_until(lambda: driver.owned("a"))
+    assert driver.owned("a") == before
+    assert [view.number for view in driver.api.views] == [1], "it was not evicted"
+
+
+def test_fenced_member_acknowledges_nothing_while_its_handlers_end() -> None:
+    driver = settled("a", "b")
+    driver.run(21, "b")
+    driver.step("a")
+    assert driver.members["a"].state.acknowledge_at == driver.now + TIMING.margin_s
+
+
+def test_silent_member_is_evicted_after_33_seconds() -> None:
+    driver = settled("a", "b")
+    driver.run(1)
+    silent_from = driver.now
+    driver.run_until(lambda: any(isinstance(request, Evict) for _, _, request in driver.requests), "b")
+    assert 23.0 <= driver.now - silent_from <= 46.0
+    driver.run_until(lambda: driver.owned("b") == ALL, "b")
+    assert list(driver.api.views[-1].members) == ["b"]
+
+
+def test_evicted_member_rejoins_with_another_term() -> None:
+    driver = settled("a", "b")
+    driver.run_until(lambda: driver.owned("b") == ALL, "b")
+    assert driver.owned("a") == set()
+    driver.run_until(lambda: driver.owned("a"))
+    assert driver.api.views[-1].members["a"] == ViewMember("a#1.2")
+
+
+def test_renewal_of_an_evicted_member_conflicts() -> None:
+    driver = settled("a", "b")
+    driver.run_until(lambda: any(isinstance(request, Evict) for _, _, request in driver.requests), "b")
+    member = driver.members["a"]
+    while not isinstance(member.next(driver.now), Read):
+        driver.step("a")
+    driver.step("a")
+    assert member.state.lease is None
+
+
+def test_eviction_of_a_member_that_renewed_meanwhile_conflicts() -> None:
+    driver = settled("a", "b")
+    driver.run(1)
+    evictor = driver.members["b"]
+    at = driver.now
+    while not isinstance(action := evictor.next(at), Evict):
+        if isinstance(action, Wait):
+            at = action.until
+        elif isinstance(action, Read):
+            evictor.was_read(driver.api.group, at, at)
+        else:
+            _, version = driver.api.apply(action, at)
+            evictor.was_written(action, version, at, at)
+    driver.now = at
+    driver.step("a")
+    driver.perform(evictor, action)
+    assert evictor.next(at) == Read()
+    assert driver.api.group.members["a"].is_held
+
+
+# Restarts
+
+
+def test_stopped_member_is_continued_by_its_successor_and_nothing_moves() -> None:
+    driver = settled("a", "b")
+    before = driver.owned("a")
+    driver.members["a"].stop()
+    driver.run(1)
+    assert driver.members["a"].has_ended
+    driver.run(10, "b")
+    driver.add("a", Member("a", "a#2"))
+    driver.run_until(lambda: driver.owned("a"))
+    assert driver.owned("a") == before
+    assert len(driver.api.views) == 1
+
+
+def test_killed_member_is_continued_after_its_fence_and_nothing_moves() -> None:
+    driver = settled("a", "b")
+    before = driver.owned("a")
+    driver.add("a", Member("a", "a#2"))
+    restarted_at = driver.now
+    driver.run_until(lambda: driver.owned("a"))
+    assert driver.now - restarted_at >= 33.0
+    assert driver.owned("a") == before
+    assert len(driver.api.views) == 1
+
+
+@pytest.mark.parametrize(("instance", "within_s"), [("pod-1", 12.0), ("pod-2", 40.0)])
+def test_killed_member_of_the_same_instance_is_continued_at_once(instance: str, within_s: float) -> None:
+    driver = Driver("b")
+    driver.add("a", Member("a", "a#1", instance="pod-1"))
+    driver.run_until(lambda: is_settled(driver, "a", "b"))
+    driver.add("a", Member("a", "a#2", instance=instance))
+    restarted_at = driver.now
+    driver.run_until(lambda: driver.owned("a"))
+    assert (driver.now - restarted_at <= 12.0) is (within_s <= 12.0)
+
+
+def test_second_process_of_a_name_displaces_the_first_which_does_not_return() -> None:
+    driver = settled("a", "b")
+    first = driver.members["a"]
+    driver.add("a", Member("a", "a#2"))
+    driver.members["first"] = first
+    driver.run(40)
+    assert first.ownership(driver.now) is None
+    assert driver.owned("a")
+    assert driver.api.group.members["a"].holder == "a#2"
+    del driver.members["a"]
+    driver.run_until(lambda: driver.api.group.members["a"].holder == "a#1")
+
+
+def test_successor_of_an_unanswered_takeover_continues_it() -> None:
+    driver = settled("a")
+    successor = driver.add("a", Member("a", "a#2"))
+    driver.step("a")
+    takeover = successor.next(driver.now)
+    driver.api.apply(takeover, driver.now)  # type: ignore[arg-type]
+    successor.failed(driver.now)
+    driver.run(3)
+    assert successor.state.lease is not None
+    assert successor.state.lease.term == "a#1.1"
+    assert successor.state.engage_at > driver.now + 25
+
+
+# Leaving
+
+
+def test_leaving_member_hands_over_and_releases_its_lease() -> None:
+    driver = settled("a", "b")
+    driver.members["a"].leave()
+    driver.run_until(lambda: driver.members["a"].has_ended)
+    assert not driver.api.group.members["a"].is_held
+    assert driver.members["a"].next(driver.now) == Wait(inf)
+    driver.run_until(lambda: driver.owned("b") == ALL, "b")
+
+
+def test_last_member_that_leaves_keeps_its_lease_until_it_expires() -> None:
+    driver = settled("a")
+    driver.members["a"].leave()
+    driver.run_until(lambda: driver.members["a"].has_ended)
+    assert driver.api.group.members["a"].is_stopped
+    driver.members["a"].leave()
+    driver.members["a"].stop()
+    assert driver.members["a"].has_ended
+
+
+def test_member_that_never_held_its_lease_ends_at_once() -> None:
+    driver = Driver("a")
+    driver.step("a")
+    driver.members["a"].stop()
+    assert driver.members["a"].next(driver.now) == Wait(inf)
+    assert driver.members["a"].has_ended
+
+
+def test_lease_of_a_member_that_left_is_deleted_in_the_end() -> None:
+    driver = settled("a", "b")
+    driver.members["a"].leave()
+    driver.run_until(lambda: driver.members["a"].has_ended)
+    del driver.members["a"]
+    driver.run(60)
+    driver.add("c", Member("c", "c#1"))
+    driver.run(60)
+    driver.now += TIMING.retention_s
+    driver.run(60)
+    assert "a" not in driver.api.group.members
+    assert any(isinstance(request, Delete) for _, _, request in driver.requests)
+
+
+# Failures
+
+
+def test_failed_request_is_repeated_after_a_second() -> None:
+    member = Member("a", "a#1")
+    assert member.next(5.0) == Read()
+    member.failed(6.0)
+    assert member.next(6.5) == Wait(7.0)
+    assert member.next(7.0) == Read()
+
+
+def test_failing_member_wakes_at_its_fence() -> None:
+    driver = settled("a")
+    member = driver.members["a"]
+    member.failed(member.fence_at - 0.5)
+    assert member.next(member.fence_at - 0.4) == Wait(member.fence_at)
+
+
+def test_read_cannot_be_written() -> None:
+    driver = settled("a")
+    with pytest.raises(AssertionError):
+        driver.members["a"].was_written(Read(), "1", driver.now, driver.now)
+
+
+def test_view_written_by_another_member_meanwhile_is_read() -> None:
+    driver = Driver("a", "b")
+    driver.run(5.5)
+    driver.api.views.clear()
+    writes = [(name, request) for _, name, request in driver.requests if isinstance(request, WriteView)]
+    assert len(writes) <= 2
+    driver.run_until(lambda: is_settled(driver, *"ab"))
+    assert driver.members["a"].state.known == driver.members["b"].state.known
+
+
+# Leases that were deleted, or restored from a backup
+
+
+def test_deleted_lease_of_a_member_counts_as_released_after_33_seconds() -> None:
+    driver = settled("a", "b")
+    driver.api.delete("b", driver.now)
+    deleted_at = driver.now
+    driver.run_until(lambda: driver.owned("a") == ALL, "a")
+    assert driver.now - deleted_at >= 33.0
+
+
+def test_member_whose_lease_was_deleted_rejoins_after_its_handlers_ended() -> None:
+    driver = settled("a", "b")
+    driver.api.delete("a", driver.now)
+    deleted_at = driver.now
+    driver.run_until(lambda: driver.members["a"].state.lease is None)
+    driver.run_until(lambda: driver.members["a"].state.lease is not None)
+    assert driver.now - deleted_at >= TIMING.margin_s
+    driver.run_until(lambda: is_settled(driver, *"ab"))
+
+
+@pytest.mark.parametrize("changes", [{"view": None, "view_version": ""}, {"number": 0}, {"id": "other"}])
+def test_view_that_went_back_ends_ownership_for_33_seconds(changes: dict[str, object]) -> None:
+    driver = settled("a", "b")
+    group = driver.api.group
+    assert group.view is not None
+    if "view" not in changes:
+        changes = {"view": msgspec.structs.replace(group.view, **changes)}
+    driver.api.group = msgspec.structs.replace(group, **changes)
+    driver.run(13)
+    assert driver.owned("a") == driver.owned("b") == set()
+    restored_at = driver.now
+    driver.run_until(lambda: is_settled(driver, *"ab"))
+    assert driver.now - restored_at >= 20.0
+
+
+def test_own_lease_that_went_back_ends_ownership() -> None:
+    driver = settled("a", "b")
+    group = driver.api.group
+    older = msgspec.structs.replace(group.members["a"], acknowledged=0, version="older")
+    driver.api.group = msgspec.structs.replace(group, members={**group.members, "a": older})
+    driver.run(13)
+    assert driver.owned("a") == set()
+    driver.run_until(lambda: is_settled(driver, *"ab"))
+    assert driver.members["a"].state.terms == 2
+
+
+def test_view_older_than_an_acknowledged_one_is_not_followed() -> None:
+    driver = settled("a", "b")
+    group = driver.api.group
+    newer = msgspec.structs.replace(group.members["b"], acknowledged=9, version="900")
+    driver.api.group = msgspec.structs.replace(group, members={**group.members, "b": newer})
+    driver.add("c", Member("c", "c#1"))
+    driver.run(10, "c")
+    member = driver.members["c"]
+    assert member.ownership(driver.now) is None
+    assert len(driver.api.views) == 1
+    successor = driver.add("b", Member("b", "b#2"))
+    driver.run(10, "b")
+    assert successor.state.lease is None, "it waits until the Lease has expired, and takes another term"
+    driver.run_until(lambda: successor.state.lease is not None)
+    assert successor.state.lease is not None
+    assert successor.state.lease.term == "b#2.1"
+
+
+def test_view_without_its_lease_is_not_written_by_a_member_that_knows_of_acknowledgements() -> None:
+    member = Member("a", "a#1")
+    other = MemberLease(member="b", version="7", holder="b#1", term="b#1.1", acknowledged=3)
+    member.was_read(GroupState(members={"b": other}), 0.0, 0.0)
+    action = member.next(0.0)
+    assert isinstance(action, WriteLease)
+    member.was_written(action, "8", 0.0, 0.0)
+    for now in range(1, 9):
+        action = member.next(float(now))
+        assert isinstance(action, Read)
+        assert member.state.lease is not None
+        member.was_read(GroupState(members={"b": other, "a": member.state.lease}), float(now), float(now))
+        assert isinstance(member.next(float(now)), Wait)
+
+
+def test_ownership_of_a_member_outside_the_view_owns_nothing() -> None:
+    driver = settled("a", "b")
+    driver.add("c", Member("c", "c#1"))
+    driver.run(2)
+    ownership = driver.members["c"].ownership(driver.now)
+    assert ownership is not None
+    assert {ownership.decide(key).claim for key in ALL} == {Claim.FOREIGN}
+
+
+def test_view_is_confirmed_by_later_renewals_of_all_others() -> None:
+    driver = settled("a", "b")
+    driver.run(15)
+    driver.members["b"].stop()
+    driver.run(0.25, "b")
+    driver.add("b", Member("b", "b#2"))
+    driver.run(2, "b")
+    assert not driver.members["b"].is_confirmed
+    driver.run(12)
+    assert driver.members["b"].is_confirmed
+
+
+def test_view_names_members_whose_leases_never_existed() -> None:
+    view = View(number=1, id="1", members={"gone": ViewMember("gone.1")})
+    member = Member("a", "a#1")
+    member.was_read(GroupState(members={}, view=view, view_version="5"), 0.0, 0.0)
+    assert member.state.seen["gone"].version == ""
