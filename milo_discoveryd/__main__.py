@@ -1,3 +1,3 @@
 from milo_discoveryd.cli import main
 
-main(prog_name="milo-discoveryd")
+main()

@@ -59,6 +59,32 @@ if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
 
 
+class _Stop:
+    """Why and when the daemon was told to stop, for the log."""
+
+    def __init__(self, begun_at: float) -> None:
+        self._begun_at = begun_at
+        self._reason = ""
+        self._requested_at: float | None = None
+
+    def requested(self, reason: str, now: float) -> None:
+        if self._requested_at is None:
+            self._reason, self._requested_at = reason, now
+
+    def fields(self, serving: "asyncio.Task[None]", now: float) -> dict[str, object]:
+        reason = self._reason
+        if not serving.cancelled() and (error := serving.exception()) is not None:
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            reason = f"{type(error).__name__}: {error}"
+        since = now if self._requested_at is None else self._requested_at
+        return {
+            "reason": reason,
+            "ran_seconds": round(now - self._begun_at, 3),
+            "shutdown_seconds": round(now - since, 3),
+        }
+
+
 class Daemon:
     """The daemon, built from settings."""
 
@@ -112,8 +138,14 @@ class Daemon:
         loop = asyncio.get_running_loop()
         serving = asyncio.create_task(self.serve(), name="daemon")
         signals = (signal.SIGTERM, signal.SIGINT)
+        stop = _Stop(loop.time())
+
+        def end(number: signal.Signals) -> None:
+            stop.requested(number.name, loop.time())
+            serving.cancel()
+
         for number in signals:
-            loop.add_signal_handler(number, serving.cancel)
+            loop.add_signal_handler(number, end, number)
         if logging is not None:
             self._metrics.follow_log(lambda: logging.dropped)
             loop.add_signal_handler(signal.SIGUSR1, logging.toggle)
@@ -123,6 +155,8 @@ class Daemon:
         finally:
             for number in (*signals, signal.SIGHUP):
                 loop.remove_signal_handler(number)
+        if self.started.is_set():  # an error before that is printed
+            log.info("stopped", **stop.fields(serving, loop.time()))
         if not serving.cancelled():
             serving.result()
 

@@ -47,11 +47,27 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="milo-discoveryd")
-def main() -> None:
+def command() -> None:
     """Discovers Milo project control planes and streams them to operators over gRPC."""
 
 
-def daemon_options(command: Callable[..., None]) -> Callable[..., None]:
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        status = command.main(prog_name="milo-discoveryd", standalone_mode=False)
+    except click.UsageError as error:
+        where = "milo-discoveryd" if error.ctx is None else error.ctx.command_path
+        click.echo(f"milo-discoveryd: {error.format_message().rstrip('.')}; see {where} --help", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    sys.exit(status)
+
+
+def daemon_options(run: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         (
             click.option("--config", type=click.Path(path_type=Path), help="YAML file of settings."),
@@ -71,11 +87,11 @@ def daemon_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--http-listen", metavar="HOST:PORT", help="Metrics and health."),
         )
     ):
-        command = option(command)
-    return command
+        run = option(run)
+    return run
 
 
-@main.command()
+@command.command()
 @daemon_options
 def run(config: Path | None, **flags: Any) -> None:
     """Run the daemon.
@@ -114,7 +130,7 @@ def run(config: Path | None, **flags: Any) -> None:
     run_reporting_errors(start)
 
 
-@main.command()
+@command.command()
 @daemon_options
 @click.option(
     "--as",

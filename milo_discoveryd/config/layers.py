@@ -183,7 +183,10 @@ class _FileReader:
         known = [*(other[-1] for other in _TREE if other[:-1] == around), *_OPERATORS_SPELLINGS]
         if around == (_OPERATORS_GROUP,):
             known = list(_OPERATORS_SPELLINGS)
-        self.problems.append(Problem(self._place(key), f"is not a setting{_nearest(name, known)}"))
+        if "." in name:  # as settings are named in messages and in the documentation
+            self.problems.append(Problem(self._place(key), f"is not a setting{_nested(name)}"))
+            return
+        self.problems.append(Problem(self._place(key), f"is not a setting{_nearest(name, known, around)}"))
 
     def _place(self, key: Key) -> str:
         return f"file {self._path} line {self._document.line(key)} key {dotted(key)}"
@@ -194,7 +197,15 @@ def quoted(value: object) -> str:
     return f'"{text}"' if len(text) <= 80 else f'"{text[:77]}..."'
 
 
-def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
+def _nested(name: str) -> str:
+    """Return a suggestion for the name of a setting with dots, which a file has to write as nested mappings."""
+    if (key := tuple(name.split("."))) in LEAVES:
+        return f": write {': {'.join(key)}: VALUE{'}' * (len(key) - 1)}"
+    return _nearest(name, [dotted(key) for key in LEAVES])
+
+
+def _nearest(name: str, known: Mapping[str, object] | list[str], around: Key = ()) -> str:
+    """Return a suggestion from `known` names, which are in the group `around`."""
     import difflib  # noqa: PLC0415 - used only in errors
 
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
@@ -203,4 +214,4 @@ def _nearest(name: str, known: Mapping[str, object] | list[str]) -> str:
         plain = {re.sub(r"[-_]", "", word).lower(): word for word in known}
         same = plain.get(re.sub(r"[-_]", "", name).lower())
         near = [same] if same else []
-    return f"; did you mean {near[0]}?" if near else f"; valid names are {', '.join(known)}"
+    return f"; did you mean {dotted((*around, near[0]))}?" if near else f"; valid names are {', '.join(known)}"

@@ -8,6 +8,7 @@ from milo_discoveryd.config import values
 from milo_discoveryd.config.fields import Group, Text, Whole
 from milo_kube import addresses
 
+DEFAULT_CONNECTIONS = 1000
 _RequiredFile = Annotated[Path, values.required_file]
 
 
@@ -42,7 +43,7 @@ class ListenerSettings(Group, frozen=True, kw_only=True):
     """Required for TCP."""
     tokens: bool = False
     """Accept `authorization: Bearer` from callers, reviewed by the cluster of `token_review`."""
-    connections: Annotated[int, Whole(1, 100_000)] = 1000
+    connections: Annotated[int, Whole(1, 100_000)] = DEFAULT_CONNECTIONS
     """Maximum open connections, fewer if the limit of open files requires it. With `tls` or `peer_credentials`, one
     address or process gets at most half of them."""
 

@@ -95,7 +95,7 @@ class Removals(Group, frozen=True, kw_only=True):
 class MetricsSettings(Group, frozen=True, kw_only=True):
     # A scrape of 50,000 clusters takes a third of a second of CPU time.
     cluster_info_cap: Annotated[int, Whole(0, 100_000)] = 1_000
-    """Maximum number of clusters with time series of their own, if `http_names` allows any."""
+    """Maximum number of clusters, and of organizations, with time series of their own, if `http_names` allows any."""
 
 
 def _named_once(sources: tuple[CredentialSource, ...]) -> None:

@@ -139,6 +139,10 @@ def listen_address(value: object) -> ListenAddress:
         if not addresses.is_loopback(address.host):
             raise ValueError("is not on loopback, so other machines could read everything: configure tls")
         return InsecureAddress(address.host, address.port)
+    if text.startswith(("/", "./", "../", "~/")):
+        raise ValueError(
+            f'must be "unix://" and an absolute path; did you mean "unix://{Path(text).expanduser().absolute()}"?'
+        )
     return client_address(text)
 
 

@@ -117,6 +117,9 @@ class Minter:
         self._revocation_added = asyncio.Event()
         self.failure: CredentialError | None = None
         """Why the last attempt failed; None if it succeeded."""
+        self._is_requested = False
+        """Somebody asked for a credential. `keep_ready` begins a lease although nobody may ever do."""
+        self._is_warned = False
         self._probing = asyncio.Lock()
         self._attempted = asyncio.Event()
 
@@ -139,6 +142,7 @@ class Minter:
 
     def request(self, key: LeaseKey, cluster: Cluster) -> LeaseEntry:
         """Return the lease of an engaged cluster, and mint for it soon if it holds nothing useful."""
+        self._is_requested = True
         return self._requested(key, cluster if self.source.scope is Scope.CLUSTER else None)
 
     def _requested(self, key: LeaseKey, cluster: Cluster | None) -> LeaseEntry:
@@ -317,8 +321,11 @@ class Minter:
             entry.failures += 1
             entry.lease.failed(error, self.now(), retry_after_s, longest_s=CLUSTER_BACKOFF_S)
             return
-        if self.failure is None or str(self.failure) != str(error):
-            log.warning("credential source failed", source=self.source.name, type=self.source.type, problem=str(error))
+        is_new = self.failure is None or str(self.failure) != str(error)
+        if is_new or (self._is_requested and not self._is_warned):
+            note = log.warning if self._is_requested else log.info
+            note("credential source failed", source=self.source.name, type=self.source.type, problem=str(error))
+            self._is_warned = self._is_requested
         self.failure = error
         entry.lease.failed(error, self.now(), retry_after_s)
 
@@ -326,6 +333,7 @@ class Minter:
         if self.failure is not None:
             log.info("credential source recovered", source=self.source.name)
         self.failure = None
+        self._is_warned = False
 
     def problem(self, cluster: Cluster) -> CredentialError | None:
         """Return why the cluster gets no new credential: its own failure, or that of the source."""

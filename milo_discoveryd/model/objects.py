@@ -19,6 +19,7 @@ class Metadata(msgspec.Struct, gc=False):
     resourceVersion: str
     labels: dict[str, str] | None = None
     annotations: dict[str, str] | None = None
+    creationTimestamp: str | None = None
     deletionTimestamp: str | None = None
 
 
@@ -27,6 +28,7 @@ class Condition(msgspec.Struct, gc=False):
     status: str
     reason: str | None = None
     message: str | None = None
+    lastTransitionTime: str | None = None
 
 
 class Spec(msgspec.Struct, gc=False):

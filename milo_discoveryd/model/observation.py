@@ -12,6 +12,8 @@ class Ready(msgspec.Struct, frozen=True, gc=False):
     """The object's own UID, which distinguishes a re-created object; `target.uid` is the project's."""
     version: str
     target: Target
+    readiness: tuple[str, str] | None = None
+    """When the object was created and when its condition became True, as the object states them."""
 
     @property
     def name(self) -> str:

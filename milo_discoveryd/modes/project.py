@@ -15,6 +15,7 @@ from milo_discoveryd.modes.reading import (
     labels,
     malformed,
     not_ready,
+    readiness,
     shared,
 )
 
@@ -56,7 +57,7 @@ class ProjectMode:
             )
         except MalformedError as error:
             return malformed(metadata, error)
-        return Ready(metadata.uid, metadata.resourceVersion, target)
+        return Ready(metadata.uid, metadata.resourceVersion, target, readiness(metadata, condition))
 
 
 def _organization(obj: KubeObject) -> str:

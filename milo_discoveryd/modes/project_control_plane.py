@@ -19,6 +19,7 @@ from milo_discoveryd.modes.reading import (
     labels,
     malformed,
     not_ready,
+    readiness,
     shared,
 )
 
@@ -61,7 +62,7 @@ class ProjectControlPlaneMode:
             )
         except MalformedError as error:
             return malformed(metadata, error)
-        return Ready(metadata.uid, metadata.resourceVersion, target)
+        return Ready(metadata.uid, metadata.resourceVersion, target, readiness(metadata, condition))
 
     def place_of(self, name: str, project_uid: str) -> tuple[str, ...]:
         checked(name, DNS_LABEL, 63, "the name")

@@ -42,6 +42,11 @@ def not_ready(obj: KubeObject, kind: str, condition: Condition | None, organizat
     return NotReady(metadata.name, metadata.uid, metadata.resourceVersion, message, fields=fields)
 
 
+def readiness(metadata: Metadata, condition: Condition) -> tuple[str, str] | None:
+    created, ready = metadata.creationTimestamp, condition.lastTransitionTime
+    return (created, ready) if created and ready else None
+
+
 def labels(metadata: Metadata) -> Pairs:
     """Return the labels, sorted. Equal pairs and equal sets of labels share one instance, which saves memory."""
     found = metadata.labels

@@ -22,6 +22,8 @@ class Event(msgspec.Struct, frozen=True):
     cluster: Cluster
     reason: DisengageReason | None = None
     message: str = ""
+    readiness: tuple[str, str] | None = None
+    """On the first engagement of an object: when it was created and became ready, as the object states them."""
 
 
 SHARED_BYTES = 16 * 1024

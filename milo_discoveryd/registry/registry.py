@@ -28,7 +28,7 @@ class ObjectState(enum.Enum):
     NOT_READY = "not_ready"
     OUTSIDE = "outside_selector"
     MALFORMED = "malformed"
-    UNREACHABLE = "unreachable"
+    UNREACHABLE = "disengaged_unreachable"
     """The object is ready; the cluster was disengaged because it could not be reached for long."""
     DELETED = "deleted"
 
@@ -101,6 +101,7 @@ class Registry:
         """When to disengage clusters in their grace, soonest first: the grace is the same for all."""
         self._counts = dict.fromkeys(ObjectState, 0)
         self._engaged = 0
+        self._unreachable = 0
         self.outdated = 0
         """Observations that were dropped because a later one of the same name had come before."""
 
@@ -110,6 +111,11 @@ class Registry:
     @property
     def engaged(self) -> int:
         return self._engaged
+
+    @property
+    def unreachable(self) -> int:
+        """The number of engaged clusters that do not answer connectivity probes."""
+        return self._unreachable
 
     def items(self) -> Iterator[tuple[str, ClusterRecord]]:
         return iter(self._records.items())
@@ -234,6 +240,7 @@ class Registry:
         if found == record.latest:
             return []
         if record.engaged:
+            self._unreachable += _is_unreachable(found) - _is_unreachable(record.latest)
             self.log.update(record, found, now.steady)
             return [Event(EventType.UPDATED, found)]
         if connectivity.state is not ConnectivityState.REACHABLE:
@@ -263,6 +270,7 @@ class Registry:
         self._claims.clear()
         self._counts = dict.fromkeys(ObjectState, 0)
         self._engaged = 0
+        self._unreachable = 0
         self.log.clear()
 
     def _observed(self, seen: Observation, now: Moment, *, listed: bool) -> list[Event]:
@@ -321,13 +329,16 @@ class Registry:
         if self._stays_unreachable(seen):
             return ()
         replaced = self._replaced_by(seen)
+        readiness = None if self._was_engaged(seen) else seen.readiness
         record = self._record(seen, ObjectState.READY, now)
         before = record.cluster
         if before is None:
-            return (self._engage(record, make),)
+            return (self._engage(record, make, readiness),)
         if replaced:
             ended = _ended(record, before, DisengageReason.REPLACED, replaced, now)
-            return (ended, Event(EventType.ENGAGED, self.log.replace(record, replaced, make, now.steady)))
+            self._unreachable -= _is_unreachable(before)
+            cluster = self.log.replace(record, replaced, make, now.steady)
+            return (ended, Event(EventType.ENGAGED, cluster, readiness=readiness))
         if seen.target == before.target:
             return ()
         cluster = msgspec.structs.replace(before, target=seen.target, source_version=seen.version)
@@ -370,10 +381,17 @@ class Registry:
         self._release_claim(deleted.name, now, events)
         return events
 
-    def _engage(self, record: ClusterRecord, make: Callable[[int], Cluster]) -> Event:
+    def _was_engaged(self, seen: Ready) -> bool:
+        """Return whether the object, not only its name, is or was engaged."""
+        record = self._records.get(seen.name)
+        return record is not None and record.latest is not None and record.latest.object_uid == seen.uid
+
+    def _engage(
+        self, record: ClusterRecord, make: Callable[[int], Cluster], readiness: tuple[str, str] | None = None
+    ) -> Event:
         record.former = None
         self._engaged += 1
-        return Event(EventType.ENGAGED, self.log.engage(record, make))
+        return Event(EventType.ENGAGED, self.log.engage(record, make), readiness=readiness)
 
     def _end(self, record: ClusterRecord, reason: DisengageReason, message: str, now: Moment) -> Iterable[Event]:
         cluster = record.cluster
@@ -384,6 +402,7 @@ class Registry:
         record.former = cluster
         self.log.disengage(record, reason, message, now.steady)
         self._engaged -= 1
+        self._unreachable -= _is_unreachable(cluster)
         return (ended,)
 
     def _start_grace(self, name: str, record: ClusterRecord, now: Moment) -> None:
@@ -442,6 +461,10 @@ class Registry:
         if seen.version == record.version and seen.uid == record.uid:
             return record.state is ObjectState.DELETED  # repeated after the deletion was confirmed
         return is_older(seen.version, record.version)
+
+
+def _is_unreachable(cluster: Cluster) -> bool:
+    return cluster.connectivity.state is ConnectivityState.UNREACHABLE
 
 
 def _ended(record: ClusterRecord, cluster: Cluster, reason: DisengageReason, message: str, now: Moment) -> Event:

@@ -23,7 +23,9 @@ CONNECTIONS = 64
 
 NAMES_FOR = ("loopback", "everyone", "nobody")
 """Who sees names of clusters and organizations. A client of `kubectl port-forward` is one on loopback."""
-_NAMED = frozenset({"milo_discoveryd_cluster_info", "milo_discoveryd_cluster_reachable"})
+_NAMED = frozenset(
+    {"milo_discoveryd_cluster_info", "milo_discoveryd_cluster_reachable", "milo_discoveryd_organization_clusters"}
+)
 """Metrics whose labels are names."""
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9a-f:.]+)\]|(?P<name>[^:\[\]]*))(?::\d+)?")
 _PRIVATE_DOMAINS = (".localhost", ".svc", ".cluster.local")

@@ -1,5 +1,7 @@
 """Counts and logs the changes of the fleet and of its source."""
 
+from datetime import datetime
+
 from milo_discoveryd.log import log
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.registry.events import Event, EventType
@@ -27,11 +29,13 @@ class Journal:
             log.debug("updated", cluster=target.name, uid=target.uid)
             return
         self.recent.note(done)
+        if (duration := _time_to_ready(done)) is not None:
+            self._metrics.project_became_ready(duration)
         if done.type is EventType.ENGAGED:
             log.info("engaged", cluster=target.name, uid=target.uid)
         else:
             reason = done.reason.value if done.reason else ""
-            log.info("disengaged", cluster=target.name, uid=target.uid, reason=reason, message=done.message)
+            log.info("disengaged", cluster=target.name, uid=target.uid, reason=reason, detail=done.message)
 
     def synced(self, engaged: int) -> None:
         log.info("synced", engaged=engaged)
@@ -52,8 +56,19 @@ class Journal:
 
     def source(self, status: SourceStatus) -> None:
         if status.state is SourceState.STALE:
-            log.warning("source lost", reason=status.reason, message=status.message)
+            log.warning("source lost", reason=status.reason, detail=status.message)
         elif status.reason == REMOVALS_HELD:
-            log.warning("removals held", message=status.message)
+            log.warning("removals held", detail=status.message)
         else:
             log.info("source", state=status.state.value, reason=status.reason)
+
+
+def _time_to_ready(done: Event) -> float | None:
+    """Return the seconds from the creation of an object to its readiness, if the event states both."""
+    if done.readiness is None:
+        return None
+    try:
+        created, ready = map(datetime.fromisoformat, done.readiness)
+        return max(0.0, (ready - created).total_seconds())
+    except (ValueError, TypeError):  # not a time; one with and one without a time zone
+        return None

@@ -1,4 +1,7 @@
-"""How log lines look and where they go: one event each, a constant message and fields; JSON in a pod."""
+"""How log lines look and where they go: one event each, a constant message and fields; JSON in a pod.
+
+The key of the text is `message`, which log tools show.
+"""
 
 import json
 import logging
@@ -57,7 +60,7 @@ def configure(level: str, form: str, to: TextIO | None = None) -> Logging:
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        said = {"timestamp": _time(record), "level": _level(record), "event": record.getMessage(), **_fields(record)}
+        said = {"timestamp": _time(record), "level": _level(record), "message": record.getMessage(), **_fields(record)}
         if record.exc_info:
             said["exception"] = _traceback(record)
         return json.dumps(said, default=repr)

@@ -2,6 +2,7 @@
 
 import functools
 import time
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TypeAlias
@@ -65,6 +66,7 @@ _RESTARTS = ("Expired", "MalformedResponse", "Silence", "StreamingListUnsupporte
 """The reasons known in advance; an API server adds its own."""
 _RELOADS = ("applied", "refused", "unchanged")
 _MINT_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_READINESS_S = (1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
 _LATENCIES_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
@@ -84,6 +86,13 @@ class Metrics:
             "milo_discoveryd_event_latency_seconds",
             "Time from reading a change from the API server to handing it to gRPC, observed per batch and subscriber.",
             buckets=_LATENCIES_S,
+            registry=self.registry,
+        )
+        self._time_to_ready = Histogram(
+            "milo_discoveryd_project_ready_duration_seconds",
+            "Time from the creation of a project to its readiness, by the timestamps of the object, observed when a "
+            "project that became ready while the daemon runs is first engaged.",
+            buckets=_READINESS_S,
             registry=self.registry,
         )
         self._resets = Counter(
@@ -241,6 +250,9 @@ class Metrics:
     def transition(self, done: Event) -> None:
         self._transitioned(done.type, done.reason).inc()
 
+    def project_became_ready(self, after_s: float) -> None:
+        self._time_to_ready.observe(after_s)
+
     def _labelled(self, kind: EventType, reason: DisengageReason | None) -> Counter:
         return self._transitions.labels(kind.value, "" if reason is None else reason.value)
 
@@ -321,9 +333,10 @@ class _FleetCollector(Collector):
         yield _gauge(
             "milo_discoveryd_unreachable_clusters",
             "Engaged clusters whose API server does not answer connectivity probes.",
-            sum(each.connectivity.state is ConnectivityState.UNREACHABLE for each in fleet.registry.clusters()),
+            fleet.registry.unreachable,
         )
         yield from self._clusters()
+        yield from self._organizations()
 
     def _clusters(self) -> Iterator[Metric]:
         info = GaugeMetricFamily(
@@ -348,6 +361,22 @@ class _FleetCollector(Collector):
             "milo_discoveryd_cluster_info_omitted",
             "Engaged clusters without series of their own because of metrics.cluster_info_cap.",
             left_out,
+        )
+
+    def _organizations(self) -> Iterator[Metric]:
+        counts = Counts(cluster.target.organization for cluster in self._fleet.registry.clusters())
+        clusters = GaugeMetricFamily(
+            "milo_discoveryd_organization_clusters",
+            "Engaged clusters by organization, for the organizations with the most, up to metrics.cluster_info_cap.",
+            labels=("organization",),
+        )
+        for organization, count in counts.most_common(self._cluster_cap):
+            clusters.add_metric((organization,), count)
+        yield clusters
+        yield _gauge(
+            "milo_discoveryd_organization_clusters_omitted",
+            "Organizations without a series of their own because of metrics.cluster_info_cap.",
+            max(0, len(counts) - self._cluster_cap),
         )
 
 

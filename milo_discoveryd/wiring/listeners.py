@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 
 from milo_discoveryd import process_hardening
 from milo_discoveryd.config import ListenerSettings, Settings, UnixAddress
+from milo_discoveryd.config.listeners import DEFAULT_CONNECTIONS
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_discoveryd.log import log
@@ -22,7 +23,9 @@ def listeners(settings: Settings) -> list[listener.Listener]:
     found = fit_connections(wanted, process_hardening.descriptors())
     for each, asked in zip(found, wanted, strict=True):
         if each.connections < asked.connections:
-            log.warning(
+            # The default asks for more than a usual shell has; only a number that was configured deserves a warning.
+            note = log.info if asked.connections == DEFAULT_CONNECTIONS else log.warning
+            note(
                 "connection limit lowered: raise the limit of open files (RLIMIT_NOFILE)",
                 listener=each.name,
                 connections=each.connections,

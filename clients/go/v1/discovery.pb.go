@@ -1788,7 +1788,7 @@ type FleetCounts struct {
 	Malformed       int32                  `protobuf:"varint,4,opt,name=malformed,proto3" json:"malformed,omitempty"`
 	// Open WatchClusters streams.
 	Subscribers int32 `protobuf:"varint,5,opt,name=subscribers,proto3" json:"subscribers,omitempty"`
-	// Ready, and disengaged because they could not be reached for long.
+	// Clusters that do not answer connectivity probes: engaged ones, and those that were disengaged for it.
 	Unreachable   int32 `protobuf:"varint,6,opt,name=unreachable,proto3" json:"unreachable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.cluster import Cluster, ConnectivityState, Target
 from milo_discoveryd.model.observation import ObjectFields
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Registry, Transition
 from milo_discoveryd.rights.scope import ClusterScope
@@ -47,22 +47,25 @@ class VisibleCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def total_counts(registry: Registry) -> VisibleCounts:
-    return _counts({state: registry.count(state) for state in ObjectState}, registry.engaged)
+    states = {state: registry.count(state) for state in ObjectState}
+    return _counts(states, registry.engaged, registry.unreachable)
 
 
 def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterScope) -> VisibleCounts:
     """Count those of some records that the scope covers."""
     visible = [record for name, record in records if visible_record(name, record, scope)]
-    return _counts(Counter(record.state for record in visible), sum(record.engaged for record in visible))
+    engaged = [record.cluster for record in visible if record.cluster is not None]
+    unreachable = sum(each.connectivity.state is ConnectivityState.UNREACHABLE for each in engaged)
+    return _counts(Counter(record.state for record in visible), len(engaged), unreachable)
 
 
-def _counts(states: Mapping[ObjectState, int], engaged: int) -> VisibleCounts:
+def _counts(states: Mapping[ObjectState, int], engaged: int, unreachable: int) -> VisibleCounts:
     return VisibleCounts(
         engaged=engaged,
         not_ready=states[ObjectState.NOT_READY],
         outside=states[ObjectState.OUTSIDE],
         malformed=states[ObjectState.MALFORMED],
-        unreachable=states[ObjectState.UNREACHABLE],
+        unreachable=unreachable + states[ObjectState.UNREACHABLE],
     )
 
 

@@ -9,6 +9,10 @@ from milo_discoveryd.daemon_errors import CredentialError, StartError
 from milo_discoveryd.log import log
 
 
+class UnfitFileError(Exception):
+    """A file that cannot be used, with its path and what is wrong with it."""
+
+
 class ServerTls:
     def __init__(self, *, certificate: Path, key: Path, client_ca: Path) -> None:
         self._files = tuple(FileContent(path) for path in (certificate, key, client_ca))
@@ -30,14 +34,41 @@ class ServerTls:
             content = tuple(file.read() for file in self._files)
             if self._context is not None and content in (self._content, self._rejected):
                 return self._context
-            self._context, self._content = _context(*content), content
-        except (CredentialError, ssl.SSLError, ValueError) as error:
-            where = ", ".join(str(file.path) for file in self._files)
+            self._context, self._content = self._built(*content), content
+        except (CredentialError, UnfitFileError) as error:
             if self._context is None:
-                raise StartError(f"can't use the certificate, its key and the client CA ({where}): {error}") from error
+                raise StartError(f"tls: {error}") from error
             self._rejected = content
-            log.warning("renewed certificate rejected", files=where, problem=str(error))
+            log.warning("renewed certificate rejected", problem=str(error))
         return self._context
+
+    def _built(self, certificate: bytes, key: bytes, client_ca: bytes) -> ssl.SSLContext:
+        """Raises UnfitFileError."""
+        try:
+            return _context(certificate, key, client_ca)
+        except (ssl.SSLError, ValueError) as error:
+            certificate_file, key_file, ca_file = (str(file.path) for file in self._files)
+            if not _is_trust_store(client_ca):
+                problem = f"client_ca {ca_file} has no certificate in PEM"
+            elif not _is_trust_store(certificate):
+                problem = f"certificate {certificate_file} has no certificate in PEM"
+            elif b"PRIVATE KEY-----" not in key:
+                problem = f"key {key_file} has no private key in PEM"
+            elif b"ENCRYPTED" in key:
+                problem = f"key {key_file} is encrypted: store it without a passphrase"
+            elif "KEY_VALUES_MISMATCH" in str(error) or "KEY_TYPE_MISMATCH" in str(error):
+                problem = f"key {key_file} does not belong to certificate {certificate_file}"
+            else:
+                problem = f"can't use certificate {certificate_file} and key {key_file}: {error}"
+            raise UnfitFileError(problem) from error
+
+
+def _is_trust_store(pem: bytes) -> bool:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=pem.decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError):
+        return False
+    return True
 
 
 def _context(certificate: bytes, key: bytes, client_ca: bytes) -> ssl.SSLContext:

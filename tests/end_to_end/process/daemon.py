@@ -78,7 +78,7 @@ class DaemonProcess:
     def events(self, name: str) -> list[dict[str, object]]:
         """Log lines of that event."""
         decoded = [json.loads(line) for line in self._lines if line.startswith("{")]
-        return [line for line in decoded if line.get("event") == name]
+        return [line for line in decoded if line.get("message") == name]
 
     async def start(self) -> None:
         """Returns once it can be connected to. Raises DaemonEndedError if it gives up instead."""

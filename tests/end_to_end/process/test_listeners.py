@@ -55,7 +55,7 @@ async def test_listeners_identify_their_callers_and_apply_their_rules(place: Pla
         token.write_text("made up")
         assert await refused(seen(place.address, token_file=token)) is Unauthenticated
         await daemon.terminate()
-    refusals = [line for line in map(json.loads, daemon.said.splitlines()) if line.get("event") == "refused"]
+    refusals = [line for line in map(json.loads, daemon.said.splitlines()) if line.get("message") == "refused"]
     assert [line["reason"] for line in refusals] == ["NO_RULE", "NO_RULE", "TOKEN_REJECTED"]
     assert refusals[0]["caller"]["sans"] == ["dns:localhost", "ip:127.0.0.1"]
 

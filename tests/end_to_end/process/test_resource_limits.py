@@ -44,6 +44,7 @@ async def test_f38_connection_flood_leaves_descriptors_for_the_api_server(place:
         assert len(await daemon.during(clusters_once_there_is_room(place))) == 4
         assert await daemon.terminate() == 0
     [told] = daemon.events("connection limit lowered: raise the limit of open files (RLIMIT_NOFILE)")
+    assert told["level"] == "info", "the number is the default, which nobody configured"
     assert (told["connections"], told["set"], told["limit"]) == (DESCRIPTORS // 2, 1000, DESCRIPTORS)
 
 

@@ -53,6 +53,16 @@ async def test_sigint_ends_the_daemon_like_sigterm(place: Place) -> None:
         assert "Traceback" not in daemon.said
 
 
+async def test_stop_is_logged_with_reason_and_durations(place: Place) -> None:
+    async with place.daemon() as daemon:
+        await daemon.start()
+        await daemon.until_said('"synced"')
+        assert await daemon.terminate() == 0
+        [stopped] = daemon.events("stopped")
+    assert (stopped["level"], stopped["reason"]) == ("info", "SIGTERM")
+    assert 0 <= float(str(stopped["shutdown_seconds"])) <= float(str(stopped["ran_seconds"]))
+
+
 async def test_sigterm_is_not_delayed_by_stalled_subscriber(place: Place) -> None:
     for number in range(300):
         place.sandbox.projects.create(f"p-{number}", ready=True, annotations={"example.com/big": "x" * 30_000})

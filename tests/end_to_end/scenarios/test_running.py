@@ -137,7 +137,7 @@ def test_result_line_per_scenario_and_summary(tmp_path: Path, capsys: pytest.Cap
     assert "step 2 (expect): ENGAGED alpha came" in bad
     assert odd.startswith("FAIL  odd [project] 0.0s step 1: unknown step 'wait'")
     assert total == "1 passed, 2 failed"
-    assert '"event": "started"' in told.err
+    assert '"message": "started"' in told.err
 
     assert main([str(file), "-k", "good"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 0 failed"

@@ -81,13 +81,17 @@ async def test_o4_daemon_is_live_before_ready_and_ready_while_stale(place: Place
 
 async def test_o8_cluster_series_are_capped(place: Place) -> None:
     for number in range(5):
-        place.sandbox.projects.create(f"p-{number}", ready=True)
+        place.sandbox.projects.create(f"p-{number}", ready=True, organization=f"org-{number // 2}")
     daemon = place.daemon(metrics={"cluster_info_cap": 2})
     async with serving(daemon) as look:
         await eventually(lambda: daemon._fleet.synced)
         _, metrics = await look("/metrics")
         assert metrics.count("\nmilo_discoveryd_cluster_info{") == 2
         assert "\nmilo_discoveryd_engaged_clusters 5" in metrics
+        for number in (0, 1):
+            assert f'\nmilo_discoveryd_organization_clusters{{organization="org-{number}"}} 2' in metrics
+        assert "org-2" not in metrics
+        assert "\nmilo_discoveryd_organization_clusters_omitted 1" in metrics
 
 
 @pytest.mark.parametrize("part", [Discovery, Issuer, Server])

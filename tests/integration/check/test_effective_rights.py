@@ -10,7 +10,7 @@ import yaml
 from click.testing import CliRunner
 
 from milo_discoveryd.check import parse_caller, print_effective_rights
-from milo_discoveryd.cli import main
+from milo_discoveryd.cli import command
 from milo_discoveryd.config import load
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.identity.caller import Caller
@@ -134,11 +134,11 @@ def test_invalid_caller_raises_config_error(text: str, why: str) -> None:
 def test_check_as_command_prints_the_rule_and_sets_the_exit_status(tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump({"rights": RIGHTS[:1]}))
-    run = CliRunner().invoke(main, ["check", "--config", str(file), "--as", "uid=7"])
+    run = CliRunner().invoke(command, ["check", "--config", str(file), "--as", "uid=7"])
     assert (run.exit_code, run.stdout.splitlines()[0]) == (
         1,
         "rule         kept-out (item 1 of 1), the first that matches",
     )
-    run = CliRunner().invoke(main, ["check", "--config", str(file), "--as", "uid=x"])
+    run = CliRunner().invoke(command, ["check", "--config", str(file), "--as", "uid=x"])
     assert run.exit_code == 1
     assert 'milo-discoveryd: --as: "uid=x": the value must be a number' in run.stderr

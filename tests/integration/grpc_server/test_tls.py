@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime as dt
+import re
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -89,6 +90,24 @@ async def refusal(world: World, credentials: grpc.ChannelCredentials) -> grpc.ai
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.ListClusters(pb.ListClustersRequest())
     return caught.value
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("tls.crt", b"nothing", "certificate {}/tls.crt has no certificate in PEM"),
+        ("tls.key", b"nothing", "key {}/tls.key has no private key in PEM"),
+        ("tls.key", b"-----BEGIN ENCRYPTED PRIVATE KEY-----\n", "key {}/tls.key is encrypted"),
+        ("tls.key", None, "key {0}/tls.key does not belong to certificate {0}/tls.crt"),
+        ("ca.crt", b"nothing", "client_ca {}/ca.crt has no certificate in PEM"),
+    ],
+    ids=["certificate", "key", "encrypted", "mismatch", "client CA"],
+)
+def test_unfit_tls_file_is_named(place: Place, file: str, content: bytes | None, words: str) -> None:
+    path = place.folder / file
+    path.write_bytes(place.serving.server().key if content is None else content)
+    with pytest.raises(StartError, match=re.escape(words.format(place.folder))):
+        place.tls.context()
 
 
 async def test_certificate_names_identify_caller(callers: list[Caller], place: Place) -> None:

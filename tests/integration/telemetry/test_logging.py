@@ -46,7 +46,7 @@ class Output:
         return self._path.read_text()
 
     def events(self) -> list[str]:
-        return [json.loads(line)["event"] for line in self.text().splitlines()]
+        return [json.loads(line)["message"] for line in self.text().splitlines()]
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_json_line_has_timestamp_level_event_and_fields(output: Output) -> None:
     log.info("engaged", cluster="alpha\nbeta")
     [line] = output.text().splitlines()
     found = json.loads(line)
-    assert (found["event"], found["level"], found["cluster"]) == ("engaged", "info", "alpha\nbeta")
+    assert (found["message"], found["level"], found["cluster"]) == ("engaged", "info", "alpha\nbeta")
     assert found["timestamp"].endswith("Z")
 
 
@@ -95,7 +95,7 @@ def test_library_records_have_the_same_form(output: Output) -> None:
     output.configure(form="json")
     logging.getLogger("library").warning("%s is odd", "this")
     found = json.loads(output.text())
-    assert (found["event"], found["level"]) == ("this is odd", "warning")
+    assert (found["message"], found["level"]) == ("this is odd", "warning")
 
 
 def test_library_record_whose_arguments_do_not_fit_is_dropped_and_counted(output: Output) -> None:
@@ -146,7 +146,7 @@ async def test_sigusr1_toggles_the_level_of_a_running_daemon(place: Place) -> No
         daemon.signal(signal.SIGUSR1)
         await daemon.until_said('"is_now": "debug"')
         place.sandbox.projects.label("alpha", {"env": "prod"})
-        await daemon.until_said('"event": "updated"')
+        await daemon.until_said('"message": "updated"')
         daemon.signal(signal.SIGUSR1)
         await daemon.until_said('"is_now": "info"')
         assert await daemon.terminate() == 0

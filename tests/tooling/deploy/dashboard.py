@@ -25,7 +25,9 @@ from tests.tooling.deploy.prometheus import Prometheus, prometheus
 PICTURE = monitoring.ROOT / "docs" / "images" / "dashboard.svg"
 
 _STEP_S = 1.0
+_OWN_IDENTITY = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
 _RATE_INTERVAL = "10s"
+_SPEED = 20.0
 _FLEET = 40
 _CHANGES_A_SECOND = 4
 
@@ -52,11 +54,13 @@ async def _recorded() -> Recorded:
         sandbox = await stack.enter_async_context(Sandbox(seed=4, token_life=60))
         sandbox.populate(_FLEET)
         place = Place(folder, sandbox)
-        daemon = await stack.enter_async_context(place.daemon(http_listen="127.0.0.1:0", connectivity=probes))
+        daemon = await stack.enter_async_context(
+            place.daemon(http_listen="127.0.0.1:0", connectivity=probes, kubeconfigs={"sources": [_OWN_IDENTITY]})
+        )
         await daemon.start()
         await daemon.until_said('"synced"')
         target = str(daemon.events("started")[-1]["http"]).removeprefix("http://")
-        server = await stack.enter_async_context(prometheus(records, target, every=f"{_STEP_S:g}s"))
+        server = await stack.enter_async_context(prometheus(records, target, every=f"{_STEP_S:g}s", speed=_SPEED))
         began = time.time()
         moments = await _Play(place).play()
         return await _asked(server, began, time.time(), moments)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import socket
 import urllib.parse
 from collections.abc import AsyncIterator
@@ -17,6 +18,9 @@ from tests.tooling.deploy.debian import program
 from tests.tooling.deploy.web import get
 
 _OFTEN = "200ms"
+_SPEED = 100.0
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_RANGE = re.compile(r"\[(\d+[smh])\]")
 
 
 class Prometheus:
@@ -50,23 +54,25 @@ class Prometheus:
         return json.loads(await get(f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(asked)}"))["data"]
 
 
-def _hurried(groups: list[dict[str, Any]], every: str) -> list[dict[str, Any]]:
-    """The rules with short intervals and without waiting times."""
-    return [
-        {
-            **group,
-            "interval": every,
-            "rules": [
-                {key: "0s" if key in ("for", "keep_firing_for") else value for key, value in rule.items()}
-                for rule in group["rules"]
-            ],
-        }
-        for group in groups
-    ]
+def _hurried(groups: list[dict[str, Any]], every: str, speed: float) -> list[dict[str, Any]]:
+    """The rules with all durations divided by `speed`."""
+
+    def shorter(duration: str) -> str:
+        seconds = int(duration[:-1]) * _SECONDS[duration[-1]]
+        return f"{round(seconds * 1000 / speed)}ms"
+
+    def hurried(rule: dict[str, Any]) -> dict[str, Any]:
+        waits = {key: shorter(rule[key]) for key in ("for", "keep_firing_for") if key in rule}
+        return {**rule, **waits, "expr": _RANGE.sub(lambda found: f"[{shorter(found[1])}]", rule["expr"])}
+
+    return [{**group, "interval": every, "rules": [hurried(rule) for rule in group["rules"]]} for group in groups]
 
 
 @asynccontextmanager
-async def prometheus(folder: Path, target: str, *, every: str = _OFTEN) -> AsyncIterator[Prometheus]:
+async def prometheus(
+    folder: Path, target: str, *, every: str = _OFTEN, speed: float = _SPEED
+) -> AsyncIterator[Prometheus]:
+    """Durations in the rules are divided by `speed`: five minutes take three seconds."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         listen = f"127.0.0.1:{unused.getsockname()[1]}"
@@ -80,7 +86,7 @@ async def prometheus(folder: Path, target: str, *, every: str = _OFTEN) -> Async
         ],
     }
     (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": _hurried(monitoring.groups(), every)}))
+    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": _hurried(monitoring.groups(), every, speed)}))
     log = (folder / "prometheus.log").open("w")
     process = await asyncio.create_subprocess_exec(
         program("prometheus", "prometheus"),

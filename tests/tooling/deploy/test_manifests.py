@@ -125,7 +125,7 @@ def test_daemon_accepts_the_arguments_and_environment_of_the_manifests(
 
     monkeypatch.setattr(cli.run, "callback", note)
     [command, *rest] = arguments(folder, container)
-    done = CliRunner().invoke(cli.main, [command, *rest])
+    done = CliRunner().invoke(cli.command, [command, *rest])
     assert done.exit_code == 0, done.output
 
     given = {name: value for name, value in taken.items() if value not in (None, ())}

@@ -5,13 +5,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.end_to_end.process.conftest import Place
 from tests.tooling.deploy import monitoring
+from tests.tooling.deploy.manifests import DEPLOY, of_kind
 from tests.tooling.deploy.web import get
 from tools import metrics_reference
 
 # Of Prometheus itself, or set by the PodMonitor.
 SCRAPE_LABELS = frozenset({"namespace", "pod", "container", "job", "instance"})
 EXPORTED = {name: labels for family in metrics_reference.families() for name, labels in family.series}
-KNOWN = EXPORTED | {"up": frozenset()} | dict.fromkeys(monitoring.recorded(), frozenset({"type", "reason"}))
+OF_PROMETHEUS = {"up": frozenset[str](), "ALERTS": frozenset({"alertname", "alertstate", "severity"})}
+KNOWN = EXPORTED | OF_PROMETHEUS | dict.fromkeys(monitoring.recorded(), frozenset({"type", "reason"}))
 
 EXPRESSIONS = [(rule.get("alert") or rule["record"], rule["expr"]) for rule in monitoring.rules()]
 EXPRESSIONS += monitoring.dashboard_expressions()
@@ -47,6 +49,20 @@ def test_alert_has_severity_summary_and_a_runbook(alert: dict[str, dict[str, str
     for heading in ("## Meaning", "## Effect on subscribers", "## Diagnosis", "## Resolution"):
         assert heading in runbook
     assert f"`{alert['alert']}`" in runbook
+
+
+def test_milo_labels_are_on_every_alert() -> None:
+    rules = [
+        (manifest["metadata"]["name"], rule["labels"])
+        for manifest in of_kind(DEPLOY / "examples" / "operator", "PrometheusRule")
+        for group in manifest["spec"]["groups"]
+        for rule in group["rules"]
+        if "alert" in rule
+    ]
+    assert len(rules) == len(monitoring.alerts())
+    for name, labels in rules:
+        assert labels["team"] == "platform"
+        assert labels.get("slo_violation") == ("true" if "-slo-" in name else None)
 
 
 def test_runbook_has_an_alert() -> None:

@@ -1,5 +1,6 @@
 """A real Prometheus with our rules scrapes a real daemon."""
 
+import time
 from pathlib import Path
 
 from tests.end_to_end.process.conftest import Place
@@ -8,9 +9,10 @@ from tests.tooling.deploy import monitoring
 from tests.tooling.deploy.prometheus import Prometheus, prometheus, until
 
 
-async def test_prometheus_alert_fires_for_a_stale_source_and_resolves(place: Place, tmp_path: Path) -> None:
+async def test_prometheus_fires_and_resolves_one_alert_for_one_outage(place: Place, tmp_path: Path) -> None:
     place.sandbox.populate(3)
-    async with place.daemon(http_listen="127.0.0.1:0") as daemon:
+    probes = {"interval": "1s", "unreachable_after": "1s"}
+    async with place.daemon(http_listen="127.0.0.1:0", connectivity=probes) as daemon:
         await daemon.start()
         await daemon.until_said('"synced"')
         target = str(daemon.events("started")[-1]["http"]).removeprefix("http://")
@@ -22,8 +24,13 @@ async def test_prometheus_alert_fires_for_a_stale_source_and_resolves(place: Pla
                 )
                 return bool(found) and not await server.firing()
 
-            async def is_stale() -> bool:
-                return "MiloDiscoverydSourceStale" in await server.firing()
+            async def is_lost() -> bool:
+                # Unreachable for longer than the alert for unreachable clusters waits.
+                lasting = await server.query("min_over_time(milo_discoveryd_unreachable_clusters[8s]) == 3")
+                return bool(lasting) and "MiloDiscoverydSourceStale" in await server.firing()
+
+            async def is_over() -> bool:
+                return bool(await server.query("milo_discoveryd_unreachable_clusters == 0")) and await is_fresh()
 
             await until(is_fresh, tmp_path)
             assert {rule["name"]: rule["lastError"] for rule in await server.rules() if rule.get("lastError")} == {}
@@ -32,12 +39,15 @@ async def test_prometheus_alert_fires_for_a_stale_source_and_resolves(place: Pla
             for _, expression in monitoring.dashboard_expressions():
                 await server.query(expression)  # Prometheus rejects rules that it cannot evaluate
 
+            stopped = time.time()
             await place.sandbox.stop()
-            await until(is_stale, tmp_path)
+            await until(is_lost, tmp_path)
             assert (await server.firing())["MiloDiscoverydSourceStale"]["pod"] == "operator"
 
             await place.sandbox.start()
-            await until(is_fresh, tmp_path)
+            await until(is_over, tmp_path)
+            fired = await server.query_range('ALERTS{alertstate="firing"}', stopped, time.time(), 0.2)
+            assert [each["metric"]["alertname"] for each in fired] == ["MiloDiscoverydSourceStale"]
 
 
 async def eventually_answers(server: Prometheus, name: str, folder: Path) -> None:
@@ -45,7 +55,7 @@ async def eventually_answers(server: Prometheus, name: str, folder: Path) -> Non
     if name in {
         "namespace_pod_type_reason:milo_discoveryd_transitions:rate5m",
         "namespace_pod:milo_discoveryd_source_restarts:increase15m",
-    }:
+    } or name.startswith("namespace_pod:milo_discoveryd_changes_late:"):
         return
 
     async def answers() -> bool:

@@ -34,13 +34,17 @@ def test_rules_pass_their_unit_tests(promtool: Path, tmp_path: Path, case: Path)
     run(promtool, "test", "rules", "case.yaml", cwd=tmp_path)
 
 
-def test_alert_has_a_firing_and_a_quiet_case() -> None:
+def test_alert_has_a_firing_a_quiet_and_an_inhibited_case() -> None:
     fires: set[str] = set()
     silent: set[str] = set()
+    inhibited: set[str] = set()
     for path in CASES.glob("*.yaml"):
         for case in yaml.safe_load(path.read_text())["tests"]:
             for expected in case.get("alert_rule_test", ()):
                 (fires if expected.get("exp_alerts") else silent).add(expected["alertname"])
+                if case["name"].startswith("inhibited"):
+                    inhibited.add(expected["alertname"])
     every = {alert["alert"] for alert in monitoring.alerts()}
     assert fires == every
     assert silent == every
+    assert inhibited == {alert["alert"] for alert in monitoring.alerts() if " unless " in alert["expr"]}

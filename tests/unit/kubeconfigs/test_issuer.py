@@ -269,6 +269,21 @@ async def test_mints_in_flight_are_limited() -> None:
     assert backend.most_at_once == 4
 
 
+async def test_failure_of_a_source_is_a_warning_once_somebody_asked_for_a_credential() -> None:
+    backend = Backend()
+    backend.failure = BackendError("down", retry_after_s=0.01)
+    with capture_logs() as lines:
+        async with issuing(backend) as issuer:
+            await eventually(lambda: len(backend.asked) == 3)
+            levels = [line["log_level"] for line in lines]
+            issuer.lease(ALPHA, None, UNLIMITED).credential()
+            tried = len(backend.asked)
+            await eventually(lambda: len(backend.asked) > tried + 2)
+    assert levels == ["info"]
+    assert [line["log_level"] for line in lines] == ["info", "warning"]
+    assert {line["event"] for line in lines} == {"credential source failed"}
+
+
 async def test_failing_backend_is_retried_by_one_lease_at_a_time() -> None:
     backend = Backend(Scope.CLUSTER)
     backend.failure = BackendError("down")

@@ -122,3 +122,10 @@ def test_invisible_fields_do_not_change_target() -> None:
     assert isinstance(one, Ready)
     assert isinstance(other, Ready)
     assert one.target == other.target
+
+
+def test_ready_project_states_when_it_was_created_and_became_ready() -> None:
+    at = {"lastTransitionTime": "2026-01-01T00:00:05Z"}
+    seen = MODE.observe(project("apollo", condition("Ready") | at, creationTimestamp="2026-01-01T00:00:00Z"))
+    assert isinstance(seen, Ready)
+    assert seen.readiness == ("2026-01-01T00:00:00Z", "2026-01-01T00:00:05Z")

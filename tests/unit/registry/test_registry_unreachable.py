@@ -115,3 +115,32 @@ def test_cluster_in_not_ready_grace_is_not_disengaged_as_unreachable() -> None:
     fleet.commit([not_ready()], at(1))
     assert list(fleet.disengage_unreachable("a", 1, "", at(2))) == []
     assert fleet.engaged == 1
+
+
+def test_unreachable_count_covers_engaged_clusters_only() -> None:
+    fleet = registry()
+    fleet.commit([ready("a"), ready("b", uid="u2"), ready("c", uid="u3"), ready("d", uid="u4")], at(0))
+    for incarnation, name in enumerate("abcd", 1):
+        fleet.set_connectivity(name, incarnation, AWAY, at(1))
+    fleet.set_connectivity("a", 1, AWAY, at(2))
+    assert fleet.unreachable == 4
+    fleet.set_connectivity("a", 1, BACK, at(3))
+    fleet.commit([not_ready("b", uid="u2"), ready("c", "9", "u5")], at(4))
+    assert fleet.unreachable == 1
+    fleet.disengage_unreachable("d", 4, "not reached", at(5))
+    assert fleet.unreachable == 0
+
+
+def test_readiness_is_reported_with_the_first_engagement_of_an_object() -> None:
+    fleet = registry()
+
+    def seen(version: str, uid: str = "u1") -> Observation:
+        return msgspec.structs.replace(ready("a", version, uid), readiness=("created", version))
+
+    def told_of(*observed: Observation) -> list[tuple[str, str] | None]:
+        events = fleet.commit(observed, at(0))
+        return [event.readiness for event in events if event.type is EventType.ENGAGED]
+
+    assert told_of(not_ready("a", "0"), seen("1")) == [("created", "1")]
+    assert told_of(not_ready("a", "2"), seen("3")) == [None]
+    assert told_of(seen("4", "u2")) == [("created", "4")]

@@ -38,7 +38,8 @@ def grpc_target(address: str | None) -> str:
         return _socket(address)
     match = _HOST_AND_PORT.fullmatch(address)
     if match is None:
-        raise InvalidAddress(f"address {address!r} is neither unix:///path/to/socket nor HOST:PORT")
+        hint = f"; did you mean unix://{address}?" if address.startswith("/") else ""
+        raise InvalidAddress(f"address {address!r} is neither unix:///path/to/socket nor HOST:PORT{hint}")
     if not 0 < int(match["port"]) <= 65535:
         raise InvalidAddress(f"address {address!r}: the port must be between 1 and 65535")
     return address

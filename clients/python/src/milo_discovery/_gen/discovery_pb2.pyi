@@ -973,7 +973,7 @@ class FleetCounts(_message.Message):
     subscribers: _builtins.int
     """Open WatchClusters streams."""
     unreachable: _builtins.int
-    """Ready, and disengaged because they could not be reached for long."""
+    """Clusters that do not answer connectivity probes: engaged ones, and those that were disengaged for it."""
     def __init__(
         self,
         *,

@@ -77,6 +77,10 @@ def main() -> None:
     """Run the command line and exit."""
     try:
         status = command.main(prog_name="milo-discovery", standalone_mode=False)
+    except click.UsageError as error:
+        where = "milo-discovery" if error.ctx is None else error.ctx.command_path
+        click.echo(f"milo-discovery: {error.format_message().rstrip('.')}; see {where} --help", err=True)
+        sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

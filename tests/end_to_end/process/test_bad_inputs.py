@@ -1,0 +1,101 @@
+# ruff: noqa: E501 - each case is one row
+"""Slips on the command lines, in settings and in files: each prints one line, which says what to write instead."""
+
+import asyncio
+import os
+import re
+import sys
+from asyncio.subprocess import DEVNULL, PIPE, STDOUT
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.process.conftest import folder
+
+__all__ = ["folder"]
+
+KUBECONFIG = """\
+apiVersion: v1
+kind: Config
+clusters: [{name: c, cluster: {server: "https://127.0.0.1:1"}}]
+users: [{name: u, user: {token: t}}]
+contexts: [{name: x, context: {cluster: c, user: u}}]
+current-context: x
+"""
+DAEMON = "milo-discoveryd"
+CLIENT = "milo-discovery"
+SETTINGS = f"{DAEMON} run --config settings.yaml"
+
+
+def line(prefix: str) -> str:
+    return f"{DAEMON}: file settings.yaml line 1 key {prefix}"
+
+
+@pytest.mark.parametrize(
+    ("command", "settings", "printed"),
+    [
+        (f"{DAEMON} rnu", "", f"{DAEMON}: No such command 'rnu'. Did you mean 'run'?; see {DAEMON} --help"),
+        (f"{DAEMON} run --lisen x", "", f"{DAEMON}: No such option '--lisen'. (Did you mean one of: *; see {DAEMON} run --help"),
+        (f"{DAEMON} run --listen /run/d.sock", "", f'{DAEMON}: flag --listen: "/run/d.sock" must be "unix://" and an absolute path; did you mean "unix:///run/d.sock"?'),
+        (f"{DAEMON} run --listen localhost", "", f'{DAEMON}: flag --listen: "localhost" must be HOST:PORT, such as "127.0.0.1:9464" *'),
+        (f"{DAEMON} run --listen 0.0.0.0:7070", "", f'{DAEMON}: flag --listen: "0.0.0.0:7070" is TCP, and requires tls * "insecure://127.0.0.1:7070"'),
+        (f"{DAEMON} run --mode projects", "", f'{DAEMON}: flag --mode: "projects" must be one of project, project-control-plane, single'),
+        (f"{DAEMON} run --label-selector a+in+b", "", f'{DAEMON}: flag --label-selector: "a in b" must be a Kubernetes label selector: expected *'),
+        (f"{DAEMON} run --http-listen 9464", "", f'{DAEMON}: flag --http-listen: "9464" must be HOST:PORT, such as *'),
+        (f"{DAEMON} run --discovery-kubeconfig none", "", f"{DAEMON}: kubeconfig none: cannot be read: No such file or directory"),
+        (f"{DAEMON} run --config none.yaml", "", f"{DAEMON}: file none.yaml: cannot be read: No such file or directory"),
+        (SETTINGS, "log: {levle: debug}", line("log.levle: is not a setting; did you mean log.level?")),
+        (SETTINGS, "log.levle: debug", line("log.levle: is not a setting; did you mean log.level?")),
+        (SETTINGS, "log.level: debug", line("log.level: is not a setting: write log: {level: VALUE}")),
+        (SETTINGS, "log: {level: verbose}", line('log.level: "verbose" must be one of debug, info, warning, error')),
+        (SETTINGS, "labelSelector: a=b", line("labelSelector: is not a setting; did you mean label_selector?")),
+        (SETTINGS, "heartbeat_interval: 30", line('heartbeat_interval: "30" must be a time with its unit, such as "30s", "5m" or "1h30m"')),
+        (SETTINGS, "removals: {share: 2}", line('removals.share: "2" must be at most 1')),
+        (SETTINGS, "rights: [{name: a, clusters: all}]", line("rights: item 1.who: is missing")),
+        (SETTINGS, "kubeconfigs: {sources: [{name: x, type: token}]}", line("kubeconfigs.sources: item 1: has a type that is not one of *'token-request'*")),
+        (SETTINGS, "mode", f"{DAEMON}: file settings.yaml: must be a mapping of settings to values"),
+        (SETTINGS, "mode: [", f"{DAEMON}: file settings.yaml line 1: is not YAML: *"),
+        (SETTINGS, "mode: project\nmode: single", f"{DAEMON}: file settings.yaml line 2: *mode*"),
+        (SETTINGS, "audit: {file: none/audit}", f"{DAEMON}: audit.file: none/audit can't be appended to: No such file or directory"),
+        (SETTINGS, 'traces: {endpoint: "localhost:4317"}', line('traces.endpoint: "localhost:4317" must be an address such as "http://localhost:4318", without user or query')),
+        (SETTINGS, "listen: [{address: 'localhost:0', tls: {certificate: kubeconfig, key: kubeconfig, client_ca: kubeconfig}}]", f"{DAEMON}: tls: client_ca kubeconfig has no certificate in PEM"),
+        ("MILO_DISCOVERYD_LOG_LEVEL=debug", "", f"{DAEMON}: environment MILO_DISCOVERYD_LOG_LEVEL: is not a setting; did you mean MILO_DISCOVERYD_LOG__LEVEL?"),
+        (f"{CLIENT} lits", "", f"{CLIENT}: No such command 'lits'; did you mean list?; see {CLIENT} --help"),
+        (f"{CLIENT} list -o jsn", "", f"{CLIENT}: Invalid value for '-o' / '--output': 'jsn' is not one of *; see {CLIENT} list --help"),
+        (f"{CLIENT} list --address unix:///none.sock", "", f"{CLIENT}: cannot connect to the daemon at unix:///none.sock: No such file or directory (is milo-discoveryd running?*"),
+        (f"{CLIENT} list --address /none.sock", "", f"{CLIENT}: address '/none.sock' is neither unix:///path/to/socket nor HOST:PORT; did you mean unix:///none.sock?"),
+    ],
+    ids=lambda text: re.sub(r"\W+", "-", text).strip("-")[-40:] if isinstance(text, str) else None,
+)  # fmt: skip
+async def test_slip_prints_one_line(folder: Path, command: str, settings: str, printed: str) -> None:
+    (folder / "kubeconfig").write_text(KUBECONFIG)
+    (folder / "settings.yaml").write_text(settings)
+    environ = {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "MILO_DISCOVERYD_DISCOVERY_KUBECONFIG": "kubeconfig",
+        "MILO_DISCOVERYD_HTTP_LISTEN": "off",
+    }
+    if "--listen" not in command and "listen:" not in settings:
+        environ["MILO_DISCOVERYD_LISTEN"] = f"unix://{folder}/daemon/d.sock"
+    if command.startswith("MILO_"):
+        name, _, value = command.partition("=")
+        environ[name], command = value, f"{DAEMON} run"
+    process = await asyncio.create_subprocess_exec(
+        *(word.replace("+", " ") for word in command.split()),
+        cwd=folder,
+        env=environ,
+        stdin=DEVNULL,
+        stdout=PIPE,
+        stderr=STDOUT,
+    )
+    try:
+        async with asyncio.timeout(60):
+            said, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode not in (0, None)
+    [shown] = said.decode().splitlines()
+    pattern = ".*".join(re.escape(part) for part in printed.split("*"))
+    assert re.fullmatch(pattern, shown), shown

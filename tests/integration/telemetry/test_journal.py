@@ -1,0 +1,35 @@
+"""Metrics that the journal derives from events."""
+
+import pytest
+
+from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.telemetry.audit import Audit
+from milo_discoveryd.telemetry.journal import Journal
+from milo_discoveryd.telemetry.metrics import Metrics
+
+CLUSTER = Cluster(target=Target(name="a", uid="u", place=()), source_version="1", engaged_at=0.0, incarnation=1)
+CREATED, READY = "2026-01-01T00:00:00Z", "2026-01-01T00:00:07Z"
+
+
+@pytest.mark.parametrize(
+    ("readiness", "is_live", "count", "total"),
+    [
+        ((CREATED, READY), True, 1, 7.0),
+        ((READY, CREATED), True, 1, 0.0),
+        ((CREATED, READY), False, 0, 0.0),
+        ((CREATED, "soon"), True, 0, 0.0),
+        ((CREATED, "2026-01-01T00:00:07"), True, 0, 0.0),
+        (None, True, 0, 0.0),
+    ],
+    ids=["live", "clocks differ", "first list", "not a time", "no time zone", "engaged before"],
+)
+def test_time_to_ready_is_observed_for_live_first_engagements(
+    readiness: tuple[str, str] | None, is_live: bool, count: int, total: float
+) -> None:
+    metrics = Metrics()
+    event = Event(EventType.ENGAGED, CLUSTER, readiness=readiness)
+    Journal(metrics, Audit(metrics)).changed(event, is_live=is_live)
+    value = metrics.registry.get_sample_value
+    name = "milo_discoveryd_project_ready_duration_seconds"
+    assert (value(f"{name}_count"), value(f"{name}_sum")) == (count, total)
