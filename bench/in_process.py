@@ -9,8 +9,8 @@ from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.modes.mode import Setting as ModeSetting
 from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Encode
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.server.calls.frames import encoder
@@ -57,9 +57,9 @@ def encode() -> Encode:
     return encoder(_EPOCH)
 
 
-def fleet(listed: list[Observation]) -> Fleet:
+def fleet(listed: list[Observation]) -> DirectFleet:
     """A fleet after a complete list."""
-    made = Fleet(
+    made = DirectFleet(
         ChangeLog(encode(), Retention()), PendingDeletions(random.random), Journal(Metrics(), Audit(Metrics()))
     )
     for _ in made.take([ListStarted(), *map(Listed, listed), ListEnded()], time.monotonic()):

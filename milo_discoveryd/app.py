@@ -21,12 +21,11 @@ from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log import log
-from milo_discoveryd.modes.mode import FixedMode, WatchedMode
+from milo_discoveryd.modes.mode import FixedMode, Mode
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
-from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.registry.reduced_fleet import ReducedFleet
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
@@ -42,13 +41,13 @@ from milo_discoveryd.telemetry.logging import Logging
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
 from milo_discoveryd.telemetry.traces import exporting
-from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
 from milo_discoveryd.wiring.credential_sources import Sources
+from milo_discoveryd.wiring.fleets import new_fleet
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
-from milo_discoveryd.wiring.mode import decoder, mode_of
+from milo_discoveryd.wiring.mode import collections_of, mode_of
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
 from milo_discoveryd.wiring.source import Discovery
@@ -108,22 +107,8 @@ class Daemon:
         self._journal = Journal(self._metrics, self._audit)
         self._reloading: ConfigReloader | None = None
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
-        changes = ChangeLog(encoder(self._epoch), retention)
-        self._fleet = Fleet(
-            changes,
-            PendingDeletions(random.random),
-            self._journal,
-            not_ready_grace_s=settings.not_ready_grace.total_seconds(),
-            guard=RemovalGuard(
-                RemovalLimits(
-                    count=settings.removals.count,
-                    share=settings.removals.share,
-                    verify_after_s=settings.removals.verify_after.total_seconds(),
-                    per_second=settings.removals.per_second,
-                )
-            ),
-        )
-        self._metrics.follow(self._fleet, settings.metrics.cluster_info_cap)
+        self._log = ChangeLog(encoder(self._epoch), retention)
+        self._fleet: DirectFleet | ReducedFleet
         self.addresses: list[str] = []
         self.http_address: str | None = None
         self.started = asyncio.Event()
@@ -176,6 +161,8 @@ class Daemon:
             settings.project_kubeconfig, settings.discovery_kubeconfig, self._environ, settings.exec_plugins
         )
         mode = mode_of(settings, project)
+        self._fleet = new_fleet(settings, mode, self._log, self._journal)
+        self._metrics.follow(self._fleet, settings.metrics.cluster_info_cap)
         async with AsyncExitStack() as stack:
             traces = await stack.enter_async_context(self._traces())
             run = run_identity(settings.state_directory)
@@ -244,8 +231,9 @@ class Daemon:
             for _ in self._fleet.log.evict_frames():
                 await asyncio.sleep(0)
 
-    async def _discover(self, mode: WatchedMode | FixedMode, sources: Sources) -> None:
+    async def _discover(self, mode: Mode, sources: Sources) -> None:
         if isinstance(mode, FixedMode):
+            assert isinstance(self._fleet, DirectFleet)
             self._fleet.set_targets(mode.targets(), asyncio.get_running_loop().time())
             return
         source = self._settings.source
@@ -271,9 +259,8 @@ class Daemon:
             connect_timeout_s=source.connect_timeout.total_seconds(),
             request_timeout_s=source.request_timeout.total_seconds(),
         )
-        watched = WatchedCollection(mode.resource.path, self._settings.label_selector)
         async with aclosing(transport):
-            await discovery.run(transport, watched, decoder(self._settings, mode), mode.place_of)
+            await discovery.run(transport, collections_of(self._settings, mode), mode.place_of)
 
     async def _probe(self, project: Upstream, issuer: Issuer, interval: timedelta) -> None:
         settings = self._settings.connectivity

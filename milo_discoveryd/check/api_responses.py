@@ -7,7 +7,7 @@ from email.utils import parsedate_to_datetime
 import msgspec
 
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
-from milo_discoveryd.modes.mode import Resource
+from milo_discoveryd.model.resource import Resource
 from milo_kube.http.errors import TransportError
 
 VERBS = ("get", "list", "watch")

@@ -11,7 +11,7 @@ from milo_discoveryd.check import api_responses
 from milo_discoveryd.check.finding import Finding, fail, ok, warn
 from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.daemon_errors import DiscoveryError
-from milo_discoveryd.modes.mode import Resource
+from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.watchers.transport import Transport
 from milo_kube.http.errors import TransportError
 

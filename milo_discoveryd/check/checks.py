@@ -15,8 +15,8 @@ from milo_discoveryd.check.token_review import check_token_reviews
 from milo_discoveryd.config import Settings, UnixAddress
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.modes import mode as modes
-from milo_discoveryd.modes.mode import Resource
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.listeners import token_reviewer

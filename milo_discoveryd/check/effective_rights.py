@@ -10,12 +10,13 @@ from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import Ready
-from milo_discoveryd.modes.mode import FixedMode, WatchedMode
+from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.modes.mode import FixedMode, ReducedMode, WatchedMode
 from milo_discoveryd.rights.rights import Grant
 from milo_discoveryd.watchers.transport import Transport
-from milo_discoveryd.wiring.mode import decoder, mode_of
+from milo_discoveryd.wiring.mode import collections_of, engaged, mode_of
 from milo_discoveryd.wiring.rules import rights
+from milo_discoveryd.wiring.source import FollowedCollection
 from milo_kube.http.errors import TransportError
 from milo_kube.reflect.wire import ListPageError
 
@@ -97,7 +98,7 @@ async def _visible_clusters(settings: Settings, grant: Grant, environ: Mapping[s
         if isinstance(mode, FixedMode):
             return _count(list(mode.targets()), grant)
         upstream = load_discovery_upstream(discovery, environ, plugins)
-        return _count([target async for target in _engaged(settings, mode, upstream, environ)], grant)
+        return _count(await _engaged(settings, mode, upstream, environ), grant)
     except (ConfigError, TransportError, ListPageError) as error:
         return f"unknown: {error}"
 
@@ -111,27 +112,34 @@ def _count(targets: Iterable[Target], grant: Grant) -> str:
 
 
 async def _engaged(
-    settings: Settings, mode: WatchedMode, upstream: Upstream, environ: Mapping[str, str]
-) -> AsyncIterator[Target]:
-    """Yield the clusters of a complete list that the daemon would engage."""
-    source, read = settings.source, decoder(settings, mode)
-    selected = [("labelSelector", settings.label_selector)] if settings.label_selector else []
-    timeout_s = source.request_timeout.total_seconds()
-    transport = Transport(upstream, response_limit=source.response_limit, environ=environ)
+    settings: Settings, mode: WatchedMode | ReducedMode, upstream: Upstream, environ: Mapping[str, str]
+) -> list[Target]:
+    """Return the clusters of complete lists that the daemon would engage."""
+    transport = Transport(upstream, response_limit=settings.source.response_limit, environ=environ)
     async with aclosing(transport):
-        token = ""
-        while True:
-            query = [*selected, ("limit", str(source.page_size)), *([("continue", token)] if token else [])]
-            answer = await transport.get(mode.resource.path, query, timeout_s=timeout_s)
-            if answer.status != 200:
-                raise ListPageError(f"the API server answered the list with {answer.status}")
-            page, observations = read.page(answer.body)
-            for each in observations:
-                if isinstance(each, Ready):
-                    yield each.target
-            token = page.continue_token
-            if not token:
-                return
+        listed = [
+            [each async for each in _listed(transport, settings, collection)]
+            for collection in collections_of(settings, mode)
+        ]
+    return engaged(mode, listed)
+
+
+async def _listed(
+    transport: Transport, settings: Settings, collection: FollowedCollection
+) -> AsyncIterator[Observation]:
+    source, watched = settings.source, collection.watched
+    token = ""
+    while True:
+        query = [*watched.query, ("limit", str(source.page_size)), *([("continue", token)] if token else [])]
+        answer = await transport.get(watched.path, query, timeout_s=source.request_timeout.total_seconds())
+        if answer.status != 200:
+            raise ListPageError(f"the API server answered the list with {answer.status}")
+        page, observations = collection.decoder.page(answer.body)
+        for each in observations:
+            yield each
+        token = page.continue_token
+        if not token:
+            return
 
 
 def _is_visible(target: Target, grant: Grant) -> bool:

@@ -21,6 +21,7 @@ class Metadata(msgspec.Struct, gc=False):
     annotations: dict[str, str] | None = None
     creationTimestamp: str | None = None
     deletionTimestamp: str | None = None
+    namespace: str = ""
 
 
 class Condition(msgspec.Struct, gc=False):

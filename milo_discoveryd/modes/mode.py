@@ -1,13 +1,15 @@
 """The interfaces of modes, and the lookup of a mode by name."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
+from milo_discoveryd.model.claims import Claim, ObjectClaim
 from milo_discoveryd.model.cluster import Pairs, Target
 from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.resource import Resource
 
 GROUP = "milo_discoveryd.modes"
 """Entry point group of modes from other packages."""
@@ -16,17 +18,6 @@ _OWN = {
     "project-control-plane": ("milo_discoveryd.modes.project_control_plane", "ProjectControlPlaneMode"),
     "single": ("milo_discoveryd.modes.single", "SingleMode"),
 }
-
-
-class Resource(msgspec.Struct, frozen=True):
-    group: str
-    version: str
-    plural: str
-
-    @property
-    def path(self) -> str:
-        """Path of the collection. Modes watch only cluster-scoped resources."""
-        return f"/apis/{self.group}/{self.version}/{self.plural}"
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,15 +35,53 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 
 @runtime_checkable
 class WatchedMode(Protocol):
-    """A mode that watches a resource of an API server."""
+    """A mode in which each object of a cluster-scoped resource stands for the cluster of its name."""
 
-    resource: ClassVar[Resource]
-    object_type: ClassVar[Any]
-    """`KubeObject`, or a type derived from it."""
+    @property
+    def resource(self) -> Resource: ...
+
+    @property
+    def object_type(self) -> Any:
+        """`KubeObject`, or a type derived from it."""
 
     def __init__(self, setting: Setting) -> None: ...
 
     def observe(self, obj: Any) -> Observation: ...
+
+    def place_of(self, name: str, project_uid: str) -> tuple[str, ...]:
+        """Return `Target.place` of a cluster. Raises MalformedError for a name that is unsafe in a URL."""
+
+
+class Watch(msgspec.Struct, frozen=True):
+    """A resource that a `ReducedMode` watches, and what its objects say."""
+
+    resource: Resource
+    object_type: Any
+    """`KubeObject`, or a type derived from it."""
+    claims: Callable[[Any], Iterable[Claim]]
+    """Returns what an object says about clusters; nothing if it concerns none. Raises MalformedError for an object that
+    cannot be used: what it said before then remains valid."""
+
+
+@runtime_checkable
+class ReducedMode(Protocol):
+    """A mode that watches several resources, or namespaced ones, or whose objects are not named as their clusters.
+
+    Several objects may stand for one cluster: `reduce` decides what they mean together.
+    """
+
+    @property
+    def watches(self) -> Sequence[Watch]: ...
+
+    def __init__(self, setting: Setting) -> None: ...
+
+    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+        """Return what all objects together say about a cluster, or None if it is to be reported as deleted.
+
+        `claims` are those of all objects that presently name the cluster, the earliest first; none when the last of
+        them was deleted, which was confirmed. `uid` is that of the present engagement if at least one of its objects
+        remains, and otherwise empty. An observation with another UID replaces the cluster.
+        """
 
     def place_of(self, name: str, project_uid: str) -> tuple[str, ...]:
         """Return `Target.place` of a cluster. Raises MalformedError for a name that is unsafe in a URL."""
@@ -67,13 +96,16 @@ class FixedMode(Protocol):
     def targets(self) -> Iterable[Target]: ...
 
 
+Mode = WatchedMode | ReducedMode | FixedMode
+
+
 def names() -> list[str]:
     return sorted({*_OWN, *(entry.name for entry in _others())})
 
 
-def load(name: str) -> type[WatchedMode] | type[FixedMode]:
+def load(name: str) -> type[WatchedMode] | type[ReducedMode] | type[FixedMode]:
     """Import the mode of this name. Raises LookupError, which lists the installed modes."""
-    mode: type[WatchedMode] | type[FixedMode]
+    mode: type[WatchedMode] | type[ReducedMode] | type[FixedMode]
     if name in _OWN:
         module, attribute = _OWN[name]
         mode = getattr(import_module(module), attribute)

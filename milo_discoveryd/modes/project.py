@@ -5,7 +5,8 @@ from typing import ClassVar
 from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.modes.mode import Resource, Setting, passed_on
+from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.modes.mode import Setting, passed_on
 from milo_discoveryd.modes.reading import (
     DNS_SUBDOMAIN,
     ORGANIZATION_LABEL,

@@ -5,6 +5,7 @@ from itertools import islice
 
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, Observation, Outside, Ready
+from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.pending_deletions import (
     ConfirmationRequest,
@@ -13,7 +14,6 @@ from milo_discoveryd.registry.pending_deletions import (
     Found,
     Inconclusive,
     PendingDeletions,
-    can_be_read,
 )
 from milo_discoveryd.registry.registry import ObjectState, Registry
 from milo_discoveryd.registry.removal_guard import (
@@ -42,14 +42,22 @@ OLDER_READ = "the read returned an older version than the watch or a list"
 class Intake:
     """Applies the first list as it comes, because nothing is published before it is complete.
 
-    A later list is staged until it is complete, and then only its changes are applied. Without a guard, everything
-    that it lacks is confirmed at once.
+    A later list is staged until it is complete, and then only its changes are applied; so is the first one if the
+    registry shares its log with others. Without a guard, everything that a list lacks is confirmed at once.
     """
 
     def __init__(
-        self, registry: Registry, pending_deletions: PendingDeletions, guard: RemovalGuard | None = None
+        self,
+        registry: Registry,
+        pending_deletions: PendingDeletions,
+        guard: RemovalGuard | None = None,
+        *,
+        keys: ObjectKeys = NAMES,
+        shares_log: bool = False,
     ) -> None:
         self._registry = registry
+        self._keys = keys
+        self._shares_log = shares_log
         self._pending_deletions = pending_deletions
         self._guard = guard
         self._released: set[str] = set()
@@ -77,6 +85,11 @@ class Intake:
         """
         self.synced = self.is_restored = True
         return [event for seen, engaged_at in stored for event in self._registry.restore(seen, engaged_at, now)]
+
+    @property
+    def _applies_early(self) -> bool:
+        """True while a list is applied as it comes."""
+        return not (self.synced or self._shares_log)
 
     @property
     def held(self) -> HeldRemovals | None:
@@ -133,35 +146,37 @@ class Intake:
                     if self._registry.is_news(observation):
                         self._pending_deletions.discard(observation.name)
                     changed.append(observation)
-                case DeletionReported(name, uid):
+                case DeletionReported(name, uid, namespace):
                     # Which object has the name depends on what came before it.
                     yield self._registry.commit(changed, now)
                     changed = []
-                    self._deletion_reported(name, uid, now)
+                    self._deletion_reported(self._keys.key(namespace, name), uid, now)
                 case ListStarted() | Listed() | Unlisted():
                     self._stage(event)
                 case ListEnded(versions_went_back):
                     yield from self._apply_list(now, versions_went_back=versions_went_back)
                 case _:
                     pass  # Relisting and EventIgnored are for the log and the metrics
-        if not self.synced:
+        is_early = self._applies_early
+        if is_early:
             changed, self._staged = list(self._staged.values()), {}
         if changed:
-            yield self._registry.commit(changed, now, consistent=not self.synced, listed=not self.synced)
+            yield self._registry.commit(changed, now, consistent=is_early, listed=is_early)
 
     def _stage(self, event: ListStarted | Listed[Observation] | Unlisted) -> None:
         match event:
             case ListStarted():
                 self._listed, self._staged = {}, {}
-                if not self.synced:
+                if self._applies_early:
                     self._registry.clear()
             case Listed(observation):
                 self._listed[observation.name] = observation.uid
                 if not self.synced or self._registry.would_change(observation):
                     self._staged[observation.name] = observation
-            case unlisted:
-                self._listed.pop(unlisted.name, None)
-                self._staged.pop(unlisted.name, None)
+            case Unlisted(name, namespace):
+                key = self._keys.key(namespace, name)
+                self._listed.pop(key, None)
+                self._staged.pop(key, None)
 
     def _apply_list(self, now: Moment, *, versions_went_back: bool) -> Iterator[list[Event]]:
         if (
@@ -291,7 +306,7 @@ class Intake:
             self._confirm(name, record.uid, now)
 
     def _confirm(self, name: str, uid: str, now: Moment) -> None:
-        if can_be_read(name):
+        if self._keys.can_be_read(name):
             self._pending_deletions.add(name, uid, now.steady)
         else:
             # It cannot be read, and with such a name it was never engaged: no subscriber knows it.

@@ -10,15 +10,12 @@ is checked again, at growing intervals, until the watch or a list shows the obje
 
 import heapq
 import math
-import re
 from collections.abc import Callable, Set
 
 import msgspec
 
 from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
 from milo_kube.reflect.backoff import Backoff
-
-_SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]+")
 
 
 class ConfirmationRequest(msgspec.Struct, frozen=True):
@@ -223,11 +220,6 @@ class PendingDeletions:
                 delay = max(delay, min(high, max(low, result.retry_after_s)))
             self._paused_until = max(self._paused_until, now + delay)
             self._refusal = result.problem
-
-
-def can_be_read(name: str) -> bool:
-    """Return whether the name can be a segment of a path. No mode engages an object with another name."""
-    return _SEGMENT.fullmatch(name) is not None
 
 
 def _is_unreadable(found: Observation, uid: str) -> bool:

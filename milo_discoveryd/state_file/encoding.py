@@ -20,6 +20,17 @@ class StoredCluster(msgspec.Struct, frozen=True, gc=False):
     engaged_at: float
 
 
+class StoredObject(msgspec.Struct, frozen=True, gc=False):
+    """An object of a source whose clusters are not objects of one resource."""
+
+    watch: int
+    """Position of the resource among those that the mode watches."""
+    key: str
+    uid: str
+    clusters: tuple[str, ...]
+    """The clusters that it names."""
+
+
 class StateOrigin(msgspec.Struct, frozen=True):
     """The source of the clusters. Under another source's names they would be other clusters."""
 
@@ -36,6 +47,7 @@ class StoredFleet(msgspec.Struct, frozen=True):
     clusters: tuple[StoredCluster, ...]
     highest_version: str = ""
     """The highest resource version seen, by which a restore of the API server from a backup is noticed."""
+    objects: tuple[StoredObject, ...] = ()
 
 
 class StateFileError(ValueError):

@@ -17,6 +17,7 @@ from milo_discoveryd.state_file.encoding import (
     StateOrigin,
     StoredCluster,
     StoredFleet,
+    StoredObject,
     decode,
     encode,
 )
@@ -70,24 +71,26 @@ class StateFile:
         fleet: Callable[[], Iterable[StoredCluster]],
         changed: WaitForChange,
         highest_version: Callable[[], str] = lambda: "",
+        objects: Callable[[], Iterable[StoredObject]] = tuple,
     ) -> None:
-        """Save what `fleet` returns after each change, and once more when cancelled.
+        """Save what `fleet` and `objects` return after each change, and once more when cancelled.
 
         Before the first change there is nothing to save, and an earlier run's file stays.
         """
+
+        def stored() -> StoredFleet:
+            return StoredFleet(self._origin, time.time(), tuple(fleet()), highest_version(), tuple(objects()))
+
         succeeded = True
         await changed()
         try:
             while True:
                 started = time.monotonic()
-                succeeded = await asyncio.to_thread(self._write, self._stored(fleet, highest_version), succeeded)
+                succeeded = await asyncio.to_thread(self._write, stored(), succeeded)
                 await asyncio.sleep(max(WRITE_INTERVAL_S, WRITE_TIME_FACTOR * (time.monotonic() - started)))
                 await changed()
         finally:
-            self._write(self._stored(fleet, highest_version), succeeded)
-
-    def _stored(self, fleet: Callable[[], Iterable[StoredCluster]], highest_version: Callable[[], str]) -> StoredFleet:
-        return StoredFleet(self._origin, time.time(), tuple(fleet()), highest_version())
+            self._write(stored(), succeeded)
 
     def _write(self, fleet: StoredFleet, last_succeeded: bool) -> bool:
         """Write and sync a temporary file and rename it, so that a reader finds either the old or the new state."""

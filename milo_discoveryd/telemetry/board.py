@@ -100,9 +100,9 @@ class StatusBoard:
             source=self._source(now, with_message=with_names),
             engaged=registry.engaged,
             counts={state.value: registry.count(state) for state in _ORDER},
-            deletions_unconfirmed=len(self._fleet.pending_deletions),
+            deletions_unconfirmed=len(self._fleet.pending_reports),
             revision=self._fleet.log.head,
-            clusters=tuple(_row(name, record, self._fleet.pending_deletions.explain(name)) for name, record in shown),
+            clusters=tuple(_row(name, record, self._fleet.pending_reports.explain(name)) for name, record in shown),
             matching=len(matching),
             recent_changes=tuple(self._recent) if with_names else (),
             subscribers=tuple(

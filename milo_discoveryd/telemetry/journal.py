@@ -5,7 +5,7 @@ from datetime import datetime
 from milo_discoveryd.log import log
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.fleet import REMOVALS_HELD
+from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import RecentChanges
 from milo_discoveryd.telemetry.metrics import Metrics

@@ -307,12 +307,12 @@ class _FleetCollector(Collector):
         yield _gauge(
             "milo_discoveryd_unconfirmed_deletions",
             "Clusters that were reported as deleted and stay engaged until the deletion is confirmed.",
-            len(fleet.pending_deletions),
+            len(fleet.pending_reports),
         )
         yield _gauge(
             "milo_discoveryd_removals_held",
             "Clusters that are missing from a list and stay engaged because the list exceeds the mass-removal limit.",
-            fleet.pending_deletions.held,
+            fleet.pending_reports.held,
         )
         yield CounterMetricFamily(
             "milo_discoveryd_stale_observations",

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from milo_discoveryd.model.observation import Observation
+from milo_discoveryd.model.observation import Observation, Outside, fields
+from milo_discoveryd.model.resource import NAMES, ObjectKeys, Resource
 from milo_discoveryd.registry.pending_deletions import (
     ConfirmationRequest,
     ConfirmationResult,
@@ -91,14 +92,23 @@ class Sink(Protocol):
 
 
 class WatchedCollection(msgspec.Struct, frozen=True):
-    """A collection, restricted by a label selector."""
+    """The watched objects of a resource, under their keys."""
 
-    path: str
-    label_selector: str = ""
+    resource: Resource
+    keys: ObjectKeys = NAMES
+
+    @property
+    def path(self) -> str:
+        return self.resource.path
 
     @property
     def query(self) -> list[tuple[str, str]]:
-        return [("labelSelector", self.label_selector)] if self.label_selector else []
+        selectors = (("labelSelector", self.resource.label_selector), ("fieldSelector", self.resource.field_selector))
+        return [(name, selector) for name, selector in selectors if selector]
+
+    def query_for(self, name: str) -> list[tuple[str, str]]:
+        """Return the query that lists one object if it is within the field selector."""
+        return [("fieldSelector", f"metadata.name={name},{self.resource.field_selector}")]
 
 
 class Driver:
@@ -303,24 +313,55 @@ class Driver:
             return msgspec.structs.replace(refusal, problem=problem)
         return Inconclusive(problem)
 
-    async def _read_object(self, name: str) -> ConfirmationResult:
-        timeout_s = min(CONFIRMATION_TIMEOUT_S, self._request_timeout_s)
+    async def _read_object(self, key: str) -> ConfirmationResult:
+        namespace, name = self._watched.keys.split(key)
         try:
             # Without a resource version the read is consistent: never older than the request.
-            answer = await self._api.get(f"{self._watched.path}/{name}", timeout_s=timeout_s)
+            answer = await self._api.get(
+                self._watched.resource.object_path(namespace, name), timeout_s=self._confirmation_timeout_s
+            )
         except TransportError as error:
             return Inconclusive(str(error))
         if answer.status == 200:
             observation = self._decoder.object(answer.body)
-            if observation is None or observation.name != name:
+            if observation is None or observation.name != key:
                 return Inconclusive(f"the response is not the object: it names {observation and observation.name!r}")
-            return Found(observation)
+            return await self._selected(observation, namespace, name)
         refused = error_status(answer.body, answer.status)
         # Only a Status that names the object is evidence: proxies and servers without the resource send 404 too.
         if answer.status == 404 and refused.reason == "NotFound" and refused.name == name:
             return NotFound()
-        wait = retry_after.seconds(answer.headers.get("Retry-After", ""), datetime.now(UTC))
-        return Inconclusive(f"{answer.status}: {refused.message}", is_refusal=True, retry_after_s=wait)
+        return _inconclusive(answer)
+
+    async def _selected(self, observation: Observation, namespace: str, name: str) -> ConfirmationResult:
+        """Return whether an object that exists is within the field selector, which only the API server can evaluate."""
+        resource = self._watched.resource
+        if not resource.field_selector:
+            return Found(observation)
+        collection = msgspec.structs.replace(resource, namespace=namespace or resource.namespace)
+        try:
+            answer = await self._api.get(
+                collection.path, self._watched.query_for(name), timeout_s=self._confirmation_timeout_s
+            )
+            if answer.status != 200:
+                return _inconclusive(answer)
+            _, listed = self._decoder.page(answer.body)
+        except (TransportError, ListPageError) as error:
+            return Inconclusive(str(error))
+        if any(each.name == observation.name for each in listed):
+            return Found(observation)
+        message = f"it does not match the daemon's field selector {resource.field_selector}"
+        return Found(Outside(observation.name, observation.uid, observation.version, message, fields(observation)))
+
+    @property
+    def _confirmation_timeout_s(self) -> float:
+        return min(CONFIRMATION_TIMEOUT_S, self._request_timeout_s)
+
+
+def _inconclusive(answer: Answer) -> Inconclusive:
+    wait = retry_after.seconds(answer.headers.get("Retry-After", ""), datetime.now(UTC))
+    refused = error_status(answer.body, answer.status)
+    return Inconclusive(f"{answer.status}: {refused.message}", is_refusal=True, retry_after_s=wait)
 
 
 def _lost(error: TransportError) -> Failure:

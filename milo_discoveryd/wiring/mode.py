@@ -1,21 +1,34 @@
-"""Builds the mode and the decoder of its objects from settings."""
+"""Builds the mode, and what it watches, from settings."""
 
 import uuid
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from msgspec.structs import replace
+
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials import Upstream
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.claims import ClaimingObject
+from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.objects import KubeObject
-from milo_discoveryd.model.observation import Malformed, Observation, Outside, fields
+from milo_discoveryd.model.observation import Malformed, Observation, Outside, Ready, fields
+from milo_discoveryd.model.resource import ObjectKeys, Resource
 from milo_discoveryd.model.selector import parse as parse_selector
 from milo_discoveryd.modes import mode as modes
-from milo_discoveryd.modes.mode import FixedMode, Setting, WatchedMode
+from milo_discoveryd.modes.mode import ReducedMode, Setting, Watch, WatchedMode
+from milo_discoveryd.modes.reading import MalformedError
+from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.reduction import Reduction
+from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.watchers.driver import WatchedCollection
+from milo_discoveryd.wiring.source import FollowedCollection
 from milo_kube.reflect.wire import Decoder
 
 
-def mode_of(settings: Settings, project: Upstream) -> WatchedMode | FixedMode:
+def mode_of(settings: Settings, project: Upstream) -> modes.Mode:
     server = urlsplit(project.server)
     single = settings.cluster
     return modes.load(settings.mode)(
@@ -37,15 +50,77 @@ def mode_of(settings: Settings, project: Upstream) -> WatchedMode | FixedMode:
     )
 
 
-def decoder(settings: Settings, mode: WatchedMode) -> Decoder[Any, Observation]:
-    """Build a decoder that checks the label selector too: a GET by name also returns objects that do not match it."""
-    selector = parse_selector(settings.label_selector)
+def collections_of(settings: Settings, mode: WatchedMode | ReducedMode) -> list[FollowedCollection]:
+    """Return what a mode watches, within the daemon's label selector."""
+    if isinstance(mode, ReducedMode):
+        return [_of_claims(each, settings.label_selector) for each in mode.watches]
+    return [_of_clusters(mode, settings.label_selector)]
+
+
+def engaged(mode: WatchedMode | ReducedMode, listed: Sequence[Sequence[Observation]]) -> list[Target]:
+    """Return the clusters that complete lists of a mode's collections engage."""
+    if isinstance(mode, WatchedMode):
+        return [seen.target for seen in listed[0] if isinstance(seen, Ready)]
+    registry = Registry(ChangeLog(lambda _: b"", Retention()))
+    reduction = Reduction(mode.reduce, registry)
+    for watch, observations in enumerate(listed):
+        objects = [_present(seen) for seen in observations if isinstance(seen, Ready)]
+        reduction.apply(watch, objects, 0, Moment(0.0, 0.0))
+    return [cluster.target for cluster in registry.clusters()]
+
+
+def _present(seen: Ready) -> Event:
+    cluster = Cluster(target=seen.target, source_version=seen.version, engaged_at=0.0, incarnation=0)
+    return Event(EventType.ENGAGED, cluster)
+
+
+def keys_of(mode: ReducedMode) -> list[ObjectKeys]:
+    return [ObjectKeys(namespaced=each.resource.namespaced) for each in mode.watches]
+
+
+def _of_clusters(mode: WatchedMode, label_selector: str) -> FollowedCollection:
+    resource = _selecting(mode.resource, label_selector)
+    observe = _within(resource, mode.observe, lambda obj: obj.metadata.name)
+    return FollowedCollection(WatchedCollection(resource), Decoder(mode.object_type, observe, Malformed))
+
+
+def _of_claims(watch: Watch, label_selector: str) -> FollowedCollection:
+    resource, keys = _selecting(watch.resource, label_selector), ObjectKeys(namespaced=watch.resource.namespaced)
+
+    def key(obj: KubeObject) -> str:
+        return keys.key(obj.metadata.namespace, obj.metadata.name)
 
     def observe(obj: KubeObject) -> Observation:
+        metadata, name = obj.metadata, key(obj)
+        try:
+            claims = tuple(watch.claims(obj))
+        except MalformedError as error:
+            return Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
+        said = ClaimingObject(name=name, uid=metadata.uid, place=(), claims=claims)
+        return Ready(metadata.uid, metadata.resourceVersion, said)
+
+    decoder = Decoder(watch.object_type, _within(resource, observe, key), Malformed, keys.key)
+    return FollowedCollection(WatchedCollection(resource, keys), decoder)
+
+
+def _selecting(resource: Resource, label_selector: str) -> Resource:
+    both = ",".join(filter(None, (resource.label_selector, label_selector)))
+    return replace(resource, label_selector=both)
+
+
+def _within(
+    resource: Resource, observe: Callable[[Any], Observation], key: Callable[[KubeObject], str]
+) -> Callable[[Any], Observation]:
+    """Check the label selector too: a GET by name also returns objects that do not match it."""
+    selector = parse_selector(resource.label_selector)
+    if not selector:
+        return observe
+
+    def checked(obj: KubeObject) -> Observation:
         metadata = obj.metadata
         if selector.matches((metadata.labels or {}).items()):
-            return mode.observe(obj)
+            return observe(obj)
         message = f"its labels do not match the daemon's label selector {selector}"
-        return Outside(metadata.name, metadata.uid, metadata.resourceVersion, message, fields(mode.observe(obj)))
+        return Outside(key(obj), metadata.uid, metadata.resourceVersion, message, fields(observe(obj)))
 
-    return Decoder(mode.object_type, observe if selector else mode.observe, Malformed)
+    return checked

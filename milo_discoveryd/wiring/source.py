@@ -2,17 +2,19 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from milo_discoveryd.model.observation import Observation, Ready
-from milo_discoveryd.registry.fleet import Fleet
-from milo_discoveryd.state_file.encoding import StoredCluster, StoredFleet
+from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.registry.reduced_fleet import ObjectFeed, ReducedFleet
+from milo_discoveryd.state_file.encoding import StoredCluster, StoredFleet, StoredObject
 from milo_discoveryd.watchers.driver import Driver, SourceApi, WatchedCollection
 from milo_kube.reflect.reflector import Reflector, ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.versions import oldest
 from milo_kube.reflect.wire import Decoder
 
 
@@ -26,12 +28,20 @@ class FleetStore(Protocol):
         fleet: Callable[[], Iterable[StoredCluster]],
         changed: Callable[[], Awaitable[None]],
         highest_version: Callable[[], str],
+        objects: Callable[[], Iterable[StoredObject]],
     ) -> None:
-        """Save what `fleet` and `highest_version` return each time that `changed` returns, until cancelled."""
+        """Save what the others return each time that `changed` returns, until cancelled."""
 
 
 PlaceOf = Callable[[str, str], tuple[str, ...]]
 """Returns `Target.place` of a cluster with this name and project UID. Raises ValueError for invalid names."""
+
+
+class FollowedCollection(NamedTuple):
+    """A watched collection, and the decoder of its objects."""
+
+    watched: WatchedCollection
+    decoder: Decoder[Any, Observation]
 
 
 class Discovery:
@@ -39,7 +49,7 @@ class Discovery:
 
     def __init__(
         self,
-        fleet: Fleet,
+        fleet: DirectFleet | ReducedFleet,
         store: FleetStore | None,
         *,
         policy: ReflectorPolicy,
@@ -55,31 +65,38 @@ class Discovery:
         self._request_timeout_s = request_timeout_s
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
-    async def run(
-        self, api: SourceApi, watched: WatchedCollection, decoder: Decoder[Any, Observation], place_of: PlaceOf
-    ) -> None:
-        """Follow the source until cancelled."""
+    async def run(self, api: SourceApi, collections: Sequence[FollowedCollection], place_of: PlaceOf) -> None:
+        """Follow the source until cancelled. `collections` has an item for each of the fleet's feeds."""
         stored = None if self._store is None else self._store.load()
         status = None if stored is None else self._restored(stored, place_of)
         highest_version = "" if stored is None else stored.highest_version
-        reflector: Reflector[Observation] = Reflector(
-            self._policy, self._jitter, self._clock(), status, highest_version=highest_version
-        )
-        driver = Driver(
-            api,
-            watched,
-            decoder=decoder,
-            reflector=reflector,
-            pending_deletions=self._fleet.pending_deletions,
-            sink=self._fleet,
-            connect_timeout_s=self._connect_timeout_s,
-            request_timeout_s=self._request_timeout_s,
-            liveness=self._policy.liveness,
-        )
+        drivers, reflectors = [], []
+        feeds: Sequence[DirectFleet | ObjectFeed] = self._fleet.feeds
+        for feed, (watched, decoder) in zip(feeds, collections, strict=True):
+            reflector: Reflector[Observation] = Reflector(
+                self._policy, self._jitter, self._clock(), status, highest_version=highest_version
+            )
+                self._policy, self._jitter, self._clock(), status, highest_version=highest_version
+            )
+            reflectors.append(reflector)
+            drivers.append(
+                Driver(
+                    api,
+                    watched,
+                    decoder=decoder,
+                    reflector=reflector,
+                    pending_deletions=feed.pending_deletions,
+                    sink=feed,
+                    connect_timeout_s=self._connect_timeout_s,
+                    request_timeout_s=self._request_timeout_s,
+                    liveness=self._policy.liveness,
+                )
+            )
         async with asyncio.TaskGroup() as tasks:
             if self._store is not None:
-                tasks.create_task(self._save(self._store, reflector), name="save the fleet")
-            await driver.run()
+                tasks.create_task(self._save(self._store, reflectors), name="save the fleet")
+            for driver in drivers:
+                tasks.create_task(driver.run(), name="follow a collection")
 
     def _restored(self, stored: StoredFleet, place_of: PlaceOf) -> SourceStatus:
         age_s = max(0.0, time.time() - stored.written_at)
@@ -89,10 +106,10 @@ class Discovery:
             "Restored",
             "the clusters are those of the daemon's last run; the source has not answered since",
         )
-        self._fleet.restore(_restorable(stored.clusters, place_of), status)
+        self._fleet.restore(_restorable(stored.clusters, place_of), stored.objects, status)
         return status
 
-    async def _save(self, store: FleetStore, reflector: Reflector[Observation]) -> None:
+    async def _save(self, store: FleetStore, reflectors: Sequence[Reflector[Observation]]) -> None:
         """Save after the first complete list: a partial fleet must not replace the stored one."""
         saved_at = -1
 
@@ -111,7 +128,12 @@ class Discovery:
                     await waiter.wait(3600.0)
                 saved_at = self._fleet.log.head
 
-            await store.save_changes(engaged, changed, lambda: reflector.trust.highest_version)
+            await store.save_changes(
+                engaged,
+                changed,
+                lambda: oldest(reflector.trust.highest_version for reflector in reflectors),
+                self._fleet.stored_objects,
+            )
 
 
 def _restorable(clusters: Iterable[StoredCluster], place_of: PlaceOf) -> Iterator[tuple[Ready, float]]:

@@ -164,7 +164,7 @@ class Service:
             if record is None:
                 hint = "" if self._fleet.synced else "; no complete list of the source was read yet"
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
-        pending = self._fleet.pending_deletions.explain(name)
+        pending = self._fleet.pending_reports.explain(name)
         engagement = convert.engagement(record, None if pending is None else pending[1])
         if (problem := self._credential_problem(record, call)) is not None:
             engagement.message += f"; no new credential can be obtained for it: {problem}"

@@ -17,9 +17,9 @@ from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.kubeconfigs.issuer import Issuer, SourceAssignment
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Ready
+from milo_discoveryd.model.observation import NotReady, ObjectFields, Ready
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.rights.quota import QuotaLimits
@@ -88,7 +88,7 @@ class World:
             address=lambda: "unix:///d.sock",
             per_second=per_second,
         )
-        self.fleet = Fleet(
+        self.fleet = DirectFleet(
             ChangeLog(encoder(EPOCH), retention), PendingDeletions(lambda: 0.0), Journal(self.metrics, self.audit)
         )
         self.metrics.follow(self.fleet, 1000)
@@ -124,7 +124,7 @@ class World:
     def _observed(self, seen: Ready | NotReady) -> Ready | NotReady:
         return msgspec.structs.replace(seen, uid=self.object_uid(seen.uid))
 
-    def found(self, *findings: SourceEvent[Observation]) -> None:
+    def found(self, *findings: SourceEvent) -> None:
         for _ in self.fleet.take(findings, asyncio.get_running_loop().time()):
             pass
 

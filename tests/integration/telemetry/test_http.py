@@ -7,10 +7,12 @@ from typing import cast
 
 import aiohttp
 import pytest
+from milo_discoveryd.http.headers import Headers
+from milo_discoveryd.http.server import Request
 
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Target
-from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
@@ -19,8 +21,6 @@ from milo_discoveryd.telemetry.http import CONNECTIONS, Endpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
-from milo_kube.http.headers import Headers
-from milo_kube.http.server import Request
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def request(path: str, *, host: str = "127.0.0.1:9464", peer: str = "10.0.0.9") 
 
 def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> Endpoint:
     """Of a daemon with one cluster, `shop`, whose failures name it."""
-    fleet = Fleet(
+    fleet = DirectFleet(
         ChangeLog(lambda event: b"", Retention()),
         PendingDeletions(lambda: 0.0),
         Journal(Metrics(), Audit(Metrics())),

@@ -12,8 +12,8 @@ from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
@@ -139,7 +139,7 @@ def listing(version: int, *objects: dict[str, object], more: str = "") -> Answer
 
 class Running:
     def __init__(
-        self, played: Played, server: ApiServer, fleet: Fleet, ledger: "Ledger", task: asyncio.Task[None]
+        self, played: Played, server: ApiServer, fleet: DirectFleet, ledger: "Ledger", task: asyncio.Task[None]
     ) -> None:
         self.played = played
         self.server = server
@@ -184,13 +184,13 @@ async def running(
 
     ledger = Ledger()
     pending_deletions = PendingDeletions(lambda: 0.0, backoff=QUICK)
-    fleet = Fleet(ChangeLog(encode, Retention()), pending_deletions, ledger)
+    fleet = DirectFleet(ChangeLog(encode, Retention()), pending_deletions, ledger)
     mode = ProjectMode(Setting(project_endpoint="https://milo.test"))
     async with ApiServer(played) as server:
         transport = Transport(upstream(server))
         driver = Driver(
             transport,
-            WatchedCollection(PATH),
+            WatchedCollection(ProjectMode.resource),
             decoder=Decoder(KubeObject, mode.observe, Malformed),
             reflector=Reflector(
                 policy or ReflectorPolicy(backoff=QUICK), lambda: 0.0, asyncio.get_running_loop().time()

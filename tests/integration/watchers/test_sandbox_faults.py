@@ -11,13 +11,13 @@ from milo_discoveryd.credentials import load_kubeconfig
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project import ProjectMode
-from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.watchers.transport import Transport
-from milo_discoveryd.wiring.source import Discovery
+from milo_discoveryd.wiring.source import Discovery, FollowedCollection
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import ReflectorPolicy
@@ -40,7 +40,7 @@ class Follower:
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.ledger = Ledger()
-        self.fleet = Fleet(
+        self.fleet = DirectFleet(
             ChangeLog(lambda event: b"", Retention()),
             PendingDeletions(lambda: 0.0, backoff=QUICK),
             self.ledger,
@@ -57,12 +57,10 @@ class Follower:
             self.fleet, None, policy=POLICY, jitter=lambda: 0.0, connect_timeout_s=5.0, request_timeout_s=5.0
         )
         async with aclosing(Transport(load_kubeconfig(kubeconfig), environ={})) as transport:
-            await discovery.run(
-                transport,
-                WatchedCollection(mode.resource.path),
-                Decoder(mode.object_type, mode.observe, Malformed),
-                mode.place_of,
+            projects = FollowedCollection(
+                WatchedCollection(mode.resource), Decoder(mode.object_type, mode.observe, Malformed)
             )
+            await discovery.run(transport, [projects], mode.place_of)
 
     async def is_streaming(self) -> None:
         await eventually(lambda: self.fleet.status.state is SourceState.STREAMING)

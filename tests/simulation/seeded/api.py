@@ -12,13 +12,15 @@ from typing import Any
 
 import msgspec
 
+from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.watchers.transport import Answer
 from milo_kube.http.errors import TransportError
 from tests.simulation.properties.api_server import Server, Watch, bookmark, line
 from tests.simulation.seeded.request_faults import BY_KIND, Answered, Kind, Lie, Lost, RequestFault, status
 
 BOOKMARKS_S = 60.0
-PATH = "/projects"
+RESOURCE = Resource("", "v1", "projects", label_selector="in=yes")
+PATH = RESOURCE.path
 EXPIRED = line("ERROR", {"kind": "Status", "code": 410, "reason": "Expired", "message": "too old"})
 
 

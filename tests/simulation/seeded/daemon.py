@@ -16,8 +16,9 @@ from milo_discoveryd.kubeconfigs.issuer import Issuer, SourceAssignment
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.fleet import REMOVALS_HELD, Fleet
+from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
@@ -28,16 +29,24 @@ from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.service import DaemonInfo, Service
-from milo_discoveryd.state_file.encoding import StateFileError, StateOrigin, StoredCluster, StoredFleet, decode, encode
+from milo_discoveryd.state_file.encoding import (
+    StateFileError,
+    StateOrigin,
+    StoredCluster,
+    StoredFleet,
+    StoredObject,
+    decode,
+    encode,
+)
 from milo_discoveryd.state_file.state_file import WRITE_INTERVAL_S
 from milo_discoveryd.watchers.driver import WatchedCollection
-from milo_discoveryd.wiring.source import Discovery
+from milo_discoveryd.wiring.source import Discovery, FollowedCollection
 from milo_kube.reflect.reflector import ReflectorPolicy
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 from milo_kube.reflect.wire import Decoder
 from tests.end_to_end.process.handing_out import CAP_S, HandedOut, token_in
 from tests.simulation.properties.api_server import observe, place_of
-from tests.simulation.seeded.api import PATH, Api
+from tests.simulation.seeded.api import RESOURCE, Api
 from tests.simulation.seeded.loop import WALL_AT_ZERO
 from tests.simulation.seeded.tokens import TokenApi
 
@@ -105,20 +114,21 @@ class Disk:
         fleet: Callable[[], Iterable[StoredCluster]],
         changed: Callable[[], Awaitable[None]],
         highest_version: Callable[[], str],
+        objects: Callable[[], Iterable[StoredObject]],
     ) -> None:
+        def write() -> None:
+            self.data = encode(StoredFleet(ORIGIN, _wall(), tuple(fleet()), highest_version(), tuple(objects())))
+
         self.is_killed = False
         await changed()
         try:
             while True:
-                self._write(fleet, highest_version)
+                write()
                 await asyncio.sleep(WRITE_INTERVAL_S)
                 await changed()
         finally:
             if not self.is_killed:
-                self._write(fleet, highest_version)
-
-    def _write(self, fleet: Callable[[], Iterable[StoredCluster]], highest_version: Callable[[], str]) -> None:
-        self.data = encode(StoredFleet(ORIGIN, _wall(), tuple(fleet()), highest_version()))
+                write()
 
 
 class Ledger:
@@ -202,7 +212,7 @@ class Daemon:
         self._handed = handed
         self.ledger = Ledger(note, epoch)
         retention = Retention(traits.tombstones, 60.0 if traits.forgets else 3600.0)
-        self.fleet = Fleet(
+        self.fleet = DirectFleet(
             ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots),
             PendingDeletions(random.random),
             self.ledger,
@@ -234,10 +244,8 @@ class Daemon:
         discovery = Discovery(
             self.fleet, disk, policy=policy, jitter=random.random, connect_timeout_s=10.0, request_timeout_s=30.0
         )
-        watched = WatchedCollection(PATH, "in=yes")
-        self._discovering = asyncio.create_task(
-            discovery.run(api, watched, Decoder(KubeObject, observe, Malformed), place_of), name=epoch
-        )
+        projects = FollowedCollection(WatchedCollection(RESOURCE), Decoder(KubeObject, observe, Malformed))
+        self._discovering = asyncio.create_task(discovery.run(api, [projects], place_of), name=epoch)
         self._keeping = asyncio.create_task(issuer.run(), name=f"credentials of {epoch}")
         self._letting_go = asyncio.create_task(self._evict_frames(), name=f"frames of {epoch}")
 

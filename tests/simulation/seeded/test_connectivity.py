@@ -20,8 +20,8 @@ from milo_discoveryd.connectivity.schedule import (
     ProbeSchedule,
 )
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.server.calls.frames import encoder
@@ -59,7 +59,7 @@ class World:
         self.reached: dict[str, float] = {}
         self.told = Told()
         self._clock = asyncio.get_running_loop().time
-        self.fleet = Fleet(ChangeLog(encoder("0" * 16), Retention()), PendingDeletions(lambda: 0.0), self.told)
+        self.fleet = DirectFleet(ChangeLog(encoder("0" * 16), Retention()), PendingDeletions(lambda: 0.0), self.told)
         schedule = ProbeSchedule(policy, lambda: 0.5)
         prober = Prober(schedule, self._ask, self._tell, self.told, self.fleet.registry.needs_probe)
         self.fleet.on(EventType.ENGAGED, prober.engaged)

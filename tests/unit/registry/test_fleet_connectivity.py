@@ -4,8 +4,8 @@ import pytest
 
 from milo_discoveryd.connectivity.schedule import ConnectivityChange
 from milo_discoveryd.model.cluster import Connectivity, ConnectivityState
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import EventType
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
@@ -18,14 +18,16 @@ BACK = Connectivity(ConnectivityState.REACHABLE, 9.0)
 
 
 @pytest.fixture
-async def fleet() -> Fleet:
-    made = Fleet(readable_log(), PendingDeletions(lambda: 0.0), Journal(Metrics(), Audit(Metrics())))
+async def fleet() -> DirectFleet:
+    made = DirectFleet(readable_log(), PendingDeletions(lambda: 0.0), Journal(Metrics(), Audit(Metrics())))
     for _ in made.take([ListStarted(), Listed(ready()), ListEnded()], 0.0):
         pass
     return made
 
 
-async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_when_reachable(fleet: Fleet) -> None:
+async def test_unreachable_cluster_is_disengaged_with_reason_and_engaged_again_when_reachable(
+    fleet: DirectFleet,
+) -> None:
     heard: list[str] = []
     for kind in EventType:
         fleet.on(kind, lambda cluster, kind=kind: heard.append(f"{kind.value} {cluster.target.name}"))  # type: ignore[misc]

@@ -3,8 +3,7 @@
 import msgspec
 import pytest
 
-from milo_discoveryd.model.observation import Observation
-from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
@@ -23,36 +22,36 @@ def lost(since: float, last_contact: float) -> SourceStatus:
     return SourceStatus(SourceState.STALE, since, "ConnectionLost", "", last_contact)
 
 
-def take(fleet: Fleet, now: float, *events: SourceEvent[Observation]) -> None:
+def take(fleet: DirectFleet, now: float, *events: SourceEvent) -> None:
     for _ in fleet.take(events, now):
         pass
 
 
 @pytest.fixture
-def fleet() -> Fleet:
+def fleet() -> DirectFleet:
     """One cluster, not ready since second 100."""
     log = ChangeLog(msgspec.json.encode, Retention())
-    made = Fleet(log, PendingDeletions(lambda: 0.0), Ledger(), not_ready_grace_s=GRACE_S)
+    made = DirectFleet(log, PendingDeletions(lambda: 0.0), Ledger(), not_ready_grace_s=GRACE_S)
     take(made, 0.0, ListStarted(), Listed(ready("a", "1")), ListEnded())
     made.source(streaming(0.0))
     take(made, 100.0, ObjectChanged(not_ready("a", "2")))
     return made
 
 
-def test_grace_ends_while_the_source_is_followed(fleet: Fleet) -> None:
+def test_grace_ends_while_the_source_is_followed(fleet: DirectFleet) -> None:
     assert fleet.due_at == 110.0
     fleet.tick(110.0)
     assert fleet.registry.engaged == 0
 
 
-def test_grace_does_not_end_while_the_source_is_lost(fleet: Fleet) -> None:
+def test_grace_does_not_end_while_the_source_is_lost(fleet: DirectFleet) -> None:
     fleet.source(lost(100.5, 100.5))
     assert fleet.due_at is None
     fleet.tick(1000.0)
     assert fleet.registry.engaged == 1
 
 
-def test_grace_resumes_with_its_remaining_time(fleet: Fleet) -> None:
+def test_grace_resumes_with_its_remaining_time(fleet: DirectFleet) -> None:
     fleet.source(lost(104.0, 103.0))
     fleet.source(lost(110.0, 103.0))
     fleet.source(streaming(203.0))
@@ -62,7 +61,7 @@ def test_grace_resumes_with_its_remaining_time(fleet: Fleet) -> None:
     assert fleet.registry.engaged == 1
 
 
-def test_grace_that_began_after_the_loss_is_not_extended(fleet: Fleet) -> None:
+def test_grace_that_began_after_the_loss_is_not_extended(fleet: DirectFleet) -> None:
     fleet.source(lost(104.0, 104.0))
     take(fleet, 200.0, ObjectChanged(ready("a", "3")), ObjectChanged(not_ready("a", "4")))
     fleet.source(streaming(200.0))
@@ -70,7 +69,7 @@ def test_grace_that_began_after_the_loss_is_not_extended(fleet: Fleet) -> None:
 
 
 def test_grace_is_not_paused_before_anything_was_heard() -> None:
-    fleet = Fleet(ChangeLog(msgspec.json.encode, Retention()), PendingDeletions(lambda: 0.0), Ledger())
+    fleet = DirectFleet(ChangeLog(msgspec.json.encode, Retention()), PendingDeletions(lambda: 0.0), Ledger())
     fleet.source(SourceStatus(SourceState.STALE, 5.0, "Timeout", ""))
     fleet.source(streaming(6.0))
     assert fleet.due_at is None

@@ -1,7 +1,7 @@
 """Objects that can't be used: whoever keeps watch hears of each once, however often it is written."""
 
-from milo_discoveryd.model.observation import Malformed, Observation
-from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
@@ -19,9 +19,9 @@ class Ledger(Journal):
         self.refused.append((seen.name, seen.version))
 
 
-def told_of(*findings: SourceEvent[Observation]) -> list[tuple[str, str]]:
+def told_of(*findings: SourceEvent) -> list[tuple[str, str]]:
     ledger = Ledger()
-    fleet = Fleet(readable_log(), PendingDeletions(lambda: 0.0), ledger)
+    fleet = DirectFleet(readable_log(), PendingDeletions(lambda: 0.0), ledger)
     for finding in findings:
         for _ in fleet.take([finding], 0.0):
             pass

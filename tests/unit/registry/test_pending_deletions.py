@@ -1,7 +1,5 @@
 """What seems to be gone is asked about until there is an answer."""
 
-import pytest
-
 from milo_discoveryd.model.observation import Malformed, NotReady
 from milo_discoveryd.registry.pending_deletions import (
     ConfirmationRequest,
@@ -10,7 +8,6 @@ from milo_discoveryd.registry.pending_deletions import (
     Inconclusive,
     NotFound,
     PendingDeletions,
-    can_be_read,
 )
 from milo_kube.reflect.backoff import Backoff
 
@@ -279,10 +276,3 @@ def test_refuted_deletion_that_is_reported_again_is_pending_again() -> None:
     pending.resolve(asked(pending), Found(STILL_THERE), 0.0)
     pending.add("a", "u1", 5.0)
     assert pending.explain("a") == (5.0, "")
-
-
-@pytest.mark.parametrize(
-    ("name", "readable"), [("a-b.c", True), ("a?b", False), ("..", False), ("a/b", False), ("", False)]
-)
-def test_confirmation_requires_a_name_valid_in_a_path(name: str, readable: bool) -> None:
-    assert can_be_read(name) is readable

@@ -17,8 +17,8 @@ from milo_discoveryd.kubeconfigs.minter import LeaseKey
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.cursor import Cursor
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.filter import EVERYTHING
-from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.rights.name_patterns import name_patterns
@@ -65,7 +65,7 @@ class World:
         self.taken = 0
         self.minted = 0
         self.asked: list[str] = []
-        self.fleet = Fleet(ChangeLog(encoder(EPOCH), Retention()), PendingDeletions(lambda: 0.0), None)  # type: ignore[arg-type]
+        self.fleet = DirectFleet(ChangeLog(encoder(EPOCH), Retention()), PendingDeletions(lambda: 0.0), None)  # type: ignore[arg-type]
         self.fleet.registry.commit([ready("alpha"), ready("beta")], Moment(0.0, 0.0))
 
     # The call

@@ -1,5 +1,7 @@
 """Resource versions: opaque before Kubernetes 1.35, comparable as numbers since then."""
 
+from collections.abc import Iterable
+
 _LONGEST = 39
 """Digits of a 128-bit number. A longer version is treated as opaque."""
 
@@ -11,3 +13,9 @@ def is_number(version: str) -> bool:
 def is_older(one: str, other: str) -> bool:
     """Return whether `one` is older; False if they cannot be compared, so that the order of arrival decides."""
     return is_number(one) and is_number(other) and int(one) < int(other)
+
+
+def oldest(versions: Iterable[str]) -> str:
+    """Return the oldest version, or an empty one if they cannot all be compared."""
+    known = list(versions)
+    return min(known, key=int) if known and all(map(is_number, known)) else ""

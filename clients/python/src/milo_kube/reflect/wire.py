@@ -140,14 +140,20 @@ class Decoder(Generic[Object, Seen]):
     """Decodes one kind of object, and passes it to a function that returns what is to be known of it."""
 
     def __init__(
-        self, kind: type[Object], observe: Callable[[Object], Seen], malformed: Callable[[str, str, str, str], Seen]
+        self,
+        kind: type[Object],
+        observe: Callable[[Object], Seen],
+        malformed: Callable[[str, str, str, str], Seen],
+        key: Callable[[str, str], str] = lambda _, name: name,
     ) -> None:
-        """`malformed` makes the result for an invalid object from its name, its UID, its version and the problem."""
+        """`malformed` makes the result for an invalid object from its key, its UID, its version and the problem; `key`
+        makes the key from its namespace and name."""
         self._objects = msgspec.json.Decoder(kind)
         # mypy does not accept a variable as a type parameter; at run time it is fine.
         self._lines: msgspec.json.Decoder[_Line[Object]] = msgspec.json.Decoder(_Line[kind])  # type: ignore[valid-type]
         self._observe = observe
         self._malformed = malformed
+        self._key = key
 
     def object(self, raw: bytes | msgspec.Raw) -> Seen | None:
         """Return None for an object without a name."""
@@ -155,7 +161,8 @@ class Decoder(Generic[Object, Seen]):
             found = self._bounded(self._observe(self._objects.decode(raw)))
         except _UNDECODABLE as error:
             names = _names(raw)
-            found = self._bounded(self._malformed(names.name, names.uid, names.resourceVersion, _problem(error)))
+            key = self._key(names.namespace, names.name)
+            found = self._bounded(self._malformed(key, names.uid, names.resourceVersion, _problem(error)))
         return found if found.name else None
 
     def page(self, body: bytes) -> tuple[ListPage, Iterator[Seen]]:

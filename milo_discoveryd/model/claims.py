@@ -1,0 +1,61 @@
+"""What objects say about clusters, where an object's name is not its cluster's, or several objects share a cluster."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.observation import Malformed, Observation
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What one object says about one cluster."""
+
+    cluster: str
+    """The cluster's name."""
+    content: Any
+    """An `Observation`, or whatever the mode's `reduce` understands. Equal contents mean that nothing changed."""
+
+
+class ObjectClaim(msgspec.Struct, frozen=True):
+    """A claim, with the object that makes it."""
+
+    watch: int
+    """Position of the watched resource among those of the mode."""
+    object: str
+    """The object's name, or NAMESPACE/NAME."""
+    uid: str
+    version: str
+    order: int
+    """Grows with the time at which the claim was first seen. Equal for claims of which none is known to be earlier,
+    because one list contained them."""
+    content: Any
+
+
+class ClaimingObject(Target, frozen=True, kw_only=True, gc=False):
+    """An object with its claims, in the form in which a registry tracks what is present: as the cluster of its key."""
+
+    claims: tuple[Claim, ...] = ()
+
+
+class Unread:
+    """The content of a claim that is known from the state file, until the object is seen again."""
+
+
+UNREAD = Unread()
+
+
+def earliest(cluster: str, claims: Sequence[ObjectClaim]) -> Observation | None:
+    """Reduce claims whose contents are observations: the earliest stands, and none if two of them are the earliest.
+
+    Whoever may create objects could otherwise take over a cluster by an object that names it too.
+    """
+    if not claims:
+        return None
+    first, *others = claims
+    if others and others[0].order == first.order:
+        both = f"{first.object} and {others[0].object}"
+        return Malformed(cluster, first.uid, first.version, f"cluster {cluster!r} is claimed by two objects: {both}")
+    observation: Observation = first.content
+    return observation

@@ -1,0 +1,75 @@
+"""Resources of Kubernetes APIs, and the keys of their objects."""
+
+import re
+
+import msgspec
+
+_SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]+")
+SOURCE_SEPARATOR = "#"
+"""Separates the names of a source and of its cluster, as in multicluster-runtime's `multi` provider."""
+
+
+class Resource(msgspec.Struct, frozen=True):
+    """A resource of an API server, and which of its objects to watch."""
+
+    group: str
+    """Empty for the core group."""
+    version: str
+    plural: str
+    namespaced: bool = False
+    namespace: str = ""
+    """Restricts a namespaced resource to one namespace."""
+    label_selector: str = ""
+    field_selector: str = ""
+
+    @property
+    def path(self) -> str:
+        """Path of the watched collection."""
+        return f"{self._root}{self._namespace(self.namespace)}/{self.plural}"
+
+    def object_path(self, namespace: str, name: str) -> str:
+        return f"{self._root}{self._namespace(namespace)}/{self.plural}/{name}"
+
+    @property
+    def _root(self) -> str:
+        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+
+    def _namespace(self, namespace: str) -> str:
+        return f"/namespaces/{namespace}" if self.namespaced and namespace else ""
+
+
+class ObjectKeys(msgspec.Struct, frozen=True):
+    """The keys under which the objects of one resource are tracked: `NAME` or `NAMESPACE/NAME`, behind a prefix."""
+
+    namespaced: bool = False
+    prefix: str = ""
+
+    @property
+    def are_names(self) -> bool:
+        """True if the key of each object is its name."""
+        return not (self.namespaced or self.prefix)
+
+    def key(self, namespace: str, name: str) -> str:
+        """Return an empty key for an object without a name."""
+        if not name:
+            return ""
+        return f"{self.prefix}{namespace}/{name}" if self.namespaced else f"{self.prefix}{name}"
+
+    def split(self, key: str) -> tuple[str, str]:
+        """Return namespace and name."""
+        if self.namespaced:
+            namespace, _, name = key.removeprefix(self.prefix).partition("/")
+            return namespace, name
+        return "", key.removeprefix(self.prefix)
+
+    def can_be_read(self, key: str) -> bool:
+        """Return whether the object's names can be segments of a path. No mode engages an object with another name."""
+        namespace, name = self.split(key)
+        return _is_segment(name) and (not self.namespaced or _is_segment(namespace))
+
+
+NAMES = ObjectKeys()
+
+
+def _is_segment(name: str) -> bool:
+    return _SEGMENT.fullmatch(name) is not None

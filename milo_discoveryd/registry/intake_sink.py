@@ -1,0 +1,108 @@
+"""What every receiver of a driver's source events does with them, up to the resulting changes."""
+
+import time
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.model.observation import Malformed, Observation
+from milo_discoveryd.model.resource import ObjectKeys
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.intake import Intake
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.registry import ObjectState, Registry
+from milo_discoveryd.registry.removal_guard import RemovalGuard
+from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, Relisting, SourceEvent
+from milo_kube.reflect.source_status import SourceState, SourceStatus
+
+REMOVALS_HELD = "RemovalsHeld"
+"""The reason of a source that is followed but not believed in everything."""
+
+
+class Observer(Protocol):
+    """Receives what belongs into metrics and the log."""
+
+    def changed(self, event: Event, *, is_live: bool) -> None:
+        """`is_live` is False for the changes of the first complete list."""
+
+    def synced(self, engaged: int) -> None: ...
+
+    def relisting(self, reason: str) -> None: ...
+
+    def event_ignored(self, problem: str) -> None: ...
+
+    def malformed(self, seen: Malformed) -> None:
+        """An object became malformed, or is new and malformed."""
+
+    def source(self, status: SourceStatus) -> None:
+        """The source's state, or the reason for it, changed."""
+
+    def liveness_checked(self, result: str) -> None: ...
+
+
+class IntakeSink:
+    """An intake with its registry of objects."""
+
+    pending_deletions: PendingDeletions
+
+    def __init__(
+        self,
+        objects: Registry,
+        pending_deletions: PendingDeletions,
+        observer: Observer,
+        *,
+        guard: RemovalGuard | None,
+        keys: ObjectKeys,
+        shares_log: bool,
+    ) -> None:
+        self.pending_deletions = pending_deletions
+        self._objects = objects
+        self._intake = Intake(objects, pending_deletions, guard, keys=keys, shares_log=shares_log)
+        self._observer = observer
+
+    @property
+    def synced(self) -> bool:
+        """True after one complete list, in this run or in the run that wrote the state file."""
+        return self._intake.synced
+
+    @property
+    def is_restored(self) -> bool:
+        """True while the state is that of the state file. It may lack what was created since."""
+        return self._intake.is_restored
+
+    @property
+    def reference_objects(self) -> tuple[tuple[str, str], ...]:
+        return self._intake.reference_objects
+
+    @property
+    def relist_at(self) -> float | None:
+        """When a second list is needed, to compare with one that was not believed."""
+        return None if self._intake.held is None else self._intake.held.verify_at
+
+    def liveness_checked(self, result: str) -> None:
+        self._observer.liveness_checked(result)
+
+    def _believed(self, status: SourceStatus) -> SourceStatus:
+        """Return the status of a source that is followed but not believed in everything."""
+        if (held := self._intake.held) is not None and status.state is SourceState.STREAMING:
+            return SourceStatus(SourceState.CATCHING_UP, held.since, REMOVALS_HELD, held.message, status.last_contact)
+        return status
+
+    def _observed(self, source_events: Iterable[SourceEvent[Observation]]) -> Iterator[SourceEvent[Observation]]:
+        for event in source_events:
+            match event:
+                case Relisting(reason):
+                    self._observer.relisting(reason)
+                case EventIgnored(problem):
+                    self._observer.event_ignored(problem)
+                case ObjectChanged(Malformed() as seen) | Listed(Malformed() as seen) if self._is_newly_malformed(seen):
+                    self._observer.malformed(seen)
+            yield event
+
+    def _is_newly_malformed(self, seen: Malformed) -> bool:
+        record = self._objects[seen.name]
+        return record is None or record.state is not ObjectState.MALFORMED
+
+
+def at(steady: float) -> Moment:
+    return Moment(time.time(), steady)

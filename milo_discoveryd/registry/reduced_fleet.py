@@ -1,0 +1,197 @@
+"""A fleet whose clusters are not objects of one resource: each resource has a feed, and a reduction joins them."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import msgspec
+
+from milo_discoveryd.model.claims import UNREAD, Claim, ClaimingObject
+from milo_discoveryd.model.observation import Observation, Ready
+from milo_discoveryd.model.resource import ObjectKeys
+from milo_discoveryd.registry.change_notifier import ChangeNotifier
+from milo_discoveryd.registry.events import Event
+from milo_discoveryd.registry.fleet import Fleet, PendingReports
+from milo_discoveryd.registry.intake_sink import IntakeSink, Observer, at
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
+from milo_discoveryd.registry.reduction import Reduce, Reduction
+from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.registry.removal_guard import RemovalGuard
+from milo_discoveryd.state_file.encoding import StoredObject
+from milo_kube.reflect.messages import SourceEvent
+from milo_kube.reflect.source_status import SourceState, SourceStatus
+
+_NO_RETENTION = Retention(0, 0.0)
+_SEVERITY = {SourceState.STREAMING: 0, SourceState.CATCHING_UP: 1, SourceState.STALE: 2}
+
+
+class ObjectFeed(IntakeSink):
+    """The objects of one resource: the sink of one driver."""
+
+    def __init__(
+        self,
+        fleet: "ReducedFleet",
+        watch: int,
+        pending_deletions: PendingDeletions,
+        observer: Observer,
+        *,
+        guard: RemovalGuard | None,
+        keys: ObjectKeys,
+    ) -> None:
+        # The log of objects has no readers: the clusters' log has.
+        objects = Registry(ChangeLog(lambda _: b"", _NO_RETENTION), refused=observer.malformed)
+        super().__init__(objects, pending_deletions, observer, guard=guard, keys=keys, shares_log=True)
+        self.status = fleet.status
+        self._fleet = fleet
+        self._watch = watch
+
+    def take(self, source_events: Iterable[SourceEvent[Observation]], read_at: float) -> Iterator[None]:
+        """Apply source events in portions; the caller may let other tasks run between them."""
+        order = self._fleet.next_order()
+        was_complete = self._fleet.is_complete
+        for events in self._intake.take(self._observed(source_events), at(read_at)):
+            self._fleet.apply(self._watch, events, order, read_at)
+            yield
+        if self._fleet.is_complete != was_complete:
+            self._fleet.completed(read_at)
+
+    def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, read_at: float) -> None:
+        """Apply the result of a confirmation read."""
+        events = self._intake.resolve(request, result, at(read_at))
+        self._fleet.apply(self._watch, events, self._fleet.next_order(), read_at)
+
+    def source(self, status: SourceStatus) -> None:
+        self.status = self._believed(status)
+        self._fleet.status_changed()
+
+    @property
+    def due_at(self) -> float | None:
+        return self._fleet.due_at
+
+    def tick(self, now: float) -> None:
+        self._fleet.tick(now)
+
+    def restore(self, objects: Iterable[StoredObject], status: SourceStatus) -> None:
+        """Start with the objects of an earlier run."""
+        self._intake.restore(map(_unread, objects), at(status.since))
+        self.source(status)
+
+    def present(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys and UIDs of the objects that exist."""
+        return self._objects.present()
+
+
+class ReducedFleet(Fleet):
+    def __init__(
+        self,
+        log: ChangeLog,
+        reduce: Reduce,
+        observer: Observer,
+        *,
+        keys: Sequence[ObjectKeys],
+        pending_deletions: Callable[[], PendingDeletions],
+        guard: Callable[[], RemovalGuard | None] = lambda: None,
+        not_ready_grace_s: float = 0.0,
+        notifier: ChangeNotifier | None = None,
+    ) -> None:
+        """`keys` has an item for each watched resource; the factories are called for each."""
+        super().__init__(log, observer, not_ready_grace_s=not_ready_grace_s, notifier=notifier)
+        self._reduction = Reduction(reduce, self.registry)
+        self._order = 0
+        self.feeds = tuple(
+            ObjectFeed(self, watch, pending_deletions(), observer, guard=guard(), keys=each)
+            for watch, each in enumerate(keys)
+        )
+
+    @property
+    def pending_reports(self) -> PendingReports:
+        return PendingDeletionsOfObjects(self.feeds, self._reduction)
+
+    @property
+    def synced(self) -> bool:
+        """True after one complete list of each resource, in this run or in the run that wrote the state file."""
+        return all(feed.synced for feed in self.feeds)
+
+    @property
+    def is_restored(self) -> bool:
+        """True while a part of the fleet is that of the state file. It may lack clusters that were engaged since."""
+        return any(feed.is_restored for feed in self.feeds)
+
+    @property
+    def is_complete(self) -> bool:
+        """True after one complete list of each resource in this run."""
+        return self.synced and not self.is_restored
+
+    def next_order(self) -> int:
+        """Return the place of new claims: all of the first lists are equally early."""
+        self._order += self.synced
+        return self._order
+
+    def apply(self, watch: int, events: list[Event], order: int, read_at: float) -> None:
+        """Apply changes of objects."""
+        if events:
+            self._publish(self._reduction.apply(watch, events, order, at(read_at)), read_at)
+
+    def completed(self, read_at: float) -> None:
+        """Note that every resource was listed."""
+        self._publish(self._reduction.end_unclaimed(at(read_at)), read_at)
+        self._observer.synced(self.registry.engaged)
+        self.notifier.notify()
+
+    def status_changed(self) -> None:
+        """Take over the status of the resource that is known worst."""
+        worst = max((feed.status for feed in self.feeds), key=lambda status: _SEVERITY[status.state])
+        contacts = [feed.status.last_contact for feed in self.feeds]
+        contact = None if None in contacts else min(filter(None, contacts), default=None)
+        status = msgspec.structs.replace(worst, last_contact=contact)
+        self._pause_graces(status)
+        self._set_status(status)
+
+    def stored_objects(self) -> Iterator[StoredObject]:
+        """Yield what the state file keeps besides the clusters."""
+        for watch, feed in enumerate(self.feeds):
+            for key, uid in feed.present():
+                yield StoredObject(watch, key, uid, self._reduction.names((watch, key)))
+
+    def restore(
+        self, stored: Iterable[tuple[Ready, float]], objects: Iterable[StoredObject], status: SourceStatus
+    ) -> None:
+        """Serve the clusters of an earlier run at once, under a status that says how old they are."""
+        now, present = at(status.since), list(objects)
+        events = [event for seen, engaged_at in stored for event in self.registry.restore(seen, engaged_at, now)]
+        for watch, feed in enumerate(self.feeds):
+            known = [each for each in present if each.watch == watch]
+            self._reduction.restore(watch, ((each.key, each.uid, each.clusters) for each in known))
+            feed.restore(known, status)
+        self._publish(events, status.since)
+        self._observer.synced(self.registry.engaged)
+        self.notifier.notify()
+
+
+def _unread(stored: StoredObject) -> tuple[Ready, float]:
+    """Return a stored object as present; what it says is not known until it is seen again."""
+    claims = tuple(Claim(name, UNREAD) for name in stored.clusters)
+    return Ready(stored.uid, "", ClaimingObject(name=stored.key, uid=stored.uid, place=(), claims=claims)), 0.0
+
+
+class PendingDeletionsOfObjects:
+    """The deletions of all feeds that await confirmation, by cluster."""
+
+    def __init__(self, feeds: Sequence[ObjectFeed], reduction: Reduction) -> None:
+        self._feeds = feeds
+        self._reduction = reduction
+
+    def __len__(self) -> int:
+        return sum(len(feed.pending_deletions) for feed in self._feeds)
+
+    @property
+    def held(self) -> int:
+        return sum(feed.pending_deletions.held for feed in self._feeds)
+
+    def explain(self, cluster: str) -> tuple[float, str] | None:
+        """Return since when a deletion of one of the cluster's objects is pending, and what keeps it from being
+        confirmed."""
+        for watch, key in self._reduction.members(cluster):
+            pending = self._feeds[watch].pending_deletions.explain(key)
+            if pending is not None:
+                return pending
+        return None

@@ -1,0 +1,44 @@
+"""Builds the fleet of a source from settings."""
+
+import random
+
+from milo_discoveryd.config import Settings
+from milo_discoveryd.modes.mode import Mode, ReducedMode
+from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.registry.intake_sink import Observer
+from milo_discoveryd.registry.log import ChangeLog
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.reduced_fleet import ReducedFleet
+from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.wiring.mode import keys_of
+
+
+def new_fleet(settings: Settings, mode: Mode, log: ChangeLog, observer: Observer) -> DirectFleet | ReducedFleet:
+    grace_s = settings.not_ready_grace.total_seconds()
+    if isinstance(mode, ReducedMode):
+        return ReducedFleet(
+            log,
+            mode.reduce,
+            observer,
+            keys=keys_of(mode),
+            pending_deletions=_pending_deletions,
+            guard=lambda: _guard(settings),
+            not_ready_grace_s=grace_s,
+        )
+    return DirectFleet(log, _pending_deletions(), observer, not_ready_grace_s=grace_s, guard=_guard(settings))
+
+
+def _pending_deletions() -> PendingDeletions:
+    return PendingDeletions(random.random)
+
+
+def _guard(settings: Settings) -> RemovalGuard:
+    limits = settings.removals
+    return RemovalGuard(
+        RemovalLimits(
+            count=limits.count,
+            share=limits.share,
+            verify_after_s=limits.verify_after.total_seconds(),
+            per_second=limits.per_second,
+        )
+    )
