@@ -47,7 +47,7 @@ from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.fleets import new_fleet
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
-from milo_discoveryd.wiring.mode import collections_of, mode_of
+from milo_discoveryd.wiring.mode import collections_of, mode_of, place_of
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
 from milo_discoveryd.wiring.source import Discovery
@@ -260,7 +260,7 @@ class Daemon:
             request_timeout_s=source.request_timeout.total_seconds(),
         )
         async with aclosing(transport):
-            await discovery.run(transport, collections_of(self._settings, mode), mode.place_of)
+            await discovery.run(transport, collections_of(self._settings, mode), place_of(mode))
 
     async def _probe(self, project: Upstream, issuer: Issuer, interval: timedelta) -> None:
         settings = self._settings.connectivity

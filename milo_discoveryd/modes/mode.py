@@ -83,8 +83,11 @@ class ReducedMode(Protocol):
         remains, and otherwise empty. An observation with another UID replaces the cluster.
         """
 
-    def place_of(self, name: str, project_uid: str) -> tuple[str, ...]:
-        """Return `Target.place` of a cluster. Raises MalformedError for a name that is unsafe in a URL."""
+    def restored_place(self, stored: Target) -> tuple[str, ...]:
+        """Return `Target.place` of a cluster from the state file, which could be anybody's.
+
+        Raises MalformedError for a cluster that is not to be served before it is seen again.
+        """
 
 
 @runtime_checkable

@@ -140,8 +140,8 @@ class ReducedFleet(Fleet):
     def status_changed(self) -> None:
         """Take over the status of the resource that is known worst."""
         worst = max((feed.status for feed in self.feeds), key=lambda status: _SEVERITY[status.state])
-        contacts = [feed.status.last_contact for feed in self.feeds]
-        contact = None if None in contacts else min(filter(None, contacts), default=None)
+        contacts = [each for feed in self.feeds if (each := feed.status.last_contact) is not None]
+        contact = min(contacts) if len(contacts) == len(self.feeds) else None
         status = msgspec.structs.replace(worst, last_contact=contact)
         self._pause_graces(status)
         self._set_status(status)

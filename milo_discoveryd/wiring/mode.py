@@ -24,7 +24,7 @@ from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.reduction import Reduction
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.watchers.driver import WatchedCollection
-from milo_discoveryd.wiring.source import FollowedCollection
+from milo_discoveryd.wiring.source import FollowedCollection, PlaceOf
 from milo_kube.reflect.wire import Decoder
 
 
@@ -72,6 +72,12 @@ def engaged(mode: WatchedMode | ReducedMode, listed: Sequence[Sequence[Observati
 def _present(seen: Ready) -> Event:
     cluster = Cluster(target=seen.target, source_version=seen.version, engaged_at=0.0, incarnation=0)
     return Event(EventType.ENGAGED, cluster)
+
+
+def place_of(mode: WatchedMode | ReducedMode) -> PlaceOf:
+    if isinstance(mode, WatchedMode):
+        return lambda stored: mode.place_of(stored.name, stored.uid)
+    return mode.restored_place
 
 
 def keys_of(mode: ReducedMode) -> list[ObjectKeys]:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.reduced_fleet import ObjectFeed, ReducedFleet
@@ -33,8 +34,8 @@ class FleetStore(Protocol):
         """Save what the others return each time that `changed` returns, until cancelled."""
 
 
-PlaceOf = Callable[[str, str], tuple[str, ...]]
-"""Returns `Target.place` of a cluster with this name and project UID. Raises ValueError for invalid names."""
+PlaceOf = Callable[[Target], tuple[str, ...]]
+"""Returns `Target.place` of a stored cluster. Raises ValueError for one that is not to be restored."""
 
 
 class FollowedCollection(NamedTuple):
@@ -74,8 +75,6 @@ class Discovery:
         feeds: Sequence[DirectFleet | ObjectFeed] = self._fleet.feeds
         for feed, (watched, decoder) in zip(feeds, collections, strict=True):
             reflector: Reflector[Observation] = Reflector(
-                self._policy, self._jitter, self._clock(), status, highest_version=highest_version
-            )
                 self._policy, self._jitter, self._clock(), status, highest_version=highest_version
             )
             reflectors.append(reflector)
@@ -140,7 +139,7 @@ def _restorable(clusters: Iterable[StoredCluster], place_of: PlaceOf) -> Iterato
     """Yield the stored clusters with addresses from the mode; those in the file are not trusted."""
     for each in clusters:
         try:
-            place = place_of(each.target.name, each.target.uid)
+            place = place_of(each.target)
         except ValueError:
             continue  # a name that the mode never engages
         # With an empty version, the first list always replaces the stored state.

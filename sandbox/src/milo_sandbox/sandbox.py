@@ -120,6 +120,10 @@ class Sandbox:
     def control_plane_url(self, project: str) -> str:
         return f"{self.url}/apis/{PROJECTS.api_version}/{PROJECTS.plural}/{project}/control-plane"
 
+    def control_plane(self, project: str) -> Store:
+        """Return the objects of a project's control plane."""
+        return self._project_apis.of(project, method="GET").store
+
     # Credentials
 
     def token(

@@ -17,6 +17,7 @@ from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.wiring.mode import place_of
 from milo_discoveryd.wiring.source import Discovery, FollowedCollection
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
@@ -60,7 +61,7 @@ class Follower:
             projects = FollowedCollection(
                 WatchedCollection(mode.resource), Decoder(mode.object_type, mode.observe, Malformed)
             )
-            await discovery.run(transport, [projects], mode.place_of)
+            await discovery.run(transport, [projects], place_of(mode))
 
     async def is_streaming(self) -> None:
         await eventually(lambda: self.fleet.status.state is SourceState.STREAMING)

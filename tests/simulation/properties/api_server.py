@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.cluster import DisengageReason, Target
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Observation, Outside
 from milo_discoveryd.modes.mode import Setting
@@ -25,7 +25,8 @@ def observe(obj: KubeObject) -> Observation:
     return Outside(metadata.name, metadata.uid, metadata.resourceVersion, "not selected")
 
 
-place_of = _MODE.place_of
+def place_of(stored: Target) -> tuple[str, ...]:
+    return _MODE.place_of(stored.name, stored.uid)
 
 
 @dataclass(frozen=True)
