@@ -9,7 +9,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import CollectorRegistry
 
-from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
@@ -58,7 +58,7 @@ class Family(NamedTuple):
 def families() -> list[Family]:
     """The metrics of a new daemon."""
     metrics = Metrics()
-    fleet = Fleet(
+    fleet = DirectFleet(
         ChangeLog(lambda event: b"", Retention()), PendingDeletions(lambda: 0.0), Journal(metrics, Audit(metrics))
     )
     metrics.tell_build("", "")
