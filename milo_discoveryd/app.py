@@ -183,7 +183,7 @@ class Daemon:
                 audit=self._audit,
                 metrics=self._metrics,
             )
-            self._metrics.tell_build(__version__, settings.mode)
+            self._metrics.set_build_info(__version__, settings.mode)
             self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
             self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
             reviewer = token_reviewer(settings, self._environ, stack)

@@ -61,7 +61,7 @@ def families() -> list[Family]:
     fleet = DirectFleet(
         ChangeLog(lambda event: b"", Retention()), PendingDeletions(lambda: 0.0), Journal(metrics, Audit(metrics))
     )
-    metrics.tell_build("", "")
+    metrics.set_build_info("", "")
     metrics.follow(fleet, 0)
     metrics.follow_streams(lambda: ())
     metrics.follow_tasks(lambda: 0)

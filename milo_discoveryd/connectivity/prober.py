@@ -80,6 +80,6 @@ class Prober:
     async def _probe(self, probe: Probe, cluster: Cluster) -> None:
         outcome = await self._send(cluster)
         self._metrics.probed("reached" if isinstance(outcome, ProbeReached) else outcome.cause)
-        for change in self._schedule.told(probe, outcome, Moment(time.time(), self._clock())):
+        for change in self._schedule.record(probe, outcome, Moment(time.time(), self._clock())):
             self._report(change)
         self._changed.set()

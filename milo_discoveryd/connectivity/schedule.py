@@ -70,7 +70,7 @@ ProbeOutcome = ProbeReached | ProbeFailed
 
 
 class Probe(msgspec.Struct, frozen=True):
-    """A probe to send now. Its outcome goes to `ProbeSchedule.told`, unless it is dropped."""
+    """A probe to send now. Its outcome goes to `ProbeSchedule.record`, unless it is dropped."""
 
     name: str
     incarnation: int
@@ -155,7 +155,7 @@ class ProbeSchedule:
             del self._hosts[watched.host]
 
     def due(self, now: float) -> list[Probe]:
-        """Return the probes to send now. Each must be passed to `told` or `drop`."""
+        """Return the probes to send now. Each must be passed to `record` or `drop`."""
         found: list[Probe] = []
         while self._line and self._may(now):
             _, turn, key = heapq.heappop(self._line)
@@ -185,7 +185,7 @@ class ProbeSchedule:
             return None
         return max(self._line[0][0], self._free_at)
 
-    def told(self, probe: Probe, outcome: ProbeOutcome, now: Moment) -> list[ConnectivityChange]:
+    def record(self, probe: Probe, outcome: ProbeOutcome, now: Moment) -> list[ConnectivityChange]:
         """Record the outcome of a probe, and return the changes that follow from it."""
         key = self._under_way.pop(probe)
         watched = self._watched.get(probe.name)

@@ -17,7 +17,7 @@ from milo_discoveryd.server.calls.rpc_context import Authenticator
 from milo_discoveryd.server.calls.service import NAME, Service, handlers
 from milo_discoveryd.server.connections.acceptor import Acceptor
 from milo_discoveryd.server.connections.authentication import BearerAuthentication, ListenerAuthentication, Reviewer
-from milo_discoveryd.server.connections.listener import Listener, TcpAddress, UnixAddress
+from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from milo_discoveryd.server.connections.socket_file import SocketFile
 
 if TYPE_CHECKING:
@@ -144,22 +144,22 @@ class Server:
         self._servers.append(server)
         server.add_generic_rpc_handlers((handlers(self._service, authenticator, in_flight),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        if isinstance(listener.address, UnixAddress):
+        if isinstance(listener.address, UnixSocket):
             # Local users can read the proto file anyway; remote ones learn no more than they need.
             reflection.enable_server_reflection((NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
         return server
 
-    def _bind(self, server: grpc.aio.Server, address: UnixAddress | TcpAddress) -> str:
-        if isinstance(address, UnixAddress):
+    def _bind(self, server: grpc.aio.Server, address: UnixSocket | TcpEndpoint) -> str:
+        if isinstance(address, UnixSocket):
             self._socket_file(address).claim(lambda path: _bind(server, f"unix:{path}"))
             return str(address)
         try:
-            return str(TcpAddress(address.host, _bind(server, str(address))))
+            return str(TcpEndpoint(address.host, _bind(server, str(address))))
         except RuntimeError as error:
             raise _unavailable(address) from error
 
-    def _listen(self, address: UnixAddress | TcpAddress) -> socket.socket:
-        if isinstance(address, TcpAddress):
+    def _listen(self, address: UnixSocket | TcpEndpoint) -> socket.socket:
+        if isinstance(address, TcpEndpoint):
             return _listen(address)
         listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
 
@@ -174,7 +174,7 @@ class Server:
             raise
         return listening
 
-    def _socket_file(self, address: UnixAddress) -> SocketFile:
+    def _socket_file(self, address: UnixSocket) -> SocketFile:
         file = SocketFile(address)
         self._files.append(file)
         return file
@@ -185,7 +185,7 @@ def _bind(server: grpc.aio.Server, address: str) -> int:
     return server.add_insecure_port(address)
 
 
-def _listen(address: TcpAddress) -> socket.socket:
+def _listen(address: TcpEndpoint) -> socket.socket:
     try:
         both = not address.host and socket.has_dualstack_ipv6()
         host, family = "", socket.AF_INET6 if both else socket.AF_INET
@@ -201,11 +201,11 @@ def _listen(address: TcpAddress) -> socket.socket:
     return listening
 
 
-def _unavailable(address: TcpAddress) -> StartError:
+def _unavailable(address: TcpEndpoint) -> StartError:
     return StartError(f"can't listen on {address}: is the port in use, or the address not this machine's?")
 
 
-def _address(address: UnixAddress | TcpAddress, listening: socket.socket) -> str:
-    if isinstance(address, UnixAddress):
+def _address(address: UnixSocket | TcpEndpoint, listening: socket.socket) -> str:
+    if isinstance(address, UnixSocket):
         return str(address)
-    return str(TcpAddress(address.host, listening.getsockname()[1]))
+    return str(TcpEndpoint(address.host, listening.getsockname()[1]))

@@ -215,7 +215,7 @@ class Metrics:
         """`lags` returns, for each open stream, the number of revisions it has not received yet."""
         self.registry.register(_StreamCollector(lags))
 
-    def tell_build(self, version: str, mode: str) -> None:
+    def set_build_info(self, version: str, mode: str) -> None:
         build = Gauge(
             "milo_discoveryd_build_info",
             "Constant 1, labeled by version and mode.",

@@ -48,13 +48,13 @@ def _wanted(settings: Settings) -> Iterator[listener.Listener]:
         )
 
 
-def _address(wanted: ListenerSettings, settings: Settings) -> listener.UnixAddress | listener.TcpAddress:
+def _address(wanted: ListenerSettings, settings: Settings) -> listener.UnixSocket | listener.TcpEndpoint:
     address = wanted.address
     if not isinstance(address, UnixAddress):
-        return listener.TcpAddress(address.host, address.port)
+        return listener.TcpEndpoint(address.host, address.port)
     mode = settings.socket.mode if wanted.mode is None else wanted.mode
     where, group = ("socket.group", settings.socket.group) if wanted.group is None else (wanted.title, wanted.group)
-    return listener.UnixAddress(address.path, mode, _group(group, where), _owner(wanted.owner, wanted.title))
+    return listener.UnixSocket(address.path, mode, _group(group, where), _owner(wanted.owner, wanted.title))
 
 
 def _group(name: str | None, where: str) -> int | None:

@@ -55,7 +55,7 @@ class ExecCommand:
     """Returns the plugin's `spec.cluster`, if the kubeconfig sets provideClusterInfo."""
 
 
-class _Status(msgspec.Struct, frozen=True, rename="camel"):
+class _ExecStatus(msgspec.Struct, frozen=True, rename="camel"):
     token: str = ""
     client_certificate_data: str = ""
     client_key_data: str = ""
@@ -65,7 +65,7 @@ class _Status(msgspec.Struct, frozen=True, rename="camel"):
 class _ExecCredential(msgspec.Struct, frozen=True, rename="camel"):
     api_version: str
     kind: str
-    status: _Status | None = None
+    status: _ExecStatus | None = None
 
 
 _DECODER = msgspec.json.Decoder(_ExecCredential)
@@ -176,7 +176,7 @@ def read_answer(output: bytes, command: ExecCommand, now: float) -> _CachedCrede
         raise wrong(f"did not print an ExecCredential: {error}") from None
     if answer.kind != "ExecCredential" or answer.api_version != command.api_version:
         raise wrong(f"printed {answer.kind} {answer.api_version} instead of ExecCredential {command.api_version}")
-    status = answer.status or _Status()
+    status = answer.status or _ExecStatus()
     if bool(status.client_certificate_data) != bool(status.client_key_data):
         raise wrong("printed a client certificate without a key, or a key without a certificate")
     if not status.token and not status.client_certificate_data:

@@ -27,7 +27,7 @@ from milo_kube.http.errors import TransportError
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 
 
-class _Secret(msgspec.Struct, frozen=True):
+class _SecretData(msgspec.Struct, frozen=True):
     data: dict[str, str] | None = None
 
 
@@ -71,7 +71,7 @@ class KubeconfigSecretSource:
                 raise BackendError(f"{what} does not exist (404)", of_cluster=True)
             # Without the name: a failure of the source is shown to callers that may not know this project.
             kubernetes_api.refuse(self._origin, answer, "read the kubeconfig Secret of a project", rule)
-        data = kubernetes_api.read(self._origin, answer, _Secret).data or {}
+        data = kubernetes_api.read(self._origin, answer, _SecretData).data or {}
         if self._key not in data:
             raise BackendError(
                 f"{what} has no key {self._key!r}, which kubeconfigs.sources sets as `key`", of_cluster=True

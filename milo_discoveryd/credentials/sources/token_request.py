@@ -40,13 +40,13 @@ RUN_LABEL = "discovery.miloapis.com/run"
 OBJECT_LABEL = "discovery.miloapis.com/object-uid"
 
 
-class _Status(msgspec.Struct, frozen=True, rename="camel"):
+class _TokenStatus(msgspec.Struct, frozen=True, rename="camel"):
     token: str
     expiration_timestamp: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class _TokenRequest(msgspec.Struct, frozen=True):
-    status: _Status
+    status: _TokenStatus
 
 
 class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
@@ -55,7 +55,7 @@ class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
     creation_timestamp: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-class _Secret(msgspec.Struct, frozen=True):
+class _BoundSecret(msgspec.Struct, frozen=True):
     metadata: _Metadata
 
 
@@ -64,7 +64,7 @@ class _ListMetadata(msgspec.Struct, frozen=True):
 
 
 class _SecretList(msgspec.Struct, frozen=True):
-    items: list[_Secret]
+    items: list[_BoundSecret]
     metadata: _ListMetadata = _ListMetadata()
 
 
@@ -204,7 +204,7 @@ class TokenRequestSource:
         )
         if answer.status != 201:
             self._refuse(answer, "create the Secret that tokens are bound to")
-        created = kubernetes_api.read(self._origin, answer, _Secret).metadata
+        created = kubernetes_api.read(self._origin, answer, _BoundSecret).metadata
         return _BoundSecret(cluster.incarnation, name, created.uid, now + ROTATE_AFTER_S)
 
     async def _delete_secrets(self, uid: str) -> None:

@@ -10,7 +10,7 @@ from milo_kube import addresses
 CONNECTIONS = 1000
 
 
-class UnixAddress(msgspec.Struct, frozen=True):
+class UnixSocket(msgspec.Struct, frozen=True):
     path: Path
     mode: int = 0o660
     group: int | None = None
@@ -21,7 +21,7 @@ class UnixAddress(msgspec.Struct, frozen=True):
         return f"unix://{self.path}"
 
 
-class TcpAddress(msgspec.Struct, frozen=True):
+class TcpEndpoint(msgspec.Struct, frozen=True):
     host: str
     """Empty: all interfaces."""
     port: int
@@ -34,7 +34,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
     """One address, served by a gRPC server of its own."""
 
     name: str
-    address: UnixAddress | TcpAddress
+    address: UnixSocket | TcpEndpoint
     tls: ServerTls | None = None
     """For TCP. Without TLS any local process may call; the settings then allow loopback addresses only."""
     peer_credentials: bool = False
@@ -50,7 +50,7 @@ class Listener(msgspec.Struct, frozen=True, kw_only=True):
 
         Bearer tokens on a Unix socket need it too: their review budget is per owner of the connection.
         """
-        return self.tls is not None or self.peer_credentials or (self.tokens and isinstance(self.address, UnixAddress))
+        return self.tls is not None or self.peer_credentials or (self.tokens and isinstance(self.address, UnixSocket))
 
     @property
     def descriptors(self) -> int:

@@ -19,7 +19,7 @@ from typing import IO
 import msgspec
 
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.server.connections.listener import UnixAddress
+from milo_discoveryd.server.connections.listener import UnixSocket
 
 
 class _FileState(msgspec.Struct, frozen=True):
@@ -34,7 +34,7 @@ class _FileState(msgspec.Struct, frozen=True):
 
 
 class SocketFile:
-    def __init__(self, address: UnixAddress) -> None:
+    def __init__(self, address: UnixSocket) -> None:
         self._address = address
         self._lock: IO[str] | None = None
         self._state: _FileState | None = None

@@ -220,7 +220,7 @@ class Sandbox:
 
     def silence_watches(self, *, silent: bool = True) -> None:
         """Silence all current and future watches, bookmarks included, or let them catch up."""
-        self._api.streams.hush(silent=silent)
+        self._api.streams.set_silent(silent=silent)
 
     def compact(self) -> None:
         """Compact the history: watches cannot resume from any version seen so far."""
@@ -242,10 +242,10 @@ class Sandbox:
         """Serve arbitrary bytes in lists and watches instead of an object."""
         self.store.plant(resource, name, body)
 
-    def blink(self, *names: str, resource: Resource = PROJECTS) -> None:
+    def report_recreated(self, *names: str, resource: Resource = PROJECTS) -> None:
         """Report objects as deleted and added again, although they still exist with the same UID."""
         for name in names:
-            self.store.blink(resource, name)
+            self.store.report_recreated(resource, name)
 
     def snapshot(self) -> Snapshot:
         return self.store.snapshot()

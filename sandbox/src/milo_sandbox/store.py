@@ -220,7 +220,7 @@ class Store:
         self._collections[resource].apply(Event(version=self.version, before=before, record=record))
         self._announce()
 
-    def blink(self, resource: Resource, name: str, namespace: str = "") -> None:
+    def report_recreated(self, resource: Resource, name: str, namespace: str = "") -> None:
         """Report a live object to watches as deleted and added again."""
         live = self.get(resource, name, namespace)
         self.version += 1

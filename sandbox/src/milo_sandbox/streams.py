@@ -41,11 +41,11 @@ class Streams:
         for transport in self._open.values():
             transport.abort()
 
-    def hush(self, *, silent: bool) -> None:
+    def set_silent(self, *, silent: bool) -> None:
         """Silence all current and future watches, or let them catch up."""
         self._silent = silent
         for watch in self._open:
-            watch.hush(silent=silent)
+            watch.set_silent(silent=silent)
         self._bell.ring()
 
     async def send(self, request: web.BaseRequest, watch: Watch) -> web.StreamResponse:
@@ -54,7 +54,7 @@ class Streams:
         if request.transport is None:
             raise ConnectionResetError("the client left before its watch began")
         loop = asyncio.get_running_loop()
-        watch.hush(silent=self._silent)
+        watch.set_silent(silent=self._silent)
         self._open[watch] = request.transport
         try:
             await response.prepare(request)

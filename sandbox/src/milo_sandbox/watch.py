@@ -79,7 +79,7 @@ class Watch:
             return min(self._gives_up_at, self._ends_at)
         return min(self._ends_at, self._bookmark_at)
 
-    def hush(self, *, silent: bool) -> None:
+    def set_silent(self, *, silent: bool) -> None:
         """Silence the watch, its timeout included, or let it catch up."""
         self._silent = silent
 

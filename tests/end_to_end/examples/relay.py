@@ -32,7 +32,7 @@ class Relay:
         for writer in self._writers:
             writer.transport.abort()
 
-    def hush(self) -> None:
+    def set_silent(self) -> None:
         """Connections stay, and nothing comes through any more; new ones are as good as new."""
         for is_open in self._open:
             is_open.clear()

@@ -93,7 +93,7 @@ async def test_three_missed_heartbeats_are_a_dead_connection(
     async with Relay(directory / "r.sock", socket) as relay, subscriber(relay.address, HEARTBEAT_S="1") as printed:
         assert await printed.line() == engaged(sandbox, "first")
 
-        relay.hush()
+        relay.set_silent()
         assert "no heartbeat for 3" in await printed.line()
 
 

@@ -91,7 +91,7 @@ class Faults:
             Kind("lists are empty", ANSWERS, self._empty_lists),
             Kind("definition deleted and recreated", ANSWERS, self._undefine),
             Kind("schema changed", ANSWERS, lambda: self._server.order("change_schema", initializing=self._some_s())),
-            Kind("live objects reported as deleted", ANSWERS, lambda: self._server.order("blink", count=3)),
+            Kind("live objects reported as deleted", ANSWERS, lambda: self._server.order("report_recreated", count=3)),
             Kind("watches silent, without bookmarks", STUCK, self._silence),
             Kind("watches ended early", ANSWERS, lambda: self._server.order("end_watches")),
         ]

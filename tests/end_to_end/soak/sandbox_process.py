@@ -84,9 +84,9 @@ async def _obey(sandbox: Sandbox) -> None:
 
 def _do(sandbox: Sandbox, order: str, given: dict[str, Any]) -> None:
     match order:
-        case "blink":
+        case "report_recreated":
             names = [record.name for record in sandbox.store[PROJECTS]]
-            sandbox.blink(*sample(names, min(given["count"], len(names))))
+            sandbox.report_recreated(*sample(names, min(given["count"], len(names))))
         case "delete_definition":
             sandbox.delete_definition(PROJECTS)
         case _:

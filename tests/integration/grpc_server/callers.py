@@ -16,7 +16,7 @@ from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.rights import UNLIMITED, Grant, Rights, Rule, Terms
 from milo_discoveryd.rights.scope import ClusterScope
-from milo_discoveryd.server.connections.listener import Listener, UnixAddress
+from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from tests.integration.grpc_server.conftest import Subscriber, World, a_world
 
 NAMES = ("shop", "bank", "root", "nobody")
@@ -75,7 +75,7 @@ def mode(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 @asynccontextmanager
 async def a_world_with_rules(folder: Path, *those: Rule, **others: Any) -> AsyncIterator[RulesWorld]:
-    listeners = [Listener(name=name, address=UnixAddress(folder / f"{name}.sock")) for name in NAMES]
+    listeners = [Listener(name=name, address=UnixSocket(folder / f"{name}.sock")) for name in NAMES]
     async with a_world(folder, rights=rules(*those), listeners=listeners, **others) as world:
         yield RulesWorld(world, folder)
 

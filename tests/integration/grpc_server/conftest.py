@@ -29,7 +29,7 @@ from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.service import DaemonInfo, Service
 from milo_discoveryd.server.connections.authentication import Reviewer
-from milo_discoveryd.server.connections.listener import Listener, UnixAddress
+from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.journal import Journal
@@ -107,7 +107,7 @@ class World:
         self.fleet.on(EventType.DISENGAGED, self.issuer.disengaged)
         self.server = Server(
             self.service,
-            listeners or [Listener(name="here", address=UnixAddress(socket))],
+            listeners or [Listener(name="here", address=UnixSocket(socket))],
             self.metrics,
             reviewer=reviewer,
         )

@@ -13,7 +13,7 @@ from hyperframe.frame import ContinuationFrame, DataFrame, HeadersFrame, PingFra
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
-from milo_discoveryd.server.connections.listener import Listener, TcpAddress, UnixAddress
+from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from tests.integration.grpc_server.conftest import Subscriber, World, a_world, ready
 from tests.integration.grpc_server.raw import Raw, headers
 from tests.integration.grpc_server.test_tls import SPIFFE, Place, client_context
@@ -37,7 +37,7 @@ class Target:
 @asynccontextmanager
 async def unix(folder: Path, *, peers: bool) -> AsyncIterator[Target]:
     path = folder / "d.sock"
-    listener = Listener(name="here", address=UnixAddress(path), peer_credentials=peers)
+    listener = Listener(name="here", address=UnixSocket(path), peer_credentials=peers)
     options = (("grpc.use_local_subchannel_pool", 1),)
     async with a_world(folder, listeners=[listener]) as world:
         yield Target(world, lambda: grpc.aio.insecure_channel(f"unix:{path}", options), lambda: Raw.unix(path))
@@ -46,7 +46,7 @@ async def unix(folder: Path, *, peers: bool) -> AsyncIterator[Target]:
 @asynccontextmanager
 async def tls(folder: Path) -> AsyncIterator[Target]:
     place = Place(folder)
-    listener = Listener(name="net", address=TcpAddress("127.0.0.1", 0), tls=place.tls)
+    listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=place.tls)
     good, context = place.credentials(place.ca.issue(SPIFFE)), client_context(place)
     options = (("grpc.use_local_subchannel_pool", 1),)
     async with a_world(folder, listeners=[listener]) as world:

@@ -11,7 +11,7 @@ from milo_discovery import _channel as client_library
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.server import server
-from milo_discoveryd.server.connections.listener import Listener, UnixAddress
+from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from tests.integration.grpc_server.conftest import a_world, ready
 from tests.support.eventually import eventually
 from tests.support.line import Line
@@ -48,7 +48,7 @@ async def test_f44_half_open_stream_is_ended_alone_under_load(
 ) -> None:
     """Other subscribers receive each change while the half-open stream is still waiting."""
     monkeypatch.setattr(server, "OPTIONS", hundredth(server.OPTIONS))
-    listener = Listener(name="here", address=UnixAddress(tmp_path / "d.sock"), peer_credentials=peer_credentials)
+    listener = Listener(name="here", address=UnixSocket(tmp_path / "d.sock"), peer_credentials=peer_credentials)
     async with a_world(tmp_path, listeners=[listener]) as world, Line(str(tmp_path / "d.sock")) as line:
         world.listed(ready("alpha"))
         async with (

@@ -27,7 +27,7 @@ from milo_discoveryd.rights.caller_selector import CallerSelector
 from milo_discoveryd.rights.name_patterns import name_patterns
 from milo_discoveryd.rights.rights import Grant, Rights, Rule
 from milo_discoveryd.rights.scope import ALL_CLUSTERS, ClusterScope
-from milo_discoveryd.server.connections.listener import Listener, TcpAddress, UnixAddress
+from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from tests.integration.grpc_server.callers import RulesWorld, a_world_with_rules, rule, told_of
 from tests.integration.grpc_server.conftest import World, a_world, ready, told
 from tests.integration.grpc_server.test_tls import Place
@@ -83,7 +83,7 @@ def for_san(name: str, *sans: str, scope: ClusterScope = ALL_CLUSTERS) -> Rule:
 @asynccontextmanager
 async def at_the_network(folder: Path, *rules: Rule) -> AsyncIterator[tuple[World, Place]]:
     place = Place(folder)
-    listener = Listener(name="net", address=TcpAddress("127.0.0.1", 0), tls=place.tls)
+    listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=place.tls)
     async with a_world(folder, listeners=[listener], rights=Rights(rules)) as world:
         [world.address] = world.server.addresses
         ours_and_theirs(world)
@@ -182,7 +182,7 @@ def open_folder() -> Iterator[Path]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
 async def test_other_uid_is_denied(open_folder: Path) -> None:
     us = Rule(CallerSelector(uids=frozenset({os.getuid()})), Grant(rule="us", scope=ALL_CLUSTERS))
-    listener = Listener(name="local", address=UnixAddress(open_folder / "d.sock", 0o666), peer_credentials=True)
+    listener = Listener(name="local", address=UnixSocket(open_folder / "d.sock", 0o666), peer_credentials=True)
     async with a_world(open_folder, listeners=[listener], rights=Rights((us,))) as world:
         ours_and_theirs(world)
         client = await asyncio.create_subprocess_exec(

@@ -24,7 +24,7 @@ from milo_discoveryd.rights.rights import Grant, Rights, Rule
 from milo_discoveryd.rights.scope import ALL_CLUSTERS
 from milo_discoveryd.server.calls.service import Service
 from milo_discoveryd.server.connections.acceptor import Acceptor
-from milo_discoveryd.server.connections.listener import Listener, UnixAddress
+from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.server.connections.proxy import ProxySide
 from tests.integration.grpc_server.conftest import NO_RULES, World, a_world, ready
 from tests.integration.grpc_server.raw import Raw
@@ -87,7 +87,7 @@ def folder() -> Iterator[Path]:
 async def guarded(
     folder: Path, *, connections: int = 100, mode: int = 0o666, rights: Rights = NO_RULES
 ) -> AsyncIterator[World]:
-    address = UnixAddress(folder / "d.sock", mode)
+    address = UnixSocket(folder / "d.sock", mode)
     listener = Listener(name="guarded", address=address, peer_credentials=True, connections=connections)
     async with a_world(folder, listeners=[listener], rights=rights) as world:
         world.listed(ready("alpha"))

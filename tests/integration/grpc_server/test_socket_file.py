@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.server.connections.listener import UnixAddress
+from milo_discoveryd.server.connections.listener import UnixSocket
 from milo_discoveryd.server.connections.socket_file import SocketFile
 
 
@@ -30,7 +30,7 @@ def bound() -> Iterator[Bind]:
     made: list[SocketFile] = []
 
     def bind(server: grpc.aio.Server, path: Path, **address: int) -> SocketFile:
-        made.append(SocketFile(UnixAddress(path, **address)))
+        made.append(SocketFile(UnixSocket(path, **address)))
         made[-1].claim(lambda path: server.add_insecure_port(f"unix:{path}"))
         return made[-1]
 

@@ -4,7 +4,7 @@ import socket
 import stat
 from pathlib import Path
 
-from milo_discoveryd.server.connections.listener import UnixAddress
+from milo_discoveryd.server.connections.listener import UnixSocket
 from milo_discoveryd.server.connections.socket_file import SocketFile
 from tests.support.kill_points import deaths
 
@@ -12,11 +12,11 @@ DYING = """
 import socket, sys
 from pathlib import Path
 from milo_discoveryd.server.connections import socket_file
-from milo_discoveryd.server.connections.listener import UnixAddress
+from milo_discoveryd.server.connections.listener import UnixSocket
 from tests.support.kill_points import die_at_every_line
 
 def serve():
-    file = socket_file.SocketFile(UnixAddress(Path(sys.argv[1])))
+    file = socket_file.SocketFile(UnixSocket(Path(sys.argv[1])))
     file.claim(lambda path: socket.socket(socket.AF_UNIX).bind(str(path)))
     file.close()
 
@@ -30,7 +30,7 @@ def test_socket_file_is_usable_after_kill_at_any_line(tmp_path: Path) -> None:
     for died in deaths(DYING, path):  # noqa: B007 - how often is told below
         left += path.exists()
         with socket.socket(socket.AF_UNIX) as listening:
-            next_one = SocketFile(UnixAddress(path))
+            next_one = SocketFile(UnixSocket(path))
             next_one.claim(lambda made, to=listening: to.bind(str(made)))
             assert stat.S_ISSOCK(path.stat().st_mode)
             assert next_one.lost() is None

@@ -172,8 +172,8 @@ async def test_slow_reader_gets_coalesced_state(world: World) -> None:
         seen = (await subscriber.until_synced())[-1].revision
     for number in range(100):
         world.seen(ready("alpha", version=str(number + 2), step=str(number)))
-        world.seen(ready("blink", version=str(number)))
-        world.seen(NotReady("blink", "uid-blink", str(number), "no more"))
+        world.seen(ready("report_recreated", version=str(number)))
+        world.seen(NotReady("report_recreated", "uid-report_recreated", str(number), "no more"))
     async with world.subscriber(resume_revision=seen) as subscriber:
         batch = await subscriber.batch()
     assert told([batch]) == ["UPDATED alpha"]

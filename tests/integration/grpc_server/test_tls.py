@@ -19,7 +19,7 @@ from milo_discovery._gen.discovery_pb2_grpc import DiscoveryServiceStub
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.server.connections.connect_rate import ConnectRateLimiter
-from milo_discoveryd.server.connections.listener import Listener, TcpAddress
+from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint
 from milo_discoveryd.server.connections.proxy import ProxySide
 from milo_discoveryd.server.connections.tls_certificates import ServerTls
 from milo_kube.rate_limit import Rate
@@ -71,7 +71,7 @@ def place(tmp_path: Path) -> Place:
 
 @asynccontextmanager
 async def tcp(place: Place, *, connections: int = 100) -> AsyncIterator[World]:
-    listener = Listener(name="net", address=TcpAddress("127.0.0.1", 0), tls=place.tls, connections=connections)
+    listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", 0), tls=place.tls, connections=connections)
     async with a_world(place.folder, listeners=[listener]) as world:
         [world.address] = world.server.addresses
         world.listed(ready("alpha"))
@@ -299,7 +299,7 @@ async def test_tls_listener_has_no_reflection(place: Place) -> None:
 async def test_port_in_use_is_refused(place: Place) -> None:
     async with tcp(place) as world:
         taken = Place(place.folder)
-        listener = Listener(name="net", address=TcpAddress("127.0.0.1", port(world)), tls=taken.tls)
+        listener = Listener(name="net", address=TcpEndpoint("127.0.0.1", port(world)), tls=taken.tls)
         with pytest.raises(StartError, match="is the port in use"):
             async with a_world(place.folder, listeners=[listener]):
                 pass

@@ -17,7 +17,7 @@ from milo_discoveryd.identity.review_budget import PER_CONNECTION
 from milo_discoveryd.identity.token_review import TokenReviewer
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.server.calls import service, verification
-from milo_discoveryd.server.connections.listener import Listener, UnixAddress
+from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 from milo_discoveryd.watchers.transport import Transport
 from milo_sandbox import Sandbox
 from tests.integration.grpc_server.conftest import World, a_world, ready
@@ -34,7 +34,7 @@ OPERATOR = "system:serviceaccount:milo:operator"
 async def taking_tokens(folder: Path, sandbox: Sandbox, *sources: Backend) -> AsyncIterator[World]:
     api = Transport(load_kubeconfig(sandbox.write_kubeconfig(folder / "kubeconfig")), environ={})
     reviewer = TokenReviewer(api, origin="the sandbox", audiences=["milo-discovery"])
-    listener = Listener(name="tokens", address=UnixAddress(folder / "d.sock"), peer_credentials=True, tokens=True)
+    listener = Listener(name="tokens", address=UnixSocket(folder / "d.sock"), peer_credentials=True, tokens=True)
     try:
         async with a_world(
             folder, listeners=[listener], reviewer=reviewer, sources=[SourceAssignment(each) for each in sources]

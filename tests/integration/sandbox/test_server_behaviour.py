@@ -268,7 +268,7 @@ class TestDeletedAndAddedAgain:
         created = sandbox.projects.create("alpha", ready=True)
         async with client.watch(PROJECTS) as stream:
             assert await stream.take(1) == [("ADDED", "alpha")]
-            sandbox.blink("alpha")
+            sandbox.report_recreated("alpha")
             gone, back = await stream.next(), await stream.next()
         assert (gone["type"], back["type"]) == ("DELETED", "ADDED")
         for event in (gone, back):

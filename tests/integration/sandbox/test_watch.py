@@ -189,11 +189,11 @@ def test_open_watch_survives_compaction() -> None:
 
 def test_silenced_watch_sends_everything_afterwards(store: Store) -> None:
     opened = watch(store, allowWatchBookmarks="true", timeoutSeconds="90")
-    opened.hush(silent=True)
+    opened.set_silent(silent=True)
     put(store, "a")
     assert told(opened, START + 100) == []
     assert opened.wakes_at == inf
-    opened.hush(silent=False)
+    opened.set_silent(silent=False)
     assert told(opened, START + 100) == [("ADDED", "a")]
     assert opened.done
 

@@ -175,7 +175,7 @@ async def test_deleted_and_recreated_crd_disengages_nothing(sandbox: Sandbox, st
 
 async def test_false_deletion_of_live_objects_is_refuted(sandbox: Sandbox, streaming: Follower) -> None:
     with streaming.untold():
-        sandbox.blink("alpha", "beta")
+        sandbox.report_recreated("alpha", "beta")
         sandbox.compact()
         sandbox.drop_watches()
         await eventually(lambda: streaming.ledger.relistings == ["Expired"])

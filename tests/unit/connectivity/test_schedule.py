@@ -51,7 +51,7 @@ class World:
         return found
 
     def tell(self, probe: Probe, outcome: ProbeOutcome) -> list[str]:
-        verdicts = self.schedule.told(probe, outcome, Moment(1000.0 + self.now, self.now))
+        verdicts = self.schedule.record(probe, outcome, Moment(1000.0 + self.now, self.now))
         for verdict in verdicts:
             self.state[verdict.name] = verdict.connectivity.state
         return [f"{verdict.name} {verdict.connectivity.state.value}" for verdict in verdicts]
@@ -95,7 +95,7 @@ def test_http_error_counts_as_reachable() -> None:
     world = World()
     world.engage("alpha")
     (probe,) = world.due()
-    (verdict,) = world.schedule.told(probe, ProbeReached("Unauthorized"), Moment(5.0, world.now))
+    (verdict,) = world.schedule.record(probe, ProbeReached("Unauthorized"), Moment(5.0, world.now))
     assert (verdict.connectivity.state, verdict.connectivity.message) == (REACHABLE, "Unauthorized")
     assert verdict.connectivity.since == 5.0
 

@@ -30,7 +30,7 @@ class World:
         while True:
             for probe in self.schedule.due(self.now):
                 outcome = self.away.get(probe.name, ProbeReached())
-                for verdict in self.schedule.told(probe, outcome, Moment(1000.0 + self.now, self.now)):
+                for verdict in self.schedule.record(probe, outcome, Moment(1000.0 + self.now, self.now)):
                     if verdict.disengages:
                         self.given_up.setdefault(verdict.name, self.now)
             after = self.schedule.next_at

@@ -7,7 +7,7 @@ import pytest
 
 from milo_discoveryd.config import Settings, load
 from milo_discoveryd.daemon_errors import StartError
-from milo_discoveryd.server.connections.listener import Listener, TcpAddress, UnixAddress
+from milo_discoveryd.server.connections.listener import Listener, TcpEndpoint, UnixSocket
 from milo_discoveryd.wiring.listeners import listeners
 
 
@@ -30,9 +30,9 @@ listen:
   - insecure://127.0.0.1:7070
 """
     assert list(listeners(settings(file, text))) == [
-        Listener(name="unix:///run/a.sock", address=UnixAddress(Path("/run/a.sock"), 0o600, 65499)),
-        Listener(name="b", address=UnixAddress(Path("/run/b.sock"), 0o660, 5, 0), peer_credentials=True),
-        Listener(name="insecure://127.0.0.1:7070", address=TcpAddress("127.0.0.1", 7070)),
+        Listener(name="unix:///run/a.sock", address=UnixSocket(Path("/run/a.sock"), 0o600, 65499)),
+        Listener(name="b", address=UnixSocket(Path("/run/b.sock"), 0o660, 5, 0), peer_credentials=True),
+        Listener(name="insecure://127.0.0.1:7070", address=TcpEndpoint("127.0.0.1", 7070)),
     ]
 
 
@@ -51,4 +51,4 @@ def test_unknown_group_is_reported_with_its_place(file: Path, text: str, told: s
 
 def test_numeric_owner_needs_no_known_user(file: Path) -> None:
     [made] = listeners(settings(file, f"listen: [{{address: 'unix:///a', owner: {os.getuid()}, group: 65498}}]"))
-    assert made.address == UnixAddress(Path("/a"), 0o660, 65498, os.getuid())
+    assert made.address == UnixSocket(Path("/a"), 0o660, 65498, os.getuid())

@@ -12,11 +12,11 @@ from milo_discoveryd.server.connections.connection_budget import (
     ConnectionSlots,
     fit_connections,
 )
-from milo_discoveryd.server.connections.listener import Listener, UnixAddress
+from milo_discoveryd.server.connections.listener import Listener, UnixSocket
 
 
 def listener(connections: int, *, peer_credentials: bool = False) -> Listener:
-    address = UnixAddress(Path("/run/d.sock"))
+    address = UnixSocket(Path("/run/d.sock"))
     return Listener(name="a", address=address, connections=connections, peer_credentials=peer_credentials)
 
 
