@@ -55,7 +55,7 @@ class _Metadata(msgspec.Struct, frozen=True, rename="camel"):
     creation_timestamp: Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-class _BoundSecret(msgspec.Struct, frozen=True):
+class _SecretObject(msgspec.Struct, frozen=True):
     metadata: _Metadata
 
 
@@ -64,7 +64,7 @@ class _ListMetadata(msgspec.Struct, frozen=True):
 
 
 class _SecretList(msgspec.Struct, frozen=True):
-    items: list[_BoundSecret]
+    items: list[_SecretObject]
     metadata: _ListMetadata = _ListMetadata()
 
 
@@ -204,7 +204,7 @@ class TokenRequestSource:
         )
         if answer.status != 201:
             self._refuse(answer, "create the Secret that tokens are bound to")
-        created = kubernetes_api.read(self._origin, answer, _BoundSecret).metadata
+        created = kubernetes_api.read(self._origin, answer, _SecretObject).metadata
         return _BoundSecret(cluster.incarnation, name, created.uid, now + ROTATE_AFTER_S)
 
     async def _delete_secrets(self, uid: str) -> None:
