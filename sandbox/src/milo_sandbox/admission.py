@@ -51,6 +51,7 @@ def enveloped(resource: Resource, document: Document, namespace: str) -> Documen
 
 
 def judge(resource: Resource, document: Document, *, strict: bool) -> None:
+    resource.prepare(document)
     unknown = schema.prune(document, resource.schema)
     if unknown and strict:
         named = ", ".join(f'unknown field "{path}"' for path in unknown)
@@ -62,7 +63,7 @@ def judge(resource: Resource, document: Document, *, strict: bool) -> None:
     causes = [
         *metadata.violations(document["metadata"], resource),
         *schema.violations(document, resource.schema),
-    ]
+    ] or list(resource.violations(document))
     if causes:
         raise refusals.invalid(resource, str(document["metadata"].get("name", "")), causes)
 
@@ -90,7 +91,7 @@ def check_preconditions(preconditions: Preconditions, resource: Resource, before
             raise refusals.conflict(resource, before.name, why)
 
 
-def combined(current: Document, wanted: Document, part: Part) -> Document:
+def combined(resource: Resource, current: Document, wanted: Document, part: Part) -> Document:
     """Return the current object with the part that the write may change taken from the new one."""
     if part is Part.STATUS:
         after = {key: value for key, value in current.items() if key != "status"}
@@ -98,12 +99,16 @@ def combined(current: Document, wanted: Document, part: Part) -> Document:
     server_owned = {key: value for key, value in current["metadata"].items() if key not in metadata.WRITABLE}
     written = {key: wanted["metadata"][key] for key in metadata.WRITABLE if wanted["metadata"].get(key)}
     after = {**wanted, "metadata": server_owned | written}
+    if not resource.has_status and resource.is_custom:
+        return after
     after.pop("status", None)
     return after | {"status": current["status"]} if "status" in current else after
 
 
-def intent(document: Document) -> Document:
-    return {key: value for key, value in document.items() if key not in {"metadata", "status"}}
+def intent(resource: Resource, document: Document) -> Document:
+    """Return the fields whose changes are counted in the generation."""
+    uncounted = {"metadata", "status"} if resource.has_status else {"metadata"}
+    return {key: value for key, value in document.items() if key not in uncounted}
 
 
 def refuse_new_finalizers(resource: Resource, current: Document, after: Document) -> None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
+import yaml
 from aiohttp import web
 
 from milo_sandbox import (
@@ -29,6 +30,7 @@ from milo_sandbox.options import Continue, ListOptions
 from milo_sandbox.records import Record, decode, encode
 from milo_sandbox.resources import Document, Resource
 from milo_sandbox.rights import Rights
+from milo_sandbox.server_side_apply import Writer
 from milo_sandbox.store import Store
 from milo_sandbox.streams import Streams
 from milo_sandbox.tables import Table
@@ -149,20 +151,34 @@ class Api:
 
     async def _create(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         document = await _object(request)
-        record = self.store.create(call.resource, document, namespace=call.namespace, **_manners(request.query))
+        record = self.store.create(
+            call.resource,
+            document,
+            namespace=call.namespace,
+            writer=_writer(request, call),
+            **_manners(request.query),
+        )
         return answers.body(record.body, 201)
 
     async def _update(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         document = await _object(request)
         record = self.store.replace(
-            call.resource, call.name, document, namespace=call.namespace, part=_part(call), **_manners(request.query)
+            call.resource,
+            call.name,
+            document,
+            namespace=call.namespace,
+            part=_part(call),
+            writer=_writer(request, call),
+            **_manners(request.query),
         )
         return answers.body(record.body)
 
     async def _patch(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        if request.content_type == patches.APPLY:
+            return await self._apply(request, call)
         known = [kind for kind in _PATCHES if kind != patches.STRATEGIC or call.resource.takes_strategic_patches]
         if request.content_type not in known:
-            raise refusals.unsupported_media_type(request.content_type, known)
+            raise refusals.unsupported_media_type(request.content_type, [*known, patches.APPLY])
         apply, change = _PATCHES[request.content_type], await _json(request)
         record = self.store.modify(
             call.resource,
@@ -170,9 +186,27 @@ class Api:
             lambda document: apply(document, change),
             namespace=call.namespace,
             part=_part(call),
+            writer=_writer(request, call),
             **_manners(request.query),
         )
         return answers.body(record.body)
+
+    async def _apply(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
+        document = await _yaml_object(request)
+        manager = request.query.get("fieldManager", "")
+        if not manager:
+            raise refusals.missing_field_manager()
+        record, is_new = self.store.apply(
+            call.resource,
+            call.name,
+            document,
+            namespace=call.namespace,
+            part=_part(call),
+            manager=manager,
+            force=request.query.get("force") == "true",
+            **_manners(request.query),
+        )
+        return answers.body(record.body, 201 if is_new else 200)
 
     async def _delete(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         wanted = await _object(request) if request.can_read_body else {}
@@ -184,17 +218,23 @@ class Api:
             call.name,
             namespace=call.namespace,
             preconditions=Preconditions(preconditions.get("uid", ""), preconditions.get("resourceVersion", "")),
+            propagation=wanted.get("propagationPolicy") or request.query.get("propagationPolicy", ""),
             dry_run=_is_dry_run(request.query) or bool(wanted.get("dryRun")),
         )
         return answers.document(_deleted(call, record)) if gone else answers.body(record.body)
 
     async def _delete_collection(self, request: web.BaseRequest, call: Call) -> web.StreamResponse:
         page = await self._page(call.resource, options.list_options(request.query, namespace=call.namespace))
-        for record in page.records:
-            self.store.delete(
-                call.resource, record.name, namespace=record.namespace, dry_run=_is_dry_run(request.query)
-            )
+        if not _is_dry_run(request.query):
+            for record in page.records:
+                self.store.discard(call.resource, record.key)
         return await answers.parts(request, _listing(call.resource, page))
+
+
+def _writer(request: web.BaseRequest, call: Call) -> Writer:
+    """The field manager of a write: named by the request, or the program in its user agent."""
+    program = request.headers.get("User-Agent", "").partition("/")[0]
+    return Writer(name=request.query.get("fieldManager") or program or "unknown", subresource=call.subresource)
 
 
 def _part(call: Call) -> Part:
@@ -225,6 +265,16 @@ async def _object(request: web.BaseRequest) -> Document:
     document = await _json(request)
     if not isinstance(document, dict):
         raise refusals.bad_request("the body of the request must be a JSON object")
+    return document
+
+
+async def _yaml_object(request: web.BaseRequest) -> Document:
+    try:
+        document = yaml.safe_load(await request.read())
+    except yaml.YAMLError as error:
+        raise refusals.bad_request(f"error decoding YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise refusals.bad_request("the body of the request must be an object")
     return document
 
 

@@ -1,9 +1,16 @@
-"""The API of each project's control plane, with namespaces and config maps, created on the first request."""
+"""The API of each project's control plane, created on the first request.
+
+It serves namespaces, ConfigMaps, Secrets, service accounts, events, leases, and the kinds whose
+CustomResourceDefinitions it holds. It collects garbage, and tracks the managers of fields.
+"""
 
 from collections.abc import Callable
 
 from milo_sandbox import refusals
 from milo_sandbox.api import Api
+from milo_sandbox.custom_resources import CUSTOM_RESOURCE_DEFINITIONS
+from milo_sandbox.definitions import Definitions
+from milo_sandbox.garbage_collection import GarbageCollector
 from milo_sandbox.refusals import Cause
 from milo_sandbox.resources import CONTROL_PLANE, NAMESPACES, PROJECTS, Document
 from milo_sandbox.store import Store
@@ -39,7 +46,9 @@ class ControlPlanes:
 
 
 def _furnished() -> Store:
-    store = Store(CONTROL_PLANE, history_limit=1_000)
+    store = Store((*CONTROL_PLANE, CUSTOM_RESOURCE_DEFINITIONS), history_limit=1_000)
+    store.add_controller(GarbageCollector(store))
+    store.add_controller(Definitions(store))
     for name in _FIRST_NAMESPACES:
         store.create(NAMESPACES, {"metadata": {"name": name}})
     return store

@@ -54,20 +54,26 @@ def document(segments: Sequence[str], resources: Sequence[Resource]) -> Document
             return {"kind": "APIGroupList", "apiVersion": "v1", "groups": [_group(*each) for each in groups.items()]}
         case ("apis", group) if group in groups:
             return {"kind": "APIGroup", "apiVersion": "v1", **_group(group, groups[group])}
-        case ("apis", group, version) if groups.get(group) == version:
-            return _resource_list(f"{group}/{version}", [each for each in resources if each.group == group])
+        case ("apis", group, version) if version in groups.get(group, ()):
+            served = [each for each in resources if (each.group, each.version) == (group, version)]
+            return _resource_list(f"{group}/{version}", served)
     raise refusals.no_such_path()
 
 
-def _groups(resources: Sequence[Resource]) -> dict[str, str]:
-    """Return each group with its single version."""
-    served = {each.group: each.version for each in resources if each.group}
-    return served | {review.group: review.version for review in REVIEWS}
+def _groups(resources: Sequence[Resource]) -> dict[str, list[str]]:
+    """Return each group with its versions."""
+    groups: dict[str, list[str]] = {}
+    group_versions = [(each.group, each.version) for each in resources if each.group]
+    group_versions += [(review.group, review.version) for review in REVIEWS]
+    for group, version in group_versions:
+        if version not in groups.setdefault(group, []):
+            groups[group].append(version)
+    return groups
 
 
-def _group(name: str, version: str) -> Document:
-    served = {"groupVersion": f"{name}/{version}", "version": version}
-    return {"name": name, "versions": [served], "preferredVersion": served}
+def _group(name: str, versions: list[str]) -> Document:
+    served = [{"groupVersion": f"{name}/{version}", "version": version} for version in versions]
+    return {"name": name, "versions": served, "preferredVersion": served[0]}
 
 
 def _resource_list(group_version: str, resources: Sequence[Resource]) -> Document:

@@ -9,6 +9,7 @@ from milo_sandbox.resources import Document
 MERGE = "application/merge-patch+json"
 JSON = "application/json-patch+json"
 STRATEGIC = "application/strategic-merge-patch+json"
+APPLY = "application/apply-patch+yaml"
 
 _ORDER_HINTS = ("$setElementOrder/", "$retainKeys")
 

@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -110,17 +111,34 @@ def _base64(wire: Wire) -> str:
     return b64encode(_as_bytes(wire)).decode()
 
 
+def _time(wire: Wire) -> str:
+    parts = dict(_fields(_as_bytes(wire)))
+    moment = datetime.fromtimestamp(int(parts.get(1, 0)), UTC) + timedelta(microseconds=int(parts.get(2, 0)) // 1000)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
 def _raw(wire: Wire) -> bytes:
     return _as_bytes(wire)
 
 
 _ENVELOPE = _Message(typeMeta=(1, _Message(apiVersion=(1, _text), kind=(2, _text))), raw=(2, _raw))
+_OWNER = _Message(
+    kind=(1, _text),
+    name=(3, _text),
+    uid=(4, _text),
+    apiVersion=(5, _text),
+    controller=(6, bool),
+    blockOwnerDeletion=(7, bool),
+)
 _METADATA = _Message(
     name=(1, _text),
     generateName=(2, _text),
     namespace=(3, _text),
+    uid=(5, _text),
+    resourceVersion=(6, _text),
     labels=(11, _text, "map"),
     annotations=(12, _text, "map"),
+    ownerReferences=(13, _OWNER, "list"),
     finalizers=(14, _text, "list"),
 )
 _RESOURCE_ATTRIBUTES = _Message(
@@ -136,6 +154,26 @@ _KINDS: dict[str, Reader] = {
     "Namespace": _Message(metadata=(1, _METADATA)),
     "ConfigMap": _Message(
         metadata=(1, _METADATA), data=(2, _text, "map"), binaryData=(3, _base64, "map"), immutable=(4, bool)
+    ),
+    "Secret": _Message(
+        metadata=(1, _METADATA),
+        data=(2, _base64, "map"),
+        type=(3, _text),
+        stringData=(4, _text, "map"),
+        immutable=(5, bool),
+    ),
+    "Lease": _Message(
+        metadata=(1, _METADATA),
+        spec=(
+            2,
+            _Message(
+                holderIdentity=(1, _text),
+                leaseDurationSeconds=(2, int),
+                acquireTime=(3, _time),
+                renewTime=(4, _time),
+                leaseTransitions=(5, int),
+            ),
+        ),
     ),
     "SelfSubjectAccessReview": _Message(
         spec=(

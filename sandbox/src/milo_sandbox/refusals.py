@@ -80,6 +80,14 @@ def forbidden(
     return RefusedError(403, "Forbidden", f"{what} is forbidden: {why}", details=details, causes=causes)
 
 
+def namespace_terminating(resource: Resource, name: str, namespace: str) -> RefusedError:
+    cause = Cause(
+        reason="NamespaceTerminating", message=f"namespace {namespace} is being terminated", field="metadata.namespace"
+    )
+    why = f"unable to create new content in namespace {namespace} because it is being terminated"
+    return forbidden(f'{resource.qualified} "{name}"', why, details=_about(resource, name), causes=[cause])
+
+
 def not_found(resource: Resource, name: str) -> RefusedError:
     return RefusedError(404, "NotFound", f'{resource.qualified} "{name}" not found', details=_about(resource, name))
 
@@ -114,6 +122,18 @@ def conflict(resource: Resource, name: str, why: str) -> RefusedError:
     )
 
 
+def apply_conflict(resource: Resource, name: str, causes: Sequence[Cause]) -> RefusedError:
+    """Return the 409 of an apply that would change fields of other managers."""
+    count = f"{len(causes)} conflict{'s' if len(causes) > 1 else ''}"
+    return RefusedError(
+        409,
+        "Conflict",
+        f"Apply failed with {count}: {_sentence(causes)}",
+        details=_about(resource, name),
+        causes=causes,
+    )
+
+
 def gone(message: str, *, continue_token: str = "") -> RefusedError:
     return RefusedError(410, "Expired", message, continue_token=continue_token)
 
@@ -141,6 +161,15 @@ def invalid_options(causes: Sequence[Cause]) -> RefusedError:
     details = {"group": "meta.k8s.io", "kind": "ListOptions"}
     message = f'ListOptions.meta.k8s.io "" is invalid: {_sentence(causes)}'
     return RefusedError(422, "Invalid", message, details=details, causes=causes)
+
+
+def missing_field_manager() -> RefusedError:
+    cause = Cause(
+        reason="FieldValueRequired", message="Required value: is required for apply patch", field="fieldManager"
+    )
+    details = {"group": "meta.k8s.io", "kind": "PatchOptions"}
+    message = f'PatchOptions.meta.k8s.io "" is invalid: {_sentence([cause])}'
+    return RefusedError(422, "Invalid", message, details=details, causes=[cause])
 
 
 def version_too_large(wanted: int, current: int) -> RefusedError:

@@ -1,8 +1,15 @@
 """The resources that the sandbox serves: names, scope, schema, columns."""
 
-from typing import Any
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+if TYPE_CHECKING:
+    from milo_sandbox.refusals import Cause
 
 Document = dict[str, Any]
 """An object, or a part of one, as JSON decodes it."""
@@ -15,12 +22,21 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     path: tuple[str, ...] = ()
     condition: str = ""
     type: str = "string"
+    counts: bool = False  # the number of entries instead of the value
     wide: bool = False
     description: str = ""
 
 
+def _unchanged(_document: Document) -> None:
+    pass
+
+
+def _no_violations(_document: Document) -> Iterable[Cause]:
+    return ()
+
+
 class Resource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """A resource definition. Compared by identity."""
+    """A resource definition. Two are equal if they are served at the same path, whatever their schemas are."""
 
     group: str
     version: str
@@ -37,6 +53,18 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     takes_strategic_patches: bool = False
     name_is_label: bool = False
     columns: tuple[Column, ...] = ()
+    prepare: Callable[[Document], None] = _unchanged  # changes an object in place before its validation
+    violations: Callable[[Document], Iterable[Cause]] = _no_violations  # beyond the schema, of an object that fits it
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Resource) and self._path == other._path)
+
+    def __hash__(self) -> int:
+        return hash(self.plural)
+
+    @property
+    def _path(self) -> tuple[str, str, str]:
+        return self.group, self.version, self.plural
 
     @property
     def api_version(self) -> str:
@@ -238,8 +266,17 @@ CONFIG_MAPS = Resource(
             "immutable": {"type": "boolean"},
         },
     },
-    columns=(_NAME, Column(name="Data", path=("data",), type="integer"), _AGE),
+    columns=(_NAME, Column(name="Data", path=("data",), type="integer", counts=True), _AGE),
 )
+
+
+def _encode_string_data(secret: Document) -> None:
+    """Move `stringData`, which is never stored, into `data`."""
+    plain = secret.pop("stringData", None)
+    if isinstance(plain, dict):
+        encoded = {key: b64encode(str(value).encode()).decode() for key, value in plain.items()}
+        secret["data"] = {**(secret.get("data") or {}), **encoded}
+
 
 SECRETS = Resource(
     group="",
@@ -259,7 +296,13 @@ SECRETS = Resource(
             "immutable": {"type": "boolean"},
         },
     },
-    columns=(_NAME, Column(name="Type", path=("type",)), Column(name="Data", path=("data",), type="integer"), _AGE),
+    prepare=_encode_string_data,
+    columns=(
+        _NAME,
+        Column(name="Type", path=("type",)),
+        Column(name="Data", path=("data",), type="integer", counts=True),
+        _AGE,
+    ),
 )
 
 SERVICE_ACCOUNTS = Resource(
@@ -276,6 +319,55 @@ SERVICE_ACCOUNTS = Resource(
     columns=(_NAME, _AGE),
 )
 
+OPEN: Document = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+
+EVENTS = Resource(
+    group="events.k8s.io",
+    version="v1",
+    kind="Event",
+    plural="events",
+    singular="event",
+    short_names=("ev",),
+    namespaced=True,
+    allows_blind_update=True,
+    takes_strategic_patches=True,
+    schema=OPEN | {"description": "A report of something that happened to an object."},
+    columns=(
+        _NAME,
+        Column(name="Type", path=("type",)),
+        Column(name="Reason", path=("reason",)),
+        Column(name="Object", path=("regarding", "name")),
+        Column(name="Message", path=("note",)),
+    ),
+)
+
+LEASES = Resource(
+    group="coordination.k8s.io",
+    version="v1",
+    kind="Lease",
+    plural="leases",
+    singular="lease",
+    namespaced=True,
+    takes_strategic_patches=True,
+    schema={
+        "type": "object",
+        "description": "A lock that its holder renews.",
+        "properties": {
+            "spec": {
+                "type": "object",
+                "properties": {
+                    "holderIdentity": {"type": "string", "nullable": True},
+                    "leaseDurationSeconds": {"type": "integer", "minimum": 1, "nullable": True},
+                    "acquireTime": {"type": "string", "format": "date-time", "nullable": True},
+                    "renewTime": {"type": "string", "format": "date-time", "nullable": True},
+                    "leaseTransitions": {"type": "integer", "minimum": 0, "nullable": True},
+                },
+            }
+        },
+    },
+    columns=(_NAME, Column(name="Holder", path=("spec", "holderIdentity")), _AGE),
+)
+
 MILO = (PROJECTS, PROJECT_CONTROL_PLANES)
-CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS)
+CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, EVENTS, LEASES)
 INFRASTRUCTURE = (NAMESPACES, SECRETS, SERVICE_ACCOUNTS)

@@ -4,20 +4,28 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import msgspec
 
-from milo_sandbox import admission, metadata, refusals
+from milo_sandbox import admission, metadata, refusals, server_side_apply
 from milo_sandbox.admission import Part, Preconditions
 from milo_sandbox.collection import Collection
+from milo_sandbox.garbage_collection import FINALIZERS
 from milo_sandbox.records import Event, Record, record_of, restamped
 from milo_sandbox.refusals import Cause
 from milo_sandbox.resources import NAMESPACES, Document, Resource
+from milo_sandbox.server_side_apply import APPLY, Writer
 
 Change = Callable[[Document], Any]
 """A function from the current object to the wanted one."""
+
+
+class Controller(Protocol):
+    """Follows the writes, and may write itself."""
+
+    def after(self, resource: Resource, event: Event) -> None: ...
 
 
 class Snapshot(msgspec.Struct, frozen=True):
@@ -44,11 +52,16 @@ class Store:
         self._random = random or Random()  # noqa: S311 - UIDs need not be secret
         self._collections = {resource: Collection(resource, history_limit) for resource in resources}
         self._listeners: list[Callable[[], None]] = []
+        self._controllers: list[Controller] = []
+        self._unfollowed: list[tuple[Resource, Event]] | None = None
         self.version = first_version
 
     @property
     def resources(self) -> tuple[Resource, ...]:
-        return tuple(self._collections)
+        return tuple(each.resource for each in self._collections.values())
+
+    def __contains__(self, resource: Resource) -> bool:
+        return resource in self._collections
 
     def __getitem__(self, resource: Resource) -> Collection:
         return self._collections[resource]
@@ -57,6 +70,24 @@ class Store:
         """Call a listener after each write. It must not write."""
         self._listeners.append(listener)
 
+    def add_controller(self, controller: Controller) -> None:
+        """Have a controller follow each write, in order, before the next request is served."""
+        self._controllers.append(controller)
+
+    def define(self, resource: Resource) -> None:
+        """Serve a resource, or change the definition of one. A change makes its watches start again with a list."""
+        if resource in self._collections:
+            self._collections[resource].resource = resource
+            self._collections[resource].history.compact(self.version)
+        else:
+            self._collections[resource] = Collection(resource, self._history_limit)
+        self._announce()
+
+    def undefine(self, resource: Resource) -> None:
+        """Stop serving a resource, and drop its objects."""
+        del self._collections[resource]
+        self._announce()
+
     # Reading
 
     def get(self, resource: Resource, name: str, namespace: str = "") -> Record:
@@ -64,6 +95,11 @@ class Store:
         if record is None:
             raise refusals.not_found(resource, name)
         return record
+
+    def find(self, resource: Resource, key: str) -> Record | None:
+        """Return the object with a key, if there is one."""
+        namespace, _, name = key.rpartition("/")
+        return self._collections[resource].get(name, namespace) if resource in self._collections else None
 
     def read(self, resource: Resource, name: str, namespace: str = "") -> Document:
         return self.get(resource, name, namespace).document()
@@ -78,6 +114,7 @@ class Store:
         namespace: str = "",
         strict: bool = False,
         dry_run: bool = False,
+        writer: Writer | None = None,
     ) -> Record:
         wanted = admission.enveloped(resource, document, namespace)
         given = wanted["metadata"]
@@ -87,12 +124,16 @@ class Store:
             given["name"] = f"{given['generateName']}{self._random.getrandbits(20):05x}"
         if resource.has_status:
             wanted.pop("status", None)
+        applied = deepcopy(wanted) if writer is not None and writer.operation == APPLY else None
         admission.judge(resource, wanted, strict=strict)
         if namespace:
-            self.get(NAMESPACES, namespace)
+            self._check_namespace(resource, given["name"], namespace)
         if self._collections[resource].get(given["name"], namespace) is not None:
             raise refusals.already_exists(resource, given["name"])
         born = self._born(resource, wanted, namespace)
+        if writer is not None:
+            # One that applies does not own the defaults.
+            born = server_side_apply.create(resource, born, applied or born, writer, self.timestamp())
         return self._commit(resource, None, born, dry_run=dry_run)
 
     def modify(
@@ -105,6 +146,7 @@ class Store:
         part: Part = Part.MAIN,
         strict: bool = False,
         dry_run: bool = False,
+        writer: Writer | None = None,
     ) -> Record:
         """Write the result of `change`, unless it changes nothing."""
         before = self.get(resource, name, namespace)
@@ -114,19 +156,58 @@ class Store:
             raise refusals.bad_request("an object must be a JSON object")
         wanted = admission.enveloped(resource, asked, namespace)
         admission.check_identity(resource, before, wanted["metadata"])
-        after = admission.combined(current, wanted, part)
+        after = admission.combined(resource, current, wanted, part)
         admission.judge(resource, after, strict=strict)
         if current["metadata"].get("deletionTimestamp"):
             admission.refuse_new_finalizers(resource, current, after)
+        if writer is not None and writer.operation == APPLY:
+            after["metadata"]["managedFields"] = wanted["metadata"]["managedFields"]
+        elif writer is not None and after != current:
+            after = server_side_apply.update(resource, current, after, writer, self.timestamp())
         if after == current:
             return before
-        if part is Part.MAIN and resource.counts_generations and admission.intent(after) != admission.intent(current):
+        is_intent_changed = admission.intent(resource, after) != admission.intent(resource, current)
+        if part is Part.MAIN and resource.counts_generations and is_intent_changed:
             after["metadata"]["generation"] += 1
         if after["metadata"].get("deletionTimestamp") and not after["metadata"].get("finalizers"):
             # Watches report the last stored object; the response has the one with this write's changes.
             self._commit(resource, before, current, deleted=True, dry_run=dry_run)
             return record_of(after, before.version)
         return self._commit(resource, before, after, dry_run=dry_run)
+
+    def apply(
+        self,
+        resource: Resource,
+        name: str,
+        document: Document,
+        *,
+        namespace: str = "",
+        part: Part = Part.MAIN,
+        strict: bool = False,
+        dry_run: bool = False,
+        manager: str,
+        force: bool = False,
+    ) -> tuple[Record, bool]:
+        """Apply a configuration on the server's side; return the object and whether it was created."""
+        wanted = admission.enveloped(resource, document, namespace)
+        if wanted["metadata"].setdefault("name", name) != name:
+            raise refusals.bad_request(f"the name of the object does not match the name on the URL ({name})")
+        if wanted["metadata"].get("managedFields"):
+            raise refusals.bad_request("metadata.managedFields must be nil")
+        resource.prepare(wanted)
+        writer = Writer(name=manager, operation=APPLY, subresource="status" if part is Part.STATUS else "")
+        if part is Part.MAIN and self._collections[resource].get(name, namespace) is None:
+            created = self.create(resource, wanted, namespace=namespace, strict=strict, dry_run=dry_run, writer=writer)
+            return created, True
+
+        def change(live: Document) -> Document:
+            now = self.timestamp()
+            return server_side_apply.apply(resource, live, wanted, writer, part=part, force=force, now=now)
+
+        applied = self.modify(
+            resource, name, change, namespace=namespace, part=part, strict=strict, dry_run=dry_run, writer=writer
+        )
+        return applied, False
 
     def replace(
         self,
@@ -138,6 +219,7 @@ class Store:
         part: Part = Part.MAIN,
         strict: bool = False,
         dry_run: bool = False,
+        writer: Writer | None = None,
     ) -> Record:
         """Replace an object, as PUT does."""
         given = document.get("metadata")
@@ -149,7 +231,14 @@ class Store:
             )
             raise refusals.invalid(resource, name, [cause], kind=resource.plural)
         return self.modify(
-            resource, name, lambda _: document, namespace=namespace, part=part, strict=strict, dry_run=dry_run
+            resource,
+            name,
+            lambda _: document,
+            namespace=namespace,
+            part=part,
+            strict=strict,
+            dry_run=dry_run,
+            writer=writer,
         )
 
     def delete(
@@ -159,6 +248,7 @@ class Store:
         *,
         namespace: str = "",
         preconditions: Preconditions | None = None,
+        propagation: str = "",
         dry_run: bool = False,
     ) -> tuple[Record, bool]:
         """Delete an object; return it and whether it is removed. Finalizers keep it, marked, until they are removed."""
@@ -167,17 +257,42 @@ class Store:
             admission.check_preconditions(preconditions, resource, before)
         document = before.document()
         marked = document["metadata"]
-        if not marked.get("finalizers"):
-            if resource is NAMESPACES and not dry_run:
-                self._empty(name)
-            return self._commit(resource, before, document, deleted=True, dry_run=dry_run), True
         if marked.get("deletionTimestamp"):
             return before, False
+        if propagation in FINALIZERS:
+            marked["finalizers"] = [*marked.get("finalizers", ()), FINALIZERS[propagation]]
+        if not marked.get("finalizers") and not (resource == NAMESPACES and self._contents(name)):
+            return self._commit(resource, before, document, deleted=True, dry_run=dry_run), True
         marked["deletionTimestamp"] = self.timestamp()
         marked["deletionGracePeriodSeconds"] = 0
         if resource.counts_generations:
             marked["generation"] += 1
-        return self._commit(resource, before, document, dry_run=dry_run), False
+        if resource == NAMESPACES:
+            document["status"] = {"phase": "Terminating"}
+        record = self._commit(resource, before, document, dry_run=dry_run)
+        if resource == NAMESPACES and not dry_run:
+            for each, inside in self._contents(name):
+                self.discard(each, inside.key)
+        return record, False
+
+    # Writes of controllers
+
+    def discard(self, resource: Resource, key: str, *, propagation: str = "") -> None:
+        """Delete an object if it exists."""
+        if record := self.find(resource, key):
+            self.delete(resource, record.name, namespace=record.namespace, propagation=propagation)
+
+    def edit_metadata(self, resource: Resource, key: str, changes: Document) -> None:
+        """Replace fields of an object's metadata."""
+        self._edit(resource, key, lambda it: it | {"metadata": it["metadata"] | changes}, Part.MAIN)
+
+    def edit_status(self, resource: Resource, key: str, status: Document) -> None:
+        """Replace an object's status."""
+        self._edit(resource, key, lambda it: it | {"status": status}, Part.STATUS)
+
+    def _edit(self, resource: Resource, key: str, change: Change, part: Part) -> None:
+        namespace, _, name = key.rpartition("/")
+        self.modify(resource, name, change, namespace=namespace, part=part)
 
     def load(self, resource: Resource, documents: Iterable[Document]) -> list[Record]:
         """Create many objects with their status, without validation."""
@@ -256,17 +371,44 @@ class Store:
         event = Event(version=self.version, before=before, record=record, deleted=deleted)
         self._collections[resource].apply(event)
         self._announce()
+        self._follow(resource, event)
         return record
+
+    def _follow(self, resource: Resource, event: Event) -> None:
+        """Call the controllers, for the writes that they make as well."""
+        if self._unfollowed is not None:
+            self._unfollowed.append((resource, event))
+            return
+        self._unfollowed = [(resource, event)]
+        try:
+            for written, its_event in self._unfollowed:  # grows while they write
+                self._finish_namespace(written, its_event)
+                for controller in self._controllers:
+                    controller.after(written, its_event)
+        finally:
+            self._unfollowed = None
 
     def _announce(self) -> None:
         for listener in self._listeners:
             listener()
 
-    def _empty(self, namespace: str) -> None:
-        for collection in self._collections.values():
-            if collection.resource.namespaced:
-                for record in [each for each in collection if each.namespace == namespace]:
-                    self.delete(collection.resource, record.name, namespace=namespace)
+    def _contents(self, namespace: str) -> list[tuple[Resource, Record]]:
+        namespaced = [each for each in self._collections.values() if each.resource.namespaced]
+        return [(each.resource, record) for each in namespaced for record in each if record.namespace == namespace]
+
+    def _check_namespace(self, resource: Resource, name: str, namespace: str) -> None:
+        if "deletionTimestamp" in self.read(NAMESPACES, namespace)["metadata"]:
+            raise refusals.namespace_terminating(resource, name, namespace)
+
+    def _finish_namespace(self, resource: Resource, event: Event) -> None:
+        """Remove a terminating namespace whose last object was removed."""
+        namespace = event.record.namespace
+        if not event.deleted or not namespace or self._contents(namespace):
+            return
+        before = self.get(NAMESPACES, namespace)
+        document = before.document()
+        if "deletionTimestamp" in document["metadata"] and not document["metadata"].get("finalizers"):
+            self._commit(NAMESPACES, before, document, deleted=True, dry_run=False)
 
     def timestamp(self) -> str:
         return self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -81,7 +81,7 @@ def _cell(column: Column, document: Document, clock: Callable[[], datetime]) -> 
         value = value.get(step) if isinstance(value, dict) else None
     if column.type == "date":
         return _age(value, clock()) if isinstance(value, str) else "<unknown>"
-    if column.type == "integer":
+    if column.counts:
         return len(value) if isinstance(value, dict) else 0
     return value
 

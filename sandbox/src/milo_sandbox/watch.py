@@ -55,6 +55,7 @@ class Watch:
         self, store: Store, resource: Resource, options: WatchOptions, *, rendering: Rendering, pace: Pace, now: float
     ) -> None:
         self._store = store
+        self._collection = store[resource]
         self.resource = resource
         self._options = options
         self._rendering = rendering
@@ -96,8 +97,9 @@ class Watch:
             return failure
         if self._initial is not None and (told := self._more_initial(self._initial)):
             return told
+        self._follow_definition()
         try:
-            events = self._store[self.resource].history.following(self._cursor)
+            events = self._collection.history.following(self._cursor)
         except CompactedError as error:
             return self._fail(refusals.gone(str(error)))
         if events:
@@ -113,7 +115,7 @@ class Watch:
         if not self._options.initial_events:
             try:
                 # A future version is not an error: the watch is silent until then.
-                self._store[self.resource].history.since(version or current)
+                self._collection.history.since(version or current)
             except CompactedError as error:
                 return self._fail(refusals.gone(str(error)))
             self._cursor = version or current
@@ -124,12 +126,17 @@ class Watch:
         else:
             self._cursor = current
             self._initial = iter(
-                self._store[self.resource]
-                .page(version=current, current=current, selector=self._options.selector)
-                .records
+                self._collection.page(version=current, current=current, selector=self._options.selector).records
             )
         self._opened = True
         return None
+
+    def _follow_definition(self) -> None:
+        """End when the resource's definition was changed or deleted."""
+        if self.resource in self._store:
+            self._collection = self._store[self.resource]
+        if self.resource not in self._store or self._collection.resource is not self.resource:
+            self.end(last_bookmark=False)
 
     def _more_initial(self, records: Iterator[Record]) -> bytes:
         chunk = b"".join(self._rendering.initial(record) for record in islice(records, _CHUNK))

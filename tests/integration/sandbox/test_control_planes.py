@@ -18,7 +18,7 @@ async def test_control_plane_serves_health_and_discovery(client: Client, sandbox
     assert (await client.get(behind("alpha", "/version"))).json["gitVersion"]
     assert (await client.get(behind("alpha", "/api"))).json["versions"] == ["v1"]
     resources = (await client.get(behind("alpha", "/api/v1"))).json["resources"]
-    assert {each["name"] for each in resources} == {"namespaces", "configmaps"}
+    assert {each["name"] for each in resources} == {"namespaces", "configmaps", "secrets", "serviceaccounts"}
     assert (await client.get(behind("alpha", "/api/v1/namespaces"))).names == ["default", "kube-system"]
 
 

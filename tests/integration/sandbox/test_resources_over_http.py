@@ -86,10 +86,10 @@ async def test_patch_types_are_supported(client: Client, sandbox: Sandbox) -> No
         "PATCH", f"{PROJECTS}/alpha", operations, headers={"Content-Type": "application/json-patch+json"}
     )
     assert patched.json["metadata"]["labels"] == {"a": "b"}
-    for kind in ("application/strategic-merge-patch+json", "application/apply-patch+yaml"):
-        refused = await client.call("PATCH", f"{PROJECTS}/alpha", {}, headers={"Content-Type": kind})
-        assert reason(refused) == (415, "UnsupportedMediaType")
-        assert "application/merge-patch+json" in refused.json["message"]
+    kind = "application/strategic-merge-patch+json"
+    refused = await client.call("PATCH", f"{PROJECTS}/alpha", {}, headers={"Content-Type": kind})
+    assert reason(refused) == (415, "UnsupportedMediaType")
+    assert "application/merge-patch+json" in refused.json["message"]
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"x"', b"[" * 100_000])

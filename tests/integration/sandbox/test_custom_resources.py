@@ -1,0 +1,201 @@
+"""Kinds that a CustomResourceDefinition adds to a project's control plane."""
+
+import pytest
+
+from milo_sandbox import Sandbox
+from tests.integration.sandbox.client import Client
+from tests.integration.sandbox.widgets import (
+    CONDITION,
+    CONFIG_MAPS,
+    DEFINITIONS,
+    WIDGETS,
+    behind,
+    create,
+    define,
+    definition,
+    widget,
+)
+
+
+@pytest.fixture(autouse=True)
+def project(sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+
+
+async def test_custom_resource_is_not_found_before_its_definition(client: Client) -> None:
+    missing = await client.get(behind(WIDGETS))
+    assert (missing.status, missing.body) == (404, b"404 page not found\n")
+    assert (await client.get(behind("/apis/example.com/v1"))).status == 404
+
+
+async def test_definition_is_established_and_discovered(client: Client, sandbox: Sandbox) -> None:
+    assert (await define(client)).status == 201
+    defined = (await client.get(behind(f"{DEFINITIONS}/widgets.example.com"))).json
+    assert {each["type"]: each["status"] for each in defined["status"]["conditions"]} == {
+        "NamesAccepted": "True",
+        "Established": "True",
+    }
+    groups = (await client.get(behind("/apis"))).json["groups"]
+    assert "example.com" in {each["name"] for each in groups}
+    resources = (await client.get(behind("/apis/example.com/v1"))).json["resources"]
+    assert [(each["name"], each["namespaced"]) for each in resources] == [("widgets", True), ("widgets/status", True)]
+    assert (await client.get(behind(WIDGETS))).json["kind"] == "WidgetList"
+    sandbox.projects.create("beta")
+    assert (await client.get(behind(WIDGETS, "beta"))).status == 404
+
+
+async def test_custom_object_has_defaults_generation_and_a_status_of_its_own(client: Client) -> None:
+    await define(client)
+    created = await create(client, WIDGETS, widget() | {"status": {"note": "ignored"}, "unknown": 1})
+    assert created["spec"] == {"size": 1, "color": "blue"}
+    assert created["metadata"]["generation"] == 1
+    assert not created.keys() & {"status", "unknown"}
+    one = behind(f"{WIDGETS}/one")
+    status = await client.call("PATCH", f"{one}/status", {"status": {"note": "seen"}, "spec": {"size": 9}})
+    assert (status.json["status"], status.json["spec"]["size"]) == ({"note": "seen"}, 1)
+    assert status.json["metadata"]["generation"] == 1
+    changed = await client.call("PATCH", one, {"status": {"note": "ignored"}, "spec": {"size": 2}})
+    assert (changed.json["status"]["note"], changed.json["metadata"]["generation"]) == ("seen", 2)
+
+
+async def test_custom_object_without_status_subresource_stores_its_status(client: Client) -> None:
+    await define(client, subresources={})
+    created = await create(client, WIDGETS, widget() | {"status": {"note": "kept"}})
+    assert created["status"] == {"note": "kept"}
+    changed = await client.call("PATCH", behind(f"{WIDGETS}/one"), {"status": {"note": "new"}})
+    assert (changed.json["status"]["note"], changed.json["metadata"]["generation"]) == ("new", 2)
+    assert (await client.get(behind(f"{WIDGETS}/one/status"))).status == 404
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        ({}, "spec.size"),
+        ({"size": 0}, "spec.size"),
+        ({"size": 10}, "spec.size"),
+        ({"size": "1"}, "spec.size"),
+        ({"size": 1, "port": True}, "spec.port"),
+        ({"size": 1, "tags": ["a", "b", "c", "d"]}, "spec.tags"),
+    ],
+)
+async def test_custom_object_is_validated(client: Client, spec: dict[str, object], field: str) -> None:
+    await define(client)
+    refused = await client.call("POST", behind(WIDGETS), widget() | {"spec": spec})
+    assert (refused.status, refused.json["details"]["causes"][0]["field"]) == (422, field)
+
+
+async def test_custom_object_keeps_unknown_fields_where_its_schema_says_so(client: Client) -> None:
+    await define(client)
+    created = await create(client, WIDGETS, widget(spec={"size": 1, "port": "http", "free": {"a": {"b": [1]}}}))
+    assert (created["spec"]["free"], created["spec"]["port"]) == ({"a": {"b": [1]}}, "http")
+
+
+async def test_watch_follows_custom_objects(client: Client) -> None:
+    await define(client)
+    async with client.watch(behind("/apis/example.com/v1/widgets"), labelSelector="a=b") as stream:
+        await create(client, WIDGETS, widget("one", labels={"a": "b"}))
+        await create(client, WIDGETS, widget("two"))
+        await client.call("DELETE", behind(f"{WIDGETS}/one"))
+        assert await stream.take(2) == [("ADDED", "one"), ("DELETED", "one")]
+
+
+async def test_finalizer_keeps_a_custom_object(client: Client) -> None:
+    await define(client)
+    await create(client, WIDGETS, widget(finalizers=["example.com/hold"]))
+    one = behind(f"{WIDGETS}/one")
+    assert (await client.call("DELETE", one)).json["metadata"]["deletionTimestamp"]
+    assert (await client.get(one)).status == 200
+    await client.call("PATCH", one, {"metadata": {"finalizers": None}})
+    assert (await client.get(one)).status == 404
+
+
+async def test_deleted_definition_deletes_its_objects_and_ends_their_watches(client: Client) -> None:
+    await define(client)
+    await create(client, WIDGETS, widget("held", finalizers=["example.com/hold"]))
+    await create(client, WIDGETS, widget("one"))
+    version = (await client.get(behind(WIDGETS))).version
+    async with client.watch(behind(WIDGETS), resourceVersion=version) as stream:
+        await client.call("DELETE", behind(f"{DEFINITIONS}/widgets.example.com"))
+        assert sorted(await stream.take(2)) == [("DELETED", "one"), ("MODIFIED", "held")]
+        terminating = await client.get(behind(f"{DEFINITIONS}/widgets.example.com"))
+        assert terminating.json["metadata"]["deletionTimestamp"]
+        await client.call("PATCH", behind(f"{WIDGETS}/held"), {"metadata": {"finalizers": None}})
+        assert [line["type"] for line in await stream.rest()] == ["DELETED"]
+    assert (await client.get(behind(f"{DEFINITIONS}/widgets.example.com"))).status == 404
+    assert (await client.get(behind(WIDGETS))).status == 404
+
+
+async def test_changed_definition_ends_watches_and_validates_by_the_new_schema(client: Client) -> None:
+    await define(client)
+    await create(client, WIDGETS, widget())
+    version = (await client.get(behind(WIDGETS))).version
+    changed = definition()
+    changed["spec"]["versions"][0]["schema"] = {"openAPIV3Schema": {"type": "object"}}
+    async with client.watch(behind(WIDGETS), resourceVersion=version) as stream:
+        patched = await client.call("PATCH", behind(f"{DEFINITIONS}/widgets.example.com"), {"spec": changed["spec"]})
+        assert patched.status == 200
+        assert await stream.rest() == []
+    async with client.watch(behind(WIDGETS), resourceVersion=version) as stream:
+        assert (await stream.next())["object"]["code"] == 410
+    assert (await client.get(behind(WIDGETS))).names == ["one"]
+    assert "spec" not in await create(client, WIDGETS, widget("two"))
+
+
+async def test_invalid_definition_is_refused(client: Client) -> None:
+    wrong = definition() | {"metadata": {"name": "gadgets.example.com"}}
+    refused = await client.call("POST", behind(DEFINITIONS), wrong)
+    assert (refused.status, refused.json["details"]["causes"][0]["field"]) == (422, "metadata.name")
+    refused = await client.call("POST", behind(DEFINITIONS), definition(storage=False))
+    assert (refused.status, refused.json["details"]["causes"][0]["field"]) == (422, "spec.versions")
+    refused = await client.call("POST", behind(DEFINITIONS), definition(schema={}))
+    assert refused.json["details"]["causes"][0]["field"] == "spec.versions[0].schema.openAPIV3Schema"
+
+
+async def test_table_has_the_columns_of_the_definition(client: Client) -> None:
+    await define(client)
+    await create(client, WIDGETS, widget(spec={"size": 7}))
+    accept = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+    table = (await client.get(behind(WIDGETS), headers=accept)).json
+    assert [each["name"] for each in table["columnDefinitions"]] == ["Name", "Size"]
+    assert table["rows"][0]["cells"] == ["one", 7]
+
+
+async def test_terminating_namespace_waits_for_its_objects(client: Client) -> None:
+    await create(client, "/api/v1/namespaces", {"metadata": {"name": "team"}})
+    inside = CONFIG_MAPS.replace("default", "team")
+    await create(client, inside, {"metadata": {"name": "held", "finalizers": ["example.com/hold"]}})
+    await create(client, inside, {"metadata": {"name": "free"}})
+    deleted = await client.call("DELETE", behind("/api/v1/namespaces/team"))
+    assert deleted.json["status"] == {"phase": "Terminating"}
+    assert (await client.get(behind(inside))).names == ["held"]
+    refused = await client.call("POST", behind(inside), {"metadata": {"name": "new"}})
+    assert (refused.status, refused.json["details"]["causes"][0]["reason"]) == (403, "NamespaceTerminating")
+    await client.call("PATCH", behind(f"{inside}/held"), {"metadata": {"finalizers": None}})
+    assert (await client.get(behind("/api/v1/namespaces/team"))).status == 404
+
+
+async def test_secret_encodes_its_string_data(client: Client) -> None:
+    path = "/api/v1/namespaces/default/secrets"
+    created = await create(client, path, {"metadata": {"name": "one"}, "stringData": {"key": "value"}})
+    assert (created["data"], created["type"], "stringData" in created) == ({"key": "dmFsdWU="}, "Opaque", False)
+
+
+@pytest.mark.parametrize("path", ["/apis/events.k8s.io/v1/namespaces/default/events"])
+async def test_event_is_stored(client: Client, path: str) -> None:
+    event = {"metadata": {"name": "one.1"}, "reason": "Greeted", "regarding": {"kind": "Widget", "name": "one"}}
+    assert (await create(client, path, event))["reason"] == "Greeted"
+
+
+async def test_lease_is_updated_at_its_version_only(client: Client) -> None:
+    path = "/apis/coordination.k8s.io/v1/namespaces/default/leases"
+    created = await create(client, path, {"metadata": {"name": "leader"}, "spec": {"holderIdentity": "a"}})
+    taken = created | {"spec": {"holderIdentity": "b", "leaseDurationSeconds": 15}}
+    assert (await client.call("PUT", behind(f"{path}/leader"), taken)).status == 200
+    assert (await client.call("PUT", behind(f"{path}/leader"), taken)).status == 409
+
+
+async def test_status_condition_is_stored(client: Client) -> None:
+    await define(client)
+    await create(client, WIDGETS, widget())
+    patched = await client.call("PATCH", behind(f"{WIDGETS}/one/status"), {"status": {"conditions": [CONDITION]}})
+    assert patched.json["status"]["conditions"] == [CONDITION]

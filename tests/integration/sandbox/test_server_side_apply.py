@@ -1,0 +1,124 @@
+"""Server-side apply, and the owners of fields."""
+
+from typing import Any
+
+import pytest
+
+from milo_sandbox import Sandbox
+from tests.integration.sandbox.client import Answer, Client
+from tests.integration.sandbox.widgets import CONDITION, CONFIG_MAPS, WIDGETS, behind, define, widget
+
+ONE = f"{CONFIG_MAPS}/one"
+
+
+@pytest.fixture(autouse=True)
+def project(sandbox: Sandbox) -> None:
+    sandbox.projects.create("alpha")
+
+
+async def apply(client: Client, path: str, document: dict[str, Any], manager: str = "first", **query: str) -> Answer:
+    headers = {"Content-Type": "application/apply-patch+yaml"}
+    given = {"fieldManager": manager, **query} if manager else query
+    return await client.call("PATCH", behind(path), document, headers=headers, **given)
+
+
+def config_map(**data: str) -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one"}, "data": data}
+
+
+def owners(answer: Answer) -> dict[tuple[str, str], Any]:
+    return {(each["manager"], each["operation"]): each["fieldsV1"] for each in answer.json["metadata"]["managedFields"]}
+
+
+async def test_apply_creates_then_changes_only_what_it_names(client: Client) -> None:
+    created = await apply(client, ONE, config_map(a="1", b="2"))
+    assert (created.status, created.json["data"]) == (201, {"a": "1", "b": "2"})
+    assert owners(created) == {("first", "Apply"): {"f:data": {"f:a": {}, "f:b": {}}}}
+    await client.call("PATCH", behind(ONE), {"data": {"c": "3"}}, fieldManager="editor")
+    applied = await apply(client, ONE, config_map(a="new"))
+    assert (applied.status, applied.json["data"]) == (200, {"a": "new", "c": "3"})
+    assert owners(applied)["editor", "Update"] == {"f:data": {"f:c": {}}}
+
+
+async def test_apply_without_a_difference_is_no_write(client: Client) -> None:
+    first = await apply(client, ONE, config_map(a="1"))
+    again = await apply(client, ONE, config_map(a="1"))
+    assert again.json == first.json
+
+
+async def test_apply_conflicts_with_another_manager_unless_forced(client: Client) -> None:
+    await apply(client, ONE, config_map(a="1"))
+    refused = await apply(client, ONE, config_map(a="2"), "second")
+    (cause,) = refused.json["details"]["causes"]
+    assert (refused.status, refused.json["reason"]) == (409, "Conflict")
+    assert (cause["reason"], cause["field"]) == ("FieldManagerConflict", ".data.a")
+    forced = await apply(client, ONE, config_map(a="2"), "second", force="true")
+    assert (forced.json["data"], owners(forced)) == ({"a": "2"}, {("second", "Apply"): {"f:data": {"f:a": {}}}})
+
+
+async def test_field_of_two_managers_stays_until_both_drop_it(client: Client) -> None:
+    await apply(client, ONE, config_map(a="1", b="2"))
+    await apply(client, ONE, config_map(a="1"), "second")
+    assert (await apply(client, ONE, config_map(b="2"))).json["data"] == {"a": "1", "b": "2"}
+    assert (await apply(client, ONE, config_map(), "second")).json["data"] == {"b": "2"}
+
+
+async def test_update_takes_over_the_fields_that_it_changes(client: Client) -> None:
+    await apply(client, ONE, config_map(a="1", b="2"))
+    await client.call("PATCH", behind(ONE), {"data": {"a": "edited"}}, fieldManager="editor")
+    found = await client.get(behind(ONE))
+    assert owners(found) == {
+        ("first", "Apply"): {"f:data": {"f:b": {}}},
+        ("editor", "Update"): {"f:data": {"f:a": {}}},
+    }
+    assert (await apply(client, ONE, config_map(a="1", b="2"))).status == 409
+
+
+async def test_apply_merges_lists_by_their_type(client: Client) -> None:
+    await define(client)
+    path = f"{WIDGETS}/one"
+    await apply(client, path, widget(spec={"size": 1, "tags": ["a"]}, labels={"x": "1"}))
+    second = {key: value for key, value in widget(labels={"y": "2"}).items() if key != "spec"}
+    merged = await apply(client, path, second | {"spec": {"size": 1, "tags": ["b"]}}, "second")
+    assert merged.json["spec"]["tags"] == ["a", "b"]
+    assert merged.json["metadata"]["labels"] == {"x": "1", "y": "2"}
+    for manager, kind in (("first", "Ready"), ("second", "Synced")):
+        status = {"conditions": [{"type": kind, "status": "True"}]}
+        applied = await apply(client, f"{path}/status", widget() | {"status": status}, manager)
+    assert [each["type"] for each in applied.json["status"]["conditions"]] == ["Ready", "Synced"]
+    dropped = await apply(client, f"{path}/status", widget() | {"status": {}}, "first")
+    assert [each["type"] for each in dropped.json["status"]["conditions"]] == ["Synced"]
+    assert dropped.json["spec"]["tags"] == ["a", "b"]
+
+
+async def test_apply_of_owner_references_and_finalizers_keeps_those_of_others(client: Client) -> None:
+    await client.call("POST", behind(CONFIG_MAPS), {"metadata": {"name": "one", "finalizers": ["example.com/a"]}})
+    document = config_map()
+    document["metadata"]["finalizers"] = ["example.com/b"]
+    assert (await apply(client, ONE, document)).json["metadata"]["finalizers"] == ["example.com/a", "example.com/b"]
+    assert (await apply(client, ONE, config_map())).json["metadata"]["finalizers"] == ["example.com/a"]
+
+
+async def test_apply_of_an_entry_keeps_the_fields_of_its_other_owners(client: Client) -> None:
+    await define(client)
+    path = f"{WIDGETS}/one/status"
+    assert (await apply(client, path, widget() | {"status": {}})).status == 404
+    await apply(client, f"{WIDGETS}/one", widget())
+    await client.call("PATCH", behind(path), {"status": {"conditions": [CONDITION]}}, fieldManager="editor")
+    await apply(client, path, widget() | {"status": {"conditions": [{"type": "Ready"}]}})
+    dropped = await apply(client, path, widget() | {"status": {"conditions": []}})
+    assert dropped.json["status"]["conditions"] == [CONDITION]
+
+
+async def test_apply_needs_a_manager_and_a_matching_version(client: Client) -> None:
+    assert (await apply(client, ONE, config_map(), "")).json["details"]["causes"][0]["field"] == "fieldManager"
+    created = await apply(client, ONE, config_map(a="1"))
+    stale = config_map(a="2")
+    stale["metadata"]["resourceVersion"] = "1"
+    assert created.json["metadata"]["resourceVersion"] != "1"
+    assert (await apply(client, ONE, stale)).status == 409
+
+
+async def test_apply_dry_run_changes_nothing(client: Client) -> None:
+    assert (await apply(client, ONE, config_map(a="1"), dryRun="All")).status == 201
+    assert (await client.get(behind(ONE))).status == 404
