@@ -1,0 +1,125 @@
+"""A lock on a Kubernetes Lease, as a state machine. Pure: the caller makes the requests, and passes the time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+_RELEASED_DURATION_S = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTiming:
+    """The periods of a lock, in seconds. The defaults are those of client-go."""
+
+    lease_duration: float = 15.0
+    """Time without a renewal after which another candidate takes the lock."""
+    renew_deadline: float = 10.0
+    """Time without a renewal after which the holder stops its work."""
+    retry_period: float = 2.0
+    """Time between two attempts."""
+
+    def __post_init__(self) -> None:
+        if self.lease_duration < 1:
+            raise ValueError(
+                f"lease_duration is {self.lease_duration:g} s; a Lease counts whole seconds: use 1 or more"
+            )
+        if not 0 < self.retry_period < self.renew_deadline < self.lease_duration:
+            raise ValueError(
+                f"retry_period ({self.retry_period:g} s) must be less than renew_deadline ({self.renew_deadline:g} s), "
+                f"and that less than lease_duration ({self.lease_duration:g} s): the holder has the difference of the "
+                "last two to stop its work"
+            )
+
+
+class LeaseLock:
+    """One candidate's view of a Lease.
+
+    A candidate never compares clocks with another: a lock is free when its Lease was seen unchanged for its duration.
+    """
+
+    def __init__(self, identity: str, timing: LeaseTiming) -> None:
+        if not identity:
+            raise ValueError("the identity is empty; use a name that no other candidate has, such as the pod's name")
+        self._identity = identity
+        self._timing = timing
+        self._seen: Mapping[str, Any] | None = None
+        self._seen_at = 0.0
+        self._renewed_at: float | None = None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether this candidate wrote the last version that it knows."""
+        return self._renewed_at is not None
+
+    @property
+    def holder(self) -> str:
+        """The holder's identity as last seen, or an empty string."""
+        return str(_spec(self._seen).get("holderIdentity") or "")
+
+    @property
+    def lease(self) -> Mapping[str, Any] | None:
+        """The Lease as last seen."""
+        return self._seen
+
+    def stops_at(self) -> float:
+        """Return when the holder has to stop without another renewal."""
+        assert self._renewed_at is not None, "the lock is not held"
+        return self._renewed_at + self._timing.renew_deadline
+
+    def observe(self, lease: Mapping[str, Any] | None, now: float) -> None:
+        """Take in the Lease as it was read; None if there is none."""
+        if _version(lease) != _version(self._seen) or lease is None:
+            self._seen_at = now
+        self._seen = lease
+        if self.holder != self._identity:
+            self._renewed_at = None
+
+    def claim(self, now: float, wall_clock: datetime) -> dict[str, Any] | None:
+        """Return the spec to write in order to take or keep the lock, or None while another candidate holds it."""
+        spec = _spec(self._seen)
+        is_own = self.holder == self._identity
+        if self.holder and not is_own:
+            duration = spec.get("leaseDurationSeconds") or self._timing.lease_duration
+            if now < self._seen_at + duration:
+                return None
+        time = _micro_time(wall_clock)
+        transitions = int(spec.get("leaseTransitions") or 0)
+        return {
+            **spec,
+            "holderIdentity": self._identity,
+            "leaseDurationSeconds": int(self._timing.lease_duration),
+            "acquireTime": spec.get("acquireTime", time) if is_own else time,
+            "renewTime": time,
+            "leaseTransitions": transitions if is_own or not self._seen else transitions + 1,
+        }
+
+    def written(self, lease: Mapping[str, Any], began_at: float) -> None:
+        """Record a successful write, with the time before its request: the server may have stored it right then."""
+        self._seen = lease
+        self._seen_at = began_at
+        self._renewed_at = began_at
+
+    def release(self, wall_clock: datetime) -> dict[str, Any] | None:
+        """Return the spec to write so that another candidate need not wait; None if the lock is not held."""
+        if self._renewed_at is None:
+            return None
+        self._renewed_at = None
+        time = _micro_time(wall_clock)
+        released = {"holderIdentity": "", "leaseDurationSeconds": _RELEASED_DURATION_S, "renewTime": time}
+        return {**_spec(self._seen), **released}
+
+
+def _spec(lease: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    return (lease or {}).get("spec") or {}
+
+
+def _version(lease: Mapping[str, Any] | None) -> tuple[str, str] | None:
+    metadata = None if lease is None else lease["metadata"]
+    return metadata and (metadata["uid"], metadata["resourceVersion"])
+
+
+def _micro_time(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

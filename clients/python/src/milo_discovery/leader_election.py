@@ -1,0 +1,214 @@
+"""Leader election between the replicas of an operator, on a Lease in the operator's own cluster.
+
+async with ApiClient() as api:  # of kubernetes.aio
+    await LeaderElection(api, "greeter", namespace="operators").run(controllers.run)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from uuid import uuid4
+
+import aiohttp
+
+from milo_discovery._lease_lock import LeaseLock, LeaseTiming
+from milo_discovery.errors import DiscoveryError
+
+if TYPE_CHECKING:
+    from kubernetes.aio.client import ApiClient
+
+__all__ = ["LeaderElection", "LeadershipLost", "LeaseTiming"]
+
+log = logging.getLogger("milo_discovery.leader_election")
+
+ResultT = TypeVar("ResultT")
+
+_OK: Final = 200
+_CREATED: Final = 201
+_NOT_FOUND: Final = 404
+_CONFLICT: Final = 409
+
+
+class LeadershipLost(Exception):  # noqa: N818  (named like the errors of this package)
+    """The lease could not be renewed in time, so the work was cancelled. End the process, or run the election again."""
+
+
+class _AttemptError(Exception):
+    """A request to the API server failed; the next attempt may succeed."""
+
+
+class LeaderElection:
+    """Runs work on one replica at a time.
+
+    The holder stops before another candidate can take the lock, also while the API server does not answer.
+    """
+
+    def __init__(
+        self,
+        api: ApiClient,
+        name: str,
+        *,
+        namespace: str,
+        identity: str | None = None,
+        timing: LeaseTiming = LeaseTiming(),  # noqa: B008  (immutable)
+    ) -> None:
+        """`name` is the Lease's; candidates of one operator share it. `identity` is by default made from the host."""
+        self._api = api
+        self._collection = f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases"
+        self._name = name
+        self._namespace = namespace
+        self.identity = identity or f"{socket.gethostname()}_{os.getpid()}_{uuid4().hex[:8]}"
+        self._timing = timing
+        self._lock = LeaseLock(self.identity, timing)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this replica holds the lock."""
+        return self._lock.is_held
+
+    @property
+    def leader(self) -> str:
+        """The holder's identity as last seen, or an empty string."""
+        return self._lock.holder
+
+    async def run(self, work: Callable[[], Awaitable[ResultT]]) -> ResultT:
+        """Wait for the lock, run the work while it is held, and release it.
+
+        Returns or raises what the work does. Raises LeadershipLost after the cancelled work has ended, if the lock is
+        not renewed in time or another replica holds it.
+        """
+        await self._acquire()
+        log.info("leading: lease %s/%s is held by %s", self._namespace, self._name, self.identity)
+        working = asyncio.ensure_future(_awaited(work()))
+        renewing = asyncio.create_task(self._renew_until_lost(), name="milo-discovery lease")
+        try:
+            await asyncio.wait([working, renewing], return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                return working.result()
+            if await _ended(working):
+                raise asyncio.CancelledError
+            raise LeadershipLost(
+                f"lease {self._namespace}/{self._name} is no longer held by {self.identity}; "
+                f"holder: {self._lock.holder or 'none'}"
+            )
+        finally:
+            # In this order: the lock is released when nothing works any more.
+            if not working.done():
+                await _ended(working)
+            await _ended(renewing)
+            await self._release()
+
+    async def _acquire(self) -> None:
+        last_holder = None
+        while not await self._attempt(self._timing.renew_deadline):
+            if self._lock.holder != last_holder:
+                last_holder = self._lock.holder
+                log.info("waiting: lease %s/%s is held by %s", self._namespace, self._name, last_holder or "none")
+            await asyncio.sleep(self._timing.retry_period)
+
+    async def _renew_until_lost(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(min(self._timing.retry_period, max(0.0, self._lock.stops_at() - clock())))
+            stops_at = self._lock.stops_at()
+            await self._attempt(stops_at - clock())
+            if not self._lock.is_held or clock() >= self._lock.stops_at():
+                return
+
+    async def _attempt(self, limit_s: float) -> bool:
+        """Try to take or keep the lock; return whether this attempt did."""
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._take_or_keep()
+        except (_AttemptError, aiohttp.ClientError, OSError, TimeoutError, DiscoveryError) as error:
+            log.warning(
+                "lease %s/%s: request failed: %s", self._namespace, self._name, str(error) or type(error).__name__
+            )
+            return False
+
+    async def _take_or_keep(self) -> bool:
+        clock = asyncio.get_running_loop().time
+        if not self._lock.is_held:
+            await self._read()
+        began_at = clock()
+        spec = self._lock.claim(began_at, datetime.now(UTC))
+        if spec is None:
+            return False
+        written = await self._write(spec)
+        if written is None:
+            await self._read()  # another candidate wrote first
+            return False
+        self._lock.written(written, began_at)
+        return True
+
+    async def _read(self) -> None:
+        status, lease = await self._request("GET", f"{self._collection}/{self._name}")
+        if status not in {_OK, _NOT_FOUND}:
+            raise _AttemptError(_reason(status, lease))
+        self._lock.observe(lease if status == _OK else None, asyncio.get_running_loop().time())
+
+    async def _write(self, spec: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Create or replace the Lease; return None if another candidate did."""
+        lease = self._lock.lease
+        metadata = {"name": self._name} if lease is None else lease["metadata"]
+        body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
+        if lease is None:
+            status, written = await self._request("POST", self._collection, body)
+        else:
+            status, written = await self._request("PUT", f"{self._collection}/{self._name}", body)
+        if status in {_OK, _CREATED}:
+            return written
+        if status in {_CONFLICT, _NOT_FOUND}:
+            return None
+        raise _AttemptError(_reason(status, written))
+
+    async def _release(self) -> None:
+        spec = self._lock.release(datetime.now(UTC))
+        if spec is None:
+            return
+        # A failure only delays the next holder.
+        with suppress(_AttemptError, aiohttp.ClientError, OSError, TimeoutError, DiscoveryError):
+            async with asyncio.timeout(self._timing.retry_period):
+                await self._write(spec)
+
+    async def _request(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, Any]]:
+        headers = {"Accept": "application/json"} | ({} if body is None else {"Content-Type": "application/json"})
+        request = await self._api.param_serialize(
+            method=method, resource_path=path, header_params=headers, body=body, auth_settings=["BearerToken"]
+        )
+        response = await self._api.call_api(*request)
+        try:
+            document = json.loads(await response.response.read())
+        except ValueError:
+            document = {}
+        return response.status, document if isinstance(document, dict) else {}
+
+
+def _reason(status: int, document: Mapping[str, Any]) -> str:
+    return f"{status} {document.get('message', '')}".strip()
+
+
+async def _awaited(work: Awaitable[ResultT]) -> ResultT:
+    return await work
+
+
+async def _ended(task: asyncio.Future[Any]) -> bool:
+    """Cancel a task and wait for its end; return whether the caller was cancelled meanwhile."""
+    task.cancel()
+    is_cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError:
+            is_cancelled = True
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("work failed during its cleanup", exc_info=error)
+    return is_cancelled

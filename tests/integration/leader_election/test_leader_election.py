@@ -1,0 +1,155 @@
+"""Replicas that elect a leader on a Lease in the control plane of a project."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import suppress
+from datetime import datetime
+
+import pytest
+from kubernetes.aio.client import ApiClient, Configuration, CoordinationV1Api
+
+from milo_discovery.leader_election import LeaderElection, LeadershipLost, LeaseTiming
+from milo_sandbox import Sandbox
+from tests.support.eventually import eventually
+
+QUICK = LeaseTiming(lease_duration=2.0, renew_deadline=1.0, retry_period=0.05)
+DEADLINE_S = 30.0
+
+
+@pytest.fixture
+async def sandbox() -> AsyncIterator[Sandbox]:
+    async with Sandbox() as running:
+        running.projects.create("operators", ready=True)
+        yield running
+
+
+@pytest.fixture
+async def api(sandbox: Sandbox) -> AsyncIterator[ApiClient]:
+    configuration = Configuration(
+        host=sandbox.control_plane_url("operators"),
+        ca_cert_data=sandbox.ca_pem.decode(),
+        api_key={"BearerToken": f"Bearer {sandbox.token()}"},
+    )
+    async with ApiClient(configuration) as client:
+        yield client
+
+
+def replica(api: ApiClient, identity: str = "a") -> LeaderElection:
+    return LeaderElection(api, "greeter", namespace="default", identity=identity, timing=QUICK)
+
+
+class Work:
+    """Work that lasts until it is cancelled, and records that."""
+
+    def __init__(self) -> None:
+        self.began = asyncio.Event()
+        self.ended = False
+
+    async def __call__(self) -> None:
+        self.began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            self.ended = True
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def within(awaited: Awaitable[object]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        await awaited
+
+
+async def renewed_at(api: ApiClient) -> datetime:
+    lease = await CoordinationV1Api(api).read_namespaced_lease("greeter", "default")
+    renewed: datetime = lease.spec.renew_time
+    return renewed
+
+
+async def test_result_of_the_work_is_returned_and_the_lease_released(api: ApiClient) -> None:
+    async def work() -> str:
+        lease = await CoordinationV1Api(api).read_namespaced_lease("greeter", "default")
+        return str(lease.spec.holder_identity)
+
+    election = replica(api)
+    assert await election.run(work) == "a"
+    assert not election.is_leader
+    released = await CoordinationV1Api(api).read_namespaced_lease("greeter", "default")
+    assert not released.spec.holder_identity
+
+
+async def test_error_of_the_work_is_raised(api: ApiClient) -> None:
+    async def work() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await replica(api).run(work)
+
+
+async def test_second_replica_leads_after_the_first_has_ended(api: ApiClient) -> None:
+    works, elections = [Work(), Work()], [replica(api, "a"), replica(api, "b")]
+    first = asyncio.create_task(elections[0].run(works[0]))
+    await within(works[0].began.wait())
+    second = asyncio.create_task(elections[1].run(works[1]))
+    await eventually(lambda: elections[1].leader == "a")
+    assert not works[1].began.is_set()
+    await stop(first)
+    assert works[0].ended
+    await within(works[1].began.wait())
+    assert elections[1].is_leader
+    await stop(second)
+
+
+async def test_work_stops_before_another_replica_leads_when_the_api_server_is_gone(
+    api: ApiClient, sandbox: Sandbox
+) -> None:
+    work = Work()
+    running = asyncio.create_task(replica(api).run(work))
+    await within(work.began.wait())
+    await sandbox.stop()
+    with pytest.raises(LeadershipLost):
+        await within(running)
+    assert work.ended
+
+
+async def test_leadership_survives_a_short_outage(api: ApiClient, sandbox: Sandbox) -> None:
+    work, election = Work(), replica(api)
+    running = asyncio.create_task(election.run(work))
+    await within(work.began.wait())
+    await sandbox.restart()
+    before = await renewed_at(api)
+    async with asyncio.timeout(DEADLINE_S):
+        while await renewed_at(api) == before:
+            pass
+    assert (election.is_leader, work.ended) == (True, False)
+    await stop(running)
+
+
+async def test_work_stops_when_another_replica_holds_the_lease(api: ApiClient) -> None:
+    work = Work()
+    running = asyncio.create_task(replica(api).run(work))
+    await within(work.began.wait())
+    patch = {"spec": {"holderIdentity": "thief", "leaseDurationSeconds": 60}}
+    await CoordinationV1Api(api).patch_namespaced_lease("greeter", "default", patch)
+    with pytest.raises(LeadershipLost, match="thief"):
+        await within(running)
+    assert work.ended
+
+
+async def test_hung_request_does_not_extend_the_leadership(api: ApiClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = Work()
+    running = asyncio.create_task(replica(api).run(work))
+    await within(work.began.wait())
+
+    async def hang(*_: object, **__: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(api, "call_api", hang)
+    with pytest.raises(LeadershipLost):
+        await within(running)
+    assert work.ended
