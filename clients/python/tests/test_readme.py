@@ -14,7 +14,8 @@ import pytest
 from milo_discovery.testing import MiloSandbox
 
 README = Path(__file__).parent.parent / "README.md"
-FOLLOW, FLEET, OPERATOR, BLOCKING, TEST = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+SAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+FOLLOW, FLEET, OPERATOR, BLOCKING, LEADER, *TESTS = SAMPLES
 
 
 @pytest.mark.parametrize(
@@ -24,12 +25,14 @@ FOLLOW, FLEET, OPERATOR, BLOCKING, TEST = re.findall(r"```python\n(.*?)```", REA
         (FLEET, "working on alpha at https://"),
         (OPERATOR, "alpha has ['default', 'kube-system']"),
         (BLOCKING, "ENGAGED alpha"),
+        (LEADER, "leading in alpha"),
     ],
-    ids=["follow", "fleet", "operator", "blocking"],
+    ids=["follow", "fleet", "operator", "blocking", "leader"],
 )
-def test_readme_example_prints_what_happens(milo_sandbox: MiloSandbox, program: str, first_line: str):
+def test_readme_example_prints_what_happens(milo_sandbox: MiloSandbox, tmp_path: Path, program: str, first_line: str):
     milo_sandbox.create_project("alpha", labels={"env": "prod"})
-    environment = {**os.environ, "MILO_DISCOVERY_ADDRESS": milo_sandbox.address}
+    own_cluster = milo_sandbox.control_plane("alpha").write_kubeconfig(tmp_path / "kubeconfig")
+    environment = {**os.environ, "MILO_DISCOVERY_ADDRESS": milo_sandbox.address, "KUBECONFIG": str(own_cluster)}
     pipe = subprocess.PIPE
     with subprocess.Popen([sys.executable, "-c", program], stdout=pipe, stderr=pipe, env=environment) as process:
         try:
@@ -42,8 +45,9 @@ def test_readme_example_prints_what_happens(milo_sandbox: MiloSandbox, program: 
             process.kill()
 
 
-def test_readme_pytest_sample_passes(tmp_path: Path):
-    (tmp_path / "test_sample.py").write_text(TEST)
+@pytest.mark.parametrize("sample", TESTS, ids=["client", "control planes"])
+def test_readme_pytest_sample_passes(tmp_path: Path, sample: str):
+    (tmp_path / "test_sample.py").write_text(sample)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
     outcome = subprocess.run([*command, "test_sample.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "1 passed" in outcome.stdout, outcome.stdout

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType, TracebackType
-from typing import Literal, Self, TypeVar, Unpack
+from typing import Literal, Protocol, Self, TypeVar, Unpack
 
+from milo_discovery._api_clients import AsyncApiClients
 from milo_discovery._backoff import Backoff, BackoffPolicy
 from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._convert import WatchOptions
 from milo_discovery._failure_log import INTERVAL_S, FailureLog
 from milo_discovery._task_groups import unwrap_single_error
-from milo_discovery.client import DiscoveryClient
 from milo_discovery.engaged_cluster import EngagedCluster
 from milo_discovery.errors import ClusterNotFound, HandlerFailed
 from milo_discovery.events import Event, Refreshed, StreamNotice, Synced
@@ -33,6 +33,20 @@ HandlerT = TypeVar("HandlerT", bound=Callable[[EngagedCluster], Awaitable[None]]
 OnError = Literal["restart", "raise"] | Callable[[EngagedCluster, Exception], bool]
 """What happens when a handler raises. "restart": log the error and restart the handler after a backoff. "raise": end
 the Fleet with HandlerFailed. A function: called with the error, returns whether to restart the handler."""
+
+
+class Feed(Protocol):
+    """The events of a watch."""
+
+    def feed(self) -> AsyncGenerator[Event | StreamNotice, None]: ...
+
+
+class FleetClient(Protocol):
+    """The part of a DiscoveryClient that a Fleet uses."""
+
+    @property
+    def api_clients(self) -> AsyncApiClients: ...
+    def watch(self, **options: Unpack[WatchOptions]) -> AbstractAsyncContextManager[Feed]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +65,7 @@ class Fleet:
 
     def __init__(
         self,
-        client: DiscoveryClient,
+        client: FleetClient,
         *,
         on_error: OnError = "restart",
         backoff: BackoffPolicy | None = None,

@@ -1,26 +1,13 @@
-"""Runs the sandbox (an embedded Milo API) and a daemon as processes, for an operator's tests.
-
-    with MiloSandbox.start() as milo:
-        milo.create_project("alpha", labels={"env": "prod"})
-        async with DiscoveryClient(milo.address) as client:
-            ...
-
-It needs the packages milo-discoveryd and milo-sandbox in the same environment.
-"""
+"""Runs the sandbox and a daemon as processes."""
 
 from __future__ import annotations
 
-import base64
 import importlib.util
-import json
 import os
-import ssl
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,6 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from milo_discovery.errors import DiscoveryError
+from milo_discovery.testing.control_plane import ControlPlane
+from milo_discovery.testing.http import SandboxHttp
 
 Mode = Literal["project", "project-control-plane"]
 
@@ -38,7 +27,7 @@ _POLL_INTERVAL_S = 0.02
 
 
 class SandboxError(Exception):
-    """The sandbox or the daemon failed to start, or refused a request. The message includes the end of its log."""
+    """The sandbox or the daemon failed to start. The message includes the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +75,7 @@ class MiloSandbox:
         """The daemon's address, for DiscoveryClient or MILO_DISCOVERY_ADDRESS."""
         self._resource = _RESOURCES[mode]
         self._folder = folder
+        self._http = SandboxHttp(self.kubeconfig)
         self._daemon: _Process | None = None
 
     @classmethod
@@ -157,8 +147,18 @@ class MiloSandbox:
             "metadata": metadata,
             "spec": spec,
         }
-        created = self._request("POST", self._resource.path, document)
+        created: dict[str, Any] = self._http.request("POST", self._resource.path, document)
         return self.set_ready(name) if ready else created
+
+    def control_plane(self, name: str) -> ControlPlane:
+        """Return the control plane of a project, to read and write its objects."""
+        return ControlPlane(self._http, name, f"{_RESOURCES['project'].path}/{name}/control-plane")
+
+    def create_control_planes(self, *names: str, **options: Any) -> list[ControlPlane]:
+        """Create ready projects with the options of `create_project`, and return their control planes."""
+        for name in names:
+            self.create_project(name, **options)
+        return [self.control_plane(name) for name in names]
 
     def set_ready(self, name: str, ready: bool = True, *, reason: str = "Test", message: str = "") -> dict[str, Any]:
         """Set the condition that engages the cluster while it is True."""
@@ -174,11 +174,12 @@ class MiloSandbox:
     def patch_project(self, name: str, patch: Mapping[str, Any], *, subresource: str = "") -> dict[str, Any]:
         """Apply a JSON merge patch: None removes a field."""
         path = f"{self._resource.path}/{name}"
-        return self._request("PATCH", f"{path}/{subresource}" if subresource else path, patch)
+        patched: dict[str, Any] = self._http.request("PATCH", f"{path}/{subresource}" if subresource else path, patch)
+        return patched
 
     def delete_project(self, name: str) -> None:
         """Delete the object. It stays until its finalizers are removed by a patch."""
-        self._request("DELETE", f"{self._resource.path}/{name}", None)
+        self._http.request("DELETE", f"{self._resource.path}/{name}")
 
     def _is_synced(self) -> bool:
         from milo_discovery.sync import SyncDiscoveryClient  # noqa: PLC0415  (loads gRPC)
@@ -188,37 +189,6 @@ class MiloSandbox:
                 return client.server_info().synced
             except DiscoveryError:
                 return False  # not listening yet
-
-    def _request(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
-        server, context, token = self._access()
-        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        request = urllib.request.Request(  # noqa: S310  (the opener below supports only https)
-            server + path,
-            method=method,
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Bearer {token}", "Content-Type": kind, "Accept": "application/json"},
-        )
-        # The sandbox is local, so the environment's proxies are not used.
-        opener = urllib.request.build_opener(
-            urllib.request.HTTPSHandler(context=context), urllib.request.ProxyHandler({})
-        )
-        try:
-            with opener.open(request, timeout=_STOP_LIMIT_S) as response:
-                document: dict[str, Any] = json.load(response)
-                return document
-        except urllib.error.HTTPError as error:
-            with error:
-                status = json.load(error)
-            raise SandboxError(f"{method} {path}: {error.code} {status.get('message', '')}") from error
-
-    def _access(self) -> tuple[str, ssl.SSLContext, str]:
-        import yaml  # noqa: PLC0415  (a dependency of milo-discoveryd)
-
-        config = yaml.safe_load(self.kubeconfig.read_text())
-        cluster, user = config["clusters"][0]["cluster"], config["users"][0]["user"]
-        authority = base64.b64decode(cluster["certificate-authority-data"]).decode()
-        # The token is short-lived; the sandbox renews it in this file.
-        return cluster["server"], ssl.create_default_context(cadata=authority), Path(user["tokenFile"]).read_text()
 
 
 class _Process:

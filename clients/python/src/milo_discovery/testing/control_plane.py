@@ -1,0 +1,127 @@
+"""A project's control plane in the sandbox, as a test works with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+from milo_discovery._kubeconfig_access import KubeconfigAccess, render_kubeconfig
+from milo_discovery.testing.http import NotFound, RefusedError, SandboxHttp
+
+__all__ = ["ControlPlane", "NotFound", "RefusedError"]
+
+_APPLY = "application/apply-patch+yaml"
+_FIELD_MANAGER = "test"
+
+
+class ControlPlane:
+    """Reads and writes objects of any kind, as a user of the project. It blocks; each call is a request.
+
+    A resource is named as `Controllers` name it: "v1/configmaps", "example.com/v1/widgets".
+    """
+
+    def __init__(self, http: SandboxHttp, project: str, path: str) -> None:
+        self.project = project
+        self._http = http
+        self._path = path
+
+    def __repr__(self) -> str:
+        return f"<ControlPlane {self.project!r}>"
+
+    def install(self, *manifests: Path | str | Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Apply manifests: objects, or YAML files of objects, such as a CustomResourceDefinition."""
+        return [self.apply(document) for manifest in manifests for document in _documents(manifest)]
+
+    def apply(self, manifest: Mapping[str, Any], *, namespace: str = "default") -> dict[str, Any]:
+        """Apply an object on the server's side, taking over fields of other managers."""
+        path = self._object_path(self._resource_of(manifest), manifest["metadata"]["name"], _place(manifest, namespace))
+        query = urlencode({"fieldManager": _FIELD_MANAGER, "force": "true"})
+        return self._document("PATCH", f"{path}?{query}", manifest, content_type=_APPLY)
+
+    def create(self, manifest: Mapping[str, Any], *, namespace: str = "default") -> dict[str, Any]:
+        """Create an object."""
+        return self._document(
+            "POST", self._collection(self._resource_of(manifest), _place(manifest, namespace)), manifest
+        )
+
+    def get(self, resource: str, name: str, *, namespace: str = "default") -> dict[str, Any]:
+        """Return an object. Raises NotFound."""
+        return self._document("GET", self._object_path(resource, name, namespace))
+
+    def find(self, resource: str, name: str, *, namespace: str = "default") -> dict[str, Any] | None:
+        """Return an object, or None if it does not exist."""
+        try:
+            return self.get(resource, name, namespace=namespace)
+        except NotFound:
+            return None
+
+    def list(self, resource: str, *, namespace: str = "", label_selector: str = "") -> list[dict[str, Any]]:
+        """Return the objects of a resource, in all namespaces unless one is given."""
+        query = f"?{urlencode({'labelSelector': label_selector})}" if label_selector else ""
+        items: list[dict[str, Any]] = self._document("GET", self._collection(resource, namespace) + query)["items"]
+        return items
+
+    def patch(
+        self, resource: str, name: str, patch: Mapping[str, Any], *, namespace: str = "default", subresource: str = ""
+    ) -> dict[str, Any]:
+        """Apply a JSON merge patch: None removes a field."""
+        path = self._object_path(resource, name, namespace)
+        return self._document("PATCH", f"{path}/{subresource}" if subresource else path, patch)
+
+    def delete(self, resource: str, name: str, *, namespace: str = "default") -> None:
+        """Delete an object, which stays until its finalizers are removed. Raises NotFound."""
+        self._document("DELETE", self._object_path(resource, name, namespace))
+
+    def access(self) -> KubeconfigAccess:
+        """Return the control plane's address with a current credential."""
+        server, authority, token = self._http.access()
+        return KubeconfigAccess(server=server + self._path, authorities=authority, token=token)
+
+    def write_kubeconfig(self, path: Path) -> Path:
+        """Write a kubeconfig with a current token, which kubectl accepts too."""
+        path.write_text(json.dumps(render_kubeconfig(self.project, self.access())))
+        return path
+
+    def _document(self, method: str, path: str, body: Any = None, *, content_type: str = "") -> dict[str, Any]:
+        document: dict[str, Any] = self._http.request(method, path, body, content_type=content_type)
+        return document
+
+    def _resource_of(self, manifest: Mapping[str, Any]) -> str:
+        version, kind = manifest["apiVersion"], manifest["kind"]
+        served = self._document("GET", self._path + _version_path(version))["resources"]
+        plural = next((each["name"] for each in served if each["kind"] == kind and "/" not in each["name"]), None)
+        if plural is None:
+            raise NotFound(f"discovery of {kind} in {version}", 404, {"message": "the control plane does not serve it"})
+        return f"{version}/{plural}"
+
+    def _collection(self, resource: str, namespace: str) -> str:
+        version, _, plural = resource.rpartition("/")
+        inside = f"/namespaces/{namespace}" if namespace and self._is_namespaced(version, plural) else ""
+        return f"{self._path}{_version_path(version)}{inside}/{plural}"
+
+    def _object_path(self, resource: str, name: str, namespace: str) -> str:
+        return f"{self._collection(resource, namespace)}/{name}"
+
+    def _is_namespaced(self, version: str, plural: str) -> bool:
+        served = self._document("GET", self._path + _version_path(version))["resources"]
+        return any(each["name"] == plural and each["namespaced"] for each in served)
+
+
+def _version_path(version: str) -> str:
+    return f"/apis/{version}" if "/" in version else f"/api/{version}"
+
+
+def _place(manifest: Mapping[str, Any], namespace: str) -> str:
+    return str(manifest["metadata"].get("namespace") or namespace)
+
+
+def _documents(manifest: Path | str | Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if isinstance(manifest, Mapping):
+        yield manifest
+        return
+    import yaml  # noqa: PLC0415  (a dependency of milo-discoveryd)
+
+    yield from filter(None, yaml.safe_load_all(Path(manifest).read_text()))

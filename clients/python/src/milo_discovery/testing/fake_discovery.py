@@ -1,0 +1,120 @@
+"""A fleet in memory, for tests of operators without a daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar, Unpack
+
+from milo_discovery._api_clients import AsyncApiClients
+from milo_discovery._calls import UnaryCall
+from milo_discovery._convert import WatchOptions
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._kubeconfig_access import render_kubeconfig
+from milo_discovery.errors import ClusterNotFound
+from milo_discovery.events import Event, StreamNotice, Synced
+from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig
+from milo_discovery.testing.control_plane import ControlPlane
+
+ResultT = TypeVar("ResultT")
+
+_LIFETIME = timedelta(minutes=5)
+
+
+class FakeDiscovery:
+    """Takes the place of a DiscoveryClient in one Fleet; the test engages and disengages the clusters.
+
+    A kubeconfig comes with each engagement, as with `include_kubeconfigs`; filters are ignored.
+    """
+
+    def __init__(self, *control_planes: ControlPlane) -> None:
+        """The clusters of the given control planes are engaged from the beginning."""
+        self.api_clients = AsyncApiClients(self._run)
+        self._feed: asyncio.Queue[Event | StreamNotice] = asyncio.Queue()
+        self._engaged: dict[str, tuple[Cluster, ControlPlane]] = {}
+        self._incarnations = 0
+        for each in control_planes:
+            self.engage(each)
+        self._feed.put_nowait(Synced(clusters=len(control_planes)))
+
+    def engage(self, control_plane: ControlPlane, **fields: Any) -> Cluster:
+        """Engage a cluster; `fields` are those of Cluster, such as `labels` or `organization`."""
+        self._incarnations += 1
+        name = control_plane.project
+        given = {"uid": f"uid-{name}", "endpoint": control_plane.access().server, **fields}
+        cluster = Cluster(name=name, incarnation=f"{self._incarnations}", **given)
+        self._engaged[name] = cluster, control_plane
+        kubeconfig = _kubeconfig(cluster, control_plane)
+        self._feed.put_nowait(Event(type=EventType.ENGAGED, cluster=cluster, kubeconfig=kubeconfig))
+        return cluster
+
+    def update(self, name: str, **fields: Any) -> Cluster:
+        """Change fields of an engaged cluster."""
+        cluster, control_plane = self._engaged[name]
+        cluster = replace(cluster, **fields)
+        self._engaged[name] = cluster, control_plane
+        self._feed.put_nowait(Event(type=EventType.UPDATED, cluster=cluster))
+        return cluster
+
+    def disengage(self, name: str, reason: DisengageReason = DisengageReason.DELETED) -> None:
+        """Disengage a cluster. Its control plane stays as it is."""
+        cluster, _ = self._engaged.pop(name)
+        self._feed.put_nowait(Event(type=EventType.DISENGAGED, cluster=cluster, reason=reason))
+
+    def renew(self, name: str, *, lifetime: timedelta = _LIFETIME) -> None:
+        """Deliver a new kubeconfig for an engaged cluster."""
+        cluster, control_plane = self._engaged[name]
+        kubeconfig = _kubeconfig(cluster, control_plane, lifetime)
+        self._feed.put_nowait(Event(type=EventType.KUBECONFIG, cluster=cluster, kubeconfig=kubeconfig))
+
+    def watch(self, **_options: Unpack[WatchOptions]) -> AbstractAsyncContextManager[_Feed]:
+        """Return the feed for a Fleet."""
+        return _opened(_Feed(self._feed))
+
+    async def _run(self, call: UnaryCall[ResultT]) -> ResultT:
+        """Answer a call that issues a kubeconfig."""
+        request = next(call)
+        if not isinstance(request.message, pb.IssueKubeconfigRequest):
+            raise NotImplementedError(f"FakeDiscovery does not answer {request.method}")
+        name = request.message.cluster
+        if name not in self._engaged:
+            raise ClusterNotFound(f"cluster {name!r} is not engaged", code="NOT_FOUND")
+        issued = _kubeconfig(*self._engaged[name])
+        message = pb.Kubeconfig(cluster=name, kubeconfig=issued.kubeconfig)
+        for field, moment in (("expires_at", issued.expires_at), ("refresh_after", issued.refresh_after)):
+            getattr(message, field).FromDatetime(moment)
+        try:
+            call.send(pb.IssueKubeconfigResponse(kubeconfig=message))
+        except StopIteration as returned:
+            result: ResultT = returned.value
+            return result
+        raise AssertionError("the call sends no second request")
+
+
+class _Feed:
+    def __init__(self, queue: asyncio.Queue[Event | StreamNotice]) -> None:
+        self._queue = queue
+
+    async def feed(self) -> AsyncGenerator[Event | StreamNotice, None]:
+        while True:
+            yield await self._queue.get()
+
+
+@asynccontextmanager
+async def _opened(feed: _Feed) -> AsyncIterator[_Feed]:
+    yield feed
+
+
+def _kubeconfig(cluster: Cluster, control_plane: ControlPlane, lifetime: timedelta = _LIFETIME) -> Kubeconfig:
+    now = datetime.now(UTC)
+    return Kubeconfig(
+        cluster=cluster.name,
+        kubeconfig=json.dumps(render_kubeconfig(cluster.name, control_plane.access())).encode(),
+        issued_at=now,
+        refresh_after=now + 0.8 * lifetime,
+        expires_at=now + lifetime,
+    )

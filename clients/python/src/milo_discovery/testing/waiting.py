@@ -1,0 +1,61 @@
+"""Waits for a state that an operator brings about."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from milo_discovery.testing.control_plane import RefusedError
+
+ResultT = TypeVar("ResultT")
+
+_INTERVAL_S = 0.02
+_RETRIED = (AssertionError, RefusedError)
+
+
+async def eventually(check: Callable[[], ResultT | Awaitable[ResultT]], *, within_s: float = 30.0) -> ResultT:
+    """Call a check until its result is true, and return that. The event loop runs between the calls.
+
+    A check that raises AssertionError or an error of the API server, such as NotFound, is repeated. At the end of the
+    time its last error is raised, or else TimeoutError.
+    """
+    deadline = time.monotonic() + within_s
+    while True:
+        outcome: ResultT | Exception
+        try:
+            called = check()
+            outcome = await called if inspect.isawaitable(called) else called
+        except _RETRIED as error:
+            outcome = error
+        if _is_final(outcome, deadline, within_s):
+            return outcome  # type: ignore[return-value]  # errors are raised
+        await asyncio.sleep(_INTERVAL_S)
+
+
+def eventually_blocking(check: Callable[[], ResultT], *, within_s: float = 30.0) -> ResultT:
+    """Do what `eventually` does without an event loop, for an operator in another thread or process."""
+    deadline = time.monotonic() + within_s
+    while True:
+        outcome: ResultT | Exception
+        try:
+            outcome = check()
+        except _RETRIED as error:
+            outcome = error
+        if _is_final(outcome, deadline, within_s):
+            return outcome  # type: ignore[return-value]  # errors are raised
+        time.sleep(_INTERVAL_S)
+
+
+def _is_final(outcome: object, deadline: float, within_s: float) -> bool:
+    """Return whether to stop, or raise the last error at the deadline."""
+    is_error = isinstance(outcome, _RETRIED)
+    if outcome and not is_error:
+        return True
+    if time.monotonic() < deadline:
+        return False
+    if isinstance(outcome, Exception):
+        raise outcome
+    raise TimeoutError(f"the check was still {outcome!r} after {within_s:g} s")

@@ -1,0 +1,145 @@
+"""The control planes, the fleet in memory and the waiting of operators' tests."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kubernetes.aio.client import CoreV1Api
+
+from milo_discovery import DisengageReason, EngagedCluster, Fleet
+from milo_discovery.testing import (
+    ControlPlane,
+    FakeDiscovery,
+    MiloSandbox,
+    NotFound,
+    RefusedError,
+    eventually,
+    eventually_blocking,
+)
+
+DEFINITION = """
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: widgets.example.com}
+spec:
+  group: example.com
+  scope: Namespaced
+  names: {kind: Widget, plural: widgets}
+  versions:
+    - name: v1
+      served: true
+      storage: true
+      subresources: {status: {}}
+      schema:
+        openAPIV3Schema: {type: object, x-kubernetes-preserve-unknown-fields: true}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: team}
+"""
+
+
+def widget(name: str = "one", **metadata: Any) -> dict[str, Any]:
+    return {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": name, **metadata}, "spec": {"a": 1}}
+
+
+@pytest.fixture
+def alpha(milo_sandbox: MiloSandbox) -> ControlPlane:
+    return milo_sandbox.create_control_planes("alpha")[0]
+
+
+def test_control_plane_stores_objects_of_an_installed_kind(alpha: ControlPlane, tmp_path: Path):
+    with pytest.raises(NotFound, match=r"example\.com"):
+        alpha.create(widget())
+    assert alpha.find("example.com/v1/widgets", "one") is None
+    (tmp_path / "crd.yaml").write_text(DEFINITION)
+    installed = alpha.install(tmp_path / "crd.yaml")
+    assert [each["kind"] for each in installed] == ["CustomResourceDefinition", "Namespace"]
+    created = alpha.create(widget(finalizers=["example.com/hold"]))
+    assert created["metadata"]["namespace"] == "default"
+    alpha.create(widget("two", namespace="team", labels={"tier": "gold"}))
+    assert [each["metadata"]["name"] for each in alpha.list("example.com/v1/widgets")] == ["one", "two"]
+    assert len(alpha.list("example.com/v1/widgets", namespace="team")) == 1
+    assert len(alpha.list("example.com/v1/widgets", label_selector="tier=gold")) == 1
+    alpha.patch("example.com/v1/widgets", "one", {"status": {"ok": True}}, subresource="status")
+    assert alpha.get("example.com/v1/widgets", "one")["status"] == {"ok": True}
+    alpha.delete("example.com/v1/widgets", "one")
+    assert alpha.get("example.com/v1/widgets", "one")["metadata"]["deletionTimestamp"]
+    alpha.patch("example.com/v1/widgets", "one", {"metadata": {"finalizers": None}})
+    assert alpha.find("example.com/v1/widgets", "one") is None
+
+
+def test_control_plane_applies_and_refuses(alpha: ControlPlane):
+    manifest = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "one"}, "data": {"a": "1"}}
+    alpha.apply(manifest)
+    assert alpha.apply({**manifest, "data": {"b": "2"}})["data"] == {"b": "2"}
+    with pytest.raises(RefusedError) as refused:
+        alpha.create(manifest)
+    assert (refused.value.code, refused.value.reason) == (409, "AlreadyExists")
+
+
+async def test_fleet_in_memory_has_working_api_clients(milo_sandbox: MiloSandbox):
+    alpha, beta = milo_sandbox.create_control_planes("alpha", "beta")
+    discovery = FakeDiscovery(alpha)
+    fleet = Fleet(discovery)
+    seen: dict[str, list[str]] = {}
+
+    @fleet.on_engage
+    async def operate(cluster: EngagedCluster) -> None:
+        async with cluster.api_client() as api:
+            seen[cluster.name] = [each.metadata.name for each in (await CoreV1Api(api).list_namespace()).items]
+            await asyncio.Event().wait()
+
+    async with fleet:
+        await fleet.synced()
+        assert await eventually(lambda: seen.get("alpha")) == ["default", "kube-system"]
+        discovery.engage(beta, labels={"env": "prod"})
+        await eventually(lambda: "beta" in seen)
+        assert fleet.get("beta").current.labels == {"env": "prod"}
+        discovery.update("beta", suspended=True)
+        await eventually(lambda: fleet.get("beta").current.suspended)
+        before = fleet.get("beta").kubeconfig
+        discovery.renew("beta")
+        await eventually(lambda: fleet.get("beta").kubeconfig != before)
+        discovery.disengage("alpha", DisengageReason.NOT_READY)
+        await eventually(lambda: set(fleet.clusters) == {"beta"})
+
+
+async def test_eventually_returns_the_first_true_result():
+    results = iter([0, "", "yes"])
+    assert await eventually(lambda: next(results)) == "yes"
+
+    async def slowly() -> str:
+        await asyncio.sleep(0)
+        return "slowly"
+
+    assert await eventually(slowly) == "slowly"
+
+
+async def test_eventually_repeats_failed_assertions_and_raises_the_last():
+    calls = 0
+
+    def check() -> bool:
+        nonlocal calls
+        calls += 1
+        assert calls > 2, f"call {calls}"
+        return True
+
+    assert await eventually(check)
+    calls = -1_000_000
+    with pytest.raises(AssertionError, match="call"):
+        await eventually(check, within_s=0.0)
+    with pytest.raises(TimeoutError, match="still 0 after"):
+        await eventually(lambda: 0, within_s=0.0)
+
+
+def test_eventually_without_an_event_loop():
+    results = iter([0, 1])
+    assert eventually_blocking(lambda: next(results)) == 1
+    with pytest.raises(ZeroDivisionError):
+        eventually_blocking(lambda: 1 // 0)
+    with pytest.raises(TimeoutError):
+        eventually_blocking(lambda: None, within_s=0.0)
