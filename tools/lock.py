@@ -18,7 +18,7 @@ SANDBOX = ("sandbox/pyproject.toml", *DAEMON)
 LOCKS: dict[str, tuple[str, ...]] = {
     "daemon": DAEMON,
     "sandbox": SANDBOX,
-    "dev": (*SANDBOX, "--extra", "kubernetes", "--extra", "controllers", "--group", "dev"),
+    "dev": (*SANDBOX, "--extra", "kubernetes", "--extra", "kopf", "--extra", "controllers", "--group", "dev"),
     "fuzz": (*SANDBOX, "--group", "fuzz"),
     **{group: ("--group", group) for group in ("audit", "build", "codegen", "lock", "manifests", "release")},
 }

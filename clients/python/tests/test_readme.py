@@ -15,7 +15,7 @@ from milo_discovery.testing import MiloSandbox
 
 README = Path(__file__).parent.parent / "README.md"
 SAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-FOLLOW, FLEET, OPERATOR, BLOCKING, LEADER, *TESTS = SAMPLES
+FOLLOW, FLEET, OPERATOR, BLOCKING, LEADER, KOPF, *TESTS = SAMPLES
 
 
 @pytest.mark.parametrize(
@@ -41,6 +41,23 @@ def test_readme_example_prints_what_happens(milo_sandbox: MiloSandbox, tmp_path:
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=60)
             assert (process.returncode, err.decode()) == (0, "")
+        finally:
+            process.kill()
+
+
+def test_readme_kopf_operator_runs_its_handler(milo_sandbox: MiloSandbox):
+    (alpha,) = milo_sandbox.create_control_planes("alpha")
+    labeled = {"name": "one", "labels": {"greet": "yes"}}
+    alpha.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": labeled})
+    environment = {**os.environ, "MILO_DISCOVERY_ADDRESS": milo_sandbox.address}
+    # kopf logs to stderr.
+    arguments = [sys.executable, "-c", KOPF]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"greeted one in alpha\n"
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 0
         finally:
             process.kill()
 

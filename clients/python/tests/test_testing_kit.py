@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from milo_discovery.testing import (
     RefusedError,
     eventually,
     eventually_blocking,
+    fake_clock,
 )
 
 DEFINITION = """
@@ -106,6 +108,22 @@ async def test_fleet_in_memory_has_working_api_clients(milo_sandbox: MiloSandbox
         await eventually(lambda: fleet.get("beta").kubeconfig != before)
         discovery.disengage("alpha", DisengageReason.NOT_READY)
         await eventually(lambda: set(fleet.clusters) == {"beta"})
+
+
+async def test_fake_clock_makes_timers_due():
+    loop = asyncio.get_running_loop()
+    with fake_clock() as clock:
+        before = loop.time()
+        sleeping = asyncio.create_task(asyncio.sleep(3600))
+        await asyncio.sleep(0)
+        clock.advance(timedelta(minutes=59))
+        await asyncio.sleep(0)
+        assert not sleeping.done()
+        clock.advance(timedelta(minutes=1))
+        async with asyncio.timeout(30):
+            await sleeping
+        assert loop.time() >= before + 3600
+    assert loop.time() < before + 3600
 
 
 async def test_eventually_returns_the_first_true_result():

@@ -64,7 +64,7 @@ class AsyncApiClients:
     ) -> AsyncIterator[AioApiClient]:
         """Open a `kubernetes.aio` client."""
         module = _kubernetes_module("milo_discovery._kubernetes_aio")
-        async with self._renewer(current, pushed, ttl) as renewer:
+        async with self.renewer(current, pushed, ttl) as renewer:
             credential = ConnectionCredential(renewer.cache.current)
             access = credential.made_with.access
             key = transport_key(access, proxy)
@@ -89,15 +89,16 @@ class AsyncApiClients:
     ) -> AsyncIterator[ApiClient]:
         """Open a blocking `kubernetes` client, for threads beside the event loop."""
         _kubernetes_module("milo_discovery._kubernetes_sync")
-        async with self._renewer(current, pushed, ttl) as renewer:
+        async with self.renewer(current, pushed, ttl) as renewer:
             credential = ConnectionCredential(renewer.cache.current)
             with self._blocking.open(LoopBridge(renewer), credential, proxy) as api:
                 yield api
 
     @asynccontextmanager
-    async def _renewer(
+    async def renewer(
         self, current: Current, pushed: PushedKubeconfig | None, ttl: timedelta | None
     ) -> AsyncIterator[AsyncRenewer]:
+        """Provide the credential of a cluster, renewed for as long as the block runs."""
         reference = ClusterReference(current, ttl)
         renewer = AsyncRenewer(lambda: self._run(reference.issue_kubeconfig()), pushed)
         try:

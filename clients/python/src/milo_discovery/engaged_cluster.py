@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from milo_discovery._api_clients import AsyncApiClients
 from milo_discovery._change_signal import ChangeSignal
+from milo_discovery._credential_renewal import AsyncRenewer
 from milo_discovery._session import cluster_content
 from milo_discovery.errors import ClusterNotFound
 from milo_discovery.model import Cluster, Kubeconfig
@@ -82,6 +83,10 @@ class EngagedCluster:
         return self._api_clients.open_blocking(
             lambda: self._current, pushed=lambda: self._kubeconfig, ttl=ttl, proxy=proxy
         )
+
+    def credentials(self) -> AbstractAsyncContextManager[AsyncRenewer]:
+        """Return an async context manager: the renewed credential itself, for controllers."""
+        return self._api_clients.renewer(lambda: self._current, pushed=lambda: self._kubeconfig, ttl=None)
 
     def refresh(self, cluster: Cluster, kubeconfig: Kubeconfig | None = None) -> None:
         """Replace what is known. Called by the Fleet."""

@@ -9,6 +9,7 @@
 It needs the packages milo-discoveryd and milo-sandbox in the same environment.
 """
 
+from milo_discovery.testing.clock import FakeClock, fake_clock
 from milo_discovery.testing.control_plane import ControlPlane, NotFound, RefusedError
 from milo_discovery.testing.fake_discovery import FakeDiscovery
 from milo_discovery.testing.milo_sandbox import MiloSandbox, Mode, SandboxError
@@ -16,6 +17,7 @@ from milo_discovery.testing.waiting import eventually, eventually_blocking
 
 __all__ = [
     "ControlPlane",
+    "FakeClock",
     "FakeDiscovery",
     "MiloSandbox",
     "Mode",
@@ -24,4 +26,5 @@ __all__ = [
     "SandboxError",
     "eventually",
     "eventually_blocking",
+    "fake_clock",
 ]

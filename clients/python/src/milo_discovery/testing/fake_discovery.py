@@ -36,19 +36,23 @@ class FakeDiscovery:
         self.api_clients = AsyncApiClients(self._run)
         self._feed: asyncio.Queue[Event | StreamNotice] = asyncio.Queue()
         self._engaged: dict[str, tuple[Cluster, ControlPlane]] = {}
+        self._lifetimes: dict[str, timedelta] = {}
         self._incarnations = 0
+        self.issued = 0
+        """The number of kubeconfigs issued on request, after those that came with engagements."""
         for each in control_planes:
             self.engage(each)
         self._feed.put_nowait(Synced(clusters=len(control_planes)))
 
-    def engage(self, control_plane: ControlPlane, **fields: Any) -> Cluster:
-        """Engage a cluster; `fields` are those of Cluster, such as `labels` or `organization`."""
+    def engage(self, control_plane: ControlPlane, *, lifetime: timedelta = _LIFETIME, **fields: Any) -> Cluster:
+        """Engage a cluster; `lifetime` is that of its kubeconfigs, `fields` are those of Cluster, such as `labels`."""
         self._incarnations += 1
         name = control_plane.project
         given = {"uid": f"uid-{name}", "endpoint": control_plane.access().server, **fields}
         cluster = Cluster(name=name, incarnation=f"{self._incarnations}", **given)
         self._engaged[name] = cluster, control_plane
-        kubeconfig = _kubeconfig(cluster, control_plane)
+        self._lifetimes[name] = lifetime
+        kubeconfig = self._kubeconfig(name)
         self._feed.put_nowait(Event(type=EventType.ENGAGED, cluster=cluster, kubeconfig=kubeconfig))
         return cluster
 
@@ -65,11 +69,10 @@ class FakeDiscovery:
         cluster, _ = self._engaged.pop(name)
         self._feed.put_nowait(Event(type=EventType.DISENGAGED, cluster=cluster, reason=reason))
 
-    def renew(self, name: str, *, lifetime: timedelta = _LIFETIME) -> None:
+    def renew(self, name: str) -> None:
         """Deliver a new kubeconfig for an engaged cluster."""
-        cluster, control_plane = self._engaged[name]
-        kubeconfig = _kubeconfig(cluster, control_plane, lifetime)
-        self._feed.put_nowait(Event(type=EventType.KUBECONFIG, cluster=cluster, kubeconfig=kubeconfig))
+        cluster, _ = self._engaged[name]
+        self._feed.put_nowait(Event(type=EventType.KUBECONFIG, cluster=cluster, kubeconfig=self._kubeconfig(name)))
 
     def watch(self, **_options: Unpack[WatchOptions]) -> AbstractAsyncContextManager[_Feed]:
         """Return the feed for a Fleet."""
@@ -83,7 +86,8 @@ class FakeDiscovery:
         name = request.message.cluster
         if name not in self._engaged:
             raise ClusterNotFound(f"cluster {name!r} is not engaged", code="NOT_FOUND")
-        issued = _kubeconfig(*self._engaged[name])
+        self.issued += 1
+        issued = self._kubeconfig(name)
         message = pb.Kubeconfig(cluster=name, kubeconfig=issued.kubeconfig)
         for field, moment in (("expires_at", issued.expires_at), ("refresh_after", issued.refresh_after)):
             getattr(message, field).FromDatetime(moment)
@@ -93,6 +97,17 @@ class FakeDiscovery:
             result: ResultT = returned.value
             return result
         raise AssertionError("the call sends no second request")
+
+    def _kubeconfig(self, name: str) -> Kubeconfig:
+        _, control_plane = self._engaged[name]
+        now, lifetime = datetime.now(UTC), self._lifetimes[name]
+        return Kubeconfig(
+            cluster=name,
+            kubeconfig=json.dumps(render_kubeconfig(name, control_plane.access())).encode(),
+            issued_at=now,
+            refresh_after=now + 0.8 * lifetime,
+            expires_at=now + lifetime,
+        )
 
 
 class _Feed:
@@ -107,14 +122,3 @@ class _Feed:
 @asynccontextmanager
 async def _opened(feed: _Feed) -> AsyncIterator[_Feed]:
     yield feed
-
-
-def _kubeconfig(cluster: Cluster, control_plane: ControlPlane, lifetime: timedelta = _LIFETIME) -> Kubeconfig:
-    now = datetime.now(UTC)
-    return Kubeconfig(
-        cluster=cluster.name,
-        kubeconfig=json.dumps(render_kubeconfig(cluster.name, control_plane.access())).encode(),
-        issued_at=now,
-        refresh_after=now + 0.8 * lifetime,
-        expires_at=now + lifetime,
-    )

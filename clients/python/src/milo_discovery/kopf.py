@@ -1,0 +1,154 @@
+"""Runs a kopf operator in every engaged cluster: a thread and an event loop per cluster.
+
+    fleet = Fleet(client, include_kubeconfigs=True)
+    await milo_discovery.kopf.run(fleet, kopf.get_default_registry())
+
+kopf keeps the state of an operator in its event loop, and stops every task of that loop when the operator stops. So
+operators cannot share a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import kopf
+
+from milo_discovery._credential_renewal import AsyncRenewer
+from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.engaged_cluster import EngagedCluster
+from milo_discovery.fleet import Fleet
+
+_LOGIN_ID = "milo_discovery"
+
+
+async def run(
+    fleet: Fleet,
+    registry: kopf.OperatorRegistry,
+    *,
+    namespaces: Collection[str] = (),
+    standalone: bool = True,
+) -> None:
+    """Run the registry's handlers in each engaged cluster of the fleet until cancelled.
+
+    The handlers of all clusters run in different threads. Their `memo.cluster` is the EngagedCluster. Without
+    `namespaces` an operator watches all namespaces; `standalone=False` enables kopf's peering.
+
+    An operator that fails is restarted as the fleet's `on_error` says. At disengagement it is stopped, and its running
+    handlers are cancelled.
+    """
+    kopf.on.login(id=_LOGIN_ID, registry=registry)(_login)
+
+    @fleet.on_engage
+    async def operate(cluster: EngagedCluster) -> None:
+        async with cluster.credentials() as renewer:
+            operator = _Operator(cluster, _Credentials(renewer, asyncio.get_running_loop()))
+            await operator.run(registry, namespaces, standalone=standalone)
+
+    await fleet.run()
+
+
+async def _login(*, memo: Any, **_: Any) -> kopf.ConnectionInfo:
+    """Give an operator the newest credential of its cluster. kopf calls it again at the expiry, and after a 401."""
+    credentials: _Credentials = memo.milo_credentials
+    return await credentials.connection_info()
+
+
+@dataclass
+class _Credentials:
+    """The credentials of one cluster, which are renewed on another event loop than its operator's."""
+
+    renewer: AsyncRenewer
+    loop: asyncio.AbstractEventLoop
+    last: KubeconfigAccess | None = field(default=None, repr=False)
+
+    async def connection_info(self) -> kopf.ConnectionInfo:
+        renewal = asyncio.run_coroutine_threadsafe(self._renewed(), self.loop)
+        access, expires_at = await asyncio.wrap_future(renewal)
+        return kopf.ConnectionInfo(
+            server=access.server,
+            ca_data=access.authorities,
+            token=access.token,
+            certificate_data=access.certificate,
+            private_key_data=access.key,
+            expiration=expires_at,
+        )
+
+    async def _renewed(self) -> tuple[KubeconfigAccess, datetime | None]:
+        access = await self.renewer.access()
+        if access == self.last:
+            # kopf does not take a credential again that it has seen refused or expired.
+            access = await self.renewer.access_after_401(access.token)
+        self.last = access
+        return access, self.renewer.cache.current.expires_at
+
+
+class _Operator:
+    """A kopf operator in a thread of its own."""
+
+    def __init__(self, cluster: EngagedCluster, credentials: _Credentials) -> None:
+        self._cluster = cluster
+        self._credentials = credentials
+        self._ended = asyncio.get_running_loop().create_future()
+        self._lock = threading.Lock()
+        self._is_stopped = False
+        self._stop: tuple[asyncio.AbstractEventLoop, asyncio.Event] | None = None
+
+    async def run(self, registry: kopf.OperatorRegistry, namespaces: Collection[str], *, standalone: bool) -> None:
+        """Run until the operator fails, or until cancelled; return after the thread has ended."""
+        loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {
+            "registry": registry,
+            "namespaces": list(namespaces),
+            "clusterwide": not namespaces,
+            "standalone": standalone,
+        }
+
+        def work() -> None:
+            error: BaseException | None = None
+            try:
+                asyncio.run(self._operate(options))
+            except BaseException as raised:  # noqa: BLE001  (the top of a thread: passed to the loop that waits)
+                error = raised
+            with suppress(RuntimeError):  # that loop was closed
+                loop.call_soon_threadsafe(self._end, error)
+
+        thread = threading.Thread(target=work, name=f"kopf {self._cluster.name}", daemon=True)
+        thread.start()
+        try:
+            await asyncio.shield(self._ended)
+        finally:
+            self._request_stop()
+            while not self._ended.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([self._ended])
+            thread.join()
+        if (error := self._ended.result()) is not None:
+            raise error
+
+    async def _operate(self, options: dict[str, Any]) -> None:
+        stop_flag = asyncio.Event()
+        with self._lock:
+            self._stop = asyncio.get_running_loop(), stop_flag
+            if self._is_stopped:
+                return
+        memo = kopf.Memo(cluster=self._cluster, milo_credentials=self._credentials)
+        await kopf.operator(memo=memo, stop_flag=stop_flag, **options)
+
+    def _request_stop(self) -> None:
+        with self._lock:
+            self._is_stopped = True
+            stop = self._stop
+        if stop is not None:
+            loop, flag = stop
+            with suppress(RuntimeError):  # the operator has ended by itself
+                loop.call_soon_threadsafe(flag.set)
+
+    def _end(self, error: BaseException | None) -> None:
+        if not self._ended.done():
+            self._ended.set_result(error)

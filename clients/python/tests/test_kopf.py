@@ -1,0 +1,123 @@
+"""kopf operators, one per engaged cluster, against control planes of the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from itertools import count
+from typing import Any
+
+import kopf
+import pytest
+
+from milo_discovery import BackoffPolicy, Fleet
+from milo_discovery.kopf import run
+from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually
+
+pytestmark = pytest.mark.timeout(240)
+
+CONFIG_MAPS = "v1/configmaps"
+AT_ONCE = BackoffPolicy(initial=timedelta(milliseconds=1), maximum=timedelta(milliseconds=5))
+
+
+def config_map(name: str = "one", **labels: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "labels": {"greet": "yes", **labels}},
+        "data": {"a": "1"},
+    }
+
+
+@pytest.fixture
+def registry() -> kopf.OperatorRegistry:
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.startup(registry=registry)
+    async def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.posting.enabled = False
+        settings.networking.error_backoffs = [0.1]
+
+    @kopf.on.create("v1", "configmaps", labels={"greet": "yes"}, registry=registry)
+    async def greet(memo: kopf.Memo, patch: kopf.Patch, **_: Any) -> None:
+        patch.metadata.labels["greeted-in"] = memo.cluster.name
+
+    return registry
+
+
+@asynccontextmanager
+async def operating(discovery: FakeDiscovery, registry: kopf.OperatorRegistry) -> AsyncIterator[None]:
+    running = asyncio.create_task(run(Fleet(discovery, backoff=AT_ONCE), registry))
+    try:
+        yield
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+
+
+def greeted_in(control_plane: ControlPlane, name: str = "one") -> str:
+    labels: dict[str, str] = control_plane.get(CONFIG_MAPS, name)["metadata"]["labels"]
+    return labels.get("greeted-in", "")
+
+
+def operators() -> set[str]:
+    return {each.name for each in threading.enumerate() if each.name.startswith("kopf ")}
+
+
+async def test_handlers_run_in_each_engaged_cluster(milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry):
+    alpha, beta = milo_sandbox.create_control_planes("alpha", "beta")
+    discovery = FakeDiscovery(alpha)
+    alpha.create(config_map())
+    beta.create(config_map())
+    async with operating(discovery, registry):
+        await eventually(lambda: greeted_in(alpha) == "alpha")
+        discovery.engage(beta)
+        await eventually(lambda: greeted_in(beta) == "beta")
+        assert operators() == {"kopf alpha", "kopf beta"}
+        discovery.disengage("alpha")
+        await eventually(lambda: operators() == {"kopf beta"})
+        beta.create(config_map("two"))
+        await eventually(lambda: greeted_in(beta, "two") == "beta")
+    assert operators() == set()
+
+
+async def test_operator_uses_renewed_credentials(milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry):
+    (alpha,) = milo_sandbox.create_control_planes("alpha")
+    discovery = FakeDiscovery()
+    discovery.engage(alpha, lifetime=timedelta(seconds=2))
+    async with operating(discovery, registry):
+        alpha.create(config_map())
+        await eventually(lambda: greeted_in(alpha) == "alpha")
+        issued = discovery.issued
+        names = (f"next-{number}" for number in count())
+
+        def is_renewed() -> bool:
+            alpha.create(config_map(next(names)))  # kopf looks at the expiry when it makes a request
+            return discovery.issued > issued
+
+        await eventually(is_renewed)
+        alpha.create(config_map("last"))
+        await eventually(lambda: greeted_in(alpha, "last") == "alpha")
+
+
+# kopf does not await all coroutines of an operator whose startup fails.
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
+async def test_failed_operator_is_restarted(milo_sandbox: MiloSandbox, registry: kopf.OperatorRegistry):
+    (alpha,) = milo_sandbox.create_control_planes("alpha")
+    starts = 0
+
+    @kopf.on.startup(registry=registry)
+    async def fail_once(**_: Any) -> None:
+        nonlocal starts
+        starts += 1
+        if starts == 1:
+            raise kopf.PermanentError("failed on purpose")
+
+    async with operating(FakeDiscovery(alpha), registry):
+        alpha.create(config_map())
+        await eventually(lambda: greeted_in(alpha) == "alpha")
+    assert starts == 2
