@@ -21,6 +21,7 @@ _PYTHON_TYPES: dict[str, type | tuple[type, ...]] = {
     "boolean": bool,
 }
 _PRESERVES = "x-kubernetes-preserve-unknown-fields"
+_EMBEDDED = "x-kubernetes-embedded-resource"
 _INT_OR_STRING = "x-kubernetes-int-or-string"
 # Validated by metadata.py.
 _ENVELOPE = frozenset({"apiVersion", "kind", "metadata"})
@@ -38,12 +39,13 @@ def prune(value: Any, schema: Document, path: str = "") -> list[str]:
     if isinstance(values, dict):
         return [gone for name, item in value.items() for gone in prune(item, values, _join(path, name))]
     keeps_all = bool(values or schema.get(_PRESERVES)) or schema.get("type") != "object"
-    unknown = [] if keeps_all else [name for name in value if name not in known and (path or name not in _ENVELOPE)]
+    kept = frozenset() if path and not schema.get(_EMBEDDED) else _ENVELOPE
+    unknown = [] if keeps_all else [name for name in value if name not in known and name not in kept]
     gone = [_join(path, name) for name in unknown]
     for name in unknown:
         del value[name]
     for name, child in known.items():
-        if name in value:
+        if name in value and name not in kept:
             gone += prune(value[name], child, _join(path, name))
     return gone
 

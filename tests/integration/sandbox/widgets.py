@@ -43,7 +43,12 @@ def definition(**version: Any) -> dict[str, Any]:
         "storage": True,
         "subresources": {"status": {}},
         "additionalPrinterColumns": [{"name": "Size", "type": "integer", "jsonPath": ".spec.size"}],
-        "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": spec, "status": status}}},
+        "schema": {
+            "openAPIV3Schema": {
+                "type": "object",
+                "properties": {"metadata": {"type": "object"}, "spec": spec, "status": status},
+            }
+        },
         **version,
     }
     return {
