@@ -1,9 +1,8 @@
-"""Runs a reflector against an API server: sends the requests that it needs and passes it the responses."""
+"""Follows a source: list and watch, confirmation of deletions, and liveness probes beside them."""
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -19,49 +18,25 @@ from milo_discoveryd.registry.pending_deletions import (
     NotFound,
     PendingDeletions,
 )
-from milo_discoveryd.watchers.liveness_probe import LivenessProbe, UnresponsiveError
-from milo_discoveryd.watchers.transport import Answer, Stream
+from milo_discoveryd.watchers.liveness_probe import LivenessProbe
 from milo_kube import retry_after
 from milo_kube.http.errors import TransportError
+from milo_kube.list_watch import Answer, CollectionApi, ListWatch
 from milo_kube.reflect.liveness_policy import LivenessPolicy
-from milo_kube.reflect.messages import MALFORMED_RESPONSE, Failure, FetchPage, OpenWatch, SourceEvent, Wait
+from milo_kube.reflect.messages import SourceEvent
 from milo_kube.reflect.reflector import Reflector
 from milo_kube.reflect.source_status import SourceStatus
-from milo_kube.reflect.wire import Decoder, Lines, LineTooLongError, ListPageError, error_status
+from milo_kube.reflect.wire import Decoder, ListPageError, error_status
 
 CONFIRMATION_TIMEOUT_S = 5.0
 """A read of one object is quick. One that hangs must not keep its slot for as long as a list may take."""
-WATCH_RESPONSE_TIMEOUT_S = 300.0
-"""An API server answers a watch at once, but a proxy may withhold the response until there is an event."""
-_REASONS = {
-    "dns": "DnsFailed",
-    "connect": "ConnectFailed",
-    "tls": "TlsFailed",
-    "timeout": "Timeout",
-    "closed": "ConnectionLost",
-    "credential": "CredentialFailed",
-}
-_STATUS_REASONS = {
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "NotFound",
-    410: "Expired",
-    422: "Invalid",
-    429: "TooManyRequests",
-    504: "Timeout",
-}
 
 
-class SourceApi(Protocol):
+class SourceApi(CollectionApi, Protocol):
     """The requests that the driver makes."""
 
-    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer: ...
-
-    def stream(
-        self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float | None
-    ) -> AbstractAsyncContextManager[Stream]: ...
-
-    async def drop(self) -> None: ...
+    async def drop(self) -> None:
+        """Close every connection; the next request opens a new one."""
 
 
 class Sink(Protocol):
@@ -133,124 +108,28 @@ class Driver:
         self._reflector = reflector
         self._pending_deletions = pending_deletions
         self._sink = sink
-        self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
         self._liveness_probe = LivenessProbe(api, liveness, sink.liveness_checked)
+        self._list_watch = ListWatch(
+            api,
+            watched,
+            decoder=decoder,
+            reflector=reflector,
+            waits=self._liveness_probe,
+            apply=self._apply,
+            report=sink.source,
+            connect_timeout_s=connect_timeout_s,
+            request_timeout_s=request_timeout_s,
+        )
         self._has_timers = asyncio.Event()
         self._clock: Callable[[], float] = asyncio.get_running_loop().time
 
     async def run(self) -> None:
         """Follow the source until cancelled."""
-        self._sink.source(self._reflector.status)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._follow(), name="follow the source")
+            tasks.create_task(self._list_watch.run(), name="follow the source")
             tasks.create_task(self._run_timers(tasks), name="confirm deletions and end graces")
             tasks.create_task(self._liveness_probe.run(), name="check the source's liveness")
-
-    # --- list and watch ---
-
-    async def _follow(self) -> None:
-        while True:
-            match self._reflector.next(self._clock()):
-                case Wait(until):
-                    await asyncio.sleep(until - self._clock())
-                case FetchPage() as request:
-                    await self._fetch(request)
-                case OpenWatch() as request:
-                    await self._watch(request)
-                case unexpected:
-                    raise AssertionError(f"no watch is open to do {unexpected}")
-            self._sink.source(self._reflector.status)
-
-    async def _fetch(self, request: FetchPage) -> None:
-        query = self._watched.query
-        if request.limit:
-            query.append(("limit", str(request.limit)))
-        if request.continue_token:
-            query.append(("continue", request.continue_token))
-        try:
-            response = self._api.get(self._watched.path, query, timeout_s=self._request_timeout_s)
-            answer = await self._liveness_probe.wait_for(response)
-            if answer.status != 200:
-                await self._failed(_refused(answer.status, answer.headers, answer.body))
-                return
-            page, observations = self._decoder.page(answer.body)
-        except TransportError as error:
-            await self._failed(_lost(error))
-        except UnresponsiveError as error:
-            await self._failed(error.failure)
-        except ListPageError as error:
-            await self._failed(Failure(MALFORMED_RESPONSE, str(error)))
-        else:
-            await self._apply(self._reflector.listed(page, observations, self._clock()))
-
-    async def _watch(self, request: OpenWatch) -> None:
-        query = [
-            *self._watched.query,
-            ("watch", "1"),
-            ("allowWatchBookmarks", "true"),
-            ("timeoutSeconds", str(request.timeout_s)),
-        ]
-        if request.version:
-            query.append(("resourceVersion", request.version))
-        else:
-            query += [("sendInitialEvents", "true"), ("resourceVersionMatch", "NotOlderThan")]
-        opened = self._api.stream(
-            self._watched.path,
-            query,
-            connect_timeout_s=self._connect_timeout_s,
-            silence_s=None,
-        )
-        try:
-            async with AsyncExitStack() as exchange:
-                stream = await self._response(exchange.enter_async_context(opened))
-                if stream.status != 200:
-                    body = await stream.read_error(64 * 1024)
-                    await self._failed(_refused(stream.status, stream.headers, body))
-                    return
-                await self._apply(self._reflector.opened(self._clock()))
-                self._sink.source(self._reflector.status)
-                async with aclosing(stream.chunks()) as chunks:
-                    await self._read(chunks)
-        except TransportError as error:
-            await self._failed(_lost(error))
-        except UnresponsiveError as error:
-            await self._failed(error.failure)
-        except LineTooLongError as error:
-            await self._failed(Failure(MALFORMED_RESPONSE, str(error)))
-
-    async def _response(self, response: Awaitable[Stream]) -> Stream:
-        try:
-            return await self._liveness_probe.wait_for(response, self._clock() + WATCH_RESPONSE_TIMEOUT_S)
-        except TimeoutError:
-            message = f"no response to the watch request within {WATCH_RESPONSE_TIMEOUT_S:g} s"
-            raise TransportError("timeout", message) from None
-
-    async def _read(self, chunks: AsyncIterator[bytes]) -> None:
-        lines = Lines()
-        try:
-            async with self._liveness_probe.waiting():
-                while self._reflector.is_reading:
-                    deadline = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
-                    chunk = await self._liveness_probe.wait(anext(chunks, None), deadline)
-                    now = self._clock()
-                    if chunk is None:
-                        await self._apply(self._ended(now, partial=lines.partial))
-                        return
-                    events = [self._decoder.line(line) for line in lines.feed(chunk)]
-                    await self._apply(self._reflector.events(events, now, partial=lines.partial))
-                    self._sink.source(self._reflector.status)
-        except TimeoutError:
-            await self._apply(self._reflector.silent(self._clock()))
-
-    def _ended(self, now: float, *, partial: bool) -> Iterable[SourceEvent[Observation]]:
-        if partial:
-            cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
-            return self._reflector.failed(cut, now)
-        return self._reflector.ended(now)
-
-    async def _failed(self, failure: Failure) -> None:
-        await self._apply(self._reflector.failed(failure, self._clock()))
 
     async def _apply(self, source_events: Iterable[SourceEvent[Observation]]) -> None:
         read_at = self._clock()
@@ -362,18 +241,3 @@ def _inconclusive(answer: Answer) -> Inconclusive:
     wait = retry_after.seconds(answer.headers.get("Retry-After", ""), datetime.now(UTC))
     refused = error_status(answer.body, answer.status)
     return Inconclusive(f"{answer.status}: {refused.message}", is_refusal=True, retry_after_s=wait)
-
-
-def _lost(error: TransportError) -> Failure:
-    return Failure(_REASONS.get(error.cause, "ConnectionLost"), str(error))
-
-
-def _refused(status: int, headers: Any, body: bytes) -> Failure:
-    refused = error_status(body, status)
-    message = f"{status}: {refused.message}" if refused.message else str(status)
-    if status in (404, 503) and not refused.reason:
-        # Plain text: an API server that has just started and does not serve the resource yet (some send 404 then), or
-        # a proxy. The Retry-After of five seconds that some send is ignored: it is far longer than they need.
-        return Failure("NotServing", message, 503)
-    reason = refused.reason or _STATUS_REASONS.get(status, "ServerError" if status >= 500 else "Refused")
-    return Failure(reason, message, status, retry_after.seconds(headers.get("Retry-After", ""), datetime.now(UTC)))

@@ -5,10 +5,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
-from milo_discoveryd.watchers.transport import Answer
 from milo_kube.http.errors import TransportError
+from milo_kube.list_watch import Answer, UnresponsiveError
 from milo_kube.reflect.liveness_policy import LivenessCheck, LivenessPolicy, LivenessTracker
-from milo_kube.reflect.messages import UNRESPONSIVE, Failure
 from milo_kube.reusable_timeout import Deadline, deadline
 
 T = TypeVar("T")
@@ -22,15 +21,6 @@ class LivenessApi(Protocol):
 
     async def drop(self) -> None:
         """Close every connection; the next request opens a new one."""
-
-
-class UnresponsiveError(Exception):
-    """A server that accepts connections, but does not answer."""
-
-    def __init__(self, policy: LivenessPolicy) -> None:
-        checks = f"{policy.misses} requests for {PATH} in a row, {policy.every_s:g} s apart"
-        self.failure = Failure(UNRESPONSIVE, f"the server did not answer {checks}")
-        super().__init__(self.failure.message)
 
 
 class LivenessProbe:
@@ -66,7 +56,7 @@ class LivenessProbe:
             if not self._is_lost:
                 raise
             await self._api.drop()
-            raise UnresponsiveError(self._policy) from None
+            raise UnresponsiveError(self._policy, PATH) from None
         finally:
             self._deadline = None
             self._tracker.end_wait()

@@ -10,7 +10,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 from urllib.parse import quote, urlencode
 
 from milo_discoveryd import USER_AGENT
@@ -22,6 +22,7 @@ from milo_discoveryd.watchers.proxy import environment_proxy
 from milo_kube.http.client import Client
 from milo_kube.http.connection import Response
 from milo_kube.http.errors import TransportError
+from milo_kube.list_watch import Answer, Stream
 
 Query: TypeAlias = Sequence[tuple[str, str]]
 
@@ -33,27 +34,6 @@ CONCURRENT_REQUESTS = 32
 # Names come from objects that tenants write. A server or proxy that normalizes "..", "%2e%2e", "?" or "#" would apply
 # the request, and its credential, to another path.
 _PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~:@-]+)+/?|/")
-
-
-@dataclass(frozen=True)
-class Answer:
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class Stream(Protocol):
-    """A response whose body is read while it arrives."""
-
-    @property
-    def status(self) -> int: ...
-    @property
-    def headers(self) -> Mapping[str, str]: ...
-    def chunks(self) -> AsyncGenerator[bytes, None]:
-        """Yield the body in pieces of any size until its end. Raises TransportError if the connection breaks."""
-
-    async def read_error(self, limit: int) -> bytes:
-        """Return the beginning of the body of an error response."""
 
 
 class Transport:

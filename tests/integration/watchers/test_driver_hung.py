@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from aiohttp import web
 
-from milo_discoveryd.watchers import driver
+from milo_kube import list_watch
 from milo_kube.reflect.backoff import Backoff
 from milo_kube.reflect.liveness_policy import LivenessPolicy
 from milo_kube.reflect.reflector import ReflectorPolicy
@@ -68,7 +68,7 @@ async def test_hung_watch_of_otherwise_live_server_is_abandoned(monkeypatch: pyt
     async def never(request: web.Request) -> web.StreamResponse:
         return await asyncio.Future()
 
-    monkeypatch.setattr(driver, "WATCH_RESPONSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(list_watch, "WATCH_RESPONSE_TIMEOUT_S", 0.1)
     played = Played()
     played.alive = answering(web.Response)
     played.watches = [never]

@@ -12,8 +12,9 @@ from aiohttp import web
 from milo_discoveryd.credentials import ClientCertificate, Credential, Secret
 from milo_discoveryd.credentials.authentication.credential_provider import FileCredential, StaticCredential
 from milo_discoveryd.credentials.files import FileContent
-from milo_discoveryd.watchers.transport import Answer, Transport
+from milo_discoveryd.watchers.transport import Transport
 from milo_kube.http.errors import TransportError
+from milo_kube.list_watch import Answer
 from tests.integration.watchers.api_server import ApiServer, answering, upstream
 
 PATH = "/apis/resourcemanager.miloapis.com/v1alpha1/projects"

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from milo_discoveryd.model.resource import Resource
-from milo_discoveryd.watchers.transport import Answer
 from milo_kube.http.errors import TransportError
+from milo_kube.list_watch import Answer
 from tests.simulation.properties.api_server import Server, Watch, bookmark, line
 from tests.simulation.seeded.request_faults import BY_KIND, Answered, Kind, Lie, Lost, RequestFault, status
 

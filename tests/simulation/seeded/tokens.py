@@ -15,8 +15,8 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from milo_discoveryd.credentials.sources.token_request import OBJECT_LABEL
-from milo_discoveryd.watchers.transport import Answer
 from milo_kube.http.errors import TransportError
+from milo_kube.list_watch import Answer
 from tests.end_to_end.process.handing_out import Token
 from tests.simulation.seeded.request_faults import Answered, Lost, status, text
 

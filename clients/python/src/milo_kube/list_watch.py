@@ -1,0 +1,284 @@
+"""Lists and watches a collection: sends the requests that the reflector needs, and passes it the responses."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Generic, Protocol, TypeVar
+
+from milo_kube import retry_after
+from milo_kube.http.errors import TransportError
+from milo_kube.reflect.identified import Seen
+from milo_kube.reflect.liveness_policy import LivenessPolicy
+from milo_kube.reflect.messages import (
+    MALFORMED_RESPONSE,
+    UNRESPONSIVE,
+    Failure,
+    FetchPage,
+    OpenWatch,
+    SourceEvent,
+    Wait,
+)
+from milo_kube.reflect.reflector import Reflector
+from milo_kube.reflect.source_status import SourceStatus
+from milo_kube.reflect.wire import Decoder, Lines, LineTooLongError, ListPageError, error_status
+from milo_kube.reusable_timeout import Deadline, deadline
+
+T = TypeVar("T")
+
+WATCH_RESPONSE_TIMEOUT_S = 300.0
+"""An API server answers a watch at once, but a proxy may withhold the response until there is an event."""
+_REASONS = {
+    "dns": "DnsFailed",
+    "connect": "ConnectFailed",
+    "tls": "TlsFailed",
+    "timeout": "Timeout",
+    "closed": "ConnectionLost",
+    "credential": "CredentialFailed",
+}
+_STATUS_REASONS = {
+    401: "Unauthorized",
+    403: "Forbidden",
+    404: "NotFound",
+    410: "Expired",
+    422: "Invalid",
+    429: "TooManyRequests",
+    504: "Timeout",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Stream(Protocol):
+    """A response whose body is read while it arrives."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+    def chunks(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body in pieces of any size until its end. Raises TransportError if the connection breaks."""
+
+    async def read_error(self, limit: int) -> bytes:
+        """Return the beginning of the body of an error response."""
+
+
+class Collection(Protocol):
+    """What is listed and watched."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        """The selectors."""
+
+
+class CollectionApi(Protocol):
+    """The requests that lists and watches consist of."""
+
+    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer: ...
+
+    def stream(
+        self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float | None
+    ) -> AbstractAsyncContextManager[Stream]: ...
+
+
+class Waits(Protocol):
+    """How responses are waited for."""
+
+    def waiting(self) -> AbstractAsyncContextManager[None]:
+        """Enclose consecutive calls of `wait`. Raises TimeoutError at the deadline of a wait, or UnresponsiveError."""
+
+    async def wait(self, response: Awaitable[T], until: float | None = None) -> T:
+        """Wait for one response; only within `waiting`."""
+
+    async def wait_for(self, response: Awaitable[T], until: float | None = None) -> T:
+        """Wait for this response alone."""
+
+
+class UnresponsiveError(Exception):
+    """A server that accepts connections, but does not answer."""
+
+    def __init__(self, policy: LivenessPolicy, path: str) -> None:
+        checks = f"{policy.misses} requests for {path} in a row, {policy.every_s:g} s apart"
+        self.failure = Failure(UNRESPONSIVE, f"the server did not answer {checks}")
+        super().__init__(self.failure.message)
+
+
+class DeadlineWaits:
+    """Waits with deadlines alone, without checks of the server's liveness."""
+
+    def __init__(self) -> None:
+        self._deadline: Deadline | None = None
+
+    @asynccontextmanager
+    async def waiting(self) -> AsyncIterator[None]:
+        async with deadline() as self._deadline:
+            yield
+
+    async def wait(self, response: Awaitable[T], until: float | None = None) -> T:
+        assert self._deadline is not None, "waits are made within `waiting`"
+        if until is not None:
+            self._deadline.set(until)
+        found = await response
+        self._deadline.lift()
+        return found
+
+    async def wait_for(self, response: Awaitable[T], until: float | None = None) -> T:
+        async with self.waiting():
+            return await self.wait(response, until)
+
+
+class ListWatch(Generic[Seen]):
+    """Follows one collection. `apply` takes source events, and `report` each status of the source."""
+
+    def __init__(
+        self,
+        api: CollectionApi,
+        collection: Collection,
+        *,
+        decoder: Decoder[Any, Seen],
+        reflector: Reflector[Seen],
+        waits: Waits,
+        apply: Callable[[Iterable[SourceEvent[Seen]]], Awaitable[None]],
+        report: Callable[[SourceStatus], None],
+        connect_timeout_s: float,
+        request_timeout_s: float,
+    ) -> None:
+        self._api = api
+        self._collection = collection
+        self._decoder = decoder
+        self._reflector = reflector
+        self._waits = waits
+        self._apply = apply
+        self._report = report
+        self._connect_timeout_s = connect_timeout_s
+        self._request_timeout_s = request_timeout_s
+        self._clock: Callable[[], float] = asyncio.get_running_loop().time
+
+    async def run(self) -> None:
+        """Follow the collection until cancelled."""
+        self._report(self._reflector.status)
+        while True:
+            match self._reflector.next(self._clock()):
+                case Wait(until):
+                    await asyncio.sleep(until - self._clock())
+                case FetchPage() as request:
+                    await self._fetch(request)
+                case OpenWatch() as request:
+                    await self._watch(request)
+                case unexpected:
+                    raise AssertionError(f"no watch is open to do {unexpected}")
+            self._report(self._reflector.status)
+
+    async def _fetch(self, request: FetchPage) -> None:
+        query = self._collection.query
+        if request.limit:
+            query.append(("limit", str(request.limit)))
+        if request.continue_token:
+            query.append(("continue", request.continue_token))
+        try:
+            answer = await self._waits.wait_for(
+                self._api.get(self._collection.path, query, timeout_s=self._request_timeout_s)
+            )
+            if answer.status != 200:
+                await self._failed(_refused(answer.status, answer.headers, answer.body))
+                return
+            page, seen = self._decoder.page(answer.body)
+        except TransportError as error:
+            await self._failed(_lost(error))
+        except UnresponsiveError as error:
+            await self._failed(error.failure)
+        except ListPageError as error:
+            await self._failed(Failure(MALFORMED_RESPONSE, str(error)))
+        else:
+            await self._apply(self._reflector.listed(page, seen, self._clock()))
+
+    async def _watch(self, request: OpenWatch) -> None:
+        query = [
+            *self._collection.query,
+            ("watch", "1"),
+            ("allowWatchBookmarks", "true"),
+            ("timeoutSeconds", str(request.timeout_s)),
+        ]
+        if request.version:
+            query.append(("resourceVersion", request.version))
+        else:
+            query += [("sendInitialEvents", "true"), ("resourceVersionMatch", "NotOlderThan")]
+        opened = self._api.stream(
+            self._collection.path,
+            query,
+            connect_timeout_s=self._connect_timeout_s,
+            silence_s=None,
+        )
+        try:
+            async with AsyncExitStack() as exchange:
+                stream = await self._response(exchange.enter_async_context(opened))
+                if stream.status != 200:
+                    body = await stream.read_error(64 * 1024)
+                    await self._failed(_refused(stream.status, stream.headers, body))
+                    return
+                await self._apply(self._reflector.opened(self._clock()))
+                self._report(self._reflector.status)
+                async with aclosing(stream.chunks()) as chunks:
+                    await self._read(chunks)
+        except TransportError as error:
+            await self._failed(_lost(error))
+        except UnresponsiveError as error:
+            await self._failed(error.failure)
+        except LineTooLongError as error:
+            await self._failed(Failure(MALFORMED_RESPONSE, str(error)))
+
+    async def _response(self, response: Awaitable[Stream]) -> Stream:
+        try:
+            return await self._waits.wait_for(response, self._clock() + WATCH_RESPONSE_TIMEOUT_S)
+        except TimeoutError:
+            message = f"no response to the watch request within {WATCH_RESPONSE_TIMEOUT_S:g} s"
+            raise TransportError("timeout", message) from None
+
+    async def _read(self, chunks: AsyncIterator[bytes]) -> None:
+        lines = Lines()
+        try:
+            async with self._waits.waiting():
+                while self._reflector.is_reading:
+                    deadline = self._reflector.next(self._clock()).until  # type: ignore[union-attr]
+                    chunk = await self._waits.wait(anext(chunks, None), deadline)
+                    now = self._clock()
+                    if chunk is None:
+                        await self._apply(self._ended(now, partial=lines.partial))
+                        return
+                    events = [self._decoder.line(line) for line in lines.feed(chunk)]
+                    await self._apply(self._reflector.events(events, now, partial=lines.partial))
+                    self._report(self._reflector.status)
+        except TimeoutError:
+            await self._apply(self._reflector.silent(self._clock()))
+
+    def _ended(self, now: float, *, partial: bool) -> Iterable[SourceEvent[Seen]]:
+        if partial:
+            cut = Failure("TruncatedLine", "the server ended the watch in the middle of an event")
+            return self._reflector.failed(cut, now)
+        return self._reflector.ended(now)
+
+    async def _failed(self, failure: Failure) -> None:
+        await self._apply(self._reflector.failed(failure, self._clock()))
+
+
+def _lost(error: TransportError) -> Failure:
+    return Failure(_REASONS.get(error.cause, "ConnectionLost"), str(error))
+
+
+def _refused(status: int, headers: Any, body: bytes) -> Failure:
+    refused = error_status(body, status)
+    message = f"{status}: {refused.message}" if refused.message else str(status)
+    if status in (404, 503) and not refused.reason:
+        # Plain text: an API server that has just started and does not serve the resource yet (some send 404 then), or
+        # a proxy. The Retry-After of five seconds that some send is ignored: it is far longer than they need.
+        return Failure("NotServing", message, 503)
+    reason = refused.reason or _STATUS_REASONS.get(status, "ServerError" if status >= 500 else "Refused")
+    return Failure(reason, message, status, retry_after.seconds(headers.get("Retry-After", ""), datetime.now(UTC)))
