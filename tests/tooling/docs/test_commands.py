@@ -77,7 +77,7 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.FOUND
         case ["grpcurl", *_]:
             return Way.CALLED
-        case ["pip", "install", "./clients/python"]:
+        case ["pip", "install", "./clients/python" | "./clients/python[controllers]"]:
             return Way.INSTALLED
         case ["go", *_] | ["npm", *_] | ["python", "examples/python/operator_greeter.py"]:
             return Way.EXAMPLE

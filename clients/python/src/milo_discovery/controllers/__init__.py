@@ -1,0 +1,55 @@
+"""Controllers: reconcilers that run in every engaged cluster. Needs the extra `milo-discovery-client[controllers]`."""
+
+from milo_discovery.controllers.conditions import owner_reference, with_condition, with_owner
+from milo_discovery.controllers.controller import Target, Watched, WatchedKind
+from milo_discovery.controllers.controllers import Controllers, Health, InformerProblem, watches
+from milo_discovery.controllers.errors import (
+    AlreadyExists,
+    ApiError,
+    Conflict,
+    ControllerError,
+    NotCached,
+    NotFound,
+    Permanent,
+    ProjectSuspended,
+    Unreachable,
+)
+from milo_discovery.controllers.fleet_view import ClusterObject, ClusterView, FleetView
+from milo_discovery.controllers.kinds import Kind
+from milo_discovery.controllers.logs import ClusterFilter, current_cluster, current_object
+from milo_discovery.controllers.request import Request, Result
+from milo_discovery.controllers.single_cluster import SingleCluster
+from milo_discovery.controllers.work_queue import QueuePolicy
+
+__all__ = [
+    "AlreadyExists",
+    "ApiError",
+    "ClusterFilter",
+    "ClusterObject",
+    "ClusterView",
+    "Conflict",
+    "ControllerError",
+    "Controllers",
+    "FleetView",
+    "Health",
+    "InformerProblem",
+    "Kind",
+    "NotCached",
+    "NotFound",
+    "Permanent",
+    "ProjectSuspended",
+    "QueuePolicy",
+    "Request",
+    "Result",
+    "SingleCluster",
+    "Target",
+    "Unreachable",
+    "Watched",
+    "WatchedKind",
+    "current_cluster",
+    "current_object",
+    "owner_reference",
+    "watches",
+    "with_condition",
+    "with_owner",
+]

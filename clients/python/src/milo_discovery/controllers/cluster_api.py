@@ -1,0 +1,261 @@
+"""Authenticated requests to the API server of one cluster, over connections that clusters share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Hashable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+from urllib.parse import quote, urlencode
+
+import msgspec
+
+from milo_discovery._kubeconfig_access import KubeconfigAccess
+from milo_discovery.controllers.connections import Connections
+from milo_discovery.controllers.errors import ProjectSuspended, Unreachable, api_error
+from milo_discovery.controllers.kinds import Document
+from milo_discovery.errors import DiscoveryError
+from milo_kube import retry_after
+from milo_kube.http.connection import Response
+from milo_kube.http.errors import TransportError
+from milo_kube.list_watch import Answer, Stream
+from milo_kube.reflect.wire import error_status
+
+CONNECT_TIMEOUT_S = 10.0
+REQUEST_TIMEOUT_S = 30.0
+RESPONSE_LIMIT = 256 << 20
+JSON = "application/json"
+METADATA_ONLY = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json"
+METADATA_LIST_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json"
+MERGE_PATCH = "application/merge-patch+json"
+JSON_PATCH = "application/json-patch+json"
+STRATEGIC_MERGE_PATCH = "application/strategic-merge-patch+json"
+APPLY_PATCH = "application/apply-patch+yaml"
+
+Query = Sequence[tuple[str, str]]
+
+
+class Credentials(Protocol):
+    """The credentials of one cluster."""
+
+    async def access(self) -> KubeconfigAccess:
+        """Return the credential to use now. Raises DiscoveryError."""
+
+    async def access_after_401(self, refused: str | None) -> KubeconfigAccess:
+        """Return the credential to use after the server refused a token: the same one if there is none newer."""
+
+
+class ClusterApi:
+    """The API of one cluster. Close it to release its connections."""
+
+    def __init__(
+        self, name: str, credentials: Credentials, connections: Connections, *, is_suspended: Callable[[], bool]
+    ) -> None:
+        self.name = name
+        self._credentials = credentials
+        self._connections = connections
+        self._is_suspended = is_suspended
+        self._kept: Hashable = None
+        """The key of the pool that is kept open between requests."""
+
+    async def send(
+        self,
+        method: str,
+        path: str,
+        query: Query = (),
+        body: object = None,
+        *,
+        content_type: str = JSON,
+        allowed_while_suspended: bool = False,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+    ) -> Document:
+        """Send a request and return the decoded response. Raises ApiError, Unreachable or DiscoveryError."""
+        if method != "GET" and not allowed_while_suspended and self._is_suspended():
+            raise ProjectSuspended(403, "Forbidden", f"project {self.name} is suspended and refuses writes")
+        request = _Request(method, path, query, None if body is None else msgspec.json.encode(body), content_type)
+        try:
+            answer = await self._whole(request, timeout_s)
+        except TransportError as error:
+            raise Unreachable(error.cause, str(error)) from error
+        if answer.status >= 300:
+            raise _refused(answer)
+        try:
+            return msgspec.json.decode(answer.body, type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise Unreachable("closed", f"the API server of {self.name} sent no JSON object") from error
+
+    async def aclose(self) -> None:
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            await self._connections.release(kept)
+
+    # --- for informers ---
+
+    async def get(self, path: str, query: Query = (), *, timeout_s: float, accept: str = JSON) -> Answer:
+        try:
+            return await self._whole(_Request("GET", path, query, accept=accept), timeout_s)
+        except DiscoveryError as error:
+            raise TransportError("credential", f"no credential for {self.name}: {error}") from error
+
+    def stream(
+        self,
+        path: str,
+        query: Query = (),
+        *,
+        connect_timeout_s: float,
+        silence_s: float | None,
+        accept: str = JSON,
+    ) -> AbstractAsyncContextManager[Stream]:
+        request = _Request("GET", path, query, accept=accept, encoding="identity")
+        return self._streamed(request, connect_timeout_s, silence_s)
+
+    # --- parts ---
+
+    async def _whole(self, request: _Request, timeout_s: float) -> Answer:
+        access = await self._credentials.access()
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await self._answered(request, access)
+                if answer.status == 401:
+                    renewed = await self._credentials.access_after_401(access.token)
+                    if renewed.token != access.token:
+                        answer = await self._answered(request, renewed)
+                return answer
+        except TimeoutError:
+            raise TransportError("timeout", f"{access.server} did not answer within {timeout_s:g} s") from None
+
+    async def _answered(self, request: _Request, access: KubeconfigAccess) -> Answer:
+        async with self._sent(request, access, CONNECT_TIMEOUT_S, None) as response:
+            body = await _StreamedResponse(response, None).whole(RESPONSE_LIMIT)
+            return Answer(response.status, response.headers, body)
+
+    @asynccontextmanager
+    async def _streamed(
+        self, request: _Request, connect_timeout_s: float, silence_s: float | None
+    ) -> AsyncIterator[Stream]:
+        try:
+            access = await self._credentials.access()
+            async with self._sent(request, access, connect_timeout_s, silence_s) as response:
+                renewed = access
+                if response.status == 401:
+                    renewed = await self._credentials.access_after_401(access.token)
+                if renewed.token == access.token:
+                    yield _StreamedResponse(response, silence_s)
+                    return
+        except DiscoveryError as error:
+            raise TransportError("credential", f"no credential for {self.name}: {error}") from error
+        async with self._sent(request, renewed, connect_timeout_s, silence_s) as response:
+            yield _StreamedResponse(response, silence_s)
+
+    @asynccontextmanager
+    async def _sent(
+        self, request: _Request, access: KubeconfigAccess, connect_timeout_s: float, silence_s: float | None
+    ) -> AsyncIterator[Response]:
+        key, client = self._connections.acquire(access)
+        try:
+            await self._keep(key, access)
+            async with client.request(
+                request.method,
+                request.url(access.server),
+                headers=request.headers(access.token),
+                body=request.body,
+                connect_timeout_s=connect_timeout_s,
+                silence_s=silence_s,
+            ) as response:
+                yield response
+        finally:
+            await self._connections.release(key)
+
+    async def _keep(self, key: Hashable, access: KubeconfigAccess) -> None:
+        """Stay a user of this pool between requests, so that its connections stay open, and leave the one before."""
+        if self._kept == key:
+            return
+        before, (self._kept, _) = self._kept, self._connections.acquire(access)
+        if before is not None:
+            await self._connections.release(before)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    query: Query
+    body: bytes | None = None
+    content_type: str = JSON
+    accept: str = JSON
+    encoding: str = "gzip"
+
+    def url(self, server: str) -> str:
+        return f"{server}{self.path}{f'?{urlencode(self.query, quote_via=quote)}' if self.query else ''}"
+
+    def headers(self, token: str | None) -> dict[str, str]:
+        headers = {"Accept": self.accept, "Accept-Encoding": self.encoding}
+        if self.body is not None:
+            headers["Content-Type"] = self.content_type
+        if token is not None:
+            headers["Authorization"] = f"Bearer {token}"
+        return headers
+
+
+class _StreamedResponse:
+    def __init__(self, response: Response, silence_s: float | None) -> None:
+        self._response = response
+        self._silence_s = silence_s
+
+    @property
+    def status(self) -> int:
+        return self._response.status
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._response.headers
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        while chunk := await self._response.read(self._silence_s):
+            yield chunk
+
+    async def read_error(self, limit: int) -> bytes:
+        body = bytearray()
+        while len(body) < limit and (chunk := await self._response.read(self._silence_s)):
+            body += chunk
+        return bytes(body[:limit])
+
+    async def whole(self, limit: int) -> bytes:
+        chunks: list[bytes] = []
+        size = 0
+        while chunk := await self._response.read(self._silence_s):
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise TransportError("closed", f"a response of more than {limit} bytes, the limit")
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+class _Cause(msgspec.Struct):
+    reason: str = ""
+
+
+class _Details(msgspec.Struct):
+    causes: list[_Cause] | None = None
+
+
+class _Refusal(msgspec.Struct):
+    details: _Details | None = None
+
+
+def _refused(answer: Answer) -> Exception:
+    status = error_status(answer.body, answer.status)
+    try:
+        details = msgspec.json.decode(answer.body, type=_Refusal).details
+        causes = tuple(cause.reason for cause in (details and details.causes) or ())
+    except msgspec.DecodeError:
+        causes = ()
+    return api_error(
+        answer.status,
+        status.reason,
+        f"{answer.status}: {status.message}",
+        causes=causes,
+        retry_after_s=retry_after.seconds(answer.headers.get("Retry-After", ""), datetime.now(UTC)),
+    )

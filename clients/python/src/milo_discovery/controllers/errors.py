@@ -1,0 +1,77 @@
+"""Errors of reconcilers and of API servers.
+
+ControllerError
+├── Permanent               raised by reconcilers: stop retrying
+├── NotCached               no informer for the kind
+├── Unreachable             the API server sent no response
+└── ApiError                the API server refused a request
+    ├── NotFound
+    ├── Conflict
+    ├── AlreadyExists
+    └── ProjectSuspended    a write to a suspended project
+"""
+
+# ruff: noqa: N818  (`except Conflict` reads well without the suffix `Error`)
+
+from __future__ import annotations
+
+
+class ControllerError(Exception):
+    """The base class."""
+
+
+class Permanent(ControllerError):
+    """Raise it in a reconciler to stop retries until the object changes. It is logged, counted and listed."""
+
+
+class NotCached(ControllerError):
+    """No informer of the controllers caches the kind; the message says how to declare one."""
+
+
+class Unreachable(ControllerError):
+    """The API server sent no usable response. `cause` is machine-readable: dns, connect, tls, timeout, closed."""
+
+    def __init__(self, cause: str, message: str) -> None:
+        self.cause = cause
+        super().__init__(message)
+
+
+class ApiError(ControllerError):
+    """The API server refused a request."""
+
+    def __init__(self, status: int, reason: str, message: str, *, retry_after_s: float | None = None) -> None:
+        self.status = status
+        self.reason = reason
+        """One CamelCase word, as in the Status object; empty if there was none."""
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class NotFound(ApiError):
+    """The object does not exist, or the API server does not serve the kind."""
+
+
+class Conflict(ApiError):
+    """The object has changed since it was read."""
+
+
+class AlreadyExists(ApiError):
+    """An object of this name exists."""
+
+
+class ProjectSuspended(ApiError):
+    """A write to a suspended project. Let it pass: the object is reconciled again when the suspension ends."""
+
+
+def api_error(
+    status: int, reason: str, message: str, *, causes: tuple[str, ...] = (), retry_after_s: float | None = None
+) -> ApiError:
+    """Return the error of the class that fits."""
+    error_type = ApiError
+    if "ProjectSuspended" in causes:
+        error_type = ProjectSuspended
+    elif status == 404:
+        error_type = NotFound
+    elif status == 409:
+        error_type = AlreadyExists if reason == "AlreadyExists" else Conflict
+    return error_type(status, reason, message, retry_after_s=retry_after_s)

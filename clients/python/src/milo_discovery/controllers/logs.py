@@ -1,0 +1,20 @@
+"""The cluster and the object of the running reconcile, for logs and traces."""
+
+from __future__ import annotations
+
+import logging
+from contextvars import ContextVar
+
+current_cluster: ContextVar[str] = ContextVar("milo_cluster", default="")
+"""Name of the cluster that is reconciled; empty outside of reconciles."""
+current_object: ContextVar[str] = ContextVar("milo_object", default="")
+"""Namespace and name of the object that is reconciled."""
+
+
+class ClusterFilter(logging.Filter):
+    """Adds `cluster` and `object` to log records: attach it to a handler, and name them in its format."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.cluster = current_cluster.get()
+        record.object = current_object.get()
+        return True

@@ -1,0 +1,170 @@
+"""Metrics of controllers, under the names of controller-runtime, so that its dashboards show them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from milo_discovery.controllers.work_queue import Priority, WorkQueue
+
+_RECONCILE_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_QUEUE_BUCKETS = (1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1, 10, 100, 1000)
+OTHER_CLUSTERS = "_other"
+
+
+class QueueState(NamedTuple):
+    """A controller's queue, and when its running reconciles began."""
+
+    controller: str
+    queue: WorkQueue
+    running: Callable[[], Iterable[float]]
+
+
+class ControllerMetrics:
+    """The metrics of one set of controllers, in one registry."""
+
+    def __init__(self, registry: CollectorRegistry, *, max_clusters: int) -> None:
+        """`max_clusters`: clusters with a label of their own; the others share one."""
+        self._max_clusters = max_clusters
+        self._clusters: set[str] = set()
+        by_controller = ("controller",)
+        self.reconciles = Counter(
+            "controller_runtime_reconcile_total",
+            "Reconciles, by controller and result.",
+            ("controller", "result"),
+            registry=registry,
+        )
+        self.errors = Counter(
+            "controller_runtime_reconcile_errors_total",
+            "Reconciles that failed, by controller.",
+            by_controller,
+            registry=registry,
+        )
+        self.terminal_errors = Counter(
+            "controller_runtime_terminal_reconcile_errors_total",
+            "Reconciles that raised Permanent, by controller.",
+            by_controller,
+            registry=registry,
+        )
+        self.reconcile_time = Histogram(
+            "controller_runtime_reconcile_time_seconds",
+            "Duration of reconciles, by controller.",
+            by_controller,
+            registry=registry,
+            buckets=_RECONCILE_BUCKETS,
+        )
+        self.max_concurrent = Gauge(
+            "controller_runtime_max_concurrent_reconciles",
+            "Reconciles that may run at the same time, by controller.",
+            by_controller,
+            registry=registry,
+        )
+        self.active = Gauge(
+            "controller_runtime_active_workers",
+            "Reconciles that are running, by controller.",
+            by_controller,
+            registry=registry,
+        )
+        by_queue = ("controller", "name")
+        self.adds = Counter(
+            "workqueue_adds_total", "Objects added to the work queue, by controller.", by_queue, registry=registry
+        )
+        self.retries = Counter(
+            "workqueue_retries_total", "Retries of failed objects, by controller.", by_queue, registry=registry
+        )
+        self.queue_duration = Histogram(
+            "workqueue_queue_duration_seconds",
+            "How long an object was ready before its reconcile began, by controller.",
+            by_queue,
+            registry=registry,
+            buckets=_QUEUE_BUCKETS,
+        )
+        self.work_duration = Histogram(
+            "workqueue_work_duration_seconds",
+            "How long processing an object of the work queue took, by controller.",
+            by_queue,
+            registry=registry,
+            buckets=_QUEUE_BUCKETS,
+        )
+        self.cluster_errors = Counter(
+            "milo_controllers_cluster_reconcile_errors_total",
+            "Reconciles that failed, by controller and cluster; beyond a number of clusters, the others share a label.",
+            ("controller", "cluster"),
+            registry=registry,
+        )
+
+    def cluster_label(self, cluster: str) -> str:
+        if cluster not in self._clusters:
+            if len(self._clusters) >= self._max_clusters:
+                return OTHER_CLUSTERS
+            self._clusters.add(cluster)
+        return cluster
+
+
+class StateCollector(Collector):
+    """Metrics that are computed when they are scraped: depths, ages, and the state of informers."""
+
+    def __init__(
+        self,
+        queues: Callable[[], Iterable[QueueState]],
+        informers: Callable[[], Iterable[tuple[str, str]]],
+        clusters: Callable[[], int],
+        clock: Callable[[], float],
+    ) -> None:
+        """`informers` returns the resource and the state of each informer."""
+        self._queues = queues
+        self._informers = informers
+        self._clusters = clusters
+        self._clock = clock
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+    def collect(self) -> Iterator[Metric]:
+        depth = GaugeMetricFamily(
+            "workqueue_depth",
+            "Objects that are ready to be reconciled, by controller and priority.",
+            labels=("controller", "name", "priority"),
+        )
+        oldest = GaugeMetricFamily(
+            "milo_controllers_oldest_queued_seconds",
+            "How long the object has been ready that has waited for longest, by controller.",
+            labels=("controller",),
+        )
+        unfinished = GaugeMetricFamily(
+            "workqueue_unfinished_work_seconds",
+            "Sum of how long the running reconciles have taken so far, by controller.",
+            labels=("controller", "name"),
+        )
+        longest = GaugeMetricFamily(
+            "workqueue_longest_running_processor_seconds",
+            "How long the reconcile has taken so far that has run for longest, by controller.",
+            labels=("controller", "name"),
+        )
+        now = self._clock()
+        for name, queue, running in self._queues():
+            for priority in Priority:
+                # controller-runtime labels live changes 0 and initial lists -100.
+                depth.add_metric((name, name, "0" if priority is Priority.LIVE else "-100"), queue.depth(priority))
+            since = queue.oldest
+            oldest.add_metric((name,), 0.0 if since is None else now - since)
+            ages = [now - began for began in running()]
+            unfinished.add_metric((name, name), sum(ages))
+            longest.add_metric((name, name), max(ages, default=0.0))
+        yield from (depth, oldest, unfinished, longest)
+        states: dict[tuple[str, str], int] = {}
+        for informer in self._informers():
+            states[informer] = states.get(informer, 0) + 1
+        informers = GaugeMetricFamily(
+            "milo_controllers_informers",
+            "Informers, by resource and state: synced, stale, not_served, starting.",
+            labels=("resource", "state"),
+        )
+        for labels, count in sorted(states.items()):
+            informers.add_metric(labels, count)
+        yield informers
+        yield GaugeMetricFamily("milo_controllers_clusters", "Clusters that are engaged.", value=self._clusters())

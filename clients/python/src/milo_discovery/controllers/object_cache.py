@@ -1,0 +1,270 @@
+"""The objects of one collection, as the informer last saw them.
+
+Pure: source events in, changes out. Objects are kept as bytes and decoded when they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import msgspec
+
+from milo_kube.reflect.messages import (
+    DeletionReported,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    SourceEvent,
+    Unlisted,
+)
+from milo_kube.reflect.wire import Decoder, ListPage
+
+IndexFunction = Callable[[dict[str, Any]], Iterable[Hashable]]
+"""Returns the values under which an object is found."""
+
+Place = tuple[str, str]
+"""Namespace and name of an object."""
+
+
+class Owner(NamedTuple):
+    """An object that another one belongs to."""
+
+    uid: str
+    name: str
+
+
+class CachedObject(msgspec.Struct, frozen=True, gc=False):
+    """An object, with the fields that the cache itself reads."""
+
+    name: str
+    namespace: str
+    uid: str
+    version: str
+    raw: bytes = b""
+    owners: tuple[Owner, ...] = ()
+    problem: str = ""
+    """Why it could not be decoded."""
+
+    @property
+    def place(self) -> Place:
+        return self.namespace, self.name
+
+
+class Change(NamedTuple):
+    """What happened to an object. At least one of both is an object."""
+
+    old: CachedObject | None
+    new: CachedObject | None
+    is_live: bool
+    """False for an object of a list."""
+
+    @property
+    def current(self) -> CachedObject:
+        """The object as it is, or as it last was."""
+        found = self.new or self.old
+        assert found is not None
+        return found
+
+
+_ABSENT = msgspec.Raw()
+
+
+class _OwnerReference(msgspec.Struct, gc=False):
+    uid: str = ""
+    name: str = ""
+
+
+class _Metadata(msgspec.Struct, gc=False):
+    name: str
+    uid: str
+    resourceVersion: str  # noqa: N815
+    namespace: str = ""
+    ownerReferences: list[_OwnerReference] | None = None  # noqa: N815
+    managedFields: msgspec.Raw = _ABSENT  # noqa: N815
+
+
+class _Object(msgspec.Struct, gc=False):
+    metadata: _Metadata
+
+
+_OBJECT = msgspec.json.Decoder(_Object)
+_FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_METADATA_FIELDS = frozenset({"apiVersion", "kind", "metadata"})
+
+
+class _TypeMeta(msgspec.Struct, gc=False):
+    kind: str = ""
+    apiVersion: str = ""  # noqa: N815
+
+
+_TYPE_META = msgspec.json.Decoder(_TypeMeta)
+
+
+class ObjectDecoder(Decoder[msgspec.Raw, CachedObject]):
+    """Decodes objects, and adds their types where a page of a list has left them out, as for built-in kinds."""
+
+    def page(self, body: bytes) -> tuple[ListPage, Iterator[CachedObject]]:
+        page, objects = super().page(body)
+        meta = _TYPE_META.decode(body)
+        of_items = {"apiVersion": meta.apiVersion, "kind": meta.kind.removesuffix("List")}
+        prefix = msgspec.json.encode(of_items)[:-1] + b","
+        return page, (_typed(found, prefix) for found in objects)
+
+
+def _typed(found: CachedObject, prefix: bytes) -> CachedObject:
+    if found.problem or _TYPE_META.decode(found.raw).kind:
+        return found
+    return msgspec.structs.replace(found, raw=prefix + found.raw.lstrip()[1:])
+
+
+def object_decoder(*, metadata_only: bool) -> ObjectDecoder:
+    """Return a decoder whose results hold the object as bytes, without `managedFields`."""
+
+    def observe(raw: msgspec.Raw) -> CachedObject:
+        metadata = _OBJECT.decode(raw).metadata
+        owners = tuple(Owner(owner.uid, owner.name) for owner in metadata.ownerReferences or ())
+        stripped = bytes(raw)
+        if metadata_only or metadata.managedFields is not _ABSENT:
+            fields = _FIELDS.decode(raw)
+            if metadata_only:
+                fields = {name: value for name, value in fields.items() if name in _METADATA_FIELDS}
+            inner = _FIELDS.decode(fields["metadata"])
+            inner.pop("managedFields", None)
+            fields["metadata"] = msgspec.Raw(msgspec.json.encode(inner))
+            stripped = msgspec.json.encode(fields)
+        return CachedObject(metadata.name, metadata.namespace, metadata.uid, metadata.resourceVersion, stripped, owners)
+
+    def malformed(name: str, uid: str, version: str, problem: str) -> CachedObject:
+        return CachedObject(name, "", uid, version, problem=problem)
+
+    return ObjectDecoder(msgspec.Raw, observe, malformed)
+
+
+class ObjectCache:
+    """The objects by namespace and name, with indexes that are built when they are first used."""
+
+    def __init__(self) -> None:
+        self._objects: dict[Place, CachedObject] = {}
+        self._listed: set[Place] | None = None
+        """The objects that the list in progress has named so far."""
+        self._functions: dict[str, IndexFunction] = {}
+        self._indexes: dict[str, dict[Hashable, dict[Place, None]]] = {}
+        self._by_owner: dict[str, dict[Place, None]] | None = None
+        self.synced = False
+
+    def __len__(self) -> int:
+        return len(self._objects)
+
+    def get(self, namespace: str, name: str) -> CachedObject | None:
+        return self._objects.get((namespace, name))
+
+    def values(self, namespace: str | None = None) -> Iterator[CachedObject]:
+        """Return the objects of a namespace, or all."""
+        if namespace is None:
+            return iter(tuple(self._objects.values()))
+        return (found for found in tuple(self._objects.values()) if found.namespace == namespace)
+
+    # --- indexes ---
+
+    def add_index(self, name: str, function: IndexFunction) -> None:
+        self._functions[name] = function
+
+    def indexed(self, name: str, value: Hashable) -> Iterator[CachedObject]:
+        """Return the objects for which the index function returned this value. Raises KeyError for an unknown index."""
+        index = self._indexes.get(name)
+        if index is None:
+            function = self._functions[name]
+            index = self._indexes[name] = {}
+            for found in self._objects.values():
+                _insert(index, _values(function, found), found.place)
+        return iter([self._objects[place] for place in index.get(value, ())])
+
+    def owned_by(self, uid: str) -> Iterator[CachedObject]:
+        if self._by_owner is None:
+            self._by_owner = {}
+            for found in self._objects.values():
+                _insert(self._by_owner, _owner_uids(found), found.place)
+        return iter([self._objects[place] for place in self._by_owner.get(uid, ())])
+
+    # --- source events ---
+
+    def apply(self, event: SourceEvent[CachedObject]) -> list[Change]:
+        match event:
+            case ObjectChanged(seen) if not seen.problem:
+                return self._put(seen, is_live=True)
+            case Listed(seen):
+                if self._listed is not None:
+                    self._listed.add(seen.place)
+                return [] if seen.problem else self._put(seen, is_live=False)
+            case DeletionReported(name, uid, namespace):
+                held = self._objects.get((namespace, name))
+                return self._remove((namespace, name), is_live=True) if held and uid in ("", held.uid) else []
+            case Unlisted(name, namespace):
+                if self._listed is not None:
+                    self._listed.discard((namespace, name))
+                return self._remove((namespace, name), is_live=False)
+            case ListStarted():
+                self._listed = set()
+            case ListEnded():
+                listed, self._listed = self._listed, None
+                self.synced = True
+                # A malformed object is listed without its namespace, so it counts under any.
+                return [
+                    change
+                    for place in tuple(self._objects)
+                    if listed is not None and place not in listed and ("", place[1]) not in listed
+                    for change in self._remove(place, is_live=True)
+                ]
+        return []
+
+    def _put(self, seen: CachedObject, *, is_live: bool) -> list[Change]:
+        old = self._objects.get(seen.place)
+        if old is not None and (old.uid, old.version) == (seen.uid, seen.version):
+            return []
+        self._objects[seen.place] = seen
+        self._reindex(old, seen)
+        return [Change(old, seen, is_live)]
+
+    def _remove(self, place: Place, *, is_live: bool) -> list[Change]:
+        old = self._objects.pop(place, None)
+        if old is None:
+            return []
+        self._reindex(old, None)
+        return [Change(old, None, is_live)]
+
+    def _reindex(self, old: CachedObject | None, new: CachedObject | None) -> None:
+        for name, index in self._indexes.items():
+            function = self._functions[name]
+            if old is not None:
+                _discard(index, _values(function, old), old.place)
+            if new is not None:
+                _insert(index, _values(function, new), new.place)
+        if self._by_owner is not None:
+            if old is not None:
+                _discard(self._by_owner, _owner_uids(old), old.place)
+            if new is not None:
+                _insert(self._by_owner, _owner_uids(new), new.place)
+
+
+def _owner_uids(found: CachedObject) -> list[str]:
+    return [owner.uid for owner in found.owners]
+
+
+def _values(function: IndexFunction, found: CachedObject) -> Iterable[Hashable]:
+    return function(msgspec.json.decode(found.raw))
+
+
+def _insert(index: dict[Any, dict[Place, None]], values: Iterable[Hashable], place: Place) -> None:
+    for value in values:
+        index.setdefault(value, {})[place] = None
+
+
+def _discard(index: dict[Any, dict[Place, None]], values: Iterable[Hashable], place: Place) -> None:
+    for value in values:
+        places = index.get(value)
+        if places is not None:
+            places.pop(place, None)
+            if not places:
+                del index[value]

@@ -1,0 +1,340 @@
+"""What a reconciler works with: one object of one cluster, and everything that it may need there."""
+
+from __future__ import annotations
+
+import builtins
+import logging
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, Literal, TypeVar, cast, overload
+
+import msgspec
+
+from milo_discovery.controllers.cluster_api import (
+    APPLY_PATCH,
+    JSON_PATCH,
+    MERGE_PATCH,
+    STRATEGIC_MERGE_PATCH,
+    ClusterApi,
+)
+from milo_discovery.controllers.conditions import (
+    ConditionStatus,
+    is_terminating,
+    owner_reference,
+    with_condition,
+    with_owner,
+)
+from milo_discovery.controllers.errors import Conflict, ControllerError, NotFound
+from milo_discovery.controllers.event_log import CreateEvent, EventContent, EventLog, EventType, PatchEvent
+from milo_discovery.controllers.fleet_view import ClusterView, FleetView
+from milo_discovery.controllers.kinds import AnyKind, Document, Kind, document, kind_of
+from milo_discovery.engaged_cluster import EngagedCluster
+
+log = logging.getLogger("milo_discovery.controllers")
+
+T = TypeVar("T")
+Other = TypeVar("Other")
+
+PatchType = Literal["merge", "json", "strategic"]
+_PATCHES: Mapping[PatchType, str] = {"merge": MERGE_PATCH, "json": JSON_PATCH, "strategic": STRATEGIC_MERGE_PATCH}
+_EVENTS = Kind("events.k8s.io/v1/events")
+_CONFLICT_RETRIES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a reconciler may return."""
+
+    requeue_after: timedelta | None = None
+    """Reconcile the object again after this time, unless it changes earlier."""
+
+
+class Request(Generic[T]):
+    """One object to reconcile. Its name and namespace are of an object that may no longer exist."""
+
+    def __init__(
+        self,
+        *,
+        kind: Kind[T],
+        namespace: str,
+        name: str,
+        selector: str,
+        api: ClusterApi,
+        view: ClusterView,
+        clusters: FleetView,
+        events: EventLog,
+        field_manager: str,
+        failures: int,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.kind = kind
+        self.namespace = namespace
+        self.name = name
+        self.clusters = clusters
+        """The caches of all clusters."""
+        self.failures = failures
+        """Failures in a row before this attempt."""
+        self._selector = selector
+        self._api = api
+        self._view = view
+        self._events = events
+        self._field_manager = field_manager
+        self._now = now
+        self._written: Document | None = None
+        """The object as this reconcile last wrote it, which the cache may not have yet."""
+
+    def __repr__(self) -> str:
+        place = f"{self.namespace}/{self.name}" if self.namespace else self.name
+        return f"<Request {self.cluster.name}: {self.kind.resource} {place}>"
+
+    @property
+    def cluster(self) -> EngagedCluster:
+        """The cluster that the object is in. `cluster.api_client()` opens a client of the kubernetes package."""
+        return self._view.cluster
+
+    # --- reads ---
+
+    @overload
+    async def get(self) -> T | None: ...
+    @overload
+    async def get(
+        self, kind: str, name: str, namespace: str | None = None, *, selector: str = ""
+    ) -> Document | None: ...
+    @overload
+    async def get(
+        self, kind: Kind[Other], name: str, namespace: str | None = None, *, selector: str = ""
+    ) -> Other | None: ...
+    async def get(
+        self, kind: Any = None, name: str | None = None, namespace: str | None = None, *, selector: str = ""
+    ) -> Any:
+        """Return the object, or another one, from the cache; None if it does not exist.
+
+        Of the object itself, what this reconcile has written is returned. Raises NotCached.
+        """
+        if kind is None or name is None:
+            written = self._written
+            if written is not None:
+                return self.kind.decode(msgspec.json.encode(written))
+            return self._view.get(self.kind, self.name, self.namespace, selector=self._selector)
+        return self._view.get(kind, name, self._default(namespace), selector=selector)
+
+    @overload
+    def list(
+        self,
+        kind: str,
+        namespace: str | None = None,
+        *,
+        selector: str = "",
+        owned: bool = False,
+        index: tuple[str, Hashable] | None = None,
+    ) -> Iterator[Document]: ...
+    @overload
+    def list(
+        self,
+        kind: Kind[Other],
+        namespace: str | None = None,
+        *,
+        selector: str = "",
+        owned: bool = False,
+        index: tuple[str, Hashable] | None = None,
+    ) -> Iterator[Other]: ...
+    def list(
+        self,
+        kind: Any,
+        namespace: str | None = None,
+        *,
+        selector: str = "",
+        owned: bool = False,
+        index: tuple[str, Hashable] | None = None,
+    ) -> Iterator[Any]:
+        """Return objects of the cluster from the cache: of one namespace or all, only those that this object owns,
+        or those that an index function returned this value for. Raises NotCached."""
+        owner = self._metadata()["uid"] if owned else None
+        return self._view.list(kind, namespace, selector=selector, owner=owner, index=index)
+
+    async def read(self, kind: AnyKind, name: str, namespace: str | None = None) -> Document:
+        """Read an object from the API server. Raises NotFound."""
+        return await self._api.send("GET", kind_of(kind).path(name, self._default(namespace)))
+
+    # --- writes ---
+
+    async def create(self, kind: AnyKind, body: object, *, owned: bool = False) -> Document:
+        """Create an object, with this one as its controller if `owned`. Raises AlreadyExists."""
+        kind, body = self._prepared(kind, body, owned=owned)
+        path = kind.collection(self._namespace(body))
+        return self._noted(kind, await self._api.send("POST", path, self._manager, body))
+
+    async def update(self, kind: AnyKind, body: object) -> Document:
+        """Replace an object. Raises Conflict if it has changed since `body` was read."""
+        kind, body = self._prepared(kind, body)
+        path = kind.path(body["metadata"]["name"], self._namespace(body))
+        return self._noted(kind, await self._api.send("PUT", path, self._manager, body))
+
+    async def apply(self, kind: AnyKind, body: object, *, owned: bool = False, force: bool = True) -> Document:
+        """Create or change an object by server-side apply, with this one as its controller if `owned`."""
+        kind, body = self._prepared(kind, body, owned=owned)
+        path = kind.path(body["metadata"]["name"], self._namespace(body))
+        query = [*self._manager, ("force", str(force).lower())]
+        return self._noted(kind, await self._api.send("PATCH", path, query, body, content_type=APPLY_PATCH))
+
+    async def patch(
+        self,
+        kind: AnyKind,
+        name: str,
+        patch: object,
+        *,
+        namespace: str | None = None,
+        subresource: str = "",
+        type: PatchType = "merge",  # noqa: A002
+    ) -> Document:
+        """Patch an object, or a subresource of it."""
+        kind = kind_of(kind)
+        path = kind.path(name, self._default(namespace), subresource)
+        return self._noted(kind, await self._api.send("PATCH", path, self._manager, patch, content_type=_PATCHES[type]))
+
+    async def delete(self, kind: AnyKind, name: str, *, namespace: str | None = None, uid: str | None = None) -> None:
+        """Delete an object; one that does not exist is no error. With `uid`, only this very object."""
+        body: Document = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        if uid is not None:
+            body["preconditions"] = {"uid": uid}
+        with suppress(NotFound):
+            await self._api.send("DELETE", kind_of(kind).path(name, self._default(namespace)), (), body)
+
+    # --- the object itself ---
+
+    async def patch_status(self, status: Mapping[str, Any]) -> None:
+        """Merge `status` into the status of the object."""
+        await self.patch(self.kind, self.name, {"status": status}, subresource="status")
+
+    async def set_condition(self, type_: str, status: ConditionStatus, reason: str, message: str = "") -> bool:
+        """Set a condition in the status of the object, with its observedGeneration. Return whether it was changed.
+
+        lastTransitionTime moves only if `status` changes.
+        """
+
+        def changed(found: Document) -> Document | None:
+            conditions = (found.get("status") or {}).get("conditions") or ()
+            generation = found["metadata"].get("generation")
+            wanted = with_condition(conditions, type_, status, reason, message, generation=generation, now=self._now())
+            return None if wanted is None else {"status": {"conditions": wanted}}
+
+        return await self._change(changed, subresource="status")
+
+    async def ensure_finalizer(self, finalizer: str) -> bool:
+        """Add the finalizer unless the object has it or is terminating. Return whether it was added."""
+
+        def changed(found: Document) -> Document | None:
+            finalizers: builtins.list[str] = found["metadata"].get("finalizers") or []
+            if finalizer in finalizers or is_terminating(found):
+                return None
+            return {"metadata": {"finalizers": [*finalizers, finalizer]}}
+
+        return await self._change(changed)
+
+    async def remove_finalizer(self, finalizer: str) -> bool:
+        """Remove the finalizer, if the object has it. Return whether it was removed.
+
+        From a terminating object this also works while the project is suspended.
+        """
+
+        def changed(found: Document) -> Document | None:
+            finalizers: builtins.list[str] = found["metadata"].get("finalizers") or []
+            if finalizer not in finalizers:
+                return None
+            return {"metadata": {"finalizers": [each for each in finalizers if each != finalizer]}}
+
+        try:
+            return await self._change(changed, ends_termination=True)
+        except NotFound:
+            return False
+
+    def owner_reference(self, *, controller: bool = True) -> Document:
+        """Return a reference to the object, for objects that it owns. Raises NotFound if it does not exist."""
+        return owner_reference(self._document(), controller=controller)
+
+    async def event(self, reason: str, note: str, *, type: EventType = "Normal", action: str = "Reconcile") -> None:  # noqa: A002
+        """Record an event of the object. Repetitions become a series. A failure is logged, and not raised."""
+        regarding = self._document()
+        content = EventContent(type, reason, action, note)
+        try:
+            match self._events.record(self.cluster.name, regarding, content, self._now()):
+                case CreateEvent(namespace, body):
+                    await self._api.send("POST", _EVENTS.collection(namespace), (), body)
+                case PatchEvent(namespace, name, body):
+                    await self._api.send("PATCH", _EVENTS.path(name, namespace), (), body, content_type=MERGE_PATCH)
+        except ControllerError as error:
+            self._events.forget(self.cluster.name, regarding, content)
+            log.warning("%s: event %s of %s was not recorded: %s", self.cluster.name, reason, self.name, error)
+
+    # --- parts ---
+
+    async def _change(
+        self, changed: Callable[[Document], Document | None], *, subresource: str = "", ends_termination: bool = False
+    ) -> bool:
+        """Write the patch that `changed` returns for the object, on top of the version that it was made from."""
+        found = self._document()
+        for attempt in range(_CONFLICT_RETRIES + 1):
+            patch = changed(found)
+            if patch is None:
+                return False
+            metadata = found["metadata"]
+            # With these, the server refuses the patch if the object has changed or is another one of the same name.
+            locked = {"resourceVersion": metadata["resourceVersion"], "uid": metadata["uid"]}
+            body = {**patch, "metadata": {**patch.get("metadata", {}), **locked}}
+            try:
+                self._written = await self._api.send(
+                    "PATCH",
+                    self.kind.path(self.name, self.namespace, subresource),
+                    self._manager,
+                    body,
+                    content_type=MERGE_PATCH,
+                    allowed_while_suspended=ends_termination and is_terminating(found),
+                )
+            except Conflict:
+                current = await self.read(self.kind, self.name, self.namespace)
+                if attempt == _CONFLICT_RETRIES or current["metadata"]["uid"] != metadata["uid"]:
+                    raise
+                found = current
+            else:
+                return True
+        raise AssertionError("the last attempt returns or raises")
+
+    def _document(self) -> Document:
+        """Return the object as a dict. Raises NotFound if it does not exist."""
+        if self._written is not None:
+            return self._written
+        found = self._view.get(self.kind.resource, self.name, self.namespace, selector=self._selector)
+        if found is None:
+            raise NotFound(404, "NotFound", f"{self!r}: the object does not exist")
+        return found
+
+    def _metadata(self) -> Document:
+        return cast(Document, self._document()["metadata"])
+
+    def _prepared(self, kind: AnyKind, body: object, *, owned: bool = False) -> tuple[Kind[Any], Document]:
+        found, kind = document(body), kind_of(kind)
+        if not (found.get("metadata") or {}).get("name") and not (found.get("metadata") or {}).get("generateName"):
+            raise ValueError(f"the object of kind {kind.resource} has no metadata.name")
+        if "apiVersion" not in found:
+            found = {"apiVersion": kind.api_version, **found}
+        return kind, with_owner(found, self.owner_reference()) if owned else found
+
+    def _namespace(self, body: Document) -> str:
+        return self._default(body["metadata"].get("namespace"))
+
+    def _default(self, namespace: str | None) -> str:
+        return self.namespace if namespace is None else namespace
+
+    @property
+    def _manager(self) -> builtins.list[tuple[str, str]]:
+        return [("fieldManager", self._field_manager)]
+
+    def _noted(self, kind: Kind[Any], written: Document) -> Document:
+        """Remember the object as written, if it is the one that is reconciled."""
+        metadata = written.get("metadata") or {}
+        place = metadata.get("name"), metadata.get("namespace", "")
+        if kind.resource == self.kind.resource and place == (self.name, self.namespace):
+            self._written = written
+        return written

@@ -1,0 +1,281 @@
+"""The work queue of one reconciler, for all clusters: which object is reconciled next, and when.
+
+Pure: callers pass the time. What holds whatever happens:
+
+- An object is never in flight twice. Changes that arrive meanwhile lead to exactly one more reconcile.
+- Clusters take turns, so the changes of one do not delay the others; each has at most `per_cluster` objects in flight.
+- Live changes go before objects of an initial list or a resync.
+- A failed object is retried after a backoff of its own, and the retries of all objects share one token bucket.
+"""
+
+from __future__ import annotations
+
+import enum
+import heapq
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from milo_kube.rate_limit import Rate, TokenBucket
+
+
+class Priority(enum.IntEnum):
+    """A smaller value goes first."""
+
+    LIVE = 0
+    """A change, or a retry."""
+    BACKGROUND = 1
+    """An object of an initial list or a resync."""
+
+
+class ObjectKey(NamedTuple):
+    """An object in one engagement of a cluster."""
+
+    cluster: str
+    incarnation: int
+    namespace: str
+    name: str
+
+
+class QueuePolicy(msgspec.Struct, frozen=True, kw_only=True):
+    first_delay_s: float = 0.1
+    """Delay after the first failure; it doubles with each further one."""
+    max_delay_s: float = 300.0
+    jitter: float = 0.25
+    """Largest share of the delay that is added at random."""
+    retries: Rate = Rate(per_second=100.0, burst=1000.0)
+    """How fast objects may be retried, over all clusters."""
+    per_cluster: int = 4
+    """Objects of one cluster in flight."""
+
+
+class Work(NamedTuple):
+    """An object to reconcile now."""
+
+    key: ObjectKey
+    queued_s: float
+    """How long it was ready."""
+    failures: int
+    """Failures in a row before this attempt."""
+
+
+class Done(msgspec.Struct, frozen=True):
+    """The object was reconciled."""
+
+    requeue_after_s: float | None = None
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The reconcile failed, and is retried."""
+
+
+class Stopped(msgspec.Struct, frozen=True):
+    """The reconcile failed in a way that a retry does not fix: the next change of the object starts another."""
+
+    message: str
+
+
+class Parked(msgspec.Struct, frozen=True):
+    """The reconcile cannot continue until `WorkQueue.unpark` is called for the cluster."""
+
+
+Outcome = Done | Failed | Stopped | Parked
+
+
+class _ClusterQueue:
+    """The objects of one engagement of a cluster."""
+
+    def __init__(self) -> None:
+        self.is_open = False
+        # OrderedDict rather than dict, which takes linear time to find its first entry after many removals.
+        self.ready: tuple[OrderedDict[ObjectKey, float], ...] = (OrderedDict(), OrderedDict())
+        self.dirty: dict[ObjectKey, Priority] = {}
+        """Objects in flight that changed meanwhile."""
+        self.in_flight: dict[ObjectKey, Priority] = {}
+        self.delayed: dict[ObjectKey, tuple[float, Priority]] = {}
+        self.failures: dict[ObjectKey, int] = {}
+        self.stopped: dict[ObjectKey, str] = {}
+        self.parked: set[ObjectKey] = set()
+
+
+_Cluster = tuple[str, int]
+
+
+class WorkQueue:
+    """Draws random numbers from `jitter` (in [0, 1))."""
+
+    def __init__(self, policy: QueuePolicy, jitter: Callable[[], float], now: float) -> None:
+        self._policy = policy
+        self._jitter = jitter
+        self._retries = TokenBucket(policy.retries, now)
+        self._clusters: dict[_Cluster, _ClusterQueue] = {}
+        # The clusters that can start an object, by priority, in the order of their turns.
+        self._turns: tuple[OrderedDict[_Cluster, None], ...] = (OrderedDict(), OrderedDict())
+        self._timers: list[tuple[float, int, ObjectKey]] = []
+        self._added = 0
+        self._compact_at = 64
+
+    # --- clusters ---
+
+    def engage(self, cluster: str, incarnation: int) -> None:
+        """Accept objects of the cluster. None is taken before `open` is called."""
+        self._clusters.setdefault((cluster, incarnation), _ClusterQueue())
+
+    def open(self, cluster: str, incarnation: int) -> None:
+        """Let the objects of the cluster be taken."""
+        self._clusters[cluster, incarnation].is_open = True
+        self._offer((cluster, incarnation))
+
+    def drop(self, cluster: str, incarnation: int) -> None:
+        """Forget every object of the cluster, and accept no more of them."""
+        self._clusters.pop((cluster, incarnation), None)
+        for turns in self._turns:
+            turns.pop((cluster, incarnation), None)
+
+    def unpark(self, cluster: str, incarnation: int, now: float) -> None:
+        """Make the parked objects of the cluster ready."""
+        queue = self._clusters.get((cluster, incarnation))
+        if queue is not None:
+            for key in sorted(queue.parked):
+                self.add(key, now, Priority.BACKGROUND)
+
+    # --- objects ---
+
+    def add(self, key: ObjectKey, now: float, priority: Priority = Priority.LIVE) -> None:
+        """Make the object ready, at once and whatever delay it was in. Ignored for a cluster that is not engaged."""
+        queue = self._clusters.get(key[:2])
+        if queue is None:
+            return
+        queue.stopped.pop(key, None)
+        if key in queue.in_flight:
+            queue.dirty[key] = min(priority, queue.dirty.get(key, priority))
+            return
+        queue.delayed.pop(key, None)
+        queue.parked.discard(key)
+        live, background = queue.ready
+        if priority is Priority.LIVE:
+            added_at = background.pop(key, now)
+            live.setdefault(key, added_at)
+        elif key not in live:
+            background.setdefault(key, now)
+        self._offer(key[:2])
+
+    def take(self, now: float) -> Work | None:
+        """Return an object to reconcile, which is in flight until `done` is called; None if there is none now."""
+        self._wake(now)
+        for priority in Priority:
+            turns = self._turns[priority]
+            while turns:
+                cluster, _ = turns.popitem(last=False)
+                queue = self._clusters[cluster]
+                if not queue.ready[priority]:
+                    continue  # its last object of this priority became a live one
+                key, added_at = queue.ready[priority].popitem(last=False)
+                queue.in_flight[key] = priority
+                if len(queue.in_flight) < self._policy.per_cluster:
+                    self._offer(cluster)
+                else:
+                    self._withdraw(cluster)
+                return Work(key, now - added_at, queue.failures.get(key, 0))
+        return None
+
+    def done(self, key: ObjectKey, outcome: Outcome, now: float) -> float | None:
+        """Record how a reconcile ended. Returns the delay before the next one, if there is a delay."""
+        queue = self._clusters.get(key[:2])
+        if queue is None or key not in queue.in_flight:
+            return None  # the cluster was dropped meanwhile
+        priority = queue.in_flight.pop(key)
+        delay_s = self._recorded(queue, key, outcome, now)
+        dirty = queue.dirty.pop(key, None)
+        if dirty is not None:
+            delay_s = None
+            self.add(key, now, dirty)
+        elif delay_s is not None:
+            self._delay(queue, key, now + delay_s, priority)
+        self._offer(key[:2])
+        return delay_s
+
+    @property
+    def next_at(self) -> float | None:
+        """When to call `take` again, if nothing else happens."""
+        while self._timers:
+            if self._is_current(self._timers[0]):
+                return self._timers[0][0]
+            heapq.heappop(self._timers)
+        return None
+
+    # --- for metrics and health ---
+
+    def __len__(self) -> int:
+        """Return the number of objects that are ready."""
+        return sum(len(ready) for queue in self._clusters.values() for ready in queue.ready)
+
+    def depth(self, priority: Priority) -> int:
+        return sum(len(queue.ready[priority]) for queue in self._clusters.values())
+
+    @property
+    def oldest(self) -> float | None:
+        """When the object that has been ready for longest became so."""
+        firsts = [next(iter(ready.values())) for queue in self._clusters.values() for ready in queue.ready if ready]
+        return min(firsts, default=None)
+
+    def stopped(self) -> Iterator[tuple[ObjectKey, str]]:
+        """The objects that are not retried, with their errors."""
+        for queue in self._clusters.values():
+            yield from queue.stopped.items()
+
+    # --- parts ---
+
+    def _recorded(self, queue: _ClusterQueue, key: ObjectKey, outcome: Outcome, now: float) -> float | None:
+        match outcome:
+            case Failed():
+                failures = queue.failures[key] = queue.failures.get(key, 0) + 1
+                return max(self._backoff_s(failures), self._retries.charge(now))
+            case Done(requeue_after_s):
+                queue.failures.pop(key, None)
+                return requeue_after_s
+            case Stopped(message):
+                queue.failures.pop(key, None)
+                queue.stopped[key] = message
+            case _:
+                queue.failures.pop(key, None)
+                queue.parked.add(key)
+        return None
+
+    def _backoff_s(self, failures: int) -> float:
+        base = min(self._policy.max_delay_s, self._policy.first_delay_s * 2.0 ** min(failures - 1, 60))
+        return base * (1.0 + self._policy.jitter * self._jitter())
+
+    def _delay(self, queue: _ClusterQueue, key: ObjectKey, until: float, priority: Priority) -> None:
+        queue.delayed[key] = until, priority
+        self._added += 1
+        heapq.heappush(self._timers, (until, self._added, key))
+        # Entries of objects that became ready earlier stay in the heap until their time, unless there are many.
+        if len(self._timers) > self._compact_at:
+            self._timers = [each for each in self._timers if self._is_current(each)]
+            heapq.heapify(self._timers)
+            self._compact_at = 64 + 2 * len(self._timers)
+
+    def _is_current(self, timer: tuple[float, int, ObjectKey]) -> bool:
+        at, _, key = timer
+        queue = self._clusters.get(key[:2])
+        return queue is not None and key in queue.delayed and queue.delayed[key][0] == at
+
+    def _wake(self, now: float) -> None:
+        while (due := self.next_at) is not None and due <= now:
+            at, _, key = heapq.heappop(self._timers)
+            self.add(key, at, self._clusters[key[:2]].delayed[key][1])
+
+    def _offer(self, cluster: _Cluster) -> None:
+        """Give the cluster a turn for each priority that it has objects of, behind those that wait for theirs."""
+        queue = self._clusters[cluster]
+        if queue.is_open and len(queue.in_flight) < self._policy.per_cluster:
+            for ready, turns in zip(queue.ready, self._turns, strict=True):
+                if ready:
+                    turns.setdefault(cluster, None)
+
+    def _withdraw(self, cluster: _Cluster) -> None:
+        for turns in self._turns:
+            turns.pop(cluster, None)

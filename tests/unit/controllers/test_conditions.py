@@ -1,0 +1,77 @@
+"""Conditions and owner references."""
+
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from milo_discovery.controllers.conditions import (
+    is_terminating,
+    micro_timestamp,
+    owner_reference,
+    timestamp,
+    with_condition,
+    with_owner,
+)
+
+BEFORE = "2026-01-01T00:00:00Z"
+NOW = datetime(2026, 1, 2, 3, 4, 5, 678900, UTC)
+READY = {
+    "type": "Ready", "status": "True", "reason": "Done", "message": "m", "observedGeneration": 1,
+    "lastTransitionTime": BEFORE,
+}  # fmt: skip
+OTHER = {"type": "Other", "status": "False"}
+OWNER: dict[str, Any] = {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": "w", "uid": "u"}}
+
+
+def test_condition_is_added_beside_others() -> None:
+    found = with_condition([OTHER], "Ready", "True", "Done", "m", generation=1, now=NOW)
+    assert found == [OTHER, {**READY, "lastTransitionTime": "2026-01-02T03:04:05Z"}]
+
+
+def test_condition_that_is_set_already_is_no_change() -> None:
+    assert with_condition([READY], "Ready", "True", "Done", "m", generation=1, now=NOW) is None
+
+
+def test_transition_time_moves_with_the_status_alone() -> None:
+    same = with_condition([READY], "Ready", "True", "Again", "n", generation=2, now=NOW)
+    assert same == [{**READY, "reason": "Again", "message": "n", "observedGeneration": 2}]
+    other = with_condition([READY], "Ready", "False", "Done", "m", generation=1, now=NOW)
+    assert other == [{**READY, "status": "False", "lastTransitionTime": "2026-01-02T03:04:05Z"}]
+
+
+def test_condition_without_generation_and_time_gets_a_time() -> None:
+    found = with_condition([{"type": "Ready", "status": "True"}], "Ready", "True", "R", "", generation=None, now=NOW)
+    assert found == [
+        {"type": "Ready", "status": "True", "reason": "R", "message": "", "lastTransitionTime": "2026-01-02T03:04:05Z"}
+    ]
+
+
+def test_owner_is_added_once() -> None:
+    reference = owner_reference(OWNER)
+    assert reference == {
+        "apiVersion": "example.com/v1", "kind": "Widget", "name": "w", "uid": "u",
+        "controller": True, "blockOwnerDeletion": True,
+    }  # fmt: skip
+    once = with_owner({"kind": "ConfigMap"}, reference)
+    assert once == {"kind": "ConfigMap", "metadata": {"ownerReferences": [reference]}}
+    assert with_owner(once, reference) == once
+
+
+def test_second_controller_is_refused() -> None:
+    owned = with_owner({"metadata": {"name": "x"}}, owner_reference(OWNER))
+    another = {**owner_reference(OWNER), "uid": "another"}
+    with pytest.raises(ValueError, match="Widget w"):
+        with_owner(owned, another)
+    both = with_owner(owned, {**another, "controller": False})
+    assert [each["uid"] for each in both["metadata"]["ownerReferences"]] == ["u", "another"]
+
+
+def test_terminating_object_has_a_deletion_timestamp() -> None:
+    assert is_terminating({"metadata": {"deletionTimestamp": BEFORE}})
+    assert not is_terminating(OWNER)
+
+
+def test_times_are_in_utc() -> None:
+    local = NOW.astimezone(timezone(timedelta(hours=2)))
+    assert (timestamp(local), micro_timestamp(local)) == ("2026-01-02T03:04:05Z", "2026-01-02T03:04:05.678900Z")

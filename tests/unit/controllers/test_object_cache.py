@@ -1,0 +1,194 @@
+"""The informer's cache: which changes source events lead to, what is kept of objects, and the indexes."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from milo_discovery.controllers.object_cache import (
+    CachedObject,
+    Change,
+    ObjectCache,
+    Owner,
+    object_decoder,
+)
+from milo_kube.reflect.messages import (
+    DeletionReported,
+    EventIgnored,
+    Listed,
+    ListEnded,
+    ListStarted,
+    ObjectChanged,
+    SourceEvent,
+    Unlisted,
+)
+from milo_kube.reflect.wire import ObjectSeen
+
+
+def document(name: str, version: str = "1", *, color: str = "", **metadata: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": name, "namespace": "default", "uid": f"uid-{name}", "resourceVersion": version, **metadata
+        },
+        "data": {"color": color},
+    }  # fmt: skip
+
+
+def cached(name: str, version: str = "1", *, color: str = "", owner: str = "", uid: str = "") -> CachedObject:
+    raw = msgspec.json.encode(document(name, version, color=color))
+    owners = (Owner(owner, "owner"),) if owner else ()
+    return CachedObject(name, "default", uid or f"uid-{name}", version, raw, owners)
+
+
+def invalid(name: str) -> CachedObject:
+    return CachedObject(name, "", "", "", problem="no metadata")
+
+
+def applied(cache: ObjectCache, *events: SourceEvent[CachedObject]) -> list[Change]:
+    return [change for event in events for change in cache.apply(event)]
+
+
+def synced(*objects: CachedObject) -> ObjectCache:
+    cache = ObjectCache()
+    applied(cache, ListStarted(), *map(Listed, objects), ListEnded())
+    return cache
+
+
+def names(objects: Any) -> list[str]:
+    return sorted(found.name for found in objects)
+
+
+def test_first_list_is_complete_at_its_end() -> None:
+    cache = ObjectCache()
+    assert applied(cache, ListStarted(), Listed(cached("a"))) == [Change(None, cached("a"), False)]
+    assert not cache.synced
+    assert applied(cache, ListEnded()) == []
+    assert cache.synced
+    assert cache.get("default", "a") == cached("a")
+    assert cache.get("other", "a") is None
+    assert len(cache) == 1
+
+
+def test_change_and_deletion_are_live() -> None:
+    cache = synced(cached("a"))
+    assert applied(cache, ObjectChanged(cached("a", "2"))) == [Change(cached("a"), cached("a", "2"), True)]
+    [deleted] = applied(cache, DeletionReported("a", "uid-a", "default"))
+    assert deleted == Change(cached("a", "2"), None, True)
+    assert deleted.current == cached("a", "2")
+    assert applied(cache, DeletionReported("a", "uid-a", "default")) == []
+
+
+def test_deletion_of_an_earlier_object_of_the_name_is_ignored() -> None:
+    cache = synced(cached("a", uid="new"))
+    assert applied(cache, DeletionReported("a", "old", "default")) == []
+    assert len(applied(cache, DeletionReported("a", "", "default"))) == 1
+
+
+def test_relist_reports_differences_only() -> None:
+    cache = synced(cached("same"), cached("changed"), cached("deleted"))
+    changes = applied(cache, ListStarted(), Listed(cached("same")), Listed(cached("changed", "2")), ListEnded())
+    assert changes == [
+        Change(cached("changed"), cached("changed", "2"), False),
+        Change(cached("deleted"), None, True),
+    ]
+
+
+def test_list_that_breaks_off_removes_nothing() -> None:
+    cache = synced(cached("a"), cached("b"))
+    assert applied(cache, ListStarted(), Listed(cached("a")), ListStarted(), Listed(cached("b"))) == []
+    assert names(cache.values()) == ["a", "b"]
+
+
+def test_object_that_is_deleted_during_a_list_is_removed() -> None:
+    cache = synced(cached("a"))
+    assert applied(cache, ListStarted(), Listed(cached("a")), Unlisted("a", "default")) == [
+        Change(cached("a"), None, False)
+    ]
+    assert applied(cache, Unlisted("a", "default"), ListEnded(), Unlisted("a", "default")) == []
+
+
+def test_list_end_without_a_beginning_removes_nothing() -> None:
+    cache = synced(cached("a"))
+    assert applied(cache, ListEnded(), EventIgnored("unknown type")) == []
+    assert len(cache) == 1
+
+
+def test_invalid_object_keeps_its_last_good_state() -> None:
+    cache = synced(cached("a"))
+    assert applied(cache, ObjectChanged(invalid("a"))) == []
+    assert applied(cache, ListStarted(), Listed(invalid("a")), ListEnded()) == []
+    assert cache.get("default", "a") == cached("a")
+    assert applied(cache, Listed(invalid("a"))) == []
+
+
+def test_values_of_a_namespace() -> None:
+    cache = synced(cached("a"))
+    assert names(cache.values("default")) == ["a"]
+    assert names(cache.values("other")) == []
+
+
+def test_owner_index_follows_changes() -> None:
+    cache = synced(cached("a", owner="o1"), cached("b", owner="o1"), cached("c"))
+    assert names(cache.owned_by("o1")) == ["a", "b"]
+    applied(cache, ObjectChanged(cached("a", "2", owner="o2")), ObjectChanged(cached("d", owner="o2")))
+    assert (names(cache.owned_by("o1")), names(cache.owned_by("o2"))) == (["b"], ["a", "d"])
+    applied(cache, DeletionReported("b", "", "default"))
+    assert names(cache.owned_by("o1")) == []
+
+
+def test_index_function_follows_changes() -> None:
+    cache = synced(cached("a", color="red"), cached("b", color="blue"))
+    cache.add_index("color", lambda found: [found["data"]["color"], found["data"]["color"]])
+    assert names(cache.indexed("color", "red")) == ["a"]
+    applied(cache, ObjectChanged(cached("b", "2", color="red")), ObjectChanged(cached("c", color="blue")))
+    assert (names(cache.indexed("color", "red")), names(cache.indexed("color", "blue"))) == (["a", "b"], ["c"])
+    applied(cache, DeletionReported("c", "", "default"))
+    assert names(cache.indexed("color", "blue")) == []
+    with pytest.raises(KeyError):
+        cache.indexed("unknown", "red")
+
+
+def line(found: dict[str, Any]) -> bytes:
+    return msgspec.json.encode({"type": "ADDED", "object": found})
+
+
+def decoded(found: dict[str, Any], *, metadata_only: bool = False) -> CachedObject:
+    event = object_decoder(metadata_only=metadata_only).line(line(found))
+    assert isinstance(event, ObjectSeen)
+    return event.observation
+
+
+def test_decoder_keeps_the_object_and_its_owners() -> None:
+    found = document("a", ownerReferences=[{"uid": "o1", "name": "one", "kind": "Widget"}])
+    seen = decoded(found)
+    assert (seen.place, seen.uid, seen.version, seen.owners) == (("default", "a"), "uid-a", "1", (Owner("o1", "one"),))
+    assert msgspec.json.decode(seen.raw) == found
+
+
+def test_decoder_drops_managed_fields() -> None:
+    assert msgspec.json.decode(decoded(document("a", managedFields=[{"manager": "m"}])).raw) == document("a")
+
+
+def test_decoder_keeps_metadata_only() -> None:
+    seen = decoded(document("a", labels={"x": "y"}), metadata_only=True)
+    expected = document("a", labels={"x": "y"})
+    del expected["data"]
+    assert msgspec.json.decode(seen.raw) == expected
+
+
+def test_decoder_reports_an_invalid_object() -> None:
+    seen = decoded({"metadata": {"name": "a", "uid": "u", "ownerReferences": 1}})
+    assert (seen.raw, bool(seen.problem)) == (b"", True)
+
+
+@pytest.mark.parametrize("has_types", [True, False])
+def test_page_of_a_built_in_kind_gets_the_types_that_its_items_lack(has_types: bool) -> None:
+    found = document("a")
+    item = found if has_types else {name: found[name] for name in ("metadata", "data")}
+    body = {"kind": "ConfigMapList", "apiVersion": "v1", "metadata": {}, "items": [item, {"metadata": {"name": "b"}}]}
+    _, objects = object_decoder(metadata_only=False).page(msgspec.json.encode(body))
+    first, second = objects
+    assert msgspec.json.decode(first.raw) == found
+    assert second.problem

@@ -1,0 +1,243 @@
+"""The order, the delays and the limits of the work queue."""
+
+import pytest
+
+from milo_discovery.controllers.work_queue import (
+    Done,
+    Failed,
+    ObjectKey,
+    Outcome,
+    Parked,
+    Priority,
+    QueuePolicy,
+    Stopped,
+    Work,
+    WorkQueue,
+)
+from milo_kube.rate_limit import Rate
+
+POLICY = QueuePolicy(first_delay_s=1.0, max_delay_s=8.0, jitter=0.5, per_cluster=2)
+
+
+def key(name: str, cluster: str = "a", incarnation: int = 1) -> ObjectKey:
+    return ObjectKey(cluster, incarnation, "default", name)
+
+
+def queue_of(*clusters: str, policy: QueuePolicy = POLICY, jitter: float = 0.0) -> WorkQueue:
+    queue = WorkQueue(policy, lambda: jitter, 0.0)
+    for cluster in clusters or ("a",):
+        queue.engage(cluster, 1)
+        queue.open(cluster, 1)
+    return queue
+
+
+def taken(queue: WorkQueue, now: float = 0.0) -> str | None:
+    work = queue.take(now)
+    return None if work is None else work.key.name
+
+
+def failed_at(queue: WorkQueue, now: float, outcome: Outcome | None = None) -> float | None:
+    """Take an object, fail it, and return the delay before its retry."""
+    work = queue.take(now)
+    assert work is not None
+    return queue.done(work.key, outcome or Failed(), now)
+
+
+def test_object_is_taken_once_however_often_it_was_added() -> None:
+    queue = queue_of()
+    for now in (0.0, 1.0):
+        queue.add(key("x"), now)
+    assert queue.take(3.0) == Work(key("x"), queued_s=3.0, failures=0)
+    assert queue.take(3.0) is None
+
+
+def test_object_in_flight_is_not_taken_again_and_its_changes_lead_to_one_more() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    assert taken(queue) == "x"
+    queue.add(key("x"), 0.0)
+    queue.add(key("x"), 0.0, Priority.BACKGROUND)
+    assert taken(queue) is None
+    queue.done(key("x"), Done(), 1.0)
+    assert taken(queue, 1.0) == "x"
+    queue.done(key("x"), Done(), 1.0)
+    assert taken(queue, 1.0) is None
+
+
+def test_change_during_a_failed_reconcile_is_reconciled_without_the_backoff() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    taken(queue)
+    queue.add(key("x"), 0.0)
+    assert queue.done(key("x"), Failed(), 0.0) is None
+    assert queue.take(0.0) == Work(key("x"), queued_s=0.0, failures=1)
+
+
+def test_clusters_take_turns() -> None:
+    queue = queue_of("a", "b")
+    for number in range(5):
+        queue.add(key(f"a{number}"), 0.0)
+    queue.add(key("b0", "b"), 0.0)
+    assert [taken(queue), taken(queue)] == ["a0", "b0"]
+
+
+def test_cluster_has_a_limited_number_of_objects_in_flight() -> None:
+    queue = queue_of()
+    for name in "xyz":
+        queue.add(key(name), 0.0)
+    assert [taken(queue), taken(queue), taken(queue)] == ["x", "y", None]
+    queue.done(key("x"), Done(), 0.0)
+    assert taken(queue) == "z"
+
+
+def test_live_changes_go_before_initial_lists() -> None:
+    queue = queue_of("a", "b")
+    queue.add(key("listed"), 0.0, Priority.BACKGROUND)
+    queue.add(key("changed", "b"), 0.0)
+    assert (queue.depth(Priority.LIVE), queue.depth(Priority.BACKGROUND), len(queue)) == (1, 1, 2)
+    assert [taken(queue), taken(queue)] == ["changed", "listed"]
+
+
+def test_listed_object_that_changes_is_taken_as_a_live_one() -> None:
+    queue = queue_of()
+    queue.add(key("first"), 0.0, Priority.BACKGROUND)
+    queue.add(key("second"), 1.0, Priority.BACKGROUND)
+    queue.add(key("second"), 2.0)
+    queue.add(key("second"), 3.0, Priority.BACKGROUND)
+    work = queue.take(5.0)
+    assert work == Work(key("second"), queued_s=4.0, failures=0)
+    assert [taken(queue), taken(queue)] == ["first", None]
+
+
+def test_only_object_of_a_list_that_changes_is_taken_once() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0, Priority.BACKGROUND)
+    queue.add(key("x"), 0.0)
+    assert [taken(queue), taken(queue)] == ["x", None]
+
+
+def test_backoff_doubles_up_to_its_cap_and_resets_after_success() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    now, delays = 0.0, []
+    for _ in range(5):
+        delay = failed_at(queue, now)
+        assert delay is not None
+        delays.append(delay)
+        assert queue.next_at == now + delay
+        assert queue.take(now + delay - 0.1) is None
+        now += delay
+    assert delays == [1.0, 2.0, 4.0, 8.0, 8.0]
+    assert failed_at(queue, now, Done()) is None
+    queue.add(key("x"), now)
+    assert failed_at(queue, now) == 1.0
+
+
+def test_backoff_has_jitter() -> None:
+    queue = queue_of(jitter=0.5)
+    queue.add(key("x"), 0.0)
+    assert failed_at(queue, 0.0) == 1.25
+
+
+def test_retries_of_all_objects_share_a_token_bucket() -> None:
+    policy = QueuePolicy(first_delay_s=0.1, retries=Rate(per_second=1.0, burst=1.0), jitter=0.0, per_cluster=10)
+    queue = queue_of(policy=policy)
+    for name in "xyz":
+        queue.add(key(name), 0.0)
+    assert [failed_at(queue, 0.0) for _ in "xyz"] == [0.1, 1.0, 2.0]
+
+
+def test_retry_keeps_its_priority() -> None:
+    queue = queue_of()
+    queue.add(key("listed"), 0.0, Priority.BACKGROUND)
+    failed_at(queue, 0.0)
+    queue.add(key("changed"), 1.0)
+    assert [taken(queue, 1.0), taken(queue, 1.0)] == ["changed", "listed"]
+
+
+def test_change_ends_a_delay() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    failed_at(queue, 0.0)
+    queue.add(key("x"), 0.5)
+    assert queue.take(0.5) == Work(key("x"), queued_s=0.0, failures=1)
+    queue.done(key("x"), Done(), 0.5)
+    assert queue.next_at is None
+    assert taken(queue, 100.0) is None
+
+
+def test_requeue_after_reconciles_again_unless_a_change_came_first() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    assert failed_at(queue, 0.0, Done(requeue_after_s=60.0)) == 60.0
+    assert taken(queue, 59.0) is None
+    assert taken(queue, 60.0) == "x"
+    queue.add(key("x"), 61.0)
+    assert queue.done(key("x"), Done(requeue_after_s=60.0), 61.0) is None
+    assert taken(queue, 61.0) == "x"
+
+
+def test_stopped_object_waits_for_a_change() -> None:
+    queue = queue_of()
+    queue.add(key("x"), 0.0)
+    assert failed_at(queue, 0.0, Stopped("invalid spec")) is None
+    assert list(queue.stopped()) == [(key("x"), "invalid spec")]
+    assert taken(queue, 1e9) is None
+    queue.add(key("x"), 1e9)
+    assert list(queue.stopped()) == []
+    assert taken(queue, 1e9) == "x"
+
+
+def test_parked_object_waits_until_its_cluster_is_unparked() -> None:
+    queue = queue_of("a", "b")
+    queue.add(key("x"), 0.0)
+    assert failed_at(queue, 0.0, Parked()) is None
+    queue.unpark("b", 1, 1.0)
+    queue.unpark("unknown", 1, 1.0)
+    assert taken(queue, 1e9) is None
+    queue.unpark("a", 1, 1e9)
+    assert taken(queue, 1e9) == "x"
+
+
+def test_nothing_is_taken_before_the_cluster_is_open() -> None:
+    queue = WorkQueue(POLICY, lambda: 0.0, 0.0)
+    queue.engage("a", 1)
+    queue.add(key("x"), 0.0, Priority.BACKGROUND)
+    assert queue.take(1.0) is None
+    queue.open("a", 1)
+    assert taken(queue, 1.0) == "x"
+
+
+def test_dropped_cluster_has_no_objects_and_another_incarnation_starts_anew() -> None:
+    queue = queue_of()
+    for name in "xyz":
+        queue.add(key(name), 0.0)
+    failed_at(queue, 0.0)
+    assert taken(queue) == "y"
+    queue.drop("a", 1)
+    queue.drop("never engaged", 1)
+    queue.add(key("w"), 0.0)
+    assert queue.done(key("y"), Failed(), 0.0) is None
+    assert (queue.take(1e9), queue.next_at, len(queue), queue.oldest) == (None, None, 0, None)
+    queue.engage("a", 2)
+    queue.open("a", 2)
+    queue.add(key("y", incarnation=2), 0.0)
+    assert queue.take(0.0) == Work(key("y", incarnation=2), queued_s=0.0, failures=0)
+
+
+def test_oldest_is_the_time_since_which_an_object_is_ready() -> None:
+    queue = queue_of("a", "b")
+    assert queue.oldest is None
+    queue.add(key("x"), 3.0)
+    queue.add(key("y", "b"), 2.0, Priority.BACKGROUND)
+    assert queue.oldest == 2.0
+
+
+@pytest.mark.parametrize("objects", [1, 100])
+def test_delays_that_were_cut_short_are_forgotten(objects: int) -> None:
+    queue = queue_of()
+    for _ in range(100):
+        for number in range(objects):
+            queue.add(key(str(number)), 0.0)
+            failed_at(queue, 0.0, Done(requeue_after_s=3600.0))
+    assert len(queue._timers) <= 64 + 2 * objects
