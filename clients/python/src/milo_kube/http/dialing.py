@@ -5,7 +5,6 @@ import base64
 import socket
 import ssl
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
@@ -13,6 +12,7 @@ from milo_kube import addresses
 from milo_kube.http import errors
 from milo_kube.http.connection import Connection
 from milo_kube.http.errors import TransportError
+from milo_kube.http.tls import TlsTransport
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 _ADDRESS_TIMEOUT_S = 2.0
@@ -85,16 +85,16 @@ async def dial(origin: Origin, context: ssl.SSLContext, *, server_name: str | No
     try:
         await _ask_for_tunnel(through, origin, proxy)
         connection = Connection(str(origin))
-        transport = await asyncio.get_running_loop().start_tls(
-            through.transport, connection, context, server_hostname=name
-        )
+        secured = TlsTransport(connection, context, name)
+        through.transport.set_protocol(secured)
+        secured.connection_made(through.transport)
+        await secured.handshake()
     except OSError as error:
         raise errors.from_connecting(error, str(origin)) from error
     except BaseException:
         through.abort()
         raise
-    assert transport is not None
-    connection.connection_made(transport)
+    connection.connection_made(secured)
     return connection
 
 
@@ -113,13 +113,16 @@ async def _proxied(origin: Origin, context: ssl.SSLContext, proxy: Proxy) -> Con
 
 
 async def _opened(to: Origin, named: str, context: ssl.SSLContext, server_name: str) -> Connection:
-    is_tls = to.scheme == "https"
-    _, connection = await asyncio.get_running_loop().create_connection(
-        partial(Connection, named),
-        sock=await _open_socket(to.host, to.port),
-        ssl=context if is_tls else None,
-        server_hostname=server_name if is_tls else None,
-    )
+    connection = Connection(named)
+    made = await _open_socket(to.host, to.port)
+    loop = asyncio.get_running_loop()
+    if to.scheme != "https":
+        await loop.create_connection(lambda: connection, sock=made)
+        return connection
+    secured = TlsTransport(connection, context, server_name)
+    await loop.create_connection(lambda: secured, sock=made)
+    await secured.handshake()
+    connection.connection_made(secured)
     return connection
 
 

@@ -1,0 +1,175 @@
+"""TLS over an asyncio transport, with little memory per connection.
+
+asyncio's own TLS keeps a read buffer of 256 KiB for each connection. Thousands of quiet watches would hold most of the
+memory of a process that way.
+"""
+
+import asyncio
+import ssl
+from contextlib import suppress
+from typing import Any, cast
+
+_PIECE = 8 << 10
+"""Received bytes that are decrypted at once. OpenSSL's buffers keep the size that they have reached."""
+_RECORD = 16 << 10
+
+
+class TlsTransport(asyncio.Transport, asyncio.Protocol):
+    """The client side of a TLS connection: a transport for `protocol`, and the protocol of the transport below."""
+
+    def __init__(self, protocol: asyncio.Protocol, context: ssl.SSLContext, server_name: str) -> None:
+        super().__init__()
+        self._protocol: asyncio.Protocol = protocol
+        self._incoming = ssl.MemoryBIO()
+        self._outgoing = ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_name)
+        self._below: asyncio.Transport | None = None
+        self._handshake: asyncio.Future[None] | None = asyncio.get_running_loop().create_future()
+        """None once it is complete."""
+        self._unsent: list[bytes] = []
+        """What OpenSSL takes only after it has read more."""
+        self._failure: Exception | None = None
+        self._is_closing = False
+
+    async def handshake(self) -> None:
+        """Wait until the connection is secure. Raises OSError. The caller calls `connection_made` of the protocol."""
+        assert self._handshake is not None
+        try:
+            await self._handshake
+        except BaseException:
+            self.abort()
+            raise
+        self._handshake = None
+        if self._is_closing:
+            raise ConnectionResetError("closed after the TLS handshake")
+
+    # --- the protocol of the transport below ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._below = cast(asyncio.Transport, transport)
+        self._shake_hands()
+
+    def data_received(self, data: bytes) -> None:
+        for start in range(0, len(data), _PIECE):
+            if self._failure is not None:
+                return
+            self._incoming.write(data[start : start + _PIECE])
+            if self._is_shaking_hands:
+                self._shake_hands()
+            if not self._is_shaking_hands:
+                self._decrypt()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_closing = True
+        if self._handshake is not None:
+            self._end_handshake(self._failure or exc or ConnectionResetError("closed during the TLS handshake"))
+        else:
+            self._protocol.connection_lost(self._failure or exc)
+
+    # --- the transport of the protocol above ---
+
+    def write(self, data: Any) -> None:
+        if not self._is_closing:
+            self._unsent.append(bytes(data))
+            self._encrypt()
+
+    def close(self) -> None:
+        """Send close_notify, and close without waiting for the peer's."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        with suppress(ssl.SSLError):  # the peer's close_notify is not waited for
+            self._tls.unwrap()
+        self._flush()
+        if self._below is not None:
+            self._below.close()
+
+    def abort(self) -> None:
+        self._is_closing = True
+        if self._below is not None:
+            self._below.abort()
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = cast(asyncio.Protocol, protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._tls if name == "ssl_object" else self._transport.get_extra_info(name, default)
+
+    # --- parts ---
+
+    @property
+    def _transport(self) -> asyncio.Transport:
+        assert self._below is not None, "not connected"
+        return self._below
+
+    @property
+    def _is_shaking_hands(self) -> bool:
+        return self._handshake is not None and not self._handshake.done()
+
+    def _shake_hands(self) -> None:
+        try:
+            self._tls.do_handshake()
+        except ssl.SSLWantReadError:
+            self._flush()
+        except OSError as error:  # ssl.SSLError is one
+            self._fail(error)
+            self._end_handshake(error)
+        else:
+            self._flush()
+            self._end_handshake(None)
+
+    def _end_handshake(self, error: Exception | None) -> None:
+        assert self._handshake is not None
+        if self._handshake.done():
+            return
+        if error is None:
+            self._handshake.set_result(None)
+        else:
+            self._handshake.set_exception(error)
+
+    def _decrypt(self) -> None:
+        try:
+            while data := self._tls.read(_RECORD):
+                self._protocol.data_received(data)
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLZeroReturnError:
+            self.close()
+            return
+        except ssl.SSLError as error:
+            self._fail(error)
+            return
+        self._encrypt()
+
+    def _encrypt(self) -> None:
+        try:
+            while self._unsent:
+                self._tls.write(self._unsent[0])
+                del self._unsent[0]
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            self._fail(error)
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._outgoing.pending and self._below is not None and not self._below.is_closing():
+            self._below.write(self._outgoing.read())
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = self._failure or error
+        self._flush()  # the alert
+        self._is_closing = True
+        self._transport.close()
