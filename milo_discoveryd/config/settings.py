@@ -216,6 +216,10 @@ class Settings(Group, frozen=True, kw_only=True):
     """Label selector for projects, in the syntax of `kubectl -l`. Default: all."""
     not_ready_grace: Annotated[timedelta, span("0s", "1h")] = timedelta()
     """How long a project may be not ready before it is disengaged."""
+    # Off by default, because every project that becomes not ready would wait for a subscriber that died.
+    drain_timeout: Annotated[timedelta, span("0s", "1h")] = timedelta()
+    """How long a project that is not ready, or that left `label_selector`, stays engaged at most while subscribers that
+    confirm releases end their work on it. 0: it is disengaged at once."""
     # None by default: annotations can contain anything, so sharing them has to be a decision.
     annotation_prefixes: Annotated[tuple[str, ...], ListOf(Text(least=1, most=317))] = ()
     """Prefixes of annotations that are sent to subscribers."""

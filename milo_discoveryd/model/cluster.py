@@ -57,6 +57,15 @@ class Connectivity(msgspec.Struct, frozen=True, gc=False):
 UNPROBED = Connectivity(ConnectivityState.UNKNOWN)
 
 
+class Draining(msgspec.Struct, frozen=True, gc=False):
+    """The planned end of an engagement, which waits for subscribers that confirm releases."""
+
+    reason: DisengageReason
+    message: str
+    deadline: float
+    """When it ends in any case, in Unix time."""
+
+
 class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An engaged target."""
 
@@ -68,3 +77,9 @@ class Cluster(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     object_uid: str = ""
     """UID of the upstream object; `target.uid` may come from a label. Credentials are cached by this one."""
     connectivity: Connectivity = UNPROBED
+    draining: Draining | None = None
+    """Set once and never removed: a drain that has begun ends the engagement."""
+
+
+def without_draining(cluster: Cluster) -> Cluster:
+    return cluster if cluster.draining is None else msgspec.structs.replace(cluster, draining=None)

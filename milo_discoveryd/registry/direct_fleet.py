@@ -26,11 +26,19 @@ class DirectFleet(IntakeSink, Fleet):
         observer: Observer,
         *,
         not_ready_grace_s: float = 0.0,
+        drain_timeout_s: float = 0.0,
         guard: RemovalGuard | None = None,
         notifier: ChangeNotifier | None = None,
         keys: ObjectKeys = NAMES,
     ) -> None:
-        Fleet.__init__(self, log, observer, not_ready_grace_s=not_ready_grace_s, notifier=notifier)
+        Fleet.__init__(
+            self,
+            log,
+            observer,
+            not_ready_grace_s=not_ready_grace_s,
+            drain_timeout_s=drain_timeout_s,
+            notifier=notifier,
+        )
         shares_log = notifier is not None
         IntakeSink.__init__(
             self, self.registry, pending_deletions, observer, guard=guard, keys=keys, shares_log=shares_log

@@ -20,7 +20,11 @@ class ClusterView(Protocol):
 
     @property
     def is_everything(self) -> bool:
-        """True if every cluster matches and is shown."""
+        """True if every cluster matches and is shown, except that draining ones may not be."""
+
+    @property
+    def confirms_releases(self) -> bool:
+        """True if draining clusters are shown, False if they count as disengaged."""
 
     @property
     def matches(self) -> Predicate[Cluster]: ...
@@ -35,6 +39,8 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
     selector: Selector = Selector()
     names: frozenset[str] = frozenset()
     organizations: frozenset[str] = frozenset()
+    confirms_releases: bool = False
+    """Show draining clusters, which wait for the subscriber's release. To others they are disengaged."""
 
     @cached_property
     def matches(self) -> Predicate[Cluster]:
@@ -46,6 +52,8 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
             tests.append(lambda cluster: cluster.target.organization in organizations)
         if self.selector:
             tests.append(lambda cluster: labels_match(cluster.target.labels))
+        if not self.confirms_releases:
+            tests.append(lambda cluster: cluster.draining is None)
         return all_of(tests)
 
     def shows(self, cluster: Cluster | None) -> bool:
@@ -59,10 +67,11 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
     @cached_property
     def fingerprint(self) -> str:
         """Equal for two filters with the same meaning, in every run of the daemon."""
+        also = "+draining" if self.confirms_releases else ""
         if self.is_everything:
-            return "all"
+            return f"all{also}"
         canonical = repr((str(self.selector), sorted(self.names), sorted(self.organizations)))
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        return f"{hashlib.sha256(canonical.encode()).hexdigest()[:16]}{also}"
 
 
 EVERYTHING = Filter()

@@ -4,18 +4,21 @@ It gives the pure parts of this package the wall-clock time and notifies subscri
 comes from its callers: it is the time of their event loop.
 """
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from milo_discoveryd.connectivity.schedule import ConnectivityChange
-from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.registry.change_notifier import LOW_PRIORITY_DELAY_S, ChangeNotifier
 from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.intake_sink import Observer, at
 from milo_discoveryd.registry.log import ChangeLog
+from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.registry.registry import Registry
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 
@@ -36,16 +39,23 @@ class Fleet(ABC):
     """The clusters of one source, and how current they are."""
 
     def __init__(
-        self, log: ChangeLog, observer: Observer, *, not_ready_grace_s: float, notifier: ChangeNotifier | None
+        self,
+        log: ChangeLog,
+        observer: Observer,
+        *,
+        not_ready_grace_s: float,
+        drain_timeout_s: float,
+        notifier: ChangeNotifier | None,
     ) -> None:
         """`notifier`: of the fleets that share the log; None if there are no others."""
-        self.registry = Registry(log, not_ready_grace_s, self._refused)
+        self.registry = Registry(log, not_ready_grace_s, self._refused, drain_timeout_s=drain_timeout_s)
         self.notifier = notifier or ChangeNotifier()
         self.status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self._observer = observer
         self._lost_at: float | None = None
         """Since when nothing has been heard of the source."""
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
+        self._drain_timer: asyncio.TimerHandle | None = None
 
     @property
     @abstractmethod
@@ -91,6 +101,57 @@ class Fleet(ABC):
             return
         self._publish(self.registry.end_overdue(at(now)), now)
 
+    def drain(self, names: Iterable[str], reason: DisengageReason, message: str, timeout_s: float) -> None:
+        """Disengage clusters after their release: see `Registry.drain`."""
+        now = at(_steady())
+        events = [event for name in names for event in self.registry.drain(name, reason, message, timeout_s, now)]
+        self._publish(events, now.steady)
+
+    def subscribe(self, subscription: Subscription) -> None:
+        """Have drains wait for the subscriber of a new stream."""
+        self.registry.releases.open(subscription, _steady())
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Note the end of a stream, whose subscriber may return."""
+        self.registry.releases.close(subscription, _steady())
+
+    def change_view(self, subscription: Subscription, view: ClusterView) -> None:
+        self._end_drains(self.registry.releases.change_view(subscription, view))
+
+    def end_subscription(self, key: SubscriberKey) -> None:
+        """Wait no longer for a subscriber."""
+        self._end_drains(self.registry.releases.end_subscription(key))
+
+    def release(self, key: SubscriberKey, name: str) -> None:
+        """Note a subscriber's release of a draining cluster."""
+        if self.registry.releases.release(key, name):
+            self._end_drains((name,))
+
+    def _end_drains(self, names: Iterable[str]) -> None:
+        now = at(_steady())
+        events: list[Event] = []
+        for name in names:
+            unreleased = self.registry.releases.awaited(name)
+            ended = self.registry.end_drain(name, now)
+            self._observer.drained(ended[0].cluster, unreleased)
+            events += ended
+        self._publish(events, now.steady)
+
+    def _set_drain_timer(self) -> None:
+        """Drains end on time even while the source is lost, unlike graces."""
+        due_at, timer = self.registry.releases.due_at, self._drain_timer
+        if timer is not None and timer.when() != due_at:
+            timer.cancel()
+            timer = None
+        if due_at is not None and timer is None:
+            timer = asyncio.get_running_loop().call_at(due_at, self._drains_expired)
+        self._drain_timer = timer
+
+    def _drains_expired(self) -> None:
+        self._drain_timer = None
+        self._end_drains(self.registry.releases.due(_steady()))
+        self._set_drain_timer()
+
     def _set_status(self, status: SourceStatus) -> None:
         changed = status.state is not self.status.state or status.reason != self.status.reason
         self.status = status
@@ -111,6 +172,8 @@ class Fleet(ABC):
 
     def _publish(self, events: list[Event], read_at: float) -> None:
         self._tell(events)
+        if self._drain_timer is not None or self.registry.releases:
+            self._set_drain_timer()
         if events and self.synced:
             self.notifier.published(self.log.head, read_at)
 
@@ -120,3 +183,7 @@ class Fleet(ABC):
             for kind, call in self._listeners:
                 if event.type is kind:
                     call(event.cluster)
+
+
+def _steady() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,15 +1,17 @@
 """What every receiver of a driver's source events does with them, up to the resulting changes."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
+from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.model.resource import ObjectKeys
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import Intake
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_discoveryd.registry.registry import ObjectState, Registry
 from milo_discoveryd.registry.removal_guard import RemovalGuard
 from milo_kube.reflect.messages import EventIgnored, Listed, ObjectChanged, Relisting, SourceEvent
@@ -38,6 +40,9 @@ class Observer(Protocol):
         """The source's state, or the reason for it, changed."""
 
     def liveness_checked(self, result: str) -> None: ...
+
+    def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
+        """A drain ended: by release, or by its deadline where some subscribers have not released the cluster."""
 
 
 class IntakeSink:

@@ -12,12 +12,12 @@ between readers; `since` uses `log_fast_path` where it applies.
 import weakref
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import compress
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Draining, Pairs, without_draining
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames, LogSlice, ReadAhead
 from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.log_entry import LogEntry, PastState
@@ -111,7 +111,7 @@ class ChangeLog:
         before = entry.cluster
         assert before is not None
         self.head += 1
-        if (before.target.labels, before.target.organization) != (cluster.target.labels, cluster.target.organization):
+        if _filtered_by(before) != _filtered_by(cluster):
             self._keep_past_state(entry, now, None, "")
             entry.same_view_since = self.head
         self._append(entry, cluster)
@@ -283,6 +283,20 @@ class ChangeLog:
             self._has_frames = True
         return entry.frame
 
+    def draining_frames(self, entries: Iterable[LogEntry], revision: int, view: ClusterView) -> Iterator[bytes]:
+        """Return the draining clusters that a reader at `revision` was already sent as draining."""
+        for entry in entries:
+            cluster, known = entry.cluster, entry.known_at(revision)
+            if (
+                cluster is not None
+                and known is not None
+                and known.draining is not None
+                and known.incarnation == cluster.incarnation
+                and view.matches(known)
+                and view.matches(cluster)
+            ):
+                yield self.frame(entry, cluster, EventType.UPDATED)
+
     def revoked_frame(self, cluster: Cluster) -> bytes:
         """Return the event for a subscriber that may no longer see the cluster."""
         message = "the subscriber's authorization rule no longer covers this cluster"
@@ -360,14 +374,26 @@ def _clusters(engaged: list[LogEntry]) -> list[Cluster]:
     return [entry.cluster for entry in engaged if entry.cluster is not None]
 
 
+def _filtered_by(cluster: Cluster) -> tuple[Pairs, str, Draining | None]:
+    """Return everything that a filter's result can depend on and that can change."""
+    return cluster.target.labels, cluster.target.organization, cluster.draining
+
+
 def _end_event(past: PastState | None, before: Cluster, now: Cluster | None, view: ClusterView) -> Event:
     """Return how `before` ended for a reader: as `past` says, or by leaving the reader's view.
 
     `now` is the cluster that has the name since. The event contains nothing that the reader may not see.
     """
     if past is not None and view.shows(past.cluster):
+        ended = past.cluster if view.confirms_releases else without_draining(past.cluster)
         if past.reason is DisengageReason.REPLACED and not view.shows(now):
-            return Event(EventType.DISENGAGED, past.cluster, DisengageReason.DELETED, "the object was deleted")
-        return Event(EventType.DISENGAGED, past.cluster, past.reason, past.message)
+            return Event(EventType.DISENGAGED, ended, DisengageReason.DELETED, "the object was deleted")
+        return Event(EventType.DISENGAGED, ended, past.reason, past.message)
+    if past is None and now is not None and now.draining is not None and _ends_by_draining(before, now, view):
+        return Event(EventType.DISENGAGED, before, now.draining.reason, now.draining.message)
     shown = now if past is None and now is not None and view.shows(now) else before
     return Event(EventType.DISENGAGED, shown, DisengageReason.LABELS_CHANGED, "the cluster left the filter")
+
+
+def _ends_by_draining(before: Cluster, now: Cluster, view: ClusterView) -> bool:
+    return not view.confirms_releases and before.incarnation == now.incarnation and view.shows(now)

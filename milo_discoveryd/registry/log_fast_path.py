@@ -22,7 +22,7 @@ _STRETCHES_KEPT = 64
 
 Change = tuple[LogEntry, int, Cluster | None, Cluster | None]
 """An entry, the revision of its change, its cluster, and what filters saw before if that was different. Without a
-cluster, more than the state changed: the cluster was engaged, disengaged or replaced."""
+cluster, more than the state changed: the cluster was engaged, disengaged or replaced, or it is draining."""
 
 
 class FastPath:
@@ -76,7 +76,7 @@ class FastPath:
             if entry.revision != at:
                 return []
             cluster = entry.cluster
-            if cluster is None or cluster.incarnation > revision:
+            if cluster is None or cluster.incarnation > revision or cluster.draining is not None:
                 changes.append((entry, at, None, None))
             elif entry.same_view_since <= revision:
                 changes.append((entry, at, cluster, None))

@@ -91,10 +91,13 @@ class ReducedFleet(Fleet):
         pending_deletions: Callable[[], PendingDeletions],
         guard: Callable[[], RemovalGuard | None] = lambda: None,
         not_ready_grace_s: float = 0.0,
+        drain_timeout_s: float = 0.0,
         notifier: ChangeNotifier | None = None,
     ) -> None:
         """`keys` has an item for each watched resource; the factories are called for each."""
-        super().__init__(log, observer, not_ready_grace_s=not_ready_grace_s, notifier=notifier)
+        super().__init__(
+            log, observer, not_ready_grace_s=not_ready_grace_s, drain_timeout_s=drain_timeout_s, notifier=notifier
+        )
         self._reduction = Reduction(reduce, self.registry)
         self._order = 0
         self.feeds = tuple(

@@ -3,6 +3,10 @@
 Only the registry writes to the change log. `commit` applies what the source reported, `end_overdue` ends clusters whose
 grace is over, `set_connectivity` and `disengage_unreachable` apply the results of probes, and `restore` starts with
 the state of an earlier run.
+
+An end is planned if the cluster's API server goes on answering: the object is not ready, or left the selector. Such a
+cluster drains first, if a subscriber confirms releases. All other ends are immediate, and end a drain as well: the
+object was deleted or replaced, the API server is unreachable, another object claims the UID.
 """
 
 import enum
@@ -10,13 +14,23 @@ from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
-from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Target
+from milo_discoveryd.model.cluster import (
+    UNPROBED,
+    Cluster,
+    Connectivity,
+    ConnectivityState,
+    DisengageReason,
+    Draining,
+    Target,
+    without_draining,
+)
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Outside, Ready
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.log_entry import LogEntry
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
+from milo_discoveryd.registry.pending_releases import PendingReleases
 from milo_discoveryd.registry.uid_claims import UidClaims
 from milo_kube.reflect.versions import is_older
 
@@ -87,10 +101,17 @@ ABSENT_RECORDS_KEPT = 10_000
 
 class Registry:
     def __init__(
-        self, log: ChangeLog, not_ready_grace_s: float = 0.0, refused: Callable[[Malformed], None] = lambda _: None
+        self,
+        log: ChangeLog,
+        not_ready_grace_s: float = 0.0,
+        refused: Callable[[Malformed], None] = lambda _: None,
+        *,
+        drain_timeout_s: float = 0.0,
     ) -> None:
         """`refused` is called with each object whose claim of a project's UID begins to be refused."""
         self.log = log
+        self.releases = PendingReleases()
+        self._drain_timeout_s = drain_timeout_s
         self._refused = refused
         self._claims = UidClaims()
         self._grace_s = not_ready_grace_s
@@ -213,8 +234,36 @@ class Registry:
         events: list[Event] = []
         for name in [name for name, until in self._grace_ends.items() if until <= now.steady]:
             record = self._records[name]
-            events += self._end(record, DisengageReason.NOT_READY, record.message, now)
+            events += self._plan_end(record, DisengageReason.NOT_READY, record.message, now)
         return events
+
+    def drain(self, name: str, reason: DisengageReason, message: str, timeout_s: float, now: Moment) -> Iterable[Event]:
+        """Disengage a cluster after the subscribers that confirm releases have released it, or after `timeout_s`.
+
+        At once if there are none. Afterwards it is engaged again if its object is then in the state READY.
+        """
+        record = self._records.get(name)
+        return () if record is None else self._plan_end(record, reason, message, now, timeout_s)
+
+    def end_drain(self, name: str, now: Moment) -> list[Event]:
+        """Disengage a draining cluster, and engage it again if the reason for its end has passed."""
+        record = self._records[name]
+        cluster = record.cluster
+        assert cluster is not None, "it drains"
+        assert cluster.draining is not None, "it drains"
+        events = [*self._end(record, cluster.draining.reason, cluster.draining.message, now)]
+        if record.state is ObjectState.READY:
+
+            def make(revision: int) -> Cluster:
+                return msgspec.structs.replace(
+                    cluster, engaged_at=now.wall, incarnation=revision, connectivity=UNPROBED, draining=None
+                )
+
+            events.append(self._engage(record, make))
+        return events
+
+    def draining(self) -> Iterator[ClusterRecord]:
+        return (self._records[name] for name in self.releases)
 
     def restore(self, seen: Ready, engaged_at: float, now: Moment) -> list[Event]:
         """Engage a cluster of an earlier run. Only allowed before anything was published."""
@@ -241,8 +290,7 @@ class Registry:
             return []
         if record.engaged:
             self._unreachable += _is_unreachable(found) - _is_unreachable(record.latest)
-            self.log.update(record, found, now.steady)
-            return [Event(EventType.UPDATED, found)]
+            return self._update(record, found, now)
         if connectivity.state is not ConnectivityState.REACHABLE:
             return []
 
@@ -271,6 +319,7 @@ class Registry:
         self._counts = dict.fromkeys(ObjectState, 0)
         self._engaged = 0
         self._unreachable = 0
+        self.releases.clear()
         self.log.clear()
 
     def _observed(self, seen: Observation, now: Moment, *, listed: bool) -> list[Event]:
@@ -335,6 +384,7 @@ class Registry:
         if before is None:
             return (self._engage(record, make, readiness),)
         if replaced:
+            self.releases.end(seen.name)
             ended = _ended(record, before, DisengageReason.REPLACED, replaced, now)
             self._unreachable -= _is_unreachable(before)
             cluster = self.log.replace(record, replaced, make, now.steady)
@@ -342,8 +392,7 @@ class Registry:
         if seen.target == before.target:
             return ()
         cluster = msgspec.structs.replace(before, target=seen.target, source_version=seen.version)
-        self.log.update(record, cluster, now.steady)
-        return (Event(EventType.UPDATED, cluster),)
+        return self._update(record, cluster, now)
 
     def _stays_unreachable(self, seen: Ready) -> bool:
         """Update a cluster disengaged as unreachable; return False if it is another object or has another endpoint."""
@@ -365,11 +414,11 @@ class Registry:
         if isinstance(seen, Malformed):
             return ()  # the cluster stays as it last was
         if isinstance(seen, Outside):
-            return self._end(record, DisengageReason.LABELS_CHANGED, seen.message, now)
-        if record.engaged and self._grace_s:
+            return self._plan_end(record, DisengageReason.LABELS_CHANGED, seen.message, now)
+        if record.engaged and self._grace_s and seen.name not in self.releases:
             self._start_grace(seen.name, record, now)
             return ()
-        return self._end(record, DisengageReason.NOT_READY, seen.message, now)
+        return self._plan_end(record, DisengageReason.NOT_READY, seen.message, now)
 
     def _delete(self, deleted: ConfirmedDeletion, now: Moment) -> Iterable[Event]:
         record = self._records.get(deleted.name)
@@ -393,13 +442,48 @@ class Registry:
         self._engaged += 1
         return Event(EventType.ENGAGED, self.log.engage(record, make), readiness=readiness)
 
+    def _update(self, record: ClusterRecord, cluster: Cluster, now: Moment) -> list[Event]:
+        self.log.update(record, cluster, now.steady)
+        updated = Event(EventType.UPDATED, cluster)
+        if self.releases.update(cluster):
+            return [updated, *self.end_drain(cluster.target.name, now)]
+        return [updated]
+
+    def _plan_end(
+        self,
+        record: ClusterRecord,
+        reason: DisengageReason,
+        message: str,
+        now: Moment,
+        timeout_s: float | None = None,
+    ) -> Iterable[Event]:
+        if record.cluster is None:
+            return ()
+        # Scopes and filters go by what the object is now.
+        cluster = _with_fields(record.cluster, record.present)
+        if cluster.draining is not None:
+            return () if cluster is record.cluster else self._update(record, cluster, now)
+        timeout_s = self._drain_timeout_s if timeout_s is None else timeout_s
+        if not timeout_s or not self.releases.begin(cluster, now.steady + timeout_s, now.steady):
+            return self._end(record, reason, message, now)
+        name = cluster.target.name
+        self._end_grace(name, record)
+        # A record that drains must not be dropped as one of too many absent ones.
+        self._absent.pop(name, None)
+        draining = Draining(reason, message, now.wall + timeout_s)
+        return self._update(record, msgspec.structs.replace(cluster, draining=draining), now)
+
     def _end(self, record: ClusterRecord, reason: DisengageReason, message: str, now: Moment) -> Iterable[Event]:
         cluster = record.cluster
         if cluster is None:
             return ()
-        self._end_grace(cluster.target.name, record)
+        name = cluster.target.name
+        self._end_grace(name, record)
+        if cluster.draining is not None:
+            self.releases.end(name)
+            self._note_absent(name, record.state)
         ended = _ended(record, cluster, reason, message, now)
-        record.former = cluster
+        record.former = without_draining(cluster)
         self.log.disengage(record, reason, message, now.steady)
         self._engaged -= 1
         self._unreachable -= _is_unreachable(cluster)
@@ -465,6 +549,14 @@ class Registry:
 
 def _is_unreachable(cluster: Cluster) -> bool:
     return cluster.connectivity.state is ConnectivityState.UNREACHABLE
+
+
+def _with_fields(cluster: Cluster, present: ObjectFields | Target | None) -> Cluster:
+    target = cluster.target
+    if present is None or (present.labels, present.organization) == (target.labels, target.organization):
+        return cluster
+    target = msgspec.structs.replace(target, labels=present.labels, organization=present.organization)
+    return msgspec.structs.replace(cluster, target=target)
 
 
 def _ended(record: ClusterRecord, cluster: Cluster, reason: DisengageReason, message: str, now: Moment) -> Event:

@@ -78,7 +78,7 @@ class ScopedFilter(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def matches(self) -> Predicate[Cluster]:
-        return self.scope.matches if self.asked.is_everything else all_of([self.scope.matches, self.asked.matches])
+        return all_of([self.scope.matches, self.asked.matches])
 
     def shows(self, cluster: Cluster | None) -> bool:
         return cluster is not None and self.scope.matches(cluster)
@@ -86,6 +86,10 @@ class ScopedFilter(msgspec.Struct, frozen=True, dict=True):
     @property
     def is_everything(self) -> bool:
         return self.scope.is_everything and self.asked.is_everything
+
+    @property
+    def confirms_releases(self) -> bool:
+        return self.asked.confirms_releases
 
     @cached_property
     def fingerprint(self) -> str:

@@ -98,7 +98,7 @@ class Server:
     async def stop(self) -> None:
         """Shut down gracefully: streams are sent their pending changes, and no cluster is disengaged."""
         await self._health.enter_graceful_shutdown()
-        self._service.drain()
+        self._service.end_streams()
         await asyncio.gather(*(server.stop(GRACE_S) for server in self._servers))
         for acceptor in self._acceptors:
             await acceptor.stop()

@@ -3,7 +3,7 @@
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -15,6 +15,7 @@ from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState
+from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.telemetry.status import (
     ClusterQuery,
     ClusterRow,
@@ -102,7 +103,7 @@ class StatusBoard:
             counts={state.value: registry.count(state) for state in _ORDER},
             deletions_unconfirmed=len(self._fleet.pending_reports),
             revision=self._fleet.log.head,
-            clusters=tuple(_row(name, record, self._fleet.pending_reports.explain(name)) for name, record in shown),
+            clusters=tuple(self._row(name, record) for name, record in shown),
             matching=len(matching),
             recent_changes=tuple(self._recent) if with_names else (),
             subscribers=tuple(
@@ -116,6 +117,10 @@ class StatusBoard:
 
     def _matching(self, question: ClusterQuery) -> list[tuple[str, ClusterRecord]]:
         return [(name, record) for name, record in self._fleet.registry.items() if question.matches(name, record)]
+
+    def _row(self, name: str, record: ClusterRecord) -> ClusterRow:
+        waits_for = [each.key.name for each in self._fleet.registry.releases.awaited(name)]
+        return _row(name, record, self._fleet.pending_reports.explain(name), waits_for)
 
     def _source(self, now: Moment, *, with_message: bool) -> SourceSummary:
         status = self._fleet.status
@@ -146,7 +151,7 @@ def _without_message(health: SourceHealth) -> SourceHealth:
 _RANK = {state: rank for rank, state in enumerate(_ORDER)}
 
 
-def _row(name: str, record: ClusterRecord, suspicion: tuple[float, str] | None) -> ClusterRow:
+def _row(name: str, record: ClusterRecord, suspicion: tuple[float, str] | None, waits_for: Sequence[str]) -> ClusterRow:
     target = None if record.latest is None else record.latest.target
     return ClusterRow(
         name=name,
@@ -155,11 +160,11 @@ def _row(name: str, record: ClusterRecord, suspicion: tuple[float, str] | None) 
         since=record.since,
         organization="" if target is None else target.organization,
         endpoint=target.endpoint if target is not None and record.engaged else "",
-        notes=tuple(_notes(record, suspicion)),
+        notes=tuple(_notes(record, suspicion, waits_for)),
     )
 
 
-def _notes(record: ClusterRecord, suspicion: tuple[float, str] | None) -> Iterator[str]:
+def _notes(record: ClusterRecord, suspicion: tuple[float, str] | None, waits_for: Sequence[str]) -> Iterator[str]:
     if record.message:
         yield record.message
     if suspicion is not None:
@@ -169,6 +174,9 @@ def _notes(record: ClusterRecord, suspicion: tuple[float, str] | None) -> Iterat
     cluster = record.cluster
     if cluster is None:
         return
+    if (draining := cluster.draining) is not None:
+        names = ", ".join(waits_for[:_NAMES_SHOWN]) + (", ..." if len(waits_for) > _NAMES_SHOWN else "")
+        yield f"draining ({draining.reason.value}) until {rfc3339(draining.deadline)}; waits for {names}"
     if cluster.target.deletion_requested_at is not None:
         yield f"being deleted{cluster.target.deletion_message and f': {cluster.target.deletion_message}'}"
     if cluster.target.suspended:

@@ -1,11 +1,14 @@
 """Counts and logs the changes of the fleet and of its source."""
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from milo_discoveryd.log import log
+from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
+from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import RecentChanges
 from milo_discoveryd.telemetry.metrics import Metrics
@@ -50,6 +53,12 @@ class Journal:
 
     def malformed(self, seen: Malformed) -> None:
         self._audit.object_refused(seen.name, seen.uid, seen.message)
+
+    def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
+        self._metrics.drained("expired" if unreleased else "released")
+        if unreleased:
+            names = [each.key.name for each in unreleased]
+            log.warning("drain deadline passed", cluster=cluster.target.name, unreleased=names)
 
     def liveness_checked(self, result: str) -> None:
         self._metrics.liveness_checked(result)

@@ -64,6 +64,7 @@ _REFUSALS = (
 )
 _RESTARTS = ("Expired", "MalformedResponse", "Silence", "StreamingListUnsupported", "Verification")
 """The reasons known in advance; an API server adds its own."""
+_DRAIN_RESULTS = ("released", "expired")
 _RELOADS = ("applied", "refused", "unchanged")
 _MINT_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _READINESS_S = (1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
@@ -104,6 +105,12 @@ class Metrics:
             "milo_discoveryd_source_restarts",
             "Relists of the discovery source after the first list, by reason.",
             ("reason",),
+            registry=self.registry,
+        )
+        self._drains = Counter(
+            "milo_discoveryd_drains",
+            "Drains of clusters that ended: released by all subscribers, or expired at their deadline.",
+            ("result",),
             registry=self.registry,
         )
         self._oddities = Counter(
@@ -191,6 +198,8 @@ class Metrics:
             self._issued.labels(result)
         for reason in _REFUSALS:
             self._refusals.labels(reason)
+        for result in _DRAIN_RESULTS:
+            self._drains.labels(result)
         for result in _RELOADS:
             self._reloads.labels(result)
         for reason in _RESTARTS:
@@ -259,6 +268,9 @@ class Metrics:
     def relisting(self, reason: str) -> None:
         self._restarts.labels(reason).inc()
 
+    def drained(self, result: str) -> None:
+        self._drains.labels(result).inc()
+
     def event_ignored(self) -> None:
         self._oddities.inc()
 
@@ -298,6 +310,11 @@ class _FleetCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         fleet, status = self._fleet, self._fleet.status
         yield _gauge("milo_discoveryd_engaged_clusters", "Engaged clusters.", fleet.registry.engaged)
+        yield _gauge(
+            "milo_discoveryd_draining_clusters",
+            "Engaged clusters that wait for subscribers to release them before they are disengaged.",
+            len(fleet.registry.releases),
+        )
         known = GaugeMetricFamily(
             "milo_discoveryd_known_clusters", "Objects of the discovery source, by state.", labels=("state",)
         )

@@ -14,7 +14,7 @@ from milo_discoveryd.wiring.mode import keys_of
 
 
 def new_fleet(settings: Settings, mode: Mode, log: ChangeLog, observer: Observer) -> DirectFleet | ReducedFleet:
-    grace_s = settings.not_ready_grace.total_seconds()
+    grace_s, drain_timeout_s = settings.not_ready_grace.total_seconds(), settings.drain_timeout.total_seconds()
     if isinstance(mode, ReducedMode):
         return ReducedFleet(
             log,
@@ -24,8 +24,16 @@ def new_fleet(settings: Settings, mode: Mode, log: ChangeLog, observer: Observer
             pending_deletions=_pending_deletions,
             guard=lambda: _guard(settings),
             not_ready_grace_s=grace_s,
+            drain_timeout_s=drain_timeout_s,
         )
-    return DirectFleet(log, _pending_deletions(), observer, not_ready_grace_s=grace_s, guard=_guard(settings))
+    return DirectFleet(
+        log,
+        _pending_deletions(),
+        observer,
+        not_ready_grace_s=grace_s,
+        drain_timeout_s=drain_timeout_s,
+        guard=_guard(settings),
+    )
 
 
 def _pending_deletions() -> PendingDeletions:

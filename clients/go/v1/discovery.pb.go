@@ -277,7 +277,7 @@ func (x Connectivity_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Connectivity_State.Descriptor instead.
 func (Connectivity_State) EnumDescriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{4, 0}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{5, 0}
 }
 
 type SourceStatus_State int32
@@ -332,7 +332,7 @@ func (x SourceStatus_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SourceStatus_State.Descriptor instead.
 func (SourceStatus_State) EnumDescriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{5, 0}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type Engagement_Reason int32
@@ -353,6 +353,8 @@ const (
 	Engagement_REASON_CONFIRMING_DELETION Engagement_Reason = 6
 	// Its API server was unreachable for longer than the configuration allows.
 	Engagement_REASON_UNREACHABLE Engagement_Reason = 7
+	// It is engaged, and about to be disengaged: `Cluster.draining` says why and when.
+	Engagement_REASON_DRAINING Engagement_Reason = 8
 )
 
 // Enum value maps for Engagement_Reason.
@@ -366,6 +368,7 @@ var (
 		5: "REASON_DELETED",
 		6: "REASON_CONFIRMING_DELETION",
 		7: "REASON_UNREACHABLE",
+		8: "REASON_DRAINING",
 	}
 	Engagement_Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":         0,
@@ -376,6 +379,7 @@ var (
 		"REASON_DELETED":             5,
 		"REASON_CONFIRMING_DELETION": 6,
 		"REASON_UNREACHABLE":         7,
+		"REASON_DRAINING":            8,
 	}
 )
 
@@ -403,7 +407,7 @@ func (x Engagement_Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Engagement_Reason.Descriptor instead.
 func (Engagement_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{11, 0}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{13, 0}
 }
 
 // WatchClustersRequest opens a stream.
@@ -423,8 +427,17 @@ type WatchClustersRequest struct {
 	KubeconfigTtl *durationpb.Duration `protobuf:"bytes,4,opt,name=kubeconfig_ttl,json=kubeconfigTtl,proto3" json:"kubeconfig_ttl,omitempty"`
 	// How long the stream may be silent. Unset: 30 s. Shorter than 1 s counts as 1 s; the longest is 1 hour.
 	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,5,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Have planned disengagements wait until this subscriber has ended its work. A cluster that is about to be disengaged
+	// is then sent as UPDATED with `draining` set, or as ENGAGED with `draining` set to a subscriber that does not know it:
+	// end the work on it, or do not begin any, and call ReleaseCluster. DISENGAGED follows when all such subscribers
+	// have, or at the deadline. The clusters that are draining are sent again on each stream that resumes.
+	ConfirmReleases bool `protobuf:"varint,6,opt,name=confirm_releases,json=confirmReleases,proto3" json:"confirm_releases,omitempty"`
+	// Identifies the subscriber across its streams, and names it to people: "dns-operator-7d9f/1". Required with
+	// `confirm_releases`. Choose one for each program, or part of a program, that ends its work on its own: subscribers of
+	// one caller that use the same name count as one. Letters, digits and any of "-._:/@", at most 253.
+	Subscriber    string `protobuf:"bytes,7,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WatchClustersRequest) Reset() {
@@ -490,6 +503,20 @@ func (x *WatchClustersRequest) GetHeartbeatInterval() *durationpb.Duration {
 		return x.HeartbeatInterval
 	}
 	return nil
+}
+
+func (x *WatchClustersRequest) GetConfirmReleases() bool {
+	if x != nil {
+		return x.ConfirmReleases
+	}
+	return false
+}
+
+func (x *WatchClustersRequest) GetSubscriber() string {
+	if x != nil {
+		return x.Subscriber
+	}
+	return ""
 }
 
 // WatchClustersResponse is a batch: some events (possibly none), and where the stream stands after them.
@@ -698,7 +725,11 @@ type Cluster struct {
 	// restart of the daemon; the same for all subscribers. The same name and UID are the same cluster whatever its
 	// incarnation: keep caches and connections, and treat it as engaged throughout. IssueKubeconfig can be limited to
 	// an incarnation.
-	Incarnation   string `protobuf:"bytes,13,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	Incarnation string `protobuf:"bytes,13,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// Set once the cluster is about to be disengaged, for streams with `confirm_releases` and in GetCluster: end your work,
+	// and release it. Its credentials work, and are renewed, until it is disengaged. A drain that has begun is not
+	// canceled: if the reason for it passes, the cluster is engaged again afterwards, as another incarnation.
+	Draining      *Draining `protobuf:"bytes,14,opt,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -824,6 +855,77 @@ func (x *Cluster) GetIncarnation() string {
 	return ""
 }
 
+func (x *Cluster) GetDraining() *Draining {
+	if x != nil {
+		return x.Draining
+	}
+	return nil
+}
+
+// Draining is the planned end of an engagement.
+type Draining struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What DISENGAGED will say.
+	Reason DisengageReason `protobuf:"varint,1,opt,name=reason,proto3,enum=milo.discovery.v1.DisengageReason" json:"reason,omitempty"`
+	// The cluster is disengaged then, released or not.
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// Human-readable.
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Draining) Reset() {
+	*x = Draining{}
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Draining) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Draining) ProtoMessage() {}
+
+func (x *Draining) ProtoReflect() protoreflect.Message {
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Draining.ProtoReflect.Descriptor instead.
+func (*Draining) Descriptor() ([]byte, []int) {
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Draining) GetReason() DisengageReason {
+	if x != nil {
+		return x.Reason
+	}
+	return DisengageReason_DISENGAGE_REASON_UNSPECIFIED
+}
+
+func (x *Draining) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *Draining) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // Connectivity is the result of the daemon's probes of a cluster's API server.
 type Connectivity struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -836,7 +938,7 @@ type Connectivity struct {
 
 func (x *Connectivity) Reset() {
 	*x = Connectivity{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[4]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -848,7 +950,7 @@ func (x *Connectivity) String() string {
 func (*Connectivity) ProtoMessage() {}
 
 func (x *Connectivity) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[4]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -861,7 +963,7 @@ func (x *Connectivity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connectivity.ProtoReflect.Descriptor instead.
 func (*Connectivity) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{4}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Connectivity) GetState() Connectivity_State {
@@ -903,7 +1005,7 @@ type SourceStatus struct {
 
 func (x *SourceStatus) Reset() {
 	*x = SourceStatus{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[5]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -915,7 +1017,7 @@ func (x *SourceStatus) String() string {
 func (*SourceStatus) ProtoMessage() {}
 
 func (x *SourceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[5]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -928,7 +1030,7 @@ func (x *SourceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStatus.ProtoReflect.Descriptor instead.
 func (*SourceStatus) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{5}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SourceStatus) GetState() SourceStatus_State {
@@ -981,7 +1083,7 @@ type ClusterFilter struct {
 
 func (x *ClusterFilter) Reset() {
 	*x = ClusterFilter{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[6]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1095,7 @@ func (x *ClusterFilter) String() string {
 func (*ClusterFilter) ProtoMessage() {}
 
 func (x *ClusterFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[6]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1108,7 @@ func (x *ClusterFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterFilter.ProtoReflect.Descriptor instead.
 func (*ClusterFilter) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{6}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ClusterFilter) GetLabelSelector() string {
@@ -1044,7 +1146,7 @@ type ListClustersRequest struct {
 
 func (x *ListClustersRequest) Reset() {
 	*x = ListClustersRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[7]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1056,7 +1158,7 @@ func (x *ListClustersRequest) String() string {
 func (*ListClustersRequest) ProtoMessage() {}
 
 func (x *ListClustersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[7]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1069,7 +1171,7 @@ func (x *ListClustersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClustersRequest.ProtoReflect.Descriptor instead.
 func (*ListClustersRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{7}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListClustersRequest) GetFilter() *ClusterFilter {
@@ -1111,7 +1213,7 @@ type ListClustersResponse struct {
 
 func (x *ListClustersResponse) Reset() {
 	*x = ListClustersResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[8]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1225,7 @@ func (x *ListClustersResponse) String() string {
 func (*ListClustersResponse) ProtoMessage() {}
 
 func (x *ListClustersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[8]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1238,7 @@ func (x *ListClustersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClustersResponse.ProtoReflect.Descriptor instead.
 func (*ListClustersResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{8}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListClustersResponse) GetClusters() []*Cluster {
@@ -1184,7 +1286,7 @@ type GetClusterRequest struct {
 
 func (x *GetClusterRequest) Reset() {
 	*x = GetClusterRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[9]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1298,7 @@ func (x *GetClusterRequest) String() string {
 func (*GetClusterRequest) ProtoMessage() {}
 
 func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[9]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1311,7 @@ func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterRequest.ProtoReflect.Descriptor instead.
 func (*GetClusterRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{9}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetClusterRequest) GetName() string {
@@ -1226,14 +1328,17 @@ type GetClusterResponse struct {
 	Cluster    *Cluster    `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	Engagement *Engagement `protobuf:"bytes,2,opt,name=engagement,proto3" json:"engagement,omitempty"`
 	// The last few, oldest first.
-	Transitions   []*Transition `protobuf:"bytes,3,rep,name=transitions,proto3" json:"transitions,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Transitions []*Transition `protobuf:"bytes,3,rep,name=transitions,proto3" json:"transitions,omitempty"`
+	// The subscribers that a draining cluster waits for: those of the caller, or of all callers where the caller may see
+	// all clusters.
+	PendingReleases []*PendingRelease `protobuf:"bytes,4,rep,name=pending_releases,json=pendingReleases,proto3" json:"pending_releases,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *GetClusterResponse) Reset() {
 	*x = GetClusterResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[10]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1245,7 +1350,7 @@ func (x *GetClusterResponse) String() string {
 func (*GetClusterResponse) ProtoMessage() {}
 
 func (x *GetClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[10]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1258,7 +1363,7 @@ func (x *GetClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterResponse.ProtoReflect.Descriptor instead.
 func (*GetClusterResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{10}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetClusterResponse) GetCluster() *Cluster {
@@ -1282,6 +1387,86 @@ func (x *GetClusterResponse) GetTransitions() []*Transition {
 	return nil
 }
 
+func (x *GetClusterResponse) GetPendingReleases() []*PendingRelease {
+	if x != nil {
+		return x.PendingReleases
+	}
+	return nil
+}
+
+// PendingRelease is a subscriber that has not released a draining cluster yet.
+type PendingRelease struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in WatchClustersRequest.
+	Subscriber string `protobuf:"bytes,1,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
+	// Who it is, as far as that was verified: "user system:serviceaccount:dns:operator".
+	Caller string `protobuf:"bytes,2,opt,name=caller,proto3" json:"caller,omitempty"`
+	// It has a stream open.
+	Connected bool `protobuf:"varint,3,opt,name=connected,proto3" json:"connected,omitempty"`
+	// Since when it is connected, or disconnected.
+	Since         *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PendingRelease) Reset() {
+	*x = PendingRelease{}
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PendingRelease) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PendingRelease) ProtoMessage() {}
+
+func (x *PendingRelease) ProtoReflect() protoreflect.Message {
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PendingRelease.ProtoReflect.Descriptor instead.
+func (*PendingRelease) Descriptor() ([]byte, []int) {
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *PendingRelease) GetSubscriber() string {
+	if x != nil {
+		return x.Subscriber
+	}
+	return ""
+}
+
+func (x *PendingRelease) GetCaller() string {
+	if x != nil {
+		return x.Caller
+	}
+	return ""
+}
+
+func (x *PendingRelease) GetConnected() bool {
+	if x != nil {
+		return x.Connected
+	}
+	return false
+}
+
+func (x *PendingRelease) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
 // Engagement says whether a name is engaged, and why, or why not.
 type Engagement struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1295,7 +1480,7 @@ type Engagement struct {
 
 func (x *Engagement) Reset() {
 	*x = Engagement{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[11]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1492,7 @@ func (x *Engagement) String() string {
 func (*Engagement) ProtoMessage() {}
 
 func (x *Engagement) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[11]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1505,7 @@ func (x *Engagement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Engagement.ProtoReflect.Descriptor instead.
 func (*Engagement) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{11}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Engagement) GetEngaged() bool {
@@ -1365,7 +1550,7 @@ type Transition struct {
 
 func (x *Transition) Reset() {
 	*x = Transition{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[12]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1377,7 +1562,7 @@ func (x *Transition) String() string {
 func (*Transition) ProtoMessage() {}
 
 func (x *Transition) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[12]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1390,7 +1575,7 @@ func (x *Transition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transition.ProtoReflect.Descriptor instead.
 func (*Transition) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{12}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Transition) GetType() ClusterEvent_Type {
@@ -1446,7 +1631,7 @@ type IssueKubeconfigRequest struct {
 
 func (x *IssueKubeconfigRequest) Reset() {
 	*x = IssueKubeconfigRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[13]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1458,7 +1643,7 @@ func (x *IssueKubeconfigRequest) String() string {
 func (*IssueKubeconfigRequest) ProtoMessage() {}
 
 func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[13]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +1656,7 @@ func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{13}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *IssueKubeconfigRequest) GetCluster() string {
@@ -1512,7 +1697,7 @@ type IssueKubeconfigResponse struct {
 
 func (x *IssueKubeconfigResponse) Reset() {
 	*x = IssueKubeconfigResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[14]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1524,7 +1709,7 @@ func (x *IssueKubeconfigResponse) String() string {
 func (*IssueKubeconfigResponse) ProtoMessage() {}
 
 func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[14]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1537,7 +1722,7 @@ func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{14}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *IssueKubeconfigResponse) GetKubeconfig() *Kubeconfig {
@@ -1565,7 +1750,7 @@ type Kubeconfig struct {
 
 func (x *Kubeconfig) Reset() {
 	*x = Kubeconfig{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[15]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1577,7 +1762,7 @@ func (x *Kubeconfig) String() string {
 func (*Kubeconfig) ProtoMessage() {}
 
 func (x *Kubeconfig) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[15]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1590,7 +1775,7 @@ func (x *Kubeconfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kubeconfig.ProtoReflect.Descriptor instead.
 func (*Kubeconfig) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{15}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Kubeconfig) GetCluster() string {
@@ -1628,6 +1813,190 @@ func (x *Kubeconfig) GetIssuedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// ReleaseClusterRequest releases a draining cluster.
+type ReleaseClusterRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The cluster's name.
+	Cluster string `protobuf:"bytes,1,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// The incarnation on which the work has ended.
+	Incarnation string `protobuf:"bytes,2,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	// As in WatchClustersRequest.
+	Subscriber    string `protobuf:"bytes,3,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseClusterRequest) Reset() {
+	*x = ReleaseClusterRequest{}
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseClusterRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseClusterRequest) ProtoMessage() {}
+
+func (x *ReleaseClusterRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseClusterRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseClusterRequest) Descriptor() ([]byte, []int) {
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ReleaseClusterRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *ReleaseClusterRequest) GetIncarnation() string {
+	if x != nil {
+		return x.Incarnation
+	}
+	return ""
+}
+
+func (x *ReleaseClusterRequest) GetSubscriber() string {
+	if x != nil {
+		return x.Subscriber
+	}
+	return ""
+}
+
+// ReleaseClusterResponse has no fields.
+type ReleaseClusterResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseClusterResponse) Reset() {
+	*x = ReleaseClusterResponse{}
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseClusterResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseClusterResponse) ProtoMessage() {}
+
+func (x *ReleaseClusterResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseClusterResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseClusterResponse) Descriptor() ([]byte, []int) {
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{19}
+}
+
+// EndSubscriptionRequest names a subscriber that has ended.
+type EndSubscriptionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in WatchClustersRequest.
+	Subscriber    string `protobuf:"bytes,1,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndSubscriptionRequest) Reset() {
+	*x = EndSubscriptionRequest{}
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndSubscriptionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndSubscriptionRequest) ProtoMessage() {}
+
+func (x *EndSubscriptionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndSubscriptionRequest.ProtoReflect.Descriptor instead.
+func (*EndSubscriptionRequest) Descriptor() ([]byte, []int) {
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *EndSubscriptionRequest) GetSubscriber() string {
+	if x != nil {
+		return x.Subscriber
+	}
+	return ""
+}
+
+// EndSubscriptionResponse has no fields.
+type EndSubscriptionResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndSubscriptionResponse) Reset() {
+	*x = EndSubscriptionResponse{}
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndSubscriptionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndSubscriptionResponse) ProtoMessage() {}
+
+func (x *EndSubscriptionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndSubscriptionResponse.ProtoReflect.Descriptor instead.
+func (*EndSubscriptionResponse) Descriptor() ([]byte, []int) {
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{21}
+}
+
 // GetServerInfoRequest has no fields.
 type GetServerInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1637,7 +2006,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[16]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1649,7 +2018,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[16]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1662,7 +2031,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{16}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{22}
 }
 
 // GetServerInfoResponse describes the daemon.
@@ -1688,7 +2057,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[17]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +2069,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[17]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +2082,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{17}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -1789,14 +2158,16 @@ type FleetCounts struct {
 	// Open WatchClusters streams.
 	Subscribers int32 `protobuf:"varint,5,opt,name=subscribers,proto3" json:"subscribers,omitempty"`
 	// Clusters that do not answer connectivity probes: engaged ones, and those that were disengaged for it.
-	Unreachable   int32 `protobuf:"varint,6,opt,name=unreachable,proto3" json:"unreachable,omitempty"`
+	Unreachable int32 `protobuf:"varint,6,opt,name=unreachable,proto3" json:"unreachable,omitempty"`
+	// Of the engaged ones, those about to be disengaged.
+	Draining      int32 `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *FleetCounts) Reset() {
 	*x = FleetCounts{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[18]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1808,7 +2179,7 @@ func (x *FleetCounts) String() string {
 func (*FleetCounts) ProtoMessage() {}
 
 func (x *FleetCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[18]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1821,7 +2192,7 @@ func (x *FleetCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetCounts.ProtoReflect.Descriptor instead.
 func (*FleetCounts) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{18}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *FleetCounts) GetEngaged() int32 {
@@ -1866,6 +2237,13 @@ func (x *FleetCounts) GetUnreachable() int32 {
 	return 0
 }
 
+func (x *FleetCounts) GetDraining() int32 {
+	if x != nil {
+		return x.Draining
+	}
+	return 0
+}
+
 // CredentialSource is a configured source of the kubeconfigs that the daemon issues.
 type CredentialSource struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1883,7 +2261,7 @@ type CredentialSource struct {
 
 func (x *CredentialSource) Reset() {
 	*x = CredentialSource{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[19]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +2273,7 @@ func (x *CredentialSource) String() string {
 func (*CredentialSource) ProtoMessage() {}
 
 func (x *CredentialSource) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[19]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +2286,7 @@ func (x *CredentialSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialSource.ProtoReflect.Descriptor instead.
 func (*CredentialSource) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{19}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CredentialSource) GetName() string {
@@ -1960,7 +2338,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[20]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2350,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[20]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2363,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{20}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Limits) GetDefaultHeartbeatInterval() *durationpb.Duration {
@@ -2027,13 +2405,17 @@ var File_milo_discovery_v1_discovery_proto protoreflect.FileDescriptor
 
 const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\n" +
-	"!milo/discovery/v1/discovery.proto\x12\x11milo.discovery.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb6\x02\n" +
+	"!milo/discovery/v1/discovery.proto\x12\x11milo.discovery.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x03\n" +
 	"\x14WatchClustersRequest\x128\n" +
 	"\x06filter\x18\x01 \x01(\v2 .milo.discovery.v1.ClusterFilterR\x06filter\x12'\n" +
 	"\x0fresume_revision\x18\x02 \x01(\tR\x0eresumeRevision\x12/\n" +
 	"\x13include_kubeconfigs\x18\x03 \x01(\bR\x12includeKubeconfigs\x12@\n" +
 	"\x0ekubeconfig_ttl\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\rkubeconfigTtl\x12H\n" +
-	"\x12heartbeat_interval\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\"\x80\x02\n" +
+	"\x12heartbeat_interval\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\x12)\n" +
+	"\x10confirm_releases\x18\x06 \x01(\bR\x0fconfirmReleases\x12\x1e\n" +
+	"\n" +
+	"subscriber\x18\a \x01(\tR\n" +
+	"subscriber\"\x80\x02\n" +
 	"\x15WatchClustersResponse\x127\n" +
 	"\x06events\x18\x01 \x03(\v2\x1f.milo.discovery.v1.ClusterEventR\x06events\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12+\n" +
@@ -2054,7 +2436,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\fTYPE_ENGAGED\x10\x01\x12\x10\n" +
 	"\fTYPE_UPDATED\x10\x02\x12\x13\n" +
 	"\x0fTYPE_DISENGAGED\x10\x03\x12\x13\n" +
-	"\x0fTYPE_KUBECONFIG\x10\x04\"\xec\x05\n" +
+	"\x0fTYPE_KUBECONFIG\x10\x04\"\xa5\x06\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1a\n" +
@@ -2070,13 +2452,18 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	" \x01(\bR\tsuspended\x12C\n" +
 	"\fconnectivity\x18\v \x01(\v2\x1f.milo.discovery.v1.ConnectivityR\fconnectivity\x126\n" +
 	"\x17source_resource_version\x18\f \x01(\tR\x15sourceResourceVersion\x12 \n" +
-	"\vincarnation\x18\r \x01(\tR\vincarnation\x1a9\n" +
+	"\vincarnation\x18\r \x01(\tR\vincarnation\x127\n" +
+	"\bdraining\x18\x0e \x01(\v2\x1b.milo.discovery.v1.DrainingR\bdraining\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
 	"\x10AnnotationsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf6\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x98\x01\n" +
+	"\bDraining\x12:\n" +
+	"\x06reason\x18\x01 \x01(\x0e2\".milo.discovery.v1.DisengageReasonR\x06reason\x126\n" +
+	"\bdeadline\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xf6\x01\n" +
 	"\fConnectivity\x12;\n" +
 	"\x05state\x18\x01 \x01(\x0e2%.milo.discovery.v1.Connectivity.StateR\x05state\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
@@ -2114,19 +2501,27 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"total_size\x18\x04 \x01(\x05R\ttotalSize\x127\n" +
 	"\x06source\x18\x05 \x01(\v2\x1f.milo.discovery.v1.SourceStatusR\x06source\"'\n" +
 	"\x11GetClusterRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xca\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x98\x02\n" +
 	"\x12GetClusterResponse\x124\n" +
 	"\acluster\x18\x01 \x01(\v2\x1a.milo.discovery.v1.ClusterR\acluster\x12=\n" +
 	"\n" +
 	"engagement\x18\x02 \x01(\v2\x1d.milo.discovery.v1.EngagementR\n" +
 	"engagement\x12?\n" +
-	"\vtransitions\x18\x03 \x03(\v2\x1d.milo.discovery.v1.TransitionR\vtransitions\"\xfc\x02\n" +
+	"\vtransitions\x18\x03 \x03(\v2\x1d.milo.discovery.v1.TransitionR\vtransitions\x12L\n" +
+	"\x10pending_releases\x18\x04 \x03(\v2!.milo.discovery.v1.PendingReleaseR\x0fpendingReleases\"\x98\x01\n" +
+	"\x0ePendingRelease\x12\x1e\n" +
+	"\n" +
+	"subscriber\x18\x01 \x01(\tR\n" +
+	"subscriber\x12\x16\n" +
+	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x1c\n" +
+	"\tconnected\x18\x03 \x01(\bR\tconnected\x120\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x91\x03\n" +
 	"\n" +
 	"Engagement\x12\x18\n" +
 	"\aengaged\x18\x01 \x01(\bR\aengaged\x12<\n" +
 	"\x06reason\x18\x02 \x01(\x0e2$.milo.discovery.v1.Engagement.ReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xc9\x01\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xde\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_ENGAGED\x10\x01\x12\x14\n" +
@@ -2135,7 +2530,8 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x10REASON_MALFORMED\x10\x04\x12\x12\n" +
 	"\x0eREASON_DELETED\x10\x05\x12\x1e\n" +
 	"\x1aREASON_CONFIRMING_DELETION\x10\x06\x12\x16\n" +
-	"\x12REASON_UNREACHABLE\x10\a\"\xea\x01\n" +
+	"\x12REASON_UNREACHABLE\x10\a\x12\x13\n" +
+	"\x0fREASON_DRAINING\x10\b\"\xea\x01\n" +
 	"\n" +
 	"Transition\x128\n" +
 	"\x04type\x18\x01 \x01(\x0e2$.milo.discovery.v1.ClusterEvent.TypeR\x04type\x12:\n" +
@@ -2161,7 +2557,19 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\n" +
 	"expires_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12?\n" +
 	"\rrefresh_after\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\frefreshAfter\x127\n" +
-	"\tissued_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\"\x16\n" +
+	"\tissued_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\"s\n" +
+	"\x15ReleaseClusterRequest\x12\x18\n" +
+	"\acluster\x18\x01 \x01(\tR\acluster\x12 \n" +
+	"\vincarnation\x18\x02 \x01(\tR\vincarnation\x12\x1e\n" +
+	"\n" +
+	"subscriber\x18\x03 \x01(\tR\n" +
+	"subscriber\"\x18\n" +
+	"\x16ReleaseClusterResponse\"8\n" +
+	"\x16EndSubscriptionRequest\x12\x1e\n" +
+	"\n" +
+	"subscriber\x18\x01 \x01(\tR\n" +
+	"subscriber\"\x19\n" +
+	"\x17EndSubscriptionResponse\"\x16\n" +
 	"\x14GetServerInfoRequest\"\xb2\x03\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
@@ -2173,14 +2581,15 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x06synced\x18\x06 \x01(\bR\x06synced\x126\n" +
 	"\x06counts\x18\a \x01(\v2\x1e.milo.discovery.v1.FleetCountsR\x06counts\x12R\n" +
 	"\x12credential_sources\x18\b \x03(\v2#.milo.discovery.v1.CredentialSourceR\x11credentialSources\x121\n" +
-	"\x06limits\x18\t \x01(\v2\x19.milo.discovery.v1.LimitsR\x06limits\"\xd1\x01\n" +
+	"\x06limits\x18\t \x01(\v2\x19.milo.discovery.v1.LimitsR\x06limits\"\xed\x01\n" +
 	"\vFleetCounts\x12\x18\n" +
 	"\aengaged\x18\x01 \x01(\x05R\aengaged\x12\x1b\n" +
 	"\tnot_ready\x18\x02 \x01(\x05R\bnotReady\x12)\n" +
 	"\x10outside_selector\x18\x03 \x01(\x05R\x0foutsideSelector\x12\x1c\n" +
 	"\tmalformed\x18\x04 \x01(\x05R\tmalformed\x12 \n" +
 	"\vsubscribers\x18\x05 \x01(\x05R\vsubscribers\x12 \n" +
-	"\vunreachable\x18\x06 \x01(\x05R\vunreachable\"\xa9\x01\n" +
+	"\vunreachable\x18\x06 \x01(\x05R\vunreachable\x12\x1a\n" +
+	"\bdraining\x18\a \x01(\x05R\bdraining\"\xa9\x01\n" +
 	"\x10CredentialSource\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\tR\x04type\x12\x18\n" +
@@ -2207,13 +2616,15 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x10KubeconfigFormat\x12!\n" +
 	"\x1dKUBECONFIG_FORMAT_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aKUBECONFIG_FORMAT_EMBEDDED\x10\x01\x12\x1a\n" +
-	"\x16KUBECONFIG_FORMAT_EXEC\x10\x022\x82\x04\n" +
+	"\x16KUBECONFIG_FORMAT_EXEC\x10\x022\xd3\x05\n" +
 	"\x10DiscoveryService\x12d\n" +
 	"\rWatchClusters\x12'.milo.discovery.v1.WatchClustersRequest\x1a(.milo.discovery.v1.WatchClustersResponse0\x01\x12_\n" +
 	"\fListClusters\x12&.milo.discovery.v1.ListClustersRequest\x1a'.milo.discovery.v1.ListClustersResponse\x12Y\n" +
 	"\n" +
 	"GetCluster\x12$.milo.discovery.v1.GetClusterRequest\x1a%.milo.discovery.v1.GetClusterResponse\x12h\n" +
-	"\x0fIssueKubeconfig\x12).milo.discovery.v1.IssueKubeconfigRequest\x1a*.milo.discovery.v1.IssueKubeconfigResponse\x12b\n" +
+	"\x0fIssueKubeconfig\x12).milo.discovery.v1.IssueKubeconfigRequest\x1a*.milo.discovery.v1.IssueKubeconfigResponse\x12e\n" +
+	"\x0eReleaseCluster\x12(.milo.discovery.v1.ReleaseClusterRequest\x1a).milo.discovery.v1.ReleaseClusterResponse\x12h\n" +
+	"\x0fEndSubscription\x12).milo.discovery.v1.EndSubscriptionRequest\x1a*.milo.discovery.v1.EndSubscriptionResponse\x12b\n" +
 	"\rGetServerInfo\x12'.milo.discovery.v1.GetServerInfoRequest\x1a(.milo.discovery.v1.GetServerInfoResponseBG\n" +
 	"\x19com.miloapis.discovery.v1P\x01Z(go.miloapis.com/discovery/v1;discoveryv1b\x06proto3"
 
@@ -2230,7 +2641,7 @@ func file_milo_discovery_v1_discovery_proto_rawDescGZIP() []byte {
 }
 
 var file_milo_discovery_v1_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_milo_discovery_v1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_milo_discovery_v1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_milo_discovery_v1_discovery_proto_goTypes = []any{
 	(DisengageReason)(0),            // 0: milo.discovery.v1.DisengageReason
 	(KubeconfigFormat)(0),           // 1: milo.discovery.v1.KubeconfigFormat
@@ -2242,89 +2653,104 @@ var file_milo_discovery_v1_discovery_proto_goTypes = []any{
 	(*WatchClustersResponse)(nil),   // 7: milo.discovery.v1.WatchClustersResponse
 	(*ClusterEvent)(nil),            // 8: milo.discovery.v1.ClusterEvent
 	(*Cluster)(nil),                 // 9: milo.discovery.v1.Cluster
-	(*Connectivity)(nil),            // 10: milo.discovery.v1.Connectivity
-	(*SourceStatus)(nil),            // 11: milo.discovery.v1.SourceStatus
-	(*ClusterFilter)(nil),           // 12: milo.discovery.v1.ClusterFilter
-	(*ListClustersRequest)(nil),     // 13: milo.discovery.v1.ListClustersRequest
-	(*ListClustersResponse)(nil),    // 14: milo.discovery.v1.ListClustersResponse
-	(*GetClusterRequest)(nil),       // 15: milo.discovery.v1.GetClusterRequest
-	(*GetClusterResponse)(nil),      // 16: milo.discovery.v1.GetClusterResponse
-	(*Engagement)(nil),              // 17: milo.discovery.v1.Engagement
-	(*Transition)(nil),              // 18: milo.discovery.v1.Transition
-	(*IssueKubeconfigRequest)(nil),  // 19: milo.discovery.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil), // 20: milo.discovery.v1.IssueKubeconfigResponse
-	(*Kubeconfig)(nil),              // 21: milo.discovery.v1.Kubeconfig
-	(*GetServerInfoRequest)(nil),    // 22: milo.discovery.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),   // 23: milo.discovery.v1.GetServerInfoResponse
-	(*FleetCounts)(nil),             // 24: milo.discovery.v1.FleetCounts
-	(*CredentialSource)(nil),        // 25: milo.discovery.v1.CredentialSource
-	(*Limits)(nil),                  // 26: milo.discovery.v1.Limits
-	nil,                             // 27: milo.discovery.v1.Cluster.LabelsEntry
-	nil,                             // 28: milo.discovery.v1.Cluster.AnnotationsEntry
-	(*durationpb.Duration)(nil),     // 29: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 30: google.protobuf.Timestamp
+	(*Draining)(nil),                // 10: milo.discovery.v1.Draining
+	(*Connectivity)(nil),            // 11: milo.discovery.v1.Connectivity
+	(*SourceStatus)(nil),            // 12: milo.discovery.v1.SourceStatus
+	(*ClusterFilter)(nil),           // 13: milo.discovery.v1.ClusterFilter
+	(*ListClustersRequest)(nil),     // 14: milo.discovery.v1.ListClustersRequest
+	(*ListClustersResponse)(nil),    // 15: milo.discovery.v1.ListClustersResponse
+	(*GetClusterRequest)(nil),       // 16: milo.discovery.v1.GetClusterRequest
+	(*GetClusterResponse)(nil),      // 17: milo.discovery.v1.GetClusterResponse
+	(*PendingRelease)(nil),          // 18: milo.discovery.v1.PendingRelease
+	(*Engagement)(nil),              // 19: milo.discovery.v1.Engagement
+	(*Transition)(nil),              // 20: milo.discovery.v1.Transition
+	(*IssueKubeconfigRequest)(nil),  // 21: milo.discovery.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil), // 22: milo.discovery.v1.IssueKubeconfigResponse
+	(*Kubeconfig)(nil),              // 23: milo.discovery.v1.Kubeconfig
+	(*ReleaseClusterRequest)(nil),   // 24: milo.discovery.v1.ReleaseClusterRequest
+	(*ReleaseClusterResponse)(nil),  // 25: milo.discovery.v1.ReleaseClusterResponse
+	(*EndSubscriptionRequest)(nil),  // 26: milo.discovery.v1.EndSubscriptionRequest
+	(*EndSubscriptionResponse)(nil), // 27: milo.discovery.v1.EndSubscriptionResponse
+	(*GetServerInfoRequest)(nil),    // 28: milo.discovery.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),   // 29: milo.discovery.v1.GetServerInfoResponse
+	(*FleetCounts)(nil),             // 30: milo.discovery.v1.FleetCounts
+	(*CredentialSource)(nil),        // 31: milo.discovery.v1.CredentialSource
+	(*Limits)(nil),                  // 32: milo.discovery.v1.Limits
+	nil,                             // 33: milo.discovery.v1.Cluster.LabelsEntry
+	nil,                             // 34: milo.discovery.v1.Cluster.AnnotationsEntry
+	(*durationpb.Duration)(nil),     // 35: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 36: google.protobuf.Timestamp
 }
 var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
-	12, // 0: milo.discovery.v1.WatchClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
-	29, // 1: milo.discovery.v1.WatchClustersRequest.kubeconfig_ttl:type_name -> google.protobuf.Duration
-	29, // 2: milo.discovery.v1.WatchClustersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	13, // 0: milo.discovery.v1.WatchClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
+	35, // 1: milo.discovery.v1.WatchClustersRequest.kubeconfig_ttl:type_name -> google.protobuf.Duration
+	35, // 2: milo.discovery.v1.WatchClustersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
 	8,  // 3: milo.discovery.v1.WatchClustersResponse.events:type_name -> milo.discovery.v1.ClusterEvent
-	11, // 4: milo.discovery.v1.WatchClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	12, // 4: milo.discovery.v1.WatchClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
 	2,  // 5: milo.discovery.v1.ClusterEvent.type:type_name -> milo.discovery.v1.ClusterEvent.Type
 	9,  // 6: milo.discovery.v1.ClusterEvent.cluster:type_name -> milo.discovery.v1.Cluster
 	0,  // 7: milo.discovery.v1.ClusterEvent.reason:type_name -> milo.discovery.v1.DisengageReason
-	21, // 8: milo.discovery.v1.ClusterEvent.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
-	27, // 9: milo.discovery.v1.Cluster.labels:type_name -> milo.discovery.v1.Cluster.LabelsEntry
-	28, // 10: milo.discovery.v1.Cluster.annotations:type_name -> milo.discovery.v1.Cluster.AnnotationsEntry
-	30, // 11: milo.discovery.v1.Cluster.engaged_at:type_name -> google.protobuf.Timestamp
-	30, // 12: milo.discovery.v1.Cluster.deletion_requested_at:type_name -> google.protobuf.Timestamp
-	10, // 13: milo.discovery.v1.Cluster.connectivity:type_name -> milo.discovery.v1.Connectivity
-	3,  // 14: milo.discovery.v1.Connectivity.state:type_name -> milo.discovery.v1.Connectivity.State
-	30, // 15: milo.discovery.v1.Connectivity.since:type_name -> google.protobuf.Timestamp
-	4,  // 16: milo.discovery.v1.SourceStatus.state:type_name -> milo.discovery.v1.SourceStatus.State
-	30, // 17: milo.discovery.v1.SourceStatus.since:type_name -> google.protobuf.Timestamp
-	30, // 18: milo.discovery.v1.SourceStatus.last_contact:type_name -> google.protobuf.Timestamp
-	12, // 19: milo.discovery.v1.ListClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
-	9,  // 20: milo.discovery.v1.ListClustersResponse.clusters:type_name -> milo.discovery.v1.Cluster
-	11, // 21: milo.discovery.v1.ListClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
-	9,  // 22: milo.discovery.v1.GetClusterResponse.cluster:type_name -> milo.discovery.v1.Cluster
-	17, // 23: milo.discovery.v1.GetClusterResponse.engagement:type_name -> milo.discovery.v1.Engagement
-	18, // 24: milo.discovery.v1.GetClusterResponse.transitions:type_name -> milo.discovery.v1.Transition
-	5,  // 25: milo.discovery.v1.Engagement.reason:type_name -> milo.discovery.v1.Engagement.Reason
-	30, // 26: milo.discovery.v1.Engagement.since:type_name -> google.protobuf.Timestamp
-	2,  // 27: milo.discovery.v1.Transition.type:type_name -> milo.discovery.v1.ClusterEvent.Type
-	0,  // 28: milo.discovery.v1.Transition.reason:type_name -> milo.discovery.v1.DisengageReason
-	30, // 29: milo.discovery.v1.Transition.at:type_name -> google.protobuf.Timestamp
-	29, // 30: milo.discovery.v1.IssueKubeconfigRequest.ttl:type_name -> google.protobuf.Duration
-	1,  // 31: milo.discovery.v1.IssueKubeconfigRequest.format:type_name -> milo.discovery.v1.KubeconfigFormat
-	21, // 32: milo.discovery.v1.IssueKubeconfigResponse.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
-	30, // 33: milo.discovery.v1.Kubeconfig.expires_at:type_name -> google.protobuf.Timestamp
-	30, // 34: milo.discovery.v1.Kubeconfig.refresh_after:type_name -> google.protobuf.Timestamp
-	30, // 35: milo.discovery.v1.Kubeconfig.issued_at:type_name -> google.protobuf.Timestamp
-	30, // 36: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	11, // 37: milo.discovery.v1.GetServerInfoResponse.source:type_name -> milo.discovery.v1.SourceStatus
-	24, // 38: milo.discovery.v1.GetServerInfoResponse.counts:type_name -> milo.discovery.v1.FleetCounts
-	25, // 39: milo.discovery.v1.GetServerInfoResponse.credential_sources:type_name -> milo.discovery.v1.CredentialSource
-	26, // 40: milo.discovery.v1.GetServerInfoResponse.limits:type_name -> milo.discovery.v1.Limits
-	30, // 41: milo.discovery.v1.CredentialSource.expires_at:type_name -> google.protobuf.Timestamp
-	29, // 42: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
-	29, // 43: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
-	29, // 44: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration
-	6,  // 45: milo.discovery.v1.DiscoveryService.WatchClusters:input_type -> milo.discovery.v1.WatchClustersRequest
-	13, // 46: milo.discovery.v1.DiscoveryService.ListClusters:input_type -> milo.discovery.v1.ListClustersRequest
-	15, // 47: milo.discovery.v1.DiscoveryService.GetCluster:input_type -> milo.discovery.v1.GetClusterRequest
-	19, // 48: milo.discovery.v1.DiscoveryService.IssueKubeconfig:input_type -> milo.discovery.v1.IssueKubeconfigRequest
-	22, // 49: milo.discovery.v1.DiscoveryService.GetServerInfo:input_type -> milo.discovery.v1.GetServerInfoRequest
-	7,  // 50: milo.discovery.v1.DiscoveryService.WatchClusters:output_type -> milo.discovery.v1.WatchClustersResponse
-	14, // 51: milo.discovery.v1.DiscoveryService.ListClusters:output_type -> milo.discovery.v1.ListClustersResponse
-	16, // 52: milo.discovery.v1.DiscoveryService.GetCluster:output_type -> milo.discovery.v1.GetClusterResponse
-	20, // 53: milo.discovery.v1.DiscoveryService.IssueKubeconfig:output_type -> milo.discovery.v1.IssueKubeconfigResponse
-	23, // 54: milo.discovery.v1.DiscoveryService.GetServerInfo:output_type -> milo.discovery.v1.GetServerInfoResponse
-	50, // [50:55] is the sub-list for method output_type
-	45, // [45:50] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	23, // 8: milo.discovery.v1.ClusterEvent.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
+	33, // 9: milo.discovery.v1.Cluster.labels:type_name -> milo.discovery.v1.Cluster.LabelsEntry
+	34, // 10: milo.discovery.v1.Cluster.annotations:type_name -> milo.discovery.v1.Cluster.AnnotationsEntry
+	36, // 11: milo.discovery.v1.Cluster.engaged_at:type_name -> google.protobuf.Timestamp
+	36, // 12: milo.discovery.v1.Cluster.deletion_requested_at:type_name -> google.protobuf.Timestamp
+	11, // 13: milo.discovery.v1.Cluster.connectivity:type_name -> milo.discovery.v1.Connectivity
+	10, // 14: milo.discovery.v1.Cluster.draining:type_name -> milo.discovery.v1.Draining
+	0,  // 15: milo.discovery.v1.Draining.reason:type_name -> milo.discovery.v1.DisengageReason
+	36, // 16: milo.discovery.v1.Draining.deadline:type_name -> google.protobuf.Timestamp
+	3,  // 17: milo.discovery.v1.Connectivity.state:type_name -> milo.discovery.v1.Connectivity.State
+	36, // 18: milo.discovery.v1.Connectivity.since:type_name -> google.protobuf.Timestamp
+	4,  // 19: milo.discovery.v1.SourceStatus.state:type_name -> milo.discovery.v1.SourceStatus.State
+	36, // 20: milo.discovery.v1.SourceStatus.since:type_name -> google.protobuf.Timestamp
+	36, // 21: milo.discovery.v1.SourceStatus.last_contact:type_name -> google.protobuf.Timestamp
+	13, // 22: milo.discovery.v1.ListClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
+	9,  // 23: milo.discovery.v1.ListClustersResponse.clusters:type_name -> milo.discovery.v1.Cluster
+	12, // 24: milo.discovery.v1.ListClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	9,  // 25: milo.discovery.v1.GetClusterResponse.cluster:type_name -> milo.discovery.v1.Cluster
+	19, // 26: milo.discovery.v1.GetClusterResponse.engagement:type_name -> milo.discovery.v1.Engagement
+	20, // 27: milo.discovery.v1.GetClusterResponse.transitions:type_name -> milo.discovery.v1.Transition
+	18, // 28: milo.discovery.v1.GetClusterResponse.pending_releases:type_name -> milo.discovery.v1.PendingRelease
+	36, // 29: milo.discovery.v1.PendingRelease.since:type_name -> google.protobuf.Timestamp
+	5,  // 30: milo.discovery.v1.Engagement.reason:type_name -> milo.discovery.v1.Engagement.Reason
+	36, // 31: milo.discovery.v1.Engagement.since:type_name -> google.protobuf.Timestamp
+	2,  // 32: milo.discovery.v1.Transition.type:type_name -> milo.discovery.v1.ClusterEvent.Type
+	0,  // 33: milo.discovery.v1.Transition.reason:type_name -> milo.discovery.v1.DisengageReason
+	36, // 34: milo.discovery.v1.Transition.at:type_name -> google.protobuf.Timestamp
+	35, // 35: milo.discovery.v1.IssueKubeconfigRequest.ttl:type_name -> google.protobuf.Duration
+	1,  // 36: milo.discovery.v1.IssueKubeconfigRequest.format:type_name -> milo.discovery.v1.KubeconfigFormat
+	23, // 37: milo.discovery.v1.IssueKubeconfigResponse.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
+	36, // 38: milo.discovery.v1.Kubeconfig.expires_at:type_name -> google.protobuf.Timestamp
+	36, // 39: milo.discovery.v1.Kubeconfig.refresh_after:type_name -> google.protobuf.Timestamp
+	36, // 40: milo.discovery.v1.Kubeconfig.issued_at:type_name -> google.protobuf.Timestamp
+	36, // 41: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	12, // 42: milo.discovery.v1.GetServerInfoResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	30, // 43: milo.discovery.v1.GetServerInfoResponse.counts:type_name -> milo.discovery.v1.FleetCounts
+	31, // 44: milo.discovery.v1.GetServerInfoResponse.credential_sources:type_name -> milo.discovery.v1.CredentialSource
+	32, // 45: milo.discovery.v1.GetServerInfoResponse.limits:type_name -> milo.discovery.v1.Limits
+	36, // 46: milo.discovery.v1.CredentialSource.expires_at:type_name -> google.protobuf.Timestamp
+	35, // 47: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
+	35, // 48: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
+	35, // 49: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration
+	6,  // 50: milo.discovery.v1.DiscoveryService.WatchClusters:input_type -> milo.discovery.v1.WatchClustersRequest
+	14, // 51: milo.discovery.v1.DiscoveryService.ListClusters:input_type -> milo.discovery.v1.ListClustersRequest
+	16, // 52: milo.discovery.v1.DiscoveryService.GetCluster:input_type -> milo.discovery.v1.GetClusterRequest
+	21, // 53: milo.discovery.v1.DiscoveryService.IssueKubeconfig:input_type -> milo.discovery.v1.IssueKubeconfigRequest
+	24, // 54: milo.discovery.v1.DiscoveryService.ReleaseCluster:input_type -> milo.discovery.v1.ReleaseClusterRequest
+	26, // 55: milo.discovery.v1.DiscoveryService.EndSubscription:input_type -> milo.discovery.v1.EndSubscriptionRequest
+	28, // 56: milo.discovery.v1.DiscoveryService.GetServerInfo:input_type -> milo.discovery.v1.GetServerInfoRequest
+	7,  // 57: milo.discovery.v1.DiscoveryService.WatchClusters:output_type -> milo.discovery.v1.WatchClustersResponse
+	15, // 58: milo.discovery.v1.DiscoveryService.ListClusters:output_type -> milo.discovery.v1.ListClustersResponse
+	17, // 59: milo.discovery.v1.DiscoveryService.GetCluster:output_type -> milo.discovery.v1.GetClusterResponse
+	22, // 60: milo.discovery.v1.DiscoveryService.IssueKubeconfig:output_type -> milo.discovery.v1.IssueKubeconfigResponse
+	25, // 61: milo.discovery.v1.DiscoveryService.ReleaseCluster:output_type -> milo.discovery.v1.ReleaseClusterResponse
+	27, // 62: milo.discovery.v1.DiscoveryService.EndSubscription:output_type -> milo.discovery.v1.EndSubscriptionResponse
+	29, // 63: milo.discovery.v1.DiscoveryService.GetServerInfo:output_type -> milo.discovery.v1.GetServerInfoResponse
+	57, // [57:64] is the sub-list for method output_type
+	50, // [50:57] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_milo_discovery_v1_discovery_proto_init() }
@@ -2338,7 +2764,7 @@ func file_milo_discovery_v1_discovery_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_milo_discovery_v1_discovery_proto_rawDesc), len(file_milo_discovery_v1_discovery_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   23,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -36,6 +36,8 @@ const (
 	DiscoveryService_ListClusters_FullMethodName    = "/milo.discovery.v1.DiscoveryService/ListClusters"
 	DiscoveryService_GetCluster_FullMethodName      = "/milo.discovery.v1.DiscoveryService/GetCluster"
 	DiscoveryService_IssueKubeconfig_FullMethodName = "/milo.discovery.v1.DiscoveryService/IssueKubeconfig"
+	DiscoveryService_ReleaseCluster_FullMethodName  = "/milo.discovery.v1.DiscoveryService/ReleaseCluster"
+	DiscoveryService_EndSubscription_FullMethodName = "/milo.discovery.v1.DiscoveryService/EndSubscription"
 	DiscoveryService_GetServerInfo_FullMethodName   = "/milo.discovery.v1.DiscoveryService/GetServerInfo"
 )
 
@@ -83,6 +85,17 @@ type DiscoveryServiceClient interface {
 	// UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
 	// credential backend is down and nothing still valid is cached.
 	IssueKubeconfig(ctx context.Context, in *IssueKubeconfigRequest, opts ...grpc.CallOption) (*IssueKubeconfigResponse, error)
+	// ReleaseCluster confirms that a subscriber has ended its work on a draining cluster. Once every subscriber
+	// that the end waits for has done so, the cluster is disengaged. To release again is a no-op, also after the cluster
+	// was disengaged. NOT_FOUND for a cluster that the caller can't see. FAILED_PRECONDITION with the reason
+	// OTHER_INCARNATION for any incarnation but the last, NOT_DRAINING for a cluster that is engaged and not about to end,
+	// and NO_SUBSCRIPTION where this caller had no stream that confirms releases under this name.
+	ReleaseCluster(ctx context.Context, in *ReleaseClusterRequest, opts ...grpc.CallOption) (*ReleaseClusterResponse, error)
+	// EndSubscription says that a subscriber has ended all of its work and will not return: no cluster waits for it any
+	// more. Without it, the daemon expects a subscriber that disconnected to return, and clusters that drain meanwhile
+	// wait for it until their deadline. A no-op for a name that isn't known. Another stream under the name begins another
+	// subscription.
+	EndSubscription(ctx context.Context, in *EndSubscriptionRequest, opts ...grpc.CallOption) (*EndSubscriptionResponse, error)
 	// GetServerInfo describes the daemon itself.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 }
@@ -144,6 +157,26 @@ func (c *discoveryServiceClient) IssueKubeconfig(ctx context.Context, in *IssueK
 	return out, nil
 }
 
+func (c *discoveryServiceClient) ReleaseCluster(ctx context.Context, in *ReleaseClusterRequest, opts ...grpc.CallOption) (*ReleaseClusterResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReleaseClusterResponse)
+	err := c.cc.Invoke(ctx, DiscoveryService_ReleaseCluster_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *discoveryServiceClient) EndSubscription(ctx context.Context, in *EndSubscriptionRequest, opts ...grpc.CallOption) (*EndSubscriptionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EndSubscriptionResponse)
+	err := c.cc.Invoke(ctx, DiscoveryService_EndSubscription_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *discoveryServiceClient) GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(GetServerInfoResponse)
@@ -198,6 +231,17 @@ type DiscoveryServiceServer interface {
 	// UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
 	// credential backend is down and nothing still valid is cached.
 	IssueKubeconfig(context.Context, *IssueKubeconfigRequest) (*IssueKubeconfigResponse, error)
+	// ReleaseCluster confirms that a subscriber has ended its work on a draining cluster. Once every subscriber
+	// that the end waits for has done so, the cluster is disengaged. To release again is a no-op, also after the cluster
+	// was disengaged. NOT_FOUND for a cluster that the caller can't see. FAILED_PRECONDITION with the reason
+	// OTHER_INCARNATION for any incarnation but the last, NOT_DRAINING for a cluster that is engaged and not about to end,
+	// and NO_SUBSCRIPTION where this caller had no stream that confirms releases under this name.
+	ReleaseCluster(context.Context, *ReleaseClusterRequest) (*ReleaseClusterResponse, error)
+	// EndSubscription says that a subscriber has ended all of its work and will not return: no cluster waits for it any
+	// more. Without it, the daemon expects a subscriber that disconnected to return, and clusters that drain meanwhile
+	// wait for it until their deadline. A no-op for a name that isn't known. Another stream under the name begins another
+	// subscription.
+	EndSubscription(context.Context, *EndSubscriptionRequest) (*EndSubscriptionResponse, error)
 	// GetServerInfo describes the daemon itself.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	mustEmbedUnimplementedDiscoveryServiceServer()
@@ -221,6 +265,12 @@ func (UnimplementedDiscoveryServiceServer) GetCluster(context.Context, *GetClust
 }
 func (UnimplementedDiscoveryServiceServer) IssueKubeconfig(context.Context, *IssueKubeconfigRequest) (*IssueKubeconfigResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method IssueKubeconfig not implemented")
+}
+func (UnimplementedDiscoveryServiceServer) ReleaseCluster(context.Context, *ReleaseClusterRequest) (*ReleaseClusterResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method ReleaseCluster not implemented")
+}
+func (UnimplementedDiscoveryServiceServer) EndSubscription(context.Context, *EndSubscriptionRequest) (*EndSubscriptionResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method EndSubscription not implemented")
 }
 func (UnimplementedDiscoveryServiceServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method GetServerInfo not implemented")
@@ -311,6 +361,42 @@ func _DiscoveryService_IssueKubeconfig_Handler(srv interface{}, ctx context.Cont
 	return interceptor(ctx, in, info, handler)
 }
 
+func _DiscoveryService_ReleaseCluster_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReleaseClusterRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DiscoveryServiceServer).ReleaseCluster(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DiscoveryService_ReleaseCluster_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DiscoveryServiceServer).ReleaseCluster(ctx, req.(*ReleaseClusterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _DiscoveryService_EndSubscription_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EndSubscriptionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(DiscoveryServiceServer).EndSubscription(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: DiscoveryService_EndSubscription_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(DiscoveryServiceServer).EndSubscription(ctx, req.(*EndSubscriptionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _DiscoveryService_GetServerInfo_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(GetServerInfoRequest)
 	if err := dec(in); err != nil {
@@ -347,6 +433,14 @@ var DiscoveryService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "IssueKubeconfig",
 			Handler:    _DiscoveryService_IssueKubeconfig_Handler,
+		},
+		{
+			MethodName: "ReleaseCluster",
+			Handler:    _DiscoveryService_ReleaseCluster_Handler,
+		},
+		{
+			MethodName: "EndSubscription",
+			Handler:    _DiscoveryService_EndSubscription_Handler,
 		},
 		{
 			MethodName: "GetServerInfo",

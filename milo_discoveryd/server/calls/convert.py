@@ -5,7 +5,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
-from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason
+from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason, Draining
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
@@ -39,6 +39,7 @@ def cluster(of: Cluster, epoch: str) -> pb.Cluster:
         connectivity=_connectivity(of.connectivity),
         source_resource_version=of.source_version,
         incarnation=incarnation(epoch, of.incarnation),
+        draining=None if of.draining is None else _draining(of.draining),
     )
 
 
@@ -64,6 +65,8 @@ def engagement(record: ClusterRecord, confirming: str | None) -> pb.Engagement:
     if record.engaged and confirming is not None:
         reason = pb.Engagement.REASON_CONFIRMING_DELETION
         message = f"reported as deleted; being confirmed{': ' + confirming if confirming else ''}"
+    elif record.cluster is not None and (draining := record.cluster.draining) is not None:
+        reason, message = pb.Engagement.REASON_DRAINING, _drain_message(draining, record.state)
     elif record.grace_until is not None:
         message += f"; it stays engaged until {rfc3339(record.grace_until)} in case it becomes ready again"
     elif record.state is ObjectState.READY and record.latest is not None:
@@ -114,6 +117,16 @@ def micros(seconds: float) -> int:
 
 def _reason(of: DisengageReason | None) -> pb.DisengageReason.ValueType:
     return pb.DISENGAGE_REASON_UNSPECIFIED if of is None else pb.DisengageReason.Value(f"DISENGAGE_REASON_{of.value}")
+
+
+def _draining(of: Draining) -> pb.Draining:
+    return pb.Draining(reason=_reason(of.reason), deadline=timestamp(of.deadline), message=of.message)
+
+
+def _drain_message(of: Draining, state: ObjectState) -> str:
+    again = "; it is engaged again afterwards" if state is ObjectState.READY else ""
+    why = f"{of.reason.value}{of.message and f': {of.message}'}"
+    return f"about to be disengaged ({why}), when it is released or at {rfc3339(of.deadline)}{again}"
 
 
 def _connectivity(of: Connectivity) -> pb.Connectivity:

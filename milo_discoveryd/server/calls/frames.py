@@ -8,7 +8,7 @@ Map entries are sorted by key.
 from functools import lru_cache
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.model.cluster import UNPROBED, Cluster, Connectivity, ConnectivityState, DisengageReason
+from milo_discoveryd.model.cluster import UNPROBED, Cluster, Connectivity, ConnectivityState, DisengageReason, Draining
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
 from milo_discoveryd.server.calls.convert import incarnation, micros
 
@@ -92,6 +92,13 @@ _SUSPENDED = _number(pb.Cluster.SUSPENDED_FIELD_NUMBER, 1)
 _CONNECTIVITY = _length_delimited(pb.Cluster.CONNECTIVITY_FIELD_NUMBER)
 _SOURCE_RESOURCE_VERSION = _length_delimited(pb.Cluster.SOURCE_RESOURCE_VERSION_FIELD_NUMBER)
 _INCARNATION = _length_delimited(pb.Cluster.INCARNATION_FIELD_NUMBER)
+_DRAINING = _length_delimited(pb.Cluster.DRAINING_FIELD_NUMBER)
+_DRAINING_DEADLINE = _length_delimited(pb.Draining.DEADLINE_FIELD_NUMBER)
+_DRAINING_MESSAGE = _length_delimited(pb.Draining.MESSAGE_FIELD_NUMBER)
+_DRAINING_REASONS = {
+    reason: _number(pb.Draining.REASON_FIELD_NUMBER, pb.DisengageReason.Value(f"DISENGAGE_REASON_{reason.value}"))
+    for reason in DisengageReason
+}
 _SINCE = _length_delimited(pb.Connectivity.SINCE_FIELD_NUMBER)
 _CONNECTIVITY_MESSAGE = _length_delimited(pb.Connectivity.MESSAGE_FIELD_NUMBER)
 
@@ -156,6 +163,7 @@ def _cluster(of: Cluster, epoch: str) -> bytes:
             _UNPROBED if of.connectivity is UNPROBED else _connectivity(of.connectivity),
             _text(_SOURCE_RESOURCE_VERSION, of.source_version),
             _text(_INCARNATION, incarnation(epoch, of.incarnation)),
+            b"" if of.draining is None else _draining(of.draining),
         )
     )
 
@@ -197,6 +205,13 @@ def _time(tag: Tag, seconds: float | None) -> bytes:
 
 def _connectivity(of: Connectivity) -> bytes:
     return _field(_CONNECTIVITY, _STATES[of.state] + _time(_SINCE, of.since) + _text(_CONNECTIVITY_MESSAGE, of.message))
+
+
+def _draining(of: Draining) -> bytes:
+    return _field(
+        _DRAINING,
+        _DRAINING_REASONS[of.reason] + _time(_DRAINING_DEADLINE, of.deadline) + _text(_DRAINING_MESSAGE, of.message),
+    )
 
 
 _UNPROBED = _connectivity(UNPROBED)

@@ -1,5 +1,6 @@
 """Validation of requests: each becomes a value, or an error that names the field. Pure."""
 
+import re
 from functools import lru_cache
 
 import msgspec
@@ -22,6 +23,7 @@ DEFAULT_PAGE_SIZE = 500
 HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
 MAX_TOKEN_LENGTH = 256
 _LONGEST_NAME = 253
+_SUBSCRIBER = re.compile(r"[A-Za-z0-9._:/@-]+")
 
 
 class WatchRequest(msgspec.Struct, frozen=True):
@@ -30,6 +32,8 @@ class WatchRequest(msgspec.Struct, frozen=True):
     heartbeat_s: float
     with_kubeconfigs: bool
     kubeconfig_ttl_s: float | None = None
+    subscriber: str = ""
+    """The name of a subscriber that confirms releases; empty for any other."""
 
 
 class IssueRequest(msgspec.Struct, frozen=True):
@@ -38,6 +42,12 @@ class IssueRequest(msgspec.Struct, frozen=True):
     incarnation: str
     as_command: bool
     """The EXEC form, which embeds no secret."""
+
+
+class ReleaseRequest(msgspec.Struct, frozen=True):
+    cluster: str
+    incarnation: str
+    subscriber: str
 
 
 class ListRequest(msgspec.Struct, frozen=True):
@@ -52,7 +62,30 @@ def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float) -> Watch
         shortest, longest = HEARTBEAT_BOUNDS_S
         heartbeat_s = min(longest, max(shortest, _positive(request.heartbeat_interval, "heartbeat_interval")))
     ttl_s = _positive(request.kubeconfig_ttl, "kubeconfig_ttl") if request.HasField("kubeconfig_ttl") else None
-    return WatchRequest(_filter(request), request.resume_revision, heartbeat_s, request.include_kubeconfigs, ttl_s)
+    return WatchRequest(
+        _filter(request, confirms_releases=request.confirm_releases),
+        request.resume_revision,
+        heartbeat_s,
+        request.include_kubeconfigs,
+        ttl_s,
+        subscriber(request.subscriber) if request.confirm_releases else "",
+    )
+
+
+def release(request: pb.ReleaseClusterRequest) -> ReleaseRequest:
+    if not request.incarnation:
+        raise InvalidRequestError("incarnation", "empty; give the incarnation on which the work has ended")
+    return ReleaseRequest(name(request.cluster, "cluster"), request.incarnation, subscriber(request.subscriber))
+
+
+def subscriber(text: str) -> str:
+    if not text:
+        raise InvalidRequestError("subscriber", "empty; give the name under which this subscriber confirms releases")
+    if len(text) > _LONGEST_NAME or _SUBSCRIBER.fullmatch(text) is None:
+        raise InvalidRequestError(
+            "subscriber", f'has other characters than letters, digits and "-._:/@", or more than {_LONGEST_NAME}'
+        )
+    return text
 
 
 def issue(request: pb.IssueKubeconfigRequest) -> IssueRequest:
@@ -87,27 +120,28 @@ def truncated_name(text: str) -> str:
     return text[:_LONGEST_NAME]
 
 
-def _filter(request: pb.WatchClustersRequest | pb.ListClustersRequest) -> Filter:
+def _filter(request: pb.WatchClustersRequest | pb.ListClustersRequest, *, confirms_releases: bool = False) -> Filter:
     if not request.HasField("filter"):
-        return EVERYTHING
+        return _EVERYTHING_DRAINING if confirms_releases else EVERYTHING
     size = request.filter.ByteSize()
     if size > MAX_FILTER_BYTES:
         raise InvalidRequestError("filter", f"{size} bytes; the limit is {MAX_FILTER_BYTES}")
     data = request.filter.SerializeToString(deterministic=True)
     # Large filters are not cached: a few callers could fill the memory with filters that are used once.
-    return _cached(data) if size <= _CACHED_BYTES else _compiled(data)
+    return (_cached if size <= _CACHED_BYTES else _compiled)(data, confirms_releases)
 
 
+_EVERYTHING_DRAINING = Filter(confirms_releases=True)
 _CACHED_BYTES = 4096
 
 
 @lru_cache(maxsize=256)
-def _cached(data: bytes) -> Filter:
+def _cached(data: bytes, confirms_releases: bool) -> Filter:
     """Return one shared object for equal filters."""
-    return _compiled(data)
+    return _compiled(data, confirms_releases)
 
 
-def _compiled(data: bytes) -> Filter:
+def _compiled(data: bytes, confirms_releases: bool) -> Filter:
     asked = pb.ClusterFilter.FromString(data)
     if (length := len(asked.label_selector)) > MAX_SELECTOR_LENGTH:
         raise InvalidRequestError("filter.label_selector", f"{length} characters; the limit is {MAX_SELECTOR_LENGTH}")
@@ -122,7 +156,7 @@ def _compiled(data: bytes) -> Filter:
             raise InvalidRequestError(f"filter.{field}", "contains an empty string, which matches nothing")
         if len(values) > MAX_VALUES:
             raise InvalidRequestError(f"filter.{field}", f"{len(values)} values; the limit is {MAX_VALUES}")
-    return Filter(selector, frozenset(asked.names), frozenset(asked.organizations))
+    return Filter(selector, frozenset(asked.names), frozenset(asked.organizations), confirms_releases)
 
 
 def _positive(duration: Duration, field: str) -> float:

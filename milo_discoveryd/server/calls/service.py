@@ -21,10 +21,11 @@ from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.pending_releases import SubscriberKey
 from milo_discoveryd.registry.registry import ClusterRecord
 from milo_discoveryd.rights.rights import Rights
 from milo_discoveryd.rights.scope import ClusterScope, scoped
-from milo_discoveryd.server.calls import convert, requests, visibility
+from milo_discoveryd.server.calls import convert, releases, requests, visibility
 from milo_discoveryd.server.calls.access import AccessControl, CallContext
 from milo_discoveryd.server.calls.grpc_errors import CallError, NotFoundError, PreconditionError, UnavailableError
 from milo_discoveryd.server.calls.in_flight import CallSlot, InFlightCalls
@@ -75,13 +76,13 @@ class Service:
         self._signer = signer
         self._draw = draw
         self._listings = Listings(fleet.log, signer)
-        self._draining = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._clock = asyncio.get_running_loop().time
         self.streams: set[WatchStream] = set()
 
-    def drain(self) -> None:
+    def end_streams(self) -> None:
         """End the streams, each after its pending changes."""
-        self._draining.set()
+        self._stopping.set()
         self._fleet.notifier.notify_now()
 
     def change_rights(self, rights: Rights) -> None:
@@ -103,7 +104,8 @@ class Service:
             with call.stream_slot(request.filter.ByteSize()):
                 if slot is not None:
                     slot.release()
-                await self._stream(requests.watch(request, self._info.heartbeat_s), call, send)
+                asked = requests.watch(request, self._info.heartbeat_s)
+                await self._stream(asked, call, send, filter_bytes=request.filter.ByteSize())
 
     async def list_clusters(self, request: pb.ListClustersRequest, caller: Caller) -> pb.ListClustersResponse:
         async with self.access.authorize(caller, "ListClusters") as call:
@@ -175,7 +177,26 @@ class Service:
                 convert.transition(each, self._info.epoch)
                 for each in visibility.visible_transitions(record, call.scope)
             ],
+            pending_releases=releases.pending(
+                name, self._fleet.registry.releases, call.identity, call.scope, Moment(time.time(), self._clock())
+            ),
         )
+
+    async def release_cluster(self, request: pb.ReleaseClusterRequest, caller: Caller) -> pb.ReleaseClusterResponse:
+        named = requests.truncated_name(request.cluster)
+        async with self.access.authorize(caller, "ReleaseCluster", cluster=named) as call:
+            asked = requests.release(request)
+            key = SubscriberKey(call.identity, asked.subscriber)
+            record, pending = self._visible(asked.cluster, call), self._fleet.registry.releases
+            if releases.must_note(asked, record, key, pending, self._info.epoch):
+                self._fleet.release(key, asked.cluster)
+        return pb.ReleaseClusterResponse()
+
+    async def end_subscription(self, request: pb.EndSubscriptionRequest, caller: Caller) -> pb.EndSubscriptionResponse:
+        async with self.access.authorize(caller, "EndSubscription") as call:
+            key = SubscriberKey(call.identity, requests.subscriber(request.subscriber))
+            self._fleet.end_subscription(key)
+        return pb.EndSubscriptionResponse()
 
     async def issue_kubeconfig(self, request: pb.IssueKubeconfigRequest, caller: Caller) -> pb.IssueKubeconfigResponse:
         try:
@@ -212,6 +233,7 @@ class Service:
                 outside_selector=counts.outside,
                 malformed=counts.malformed,
                 unreachable=counts.unreachable,
+                draining=counts.draining,
                 subscribers=len(self.streams) if scope.is_everything else call.open_streams,
             ),
             credential_sources=[convert.credential_source(each, problem) for each in sources],
@@ -224,7 +246,7 @@ class Service:
             ),
         )
 
-    async def _stream(self, asked: requests.WatchRequest, call: CallContext, send: Send) -> None:
+    async def _stream(self, asked: requests.WatchRequest, call: CallContext, send: Send, *, filter_bytes: int) -> None:
         stream = WatchStream(
             self._fleet,
             self._info.epoch,
@@ -234,8 +256,13 @@ class Service:
             send=send,
             metrics=self._metrics,
             stalled_s=self._info.stalled_s,
-            draining=self._draining,
+            stopping=self._stopping,
             rotation=await self._rotation(asked, call) if asked.with_kubeconfigs else None,
+            subscription=(
+                releases.subscription(call.caller, asked.subscriber, scoped(asked.wanted, call.scope), filter_bytes)
+                if asked.subscriber
+                else None
+            ),
         )
         self.streams.add(stream)
         try:
@@ -396,6 +423,8 @@ def handlers(service: Service, authenticator: Authenticator, in_flight: InFlight
             "ListClusters": unary(service.list_clusters, pb.ListClustersRequest),
             "GetCluster": unary(service.get_cluster, pb.GetClusterRequest),
             "IssueKubeconfig": unary(service.issue_kubeconfig, pb.IssueKubeconfigRequest, max_age_s=HANDOUT_MAX_AGE_S),
+            "ReleaseCluster": unary(service.release_cluster, pb.ReleaseClusterRequest),
+            "EndSubscription": unary(service.end_subscription, pb.EndSubscriptionRequest),
             "GetServerInfo": unary(service.get_server_info, pb.GetServerInfoRequest),
         },
     )

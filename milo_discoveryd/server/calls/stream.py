@@ -3,8 +3,8 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import msgspec
@@ -16,6 +16,7 @@ from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import Frames
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.pending_releases import Subscription
 from milo_discoveryd.rights.scope import scoped
 from milo_discoveryd.server.calls import convert, frames, visibility
 from milo_discoveryd.server.calls.access import CallContext
@@ -51,10 +52,11 @@ class WatchStream:
         send: Send,
         metrics: StreamMetrics,
         stalled_s: float,
-        draining: asyncio.Event,
+        stopping: asyncio.Event,
         rotation: KubeconfigRotation | None = None,
+        subscription: Subscription | None = None,
     ) -> None:
-        """`rotation`: None unless the subscriber asked for kubeconfigs."""
+        """`rotation`: None unless the subscriber asked for kubeconfigs. `subscription`: if it confirms releases."""
         self._fleet = fleet
         self._epoch = epoch
         self._asked = asked
@@ -66,8 +68,9 @@ class WatchStream:
         self._send = send
         self._metrics = metrics
         self._stalled_s = stalled_s
-        self._draining = draining
+        self._stopping = stopping
         self._rotation = rotation
+        self._subscription = subscription
         self._clock = asyncio.get_running_loop().time
         self._sent_at = 0.0
         self._parts = 0
@@ -95,7 +98,7 @@ class WatchStream:
         """Run until the client disconnects or stalls, its rights end, or the daemon shuts down: always by an error."""
         try:
             async with deadline() as self._send_deadline:
-                with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter):
+                with self._fleet.notifier.waiter() as waiter, self._subscribed(waiter), self._awaited():
                     await self._follow(waiter)
         except TimeoutError:
             raise StalledError(
@@ -110,9 +113,12 @@ class WatchStream:
         resume = await self._resume_from()
         overhead = KUBECONFIG_BYTES if self._rotation else 0
         self.cursor = cursor = Cursor(self._fleet.log, self._shown, resume, overhead=overhead)
-        if cursor.resumed:
+        if resume is not None and cursor.resumed:
             self._last_revision = self._asked.resume_revision
-            await self._send_changes(cursor.take() or Batch(Frames(), cursor.revision))
+            changes = cursor.take() or Batch(Frames(), cursor.revision)
+            await self._send_changes(
+                msgspec.structs.replace(changes, frames=Frames((*self._still_draining(resume), *changes.frames)))
+            )
             if self._rotation:
                 self._rotation.catch_up()
         while True:
@@ -139,6 +145,8 @@ class WatchStream:
             self._shown = shown
             if self.cursor is not None:
                 self.cursor.change_view(shown)
+            if self._subscription is not None:
+                self._fleet.change_view(self._subscription, shown)
         if self._rotation is not None:
             self._rotation.change_view(shown)
 
@@ -152,6 +160,30 @@ class WatchStream:
     def _subscribed(self, waiter: Waiter) -> AbstractContextManager[None]:
         return self._rotation.subscribed(waiter.wake) if self._rotation else nullcontext()
 
+    @contextmanager
+    def _awaited(self) -> Iterator[None]:
+        """Have drains wait for the subscriber's releases, also after this stream, until it ends its subscription."""
+        if self._subscription is None:
+            yield
+            return
+        self._fleet.subscribe(self._subscription)
+        try:
+            yield
+        finally:
+            self._fleet.unsubscribe(self._subscription)
+
+    def _still_draining(self, resumed: int) -> Iterator[bytes]:
+        """Send again what drains and waits for this subscriber: it may have lost its work on the release."""
+        if self._subscription is None:
+            return iter(())
+        registry, key = self._fleet.registry, self._subscription.key
+        waiting = (
+            record
+            for record in registry.draining()
+            if record.cluster is not None and registry.releases.awaits(record.cluster.target.name, key)
+        )
+        return self._fleet.log.draining_frames(waiting, resumed, self._shown)
+
     async def _wait(self, waiter: Waiter) -> None:
         """Wait for a change, or until a heartbeat or a kubeconfig is due.
 
@@ -161,7 +193,7 @@ class WatchStream:
         if self._asked.with_kubeconfigs:
             self._call.require_kubeconfigs()
         self._call.require_rule()
-        if self._draining.is_set():
+        if self._stopping.is_set():
             raise UnavailableError(
                 "SHUTTING_DOWN",
                 "the daemon is shutting down; keep all clusters engaged and resume",

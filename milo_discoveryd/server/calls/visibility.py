@@ -41,6 +41,7 @@ class VisibleCounts(msgspec.Struct, frozen=True, kw_only=True):
     outside: int = 0
     malformed: int = 0
     unreachable: int = 0
+    draining: int = 0
 
     def __add__(self, other: "VisibleCounts") -> "VisibleCounts":
         return VisibleCounts(**{name: getattr(self, name) + getattr(other, name) for name in self.__struct_fields__})
@@ -48,7 +49,7 @@ class VisibleCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 def total_counts(registry: Registry) -> VisibleCounts:
     states = {state: registry.count(state) for state in ObjectState}
-    return _counts(states, registry.engaged, registry.unreachable)
+    return _counts(states, registry.engaged, registry.unreachable, len(registry.releases))
 
 
 def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterScope) -> VisibleCounts:
@@ -56,16 +57,18 @@ def visible_counts(records: Iterable[tuple[str, ClusterRecord]], scope: ClusterS
     visible = [record for name, record in records if visible_record(name, record, scope)]
     engaged = [record.cluster for record in visible if record.cluster is not None]
     unreachable = sum(each.connectivity.state is ConnectivityState.UNREACHABLE for each in engaged)
-    return _counts(Counter(record.state for record in visible), len(engaged), unreachable)
+    draining = sum(each.draining is not None for each in engaged)
+    return _counts(Counter(record.state for record in visible), len(engaged), unreachable, draining)
 
 
-def _counts(states: Mapping[ObjectState, int], engaged: int, unreachable: int) -> VisibleCounts:
+def _counts(states: Mapping[ObjectState, int], engaged: int, unreachable: int, draining: int) -> VisibleCounts:
     return VisibleCounts(
         engaged=engaged,
         not_ready=states[ObjectState.NOT_READY],
         outside=states[ObjectState.OUTSIDE],
         malformed=states[ObjectState.MALFORMED],
         unreachable=unreachable + states[ObjectState.UNREACHABLE],
+        draining=draining,
     )
 
 

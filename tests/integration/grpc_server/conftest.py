@@ -72,6 +72,7 @@ class World:
         authorities: bytes,
         rights: Rights,
         limits: QuotaLimits,
+        drain_timeout_s: float = 0.0,
         listeners: Sequence[Listener] = (),
         reviewer: Reviewer | None = None,
     ) -> None:
@@ -89,7 +90,10 @@ class World:
             per_second=per_second,
         )
         self.fleet = DirectFleet(
-            ChangeLog(encoder(EPOCH), retention), PendingDeletions(lambda: 0.0), Journal(self.metrics, self.audit)
+            ChangeLog(encoder(EPOCH), retention),
+            PendingDeletions(lambda: 0.0),
+            Journal(self.metrics, self.audit),
+            drain_timeout_s=drain_timeout_s,
         )
         self.metrics.follow(self.fleet, 1000)
         about = DaemonInfo(
@@ -208,6 +212,7 @@ async def a_world(
     authorities: bytes = b"CA",
     rights: Rights = NO_RULES,
     limits: QuotaLimits = PLENTY,
+    drain_timeout_s: float = 0.0,
     listeners: Sequence[Listener] = (),
     reviewer: Reviewer | None = None,
 ) -> AsyncIterator[World]:
@@ -221,6 +226,7 @@ async def a_world(
         authorities=authorities,
         rights=rights,
         limits=limits,
+        drain_timeout_s=drain_timeout_s,
         listeners=listeners,
         reviewer=reviewer,
     )

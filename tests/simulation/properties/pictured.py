@@ -1,8 +1,9 @@
 """A fleet that changes, with a picture of the whole of it at every revision: what readers are held against."""
 
+import msgspec
 from hypothesis.stateful import RuleBasedStateMachine
 
-from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.model.cluster import Cluster, DisengageReason, Draining
 from milo_discoveryd.registry.log import Retention
 from tests.unit.registry.fleets import NamedLog, cluster
 
@@ -26,8 +27,16 @@ class Pictured(RuleBasedStateMachine):
             )
         else:
             made = self.made(name, before.incarnation, labels, organization)
+            made = msgspec.structs.replace(made, draining=before.draining)
             self.log.update(self.log.entry(made.target.name), made, self.now)
         self.happened({**self.picture, name: made})
+
+    def drain(self, name: str, labels: dict[str, str], organization: str) -> None:
+        before = self.picture.get(name)
+        if before is not None and before.draining is None:
+            made = msgspec.structs.replace(before, draining=Draining(DisengageReason.NOT_READY, "", self.now))
+            self.log.update(self.log.entry(name), made, self.now)
+            self.happened({**self.picture, name: made})
 
     def replace(self, name: str, labels: dict[str, str], organization: str) -> None:
         if name in self.picture:

@@ -16,7 +16,7 @@ from milo_discoveryd.registry.log import Retention
 from tests.simulation.properties.pictured import Picture, Pictured
 from tests.unit.registry.fleets import read, readable_log
 
-CHANGES = st.sampled_from(["engage_or_update", "engage_or_update", "replace", "disengage"])
+CHANGES = st.sampled_from(["engage_or_update", "engage_or_update", "replace", "disengage", "drain"])
 NAMES = st.sampled_from("abcd")
 LABELS = st.sampled_from([{"env": "prod"}, {"env": "dev"}])
 ORGANIZATIONS = st.sampled_from(["x", "y"])
@@ -27,6 +27,8 @@ FILTERS = st.sampled_from(
         Filter(names=frozenset({"a", "b"})),
         Filter(organizations=frozenset({"x"})),
         Filter(parse("env=dev"), names=frozenset({"b", "c"})),
+        Filter(confirms_releases=True),
+        Filter(parse("env=prod"), confirms_releases=True),
     ]
 )
 
@@ -89,8 +91,11 @@ class Reader:
             del self.view[name]
             still = then.get(name)
             assert still is None or still.incarnation != known.incarnation or not self.wanted.matches(still)
+            assert event.cluster.draining is None or self.wanted.confirms_releases
             left = still is not None and still.incarnation == known.incarnation
-            assert (event.reason is DisengageReason.LABELS_CHANGED) == left, "and told for what it was"
+            drains = left and still is not None and still.draining is not None and not self.wanted.confirms_releases
+            assert (event.reason is DisengageReason.LABELS_CHANGED) == (left and not drains), "told for what it was"
+            assert not drains or event.reason is DisengageReason.NOT_READY
 
     def catch_up(self) -> None:
         while self.take():

@@ -6,7 +6,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.model.cluster import DisengageReason, Draining
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.registry.filter import EVERYTHING, ClusterView, Filter
 from milo_discoveryd.registry.log import Retention
@@ -16,7 +16,7 @@ from tests.unit.registry.fleets import NamedLog, cluster
 
 CHANGES = st.lists(
     st.tuples(
-        st.sampled_from(["update", "update", "update", "replace", "disengage"]),
+        st.sampled_from(["update", "update", "update", "replace", "disengage", "drain"]),
         st.sampled_from("abcdef"),
         st.sampled_from(["prod", "dev"]),
     ),
@@ -27,6 +27,8 @@ VIEWS: list[ClusterView] = [
     Filter(parse("env")),
     Filter(parse("env=prod")),
     Filter(names=frozenset("ab")),
+    Filter(confirms_releases=True),
+    Filter(parse("env=prod"), confirms_releases=True),
     scoped(EVERYTHING, ClusterScope(parse("env=dev"))),
 ]
 
@@ -43,7 +45,11 @@ def changed(log: NamedLog, changes: list[tuple[str, str, str]]) -> None:
         if entry.cluster is None:
             log.engage(entry, make)  # type: ignore[arg-type]
         elif change == "update":
-            log.update(entry, make(entry.cluster.incarnation), 0.0)  # type: ignore[arg-type]
+            made = make(entry.cluster.incarnation)
+            log.update(entry, msgspec.structs.replace(made, draining=entry.cluster.draining), 0.0)  # type: ignore[type-var]
+        elif change == "drain":
+            draining = Draining(DisengageReason.NOT_READY, "", 0.0)
+            log.update(entry, msgspec.structs.replace(entry.cluster, draining=draining), 0.0)
         elif change == "replace":
             log.replace(entry, "", make, 0.0)  # type: ignore[arg-type]
         else:

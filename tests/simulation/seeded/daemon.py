@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from random import Random
 from typing import Any
@@ -14,6 +14,7 @@ from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.identity.caller import Caller
 from milo_discoveryd.kubeconfigs.issuer import Issuer, SourceAssignment
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
+from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.registry.direct_fleet import DirectFleet
@@ -21,6 +22,7 @@ from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.rights.rights import Recipient, Rights
@@ -168,6 +170,9 @@ class Ledger:
 
     def liveness_checked(self, result: str) -> None:
         pass
+
+    def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
+        self._note("daemon: drained", cluster.target.name, *(each.key.name for each in unreleased))
 
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
         self._note("daemon: refused", reason)
@@ -332,7 +337,7 @@ class Daemon:
 
     async def drain(self) -> None:
         """As on SIGTERM: streams are sent what they are owed."""
-        self._service.drain()
+        self._service.end_streams()
         if self._calls:
             await asyncio.wait([*self._calls], timeout=5.0)
         await self._end()

@@ -84,8 +84,8 @@ MUTANTS = (
     Mutant(
         "a new cluster is sent as an update",
         "registry/log_fast_path.py",
-        "if cluster is None or cluster.incarnation > revision:",
-        "if cluster is None:",
+        "if cluster is None or cluster.incarnation > revision or cluster.draining is not None:",
+        "if cluster is None or cluster.draining is not None:",
         CURSORS,
     ),
     Mutant(
@@ -388,8 +388,8 @@ MUTANTS = (
     Mutant(
         "a filter widens the scope of a rule",
         "rights/scope.py",
-        "return self.scope.matches if self.asked.is_everything else all_of([self.scope.matches, self.asked.matches])",
-        "return self.scope.matches if self.asked.is_everything else self.asked.matches",
+        "return all_of([self.scope.matches, self.asked.matches])",
+        "return self.asked.matches",
         SCOPES,
     ),
     Mutant(

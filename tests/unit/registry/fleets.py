@@ -78,8 +78,8 @@ def readable_log(
     return NamedLog(msgspec.json.encode, retention or Retention(), batch_bytes, stale_slots)
 
 
-def registry(grace_s: float = 0.0) -> Registry:
-    return Registry(readable_log(), grace_s)
+def registry(grace_s: float = 0.0, *, drain_s: float = 0.0) -> Registry:
+    return Registry(readable_log(), grace_s, drain_timeout_s=drain_s)
 
 
 def read(frames: Iterable[bytes]) -> list[Event]:

@@ -1,12 +1,13 @@
 """Conversion of model values to messages."""
 
+import msgspec
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
-from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Target
+from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Draining, Target
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
@@ -36,6 +37,7 @@ FULL = Cluster(
     engaged_at=1_700_000_000.123456,
     incarnation=42,
     connectivity=Connectivity(ConnectivityState.UNREACHABLE, 5.0, "refused"),
+    draining=Draining(DisengageReason.NOT_READY, "degraded", 2_000.5),
 )
 
 
@@ -56,6 +58,11 @@ def test_cluster_message_has_all_fields() -> None:
         ),
         source_resource_version="7",
         incarnation=f"{EPOCH}.42",
+        draining=pb.Draining(
+            reason=pb.DISENGAGE_REASON_NOT_READY,
+            deadline=Timestamp(seconds=2_000, nanos=500_000_000),
+            message="degraded",
+        ),
     )
 
 
@@ -164,6 +171,17 @@ def test_engagement_within_not_ready_grace_says_until_when() -> None:
         "its message; it stays engaged until 2023-11-14T22:13:20Z in case it becomes ready again",
         100,
     )
+
+
+@pytest.mark.parametrize(
+    ("state", "again"), [(ObjectState.NOT_READY, ""), (ObjectState.READY, "; it is engaged again afterwards")]
+)
+@pytest.mark.parametrize(("why", "said"), [("degraded", "NOT_READY: degraded"), ("", "NOT_READY")])
+def test_engagement_of_draining_cluster(state: ObjectState, again: str, why: str, said: str) -> None:
+    of = record(state)
+    of.cluster = msgspec.structs.replace(SMALL, draining=Draining(DisengageReason.NOT_READY, why, 1_700_000_000.0))
+    message = f"about to be disengaged ({said}), when it is released or at 2023-11-14T22:13:20Z{again}"
+    assert engagement(of) == (True, "REASON_DRAINING", message, 100)
 
 
 def test_transition_message_has_incarnation() -> None:

@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.model.cluster import UNPROBED, Cluster, Connectivity, ConnectivityState, DisengageReason, Target
+from milo_discoveryd.model.cluster import (
+    UNPROBED,
+    Cluster,
+    Connectivity,
+    ConnectivityState,
+    DisengageReason,
+    Draining,
+    Target,
+)
 from milo_discoveryd.registry.events import Event, EventType, Frames
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.frames import batch, decode_frame, encode_frame, encoder
@@ -38,6 +46,7 @@ clusters = st.builds(
     incarnation=st.integers(0, 2**40),
     connectivity=st.just(UNPROBED)
     | st.builds(Connectivity, st.sampled_from(ConnectivityState), st.none() | times, texts),
+    draining=st.none() | st.builds(Draining, st.sampled_from(DisengageReason), texts, times),
 )
 events = st.builds(
     Event,

@@ -197,3 +197,33 @@ def test_large_filter_is_not_cached() -> None:
 def test_unchecked_name_is_truncated() -> None:
     assert requests.truncated_name("alpha") == "alpha"
     assert requests.truncated_name("x" * 300_000) == "x" * 253
+
+
+# --- releases ---
+
+
+def test_confirming_request_names_its_subscriber() -> None:
+    asked = watch(confirm_releases=True, subscriber="dns-operator-7d9f/1", filter=pb.ClusterFilter(names=["a"]))
+    assert asked.subscriber == "dns-operator-7d9f/1"
+    assert asked.wanted == Filter(names=frozenset({"a"}), confirms_releases=True)
+    assert watch(confirm_releases=True, subscriber="s").wanted == Filter(confirms_releases=True)
+
+
+def test_subscriber_is_ignored_without_confirmation() -> None:
+    assert watch(subscriber="not a name") == watch()
+
+
+@pytest.mark.parametrize("text", ["", "white space", "x" * 254, "line\nbreak", "é"])
+def test_invalid_subscriber_is_rejected(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="subscriber"):
+        watch(confirm_releases=True, subscriber=text)
+
+
+def test_release_request_fields_are_parsed() -> None:
+    request = pb.ReleaseClusterRequest(cluster="a", incarnation="e.1", subscriber="s")
+    assert requests.release(request) == requests.ReleaseRequest("a", "e.1", "s")
+
+
+def test_release_without_incarnation_is_rejected() -> None:
+    with pytest.raises(InvalidRequestError, match="incarnation"):
+        requests.release(pb.ReleaseClusterRequest(cluster="a", subscriber="s"))

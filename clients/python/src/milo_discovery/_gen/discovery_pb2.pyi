@@ -116,6 +116,8 @@ class WatchClustersRequest(_message.Message):
     INCLUDE_KUBECONFIGS_FIELD_NUMBER: _builtins.int
     KUBECONFIG_TTL_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+    CONFIRM_RELEASES_FIELD_NUMBER: _builtins.int
+    SUBSCRIBER_FIELD_NUMBER: _builtins.int
     resume_revision: _builtins.str
     """The `revision` of the last batch received from an earlier stream with the same filter. Empty: from the
     start. A revision that can't be resumed from (another incarnation of the daemon, too old, another filter, a
@@ -123,6 +125,17 @@ class WatchClustersRequest(_message.Message):
     """
     include_kubeconfigs: _builtins.bool
     """Send a kubeconfig with each ENGAGED, and another in a KUBECONFIG event before it expires."""
+    confirm_releases: _builtins.bool
+    """Have planned disengagements wait until this subscriber has ended its work. A cluster that is about to be disengaged
+    is then sent as UPDATED with `draining` set, or as ENGAGED with `draining` set to a subscriber that does not know it:
+    end the work on it, or do not begin any, and call ReleaseCluster. DISENGAGED follows when all such subscribers
+    have, or at the deadline. The clusters that are draining are sent again on each stream that resumes.
+    """
+    subscriber: _builtins.str
+    """Identifies the subscriber across its streams, and names it to people: "dns-operator-7d9f/1". Required with
+    `confirm_releases`. Choose one for each program, or part of a program, that ends its work on its own: subscribers of
+    one caller that use the same name count as one. Letters, digits and any of "-._:/@", at most 253.
+    """
     @_builtins.property
     def filter(self) -> Global___ClusterFilter:
         """Which clusters to stream. Empty: all of them. A cluster that leaves the filter is DISENGAGED
@@ -147,10 +160,12 @@ class WatchClustersRequest(_message.Message):
         include_kubeconfigs: _builtins.bool = ...,
         kubeconfig_ttl: _duration_pb2.Duration | None = ...,
         heartbeat_interval: _duration_pb2.Duration | None = ...,
+        confirm_releases: _builtins.bool = ...,
+        subscriber: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "heartbeat_interval", b"heartbeat_interval", "kubeconfig_ttl", b"kubeconfig_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "heartbeat_interval", b"heartbeat_interval", "include_kubeconfigs", b"include_kubeconfigs", "kubeconfig_ttl", b"kubeconfig_ttl", "resume_revision", b"resume_revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm_releases", b"confirm_releases", "filter", b"filter", "heartbeat_interval", b"heartbeat_interval", "include_kubeconfigs", b"include_kubeconfigs", "kubeconfig_ttl", b"kubeconfig_ttl", "resume_revision", b"resume_revision", "subscriber", b"subscriber"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -339,6 +354,7 @@ class Cluster(_message.Message):
     CONNECTIVITY_FIELD_NUMBER: _builtins.int
     SOURCE_RESOURCE_VERSION_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The project's name, and the cluster's key everywhere."""
     uid: _builtins.str
@@ -379,6 +395,13 @@ class Cluster(_message.Message):
     def connectivity(self) -> Global___Connectivity:
         """Whether the daemon reaches its API server."""
 
+    @_builtins.property
+    def draining(self) -> Global___Draining:
+        """Set once the cluster is about to be disengaged, for streams with `confirm_releases` and in GetCluster: end your work,
+        and release it. Its credentials work, and are renewed, until it is disengaged. A drain that has begun is not
+        canceled: if the reason for it passes, the cluster is engaged again afterwards, as another incarnation.
+        """
+
     def __init__(
         self,
         *,
@@ -395,14 +418,47 @@ class Cluster(_message.Message):
         connectivity: Global___Connectivity | None = ...,
         source_resource_version: _builtins.str = ...,
         incarnation: _builtins.str = ...,
+        draining: Global___Draining | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "deletion_requested_at", b"deletion_requested_at", "engaged_at", b"engaged_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "deletion_requested_at", b"deletion_requested_at", "draining", b"draining", "engaged_at", b"engaged_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "connectivity", b"connectivity", "deletion_message", b"deletion_message", "deletion_requested_at", b"deletion_requested_at", "endpoint", b"endpoint", "engaged_at", b"engaged_at", "incarnation", b"incarnation", "labels", b"labels", "name", b"name", "organization", b"organization", "source_resource_version", b"source_resource_version", "suspended", b"suspended", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "connectivity", b"connectivity", "deletion_message", b"deletion_message", "deletion_requested_at", b"deletion_requested_at", "draining", b"draining", "endpoint", b"endpoint", "engaged_at", b"engaged_at", "incarnation", b"incarnation", "labels", b"labels", "name", b"name", "organization", b"organization", "source_resource_version", b"source_resource_version", "suspended", b"suspended", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Cluster: _TypeAlias = Cluster  # noqa: Y015
+
+@_typing.final
+class Draining(_message.Message):
+    """Draining is the planned end of an engagement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: Global___DisengageReason.ValueType
+    """What DISENGAGED will say."""
+    message: _builtins.str
+    """Human-readable."""
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """The cluster is disengaged then, released or not."""
+
+    def __init__(
+        self,
+        *,
+        reason: Global___DisengageReason.ValueType = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Draining: _TypeAlias = Draining  # noqa: Y015
 
 @_typing.final
 class Connectivity(_message.Message):
@@ -649,6 +705,7 @@ class GetClusterResponse(_message.Message):
     CLUSTER_FIELD_NUMBER: _builtins.int
     ENGAGEMENT_FIELD_NUMBER: _builtins.int
     TRANSITIONS_FIELD_NUMBER: _builtins.int
+    PENDING_RELEASES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def cluster(self) -> Global___Cluster:
         """As engaged; as last engaged where it no longer is; absent where it never was."""
@@ -659,20 +716,63 @@ class GetClusterResponse(_message.Message):
     def transitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Transition]:
         """The last few, oldest first."""
 
+    @_builtins.property
+    def pending_releases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingRelease]:
+        """The subscribers that a draining cluster waits for: those of the caller, or of all callers where the caller may see
+        all clusters.
+        """
+
     def __init__(
         self,
         *,
         cluster: Global___Cluster | None = ...,
         engagement: Global___Engagement | None = ...,
         transitions: _abc.Iterable[Global___Transition] | None = ...,
+        pending_releases: _abc.Iterable[Global___PendingRelease] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "engagement", b"engagement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "engagement", b"engagement", "transitions", b"transitions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "engagement", b"engagement", "pending_releases", b"pending_releases", "transitions", b"transitions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetClusterResponse: _TypeAlias = GetClusterResponse  # noqa: Y015
+
+@_typing.final
+class PendingRelease(_message.Message):
+    """PendingRelease is a subscriber that has not released a draining cluster yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIBER_FIELD_NUMBER: _builtins.int
+    CALLER_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    subscriber: _builtins.str
+    """As in WatchClustersRequest."""
+    caller: _builtins.str
+    """Who it is, as far as that was verified: "user system:serviceaccount:dns:operator"."""
+    connected: _builtins.bool
+    """It has a stream open."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """Since when it is connected, or disconnected."""
+
+    def __init__(
+        self,
+        *,
+        subscriber: _builtins.str = ...,
+        caller: _builtins.str = ...,
+        connected: _builtins.bool = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "connected", b"connected", "since", b"since", "subscriber", b"subscriber"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PendingRelease: _TypeAlias = PendingRelease  # noqa: Y015
 
 @_typing.final
 class Engagement(_message.Message):
@@ -701,6 +801,8 @@ class Engagement(_message.Message):
         """It is engaged, though upstream reported it gone: that is being confirmed."""
         REASON_UNREACHABLE: Engagement._Reason.ValueType  # 7
         """Its API server was unreachable for longer than the configuration allows."""
+        REASON_DRAINING: Engagement._Reason.ValueType  # 8
+        """It is engaged, and about to be disengaged: `Cluster.draining` says why and when."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     REASON_UNSPECIFIED: Engagement.Reason.ValueType  # 0
@@ -718,6 +820,8 @@ class Engagement(_message.Message):
     """It is engaged, though upstream reported it gone: that is being confirmed."""
     REASON_UNREACHABLE: Engagement.Reason.ValueType  # 7
     """Its API server was unreachable for longer than the configuration allows."""
+    REASON_DRAINING: Engagement.Reason.ValueType  # 8
+    """It is engaged, and about to be disengaged: `Cluster.draining` says why and when."""
 
     ENGAGED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
@@ -882,6 +986,92 @@ class Kubeconfig(_message.Message):
 Global___Kubeconfig: _TypeAlias = Kubeconfig  # noqa: Y015
 
 @_typing.final
+class ReleaseClusterRequest(_message.Message):
+    """ReleaseClusterRequest releases a draining cluster."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLUSTER_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    SUBSCRIBER_FIELD_NUMBER: _builtins.int
+    cluster: _builtins.str
+    """The cluster's name."""
+    incarnation: _builtins.str
+    """The incarnation on which the work has ended."""
+    subscriber: _builtins.str
+    """As in WatchClustersRequest."""
+    def __init__(
+        self,
+        *,
+        cluster: _builtins.str = ...,
+        incarnation: _builtins.str = ...,
+        subscriber: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster", b"cluster", "incarnation", b"incarnation", "subscriber", b"subscriber"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseClusterRequest: _TypeAlias = ReleaseClusterRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseClusterResponse(_message.Message):
+    """ReleaseClusterResponse has no fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseClusterResponse: _TypeAlias = ReleaseClusterResponse  # noqa: Y015
+
+@_typing.final
+class EndSubscriptionRequest(_message.Message):
+    """EndSubscriptionRequest names a subscriber that has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUBSCRIBER_FIELD_NUMBER: _builtins.int
+    subscriber: _builtins.str
+    """As in WatchClustersRequest."""
+    def __init__(
+        self,
+        *,
+        subscriber: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["subscriber", b"subscriber"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndSubscriptionRequest: _TypeAlias = EndSubscriptionRequest  # noqa: Y015
+
+@_typing.final
+class EndSubscriptionResponse(_message.Message):
+    """EndSubscriptionResponse has no fields."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndSubscriptionResponse: _TypeAlias = EndSubscriptionResponse  # noqa: Y015
+
+@_typing.final
 class GetServerInfoRequest(_message.Message):
     """GetServerInfoRequest has no fields."""
 
@@ -966,6 +1156,7 @@ class FleetCounts(_message.Message):
     MALFORMED_FIELD_NUMBER: _builtins.int
     SUBSCRIBERS_FIELD_NUMBER: _builtins.int
     UNREACHABLE_FIELD_NUMBER: _builtins.int
+    DRAINING_FIELD_NUMBER: _builtins.int
     engaged: _builtins.int
     not_ready: _builtins.int
     outside_selector: _builtins.int
@@ -974,6 +1165,8 @@ class FleetCounts(_message.Message):
     """Open WatchClusters streams."""
     unreachable: _builtins.int
     """Clusters that do not answer connectivity probes: engaged ones, and those that were disengaged for it."""
+    draining: _builtins.int
+    """Of the engaged ones, those about to be disengaged."""
     def __init__(
         self,
         *,
@@ -983,10 +1176,11 @@ class FleetCounts(_message.Message):
         malformed: _builtins.int = ...,
         subscribers: _builtins.int = ...,
         unreachable: _builtins.int = ...,
+        draining: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engaged", b"engaged", "malformed", b"malformed", "not_ready", b"not_ready", "outside_selector", b"outside_selector", "subscribers", b"subscribers", "unreachable", b"unreachable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "engaged", b"engaged", "malformed", b"malformed", "not_ready", b"not_ready", "outside_selector", b"outside_selector", "subscribers", b"subscribers", "unreachable", b"unreachable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,6 +57,16 @@ class DiscoveryServiceStub(object):
                 request_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.IssueKubeconfigRequest.SerializeToString,
                 response_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.IssueKubeconfigResponse.FromString,
                 _registered_method=True)
+        self.ReleaseCluster = channel.unary_unary(
+                '/milo.discovery.v1.DiscoveryService/ReleaseCluster',
+                request_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.ReleaseClusterRequest.SerializeToString,
+                response_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.ReleaseClusterResponse.FromString,
+                _registered_method=True)
+        self.EndSubscription = channel.unary_unary(
+                '/milo.discovery.v1.DiscoveryService/EndSubscription',
+                request_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.EndSubscriptionRequest.SerializeToString,
+                response_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.EndSubscriptionResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/milo.discovery.v1.DiscoveryService/GetServerInfo',
                 request_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.GetServerInfoRequest.SerializeToString,
@@ -126,6 +136,27 @@ class DiscoveryServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseCluster(self, request, context):
+        """ReleaseCluster confirms that a subscriber has ended its work on a draining cluster. Once every subscriber
+        that the end waits for has done so, the cluster is disengaged. To release again is a no-op, also after the cluster
+        was disengaged. NOT_FOUND for a cluster that the caller can't see. FAILED_PRECONDITION with the reason
+        OTHER_INCARNATION for any incarnation but the last, NOT_DRAINING for a cluster that is engaged and not about to end,
+        and NO_SUBSCRIPTION where this caller had no stream that confirms releases under this name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EndSubscription(self, request, context):
+        """EndSubscription says that a subscriber has ended all of its work and will not return: no cluster waits for it any
+        more. Without it, the daemon expects a subscriber that disconnected to return, and clusters that drain meanwhile
+        wait for it until their deadline. A no-op for a name that isn't known. Another stream under the name begins another
+        subscription.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """GetServerInfo describes the daemon itself.
         """
@@ -155,6 +186,16 @@ def add_DiscoveryServiceServicer_to_server(servicer, server):
                     servicer.IssueKubeconfig,
                     request_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.IssueKubeconfigRequest.FromString,
                     response_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.IssueKubeconfigResponse.SerializeToString,
+            ),
+            'ReleaseCluster': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseCluster,
+                    request_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.ReleaseClusterRequest.FromString,
+                    response_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.ReleaseClusterResponse.SerializeToString,
+            ),
+            'EndSubscription': grpc.unary_unary_rpc_method_handler(
+                    servicer.EndSubscription,
+                    request_deserializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.EndSubscriptionRequest.FromString,
+                    response_serializer=milo_dot_discovery_dot_v1_dot_discovery__pb2.EndSubscriptionResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -273,6 +314,60 @@ class DiscoveryService(object):
             '/milo.discovery.v1.DiscoveryService/IssueKubeconfig',
             milo_dot_discovery_dot_v1_dot_discovery__pb2.IssueKubeconfigRequest.SerializeToString,
             milo_dot_discovery_dot_v1_dot_discovery__pb2.IssueKubeconfigResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseCluster(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/milo.discovery.v1.DiscoveryService/ReleaseCluster',
+            milo_dot_discovery_dot_v1_dot_discovery__pb2.ReleaseClusterRequest.SerializeToString,
+            milo_dot_discovery_dot_v1_dot_discovery__pb2.ReleaseClusterResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EndSubscription(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/milo.discovery.v1.DiscoveryService/EndSubscription',
+            milo_dot_discovery_dot_v1_dot_discovery__pb2.EndSubscriptionRequest.SerializeToString,
+            milo_dot_discovery_dot_v1_dot_discovery__pb2.EndSubscriptionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -88,6 +88,19 @@ class DiscoveryServiceStub:
     UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
     credential backend is down and nothing still valid is cached.
     """
+    ReleaseCluster: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.ReleaseClusterRequest, _discovery_pb2.ReleaseClusterResponse]
+    """ReleaseCluster confirms that a subscriber has ended its work on a draining cluster. Once every subscriber
+    that the end waits for has done so, the cluster is disengaged. To release again is a no-op, also after the cluster
+    was disengaged. NOT_FOUND for a cluster that the caller can't see. FAILED_PRECONDITION with the reason
+    OTHER_INCARNATION for any incarnation but the last, NOT_DRAINING for a cluster that is engaged and not about to end,
+    and NO_SUBSCRIPTION where this caller had no stream that confirms releases under this name.
+    """
+    EndSubscription: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.EndSubscriptionRequest, _discovery_pb2.EndSubscriptionResponse]
+    """EndSubscription says that a subscriber has ended all of its work and will not return: no cluster waits for it any
+    more. Without it, the daemon expects a subscriber that disconnected to return, and clusters that drain meanwhile
+    wait for it until their deadline. A no-op for a name that isn't known. Another stream under the name begins another
+    subscription.
+    """
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_discovery_pb2.GetServerInfoRequest, _discovery_pb2.GetServerInfoResponse]
     """GetServerInfo describes the daemon itself."""
 
@@ -138,6 +151,19 @@ class DiscoveryServiceAsyncStub(DiscoveryServiceStub):
     is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
     UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
     credential backend is down and nothing still valid is cached.
+    """
+    ReleaseCluster: _aio.UnaryUnaryMultiCallable[_discovery_pb2.ReleaseClusterRequest, _discovery_pb2.ReleaseClusterResponse]  # type: ignore[assignment]
+    """ReleaseCluster confirms that a subscriber has ended its work on a draining cluster. Once every subscriber
+    that the end waits for has done so, the cluster is disengaged. To release again is a no-op, also after the cluster
+    was disengaged. NOT_FOUND for a cluster that the caller can't see. FAILED_PRECONDITION with the reason
+    OTHER_INCARNATION for any incarnation but the last, NOT_DRAINING for a cluster that is engaged and not about to end,
+    and NO_SUBSCRIPTION where this caller had no stream that confirms releases under this name.
+    """
+    EndSubscription: _aio.UnaryUnaryMultiCallable[_discovery_pb2.EndSubscriptionRequest, _discovery_pb2.EndSubscriptionResponse]  # type: ignore[assignment]
+    """EndSubscription says that a subscriber has ended all of its work and will not return: no cluster waits for it any
+    more. Without it, the daemon expects a subscriber that disconnected to return, and clusters that drain meanwhile
+    wait for it until their deadline. A no-op for a name that isn't known. Another stream under the name begins another
+    subscription.
     """
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_discovery_pb2.GetServerInfoRequest, _discovery_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """GetServerInfo describes the daemon itself."""
@@ -210,6 +236,31 @@ class DiscoveryServiceServicer(metaclass=_abc_1.ABCMeta):
         is not engaged, PERMISSION_DENIED, FAILED_PRECONDITION where no credential source is configured, and
         UNAVAILABLE with a RetryInfo until the daemon has seen a complete list of its source, and while the
         credential backend is down and nothing still valid is cached.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseCluster(
+        self,
+        request: _discovery_pb2.ReleaseClusterRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_discovery_pb2.ReleaseClusterResponse, _abc.Awaitable[_discovery_pb2.ReleaseClusterResponse]]:
+        """ReleaseCluster confirms that a subscriber has ended its work on a draining cluster. Once every subscriber
+        that the end waits for has done so, the cluster is disengaged. To release again is a no-op, also after the cluster
+        was disengaged. NOT_FOUND for a cluster that the caller can't see. FAILED_PRECONDITION with the reason
+        OTHER_INCARNATION for any incarnation but the last, NOT_DRAINING for a cluster that is engaged and not about to end,
+        and NO_SUBSCRIPTION where this caller had no stream that confirms releases under this name.
+        """
+
+    @_abc_1.abstractmethod
+    def EndSubscription(
+        self,
+        request: _discovery_pb2.EndSubscriptionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_discovery_pb2.EndSubscriptionResponse, _abc.Awaitable[_discovery_pb2.EndSubscriptionResponse]]:
+        """EndSubscription says that a subscriber has ended all of its work and will not return: no cluster waits for it any
+        more. Without it, the daemon expects a subscriber that disconnected to return, and clusters that drain meanwhile
+        wait for it until their deadline. A no-op for a name that isn't known. Another stream under the name begins another
+        subscription.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,263 @@
+"""Decides when a draining cluster is disengaged: when every subscriber that it waits for has released it, or at its
+deadline.
+
+A cluster waits for each subscriber that confirms releases and whose view contains it. That includes one whose stream
+was cut: its work goes on, and it will return. It is remembered for `REMEMBERED_S`, unless it ends its subscription.
+A subscriber that arrives during the drain is waited for as well, because it is sent the cluster.
+"""
+
+import heapq
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.registry.filter import ClusterView
+
+REMEMBERED_S = 60.0
+"""How long a subscriber without a stream is expected to return: twice the longest backoff of a client."""
+REMEMBERED_EACH = 100
+"""Subscribers without a stream that are remembered of one caller. The oldest are dropped first."""
+REMEMBERED_FILTER_BYTES = 256 * 1024
+"""The size of their filters. Filters in memory take about twenty times their size in a request."""
+
+
+class SubscriberKey(msgspec.Struct, frozen=True):
+    """A subscriber, on any of its streams."""
+
+    caller: str
+    """The key of the authenticated caller: no caller can release for another."""
+    name: str
+    """The name that the subscriber chose."""
+
+
+class Subscription(msgspec.Struct, eq=False):
+    """One stream of a subscriber that confirms releases."""
+
+    key: SubscriberKey
+    label: str
+    """The caller in words."""
+    view: ClusterView
+    filter_bytes: int = 0
+
+
+class AwaitedRelease(msgspec.Struct, frozen=True):
+    """A subscriber that a draining cluster waits for."""
+
+    key: SubscriberKey
+    label: str
+    connected: bool
+    since: float | None
+    """Since when it is connected or disconnected, on the steady clock. None if it is no longer remembered."""
+
+
+class _Subscriber(msgspec.Struct):
+    streams: list[Subscription]
+    last: Subscription
+    """The last one that was opened or closed."""
+    since: float
+    is_leaving: bool = False
+    """It ended its subscription, and its last stream is still open."""
+
+    def sees(self, cluster: Cluster) -> bool:
+        return not self.is_leaving and any(each.view.matches(cluster) for each in self.streams or (self.last,))
+
+
+class _Drain(msgspec.Struct):
+    cluster: Cluster
+    until: float
+    expected: frozenset[SubscriberKey]
+    """One object is shared by drains that begin at about the same time."""
+    released: set[SubscriberKey]
+
+    @property
+    def is_released(self) -> bool:
+        return len(self.released) == len(self.expected)
+
+
+class PendingReleases:
+    def __init__(self) -> None:
+        self._drains: dict[str, _Drain] = {}
+        self._deadlines: list[tuple[float, str]] = []
+        """A heap. Entries whose drain has ended are stale, and skipped."""
+        self._subscribers: dict[SubscriberKey, _Subscriber] = {}
+        self._gone: dict[str, dict[SubscriberKey, int]] = {}
+        """Subscribers without a stream by caller, the oldest first, with the size of their filters."""
+        self._last_expected: frozenset[SubscriberKey] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self._drains)
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over the names of the draining clusters."""
+        return iter(self._drains)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._drains
+
+    # --- subscribers ---
+
+    def open(self, subscription: Subscription, now: float) -> None:
+        """Note a new stream. From here on drains wait for its subscriber."""
+        key = subscription.key
+        self._recall(key)
+        known = self._subscribers.get(key)
+        if known is None:
+            self._subscribers[key] = known = _Subscriber([], subscription, now)
+        elif not known.streams:
+            known.since = now
+        known.streams.append(subscription)
+        known.last, known.is_leaving = subscription, False
+        for drain in self._drains.values():
+            if key not in drain.expected and subscription.view.matches(drain.cluster):
+                drain.expected = self._shared(drain.expected | {key})
+
+    def close(self, subscription: Subscription, now: float) -> None:
+        """Note the end of a stream. Drains go on waiting for its subscriber, unless that ended its subscription."""
+        key = subscription.key
+        known = self._subscribers[key]
+        known.streams.remove(subscription)
+        known.last = subscription
+        if not known.streams and known.is_leaving:
+            self._forget(key)
+        elif not known.streams:
+            known.since = now
+            gone = self._gone.setdefault(key.caller, {})
+            gone[key] = subscription.filter_bytes
+            while len(gone) > REMEMBERED_EACH or sum(gone.values()) > REMEMBERED_FILTER_BYTES:
+                self._forget(next(iter(gone)))
+
+    def change_view(self, subscription: Subscription, view: ClusterView) -> list[str]:
+        """Follow a change of the caller's rights. Return the names of drains that this was the last to wait for."""
+        subscription.view = view
+        known = self._subscribers[subscription.key]
+        lost = [drain.cluster.target.name for drain in self._drains.values() if not known.sees(drain.cluster)]
+        return self._drop(subscription.key, lost)
+
+    def knows(self, key: SubscriberKey) -> bool:
+        return key in self._subscribers
+
+    def is_connected(self, key: SubscriberKey) -> bool:
+        known = self._subscribers.get(key)
+        return known is not None and bool(known.streams)
+
+    def end_subscription(self, key: SubscriberKey) -> list[str]:
+        """Wait no longer for a subscriber. Return the names of drains that waited for no other."""
+        known = self._subscribers.get(key)
+        if known is not None and known.streams:
+            known.is_leaving = True
+        elif known is not None:
+            self._forget(key)
+        return self._drop(key, [*self._drains])
+
+    # --- drains ---
+
+    def begin(self, cluster: Cluster, until: float, now: float) -> bool:
+        """Begin a drain that ends at `until` at the latest. Return False, and begin none, if it waits for nobody."""
+        self._forget_gone(now)
+        expected = frozenset(key for key, subscriber in self._subscribers.items() if subscriber.sees(cluster))
+        if not expected:
+            return False
+        name = cluster.target.name
+        self._drains[name] = _Drain(cluster, until, self._shared(expected), set())
+        heapq.heappush(self._deadlines, (until, name))
+        return True
+
+    def update(self, cluster: Cluster) -> bool:
+        """Follow a change of a cluster. Return whether it was draining and has left the view of all that it waited for.
+
+        It is disengaged for those at once, as for any subscriber whose filter it leaves.
+        """
+        name = cluster.target.name
+        drain = self._drains.get(name)
+        if drain is None:
+            return False
+        drain.cluster = cluster
+        known = ((key, self._subscribers.get(key)) for key in drain.expected)
+        lost = [key for key, subscriber in known if subscriber is not None and not subscriber.sees(cluster)]
+        for key in lost:
+            self._drop(key, (name,))
+        return bool(lost) and drain.is_released
+
+    def end(self, name: str) -> None:
+        """Forget a drain, if there is one."""
+        self._drains.pop(name, None)
+
+    def release(self, key: SubscriberKey, name: str) -> bool:
+        """Note a release. Return whether the drain waits for no other subscriber."""
+        drain = self._drains[name]
+        if key in drain.expected:
+            drain.released.add(key)
+        return drain.is_released
+
+    def awaits(self, name: str, key: SubscriberKey) -> bool:
+        drain = self._drains.get(name)
+        return drain is not None and key in drain.expected and key not in drain.released
+
+    def awaited(self, name: str) -> list[AwaitedRelease]:
+        """Return the subscribers that a draining cluster still waits for, in the order of their names."""
+        drain = self._drains.get(name)
+        if drain is None:
+            return []
+        found = []
+        for key in drain.expected - drain.released:
+            known = self._subscribers.get(key)
+            label, since = ("", None) if known is None else (known.last.label, known.since)
+            found.append(AwaitedRelease(key, label, self.is_connected(key), since))
+        return sorted(found, key=lambda each: (each.key.name, each.key.caller))
+
+    @property
+    def due_at(self) -> float | None:
+        """The earliest deadline."""
+        while self._deadlines:
+            until, name = self._deadlines[0]
+            if (drain := self._drains.get(name)) is not None and drain.until == until:
+                return until
+            heapq.heappop(self._deadlines)
+        return None
+
+    def due(self, now: float) -> list[str]:
+        """Return the names of the drains whose deadline has passed."""
+        return [name for name, drain in self._drains.items() if drain.until <= now]
+
+    def clear(self) -> None:
+        """Forget all drains. Subscribers stay known."""
+        self._drains.clear()
+        self._deadlines.clear()
+
+    # --- storage ---
+
+    def _drop(self, key: SubscriberKey, names: Iterable[str]) -> list[str]:
+        """Wait no longer for a subscriber. Return the names of drains that wait for no other."""
+        ended = []
+        for name in names:
+            drain = self._drains[name]
+            if key not in drain.expected:
+                continue
+            drain.expected = self._shared(drain.expected - {key})
+            drain.released.discard(key)
+            if drain.is_released:
+                ended.append(name)
+        return ended
+
+    def _shared(self, expected: frozenset[SubscriberKey]) -> frozenset[SubscriberKey]:
+        if expected != self._last_expected:
+            self._last_expected = expected
+        return self._last_expected
+
+    def _forget_gone(self, now: float) -> None:
+        for gone in [*self._gone.values()]:
+            for key in [*gone]:
+                if self._subscribers[key].since > now - REMEMBERED_S:
+                    break
+                self._forget(key)
+
+    def _forget(self, key: SubscriberKey) -> None:
+        self._recall(key)
+        del self._subscribers[key]
+
+    def _recall(self, key: SubscriberKey) -> None:
+        """Count a subscriber no longer among those that are gone."""
+        gone = self._gone.get(key.caller)
+        if gone is not None and gone.pop(key, None) is not None and not gone:
+            del self._gone[key.caller]

@@ -1,0 +1,65 @@
+"""Releases of draining clusters: who may release what, and what callers are told of releases that are pending. Pure."""
+
+from collections.abc import Iterator
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.registry.filter import ClusterView
+from milo_discoveryd.registry.pending_releases import PendingReleases, SubscriberKey, Subscription
+from milo_discoveryd.registry.registry import ClusterRecord
+from milo_discoveryd.rights.caller_selector import caller_key, quota_keys
+from milo_discoveryd.rights.scope import ClusterScope
+from milo_discoveryd.server.calls import convert
+from milo_discoveryd.server.calls.grpc_errors import NotFoundError, PreconditionError
+from milo_discoveryd.server.calls.requests import ReleaseRequest
+
+
+def subscription(caller: Caller, name: str, view: ClusterView, filter_bytes: int) -> Subscription:
+    """Return what drains know of a caller's stream."""
+    return Subscription(SubscriberKey(caller_key(caller), name), ", ".join(quota_keys(caller)), view, filter_bytes)
+
+
+def must_note(
+    asked: ReleaseRequest, record: ClusterRecord | None, key: SubscriberKey, releases: PendingReleases, epoch: str
+) -> bool:
+    """Return whether a release changes anything; False if it repeats one. `record`: what the caller may see.
+
+    Raises NotFoundError and PreconditionError.
+    """
+    cluster = None if record is None else record.latest
+    if record is None or cluster is None:
+        raise NotFoundError("NEVER_SEEN", f"cluster {asked.cluster!r} is not known")
+    incarnation = convert.incarnation(epoch, cluster.incarnation)
+    if asked.incarnation != incarnation:
+        raise PreconditionError(
+            "OTHER_INCARNATION",
+            f"cluster {asked.cluster!r} was last engaged as incarnation {incarnation}, not {asked.incarnation!r}",
+        )
+    if not record.engaged:
+        return False
+    if cluster.draining is None:
+        raise PreconditionError(
+            "NOT_DRAINING", f"cluster {asked.cluster!r} is engaged and not draining; release it once it drains"
+        )
+    if not releases.knows(key):
+        raise PreconditionError(
+            "NO_SUBSCRIPTION",
+            f"this caller had no stream with confirm_releases as subscriber {asked.subscriber!r}; "
+            "release under the name that the stream was opened with",
+        )
+    return releases.awaits(asked.cluster, key)
+
+
+def pending(
+    name: str, releases: PendingReleases, caller: str, scope: ClusterScope, now: Moment
+) -> Iterator[pb.PendingRelease]:
+    """Yield the subscribers that a draining cluster waits for: all, or the caller's own where its scope is limited."""
+    for each in releases.awaited(name):
+        if scope.is_everything or each.key.caller == caller:
+            yield pb.PendingRelease(
+                subscriber=each.key.name,
+                caller=each.label,
+                connected=each.connected,
+                since=None if each.since is None else convert.timestamp(each.since + now.wall - now.steady),
+            )

@@ -1,0 +1,404 @@
+"""Draining: planned disengagements wait for the subscribers that confirm releases."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
+from milo_discoveryd.model.cluster import DisengageReason
+from milo_discoveryd.rights.scope import ALL_CLUSTERS
+from milo_kube.reflect.messages import Listed, ListEnded, ListStarted
+from milo_kube.reflect.source_status import SourceState, SourceStatus
+from tests.integration.grpc_server.callers import PROD, a_world_with_rules, rule, rules, told_of
+from tests.integration.grpc_server.conftest import EPOCH, Subscriber, World, a_world, not_ready, ready, told
+from tests.integration.grpc_server.test_rotation import token
+from tests.support.eventually import eventually
+from tests.unit.kubeconfigs.backend import Backend
+
+LONG_S = 600.0
+FAILED, NOT_FOUND = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.NOT_FOUND
+
+
+@pytest.fixture
+async def draining_world(tmp_path: Path) -> AsyncIterator[World]:
+    """Two clusters, with a deadline that no test waits for."""
+    async with a_world(tmp_path, drain_timeout_s=LONG_S) as made:
+        made.listed(ready("alpha"), ready("beta"))
+        yield made
+
+
+def confirming(world: World, name: str = "operator", **request: object) -> Any:
+    return world.subscriber(confirm_releases=True, subscriber=name, **request)
+
+
+def incarnation(world: World, name: str = "alpha") -> str:
+    record = world.fleet.registry[name]
+    assert record is not None
+    assert record.latest is not None
+    return f"{EPOCH}.{record.latest.incarnation}"
+
+
+async def release(world: World, name: str = "operator", cluster: str = "alpha", of: str = "") -> None:
+    async with world.client() as stub:
+        await stub.ReleaseCluster(
+            pb.ReleaseClusterRequest(cluster=cluster, incarnation=of or incarnation(world, cluster), subscriber=name)
+        )
+
+
+async def end_subscription(world: World, name: str = "operator") -> None:
+    async with world.client() as stub:
+        await stub.EndSubscription(pb.EndSubscriptionRequest(subscriber=name))
+
+
+async def refusal(call: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return told_of(raised.value)[:2]
+
+
+async def gone(world: World) -> None:
+    """Wait until the daemon noticed that all streams ended."""
+    await eventually(lambda: not world.service.streams)
+
+
+async def quiet(subscriber: Subscriber, world: World) -> None:
+    """Prove that nothing was sent to the subscriber: the next event is one that is caused here."""
+    world.seen(ready("probe"))
+    assert await subscriber.events() == ["ENGAGED probe"]
+
+
+# --- what subscribers are sent ---
+
+
+async def test_subscriber_is_sent_the_end_after_its_release(draining_world: World) -> None:
+    world = draining_world
+    async with confirming(world) as mine, world.subscriber() as other:
+        await mine.until_synced()
+        await other.until_synced()
+        world.seen(not_ready("alpha"))
+        batch = await mine.batch()
+        assert told([batch]) == ["UPDATED alpha"]
+        draining = batch.events[0].cluster.draining
+        assert (draining.reason, draining.message) == (pb.DISENGAGE_REASON_NOT_READY, "condition Ready is False")
+        assert draining.deadline.seconds > 0
+        assert await other.events() == ["DISENGAGED alpha NOT_READY"], "at once, without confirmation"
+        await quiet(mine, world)
+        await release(world)
+        assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
+        assert told([await other.batch()]) == ["ENGAGED probe"]
+
+
+async def test_end_waits_for_every_subscriber(draining_world: World) -> None:
+    world = draining_world
+    async with confirming(world, "one") as one, confirming(world, "two") as two:
+        await one.until_synced()
+        await two.until_synced()
+        world.seen(not_ready("alpha"))
+        assert await one.events() == await two.events() == ["UPDATED alpha"]
+        await release(world, "one")
+        await quiet(two, world)
+        await release(world, "two")
+        assert await two.events() == ["DISENGAGED alpha NOT_READY"]
+
+
+async def test_cluster_is_disengaged_at_the_deadline(tmp_path: Path) -> None:
+    async with a_world(tmp_path, drain_timeout_s=0.2) as world, confirming(world) as mine:
+        world.listed(ready("alpha"))
+        await mine.until_synced()
+        world.seen(not_ready("alpha"))
+        assert await mine.events() == ["UPDATED alpha"]
+        assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
+        assert await refusal(release(world, "somebody", of="another")) == (FAILED, "OTHER_INCARNATION")
+        await release(world)  # too late, and a no-op
+
+
+async def test_deadline_passes_while_the_source_is_lost(tmp_path: Path) -> None:
+    async with a_world(tmp_path, drain_timeout_s=0.2) as world, confirming(world) as mine:
+        world.listed(ready("alpha"))
+        await mine.until_synced()
+        world.source(SourceState.STALE, "ConnectFailed")
+        world.seen(not_ready("alpha"))
+        assert await mine.events() == ["UPDATED alpha"]
+        assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
+
+
+async def test_drain_can_have_a_reason_and_a_timeout_of_its_own(tmp_path: Path) -> None:
+    async with a_world(tmp_path) as world, confirming(world) as mine:
+        world.listed(ready("alpha"))
+        await mine.until_synced()
+        world.fleet.drain(["alpha"], DisengageReason.MOVED, "another member owns it", LONG_S)
+        draining = (await mine.batch()).events[0].cluster.draining
+        assert (draining.reason, draining.message) == (pb.DISENGAGE_REASON_MOVED, "another member owns it")
+
+
+async def test_subscriber_that_arrives_during_a_drain_is_sent_the_cluster_as_draining(draining_world: World) -> None:
+    world = draining_world
+    async with confirming(world, "one") as one:
+        await one.until_synced()
+        world.seen(not_ready("alpha"))
+        async with confirming(world, "two") as two, world.subscriber() as other:
+            (batch,) = await two.until_synced()
+            assert {event.cluster.name: event.cluster.HasField("draining") for event in batch.events} == {
+                "alpha": True,
+                "beta": False,
+            }
+            assert told(await other.until_synced()) == ["ENGAGED beta"]
+            await release(world, "one")
+            await quiet(two, world)
+            await release(world, "two")
+            assert await two.events() == ["DISENGAGED alpha NOT_READY"]
+
+
+async def test_recovered_cluster_is_engaged_again_after_its_drain(draining_world: World) -> None:
+    world = draining_world
+    async with confirming(world) as mine, world.subscriber() as other:
+        await mine.until_synced()
+        await other.until_synced()
+        before = incarnation(world)
+        world.seen(not_ready("alpha"))
+        assert await mine.events() == ["UPDATED alpha"]
+        assert await other.events() == ["DISENGAGED alpha NOT_READY"]
+        world.seen(ready("alpha", version="3"))
+        await release(world, of=before)
+        assert await mine.events() == ["DISENGAGED alpha NOT_READY", "ENGAGED alpha"]
+        assert await other.events() == ["ENGAGED alpha"]
+        assert incarnation(world) != before
+
+
+# --- streams that end and return ---
+
+
+async def test_subscriber_that_reconnects_is_told_again(draining_world: World) -> None:
+    world = draining_world
+    async with confirming(world) as mine:
+        synced = (await mine.until_synced())[-1].revision
+        world.seen(not_ready("alpha"))
+        told_at = (await mine.batch()).revision
+    await gone(world)
+    for revision in (synced, told_at):
+        async with confirming(world, resume_revision=revision) as again:
+            batch = await again.batch()
+            assert (told([batch]), batch.reset) == (["UPDATED alpha"], False)
+            assert batch.events[0].cluster.HasField("draining")
+        await gone(world)
+    async with confirming(world) as anew:
+        (batch,) = await anew.until_synced()
+        assert sorted(told([batch])) == ["ENGAGED alpha", "ENGAGED beta"]
+        await release(world)
+        assert await anew.events() == ["DISENGAGED alpha NOT_READY"]
+
+
+async def test_subscriber_that_released_is_not_told_again(draining_world: World) -> None:
+    world = draining_world
+    async with confirming(world, "other"), confirming(world) as mine:
+        await mine.until_synced()
+        world.seen(not_ready("alpha"))
+        told_at = (await mine.batch()).revision
+        await release(world)
+        async with confirming(world, resume_revision=told_at) as again:
+            assert told([await again.batch()]) == []
+
+
+async def test_end_waits_for_a_subscriber_that_lost_its_connection(draining_world: World) -> None:
+    world = draining_world
+    async with confirming(world) as mine:
+        synced = (await mine.until_synced())[-1].revision
+    await gone(world)
+    world.seen(not_ready("alpha"))
+    async with world.subscriber() as other:
+        assert told(await other.until_synced()) == ["ENGAGED beta"]
+    async with confirming(world, resume_revision=synced) as again:
+        assert told([await again.batch()]) == ["UPDATED alpha"]
+        await release(world)
+        assert await again.events() == ["DISENGAGED alpha NOT_READY"]
+
+
+async def test_ended_subscription_is_not_waited_for(draining_world: World) -> None:
+    world = draining_world
+    async with confirming(world, "leaves") as leaves, confirming(world) as mine:
+        await leaves.until_synced()
+        await mine.until_synced()
+        world.seen(not_ready("alpha"), not_ready("beta"))
+        await release(world)
+        assert await mine.events() == ["UPDATED alpha", "UPDATED beta"]
+        await end_subscription(world, "leaves")
+        assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
+        leaves.call.cancel()
+        await eventually(lambda: len(world.service.streams) == 1)
+        await end_subscription(world, "leaves")  # a no-op
+        assert world.fleet.registry.releases.awaited("beta")[0].key.name == "operator"
+
+
+async def test_resume_token_of_another_kind_of_stream_gives_a_snapshot(draining_world: World) -> None:
+    world = draining_world
+    async with world.subscriber() as plain:
+        revision = (await plain.until_synced())[-1].revision
+    async with confirming(world, resume_revision=revision) as mine:
+        assert (await mine.batch()).reset
+
+
+# --- what may be released ---
+
+
+async def test_release_is_refused_unless_the_cluster_drains(draining_world: World) -> None:
+    world = draining_world
+    async with confirming(world) as mine:
+        await mine.until_synced()
+        assert await refusal(release(world)) == (FAILED, "NOT_DRAINING")
+        assert await refusal(release(world, of=f"{EPOCH}.99")) == (FAILED, "OTHER_INCARNATION")
+        assert await refusal(release(world, cluster="alpha", of="junk")) == (FAILED, "OTHER_INCARNATION")
+        world.seen(not_ready("alpha"))
+        assert await mine.events() == ["UPDATED alpha"]
+        assert await refusal(release(world, of=f"{EPOCH}.99")) == (FAILED, "OTHER_INCARNATION")
+        assert await refusal(release(world, "stranger")) == (FAILED, "NO_SUBSCRIPTION")
+        await release(world)
+        await release(world)  # a no-op
+        assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
+        await release(world)  # still one
+
+
+@pytest.mark.parametrize("name", ["", "white space", "x" * 254, "line\nbreak", "é"])
+async def test_unusable_name_of_a_subscriber_is_refused(draining_world: World, name: str) -> None:
+    world = draining_world
+    invalid = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    async with confirming(world, name) as mine:
+        assert told_of(await mine.error())[:2] == invalid
+    assert await refusal(release(world, name)) == invalid
+    assert await refusal(end_subscription(world, name)) == invalid
+    async with world.subscriber(subscriber=name) as other:
+        assert len(told(await other.until_synced())) == 2, "without confirm_releases it is not used"
+
+
+async def test_release_without_cluster_or_incarnation_is_refused(draining_world: World) -> None:
+    async with draining_world.client() as stub:
+        for request in (
+            pb.ReleaseClusterRequest(incarnation="x", subscriber="s"),
+            pb.ReleaseClusterRequest(cluster="alpha", subscriber="s"),
+        ):
+            assert (await refusal(stub.ReleaseCluster(request)))[0] is grpc.StatusCode.INVALID_ARGUMENT
+
+
+# --- rights ---
+
+
+async def test_caller_cannot_release_for_another_caller(tmp_path: Path) -> None:
+    shop, bank = rule("shop", PROD), rule("bank", ALL_CLUSTERS)
+    async with a_world_with_rules(tmp_path, shop, bank, drain_timeout_s=LONG_S) as place:
+        place.world.listed(ready("alpha", env="prod"))
+        of = incarnation(place.world)
+        async with place.caller("shop") as caller, place.caller("bank") as other:
+            request = {"confirm_releases": True, "subscriber": "same-name"}
+            async with caller.watching(**request) as mine:
+                await mine.until_synced()
+                place.world.seen(not_ready("alpha", env="prod"))
+                assert await mine.events() == ["UPDATED alpha"]
+                asked = pb.ReleaseClusterRequest(cluster="alpha", incarnation=of, subscriber="same-name")
+                assert await refusal(other.stub.ReleaseCluster(asked)) == (FAILED, "NO_SUBSCRIPTION")
+                await other.stub.EndSubscription(pb.EndSubscriptionRequest(subscriber="same-name"))
+                async with other.watching(**request) as theirs:
+                    await theirs.until_synced()
+                    await other.stub.ReleaseCluster(asked)
+                    await quiet_with_labels(mine, place.world)
+                    await caller.stub.ReleaseCluster(asked)
+                    assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
+
+
+async def quiet_with_labels(subscriber: Subscriber, world: World) -> None:
+    world.seen(ready("probe", env="prod"))
+    assert await subscriber.events() == ["ENGAGED probe"]
+
+
+async def test_cluster_out_of_scope_cannot_be_released_nor_told_apart_from_an_unknown_one(tmp_path: Path) -> None:
+    shop = rule("shop", PROD)
+    async with a_world_with_rules(tmp_path, shop, drain_timeout_s=LONG_S) as place:
+        place.world.listed(ready("alpha", env="prod"), ready("hidden", env="dev"))
+        async with place.caller("shop") as caller:
+            for cluster in ("hidden", "unknown"):
+                asked = pb.ReleaseClusterRequest(cluster=cluster, incarnation=f"{EPOCH}.2", subscriber="s")
+                assert await refusal(caller.stub.ReleaseCluster(asked)) == (NOT_FOUND, "NEVER_SEEN")
+        assert place.denials() == [("shop", "NEVER_SEEN")] * 2
+
+
+async def test_revoked_subscriber_holds_up_nothing(tmp_path: Path) -> None:
+    async with a_world_with_rules(tmp_path, rule("shop", ALL_CLUSTERS), drain_timeout_s=LONG_S) as place:
+        place.world.listed(ready("alpha", env="dev"))
+        watching = {"confirm_releases": True, "subscriber": "s"}
+        async with place.caller("shop") as caller, caller.watching(**watching) as mine:
+            await mine.until_synced()
+            place.world.seen(not_ready("alpha", env="dev"))
+            assert await mine.events() == ["UPDATED alpha"]
+            place.world.service.change_rights(rules(rule("shop", PROD)))
+            assert await mine.events() == ["DISENGAGED alpha REVOKED"]
+            await eventually(lambda: place.world.fleet.registry.engaged == 0)
+
+
+async def test_explanation_names_pending_releases_within_the_scope(tmp_path: Path) -> None:
+    shop, root = rule("shop", PROD), rule("root", ALL_CLUSTERS)
+    async with a_world_with_rules(tmp_path, shop, root, drain_timeout_s=LONG_S) as place:
+        place.world.listed(ready("alpha", env="prod"))
+        async with (
+            place.caller("shop") as caller,
+            place.caller("root") as operator,
+            caller.watching(confirm_releases=True, subscriber="a") as one,
+        ):
+            await one.until_synced()
+            async with operator.watching(confirm_releases=True, subscriber="b") as two:
+                await two.until_synced()
+            await eventually(lambda: len(place.world.service.streams) == 1)
+            place.world.seen(not_ready("alpha", env="prod"))
+            assert await one.events() == ["UPDATED alpha"]
+            asked = pb.GetClusterRequest(name="alpha")
+            seen = await caller.stub.GetCluster(asked)
+            assert [(each.subscriber, each.connected) for each in seen.pending_releases] == [("a", True)]
+            assert (seen.engagement.engaged, seen.engagement.reason) == (True, pb.Engagement.REASON_DRAINING)
+            assert seen.cluster.draining.reason == pb.DISENGAGE_REASON_NOT_READY
+            every = await operator.stub.GetCluster(asked)
+            assert [(each.subscriber, each.connected) for each in every.pending_releases] == [("a", True), ("b", False)]
+            info = await operator.stub.GetServerInfo(pb.GetServerInfoRequest())
+            assert (info.counts.engaged, info.counts.draining) == (1, 1)
+
+
+# --- restarts ---
+
+
+async def test_drain_begins_again_after_a_restart_with_a_state_file(tmp_path: Path) -> None:
+    async with a_world(tmp_path, drain_timeout_s=LONG_S) as world:
+        world.fleet.restore([(ready("alpha"), 1.0)], (), SourceStatus(SourceState.STALE, time.monotonic(), "Restored"))
+        of_an_earlier_run = f"{'f' * 16}.7.{'x' * 22}"
+        async with confirming(world, resume_revision=of_an_earlier_run) as mine:
+            assert not (await mine.batch()).synced
+            world.found(ListStarted(), Listed(not_ready("alpha")), ListEnded())
+            (batch,) = await mine.until_synced()
+            assert (told([batch]), batch.reset) == (["ENGAGED alpha"], True)
+            assert batch.events[0].cluster.HasField("draining")
+            await release(world)
+            assert await mine.events() == ["DISENGAGED alpha NOT_READY"]
+
+
+# --- credentials ---
+
+
+async def test_credentials_are_issued_and_renewed_during_a_drain(tmp_path: Path) -> None:
+    sources = [SourceAssignment(Backend(life_s=1.5))]
+    async with a_world(tmp_path, drain_timeout_s=LONG_S, sources=sources) as world, world.client() as stub:
+        world.listed(ready("alpha"))
+        async with confirming(world, include_kubeconfigs=True) as mine:
+            (engaged,) = (await mine.until_synced())[-1].events
+            world.seen(not_ready("alpha"))
+            assert await mine.events() == ["UPDATED alpha"]
+            had = {token(engaged)}
+            while len(had) < 3:
+                for event in (await mine.batch()).events:
+                    assert event.type == pb.ClusterEvent.TYPE_KUBECONFIG
+                    had.add(token(event))
+            asked = pb.IssueKubeconfigRequest(cluster="alpha", incarnation=incarnation(world))
+            assert (await stub.IssueKubeconfig(asked)).kubeconfig.kubeconfig
+            await release(world)
+            while await mine.events() != ["DISENGAGED alpha NOT_READY"]:
+                pass
+            assert await refusal(stub.IssueKubeconfig(asked)) == (NOT_FOUND, "NOT_ENGAGED")

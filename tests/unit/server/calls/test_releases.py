@@ -1,0 +1,102 @@
+"""Who may release what, and who is told which releases are pending."""
+
+import pytest
+
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.registry.filter import Filter
+from milo_discoveryd.registry.pending_releases import SubscriberKey
+from milo_discoveryd.registry.registry import Registry
+from milo_discoveryd.rights.caller_selector import caller_key
+from milo_discoveryd.rights.scope import ALL_CLUSTERS, NO_CLUSTERS
+from milo_discoveryd.server.calls import releases
+from milo_discoveryd.server.calls.grpc_errors import CallError
+from milo_discoveryd.server.calls.requests import ReleaseRequest
+from tests.unit.registry.fleets import at, not_ready, ready, registry
+
+EPOCH = "e"
+CALLER = Caller(listener="here", uid=7)
+OTHER = Caller(listener="here", uid=8)
+OPENED = releases.subscription(CALLER, "operator", Filter(confirms_releases=True), 0)
+
+
+def engaged() -> Registry:
+    fleet = registry(drain_s=30.0)
+    fleet.commit([ready()], at(0))
+    fleet.releases.open(OPENED, 0.0)
+    return fleet
+
+
+def draining() -> Registry:
+    fleet = engaged()
+    fleet.commit([not_ready()], at(10))
+    return fleet
+
+
+def must_note(
+    fleet: Registry, *, incarnation: str = "e.1", subscriber: str = "operator", caller: Caller = CALLER
+) -> bool:
+    asked = ReleaseRequest("a", incarnation, subscriber)
+    key = SubscriberKey(caller_key(caller), subscriber)
+    return releases.must_note(asked, fleet["a"], key, fleet.releases, EPOCH)
+
+
+def refusal(fleet: Registry, *, incarnation: str = "e.1", subscriber: str = "operator", caller: Caller = CALLER) -> str:
+    with pytest.raises(CallError) as raised:
+        must_note(fleet, incarnation=incarnation, subscriber=subscriber, caller=caller)
+    return raised.value.reason
+
+
+def test_release_of_a_draining_cluster_is_noted_once() -> None:
+    fleet = draining()
+    assert must_note(fleet)
+    fleet.releases.release(OPENED.key, "a")
+    assert not must_note(fleet)
+
+
+def test_release_after_the_end_is_a_no_op() -> None:
+    fleet = draining()
+    fleet.end_drain("a", at(40))
+    assert not must_note(fleet, subscriber="anything")
+    assert refusal(fleet, incarnation="e.2") == "OTHER_INCARNATION"
+
+
+def test_release_is_refused() -> None:
+    assert refusal(registry()) == "NEVER_SEEN"
+    assert refusal(engaged()) == "NOT_DRAINING"
+    assert refusal(draining(), incarnation="e.2") == "OTHER_INCARNATION"
+    assert refusal(draining(), incarnation="f.1") == "OTHER_INCARNATION"
+    assert refusal(draining(), subscriber="another") == "NO_SUBSCRIPTION"
+    assert refusal(draining(), caller=OTHER) == "NO_SUBSCRIPTION"
+
+
+def test_release_of_an_object_that_was_never_engaged_is_refused() -> None:
+    fleet = registry()
+    fleet.commit([not_ready()], at(0))
+    assert refusal(fleet) == "NEVER_SEEN"
+
+
+def test_pending_releases_of_other_callers_are_only_for_those_who_see_everything() -> None:
+    fleet = draining()
+    fleet.releases.close(OPENED, 12.0)
+    mine, everything, nothing = (
+        [*releases.pending("a", fleet.releases, key, scope, at(20))]
+        for key, scope in (
+            (OPENED.key.caller, NO_CLUSTERS),
+            (caller_key(OTHER), ALL_CLUSTERS),
+            (caller_key(OTHER), NO_CLUSTERS),
+        )
+    )
+    assert mine == everything
+    assert nothing == []
+    (told,) = mine
+    assert (told.subscriber, told.caller, told.connected) == ("operator", "uid 7", False)
+    assert told.since.seconds == at(12).wall
+
+
+def test_pending_release_of_a_forgotten_subscriber_has_no_time() -> None:
+    fleet = draining()
+    fleet.releases.close(OPENED, 12.0)
+    fleet.commit([ready("b", uid="u2")], at(100))
+    fleet.releases.begin(fleet["b"].cluster, 200.0, 100.0)  # type: ignore[union-attr,arg-type]
+    (told,) = releases.pending("a", fleet.releases, OPENED.key.caller, NO_CLUSTERS, at(100))
+    assert (told.subscriber, told.HasField("since")) == ("operator", False)
