@@ -42,8 +42,9 @@ var kinds = sync.OnceValue(func() map[schema.GroupVersionResource]schema.GroupVe
 	return found
 })
 
-// documents are the aggregated discovery documents of /api and /apis.
+// documents are the aggregated discovery documents of /api and /apis, and the list of resources of each group version.
 var documents = sync.OnceValue(func() map[string][]byte {
+	found := map[string][]byte{}
 	groups := map[string]map[string][]apidiscovery.APIResourceDiscovery{}
 	for resource, kind := range kinds() {
 		scope := apidiscovery.ScopeNamespace
@@ -65,6 +66,10 @@ var documents = sync.OnceValue(func() map[string][]byte {
 	}
 	core, others := []apidiscovery.APIGroupDiscovery{}, []apidiscovery.APIGroupDiscovery{}
 	for name, versions := range groups {
+		for version, resources := range versions {
+			path, list := resourceList(schema.GroupVersion{Group: name, Version: version}, resources)
+			found[path] = marshaled(list)
+		}
 		group := apidiscovery.APIGroupDiscovery{ObjectMeta: metav1.ObjectMeta{Name: name}}
 		for version, resources := range versions {
 			slices.SortFunc(resources, func(a, b apidiscovery.APIResourceDiscovery) int { return cmp.Compare(a.Resource, b.Resource) })
@@ -83,14 +88,35 @@ var documents = sync.OnceValue(func() map[string][]byte {
 		}
 	}
 	slices.SortFunc(others, func(a, b apidiscovery.APIGroupDiscovery) int { return cmp.Compare(a.Name, b.Name) })
-	return map[string][]byte{"/api": document(core), "/apis": document(others)}
+	found["/api"], found["/apis"] = document(core), document(others)
+	return found
 })
 
 func document(groups []apidiscovery.APIGroupDiscovery) []byte {
-	content, err := json.Marshal(apidiscovery.APIGroupDiscoveryList{
+	return marshaled(apidiscovery.APIGroupDiscoveryList{
 		TypeMeta: metav1.TypeMeta{Kind: "APIGroupDiscoveryList", APIVersion: "apidiscovery.k8s.io/v2"},
 		Items:    groups,
 	})
+}
+
+// resourceList returns the path and the list of the resources of one group version.
+func resourceList(of schema.GroupVersion, resources []apidiscovery.APIResourceDiscovery) (string, metav1.APIResourceList) {
+	path := "/apis/" + of.String()
+	if of.Group == "" {
+		path = "/api/" + of.Version
+	}
+	list := metav1.APIResourceList{TypeMeta: metav1.TypeMeta{Kind: "APIResourceList", APIVersion: "v1"}, GroupVersion: of.String()}
+	for _, each := range resources {
+		list.APIResources = append(list.APIResources, metav1.APIResource{
+			Name: each.Resource, SingularName: each.SingularResource, Kind: each.ResponseKind.Kind,
+			Namespaced: each.Scope == apidiscovery.ScopeNamespace, Verbs: each.Verbs,
+		})
+	}
+	return path, list
+}
+
+func marshaled(document any) []byte {
+	content, err := json.Marshal(document)
 	if err != nil {
 		panic(err) // of types that can be marshaled
 	}

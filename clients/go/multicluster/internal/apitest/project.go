@@ -147,7 +147,10 @@ func (p *Project) serve(w http.ResponseWriter, r *http.Request, path string) {
 	path = strings.TrimSuffix(path, "/")
 	if found, ok := documents()[path]; ok {
 		p.count("discover", path)
-		w.Header().Set("Content-Type", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
+		w.Header().Set("Content-Type", "application/json")
+		if path == "/api" || path == "/apis" {
+			w.Header().Set("Content-Type", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList")
+		}
 		_, _ = w.Write(found)
 		return
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
 )
@@ -59,6 +60,25 @@ type group struct {
 	members *members
 }
 
+// inTurn lets one call at a time use a mapper of controller-runtime. A call that begins before another has read the discovery
+// would read a part of it again, and remove the group if that part is not found.
+type inTurn struct {
+	mu sync.Mutex
+	meta.RESTMapper
+}
+
+func (m *inTurn) RESTMapping(kind schema.GroupKind, versions ...string) (*meta.RESTMapping, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.RESTMapper.RESTMapping(kind, versions...)
+}
+
+func (m *inTurn) RESTMappings(kind schema.GroupKind, versions ...string) ([]*meta.RESTMapping, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.RESTMapper.RESTMappings(kind, versions...)
+}
+
 // Own returns a REST mapper for one cluster. Its requests end with ctx.
 func Own(ctx context.Context, config *rest.Config, transport http.RoundTripper) (meta.RESTMapper, error) {
 	return apiutil.NewDynamicRESTMapper(config, &http.Client{Transport: alone{ctx, transport}})
@@ -80,7 +100,7 @@ func (g *Groups) Join(ctx context.Context, server, endpoint string, transport ht
 		if err != nil {
 			return nil, nil, fmt.Errorf("make the REST mapper of %s: %w", server, err)
 		}
-		found = &group{mapper: mapper, members: asks}
+		found = &group{mapper: &inTurn{RESTMapper: mapper}, members: asks}
 		if g.groups == nil {
 			g.groups = map[string]*group{}
 		}

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -109,6 +111,36 @@ func TestMembersOfAServerShareOneMapper(t *testing.T) {
 	find(t, two)
 	if one != two || second.asked.Load() != 0 {
 		t.Errorf("the second member was asked %d times", second.asked.Load())
+	}
+}
+
+// overlaps is a mapper that notes whether two calls overlap.
+type overlaps struct {
+	meta.RESTMapper
+	open, found atomic.Int64
+}
+
+func (o *overlaps) RESTMapping(schema.GroupKind, ...string) (*meta.RESTMapping, error) {
+	if o.open.Add(1) > 1 {
+		o.found.Add(1)
+	}
+	for range 1000 {
+		runtime.Gosched()
+	}
+	o.open.Add(-1)
+	return nil, nil
+}
+
+func TestCallsOfASharedMapperDoNotOverlap(t *testing.T) {
+	inner := &overlaps{}
+	mapper := &inTurn{RESTMapper: inner}
+	var done sync.WaitGroup
+	for range 8 {
+		done.Go(func() { _, _ = mapper.RESTMapping(schema.GroupKind{}) })
+	}
+	done.Wait()
+	if found := inner.found.Load(); found > 0 {
+		t.Errorf("%d calls overlapped", found)
 	}
 }
 
