@@ -1,0 +1,388 @@
+"""Controllers against control planes of the sandbox: what a reconciler can rely on."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from kubernetes.client import V1ConfigMap
+from prometheus_client import CollectorRegistry
+
+from milo_discovery import DiscoveryClient, Fleet
+from milo_discovery.controllers import (
+    AlreadyExists,
+    ClusterFilter,
+    Conflict,
+    Controllers,
+    Kind,
+    NotCached,
+    NotFound,
+    Permanent,
+    ProjectSuspended,
+    QueuePolicy,
+    Request,
+    Result,
+    SingleCluster,
+    Target,
+    Watched,
+    watches,
+)
+from milo_discovery.testing import ControlPlane, FakeDiscovery, MiloSandbox, eventually
+
+WIDGETS = "example.com/v1/widgets"
+FINALIZER = "example.com/account"
+DEFINITION = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "widgets.example.com"},
+    "spec": {
+        "group": "example.com",
+        "scope": "Namespaced",
+        "names": {"plural": "widgets", "singular": "widget", "kind": "Widget", "listKind": "WidgetList"},
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "subresources": {"status": {}},
+                "schema": {"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": True}},
+            }
+        ],
+    },
+}
+
+Reconciler = Callable[[Request], Coroutine[Any, Any, Result | None]]
+names = (f"plane-{number}" for number in itertools.count())
+
+
+def widget(name: str, **spec: object) -> dict[str, Any]:
+    return {"apiVersion": "example.com/v1", "kind": "Widget", "metadata": {"name": name}, "spec": spec}
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[MiloSandbox]:
+    with MiloSandbox.start() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def plane(sandbox: MiloSandbox) -> ControlPlane:
+    """A control plane that stores widgets."""
+    return with_widgets(sandbox)
+
+
+def with_widgets(sandbox: MiloSandbox) -> ControlPlane:
+    [made] = sandbox.create_control_planes(next(names))
+    made.install(DEFINITION)
+    return made
+
+
+class Running:
+    """Controllers in the fleet of a FakeDiscovery."""
+
+    def __init__(self, *planes: ControlPlane) -> None:
+        self.discovery = FakeDiscovery(*planes)
+        self.fleet = Fleet(cast(DiscoveryClient, self.discovery))
+        self.registry = CollectorRegistry()
+        self.controllers = Controllers(self.fleet, registry=self.registry)
+
+    def metric(self, metric: str, /, **labels: str) -> float | None:
+        return self.registry.get_sample_value(metric, labels)
+
+
+@asynccontextmanager
+async def reconciling(reconciler: Reconciler, *planes: ControlPlane, **options: Any) -> AsyncIterator[Running]:
+    running = Running(*planes)
+    running.controllers.reconcile(WIDGETS, **options)(reconciler)
+    async with running.controllers:
+        yield running
+
+
+class Log:
+    """A reconciler that records what it sees."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, Any]] = []
+
+    async def __call__(self, request: Request) -> Result | None:
+        found = await request.get()
+        self.seen.append((request.cluster.name, request.name, found and found.get("spec")))
+        return None
+
+
+async def test_objects_are_reconciled_when_they_are_there_change_and_go(plane: ControlPlane) -> None:
+    plane.create(widget("one", size=1))
+    log = Log()
+    async with reconciling(log, plane):
+        await eventually(lambda: log.seen == [(plane.project, "one", {"size": 1})])
+        plane.patch(WIDGETS, "one", {"spec": {"size": 2}})
+        await eventually(lambda: log.seen[1:] == [(plane.project, "one", {"size": 2})])
+        plane.delete(WIDGETS, "one")
+        await eventually(lambda: log.seen[2:] == [(plane.project, "one", None)])
+
+
+async def test_owned_object_is_restored(plane: ControlPlane) -> None:
+    async def reconcile(request: Request) -> None:
+        if await request.get() is not None:
+            body = {"kind": "ConfigMap", "metadata": {"name": request.name}, "data": {"a": "b"}}
+            await request.apply("v1/configmaps", body, owned=True)
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, owns=["v1/configmaps"]):
+        made = await eventually(lambda: plane.find("v1/configmaps", "one"))
+        assert made["metadata"]["ownerReferences"][0]["kind"] == "Widget"
+        plane.delete("v1/configmaps", "one")
+        await eventually(lambda: plane.find("v1/configmaps", "one"))
+        plane.patch("v1/configmaps", "one", {"data": {"a": "changed"}})
+        await eventually(lambda: plane.get("v1/configmaps", "one")["data"] == {"a": "b"})
+
+
+async def test_finalizer_condition_and_event(plane: ControlPlane) -> None:
+    cleaned: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is None:
+            return
+        if found["metadata"].get("deletionTimestamp"):
+            cleaned.append(request.name)
+            assert await request.remove_finalizer(FINALIZER)
+            assert not await request.remove_finalizer(FINALIZER)
+            return
+        await request.ensure_finalizer(FINALIZER)
+        assert not await request.ensure_finalizer(FINALIZER)
+        await request.patch_status({"size": 3})
+        if await request.set_condition("Ready", "True", "Done", "all is made"):
+            await request.event("Done", "made it")
+        assert not await request.set_condition("Ready", "True", "Done", "all is made")
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane):
+        await eventually(lambda: plane.get(WIDGETS, "one").get("status", {}).get("conditions"))
+        made = plane.get(WIDGETS, "one")
+        assert made["metadata"]["finalizers"] == [FINALIZER]
+        [condition] = made["status"]["conditions"]
+        assert (condition["type"], condition["observedGeneration"]) == ("Ready", 1)
+        assert made["status"]["size"] == 3
+        [event] = await eventually(lambda: plane.list("events.k8s.io/v1/events"))
+        assert (event["reason"], event["regarding"]["name"]) == ("Done", "one")
+        plane.delete(WIDGETS, "one")
+        await eventually(lambda: plane.find(WIDGETS, "one") is None)
+        assert cleaned == ["one"]
+
+
+async def test_writes_and_reads_of_other_objects(plane: ControlPlane) -> None:
+    done: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        if request.name in done:
+            return
+        body = {"kind": "ConfigMap", "metadata": {"name": "made"}, "data": {"color": "red"}}
+        made = await request.create("v1/configmaps", body)
+        with pytest.raises(AlreadyExists):
+            await request.create("v1/configmaps", body)
+        with pytest.raises(ValueError, match=r"metadata\.name"):
+            await request.create("v1/configmaps", {"kind": "ConfigMap"})
+        await request.patch("v1/configmaps", "made", {"data": {"color": "blue"}})
+        with pytest.raises(Conflict):
+            await request.update("v1/configmaps", made)
+        current = await request.read("v1/configmaps", "made")
+        await request.update("v1/configmaps", {**current, "data": {"color": "green"}})
+        typed = Kind("v1/configmaps", V1ConfigMap)
+        cached = await eventually(lambda: next(request.list(typed, index=("color", "green")), None))
+        assert cached.metadata.name == "made"
+        assert await request.get("v1/configmaps", "unknown") is None
+        with pytest.raises(NotCached):
+            await request.get("v1/secrets", "unknown")
+        await request.delete("v1/configmaps", "made")
+        await request.delete("v1/configmaps", "made")
+        with pytest.raises(NotFound):
+            await request.read("v1/configmaps", "made")
+        done.append(request.name)
+
+    plane.create(widget("one"))
+    running = Running(plane)
+    running.controllers.cache("v1/configmaps", indexes={"color": lambda found: [found.get("data", {}).get("color")]})
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        await eventually(lambda: done == ["one"])
+
+
+async def test_failure_is_retried_and_permanent_failure_waits_for_a_change(plane: ControlPlane) -> None:
+    attempts: list[int] = []
+
+    async def reconcile(request: Request) -> None:
+        attempts.append(request.failures)
+        found = await request.get()
+        if found is None or found["spec"].get("valid"):
+            return
+        if len(attempts) < 3:
+            raise OSError("not yet")
+        raise Permanent("the widget is not valid")
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane, queue=QueuePolicy(first_delay_s=0.01)) as running:
+        await eventually(lambda: running.controllers.health().stopped)
+        assert attempts == [0, 1, 2]
+        [(key, problem)] = running.controllers.health().stopped
+        assert (key.name, problem) == ("one", "the widget is not valid")
+        plane.patch(WIDGETS, "one", {"spec": {"valid": True}})
+        await eventually(lambda: attempts == [0, 1, 2, 0])
+        await eventually(
+            lambda: running.metric("controller_runtime_reconcile_total", controller="widgets", result="success")
+        )
+        assert running.metric("controller_runtime_reconcile_errors_total", controller="widgets") == 3
+        assert running.metric("controller_runtime_terminal_reconcile_errors_total", controller="widgets") == 1
+        assert running.metric("workqueue_retries_total", controller="widgets", name="widgets") == 2
+        assert running.metric("workqueue_depth", controller="widgets", name="widgets", priority="0") == 0
+        assert running.metric("milo_controllers_informers", resource=WIDGETS, state="synced") == 1
+        assert running.metric("milo_controllers_clusters") == 1
+
+
+async def test_requeue_after_reconciles_again(plane: ControlPlane) -> None:
+    times: list[str] = []
+
+    async def reconcile(request: Request) -> Result | None:
+        times.append(request.name)
+        return Result(requeue_after=timedelta(milliseconds=20)) if len(times) < 3 else None
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane):
+        await eventually(lambda: len(times) == 3)
+
+
+async def test_disengagement_cancels_and_awaits_reconciles_before_the_next_engagement(plane: ControlPlane) -> None:
+    history: list[str] = []
+
+    async def reconcile(_request: Request) -> None:
+        history.append("begins")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            history.append("ends")
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane) as running:
+        await eventually(lambda: history == ["begins"])
+        running.discovery.disengage(plane.project)
+        running.discovery.engage(plane)
+        await eventually(lambda: history == ["begins", "ends", "begins"])
+
+
+async def test_kind_that_is_not_served_yet_is_waited_for(sandbox: MiloSandbox, plane: ControlPlane) -> None:
+    [bare] = sandbox.create_control_planes(next(names))
+    plane.create(widget("here"))
+    log = Log()
+    async with reconciling(log, plane, bare) as running:
+        await eventually(lambda: log.seen == [(plane.project, "here", {})])
+        [problem] = await eventually(lambda: running.controllers.health().problems)
+        assert (problem.cluster, problem.kind, problem.is_synced) == (bare.project, WIDGETS, False)
+        assert not running.controllers.health().synced
+        assert running.metric("milo_controllers_informers", resource=WIDGETS, state="not_served") == 1
+        bare.install(DEFINITION)
+        bare.create(widget("late"))
+        await eventually(lambda: (bare.project, "late", {}) in log.seen, within_s=60)
+
+
+async def test_suspended_project_parks_writes_until_the_suspension_ends(plane: ControlPlane) -> None:
+    outcomes: list[str] = []
+
+    async def reconcile(request: Request) -> None:
+        found = await request.get()
+        if found is None:
+            return
+        if found["metadata"].get("deletionTimestamp"):
+            await request.remove_finalizer(FINALIZER)
+            return
+        try:
+            await request.patch_status({"seen": True})
+        except ProjectSuspended:
+            outcomes.append("refused")
+            raise
+        outcomes.append("written")
+
+    plane.create({**widget("ending"), "metadata": {"name": "ending", "finalizers": [FINALIZER]}})
+    plane.delete(WIDGETS, "ending")
+    plane.create(widget("one"))
+    running = Running()
+    running.controllers.reconcile(WIDGETS)(reconcile)
+    async with running.controllers:
+        running.discovery.engage(plane, suspended=True)
+        await eventually(lambda: outcomes == ["refused"])
+        await eventually(lambda: plane.find(WIDGETS, "ending") is None)
+        running.discovery.update(plane.project, suspended=False)
+        await eventually(lambda: "written" in outcomes)
+        assert outcomes[0] == "refused"
+        assert outcomes.count("refused") == 1
+
+
+async def test_mapper_enqueues_objects_of_other_clusters(sandbox: MiloSandbox) -> None:
+    first, second = with_widgets(sandbox), with_widgets(sandbox)
+    for each in (first, second):
+        each.create(widget("copy"))
+    log = Log()
+
+    def everywhere(change: Watched[dict[str, Any]]) -> Iterator[Target]:
+        if change.name == "shared":
+            for cluster, found in change.clusters.list(WIDGETS):
+                yield Target(found["metadata"]["name"], "default", cluster.name)
+
+    async with reconciling(log, first, second, watches=[watches("v1/configmaps", map=everywhere)]) as running:
+        await eventually(lambda: sorted(log.seen) == sorted([(p.project, "copy", {}) for p in (first, second)]))
+        first.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "shared"}})
+        await eventually(lambda: sorted(log.seen[2:]) == sorted([(p.project, "copy", {}) for p in (first, second)]))
+        view = running.controllers.view
+        assert sorted(view.names()) == sorted([first.project, second.project])
+        assert len(list(view.list(WIDGETS))) == 2
+        assert first.project in view
+        assert view.cluster("unknown") is None
+
+
+async def test_selector_restricts_the_objects(plane: ControlPlane) -> None:
+    for name, labels in (("inside", {"env": "prod"}), ("outside", {})):
+        plane.create({**widget(name), "metadata": {"name": name, "labels": labels}})
+    log = Log()
+    async with reconciling(log, plane, selector="env=prod"):
+        await eventually(lambda: log.seen)
+        plane.patch(WIDGETS, "inside", {"metadata": {"labels": {"env": "test"}}})
+        await eventually(lambda: log.seen == [(plane.project, "inside", {}), (plane.project, "inside", None)])
+
+
+async def test_single_cluster_needs_no_daemon(plane: ControlPlane, tmp_path: Path) -> None:
+    plane.create(widget("one"))
+    kubeconfig = plane.write_kubeconfig(tmp_path / "kubeconfig")
+    controllers = Controllers(SingleCluster(kubeconfig, name="here"), registry=CollectorRegistry())
+    log = Log()
+    controllers.reconcile(WIDGETS)(log)
+    async with controllers:
+        await eventually(lambda: log.seen == [("here", "one", {})])
+
+
+async def test_log_records_name_the_cluster_and_the_object(plane: ControlPlane) -> None:
+    records: list[tuple[str, str]] = []
+
+    async def reconcile(_request: Request) -> None:
+        record = logging.LogRecord("test", logging.INFO, "", 0, "hello", None, None)
+        assert ClusterFilter().filter(record)
+        records.append((record.cluster, record.object))  # type: ignore[attr-defined]
+
+    plane.create(widget("one"))
+    async with reconciling(reconcile, plane):
+        await eventually(lambda: records == [(plane.project, "default/one")])
+
+
+async def test_registration_ends_when_the_controllers_run(plane: ControlPlane) -> None:
+    running = Running(plane)
+    running.controllers.reconcile(WIDGETS)(Log())
+    with pytest.raises(ValueError, match="name="):
+        running.controllers.reconcile(WIDGETS)
+    async with running.controllers:
+        await running.fleet.synced()
+        with pytest.raises(RuntimeError):
+            running.controllers.cache("v1/secrets")
