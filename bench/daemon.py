@@ -39,7 +39,9 @@ class Daemon(Process):
         clean = {name: value for name, value in os.environ.items() if not name.startswith("MILO_DISCOVERY")}
         # Without a log line for each cluster.
         clean["MILO_DISCOVERYD_LOG__LEVEL"] = "warning"
-        if not probed:
+        if probed:
+            clean["MILO_DISCOVERYD_CONNECTIVITY__PER"] = "cluster"
+        else:
             clean["MILO_DISCOVERYD_CONNECTIVITY__INTERVAL"] = "off"
         command = [sys.executable, "-m", program, "run", *arguments]
         super().__init__(command, directory / "daemon.log", environ=clean)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from milo_discoveryd import __version__
 from milo_discoveryd.config import Settings
+from milo_discoveryd.connectivity.host_schedule import HostSchedule
 from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.schedule import ProbePolicy, ProbeSchedule, at_once
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
@@ -33,7 +34,7 @@ from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.service import DaemonInfo, Service
 from milo_discoveryd.server.server import Server
 from milo_discoveryd.state_file.encoding import StateOrigin
-from milo_discoveryd.state_file.state_file import StateFile
+from milo_discoveryd.state_file.state_file import StateFile, prepare_directory
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.journal import Journal
@@ -47,7 +48,7 @@ from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.fleets import new_fleet
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
-from milo_discoveryd.wiring.mode import collections_of, mode_of, place_of
+from milo_discoveryd.wiring.mode import collections_of, mode_of, place_of, probes_hosts
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
 from milo_discoveryd.wiring.source import Discovery
@@ -116,7 +117,8 @@ class Daemon:
     async def run(self, logging: Logging | None = None) -> None:
         """Run until SIGTERM or SIGINT, then drain the streams; a second signal skips that.
 
-        SIGUSR1 toggles debug logging. SIGHUP reloads the authorization rules and reopens the audit file.
+        SIGUSR1 toggles debug logging. SIGUSR2 accepts what the source shows although clusters are held. SIGHUP reloads
+        the authorization rules and reopens the audit file.
 
         Raises expected errors as DiscoveryError, alone or in an exception group.
         """
@@ -135,15 +137,22 @@ class Daemon:
             self._metrics.follow_log(lambda: logging.dropped)
             loop.add_signal_handler(signal.SIGUSR1, logging.toggle)
         loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+        loop.add_signal_handler(signal.SIGUSR2, self._accept)
         try:
             await asyncio.wait((serving,))
         finally:
-            for number in (*signals, signal.SIGHUP):
+            for number in (*signals, signal.SIGHUP, signal.SIGUSR2):
                 loop.remove_signal_handler(number)
         if self.started.is_set():  # an error before that is printed
             log.info("stopped", **stop.fields(serving, loop.time()))
         if not serving.cancelled():
             serving.result()
+
+    def _accept(self) -> None:
+        if self.started.is_set():
+            now = asyncio.get_running_loop().time()
+            holds = [feed.accept(now) for feed in self._fleet.feeds]
+            self._journal.accepted(any(holds))
 
     def _hung_up(self) -> None:
         if self._reloading is not None:
@@ -158,13 +167,19 @@ class Daemon:
         """Serve until cancelled, then drain the streams."""
         settings = self._settings
         project = load_project_upstream(
-            settings.project_kubeconfig, settings.discovery_kubeconfig, self._environ, settings.exec_plugins
+            settings.project_kubeconfig,
+            settings.discovery_kubeconfig,
+            self._environ,
+            settings.exec_plugins,
+            plain_loopback=settings.plain_loopback,
         )
         mode = mode_of(settings, project)
         self._fleet = new_fleet(settings, mode, self._log, self._journal)
         self._metrics.follow(self._fleet, settings.metrics.cluster_info_cap)
         async with AsyncExitStack() as stack:
             traces = await stack.enter_async_context(self._traces())
+            if settings.state_directory is not None:
+                prepare_directory(settings.state_directory)
             run = run_identity(settings.state_directory)
             sources = Sources(settings, project, self._environ, stack, run=run)
             issuer = self._issuer(sources, project)
@@ -238,7 +253,9 @@ class Daemon:
             return
         source = self._settings.source
         kubeconfig, plugins = self._settings.discovery_kubeconfig, self._settings.exec_plugins
-        upstream = sources.authenticated(load_discovery_upstream(kubeconfig, self._environ, plugins))
+        upstream = sources.authenticated(
+            load_discovery_upstream(kubeconfig, self._environ, plugins, plain_loopback=self._settings.plain_loopback)
+        )
         transport = Transport(
             upstream,
             response_limit=source.response_limit,
@@ -265,6 +282,7 @@ class Daemon:
     async def _probe(self, project: Upstream, issuer: Issuer, interval: timedelta) -> None:
         settings = self._settings.connectivity
         give_up_after = settings.disengage_unreachable_after
+        of_hosts = probes_hosts(self._settings)
         policy = ProbePolicy(
             interval_s=interval.total_seconds(),
             rate_per_s=settings.rate,
@@ -281,10 +299,11 @@ class Daemon:
             held=issuer.held,
             path=settings.path,
             timeout_s=settings.timeout.total_seconds(),
+            of_hosts=of_hosts,
         )
         async with aclosing(asker):
             prober = Prober(
-                ProbeSchedule(policy, random.random),
+                (HostSchedule if of_hosts else ProbeSchedule)(policy, random.random),
                 asker.ask,
                 self._fleet.connectivity_changed,
                 self._metrics,
@@ -309,7 +328,9 @@ class Daemon:
         settings = self._settings.kubeconfigs
         return Issuer(
             sources.assignments(),
-            trust=lambda: ClusterTrust(project.trusted(), project.tls_server_name),
+            trust=lambda: ClusterTrust(
+                project.trusted(), project.tls_server_name, plain_loopback=project.plain_loopback
+            ),
             metrics=self._metrics,
             audit=self._audit,
             max_ttl_s=settings.max_ttl.total_seconds(),

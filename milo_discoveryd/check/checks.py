@@ -76,12 +76,18 @@ def _settings(settings: Settings) -> Iterator[Finding]:
 async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
     resource = _resource(settings)
     discovery, project = settings.discovery_kubeconfig, settings.project_kubeconfig
-    plugins = settings.exec_plugins
+    plugins, plain = settings.exec_plugins, settings.plain_loopback
     problems: list[Finding] = []
     watched = None
     if resource is not None:
-        watched = _load("discovery", lambda: load_discovery_upstream(discovery, environ, plugins), problems)
-    leading = _load("project", lambda: load_project_upstream(project, discovery, environ, plugins), problems)
+        watched = _load(
+            "discovery", lambda: load_discovery_upstream(discovery, environ, plugins, plain_loopback=plain), problems
+        )
+    leading = _load(
+        "project",
+        lambda: load_project_upstream(project, discovery, environ, plugins, plain_loopback=plain),
+        problems,
+    )
     for problem in problems:
         yield problem
     async with AsyncExitStack() as closing:

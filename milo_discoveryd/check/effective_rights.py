@@ -92,12 +92,12 @@ def _lines(settings: Settings, grant: Grant | None) -> Iterator[str]:
 
 async def _visible_clusters(settings: Settings, grant: Grant, environ: Mapping[str, str]) -> str:
     try:
-        discovery, plugins = settings.discovery_kubeconfig, settings.exec_plugins
-        project = load_project_upstream(settings.project_kubeconfig, discovery, environ, plugins)
+        discovery, plugins, plain = settings.discovery_kubeconfig, settings.exec_plugins, settings.plain_loopback
+        project = load_project_upstream(settings.project_kubeconfig, discovery, environ, plugins, plain_loopback=plain)
         mode = mode_of(settings, project)
         if isinstance(mode, FixedMode):
             return _count(list(mode.targets()), grant)
-        upstream = load_discovery_upstream(discovery, environ, plugins)
+        upstream = load_discovery_upstream(discovery, environ, plugins, plain_loopback=plain)
         return _count(await _engaged(settings, mode, upstream, environ), grant)
     except (ConfigError, TransportError, ListPageError) as error:
         return f"unknown: {error}"

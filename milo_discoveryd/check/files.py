@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from milo_discoveryd.check.finding import Finding, fail, ok
+from milo_discoveryd.state_file.state_file import directory_problem
 from milo_discoveryd.telemetry.traces import EXPORTER_PACKAGE, INSTALL_HINT
 
 
@@ -19,6 +20,8 @@ def state_directory(directory: Path) -> Finding:
             f"{existing} is not writable for user {os.geteuid()}",
             "mount a writable volume there (in a pod: with securityContext.fsGroup), or set another state_directory",
         )
+    if existing == directory and (problem := directory_problem(directory)) is not None:
+        return fail(subject, f"a state file in it is not used: {problem}", "use a subdirectory; the daemon creates it")
     return ok(subject, "writable" if existing == directory else f"will be created in {existing}")
 
 

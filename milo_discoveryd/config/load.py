@@ -78,7 +78,14 @@ def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Probl
         *_shared_identity(settings, given),
         *_too_short_for_tokens(settings, given),
         *_rules_about_nothing(settings, given),
+        *_unreachable_hosts(settings, given),
     ]
+
+
+def _unreachable_hosts(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+    if settings.connectivity.per == "host" and settings.connectivity.disengage_unreachable_after is not None:
+        complaint = '"host" finds no single cluster unreachable, as disengage_unreachable_after requires: use "cluster"'
+        yield Problem(given[("connectivity", "per")].place, complaint)
 
 
 def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:

@@ -90,6 +90,9 @@ class Removals(Group, frozen=True, kw_only=True):
     """Delay before the second list that must confirm held removals."""
     per_second: Annotated[float, Number(0, 10_000, is_above=True)] = 50.0
     """Rate at which confirmed removals are released; each deletion is confirmed by a GET."""
+    hold_not_ready: bool = True
+    """Apply the limit to clusters that become not ready, too: if more do within `removals.verify_after`, the rest of
+    them stay engaged for as long. `false` to disengage each as soon as its grace is over."""
 
 
 class MetricsSettings(Group, frozen=True, kw_only=True):
@@ -136,13 +139,18 @@ class TokenReview(Group, frozen=True, kw_only=True):
 
 
 class ConnectivitySettings(Group, frozen=True, kw_only=True):
-    """ConnectivitySettings probes of the clusters' API servers."""
+    """Connectivity probes of the clusters' API servers."""
 
     interval: Annotated[timedelta | None, span_or_off("1s", "24h")] = timedelta(minutes=1)
     """Interval between probes of a cluster's API server, if the rates allow it."""
+    # Each probe is a line in Milo's audit log.
+    per: Annotated[str, one_of("auto", "host", "cluster")] = "auto"
+    """`cluster`: each cluster is probed. `host`: one probe of a host stands for all clusters behind it. `auto`: `host`
+    in mode `project`, where all control planes are paths of one API server, unless
+    `connectivity.disengage_unreachable_after` is set; else `cluster`."""
     path: Annotated[str, values.url_path] = "/readyz"
-    """Path of the probe, sent with the credential issued for the cluster, or else with that of the project
-    kubeconfig."""
+    """Path of the probe, relative to the cluster's endpoint or to the host. It is sent with the credential issued for
+    the cluster, or else, and for a host always, with that of the project kubeconfig."""
     timeout: Annotated[timedelta, span("100ms", "1m")] = timedelta(seconds=5)
     """Timeout of a probe."""
     rate: Annotated[float, Number(0.1, 1_000)] = 50.0
@@ -212,6 +220,9 @@ class Settings(Group, frozen=True, kw_only=True):
     exec_plugins: Annotated[tuple[str, ...], ListOf(Text(least=1, most=4096))] = ()
     """Commands that kubeconfigs may run as exec credential plugins, spelled as in the kubeconfig, such as `datumctl`;
     `*` allows any, so that anyone who can write a kubeconfig runs code as the daemon."""
+    plain_loopback: bool = False
+    """Send credentials over plain HTTP to API servers on loopback, such as a proxy in the same pod. To other addresses
+    they are sent over TLS only."""
     label_selector: Annotated[str, selector_text] = ""
     """Label selector for projects, in the syntax of `kubectl -l`. Default: all."""
     not_ready_grace: Annotated[timedelta, span("0s", "1h")] = timedelta()

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from milo_discoveryd.connectivity.host_schedule import HostSchedule
 from milo_discoveryd.connectivity.schedule import ConnectivityChange, Probe, ProbeOutcome, ProbeReached, ProbeSchedule
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
@@ -19,11 +20,11 @@ class ProbeMetrics(Protocol):
 
 
 class Prober:
-    """The task that probes engaged clusters as the schedule says."""
+    """The task that probes engaged clusters, or their hosts, as the schedule says."""
 
     def __init__(
         self,
-        schedule: ProbeSchedule,
+        schedule: ProbeSchedule | HostSchedule,
         send: SendProbe,
         report: Callable[[ConnectivityChange], None],
         metrics: ProbeMetrics,
@@ -62,6 +63,8 @@ class Prober:
         """Send probes until cancelled."""
         async with asyncio.TaskGroup() as tasks:
             while True:
+                for change in self._schedule.known():
+                    self._report(change)
                 for probe in self._schedule.due(self._clock()):
                     if not self._is_wanted(probe.name, probe.incarnation):
                         # It was already disengaged as unreachable, so its removal sent no further DISENGAGED event.

@@ -74,6 +74,8 @@ class Probe(msgspec.Struct, frozen=True):
 
     name: str
     incarnation: int
+    watch: int
+    """Distinguishes probes of a cluster whose endpoint changed while one was in flight."""
 
 
 class ConnectivityChange(msgspec.Struct, frozen=True):
@@ -105,6 +107,7 @@ class _Host(msgspec.Struct):
 class _ProbedCluster(msgspec.Struct):
     host: str
     incarnation: int
+    watch: int
     turn: int = 0
     """Identifies its valid entry in the host's heap."""
     state: ConnectivityState = ConnectivityState.UNKNOWN
@@ -138,7 +141,8 @@ class ProbeSchedule:
     def watch(self, name: str, host: str, incarnation: int, now: float) -> None:
         """Add an engaged cluster. It is probed as soon as the rate limits allow."""
         self.forget(name)
-        self._watched[name] = _ProbedCluster(host, incarnation)
+        self._turns += 1
+        self._watched[name] = _ProbedCluster(host, incarnation, self._turns)
         self._hosts.setdefault(host, _Host()).names.add(name)
         self._plan(name, now)
 
@@ -163,7 +167,7 @@ class ProbeSchedule:
             if host is None or host.turn != turn:
                 continue
             _, _, name = heapq.heappop(host.due)
-            probe = Probe(name, self._watched[name].incarnation)
+            probe = Probe(name, self._watched[name].incarnation, self._watched[name].watch)
             self._under_way[probe] = key
             found.append(probe)
             host.is_probed_for_all = self._is_down(host)
@@ -178,6 +182,10 @@ class ProbeSchedule:
         del self._under_way[probe]
         self.forget(probe.name)
 
+    def known(self) -> list[ConnectivityChange]:
+        """Return what is known without a probe: nothing, since each cluster has probes of its own."""
+        return []
+
     @property
     def next_at(self) -> float | None:
         """When `due` will have a probe, unless an outcome comes before; None if only an outcome can change that."""
@@ -189,7 +197,7 @@ class ProbeSchedule:
         """Record the outcome of a probe, and return the changes that follow from it."""
         key = self._under_way.pop(probe)
         watched = self._watched.get(probe.name)
-        if watched is None or watched.incarnation != probe.incarnation:
+        if watched is None or watched.watch != probe.watch:
             if key in self._hosts:
                 self._hosts[key].is_probed_for_all = False
                 self._line_up(key)

@@ -24,15 +24,15 @@ class Credential:
     """The expiry that its source stated (wall time); None if it stated none."""
 
 
-def is_confidential(url: str) -> bool:
-    """Return whether a credential may be sent to the URL: over TLS, or to loopback."""
+def is_confidential(url: str, *, plain_loopback: bool) -> bool:
+    """Return whether a credential may be sent to the URL: over TLS or, with `plain_loopback`, to loopback."""
     parts = urlsplit(url)
-    return parts.scheme == "https" or addresses.is_loopback(parts.hostname or "")
+    return parts.scheme == "https" or (plain_loopback and addresses.is_loopback(parts.hostname or ""))
 
 
-def for_url(credential: Credential, url: str) -> Credential:
+def for_url(credential: Credential, url: str, *, plain_loopback: bool) -> Credential:
     """Return the credential if it may be sent to the URL. Raises CredentialError."""
-    if credential != Credential() and not is_confidential(url):
+    if credential != Credential() and not is_confidential(url, plain_loopback=plain_loopback):
         raise CredentialError(f"{url} has no TLS, so the credential would be sent unencrypted; use https")
     return credential
 

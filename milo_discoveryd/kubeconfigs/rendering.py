@@ -24,11 +24,13 @@ class ClusterTrust(msgspec.Struct, frozen=True):
     authorities: bytes | None
     """PEM; None stands for the system's CAs."""
     tls_server_name: str | None = None
+    plain_loopback: bool = False
+    """Whether credentials may be sent to servers on loopback without TLS."""
 
 
 def embedded(name: str, server: str, trust: ClusterTrust, credential: Credential) -> bytes:
     """Render a kubeconfig that contains the credential. Raises UnfitError if it would be sent without TLS."""
-    if not is_confidential(server):
+    if not is_confidential(server, plain_loopback=trust.plain_loopback):
         raise UnfitError(f"the endpoint of {name}, {server}, has no TLS: a credential would be sent unencrypted")
     user: dict[str, object] = {}
     if credential.token is not None:

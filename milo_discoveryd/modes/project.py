@@ -12,12 +12,13 @@ from milo_discoveryd.modes.reading import (
     ORGANIZATION_LABEL,
     MalformedError,
     checked,
+    checked_organization,
     deletion_requested_at,
+    excerpt,
     labels,
     malformed,
     not_ready,
     readiness,
-    shared,
 )
 
 CONDITION = "Ready"
@@ -39,9 +40,10 @@ class ProjectMode:
         metadata = obj.metadata
         try:
             name = checked(metadata.name, DNS_SUBDOMAIN, 253, "the name")
+            organization = checked_organization(_organization(obj))
             condition = obj.condition(CONDITION)
             if condition is None or condition.status != "True":
-                return not_ready(obj, CONDITION, condition, _organization(obj))
+                return not_ready(obj, CONDITION, condition, organization)
             suspended = obj.condition("Suspended")
             cleanup = obj.condition("ResourceCleanup")
             deletion = deletion_requested_at(metadata)
@@ -49,11 +51,11 @@ class ProjectMode:
                 name=name,
                 uid=metadata.uid,
                 place=self._place,
-                organization=shared(_organization(obj)),
+                organization=organization,
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
                 deletion_requested_at=deletion,
-                deletion_message=(cleanup.message or "") if deletion is not None and cleanup else "",
+                deletion_message=excerpt(cleanup.message or "") if deletion is not None and cleanup else "",
                 suspended=suspended is not None and suspended.status == "True",
             )
         except MalformedError as error:

@@ -16,12 +16,12 @@ from milo_discoveryd.modes.reading import (
     ORGANIZATION_LABEL,
     MalformedError,
     checked,
+    checked_organization,
     deletion_requested_at,
     labels,
     malformed,
     not_ready,
     readiness,
-    shared,
 )
 
 CONDITION = "ControlPlaneReady"
@@ -47,7 +47,7 @@ class ProjectControlPlaneMode:
             name = metadata.name
             checked(name, DNS_LABEL, 63, "the name")
             claimed_uid = (metadata.labels or {}).get(PROJECT_UID_LABEL, "")
-            organization = _organization(metadata.labels or {}, metadata.annotations or {})
+            organization = checked_organization(_organization(metadata.labels or {}, metadata.annotations or {}))
             condition = obj.condition(CONDITION)
             if condition is None or condition.status != "True":
                 return replace(not_ready(obj, CONDITION, condition, organization), project_uid=claimed_uid)
@@ -56,7 +56,7 @@ class ProjectControlPlaneMode:
                 name=name,
                 uid=project_uid,
                 place=self.place_of(name, project_uid),
-                organization=shared(organization),
+                organization=organization,
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
                 deletion_requested_at=deletion_requested_at(metadata),

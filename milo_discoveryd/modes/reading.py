@@ -23,6 +23,11 @@ METADATA_BYTES = 512 * 1024
 """Kubernetes allows 256 KiB of annotations; labels are far smaller. More would not fit into a gRPC message."""
 
 
+MESSAGE_CHARACTERS = 2048
+"""Of a condition's message. The API server itself allows 32 KiB; what a proxy sends instead of one has no bound."""
+ORGANIZATION_CHARACTERS = 253
+
+
 class MalformedError(ValueError):
     """An object that cannot be used; the message says what is wrong with it."""
 
@@ -36,9 +41,9 @@ def not_ready(obj: KubeObject, kind: str, condition: Condition | None, organizat
         message = f"condition {kind} is not set"
     else:
         words = [f"condition {kind} is {condition.status}", condition.reason or "", condition.message or ""]
-        message = ": ".join(word for word in words if word)
+        message = excerpt(": ".join(word for word in words if word))
     metadata = obj.metadata
-    fields = ObjectFields(metadata.name, shared(organization), labels(metadata))
+    fields = ObjectFields(metadata.name, organization, labels(metadata))
     return NotReady(metadata.name, metadata.uid, metadata.resourceVersion, message, fields=fields)
 
 
@@ -72,6 +77,19 @@ def _pair(key: str, value: str) -> tuple[str, str]:
 def shared(text: str) -> str:
     """Return one instance for equal strings, which saves memory."""
     return text
+
+
+def checked_organization(name: str) -> str:
+    """Return the organization if it is no longer than a name can be."""
+    if len(name) > ORGANIZATION_CHARACTERS:
+        raise MalformedError(
+            f"its organization has {len(name)} characters; at most {ORGANIZATION_CHARACTERS} are valid"
+        )
+    return shared(name)
+
+
+def excerpt(message: str) -> str:
+    return message if len(message) <= MESSAGE_CHARACTERS else f"{message[:MESSAGE_CHARACTERS]}…"
 
 
 def deletion_requested_at(metadata: Metadata) -> float | None:

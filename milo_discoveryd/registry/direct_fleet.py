@@ -9,6 +9,7 @@ from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.intake_sink import IntakeSink, Observer, at
 from milo_discoveryd.registry.log import ChangeLog
+from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
 from milo_discoveryd.registry.removal_guard import RemovalGuard
 from milo_discoveryd.state_file.encoding import StoredObject
@@ -25,20 +26,13 @@ class DirectFleet(IntakeSink, Fleet):
         pending_deletions: PendingDeletions,
         observer: Observer,
         *,
-        not_ready_grace_s: float = 0.0,
+        not_ready: NotReadyClusters | None = None,
         drain_timeout_s: float = 0.0,
         guard: RemovalGuard | None = None,
         notifier: ChangeNotifier | None = None,
         keys: ObjectKeys = NAMES,
     ) -> None:
-        Fleet.__init__(
-            self,
-            log,
-            observer,
-            not_ready_grace_s=not_ready_grace_s,
-            drain_timeout_s=drain_timeout_s,
-            notifier=notifier,
-        )
+        Fleet.__init__(self, log, observer, not_ready=not_ready, drain_timeout_s=drain_timeout_s, notifier=notifier)
         shares_log = notifier is not None
         IntakeSink.__init__(
             self, self.registry, pending_deletions, observer, guard=guard, keys=keys, shares_log=shares_log
@@ -80,7 +74,7 @@ class DirectFleet(IntakeSink, Fleet):
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, read_at: float) -> None:
         """Apply the result of a confirmation read."""
-        self._publish(self._intake.resolve(request, result, at(read_at)), read_at)
+        self._publish(self._resolved(request, result, read_at), read_at)
 
     def source(self, status: SourceStatus) -> None:
         self._pause_graces(status)

@@ -18,9 +18,13 @@ from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import ClusterView
 from milo_discoveryd.registry.intake_sink import Observer, at
 from milo_discoveryd.registry.log import ChangeLog
+from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
 from milo_discoveryd.registry.registry import Registry
 from milo_kube.reflect.source_status import SourceState, SourceStatus
+
+NOT_READY_HELD = "NotReadyHeld"
+"""The reason of a source in which much of the fleet is not ready."""
 
 
 class PendingReports(Protocol):
@@ -43,15 +47,18 @@ class Fleet(ABC):
         log: ChangeLog,
         observer: Observer,
         *,
-        not_ready_grace_s: float,
+        not_ready: NotReadyClusters | None,
         drain_timeout_s: float,
         notifier: ChangeNotifier | None,
     ) -> None:
         """`notifier`: of the fleets that share the log; None if there are no others."""
-        self.registry = Registry(log, not_ready_grace_s, self._refused, drain_timeout_s=drain_timeout_s)
+        self.registry = Registry(log, not_ready, self._refused, drain_timeout_s=drain_timeout_s)
         self.notifier = notifier or ChangeNotifier()
         self.status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self._observer = observer
+        self._followed = self.status
+        """The status of the source, whether or not clusters that are not ready are held."""
+        self._shown_held: HeldNotReady | None = None
         self._lost_at: float | None = None
         """Since when nothing has been heard of the source."""
         self._listeners: list[tuple[EventType, Callable[[Cluster], None]]] = []
@@ -100,6 +107,8 @@ class Fleet(ABC):
         if self._lost_at is not None:
             return
         self._publish(self.registry.end_overdue(at(now)), now)
+        if self.registry.not_ready_held != self._shown_held:
+            self._set_status(self._followed)
 
     def drain(self, names: Iterable[str], reason: DisengageReason, message: str, timeout_s: float) -> None:
         """Disengage clusters after their release: see `Registry.drain`."""
@@ -153,6 +162,11 @@ class Fleet(ABC):
         self._set_drain_timer()
 
     def _set_status(self, status: SourceStatus) -> None:
+        self._followed, self._shown_held = status, self.registry.not_ready_held
+        if (held := self._shown_held) is not None and status.state is SourceState.STREAMING:
+            status = SourceStatus(
+                SourceState.CATCHING_UP, held.since, NOT_READY_HELD, held.message, status.last_contact
+            )
         changed = status.state is not self.status.state or status.reason != self.status.reason
         self.status = status
         if changed:
@@ -164,7 +178,7 @@ class Fleet(ABC):
             if self._lost_at is None:
                 self._lost_at = status.since if status.last_contact is None else status.last_contact
         elif self._lost_at is not None:
-            self.registry.extend_graces(self._lost_at, status.since)
+            self.registry.extend_graces(self._lost_at, at(status.since))
             self._lost_at = None
 
     def _refused(self, seen: Malformed) -> None:

@@ -153,8 +153,8 @@ class Intake:
                     self._deletion_reported(self._keys.key(namespace, name), uid, now)
                 case ListStarted() | Listed() | Unlisted():
                     self._stage(event)
-                case ListEnded(versions_went_back):
-                    yield from self._apply_list(now, versions_went_back=versions_went_back)
+                case ListEnded() as ended:
+                    yield from self._apply_list(now, ended)
                 case _:
                     pass  # Relisting and EventIgnored are for the log and the metrics
         is_early = self._applies_early
@@ -178,21 +178,23 @@ class Intake:
                 self._listed.pop(key, None)
                 self._staged.pop(key, None)
 
-    def _apply_list(self, now: Moment, *, versions_went_back: bool) -> Iterator[list[Event]]:
-        if (
-            (guard := self._guard)
-            and self.synced
-            and guard.ignores(versions_went_back=versions_went_back, now=now.steady)
-        ):
-            self._listed, self._staged = {}, {}
-            return
+    def _apply_list(self, now: Moment, ended: ListEnded) -> Iterator[list[Event]]:
+        versions_went_back = ended.versions_went_back
+        if (guard := self._guard) and self.synced:
+            versions_went_back = guard.is_behind(ended.version, versions_went_back=versions_went_back)
+            if guard.ignores(ended.version, is_behind=versions_went_back, now=now.steady):
+                self._listed, self._staged = {}, {}
+                return
         regressed = list(self._regressed(versions_went_back=versions_went_back))
+        # Objects whose older state is held already show no further restore.
+        versions_went_back = versions_went_back or not all(self._is_held_by_restore(seen.name) for seen in regressed)
         for seen in regressed:
             del self._staged[seen.name], self._listed[seen.name]
             self._registry.set_version(seen.name, seen.version)
-        versions_went_back = versions_went_back or bool(regressed)
         missing = [(name, uid) for name, uid in self._registry.present() if name not in self._listed]
-        engaged = [(name, uid) for name, uid in missing if self._is_engaged(name)]
+        engaged = [
+            (name, uid) for name, uid in missing if self._is_engaged(name) and not self._is_held_by_restore(name)
+        ]
         # Stored clusters may be long out of date: a subscriber that knows the successor must not see them again.
         replaced = [] if self.is_restored else list(self._replaced())
         decision: GuardDecision = ConfirmEach()
@@ -206,6 +208,7 @@ class Intake:
                 versions_went_back=versions_went_back,
                 now=now.steady,
                 is_foreign=is_foreign,
+                still_held=self._pending_deletions.held if self._guard.holds_restored else 0,
             )
         self._is_foreign = isinstance(decision, HeldRemovals) and decision.is_foreign
         if self._is_foreign:
@@ -251,7 +254,7 @@ class Intake:
 
         A server that was restored from a backup shows the state that they had at the time of the backup.
         """
-        if self._guard is None or not self.synced:
+        if self._guard is None or not self.synced or self._guard.is_accepting:
             return
         for seen in self._staged.values():
             record = self._registry[seen.name]
@@ -268,6 +271,16 @@ class Intake:
             return False
         record = self._registry[seen.name]
         return record is not None and record.version != "" and seen.version == record.version
+
+    def _is_held_by_restore(self, name: str) -> bool:
+        """Return whether it stays engaged, whatever lists lack, until an administrator decides."""
+        if self._guard is None or not self._guard.holds_restored or self._guard.is_accepting:
+            return False
+        return self._pending_deletions.is_held(name)
+
+    def accept(self, now: float) -> bool:
+        """Accept what the next list shows, although clusters are held. Return whether any are."""
+        return self._guard is not None and self.held is not None and self._guard.accept(now)
 
     def _proves(self, listed: tuple[str, str]) -> bool:
         """Return whether a listed object is a known one: then the list is not another server's."""

@@ -10,7 +10,14 @@ from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.model.resource import ObjectKeys
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import Intake
-from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.pending_deletions import (
+    ConfirmationRequest,
+    ConfirmationResult,
+    Found,
+    Inconclusive,
+    NotFound,
+    PendingDeletions,
+)
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_discoveryd.registry.registry import ObjectState, Registry
 from milo_discoveryd.registry.removal_guard import RemovalGuard
@@ -43,6 +50,18 @@ class Observer(Protocol):
 
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
         """A drain ended: by release, or by its deadline where some subscribers have not released the cluster."""
+
+    def confirmed(self, result: str) -> None:
+        """A confirmation read of an apparently deleted object had this result: a word for a metric."""
+
+    def confirmations_refused(self, problem: str) -> None:
+        """The API server began to refuse confirmation reads, so all of them wait."""
+
+    def confirmations_accepted(self) -> None:
+        """The API server answers confirmation reads again."""
+
+
+_RESULTS = {NotFound: "not_found", Found: "found", Inconclusive: "inconclusive"}
 
 
 class IntakeSink:
@@ -86,6 +105,22 @@ class IntakeSink:
 
     def liveness_checked(self, result: str) -> None:
         self._observer.liveness_checked(result)
+
+    def accept(self, now: float) -> bool:
+        """Accept what the source's next list shows, although removals are held. Return whether any are."""
+        return self._intake.accept(now)
+
+    def _resolved(self, request: ConfirmationRequest, result: ConfirmationResult, read_at: float) -> list[Event]:
+        was_refused = self.pending_deletions.refused
+        events = self._intake.resolve(request, result, at(read_at))
+        is_refusal = isinstance(result, Inconclusive) and result.is_refusal
+        self._observer.confirmed("refused" if is_refusal else _RESULTS[type(result)])
+        refused = self.pending_deletions.refused
+        if refused and not was_refused:
+            self._observer.confirmations_refused(refused)
+        elif was_refused and not refused:
+            self._observer.confirmations_accepted()
+        return events
 
     def _believed(self, status: SourceStatus) -> SourceStatus:
         """Return the status of a source that is followed but not believed in everything."""

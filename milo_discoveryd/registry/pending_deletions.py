@@ -137,7 +137,7 @@ class PendingDeletions:
     @property
     def refused(self) -> str | None:
         """Why confirmations wait, if the server refuses them."""
-        return self._refusal if self._refusals else None
+        return self._refusal if self._refusals and self._pending else None
 
     def explain(self, name: str) -> tuple[float, str] | None:
         """Return since when the deletion is pending, and what keeps it from being confirmed."""

@@ -12,6 +12,7 @@ from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.fleet import Fleet, PendingReports
 from milo_discoveryd.registry.intake_sink import IntakeSink, Observer, at
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import ConfirmationRequest, ConfirmationResult, PendingDeletions
 from milo_discoveryd.registry.reduction import Reduce, Reduction
 from milo_discoveryd.registry.registry import Registry
@@ -56,7 +57,7 @@ class ObjectFeed(IntakeSink):
 
     def resolve(self, request: ConfirmationRequest, result: ConfirmationResult, read_at: float) -> None:
         """Apply the result of a confirmation read."""
-        events = self._intake.resolve(request, result, at(read_at))
+        events = self._resolved(request, result, read_at)
         self._fleet.apply(self._watch, events, self._fleet.next_order(), read_at)
 
     def source(self, status: SourceStatus) -> None:
@@ -90,14 +91,12 @@ class ReducedFleet(Fleet):
         keys: Sequence[ObjectKeys],
         pending_deletions: Callable[[], PendingDeletions],
         guard: Callable[[], RemovalGuard | None] = lambda: None,
-        not_ready_grace_s: float = 0.0,
+        not_ready: NotReadyClusters | None = None,
         drain_timeout_s: float = 0.0,
         notifier: ChangeNotifier | None = None,
     ) -> None:
         """`keys` has an item for each watched resource; the factories are called for each."""
-        super().__init__(
-            log, observer, not_ready_grace_s=not_ready_grace_s, drain_timeout_s=drain_timeout_s, notifier=notifier
-        )
+        super().__init__(log, observer, not_ready=not_ready, drain_timeout_s=drain_timeout_s, notifier=notifier)
         self._reduction = Reduction(reduce, self.registry)
         self._order = 0
         self.feeds = tuple(

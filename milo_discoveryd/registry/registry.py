@@ -29,6 +29,7 @@ from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields,
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.log_entry import LogEntry
+from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import ConfirmedDeletion
 from milo_discoveryd.registry.pending_releases import PendingReleases
 from milo_discoveryd.registry.uid_claims import UidClaims
@@ -103,7 +104,7 @@ class Registry:
     def __init__(
         self,
         log: ChangeLog,
-        not_ready_grace_s: float = 0.0,
+        not_ready: NotReadyClusters | None = None,
         refused: Callable[[Malformed], None] = lambda _: None,
         *,
         drain_timeout_s: float = 0.0,
@@ -114,12 +115,10 @@ class Registry:
         self._drain_timeout_s = drain_timeout_s
         self._refused = refused
         self._claims = UidClaims()
-        self._grace_s = not_ready_grace_s
+        self._not_ready = not_ready or NotReadyClusters()
         self._records: dict[str, ClusterRecord] = {}
         self._absent: dict[str, None] = {}
         """Names of absent objects, oldest first. The latest are kept for explanations."""
-        self._grace_ends: dict[str, float] = {}
-        """When to disengage clusters in their grace, soonest first: the grace is the same for all."""
         self._counts = dict.fromkeys(ObjectState, 0)
         self._engaged = 0
         self._unreachable = 0
@@ -217,25 +216,37 @@ class Registry:
 
     @property
     def due_at(self) -> float | None:
-        """When `end_overdue` will have something to end, on the monotonic clock."""
-        return next(iter(self._grace_ends.values()), None)
+        """When `end_overdue` will have something to decide, on the monotonic clock."""
+        return self._not_ready.due_at
 
-    def extend_graces(self, lost_at: float, now: float) -> None:
+    @property
+    def not_ready_held(self) -> HeldNotReady | None:
+        """Why clusters that are not ready stay engaged, if that is because there are many."""
+        return self._not_ready.held
+
+    @property
+    def not_ready_held_count(self) -> int:
+        return self._not_ready.held_count
+
+    def extend_graces(self, lost_at: float, now: Moment) -> None:
         """Do not count the time since `lost_at`, in which nothing was heard, towards the graces that ran then."""
-        for name, until in self._grace_ends.items():
-            if until - self._grace_s <= lost_at:
-                self._grace_ends[name] = until + now - lost_at
-                record = self._records[name]
-                assert record.grace_until is not None
-                record.grace_until += now - lost_at
+        self._postponed(self._not_ready.extend(lost_at, now.steady), now)
 
     def end_overdue(self, now: Moment) -> list[Event]:
-        """Disengage the clusters whose grace is over."""
+        """Disengage the clusters whose grace is over, unless they are too many at once."""
+        overdue = self._not_ready.overdue(self._engaged, now.steady)
+        self._postponed(overdue.postponed, now)
         events: list[Event] = []
-        for name in [name for name, until in self._grace_ends.items() if until <= now.steady]:
+        for name in overdue.disengaged:
             record = self._records[name]
             events += self._plan_end(record, DisengageReason.NOT_READY, record.message, now)
         return events
+
+    def _postponed(self, names: Iterable[str], now: Moment) -> None:
+        for name in names:
+            until = self._not_ready.until(name)
+            assert until is not None, "it is postponed"
+            self._records[name].grace_until = now.wall + until - now.steady
 
     def drain(self, name: str, reason: DisengageReason, message: str, timeout_s: float, now: Moment) -> Iterable[Event]:
         """Disengage a cluster after the subscribers that confirm releases have released it, or after `timeout_s`.
@@ -314,7 +325,7 @@ class Registry:
         """Forget everything. Only allowed before anything was published."""
         self._records.clear()
         self._absent.clear()
-        self._grace_ends.clear()
+        self._not_ready.clear()
         self._claims.clear()
         self._counts = dict.fromkeys(ObjectState, 0)
         self._engaged = 0
@@ -415,8 +426,9 @@ class Registry:
             return ()  # the cluster stays as it last was
         if isinstance(seen, Outside):
             return self._plan_end(record, DisengageReason.LABELS_CHANGED, seen.message, now)
-        if record.engaged and self._grace_s and seen.name not in self.releases:
-            self._start_grace(seen.name, record, now)
+        is_draining = seen.name in self.releases
+        if record.engaged and not is_draining and not self._not_ready.began(seen.name, self._engaged, now.steady):
+            self._postponed((seen.name,), now)
             return ()
         return self._plan_end(record, DisengageReason.NOT_READY, seen.message, now)
 
@@ -467,7 +479,8 @@ class Registry:
         if not timeout_s or not self.releases.begin(cluster, now.steady + timeout_s, now.steady):
             return self._end(record, reason, message, now)
         name = cluster.target.name
-        self._end_grace(name, record)
+        self._not_ready.ended(name)
+        record.grace_until = None
         # A record that drains must not be dropped as one of too many absent ones.
         self._absent.pop(name, None)
         draining = Draining(reason, message, now.wall + timeout_s)
@@ -478,7 +491,8 @@ class Registry:
         if cluster is None:
             return ()
         name = cluster.target.name
-        self._end_grace(name, record)
+        self._not_ready.ended(name)
+        record.grace_until = None
         if cluster.draining is not None:
             self.releases.end(name)
             self._note_absent(name, record.state)
@@ -488,15 +502,6 @@ class Registry:
         self._engaged -= 1
         self._unreachable -= _is_unreachable(cluster)
         return (ended,)
-
-    def _start_grace(self, name: str, record: ClusterRecord, now: Moment) -> None:
-        if name not in self._grace_ends:
-            self._grace_ends[name] = now.steady + self._grace_s
-            record.grace_until = now.wall + self._grace_s
-
-    def _end_grace(self, name: str, record: ClusterRecord) -> None:
-        self._grace_ends.pop(name, None)
-        record.grace_until = None
 
     def _record(self, seen: Observation, state: ObjectState, now: Moment) -> ClusterRecord:
         """Return the record of the observed object, in that state."""
@@ -518,7 +523,8 @@ class Registry:
         self._counts[state] += 1
         record.state, record.since = state, now.wall
         if state is not ObjectState.NOT_READY:
-            self._end_grace(name, record)
+            self._not_ready.forget(name)
+            record.grace_until = None
         self._note_absent(name, state)
 
     def _note_absent(self, name: str, state: ObjectState) -> None:

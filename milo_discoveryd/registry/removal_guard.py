@@ -3,12 +3,15 @@
 An API server that was restored from a backup, that started on an empty store, or that is another one behind the same
 address answers lists and single reads consistently, and all wrong. Believing it would make every operator stop work on
 every cluster. So such a list is held: nothing is disengaged for it until a second list, some time later, lacks the same
-clusters; and never, short of a restart, if the server's resource versions went back.
+clusters. If the server's resource versions went back, the clusters are held until an administrator accepts what the
+server shows. Clusters that the restored server has shown are not affected: later lists may lack them.
 """
 
 from collections.abc import Sized
 
 import msgspec
+
+from milo_kube.reflect.versions import is_older
 
 
 class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +24,7 @@ class RemovalLimits(msgspec.Struct, frozen=True, kw_only=True):
     """The rate at which verified removals are confirmed one by one."""
 
 
+ACCEPT = "an administrator accepts what the server shows (SIGUSR2)"
 _LISTS_WHILE_BEHIND = 6
 """How many lists are requested until a server whose versions went back counts as restored."""
 
@@ -55,19 +59,52 @@ class RemovalGuard:
     def __init__(self, limits: RemovalLimits) -> None:
         self._limits = limits
         self._behind_since: float | None = None
+        self._restored_at: str | None = None
+        """The version of the latest list of a server that counts as restored, while it is older than before."""
+        self._held_by_restore: HeldRemovals | None = None
+        self._accepts = False
         self.held: HeldRemovals | None = None
 
-    def ignores(self, *, versions_went_back: bool, now: float) -> bool:
+    @property
+    def holds_restored(self) -> bool:
+        """Whether clusters are held because the server was restored."""
+        return self._held_by_restore is not None
+
+    @property
+    def is_accepting(self) -> bool:
+        """Whether the next list is accepted whatever it lacks."""
+        return self._accepts
+
+    def accept(self, now: float) -> bool:
+        """Accept what the next list shows, and ask for it. Return whether anything is held."""
+        if self.held is None:
+            return False
+        self._accepts = True
+        self.held = msgspec.structs.replace(self.held, verify_at=now)
+        return True
+
+    def is_behind(self, version: str, *, versions_went_back: bool) -> bool:
+        """Return whether a list is older than what was seen before, or since a restore."""
+        if not versions_went_back:
+            self._restored_at = None
+            return False
+        if self._accepts or (self._restored_at is not None and not is_older(version, self._restored_at)):
+            self._restored_at = version
+            return False
+        return True
+
+    def ignores(self, version: str, *, is_behind: bool, now: float) -> bool:
         """Return whether to ignore a list because it is older than what was seen before.
 
         A replica that lags behind catches up. After `verify_after_s` the server counts as restored from a backup.
         """
-        if not versions_went_back:
+        if not is_behind:
             self._behind_since = None
             return False
         if self._behind_since is None:
             self._behind_since = now
         if now >= self._behind_since + self._limits.verify_after_s:
+            self._restored_at, self._behind_since = version, None
             return False
         self.held = HeldRemovals(
             self._behind_since,
@@ -79,17 +116,31 @@ class RemovalGuard:
         return True
 
     def judge(
-        self, missing: Sized, engaged: int, *, versions_went_back: bool, now: float, is_foreign: bool = False
+        self,
+        missing: Sized,
+        engaged: int,
+        *,
+        versions_went_back: bool,
+        now: float,
+        is_foreign: bool = False,
+        still_held: int = 0,
     ) -> GuardDecision:
         """Decide about the clusters that a complete list lacks, out of `engaged` ones.
 
-        The list `is_foreign` if it names objects but none of those that are known.
+        The list `is_foreign` if it names objects but none of those that are known. It lacks also `still_held` clusters
+        that are held since a restore, or shows them in their old state.
         """
         held, self.held = self.held, None
+        if self._accepts:
+            self._accepts, self._held_by_restore = False, None
+            return ConfirmAtRate(self._limits.per_second) if missing else ConfirmEach()
         if held is not None and held.is_stale:
             held = None
         since = now if held is None else held.since
+        if not still_held and not versions_went_back:
+            self._held_by_restore = None
         if not missing:
+            self.held = self._held_by_restore
             return ConfirmEach()
         if is_foreign and engaged > 1:
             self.held = HeldRemovals(
@@ -102,17 +153,26 @@ class RemovalGuard:
             return self.held
         if held is not None and held.is_foreign:
             held = None  # another server's list is no evidence about this server
-        lacks = f"its list lacks {len(missing)} of {engaged} engaged clusters"
-        if versions_went_back or (held is not None and held.verify_at is None):
-            self.held = HeldRemovals(
+        return self._judge_own(len(missing), engaged, held, versions_went_back=versions_went_back, now=now)
+
+    def _judge_own(
+        self, missing: int, engaged: int, held: HeldRemovals | None, *, versions_went_back: bool, now: float
+    ) -> GuardDecision:
+        """Decide about what a list of the followed server lacks. `held` is what the list before was held for."""
+        since = now if held is None else held.since
+        lacks = f"its list lacks {missing} of {engaged} engaged clusters"
+        if versions_went_back:
+            self._held_by_restore = self.held = HeldRemovals(
                 since,
                 None,
                 f"the API server's resource versions went back, as after a restore from a backup, and {lacks} or shows "
-                "them in an older state: these stay as they are until they are seen again, or the daemon starts "
-                "without its state file",
+                f"them in an older state: these stay as they are until they are seen again, or until {ACCEPT}",
             )
             return self.held
-        if not self._is_mass(len(missing), engaged):
+        if self._held_by_restore is not None:
+            self.held = self._held_by_restore
+            return self.held if self._is_mass(missing, engaged) else ConfirmEach()
+        if not self._is_mass(missing, engaged):
             return ConfirmEach()
         verify_at = now + self._limits.verify_after_s if held is None or held.verify_at is None else held.verify_at
         if held is not None and now >= verify_at:
@@ -127,11 +187,11 @@ class RemovalGuard:
         """
         if now < since + self._limits.verify_after_s:
             return None
-        self.held = HeldRemovals(
+        self._held_by_restore = self.held = HeldRemovals(
             since if self.held is None else self.held.since,
             None,
             "the API server has a cluster in an older version than it showed before, as after a restore from a backup: "
-            "it stays as it is until it is seen again, or the daemon starts without its state file",
+            f"it stays as it is until it is seen again, or until {ACCEPT}",
         )
         return self.held
 

@@ -57,13 +57,15 @@ class StateFile:
 
     def _read(self) -> bytes:
         """Read the file if nobody else can have written it. Raises StateFileError."""
-        _check_writers(self._path.parent.stat(), "the directory", allow_sticky=True)
+        if problem := directory_problem(self._path.parent):
+            raise StateFileError(problem)
         descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise StateFileError("not a regular file")
-            _check_writers(found, "the file", allow_sticky=False)
+            if problem := _writers_problem(found, "the file", allow_sticky=False):
+                raise StateFileError(problem)
             return file.read()
 
     async def save_changes(
@@ -115,12 +117,29 @@ class StateFile:
         temporary.replace(self._path)
 
 
-def _check_writers(found: os.stat_result, what: str, *, allow_sticky: bool) -> None:
-    """Refuse what another user owns or may write to: the daemon would connect where that user says."""
+def prepare_directory(directory: Path) -> None:
+    """Create the directory if it is missing, for the daemon's user alone."""
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        log.warning("state directory not created", path=str(directory), problem=error.strerror)
+
+
+def directory_problem(directory: Path) -> str | None:
+    """Return why a state file in this directory would not be used, because other users could have put it there."""
+    return _writers_problem(directory.stat(), "the directory", allow_sticky=True)
+
+
+def _writers_problem(found: os.stat_result, what: str, *, allow_sticky: bool) -> str | None:
+    """Return whether another user owns it or may write to it: the daemon would connect where that user says."""
     if found.st_uid not in (os.geteuid(), 0):
-        raise StateFileError(f"{what} belongs to user {found.st_uid}, not to the daemon's user {os.geteuid()}")
-    is_sticky = allow_sticky and bool(found.st_mode & stat.S_ISVTX)
-    if found.st_mode & stat.S_IWOTH and not is_sticky:
-        raise StateFileError(
-            f"every user may write to {what}: remove that permission (mode {found.st_mode & 0o7777:o})"
-        )
+        return f"{what} belongs to user {found.st_uid}, not to the daemon's user {os.geteuid()}"
+    if allow_sticky and found.st_mode & stat.S_ISVTX:
+        return None
+    mode = f"remove that permission (mode {found.st_mode & 0o7777:o})"
+    if found.st_mode & stat.S_IWOTH:
+        return f"every user may write to {what}: {mode}"
+    # The kubelet gives volumes to the pod's fsGroup, which is one of the daemon's groups.
+    if found.st_mode & stat.S_IWGRP and found.st_gid not in (os.getegid(), *os.getgroups()):
+        return f"group {found.st_gid}, which the daemon is not in, may write to {what}: {mode}"
+    return None

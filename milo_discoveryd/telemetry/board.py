@@ -170,7 +170,7 @@ def _notes(record: ClusterRecord, suspicion: tuple[float, str] | None, waits_for
     if suspicion is not None:
         yield f"reported as deleted; engaged until the deletion is confirmed{suspicion[1] and f' ({suspicion[1]})'}"
     if record.grace_until is not None:
-        yield "not ready; engaged during not_ready_grace"
+        yield "not ready; engaged for now, by not_ready_grace or removals.hold_not_ready"
     cluster = record.cluster
     if cluster is None:
         return

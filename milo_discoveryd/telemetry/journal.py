@@ -7,6 +7,7 @@ from milo_discoveryd.log import log
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.registry.events import Event, EventType
+from milo_discoveryd.registry.fleet import NOT_READY_HELD
 from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_discoveryd.telemetry.audit import Audit
@@ -60,6 +61,18 @@ class Journal:
             names = [each.key.name for each in unreleased]
             log.warning("drain deadline passed", cluster=cluster.target.name, unreleased=names)
 
+    def accepted(self, holds: bool) -> None:
+        log.warning("held removals accepted" if holds else "no removals held")
+
+    def confirmations_refused(self, problem: str) -> None:
+        log.warning("deletions cannot be confirmed", problem=problem)
+
+    def confirmations_accepted(self) -> None:
+        log.info("deletions can be confirmed again")
+
+    def confirmed(self, result: str) -> None:
+        self._metrics.confirmed(result)
+
     def liveness_checked(self, result: str) -> None:
         self._metrics.liveness_checked(result)
 
@@ -68,6 +81,8 @@ class Journal:
             log.warning("source lost", reason=status.reason, detail=status.message)
         elif status.reason == REMOVALS_HELD:
             log.warning("removals held", detail=status.message)
+        elif status.reason == NOT_READY_HELD:
+            log.warning("not ready clusters held", detail=status.message)
         else:
             log.info("source", state=status.state.value, reason=status.reason)
 

@@ -65,6 +65,7 @@ _REFUSALS = (
 _RESTARTS = ("Expired", "MalformedResponse", "Silence", "StreamingListUnsupported", "Verification")
 """The reasons known in advance; an API server adds its own."""
 _DRAIN_RESULTS = ("released", "expired")
+_CONFIRMATIONS = ("not_found", "found", "inconclusive", "refused")
 _RELOADS = ("applied", "refused", "unchanged")
 _MINT_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _READINESS_S = (1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 900.0, 3600.0)
@@ -124,9 +125,15 @@ class Metrics:
             ("result",),
             registry=self.registry,
         )
+        self._confirmations = Counter(
+            "milo_discoveryd_deletion_confirmations",
+            "GETs that confirm an apparent deletion, by result; while the API server refuses them, all wait.",
+            ("result",),
+            registry=self.registry,
+        )
         self._probes = Counter(
             "milo_discoveryd_probes",
-            "Connectivity probes of engaged clusters' API servers, by result.",
+            "Connectivity probes of engaged clusters' API servers or of their hosts (connectivity.per), by result.",
             ("result",),
             registry=self.registry,
         )
@@ -200,6 +207,8 @@ class Metrics:
             self._refusals.labels(reason)
         for result in _DRAIN_RESULTS:
             self._drains.labels(result)
+        for result in _CONFIRMATIONS:
+            self._confirmations.labels(result)
         for result in _RELOADS:
             self._reloads.labels(result)
         for reason in _RESTARTS:
@@ -277,6 +286,9 @@ class Metrics:
     def liveness_checked(self, result: str) -> None:
         self._source_looks.labels(result).inc()
 
+    def confirmed(self, result: str) -> None:
+        self._confirmations.labels(result).inc()
+
     def probed(self, result: str) -> None:
         self._probes.labels(result).inc()
 
@@ -330,6 +342,11 @@ class _FleetCollector(Collector):
             "milo_discoveryd_removals_held",
             "Clusters that are missing from a list and stay engaged because the list exceeds the mass-removal limit.",
             fleet.pending_reports.held,
+        )
+        yield _gauge(
+            "milo_discoveryd_not_ready_held",
+            "Clusters that are not ready and stay engaged because more became so than the mass-removal limit allows.",
+            fleet.registry.not_ready_held_count,
         )
         yield CounterMetricFamily(
             "milo_discoveryd_stale_observations",

@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from milo_discoveryd import USER_AGENT
 from milo_discoveryd.connectivity.schedule import ProbeFailed, ProbeOutcome, ProbeReached
@@ -32,7 +33,7 @@ _REFUSALS = {
 
 
 class Asker:
-    """Probes with the credential that was issued for the cluster, or else with the daemon's own."""
+    """Probes clusters with the credential issued for them, or else the daemon's own; hosts always with the latter."""
 
     def __init__(
         self,
@@ -42,18 +43,25 @@ class Asker:
         held: Callable[[Cluster], Credential | None],
         path: str,
         timeout_s: float,
+        of_hosts: bool = False,
     ) -> None:
+        """With `of_hosts`, probe the host of each endpoint at `path`, without the endpoint's own path."""
         self._upstream = upstream
         self._environ = environ
         self._held = held
         self._path = path
         self._timeout_s = timeout_s
+        self._of_hosts = of_hosts
         self._pools: OrderedDict[TlsIdentity, _Pool] = OrderedDict()
 
     async def ask(self, cluster: Cluster) -> ProbeOutcome:
         endpoint = cluster.target.endpoint
+        held = None if self._of_hosts else self._held(cluster)
+        if self._of_hosts:
+            parts = urlsplit(endpoint)
+            endpoint = f"{parts.scheme}://{parts.netloc}"
         try:
-            return await self._ask(endpoint, self._held(cluster))
+            return await self._ask(endpoint, held)
         except TimeoutError:
             return ProbeFailed("timeout", f"{endpoint} did not answer in time", is_of_host=True)
         except CredentialError as error:
@@ -67,7 +75,8 @@ class Asker:
             await pool.client.aclose()
 
     async def _ask(self, endpoint: str, held: Credential | None) -> ProbeOutcome:
-        credential = for_url(held or await self._upstream.credentials.credential(), endpoint)
+        own = held or await self._upstream.credentials.credential()
+        credential = for_url(own, endpoint, plain_loopback=self._upstream.plain_loopback)
         headers = {"Authorization": f"Bearer {credential.token.reveal()}"} if credential.token else {}
         named = self._upstream.proxy.reveal() if self._upstream.proxy else None
         identity = TlsIdentity(authorities=self._upstream.trusted(), certificate=credential.certificate)

@@ -128,7 +128,8 @@ class Transport:
 
     async def _credential(self, refused: Credential | None = None) -> Credential:
         try:
-            return for_url(await self._upstream.credentials.credential(refused=refused), self.host)
+            credential = await self._upstream.credentials.credential(refused=refused)
+            return for_url(credential, self.host, plain_loopback=self._upstream.plain_loopback)
         except CredentialError as error:
             raise no_credential(error, self.host) from error
 

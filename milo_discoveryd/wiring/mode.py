@@ -50,6 +50,14 @@ def mode_of(settings: Settings, project: Upstream) -> modes.Mode:
     )
 
 
+def probes_hosts(settings: Settings) -> bool:
+    """Return whether connectivity is probed per host instead of per cluster."""
+    connectivity = settings.connectivity
+    if connectivity.per != "auto":
+        return connectivity.per == "host"
+    return settings.mode == "project" and connectivity.disengage_unreachable_after is None
+
+
 def collections_of(settings: Settings, mode: WatchedMode | ReducedMode) -> list[FollowedCollection]:
     """Return what a mode watches, within the daemon's label selector."""
     if isinstance(mode, ReducedMode):

@@ -18,7 +18,12 @@ def open_upstream(
 
     Without a kubeconfig, that of discovery is used.
     """
-    upstream = load_discovery_upstream(kubeconfig or settings.discovery_kubeconfig, environ, settings.exec_plugins)
+    upstream = load_discovery_upstream(
+        kubeconfig or settings.discovery_kubeconfig,
+        environ,
+        settings.exec_plugins,
+        plain_loopback=settings.plain_loopback,
+    )
     timeout_s = settings.source.connect_timeout.total_seconds()
     transport = Transport(upstream, response_limit=RESPONSE_LIMIT, connect_timeout_s=timeout_s, environ=environ)
     closing.push_async_exit(aclosing(transport))

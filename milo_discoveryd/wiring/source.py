@@ -105,7 +105,7 @@ class Discovery:
             "Restored",
             "the clusters are those of the daemon's last run; the source has not answered since",
         )
-        self._fleet.restore(_restorable(stored.clusters, place_of), stored.objects, status)
+        self._fleet.restore(restorable(stored.clusters, place_of), stored.objects, status)
         return status
 
     async def _save(self, store: FleetStore, reflectors: Sequence[Reflector[Observation]]) -> None:
@@ -135,8 +135,8 @@ class Discovery:
             )
 
 
-def _restorable(clusters: Iterable[StoredCluster], place_of: PlaceOf) -> Iterator[tuple[Ready, float]]:
-    """Yield the stored clusters with addresses from the mode; those in the file are not trusted."""
+def restorable(clusters: Iterable[StoredCluster], place_of: PlaceOf) -> Iterator[tuple[Ready, float]]:
+    """Yield the stored clusters with addresses from the mode; those in the file are not used."""
     for each in clusters:
         try:
             place = place_of(each.target)

@@ -18,7 +18,7 @@ _TEST = re.compile(r"`((?:\w+/)+\w+\.py(?:::\w+)?)`|\*(\w+)\*")
 class Row:
     number: str
     tests: tuple[str, ...]
-    """Node ids, relative to tests/."""
+    """Node ids, relative to tests/; those of the client library are relative to the repository."""
     is_explained: bool
     """Whether the row explains why it has no tests."""
 
@@ -34,6 +34,11 @@ def rows() -> dict[str, Row]:
 def _row(number: str, rest: str, words: dict[str, str]) -> Row:
     tests = tuple(node or words[word] for node, word in _TEST.findall(rest.rpartition(" | ")[2]))
     return Row(number, tests, "not injected" in rest)
+
+
+def file_of(path: str) -> Path:
+    """Return the file that a node id of a row names."""
+    return ROOT / path if path.startswith("clients/") else ROOT / "tests" / path
 
 
 def of_row(number: str, items: Iterable[pytest.Item]) -> list[pytest.Item]:

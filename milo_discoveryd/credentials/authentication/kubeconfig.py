@@ -39,14 +39,15 @@ _PROXY_SCHEMES = ("http", "https")
 Entry = TypeVar("Entry", bound=Named)
 
 
-def load_kubeconfig(path: Path, plugins: Collection[str] = ()) -> Upstream:
+def load_kubeconfig(path: Path, plugins: Collection[str] = (), *, plain_loopback: bool = False) -> Upstream:
     """Load the kubeconfig, and reload its credential whenever the file changes. Raises ConfigError with all problems.
 
-    `plugins` are the commands that it may run as exec credential plugins, as written in the file; "*" allows any.
+    `plugins` are the commands that it may run as exec credential plugins, as written in the file; "*" allows any. With
+    `plain_loopback`, a server on loopback may be one without TLS although a credential is sent there.
     """
 
     def read() -> Upstream:
-        return _Reader(path, parse(path), plugins).upstream()
+        return _Reader(path, parse(path), plugins, plain_loopback).upstream()
 
     found = read()
     if not path.is_file():
@@ -95,6 +96,7 @@ class _Reader:
     path: Path
     content: Kubeconfig
     plugins: Collection[str]
+    plain_loopback: bool
     problems: list[str] = field(default_factory=list)
 
     def upstream(self) -> Upstream:
@@ -128,8 +130,11 @@ class _Reader:
         proxy = self._proxy(cluster.proxy_url, about)
         if server is None or credentials is None:
             return None
-        if user != User() and not is_confidential(server):
-            self._wrong(f"{about} has a server without TLS, where the credential would be sent unencrypted: use https")
+        if user != User() and not is_confidential(server, plain_loopback=self.plain_loopback):
+            self._wrong(
+                f"{about} has a server without TLS, where the credential would be sent unencrypted: use https, or set "
+                "plain_loopback if it is a proxy on this machine"
+            )
         return Upstream(
             server=server,
             origin=str(self.path),
@@ -137,6 +142,7 @@ class _Reader:
             authorities=authorities,
             tls_server_name=cluster.tls_server_name or None,
             proxy=proxy,
+            plain_loopback=self.plain_loopback,
         )
 
     def _server(self, server: str, about: str) -> str | None:

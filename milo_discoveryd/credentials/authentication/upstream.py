@@ -19,6 +19,8 @@ class Upstream:
     tls_server_name: str | None = None
     proxy: Secret | None = None
     """The kubeconfig's proxy URL, which may contain a password; None leaves the choice to the environment."""
+    plain_loopback: bool = False
+    """Whether credentials may be sent over plain HTTP to addresses on loopback."""
 
     def trusted(self) -> bytes | None:
         return self.authorities.read() if isinstance(self.authorities, FileContent) else self.authorities

@@ -168,6 +168,8 @@ class Service:
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
         pending = self._fleet.pending_reports.explain(name)
         engagement = convert.engagement(record, None if pending is None else pending[1])
+        if record.grace_until is not None and self._fleet.registry.not_ready_held is not None:
+            engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
         if (problem := self._credential_problem(record, call)) is not None:
             engagement.message += f"; no new credential can be obtained for it: {problem}"
         return pb.GetClusterResponse(

@@ -13,6 +13,11 @@ def test_state_directory_that_is_missing_will_be_created(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
+def test_state_directory_that_everyone_may_write_to_fails(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    assert files.state_directory(tmp_path).level == "fail"
+
+
 def test_state_directory_that_is_a_file_fails(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert files.state_directory(tmp_path / "file").level == "fail"

@@ -12,8 +12,9 @@ import pytest
 
 from milo_discoveryd.state_file import state_file
 from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster
-from milo_discoveryd.state_file.state_file import FILE, StateFile
+from milo_discoveryd.state_file.state_file import FILE, StateFile, directory_problem, prepare_directory
 from tests.support.eventually import eventually
+from tests.support.logs import capture_logs
 from tests.unit.state_file.test_encoding import ORIGIN, kept
 
 
@@ -153,6 +154,33 @@ async def written(directory: Path) -> Path:
 async def test_state_file_that_everyone_may_write_is_refused(tmp_path: Path) -> None:
     (await written(tmp_path)).chmod(0o646)
     assert StateFile(tmp_path, ORIGIN).load() is None
+
+
+async def test_state_file_that_a_foreign_group_may_write_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = await written(tmp_path)
+    file.chmod(0o660)
+    assert StateFile(tmp_path, ORIGIN).load() is not None  # as after the kubelet gave the volume to fsGroup
+    monkeypatch.setattr(os, "getegid", lambda: file.stat().st_gid + 1)
+    monkeypatch.setattr(os, "getgroups", list)
+    assert StateFile(tmp_path, ORIGIN).load() is None
+
+
+def test_missing_state_directory_is_created_for_the_daemon_alone(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)  # as the root of an emptyDir
+    directory = tmp_path / "state"
+    prepare_directory(directory)
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert directory_problem(directory) is None
+    assert directory_problem(tmp_path) is not None
+
+
+def test_state_directory_that_cannot_be_created_is_logged(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with capture_logs() as logs:
+        prepare_directory(tmp_path / "file" / "state")
+    assert [entry["event"] for entry in logs] == ["state directory not created"]
 
 
 async def test_state_file_in_a_folder_that_everyone_may_write_is_refused(tmp_path: Path) -> None:

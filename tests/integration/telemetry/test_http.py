@@ -7,8 +7,6 @@ from typing import cast
 
 import aiohttp
 import pytest
-from milo_discoveryd.http.headers import Headers
-from milo_discoveryd.http.server import Request
 
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import Target
@@ -21,6 +19,8 @@ from milo_discoveryd.telemetry.http import CONNECTIONS, Endpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
+from milo_kube.http.headers import Headers
+from milo_kube.http.server import Request
 
 
 @pytest.fixture

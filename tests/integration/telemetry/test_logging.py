@@ -152,6 +152,16 @@ async def test_sigusr1_toggles_the_level_of_a_running_daemon(place: Place) -> No
         assert await daemon.terminate() == 0
 
 
+async def test_sigusr2_without_held_removals_is_logged(place: Place) -> None:
+    place.sandbox.projects.create("alpha", ready=True)
+    async with place.daemon(connectivity={"interval": "off"}) as daemon:
+        await daemon.start()
+        await daemon.until_said('"synced"')
+        daemon.signal(signal.SIGUSR2)
+        await daemon.until_said('"no removals held"')
+        assert await daemon.terminate() == 0
+
+
 # --- where lines cannot be written ---
 
 

@@ -71,6 +71,7 @@ def attributes(span: Span) -> dict[str, str | int]:
 async def test_calls_and_outgoing_requests_are_spans_without_secrets(tmp_path: Path, receiver: Receiver) -> None:
     async with a_sandbox(tmp_path):
         settings = {"discovery_kubeconfig": str(tmp_path / "upstream"), "traces.endpoint": receiver.endpoint}
+        settings |= {"connectivity.per": "cluster"}
         async with a_daemon(tmp_path, own_identity(tmp_path), **settings) as stub:
             token = await asked(stub)
             with pytest.raises(grpc.RpcError):

@@ -31,7 +31,12 @@ def at(endpoint: str) -> Cluster:
 
 @asynccontextmanager
 async def asker(
-    server: ApiServer, timeout_s: float = 10.0, held: Held | None = None, **differing: object
+    server: ApiServer,
+    timeout_s: float = 10.0,
+    held: Held | None = None,
+    *,
+    of_hosts: bool = False,
+    **differing: object,
 ) -> AsyncIterator[Asker]:
     made = Asker(
         upstream(server, **differing),
@@ -39,6 +44,7 @@ async def asker(
         held=(held or Held()).of,
         path="/readyz",
         timeout_s=timeout_s,
+        of_hosts=of_hosts,
     )
     try:
         yield made
@@ -54,6 +60,16 @@ async def test_probe_sends_no_credential_without_tls() -> None:
             assert isinstance(outcome, ProbeFailed)
             assert outcome.cause == "credential"
             assert "no TLS" in outcome.message
+
+
+async def test_probe_of_host_has_the_path_and_the_credential_of_the_daemon() -> None:
+    async with ApiServer(answering()) as server:
+        endpoint = f"{server.url}/apis/projects/alpha/control-plane"
+        held = Held({endpoint: Credential(token=Secret("theirs"))})
+        async with asyncio.timeout(10), asker(server, held=held, of_hosts=True) as made:
+            assert await made.ask(at(endpoint)) == ProbeReached()
+        assert [request.path for request in server.requests] == ["/readyz"]
+        assert server.headers("Authorization") == ["Bearer t0"]
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def nobody(url: str, **differing: object) -> Upstream:
         "server": url,
         "origin": "test",
         "credentials": StaticCredential(Credential(token=Secret("s3cret"))),
+        "plain_loopback": True,
     }
     return Upstream(**(given | differing))  # type: ignore[arg-type]
 

@@ -6,6 +6,7 @@ from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed, Observation
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake import Intake
+from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import Found, Inconclusive, NotFound, PendingDeletions
 from milo_discoveryd.registry.registry import Registry
 from milo_kube.reflect.backoff import Backoff
@@ -35,7 +36,7 @@ class Follower:
         self.decoder = Decoder(KubeObject, observe, Malformed)
         policy = ReflectorPolicy(streaming_lists=streaming, page_size=page_size, backoff=Backoff(1.0, 4.0))
         self.reflector = Reflector(policy, lambda: 0.0, self.now)
-        self.registry = Registry(readable_log(), grace_s)
+        self.registry = Registry(readable_log(), NotReadyClusters(grace_s))
         self.pending_deletions = PendingDeletions(lambda: 0.0, concurrency=2, backoff=Backoff(1.0, 4.0))
         self.intake = Intake(self.registry, self.pending_deletions)
         self.done: list[Event] = []

@@ -21,6 +21,7 @@ from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
+from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.pending_releases import AwaitedRelease
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
@@ -174,6 +175,18 @@ class Ledger:
     def drained(self, cluster: Cluster, unreleased: Sequence[AwaitedRelease]) -> None:
         self._note("daemon: drained", cluster.target.name, *(each.key.name for each in unreleased))
 
+    def confirmed(self, result: str) -> None:
+        pass
+
+    def accepted(self, holds: bool) -> None:
+        self._note("daemon: accepts what the source shows" if holds else "daemon: has nothing to accept")
+
+    def confirmations_refused(self, problem: str) -> None:
+        self._note("daemon: confirmations are refused,", problem)
+
+    def confirmations_accepted(self) -> None:
+        self._note("daemon: confirmations are answered again")
+
     def refused(self, caller: Caller, rule: str, reason: str, **about: object) -> None:
         self._note("daemon: refused", reason)
 
@@ -221,7 +234,7 @@ class Daemon:
             ChangeLog(encoder(epoch), retention, traits.batch_bytes, traits.stale_slots),
             PendingDeletions(random.random),
             self.ledger,
-            not_ready_grace_s=traits.grace_s,
+            not_ready=NotReadyClusters(traits.grace_s, RemovalLimits()),
             guard=RemovalGuard(RemovalLimits()),
         )
         self._calls: set[asyncio.Task[None]] = set()

@@ -312,12 +312,15 @@ class SimulationRun:
         self._daemon.check()
         if self._daemon.holds_for_good or (self._daemon.holds_removals and self._clock() > self._patient_until):
             # It can't tell a fleet that was all exchanged from another server's, and holds what a restore brought
-            # back: the operator starts it without its state file.
+            # back: an administrator accepts that, or starts it without its state file.
             self._waited_for.add("a person")
-            await self._daemon.kill()
-            if self._disk is not None:
-                self._disk.data = None
-            self._start()
+            if self._seed % 2:
+                self._daemon.fleet.accept(self._clock())
+            else:
+                await self._daemon.kill()
+                if self._disk is not None:
+                    self._disk.data = None
+                self._start()
             self._patient_until = self._clock() + PATIENCE_S
         elif self._daemon.holds_removals:
             self._waited_for.add("a verification")

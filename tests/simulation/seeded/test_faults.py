@@ -174,6 +174,21 @@ def test_f22_restored_server_disengages_nothing() -> None:
     run_steps(steps)
 
 
+def test_f22_restored_server_is_accepted_by_an_administrator() -> None:
+    async def steps(harness: Harness) -> None:
+        harness.server.back_up()
+        harness.happens("d")
+        await harness.until(lambda: harness.told == ["ENGAGED d"])
+        harness.world.restore()
+        harness.api.cut()
+        await harness.until(lambda: harness.daemon.holds_for_good)
+        harness.daemon.fleet.accept(harness.loop.time())
+        assert await harness.settled() <= 70.0
+        assert harness.told == ["ENGAGED d", "DISENGAGED d"]
+
+    run_steps(steps)
+
+
 def test_f24_stale_events_are_ignored() -> None:
     async def steps(harness: Harness) -> None:
         harness.happens("a", content=2)

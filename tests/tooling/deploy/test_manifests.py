@@ -171,6 +171,14 @@ def test_socket_volume_is_writable_for_the_daemon_only(folder: Path) -> None:
                 assert mount.get("readOnly", False) is (container["name"] != "milo-discoveryd"), container["name"]
 
 
+@pytest.mark.parametrize("folder", [DEPLOY / "overlays" / "demo", DEPLOY / "examples" / "operator"], ids=str)
+def test_state_directory_is_a_subdirectory_of_its_volume(folder: Path) -> None:
+    """Every user may write to the root of an emptyDir, and a state file there would be refused."""
+    [mount] = [each for each in daemon(folder)["volumeMounts"] if each["name"] == "milo-discovery-state"]
+    directory = Path(environment(folder, daemon(folder))["MILO_DISCOVERYD_STATE_DIRECTORY"])
+    assert Path(mount["mountPath"]) in directory.parents
+
+
 @every_build
 def test_disruption_budget_never_blocks_a_node_drain(folder: Path) -> None:
     for budget in of_kind(folder, "PodDisruptionBudget"):

@@ -81,7 +81,7 @@ def way(block: Block, words: Sequence[str]) -> Way:
             return Way.INSTALLED
         case ["go", *_] | ["npm", *_] | ["python", "examples/python/operator_greeter.py"]:
             return Way.EXAMPLE
-        case ["sh", "-c", "kill -USR1 1" | "kill -HUP 1"]:
+        case ["sh", "-c", "kill -USR1 1" | "kill -USR2 1" | "kill -HUP 1"]:
             return Way.SIGNALLED
     raise AssertionError(f"{block}: say here how {words} is run")
 

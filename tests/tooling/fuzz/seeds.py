@@ -67,6 +67,11 @@ SEEDS: dict[str, list[bytes]] = {
     ],
     "objects": [_json(_PROJECT), b'{"metadata":{"name":"a"}}'],
     "pages": [_json(_LIST), b'{"metadata":{},"items":null}'],
+    "deletions": [
+        b"\0".join((_event("ADDED", _PROJECT), _event("MODIFIED", _PROJECT), _json(_PROJECT))),
+        b"\0".join((_event("ADDED", _PROJECT), _event("DELETED", _PROJECT), _json(_STATUS), _json(_LIST))),
+        b"\0".join((b"", _event("ERROR", _STATUS), b"", _json(_LIST))),
+    ],
     "refusals": [_json(_STATUS), b"<html>no healthy upstream</html>"],
     "retry-after-headers": [b"30", b"Thu, 01 Jan 2026 12:00:30 GMT", b"Thu, 01 Jan 2026 12:00:30 +0100"],
     "names": [b"alpha", b"a.b-c", b"..", b"%2e%2e", b"a\n", b"\xd0\xb0"],

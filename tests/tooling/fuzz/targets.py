@@ -45,6 +45,7 @@ from milo_kube.reflect.wire import (
     UnknownEvent,
     error_status,
 )
+from tests.tooling.fuzz import chain
 from tests.unit.credentials.backend import Answer, ScriptedApi
 
 T = TypeVar("T")
@@ -121,6 +122,15 @@ def pages(data: bytes) -> None:
             continue
         for observation in found:
             _sound(observation)
+
+
+@target
+def deletions(data: bytes) -> None:
+    """From the bytes of an API server to a client's session, and to the confirmation of what is deleted."""
+    listed, watched, found, *rest = [*data.split(b"\0", 3), b"", b"", b""]
+    mode = chain.MODES[len(data) % 2]
+    page = rest[0] or None
+    chain.run(chain.Script(listed, watched, found, page), mode, streaming=page is None)
 
 
 @target

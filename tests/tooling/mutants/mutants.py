@@ -9,6 +9,7 @@ REFLECT = ("tests/unit/reflect",)
 SCOPES = ("tests/unit/rights/test_scope.py",)
 SEALS = ("tests/unit/server/calls/test_revision.py", "tests/unit/server/calls/test_listings.py")
 ROTATION = ("tests/unit/server/calls/test_kubeconfig_rotation.py",)
+NOT_READY = ("tests/unit/registry/test_not_ready.py",)
 GUARD = ("tests/unit/registry/test_removal_guard.py",)
 GUARDED = ("tests/unit/registry/test_intake_removal_guard.py",)
 IMAGE = ("tests/unit/state_file/test_encoding.py",)
@@ -237,10 +238,139 @@ MUTANTS = (
     ),
     Mutant(
         "a grace is extended by each observation",
-        "registry/registry.py",
-        "if name not in self._grace_ends:",
-        "if True:",
+        "registry/not_ready.py",
+        "if self.until(name) is not None:",
+        "if False:",
         ("tests/unit/registry/test_registry_not_ready_grace.py",),
+    ),
+    Mutant(
+        "a fleet that becomes not ready at once is disengaged",
+        "registry/not_ready.py",
+        "if self.held is None and _is_mass(*share, self._limits):",
+        "if False:",
+        NOT_READY,
+    ),
+    Mutant(
+        "clusters that are ready again count as not ready",
+        "registry/not_ready.py",
+        "        self._disengaged.pop(name, None)\n",
+        "",
+        NOT_READY,
+    ),
+    Mutant(
+        "a hold of not-ready clusters ends while the source is lost",
+        "registry/not_ready.py",
+        "self._decide_at += lost_s",
+        "self._decide_at += 0",
+        NOT_READY,
+    ),
+    Mutant(
+        "held clusters are disengaged all at once",
+        "registry/not_ready.py",
+        "now + place / per_second for place",
+        "now for place",
+        NOT_READY,
+    ),
+    Mutant(
+        "each cluster of mode project is probed by default",
+        "wiring/mode.py",
+        'return settings.mode == "project" and',
+        "return False and",
+        ("tests/unit/wiring/test_mode.py",),
+    ),
+    Mutant(
+        "the result of a host's probe counts for one cluster only",
+        "connectivity/host_schedule.py",
+        "for name, incarnation in clusters.incarnations.items()\n",
+        "for name, incarnation in [*clusters.incarnations.items()][:1]\n",
+        ("tests/unit/connectivity/test_host_schedule.py",),
+    ),
+    Mutant(
+        "a probe of a former endpoint counts for the present one",
+        "connectivity/schedule.py",
+        "watched.watch != probe.watch",
+        "watched.incarnation != probe.incarnation",
+        ("tests/unit/connectivity/test_schedule.py",),
+    ),
+    Mutant(
+        "a cluster held after a restore is confirmed by the next list",
+        "registry/intake.py",
+        "return self._pending_deletions.is_held(name)\n\n    def accept",
+        "return False\n\n    def accept",
+        ("tests/unit/registry/test_intake_older_versions.py",),
+    ),
+    Mutant(
+        "clusters that a restored server lacks later are held for good",
+        "registry/intake.py",
+        "versions_went_back = versions_went_back or not all(",
+        "versions_went_back = ended.versions_went_back or not all(",
+        ("tests/unit/registry/test_intake_older_versions.py",),
+    ),
+    Mutant(
+        "a lagging replica of a restored server is believed",
+        "registry/removal_guard.py",
+        "not is_older(version, self._restored_at)",
+        "True",
+        ("tests/unit/registry/test_removal_guard.py",),
+    ),
+    Mutant(
+        "a name that is no segment of a path is read by a request",
+        "model/resource.py",
+        "return _SEGMENT.fullmatch(name) is not None",
+        "return True",
+        ("tests/unit/model/test_resource.py",),
+    ),
+    Mutant(
+        "a version of thousands of digits is compared as a number",
+        "reflect/versions.py",
+        " and len(version) <= _LONGEST",
+        "",
+        ("tests/unit/registry/test_registry.py",),
+        source=SHARED,
+    ),
+    Mutant(
+        "an organization of megabytes is sent to clients",
+        "modes/reading.py",
+        "if len(name) > ORGANIZATION_CHARACTERS:",
+        "if False:",
+        ("tests/unit/modes/test_bounds.py",),
+    ),
+    Mutant(
+        "a message of megabytes is sent to clients",
+        "modes/reading.py",
+        "return message if len(message) <= MESSAGE_CHARACTERS else",
+        "return message if True else",
+        ("tests/unit/modes/test_bounds.py",),
+    ),
+    Mutant(
+        "a state file that any group may write is used",
+        "state_file/state_file.py",
+        "    if found.st_mode & stat.S_IWGRP and",
+        "    if False and",
+        ("tests/integration/state_file/test_state_file.py",),
+        is_async=True,
+    ),
+    Mutant(
+        "addresses of the state file are used",
+        "wiring/source.py",
+        "msgspec.structs.replace(each.target, place=place)",
+        "each.target",
+        ("tests/unit/wiring/test_source.py",),
+    ),
+    Mutant(
+        "a state file of another user is used",
+        "state_file/state_file.py",
+        "if found.st_uid not in (os.geteuid(), 0):",
+        "if False:",
+        ("tests/integration/state_file/test_state_file.py",),
+        is_async=True,
+    ),
+    Mutant(
+        "a credential is sent to loopback without TLS by default",
+        "credentials/credential.py",
+        "(plain_loopback and addresses",
+        "(addresses",
+        ("tests/unit/credentials/test_credential.py",),
     ),
     Mutant(
         "not-ready grace survives readiness",
@@ -252,15 +382,15 @@ MUTANTS = (
     Mutant(
         "partial list applied",
         "registry/intake.py",
-        "        if not self.synced:\n            changed,",
+        "        if is_early:\n            changed,",
         "        if self._staged:\n            changed,",
         INTAKE,
     ),
     Mutant(
         "abandoned list completed by the next one",
         "registry/intake.py",
-        "                self._listed, self._staged = {}, {}\n                if not self.synced:",
-        "                if not self.synced:",
+        "                self._listed, self._staged = {}, {}\n                if self._applies_early:",
+        "                if self._applies_early:",
         INTAKE,
     ),
     Mutant(
@@ -555,8 +685,8 @@ MUTANTS = (
     Mutant(
         "version rollback forgotten by the next list",
         "registry/removal_guard.py",
-        "if versions_went_back or (held is not None and held.verify_at is None):",
-        "if versions_went_back:",
+        "            self.held = self._held_by_restore\n            return self.held if self._is_mass",
+        "            return self.held if self._is_mass",
         GUARD,
     ),
     Mutant(
@@ -735,7 +865,7 @@ MUTANTS = (
     Mutant(
         "a credential is sent without TLS",
         "credentials/credential.py",
-        "if credential != Credential() and not is_confidential(url):",
+        "if credential != Credential() and not is_confidential(url, plain_loopback=plain_loopback):",
         "if False:",
         ("tests/unit/credentials/test_credential.py",),
     ),
@@ -941,7 +1071,7 @@ MUTANTS = (
     Mutant(
         "a confirmation read of another object is believed",
         "watchers/driver.py",
-        "if observation is None or observation.name != name:",
+        "if observation is None or observation.name != key:",
         "if observation is None:",
         ("tests/integration/watchers/test_driver.py",),
         is_async=True,

@@ -217,8 +217,22 @@ def test_result_of_earlier_incarnation_is_ignored() -> None:
     (before,) = world.due()
     world.schedule.watch("alpha", "h", 2, world.now)
     assert world.tell(before, ProbeReached()) == []
-    (after,) = world.due() or [None]
-    assert after == Probe("alpha", 2)
+    (after,) = world.due()
+    assert after == Probe("alpha", 2, after.watch)
+
+
+def test_probe_of_former_endpoint_in_flight_does_not_count_for_the_new_one() -> None:
+    world = World()
+    world.engage("alpha")
+    (before,) = world.due()
+    world.schedule.watch("alpha", "elsewhere", 1, world.now)
+    (after,) = world.due()
+    assert world.tell(before, ProbeReached()) == []
+    assert world.tell(after, ProbeReached()) == ["alpha REACHABLE"]
+
+
+def test_nothing_is_known_of_a_cluster_without_a_probe() -> None:
+    assert World().schedule.known() == []
 
 
 @given(

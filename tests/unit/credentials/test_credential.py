@@ -27,10 +27,16 @@ def test_credential_equality_ignores_expiry() -> None:
 )
 def test_credential_is_not_sent_without_tls(url: str) -> None:
     with pytest.raises(CredentialError, match="no TLS"):
-        for_url(Credential(token=Secret("t")), url)
-    assert for_url(Credential(), url) == Credential()
+        for_url(Credential(token=Secret("t")), url, plain_loopback=True)
+    assert for_url(Credential(), url, plain_loopback=False) == Credential()
 
 
 @pytest.mark.parametrize("url", ["https://milo", "http://127.0.0.1:1", "http://[::1]:1", "http://localhost"])
 def test_credential_is_sent_with_tls_or_within_this_machine(url: str) -> None:
-    assert for_url(Credential(token=Secret("t")), url) == Credential(token=Secret("t"))
+    assert for_url(Credential(token=Secret("t")), url, plain_loopback=True) == Credential(token=Secret("t"))
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://[::1]:1", "http://localhost"])
+def test_credential_is_sent_to_loopback_without_tls_only_if_that_is_set(url: str) -> None:
+    with pytest.raises(CredentialError, match="no TLS"):
+        for_url(Credential(token=Secret("t")), url, plain_loopback=False)

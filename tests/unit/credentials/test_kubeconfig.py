@@ -140,7 +140,10 @@ async def test_replaced_kubeconfig_exec_plugin_not_allowed_is_not_run(write: Wri
 
 
 def test_kubeconfig_with_plain_http_server_needs_loopback_or_no_credential(write: Write) -> None:
-    assert load_kubeconfig(write(cluster={"server": "http://127.0.0.1:8001"})).server == "http://127.0.0.1:8001"
+    loopback = write(cluster={"server": "http://127.0.0.1:8001"})
+    assert load_kubeconfig(loopback, plain_loopback=True).server == "http://127.0.0.1:8001"
+    assert "plain_loopback" in problems(loopback)[0]
+    assert load_kubeconfig(write(cluster={"server": "http://127.0.0.1:8001"}, user={})).server
     assert load_kubeconfig(write(cluster={"server": "http://milo.example.com"}, user={})).server
     (problem,) = problems(write(cluster={"server": "http://milo.example.com"}))
     assert "sent unencrypted: use https" in problem

@@ -88,8 +88,11 @@ def test_credential_over_plain_http_is_refused(server: str) -> None:
 
 
 @pytest.mark.parametrize("server", ["http://127.0.0.1:8080", "http://localhost", "http://[::1]:1"])
-def test_credential_over_plain_http_is_allowed_on_loopback(server: str) -> None:
-    assert parts(embedded("alpha", server, PLACE, TOKEN))[0]["server"] == server
+def test_credential_over_plain_http_is_allowed_on_loopback_if_that_is_set(server: str) -> None:
+    with pytest.raises(UnfitError, match="has no TLS"):
+        embedded("alpha", server, PLACE, TOKEN)
+    trust = ClusterTrust(None, plain_loopback=True)
+    assert parts(embedded("alpha", server, trust, TOKEN))[0]["server"] == server
 
 
 @given(st.text(min_size=1), st.text(), st.text(alphabet=st.characters(codec="utf-8")))

@@ -1,18 +1,64 @@
-"""Values that no subscriber could be sent make the object malformed."""
+"""Values that no subscriber could be sent make the object malformed; long messages are cut."""
+
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from milo_discoveryd.model.observation import Malformed, Ready
-from milo_discoveryd.modes.reading import METADATA_BYTES
-from tests.unit.modes.objects import project
+from milo_discoveryd.model.observation import Malformed, NotReady, Observation, Ready
+from milo_discoveryd.modes.reading import MESSAGE_CHARACTERS, METADATA_BYTES, ORGANIZATION_LABEL
+from tests.unit.modes.objects import condition, control_plane, project
 from tests.unit.modes.test_project import MODE
+from tests.unit.modes.test_project_control_plane import mode
+
+Observe = Callable[..., Observation]
 
 
+def of_project(*conditions: dict[str, str], **metadata: Any) -> Observation:
+    return MODE.observe(project("apollo", *conditions, **metadata))
+
+
+def of_control_plane(*conditions: dict[str, str], **metadata: Any) -> Observation:
+    return mode().observe(control_plane("apollo", *conditions, **metadata))
+
+
+every_mode = pytest.mark.parametrize("observe", [of_project, of_control_plane])
+
+
+@every_mode
 @pytest.mark.parametrize("at", ["9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00+14:00"])
-def test_deletion_time_outside_the_range_of_protobuf_is_malformed(at: str) -> None:
-    assert isinstance(MODE.observe(project(deletionTimestamp=at)), Malformed)
+def test_deletion_time_outside_the_range_of_protobuf_is_malformed(observe: Observe, at: str) -> None:
+    assert isinstance(observe(deletionTimestamp=at), Malformed)
 
 
-def test_labels_larger_than_a_message_are_malformed() -> None:
-    assert isinstance(MODE.observe(project(labels={"a": "b" * METADATA_BYTES})), Malformed)
-    assert isinstance(MODE.observe(project(labels={"a": "b"}, annotations={"c": "d" * 1000})), Ready)
+@every_mode
+def test_labels_larger_than_a_message_are_malformed(observe: Observe) -> None:
+    assert isinstance(observe(labels={"a": "b" * METADATA_BYTES}), Malformed)
+    assert isinstance(observe(labels={"a": "b"}, annotations={"c": "d" * 1000}), Ready)
+
+
+@every_mode
+def test_organization_that_is_longer_than_a_name_is_malformed(observe: Observe) -> None:
+    assert isinstance(observe(labels={ORGANIZATION_LABEL: "o" * 253}), Ready)
+    assert isinstance(observe(labels={ORGANIZATION_LABEL: "o" * 254}), Malformed)
+
+
+def test_owner_that_is_longer_than_a_name_is_malformed() -> None:
+    owner = {"ownerRef": {"kind": "Organization", "name": "o" * 254}}
+    assert isinstance(MODE.observe(project("apollo", spec=owner)), Malformed)
+
+
+@every_mode
+def test_long_message_of_a_condition_is_cut(observe: Observe) -> None:
+    kinds = ("Ready", "ControlPlaneReady")
+    observed = observe(*(condition(kind, "False", "Waiting", "x" * 5_000_000) for kind in kinds))
+    assert isinstance(observed, NotReady)
+    assert len(observed.message) == MESSAGE_CHARACTERS + 1
+    assert observed.message.endswith("x…")
+
+
+def test_long_message_of_a_deletion_is_cut() -> None:
+    cleanup = condition("ResourceCleanup", "False", "", "y" * 5_000_000)
+    observed = of_project(condition("Ready"), cleanup, deletionTimestamp="2026-01-01T00:00:00Z")
+    assert isinstance(observed, Ready)
+    assert len(observed.target.deletion_message) == MESSAGE_CHARACTERS + 1

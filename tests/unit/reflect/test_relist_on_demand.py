@@ -57,20 +57,20 @@ def test_relist_with_later_version_is_of_same_server() -> None:
 
 def test_relist_with_earlier_version_is_reported() -> None:
     life = watching()
-    assert relisted(life, "9") == [ListStarted(), ListEnded(versions_went_back=True)]
+    assert relisted(life, "9") == [ListStarted(), ListEnded(versions_went_back=True, version="9")]
 
 
 def test_versions_of_events_count_as_those_of_lists() -> None:
     life = watching()
     assert life.events(changed("a", "15")) == [ObjectChanged(seen("a", "15"))]
-    assert relisted(life, "14") == [ListStarted(), ListEnded(versions_went_back=True)]
+    assert relisted(life, "14") == [ListStarted(), ListEnded(versions_went_back=True, version="14")]
 
 
 def test_lists_are_older_until_the_server_has_caught_up() -> None:
     life = watching()
     relisted(life, "5")
     life.opened()
-    assert relisted(life, "6") == [ListStarted(), ListEnded(versions_went_back=True)]
+    assert relisted(life, "6") == [ListStarted(), ListEnded(versions_went_back=True, version="6")]
     life.opened()
     assert relisted(life, "10") == [ListStarted(), ListEnded()]
 

@@ -13,6 +13,7 @@ from milo_discoveryd.model.observation import Malformed, NotReady, Outside, Read
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import STALE_SLOTS, ChangeLog, Retention
 from milo_discoveryd.registry.log_entry import LogEntry
+from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.registry import Registry
 
 WALL_AT_ZERO = 1_000_000.0
@@ -79,7 +80,7 @@ def readable_log(
 
 
 def registry(grace_s: float = 0.0, *, drain_s: float = 0.0) -> Registry:
-    return Registry(readable_log(), grace_s, drain_timeout_s=drain_s)
+    return Registry(readable_log(), NotReadyClusters(grace_s), drain_timeout_s=drain_s)
 
 
 def read(frames: Iterable[bytes]) -> list[Event]:

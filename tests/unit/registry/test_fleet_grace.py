@@ -5,6 +5,7 @@ import pytest
 
 from milo_discoveryd.registry.direct_fleet import DirectFleet
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, ObjectChanged, SourceEvent
 from milo_kube.reflect.source_status import SourceState, SourceStatus
@@ -31,7 +32,7 @@ def take(fleet: DirectFleet, now: float, *events: SourceEvent) -> None:
 def fleet() -> DirectFleet:
     """One cluster, not ready since second 100."""
     log = ChangeLog(msgspec.json.encode, Retention())
-    made = DirectFleet(log, PendingDeletions(lambda: 0.0), Ledger(), not_ready_grace_s=GRACE_S)
+    made = DirectFleet(log, PendingDeletions(lambda: 0.0), Ledger(), not_ready=NotReadyClusters(GRACE_S))
     take(made, 0.0, ListStarted(), Listed(ready("a", "1")), ListEnded())
     made.source(streaming(0.0))
     take(made, 100.0, ObjectChanged(not_ready("a", "2")))

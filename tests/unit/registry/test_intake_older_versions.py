@@ -88,6 +88,35 @@ def test_object_that_a_list_shows_at_an_older_version_is_held_though_the_list_is
     assert (source.engaged, source.pending_deletions.held) == (6, 1)
 
 
+def test_deletion_after_a_restore_is_confirmed_although_others_are_held() -> None:
+    source = at_version_120()
+    restored(source, *OLD[:3], *(ready(name, "50") for name in "de"))  # f is missing, and a, b, c are in an older state
+    assert (source.engaged, source.pending_deletions.held) == (6, 4)
+    source.now = 100.0
+    source.lists(*OLD[:3], ready("d", "50"), versions_went_back=True)
+    assert [each.cluster.target.name for each in source.answers(NotFound())] == ["e"]
+    assert (source.engaged, source.pending_deletions.held) == (5, 4)
+    assert source.intake.held is not None
+
+
+def test_accepted_restore_is_applied() -> None:
+    source = at_version_120()
+    restored(source, *OLD[:3], *(ready(name, "50") for name in "de"))
+    source.now = 100.0
+    assert source.intake.accept(source.now)
+    gone = source.lists(*OLD[:3], *(ready(name, "50") for name in "de"), versions_went_back=True)
+    assert [each.cluster.target.name for each in gone] == ["a", "b", "c"]
+    assert [each.cluster.target.name for each in source.answers(NotFound())] == ["f"]
+    assert (source.engaged, source.pending_deletions.held, source.intake.held) == (2, 0, None)
+
+
+def test_nothing_is_accepted_if_nothing_is_held() -> None:
+    source = at_version_120()
+    assert not source.intake.accept(0.0)
+    source.lists()
+    assert source.engaged == 6
+
+
 def test_hold_after_a_restore_outlives_a_restart() -> None:
     source = Source.__new__(Source)
     Source.__init__(source)

@@ -11,6 +11,7 @@ from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
 from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import Inconclusive, NotFound, PendingDeletions
 from milo_discoveryd.registry.reduced_fleet import ObjectFeed, ReducedFleet
 from milo_discoveryd.registry.reduction import Reduce
@@ -74,7 +75,7 @@ class World:
             keys=[NAMES] * resources,
             pending_deletions=lambda: PendingDeletions(lambda: 0.0),
             guard=lambda: RemovalGuard(RemovalLimits()),
-            not_ready_grace_s=grace_s,
+            not_ready=NotReadyClusters(grace_s),
         )
 
     @property

@@ -48,14 +48,14 @@ def test_not_ready_cluster_is_held_and_explained() -> None:
 
 def test_grace_that_was_running_is_extended_by_the_outage() -> None:
     fleet = held(since=10.0)
-    fleet.extend_graces(lost_at=20.0, now=50.0)
+    fleet.extend_graces(lost_at=20.0, now=at(50))
     assert fleet.due_at == 100.0
     assert known(fleet).grace_until == wall(100)
 
 
 def test_grace_that_started_after_the_outage_is_not_extended() -> None:
     fleet = held(since=60.0)
-    fleet.extend_graces(lost_at=20.0, now=50.0)
+    fleet.extend_graces(lost_at=20.0, now=at(50))
     assert fleet.due_at == 120.0
 
 

@@ -15,9 +15,9 @@ LIMITS = RemovalLimits(count=10, share=0.2, verify_after_s=30.0, per_second=50.0
 
 
 def judge(
-    guard: RemovalGuard, missing: int, engaged: int, *, now: float = 0.0, went_back: bool = False
+    guard: RemovalGuard, missing: int, engaged: int, *, now: float = 0.0, went_back: bool = False, still_held: int = 0
 ) -> GuardDecision:
-    return guard.judge(range(missing), engaged, versions_went_back=went_back, now=now)
+    return guard.judge(range(missing), engaged, versions_went_back=went_back, now=now, still_held=still_held)
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,69 @@ def test_removal_after_versions_went_back_is_never_released(missing: int) -> Non
     assert first.verify_at is None
     assert "versions went back" in first.message
     for later in (30.0, 3000.0):
-        ruling = judge(guard, missing, 100, now=later)
-        assert isinstance(ruling, HeldRemovals)
-        assert (ruling.since, ruling.verify_at) == (0.0, None)
+        assert judge(guard, 0, 100, now=later, still_held=missing) == ConfirmEach()
+        assert guard.held is not None
+        assert (guard.held.since, guard.held.verify_at) == (0.0, None)
+
+
+def test_clusters_that_a_restored_server_lacks_later_are_confirmed_individually() -> None:
+    guard = RemovalGuard(LIMITS)
+    first = judge(guard, 3, 100, went_back=True)
+    assert judge(guard, 2, 97, now=30.0, still_held=3) == ConfirmEach()
+    assert guard.held == first
+
+
+def test_mass_removal_by_a_restored_server_is_held() -> None:
+    guard = RemovalGuard(LIMITS)
+    first = judge(guard, 3, 100, went_back=True)
+    assert judge(guard, 90, 97, now=30.0, still_held=3) == first
+    assert judge(guard, 90, 97, now=3000.0, still_held=3) == first
+
+
+def test_hold_after_a_restore_ends_when_nothing_is_held_any_more() -> None:
+    guard = RemovalGuard(LIMITS)
+    judge(guard, 3, 100, went_back=True)
+    assert guard.holds_restored
+    assert judge(guard, 0, 100, now=30.0) == ConfirmEach()
+    assert (guard.held, guard.holds_restored) == (None, False)
+
+
+def test_list_of_the_restored_server_is_not_behind() -> None:
+    guard = RemovalGuard(LIMITS)
+    for version, now, ignored in (("50", 0.0, True), ("50", 29.0, True), ("51", 30.0, False)):
+        assert guard.is_behind(version, versions_went_back=True)
+        assert guard.ignores(version, is_behind=True, now=now) is ignored
+    assert not guard.is_behind("52", versions_went_back=True)
+    assert guard.is_behind("51", versions_went_back=True)  # a replica of it that lags, or a second restore
+    assert not guard.is_behind("121", versions_went_back=False)
+
+
+def test_accepted_removals_are_confirmed_at_limited_rate() -> None:
+    guard = RemovalGuard(LIMITS)
+    assert not guard.accept(0.0)
+    judge(guard, 100, 100, went_back=True)
+    assert guard.accept(50.0)
+    assert guard.held is not None
+    assert guard.held.verify_at == 50.0
+    assert guard.is_accepting
+    assert not guard.is_behind("1", versions_went_back=True)
+    assert judge(guard, 100, 100, now=50.0) == ConfirmAtRate(50.0)
+    assert (guard.held, guard.is_accepting, guard.holds_restored) == (None, False, False)
+
+
+def test_accepted_list_that_lacks_nothing_ends_the_hold() -> None:
+    guard = RemovalGuard(LIMITS)
+    judge(guard, 100, 100)
+    guard.accept(1.0)
+    assert judge(guard, 0, 100, now=1.0) == ConfirmEach()
+    assert guard.held is None
+
+
+def test_list_of_another_server_can_be_accepted() -> None:
+    guard = RemovalGuard(LIMITS)
+    guard.judge(range(5), 5, versions_went_back=False, now=0.0, is_foreign=True)
+    guard.accept(1.0)
+    assert guard.judge(range(5), 5, versions_went_back=False, now=1.0, is_foreign=True) == ConfirmAtRate(50.0)
 
 
 def test_older_versions_do_not_affect_listed_clusters() -> None:

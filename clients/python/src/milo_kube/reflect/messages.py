@@ -74,6 +74,8 @@ class ListEnded(msgspec.Struct, frozen=True):
 
     versions_went_back: bool = False
     """The list is of an older version than one seen before: the server was restored, or is another one."""
+    version: str = ""
+    """The list's version, if versions went back."""
 
 
 class ObjectChanged(msgspec.Struct, Generic[Seen], frozen=True):

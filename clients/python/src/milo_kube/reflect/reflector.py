@@ -476,7 +476,8 @@ class Reflector(Generic[Seen]):
         else:
             self.state = self._opening(version)
         self._streaming(now)
-        return ListEnded(versions_went_back=self.trust.listed(version))
+        went_back = self.trust.listed(version)
+        return ListEnded(versions_went_back=went_back, version=version if went_back else "")
 
     # --- status and delays ---
 

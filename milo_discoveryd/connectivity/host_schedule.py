@@ -1,0 +1,97 @@
+"""Probes of hosts instead of clusters, for clusters that are paths of one API server. Pure.
+
+One probe of a host stands for all clusters behind it. A cluster that is engaged later has its host's connectivity.
+"""
+
+import math
+from collections.abc import Callable
+
+import msgspec
+
+from milo_discoveryd.connectivity.schedule import (
+    ConnectivityChange,
+    Probe,
+    ProbeOutcome,
+    ProbePolicy,
+    ProbeSchedule,
+)
+from milo_discoveryd.model.cluster import Connectivity
+from milo_discoveryd.model.moment import Moment
+
+
+class _HostClusters(msgspec.Struct):
+    """The clusters behind a host, by name and incarnation."""
+
+    incarnations: dict[str, int] = msgspec.field(default_factory=dict)
+    connectivity: Connectivity | None = None
+
+
+class HostSchedule:
+    """A `ProbeSchedule` of hosts. Each probe names one of the host's clusters, whose endpoint tells the host."""
+
+    def __init__(self, policy: ProbePolicy, jitter: Callable[[], float]) -> None:
+        # A host that all clusters share is never disengaged: see the module `schedule`.
+        self._schedule = ProbeSchedule(msgspec.structs.replace(policy, give_up_after_s=None), jitter)
+        self._hosts: dict[str, _HostClusters] = {}
+        self._host_of: dict[str, str] = {}
+        self._in_flight: dict[Probe, Probe] = {}
+        """Probes of hosts, by the probes that stand for them."""
+        self._known: list[ConnectivityChange] = []
+
+    def watch(self, name: str, host: str, incarnation: int, now: float) -> None:
+        self.forget(name)
+        if host not in self._hosts:
+            self._hosts[host] = _HostClusters()
+            self._schedule.watch(host, host, 0, now)
+        clusters = self._hosts[host]
+        clusters.incarnations[name] = incarnation
+        self._host_of[name] = host
+        if clusters.connectivity is not None:
+            self._known.append(ConnectivityChange(name, incarnation, clusters.connectivity))
+
+    def forget(self, name: str) -> None:
+        host = self._host_of.pop(name, None)
+        if host is None:
+            return
+        del self._hosts[host].incarnations[name]
+        if not self._hosts[host].incarnations:
+            del self._hosts[host]
+            self._schedule.forget(host)
+
+    def known(self) -> list[ConnectivityChange]:
+        """Return, once, the connectivity of clusters that were added behind a host that was probed before."""
+        known, self._known = self._known, []
+        return known
+
+    def due(self, now: float) -> list[Probe]:
+        return [self._standing_for(probe) for probe in self._schedule.due(now)]
+
+    def _standing_for(self, probe: Probe) -> Probe:
+        name, incarnation = next(iter(self._hosts[probe.name].incarnations.items()))
+        standing = Probe(name, incarnation, probe.watch)
+        self._in_flight[standing] = probe
+        return standing
+
+    def drop(self, probe: Probe) -> None:
+        """Withdraw a probe that was not sent, and remove its cluster. The host's next one is due at once."""
+        of_host = self._in_flight.pop(probe)
+        self._schedule.drop(of_host)
+        self.forget(probe.name)
+        if of_host.name in self._hosts:
+            self._schedule.watch(of_host.name, of_host.name, 0, -math.inf)
+
+    @property
+    def next_at(self) -> float | None:
+        return self._schedule.next_at
+
+    def record(self, probe: Probe, outcome: ProbeOutcome, now: Moment) -> list[ConnectivityChange]:
+        changes = self._schedule.record(self._in_flight.pop(probe), outcome, now)
+        found: list[ConnectivityChange] = []
+        for change in changes:
+            clusters = self._hosts[change.name]
+            clusters.connectivity = change.connectivity
+            found += (
+                ConnectivityChange(name, incarnation, change.connectivity)
+                for name, incarnation in clusters.incarnations.items()
+            )
+        return found

@@ -1,0 +1,179 @@
+"""When clusters are disengaged whose objects are no longer ready: after the grace, and not while much of the fleet is.
+
+A faulty controller can make thousands of objects not ready within a second, and operators would stop work on all of
+them. So the first few clusters are disengaged at once, and more wait for a moment. If they turn out to be more than the
+mass-removal limit, all that wait stay engaged for `verify_after_s`; those that are not ready by then are disengaged at
+a limited rate.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import msgspec
+
+from milo_discoveryd.registry.removal_guard import RemovalLimits
+
+SETTLE_S = 1.0
+"""How long clusters beyond the first few wait until it is known how many there are."""
+
+
+class HeldNotReady(msgspec.Struct, frozen=True):
+    """A large part of the fleet is not ready, and stays engaged for now."""
+
+    since: float
+    until: float
+    message: str
+
+
+class Overdue(msgspec.Struct, frozen=True):
+    disengaged: list[str]
+    """Clusters to disengage now."""
+    postponed: list[str]
+    """Clusters that stay engaged for longer than was known before."""
+
+
+class NotReadyClusters:
+    """The engaged clusters whose objects are not ready, and when to disengage each. `limits` is None for no guard."""
+
+    def __init__(self, grace_s: float = 0.0, limits: RemovalLimits | None = None) -> None:
+        self._grace_s = grace_s
+        self._limits = limits
+        self._graces: dict[str, float] = {}
+        """When each grace ends, soonest first: the grace is the same for all."""
+        self._waiting: dict[str, None] = {}
+        """Clusters whose grace is over, and which wait for `_decide_at` or, if they are held, for the end of that."""
+        self._decide_at = math.inf
+        self._releases: dict[str, float] = {}
+        """When to disengage clusters that were held, soonest first."""
+        self._disengaged: dict[str, float] = {}
+        """When clusters that are still not ready were disengaged, oldest first, for as long as a hold takes."""
+        self.held: HeldNotReady | None = None
+
+    @property
+    def held_count(self) -> int:
+        return (len(self._waiting) if self.held else 0) + len(self._releases)
+
+    @property
+    def due_at(self) -> float | None:
+        """When `overdue` will have something to decide."""
+        first = (next(iter(ends.values()), math.inf) for ends in (self._graces, self._releases))
+        due = min(*first, self._decide_at)
+        return None if due == math.inf else due
+
+    def until(self, name: str) -> float | None:
+        """Return when the cluster will be disengaged, as far as that is known."""
+        if name in self._waiting:
+            return self._decide_at
+        return self._graces.get(name, self._releases.get(name))
+
+    def began(self, name: str, engaged: int, now: float) -> bool:
+        """Note that an engaged cluster, one of `engaged`, is not ready. Return whether to disengage it at once."""
+        if self.until(name) is not None:
+            return False
+        if self._grace_s:
+            self._graces[name] = now + self._grace_s
+            return False
+        return self._is_let_go(name, now)
+
+    def overdue(self, engaged: int, now: float) -> Overdue:
+        """Return what is to be done now, out of `engaged` clusters."""
+        ended = [*_due(self._graces, now)]
+        found = [name for name in ended if self._is_let_go(name, now)]
+        postponed = [name for name in ended if name in self._waiting]
+        if now >= self._decide_at:
+            postponed = [*self._waiting]
+            found += self._decided(engaged, now)
+        found += _due(self._releases, now)
+        return Overdue(found, [name for name in postponed if self.until(name) is not None])
+
+    def _is_let_go(self, name: str, now: float) -> bool:
+        """Return whether the cluster is one of the first few. If not, it waits."""
+        if self._limits is not None:
+            self._forget_disengaged(now)
+            if len(self._disengaged) >= self._limits.count or self._waiting:
+                self._wait_for_others(name, now)
+                return False
+            self._disengaged[name] = now
+        return True
+
+    def _wait_for_others(self, name: str, now: float) -> None:
+        self._waiting[name] = None
+        if self._decide_at == math.inf:
+            self._decide_at = now + SETTLE_S
+
+    def _decided(self, engaged: int, now: float) -> Iterable[str]:
+        """Return the waiting clusters to disengage now. The others are held, or released at a rate."""
+        assert self._limits is not None, "without a guard none waits"
+        waiting = [*self._waiting]
+        self._forget_disengaged(now)
+        share = len(waiting) + len(self._disengaged), engaged + len(self._disengaged)
+        if self.held is None and _is_mass(*share, self._limits):
+            self._decide_at = now + self._limits.verify_after_s
+            self.held = HeldNotReady(
+                now,
+                self._decide_at,
+                f"{share[0]} of {share[1]} engaged clusters became not ready within {self._limits.verify_after_s:g} s: "
+                "the last of them stay engaged for as long, in case they become ready again",
+            )
+            return ()
+        was_held, self.held = self.held, None
+        self._waiting, self._decide_at = {}, math.inf
+        if was_held is not None:
+            per_second = self._limits.per_second
+            self._releases.update({name: now + place / per_second for place, name in enumerate(waiting)})
+            self._releases = _sorted(self._releases)
+            return ()
+        self._disengaged.update(dict.fromkeys(waiting, now))
+        return waiting
+
+    def _forget_disengaged(self, now: float) -> None:
+        assert self._limits is not None
+        for _ in _due(self._disengaged, now - self._limits.verify_after_s):
+            pass
+
+    def ended(self, name: str) -> None:
+        """Note that the cluster is not engaged any more."""
+        self._graces.pop(name, None)
+        self._releases.pop(name, None)
+        if name in self._waiting:
+            del self._waiting[name]
+            if not self._waiting:
+                self.held, self._decide_at = None, math.inf
+
+    def forget(self, name: str) -> None:
+        """Note that the object is ready again, or exists no more."""
+        self.ended(name)
+        self._disengaged.pop(name, None)
+
+    def extend(self, lost_at: float, now: float) -> list[str]:
+        """Do not count the time since `lost_at` for what began before. Return the clusters that this postpones."""
+        lost_s = now - lost_at
+        postponed = [name for name, until in self._graces.items() if until - self._grace_s <= lost_at]
+        self._graces = _sorted(self._graces | {name: self._graces[name] + lost_s for name in postponed})
+        if self._waiting and (self.held is None or self.held.since <= lost_at):
+            self._decide_at += lost_s
+            postponed += self._waiting
+            if self.held is not None:
+                self.held = msgspec.structs.replace(self.held, until=self._decide_at)
+        self._releases = {name: at + lost_s for name, at in self._releases.items()}
+        return [*postponed, *self._releases]
+
+    def clear(self) -> None:
+        self._graces, self._waiting, self._releases, self._disengaged = {}, {}, {}, {}
+        self.held, self._decide_at = None, math.inf
+
+
+def _due(times: dict[str, float], now: float) -> Iterator[str]:
+    """Remove and yield the names whose time has come, from a dict in the order of its times."""
+    while times and next(iter(times.values())) <= now:
+        name = next(iter(times))
+        del times[name]
+        yield name
+
+
+def _sorted(times: dict[str, float]) -> dict[str, float]:
+    return dict(sorted(times.items(), key=lambda item: item[1]))
+
+
+def _is_mass(not_ready: int, engaged: int, limits: RemovalLimits) -> bool:
+    return not_ready > limits.count and (not_ready > limits.share * engaged or 2 * not_ready > engaged)

@@ -1,0 +1,248 @@
+"""The daemon from an API server's bytes to a client's session, in one process and on virtual time.
+
+Everything between the transport and the client's connection is production code: watches, lists, confirmation reads, the
+registry, its log, the state file's encoding, a stream and the client library. The API server is scripted.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from random import Random
+from typing import Any
+
+import msgspec
+
+from milo_discovery import BackoffPolicy, _convert
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._subscription import Subscription
+from milo_discovery.events import Event as ClientEvent
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
+from milo_discoveryd.model.observation import Malformed
+from milo_discoveryd.modes.mode import Setting, WatchedMode
+from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.modes.project_control_plane import ProjectControlPlaneMode
+from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.not_ready import NotReadyClusters
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.rights.quota import QuotaLimits
+from milo_discoveryd.rights.rights import Rights
+from milo_discoveryd.server.calls.access import AccessControl
+from milo_discoveryd.server.calls.frames import encoder
+from milo_discoveryd.server.calls.grpc_errors import CallError
+from milo_discoveryd.server.calls.revision import TokenSigner
+from milo_discoveryd.server.calls.service import DaemonInfo, Service
+from milo_discoveryd.state_file.encoding import StateOrigin, StoredCluster, StoredFleet, StoredObject, decode, encode
+from milo_discoveryd.watchers.driver import WatchedCollection
+from milo_discoveryd.watchers.transport import Answer
+from milo_discoveryd.wiring.mode import place_of
+from milo_discoveryd.wiring.source import Discovery, FollowedCollection
+from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.reflect.wire import Decoder
+from tests.simulation.seeded.loop import VirtualLoop, clocks_of
+from tests.support.logs import capture_logs
+
+_SETTING = Setting(project_endpoint="https://milo.test", annotation_prefixes=("example.com/",))
+MODES: tuple[WatchedMode, ...] = (ProjectMode(_SETTING), ProjectControlPlaneMode(_SETTING))
+ORIGIN = StateOrigin("https://milo.test", "project")
+EPOCH = "0" * 16
+CALLER = Caller(listener="here")
+QUOTAS = QuotaLimits(streams=10, streams_each=10, per_minute_each=10)
+LIMITS = RemovalLimits(verify_after_s=5.0)
+MESSAGE_LIMIT = 4 << 20
+"""gRPC's default."""
+LIVES_S = 120.0
+_NAME = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]+")
+_EXPIRED = b'{"type": "ERROR", "object": {"kind": "Status", "code": 410, "reason": "Expired"}}'
+
+
+def _end(lists: int) -> bytes:
+    metadata = {"resourceVersion": str(500 + lists), "annotations": {"k8s.io/initial-events-end": "true"}}
+    return msgspec.json.encode({"type": "BOOKMARK", "object": {"metadata": metadata}})
+
+
+class Script(msgspec.Struct):
+    """What the API server sends."""
+
+    listed: bytes
+    """Lines of the first list, and of the watch after it; the list is ended properly between them."""
+    watched: bytes = b""
+    found: bytes = b""
+    """The response to the first read of each object; later ones are not found."""
+    page: bytes | None = None
+    """A page that is listed instead, where the daemon lists in pages."""
+
+
+class ScriptedServer:
+    """Lists what the script has once, and nothing later, so that everything is removed in the end.
+
+    Every watch that is resumed expires, which leads to the next list.
+    """
+
+    def __init__(self, script: Script, path: str) -> None:
+        self._script = script
+        self._path = path
+        self._lists = self._watches = 0
+        self.read: set[str] = set()
+
+    async def get(self, path: str, query: Any = (), *, timeout_s: float) -> Answer:
+        if path == "/livez":
+            return Answer(200, {}, b"ok")
+        if path == self._path:
+            self._lists += 1
+            empty = msgspec.json.encode({"metadata": {"resourceVersion": str(500 + self._lists)}, "items": []})
+            body = self._script.page if self._lists == 1 and self._script.page is not None else empty
+            return Answer(200, {}, body)
+        name = path.removeprefix(f"{self._path}/")
+        assert _NAME.fullmatch(name), f"{path!r} leads elsewhere"
+        if name not in self.read:
+            self.read.add(name)
+            return Answer(200, {}, self._script.found)
+        status = {"kind": "Status", "code": 404, "reason": "NotFound", "message": "", "details": {"name": name}}
+        return Answer(404, {}, msgspec.json.encode(status))
+
+    @asynccontextmanager
+    async def stream(
+        self, path: str, query: Any = (), *, connect_timeout_s: float, silence_s: float | None
+    ) -> AsyncIterator["ScriptedStream"]:
+        assert path == self._path
+        if "resourceVersion" not in dict(query):
+            self._lists += 1
+            yield ScriptedStream(self._script.listed if self._lists == 1 else b"", _end(self._lists), self._watched())
+        else:
+            yield ScriptedStream(self._watched() or _EXPIRED)
+
+    def _watched(self) -> bytes:
+        self._watches += 1
+        return self._script.watched if self._watches == 1 else b""
+
+    async def drop(self) -> None:
+        pass
+
+
+class ScriptedStream:
+    status = 200
+    headers: Mapping[str, str] = {}
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = pieces
+
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
+        for piece in self._pieces:
+            yield piece + b"\n"
+        await asyncio.sleep(10.0)
+
+    async def read_error(self, limit: int) -> bytes:
+        return b""
+
+
+class _Silent:
+    """Observes, counts and audits nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+class _Store:
+    """A state file in memory, which must always be readable again."""
+
+    def load(self) -> StoredFleet | None:
+        return None
+
+    async def save_changes(
+        self,
+        fleet: Callable[[], Iterable[StoredCluster]],
+        changed: Callable[[], Awaitable[None]],
+        highest_version: Callable[[], str],
+        objects: Callable[[], Iterable[StoredObject]],
+    ) -> None:
+        while True:
+            await changed()
+            stored = StoredFleet(ORIGIN, 1.0, tuple(fleet()), highest_version(), tuple(objects()))
+            assert decode(encode(stored), ORIGIN) == stored
+            await asyncio.sleep(0.1)
+
+
+class Outcome(msgspec.Struct):
+    events: list[ClientEvent]
+    """As the client's session reports them."""
+    engaged: list[str]
+    """Names that are engaged in the end."""
+
+
+def run(script: Script, mode: WatchedMode, *, streaming: bool = True) -> Outcome:
+    """Run a daemon with that API server for two minutes. Raises whatever would end the daemon or a client."""
+    loop = VirtualLoop(Random(1))
+    with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        return runner.run(_run(script, mode, streaming=streaming))
+
+
+async def _run(script: Script, mode: WatchedMode, *, streaming: bool) -> Outcome:
+    observer: Any = _Silent()
+    fleet = DirectFleet(
+        ChangeLog(encoder(EPOCH), Retention()),
+        PendingDeletions(lambda: 0.5),
+        observer,
+        not_ready=NotReadyClusters(0.0, LIMITS),
+        guard=RemovalGuard(LIMITS),
+    )
+    info = DaemonInfo(version="0", mode="m", epoch=EPOCH, started_at=1.0, heartbeat_s=30.0, stalled_s=60.0)
+    issuer = Issuer(
+        [], trust=lambda: ClusterTrust(None), metrics=observer, audit=observer, max_ttl_s=600.0, default_ttl_s=600.0
+    )
+    access = AccessControl(Rights(), QUOTAS, observer, asyncio.get_running_loop().time)
+    service = Service(fleet, info, observer, issuer, access=access, signer=TokenSigner(b"key"))
+    discovery = Discovery(
+        fleet,
+        _Store(),
+        policy=ReflectorPolicy(streaming_lists=streaming),
+        jitter=lambda: 0.5,
+        connect_timeout_s=10.0,
+        request_timeout_s=30.0,
+    )
+    path = mode.resource.path
+    following = asyncio.create_task(
+        discovery.run(
+            ScriptedServer(script, path),
+            [FollowedCollection(WatchedCollection(mode.resource), Decoder(mode.object_type, mode.observe, Malformed))],
+            place_of(mode),
+        )
+    )
+    client = _Client()
+    watching = asyncio.create_task(service.watch_clusters(client.subscription.next_request(), CALLER, client.receive))
+    await asyncio.wait((following, watching), timeout=LIVES_S, return_when=asyncio.FIRST_COMPLETED)
+    await _ask_about_everything(service, fleet)
+    for task in (following, watching):
+        assert not task.done(), task.exception()
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+    return Outcome(client.events, [cluster.target.name for cluster in fleet.registry.clusters()])
+
+
+class _Client:
+    def __init__(self) -> None:
+        self.subscription = Subscription({}, BackoffPolicy())
+
+    async def receive(self, message: bytes) -> None:
+        assert len(message) <= MESSAGE_LIMIT, "a client with default limits would refuse it"
+        self.subscription.received(pb.WatchClustersResponse.FromString(message), 0.0)
+
+    @property
+    def events(self) -> list[ClientEvent]:
+        return [item for item in self.subscription.pending if isinstance(item, ClientEvent)]
+
+
+async def _ask_about_everything(service: Service, fleet: DirectFleet) -> None:
+    _convert.server_info(await service.get_server_info(pb.GetServerInfoRequest(), CALLER))
+    with suppress(CallError):  # before a complete list
+        _convert.listing([await service.list_clusters(pb.ListClustersRequest(), CALLER)])
+    for name, _ in [*fleet.registry.items()]:
+        with suppress(CallError):  # a name that no request may have
+            report = await service.get_cluster(pb.GetClusterRequest(name=name), CALLER)
+            assert report.ByteSize() <= MESSAGE_LIMIT
+            _convert.cluster_report(report)

@@ -1,0 +1,134 @@
+"""Whatever an API server sends: the daemon goes on, and clients are sent what they can decode."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from milo_discovery import EventType
+from milo_discoveryd.modes.mode import WatchedMode
+from tests.tooling.fuzz import chain
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8) | st.sampled_from(("9" * 5000, "a?b#c", "..", "%2e", "9999-12-31T23:59:59Z", "-", "True")),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+PATHS = (
+    ("metadata",),
+    *(("metadata", field) for field in ("name", "uid", "resourceVersion", "labels", "annotations")),
+    *(("metadata", field) for field in ("deletionTimestamp", "creationTimestamp", "namespace", "ownerReferences")),
+    ("metadata", "labels", "meta.datumapis.com/project-uid"),
+    ("metadata", "annotations", "example.com/a"),
+    ("spec",),
+    ("spec", "ownerRef"),
+    ("spec", "ownerRef", "kind"),
+    ("spec", "ownerRef", "name"),
+    ("status",),
+    ("status", "conditions"),
+    *(("status", "conditions", 0, field) for field in ("type", "status", "message", "reason", "lastTransitionTime")),
+)
+
+
+def document(name: str = "alpha") -> dict[str, Any]:
+    conditions = [{"type": kind, "status": "True", "message": "m"} for kind in ("Ready", "ControlPlaneReady")]
+    return {
+        "metadata": {
+            "name": name,
+            "uid": f"uid-{name}",
+            "resourceVersion": "7",
+            "labels": {"env": "prod"},
+            "annotations": {"example.com/a": "b"},
+        },
+        "spec": {"ownerRef": {"kind": "Organization", "name": "acme"}},
+        "status": {"conditions": conditions},
+    }
+
+
+def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
+    made: Any = document()
+    inner = made
+    for step in path[:-1]:
+        inner = inner[step]
+    inner[path[-1]] = value
+    return made  # type: ignore[no-any-return]
+
+
+def _with(made: Any, path: tuple[str | int, ...], text: str) -> dict[str, Any]:
+    """Put the text there, or, where there is a list or a mapping, into a condition's message and a label of it."""
+    *outer, last = path
+    inner = made
+    for step in outer:
+        inner = inner[step]
+    match inner.get(last) if isinstance(inner, dict) else inner[last]:
+        case dict() as mapping if last in ("labels", "annotations"):
+            mapping["example.com/large"] = text
+        case dict() | list():
+            made["status"]["conditions"][-1]["message"] = text
+        case _:
+            inner[last] = text
+    return made  # type: ignore[no-any-return]
+
+
+def lines(kind: str, *documents: dict[str, Any]) -> bytes:
+    return b"\n".join(msgspec.json.encode({"type": kind, "object": each}) for each in documents)
+
+
+@pytest.mark.parametrize("mode", chain.MODES, ids=lambda mode: type(mode).__name__)
+@pytest.mark.parametrize("streaming", [True, False])
+def test_chain_engages_and_disengages(mode: WatchedMode, streaming: bool) -> None:
+    """The same with nothing odd in it, so that the other tests mean something."""
+    found = msgspec.json.encode(document())
+    page = msgspec.json.encode({"metadata": {"resourceVersion": "9"}, "items": [document(), document("beta")]})
+    listed = lines("ADDED", document(), document("beta"))
+    outcome = chain.run(chain.Script(listed, lines("DELETED", document()), found, page), mode, streaming=streaming)
+    assert {(event.type, event.cluster.name) for event in outcome.events} == {
+        (kind, name) for kind in (EventType.ENGAGED, EventType.DISENGAGED) for name in ("alpha", "beta")
+    }
+    assert outcome.engaged == []
+
+
+@pytest.mark.parametrize("mode", chain.MODES, ids=lambda mode: type(mode).__name__)
+@settings(max_examples=60)
+@given(path=st.sampled_from(PATHS), value=JSON, streaming=st.booleans(), where=st.integers(0, 2))
+def test_any_field_of_an_object_is_served_or_set_aside(
+    mode: WatchedMode, path: tuple[str | int, ...], value: Any, streaming: bool, where: int
+) -> None:
+    odd, sound = changed(path, value), document("beta")
+    listed = lines("ADDED", *((odd, sound) if where == 0 else (document(), sound)))
+    watched = lines("MODIFIED", odd) if where == 1 else lines("DELETED", odd)
+    page = {"metadata": {"resourceVersion": "9"}, "items": [odd, sound]}
+    script = chain.Script(listed, watched, msgspec.json.encode(odd), msgspec.json.encode(page))
+    outcome = chain.run(script, mode, streaming=streaming)
+    assert "beta" in {event.cluster.name for event in outcome.events}
+    for event in outcome.events:
+        assert event.cluster.endpoint.startswith("https://")
+
+
+@pytest.mark.parametrize("mode", chain.MODES, ids=lambda mode: type(mode).__name__)
+@pytest.mark.parametrize("field", [*PATHS, ("status", "conditions", 1, "message")], ids=str)
+def test_field_of_five_megabytes_blocks_no_client(mode: WatchedMode, field: tuple[str | int, ...]) -> None:
+    large = "x" * 5_000_000
+    odd = document()
+    odd["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    odd["status"]["conditions"].append({"type": "ResourceCleanup", "status": "False", "message": "m"})
+    listed = lines("ADDED", _with(odd, field, large), document("beta"))
+    outcome = chain.run(chain.Script(listed), mode)
+    assert "beta" in {event.cluster.name for event in outcome.events}
+
+
+@settings(max_examples=60)
+@given(st.lists(st.binary(max_size=40), min_size=4, max_size=4), st.booleans())
+def test_any_bytes_of_an_api_server_are_survived(parts: list[bytes], streaming: bool) -> None:
+    listed, watched, found, page = parts
+    chain.run(chain.Script(listed, watched, found, page), chain.MODES[0], streaming=streaming)
+
+
+def test_version_of_5000_digits_and_name_outside_of_paths_are_survived() -> None:
+    for odd in (changed(("metadata", "resourceVersion"), "9" * 5000), changed(("metadata", "name"), "a?b#c")):
+        script = chain.Script(lines("ADDED", odd, document("beta")), lines("DELETED", odd), b"", None)
+        outcome = chain.run(script, chain.MODES[1])
+        assert "beta" in {event.cluster.name for event in outcome.events}

@@ -1,0 +1,124 @@
+"""One probe of a host stands for all clusters behind it."""
+
+import pytest
+
+from milo_discoveryd.connectivity.host_schedule import HostSchedule
+from milo_discoveryd.connectivity.schedule import (
+    ConnectivityChange,
+    Probe,
+    ProbeFailed,
+    ProbePolicy,
+    ProbeReached,
+    ProbeSchedule,
+)
+from milo_discoveryd.model.cluster import ConnectivityState
+from tests.unit.registry.fleets import at
+
+POLICY = ProbePolicy(unreachable_after_s=0.0)
+HOST = "api.example.com"
+
+
+def hosts(*names: str) -> HostSchedule:
+    made = HostSchedule(POLICY, lambda: 0.5)
+    for number, name in enumerate(names, 1):
+        made.watch(name, HOST, number, 0.0)
+    return made
+
+
+def states(changes: list[ConnectivityChange]) -> dict[str, ConnectivityState]:
+    return {change.name: change.connectivity.state for change in changes}
+
+
+def requests(schedule: ProbeSchedule | HostSchedule, *, minutes: int) -> int:
+    """Answer each probe at once; return how many there were."""
+    count = 0
+    while (due := schedule.next_at) is not None and due < 60.0 * minutes:
+        for probe in schedule.due(due):
+            schedule.record(probe, ProbeReached(), at(due))
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize(("make", "least", "most"), [(ProbeSchedule, 9_900, 11_000), (HostSchedule, 9, 11)])
+def test_requests_in_ten_minutes_for_a_thousand_clusters_behind_one_host(
+    make: type[ProbeSchedule] | type[HostSchedule], least: int, most: int
+) -> None:
+    schedule = make(POLICY, lambda: 0.5)
+    for number in range(1000):
+        schedule.watch(f"c{number}", HOST, number, 0.0)
+    assert least <= requests(schedule, minutes=10) <= most
+
+
+def test_outcome_applies_to_all_clusters_behind_the_host() -> None:
+    schedule = hosts("a", "b", "c")
+    (probe,) = schedule.due(0.0)
+    assert states(schedule.record(probe, ProbeReached(), at(0))) == dict.fromkeys("abc", ConnectivityState.REACHABLE)
+    assert schedule.record(next(iter(schedule.due(100.0))), ProbeReached(), at(100)) == []
+    (probe,) = schedule.due(200.0)
+    failed = schedule.record(probe, ProbeFailed("timeout", "no answer", is_of_host=True), at(200))
+    assert states(failed) == dict.fromkeys("abc", ConnectivityState.UNREACHABLE)
+    assert not any(change.disengages for change in failed)
+
+
+def test_hosts_are_probed_separately() -> None:
+    schedule = hosts("a")
+    schedule.watch("b", "other.example.com", 7, 0.0)
+    probes = schedule.due(10.0)
+    assert {probe.name for probe in probes} == {"a", "b"}
+    by_name = {probe.name: probe for probe in probes}
+    changes = schedule.record(by_name["b"], ProbeReached(), at(0))
+    assert [(change.name, change.incarnation) for change in changes] == [("b", 7)]
+
+
+def test_cluster_that_is_added_later_has_the_connectivity_of_its_host() -> None:
+    schedule = hosts("a")
+    (probe,) = schedule.due(0.0)
+    schedule.record(probe, ProbeReached(), at(0))
+    assert schedule.known() == []
+    schedule.watch("b", HOST, 9, 10.0)
+    (known,) = schedule.known()
+    assert (known.name, known.incarnation, known.connectivity.state) == ("b", 9, ConnectivityState.REACHABLE)
+    assert schedule.known() == []
+    assert schedule.due(10.0) == []
+
+
+def test_cluster_that_is_added_before_the_first_outcome_waits_for_it() -> None:
+    schedule = hosts("a")
+    schedule.watch("b", HOST, 9, 0.0)
+    assert schedule.known() == []
+
+
+def test_host_without_clusters_is_not_probed() -> None:
+    schedule = hosts("a", "b")
+    schedule.forget("a")
+    assert [probe.name for probe in schedule.due(0.0)] == ["b"]
+    schedule.forget("b")
+    schedule.forget("b")
+    assert schedule.next_at is None
+
+
+def test_outcome_for_a_host_that_lost_its_clusters_is_dropped() -> None:
+    schedule = hosts("a")
+    (probe,) = schedule.due(0.0)
+    schedule.forget("a")
+    schedule.watch("b", HOST, 2, 0.0)
+    (again,) = schedule.due(1.0)
+    assert schedule.record(probe, ProbeReached(), at(1)) == []
+    assert states(schedule.record(again, ProbeReached(), at(1))) == {"b": ConnectivityState.REACHABLE}
+
+
+def test_host_is_probed_for_the_others_when_the_probed_cluster_was_removed() -> None:
+    schedule = hosts("a", "b")
+    (probe,) = schedule.due(10.0)
+    schedule.drop(probe)
+    (probe,) = schedule.due(10.0)
+    assert probe.name == "b"
+    schedule.drop(probe)
+    assert (schedule.next_at, schedule.due(1000.0)) == (None, [])
+
+
+def test_probe_names_a_cluster_that_is_still_there() -> None:
+    schedule = hosts("a", "b")
+    schedule.forget("a")
+    (probe,) = schedule.due(0.0)
+    assert probe == Probe("b", 2, probe.watch)

@@ -1,0 +1,52 @@
+"""Confirmation reads that the API server refuses are logged once, and counted."""
+
+from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.registry.pending_deletions import ConfirmationResult, Inconclusive, NotFound, PendingDeletions
+from milo_kube.reflect.messages import DeletionReported, Listed, ListEnded, ListStarted
+from tests.support.logs import capture_logs
+from tests.unit.registry.fleets import readable_log, ready
+from tests.unit.registry.test_fleet_malformed import Ledger
+
+NAMES = ("a", "b", "c")
+REFUSED = Inconclusive("403: may not get", is_refusal=True)
+
+
+class CountingLedger(Ledger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.results: list[str] = []
+
+    def confirmed(self, result: str) -> None:
+        self.results.append(result)
+
+
+def logged(*answers: ConfirmationResult) -> tuple[list[str], list[str]]:
+    """Answer each confirmation read; return the events logged and the results counted."""
+    ledger, now = CountingLedger(), 0.0
+    fleet = DirectFleet(readable_log(), PendingDeletions(lambda: 0.0), ledger)
+    reported = (DeletionReported(name, "u1") for name in NAMES)
+    for _ in fleet.take([ListStarted(), *(Listed(ready(name)) for name in NAMES), ListEnded(), *reported], now):
+        pass
+    left = [*answers]
+    with capture_logs() as logs:
+        while left:
+            now += 100.0
+            for request in fleet.pending_deletions.take_due(now):
+                fleet.resolve(request, left.pop(0) if left else NotFound(), now)
+    return [entry["event"] for entry in logs if "confirmed" in entry["event"]], ledger.results
+
+
+def test_refused_confirmations_are_logged_once() -> None:
+    events, results = logged(*[REFUSED] * 8)
+    assert events == ["deletions cannot be confirmed"]
+    assert results == ["refused"] * 8
+
+
+def test_confirmations_that_are_answered_again_are_logged_once() -> None:
+    events, results = logged(*[REFUSED] * 5, NotFound(), NotFound(), NotFound())
+    assert events == ["deletions cannot be confirmed", "deletions can be confirmed again"]
+    assert results[-3:] == ["not_found"] * 3
+
+
+def test_reads_without_a_result_are_not_refusals() -> None:
+    assert logged(*[Inconclusive("timeout")] * 3) == ([], ["inconclusive"] * 3)
