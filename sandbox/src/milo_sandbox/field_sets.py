@@ -67,7 +67,7 @@ def values_at(value: Any, schema: Document) -> dict[Path, Any]:
 
     The value of an entry is None: its fields are listed themselves.
     """
-    return dict(_values(value, schema, ()))
+    return dict(_values(value, schema, ())) if value != {} else {}
 
 
 def _values(value: Any, schema: Document, path: Path) -> Iterator[tuple[Path, Any]]:
@@ -92,7 +92,7 @@ def to_document(fields: Iterable[Path]) -> Document:
         at = document
         for step in path:
             at = at.setdefault(step, {})
-        if path and not path[-1].startswith("f:"):
+        if path[-1].startswith("k:"):
             at.setdefault(ITSELF, {})
     return document
 

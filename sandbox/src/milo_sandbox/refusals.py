@@ -122,16 +122,10 @@ def conflict(resource: Resource, name: str, why: str) -> RefusedError:
     )
 
 
-def apply_conflict(resource: Resource, name: str, causes: Sequence[Cause]) -> RefusedError:
+def apply_conflict(causes: Sequence[Cause]) -> RefusedError:
     """Return the 409 of an apply that would change fields of other managers."""
     count = f"{len(causes)} conflict{'s' if len(causes) > 1 else ''}"
-    return RefusedError(
-        409,
-        "Conflict",
-        f"Apply failed with {count}: {_sentence(causes)}",
-        details=_about(resource, name),
-        causes=causes,
-    )
+    return RefusedError(409, "Conflict", f"Apply failed with {count}: {_sentence(causes)}", causes=causes)
 
 
 def gone(message: str, *, continue_token: str = "") -> RefusedError:

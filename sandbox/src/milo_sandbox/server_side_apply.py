@@ -104,7 +104,7 @@ def apply(
         if other != writer
     }
     if any(conflicts.values()) and not force:
-        raise _conflict(resource, live["metadata"]["name"], conflicts)
+        raise _conflict(conflicts)
     others = {other: owned - conflicts[other] for other, owned in owners.items() if other != writer}
     result = _merge(current, wanted, schema)
     still_owned = frozenset().union(*others.values()) | fields
@@ -182,10 +182,10 @@ def _remove(value: Any, path: Path, schema: Document) -> None:
                 return
 
 
-def _conflict(resource: Resource, name: str, conflicts: dict[Writer, set[Path]]) -> refusals.RefusedError:
+def _conflict(conflicts: dict[Writer, set[Path]]) -> refusals.RefusedError:
     causes = [
         Cause(reason="FieldManagerConflict", message=f'conflict with "{other.name}"', field=field_sets.pretty(path))
         for other, paths in conflicts.items()
         for path in sorted(paths)
     ]
-    return refusals.apply_conflict(resource, name, causes)
+    return refusals.apply_conflict(causes)

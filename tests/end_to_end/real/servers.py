@@ -149,6 +149,9 @@ class RealApi(ABC):
         """Resets every open connection."""
         await self._before_it.cut()
 
+    def control_plane(self) -> str:
+        return ""
+
     async def cut_off(self) -> None:
         """The server runs, and its clients don't reach it: they are refused, until `reconnect` or the next start."""
         await self._before_it.shut()

@@ -32,6 +32,9 @@ class ApiServer(Protocol):
     async def drop_watches(self) -> None:
         """Cuts every open watch."""
 
+    def control_plane(self) -> str:
+        """The path below which it serves an API that takes CustomResourceDefinitions."""
+
     async def close(self) -> None: ...
 
 
@@ -60,6 +63,10 @@ class SandboxApi:
 
     async def drop_watches(self) -> None:
         self._sandbox.drop_watches()
+
+    def control_plane(self) -> str:
+        self._sandbox.projects.create("kinds", ready=True)
+        return self._sandbox.control_plane_url("kinds").removeprefix(self._sandbox.url)
 
     async def close(self) -> None:
         await self._sandbox.stop()

@@ -1,6 +1,7 @@
 """What is asked of a server. Each conversation begins with one that holds no object."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, TypeAlias
 
 from tests.integration.sandbox_conformance.speaker import Speaker
@@ -242,6 +243,126 @@ async def a_collection_is_deleted_at_once(say: Speaker) -> None:
         await say.aside("DELETE")
         await watch.read(2)
     await say.ask("GET")
+
+
+_DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+_WIDGETS = "/apis/conformance.example.com/v1/widgets"
+_CONDITIONS = {
+    "type": "array",
+    "x-kubernetes-list-type": "map",
+    "x-kubernetes-list-map-keys": ["type"],
+    "items": {
+        "type": "object",
+        "required": ["type"],
+        "properties": {"type": {"type": "string"}, "status": {"type": "string"}},
+    },
+}
+_SPEC = {
+    "type": "object",
+    "required": ["size"],
+    "properties": {
+        "size": {"type": "integer", "minimum": 1, "maximum": 9},
+        "color": {"type": "string", "default": "blue"},
+        "port": {"x-kubernetes-int-or-string": True},
+        "free": {"type": "object", "x-kubernetes-preserve-unknown-fields": True},
+        "tags": {"type": "array", "items": {"type": "string"}, "x-kubernetes-list-type": "set", "maxItems": 3},
+        "pair": {"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 2},
+        "maybe": {"type": "string", "nullable": True},
+    },
+}
+_DEFINITION = {
+    "apiVersion": "apiextensions.k8s.io/v1",
+    "kind": "CustomResourceDefinition",
+    "metadata": {"name": "widgets.conformance.example.com"},
+    "spec": {
+        "group": "conformance.example.com",
+        "scope": "Cluster",
+        "names": {"kind": "Widget", "plural": "widgets"},
+        "versions": [
+            {
+                "name": "v1",
+                "served": True,
+                "storage": True,
+                "subresources": {"status": {}},
+                "schema": {
+                    "openAPIV3Schema": {
+                        "type": "object",
+                        "properties": {
+                            "metadata": {"type": "object"},
+                            "spec": _SPEC,
+                            "status": {
+                                "type": "object",
+                                "properties": {"conditions": _CONDITIONS, "note": {"type": "string"}},
+                            },
+                        },
+                    }
+                },
+            }
+        ],
+    },
+}
+
+
+def _widget(spec: Any = None, status: Any = None, **metadata: Any) -> dict[str, Any]:
+    widget = {"apiVersion": "conformance.example.com/v1", "kind": "Widget", "metadata": {"name": "one", **metadata}}
+    return widget | ({"spec": spec} if spec is not None else {}) | ({"status": status} if status is not None else {})
+
+
+@asynccontextmanager
+async def _widgets(say: Speaker) -> AsyncIterator[None]:
+    """The kind, for as long as the block runs."""
+    await say.silently("POST", _DEFINITIONS, _DEFINITION)
+    await say.until(200, _WIDGETS)
+    try:
+        yield
+    finally:
+        await say.silently("DELETE", f"{_DEFINITIONS}/widgets.conformance.example.com")
+        await say.until(404, _WIDGETS)
+
+
+@conversation
+async def a_definition_brings_a_kind(say: Speaker) -> None:
+    say.visit_control_plane()
+    await say.ask("GET", _WIDGETS)
+    async with _widgets(say):
+        one = f"{_WIDGETS}/one"
+        await say.ask("POST", _WIDGETS, _widget({"size": 1, "unknown": 2}, {"note": "ignored"}))
+        await say.ask("GET", _WIDGETS)
+        await say.ask("PATCH", f"{one}/status", {"status": {"note": "seen", "other": 1}, "spec": {"size": 9}})
+        await say.ask("PATCH", one, {"spec": {"size": 2}, "status": {"note": "ignored"}})
+        await say.ask("PATCH", one, {"spec": {"free": {"a": {"b": [1]}}, "port": "http", "maybe": None}})
+        for wrong in ({"size": 0}, {"size": 10}, {"size": "1"}, {"color": 1}):
+            await say.ask("PATCH", one, {"spec": wrong})
+        await say.ask("PATCH", one, {"spec": {"port": True}})
+        await say.ask("PATCH", one, {"spec": {"tags": ["a", "b", "c", "d"]}})
+        await say.ask("PATCH", one, {"spec": {"pair": {"a": "1", "b": "2", "c": "3"}}})
+        await say.ask("POST", _WIDGETS, _widget({}))
+        await say.ask("GET", f"{one}/scale")
+        await say.ask("DELETE", one)
+    await say.ask("GET", _WIDGETS)
+
+
+@conversation
+async def fields_have_managers(say: Speaker) -> None:
+    say.visit_control_plane()
+    async with _widgets(say):
+        one = f"{_WIDGETS}/one"
+        await say.apply(one, _widget({"size": 1, "tags": ["a"], "pair": {"x": "1"}}, labels={"a": "1"}), "first")
+        await say.apply(one, _widget({"size": 1, "tags": ["a"], "pair": {"x": "1"}}, labels={"a": "1"}), "first")
+        await say.apply(one, _widget({"tags": ["b"], "pair": {"y": "2"}}, labels={"b": "2"}), "second")
+        await say.apply(one, _widget({"size": 2}), "second")
+        await say.apply(one, _widget({"size": 2}), "second", force="true")
+        await say.ask("PATCH", one, {"spec": {"color": "red"}}, fieldManager="editor")
+        await say.apply(one, _widget({"color": "green"}), "first")
+        await say.apply(one, _widget({"tags": ["a"]}), "first")
+        await say.apply(f"{one}/status", _widget(status={"conditions": [{"type": "A", "status": "True"}]}), "first")
+        await say.apply(f"{one}/status", _widget(status={"conditions": [{"type": "B", "status": "True"}]}), "second")
+        await say.apply(f"{one}/status", _widget(status={"note": "only"}), "first")
+        await say.apply(one, _widget(finalizers=["example.com/hold"]), "third")
+        await say.apply(one, _widget(), "third")
+        await say.ask("PATCH", one, _widget(), content_type="application/apply-patch+yaml")
+        await say.apply(f"{_WIDGETS}/two/status", _widget() | {"metadata": {"name": "two"}}, "first")
+        await say.apply(one, _widget(resourceVersion="1"), "first")
 
 
 def _on(page: Any) -> dict[str, str]:

@@ -32,6 +32,7 @@ class Speaker:
         self.transcript: Transcript = []
         self._access = kubeconfig.read(server.kubeconfig)
         self._telling = Telling()
+        self._root = ""
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -77,6 +78,35 @@ class Speaker:
         async with self._session.request(method, self._url("", {}), headers=self._headers()) as response:
             return await response.json()
 
+    async def silently(self, method: str, path: str, body: Any = None) -> int:
+        """The status of an answer that is not in the transcript."""
+        headers = self._headers() | {"Content-Type": self._content_type(method)}
+        data = None if body is None else json.dumps(body)
+        async with self._session.request(method, self._url(path, {}), data=data, headers=headers) as response:
+            return response.status
+
+    async def until(self, status: int, path: str) -> None:
+        """Wait until a path is answered with a status."""
+        async with asyncio.timeout(_DEADLINE_S):
+            while await self.silently("GET", path) != status:  # noqa: ASYNC110 - the server sends no event
+                await asyncio.sleep(0.05)
+
+    def visit_control_plane(self) -> None:
+        """Talk to the API that takes CustomResourceDefinitions, for paths from /api on."""
+        self._root = self.server.control_plane()
+
+    async def apply(self, path: str, document: Any, manager: str, **query: str) -> Any:
+        """Apply on the server's side; take down who owns the fields afterwards."""
+        query = {"fieldManager": manager, **query}
+        answer = await self.ask("PATCH", path, document, content_type="application/apply-patch+yaml", **query)
+        if "metadata" in answer and "managedFields" in answer["metadata"]:
+            owners = [
+                [each["manager"], each["operation"], each.get("subresource", ""), each["fieldsV1"]]
+                for each in answer["metadata"]["managedFields"]
+            ]
+            self.transcript.append({"owners": sorted(owners, key=json.dumps)})
+        return answer
+
     async def create(self, name: str, **metadata: Any) -> Any:
         return await self.ask("POST", "", self.thing(name, **metadata))
 
@@ -112,7 +142,7 @@ class Speaker:
 
     def _url(self, below: str, query: Mapping[str, str]) -> str:
         asked = "&".join(f"{key}={quote(value)}" for key, value in query.items())
-        path = below if below.startswith("/api") else self.kind.collection + below
+        path = self._root + below if below.startswith("/api") else self.kind.collection + below
         return f"{self._access.server}{path}{'?' if asked else ''}{asked}"
 
     def _note(self, asked: str, query: Mapping[str, str], response: aiohttp.ClientResponse, answer: Any) -> None:
