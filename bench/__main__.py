@@ -16,6 +16,7 @@ from bench.measures import (
     churn,
     cluster_memory,
     commands,
+    controllers,
     fanout,
     go,
     herd,
@@ -61,6 +62,7 @@ MEASURES: dict[str, Measure] = {
     "hostile_clients": hostile_clients.measure,
     "churn": churn.steady,
     "fleet_50k": churn.crowded,
+    "controllers": controllers.measure,
     "go": go.measure,
 }
 NOT_UNLESS_NAMED = {"hostile_clients", "churn", "fleet_50k", "go"}
@@ -94,7 +96,7 @@ def main(argv: Sequence[str]) -> int:
     scale, held_to = (QUICK, bars.QUICK) if asked.quick else (FULL, full)
     if asked.minutes is not None:
         scale = msgspec.structs.replace(scale, churn_s=60 * asked.minutes)
-    left_out = NOT_UNLESS_NAMED | (ON_REAL_NOT_UNLESS_NAMED if asked.real else set())
+    left_out = NOT_UNLESS_NAMED | {"controllers"} | (ON_REAL_NOT_UNLESS_NAMED if asked.real else set())
     usual = QUICK_ONES if asked.quick else [name for name in MEASURES if name not in left_out]
     console = Console()
     samples: Samples = {}

@@ -41,6 +41,10 @@ class SandboxMilo:
     async def burst(self, first: int, count: int, size: int, mark: str) -> None:
         await self._done(f"burst {first} {count} {size} {mark}", _SOON_S)
 
+    async def fill(self, count: int) -> None:
+        """Create ConfigMaps in each project's control plane."""
+        await self._done(f"fill {count}", _SOON_S)
+
     async def churn(self, per_s: float, seconds: float) -> None:
         """Change projects at an even rate; the mark of each is the time of its change."""
         await self._done(f"churn {per_s} {seconds}", seconds + _SOON_S)
@@ -56,7 +60,7 @@ class SandboxMilo:
 
 
 @asynccontextmanager
-async def sandbox_milo(count: int, directory: Path) -> AsyncIterator[Milo]:
+async def sandbox_milo(count: int, directory: Path) -> AsyncIterator[SandboxMilo]:
     kubeconfig = directory / f"sandbox-{count}.kubeconfig"
     command = [sys.executable, "-m", "bench.milo_process", str(kubeconfig), str(count)]
     process = Process(command, directory / f"sandbox-{count}.log")
@@ -84,7 +88,7 @@ class RealMilo:
         await self._each(range(count), create)
 
     async def burst(self, first: int, count: int, size: int, mark: str) -> None:
-        await self._each(range(first, first + count), lambda session, index: label(session, index, mark))
+        await self._each(range(first, first + count), lambda session, index: label(session, project_path(index), mark))
 
     async def _each(self, indices: Iterable[int], write: Write) -> None:
         rest = iter(indices)
@@ -116,9 +120,13 @@ async def real_milo(count: int, directory: Path) -> AsyncIterator[Milo]:
         await api.close()
 
 
-async def label(session: aiohttp.ClientSession, index: int, mark: str) -> None:
-    change = {"metadata": {"labels": {projects.MARK: mark}}}
-    await call(session, "PATCH", f"{PROJECTS}/{projects.name(index)}", change, patch=True)
+def project_path(index: int) -> str:
+    return f"{PROJECTS}/{projects.name(index)}"
+
+
+async def label(session: aiohttp.ClientSession, path: str, mark: str) -> None:
+    """Set the mark of an object."""
+    await call(session, "PATCH", path, {"metadata": {"labels": {projects.MARK: mark}}}, patch=True)
 
 
 async def _create(session: aiohttp.ClientSession, index: int) -> None:

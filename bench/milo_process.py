@@ -4,6 +4,7 @@ Over HTTP it takes single writes like any API server. A line on standard input m
 when it is done:
 
 - `burst FIRST COUNT SIZE MARK`: first project, number of projects, size of a burst, and the mark that is set;
+- `fill COUNT`: ConfigMaps in each project's control plane;
 - `churn PER_S SECONDS`: changes at an even rate; each project's mark is the time of its change;
 - `relist MARK`: changes one project, after the history was compacted.
 """
@@ -16,7 +17,7 @@ from pathlib import Path
 from bench import projects
 from bench.process import standard_input
 from milo_sandbox import Sandbox
-from milo_sandbox.resources import PROJECTS
+from milo_sandbox.resources import CONFIG_MAPS, PROJECTS
 
 _DAY_S = 86_400.0
 _TICK_S = 0.01
@@ -36,6 +37,8 @@ async def serve(kubeconfig: Path, count: int) -> None:
             match line.decode().split():
                 case ["burst", first, total, size, mark]:
                     await burst(sandbox, int(first), int(total), int(size), mark)
+                case ["fill", each]:
+                    fill(sandbox, count, int(each))
                 case ["churn", per_s, seconds]:
                     await churn(sandbox, count, float(per_s), float(seconds))
                 case ["relist", mark]:
@@ -51,6 +54,13 @@ async def burst(sandbox: Sandbox, first: int, total: int, size: int, mark: str) 
     for begin in range(first, first + total, size):
         plant(sandbox, range(begin, min(begin + size, first + total)), mark)
         await asyncio.sleep(0)  # the watches send it
+
+
+def fill(sandbox: Sandbox, count: int, each: int) -> None:
+    for index in range(count):
+        store = sandbox.control_plane(projects.name(index))
+        for number in range(each):
+            store.create(CONFIG_MAPS, {"metadata": {"name": f"work-{number}"}, "data": {"a": "1"}}, namespace="default")
 
 
 async def churn(sandbox: Sandbox, count: int, per_s: float, seconds: float) -> None:

@@ -36,9 +36,19 @@ class Peer(Process):
 @asynccontextmanager
 async def kubernetes_aio(kubeconfig: Path, directory: Path) -> AsyncIterator[Peer | None]:
     """The kubernetes package's list and watch, as its documentation has it."""
-    command = [sys.executable, "-m", "bench.kubernetes_aio", str(kubeconfig)]
-    async with _running(Peer("kubernetes-aio", command, directory)) as peer:
+    async with _running(_kubernetes_aio(kubeconfig, directory)) as peer:
         yield peer
+
+
+@asynccontextmanager
+async def kubernetes_aio_of_config_maps(kubeconfig: Path, directory: Path, namespace: str) -> AsyncIterator[Peer]:
+    async with _running(_kubernetes_aio(kubeconfig, directory, namespace)) as peer:
+        yield peer
+
+
+def _kubernetes_aio(kubeconfig: Path, directory: Path, *arguments: str) -> Peer:
+    command = [sys.executable, "-m", "bench.kubernetes_aio", str(kubeconfig), *arguments]
+    return Peer("kubernetes-aio", command, directory)
 
 
 @asynccontextmanager

@@ -32,6 +32,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True):
     churn_s: float = 60.0
     operators: tuple[int, int, int] = (100, 1_000, 5_000)
     operator_rounds: int = 100
+    controllers: tuple[int, int, int] = (100, 1_000, 200)
+    """Few clusters, many, and as many as kopf runs in."""
 
 
 FULL = Scale(name="full")
@@ -54,6 +56,7 @@ QUICK = Scale(
     churn_s=10.0,
     operators=(5, 20, 40),
     operator_rounds=5,
+    controllers=(10, 100, 20),
 )
 TINY = Scale(
     name="tiny",
@@ -80,4 +83,5 @@ TINY = Scale(
     churn_s=0.5,
     operators=(2, 5, 8),
     operator_rounds=1,
+    controllers=(1, 3, 2),
 )

@@ -6,7 +6,9 @@ from collections.abc import Callable, Coroutine
 from statistics import quantiles
 from typing import Any
 
-from bench.milo import Milo, label
+import aiohttp
+
+from bench.milo import Milo, label, project_path
 from bench.projects import MARK
 from milo_discovery import Watch
 
@@ -16,12 +18,23 @@ _LAST_WITHIN_S = 10.0
 class Writes:
     """Writes at an even rate, with the times at which each was started and seen."""
 
-    def __init__(self, milo: Milo, count: int, per_s: float, clusters: int, first_mark: int) -> None:
+    def __init__(
+        self,
+        milo: Milo,
+        count: int,
+        per_s: float,
+        clusters: int,
+        first_mark: int,
+        *,
+        path: Callable[[int], str] = project_path,
+    ) -> None:
+        """`path`: of the object to write, by its index among `clusters`."""
         self._milo = milo
         self._count = count
         self._interval_s = 1 / per_s
         self._clusters = clusters
         self._first_mark = first_mark
+        self._path = path
         self._begun: dict[int, float] = {}
         self.latencies_ms: list[float] = []
         self.round_trips_ms: list[float] = []
@@ -29,11 +42,13 @@ class Writes:
 
     def seen(self, mark: int, at: float | None = None) -> None:
         """Record that a mark was seen; `at` defaults to now."""
-        begun = self._begun.pop(mark, None)
-        if begun is not None:
-            self.latencies_ms.append(((time.perf_counter() if at is None else at) - begun) * 1000)
-            if len(self.latencies_ms) == self._count:
-                self._all_seen.set()
+        at = time.perf_counter() if at is None else at
+        # A reader that skips states has seen the earlier writes of the object with this one.
+        while (begun := self._begun.pop(mark, None)) is not None:
+            self.latencies_ms.append((at - begun) * 1000)
+            mark -= self._clusters
+        if len(self.latencies_ms) == self._count:
+            self._all_seen.set()
 
     def at(self, percent: int) -> float:
         """A percentile of the latencies."""
@@ -51,10 +66,10 @@ class Writes:
             async with asyncio.timeout(_LAST_WITHIN_S):
                 await self._all_seen.wait()
 
-    async def _write(self, session: object, number: int) -> None:
+    async def _write(self, session: aiohttp.ClientSession, number: int) -> None:
         mark = self._first_mark + number
         self._begun[mark] = begun = time.perf_counter()
-        await label(session, number % self._clusters, str(mark))  # type: ignore[arg-type]
+        await label(session, self._path(number % self._clusters), str(mark))
         self.round_trips_ms.append((time.perf_counter() - begun) * 1000)
 
 

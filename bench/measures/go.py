@@ -61,6 +61,17 @@ async def measure(setting: Setting) -> Samples:
     return {key: [found[key]] for key in KEYS}
 
 
+async def peer_kib(setting: Setting, binary: Path, few: int, many: int, *, objects: int) -> float:
+    """KiB per project of controller-runtime's `cluster.New` with one informer."""
+    bench = _Bench(setting, binary)
+    kib: dict[int, float] = {}
+    for count in (few, many):
+        async with bench.place(count, objects=objects) as place, place.peer(1) as operator:
+            await operator.working()
+            kib[count] = await operator.settled_kib()
+    return (kib[many] - kib[few]) / (many - few)
+
+
 class _Operator(Process):
     def __init__(self, command: list[str], log: Path) -> None:
         self._began = time.perf_counter()
@@ -152,10 +163,12 @@ class _Bench:
         self._setting, self._binary = setting, binary
 
     @asynccontextmanager
-    async def place(self, count: int, *, latency_ms: int = 0, hanging: int = 0) -> AsyncIterator[_Place]:
+    async def place(
+        self, count: int, *, latency_ms: int = 0, hanging: int = 0, objects: int = 1
+    ) -> AsyncIterator[_Place]:
         directory = self._setting.directory
         command = [str(self._binary), "serve", f"--projects={count}", f"--ca={directory / 'projects.ca'}"]
-        command += [f"--latency={latency_ms}ms", f"--hanging={hanging}"]
+        command += [f"--latency={latency_ms}ms", f"--hanging={hanging}", f"--objects={objects}"]
         async with (
             self._setting.milo(count) as milo,
             _Running(_Operator(command, directory / "projects.log")) as server,

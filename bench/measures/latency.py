@@ -14,7 +14,7 @@ from statistics import median
 from bench import peers
 from bench.access import PROJECTS
 from bench.milo import Milo
-from bench.peers import Peer
+from bench.process import Process
 from bench.projects import MARK
 from bench.setting import Samples, Setting
 from bench.writes import Writes, read_by, subscriber
@@ -47,7 +47,7 @@ async def measure(setting: Setting) -> Samples:
                         continue
                     await peer.synced()
                     spent = peer.cpu_s
-                    beside[name].append(await read_by(partial(_peer, peer), make()))
+                    beside[name].append(await read_by(partial(peer_marks, peer), make()))
                     cpu_s[name].append(peer.cpu_s - spent)
             async with AsyncExitStack() as stack:
                 client = await stack.enter_async_context(DiscoveryClient(daemon.address))
@@ -70,8 +70,8 @@ async def measure(setting: Setting) -> Samples:
     return samples
 
 
-async def _peer(peer: Peer, writes: Writes, ready: asyncio.Event) -> None:
-    """It prints the mark of each change with the wall-clock time."""
+async def peer_marks(peer: Process, writes: Writes, ready: asyncio.Event) -> None:
+    """Read the output of a process that prints the mark of each change with the wall-clock time."""
     ahead_s = time.time() - time.perf_counter()
     said = len(peer.said.splitlines())
     ready.set()

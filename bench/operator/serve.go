@@ -27,10 +27,11 @@ var kinds = []kind{
 	{schema.GroupVersionKind{Group: "apps", Version: "v1", Kind: "Deployment"}, "deployments"},
 }
 
-// serve serves projects with an object of each kind. Project names are those of the benchmark's Milo.
+// serve serves projects with objects of each kind. Project names are those of the benchmark's Milo.
 func serve(ctx context.Context, arguments []string) error {
 	flags := flag.NewFlagSet("serve", flag.ExitOnError)
 	projects := flags.Int("projects", 0, "how many have objects")
+	objects := flags.Int("objects", 1, "how many of each kind a project has")
 	hanging := flags.Int("hanging", 0, "how many of them never answer, the first ones")
 	latency := flags.Duration("latency", 0, "what each request takes at least")
 	ca := flags.String("ca", "", "the file for the CA's certificate")
@@ -43,11 +44,13 @@ func serve(ctx context.Context, arguments []string) error {
 		project := server.Project(names[i])
 		project.SetHanging(i < *hanging)
 		for _, each := range kinds {
-			object := &unstructured.Unstructured{Object: map[string]any{}}
-			object.SetGroupVersionKind(each.GroupVersionKind)
-			object.SetNamespace(metav1.NamespaceDefault)
-			object.SetName("work")
-			project.Apply(each.GroupVersion().WithResource(each.resource), object)
+			for number := range *objects {
+				object := &unstructured.Unstructured{Object: map[string]any{}}
+				object.SetGroupVersionKind(each.GroupVersionKind)
+				object.SetNamespace(metav1.NamespaceDefault)
+				object.SetName(fmt.Sprintf("work-%d", number))
+				project.Apply(each.GroupVersion().WithResource(each.resource), object)
+			}
 		}
 	}
 	if err := os.WriteFile(*ca, server.CA(), 0o600); err != nil {

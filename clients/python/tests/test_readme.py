@@ -14,8 +14,16 @@ import pytest
 from milo_discovery.testing import MiloSandbox
 
 README = Path(__file__).parent.parent / "README.md"
-SAMPLES = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+CONTROLLERS = Path(__file__).parents[3] / "docs" / "controllers.md"
+
+
+def samples(page: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+SAMPLES = samples(README)
 FOLLOW, FLEET, OPERATOR, BLOCKING, LEADER, KOPF, *TESTS = SAMPLES
+TESTS += [sample for sample in samples(CONTROLLERS) if "import pytest" in sample]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +70,7 @@ def test_readme_kopf_operator_runs_its_handler(milo_sandbox: MiloSandbox):
             process.kill()
 
 
-@pytest.mark.parametrize("sample", TESTS, ids=["client", "control planes"])
+@pytest.mark.parametrize("sample", TESTS, ids=["client", "control planes", "controllers"])
 def test_readme_pytest_sample_passes(tmp_path: Path, sample: str):
     (tmp_path / "test_sample.py").write_text(sample)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]

@@ -1,43 +1,152 @@
-"""The operator in Python: what it does in the projects."""
+"""The operators in Python, as processes, in projects whose control planes store their kinds."""
 
-import ssl
+import base64
+import os
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import aiohttp
+import pytest
 
-from milo_sandbox import Sandbox
+from milo_discovery.testing import ControlPlane, MiloSandbox, eventually_blocking
 from tests.end_to_end.examples.building import EXAMPLES
-from tests.end_to_end.examples.program import Program
-from tests.end_to_end.process.daemon import DaemonProcess
 
-PROJECTS = "/apis/resourcemanager.miloapis.com/v1alpha1/projects"
+pytestmark = pytest.mark.timeout(600)
+
+PYTHON = EXAMPLES / "python"
+DEFINITION = EXAMPLES / "go-operator" / "config" / "crd" / "greetings.yaml"
+GREETINGS = "example.miloapis.com/v1alpha1/greetings"
+CONFIG_MAPS = "v1/configmaps"
+SECRETS = "v1/secrets"
+# The first start of an interpreter on a busy machine takes most of it.
+eventually = partial(eventually_blocking, within_s=120)
+ROLE = "replicate.example.com/role"
+PROJECTS = "replicate.example.com/projects"
 
 
-async def welcome_in(sandbox: Sandbox, project: str) -> dict[str, Any] | None:
-    url = f"{sandbox.url}{PROJECTS}/{project}/control-plane/api/v1/namespaces/default/configmaps/welcome"
-    connector = aiohttp.TCPConnector(ssl=ssl.create_default_context(cadata=sandbox.ca_pem.decode()))
-    headers = {"Authorization": f"Bearer {sandbox.token()}"}
-    async with aiohttp.ClientSession(connector=connector) as http, http.get(url, headers=headers) as answer:
-        return await answer.json() if answer.status == 200 else None
+@contextmanager
+def running(program: str, *arguments: str, **environ: str) -> Iterator[None]:
+    command = [sys.executable, str(PYTHON / program), *arguments]
+    with subprocess.Popen(command, env={**os.environ, **environ}) as process:
+        try:
+            yield
+            assert process.poll() is None, f"{program} ended with status {process.returncode}"
+        finally:
+            process.kill()
 
 
-async def test_operator_creates_greeting_and_removes_it_before_deletion(
-    sandbox: Sandbox, daemon: DaemonProcess, kubeconfig: Path, socket: Path
+def greeting(text: str = "Hello") -> dict[str, Any]:
+    metadata = {"name": "hello"}
+    return {
+        "apiVersion": "example.miloapis.com/v1alpha1",
+        "kind": "Greeting",
+        "metadata": metadata,
+        "spec": {"text": text},
+    }
+
+
+def said(project: ControlPlane) -> tuple[str, str]:
+    data = project.get(CONFIG_MAPS, "hello")["data"]
+    return data["text"], data["project"]
+
+
+def is_gone(project: ControlPlane) -> bool:
+    return project.find(GREETINGS, "hello") is None and project.find(CONFIG_MAPS, "hello") is None
+
+
+@pytest.fixture
+def projects(milo_sandbox: MiloSandbox) -> list[ControlPlane]:
+    created = milo_sandbox.create_control_planes("alpha", "beta")
+    for each in created:
+        each.install(DEFINITION)
+    return created
+
+
+def test_greeter_reconciles_greetings(milo_sandbox: MiloSandbox, projects: list[ControlPlane]) -> None:
+    alpha, beta = projects
+    with running("greeter.py", MILO_DISCOVERY_ADDRESS=milo_sandbox.address):
+        for project in projects:
+            project.create(greeting())
+        assert eventually(lambda: said(alpha) == ("Hello", "alpha"))
+        assert eventually(lambda: said(beta) == ("Hello", "beta"))
+        assert eventually(lambda: alpha.list("events.k8s.io/v1/events"))[0]["reason"] == "Greeted"
+        (condition,) = alpha.get(GREETINGS, "hello")["status"]["conditions"]
+        assert (condition["type"], condition["status"], condition["observedGeneration"]) == ("Ready", "True", 1)
+
+        alpha.delete(CONFIG_MAPS, "hello")
+        assert eventually(lambda: said(alpha) == ("Hello", "alpha"))
+        alpha.patch(CONFIG_MAPS, "hello", {"data": {"text": "tampered with"}})
+        assert eventually(lambda: said(alpha) == ("Hello", "alpha"))
+        alpha.patch(GREETINGS, "hello", {"spec": {"text": "Good morning"}})
+        assert eventually(lambda: said(alpha) == ("Good morning", "alpha"))
+
+        assert alpha.get(GREETINGS, "hello")["metadata"]["finalizers"] == ["example.miloapis.com/greeter"]
+        alpha.delete(GREETINGS, "hello")
+        assert eventually(lambda: is_gone(alpha))
+        assert said(beta) == ("Hello", "beta")
+
+
+def test_greeter_waits_for_its_kind(milo_sandbox: MiloSandbox) -> None:
+    late, early = milo_sandbox.create_control_planes("late", "early")
+    early.install(DEFINITION)
+    early.create(greeting())
+    with running("greeter.py", MILO_DISCOVERY_ADDRESS=milo_sandbox.address):
+        assert eventually(lambda: said(early) == ("Hello", "early"))
+        late.install(DEFINITION)
+        late.create(greeting())
+        assert eventually(lambda: said(late) == ("Hello", "late"))
+
+
+def test_greeter_runs_in_one_cluster_without_a_daemon(
+    milo_sandbox: MiloSandbox, projects: list[ControlPlane], tmp_path: Path
 ) -> None:
-    command = [sys.executable, str(EXAMPLES / "python" / "operator_greeter.py")]
-    environ = {"MILO_DISCOVERY_ADDRESS": f"unix://{socket}", "KUBECONFIG": str(kubeconfig)}
-    sandbox.projects.create("first", ready=True, finalizers=["example.com/wait"])
-    async with Program(command, environ) as operator:
-        assert await operator.line() == "first: welcomed"
-        welcome = await welcome_in(sandbox, "first")
-        assert welcome is not None
-        assert welcome["data"] == {"text": "Welcome, acme, to first."}
+    alpha, _ = projects
+    milo_sandbox.stop_daemon()
+    with running("greeter.py", "--single", KUBECONFIG=str(alpha.write_kubeconfig(tmp_path / "kubeconfig"))):
+        alpha.create(greeting())
+        assert eventually(lambda: said(alpha) == ("Hello", "cluster"))
+        alpha.delete(GREETINGS, "hello")
+        assert eventually(lambda: is_gone(alpha))
 
-        sandbox.projects.create("second", ready=True)
-        assert await operator.line() == "second: welcomed"
 
-        sandbox.projects.delete("first")
-        assert await operator.line() == "first: farewell"
-        assert await welcome_in(sandbox, "first") is None
+def test_secret_replicator_copies_to_selected_projects(milo_sandbox: MiloSandbox) -> None:
+    (shared,) = milo_sandbox.create_control_planes("shared")
+    first, second = milo_sandbox.create_control_planes("first", "second", labels={"env": "prod"})
+    (other,) = milo_sandbox.create_control_planes("other", labels={"env": "dev"})
+    metadata = {"name": "registry", "labels": {ROLE: "source"}, "annotations": {PROJECTS: "env=prod"}}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": {"token": "one"}}
+
+    def token(project: ControlPlane) -> str:
+        return base64.b64decode(project.get(SECRETS, "registry")["data"]["token"]).decode()
+
+    with running("secret_replicator.py", MILO_DISCOVERY_ADDRESS=milo_sandbox.address):
+        shared.create(secret)
+        assert eventually(lambda: token(first) == token(second) == "one")
+        shared.patch(SECRETS, "registry", {"stringData": {"token": "two"}})
+        assert eventually(lambda: token(first) == token(second) == "two")
+        second.delete(SECRETS, "registry")
+        assert eventually(lambda: token(second) == "two")
+
+        (later,) = milo_sandbox.create_control_planes("later", labels={"env": "prod"})
+        assert eventually(lambda: token(later) == "two")
+        assert other.find(SECRETS, "registry") is None
+
+        shared.delete(SECRETS, "registry")
+        assert eventually(lambda: not any(each.find(SECRETS, "registry") for each in (first, second, later)))
+
+
+def test_kopf_greeter_runs_in_each_project(milo_sandbox: MiloSandbox, projects: list[ControlPlane]) -> None:
+    alpha, beta = projects
+    with running("kopf_greeter.py", MILO_DISCOVERY_ADDRESS=milo_sandbox.address):
+        for project in projects:
+            project.create(greeting())
+        assert eventually(lambda: said(alpha) == ("Hello", "alpha"))
+        assert eventually(lambda: said(beta) == ("Hello", "beta"))
+        alpha.patch(GREETINGS, "hello", {"spec": {"text": "Good morning"}})
+        assert eventually(lambda: said(alpha) == ("Good morning", "alpha"))
+        alpha.delete(GREETINGS, "hello")
+        assert eventually(lambda: is_gone(alpha))

@@ -29,6 +29,14 @@ KEYS = {
     }
     | {"cluster_memory.bytes", "cluster_memory.objects", "cluster_memory.characters"},
     "small": {f"small.{name}" for name in ("rss_mib", "rss_ratio", "start_s", "start_ratio", "rss_1k_mib")},
+    "controllers": {
+        f"controllers.{key}"
+        for key in (
+            *("seconds", "rss_mib", "kib", "reconciles_per_s", "kopf_seconds", "kopf_kib", "kopf_threads"),
+            *(f"{reader}{cut}_ms" for cut in ("p50", "p99") for reader in ("", "kubernetes_aio_")),
+            *("p50_ratio", "p99_ratio"),
+        )
+    },
     "sync_1k": {"sync_1k.seconds", "sync_1k.ratio_to_curl", "sync_1k.ratio_to_kubernetes_aio", "sync_1k.rss_mib"},
     "sync_10k": {"sync_10k.seconds", "sync_10k.ratio_to_curl", "sync_10k.rss_mib"},
     "sync_100k": {"sync_100k.seconds", "sync_100k.ratio_to_curl", "sync_100k.rss_mib", *SLOPES},

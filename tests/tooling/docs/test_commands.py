@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import importlib.util
 import inspect
+import json
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ import pytest
 import yaml
 
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_sandbox.resources import CONFIG_MAPS
 from tests.end_to_end.process.conftest import Place, folder, place
 from tests.tooling.deploy.manifests import BUILT
 from tests.tooling.deploy.validators import kubectl
@@ -266,12 +268,16 @@ PYTHON = [
 )
 async def test_documented_programs_report_an_engaged_cluster(document: Path, number: int, place: Place) -> None:
     place.sandbox.projects.create("alpha", ready=True, labels={"env": "prod"})
+    greeted = {"metadata": {"name": "one", "labels": {"greet": "yes"}}}  # an object for those that wait for one
+    place.sandbox.control_plane("alpha").create(CONFIG_MAPS, greeted, namespace="default")
+    own_cluster = place.folder / "own-cluster.kubeconfig"
+    own_cluster.write_text(json.dumps(place.sandbox.kubeconfig(project="alpha")))
+    environ = {**os.environ, "MILO_DISCOVERY_ADDRESS": place.address, "KUBECONFIG": str(own_cluster)}
     async with place.daemon(kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
         await daemon.start()
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-u", "-c", blocks(document, "python")[number],
-            env={**os.environ, "MILO_DISCOVERY_ADDRESS": place.address}, stdout=PIPE,
-        )  # fmt: skip
+            sys.executable, "-u", "-c", blocks(document, "python")[number], env=environ, stdout=PIPE
+        )
         assert process.stdout is not None
         try:
             async with asyncio.timeout(30):

@@ -36,8 +36,9 @@ async def run(
 ) -> None:
     """Run the registry's handlers in each engaged cluster of the fleet until cancelled.
 
-    The handlers of all clusters run in different threads. Their `memo.cluster` is the EngagedCluster. Without
-    `namespaces` an operator watches all namespaces; `standalone=False` enables kopf's peering.
+    The handlers of all clusters run in different threads. Their `memo.cluster` is the EngagedCluster, and `memo.api` a
+    blocking client of the kubernetes package for it. Without `namespaces` an operator watches all namespaces;
+    `standalone=False` enables kopf's peering.
 
     An operator that fails is restarted as the fleet's `on_error` says. At disengagement it is stopped, and its running
     handlers are cancelled.
@@ -46,8 +47,9 @@ async def run(
 
     @fleet.on_engage
     async def operate(cluster: EngagedCluster) -> None:
-        async with cluster.credentials() as renewer:
-            operator = _Operator(cluster, _Credentials(renewer, asyncio.get_running_loop()))
+        async with cluster.credentials() as renewer, cluster.sync_api_client() as api:
+            credentials = _Credentials(renewer, asyncio.get_running_loop())
+            operator = _Operator(cluster.name, kopf.Memo(cluster=cluster, api=api, milo_credentials=credentials))
             await operator.run(registry, namespaces, standalone=standalone)
 
     await fleet.run()
@@ -91,9 +93,9 @@ class _Credentials:
 class _Operator:
     """A kopf operator in a thread of its own."""
 
-    def __init__(self, cluster: EngagedCluster, credentials: _Credentials) -> None:
-        self._cluster = cluster
-        self._credentials = credentials
+    def __init__(self, name: str, memo: kopf.Memo) -> None:
+        self._name = name
+        self._memo = memo
         self._ended = asyncio.get_running_loop().create_future()
         self._lock = threading.Lock()
         self._is_stopped = False
@@ -118,7 +120,7 @@ class _Operator:
             with suppress(RuntimeError):  # that loop was closed
                 loop.call_soon_threadsafe(self._end, error)
 
-        thread = threading.Thread(target=work, name=f"kopf {self._cluster.name}", daemon=True)
+        thread = threading.Thread(target=work, name=f"kopf {self._name}", daemon=True)
         thread.start()
         try:
             await asyncio.shield(self._ended)
@@ -137,8 +139,7 @@ class _Operator:
             self._stop = asyncio.get_running_loop(), stop_flag
             if self._is_stopped:
                 return
-        memo = kopf.Memo(cluster=self._cluster, milo_credentials=self._credentials)
-        await kopf.operator(memo=memo, stop_flag=stop_flag, **options)
+        await kopf.operator(memo=self._memo, stop_flag=stop_flag, **options)
 
     def _request_stop(self) -> None:
         with self._lock:

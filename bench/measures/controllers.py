@@ -1,0 +1,199 @@
+"""Controllers in Python: synchronization, memory per cluster, throughput and latency.
+
+Beside them, in the same run: an operator in Go on controller-runtime's `cluster.New`, a bare watch of the kubernetes
+package, and kopf operators. The control planes are those of a sandbox in a process of its own, over TLS. The operator
+in Go has an API server in Go, since it uses HTTP/2.
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from bench import peers, projects
+from bench.access import PROJECTS
+from bench.daemon import Daemon
+from bench.measures import go
+from bench.measures.latency import peer_marks
+from bench.milo import SandboxMilo, sandbox_milo
+from bench.process import Process
+from bench.setting import Samples, Setting
+from bench.writes import Writes, read_by
+
+OBJECTS = 10
+"""In each cluster."""
+_WITHIN_S = 900.0
+_RATE_S = 5.0
+_SETTINGS = """\
+project_kubeconfig: {kubeconfig}
+kubeconfigs:
+  sources:
+    - {{name: bench, type: project-kubeconfig, share_discovery_identity: true}}
+"""
+_CONFIG_MAPS = "control-plane/api/v1/namespaces/default/configmaps"
+_CUTS = (("p50", 50), ("p99", 99))
+
+
+async def measure(setting: Setting) -> Samples:
+    few, many, beside_kopf = setting.scale.controllers
+    found: dict[str, float] = {}
+    ours: dict[int, float] = {}
+    kopf: dict[int, float] = {}
+    for count in sorted({few, many, beside_kopf}):
+        async with _place(setting, count) as place:
+            async with place.controllers() as operator:
+                seconds = await operator.working()
+                ours[count] = await operator.settled_kib()
+            if count == many:
+                found |= {"controllers.seconds": seconds, "controllers.rss_mib": ours[many] / 1024}
+            if count == few:
+                found |= await _rate(place)
+                found |= await _latency(setting, place)
+            if count in {few, beside_kopf}:
+                kopf[count], figures = await _kopf(place)
+            if count == beside_kopf:
+                found |= {"controllers.seconds_beside_kopf": seconds} | figures
+    found["controllers.kib"] = (ours[many] - ours[few]) / (many - few)
+    found["controllers.kopf_kib"] = (kopf[beside_kopf] - kopf[few]) / (beside_kopf - few)
+    samples: Samples = {key: [value] for key, value in found.items()}
+    binary = peers.operator() if setting.scale.with_go else None
+    if binary is not None:
+        peer_kib = await go.peer_kib(setting, binary, few, many, objects=OBJECTS)
+        samples["controllers.go_kib"] = [peer_kib]
+        samples["controllers.go_kib_ratio"] = [found["controllers.kib"] / peer_kib]
+    return samples
+
+
+class _Operator(Process):
+    """A process that prints WORKING, and answers lines."""
+
+    def __init__(self, module: str, arguments: list[str], log: Path) -> None:
+        self._began = time.perf_counter()
+        self._answers = 0
+        super().__init__([sys.executable, "-m", module, *arguments], log)
+
+    async def working(self) -> float:
+        """Seconds from its start until it works everywhere."""
+        await self.until_said(1, within_s=_WITHIN_S, beginning="WORKING")
+        return time.perf_counter() - self._began
+
+    async def status(self) -> dict[str, float]:
+        self._answers += 1
+        self.tell("status")
+        lines = await self.until_said(self._answers, beginning="STATUS")
+        answer: dict[str, float] = json.loads(lines[self._answers - 1].removeprefix("STATUS"))
+        return answer
+
+    async def settled_kib(self) -> float:
+        """Memory after what is free was given back."""
+        await self.status()
+        return self.rss_mib * 1024
+
+
+class _Place:
+    """A sandbox with control planes, and a daemon that issues kubeconfigs for them."""
+
+    def __init__(self, directory: Path, milo: SandboxMilo, address: str, count: int) -> None:
+        self._directory = directory
+        self._address = address
+        self.milo = milo
+        self.count = count
+
+    @asynccontextmanager
+    async def operator(self, module: str, *arguments: str) -> AsyncIterator[_Operator]:
+        operator = _Operator(
+            module, [self._address, str(self.count * OBJECTS), *arguments], self._directory / "operator.log"
+        )
+        try:
+            yield operator
+        finally:
+            await operator.end()
+
+    def controllers(self, *arguments: str) -> AbstractAsyncContextManager["_Operator"]:
+        return self.operator("bench.controllers_process", *arguments)
+
+    def kubeconfig(self) -> Path:
+        """A kubeconfig for the first project's control plane."""
+        config = yaml.safe_load(self.milo.access.kubeconfig.read_text())
+        cluster = config["clusters"][0]["cluster"]
+        cluster["server"] += f"{PROJECTS}/{projects.name(0)}/control-plane"
+        path = self._directory / "control-plane.kubeconfig"
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+
+@asynccontextmanager
+async def _place(setting: Setting, count: int) -> AsyncIterator[_Place]:
+    async with sandbox_milo(count, setting.directory) as milo:
+        await milo.fill(OBJECTS)
+        config = setting.directory / "controllers.yaml"
+        config.write_text(_SETTINGS.format(kubeconfig=milo.access.kubeconfig))
+        daemon = Daemon(milo.access.kubeconfig, setting.directory, config=config)
+        try:
+            await daemon.listens()
+            yield _Place(setting.directory, milo, daemon.address, count)
+        finally:
+            await daemon.end()
+
+
+async def _rate(place: _Place) -> dict[str, float]:
+    """Reconciles per second, when every object is reconciled again at once."""
+    async with place.controllers("busy") as operator:
+        await operator.working()
+        before = await operator.status()
+        await asyncio.sleep(_RATE_S)
+        after = await operator.status()
+    return {
+        "controllers.reconciles_per_s": (after["reconciles"] - before["reconciles"]) / (after["at"] - before["at"]),
+    }
+
+
+async def _latency(setting: Setting, place: _Place) -> dict[str, float]:
+    """From a write to the reconcile, and to the event of a bare watch, in alternating rounds."""
+    scale = setting.scale
+    ours: list[Writes] = []
+    bare: list[Writes] = []
+
+    def writes() -> Writes:
+        first = (len(ours) + len(bare)) * scale.latency_writes
+        return Writes(place.milo, scale.latency_writes, scale.writes_per_s, OBJECTS, first, path=_config_map)
+
+    for _ in range(scale.latency_rounds):
+        async with peers.kubernetes_aio_of_config_maps(place.kubeconfig(), setting.directory, "default") as watch:
+            await watch.synced()
+            bare.append(await read_by(partial(peer_marks, watch), writes()))
+        async with place.controllers("marks") as operator:
+            await operator.working()
+            ours.append(await read_by(partial(peer_marks, operator), writes()))
+    found: dict[str, float] = {}
+    for name, cut in _CUTS:
+        mine, other = (sorted(each.at(cut) for each in read)[len(read) // 2] for read in (ours, bare))
+        found |= {
+            f"controllers.{name}_ms": mine,
+            f"controllers.kubernetes_aio_{name}_ms": other,
+            f"controllers.{name}_ratio": mine / other,
+        }
+    return found
+
+
+async def _kopf(place: _Place) -> tuple[float, dict[str, float]]:
+    """Run a kopf operator in each cluster; return the memory in KiB, and figures."""
+    async with place.operator("bench.kopf_process") as operator:
+        seconds = await operator.working()
+        state = await operator.status()
+        kib = operator.rss_mib * 1024
+    return kib, {
+        "controllers.kopf_seconds": seconds,
+        "controllers.kopf_rss_mib": kib / 1024,
+        "controllers.kopf_threads": state["threads"] / place.count,
+    }
+
+
+def _config_map(index: int) -> str:
+    return f"{PROJECTS}/{projects.name(0)}/{_CONFIG_MAPS}/work-{index}"

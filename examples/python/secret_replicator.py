@@ -1,0 +1,91 @@
+"""An operator that copies Secrets from one project to the projects that a label selector names.
+
+    MILO_DISCOVERY_ADDRESS=unix:///... SOURCE_PROJECT=shared python secret_replicator.py
+
+A Secret of the source project is copied if it has the label `replicate.example.com/role: source`. Its annotation
+`replicate.example.com/projects` selects projects by their labels, as in `env=prod`. A copy is deleted with its source,
+and when its project is no longer selected.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from milo_discovery import DiscoveryClient, Fleet
+from milo_discovery.controllers import Controllers, Request, Result, Target, Watched, watches
+
+log = logging.getLogger("replicator")
+
+Object = dict[str, Any]
+SECRETS = "v1/secrets"
+ROLE = "replicate.example.com/role"
+PROJECTS = "replicate.example.com/projects"
+SOURCE = os.environ.get("SOURCE_PROJECT", "shared")
+# A change of a project's labels reconciles nothing by itself.
+AGAIN = Result(requeue_after=timedelta(minutes=5))
+
+
+def selects(selector: str, labels: dict[str, str]) -> bool:
+    """Return whether all of the selector's KEY=VALUE pairs are among the labels. An empty one selects nothing."""
+    wanted = dict(pair.strip().split("=", 1) for pair in selector.split(",") if "=" in pair)
+    return bool(wanted) and wanted.items() <= labels.items()
+
+
+async def reconcile(request: Request[Object]) -> Result | None:
+    """Bring the copy of one Secret in one project into the wanted state."""
+    if request.cluster.name == SOURCE:
+        return None
+    shared = request.clusters.cluster(SOURCE)
+    if shared is None:
+        return AGAIN  # unknown is not deleted: keep the copies
+    source = shared.get(SECRETS, request.name, request.namespace, selector=ROLE)
+    selector = (source or {}).get("metadata", {}).get("annotations", {}).get(PROJECTS, "")
+    if source is not None and selects(selector, dict(request.cluster.current.labels)):
+        metadata = {"name": request.name, "namespace": request.namespace, "labels": {ROLE: "copy"}}
+        copy = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata}
+        await request.apply(SECRETS, copy | {"type": source["type"], "data": source.get("data", {})})
+        log.info("%s: has %s", request.cluster.name, request.name)
+        return AGAIN
+    found = await request.get()
+    if found is not None and found["metadata"]["labels"][ROLE] == "copy":
+        await request.delete(SECRETS, request.name, uid=found["metadata"]["uid"])
+        log.info("%s: no longer has %s", request.cluster.name, request.name)
+    return AGAIN if source is not None else None
+
+
+def copies_of_a_source(change: Watched[Object]) -> Iterator[Target]:
+    """A changed Secret of the source project concerns its copy in every project."""
+    if change.cluster.name == SOURCE:
+        for name in change.clusters.names():
+            yield Target(change.name, change.namespace, name)
+
+
+def copies_in_a_namespace(change: Watched[Object]) -> Iterator[Target]:
+    """A new namespace, such as those of a project that was just engaged, may need copies."""
+    shared = change.clusters.cluster(SOURCE)
+    for source in shared.list(SECRETS, change.name, selector=ROLE) if shared else ():
+        yield Target(source["metadata"]["name"], change.name, change.cluster.name)
+
+
+async def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    async with DiscoveryClient() as client:
+        controllers = Controllers(Fleet(client, include_kubeconfigs=True))
+        controllers.reconcile(
+            SECRETS,
+            selector=ROLE,
+            watches=[
+                watches(SECRETS, map=copies_of_a_source, selector=ROLE),
+                watches("v1/namespaces", map=copies_in_a_namespace, metadata_only=True),
+            ],
+        )(reconcile)
+        await controllers.run()
+
+
+if __name__ == "__main__":
+    with suppress(KeyboardInterrupt):
+        asyncio.run(main())
