@@ -532,6 +532,7 @@ class TestErrors:
             "get",
             "kubeconfig",
             "list",
+            "publish",
             "status",
             "sync",
             "version",

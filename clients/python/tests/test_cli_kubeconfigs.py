@@ -88,6 +88,22 @@ class TestCredential:
         given = await command("credential", "--cluster", "alpha", KUBERNETES_EXEC_INFO=json.dumps(there))
         assert given.status == 0
 
+    async def test_credential_takes_the_name_from_the_profile_of_a_cluster(self, command, daemon):
+        daemon.answers["IssueKubeconfig"] = [issued(EMBEDDED)]
+        cluster = {"server": "https://alpha.test", "config": {"clusterName": "alpha"}}
+        outcome = await command(
+            "credential", KUBERNETES_EXEC_INFO=json.dumps({**EXEC_INFO, "spec": {"cluster": cluster}})
+        )
+        assert json.loads(outcome.out)["status"]["token"] == CANARY
+        assert daemon.requests == [pb.IssueKubeconfigRequest(cluster="alpha")]
+
+    @pytest.mark.parametrize("config", [None, "alpha", {}, {"clusterName": 1}, {"clusterName": ""}])
+    async def test_credential_without_a_name_is_a_usage_error(self, command, daemon, config):
+        exec_info = {**EXEC_INFO, "spec": {"cluster": {"config": config}}}
+        outcome = await command("credential", KUBERNETES_EXEC_INFO=json.dumps(exec_info))
+        assert outcome.status == 2
+        assert "Missing argument 'NAME'" in outcome.err
+
     @pytest.mark.parametrize(
         ("refusal", "status"),
         [

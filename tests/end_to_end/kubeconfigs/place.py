@@ -82,15 +82,15 @@ class Place:
 
 
 @asynccontextmanager
-async def a_place(folder: Path, *, token_life: float = 600.0) -> AsyncIterator[Place]:
-    """The project alpha is engaged."""
+async def a_place(folder: Path, *, token_life: float = 600.0, **settings: object) -> AsyncIterator[Place]:
+    """The project alpha is engaged, by a daemon with these settings."""
     async with Sandbox(seed=1, token_life=token_life) as sandbox:
         refused = _watched(sandbox)
         sandbox.projects.create("alpha", ready=True)
         address, upstream = f"unix://{folder}/d.sock", sandbox.write_kubeconfig(folder / "upstream")
         source = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
         config = folder / "config.yaml"
-        config.write_text(json.dumps({"kubeconfigs": {"sources": [source]}}))
+        config.write_text(json.dumps({"kubeconfigs": {"sources": [source]}, **settings}))
         arguments = (
             "--config",
             str(config),

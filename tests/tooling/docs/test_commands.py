@@ -18,6 +18,7 @@ from typing import NoReturn
 import pytest
 import yaml
 
+from milo_discovery import cli as client
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_sandbox.resources import CONFIG_MAPS
 from tests.end_to_end.process.conftest import Place, folder, place
@@ -53,6 +54,8 @@ class Way(Enum):
     """Installed by tests/tooling/deploy/test_packages."""
     EXAMPLE = auto()
     """Built and run by tests/end_to_end/examples."""
+    PUBLISHING = auto()
+    """Run by tests/end_to_end/real/test_publishing; its arguments are parsed."""
     SIGNALLED = auto()
     """By tests/integration/telemetry/test_logging and tests/end_to_end/process/test_rights."""
 
@@ -61,6 +64,8 @@ def way(block: Block, words: Sequence[str]) -> Way:
     match words:
         case _ if block.document == ROOT / "README.md":
             return Way.README
+        case ["milo-discovery", "publish", *_]:
+            return Way.PUBLISHING
         case ["milo-discovery" | "milo-discoveryd", *_] | ["kubectl", "--kubeconfig", *_]:
             return Way.TYPED
         case [variable, "milo-discoveryd", *_] if re.match(r"MILO_\w+=", variable):
@@ -239,6 +244,16 @@ def test_documented_long_commands_parse_their_arguments(words: Sequence[str], mo
     main = importlib.import_module(f"{module}.__main__" if package.submodule_search_locations else module).main
     with pytest.raises(Read):
         main(*([given] if inspect.signature(main).parameters else []))
+
+
+@pytest.mark.parametrize("words", of(Way.PUBLISHING), ids=joined)
+def test_documented_publishers_parse_their_arguments(words: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def only(*_: object) -> NoReturn:
+        raise Read
+
+    monkeypatch.setattr("milo_discovery.cli.publish._run", only)
+    with pytest.raises(Read):
+        client.command.main([*words[1:]], standalone_mode=False)
 
 
 @pytest.mark.parametrize("words", of(Way.FOUND), ids=joined)

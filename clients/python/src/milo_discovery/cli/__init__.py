@@ -22,6 +22,7 @@ _MODULE_OF = {
     "get": "queries",
     "kubeconfig": "kubeconfig",
     "list": "queries",
+    "publish": "publish",
     "status": "queries",
     "sync": "sync",
     "version": "version",

@@ -38,14 +38,18 @@ def credential(connection: Connection, *, name: str | None, cluster: str | None)
     """Print a credential as an exec credential plugin does.
 
     kubectl and client libraries call this command, through the kubeconfigs that `milo-discovery kubeconfig` creates.
+    Consumers of the ClusterProfiles that `milo-discovery publish` writes call it without NAME, which the profile has.
     """
-    if (name is None) == (cluster is None):
-        raise click.UsageError("Missing argument 'NAME'." if name is None else "--cluster and NAME are the same.")
-    _print_credential(connection, name or cluster or "")
-
-
-def _print_credential(connection: Connection, cluster: str) -> None:
+    if name is not None and cluster is not None:
+        raise click.UsageError("--cluster and NAME are the same.")
     exec_info = _parse_exec_info(os.environ.get(EXEC_INFO_VARIABLE))
+    given = name or cluster or _cluster_of(exec_info)
+    if not given:
+        raise click.UsageError("Missing argument 'NAME'.")
+    _print_credential(connection, given, exec_info)
+
+
+def _print_credential(connection: Connection, cluster: str, exec_info: dict[str, Any]) -> None:
     try:
         kubeconfig = _issue(connection, cluster)
         access = read_access(kubeconfig.kubeconfig)
@@ -87,6 +91,14 @@ def _parse_exec_info(value: str | None) -> dict[str, Any]:
     if not isinstance(exec_info, dict) or exec_info.get("apiVersion") not in _VERSIONS:
         raise CommandFailure(f"{EXEC_INFO_VARIABLE}: unsupported apiVersion; supported: {', '.join(_VERSIONS)}")
     return exec_info
+
+
+def _cluster_of(exec_info: dict[str, Any]) -> str | None:
+    """Return the name in the configuration that a ClusterProfile gives to the plugin (KEP-5339), if there is one."""
+    value: Any = exec_info
+    for key in ("spec", "cluster", "config", "clusterName"):
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, str) else None
 
 
 def _require_same_server(exec_info: dict[str, Any], access: KubeconfigAccess, cluster: str) -> None:

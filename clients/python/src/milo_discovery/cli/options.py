@@ -174,9 +174,9 @@ def completion_connection(context: click.Context, timeout: timedelta) -> Connect
 def _or_group_option(name: str, value: T) -> T:
     """Return the option's value after the command's name, or else the one before it."""
     context = click.get_current_context()
-    group = context.parent
+    group = context.find_root()
     is_set_here = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    if is_set_here or group is None or group.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+    if is_set_here or group.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
         return value
     group_value: T = group.params[name]
     return group_value

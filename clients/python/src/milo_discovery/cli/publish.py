@@ -1,0 +1,298 @@
+"""The commands `publish cluster-profiles`, `publish argocd-clusters` and `publish flux-kubeconfigs`."""
+
+from __future__ import annotations
+
+import functools
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from milo_discovery.cli.exit_status import CommandFailure, print_message
+from milo_discovery.cli.options import Connection, Duration, connecting, filtering
+from milo_discovery.errors import TimedOut
+
+if TYPE_CHECKING:
+    from milo_discovery._convert import FilterOptions, WatchOptions
+    from milo_discovery.cli.watch import StreamMessages
+    from milo_discovery.client import DiscoveryClient
+    from milo_discovery.publishing.api_server import ApiServer
+    from milo_discovery.publishing.publisher import Publisher
+    from milo_discovery.publishing.rendering import Renderer
+    from milo_discovery.publishing.target import Target
+
+R = TypeVar("R")
+
+_CONCURRENCY = 16
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")
+
+
+class LabelValue(click.ParamType[str]):
+    """A value that can be that of a Kubernetes label."""
+
+    name = "name"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not _LABEL_VALUE.fullmatch(str(value)):
+            self.fail(f"{value!r} is not valid as the value of a label", param, ctx)
+        return str(value)
+
+
+class Assignment(click.ParamType[tuple[str, str]]):
+    """A variable with its value."""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, separator, content = str(value).partition("=")
+        if not name or not separator:
+            self.fail(f"{value!r} is not NAME=VALUE", param, ctx)
+        return name, content
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Destination:
+    """Where objects are published, and by which publisher."""
+
+    kubeconfig: Path | None
+    context: str | None
+    namespace: str | None
+    publisher: str
+    resync: timedelta
+    once: bool
+
+    def target(self) -> Target:
+        from milo_discovery.publishing.target import from_kubeconfig, in_cluster  # noqa: PLC0415
+
+        if self.kubeconfig is None and self.context is not None:
+            raise click.UsageError("--context needs --kubeconfig")
+        target = in_cluster() if self.kubeconfig is None else from_kubeconfig(self.kubeconfig, self.context)
+        namespace = self.namespace or target.namespace
+        if not namespace:
+            raise click.UsageError("the kubeconfig's context has no namespace: name one with --namespace")
+        return replace(target, namespace=namespace)
+
+
+def publishing(command: Callable[..., R]) -> Callable[..., R]:
+    """Decorate a command that publishes: it gets `connection`, `only`, `destination` and `copy_labels`."""
+
+    @connecting(timeout=None, timeout_help="With --once: how long that may take. Default: no limit.")
+    @filtering
+    @click.option("-n", "--namespace", help="Namespace of the objects. Default: the pod's, or the context's.")
+    @click.option(
+        "--kubeconfig",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Kubeconfig of the API server to write to. Default: the service account of this pod.",
+    )
+    @click.option("--context", help="Context of the kubeconfig. Default: its current one.")
+    @click.option(
+        "--publisher",
+        type=LabelValue(),
+        default="milo",
+        show_default=True,
+        help="Name of this publisher among several that write to one namespace. Each deletes only its own objects.",
+    )
+    @click.option(
+        "--copy-label",
+        "copy_labels",
+        multiple=True,
+        metavar="KEY",
+        help="Copy this label of the clusters, or all of a prefix: PREFIX/*. May be repeated.",
+    )
+    @click.option(
+        "--resync-interval",
+        "resync",
+        type=Duration(),
+        default="5m",
+        show_default=True,
+        help="How often objects that others changed or deleted are written again.",
+    )
+    @click.option("--once", is_flag=True, help="Exit when each engaged cluster has its object.")
+    @functools.wraps(command)
+    def with_destination(
+        connection: Connection,
+        *,
+        kubeconfig: Path | None,
+        context: str | None,
+        namespace: str | None,
+        publisher: str,
+        resync: timedelta,
+        once: bool,
+        **rest: Any,
+    ) -> R:
+        destination = Destination(
+            kubeconfig=kubeconfig,
+            context=context,
+            namespace=namespace,
+            publisher=publisher,
+            resync=resync,
+            once=once,
+        )
+        return command(connection, destination=destination, **rest)
+
+    return with_destination
+
+
+@click.group("publish")
+def publish() -> None:
+    """Publish the engaged clusters as objects in a Kubernetes API.
+
+    There is one object per engaged cluster. It is written by server-side apply, only when something changed, and
+    deleted only when the cluster is disengaged: not while the daemon is down, or its source is stale. Objects of the
+    same name that this command did not create are left alone, and reported.
+    """
+
+
+@publish.command("cluster-profiles")
+@publishing
+@click.option(
+    "--cluster-manager", type=LabelValue(), default="milo", show_default=True, help="Name of the cluster manager."
+)
+@click.option("--access-provider", default="milo", show_default=True, help="Name of the access provider.")
+def cluster_profiles(
+    connection: Connection,
+    *,
+    only: FilterOptions,
+    destination: Destination,
+    copy_labels: tuple[str, ...],
+    cluster_manager: str,
+    access_provider: str,
+) -> None:
+    """Publish ClusterProfiles of the Cluster Inventory API.
+
+    Consumers connect with the plugin `milo-discovery credential`, to which the profile gives the cluster's name.
+    """
+    from milo_discovery.publishing.rendering import ClusterProfiles  # noqa: PLC0415
+
+    renderer = ClusterProfiles(
+        cluster_manager=cluster_manager, access_provider=access_provider, copy_labels=copy_labels
+    )
+    _run(connection, destination, renderer, cast("WatchOptions", {**only}))
+
+
+@publish.command("argocd-clusters")
+@publishing
+@click.option(
+    "--plugin-command",
+    default="milo-discovery",
+    show_default=True,
+    help="The command milo-discovery where Argo CD runs, with its path if it is not on PATH.",
+)
+@click.option(
+    "--plugin-env",
+    type=Assignment(),
+    multiple=True,
+    help="A variable for the plugin. Default: those that lead to the daemon that this command uses. May be repeated.",
+)
+@click.option("--argocd-project", default="", help="Argo CD project that alone may use the clusters.")
+def argocd_clusters(
+    connection: Connection,
+    *,
+    only: FilterOptions,
+    destination: Destination,
+    copy_labels: tuple[str, ...],
+    plugin_command: str,
+    plugin_env: tuple[tuple[str, str], ...],
+    argocd_project: str,
+) -> None:
+    """Publish Secrets that register the clusters in Argo CD.
+
+    They hold no credential: Argo CD calls the plugin `milo-discovery credential`.
+    """
+    from milo_discovery.publishing.rendering import ArgoCdClusters  # noqa: PLC0415
+
+    renderer = ArgoCdClusters(
+        plugin_command=plugin_command,
+        plugin_environment=dict(plugin_env) or connection.environment(),
+        argocd_project=argocd_project,
+        copy_labels=copy_labels,
+    )
+    _run(connection, destination, renderer, cast("WatchOptions", {**only}))
+
+
+@publish.command("flux-kubeconfigs")
+@publishing
+@click.option("--ttl", type=Duration(), help="Requested lifetime of the credentials. The daemon may shorten it.")
+def flux_kubeconfigs(
+    connection: Connection,
+    *,
+    only: FilterOptions,
+    destination: Destination,
+    copy_labels: tuple[str, ...],
+    ttl: timedelta | None,
+) -> None:
+    """Publish Secrets NAME-kubeconfig for Flux.
+
+    Each holds a short-lived credential under the key `value`, and is written again before that expires.
+    """
+    from milo_discovery.publishing.rendering import FluxKubeconfigs  # noqa: PLC0415
+
+    options = cast("WatchOptions", {**only, "include_kubeconfigs": True})
+    if ttl is not None:
+        options["kubeconfig_ttl"] = ttl
+    _run(connection, destination, FluxKubeconfigs(copy_labels=copy_labels), options)
+
+
+def _run(connection: Connection, destination: Destination, renderer: Renderer, options: WatchOptions) -> None:
+    from milo_discovery.publishing.errors import InvalidTarget  # noqa: PLC0415
+
+    try:
+        target = destination.target()
+    except InvalidTarget as error:
+        raise CommandFailure(str(error)) from error
+    connection.run(_Run(connection, destination, target, renderer, options).publish)
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One run of the command."""
+
+    connection: Connection
+    destination: Destination
+    target: Target
+    renderer: Renderer
+    options: WatchOptions
+
+    async def publish(self, client: DiscoveryClient) -> None:
+        import asyncio  # noqa: PLC0415  (not needed for help and usage errors)
+
+        from milo_discovery.cli.watch import StreamMessages  # noqa: PLC0415
+        from milo_discovery.publishing.api_server import ApiServer  # noqa: PLC0415
+
+        once, timeout = self.destination.once, self.connection.timeout
+        messages = StreamMessages(self.connection.address)
+        done = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, done.set)
+        try:
+            async with (
+                asyncio.timeout(timeout.total_seconds() if once and timeout is not None else None),
+                ApiServer(self.target, self.renderer.resource, concurrency=_CONCURRENCY) as server,
+            ):
+                publisher = self._publisher(client, server, messages)
+                await publisher.run(self.options, done, once=once)
+        except TimeoutError:
+            timed_out = TimedOut("not every cluster has its object within --timeout", code="DEADLINE_EXCEEDED")
+            raise messages.last_error or timed_out from None
+        if once and publisher.problems:
+            raise CommandFailure(f"{len(publisher.problems)} problems remain; see the messages above")
+
+    def _publisher(self, client: DiscoveryClient, server: ApiServer, messages: StreamMessages) -> Publisher:
+        from milo_discovery.publishing.decisions import Publication  # noqa: PLC0415
+        from milo_discovery.publishing.objects import Identity  # noqa: PLC0415
+        from milo_discovery.publishing.publisher import Publisher  # noqa: PLC0415
+
+        identity = Identity(publication=self.renderer.publication, publisher=self.destination.publisher)
+        return Publisher(
+            client,
+            server,
+            Publication(self.renderer.resource, identity),
+            self.renderer,
+            resync=self.destination.resync,
+            report=print_message,
+            notice=messages.print,
+        )

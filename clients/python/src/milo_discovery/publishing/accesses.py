@@ -1,0 +1,103 @@
+"""The servers and trust roots of the engaged clusters, requested from the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from milo_discovery._backoff import Backoff, BackoffPolicy
+from milo_discovery._kubeconfig_access import KubeconfigAccess, read_exec_access
+from milo_discovery.errors import (
+    ClusterNotFound,
+    DiscoveryError,
+    PreconditionFailed,
+    StatusError,
+    TimedOut,
+    Unavailable,
+)
+from milo_discovery.model import KubeconfigFormat
+
+if TYPE_CHECKING:
+    from milo_discovery.client import DiscoveryClient
+
+_CONCURRENCY = 8
+_RETRY = BackoffPolicy(initial=timedelta(milliseconds=500), maximum=timedelta(seconds=30))
+
+
+class Accesses:
+    """What is known of each cluster's server. None is known of a daemon that issues no kubeconfigs."""
+
+    def __init__(self, client: DiscoveryClient, changed: Callable[[str], None], report: Callable[[str], None]) -> None:
+        self._client = client
+        self._changed = changed
+        self._report = report
+        self._known: dict[str, KubeconfigAccess | None] = {}
+        self._requested: asyncio.Queue[str] = asyncio.Queue()
+        self._queued: set[str] = set()
+        self._reported = ""
+
+    def is_known(self, name: str) -> bool:
+        return name in self._known
+
+    def get(self, name: str) -> KubeconfigAccess | None:
+        return self._known.get(name)
+
+    def set(self, name: str, access: KubeconfigAccess | None) -> None:
+        self._known[name] = access
+
+    def forget(self, name: str) -> None:
+        self._known.pop(name, None)
+
+    def request(self, name: str) -> None:
+        """Have `run` request a cluster's access."""
+        if name not in self._queued:
+            self._queued.add(name)
+            self._requested.put_nowait(name)
+
+    def request_all(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.request(name)
+
+    async def run(self) -> None:
+        """Carry out requests, some at once."""
+        async with asyncio.TaskGroup() as group:
+            for number in range(_CONCURRENCY):
+                group.create_task(self._work(), name=f"access-{number}")
+
+    async def _work(self) -> None:
+        backoff = Backoff(_RETRY)
+        while True:
+            name = await self._requested.get()
+            self._queued.discard(name)
+            try:
+                access = await self._issue(name)
+            except ClusterNotFound:
+                pass  # it is being disengaged
+            except StatusError as error:
+                if not isinstance(error, Unavailable | TimedOut) and error.retry_after is None:
+                    self._report_once(f"no access to {name!r}: {error}")  # requested again with the next resync
+                    continue
+                self.request(name)
+                await asyncio.sleep(backoff.failed(ran=timedelta(), retry_after=error.retry_after).total_seconds())
+            except DiscoveryError as error:
+                self._report_once(f"no access to {name!r}: {error}")
+            else:
+                backoff = Backoff(_RETRY)
+                if name not in self._known or self._known[name] != access:
+                    self._known[name] = access
+                    self._changed(name)
+
+    async def _issue(self, name: str) -> KubeconfigAccess | None:
+        try:
+            issued = await self._client.issue_kubeconfig(name, kubeconfig_format=KubeconfigFormat.EXEC)
+        except PreconditionFailed as error:
+            self._report_once(f"published without access: {error}")
+            return None
+        return read_exec_access(issued.kubeconfig, name)
+
+    def _report_once(self, message: str) -> None:
+        if message != self._reported:
+            self._reported = message
+            self._report(message)

@@ -1,0 +1,272 @@
+"""Keeps the objects of all engaged clusters: follows the daemon's stream, and carries out what `decisions` returns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from datetime import timedelta
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from milo_discovery._backoff import Backoff, BackoffPolicy
+from milo_discovery._kubeconfig_access import read_access
+from milo_discovery._task_groups import unwrap_single_error
+from milo_discovery.errors import UnusableKubeconfig
+from milo_discovery.events import Event, StreamNotice, Synced
+from milo_discovery.model import Cluster, DisengageReason, EventType, SourceState
+from milo_discovery.publishing.accesses import Accesses
+from milo_discovery.publishing.api_server import ApiServer
+from milo_discovery.publishing.decisions import Apply, Create, Delete, Hold, Publication, Refuse
+from milo_discovery.publishing.errors import InvalidTarget, TargetRefused, TargetUnavailable
+from milo_discovery.publishing.objects import DesiredObject, object_name
+from milo_discovery.publishing.rendering import Renderer
+
+if TYPE_CHECKING:
+    from milo_discovery._convert import WatchOptions
+    from milo_discovery.client import DiscoveryClient
+    from milo_discovery.watch import Watch
+
+_RETRY = BackoffPolicy(initial=timedelta(milliseconds=500), maximum=timedelta(seconds=30))
+_HELD_CHECK_S = 1.0
+"""How often a held deletion is reconsidered: no event is sent when the source is followed again."""
+_MAX_STEPS = 6
+"""Actions for one object in a row: a server that changes what is written would otherwise be written to forever."""
+
+Report = Callable[[str], None]
+
+
+class Publisher:
+    """One subscription, and one kind of objects in one namespace."""
+
+    def __init__(
+        self,
+        client: DiscoveryClient,
+        server: ApiServer,
+        publication: Publication,
+        renderer: Renderer,
+        *,
+        resync: timedelta,
+        report: Report,
+        notice: Callable[[StreamNotice], None],
+    ) -> None:
+        self._client = client
+        self._server = server
+        self._publication = publication
+        self._renderer = renderer
+        self._resync_s = resync.total_seconds()
+        self._report = report
+        self._notice = notice
+        self._accesses = Accesses(client, self._render, report)
+        self._clusters: dict[str, Cluster] = {}
+        self._synced = False
+        self._dirty: set[str] = set()
+        self._held: set[str] = set()
+        self._changed = asyncio.Event()
+        self._reported: dict[str, str] = {}
+        self._backoff = Backoff(_RETRY)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What was reported and has not been resolved."""
+        return tuple(self._reported.values())
+
+    async def run(self, options: WatchOptions, done: asyncio.Event, *, once: bool) -> None:
+        """Publish until `done` is set, or with `once` until each engaged cluster has its object."""
+        with unwrap_single_error():
+            async with asyncio.TaskGroup() as group, self._client.watch(**options) as watch:
+                tasks = [
+                    group.create_task(self._follow(watch), name="follow"),
+                    group.create_task(self._write(watch, done, once=once), name="write"),
+                ]
+                if not self._renderer.embeds_credentials:
+                    tasks.append(group.create_task(self._accesses.run(), name="accesses"))
+                await done.wait()
+                for task in tasks:
+                    task.cancel()
+
+    async def _follow(self, watch: Watch) -> None:
+        async with aclosing(watch.feed()) as feed:
+            async for item in feed:
+                match item:
+                    case Event(type=EventType.DISENGAGED):
+                        self._withdraw(item)
+                    case Event():
+                        self._engage(item)
+                    case Synced():
+                        self._synced = True
+                        self._notice(item)
+                        self._mark(self._publication.names())
+                    case _:
+                        self._notice(item)
+
+    def _engage(self, event: Event) -> None:
+        name, before = event.cluster.name, self._clusters.get(event.cluster.name)
+        self._clusters[name] = event.cluster
+        if before is not None and before.uid != event.cluster.uid:
+            self._accesses.forget(name)
+        if self._renderer.embeds_credentials:
+            if event.kubeconfig is not None:
+                self._receive_kubeconfig(name, event.kubeconfig.kubeconfig)
+        elif before is None or (before.uid, before.endpoint) != (event.cluster.uid, event.cluster.endpoint):
+            self._accesses.request(name)
+        self._render(name)
+
+    def _receive_kubeconfig(self, name: str, kubeconfig: bytes) -> None:
+        try:
+            self._accesses.set(name, read_access(kubeconfig))
+        except UnusableKubeconfig as error:
+            self._report_once(name, str(error))
+
+    def _withdraw(self, event: Event) -> None:
+        name = event.cluster.name
+        self._clusters.pop(name, None)
+        self._accesses.forget(name)
+        of_object = object_name(name, self._renderer.suffix)
+        desired = None if of_object is None else self._publication.desired(of_object)
+        if of_object is not None and (desired is None or desired.cluster == name):
+            self._publication.withdraw(of_object, moved=event.reason is DisengageReason.MOVED)
+            self._mark([of_object])
+
+    def _render(self, name: str) -> None:
+        """Make the desired object of a cluster from what is known of it."""
+        cluster = self._clusters.get(name)
+        if cluster is None:
+            return
+        of_object = object_name(name, self._renderer.suffix)
+        if of_object is None:
+            self._report_once(name, "its name cannot be made into the name of an object")
+            return
+        other = self._publication.desired(of_object)
+        if other is not None and other.cluster != name:
+            self._report_once(name, f"the object {of_object} belongs to cluster {other.cluster!r}")
+            return
+        content = None
+        if self._accesses.is_known(name):
+            content = self._renderer.render(cluster, self._accesses.get(name))
+        desired = DesiredObject(name=of_object, cluster=name, cluster_uid=cluster.uid, content=content)
+        if desired != other:
+            self._publication.desire(desired)
+            self._mark([of_object])
+
+    def _mark(self, names: Iterable[str]) -> None:
+        self._dirty.update(names)
+        self._changed.set()
+
+    async def _write(self, watch: Watch, done: asyncio.Event, *, once: bool) -> None:
+        loop = asyncio.get_running_loop()
+        resync_at = loop.time()
+        while True:
+            try:
+                if loop.time() >= resync_at:
+                    await self._list()
+                    resync_at = loop.time() + self._resync_s
+                await self._write_dirty(watch)
+            except TargetUnavailable as error:
+                delay = self._backoff.failed(ran=timedelta(), retry_after=error.retry_after)
+                self._report_once("", f"cannot write: {error}; retrying")
+                await asyncio.sleep(delay.total_seconds())
+                continue
+            self._clear_report("", "writing again")
+            self._backoff = Backoff(_RETRY)
+            if once and self._synced and not self._dirty and self._publication.is_complete():
+                done.set()
+            await self._wait_for_work(resync_at - loop.time())
+
+    async def _wait_for_work(self, until_resync_s: float) -> None:
+        limit = min(until_resync_s, _HELD_CHECK_S) if self._held else until_resync_s
+        try:
+            async with asyncio.timeout(max(limit, 0)):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._dirty |= self._held
+        self._held = set()
+
+    async def _list(self) -> None:
+        """Observe all own objects, so that those which others changed or deleted are written again."""
+        try:
+            objects = await self._server.list(self._publication.identity)
+        except (TargetRefused, InvalidTarget) as error:
+            # Rights, or the definition of the resource, may be added while this runs.
+            raise TargetUnavailable(str(error)) from error
+        self._publication.observe_all(objects)
+        self._mark(self._publication.names())
+        self._accesses.request_all(self._clusters if not self._renderer.embeds_credentials else ())
+
+    async def _write_dirty(self, watch: Watch) -> None:
+        self._changed.clear()
+        if not self._synced:
+            return  # objects of the former run are not touched before the first complete view
+        names, self._dirty = self._dirty, set()
+        outcomes = await asyncio.gather(*(self._write_object(watch, each) for each in names), return_exceptions=True)
+        failure: TargetUnavailable | None = None
+        for name, outcome in zip(names, outcomes, strict=True):
+            match outcome:
+                case TargetUnavailable():
+                    self._dirty.add(name)
+                    failure = outcome
+                case TargetRefused() | InvalidTarget():
+                    self._report_once(name, str(outcome))
+                case BaseException():
+                    raise outcome
+        if failure is not None:
+            raise failure
+
+    async def _write_object(self, watch: Watch, name: str) -> None:
+        for _ in range(_MAX_STEPS):
+            match action := self._publication.decide(name, may_delete=_confirms_deletions(watch)):
+                case None:
+                    self._clear_report(name, "published")
+                    return
+                case Hold():
+                    self._held.add(name)
+                    return
+                case Refuse():
+                    self._report_once(name, action.reason)
+                    return
+                case Create() | Apply() | Delete():
+                    try:
+                        await self._perform(name, action)
+                    except TargetRefused as error:
+                        if error.status != HTTPStatus.CONFLICT:
+                            raise
+                        # Another writer was first: the next decision is made from what is there now.
+                        self._publication.observe(name, await self._server.get(name))
+        self._report_once(name, "the API server does not keep what is written: is another writer or webhook at work?")
+
+    async def _perform(self, name: str, action: Create | Apply | Delete) -> None:
+        match action:
+            case Create(body):
+                self._publication.observe(name, await self._server.create(body))
+                self._report(f"created {self._described(name)}")
+            case Apply(uid, body, status):
+                if status is not None:
+                    self._publication.observe(name, await self._server.apply(status, uid, subresource="/status"))
+                if body is not None:
+                    self._publication.observe(name, await self._server.apply(body, uid))
+            case Delete(uid, resource_version):
+                await self._server.delete(name, uid, resource_version)
+                self._publication.observe(name, None)
+                self._report(f"deleted {self._described(name)}")
+
+    def _described(self, name: str) -> str:
+        return f"{self._publication.resource.kind} {name}"
+
+    def _report_once(self, subject: str, message: str) -> None:
+        if self._reported.get(subject) != message:
+            self._reported[subject] = message
+            self._report(f"{subject}: {message}" if subject else message)
+
+    def _clear_report(self, subject: str, message: str) -> None:
+        if self._reported.pop(subject, None) is not None:
+            self._report(f"{subject}: {message}" if subject else message)
+
+
+def _confirms_deletions(watch: Watch) -> bool:
+    """Return whether a cluster that is not engaged is disengaged for certain.
+
+    A daemon that starts while Milo is unreachable sends the clusters of its state file, which can be older than the
+    objects.
+    """
+    return watch.connected and watch.source is not None and watch.source.state is SourceState.STREAMING

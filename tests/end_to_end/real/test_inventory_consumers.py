@@ -1,0 +1,105 @@
+"""Published ClusterProfiles as multicluster-runtime consumes them: by our exec plugin, into a project's control plane.
+
+The operator (inventory/main.go) is built with multicluster-runtime's own provider for the Cluster Inventory API, and
+with a small one on the library of KEP-5339 (sigs.k8s.io/cluster-inventory-api), which the former calls too.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.kubeconfigs.place import COMMANDS, Place, a_place
+from tests.end_to_end.real.builds import GoProgram, UnobtainableError, obtain, say_to_stderr
+from tests.end_to_end.real.kubectl import kubectl
+from tests.end_to_end.real.publishing import Publication, Publishing, a_publication, assembled
+from tests.end_to_end.scenarios.servers import RealServers
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(1800)]  # it compiles Kubernetes libraries
+
+PROVIDERS = {"library": "v0.23.3", "upstream": "v0.24.1"}
+"""Each with its version of multicluster-runtime."""
+ANSWERED_WITHIN_S = 90.0
+
+
+@pytest.fixture(params=PROVIDERS)
+def operator(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    provider: str = request.param
+    program = GoProgram(
+        name=f"inventory-{provider}",
+        version=PROVIDERS[provider],
+        module="sigs.k8s.io/multicluster-runtime",
+        package=".",
+        definition=assembled(tmp_path, provider),
+    )
+    given = os.environ.get(f"INVENTORY_{provider.upper()}")  # a binary that somebody has built already
+    if given:
+        return Path(given)
+    try:
+        return obtain(program, say_to_stderr)
+    except UnobtainableError as error:
+        pytest.skip(f"the operator with the provider {provider!r} could not be built here: {error}")
+
+
+async def test_operator_reconciles_in_the_control_planes_of_published_profiles(
+    operator: Path, servers: RealServers, folder: Path
+) -> None:
+    (folder / "inventory").mkdir()
+    async with (
+        servers.lend("project-control-plane", folder / "inventory") as inventory,
+        a_publication(inventory, "cluster-profiles") as profiles,
+        a_place(folder, token_life=20.0, connectivity={"interval": "1s"}) as place,
+        Publishing.running(place, profiles),
+        operating(operator, place, profiles),
+    ):
+        alpha = await place.kubeconfig()
+        await ask_and_await_answer(alpha, f"{profiles.namespace}/alpha")
+        place.sandbox.projects.create("beta", ready=True)
+        await profiles.until_named("alpha", "beta")
+        beta = await place.kubeconfig(name="beta")
+        await ask_and_await_answer(beta, f"{profiles.namespace}/beta")
+        token = json.loads((await place.discovery("credential", "alpha")).out)["status"]["token"]
+        while not place.has_ended(token):  # noqa: ASYNC110  (time passes)
+            await asyncio.sleep(0.2)
+        await kubectl(alpha, "delete", "configmap", "question")
+        await ask_and_await_answer(alpha, f"{profiles.namespace}/alpha")
+        assert place.refused == []
+
+
+@asynccontextmanager
+async def operating(operator: Path, place: Place, profiles: Publication) -> AsyncIterator[None]:
+    plugin = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "command": str(COMMANDS / "milo-discovery"),
+        "args": ["credential"],
+        "env": [{"name": "MILO_DISCOVERY_ADDRESS", "value": place.address}],
+        "provideClusterInfo": True,
+    }
+    providers = place.folder / "providers.json"
+    providers.write_text(json.dumps({"providers": [{"name": "milo", "execConfig": plugin}]}))
+    arguments = (f"--inventory={profiles.server.kubeconfig}", f"--clusterprofile-provider-file={providers}")
+    log = place.folder / "operator.log"
+    with log.open("w") as output:
+        process = await asyncio.create_subprocess_exec(
+            operator, *arguments, env={"HOME": str(place.folder)}, stdout=output, stderr=output
+        )
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"the operator said:\n{log.read_text()[-4000:]}")
+        raise
+    finally:
+        process.kill()
+        await process.wait()
+
+
+async def ask_and_await_answer(kubeconfig: Path, answered_by: str) -> None:
+    await kubectl(kubeconfig, "create", "configmap", "question", "--from-literal=of=the test")
+    answer = ""
+    async with asyncio.timeout(ANSWERED_WITHIN_S):
+        while answer != answered_by:
+            answer = await kubectl(kubeconfig, "get", "configmap", "question", "-o", r"jsonpath={.data.answered-by}")

@@ -1,0 +1,273 @@
+"""`milo-discovery publish` against a real kube-apiserver: what it writes, and what it leaves alone."""
+
+import base64
+import json
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.end_to_end.kubeconfigs.place import COMMANDS, Place, a_place
+from tests.end_to_end.real.kubectl import kubectl
+from tests.end_to_end.real.publishing import (
+    Document,
+    Holds,
+    Publication,
+    Publishing,
+    a_publication,
+    condition,
+    is_complete,
+    publish_once,
+    versions,
+)
+from tests.end_to_end.real.servers import RealApi
+from tests.end_to_end.scenarios.servers import RealServers
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
+
+PROFILES, ARGOCD, FLUX = "cluster-profiles", "argocd-clusters", "flux-kubeconfigs"
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def inventory(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
+    """The API server that is written to."""
+    (folder / "inventory").mkdir()
+    async with servers.lend("project-control-plane", folder / "inventory") as server:
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def place(folder: Path) -> AsyncIterator[Place]:
+    (folder / "state").mkdir(mode=0o700)
+    async with a_place(folder, connectivity={"interval": "1s"}, state_directory=str(folder / "state")) as place:
+        yield place
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def profiles(inventory: RealApi) -> AsyncIterator[Publication]:
+    async with a_publication(inventory, PROFILES) as publication:
+        yield publication
+
+
+def healthy(name: str) -> Holds:
+    """Published completely, and healthy."""
+    return lambda found: name in found and is_complete(found[name]) and condition(found[name])[1] == "True"
+
+
+async def test_cluster_profile_has_the_health_and_the_access_of_its_cluster(
+    place: Place, profiles: Publication
+) -> None:
+    place.sandbox.projects.label("alpha", {"env": "prod", "tier": "gold"})
+    async with Publishing.running(place, profiles, "--copy-label", "env"):
+        found = await profiles.until(
+            lambda found: healthy("alpha")(found) and "env" in found["alpha"]["metadata"]["labels"]
+        )
+    profile = found["alpha"]
+    assert profile["spec"] == {"displayName": "alpha", "clusterManager": {"name": "milo"}}
+    assert profile["metadata"]["labels"]["x-k8s.io/cluster-manager"] == "milo"
+    assert "tier" not in profile["metadata"]["labels"]
+    [provider] = profile["status"]["accessProviders"]
+    assert (provider["name"], provider["cluster"]["server"]) == ("milo", place.sandbox.control_plane_url("alpha"))
+    assert base64.b64decode(provider["cluster"]["certificate-authority-data"]) == place.sandbox.ca_pem
+    [extension] = provider["cluster"]["extensions"]
+    assert extension == {"name": "client.authentication.k8s.io/exec", "extension": {"clusterName": "alpha"}}
+    managers = {(each["manager"], each.get("subresource")) for each in profile["metadata"]["managedFields"]}
+    assert managers == {("milo-discovery", None), ("milo-discovery", "status")}
+
+
+async def test_profiles_follow_engagements_and_are_deleted_with_them(place: Place, profiles: Publication) -> None:
+    async with Publishing.running(place, profiles):
+        first = (await profiles.until_named("alpha"))["alpha"]
+        place.sandbox.projects.create("beta", ready=True)
+        await profiles.until_named("alpha", "beta")
+        place.sandbox.projects.delete("beta")
+        await profiles.until_named("alpha")
+        place.sandbox.projects.delete("alpha")
+        place.sandbox.projects.create("alpha", ready=True)
+        again = await profiles.until(lambda found: "alpha" in found and _uid(found["alpha"]) != _uid(first))
+    annotations = again["alpha"]["metadata"]["annotations"]
+    assert annotations["discovery.miloapis.com/cluster-uid"] != _annotation(first, "cluster-uid"), "another cluster"
+
+
+async def test_nothing_is_written_where_nothing_changed(place: Place, profiles: Publication) -> None:
+    place.sandbox.projects.create("beta", ready=True)
+    async with Publishing.running(place, profiles):
+        await profiles.until(healthy("alpha"))
+        before = versions(await profiles.until(healthy("beta")))
+    await publish_once(place, profiles)
+    async with Publishing.running(place, profiles):
+        place.sandbox.projects.create("gamma", ready=True)  # once it is published, those before it were considered
+        found = await profiles.until(healthy("gamma"))
+    assert {name: version for name, version in versions(found).items() if name != "gamma"} == before
+
+
+async def test_changes_by_others_are_reverted_and_their_own_fields_kept(place: Place, profiles: Publication) -> None:
+    async with Publishing.running(place, profiles):
+        await profiles.until(healthy("alpha"))
+        others = {"labels": {"x-k8s.io/cluster-manager": "other", "team": "blue"}}
+        await profiles.call("PATCH", "alpha", {"metadata": others, "spec": {"displayName": "other"}})
+        found = await profiles.until(lambda found: found["alpha"]["spec"]["displayName"] == "alpha")
+        assert found["alpha"]["metadata"]["labels"]["x-k8s.io/cluster-manager"] == "milo"
+        assert found["alpha"]["metadata"]["labels"]["team"] == "blue"
+        await profiles.call("DELETE", "alpha")
+        await profiles.until_named("alpha")
+
+
+async def test_labels_that_are_no_longer_copied_are_removed(place: Place, profiles: Publication) -> None:
+    place.sandbox.projects.label("alpha", {"env": "prod"})
+    await publish_once(place, profiles, "--copy-label", "env")
+    assert (await profiles.objects())["alpha"]["metadata"]["labels"]["env"] == "prod"
+    await publish_once(place, profiles)
+    assert "env" not in (await profiles.objects())["alpha"]["metadata"]["labels"]
+
+
+async def test_foreign_object_of_the_same_name_is_refused_and_reported(place: Place, profiles: Publication) -> None:
+    foreign = {
+        "apiVersion": "multicluster.x-k8s.io/v1alpha1",
+        "kind": "ClusterProfile",
+        "metadata": {"name": "alpha"},
+        "spec": {"clusterManager": {"name": "another"}},
+    }
+    created = await profiles.call("POST", body=foreign)
+    place.sandbox.projects.create("beta", ready=True)
+    async with Publishing.running(place, profiles) as publishing:
+        await publishing.says("alpha: an object of this name exists that milo-discovery publish did not create")
+        found = await profiles.until(healthy("beta"))
+        assert found["alpha"] == created | {"apiVersion": found["alpha"]["apiVersion"]}
+        place.sandbox.projects.delete("alpha")
+        await profiles.call("DELETE", "alpha")
+        await profiles.until_named("beta")
+
+
+async def test_publisher_catches_up_after_an_outage_of_the_api_server(place: Place, profiles: Publication) -> None:
+    place.sandbox.projects.create("beta", ready=True)
+    async with Publishing.running(place, profiles) as publishing:
+        await profiles.until_named("alpha", "beta")
+        await profiles.server.stop()
+        place.sandbox.projects.create("gamma", ready=True)
+        place.sandbox.projects.delete("beta")
+        await publishing.says("cannot write")
+        await profiles.server.start()
+        await publishing.says("writing again")
+        await profiles.until_named("alpha", "gamma")
+
+
+async def test_nothing_is_deleted_while_the_daemon_restarts_or_is_stale(place: Place, profiles: Publication) -> None:
+    """A daemon that starts without Milo sends the clusters of its state file, which can be older than the objects."""
+    state = place.folder / "state"
+    await place.daemon.terminate()
+    shutil.copytree(state, older := place.folder / "older")
+    await place.daemon.start()
+    place.sandbox.projects.create("beta", ready=True)
+    async with Publishing.running(place, profiles) as publishing:
+        before = await profiles.until_named("alpha", "beta")
+        await place.daemon.kill()
+        await publishing.says("connection lost")
+        await publishing.kill()
+    await place.sandbox.stop()
+    shutil.rmtree(state)
+    shutil.copytree(older, state)
+    await place.daemon.start()
+    async with Publishing.running(place, profiles) as publishing:
+        await publishing.says("synced: 1 cluster")
+        place.sandbox.projects.create("gamma", ready=True)
+        await place.sandbox.start()
+        found = await profiles.until_named("alpha", "beta", "gamma")
+        assert _uid(found["beta"]) == _uid(before["beta"]), "it was not deleted meanwhile"
+        place.sandbox.projects.delete("beta")
+        await profiles.until_named("alpha", "gamma")
+
+
+async def test_publishers_of_one_namespace_keep_to_their_own_objects(place: Place, profiles: Publication) -> None:
+    place.sandbox.projects.create("beta", ready=True)
+    place.sandbox.projects.label("beta", {"shard": "two"})
+    await publish_once(place, profiles, "--publisher", "two", "-l", "shard=two")
+    await publish_once(place, profiles, "--publisher", "one", "-l", "shard!=two")
+    found = await profiles.until_named("alpha", "beta")
+    assert {name: each["metadata"]["labels"]["discovery.miloapis.com/publisher"] for name, each in found.items()} == {
+        "alpha": "one",
+        "beta": "two",
+    }
+    await publish_once(place, profiles, "--publisher", "one")
+    assert _label(await profiles.objects(), "beta", "publisher") == "one", "taken over with its cluster"
+
+
+async def test_argocd_secret_connects_as_argocd_does(place: Place, inventory: RealApi) -> None:
+    async with a_publication(inventory, ARGOCD) as secrets:
+        plugin = str(COMMANDS / "milo-discovery")
+        await publish_once(place, secrets, "--plugin-command", plugin, "--argocd-project", "tenants")
+        secret = (await secrets.until_named("alpha-argocd-cluster"))["alpha-argocd-cluster"]
+    assert secret["metadata"]["labels"]["argocd.argoproj.io/secret-type"] == "cluster"
+    data = {key: base64.b64decode(value).decode() for key, value in secret["data"].items()}
+    config = json.loads(data.pop("config"))
+    assert data == {"name": "alpha", "server": place.sandbox.control_plane_url("alpha"), "project": "tenants"}
+    plugin_config, tls = config["execProviderConfig"], config["tlsClientConfig"]
+    assert tls["insecure"] is False
+    user = {
+        **plugin_config,
+        "interactiveMode": "Never",
+        "env": [{"name": name, "value": value} for name, value in plugin_config["env"].items()],
+    }
+    cluster = {"server": data["server"], "certificate-authority-data": tls["caData"]}
+    kubeconfig = _kubeconfig(place.folder / "argocd", cluster, {"exec": user})
+    assert "namespace/default" in await kubectl(kubeconfig, "get", "namespaces", "-o", "name")
+
+
+async def test_flux_secret_is_renewed_before_its_credential_expires(folder: Path, inventory: RealApi) -> None:
+    async with a_place(folder, token_life=8.0) as place, a_publication(inventory, FLUX) as secrets:
+        async with Publishing.running(place, secrets):
+            seen: list[str] = []
+            for _ in range(3):
+                found = await secrets.until(lambda found: _value(found) not in ("", *seen))
+                seen.append(_value(found))
+                kubeconfig = folder / "flux"
+                kubeconfig.write_text(seen[-1])
+                assert "namespace/default" in await kubectl(kubeconfig, "get", "namespaces", "-o", "name")
+            place.sandbox.projects.delete("alpha")
+            await secrets.until_named()
+        assert place.refused == []
+
+
+async def test_no_right_is_granted_in_vain(place: Place, inventory: RealApi) -> None:
+    """Each verb of the shipped role is used; without it, something is refused."""
+    async with a_publication(inventory, PROFILES) as profiles:
+        await publish_once(place, profiles)
+        used = {("clusterprofiles", verb) for verb in ("create", "patch", "list")}
+        place.sandbox.projects.delete("alpha")
+        async with Publishing.running(place, profiles):
+            await profiles.until_named()
+        used |= {("clusterprofiles", "delete"), ("clusterprofiles/status", "patch"), ("clusterprofiles", "get")}
+        async with inventory.api() as api:
+            path = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{profiles.namespace}/roles"
+            [role] = (await api.call("GET", path))["items"]
+    granted = {(resource, verb) for rule in role["rules"] for resource in rule["resources"] for verb in rule["verbs"]}
+    assert granted == used
+
+
+def _kubeconfig(path: Path, cluster: object, user: object) -> Path:
+    path.touch(mode=0o600)
+    named = {"clusters": ("cluster", cluster), "users": ("user", user)}
+    lists = {kind: [{"name": "it", key: value}] for kind, (key, value) in named.items()}
+    context = {"name": "it", "context": {"cluster": "it", "user": "it"}}
+    document = {"apiVersion": "v1", "kind": "Config", **lists, "contexts": [context], "current-context": "it"}
+    path.write_text(json.dumps(document))
+    return path
+
+
+def _uid(document: Document) -> str:
+    return str(document["metadata"]["uid"])
+
+
+def _annotation(document: Document, name: str) -> str:
+    return str(document["metadata"]["annotations"][f"discovery.miloapis.com/{name}"])
+
+
+def _label(found: dict[str, Document], name: str, label: str) -> str:
+    return str(found[name]["metadata"]["labels"][f"discovery.miloapis.com/{label}"])
+
+
+def _value(found: dict[str, Document]) -> str:
+    secret = found.get("alpha-kubeconfig", {})
+    return base64.b64decode(secret.get("data", {}).get("value", "")).decode()
