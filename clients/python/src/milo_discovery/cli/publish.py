@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -241,6 +242,10 @@ def flux_kubeconfigs(
 def _run(connection: Connection, destination: Destination, renderer: Renderer, options: WatchOptions) -> None:
     from milo_discovery.publishing.errors import InvalidTarget  # noqa: PLC0415
 
+    if find_spec("httptools") is None:
+        raise CommandFailure(
+            "publishing needs httptools: pip install './clients/python[controllers]' in a clone of the repository"
+        )
     try:
         target = destination.target()
     except InvalidTarget as error:

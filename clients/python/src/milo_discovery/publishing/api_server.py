@@ -1,34 +1,29 @@
-"""Requests to the API server that the objects are written to, in threads, on connections that are kept alive.
-
-Built on the standard library: the kubernetes package is an extra of this client, and is not in the daemon's image.
-"""
+"""Requests to the API server that the objects are written to."""
 
 from __future__ import annotations
 
 import asyncio
-import http.client
 import json
-import socket
 import ssl
-import tempfile
-import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
 from typing import Any, Self
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
+from milo_discovery._connection_credential import certificate_file
+from milo_discovery._kubeconfig_access import KubeconfigAccess
 from milo_discovery.publishing.errors import InvalidTarget, TargetRefused, TargetUnavailable
 from milo_discovery.publishing.objects import MANAGER, Document, Identity, ObservedObject, Resource
 from milo_discovery.publishing.target import Target
+from milo_kube import retry_after
+from milo_kube.http.client import Client
+from milo_kube.http.errors import TransportError
 
 _TIMEOUT_S = 20.0
 _PAGE_SIZE = 500
 _APPLY = "application/apply-patch+yaml"
 _JSON = "application/json"
-_MAX_RESPONSE = 256 << 20
-_NOT_FOUND = 404
-_GONE = 410
 
 
 class ApiServer:
@@ -38,15 +33,16 @@ class ApiServer:
         self._target = target
         self._collection = resource.path(target.namespace)
         self._resource = resource
-        self._url = urlsplit(target.server)
-        self._local = threading.local()
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="publish")
+        self._in_flight = asyncio.Semaphore(concurrency)
+        self._security: tuple[str | None, tuple[str, str] | None] | None = None
+        self._client: Client | None = None
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._client is not None:
+            await self._client.aclose()
 
     async def list(self, identity: Identity) -> list[ObservedObject]:
         """Return all objects with the labels of a publisher."""
@@ -57,7 +53,7 @@ class ApiServer:
             try:
                 page = await self._call("GET", self._collection, query | ({"continue": token} if token else {}))
             except TargetRefused as error:
-                if error.status != _GONE or not token:
+                if error.status != HTTPStatus.GONE or not token:
                     raise
                 items, token = [], ""  # the list expired: begin again
                 continue
@@ -72,7 +68,7 @@ class ApiServer:
         try:
             return ObservedObject.of(await self._call("GET", self._path(name)))
         except TargetRefused as error:
-            if error.status == _NOT_FOUND:
+            if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
 
@@ -92,7 +88,7 @@ class ApiServer:
         try:
             await self._call("DELETE", self._path(name), {}, {"preconditions": preconditions})
         except TargetRefused as error:
-            if error.status != _NOT_FOUND:
+            if error.status != HTTPStatus.NOT_FOUND:
                 raise
 
     def _path(self, name: str) -> str:
@@ -101,108 +97,68 @@ class ApiServer:
     async def _call(
         self, method: str, path: str, query: Mapping[str, str] | None = None, body: Any = None, content: str = _JSON
     ) -> Document:
-        url = self._url.path.rstrip("/") + path + (f"?{urlencode(query)}" if query else "")
-        data = None if body is None else json.dumps(body).encode()
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._send, method, url, data, content)
-
-    def _send(self, method: str, url: str, data: bytes | None, content: str) -> Document:
-        headers = {"Accept": _JSON, "User-Agent": "milo-discovery-publish"}
-        if data is not None:
+        headers = {"Accept": _JSON}
+        if body is not None:
             headers["Content-Type"] = content
         if (token := self._target.token()) is not None:
             headers["Authorization"] = f"Bearer {token}"
+        url = self._target.server + path + (f"?{urlencode(query)}" if query else "")
+        data = None if body is None else json.dumps(body).encode()
         try:
-            status, retry_after, text = self._exchange(method, url, data, headers)
-        except (OSError, http.client.HTTPException) as error:
-            self._close()
-            raise TargetUnavailable(f"{self._target.server}: {_cause(error)}") from error
-        return _document(f"{method} {url.partition('?')[0]}", status, retry_after, text)
+            async with self._in_flight, asyncio.timeout(_TIMEOUT_S):
+                client = await self._current_client()
+                async with client.request(
+                    method, url, headers=headers, body=data, connect_timeout_s=_TIMEOUT_S
+                ) as response:
+                    text = b""
+                    while part := await response.read():
+                        text += part
+        except TimeoutError:
+            raise TargetUnavailable(f"{self._target.server} did not answer in time") from None
+        except TransportError as error:
+            raise TargetUnavailable(str(error)) from error
+        return _document(f"{method} {path}", response.status, response.headers.get("Retry-After", ""), text)
 
-    def _exchange(
-        self, method: str, url: str, data: bytes | None, headers: Mapping[str, str]
-    ) -> tuple[int, str | None, bytes]:
-        """Send one request. On a kept connection that the server has closed it is sent once more on another.
-
-        All requests may be repeated: the second creation or deletion is answered as a conflict or as not found.
-        """
-        connection, reused = self._connection()
-        try:
-            connection.request(method, url, data, dict(headers))
-            response = connection.getresponse()
-        except (ConnectionError, http.client.RemoteDisconnected, http.client.CannotSendRequest):
-            self._close()
-            if not reused:
-                raise
-            connection, _ = self._connection()
-            connection.request(method, url, data, dict(headers))
-            response = connection.getresponse()
-        text = response.read(_MAX_RESPONSE)
-        if response.will_close:
-            self._close()
-        return response.status, response.headers.get("Retry-After"), text
-
-    def _connection(self) -> tuple[http.client.HTTPConnection, bool]:
-        """Return this thread's connection, and whether it served a request before.
-
-        It is opened again when the CA or the client certificate changed.
-        """
+    async def _current_client(self) -> Client:
+        """Return the client, which is made again when the CA or the client certificate changed."""
         security = self._target.authorities(), self._target.certificate()
-        known: tuple[object, http.client.HTTPConnection] | None = getattr(self._local, "connection", None)
-        if known is not None and known[0] == security:
-            return known[1], True
-        self._close()
-        connection = self._open(*security)
-        self._local.connection = security, connection
-        return connection, False
+        if self._client is None or security != self._security:
+            former = self._client
+            self._client = Client(
+                self._context(*security),
+                user_agent="milo-discovery-publish",
+                tls_server_name=self._target.tls_server_name,
+                idle_s=5.0,  # a write on a connection that the server closed meanwhile is not repeated by the client
+            )
+            self._security = security
+            if former is not None:
+                await former.aclose()
+        return self._client
 
-    def _open(self, authorities: str | None, certificate: tuple[str, str] | None) -> http.client.HTTPConnection:
-        host = self._url.hostname or ""
-        if self._url.scheme == "http":
-            return http.client.HTTPConnection(host, self._url.port, timeout=_TIMEOUT_S)
+    def _context(self, authorities: str | None, certificate: tuple[str, str] | None) -> ssl.SSLContext:
         try:
             context = ssl.create_default_context(cadata=authorities)
             if certificate is not None:
-                with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:  # mode 0600
-                    file.write("\n".join(certificate))
-                    file.flush()
-                    context.load_cert_chain(file.name)
+                access = KubeconfigAccess(server=self._target.server, certificate=certificate[0], key=certificate[1])
+                with certificate_file(access) as file:
+                    assert file is not None
+                    context.load_cert_chain(file)
         except (ssl.SSLError, ValueError) as error:
             raise InvalidTarget(f"{self._target.server}: the CA or the client certificate is not valid PEM") from error
-        connection = http.client.HTTPSConnection(host, self._url.port, timeout=_TIMEOUT_S, context=context)
-        # Opened here, since the name that the certificate must have can differ from the host's.
-        plain = socket.create_connection((host, self._url.port or http.client.HTTPS_PORT), _TIMEOUT_S)
-        try:
-            connection.sock = context.wrap_socket(plain, server_hostname=self._target.tls_server_name or host)
-        except BaseException:
-            plain.close()
-            raise
-        return connection
-
-    def _close(self) -> None:
-        known = getattr(self._local, "connection", None)
-        self._local.connection = None
-        if known is not None:
-            known[1].close()
+        return context
 
 
-def _document(request: str, status: int, retry_after: str | None, text: bytes) -> Document:
+def _document(request: str, status: int, retry: str, text: bytes) -> Document:
     try:
         document = json.loads(text)
     except ValueError:
-        document = {}
+        document = None
     if not isinstance(document, dict):
         document = {}
-    if status < http.client.BAD_REQUEST:
+    if status < HTTPStatus.BAD_REQUEST:
         return document
-    message = f"{request}: {status} {document.get('message') or http.client.responses.get(status, '')}"
-    if status == http.client.TOO_MANY_REQUESTS or status >= http.client.INTERNAL_SERVER_ERROR:
-        seconds = int(retry_after) if retry_after is not None and retry_after.isdigit() else None
-        raise TargetUnavailable(message, None if seconds is None else timedelta(seconds=seconds))
+    message = f"{request}: {status} {document.get('message') or ''}".rstrip()
+    if status == HTTPStatus.TOO_MANY_REQUESTS or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        seconds = retry_after.seconds(retry, datetime.now(UTC)) if retry else None
+        raise TargetUnavailable(message, None if seconds is None else timedelta(seconds=max(seconds, 0)))
     raise TargetRefused(message, status)
-
-
-def _cause(error: Exception) -> str:
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate was not accepted: {error.verify_message}"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
