@@ -15,7 +15,6 @@ import pytest
 
 from tests.end_to_end.kubeconfigs.place import COMMANDS, Place, a_place
 from tests.end_to_end.real.builds import GoProgram, UnobtainableError, obtain, say_to_stderr
-from tests.end_to_end.real.kubectl import kubectl
 from tests.end_to_end.real.publishing import Publication, Publishing, a_publication, assembled
 from tests.end_to_end.scenarios.servers import RealServers
 
@@ -57,16 +56,16 @@ async def test_operator_reconciles_in_the_control_planes_of_published_profiles(
         operating(operator, place, profiles),
     ):
         alpha = await place.kubeconfig()
-        await ask_and_await_answer(alpha, f"{profiles.namespace}/alpha")
+        await ask_and_await_answer(place, alpha, f"{profiles.namespace}/alpha")
         place.sandbox.projects.create("beta", ready=True)
         await profiles.until_named("alpha", "beta")
         beta = await place.kubeconfig(name="beta")
-        await ask_and_await_answer(beta, f"{profiles.namespace}/beta")
+        await ask_and_await_answer(place, beta, f"{profiles.namespace}/beta")
         token = json.loads((await place.discovery("credential", "alpha")).out)["status"]["token"]
         while not place.has_ended(token):  # noqa: ASYNC110  (time passes)
             await asyncio.sleep(0.2)
-        await kubectl(alpha, "delete", "configmap", "question")
-        await ask_and_await_answer(alpha, f"{profiles.namespace}/alpha")
+        await kubectl(place, alpha, "delete", "configmap", "question")
+        await ask_and_await_answer(place, alpha, f"{profiles.namespace}/alpha")
         assert place.refused == []
 
 
@@ -97,9 +96,18 @@ async def operating(operator: Path, place: Place, profiles: Publication) -> Asyn
         await process.wait()
 
 
-async def ask_and_await_answer(kubeconfig: Path, answered_by: str) -> None:
-    await kubectl(kubeconfig, "create", "configmap", "question", "--from-literal=of=the test")
+async def ask_and_await_answer(place: Place, kubeconfig: Path, answered_by: str) -> None:
+    await kubectl(place, kubeconfig, "create", "configmap", "question", "--from-literal=of=the test")
     answer = ""
     async with asyncio.timeout(ANSWERED_WITHIN_S):
         while answer != answered_by:
-            answer = await kubectl(kubeconfig, "get", "configmap", "question", "-o", r"jsonpath={.data.answered-by}")
+            answer = await kubectl(
+                place, kubeconfig, "get", "configmap", "question", "-o", r"jsonpath={.data.answered-by}"
+            )
+
+
+async def kubectl(place: Place, kubeconfig: Path, *arguments: str) -> str:
+    """By a kubeconfig that calls the plugin, which is on the place's PATH."""
+    outcome = await place.run("kubectl", f"--kubeconfig={kubeconfig}", *arguments)
+    assert outcome.status == 0, outcome.err
+    return outcome.out
