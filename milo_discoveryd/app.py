@@ -20,7 +20,6 @@ from milo_discoveryd.connectivity.schedule import ProbePolicy, ProbeSchedule, at
 from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
-from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log import log
 from milo_discoveryd.modes.mode import FixedMode, Mode
 from milo_discoveryd.registry.direct_fleet import DirectFleet
@@ -44,6 +43,7 @@ from milo_discoveryd.telemetry.status import Identity
 from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.watchers.probing import Asker
 from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.wiring.cluster_trust import cluster_trust
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.fleets import new_fleet
@@ -297,6 +297,7 @@ class Daemon:
             project,
             self._environ,
             held=issuer.held,
+            authorities_of=issuer.authorities_of if self._settings.mode == "declarative" else None,
             path=settings.path,
             timeout_s=settings.timeout.total_seconds(),
             of_hosts=of_hosts,
@@ -328,9 +329,7 @@ class Daemon:
         settings = self._settings.kubeconfigs
         return Issuer(
             sources.assignments(),
-            trust=lambda: ClusterTrust(
-                project.trusted(), project.tls_server_name, plain_loopback=project.plain_loopback
-            ),
+            trust=cluster_trust(self._settings, project),
             metrics=self._metrics,
             audit=self._audit,
             max_ttl_s=settings.max_ttl.total_seconds(),

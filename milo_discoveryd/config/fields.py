@@ -55,7 +55,8 @@ class Field(NamedTuple):
 
     @property
     def is_group(self) -> bool:
-        return isinstance(self.type, type) and issubclass(self.type, Group) and isinstance(self.parse, Nested)
+        is_nested = isinstance(self.parse, Nested) and not self.parse.is_leaf
+        return isinstance(self.type, type) and issubclass(self.type, Group) and is_nested
 
 
 @cache
@@ -118,10 +119,16 @@ def _within(step: str | int, value: object, error: ValueError) -> Iterator[Compl
 
 
 class Nested:
-    """A mapping of settings. `prepare` converts other notations of the group to a mapping or its value."""
+    """A mapping of settings. `prepare` converts other notations of the group to a mapping or its value.
 
-    def __init__(self, group: type[Group], prepare: Callable[[object], object] | None = None) -> None:
+    The settings of a leaf have no flags and variables of their own: it is given as a whole, or not at all.
+    """
+
+    def __init__(
+        self, group: type[Group], prepare: Callable[[object], object] | None = None, *, is_leaf: bool = False
+    ) -> None:
         self.group = group
+        self.is_leaf = is_leaf
         self._prepare = prepare
 
     def __call__(self, value: object, /) -> object:

@@ -5,7 +5,7 @@ over another, and an error can name the place that a value came from.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -45,6 +45,11 @@ class Problem:
 class Given:
     value: object
     place: str
+    locate: Callable[[tuple[str | int, ...]], str] | None = None
+    """Returns the place of a value inside this one."""
+
+    def place_of(self, inside: tuple[str | int, ...]) -> str:
+        return self.place if self.locate is None else self.locate(inside)
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,7 @@ class _FileReader:
         if key in self.given:
             self.problems.append(Problem(place, f"repeats {self.given[key].place}; remove one"))
         else:
-            self.given[key] = Given(value, place)
+            self.given[key] = Given(value, place, lambda inside: self._place(key, inside))
 
     def _operators(self, name: str, value: object, place: str) -> None:
         if name == "internalServiceDiscovery" and value is not None:
@@ -188,8 +193,8 @@ class _FileReader:
             return
         self.problems.append(Problem(self._place(key), f"is not a setting{_nearest(name, known, around)}"))
 
-    def _place(self, key: Key) -> str:
-        return f"file {self._path} line {self._document.line(key)} key {dotted(key)}"
+    def _place(self, key: Key, inside: tuple[str | int, ...] = ()) -> str:
+        return f"file {self._path} line {self._document.line((*key, *inside))} key {dotted(key)}"
 
 
 def quoted(value: object) -> str:

@@ -8,7 +8,13 @@ from milo_discoveryd.config import layers, values
 from milo_discoveryd.config.fields import Complaint, InvalidError, parse_group
 from milo_discoveryd.config.layers import Given, Key, Problem
 from milo_discoveryd.config.settings import Settings
-from milo_discoveryd.config.sources import MIN_TOKEN_TTL_S, ProjectKubeconfig, TokenRequest
+from milo_discoveryd.config.sources import (
+    MIN_TOKEN_TTL_S,
+    KubeconfigRequest,
+    KubeconfigSecret,
+    ProjectKubeconfig,
+    TokenRequest,
+)
 from milo_discoveryd.daemon_errors import ConfigError
 
 
@@ -54,16 +60,20 @@ def _tree(given: Mapping[Key, Given]) -> dict[str, Any]:
 def _explain(complaint: Complaint, given: Mapping[Key, Given]) -> Problem:
     key = next(key for key in given if complaint.path[: len(key)] == key)
     value = complaint.value
+    place = given[key].place_of(complaint.path[len(key) :])
     if key in _ITEMS and len(complaint.path) > len(key):
         number, *inside = complaint.path[len(key) :]
         item = values.words(given[key].value)[int(number)]
         if isinstance(item, Mapping):
             where = ".".join([f"item {int(number) + 1}", *map(str, inside)])
             shown = f"{layers.quoted(value)} " if isinstance(value, str) else ""
-            return Problem(given[key].place, f"{where}: {shown}{complaint.text}")
-        return Problem(given[key].place, f"{layers.quoted(item)} {complaint.text}")
+            return Problem(place, f"{where}: {shown}{complaint.text}")
+        return Problem(place, f"{layers.quoted(item)} {complaint.text}")
+    if len(complaint.path) > len(key):
+        shown = f"{layers.quoted(value)} " if isinstance(value, str) else ""
+        return Problem(place, f"{'.'.join(map(str, complaint.path[len(key) :]))}: {shown}{complaint.text}")
     shown = layers.quoted(value if isinstance(value, str | int) else given[key].value)
-    return Problem(given[key].place, f"{shown} {complaint.text}")
+    return Problem(place, f"{shown} {complaint.text}")
 
 
 _ITEMS = frozenset({("listen",), ("kubeconfigs", "sources"), ("rights",)})
@@ -79,6 +89,7 @@ def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Probl
         *_too_short_for_tokens(settings, given),
         *_rules_about_nothing(settings, given),
         *_unreachable_hosts(settings, given),
+        *_declaration(settings, given),
     ]
 
 
@@ -86,6 +97,27 @@ def _unreachable_hosts(settings: Settings, given: Mapping[Key, Given]) -> Iterat
     if settings.connectivity.per == "host" and settings.connectivity.disengage_unreachable_after is not None:
         complaint = '"host" finds no single cluster unreachable, as disengage_unreachable_after requires: use "cluster"'
         yield Problem(given[("connectivity", "per")].place, complaint)
+
+
+def _declaration(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+    declared = settings.declarative
+    if declared is None:
+        if settings.mode == "declarative":
+            yield Problem(given[("mode",)].place, "needs the setting declarative, which says what the objects mean")
+        for source in settings.kubeconfigs.sources:
+            if isinstance(source, KubeconfigRequest):
+                yield Problem(given[("kubeconfigs", "sources")].place, f"{source.name} needs mode: declarative")
+        return
+    if settings.mode != "declarative":
+        yield Problem(given[("declarative",)].place, "needs mode: declarative")
+    elif not declared.endpoint.has_fixed_host:
+        for source in settings.kubeconfigs.sources:
+            if source.hand_out and not isinstance(source, KubeconfigSecret | KubeconfigRequest):
+                yield Problem(
+                    given[("declarative",)].place_of(("endpoint",)),
+                    f"endpoint: objects decide where the credential of {source.name} is sent, which other clusters "
+                    "accept too: name the hosts that may receive it in endpoint.hosts",
+                )
 
 
 def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from milo_discoveryd.config import values
+from milo_discoveryd.config.declarative import Declaration
 from milo_discoveryd.config.fields import (
     Group,
     ListOf,
@@ -211,7 +212,9 @@ class Log(Group, frozen=True, kw_only=True):
 
 class Settings(Group, frozen=True, kw_only=True):
     mode: Annotated[str, _mode] = "project"
-    """`project`, `project-control-plane`, `single`, or a mode of an installed package."""
+    """`project`, `project-control-plane`, `single`, `declarative`, or a mode of an installed package."""
+    declarative: Annotated[Declaration | None, Nested(Declaration, is_leaf=True)] = None
+    """What the objects of mode `declarative` are, and what their fields mean."""
     discovery_kubeconfig: Annotated[Path | None, values.file_path] = None
     """Kubeconfig of the API server where projects are watched. Default: the cluster that the daemon runs in."""
     project_kubeconfig: Annotated[Path | None, values.file_path] = None

@@ -96,14 +96,28 @@ class KubeconfigSecret(_Source, frozen=True, kw_only=True):
     type: Annotated[Literal["kubeconfig-secret"], one_of("kubeconfig-secret")] = "kubeconfig-secret"
     kubeconfig: _File = None
     """Kubeconfig of the infrastructure cluster. Default: that of discovery."""
-    namespace_template: Annotated[str, values.namespace_template] = "project-{uid}"
-    """Namespace of a project's Secret; variables: `{uid}`, `{name}`."""
-    secret: _ObjectName = "kubeconfig"  # noqa: S105 - the name of one
-    """Name of the Secret."""
+    namespace_template: Annotated[str, values.secret_namespace_template] = "project-{uid}"
+    """Namespace of a cluster's Secret; variables: `{uid}`, `{name}`, and in mode `declarative` `{namespace}`, that of
+    the cluster's object."""
+    secret: Annotated[str, values.secret_name_template] = "kubeconfig"  # noqa: S105 - the name of one
+    """Name of the Secret; variables: `{name}`, and in mode `declarative` `{object}`, the name of the cluster's
+    object."""
     key: _Text = "kubeconfig"
     """Key in its data."""
     allow_long_lived: bool = False
     """`true` allows certificates that are valid for more than 24 hours."""
+
+
+class KubeconfigRequest(_Source, frozen=True, kw_only=True):
+    type: Annotated[Literal["kubeconfig-request"], one_of("kubeconfig-request")] = "kubeconfig-request"
+    kubeconfig: _File = None
+    """Kubeconfig of the API server with the clusters' objects. Default: that of discovery."""
+    subresource: _Label
+    """Subresource of a cluster's object to which the request is posted, such as `adminkubeconfig`."""
+    api_version: _Text
+    """`apiVersion` of the request, such as `authentication.gardener.cloud/v1alpha1`."""
+    kind: _Text
+    """`kind` of the request, such as `AdminKubeconfigRequest`."""
 
 
 class ProjectKubeconfig(_Source, frozen=True, kw_only=True):
@@ -120,6 +134,7 @@ CredentialSource = (
     | ExecSettings
     | TokenFile
     | KubeconfigSecret
+    | KubeconfigRequest
 )
 SOURCES = ByType(
     ProjectKubeconfig,
@@ -129,4 +144,5 @@ SOURCES = ByType(
     ExecSettings,
     TokenFile,
     KubeconfigSecret,
+    KubeconfigRequest,
 )

@@ -210,6 +210,19 @@ def namespace_template(value: object) -> str:
     return text
 
 
+def secret_namespace_template(value: object) -> str:
+    text = str(value)
+    if not re.fullmatch(_DNS_LABEL, _filled(text, ("name", "uid", "namespace"))):
+        raise ValueError('must be the name of a namespace, such as "project-{name}"')
+    return text
+
+
+def secret_name_template(value: object) -> str:
+    text = str(value)
+    object_name(_filled(text, ("name", "object")))
+    return text
+
+
 def _filled(template: str, allowed: tuple[str, ...]) -> str:
     """Return the template with sample values, to validate the rest of it."""
     known = ", ".join(f"{{{name}}}" for name in allowed)

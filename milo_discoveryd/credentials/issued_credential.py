@@ -23,6 +23,8 @@ class IssuedCredential(msgspec.Struct, frozen=True, kw_only=True):
     issued_at: float
     expires_at: float
     """Wall time, like `issued_at`; never later than the backend stated."""
+    authorities: bytes | None = None
+    """CA certificates of the cluster's API server as PEM, where the backend stated them with the credential."""
 
     @property
     def life_s(self) -> float:

@@ -22,7 +22,8 @@ from milo_discoveryd.kubeconfigs.lease import Draw, refresh_at
 from milo_discoveryd.kubeconfigs.minter import LeaseEntry, LeaseKey, LeaseListener, Minter, MintMetrics
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
-from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.selector import Selector
 from milo_discoveryd.rfc3339 import rfc3339
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
@@ -71,7 +72,7 @@ class Issuer:
         self,
         sources: Sequence[SourceAssignment],
         *,
-        trust: Callable[[], ClusterTrust],
+        trust: Callable[[Target, bytes | None], ClusterTrust],
         metrics: IssuerMetrics,
         audit: IssuerAudit,
         max_ttl_s: float,
@@ -144,9 +145,13 @@ class Issuer:
 
     def held(self, cluster: Cluster) -> Credential | None:
         """Return the credential that the cluster's operators have at present. Requests none."""
-        minter = self._minter(cluster, UNLIMITED)
-        issued = None if minter is None else minter.held_for(cluster)
+        issued = self._held(cluster)
         return None if issued is None else issued.credential
+
+    def authorities_of(self, cluster: Cluster) -> bytes | None:
+        """Return the CA certificates with which operators verify the cluster at present."""
+        issued = self._held(cluster)
+        return self.trust(cluster.target, None if issued is None else issued.authorities).authorities
 
     def refused(self, result: str) -> None:
         """Count a request that got no kubeconfig."""
@@ -180,6 +185,10 @@ class Issuer:
         problem = None if minter is None else minter.problem(cluster)
         return None if problem is None else str(problem)
 
+    def _held(self, cluster: Cluster) -> IssuedCredential | None:
+        minter = self._minter(cluster, UNLIMITED)
+        return None if minter is None else minter.held_for(cluster)
+
     def _lease_changed(self, key: LeaseKey) -> None:
         for listener in [*self._listeners]:
             listener(key)
@@ -206,6 +215,12 @@ class LeaseHandle:
         self._cluster = cluster
         self.key = minter.key(cluster, ttl_s)
 
+    @property
+    def needs_credential_for_trust(self) -> bool:
+        """Whether the CA of the cluster comes with its credential."""
+        target = self._cluster.target
+        return isinstance(target, DeclaredTarget) and target.authorities is None
+
     async def wait(self) -> None:
         """Wait for a credential, or until it is clear that there will be none soon."""
         entry = self._minter.request(self.key, self._cluster)
@@ -228,7 +243,9 @@ class LeaseHandle:
         if issued is None:
             raise _unavailable(self._minter, entry)
         target = self._cluster.target
-        text = rendering.embedded(target.name, target.endpoint, self._issuer.trust(), issued.credential)
+        text = rendering.embedded(
+            target.name, target.endpoint, self._issuer.trust(target, issued.authorities), issued.credential
+        )
         entry.is_wanted = True
         self._issuer.metrics.kubeconfig_issued("ok")
         self._issuer.audit.handed_out(
@@ -257,8 +274,15 @@ class LeaseHandle:
         """
         if (unfit := _unfit_for_all(self._minter)) is not None:
             raise unfit
-        target = self._cluster.target
-        text = rendering.exec_form(target.name, target.endpoint, self._issuer.trust(), self._issuer.address())
+        target, stated = self._cluster.target, None
+        if self.needs_credential_for_trust:
+            entry = self._minter.request(self.key, self._cluster)
+            held = entry.lease.valid(self._minter.now())
+            if held is None:
+                raise _unavailable(self._minter, entry)
+            stated = held.authorities
+        trust = self._issuer.trust(target, stated)
+        text = rendering.exec_form(target.name, target.endpoint, trust, self._issuer.address())
         self._issuer.metrics.kubeconfig_issued("ok")
         self._issuer.audit.handed_out(
             to,

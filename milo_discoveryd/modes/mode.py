@@ -17,6 +17,7 @@ _OWN = {
     "project": ("milo_discoveryd.modes.project", "ProjectMode"),
     "project-control-plane": ("milo_discoveryd.modes.project_control_plane", "ProjectControlPlaneMode"),
     "single": ("milo_discoveryd.modes.single", "SingleMode"),
+    "declarative": ("milo_discoveryd.modes.declarative", "DeclarativeMode"),
 }
 
 
@@ -31,6 +32,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """Prefixes of the annotations that are sent to subscribers."""
     clusters: tuple[Target, ...] = ()
     """The clusters of a `FixedMode`."""
+    definition: Any = None
+    """What mode `declarative` reads: its `Definition`."""
 
 
 @runtime_checkable

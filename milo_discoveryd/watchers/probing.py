@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -44,24 +44,29 @@ class Asker:
         path: str,
         timeout_s: float,
         of_hosts: bool = False,
+        authorities_of: Callable[[Cluster], Awaitable[bytes | None]] | None = None,
     ) -> None:
-        """With `of_hosts`, probe the host of each endpoint at `path`, without the endpoint's own path."""
+        """With `of_hosts`, probe the host of each endpoint at `path`, without the endpoint's own path.
+
+        `authorities_of` returns the CA certificates of a cluster, where clusters do not share those of the upstream.
+        The daemon's own credential is then sent to none of them.
+        """
         self._upstream = upstream
         self._environ = environ
         self._held = held
         self._path = path
         self._timeout_s = timeout_s
         self._of_hosts = of_hosts
+        self._authorities_of = authorities_of
         self._pools: OrderedDict[TlsIdentity, _Pool] = OrderedDict()
 
     async def ask(self, cluster: Cluster) -> ProbeOutcome:
         endpoint = cluster.target.endpoint
-        held = None if self._of_hosts else self._held(cluster)
         if self._of_hosts:
             parts = urlsplit(endpoint)
             endpoint = f"{parts.scheme}://{parts.netloc}"
         try:
-            return await self._ask(endpoint, held)
+            return await self._ask(endpoint, cluster)
         except TimeoutError:
             return ProbeFailed("timeout", f"{endpoint} did not answer in time", is_of_host=True)
         except CredentialError as error:
@@ -74,12 +79,15 @@ class Asker:
             _, pool = self._pools.popitem()
             await pool.client.aclose()
 
-    async def _ask(self, endpoint: str, held: Credential | None) -> ProbeOutcome:
-        own = held or await self._upstream.credentials.credential()
-        credential = for_url(own, endpoint, plain_loopback=self._upstream.plain_loopback)
+    async def _ask(self, endpoint: str, cluster: Cluster) -> ProbeOutcome:
+        authorities = await self._authorities_of(cluster) if self._authorities_of else self._upstream.trusted()
+        credential = None if self._of_hosts else self._held(cluster)
+        if credential is None:
+            credential = Credential() if self._authorities_of else await self._upstream.credentials.credential()
+        credential = for_url(credential, endpoint, plain_loopback=self._upstream.plain_loopback)
         headers = {"Authorization": f"Bearer {credential.token.reveal()}"} if credential.token else {}
         named = self._upstream.proxy.reveal() if self._upstream.proxy else None
-        identity = TlsIdentity(authorities=self._upstream.trusted(), certificate=credential.certificate)
+        identity = TlsIdentity(authorities=authorities, certificate=credential.certificate)
         async with (
             asyncio.timeout(self._timeout_s),
             self._client(identity) as client,
@@ -105,7 +113,7 @@ class Asker:
             made = Client(
                 identity.context(),
                 user_agent=USER_AGENT,
-                tls_server_name=self._upstream.tls_server_name,
+                tls_server_name=self._upstream.tls_server_name if self._authorities_of is None else None,
                 idle_s=IDLE_S,
             )
             self._pools[identity] = pool = _Pool(made)

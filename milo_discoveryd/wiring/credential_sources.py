@@ -12,6 +12,7 @@ from milo_discoveryd.credentials.authentication.exec_plugin import ExecCommand
 from milo_discoveryd.credentials.files import FileContent
 from milo_discoveryd.credentials.kubernetes_api import KubernetesApi
 from milo_discoveryd.credentials.sources.exec_source import ExecSource
+from milo_discoveryd.credentials.sources.kubeconfig_request import KubeconfigRequestSource
 from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecretSource
 from milo_discoveryd.credentials.sources.passthrough import PassthroughSource
 from milo_discoveryd.credentials.sources.renewing_credential import RenewingCredential
@@ -119,10 +120,25 @@ class Sources:
                     key=of.key,
                     allow_long_lived=of.allow_long_lived,
                 )
+            case sources.KubeconfigRequest():
+                api, origin = self._infrastructure(of)
+                declared = self._settings.declarative
+                assert declared is not None, "required by the settings"
+                return KubeconfigRequestSource(
+                    of.name,
+                    api,
+                    origin=origin,
+                    resource=declared.definition().resource,
+                    subresource=of.subresource,
+                    api_version=of.api_version,
+                    kind=of.kind,
+                )
             case _:
                 assert_never(of)
 
-    def _infrastructure(self, of: sources.TokenRequest | sources.KubeconfigSecret) -> tuple[KubernetesApi, str]:
+    def _infrastructure(
+        self, of: sources.TokenRequest | sources.KubeconfigSecret | sources.KubeconfigRequest
+    ) -> tuple[KubernetesApi, str]:
         return open_upstream(of.kubeconfig, self._settings, self._environ, self._closing)
 
     @property

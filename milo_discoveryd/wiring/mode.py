@@ -37,6 +37,7 @@ def mode_of(settings: Settings, project: Upstream) -> modes.Mode:
             internal_address_template=settings.internal_address_template,
             internal_namespace_template=settings.internal_namespace_template,
             annotation_prefixes=settings.annotation_prefixes,
+            definition=None if settings.declarative is None else settings.declarative.definition(),
             clusters=(
                 Target(
                     name=single.name,

@@ -278,7 +278,8 @@ class Service:
         cluster = self._requested_cluster(asked, call)
         call.charge_kubeconfig()
         lease = self._issuer.lease(cluster, asked.ttl_s, terms)
-        await (lease.wait_for_source() if asked.as_command else lease.wait())
+        is_without_secret = asked.as_command and not lease.needs_credential_for_trust
+        await (lease.wait_for_source() if is_without_secret else lease.wait())
         # Checked again, because the cluster and the rules may have changed during the wait. No `await` from here on.
         to, now = call.require_kubeconfigs(), self._requested_cluster(asked, call)
         if (now, to.terms) != (cluster, terms):

@@ -81,7 +81,7 @@ class World:
         self.audit = Audit(self.metrics, lambda line: self.audited.append(json.loads(line)))
         self.issuer = Issuer(
             sources,
-            trust=lambda: ClusterTrust(authorities),
+            trust=lambda *_: ClusterTrust(authorities),
             metrics=self.metrics,
             audit=self.audit,
             max_ttl_s=900,

@@ -279,7 +279,7 @@ class Daemon:
         )
         return Issuer(
             [SourceAssignment(source)],
-            trust=lambda: ClusterTrust(authorities=None),
+            trust=lambda *_: ClusterTrust(authorities=None),
             audit=self.ledger,
             metrics=self.ledger,
             max_ttl_s=CAP_S,

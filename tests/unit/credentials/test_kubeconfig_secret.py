@@ -115,6 +115,6 @@ async def test_invalid_secret_is_rejected_and_not_quoted(answer: Answer | Transp
 async def test_project_cannot_choose_the_secret(uid: str) -> None:
     api = ScriptedApi()
     target = Target(name="alpha", uid=uid, place=("https://a",))
-    with pytest.raises(BackendError, match="no valid namespace name"):
+    with pytest.raises(BackendError, match="gives no valid Secret"):
         await a_source(api, namespace_template="{uid}").mint(MintRequest(ttl_s=600, cluster=engaged(target)))
     assert not api.asked

@@ -50,7 +50,7 @@ async def issuing(
 ) -> AsyncIterator[Issuer]:
     issuer = Issuer(
         [each if isinstance(each, SourceAssignment) else SourceAssignment(each) for each in sources],
-        trust=lambda: ClusterTrust(b"CA"),
+        trust=lambda *_: ClusterTrust(b"CA"),
         metrics=metrics or Metrics(),
         audit=Audit(Metrics()),
         max_ttl_s=900,

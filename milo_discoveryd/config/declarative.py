@@ -1,0 +1,149 @@
+"""Settings of mode `declarative`: which objects stand for clusters, and what their fields mean."""
+
+import re
+from typing import Annotated
+
+import msgspec
+
+from milo_discoveryd.config import values
+from milo_discoveryd.config.fields import Group, ListOf, Nested, Text, selector_text
+from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.modes.declarative import Definition, Endpoint, Readiness
+from milo_discoveryd.modes.field_path import FieldPath, Template
+
+_HOST = re.compile(r"(?:\*\.)?[A-Za-z0-9](?:[-A-Za-z0-9.:]*[A-Za-z0-9])?")
+
+
+def _path(value: object) -> FieldPath:
+    return FieldPath.parse(str(value))
+
+
+def _template(value: object) -> Template:
+    return Template.parse(str(value))
+
+
+def _url_template(value: object) -> Template:
+    template = Template.parse(str(value))
+    if not template.literals[0].startswith("https://"):
+        raise ValueError("must begin with https://")
+    return template
+
+
+def _host(value: object) -> str:
+    text = str(value)
+    if not _HOST.fullmatch(text):
+        raise ValueError('must be a host, or all hosts below one, such as "*.example.com"')
+    return text.lower()
+
+
+_Path = Annotated[FieldPath | None, _path]
+
+
+class WatchedResource(Group, frozen=True, kw_only=True):
+    """The watched resource."""
+
+    group: Annotated[str, Text(most=253)] = ""
+    """API group. Default: the core group."""
+    version: Annotated[str, values.cluster_name]
+    """API version, such as `v1beta1`."""
+    plural: Annotated[str, values.object_name]
+    """Plural name of the resource, such as `clusters`."""
+    namespaced: bool = False
+    """Whether its objects are in namespaces."""
+    namespace: Annotated[str, Text(most=63)] = ""
+    """The only namespace that is watched. Default: all."""
+    label_selector: Annotated[str, selector_text] = ""
+    """Label selector of its objects. Default: all."""
+    field_selector: Annotated[str, Text(most=1024)] = ""
+    """Field selector of its objects. Default: all."""
+
+    def __post_init__(self) -> None:
+        if self.namespace and not self.namespaced:
+            raise ValueError("has a namespace, but is not namespaced")
+
+
+class ReadyField(Group, frozen=True, kw_only=True):
+    """When a cluster is engaged."""
+
+    condition: Annotated[str, Text(most=316)] = ""
+    """Condition in `status.conditions` that must be True."""
+    field: _Path = None
+    """Path of a field that must have one of `values`."""
+    values: Annotated[tuple[str, ...], ListOf(Text(least=1, most=253))] = ("true",)
+    """Values of the field."""
+
+    def __post_init__(self) -> None:
+        if bool(self.condition) == (self.field is not None):
+            raise ValueError("needs either condition or field")
+
+    def readiness(self) -> Readiness:
+        if self.field is not None:
+            return Readiness(self.field, self.values)
+        return Readiness(FieldPath.parse(f"status.conditions[type={self.condition}].status"), ("True",))
+
+
+class EndpointFields(Group, frozen=True, kw_only=True):
+    """Where a cluster's API server is: exactly one of `template`, `field` and `kubeconfig`."""
+
+    template: Annotated[Template | None, _url_template] = None
+    """URL with the paths of fields in braces."""
+    field: _Path = None
+    """Path of a field with the URL."""
+    kubeconfig: _Path = None
+    """Path of a field with a kubeconfig in base64, such as `data[value]` of a Secret: its server and CA are used."""
+    hosts: Annotated[tuple[str, ...], ListOf(_host)] = ()
+    """Hosts that are accepted: names, or all below one as `*.example.com`. Required where clusters share a credential.
+    Default: all."""
+
+    def __post_init__(self) -> None:
+        if [self.template, self.field, self.kubeconfig].count(None) != 2:
+            raise ValueError("needs exactly one of template, field and kubeconfig")
+
+    @property
+    def has_fixed_host(self) -> bool:
+        """Whether the configuration alone decides where the daemon connects."""
+        if self.hosts:
+            return True
+        return self.template is not None and "/" in self.template.literals[0].removeprefix("https://")
+
+
+class Declaration(Group, frozen=True, kw_only=True):
+    """The settings of mode `declarative`."""
+
+    resource: Annotated[WatchedResource, Nested(WatchedResource)]
+    """The watched resource."""
+    name: Annotated[Template, _template] = msgspec.field(default_factory=lambda: Template.parse("{metadata.name}"))
+    """Name of a cluster, with the paths of fields in braces. Default: `{metadata.name}`."""
+    ready: Annotated[ReadyField | None, Nested(ReadyField)] = None
+    """When a cluster is engaged. Default: as long as its object exists."""
+    endpoint: Annotated[EndpointFields, Nested(EndpointFields)]
+    """Where its API server is."""
+    ca: _Path = None
+    """Path of a field with its CA certificates, as PEM or in base64. Default: those of the endpoint's kubeconfig or of
+    the credential's, or else the system's."""
+    organization: Annotated[Template | None, _template] = None
+    """Its organization, with the paths of fields in braces. Default: none."""
+
+    def definition(self) -> Definition:
+        of = self.resource
+        return Definition(
+            resource=Resource(
+                of.group,
+                of.version,
+                of.plural,
+                namespaced=of.namespaced,
+                namespace=of.namespace,
+                label_selector=of.label_selector,
+                field_selector=of.field_selector,
+            ),
+            name=self.name,
+            endpoint=Endpoint(
+                template=self.endpoint.template,
+                url=self.endpoint.field,
+                kubeconfig=self.endpoint.kubeconfig,
+                hosts=self.endpoint.hosts,
+            ),
+            readiness=None if self.ready is None else self.ready.readiness(),
+            authorities=self.ca,
+            organization=self.organization,
+        )

@@ -1,0 +1,85 @@
+"""Requests kubeconfigs by a subresource of each cluster's object, such as `adminkubeconfig` of Gardener's Shoots."""
+
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+import msgspec
+from msgspec.structs import replace
+
+from milo_discoveryd.credentials import kubernetes_api
+from milo_discoveryd.credentials.issued_credential import IssuedCredential, validate
+from milo_discoveryd.credentials.kubernetes_api import TIMEOUT_S, KubernetesApi
+from milo_discoveryd.credentials.sources import received_kubeconfig
+from milo_discoveryd.credentials.sources.source import MintRequest, Scope
+from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.resource import Resource
+from milo_kube.http.errors import TransportError
+
+_CREATED = 201
+SHORTEST_S = 600.0
+"""API servers issue no kubeconfigs with a shorter lifetime."""
+
+
+class _Status(msgspec.Struct, frozen=True, rename="camel"):
+    kubeconfig: str = ""
+    expiration_timestamp: datetime | None = None
+
+
+class _Response(msgspec.Struct, frozen=True):
+    status: _Status = _Status()
+
+
+class KubeconfigRequestSource:
+    type = "kubeconfig-request"
+    scope = Scope.CLUSTER
+    takes_ttl = True
+
+    def __init__(
+        self,
+        name: str,
+        api: KubernetesApi,
+        *,
+        origin: str,
+        resource: Resource,
+        subresource: str,
+        api_version: str,
+        kind: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.name = name
+        self._api = api
+        self._origin = origin
+        self._resource = resource
+        self._subresource = subresource
+        self._type = {"apiVersion": api_version, "kind": kind}
+        self._clock = clock
+
+    async def mint(self, request: MintRequest) -> IssuedCredential:
+        assert request.cluster is not None
+        target = request.cluster.target
+        if not isinstance(target, DeclaredTarget):
+            raise BackendError(f"the object of {target.name} has not been seen yet", of_cluster=True)
+        path = f"{self._resource.object_path(target.object_namespace, target.object_name)}/{self._subresource}"
+        body = {**self._type, "spec": {"expirationSeconds": int(max(request.ttl_s, SHORTEST_S))}}
+        try:
+            answer = await self._api.post(path, msgspec.json.encode(body), timeout_s=TIMEOUT_S)
+        except TransportError as error:
+            raise BackendError(str(error)) from error
+        what = f"{self._resource.plural}/{self._subresource} of {target.name}"
+        if answer.status == 404:
+            raise BackendError(f"{what} does not exist (404)", of_cluster=True)
+        if answer.status != _CREATED:
+            rule = f"create {self._resource.plural}/{self._subresource} in {self._resource.group or 'the core group'}"
+            kubernetes_api.refuse(self._origin, answer, "request a kubeconfig", rule)
+        status = kubernetes_api.read(self._origin, answer, _Response).status
+        try:
+            credential, authorities = received_kubeconfig.read(status.kubeconfig, what)
+            expires_at = None if status.expiration_timestamp is None else status.expiration_timestamp.timestamp()
+            issued = validate(credential, self._clock(), origin=what, expires_at=expires_at)
+            return replace(issued, authorities=authorities)
+        except UnfitError:
+            raise
+        except CredentialError as error:
+            raise BackendError(str(error), of_cluster=True) from None

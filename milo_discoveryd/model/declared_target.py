@@ -1,0 +1,12 @@
+"""Clusters of the mode `declarative`, whose API servers do not share one CA."""
+
+from milo_discoveryd.model.cluster import Target
+
+
+class DeclaredTarget(Target, frozen=True, kw_only=True, gc=False):
+    """A cluster, with what its credentials and connections need of its object."""
+
+    object_namespace: str
+    object_name: str
+    authorities: bytes | None = None
+    """CA certificates of the API server as PEM, where the object has them."""

@@ -1,0 +1,227 @@
+"""Mode `declarative`: any resource of a Kubernetes API, as the configuration describes it."""
+
+import base64
+import binascii
+import ipaddress
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgspec
+
+from milo_discoveryd.model.claims import Claim, ObjectClaim, earliest
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.objects import Metadata
+from milo_discoveryd.model.observation import NotReady, ObjectFields, Observation, Ready
+from milo_discoveryd.model.resource import Resource
+from milo_discoveryd.modes.field_path import FieldPath, Template, text
+from milo_discoveryd.modes.kubeconfig_fields import server_of
+from milo_discoveryd.modes.mode import Setting, Watch, passed_on
+from milo_discoveryd.modes.reading import (
+    DNS_SUBDOMAIN,
+    MalformedError,
+    checked,
+    deletion_requested_at,
+    labels,
+    shared,
+)
+
+_PEM = re.compile(rb"\s*-----BEGIN CERTIFICATE-----[A-Za-z0-9+/=\s-]+-----END CERTIFICATE-----\s*")
+_MAX_AUTHORITIES = 64 << 10
+_PATH = re.compile(r"(?:/[A-Za-z0-9][-A-Za-z0-9._:~]*)*/?")
+
+
+class DeclaredObject(msgspec.Struct, gc=False):
+    """The parts of an object that paths can begin with."""
+
+    metadata: Metadata
+    spec: Any = None
+    status: Any = None
+    data: Any = None
+
+    def document(self) -> Mapping[str, Any]:
+        found = self.metadata
+        metadata = {
+            "name": found.name,
+            "namespace": found.namespace,
+            "uid": found.uid,
+            "labels": found.labels,
+            "annotations": found.annotations,
+        }
+        return {"metadata": metadata, "spec": self.spec, "status": self.status, "data": self.data}
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """When a cluster is engaged: a field has one of these values."""
+
+    field: FieldPath
+    values: tuple[str, ...]
+
+
+class Endpoint(msgspec.Struct, frozen=True):
+    """Where a cluster's API server is."""
+
+    template: Template | None = None
+    url: FieldPath | None = None
+    """A field with the whole URL."""
+    kubeconfig: FieldPath | None = None
+    """A field with a kubeconfig in base64, of which the server and the CA are used."""
+    hosts: tuple[str, ...] = ()
+    """The hosts that are accepted: names, or all below one as `*.example.com`. Empty: all."""
+
+
+class Definition(msgspec.Struct, frozen=True):
+    """Which objects stand for clusters, and what their fields mean."""
+
+    resource: Resource
+    name: Template
+    endpoint: Endpoint
+    readiness: Readiness | None = None
+    """None: each object that exists is ready."""
+    authorities: FieldPath | None = None
+    """A field with CA certificates, as PEM or in base64."""
+    organization: Template | None = None
+
+
+class DeclarativeMode:
+    def __init__(self, setting: Setting) -> None:
+        assert setting.definition is not None, "required by the settings"
+        self._definition = setting.definition
+        self._annotation_prefixes = setting.annotation_prefixes
+        self.watches = (Watch(self._definition.resource, DeclaredObject, self.claims),)
+
+    def claims(self, obj: DeclaredObject) -> Iterable[Claim]:
+        """Return the one cluster that the object stands for."""
+        document, metadata = obj.document(), obj.metadata
+        name = checked(self._definition.name.fill(document, _name_part), DNS_SUBDOMAIN, 253, "the name")
+        return (Claim(name, self._observe(name, document, metadata)),)
+
+    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+        return earliest(cluster, claims)
+
+    def restored_place(self, stored: Target) -> tuple[str, ...]:
+        checked(stored.name, DNS_SUBDOMAIN, 253, "the name")
+        return (checked_url(stored.endpoint, self._definition.endpoint.hosts),)
+
+    def _observe(self, name: str, document: Mapping[str, Any], metadata: Metadata) -> Observation:
+        organization = self._organization(document)
+        problem = self._not_ready(document)
+        if problem is not None:
+            fields = ObjectFields(name, organization, labels(metadata))
+            return NotReady(name, metadata.uid, metadata.resourceVersion, problem, fields=fields)
+        server, authorities = self._endpoint(document)
+        target = DeclaredTarget(
+            name=name,
+            uid=metadata.uid,
+            place=(checked_url(server, self._definition.endpoint.hosts),),
+            organization=organization,
+            labels=labels(metadata),
+            annotations=passed_on(metadata.annotations, self._annotation_prefixes),
+            deletion_requested_at=deletion_requested_at(metadata),
+            object_namespace=metadata.namespace,
+            object_name=metadata.name,
+            authorities=authorities,
+        )
+        return Ready(metadata.uid, metadata.resourceVersion, target)
+
+    def _not_ready(self, document: Mapping[str, Any]) -> str | None:
+        readiness = self._definition.readiness
+        if readiness is None:
+            return None
+        found = text(readiness.field.find(document))
+        if found in readiness.values:
+            return None
+        expected = " or ".join(map(repr, readiness.values))
+        return f"{readiness.field.source} is {found[:80]!r} instead of {expected}"
+
+    def _endpoint(self, document: Mapping[str, Any]) -> tuple[str, bytes | None]:
+        endpoint, authorities = self._definition.endpoint, self._authorities(document)
+        if endpoint.kubeconfig is not None:
+            server, found = server_of(_required(endpoint.kubeconfig, document), endpoint.kubeconfig.source)
+            return server, authorities or found
+        if endpoint.url is not None:
+            return _required(endpoint.url, document), authorities
+        assert endpoint.template is not None, "one of the three is set"
+        return endpoint.template.fill(document, _address_part), authorities
+
+    def _authorities(self, document: Mapping[str, Any]) -> bytes | None:
+        path = self._definition.authorities
+        return None if path is None else checked_authorities(_required(path, document), path.source)
+
+    def _organization(self, document: Mapping[str, Any]) -> str:
+        template = self._definition.organization
+        if template is None:
+            return ""
+        try:
+            return shared(template.fill(document, _organization_part)[:253])
+        except MalformedError:
+            return ""  # not every object states one
+
+
+def checked_url(url: str, hosts: tuple[str, ...]) -> str:
+    """Return the URL without a final slash, if it is one that the daemon may connect to."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise MalformedError(f"the endpoint {url[:80]!r} is not a URL") from None
+    is_plain = not (parts.query or parts.fragment or "@" in parts.netloc) and _PATH.fullmatch(parts.path)
+    if parts.scheme != "https" or not is_plain or not _is_host(host):
+        raise MalformedError(f"the endpoint {url[:80]!r} is not https://HOST:PORT with an optional path")
+    if hosts and not any(_covers(each, host) for each in hosts):
+        raise MalformedError(f"the endpoint's host {host[:80]!r} is not among endpoint.hosts")
+    return url.rstrip("/")
+
+
+def checked_authorities(value: str, origin: str) -> bytes:
+    """Return CA certificates as PEM, from PEM or base64 of it."""
+    content = value.encode()
+    if not value.lstrip().startswith("-----BEGIN"):
+        try:
+            content = base64.b64decode(value, validate=True)
+        except (binascii.Error, ValueError):
+            content = b""
+    if len(content) > _MAX_AUTHORITIES or not _PEM.fullmatch(content):
+        raise MalformedError(f"{origin} does not contain CA certificates, as PEM or in base64")
+    return content
+
+
+def _required(path: FieldPath, document: Mapping[str, Any]) -> str:
+    found = path.find(document)
+    if not isinstance(found, str) or not found:
+        raise MalformedError(f"the field {path.source} is not set")
+    return found
+
+
+def _name_part(value: str, path: str) -> str:
+    return checked(value, DNS_SUBDOMAIN, 253, f"the field {path}")
+
+
+def _organization_part(value: str, path: str) -> str:
+    if not value.isprintable():
+        raise MalformedError(f"the field {path} contains control characters")
+    return value
+
+
+def _address_part(value: str, path: str) -> str:
+    """Return a value for a URL: a name, an address or a port. Anything else could lead to another host."""
+    if value.isdecimal() and len(value) <= 5:
+        return value
+    try:
+        return f"[{value}]" if ipaddress.ip_address(value).version == 6 else value
+    except ValueError:
+        return checked(value, DNS_SUBDOMAIN, 253, f"the field {path}")
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return len(host) <= 253 and DNS_SUBDOMAIN.fullmatch(host) is not None
+    return "%" not in host
+
+
+def _covers(pattern: str, host: str) -> bool:
+    return host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern

@@ -1,0 +1,23 @@
+"""How the API servers of clusters are verified."""
+
+from collections.abc import Callable
+
+from milo_discoveryd.config import Settings
+from milo_discoveryd.credentials import Upstream
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.declared_target import DeclaredTarget
+
+
+def cluster_trust(settings: Settings, project: Upstream) -> Callable[[Target, bytes | None], ClusterTrust]:
+    """Return a function of a cluster and the CA certificates that came with its credential.
+
+    All clusters of the other modes share the CA of the project kubeconfig.
+    """
+    if settings.mode != "declarative":
+        return lambda _, __: ClusterTrust(
+            project.trusted(), project.tls_server_name, plain_loopback=project.plain_loopback
+        )
+    return lambda target, stated: ClusterTrust(
+        (target.authorities if isinstance(target, DeclaredTarget) else None) or stated
+    )

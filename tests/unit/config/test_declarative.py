@@ -1,0 +1,97 @@
+"""The settings of mode `declarative`, and the shipped definitions."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from milo_discoveryd.config import Settings, load
+from milo_discoveryd.daemon_errors import ConfigError
+
+DEFINITIONS = sorted((Path(__file__).parents[3] / "deploy" / "sources").glob("*.yaml"))
+VALID = """\
+mode: declarative
+declarative:
+  resource:
+    version: v1
+    plural: things
+  endpoint:
+    template: "https://{spec.host}"
+"""
+
+
+def loaded(tmp_path: Path, text: str) -> Settings:
+    (tmp_path / "config.yaml").write_text(text)
+    return load({}, {}, tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("path", DEFINITIONS, ids=lambda path: path.stem)
+def test_shipped_definition_is_valid(path: Path) -> None:
+    settings = load({}, {}, path)
+    assert settings.declarative is not None
+    assert settings.kubeconfigs.sources
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line", "words"),
+    [
+        ("plural: things", "plural: things\n    kind: Thing", 6, "kind: .*is not a setting"),
+        ("version: v1", "version: ''", 4, "version"),
+        ('"https://{spec.host}"', '"https://{spec.host"', 7, "unbalanced brace"),
+        ('"https://{spec.host}"', '"https://{spek.host}"', 7, "must begin with one of"),
+        ('"https://{spec.host}"', '"http://{spec.host}"', 7, "must begin with https://"),
+        ("    version: v1\n", "", 3, "version: is missing"),
+        ("  endpoint:", "  name: '{metadata.nam}'\n  endpoint:", 6, "of the metadata only"),
+        ("  endpoint:", "  ready: {field: status, condition: Ready}\n  endpoint:", 6, "either condition or field"),
+        ("  endpoint:", "  ca: spec ca\n  endpoint:", 6, "is not the path of a field"),
+        ("    template:", "    field: spec.url\n    template:", 6, "exactly one of template, field and kubeconfig"),
+        ("    template:", "    hosts: ['*']\n    template:", 7, "must be a host"),
+        ("    plural: things", "    plural: things\n    namespace: x", 3, "is not namespaced"),
+    ],
+)
+def test_invalid_declaration_is_refused_with_its_line(
+    tmp_path: Path, before: str, after: str, line: int, words: str
+) -> None:
+    assert before in VALID
+    with pytest.raises(ConfigError, match=words) as refused:
+        loaded(tmp_path, VALID.replace(before, after, 1))
+    assert f"line {line} key declarative" in str(refused.value)
+
+
+def test_mode_and_declaration_need_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="needs mode: declarative"):
+        loaded(tmp_path, VALID.replace("mode: declarative", "mode: project"))
+    with pytest.raises(ConfigError, match="needs the setting declarative"):
+        loaded(tmp_path, "mode: declarative")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_accepted"),
+    [
+        ({"template": "https://{spec.host}"}, False),
+        ({"field": "spec.url"}, False),
+        ({"kubeconfig": "data[value]"}, False),
+        ({"field": "spec.url", "hosts": ["kcp.example.com"]}, True),
+        ({"template": "https://kcp.example.com/clusters/{metadata.name}"}, True),
+        ({"template": "https://kcp.example.com{metadata.name}"}, False),
+    ],
+)
+def test_shared_credential_needs_hosts_that_objects_cannot_choose(
+    tmp_path: Path, endpoint: dict[str, Any], is_accepted: bool
+) -> None:
+    document = yaml.safe_load(VALID)
+    document["declarative"]["endpoint"] = endpoint
+    document["kubeconfigs"] = {"sources": [{"name": "shared", "type": "token-file", "path": "/token"}]}
+    text = yaml.safe_dump(document)
+    if is_accepted:
+        assert loaded(tmp_path, text).declarative is not None
+    else:
+        with pytest.raises(ConfigError, match=r"shared.*endpoint\.hosts"):
+            loaded(tmp_path, text)
+
+
+def test_kubeconfig_request_needs_a_declaration(tmp_path: Path) -> None:
+    source = {"name": "x", "type": "kubeconfig-request", "subresource": "s", "api_version": "v1", "kind": "K"}
+    with pytest.raises(ConfigError, match="x needs mode: declarative"):
+        loaded(tmp_path, yaml.safe_dump({"kubeconfigs": {"sources": [source]}}))

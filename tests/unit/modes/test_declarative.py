@@ -1,0 +1,244 @@
+"""Mode `declarative`: what objects say, and what is refused of what their authors write."""
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from milo_discoveryd.config.declarative import Declaration
+from milo_discoveryd.config.fields import Nested
+from milo_discoveryd.model.claims import ObjectClaim
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.objects import Metadata
+from milo_discoveryd.model.observation import Malformed, NotReady, Ready
+from milo_discoveryd.modes.declarative import DeclarativeMode, DeclaredObject
+from milo_discoveryd.modes.mode import Setting
+from milo_discoveryd.modes.reading import MalformedError
+
+PEM = "-----BEGIN CERTIFICATE-----\nQUJD\n-----END CERTIFICATE-----\n"
+CLUSTERS: dict[str, Any] = {
+    "resource": {"group": "example.com", "version": "v1", "plural": "clusters", "namespaced": True},
+    "name": "{metadata.namespace}.{metadata.name}",
+    "ready": {"condition": "Ready"},
+    "endpoint": {"template": "https://{spec.host}:{spec.port}/base"},
+    "organization": "{metadata.labels[org]}",
+}
+
+
+def a_mode(**differing: Any) -> DeclarativeMode:
+    declaration = Nested(Declaration)({**CLUSTERS, **differing})
+    assert isinstance(declaration, Declaration)
+    return DeclarativeMode(Setting(project_endpoint="https://api.test", definition=declaration.definition()))
+
+
+def an_object(spec: Any = None, *, ready: str = "True", name: str = "alpha", **fields: Any) -> DeclaredObject:
+    metadata = Metadata(name=name, namespace="team", uid="1", resourceVersion="7", labels={"org": "acme"})
+    status = fields.pop("status", {"conditions": [{"type": "Ready", "status": ready}]})
+    given = {"host": "a.example", "port": 6443} if spec is None else spec
+    return DeclaredObject(metadata, spec=given, status=status, **fields)
+
+
+def content(mode: DeclarativeMode, obj: DeclaredObject) -> Any:
+    [claim] = mode.claims(obj)
+    return claim.content
+
+
+def endpoint(mode: DeclarativeMode, obj: DeclaredObject) -> str:
+    seen = content(mode, obj)
+    assert isinstance(seen, Ready)
+    return seen.target.endpoint
+
+
+def test_object_becomes_a_cluster() -> None:
+    seen = content(a_mode(), an_object())
+    assert seen == Ready(
+        "1",
+        "7",
+        DeclaredTarget(
+            name="team.alpha",
+            uid="1",
+            place=("https://a.example:6443/base",),
+            organization="acme",
+            labels=(("org", "acme"),),
+            object_namespace="team",
+            object_name="alpha",
+        ),
+    )
+
+
+def test_object_that_is_not_ready_says_why() -> None:
+    seen = content(a_mode(), an_object(ready="False"))
+    assert isinstance(seen, NotReady)
+    assert (seen.name, seen.message) == (
+        "team.alpha",
+        "status.conditions[type=Ready].status is 'False' instead of 'True'",
+    )
+
+
+@pytest.mark.parametrize(("phase", "is_ready"), [("Ready", True), ("Active", True), ("", False), (None, False)])
+def test_readiness_by_a_field(phase: str | None, is_ready: bool) -> None:
+    mode = a_mode(ready={"field": "status.phase", "values": ["Ready", "Active"]})
+    assert isinstance(content(mode, an_object(status={"phase": phase})), Ready) is is_ready
+
+
+def test_readiness_by_a_boolean_field() -> None:
+    assert isinstance(content(a_mode(ready={"field": "status.ready"}), an_object(status={"ready": True})), Ready)
+
+
+def test_object_is_ready_without_a_rule() -> None:
+    mode = a_mode(ready=None)
+    assert isinstance(content(mode, an_object(status=None)), Ready)
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"), [("10.0.0.1", "10.0.0.1"), ("fd00::1", "[fd00::1]"), ("a.example", "a.example")]
+)
+def test_endpoint_template_takes_names_and_addresses(host: str, expected: str) -> None:
+    assert endpoint(a_mode(), an_object({"host": host, "port": "443"})) == f"https://{expected}:443/base"
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {"host": "evil.example/", "port": 1},
+        {"host": "user@evil.example", "port": 1},
+        {"host": "evil.example#", "port": 1},
+        {"host": "a.example\n", "port": 1},
+        {"host": "A.EXAMPLE", "port": 1},
+        {"host": "a.example", "port": "1@evil.example"},
+        {"host": "a.example", "port": 99999},
+        {"host": "a.example"},
+        {"host": ["a.example"], "port": 1},
+        {},
+        "text",
+    ],
+)
+def test_values_that_could_lead_elsewhere_are_refused(spec: Any) -> None:
+    with pytest.raises(MalformedError):
+        a_mode().claims(an_object(spec))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://a.example",
+        "https://",
+        "https://user:password@a.example",
+        "https://a.example?x=1",
+        "https://a.example#x",
+        "https://a.example/../x",
+        "https://a.example/%2e",
+        "https://a.example:port",
+        "https://a.example:99999",
+        "https://[::1",
+        "https://[fe80::1%25eth0]",
+        "ftp://a.example",
+        "a.example",
+        7,
+    ],
+)
+def test_url_that_could_lead_elsewhere_is_refused(url: Any) -> None:
+    with pytest.raises(MalformedError):
+        a_mode(endpoint={"field": "spec.url"}).claims(an_object({"url": url}))
+
+
+@pytest.mark.parametrize(
+    ("host", "is_accepted"),
+    [
+        ("a.example.com", True),
+        ("deep.a.example.com", True),
+        ("exact.test", True),
+        ("example.com", False),
+        ("b.test", False),
+    ],
+)
+def test_only_configured_hosts_are_accepted(host: str, is_accepted: bool) -> None:
+    mode = a_mode(endpoint={"field": "spec.url", "hosts": ["*.example.com", "exact.test"]})
+    if is_accepted:
+        assert endpoint(mode, an_object({"url": f"https://{host}/clusters/x/"})) == f"https://{host}/clusters/x"
+    else:
+        with pytest.raises(MalformedError, match=r"not among endpoint\.hosts"):
+            mode.claims(an_object({"url": f"https://{host}"}))
+
+
+@pytest.mark.parametrize("name", ["", "..", "Alpha", "a/b", "a#b", "x" * 254])
+def test_name_that_is_no_dns_name_is_refused(name: str) -> None:
+    with pytest.raises(MalformedError):
+        a_mode().claims(an_object(name=name))
+
+
+@pytest.mark.parametrize("ca", [PEM, base64.b64encode(PEM.encode()).decode()])
+def test_ca_is_read_as_pem_or_in_base64(ca: str) -> None:
+    seen = content(a_mode(ca="spec.ca"), an_object({"host": "a.example", "port": 1, "ca": ca}))
+    assert seen.target.authorities == PEM.encode()
+
+
+@pytest.mark.parametrize("ca", ["", "PEM", "!", "-----BEGIN CERTIFICATE-----\n", 1])
+def test_ca_that_is_none_is_refused(ca: Any) -> None:
+    with pytest.raises(MalformedError):
+        a_mode(ca="spec.ca").claims(an_object({"host": "a.example", "port": 1, "ca": ca}))
+
+
+def kubeconfig(server: str = "https://a.example", **cluster: Any) -> dict[str, str]:
+    document = {
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [
+            {"name": "other", "cluster": {"server": "https://other"}},
+            {"name": "c", "cluster": {"server": server, **cluster}},
+        ],
+        "users": [{"name": "u", "user": {"token": "CANARY"}}],
+    }
+    return {"value": base64.b64encode(json.dumps(document).encode()).decode()}
+
+
+def test_kubeconfig_gives_the_endpoint_and_the_ca() -> None:
+    mode = a_mode(endpoint={"kubeconfig": "data[value]"})
+    data = kubeconfig(**{"certificate-authority-data": base64.b64encode(PEM.encode()).decode()})
+    target = content(mode, an_object(data=data)).target
+    assert (target.endpoint, target.authorities) == ("https://a.example", PEM.encode())
+    assert content(mode, an_object(data=kubeconfig())).target.authorities is None
+    assert "CANARY" not in repr(target)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        {},
+        {"value": "!"},
+        {"value": base64.b64encode(b"[").decode()},
+        {"value": base64.b64encode(b"{}").decode()},
+        {"value": base64.b64encode(b"current-context: x").decode()},
+        kubeconfig("http://plain"),
+        kubeconfig(**{"certificate-authority-data": "!"}),
+    ],
+)
+def test_kubeconfig_without_a_usable_server_is_refused_without_quoting_it(data: Any) -> None:
+    with pytest.raises(MalformedError) as refused:
+        a_mode(endpoint={"kubeconfig": "data[value]"}).claims(an_object(data=data))
+    assert "CANARY" not in str(refused.value)
+
+
+def test_organization_is_optional() -> None:
+    seen = content(a_mode(organization="{metadata.labels[none]}"), an_object())
+    assert seen.target.organization == ""
+    assert content(a_mode(organization=None), an_object()).target.organization == ""
+
+
+def test_two_objects_of_one_name_are_malformed() -> None:
+    mode = a_mode()
+    claims = [ObjectClaim(0, f"team/{each}", each, "1", 0, content(mode, an_object())) for each in "ab"]
+    assert isinstance(mode.reduce("team.alpha", claims, ""), Malformed)
+
+
+def test_restored_cluster_keeps_a_valid_address_only() -> None:
+    mode = a_mode(endpoint={"field": "spec.url", "hosts": ["a.example"]})
+    stored = Target(name="team.alpha", uid="1", place=("https://a.example",))
+    assert mode.restored_place(stored) == ("https://a.example",)
+    with pytest.raises(MalformedError):
+        mode.restored_place(Target(name="team.alpha", uid="1", place=("https://evil.example",)))
+    with pytest.raises(MalformedError):
+        mode.restored_place(Target(name="../x", uid="1", place=("https://a.example",)))
