@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, get_origin
 from milo_discoveryd.config import ListenAddress, Settings, TcpAddress, values
 from milo_discoveryd.config.fields import ByType, Field, Group, ListOf, Nested, Number, Text, Whole, fields, flag
 from milo_discoveryd.config.listeners import ListenerSettings
+from milo_discoveryd.modes.field_path import FieldPath, Template
 
 DOCS = Path(__file__).parents[1] / "docs"
 _TABLE = re.compile(r"<!-- settings: (?P<names>[^>]+) -->\n.*?<!-- end -->\n", re.DOTALL)
@@ -119,6 +120,8 @@ def _takes(field: Field) -> str:  # noqa: PLR0911 - one for each kind
         dict: "mapping",
         TcpAddress: "address",
         ListenAddress: "address",
+        FieldPath: "path of a field",
+        Template: "text",
     }
     return names[get_origin(field.type) if get_origin(field.type) in names else field.type]
 

@@ -3,8 +3,6 @@
 import re
 from typing import Annotated
 
-import msgspec
-
 from milo_discoveryd.config import values
 from milo_discoveryd.config.fields import Group, ListOf, Nested, Text, selector_text
 from milo_discoveryd.model.resource import Resource
@@ -112,7 +110,7 @@ class Declaration(Group, frozen=True, kw_only=True):
 
     resource: Annotated[WatchedResource, Nested(WatchedResource)]
     """The watched resource."""
-    name: Annotated[Template, _template] = msgspec.field(default_factory=lambda: Template.parse("{metadata.name}"))
+    name: Annotated[Template | None, _template] = None
     """Name of a cluster, with the paths of fields in braces. Default: `{metadata.name}`."""
     ready: Annotated[ReadyField | None, Nested(ReadyField)] = None
     """When a cluster is engaged. Default: as long as its object exists."""
@@ -136,7 +134,7 @@ class Declaration(Group, frozen=True, kw_only=True):
                 label_selector=of.label_selector,
                 field_selector=of.field_selector,
             ),
-            name=self.name,
+            name=self.name or Template.parse("{metadata.name}"),
             endpoint=Endpoint(
                 template=self.endpoint.template,
                 url=self.endpoint.field,

@@ -36,15 +36,17 @@ async def asker(
     held: Held | None = None,
     *,
     of_hosts: bool = False,
+    authorities_of: Callable[[Cluster], bytes | None] | None = None,
     **differing: object,
 ) -> AsyncIterator[Asker]:
     made = Asker(
         upstream(server, **differing),
         {},
-        held=(held or Held()).of,
+        held=(Held() if held is None else held).of,
         path="/readyz",
         timeout_s=timeout_s,
         of_hosts=of_hosts,
+        authorities_of=authorities_of,
     )
     try:
         yield made
@@ -193,3 +195,16 @@ async def test_probe_connections_are_per_certificate_and_bounded() -> None:
                 assert await asking.ask(at(endpoint)) == ProbeReached()
     assert callers[1:9] == callers[9:17]
     assert len(set(callers)) == POOLS + 2, "the oldest had to connect again"
+
+
+async def test_probe_of_a_cluster_with_its_own_ca_never_carries_the_daemons_credential() -> None:
+    async with ApiServer(answering()) as own, ApiServer(answering()) as foreign:
+        held = Held()
+        async with asker(own, held=held, authorities_of=lambda _: foreign.pem) as made:
+            assert await made.ask(at(foreign.url)) == ProbeReached()
+            held[foreign.url] = Credential(token=Secret("its-own"))
+            assert await made.ask(at(foreign.url)) == ProbeReached()
+            outcome = await made.ask(at(own.url))
+        assert [each.headers.get("Authorization") for each in foreign.requests] == [None, "Bearer its-own"]
+    assert isinstance(outcome, ProbeFailed)
+    assert outcome.cause == "tls", "the upstream's CA does not count"

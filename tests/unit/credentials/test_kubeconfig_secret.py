@@ -14,6 +14,7 @@ from milo_discoveryd.credentials.sources.kubeconfig_secret import KubeconfigSecr
 from milo_discoveryd.credentials.sources.source import MintRequest, Scope
 from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
 from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_kube.http.errors import TransportError
 from tests.unit.credentials.backend import Answer, ScriptedApi, answering, engaged
 from tests.unit.credentials.tokens import CANARY, certificate, jwt
@@ -118,3 +119,28 @@ async def test_project_cannot_choose_the_secret(uid: str) -> None:
     with pytest.raises(BackendError, match="gives no valid Secret"):
         await a_source(api, namespace_template="{uid}").mint(MintRequest(ttl_s=600, cluster=engaged(target)))
     assert not api.asked
+
+
+async def test_secret_is_found_by_the_object_of_a_declared_cluster() -> None:
+    content = yaml.safe_load(kubeconfig(pair(NOW + 600)))
+    content["clusters"] = [{"name": "k", "cluster": {"certificate-authority-data": base64.b64encode(b"CA").decode()}}]
+    api = ScriptedApi(secret(yaml.safe_dump(content), key="value"))
+    target = DeclaredTarget(name="n.a", uid="u", place=("https://a",), object_namespace="n", object_name="a")
+    source = a_source(api, namespace_template="{namespace}", secret="{object}-kubeconfig", key="value")
+    issued = await source.mint(MintRequest(ttl_s=600, cluster=engaged(target)))
+    assert api.asked == [("GET", "/api/v1/namespaces/n/secrets/a-kubeconfig")]
+    assert issued.authorities == b"CA"
+
+
+async def test_secret_of_a_restored_cluster_waits_for_its_object() -> None:
+    source = a_source(api := ScriptedApi(), namespace_template="{namespace}")
+    with pytest.raises(BackendError, match="has not been seen yet"):
+        await source.mint(WANTED)
+    assert not api.asked
+
+
+async def test_invalid_ca_is_rejected() -> None:
+    content = yaml.safe_load(kubeconfig(pair(NOW + 600)))
+    content["clusters"] = [{"name": "k", "cluster": {"certificate-authority-data": "!"}}]
+    with pytest.raises(CredentialError, match="CA certificates"):
+        await a_source(ScriptedApi(secret(yaml.safe_dump(content)))).mint(WANTED)

@@ -1,6 +1,8 @@
 """Handing out: from leases that are kept fresh, whatever the backend does."""
 
 import asyncio
+import base64
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -19,6 +21,7 @@ from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.issuer import CredentialUnavailableError, Issuer, NoSourceError, SourceAssignment
 from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.declared_target import DeclaredTarget
 from milo_discoveryd.model.selector import parse
 from milo_discoveryd.rights.rights import UNLIMITED, Recipient, Terms
 from milo_discoveryd.telemetry.audit import Audit
@@ -476,3 +479,28 @@ async def test_cluster_that_fails_is_retried_with_a_backoff_of_its_own() -> None
             await got(issuer)
         await eventually(lambda: len(backend.asked) >= 2)
         assert issuer.health()[0].problem == ""
+
+
+async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
+    """Also into the form without a secret, for which no credential is needed otherwise."""
+
+    class WithAuthorities(Backend):
+        async def mint(self, request: MintRequest) -> IssuedCredential:
+            return replace(await super().mint(request), authorities=b"ITS CA")
+
+    target = DeclaredTarget(name="alpha", uid="u", place=("https://a",), object_namespace="n", object_name="a")
+    cluster = replace(ALPHA, target=target)
+    async with issuing(WithAuthorities(Scope.CLUSTER)) as issuer:
+        issuer.trust = lambda _, stated: ClusterTrust(stated)
+        lease = issuer.lease(cluster, None, UNLIMITED)
+        assert lease.needs_credential_for_trust
+        with pytest.raises(CredentialUnavailableError):
+            lease.issue_exec("epoch.1", ME)
+        await lease.wait()
+        for made in (lease.issue("epoch.1", ME), lease.issue_exec("epoch.1", ME)):
+            [entry] = json.loads(made.text)["clusters"]
+            assert base64.b64decode(entry["cluster"]["certificate-authority-data"]) == b"ITS CA"
+        assert issuer.authorities_of(cluster) == b"ITS CA"
+        assert issuer.authorities_of(a_cluster("beta", 2)) is None
+        known = replace(cluster, target=replace(target, authorities=b"KNOWN"))
+        assert not issuer.lease(known, None, UNLIMITED).needs_credential_for_trust

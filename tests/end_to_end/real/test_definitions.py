@@ -1,0 +1,188 @@
+"""The shipped definitions of sources, against the platforms' own resource definitions on a real kube-apiserver.
+
+A second real API server is the cluster: its kubeconfig is issued by the daemon and used by kubectl.
+"""
+
+import base64
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import yaml
+
+from milo_discovery import DiscoveryClient, Watch
+from tests.end_to_end.process.daemon import DaemonProcess
+from tests.end_to_end.real.api import Api, RefusedError
+from tests.end_to_end.real.builds import GoProgram, source_folder
+from tests.end_to_end.real.handing_out import kubeconfig_of
+from tests.end_to_end.real.kubectl import user_of
+from tests.end_to_end.real.servers import RealApi
+from tests.end_to_end.scenarios.servers import RealServers
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(600)]
+
+DEFINITIONS = Path(__file__).parents[3] / "deploy" / "sources"
+CLUSTER_API = ("sigs.k8s.io/cluster-api", "v1.10.4", "cluster.x-k8s.io_clusters.yaml")
+INVENTORY_API = ("sigs.k8s.io/cluster-inventory-api", "v0.1.2", "multicluster.x-k8s.io_clusterprofiles.yaml")
+NAMESPACE = "milo-system"
+
+Document = dict[str, Any]
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def platform(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
+    """The API server with the objects."""
+    (folder / "platform").mkdir()
+    async with servers.lend("project-control-plane", folder / "platform") as server:
+        async with server.api() as api:
+            await create(api, "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+        yield server
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def workload(servers: RealServers, folder: Path) -> AsyncIterator[RealApi]:
+    """The API server of the cluster."""
+    (folder / "workload").mkdir()
+    async with servers.lend("project", folder / "workload") as server:
+        yield server
+
+
+async def create(api: Api, path: str, body: Document) -> None:
+    try:
+        await api.call("POST", path, body)
+    except RefusedError as error:
+        if error.status != 409:
+            raise
+
+
+async def define(api: Api, module: tuple[str, str, str]) -> None:
+    """Install a definition from a published Go module."""
+    name, version, file = module
+    program = GoProgram(name=name, version=version, module=name, package=".", definition=Path(__file__))
+    await api.define(yaml.safe_load((source_folder(program) / "config/crd/bases" / file).read_text()))
+
+
+@asynccontextmanager
+async def following(platform: RealApi, definition: str, folder: Path, **changes: Any) -> AsyncIterator[Watch]:
+    """A watch of a daemon that runs with a shipped definition, changed where it says `yours`."""
+    config = yaml.safe_load((DEFINITIONS / f"{definition}.yaml").read_text())
+    for path, value in changes.items():
+        *around, last = path.split("__")
+        inside = config
+        for step in around:
+            inside = inside[int(step) if step.isdecimal() else step]
+        inside[last] = value
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump({**config, "http_listen": "off", "connectivity": {"interval": "1s"}}))
+    address = f"unix://{folder}/d.sock"
+    arguments = ("--config", str(file), "--discovery-kubeconfig", str(platform.kubeconfig), "--listen", address)
+    async with DaemonProcess(address, *arguments) as daemon:
+        await daemon.start()
+        async with DiscoveryClient(address) as client, client.watch() as watch:
+            yield watch
+
+
+async def until(watch: Watch, holds: Callable[[Watch], bool]) -> None:
+    async for _ in watch.feed():
+        if holds(watch):
+            return
+
+
+async def expect_usable(watch: Watch, folder: Path, name: str, user: str) -> None:
+    """The cluster is engaged, reached by the daemon's probes, and its kubeconfig is used by kubectl."""
+    await until(
+        watch, lambda seen: name in seen.clusters and seen.clusters[name].connectivity.state.name == "REACHABLE"
+    )
+    async with DiscoveryClient(f"unix://{folder}/d.sock") as client:
+        assert await user_of(await kubeconfig_of(client, name, folder)) == user
+
+
+def encoded(path: Path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+async def test_cluster_api_definition(platform: RealApi, workload: RealApi, folder: Path) -> None:
+    clusters = f"/apis/cluster.x-k8s.io/v1beta1/namespaces/{NAMESPACE}/clusters"
+    host, port = workload.url.removeprefix("https://").split(":")
+    cluster = {
+        "apiVersion": "cluster.x-k8s.io/v1beta1",
+        "kind": "Cluster",
+        "metadata": {"name": "alpha", "labels": {"env": "prod"}},
+        "spec": {"controlPlaneEndpoint": {"host": host, "port": int(port)}},
+    }
+    secret = {"metadata": {"name": "alpha-kubeconfig"}, "data": {"value": encoded(workload.kubeconfig_as("capi"))}}
+    async with platform.api() as api:
+        await define(api, CLUSTER_API)
+        await create(api, f"/api/v1/namespaces/{NAMESPACE}/secrets", secret)
+        async with following(platform, "cluster-api", folder) as watch:
+            await watch.synced()
+            await create(api, clusters, cluster)
+            await api.call("PATCH", f"{clusters}/alpha/status", {"status": {"controlPlaneReady": True}})
+            await expect_usable(watch, folder, f"{NAMESPACE}.alpha", "capi")
+            assert watch.clusters[f"{NAMESPACE}.alpha"].labels == {"env": "prod"}
+            await api.call("PATCH", f"{clusters}/alpha/status", {"status": {"controlPlaneReady": False}})
+            await until(watch, lambda seen: not seen.clusters)
+            await api.call("DELETE", f"{clusters}/alpha")
+
+
+async def test_kubeconfig_secrets_definition(platform: RealApi, workload: RealApi, folder: Path) -> None:
+    secrets = f"/api/v1/namespaces/{NAMESPACE}/secrets"
+    secret = {
+        "metadata": {"name": "beta", "labels": {"sigs.k8s.io/multicluster-runtime-kubeconfig": "true"}},
+        "data": {"kubeconfig": encoded(workload.kubeconfig_as("by-secret"))},
+    }
+    async with platform.api() as api, following(platform, "kubeconfig-secrets", folder) as watch:
+        await watch.synced()
+        await create(api, secrets, {**secret, "metadata": {"name": "no-cluster"}})
+        await create(api, secrets, secret)
+        await expect_usable(watch, folder, "beta", "by-secret")
+        assert list(watch.clusters) == ["beta"]
+        await api.call("DELETE", f"{secrets}/beta")
+        await until(watch, lambda seen: not seen.clusters)
+
+
+async def test_cluster_profile_definition(platform: RealApi, workload: RealApi, folder: Path) -> None:
+    profiles = f"/apis/multicluster.x-k8s.io/v1alpha1/namespaces/{NAMESPACE}/clusterprofiles"
+    profile = {
+        "apiVersion": "multicluster.x-k8s.io/v1alpha1",
+        "kind": "ClusterProfile",
+        "metadata": {"name": "gamma"},
+        "spec": {"clusterManager": {"name": "fleet"}},
+    }
+    condition = {
+        "type": "ControlPlaneHealthy",
+        "status": "True",
+        "reason": "Tested",
+        "message": "",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    access = {"server": workload.url, "certificate-authority-data": base64.b64encode(workload.authority.pem).decode()}
+    status = {"conditions": [condition], "accessProviders": [{"name": "fleet", "cluster": access}]}
+    plugin = folder / "plugin"
+    user = yaml.safe_load(workload.kubeconfig.read_text())["users"][0]["user"]
+    ends = datetime.now(UTC) + timedelta(minutes=30)
+    answer = {"token": user["token"], "expirationTimestamp": f"{ends:%Y-%m-%dT%H:%M:%SZ}"}
+    credential = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": answer}
+    plugin.write_text(f"#!/bin/sh\ncat <<'END'\n{json.dumps(credential)}\nEND\n")
+    plugin.chmod(0o755)
+    changes = {
+        "declarative__endpoint__hosts": ["127.0.0.1"],
+        "kubeconfigs__sources__0__command": str(plugin),
+    }
+    async with platform.api() as api:
+        await define(api, INVENTORY_API)
+        async with following(platform, "cluster-profile", folder, **changes) as watch:
+            await watch.synced()
+            await create(api, profiles, profile)
+            await api.call("PATCH", f"{profiles}/gamma/status", {"status": status})
+            await expect_usable(watch, folder, f"{NAMESPACE}.gamma", "admin")
+            assert watch.clusters[f"{NAMESPACE}.gamma"].endpoint == workload.url
+            condition["status"] = "False"
+            await api.call("PATCH", f"{profiles}/gamma/status", {"status": {"conditions": [condition]}})
+            await until(watch, lambda seen: not seen.clusters)
+            await api.call("DELETE", f"{profiles}/gamma")

@@ -1,0 +1,113 @@
+"""Kubeconfigs requested by a subresource of a cluster's object, as Gardener's adminkubeconfig."""
+
+import base64
+import json
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+import yaml
+
+from milo_discoveryd.credentials.sources.kubeconfig_request import KubeconfigRequestSource
+from milo_discoveryd.credentials.sources.source import MintRequest
+from milo_discoveryd.daemon_errors import BackendError, CredentialError, UnfitError
+from milo_discoveryd.model.declared_target import DeclaredTarget
+from milo_discoveryd.model.resource import Resource
+from milo_kube.http.errors import TransportError
+from tests.unit.credentials.backend import Answer, ScriptedApi, answering, engaged
+from tests.unit.credentials.tokens import CANARY, certificate
+
+NOW = int(time.time())
+SHOOTS = Resource("core.gardener.cloud", "v1beta1", "shoots", namespaced=True)
+SHOOT = DeclaredTarget(
+    name="garden.alpha", uid="u", place=("https://a",), object_namespace="garden", object_name="alpha"
+)
+
+
+def a_source(api: ScriptedApi) -> KubeconfigRequestSource:
+    return KubeconfigRequestSource(
+        "gardener",
+        api,
+        origin="test",
+        resource=SHOOTS,
+        subresource="adminkubeconfig",
+        api_version="authentication.gardener.cloud/v1alpha1",
+        kind="AdminKubeconfigRequest",
+    )
+
+
+def wanted(ttl_s: float = 1800, target: Any = SHOOT) -> MintRequest:
+    return MintRequest(ttl_s=ttl_s, cluster=engaged(target))
+
+
+def answer(ends: float = NOW + 900, **status: Any) -> Answer:
+    user = {
+        "client-certificate-data": base64.b64encode(certificate(NOW - 60, NOW + 1800)).decode(),
+        "client-key-data": base64.b64encode(CANARY.encode()).decode(),
+    }
+    document = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"cluster": "k", "user": "u"}}],
+        "clusters": [{"name": "k", "cluster": {"certificate-authority-data": base64.b64encode(b"CA").decode()}}],
+        "users": [{"name": "u", "user": user}],
+    }
+    content = base64.b64encode(yaml.safe_dump(document).encode()).decode()
+    expires = datetime.fromtimestamp(ends, UTC).isoformat().replace("+00:00", "Z")
+    return answering(201, {"status": {"kubeconfig": content, "expirationTimestamp": expires} | status})
+
+
+async def test_request_names_the_object_and_the_lifetime() -> None:
+    api = ScriptedApi(answer())
+    issued = await a_source(api).mint(wanted())
+    path = "/apis/core.gardener.cloud/v1beta1/namespaces/garden/shoots/alpha/adminkubeconfig"
+    assert api.asked == [("POST", path)]
+    assert json.loads(api.bodies[0]) == {
+        "apiVersion": "authentication.gardener.cloud/v1alpha1",
+        "kind": "AdminKubeconfigRequest",
+        "spec": {"expirationSeconds": 1800},
+    }
+    assert (issued.expires_at, issued.authorities) == (NOW + 900, b"CA")
+
+
+async def test_request_asks_for_ten_minutes_at_least() -> None:
+    api = ScriptedApi(answer())
+    await a_source(api).mint(wanted(ttl_s=1))
+    assert json.loads(api.bodies[0])["spec"] == {"expirationSeconds": 600}
+
+
+@pytest.mark.parametrize(
+    ("received", "expected"),
+    [
+        (TransportError("connect", "the server is down"), "the server is down"),
+        (answering(403, {}), "create shoots/adminkubeconfig"),
+        (answering(404, {}), "does not exist"),
+        (answering(201, {}), "does not contain a kubeconfig"),
+        (answering(201, []), "not a Kubernetes object"),
+        (answer(kubeconfig="!"), "does not contain a kubeconfig"),
+        (answer(NOW - 1), "an expired credential"),
+    ],
+)
+async def test_failure_is_explained_without_the_credential(received: Answer | TransportError, expected: str) -> None:
+    with pytest.raises(CredentialError) as raised:
+        await a_source(ScriptedApi(received)).mint(wanted())
+    assert expected in str(raised.value)
+    assert CANARY not in str(raised.value)
+
+
+async def test_kubeconfig_without_a_credential_is_unfit() -> None:
+    document = {
+        "current-context": "c",
+        "contexts": [{"name": "c", "context": {"user": "u"}}],
+        "users": [{"name": "u", "user": {}}],
+    }
+    content = base64.b64encode(yaml.safe_dump(document).encode()).decode()
+    with pytest.raises(UnfitError):
+        await a_source(ScriptedApi(answer(kubeconfig=content))).mint(wanted())
+
+
+async def test_cluster_of_the_state_file_waits_for_its_object() -> None:
+    api = ScriptedApi()
+    with pytest.raises(BackendError, match="has not been seen yet"):
+        await a_source(api).mint(MintRequest(ttl_s=600, cluster=engaged()))
+    assert not api.asked
