@@ -148,8 +148,14 @@ class Issuer:
         issued = self._held(cluster)
         return None if issued is None else issued.credential
 
-    def authorities_of(self, cluster: Cluster) -> bytes | None:
-        """Return the CA certificates with which operators verify the cluster at present."""
+    async def authorities_of(self, cluster: Cluster) -> bytes | None:
+        """Return the CA certificates with which operators verify the cluster.
+
+        Requests a credential if they come with it and there is none yet.
+        """
+        handle = self.find(cluster, None, UNLIMITED)
+        if handle is not None and handle.needs_credential_for_trust and self._held(cluster) is None:
+            await handle.wait()
         issued = self._held(cluster)
         return self.trust(cluster.target, None if issued is None else issued.authorities).authorities
 

@@ -3,6 +3,7 @@
 A second real API server is the cluster: its kubeconfig is issued by the daemon and used by kubectl.
 """
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Callable
@@ -30,6 +31,7 @@ DEFINITIONS = Path(__file__).parents[3] / "deploy" / "sources"
 CLUSTER_API = ("sigs.k8s.io/cluster-api", "v1.10.4", "cluster.x-k8s.io_clusters.yaml")
 INVENTORY_API = ("sigs.k8s.io/cluster-inventory-api", "v0.1.2", "multicluster.x-k8s.io_clusterprofiles.yaml")
 NAMESPACE = "milo-system"
+_WITHIN_S = 90.0
 
 Document = dict[str, Any]
 
@@ -88,9 +90,9 @@ async def following(platform: RealApi, definition: str, folder: Path, **changes:
 
 
 async def until(watch: Watch, holds: Callable[[Watch], bool]) -> None:
-    async for _ in watch.feed():
-        if holds(watch):
-            return
+    async with asyncio.timeout(_WITHIN_S):
+        while not holds(watch):
+            await anext(watch)
 
 
 async def expect_usable(watch: Watch, folder: Path, name: str, user: str) -> None:

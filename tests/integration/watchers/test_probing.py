@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -36,7 +36,7 @@ async def asker(
     held: Held | None = None,
     *,
     of_hosts: bool = False,
-    authorities_of: Callable[[Cluster], bytes | None] | None = None,
+    authorities_of: Callable[[Cluster], Awaitable[bytes | None]] | None = None,
     **differing: object,
 ) -> AsyncIterator[Asker]:
     made = Asker(
@@ -198,9 +198,12 @@ async def test_probe_connections_are_per_certificate_and_bounded() -> None:
 
 
 async def test_probe_of_a_cluster_with_its_own_ca_never_carries_the_daemons_credential() -> None:
+    async def authorities_of(_: Cluster) -> bytes:
+        return foreign.pem
+
     async with ApiServer(answering()) as own, ApiServer(answering()) as foreign:
         held = Held()
-        async with asker(own, held=held, authorities_of=lambda _: foreign.pem) as made:
+        async with asker(own, held=held, authorities_of=authorities_of) as made:
             assert await made.ask(at(foreign.url)) == ProbeReached()
             held[foreign.url] = Credential(token=Secret("its-own"))
             assert await made.ask(at(foreign.url)) == ProbeReached()

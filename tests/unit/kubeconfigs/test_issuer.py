@@ -496,11 +496,10 @@ async def test_ca_of_a_declared_cluster_comes_with_its_credential() -> None:
         assert lease.needs_credential_for_trust
         with pytest.raises(CredentialUnavailableError):
             lease.issue_exec("epoch.1", ME)
-        await lease.wait()
+        assert await issuer.authorities_of(cluster) == b"ITS CA", "a credential is requested for it"
         for made in (lease.issue("epoch.1", ME), lease.issue_exec("epoch.1", ME)):
             [entry] = json.loads(made.text)["clusters"]
             assert base64.b64decode(entry["cluster"]["certificate-authority-data"]) == b"ITS CA"
-        assert issuer.authorities_of(cluster) == b"ITS CA"
-        assert issuer.authorities_of(a_cluster("beta", 2)) is None
+        assert await issuer.authorities_of(a_cluster("beta", 2)) is None
         known = replace(cluster, target=replace(target, authorities=b"KNOWN"))
         assert not issuer.lease(known, None, UNLIMITED).needs_credential_for_trust
