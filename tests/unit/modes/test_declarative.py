@@ -226,6 +226,12 @@ def test_organization_is_optional() -> None:
     seen = content(a_mode(organization="{metadata.labels[none]}"), an_object())
     assert seen.target.organization == ""
     assert content(a_mode(organization=None), an_object()).target.organization == ""
+    assert (
+        content(
+            a_mode(organization="{spec.team}"), an_object({"host": "a", "port": 1, "team": "a\nb"})
+        ).target.organization
+        == ""
+    )
 
 
 def test_two_objects_of_one_name_are_malformed() -> None:
