@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
+	"os"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -168,6 +171,37 @@ func (c *Client) Issue(ctx context.Context, cluster string, options IssueOptions
 		return nil, fmt.Errorf("IssueKubeconfig: cluster %q: %w", cluster, err)
 	}
 	return toKubeconfig(response.GetKubeconfig()), nil
+}
+
+// Release confirms that a subscriber has ended its work on a draining cluster, which is disengaged when all subscribers
+// have. A repeated call is a no-op. It fails with [ErrPreconditionFailed] if the cluster is not draining, or is another
+// incarnation by now.
+func (c *Client) Release(ctx context.Context, cluster Cluster, subscriber string) error {
+	request := &pb.ReleaseClusterRequest{
+		Cluster: cluster.Name, Incarnation: cluster.Incarnation, Subscriber: subscriber,
+	}
+	_, err := call(ctx, c, "ReleaseCluster", pb.DiscoveryServiceClient.ReleaseCluster, request)
+	return err
+}
+
+// EndSubscription says that a subscriber has ended all of its work, so that no cluster waits for it any more. Without it
+// the daemon waits for a while for a subscriber whose watch has ended.
+func (c *Client) EndSubscription(ctx context.Context, subscriber string) error {
+	request := &pb.EndSubscriptionRequest{Subscriber: subscriber}
+	_, err := call(ctx, c, "EndSubscription", pb.DiscoveryServiceClient.EndSubscription, request)
+	return err
+}
+
+var unfitForSubscriber = regexp.MustCompile(`[^A-Za-z0-9._-]`)
+
+// NewSubscriber returns a name for WatchOptions.Subscriber that no other has: that of the host with a random number.
+func NewSubscriber() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	host = unfitForSubscriber.ReplaceAllString(host, "-")
+	return fmt.Sprintf("%.200s/%08x", host, rand.Uint32())
 }
 
 // call makes a single call. One that loses a connection on which calls succeeded before is repeated on a new one, so

@@ -95,6 +95,19 @@ type Cluster struct {
 	SourceResourceVersion string
 	// Incarnation is new each time that the daemon engages the cluster, and the same for all subscribers.
 	Incarnation string
+	// Draining is set once the cluster is about to be disengaged, in watches with WatchOptions.Subscriber: end the work
+	// on it, and call [Client.Release]. Its credentials work until it is disengaged.
+	Draining *Draining
+}
+
+// Draining is the planned end of an engagement.
+type Draining struct {
+	// Reason that EventDisengaged will have.
+	Reason DisengageReason
+	// Deadline at which the cluster is disengaged, released or not.
+	Deadline time.Time
+	// Message is for people.
+	Message string
 }
 
 // ConnectivityState is whether the daemon reaches the API server of a cluster.
@@ -218,6 +231,8 @@ const (
 	// EngagementConfirmingDeletion: it is engaged, and the daemon confirms a deletion that was reported.
 	EngagementConfirmingDeletion EngagementReason = "CONFIRMING_DELETION"
 	EngagementUnreachable        EngagementReason = "UNREACHABLE"
+	// EngagementDraining: it is engaged, and about to be disengaged. Cluster.Draining says why and when.
+	EngagementDraining EngagementReason = "DRAINING"
 )
 
 // Engagement says whether a name is engaged, and why.
@@ -244,6 +259,18 @@ type Report struct {
 	Engagement Engagement
 	// Transitions are the last few, oldest first.
 	Transitions []Transition
+	// PendingReleases are the subscribers that a draining cluster waits for, as far as the caller may see them.
+	PendingReleases []PendingRelease
+}
+
+// PendingRelease is a subscriber that has not released a draining cluster yet.
+type PendingRelease struct {
+	Subscriber string
+	// Caller is who the subscriber is, as far as the daemon verified it.
+	Caller    string
+	Connected bool
+	// Since when it is connected, or disconnected.
+	Since time.Time
 }
 
 // ServerInfo describes the daemon.
@@ -272,6 +299,8 @@ type FleetCounts struct {
 	Malformed       int
 	// Subscribers is the number of open watch streams.
 	Subscribers int
+	// Draining counts the engaged clusters that are about to be disengaged.
+	Draining int
 }
 
 // CredentialSource is a configured source of kubeconfigs.

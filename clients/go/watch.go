@@ -32,6 +32,9 @@ type WatchOptions struct {
 	// HeartbeatInterval is how long the stream may be silent; zero means 30 s. The daemon serves 1 s to 1 hour. A stream
 	// that is silent for three intervals is dead.
 	HeartbeatInterval time.Duration
+	// Subscriber has planned disengagements wait until the cluster is released with [Client.Release] under this name,
+	// which no other watch of the caller may have at the same time: see [NewSubscriber]. Empty: they do not wait.
+	Subscriber string
 	// Hooks observe the stream.
 	Hooks Hooks
 }
@@ -79,6 +82,8 @@ func (c *Client) Watch(ctx context.Context, options WatchOptions, handle func([]
 			IncludeKubeconfigs: options.IncludeKubeconfigs,
 			KubeconfigTtl:      fromSpan(options.KubeconfigTTL),
 			HeartbeatInterval:  durationpb.New(heartbeat),
+			ConfirmReleases:    options.Subscriber != "",
+			Subscriber:         options.Subscriber,
 		},
 		silence: heartbeatsMissed * min(max(heartbeat, shortestHeartbeat), longestHeartbeat),
 		hooks:   options.Hooks,

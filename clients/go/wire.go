@@ -60,6 +60,17 @@ func toEvent(change session.Change) Event {
 	}
 }
 
+func toDraining(message *pb.Draining) *Draining {
+	if message == nil {
+		return nil
+	}
+	return &Draining{
+		Reason:   toReason(message.GetReason()),
+		Deadline: toTime(message.GetDeadline()),
+		Message:  message.GetMessage(),
+	}
+}
+
 func toCluster(message *pb.Cluster) Cluster {
 	return Cluster{
 		Name:                message.GetName(),
@@ -79,6 +90,7 @@ func toCluster(message *pb.Cluster) Cluster {
 		},
 		SourceResourceVersion: message.GetSourceResourceVersion(),
 		Incarnation:           message.GetIncarnation(),
+		Draining:              toDraining(message.GetDraining()),
 	}
 }
 
@@ -127,6 +139,14 @@ func toReport(message *pb.GetClusterResponse) *Report {
 			Incarnation: each.GetIncarnation(),
 		})
 	}
+	for _, each := range message.GetPendingReleases() {
+		report.PendingReleases = append(report.PendingReleases, PendingRelease{
+			Subscriber: each.GetSubscriber(),
+			Caller:     each.GetCaller(),
+			Connected:  each.GetConnected(),
+			Since:      toTime(each.GetSince()),
+		})
+	}
 	return report
 }
 
@@ -145,6 +165,7 @@ func toServerInfo(message *pb.GetServerInfoResponse) *ServerInfo {
 			OutsideSelector: int(counts.GetOutsideSelector()),
 			Malformed:       int(counts.GetMalformed()),
 			Subscribers:     int(counts.GetSubscribers()),
+			Draining:        int(counts.GetDraining()),
 		},
 		Limits: Limits{
 			DefaultHeartbeatInterval: limits.GetDefaultHeartbeatInterval().AsDuration(),

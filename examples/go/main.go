@@ -31,14 +31,35 @@ func main() {
 		log.Fatal(err)
 	}
 	defer client.Close()
+	subscriber := discovery.NewSubscriber()
 	options := discovery.WatchOptions{
 		HeartbeatInterval: heartbeat,
+		Subscriber:        subscriber,
 		Hooks: discovery.Hooks{
 			Disconnected: func(err error) { log.Printf("the stream broke, every cluster stays as it is: %v", err) },
 		},
 	}
-	if err := client.Watch(ctx, options, show); !errors.Is(err, context.Canceled) {
+	err = client.Watch(ctx, options, func(events []discovery.Event) {
+		show(events)
+		release(ctx, client, subscriber, events)
+	})
+	if !errors.Is(err, context.Canceled) {
 		log.Fatalf("refused: %v", err)
+	}
+}
+
+// release confirms that the work on clusters that are about to be disengaged has ended. This program does none. If the
+// daemon is not reached, it sends the clusters again on the next stream.
+func release(ctx context.Context, client *discovery.Client, subscriber string, events []discovery.Event) {
+	for _, event := range events {
+		if event.Cluster.Draining == nil || event.Type == discovery.EventDisengaged {
+			continue
+		}
+		go func() {
+			if err := client.Release(ctx, event.Cluster, subscriber); err != nil {
+				log.Printf("%s was not released: %v", event.Cluster.Name, err)
+			}
+		}()
 	}
 }
 

@@ -8,6 +8,9 @@ const content = ({ engaged_at, incarnation, source_resource_version, connectivit
   connectivity: connectivity && { state: connectivity.state, message: connectivity.message },
 });
 
+// A drain is never canceled: a cluster that no longer drains was disengaged and engaged again.
+const wasDrained = (before, now) => before.draining && !now.draining;
+
 export class Fleet {
   clusters = new Map();
   revision = ""; // where to resume
@@ -47,10 +50,11 @@ export class Fleet {
       const now = snapshot.get(name);
       if (!now) yield { type: "TYPE_DISENGAGED", cluster, message };
       else if (now.uid !== cluster.uid) yield { type: "TYPE_DISENGAGED", cluster, reason: "DISENGAGE_REASON_REPLACED" };
+      else if (wasDrained(cluster, now)) yield { type: "TYPE_DISENGAGED", cluster, reason: cluster.draining.reason };
     }
     for (const [name, cluster] of snapshot) {
       const before = this.clusters.get(name);
-      if (before?.uid !== cluster.uid) yield { type: "TYPE_ENGAGED", cluster };
+      if (before?.uid !== cluster.uid || wasDrained(before, cluster)) yield { type: "TYPE_ENGAGED", cluster };
       else if (!isDeepStrictEqual(content(before), content(cluster))) yield { type: "TYPE_UPDATED", cluster };
     }
   }

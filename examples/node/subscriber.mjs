@@ -1,6 +1,7 @@
 // Prints project clusters as they are engaged, updated and disengaged:
 //
 //   MILO_DISCOVERY_ADDRESS=unix:///run/milo-discovery/discovery.sock node subscriber.mjs
+import { hostname } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 import grpc from "@grpc/grpc-js";
@@ -9,6 +10,7 @@ import { Fleet } from "./fleet.mjs";
 
 const ADDRESS = process.env.MILO_DISCOVERY_ADDRESS || "unix:///run/milo-discovery/discovery.sock";
 const HEARTBEAT_S = Number(process.env.HEARTBEAT_S || 10);
+const SUBSCRIBER = `${hostname()}/${process.pid}`;
 const BACKOFF_MS = { first: 200, longest: 10_000 };
 const { INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED, FAILED_PRECONDITION } = grpc.status;
 const PERMANENT = new Set([INVALID_ARGUMENT, PERMISSION_DENIED, UNAUTHENTICATED, UNIMPLEMENTED, FAILED_PRECONDITION]);
@@ -31,11 +33,23 @@ function print({ type, cluster, reason, message }) {
   console.log([short(type).padEnd(10), cluster.name, ...why].filter(Boolean).join("  "));
 }
 
+// A cluster that drains is about to be disengaged. End your work on it, here none, and then release it. The daemon sends
+// the cluster again on the next stream if the release did not reach it.
+function release({ type, cluster }) {
+  if (!cluster.draining || type === "TYPE_DISENGAGED") return;
+  const { name, incarnation } = cluster;
+  client.ReleaseCluster({ cluster: name, incarnation, subscriber: SUBSCRIBER }, (error) => {
+    if (error) console.error(`${name} was not released: ${error.message}`);
+  });
+}
+
 // Read one stream until it breaks, which always throws.
 async function readStream(client, fleet, onBatch) {
   const stream = client.WatchClusters({
     resume_revision: fleet.open(),
     heartbeat_interval: { seconds: HEARTBEAT_S },
+    confirm_releases: true,
+    subscriber: SUBSCRIBER,
   });
   // The daemon sends a heartbeat in every interval. After three missed ones the connection is dead.
   let silent = false;
@@ -47,7 +61,10 @@ async function readStream(client, fleet, onBatch) {
     for await (const batch of stream) {
       watchdog.refresh();
       onBatch();
-      for (const event of fleet.apply(batch)) print(event);
+      for (const event of fleet.apply(batch)) {
+        print(event);
+        release(event);
+      }
     }
     throw new Error("the daemon ended the stream");
   } catch (error) {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"strings"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -53,7 +54,24 @@ func fromCluster(cluster discovery.Cluster) *pb.Cluster {
 			Message: cluster.Connectivity.Message,
 		}
 	}
+	if draining := cluster.Draining; draining != nil {
+		message.Draining = &pb.Draining{
+			Reason:   pb.DisengageReason(pb.DisengageReason_value["DISENGAGE_REASON_"+string(draining.Reason)]),
+			Deadline: fromTime(draining.Deadline),
+			Message:  draining.Message,
+		}
+	}
 	return message
+}
+
+func toDraining(message *pb.Draining) *discovery.Draining {
+	if message == nil {
+		return nil
+	}
+	reason := strings.TrimPrefix(message.GetReason().String(), "DISENGAGE_REASON_")
+	return &discovery.Draining{
+		Reason: discovery.DisengageReason(reason), Deadline: toTime(message.GetDeadline()), Message: message.GetMessage(),
+	}
 }
 
 func toCluster(message *pb.Cluster) discovery.Cluster {
@@ -70,6 +88,7 @@ func toCluster(message *pb.Cluster) discovery.Cluster {
 		Suspended:             message.GetSuspended(),
 		SourceResourceVersion: message.GetSourceResourceVersion(),
 		Incarnation:           message.GetIncarnation(),
+		Draining:              toDraining(message.GetDraining()),
 	}
 	if probed := message.GetConnectivity(); probed != nil {
 		state := probed.GetState().String()[len("STATE_"):]

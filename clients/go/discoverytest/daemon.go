@@ -71,6 +71,7 @@ type Daemon struct {
 
 	streams  map[*stream]struct{}
 	requests []*pb.WatchClustersRequest
+	ended    []string
 }
 
 // entry is one batch of the log.
@@ -188,6 +189,20 @@ func (d *Daemon) Update(name string, change func(*discovery.Cluster)) {
 func (d *Daemon) Disengage(name string, reason discovery.DisengageReason) {
 	d.t.Helper()
 	d.Batch(func(changes *Changes) { changes.Disengage(name, reason) })
+}
+
+// Drain begins a planned disengagement. See [Changes.Drain].
+func (d *Daemon) Drain(name string, reason discovery.DisengageReason) {
+	d.t.Helper()
+	d.Batch(func(changes *Changes) { changes.Drain(name, reason) })
+}
+
+// Released reports whether a subscriber has released the present engagement of a cluster, or its last one.
+func (d *Daemon) Released(name, subscriber string) bool {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	known, ok := d.records[name]
+	return ok && known.released[subscriber]
 }
 
 // Replace deletes a project and creates another one of the same name. See [Changes.Replace].
@@ -337,6 +352,13 @@ func (d *Daemon) WatchRequests() []*pb.WatchClustersRequest {
 	d.mutex.Lock()
 	defer d.mutex.Unlock()
 	return slices.Clone(d.requests)
+}
+
+// EndedSubscriptions returns the subscribers that ended their subscription, in order.
+func (d *Daemon) EndedSubscriptions() []string {
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	return slices.Clone(d.ended)
 }
 
 // WaitForStreams waits until that many streams are open and everything was sent to them, and fails the test after 30 s.

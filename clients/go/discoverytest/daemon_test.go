@@ -2,9 +2,11 @@ package discoverytest_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -63,6 +65,39 @@ var token = regexp.MustCompile(`"token": "(.*)"`)
 
 func TestDaemon(t *testing.T) {
 	for name, test := range map[string]func(*testing.T, *discoverytest.Daemon){
+		"a drain waits for subscribers that confirm releases": func(t *testing.T, daemon *discoverytest.Daemon) {
+			daemon.Engage(discovery.Cluster{Name: "a"})
+			confirming := events(t, daemon, discovery.WatchOptions{Subscriber: "s"})
+			other := events(t, daemon, discovery.WatchOptions{})
+			expect(t, confirming, "ENGAGED a")
+			expect(t, other, "ENGAGED a")
+			client := daemon.Client()
+			if err := client.Release(t.Context(), daemon.Cluster("a"), "s"); !errors.Is(err, discovery.ErrPreconditionFailed) {
+				t.Errorf("Release: %v", err)
+			}
+			daemon.Drain("a", discovery.ReasonMoved)
+			expect(t, confirming, "UPDATED a")
+			expect(t, other, "DISENGAGED a MOVED")
+			draining := daemon.Cluster("a")
+			if draining.Draining.Reason != discovery.ReasonMoved || daemon.Released("a", "s") {
+				t.Errorf("%+v, released: %v", draining.Draining, daemon.Released("a", "s"))
+			}
+			expect(t, events(t, daemon, discovery.WatchOptions{Subscriber: "s"}), "ENGAGED a")
+			stale := draining
+			stale.Incarnation = "stale"
+			if err := client.Release(t.Context(), stale, "s"); !errors.Is(err, discovery.ErrPreconditionFailed) {
+				t.Errorf("Release of another incarnation: %v", err)
+			}
+			for range 2 { // the second is a no-op
+				if err := client.Release(t.Context(), draining, "s"); err != nil {
+					t.Fatal(err)
+				}
+			}
+			expect(t, confirming, "DISENGAGED a MOVED")
+			if err := client.EndSubscription(t.Context(), "s"); err != nil || !slices.Equal(daemon.EndedSubscriptions(), []string{"s"}) {
+				t.Errorf("EndSubscription: %v, %v", err, daemon.EndedSubscriptions())
+			}
+		},
 		"a batch is one batch": func(t *testing.T, daemon *discoverytest.Daemon) {
 			daemon.Engage(discovery.Cluster{Name: "a"}, discovery.Cluster{Name: "b"})
 			reported := events(t, daemon, discovery.WatchOptions{})

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -35,6 +36,7 @@ type record struct {
 	reason      pb.Engagement_Reason
 	since       *timestamppb.Timestamp
 	transitions []*pb.Transition
+	released    map[string]bool // subscribers that have released this engagement
 }
 
 // Engage engages clusters. What is not set of UID, Endpoint, Organization, EngagedAt and Incarnation gets a value. A
@@ -55,7 +57,7 @@ func (c *Changes) Engage(clusters ...discovery.Cluster) {
 		}
 		known.engaged = true
 		known.engagements++
-		known.kubeconfig = nil
+		known.kubeconfig, known.released = nil, map[string]bool{}
 		known.cluster = fromCluster(cluster)
 		setDefault(&known.cluster.Uid, fmt.Sprintf("uid-%s-%d", cluster.Name, known.projects))
 		setDefault(&known.cluster.Endpoint, fmt.Sprintf("https://milo.invalid/projects/%s/control-plane", cluster.Name))
@@ -100,6 +102,16 @@ func (c *Changes) Disengage(name string, reason discovery.DisengageReason) {
 	c.collected = append(c.collected, change{event: event, before: known.cluster})
 }
 
+// Drain begins a planned disengagement. Streams with confirm_releases are sent the cluster as draining, and it is
+// disengaged once the subscribers of all that are open have released it; use Disengage for the deadline. Other streams
+// are sent its disengagement.
+func (c *Changes) Drain(name string, reason discovery.DisengageReason) {
+	c.daemon.t.Helper()
+	c.Update(name, func(cluster *discovery.Cluster) {
+		cluster.Draining = &discovery.Draining{Reason: reason, Deadline: time.Now().Add(time.Hour)}
+	})
+}
+
 // Replace deletes a project and creates another one of the same name: the cluster is disengaged as replaced and engaged
 // with another UID.
 func (c *Changes) Replace(cluster discovery.Cluster) {
@@ -136,7 +148,7 @@ func (r *record) engageAgain(starts int) {
 	r.cluster = proto.CloneOf(r.cluster)
 	r.cluster.Incarnation = r.incarnation(starts)
 	r.cluster.EngagedAt = now()
-	r.kubeconfig = nil
+	r.kubeconfig, r.released = nil, map[string]bool{}
 }
 
 func (r *record) incarnation(starts int) string { return fmt.Sprintf("%d-%d", starts, r.engagements) }

@@ -115,6 +115,56 @@ func (s service) IssueKubeconfig(
 	return &pb.IssueKubeconfigResponse{Kubeconfig: issued}, nil
 }
 
+func (s service) ReleaseCluster(
+	_ context.Context, request *pb.ReleaseClusterRequest,
+) (*pb.ReleaseClusterResponse, error) {
+	d := s.daemon
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	if err := d.failure("ReleaseCluster"); err != nil {
+		return nil, err
+	}
+	known := d.records[request.GetCluster()]
+	switch {
+	case known == nil:
+		return nil, notFound(request.GetCluster())
+	case request.GetIncarnation() != known.cluster.GetIncarnation():
+		return nil, Error(codes.FailedPrecondition, "OTHER_INCARNATION",
+			fmt.Sprintf("cluster %q has incarnation %q now", request.GetCluster(), known.cluster.GetIncarnation()))
+	case !known.engaged:
+		return &pb.ReleaseClusterResponse{}, nil
+	case known.cluster.GetDraining() == nil:
+		return nil, Error(codes.FailedPrecondition, "NOT_DRAINING",
+			fmt.Sprintf("cluster %q is not draining", request.GetCluster()))
+	}
+	known.released[request.GetSubscriber()] = true
+	for each := range d.streams {
+		awaited := each.request.GetConfirmReleases() && each.covers(known.cluster)
+		if awaited && !known.released[each.request.GetSubscriber()] {
+			return &pb.ReleaseClusterResponse{}, nil
+		}
+	}
+	changes := &Changes{daemon: d}
+	reason := toDraining(known.cluster.GetDraining()).Reason
+	changes.Disengage(request.GetCluster(), reason)
+	d.log = append(d.log, entry{changes: changes.collected})
+	d.notify()
+	return &pb.ReleaseClusterResponse{}, nil
+}
+
+func (s service) EndSubscription(
+	_ context.Context, request *pb.EndSubscriptionRequest,
+) (*pb.EndSubscriptionResponse, error) {
+	d := s.daemon
+	d.mutex.Lock()
+	defer d.mutex.Unlock()
+	if err := d.failure("EndSubscription"); err != nil {
+		return nil, err
+	}
+	d.ended = append(d.ended, request.GetSubscriber())
+	return &pb.EndSubscriptionResponse{}, nil
+}
+
 func (s service) GetServerInfo(context.Context, *pb.GetServerInfoRequest) (*pb.GetServerInfoResponse, error) {
 	d := s.daemon
 	d.mutex.Lock()
@@ -148,9 +198,12 @@ func (s service) WatchClusters(
 	request *pb.WatchClustersRequest, sender grpc.ServerStreamingServer[pb.WatchClustersResponse],
 ) error {
 	d := s.daemon
-	covers, err := filter(request.GetFilter())
+	matches, err := filter(request.GetFilter())
 	if err != nil {
 		return err
+	}
+	covers := func(cluster *pb.Cluster) bool {
+		return matches(cluster) && (cluster.GetDraining() == nil || request.GetConfirmReleases())
 	}
 	stream := &stream{request: request, covers: covers}
 	d.mutex.Lock()
@@ -315,6 +368,12 @@ func (s *stream) filtered(d *Daemon, change change) *pb.ClusterEvent {
 		return nil
 	case !before:
 		return s.engaged(d, change.after)
+	case !after && change.after != nil && change.after.GetDraining() != nil && !s.request.GetConfirmReleases():
+		return &pb.ClusterEvent{
+			Type:    pb.ClusterEvent_TYPE_DISENGAGED,
+			Cluster: change.before,
+			Reason:  change.after.GetDraining().GetReason(),
+		}
 	case !after && change.after != nil:
 		return &pb.ClusterEvent{
 			Type:    pb.ClusterEvent_TYPE_DISENGAGED,

@@ -14,6 +14,9 @@
 //   - Engaged: a cluster.Cluster is made, gets the field indexes, is started, and is handed to the manager. This happens
 //     in a goroutine of its own; a failure is retried with backoff, and affects no other cluster.
 //   - Updated: nothing, except that Info returns the new state. A new endpoint makes a new cluster.
+//   - Draining, because its disengagement is planned: Get stops returning it, its context is cancelled, and it is released to
+//     the daemon when its cache has stopped and its reconciles have returned. Wrap reconcilers in Reconciler for the latter.
+//     Credentials work until the daemon disengages it.
 //   - Disengaged, for whatever reason: Get stops returning it, and its context is cancelled with a *Disengaged as cause.
 //   - Daemon away, or its view stale: nothing. Clusters work on.
 //   - Credentials renewed: nothing that the cluster notices. Caches and watches stay.

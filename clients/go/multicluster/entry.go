@@ -36,18 +36,25 @@ type entry struct {
 	credential *credential.Credential // nil where the daemon issues none
 	done       chan struct{}          // closed when its worker has ended
 
-	mu       sync.Mutex
-	last     discovery.Cluster
-	now      state
-	failure  error
-	instance *instance // nil while Get must not return it
+	// owned is the context of reconciles. Unlike ctx it does not end with a drain, in which they may finish.
+	owned  context.Context
+	disown context.CancelCauseFunc
+
+	mu        sync.Mutex
+	last      discovery.Cluster
+	now       state
+	failure   error
+	instance  *instance     // nil while Get must not return it
+	reconcile int           // how many reconciles are in flight
+	idle      chan struct{} // closed when the last of them returns; nil if nothing waits for that
 }
 
 func newEntry(ctx context.Context, info discovery.Cluster, held *credential.Credential) *entry {
-	ctx, cancel := context.WithCancelCause(ctx)
+	owned, disown := context.WithCancelCause(ctx)
+	ctx, cancel := context.WithCancelCause(owned)
 	return &entry{
 		name: multicluster.ClusterName(info.Name), ctx: ctx, cancel: cancel, credential: held, done: make(chan struct{}),
-		last: info, now: stateWaiting,
+		owned: owned, disown: disown, last: info, now: stateWaiting,
 	}
 }
 

@@ -46,6 +46,10 @@ type Options struct {
 	// EngageTimeout is how long the manager may take to engage a cluster. Zero: 30 s.
 	EngageTimeout time.Duration
 
+	// Subscriber is the name under which the provider releases clusters whose disengagement is planned, once their
+	// reconciles have returned: see Reconciler. Empty: that of the host with a random number.
+	Subscriber string
+
 	// OwnMappers gives each cluster a REST mapper of its own. Otherwise the projects of one API server share one.
 	OwnMappers bool
 	// OwnTransports gives each cluster connections of its own. Otherwise clusters with the same TLS settings share them.
@@ -88,6 +92,7 @@ func (o Options) complete() (Options, error) {
 	o.MaxConcurrent = cmp.Or(o.MaxConcurrent, defaultMaxConcurrent)
 	o.SyncTimeout = cmp.Or(o.SyncTimeout, defaultTimeout)
 	o.EngageTimeout = cmp.Or(o.EngageTimeout, defaultTimeout)
+	o.Subscriber = cmp.Or(o.Subscriber, discovery.NewSubscriber())
 	if o.Logger.GetSink() == nil {
 		o.Logger = log.Log.WithName("milo-discovery")
 	}

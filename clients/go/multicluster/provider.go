@@ -64,6 +64,7 @@ type Provider struct {
 	indexes     []index
 	leaving     map[multicluster.ClusterName]<-chan struct{} // closed when the last engagement has ended
 	unconfirmed map[multicluster.ClusterName]struct{}        // not yet in the view of a restarted watch
+	drains      map[multicluster.ClusterName]*drain
 	started     bool
 	onAll       bool
 	workers     sync.WaitGroup
@@ -82,6 +83,7 @@ func New(options Options) (*Provider, error) {
 		synced:  make(chan struct{}),
 		entries: map[multicluster.ClusterName]*entry{},
 		leaving: map[multicluster.ClusterName]<-chan struct{}{},
+		drains:  map[multicluster.ClusterName]*drain{},
 	}
 	if p.metrics, err = newMetrics(options.Registerer, p.states); err != nil {
 		return nil, err
@@ -187,6 +189,7 @@ func (p *Provider) Start(ctx context.Context, aware multicluster.Aware) error {
 
 // follow applies what the daemon reports until ctx ends, and returns when all clusters have stopped.
 func (p *Provider) follow(ctx context.Context) error {
+	defer p.endSubscription()
 	defer p.workers.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -194,6 +197,7 @@ func (p *Provider) follow(ctx context.Context) error {
 		Filter:             p.options.Filter,
 		IncludeKubeconfigs: p.options.Kubeconfigs,
 		KubeconfigTTL:      p.options.KubeconfigTTL,
+		Subscriber:         p.options.Subscriber,
 		Hooks:              p.metrics.hooks(p.confirm),
 	}
 	retry := retries
@@ -224,6 +228,9 @@ func (p *Provider) follow(ctx context.Context) error {
 		for name := range p.entries {
 			p.unconfirmed[name] = struct{}{}
 		}
+		for name := range p.drains {
+			p.unconfirmed[name] = struct{}{}
+		}
 		p.mu.Unlock()
 	}
 }
@@ -233,7 +240,9 @@ func (p *Provider) confirm() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for name := range p.unconfirmed {
-		p.disengage(p.entries[name], &Disengaged{Message: "it was gone when the subscription was accepted again"})
+		gone := &Disengaged{Message: "it was gone when the subscription was accepted again"}
+		p.endDrain(name, gone)
+		p.disengage(p.entries[name], gone)
 	}
 	p.unconfirmed = nil
 	select {
@@ -253,13 +262,20 @@ func (p *Provider) apply(ctx context.Context, events []discovery.Event) {
 		delete(p.unconfirmed, name)
 		switch event.Type {
 		case discovery.EventDisengaged:
-			p.disengage(e, &Disengaged{Cluster: event.Cluster, Reason: event.Reason, Message: event.Message})
+			ended := &Disengaged{Cluster: event.Cluster, Reason: event.Reason, Message: event.Message}
+			p.endDrain(name, ended)
+			p.disengage(e, ended)
 			continue
 		case discovery.EventEngaged:
+			p.endDrain(name, &Disengaged{Message: "it was engaged again"})
 			if e != nil && e.info().UID != event.Cluster.UID {
 				p.disengage(e, &Disengaged{Reason: discovery.ReasonReplaced})
 				e = nil
 			}
+		}
+		if event.Cluster.Draining != nil {
+			p.drain(ctx, e, event)
+			continue
 		}
 		if e != nil && e.info().Endpoint != event.Cluster.Endpoint {
 			p.disengage(e, &Disengaged{Message: "its endpoint changed"})
@@ -305,16 +321,29 @@ func (p *Provider) disengage(e *entry, cause *Disengaged) {
 	if cause.Cluster.Name == "" {
 		cause.Cluster = last
 	}
-	delete(p.entries, e.name)
-	p.leaving[e.name] = e.done
+	p.remove(e)
 	e.cancel(cause)
+	e.disown(cause)
 }
 
-// end is called when nothing of an entry runs any more. Its release is to be confirmed to the daemon here, once the
-// protocol has that.
+// remove has Get no longer return a cluster. It is called with the lock held.
+func (p *Provider) remove(e *entry) {
+	delete(p.entries, e.name)
+	p.leaving[e.name] = e.done
+}
+
+// end is called when nothing of an entry runs any more but reconciles that have not returned.
 func (p *Provider) end(e *entry) {
-	if e.credential != nil {
-		e.credential.Close()
+	if idle := e.untilIdle(); e.credential != nil {
+		select {
+		case <-idle:
+			e.credential.Close()
+		default:
+			go func() {
+				<-idle
+				e.credential.Close()
+			}()
+		}
 	}
 	close(e.done)
 	p.mu.Lock()

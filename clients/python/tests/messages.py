@@ -13,6 +13,12 @@ def cluster(name: str, *, uid: str | None = None, **fields: object) -> pb.Cluste
     return pb.Cluster(name=name, uid=uid or f"uid-of-{name}", **fields)
 
 
+def draining(
+    name: str, *, reason: pb.DisengageReason.ValueType = pb.DISENGAGE_REASON_NOT_READY, **fields: object
+) -> pb.Cluster:
+    return cluster(name, draining=pb.Draining(reason=reason), **fields)
+
+
 def engaged(what: str | pb.Cluster, *, token: str | None = None) -> pb.ClusterEvent:
     return _event(_TYPE.TYPE_ENGAGED, what, token=token)
 

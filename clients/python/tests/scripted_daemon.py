@@ -79,6 +79,8 @@ class ScriptedDaemon(DiscoveryServiceServicer):
         self.address = f"unix://{socket}"
         self.answers: dict[str, list[Any]] = {}
         self.requests: list[Message] = []
+        self.releases: asyncio.Queue[pb.ReleaseClusterRequest] = asyncio.Queue()
+        self.ended_subscriptions: list[str] = []
         self._streams: asyncio.Queue[Stream] = asyncio.Queue()
         self._server: grpc.aio.Server | None = None
 
@@ -113,6 +115,17 @@ class ScriptedDaemon(DiscoveryServiceServicer):
 
     async def GetServerInfo(self, request, context):
         return await self._answer("GetServerInfo", request, context)
+
+    async def ReleaseCluster(self, request, context):
+        self.releases.put_nowait(request)
+        for answer in self.answers.get("ReleaseCluster", [])[:1]:
+            self.answers["ReleaseCluster"].pop(0)
+            await answer.abort(context)
+        return pb.ReleaseClusterResponse()
+
+    async def EndSubscription(self, request, context):
+        self.ended_subscriptions.append(request.subscriber)
+        return pb.EndSubscriptionResponse()
 
     async def _answer(self, method, request, context):
         self.requests.append(request)

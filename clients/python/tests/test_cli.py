@@ -243,6 +243,28 @@ class TestGetAndExplain:
         assert "Cluster:" in outcome.out
         assert "Last transitions" not in outcome.out
 
+    async def test_explain_of_a_draining_cluster_names_pending_releases(self, command, daemon):
+        deadline = Timestamp(seconds=60)
+        draining = pb.Draining(reason=pb.DISENGAGE_REASON_MOVED, deadline=deadline, message="to b")
+        waits_for = [
+            pb.PendingRelease(subscriber="operator-0/1", caller="uid 7", connected=True, since=ago()),
+            pb.PendingRelease(subscriber="operator-1/1", caller="uid 7"),
+        ]
+        daemon.answers["GetCluster"] = [
+            pb.GetClusterResponse(
+                cluster=cluster("alpha", draining=draining),
+                engagement=pb.Engagement(engaged=True, reason=pb.Engagement.REASON_DRAINING, since=ago()),
+                pending_releases=waits_for,
+            )
+        ]
+        lines = (await command("explain", "alpha")).out.splitlines()
+        assert lines[0].startswith("alpha is engaged: DRAINING, since 20")
+        assert "  state          Draining" in lines
+        assert "  draining       until 1970-01-01T00:01:00Z (MOVED: to b)" in lines
+        first, second = lines[lines.index("Waiting for the release by:") + 1 :]
+        assert first.startswith("  operator-0/1   uid 7   connected since 20")
+        assert second == "  operator-1/1   uid 7   disconnected since an unknown time"
+
     async def test_explain_of_a_cluster_never_engaged(self, command, daemon):
         malformed = pb.Engagement(reason=pb.Engagement.REASON_MALFORMED, message="its name is no label")
         daemon.answers["GetCluster"] = [pb.GetClusterResponse(engagement=malformed)]
@@ -291,7 +313,10 @@ class TestStatus:
         summary = {line[0]: " ".join(line[1:]) for line in outcome.lines}
         assert summary["daemon"] == "milo-discoveryd 1.2, mode project, up 2d5h"
         assert summary["source"].startswith(pb.SourceStatus.State.Name(state).removeprefix("STATE_"))
-        assert summary["clusters"] == "3 engaged, 2 not ready, 0 outside the selector, 0 malformed, 1 unreachable"
+        assert (
+            summary["clusters"]
+            == "3 engaged, 2 not ready, 0 outside the selector, 0 malformed, 1 unreachable, 0 draining"
+        )
         assert summary["subscribers"] == "4"
         assert "main (exec), healthy, its credential expires in 2d5h" in outcome.out
         assert "spare (file), unhealthy: no such file" in outcome.out

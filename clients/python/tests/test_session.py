@@ -70,6 +70,8 @@ def cluster_words(
         yield f"incarnation={cluster.incarnation}"
     if cluster.suspended:
         yield "suspended"
+    if cluster.draining is not None:
+        yield f"draining={cluster.draining.reason.name}"
     if reason:
         yield f"reason={reason}"
     if message:

@@ -37,7 +37,7 @@ from milo_discovery.sync import SyncWatch, _StreamReader
 from .conftest import AT_ONCE
 from .eventually import eventually
 from .kubeconfigs import text
-from .messages import cluster, disengaged, engaged, following, snapshot, waiting
+from .messages import cluster, disengaged, draining, engaged, following, snapshot, waiting
 from .scripted_daemon import SILENCE, Refusal, ScriptedDaemon, Stream
 from .summaries import summary
 
@@ -112,6 +112,20 @@ class TestCalls:
         request = wire.answer("IssueKubeconfig", pb.IssueKubeconfigResponse(kubeconfig=kubeconfig))
         assert issued.result().kubeconfig == text(token="t")
         assert (request.ttl.seconds, request.format, request.incarnation) == (60, pb.KUBECONFIG_FORMAT_EMBEDDED, "i")
+
+    def test_draining_cluster_is_released_under_the_name_of_the_watch(self, wire):
+        with wire.client.watch(confirm_releases=True, subscriber="operator-0") as watch:
+            told = wire.start(next, watch)
+            request, _ = wire.stream(snapshot("1", engaged(draining("a", incarnation="i"))))
+            assert (request.confirm_releases, request.subscriber) == (True, "operator-0")
+            releasing = wire.start(watch.release, told.result().cluster)
+            assert wire.answer("ReleaseCluster", pb.ReleaseClusterResponse()) == pb.ReleaseClusterRequest(
+                cluster="a", incarnation="i", subscriber="operator-0"
+            )
+            releasing.result()
+        ending = wire.start(wire.client.end_subscription, watch.subscriber)
+        assert wire.answer("EndSubscription", pb.EndSubscriptionResponse()).subscriber == "operator-0"
+        ending.result()
 
     def test_invalid_request_names_the_field(self, wire):
         violation = BadRequest.FieldViolation(field="filter.names", description="too many")
@@ -278,7 +292,11 @@ class TestConnections:
         subscription = Subscription({}, AT_ONCE)
         subscription.silence_limit = timedelta(milliseconds=50)
         with SyncWatch(
-            subscription, lambda: open_channel(daemon.address, ClientCredentials()), lambda _: None, lambda: ()
+            subscription,
+            lambda: open_channel(daemon.address, ClientCredentials()),
+            lambda _: None,
+            lambda: (),
+            lambda _, *, subscriber: None,
         ) as watch:
             told = asyncio.create_task(asyncio.to_thread(take, watch, 1))
             first = await daemon.stream()

@@ -161,3 +161,21 @@ def test_eventually_without_an_event_loop():
         eventually_blocking(lambda: 1 // 0)
     with pytest.raises(TimeoutError):
         eventually_blocking(lambda: None, within_s=0.0)
+
+
+async def test_fleet_in_memory_drains_until_the_cluster_is_released(alpha: ControlPlane):
+    discovery = FakeDiscovery(alpha)
+    fleet, ended = Fleet(discovery), []
+
+    @fleet.on_engage
+    async def operate(cluster: EngagedCluster) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(cluster.name)
+
+    async with fleet:
+        await fleet.synced()
+        discovery.drain("alpha", DisengageReason.MOVED)
+        await eventually(lambda: not fleet.clusters)
+        assert (ended, discovery.released) == (["alpha"], ["alpha"])

@@ -81,7 +81,7 @@ func run(ctx context.Context, metricsAddress, probeAddress string, leaderElectio
 	}
 	// A project that does not answer must not hold a worker.
 	options := mccontroller.Options{MaxConcurrentReconciles: 4, ReconciliationTimeout: time.Minute}
-	if err := greetings.SetupWithManager(options); err != nil {
+	if err := greetings.SetupWithManager(provider, options); err != nil {
 		return err
 	}
 	return mgr.Start(ctx)

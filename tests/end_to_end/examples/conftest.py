@@ -43,13 +43,25 @@ def socket(directory: Path) -> Path:
 
 @pytest.fixture
 async def daemon(kubeconfig: Path, socket: Path) -> AsyncIterator[DaemonProcess]:
+    async with _daemon(kubeconfig, socket) as daemon:
+        await daemon.start()
+        yield daemon
+
+
+@pytest.fixture
+async def draining_daemon(kubeconfig: Path, socket: Path) -> AsyncIterator[DaemonProcess]:
+    """A daemon that waits for releases, for longer than any test."""
+    async with _daemon(kubeconfig, socket, MILO_DISCOVERYD_DRAIN_TIMEOUT="1h") as daemon:
+        await daemon.start()
+        yield daemon
+
+
+def _daemon(kubeconfig: Path, socket: Path, **environ: str) -> DaemonProcess:
     address = f"unix://{socket}"
     arguments = ("--discovery-kubeconfig", str(kubeconfig), "--listen", address, "--http-listen", "off")
     # What probes find is an update too, and comes when it comes.
-    environ = {"MILO_DISCOVERYD_CONNECTIVITY__INTERVAL": "off"}
-    async with DaemonProcess(address, *arguments, environ=environ) as daemon:
-        await daemon.start()
-        yield daemon
+    environ |= {"MILO_DISCOVERYD_CONNECTIVITY__INTERVAL": "off"}
+    return DaemonProcess(address, *arguments, environ=environ)
 
 
 @pytest.fixture

@@ -97,6 +97,29 @@ async def test_three_missed_heartbeats_are_a_dead_connection(
         assert "no heartbeat for 3" in await printed.line()
 
 
+async def test_subscriber_releases_draining_cluster(
+    sandbox: Sandbox, draining_daemon: DaemonProcess, subscriber: Subscriber
+) -> None:
+    sandbox.projects.create("first", ready=True)
+    async with subscriber() as printed:
+        assert await printed.line() == engaged(sandbox, "first")
+        sandbox.projects.set_condition("first", "False", reason="Broken", message="it broke")
+        assert await printed.line() == engaged(sandbox, "first", "UPDATED")
+        assert (await printed.line()).startswith("DISENGAGED first NOT_READY"), "an hour before the deadline"
+
+
+async def test_subscriber_that_reconnects_releases_draining_cluster(
+    sandbox: Sandbox, draining_daemon: DaemonProcess, subscriber: Subscriber, directory: Path, socket: Path
+) -> None:
+    sandbox.projects.create("first", ready=True)
+    async with Relay(directory / "relay.sock", socket) as relay, subscriber(relay.address) as printed:
+        assert await printed.line() == engaged(sandbox, "first")
+        relay.cut()
+        await printed.until("the stream broke")
+        sandbox.projects.set_condition("first", "False", reason="Broken", message="it broke")
+        assert (await printed.until("DISENGAGED"))[-1].startswith("DISENGAGED first NOT_READY")
+
+
 async def test_subscriber_ends_on_permanent_rejection(subscriber: Subscriber, directory: Path) -> None:
     address = f"unix://{directory}/other.sock"
     server = grpc.aio.server()

@@ -1,5 +1,6 @@
 """Draining: planned disengagements wait for the subscribers that confirm releases."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
+from milo_discovery import DiscoveryClient, EngagedCluster, Fleet
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.issuer import SourceAssignment
 from milo_discoveryd.model.cluster import DisengageReason
@@ -402,3 +404,38 @@ async def test_credentials_are_issued_and_renewed_during_a_drain(tmp_path: Path)
             while await mine.events() != ["DISENGAGED alpha NOT_READY"]:
                 pass
             assert await refusal(stub.IssueKubeconfig(asked)) == (NOT_FOUND, "NOT_ENGAGED")
+
+
+# --- the client library ---
+
+
+async def test_end_waits_for_the_handler_of_a_fleet(draining_world: World) -> None:
+    world = draining_world
+    cleans_up, may_end = asyncio.Event(), asyncio.Event()
+    address = f"unix://{world.address.removeprefix('unix:')}"
+    async with DiscoveryClient(address) as client, world.subscriber() as other:
+        fleet = Fleet(client, subscriber="fleet")
+
+        @fleet.on_engage
+        async def work(cluster: EngagedCluster) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                cleans_up.set()
+                await may_end.wait()
+
+        async with fleet:
+            await fleet.synced()
+            await other.until_synced()
+            world.seen(not_ready("alpha"))
+            assert await other.events() == ["DISENGAGED alpha NOT_READY"]
+            await cleans_up.wait()
+            record = world.fleet.registry["alpha"]
+            assert record is not None
+            assert record.engaged
+            assert [each.key.name for each in world.fleet.registry.releases.awaited("alpha")] == ["fleet"]
+            may_end.set()
+            await eventually(lambda: not record.engaged)
+    await eventually(lambda: not world.service.streams)
+    world.seen(not_ready("beta"))
+    assert world.fleet.registry.engaged == 0, "the Fleet that ended is not waited for"

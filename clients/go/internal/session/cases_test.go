@@ -139,6 +139,9 @@ func describeCluster(cluster *pb.Cluster, reason, message string, kubeconfig *pb
 	if cluster.GetSuspended() {
 		words = append(words, "suspended")
 	}
+	if draining := cluster.GetDraining(); draining != nil {
+		words = append(words, "draining="+strings.TrimPrefix(draining.GetReason().String(), "DISENGAGE_REASON_"))
+	}
 	add("reason=%s", reason)
 	add("message=%q", message)
 	add("kubeconfig=%s", string(kubeconfig.GetKubeconfig()))

@@ -7,7 +7,8 @@
 //   - A snapshot counts when it is complete. Until synced, nothing of it is reported, and one that breaks off leaves
 //     no trace.
 //   - A snapshot is reported as its differences from the view. A cluster is the same if its name and UID are: a new
-//     incarnation alone means that another daemon engaged it.
+//     incarnation alone means that another daemon engaged it. Only a drain ends the work on it: a cluster that was
+//     draining and no longer is was disengaged and engaged again.
 //   - A batch is applied whole or not at all, and only then does its revision become the resume revision.
 //
 // The Python client implements the same rules; clients/testdata/session_cases.json is run by the tests of both.
@@ -228,6 +229,12 @@ func (s *Session) differences(snapshot map[string]Known) (changes []Change) {
 				Change{Kind: Disengaged, Cluster: before.Cluster, Reason: replaced},
 				engaged(now))
 			continue
+		case before.Cluster.GetDraining() != nil && now.Cluster.GetDraining() == nil:
+			drained := before.Cluster.GetDraining().GetReason()
+			changes = append(changes,
+				Change{Kind: Disengaged, Cluster: before.Cluster, Reason: drained},
+				engaged(now))
+			continue
 		case !visiblyEqual(before.Cluster, now.Cluster):
 			changes = append(changes, Change{Kind: Updated, Cluster: now.Cluster})
 		case !sameBookkeeping(before.Cluster, now.Cluster):
@@ -337,7 +344,8 @@ func visiblyEqual(a, b *pb.Cluster) bool {
 		a.GetDeletionMessage() == b.GetDeletionMessage() &&
 		a.GetSuspended() == b.GetSuspended() &&
 		a.GetConnectivity().GetState() == b.GetConnectivity().GetState() &&
-		a.GetConnectivity().GetMessage() == b.GetConnectivity().GetMessage()
+		a.GetConnectivity().GetMessage() == b.GetConnectivity().GetMessage() &&
+		proto.Equal(a.GetDraining(), b.GetDraining())
 }
 
 // sameBookkeeping compares what describes the daemon's handling of the cluster: when and as what it engaged the

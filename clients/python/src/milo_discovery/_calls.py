@@ -74,6 +74,15 @@ def issue_kubeconfig(
     return kubeconfig
 
 
+def release_cluster(name: str, incarnation: str, subscriber: str) -> UnaryCall[None]:
+    request = pb.ReleaseClusterRequest(cluster=name, incarnation=incarnation, subscriber=subscriber)
+    yield UnaryRequest("ReleaseCluster", request)
+
+
+def end_subscription(subscriber: str) -> UnaryCall[None]:
+    yield UnaryRequest("EndSubscription", pb.EndSubscriptionRequest(subscriber=subscriber))
+
+
 class ClusterReference:
     """Issues kubeconfigs for one cluster, and never for a later cluster of the same name.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import secrets
+import socket
 from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -39,6 +42,11 @@ class WatchOptions(FilterOptions, total=False):
     """Deliver a kubeconfig with each ENGAGED, and a new one in a KUBECONFIG event before it expires."""
     kubeconfig_ttl: timedelta
     """Requested lifetime of these kubeconfigs; the daemon may shorten it."""
+    confirm_releases: bool
+    """Have planned disengagements wait for a release of the cluster: see `Cluster.draining` and `Watch.release`."""
+    subscriber: str
+    """The name under which this watch releases clusters, which no other watch of the caller may have at the same time.
+    By default the host's name with a random number."""
     heartbeat_interval: timedelta
     """Interval of heartbeats on an idle stream, 30 s by default. Three missed heartbeats end the connection."""
 
@@ -57,12 +65,20 @@ def filter_message(options: FilterOptions | WatchOptions) -> pb.ClusterFilter:
 
 def watch_request(options: WatchOptions) -> pb.WatchClustersRequest:
     ttl = options.get("kubeconfig_ttl")
+    confirm_releases = options.get("confirm_releases", False)
     return pb.WatchClustersRequest(
         filter=filter_message(options),
         include_kubeconfigs=options.get("include_kubeconfigs", False),
         kubeconfig_ttl=None if ttl is None else duration_message(ttl),
         heartbeat_interval=duration_message(options.get("heartbeat_interval", DEFAULT_HEARTBEAT)),
+        confirm_releases=confirm_releases,
+        subscriber=(options.get("subscriber") or _subscriber()) if confirm_releases else "",
     )
+
+
+def _subscriber() -> str:
+    host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())[:200]
+    return f"{host}/{secrets.token_hex(4)}"
 
 
 def silence_limit(options: WatchOptions) -> timedelta:
@@ -96,6 +112,13 @@ def cluster(message: pb.Cluster) -> model.Cluster:
         ),
         source_resource_version=message.source_resource_version,
         incarnation=message.incarnation,
+        draining=model.Draining(
+            reason=model.DisengageReason(message.draining.reason),
+            deadline=_time(message.draining, "deadline"),
+            message=message.draining.message,
+        )
+        if message.HasField("draining")
+        else None,
     )
 
 
@@ -149,6 +172,15 @@ def cluster_report(message: pb.GetClusterResponse) -> model.ClusterReport:
             )
             for each in message.transitions
         ),
+        pending_releases=tuple(
+            model.PendingRelease(
+                subscriber=each.subscriber,
+                caller=each.caller,
+                connected=each.connected,
+                since=_time(each, "since"),
+            )
+            for each in message.pending_releases
+        ),
     )
 
 
@@ -168,6 +200,7 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
             malformed=counts.malformed,
             unreachable=counts.unreachable,
             subscribers=counts.subscribers,
+            draining=counts.draining,
         ),
         credential_sources=tuple(
             model.CredentialSource(

@@ -5,7 +5,8 @@ revision, and guarantees one ENGAGED and one DISENGAGED per cluster, whatever ha
 
 - A snapshot counts when it is complete. Before `synced` it yields no events; one that breaks off has no effect.
 - A snapshot yields its differences from the view. A cluster is the same if name and UID are: a new incarnation alone
-  means that another daemon engaged it, which does not concern a user that already works on it.
+  means that another daemon engaged it, which does not concern a user that already works on it. Only a drain ends the
+  work on it: a cluster that was draining and no longer is was disengaged and engaged again.
 - A batch is applied completely or not at all, and only then does its revision become the resume revision.
 """
 
@@ -38,6 +39,7 @@ _CLUSTER_FIELDS = (
     "suspended",
     "connectivity.state",
     "connectivity.message",
+    "draining",
 )
 cluster_content = attrgetter(*_CLUSTER_FIELDS)
 
@@ -174,6 +176,10 @@ class Session:
                 yield _engaged(new)
             elif before.cluster.uid != new.cluster.uid:
                 yield Event(type=EventType.DISENGAGED, cluster=before.cluster, reason=DisengageReason.REPLACED)
+                yield _engaged(new)
+            elif before.cluster.draining is not None and new.cluster.draining is None:
+                reason = before.cluster.draining.reason
+                yield Event(type=EventType.DISENGAGED, cluster=before.cluster, reason=reason)
                 yield _engaged(new)
             else:
                 if cluster_content(before.cluster) != cluster_content(new.cluster):

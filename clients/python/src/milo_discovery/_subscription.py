@@ -30,6 +30,8 @@ class Subscription:
         self._connected_at: float | None = None
         self._disconnect_reported = False
         self.session = Session()
+        self.subscriber = self._request.subscriber
+        """The name under which clusters are released; empty if releases are not confirmed."""
         self.silence_limit = _convert.silence_limit(options)
         """A stream that is silent for this long is dead."""
         self.pending: deque[Event | StreamNotice] = deque()
@@ -89,6 +91,11 @@ class WatchState:
         self._subscription = subscription
         self.clusters: Mapping[str, Cluster] = _ClusterView(subscription.session.view)
         """The current view by name. It may be ahead of the events not yet iterated over."""
+
+    @property
+    def subscriber(self) -> str:
+        """The name under which the watch releases clusters. Empty without `confirm_releases`."""
+        return self._subscription.subscriber
 
     @property
     def connected(self) -> bool:

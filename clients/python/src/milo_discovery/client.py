@@ -83,7 +83,11 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
     def watch(self, **options: Unpack[WatchOptions]) -> Watch:
         """Watch the clusters that the options select; all by default. Each watch has its own connection."""
         watch = Watch(
-            Subscription(options, self._backoff), self._connect, self._watches.discard, self._credentials.metadata
+            Subscription(options, self._backoff),
+            self._connect,
+            self._watches.discard,
+            self._credentials.metadata,
+            self.release,
         )
         self._watches.add(watch)
         return watch
@@ -112,6 +116,17 @@ class DiscoveryClient(ClientBase[grpc.aio.Channel, Watch]):
         return await self._run(
             _calls.issue_kubeconfig(name, ttl=ttl, kubeconfig_format=kubeconfig_format, incarnation=incarnation)
         )
+
+    async def release(self, cluster: Cluster, *, subscriber: str) -> None:
+        """Confirm that a subscriber has ended its work on a draining cluster. A repeated call is a no-op.
+
+        PreconditionFailed if the cluster is not draining, or is another incarnation by now.
+        """
+        await self._run(_calls.release_cluster(cluster.name, cluster.incarnation, subscriber))
+
+    async def end_subscription(self, subscriber: str) -> None:
+        """Tell the daemon that a subscriber has ended all its work: no cluster waits for it any more."""
+        await self._run(_calls.end_subscription(subscriber))
 
     def api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None

@@ -11,7 +11,7 @@ from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._credential_renewal import AsyncRenewer
 from milo_discovery._session import cluster_content
 from milo_discovery.errors import ClusterNotFound
-from milo_discovery.model import Cluster, Kubeconfig
+from milo_discovery.model import Cluster, Draining, Kubeconfig
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient as AioApiClient
@@ -47,6 +47,18 @@ class EngagedCluster:
     def engaged(self) -> bool:
         """Whether the cluster is still engaged."""
         return self._engaged
+
+    @property
+    def draining(self) -> Draining | None:
+        """Why and when the engagement is about to end; None while it is not."""
+        return self._current.draining
+
+    async def drained(self) -> None:
+        """Wait until the cluster drains, or is disengaged: the time to finish the work and return from the handler.
+
+        For a Fleet with `on_drain="wait"`. Otherwise the handler is cancelled instead.
+        """
+        await self._signal.wait_for(lambda: not self._engaged or self._current.draining is not None)
 
     async def updated(self, since: Cluster | None = None) -> Cluster:
         """Wait until the cluster differs from `since` (by default, from now on), and return it.

@@ -1,7 +1,7 @@
 """One task per engaged cluster: started when the cluster is engaged, cancelled when it is disengaged.
 
 The task corresponds to the context that multicluster-runtime passes to Engage: its cancellation ends all work on the
-cluster.
+cluster. A cluster that drains is released to the daemon when the task has ended, and not before.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType, TracebackType
@@ -20,11 +20,12 @@ from milo_discovery._backoff import Backoff, BackoffPolicy
 from milo_discovery._change_signal import ChangeSignal
 from milo_discovery._convert import WatchOptions
 from milo_discovery._failure_log import INTERVAL_S, FailureLog
+from milo_discovery._grpc_status import NOT_RETRYABLE
 from milo_discovery._task_groups import unwrap_single_error
 from milo_discovery.engaged_cluster import EngagedCluster
-from milo_discovery.errors import ClusterNotFound, HandlerFailed
+from milo_discovery.errors import ClusterNotFound, DiscoveryError, HandlerFailed
 from milo_discovery.events import Event, Refreshed, StreamNotice, Synced
-from milo_discovery.model import EventType
+from milo_discovery.model import Cluster, EventType
 
 log = logging.getLogger("milo_discovery.fleet")
 
@@ -36,8 +37,11 @@ the Fleet with HandlerFailed. A function: called with the error, returns whether
 
 
 class Feed(Protocol):
-    """The events of a watch."""
+    """The events of a watch, and the releases of clusters that drain."""
 
+    @property
+    def subscriber(self) -> str: ...
+    async def release(self, cluster: Cluster) -> None: ...
     def feed(self) -> AsyncGenerator[Event | StreamNotice, None]: ...
 
 
@@ -46,13 +50,29 @@ class FleetClient(Protocol):
 
     @property
     def api_clients(self) -> AsyncApiClients: ...
+    async def end_subscription(self, subscriber: str) -> None: ...
     def watch(self, **options: Unpack[WatchOptions]) -> AbstractAsyncContextManager[Feed]: ...
 
 
-@dataclass(frozen=True, slots=True)
+OnDrain = Literal["cancel", "wait"]
+"""What happens to the handler of a cluster that is about to be disengaged. "cancel": it is cancelled at once. "wait":
+it finishes its work and returns (see `EngagedCluster.drained`), and is cancelled if it has not by the deadline."""
+
+_END_LIMIT_S = 1.0
+
+
+@dataclass(slots=True)
 class _Member:
     cluster: EngagedCluster
-    task: asyncio.Task[None] | None
+    task: asyncio.Task[None] | None = None
+    is_cancelled: bool = False
+    releasing: asyncio.Task[None] | None = None
+
+    def cancel(self) -> None:
+        """Cancel the handler once: a second time would interrupt its cleanup."""
+        if self.task is not None and not self.is_cancelled:
+            self.is_cancelled = True
+            self.task.cancel()
 
 
 class Fleet:
@@ -61,6 +81,9 @@ class Fleet:
     A handler that returns is not called again while the same cluster is engaged. An update does not restart it:
     `cluster.updated()` waits for changes. A cluster that is engaged again gets a new call, which begins after the
     previous one has ended.
+
+    A planned disengagement waits for the handler: it begins with `cluster.draining`, the handler is ended as `on_drain`
+    says, and the Fleet then releases the cluster. Until then, at most until the deadline, its credentials work.
     """
 
     def __init__(
@@ -68,11 +91,13 @@ class Fleet:
         client: FleetClient,
         *,
         on_error: OnError = "restart",
+        on_drain: OnDrain = "cancel",
         backoff: BackoffPolicy | None = None,
         **options: Unpack[WatchOptions],
     ) -> None:
         self._client = client
         self._on_error = on_error
+        self._on_drain = on_drain
         self._backoff_policy = backoff or BackoffPolicy(
             initial=timedelta(seconds=1), maximum=timedelta(minutes=1), healthy=timedelta(minutes=2)
         )
@@ -118,14 +143,19 @@ class Fleet:
         """
         if self._state != "new":
             raise RuntimeError("a Fleet can run only once: create another")
+        options = self._options.copy()
+        options.setdefault("confirm_releases", self._handler is not None)
+        subscriber = ""
         self._state = "running"
         try:
             with unwrap_single_error():
-                async with self._client.watch(**self._options) as watch, asyncio.TaskGroup() as tasks:
+                async with self._client.watch(**options) as watch, asyncio.TaskGroup() as tasks:
+                    subscriber = watch.subscriber
                     async with aclosing(watch.feed()) as feed:
                         async for item in feed:
-                            self._apply(item, tasks)
+                            self._apply(item, watch, tasks)
                     # The client was closed, so no more events will arrive.
+                    subscriber = ""
                     for name in tuple(self._members):
                         self._disengage(name)
         finally:
@@ -135,6 +165,14 @@ class Fleet:
                 member.cluster.disengage()
             self._members.clear()
             self._signal.notify()
+            if subscriber:
+                await self._end_subscription(subscriber)
+
+    async def _end_subscription(self, subscriber: str) -> None:
+        """Tell the daemon that all handlers have ended. One that does not answer will notice it later by itself."""
+        with suppress(DiscoveryError, TimeoutError):
+            async with asyncio.timeout(_END_LIMIT_S):
+                await self._client.end_subscription(subscriber)
 
     async def __aenter__(self) -> Self:
         tasks = asyncio.TaskGroup()
@@ -151,23 +189,25 @@ class Fleet:
         with unwrap_single_error():
             await tasks.__aexit__(kind, error, trace)
 
-    def _apply(self, item: Event | StreamNotice, tasks: asyncio.TaskGroup) -> None:
+    def _apply(self, item: Event | StreamNotice, watch: Feed, tasks: asyncio.TaskGroup) -> None:
         match item:
             case Event(type=EventType.ENGAGED):
                 self._engage(EngagedCluster(item.cluster, item.kubeconfig, self._client.api_clients), tasks)
+                self._drain(item.cluster.name, watch, tasks)
             case Event(type=EventType.DISENGAGED):
                 self._disengage(item.cluster.name)
-            case Event():
+            case Event(type=EventType.KUBECONFIG):
                 self._members[item.cluster.name].cluster.refresh(item.cluster, item.kubeconfig)
-            case Refreshed():
+            case Event() | Refreshed():
                 self._members[item.cluster.name].cluster.refresh(item.cluster)
+                self._drain(item.cluster.name, watch, tasks)
             case Synced() if self._state == "running":
                 self._state = "synced"
                 self._signal.notify()
 
     def _engage(self, cluster: EngagedCluster, tasks: asyncio.TaskGroup) -> None:
-        if self._handler is None:
-            self._members[cluster.name] = _Member(cluster, None)
+        if self._handler is None or cluster.draining is not None:
+            self._members[cluster.name] = _Member(cluster)
             return
         unfinished = self._unfinished.setdefault(cluster.name, set())
         handling = self._run_handler(self._handler, cluster, tuple(unfinished))
@@ -176,11 +216,40 @@ class Fleet:
         task.add_done_callback(lambda done: self._finished(cluster.name, done))
         self._members[cluster.name] = _Member(cluster, task)
 
+    def _drain(self, name: str, watch: Feed, tasks: asyncio.TaskGroup) -> None:
+        """End the handler of a draining cluster. Each time that the daemon sends the cluster, it awaits a release."""
+        member = self._members[name]
+        if member.cluster.draining is None:
+            return
+        if self._on_drain == "cancel":
+            member.cancel()
+        if member.releasing is None or member.releasing.done():
+            member.releasing = tasks.create_task(self._release(member.cluster, watch), name=f"release {name}")
+
+    async def _release(self, cluster: EngagedCluster, watch: Feed) -> None:
+        """Release a draining cluster once its handlers have ended."""
+        while unfinished := self._unfinished.get(cluster.name):
+            await asyncio.wait(tuple(unfinished))
+        backoff = Backoff(BackoffPolicy())
+        released: Cluster | None = None
+        while released is None or released.incarnation != cluster.current.incarnation:
+            released = cluster.current
+            try:
+                await watch.release(released)
+            except (*NOT_RETRYABLE, ClusterNotFound) as error:
+                # Where another daemon has taken over, it sends the cluster again with its own incarnation.
+                log.info("cluster %s was not released: %s", cluster.name, error)
+            except DiscoveryError as error:
+                log.debug("release of cluster %s failed, and is repeated: %s", cluster.name, error)
+                released = None
+                await asyncio.sleep(backoff.failed(ran=timedelta()).total_seconds())
+
     def _disengage(self, name: str) -> None:
         member = self._members.pop(name)
         member.cluster.disengage()
-        if member.task is not None:
-            member.task.cancel()
+        member.cancel()
+        if member.releasing is not None:
+            member.releasing.cancel()
 
     def _finished(self, name: str, task: asyncio.Task[None]) -> None:
         unfinished = self._unfinished[name]
@@ -200,15 +269,15 @@ class Fleet:
             await asyncio.wait(previous)
         backoff = Backoff(self._backoff_policy)
         clock = asyncio.get_running_loop().time
-        while True:
+        while cluster.draining is None:
             began = clock()
             error = await _attempt(handler, cluster)
             if error is None:
                 return
             delay = backoff.failed(ran=timedelta(seconds=clock() - began))
-            # An error from a cancelled handler comes from its cleanup; the cluster is disengaged, so no restart.
-            is_cancelled = _cancelled_by_fleet()
-            if not self._should_restart(cluster, error, None if is_cancelled else delay) or is_cancelled:
+            # Then the error is from the cleanup, and there is no restart.
+            is_ending = _cancelled_by_fleet() or cluster.draining is not None
+            if not self._should_restart(cluster, error, None if is_ending else delay) or is_ending:
                 return
             await asyncio.sleep(delay.total_seconds())
 

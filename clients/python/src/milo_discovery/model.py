@@ -62,6 +62,7 @@ class EngagementReason(_OpenEnum):
     DELETED = 5
     CONFIRMING_DELETION = 6
     UNREACHABLE = 7
+    DRAINING = 8
 
 
 class EventType(_OpenEnum):
@@ -92,6 +93,17 @@ class Connectivity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Draining:
+    """The planned end of an engagement: end your work on the cluster, and release it."""
+
+    reason: DisengageReason = DisengageReason.UNSPECIFIED
+    """The reason that DISENGAGED will have."""
+    deadline: datetime | None = None
+    """The cluster is disengaged then, released or not."""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """An engaged project control plane."""
 
@@ -108,6 +120,7 @@ class Cluster:
     connectivity: Connectivity = Connectivity()
     source_resource_version: str = ""
     incarnation: str = ""
+    draining: Draining | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,12 +183,25 @@ class Transition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PendingRelease:
+    """A subscriber that has not released a draining cluster yet."""
+
+    subscriber: str = ""
+    caller: str = ""
+    connected: bool = False
+    since: datetime | None = None
+    """Since when it is connected, or disconnected."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterReport:
     """What the daemon knows of one name. `cluster` is None if it never was engaged."""
 
     cluster: Cluster | None = None
     engagement: Engagement = Engagement()
     transitions: tuple[Transition, ...] = ()
+    pending_releases: tuple[PendingRelease, ...] = ()
+    """The subscribers that a draining cluster waits for, as far as the caller may see them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +214,7 @@ class FleetCounts:
     malformed: int = 0
     unreachable: int = 0
     subscribers: int = 0
+    draining: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

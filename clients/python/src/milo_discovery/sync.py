@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from datetime import timedelta
 from queue import Empty, SimpleQueue
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Protocol, Self, Unpack
 
 import grpc
 
@@ -31,6 +31,12 @@ from milo_discovery.model import Cluster, ClusterReport, Kubeconfig, KubeconfigF
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
+
+
+class Release(Protocol):
+    """Releases a draining cluster."""
+
+    def __call__(self, cluster: Cluster, *, subscriber: str) -> None: ...
 
 
 class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
@@ -74,7 +80,11 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
     def watch(self, **options: Unpack[WatchOptions]) -> SyncWatch:
         """Watch the clusters that the options select; all by default. Each watch has its own connection."""
         watch = SyncWatch(
-            Subscription(options, self._backoff), self._connect, self._watches.discard, self._credentials.metadata
+            Subscription(options, self._backoff),
+            self._connect,
+            self._watches.discard,
+            self._credentials.metadata,
+            self.release,
         )
         self._watches.add(watch)
         return watch
@@ -103,6 +113,17 @@ class SyncDiscoveryClient(ClientBase[grpc.Channel, "SyncWatch"]):
         return self._run(
             _calls.issue_kubeconfig(name, ttl=ttl, kubeconfig_format=kubeconfig_format, incarnation=incarnation)
         )
+
+    def release(self, cluster: Cluster, *, subscriber: str) -> None:
+        """Confirm that a subscriber has ended its work on a draining cluster. A repeated call is a no-op.
+
+        PreconditionFailed if the cluster is not draining, or is another incarnation by now.
+        """
+        self._run(_calls.release_cluster(cluster.name, cluster.incarnation, subscriber))
+
+    def end_subscription(self, subscriber: str) -> None:
+        """Tell the daemon that a subscriber has ended all its work: no cluster waits for it any more."""
+        self._run(_calls.end_subscription(subscriber))
 
     def sync_api_client(
         self, cluster: Cluster | str, *, ttl: timedelta | None = None, proxy: str | None = None
@@ -159,10 +180,12 @@ class SyncWatch(WatchState):
         connect: Callable[[], grpc.Channel],
         on_close: Callable[[SyncWatch], None],
         metadata: Callable[[], tuple[tuple[str, str], ...]],
+        release: Release,
     ) -> None:
         super().__init__(subscription)
         self._connect = connect
         self._metadata = metadata
+        self._release = release
         self._on_close = on_close
         self._lock = threading.Lock()
         """Held while `_stream` changes: after close() in another thread, no stream may be opened."""
@@ -180,6 +203,13 @@ class SyncWatch(WatchState):
         self._subscription.stream_closed()
         if not self._read_until(lambda: self.connected):
             raise RuntimeError("the watch is closed")
+
+    def release(self, cluster: Cluster) -> None:
+        """Confirm that the work on a draining cluster has ended, with `confirm_releases`. A repeated call is a no-op.
+
+        PreconditionFailed if the cluster is not draining, or is another incarnation by now. Any thread may call it.
+        """
+        self._release(cluster, subscriber=self.subscriber)
 
     def close(self) -> None:
         """Close the stream, drop pending events and end the iteration. May be called from any thread."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import grpc
 
@@ -16,10 +16,17 @@ from milo_discovery._grpc_status import NOT_RETRYABLE, status_error_of_call
 from milo_discovery._subscription import Subscription, WatchState
 from milo_discovery.errors import DiscoveryError, StreamBroken
 from milo_discovery.events import Event, StreamNotice
+from milo_discovery.model import Cluster
 
 # Backpressure: no further batch is read while this many events are pending, and the daemon coalesces meanwhile.
 # Only the differences from a snapshot are queued all at once.
 _MAX_PENDING = 256
+
+
+class Release(Protocol):
+    """Releases a draining cluster."""
+
+    async def __call__(self, cluster: Cluster, *, subscriber: str) -> None: ...
 
 
 class Watch(WatchState):
@@ -36,10 +43,12 @@ class Watch(WatchState):
         connect: Callable[[], grpc.aio.Channel],
         on_close: Callable[[Watch], None],
         metadata: Callable[[], tuple[tuple[str, str], ...]],
+        release: Release,
     ) -> None:
         super().__init__(subscription)
         self._connect = connect
         self._metadata = metadata
+        self._release = release
         self._on_close = on_close
         self._signal = ChangeSignal()
         self._reader: asyncio.Task[None] | None = None
@@ -55,6 +64,13 @@ class Watch(WatchState):
         await self._stop_reading()
         if not await self._read_until(lambda: self.connected):
             raise RuntimeError("the watch is closed")
+
+    async def release(self, cluster: Cluster) -> None:
+        """Confirm that the work on a draining cluster has ended, with `confirm_releases`. A repeated call is a no-op.
+
+        PreconditionFailed if the cluster is not draining, or is another incarnation by now.
+        """
+        await self._release(cluster, subscriber=self.subscriber)
 
     async def close(self) -> None:
         """Close the stream, drop pending events and end the iteration."""

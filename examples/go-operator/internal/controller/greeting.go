@@ -21,6 +21,7 @@ import (
 	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
 
 	"go.miloapis.com/discovery"
+	discoverymc "go.miloapis.com/discovery/multicluster"
 	"go.miloapis.com/discovery/multicluster/example/api/v1alpha1"
 )
 
@@ -40,13 +41,14 @@ type GreetingReconciler struct {
 	CleanUp func(ctx context.Context, project, name string) error
 }
 
-// SetupWithManager adds the controller to a manager.
-func (r *GreetingReconciler) SetupWithManager(options mccontroller.Options) error {
+// SetupWithManager adds the controller to a manager, limited to the clusters that the provider owns: those about to be
+// disengaged are released when their reconciles have returned.
+func (r *GreetingReconciler) SetupWithManager(provider *discoverymc.Provider, options mccontroller.Options) error {
 	return mcbuilder.ControllerManagedBy(r.Manager).Named("greeting").
 		For(&v1alpha1.Greeting{}).
 		Owns(&corev1.ConfigMap{}).
 		WithOptions(options).
-		Complete(r)
+		Complete(discoverymc.Reconciler(provider, mcreconcile.Reconciler(r)))
 }
 
 // Reconcile puts a Greeting's ConfigMap in place, or cleans up.

@@ -68,7 +68,7 @@ func start(t *testing.T) *operator {
 	}
 	skip := true
 	greetings := &GreetingReconciler{Manager: mgr, Projects: provider, CleanUp: o.cleanUp}
-	if err := greetings.SetupWithManager(mccontroller.Options{SkipNameValidation: &skip}); err != nil {
+	if err := greetings.SetupWithManager(provider, mccontroller.Options{SkipNameValidation: &skip}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -14,6 +14,7 @@ from milo_discovery.model import (
     CredentialSource,
     EngagementReason,
     EventType,
+    PendingRelease,
     ServerInfo,
     SourceState,
     SourceStatus,
@@ -56,6 +57,7 @@ def state(cluster: Cluster) -> str:
     flags = [
         name
         for name, holds in (
+            ("Draining", cluster.draining is not None),
             ("Terminating", cluster.deletion_requested_at is not None),
             ("Suspended", cluster.suspended),
             ("Unreachable", cluster.connectivity.state is ConnectivityState.UNREACHABLE),
@@ -150,6 +152,8 @@ def changes(before: Cluster, after: Cluster) -> Iterator[str]:
         yield "deletion requested" if after.deletion_requested_at else "deletion withdrawn"
     if after.deletion_message != before.deletion_message:
         yield f"waiting for: {after.deletion_message or NONE}"
+    if after.draining is not None and after.draining != before.draining:
+        yield f"draining until {timestamp(after.draining.deadline)} ({after.draining.reason.name})"
     if after.suspended != before.suspended:
         yield "suspended" if after.suspended else "resumed"
     if after.connectivity.state is not before.connectivity.state:
@@ -183,6 +187,10 @@ def explanation(name: str, report: ClusterReport, now: datetime) -> Iterator[str
         yield ""
         yield "Cluster:" if engagement.engaged else "Cluster, as last engaged:"
         yield from _cluster_facts(report.cluster, now)
+    if report.pending_releases:
+        yield ""
+        yield "Waiting for the release by:"
+        yield from ("  " + line for line in table([_release_row(each, now) for each in report.pending_releases]))
     if report.transitions:
         yield ""
         yield "Last transitions:"
@@ -197,6 +205,9 @@ def _cluster_facts(cluster: Cluster, now: datetime) -> Iterator[str]:
         ("labels", labels(cluster)),
         ("state", state(cluster)),
     ]
+    if cluster.draining is not None:
+        why = ": ".join(part for part in (cluster.draining.reason.name, cluster.draining.message) if part)
+        facts.append(("draining", f"until {timestamp(cluster.draining.deadline)} ({why})"))
     if cluster.deletion_requested_at is not None:
         waiting = f"; waiting for: {cluster.deletion_message}" if cluster.deletion_message else ""
         facts.append(("deletion", f"requested {_since(cluster.deletion_requested_at, now)}{waiting}"))
@@ -206,6 +217,11 @@ def _cluster_facts(cluster: Cluster, now: datetime) -> Iterator[str]:
             ("reachable", f"{cluster.connectivity.state.name}, {_since(cluster.connectivity.since, now)}{about}")
         )
     yield from ("  " + line for line in table(facts))
+
+
+def _release_row(pending: PendingRelease, now: datetime) -> tuple[str, ...]:
+    connection = "connected" if pending.connected else "disconnected"
+    return (pending.subscriber, pending.caller or NONE, f"{connection} {_since(pending.since, now)}")
 
 
 def _transition_row(transition: Transition) -> tuple[str, ...]:
@@ -228,7 +244,7 @@ def status(info: ServerInfo, now: datetime) -> Iterator[str]:
             "clusters",
             f"{counts.engaged} engaged, {counts.not_ready} not ready, "
             f"{counts.outside_selector} outside the selector, {counts.malformed} malformed, "
-            f"{counts.unreachable} unreachable",
+            f"{counts.unreachable} unreachable, {counts.draining} draining",
         ),
         ("subscribers", str(counts.subscribers)),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +17,7 @@ from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._kubeconfig_access import render_kubeconfig
 from milo_discovery.errors import ClusterNotFound
 from milo_discovery.events import Event, StreamNotice, Synced
-from milo_discovery.model import Cluster, DisengageReason, EventType, Kubeconfig
+from milo_discovery.model import Cluster, DisengageReason, Draining, EventType, Kubeconfig
 from milo_discovery.testing.control_plane import ControlPlane
 
 ResultT = TypeVar("ResultT")
@@ -40,6 +40,8 @@ class FakeDiscovery:
         self._incarnations = 0
         self.issued = 0
         """The number of kubeconfigs issued on request, after those that came with engagements."""
+        self.released: list[str] = []
+        """The clusters that the Fleet has released after `drain`."""
         for each in control_planes:
             self.engage(each)
         self._feed.put_nowait(Synced(clusters=len(control_planes)))
@@ -69,14 +71,28 @@ class FakeDiscovery:
         cluster, _ = self._engaged.pop(name)
         self._feed.put_nowait(Event(type=EventType.DISENGAGED, cluster=cluster, reason=reason))
 
+    def drain(self, name: str, reason: DisengageReason = DisengageReason.NOT_READY) -> None:
+        """Begin a planned disengagement, which ends when the Fleet has released the cluster."""
+        deadline = datetime.now(UTC) + timedelta(hours=1)
+        self.update(name, draining=Draining(reason=reason, deadline=deadline))
+
     def renew(self, name: str) -> None:
         """Deliver a new kubeconfig for an engaged cluster."""
         cluster, _ = self._engaged[name]
         self._feed.put_nowait(Event(type=EventType.KUBECONFIG, cluster=cluster, kubeconfig=self._kubeconfig(name)))
 
-    def watch(self, **_options: Unpack[WatchOptions]) -> AbstractAsyncContextManager[_Feed]:
+    def watch(self, **options: Unpack[WatchOptions]) -> AbstractAsyncContextManager[_Feed]:
         """Return the feed for a Fleet."""
-        return _opened(_Feed(self._feed))
+        return _opened(_Feed(self._feed, self._release, "fleet" if options.get("confirm_releases") else ""))
+
+    async def end_subscription(self, subscriber: str) -> None:
+        """Accept that the Fleet has ended."""
+
+    def _release(self, cluster: Cluster) -> None:
+        known = self._engaged.get(cluster.name)
+        if known is not None and known[0].incarnation == cluster.incarnation and known[0].draining is not None:
+            self.released.append(cluster.name)
+            self.disengage(cluster.name, known[0].draining.reason)
 
     async def _run(self, call: UnaryCall[ResultT]) -> ResultT:
         """Answer a call that issues a kubeconfig."""
@@ -111,8 +127,15 @@ class FakeDiscovery:
 
 
 class _Feed:
-    def __init__(self, queue: asyncio.Queue[Event | StreamNotice]) -> None:
+    def __init__(
+        self, queue: asyncio.Queue[Event | StreamNotice], release: Callable[[Cluster], None], subscriber: str
+    ) -> None:
         self._queue = queue
+        self._release = release
+        self.subscriber = subscriber
+
+    async def release(self, cluster: Cluster) -> None:
+        self._release(cluster)
 
     async def feed(self) -> AsyncGenerator[Event | StreamNotice, None]:
         while True:

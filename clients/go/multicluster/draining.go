@@ -1,0 +1,221 @@
+package multicluster
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/multicluster-runtime/pkg/multicluster"
+	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
+
+	"go.miloapis.com/discovery"
+)
+
+// endTimeout limits the call that ends the subscription, with the operator about to exit.
+const endTimeout = time.Second
+
+// Owns reports whether the cluster is engaged, and not about to be disengaged: whether Get returns it.
+func (p *Provider) Owns(name multicluster.ClusterName) bool {
+	e := p.entry(name)
+	return e != nil && e.cluster() != nil
+}
+
+// Reconciler returns the reconciler, limited to the clusters that the provider owns. Requests that are still queued for
+// another cluster are dropped: multicluster-runtime keeps the queue of a cluster that was disengaged. Those in flight may
+// finish while their cluster drains, and the cluster is released to the daemon after they have returned; without this,
+// it is released when its cache has stopped. Their context ends when the cluster is disengaged, with a *Disengaged as
+// cause.
+//
+// The names in requests must be the provider's: inside another provider that adds a prefix, it drops everything.
+func Reconciler[request mcreconcile.ClusterAware[request]](
+	p *Provider, inner reconcile.TypedReconciler[request],
+) reconcile.TypedReconciler[request] {
+	return reconcile.TypedFunc[request](func(ctx context.Context, r request) (reconcile.Result, error) {
+		if r.Cluster() == "" { // the operator's own cluster
+			return inner.Reconcile(ctx, r)
+		}
+		e := p.entry(r.Cluster())
+		if e == nil || !e.enterReconcile() {
+			return reconcile.Result{}, nil
+		}
+		defer e.leaveReconcile()
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(e.owned, func() { cancel(context.Cause(e.owned)) })()
+		return inner.Reconcile(ctx, r)
+	})
+}
+
+// enterReconcile counts a reconcile, unless Get does not return the cluster.
+func (e *entry) enterReconcile() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.instance == nil || e.ctx.Err() != nil {
+		return false
+	}
+	e.reconcile++
+	return true
+}
+
+func (e *entry) leaveReconcile() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.reconcile--
+	if e.reconcile == 0 && e.idle != nil {
+		close(e.idle)
+		e.idle = nil
+	}
+}
+
+// untilIdle returns a channel that is closed when no reconcile is in flight. It is for an entry that begins no more.
+func (e *entry) untilIdle() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.reconcile == 0 {
+		idle := make(chan struct{})
+		close(idle)
+		return idle
+	}
+	if e.idle == nil {
+		e.idle = make(chan struct{})
+	}
+	return e.idle
+}
+
+// drain is the planned end of an engagement, from the event that says so to DISENGAGED.
+type drain struct {
+	entry  *entry                 // nil if the cluster was never engaged here
+	told   chan discovery.Cluster // what to release; the newest one replaces an older one
+	cancel context.CancelFunc
+}
+
+// drain ends the work on a cluster and has it released, each time that the daemon says that it waits for that. It is
+// called with the lock held; e may be nil.
+func (p *Provider) drain(ctx context.Context, e *entry, event discovery.Event) {
+	name := multicluster.ClusterName(event.Cluster.Name)
+	d := p.drains[name]
+	if d == nil {
+		ctx, cancel := context.WithCancel(ctx)
+		d = &drain{entry: e, told: make(chan discovery.Cluster, 1), cancel: cancel}
+		p.drains[name] = d
+		before := p.leaving[name]
+		if e != nil {
+			p.remove(e)
+			e.cancel(&Disengaged{
+				Cluster: event.Cluster, Reason: event.Cluster.Draining.Reason, Message: event.Cluster.Draining.Message,
+			})
+			before = e.done
+		}
+		p.workers.Add(1)
+		go func() {
+			defer p.workers.Done()
+			p.release(ctx, d, before)
+		}()
+	}
+	if event.Kubeconfig != nil && d.entry != nil && d.entry.credential != nil {
+		if err := d.entry.credential.Offer(received(event.Kubeconfig)); err != nil {
+			p.options.Logger.Error(err, "kubeconfig not used", "cluster", name)
+		}
+	}
+	if event.Type == discovery.EventKubeconfig {
+		return
+	}
+	select {
+	case <-d.told:
+	default:
+	}
+	d.told <- event.Cluster
+}
+
+// endDrain is called with the lock held.
+func (p *Provider) endDrain(name multicluster.ClusterName, cause *Disengaged) {
+	d := p.drains[name]
+	if d == nil {
+		return
+	}
+	delete(p.drains, name)
+	d.cancel()
+	if d.entry != nil {
+		if cause.Cluster.Name == "" {
+			cause.Cluster = d.entry.info()
+		}
+		d.entry.disown(cause)
+	}
+}
+
+// release confirms the release of a draining cluster when nothing works on it any more, until ctx ends. before is closed
+// when the last engagement of the name has ended; it may be nil.
+func (p *Provider) release(ctx context.Context, d *drain, before <-chan struct{}) {
+	waits := []<-chan struct{}{before}
+	if d.entry != nil {
+		waits = append(waits, d.entry.untilIdle())
+	}
+	for _, ended := range waits {
+		if ended == nil {
+			continue
+		}
+		select {
+		case <-ended:
+		case <-ctx.Done():
+			return
+		}
+	}
+	for {
+		select {
+		case cluster := <-d.told:
+			p.releaseOne(ctx, cluster, d.told)
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// releaseOne releases a cluster, again and again while the daemon does not answer.
+func (p *Provider) releaseOne(ctx context.Context, cluster discovery.Cluster, told <-chan discovery.Cluster) {
+	retry := retries
+	for {
+		err := p.options.Client.Release(ctx, cluster, p.options.Subscriber)
+		if err == nil || ctx.Err() != nil {
+			return
+		}
+		if discovery.IsTerminal(err) || errors.Is(err, discovery.ErrNotFound) {
+			// Where another daemon has taken over, it sends the cluster again, with its own incarnation.
+			p.options.Logger.Info("cluster not released", "cluster", cluster.Name, "reason", err.Error())
+			return
+		}
+		select {
+		case cluster = <-told:
+		case <-ctx.Done():
+			return
+		case <-time.After(retry.Step()):
+		}
+	}
+}
+
+// endSubscription tells the daemon that no cluster needs to wait for this operator, unless a reconcile has not returned.
+func (p *Provider) endSubscription() {
+	p.mu.RLock()
+	busy := false
+	for _, e := range p.entries {
+		busy = busy || e.isBusy()
+	}
+	for _, d := range p.drains {
+		busy = busy || d.entry != nil && d.entry.isBusy()
+	}
+	p.mu.RUnlock()
+	if busy {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	defer cancel()
+	if err := p.options.Client.EndSubscription(ctx, p.options.Subscriber); err != nil {
+		p.options.Logger.V(1).Info("subscription not ended", "reason", err.Error())
+	}
+}
+
+func (e *entry) isBusy() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.reconcile > 0
+}

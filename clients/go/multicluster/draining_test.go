@@ -1,0 +1,240 @@
+package multicluster_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	mc "sigs.k8s.io/multicluster-runtime/pkg/multicluster"
+	mcreconcile "sigs.k8s.io/multicluster-runtime/pkg/reconcile"
+
+	"go.miloapis.com/discovery"
+	"go.miloapis.com/discovery/discoverytest"
+	"go.miloapis.com/discovery/multicluster"
+)
+
+const subscriber = "operator-0"
+
+func named(o *multicluster.Options) { o.Subscriber = subscriber }
+
+func (w *world) untilReleased(name string) {
+	w.t.Helper()
+	within(w.t, name+" to be released", func() error {
+		if !w.daemon.Released(name, subscriber) {
+			return errors.New("it is not")
+		}
+		return nil
+	})
+}
+
+// draining is a provider that runs with one engaged cluster, alpha.
+func draining(t *testing.T) (*world, *multicluster.Provider, *engagements, func()) {
+	w := newWorld(t)
+	w.engage("alpha")
+	provider, engaged := w.provider(named), &engagements{}
+	ctx, stop := context.WithCancel(context.Background())
+	var following sync.WaitGroup
+	following.Go(func() {
+		if err := provider.Start(ctx, engaged); err != nil {
+			t.Error(err)
+		}
+	})
+	end := func() { stop(); following.Wait() }
+	t.Cleanup(end)
+	w.untilEngaged(engaged, "alpha")
+	return w, provider, engaged, end
+}
+
+// reconciling calls the guarded reconciler once and returns when the call has begun; release ends it.
+func reconciling(provider *multicluster.Provider, name mc.ClusterName) (ctx context.Context, end func(), ended <-chan struct{}) {
+	began, may, done := make(chan context.Context), make(chan struct{}), make(chan struct{})
+	guarded := multicluster.Reconciler(provider, mcreconcile.Func(
+		func(ctx context.Context, _ mcreconcile.Request) (reconcile.Result, error) {
+			began <- ctx
+			<-may
+			return reconcile.Result{}, nil
+		}))
+	go func() {
+		defer close(done)
+		_, _ = guarded.Reconcile(context.Background(), mcreconcile.Request{ClusterName: name})
+	}()
+	return <-began, sync.OnceFunc(func() { close(may) }), done
+}
+
+func TestDrainingClusterIsReleasedAfterItsContextEnded(t *testing.T) {
+	w, provider, engaged, _ := draining(t)
+	w.daemon.Drain("alpha", discovery.ReasonNotReady)
+	w.untilReleased("alpha")
+	w.untilGone(provider, "alpha")
+	if provider.Owns("alpha") {
+		t.Error("the provider owns a cluster that drains")
+	}
+	var cause *multicluster.Disengaged
+	if !errors.As(context.Cause(engaged.context("alpha")), &cause) || cause.Reason != discovery.ReasonNotReady {
+		t.Errorf("the cause is %v", context.Cause(engaged.context("alpha")))
+	}
+	w.engage("alpha")
+	w.untilEngaged(engaged, "alpha")
+}
+
+func TestDrainingClusterIsReleasedAfterItsReconcilesReturned(t *testing.T) {
+	w, provider, engaged, _ := draining(t)
+	ctx, end, _ := reconciling(provider, "alpha")
+	defer end()
+	w.daemon.Drain("alpha", discovery.ReasonMoved)
+	w.untilEngaged(engaged)
+	w.daemon.Engage(discovery.Cluster{Name: "beta", Endpoint: w.api.Endpoint("beta")})
+	w.untilEngaged(engaged, "beta") // by then a release would have been sent
+	if w.daemon.Released("alpha", subscriber) {
+		t.Fatal("released while a reconcile is in flight")
+	}
+	if ctx.Err() != nil {
+		t.Fatal("a drain ended the context of a reconcile")
+	}
+	end()
+	w.untilReleased("alpha")
+}
+
+func TestDeadlineEndsTheContextOfReconciles(t *testing.T) {
+	w, provider, _, _ := draining(t)
+	ctx, end, ended := reconciling(provider, "alpha")
+	defer end()
+	w.daemon.Drain("alpha", discovery.ReasonMoved)
+	w.untilGone(provider, "alpha")
+	w.daemon.Disengage("alpha", discovery.ReasonMoved)
+	<-ctx.Done()
+	var cause *multicluster.Disengaged
+	if !errors.As(context.Cause(ctx), &cause) || cause.Reason != discovery.ReasonMoved {
+		t.Errorf("the cause is %v", context.Cause(ctx))
+	}
+	end()
+	<-ended
+	if w.daemon.Released("alpha", subscriber) {
+		t.Error("released after the disengagement")
+	}
+}
+
+func TestReconcilerDropsRequestsOfClustersThatAreNotOwned(t *testing.T) {
+	w, provider, _, _ := draining(t)
+	var saw []mc.ClusterName
+	guarded := multicluster.Reconciler(provider, mcreconcile.Func(
+		func(_ context.Context, request mcreconcile.Request) (reconcile.Result, error) {
+			saw = append(saw, request.ClusterName)
+			return reconcile.Result{}, nil
+		}))
+	all := func() {
+		for _, name := range []mc.ClusterName{"", "alpha", "unknown"} {
+			if _, err := guarded.Reconcile(context.Background(), mcreconcile.Request{ClusterName: name}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	all()
+	w.daemon.Drain("alpha", discovery.ReasonNotReady)
+	w.untilGone(provider, "alpha")
+	all()
+	if want := []mc.ClusterName{"", "alpha", ""}; !slices.Equal(saw, want) {
+		t.Errorf("reconciled %q, want %q", saw, want)
+	}
+}
+
+func TestClusterThatDrainsFromTheStartIsReleasedAndNotEngaged(t *testing.T) {
+	w := newWorld(t)
+	w.engage("alpha", "beta")
+	w.daemon.Drain("alpha", discovery.ReasonNotReady)
+	provider, engaged := w.provider(named), &engagements{}
+	ctx, stop := context.WithCancel(context.Background())
+	var following sync.WaitGroup
+	following.Go(func() { _ = provider.Start(ctx, engaged) })
+	defer following.Wait()
+	defer stop()
+	w.untilReleased("alpha")
+	w.untilEngaged(engaged, "beta")
+	if engaged.count() != 1 {
+		t.Errorf("%d clusters were engaged", engaged.count())
+	}
+}
+
+func TestFailedReleaseIsRepeated(t *testing.T) {
+	w, _, _, _ := draining(t)
+	w.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.Unavailable, "NOT_NOW", "later"))
+	w.daemon.Drain("alpha", discovery.ReasonNotReady)
+	within(t, "the drain", func() error {
+		if w.daemon.Cluster("alpha").Draining == nil {
+			return errors.New("it has not begun")
+		}
+		return nil
+	})
+	w.daemon.Fail("ReleaseCluster", nil)
+	w.untilReleased("alpha")
+}
+
+func TestDrainThatARestartedDaemonRepeatsIsReleasedAgain(t *testing.T) {
+	w, _, _, _ := draining(t)
+	w.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.FailedPrecondition, "OTHER_INCARNATION", "no"))
+	w.daemon.Drain("alpha", discovery.ReasonNotReady)
+	w.daemon.WaitForStreams(1)
+	w.daemon.Fail("ReleaseCluster", nil)
+	w.daemon.Restart()
+	w.untilReleased("alpha")
+}
+
+func TestDrainThatARestartedDaemonForgotEngagesAgain(t *testing.T) {
+	w, provider, engaged, _ := draining(t)
+	w.daemon.Fail("ReleaseCluster", discoverytest.Error(codes.Unavailable, "NOT_NOW", "later"))
+	w.daemon.Drain("alpha", discovery.ReasonNotReady)
+	w.untilGone(provider, "alpha")
+	w.daemon.Stop()
+	w.daemon.Update("alpha", func(cluster *discovery.Cluster) { cluster.Draining = nil })
+	w.daemon.Start()
+	w.untilEngaged(engaged, "alpha")
+	if engaged.count() != 2 {
+		t.Errorf("engaged %d times", engaged.count())
+	}
+}
+
+func TestEndedProviderEndsItsSubscription(t *testing.T) {
+	w, _, _, end := draining(t)
+	end()
+	if ended := w.daemon.EndedSubscriptions(); !slices.Equal(ended, []string{subscriber}) {
+		t.Errorf("ended are %q", ended)
+	}
+}
+
+func TestProviderThatEndsDuringAReconcileLeavesItsSubscription(t *testing.T) {
+	w, provider, _, end := draining(t)
+	_, endReconcile, _ := reconciling(provider, "alpha")
+	defer endReconcile()
+	end()
+	if ended := w.daemon.EndedSubscriptions(); len(ended) > 0 {
+		t.Errorf("ended are %q, with a reconcile in flight", ended)
+	}
+}
+
+func TestProvidersHaveDifferentSubscribersByDefault(t *testing.T) {
+	w := newWorld(t)
+	names := map[string]bool{}
+	for i := range 2 {
+		provider := w.provider(nil)
+		ctx, stop := context.WithCancel(context.Background())
+		var following sync.WaitGroup
+		following.Go(func() { _ = provider.Start(ctx, &engagements{}) })
+		within(t, "the stream", func() error {
+			if got := len(w.daemon.WatchRequests()); got != i+1 {
+				return fmt.Errorf("%d streams", got)
+			}
+			return nil
+		})
+		stop()
+		following.Wait()
+		names[w.daemon.WatchRequests()[i].GetSubscriber()] = true
+	}
+	if len(names) != 2 || names[""] {
+		t.Errorf("the subscribers are %v", names)
+	}
+}
