@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from milo_discovery import model as client_model
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.credentials.sources.token_request import TokenRequestSource
 from milo_discoveryd.identity.caller import Caller
@@ -30,6 +31,7 @@ from milo_discoveryd.rights.rights import Recipient, Rights
 from milo_discoveryd.server.calls import convert
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
+from milo_discoveryd.server.calls.grpc_errors import CallError
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.service import DaemonInfo, Service
 from milo_discoveryd.state_file.encoding import (
@@ -222,8 +224,11 @@ class Daemon:
         random: Random,
         note: Callable[..., None],
         handed: Callable[[HandedOut], None],
+        *,
+        drain_s: float = 0.0,
+        ended: Callable[[Cluster], None] = lambda _: None,
     ) -> None:
-        """`handed` is called in the step in which something is handed out."""
+        """`handed` is called in the step in which something is handed out, `ended` in that of a disengagement."""
         self.epoch = epoch
         self._disk = disk
         self._tokens = tokens
@@ -235,6 +240,7 @@ class Daemon:
             PendingDeletions(random.random),
             self.ledger,
             not_ready=NotReadyClusters(traits.grace_s, RemovalLimits()),
+            drain_timeout_s=drain_s,
             guard=RemovalGuard(RemovalLimits()),
         )
         self._calls: set[asyncio.Task[None]] = set()
@@ -249,6 +255,7 @@ class Daemon:
         access = AccessControl(Rights(), PLENTY, self.ledger, asyncio.get_running_loop().time)
         issuer = self._issuer(tokens, random)
         self.fleet.on(EventType.DISENGAGED, issuer.disengaged)
+        self.fleet.on(EventType.DISENGAGED, ended)
         self._service = Service(
             self.fleet,
             about,
@@ -326,6 +333,24 @@ class Daemon:
 
         return self._running(asking())
 
+    async def release(self, request: pb.ReleaseClusterRequest) -> None:
+        """ReleaseCluster."""
+        await self._service.release_cluster(request, CALLER)
+
+    async def issue_while_draining(self, cluster: client_model.Cluster, who: str) -> str | None:
+        """Return what is wrong with the answer to a request for a kubeconfig of a draining cluster, if anything."""
+        request = pb.IssueKubeconfigRequest(cluster=cluster.name, incarnation=cluster.incarnation)
+        try:
+            answer = await self._service.issue_kubeconfig(request, CALLER)
+        except CallError as error:
+            record = self.fleet.registry[cluster.name]
+            engaged = None if record is None else record.cluster
+            drains = engaged is not None and convert.incarnation(self.epoch, engaged.incarnation) == cluster.incarnation
+            is_wrong = drains and error.reason not in ("CREDENTIALS_UNAVAILABLE", "NOT_SYNCED")
+            return f"no credential while it drains: {error.reason}" if is_wrong else None
+        self._note_handed(who, answer.kubeconfig, cluster.uid, cluster.incarnation)
+        return None
+
     def _running(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         call = asyncio.create_task(coroutine)
         self._calls.add(call)
@@ -362,6 +387,7 @@ class Daemon:
         await self._end()
 
     async def _end(self) -> None:
+        self.fleet.registry.releases.clear()  # its timer goes on in this process
         tasks = [self._discovering, self._keeping, self._letting_go, *self._calls]
         for task in tasks:
             task.cancel()
@@ -373,7 +399,8 @@ class Daemon:
     def is_quiet(self) -> bool:
         """It follows the source, and has nothing left to find out or to wait for."""
         fleet = self.fleet
-        return fleet.status.state is SourceState.STREAMING and not len(fleet.pending_deletions) and fleet.due_at is None
+        waits = fleet.due_at is not None or len(fleet.registry.releases)
+        return fleet.status.state is SourceState.STREAMING and not len(fleet.pending_deletions) and not waits
 
     @property
     def has_settled(self) -> bool:

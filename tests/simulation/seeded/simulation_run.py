@@ -7,15 +7,20 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 
+from milo_discoveryd.model.cluster import Cluster, DisengageReason
+from milo_discoveryd.registry.pending_releases import SubscriberKey
+from milo_discoveryd.rights.caller_selector import caller_key
+from milo_discoveryd.server.calls import convert
 from tests.end_to_end.process.handing_out import HandedOut, handed_rightly, mark
 from tests.end_to_end.process.validators import alternating, breaches
 from tests.simulation.properties.api_server import Server, Thing
 from tests.simulation.seeded.api import Api
-from tests.simulation.seeded.daemon import Daemon, Disk, Traits
+from tests.simulation.seeded.daemon import CALLER, Daemon, Disk, Traits
 from tests.simulation.seeded.loop import VirtualLoop, clocks_of
 from tests.simulation.seeded.subscriber import Subscriber
 from tests.simulation.seeded.tokens import TokenApi
 from tests.simulation.seeded.watch_faults import WatchFaultInjector
+from tests.simulation.seeded.worker import Worker
 from tests.simulation.seeded.world import NAMES, World
 from tests.support.logs import capture_logs
 
@@ -45,22 +50,27 @@ class Outcome:
     requests: Counter[str]
     virtual_s: float
     notes: list[tuple[float, tuple[object, ...]]] = field(default_factory=list)
+    drained: int = 0
+    """Releases."""
 
     @property
     def history(self) -> str:
         return "\n".join(f"{at:10.3f}  {' '.join(map(str, parts))}" for at, parts in self.notes)
 
 
-def simulate(seed: int) -> Outcome:
+def simulate(seed: int, *, drain_s: float = 0.0) -> Outcome:
+    """Run a seed. With `drain_s`, the daemon drains, and two of the subscribers confirm releases."""
     random = Random(seed)
     loop = VirtualLoop(random)
     with clocks_of(loop), capture_logs(), asyncio.Runner(loop_factory=lambda: loop) as runner:
-        return runner.run(SimulationRun(seed, random, loop).run())
+        return runner.run(SimulationRun(seed, random, loop, drain_s).run())
 
 
 class SimulationRun:
-    def __init__(self, seed: int, random: Random, loop: VirtualLoop) -> None:
+    def __init__(self, seed: int, random: Random, loop: VirtualLoop, drain_s: float = 0.0) -> None:
         self._seed = seed
+        self._drain_s = drain_s
+        self._ended_early: list[str] = []
         self._random = random
         self._clock = loop.time
         self._wall = lambda: loop.wall
@@ -71,7 +81,7 @@ class SimulationRun:
         self._waited_for: set[str] = set()
 
     async def run(self) -> Outcome:
-        random = self._random
+        random, drain_s = self._random, self._drain_s
         self._traits = Traits.drawn(random)
         self._note("traits:", self._traits)
         self._disk = Disk(self._note) if self._traits.has_memory else None
@@ -90,6 +100,7 @@ class SimulationRun:
                 self._note,
                 self._read.set,
                 with_kubeconfigs=who == "operator",
+                worker=self._worker(who) if drain_s and who != "steady" else None,
             )
             for who, selector in (("steady", ""), ("operator", ""), ("red", "team=red"))
         ]
@@ -107,6 +118,8 @@ class SimulationRun:
             judged = self._judged()
             for task in running:
                 task.cancel()
+            for worker in self._workers:
+                worker.stop()
         assert self._daemon is not None
         await self._daemon.kill()
         return Outcome(
@@ -120,7 +133,34 @@ class SimulationRun:
             self._api.requests,
             self._clock(),
             self._notes,
+            drained=sum(worker.released for worker in self._workers),
         )
+
+    @property
+    def _workers(self) -> list[Worker]:
+        return [each.worker for each in self._subscribers if each.worker is not None]
+
+    def _worker(self, who: str) -> Worker:
+        return Worker(who, lambda: self._daemon, self._random, self._note)
+
+    def _cluster_ended(self, ended: Cluster) -> None:
+        """Judge a disengagement, in the step in which it happens."""
+        assert self._daemon is not None
+        draining, record = ended.draining, self._daemon.fleet.registry[ended.target.name]
+        assert record is not None
+        reason = record.past[-1].reason
+        is_over = reason not in (DisengageReason.NOT_READY, DisengageReason.LABELS_CHANGED)
+        if is_over or (draining is not None and self._wall() >= draining.deadline - 1e-6):
+            return
+        incarnation = convert.incarnation(self._daemon.epoch, ended.incarnation)
+        for subscriber in self._subscribers:
+            worker = subscriber.worker
+            handler = None if worker is None else worker.handlers.get(ended.target.name)
+            if worker is None or handler is None or handler.cluster.incarnation != incarnation:
+                continue
+            is_known = self._daemon.fleet.registry.releases.knows(SubscriberKey(caller_key(CALLER), worker.who))
+            if is_known and subscriber.selects(ended):
+                self._ended_early.append(f"draining: {ended.target.name} ended while {worker.who} worked on it")
 
     # --- what happens ---
 
@@ -333,16 +373,21 @@ class SimulationRun:
             self._daemon.is_quiet
             and self._api.has_told_all
             and all(
-                each.has_read_all and each.can_work and each.view == self._truth[each.history.label_selector]
+                each.has_read_all
+                and each.can_work
+                and each.view == self._truth[each.history.label_selector]
+                and (each.worker is None or each.worker.handlers.keys() == each.view.keys())
                 for each in self._subscribers
             )
         )
 
     def _judged(self) -> list[str]:
-        histories = [subscriber.history for subscriber in self._subscribers]
+        # The validators take a cluster that drains for one that is engaged by mistake.
+        histories = [subscriber.history for subscriber in self._subscribers if subscriber.worker is None]
         found = breaches(histories, self._world.upstream, forgets=self._traits.forgets)
         found += (f"credentials: {breach}" for breach in handed_rightly(self._handed))
         found += (f"credentials: those of {uid} were not revoked" for uid in self._unrevoked)
+        found += self._ended_early
         assert self._daemon is not None
         if not self._daemon.is_quiet:
             found.append("daemon: it has something left to find out in the end")
@@ -351,6 +396,11 @@ class SimulationRun:
             found += (f"client: {subscriber.history.who}: {breach}" for breach in alternating(subscriber.given))
             if not subscriber.has_read_all or subscriber.view != self._truth[subscriber.history.label_selector]:
                 found.append(f"client: {subscriber.history.who}: its view is not the truth in the end")
+            worker = subscriber.worker
+            if worker is not None:
+                found += worker.broken
+                if worker.handlers.keys() != subscriber.view.keys():
+                    found.append(f"draining: {worker.who} works on {sorted(worker.handlers)} in the end")
             if not subscriber.can_work:
                 found.append(f"client: {subscriber.history.who}: it lacks a credential in the end")
         return found
@@ -383,6 +433,8 @@ class SimulationRun:
             self._random,
             self._note,
             self._handed.append,
+            drain_s=self._drain_s,
+            ended=self._cluster_ended,
         )
 
     def _note(self, *parts: object) -> None:

@@ -12,8 +12,11 @@ from milo_discovery import Event
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discovery._session import Session
 from milo_discovery.errors import StreamBroken
+from milo_discoveryd.model.cluster import Cluster
+from milo_discoveryd.model.selector import parse
 from milo_discoveryd.server.calls.grpc_errors import CallError
 from tests.end_to_end.process.history import History, Labels, Stream, noted
+from tests.simulation.seeded.worker import Worker
 
 CAPACITY = 500
 """Bytes on their way that nobody has read: what more is sent waits."""
@@ -62,13 +65,15 @@ class Subscriber:
         read: Callable[[], None],
         *,
         with_kubeconfigs: bool = False,
+        worker: Worker | None = None,
     ) -> None:
-        """`read` is called after each batch."""
+        """`read` is called after each batch. `worker`: of a subscriber that confirms releases."""
         self.history = History(who, label_selector)
         self.session = Session()
         self.given: list[Event] = []
         self.broken: list[str] = []
         self.slow_s = 0.0
+        self.worker = worker
         self._with_kubeconfigs = with_kubeconfigs
         self._asking: set[asyncio.Task[None]] = set()
         self._daemon = daemon
@@ -103,6 +108,9 @@ class Subscriber:
             and known.kubeconfig.expires_at > now
             for known in self.session.view.values()
         )
+
+    def selects(self, cluster: Cluster) -> bool:
+        return parse(self.history.label_selector).matches(cluster.target.labels)
 
     def pause(self) -> None:
         self._reads.clear()
@@ -147,6 +155,8 @@ class Subscriber:
             resume_revision=stream.resumed_from,
             filter=pb.ClusterFilter(label_selector=self.history.label_selector),
             include_kubeconfigs=self._with_kubeconfigs,
+            confirm_releases=self.worker is not None,
+            subscriber="" if self.worker is None else self.worker.who,
         )
         self._pipe = pipe = Pipe()
         self._is_cut = False
@@ -181,6 +191,8 @@ class Subscriber:
             self.broken.append(f"session: {self.history.who}: {error}")
             raise
         self.given += (event for event in told if isinstance(event, Event))
+        if self.worker is not None:
+            self.worker.told(told)
         self._read()
 
     def _ended(self, call: asyncio.Task[None]) -> None:

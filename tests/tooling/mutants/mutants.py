@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 REGISTRY = ("tests/unit/registry",)
+RELEASES = ("tests/unit/registry/test_pending_releases.py",)
+DRAINING = ("tests/unit/registry/test_registry_draining.py",)
 CURSORS = ("tests/unit/registry/test_cursor.py",)
 INTAKE = ("tests/unit/registry/test_intake.py",)
 REFLECT = ("tests/unit/reflect",)
@@ -1121,6 +1123,70 @@ MUTANTS = (
         "if listed is not None and place not in listed and",
         "if False and listed is not None and place not in listed and",
         ("tests/unit/controllers/test_object_cache.py",),
+        source=CLIENT,
+    ),
+    Mutant(
+        "a drain ends with the first release",
+        "registry/pending_releases.py",
+        "        return len(self.released) == len(self.expected)\n",
+        "        return bool(self.released) or not self.expected\n",
+        RELEASES,
+    ),
+    Mutant(
+        "a drain does not wait for a subscriber that disconnected",
+        "registry/pending_releases.py",
+        "        return not self.is_leaving and any(each.view.matches(cluster) for each in self.streams or (self.last,))\n",
+        "        return not self.is_leaving and any(each.view.matches(cluster) for each in self.streams)\n",
+        RELEASES,
+    ),
+    Mutant(
+        "a drain does not wait for a subscriber that arrives during it",
+        "registry/pending_releases.py",
+        "            if key not in drain.expected and subscription.view.matches(drain.cluster):\n",
+        "            if False:\n",
+        RELEASES,
+    ),
+    Mutant(
+        "a planned end does not drain",
+        "registry/registry.py",
+        "        if not timeout_s or not self.releases.begin(cluster, now.steady + timeout_s, now.steady):\n",
+        "        if True:\n",
+        DRAINING,
+    ),
+    Mutant(
+        "a release of another incarnation is accepted",
+        "server/calls/releases.py",
+        "    if asked.incarnation != incarnation:\n",
+        "    if False:\n",
+        ("tests/unit/server/calls/test_releases.py",),
+    ),
+    Mutant(
+        "a subscriber that does not confirm releases is sent the drain",
+        "registry/filter.py",
+        "        if not self.confirms_releases:\n",
+        "        if False:\n",
+        DRAINING,
+    ),
+    Mutant(
+        "a cluster that drains is not engaged again when it is ready",
+        "registry/registry.py",
+        "        if record.state is ObjectState.READY:\n\n            def make",
+        "        if False:\n\n            def make",
+        DRAINING,
+    ),
+    Mutant(
+        "a drain that begins ends the cluster at once, under faults",
+        "registry/fleet.py",
+        "        if self.registry.releases.release(key, name):\n            self._end_drains((name,))\n",
+        "        self.registry.releases.release(key, name)\n        self._end_drains((name,))\n",
+        ("tests/simulation/seeded/test_draining.py",),
+    ),
+    Mutant(
+        "a cluster that no longer drains is taken for the same engagement",
+        "_session.py",
+        "            elif before.cluster.draining is not None and new.cluster.draining is None:\n",
+        "            elif False:\n",
+        ("clients/python/tests/test_session.py",),
         source=CLIENT,
     ),
 )

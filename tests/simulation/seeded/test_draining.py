@@ -1,0 +1,16 @@
+"""Draining under faults: no cluster ends while a subscriber that confirms releases works on it, until the deadline."""
+
+import pytest
+
+from tests.simulation.seeded.simulation_run import simulate
+
+SEEDS = 150
+CHUNK = 50
+DRAIN_S = 30.0
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
+def test_no_cluster_ends_before_its_release_or_deadline(first: int) -> None:
+    outcomes = [simulate(seed, drain_s=DRAIN_S) for seed in range(first, first + CHUNK)]
+    assert {each.seed: each.breaches for each in outcomes if each.breaches} == {}
+    assert sum(each.drained for each in outcomes) > CHUNK // 3, "or nothing was tested"
