@@ -13,6 +13,7 @@ from rich.console import Console
 from bench import bars, report
 from bench.measures import (
     api_clients,
+    capacity,
     churn,
     cluster_memory,
     commands,
@@ -31,6 +32,7 @@ from bench.measures import (
     single_change,
     slow_reader,
     small,
+    status_page,
     sync,
 )
 from bench.milo import real_milo, sandbox_milo
@@ -60,12 +62,14 @@ MEASURES: dict[str, Measure] = {
     "rights": rights.measure,
     "listeners": listeners.measure,
     "hostile_clients": hostile_clients.measure,
+    "status_page": status_page.measure,
+    "capacity": capacity.measure,
     "churn": churn.steady,
     "fleet_50k": churn.crowded,
     "controllers": controllers.measure,
     "go": go.measure,
 }
-NOT_UNLESS_NAMED = {"hostile_clients", "churn", "fleet_50k", "go"}
+NOT_UNLESS_NAMED = {"capacity", "hostile_clients", "status_page", "churn", "fleet_50k", "go"}
 """These take minutes."""
 ON_REAL_NOT_UNLESS_NAMED = {"sync_100k", "herd", "loop_blocking"}
 """On a real server, so does creating the projects."""

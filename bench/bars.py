@@ -50,6 +50,8 @@ FULL: Bars = {
     "hostile_clients.all.p99_ratio": Bar(1.1),
     "rotation.mints": Bar(1),
     "issue.p99_ms": Bar(5),
+    "status_page.answer_p99_ms": Bar(50),
+    "status_page.subscriber_p99_ratio": Bar(1.1),
     "churn.growth_percent": Bar(2),
     "fleet_50k.p99_ms": Bar(250),
     "*.resets": Bar(0),

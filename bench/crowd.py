@@ -1,6 +1,6 @@
 """`python -m bench.crowd ADDRESS COUNT`: subscribers in a process of their own, which record the latency of events.
 
-It prints `synced` when each has the whole fleet, and at a line on standard input the figures since the last one.
+It prints `synced` when each has the whole fleet, and at each line on standard input the figures since the last one.
 """
 
 import asyncio
@@ -53,12 +53,15 @@ class Heard(msgspec.Struct):
 class Crowd:
     def __init__(self, processes: list[Process]) -> None:
         self._processes = processes
+        self._lines = 1
 
     async def heard(self) -> Heard:
+        """The figures since the last call."""
         found = Heard()
+        self._lines += 1
         for process in self._processes:
             process.tell("what did you hear?")
-            *_, said = await process.until_said(2)
+            said = (await process.until_said(self._lines))[self._lines - 1]
             found += msgspec.json.decode(said, type=Heard)
         return found
 
@@ -83,9 +86,10 @@ async def listen(address: str, count: int) -> None:
     reader = await standard_input()
     async with synced(address, count) as subscribers, meanwhile([heard.listen(each) for each in subscribers]):
         say("synced")
-        await reader.readline()
-        say(msgspec.json.encode(heard).decode())
-        await reader.read()
+        while await reader.readline():
+            say(msgspec.json.encode(heard).decode())
+            heard.late_ms.clear()
+            heard.resets = heard.gaps = 0
 
 
 def say(line: str) -> None:

@@ -21,7 +21,7 @@ class Daemon(Process):
         config: Path | None = None,
         listens: bool = True,
         program: str = "milo_discoveryd",
-        serves_http: bool = False,
+        http_listen: str = "off",
     ) -> None:
         """Without connectivity probes, unless these are measured.
 
@@ -31,7 +31,7 @@ class Daemon(Process):
         self._socket = directory / "daemon.sock"
         self.address = f"unix://{self._socket}"
         arguments = ["--discovery-kubeconfig", str(kubeconfig)]
-        arguments += ["--http-listen", "127.0.0.1:0" if serves_http else "off"]
+        arguments += ["--http-listen", http_listen]
         if listens:
             arguments += ["--listen", self.address]
         if config is not None:

@@ -49,14 +49,18 @@ class SandboxMilo:
         """Change projects at an even rate; the mark of each is the time of its change."""
         await self._done(f"churn {per_s} {seconds}", seconds + _SOON_S)
 
+    async def requests(self) -> int:
+        """The number of requests that it has answered or begun to."""
+        return int(await self._done("requests", _SOON_S))
+
     async def relist(self, mark: str) -> None:
         """Make every reader list again; one project has the mark then."""
         await self._done(f"relist {mark}", _SOON_S)
 
-    async def _done(self, request: str, within_s: float) -> None:
+    async def _done(self, request: str, within_s: float) -> str:
         self._process.tell(request)
         self._said += 1
-        await self._process.until_said(self._said, within_s)
+        return (await self._process.until_said(self._said, within_s))[self._said - 1]
 
 
 @asynccontextmanager

@@ -6,7 +6,8 @@ when it is done:
 - `burst FIRST COUNT SIZE MARK`: first project, number of projects, size of a burst, and the mark that is set;
 - `fill COUNT`: ConfigMaps in each project's control plane;
 - `churn PER_S SECONDS`: changes at an even rate; each project's mark is the time of its change;
-- `relist MARK`: changes one project, after the history was compacted.
+- `relist MARK`: changes one project, after the history was compacted;
+- `requests`: prints the number of requests so far.
 """
 
 import asyncio
@@ -45,6 +46,9 @@ async def serve(kubeconfig: Path, count: int) -> None:
                     sandbox.drop_watches()
                     plant(sandbox, [0], mark)
                     sandbox.compact()
+                case ["requests"]:
+                    say(str(sandbox.requests))
+                    continue
                 case unexpected:
                     raise ValueError(f"no such request: {unexpected}")
             say("done")

@@ -1,8 +1,8 @@
 """`python -m bench.page [--check]`: writes the figures of bench/results into docs/performance.md, and draws its plots.
 
 The text is written by hand. From `<!-- figures: NAME KEY... -->` to `<!-- end -->` is a table: the figures of
-bench/results/NAME.json whose keys match. `<!-- run: NAME -->` is followed by the environment of a run, and
-`<!-- twice: NAME OTHER -->` by how far two runs agree.
+bench/results/NAME.json whose keys match. `<!-- run: NAME -->` is followed by the environment of a run,
+`<!-- twice: NAME OTHER -->` by how far two runs agree, and `<!-- capacity: NAME -->` by what a daemon needs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "performance.md"
 IMAGES = ROOT / "docs" / "images"
 
-_BLOCK = re.compile(r"(<!-- (figures|run|twice): (\S+)([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
+_BLOCK = re.compile(r"(<!-- (figures|run|twice|capacity): (\S+)([^>]*) -->\n).*?(<!-- end -->)", re.DOTALL)
 _MUCH = 2.5
 """Load per core: the bench itself keeps all cores busy for much of its time."""
 _BUSY = " The machine was busy: figures of time are unreliable."
@@ -70,6 +70,8 @@ def filled(text: str, results: dict[str, Results]) -> str:
         match kind:
             case "run":
                 filling = _run(of(name), name)
+            case "capacity":
+                filling = _capacity(of(name).figures)
             case "twice":
                 filling = _twice(of(name), of(keys.strip()))
             case _:
@@ -106,6 +108,21 @@ def _table(of: Results, keys: list[str]) -> str:
                 between = spread(*of.spread[key]) if key in of.spread else ""
                 judged = limits.verdict(key, value, held_to).value
                 rows.append(f"| `{key}` | {rounded(value)} | {between} | {bar or ''} | {judged} |")
+    return "\n".join(rows) + "\n"
+
+
+def _capacity(figures: Figures) -> str:
+    loads = sorted(
+        {(int(each[1]), int(each[2]), float(each[3])) for key in figures if len(each := key.split(".", 4)) == 5}
+    )
+    rows = [
+        "| projects | subscribers | changes/s | CPU, % of a core | memory, MiB | requests to Milo/s |",
+        "|--:|--:|--:|--:|--:|--:|",
+    ]
+    for projects, subscribers, changes in loads:
+        key = f"capacity.{projects}.{subscribers}.{changes:g}"
+        found = (figures[f"{key}.{each}"] for each in ("cpu_percent", "rss_mib", "requests_per_s"))
+        rows.append(f"| {projects:,} | {subscribers} | {changes:g} | {' | '.join(rounded(each) for each in found)} |")
     return "\n".join(rows) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,13 @@ def _cpu_clock(pid: int) -> int:
     """The CPU clock of a process, as clock_getcpuclockid returns it on Linux."""
     scheduled = 2
     return (~pid << 3) | scheduled
+
+
+def free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port: int = unused.getsockname()[1]
+        return port
 
 
 async def standard_input() -> asyncio.StreamReader:

@@ -215,6 +215,7 @@ class Daemon:
                     self._journal.recent,
                     subscribers=lambda: service.streams,
                     credentials=issuer.health,
+                    credential_of=issuer.describe,
                 )
                 endpoint = Endpoint(
                     self._metrics,

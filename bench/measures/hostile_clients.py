@@ -10,7 +10,6 @@ subscriber while the clients attack another daemon on the machine.
 
 import datetime as dt
 import json
-import socket
 import time
 from collections import defaultdict
 from contextlib import AsyncExitStack
@@ -24,6 +23,7 @@ from bench import daemon as daemons
 from bench.daemon import Daemon
 from bench.hostile_clients import ATTACKS, HostileClients, hostile_clients
 from bench.milo import Milo
+from bench.process import free_port
 from bench.setting import Samples, Setting
 from bench.subscribers import synced
 from bench.writes import Writes, read_by, subscriber
@@ -42,11 +42,11 @@ async def measure(setting: Setting) -> Samples:
     samples: dict[str, list[float]] = defaultdict(list)
     _papers(folder)
     async with AsyncExitStack() as stack:
-        here = f"127.0.0.1:{_free_port()}"
+        here = f"127.0.0.1:{free_port()}"
         milo, daemon = await stack.enter_async_context(
             setting.daemon(scale.clusters, config=_config(folder, folder, here), listens=False)
         )
-        elsewhere, another = folder / "elsewhere", f"127.0.0.1:{_free_port()}"
+        elsewhere, another = folder / "elsewhere", f"127.0.0.1:{free_port()}"
         elsewhere.mkdir()
         config = _config(folder, elsewhere, another)
         await stack.enter_async_context(daemons.daemon(milo.access.kubeconfig, elsewhere, config=config, listens=False))
@@ -157,9 +157,3 @@ def _config(papers: Path, directory: Path, address: str) -> Path:
     path = directory / "hostile_clients.yaml"
     path.write_text(json.dumps(config))
     return path
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port

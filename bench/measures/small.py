@@ -66,7 +66,7 @@ async def _batches(setting: Setting, milo: Milo) -> list[bytes]:
 
 async def _daemon(setting: Setting, milo: Milo) -> Started:
     began = time.perf_counter()
-    async with daemons.daemon(milo.access.kubeconfig, setting.directory, serves_http=True) as daemon:
+    async with daemons.daemon(milo.access.kubeconfig, setting.directory, http_listen="127.0.0.1:0") as daemon:
         return await _synced(daemon, daemon.address, began)
 
 

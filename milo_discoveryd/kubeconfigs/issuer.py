@@ -67,6 +67,17 @@ class CredentialUnavailableError(CredentialError):
         self.retry_after_s = retry_after_s
 
 
+class HeldCredential(msgspec.Struct, frozen=True):
+    """What is held for one cluster, without the secret."""
+
+    source: str
+    type: str
+    expires_at: float | None
+    """None: nothing is held."""
+    problem: str
+    """Why no new credential can be obtained at present, or empty."""
+
+
 class Issuer:
     def __init__(
         self,
@@ -158,6 +169,19 @@ class Issuer:
             await handle.wait()
         issued = self._held(cluster)
         return self.trust(cluster.target, None if issued is None else issued.authorities).authorities
+
+    def describe(self, cluster: Cluster) -> HeldCredential | None:
+        """Return what operators of the cluster have at present, or None if no source covers it. Requests none."""
+        minter = self._minter(cluster, UNLIMITED)
+        if minter is None:
+            return None
+        issued, problem = minter.held_for(cluster), minter.problem(cluster)
+        return HeldCredential(
+            source=minter.source.name,
+            type=minter.source.type,
+            expires_at=None if issued is None else issued.expires_at,
+            problem="" if problem is None else str(problem),
+        )
 
     def refused(self, result: str) -> None:
         """Count a request that got no kubeconfig."""

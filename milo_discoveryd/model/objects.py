@@ -22,6 +22,7 @@ class Metadata(msgspec.Struct, gc=False):
     creationTimestamp: str | None = None
     deletionTimestamp: str | None = None
     namespace: str = ""
+    finalizers: list[str] | None = None
 
 
 class Condition(msgspec.Struct, gc=False):

@@ -13,8 +13,8 @@ from milo_discoveryd.modes.reading import (
     MalformedError,
     checked,
     checked_organization,
+    deletion_message,
     deletion_requested_at,
-    excerpt,
     labels,
     malformed,
     not_ready,
@@ -46,7 +46,6 @@ class ProjectMode:
                 return not_ready(obj, CONDITION, condition, organization)
             suspended = obj.condition("Suspended")
             cleanup = obj.condition("ResourceCleanup")
-            deletion = deletion_requested_at(metadata)
             target = Target(
                 name=name,
                 uid=metadata.uid,
@@ -54,8 +53,8 @@ class ProjectMode:
                 organization=organization,
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
-                deletion_requested_at=deletion,
-                deletion_message=excerpt(cleanup.message or "") if deletion is not None and cleanup else "",
+                deletion_requested_at=deletion_requested_at(metadata),
+                deletion_message=deletion_message(metadata, cleanup),
                 suspended=suspended is not None and suspended.status == "True",
             )
         except MalformedError as error:

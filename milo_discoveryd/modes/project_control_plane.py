@@ -17,6 +17,7 @@ from milo_discoveryd.modes.reading import (
     MalformedError,
     checked,
     checked_organization,
+    deletion_message,
     deletion_requested_at,
     labels,
     malformed,
@@ -60,6 +61,7 @@ class ProjectControlPlaneMode:
                 labels=labels(metadata),
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
                 deletion_requested_at=deletion_requested_at(metadata),
+                deletion_message=deletion_message(metadata),
             )
         except MalformedError as error:
             return malformed(metadata, error)

@@ -108,6 +108,15 @@ def deletion_requested_at(metadata: Metadata) -> float | None:
     return moment.timestamp()
 
 
+def deletion_message(metadata: Metadata, cleanup: Condition | None = None) -> str:
+    """Return what the deletion of an object waits for: by a condition, or by the finalizers that remain."""
+    if metadata.deletionTimestamp is None:
+        return ""
+    if cleanup is not None and cleanup.message:
+        return excerpt(cleanup.message)
+    return excerpt(f"waiting for finalizers: {', '.join(metadata.finalizers)}") if metadata.finalizers else ""
+
+
 def checked(name: str, pattern: re.Pattern[str], limit: int, what: str) -> str:
     """Return the name if it is safe in a URL: authors of upstream objects must not choose where the daemon connects."""
     if len(name) > limit or not pattern.fullmatch(name):

@@ -1,34 +1,46 @@
 """Collects the status of the daemon from its parts."""
 
-import heapq
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol
+from operator import itemgetter
+from typing import NamedTuple, Protocol
 
 import msgspec
 
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.kubeconfigs.issuer import HeldCredential
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
-from milo_discoveryd.model.cluster import ConnectivityState
+from milo_discoveryd.model.cluster import Cluster, ConnectivityState
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.filter import Filter
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState
 from milo_discoveryd.rfc3339 import rfc3339
+from milo_discoveryd.rights.caller_selector import verified_fields
 from milo_discoveryd.telemetry.status import (
+    PAGE_SIZE,
+    ClusterExplanation,
     ClusterQuery,
     ClusterRow,
+    ClusterTransition,
+    CredentialSummary,
     DaemonStatus,
     Identity,
     RecentChange,
     SourceSummary,
     SubscriberRow,
+    is_unreachable,
 )
 from milo_kube.reflect.source_status import SourceState
 
 RECENT_CHANGES_KEPT = 50
-SHOWN_AT_ONCE = 500
+SLICE = 250
+"""Records that are searched before other tasks get a turn."""
+LISTING_SHARE = 0.02
+"""The share of the time that listings for one search may take."""
 _NAMES_SHOWN = 3
 # States that need attention come first.
 _ORDER = (
@@ -49,6 +61,12 @@ class Subscriber(Protocol):
 
     @property
     def wanted(self) -> Filter: ...
+
+    @property
+    def caller(self) -> Caller: ...
+
+    def covers(self, cluster: Cluster) -> bool:
+        """Return whether the filter and the rights of the subscriber cover the cluster."""
 
 
 class RecentChanges:
@@ -83,40 +101,65 @@ class StatusBoard:
         *,
         subscribers: Callable[[], Iterable[Subscriber]],
         credentials: Callable[[], Iterable[SourceHealth]],
+        credential_of: Callable[[Cluster], HeldCredential | None],
     ) -> None:
         self._identity = identity
         self._fleet = fleet
         self._recent = recent
         self._subscribers = subscribers
         self._credentials = credentials
+        self._credential_of = credential_of
+        self._listings: dict[tuple[str, str], _Listing] = {}
 
-    def status(self, question: ClusterQuery, *, with_names: bool) -> DaemonStatus:
+    async def status(self, question: ClusterQuery, *, with_names: bool) -> DaemonStatus:
+        """Return the status. Searching the clusters lets other tasks run in between."""
+        matching = await self._matching(question) if with_names and not question.cluster else []
+        first = question.first_row(len(matching))
         now = Moment(time.time(), time.monotonic())
         registry = self._fleet.registry
-        matching = self._matching(question) if with_names else []
-        shown = heapq.nsmallest(SHOWN_AT_ONCE, matching, key=lambda pair: (_RANK[pair[1].state], pair[0]))
         return DaemonStatus(
             at=now.wall,
             identity=self._identity,
             source=self._source(now, with_message=with_names),
             engaged=registry.engaged,
             counts={state.value: registry.count(state) for state in _ORDER},
+            unreachable=registry.unreachable + registry.count(ObjectState.UNREACHABLE),
             deletions_unconfirmed=len(self._fleet.pending_reports),
             revision=self._fleet.log.head,
-            clusters=tuple(self._row(name, record) for name, record in shown),
+            clusters=tuple(self._row(name, record) for name, record in matching[first : first + PAGE_SIZE]),
             matching=len(matching),
             recent_changes=tuple(self._recent) if with_names else (),
-            subscribers=tuple(
-                sorted(
-                    (_subscriber(each, with_filter=with_names) for each in self._subscribers()),
-                    key=lambda row: (-row.lag, row.since),
-                )
-            ),
+            subscribers=_rows(self._subscribers(), with_names=with_names),
             credentials=tuple(each if with_names else _without_message(each) for each in self._credentials()),
+            explanation=self._explanation(question.cluster) if with_names and question.cluster else None,
         )
 
-    def _matching(self, question: ClusterQuery) -> list[tuple[str, ClusterRecord]]:
-        return [(name, record) for name, record in self._fleet.registry.items() if question.matches(name, record)]
+    async def _matching(self, question: ClusterQuery) -> list[tuple[str, ClusterRecord]]:
+        """Return the clusters that match, sorted by urgency and name.
+
+        A result is used again for a while, so that listings take at most a small share of the time.
+        """
+        key = (question.search, question.state)
+        kept = self._listings.get(key)
+        if kept is not None and kept.until > time.monotonic():
+            return kept.clusters
+        self._listings = {each: listing for each, listing in self._listings.items() if listing.until > time.monotonic()}
+        busy_s, matches = 0.0, question.matches
+        found: dict[ObjectState, list[tuple[str, ClusterRecord]]] = {state: [] for state in _ORDER}
+        known = list(self._fleet.registry.items())
+        for begin in range(0, len(known), SLICE):
+            if begin:
+                await asyncio.sleep(0)
+            began = time.thread_time()
+            for each in known[begin : begin + SLICE]:
+                if matches(*each):
+                    found[each[1].state].append(each)
+            busy_s += time.thread_time() - began
+        began = time.thread_time()
+        clusters = [each for state in _ORDER for each in sorted(found[state], key=_name)]
+        busy_s += time.thread_time() - began
+        self._listings[key] = _Listing(clusters, time.monotonic() + busy_s / LISTING_SHARE)
+        return clusters
 
     def _row(self, name: str, record: ClusterRecord) -> ClusterRow:
         waits_for = [each.key.name for each in self._fleet.registry.releases.awaited(name)]
@@ -137,10 +180,75 @@ class StatusBoard:
             synced=self._fleet.synced,
         )
 
+    def _explanation(self, name: str) -> ClusterExplanation:
+        record = self._fleet.registry[name]
+        if record is None:
+            return ClusterExplanation(name=name)
+        explained = ClusterExplanation(
+            name=name,
+            row=self._row(name, record),
+            uid=record.uid,
+            labels=() if record.present is None else record.present.labels,
+            transitions=tuple(
+                ClusterTransition(
+                    at=each.at,
+                    type=each.type.value,
+                    reason="" if each.reason is None else each.reason.value,
+                    message=each.message,
+                )
+                for each in reversed(record.transitions)
+            ),
+        )
+        cluster = record.cluster
+        return explained if cluster is None else self._about(explained, cluster)
 
-def _subscriber(subscriber: Subscriber, *, with_filter: bool) -> SubscriberRow:
-    wants = _in_words(subscriber.wanted) if with_filter else ""
-    return SubscriberRow(since=subscriber.opened_at, lag=subscriber.lag, wants=wants)
+    def _about(self, explained: ClusterExplanation, cluster: Cluster) -> ClusterExplanation:
+        """Add what is known of engaged clusters alone."""
+        target, held = cluster.target, self._credential_of(cluster)
+        return msgspec.structs.replace(
+            explained,
+            uid=target.uid,
+            labels=target.labels,
+            connectivity=cluster.connectivity.state.value,
+            connectivity_since=cluster.connectivity.since,
+            deletion_requested_at=target.deletion_requested_at,
+            deletion_waits_for=target.deletion_message,
+            credential=None if held is None else CredentialSummary(**msgspec.structs.asdict(held)),
+            subscribers=_rows((each for each in self._subscribers() if each.covers(cluster)), with_names=True),
+        )
+
+
+class _Listing(NamedTuple):
+    clusters: list[tuple[str, ClusterRecord]]
+    until: float
+    """When another one is made, on the monotonic clock."""
+
+
+_name = itemgetter(0)
+
+
+def _rows(subscribers: Iterable[Subscriber], *, with_names: bool) -> tuple[SubscriberRow, ...]:
+    rows = (
+        SubscriberRow(
+            since=each.opened_at,
+            lag=each.lag,
+            caller=_identity(each.caller) if with_names else "",
+            wants=_in_words(each.wanted) if with_names else "",
+        )
+        for each in subscribers
+    )
+    return tuple(sorted(rows, key=lambda row: (-row.lag, row.since)))
+
+
+def _identity(caller: Caller) -> str:
+    """Return what identifies the caller best. The address of its connection proves nothing."""
+    fields = dict(verified_fields(caller))
+    if caller.user:
+        return caller.user
+    if caller.sans:
+        return ", ".join(caller.sans)
+    known = ", ".join(f"{field} {fields[field]}" for field in ("uid", "pid") if field in fields)
+    return known or f"any caller of {caller.listener}"
 
 
 def _without_message(health: SourceHealth) -> SourceHealth:
@@ -148,17 +256,16 @@ def _without_message(health: SourceHealth) -> SourceHealth:
     return msgspec.structs.replace(health, problem="failing" if health.problem else "")
 
 
-_RANK = {state: rank for rank, state in enumerate(_ORDER)}
-
-
 def _row(name: str, record: ClusterRecord, suspicion: tuple[float, str] | None, waits_for: Sequence[str]) -> ClusterRow:
     target = None if record.latest is None else record.latest.target
+    fields = record.present or target
     return ClusterRow(
         name=name,
         state=record.state.value,
         engaged=record.engaged,
         since=record.since,
-        organization="" if target is None else target.organization,
+        unreachable=is_unreachable(record),
+        organization="" if fields is None else fields.organization,
         endpoint=target.endpoint if target is not None and record.engaged else "",
         notes=tuple(_notes(record, suspicion, waits_for)),
     )

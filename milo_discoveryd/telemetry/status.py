@@ -1,9 +1,18 @@
-"""The status of the daemon at one moment, as plain values."""
+"""The status of the daemon at one moment, as plain values, and which clusters of it are asked for. Pure."""
+
+import math
+from collections.abc import Callable
+from functools import cached_property
 
 import msgspec
 
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
-from milo_discoveryd.registry.registry import ClusterRecord
+from milo_discoveryd.model.cluster import ConnectivityState, Pairs
+from milo_discoveryd.registry.registry import ClusterRecord, ObjectState
+
+PAGE_SIZE = 50
+ENGAGED, UNREACHABLE = "engaged", "unreachable"
+"""States to ask for besides those of objects."""
 
 
 class Identity(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +37,8 @@ class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     engaged: bool
     since: float
+    unreachable: bool = False
+    """It does not answer connectivity probes, engaged or disengaged for it."""
     organization: str = ""
     endpoint: str = ""
     notes: tuple[str, ...] = ()
@@ -44,22 +55,104 @@ class RecentChange(msgspec.Struct, frozen=True, kw_only=True):
 class SubscriberRow(msgspec.Struct, frozen=True, kw_only=True):
     since: float
     lag: int
-    wants: str
+    """The number of revisions that it has not been sent yet."""
+    caller: str = ""
+    """Its identity, as the listener verified it."""
+    wants: str = ""
 
 
-class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True):
+class CredentialSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The credential that operators of one cluster have."""
+
+    source: str
+    type: str
+    expires_at: float | None = None
+    """None: none is held."""
+    problem: str = ""
+
+
+class ClusterTransition(msgspec.Struct, frozen=True, kw_only=True):
+    at: float
+    type: str
+    reason: str = ""
+    message: str = ""
+
+
+class ClusterExplanation(msgspec.Struct, frozen=True, kw_only=True):
+    """Why one cluster is engaged or not, and what there is to know about it."""
+
+    name: str
+    row: ClusterRow | None = None
+    """None: the name is not known."""
+    uid: str = ""
+    labels: Pairs = ()
+    connectivity: str = ""
+    connectivity_since: float | None = None
+    deletion_requested_at: float | None = None
+    deletion_waits_for: str = ""
+    credential: CredentialSummary | None = None
+    transitions: tuple[ClusterTransition, ...] = ()
+    """Newest first."""
+    subscribers: tuple[SubscriberRow, ...] = ()
+    """Those whose filter and rights cover it."""
+
+
+class ClusterQuery(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """Selects the clusters to show."""
 
     search: str = ""
-    """A part of the name, the organization or the message, in any case."""
+    """Words, of which each must be in the name, the organization, the message or a label, in any case."""
     state: str = ""
+    page: int = 1
+    cluster: str = ""
+    """The name of a cluster to explain, instead of listing any."""
 
-    def matches(self, name: str, record: ClusterRecord) -> bool:
-        if self.state and record.state.value != self.state:
-            return False
-        wanted = self.search.casefold()
-        organization = "" if record.latest is None else record.latest.target.organization
-        return not wanted or any(wanted in said.casefold() for said in (name, organization, record.message))
+    @property
+    def is_selective(self) -> bool:
+        return bool(self.search or self.state or self.page > 1)
+
+    def pages(self, matching: int) -> int:
+        return max(1, math.ceil(matching / PAGE_SIZE))
+
+    def first_row(self, matching: int) -> int:
+        """Return the index of the first row on the page, or on the last page if there are fewer."""
+        return (min(max(self.page, 1), self.pages(matching)) - 1) * PAGE_SIZE
+
+    @cached_property
+    def matches(self) -> Callable[[str, ClusterRecord], bool]:
+        """A predicate on the name and the record of a cluster."""
+        words, state = self.search.casefold().split(), self.state
+        has_state: Callable[[ClusterRecord], bool] = _STATES.get(state, lambda record: record.state.value == state)
+        if not words:
+            return lambda _, record: has_state(record)
+        return lambda name, record: has_state(record) and all(_has_word(name, record, word) for word in words)
+
+
+_STATES: dict[str, Callable[[ClusterRecord], bool]] = {
+    "": lambda _: True,
+    ENGAGED: lambda record: record.engaged,
+    UNREACHABLE: lambda record: is_unreachable(record),  # noqa: PLW0108 - defined below
+}
+
+
+def _has_word(name: str, record: ClusterRecord, word: str) -> bool:
+    if word in name or (record.message and word in record.message.casefold()):
+        return True
+    fields = record.present or (None if record.latest is None else record.latest.target)
+    if fields is None:
+        return False
+    if word in fields.organization.casefold():
+        return True
+    key, separator, value = word.partition("=")
+    if separator:
+        return any(each.casefold().endswith(key) and its.casefold().startswith(value) for each, its in fields.labels)
+    return any(word in each.casefold() or word in its.casefold() for each, its in fields.labels)
+
+
+def is_unreachable(record: ClusterRecord) -> bool:
+    if record.cluster is not None:
+        return record.cluster.connectivity.state is ConnectivityState.UNREACHABLE
+    return record.state is ObjectState.UNREACHABLE
 
 
 class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -69,12 +162,16 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     engaged: int
     counts: dict[str, int]
     """Known objects, by state."""
+    unreachable: int
+    """Clusters that do not answer connectivity probes, engaged or disengaged for it."""
     deletions_unconfirmed: int
     revision: int
     clusters: tuple[ClusterRow, ...]
     matching: int
-    """The number of clusters that match the query; `clusters` has the first of them."""
+    """The number of clusters that match the query; `clusters` has one page of them."""
     recent_changes: tuple[RecentChange, ...]
     """Engagements and disengagements, newest first."""
     subscribers: tuple[SubscriberRow, ...]
+    """Those that are furthest behind first."""
     credentials: tuple[SourceHealth, ...]
+    explanation: ClusterExplanation | None = None

@@ -18,14 +18,14 @@ _DRIP_EVERY_S = 0.05
 
 
 class Line:
-    def __init__(self, target: int | str) -> None:
-        """The target: a port of this host, or the path of a Unix socket."""
+    def __init__(self, target: int | str, port: int = 0) -> None:
+        """The target: a port of this host, or the path of a Unix socket. `port`: where it listens; 0 is any."""
         self._target = target
         self._server: asyncio.Server | None = None
         self._open: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._drips = False
         self._swallows = False
-        self.port = 0
+        self.port = port
         self.swallowed = 0
         """The bytes forwarded in both directions."""
 

@@ -10,6 +10,8 @@ from typing import Protocol
 import msgspec
 
 from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.change_notifier import Waiter
 from milo_discoveryd.registry.cursor import Batch, Cursor
@@ -88,6 +90,14 @@ class WatchStream:
     @property
     def wanted(self) -> Filter:
         return self._asked.wanted
+
+    @property
+    def caller(self) -> Caller:
+        return self._call.caller
+
+    def covers(self, cluster: Cluster) -> bool:
+        """Return whether the filter and the rights of the subscriber cover the cluster."""
+        return self._shown.matches(cluster)
 
     @property
     def lag(self) -> int:

@@ -39,8 +39,11 @@ class Gateway:
         self._url = url
         self._tokens = tokens
         self._faults = faults
+        self.requests = 0
+        """The number of requests, answered or not."""
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        self.requests += 1
         try:
             return await self._answer(request)
         except (RefusedError, PlainError) as refusal:

@@ -76,7 +76,7 @@ class Sandbox:
         )
         self.tokens.holds = self.infrastructure.holds
         self.token_endpoint = TokenEndpoint(self.tokens, time.time)
-        gateway = Gateway(
+        self._gateway = gateway = Gateway(
             self._api,
             self._project_apis,
             self.infrastructure,
@@ -116,6 +116,11 @@ class Sandbox:
     @property
     def ca_pem(self) -> bytes:
         return self._identity.ca_pem
+
+    @property
+    def requests(self) -> int:
+        """The number of requests so far."""
+        return self._gateway.requests
 
     def control_plane_url(self, project: str) -> str:
         return f"{self.url}/apis/{PROJECTS.api_version}/{PROJECTS.plural}/{project}/control-plane"

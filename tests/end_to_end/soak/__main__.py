@@ -1,4 +1,8 @@
-"""`./dev soak --minutes N [--real] [--seed S] [--report FILE]`: faults for so long, and what came of them.
+"""`./dev soak --minutes N [--state FOLDER] [--real] [--seed S] [--report FILE]`: faults for a time, and a report.
+
+With `--state` a soak is done in pieces that add up: each begins with the objects and the daemons' state files that
+the one before left in the folder, and the report covers all of them. Ctrl-C ends a piece after the present fault; it
+counts.
 
 Ends with 0 where every history was what it should be and everybody recovered, with 1 where not, and with 3 where real
 servers were asked for and there is no go command. The report is markdown; beside it is one for programs, in JSON.
@@ -6,7 +10,7 @@ servers were asked for and there is no go command. The report is markdown; besid
 
 import argparse
 import asyncio
-import json
+import signal
 import sys
 import time
 from pathlib import Path
@@ -17,7 +21,8 @@ import click
 from tests.end_to_end.real.builds import GoMissingError, UnobtainableError
 from tests.end_to_end.real.builds import say_to_stderr as say_of_builds
 from tests.end_to_end.real.programs import programs
-from tests.end_to_end.soak.report import Report
+from tests.end_to_end.soak.report import Report, merged
+from tests.end_to_end.soak.saved_state import SavedState
 from tests.end_to_end.soak.servers import RealServer, SandboxServer, Server
 from tests.end_to_end.soak.soak import Soak
 
@@ -28,19 +33,28 @@ def main() -> int:
     parser.add_argument("--real", action="store_true", help="against a real API server (needs Go)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--report", type=Path, help="a file for the report; printed in any case")
+    parser.add_argument("--state", type=Path, metavar="FOLDER", help="continue the soak of this folder, or begin one")
     asked = parser.parse_args()
+    saved = None if asked.state is None else SavedState(asked.state)
+    if saved is not None and asked.real:
+        parser.error("--state needs the sandbox, whose objects outlive it")
+    earlier = [] if saved is None else saved.reports()
+    seed = earlier[0].seed if earlier else asked.seed
     try:
-        report = asyncio.run(_soak(asked.minutes, asked.seed, is_real=asked.real))
+        report = asyncio.run(_soak(asked.minutes, seed, len(earlier), saved, is_real=asked.real))
     except GoMissingError as error:
         _say(str(error))
         return 3
     except UnobtainableError as error:
         _say(str(error))
         return 1
+    if saved is not None:
+        saved.add(report)
+        report = merged([*earlier, report])
     click.echo(report.markdown())
     if asked.report is not None:
         asked.report.write_text(report.markdown())
-        asked.report.with_suffix(".json").write_text(json.dumps(report.json(), indent=1))
+        asked.report.with_suffix(".json").write_bytes(report.json())
     return 1 if report.failures else 0
 
 
@@ -48,13 +62,17 @@ def _say(words: str) -> None:
     click.echo(f"dev soak: {words}", err=True)
 
 
-async def _soak(minutes: float, seed: int, *, is_real: bool) -> Report:
+async def _soak(minutes: float, seed: int, piece: int, saved: SavedState | None, *, is_real: bool) -> Report:
     with TemporaryDirectory(prefix="milo-soak-") as name:
         folder = Path(name)
         server: Server = SandboxServer(folder)
         if is_real:
             server = RealServer(await asyncio.to_thread(programs, say_of_builds), folder)
-        return await Soak(server, folder, seed, _say).run(minutes)
+        ports = None if saved is None else saved.restore(folder)
+        soak = Soak(server, folder, seed, _say, ports, piece=piece)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, soak.end)
+        return await soak.run(minutes, saved)
 
 
 if __name__ == "__main__":

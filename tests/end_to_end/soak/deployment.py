@@ -46,11 +46,12 @@ time.sleep(100_000)
 class Daemon:
     """One of the two, and the way to its API server."""
 
-    def __init__(self, name: str, folder: Path, server: Server) -> None:
+    def __init__(self, name: str, folder: Path, server: Server, port: int = 0) -> None:
+        """`port`: where it finds its API server; 0 is any."""
         self.name = name
         self.folder = folder
         self.server = server
-        self.line = Line(server.port)
+        self.line = Line(server.port, port)
         self.socket = folder / f"{name}.sock"
         self.state = folder / f"{name}.state"
         self._config = folder / f"{name}.yaml"

@@ -16,7 +16,12 @@ class Disk:
         self._is_mounted = False
 
     async def __aenter__(self) -> Self:
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        restored = {path.name: path.read_bytes() for path in self._folder.iterdir()}
         self._is_mounted = await _run("mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(self._folder))
+        for name, content in restored.items() if self._is_mounted else ():
+            (self._folder / name).write_bytes(content)
+            (self._folder / name).chmod(0o600)
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -25,6 +25,16 @@ class Sample:
     tasks: int
 
 
+@dataclass(frozen=True)
+class Slope:
+    """The use of one resource over time."""
+
+    an_hour: float
+    first: float
+    last: float
+    most: float
+
+
 @dataclass
 class Gauges:
     samples: list[Sample] = field(default_factory=list)
@@ -64,6 +74,8 @@ class Gauges:
     def slope(self, of: str) -> float:
         """An hour, over the warm part."""
         warm = self.warm()
+        if len(warm) < 2:
+            return 0.0
         line = linear_regression([sample.at for sample in warm], [getattr(sample, of) for sample in warm])
         return line.slope * 3600.0
 
@@ -72,6 +84,12 @@ class Gauges:
         values = [getattr(sample, of) for sample in self.warm()]
         tenth = max(1, len(values) // 10)
         return median(values[:tenth]), median(values[-tenth:]), max(values)
+
+    def of(self, what: str) -> Slope:
+        return Slope(self.slope(what), *self.ends(what))
+
+    def slopes(self) -> dict[str, Slope]:
+        return {what: self.of(what) for what in ("memory_mib", "resident_mib", "files", "tasks")}
 
 
 def _own_mib(status: str) -> float:

@@ -1,10 +1,13 @@
-"""The report of a soak test, as JSON and as markdown."""
+"""The report of a soak test, of one piece or of several together, as JSON and as markdown."""
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
 
 from tests.end_to_end.process.history import History
-from tests.end_to_end.soak.gauges import Gauges
+from tests.end_to_end.soak.gauges import Sample, Slope
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,10 @@ class Subscriber:
     def of(cls, history: History) -> "Subscriber":
         return cls(history.who, len(history.streams), len(list(history.batches())), len(list(history.events())))
 
-
-@dataclass(frozen=True)
-class Slope:
-    an_hour: float
-    first: float
-    last: float
-    most: float
-
-    @classmethod
-    def of(cls, gauges: Gauges, what: str) -> "Slope":
-        return cls(gauges.slope(what), *gauges.ends(what))
+    def __add__(self, other: "Subscriber") -> "Subscriber":
+        return Subscriber(
+            self.who, self.streams + other.streams, self.batches + other.batches, self.events + other.events
+        )
 
 
 @dataclass
@@ -54,39 +50,17 @@ class Report:
     client_events: int
     handed: int
     """The number of credentials."""
-    gauges: Gauges
+    stalled: int
+    """Streams that the steady daemon ended because the subscriber stalled."""
+    slopes: dict[str, Slope]
+    samples: list[Sample] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    pieces: int = 1
+    restored: int = 0
+    """Pieces that began with the objects and the daemons' state files of the piece before."""
 
-    @property
-    def stalled(self) -> int:
-        """Streams that the steady daemon ended because the subscriber stalled."""
-        return int(
-            self.gauges.last.get(
-                "grpc_server_handled_total Aborted WatchClusters milo.discovery.v1.DiscoveryService server_stream", 0.0
-            )
-        )
-
-    def slopes(self) -> dict[str, Slope]:
-        return {what: Slope.of(self.gauges, what) for what in ("memory_mib", "resident_mib", "files", "tasks")}
-
-    def json(self) -> dict[str, Any]:
-        return {
-            "server": self.server,
-            "seed": self.seed,
-            "minutes": round(self.minutes, 1),
-            "faults": self.faults,
-            "recoveries": {name: [asdict(each) for each in all_of_it] for name, all_of_it in self.recoveries.items()},
-            "disk": self.disk,
-            "writes": self.writes,
-            "writes_lost": self.writes_lost,
-            "subscribers": [asdict(each) for each in self.subscribers],
-            "client_events": self.client_events,
-            "handed": self.handed,
-            "stalled": self.stalled,
-            "slopes": {name: asdict(slope) for name, slope in self.slopes().items()},
-            "samples": [asdict(sample) for sample in self.gauges.samples],
-            "failures": self.failures,
-        }
+    def json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self), indent=1)
 
     def markdown(self) -> str:
         return "\n".join([*self._summary(), "", *self._table_of_faults(), "", *self._table_of_slopes(), ""])
@@ -94,8 +68,10 @@ class Report:
     def _summary(self) -> list[str]:
         events = sum(each.events for each in self.subscribers) + self.client_events
         streams = sum(each.streams for each in self.subscribers)
+        hours = f"{self.minutes:.0f} minutes" if self.pieces == 1 else f"{self.minutes / 60:.1f} hours"
+        in_pieces = "" if self.pieces == 1 else f" in {self.pieces} pieces, {self.restored} of which continued another,"
         return [
-            f"{self.minutes:.0f} minutes against {self.server}, seed {self.seed}: {sum(self.faults.values())} faults "
+            f"{hours}{in_pieces} against {self.server}, seed {self.seed}: {sum(self.faults.values())} faults "
             f"of {len(self.faults)} kinds, {self.writes} writes upstream.",
             f"Validated: {events} events on {streams} streams, of {len(self.subscribers)} recorded subscribers and one "
             f"of the client library, and {self.handed} credentials.",
@@ -125,7 +101,7 @@ class Report:
             "files": "open files",
             "tasks": "tasks",
         }
-        for what, slope in self.slopes().items():
+        for what, slope in self.slopes.items():
             rows.append(
                 f"| {titles[what]} | {slope.first:.1f} | {slope.last:.1f} | {slope.most:.1f} | {slope.an_hour:+.2f} |"
             )
@@ -139,3 +115,53 @@ def _row(name: str, took: list[float]) -> str:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
     return f"| {name} | {len(took)} | {at(0.5):.1f} s | {at(0.99):.1f} s | {ordered[-1]:.1f} s |"
+
+
+def merged(reports: Sequence[Report]) -> Report:
+    """One report of all pieces.
+
+    Growth per hour is the mean of the pieces, by their length, since each has processes of its own.
+    """
+    first, minutes = reports[0], sum(each.minutes for each in reports)
+    faults: dict[str, int] = defaultdict(int)
+    recoveries: dict[str, list[Recovery]] = defaultdict(list)
+    subscribers: dict[str, Subscriber] = {}
+    for report in reports:
+        for name, count in report.faults.items():
+            faults[name] += count
+        for name, took in report.recoveries.items():
+            recoveries[name] += took
+        for each in report.subscribers:
+            subscribers[each.who] = subscribers[each.who] + each if each.who in subscribers else each
+    return Report(
+        server=first.server,
+        seed=first.seed,
+        minutes=minutes,
+        faults=dict(faults),
+        groups={name: group for report in reports for name, group in report.groups.items()},
+        recoveries=dict(recoveries),
+        disk=first.disk,
+        writes=sum(each.writes for each in reports),
+        writes_lost=sum(each.writes_lost for each in reports),
+        subscribers=list(subscribers.values()),
+        client_events=sum(each.client_events for each in reports),
+        handed=sum(each.handed for each in reports),
+        stalled=sum(each.stalled for each in reports),
+        slopes={what: _slope((each.minutes, each.slopes[what]) for each in reports) for what in first.slopes},
+        failures=[
+            f"piece {number}: {failure}" for number, report in enumerate(reports, 1) for failure in report.failures
+        ],
+        pieces=sum(each.pieces for each in reports),
+        restored=sum(each.restored for each in reports),
+    )
+
+
+def _slope(pieces: Iterable[tuple[float, Slope]]) -> Slope:
+    found = list(pieces)
+    minutes = sum(lasted for lasted, _ in found)
+    return Slope(
+        an_hour=sum(lasted * slope.an_hour for lasted, slope in found) / minutes,
+        first=found[0][1].first,
+        last=found[-1][1].last,
+        most=max(slope.most for _, slope in found),
+    )

@@ -26,7 +26,7 @@ AUTHORITY = "ca.pem"
 TOKEN = "own.token"
 READY = "ready"
 
-_DATA = "objects"
+DATA = "objects"
 _BOOKMARKS_EVERY_S = 5.0
 _TOKENS_LIVE_S = 60.0
 _GRACE_S = 4.0
@@ -57,7 +57,7 @@ async def serve(folder: Path, port: int) -> None:
     sandbox = Sandbox(
         port=port, features=Features(pace=Pace(bookmark_interval=_BOOKMARKS_EVERY_S)), token_life=_TOKENS_LIVE_S
     )
-    remember(sandbox.store, folder / _DATA)
+    remember(sandbox.store, folder / DATA)
     # It has another CA each time: whoever trusts the file has to read it anew.
     write_secret(folder / AUTHORITY, sandbox.ca_pem.decode())
     loop = asyncio.get_running_loop()

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
@@ -15,6 +15,7 @@ from tests.end_to_end.soak.deployment import Daemon, Deployment
 from tests.end_to_end.soak.disk import Disk
 from tests.end_to_end.soak.faults import Faults, Kind
 from tests.end_to_end.soak.report import Recovery, Report, Subscriber
+from tests.end_to_end.soak.saved_state import Ports, SavedState
 from tests.end_to_end.soak.servers import Server
 from tests.end_to_end.soak.world import MARK, World
 
@@ -23,42 +24,58 @@ PATIENCE_S = 150.0
 """After a fault, for everybody who reads to know everything. Beyond that it is a failure, and the soak goes on."""
 _LOOK_EVERY_S = 0.02
 
+_STALLED = "grpc_server_handled_total Aborted WatchClusters milo.discovery.v1.DiscoveryService server_stream"
+
 Say = Callable[[str], None]
 
 
 class Soak:
-    def __init__(self, server: Server, folder: Path, seed: int, say: Say) -> None:
+    def __init__(
+        self, server: Server, folder: Path, seed: int, say: Say, ports: Ports | None = None, *, piece: int = 0
+    ) -> None:
+        """`ports`: those of the piece that this one continues; `piece`: how many there were before."""
+        self.ports = ports or Ports()
         self._server = server
         self._folder = folder
         self._seed = seed
         self._say = say
-        self._random = Random(seed)
+        self._random = Random(f"{seed}-{piece}") if piece else Random(seed)
+        self._is_ending = False
         self._failures: list[str] = []
         self._recoveries: dict[str, list[Recovery]] = defaultdict(list)
 
-    async def run(self, minutes: float) -> Report:
+    def end(self) -> None:
+        """Let the piece end after the present fault, and count."""
+        self._is_ending = True
+
+    async def run(self, minutes: float, saved: SavedState | None = None) -> Report:
+        """`saved`: where to leave what the next piece begins with."""
         server, folder = self._server, self._folder
         began = time.monotonic()
         async with AsyncExitStack() as stack:
             stack.push_async_callback(server.close)
             await server.start()
             self._world = world = World(server, Random(self._seed))
-            await world.found()
-            (folder / "faulted.state").mkdir()
+            continues = await world.found()
             disk = await stack.enter_async_context(Disk(folder / "faulted.state"))
-            faulted = await stack.enter_async_context(Daemon("faulted", folder, server))
-            steady = await stack.enter_async_context(Daemon("steady", folder, server))
+            faulted = await stack.enter_async_context(Daemon("faulted", folder, server, self.ports.faulted))
+            steady = await stack.enter_async_context(Daemon("steady", folder, server, self.ports.steady))
+            self.ports = Ports(faulted.line.port, steady.line.port)
             self._deployment = deployment = Deployment(faulted, steady)
             faults = Faults(server, deployment, disk, self._random)
             async with deployment.at_work():
                 churning = asyncio.create_task(world.churn(CHANGES_PER_SECOND), name="churn")
                 await self._until_well()
-                while time.monotonic() < began + minutes * 60.0 and steady.process.is_running:
+                if continues:
+                    self._failures += _not_restored((faulted, steady))
+                while not self._is_ending and time.monotonic() < began + minutes * 60.0 and steady.process.is_running:
                     await self._strike(faults.next())
                     await asyncio.sleep(self._random.uniform(0.5, 3.0))
                 churning.cancel()
                 await asyncio.wait((churning,))
                 await self._end(faulted, steady)
+            if saved is not None:
+                saved.save(folder, self.ports)
         histories = [recorder.history for recorder in deployment.recorders]
         self._failures += breaches(histories, world.upstream)
         self._failures += [f"client: {breach}" for breach in alternating(deployment.watched)]
@@ -77,8 +94,11 @@ class Soak:
             subscribers=[Subscriber.of(history) for history in histories],
             client_events=len(deployment.watched),
             handed=len(handed),
-            gauges=deployment.gauges,
+            stalled=int(deployment.gauges.last.get(_STALLED, 0.0)),
+            slopes=deployment.gauges.slopes(),
+            samples=deployment.gauges.samples,
             failures=self._failures,
+            restored=int(continues),
         )
 
     async def _strike(self, kind: Kind) -> None:
@@ -136,3 +156,10 @@ class Soak:
                 self._failures.append(f"the {daemon.name} daemon raised: {daemon.process.tail(60)}")
             if not daemon.process.is_running:
                 self._failures.append(f"the {daemon.name} daemon has ended: {daemon.process.tail()}")
+
+
+def _not_restored(daemons: Iterable[Daemon]) -> Iterator[str]:
+    """Daemons that did not serve the clusters of their state file."""
+    for daemon in daemons:
+        if refused := daemon.process.events("state refused"):
+            yield f"the {daemon.name} daemon refused its state file: {refused[-1]['problem']}"

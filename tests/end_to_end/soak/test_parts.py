@@ -1,6 +1,10 @@
 """Tests of what a soak test's verdict relies on: its arithmetic, its report and the restartable sandbox."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -8,8 +12,11 @@ from milo_sandbox import Sandbox
 from milo_sandbox.history import CompactedError
 from milo_sandbox.resources import PROJECTS
 from tests.end_to_end.soak.gauges import Gauges, Sample
-from tests.end_to_end.soak.report import Recovery, Report, Subscriber
+from tests.end_to_end.soak.report import Recovery, Report, Subscriber, merged
 from tests.end_to_end.soak.sandbox_process import remember
+from tests.end_to_end.soak.saved_state import SavedState
+from tests.end_to_end.soak.servers import SandboxServer
+from tests.end_to_end.soak.soak import Soak
 
 PAGE = """\
 # TYPE process_resident_memory_bytes gauge
@@ -56,8 +63,8 @@ def test_sample_reports_start_and_end() -> None:
     assert (round(first), round(last), round(most)) == (83, 86, 86)
 
 
-def test_report_counts_and_lists_failures() -> None:
-    report = Report(
+def report(**changes: Any) -> Report:
+    plain = Report(
         server="the sandbox",
         seed=1,
         minutes=60.0,
@@ -70,18 +77,59 @@ def test_report_counts_and_lists_failures() -> None:
         subscribers=[Subscriber("fast", 3, 200, 100)],
         client_events=50,
         handed=7,
-        gauges=growing(1.5),
+        stalled=4,
+        slopes=growing(1.5).slopes(),
         failures=["not well 150 s after: cut"],
     )
-    text = report.markdown()
-    assert "3 faults of 2 kinds" in text
+    return replace(plain, **changes)
+
+
+def test_report_counts_and_lists_failures() -> None:
+    text = report().markdown()
+    assert "60 minutes against the sandbox, seed 1: 3 faults of 2 kinds" in text
     assert "Validated: 150 events on 3 streams" in text
     assert "and 7 credentials." in text
     assert "over the limit: 1.**\n- not well 150 s after: cut" in text
     assert "| **all of transport** | 2 | 3.0 s | 3.0 s | 3.0 s |" in text
     assert "| anonymous memory, MiB | 80.8 | 81.5 | 81.5 | +1.50 |" in text
     assert "never" not in text
-    assert report.json()["recoveries"]["killed"] == [{"lasted_s": 2.0, "took_s": 4.0}]
+    found = json.loads(report().json())
+    assert found["recoveries"]["killed"] == [{"lasted_s": 2.0, "took_s": 4.0}]
+
+
+def test_pieces_add_up_in_one_report() -> None:
+    pieces = [report(minutes=480.0), report(minutes=960.0, slopes=growing(3.0).slopes(), failures=[], restored=1)]
+    whole = merged(pieces)
+    text = whole.markdown()
+    assert "24.0 hours in 2 pieces, 1 of which continued another, against the sandbox, seed 1: 6 faults" in text
+    assert "Validated: 300 events on 6 streams, of 1 recorded subscribers" in text
+    assert "over the limit: 1.**\n- piece 1: not well" in text
+    assert whole.slopes["memory_mib"].an_hour == pytest.approx(2.5)
+    assert merged([merged(pieces), report()]).pieces == 3
+
+
+def test_saved_state_keeps_the_reports_of_pieces(tmp_path: Path) -> None:
+    saved = SavedState(tmp_path / "state")
+    for each in (report(), report(minutes=2.0)):
+        saved.add(each)
+    assert SavedState(tmp_path / "state").reports() == [report(), report(minutes=2.0)]
+
+
+async def test_piece_continues_with_objects_and_state_of_the_one_before(tmp_path: Path) -> None:
+    saved = SavedState(tmp_path / "state")
+    names: list[set[str]] = []
+    for piece in range(2):
+        with TemporaryDirectory(prefix="milo-") as name:
+            work = Path(name)
+            ports = saved.restore(work)
+            soak = Soak(SandboxServer(work), work, 1, lambda _: None, ports, piece=piece)
+            found = await soak.run(0.0, saved)
+            assert found.failures == []
+            assert found.restored == piece
+            names.append(set(soak._world.upstream.names()))
+        saved.add(found)
+    assert names[0] == names[1]
+    assert [each.restored for each in saved.reports()] == [0, 1]
 
 
 def test_sandbox_restart_keeps_objects_and_compacts_history(tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ class World:
         self._server = server
         self._random = random
         self._writes = 0
+        self._piece = 0
+        """Pieces of the soak before this one: their marks must not be taken for one of this piece."""
         self._doubtful = ""
         self._turn = asyncio.Lock()
         self.upstream = Upstream()
@@ -52,18 +54,25 @@ class World:
     async def mark(self) -> str:
         """Writes a label on the marker, however long that takes; to be called while it is quiet."""
         self._writes += 1
-        mark = str(self._writes)
+        mark = f"{self._piece}-{self._writes}"
         labels = {"mark": mark, "env": "prod"}
         while not await self._try(lambda api: self._label(api, MARK, labels)):  # noqa: ASYNC110 - the server knows
             await asyncio.sleep(_TRY_AGAIN_S)
         return mark
 
-    async def found(self) -> None:
-        """What there is at the beginning."""
+    async def found(self) -> bool:
+        """What there is at the beginning: what an earlier piece left, or new objects. Returns whether it was left."""
         async with self._server.api() as api:
+            for document in (await api.call("GET", COLLECTION))["items"]:
+                self._note(document["metadata"]["name"], document)
+            if self.upstream.names():
+                before = dict(self.upstream[MARK].labels).get("mark", "0-0")
+                self._piece = int(before.partition("-")[0]) + 1
+                return True
             await self._create(api, MARK, ready=True)
             for name in NAMES[: len(NAMES) * 2 // 3]:
                 await self._create(api, name, ready=True)
+        return False
 
     @property
     def writes(self) -> int:

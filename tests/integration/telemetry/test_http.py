@@ -15,12 +15,12 @@ from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.telemetry.audit import Audit
 from milo_discoveryd.telemetry.board import RecentChanges, StatusBoard
-from milo_discoveryd.telemetry.http import CONNECTIONS, Endpoint
+from milo_discoveryd.telemetry.http import CONNECTIONS, VIEWERS, Endpoint
 from milo_discoveryd.telemetry.journal import Journal
 from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
 from milo_kube.http.headers import Headers
-from milo_kube.http.server import Request
+from milo_kube.http.server import HttpReply, Request, StreamedReply
 
 
 @pytest.fixture
@@ -67,7 +67,14 @@ def a_port(names_for: str = "loopback", hosts: Sequence[str] = ()) -> Endpoint:
     metrics.follow(fleet, 10)
     health = SourceHealth(name="exec", type="exec", problem="the plugin failed for shop", expires_at=None, leases=0)
     identity = Identity(version="1", mode="single", epoch="e", started_at=0.0)
-    board = StatusBoard(identity, fleet, RecentChanges(), subscribers=lambda: (), credentials=lambda: [health])
+    board = StatusBoard(
+        identity,
+        fleet,
+        RecentChanges(),
+        subscribers=lambda: (),
+        credentials=lambda: [health],
+        credential_of=lambda _: None,
+    )
     return Endpoint(metrics, board, ready=dict, names_for=names_for, hosts=hosts)
 
 
@@ -87,6 +94,7 @@ async def test_names_are_shown_to_those_that_http_names_allows(
     path: str, names_for: str, peer: str, shown: bool
 ) -> None:
     response = await a_port(names_for)._answer(request(path, peer=peer))
+    assert isinstance(response, HttpReply)
     assert response.status == 200
     assert (b"shop" in response.body) == shown
     assert b"engaged" in response.body
@@ -113,7 +121,33 @@ async def test_names_are_shown_to_those_that_http_names_allows(
 )
 async def test_host_header_of_another_site_is_refused(host: str, is_ours: bool) -> None:
     port = a_port(hosts=["metrics.example.com"])
-    for path in ("/", "/metrics"):
+    for path in ("/", "/events", "/metrics"):
         assert (await port._answer(request(path, host=host))).status == (200 if is_ours else 421)
     for path in ("/livez", "/readyz"):  # a kubelet may be told to send any host, and there are no names in these
         assert (await port._answer(request(path, host=host))).status == 200
+
+
+async def test_events_name_clusters_only_to_those_that_http_names_allows() -> None:
+    for names_for, is_shown in (("everyone", True), ("nobody", False)):
+        reply = await a_port(names_for)._answer(request("/events"))
+        assert isinstance(reply, StreamedReply)
+        assert reply.content_type == "text/event-stream"
+        async with asyncio.timeout(20):
+            assert await anext(reply.chunks) == b"retry: 2000\n\n"
+            event = await anext(reply.chunks)
+        await reply.chunks.aclose()
+        assert event.startswith(b"event: status\ndata: {")
+        assert event.count(b"\n") == 3, "one line of data"
+        assert (b"shop" in event) == is_shown
+
+
+async def test_viewers_are_limited_and_leave_their_places() -> None:
+    port = a_port()
+    open_ones = [await port._answer(request("/events")) for _ in range(VIEWERS)]
+    for each in open_ones:
+        assert isinstance(each, StreamedReply)
+        await anext(each.chunks)
+    assert (await port._answer(request("/events"))).status == 503
+    assert isinstance(open_ones[0], StreamedReply)
+    await open_ones[0].chunks.aclose()
+    assert (await port._answer(request("/events"))).status == 200

@@ -1,39 +1,28 @@
-"""The page of a running daemon, in a browser."""
+"""The page of a running daemon, in headless Chromium and as JSON."""
 
-import asyncio
 import json
-import shutil
-from asyncio.subprocess import DEVNULL, PIPE
-from pathlib import Path
+from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 
 from milo_discovery import DiscoveryClient
 from tests.end_to_end.process.conftest import Place, folder, place
 from tests.end_to_end.process.daemon import DaemonProcess
+from tests.support.browser import Browser, browsing
+from tests.support.contrast import CONTRASTS
 from tests.tooling.deploy.web import get
 
 __all__ = ["folder", "place"]
 
-
-def chromium() -> str:
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("no Chromium is installed: the page is judged as text alone")
+WIDE, NARROW = (1280, 900), (390, 844)
+OWN_IDENTITY = {"name": "own", "type": "project-kubeconfig", "share_discovery_identity": True}
 
 
-async def in_browser(url: str, profile: Path, *flags: str) -> tuple[str, str]:
-    """The document as the browser has it in the end, and what it complained of."""
-    process = await asyncio.create_subprocess_exec(
-        chromium(), "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
-        f"--user-data-dir={profile}", "--virtual-time-budget=2000", *flags, url,
-        stdin=DEVNULL, stdout=PIPE, stderr=PIPE,
-    )  # fmt: skip
-    async with asyncio.timeout(90):
-        document, said = await process.communicate()
-    console = "\n".join(line for line in said.decode().splitlines() if "CONSOLE" in line)
-    return document.decode(), console
+@pytest.fixture
+async def browser() -> AsyncIterator[Browser]:
+    async with browsing() as found:
+        yield found
 
 
 async def page_of(daemon: DaemonProcess) -> str:
@@ -42,32 +31,97 @@ async def page_of(daemon: DaemonProcess) -> str:
     return str(daemon.events("started")[-1]["http"])
 
 
-async def test_status_page_renders_in_browser_without_errors(place: Place, tmp_path: Path) -> None:
+def shows(words: str) -> str:
+    return f"document.body.innerText.includes({words!r})"
+
+
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280 px", "390 px"])
+async def test_page_is_kept_up_to_date_at_each_width(place: Place, browser: Browser, size: tuple[int, int]) -> None:
     place.sandbox.projects.create("alpha", ready=True, organization="acme")
     place.sandbox.projects.create("waiting", ready=False)
     async with place.daemon(http_listen="127.0.0.1:0") as daemon, place.client() as client:
         url = await page_of(daemon)
         watch = client.watch(label_selector="env=prod")
         await watch.synced()
-        document, complaints = await in_browser(f"{url}/", tmp_path, "--dump-dom")
-    assert complaints == ""
-    for words in ("STREAMING", "alpha", "acme", "waiting", "not ready", "env in (prod)"):
-        assert words in document
+        await browser.resize(*size)
+        await browser.open(f"{url}/")
+        for words in ("STREAMING", "alpha", "acme", "waiting", "not ready", "env in (prod)", "any caller of"):
+            await browser.until(shows(words))
+        await browser.until("document.getElementById('live').textContent === 'live'")
+        place.sandbox.projects.create("beta", ready=True)
+        await browser.until(shows("beta"))
+        place.sandbox.projects.delete("alpha")
+        await browser.until(shows("DISENGAGED"))
+        await browser.until("document.title.startsWith('STREAMING · 1 engaged')")
+        assert await browser.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing is cut"
+        assert browser.complaints == []
+        await daemon.kill()
+        await browser.until("document.getElementById('live').textContent !== 'live'")
 
 
-async def test_status_page_screenshot_can_be_taken(place: Place, tmp_path: Path) -> None:
-    place.sandbox.populate(12)
-    picture = tmp_path / "page.png"
-    async with place.daemon(http_listen="127.0.0.1:0") as daemon:
+@pytest.mark.parametrize("theme", ["light", "dark"])
+async def test_page_has_readable_contrast_in_each_theme(place: Place, browser: Browser, theme: str) -> None:
+    place.sandbox.projects.create("alpha", ready=True, organization="acme")
+    place.sandbox.projects.create("waiting", ready=False)
+    settings = {"kubeconfigs": {"sources": [OWN_IDENTITY]}}
+    async with place.daemon(http_listen="127.0.0.1:0", **settings) as daemon, place.client() as client:
         url = await page_of(daemon)
-        await in_browser(f"{url}/", tmp_path, f"--screenshot={picture}", "--window-size=1000,800")
-    assert picture.read_bytes().startswith(b"\x89PNG")
+        await client.watch().synced()
+        place.sandbox.projects.create("gone", ready=True)
+        await daemon.until_said('"gone"')
+        place.sandbox.projects.delete("gone")
+        await daemon.until_said('"disengaged"')
+        await browser.theme(theme)
+        for path in ("/", "/?cluster=alpha", "/?state=engaged"):
+            await browser.open(f"{url}{path}")
+            ratios = await browser.evaluate(CONTRASTS)
+            assert len(ratios) > 20
+            assert [each for each in ratios if each["ratio"] < 4.5] == []
+
+
+async def test_search_lands_on_results_that_lead_to_an_explanation(place: Place, browser: Browser) -> None:
+    for number in range(120):
+        place.sandbox.projects.create(f"p-{number:03}", ready=True, organization=f"org-{number % 7}")
+    place.sandbox.projects.create("shop-prod", ready=True, organization="shop", labels={"env": "prod"})
+    async with place.daemon(http_listen="127.0.0.1:0", kubeconfigs={"sources": [OWN_IDENTITY]}) as daemon:
+        url = await page_of(daemon)
+        async with place.client() as client:
+            await client.watch(label_selector="env=prod").synced()
+            await browser.resize(*WIDE)
+            await browser.open(f"{url}/")
+            await browser.until(shows("1 to 50 of 121"))
+            await browser.evaluate("[...document.querySelectorAll('nav a')].find(a => a.text === 'next').click()")
+            await browser.until(shows("51 to 100 of 121"))
+            await browser.evaluate(
+                "document.querySelector('input[type=search]').value = 'SHOP env=prod'; document.forms[0].submit()"
+            )
+            await browser.until("location.hash === '#clusters' && " + shows("shop-prod"))
+            top = "document.getElementById('clusters').getBoundingClientRect().top"
+            assert 0 <= await browser.evaluate(top) < WIDE[1] / 2, "the results are on the screen"
+            await browser.evaluate("[...document.querySelectorAll('a')].find(a => a.text === 'shop-prod').click()")
+            for words in ("its readiness condition is True", "own (project-kubeconfig)", "ENGAGED", "env in (prod)"):
+                await browser.until(shows(words))
+            place.sandbox.projects.delete("shop-prod")
+            await browser.until(shows("DISENGAGED"))
+        assert browser.complaints == []
+
+
+async def test_page_beyond_the_limit_of_viewers_reloads(place: Place, browser: Browser) -> None:
+    async with place.daemon(http_listen="127.0.0.1:0") as daemon, aiohttp.ClientSession() as session:
+        url = await page_of(daemon)
+        viewers = [await session.get(f"{url}/events") for _ in range(16)]
+        for viewer in viewers:
+            assert await viewer.content.readline() == b"retry: 2000\n"
+        await browser.open(f"{url}/")
+        await browser.until("document.getElementById('live').textContent.startsWith('reloads')")
+        for viewer in viewers:
+            viewer.close()
 
 
 async def test_search_and_state_choose_among_the_clusters(place: Place) -> None:
     for name in ("alpha", "beta"):
-        place.sandbox.projects.create(name, ready=True)
-    place.sandbox.projects.create("alphabet", ready=False)
+        place.sandbox.projects.create(name, ready=True, labels={"env": "prod"})
+    place.sandbox.projects.create("alphabet", ready=False, labels={"env": "dev"})
     async with place.daemon(http_listen="127.0.0.1:0") as daemon:
         url = await page_of(daemon)
 
@@ -76,8 +130,27 @@ async def test_search_and_state_choose_among_the_clusters(place: Place) -> None:
 
         assert await shown("") == ["alphabet", "alpha", "beta"]
         assert await shown("q=ALPHA") == ["alphabet", "alpha"]
-        assert await shown("state=ready") == ["alpha", "beta"]
+        assert await shown("state=engaged") == ["alpha", "beta"]
         assert await shown("q=alpha&state=ready") == ["alpha"]
+        assert await shown("q=env%3Dprod") == ["alpha", "beta"]
+        assert await shown("q=env+alphabet") == ["alphabet"]
+        assert await shown("page=7") == ["alphabet", "alpha", "beta"], "the last page"
+        assert await shown("state=unreachable") == []
+
+
+async def test_explanation_names_what_a_deletion_waits_for(place: Place) -> None:
+    place.sandbox.projects.create("alpha", ready=True, finalizers=["example.com/cleanup"])
+    async with place.daemon(http_listen="127.0.0.1:0") as daemon:
+        url = await page_of(daemon)
+        place.sandbox.projects.delete("alpha")
+
+        async def explained() -> dict[str, object]:
+            found: dict[str, object] = json.loads(await get(f"{url}/?json&cluster=alpha"))["explanation"]
+            return found
+
+        while not (found := await explained())["deletion_requested_at"]:
+            pass
+    assert found["deletion_waits_for"] == "waiting for finalizers: example.com/cleanup"
 
 
 async def test_recent_changes_are_listed_newest_first_with_deleted_clusters(place: Place) -> None:

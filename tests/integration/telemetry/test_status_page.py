@@ -11,8 +11,11 @@ import pytest
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.telemetry import status_page
 from milo_discoveryd.telemetry.status import (
+    ClusterExplanation,
     ClusterQuery,
     ClusterRow,
+    ClusterTransition,
+    CredentialSummary,
     DaemonStatus,
     Identity,
     RecentChange,
@@ -34,6 +37,7 @@ def status(**changes: Any) -> DaemonStatus:
         ),
         engaged=1,
         counts={"malformed": 0, "not_ready": 0, "ready": 1, "outside_selector": 0, "deleted": 0},
+        unreachable=0,
         deletions_unconfirmed=0,
         revision=1,
         clusters=(),
@@ -49,6 +53,10 @@ def cluster(**changes: Any) -> ClusterRow:
     return msgspec.structs.replace(ClusterRow(name="alpha", state="ready", engaged=True, since=NOW - 5), **changes)
 
 
+def explained(**changes: Any) -> ClusterExplanation:
+    return msgspec.structs.replace(ClusterExplanation(name="alpha", row=cluster()), **changes)
+
+
 class Reader(HTMLParser):
     """The words on a page, and its markup apart."""
 
@@ -56,20 +64,20 @@ class Reader(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self._words: list[str] = []
-        self._in_style = False
+        self._is_hidden = False
         self.feed(page)
         self.words = re.sub(r"\s+", " ", "".join(self._words))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        self._in_style = tag == "style"
+        self._is_hidden = tag in ("style", "script")
         self._words.append(" ")
 
     def handle_endtag(self, tag: str) -> None:
-        self._in_style = False
+        self._is_hidden = False
 
     def handle_data(self, data: str) -> None:
-        if not self._in_style:
+        if not self._is_hidden:
             self._words.append(data)
 
 
@@ -79,12 +87,12 @@ def read(shown: DaemonStatus, question: ClusterQuery = EVERYTHING) -> Reader:
 
 def test_status_page_starts_with_number_of_engaged_clusters() -> None:
     words = Reader(status_page.render(status(), EVERYTHING)).words
-    assert "1 engaged 0 malformed 0 not ready 0 outside the selector 0 deleted" in words
+    assert "1 engaged 0 unreachable 0 not ready 0 malformed 0 outside the selector 0 deleted" in words
 
 
 def test_status_page_shows_source_state_and_time() -> None:
     words = read(status()).words
-    assert "STREAMING since 2027-01-15 07:58:30 UTC (1 min 30 s ago); the source last answered 12 s ago" in words
+    assert "STREAMING since 2027-01-15 07:58:30 UTC ( 1 min 30 s ago); the source last answered 12 s ago" in words
     assert "1.2.3 · mode project · up 3 d 4 h · run abc" in words
 
 
@@ -94,7 +102,7 @@ def test_status_page_shows_why_source_is_stale() -> None:
     )
     words = read(status(source=source)).words
     assert "STALE, no complete list yet since" in words
-    assert "(2 h ago); the source has never answered Forbidden: may not list" in words
+    assert "( 2 h ago); the source has never answered Forbidden: may not list" in words
 
 
 def test_status_page_shows_cluster_state_with_endpoint_or_problem() -> None:
@@ -109,6 +117,64 @@ def test_status_page_shows_cluster_state_with_endpoint_or_problem() -> None:
     assert "gamma engaged, not ready 5 s ago condition Ready is False" in words
 
 
+def test_status_page_counts_and_marks_unreachable_clusters() -> None:
+    words = read(status(clusters=(cluster(unreachable=True),), matching=1, unreachable=2054)).words
+    assert "2054 unreachable" in words
+    assert "alpha engaged, unreachable" in words
+
+
+def test_status_page_links_each_cluster_to_its_explanation() -> None:
+    gone = RecentChange(at=NOW - 60, type="DISENGAGED", cluster="beta")
+    page = read(status(clusters=(cluster(name="a&b"),), matching=1, recent_changes=(gone,)))
+    links = {attributes.get("href") for tag, attributes in page.tags if tag == "a"}
+    assert {"/?cluster=a%26b", "/?cluster=beta"} <= links
+
+
+def test_explanation_shows_why_history_credential_and_subscribers() -> None:
+    found = explained(
+        row=cluster(endpoint="https://alpha.test", organization="acme", notes=("being deleted",)),
+        uid="u1",
+        labels=(("env", "prod"),),
+        connectivity="REACHABLE",
+        connectivity_since=NOW - 60,
+        deletion_requested_at=NOW - 120,
+        deletion_waits_for="waiting for finalizers: example.com/cleanup",
+        credential=CredentialSummary(source="tokens", type="token-request", expires_at=NOW + 600, problem="refused"),
+        transitions=(ClusterTransition(at=NOW - 5, type="ENGAGED"),),
+        subscribers=(SubscriberRow(since=NOW, lag=3, caller="uid 7", wants="everything"),),
+    )
+    words = read(status(explanation=found), ClusterQuery(cluster="alpha")).words
+    for each in (
+        "state engaged since",
+        "why being deleted",
+        "organization acme",
+        "endpoint https://alpha.test",
+        "labels env=prod",
+        "connectivity REACHABLE since 1 min ago",
+        "deletion requested 2 min ago ; waiting for finalizers: example.com/cleanup",
+        "credential tokens (token-request): one is held, it ends in 10 min ; failing refused",
+        "History when what why 2027-01-15 07:59:55 UTC ( 5 s ago) ENGAGED",
+        "Subscribers that receive it caller since lag filter uid 7 0 s ago 3 everything",
+    ):
+        assert each in words.replace("ago; ", "ago ; ").replace("10 min; ", "10 min ; "), each
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (explained(), "why its readiness condition is True"),
+        (explained(), "credential no credential source covers it"),
+        (explained(), "No subscribers."),
+        (explained(credential=CredentialSummary(source="a", type="b")), "a (b): none is held, since nobody asked"),
+        (explained(deletion_requested_at=NOW), "its finalizers; the object does not say which"),
+        (ClusterExplanation(name="alpha"), "alpha is not known: no object of this name was seen"),
+        (None, "Names are not shown to this client: see the setting http_names."),
+    ],
+)
+def test_explanation_says_what_is_missing(found: ClusterExplanation | None, words: str) -> None:
+    assert words in read(status(explanation=found), ClusterQuery(cluster="alpha")).words
+
+
 def test_status_page_shows_reasons_of_changes() -> None:
     gone = RecentChange(
         at=NOW - 60, type="DISENGAGED", cluster="alpha", reason="DELETED", message="the object was deleted"
@@ -116,10 +182,10 @@ def test_status_page_shows_reasons_of_changes() -> None:
     assert "1 min ago DISENGAGED alpha DELETED: the object was deleted" in read(status(recent_changes=(gone,))).words
 
 
-def test_status_page_shows_lag_and_filter_of_subscribers() -> None:
-    rows = (SubscriberRow(since=NOW - 30, lag=2000, wants="env=prod"),)
+def test_status_page_shows_identity_lag_and_filter_of_subscribers() -> None:
+    rows = (SubscriberRow(since=NOW - 30, lag=2000, caller="system:serviceaccount:shop:operator", wants="env=prod"),)
     page = read(status(subscribers=rows))
-    assert "30 s ago 2000 env=prod" in page.words
+    assert "system:serviceaccount:shop:operator 30 s ago 2000 env=prod" in page.words
     assert ("span", {"class": "tag bad"}) in page.tags
 
 
@@ -151,8 +217,27 @@ def test_status_page_shows_empty_sections() -> None:
         assert nothing in words
 
 
-def test_status_page_limits_number_of_clusters() -> None:
-    assert "The first 1 of 700; search to see others." in read(status(clusters=(cluster(),), matching=700)).words
+def test_status_page_has_pages_of_clusters() -> None:
+    rows = (cluster(),) * 50
+    page = read(status(clusters=rows, matching=130), ClusterQuery(search="a", page=2))
+    assert "previous 51 to 100 of 130 next" in page.words
+    links = {attributes.get("href") for tag, attributes in page.tags if tag == "a"}
+    assert {"/?q=a#clusters", "/?q=a&page=3#clusters"} <= links
+
+
+@pytest.mark.parametrize(("page", "words"), [(1, "1 to 50 of 130 next"), (3, "previous 101 to 130 of 130")])
+def test_status_page_has_no_page_before_the_first_or_after_the_last(page: int, words: str) -> None:
+    rows = (cluster(),) * (30 if page == 3 else 50)
+    said = read(status(clusters=rows, matching=130), ClusterQuery(page=page)).words
+    assert words in said
+    assert ("next" in said, "previous" in said) == (page == 1, page == 3)
+
+
+def test_search_results_come_before_what_happens() -> None:
+    words = read(status(clusters=(cluster(),), matching=1), ClusterQuery(search="alpha")).words
+    assert words.index("Clusters") < words.index("Last changes")
+    plain = read(status(clusters=(cluster(),), matching=1)).words
+    assert plain.index("Last changes") < plain.index("Clusters")
 
 
 def test_status_page_keeps_search_in_field_and_links() -> None:
@@ -160,37 +245,63 @@ def test_status_page_keeps_search_in_field_and_links() -> None:
     fields = {attributes.get("name"): attributes.get("value") for tag, attributes in page.tags if tag == "input"}
     assert fields == {"q": "a&b", "state": "deleted"}
     links = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
-    assert {"/?q=a%26b&state=ready", "/?q=a%26b", "/?json=&q=a%26b&state=deleted"} <= links
+    assert {"/?q=a%26b&state=engaged#clusters", "/?q=a%26b#clusters", "/?json=&q=a%26b&state=deleted"} <= links
+    [body] = [attributes for tag, attributes in page.tags if tag == "body"]
+    assert body["data-live"] == "/events?q=a%26b&state=deleted"
 
 
-def test_status_page_escapes_every_value() -> None:
-    hostile = status(
+def hostile(**changes: Any) -> DaemonStatus:
+    row = ClusterRow(
+        name=HOSTILE, state=HOSTILE, engaged=True, since=0, organization=HOSTILE, endpoint=HOSTILE, notes=(HOSTILE,)
+    )
+    subscriber = SubscriberRow(since=0, lag=0, caller=HOSTILE, wants=HOSTILE)
+    found = status(
         identity=Identity(version=HOSTILE, mode=HOSTILE, epoch=HOSTILE, started_at=0),
         source=SourceSummary(state=HOSTILE, since=0, reason=HOSTILE, message=HOSTILE, last_contact=0, synced=True),
-        counts={HOSTILE: 1},
-        clusters=(
-            ClusterRow(
-                name=HOSTILE, state=HOSTILE, engaged=True, since=0, organization=HOSTILE, endpoint=HOSTILE,
-                notes=(HOSTILE,),
-            ),
-        ),
+        clusters=(row,),
         recent_changes=(RecentChange(at=0, type=HOSTILE, cluster=HOSTILE, reason=HOSTILE, message=HOSTILE),),
-        subscribers=(SubscriberRow(since=0, lag=0, wants=HOSTILE),),
+        subscribers=(subscriber,),
         credentials=(SourceHealth(name=HOSTILE, type=HOSTILE, problem=HOSTILE, expires_at=0, leases=0),),
-    )  # fmt: skip
-    page = read(hostile, ClusterQuery(search=HOSTILE, state=HOSTILE))
-    assert not {tag for tag, _ in page.tags} & {"script", "img"}
+        explanation=ClusterExplanation(
+            name=HOSTILE,
+            row=row,
+            uid=HOSTILE,
+            labels=((HOSTILE, HOSTILE),),
+            connectivity=HOSTILE,
+            connectivity_since=0,
+            deletion_requested_at=0,
+            deletion_waits_for=HOSTILE,
+            credential=CredentialSummary(source=HOSTILE, type=HOSTILE, problem=HOSTILE),
+            transitions=(ClusterTransition(at=0, type=HOSTILE, reason=HOSTILE, message=HOSTILE),),
+            subscribers=(subscriber,),
+        ),
+    )
+    return msgspec.structs.replace(found, **changes)
+
+
+@pytest.mark.parametrize(
+    ("question", "values"),
+    [(ClusterQuery(search=HOSTILE, state=HOSTILE), 21), (ClusterQuery(cluster=HOSTILE), 25)],
+    ids=["lists", "explanation"],
+)
+def test_status_page_escapes_every_value(question: ClusterQuery, values: int) -> None:
+    page = read(hostile(), question)
+    assert [tag for tag, _ in page.tags].count("script") == 1, "its own"
+    assert not {tag for tag, _ in page.tags} & {"img"}
     assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
-    assert page.words.count("<script>alert(1)</script>") == 21, "each value is shown, as text"
+    assert page.words.count("<script>alert(1)</script>") == values, "each value is shown, as text"
 
 
 def test_status_page_has_strict_content_security_policy() -> None:
-    policy = status_page.HEADERS["Content-Security-Policy"]
-    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    policy = dict(part.split(" ", 1) for part in status_page.HEADERS["Content-Security-Policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    for name in ("style-src", "script-src"):
+        assert re.fullmatch(r"'sha256-[A-Za-z0-9+/=]{44}'", policy[name])
     page = status_page.render(status(), EVERYTHING)
     assert " style=" not in page
     assert "http:" not in page
-    assert "<script" not in page
+    assert page.count("<script") == 1
 
 
 def test_status_page_is_available_as_json() -> None:

@@ -65,6 +65,11 @@ KEYS = {
     },
     "churn": {f"churn.{key}" for key in CHURNED},
     "fleet_50k": {f"fleet_50k.{key}" for key in CHURNED},
+    "status_page": {
+        f"status_page.{key}"
+        for key in ("answer_p99_ms", "subscriber_p99_ms", "elsewhere_subscriber_p99_ms", "subscriber_p99_ratio")
+    },
+    "capacity": {f"capacity.20.2.20.{key}" for key in ("cpu_percent", "rss_mib", "requests_per_s")},
     "go": set(go.KEYS),
 }
 

@@ -1,4 +1,4 @@
-"""The shell commands in the documents, with the output that is shown."""
+"""The shell commands in the documents, with the output that is shown. Only the standard library is needed."""
 
 import re
 import shlex
@@ -6,7 +6,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.tooling.docs.test_links import DOCUMENTS, ROOT
+ROOT = Path(__file__).parents[3]
+DOCUMENTS = sorted(
+    path
+    for pattern in (
+        "*.md",
+        "docs/**/*.md",
+        "deploy/**/*.md",
+        "clients/python/*.md",
+        "clients/go/**/*.md",
+        "examples/**/*.md",
+        "sandbox/*.md",
+    )
+    for path in ROOT.glob(pattern)
+    if "node_modules" not in path.parts
+)
 
 _FENCED = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 

@@ -1,5 +1,10 @@
-"""`./dev readme`: runs the commands of the README in a fresh clone with empty caches, and reports times."""
+"""`./dev readme [--list]`: runs the documented commands in a fresh clone with empty caches, and reports times.
 
+First those of the README, up to a working operator, whose time it prints; then the tests of all other documents, in the
+clone as well. `--list` prints each documented command with the test that runs it.
+"""
+
+import argparse
 import os
 import re
 import signal
@@ -10,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+from tests.tooling.docs import ways
 
 ROOT = Path(__file__).parents[3]
 ENDS_WITHIN_S = 30.0
@@ -105,7 +112,11 @@ class Stranger:
             terminal.close()
 
 
-def main() -> None:
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./dev readme", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--list", action="store_true", help="print each documented command with its test, and run none")
+    if parser.parse_args().list:
+        return ways.main()
     # A shell starts background commands with SIGINT ignored, which its children would inherit.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
@@ -127,7 +138,12 @@ def main() -> None:
         for step in steps:
             for what in step():
                 told(what)
+        told("in all, from the clone to an operator of one's own")
+        tests = ["./dev", "test", "tests/tooling/docs/test_commands.py", "tests/tooling/docs/test_links.py"]
+        subprocess.run(tests, cwd=clone, env=environ, check=True)
+        told(f"the commands of the other documents: {ways.summary()}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,7 +2,7 @@
 
 import re
 
-from tests.tooling.docs.test_links import ROOT
+from tests.tooling.docs.shell import ROOT
 
 SOURCES = ("milo_discoveryd", "clients/python/src")
 TEXT = (ROOT / "docs" / "architecture.md").read_text()

@@ -11,7 +11,6 @@ import shlex
 import sys
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator, Sequence
-from enum import Enum, auto
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,73 +23,11 @@ from milo_sandbox.resources import CONFIG_MAPS
 from tests.end_to_end.process.conftest import Place, folder, place
 from tests.tooling.deploy.manifests import BUILT
 from tests.tooling.deploy.validators import kubectl
-from tests.tooling.docs.shell import BLOCKS, Block
+from tests.tooling.docs.shell import BLOCKS, DOCUMENTS, ROOT, Block
 from tests.tooling.docs.stranger import blocks
-from tests.tooling.docs.test_links import DOCUMENTS, ROOT
+from tests.tooling.docs.ways import NEED_A_CLUSTER, Way, way
 
 __all__ = ["folder", "place"]
-
-
-class Way(Enum):
-    TYPED = auto()
-    """Run beside a daemon; the output must be as shown."""
-    README = auto()
-    """Run by test_readme."""
-    BUILT = auto()
-    """Built and validated by tests/tooling/deploy."""
-    IN_A_CLUSTER = auto()
-    """Needs a cluster; kubectl must accept the command and its flags."""
-    LASTING = auto()
-    """Takes minutes; its arguments are parsed, and CI runs the short ones."""
-    PUBLISHED = auto()
-    """On a published release: tests/tooling/deploy/test_workflows compares names and identities with the workflow."""
-    IMAGE = auto()
-    """By a container engine: tests/tooling/deploy/test_image runs the steps of the Dockerfile."""
-    FOUND = auto()
-    """Searches a log; the event must exist in the code."""
-    CALLED = auto()
-    """Uses a foreign gRPC tool; the call must exist."""
-    INSTALLED = auto()
-    """Installed by tests/tooling/deploy/test_packages."""
-    EXAMPLE = auto()
-    """Built and run by tests/end_to_end/examples."""
-    PUBLISHING = auto()
-    """Run by tests/end_to_end/real/test_publishing; its arguments are parsed."""
-    SIGNALLED = auto()
-    """By tests/integration/telemetry/test_logging and tests/end_to_end/process/test_rights."""
-
-
-def way(block: Block, words: Sequence[str]) -> Way:
-    match words:
-        case _ if block.document == ROOT / "README.md":
-            return Way.README
-        case ["milo-discovery", "publish", *_]:
-            return Way.PUBLISHING
-        case ["milo-discovery" | "milo-discoveryd", *_] | ["kubectl", "--kubeconfig", *_]:
-            return Way.TYPED
-        case [variable, "milo-discoveryd", *_] if re.match(r"MILO_\w+=", variable):
-            return Way.TYPED
-        case ["kubectl", "kustomize", _] | ["kubectl", "apply", "-k", _]:
-            return Way.BUILT
-        case ["kubectl", *_]:
-            return Way.IN_A_CLUSTER
-        case ["./dev", *_] | ["export" | "." | "cd", _]:
-            return Way.LASTING
-        case ["cosign" | "gh", *_]:
-            return Way.PUBLISHED
-        case ["docker", "build", *_]:
-            return Way.IMAGE
-        case ["grep", *_]:
-            return Way.FOUND
-        case ["grpcurl", *_]:
-            return Way.CALLED
-        case ["pip", "install", "./clients/python" | "./clients/python[controllers]"]:
-            return Way.INSTALLED
-        case ["go", *_] | ["npm", *_] | ["python", "examples/python/operator_greeter.py"]:
-            return Way.EXAMPLE
-        case ["sh", "-c", "kill -USR1 1" | "kill -USR2 1" | "kill -HUP 1"]:
-            return Way.SIGNALLED
-    raise AssertionError(f"{block}: say here how {words} is run")
 
 
 def of(wanted: Way) -> list[tuple[str, ...]]:
@@ -103,6 +40,18 @@ def of(wanted: Way) -> list[tuple[str, ...]]:
         if way(block, part) is wanted
     }
     return list(found)
+
+
+def test_commands_that_need_a_cluster_are_listed() -> None:
+    assert {joined(words) for words in of(Way.IN_A_CLUSTER)} == set(NEED_A_CLUSTER)
+
+
+@pytest.mark.parametrize("each", Way, ids=lambda each: each.name)
+def test_way_names_an_existing_test(each: Way) -> None:
+    path, _, name = each.value.partition("::")
+    found = ROOT / path
+    assert found.exists()
+    assert not name or f"def {name}(" in found.read_text()
 
 
 def joined(words: Sequence[str]) -> str:

@@ -5,12 +5,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
-DOCUMENTS = sorted(
-    path
-    for pattern in ("*.md", "docs/**/*.md", "deploy/**/*.md", "clients/python/*.md", "examples/*.md")
-    for path in ROOT.glob(pattern)
-)
+from tests.tooling.docs.shell import DOCUMENTS, ROOT
 
 
 def anchors(text: str) -> set[str]:

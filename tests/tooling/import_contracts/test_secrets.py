@@ -122,7 +122,8 @@ def test_fleet_state_file_and_status_types_contain_no_secret(kind: type) -> None
     named = {f"{each.__name__}.{name}" for each in made_of if isinstance(each, type) for name in hints(each)}
     assert {name for name in named if OF_A_SECRET.search(name.partition(".")[2])} <= {
         "DaemonStatus.credentials",  # how their sources are: SourceHealth, whose own fields are looked at here as well
-        "StoredObject.key",  # namespace and name of the object
+        "StoredObject.key",  # its name and namespace
+        "ClusterExplanation.credential",  # its source and expiry: CredentialSummary, likewise
     }
 
 

@@ -1,0 +1,126 @@
+"""Headless Chromium, driven by the DevTools protocol."""
+
+import asyncio
+import base64
+import itertools
+import shutil
+from asyncio.subprocess import DEVNULL
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.support.eventually import eventually
+
+_STARTED_WITHIN_S = 60.0
+
+
+def chromium() -> str:
+    """The path of the browser; the test is skipped if there is none."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return found
+    pytest.skip("no Chromium is installed (Debian's package chromium): the page is tested as text only")
+
+
+class Browser:
+    """One page in a browser."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self.complaints: list[str] = []
+        """Errors of scripts, violations of the content security policy, failed requests."""
+
+    async def read(self) -> None:
+        """Read messages until the browser ends."""
+        async for message in self._socket:
+            received = message.json()
+            if "id" in received:
+                self._answers.pop(received["id"]).set_result(received)
+            elif received["method"] == "Log.entryAdded":
+                self.complaints.append(received["params"]["entry"]["text"])
+            elif received["method"] == "Runtime.exceptionThrown":
+                self.complaints.append(str(received["params"]["exceptionDetails"]))
+
+    async def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        received = await self._send(method, **parameters)
+        assert "error" not in received, received
+        result: dict[str, Any] = received["result"]
+        return result
+
+    async def _send(self, method: str, **parameters: Any) -> dict[str, Any]:
+        number = next(self._numbers)
+        self._answers[number] = answer = asyncio.get_running_loop().create_future()
+        await self._socket.send_json({"id": number, "method": method, "params": parameters})
+        async with asyncio.timeout(_STARTED_WITHIN_S):
+            return await answer
+
+    async def evaluate(self, script: str) -> Any:
+        found = await self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    async def open(self, url: str) -> None:
+        await self.call("Page.navigate", url=url)
+        await self.until(f"document.readyState === 'complete' && location.href.startsWith({url.partition('#')[0]!r})")
+
+    async def until(self, condition: str) -> None:
+        """Wait until a script returns true, over changes of the page."""
+        async with asyncio.timeout(_STARTED_WITHIN_S):
+            while not await self._holds(condition):  # noqa: ASYNC110 - what is waited for has no event
+                await asyncio.sleep(0.05)
+
+    async def _holds(self, condition: str) -> bool:
+        answer = await self._send("Runtime.evaluate", expression=f"!!document.body && ({condition})")
+        found: bool = answer.get("result", {}).get("result", {}).get("value") is True
+        return found
+
+    async def resize(self, width: int, height: int) -> None:
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+
+    async def theme(self, name: str) -> None:
+        feature = {"name": "prefers-color-scheme", "value": name}
+        await self.call("Emulation.setEmulatedMedia", features=[feature])
+
+    async def screenshot(self, file: Path) -> None:
+        taken = await self.call("Page.captureScreenshot", format="png")
+        await asyncio.to_thread(file.write_bytes, base64.b64decode(taken["data"]))
+
+
+@asynccontextmanager
+async def browsing() -> AsyncIterator[Browser]:
+    program = chromium()
+    with TemporaryDirectory(prefix="milo-chromium-", ignore_cleanup_errors=True) as folder:
+        process = await asyncio.create_subprocess_exec(
+            program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+            "--remote-debugging-port=0", f"--user-data-dir={folder}", "about:blank",
+            stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL,
+        )  # fmt: skip
+        try:
+            port_file = Path(folder) / "DevToolsActivePort"
+            async with asyncio.timeout(_STARTED_WITHIN_S):
+                await eventually(lambda: port_file.exists() and "\n" in port_file.read_text())
+            port = port_file.read_text().splitlines()[0]
+            async with aiohttp.ClientSession() as session:
+                async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
+                    [page] = [each for each in await answer.json() if each["type"] == "page"]
+                async with session.ws_connect(page["webSocketDebuggerUrl"], max_msg_size=0) as socket:
+                    browser = Browser(socket)
+                    reading = asyncio.create_task(browser.read(), name="browser messages")
+                    for domain in ("Page", "Runtime", "Log"):
+                        await browser.call(f"{domain}.enable")
+                    try:
+                        yield browser
+                    finally:
+                        reading.cancel()
+        finally:
+            process.kill()
+            await process.wait()

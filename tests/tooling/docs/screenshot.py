@@ -1,0 +1,68 @@
+"""The picture of the status page in the docs: taken in headless Chromium, with a digest of what it shows."""
+
+import hashlib
+import struct
+import zlib
+from pathlib import Path
+
+from milo_sandbox import Sandbox
+from tests.end_to_end.process.conftest import Place
+from tests.support.browser import browsing
+
+ROOT = Path(__file__).parents[3]
+PICTURE = ROOT / "docs" / "images" / "status-page.png"
+_SOURCES = ("status_page.html", "status_page.py", "status_sections.py")
+_KEY = b"Source\0"
+_END = 12
+"""Bytes of the last chunk of a PNG, which is empty."""
+
+
+def digest() -> bytes:
+    """A digest of the code that makes the page."""
+    folder = ROOT / "milo_discoveryd" / "telemetry"
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _SOURCES)).hexdigest().encode()
+
+
+def digest_of(picture: Path) -> bytes:
+    """The digest that was written into a picture, or nothing."""
+    _, _, rest = picture.read_bytes().partition(b"tEXt" + _KEY)
+    return rest[:64]
+
+
+async def take(folder: Path, picture: Path) -> None:
+    """Take the picture of a daemon beside a sandbox with a few projects in several states."""
+    async with Sandbox(seed=7) as sandbox:
+        place = Place(folder, sandbox)
+        sandbox.populate(8)
+        sandbox.projects.create("brisk-orchard", ready=False, organization="fernweh")
+        sandbox.projects.create("quiet-harbor", ready=True, organization="acme", finalizers=["example.com/cleanup"])
+        sandbox.projects.create("amber-hollow", ready=True, organization="acme")
+        own = {"name": "core", "type": "project-kubeconfig", "share_discovery_identity": True}
+        settings = {
+            "listen": [{"address": place.address, "peer_credentials": True}],
+            "kubeconfigs": {"sources": [own]},
+        }
+        async with place.daemon(http_listen="127.0.0.1:0", **settings) as daemon, place.client() as client:
+            daemon.address = place.address
+            await daemon.start()
+            await daemon.until_said('"synced"')
+            await client.watch(include_kubeconfigs=True).synced()
+            await client.watch(label_selector="env=prod").synced()
+            sandbox.projects.create("velvet-canyon", ready=True, organization="fernweh")
+            sandbox.projects.delete("amber-hollow")
+            sandbox.projects.delete("quiet-harbor")
+            await daemon.until_said('"disengaged"')
+            url = str(daemon.events("started")[-1]["http"])
+            async with browsing() as browser:
+                await browser.resize(1280, 1000)
+                await browser.theme("light")
+                await browser.open(f"{url}/")
+                await browser.until("document.getElementById('live').textContent === 'live'")
+                await browser.screenshot(picture)
+    picture.write_bytes(_with_text(picture.read_bytes(), digest()))
+
+
+def _with_text(png: bytes, text: bytes) -> bytes:
+    content = b"tEXt" + _KEY + text
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    return png[:-_END] + chunk + png[-_END:]
