@@ -17,6 +17,8 @@ class State:
     labels: Labels
 
 
+States: TypeAlias = dict[str, list[State | None]]
+
 Cause: TypeAlias = str
 """A DisengageReason that the object gave."""
 
@@ -27,7 +29,16 @@ class Upstream:
         self.went_back = False
         """It was restored from a backup: later versions may be lower."""
         self._covered = parse(label_selector)
-        self._states: dict[str, list[State | None]] = {}
+        self._states: States = {}
+
+    @property
+    def states(self) -> States:
+        """Everything that was noted, by name."""
+        return self._states
+
+    def continue_from(self, states: States) -> None:
+        """Begin with what was noted earlier."""
+        self._states = {name: [*each] for name, each in states.items()}
 
     def note(self, name: str, state: State | None) -> None:
         """None once it is gone."""

@@ -68,7 +68,7 @@ class Report:
     def _summary(self) -> list[str]:
         events = sum(each.events for each in self.subscribers) + self.client_events
         streams = sum(each.streams for each in self.subscribers)
-        hours = f"{self.minutes:.0f} minutes" if self.pieces == 1 else f"{self.minutes / 60:.1f} hours"
+        hours = f"{self.minutes:.0f} minutes" if self.minutes < 120 else f"{self.minutes / 60:.1f} hours"
         in_pieces = "" if self.pieces == 1 else f" in {self.pieces} pieces, {self.restored} of which continued another,"
         return [
             f"{hours}{in_pieces} against {self.server}, seed {self.seed}: {sum(self.faults.values())} faults "

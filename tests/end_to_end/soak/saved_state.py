@@ -5,11 +5,13 @@ from pathlib import Path
 
 import msgspec
 
+from tests.end_to_end.process.upstream import States
 from tests.end_to_end.soak.report import Report
 from tests.end_to_end.soak.sandbox_process import DATA
 
 DAEMONS = ("faulted", "steady")
 _PIECES = "piece-*.json"
+_UPSTREAM = "upstream"
 
 
 class Ports(msgspec.Struct):
@@ -34,6 +36,11 @@ class SavedState:
         beside.write_bytes(report.json())
         beside.replace(self._folder / f"piece-{number:04}.json")
 
+    def upstream(self) -> States:
+        """What happened to the objects. A state file may be behind, so the next piece may report what had happened."""
+        path = self._folder / _UPSTREAM
+        return msgspec.msgpack.decode(path.read_bytes(), type=States) if path.exists() else {}
+
     def restore(self, work: Path) -> Ports:
         """Put what was saved into the folder of a piece; nothing at the first piece."""
         for name in (DATA, *(f"{each}.state" for each in DAEMONS)):
@@ -45,8 +52,9 @@ class SavedState:
         ports = self._folder / "ports.json"
         return msgspec.json.decode(ports.read_bytes(), type=Ports) if ports.exists() else Ports()
 
-    def save(self, work: Path, ports: Ports) -> None:
+    def save(self, work: Path, ports: Ports, upstream: States) -> None:
         """Save what the next piece begins with."""
+        (self._folder / _UPSTREAM).write_bytes(msgspec.msgpack.encode(upstream))
         for each in DAEMONS:
             shutil.copytree(work / f"{each}.state", self._folder / f"{each}.state", dirs_exist_ok=True)
         shutil.copy(work / DATA, self._folder / DATA)

@@ -56,6 +56,8 @@ class Soak:
             stack.push_async_callback(server.close)
             await server.start()
             self._world = world = World(server, Random(self._seed))
+            if saved is not None:
+                world.upstream.continue_from(saved.upstream())
             continues = await world.found()
             disk = await stack.enter_async_context(Disk(folder / "faulted.state"))
             faulted = await stack.enter_async_context(Daemon("faulted", folder, server, self.ports.faulted))
@@ -75,7 +77,7 @@ class Soak:
                 await asyncio.wait((churning,))
                 await self._end(faulted, steady)
             if saved is not None:
-                saved.save(folder, self.ports)
+                saved.save(folder, self.ports, world.upstream.states)
         histories = [recorder.history for recorder in deployment.recorders]
         self._failures += breaches(histories, world.upstream)
         self._failures += [f"client: {breach}" for breach in alternating(deployment.watched)]

@@ -63,9 +63,10 @@ class World:
     async def found(self) -> bool:
         """What there is at the beginning: what an earlier piece left, or new objects. Returns whether it was left."""
         async with self._server.api() as api:
-            for document in (await api.call("GET", COLLECTION))["items"]:
-                self._note(document["metadata"]["name"], document)
-            if self.upstream.names():
+            left = {document["metadata"]["name"]: document for document in (await api.call("GET", COLLECTION))["items"]}
+            for name in {*self.upstream.names(), *left}:
+                self._note(name, left.get(name))
+            if left:
                 before = dict(self.upstream[MARK].labels).get("mark", "0-0")
                 self._piece = int(before.partition("-")[0]) + 1
                 return True
