@@ -252,7 +252,9 @@ class Controller:
         while self._active < self.spec.workers and (work := self.queue.take(now)) is not None:
             member = self._members[work.key.cluster]
             self._active += 1
-            member.tasks.create_task(self._process(member, work), name=f"reconcile {work.key.cluster}")
+            task = member.tasks.create_task(self._process(member, work), name=f"reconcile {work.key.cluster}")
+            # Not in the task itself: one that is cancelled before it begins runs nothing.
+            task.add_done_callback(self._ended)
         self._active_metric.set(self._active)
         if self._timer is not None:
             self._timer.cancel()
@@ -277,12 +279,14 @@ class Controller:
         finally:
             now = self._clock()
             del self._running[key]
-            self._active -= 1
             delay_s = self.queue.done(key, outcome, now)
             self._measure(key, outcome, now - began)
-            self.pump_soon()
         if error is not None and not isinstance(outcome, Parked):
             self._log_failure(key.cluster, f"reconciling {current_object.get()}", error, delay_s)
+
+    def _ended(self, _task: asyncio.Task[None]) -> None:
+        self._active -= 1
+        self.pump_soon()
 
     async def _reconciled(self, member: Member, work: Work) -> Outcome:
         request = Request(
