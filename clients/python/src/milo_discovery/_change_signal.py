@@ -10,13 +10,23 @@ class ChangeSignal:
     """A condition variable without a lock: waiters re-check their predicate after each notification."""
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
+        self._waiters: set[asyncio.Future[None]] | None = None
 
     def notify(self) -> None:
-        self._event.set()
-        self._event = asyncio.Event()
+        waiters, self._waiters = self._waiters, None
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def wait_for(self, predicate: Callable[[], bool]) -> None:
         """Return once `predicate()` is true; immediately if it already is."""
         while not predicate():
-            await self._event.wait()
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            if self._waiters is None:
+                self._waiters = set()
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                if self._waiters is not None:
+                    self._waiters.discard(waiter)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,7 +100,7 @@ def _read(kubeconfig: bytes, user_fields: frozenset[str]) -> tuple[KubeconfigAcc
         is_consistent = (context["cluster"], context["user"]) == (cluster_entry["name"], user_entry["name"])
         access = KubeconfigAccess(
             server=_text(cluster, "server") or "",
-            authorities=_decoded(cluster, "certificate-authority-data"),
+            authorities=_interned(_decoded(cluster, "certificate-authority-data")),
             tls_server_name=_text(cluster, "tls-server-name"),
             token=_text(user, "token"),
             certificate=_decoded(user, "client-certificate-data"),
@@ -134,6 +135,11 @@ def _text(part: Mapping[str, Any], key: str) -> str | None:
 def _decoded(part: Mapping[str, Any], key: str) -> str | None:
     value = _text(part, key)
     return None if value is None else base64.b64decode(value, validate=True).decode("ascii")
+
+
+def _interned(text: str | None) -> str | None:
+    """Return the text as one object in the process: the clusters of a fleet have the same CA."""
+    return None if text is None else sys.intern(text)
 
 
 def _encoded(value: str | None) -> str | None:

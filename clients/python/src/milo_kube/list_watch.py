@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
 from milo_kube import retry_after
@@ -135,6 +136,24 @@ class DeadlineWaits:
             return await self.wait(response, until)
 
 
+class _Opened:
+    """A response as a context manager, with a limit on the wait for its beginning."""
+
+    def __init__(
+        self, response: AbstractAsyncContextManager[Stream], wait: Callable[[Awaitable[Stream]], Awaitable[Stream]]
+    ) -> None:
+        self._response = response
+        self._wait = wait
+
+    async def __aenter__(self) -> Stream:
+        return await self._wait(self._response.__aenter__())
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._response.__aexit__(kind, error, trace)
+
+
 class ListWatch(Generic[Seen]):
     """Follows one collection. `apply` takes source events, and `report` each status of the source."""
 
@@ -218,8 +237,7 @@ class ListWatch(Generic[Seen]):
             silence_s=None,
         )
         try:
-            async with AsyncExitStack() as exchange:
-                stream = await self._response(exchange.enter_async_context(opened))
+            async with _Opened(opened, self._response) as stream:
                 if stream.status != 200:
                     body = await stream.read_error(64 * 1024)
                     await self._failed(_refused(stream.status, stream.headers, body))

@@ -5,6 +5,7 @@ Pure: source events in, changes out. Objects are kept as bytes and decoded when 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -134,7 +135,8 @@ def object_decoder(*, metadata_only: bool) -> ObjectDecoder:
             inner.pop("managedFields", None)
             fields["metadata"] = msgspec.Raw(msgspec.json.encode(inner))
             stripped = msgspec.json.encode(fields)
-        return CachedObject(metadata.name, metadata.namespace, metadata.uid, metadata.resourceVersion, stripped, owners)
+        namespace = sys.intern(metadata.namespace)
+        return CachedObject(metadata.name, namespace, metadata.uid, metadata.resourceVersion, stripped, owners)
 
     def malformed(name: str, uid: str, version: str, problem: str) -> CachedObject:
         return CachedObject(name, "", uid, version, problem=problem)

@@ -88,7 +88,6 @@ class _ClusterQueue:
     """The objects of one engagement of a cluster."""
 
     def __init__(self) -> None:
-        self.is_open = False
         # OrderedDict rather than dict, which takes linear time to find its first entry after many removals.
         self.ready: tuple[OrderedDict[ObjectKey, float], ...] = (OrderedDict(), OrderedDict())
         self.dirty: dict[ObjectKey, Priority] = {}
@@ -98,6 +97,11 @@ class _ClusterQueue:
         self.failures: dict[ObjectKey, int] = {}
         self.stopped: dict[ObjectKey, str] = {}
         self.parked: set[ObjectKey] = set()
+
+    @property
+    def is_empty(self) -> bool:
+        held = (*self.ready, self.dirty, self.in_flight, self.delayed, self.failures, self.stopped, self.parked)
+        return not any(held)
 
 
 _Cluster = tuple[str, int]
@@ -110,7 +114,10 @@ class WorkQueue:
         self._policy = policy
         self._jitter = jitter
         self._retries = TokenBucket(policy.retries, now)
+        self._is_open: dict[_Cluster, bool] = {}
+        """The engaged clusters, and whether their objects may be taken."""
         self._clusters: dict[_Cluster, _ClusterQueue] = {}
+        """Those with objects, since most of thousands have none."""
         # The clusters that can start an object, by priority, in the order of their turns.
         self._turns: tuple[OrderedDict[_Cluster, None], ...] = (OrderedDict(), OrderedDict())
         self._timers: list[tuple[float, int, ObjectKey]] = []
@@ -121,15 +128,16 @@ class WorkQueue:
 
     def engage(self, cluster: str, incarnation: int) -> None:
         """Accept objects of the cluster. None is taken before `open` is called."""
-        self._clusters.setdefault((cluster, incarnation), _ClusterQueue())
+        self._is_open.setdefault((cluster, incarnation), False)
 
     def open(self, cluster: str, incarnation: int) -> None:
         """Let the objects of the cluster be taken."""
-        self._clusters[cluster, incarnation].is_open = True
+        self._is_open[cluster, incarnation] = True
         self._offer((cluster, incarnation))
 
     def drop(self, cluster: str, incarnation: int) -> None:
         """Forget every object of the cluster, and accept no more of them."""
+        self._is_open.pop((cluster, incarnation), None)
         self._clusters.pop((cluster, incarnation), None)
         for turns in self._turns:
             turns.pop((cluster, incarnation), None)
@@ -145,9 +153,12 @@ class WorkQueue:
 
     def add(self, key: ObjectKey, now: float, priority: Priority = Priority.LIVE) -> None:
         """Make the object ready, at once and whatever delay it was in. Ignored for a cluster that is not engaged."""
-        queue = self._clusters.get(key[:2])
-        if queue is None:
+        cluster = key[:2]
+        if cluster not in self._is_open:
             return
+        queue = self._clusters.get(cluster)
+        if queue is None:
+            queue = self._clusters[cluster] = _ClusterQueue()
         queue.stopped.pop(key, None)
         if key in queue.in_flight:
             queue.dirty[key] = min(priority, queue.dirty.get(key, priority))
@@ -160,7 +171,7 @@ class WorkQueue:
             live.setdefault(key, added_at)
         elif key not in live:
             background.setdefault(key, now)
-        self._offer(key[:2])
+        self._offer(cluster)
 
     def take(self, now: float) -> Work | None:
         """Return an object to reconcile, which is in flight until `done` is called; None if there is none now."""
@@ -169,8 +180,8 @@ class WorkQueue:
             turns = self._turns[priority]
             while turns:
                 cluster, _ = turns.popitem(last=False)
-                queue = self._clusters[cluster]
-                if not queue.ready[priority]:
+                queue = self._clusters.get(cluster)
+                if queue is None or not queue.ready[priority]:
                     continue  # its last object of this priority became a live one
                 key, added_at = queue.ready[priority].popitem(last=False)
                 queue.in_flight[key] = priority
@@ -195,6 +206,8 @@ class WorkQueue:
         elif delay_s is not None:
             self._delay(queue, key, now + delay_s, priority)
         self._offer(key[:2])
+        if queue.is_empty:
+            del self._clusters[key[:2]]
         return delay_s
 
     @property
@@ -270,8 +283,8 @@ class WorkQueue:
 
     def _offer(self, cluster: _Cluster) -> None:
         """Give the cluster a turn for each priority that it has objects of, behind those that wait for theirs."""
-        queue = self._clusters[cluster]
-        if queue.is_open and len(queue.in_flight) < self._policy.per_cluster:
+        queue = self._clusters.get(cluster)
+        if queue is not None and self._is_open[cluster] and len(queue.in_flight) < self._policy.per_cluster:
             for ready, turns in zip(queue.ready, self._turns, strict=True):
                 if ready:
                     turns.setdefault(cluster, None)

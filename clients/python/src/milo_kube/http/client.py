@@ -93,6 +93,8 @@ class Client:
                     connection = None
                 else:
                     response = sending
+            # A watch stays here for minutes: what it holds is multiplied by the number of clusters.
+            del parts, target, sent, headers, url, body
             if span is not None:
                 span.end(response.status)
                 span = None

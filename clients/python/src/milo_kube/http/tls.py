@@ -9,7 +9,7 @@ import ssl
 from contextlib import suppress
 from typing import Any, cast
 
-_PIECE = 8 << 10
+_PIECE = 2 << 10
 """Received bytes that are decrypted at once. OpenSSL's buffers keep the size that they have reached."""
 _RECORD = 16 << 10
 
