@@ -17,23 +17,22 @@ from milo_discoveryd.config import Settings
 from milo_discoveryd.connectivity.host_schedule import HostSchedule
 from milo_discoveryd.connectivity.prober import Prober
 from milo_discoveryd.connectivity.schedule import ProbePolicy, ProbeSchedule, at_once
-from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
+from milo_discoveryd.credentials import Upstream
 from milo_discoveryd.daemon_errors import StartError
 from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
 from milo_discoveryd.log import log
-from milo_discoveryd.modes.mode import FixedMode, Mode
-from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.registry.events import EventType
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.log import FRAME_EVICTION_INTERVAL_S, ChangeLog, Retention
-from milo_discoveryd.registry.reduced_fleet import ReducedFleet
 from milo_discoveryd.rights.quota import QuotaLimits
 from milo_discoveryd.server.calls.access import AccessControl
 from milo_discoveryd.server.calls.frames import encoder
 from milo_discoveryd.server.calls.revision import TokenSigner
 from milo_discoveryd.server.calls.service import DaemonInfo, Service
 from milo_discoveryd.server.server import Server
-from milo_discoveryd.state_file.encoding import StateOrigin
-from milo_discoveryd.state_file.state_file import StateFile, prepare_directory
+from milo_discoveryd.state_file.state_file import prepare_directory
 from milo_discoveryd.telemetry.audit import Audit, AuditFile
 from milo_discoveryd.telemetry.board import StatusBoard
 from milo_discoveryd.telemetry.journal import Journal
@@ -42,18 +41,15 @@ from milo_discoveryd.telemetry.metrics import Metrics
 from milo_discoveryd.telemetry.status import Identity
 from milo_discoveryd.telemetry.traces import exporting
 from milo_discoveryd.watchers.probing import Asker
-from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.cluster_trust import cluster_trust
 from milo_discoveryd.wiring.config_reload import ConfigReloader, Load
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.fleets import new_fleet
 from milo_discoveryd.wiring.listeners import listeners, token_reviewer
-from milo_discoveryd.wiring.mode import collections_of, mode_of, place_of, probes_hosts
+from milo_discoveryd.wiring.mode import probes_hosts
 from milo_discoveryd.wiring.rules import rights
 from milo_discoveryd.wiring.run_identity import run_identity
-from milo_discoveryd.wiring.source import Discovery
-from milo_kube.reflect.liveness_policy import LivenessPolicy
-from milo_kube.reflect.reflector import ReflectorPolicy
 
 if TYPE_CHECKING:
     from opentelemetry.trace import TracerProvider
@@ -109,7 +105,7 @@ class Daemon:
         self._reloading: ConfigReloader | None = None
         retention = Retention(settings.tombstones.count, settings.tombstones.age.total_seconds())
         self._log = ChangeLog(encoder(self._epoch), retention)
-        self._fleet: DirectFleet | ReducedFleet
+        self._fleet: Fleet
         self.addresses: list[str] = []
         self.http_address: str | None = None
         self.started = asyncio.Event()
@@ -166,23 +162,17 @@ class Daemon:
     async def serve(self) -> None:
         """Serve until cancelled, then drain the streams."""
         settings = self._settings
-        project = load_project_upstream(
-            settings.project_kubeconfig,
-            settings.discovery_kubeconfig,
-            self._environ,
-            settings.exec_plugins,
-            plain_loopback=settings.plain_loopback,
-        )
-        mode = mode_of(settings, project)
-        self._fleet = new_fleet(settings, mode, self._log, self._journal)
+        configured = [ConfiguredSource(name, of, self._environ) for name, of in settings.by_source.items()]
+        projects = {each.name: each.project for each in configured}
+        self._fleet = new_fleet(configured, self._log, self._journal.of_source)
         self._metrics.follow(self._fleet, settings.metrics.cluster_info_cap)
         async with AsyncExitStack() as stack:
             traces = await stack.enter_async_context(self._traces())
             if settings.state_directory is not None:
                 prepare_directory(settings.state_directory)
             run = run_identity(settings.state_directory)
-            sources = Sources(settings, project, self._environ, stack, run=run)
-            issuer = self._issuer(sources, project)
+            sources = Sources(settings, projects, self._environ, stack, run=run)
+            issuer = self._issuer(sources, projects)
             self._fleet.on(EventType.DISENGAGED, issuer.disengaged)
             self._metrics.follow_credentials(issuer.health)
             access = AccessControl(
@@ -198,7 +188,7 @@ class Daemon:
                 audit=self._audit,
                 metrics=self._metrics,
             )
-            self._metrics.set_build_info(__version__, settings.mode)
+            self._metrics.set_build_info(__version__, settings.title)
             self._metrics.follow_streams(lambda: (stream.lag for stream in service.streams))
             self._metrics.follow_tasks(lambda: len(asyncio.all_tasks()))
             reviewer = token_reviewer(settings, self._environ, stack)
@@ -210,7 +200,7 @@ class Daemon:
                 from milo_discoveryd.telemetry.http import Endpoint  # noqa: PLC0415 - loads a web server
 
                 board = StatusBoard(
-                    Identity(version=__version__, mode=settings.mode, epoch=self._epoch, started_at=time.time()),
+                    Identity(version=__version__, mode=settings.title, epoch=self._epoch, started_at=time.time()),
                     self._fleet,
                     self._journal.recent,
                     subscribers=lambda: service.streams,
@@ -226,7 +216,7 @@ class Daemon:
                 )
                 self.http_address = await endpoint.start(settings.http_listen.host, settings.http_listen.port)
                 stack.push_async_callback(endpoint.stop)
-            log.info("started", version=__version__, mode=settings.mode, listen=self.addresses, http=self.http_address)
+            log.info("started", version=__version__, mode=settings.title, listen=self.addresses, http=self.http_address)
             self.started.set()
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.watch(), name="check sockets")
@@ -237,9 +227,10 @@ class Daemon:
                 if settings.connectivity.interval is not None:
                     # Before discovery starts, so that the prober receives every engagement.
                     tasks.create_task(
-                        self._probe(project, issuer, settings.connectivity.interval), name="probe clusters"
+                        self._probe(projects, issuer, settings.connectivity.interval), name="probe clusters"
                     )
-                tasks.create_task(self._discover(mode, sources), name="discover")
+                for each, fleet in zip(configured, self._fleet.sources, strict=True):
+                    tasks.create_task(each.follow(fleet, sources), name=f"discover {each.name}".rstrip())
 
     async def _evict_frames(self) -> None:
         while True:
@@ -247,43 +238,10 @@ class Daemon:
             for _ in self._fleet.log.evict_frames():
                 await asyncio.sleep(0)
 
-    async def _discover(self, mode: Mode, sources: Sources) -> None:
-        if isinstance(mode, FixedMode):
-            assert isinstance(self._fleet, DirectFleet)
-            self._fleet.set_targets(mode.targets(), asyncio.get_running_loop().time())
-            return
-        source = self._settings.source
-        kubeconfig, plugins = self._settings.discovery_kubeconfig, self._settings.exec_plugins
-        upstream = sources.authenticated(
-            load_discovery_upstream(kubeconfig, self._environ, plugins, plain_loopback=self._settings.plain_loopback)
-        )
-        transport = Transport(
-            upstream,
-            response_limit=source.response_limit,
-            connect_timeout_s=source.connect_timeout.total_seconds(),
-            environ=self._environ,
-        )
-        policy = ReflectorPolicy(
-            streaming_lists=source.streaming_lists == "auto",
-            page_size=source.page_size,
-            silence_s=source.silence_limit.total_seconds(),
-            liveness=LivenessPolicy(every_s=source.look_interval.total_seconds()),
-        )
-        discovery = Discovery(
-            self._fleet,
-            self._keeper(upstream),
-            policy=policy,
-            jitter=random.random,
-            connect_timeout_s=source.connect_timeout.total_seconds(),
-            request_timeout_s=source.request_timeout.total_seconds(),
-        )
-        async with aclosing(transport):
-            await discovery.run(transport, collections_of(self._settings, mode), place_of(mode))
-
-    async def _probe(self, project: Upstream, issuer: Issuer, interval: timedelta) -> None:
+    async def _probe(self, projects: Mapping[str, Upstream], issuer: Issuer, interval: timedelta) -> None:
         settings = self._settings.connectivity
         give_up_after = settings.disengage_unreachable_after
-        of_hosts = probes_hosts(self._settings)
+        of_hosts = all(map(probes_hosts, self._settings.by_source.values()))
         policy = ProbePolicy(
             interval_s=interval.total_seconds(),
             rate_per_s=settings.rate,
@@ -294,19 +252,26 @@ class Daemon:
             give_up_count=self._settings.removals.count,
             give_up_share=self._settings.removals.share,
         )
-        asker = Asker(
-            project,
-            self._environ,
-            held=issuer.held,
-            authorities_of=issuer.authorities_of if self._settings.mode == "declarative" else None,
-            path=settings.path,
-            timeout_s=settings.timeout.total_seconds(),
-            of_hosts=of_hosts,
-        )
-        async with aclosing(asker):
+        timeout_s = settings.timeout.total_seconds()
+        modes = {name: of.mode for name, of in self._settings.by_source.items()}
+        askers = {
+            name: Asker(
+                project,
+                self._environ,
+                held=issuer.held,
+                authorities_of=issuer.authorities_of if modes[name] == "declarative" else None,
+                path=settings.path,
+                timeout_s=timeout_s,
+                of_hosts=of_hosts,
+            )
+            for name, project in projects.items()
+        }
+        async with AsyncExitStack() as stack:
+            for asker in askers.values():
+                await stack.enter_async_context(aclosing(asker))
             prober = Prober(
                 (HostSchedule if of_hosts else ProbeSchedule)(policy, random.random),
-                asker.ask,
+                lambda cluster: askers[cluster.target.source].ask(cluster),
                 self._fleet.connectivity_changed,
                 self._metrics,
                 is_wanted=self._fleet.registry.needs_probe,
@@ -320,17 +285,19 @@ class Daemon:
         traces = self._settings.traces
         if traces.endpoint is None:
             return nullcontext()
-        return exporting(traces.endpoint, traces.share, version=__version__, mode=self._settings.mode)
+        return exporting(traces.endpoint, traces.share, version=__version__, mode=self._settings.title)
 
-    def _keeper(self, upstream: Upstream) -> StateFile | None:
-        directory = self._settings.state_directory
-        return None if directory is None else StateFile(directory, StateOrigin(upstream.server, self._settings.mode))
-
-    def _issuer(self, sources: Sources, project: Upstream) -> Issuer:
+    def _issuer(self, sources: Sources, projects: Mapping[str, Upstream]) -> Issuer:
         settings = self._settings.kubeconfigs
+
+        trusts = {name: cluster_trust(of, projects[name]) for name, of in self._settings.by_source.items()}
+
+        def trust(target: Target, stated: bytes | None) -> ClusterTrust:
+            return trusts[target.source](target, stated)
+
         return Issuer(
             sources.assignments(),
-            trust=cluster_trust(self._settings, project),
+            trust=trust,
             metrics=self._metrics,
             audit=self._audit,
             max_ttl_s=settings.max_ttl.total_seconds(),
@@ -348,12 +315,13 @@ class Daemon:
             await server.set_ready(True)
 
     def _ready(self) -> Mapping[str, str | None]:
-        return {"synced": None if self._fleet.synced else "no complete list was received from the source yet"}
+        problem = "no complete list was received from the source yet"
+        return {f"synced {each.name}".rstrip(): None if each.synced else problem for each in self._fleet.sources}
 
     def _info(self) -> DaemonInfo:
         return DaemonInfo(
             version=__version__,
-            mode=self._settings.mode,
+            mode=self._settings.title,
             epoch=self._epoch,
             started_at=time.time(),
             heartbeat_s=self._settings.heartbeat_interval.total_seconds(),

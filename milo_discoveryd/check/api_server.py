@@ -1,6 +1,6 @@
 """Sends an API server the requests that the daemon will send, and reports each step."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from datetime import UTC, datetime
 
@@ -32,23 +32,19 @@ class ApiServerCheck:
         self._upstream = upstream
         self._transport = transport
 
-    async def reachable(self) -> AsyncIterator[Finding]:
-        """Check name resolution, connection, TLS and identity."""
-        async for finding in self._guarded("reach", self._reach()):
-            yield finding
-
-    async def watchable(self, resource: Resource, label_selector: str) -> AsyncIterator[Finding]:
-        """Check all of `reachable`, then permissions, a list and a watch."""
+    async def watchable(self, resources: Iterable[Resource]) -> AsyncIterator[Finding]:
+        """Check name resolution, connection, TLS, identity; then permissions, a list and a watch of each resource."""
         async for finding in self._guarded("reach", self._reach()):
             yield finding
             if finding.level == "fail":
                 return
-        for step, steps in (
-            ("permissions", self._permissions(resource)),
-            ("list and watch", self._list_and_watch(resource, label_selector)),
-        ):
-            async for finding in self._guarded(step, steps):
-                yield finding
+        for resource in resources:
+            for step, steps in (
+                ("permissions", self._permissions(resource)),
+                ("list and watch", self._list_and_watch(resource)),
+            ):
+                async for finding in self._guarded(step, steps):
+                    yield finding
 
     async def _guarded(self, step: str, steps: AsyncIterator[Finding]) -> AsyncIterator[Finding]:
         try:
@@ -93,8 +89,8 @@ class ApiServerCheck:
             allowed[verb] = api_responses.allowed(answer.status, answer.body)
         yield api_responses.permissions(self._subject("permissions"), resource, allowed)
 
-    async def _list_and_watch(self, resource: Resource, label_selector: str) -> AsyncIterator[Finding]:
-        selected = [("labelSelector", label_selector)] if label_selector else []
+    async def _list_and_watch(self, resource: Resource) -> AsyncIterator[Finding]:
+        selected = resource.query
         answer = await self._transport.get(resource.path, [*selected, ("limit", "1")], timeout_s=REQUEST_TIMEOUT_S)
         yield api_responses.listing(self._subject("list"), resource, answer.status, answer.body)
         if answer.status != 200:

@@ -2,8 +2,9 @@
 
 import os
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
+from functools import partial
 from typing import TextIO
 
 from milo_discoveryd.check import files, listen_addresses
@@ -17,9 +18,11 @@ from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_
 from milo_discoveryd.daemon_errors import ConfigError
 from milo_discoveryd.model.resource import Resource
 from milo_discoveryd.modes import mode as modes
+from milo_discoveryd.modes.mode import FixedMode
 from milo_discoveryd.watchers.transport import Transport
 from milo_discoveryd.wiring.credential_sources import Sources
 from milo_discoveryd.wiring.listeners import token_reviewer
+from milo_discoveryd.wiring.mode import collections_of, mode_of
 
 _BOOKMARKS_EVERY_S = 60.2  # measured on kube-apiserver; Milo's is built from the same libraries
 
@@ -44,8 +47,9 @@ def _summary(levels: Mapping[Level, int]) -> str:
 
 
 async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncGenerator[Finding, None]:
-    for finding in _settings(settings):
-        yield finding
+    for each in settings.by_source.values():
+        for finding in _settings(each):
+            yield finding
     for finding in check_rules(settings):
         yield finding
     async for finding in _upstreams(settings, environ):
@@ -59,53 +63,76 @@ async def _findings(settings: Settings, environ: Mapping[str, str]) -> AsyncGene
 
 
 def _settings(settings: Settings) -> Iterator[Finding]:
-    resource = _resource(settings)
+    """Check the settings of one source: see `Settings.by_source`."""
+    subject = _subject("settings", settings)
+    is_fixed = _is_fixed(settings)
     selected = f", label_selector {settings.label_selector}" if settings.label_selector else ""
-    yield ok("settings", f"mode {settings.mode}{selected}")
-    if resource is None and settings.label_selector:
-        yield warn("settings", f"mode {settings.mode} watches nothing", "label_selector has no effect: remove it")
+    yield ok(subject, f"mode {settings.mode}{selected}")
+    if is_fixed and settings.label_selector:
+        yield warn(subject, f"mode {settings.mode} watches nothing", "label_selector has no effect: remove it")
     silence = settings.source.silence_limit.total_seconds()
-    if resource is not None and silence <= _BOOKMARKS_EVERY_S + 10:
+    if not is_fixed and silence <= _BOOKMARKS_EVERY_S + 10:
         yield warn(
-            "settings",
+            subject,
             f"source.silence_limit is {silence:g} s, but a healthy watch can be silent for {_BOOKMARKS_EVERY_S:g} s",
             "set it to 75s or more",
         )
 
 
+def _subject(subject: str, settings: Settings) -> str:
+    """Return the subject of findings, with the source's name where that is configured in `sources`."""
+    return f"{settings.sources[0].name}: {subject}" if settings.sources else subject
+
+
+def _is_fixed(settings: Settings) -> bool:
+    """Return whether the mode knows its clusters from the start, and watches nothing."""
+    return hasattr(modes.load(settings.mode), "targets")
+
+
 async def _upstreams(settings: Settings, environ: Mapping[str, str]) -> AsyncIterator[Finding]:
-    resource = _resource(settings)
-    discovery, project = settings.discovery_kubeconfig, settings.project_kubeconfig
-    plugins, plain = settings.exec_plugins, settings.plain_loopback
     problems: list[Finding] = []
-    watched = None
-    if resource is not None:
-        watched = _load(
-            "discovery", lambda: load_discovery_upstream(discovery, environ, plugins, plain_loopback=plain), problems
+    loaded: dict[str, tuple[Settings, Upstream | None, Upstream | None]] = {}
+    for name, of in settings.by_source.items():
+        discovery, project, plugins = of.discovery_kubeconfig, of.project_kubeconfig, of.exec_plugins
+        load_watched = partial(load_discovery_upstream, discovery, environ, plugins, plain_loopback=of.plain_loopback)
+        load_leading = partial(
+            load_project_upstream, project, discovery, environ, plugins, plain_loopback=of.plain_loopback
         )
-    leading = _load(
-        "project",
-        lambda: load_project_upstream(project, discovery, environ, plugins, plain_loopback=plain),
-        problems,
-    )
+        watched = None
+        if not _is_fixed(of):
+            watched = _load("discovery", load_watched, problems)
+        leading = _load("project", load_leading, problems)
+        loaded[name] = of, watched, leading
     for problem in problems:
         yield problem
+    projects = {name: leading for name, (_, _, leading) in loaded.items() if leading is not None}
     async with AsyncExitStack() as closing:
-        sources = _sources(settings, leading, environ, closing)
+        sources = _sources(settings, projects, environ, closing) if len(projects) == len(loaded) else None
         if isinstance(sources, Finding):
             yield sources
             return
-        if watched is not None:
-            followed = watched if sources is None else sources.authenticated(watched)
-            async for finding in _server("discovery", followed, settings, resource):
+        for of, watched, leading in loaded.values():
+            async for finding in _source(of, watched, leading, sources):
                 yield finding
-        if leading is None or sources is None:
+        if sources is None:
             return
-        async for finding in _project(settings, watched, leading):
-            yield finding
         assigned = [each.source for each in sources.assignments()]
         ttl_s = settings.kubeconfigs.default_ttl.total_seconds()
         for finding in await check_sources(assigned, ttl_s):
+            yield finding
+
+
+async def _source(
+    settings: Settings, watched: Upstream | None, leading: Upstream | None, sources: Sources | None
+) -> AsyncIterator[Finding]:
+    """Check the API servers of one source."""
+    if watched is not None:
+        followed = watched if sources is None else sources.authenticated(watched, settings.source.credentials)
+        resources = [] if leading is None else _resources(settings, leading)
+        async for finding in _server(_subject("discovery", settings), followed, settings, resources):
+            yield finding
+    if leading is not None and sources is not None:
+        async for finding in _project(settings, watched, leading):
             yield finding
 
 
@@ -121,37 +148,36 @@ async def _token_reviews(settings: Settings, environ: Mapping[str, str]) -> Asyn
 
 
 def _sources(
-    settings: Settings, leading: Upstream | None, environ: Mapping[str, str], closing: AsyncExitStack
-) -> Sources | Finding | None:
-    if leading is None:
-        return None
+    settings: Settings, projects: Mapping[str, Upstream], environ: Mapping[str, str], closing: AsyncExitStack
+) -> Sources | Finding:
     try:
-        made = Sources(settings, leading, environ, closing, run="check")
-        made.authenticated(leading)
+        made = Sources(settings, projects, environ, closing, run="check")
+        for name, of in settings.by_source.items():
+            made.authenticated(projects[name], of.source.credentials)
     except ConfigError as error:
         return fail("kubeconfigs", str(error), "correct kubeconfigs.sources or source.credentials in the configuration")
     return made
 
 
 async def _project(settings: Settings, watched: Upstream | None, leading: Upstream) -> AsyncIterator[Finding]:
+    subject = _subject("project", settings)
     if watched is not None and leading.origin == watched.origin:
-        yield ok("project", f"same as discovery ({leading.origin})")
+        yield ok(subject, f"same as discovery ({leading.origin})")
     elif settings.mode == "project-control-plane":
         # Its scheme, CA and identity are used for the clusters' own addresses; its server is never contacted.
-        yield await usable("project", leading)
+        yield await usable(subject, leading)
     else:
-        async for finding in _server("project", leading, settings, None):
+        async for finding in _server(subject, leading, settings, []):
             yield finding
 
 
 async def _server(
-    name: str, upstream: Upstream, settings: Settings, resource: Resource | None
+    name: str, upstream: Upstream, settings: Settings, resources: Sequence[Resource]
 ) -> AsyncIterator[Finding]:
     timeout_s = settings.source.connect_timeout.total_seconds()
     async with aclosing(Transport(upstream, connect_timeout_s=timeout_s)) as transport:
         checked = ApiServerCheck(name, upstream, transport)
-        steps = checked.reachable() if resource is None else checked.watchable(resource, settings.label_selector)
-        async for finding in steps:
+        async for finding in checked.watchable(resources):
             yield finding
 
 
@@ -199,6 +225,9 @@ def _files(settings: Settings) -> Iterator[Finding]:
         yield files.trace_exporter()
 
 
-def _resource(settings: Settings) -> Resource | None:
-    """Return the resource that the mode watches, if any."""
-    return getattr(modes.load(settings.mode), "resource", None)
+def _resources(settings: Settings, project: Upstream) -> list[Resource]:
+    """Return the resources that a source watches, with their selectors."""
+    mode = mode_of(settings, project)
+    if isinstance(mode, FixedMode):
+        return []
+    return [each.watched.resource for each in collections_of(settings, mode)]

@@ -10,12 +10,14 @@ from milo_discoveryd.config.layers import Given, Key, Problem
 from milo_discoveryd.config.settings import Settings
 from milo_discoveryd.config.sources import (
     MIN_TOKEN_TTL_S,
+    CredentialSource,
     KubeconfigRequest,
     KubeconfigSecret,
     ProjectKubeconfig,
     TokenRequest,
 )
 from milo_discoveryd.daemon_errors import ConfigError
+from milo_discoveryd.modes import mode as modes
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Settings:
@@ -76,7 +78,7 @@ def _explain(complaint: Complaint, given: Mapping[Key, Given]) -> Problem:
     return Problem(place, f"{shown} {complaint.text}")
 
 
-_ITEMS = frozenset({("listen",), ("kubeconfigs", "sources"), ("rights",)})
+_ITEMS = frozenset({("listen",), ("kubeconfigs", "sources"), ("rights",), ("sources",)})
 """Settings that are lists of mappings."""
 
 
@@ -90,7 +92,64 @@ def _disagreements(settings: Settings, given: Mapping[Key, Given]) -> list[Probl
         *_rules_about_nothing(settings, given),
         *_unreachable_hosts(settings, given),
         *_declaration(settings, given),
+        *_sources_and_mode(settings, given),
+        *_kind_settings(settings, given),
+        *_credentials_for_no_source(settings, given),
     ]
+
+
+_OF_ONE_SOURCE: tuple[Key, ...] = (
+    ("mode",),
+    ("declarative",),
+    ("discovery_kubeconfig",),
+    ("project_kubeconfig",),
+    ("label_selector",),
+    ("source", "credentials"),
+)
+
+
+def _sources_and_mode(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+    for key in _OF_ONE_SOURCE if settings.sources else ():
+        if key in given:
+            yield Problem(given[key].place, "is a setting of the one source; set it in the items of sources")
+
+
+def _kind_settings(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+    """Yield the problems of settings that belong to the kind of a source."""
+    for number, (mode, said) in enumerate(_kinds(settings), 1):
+        settings_type = modes.settings_type(mode)
+        if settings_type is None:
+            if said:
+                yield Problem(given[("sources",)].place, f"item {number}.settings: kind {mode} has no settings")
+            continue
+        try:
+            modes.parse_settings(settings_type, said)
+        except ValueError as error:
+            if settings.sources:
+                yield Problem(given[("sources",)].place, f"item {number}.settings: {error}")
+            else:
+                complaint = f"{layers.quoted(mode)} needs settings; set it as the kind of one of sources: {error}"
+                yield Problem(given[("mode",)].place, complaint)
+
+
+def _kinds(settings: Settings) -> list[tuple[str, dict[str, object]]]:
+    return [(each.kind, each.settings) for each in settings.sources] or [(settings.mode, {})]
+
+
+def _credentials_for_no_source(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+    names = [each.name for each in settings.sources]
+    for each in settings.kubeconfigs.sources:
+        place = given[("kubeconfigs", "sources")].place
+        for name in each.cluster_sources:
+            if name not in names:
+                there_are = ", ".join(names) or "none"
+                yield Problem(
+                    place, f"{each.name}: {layers.quoted(name)} is not one of sources; configured: {there_are}"
+                )
+        if len(names) > 1 and not each.cluster_sources:
+            yield Problem(place, f"{each.name}: set cluster_sources, because there are several sources")
+        if len(each.cluster_sources) > 1 and isinstance(each, ProjectKubeconfig):
+            yield Problem(place, f"{each.name}: a project-kubeconfig is of one source; name one in cluster_sources")
 
 
 def _unreachable_hosts(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
@@ -100,23 +159,36 @@ def _unreachable_hosts(settings: Settings, given: Mapping[Key, Given]) -> Iterat
 
 
 def _declaration(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+    several = len(settings.by_source) > 1
+    for name, of in settings.by_source.items():
+        sources = [each for each in settings.kubeconfigs.sources if not several or name in each.cluster_sources]
+        yield from _declaration_of(of, sources, given)
+
+
+def _declaration_of(
+    settings: Settings, sources: list[CredentialSource], given: Mapping[Key, Given]
+) -> Iterator[Problem]:
+    """`settings` are those of one source of clusters, which `sources` serve."""
     declared = settings.declarative
+    in_list = f"{settings.sources[0].name}: " if settings.sources else ""
+    place = given[("sources",)].place if settings.sources else ""
     if declared is None:
         if settings.mode == "declarative":
-            yield Problem(given[("mode",)].place, "needs the setting declarative, which says what the objects mean")
-        for source in settings.kubeconfigs.sources:
+            complaint = f"{in_list}needs the setting declarative, which says what the objects mean"
+            yield Problem(place or given[("mode",)].place, complaint)
+        for source in sources:
             if isinstance(source, KubeconfigRequest):
                 yield Problem(given[("kubeconfigs", "sources")].place, f"{source.name} needs mode: declarative")
         return
     if settings.mode != "declarative":
-        yield Problem(given[("declarative",)].place, "needs mode: declarative")
+        yield Problem(place or given[("declarative",)].place, f"{in_list}needs mode: declarative")
     elif not declared.endpoint.has_fixed_host:
-        for source in settings.kubeconfigs.sources:
+        for source in sources:
             if source.hand_out and not isinstance(source, KubeconfigSecret | KubeconfigRequest):
                 yield Problem(
-                    given[("declarative",)].place_of(("endpoint",)),
-                    f"endpoint: objects decide where the credential of {source.name} is sent, which other clusters "
-                    "accept too: name the hosts that may receive it in endpoint.hosts",
+                    place or given[("declarative",)].place_of(("endpoint",)),
+                    f"{in_list}endpoint: objects decide where the credential of {source.name} is sent, which other "
+                    "clusters accept too: name the hosts that may receive it in endpoint.hosts",
                 )
 
 
@@ -136,10 +208,11 @@ def _rules_about_nothing(settings: Settings, given: Mapping[Key, Given]) -> Iter
 
 def _shared_identity(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
     """Yield sources that would issue the daemon's own credential without share_discovery_identity."""
-    discovery, project = settings.discovery_kubeconfig, settings.project_kubeconfig
-    if settings.mode == "single" or (project is not None and project != discovery):
-        return
     for source in settings.kubeconfigs.sources:
+        of = settings.by_source.get(next(iter(source.cluster_sources), ""), next(iter(settings.by_source.values())))
+        discovery, project = of.discovery_kubeconfig, of.project_kubeconfig
+        if of.mode == "single" or (project is not None and project != discovery):
+            continue
         if isinstance(source, ProjectKubeconfig) and source.hand_out and not source.share_discovery_identity:
             yield Problem(
                 given[("kubeconfigs", "sources")].place,
@@ -160,13 +233,17 @@ def _too_short_for_tokens(settings: Settings, given: Mapping[Key, Given]) -> Ite
                 yield Problem(given[("rights",)].place, f"item {number}.max_ttl: {complaint}")
 
 
-def _no_such_source(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:
-    wanted, names = settings.source.credentials, [source.name for source in settings.kubeconfigs.sources]
-    if wanted is None or wanted in names:
-        return []
+def _no_such_source(settings: Settings, given: Mapping[Key, Given]) -> Iterator[Problem]:
+    names = [source.name for source in settings.kubeconfigs.sources]
     there_are = ", ".join(names) or "none"
-    complaint = f"{layers.quoted(wanted)} is not the name of one of kubeconfigs.sources; configured: {there_are}"
-    return [Problem(given[("source", "credentials")].place, complaint)]
+    for of in settings.by_source.values():
+        wanted = of.source.credentials
+        if wanted is not None and wanted not in names:
+            complaint = (
+                f"{layers.quoted(wanted)} is not the name of one of kubeconfigs.sources; configured: {there_are}"
+            )
+            key = ("sources",) if settings.sources else ("source", "credentials")
+            yield Problem(given[key].place, complaint)
 
 
 def _one_address_for_all(settings: Settings, given: Mapping[Key, Given]) -> list[Problem]:

@@ -1,5 +1,6 @@
 """All settings with their defaults and limits, as one frozen tree. `load` builds it, the composition root reads it."""
 
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +32,18 @@ def _mode(value: object) -> str:
     return values.one_of(value, choices=mode.names())
 
 
+def _kind_settings(value: object) -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        raise ValueError("must be a mapping of settings to values")  # noqa: TRY004 - what a parser raises
+    return dict(value)
+
+
+def _distinct_sources(sources: "tuple[ClusterSource, ...]") -> None:
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise ValueError("has sources with the same name")
+
+
 def _http_listen(value: object) -> values.TcpAddress | None:
     return None if value is None or value == "off" else values.tcp_address(value)
 
@@ -42,6 +55,27 @@ class Socket(Group, frozen=True, kw_only=True):
     """Permissions of the Unix sockets."""
     group: Annotated[str, Text(most=32)] | None = None
     """Name or number of the group that may connect. Default: the daemon's own group."""
+
+
+class ClusterSource(Group, frozen=True, kw_only=True):
+    """A source of clusters."""
+
+    name: Annotated[str, values.cluster_name]
+    """Name of the source. With several sources, a cluster's key is `SOURCE#NAME`."""
+    kind: Annotated[str, _mode]
+    """Kind of the source: a built-in mode, or one of an installed package."""
+    settings: Annotated[dict[str, object], _kind_settings] = msgspec.field(default_factory=dict)
+    """Settings of the kind."""
+    declarative: Annotated[Declaration | None, Nested(Declaration, is_leaf=True)] = None
+    """As the setting of the daemon, for this source."""
+    discovery_kubeconfig: Annotated[Path | None, values.file_path] = None
+    """As the setting of the daemon, for this source."""
+    project_kubeconfig: Annotated[Path | None, values.file_path] = None
+    """As the setting of the daemon, for this source."""
+    label_selector: Annotated[str, selector_text] = ""
+    """As the setting of the daemon, for this source."""
+    credentials: Annotated[str | None, Text(most=63)] = None
+    """As `source.credentials`, for this source."""
 
 
 class SourceSettings(Group, frozen=True, kw_only=True):
@@ -228,6 +262,10 @@ class Settings(Group, frozen=True, kw_only=True):
     they are sent over TLS only."""
     label_selector: Annotated[str, selector_text] = ""
     """Label selector for projects, in the syntax of `kubectl -l`. Default: all."""
+    sources: Annotated[
+        tuple[ClusterSource, ...], ListOf(Nested(ClusterSource), split=values.items, check=_distinct_sources)
+    ] = ()
+    """Sources of clusters, of any kinds: see [sources](sources.md). Default: one, of the kind `mode`."""
     not_ready_grace: Annotated[timedelta, span("0s", "1h")] = timedelta()
     """How long a project may be not ready before it is disengaged."""
     # Off by default, because every project that becomes not ready would wait for a subscriber that died.
@@ -283,3 +321,32 @@ class Settings(Group, frozen=True, kw_only=True):
     metrics: MetricsSettings = MetricsSettings()
     log: Log = Log()
     traces: Traces = Traces()
+
+    @property
+    def by_source(self) -> "dict[str, Settings]":
+        """The settings of each source by its name, which is empty if there is one source.
+
+        `sources` contains the source itself, unless that is configured by `mode`.
+        """
+        if not self.sources:
+            return {"": self}
+        names = [each.name for each in self.sources] if len(self.sources) > 1 else [""]
+        return {name: self._of(source) for name, source in zip(names, self.sources, strict=True)}
+
+    def _of(self, source: ClusterSource) -> "Settings":
+        return msgspec.structs.replace(
+            self,
+            mode=source.kind,
+            declarative=source.declarative,
+            discovery_kubeconfig=source.discovery_kubeconfig,
+            project_kubeconfig=source.project_kubeconfig,
+            label_selector=source.label_selector,
+            source=msgspec.structs.replace(self.source, credentials=source.credentials),
+            sources=(source,),
+        )
+
+    @property
+    def title(self) -> str:
+        """The mode, or "sources" if there are several."""
+        modes = [each.mode for each in self.by_source.values()]
+        return modes[0] if len(modes) == 1 else "sources"

@@ -26,6 +26,9 @@ class _Source(Group, frozen=True, kw_only=True):
     """Name in rules, metrics and the log."""
     label_selector: Annotated[str, selector_text] = ""
     """Label selector of the clusters that it serves. Default: all."""
+    cluster_sources: Annotated[tuple[str, ...], ListOf(values.cluster_name)] = ()
+    """Names of the `sources` whose clusters it serves. Required if there are several, so that no credential is sent to
+    a server that it is not for."""
     hand_out: bool = True
     """`false` if only the daemon itself authenticates with it."""
 

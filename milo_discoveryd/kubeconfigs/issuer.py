@@ -50,9 +50,12 @@ class SourceAssignment(msgspec.Struct, frozen=True):
 
     source: MintingSource
     selector: Selector = Selector()
+    sources: frozenset[str] = frozenset()
+    """The sources of the clusters; all if empty."""
 
     def covers(self, cluster: Cluster) -> bool:
-        return self.selector.matches(cluster.target.labels)
+        target = cluster.target
+        return self.selector.matches(target.labels) and (not self.sources or target.source in self.sources)
 
 
 class NoSourceError(UnfitError):

@@ -8,6 +8,20 @@ Pairs = tuple[tuple[str, str], ...]
 """Labels or annotations, sorted by key."""
 
 
+SOURCE_SEPARATOR = "#"
+"""Separates the names of a source and of its cluster, as in multicluster-runtime's `multi` provider."""
+
+
+def key_of(name: str, source: str) -> str:
+    """Return the key of a cluster: SOURCE#NAME, or its name if the daemon has one source."""
+    return f"{source}{SOURCE_SEPARATOR}{name}" if source else name
+
+
+def local_name(key: str) -> str:
+    """Return the name of a cluster within its source. No name that a mode accepts contains the separator."""
+    return key.rpartition(SOURCE_SEPARATOR)[2]
+
+
 class DisengageReason(enum.Enum):
     DELETED = "DELETED"
     NOT_READY = "NOT_READY"
@@ -19,6 +33,14 @@ class DisengageReason(enum.Enum):
     REMOVED = "REMOVED"
 
 
+class Suspension(msgspec.Struct, frozen=True, gc=False):
+    """A reason for which a cluster is suspended."""
+
+    reason: str
+    suspended_at: float | None
+    reinstate_authority: str
+
+
 # One instance per cluster, never part of a reference cycle: gc=False keeps the garbage collector from traversing them.
 class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A cluster as an upstream object describes it, limited to what subscribers see.
@@ -27,19 +49,35 @@ class Target(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """
 
     name: str
+    """The cluster's key: see `local_name`."""
     uid: str
     place: tuple[str, ...]
-    """Endpoint without the name, split where the name belongs. Clusters whose endpoints differ only by it share it."""
+    """Endpoint without the local name, split where it belongs. Clusters whose endpoints differ only by it share it."""
     organization: str = ""
     labels: Pairs = ()
     annotations: Pairs = ()
     deletion_requested_at: float | None = None
     deletion_message: str = ""
-    suspended: bool = False
+    suspensions: tuple[Suspension, ...] | None = None
+    """Why it is suspended, as far as the source says; None if it is not."""
+
+    @property
+    def suspended(self) -> bool:
+        return self.suspensions is not None
+
+    @property
+    def source(self) -> str:
+        """Name of the source, in a daemon with several."""
+        return self.name.partition(SOURCE_SEPARATOR)[0] if SOURCE_SEPARATOR in self.name else ""
+
+    @property
+    def local_name(self) -> str:
+        """The name within the source."""
+        return local_name(self.name)
 
     @property
     def endpoint(self) -> str:
-        return self.name.join(self.place)
+        return self.local_name.join(self.place)
 
 
 class ConnectivityState(enum.Enum):

@@ -37,8 +37,15 @@ class Spec(msgspec.Struct, gc=False):
     ownerRef: OwnerReference | None = None
 
 
+class SuspensionInfo(msgspec.Struct, gc=False):
+    reason: str = ""
+    suspendedAt: str = ""
+    reinstateAuthority: str = ""
+
+
 class Status(msgspec.Struct, gc=False):
     conditions: list[Condition] | None = None
+    suspensions: list[SuspensionInfo] | None = None
 
     def condition(self, kind: str) -> Condition | None:
         for condition in self.conditions or ():

@@ -50,6 +50,18 @@ class Outside(msgspec.Struct, frozen=True, gc=False):
     fields: ObjectFields | Target | None = None
 
 
+class Withdrawn(msgspec.Struct, frozen=True, gc=False):
+    """An object that ends its cluster by the rules of the source: a planned end."""
+
+    name: str
+    uid: str
+    version: str
+    message: str
+    drain_s: float = 0.0
+    """How long subscribers that confirm releases may take."""
+    fields: ObjectFields | Target | None = None
+
+
 class Malformed(msgspec.Struct, frozen=True, gc=False):
     """An object that cannot be used. Its last good state is kept."""
 
@@ -60,7 +72,7 @@ class Malformed(msgspec.Struct, frozen=True, gc=False):
     message: str
 
 
-Observation = Ready | NotReady | Outside | Malformed
+Observation = Ready | NotReady | Withdrawn | Outside | Malformed
 
 
 def fields(seen: Observation) -> ObjectFields | Target | None:

@@ -5,8 +5,6 @@ import re
 import msgspec
 
 _SEGMENT = re.compile(r"(?!\.{1,2}\Z)[A-Za-z0-9._~:@-]+")
-SOURCE_SEPARATOR = "#"
-"""Separates the names of a source and of its cluster, as in multicluster-runtime's `multi` provider."""
 
 
 class Resource(msgspec.Struct, frozen=True):
@@ -26,6 +24,12 @@ class Resource(msgspec.Struct, frozen=True):
     def path(self) -> str:
         """Path of the watched collection."""
         return f"{self._root}{self._namespace(self.namespace)}/{self.plural}"
+
+    @property
+    def query(self) -> list[tuple[str, str]]:
+        """Parameters of requests for the collection."""
+        selectors = (("labelSelector", self.label_selector), ("fieldSelector", self.field_selector))
+        return [(name, selector) for name, selector in selectors if selector]
 
     def object_path(self, namespace: str, name: str) -> str:
         return f"{self._root}{self._namespace(namespace)}/{self.plural}/{name}"

@@ -1,6 +1,6 @@
 """The interfaces of modes, and the lookup of a mode by name."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +16,7 @@ GROUP = "milo_discoveryd.modes"
 _OWN = {
     "project": ("milo_discoveryd.modes.project", "ProjectMode"),
     "project-control-plane": ("milo_discoveryd.modes.project_control_plane", "ProjectControlPlaneMode"),
+    "service-consumer": ("milo_discoveryd.modes.service_consumer", "ServiceConsumerMode"),
     "single": ("milo_discoveryd.modes.single", "SingleMode"),
     "declarative": ("milo_discoveryd.modes.declarative", "DeclarativeMode"),
 }
@@ -34,6 +35,8 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
     """The clusters of a `FixedMode`."""
     definition: Any = None
     """What mode `declarative` reads: its `Definition`."""
+    settings: Any = None
+    """The settings of the kind: an instance of its `settings_type`, if it has one."""
 
 
 @runtime_checkable
@@ -121,6 +124,20 @@ def load(name: str) -> type[WatchedMode] | type[ReducedMode] | type[FixedMode]:
             mode = entry.load()
             return mode
     raise LookupError(f"there is no mode {name!r}; installed are {', '.join(names())}")
+
+
+def settings_type(name: str) -> type[msgspec.Struct] | None:
+    """Return the type of a kind's own settings: the attribute `settings_type` of its class, if it has one."""
+    found: type[msgspec.Struct] | None = getattr(load(name), "settings_type", None)
+    return found
+
+
+def parse_settings(kind: type[msgspec.Struct], given: Mapping[str, object]) -> msgspec.Struct:
+    """Return the settings of a kind. Raises ValueError, which names the setting."""
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error).replace("`$.", "`")) from None
 
 
 def _others() -> Iterable[Any]:

@@ -19,6 +19,7 @@ from milo_discoveryd.modes.reading import (
     malformed,
     not_ready,
     readiness,
+    suspensions,
 )
 
 CONDITION = "Ready"
@@ -44,7 +45,6 @@ class ProjectMode:
             condition = obj.condition(CONDITION)
             if condition is None or condition.status != "True":
                 return not_ready(obj, CONDITION, condition, organization)
-            suspended = obj.condition("Suspended")
             cleanup = obj.condition("ResourceCleanup")
             target = Target(
                 name=name,
@@ -55,7 +55,7 @@ class ProjectMode:
                 annotations=passed_on(metadata.annotations, self._setting.annotation_prefixes),
                 deletion_requested_at=deletion_requested_at(metadata),
                 deletion_message=deletion_message(metadata, cleanup),
-                suspended=suspended is not None and suspended.status == "True",
+                suspensions=suspensions(obj),
             )
         except MalformedError as error:
             return malformed(metadata, error)

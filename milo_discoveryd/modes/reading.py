@@ -2,11 +2,12 @@
 
 import re
 import sys
+from collections.abc import Sequence
 from datetime import datetime
 from functools import lru_cache
 
-from milo_discoveryd.model.cluster import Pairs
-from milo_discoveryd.model.objects import Condition, KubeObject, Metadata
+from milo_discoveryd.model.cluster import Pairs, Suspension
+from milo_discoveryd.model.objects import Condition, KubeObject, Metadata, SuspensionInfo
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields
 
 _LABEL = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?"
@@ -19,6 +20,8 @@ ORGANIZATION_LABEL = "resourcemanager.miloapis.com/organization-name"
 
 _EARLIEST, _LATEST = -62_135_596_800, 253_402_300_800
 """The years 1 to 9999: the range of a protobuf Timestamp."""
+_LONGEST_WORD = 128
+_MOST_SUSPENSIONS = 100
 METADATA_BYTES = 512 * 1024
 """Kubernetes allows 256 KiB of annotations; labels are far smaller. More would not fit into a gRPC message."""
 
@@ -92,19 +95,38 @@ def excerpt(message: str) -> str:
     return message if len(message) <= MESSAGE_CHARACTERS else f"{message[:MESSAGE_CHARACTERS]}…"
 
 
+def suspensions(obj: KubeObject) -> tuple[Suspension, ...] | None:
+    """Return the suspensions of a suspended object. A time that is not valid is left out: the object is suspended."""
+    condition = obj.condition("Suspended")
+    if condition is None or condition.status != "True":
+        return None
+    return suspensions_of((obj.status.suspensions if obj.status is not None else None) or ())
+
+
+def suspensions_of(listed: Sequence[SuspensionInfo]) -> tuple[Suspension, ...]:
+    return tuple(
+        Suspension(each.reason[:_LONGEST_WORD], _moment(each.suspendedAt), each.reinstateAuthority[:_LONGEST_WORD])
+        for each in listed[:_MOST_SUSPENSIONS]
+    )
+
+
 def deletion_requested_at(metadata: Metadata) -> float | None:
     if metadata.deletionTimestamp is None:
         return None
-    try:
-        moment = datetime.fromisoformat(metadata.deletionTimestamp)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
+    moment = _moment(metadata.deletionTimestamp)
+    if moment is None:
         raise MalformedError(f"deletionTimestamp {metadata.deletionTimestamp[:40]!r} is not a time with a time zone")
-    if not _EARLIEST <= moment.timestamp() < _LATEST:
-        raise MalformedError(
-            f"deletionTimestamp {metadata.deletionTimestamp[:40]!r} is not a time that protobuf can hold"
-        )
+    return moment
+
+
+def _moment(text: str) -> float | None:
+    """Return a time with a time zone that protobuf can hold, or None."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None or not _EARLIEST <= moment.timestamp() < _LATEST:
+        return None
     return moment.timestamp()
 
 

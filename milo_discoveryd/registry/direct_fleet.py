@@ -6,7 +6,7 @@ from milo_discoveryd.model.cluster import Target
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
-from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.fleet import SourceFleet
 from milo_discoveryd.registry.intake_sink import IntakeSink, Observer, at
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.not_ready import NotReadyClusters
@@ -17,7 +17,7 @@ from milo_kube.reflect.messages import Listed, ListEnded, ListStarted, SourceEve
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 
-class DirectFleet(IntakeSink, Fleet):
+class DirectFleet(IntakeSink, SourceFleet):
     """A fleet in which each object stands for the cluster of its name: the sink of one driver."""
 
     def __init__(
@@ -29,10 +29,21 @@ class DirectFleet(IntakeSink, Fleet):
         not_ready: NotReadyClusters | None = None,
         drain_timeout_s: float = 0.0,
         guard: RemovalGuard | None = None,
+        name: str = "",
+        kind: str = "",
         notifier: ChangeNotifier | None = None,
         keys: ObjectKeys = NAMES,
     ) -> None:
-        Fleet.__init__(self, log, observer, not_ready=not_ready, drain_timeout_s=drain_timeout_s, notifier=notifier)
+        SourceFleet.__init__(
+            self,
+            log,
+            observer,
+            not_ready=not_ready,
+            drain_timeout_s=drain_timeout_s,
+            name=name,
+            kind=kind,
+            notifier=notifier,
+        )
         shares_log = notifier is not None
         IntakeSink.__init__(
             self, self.registry, pending_deletions, observer, guard=guard, keys=keys, shares_log=shares_log

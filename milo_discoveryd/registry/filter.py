@@ -41,6 +41,7 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
     organizations: frozenset[str] = frozenset()
     confirms_releases: bool = False
     """Show draining clusters, which wait for the subscriber's release. To others they are disengaged."""
+    sources: frozenset[str] = frozenset()
 
     @cached_property
     def matches(self) -> Predicate[Cluster]:
@@ -50,6 +51,8 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
             tests.append(lambda cluster: cluster.target.name in names)
         if organizations:
             tests.append(lambda cluster: cluster.target.organization in organizations)
+        if sources := self.sources:
+            tests.append(lambda cluster: cluster.target.source in sources)
         if self.selector:
             tests.append(lambda cluster: labels_match(cluster.target.labels))
         if not self.confirms_releases:
@@ -62,7 +65,7 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
 
     @property
     def is_everything(self) -> bool:
-        return not (self.selector or self.names or self.organizations)
+        return not (self.selector or self.names or self.organizations or self.sources)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -70,8 +73,40 @@ class Filter(msgspec.Struct, frozen=True, dict=True):
         also = "+draining" if self.confirms_releases else ""
         if self.is_everything:
             return f"all{also}"
-        canonical = repr((str(self.selector), sorted(self.names), sorted(self.organizations)))
+        asked = (str(self.selector), sorted(self.names), sorted(self.organizations))
+        canonical = repr((*asked, sorted(self.sources)) if self.sources else asked)
         return f"{hashlib.sha256(canonical.encode()).hexdigest()[:16]}{also}"
 
 
 EVERYTHING = Filter()
+
+
+class WithoutSources(msgspec.Struct, frozen=True, dict=True):
+    """A view without the clusters of some sources."""
+
+    view: ClusterView
+    hidden: frozenset[str]
+
+    @property
+    def confirms_releases(self) -> bool:
+        return self.view.confirms_releases
+
+    @property
+    def is_everything(self) -> bool:
+        return False
+
+    @cached_property
+    def matches(self) -> Predicate[Cluster]:
+        hidden, matches = self.hidden, self.view.matches
+        return lambda cluster: cluster.target.source not in hidden and matches(cluster)
+
+    def shows(self, cluster: Cluster | None) -> bool:
+        return self.view.shows(cluster)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return f"{self.view.fingerprint}-{','.join(sorted(self.hidden))}"
+
+
+def without_sources(view: ClusterView, hidden: frozenset[str]) -> ClusterView:
+    return WithoutSources(view, hidden) if hidden else view

@@ -7,19 +7,22 @@ comes from its callers: it is the time of their event loop.
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
+
+import msgspec
 
 from milo_discoveryd.connectivity.schedule import ConnectivityChange
 from milo_discoveryd.model.cluster import Cluster, DisengageReason
 from milo_discoveryd.model.observation import Malformed
 from milo_discoveryd.registry.change_notifier import LOW_PRIORITY_DELAY_S, ChangeNotifier
+from milo_discoveryd.registry.cluster_records import ClusterRecords
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.filter import ClusterView
-from milo_discoveryd.registry.intake_sink import Observer, at
+from milo_discoveryd.registry.intake_sink import IntakeSink, Observer, at
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.not_ready import HeldNotReady, NotReadyClusters
-from milo_discoveryd.registry.pending_releases import SubscriberKey, Subscription
+from milo_discoveryd.registry.pending_releases import PendingReleases, SubscriberKey, Subscription
 from milo_discoveryd.registry.registry import Registry
 from milo_kube.reflect.source_status import SourceState, SourceStatus
 
@@ -39,8 +42,101 @@ class PendingReports(Protocol):
         """Return since when a deletion is pending for the cluster, and what keeps it from being confirmed."""
 
 
+_SEVERITY = {SourceState.STREAMING: 0, SourceState.CATCHING_UP: 1, SourceState.STALE: 2}
+
+
+def worst(statuses: Sequence[SourceStatus]) -> SourceStatus:
+    """Return the status that stands for several: the worst one, with the oldest contact."""
+    found = max(statuses, key=lambda status: _SEVERITY[status.state])
+    contacts = [status.last_contact for status in statuses if status.last_contact is not None]
+    last_contact = min(contacts) if len(contacts) == len(statuses) else None
+    return msgspec.structs.replace(found, last_contact=last_contact)
+
+
 class Fleet(ABC):
+    """The clusters of one or several sources, for readers."""
+
+    registry: ClusterRecords
+    notifier: ChangeNotifier
+
+    @property
+    @abstractmethod
+    def status(self) -> SourceStatus: ...
+
+    @property
+    @abstractmethod
+    def log(self) -> ChangeLog: ...
+
+    @property
+    @abstractmethod
+    def sources(self) -> "tuple[SourceFleet, ...]": ...
+
+    @property
+    @abstractmethod
+    def synced(self) -> bool:
+        """True after one complete list, in this run or in the run that wrote the state file."""
+
+    @property
+    @abstractmethod
+    def is_restored(self) -> bool:
+        """True while a part of the fleet is that of the state file. It may lack clusters that were engaged since."""
+
+    @property
+    @abstractmethod
+    def pending_reports(self) -> PendingReports: ...
+
+    @property
+    @abstractmethod
+    def feeds(self) -> Sequence[IntakeSink]:
+        """Return the sink of each watched resource's driver."""
+
+    @abstractmethod
+    def select(self, sources: frozenset[str]) -> "tuple[SourceFleet, ...]":
+        """Return the fleets of these sources; all if there are none."""
+
+    @abstractmethod
+    def source_of(self, cluster: str) -> "SourceFleet | None":
+        """Return the fleet that the key of a cluster belongs to."""
+
+    @abstractmethod
+    def on(self, kind: EventType, call: Callable[[Cluster], None]) -> None:
+        """Call `call` for each change of that type, before any subscriber can see the change."""
+
+    @abstractmethod
+    def connectivity_changed(self, change: ConnectivityChange) -> None: ...
+
+    @abstractmethod
+    def drain(self, names: Iterable[str], reason: DisengageReason, message: str, timeout_s: float) -> None:
+        """Disengage clusters after their release: see `Registry.drain`."""
+
+    @abstractmethod
+    def releases_of(self, cluster: str) -> PendingReleases:
+        """Return what a cluster waits for if it drains."""
+
+    @abstractmethod
+    def subscribe(self, subscription: Subscription) -> None:
+        """Have drains wait for the subscriber of a new stream."""
+
+    @abstractmethod
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Note the end of a stream, whose subscriber may return."""
+
+    @abstractmethod
+    def change_view(self, subscription: Subscription, view: ClusterView) -> None: ...
+
+    @abstractmethod
+    def end_subscription(self, key: SubscriberKey) -> None:
+        """Wait no longer for a subscriber."""
+
+    @abstractmethod
+    def release(self, key: SubscriberKey, name: str) -> None:
+        """Note a subscriber's release of a draining cluster."""
+
+
+class SourceFleet(Fleet):
     """The clusters of one source, and how current they are."""
+
+    registry: Registry
 
     def __init__(
         self,
@@ -49,12 +145,16 @@ class Fleet(ABC):
         *,
         not_ready: NotReadyClusters | None,
         drain_timeout_s: float,
-        notifier: ChangeNotifier | None,
+        name: str = "",
+        kind: str = "",
+        notifier: ChangeNotifier | None = None,
     ) -> None:
-        """`notifier`: of the fleets that share the log; None if there are no others."""
+        """`name` and `notifier` (of the fleets that share the log) are given if there are several sources."""
+        self.name = name
+        self.kind = kind
         self.registry = Registry(log, not_ready, self._refused, drain_timeout_s=drain_timeout_s)
-        self.notifier = notifier or ChangeNotifier()
-        self.status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
+        self.notifier = ChangeNotifier() if notifier is None else notifier
+        self._status = SourceStatus(SourceState.CATCHING_UP, time.monotonic(), "Starting", "nothing was read yet")
         self._observer = observer
         self._followed = self.status
         """The status of the source, whether or not clusters that are not ready are held."""
@@ -65,19 +165,20 @@ class Fleet(ABC):
         self._drain_timer: asyncio.TimerHandle | None = None
 
     @property
-    @abstractmethod
-    def pending_reports(self) -> PendingReports: ...
+    def status(self) -> SourceStatus:
+        return self._status
 
     @property
-    @abstractmethod
-    def synced(self) -> bool: ...
+    def sources(self) -> "tuple[SourceFleet, ...]":
+        return (self,)
 
-    @property
-    @abstractmethod
-    def is_restored(self) -> bool: ...
+    def select(self, sources: frozenset[str]) -> "tuple[SourceFleet, ...]":
+        return (self,)
+
+    def source_of(self, cluster: str) -> "SourceFleet | None":
+        return self
 
     def on(self, kind: EventType, call: Callable[[Cluster], None]) -> None:
-        """Call `call` for each change of that type, before any subscriber can see the change."""
         self._listeners.append((kind, call))
 
     @property
@@ -111,28 +212,26 @@ class Fleet(ABC):
             self._set_status(self._followed)
 
     def drain(self, names: Iterable[str], reason: DisengageReason, message: str, timeout_s: float) -> None:
-        """Disengage clusters after their release: see `Registry.drain`."""
         now = at(_steady())
         events = [event for name in names for event in self.registry.drain(name, reason, message, timeout_s, now)]
         self._publish(events, now.steady)
 
+    def releases_of(self, cluster: str) -> PendingReleases:
+        return self.registry.releases
+
     def subscribe(self, subscription: Subscription) -> None:
-        """Have drains wait for the subscriber of a new stream."""
         self.registry.releases.open(subscription, _steady())
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        """Note the end of a stream, whose subscriber may return."""
         self.registry.releases.close(subscription, _steady())
 
     def change_view(self, subscription: Subscription, view: ClusterView) -> None:
         self._end_drains(self.registry.releases.change_view(subscription, view))
 
     def end_subscription(self, key: SubscriberKey) -> None:
-        """Wait no longer for a subscriber."""
         self._end_drains(self.registry.releases.end_subscription(key))
 
     def release(self, key: SubscriberKey, name: str) -> None:
-        """Note a subscriber's release of a draining cluster."""
         if self.registry.releases.release(key, name):
             self._end_drains((name,))
 
@@ -167,8 +266,8 @@ class Fleet(ABC):
             status = SourceStatus(
                 SourceState.CATCHING_UP, held.since, NOT_READY_HELD, held.message, status.last_contact
             )
-        changed = status.state is not self.status.state or status.reason != self.status.reason
-        self.status = status
+        changed = status.state is not self._status.state or status.reason != self._status.reason
+        self._status = status
         if changed:
             self._observer.source(status)
             self.notifier.notify()

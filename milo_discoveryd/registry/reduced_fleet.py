@@ -2,14 +2,12 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import msgspec
-
 from milo_discoveryd.model.claims import UNREAD, Claim, ClaimingObject
 from milo_discoveryd.model.observation import Observation, Ready
 from milo_discoveryd.model.resource import ObjectKeys
 from milo_discoveryd.registry.change_notifier import ChangeNotifier
 from milo_discoveryd.registry.events import Event
-from milo_discoveryd.registry.fleet import Fleet, PendingReports
+from milo_discoveryd.registry.fleet import PendingReports, SourceFleet, worst
 from milo_discoveryd.registry.intake_sink import IntakeSink, Observer, at
 from milo_discoveryd.registry.log import ChangeLog, Retention
 from milo_discoveryd.registry.not_ready import NotReadyClusters
@@ -19,10 +17,9 @@ from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.registry.removal_guard import RemovalGuard
 from milo_discoveryd.state_file.encoding import StoredObject
 from milo_kube.reflect.messages import SourceEvent
-from milo_kube.reflect.source_status import SourceState, SourceStatus
+from milo_kube.reflect.source_status import SourceStatus
 
 _NO_RETENTION = Retention(0, 0.0)
-_SEVERITY = {SourceState.STREAMING: 0, SourceState.CATCHING_UP: 1, SourceState.STALE: 2}
 
 
 class ObjectFeed(IntakeSink):
@@ -81,7 +78,7 @@ class ObjectFeed(IntakeSink):
         return self._objects.present()
 
 
-class ReducedFleet(Fleet):
+class ReducedFleet(SourceFleet):
     def __init__(
         self,
         log: ChangeLog,
@@ -93,16 +90,30 @@ class ReducedFleet(Fleet):
         guard: Callable[[], RemovalGuard | None] = lambda: None,
         not_ready: NotReadyClusters | None = None,
         drain_timeout_s: float = 0.0,
+        name: str = "",
+        kind: str = "",
         notifier: ChangeNotifier | None = None,
     ) -> None:
         """`keys` has an item for each watched resource; the factories are called for each."""
-        super().__init__(log, observer, not_ready=not_ready, drain_timeout_s=drain_timeout_s, notifier=notifier)
+        super().__init__(
+            log,
+            observer,
+            not_ready=not_ready,
+            drain_timeout_s=drain_timeout_s,
+            name=name,
+            kind=kind,
+            notifier=notifier,
+        )
         self._reduction = Reduction(reduce, self.registry)
         self._order = 0
-        self.feeds = tuple(
+        self._feeds = tuple(
             ObjectFeed(self, watch, pending_deletions(), observer, guard=guard(), keys=each)
             for watch, each in enumerate(keys)
         )
+
+    @property
+    def feeds(self) -> tuple[ObjectFeed, ...]:
+        return self._feeds
 
     @property
     def pending_reports(self) -> PendingReports:
@@ -141,10 +152,7 @@ class ReducedFleet(Fleet):
 
     def status_changed(self) -> None:
         """Take over the status of the resource that is known worst."""
-        worst = max((feed.status for feed in self.feeds), key=lambda status: _SEVERITY[status.state])
-        contacts = [each for feed in self.feeds if (each := feed.status.last_contact) is not None]
-        contact = min(contacts) if len(contacts) == len(self.feeds) else None
-        status = msgspec.structs.replace(worst, last_contact=contact)
+        status = worst([feed.status for feed in self.feeds])
         self._pause_graces(status)
         self._set_status(status)
 

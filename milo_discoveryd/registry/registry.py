@@ -25,7 +25,7 @@ from milo_discoveryd.model.cluster import (
     without_draining,
 )
 from milo_discoveryd.model.moment import Moment
-from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Outside, Ready
+from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Observation, Outside, Ready, Withdrawn
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.log_entry import LogEntry
@@ -42,15 +42,19 @@ class ObjectState(enum.Enum):
     READY = "ready"
     NOT_READY = "not_ready"
     OUTSIDE = "outside_selector"
+    WITHDRAWN = "withdrawn"
+    """The source ended it by its own rules."""
     MALFORMED = "malformed"
     UNREACHABLE = "disengaged_unreachable"
     """The object is ready; the cluster was disengaged because it could not be reached for long."""
     DELETED = "deleted"
 
 
-# Tuples of two: faster than a set, because members of an Enum are slow to hash.
+# Tuples: faster than a set, because members of an Enum are slow to hash.
 _ABSENT = (ObjectState.DELETED, ObjectState.OUTSIDE)
 """No list within the selector holds these."""
+_FORGETTABLE = (*_ABSENT, ObjectState.WITHDRAWN)
+"""Of these, a limited number of records is kept."""
 _OBJECT_READY = (ObjectState.READY, ObjectState.UNREACHABLE)
 
 
@@ -131,6 +135,10 @@ class Registry:
     @property
     def engaged(self) -> int:
         return self._engaged
+
+    @property
+    def draining_count(self) -> int:
+        return len(self.releases)
 
     @property
     def unreachable(self) -> int:
@@ -417,7 +425,7 @@ class Registry:
         record.former = msgspec.structs.replace(record.former, target=seen.target, source_version=seen.version)
         return True
 
-    def _not_wanted(self, seen: NotReady | Outside | Malformed, now: Moment) -> Iterable[Event]:
+    def _not_wanted(self, seen: NotReady | Withdrawn | Outside | Malformed, now: Moment) -> Iterable[Event]:
         replaced = self._replaced_by(seen)
         record = self._record(seen, _STATES[type(seen)], now)
         if replaced:
@@ -426,6 +434,8 @@ class Registry:
             return ()  # the cluster stays as it last was
         if isinstance(seen, Outside):
             return self._plan_end(record, DisengageReason.LABELS_CHANGED, seen.message, now)
+        if isinstance(seen, Withdrawn):
+            return self._plan_end(record, DisengageReason.REMOVED, seen.message, now, seen.drain_s)
         is_draining = seen.name in self.releases
         if record.engaged and not is_draining and not self._not_ready.began(seen.name, self._engaged, now.steady):
             self._postponed((seen.name,), now)
@@ -515,7 +525,7 @@ class Registry:
         elif record.state is not state or self._replaced_by(seen):
             self._move(seen.name, record, state, now)
         record.uid, record.version, record.message = seen.uid or record.uid, seen.version, message
-        record.present = seen.fields if isinstance(seen, NotReady | Outside) else None
+        record.present = seen.fields if isinstance(seen, NotReady | Withdrawn | Outside) else None
         return record
 
     def _move(self, name: str, record: ClusterRecord, state: ObjectState, now: Moment) -> None:
@@ -529,7 +539,7 @@ class Registry:
 
     def _note_absent(self, name: str, state: ObjectState) -> None:
         self._absent.pop(name, None)
-        if state in _ABSENT:
+        if state in _FORGETTABLE:
             self._absent[name] = None
             if len(self._absent) > ABSENT_RECORDS_KEPT:
                 oldest = next(iter(self._absent))
@@ -572,4 +582,9 @@ def _ended(record: ClusterRecord, cluster: Cluster, reason: DisengageReason, mes
     return Event(EventType.DISENGAGED, cluster, reason, message)
 
 
-_STATES = {NotReady: ObjectState.NOT_READY, Outside: ObjectState.OUTSIDE, Malformed: ObjectState.MALFORMED}
+_STATES = {
+    NotReady: ObjectState.NOT_READY,
+    Withdrawn: ObjectState.WITHDRAWN,
+    Outside: ObjectState.OUTSIDE,
+    Malformed: ObjectState.MALFORMED,
+}

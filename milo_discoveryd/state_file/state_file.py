@@ -32,8 +32,9 @@ WaitForChange = Callable[[], Awaitable[None]]
 
 
 class StateFile:
-    def __init__(self, directory: Path, origin: StateOrigin) -> None:
-        self._path = directory / FILE
+    def __init__(self, directory: Path, origin: StateOrigin, source: str = "") -> None:
+        """`source` is the source's name if there are several."""
+        self._path = directory / (f"fleet-{source}.state" if source else FILE)
         self._origin = origin
         self._write_lock = threading.Lock()
 
@@ -96,7 +97,7 @@ class StateFile:
 
     def _write(self, fleet: StoredFleet, last_succeeded: bool) -> bool:
         """Write and sync a temporary file and rename it, so that a reader finds either the old or the new state."""
-        temporary = self._path.with_name(f"{FILE}.new")
+        temporary = self._path.with_name(f"{self._path.name}.new")
         try:
             with self._write_lock:  # the last write may begin while the one before is still in progress
                 self._replace(temporary, encode(fleet))

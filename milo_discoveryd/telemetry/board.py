@@ -30,11 +30,12 @@ from milo_discoveryd.telemetry.status import (
     DaemonStatus,
     Identity,
     RecentChange,
+    SourceRow,
     SourceSummary,
     SubscriberRow,
     is_unreachable,
 )
-from milo_kube.reflect.source_status import SourceState
+from milo_kube.reflect.source_status import SourceState, SourceStatus
 
 RECENT_CHANGES_KEPT = 50
 SLICE = 250
@@ -49,6 +50,7 @@ _ORDER = (
     ObjectState.NOT_READY,
     ObjectState.READY,
     ObjectState.OUTSIDE,
+    ObjectState.WITHDRAWN,
     ObjectState.DELETED,
 )
 
@@ -120,7 +122,17 @@ class StatusBoard:
         return DaemonStatus(
             at=now.wall,
             identity=self._identity,
-            source=self._source(now, with_message=with_names),
+            source=_source(self._fleet.status, now, synced=self._fleet.synced, with_message=with_names),
+            sources=tuple(
+                SourceRow(
+                    name=each.name,
+                    kind=each.kind,
+                    engaged=each.registry.engaged,
+                    summary=_source(each.status, now, synced=each.synced, with_message=with_names),
+                )
+                for each in self._fleet.sources
+                if each.name
+            ),
             engaged=registry.engaged,
             counts={state.value: registry.count(state) for state in _ORDER},
             unreachable=registry.unreachable + registry.count(ObjectState.UNREACHABLE),
@@ -162,23 +174,8 @@ class StatusBoard:
         return clusters
 
     def _row(self, name: str, record: ClusterRecord) -> ClusterRow:
-        waits_for = [each.key.name for each in self._fleet.registry.releases.awaited(name)]
+        waits_for = [each.key.name for each in self._fleet.releases_of(name).awaited(name)]
         return _row(name, record, self._fleet.pending_reports.explain(name), waits_for)
-
-    def _source(self, now: Moment, *, with_message: bool) -> SourceSummary:
-        status = self._fleet.status
-
-        def wall(steady: float) -> float:
-            return now.wall - (now.steady - steady)
-
-        return SourceSummary(
-            state=status.state.value,
-            since=wall(status.since),
-            reason=status.reason if status.state is not SourceState.STREAMING else "",
-            message=status.message if with_message and status.state is not SourceState.STREAMING else "",
-            last_contact=None if status.last_contact is None else wall(status.last_contact),
-            synced=self._fleet.synced,
-        )
 
     def _explanation(self, name: str) -> ClusterExplanation:
         record = self._fleet.registry[name]
@@ -216,6 +213,20 @@ class StatusBoard:
             credential=None if held is None else CredentialSummary(**msgspec.structs.asdict(held)),
             subscribers=_rows((each for each in self._subscribers() if each.covers(cluster)), with_names=True),
         )
+
+
+def _source(status: SourceStatus, now: Moment, *, synced: bool, with_message: bool) -> SourceSummary:
+    def wall(steady: float) -> float:
+        return now.wall - (now.steady - steady)
+
+    return SourceSummary(
+        state=status.state.value,
+        since=wall(status.since),
+        reason=status.reason if status.state is not SourceState.STREAMING else "",
+        message=status.message if with_message and status.state is not SourceState.STREAMING else "",
+        last_contact=None if status.last_contact is None else wall(status.last_contact),
+        synced=synced,
+    )
 
 
 class _Listing(NamedTuple):
@@ -286,15 +297,16 @@ def _notes(record: ClusterRecord, suspicion: tuple[float, str] | None, waits_for
         yield f"draining ({draining.reason.value}) until {rfc3339(draining.deadline)}; waits for {names}"
     if cluster.target.deletion_requested_at is not None:
         yield f"being deleted{cluster.target.deletion_message and f': {cluster.target.deletion_message}'}"
-    if cluster.target.suspended:
-        yield "suspended"
+    if cluster.target.suspensions is not None:
+        reasons = ", ".join(each.reason for each in cluster.target.suspensions if each.reason)
+        yield f"suspended{reasons and f': {reasons}'}"
     if cluster.connectivity.state is ConnectivityState.UNREACHABLE:
         yield f"unreachable: {cluster.connectivity.message}"
 
 
 def _in_words(wanted: Filter) -> str:
     parts = [str(wanted.selector)] if wanted.selector else []
-    for kind, names in (("names", wanted.names), ("organizations", wanted.organizations)):
+    for kind, names in (("names", wanted.names), ("organizations", wanted.organizations), ("sources", wanted.sources)):
         if names:
             more = len(names) - _NAMES_SHOWN
             parts.append(f"{kind} {', '.join(sorted(names)[:_NAMES_SHOWN])}{f' and {more} more' if more > 0 else ''}")

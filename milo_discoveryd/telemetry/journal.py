@@ -22,7 +22,17 @@ class Journal:
     def __init__(self, metrics: Metrics, audit: Audit) -> None:
         self._metrics = metrics
         self._audit = audit
+        self._about: dict[str, str] = {}
+        """Fields of all messages about the source."""
         self.recent = RecentChanges()
+
+    def of_source(self, name: str) -> "Journal":
+        """Return the journal of one of several sources; itself for an empty name."""
+        if not name:
+            return self
+        journal = Journal(self._metrics, self._audit)
+        journal.recent, journal._about = self.recent, {"source": name}
+        return journal
 
     def changed(self, done: Event, *, is_live: bool) -> None:
         self._metrics.transition(done)
@@ -42,15 +52,15 @@ class Journal:
             log.info("disengaged", cluster=target.name, uid=target.uid, reason=reason, detail=done.message)
 
     def synced(self, engaged: int) -> None:
-        log.info("synced", engaged=engaged)
+        log.info("synced", engaged=engaged, **self._about)
 
     def relisting(self, reason: str) -> None:
         self._metrics.relisting(reason)
-        log.info("listing again", reason=reason)
+        log.info("listing again", reason=reason, **self._about)
 
     def event_ignored(self, problem: str) -> None:
         self._metrics.event_ignored()
-        log.debug("event ignored", problem=problem)
+        log.debug("event ignored", problem=problem, **self._about)
 
     def malformed(self, seen: Malformed) -> None:
         self._audit.object_refused(seen.name, seen.uid, seen.message)
@@ -78,13 +88,13 @@ class Journal:
 
     def source(self, status: SourceStatus) -> None:
         if status.state is SourceState.STALE:
-            log.warning("source lost", reason=status.reason, detail=status.message)
+            log.warning("source lost", reason=status.reason, detail=status.message, **self._about)
         elif status.reason == REMOVALS_HELD:
-            log.warning("removals held", detail=status.message)
+            log.warning("removals held", detail=status.message, **self._about)
         elif status.reason == NOT_READY_HELD:
-            log.warning("not ready clusters held", detail=status.message)
+            log.warning("not ready clusters held", detail=status.message, **self._about)
         else:
-            log.info("source", state=status.state.value, reason=status.reason)
+            log.info("source", state=status.state.value, reason=status.reason, **self._about)
 
 
 def _time_to_ready(done: Event) -> float | None:

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
 from milo_discoveryd.model.cluster import ConnectivityState, DisengageReason
 from milo_discoveryd.registry.events import Event, EventType
-from milo_discoveryd.registry.fleet import Fleet
+from milo_discoveryd.registry.fleet import Fleet, SourceFleet
 from milo_discoveryd.registry.registry import ObjectState
 from milo_kube.reflect.source_status import SourceState
 
@@ -320,57 +320,76 @@ class _FleetCollector(Collector):
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        fleet, status = self._fleet, self._fleet.status
-        yield _gauge("milo_discoveryd_engaged_clusters", "Engaged clusters.", fleet.registry.engaged)
-        yield _gauge(
+        fleet = self._fleet
+        yield self._by_source("milo_discoveryd_engaged_clusters", "Engaged clusters.", lambda of: of.registry.engaged)
+        labels = self._labels
+        yield self._by_source(
             "milo_discoveryd_draining_clusters",
             "Engaged clusters that wait for subscribers to release them before they are disengaged.",
-            len(fleet.registry.releases),
+            lambda of: len(of.registry.releases),
         )
         known = GaugeMetricFamily(
-            "milo_discoveryd_known_clusters", "Objects of the discovery source, by state.", labels=("state",)
+            "milo_discoveryd_known_clusters", "Objects of the discovery source, by state.", labels=(*labels, "state")
         )
-        for state in ObjectState:
-            known.add_metric((state.value,), fleet.registry.count(state))
+        for of in fleet.sources:
+            for state in ObjectState:
+                known.add_metric((*self._values(of), state.value), of.registry.count(state))
         yield known
-        yield _gauge(
+        yield self._by_source(
             "milo_discoveryd_unconfirmed_deletions",
             "Clusters that were reported as deleted and stay engaged until the deletion is confirmed.",
-            len(fleet.pending_reports),
+            lambda of: len(of.pending_reports),
         )
-        yield _gauge(
+        yield self._by_source(
             "milo_discoveryd_removals_held",
             "Clusters that are missing from a list and stay engaged because the list exceeds the mass-removal limit.",
-            fleet.pending_reports.held,
+            lambda of: of.pending_reports.held,
         )
-        yield _gauge(
+        yield self._by_source(
             "milo_discoveryd_not_ready_held",
             "Clusters that are not ready and stay engaged because more became so than the mass-removal limit allows.",
-            fleet.registry.not_ready_held_count,
+            lambda of: of.registry.not_ready_held_count,
         )
-        yield CounterMetricFamily(
+        outdated = CounterMetricFamily(
             "milo_discoveryd_stale_observations",
             "Observations discarded because a newer version of the object was already known.",
-            value=fleet.registry.outdated,
+            labels=labels,
         )
+        for of in fleet.sources:
+            outdated.add_metric(self._values(of), of.registry.outdated)
+        yield outdated
         yield _gauge("milo_discoveryd_log_revision", "Latest revision of the change log.", fleet.log.head)
-        yield _gauge(
+        yield self._by_source(
             "milo_discoveryd_source_up",
             "1 while the discovery source is followed by a watch, 0 while the view is catching up or stale.",
-            status.state is SourceState.STREAMING,
+            lambda of: of.status.state is SourceState.STREAMING,
         )
-        yield _gauge(
+        yield self._by_source(
             "milo_discoveryd_source_last_contact_timestamp_seconds",
             "Time of the last answer from the discovery source; 0 if there was none.",
-            0.0 if status.last_contact is None else time.time() - (time.monotonic() - status.last_contact),
+            lambda of: _wall(of.status.last_contact),
         )
-        yield _gauge(
+        yield self._by_source(
             "milo_discoveryd_unreachable_clusters",
             "Engaged clusters whose API server does not answer connectivity probes.",
-            fleet.registry.unreachable,
+            lambda of: of.registry.unreachable,
         )
         yield from self._clusters()
         yield from self._organizations()
+
+    @property
+    def _labels(self) -> tuple[str, ...]:
+        """The label `source` exists only if there are several."""
+        return ("source",) if len(self._fleet.sources) > 1 else ()
+
+    def _values(self, of: SourceFleet) -> tuple[str, ...]:
+        return (of.name,) if self._labels else ()
+
+    def _by_source(self, name: str, documentation: str, value: Callable[[SourceFleet], float]) -> Metric:
+        family = GaugeMetricFamily(name, documentation, labels=self._labels)
+        for of in self._fleet.sources:
+            family.add_metric(self._values(of), value(of))
+        return family
 
     def _clusters(self) -> Iterator[Metric]:
         info = GaugeMetricFamily(
@@ -412,6 +431,10 @@ class _FleetCollector(Collector):
             "Organizations without a series of their own because of metrics.cluster_info_cap.",
             max(0, len(counts) - self._cluster_cap),
         )
+
+
+def _wall(steady: float | None) -> float:
+    return 0.0 if steady is None else time.time() - (time.monotonic() - steady)
 
 
 class _StreamCollector(Collector):

@@ -32,6 +32,15 @@ class SourceSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Whether one complete list was received."""
 
 
+class SourceRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One of several sources."""
+
+    name: str
+    kind: str
+    engaged: int
+    summary: SourceSummary
+
+
 class ClusterRow(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     state: str
@@ -159,6 +168,7 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     at: float
     identity: Identity
     source: SourceSummary
+    """With several sources, that of the source that is known worst."""
     engaged: int
     counts: dict[str, int]
     """Known objects, by state."""
@@ -175,3 +185,5 @@ class DaemonStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Those that are furthest behind first."""
     credentials: tuple[SourceHealth, ...]
     explanation: ClusterExplanation | None = None
+    sources: tuple[SourceRow, ...] = ()
+    """Empty if there is one source."""

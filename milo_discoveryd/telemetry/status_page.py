@@ -56,6 +56,7 @@ def regions(status: DaemonStatus, question: ClusterQuery) -> Mapping[str, Callab
     if question.cluster:
         return always | {"explanation": partial(sections.explanation, status, question.cluster)}
     return always | {
+        "sources": partial(sections.sources, status),
         "clusters": partial(sections.clusters, status, question),
         "changes": partial(sections.recent_changes, status),
         "subscribers": partial(sections.subscribers, status.subscribers, status.at),
@@ -95,4 +96,5 @@ def _main(found: Mapping[str, Callable[[], str]], question: ClusterQuery) -> str
         f"<h2>Credentials</h2>{region('credentials')}",
     ]
     # Who searches wants the results; everybody else, what happens.
+    top += region("sources")
     return top + "".join(lists if question.is_selective else [*lists[1:], lists[0]])

@@ -14,6 +14,7 @@ from milo_discoveryd.telemetry.status import (
     ClusterRow,
     CredentialSummary,
     DaemonStatus,
+    SourceRow,
     SubscriberRow,
 )
 
@@ -137,6 +138,27 @@ def subscribers(rows: Sequence[SubscriberRow], now: float) -> str:
         "No subscribers.",
     )
     return table + (f'<p class="quiet">And {more} more, none of them further behind.</p>' if more > 0 else "")
+
+
+def sources(status: DaemonStatus) -> str:
+    """Return the table of sources; nothing if there is one."""
+
+    def row(of: SourceRow) -> tuple[Cell, ...]:
+        summary = of.summary
+        state = summary.state if summary.synced else f"{summary.state}, no complete list yet"
+        problem = ": ".join(filter(None, (summary.reason, summary.message)))
+        tone = _TONES.get(summary.state, "bad")
+        return (
+            escape(of.name),
+            escape(of.kind),
+            str(of.engaged),
+            f"{_tag(escape(state), tone)} {escape(problem)}",
+            ago(summary.since, status.at),
+        )
+
+    if not status.sources:
+        return ""
+    return "<h2>Sources</h2>" + _table(("name", "kind", "engaged", "state", "since"), map(row, status.sources), "")
 
 
 def credentials(status: DaemonStatus) -> str:

@@ -78,8 +78,7 @@ class WatchedCollection(msgspec.Struct, frozen=True):
 
     @property
     def query(self) -> list[tuple[str, str]]:
-        selectors = (("labelSelector", self.resource.label_selector), ("fieldSelector", self.resource.field_selector))
-        return [(name, selector) for name, selector in selectors if selector]
+        return self.resource.query
 
     def query_for(self, name: str) -> list[tuple[str, str]]:
         """Return the query that lists one object if it is within the field selector."""

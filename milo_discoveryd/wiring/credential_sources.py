@@ -32,11 +32,17 @@ class Sources:
     """The configured sources. Their connections are closed with `closing`."""
 
     def __init__(
-        self, settings: Settings, project: Upstream, environ: Mapping[str, str], closing: AsyncExitStack, *, run: str
+        self,
+        settings: Settings,
+        projects: Mapping[str, Upstream],
+        environ: Mapping[str, str],
+        closing: AsyncExitStack,
+        *,
+        run: str,
     ) -> None:
-        """`run`: see `run_identity`."""
+        """`projects`: the API servers of each source's clusters. `run`: see `run_identity`."""
         self._settings = settings
-        self._project = project
+        self._projects = projects
         self._environ = environ
         self._closing = closing
         self._run = run
@@ -45,14 +51,13 @@ class Sources:
     def assignments(self) -> list[SourceAssignment]:
         """Return the sources for issued kubeconfigs, in their order."""
         return [
-            SourceAssignment(self._made[each.name], parse_selector(each.label_selector))
+            SourceAssignment(self._made[each.name], parse_selector(each.label_selector), self._cluster_sources(each))
             for each in self._settings.kubeconfigs.sources
             if each.hand_out
         ]
 
-    def authenticated(self, discovery: Upstream) -> Upstream:
-        """Return the watched API server with the credential that source.credentials names. Raises ConfigError."""
-        name = self._settings.source.credentials
+    def authenticated(self, discovery: Upstream, name: str | None) -> Upstream:
+        """Return the watched API server with the credential of the named source. Raises ConfigError."""
         if name is None:
             return discovery
         source = self._made[name]
@@ -64,8 +69,9 @@ class Sources:
     def _make(self, of: sources.CredentialSource) -> MintingSource:  # noqa: PLR0911 - one for each type
         match of:
             case sources.ProjectKubeconfig():
-                origin = f"the user of {self._project.origin}"
-                return PassthroughSource(self._project.credentials, name=of.name, type=of.type, origin=origin)
+                project = self._project(of)
+                origin = f"the user of {project.origin}"
+                return PassthroughSource(project.credentials, name=of.name, type=of.type, origin=origin)
             case sources.DatumServiceAccount():
                 from milo_discoveryd.credentials.sources.datum_service_account import DatumServiceAccountSource
 
@@ -102,7 +108,7 @@ class Sources:
                 return ExecSource(
                     of.name,
                     ExecCommand(api_version=of.api_version, argv=(of.command, *of.args), environment=of.env),
-                    project=self._project,
+                    project=self._project(of),
                     per_cluster=of.per_cluster,
                     timeout_s=of.timeout.total_seconds(),
                 )
@@ -122,7 +128,10 @@ class Sources:
                 )
             case sources.KubeconfigRequest():
                 api, origin = self._infrastructure(of)
-                declared = self._settings.declarative
+                settings = self._settings.by_source
+                declared = next(
+                    settings[name].declarative for name in (*of.cluster_sources, *settings) if name in settings
+                )
                 assert declared is not None, "required by the settings"
                 return KubeconfigRequestSource(
                     of.name,
@@ -135,6 +144,12 @@ class Sources:
                 )
             case _:
                 assert_never(of)
+
+    def _project(self, of: sources.CredentialSource) -> Upstream:
+        return next(self._projects[name] for name in (*of.cluster_sources, *self._projects) if name in self._projects)
+
+    def _cluster_sources(self, of: sources.CredentialSource) -> frozenset[str]:
+        return frozenset(of.cluster_sources if len(self._projects) > 1 else ())
 
     def _infrastructure(
         self, of: sources.TokenRequest | sources.KubeconfigSecret | sources.KubeconfigRequest

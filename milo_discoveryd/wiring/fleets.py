@@ -1,33 +1,54 @@
-"""Builds the fleet of a source from settings."""
+"""Builds the fleets of the configured sources."""
 
 import random
+from collections.abc import Callable, Sequence
 
 from milo_discoveryd.config import Settings
-from milo_discoveryd.modes.mode import Mode, ReducedMode
+from milo_discoveryd.model.cluster import key_of
+from milo_discoveryd.model.resource import ObjectKeys
+from milo_discoveryd.modes.mode import ReducedMode
+from milo_discoveryd.registry.change_notifier import ChangeNotifier
+from milo_discoveryd.registry.combined_fleet import CombinedFleet
 from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.intake_sink import Observer
 from milo_discoveryd.registry.log import ChangeLog
 from milo_discoveryd.registry.not_ready import NotReadyClusters
 from milo_discoveryd.registry.pending_deletions import PendingDeletions
 from milo_discoveryd.registry.reduced_fleet import ReducedFleet
 from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
-from milo_discoveryd.wiring.mode import keys_of
+from milo_discoveryd.wiring.configured_source import ConfiguredSource
+from milo_discoveryd.wiring.mode import keys_of, reduce_of
 
 
-def new_fleet(settings: Settings, mode: Mode, log: ChangeLog, observer: Observer) -> DirectFleet | ReducedFleet:
+def new_fleet(sources: Sequence[ConfiguredSource], log: ChangeLog, observer: Callable[[str], Observer]) -> Fleet:
+    """Return the fleet of one source, or the combined fleet of several. `observer` makes that of a source."""
+    if len(sources) == 1:
+        return _source_fleet(sources[0], log, observer(""), None)
+    notifier = ChangeNotifier()
+    return CombinedFleet(log, notifier, [_source_fleet(each, log, observer(each.name), notifier) for each in sources])
+
+
+def _source_fleet(
+    source: ConfiguredSource, log: ChangeLog, observer: Observer, notifier: ChangeNotifier | None
+) -> DirectFleet | ReducedFleet:
+    name, settings, mode = source.name, source.settings, source.mode
     limits, drain_timeout_s = _limits(settings), settings.drain_timeout.total_seconds()
     grace_s = settings.not_ready_grace.total_seconds()
     not_ready = NotReadyClusters(grace_s, limits if settings.removals.hold_not_ready else None)
     if isinstance(mode, ReducedMode):
         return ReducedFleet(
             log,
-            mode.reduce,
+            reduce_of(mode, name),
             observer,
             keys=keys_of(mode),
             pending_deletions=_pending_deletions,
             guard=lambda: RemovalGuard(limits),
             not_ready=not_ready,
             drain_timeout_s=drain_timeout_s,
+            name=name,
+            kind=settings.mode,
+            notifier=notifier,
         )
     return DirectFleet(
         log,
@@ -36,6 +57,10 @@ def new_fleet(settings: Settings, mode: Mode, log: ChangeLog, observer: Observer
         not_ready=not_ready,
         drain_timeout_s=drain_timeout_s,
         guard=RemovalGuard(limits),
+        name=name,
+        kind=settings.mode,
+        notifier=notifier,
+        keys=ObjectKeys(prefix=key_of("", name)),
     )
 
 

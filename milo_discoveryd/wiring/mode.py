@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from milo_discoveryd.config import Settings
 from milo_discoveryd.credentials import Upstream
-from milo_discoveryd.model.claims import ClaimingObject
-from milo_discoveryd.model.cluster import Cluster, Target
+from milo_discoveryd.model.claims import ClaimingObject, ObjectClaim
+from milo_discoveryd.model.cluster import Cluster, Target, key_of, local_name
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.model.objects import KubeObject
 from milo_discoveryd.model.observation import Malformed, Observation, Outside, Ready, fields
@@ -21,7 +21,7 @@ from milo_discoveryd.modes.mode import ReducedMode, Setting, Watch, WatchedMode
 from milo_discoveryd.modes.reading import MalformedError
 from milo_discoveryd.registry.events import Event, EventType
 from milo_discoveryd.registry.log import ChangeLog, Retention
-from milo_discoveryd.registry.reduction import Reduction
+from milo_discoveryd.registry.reduction import Reduce, Reduction
 from milo_discoveryd.registry.registry import Registry
 from milo_discoveryd.watchers.driver import WatchedCollection
 from milo_discoveryd.wiring.source import FollowedCollection, PlaceOf
@@ -29,8 +29,11 @@ from milo_kube.reflect.wire import Decoder
 
 
 def mode_of(settings: Settings, project: Upstream) -> modes.Mode:
+    """Build the mode of one source. `settings` are those of the source: see `Settings.by_source`."""
     server = urlsplit(project.server)
     single = settings.cluster
+    settings_type = modes.settings_type(settings.mode)
+    given = settings.sources[0].settings if settings.sources else {}
     return modes.load(settings.mode)(
         Setting(
             project_endpoint=f"{server.scheme}://{server.netloc}",
@@ -38,6 +41,7 @@ def mode_of(settings: Settings, project: Upstream) -> modes.Mode:
             internal_namespace_template=settings.internal_namespace_template,
             annotation_prefixes=settings.annotation_prefixes,
             definition=None if settings.declarative is None else settings.declarative.definition(),
+            settings=None if settings_type is None else modes.parse_settings(settings_type, given),
             clusters=(
                 Target(
                     name=single.name,
@@ -59,19 +63,19 @@ def probes_hosts(settings: Settings) -> bool:
     return settings.mode == "project" and connectivity.disengage_unreachable_after is None
 
 
-def collections_of(settings: Settings, mode: WatchedMode | ReducedMode) -> list[FollowedCollection]:
-    """Return what a mode watches, within the daemon's label selector."""
+def collections_of(settings: Settings, mode: WatchedMode | ReducedMode, source: str = "") -> list[FollowedCollection]:
+    """Return what a mode watches, within the label selector. `source` is the source's name if there are several."""
     if isinstance(mode, ReducedMode):
-        return [_of_claims(each, settings.label_selector) for each in mode.watches]
-    return [_of_clusters(mode, settings.label_selector)]
+        return [_of_claims(each, settings.label_selector, source) for each in mode.watches]
+    return [_of_clusters(mode, settings.label_selector, source)]
 
 
-def engaged(mode: WatchedMode | ReducedMode, listed: Sequence[Sequence[Observation]]) -> list[Target]:
+def engaged(mode: WatchedMode | ReducedMode, listed: Sequence[Sequence[Observation]], source: str = "") -> list[Target]:
     """Return the clusters that complete lists of a mode's collections engage."""
     if isinstance(mode, WatchedMode):
         return [seen.target for seen in listed[0] if isinstance(seen, Ready)]
     registry = Registry(ChangeLog(lambda _: b"", Retention()))
-    reduction = Reduction(mode.reduce, registry)
+    reduction = Reduction(reduce_of(mode, source), registry)
     for watch, observations in enumerate(listed):
         objects = [_present(seen) for seen in observations if isinstance(seen, Ready)]
         reduction.apply(watch, objects, 0, Moment(0.0, 0.0))
@@ -85,21 +89,51 @@ def _present(seen: Ready) -> Event:
 
 def place_of(mode: WatchedMode | ReducedMode) -> PlaceOf:
     if isinstance(mode, WatchedMode):
-        return lambda stored: mode.place_of(stored.name, stored.uid)
-    return mode.restored_place
+        return lambda stored: mode.place_of(stored.local_name, stored.uid)
+    return lambda stored: mode.restored_place(replace(stored, name=stored.local_name))
+
+
+def reduce_of(mode: ReducedMode, source: str) -> Reduce:
+    """Return the mode's `reduce`, for clusters under their keys."""
+    if not source:
+        return mode.reduce
+
+    def reduce(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+        found = mode.reduce(local_name(cluster), claims, uid)
+        return None if found is None else keyed(found, source)
+
+    return reduce
+
+
+def keyed(seen: Observation, source: str) -> Observation:
+    """Return an observation of a cluster under its key."""
+    if isinstance(seen, Ready):
+        return replace(seen, target=keyed_target(seen.target, source))
+    found = replace(seen, name=key_of(seen.name, source))
+    if isinstance(found, Malformed) or found.fields is None:
+        return found
+    return replace(found, fields=replace(found.fields, name=found.name))
+
+
+def keyed_target(target: Target, source: str) -> Target:
+    return replace(target, name=key_of(target.name, source)) if source else target
 
 
 def keys_of(mode: ReducedMode) -> list[ObjectKeys]:
     return [ObjectKeys(namespaced=each.resource.namespaced) for each in mode.watches]
 
 
-def _of_clusters(mode: WatchedMode, label_selector: str) -> FollowedCollection:
+def _of_clusters(mode: WatchedMode, label_selector: str, source: str) -> FollowedCollection:
     resource = _selecting(mode.resource, label_selector)
     observe = _within(resource, mode.observe, lambda obj: obj.metadata.name)
-    return FollowedCollection(WatchedCollection(resource), Decoder(mode.object_type, observe, Malformed))
+    if not source:
+        return FollowedCollection(WatchedCollection(resource), Decoder(mode.object_type, observe, Malformed))
+    keys = ObjectKeys(prefix=key_of("", source))
+    decoder = Decoder(mode.object_type, lambda obj: keyed(observe(obj), source), Malformed, keys.key)
+    return FollowedCollection(WatchedCollection(resource, keys), decoder)
 
 
-def _of_claims(watch: Watch, label_selector: str) -> FollowedCollection:
+def _of_claims(watch: Watch, label_selector: str, source: str) -> FollowedCollection:
     resource, keys = _selecting(watch.resource, label_selector), ObjectKeys(namespaced=watch.resource.namespaced)
 
     def key(obj: KubeObject) -> str:
@@ -108,7 +142,7 @@ def _of_claims(watch: Watch, label_selector: str) -> FollowedCollection:
     def observe(obj: KubeObject) -> Observation:
         metadata, name = obj.metadata, key(obj)
         try:
-            claims = tuple(watch.claims(obj))
+            claims = tuple(replace(each, cluster=key_of(each.cluster, source)) for each in watch.claims(obj))
         except MalformedError as error:
             return Malformed(name, metadata.uid, metadata.resourceVersion, str(error))
         said = ClaimingObject(name=name, uid=metadata.uid, place=(), claims=claims)

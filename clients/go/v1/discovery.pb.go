@@ -277,7 +277,7 @@ func (x Connectivity_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Connectivity_State.Descriptor instead.
 func (Connectivity_State) EnumDescriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{5, 0}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{6, 0}
 }
 
 type SourceStatus_State int32
@@ -332,7 +332,7 @@ func (x SourceStatus_State) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SourceStatus_State.Descriptor instead.
 func (SourceStatus_State) EnumDescriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{6, 0}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{7, 0}
 }
 
 type Engagement_Reason int32
@@ -355,6 +355,8 @@ const (
 	Engagement_REASON_UNREACHABLE Engagement_Reason = 7
 	// It is engaged, and about to be disengaged: `Cluster.draining` says why and when.
 	Engagement_REASON_DRAINING Engagement_Reason = 8
+	// The source ended it by its own rules: `message` says which.
+	Engagement_REASON_REMOVED Engagement_Reason = 9
 )
 
 // Enum value maps for Engagement_Reason.
@@ -369,6 +371,7 @@ var (
 		6: "REASON_CONFIRMING_DELETION",
 		7: "REASON_UNREACHABLE",
 		8: "REASON_DRAINING",
+		9: "REASON_REMOVED",
 	}
 	Engagement_Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":         0,
@@ -380,6 +383,7 @@ var (
 		"REASON_CONFIRMING_DELETION": 6,
 		"REASON_UNREACHABLE":         7,
 		"REASON_DRAINING":            8,
+		"REASON_REMOVED":             9,
 	}
 )
 
@@ -407,7 +411,7 @@ func (x Engagement_Reason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Engagement_Reason.Descriptor instead.
 func (Engagement_Reason) EnumDescriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{13, 0}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{14, 0}
 }
 
 // WatchClustersRequest opens a stream.
@@ -435,9 +439,12 @@ type WatchClustersRequest struct {
 	// Identifies the subscriber across its streams, and names it to people: "dns-operator-7d9f/1". Required with
 	// `confirm_releases`. Choose one for each program, or part of a program, that ends its work on its own: subscribers of
 	// one caller that use the same name count as one. Letters, digits and any of "-._:/@", at most 253.
-	Subscriber    string `protobuf:"bytes,7,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Subscriber string `protobuf:"bytes,7,opt,name=subscriber,proto3" json:"subscriber,omitempty"`
+	// The caller understands `pending_sources`. Without it, a daemon with several sources holds the stream open until it
+	// has seen a complete list of each source that the filter covers.
+	AcceptsPendingSources bool `protobuf:"varint,8,opt,name=accepts_pending_sources,json=acceptsPendingSources,proto3" json:"accepts_pending_sources,omitempty"`
+	unknownFields         protoimpl.UnknownFields
+	sizeCache             protoimpl.SizeCache
 }
 
 func (x *WatchClustersRequest) Reset() {
@@ -519,6 +526,13 @@ func (x *WatchClustersRequest) GetSubscriber() string {
 	return ""
 }
 
+func (x *WatchClustersRequest) GetAcceptsPendingSources() bool {
+	if x != nil {
+		return x.AcceptsPendingSources
+	}
+	return false
+}
+
 // WatchClustersResponse is a batch: some events (possibly none), and where the stream stands after them.
 type WatchClustersResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -534,10 +548,16 @@ type WatchClustersResponse struct {
 	Synced bool `protobuf:"varint,4,opt,name=synced,proto3" json:"synced,omitempty"`
 	// This batch starts over: clusters known from before that are not named between here and `synced` are gone.
 	Reset_ bool `protobuf:"varint,5,opt,name=reset,proto3" json:"reset,omitempty"`
-	// How fresh the daemon's own view is. Set in the first batch, in every heartbeat, and whenever it changed.
-	Source        *SourceStatus `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// How fresh the daemon's own view is. Set in the first batch, in every heartbeat, and whenever it changed. With several
+	// sources, that of the source that is known worst, of those that the filter covers.
+	Source *SourceStatus `protobuf:"bytes,6,opt,name=source,proto3" json:"source,omitempty"`
+	// With several sources, and whenever `source` is set: each source that the filter covers.
+	Sources []*SourceStatus `protobuf:"bytes,7,rep,name=sources,proto3" json:"sources,omitempty"`
+	// Sources of which the daemon has not seen a complete list yet. Their clusters are not in the view: of these sources,
+	// clusters known from before are not gone. Once such a source is complete, the stream starts over (`reset`).
+	PendingSources []string `protobuf:"bytes,8,rep,name=pending_sources,json=pendingSources,proto3" json:"pending_sources,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *WatchClustersResponse) Reset() {
@@ -608,6 +628,20 @@ func (x *WatchClustersResponse) GetReset_() bool {
 func (x *WatchClustersResponse) GetSource() *SourceStatus {
 	if x != nil {
 		return x.Source
+	}
+	return nil
+}
+
+func (x *WatchClustersResponse) GetSources() []*SourceStatus {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *WatchClustersResponse) GetPendingSources() []string {
+	if x != nil {
+		return x.PendingSources
 	}
 	return nil
 }
@@ -697,7 +731,7 @@ func (x *ClusterEvent) GetKubeconfig() *Kubeconfig {
 // Cluster is an engaged project control plane.
 type Cluster struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The project's name, and the cluster's key everywhere.
+	// The cluster's key everywhere: the project's name or, in a daemon with several sources, SOURCE#NAME.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The project's UID.
 	Uid string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -714,7 +748,8 @@ type Cluster struct {
 	DeletionRequestedAt *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=deletion_requested_at,json=deletionRequestedAt,proto3" json:"deletion_requested_at,omitempty"`
 	// What the deletion is waiting for.
 	DeletionMessage string `protobuf:"bytes,9,opt,name=deletion_message,json=deletionMessage,proto3" json:"deletion_message,omitempty"`
-	// A suspended project answers reads and refuses writes. It stays engaged.
+	// A suspended project answers reads and refuses writes. It stays engaged: keep what was created in it, pause the work
+	// on it, and go on when it is reinstated.
 	Suspended bool `protobuf:"varint,10,opt,name=suspended,proto3" json:"suspended,omitempty"`
 	// Whether the daemon reaches its API server.
 	Connectivity *Connectivity `protobuf:"bytes,11,opt,name=connectivity,proto3" json:"connectivity,omitempty"`
@@ -729,7 +764,12 @@ type Cluster struct {
 	// Set once the cluster is about to be disengaged, for streams with `confirm_releases` and in GetCluster: end your work,
 	// and release it. Its credentials work, and are renewed, until it is disengaged. A drain that has begun is not
 	// canceled: if the reason for it passes, the cluster is engaged again afterwards, as another incarnation.
-	Draining      *Draining `protobuf:"bytes,14,opt,name=draining,proto3" json:"draining,omitempty"`
+	Draining *Draining `protobuf:"bytes,14,opt,name=draining,proto3" json:"draining,omitempty"`
+	// The source that it comes from, in a daemon with several.
+	Source string `protobuf:"bytes,15,opt,name=source,proto3" json:"source,omitempty"`
+	// Why it is suspended, by whom that can be ended, and since when. Empty unless `suspended`, and where the source says
+	// no more.
+	Suspensions   []*Suspension `protobuf:"bytes,16,rep,name=suspensions,proto3" json:"suspensions,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -862,6 +902,20 @@ func (x *Cluster) GetDraining() *Draining {
 	return nil
 }
 
+func (x *Cluster) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Cluster) GetSuspensions() []*Suspension {
+	if x != nil {
+		return x.Suspensions
+	}
+	return nil
+}
+
 // Draining is the planned end of an engagement.
 type Draining struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -926,6 +980,69 @@ func (x *Draining) GetMessage() string {
 	return ""
 }
 
+// Suspension is a reason for which a cluster is suspended.
+type Suspension struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its category: "Fraud", "Abuse", "Billing", "Compliance", "Administrative", or what the source says.
+	Reason      string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
+	SuspendedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=suspended_at,json=suspendedAt,proto3" json:"suspended_at,omitempty"`
+	// Who can reinstate the project: "Operator" or "Consumer".
+	ReinstateAuthority string `protobuf:"bytes,3,opt,name=reinstate_authority,json=reinstateAuthority,proto3" json:"reinstate_authority,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *Suspension) Reset() {
+	*x = Suspension{}
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Suspension) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Suspension) ProtoMessage() {}
+
+func (x *Suspension) ProtoReflect() protoreflect.Message {
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Suspension.ProtoReflect.Descriptor instead.
+func (*Suspension) Descriptor() ([]byte, []int) {
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Suspension) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *Suspension) GetSuspendedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SuspendedAt
+	}
+	return nil
+}
+
+func (x *Suspension) GetReinstateAuthority() string {
+	if x != nil {
+		return x.ReinstateAuthority
+	}
+	return ""
+}
+
 // Connectivity is the result of the daemon's probes of a cluster's API server.
 type Connectivity struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -938,7 +1055,7 @@ type Connectivity struct {
 
 func (x *Connectivity) Reset() {
 	*x = Connectivity{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[5]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -950,7 +1067,7 @@ func (x *Connectivity) String() string {
 func (*Connectivity) ProtoMessage() {}
 
 func (x *Connectivity) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[5]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -963,7 +1080,7 @@ func (x *Connectivity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Connectivity.ProtoReflect.Descriptor instead.
 func (*Connectivity) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{5}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Connectivity) GetState() Connectivity_State {
@@ -998,14 +1115,16 @@ type SourceStatus struct {
 	// Why, human-readable.
 	Message string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	// When Milo last answered anything.
-	LastContact   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_contact,json=lastContact,proto3" json:"last_contact,omitempty"`
+	LastContact *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_contact,json=lastContact,proto3" json:"last_contact,omitempty"`
+	// The source's name, in a daemon with several sources.
+	Name          string `protobuf:"bytes,6,opt,name=name,proto3" json:"name,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SourceStatus) Reset() {
 	*x = SourceStatus{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[6]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1017,7 +1136,7 @@ func (x *SourceStatus) String() string {
 func (*SourceStatus) ProtoMessage() {}
 
 func (x *SourceStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[6]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1030,7 +1149,7 @@ func (x *SourceStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourceStatus.ProtoReflect.Descriptor instead.
 func (*SourceStatus) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{6}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SourceStatus) GetState() SourceStatus_State {
@@ -1068,6 +1187,13 @@ func (x *SourceStatus) GetLastContact() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *SourceStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
 // ClusterFilter selects clusters. All that is set must match.
 type ClusterFilter struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1077,13 +1203,15 @@ type ClusterFilter struct {
 	Names []string `protobuf:"bytes,2,rep,name=names,proto3" json:"names,omitempty"`
 	// Any of these organizations.
 	Organizations []string `protobuf:"bytes,3,rep,name=organizations,proto3" json:"organizations,omitempty"`
+	// Any of these sources of the daemon. INVALID_ARGUMENT for one that it does not have.
+	Sources       []string `protobuf:"bytes,4,rep,name=sources,proto3" json:"sources,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClusterFilter) Reset() {
 	*x = ClusterFilter{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[7]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1223,7 @@ func (x *ClusterFilter) String() string {
 func (*ClusterFilter) ProtoMessage() {}
 
 func (x *ClusterFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[7]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1236,7 @@ func (x *ClusterFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClusterFilter.ProtoReflect.Descriptor instead.
 func (*ClusterFilter) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{7}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ClusterFilter) GetLabelSelector() string {
@@ -1132,6 +1260,13 @@ func (x *ClusterFilter) GetOrganizations() []string {
 	return nil
 }
 
+func (x *ClusterFilter) GetSources() []string {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
 // ListClustersRequest asks for a page of engaged clusters.
 type ListClustersRequest struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
@@ -1146,7 +1281,7 @@ type ListClustersRequest struct {
 
 func (x *ListClustersRequest) Reset() {
 	*x = ListClustersRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[8]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1158,7 +1293,7 @@ func (x *ListClustersRequest) String() string {
 func (*ListClustersRequest) ProtoMessage() {}
 
 func (x *ListClustersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[8]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1171,7 +1306,7 @@ func (x *ListClustersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClustersRequest.ProtoReflect.Descriptor instead.
 func (*ListClustersRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{8}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListClustersRequest) GetFilter() *ClusterFilter {
@@ -1205,15 +1340,20 @@ type ListClustersResponse struct {
 	// The same in all pages of a listing. A stream with the same filter may be resumed from it.
 	Revision string `protobuf:"bytes,3,opt,name=revision,proto3" json:"revision,omitempty"`
 	// How many clusters all pages hold together.
-	TotalSize     int32         `protobuf:"varint,4,opt,name=total_size,json=totalSize,proto3" json:"total_size,omitempty"`
-	Source        *SourceStatus `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	TotalSize int32         `protobuf:"varint,4,opt,name=total_size,json=totalSize,proto3" json:"total_size,omitempty"`
+	Source    *SourceStatus `protobuf:"bytes,5,opt,name=source,proto3" json:"source,omitempty"`
+	// As in WatchClustersResponse.
+	Sources []*SourceStatus `protobuf:"bytes,6,rep,name=sources,proto3" json:"sources,omitempty"`
+	// Sources of which the daemon has not seen a complete list yet: their clusters are missing. UNAVAILABLE where that is
+	// true of all sources that the filter covers.
+	PendingSources []string `protobuf:"bytes,7,rep,name=pending_sources,json=pendingSources,proto3" json:"pending_sources,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ListClustersResponse) Reset() {
 	*x = ListClustersResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[9]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1225,7 +1365,7 @@ func (x *ListClustersResponse) String() string {
 func (*ListClustersResponse) ProtoMessage() {}
 
 func (x *ListClustersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[9]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1238,7 +1378,7 @@ func (x *ListClustersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListClustersResponse.ProtoReflect.Descriptor instead.
 func (*ListClustersResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{9}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ListClustersResponse) GetClusters() []*Cluster {
@@ -1276,6 +1416,20 @@ func (x *ListClustersResponse) GetSource() *SourceStatus {
 	return nil
 }
 
+func (x *ListClustersResponse) GetSources() []*SourceStatus {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *ListClustersResponse) GetPendingSources() []string {
+	if x != nil {
+		return x.PendingSources
+	}
+	return nil
+}
+
 // GetClusterRequest asks about one name.
 type GetClusterRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1286,7 +1440,7 @@ type GetClusterRequest struct {
 
 func (x *GetClusterRequest) Reset() {
 	*x = GetClusterRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[10]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1452,7 @@ func (x *GetClusterRequest) String() string {
 func (*GetClusterRequest) ProtoMessage() {}
 
 func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[10]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1465,7 @@ func (x *GetClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterRequest.ProtoReflect.Descriptor instead.
 func (*GetClusterRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{10}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetClusterRequest) GetName() string {
@@ -1338,7 +1492,7 @@ type GetClusterResponse struct {
 
 func (x *GetClusterResponse) Reset() {
 	*x = GetClusterResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[11]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1350,7 +1504,7 @@ func (x *GetClusterResponse) String() string {
 func (*GetClusterResponse) ProtoMessage() {}
 
 func (x *GetClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[11]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1363,7 +1517,7 @@ func (x *GetClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetClusterResponse.ProtoReflect.Descriptor instead.
 func (*GetClusterResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{11}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *GetClusterResponse) GetCluster() *Cluster {
@@ -1411,7 +1565,7 @@ type PendingRelease struct {
 
 func (x *PendingRelease) Reset() {
 	*x = PendingRelease{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[12]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1423,7 +1577,7 @@ func (x *PendingRelease) String() string {
 func (*PendingRelease) ProtoMessage() {}
 
 func (x *PendingRelease) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[12]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1436,7 +1590,7 @@ func (x *PendingRelease) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PendingRelease.ProtoReflect.Descriptor instead.
 func (*PendingRelease) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{12}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PendingRelease) GetSubscriber() string {
@@ -1480,7 +1634,7 @@ type Engagement struct {
 
 func (x *Engagement) Reset() {
 	*x = Engagement{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[13]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1492,7 +1646,7 @@ func (x *Engagement) String() string {
 func (*Engagement) ProtoMessage() {}
 
 func (x *Engagement) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[13]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1505,7 +1659,7 @@ func (x *Engagement) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Engagement.ProtoReflect.Descriptor instead.
 func (*Engagement) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{13}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Engagement) GetEngaged() bool {
@@ -1550,7 +1704,7 @@ type Transition struct {
 
 func (x *Transition) Reset() {
 	*x = Transition{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[14]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1562,7 +1716,7 @@ func (x *Transition) String() string {
 func (*Transition) ProtoMessage() {}
 
 func (x *Transition) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[14]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1575,7 +1729,7 @@ func (x *Transition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Transition.ProtoReflect.Descriptor instead.
 func (*Transition) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{14}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Transition) GetType() ClusterEvent_Type {
@@ -1631,7 +1785,7 @@ type IssueKubeconfigRequest struct {
 
 func (x *IssueKubeconfigRequest) Reset() {
 	*x = IssueKubeconfigRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[15]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1643,7 +1797,7 @@ func (x *IssueKubeconfigRequest) String() string {
 func (*IssueKubeconfigRequest) ProtoMessage() {}
 
 func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[15]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1656,7 +1810,7 @@ func (x *IssueKubeconfigRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigRequest.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{15}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *IssueKubeconfigRequest) GetCluster() string {
@@ -1697,7 +1851,7 @@ type IssueKubeconfigResponse struct {
 
 func (x *IssueKubeconfigResponse) Reset() {
 	*x = IssueKubeconfigResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[16]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1709,7 +1863,7 @@ func (x *IssueKubeconfigResponse) String() string {
 func (*IssueKubeconfigResponse) ProtoMessage() {}
 
 func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[16]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +1876,7 @@ func (x *IssueKubeconfigResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssueKubeconfigResponse.ProtoReflect.Descriptor instead.
 func (*IssueKubeconfigResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{16}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *IssueKubeconfigResponse) GetKubeconfig() *Kubeconfig {
@@ -1750,7 +1904,7 @@ type Kubeconfig struct {
 
 func (x *Kubeconfig) Reset() {
 	*x = Kubeconfig{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[17]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1916,7 @@ func (x *Kubeconfig) String() string {
 func (*Kubeconfig) ProtoMessage() {}
 
 func (x *Kubeconfig) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[17]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1929,7 @@ func (x *Kubeconfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kubeconfig.ProtoReflect.Descriptor instead.
 func (*Kubeconfig) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{17}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Kubeconfig) GetCluster() string {
@@ -1828,7 +1982,7 @@ type ReleaseClusterRequest struct {
 
 func (x *ReleaseClusterRequest) Reset() {
 	*x = ReleaseClusterRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[18]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +1994,7 @@ func (x *ReleaseClusterRequest) String() string {
 func (*ReleaseClusterRequest) ProtoMessage() {}
 
 func (x *ReleaseClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[18]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +2007,7 @@ func (x *ReleaseClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseClusterRequest.ProtoReflect.Descriptor instead.
 func (*ReleaseClusterRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{18}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReleaseClusterRequest) GetCluster() string {
@@ -1886,7 +2040,7 @@ type ReleaseClusterResponse struct {
 
 func (x *ReleaseClusterResponse) Reset() {
 	*x = ReleaseClusterResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[19]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +2052,7 @@ func (x *ReleaseClusterResponse) String() string {
 func (*ReleaseClusterResponse) ProtoMessage() {}
 
 func (x *ReleaseClusterResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[19]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2065,7 @@ func (x *ReleaseClusterResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReleaseClusterResponse.ProtoReflect.Descriptor instead.
 func (*ReleaseClusterResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{19}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{20}
 }
 
 // EndSubscriptionRequest names a subscriber that has ended.
@@ -1925,7 +2079,7 @@ type EndSubscriptionRequest struct {
 
 func (x *EndSubscriptionRequest) Reset() {
 	*x = EndSubscriptionRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[20]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2091,7 @@ func (x *EndSubscriptionRequest) String() string {
 func (*EndSubscriptionRequest) ProtoMessage() {}
 
 func (x *EndSubscriptionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[20]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2104,7 @@ func (x *EndSubscriptionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSubscriptionRequest.ProtoReflect.Descriptor instead.
 func (*EndSubscriptionRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{20}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *EndSubscriptionRequest) GetSubscriber() string {
@@ -1969,7 +2123,7 @@ type EndSubscriptionResponse struct {
 
 func (x *EndSubscriptionResponse) Reset() {
 	*x = EndSubscriptionResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[21]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +2135,7 @@ func (x *EndSubscriptionResponse) String() string {
 func (*EndSubscriptionResponse) ProtoMessage() {}
 
 func (x *EndSubscriptionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[21]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +2148,7 @@ func (x *EndSubscriptionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EndSubscriptionResponse.ProtoReflect.Descriptor instead.
 func (*EndSubscriptionResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{21}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{22}
 }
 
 // GetServerInfoRequest has no fields.
@@ -2006,7 +2160,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[22]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2018,7 +2172,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[22]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2031,7 +2185,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{22}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{23}
 }
 
 // GetServerInfoResponse describes the daemon.
@@ -2051,13 +2205,16 @@ type GetServerInfoResponse struct {
 	// The sources of the kubeconfigs that the daemon issues; empty where it issues none.
 	CredentialSources []*CredentialSource `protobuf:"bytes,8,rep,name=credential_sources,json=credentialSources,proto3" json:"credential_sources,omitempty"`
 	Limits            *Limits             `protobuf:"bytes,9,opt,name=limits,proto3" json:"limits,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// The sources of clusters, in a daemon with several. `mode` is then "sources", and `source` that of the source that is
+	// known worst.
+	Sources       []*Source `protobuf:"bytes,10,rep,name=sources,proto3" json:"sources,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[23]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2069,7 +2226,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[23]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2082,7 +2239,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{23}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -2148,6 +2305,93 @@ func (x *GetServerInfoResponse) GetLimits() *Limits {
 	return nil
 }
 
+func (x *GetServerInfoResponse) GetSources() []*Source {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+// Source is a configured source of clusters.
+type Source struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "project", "service-consumer", ...
+	Kind   string        `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Status *SourceStatus `protobuf:"bytes,3,opt,name=status,proto3" json:"status,omitempty"`
+	// A complete list of it has been seen.
+	Synced bool `protobuf:"varint,4,opt,name=synced,proto3" json:"synced,omitempty"`
+	// Without `subscribers`.
+	Counts        *FleetCounts `protobuf:"bytes,5,opt,name=counts,proto3" json:"counts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Source) Reset() {
+	*x = Source{}
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Source) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Source) ProtoMessage() {}
+
+func (x *Source) ProtoReflect() protoreflect.Message {
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Source.ProtoReflect.Descriptor instead.
+func (*Source) Descriptor() ([]byte, []int) {
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Source) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Source) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *Source) GetStatus() *SourceStatus {
+	if x != nil {
+		return x.Status
+	}
+	return nil
+}
+
+func (x *Source) GetSynced() bool {
+	if x != nil {
+		return x.Synced
+	}
+	return false
+}
+
+func (x *Source) GetCounts() *FleetCounts {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
 // FleetCounts counts what the daemon knows.
 type FleetCounts struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -2167,7 +2411,7 @@ type FleetCounts struct {
 
 func (x *FleetCounts) Reset() {
 	*x = FleetCounts{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[24]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2179,7 +2423,7 @@ func (x *FleetCounts) String() string {
 func (*FleetCounts) ProtoMessage() {}
 
 func (x *FleetCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[24]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2192,7 +2436,7 @@ func (x *FleetCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FleetCounts.ProtoReflect.Descriptor instead.
 func (*FleetCounts) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{24}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *FleetCounts) GetEngaged() int32 {
@@ -2261,7 +2505,7 @@ type CredentialSource struct {
 
 func (x *CredentialSource) Reset() {
 	*x = CredentialSource{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2273,7 +2517,7 @@ func (x *CredentialSource) String() string {
 func (*CredentialSource) ProtoMessage() {}
 
 func (x *CredentialSource) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[25]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2286,7 +2530,7 @@ func (x *CredentialSource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialSource.ProtoReflect.Descriptor instead.
 func (*CredentialSource) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{25}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CredentialSource) GetName() string {
@@ -2338,7 +2582,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2350,7 +2594,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[26]
+	mi := &file_milo_discovery_v1_discovery_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2363,7 +2607,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{26}
+	return file_milo_discovery_v1_discovery_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Limits) GetDefaultHeartbeatInterval() *durationpb.Duration {
@@ -2405,7 +2649,7 @@ var File_milo_discovery_v1_discovery_proto protoreflect.FileDescriptor
 
 const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\n" +
-	"!milo/discovery/v1/discovery.proto\x12\x11milo.discovery.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x03\n" +
+	"!milo/discovery/v1/discovery.proto\x12\x11milo.discovery.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb9\x03\n" +
 	"\x14WatchClustersRequest\x128\n" +
 	"\x06filter\x18\x01 \x01(\v2 .milo.discovery.v1.ClusterFilterR\x06filter\x12'\n" +
 	"\x0fresume_revision\x18\x02 \x01(\tR\x0eresumeRevision\x12/\n" +
@@ -2415,14 +2659,17 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x10confirm_releases\x18\x06 \x01(\bR\x0fconfirmReleases\x12\x1e\n" +
 	"\n" +
 	"subscriber\x18\a \x01(\tR\n" +
-	"subscriber\"\x80\x02\n" +
+	"subscriber\x126\n" +
+	"\x17accepts_pending_sources\x18\b \x01(\bR\x15acceptsPendingSources\"\xe4\x02\n" +
 	"\x15WatchClustersResponse\x127\n" +
 	"\x06events\x18\x01 \x03(\v2\x1f.milo.discovery.v1.ClusterEventR\x06events\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\tR\brevision\x12+\n" +
 	"\x11previous_revision\x18\x03 \x01(\tR\x10previousRevision\x12\x16\n" +
 	"\x06synced\x18\x04 \x01(\bR\x06synced\x12\x14\n" +
 	"\x05reset\x18\x05 \x01(\bR\x05reset\x127\n" +
-	"\x06source\x18\x06 \x01(\v2\x1f.milo.discovery.v1.SourceStatusR\x06source\"\xff\x02\n" +
+	"\x06source\x18\x06 \x01(\v2\x1f.milo.discovery.v1.SourceStatusR\x06source\x129\n" +
+	"\asources\x18\a \x03(\v2\x1f.milo.discovery.v1.SourceStatusR\asources\x12'\n" +
+	"\x0fpending_sources\x18\b \x03(\tR\x0ependingSources\"\xff\x02\n" +
 	"\fClusterEvent\x128\n" +
 	"\x04type\x18\x01 \x01(\x0e2$.milo.discovery.v1.ClusterEvent.TypeR\x04type\x124\n" +
 	"\acluster\x18\x02 \x01(\v2\x1a.milo.discovery.v1.ClusterR\acluster\x12:\n" +
@@ -2436,7 +2683,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\fTYPE_ENGAGED\x10\x01\x12\x10\n" +
 	"\fTYPE_UPDATED\x10\x02\x12\x13\n" +
 	"\x0fTYPE_DISENGAGED\x10\x03\x12\x13\n" +
-	"\x0fTYPE_KUBECONFIG\x10\x04\"\xa5\x06\n" +
+	"\x0fTYPE_KUBECONFIG\x10\x04\"\xfe\x06\n" +
 	"\aCluster\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x1a\n" +
@@ -2453,7 +2700,9 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\fconnectivity\x18\v \x01(\v2\x1f.milo.discovery.v1.ConnectivityR\fconnectivity\x126\n" +
 	"\x17source_resource_version\x18\f \x01(\tR\x15sourceResourceVersion\x12 \n" +
 	"\vincarnation\x18\r \x01(\tR\vincarnation\x127\n" +
-	"\bdraining\x18\x0e \x01(\v2\x1b.milo.discovery.v1.DrainingR\bdraining\x1a9\n" +
+	"\bdraining\x18\x0e \x01(\v2\x1b.milo.discovery.v1.DrainingR\bdraining\x12\x16\n" +
+	"\x06source\x18\x0f \x01(\tR\x06source\x12?\n" +
+	"\vsuspensions\x18\x10 \x03(\v2\x1d.milo.discovery.v1.SuspensionR\vsuspensions\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a>\n" +
@@ -2463,7 +2712,12 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\bDraining\x12:\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\".milo.discovery.v1.DisengageReasonR\x06reason\x126\n" +
 	"\bdeadline\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12\x18\n" +
-	"\amessage\x18\x03 \x01(\tR\amessage\"\xf6\x01\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\x94\x01\n" +
+	"\n" +
+	"Suspension\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12=\n" +
+	"\fsuspended_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\vsuspendedAt\x12/\n" +
+	"\x13reinstate_authority\x18\x03 \x01(\tR\x12reinstateAuthority\"\xf6\x01\n" +
 	"\fConnectivity\x12;\n" +
 	"\x05state\x18\x01 \x01(\x0e2%.milo.discovery.v1.Connectivity.StateR\x05state\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x18\n" +
@@ -2472,34 +2726,38 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSTATE_UNKNOWN\x10\x01\x12\x13\n" +
 	"\x0fSTATE_REACHABLE\x10\x02\x12\x15\n" +
-	"\x11STATE_UNREACHABLE\x10\x03\"\xcb\x02\n" +
+	"\x11STATE_UNREACHABLE\x10\x03\"\xdf\x02\n" +
 	"\fSourceStatus\x12;\n" +
 	"\x05state\x18\x01 \x01(\x0e2%.milo.discovery.v1.SourceStatus.StateR\x05state\x120\n" +
 	"\x05since\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x18\n" +
 	"\amessage\x18\x04 \x01(\tR\amessage\x12=\n" +
-	"\flast_contact\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vlastContact\"[\n" +
+	"\flast_contact\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vlastContact\x12\x12\n" +
+	"\x04name\x18\x06 \x01(\tR\x04name\"[\n" +
 	"\x05State\x12\x15\n" +
 	"\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fSTATE_STREAMING\x10\x01\x12\x15\n" +
 	"\x11STATE_CATCHING_UP\x10\x02\x12\x0f\n" +
-	"\vSTATE_STALE\x10\x03\"r\n" +
+	"\vSTATE_STALE\x10\x03\"\x8c\x01\n" +
 	"\rClusterFilter\x12%\n" +
 	"\x0elabel_selector\x18\x01 \x01(\tR\rlabelSelector\x12\x14\n" +
 	"\x05names\x18\x02 \x03(\tR\x05names\x12$\n" +
-	"\rorganizations\x18\x03 \x03(\tR\rorganizations\"\x8b\x01\n" +
+	"\rorganizations\x18\x03 \x03(\tR\rorganizations\x12\x18\n" +
+	"\asources\x18\x04 \x03(\tR\asources\"\x8b\x01\n" +
 	"\x13ListClustersRequest\x128\n" +
 	"\x06filter\x18\x01 \x01(\v2 .milo.discovery.v1.ClusterFilterR\x06filter\x12\x1b\n" +
 	"\tpage_size\x18\x02 \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x03 \x01(\tR\tpageToken\"\xea\x01\n" +
+	"page_token\x18\x03 \x01(\tR\tpageToken\"\xce\x02\n" +
 	"\x14ListClustersResponse\x126\n" +
 	"\bclusters\x18\x01 \x03(\v2\x1a.milo.discovery.v1.ClusterR\bclusters\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12\x1a\n" +
 	"\brevision\x18\x03 \x01(\tR\brevision\x12\x1d\n" +
 	"\n" +
 	"total_size\x18\x04 \x01(\x05R\ttotalSize\x127\n" +
-	"\x06source\x18\x05 \x01(\v2\x1f.milo.discovery.v1.SourceStatusR\x06source\"'\n" +
+	"\x06source\x18\x05 \x01(\v2\x1f.milo.discovery.v1.SourceStatusR\x06source\x129\n" +
+	"\asources\x18\x06 \x03(\v2\x1f.milo.discovery.v1.SourceStatusR\asources\x12'\n" +
+	"\x0fpending_sources\x18\a \x03(\tR\x0ependingSources\"'\n" +
 	"\x11GetClusterRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x98\x02\n" +
 	"\x12GetClusterResponse\x124\n" +
@@ -2515,13 +2773,13 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"subscriber\x12\x16\n" +
 	"\x06caller\x18\x02 \x01(\tR\x06caller\x12\x1c\n" +
 	"\tconnected\x18\x03 \x01(\bR\tconnected\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\x91\x03\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xa5\x03\n" +
 	"\n" +
 	"Engagement\x12\x18\n" +
 	"\aengaged\x18\x01 \x01(\bR\aengaged\x12<\n" +
 	"\x06reason\x18\x02 \x01(\x0e2$.milo.discovery.v1.Engagement.ReasonR\x06reason\x12\x18\n" +
 	"\amessage\x18\x03 \x01(\tR\amessage\x120\n" +
-	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xde\x01\n" +
+	"\x05since\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"\xf2\x01\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eREASON_ENGAGED\x10\x01\x12\x14\n" +
@@ -2531,7 +2789,8 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x0eREASON_DELETED\x10\x05\x12\x1e\n" +
 	"\x1aREASON_CONFIRMING_DELETION\x10\x06\x12\x16\n" +
 	"\x12REASON_UNREACHABLE\x10\a\x12\x13\n" +
-	"\x0fREASON_DRAINING\x10\b\"\xea\x01\n" +
+	"\x0fREASON_DRAINING\x10\b\x12\x12\n" +
+	"\x0eREASON_REMOVED\x10\t\"\xea\x01\n" +
 	"\n" +
 	"Transition\x128\n" +
 	"\x04type\x18\x01 \x01(\x0e2$.milo.discovery.v1.ClusterEvent.TypeR\x04type\x12:\n" +
@@ -2570,7 +2829,7 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"subscriber\x18\x01 \x01(\tR\n" +
 	"subscriber\"\x19\n" +
 	"\x17EndSubscriptionResponse\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xb2\x03\n" +
+	"\x14GetServerInfoRequest\"\xe7\x03\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\tR\x04mode\x12 \n" +
@@ -2581,7 +2840,15 @@ const file_milo_discovery_v1_discovery_proto_rawDesc = "" +
 	"\x06synced\x18\x06 \x01(\bR\x06synced\x126\n" +
 	"\x06counts\x18\a \x01(\v2\x1e.milo.discovery.v1.FleetCountsR\x06counts\x12R\n" +
 	"\x12credential_sources\x18\b \x03(\v2#.milo.discovery.v1.CredentialSourceR\x11credentialSources\x121\n" +
-	"\x06limits\x18\t \x01(\v2\x19.milo.discovery.v1.LimitsR\x06limits\"\xed\x01\n" +
+	"\x06limits\x18\t \x01(\v2\x19.milo.discovery.v1.LimitsR\x06limits\x123\n" +
+	"\asources\x18\n" +
+	" \x03(\v2\x19.milo.discovery.v1.SourceR\asources\"\xb9\x01\n" +
+	"\x06Source\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x127\n" +
+	"\x06status\x18\x03 \x01(\v2\x1f.milo.discovery.v1.SourceStatusR\x06status\x12\x16\n" +
+	"\x06synced\x18\x04 \x01(\bR\x06synced\x126\n" +
+	"\x06counts\x18\x05 \x01(\v2\x1e.milo.discovery.v1.FleetCountsR\x06counts\"\xed\x01\n" +
 	"\vFleetCounts\x12\x18\n" +
 	"\aengaged\x18\x01 \x01(\x05R\aengaged\x12\x1b\n" +
 	"\tnot_ready\x18\x02 \x01(\x05R\bnotReady\x12)\n" +
@@ -2641,7 +2908,7 @@ func file_milo_discovery_v1_discovery_proto_rawDescGZIP() []byte {
 }
 
 var file_milo_discovery_v1_discovery_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_milo_discovery_v1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
+var file_milo_discovery_v1_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_milo_discovery_v1_discovery_proto_goTypes = []any{
 	(DisengageReason)(0),            // 0: milo.discovery.v1.DisengageReason
 	(KubeconfigFormat)(0),           // 1: milo.discovery.v1.KubeconfigFormat
@@ -2654,103 +2921,112 @@ var file_milo_discovery_v1_discovery_proto_goTypes = []any{
 	(*ClusterEvent)(nil),            // 8: milo.discovery.v1.ClusterEvent
 	(*Cluster)(nil),                 // 9: milo.discovery.v1.Cluster
 	(*Draining)(nil),                // 10: milo.discovery.v1.Draining
-	(*Connectivity)(nil),            // 11: milo.discovery.v1.Connectivity
-	(*SourceStatus)(nil),            // 12: milo.discovery.v1.SourceStatus
-	(*ClusterFilter)(nil),           // 13: milo.discovery.v1.ClusterFilter
-	(*ListClustersRequest)(nil),     // 14: milo.discovery.v1.ListClustersRequest
-	(*ListClustersResponse)(nil),    // 15: milo.discovery.v1.ListClustersResponse
-	(*GetClusterRequest)(nil),       // 16: milo.discovery.v1.GetClusterRequest
-	(*GetClusterResponse)(nil),      // 17: milo.discovery.v1.GetClusterResponse
-	(*PendingRelease)(nil),          // 18: milo.discovery.v1.PendingRelease
-	(*Engagement)(nil),              // 19: milo.discovery.v1.Engagement
-	(*Transition)(nil),              // 20: milo.discovery.v1.Transition
-	(*IssueKubeconfigRequest)(nil),  // 21: milo.discovery.v1.IssueKubeconfigRequest
-	(*IssueKubeconfigResponse)(nil), // 22: milo.discovery.v1.IssueKubeconfigResponse
-	(*Kubeconfig)(nil),              // 23: milo.discovery.v1.Kubeconfig
-	(*ReleaseClusterRequest)(nil),   // 24: milo.discovery.v1.ReleaseClusterRequest
-	(*ReleaseClusterResponse)(nil),  // 25: milo.discovery.v1.ReleaseClusterResponse
-	(*EndSubscriptionRequest)(nil),  // 26: milo.discovery.v1.EndSubscriptionRequest
-	(*EndSubscriptionResponse)(nil), // 27: milo.discovery.v1.EndSubscriptionResponse
-	(*GetServerInfoRequest)(nil),    // 28: milo.discovery.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),   // 29: milo.discovery.v1.GetServerInfoResponse
-	(*FleetCounts)(nil),             // 30: milo.discovery.v1.FleetCounts
-	(*CredentialSource)(nil),        // 31: milo.discovery.v1.CredentialSource
-	(*Limits)(nil),                  // 32: milo.discovery.v1.Limits
-	nil,                             // 33: milo.discovery.v1.Cluster.LabelsEntry
-	nil,                             // 34: milo.discovery.v1.Cluster.AnnotationsEntry
-	(*durationpb.Duration)(nil),     // 35: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),   // 36: google.protobuf.Timestamp
+	(*Suspension)(nil),              // 11: milo.discovery.v1.Suspension
+	(*Connectivity)(nil),            // 12: milo.discovery.v1.Connectivity
+	(*SourceStatus)(nil),            // 13: milo.discovery.v1.SourceStatus
+	(*ClusterFilter)(nil),           // 14: milo.discovery.v1.ClusterFilter
+	(*ListClustersRequest)(nil),     // 15: milo.discovery.v1.ListClustersRequest
+	(*ListClustersResponse)(nil),    // 16: milo.discovery.v1.ListClustersResponse
+	(*GetClusterRequest)(nil),       // 17: milo.discovery.v1.GetClusterRequest
+	(*GetClusterResponse)(nil),      // 18: milo.discovery.v1.GetClusterResponse
+	(*PendingRelease)(nil),          // 19: milo.discovery.v1.PendingRelease
+	(*Engagement)(nil),              // 20: milo.discovery.v1.Engagement
+	(*Transition)(nil),              // 21: milo.discovery.v1.Transition
+	(*IssueKubeconfigRequest)(nil),  // 22: milo.discovery.v1.IssueKubeconfigRequest
+	(*IssueKubeconfigResponse)(nil), // 23: milo.discovery.v1.IssueKubeconfigResponse
+	(*Kubeconfig)(nil),              // 24: milo.discovery.v1.Kubeconfig
+	(*ReleaseClusterRequest)(nil),   // 25: milo.discovery.v1.ReleaseClusterRequest
+	(*ReleaseClusterResponse)(nil),  // 26: milo.discovery.v1.ReleaseClusterResponse
+	(*EndSubscriptionRequest)(nil),  // 27: milo.discovery.v1.EndSubscriptionRequest
+	(*EndSubscriptionResponse)(nil), // 28: milo.discovery.v1.EndSubscriptionResponse
+	(*GetServerInfoRequest)(nil),    // 29: milo.discovery.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),   // 30: milo.discovery.v1.GetServerInfoResponse
+	(*Source)(nil),                  // 31: milo.discovery.v1.Source
+	(*FleetCounts)(nil),             // 32: milo.discovery.v1.FleetCounts
+	(*CredentialSource)(nil),        // 33: milo.discovery.v1.CredentialSource
+	(*Limits)(nil),                  // 34: milo.discovery.v1.Limits
+	nil,                             // 35: milo.discovery.v1.Cluster.LabelsEntry
+	nil,                             // 36: milo.discovery.v1.Cluster.AnnotationsEntry
+	(*durationpb.Duration)(nil),     // 37: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),   // 38: google.protobuf.Timestamp
 }
 var file_milo_discovery_v1_discovery_proto_depIdxs = []int32{
-	13, // 0: milo.discovery.v1.WatchClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
-	35, // 1: milo.discovery.v1.WatchClustersRequest.kubeconfig_ttl:type_name -> google.protobuf.Duration
-	35, // 2: milo.discovery.v1.WatchClustersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	14, // 0: milo.discovery.v1.WatchClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
+	37, // 1: milo.discovery.v1.WatchClustersRequest.kubeconfig_ttl:type_name -> google.protobuf.Duration
+	37, // 2: milo.discovery.v1.WatchClustersRequest.heartbeat_interval:type_name -> google.protobuf.Duration
 	8,  // 3: milo.discovery.v1.WatchClustersResponse.events:type_name -> milo.discovery.v1.ClusterEvent
-	12, // 4: milo.discovery.v1.WatchClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
-	2,  // 5: milo.discovery.v1.ClusterEvent.type:type_name -> milo.discovery.v1.ClusterEvent.Type
-	9,  // 6: milo.discovery.v1.ClusterEvent.cluster:type_name -> milo.discovery.v1.Cluster
-	0,  // 7: milo.discovery.v1.ClusterEvent.reason:type_name -> milo.discovery.v1.DisengageReason
-	23, // 8: milo.discovery.v1.ClusterEvent.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
-	33, // 9: milo.discovery.v1.Cluster.labels:type_name -> milo.discovery.v1.Cluster.LabelsEntry
-	34, // 10: milo.discovery.v1.Cluster.annotations:type_name -> milo.discovery.v1.Cluster.AnnotationsEntry
-	36, // 11: milo.discovery.v1.Cluster.engaged_at:type_name -> google.protobuf.Timestamp
-	36, // 12: milo.discovery.v1.Cluster.deletion_requested_at:type_name -> google.protobuf.Timestamp
-	11, // 13: milo.discovery.v1.Cluster.connectivity:type_name -> milo.discovery.v1.Connectivity
-	10, // 14: milo.discovery.v1.Cluster.draining:type_name -> milo.discovery.v1.Draining
-	0,  // 15: milo.discovery.v1.Draining.reason:type_name -> milo.discovery.v1.DisengageReason
-	36, // 16: milo.discovery.v1.Draining.deadline:type_name -> google.protobuf.Timestamp
-	3,  // 17: milo.discovery.v1.Connectivity.state:type_name -> milo.discovery.v1.Connectivity.State
-	36, // 18: milo.discovery.v1.Connectivity.since:type_name -> google.protobuf.Timestamp
-	4,  // 19: milo.discovery.v1.SourceStatus.state:type_name -> milo.discovery.v1.SourceStatus.State
-	36, // 20: milo.discovery.v1.SourceStatus.since:type_name -> google.protobuf.Timestamp
-	36, // 21: milo.discovery.v1.SourceStatus.last_contact:type_name -> google.protobuf.Timestamp
-	13, // 22: milo.discovery.v1.ListClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
-	9,  // 23: milo.discovery.v1.ListClustersResponse.clusters:type_name -> milo.discovery.v1.Cluster
-	12, // 24: milo.discovery.v1.ListClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
-	9,  // 25: milo.discovery.v1.GetClusterResponse.cluster:type_name -> milo.discovery.v1.Cluster
-	19, // 26: milo.discovery.v1.GetClusterResponse.engagement:type_name -> milo.discovery.v1.Engagement
-	20, // 27: milo.discovery.v1.GetClusterResponse.transitions:type_name -> milo.discovery.v1.Transition
-	18, // 28: milo.discovery.v1.GetClusterResponse.pending_releases:type_name -> milo.discovery.v1.PendingRelease
-	36, // 29: milo.discovery.v1.PendingRelease.since:type_name -> google.protobuf.Timestamp
-	5,  // 30: milo.discovery.v1.Engagement.reason:type_name -> milo.discovery.v1.Engagement.Reason
-	36, // 31: milo.discovery.v1.Engagement.since:type_name -> google.protobuf.Timestamp
-	2,  // 32: milo.discovery.v1.Transition.type:type_name -> milo.discovery.v1.ClusterEvent.Type
-	0,  // 33: milo.discovery.v1.Transition.reason:type_name -> milo.discovery.v1.DisengageReason
-	36, // 34: milo.discovery.v1.Transition.at:type_name -> google.protobuf.Timestamp
-	35, // 35: milo.discovery.v1.IssueKubeconfigRequest.ttl:type_name -> google.protobuf.Duration
-	1,  // 36: milo.discovery.v1.IssueKubeconfigRequest.format:type_name -> milo.discovery.v1.KubeconfigFormat
-	23, // 37: milo.discovery.v1.IssueKubeconfigResponse.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
-	36, // 38: milo.discovery.v1.Kubeconfig.expires_at:type_name -> google.protobuf.Timestamp
-	36, // 39: milo.discovery.v1.Kubeconfig.refresh_after:type_name -> google.protobuf.Timestamp
-	36, // 40: milo.discovery.v1.Kubeconfig.issued_at:type_name -> google.protobuf.Timestamp
-	36, // 41: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
-	12, // 42: milo.discovery.v1.GetServerInfoResponse.source:type_name -> milo.discovery.v1.SourceStatus
-	30, // 43: milo.discovery.v1.GetServerInfoResponse.counts:type_name -> milo.discovery.v1.FleetCounts
-	31, // 44: milo.discovery.v1.GetServerInfoResponse.credential_sources:type_name -> milo.discovery.v1.CredentialSource
-	32, // 45: milo.discovery.v1.GetServerInfoResponse.limits:type_name -> milo.discovery.v1.Limits
-	36, // 46: milo.discovery.v1.CredentialSource.expires_at:type_name -> google.protobuf.Timestamp
-	35, // 47: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
-	35, // 48: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
-	35, // 49: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration
-	6,  // 50: milo.discovery.v1.DiscoveryService.WatchClusters:input_type -> milo.discovery.v1.WatchClustersRequest
-	14, // 51: milo.discovery.v1.DiscoveryService.ListClusters:input_type -> milo.discovery.v1.ListClustersRequest
-	16, // 52: milo.discovery.v1.DiscoveryService.GetCluster:input_type -> milo.discovery.v1.GetClusterRequest
-	21, // 53: milo.discovery.v1.DiscoveryService.IssueKubeconfig:input_type -> milo.discovery.v1.IssueKubeconfigRequest
-	24, // 54: milo.discovery.v1.DiscoveryService.ReleaseCluster:input_type -> milo.discovery.v1.ReleaseClusterRequest
-	26, // 55: milo.discovery.v1.DiscoveryService.EndSubscription:input_type -> milo.discovery.v1.EndSubscriptionRequest
-	28, // 56: milo.discovery.v1.DiscoveryService.GetServerInfo:input_type -> milo.discovery.v1.GetServerInfoRequest
-	7,  // 57: milo.discovery.v1.DiscoveryService.WatchClusters:output_type -> milo.discovery.v1.WatchClustersResponse
-	15, // 58: milo.discovery.v1.DiscoveryService.ListClusters:output_type -> milo.discovery.v1.ListClustersResponse
-	17, // 59: milo.discovery.v1.DiscoveryService.GetCluster:output_type -> milo.discovery.v1.GetClusterResponse
-	22, // 60: milo.discovery.v1.DiscoveryService.IssueKubeconfig:output_type -> milo.discovery.v1.IssueKubeconfigResponse
-	25, // 61: milo.discovery.v1.DiscoveryService.ReleaseCluster:output_type -> milo.discovery.v1.ReleaseClusterResponse
-	27, // 62: milo.discovery.v1.DiscoveryService.EndSubscription:output_type -> milo.discovery.v1.EndSubscriptionResponse
-	29, // 63: milo.discovery.v1.DiscoveryService.GetServerInfo:output_type -> milo.discovery.v1.GetServerInfoResponse
-	57, // [57:64] is the sub-list for method output_type
-	50, // [50:57] is the sub-list for method input_type
-	50, // [50:50] is the sub-list for extension type_name
-	50, // [50:50] is the sub-list for extension extendee
-	0,  // [0:50] is the sub-list for field type_name
+	13, // 4: milo.discovery.v1.WatchClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	13, // 5: milo.discovery.v1.WatchClustersResponse.sources:type_name -> milo.discovery.v1.SourceStatus
+	2,  // 6: milo.discovery.v1.ClusterEvent.type:type_name -> milo.discovery.v1.ClusterEvent.Type
+	9,  // 7: milo.discovery.v1.ClusterEvent.cluster:type_name -> milo.discovery.v1.Cluster
+	0,  // 8: milo.discovery.v1.ClusterEvent.reason:type_name -> milo.discovery.v1.DisengageReason
+	24, // 9: milo.discovery.v1.ClusterEvent.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
+	35, // 10: milo.discovery.v1.Cluster.labels:type_name -> milo.discovery.v1.Cluster.LabelsEntry
+	36, // 11: milo.discovery.v1.Cluster.annotations:type_name -> milo.discovery.v1.Cluster.AnnotationsEntry
+	38, // 12: milo.discovery.v1.Cluster.engaged_at:type_name -> google.protobuf.Timestamp
+	38, // 13: milo.discovery.v1.Cluster.deletion_requested_at:type_name -> google.protobuf.Timestamp
+	12, // 14: milo.discovery.v1.Cluster.connectivity:type_name -> milo.discovery.v1.Connectivity
+	10, // 15: milo.discovery.v1.Cluster.draining:type_name -> milo.discovery.v1.Draining
+	11, // 16: milo.discovery.v1.Cluster.suspensions:type_name -> milo.discovery.v1.Suspension
+	0,  // 17: milo.discovery.v1.Draining.reason:type_name -> milo.discovery.v1.DisengageReason
+	38, // 18: milo.discovery.v1.Draining.deadline:type_name -> google.protobuf.Timestamp
+	38, // 19: milo.discovery.v1.Suspension.suspended_at:type_name -> google.protobuf.Timestamp
+	3,  // 20: milo.discovery.v1.Connectivity.state:type_name -> milo.discovery.v1.Connectivity.State
+	38, // 21: milo.discovery.v1.Connectivity.since:type_name -> google.protobuf.Timestamp
+	4,  // 22: milo.discovery.v1.SourceStatus.state:type_name -> milo.discovery.v1.SourceStatus.State
+	38, // 23: milo.discovery.v1.SourceStatus.since:type_name -> google.protobuf.Timestamp
+	38, // 24: milo.discovery.v1.SourceStatus.last_contact:type_name -> google.protobuf.Timestamp
+	14, // 25: milo.discovery.v1.ListClustersRequest.filter:type_name -> milo.discovery.v1.ClusterFilter
+	9,  // 26: milo.discovery.v1.ListClustersResponse.clusters:type_name -> milo.discovery.v1.Cluster
+	13, // 27: milo.discovery.v1.ListClustersResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	13, // 28: milo.discovery.v1.ListClustersResponse.sources:type_name -> milo.discovery.v1.SourceStatus
+	9,  // 29: milo.discovery.v1.GetClusterResponse.cluster:type_name -> milo.discovery.v1.Cluster
+	20, // 30: milo.discovery.v1.GetClusterResponse.engagement:type_name -> milo.discovery.v1.Engagement
+	21, // 31: milo.discovery.v1.GetClusterResponse.transitions:type_name -> milo.discovery.v1.Transition
+	19, // 32: milo.discovery.v1.GetClusterResponse.pending_releases:type_name -> milo.discovery.v1.PendingRelease
+	38, // 33: milo.discovery.v1.PendingRelease.since:type_name -> google.protobuf.Timestamp
+	5,  // 34: milo.discovery.v1.Engagement.reason:type_name -> milo.discovery.v1.Engagement.Reason
+	38, // 35: milo.discovery.v1.Engagement.since:type_name -> google.protobuf.Timestamp
+	2,  // 36: milo.discovery.v1.Transition.type:type_name -> milo.discovery.v1.ClusterEvent.Type
+	0,  // 37: milo.discovery.v1.Transition.reason:type_name -> milo.discovery.v1.DisengageReason
+	38, // 38: milo.discovery.v1.Transition.at:type_name -> google.protobuf.Timestamp
+	37, // 39: milo.discovery.v1.IssueKubeconfigRequest.ttl:type_name -> google.protobuf.Duration
+	1,  // 40: milo.discovery.v1.IssueKubeconfigRequest.format:type_name -> milo.discovery.v1.KubeconfigFormat
+	24, // 41: milo.discovery.v1.IssueKubeconfigResponse.kubeconfig:type_name -> milo.discovery.v1.Kubeconfig
+	38, // 42: milo.discovery.v1.Kubeconfig.expires_at:type_name -> google.protobuf.Timestamp
+	38, // 43: milo.discovery.v1.Kubeconfig.refresh_after:type_name -> google.protobuf.Timestamp
+	38, // 44: milo.discovery.v1.Kubeconfig.issued_at:type_name -> google.protobuf.Timestamp
+	38, // 45: milo.discovery.v1.GetServerInfoResponse.started_at:type_name -> google.protobuf.Timestamp
+	13, // 46: milo.discovery.v1.GetServerInfoResponse.source:type_name -> milo.discovery.v1.SourceStatus
+	32, // 47: milo.discovery.v1.GetServerInfoResponse.counts:type_name -> milo.discovery.v1.FleetCounts
+	33, // 48: milo.discovery.v1.GetServerInfoResponse.credential_sources:type_name -> milo.discovery.v1.CredentialSource
+	34, // 49: milo.discovery.v1.GetServerInfoResponse.limits:type_name -> milo.discovery.v1.Limits
+	31, // 50: milo.discovery.v1.GetServerInfoResponse.sources:type_name -> milo.discovery.v1.Source
+	13, // 51: milo.discovery.v1.Source.status:type_name -> milo.discovery.v1.SourceStatus
+	32, // 52: milo.discovery.v1.Source.counts:type_name -> milo.discovery.v1.FleetCounts
+	38, // 53: milo.discovery.v1.CredentialSource.expires_at:type_name -> google.protobuf.Timestamp
+	37, // 54: milo.discovery.v1.Limits.default_heartbeat_interval:type_name -> google.protobuf.Duration
+	37, // 55: milo.discovery.v1.Limits.stalled_timeout:type_name -> google.protobuf.Duration
+	37, // 56: milo.discovery.v1.Limits.max_kubeconfig_ttl:type_name -> google.protobuf.Duration
+	6,  // 57: milo.discovery.v1.DiscoveryService.WatchClusters:input_type -> milo.discovery.v1.WatchClustersRequest
+	15, // 58: milo.discovery.v1.DiscoveryService.ListClusters:input_type -> milo.discovery.v1.ListClustersRequest
+	17, // 59: milo.discovery.v1.DiscoveryService.GetCluster:input_type -> milo.discovery.v1.GetClusterRequest
+	22, // 60: milo.discovery.v1.DiscoveryService.IssueKubeconfig:input_type -> milo.discovery.v1.IssueKubeconfigRequest
+	25, // 61: milo.discovery.v1.DiscoveryService.ReleaseCluster:input_type -> milo.discovery.v1.ReleaseClusterRequest
+	27, // 62: milo.discovery.v1.DiscoveryService.EndSubscription:input_type -> milo.discovery.v1.EndSubscriptionRequest
+	29, // 63: milo.discovery.v1.DiscoveryService.GetServerInfo:input_type -> milo.discovery.v1.GetServerInfoRequest
+	7,  // 64: milo.discovery.v1.DiscoveryService.WatchClusters:output_type -> milo.discovery.v1.WatchClustersResponse
+	16, // 65: milo.discovery.v1.DiscoveryService.ListClusters:output_type -> milo.discovery.v1.ListClustersResponse
+	18, // 66: milo.discovery.v1.DiscoveryService.GetCluster:output_type -> milo.discovery.v1.GetClusterResponse
+	23, // 67: milo.discovery.v1.DiscoveryService.IssueKubeconfig:output_type -> milo.discovery.v1.IssueKubeconfigResponse
+	26, // 68: milo.discovery.v1.DiscoveryService.ReleaseCluster:output_type -> milo.discovery.v1.ReleaseClusterResponse
+	28, // 69: milo.discovery.v1.DiscoveryService.EndSubscription:output_type -> milo.discovery.v1.EndSubscriptionResponse
+	30, // 70: milo.discovery.v1.DiscoveryService.GetServerInfo:output_type -> milo.discovery.v1.GetServerInfoResponse
+	64, // [64:71] is the sub-list for method output_type
+	57, // [57:64] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	57, // [57:57] is the sub-list for extension extendee
+	0,  // [0:57] is the sub-list for field type_name
 }
 
 func init() { file_milo_discovery_v1_discovery_proto_init() }
@@ -2764,7 +3040,7 @@ func file_milo_discovery_v1_discovery_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_milo_discovery_v1_discovery_proto_rawDesc), len(file_milo_discovery_v1_discovery_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   29,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -96,7 +96,7 @@ class ClientCertificateSource:
     def _filled(self, template: str, request: MintRequest) -> str:
         target = None if request.cluster is None else request.cluster.target
         if target is not None:
-            template = template.replace("{name}", target.name).replace("{uid}", target.uid)
+            template = template.replace("{name}", target.local_name).replace("{uid}", target.uid)
         if not 0 < len(template) <= MAX_NAME:
             raise UnfitError(
                 f"{self.name}: {template[:MAX_NAME]!r} has {len(template)} characters, and a name in a certificate "

@@ -82,7 +82,7 @@ class KubeconfigSecretSource:
 
     def _object(self, target: Target) -> tuple[str, str]:
         """Return namespace and name of a cluster's Secret."""
-        known = {"name": target.name, "uid": target.uid}
+        known = {"name": target.local_name, "uid": target.uid}
         if isinstance(target, DeclaredTarget):
             known |= {"namespace": target.object_namespace, "object": target.object_name}
         namespace, secret = (_filled(each, known) for each in (self._namespace_template, self._secret))

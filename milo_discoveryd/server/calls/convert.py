@@ -1,11 +1,13 @@
 """Conversion of model values to protobuf messages. Pure."""
 
+from collections.abc import Mapping
+
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
-from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason, Draining
+from milo_discoveryd.model.cluster import Cluster, Connectivity, DisengageReason, Draining, Suspension
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
@@ -17,6 +19,7 @@ _REASONS = {
     ObjectState.NOT_READY: pb.Engagement.REASON_NOT_READY,
     ObjectState.OUTSIDE: pb.Engagement.REASON_OUTSIDE_SELECTOR,
     ObjectState.MALFORMED: pb.Engagement.REASON_MALFORMED,
+    ObjectState.WITHDRAWN: pb.Engagement.REASON_REMOVED,
     ObjectState.UNREACHABLE: pb.Engagement.REASON_UNREACHABLE,
     ObjectState.DELETED: pb.Engagement.REASON_DELETED,
     ObjectState.READY: pb.Engagement.REASON_ENGAGED,
@@ -40,6 +43,16 @@ def cluster(of: Cluster, epoch: str) -> pb.Cluster:
         source_resource_version=of.source_version,
         incarnation=incarnation(epoch, of.incarnation),
         draining=None if of.draining is None else _draining(of.draining),
+        source=target.source,
+        suspensions=map(suspension, target.suspensions or ()),
+    )
+
+
+def suspension(of: Suspension) -> pb.Suspension:
+    return pb.Suspension(
+        reason=of.reason,
+        suspended_at=None if of.suspended_at is None else timestamp(of.suspended_at),
+        reinstate_authority=of.reinstate_authority,
     )
 
 
@@ -47,7 +60,14 @@ def incarnation(epoch: str, number: int) -> str:
     return f"{epoch}.{number}"
 
 
-def source(status: SourceStatus, now: Moment) -> pb.SourceStatus:
+def sources(statuses: Mapping[str, SourceStatus], whole: SourceStatus, now: Moment) -> list[pb.SourceStatus]:
+    """Convert the status that stands for all sources, followed by that of each by its name if there are several."""
+    if len(statuses) == 1 and "" in statuses:
+        return [source(whole, now)]
+    return [source(whole, now), *(source(status, now, name) for name, status in statuses.items())]
+
+
+def source(status: SourceStatus, now: Moment, name: str = "") -> pb.SourceStatus:
     """Convert the status, whose times are of the steady clock, to wall time."""
     ahead = now.wall - now.steady
     return pb.SourceStatus(
@@ -56,6 +76,7 @@ def source(status: SourceStatus, now: Moment) -> pb.SourceStatus:
         reason=status.reason,
         message=status.message,
         last_contact=None if status.last_contact is None else timestamp(status.last_contact + ahead),
+        name=name,
     )
 
 

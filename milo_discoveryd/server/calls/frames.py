@@ -5,12 +5,21 @@ encoded once and shared by all subscribers. Encoding is written by hand because 
 Map entries are sorted by key.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 from milo_discovery._gen import discovery_pb2 as pb
-from milo_discoveryd.model.cluster import UNPROBED, Cluster, Connectivity, ConnectivityState, DisengageReason, Draining
+from milo_discoveryd.model.cluster import (
+    UNPROBED,
+    Cluster,
+    Connectivity,
+    ConnectivityState,
+    DisengageReason,
+    Draining,
+    Suspension,
+)
 from milo_discoveryd.registry.events import Encode, Event, EventType, Frames
-from milo_discoveryd.server.calls.convert import incarnation, micros
+from milo_discoveryd.server.calls.convert import incarnation, micros, suspension
 
 _VARINT, _LENGTH_DELIMITED = 0, 2
 _SHORT = tuple(bytes([size]) for size in range(0x80))
@@ -22,7 +31,7 @@ Tag = tuple[bytes, ...]
 
 
 def _length_delimited(number: int) -> Tag:
-    tag = bytes([number << 3 | _LENGTH_DELIMITED])
+    tag = _varint(number << 3 | _LENGTH_DELIMITED)
     return (*(tag + size for size in _SHORT), tag)
 
 
@@ -60,6 +69,8 @@ _PREVIOUS_REVISION = _length_delimited(pb.WatchClustersResponse.PREVIOUS_REVISIO
 _SYNCED = _number(pb.WatchClustersResponse.SYNCED_FIELD_NUMBER, 1)
 _RESET = _number(pb.WatchClustersResponse.RESET_FIELD_NUMBER, 1)
 _SOURCE = _length_delimited(pb.WatchClustersResponse.SOURCE_FIELD_NUMBER)
+_SOURCES = _length_delimited(pb.WatchClustersResponse.SOURCES_FIELD_NUMBER)
+_PENDING_SOURCES = _length_delimited(pb.WatchClustersResponse.PENDING_SOURCES_FIELD_NUMBER)
 _TYPES = {
     kind: _number(pb.ClusterEvent.TYPE_FIELD_NUMBER, pb.ClusterEvent.Type.Value(f"TYPE_{kind.value}"))
     for kind in EventType
@@ -99,6 +110,8 @@ _DRAINING_REASONS = {
     reason: _number(pb.Draining.REASON_FIELD_NUMBER, pb.DisengageReason.Value(f"DISENGAGE_REASON_{reason.value}"))
     for reason in DisengageReason
 }
+_CLUSTER_SOURCE = _length_delimited(pb.Cluster.SOURCE_FIELD_NUMBER)
+_SUSPENSIONS = _length_delimited(pb.Cluster.SUSPENSIONS_FIELD_NUMBER)
 _SINCE = _length_delimited(pb.Connectivity.SINCE_FIELD_NUMBER)
 _CONNECTIVITY_MESSAGE = _length_delimited(pb.Connectivity.MESSAGE_FIELD_NUMBER)
 
@@ -126,6 +139,8 @@ def batch(
     synced: bool,
     reset: bool = False,
     source: pb.SourceStatus | None = None,
+    sources: Iterable[pb.SourceStatus] = (),
+    pending_sources: Iterable[str] = (),
 ) -> bytes:
     return frames.followed_by(
         _text(_REVISION, revision)
@@ -133,6 +148,8 @@ def batch(
         + (_SYNCED if synced else b"")
         + (_RESET if reset else b"")
         + (b"" if source is None else _field(_SOURCE, source.SerializeToString()))
+        + b"".join(_field(_SOURCES, each.SerializeToString()) for each in sources)
+        + b"".join(_text(_PENDING_SOURCES, each) for each in pending_sources)
     )
 
 
@@ -164,6 +181,8 @@ def _cluster(of: Cluster, epoch: str) -> bytes:
             _text(_SOURCE_RESOURCE_VERSION, of.source_version),
             _text(_INCARNATION, incarnation(epoch, of.incarnation)),
             b"" if of.draining is None else _draining(of.draining),
+            _text(_CLUSTER_SOURCE, target.source),
+            *map(_suspension, target.suspensions or ()),
         )
     )
 
@@ -194,6 +213,10 @@ def _annotation(pair: tuple[str, str]) -> bytes:
 def _pair(pair: tuple[str, str]) -> bytes:
     key, value = pair
     return _field(_KEY, key.encode()) + _field(_VALUE, value.encode())
+
+
+def _suspension(of: Suspension) -> bytes:
+    return _field(_SUSPENSIONS, suspension(of).SerializeToString(deterministic=True))
 
 
 def _time(tag: Tag, seconds: float | None) -> bytes:

@@ -1,6 +1,7 @@
 """Validation of requests: each becomes a value, or an error that names the field. Pure."""
 
 import re
+from collections.abc import Iterable
 from functools import lru_cache
 
 import msgspec
@@ -22,8 +23,10 @@ MAX_PAGE_SIZE = 5000
 DEFAULT_PAGE_SIZE = 500
 HEARTBEAT_BOUNDS_S = (1.0, 3600.0)
 MAX_TOKEN_LENGTH = 256
-_LONGEST_NAME = 253
+_LONGEST_NAME = 253 + 64
+"""Of a name within a source, and of the source's name."""
 _SUBSCRIBER = re.compile(r"[A-Za-z0-9._:/@-]+")
+_LONGEST_SUBSCRIBER = 253
 
 
 class WatchRequest(msgspec.Struct, frozen=True):
@@ -34,6 +37,7 @@ class WatchRequest(msgspec.Struct, frozen=True):
     kubeconfig_ttl_s: float | None = None
     subscriber: str = ""
     """The name of a subscriber that confirms releases; empty for any other."""
+    accepts_pending_sources: bool = False
 
 
 class IssueRequest(msgspec.Struct, frozen=True):
@@ -69,6 +73,7 @@ def watch(request: pb.WatchClustersRequest, default_heartbeat_s: float) -> Watch
         request.include_kubeconfigs,
         ttl_s,
         subscriber(request.subscriber) if request.confirm_releases else "",
+        request.accepts_pending_sources,
     )
 
 
@@ -81,9 +86,9 @@ def release(request: pb.ReleaseClusterRequest) -> ReleaseRequest:
 def subscriber(text: str) -> str:
     if not text:
         raise InvalidRequestError("subscriber", "empty; give the name under which this subscriber confirms releases")
-    if len(text) > _LONGEST_NAME or _SUBSCRIBER.fullmatch(text) is None:
+    if len(text) > _LONGEST_SUBSCRIBER or _SUBSCRIBER.fullmatch(text) is None:
         raise InvalidRequestError(
-            "subscriber", f'has other characters than letters, digits and "-._:/@", or more than {_LONGEST_NAME}'
+            "subscriber", f'has other characters than letters, digits and "-._:/@", or more than {_LONGEST_SUBSCRIBER}'
         )
     return text
 
@@ -113,6 +118,13 @@ def name(text: str, field: str) -> str:
     if len(text) > _LONGEST_NAME:
         raise InvalidRequestError(field, f"longer than any project's name ({_LONGEST_NAME} characters)")
     return text
+
+
+def known_sources(wanted: Filter, fleet: Iterable[str]) -> None:
+    """Refuse a filter with a source that the fleet does not have."""
+    if unknown := wanted.sources - frozenset(fleet):
+        there_are = ", ".join(filter(None, sorted(fleet))) or "none, since it has one source"
+        raise InvalidRequestError("filter.sources", f"no source {min(unknown)!r}; this daemon's are {there_are}")
 
 
 def truncated_name(text: str) -> str:
@@ -151,12 +163,18 @@ def _compiled(data: bytes, confirms_releases: bool) -> Filter:
         raise InvalidRequestError("filter.label_selector", str(error)) from error
     if (count := len(selector.requirements)) > MAX_REQUIREMENTS:
         raise InvalidRequestError("filter.label_selector", f"{count} requirements; the limit is {MAX_REQUIREMENTS}")
-    for field, values in (("names", asked.names), ("organizations", asked.organizations)):
+    for field, values in (
+        ("names", asked.names),
+        ("organizations", asked.organizations),
+        ("sources", asked.sources),
+    ):
         if "" in values:
             raise InvalidRequestError(f"filter.{field}", "contains an empty string, which matches nothing")
         if len(values) > MAX_VALUES:
             raise InvalidRequestError(f"filter.{field}", f"{len(values)} values; the limit is {MAX_VALUES}")
-    return Filter(selector, frozenset(asked.names), frozenset(asked.organizations), confirms_releases)
+    return Filter(
+        selector, frozenset(asked.names), frozenset(asked.organizations), confirms_releases, frozenset(asked.sources)
+    )
 
 
 def _positive(duration: Duration, field: str) -> float:

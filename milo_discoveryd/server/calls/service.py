@@ -20,6 +20,8 @@ from milo_discoveryd.kubeconfigs.issuer import CredentialUnavailableError, Issue
 from milo_discoveryd.kubeconfigs.lease import Draw
 from milo_discoveryd.model.cluster import Cluster
 from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.registry.cluster_records import ClusterRecords
+from milo_discoveryd.registry.filter import without_sources
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.pending_releases import SubscriberKey
 from milo_discoveryd.registry.registry import ClusterRecord
@@ -33,6 +35,7 @@ from milo_discoveryd.server.calls.kubeconfig_rotation import KubeconfigRotation
 from milo_discoveryd.server.calls.listings import ListingOwner, Listings, Page
 from milo_discoveryd.server.calls.revision import Position, TokenSigner
 from milo_discoveryd.server.calls.rpc_context import Authenticator, RpcContext
+from milo_discoveryd.server.calls.source_statuses import source_statuses
 from milo_discoveryd.server.calls.stream import RETRY_S, Send, StreamMetrics, WatchStream
 from milo_discoveryd.server.calls.verification import HANDOUT_MAX_AGE_S, Freshness, StreamVerification
 
@@ -105,15 +108,20 @@ class Service:
                 if slot is not None:
                     slot.release()
                 asked = requests.watch(request, self._info.heartbeat_s)
+                requests.known_sources(asked.wanted, self._source_names)
                 await self._stream(asked, call, send, filter_bytes=request.filter.ByteSize())
 
     async def list_clusters(self, request: pb.ListClustersRequest, caller: Caller) -> pb.ListClustersResponse:
         async with self.access.authorize(caller, "ListClusters") as call:
             asked = requests.listing(request)
-            self._require_synced(call)
-            source = visibility.visible_source(self._fleet.status, call.scope)
+            requests.known_sources(asked.wanted, self._source_names)
+            fleets = self._fleet.select(asked.wanted.sources)
+            pending = frozenset(each.name for each in fleets if not each.synced)
+            if len(pending) == len(fleets):
+                raise self._not_synced(call)
             now = self._clock()
-            shown = scoped(asked.wanted, call.scope)
+            source, *sources = source_statuses(fleets, call.scope, Moment(time.time(), now))
+            shown = without_sources(scoped(asked.wanted, call.scope), pending)
             owner = ListingOwner(call.identity, call.holder(shown))
 
             def is_visible(cluster: Cluster) -> bool:
@@ -130,11 +138,16 @@ class Service:
             next_page_token=self._listings.next_token(page, taken, now),
             revision=self._signer.sign(str(Position(self._info.epoch, page.listing.revision)), owner.holder),
             total_size=len(page.listing.clusters),
-            source=convert.source(source, Moment(time.time(), now)),
+            source=source,
+            sources=sources,
+            pending_sources=sorted(pending),
         )
 
-    async def _counts(self, scope: ClusterScope) -> visibility.VisibleCounts:
-        registry = self._fleet.registry
+    @property
+    def _source_names(self) -> list[str]:
+        return [each.name for each in self._fleet.sources]
+
+    async def _counts(self, registry: ClusterRecords, scope: ClusterScope) -> visibility.VisibleCounts:
         if scope.is_everything:
             return visibility.total_counts(registry)
         found, records = visibility.VisibleCounts(), iter([*registry.items()])
@@ -163,12 +176,13 @@ class Service:
         async with self.access.authorize(caller, "GetCluster", cluster=requests.truncated_name(request.name)) as call:
             name = requests.name(request.name, "name")
             record = self._visible(name, call)
+            fleet = self._fleet.source_of(name)
             if record is None:
-                hint = "" if self._fleet.synced else "; no complete list of the source was read yet"
+                hint = "" if fleet is None or fleet.synced else "; no complete list of the source was read yet"
                 raise NotFoundError("NEVER_SEEN", f"cluster {name!r} is not known{hint}")
         pending = self._fleet.pending_reports.explain(name)
         engagement = convert.engagement(record, None if pending is None else pending[1])
-        if record.grace_until is not None and self._fleet.registry.not_ready_held is not None:
+        if record.grace_until is not None and fleet is not None and fleet.registry.not_ready_held is not None:
             engagement.message += "; many clusters became not ready at once (removals.hold_not_ready)"
         if (problem := self._credential_problem(record, call)) is not None:
             engagement.message += f"; no new credential can be obtained for it: {problem}"
@@ -180,7 +194,7 @@ class Service:
                 for each in visibility.visible_transitions(record, call.scope)
             ],
             pending_releases=releases.pending(
-                name, self._fleet.registry.releases, call.identity, call.scope, Moment(time.time(), self._clock())
+                name, self._fleet.releases_of(name), call.identity, call.scope, Moment(time.time(), self._clock())
             ),
         )
 
@@ -189,7 +203,7 @@ class Service:
         async with self.access.authorize(caller, "ReleaseCluster", cluster=named) as call:
             asked = requests.release(request)
             key = SubscriberKey(call.identity, asked.subscriber)
-            record, pending = self._visible(asked.cluster, call), self._fleet.registry.releases
+            record, pending = self._visible(asked.cluster, call), self._fleet.releases_of(asked.cluster)
             if releases.must_note(asked, record, key, pending, self._info.epoch):
                 self._fleet.release(key, asked.cluster)
         return pb.ReleaseClusterResponse()
@@ -216,7 +230,8 @@ class Service:
     async def get_server_info(self, request: pb.GetServerInfoRequest, caller: Caller) -> pb.GetServerInfoResponse:
         async with self.access.authorize(caller, "GetServerInfo") as call:
             scope, to = call.scope, call.recipient
-        counts = await self._counts(scope)
+        counts = await self._counts(self._fleet.registry, scope)
+        source, *statuses = source_statuses(self._fleet.sources, scope, Moment(time.time(), self._clock()))
         sources = [each for each in self._issuer.health() if to is not None and to.terms.allow(each.name)]
         problem = None if scope.is_everything else CREDENTIALS_FAILING
         max_ttl_s = self._issuer.max_ttl_s
@@ -225,19 +240,19 @@ class Service:
             mode=self._info.mode,
             incarnation=self._info.epoch,
             started_at=convert.timestamp(self._info.started_at),
-            source=convert.source(
-                visibility.visible_source(self._fleet.status, scope), Moment(time.time(), self._clock())
-            ),
+            source=source,
+            sources=[
+                pb.Source(
+                    name=each.name,
+                    kind=each.kind,
+                    status=status,
+                    synced=each.synced,
+                    counts=_counted(await self._counts(each.registry, scope)),
+                )
+                for each, status in zip(self._fleet.sources, statuses, strict=False)
+            ],
             synced=self._fleet.synced,
-            counts=pb.FleetCounts(
-                engaged=counts.engaged,
-                not_ready=counts.not_ready,
-                outside_selector=counts.outside,
-                malformed=counts.malformed,
-                unreachable=counts.unreachable,
-                draining=counts.draining,
-                subscribers=len(self.streams) if scope.is_everything else call.open_streams,
-            ),
+            counts=_counted(counts, len(self.streams) if scope.is_everything else call.open_streams),
             credential_sources=[convert.credential_source(each, problem) for each in sources],
             limits=pb.Limits(
                 max_kubeconfig_ttl=_duration(max_ttl_s if to is None else to.terms.ttl_s(max_ttl_s)),
@@ -274,7 +289,9 @@ class Service:
 
     async def _issued(self, asked: requests.IssueRequest, call: CallContext) -> IssuedKubeconfig:
         terms = call.require_kubeconfigs().terms
-        self._require_synced(call)  # a list that is not complete may be started again, with other incarnations
+        fleet = self._fleet.source_of(asked.cluster)
+        if fleet is not None and not fleet.synced:
+            raise self._not_synced(call)  # a list that is not complete may be started again, with other incarnations
         cluster = self._requested_cluster(asked, call)
         call.charge_kubeconfig()
         lease = self._issuer.lease(cluster, asked.ttl_s, terms)
@@ -325,14 +342,13 @@ class Service:
             draw=self._draw,
         )
 
-    def _require_synced(self, call: CallContext) -> None:
-        if not self._fleet.synced:
-            source = visibility.visible_source(self._fleet.status, call.scope)
-            raise UnavailableError(
-                "NOT_SYNCED",
-                f"no complete list of the source was read yet ({source.message or source.reason}); retry",
-                retry_after_s=RETRY_S,
-            )
+    def _not_synced(self, call: CallContext) -> UnavailableError:
+        source = visibility.visible_source(self._fleet.status, call.scope)
+        return UnavailableError(
+            "NOT_SYNCED",
+            f"no complete list of the source was read yet ({source.message or source.reason}); retry",
+            retry_after_s=RETRY_S,
+        )
 
 
 @contextmanager
@@ -348,6 +364,18 @@ def _credential_errors(call: CallContext) -> Iterator[None]:
     except CredentialUnavailableError as error:
         message = "no credential can be obtained at present; retry" if is_limited else str(error)
         raise UnavailableError(CREDENTIALS_FAILING, message, retry_after_s=error.retry_after_s) from error
+
+
+def _counted(counts: visibility.VisibleCounts, subscribers: int = 0) -> pb.FleetCounts:
+    return pb.FleetCounts(
+        engaged=counts.engaged,
+        not_ready=counts.not_ready,
+        outside_selector=counts.outside,
+        malformed=counts.malformed,
+        unreachable=counts.unreachable,
+        draining=counts.draining,
+        subscribers=subscribers,
+    )
 
 
 def _duration(seconds: float) -> Duration:

@@ -16,16 +16,17 @@ from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.change_notifier import Waiter
 from milo_discoveryd.registry.cursor import Batch, Cursor
 from milo_discoveryd.registry.events import Frames
-from milo_discoveryd.registry.filter import Filter
+from milo_discoveryd.registry.filter import Filter, without_sources
 from milo_discoveryd.registry.fleet import Fleet
 from milo_discoveryd.registry.pending_releases import Subscription
 from milo_discoveryd.rights.scope import scoped
-from milo_discoveryd.server.calls import convert, frames, visibility
+from milo_discoveryd.server.calls import frames
 from milo_discoveryd.server.calls.access import CallContext
 from milo_discoveryd.server.calls.grpc_errors import StalledError, UnavailableError
 from milo_discoveryd.server.calls.kubeconfig_rotation import KUBECONFIG_BYTES, KubeconfigRotation
 from milo_discoveryd.server.calls.requests import WatchRequest
 from milo_discoveryd.server.calls.revision import Position, TokenSigner, parse
+from milo_discoveryd.server.calls.source_statuses import source_statuses
 from milo_kube.reflect.source_status import SourceState
 from milo_kube.reusable_timeout import Deadline, deadline
 
@@ -60,6 +61,7 @@ class WatchStream:
     ) -> None:
         """`rotation`: None unless the subscriber asked for kubeconfigs. `subscription`: if it confirms releases."""
         self._fleet = fleet
+        self._sources = fleet.select(asked.wanted.sources)
         self._epoch = epoch
         self._asked = asked
         self._call = call
@@ -79,10 +81,12 @@ class WatchStream:
         """The number of parts sent of the current snapshot."""
         self._last_revision = ""
         """The revision of the last batch, or the one that the subscriber resumed from."""
-        self._source: tuple[SourceState, str] | None = None
-        """The source state that the subscriber was last sent."""
+        self._source: tuple[tuple[SourceState, str], ...] = ()
+        """The states of the sources that the subscriber was last sent."""
         position = parse(asked.resume_revision)
         self._resumes_another_run = bool(asked.resume_revision) and (position is None or position.epoch != epoch)
+        self._pending = self._pending_sources()
+        """The sources that the subscriber is not shown yet."""
         self._send_deadline: Deadline
         self.cursor: Cursor | None = None
         self.opened_at = time.time()
@@ -119,10 +123,10 @@ class WatchStream:
         while self._must_wait():
             await self._send_batch(Batch(Frames(), 0, synced=False))
             await self._wait(waiter)
+            self._pending = self._pending_sources()
         self._follow_rights()
         resume = await self._resume_from()
-        overhead = KUBECONFIG_BYTES if self._rotation else 0
-        self.cursor = cursor = Cursor(self._fleet.log, self._shown, resume, overhead=overhead)
+        self.cursor = cursor = self._new_cursor(resume)
         if resume is not None and cursor.resumed:
             self._last_revision = self._asked.resume_revision
             changes = cursor.take() or Batch(Frames(), cursor.revision)
@@ -133,6 +137,9 @@ class WatchStream:
                 self._rotation.catch_up()
         while True:
             self._follow_rights()
+            if self._pending and (pending := self._pending_sources()) != self._pending:
+                self._pending = pending
+                self.cursor = cursor = self._new_cursor(None)
             batch = cursor.take()
             if batch is not None and batch.is_sendable:
                 await self._send_changes(batch)
@@ -145,6 +152,12 @@ class WatchStream:
             else:
                 await self._wait(waiter)
 
+    def _new_cursor(self, resume: int | None) -> Cursor:
+        view = without_sources(self._shown, self._pending)
+        if self._rotation is not None and len(self._sources) > 1:
+            self._rotation.change_view(view)
+        return Cursor(self._fleet.log, view, resume, overhead=KUBECONFIG_BYTES if self._rotation else 0)
+
     def _follow_rights(self) -> None:
         """Apply a change of rights before anything is taken, so that nothing is sent under rights that have ended."""
         before, self._grant = self._grant, self._call.grant
@@ -154,18 +167,25 @@ class WatchStream:
         if shown.fingerprint != self._shown.fingerprint:
             self._shown = shown
             if self.cursor is not None:
-                self.cursor.change_view(shown)
+                self.cursor.change_view(without_sources(shown, self._pending))
             if self._subscription is not None:
                 self._fleet.change_view(self._subscription, shown)
         if self._rotation is not None:
-            self._rotation.change_view(shown)
+            self._rotation.change_view(without_sources(shown, self._pending))
 
     def _must_wait(self) -> bool:
-        """Whether to wait for a complete list.
+        """Whether to wait for complete lists: of all sources, or of one where the subscriber accepts that."""
+        waits_for_all = len(self._pending) == len(self._sources) or not self._asked.accepts_pending_sources
+        return bool(self._pending) and waits_for_all
+
+    def _pending_sources(self) -> frozenset[str]:
+        """Return the sources whose clusters are not to be shown.
 
         Clusters from the state file may lack some that the subscriber knows from another run; they would look deleted.
         """
-        return not self._fleet.synced or (self._fleet.is_restored and self._resumes_another_run)
+        return frozenset(
+            each.name for each in self._sources if not each.synced or (each.is_restored and self._resumes_another_run)
+        )
 
     def _subscribed(self, waiter: Waiter) -> AbstractContextManager[None]:
         return self._rotation.subscribed(waiter.wake) if self._rotation else nullcontext()
@@ -186,9 +206,10 @@ class WatchStream:
         """Send again what drains and waits for this subscriber: it may have lost its work on the release."""
         if self._subscription is None:
             return iter(())
-        registry, key = self._fleet.registry, self._subscription.key
+        key = self._subscription.key
         waiting = (
             record
+            for registry in (each.registry for each in self._fleet.sources)
             for record in registry.draining()
             if record.cluster is not None and registry.releases.awaits(record.cluster.target.name, key)
         )
@@ -213,7 +234,7 @@ class WatchStream:
         await waiter.wait(max(0.0, min(heartbeat_in_s, self._rotation.due_in_s if self._rotation else math.inf)))
 
     async def _send_changes(self, batch: Batch) -> None:
-        is_live = self._source is not None and not batch.reset and batch.synced
+        is_live = bool(self._source) and not batch.reset and batch.synced
         if self._rotation:
             await self._send_batch(
                 msgspec.structs.replace(batch, frames=self._rotation.attach_kubeconfigs(batch.frames))
@@ -227,13 +248,16 @@ class WatchStream:
     async def _send_batch(self, batch: Batch) -> None:
         now = self._clock()
         before, revision = self._last_revision, self._revision(batch)
+        sources = self._source_news(batch, now)
         data = frames.batch(
             batch.frames,
             revision=revision,
             previous_revision=before,
             synced=batch.synced,
             reset=batch.reset,
-            source=self._source_news(batch, now),
+            source=sources[0] if sources else None,
+            sources=sources[1:],
+            pending_sources=sorted(self._pending) if batch.synced else (),
         )
         self._send_deadline.set(now + self._stalled_s)
         if self.cursor is None or len(data) < LARGE_BATCH * self._fleet.log.batch_bytes:
@@ -258,7 +282,7 @@ class WatchStream:
         if self.cursor is None:
             return ""  # nothing to resume from yet
         # Numbered, so that the client notices a missing part.
-        self._parts = 0 if batch.is_whole else self._parts + 1
+        self._parts = 0 if batch.is_whole and not self._pending else self._parts + 1
         position = Position(self._epoch, batch.revision, self._parts or None)
         return self._signer.sign(str(position), self._call.holder(self._shown))
 
@@ -273,12 +297,14 @@ class WatchStream:
         return None if position.part is not None else position.revision
 
     def _source_changed(self) -> bool:
-        status = self._fleet.status
-        return self._source != (status.state, status.reason)
+        return self._source != self._source_states()
 
-    def _source_news(self, batch: Batch, now: float) -> pb.SourceStatus | None:
+    def _source_states(self) -> tuple[tuple[SourceState, str], ...]:
+        return tuple([(each.status.state, each.status.reason) for each in self._sources])
+
+    def _source_news(self, batch: Batch, now: float) -> list[pb.SourceStatus]:
+        """Return the status that stands for all sources, followed by that of each if there are several."""
         if batch.frames and not self._source_changed():
-            return None
-        status = self._fleet.status
-        self._source = (status.state, status.reason)
-        return convert.source(visibility.visible_source(status, self._call.scope), Moment(time.time(), now))
+            return []
+        self._source = self._source_states()
+        return source_statuses(self._sources, self._call.scope, Moment(time.time(), now))

@@ -368,6 +368,39 @@ LEASES = Resource(
     columns=(_NAME, Column(name="Holder", path=("spec", "holderIdentity")), _AGE),
 )
 
+SERVICE_CONSUMERS = Resource(
+    group="services.miloapis.com",
+    version="v1alpha1",
+    kind="ServiceConsumer",
+    plural="serviceconsumers",
+    singular="serviceconsumer",
+    has_status=True,
+    counts_generations=True,
+    schema={
+        "type": "object",
+        "description": "A project that uses a service, in the project of the service's provider.",
+        "properties": {
+            "spec": {
+                "type": "object",
+                "properties": {
+                    "serviceRef": {"type": "object", "properties": {"name": {"type": "string"}}},
+                    "consumerProjectRef": {"type": "object", "properties": {"name": {"type": "string"}}},
+                    "suspended": {"type": "boolean"},
+                },
+            },
+            "status": {
+                "type": "object",
+                "properties": {
+                    "phase": {"type": "string", "enum": ["PendingApproval", "Active", "Denied"]},
+                    "serviceName": {"type": "string"},
+                    "conditions": _conditions(),
+                },
+            },
+        },
+    },
+    columns=(_NAME, Column(name="Phase", path=("status", "phase")), _AGE),
+)
+
 MILO = (PROJECTS, PROJECT_CONTROL_PLANES)
-CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, EVENTS, LEASES)
+CONTROL_PLANE = (NAMESPACES, CONFIG_MAPS, SECRETS, SERVICE_ACCOUNTS, EVENTS, LEASES, SERVICE_CONSUMERS)
 INFRASTRUCTURE = (NAMESPACES, SECRETS, SERVICE_ACCOUNTS)

@@ -7,9 +7,8 @@ import pytest
 
 from milo_discoveryd.check import api_responses
 from milo_discoveryd.check.finding import Finding
-from milo_discoveryd.daemon_errors import TransportCause
 from milo_discoveryd.model.resource import Resource
-from milo_kube.http.errors import TransportError
+from milo_kube.http.errors import TransportCause, TransportError
 
 PROJECTS = Resource("resourcemanager.miloapis.com", "v1alpha1", "projects")
 RULE = "{apiGroups: [resourcemanager.miloapis.com], resources: [projects], verbs: [get, list, watch]}"

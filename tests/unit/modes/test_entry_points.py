@@ -31,7 +31,15 @@ def test_mode_of_another_package_is_found_by_entry_point(monkeypatch: pytest.Mon
     theirs = EntryPoint("theirs", f"{__name__}:Theirs", mode.GROUP)
     found = EntryPoints([EntryPoint("other", f"{__name__}:Other", mode.GROUP), theirs])
     monkeypatch.setattr("importlib.metadata.entry_points", found.select)
-    assert mode.names() == ["declarative", "other", "project", "project-control-plane", "single", "theirs"]
+    assert mode.names() == [
+        "declarative",
+        "other",
+        "project",
+        "project-control-plane",
+        "service-consumer",
+        "single",
+        "theirs",
+    ]
     assert mode.load("theirs").__name__ == "Theirs"
 
 

@@ -1,8 +1,10 @@
 """Mode `project`: what cluster a Project stands for."""
 
+import msgspec
 import pytest
 
-from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.cluster import Suspension, Target
+from milo_discoveryd.model.objects import Status
 from milo_discoveryd.model.observation import Malformed, NotReady, ObjectFields, Ready
 from milo_discoveryd.modes.mode import Setting
 from milo_discoveryd.modes.project import ProjectMode
@@ -114,6 +116,21 @@ def test_suspended_project_stays_engaged() -> None:
     observed = MODE.observe(project("apollo", condition("Ready"), condition("Suspended", "False")))
     assert isinstance(observed, Ready)
     assert not observed.target.suspended
+
+
+def test_suspensions_of_a_suspended_project_are_listed() -> None:
+    listed = [
+        {"reason": "Billing", "suspendedAt": "1970-01-01T00:00:05Z", "reinstateAuthority": "Consumer"},
+        {"reason": "Abuse", "suspendedAt": "yesterday", "reinstateAuthority": "Operator"},
+    ]
+    conditions = [condition("Ready"), condition("Suspended")]
+    status = msgspec.convert({"conditions": conditions, "suspensions": listed}, Status)
+    observed = MODE.observe(msgspec.structs.replace(project("apollo"), status=status))
+    assert isinstance(observed, Ready)
+    assert observed.target.suspensions == (
+        Suspension("Billing", 5.0, "Consumer"),
+        Suspension("Abuse", None, "Operator"),
+    )
 
 
 def test_invisible_fields_do_not_change_target() -> None:

@@ -30,7 +30,10 @@ def wall(seconds: float) -> float:
 
 
 def target(name: str = "a", uid: str = "u1", **fields: Any) -> Target:
+    """`suspended` stands for a suspension without details."""
     labels = tuple(sorted(fields.pop("labels", {}).items()))
+    if fields.pop("suspended", False):
+        fields["suspensions"] = ()
     return Target(name=name, uid=uid, place=(f"https://{name}.example.com",), labels=labels, **fields)
 
 

@@ -33,6 +33,8 @@ class FilterOptions(TypedDict, total=False):
     """Clusters with one of these names."""
     organizations: Collection[str]
     """Clusters of one of these organizations."""
+    sources: Collection[str]
+    """Clusters of one of these sources of the daemon."""
 
 
 class WatchOptions(FilterOptions, total=False):
@@ -52,7 +54,7 @@ class WatchOptions(FilterOptions, total=False):
 
 
 def filter_message(options: FilterOptions | WatchOptions) -> pb.ClusterFilter:
-    for key in ("names", "organizations"):
+    for key in ("names", "organizations", "sources"):
         # A string would be taken as a collection of its characters.
         if isinstance(options.get(key), str):
             raise TypeError(f"{key} must be a collection of strings: use {key}=[{options.get(key)!r}]")
@@ -60,6 +62,7 @@ def filter_message(options: FilterOptions | WatchOptions) -> pb.ClusterFilter:
         label_selector=options.get("label_selector", ""),
         names=options.get("names", ()),
         organizations=options.get("organizations", ()),
+        sources=options.get("sources", ()),
     )
 
 
@@ -73,6 +76,7 @@ def watch_request(options: WatchOptions) -> pb.WatchClustersRequest:
         heartbeat_interval=duration_message(options.get("heartbeat_interval", DEFAULT_HEARTBEAT)),
         confirm_releases=confirm_releases,
         subscriber=(options.get("subscriber") or _subscriber()) if confirm_releases else "",
+        accepts_pending_sources=True,
     )
 
 
@@ -119,6 +123,15 @@ def cluster(message: pb.Cluster) -> model.Cluster:
         )
         if message.HasField("draining")
         else None,
+        source=message.source,
+        suspensions=tuple(
+            model.Suspension(
+                reason=each.reason,
+                suspended_at=_time(each, "suspended_at"),
+                reinstate_authority=each.reinstate_authority,
+            )
+            for each in message.suspensions
+        ),
     )
 
 
@@ -139,6 +152,7 @@ def source_status(message: pb.SourceStatus) -> model.SourceStatus:
         reason=message.reason,
         message=message.message,
         last_contact=_time(message, "last_contact"),
+        name=message.name,
     )
 
 
@@ -150,6 +164,8 @@ def listing(pages: Collection[pb.ListClustersResponse]) -> model.Listing:
         revision=last.revision,
         total_size=last.total_size,
         source=source_status(last.source),
+        sources=tuple(map(source_status, last.sources)),
+        pending_sources=tuple(last.pending_sources),
     )
 
 
@@ -193,14 +209,16 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
         started_at=_time(message, "started_at"),
         source=source_status(message.source),
         synced=message.synced,
-        counts=model.FleetCounts(
-            engaged=counts.engaged,
-            not_ready=counts.not_ready,
-            outside_selector=counts.outside_selector,
-            malformed=counts.malformed,
-            unreachable=counts.unreachable,
-            subscribers=counts.subscribers,
-            draining=counts.draining,
+        counts=_counts(counts),
+        sources=tuple(
+            model.Source(
+                name=each.name,
+                kind=each.kind,
+                status=source_status(each.status),
+                synced=each.synced,
+                counts=_counts(each.counts),
+            )
+            for each in message.sources
         ),
         credential_sources=tuple(
             model.CredentialSource(
@@ -219,6 +237,18 @@ def server_info(message: pb.GetServerInfoResponse) -> model.ServerInfo:
             max_page_size=limits.max_page_size,
             max_filter_bytes=limits.max_filter_bytes,
         ),
+    )
+
+
+def _counts(message: pb.FleetCounts) -> model.FleetCounts:
+    return model.FleetCounts(
+        engaged=message.engaged,
+        not_ready=message.not_ready,
+        outside_selector=message.outside_selector,
+        malformed=message.malformed,
+        unreachable=message.unreachable,
+        subscribers=message.subscribers,
+        draining=message.draining,
     )
 
 

@@ -30,6 +30,7 @@ MISSING_AFTER_RECONNECT = "it was gone when the connection to the daemon came ba
 _CLUSTER_FIELDS = (
     "name",
     "uid",
+    "source",
     "endpoint",
     "organization",
     "labels",
@@ -37,6 +38,7 @@ _CLUSTER_FIELDS = (
     "deletion_requested_at",
     "deletion_message",
     "suspended",
+    "suspensions",
     "connectivity.state",
     "connectivity.message",
     "draining",
@@ -103,6 +105,10 @@ class Session:
         """Whether the view has been complete. It stays set when a stream ends, as the view stays."""
         self.source: SourceStatus | None = None
         """The freshness of the daemon's view of Milo, as last received."""
+        self.sources: Mapping[str, SourceStatus] = {}
+        """The same for each source of clusters, if the daemon has several."""
+        self.pending_sources: tuple[str, ...] = ()
+        """Sources of which the daemon has no complete list yet. Their clusters stay as they were known."""
 
     def open(self) -> str:
         """Begin another stream, dropping an incomplete snapshot; return its resume revision."""
@@ -121,6 +127,9 @@ class Session:
             self._phase, changes = self._continue(phase, batch)
         if batch.HasField("source"):
             self.source = _convert.source_status(batch.source)
+            self.sources = {each.name: _convert.source_status(each) for each in batch.sources}
+        if batch.synced:
+            self.pending_sources = tuple(batch.pending_sources)
         return changes
 
     def _continue(self, phase: _Phase, batch: pb.WatchClustersResponse) -> _Step:
@@ -159,6 +168,10 @@ class Session:
                     pass  # an event type of a newer daemon
         if not batch.synced:
             return _ReceivingSnapshot(batch.revision, snapshot), ()
+        pending = frozenset(batch.pending_sources)
+        for name, known in self._view.items():
+            if known.cluster.source in pending:
+                snapshot.setdefault(name, known)
         changes: tuple[Event | StreamNotice, ...] = (*self._differences(snapshot), Synced(clusters=len(snapshot)))
         self._view.clear()
         self._view.update(snapshot)

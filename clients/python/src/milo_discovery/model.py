@@ -63,6 +63,7 @@ class EngagementReason(_OpenEnum):
     CONFIRMING_DELETION = 6
     UNREACHABLE = 7
     DRAINING = 8
+    REMOVED = 9
 
 
 class EventType(_OpenEnum):
@@ -104,10 +105,21 @@ class Draining:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Suspension:
+    """A reason for which a cluster is suspended."""
+
+    reason: str = ""
+    suspended_at: datetime | None = None
+    reinstate_authority: str = ""
+    """Who can reinstate the project: "Operator" or "Consumer"."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """An engaged project control plane."""
 
     name: str
+    """The cluster's key: the project's name or, from a daemon with several sources, SOURCE#NAME."""
     uid: str = ""
     endpoint: str = ""
     organization: str = ""
@@ -121,6 +133,9 @@ class Cluster:
     source_resource_version: str = ""
     incarnation: str = ""
     draining: Draining | None = None
+    source: str = ""
+    """The source that it comes from, if the daemon has several."""
+    suspensions: tuple[Suspension, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +158,8 @@ class SourceStatus:
     reason: str = ""
     message: str = ""
     last_contact: datetime | None = None
+    name: str = ""
+    """The source, if the daemon has several."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +170,10 @@ class Listing:
     revision: str = ""
     total_size: int = 0
     source: SourceStatus = SourceStatus()
+    sources: tuple[SourceStatus, ...] = ()
+    """Each source that the filter covers, if the daemon has several."""
+    pending_sources: tuple[str, ...] = ()
+    """Sources whose clusters are missing, because the daemon has no complete list of them yet."""
 
     def __iter__(self) -> Iterator[Cluster]:
         return iter(self.clusters)
@@ -218,6 +239,17 @@ class FleetCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A configured source of clusters, in a daemon with several."""
+
+    name: str = ""
+    kind: str = ""
+    status: SourceStatus = SourceStatus()
+    synced: bool = False
+    counts: FleetCounts = FleetCounts()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CredentialSource:
     """A configured source of the kubeconfigs that the daemon issues."""
 
@@ -252,3 +284,4 @@ class ServerInfo:
     counts: FleetCounts = FleetCounts()
     credential_sources: tuple[CredentialSource, ...] = ()
     limits: Limits = Limits()
+    sources: tuple[Source, ...] = ()

@@ -7,7 +7,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from milo_discovery._gen import discovery_pb2 as pb
 from milo_discoveryd.kubeconfigs.issued_kubeconfig import IssuedKubeconfig
 from milo_discoveryd.kubeconfigs.source_health import SourceHealth
-from milo_discoveryd.model.cluster import Cluster, Connectivity, ConnectivityState, DisengageReason, Draining, Target
+from milo_discoveryd.model.cluster import (
+    Cluster,
+    Connectivity,
+    ConnectivityState,
+    DisengageReason,
+    Draining,
+    Suspension,
+    Target,
+)
 from milo_discoveryd.model.moment import Moment
 from milo_discoveryd.registry.events import EventType
 from milo_discoveryd.registry.registry import ClusterRecord, ObjectState, Transition
@@ -31,7 +39,7 @@ FULL = Cluster(
         annotations=(("example.com/note", "é"),),
         deletion_requested_at=10.25,
         deletion_message="2 left",
-        suspended=True,
+        suspensions=(Suspension("Billing", 5.0, "Consumer"), Suspension("Abuse", None, "")),
     ),
     source_version="7",
     engaged_at=1_700_000_000.123456,
@@ -63,7 +71,17 @@ def test_cluster_message_has_all_fields() -> None:
             deadline=Timestamp(seconds=2_000, nanos=500_000_000),
             message="degraded",
         ),
+        suspensions=[
+            pb.Suspension(reason="Billing", suspended_at=Timestamp(seconds=5), reinstate_authority="Consumer"),
+            pb.Suspension(reason="Abuse"),
+        ],
     )
+
+
+def test_cluster_message_names_source_and_endpoint_of_a_key() -> None:
+    target = Target(name="eu#a", uid="u", place=("https://", ".example.com"))
+    told = convert.cluster(msgspec.structs.replace(SMALL, target=target), EPOCH)
+    assert (told.name, told.source, told.endpoint) == ("eu#a", "eu", "https://a.example.com")
 
 
 def test_cluster_message_omits_unknown_fields() -> None:

@@ -1,5 +1,6 @@
 """Encoding of events and batches."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from milo_discoveryd.model.cluster import (
     ConnectivityState,
     DisengageReason,
     Draining,
+    Suspension,
     Target,
 )
 from milo_discoveryd.registry.events import Event, EventType, Frames
@@ -36,7 +38,7 @@ targets = st.builds(
     annotations=pairs,
     deletion_requested_at=st.none() | times,
     deletion_message=texts,
-    suspended=st.booleans(),
+    suspensions=st.none() | st.lists(st.builds(Suspension, texts, st.none() | times, texts), max_size=2).map(tuple),
 )
 clusters = st.builds(
     Cluster,
@@ -71,7 +73,8 @@ def test_frame_equals_generated_encoding(event: Event) -> None:
 
 
 def test_frame_has_every_field_of_cluster_and_event() -> None:
-    event = decode_frame(encode(Event(EventType.DISENGAGED, FULL, DisengageReason.NOT_READY, "degraded")))
+    of_source = msgspec.structs.replace(FULL, target=msgspec.structs.replace(FULL.target, name="milo#apollo"))
+    event = decode_frame(encode(Event(EventType.DISENGAGED, of_source, DisengageReason.NOT_READY, "degraded")))
     assert {field.name for field, _ in event.cluster.ListFields()} == set(pb.Cluster.DESCRIPTOR.fields_by_name)
     own = {field.name for field, _ in event.ListFields()}
     assert set(pb.ClusterEvent.DESCRIPTOR.fields_by_name) - own == {

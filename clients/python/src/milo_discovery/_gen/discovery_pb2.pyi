@@ -118,6 +118,7 @@ class WatchClustersRequest(_message.Message):
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
     CONFIRM_RELEASES_FIELD_NUMBER: _builtins.int
     SUBSCRIBER_FIELD_NUMBER: _builtins.int
+    ACCEPTS_PENDING_SOURCES_FIELD_NUMBER: _builtins.int
     resume_revision: _builtins.str
     """The `revision` of the last batch received from an earlier stream with the same filter. Empty: from the
     start. A revision that can't be resumed from (another incarnation of the daemon, too old, another filter, a
@@ -135,6 +136,10 @@ class WatchClustersRequest(_message.Message):
     """Identifies the subscriber across its streams, and names it to people: "dns-operator-7d9f/1". Required with
     `confirm_releases`. Choose one for each program, or part of a program, that ends its work on its own: subscribers of
     one caller that use the same name count as one. Letters, digits and any of "-._:/@", at most 253.
+    """
+    accepts_pending_sources: _builtins.bool
+    """The caller understands `pending_sources`. Without it, a daemon with several sources holds the stream open until it
+    has seen a complete list of each source that the filter covers.
     """
     @_builtins.property
     def filter(self) -> Global___ClusterFilter:
@@ -162,10 +167,11 @@ class WatchClustersRequest(_message.Message):
         heartbeat_interval: _duration_pb2.Duration | None = ...,
         confirm_releases: _builtins.bool = ...,
         subscriber: _builtins.str = ...,
+        accepts_pending_sources: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "heartbeat_interval", b"heartbeat_interval", "kubeconfig_ttl", b"kubeconfig_ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["confirm_releases", b"confirm_releases", "filter", b"filter", "heartbeat_interval", b"heartbeat_interval", "include_kubeconfigs", b"include_kubeconfigs", "kubeconfig_ttl", b"kubeconfig_ttl", "resume_revision", b"resume_revision", "subscriber", b"subscriber"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepts_pending_sources", b"accepts_pending_sources", "confirm_releases", b"confirm_releases", "filter", b"filter", "heartbeat_interval", b"heartbeat_interval", "include_kubeconfigs", b"include_kubeconfigs", "kubeconfig_ttl", b"kubeconfig_ttl", "resume_revision", b"resume_revision", "subscriber", b"subscriber"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,6 +189,8 @@ class WatchClustersResponse(_message.Message):
     SYNCED_FIELD_NUMBER: _builtins.int
     RESET_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    PENDING_SOURCES_FIELD_NUMBER: _builtins.int
     revision: _builtins.str
     """Where the stream stands after this batch. Opaque: hand it back as `resume_revision`, do nothing else with
     it.
@@ -201,7 +209,19 @@ class WatchClustersResponse(_message.Message):
 
     @_builtins.property
     def source(self) -> Global___SourceStatus:
-        """How fresh the daemon's own view is. Set in the first batch, in every heartbeat, and whenever it changed."""
+        """How fresh the daemon's own view is. Set in the first batch, in every heartbeat, and whenever it changed. With several
+        sources, that of the source that is known worst, of those that the filter covers.
+        """
+
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceStatus]:
+        """With several sources, and whenever `source` is set: each source that the filter covers."""
+
+    @_builtins.property
+    def pending_sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sources of which the daemon has not seen a complete list yet. Their clusters are not in the view: of these sources,
+        clusters known from before are not gone. Once such a source is complete, the stream starts over (`reset`).
+        """
 
     def __init__(
         self,
@@ -212,10 +232,12 @@ class WatchClustersResponse(_message.Message):
         synced: _builtins.bool = ...,
         reset: _builtins.bool = ...,
         source: Global___SourceStatus | None = ...,
+        sources: _abc.Iterable[Global___SourceStatus] | None = ...,
+        pending_sources: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "previous_revision", b"previous_revision", "reset", b"reset", "revision", b"revision", "source", b"source", "synced", b"synced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "pending_sources", b"pending_sources", "previous_revision", b"previous_revision", "reset", b"reset", "revision", b"revision", "source", b"source", "sources", b"sources", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -355,8 +377,10 @@ class Cluster(_message.Message):
     SOURCE_RESOURCE_VERSION_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    SUSPENSIONS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The project's name, and the cluster's key everywhere."""
+    """The cluster's key everywhere: the project's name or, in a daemon with several sources, SOURCE#NAME."""
     uid: _builtins.str
     """The project's UID."""
     endpoint: _builtins.str
@@ -366,7 +390,9 @@ class Cluster(_message.Message):
     deletion_message: _builtins.str
     """What the deletion is waiting for."""
     suspended: _builtins.bool
-    """A suspended project answers reads and refuses writes. It stays engaged."""
+    """A suspended project answers reads and refuses writes. It stays engaged: keep what was created in it, pause the work
+    on it, and go on when it is reinstated.
+    """
     source_resource_version: _builtins.str
     """The version of the object upstream that this view was made from. A write that changes nothing else here
     isn't sent, so the object may be at a later version.
@@ -377,6 +403,8 @@ class Cluster(_message.Message):
     incarnation: keep caches and connections, and treat it as engaged throughout. IssueKubeconfig can be limited to
     an incarnation.
     """
+    source: _builtins.str
+    """The source that it comes from, in a daemon with several."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -402,6 +430,12 @@ class Cluster(_message.Message):
         canceled: if the reason for it passes, the cluster is engaged again afterwards, as another incarnation.
         """
 
+    @_builtins.property
+    def suspensions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Suspension]:
+        """Why it is suspended, by whom that can be ended, and since when. Empty unless `suspended`, and where the source says
+        no more.
+        """
+
     def __init__(
         self,
         *,
@@ -419,10 +453,12 @@ class Cluster(_message.Message):
         source_resource_version: _builtins.str = ...,
         incarnation: _builtins.str = ...,
         draining: Global___Draining | None = ...,
+        source: _builtins.str = ...,
+        suspensions: _abc.Iterable[Global___Suspension] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["connectivity", b"connectivity", "deletion_requested_at", b"deletion_requested_at", "draining", b"draining", "engaged_at", b"engaged_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "connectivity", b"connectivity", "deletion_message", b"deletion_message", "deletion_requested_at", b"deletion_requested_at", "draining", b"draining", "endpoint", b"endpoint", "engaged_at", b"engaged_at", "incarnation", b"incarnation", "labels", b"labels", "name", b"name", "organization", b"organization", "source_resource_version", b"source_resource_version", "suspended", b"suspended", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["annotations", b"annotations", "connectivity", b"connectivity", "deletion_message", b"deletion_message", "deletion_requested_at", b"deletion_requested_at", "draining", b"draining", "endpoint", b"endpoint", "engaged_at", b"engaged_at", "incarnation", b"incarnation", "labels", b"labels", "name", b"name", "organization", b"organization", "source", b"source", "source_resource_version", b"source_resource_version", "suspended", b"suspended", "suspensions", b"suspensions", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,6 +495,36 @@ class Draining(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Draining: _TypeAlias = Draining  # noqa: Y015
+
+@_typing.final
+class Suspension(_message.Message):
+    """Suspension is a reason for which a cluster is suspended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    SUSPENDED_AT_FIELD_NUMBER: _builtins.int
+    REINSTATE_AUTHORITY_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """Its category: "Fraud", "Abuse", "Billing", "Compliance", "Administrative", or what the source says."""
+    reinstate_authority: _builtins.str
+    """Who can reinstate the project: "Operator" or "Consumer"."""
+    @_builtins.property
+    def suspended_at(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        suspended_at: _timestamp_pb2.Timestamp | None = ...,
+        reinstate_authority: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["suspended_at", b"suspended_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "reinstate_authority", b"reinstate_authority", "suspended_at", b"suspended_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Suspension: _TypeAlias = Suspension  # noqa: Y015
 
 @_typing.final
 class Connectivity(_message.Message):
@@ -541,11 +607,14 @@ class SourceStatus(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     LAST_CONTACT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     state: Global___SourceStatus.State.ValueType
     reason: _builtins.str
     """Why, machine-readable: one CamelCase word, such as "Unauthorized" or "ConnectFailed". Empty while streaming."""
     message: _builtins.str
     """Why, human-readable."""
+    name: _builtins.str
+    """The source's name, in a daemon with several sources."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """Since when this state holds."""
@@ -562,10 +631,11 @@ class SourceStatus(_message.Message):
         reason: _builtins.str = ...,
         message: _builtins.str = ...,
         last_contact: _timestamp_pb2.Timestamp | None = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_contact", b"last_contact", "since", b"since"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_contact", b"last_contact", "message", b"message", "reason", b"reason", "since", b"since", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_contact", b"last_contact", "message", b"message", "name", b"name", "reason", b"reason", "since", b"since", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -580,6 +650,7 @@ class ClusterFilter(_message.Message):
     LABEL_SELECTOR_FIELD_NUMBER: _builtins.int
     NAMES_FIELD_NUMBER: _builtins.int
     ORGANIZATIONS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     label_selector: _builtins.str
     """Kubernetes syntax: "env=prod", "tier!=silver", "env in (prod, staging)", "!experimental", joined by commas."""
     @_builtins.property
@@ -590,16 +661,21 @@ class ClusterFilter(_message.Message):
     def organizations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Any of these organizations."""
 
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Any of these sources of the daemon. INVALID_ARGUMENT for one that it does not have."""
+
     def __init__(
         self,
         *,
         label_selector: _builtins.str = ...,
         names: _abc.Iterable[_builtins.str] | None = ...,
         organizations: _abc.Iterable[_builtins.str] | None = ...,
+        sources: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["label_selector", b"label_selector", "names", b"names", "organizations", b"organizations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["label_selector", b"label_selector", "names", b"names", "organizations", b"organizations", "sources", b"sources"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -646,6 +722,8 @@ class ListClustersResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     TOTAL_SIZE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    PENDING_SOURCES_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Empty in the last page."""
     revision: _builtins.str
@@ -658,6 +736,16 @@ class ListClustersResponse(_message.Message):
 
     @_builtins.property
     def source(self) -> Global___SourceStatus: ...
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___SourceStatus]:
+        """As in WatchClustersResponse."""
+
+    @_builtins.property
+    def pending_sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Sources of which the daemon has not seen a complete list yet: their clusters are missing. UNAVAILABLE where that is
+        true of all sources that the filter covers.
+        """
+
     def __init__(
         self,
         *,
@@ -666,10 +754,12 @@ class ListClustersResponse(_message.Message):
         revision: _builtins.str = ...,
         total_size: _builtins.int = ...,
         source: Global___SourceStatus | None = ...,
+        sources: _abc.Iterable[Global___SourceStatus] | None = ...,
+        pending_sources: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clusters", b"clusters", "next_page_token", b"next_page_token", "revision", b"revision", "source", b"source", "total_size", b"total_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clusters", b"clusters", "next_page_token", b"next_page_token", "pending_sources", b"pending_sources", "revision", b"revision", "source", b"source", "sources", b"sources", "total_size", b"total_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -803,6 +893,8 @@ class Engagement(_message.Message):
         """Its API server was unreachable for longer than the configuration allows."""
         REASON_DRAINING: Engagement._Reason.ValueType  # 8
         """It is engaged, and about to be disengaged: `Cluster.draining` says why and when."""
+        REASON_REMOVED: Engagement._Reason.ValueType  # 9
+        """The source ended it by its own rules: `message` says which."""
 
     class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper): ...
     REASON_UNSPECIFIED: Engagement.Reason.ValueType  # 0
@@ -822,6 +914,8 @@ class Engagement(_message.Message):
     """Its API server was unreachable for longer than the configuration allows."""
     REASON_DRAINING: Engagement.Reason.ValueType  # 8
     """It is engaged, and about to be disengaged: `Cluster.draining` says why and when."""
+    REASON_REMOVED: Engagement.Reason.ValueType  # 9
+    """The source ended it by its own rules: `message` says which."""
 
     ENGAGED_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
@@ -1103,6 +1197,7 @@ class GetServerInfoResponse(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     CREDENTIAL_SOURCES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """The program's version."""
     mode: _builtins.str
@@ -1123,6 +1218,12 @@ class GetServerInfoResponse(_message.Message):
 
     @_builtins.property
     def limits(self) -> Global___Limits: ...
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[Global___Source]:
+        """The sources of clusters, in a daemon with several. `mode` is then "sources", and `source` that of the source that is
+        known worst.
+        """
+
     def __init__(
         self,
         *,
@@ -1135,14 +1236,54 @@ class GetServerInfoResponse(_message.Message):
         counts: Global___FleetCounts | None = ...,
         credential_sources: _abc.Iterable[Global___CredentialSource] | None = ...,
         limits: Global___Limits | None = ...,
+        sources: _abc.Iterable[Global___Source] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "limits", b"limits", "source", b"source", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "credential_sources", b"credential_sources", "incarnation", b"incarnation", "limits", b"limits", "mode", b"mode", "source", b"source", "started_at", b"started_at", "synced", b"synced", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "credential_sources", b"credential_sources", "incarnation", b"incarnation", "limits", b"limits", "mode", b"mode", "source", b"source", "sources", b"sources", "started_at", b"started_at", "synced", b"synced", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class Source(_message.Message):
+    """Source is a configured source of clusters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    SYNCED_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    kind: _builtins.str
+    """"project", "service-consumer", ..."""
+    synced: _builtins.bool
+    """A complete list of it has been seen."""
+    @_builtins.property
+    def status(self) -> Global___SourceStatus: ...
+    @_builtins.property
+    def counts(self) -> Global___FleetCounts:
+        """Without `subscribers`."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        status: Global___SourceStatus | None = ...,
+        synced: _builtins.bool = ...,
+        counts: Global___FleetCounts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "kind", b"kind", "name", b"name", "status", b"status", "synced", b"synced"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Source: _TypeAlias = Source  # noqa: Y015
 
 @_typing.final
 class FleetCounts(_message.Message):

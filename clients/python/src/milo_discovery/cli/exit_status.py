@@ -24,6 +24,7 @@ _OPTION_OF_FIELD = {
     "filter.label_selector": "--selector",
     "filter.names": "--name",
     "filter.organizations": "--organization",
+    "filter.sources": "--source",
     "name": "NAME",
 }
 

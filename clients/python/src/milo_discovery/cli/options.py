@@ -191,9 +191,12 @@ def filtering(command: Callable[..., R]) -> Callable[..., R]:
 
     @click.option("-l", "--selector", default="", help="Only clusters with these labels: 'env in (prod, dev),!trial'.")
     @click.option("--organization", multiple=True, help="Only clusters of this organization. May be repeated.")
+    @click.option("--source", multiple=True, help="Only clusters of this source of the daemon. May be repeated.")
     @functools.wraps(command)
-    def with_filter(*args: Any, selector: str, organization: tuple[str, ...], **rest: Any) -> R:
-        only: FilterOptions = {"label_selector": selector, "organizations": organization}
+    def with_filter(
+        *args: Any, selector: str, organization: tuple[str, ...], source: tuple[str, ...], **rest: Any
+    ) -> R:
+        only: FilterOptions = {"label_selector": selector, "organizations": organization, "sources": source}
         return command(*args, only=only, **rest)
 
     return with_filter

@@ -38,8 +38,14 @@ def list_clusters(ctx: click.Context, connection: Connection, *, only: FilterOpt
         _print_table(columns, [text_output.cluster_row(each, _now(), wide=wide) for each in listing], headers=headers)
     else:
         _print(form, listing, names=(each.name for each in listing))
-    if listing.source.state is SourceState.STALE:
-        print_message(f"the list may be out of date: the source is {text_output.source(listing.source, _now())}")
+    if listing.pending_sources:
+        pending = ", ".join(listing.pending_sources)
+        print_message(f"clusters are missing: no complete list was read yet of {pending}")
+    for each in listing.sources or (listing.source,):
+        if each.state is SourceState.STALE:
+            which = f"source {each.name}" if each.name else "the source"
+            print_message(f"the list may be out of date: {which} is {text_output.source(each, _now())}")
+    if listing.pending_sources or listing.source.state is SourceState.STALE:
         ctx.exit(ExitStatus.NOT_SYNCED)
 
 
@@ -47,6 +53,8 @@ def _no_clusters(only: FilterOptions) -> str:
     conditions = [f"selector {only['label_selector']!r}"] if only["label_selector"] else []
     if only["organizations"]:
         conditions.append(f"organization {' or '.join(map(repr, only['organizations']))}")
+    if only["sources"]:
+        conditions.append(f"source {' or '.join(map(repr, only['sources']))}")
     return f"no engaged cluster matches {' and '.join(conditions)}" if conditions else "no clusters are engaged"
 
 

@@ -18,6 +18,7 @@ from milo_discovery.model import (
     ServerInfo,
     SourceState,
     SourceStatus,
+    Suspension,
     Transition,
 )
 
@@ -156,6 +157,8 @@ def changes(before: Cluster, after: Cluster) -> Iterator[str]:
         yield f"draining until {timestamp(after.draining.deadline)} ({after.draining.reason.name})"
     if after.suspended != before.suspended:
         yield "suspended" if after.suspended else "resumed"
+    elif after.suspensions != before.suspensions:
+        yield f"suspensions: {', '.join(each.reason for each in after.suspensions) or NONE}"
     if after.connectivity.state is not before.connectivity.state:
         yield after.connectivity.state.name.lower()
     elif after.connectivity.message != before.connectivity.message:
@@ -208,6 +211,7 @@ def _cluster_facts(cluster: Cluster, now: datetime) -> Iterator[str]:
     if cluster.draining is not None:
         why = ": ".join(part for part in (cluster.draining.reason.name, cluster.draining.message) if part)
         facts.append(("draining", f"until {timestamp(cluster.draining.deadline)} ({why})"))
+    facts += [("suspension", _suspension(each, now)) for each in cluster.suspensions]
     if cluster.deletion_requested_at is not None:
         waiting = f"; waiting for: {cluster.deletion_message}" if cluster.deletion_message else ""
         facts.append(("deletion", f"requested {_since(cluster.deletion_requested_at, now)}{waiting}"))
@@ -224,6 +228,11 @@ def _release_row(pending: PendingRelease, now: datetime) -> tuple[str, ...]:
     return (pending.subscriber, pending.caller or NONE, f"{connection} {_since(pending.since, now)}")
 
 
+def _suspension(of: Suspension, now: datetime) -> str:
+    by = f"; reinstated by {of.reinstate_authority}" if of.reinstate_authority else ""
+    return f"{of.reason or 'no reason given'}, {_since(of.suspended_at, now)}{by}"
+
+
 def _transition_row(transition: Transition) -> tuple[str, ...]:
     reason = transition.reason.name if transition.reason.value else ""
     return (
@@ -238,7 +247,7 @@ def status(info: ServerInfo, now: datetime) -> Iterator[str]:
     counts = info.counts
     facts = [
         ("daemon", f"milo-discoveryd {info.version}, mode {info.mode}, up {age(info.started_at, now)}"),
-        ("source", source(info.source, now)),
+        *_sources(info, now),
         ("synced", "yes" if info.synced else "no: the first complete list of the source has not arrived yet"),
         (
             "clusters",
@@ -252,6 +261,15 @@ def status(info: ServerInfo, now: datetime) -> Iterator[str]:
     if not info.credential_sources:
         facts.append(("kubeconfigs", "not issued: no credential source is configured"))
     yield from table(facts)
+
+
+def _sources(info: ServerInfo, now: datetime) -> Iterator[tuple[str, str]]:
+    if not info.sources:
+        yield "source", source(info.source, now)
+    for each in info.sources:
+        unsynced = "" if each.synced else "; no complete list yet"
+        about = f"{each.kind}, {each.counts.engaged} engaged{unsynced}, {source(each.status, now)}"
+        yield f"source {each.name}", about
 
 
 def source(status: SourceStatus, now: datetime) -> str:

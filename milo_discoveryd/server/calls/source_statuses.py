@@ -1,0 +1,16 @@
+"""What a caller learns about the state of the sources of clusters."""
+
+from collections.abc import Sequence
+
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discoveryd.model.moment import Moment
+from milo_discoveryd.registry.fleet import SourceFleet, worst
+from milo_discoveryd.rights.scope import ClusterScope
+from milo_discoveryd.server.calls import convert
+from milo_discoveryd.server.calls.visibility import visible_source
+
+
+def source_statuses(fleets: Sequence[SourceFleet], scope: ClusterScope, now: Moment) -> list[pb.SourceStatus]:
+    """Return the status that stands for all sources, followed by that of each if the daemon has several."""
+    statuses = {each.name: visible_source(each.status, scope) for each in fleets}
+    return convert.sources(statuses, worst(list(statuses.values())), now)

@@ -1,0 +1,77 @@
+"""A configured source of clusters: its mode, the API server of its clusters, and the task that follows it."""
+
+import asyncio
+import random
+from collections.abc import Mapping
+from contextlib import aclosing
+
+from milo_discoveryd.config import Settings
+from milo_discoveryd.credentials import Upstream, load_discovery_upstream, load_project_upstream
+from milo_discoveryd.modes.mode import FixedMode
+from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.registry.fleet import SourceFleet
+from milo_discoveryd.registry.reduced_fleet import ReducedFleet
+from milo_discoveryd.state_file.encoding import StateOrigin
+from milo_discoveryd.state_file.state_file import StateFile
+from milo_discoveryd.watchers.transport import Transport
+from milo_discoveryd.wiring.credential_sources import Sources
+from milo_discoveryd.wiring.mode import collections_of, keyed_target, mode_of, place_of
+from milo_discoveryd.wiring.source import Discovery
+from milo_kube.reflect.liveness_policy import LivenessPolicy
+from milo_kube.reflect.reflector import ReflectorPolicy
+
+
+class ConfiguredSource:
+    def __init__(self, name: str, settings: Settings, environ: Mapping[str, str]) -> None:
+        """`settings` are those of the source, `name` is empty if there are no others: see `Settings.by_source`."""
+        self.name = name
+        self.settings = settings
+        self._environ = environ
+        discovery, plugins = settings.discovery_kubeconfig, settings.exec_plugins
+        self.project: Upstream = load_project_upstream(
+            settings.project_kubeconfig, discovery, environ, plugins, plain_loopback=settings.plain_loopback
+        )
+        """The API server that serves the clusters, or whose identity and CA are used for them."""
+        self.mode = mode_of(settings, self.project)
+
+    async def follow(self, fleet: SourceFleet, credentials: Sources) -> None:
+        """Follow the source until cancelled."""
+        if isinstance(self.mode, FixedMode):
+            assert isinstance(fleet, DirectFleet)
+            targets = [keyed_target(each, self.name) for each in self.mode.targets()]
+            fleet.set_targets(targets, asyncio.get_running_loop().time())
+            return
+        assert isinstance(fleet, DirectFleet | ReducedFleet)
+        source = self.settings.source
+        kubeconfig, plugins = self.settings.discovery_kubeconfig, self.settings.exec_plugins
+        upstream = load_discovery_upstream(
+            kubeconfig, self._environ, plugins, plain_loopback=self.settings.plain_loopback
+        )
+        upstream = credentials.authenticated(upstream, source.credentials)
+        transport = Transport(
+            upstream,
+            response_limit=source.response_limit,
+            connect_timeout_s=source.connect_timeout.total_seconds(),
+            environ=self._environ,
+        )
+        policy = ReflectorPolicy(
+            streaming_lists=source.streaming_lists == "auto",
+            page_size=source.page_size,
+            silence_s=source.silence_limit.total_seconds(),
+            liveness=LivenessPolicy(every_s=source.look_interval.total_seconds()),
+        )
+        discovery = Discovery(
+            fleet,
+            self._state_file(upstream),
+            policy=policy,
+            jitter=random.random,
+            connect_timeout_s=source.connect_timeout.total_seconds(),
+            request_timeout_s=source.request_timeout.total_seconds(),
+        )
+        async with aclosing(transport):
+            await discovery.run(transport, collections_of(self.settings, self.mode, self.name), place_of(self.mode))
+
+    def _state_file(self, upstream: Upstream) -> StateFile | None:
+        directory = self.settings.state_directory
+        origin = StateOrigin(upstream.server, self.settings.mode)
+        return None if directory is None else StateFile(directory, origin, self.name)

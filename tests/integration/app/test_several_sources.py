@@ -1,0 +1,191 @@
+"""A daemon with several sources, beside sandboxes."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from milo_discovery import ClusterNotFound, DiscoveryClient, Event, EventType, InvalidRequest, SourceState
+from milo_discoveryd.app import Daemon
+from milo_discoveryd.config import load
+from milo_sandbox import Sandbox
+from milo_sandbox.admission import Part
+from milo_sandbox.resources import SERVICE_CONSUMERS
+from milo_sandbox.store import Store
+from tests.integration.app.test_daemon import serving
+from tests.support.eventually import eventually
+
+
+class Place:
+    def __init__(self, folder: Path, eu: Sandbox, us: Sandbox) -> None:
+        self.eu, self.us = eu, us
+        self.address = f"unix://{folder}/d.sock"
+        self._folder = folder
+
+    def daemon(self, **settings: Any) -> Daemon:
+        sources = [
+            {"name": name, "kind": "project", "discovery_kubeconfig": str(self._folder / name)} for name in ("eu", "us")
+        ]
+        file = self._folder / "settings.json"
+        file.write_text(json.dumps({"sources": sources, **settings}))
+        return Daemon(load({"listen": (self.address,), "http_listen": "127.0.0.1:0"}, {}, file))
+
+    def client(self) -> DiscoveryClient:
+        return DiscoveryClient(self.address)
+
+
+@pytest.fixture
+async def place(tmp_path: Path) -> AsyncIterator[Place]:
+    async with AsyncExitStack() as stack:
+        eu, us = [await stack.enter_async_context(Sandbox()) for _ in range(2)]
+        for name, sandbox in (("eu", eu), ("us", us)):
+            sandbox.write_kubeconfig(tmp_path / name)
+            sandbox.projects.create("shop", ready=True)
+        yield Place(tmp_path, eu, us)
+
+
+async def engaged(events: AsyncIterator[Event]) -> str:
+    """Return the next cluster that is engaged. Nothing else than results of probes comes before."""
+    while (event := await anext(events)).type is EventType.UPDATED:
+        pass
+    assert event.type is EventType.ENGAGED
+    return event.cluster.name
+
+
+async def test_equal_names_of_two_sources_are_two_clusters(place: Place) -> None:
+    daemon = place.daemon()
+    async with serving(daemon), place.client() as client:
+        await eventually(lambda: daemon._fleet.synced)
+        listing = await client.list()
+        assert {each.name: each.source for each in listing} == {"eu#shop": "eu", "us#shop": "us"}
+        by_name = {each.name: each.endpoint for each in listing}
+        assert by_name["eu#shop"] == place.eu.control_plane_url("shop")
+        assert by_name["us#shop"] == place.us.control_plane_url("shop")
+        assert [each.name for each in await client.list(sources=["us"])] == ["us#shop"]
+        assert (await client.get("eu#shop")).engagement.engaged
+        with pytest.raises(ClusterNotFound):
+            await client.get("shop")
+        with pytest.raises(InvalidRequest, match="this daemon's are eu, us"):
+            await client.list(sources=["asia"])
+
+
+async def test_lost_source_makes_only_its_own_clusters_stale(place: Place) -> None:
+    daemon = place.daemon()
+    async with serving(daemon) as look, place.client() as client:
+        await eventually(lambda: daemon._fleet.synced)
+        async with asyncio.timeout(30):
+            events = client.watch()
+            assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
+            await place.us.stop()
+            await eventually(lambda: daemon._fleet.sources[1].status.state.name == "STALE")
+            place.eu.projects.create("bank", ready=True)
+            assert await engaged(events) == "eu#bank"
+        info = await client.server_info()
+        states = {each.name: (each.kind, each.status.state, each.counts.engaged) for each in info.sources}
+        assert states == {"eu": ("project", SourceState.STREAMING, 2), "us": ("project", SourceState.STALE, 1)}
+        assert (info.mode, info.source.state) == ("sources", SourceState.STALE)
+        _, metrics = await look("/metrics")
+        assert '\nmilo_discoveryd_source_up{source="eu"} 1.0' in metrics
+        assert '\nmilo_discoveryd_source_up{source="us"} 0.0' in metrics
+        assert '\nmilo_discoveryd_engaged_clusters{source="eu"} 2.0' in metrics
+        _, page = await look("/")
+        assert "<td>us</td><td>project</td><td>1</td>" in page
+
+
+async def test_each_source_has_a_state_file(place: Place, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir()
+    daemon = place.daemon(state_directory=str(state))
+    async with serving(daemon):
+        await eventually(lambda: daemon._fleet.synced)
+    assert {each.name for each in state.iterdir()} >= {"fleet-eu.state", "fleet-us.state"}
+    await place.us.stop()
+    place.eu.projects.create("bank", ready=True)
+    again = place.daemon(state_directory=str(state))
+    async with serving(again), place.client() as client:
+        await eventually(lambda: again._fleet.sources[0].status.state.name == "STREAMING")
+        listing = await client.list()
+        assert {each.name for each in listing} == {"eu#shop", "eu#bank", "us#shop"}
+        assert {each.name: each.state for each in listing.sources}["us"] is SourceState.STALE
+
+
+async def test_subscriber_of_an_earlier_run_keeps_clusters_of_a_source_that_does_not_answer(place: Place) -> None:
+    first = place.daemon()
+    async with place.client() as client:
+        events = client.watch()
+        async with asyncio.timeout(60):
+            async with serving(first):
+                assert {await engaged(events) for _ in range(2)} == {"eu#shop", "us#shop"}
+            await place.us.stop()
+            place.eu.projects.create("bank", ready=True)
+            async with serving(place.daemon()):
+                assert await engaged(events) == "eu#bank"
+                listing = await client.list()
+                assert listing.pending_sources == ("us",)
+                await place.us.start()
+                place.us.projects.create("farm", ready=True)
+                assert await engaged(events) == "us#farm"
+
+
+def consume(store: Store, name: str, service: str, project: str) -> None:
+    store.create(SERVICE_CONSUMERS, {"metadata": {"name": name}, "spec": {"consumerProjectRef": {"name": project}}})
+    set_status(store, name, serviceName=service, phase="Active")
+
+
+def set_status(store: Store, name: str, **status: Any) -> None:
+    def change(document: dict[str, Any]) -> dict[str, Any]:
+        return {**document, "status": {**document.get("status", {}), **status}}
+
+    store.modify(SERVICE_CONSUMERS, name, change, part=Part.STATUS)
+
+
+async def test_service_consumers_engage_the_projects_that_use_a_service(tmp_path: Path) -> None:
+    async with Sandbox() as sandbox:
+        for name in ("provider", "shop", "bank"):
+            sandbox.projects.create(name, ready=True)
+        store = sandbox.control_plane("provider")
+        for path, project in (("milo", ""), ("provider", "provider")):
+            (tmp_path / path).write_text(json.dumps(sandbox.kubeconfig(project=project)))
+        consume(store, "sc-1", "dns", "shop")
+        consume(store, "sc-2", "mail", "shop")
+        consume(store, "sc-3", "storage", "bank")
+        source = {
+            "name": "dns",
+            "kind": "service-consumer",
+            "discovery_kubeconfig": str(tmp_path / "provider"),
+            "project_kubeconfig": str(tmp_path / "milo"),
+            "settings": {"services": ["dns", "mail"]},
+        }
+        file = tmp_path / "settings.json"
+        file.write_text(json.dumps({"sources": [source]}))
+        address = f"unix://{tmp_path}/d.sock"
+        daemon = Daemon(load({"listen": (address,), "http_listen": "off"}, {}, file))
+        async with serving(daemon), DiscoveryClient(address) as client, asyncio.timeout(60):
+            events = client.watch()
+            assert await engaged(events) == "shop"
+            assert (await client.get("shop")).cluster.endpoint == sandbox.control_plane_url("shop")  # type: ignore[union-attr]
+            store.delete(SERVICE_CONSUMERS, "sc-1")
+            set_status(store, "sc-2", conditions=[suspended()])
+            while not (event := await anext(events)).cluster.suspended:
+                assert event.type is EventType.UPDATED
+            assert [each.reason for each in event.cluster.suspensions] == ["Billing"]
+            set_status(store, "sc-2", phase="Denied")
+            while (event := await anext(events)).type is EventType.UPDATED:
+                pass
+            assert (event.type, event.reason.name) == (EventType.DISENGAGED, "REMOVED")
+            report = await client.get("shop")
+            assert (report.engagement.reason.name, report.engagement.message) == ("REMOVED", "mail is Denied")
+
+
+def suspended() -> dict[str, str]:
+    return {
+        "type": "Suspended",
+        "status": "True",
+        "reason": "Billing",
+        "message": "an invoice is overdue",
+        "lastTransitionTime": "2026-11-20T08:00:00Z",
+    }

@@ -1,0 +1,282 @@
+"""Two sources in one daemon, on virtual time: one fails in every way, and the other is not affected."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from random import Random
+from typing import Any
+
+import pytest
+
+from milo_discovery import EventType
+from milo_discovery._gen import discovery_pb2 as pb
+from milo_discovery._session import Session
+from milo_discovery.events import Event
+from milo_discoveryd.config import Settings
+from milo_discoveryd.identity.caller import Caller
+from milo_discoveryd.kubeconfigs.issuer import Issuer
+from milo_discoveryd.kubeconfigs.rendering import ClusterTrust
+from milo_discoveryd.model.claims import Claim, ObjectClaim
+from milo_discoveryd.model.cluster import Target
+from milo_discoveryd.model.objects import KubeObject
+from milo_discoveryd.model.observation import NotReady, Observation, Ready
+from milo_discoveryd.model.resource import ObjectKeys
+from milo_discoveryd.modes.mode import Setting, Watch
+from milo_discoveryd.modes.project import ProjectMode
+from milo_discoveryd.registry.change_notifier import ChangeNotifier
+from milo_discoveryd.registry.combined_fleet import CombinedFleet
+from milo_discoveryd.registry.direct_fleet import DirectFleet
+from milo_discoveryd.registry.log import ChangeLog, Retention
+from milo_discoveryd.registry.pending_deletions import PendingDeletions
+from milo_discoveryd.registry.reduced_fleet import ReducedFleet
+from milo_discoveryd.registry.removal_guard import RemovalGuard, RemovalLimits
+from milo_discoveryd.rights.rights import Rights
+from milo_discoveryd.server.calls.access import AccessControl
+from milo_discoveryd.server.calls.frames import encoder
+from milo_discoveryd.server.calls.revision import TokenSigner
+from milo_discoveryd.server.calls.service import DaemonInfo, Service
+from milo_discoveryd.wiring.mode import collections_of, keys_of, place_of, reduce_of
+from milo_discoveryd.wiring.source import Discovery
+from milo_kube.reflect.reflector import ReflectorPolicy
+from milo_kube.reflect.source_status import SourceState
+from tests.simulation.properties.api_server import Server, Thing
+from tests.simulation.seeded.api import RESOURCE, Api
+from tests.simulation.seeded.daemon import PLENTY, Ledger
+from tests.simulation.seeded.loop import WALL_AT_ZERO, VirtualLoop, clocks_of
+from tests.simulation.seeded.request_faults import REQUEST_FAULTS
+from tests.simulation.seeded.watch_faults import WatchFaultInjector
+from tests.simulation.seeded.world import NAMES, World
+
+EPOCH = "0" * 16
+
+
+class CalmMode(ProjectMode):
+    resource = RESOURCE
+
+
+PROJECT_MODE = CalmMode(Setting(project_endpoint="https://api.test"))
+SETTINGS = Settings(label_selector="in=yes")
+ALWAYS_ENGAGED = "e"
+"""An object of the failing source that is never touched."""
+STORM_S = 600.0
+PROMPT_S = 5.0
+RECOVERY_S = 400.0
+
+
+class PairsMode:
+    """Two objects stand for one cluster: a and b for a, c and d for c, e and f for e."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.watches = (Watch(RESOURCE, KubeObject, self.claims),)
+
+    def claims(self, obj: KubeObject) -> Iterable[Claim]:
+        observation = PROJECT_MODE.observe(obj)
+        yield Claim(pair_of(obj.metadata.name), isinstance(observation, Ready))
+
+    def reduce(self, cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+        if not claims:
+            return None
+        identity = uid or claims[0].uid
+        if not any(claim.content for claim in claims):
+            return NotReady(cluster, identity, "", "no object is ready")
+        return Ready(identity, "", Target(name=cluster, uid=identity, place=("https://", ".test")))
+
+    def restored_place(self, stored: Target) -> tuple[str, ...]:
+        return stored.place
+
+
+def pair_of(name: str) -> str:
+    return NAMES[NAMES.index(name) // 2 * 2]
+
+
+class Changes(World):
+    """Random changes of all objects but one."""
+
+    def __init__(self, server: Server, random: Random) -> None:
+        super().__init__(server, random)
+        self._choice = random
+
+    def happens(self, *, may_garble: bool = False) -> None:
+        name = self._choice.choice(NAMES.replace(ALWAYS_ENGAGED, ""))
+        before = self.server.things.get(name)
+        if before is not None and self._choice.random() < 0.4:
+            self.delete(name)
+            return
+        is_new = before is None or self._choice.random() < 0.2
+        uid = f"uid-{name}-{self._choice.random()}" if is_new or before is None else before.uid
+        self.put(name, Thing(uid, 0, self._choice.random() < 0.7, inside=True, readable=True, content=0))
+
+
+class Upstream:
+    """An API server with random changes."""
+
+    def __init__(self, random: Random) -> None:
+        server = Server()
+        self.world = Changes(server, random)
+        self.is_failing = False
+        self.api = Api(server, random, lambda *_: None, lambda: self.is_failing)
+        self.faults = WatchFaultInjector(self.api, self.world, random)
+        for name in NAMES:
+            self.world.put(name, Thing(f"uid-{name}", 0, ready=True, inside=True, readable=True, content=0))
+
+    def happens(self) -> None:
+        self.world.happens()
+        self.api.ring()
+
+    def ready(self) -> set[str]:
+        return {name for name, thing in self.world.server.things.items() if thing.engages}
+
+
+class Simulation:
+    def __init__(self, seed: int) -> None:
+        self._random = random = Random(seed)
+        self._loop = asyncio.get_running_loop()
+        self.calm, self.failing = Upstream(random), Upstream(random)
+        log, notifier = ChangeLog(encoder(EPOCH), Retention()), ChangeNotifier()
+        ledger = Ledger(lambda *_: None, EPOCH)
+        calm = DirectFleet(
+            log,
+            PendingDeletions(random.random),
+            ledger,
+            guard=RemovalGuard(RemovalLimits()),
+            name="calm",
+            notifier=notifier,
+            keys=ObjectKeys(prefix="calm#"),
+        )
+        pairs = PairsMode(Setting(project_endpoint="https://api.test"))
+        failing = ReducedFleet(
+            log,
+            reduce_of(pairs, "failing"),
+            ledger,
+            keys=keys_of(pairs),
+            pending_deletions=lambda: PendingDeletions(random.random),
+            guard=lambda: RemovalGuard(RemovalLimits()),
+            name="failing",
+            notifier=notifier,
+        )
+        self.fleet = CombinedFleet(log, notifier, [calm, failing])
+        self.session = Session()
+        self.events: list[Event] = []
+        self._tasks = [
+            asyncio.create_task(self._discover(calm, self.calm, PROJECT_MODE)),
+            asyncio.create_task(self._discover(failing, self.failing, pairs)),
+        ]
+        about = DaemonInfo(
+            version="0", mode="sources", epoch=EPOCH, started_at=WALL_AT_ZERO, heartbeat_s=30.0, stalled_s=60.0
+        )
+        issuer = Issuer(
+            [], trust=lambda _: ClusterTrust(None), audit=ledger, metrics=ledger, max_ttl_s=600.0, default_ttl_s=600.0
+        )
+        access = AccessControl(Rights(), PLENTY, ledger, self._loop.time)
+        self._service = Service(self.fleet, about, ledger, issuer, access=access, signer=TokenSigner(b"key"))
+
+    async def _discover(self, fleet: DirectFleet | ReducedFleet, upstream: Upstream, mode: Any) -> None:
+        policy = ReflectorPolicy(streaming_lists=self._random.random() < 0.5)
+        discovery = Discovery(
+            fleet, None, policy=policy, jitter=self._random.random, connect_timeout_s=10.0, request_timeout_s=30.0
+        )
+        await discovery.run(upstream.api, collections_of(SETTINGS, mode, fleet.name), place_of(mode))
+
+    def subscribe(self, **options: Any) -> None:
+        async def send(message: bytes) -> None:
+            batch = pb.WatchClustersResponse.FromString(message)
+            self.events += [each for each in self.session.receive(batch) if isinstance(each, Event)]
+
+        self.session.open()
+        request = pb.WatchClustersRequest(accepts_pending_sources=True, **options)
+        call = self._service.watch_clusters(request, Caller(listener="here"), send)
+        self._tasks.append(asyncio.create_task(call))
+
+    def view(self, source: str) -> set[str]:
+        return {name.partition("#")[2] for name in self.session.view if name.startswith(f"{source}#")}
+
+    @property
+    def failing_truth(self) -> set[str]:
+        return {pair_of(name) for name in self.failing.ready()}
+
+    async def until(self, holds: Callable[[], bool], seconds: float) -> None:
+        ends_at = self._loop.time() + seconds
+        while not holds():
+            assert self._loop.time() < ends_at, "it takes too long"
+            await asyncio.sleep(0.25)
+
+    async def calm_source_is_prompt(self) -> None:
+        self.calm.happens()
+        await self.until(lambda: self.view("calm") == self.calm.ready(), PROMPT_S)
+        assert self.session.sources["calm"].state.name == SourceState.STREAMING.name
+
+    async def storm(self) -> None:
+        """Fail in every way for a while, and change meanwhile."""
+        self.failing.is_failing = True
+        self.failing.api.fault_rate = 0.5
+        ends_at = self._loop.time() + STORM_S
+        while self._loop.time() < ends_at:
+            self.failing.faults.strike()
+            self.failing.happens()
+            await self.calm_source_is_prompt()
+            await asyncio.sleep(self._random.random() * 10.0)
+        self.failing.is_failing = False
+        self.failing.api.fault_rate = 0.0
+        self.failing.api.cut()
+
+    def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
+def run(seed: int, steps: Callable[[Simulation], Any]) -> None:
+    loop = VirtualLoop(Random(seed))
+
+    async def main() -> None:
+        simulation = Simulation(seed)
+        try:
+            await steps(simulation)
+        finally:
+            simulation.stop()
+
+    with clocks_of(loop), asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(main())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_failing_source_does_not_affect_the_other(seed: int) -> None:
+    async def steps(simulation: Simulation) -> None:
+        simulation.subscribe()
+        await simulation.until(lambda: simulation.view("failing") == {"a", "c", "e"}, 60.0)
+        await simulation.until(lambda: simulation.view("calm") == set(NAMES), 60.0)
+        await simulation.storm()
+        await simulation.until(lambda: simulation.view("failing") == simulation.failing_truth, RECOVERY_S)
+        ended = {each.cluster.name for each in simulation.events if each.type is EventType.DISENGAGED}
+        assert f"failing#{ALWAYS_ENGAGED}" not in ended
+
+    run(seed, steps)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_source_that_never_answered_delays_only_its_own_clusters(seed: int) -> None:
+    async def steps(simulation: Simulation) -> None:
+        simulation.failing.api.only = REQUEST_FAULTS[0]
+        simulation.subscribe()
+        await simulation.until(lambda: simulation.view("calm") == set(NAMES), 60.0)
+        assert simulation.session.pending_sources == ("failing",)
+        for _ in range(10):
+            await simulation.calm_source_is_prompt()
+        assert simulation.view("failing") == set()
+        simulation.failing.api.only = None
+        await simulation.until(lambda: simulation.view("failing") == {"a", "c", "e"}, RECOVERY_S)
+        assert simulation.session.pending_sources == ()
+        assert simulation.view("calm") == simulation.calm.ready()
+
+    run(seed, steps)
+
+
+def test_filter_by_source_shows_only_its_clusters() -> None:
+    async def steps(simulation: Simulation) -> None:
+        simulation.failing.api.only = REQUEST_FAULTS[0]
+        simulation.subscribe(filter=pb.ClusterFilter(sources=["calm"]))
+        await simulation.until(lambda: simulation.view("calm") == set(NAMES), 60.0)
+        assert simulation.session.pending_sources == ()
+        assert set(simulation.session.sources) == {"calm"}
+        assert simulation.session.source is not None
+        assert simulation.session.source.state.name == SourceState.STREAMING.name
+
+    run(1, steps)
