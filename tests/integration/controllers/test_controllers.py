@@ -85,9 +85,9 @@ def with_widgets(sandbox: MiloSandbox) -> ControlPlane:
 class Running:
     """Controllers in the fleet of a FakeDiscovery."""
 
-    def __init__(self, *planes: ControlPlane) -> None:
+    def __init__(self, *planes: ControlPlane, confirm_releases: bool = False) -> None:
         self.discovery = FakeDiscovery(*planes)
-        self.fleet = Fleet(cast(DiscoveryClient, self.discovery))
+        self.fleet = Fleet(cast(DiscoveryClient, self.discovery), confirm_releases=confirm_releases)
         self.registry = CollectorRegistry()
         self.controllers = Controllers(self.fleet, registry=self.registry)
 
@@ -273,6 +273,28 @@ async def test_disengagement_cancels_and_awaits_reconciles_before_the_next_engag
         running.discovery.disengage(plane.project)
         running.discovery.engage(plane)
         await eventually(lambda: history == ["begins", "ends", "begins"])
+
+
+async def test_draining_cluster_is_released_after_its_reconciles_have_ended(plane: ControlPlane) -> None:
+    history: list[str] = []
+    running = Running(plane, confirm_releases=True)
+
+    @running.controllers.reconcile(WIDGETS)
+    async def reconcile(_request: Request) -> None:
+        history.append("begins")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0.05)
+            assert running.discovery.released == []
+            history.append("ends")
+
+    plane.create(widget("one"))
+    async with running.controllers:
+        await eventually(lambda: history == ["begins"])
+        running.discovery.drain(plane.project)
+        await eventually(lambda: running.discovery.released == [plane.project])
+        assert history == ["begins", "ends"]
 
 
 async def test_kind_that_is_not_served_yet_is_waited_for(sandbox: MiloSandbox, plane: ControlPlane) -> None:
