@@ -48,11 +48,6 @@ class ObjectKeys(msgspec.Struct, frozen=True):
     namespaced: bool = False
     prefix: str = ""
 
-    @property
-    def are_names(self) -> bool:
-        """True if the key of each object is its name."""
-        return not (self.namespaced or self.prefix)
-
     def key(self, namespace: str, name: str) -> str:
         """Return an empty key for an object without a name."""
         if not name:

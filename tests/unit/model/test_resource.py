@@ -55,3 +55,9 @@ def test_reading_an_object_requires_a_name_valid_in_a_path(name: str, readable: 
     assert NAMES.can_be_read(name) is readable
     assert NAMESPACED.can_be_read(f"a/{name}") is readable
     assert not NAMESPACED.can_be_read(f"../{name}")
+
+
+def test_query_has_the_selectors_that_are_set() -> None:
+    assert DEPLOYMENTS.query == []
+    selected = Resource("", "v1", "nodes", label_selector="a=b", field_selector="metadata.name=c")
+    assert selected.query == [("labelSelector", "a=b"), ("fieldSelector", "metadata.name=c")]

@@ -60,3 +60,8 @@ def test_mode_either_watches_or_has_fixed_clusters() -> None:
 def test_single_knows_the_clusters_it_was_given() -> None:
     given = Target(name="one", uid="u", place=("https://one.example.com",))
     assert list(SingleMode(Setting(project_endpoint="https://x", clusters=(given,))).targets()) == [given]
+
+
+def test_kind_may_have_settings_of_its_own() -> None:
+    assert mode.settings_type("service-consumer") is not None
+    assert mode.settings_type("project") is None

@@ -3,7 +3,7 @@
 import pytest
 
 from milo_discoveryd.model.selector import parse
-from milo_discoveryd.registry.filter import EVERYTHING, Filter
+from milo_discoveryd.registry.filter import EVERYTHING, Filter, without_sources
 from tests.unit.registry.fleets import cluster
 
 APOLLO = cluster("apollo", organization="nasa", labels={"env": "prod"})
@@ -50,3 +50,23 @@ def test_filters_that_say_something_else_have_another() -> None:
         Filter(names=frozenset({"a,b"})),
     ]
     assert len({wanted.fingerprint for wanted in filters}) == len(filters)
+
+
+def test_filter_by_source_matches_the_prefix_of_keys() -> None:
+    wanted = Filter(sources=frozenset({"eu"}))
+    assert wanted.matches(cluster("eu#a"))
+    assert not wanted.matches(cluster("us#a"))
+    assert not wanted.matches(cluster("a"))
+    assert not wanted.is_everything
+    assert wanted.fingerprint != Filter(sources=frozenset({"us"})).fingerprint
+
+
+def test_hidden_sources_are_left_out_of_a_view() -> None:
+    view = without_sources(EVERYTHING, frozenset({"eu"}))
+    assert not view.matches(cluster("eu#a"))
+    assert view.matches(cluster("us#a"))
+    assert view.shows(cluster("us#a"))
+    assert not view.is_everything
+    assert not view.confirms_releases
+    assert view.fingerprint != EVERYTHING.fingerprint
+    assert without_sources(EVERYTHING, frozenset()) is EVERYTHING

@@ -6,7 +6,7 @@ import pytest
 
 from milo_discoveryd.model.claims import Claim, ClaimingObject, ObjectClaim, earliest
 from milo_discoveryd.model.cluster import DisengageReason
-from milo_discoveryd.model.observation import NotReady, Observation, Ready
+from milo_discoveryd.model.observation import NotReady, Observation, Ready, Withdrawn
 from milo_discoveryd.model.resource import NAMES, ObjectKeys
 from milo_discoveryd.registry.events import Event
 from milo_discoveryd.registry.intake_sink import REMOVALS_HELD
@@ -285,3 +285,21 @@ def test_namespaced_objects_are_deleted_under_their_key() -> None:
     assert request.name == "a/x"
     world.feed().resolve(request, NotFound(), 0.0)
     assert world.told.events[-1] == ("DISENGAGED", "shop", "NOT_READY")
+
+
+def test_object_that_means_nothing_makes_no_cluster() -> None:
+    world = World(lambda *_: None)
+    assert world.listed(thing("x", shop=True)) == []
+    assert world.fleet.registry["shop"] is None
+
+
+def test_withdrawn_cluster_ends_as_removed() -> None:
+    def withdrawn(cluster: str, claims: Sequence[ObjectClaim], uid: str) -> Observation | None:
+        if claims and claims[0].content:
+            return any_of(cluster, claims, uid)
+        return Withdrawn(cluster, uid, "", "deactivated")
+
+    world = World(withdrawn)
+    world.listed(thing("x", shop=True))
+    assert world.take(ObjectChanged(thing("x", 2, shop=False))) == [("DISENGAGED", "shop", "REMOVED")]
+    assert world.fleet.registry["shop"].state is ObjectState.WITHDRAWN  # type: ignore[union-attr]

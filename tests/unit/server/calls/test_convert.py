@@ -248,3 +248,9 @@ def test_kubeconfig_message_without_expiry_omits_times() -> None:
 )
 def test_credential_source_is_healthy_unless_it_fails(health: SourceHealth, told: pb.CredentialSource) -> None:
     assert convert.credential_source(health) == told
+
+
+def test_each_of_several_sources_is_named() -> None:
+    now, status = Moment(1000.0, 10.0), SourceStatus(SourceState.STREAMING, 5.0)
+    assert [each.name for each in convert.sources({"": status}, status, now)] == [""]
+    assert [each.name for each in convert.sources({"eu": status, "us": status}, status, now)] == ["", "eu", "us"]

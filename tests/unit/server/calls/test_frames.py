@@ -196,3 +196,11 @@ def test_batch_equals_generated_encoding(
     assert told == pb.WatchClustersResponse(
         revision=revision, previous_revision=previous, synced=synced, reset=reset, source=status
     )
+
+
+def test_batch_names_sources() -> None:
+    statuses = [pb.SourceStatus(name="eu"), pb.SourceStatus(name="us")]
+    data = batch(Frames(), revision="2", previous_revision="1", synced=True, sources=statuses, pending_sources=["us"])
+    decoded = pb.WatchClustersResponse.FromString(data)
+    assert list(decoded.sources) == statuses
+    assert list(decoded.pending_sources) == ["us"]

@@ -227,3 +227,11 @@ def test_release_request_fields_are_parsed() -> None:
 def test_release_without_incarnation_is_rejected() -> None:
     with pytest.raises(InvalidRequestError, match="incarnation"):
         requests.release(pb.ReleaseClusterRequest(cluster="a", subscriber="s"))
+
+
+def test_filter_with_an_unknown_source_is_rejected() -> None:
+    requests.known_sources(Filter(sources=frozenset({"eu"})), ["eu", "us"])
+    with pytest.raises(InvalidRequestError, match="no source 'asia'; this daemon's are eu, us"):
+        requests.known_sources(Filter(sources=frozenset({"asia"})), ["eu", "us"])
+    with pytest.raises(InvalidRequestError, match="this daemon's are none, since it has one source"):
+        requests.known_sources(Filter(sources=frozenset({"asia"})), [""])

@@ -1,0 +1,12 @@
+"""Resource versions that can be compared."""
+
+import pytest
+
+from milo_kube.reflect.versions import oldest
+
+
+@pytest.mark.parametrize(
+    ("versions", "found"), [(["7", "12", "9"], "7"), (["7"], "7"), (["7", ""], ""), (["7", "opaque"], ""), ([], "")]
+)
+def test_oldest_version_exists_only_if_all_can_be_compared(versions: list[str], found: str) -> None:
+    assert oldest(versions) == found
